@@ -1,0 +1,1 @@
+"""A frozen LLM layer as a booster for biomedical image classifiers, in JAX and Flax."""

@@ -1,0 +1,1 @@
+"""Model definitions: jax and flax only."""

@@ -1,0 +1,165 @@
+"""The assembled classifier, encoder - boost - head, and the table of backbones."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxboost.models.boost import FORMS, Boost
+from jaxboost.models.frozen import freeze
+from jaxboost.models.layers import layer_norm, linear, torch_init, vit_init
+from jaxboost.models.llama import LlamaBlock, LlamaConfig
+from jaxboost.models.vit import ViT
+from jaxboost.models.vit3d import ViT3D
+from jaxboost.models.vivit import ViViT
+
+CHANNELS = 3  # every backbone sees three; grey images are repeated, as the reference does
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """An encoder and the norm that its head begins with.
+
+    Attributes:
+      encoder: class of the encoder.
+      ndim: spatial dimensions of its input, 2 or 3.
+      arguments: what the encoder is built with, beside the image size.
+      head_eps: eps of the LayerNorm before the linear head, None for no norm there.
+    """
+
+    encoder: type[nnx.Module]
+    ndim: int
+    arguments: dict[str, int]
+    head_eps: float | None
+
+
+def _vit(width: int, depth: int, heads: int, patch: int = 16) -> Backbone:
+    arguments = dict(patch=patch, width=width, depth=depth, heads=heads, mlp_width=4 * width)
+    return Backbone(encoder=ViT, ndim=2, arguments=arguments, head_eps=1e-6)
+
+
+def _vit3d(width: int, depth: int, heads: int, mlp_width: int, patch: int = 4) -> Backbone:
+    arguments = dict(patch=patch, width=width, depth=depth, heads=heads, head_dim=64, mlp_width=mlp_width)
+    return Backbone(encoder=ViT3D, ndim=3, arguments=arguments, head_eps=1e-5)
+
+
+def _vivit(width: int, depth: int, heads: int, patch: int = 4) -> Backbone:
+    arguments = dict(
+        patch=patch,
+        width=width,
+        spatial_depth=depth,
+        temporal_depth=depth,
+        heads=heads,
+        head_dim=64,
+        mlp_width=width,
+    )
+    return Backbone(encoder=ViViT, ndim=3, arguments=arguments, head_eps=None)
+
+
+BACKBONES = {
+    "vit_s": _vit(width=384, depth=12, heads=6),
+    "vit3d": _vit3d(width=1024, depth=8, heads=8, mlp_width=1024),
+    "vivit_s": _vivit(width=512, depth=4, heads=8),
+    "vivit_m": _vivit(width=1024, depth=8, heads=8),
+    # Not the paper's: small enough for tests and a laptop.
+    "vit_tiny": _vit(width=128, depth=2, heads=2, patch=7),
+    "vit3d_tiny": _vit3d(width=128, depth=2, heads=2, mlp_width=128, patch=7),
+    "vivit_tiny": _vivit(width=128, depth=2, heads=2),
+}
+
+
+class Classifier(nnx.Module):
+    """uint8 images (B, S, S, c) or volumes (B, S, S, S, c), c in {1, 3} -> logits (B, classes) in float32.
+
+    Pixels become ([0, 1] - mean) / std; grey is repeated to three channels. The CLS token is pooled.
+    """
+
+    def __init__(
+        self,
+        encoder: nnx.Module,
+        boost: Boost | None,
+        *,
+        head_norm: nnx.LayerNorm | None,
+        head: nnx.Linear,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ):
+        self.encoder, self.boost, self.head_norm, self.head = encoder, boost, head_norm, head
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = (images.astype(jnp.float32) / 255 - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+        x = jnp.broadcast_to(x, (*images.shape[:-1], CHANNELS))
+        tokens = self.encoder(x)
+        if self.boost is not None:
+            tokens = self.boost(tokens)
+        pooled = tokens[:, 0]
+        if self.head_norm is not None:
+            pooled = self.head_norm(pooled)
+        return self.head(pooled).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BoostSpec:
+    """Everything about the booster that shapes the model.
+
+    Attributes:
+      kind: "none" or a key of `boost.FORMS`.
+      config: the LLaMA layer's; the controls without the layer take their hidden width from it.
+      depth: number of consecutive LLaMA layers.
+      trainable: the paper's fine-tuning arm: the layers are trained too.
+      rope, causal: see `Boost`.
+    """
+
+    kind: str
+    config: LlamaConfig | None = None
+    depth: int = 1
+    trainable: bool = False
+    rope: bool = False
+    causal: bool = False
+
+
+def build(
+    backbone: str,
+    *,
+    boost: BoostSpec,
+    classes: int,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+) -> Classifier:
+    """Builds a classifier with random weights; call it under `nnx.eval_shape` or `jax.jit` where they are not wanted.
+
+    Args:
+      backbone: a key of BACKBONES.
+      image_size: side S of the (cubic) input, in pixels; a multiple of the backbone's patch.
+      dtype: of the computation; trained weights are float32 always.
+    """
+    spec = BACKBONES[backbone]
+    encoder = spec.encoder(image_size=image_size, channels=CHANNELS, dtype=dtype, rngs=rngs, **spec.arguments)
+    width = encoder.width
+    booster = None
+    if boost.kind != "none":
+        block = None
+        if FORMS[boost.kind].layer:
+            block = LlamaBlock(boost.config, depth=boost.depth, dtype=dtype, rngs=rngs)
+            if not boost.trainable:
+                freeze(block)
+        booster = Boost(
+            boost.kind,
+            width=width,
+            block_width=boost.config.width,
+            block=block,
+            rope=boost.rope,
+            causal=boost.causal,
+            dtype=dtype,
+            rngs=rngs,
+        )
+    norm = None if spec.head_eps is None else layer_norm(width, eps=spec.head_eps, dtype=dtype, rngs=rngs)
+    init = vit_init if spec.ndim == 2 else torch_init
+    head = linear(width, classes, init=init, dtype=jnp.float32, rngs=rngs)
+    return Classifier(encoder, booster, head_norm=norm, head=head, mean=mean, std=std)

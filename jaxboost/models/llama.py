@@ -1,0 +1,167 @@
+"""LLaMA decoder layers (Touvron et al. 2023), with the two things that R-LLM switches off as explicit arguments.
+
+Weights are stored (in, out). Query and key columns follow the half-split rotary order: feature i of a head turns
+together with feature i + K/2.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxboost.models.layers import scan_stack, stack
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """Shape and constants of a LLaMA-family layer.
+
+    Attributes:
+      width: D, the width of the residual stream.
+      heads: H, query heads.
+      kv_heads: G, key/value heads (G < H: grouped-query attention; G must divide H).
+      head_dim: K, width of one head.
+      mlp_width: F, width of the SwiGLU.
+      eps: added to the mean square in every RMSNorm.
+      rope_base: base of the rotary embedding's geometric frequencies.
+      rope_factors: divisors of the K/2 inverse frequencies (LLaMA 3.1's and linear scaling), None for all ones.
+    """
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    eps: float
+    rope_base: float
+    rope_factors: tuple[float, ...] | None = None
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """The dimensions that decide whether weights fit."""
+        return {k: getattr(self, k) for k in ("width", "heads", "kv_heads", "head_dim", "mlp_width")}
+
+
+# Published shapes, so that a model can be described and traced without its weights.
+FAMILIES = {
+    "llama-7b": LlamaConfig(
+        width=4096, heads=32, kv_heads=32, head_dim=128, mlp_width=11008, eps=1e-6, rope_base=10000.0
+    ),
+    "llama-2-7b": LlamaConfig(
+        width=4096, heads=32, kv_heads=32, head_dim=128, mlp_width=11008, eps=1e-5, rope_base=10000.0
+    ),
+    "llama-3-8b": LlamaConfig(
+        width=4096, heads=32, kv_heads=8, head_dim=128, mlp_width=14336, eps=1e-5, rope_base=500000.0
+    ),
+    "tinyllama-1.1b": LlamaConfig(
+        width=2048, heads=32, kv_heads=4, head_dim=64, mlp_width=5632, eps=1e-5, rope_base=10000.0
+    ),
+    "smollm2-135m": LlamaConfig(
+        width=576, heads=9, kv_heads=3, head_dim=64, mlp_width=1536, eps=1e-5, rope_base=100000.0
+    ),
+    "llama-tiny": LlamaConfig(width=64, heads=4, kv_heads=2, head_dim=16, mlp_width=96, eps=1e-5, rope_base=10000.0),
+}
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis, the statistics in float32, the result in x's dtype."""
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return normed.astype(x.dtype) * scale.astype(x.dtype)
+
+
+def rotate(x: jax.Array, config: LlamaConfig) -> jax.Array:
+    """Rotary embedding (Su et al. 2021) of (B, heads, N, K) at positions 0..N-1, angles in float32."""
+    half = config.head_dim // 2
+    inverse_frequency = config.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if config.rope_factors is not None:
+        inverse_frequency = inverse_frequency / jnp.asarray(config.rope_factors, jnp.float32)
+    angles = jnp.arange(x.shape[-2], dtype=jnp.float32)[:, None] * inverse_frequency  # (N, K/2)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+class LlamaLayer(nnx.Module):
+    """One decoder layer: RMSNorm - grouped-query attention - residual - RMSNorm - SwiGLU - residual."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        D, F = config.width, config.mlp_width
+        q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.config, self.dtype = config, dtype
+
+        def matrix(fan_in: int, fan_out: int) -> nnx.Param:
+            # N(0, .02): the initialisation LLaMA itself was trained from, used by the random-block control.
+            return nnx.Param(0.02 * jax.random.normal(rngs.params(), (fan_in, fan_out)))
+
+        self.attention_norm = nnx.Param(jnp.ones(D))
+        self.q = matrix(D, q_width)
+        self.k = matrix(D, kv_width)
+        self.v = matrix(D, kv_width)
+        self.o = matrix(q_width, D)
+        self.mlp_norm = nnx.Param(jnp.ones(D))
+        self.gate = matrix(D, F)
+        self.up = matrix(D, F)
+        self.down = matrix(F, D)
+
+    def __call__(self, x: jax.Array, *, rope: bool, causal: bool, mask: jax.Array | None) -> jax.Array:
+        """x (B, N, D) -> (B, N, D); mask (B, N) is True where a token is real, None where all are."""
+        x = x + self._attend(rms_norm(x, self.attention_norm[...], self.config.eps), rope, causal, mask)
+        return x + self._swiglu(rms_norm(x, self.mlp_norm[...], self.config.eps))
+
+    def _attend(self, x: jax.Array, rope: bool, causal: bool, mask: jax.Array | None) -> jax.Array:
+        B, N, _ = x.shape
+        H, G, K = self.config.heads, self.config.kv_heads, self.config.head_dim
+
+        def heads(weight: nnx.Variable, count: int) -> jax.Array:
+            return (x @ weight[...].astype(self.dtype)).reshape(B, N, count, K).transpose(0, 2, 1, 3)
+
+        q, k, v = heads(self.q, H), heads(self.k, G), heads(self.v, G)  # (B, H or G, N, K)
+        if rope:
+            q, k = rotate(q, self.config), rotate(k, self.config)
+        # Query heads i*H/G ... (i+1)*H/G - 1 share key/value head i: fold them into the query axis of that head.
+        q = (q * K**-0.5).reshape(B, G, H // G * N, K)
+        scores = (q @ k.swapaxes(-1, -2)).astype(jnp.float32).reshape(B, H, N, N)
+        allowed = attention_mask(N, causal=causal, mask=mask)
+        if allowed is not None:
+            scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(B, G, H // G * N, N)
+        mixed = (weights @ v).reshape(B, H, N, K).transpose(0, 2, 1, 3).reshape(B, N, H * K)
+        return mixed @ self.o[...].astype(self.dtype)
+
+    def _swiglu(self, x: jax.Array) -> jax.Array:
+        gate, up, down = (w[...].astype(self.dtype) for w in (self.gate, self.up, self.down))
+        return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+
+
+def attention_mask(tokens: int, *, causal: bool, mask: jax.Array | None) -> jax.Array | None:
+    """Which keys a query may see, broadcastable to (B, H, N, N); None where every key is visible to all.
+
+    Under a causal mask the first token, where the encoders put CLS, sees only itself.
+    """
+    allowed = None
+    if causal:
+        allowed = jnp.tril(jnp.ones((tokens, tokens), bool))[None, None]
+    if mask is not None:
+        keys = mask[:, None, None, :]
+        allowed = keys if allowed is None else allowed & keys
+    return allowed
+
+
+class LlamaBlock(nnx.Module):
+    """F_L of R-LLM: one or more decoder layers, then the final RMSNorm; (B, N, D) -> (B, N, D) in float32.
+
+    The reference leaves the final norm's weight at ones; `convert` can also deliver the checkpoint's.
+    """
+
+    def __init__(self, config: LlamaConfig, *, depth: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.config, self.dtype = config, dtype
+        self.layers = stack(lambda r: LlamaLayer(config, dtype=dtype, rngs=r), depth, rngs)
+        self.final_norm = nnx.Param(jnp.ones(config.width))
+
+    def __call__(self, x: jax.Array, *, rope: bool, causal: bool, mask: jax.Array | None) -> jax.Array:
+        x = scan_stack(
+            self.layers, x.astype(self.dtype), lambda layer, x: layer(x, rope=rope, causal=causal, mask=mask)
+        )
+        return rms_norm(x.astype(jnp.float32), self.final_norm[...], self.config.eps)

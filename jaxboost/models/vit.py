@@ -1,0 +1,58 @@
+"""ViT (Dosovitskiy et al. 2021) for 2D images."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxboost.models.layers import Block, linear, patches_2d, scan_stack, stack, vit_init
+
+
+class ViT(nnx.Module):
+    """Images (B, S, S, C) -> tokens (B, 1 + N, D), CLS first, before the final LayerNorm.
+
+    The final LayerNorm belongs to the head: R-LLM's booster sits between the two.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch: int,
+        channels: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_width: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.patch, self.width, self.tokens = patch, width, 1 + (image_size // patch) ** 2
+        self.embedding = linear(patch * patch * channels, width, init=vit_init, dtype=dtype, rngs=rngs)
+        self.cls = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
+        self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), (self.tokens, width)))
+
+        def block(r: nnx.Rngs) -> Block:
+            return Block(
+                width,
+                heads=heads,
+                head_dim=width // heads,
+                mlp_width=mlp_width,
+                qkv_bias=True,
+                eps=1e-6,
+                init=vit_init,
+                dtype=dtype,
+                rngs=r,
+            )
+
+        self.blocks = stack(block, depth, rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = self.embedding(patches_2d(images, self.patch))
+        x = prepend(self.cls[...], x) + self.positions[...].astype(x.dtype)
+        return scan_stack(self.blocks, x)
+
+
+def prepend(token: jax.Array, x: jax.Array) -> jax.Array:
+    """Puts one learned token (D,) before the tokens x (B, N, D) -> (B, 1 + N, D)."""
+    cls = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+    return jnp.concatenate([cls, x], axis=1)

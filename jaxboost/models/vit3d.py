@@ -1,0 +1,57 @@
+"""ViT3D: one transformer over all cubic patches of a volume (vit-pytorch's 3D ViT, as R-LLM uses it)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxboost.models.layers import Block, PatchEmbedding3D, patches_3d, scan_stack, stack, torch_init
+from jaxboost.models.vit import prepend
+
+
+class ViT3D(nnx.Module):
+    """Volumes (B, S, S, S, C) -> tokens (B, 1 + N, D), CLS first; this encoder ends without a norm."""
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch: int,
+        channels: int,
+        width: int,
+        depth: int,
+        heads: int,
+        head_dim: int,
+        mlp_width: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.patch, self.width, self.tokens = patch, width, 1 + (image_size // patch) ** 3
+        self.embedding = PatchEmbedding3D(patch**3 * channels, width, dtype=dtype, rngs=rngs)
+        self.cls = nnx.Param(jax.random.normal(rngs.params(), (width,)))
+        self.positions = nnx.Param(jax.random.normal(rngs.params(), (self.tokens, width)))
+        self.blocks = stack(
+            lambda r: volume_block(width, heads=heads, head_dim=head_dim, mlp_width=mlp_width, dtype=dtype, rngs=r),
+            depth,
+            rngs,
+        )
+
+    def __call__(self, volumes: jax.Array) -> jax.Array:
+        patches = patches_3d(volumes, self.patch)  # (B, frames, N / frames, patch**3 * C)
+        x = self.embedding(patches.reshape(patches.shape[0], -1, patches.shape[-1]))
+        x = prepend(self.cls[...], x) + self.positions[...].astype(x.dtype)
+        return scan_stack(self.blocks, x)
+
+
+def volume_block(width: int, *, heads: int, head_dim: int, mlp_width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> Block:
+    """The block of both 3D encoders: no bias in q, k and v, LayerNorm eps 1e-5, torch's default initialisation."""
+    return Block(
+        width,
+        heads=heads,
+        head_dim=head_dim,
+        mlp_width=mlp_width,
+        qkv_bias=False,
+        eps=1e-5,
+        init=torch_init,
+        dtype=dtype,
+        rngs=rngs,
+    )

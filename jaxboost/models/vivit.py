@@ -1,0 +1,61 @@
+"""ViViT with a factorised encoder (Arnab et al. 2021, model 2): space first, then time."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxboost.models.layers import PatchEmbedding3D, layer_norm, patches_3d, scan_stack, stack
+from jaxboost.models.vit import prepend
+from jaxboost.models.vit3d import volume_block
+
+
+class ViViT(nnx.Module):
+    """Volumes (B, S, S, S, C) -> temporal tokens (B, 1 + frames, D), CLS first, after the final LayerNorm.
+
+    A frame is a group of `patch` slices. A spatial encoder reduces each frame to its CLS token, a temporal encoder
+    mixes those.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch: int,
+        channels: int,
+        width: int,
+        spatial_depth: int,
+        temporal_depth: int,
+        heads: int,
+        head_dim: int,
+        mlp_width: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        frames = image_size // patch
+        self.patch, self.width, self.tokens = patch, width, 1 + frames
+        self.embedding = PatchEmbedding3D(patch**3 * channels, width, dtype=dtype, rngs=rngs)
+        self.positions = nnx.Param(jax.random.normal(rngs.params(), (frames, frames**2, width)))
+        self.spatial_cls = nnx.Param(jax.random.normal(rngs.params(), (width,)))
+        self.temporal_cls = nnx.Param(jax.random.normal(rngs.params(), (width,)))
+
+        def blocks(depth: int) -> nnx.Module:
+            return stack(
+                lambda r: volume_block(width, heads=heads, head_dim=head_dim, mlp_width=mlp_width, dtype=dtype, rngs=r),
+                depth,
+                rngs,
+            )
+
+        self.spatial = blocks(spatial_depth)
+        self.spatial_norm = layer_norm(width, eps=1e-5, dtype=dtype, rngs=rngs)
+        self.temporal = blocks(temporal_depth)
+        self.temporal_norm = layer_norm(width, eps=1e-5, dtype=dtype, rngs=rngs)
+
+    def __call__(self, volumes: jax.Array) -> jax.Array:
+        x = self.embedding(patches_3d(volumes, self.patch))  # (B, frames, N, D)
+        x = x + self.positions[...].astype(x.dtype)
+        B, frames, N, D = x.shape
+        x = prepend(self.spatial_cls[...], x.reshape(B * frames, N, D))
+        # Only the CLS token leaves the spatial encoder, so only it needs the norm.
+        x = self.spatial_norm(scan_stack(self.spatial, x)[:, 0]).reshape(B, frames, D)
+        x = prepend(self.temporal_cls[...], x)
+        return self.temporal_norm(scan_stack(self.temporal, x))
