@@ -1,0 +1,107 @@
+"""What a data set is here: its description, its three splits, and the scalar scores it is compared with."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxboost.errors import UserError
+
+SPLITS = ("train", "val", "test")
+MULTI_LABEL = "multi-label, binary-class"
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """The description of a data set at one size; no file is needed to make it.
+
+    Attributes:
+        name: flag, such as "breastmnist".
+        task: "binary-class", "multi-class", "ordinal-regression" or "multi-label, binary-class" (MedMNIST's names).
+        classes: class names in label order.
+        channels: 1 or 3, as stored.
+        ndim: spatial dimensions, 2 or 3.
+        size: edge length S in pixels.
+        n_samples: samples per split, as published or, once loaded, as found; empty where unknown.
+        license: licence of the data.
+    """
+
+    name: str
+    task: str
+    classes: tuple[str, ...]
+    channels: int
+    ndim: int
+    size: int
+    n_samples: Mapping[str, int]
+    license: str
+
+    @property
+    def labels_per_sample(self) -> int:
+        """L: the number of classes for a multi-label task, else 1."""
+        return len(self.classes) if self.task == MULTI_LABEL else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images uint8 (n, S, S, C) or (n, S, S, S, C) with values 0..255, and labels int64 (n, L)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A loaded data set.
+
+    `splits` has the keys "train", "val" and "test". `baselines` maps the name of a scalar score (larger means class 1)
+    to its values (n,) per split: what a model has to beat. It is empty where no such score is known.
+    """
+
+    info: DatasetInfo
+    splits: Mapping[str, Split]
+    baselines: Mapping[str, Mapping[str, np.ndarray]]
+
+
+def data_root(root: str) -> pathlib.Path:
+    """The folder of the data files: `root` if not empty, else $MEDMNIST_ROOT, else ~/.medmnist."""
+    return pathlib.Path(root or os.environ.get("MEDMNIST_ROOT") or "~/.medmnist").expanduser()
+
+
+def check_size(name: str, size: int, sizes: Sequence[int]) -> None:
+    """Raises UserError when `size` is not among the `sizes` in which the data set exists."""
+    if size not in sizes:
+        raise UserError(f"data.size={size}: {name} comes in {', '.join(map(str, sizes))}")
+
+
+def make_split(info: DatasetInfo, split: str, images: np.ndarray, labels: np.ndarray, *, where: str) -> Split:
+    """Checks two stored arrays against `info` and gives the images their channel axis.
+
+    Args:
+        info: what the arrays must agree with.
+        split: "train", "val" or "test".
+        images: uint8 (n, S, S), (n, S, S, 3) or (n, S, S, S).
+        labels: integers (n, L).
+        where: the file, for messages.
+
+    Raises:
+        UserError: an array has another type or shape than `info` says, or a label lies outside the classes.
+    """
+    shape = (info.size,) * info.ndim + ((info.channels,) if info.channels > 1 else ())
+    if images.dtype != np.uint8 or images.ndim != len(shape) + 1 or images.shape[1:] != shape or not len(images):
+        wanted = ", ".join(map(str, ("n", *shape)))
+        raise UserError(f"{where}: {split}_images is {images.dtype} {images.shape}, expected uint8 ({wanted})")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (len(images), info.labels_per_sample):
+        wanted = f"({len(images)}, {info.labels_per_sample})"
+        raise UserError(f"{where}: {split}_labels is {labels.dtype} {labels.shape}, expected integers {wanted}")
+    highest = 1 if info.task == MULTI_LABEL else len(info.classes) - 1
+    if labels.min() < 0 or labels.max() > highest:
+        found = f"{labels.min()}..{labels.max()}"
+        raise UserError(f"{where}: {split}_labels has values {found}, expected 0..{highest}")
+    if info.channels == 1:
+        images = images[..., np.newaxis]
+    return Split(images=images, labels=labels.astype(np.int64))

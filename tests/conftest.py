@@ -1,0 +1,25 @@
+"""Fixtures that several packages' tests share."""
+
+import os
+import pathlib
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def official_root() -> pathlib.Path:
+    """Folder with official MedMNIST files; tests that need it are skipped where it is not given."""
+    root = os.environ.get("MEDMNIST_ROOT")
+    if not root:
+        pytest.skip("official MedMNIST files not found: set MEDMNIST_ROOT to their folder")
+    return pathlib.Path(root)
+
+
+@pytest.fixture(scope="session")
+def lidc_root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A data root in which the LIDC shapes are built once for all tests."""
+    from jaxboost import data
+
+    root = tmp_path_factory.mktemp("data")
+    data.load("lidcshapes3d", size=28, root=str(root))
+    return root
