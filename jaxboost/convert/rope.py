@@ -1,0 +1,64 @@
+"""Rotary frequency scaling: what a checkpoint's configuration says -> `LlamaConfig.rope_factors`."""
+
+import numpy as np
+
+from jaxboost.convert.settings import Settings
+from jaxboost.errors import UserError
+
+
+def rope_factors(scaling: Settings, *, head_dim: int, rope_base: float) -> tuple[float, ...] | None:
+    """Divisors of the K/2 inverse frequencies, None when they are not scaled.
+
+    Args:
+      scaling: Hugging Face's `rope_parameters` or `rope_scaling` (`rope_type`, formerly `type`, and its numbers).
+      head_dim: K.
+      rope_base: base of the unscaled frequencies.
+
+    Raises:
+      UserError: for a scaling other than "default", "linear" and "llama3", or one whose numbers are missing.
+    """
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return linear_factors(head_dim=head_dim, factor=scaling.number("factor"))
+    if kind == "llama3":
+        return llama3_factors(
+            head_dim=head_dim,
+            rope_base=rope_base,
+            factor=scaling.number("factor"),
+            low_freq_factor=scaling.number("low_freq_factor"),
+            high_freq_factor=scaling.number("high_freq_factor"),
+            original_context=scaling.number("original_max_position_embeddings"),
+        )
+    raise UserError(
+        f"{scaling.where}: the rotary scaling {kind!r} is not supported, only default, linear and llama3 are: "
+        "choose another checkpoint"
+    )
+
+
+def linear_factors(*, head_dim: int, factor: float) -> tuple[float, ...]:
+    """Position interpolation (Chen et al. 2023): all K/2 inverse frequencies are divided by `factor`."""
+    return (factor,) * (head_dim // 2)
+
+
+def llama3_factors(
+    *,
+    head_dim: int,
+    rope_base: float,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_context: float,
+) -> tuple[float, ...]:
+    """LLaMA 3.1's rule: long wavelengths (in tokens) are stretched by `factor`, short ones are kept.
+
+    Wavelengths below original_context / high_freq_factor are kept, those above original_context / low_freq_factor are
+    multiplied by `factor`, and between them the inverse frequency is interpolated linearly in original_context /
+    wavelength.
+    """
+    inverse_frequencies = rope_base ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    wavelengths = 2 * np.pi / inverse_frequencies
+    kept = (original_context / wavelengths - low_freq_factor) / (high_freq_factor - low_freq_factor)
+    kept = np.clip(kept, 0.0, 1.0)
+    return tuple((1.0 / (kept + (1.0 - kept) / factor)).tolist())

@@ -1,0 +1,251 @@
+"""A block: converted layers as one orbax checkpoint each, and a manifest that says what they are."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxboost.convert.names import FINAL_NORM, weight_shapes
+from jaxboost.errors import UserError
+from jaxboost.models.llama import LlamaConfig
+
+FORMAT_VERSION = 1
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a block holds.
+
+    Attributes:
+      format_version: version of this format.
+      source: where the weights come from: the name of a folder or file, or id@commit on the hub.
+      source_format: safetensors, torch, meta, gguf or hub.
+      layers: numbers of the layers, in the order in which they are used.
+      layers_in_source: how many layers the source has.
+      final_norm: whether the norm after the source's last layer is there too.
+      dtype: float32 or bfloat16.
+      config: shape and constants of the layers.
+      sha256: fingerprint of each layer (key: its number) and of the final norm (key: "final_norm").
+      jaxboost_version: version that converted.
+    """
+
+    format_version: int = FORMAT_VERSION
+    source: str
+    source_format: str
+    layers: tuple[int, ...]
+    layers_in_source: int
+    final_norm: bool
+    dtype: str
+    config: LlamaConfig
+    sha256: Mapping[str, str]
+    jaxboost_version: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+    """Restored layers.
+
+    Attributes:
+      layers: the L layers used, in order.
+      weights: name -> array stacked over the layers: (L, D), or (L, in, out) for linear maps.
+      final_norm: (D,), None if it was not asked for.
+      fingerprint: see `fingerprint_of`.
+    """
+
+    manifest: Manifest
+    layers: tuple[int, ...]
+    weights: Mapping[str, jax.Array]
+    final_norm: jax.Array | None
+    fingerprint: str
+
+
+def fingerprint(leaves: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over name, dtype, shape and bytes of each array, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, array in sorted(leaves.items()):
+        _update(digest, name, array)
+    return digest.hexdigest()
+
+
+def fingerprint_of(manifest: Manifest, layers: tuple[int, ...] | None, final_norm: bool) -> str:
+    """SHA-256 that identifies the used weights (`layers` in order, None for all), from the manifest alone.
+
+    Raises:
+      UserError: if the block does not hold them.
+    """
+    used = [str(layer) for layer in _checked_layers(manifest, layers)]
+    if final_norm:
+        _check_final_norm(manifest)
+        used.append(FINAL_NORM)
+    return hashlib.sha256("".join(f"{key} {manifest.sha256[key]}\n" for key in used).encode()).hexdigest()
+
+
+def read_manifest(path: str | os.PathLike) -> Manifest:
+    """Reads the manifest of the block at `path`.
+
+    Raises:
+      UserError: if there is no block, its manifest is broken, or it has another format version.
+    """
+    file = Path(path) / MANIFEST
+    if not file.is_file():
+        raise UserError(
+            f"there is no block at {path} (no {MANIFEST}): make one with "
+            f"`python convert_weights.py --source SOURCE --layers LAYERS --out {path}`"
+        )
+    try:
+        fields = json.loads(file.read_bytes())
+        version = fields["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is broken: convert again") from error
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path} has the format version {version!r}, this is {FORMAT_VERSION}: convert again")
+    try:
+        factors = fields["config"].pop("rope_factors")
+        config = LlamaConfig(**fields.pop("config"), rope_factors=None if factors is None else tuple(factors))
+        manifest = Manifest(**fields | {"layers": tuple(fields["layers"])}, config=config)
+        keys = [str(layer) for layer in manifest.layers] + [FINAL_NORM] * manifest.final_norm
+        if manifest.dtype not in DTYPES or set(keys) != set(manifest.sha256):
+            raise ValueError("contradictory entries")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is broken: convert again") from error
+    return manifest
+
+
+def load_block(
+    path: str | os.PathLike,
+    layers: tuple[int, ...] | None,
+    *,
+    final_norm: bool,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Block:
+    """Restores the wanted layers of the block at `path`, each verified against the manifest.
+
+    Args:
+      path: folder of the block.
+      layers: numbers of the layers, in the order of use; None for all.
+      final_norm: whether the final norm is wanted too.
+      sharding: where the arrays go; it must suit arrays of any rank. Default: the first local device.
+
+    Raises:
+      UserError: if the block is missing or altered, or does not hold what is wanted.
+    """
+    manifest = read_manifest(path)
+    layers = _checked_layers(manifest, layers)
+    identity = fingerprint_of(manifest, layers, final_norm)
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes, dtype = weight_shapes(manifest.config), DTYPES[manifest.dtype]
+    weights: dict[str, jax.Array] = {}
+    for position, layer in enumerate(layers):
+        for name, array in _restored(Path(path) / layer_name(layer), shapes, dtype, manifest.sha256[str(layer)]):
+            value = _placed(array[None], sharding)
+            if len(layers) > 1:
+                stacked = weights[name] if position else _zeros((len(layers), *shapes[name]), dtype, sharding)
+                value = _with_layer(stacked, value, np.int32(position), sharding)
+            weights[name] = value
+    norm = None
+    if final_norm:
+        shape = {"scale": (manifest.config.width,)}
+        for _, array in _restored(Path(path) / FINAL_NORM, shape, dtype, manifest.sha256[FINAL_NORM]):
+            norm = _placed(array, sharding)
+    return Block(manifest=manifest, layers=layers, weights=weights, final_norm=norm, fingerprint=identity)
+
+
+def save(folder: Path, leaves: Mapping[str, jax.Array]) -> None:
+    """Writes arrays as one checkpoint, without a copy of them in memory."""
+    # One file per array: the merging of OCDBT would hold a second copy.
+    with ocp.StandardCheckpointer(use_ocdbt=False) as checkpointer:
+        checkpointer.save(folder.absolute(), dict(leaves))
+        checkpointer.wait_until_finished()
+    # Orbax notes in its marker where it wrote to; a block may be passed on, without this machine's paths.
+    marker = folder / "commit_success.txt"
+    if marker.exists():
+        marker.write_text("Checkpoint commit was successful\n", encoding="utf-8")
+
+
+def layer_name(layer: int) -> str:
+    """Name of a layer's folder in a block."""
+    return f"layer_{layer:05d}"
+
+
+def _update(digest: "hashlib._Hash", name: str, array: np.ndarray) -> None:
+    digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _checked_layers(manifest: Manifest, layers: tuple[int, ...] | None) -> tuple[int, ...]:
+    if layers is None:
+        return manifest.layers
+    absent = [str(layer) for layer in layers if layer not in manifest.layers]
+    if absent or not layers:
+        held = ",".join(map(str, manifest.layers))
+        asked = f"not layer {', '.join(absent)}" if absent else "and none of them was asked for"
+        wanted = ",".join(map(str, layers)) or "LAYERS"
+        raise UserError(
+            f"the block from {manifest.source} holds the layers {held}, {asked}: convert what is needed with "
+            f"`python convert_weights.py --source SOURCE --layers {wanted} --out DIR`"
+        )
+    return tuple(layers)
+
+
+def _check_final_norm(manifest: Manifest) -> None:
+    if not manifest.final_norm:
+        raise UserError(
+            f"the block from {manifest.source} was converted without the final norm: convert again without "
+            "--nofinal_norm, or do not ask for it"
+        )
+
+
+def _restored(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, sha256: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the arrays of one checkpoint in the order of their names, and fails at the end if they were altered."""
+    digest = hashlib.sha256()
+    altered = UserError(f"{folder} is altered or truncated: convert again")
+    for name, shape in sorted(shapes.items()):
+        # One array at a time, so that the host holds no second copy of the layer.
+        wanted = ocp.args.PyTreeRestore(
+            item={name: np.empty(shape, dtype)},
+            restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)},
+            partial_restore=True,
+        )
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                array = checkpointer.restore(folder.absolute(), args=wanted)[name]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise altered from error
+        if not isinstance(array, np.ndarray) or (array.shape, array.dtype) != (shape, dtype):
+            raise altered
+        _update(digest, name, array)
+        yield name, array
+    if digest.hexdigest() != sha256:
+        raise altered
+
+
+def _placed(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    # Waiting lets the host's copy go before the next array is placed.
+    return jax.block_until_ready(jax.make_array_from_callback(array.shape, sharding, lambda index: array[index]))
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: jax.sharding.Sharding) -> jax.Array:
+    return jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=sharding)()
+
+
+def _with_layer(stacked: jax.Array, layer: jax.Array, position: np.int32, sharding: jax.sharding.Sharding) -> jax.Array:
+    # Donated, so that the stack is filled in place and never held twice.
+    fill = jax.jit(_filled, donate_argnums=0, out_shardings=sharding)
+    return fill(stacked, layer, position)
+
+
+def _filled(stacked: jax.Array, layer: jax.Array, position: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(stacked, layer, position, axis=0)

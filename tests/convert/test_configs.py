@@ -1,0 +1,163 @@
+"""What config.json, params.json and GGUF metadata say about the layers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxboost.convert import rope
+from jaxboost.convert.huggingface import parse_config
+from jaxboost.convert.settings import Settings
+from jaxboost.convert.sources import open_source
+from jaxboost.errors import UserError
+from jaxboost.models.llama import LlamaConfig
+from tests.reference import llama_checkpoints as reference
+
+SMALLEST = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "intermediate_size": 96,
+}
+LLAMA3_FACTORS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 8192.0}
+
+
+def parse(**changes):
+    return parse_config(Settings(SMALLEST | changes, "folder/config.json"))
+
+
+def test_defaults_are_those_of_transformers():
+    from transformers import LlamaConfig as Theirs
+
+    theirs = Theirs(**{key: value for key, value in SMALLEST.items() if key != "model_type"})
+    config, n_layers = parse()
+    assert n_layers == 2
+    assert config == LlamaConfig(
+        width=64,
+        heads=4,
+        kv_heads=theirs.num_key_value_heads,
+        head_dim=theirs.head_dim,
+        mlp_width=96,
+        eps=theirs.rms_norm_eps,
+        rope_base=theirs.rope_parameters["rope_theta"],
+    )
+
+
+def test_nulls_count_as_absent():
+    assert parse(num_key_value_heads=None, head_dim=None, rope_scaling=None, rope_parameters=None) == parse()
+
+
+def test_mistral_has_eight_key_value_heads_unless_it_says_otherwise():
+    big = {"model_type": "mistral", "num_attention_heads": 16}
+    assert parse(**big)[0].kv_heads == 8
+    assert parse(**big, num_key_value_heads=None)[0].kv_heads == 16
+
+
+def test_older_and_newer_rope_entries_agree():
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    older = parse(rope_theta=500000.0, rope_scaling=scaling | {"rope_type": "llama3"})
+    newer = parse(rope_parameters=scaling | {"rope_type": "llama3", "rope_theta": 500000.0})
+    assert older == newer
+    assert older[0].rope_base == 500000.0
+    assert older[0].rope_factors == rope.llama3_factors(head_dim=16, rope_base=500000.0, factor=8.0, **LLAMA3_FACTORS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2"}, "this is a 'gpt2' checkpoint, not of the LLaMA family"),
+        ({"model_type": "qwen2"}, "this is a 'qwen2' checkpoint, not of the LLaMA family"),
+        ({"model_type": None}, "this is a None checkpoint"),
+        ({"hidden_act": "gelu"}, "the activation is 'gelu'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"the weights are quantised \(gptq\)"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn' is not supported"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "a part of each head"),
+        ({"rope_parameters": [1]}, r"'rope_parameters' is \[1\] instead of an object"),
+        ({"hidden_size": None}, "has no 'hidden_size'"),
+        ({"hidden_size": "64"}, "'hidden_size' is '64' instead of a positive number"),
+        ({"hidden_size": 64.5}, "'hidden_size' is 64.5 instead of a whole number"),
+        ({"intermediate_size": -1}, "'intermediate_size' is -1 instead of a positive number"),
+        ({"num_key_value_heads": 3}, "4 heads are not a multiple of 3 key/value heads"),
+        ({"head_dim": 15}, "the head width 15 is odd"),
+    ],
+)
+def test_refused(changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parse(**changes)
+    assert str(caught.value).startswith("folder/config.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [b"{", b"\xff\xfe", b"[]"])
+def test_broken_json(text):
+    with pytest.raises(UserError, match=r"^config\.json .*: download it again$"):
+        Settings.parse(text, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("params", "factor"),
+    [({}, 32.0), ({"rope_scaling_factor": 8.0}, 8.0), ({"use_scaled_rope": False}, None)],
+)
+def test_scaled_rope_of_meta(params, factor, tmp_path):
+    model = reference.tiny_llama(seed=1)
+    source = reference.write_meta(model, tmp_path / "meta", **{"use_scaled_rope": True} | params)
+    config = open_source(source).config
+    expected = factor and rope.llama3_factors(head_dim=16, rope_base=50000.0, factor=factor, **LLAMA3_FACTORS)
+    assert config.rope_factors == expected
+
+
+def test_scaled_rope_of_llama_3_1_has_the_factor_8(tmp_path):
+    # Only the parts that the configuration is read from; 4096 is the width of the smallest LLaMA 3.1.
+    import torch
+
+    torch.save({"layers.0.feed_forward.w1.weight": torch.zeros(96, 4096)}, tmp_path / "consolidated.00.pth")
+    params = {"dim": 4096, "n_heads": 32, "n_kv_heads": 8, "n_layers": 32, "norm_eps": 1e-5, "rope_theta": 500000.0}
+    (tmp_path / "params.json").write_text(json.dumps(params | {"use_scaled_rope": True}))
+    config = open_source(str(tmp_path)).config
+    assert config.rope_factors == rope.llama3_factors(head_dim=128, rope_base=5e5, factor=8.0, **LLAMA3_FACTORS)
+    assert (config.width, config.heads, config.kv_heads, config.head_dim, config.mlp_width) == (4096, 32, 8, 128, 96)
+
+
+def test_meta_defaults(tmp_path):
+    model = reference.tiny_llama(seed=1, num_key_value_heads=4)
+    source = reference.write_meta(model, tmp_path / "meta")
+    params = json.loads((tmp_path / "meta" / "params.json").read_text())
+    del params["n_kv_heads"], params["rope_theta"]
+    (tmp_path / "meta" / "params.json").write_text(json.dumps(params))
+    config = open_source(source).config
+    assert (config.kv_heads, config.rope_base, config.rope_factors) == (4, 10000.0, None)
+
+
+def test_rope_factors_of_gguf(tmp_path):
+    factors = np.linspace(1, 8, 8, dtype=np.float32)
+    source = reference.write_gguf(reference.tiny_llama(seed=1), tmp_path / "gguf", rope_factors=factors)
+    assert open_source(source).config.rope_factors == tuple(factors.tolist())
+
+
+@pytest.mark.parametrize(("kind", "factors"), [("none", None), ("linear", (4.0,) * 8)])
+def test_rope_scaling_of_gguf(kind, factors, tmp_path):
+    settings = {"llama.rope.scaling.type": kind, "llama.rope.scaling.factor": 4.0}
+    source = reference.write_gguf(reference.tiny_llama(seed=1), tmp_path / "gguf", metadata=settings)
+    assert open_source(source).config.rope_factors == factors
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "'yarn' is not supported"),
+        ({"llama.attention.value_length": 32}, "'llama.attention.value_length' is not the head width 16"),
+        ({"split.count": 2}, "is one part of several: join them with `llama-gguf-split --merge` first"),
+    ],
+)
+def test_gguf_metadata_refused(metadata, message, tmp_path):
+    source = reference.write_gguf(reference.tiny_llama(seed=1), tmp_path / "gguf", metadata=metadata)
+    with pytest.raises(UserError, match=message):
+        open_source(source)
+
+
+def test_other_architecture_of_gguf(tmp_path):
+    source = reference.write_gguf(reference.tiny_llama(seed=1), tmp_path / "gguf", architecture="qwen2")
+    with pytest.raises(UserError, match="is a 'qwen2' checkpoint, not of the LLaMA family"):
+        open_source(source)

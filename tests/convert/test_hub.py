@@ -1,0 +1,168 @@
+"""The real script against a local stand-in for the hub: which bytes are fetched, and what goes wrong."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from jaxboost.convert import convert
+from jaxboost.convert.store import read_manifest
+from tests.convert.hub_server import COMMIT, serving
+from tests.reference import llama_checkpoints as reference
+
+ROOT = Path(__file__).parents[2]
+LAYER = 2
+GATED = {"owner/licence": 403, "owner/login": 401}
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub")
+    # Embeddings as large as in a real model, relative to the layers, must not be fetched.
+    model = reference.tiny_llama(seed=9, vocab_size=4000)
+    reference.write_sharded_safetensors(model, folder / "sharded")
+    reference.write_safetensors(model, folder / "single")
+    reference.write_bin(model, folder / "pickled")
+    names = ("sharded", "single", "pickled")
+    return {f"owner/{name}": folder / name for name in names} | dict.fromkeys(GATED, folder / "single")
+
+
+@pytest.fixture
+def hub(repositories):
+    with serving(repositories) as server:
+        server.gated |= GATED
+        server.hidden.add("owner/hidden")
+        yield server
+
+
+def run(address, source, out, *flags, **environment):
+    inherited = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    inherited |= {"HF_ENDPOINT": address, "HF_HOME": str(out.parent / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    command = [sys.executable, str(ROOT / "convert_weights.py"), "--source", source, "--out", str(out), *flags]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=out.parent, env=inherited | environment
+    )
+
+
+def wanted_bytes(folder):
+    """Bytes of the wanted tensors, and of the headers of the files that hold them, with the configuration and index."""
+    tensors, headers = 0, 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            mine = [name for name in file.keys() if f".layers.{LAYER}." in name or name == "model.norm.weight"]  # noqa: SIM118
+            tensors += sum(4 * math.prod(file.get_slice(name).get_shape()) for name in mine)
+        if mine:
+            headers += 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    headers += (folder / "config.json").stat().st_size
+    index = folder / "model.safetensors.index.json"
+    return tensors, headers + (index.stat().st_size if index.exists() else 0)
+
+
+@pytest.mark.parametrize("name", ["sharded", "single"])
+def test_only_the_wanted_bytes_are_fetched(name, hub, repositories, tmp_path):
+    folder = repositories[f"owner/{name}"]
+    hub.busy = 1
+    result = run(hub.address, f"owner/{name}", tmp_path / "block", "--layers", str(LAYER))
+    assert result.returncode == 0, result.stderr
+    assert f"source  owner/{name}@{COMMIT} (hub)" in result.stdout
+
+    tensors, headers = wanted_bytes(folder)
+    served = sum(hub.served.values())
+    assert served == tensors + headers
+    assert served < 0.1 * sum(path.stat().st_size for path in folder.iterdir())
+    assert all(wanted for _, wanted in hub.requests)
+
+    manifest = read_manifest(tmp_path / "block")
+    assert (manifest.source, manifest.source_format) == (f"owner/{name}@{COMMIT}", "hub")
+    local = convert(str(folder), str(LAYER), tmp_path / "local")
+    assert manifest.sha256 == local.sha256
+    assert manifest.config == local.config
+
+
+def test_large_tensors_come_in_pieces(hub, repositories, tmp_path):
+    program = f"""
+import sys
+from jaxboost.convert import convert, hub
+hub._PIECE_BYTES = 5000
+convert("owner/single@{COMMIT}", "{LAYER}", sys.argv[1])
+"""
+    environment = os.environ | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+    command = [sys.executable, "-c", program, str(tmp_path / "block")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert sum(hub.served.values()) == sum(wanted_bytes(repositories["owner/single"]))
+    local = convert(str(repositories["owner/single"]), str(LAYER), tmp_path / "local")
+    assert read_manifest(tmp_path / "block").sha256 == local.sha256
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("owner/licence", "is gated: accept its licence at {address}/owner/licence, then log in with `hf auth login`"),
+        ("owner/login", "is gated: accept its licence at {address}/owner/login, then log in with `hf auth login`"),
+        (
+            "owner/hidden",
+            "there is no repository owner/hidden at {address}: check the id; if it is private, log in with",
+        ),
+        ("owner/none", "there is no repository owner/none at {address}: check the id; if it is private, log in with"),
+        (f"owner/single@{COMMIT[::-1]}", "owner/single has no such revision: see {address}/owner/single"),
+        ("owner/pickled", "has no safetensors, only pytorch_model.bin, which cannot be fetched in parts: download"),
+    ],
+)
+def test_refused(source, message, hub, tmp_path):
+    result = run(hub.address, source, tmp_path / "block", "--layers", "0")
+    assert_one_line(result, message.format(address=hub.address))
+    assert {path.name for path in tmp_path.iterdir()} <= {"home"}
+
+
+def test_out_of_reach(tmp_path):
+    # A port that is taken, but where nobody listens.
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        result = run(address, "owner/single", tmp_path / "block", "--layers", "0")
+    assert_one_line(result, f"{address}/owner/single is out of reach")
+    assert "check the network, or download the repository elsewhere and pass its folder" in result.stderr
+
+
+def test_offline_mode(hub, tmp_path):
+    result = run(hub.address, "owner/single", tmp_path / "block", "--layers", "0", HF_HUB_OFFLINE="1")
+    assert_one_line(result, "owner/single cannot be fetched in offline mode: unset HF_HUB_OFFLINE")
+    assert hub.requests == []
+
+
+def test_a_file_that_ends_early(hub, repositories, tmp_path):
+    # The repository's list of sizes is right, the file's header promises more.
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    (cut / "config.json").write_bytes((repositories["owner/single"] / "config.json").read_bytes())
+    whole = (repositories["owner/single"] / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(whole[:-1000])
+    hub.repositories = hub.repositories | {"owner/cut": cut}
+    (tmp_path / "work").mkdir()
+    result = run(hub.address, "owner/cut", tmp_path / "work" / "block", "--layers", "0")
+    assert_one_line(result, "owner/cut/model.safetensors is truncated")
+    assert sum(hub.served.values()) < 20_000
+
+
+def test_a_model_of_another_family(hub, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    hub.repositories = hub.repositories | {"owner/other": other}
+    result = run(hub.address, "owner/other", tmp_path / "block", "--layers", "0")
+    assert_one_line(result, "owner/other/config.json: this is a 'gpt2' checkpoint, not of the LLaMA family")
+
+
+def assert_one_line(result, message):
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr

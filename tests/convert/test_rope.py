@@ -1,0 +1,66 @@
+"""Rotary scaling against transformers, and what is refused."""
+
+import numpy as np
+import pytest
+
+from jaxboost.convert.rope import linear_factors, llama3_factors, rope_factors
+from jaxboost.convert.settings import Settings
+from jaxboost.errors import UserError
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize("scaling", [LLAMA3, LLAMA3 | {"factor": 32.0}, {"rope_type": "linear", "factor": 4.0}])
+def test_factors_agree_with_transformers(scaling):
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = LlamaConfig(
+        hidden_size=512,
+        num_attention_heads=4,
+        max_position_embeddings=131072,
+        rope_parameters=scaling | {"rope_theta": 500000.0},
+    )
+    expected, _ = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, "cpu")
+    factors = rope_factors(Settings(scaling, "config.json"), head_dim=128, rope_base=500000.0)
+    unscaled = 500000.0 ** (-np.arange(0, 128, 2) / 128)
+    np.testing.assert_allclose(unscaled / np.array(factors), expected.numpy(), rtol=2e-6)
+    assert len(factors) == 64
+
+
+def test_llama3_keeps_short_wavelengths_and_stretches_long_ones():
+    factors = llama3_factors(
+        head_dim=128, rope_base=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=8192.0
+    )
+    wavelengths = 2 * np.pi * 500000.0 ** (np.arange(0, 128, 2) / 128)
+    np.testing.assert_array_equal(np.array(factors)[wavelengths < 2048], 1.0)
+    np.testing.assert_array_equal(np.array(factors)[wavelengths > 8192], 8.0)
+    between = np.array(factors)[(wavelengths > 2048) & (wavelengths < 8192)]
+    assert between.size > 2
+    assert (np.diff(between) > 0).all()
+    assert between.min() > 1
+    assert between.max() < 8
+
+
+def test_older_key_and_default():
+    assert rope_factors(Settings({"type": "linear", "factor": 2}, "x"), head_dim=8, rope_base=1e4) == (2.0,) * 4
+    assert linear_factors(head_dim=8, factor=2.0) == (2.0,) * 4
+    assert rope_factors(Settings({}, "x"), head_dim=8, rope_base=1e4) is None
+    assert rope_factors(Settings({"rope_type": "default"}, "x"), head_dim=8, rope_base=1e4) is None
+
+
+@pytest.mark.parametrize("kind", ["yarn", "dynamic", "longrope"])
+def test_other_scalings_are_refused(kind):
+    with pytest.raises(UserError, match=f"here: the rotary scaling '{kind}' is not supported"):
+        rope_factors(Settings({"rope_type": kind, "factor": 2.0}, "here"), head_dim=8, rope_base=1e4)
+
+
+def test_incomplete_scaling():
+    with pytest.raises(UserError, match="has no 'low_freq_factor'"):
+        rope_factors(Settings({"rope_type": "llama3", "factor": 2.0}, "here"), head_dim=8, rope_base=1e4)

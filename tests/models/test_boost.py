@@ -1,0 +1,280 @@
+"""Every boost variant on every encoder family against the restatement, and what sets the variants apart."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch import nn
+
+from jaxboost.models.boost import FORMS, KINDS, Boost
+from jaxboost.models.classifier import BACKBONES, BoostSpec, build
+from jaxboost.models.frozen import freeze
+from jaxboost.models.llama import LlamaBlock, LlamaConfig
+from jaxboost.models.vit import ViT
+from jaxboost.models.vit3d import ViT3D
+from jaxboost.models.vivit import ViViT
+from tests.models.huggingface import HuggingFaceBlock
+from tests.models.parity import (
+    abstract,
+    assert_close,
+    assert_states_close,
+    cotangent,
+    normal,
+    randomise,
+    relative_change,
+    torch_pull_back,
+    uniform_attention,
+)
+from tests.reference import rllm, weights
+
+CONFIG = LlamaConfig(width=48, heads=4, kv_heads=2, head_dim=8, mlp_width=56, eps=1e-6, rope_base=10000.0)
+BATCH, CLASSES, IMAGE_SIZE = 2, 3, 28
+RESTATED = {ViT: rllm.ViT, ViT3D: rllm.ViT3D, ViViT: rllm.ViViT}
+FAMILIES = ("vit_tiny", "vit3d_tiny", "vivit_tiny")
+WITH_LAYER = [kind for kind, form in FORMS.items() if form.layer]
+SWITCHES = [(True, False), (False, True), (True, True)]
+
+
+# Compiled by themselves and once for all variants: compiling every classifier whole would take minutes.
+COMPILED_ENCODERS = {encoder: jax.jit(encoder.__call__) for encoder in RESTATED}
+COMPILED_BLOCK = jax.jit(LlamaBlock.__call__, static_argnames=("rope", "causal"))
+
+
+@pytest.fixture
+def _compiled_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for encoder, compiled in COMPILED_ENCODERS.items():
+        monkeypatch.setattr(encoder, "__call__", compiled)
+    monkeypatch.setattr(LlamaBlock, "__call__", COMPILED_BLOCK)
+
+
+compiled_parts = pytest.mark.usefixtures("_compiled_parts")
+
+
+@functools.cache
+def make(backbone: str, spec: BoostSpec) -> tuple[Callable[..., jax.Array], dict[str, Any], dict[str, Any], np.ndarray]:
+    """apply(params, frozen, images), random weights, random uint8 images."""
+    apply, params, frozen = abstract(
+        lambda: build(
+            backbone,
+            boost=spec,
+            classes=CLASSES,
+            image_size=IMAGE_SIZE,
+            mean=(0.4, 0.5, 0.6),
+            std=(0.2, 0.3, 0.4),
+            dtype=jnp.float32,
+            rngs=nnx.Rngs(0),
+        )
+    )
+    images = np.random.default_rng(7).integers(0, 256, (BATCH, *[IMAGE_SIZE] * BACKBONES[backbone].ndim, 1), np.uint8)
+    return apply, randomise(params, seed=1), randomise(frozen, seed=2), images
+
+
+def restate(backbone: str, kind: str, block: nn.Module | None) -> rllm.Classifier:
+    arguments = BACKBONES[backbone].arguments
+    width = arguments["width"]
+    return rllm.Classifier(
+        RESTATED[BACKBONES[backbone].encoder](image_size=IMAGE_SIZE, channels=3, **arguments),
+        None if kind == "none" else rllm.Boost(kind, width=width, block_width=CONFIG.width, block=block),
+        width=width,
+        classes=CLASSES,
+        head_eps=BACKBONES[backbone].head_eps,
+    )
+
+
+def restated_block(depth: int) -> rllm.LlamaBlock:
+    return rllm.LlamaBlock(**CONFIG.shape, depth=depth, eps=CONFIG.eps)
+
+
+def assert_equals_torch(
+    backbone: str, spec: BoostSpec, block: nn.Module | None, to_state: Callable[[dict[str, Any], int], weights.State]
+) -> None:
+    """Compares logits and the gradients of every trainable weight; the frozen ones have none, on either side.
+
+    Args:
+      block: the module that stands for F_L.
+      to_state: from our tree of weights, or gradients, and the backbone's dimensions to torch's names.
+    """
+    apply, params, frozen, images = make(backbone, spec)
+    if block is not None:
+        block.requires_grad_(spec.trainable)
+    module = restate(backbone, spec.kind, block)
+    ndim = BACKBONES[backbone].ndim
+    weights.copy(to_state(weights.join(params, frozen), ndim), module)
+    x = rllm.pixels(torch.from_numpy(images), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    theirs, _, their_gradients = torch_pull_back(module, x.numpy())
+    ours, vjp = jax.vjp(lambda params: apply(params, frozen, images), params)
+    (gradients,) = vjp(jnp.asarray(cotangent((BATCH, CLASSES))))
+    assert_close(ours, theirs)
+    assert_states_close(to_state(gradients, ndim), their_gradients)
+
+
+def restated_state(tree: dict[str, Any], ndim: int) -> weights.State:
+    return weights.classifier_state(tree, ndim=ndim)
+
+
+def huggingface_state(tree: dict[str, Any], ndim: int) -> weights.State:
+    """As `restated_state`, with F_L under transformers' names."""
+    boost = dict(tree["boost"])
+    block = boost.pop("block", None)
+    state = weights.classifier_state(tree | {"boost": boost}, ndim=ndim)
+    if block is not None:
+        state |= {f"boost.block.{name}": value for name, value in weights.huggingface_llama_state(block).items()}
+    return state
+
+
+@compiled_parts
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_every_kind_equals_the_restatement(backbone: str, kind: str) -> None:
+    block = restated_block(1) if kind in WITH_LAYER else None
+    assert_equals_torch(backbone, BoostSpec(kind=kind, config=CONFIG), block, restated_state)
+
+
+@compiled_parts
+@pytest.mark.parametrize("kind", WITH_LAYER)
+def test_trainable_block_equals_the_restatement(kind: str) -> None:
+    spec = BoostSpec(kind=kind, config=CONFIG, trainable=True)
+    assert_equals_torch("vit_tiny", spec, restated_block(1), restated_state)
+
+
+@compiled_parts
+def test_several_layers_equal_the_restatement() -> None:
+    spec = BoostSpec(kind="rllm", config=CONFIG, depth=3, trainable=True)
+    assert_equals_torch("vit_tiny", spec, restated_block(3), restated_state)
+
+
+@compiled_parts
+@pytest.mark.parametrize(("rope", "causal"), SWITCHES)
+def test_rope_and_causal_mask_equal_huggingface(rope: bool, causal: bool) -> None:
+    spec = BoostSpec(kind="rllm", config=CONFIG, depth=2, rope=rope, causal=causal)
+    block = HuggingFaceBlock(CONFIG, depth=2, rope=rope, causal=causal)
+    assert_equals_torch("vit_tiny", spec, block, huggingface_state)
+
+
+@compiled_parts
+def test_block_matters_and_its_attention_is_not_uniform() -> None:
+    apply, params, frozen, images = make("vit_tiny", BoostSpec(kind="rllm", config=CONFIG))
+    logits = apply(params, frozen, images)
+    assert relative_change(apply(params, uniform_attention(frozen), images), logits) > 0.01
+
+
+def test_compiled_whole_equals_the_restatement() -> None:
+    """As users run it: one program from pixels to logits."""
+    apply, params, frozen, images = make("vit3d_tiny", BoostSpec(kind="rllm", config=CONFIG))
+    module = restate("vit3d_tiny", "rllm", restated_block(1))
+    weights.copy(restated_state(weights.join(params, frozen), 3), module)
+    theirs = module(rllm.pixels(torch.from_numpy(images), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
+    assert_close(jax.jit(apply)(params, frozen, images), theirs.detach())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_have_no_entry_for_the_frozen_block(kind: str) -> None:
+    apply, params, frozen, images = make("vit_tiny", BoostSpec(kind=kind, config=CONFIG))
+    gradients = jax.eval_shape(jax.grad(lambda params: apply(params, frozen, images).sum()), params)
+    assert jax.tree.structure(gradients) == jax.tree.structure(params)
+    assert "block" not in gradients.get("boost", {})
+    assert set(frozen) == ({"boost"} if kind in WITH_LAYER else set())
+    assert ("boost" in gradients) == (kind != "none")
+
+
+def test_trainable_block_leaves_nothing_frozen() -> None:
+    _, params, frozen, _ = make("vit_tiny", BoostSpec(kind="rllm", config=CONFIG, trainable=True))
+    assert frozen == {}
+    assert set(params["boost"]["block"]) == {"layers", "final_norm"}
+
+
+@pytest.mark.parametrize("backbone", FAMILIES)
+@compiled_parts
+def test_none_is_the_plain_backbone(backbone: str) -> None:
+    apply, params, frozen, images = make(backbone, BoostSpec(kind="none"))
+    assert set(params) == {"encoder", "head"} | (set() if backbone == "vivit_tiny" else {"head_norm"})
+    spec = BACKBONES[backbone]
+    encode, _, _ = abstract(
+        lambda: spec.encoder(image_size=IMAGE_SIZE, channels=3, dtype=jnp.float32, rngs=nnx.Rngs(0), **spec.arguments)
+    )
+    x = (images.astype(np.float32) / 255 - np.float32([0.4, 0.5, 0.6])) / np.float32([0.2, 0.3, 0.4])
+    pooled = np.asarray(encode(params["encoder"], {}, x))[:, 0]
+    if spec.head_eps is not None:
+        centred = pooled - pooled.mean(axis=-1, keepdims=True)
+        pooled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + spec.head_eps)
+        pooled = pooled * params["head_norm"]["scale"] + params["head_norm"]["bias"]
+    assert_close(apply(params, frozen, images), pooled @ params["head"]["kernel"] + params["head"]["bias"])
+
+
+WIDTH, TOKENS = 20, 9
+
+
+@functools.cache
+def make_boost(
+    kind: str, *, rope: bool = False, causal: bool = False
+) -> tuple[Callable[..., jax.Array], dict[str, Any], dict[str, Any]]:
+    """apply(params, frozen, tokens, mask) of a boost alone, and random weights."""
+
+    def boost() -> Boost:
+        common = dict(dtype=jnp.float32, rngs=nnx.Rngs(0))
+        block = freeze(LlamaBlock(CONFIG, depth=1, **common)) if kind in WITH_LAYER else None
+        return Boost(kind, width=WIDTH, block_width=CONFIG.width, block=block, rope=rope, causal=causal, **common)
+
+    apply, params, frozen = abstract(boost)
+    return jax.jit(apply), randomise(params, seed=3), randomise(frozen, seed=4)
+
+
+def tokens() -> np.ndarray:
+    return normal((BATCH, TOKENS, WIDTH), 8)
+
+
+@pytest.mark.parametrize("rope", [False, True])
+def test_under_a_causal_mask_the_first_token_sees_only_itself(rope: bool) -> None:
+    """ "bare" is F_D F_L F_E alone: whatever reaches token 0 has passed the block."""
+    changed = tokens()
+    changed[:, 1:] = normal((BATCH, TOKENS - 1, WIDTH), 9)
+    for causal in (True, False):
+        apply, params, frozen = make_boost("bare", rope=rope, causal=causal)
+        before = np.asarray(apply(params, frozen, tokens()))[:, 0]
+        after = np.asarray(apply(params, frozen, changed))[:, 0]
+        if causal:
+            np.testing.assert_array_equal(after, before)
+        else:
+            assert relative_change(after, before) > 0.05
+
+
+def test_padded_tokens_do_not_influence_real_ones() -> None:
+    apply, params, frozen = make_boost("rllm")
+    mask = np.arange(TOKENS)[None] < np.array([[TOKENS], [4]])
+    noisy = np.where(mask[..., None], tokens(), 100)
+    before, after = (np.asarray(apply(params, frozen, x, jnp.asarray(mask))) for x in (tokens(), noisy))
+    np.testing.assert_array_equal(after[mask], before[mask])
+    assert relative_change(np.asarray(apply(params, frozen, noisy))[mask], before[mask]) > 0.05
+
+
+def test_out_nn_has_a_leaky_skip_of_slope_one_hundredth() -> None:
+    apply, params, frozen = make_boost("out_nn")
+    params = params | {"decode": {"kernel": jnp.zeros_like(params["decode"]["kernel"])}}
+    skip = tokens() @ np.asarray(params["skip"]["kernel"])
+    assert (skip > 0.1).any()
+    assert (skip < -0.1).any()
+    assert_close(apply(params, frozen, tokens()), np.where(skip > 0, skip, 0.01 * skip))
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_only_out_nn_has_skip_weights(kind: str) -> None:
+    _, params, frozen = make_boost(kind)
+    assert set(params) == {"encode", "decode"} | ({"skip"} if kind == "out_nn" else set())
+    assert set(frozen) == ({"block"} if kind in WITH_LAYER else set())
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_kind_and_block_must_go_together(kind: str) -> None:
+    def boost() -> Boost:
+        common = dict(dtype=jnp.float32, rngs=nnx.Rngs(0))
+        wrong = None if kind in WITH_LAYER else LlamaBlock(CONFIG, depth=1, **common)
+        return Boost(kind, width=WIDTH, block_width=CONFIG.width, block=wrong, rope=False, causal=False, **common)
+
+    with pytest.raises(ValueError, match=f"(?s){kind!r}.*do not go together"):
+        nnx.eval_shape(boost)

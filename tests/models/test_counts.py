@@ -1,0 +1,120 @@
+"""Exact numbers of parameters, from shapes alone: the R-LLM code's, and those of published LLaMA models."""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from jaxboost.models.boost import FORMS
+from jaxboost.models.classifier import BACKBONES, BoostSpec, build
+from jaxboost.models.frozen import count, mib, split
+from jaxboost.models.llama import FAMILIES, LlamaLayer
+
+LLAMA = FAMILIES["llama-7b"]
+LLAMA_LAYER, LLAMA_NORM = 202_383_360, 4_096
+# The released code carries a d x d layer that only "out_nn" reads; here only "out_nn" has it.
+UNUSED_SKIP = 1024**2
+
+
+@functools.cache
+def shapes(backbone: str, spec: BoostSpec, *, classes: int = 3) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trainable and frozen shapes of a classifier."""
+    image_size = 224 if BACKBONES[backbone].ndim == 2 else 28
+    model = nnx.eval_shape(
+        lambda: build(
+            backbone,
+            boost=spec,
+            classes=classes,
+            image_size=image_size,
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            dtype=jnp.float32,
+            rngs=nnx.Rngs(0),
+        )
+    )
+    _, params, frozen = split(model)
+    return params, frozen
+
+
+@pytest.mark.parametrize(
+    ("backbone", "kind", "trainable", "size"),
+    [
+        ("vivit_m", "none", 67_784_067, 258.58),
+        ("vivit_s", "none", 12_892_035, 49.18),
+        ("vit3d", "none", 34_170_243, 130.35),
+        ("vivit_m", "rllm", 76_172_675, 290.58),
+        ("vivit_m", "out_nn", 77_221_251, 294.58),
+        ("vit3d", "rllm", 43_607_427 - UNUSED_SKIP, 162.35),
+        ("vit3d", "out_nn", 43_607_427, 166.35),
+    ],
+)
+def test_trainable_parameters_of_the_3d_models(backbone: str, kind: str, trainable: int, size: float) -> None:
+    params, _ = shapes(backbone, BoostSpec(kind=kind, config=LLAMA))
+    assert count(params) == trainable
+    assert round(mib(params), 2) == size
+
+
+def test_frozen_parameters() -> None:
+    _, frozen = shapes("vivit_m", BoostSpec(kind="rllm", config=LLAMA))
+    block = frozen["boost"]["block"]
+    assert count(block["layers"]) == LLAMA_LAYER
+    assert count(block["final_norm"]) == LLAMA_NORM
+    assert count(frozen) == LLAMA_LAYER + LLAMA_NORM
+    _, two_layers = shapes("vivit_m", BoostSpec(kind="rllm", config=LLAMA, depth=2))
+    assert count(two_layers) == 2 * LLAMA_LAYER + LLAMA_NORM
+
+
+def test_fine_tuning_trains_everything() -> None:
+    params, frozen = shapes("vivit_m", BoostSpec(kind="rllm", config=LLAMA, trainable=True))
+    assert count(params) == 278_560_131 == 279_608_707 - UNUSED_SKIP
+    assert frozen == {}
+
+
+def test_vit_s() -> None:
+    params, frozen = shapes("vit_s", BoostSpec(kind="none"), classes=2)
+    assert count(params["head"]) == 770
+    assert count(params) == 21_665_664 + 770
+    assert frozen == {}
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_variants_differ_only_in_the_skip_and_in_what_is_frozen(kind: str) -> None:
+    params, frozen = shapes("vivit_m", BoostSpec(kind=kind, config=LLAMA))
+    assert count(params) == 76_172_675 + (UNUSED_SKIP if kind == "out_nn" else 0)
+    assert count(frozen) == (0 if kind.startswith("mlp") else LLAMA_LAYER + LLAMA_NORM)
+
+
+@pytest.mark.parametrize(("backbone", "tokens"), [("vit_s", 197), ("vit3d", 344), ("vivit_s", 8), ("vivit_m", 8)])
+def test_tokens(backbone: str, tokens: int) -> None:
+    spec = BACKBONES[backbone]
+    encoder = nnx.eval_shape(
+        lambda: spec.encoder(
+            image_size=224 if spec.ndim == 2 else 28,
+            channels=3,
+            dtype=jnp.float32,
+            rngs=nnx.Rngs(0),
+            **spec.arguments,
+        )
+    )
+    assert encoder.tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("family", "layers", "vocabulary", "embeddings", "total"),
+    [
+        ("llama-7b", 32, 32_000, 2, 6_738_415_616),
+        ("llama-2-7b", 32, 32_000, 2, 6_738_415_616),
+        ("llama-3-8b", 32, 128_256, 2, 8_030_261_248),
+        ("tinyllama-1.1b", 22, 32_000, 2, 1_100_048_384),
+        ("smollm2-135m", 30, 49_152, 1, 134_515_008),
+    ],
+)
+def test_layers_make_up_the_published_models(
+    family: str, layers: int, vocabulary: int, embeddings: int, total: int
+) -> None:
+    """A model is its layers, a final norm, and one table of token embeddings or two (input and output untied)."""
+    config = FAMILIES[family]
+    _, layer, _ = split(nnx.eval_shape(lambda: LlamaLayer(config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    assert layers * count(layer) + config.width + embeddings * vocabulary * config.width == total

@@ -1,0 +1,108 @@
+"""What models start from: the distributions, and layers that differ from each other."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxboost.models.classifier import BoostSpec, build
+from jaxboost.models.frozen import split
+from jaxboost.models.llama import LlamaConfig
+
+CONFIG = LlamaConfig(width=64, heads=4, kv_heads=2, head_dim=16, mlp_width=96, eps=1e-6, rope_base=10000.0)
+
+
+@functools.cache
+def weights(backbone: str, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trainable and frozen weights of a boosted classifier, as initialised under jit."""
+
+    def initialise() -> tuple[dict[str, Any], dict[str, Any]]:
+        model = build(
+            backbone,
+            boost=BoostSpec(kind="rllm", config=CONFIG, depth=2),
+            classes=3,
+            image_size=28,
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            dtype=jnp.float32,
+            rngs=nnx.Rngs(seed),
+        )
+        return split(model)[1:]
+
+    return jax.tree.map(np.asarray, jax.jit(initialise)())
+
+
+def assert_torch_default(linear: dict[str, np.ndarray]) -> None:
+    """U(-b, b) with b = 1/sqrt(fan_in), for kernel and bias."""
+    bound = linear["kernel"].shape[-2] ** -0.5
+    for name, value in linear.items():
+        assert np.abs(value).max() <= bound, name
+        assert 0.8 * bound / 3**0.5 < value.std() < 1.2 * bound / 3**0.5, name
+
+
+def assert_normal(value: np.ndarray, scale: float) -> None:
+    assert 0.85 * scale < value.std() < 1.15 * scale
+    assert np.abs(value).max() > 2 * scale
+    assert abs(value.mean()) < 5 * scale / value.size**0.5
+
+
+def linear_maps(block: dict[str, Any]) -> list[dict[str, np.ndarray]]:
+    return [block["attention"]["qkv"], block["attention"]["out"], block["mlp"]["up"], block["mlp"]["down"]]
+
+
+def test_volume_encoder_starts_as_torch_does() -> None:
+    params, _ = weights("vit3d_tiny")
+    encoder = params["encoder"]
+    for linear in (encoder["embedding"]["linear"], *linear_maps(encoder["blocks"])):
+        assert_torch_default(linear)
+    bound = params["head"]["kernel"].shape[0] ** -0.5
+    assert 0 < np.abs(params["head"]["bias"]).max() <= bound
+    assert 0.9 * bound < np.abs(params["head"]["kernel"]).max() <= bound
+    assert_normal(encoder["positions"], 1)
+    assert_normal(encoder["cls"], 1)
+
+
+def test_image_encoder_starts_as_vit_does() -> None:
+    params, _ = weights("vit_tiny")
+    encoder = params["encoder"]
+    for linear in (encoder["embedding"], *linear_maps(encoder["blocks"]), params["head"]):
+        assert_normal(linear["kernel"], 0.02)
+        assert not linear["bias"].any()
+    assert_normal(encoder["positions"], 0.02)
+    assert_normal(encoder["cls"], 0.02)
+
+
+@pytest.mark.parametrize("backbone", ["vit_tiny", "vit3d_tiny"])
+def test_boost_and_norms(backbone: str) -> None:
+    params, frozen = weights(backbone)
+    for adapter in ("encode", "decode"):
+        assert params["boost"][adapter].keys() == {"kernel"}
+        assert_torch_default(params["boost"][adapter])
+    blocks = params["encoder"]["blocks"]
+    for norm in (blocks["attention_norm"], blocks["mlp_norm"], params["head_norm"]):
+        assert (norm["scale"] == 1).all()
+        assert not norm["bias"].any()
+    block = frozen["boost"]["block"]
+    for name in ("q", "k", "v", "o", "gate", "up", "down"):
+        assert_normal(block["layers"][name], 0.02)
+    for norm in (block["final_norm"], block["layers"]["attention_norm"], block["layers"]["mlp_norm"]):
+        assert (norm == 1).all()
+
+
+def test_every_random_array_differs_between_layers_and_seeds() -> None:
+    params, frozen = weights("vit3d_tiny")
+    stacked = [params["encoder"]["blocks"]["attention"], params["encoder"]["blocks"]["mlp"]]
+    stacked.append({key: value for key, value in frozen["boost"]["block"]["layers"].items() if value.ndim == 3})
+    for leaf in jax.tree.leaves(stacked):
+        assert (leaf[0] != leaf[1]).mean() > 0.99
+    layers = frozen["boost"]["block"]["layers"]
+    assert (layers["k"] != layers["v"]).mean() > 0.99
+    assert (layers["gate"] != layers["up"]).mean() > 0.99
+    other, other_frozen = weights("vit3d_tiny", seed=1)
+    for leaf, changed in zip(*map(jax.tree.leaves, ((params, frozen), (other, other_frozen))), strict=True):
+        if leaf.std() > 0:
+            assert (leaf != changed).mean() > 0.99
