@@ -79,7 +79,9 @@ def fingerprint(leaves: Mapping[str, np.ndarray]) -> str:
 
 
 def fingerprint_of(manifest: Manifest, layers: tuple[int, ...] | None, final_norm: bool) -> str:
-    """SHA-256 that identifies the used weights (`layers` in order, None for all), from the manifest alone.
+    """SHA-256 that identifies the used weights (`layers` in order, None for all) and the constants that go with them.
+
+    The manifest alone is read.
 
     Raises:
       UserError: if the block does not hold them.
@@ -88,7 +90,10 @@ def fingerprint_of(manifest: Manifest, layers: tuple[int, ...] | None, final_nor
     if final_norm:
         _check_final_norm(manifest)
         used.append(FINAL_NORM)
-    return hashlib.sha256("".join(f"{key} {manifest.sha256[key]}\n" for key in used).encode()).hexdigest()
+    lines = [f"{key} {manifest.sha256[key]}\n" for key in used]
+    # eps or rope_base changed in the manifest make another function of the same weights.
+    lines.append(json.dumps(dataclasses.asdict(manifest.config), sort_keys=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def read_manifest(path: str | os.PathLike) -> Manifest:

@@ -102,7 +102,10 @@ def test_the_manifest_alone_gives_the_fingerprint(whole):
             assert fingerprint_of(manifest, layers, final_norm) == expected
             assert re.fullmatch("[0-9a-f]{64}", expected)
             prints.add(expected)
-    assert len(prints) == 10
+    for constants in ({"eps": 1e-3}, {"rope_base": 1.0}, {"rope_factors": (2.0,) * 8}):
+        altered = dataclasses.replace(manifest, config=dataclasses.replace(manifest.config, **constants))
+        prints.add(fingerprint_of(altered, (2,), True))
+    assert len(prints) == 13
     assert fingerprint_of(manifest, (2, 0, 3), True) == fingerprint_of(manifest, None, True)
 
 

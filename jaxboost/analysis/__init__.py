@@ -1,0 +1,1 @@
+"""Tools that read configs and runs and never train."""

@@ -1,0 +1,77 @@
+"""Describes the model of a config: python -m jaxboost.analysis.describe --config configs/quickstart.py [--json]
+
+Needs neither weights nor data on disk.
+"""
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from flax import nnx
+from ml_collections import ConfigDict
+
+from jaxboost import cli, data
+from jaxboost.analysis.flops import count_flops
+from jaxboost.models.frozen import count, merge, mib
+from jaxboost.training.experiment import Experiment, prepare
+
+_CONFIG = cli.define_config()
+_JSON = flags.DEFINE_bool("json", False, "print one JSON object instead of text")
+
+
+def describe(config: ConfigDict) -> dict[str, Any]:
+    """Sizes and costs of a config's model.
+
+    Returns:
+      trainable, frozen: numbers of parameters. trainable_mib, frozen_mib: their size in float32 MiB, which the R-LLM
+      paper calls "number of parameters". tokens: that the booster sees. flops_per_image: of one forward pass, with
+      and without the booster.
+    """
+    info = data.describe_dataset(config.data.name, config.data.size)
+    with_boost = prepare(config, info, with_weights=False)
+    plain = config.copy_and_resolve_references()
+    plain.boost.kind = "none"
+    without_boost = prepare(plain, info, with_weights=False)
+    image = jax.ShapeDtypeStruct((1, *[config.model.image_size] * info.ndim, info.channels), jnp.uint8)
+
+    def flops(experiment: Experiment) -> int:
+        return count_flops(
+            lambda params, frozen, images: merge(experiment.graphdef, params, frozen)(images),
+            experiment.params,
+            experiment.frozen,
+            image,
+        )
+
+    return {
+        "dataset": info.name,
+        "backbone": config.model.backbone,
+        "boost": config.boost.kind,
+        "classes": len(info.classes),
+        "trainable": count(with_boost.params),
+        "frozen": count(with_boost.frozen),
+        "trainable_mib": round(mib(with_boost.params), 2),
+        "frozen_mib": round(mib(with_boost.frozen), 2),
+        "tokens": nnx.eval_shape(lambda: with_boost.build(nnx.Rngs(0))).encoder.tokens,
+        "flops_per_image": {"with_boost": flops(with_boost), "without_boost": flops(without_boost)},
+    }
+
+
+def main() -> None:
+    result = describe(cli.read_config(_CONFIG))
+    if _JSON.value:
+        print(json.dumps(result))
+        return
+    cost = result["flops_per_image"]
+    print(f"{result['dataset']}, {result['backbone']}, boost {result['boost']}, {result['classes']} classes")
+    print(f"trainable  {result['trainable']:>13,} parameters {result['trainable_mib']:>9.2f} MiB")
+    print(f"frozen     {result['frozen']:>13,} parameters {result['frozen_mib']:>9.2f} MiB")
+    print(f"tokens     {result['tokens']:>13,} seen by the booster")
+    print(
+        f"forward    {cost['with_boost'] / 1e9:>13.3f} GFLOP per image; {cost['without_boost'] / 1e9:.3f} without boost"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,111 @@
+"""Run checkpoints: the latest state to resume from, and the trained weights of the best epoch.
+
+They never hold frozen weights, only their fingerprint.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+
+from jaxboost.errors import UserError
+from jaxboost.models.frozen import Tree
+from jaxboost.training.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best epoch so far: number (from 1), step, and the value of the selection metric there."""
+
+    epoch: int
+    step: int
+    value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a run knows beside its state.
+
+    Attributes:
+      fingerprint: of the frozen block, "" without one.
+      best: None before the first validation.
+      seconds: spent so far, over all sessions of the run.
+    """
+
+    fingerprint: str
+    best: Best | None
+    seconds: float
+
+
+class Checkpointer:
+    """Keeps `latest` and `best` below a folder, each as one orbax checkpoint that replaces its predecessor.
+
+    Orbax writes to a temporary name and renames, and removes the predecessor only afterwards: a kill at any moment
+    leaves a usable checkpoint.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
+        folder = folder.absolute()
+        self._latest = ocp.CheckpointManager(folder / "latest", options=options)
+        self._best = ocp.CheckpointManager(folder / "best", options=options)
+
+    def latest_step(self) -> int | None:
+        """Step of the latest checkpoint; None where there is none."""
+        return self._latest.latest_step()
+
+    def save_best(self, step: int, params: Tree) -> None:
+        """Saves the trained weights of the best epoch, and waits: a later `latest` must not point to a missing best."""
+        self._best.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)), force=True)
+        self._best.wait_until_finished()
+
+    def save_latest(self, state: TrainState, iterator: grain.DatasetIterator, progress: Progress) -> None:
+        """Saves everything that a resumed run needs, in the background."""
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=grain.checkpoint.CheckpointSave(iterator),
+            progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+        )
+        self._latest.save(int(state.step), args=args, force=True)
+
+    def restore_latest(
+        self, state: TrainState, iterator: grain.DatasetIterator, fingerprint: str
+    ) -> tuple[TrainState, Progress]:
+        """Restores into the shapes and shardings of `state`, sets the iterator's position.
+
+        Raises:
+          UserError: the run was made with another frozen block.
+        """
+        step = self._latest.latest_step()
+        saved = self._latest.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+        progress = Progress(
+            fingerprint=saved["fingerprint"],
+            best=Best(**saved["best"]) if saved["best"] else None,
+            seconds=saved["seconds"],
+        )
+        if progress.fingerprint != fingerprint:
+            raise UserError(
+                f"{self._latest.directory.parent} was trained with block {progress.fingerprint[:12] or 'none'}, not"
+                f" {fingerprint[:12] or 'none'}: give that block, or another --workdir"
+            )
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state)),
+            data=grain.checkpoint.CheckpointRestore(iterator),
+        )
+        return self._latest.restore(step, args=args)["state"], progress
+
+    def restore_best(self, step: int, params: Tree) -> Tree:
+        """Restores the best epoch's weights into the shapes and shardings of `params`."""
+        target: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, params)
+        return self._best.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(target)))["params"]
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        # Waits for pending writes.
+        self._latest.close()
+        self._best.close()

@@ -1,0 +1,52 @@
+"""Predictions for a whole split, and MedMNIST's standard files of them."""
+
+import io
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from jaxboost.data import pipeline
+from jaxboost.data.source import Split
+from jaxboost.models.frozen import Tree
+from jaxboost.training.log import write_atomically
+from jaxboost.training.step import put
+
+
+def predict(
+    eval_step: Callable,
+    params: Tree,
+    frozen: Tree,
+    split: Split,
+    *,
+    batch_size: int,
+    image_size: int,
+    by_batch: jax.NamedSharding,
+) -> tuple[float, np.ndarray]:
+    """Mean loss over a split, and the probabilities (n, classes) of its examples in their order."""
+    losses, scores = [], []
+    for batch in pipeline.eval_batches(split, batch_size=batch_size, image_size=image_size):
+        mask = batch.pop("mask")
+        loss, probabilities = jax.device_get(eval_step(params, frozen, put(batch, by_batch)))
+        losses.append(loss[mask])
+        scores.append(probabilities[mask])
+    return float(np.concatenate(losses).mean()), np.concatenate(scores)
+
+
+def write_predictions(
+    folder: pathlib.Path, scores: np.ndarray, *, name: str, size: int, split: str, auc: float, acc: float, run: str
+) -> pathlib.Path:
+    """Writes `{name}{_size}_{split}_[AUC]x_[ACC]y@run.csv`: an index, then a probability per class, for each example.
+
+    The name and the format are those that `medmnist.Evaluator.parse_and_evaluate` reads.
+    """
+    size_flag = "" if size == 28 else f"_{size}"
+    path = folder / f"{name}{size_flag}_{split}_[AUC]{auc:.3f}_[ACC]{acc:.3f}@{run}.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    np.savetxt(
+        text, np.column_stack([np.arange(len(scores)), scores]), delimiter=",", fmt=["%d"] + ["%.9g"] * scores.shape[1]
+    )
+    write_atomically(path, text.getvalue())
+    return path

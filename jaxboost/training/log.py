@@ -1,0 +1,104 @@
+"""What a run tells while it works: metrics.jsonl, TensorBoard files, log lines, and a progress bar on a terminal."""
+
+import json
+import logging
+import math
+import os
+import pathlib
+import sys
+from typing import Any
+
+import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+logger = logging.getLogger(__name__)
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a file under a temporary name and renames it: it is there whole, or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON as the standard has it: NaN and infinities, which it lacks, become null."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: clean(entry) for name, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(entry) for entry in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(clean(value), indent=indent)
+
+
+class MetricsLog:
+    """Appends records {"step": ..., name: value, ...} to metrics.jsonl and to TensorBoard event files.
+
+    Args:
+      workdir: folder of the run.
+      resume_step: records after this step, left by a run that was cut off later than its checkpoint, are dropped.
+    """
+
+    def __init__(self, workdir: pathlib.Path, resume_step: int):
+        # Imported late: it loads torch where that is installed, which a mistaken command should not wait for.
+        import tensorboardX
+
+        self._path = workdir / "metrics.jsonl"
+        if self._path.exists():
+            lines = self._path.read_text().splitlines(keepends=True)
+            # The last line of a killed run may be cut off in the middle.
+            whole = [line for line in lines if line.endswith("\n")]
+            kept = [line for line in whole if json.loads(line)["step"] <= resume_step]
+            write_atomically(self._path, "".join(kept))
+        self._file = self._path.open("a")
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Writes one record; a value is a number, or None where there is none."""
+        self._file.write(to_json({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if value is not None:
+                self._board.add_scalar(name, value, step)
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.close()
+        self._board.close()
+
+
+class ProgressBar:
+    """A bar with loss, images/s and time left on a terminal; elsewhere plain log lines."""
+
+    def __init__(self, first_step: int, last_step: int):
+        self._terminal = sys.stderr.isatty()
+        self._last_step = last_step
+        self._bar = tqdm.tqdm(total=last_step, initial=first_step, unit="step", disable=not self._terminal)
+        self._redirect = logging_redirect_tqdm([logging.getLogger("jaxboost")])
+
+    def __enter__(self) -> "ProgressBar":
+        if self._terminal:
+            self._redirect.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._terminal:
+            self._redirect.__exit__(*error)
+        self._bar.close()
+
+    def advance(self) -> None:
+        """Counts one step."""
+        self._bar.update(1)
+
+    def report(self, step: int, *, loss: float, images_per_second: float | None) -> None:
+        """Shows the state after a step; the rate is None where it was not measured."""
+        text = f"loss {loss:.4f}" + (f", {images_per_second:.0f} images/s" if images_per_second else "")
+        if self._terminal:
+            self._bar.set_postfix_str(text)
+        else:
+            logger.info("step %d/%d: %s", step, self._last_step, text)

@@ -1,0 +1,199 @@
+"""Training from the first step, or from where it was cut off, to the result."""
+
+import dataclasses
+import logging
+import math
+import pathlib
+import time
+from typing import Any
+
+import grain
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxboost import data
+from jaxboost.data import pipeline
+from jaxboost.errors import UserError, check_choice
+from jaxboost.models.frozen import Tree
+from jaxboost.training import evaluate, experiment, metrics, optim, report, step, workdir
+from jaxboost.training.checkpoint import Best, Checkpointer, Progress
+from jaxboost.training.log import MetricsLog, ProgressBar
+from jaxboost.training.monitor import PendingLosses, RateMeter, StopSignal
+
+logger = logging.getLogger(__name__)
+
+PROTOCOLS = {"validation": "val", "reference": "test"}  # protocol -> split that picks the epoch
+
+
+def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any] | None:
+    """Runs a config to its end, resuming what `folder` holds of it.
+
+    Every mistake of the user is found before anything is written to `folder`.
+
+    Returns:
+      The content of result.json; None where a signal stopped the run before its end.
+    """
+    check_choice(config.eval.protocol, PROTOCOLS, "config field eval.protocol")
+    check_choice(config.eval.metric, ("auc", "acc"), "config field eval.metric")
+    if finished := workdir.check(folder, config):
+        logger.info("%s is finished:", folder)
+        report.log_result(finished)
+        return finished
+    return Run(config, folder).complete()
+
+
+class Run:
+    """One session of a run: everything that is built once, and the three phases that use it."""
+
+    def __init__(self, config: ConfigDict, folder: pathlib.Path):
+        self.config, self.folder, self.started = config, folder, time.monotonic()
+        for section, field in ((config.train, "epochs"), (config.train, "log_every"), (config.eval, "bootstrap")):
+            if section[field] <= 0:
+                raise UserError(f"config field {field}: {section[field]} should be positive")
+        step.check_batch_size(config.train.batch_size, "train.batch_size")
+        step.check_batch_size(config.eval.batch_size, "eval.batch_size")
+        info = data.describe_dataset(config.data.name, config.data.size)
+        self.experiment = experiment.prepare(config, info)
+        self.dataset = data.load(config.data.name, size=config.data.size, root=config.data.root)
+        self.iterator: grain.DatasetIterator = pipeline.train_iterator(
+            self.dataset.splits["train"],
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            image_size=config.model.image_size,
+        )
+        self.steps_per_epoch = pipeline.steps_per_epoch(self.dataset.splits["train"], config.train.batch_size)
+        tx, self.learning_rate = optim.make_optimizer(
+            **config.optim, steps_per_epoch=self.steps_per_epoch, epochs=config.train.epochs
+        )
+        self.last_step = config.train.epochs * self.steps_per_epoch
+        if config.train.max_steps:
+            self.last_step = min(self.last_step, config.train.max_steps)
+        self.selection_split = PROTOCOLS[config.eval.protocol]
+
+        replicated, self.by_batch = step.make_mesh()
+        params, self.frozen, self.fingerprint = experiment.initialise(
+            self.experiment, seed=config.seed, sharding=replicated
+        )
+        task = info.task
+        self.state = step.init_state(params, tx, replicated)
+        self.train_step = step.make_train_step(self.experiment.graphdef, tx, task, replicated)
+        self.eval_step = step.make_eval_step(self.experiment.graphdef, task, replicated)
+        self.progress = Progress(fingerprint=self.fingerprint, best=None, seconds=0.0)
+
+    def complete(self) -> dict[str, Any] | None:
+        """Restores, trains, and evaluates; see `train_and_evaluate`."""
+        report.log_start(self.experiment, self.dataset, self.config)
+        workdir.create(self.folder, self.config)
+        with Checkpointer(self.folder / "checkpoints") as checkpointer:
+            if checkpointer.latest_step() is not None:
+                self.state, self.progress = checkpointer.restore_latest(self.state, self.iterator, self.fingerprint)
+                logger.info("resumed from step %d", int(self.state.step))
+            if not self._train(checkpointer):
+                return None
+            return self._finish(checkpointer)
+
+    def scores(self, params: Tree, split: str) -> tuple[float, np.ndarray]:
+        """Mean loss and probabilities of a split."""
+        return evaluate.predict(
+            self.eval_step,
+            params,
+            self.frozen,
+            self.dataset.splits[split],
+            batch_size=self.config.eval.batch_size,
+            image_size=self.config.model.image_size,
+            by_batch=self.by_batch,
+        )
+
+    def seconds(self) -> float:
+        """Spent on the run, over all its sessions."""
+        return self.progress.seconds + time.monotonic() - self.started
+
+    def _train(self, checkpointer: Checkpointer) -> bool:
+        """Steps up to the last one, with validation and checkpoints between; False where a signal cut it off."""
+        first = int(self.state.step)
+        losses = PendingLosses(checkpointer, self.folder)
+        save_every = self.config.train.checkpoint_every or self.last_step
+        rate = RateMeter(self.config.train.batch_size)
+        with (
+            MetricsLog(self.folder, resume_step=first) as log,
+            StopSignal() as stop,
+            ProgressBar(first, self.last_step) as bar,
+        ):
+            for number in range(first + 1, self.last_step + 1):
+                batch = step.put(next(self.iterator), self.by_batch)
+                self.state, outputs = self.train_step(self.state, self.frozen, batch)
+                losses.add(number, outputs["loss"])
+                bar.advance()
+                at_end = number % self.steps_per_epoch == 0 or number == self.last_step
+                if number % self.config.train.log_every == 0 or at_end:
+                    loss = losses.check()
+                    images_per_second = rate.measure(number)
+                    log.write(
+                        number,
+                        {
+                            "train_loss": loss,
+                            "grad_norm": float(outputs["grad_norm"]),
+                            "learning_rate": float(self.learning_rate(number - 1)),
+                            "images_per_second": images_per_second,
+                        },
+                    )
+                    bar.report(number, loss=loss, images_per_second=images_per_second)
+                if at_end:
+                    self._validate(number, log, checkpointer)
+                    rate.restart(number)
+                if at_end or number % save_every == 0 or stop.received:
+                    losses.check()
+                    self._save(checkpointer)
+                if stop.received:
+                    break
+        if int(self.state.step) < self.last_step:
+            logger.info(
+                "stopped by %s after step %d, saved: run the same command to go on", stop.received, int(self.state.step)
+            )
+            return False
+        return True
+
+    def _validate(self, number: int, log: MetricsLog, checkpointer: Checkpointer) -> None:
+        split, metric = self.selection_split, self.config.eval.metric
+        loss, scores = self.scores(self.state.params, split)
+        labels = self.dataset.splits[split].labels
+        result = metrics.score(labels, scores, self.dataset.info.task)
+        log.write(number, {f"{split}_loss": loss, **{f"{split}_{name}": result[name] for name in ("acc", "auc")}})
+        epoch, best = math.ceil(number / self.steps_per_epoch), self.progress.best
+        # A split that lacks a class has no AUC: then the first epoch stays.
+        better = best is None or result[metric] > best.value
+        logger.info(
+            "epoch %d/%d: %s loss %.4f, ACC %.4f, AUC %.4f%s",
+            epoch,
+            self.config.train.epochs,
+            split,
+            loss,
+            result["acc"],
+            result["auc"],
+            ", best so far" if better else "",
+        )
+        if better:
+            checkpointer.save_best(number, self.state.params)
+            best = Best(epoch=epoch, step=number, value=result[metric])
+            self.progress = Progress(fingerprint=self.fingerprint, best=best, seconds=self.progress.seconds)
+
+    def _save(self, checkpointer: Checkpointer) -> None:
+        progress = Progress(fingerprint=self.fingerprint, best=self.progress.best, seconds=self.seconds())
+        checkpointer.save_latest(self.state, self.iterator, progress)
+
+    def _finish(self, checkpointer: Checkpointer) -> dict[str, Any]:
+        """The only place that touches the test split, unless the protocol is `reference`."""
+        best = self.progress.best
+        params = checkpointer.restore_best(best.step, self.state.params)
+        scores = {split: self.scores(params, split)[1] for split in ("val", "test")}
+        report.write_predictions(self.folder, scores, self.dataset, self.config)
+        result = {
+            **report.describe_run(self.experiment, self.dataset, self.config, self.fingerprint),
+            "selection": {"split": self.selection_split, "metric": self.config.eval.metric, **dataclasses.asdict(best)},
+            **report.score_splits(scores, self.dataset, resamples=self.config.eval.bootstrap),
+            "steps": self.last_step,
+            "seconds": round(self.seconds(), 1),
+        }
+        result = workdir.write_result(self.folder, result)
+        report.log_result(result)
+        return result

@@ -1,0 +1,82 @@
+"""What watches the training loop: losses that must stay finite, the rate of images, and the signal to stop."""
+
+import math
+import pathlib
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxboost.errors import UserError
+from jaxboost.training.checkpoint import Checkpointer
+
+
+class PendingLosses:
+    """Losses that still lie on the device: fetched together, so that steps need not wait for each other."""
+
+    def __init__(self, checkpointer: Checkpointer, folder: pathlib.Path):
+        self._checkpointer, self._folder = checkpointer, folder
+        self._pending: list[tuple[int, jax.Array]] = []
+        self._last = math.nan
+
+    def add(self, number: int, loss: jax.Array) -> None:
+        """Notes the loss of a step."""
+        self._pending.append((number, loss))
+
+    def check(self) -> float:
+        """Returns the last loss; raises UserError at the first one that is not finite."""
+        for number, loss in jax.device_get(self._pending):
+            if not np.isfinite(loss):
+                saved = self._checkpointer.latest_step()
+                good = "there is no checkpoint yet" if saved is None else f"last good checkpoint: step {saved}"
+                raise UserError(
+                    f"the loss is {loss} at step {number}: lower optim.lr or set optim.clip_norm;"
+                    f" {good} in {self._folder}"
+                )
+            self._last = float(loss)
+        self._pending.clear()
+        return self._last
+
+
+class RateMeter:
+    """Images per second since the last measurement."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._step: int | None = None
+        self._time = 0.0
+
+    def restart(self, number: int) -> None:
+        """Starts anew at a step, leaving out what came before it."""
+        self._step, self._time = number, time.monotonic()
+
+    def measure(self, number: int) -> float | None:
+        """Images per second up to this step; None the first time, when the step was compiled."""
+        since, now = self._time, time.monotonic()
+        steps = None if self._step is None else number - self._step
+        self._step, self._time = number, now
+        return self._batch_size * steps / (now - since) if steps else None
+
+
+class StopSignal:
+    """Catches SIGTERM and SIGINT once, for the loop to stop after the step; a second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.received = ""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        signal.signal(number, self._before[number])

@@ -1,0 +1,71 @@
+"""Optimiser and learning rate schedule."""
+
+import jax
+import optax
+
+from jaxboost.errors import UserError, check_choice
+from jaxboost.models.frozen import Tree
+
+
+def make_optimizer(
+    *,
+    name: str,
+    lr: float,
+    schedule: str,
+    warmup_epochs: float,
+    final_lr: float,
+    weight_decay: float,
+    b1: float,
+    b2: float,
+    eps: float,
+    clip_norm: float,
+    steps_per_epoch: int,
+    epochs: int,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Builds the optimiser from the config's `optim` section; fields are explained in configs/default.py.
+
+    Returns:
+      The transformation, and the schedule: step -> learning rate.
+    """
+    check_choice(name, ("adamw", "adam"), "config field optim.name")
+    if name == "adam" and weight_decay:
+        raise UserError(f"config field optim.weight_decay: adam has none, set it to 0 (it is {weight_decay})")
+    rate = make_schedule(
+        schedule,
+        lr=lr,
+        final_lr=final_lr,
+        warmup_steps=round(warmup_epochs * steps_per_epoch),
+        total_steps=epochs * steps_per_epoch,
+    )
+    adam = (
+        optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask)
+        if name == "adamw"
+        else optax.adam(rate, b1=b1, b2=b2, eps=eps)
+    )
+    return (optax.chain(optax.clip_by_global_norm(clip_norm), adam) if clip_norm > 0 else adam), rate
+
+
+def make_schedule(kind: str, *, lr: float, final_lr: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    """Linear warm-up from 0 over `warmup_steps`, then cosine to `final_lr` at `total_steps`, or constant."""
+    check_choice(kind, ("cosine", "constant"), "config field optim.schedule")
+    if warmup_steps >= total_steps:
+        raise UserError(
+            f"config field optim.warmup_epochs: {warmup_steps} warm-up steps do not fit in {total_steps} steps"
+        )
+    main = (
+        optax.cosine_decay_schedule(lr, total_steps - warmup_steps, alpha=final_lr / lr if lr else 0.0)
+        if kind == "cosine"
+        else optax.constant_schedule(lr)
+    )
+    if not warmup_steps:
+        return main
+    return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup_steps), main], [warmup_steps])
+
+
+def decay_mask(params: Tree) -> Tree:
+    """True for weights that decay: all but biases, norms, positions and CLS tokens, recognised by their names."""
+
+    def decays(path: tuple[jax.tree_util.DictKey, ...], _: jax.Array) -> bool:
+        return not path[-1].key.endswith(("bias", "scale", "norm", "positions", "cls"))
+
+    return jax.tree_util.tree_map_with_path(decays, params)

@@ -1,0 +1,176 @@
+"""What is said of a run: the lines at its start and end, the prediction files, and the content of result.json."""
+
+import logging
+import pathlib
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from sklearn.metrics import roc_auc_score
+
+from jaxboost.data.source import Dataset
+from jaxboost.models.frozen import count, mib
+from jaxboost.training import evaluate, metrics, workdir
+from jaxboost.training.experiment import Experiment
+
+REFERENCE_WARNING = (
+    "protocol reference: the epoch is picked on the test split, as in the paper's released code;"
+    " the test figures are optimistic and only good for comparison with it"
+)
+
+logger = logging.getLogger(__name__)
+
+
+def log_start(experiment: Experiment, dataset: Dataset, config: ConfigDict) -> None:
+    """Says what is trained on what."""
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
+    logger.info("%s: %s; %d classes (%s)", dataset.info.name, sizes, len(dataset.info.classes), dataset.info.task)
+    boost = config.boost.kind
+    if experiment.block is not None:
+        manifest = experiment.block.manifest
+        state = "trained too" if config.boost.trainable else "frozen"
+        layers = ", ".join(map(str, experiment.block.layers))
+        boost += f" (layer {layers} of {manifest.source}, {state})"
+    logger.info(
+        "%s + %s: %s trainable parameters (%.2f MiB), %s frozen",
+        config.model.backbone,
+        boost,
+        f"{count(experiment.params):,}",
+        mib(experiment.params),
+        f"{count(experiment.frozen):,}",
+    )
+    devices = jax.local_devices()
+    logger.info("%d x %s, seed %d", len(devices), devices[0].device_kind, config.seed)
+    if config.eval.protocol == "reference":
+        logger.warning(REFERENCE_WARNING)
+
+
+def describe_run(experiment: Experiment, dataset: Dataset, config: ConfigDict, fingerprint: str) -> dict[str, Any]:
+    """The part of result.json that says what was run."""
+    block = None
+    if experiment.block is not None:
+        manifest = experiment.block.manifest
+        block = {
+            "source": manifest.source,
+            "layers": list(experiment.block.layers),
+            "dtype": manifest.dtype,
+            "sha256": fingerprint,
+        }
+    elif fingerprint:
+        block = {
+            "source": "random",
+            "layers": list(range(experiment.spec.depth)),
+            "dtype": "float32",
+            "sha256": fingerprint,
+        }
+    reference = config.eval.protocol == "reference"
+    return {
+        "dataset": dataset.info.name,
+        "task": dataset.info.task,
+        "classes": list(dataset.info.classes),
+        "splits": {name: len(split) for name, split in dataset.splits.items()},
+        "seed": config.seed,
+        "protocol": config.eval.protocol,
+        "warning": REFERENCE_WARNING if reference else None,
+        "model": config.model.backbone,
+        "boost": config.boost.kind,
+        "parameters": {
+            "trainable": count(experiment.params),
+            "frozen": count(experiment.frozen),
+            "trainable_mib": round(mib(experiment.params), 2),
+        },
+        "block": block,
+        "config": workdir.to_dict(config),
+        "versions": {
+            "python": platform.python_version(),
+            "device": jax.local_devices()[0].device_kind,
+            **{name: metadata.version(name) for name in ("jaxboost", "jax", "flax", "optax", "orbax-checkpoint")},
+        },
+    }
+
+
+def score_splits(scores: Mapping[str, np.ndarray], dataset: Dataset, *, resamples: int) -> dict[str, Any]:
+    """Figures of each split with 95 % intervals, and what a single given score reaches on the test split.
+
+    Args:
+      scores: split -> probabilities (n, classes).
+    """
+    result: dict[str, Any] = {}
+    task = dataset.info.task
+    for name, probabilities in scores.items():
+        labels = dataset.splits[name].labels
+        result[name] = {
+            **metrics.score(labels, probabilities, task),
+            "n": len(labels),
+            "ci95": metrics.intervals(labels, probabilities, task, resamples=resamples),
+        }
+    labels = dataset.splits["test"].labels[:, 0]
+    result["baselines"] = {
+        name: {"auc": float(roc_auc_score(labels, values["test"]))} for name, values in dataset.baselines.items()
+    }
+    return result
+
+
+def write_predictions(
+    folder: pathlib.Path, scores: Mapping[str, np.ndarray], dataset: Dataset, config: ConfigDict
+) -> None:
+    """Writes MedMNIST's standard prediction file of each split; the reference protocol is marked in its name."""
+    mark = "reference-" if config.eval.protocol == "reference" else ""
+    for split, probabilities in scores.items():
+        labels = dataset.splits[split].labels
+        evaluate.write_predictions(
+            folder / "predictions",
+            probabilities,
+            name=dataset.info.name,
+            size=dataset.info.size,
+            split=split,
+            auc=metrics.auc(labels, probabilities, dataset.info.task),
+            acc=metrics.acc(labels, probabilities, dataset.info.task),
+            run=f"{mark}seed{config.seed}",
+        )
+
+
+def log_result(result: Mapping[str, Any]) -> None:
+    """Says the figures of result.json, with what they have to be held against."""
+    selection = result["selection"]
+    logger.info(
+        "epoch %d has the best %s %s, %s",
+        selection["epoch"],
+        selection["split"],
+        selection["metric"].upper(),
+        _number(selection["value"]),
+    )
+    for split in ("val", "test"):
+        figures = result[split]
+        texts = [
+            f"{name.upper()} {_number(figures[name])} [{', '.join(map(_number, figures['ci95'][name]))}]"
+            for name in ("acc", "auc")
+        ]
+        texts += [
+            f"{name} {_number(figures[key])}"
+            for key, name in (
+                ("sensitivity", "sensitivity"),
+                ("specificity", "specificity"),
+                ("balanced_acc", "balanced ACC"),
+            )
+            if key in figures
+        ]
+        logger.info(
+            "%s (n = %d, 95 %% intervals): %s; the majority class alone: ACC %s",
+            split,
+            figures["n"],
+            ", ".join(texts),
+            _number(figures["majority_acc"]),
+        )
+    for name, figures in result["baselines"].items():
+        logger.info("test: %s alone: AUC %s", name, _number(figures["auc"]))
+    if result["warning"]:
+        logger.warning(result["warning"])
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"

@@ -1,0 +1,84 @@
+"""`describe` as a script, and every config's exact counts under `nnx.eval_shape`."""
+
+import importlib
+import json
+import pathlib
+
+import pytest
+
+from jaxboost.analysis.describe import describe
+from tests.scripts import REPOSITORY, assert_mistake, run_script
+
+LEAVES = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.py") if path.stem != "default")
+
+# (trainable, frozen, tokens) as configured, and trainable without the booster; two classes each.
+COUNTS = {
+    "quickstart": (614_530, 3_540_672, 8, 467_074),
+    "vesselmnist3d_vivitm": (76_171_650, 202_387_456, 8, 67_783_042),
+    "vesselmnist3d_vivits": (17_085_826, 202_387_456, 8, 12_891_522),
+    "vesselmnist3d_vit3d": (42_557_826, 202_387_456, 344, 34_169_218),
+    "breastmnist_vits": (24_812_162, 202_387_456, 197, 21_666_434),
+}
+
+
+def _config(leaf: str, **overrides: object):
+    config = importlib.import_module(f"configs.{leaf}").get_config()
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+def test_every_config_is_listed():
+    assert set(LEAVES) == set(COUNTS)
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_counts(leaf):
+    trainable, frozen, tokens, plain = COUNTS[leaf]
+    result = describe(_config(leaf))
+    assert (result["trainable"], result["frozen"], result["tokens"]) == (trainable, frozen, tokens)
+    assert result["trainable_mib"] == round(trainable * 4 / 2**20, 2)
+    assert result["frozen_mib"] == round(frozen * 4 / 2**20, 2)
+    without = describe(_config(leaf, **{"boost.kind": "none"}))
+    assert (without["trainable"], without["frozen"]) == (plain, 0)
+    assert without["flops_per_image"]["with_boost"] == without["flops_per_image"]["without_boost"]
+    assert result["flops_per_image"]["without_boost"] == without["flops_per_image"]["without_boost"]
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_arms_have_the_paper_codes_counts(leaf):
+    """The controls have R-LLM's trainable parameters; fine-tuning trains what was frozen, and nothing else changes."""
+    trainable, frozen, *_ = COUNTS[leaf]
+    for kind in ("out", "hybrid", "bare", "mlp", "mlp_out"):
+        assert describe(_config(leaf, **{"boost.kind": kind}))["trainable"] == trainable
+    tuned = describe(_config(leaf, **{"boost.trainable": True}))
+    assert (tuned["trainable"], tuned["frozen"]) == (trainable + frozen, 0)
+    encoder_width = {"quickstart": 128, "breastmnist_vits": 384, "vesselmnist3d_vivits": 512}.get(leaf, 1024)
+    assert describe(_config(leaf, **{"boost.kind": "out_nn"}))["trainable"] == trainable + encoder_width**2
+
+
+def test_vit_s_flops_are_those_of_its_formula():
+    """Per token and block: 12 d^2 multiply-adds in the linear maps and 2 N d in the attention."""
+    d, N, depth = 384, 197, 12
+    blocks = depth * (12 * N * d * d + 2 * N * N * d)
+    patches, head = 196 * 16 * 16 * 3 * d, 2 * d
+    result = describe(_config("breastmnist_vits"))["flops_per_image"]
+    assert result["without_boost"] == 2 * (blocks + patches + head)
+
+
+def test_script_prints_json_and_needs_neither_data_nor_weights(tmp_path):
+    process = run_script(
+        "-m", "jaxboost.analysis.describe", "--config=configs/vesselmnist3d_vivitm.py", "--json",
+        env={"MEDMNIST_ROOT": str(tmp_path)},
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
+    assert result["trainable"] == COUNTS["vesselmnist3d_vivitm"][0]
+    assert {"frozen", "trainable_mib", "frozen_mib", "tokens", "flops_per_image"} <= set(result)
+    assert list(pathlib.Path(tmp_path).iterdir()) == []
+
+
+def test_script_names_a_mistake():
+    process = run_script(
+        "-m", "jaxboost.analysis.describe", "--config=configs/quickstart.py", "--config.boost.kind=rlm"
+    )
+    assert_mistake(process, "boost.kind", "did you mean 'rllm'")

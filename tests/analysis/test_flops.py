@@ -1,0 +1,43 @@
+"""FLOPs against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxboost.analysis.flops import count_flops
+
+
+def _shape(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def test_batched_product():
+    assert count_flops(lambda a, b: a @ b, _shape(5, 3, 4), _shape(5, 4, 7)) == 2 * 5 * 3 * 4 * 7
+
+
+def test_product_in_jit_and_remat_counts_once():
+    assert count_flops(jax.jit(jax.checkpoint(lambda a: a @ a)), _shape(3, 3)) == 2 * 27
+
+
+def test_scan_counts_as_often_as_it_runs():
+    def chain(x, weights):
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, weights)[0]
+
+    assert count_flops(chain, _shape(2, 3), _shape(6, 3, 3)) == 6 * 2 * 2 * 3 * 3
+
+
+@pytest.mark.parametrize(("groups", "kernel"), [(1, (3, 3, 8, 16)), (2, (3, 3, 4, 16))])
+def test_convolution(groups, kernel):
+    def convolve(x, w):
+        return jax.lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+        )
+
+    assert count_flops(convolve, _shape(1, 10, 10, 8), _shape(*kernel)) == 2 * 100 * 9 * 8 * 16 // groups
+
+
+def test_cond_counts_its_dearest_branch():
+    def branch(flag, a):
+        return jax.lax.cond(flag, lambda a: a @ a, lambda a: a, a)
+
+    assert count_flops(branch, jax.ShapeDtypeStruct((), jnp.bool_), _shape(4, 4)) == 2 * 64

@@ -1,0 +1,98 @@
+"""Schedule and optimiser against closed forms and torch."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxboost.errors import UserError
+from jaxboost.training import optim
+
+SECTION = dict(
+    name="adamw", lr=1e-2, schedule="cosine", warmup_epochs=1.0, final_lr=1e-4, weight_decay=0.1, b1=0.9, b2=0.95,
+    eps=1e-6, clip_norm=0.0, steps_per_epoch=5, epochs=4,
+)  # fmt: skip
+
+
+def test_cosine_with_warmup():
+    _, rate = optim.make_optimizer(**SECTION)
+    steps = np.arange(25)
+    expected = np.where(
+        steps < 5,
+        1e-2 * steps / 5,
+        1e-4 + (1e-2 - 1e-4) * (1 + np.cos(np.pi * np.clip((steps - 5) / 15, 0, 1))) / 2,
+    )
+    np.testing.assert_allclose([rate(step) for step in steps], expected, rtol=1e-5)
+
+
+def test_constant():
+    _, rate = optim.make_optimizer(**{**SECTION, "schedule": "constant", "warmup_epochs": 0.0})
+    assert {rate(step) for step in range(30)} == {1e-2}
+
+
+@pytest.mark.parametrize(("name", "weight_decay"), [("adamw", 0.1), ("adam", 0.0)])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
+def test_steps_equal_torch(name, weight_decay, clip_norm):
+    """AdamW with decay on the kernel alone, gradient clipping, and the schedule: five steps as torch takes them."""
+    rng = np.random.default_rng(0)
+    start = {"kernel": rng.normal(size=(3, 4)).astype("f"), "bias": rng.normal(size=4).astype("f")}
+    section = {**SECTION, "name": name, "weight_decay": weight_decay, "clip_norm": clip_norm}
+    tx, rate = optim.make_optimizer(**section)
+    params = {key: jnp.asarray(value) for key, value in start.items()}
+    state = tx.init(params)
+
+    theirs = {key: torch.nn.Parameter(torch.tensor(value)) for key, value in start.items()}
+    groups = [
+        {"params": [theirs["kernel"]], "weight_decay": weight_decay},
+        {"params": [theirs["bias"]], "weight_decay": 0.0},
+    ]
+    optimizer = (torch.optim.AdamW if name == "adamw" else torch.optim.Adam)(groups, betas=(0.9, 0.95), eps=1e-6)
+    for number in range(5):
+        grads = {key: rng.normal(size=value.shape).astype("f") for key, value in start.items()}
+        updates, state = tx.update({k: jnp.asarray(g) for k, g in grads.items()}, state, params)
+        params = {key: params[key] + updates[key] for key in params}
+        for key, grad in grads.items():
+            theirs[key].grad = torch.tensor(grad)
+        if clip_norm:
+            torch.nn.utils.clip_grad_norm_(list(theirs.values()), clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = float(rate(number))
+        optimizer.step()
+    for key in start:
+        np.testing.assert_allclose(params[key], theirs[key].detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_decay_spares_biases_norms_positions_and_cls():
+    tree = {
+        "encoder": {
+            "positions": 0, "cls": 0, "spatial_cls": 0, "blocks": {
+                "attention": {"qkv": {"kernel": 1, "bias": 0}}, "mlp_norm": {"scale": 0, "bias": 0}
+            },
+        },
+        "boost": {"encode": {"kernel": 1}, "block": {"layers": {"q": 1, "attention_norm": 0}, "final_norm": 0}},
+    }  # fmt: skip
+    assert optim.decay_mask(tree) == {
+        "encoder": {
+            "positions": False, "cls": False, "spatial_cls": False, "blocks": {
+                "attention": {"qkv": {"kernel": True, "bias": False}}, "mlp_norm": {"scale": False, "bias": False}
+            },
+        },
+        "boost": {
+            "encode": {"kernel": True},
+            "block": {"layers": {"q": True, "attention_norm": False}, "final_norm": False},
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "adamm"}, "did you mean 'adam'"),
+        ({"schedule": "cos"}, "did you mean 'cosine'"),
+        ({"name": "adam"}, "optim.weight_decay: adam has none"),
+        ({"warmup_epochs": 4.0}, "20 warm-up steps do not fit in 20 steps"),
+    ],
+)
+def test_mistakes(change, message):
+    with pytest.raises(UserError, match=message):
+        optim.make_optimizer(**{**SECTION, **change})

@@ -1,0 +1,312 @@
+"""train.py as a user runs it: resuming, stopping, finishing, and its mistakes."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from medmnist.evaluator import getACC, getAUC
+
+from configs import quickstart
+from jaxboost import data
+from jaxboost.errors import UserError
+from jaxboost.training import loop
+from tests.scripts import REPOSITORY, assert_mistake, run_script
+
+# Six steps of a small ViT3D with a random block, and a checkpoint after the third.
+SMALL = (
+    "train.py",
+    "--config=configs/quickstart.py",
+    "--config.model.backbone=vit3d_tiny",
+    "--config.boost.block=random",
+    "--config.boost.family=llama-tiny",
+    "--config.boost.layers=0",
+    "--config.train.max_steps=6",
+    "--config.train.checkpoint_every=3",
+    "--config.train.log_every=1",
+    "--config.eval.bootstrap=20",
+)
+
+# Ends the process with SIGKILL in its fifth step, once the checkpoint of the third is on disk.
+KILLED_IN_FIFTH_STEP = """
+import os, pathlib, runpy, signal, sys, time
+from jaxboost.training import loop, step
+
+workdir, put, calls = pathlib.Path(sys.argv.pop(1)), step.put, []
+
+def put_or_die(*arguments):
+    calls.append(1)
+    if len(calls) == 5:
+        while not (workdir / "checkpoints/latest/3").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return put(*arguments)
+
+step.put = put_or_die
+sys.argv[0] = "train.py"
+sys.path.insert(0, ".")
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def _small(root: pathlib.Path, workdir: pathlib.Path, *more: str) -> tuple[str, ...]:
+    return (*SMALL, f"--config.data.root={root}", f"--workdir={workdir}", *more)
+
+
+def _records(workdir: pathlib.Path) -> list[dict]:
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in r.items() if name != "images_per_second"} for r in records]
+
+
+def _state(workdir: pathlib.Path) -> dict:
+    folder = next((workdir / "checkpoints/latest").glob("[0-9]*"))
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder.absolute() / "state")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(lidc_root, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    process = run_script(*_small(lidc_root, workdir))
+    assert process.returncode == 0, process.stderr
+    return workdir, process
+
+
+def test_kill_and_resume_is_bitwise_equal(uninterrupted, lidc_root, tmp_path):
+    whole, _ = uninterrupted
+    workdir = tmp_path / "killed"
+    killed = run_script("-c", KILLED_IN_FIFTH_STEP, workdir, *_small(lidc_root, workdir)[1:])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (workdir / "result.json").exists()
+
+    resumed = run_script(*_small(lidc_root, workdir))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed from step 3" in resumed.stdout
+    assert _records(workdir) == _records(whole)
+    ours, theirs = ([*_leaves(_state(folder))] for folder in (workdir, whole))
+    assert len(ours) > 50
+    for (path, a), (other, b) in zip(ours, theirs, strict=True):
+        assert path == other
+        np.testing.assert_array_equal(a, b, err_msg=path)
+    for file in (whole / "predictions").iterdir():
+        assert (workdir / "predictions" / file.name).read_bytes() == file.read_bytes()
+
+
+def _leaves(tree, path=""):
+    if isinstance(tree, dict):
+        for name in sorted(tree):
+            yield from _leaves(tree[name], f"{path}/{name}")
+    elif isinstance(tree, list | tuple):
+        for index, entry in enumerate(tree):
+            yield from _leaves(entry, f"{path}/{index}")
+    elif tree is not None:
+        yield path, np.asarray(tree)
+
+
+def test_result_and_predictions(uninterrupted, lidc_root):
+    workdir, process = uninterrupted
+    result = json.loads((workdir / "result.json").read_text())
+    dataset = data.load("lidcshapes3d", size=28, root=str(lidc_root))
+    assert result["splits"] == {name: len(split) for name, split in dataset.splits.items()}
+    assert result["protocol"] == "validation"
+    assert result["selection"]["split"] == "val"
+    assert result["selection"]["step"] == 6
+    assert result["block"]["source"] == "random"
+    assert len(result["block"]["sha256"]) == 64
+    labels = dataset.splits["test"].labels
+    (file,) = (workdir / "predictions").glob("lidcshapes3d_test_*@seed0.csv")
+    table = np.loadtxt(file, delimiter=",")
+    np.testing.assert_array_equal(table[:, 0], np.arange(len(labels)))
+    np.testing.assert_allclose(table[:, 1:].sum(1), 1, rtol=1e-5)
+    assert result["test"]["auc"] == pytest.approx(getAUC(labels, table[:, 1:], "binary-class"))
+    assert result["test"]["acc"] == pytest.approx(getACC(labels, table[:, 1:], "binary-class"))
+    assert f"[AUC]{result['test']['auc']:.3f}_[ACC]{result['test']['acc']:.3f}" in file.name
+    low, high = result["test"]["ci95"]["auc"]
+    assert low <= result["test"]["auc"] <= high
+    assert 0.7 < result["baselines"]["nodule volume"]["auc"] < 0.95
+    assert "nodule volume alone: AUC" in process.stdout
+    assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_checkpoints_hold_no_frozen_weights(uninterrupted):
+    workdir, _ = uninterrupted
+    state = _state(workdir)
+    assert set(state["params"]["boost"]) == {"encode", "decode"}
+    paths = {path for path, _ in _leaves(state)}
+    assert not any("block/" in path for path in paths)
+    with ocp.StandardCheckpointer() as checkpointer:
+        best = checkpointer.restore((workdir / "checkpoints/best/6/params").absolute())
+    assert set(best["boost"]) == {"encode", "decode"}
+
+
+def test_finished_run_is_not_run_again(uninterrupted, lidc_root):
+    workdir, first = uninterrupted
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    again = run_script(*_small(lidc_root, workdir))
+    assert again.returncode == 0
+    assert "is finished" in again.stdout
+    assert [line for line in first.stdout.splitlines() if line.startswith("test")] == [
+        line for line in again.stdout.splitlines() if line.startswith("test")
+    ]
+    assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+
+
+def test_workdir_of_another_config(uninterrupted, lidc_root):
+    workdir, _ = uninterrupted
+    process = run_script(*_small(lidc_root, workdir, "--config.optim.lr=1e-3"))
+    assert_mistake(process, "another config", "optim.lr (0.0005 there, 0.001 now)", "--workdir")
+
+
+def test_sigterm_saves_and_stops_cleanly(lidc_root, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = _small(lidc_root, workdir, "--config.train.max_steps=0", "--config.train.epochs=500")
+    process = subprocess.Popen(
+        [sys.executable, *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (workdir / "metrics.jsonl").exists() or not (workdir / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "stopped by SIGTERM after step" in stdout
+    stopped_at = int(stdout.split("stopped by SIGTERM after step ")[1].split(",")[0])
+    assert int(_state(workdir)["step"]) == stopped_at
+    assert not (workdir / "result.json").exists()
+    assert not list(workdir.rglob("*tmp*"))
+
+
+def test_nan_loss_names_the_step_and_the_checkpoint(lidc_root, tmp_path):
+    workdir = tmp_path / "run"
+    process = run_script(
+        *_small(lidc_root, workdir, "--config.optim.lr=1e30", "--config.optim.warmup_epochs=0.1",
+                "--config.train.checkpoint_every=1", "--config.train.epochs=1")
+    )  # fmt: skip
+    assert_mistake(process, "the loss is nan at step", "last good checkpoint: step", "optim.lr")
+    named = int(process.stderr.split("last good checkpoint: step ")[1].split(" ")[0])
+    assert int(_state(workdir)["step"]) == named
+    assert all(np.isfinite(leaf).all() for path, leaf in _leaves(_state(workdir)) if path.startswith("/params"))
+
+
+def test_another_block_is_refused(lidc_root, tmp_path):
+    from jaxboost import convert
+    from tests.reference.llama_checkpoints import tiny_llama, write_safetensors
+
+    for seed in (0, 1):
+        source = write_safetensors(tiny_llama(seed), tmp_path / f"llama{seed}")
+        convert.convert(str(source), "3", tmp_path / f"block{seed}")
+
+    def arguments(seed: int) -> tuple[str, ...]:
+        return _small(
+            lidc_root, tmp_path / "run", "--config.boost.family=", f"--config.boost.block={tmp_path / f'block{seed}'}",
+            "--config.boost.layers=3",
+        )  # fmt: skip
+
+    first = run_script("-c", KILLED_IN_FIFTH_STEP, tmp_path / "run", *arguments(0)[1:])
+    assert first.returncode == -signal.SIGKILL, first.stderr
+    assert_mistake(run_script(*arguments(1)), "was trained with block", "give that block")
+    assert run_script(*arguments(0)).returncode == 0
+    block = json.loads((tmp_path / "run/result.json").read_text())["block"]
+    assert block["layers"] == [3]
+
+
+def test_reference_protocol_is_marked(lidc_root, tmp_path):
+    workdir = tmp_path / "run"
+    process = run_script(*_small(lidc_root, workdir, "--config.eval.protocol=reference"))
+    assert process.returncode == 0, process.stderr
+    assert "picked on the test split" in process.stdout
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["protocol"] == "reference"
+    assert result["selection"]["split"] == "test"
+    assert "optimistic" in result["warning"]
+    assert all("@reference-seed0" in file.name for file in (workdir / "predictions").iterdir())
+
+
+def test_two_devices_give_the_same_losses(uninterrupted, lidc_root, tmp_path):
+    whole, _ = uninterrupted
+    workdir = tmp_path / "run"
+    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    process = run_script(*_small(lidc_root, workdir), env=env)
+    assert process.returncode == 0, process.stderr
+    assert "2 x cpu" in process.stdout
+    for ours, theirs in zip(_records(workdir), _records(whole), strict=True):
+        if "train_loss" in ours:
+            assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data.name": "vesselmnist"}, "did you mean 'vesselmnist3d'"),
+        ({"model.backbone": "vivit"}, "did you mean 'vivit_"),
+        ({"model.backbone": "vit_s"}, "is 3-D but backbone vit_s takes 2-D input: .*vivit_tiny"),
+        ({"model.image_size": 27}, "27 is no multiple of the patch 4"),
+        ({"model.image_size": 56}, "data.size"),
+        ({"model.mean": (1.0, 2.0)}, "model.mean: give 1 or 3 values"),
+        ({"model.dtype": "float16"}, "model.dtype.*valid: float32, bfloat16"),
+        ({"boost.kind": "rlm"}, "did you mean 'rllm'"),
+        ({"boost.layers": ("x",)}, "boost.layers.*layer numbers"),
+        ({"boost.family": "llama-8b"}, "boost.family.*did you mean"),
+        ({"boost.final_norm": "zeros"}, "boost.final_norm"),
+        ({"boost.block": ""}, "boost.block is empty.*convert_weights.py"),
+        ({"boost.block": "random", "boost.family": ""}, "boost.block is empty|boost.family is empty"),
+        (
+            {"boost.block": "nowhere/block", "boost.source": "huggyllama/llama-7b"},
+            "python convert_weights.py --source huggyllama/llama-7b --layers 0 --out nowhere/block",
+        ),
+        ({"optim.name": "sgd"}, "optim.name"),
+        ({"train.batch_size": 5000}, "5000"),
+        ({"train.epochs": 0}, "train.epochs.*positive"),
+        ({"eval.metric": "f1"}, "eval.metric.*valid: auc, acc"),
+        ({"eval.protocol": "test"}, "eval.protocol.*valid: validation, reference"),
+    ],
+)
+def test_mistakes_write_nothing(change, words, lidc_root, tmp_path):
+    config = quickstart.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.root": str(lidc_root),
+            "boost.block": "random",
+            "boost.family": "llama-tiny",
+            "boost.layers": (0,),
+            "boost.convert": False,
+            "eval.bootstrap": 20,
+            **change,
+        }
+    )
+    with pytest.raises(UserError, match=words):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["--config is missing"]),
+        (["--config=configs/nothing.py"], ["configs/nothing.py: no such file"]),
+        (["--config=configs/quickstart.py", "--wrkdir=x"], ["wrkdir"]),
+        (["--config=configs/quickstart.py", "more"], ["unexpected argument 'more'"]),
+        (["--config=configs/quickstart.py", "--config.optim.lrr=1"], ["--config.optim.lrr", "did you mean 'lr'"]),
+        (["--config=configs/quickstart.py", "--config.optim.lr=fast"], ["--config.optim.lr=fast"]),
+        (["--config=configs/quickstart.py", "--config.model.backbone=vit_x"], ["model.backbone", "vit_s"]),
+    ],
+)
+def test_mistakes_end_in_one_line_and_exit_code_two(arguments, words, tmp_path):
+    assert_mistake(run_script("train.py", f"--workdir={tmp_path / 'run'}", *arguments), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_misspelt_field_in_a_config_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs import default\n\n\ndef get_config():\n"
+        "    config = default.get_config()\n    config.optim.lrr = 1.0\n    return config\n"
+    )
+    assert_mistake(run_script("train.py", f"--config={file}"), str(file), 'Did you mean "lr"')
