@@ -4,7 +4,7 @@ python convert_weights.py --source meta-llama/Llama-2-7b-hf --layers 31 --out bl
 """
 
 import jax
-from absl import flags, logging
+from absl import flags
 
 from jaxboost import cli
 from jaxboost.convert import convert, summary
@@ -24,7 +24,6 @@ _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Whether an existing block
 
 
 def main() -> None:
-    logging.set_verbosity(logging.ERROR)
     # Nothing is computed here: an accelerator would only be blocked for others.
     jax.config.update("jax_platforms", "cpu")
     manifest = convert(

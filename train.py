@@ -15,9 +15,10 @@ def main() -> None:
     # After the flags: a mistyped one should not wait for jax to load.
     from jaxboost.training import loop
 
-    name = pathlib.Path(cli.config_file(_CONFIG).replace(":", "_")).name.replace(".py", "")
-    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else pathlib.Path("runs") / name / f"seed{config.seed}"
-    loop.train_and_evaluate(config, workdir)
+    file, _, argument = cli.config_file(_CONFIG).partition(":")
+    name = pathlib.Path(file).stem + (f"_{argument}" if argument else "")
+    workdir = _WORKDIR.value or f"runs/{name}/seed{config.seed}"
+    loop.train_and_evaluate(config, pathlib.Path(workdir).expanduser())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""Every field of a run, declared once; the other configs override.
-
-A field that no code reads is an error: each section is passed on as keyword arguments.
-"""
+"""Every field of a run, declared once; the other configs override. A field that is not here is an error."""
 
 from ml_collections import ConfigDict
 
@@ -21,6 +18,7 @@ def get_config() -> ConfigDict:
     model.mean = (0.0,)  # pixels in [0, 1] become (pixel - mean) / std, a value for all channels or one for each
     model.std = (1.0,)
     model.dtype = "float32"  # of the computation, "float32" or "bfloat16"; trained weights stay float32
+    model.remat = "none"  # of the encoder's blocks, "dots": keep the linear maps' outputs, "full": compute all again
 
     config.boost = boost = ConfigDict()
     boost.kind = "rllm"  # none, rllm, out, hybrid, bare, out_nn, mlp, mlp_out
@@ -28,7 +26,7 @@ def get_config() -> ConfigDict:
     boost.block = ""  # folder made by convert_weights.py, or "random": a frozen random block, the control
     boost.source = ""  # where that block comes from: named in the error when it is missing
     boost.convert = False  # make a missing block from boost.source at the start of the run
-    boost.layers = (31,)  # layers of the LLaMA model, in the order in which they run
+    boost.layers = (31,)  # layers of the LLaMA model, in the order in which they run; (): all that the block holds
     boost.final_norm = "ones"  # weight of the RMSNorm after the last layer: "ones" (the reference) or "loaded"
     boost.trainable = False  # train the block too: the paper's FT arm
     boost.rope = False  # keep LLaMA's rotary embedding
@@ -39,23 +37,23 @@ def get_config() -> ConfigDict:
     optim.lr = 1e-5  # peak, per step of the optimiser
     optim.schedule = "cosine"  # to optim.final_lr over all epochs, or "constant"
     optim.warmup_epochs = 0.0  # linear, from 0; a fraction is fine
-    optim.final_lr = 0.0
+    optim.final_lr = 0.0  # the cosine's last value
     optim.weight_decay = 0.05  # adamw only; none on biases, norms, positions and CLS tokens
-    optim.b1 = 0.9
-    optim.b2 = 0.999
-    optim.eps = 1e-8
+    optim.b1 = 0.9  # decay of the gradient's mean
+    optim.b2 = 0.999  # decay of the mean of its square
+    optim.eps = 1e-8  # added to the root of the latter
     optim.clip_norm = 0.0  # global gradient norm; 0: no clipping
 
     config.train = train = ConfigDict()
-    train.epochs = 100
+    train.epochs = 100  # whole passes; what does not fill a batch is left out, another part in each
     train.batch_size = 128  # over all devices
     train.max_steps = 0  # end the run early, after this many steps, without touching the schedule; 0: do not
     train.log_every = 10  # steps
     train.checkpoint_every = 0  # steps; 0: at the end of each epoch only
 
     config.eval = evaluation = ConfigDict()
-    evaluation.protocol = "validation"  # the split that picks the epoch; "reference" picks on test, as the paper's code
+    evaluation.protocol = "validation"  # the split that picks the epoch; "reference": test, as the paper's code does
     evaluation.metric = "auc"  # that picks the epoch: "auc" or "acc"
-    evaluation.batch_size = 128
+    evaluation.batch_size = 128  # over all devices
     evaluation.bootstrap = 1000  # resamples for the 95 % intervals
     return config.lock()

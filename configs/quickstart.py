@@ -22,6 +22,6 @@ def get_config() -> ConfigDict:
     config.boost.layers = (29,)
     config.optim.lr = 5e-4
     config.optim.warmup_epochs = 0.5
-    config.train.epochs = 6
+    config.train.epochs = 5
     config.train.batch_size = 64
     return config

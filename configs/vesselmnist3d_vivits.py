@@ -3,8 +3,9 @@
     python convert_weights.py --source huggyllama/llama-7b --layers 31 --out blocks/llama-7b
     python train.py --config configs/vesselmnist3d_vivits.py
 
-The paper (Table 3): ACC 90.31, AUC 84.56; without the booster 88.74, 83.88. Strongest published: ResNet-50 3D, five
-runs, ACC 93.20, AUC 88.83. Without the booster: --config.boost.kind=none.
+The paper (Table 3): ACC 90.31, AUC 84.56; without the booster 88.74, 83.88.
+Strongest published: ResNet-50 3D, five runs: ACC 93.20, AUC 88.83.
+Without the booster: --config.boost.kind=none.
 """
 
 from ml_collections import ConfigDict

@@ -86,7 +86,7 @@ def _check_overrides(argv: Sequence[str]) -> None:
         config.seed  # noqa: B018  a file that was not found fails only here
     except OSError:
         raise UserError(f"--config {path}: no such file; see configs/") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, ImportError, LookupError, NameError, SyntaxError, TypeError, ValueError) as error:
         # What a config file raises itself arrives wrapped in its traceback's text.
         reason = error.__context__ or error
         raise UserError(f"--config {path}: {type(reason).__name__}: {reason}".replace("\\n", " ")) from error

@@ -26,4 +26,4 @@ def check_choice(value: str, choices: Iterable[str], what: str) -> str:
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """'did you mean ...?' with the choice that is spelt most like `name`."""
-    return f"did you mean {difflib.get_close_matches(name, list(choices), n=1, cutoff=0)[0]!r}?"
+    return f"did you mean {difflib.get_close_matches(name.lower(), list(choices), n=1, cutoff=0)[0]!r}?"

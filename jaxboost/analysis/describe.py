@@ -17,9 +17,6 @@ from jaxboost.analysis.flops import count_flops
 from jaxboost.models.frozen import count, merge, mib
 from jaxboost.training.experiment import Experiment, prepare
 
-_CONFIG = cli.define_config()
-_JSON = flags.DEFINE_bool("json", False, "print one JSON object instead of text")
-
 
 def describe(config: ConfigDict) -> dict[str, Any]:
     """Sizes and costs of a config's model.
@@ -58,20 +55,28 @@ def describe(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    result = describe(cli.read_config(_CONFIG))
-    if _JSON.value:
-        print(json.dumps(result))
-        return
+def as_text(result: dict[str, Any]) -> str:
+    """The figures of `describe` as a few lines."""
     cost = result["flops_per_image"]
-    print(f"{result['dataset']}, {result['backbone']}, boost {result['boost']}, {result['classes']} classes")
-    print(f"trainable  {result['trainable']:>13,} parameters {result['trainable_mib']:>9.2f} MiB")
-    print(f"frozen     {result['frozen']:>13,} parameters {result['frozen_mib']:>9.2f} MiB")
-    print(f"tokens     {result['tokens']:>13,} seen by the booster")
-    print(
-        f"forward    {cost['with_boost'] / 1e9:>13.3f} GFLOP per image; {cost['without_boost'] / 1e9:.3f} without boost"
+    return "\n".join(
+        [
+            f"{result['dataset']}, {result['backbone']}, boost {result['boost']}, {result['classes']} classes",
+            f"trainable  {result['trainable']:>13,} parameters {result['trainable_mib']:>9.2f} MiB",
+            f"frozen     {result['frozen']:>13,} parameters {result['frozen_mib']:>9.2f} MiB",
+            f"tokens     {result['tokens']:>13,} seen by the booster",
+            f"forward    {cost['with_boost'] / 1e9:>13.3f} GFLOP per image, "
+            f"{cost['without_boost'] / 1e9:.3f} without the booster",
+        ]
     )
 
 
 if __name__ == "__main__":
+    # Flags are global: only the program declares them, so that others can import this module.
+    config_flag = cli.define_config()
+    json_flag = flags.DEFINE_bool("json", False, "print one JSON object instead of text")
+
+    def main() -> None:
+        result = describe(cli.read_config(config_flag))
+        print(json.dumps(result) if json_flag.value else as_text(result))
+
     cli.run(main)

@@ -1,6 +1,5 @@
 """Conversion of LLaMA-family checkpoints into blocks that the models load."""
 
-import importlib.metadata
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+import jaxboost
 from jaxboost.convert import names, store, writer
 from jaxboost.convert.sources import open_source
 from jaxboost.convert.store import Manifest
@@ -75,7 +75,7 @@ def convert(
             dtype=dtype,
             config=reader.config,
             sha256=block.sha256,
-            jaxboost_version=_version(),
+            jaxboost_version=jaxboost.__version__,
         )
         block.finish(manifest)
     return manifest
@@ -108,6 +108,7 @@ def summary(manifest: Manifest, out: str | Path) -> str:
     """A few lines for the user: what was converted, where it is, and how it is used."""
     size = sum(path.stat().st_size for path in Path(out).expanduser().rglob("*") if path.is_file())
     layers = ", ".join(map(str, manifest.layers))
+    used = ",".join(map(str, manifest.layers))
     return "\n".join(
         [
             f"source  {manifest.source} ({manifest.source_format})",
@@ -115,21 +116,18 @@ def summary(manifest: Manifest, out: str | Path) -> str:
             + (", and the final norm" if manifest.final_norm else ""),
             f"dtype   {manifest.dtype}",
             f"wrote   {size / 2**20:.1f} MiB to {out}",
-            f"use it  python train.py --config CONFIG --config.boost.block={out}",
+            f"use it  --config.boost.block={out} --config.boost.layers={used} --config.boost.family=",
         ]
     )
 
 
-def _version() -> str:
-    try:
-        return importlib.metadata.version("jaxboost")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
-
 def _on_host(array: np.ndarray) -> jax.Array:
     # Orbax would copy a NumPy array before it writes, but writes a jax.Array from where it lies.
-    return jax.block_until_ready(jax.device_put(array, jax.local_devices(backend="cpu")[0]))
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        device = jax.local_devices()[0]
+    return jax.block_until_ready(jax.device_put(array, device))
 
 
 def _check_space(out: Path, needed: int) -> None:

@@ -1,10 +1,8 @@
 """Every data set by name."""
 
-import difflib
-
 from jaxboost.data import lidc, medmnist
 from jaxboost.data.source import Dataset, DatasetInfo
-from jaxboost.errors import UserError
+from jaxboost.errors import check_choice
 
 
 def dataset_names() -> tuple[str, ...]:
@@ -35,7 +33,4 @@ def load(name: str, *, size: int, root: str) -> Dataset:
 
 
 def _check_name(name: str) -> None:
-    known = dataset_names()
-    if name not in known:
-        nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0)[0]
-        raise UserError(f"data.name={name!r}: no such data set; did you mean {nearest!r}? Known: {', '.join(known)}")
+    check_choice(name, dataset_names(), "config field data.name")

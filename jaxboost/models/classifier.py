@@ -130,6 +130,7 @@ def build(
     mean: Sequence[float],
     std: Sequence[float],
     dtype: jnp.dtype,
+    remat: str = "none",
     rngs: nnx.Rngs,
 ) -> Classifier:
     """Builds a classifier with random weights; call it under `nnx.eval_shape` or `jax.jit` where they are not wanted.
@@ -138,9 +139,12 @@ def build(
       backbone: a key of BACKBONES.
       image_size: side S of the (cubic) input, in pixels; a multiple of the backbone's patch.
       dtype: of the computation; trained weights are float32 always.
+      remat: a key of `layers.REMAT`, for the encoder's blocks.
     """
     spec = BACKBONES[backbone]
-    encoder = spec.encoder(image_size=image_size, channels=CHANNELS, dtype=dtype, rngs=rngs, **spec.arguments)
+    encoder = spec.encoder(
+        image_size=image_size, channels=CHANNELS, dtype=dtype, remat=remat, rngs=rngs, **spec.arguments
+    )
     width = encoder.width
     booster = None
     if boost.kind != "none":

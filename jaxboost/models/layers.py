@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-# Both return kernel and bias initialisers for a linear map from `fan_in` features.
+# fan_in -> (kernel initialiser, bias initialiser) of a linear map.
 LinearInit = Callable[[int], tuple[nnx.Initializer, nnx.Initializer]]
 
 
@@ -60,6 +60,12 @@ def patches_3d(volumes: jax.Array, patch: int) -> jax.Array:
     n = S // patch
     x = volumes.reshape(B, n, patch, n, patch, n, patch, C)
     return x.transpose(0, 1, 3, 5, 4, 6, 2, 7).reshape(B, n, n * n, patch**3 * C)
+
+
+def prepend(token: jax.Array, x: jax.Array) -> jax.Array:
+    """Puts one learned token (D,) before the tokens x (B, N, D) -> (B, 1 + N, D)."""
+    cls = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+    return jnp.concatenate([cls, x], axis=1)
 
 
 class PatchEmbedding3D(nnx.Module):
@@ -141,14 +147,53 @@ class Block(nnx.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+def volume_block(width: int, *, heads: int, head_dim: int, mlp_width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> Block:
+    """The block of both 3D encoders: no bias in q, k and v, LayerNorm eps 1e-5, torch's default initialisation."""
+    return Block(
+        width,
+        heads=heads,
+        head_dim=head_dim,
+        mlp_width=mlp_width,
+        qkv_bias=False,
+        eps=1e-5,
+        init=torch_init,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> Any:
     """`depth` independently initialised modules as one, every weight with a leading axis of length `depth`."""
     return nnx.vmap(make)(rngs.split(depth))
 
 
-def scan_stack(layers: Any, x: jax.Array, call: Callable[[Any, jax.Array], jax.Array] = lambda f, x: f(x)) -> jax.Array:
+# What the backward pass of a stack keeps of each layer's inside, beside the layer's input.
+REMAT = {
+    "none": None,  # everything
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # all linear maps' outputs
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def scan_stack(
+    layers: Any,
+    x: jax.Array,
+    call: Callable[[Any, jax.Array], jax.Array] = lambda layer, x: layer(x),
+    *,
+    remat: str = "none",
+) -> jax.Array:
     """Runs a `stack` on x, layer after layer; `call(layer, x)` keeps x's shape and dtype.
 
     A scan: compile time does not grow with depth, and on CPU a step takes less than half the time of unrolled layers.
+
+    Args:
+      remat: a key of REMAT; what is not kept is computed again in the backward pass, less memory for more time.
     """
-    return jax.lax.scan(lambda carry, layer: (call(layer, carry), None), x, layers)[0]
+
+    def body(carry: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+        return call(layer, carry), None
+
+    if remat != "none":
+        # A scan's iterations are not merged with each other, which is what prevent_cse guards against.
+        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
+    return jax.lax.scan(body, x, layers)[0]

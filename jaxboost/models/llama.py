@@ -92,7 +92,7 @@ class LlamaLayer(nnx.Module):
         self.config, self.dtype = config, dtype
 
         def matrix(fan_in: int, fan_out: int) -> nnx.Param:
-            # N(0, .02): the initialisation LLaMA itself was trained from, used by the random-block control.
+            # N(0, .02), the default of Hugging Face's configs: what the random-block control uses.
             return nnx.Param(0.02 * jax.random.normal(rngs.params(), (fan_in, fan_out)))
 
         self.attention_norm = nnx.Param(jnp.ones(D))

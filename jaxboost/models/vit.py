@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.layers import Block, linear, patches_2d, scan_stack, stack, vit_init
+from jaxboost.models.layers import Block, linear, patches_2d, prepend, scan_stack, stack, vit_init
 
 
 class ViT(nnx.Module):
@@ -23,9 +23,11 @@ class ViT(nnx.Module):
         depth: int,
         heads: int,
         mlp_width: int,
+        remat: str = "none",
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
+        self.remat = remat
         self.patch, self.width, self.tokens = patch, width, 1 + (image_size // patch) ** 2
         self.embedding = linear(patch * patch * channels, width, init=vit_init, dtype=dtype, rngs=rngs)
         self.cls = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
@@ -49,10 +51,4 @@ class ViT(nnx.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         x = self.embedding(patches_2d(images, self.patch))
         x = prepend(self.cls[...], x) + self.positions[...].astype(x.dtype)
-        return scan_stack(self.blocks, x)
-
-
-def prepend(token: jax.Array, x: jax.Array) -> jax.Array:
-    """Puts one learned token (D,) before the tokens x (B, N, D) -> (B, 1 + N, D)."""
-    cls = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
-    return jnp.concatenate([cls, x], axis=1)
+        return scan_stack(self.blocks, x, remat=self.remat)

@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.layers import Block, PatchEmbedding3D, patches_3d, scan_stack, stack, torch_init
-from jaxboost.models.vit import prepend
+from jaxboost.models.layers import PatchEmbedding3D, patches_3d, prepend, scan_stack, stack, volume_block
 
 
 class ViT3D(nnx.Module):
@@ -22,9 +21,11 @@ class ViT3D(nnx.Module):
         heads: int,
         head_dim: int,
         mlp_width: int,
+        remat: str = "none",
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
+        self.remat = remat
         self.patch, self.width, self.tokens = patch, width, 1 + (image_size // patch) ** 3
         self.embedding = PatchEmbedding3D(patch**3 * channels, width, dtype=dtype, rngs=rngs)
         self.cls = nnx.Param(jax.random.normal(rngs.params(), (width,)))
@@ -39,19 +40,4 @@ class ViT3D(nnx.Module):
         patches = patches_3d(volumes, self.patch)  # (B, frames, N / frames, patch**3 * C)
         x = self.embedding(patches.reshape(patches.shape[0], -1, patches.shape[-1]))
         x = prepend(self.cls[...], x) + self.positions[...].astype(x.dtype)
-        return scan_stack(self.blocks, x)
-
-
-def volume_block(width: int, *, heads: int, head_dim: int, mlp_width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> Block:
-    """The block of both 3D encoders: no bias in q, k and v, LayerNorm eps 1e-5, torch's default initialisation."""
-    return Block(
-        width,
-        heads=heads,
-        head_dim=head_dim,
-        mlp_width=mlp_width,
-        qkv_bias=False,
-        eps=1e-5,
-        init=torch_init,
-        dtype=dtype,
-        rngs=rngs,
-    )
+        return scan_stack(self.blocks, x, remat=self.remat)

@@ -4,9 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.layers import PatchEmbedding3D, layer_norm, patches_3d, scan_stack, stack
-from jaxboost.models.vit import prepend
-from jaxboost.models.vit3d import volume_block
+from jaxboost.models.layers import PatchEmbedding3D, layer_norm, patches_3d, prepend, scan_stack, stack, volume_block
 
 
 class ViViT(nnx.Module):
@@ -28,10 +26,12 @@ class ViViT(nnx.Module):
         heads: int,
         head_dim: int,
         mlp_width: int,
+        remat: str = "none",
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         frames = image_size // patch
+        self.remat = remat
         self.patch, self.width, self.tokens = patch, width, 1 + frames
         self.embedding = PatchEmbedding3D(patch**3 * channels, width, dtype=dtype, rngs=rngs)
         self.positions = nnx.Param(jax.random.normal(rngs.params(), (frames, frames**2, width)))
@@ -56,6 +56,6 @@ class ViViT(nnx.Module):
         B, frames, N, D = x.shape
         x = prepend(self.spatial_cls[...], x.reshape(B * frames, N, D))
         # Only the CLS token leaves the spatial encoder, so only it needs the norm.
-        x = self.spatial_norm(scan_stack(self.spatial, x)[:, 0]).reshape(B, frames, D)
+        x = self.spatial_norm(scan_stack(self.spatial, x, remat=self.remat)[:, 0]).reshape(B, frames, D)
         x = prepend(self.temporal_cls[...], x)
-        return self.temporal_norm(scan_stack(self.temporal, x))
+        return self.temporal_norm(scan_stack(self.temporal, x, remat=self.remat))

@@ -41,17 +41,21 @@ class Progress:
 
 
 class Checkpointer:
-    """Keeps `latest` and `best` below a folder, each as one orbax checkpoint that replaces its predecessor.
+    """Keeps `latest` and `best` checkpoints below a folder.
 
-    Orbax writes to a temporary name and renames, and removes the predecessor only afterwards: a kill at any moment
-    leaves a usable checkpoint.
+    Orbax writes to a temporary name and renames, and removes a predecessor only afterwards: a kill at any moment
+    leaves a usable `latest`, and the `best` that it refers to.
     """
 
     def __init__(self, folder: pathlib.Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
         folder = folder.absolute()
-        self._latest = ocp.CheckpointManager(folder / "latest", options=options)
-        self._best = ocp.CheckpointManager(folder / "best", options=options)
+        self._latest = ocp.CheckpointManager(
+            folder / "latest", options=ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
+        )
+        # Two, since a kill may come after a new best was saved and before the `latest` that refers to it.
+        self._best = ocp.CheckpointManager(
+            folder / "best", options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+        )
 
     def latest_step(self) -> int | None:
         """Step of the latest checkpoint; None where there is none."""
@@ -59,6 +63,8 @@ class Checkpointer:
 
     def save_best(self, step: int, params: Tree) -> None:
         """Saves the trained weights of the best epoch, and waits: a later `latest` must not point to a missing best."""
+        if step in self._best.all_steps():
+            self._best.delete(step)
         self._best.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)), force=True)
         self._best.wait_until_finished()
 
@@ -95,6 +101,9 @@ class Checkpointer:
             state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state)),
             data=grain.checkpoint.CheckpointRestore(iterator),
         )
+        for later in self._best.all_steps():
+            if later > step:
+                self._best.delete(later)
         return self._latest.restore(step, args=args)["state"], progress
 
     def restore_best(self, step: int, params: Tree) -> Tree:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxboost.data import pipeline
 from jaxboost.data.source import Split
 from jaxboost.models.frozen import Tree
-from jaxboost.training.log import write_atomically
+from jaxboost.training.files import write_atomically
 from jaxboost.training.step import put
 
 

@@ -19,6 +19,7 @@ from jaxboost.errors import UserError, check_choice
 from jaxboost.models import classifier, frozen
 from jaxboost.models.boost import FORMS, KINDS
 from jaxboost.models.classifier import BACKBONES, BoostSpec, Classifier
+from jaxboost.models.layers import REMAT
 from jaxboost.models.llama import FAMILIES, LlamaConfig
 
 RANDOM = "random"
@@ -69,9 +70,13 @@ def prepare(config: ConfigDict, info: DatasetInfo, *, with_weights: bool = True)
     check_choice(model["backbone"], BACKBONES, "config field model.backbone")
     _check_input(model["backbone"], model["image_size"], info)
     check_choice(model["dtype"], ("float32", "bfloat16"), "config field model.dtype")
+    check_choice(model["remat"], REMAT, "config field model.remat")
     for field in ("mean", "std"):
-        if len(model[field]) not in (1, classifier.CHANNELS):
-            raise UserError(f"config field model.{field}: give 1 or {classifier.CHANNELS} values, not {model[field]}")
+        values = model[field]
+        if len(values) not in (1, classifier.CHANNELS) or not all(isinstance(x, int | float) for x in values):
+            raise UserError(f"config field model.{field}: give 1 or {classifier.CHANNELS} values, not {values}")
+    if not all(model["std"]):
+        raise UserError(f"config field model.std: {model['std']} should not be 0")
     dtype = jnp.dtype(model.pop("dtype"))
     spec, block = _resolve_boost(with_weights=with_weights, **config.boost)
 
@@ -113,9 +118,33 @@ def initialise(
         else:
             frozen_weights["boost"]["block"] = block
         return params, frozen_weights, loaded.fingerprint
-    if has_block and not experiment.spec.trainable:
-        return params, frozen_weights, _digest(frozen_weights["boost"]["block"])
+    if has_block:
+        holder = params if experiment.spec.trainable else frozen_weights
+        return params, frozen_weights, _digest(holder["boost"]["block"])
     return params, frozen_weights, ""
+
+
+def check_same_block(boost: ConfigDict, finished: dict[str, Any] | None, folder: pathlib.Path) -> None:
+    """Raises UserError where a finished run in `folder` used another block than the config now names.
+
+    Args:
+      boost: the config's section.
+      finished: what result.json says of the block. A folder that is no longer there is not held against the run.
+    """
+    if finished is None:
+        return
+    was_random = finished["source"] == RANDOM
+    path = pathlib.Path(boost.block).expanduser()
+    same = was_random == (boost.block == RANDOM)
+    if same and not was_random and path.exists():
+        manifest = store.read_manifest(path)
+        now = store.fingerprint_of(manifest, boost.layers or None, boost.final_norm == "loaded")
+        same = now == finished["sha256"]
+    if not same:
+        raise UserError(
+            f"{folder} is a finished run with the block from {finished['source']} ({finished['sha256'][:12]}), not"
+            f" with {boost.block}: give another --workdir"
+        )
 
 
 def _digest(block: dict[str, Any]) -> str:
@@ -135,6 +164,11 @@ def _check_input(backbone: str, image_size: int, info: DatasetInfo) -> None:
     if image_size <= 0 or image_size % patch:
         raise UserError(
             f"config field model.image_size: {image_size} is no multiple of the patch {patch} of backbone {backbone}"
+        )
+    if info.ndim == 3 and image_size != info.size:
+        raise UserError(
+            f"config field model.image_size: volumes are not resampled, set it to data.size ({info.size}), not"
+            f" {image_size}"
         )
 
 
@@ -158,36 +192,44 @@ def _resolve_boost(
         check_choice(family, FAMILIES, "config field boost.family")
     if kind == "none":
         return BoostSpec(kind=kind), None
-    if not layers or not all(isinstance(layer, int) for layer in layers):
-        raise UserError(f"config field boost.layers: {layers} should be layer numbers, such as (31,) or (15, 31)")
-
-    def spec(config: LlamaConfig) -> BoostSpec:
-        return BoostSpec(kind=kind, config=config, depth=len(layers), trainable=trainable, rope=rope, causal=causal)
-
+    if not all(isinstance(layer, int) and layer >= 0 for layer in layers):
+        raise UserError(
+            f"config field boost.layers: {layers} should be layer numbers from 0, such as (31,) or (15, 31), or () for"
+            " all layers of the block"
+        )
+    if block == RANDOM and final_norm == "loaded":
+        raise UserError("config field boost.final_norm: a random block has no norm to load, set it to ones")
     needs_block = FORMS[kind].layer and block != RANDOM
+    ref = None
     if family and not (needs_block and with_weights):
-        return spec(FAMILIES[family]), None
-    if block in ("", RANDOM):
+        shape = FAMILIES[family]
+    elif block in ("", RANDOM):
         raise UserError(
-            "config field boost.family is empty and there is no boost.block to take the shapes from:"
-            f" set boost.family to one of {', '.join(FAMILIES)}"
-            if not needs_block
-            else "config field boost.block is empty: give the folder that convert_weights.py made, or"
-            ' "random" for a frozen random block'
+            'config field boost.block is empty: give the folder that convert_weights.py made, or "random"'
+            if needs_block and family
+            else "config fields boost.family and boost.block give no shapes: set boost.family to one of "
+            + ", ".join(FAMILIES)
         )
-    ref = _find_block(pathlib.Path(block), source, convert, layers, final_norm == "loaded")
-    if family and ref.manifest.config.shape != FAMILIES[family].shape:
-        raise UserError(
-            f"block {block} has {_shape_text(ref.manifest.config)}, which does not fit boost.family={family} with"
-            f" {_shape_text(FAMILIES[family])}: set boost.family to the block's, or empty"
-        )
-    return spec(ref.manifest.config), ref if needs_block else None
+    else:
+        path = pathlib.Path(block).expanduser()
+        ref = _find_block(path, source, convert and with_weights, tuple(layers), final_norm == "loaded")
+        shape = ref.manifest.config
+        if family and shape.shape != FAMILIES[family].shape:
+            raise UserError(
+                f"block {block} has {_shape_text(shape)}, which does not fit boost.family={family} with"
+                f" {_shape_text(FAMILIES[family])}: set boost.family to the block's, or empty"
+            )
+    depth = len(ref.layers if ref else layers)
+    if not depth:
+        raise UserError("config field boost.layers is empty, which needs a block to take them from: name them")
+    spec = BoostSpec(kind=kind, config=shape, depth=depth, trainable=trainable, rope=rope, causal=causal)
+    return spec, ref if needs_block else None
 
 
 def _find_block(
     path: pathlib.Path, source: str, convert_missing: bool, layers: tuple[int, ...], final_norm: bool
 ) -> BlockRef:
-    wanted = ",".join(map(str, layers))
+    wanted = ",".join(map(str, layers)) or "all"
     if not path.exists():
         if not (convert_missing and source):
             raise UserError(
@@ -197,8 +239,8 @@ def _find_block(
         logger.info("no block at %s: converting layer %s of %s", path, wanted, source)
         convert.convert(source, wanted, path)
     manifest = store.read_manifest(path)
-    store.fingerprint_of(manifest, layers, final_norm)  # raises where the block lacks one of them
-    return BlockRef(path=path, layers=layers, final_norm=final_norm, manifest=manifest)
+    store.fingerprint_of(manifest, layers or None, final_norm)  # raises where the block lacks one of them
+    return BlockRef(path=path, layers=layers or manifest.layers, final_norm=final_norm, manifest=manifest)
 
 
 def _shape_text(config: LlamaConfig) -> str:

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import math
-import os
 import pathlib
 import sys
 from typing import Any
@@ -11,27 +9,9 @@ from typing import Any
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from jaxboost.training.files import to_json, write_atomically
+
 logger = logging.getLogger(__name__)
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it: it is there whole, or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON as the standard has it: NaN and infinities, which it lacks, become null."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: clean(entry) for name, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return [clean(entry) for entry in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(clean(value), indent=indent)
 
 
 class MetricsLog:

@@ -36,6 +36,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict[str, An
     check_choice(config.eval.protocol, PROTOCOLS, "config field eval.protocol")
     check_choice(config.eval.metric, ("auc", "acc"), "config field eval.metric")
     if finished := workdir.check(folder, config):
+        experiment.check_same_block(config.boost, finished["block"], folder)
         logger.info("%s is finished:", folder)
         report.log_result(finished)
         return finished
@@ -47,11 +48,7 @@ class Run:
 
     def __init__(self, config: ConfigDict, folder: pathlib.Path):
         self.config, self.folder, self.started = config, folder, time.monotonic()
-        for section, field in ((config.train, "epochs"), (config.train, "log_every"), (config.eval, "bootstrap")):
-            if section[field] <= 0:
-                raise UserError(f"config field {field}: {section[field]} should be positive")
-        step.check_batch_size(config.train.batch_size, "train.batch_size")
-        step.check_batch_size(config.eval.batch_size, "eval.batch_size")
+        _check_ranges(config)
         info = data.describe_dataset(config.data.name, config.data.size)
         self.experiment = experiment.prepare(config, info)
         self.dataset = data.load(config.data.name, size=config.data.size, root=config.data.root)
@@ -83,11 +80,11 @@ class Run:
     def complete(self) -> dict[str, Any] | None:
         """Restores, trains, and evaluates; see `train_and_evaluate`."""
         report.log_start(self.experiment, self.dataset, self.config)
-        workdir.create(self.folder, self.config)
         with Checkpointer(self.folder / "checkpoints") as checkpointer:
             if checkpointer.latest_step() is not None:
                 self.state, self.progress = checkpointer.restore_latest(self.state, self.iterator, self.fingerprint)
                 logger.info("resumed from step %d", int(self.state.step))
+            workdir.create(self.folder, self.config)
             if not self._train(checkpointer):
                 return None
             return self._finish(checkpointer)
@@ -122,7 +119,7 @@ class Run:
             for number in range(first + 1, self.last_step + 1):
                 batch = step.put(next(self.iterator), self.by_batch)
                 self.state, outputs = self.train_step(self.state, self.frozen, batch)
-                losses.add(number, outputs["loss"])
+                losses.add(number, outputs["loss"], outputs["grad_norm"])
                 bar.advance()
                 at_end = number % self.steps_per_epoch == 0 or number == self.last_step
                 if number % self.config.train.log_every == 0 or at_end:
@@ -139,7 +136,7 @@ class Run:
                     )
                     bar.report(number, loss=loss, images_per_second=images_per_second)
                 if at_end:
-                    self._validate(number, log, checkpointer)
+                    self._validate(number, log, losses, checkpointer)
                     rate.restart(number)
                 if at_end or number % save_every == 0 or stop.received:
                     losses.check()
@@ -153,9 +150,10 @@ class Run:
             return False
         return True
 
-    def _validate(self, number: int, log: MetricsLog, checkpointer: Checkpointer) -> None:
+    def _validate(self, number: int, log: MetricsLog, losses: PendingLosses, checkpointer: Checkpointer) -> None:
         split, metric = self.selection_split, self.config.eval.metric
         loss, scores = self.scores(self.state.params, split)
+        losses.stop_unless_finite(number, f"{split} loss", loss)
         labels = self.dataset.splits[split].labels
         result = metrics.score(labels, scores, self.dataset.info.task)
         log.write(number, {f"{split}_loss": loss, **{f"{split}_{name}": result[name] for name in ("acc", "auc")}})
@@ -197,3 +195,25 @@ class Run:
         result = workdir.write_result(self.folder, result)
         report.log_result(result)
         return result
+
+
+def _check_ranges(config: ConfigDict) -> None:
+    """Raises UserError for numbers that mean nothing; other choices are checked where they are used."""
+    positive = {"train": ("epochs", "log_every"), "eval": ("bootstrap",), "optim": ("lr", "eps")}
+    not_negative = {
+        "train": ("max_steps", "checkpoint_every"),
+        "optim": ("warmup_epochs", "final_lr", "weight_decay", "clip_norm", "b1", "b2"),
+    }
+    for fields, lowest, allowed in (
+        (positive, "above 0", lambda x: x > 0),
+        (not_negative, "0 or more", lambda x: x >= 0),
+    ):
+        for section, names in fields.items():
+            for name in names:
+                if not allowed(config[section][name]):
+                    raise UserError(f"config field {section}.{name}: {config[section][name]} should be {lowest}")
+    for name in ("b1", "b2"):
+        if config.optim[name] >= 1:
+            raise UserError(f"config field optim.{name}: {config.optim[name]} should be below 1")
+    step.check_batch_size(config.train.batch_size, "train.batch_size")
+    step.check_batch_size(config.eval.batch_size, "eval.batch_size")

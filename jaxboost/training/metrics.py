@@ -25,7 +25,6 @@ def _medmnist_evaluator() -> Any:
 
 def auc(labels: np.ndarray, scores: np.ndarray, task: str) -> float:
     """MedMNIST's `getAUC`: labels (n, L), scores (n, classes); NaN where a class is absent."""
-    # Not squeezed away by getAUC: a single example.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Only one class is present")
         try:

@@ -15,30 +15,35 @@ from jaxboost.training.checkpoint import Checkpointer
 
 
 class PendingLosses:
-    """Losses that still lie on the device: fetched together, so that steps need not wait for each other."""
+    """Losses and gradient norms that still lie on the device: fetched together, so that steps need not wait."""
 
     def __init__(self, checkpointer: Checkpointer, folder: pathlib.Path):
         self._checkpointer, self._folder = checkpointer, folder
-        self._pending: list[tuple[int, jax.Array]] = []
+        self._pending: list[tuple[int, jax.Array, jax.Array]] = []
         self._last = math.nan
 
-    def add(self, number: int, loss: jax.Array) -> None:
-        """Notes the loss of a step."""
-        self._pending.append((number, loss))
+    def add(self, number: int, loss: jax.Array, grad_norm: jax.Array) -> None:
+        """Notes the loss of a step and the norm of its gradient, which makes the next weights."""
+        self._pending.append((number, loss, grad_norm))
 
     def check(self) -> float:
-        """Returns the last loss; raises UserError at the first one that is not finite."""
-        for number, loss in jax.device_get(self._pending):
-            if not np.isfinite(loss):
-                saved = self._checkpointer.latest_step()
-                good = "there is no checkpoint yet" if saved is None else f"last good checkpoint: step {saved}"
-                raise UserError(
-                    f"the loss is {loss} at step {number}: lower optim.lr or set optim.clip_norm;"
-                    f" {good} in {self._folder}"
-                )
+        """Returns the last loss; raises UserError at the first step that was not finite."""
+        for number, loss, grad_norm in jax.device_get(self._pending):
+            self.stop_unless_finite(number, "loss", loss)
+            self.stop_unless_finite(number, "gradient's norm", grad_norm)
             self._last = float(loss)
         self._pending.clear()
         return self._last
+
+    def stop_unless_finite(self, number: int, what: str, value: float) -> None:
+        """Raises UserError that names the step and the last checkpoint where `value` is not finite."""
+        if not np.isfinite(value):
+            saved = self._checkpointer.latest_step()
+            good = "there is no checkpoint yet" if saved is None else f"last good checkpoint: step {saved}"
+            raise UserError(
+                f"the {what} is {value} at step {number}: lower optim.lr or set optim.clip_norm;"
+                f" {good} in {self._folder}"
+            )
 
 
 class RateMeter:

@@ -12,7 +12,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from sklearn.metrics import roc_auc_score
 
+import jaxboost
 from jaxboost.data.source import Dataset
+from jaxboost.models.boost import FORMS
 from jaxboost.models.frozen import count, mib
 from jaxboost.training import evaluate, metrics, workdir
 from jaxboost.training.experiment import Experiment
@@ -35,6 +37,8 @@ def log_start(experiment: Experiment, dataset: Dataset, config: ConfigDict) -> N
         state = "trained too" if config.boost.trainable else "frozen"
         layers = ", ".join(map(str, experiment.block.layers))
         boost += f" (layer {layers} of {manifest.source}, {state})"
+    elif experiment.spec.config is not None and FORMS[boost].layer:
+        boost += f" (a random block of {experiment.spec.depth} layer(s): the control without pretraining)"
     logger.info(
         "%s + %s: %s trainable parameters (%.2f MiB), %s frozen",
         config.model.backbone,
@@ -63,7 +67,7 @@ def describe_run(experiment: Experiment, dataset: Dataset, config: ConfigDict, f
     elif fingerprint:
         block = {
             "source": "random",
-            "layers": list(range(experiment.spec.depth)),
+            "layers": list(config.boost.layers),
             "dtype": "float32",
             "sha256": fingerprint,
         }
@@ -88,7 +92,8 @@ def describe_run(experiment: Experiment, dataset: Dataset, config: ConfigDict, f
         "versions": {
             "python": platform.python_version(),
             "device": jax.local_devices()[0].device_kind,
-            **{name: metadata.version(name) for name in ("jaxboost", "jax", "flax", "optax", "orbax-checkpoint")},
+            "jaxboost": jaxboost.__version__,
+            **{name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")},
         },
     }
 

@@ -37,7 +37,9 @@ def make_mesh() -> tuple[jax.NamedSharding, jax.NamedSharding]:
 def check_batch_size(batch_size: int, field: str) -> None:
     """Raises UserError where a batch cannot be split evenly over the devices."""
     devices = len(jax.local_devices())
-    if batch_size <= 0 or batch_size % devices:
+    if batch_size <= 0:
+        raise UserError(f"config field {field}: {batch_size} should be above 0")
+    if batch_size % devices:
         raise UserError(f"config field {field}: {batch_size} is no multiple of the {devices} local devices")
 
 
@@ -83,7 +85,7 @@ def make_train_step(
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return train_step

@@ -7,10 +7,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxboost.errors import UserError
-from jaxboost.training.log import to_json, write_atomically
+from jaxboost.training.files import to_json, write_atomically
 
-# Where things lie and how often they are told: these may change between the sessions of a run. The block's weights
-# are held to their fingerprint instead.
+# Where things lie and how often they are told: these may change between the sessions of a run. The block is held to
+# its fingerprint instead.
 _FREE_FIELDS = {
     "data.root",
     "boost.block",
@@ -28,6 +28,8 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | None:
       UserError: the folder belongs to a run of another config.
     """
     path = workdir / "config.json"
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file: give another --workdir")
     if not path.exists():
         return None
     try:

@@ -54,7 +54,7 @@ def test_describe_fields():
 
 
 def test_unknown_name():
-    with pytest.raises(UserError, match=r"data.name='brestmnist': no such data set; did you mean 'breastmnist'\?") as e:
+    with pytest.raises(UserError, match=r"data.name: 'brestmnist' is unknown, did you mean 'breastmnist'\?") as e:
         describe_dataset("brestmnist", 28)
     assert all(name in str(e.value) for name in dataset_names())
     with pytest.raises(UserError, match="did you mean 'vesselmnist3d'"):

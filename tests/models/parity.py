@@ -113,10 +113,12 @@ def pull_back(function: Callable[..., jax.Array], *primals: Any) -> tuple[jax.Ar
     return run(*primals)
 
 
-def torch_pull_back(module: torch.nn.Module, x: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, State]:
-    """module(x), and the loss's gradients with respect to x and to every parameter that is not frozen."""
-    x = torch.tensor(x, requires_grad=x.dtype == np.float32)
-    output = module(x)
+def torch_pull_back(
+    module: torch.nn.Module, x: np.ndarray, prepare: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
+) -> tuple[torch.Tensor, torch.Tensor, State]:
+    """module(prepare(x)), and the loss's gradients with respect to x and to every parameter that is not frozen."""
+    x = torch.tensor(x, requires_grad=True)
+    output = module(prepare(x))
     (output * torch.from_numpy(cotangent(tuple(output.shape)))).sum().backward()
     return output.detach(), x.grad, {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
 

@@ -15,10 +15,8 @@ from vit_pytorch import vit_3d, vivit
 
 from jaxboost.models.classifier import BACKBONES, BoostSpec, Classifier, build
 from jaxboost.models.frozen import merge, split
-from jaxboost.models.layers import layer_norm, linear, torch_init
+from jaxboost.models.layers import REMAT
 from jaxboost.models.vit import ViT
-from jaxboost.models.vit3d import ViT3D
-from jaxboost.models.vivit import ViViT
 from tests.models.parity import (
     FAINT,
     assert_close,
@@ -32,74 +30,68 @@ from tests.models.parity import (
     torch_pull_back,
     uniform_attention,
 )
+from tests.models.small import CHANNELS, IMAGE_SIZE, PATCH, RESTATED, SMALL
 from tests.reference import rllm, weights
 
-BATCH, SIZE, PATCH, CHANNELS, CLASSES = 2, 12, 4, 3, 5
-# Shallow and narrow: float32 noise grows with depth, and width, head width and MLP width must differ to be told apart.
-VOLUME = dict(patch=PATCH, width=20, heads=2, head_dim=12, mlp_width=28)
-ENCODERS = {
-    "vit": (ViT, rllm.ViT, dict(patch=PATCH, width=24, depth=2, heads=3, mlp_width=40)),
-    "vit3d": (ViT3D, rllm.ViT3D, VOLUME | dict(depth=2)),
-    "vivit": (ViViT, rllm.ViViT, VOLUME | dict(spatial_depth=2, temporal_depth=3)),
-}
-HEAD_EPS = {"vit": 1e-6, "vit3d": 1e-5, "vivit": None}
-PAPER_SIZES = {"vit": ("vit_s", 224), "vit3d": ("vit3d", 28), "vivit": ("vivit_s", 28)}
+BATCH, CLASSES = 2, 3
+HEAD_EPS = {"vit_tiny": 1e-6, "vit3d_tiny": 1e-5, "vivit_tiny": None}
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 UNIT = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
+small_backbones = pytest.mark.usefixtures("small_backbones")
 
-def make(family: str, image_size: int, arguments: dict[str, int]) -> tuple[nnx.GraphDef, dict[str, Any]]:
-    """Graph definition and random weights of an encoder with a head."""
+
+def normalisation(backbone: str) -> dict[str, tuple[float, ...]]:
+    return IMAGENET if BACKBONES[backbone].ndim == 2 else UNIT
+
+
+def make(
+    backbone: str, image_size: int, *, dtype: Any = jnp.float32, remat: str = "none"
+) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """Graph definition and random weights of a classifier without boost."""
 
     def classifier() -> Classifier:
-        common = dict(dtype=jnp.float32, rngs=nnx.Rngs(0))
-        encoder = ENCODERS[family][0](image_size=image_size, channels=CHANNELS, **arguments, **common)
-        eps = HEAD_EPS[family]
-        norm = None if eps is None else layer_norm(encoder.width, eps=eps, **common)
-        head = linear(encoder.width, CLASSES, init=torch_init, **common)
-        return Classifier(encoder, None, head_norm=norm, head=head, **UNIT)
+        return build(
+            backbone,
+            boost=BoostSpec(kind="none"),
+            classes=CLASSES,
+            image_size=image_size,
+            **normalisation(backbone),
+            dtype=dtype,
+            remat=remat,
+            rngs=nnx.Rngs(0),
+        )
 
     graphdef, params, frozen = split(nnx.eval_shape(classifier))
-    assert not frozen
+    assert frozen == {}
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
     return graphdef, randomise(params, seed=0)
 
 
 def outputs(graphdef: nnx.GraphDef, params: dict[str, Any], x: jax.Array) -> dict[str, jax.Array]:
-    """Tokens, tokens after the head's norm, logits."""
+    """Tokens, tokens after the head's norm, logits, from pixels that are normalised already."""
     model = merge(graphdef, params, {})
     tokens = model.encoder(x)
     normed = tokens if model.head_norm is None else model.head_norm(tokens)
     return {"tokens": tokens, "normed": normed, "logits": model.head(normed[:, 0])}
 
 
-def pixels(family: str) -> np.ndarray:
-    ndim = 2 if family == "vit" else 3
-    return normal((BATCH, *[SIZE] * ndim, CHANNELS), 3)
+def pixels(backbone: str) -> np.ndarray:
+    return normal((BATCH, *[IMAGE_SIZE] * SMALL[backbone].ndim, CHANNELS), 3)
 
 
-@functools.cache
-def compiled(family: str) -> tuple[Any, dict[str, Any]]:
-    """run(params, x, cotangents) -> outputs, weight and pixel gradients, and random weights, of a small encoder.
-
-    One compilation serves all comparisons; an output without a cotangent has no part in the loss.
-    """
-    graphdef, params = make(family, SIZE, ENCODERS[family][2])
-
-    @jax.jit
-    def pull_back(params: Any, x: jax.Array, cotangents: dict[str, jax.Array]) -> Any:
-        values, vjp = jax.vjp(lambda params, x: outputs(graphdef, params, x), params, x)
-        return values, *vjp(cotangents)
-
-    shapes = jax.eval_shape(lambda: outputs(graphdef, params, pixels(family)))
-
-    def run(params: Any, x: jax.Array, cotangents: dict[str, np.ndarray]) -> Any:
-        return pull_back(params, x, {key: jnp.zeros(shape.shape) for key, shape in shapes.items()} | cotangents)
-
-    return run, params
+def pull_back(
+    graphdef: nnx.GraphDef, params: Any, x: np.ndarray, cotangents: dict[str, np.ndarray]
+) -> tuple[dict[str, jax.Array], dict[str, Any], jax.Array]:
+    """Outputs, weight gradients, pixel gradient; an output without a cotangent has no part in the loss."""
+    values, vjp = jax.vjp(lambda params, x: outputs(graphdef, params, x), params, jnp.asarray(x))
+    return values, *vjp(
+        {key: jnp.asarray(cotangents.get(key, np.zeros(v.shape, v.dtype))) for key, v in values.items()}
+    )
 
 
 def assert_equals_torch(
-    family: str, output: str, module: nn.Module, to_state: Any, *, dim: bool, scales: Any = None
+    backbone: str, output: str, module: nn.Module, to_state: Any, *, dim: bool, scales: Any = None
 ) -> None:
     """Compares one output, and the gradients of a loss on all its elements, with a module that has our weights.
 
@@ -108,28 +100,26 @@ def assert_equals_torch(
       to_state: from our tree of weights, or gradients, to the module's names.
       scales: from the module's gradients to the scales of single arrays.
     """
-    run, params = compiled(family)
-    x = pixels(family)
+    graphdef, params = make(backbone, IMAGE_SIZE)
+    x = pixels(backbone)
     if dim:
         params, x = faint(params), FAINT * x
     weights.copy(to_state(params), module)
     theirs, their_x_gradient, their_gradients = torch_pull_back(module, channels_first(x))
-    ours, gradients, x_gradient = run(params, x, {output: cotangent(tuple(theirs.shape))})
+    ours, gradients, x_gradient = pull_back(graphdef, params, x, {output: cotangent(tuple(theirs.shape))})
     assert_close(ours[output], theirs)
     assert_close(channels_first(np.asarray(x_gradient)), their_x_gradient)
     assert_states_close(to_state(gradients), their_gradients, scales(their_gradients) if scales else None)
 
 
-def restatement_state(family: str, encoder: dict[str, Any]) -> weights.State:
-    return weights.vit_state(encoder) if family == "vit" else weights.module_state(encoder)
-
-
+@small_backbones
 @pytest.mark.parametrize("dim", [False, True])
-@pytest.mark.parametrize("family", ENCODERS)
-def test_encoder_equals_the_restatement(family: str, dim: bool) -> None:
-    _, restated, arguments = ENCODERS[family]
-    module = restated(image_size=SIZE, channels=CHANNELS, **arguments)
-    assert_equals_torch(family, "tokens", module, lambda tree: restatement_state(family, tree["encoder"]), dim=dim)
+@pytest.mark.parametrize("backbone", SMALL)
+def test_encoder_equals_the_restatement(backbone: str, dim: bool) -> None:
+    spec = SMALL[backbone]
+    module = RESTATED[spec.encoder](image_size=IMAGE_SIZE, channels=CHANNELS, **spec.arguments)
+    to_state = weights.vit_state if spec.encoder is ViT else weights.module_state
+    assert_equals_torch(backbone, "tokens", module, lambda tree: to_state(tree["encoder"]), dim=dim)
 
 
 class HuggingFaceTokens(nn.Module):
@@ -145,7 +135,7 @@ class HuggingFaceTokens(nn.Module):
             num_hidden_layers=arguments["depth"],
             num_attention_heads=arguments["heads"],
             intermediate_size=arguments["mlp_width"],
-            layer_norm_eps=HEAD_EPS["vit"],
+            layer_norm_eps=1e-6,
             attn_implementation="eager",
         )
         self.model = ViTModel(config, add_pooling_layer=False)
@@ -171,10 +161,11 @@ def huggingface_scales(gradients: weights.State) -> dict[str, float]:
     }
 
 
+@small_backbones
 @pytest.mark.parametrize("dim", [False, True])
 def test_vit_equals_huggingface(dim: bool) -> None:
-    module = HuggingFaceTokens(SIZE, ENCODERS["vit"][2])
-    assert_equals_torch("vit", "normed", module, huggingface_state, dim=dim, scales=huggingface_scales)
+    module = HuggingFaceTokens(IMAGE_SIZE, SMALL["small_vit"].arguments)
+    assert_equals_torch("small_vit", "normed", module, huggingface_state, dim=dim, scales=huggingface_scales)
 
 
 def vit_pytorch_arguments(image_size: int, arguments: dict[str, int]) -> dict[str, Any]:
@@ -211,101 +202,134 @@ def vit_pytorch_vivit_state(params: dict[str, Any]) -> weights.State:
     return weights.vit_pytorch_vivit_state(params["encoder"], params["head"], patch=PATCH)
 
 
+@small_backbones
 @pytest.mark.parametrize("dim", [False, True])
 def test_vit3d_equals_vit_pytorch(dim: bool) -> None:
-    module = vit_pytorch_vit3d(SIZE, ENCODERS["vit3d"][2])
-    assert_equals_torch("vit3d", "logits", module, vit_pytorch_vit3d_state, dim=dim)
+    module = vit_pytorch_vit3d(IMAGE_SIZE, SMALL["small_vit3d"].arguments)
+    assert_equals_torch("small_vit3d", "logits", module, vit_pytorch_vit3d_state, dim=dim)
 
 
+@small_backbones
 @pytest.mark.parametrize("dim", [False, True])
 def test_vivit_equals_vit_pytorch(dim: bool) -> None:
-    module = vit_pytorch_vivit(SIZE, ENCODERS["vivit"][2])
-    assert_equals_torch("vivit", "logits", module, vit_pytorch_vivit_state, dim=dim)
+    module = vit_pytorch_vivit(IMAGE_SIZE, SMALL["small_vivit"].arguments)
+    assert_equals_torch("small_vivit", "logits", module, vit_pytorch_vivit_state, dim=dim)
 
 
-@pytest.mark.parametrize("family", ENCODERS)
-def test_attention_of_the_random_weights_is_not_uniform(family: str) -> None:
-    run, params = compiled(family)
-    original, *_ = run(params, pixels(family), {})
-    uniform, *_ = run(uniform_attention(params), pixels(family), {})
+@small_backbones
+@pytest.mark.parametrize("backbone", SMALL)
+def test_attention_of_the_random_weights_is_not_uniform(backbone: str) -> None:
+    graphdef, params = make(backbone, IMAGE_SIZE)
+    original, *_ = pull_back(graphdef, params, pixels(backbone), {})
+    uniform, *_ = pull_back(graphdef, uniform_attention(params), pixels(backbone), {})
     assert relative_change(uniform["tokens"], original["tokens"]) > 0.1
 
 
-@pytest.mark.parametrize("family", ENCODERS)
-def test_every_pixel_reaches_cls(family: str) -> None:
-    run, params = compiled(family)
-    _, _, gradient = run(params, pixels(family), {"logits": cotangent((BATCH, CLASSES))})
+@small_backbones
+@pytest.mark.parametrize("backbone", SMALL)
+def test_every_pixel_reaches_cls(backbone: str) -> None:
+    graphdef, params = make(backbone, IMAGE_SIZE)
+    _, _, gradient = pull_back(graphdef, params, pixels(backbone), {"logits": cotangent((BATCH, CLASSES))})
     assert (np.asarray(gradient) != 0).all()
 
 
+@small_backbones
+@pytest.mark.parametrize("remat", [policy for policy in REMAT if policy != "none"])
+def test_rematerialised_gradients_are_the_same(remat: str) -> None:
+    graphdef, params = make("small_vit3d", IMAGE_SIZE)
+    rematerialised, _ = make("small_vit3d", IMAGE_SIZE, remat=remat)
+    x, cotangents = pixels("small_vit3d"), {"logits": cotangent((BATCH, CLASSES))}
+    kept, again = (jax.tree.leaves(pull_back(g, params, x, cotangents)) for g in (graphdef, rematerialised))
+    for ours, expected in zip(again, kept, strict=True):
+        assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("remat", REMAT)
+@pytest.mark.parametrize(("backbone", "stacks"), [("vit_tiny", 1), ("vit3d_tiny", 1), ("vivit_tiny", 2)])
+def test_every_stack_of_blocks_is_rematerialised(backbone: str, stacks: int, remat: str) -> None:
+    graphdef, params = make(backbone, 28, remat=remat)
+    images = np.zeros((BATCH, *[28] * BACKBONES[backbone].ndim, 1), np.uint8)
+    program = jax.make_jaxpr(lambda params: merge(graphdef, params, {})(images))(params)
+    scans = [equation for equation in program.eqns if equation.primitive.name == "scan"]
+    assert len(scans) == stacks
+    for scan in scans:
+        checkpoints = ["prevent_cse" in equation.params for equation in scan.params["jaxpr"].eqns]
+        assert checkpoints == [True] if remat != "none" else not any(checkpoints)
+
+
+def test_what_rematerialisation_keeps() -> None:
+    """The more is computed again, the smaller are the residuals of the backward pass."""
+    sizes = {}
+    for remat in REMAT:
+        graphdef, params = make("vit3d_tiny", 28, remat=remat)
+        x = jnp.zeros((BATCH, 28, 28, 28, CHANNELS))
+
+        def residuals(params: Any, graphdef: nnx.GraphDef = graphdef, x: jax.Array = x) -> Any:
+            return jax.vjp(lambda params: merge(graphdef, params, {}).encoder(x), params)[1]
+
+        sizes[remat] = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(residuals, params)))
+    assert sizes["full"] < sizes["dots"] < sizes["none"]
+
+
 @pytest.mark.parametrize(
-    "family", ["vit", pytest.param("vit3d", marks=pytest.mark.slow), pytest.param("vivit", marks=pytest.mark.slow)]
+    ("backbone", "image_size"),
+    [
+        ("vit_s", 224),
+        pytest.param("vit3d", 28, marks=pytest.mark.slow),
+        pytest.param("vivit_s", 28, marks=pytest.mark.slow),
+    ],
 )
-def test_the_papers_sizes_forward(family: str) -> None:
+def test_the_papers_sizes_forward(backbone: str, image_size: int) -> None:
     """Forward only, one image: the gradients' float32 noise after a dozen layers is not the subject."""
-    backbone, image_size = PAPER_SIZES[family]
-    arguments = BACKBONES[backbone].arguments
-    graphdef, params = make(family, image_size, arguments)
-    x = normal((1, *[image_size] * BACKBONES[backbone].ndim, CHANNELS), 4)
+    spec = BACKBONES[backbone]
+    graphdef, params = make(backbone, image_size)
+    x = normal((1, *[image_size] * spec.ndim, CHANNELS), 4)
     ours = jax.jit(lambda params, x: outputs(graphdef, params, x))(params, x)
-    module, state, output = {
-        "vit": (HuggingFaceTokens, huggingface_state, "normed"),
+    module, to_state, output = {
+        "vit_s": (HuggingFaceTokens, huggingface_state, "normed"),
         "vit3d": (vit_pytorch_vit3d, vit_pytorch_vit3d_state, "logits"),
-        "vivit": (vit_pytorch_vivit, vit_pytorch_vivit_state, "logits"),
-    }[family]
+        "vivit_s": (vit_pytorch_vivit, vit_pytorch_vivit_state, "logits"),
+    }[backbone]
     with torch.no_grad():
-        theirs = weights.copy(state(params), module(image_size, arguments))(torch.from_numpy(channels_first(x)))
+        theirs = weights.copy(to_state(params), module(image_size, spec.arguments))(torch.from_numpy(channels_first(x)))
     assert_close(ours[output], theirs)
 
 
 @functools.cache
-def tiny(backbone: str, channels: int, dtype: Any) -> tuple[dict[str, Any], np.ndarray, jax.Array]:
-    """Weights, uint8 images and logits of a complete classifier."""
-    spec = BACKBONES[backbone]
-
-    def classifier() -> Classifier:
-        return build(
-            backbone,
-            boost=BoostSpec(kind="none"),
-            classes=CLASSES,
-            image_size=28,
-            **(IMAGENET if spec.ndim == 2 else UNIT),
-            dtype=dtype,
-            rngs=nnx.Rngs(0),
-        )
-
-    graphdef, params, _ = split(nnx.eval_shape(classifier))
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-    params = randomise(params, seed=1)
-    images = np.random.default_rng(5).integers(0, 256, (BATCH, *[28] * spec.ndim, channels), np.uint8)
-    return params, images, jax.jit(lambda params, x: merge(graphdef, params, {})(x))(params, images)
+def tiny(backbone: str, channels: int, dtype: Any) -> tuple[Any, dict[str, Any], np.ndarray]:
+    """A complete classifier compiled whole, logits(params, images), with random weights and uint8 images."""
+    graphdef, params = make(backbone, 28, dtype=dtype)
+    images = np.random.default_rng(5).integers(0, 256, (BATCH, *[28] * BACKBONES[backbone].ndim, channels), np.uint8)
+    return jax.jit(lambda params, images: merge(graphdef, params, {})(images)), params, images
 
 
+@pytest.mark.parametrize("dim", [False, True])
 @pytest.mark.parametrize(
     ("backbone", "channels"), [("vit_tiny", 1), ("vit_tiny", 3), ("vit3d_tiny", 1), ("vivit_tiny", 1)]
 )
-def test_logits_from_uint8_equal_the_restatement(backbone: str, channels: int) -> None:
+def test_logits_from_uint8_equal_the_restatement(backbone: str, channels: int, dim: bool) -> None:
     spec = BACKBONES[backbone]
-    params, images, ours = tiny(backbone, channels, jnp.float32)
+    logits, params, images = tiny(backbone, channels, jnp.float32)
+    params = faint(params) if dim else params
     module = rllm.Classifier(
-        {ViT: rllm.ViT, ViT3D: rllm.ViT3D, ViViT: rllm.ViViT}[spec.encoder](
-            image_size=28, channels=3, **spec.arguments
-        ),
+        RESTATED[spec.encoder](image_size=28, channels=3, **spec.arguments),
         None,
         width=spec.arguments["width"],
         classes=CLASSES,
-        head_eps=spec.head_eps,
+        head_eps=HEAD_EPS[backbone],
     )
     weights.copy(weights.classifier_state(params, ndim=spec.ndim), module)
-    theirs = module(rllm.pixels(torch.from_numpy(images), **(IMAGENET if spec.ndim == 2 else UNIT)))
+    theirs = module(rllm.pixels(torch.from_numpy(images), **normalisation(backbone)))
+    ours = logits(params, images)
     assert ours.dtype == jnp.float32
     assert_close(ours, theirs.detach())
 
 
-@pytest.mark.parametrize("backbone", ["vit_tiny", "vit3d_tiny", "vivit_tiny"])
+@pytest.mark.parametrize("backbone", HEAD_EPS)
 def test_bfloat16_is_close_and_logits_are_float32(backbone: str) -> None:
-    *_, full = tiny(backbone, 1, jnp.float32)
-    *_, half = tiny(backbone, 1, jnp.bfloat16)
+    logits, params, images = tiny(backbone, 1, jnp.float32)
+    half_logits, *_ = tiny(backbone, 1, jnp.bfloat16)
+    full, half = logits(params, images), half_logits(params, images)
     assert half.dtype == jnp.float32
     difference = np.linalg.norm(half - full) / np.linalg.norm(full)
-    assert 1e-4 < difference < 3e-2  # two to four blocks of 2D or 3D attention, each rounding to 2^-9
+    assert 1e-4 < difference < 3e-2  # two to four blocks, each rounding to 2^-9

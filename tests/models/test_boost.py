@@ -16,9 +16,6 @@ from jaxboost.models.boost import FORMS, KINDS, Boost
 from jaxboost.models.classifier import BACKBONES, BoostSpec, build
 from jaxboost.models.frozen import freeze
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
-from jaxboost.models.vit import ViT
-from jaxboost.models.vit3d import ViT3D
-from jaxboost.models.vivit import ViViT
 from tests.models.huggingface import HuggingFaceBlock
 from tests.models.parity import (
     abstract,
@@ -31,59 +28,45 @@ from tests.models.parity import (
     torch_pull_back,
     uniform_attention,
 )
+from tests.models.small import CHANNELS, IMAGE_SIZE, RESTATED, SMALL
 from tests.reference import rllm, weights
 
 CONFIG = LlamaConfig(width=48, heads=4, kv_heads=2, head_dim=8, mlp_width=56, eps=1e-6, rope_base=10000.0)
-BATCH, CLASSES, IMAGE_SIZE = 2, 3, 28
-RESTATED = {ViT: rllm.ViT, ViT3D: rllm.ViT3D, ViViT: rllm.ViViT}
-FAMILIES = ("vit_tiny", "vit3d_tiny", "vivit_tiny")
+BATCH, CLASSES = 2, 3
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 WITH_LAYER = [kind for kind, form in FORMS.items() if form.layer]
-SWITCHES = [(True, False), (False, True), (True, True)]
 
-
-# Compiled by themselves and once for all variants: compiling every classifier whole would take minutes.
-COMPILED_ENCODERS = {encoder: jax.jit(encoder.__call__) for encoder in RESTATED}
-COMPILED_BLOCK = jax.jit(LlamaBlock.__call__, static_argnames=("rope", "causal"))
-
-
-@pytest.fixture
-def _compiled_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for encoder, compiled in COMPILED_ENCODERS.items():
-        monkeypatch.setattr(encoder, "__call__", compiled)
-    monkeypatch.setattr(LlamaBlock, "__call__", COMPILED_BLOCK)
-
-
-compiled_parts = pytest.mark.usefixtures("_compiled_parts")
+small_backbones = pytest.mark.usefixtures("small_backbones")
 
 
 @functools.cache
 def make(backbone: str, spec: BoostSpec) -> tuple[Callable[..., jax.Array], dict[str, Any], dict[str, Any], np.ndarray]:
-    """apply(params, frozen, images), random weights, random uint8 images."""
+    """apply(params, frozen, images), random weights, and random grey images: uint8's values, but differentiable."""
     apply, params, frozen = abstract(
         lambda: build(
             backbone,
             boost=spec,
             classes=CLASSES,
             image_size=IMAGE_SIZE,
-            mean=(0.4, 0.5, 0.6),
-            std=(0.2, 0.3, 0.4),
+            mean=MEAN,
+            std=STD,
             dtype=jnp.float32,
             rngs=nnx.Rngs(0),
         )
     )
-    images = np.random.default_rng(7).integers(0, 256, (BATCH, *[IMAGE_SIZE] * BACKBONES[backbone].ndim, 1), np.uint8)
-    return apply, randomise(params, seed=1), randomise(frozen, seed=2), images
+    images = np.random.default_rng(7).integers(0, 256, (BATCH, *[IMAGE_SIZE] * SMALL[backbone].ndim, 1))
+    return apply, randomise(params, seed=1), randomise(frozen, seed=2), images.astype(np.float32)
 
 
 def restate(backbone: str, kind: str, block: nn.Module | None) -> rllm.Classifier:
-    arguments = BACKBONES[backbone].arguments
-    width = arguments["width"]
+    spec = SMALL[backbone]
+    width = spec.arguments["width"]
     return rllm.Classifier(
-        RESTATED[BACKBONES[backbone].encoder](image_size=IMAGE_SIZE, channels=3, **arguments),
+        RESTATED[spec.encoder](image_size=IMAGE_SIZE, channels=CHANNELS, **spec.arguments),
         None if kind == "none" else rllm.Boost(kind, width=width, block_width=CONFIG.width, block=block),
         width=width,
         classes=CLASSES,
-        head_eps=BACKBONES[backbone].head_eps,
+        head_eps=spec.head_eps,
     )
 
 
@@ -94,7 +77,7 @@ def restated_block(depth: int) -> rllm.LlamaBlock:
 def assert_equals_torch(
     backbone: str, spec: BoostSpec, block: nn.Module | None, to_state: Callable[[dict[str, Any], int], weights.State]
 ) -> None:
-    """Compares logits and the gradients of every trainable weight; the frozen ones have none, on either side.
+    """Compares logits and the gradients of pixels and every trainable weight; the frozen ones have none on either side.
 
     Args:
       block: the module that stands for F_L.
@@ -104,13 +87,15 @@ def assert_equals_torch(
     if block is not None:
         block.requires_grad_(spec.trainable)
     module = restate(backbone, spec.kind, block)
-    ndim = BACKBONES[backbone].ndim
+    ndim = SMALL[backbone].ndim
     weights.copy(to_state(weights.join(params, frozen), ndim), module)
-    x = rllm.pixels(torch.from_numpy(images), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
-    theirs, _, their_gradients = torch_pull_back(module, x.numpy())
-    ours, vjp = jax.vjp(lambda params: apply(params, frozen, images), params)
-    (gradients,) = vjp(jnp.asarray(cotangent((BATCH, CLASSES))))
+    theirs, their_image_gradient, their_gradients = torch_pull_back(
+        module, images, lambda images: rllm.pixels(images, MEAN, STD)
+    )
+    ours, vjp = jax.vjp(lambda params, images: apply(params, frozen, images), params, jnp.asarray(images))
+    gradients, image_gradient = vjp(jnp.asarray(cotangent((BATCH, CLASSES))))
     assert_close(ours, theirs)
+    assert_close(image_gradient, their_image_gradient)
     assert_states_close(to_state(gradients, ndim), their_gradients)
 
 
@@ -128,54 +113,56 @@ def huggingface_state(tree: dict[str, Any], ndim: int) -> weights.State:
     return state
 
 
-@compiled_parts
+@small_backbones
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("backbone", FAMILIES)
+@pytest.mark.parametrize("backbone", SMALL)
 def test_every_kind_equals_the_restatement(backbone: str, kind: str) -> None:
     block = restated_block(1) if kind in WITH_LAYER else None
     assert_equals_torch(backbone, BoostSpec(kind=kind, config=CONFIG), block, restated_state)
 
 
-@compiled_parts
+@small_backbones
 @pytest.mark.parametrize("kind", WITH_LAYER)
 def test_trainable_block_equals_the_restatement(kind: str) -> None:
     spec = BoostSpec(kind=kind, config=CONFIG, trainable=True)
-    assert_equals_torch("vit_tiny", spec, restated_block(1), restated_state)
+    assert_equals_torch("small_vit", spec, restated_block(1), restated_state)
 
 
-@compiled_parts
+@small_backbones
 def test_several_layers_equal_the_restatement() -> None:
     spec = BoostSpec(kind="rllm", config=CONFIG, depth=3, trainable=True)
-    assert_equals_torch("vit_tiny", spec, restated_block(3), restated_state)
+    assert_equals_torch("small_vit", spec, restated_block(3), restated_state)
 
 
-@compiled_parts
-@pytest.mark.parametrize(("rope", "causal"), SWITCHES)
+@small_backbones
+@pytest.mark.parametrize(("rope", "causal"), [(True, False), (False, True)])
 def test_rope_and_causal_mask_equal_huggingface(rope: bool, causal: bool) -> None:
     spec = BoostSpec(kind="rllm", config=CONFIG, depth=2, rope=rope, causal=causal)
     block = HuggingFaceBlock(CONFIG, depth=2, rope=rope, causal=causal)
-    assert_equals_torch("vit_tiny", spec, block, huggingface_state)
+    assert_equals_torch("small_vit", spec, block, huggingface_state)
 
 
-@compiled_parts
+@small_backbones
 def test_block_matters_and_its_attention_is_not_uniform() -> None:
-    apply, params, frozen, images = make("vit_tiny", BoostSpec(kind="rllm", config=CONFIG))
+    apply, params, frozen, images = make("small_vit", BoostSpec(kind="rllm", config=CONFIG))
     logits = apply(params, frozen, images)
     assert relative_change(apply(params, uniform_attention(frozen), images), logits) > 0.01
 
 
-def test_compiled_whole_equals_the_restatement() -> None:
+def test_compiled_whole_equals_the_restatement(monkeypatch: pytest.MonkeyPatch) -> None:
     """As users run it: one program from pixels to logits."""
-    apply, params, frozen, images = make("vit3d_tiny", BoostSpec(kind="rllm", config=CONFIG))
-    module = restate("vit3d_tiny", "rllm", restated_block(1))
+    monkeypatch.setitem(BACKBONES, "small_vit3d", SMALL["small_vit3d"])
+    apply, params, frozen, images = make("small_vit3d", BoostSpec(kind="rllm", config=CONFIG))
+    module = restate("small_vit3d", "rllm", restated_block(1))
     weights.copy(restated_state(weights.join(params, frozen), 3), module)
-    theirs = module(rllm.pixels(torch.from_numpy(images), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
-    assert_close(jax.jit(apply)(params, frozen, images), theirs.detach())
+    theirs = module(rllm.pixels(torch.from_numpy(images), MEAN, STD))
+    assert_close(jax.jit(apply)(params, frozen, images.astype(np.uint8)), theirs.detach())
 
 
+@small_backbones
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_have_no_entry_for_the_frozen_block(kind: str) -> None:
-    apply, params, frozen, images = make("vit_tiny", BoostSpec(kind=kind, config=CONFIG))
+    apply, params, frozen, images = make("small_vit", BoostSpec(kind=kind, config=CONFIG))
     gradients = jax.eval_shape(jax.grad(lambda params: apply(params, frozen, images).sum()), params)
     assert jax.tree.structure(gradients) == jax.tree.structure(params)
     assert "block" not in gradients.get("boost", {})
@@ -183,28 +170,20 @@ def test_gradients_have_no_entry_for_the_frozen_block(kind: str) -> None:
     assert ("boost" in gradients) == (kind != "none")
 
 
+@small_backbones
 def test_trainable_block_leaves_nothing_frozen() -> None:
-    _, params, frozen, _ = make("vit_tiny", BoostSpec(kind="rllm", config=CONFIG, trainable=True))
+    _, params, frozen, _ = make("small_vit", BoostSpec(kind="rllm", config=CONFIG, trainable=True))
     assert frozen == {}
     assert set(params["boost"]["block"]) == {"layers", "final_norm"}
 
 
-@pytest.mark.parametrize("backbone", FAMILIES)
-@compiled_parts
-def test_none_is_the_plain_backbone(backbone: str) -> None:
-    apply, params, frozen, images = make(backbone, BoostSpec(kind="none"))
-    assert set(params) == {"encoder", "head"} | (set() if backbone == "vivit_tiny" else {"head_norm"})
-    spec = BACKBONES[backbone]
-    encode, _, _ = abstract(
-        lambda: spec.encoder(image_size=IMAGE_SIZE, channels=3, dtype=jnp.float32, rngs=nnx.Rngs(0), **spec.arguments)
-    )
-    x = (images.astype(np.float32) / 255 - np.float32([0.4, 0.5, 0.6])) / np.float32([0.2, 0.3, 0.4])
-    pooled = np.asarray(encode(params["encoder"], {}, x))[:, 0]
-    if spec.head_eps is not None:
-        centred = pooled - pooled.mean(axis=-1, keepdims=True)
-        pooled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + spec.head_eps)
-        pooled = pooled * params["head_norm"]["scale"] + params["head_norm"]["bias"]
-    assert_close(apply(params, frozen, images), pooled @ params["head"]["kernel"] + params["head"]["bias"])
+@small_backbones
+@pytest.mark.parametrize("backbone", SMALL)
+def test_none_has_the_plain_backbones_weights_only(backbone: str) -> None:
+    """Its values are compared with the restatement's plain backbone above."""
+    _, params, frozen, _ = make(backbone, BoostSpec(kind="none"))
+    assert set(params) == {"encoder", "head"} | (set() if backbone == "small_vivit" else {"head_norm"})
+    assert frozen == {}
 
 
 WIDTH, TOKENS = 20, 9

@@ -86,6 +86,31 @@ def test_variants_differ_only_in_the_skip_and_in_what_is_frozen(kind: str) -> No
     assert count(frozen) == (0 if kind.startswith("mlp") else LLAMA_LAYER + LLAMA_NORM)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "ndim", "head_eps", "arguments"),
+    [
+        ("vit_s", 2, 1e-6, dict(patch=16, width=384, depth=12, heads=6, mlp_width=1536)),
+        ("vit3d", 3, 1e-5, dict(patch=4, width=1024, depth=8, heads=8, head_dim=64, mlp_width=1024)),
+        (
+            "vivit_s",
+            3,
+            None,
+            dict(patch=4, width=512, spatial_depth=4, temporal_depth=4, heads=8, head_dim=64, mlp_width=512),
+        ),
+        (
+            "vivit_m",
+            3,
+            None,
+            dict(patch=4, width=1024, spatial_depth=8, temporal_depth=8, heads=8, head_dim=64, mlp_width=1024),
+        ),
+    ],
+)
+def test_the_papers_backbones(backbone: str, ndim: int, head_eps: float | None, arguments: dict[str, int]) -> None:
+    """Heads and eps do not show in a count."""
+    spec = BACKBONES[backbone]
+    assert (spec.ndim, spec.head_eps, spec.arguments) == (ndim, head_eps, arguments)
+
+
 @pytest.mark.parametrize(("backbone", "tokens"), [("vit_s", 197), ("vit3d", 344), ("vivit_s", 8), ("vivit_m", 8)])
 def test_tokens(backbone: str, tokens: int) -> None:
     spec = BACKBONES[backbone]
@@ -118,3 +143,22 @@ def test_layers_make_up_the_published_models(
     config = FAMILIES[family]
     _, layer, _ = split(nnx.eval_shape(lambda: LlamaLayer(config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
     assert layers * count(layer) + config.width + embeddings * vocabulary * config.width == total
+
+
+@pytest.mark.parametrize(
+    ("family", "heads", "kv_heads", "head_dim", "eps", "rope_base"),
+    [
+        ("llama-7b", 32, 32, 128, 1e-6, 10_000),
+        ("llama-2-7b", 32, 32, 128, 1e-5, 10_000),
+        ("llama-3-8b", 32, 8, 128, 1e-5, 500_000),
+        ("tinyllama-1.1b", 32, 4, 64, 1e-5, 10_000),
+        ("smollm2-135m", 9, 3, 64, 1e-5, 100_000),
+    ],
+)
+def test_published_constants(
+    family: str, heads: int, kv_heads: int, head_dim: int, eps: float, rope_base: float
+) -> None:
+    """What does not show in a count."""
+    config = FAMILIES[family]
+    assert (config.heads, config.kv_heads, config.head_dim) == (heads, kv_heads, head_dim)
+    assert (config.eps, config.rope_base, config.rope_factors) == (eps, rope_base, None)

@@ -189,16 +189,8 @@ def test_trainable_block_gets_gradients() -> None:
 def test_everything_above_passes_in_tree_mode() -> None:
     """FLIP 5310 makes tree mode Flax's default. A process of its own: the flags are read at import."""
     root = pathlib.Path(__file__).parents[2]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--noconftest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(pathlib.Path(__file__)),
-    ]
+    options = ["--noconftest", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, str(pathlib.Path(__file__))]
     result = subprocess.run(
         command, cwd=root, env=os.environ | TREE_MODE, capture_output=True, text=True, timeout=300, check=False
     )

@@ -1,6 +1,7 @@
 """What models start from: the distributions, and layers that differ from each other."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,10 +18,8 @@ CONFIG = LlamaConfig(width=64, heads=4, kv_heads=2, head_dim=16, mlp_width=96, e
 
 
 @functools.cache
-def weights(backbone: str, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Trainable and frozen weights of a boosted classifier, as initialised under jit."""
-
-    def initialise() -> tuple[dict[str, Any], dict[str, Any]]:
+def initialiser(backbone: str) -> Callable[[int], tuple[dict[str, Any], dict[str, Any]]]:
+    def initialise(seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
         model = build(
             backbone,
             boost=BoostSpec(kind="rllm", config=CONFIG, depth=2),
@@ -29,11 +28,17 @@ def weights(backbone: str, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any
             mean=(0.0, 0.0, 0.0),
             std=(1.0, 1.0, 1.0),
             dtype=jnp.float32,
-            rngs=nnx.Rngs(seed),
+            rngs=nnx.Rngs(jax.random.key(seed)),
         )
         return split(model)[1:]
 
-    return jax.tree.map(np.asarray, jax.jit(initialise)())
+    return jax.jit(initialise)
+
+
+@functools.cache
+def weights(backbone: str, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trainable and frozen weights of a boosted classifier, as initialised under jit."""
+    return jax.tree.map(np.asarray, initialiser(backbone)(seed))
 
 
 def assert_torch_default(linear: dict[str, np.ndarray]) -> None:

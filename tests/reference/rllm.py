@@ -1,13 +1,10 @@
 """R-LLM (Lai et al. 2024) restated in plain eager PyTorch.
 
-The tests compare the package with it, the benchmarks time it. It runs the models the way their authors do: channels
-first, float32, every product, softmax and norm an operation of its own, every layer a module of its own, norms on all
-tokens although only CLS is pooled. What the authors' experiments never switch on (dropout, rotary embedding, masks) is
-left out. Modules and keyword arguments have the names of the package's, so that weights can be copied by name
-(`tests.reference.weights`); nothing here imports the package.
-
-Shapes: B batch, N tokens, D width, H heads, G key/value heads, K head width, F MLP width, C channels, S image side,
-P patch side.
+The tests compare the package with it. It runs the models the way their authors do: channels first, float32, every
+product, softmax and norm an operation of its own, every layer a module of its own, norms on all tokens although only
+CLS is pooled. What the authors' experiments never switch on (dropout, rotary embedding, masks) is left out. Modules and
+keyword arguments have the names of the package's, so that weights can be copied by name (`tests.reference.weights`);
+nothing here imports the package.
 """
 
 from collections.abc import Sequence

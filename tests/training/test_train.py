@@ -1,6 +1,7 @@
 """train.py as a user runs it: resuming, stopping, finishing, and its mistakes."""
 
 import json
+import logging
 import pathlib
 import signal
 import subprocess
@@ -13,9 +14,10 @@ import pytest
 from medmnist.evaluator import getACC, getAUC
 
 from configs import quickstart
-from jaxboost import data
+from jaxboost import convert, data
 from jaxboost.errors import UserError
 from jaxboost.training import loop
+from tests.reference.llama_checkpoints import tiny_llama, write_safetensors
 from tests.scripts import REPOSITORY, assert_mistake, run_script
 
 # Six steps of a small ViT3D with a random block, and a checkpoint after the third.
@@ -156,6 +158,19 @@ def test_finished_run_is_not_run_again(uninterrupted, lidc_root):
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
 
 
+def test_finished_run_does_not_answer_for_another_block(uninterrupted, lidc_root, tmp_path):
+    workdir, _ = uninterrupted
+    config = _config(lidc_root, **{"boost.block": str(tmp_path), "boost.convert": True})
+    with pytest.raises(UserError, match="finished run with the block from random"):
+        loop.train_and_evaluate(config, workdir)
+
+
+def test_workdir_that_is_a_file(lidc_root, tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match="is a file: give another --workdir"):
+        loop.train_and_evaluate(quickstart.get_config(), tmp_path / "run")
+
+
 def test_workdir_of_another_config(uninterrupted, lidc_root):
     workdir, _ = uninterrupted
     process = run_script(*_small(lidc_root, workdir, "--config.optim.lr=1e-3"))
@@ -183,50 +198,82 @@ def test_sigterm_saves_and_stops_cleanly(lidc_root, tmp_path):
     assert not list(workdir.rglob("*tmp*"))
 
 
-def test_nan_loss_names_the_step_and_the_checkpoint(lidc_root, tmp_path):
-    workdir = tmp_path / "run"
-    process = run_script(
-        *_small(lidc_root, workdir, "--config.optim.lr=1e30", "--config.optim.warmup_epochs=0.1",
-                "--config.train.checkpoint_every=1", "--config.train.epochs=1")
-    )  # fmt: skip
-    assert_mistake(process, "the loss is nan at step", "last good checkpoint: step", "optim.lr")
-    named = int(process.stderr.split("last good checkpoint: step ")[1].split(" ")[0])
-    assert int(_state(workdir)["step"]) == named
-    assert all(np.isfinite(leaf).all() for path, leaf in _leaves(_state(workdir)) if path.startswith("/params"))
+def _config(root: pathlib.Path, **changes: object):
+    """What SMALL says, for runs in this process."""
+    config = quickstart.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.root": str(root),
+            "model.backbone": "vit3d_tiny",
+            "boost.block": "random",
+            "boost.family": "llama-tiny",
+            "boost.layers": (0,),
+            "boost.convert": False,
+            "train.max_steps": 6,
+            "train.checkpoint_every": 3,
+            "train.log_every": 1,
+            "eval.bootstrap": 20,
+            **changes,
+        }
+    )
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "saved"),
+    [
+        ({"train.checkpoint_every": 1}, "is (nan|inf) at step", True),
+        # The first step's loss is finite, only what its weights give is not.
+        ({"optim.warmup_epochs": 0.0, "train.max_steps": 1}, "val loss is nan at step 1", False),
+    ],
+)
+def test_nan_names_the_step_and_the_checkpoint(changes, message, saved, lidc_root, tmp_path):
+    config = _config(lidc_root, **{"optim.lr": 1e30, "optim.warmup_epochs": 0.1, **changes})
+    with pytest.raises(UserError, match=message) as error:
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert "optim.lr" in str(error.value)
+    if not saved:
+        assert "there is no checkpoint yet" in str(error.value)
+        return
+    named = int(str(error.value).split("last good checkpoint: step ")[1].split(" ")[0])
+    state = _state(tmp_path / "run")
+    assert int(state["step"]) == named
+    assert all(np.isfinite(leaf).all() for path, leaf in _leaves(state) if path.startswith("/params"))
 
 
 def test_another_block_is_refused(lidc_root, tmp_path):
-    from jaxboost import convert
-    from tests.reference.llama_checkpoints import tiny_llama, write_safetensors
-
     for seed in (0, 1):
         source = write_safetensors(tiny_llama(seed), tmp_path / f"llama{seed}")
         convert.convert(str(source), "3", tmp_path / f"block{seed}")
-
-    def arguments(seed: int) -> tuple[str, ...]:
-        return _small(
-            lidc_root, tmp_path / "run", "--config.boost.family=", f"--config.boost.block={tmp_path / f'block{seed}'}",
-            "--config.boost.layers=3",
-        )  # fmt: skip
-
-    first = run_script("-c", KILLED_IN_FIFTH_STEP, tmp_path / "run", *arguments(0)[1:])
-    assert first.returncode == -signal.SIGKILL, first.stderr
-    assert_mistake(run_script(*arguments(1)), "was trained with block", "give that block")
-    assert run_script(*arguments(0)).returncode == 0
-    block = json.loads((tmp_path / "run/result.json").read_text())["block"]
-    assert block["layers"] == [3]
-
-
-def test_reference_protocol_is_marked(lidc_root, tmp_path):
     workdir = tmp_path / "run"
-    process = run_script(*_small(lidc_root, workdir, "--config.eval.protocol=reference"))
-    assert process.returncode == 0, process.stderr
-    assert "picked on the test split" in process.stdout
-    result = json.loads((workdir / "result.json").read_text())
+
+    def config(seed: int):
+        block = {"boost.family": "", "boost.block": str(tmp_path / f"block{seed}"), "boost.layers": (3,)}
+        return _config(lidc_root, **block, **{"train.max_steps": 2})
+
+    result = loop.train_and_evaluate(config(0), workdir)
+    assert result["block"]["layers"] == [3]
+    assert result["block"]["source"] == "llama0"
+    with pytest.raises(UserError, match="is a finished run with the block from llama0"):
+        loop.train_and_evaluate(config(1), workdir)
+    # Without its result, the run counts as unfinished.
+    (workdir / "result.json").unlink()
+    before = (workdir / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"was trained with block .* give that block"):
+        loop.train_and_evaluate(config(1), workdir)
+    assert (workdir / "config.json").read_bytes() == before
+    again = loop.train_and_evaluate(config(0), workdir)
+    assert {**again, "seconds": 0} == {**result, "seconds": 0}
+
+
+def test_reference_protocol_is_marked(lidc_root, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("jaxboost"), "propagate", True)
+    result = loop.train_and_evaluate(_config(lidc_root, **{"eval.protocol": "reference"}), tmp_path / "run")
+    assert "picked on the test split" in caplog.text
     assert result["protocol"] == "reference"
     assert result["selection"]["split"] == "test"
     assert "optimistic" in result["warning"]
-    assert all("@reference-seed0" in file.name for file in (workdir / "predictions").iterdir())
+    assert all("@reference-seed0" in file.name for file in (tmp_path / "run/predictions").iterdir())
 
 
 def test_two_devices_give_the_same_losses(uninterrupted, lidc_root, tmp_path):
@@ -248,7 +295,10 @@ def test_two_devices_give_the_same_losses(uninterrupted, lidc_root, tmp_path):
         ({"model.backbone": "vivit"}, "did you mean 'vivit_"),
         ({"model.backbone": "vit_s"}, "is 3-D but backbone vit_s takes 2-D input: .*vivit_tiny"),
         ({"model.image_size": 27}, "27 is no multiple of the patch 4"),
-        ({"model.image_size": 56}, "data.size"),
+        ({"model.image_size": 56}, "volumes are not resampled, set it to data.size"),
+        ({"model.mean": ("x",)}, "model.mean: give 1 or 3 values"),
+        ({"model.std": (0.0,)}, "model.std.*not be 0"),
+        ({"model.remat": "all"}, "model.remat"),
         ({"model.mean": (1.0, 2.0)}, "model.mean: give 1 or 3 values"),
         ({"model.dtype": "float16"}, "model.dtype.*valid: float32, bfloat16"),
         ({"boost.kind": "rlm"}, "did you mean 'rllm'"),
@@ -256,31 +306,27 @@ def test_two_devices_give_the_same_losses(uninterrupted, lidc_root, tmp_path):
         ({"boost.family": "llama-8b"}, "boost.family.*did you mean"),
         ({"boost.final_norm": "zeros"}, "boost.final_norm"),
         ({"boost.block": ""}, "boost.block is empty.*convert_weights.py"),
-        ({"boost.block": "random", "boost.family": ""}, "boost.block is empty|boost.family is empty"),
+        ({"boost.block": "random", "boost.family": ""}, "boost.family and boost.block give no shapes"),
+        ({"boost.layers": (-1,)}, "layer numbers from 0"),
+        ({"boost.layers": ()}, "boost.layers is empty"),
+        ({"boost.final_norm": "loaded"}, "a random block has no norm"),
         (
             {"boost.block": "nowhere/block", "boost.source": "huggyllama/llama-7b"},
             "python convert_weights.py --source huggyllama/llama-7b --layers 0 --out nowhere/block",
         ),
         ({"optim.name": "sgd"}, "optim.name"),
         ({"train.batch_size": 5000}, "5000"),
-        ({"train.epochs": 0}, "train.epochs.*positive"),
+        ({"train.batch_size": 0}, "train.batch_size: 0 should be above 0"),
+        ({"train.epochs": 0}, "train.epochs: 0 should be above 0"),
+        ({"train.max_steps": -1}, "train.max_steps: -1 should be 0 or more"),
+        ({"optim.warmup_epochs": -1.0}, "optim.warmup_epochs"),
+        ({"optim.b1": 1.0}, "optim.b1: 1.0 should be below 1"),
         ({"eval.metric": "f1"}, "eval.metric.*valid: auc, acc"),
         ({"eval.protocol": "test"}, "eval.protocol.*valid: validation, reference"),
     ],
 )
 def test_mistakes_write_nothing(change, words, lidc_root, tmp_path):
-    config = quickstart.get_config()
-    config.update_from_flattened_dict(
-        {
-            "data.root": str(lidc_root),
-            "boost.block": "random",
-            "boost.family": "llama-tiny",
-            "boost.layers": (0,),
-            "boost.convert": False,
-            "eval.bootstrap": 20,
-            **change,
-        }
-    )
+    config = _config(lidc_root, **change)
     with pytest.raises(UserError, match=words):
         loop.train_and_evaluate(config, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
@@ -310,3 +356,12 @@ def test_misspelt_field_in_a_config_file(tmp_path):
         "    config = default.get_config()\n    config.optim.lrr = 1.0\n    return config\n"
     )
     assert_mistake(run_script("train.py", f"--config={file}"), str(file), 'Did you mean "lr"')
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("import nothing_of_that_name", "No module"), ("def get_config(:", "invalid")]
+)
+def test_config_file_that_cannot_be_run(text, words, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(text + "\n")
+    assert_mistake(run_script("train.py", f"--config={file}"), str(file), words)

@@ -1,0 +1,46 @@
+"""One small encoder of each family, as entries of the table of backbones, each compiled once for all tests.
+
+Shallow and narrow, for float32 noise grows with depth; width, heads' total width and MLP width differ where they may,
+to be told apart.
+"""
+
+import jax
+import pytest
+
+from jaxboost.models import classifier
+from jaxboost.models.classifier import Backbone
+from jaxboost.models.llama import LlamaBlock
+from jaxboost.models.vit import ViT
+from jaxboost.models.vit3d import ViT3D
+from jaxboost.models.vivit import ViViT
+from tests.reference import rllm
+
+IMAGE_SIZE, PATCH, CHANNELS = 12, 4, 3
+
+_VOLUME = dict(patch=PATCH, width=20, heads=2, head_dim=12, mlp_width=28)
+SMALL = {
+    "small_vit": Backbone(
+        encoder=ViT, ndim=2, arguments=dict(patch=PATCH, width=24, depth=2, heads=3, mlp_width=40), head_eps=1e-6
+    ),
+    "small_vit3d": Backbone(encoder=ViT3D, ndim=3, arguments=_VOLUME | dict(depth=2), head_eps=1e-5),
+    "small_vivit": Backbone(
+        encoder=ViViT, ndim=3, arguments=_VOLUME | dict(spatial_depth=2, temporal_depth=3), head_eps=None
+    ),
+}
+RESTATED = {ViT: rllm.ViT, ViT3D: rllm.ViT3D, ViViT: rllm.ViViT}
+
+_COMPILED_ENCODERS = {encoder: jax.jit(encoder.__call__) for encoder in RESTATED}
+_COMPILED_BLOCK = jax.jit(LlamaBlock.__call__, static_argnames=("rope", "causal"))
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `build` know the small backbones, and compiles encoders and LLaMA layers by themselves.
+
+    A classifier that is not compiled then shares these parts, and their pull-backs, with all others; compiling each
+    whole would take minutes.
+    """
+    for name, backbone in SMALL.items():
+        monkeypatch.setitem(classifier.BACKBONES, name, backbone)
+    for encoder, compiled in _COMPILED_ENCODERS.items():
+        monkeypatch.setattr(encoder, "__call__", compiled)
+    monkeypatch.setattr(LlamaBlock, "__call__", _COMPILED_BLOCK)

@@ -1,0 +1,58 @@
+"""Small runs inside the test's process: a tiny ViT3D with a tiny LLaMA layer on the LIDC shapes."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import quickstart
+from jaxboost.training import loop, step
+
+
+def small_config(root: pathlib.Path, changes: dict[str, Any] | None = None) -> ConfigDict:
+    """The quick start's config made small, with a random block and no warm-up; `changes` maps field to value."""
+    config = quickstart.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.root": str(root),
+            "model.backbone": "vit3d_tiny",
+            "boost.block": "random",
+            "boost.family": "llama-tiny",
+            "boost.layers": (0,),
+            "boost.source": "",
+            "boost.convert": False,
+            # A warm-up starts from a rate of 0: the first step would change nothing.
+            "optim.warmup_epochs": 0.0,
+            "train.batch_size": 64,
+            "train.max_steps": 2,
+            "eval.bootstrap": 20,
+            **(changes or {}),
+        }
+    )
+    return config
+
+
+def take_steps(run: loop.Run, count: int) -> list[float]:
+    """Trains `run` for `count` steps and returns their losses; nothing is written."""
+    losses = []
+    for _ in range(count):
+        run.state, outputs = run.train_step(run.state, run.frozen, step.put(next(run.iterator), run.by_batch))
+        losses.append(float(outputs["loss"]))
+    return losses
+
+
+def on_host(tree: Any) -> dict[str, np.ndarray]:
+    """Path -> copy of each leaf; donation cannot take it away."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    """Both trees hold the same leaves, bit by bit."""
+    ours, theirs = on_host(ours), on_host(theirs)
+    assert ours.keys() == theirs.keys()
+    for path, array in ours.items():
+        assert array.dtype == theirs[path].dtype, path
+        np.testing.assert_array_equal(array, theirs[path], err_msg=path)

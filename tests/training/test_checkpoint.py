@@ -1,0 +1,195 @@
+"""Run checkpoints: what is restored, and what is left after a kill between two saves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxboost.data import pipeline
+from jaxboost.data.source import Split
+from jaxboost.errors import UserError
+from jaxboost.training import step
+from jaxboost.training.checkpoint import Best, Checkpointer, Progress
+from tests.training.small_runs import assert_same, on_host
+
+FINGERPRINT = "0123456789abcdef" * 4
+OPTIMIZER = optax.adamw(1e-3)
+
+
+def _params(seed):
+    a, b = jax.random.split(jax.random.key(seed))
+    return {"encoder": {"kernel": jax.random.normal(a, (3, 4))}, "head": {"bias": jax.random.normal(b, (2,))}}
+
+
+def _state(seed, number):
+    replicated, _ = step.make_mesh()
+    params = jax.device_put(_params(seed), replicated)
+    state = step.init_state(params, OPTIMIZER, replicated)
+    _, opt_state = OPTIMIZER.update(params, state.opt_state, params)
+    return state.replace(step=jnp.int32(number), opt_state=opt_state)
+
+
+def _iterator():
+    images = np.arange(20 * 4, dtype=np.uint8).reshape(20, 2, 2, 1)
+    split = Split(images=images, labels=np.arange(20)[:, None] % 2)
+    return pipeline.train_iterator(split, batch_size=4, seed=0, image_size=2)
+
+
+def _progress(best=None, seconds=1.5):
+    return Progress(fingerprint=FINGERPRINT, best=best, seconds=seconds)
+
+
+def _restore(checkpointer):
+    """The state and the progress, restored into shapes that hold other values."""
+    return checkpointer.restore_latest(_state(99, 0), _iterator(), FINGERPRINT)
+
+
+def _saved_steps(folder):
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def _assert_nothing_temporary(folder):
+    assert [path for path in folder.rglob("*") if "tmp" in path.relative_to(folder).as_posix()] == []
+
+
+def test_resume_restores_everything(tmp_path):
+    folder, iterator = tmp_path / "checkpoints", _iterator()
+    state, best = _state(1, 3), Best(epoch=2, step=2, value=0.1 + 0.2)
+    for _ in range(3):
+        next(iterator)
+    with Checkpointer(folder) as checkpointer:
+        assert checkpointer.latest_step() is None
+        checkpointer.save_best(2, _params(2))
+        checkpointer.save_latest(state, iterator, _progress(best, seconds=12.25))
+    following = [next(iterator) for _ in range(4)]
+
+    restored_iterator = _iterator()
+    with Checkpointer(folder) as checkpointer:
+        assert checkpointer.latest_step() == 3
+        restored, progress = checkpointer.restore_latest(_state(99, 0), restored_iterator, FINGERPRINT)
+        weights = checkpointer.restore_best(progress.best.step, restored.params)
+    assert progress == Progress(fingerprint=FINGERPRINT, best=best, seconds=12.25)
+    assert isinstance(progress.best, Best)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert_same(restored, state)
+    assert_same(weights, _params(2))
+    for batch in following:
+        assert_same(next(restored_iterator), batch)
+    _assert_nothing_temporary(tmp_path)
+
+
+def test_resume_before_the_first_validation(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save_latest(_state(1, 1), _iterator(), _progress())
+    with Checkpointer(tmp_path) as checkpointer:
+        _, progress = _restore(checkpointer)
+        assert progress == _progress()
+        # A session that was cut off before its first validation goes on to one.
+        checkpointer.save_best(2, _params(2))
+        assert_same(checkpointer.restore_best(2, _params(0)), _params(2))
+
+
+def test_restored_arrays_take_the_targets_sharding(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save_best(1, _params(1))
+        checkpointer.save_latest(_state(1, 1), _iterator(), _progress(Best(epoch=1, step=1, value=0.5)))
+    target = _state(99, 0)
+    with Checkpointer(tmp_path) as checkpointer:
+        state, _ = checkpointer.restore_latest(target, _iterator(), FINGERPRINT)
+        best = checkpointer.restore_best(1, target.params)
+    for ours, theirs in zip(jax.tree.leaves((state, best)), jax.tree.leaves((target, target.params)), strict=True):
+        assert ours.sharding == theirs.sharding
+        assert ours.committed == theirs.committed or ours.sharding.is_fully_replicated
+
+
+def test_best_may_be_saved_twice_at_a_step(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save_best(2, _params(1))
+        checkpointer.save_best(2, _params(2))
+        assert_same(checkpointer.restore_best(2, _params(0)), _params(2))
+    with Checkpointer(tmp_path) as checkpointer:
+        assert_same(checkpointer.restore_best(2, _params(0)), _params(2))
+        checkpointer.save_best(2, _params(3))
+        assert_same(checkpointer.restore_best(2, _params(0)), _params(3))
+    assert _saved_steps(tmp_path / "best") == [2]
+    _assert_nothing_temporary(tmp_path)
+
+
+def test_best_of_latest_outlives_a_kill_between_the_two_saves(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save_best(2, _params(2))
+        checkpointer.save_latest(_state(1, 3), _iterator(), _progress(Best(epoch=1, step=2, value=0.7)))
+        checkpointer.save_best(4, _params(4))
+    # Cut off here, and once more at the same place.
+    for attempt in (5, 6):
+        with Checkpointer(tmp_path) as checkpointer:
+            state, progress = _restore(checkpointer)
+            assert int(state.step) == 3
+            assert progress.best == Best(epoch=1, step=2, value=0.7)
+            assert_same(checkpointer.restore_best(2, state.params), _params(2))
+            checkpointer.save_best(4, _params(attempt))
+            assert_same(checkpointer.restore_best(4, state.params), _params(attempt))
+    with Checkpointer(tmp_path) as checkpointer:
+        state, _ = _restore(checkpointer)
+        assert_same(checkpointer.restore_best(2, state.params), _params(2))
+        checkpointer.save_best(4, _params(7))
+        checkpointer.save_latest(_state(1, 4), _iterator(), _progress(Best(epoch=2, step=4, value=0.8)))
+    with Checkpointer(tmp_path) as checkpointer:
+        state, progress = _restore(checkpointer)
+        assert_same(checkpointer.restore_best(progress.best.step, state.params), _params(7))
+    _assert_nothing_temporary(tmp_path)
+
+
+def test_stale_best_does_not_block_an_earlier_one(tmp_path):
+    """After the kill the run may find its next best at a step before the stale one: SIGTERM moved the validation."""
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save_best(2, _params(2))
+        checkpointer.save_latest(_state(1, 3), _iterator(), _progress(Best(epoch=1, step=2, value=0.7)))
+        checkpointer.save_best(8, _params(8))
+    with Checkpointer(tmp_path) as checkpointer:
+        _restore(checkpointer)
+        checkpointer.save_best(4, _params(4))
+        checkpointer.save_latest(_state(1, 4), _iterator(), _progress(Best(epoch=2, step=4, value=0.8)))
+    with Checkpointer(tmp_path) as checkpointer:
+        state, progress = _restore(checkpointer)
+        assert_same(checkpointer.restore_best(progress.best.step, state.params), _params(4))
+
+
+def test_old_checkpoints_are_removed(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        for number in range(1, 6):
+            checkpointer.save_best(number, _params(number))
+            best = Best(epoch=number, step=number, value=number / 10)
+            checkpointer.save_latest(_state(number, number), _iterator(), _progress(best))
+    assert _saved_steps(tmp_path / "latest") == [5]
+    assert len(_saved_steps(tmp_path / "best")) <= 2
+    with Checkpointer(tmp_path) as checkpointer:
+        state, progress = _restore(checkpointer)
+        assert_same(state, _state(5, 5))
+        assert_same(checkpointer.restore_best(progress.best.step, state.params), _params(5))
+    _assert_nothing_temporary(tmp_path)
+
+
+def test_another_block_is_refused(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save_latest(_state(1, 1), _iterator(), _progress())
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    with Checkpointer(tmp_path) as checkpointer:
+        with pytest.raises(
+            UserError, match=f"trained with block {FINGERPRINT[:12]}, not fedcba987654: give that block"
+        ):
+            checkpointer.restore_latest(_state(99, 0), _iterator(), FINGERPRINT[::-1])
+        with pytest.raises(UserError, match="not none"):
+            checkpointer.restore_latest(_state(99, 0), _iterator(), "")
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_state_of_the_saver_is_untouched(tmp_path):
+    state = _state(1, 1)
+    before = on_host(state)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save_best(1, state.params)
+        checkpointer.save_latest(state, _iterator(), _progress(Best(epoch=1, step=1, value=0.5)))
+        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert_same(on_host(state), before)

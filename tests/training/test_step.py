@@ -1,0 +1,140 @@
+"""The production train and eval step: what they return, what they reuse, and the losses."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxboost.models import frozen
+from jaxboost.training import loop, step
+from tests.scripts import run_script
+from tests.training.small_runs import assert_same, on_host, small_config
+
+FROZEN_SHAPE = (1, 64, 96)  # gate and up of the one llama-tiny layer; nothing trained has it
+
+
+@pytest.fixture(scope="module")
+def untouched(lidc_root, tmp_path_factory):
+    return loop.Run(small_config(lidc_root), tmp_path_factory.mktemp("run") / "run")
+
+
+@pytest.fixture
+def run(untouched):
+    """The run at its start; tests share what is compiled, and donate a copy of the state."""
+    run = copy.copy(untouched)
+    run.state = jax.tree.map(jnp.copy, untouched.state)
+    return run
+
+
+def _batch(run):
+    return step.put(next(run.iterator), run.by_batch)
+
+
+def test_frozen_weights_are_not_outputs(run):
+    assert FROZEN_SHAPE in {leaf.shape for leaf in jax.tree.leaves(run.frozen)}
+    compiled = run.train_step.lower(run.state, run.frozen, _batch(run)).compile()
+    state, metrics = compiled.out_info
+    assert jax.tree.structure(state) == jax.tree.structure(run.state)
+    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [leaf.shape for leaf in jax.tree.leaves(run.state)]
+    assert {name: value.shape for name, value in metrics.items()} == {"loss": (), "grad_norm": ()}
+    assert FROZEN_SHAPE not in {leaf.shape for leaf in jax.tree.leaves(state)}
+    # XLA's own account: the outputs are the state and a few scalars, and reuse the state's memory.
+    memory, held = compiled.memory_analysis(), sum(leaf.nbytes for leaf in jax.tree.leaves(run.state))
+    frozen_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(run.frozen))
+    assert held <= memory.output_size_in_bytes < held + frozen_bytes / 2
+    assert memory.alias_size_in_bytes >= held
+
+
+def test_optimiser_keeps_nothing_for_frozen_weights(run):
+    moments = [optax.tree_utils.tree_get(run.state.opt_state, name) for name in ("mu", "nu")]
+    for moment in moments:
+        assert jax.tree.map(jnp.shape, moment) == jax.tree.map(jnp.shape, run.state.params)
+    in_moments = sum(frozen.count(moment) for moment in moments)
+    scalars = frozen.count(run.state.opt_state) - in_moments
+    assert in_moments == 2 * frozen.count(run.state.params)
+    assert scalars == sum(leaf.ndim == 0 for leaf in jax.tree.leaves(run.state.opt_state)) <= 3
+
+
+def test_step_donates_the_state_and_leaves_the_rest(run):
+    before, frozen_before = on_host(run.state.params), on_host(run.frozen)
+    frozen_leaves = jax.tree.leaves(run.frozen)
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in frozen_leaves]
+    old, batch = run.state, _batch(run)
+    for number in (1, 2, 3):
+        run.state, outputs = run.train_step(old, run.frozen, batch)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
+        assert np.isfinite(outputs["loss"])
+        assert outputs["grad_norm"] > 0
+        assert int(run.state.step) == number
+        old = run.state
+    assert not any(leaf.is_deleted() for leaf in (*frozen_leaves, *jax.tree.leaves(batch)))
+    assert_same(on_host(run.frozen), frozen_before)
+    assert pointers == [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(run.frozen)]
+    after = on_host(run.state.params)
+    assert not any(np.array_equal(after[path], before[path]) for path in before)
+
+
+def test_eval_step_agrees_with_the_train_step(run):
+    batch = _batch(run)
+    losses, scores = run.eval_step(run.state.params, run.frozen, batch)
+    assert losses.shape == (64,)
+    assert scores.shape == (64, 2)
+    np.testing.assert_allclose(np.sum(scores, -1), 1, rtol=1e-6)
+    own = np.take_along_axis(np.asarray(scores), np.asarray(batch["label"]), axis=-1)[:, 0]
+    np.testing.assert_allclose(losses, -np.log(own), rtol=1e-4, atol=1e-6)
+    params = run.state.params
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+    run.state, outputs = run.train_step(run.state, run.frozen, batch)
+    assert float(outputs["loss"]) == pytest.approx(float(losses.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("task", ["binary-class", "multi-class", "ordinal-regression", "multi-label, binary-class"])
+def test_loss_and_scores_are_torchs(task):
+    import torch
+    from torch.nn import functional
+
+    rng, classes = np.random.default_rng(0), 2 if task == "binary-class" else 5
+    logits = (3 * rng.standard_normal((7, classes))).astype(np.float32)
+    theirs = torch.from_numpy(logits)
+    if task == "multi-label, binary-class":
+        labels = rng.integers(0, 2, (7, classes))
+        loss = functional.binary_cross_entropy_with_logits(theirs, torch.from_numpy(labels).float(), reduction="none")
+        loss, scores = loss.mean(-1), theirs.sigmoid()
+    else:
+        labels = rng.integers(0, classes, (7, 1))
+        loss = functional.cross_entropy(theirs, torch.from_numpy(labels[:, 0]), reduction="none")
+        scores = theirs.softmax(-1)
+    our_loss, our_scores = step.loss_and_scores(jnp.asarray(logits), jnp.asarray(labels, jnp.int32), task)
+    assert our_loss.shape == (7,)
+    np.testing.assert_allclose(our_loss, loss, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(our_scores, scores, rtol=1e-5, atol=1e-6)
+
+
+def test_put_keeps_values_and_types():
+    _, by_batch = step.make_mesh()
+    batch = {
+        "image": np.arange(4 * 2 * 2 * 2, dtype=np.uint8).reshape(4, 2, 2, 2, 1),
+        "label": np.arange(4, dtype=np.int32)[:, None],
+    }
+    placed = step.put(batch, by_batch)
+    assert_same(placed, batch)
+    assert all(array.sharding == by_batch for array in placed.values())
+
+
+SHARES = """
+import numpy as np
+from jaxboost.training import step
+
+_, by_batch = step.make_mesh()
+placed = step.put({"label": np.arange(4, dtype=np.int32)[:, None]}, by_batch)["label"]
+print([np.asarray(shard.data)[:, 0].tolist() for shard in placed.addressable_shards])
+"""
+
+
+def test_put_gives_each_device_its_share():
+    process = run_script("-c", SHARES, env={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"})
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == "[[0, 1], [2, 3]]"
