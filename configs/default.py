@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     model.mean = (0.0,)  # pixels in [0, 1] become (pixel - mean) / std, a value for all channels or one for each
     model.std = (1.0,)
     model.dtype = "float32"  # of the computation, "float32" or "bfloat16"; trained weights stay float32
-    model.remat = "none"  # of the encoder's blocks, "dots": keep the linear maps' outputs, "full": compute all again
+    model.remat = False  # keep only the input of each encoder block for the backward pass: less memory, more time
 
     config.boost = boost = ConfigDict()
     boost.kind = "rllm"  # none, rllm, out, hybrid, bare, out_nn, mlp, mlp_out
@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     boost.final_norm = "ones"  # weight of the RMSNorm after the last layer: "ones" (the reference) or "loaded"
     boost.trainable = False  # train the block too: the paper's FT arm
     boost.rope = False  # keep LLaMA's rotary embedding
+    boost.path = "auto"  # to the same result: "full", "pooled" (CLS alone), "absorbed" (no keys, no values)
     boost.causal = False  # keep LLaMA's causal mask; CLS comes first and then sees only itself
 
     config.optim = optim = ConfigDict()
@@ -49,6 +50,7 @@ def get_config() -> ConfigDict:
     train.batch_size = 128  # over all devices
     train.max_steps = 0  # end the run early, after this many steps, without touching the schedule; 0: do not
     train.log_every = 10  # steps
+    train.compilation_cache = True  # keep compiled programs in the user's cache folder for the next start
     train.checkpoint_every = 0  # steps; 0: at the end of each epoch only
 
     config.eval = evaluation = ConfigDict()

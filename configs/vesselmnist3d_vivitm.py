@@ -17,7 +17,6 @@ def get_config() -> ConfigDict:
     config = default.get_config()
     config.data.name = "vesselmnist3d"
     config.model.backbone = "vivit_m"
-    config.model.remat = "dots"  # a step of 128 volumes then takes 11 GB, not 25
     config.boost.block = "blocks/llama-7b"
     config.boost.source = "huggyllama/llama-7b"
     return config

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.layers import linear, torch_init
+from jaxboost.models import absorbed
+from jaxboost.models.layers import layer_of, linear, torch_init
 from jaxboost.models.llama import LlamaBlock
 
 
@@ -38,6 +39,19 @@ FORMS = {
 KINDS = ("none", *FORMS)
 
 
+PATHS = ("auto", "full", "pooled", "absorbed")
+
+
+def check_path(path: str, kind: str, *, rope: bool) -> None:
+    """Raises ValueError where a way to compute the booster does not apply; "auto" always does."""
+    if path not in PATHS:
+        raise ValueError(f"{path!r} is none of {', '.join(PATHS)}")
+    if path == "absorbed" and not FORMS[kind].layer:
+        raise ValueError(f"absorbed does without the layer's keys and values, but kind {kind} has no layer")
+    if path == "absorbed" and rope:
+        raise ValueError("absorbed does without keys, but rope turns them: the path is pooled")
+
+
 class Boost(nnx.Module):
     """Tokens x (B, N, d) -> boosted tokens (B, N, d), through width D of the LLaMA layer.
 
@@ -48,6 +62,9 @@ class Boost(nnx.Module):
       block: F_L, None for the controls without it.
       rope, causal: whether F_L keeps LLaMA's rotary embedding and causal mask (both off in the paper, section 3.1).
         The causal mask leaves the pooled CLS token, which comes first, nothing but itself to look at.
+      path: how `pooled` gets its result; the result is the same. "full" computes all tokens. "pooled" computes keys and
+        values of all tokens and the rest for CLS alone. "absorbed" computes no keys and values (`models.absorbed`),
+        which rope does not allow. "auto" takes the cheapest by the shapes.
     """
 
     def __init__(
@@ -59,13 +76,15 @@ class Boost(nnx.Module):
         block: LlamaBlock | None,
         rope: bool,
         causal: bool,
+        path: str,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         self.form = FORMS[kind]
         if self.form.layer != (block is not None):
             raise ValueError(f"boost kind {kind!r} and block {block} do not go together")
-        self.rope, self.causal = rope, causal
+        check_path(path, kind, rope=rope)
+        self.rope, self.causal, self.path = rope, causal, path
         self.encode = linear(width, block_width, bias=False, init=torch_init, dtype=dtype, rngs=rngs)  # F_E
         self.block = block  # F_L
         self.decode = linear(block_width, width, bias=False, init=torch_init, dtype=dtype, rngs=rngs)  # F_D
@@ -73,16 +92,64 @@ class Boost(nnx.Module):
         self.skip = linear(width, width, bias=False, init=torch_init, dtype=dtype, rngs=rngs) if skip else None
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """mask (B, N) is True where a token is real; None where all are."""
+        """The definition: every token (B, N, d); mask (B, N) is True where a token is real, None where all are."""
         r = self.encode(x)
         h = r
         if self.block is not None:
             h = self.block(r, rope=self.rope, causal=self.causal, mask=mask)
-            if self.form.inner:
-                h = h + r
+        return self._decode(h, r, x)
+
+    def pooled(self, x: jax.Array, mask: jax.Array | None = None, maps: absorbed.Maps | None = None) -> jax.Array:
+        """self(x, mask)[:, :1], the boosted CLS token (B, 1, d), by `path`.
+
+        Args:
+          maps: what `form_maps` gave, None to do without.
+        """
+        path = self._choose_path(*x.shape[:2], has_maps=maps is not None)
+        if path == "full":
+            return self(x, mask)[:, :1]
+        cls = x[:, :1]
+        r = self.encode(cls)
+        if self.block is None:
+            h = r
+        elif path == "pooled":
+            h = self.block(self.encode(x), rope=self.rope, causal=self.causal, mask=mask, queries=1)
+        else:
+            h = absorbed.run_block(self.block, x, self.encode.kernel[...], causal=self.causal, mask=mask, maps=maps)
+        return self._decode(h, r, cls)
+
+    @property
+    def reads_all_tokens(self) -> bool:
+        """Whether `pooled` needs more of its tokens than the first."""
+        return self.block is not None or self.path == "full"
+
+    def form_maps(self) -> absorbed.Maps | None:
+        """What the absorbed path can form before it sees tokens; None where that path or a saving is not to be had."""
+        width, block_width = self.encode.kernel.shape
+        if self.block is None or self.block.depth > 1 or self.rope or width >= block_width:
+            return None
+        if self.path not in ("auto", "absorbed"):
+            return None
+        return absorbed.form_maps(layer_of(self.block.layers, 0), self.encode.kernel[...].astype(self.block.dtype))
+
+    def _decode(self, h: jax.Array, r: jax.Array, x: jax.Array) -> jax.Array:
+        """F_D with the residuals, from h = F_L(r), or r without F_L, and the tokens r and x to skip from."""
+        if self.block is not None and self.form.inner:
+            h = h + r
         z = self.decode(h)
         if self.form.outer == "identity":
             z = z + x
         elif self.skip is not None:
             z = z + jax.nn.leaky_relu(self.skip(x))
         return z
+
+    def _choose_path(self, batch: int, tokens: int, *, has_maps: bool) -> str:
+        if self.path != "auto":
+            return self.path
+        if self.block is None or self.rope:
+            return "pooled"
+        if has_maps or self.block.depth > 1:
+            return "absorbed"
+        width = self.encode.kernel.shape[0]
+        cost = absorbed.multiply_adds(self.block.config, batch=batch, tokens=tokens, width=width)
+        return "pooled" if min(cost, key=cost.get) == "pooled" else "absorbed"

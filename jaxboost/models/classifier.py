@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxboost.models.absorbed import Maps
 from jaxboost.models.boost import FORMS, Boost
 from jaxboost.models.frozen import freeze
 from jaxboost.models.layers import layer_norm, linear, torch_init, vit_init
@@ -89,16 +90,23 @@ class Classifier(nnx.Module):
         self.encoder, self.boost, self.head_norm, self.head = encoder, boost, head_norm, head
         self.mean, self.std = tuple(mean), tuple(std)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array, maps: Maps | None = None) -> jax.Array:
+        """maps: what `form_maps` gave for these weights, None to do without; the logits are the same."""
         x = (images.astype(jnp.float32) / 255 - jnp.asarray(self.mean)) / jnp.asarray(self.std)
         x = jnp.broadcast_to(x, (*images.shape[:-1], CHANNELS))
-        tokens = self.encoder(x)
-        if self.boost is not None:
-            tokens = self.boost(tokens)
-        pooled = tokens[:, 0]
+        if self.boost is None:
+            cls = self.encoder(x, queries=1)
+        else:
+            tokens = self.encoder(x, queries=None if self.boost.reads_all_tokens else 1)
+            cls = self.boost.pooled(tokens, maps=maps)
+        pooled = cls[:, 0]
         if self.head_norm is not None:
             pooled = self.head_norm(pooled)
         return self.head(pooled).astype(jnp.float32)
+
+    def form_maps(self) -> Maps | None:
+        """What a call can reuse as long as the weights stay: see `Boost.form_maps`."""
+        return None if self.boost is None else self.boost.form_maps()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +118,7 @@ class BoostSpec:
       config: the LLaMA layer's; the controls without the layer take their hidden width from it.
       depth: number of consecutive LLaMA layers.
       trainable: the paper's fine-tuning arm: the layers are trained too.
-      rope, causal: see `Boost`.
+      rope, causal, path: see `Boost`.
     """
 
     kind: str
@@ -119,6 +127,7 @@ class BoostSpec:
     trainable: bool = False
     rope: bool = False
     causal: bool = False
+    path: str = "auto"
 
 
 def build(
@@ -130,7 +139,7 @@ def build(
     mean: Sequence[float],
     std: Sequence[float],
     dtype: jnp.dtype,
-    remat: str = "none",
+    remat: bool = False,
     rngs: nnx.Rngs,
 ) -> Classifier:
     """Builds a classifier with random weights; call it under `nnx.eval_shape` or `jax.jit` where they are not wanted.
@@ -139,7 +148,7 @@ def build(
       backbone: a key of BACKBONES.
       image_size: side S of the (cubic) input, in pixels; a multiple of the backbone's patch.
       dtype: of the computation; trained weights are float32 always.
-      remat: a key of `layers.REMAT`, for the encoder's blocks.
+      remat: see `layers.Transformer`.
     """
     spec = BACKBONES[backbone]
     encoder = spec.encoder(
@@ -160,6 +169,7 @@ def build(
             block=block,
             rope=boost.rope,
             causal=boost.causal,
+            path=boost.path,
             dtype=dtype,
             rngs=rngs,
         )

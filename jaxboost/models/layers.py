@@ -7,6 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+# What `Transformer` keeps of a block for the backward pass, by the names that `checkpoint_name` gave.
+SAVED = ("qkv", "mixed", "hidden", "up")
 
 # fan_in -> (kernel initialiser, bias initialiser) of a linear map.
 LinearInit = Callable[[int], tuple[nnx.Initializer, nnx.Initializer]]
@@ -34,8 +38,26 @@ def linear(
     """A linear map with float32 weights that computes in `dtype`."""
     kernel_init, bias_init = init(fan_in)
     return nnx.Linear(
-        fan_in, fan_out, use_bias=bias, dtype=dtype, kernel_init=kernel_init, bias_init=bias_init, rngs=rngs
+        fan_in,
+        fan_out,
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        bias_init=bias_init,
+        dot_general=_flat_product,
+        rngs=rngs,
     )
+
+
+def _flat_product(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    """x @ kernel with the leading axes of x as one: for several XLA on CPU copies activations in the backward pass."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def _columns(layer: nnx.Linear, x: jax.Array, columns: slice) -> jax.Array:
+    """Some of the columns of layer(x)."""
+    y = _flat_product(x, layer.kernel[:, columns].astype(x.dtype))
+    return y if layer.bias is None else y + layer.bias[columns].astype(x.dtype)
 
 
 def layer_norm(width: int, *, eps: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -80,8 +102,25 @@ class PatchEmbedding3D(nnx.Module):
         return self.norm_out(self.linear(self.norm_in(patches)))
 
 
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(K)) v for q (B, Q, H, K), k and v (B, N, H, K) -> (B, Q, H, K), in the backend's own way."""
+    if jax.default_backend() != "cpu":
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _has_cudnn_kernel(q) else None)
+    # Head-major operands make plain batched products, which XLA runs faster on CPU than transposing einsums.
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # (B, H, N, K)
+    scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (B, H, Q, N)
+    weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(v.dtype)
+    return (weights @ v).swapaxes(1, 2)
+
+
+def _has_cudnn_kernel(q: jax.Array) -> bool:
+    """cuDNN's fused kernel takes 16-bit floats only, and heads of a multiple of 8 up to 128."""
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    return half and q.shape[-1] in range(8, 129, 8) and "cuda" in jax.devices()[0].client.platform_version
+
+
 class Attention(nnx.Module):
-    """Multi-head self-attention (B, N, D) -> (B, N, D); the heads' total width H*K need not equal D."""
+    """Multi-head self-attention (B, N, D) -> (B, Q, D); the heads' total width H*K need not equal D."""
 
     def __init__(
         self,
@@ -98,14 +137,27 @@ class Attention(nnx.Module):
         self.qkv = linear(width, 3 * heads * head_dim, bias=qkv_bias, init=init, dtype=dtype, rngs=rngs)
         self.out = linear(heads * head_dim, width, init=init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        B, N, _ = x.shape
-        H, K = self.heads, self.head_dim
-        # Head-major operands make plain batched products, which XLA runs faster on CPU than transposing einsums.
-        q, k, v = self.qkv(x).reshape(B, N, 3, H, K).transpose(2, 0, 3, 1, 4)  # each (B, H, N, K)
-        scores = (q * K**-0.5) @ k.swapaxes(-1, -2)  # (B, H, N, N)
-        weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(v.dtype)
-        return self.out((weights @ v).transpose(0, 2, 1, 3).reshape(B, N, H * K))
+    def __call__(self, x: jax.Array, *, queries: int | None = None) -> jax.Array:
+        """The result for the first Q = `queries` tokens, for all where it is None."""
+        width = self.heads * self.head_dim
+
+        def heads(x: jax.Array, parts: int) -> list[jax.Array]:
+            x = checkpoint_name(x, "qkv").reshape(*x.shape[:2], parts, self.heads, self.head_dim)
+            return [x[:, :, part] for part in range(parts)]
+
+        if queries is None:
+            q, k, v = heads(self.qkv(x), 3)
+        else:
+            (q,) = heads(_columns(self.qkv, x[:, :queries], slice(width)), 1)
+            k, v = heads(_columns(self.qkv, x, slice(width, None)), 2)
+        mixed = attend(q, k, v)
+        return self.out(checkpoint_name(mixed.reshape(*mixed.shape[:2], width), "mixed"))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x Phi(x) in float32 by erf, as torch has it; the erfc of `jax.nn.gelu` costs more on CPU."""
+    wide = x.astype(jnp.float32)
+    return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 class Mlp(nnx.Module):
@@ -116,11 +168,11 @@ class Mlp(nnx.Module):
         self.down = linear(mlp_width, width, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+        return self.down(gelu(checkpoint_name(self.up(x), "up")))
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)); (B, N, D) -> (B, N, D)."""
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)); (B, N, D) -> (B, Q, D)."""
 
     def __init__(
         self,
@@ -142,24 +194,73 @@ class Block(nnx.Module):
         self.mlp_norm = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, mlp_width, init=init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = x + self.attention(self.attention_norm(x))
+    def __call__(self, x: jax.Array, *, queries: int | None = None) -> jax.Array:
+        """The result for the first Q = `queries` tokens, for all where it is None."""
+        x = checkpoint_name(x[:, :queries] + self.attention(self.attention_norm(x), queries=queries), "hidden")
         return x + self.mlp(self.mlp_norm(x))
 
 
-def volume_block(width: int, *, heads: int, head_dim: int, mlp_width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> Block:
-    """The block of both 3D encoders: no bias in q, k and v, LayerNorm eps 1e-5, torch's default initialisation."""
-    return Block(
-        width,
-        heads=heads,
-        head_dim=head_dim,
-        mlp_width=mlp_width,
-        qkv_bias=False,
-        eps=1e-5,
-        init=torch_init,
-        dtype=dtype,
-        rngs=rngs,
-    )
+class Transformer(nnx.Module):
+    """Pre-norm blocks, one after the other: (B, N, D) -> (B, Q, D).
+
+    All but the last run under a scan: compile time does not grow with depth, and on CPU a step takes less than half the
+    time of unrolled layers. The last is apart because it is often asked for its first token only, and to cut it out of
+    a stack would copy all weights and their gradients in each step.
+
+    Of each block's inside the backward pass finds its input and the results of the costly products; norms, softmax and
+    GELU are computed again, which takes less time than to store and load them.
+
+    Args:
+      make: makes one block.
+      remat: keep the blocks' inputs only, and compute all else again: less memory for more time.
+    """
+
+    def __init__(self, make: Callable[[nnx.Rngs], Block], depth: int, *, remat: bool, rngs: nnx.Rngs):
+        self.remat = remat
+        self.blocks = stack(make, depth - 1, rngs) if depth > 1 else None
+        self.last = make(rngs)
+
+    def __call__(self, x: jax.Array, *, queries: int | None = None) -> jax.Array:
+        """The first Q = `queries` tokens, for which alone the last block has queries, projection and MLP; or all."""
+        policy = jax.checkpoint_policies.save_only_these_names(*(() if self.remat else SAVED))
+
+        def call(block: Block, x: jax.Array, queries: int | None = None) -> jax.Array:
+            # A scan's iterations are not merged with each other, which is what prevent_cse guards against.
+            body = jax.checkpoint(lambda block, x: block(x, queries=queries), policy=policy, prevent_cse=False)
+            return body(block, x)
+
+        if self.blocks is not None:
+            x = jax.lax.scan(lambda x, block: (call(block, x), None), x, self.blocks)[0]
+        return call(self.last, x, queries)
+
+
+def volume_transformer(
+    width: int,
+    depth: int,
+    *,
+    heads: int,
+    head_dim: int,
+    mlp_width: int,
+    remat: bool,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+) -> Transformer:
+    """That of both 3D encoders: no bias in q, k and v, LayerNorm eps 1e-5, torch's default initialisation."""
+
+    def block(r: nnx.Rngs) -> Block:
+        return Block(
+            width,
+            heads=heads,
+            head_dim=head_dim,
+            mlp_width=mlp_width,
+            qkv_bias=False,
+            eps=1e-5,
+            init=torch_init,
+            dtype=dtype,
+            rngs=r,
+        )
+
+    return Transformer(block, depth, remat=remat, rngs=rngs)
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> Any:
@@ -167,33 +268,6 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) ->
     return nnx.vmap(make)(rngs.split(depth))
 
 
-# What the backward pass of a stack keeps of each layer's inside, beside the layer's input.
-REMAT = {
-    "none": None,  # everything
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # all linear maps' outputs
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-def scan_stack(
-    layers: Any,
-    x: jax.Array,
-    call: Callable[[Any, jax.Array], jax.Array] = lambda layer, x: layer(x),
-    *,
-    remat: str = "none",
-) -> jax.Array:
-    """Runs a `stack` on x, layer after layer; `call(layer, x)` keeps x's shape and dtype.
-
-    A scan: compile time does not grow with depth, and on CPU a step takes less than half the time of unrolled layers.
-
-    Args:
-      remat: a key of REMAT; what is not kept is computed again in the backward pass, less memory for more time.
-    """
-
-    def body(carry: jax.Array, layer: Any) -> tuple[jax.Array, None]:
-        return call(layer, carry), None
-
-    if remat != "none":
-        # A scan's iterations are not merged with each other, which is what prevent_cse guards against.
-        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
-    return jax.lax.scan(body, x, layers)[0]
+def layer_of(layers: Any, index: int | jax.Array) -> Any:
+    """One layer of a `stack`."""
+    return jax.tree.map(lambda weights: weights[index], layers)

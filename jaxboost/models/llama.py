@@ -5,12 +5,13 @@ together with feature i + K/2.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.layers import scan_stack, stack
+from jaxboost.models.layers import layer_of, stack
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,30 +106,41 @@ class LlamaLayer(nnx.Module):
         self.up = matrix(D, F)
         self.down = matrix(F, D)
 
-    def __call__(self, x: jax.Array, *, rope: bool, causal: bool, mask: jax.Array | None) -> jax.Array:
-        """x (B, N, D) -> (B, N, D); mask (B, N) is True where a token is real, None where all are."""
-        x = x + self._attend(rms_norm(x, self.attention_norm[...], self.config.eps), rope, causal, mask)
+    def __call__(
+        self, x: jax.Array, *, rope: bool, causal: bool, mask: jax.Array | None, queries: int | None = None
+    ) -> jax.Array:
+        """x (B, N, D) -> (B, Q, D), the first Q = `queries` tokens, all N where it is None.
+
+        mask (B, N) is True where a token is real, None where all are.
+        """
+        normed = rms_norm(x, self.attention_norm[...], self.config.eps)
+        return self.finish(x[:, :queries], self._attend(normed, rope, causal, mask, queries))
+
+    def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
+        """What follows the heads: projection of mixed (B, Q, H*K), residual on x (B, Q, D), SwiGLU with its own."""
+        x = x + mixed @ self.o[...].astype(self.dtype)
         return x + self._swiglu(rms_norm(x, self.mlp_norm[...], self.config.eps))
 
-    def _attend(self, x: jax.Array, rope: bool, causal: bool, mask: jax.Array | None) -> jax.Array:
+    def _attend(self, x: jax.Array, rope: bool, causal: bool, mask: jax.Array | None, queries: int | None) -> jax.Array:
         B, N, _ = x.shape
         H, G, K = self.config.heads, self.config.kv_heads, self.config.head_dim
 
-        def heads(weight: nnx.Variable, count: int) -> jax.Array:
-            return (x @ weight[...].astype(self.dtype)).reshape(B, N, count, K).transpose(0, 2, 1, 3)
+        def heads(x: jax.Array, weight: nnx.Variable, count: int) -> jax.Array:
+            return (x @ weight[...].astype(self.dtype)).reshape(B, -1, count, K).transpose(0, 2, 1, 3)
 
-        q, k, v = heads(self.q, H), heads(self.k, G), heads(self.v, G)  # (B, H or G, N, K)
+        q = heads(x[:, :queries], self.q, H)  # (B, H, Q, K)
+        k, v = heads(x, self.k, G), heads(x, self.v, G)  # (B, G, N, K)
+        Q = q.shape[2]
         if rope:
             q, k = rotate(q, self.config), rotate(k, self.config)
         # Query heads i*H/G ... (i+1)*H/G - 1 share key/value head i: fold them into the query axis of that head.
-        q = (q * K**-0.5).reshape(B, G, H // G * N, K)
-        scores = (q @ k.swapaxes(-1, -2)).astype(jnp.float32).reshape(B, H, N, N)
+        q = (q * K**-0.5).reshape(B, G, H // G * Q, K)
+        scores = (q @ k.swapaxes(-1, -2)).astype(jnp.float32).reshape(B, H, Q, N)
         allowed = attention_mask(N, causal=causal, mask=mask)
         if allowed is not None:
-            scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(B, G, H // G * N, N)
-        mixed = (weights @ v).reshape(B, H, N, K).transpose(0, 2, 1, 3).reshape(B, N, H * K)
-        return mixed @ self.o[...].astype(self.dtype)
+            scores = jnp.where(allowed[:, :, :queries], scores, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(B, G, H // G * Q, N)
+        return (weights @ v).reshape(B, H, Q, K).transpose(0, 2, 1, 3).reshape(B, Q, H * K)
 
     def _swiglu(self, x: jax.Array) -> jax.Array:
         gate, up, down = (w[...].astype(self.dtype) for w in (self.gate, self.up, self.down))
@@ -156,12 +168,31 @@ class LlamaBlock(nnx.Module):
     """
 
     def __init__(self, config: LlamaConfig, *, depth: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.config, self.dtype = config, dtype
+        self.config, self.depth, self.dtype = config, depth, dtype
         self.layers = stack(lambda r: LlamaLayer(config, dtype=dtype, rngs=r), depth, rngs)
         self.final_norm = nnx.Param(jnp.ones(config.width))
 
-    def __call__(self, x: jax.Array, *, rope: bool, causal: bool, mask: jax.Array | None) -> jax.Array:
-        x = scan_stack(
-            self.layers, x.astype(self.dtype), lambda layer, x: layer(x, rope=rope, causal=causal, mask=mask)
-        )
+    def __call__(
+        self, x: jax.Array, *, rope: bool, causal: bool, mask: jax.Array | None, queries: int | None = None
+    ) -> jax.Array:
+        """The first `queries` tokens, which the last layer computes alone, or all where it is None."""
+        arguments = dict(rope=rope, causal=causal, mask=mask)
+        x = x.astype(self.dtype)
+        if queries is None:
+            return self.norm(self._run(x, self.depth, **arguments))
+        x = self.below_last(x, **arguments)
+        return self.norm(layer_of(self.layers, -1)(x, queries=queries, **arguments))
+
+    def below_last(self, x: jax.Array, *, rope: bool, causal: bool, mask: jax.Array | None) -> jax.Array:
+        """What the last layer gets (B, N, D)."""
+        return self._run(x.astype(self.dtype), self.depth - 1, rope=rope, causal=causal, mask=mask)
+
+    def norm(self, x: jax.Array) -> jax.Array:
+        """The final RMSNorm, in float32."""
         return rms_norm(x.astype(jnp.float32), self.final_norm[...], self.config.eps)
+
+    def _run(self, x: jax.Array, depth: int, **arguments: Any) -> jax.Array:
+        if not depth:
+            return x
+        # By number, for a slice of the stack would be a second copy of the weights.
+        return jax.lax.scan(lambda x, i: (layer_of(self.layers, i)(x, **arguments), None), x, jnp.arange(depth))[0]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.layers import Block, linear, patches_2d, prepend, scan_stack, stack, vit_init
+from jaxboost.models.layers import Block, Transformer, linear, patches_2d, prepend, vit_init
 
 
 class ViT(nnx.Module):
@@ -23,11 +23,10 @@ class ViT(nnx.Module):
         depth: int,
         heads: int,
         mlp_width: int,
-        remat: str = "none",
+        remat: bool = False,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.remat = remat
         self.patch, self.width, self.tokens = patch, width, 1 + (image_size // patch) ** 2
         self.embedding = linear(patch * patch * channels, width, init=vit_init, dtype=dtype, rngs=rngs)
         self.cls = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
@@ -46,9 +45,10 @@ class ViT(nnx.Module):
                 rngs=r,
             )
 
-        self.blocks = stack(block, depth, rngs)
+        self.transformer = Transformer(block, depth, remat=remat, rngs=rngs)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array, *, queries: int | None = None) -> jax.Array:
+        """The first `queries` tokens, all where it is None."""
         x = self.embedding(patches_2d(images, self.patch))
         x = prepend(self.cls[...], x) + self.positions[...].astype(x.dtype)
-        return scan_stack(self.blocks, x, remat=self.remat)
+        return self.transformer(x, queries=queries)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.layers import PatchEmbedding3D, patches_3d, prepend, scan_stack, stack, volume_block
+from jaxboost.models.layers import PatchEmbedding3D, patches_3d, prepend, volume_transformer
 
 
 class ViT3D(nnx.Module):
@@ -21,23 +21,21 @@ class ViT3D(nnx.Module):
         heads: int,
         head_dim: int,
         mlp_width: int,
-        remat: str = "none",
+        remat: bool = False,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.remat = remat
         self.patch, self.width, self.tokens = patch, width, 1 + (image_size // patch) ** 3
         self.embedding = PatchEmbedding3D(patch**3 * channels, width, dtype=dtype, rngs=rngs)
         self.cls = nnx.Param(jax.random.normal(rngs.params(), (width,)))
         self.positions = nnx.Param(jax.random.normal(rngs.params(), (self.tokens, width)))
-        self.blocks = stack(
-            lambda r: volume_block(width, heads=heads, head_dim=head_dim, mlp_width=mlp_width, dtype=dtype, rngs=r),
-            depth,
-            rngs,
+        self.transformer = volume_transformer(
+            width, depth, heads=heads, head_dim=head_dim, mlp_width=mlp_width, remat=remat, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, volumes: jax.Array) -> jax.Array:
+    def __call__(self, volumes: jax.Array, *, queries: int | None = None) -> jax.Array:
+        """The first `queries` tokens, all where it is None."""
         patches = patches_3d(volumes, self.patch)  # (B, frames, N / frames, patch**3 * C)
         x = self.embedding(patches.reshape(patches.shape[0], -1, patches.shape[-1]))
         x = prepend(self.cls[...], x) + self.positions[...].astype(x.dtype)
-        return scan_stack(self.blocks, x, remat=self.remat)
+        return self.transformer(x, queries=queries)

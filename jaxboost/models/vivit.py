@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.layers import PatchEmbedding3D, layer_norm, patches_3d, prepend, scan_stack, stack, volume_block
+from jaxboost.models.layers import PatchEmbedding3D, Transformer, layer_norm, patches_3d, prepend, volume_transformer
 
 
 class ViViT(nnx.Module):
@@ -26,36 +26,34 @@ class ViViT(nnx.Module):
         heads: int,
         head_dim: int,
         mlp_width: int,
-        remat: str = "none",
+        remat: bool = False,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         frames = image_size // patch
-        self.remat = remat
         self.patch, self.width, self.tokens = patch, width, 1 + frames
         self.embedding = PatchEmbedding3D(patch**3 * channels, width, dtype=dtype, rngs=rngs)
         self.positions = nnx.Param(jax.random.normal(rngs.params(), (frames, frames**2, width)))
         self.spatial_cls = nnx.Param(jax.random.normal(rngs.params(), (width,)))
         self.temporal_cls = nnx.Param(jax.random.normal(rngs.params(), (width,)))
 
-        def blocks(depth: int) -> nnx.Module:
-            return stack(
-                lambda r: volume_block(width, heads=heads, head_dim=head_dim, mlp_width=mlp_width, dtype=dtype, rngs=r),
-                depth,
-                rngs,
+        def transformer(depth: int) -> Transformer:
+            return volume_transformer(
+                width, depth, heads=heads, head_dim=head_dim, mlp_width=mlp_width, remat=remat, dtype=dtype, rngs=rngs
             )
 
-        self.spatial = blocks(spatial_depth)
+        self.spatial = transformer(spatial_depth)
         self.spatial_norm = layer_norm(width, eps=1e-5, dtype=dtype, rngs=rngs)
-        self.temporal = blocks(temporal_depth)
+        self.temporal = transformer(temporal_depth)
         self.temporal_norm = layer_norm(width, eps=1e-5, dtype=dtype, rngs=rngs)
 
-    def __call__(self, volumes: jax.Array) -> jax.Array:
+    def __call__(self, volumes: jax.Array, *, queries: int | None = None) -> jax.Array:
+        """The first `queries` tokens, all where it is None."""
         x = self.embedding(patches_3d(volumes, self.patch))  # (B, frames, N, D)
         x = x + self.positions[...].astype(x.dtype)
         B, frames, N, D = x.shape
         x = prepend(self.spatial_cls[...], x.reshape(B * frames, N, D))
         # Only the CLS token leaves the spatial encoder, so only it needs the norm.
-        x = self.spatial_norm(scan_stack(self.spatial, x, remat=self.remat)[:, 0]).reshape(B, frames, D)
+        x = self.spatial_norm(self.spatial(x, queries=1)[:, 0]).reshape(B, frames, D)
         x = prepend(self.temporal_cls[...], x)
-        return self.temporal_norm(scan_stack(self.temporal, x, remat=self.remat))
+        return self.temporal_norm(self.temporal(x, queries=queries))

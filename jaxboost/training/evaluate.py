@@ -9,26 +9,27 @@ import numpy as np
 
 from jaxboost.data import pipeline
 from jaxboost.data.source import Split
-from jaxboost.models.frozen import Tree
 from jaxboost.training.files import write_atomically
-from jaxboost.training.step import put
+from jaxboost.training.step import Batch, put
 
 
 def predict(
-    eval_step: Callable,
-    params: Tree,
-    frozen: Tree,
+    step: Callable[[Batch], tuple[jax.Array, jax.Array]],
     split: Split,
     *,
     batch_size: int,
     image_size: int,
     by_batch: jax.NamedSharding,
 ) -> tuple[float, np.ndarray]:
-    """Mean loss over a split, and the probabilities (n, classes) of its examples in their order."""
+    """Mean loss over a split, and the probabilities (n, classes) of its examples in their order.
+
+    Args:
+      step: what `make_eval_step`'s function returned for the weights.
+    """
     losses, scores = [], []
     for batch in pipeline.eval_batches(split, batch_size=batch_size, image_size=image_size):
         mask = batch.pop("mask")
-        loss, probabilities = jax.device_get(eval_step(params, frozen, put(batch, by_batch)))
+        loss, probabilities = jax.device_get(step(put(batch, by_batch)))
         losses.append(loss[mask])
         scores.append(probabilities[mask])
     return float(np.concatenate(losses).mean()), np.concatenate(scores)

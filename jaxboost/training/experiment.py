@@ -17,9 +17,8 @@ from jaxboost.convert import store
 from jaxboost.data.source import DatasetInfo
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models import classifier, frozen
-from jaxboost.models.boost import FORMS, KINDS
+from jaxboost.models.boost import FORMS, KINDS, PATHS, check_path
 from jaxboost.models.classifier import BACKBONES, BoostSpec, Classifier
-from jaxboost.models.layers import REMAT
 from jaxboost.models.llama import FAMILIES, LlamaConfig
 
 RANDOM = "random"
@@ -70,7 +69,6 @@ def prepare(config: ConfigDict, info: DatasetInfo, *, with_weights: bool = True)
     check_choice(model["backbone"], BACKBONES, "config field model.backbone")
     _check_input(model["backbone"], model["image_size"], info)
     check_choice(model["dtype"], ("float32", "bfloat16"), "config field model.dtype")
-    check_choice(model["remat"], REMAT, "config field model.remat")
     for field in ("mean", "std"):
         values = model[field]
         if len(values) not in (1, classifier.CHANNELS) or not all(isinstance(x, int | float) for x in values):
@@ -185,13 +183,19 @@ def _resolve_boost(
     trainable: bool,
     rope: bool,
     causal: bool,
+    path: str,
 ) -> tuple[BoostSpec, BlockRef | None]:
     check_choice(kind, KINDS, "config field boost.kind")
     check_choice(final_norm, ("ones", "loaded"), "config field boost.final_norm")
+    check_choice(path, PATHS, "config field boost.path")
     if family:
         check_choice(family, FAMILIES, "config field boost.family")
     if kind == "none":
         return BoostSpec(kind=kind), None
+    try:
+        check_path(path, kind, rope=rope)
+    except ValueError as error:
+        raise UserError(f"config field boost.path: {error}; set it to auto") from None
     if not all(isinstance(layer, int) and layer >= 0 for layer in layers):
         raise UserError(
             f"config field boost.layers: {layers} should be layer numbers from 0, such as (31,) or (15, 31), or () for"
@@ -211,8 +215,8 @@ def _resolve_boost(
             + ", ".join(FAMILIES)
         )
     else:
-        path = pathlib.Path(block).expanduser()
-        ref = _find_block(path, source, convert and with_weights, tuple(layers), final_norm == "loaded")
+        folder = pathlib.Path(block).expanduser()
+        ref = _find_block(folder, source, convert and with_weights, tuple(layers), final_norm == "loaded")
         shape = ref.manifest.config
         if family and shape.shape != FAMILIES[family].shape:
             raise UserError(
@@ -222,7 +226,7 @@ def _resolve_boost(
     depth = len(ref.layers if ref else layers)
     if not depth:
         raise UserError("config field boost.layers is empty, which needs a block to take them from: name them")
-    spec = BoostSpec(kind=kind, config=shape, depth=depth, trainable=trainable, rope=rope, causal=causal)
+    spec = BoostSpec(kind=kind, config=shape, depth=depth, trainable=trainable, rope=rope, causal=causal, path=path)
     return spec, ref if needs_block else None
 
 

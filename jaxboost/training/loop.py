@@ -8,7 +8,9 @@ import time
 from typing import Any
 
 import grain
+import jax
 import numpy as np
+import pooch
 from ml_collections import ConfigDict
 
 from jaxboost import data
@@ -49,6 +51,7 @@ class Run:
     def __init__(self, config: ConfigDict, folder: pathlib.Path):
         self.config, self.folder, self.started = config, folder, time.monotonic()
         _check_ranges(config)
+        _keep_compiled_programs(config.train.compilation_cache)
         info = data.describe_dataset(config.data.name, config.data.size)
         self.experiment = experiment.prepare(config, info)
         self.dataset = data.load(config.data.name, size=config.data.size, root=config.data.root)
@@ -74,7 +77,7 @@ class Run:
         task = info.task
         self.state = step.init_state(params, tx, replicated)
         self.train_step = step.make_train_step(self.experiment.graphdef, tx, task, replicated)
-        self.eval_step = step.make_eval_step(self.experiment.graphdef, task, replicated)
+        self.bind_eval_step = step.make_eval_step(self.experiment.graphdef, task, replicated)
         self.progress = Progress(fingerprint=self.fingerprint, best=None, seconds=0.0)
 
     def complete(self) -> dict[str, Any] | None:
@@ -92,9 +95,7 @@ class Run:
     def scores(self, params: Tree, split: str) -> tuple[float, np.ndarray]:
         """Mean loss and probabilities of a split."""
         return evaluate.predict(
-            self.eval_step,
-            params,
-            self.frozen,
+            self.bind_eval_step(params, self.frozen),
             self.dataset.splits[split],
             batch_size=self.config.eval.batch_size,
             image_size=self.config.model.image_size,
@@ -195,6 +196,14 @@ class Run:
         result = workdir.write_result(self.folder, result)
         report.log_result(result)
         return result
+
+
+def _keep_compiled_programs(enabled: bool) -> None:
+    """Lets a program that was compiled for the same shapes before start at once, from the user's cache folder."""
+    jax.config.update("jax_enable_compilation_cache", enabled)
+    # The environment variable JAX_COMPILATION_CACHE_DIR comes first.
+    if enabled and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(pooch.os_cache("jaxboost") / "compiled"))
 
 
 def _check_ranges(config: ConfigDict) -> None:

@@ -93,11 +93,19 @@ def make_train_step(
 
 def make_eval_step(
     graphdef: nnx.GraphDef, task: str, replicated: jax.NamedSharding
-) -> Callable[[Tree, Tree, Batch], tuple[jax.Array, jax.Array]]:
-    """Returns step(params, frozen, batch) -> (loss of each example (B,), probabilities (B, classes))."""
+) -> Callable[[Tree, Tree], Callable[[Batch], tuple[jax.Array, jax.Array]]]:
+    """Returns bind(params, frozen) -> step(batch) -> (loss of each example (B,), probabilities (B, classes)).
+
+    What follows from the weights alone is formed once, by `bind`.
+    """
+    form_maps = jax.jit(lambda params, frozen: merge(graphdef, params, frozen).form_maps(), out_shardings=replicated)
 
     @partial(jax.jit, out_shardings=replicated)
-    def eval_step(params: Tree, frozen: Tree, batch: Batch) -> tuple[Any, Any]:
-        return loss_and_scores(merge(graphdef, params, frozen)(batch["image"]), batch["label"], task)
+    def eval_step(params: Tree, frozen: Tree, maps: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        logits = merge(graphdef, params, frozen)(batch["image"], maps)
+        return loss_and_scores(logits, batch["label"], task)
 
-    return eval_step
+    def bind(params: Tree, frozen: Tree) -> Callable[[Batch], tuple[jax.Array, jax.Array]]:
+        return partial(eval_step, params, frozen, form_maps(params, frozen))
+
+    return bind

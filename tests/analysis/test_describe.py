@@ -57,12 +57,28 @@ def test_arms_have_the_paper_codes_counts(leaf):
 
 
 def test_vit_s_flops_are_those_of_its_formula():
-    """Per token and block: 12 d^2 multiply-adds in the linear maps and 2 N d in the attention."""
+    """Per token and block: 12 d^2 multiply-adds in the linear maps and 2 N d in the attention.
+
+    The last block makes keys and values of all tokens (2 d^2 each), and the rest for CLS alone.
+    """
     d, N, depth = 384, 197, 12
-    blocks = depth * (12 * N * d * d + 2 * N * N * d)
+    blocks = (depth - 1) * (12 * N * d * d + 2 * N * N * d) + 2 * N * d * d + 10 * d * d + 2 * N * d
     patches, head = 196 * 16 * 16 * 3 * d, 2 * d
     result = describe(_config("breastmnist_vits"))["flops_per_image"]
     assert result["without_boost"] == 2 * (blocks + patches + head)
+
+
+def test_fast_paths_cost_less():
+    """Full: the layer's 202 M multiply-adds for each of 197 tokens, and more; pooled: 34 M for each; absorbed: less."""
+    cost = {
+        path: describe(_config("breastmnist_vits", **{"boost.path": path}))["flops_per_image"]["with_boost"]
+        for path in ("auto", "full", "pooled", "absorbed")
+    }
+    layer, keys_and_values = 202_375_168, 2 * 4096**2
+    assert cost["full"] > 2 * 197 * layer
+    assert 2 * 197 * keys_and_values < cost["pooled"] < cost["full"] / 3
+    assert cost["absorbed"] < cost["pooled"] / 1.5
+    assert cost["auto"] == cost["absorbed"]
 
 
 def test_script_prints_json_and_needs_neither_data_nor_weights(tmp_path):

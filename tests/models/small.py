@@ -7,7 +7,7 @@ to be told apart.
 import jax
 import pytest
 
-from jaxboost.models import classifier
+from jaxboost.models import absorbed, classifier
 from jaxboost.models.classifier import Backbone
 from jaxboost.models.llama import LlamaBlock
 from jaxboost.models.vit import ViT
@@ -29,8 +29,9 @@ SMALL = {
 }
 RESTATED = {ViT: rllm.ViT, ViT3D: rllm.ViT3D, ViViT: rllm.ViViT}
 
-_COMPILED_ENCODERS = {encoder: jax.jit(encoder.__call__) for encoder in RESTATED}
-_COMPILED_BLOCK = jax.jit(LlamaBlock.__call__, static_argnames=("rope", "causal"))
+_COMPILED_ENCODERS = {encoder: jax.jit(encoder.__call__, static_argnames="queries") for encoder in RESTATED}
+_COMPILED_BLOCK = jax.jit(LlamaBlock.__call__, static_argnames=("rope", "causal", "queries"))
+_COMPILED_ABSORBED = jax.jit(absorbed.run_block, static_argnames="causal")
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,3 +45,4 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     for encoder, compiled in _COMPILED_ENCODERS.items():
         monkeypatch.setattr(encoder, "__call__", compiled)
     monkeypatch.setattr(LlamaBlock, "__call__", _COMPILED_BLOCK)
+    monkeypatch.setattr(absorbed, "run_block", _COMPILED_ABSORBED)

@@ -15,7 +15,7 @@ from vit_pytorch import vit_3d, vivit
 
 from jaxboost.models.classifier import BACKBONES, BoostSpec, Classifier, build
 from jaxboost.models.frozen import merge, split
-from jaxboost.models.layers import REMAT
+from jaxboost.models.layers import Transformer, layer_of
 from jaxboost.models.vit import ViT
 from tests.models.parity import (
     FAINT,
@@ -46,7 +46,7 @@ def normalisation(backbone: str) -> dict[str, tuple[float, ...]]:
 
 
 def make(
-    backbone: str, image_size: int, *, dtype: Any = jnp.float32, remat: str = "none"
+    backbone: str, image_size: int, *, dtype: Any = jnp.float32, remat: bool = False
 ) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """Graph definition and random weights of a classifier without boost."""
 
@@ -234,41 +234,55 @@ def test_every_pixel_reaches_cls(backbone: str) -> None:
 
 
 @small_backbones
-@pytest.mark.parametrize("remat", [policy for policy in REMAT if policy != "none"])
-def test_rematerialised_gradients_are_the_same(remat: str) -> None:
+def test_rematerialised_gradients_are_the_same() -> None:
     graphdef, params = make("small_vit3d", IMAGE_SIZE)
-    rematerialised, _ = make("small_vit3d", IMAGE_SIZE, remat=remat)
+    rematerialised, _ = make("small_vit3d", IMAGE_SIZE, remat=True)
     x, cotangents = pixels("small_vit3d"), {"logits": cotangent((BATCH, CLASSES))}
     kept, again = (jax.tree.leaves(pull_back(g, params, x, cotangents)) for g in (graphdef, rematerialised))
     for ours, expected in zip(again, kept, strict=True):
         assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("remat", REMAT)
-@pytest.mark.parametrize(("backbone", "stacks"), [("vit_tiny", 1), ("vit3d_tiny", 1), ("vivit_tiny", 2)])
-def test_every_stack_of_blocks_is_rematerialised(backbone: str, stacks: int, remat: str) -> None:
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize(("backbone", "transformers"), [("vit_tiny", 1), ("vit3d_tiny", 1), ("vivit_tiny", 2)])
+def test_every_block_is_rematerialised(backbone: str, transformers: int, remat: bool) -> None:
     graphdef, params = make(backbone, 28, remat=remat)
     images = np.zeros((BATCH, *[28] * BACKBONES[backbone].ndim, 1), np.uint8)
     program = jax.make_jaxpr(lambda params: merge(graphdef, params, {})(images))(params)
     scans = [equation for equation in program.eqns if equation.primitive.name == "scan"]
-    assert len(scans) == stacks
+    assert len(scans) == transformers
     for scan in scans:
-        checkpoints = ["prevent_cse" in equation.params for equation in scan.params["jaxpr"].eqns]
-        assert checkpoints == [True] if remat != "none" else not any(checkpoints)
+        assert ["prevent_cse" in equation.params for equation in scan.params["jaxpr"].eqns] == [True]
+    assert sum("prevent_cse" in equation.params for equation in program.eqns) == transformers  # the last blocks
 
 
-def test_what_rematerialisation_keeps() -> None:
-    """The more is computed again, the smaller are the residuals of the backward pass."""
-    sizes = {}
-    for remat in REMAT:
-        graphdef, params = make("vit3d_tiny", 28, remat=remat)
-        x = jnp.zeros((BATCH, 28, 28, 28, CHANNELS))
+def test_what_is_kept_for_the_backward_pass() -> None:
+    """By default the named values beside each block's input; under remat the input alone."""
+    arguments = BACKBONES["vit3d_tiny"].arguments
+    depth, width, mlp_width = (arguments[key] for key in ("depth", "width", "mlp_width"))
+    heads_width = arguments["heads"] * arguments["head_dim"]
+    tokens = BATCH * 65  # divides no weight's size
+    x = jax.ShapeDtypeStruct((BATCH, 65, width), jnp.float32)
+    graphdef, params = make("vit3d_tiny", 28)
+    rematerialised, _ = make("vit3d_tiny", 28, remat=True)
 
-        def residuals(params: Any, graphdef: nnx.GraphDef = graphdef, x: jax.Array = x) -> Any:
-            return jax.vjp(lambda params: merge(graphdef, params, {}).encoder(x), params)[1]
+    def kept(graphdef: nnx.GraphDef, call: Any) -> int:
+        def pull_back(params: Any, x: jax.Array) -> Any:
+            return jax.vjp(lambda params, x: call(merge(graphdef, params, {}).encoder.transformer, x), params, x)[1]
 
-        sizes[remat] = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(residuals, params)))
-    assert sizes["full"] < sizes["dots"] < sizes["none"]
+        sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(pull_back, params, x))]
+        return sum(size for size in sizes if size % tokens == 0)
+
+    def without_checkpoints(transformer: Transformer, x: jax.Array) -> jax.Array:
+        for i in range(depth - 1):
+            x = layer_of(transformer.blocks, i)(x)
+        return transformer.last(x)
+
+    default, remat = (kept(g, lambda transformer, x: transformer(x)) for g in (graphdef, rematerialised))
+    named = 3 * heads_width + heads_width + width + mlp_width  # qkv, mixed, hidden, up
+    assert remat == depth * tokens * width
+    assert default == remat + depth * tokens * named
+    assert default < kept(graphdef, without_checkpoints)
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_rope_and_causal_mask_equal_huggingface(rope: bool, causal: bool) -> Non
 
 @small_backbones
 def test_block_matters_and_its_attention_is_not_uniform() -> None:
-    apply, params, frozen, images = make("small_vit", BoostSpec(kind="rllm", config=CONFIG))
+    apply, params, frozen, images = make("small_vit", BoostSpec(kind="bare", config=CONFIG))
     logits = apply(params, frozen, images)
     assert relative_change(apply(params, uniform_attention(frozen), images), logits) > 0.01
 
@@ -197,8 +197,9 @@ def make_boost(
 
     def boost() -> Boost:
         common = dict(dtype=jnp.float32, rngs=nnx.Rngs(0))
+        switches = dict(rope=rope, causal=causal, path="auto")
         block = freeze(LlamaBlock(CONFIG, depth=1, **common)) if kind in WITH_LAYER else None
-        return Boost(kind, width=WIDTH, block_width=CONFIG.width, block=block, rope=rope, causal=causal, **common)
+        return Boost(kind, width=WIDTH, block_width=CONFIG.width, block=block, **switches, **common)
 
     apply, params, frozen = abstract(boost)
     return jax.jit(apply), randomise(params, seed=3), randomise(frozen, seed=4)
@@ -252,8 +253,9 @@ def test_only_out_nn_has_skip_weights(kind: str) -> None:
 def test_kind_and_block_must_go_together(kind: str) -> None:
     def boost() -> Boost:
         common = dict(dtype=jnp.float32, rngs=nnx.Rngs(0))
+        switches = dict(rope=False, causal=False, path="auto")
         wrong = None if kind in WITH_LAYER else LlamaBlock(CONFIG, depth=1, **common)
-        return Boost(kind, width=WIDTH, block_width=CONFIG.width, block=wrong, rope=False, causal=False, **common)
+        return Boost(kind, width=WIDTH, block_width=CONFIG.width, block=wrong, **switches, **common)
 
     with pytest.raises(ValueError, match=f"(?s){kind!r}.*do not go together"):
         nnx.eval_shape(boost)

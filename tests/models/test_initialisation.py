@@ -55,14 +55,16 @@ def assert_normal(value: np.ndarray, scale: float) -> None:
     assert abs(value.mean()) < 5 * scale / value.size**0.5
 
 
-def linear_maps(block: dict[str, Any]) -> list[dict[str, np.ndarray]]:
-    return [block["attention"]["qkv"], block["attention"]["out"], block["mlp"]["up"], block["mlp"]["down"]]
+def linear_maps(transformer: dict[str, Any]) -> list[dict[str, np.ndarray]]:
+    """Those of the stacked blocks and of the last."""
+    names = [("attention", "qkv"), ("attention", "out"), ("mlp", "up"), ("mlp", "down")]
+    return [transformer[blocks][part][name] for blocks in ("blocks", "last") for part, name in names]
 
 
 def test_volume_encoder_starts_as_torch_does() -> None:
     params, _ = weights("vit3d_tiny")
     encoder = params["encoder"]
-    for linear in (encoder["embedding"]["linear"], *linear_maps(encoder["blocks"])):
+    for linear in (encoder["embedding"]["linear"], *linear_maps(encoder["transformer"])):
         assert_torch_default(linear)
     bound = params["head"]["kernel"].shape[0] ** -0.5
     assert 0 < np.abs(params["head"]["bias"]).max() <= bound
@@ -74,7 +76,7 @@ def test_volume_encoder_starts_as_torch_does() -> None:
 def test_image_encoder_starts_as_vit_does() -> None:
     params, _ = weights("vit_tiny")
     encoder = params["encoder"]
-    for linear in (encoder["embedding"], *linear_maps(encoder["blocks"]), params["head"]):
+    for linear in (encoder["embedding"], *linear_maps(encoder["transformer"]), params["head"]):
         assert_normal(linear["kernel"], 0.02)
         assert not linear["bias"].any()
     assert_normal(encoder["positions"], 0.02)
@@ -87,8 +89,8 @@ def test_boost_and_norms(backbone: str) -> None:
     for adapter in ("encode", "decode"):
         assert params["boost"][adapter].keys() == {"kernel"}
         assert_torch_default(params["boost"][adapter])
-    blocks = params["encoder"]["blocks"]
-    for norm in (blocks["attention_norm"], blocks["mlp_norm"], params["head_norm"]):
+    blocks = params["encoder"]["transformer"].values()
+    for norm in (params["head_norm"], *(block[name] for block in blocks for name in ("attention_norm", "mlp_norm"))):
         assert (norm["scale"] == 1).all()
         assert not norm["bias"].any()
     block = frozen["boost"]["block"]
@@ -100,10 +102,13 @@ def test_boost_and_norms(backbone: str) -> None:
 
 def test_every_random_array_differs_between_layers_and_seeds() -> None:
     params, frozen = weights("vit3d_tiny")
-    stacked = [params["encoder"]["blocks"]["attention"], params["encoder"]["blocks"]["mlp"]]
-    stacked.append({key: value for key, value in frozen["boost"]["block"]["layers"].items() if value.ndim == 3})
-    for leaf in jax.tree.leaves(stacked):
-        assert (leaf[0] != leaf[1]).mean() > 0.99
+    stack, last = params["encoder"]["transformer"]["blocks"], params["encoder"]["transformer"]["last"]
+    pairs = [(stack[part], jax.tree.map(lambda a: a[None], last[part])) for part in ("attention", "mlp")]
+    matrices = {key: value for key, value in frozen["boost"]["block"]["layers"].items() if value.ndim == 3}
+    pairs.append(tuple(jax.tree.map(lambda a, i=i: a[i], matrices) for i in range(2)))
+    for one, other in pairs:
+        for leaf, changed in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            assert (leaf != changed).mean() > 0.99
     layers = frozen["boost"]["block"]["layers"]
     assert (layers["k"] != layers["v"]).mean() > 0.99
     assert (layers["gate"] != layers["up"]).mean() > 0.99

@@ -89,7 +89,7 @@ class ViT(nn.Module):
         self.embedding = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
         self.cls = nn.Parameter(0.02 * torch.randn(width))
         self.positions = nn.Parameter(0.02 * torch.randn(1 + (image_size // patch) ** 2, width))
-        self.blocks = nn.Sequential(
+        self.transformer = nn.Sequential(
             *(
                 Block(width, heads=heads, head_dim=width // heads, mlp_width=mlp_width, qkv_bias=True, eps=1e-6)
                 for _ in range(depth)
@@ -98,7 +98,7 @@ class ViT(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.embedding(images).flatten(2).transpose(1, 2)
-        return self.blocks(prepend(self.cls, x) + self.positions)
+        return self.transformer(prepend(self.cls, x) + self.positions)
 
 
 def prepend(token: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -145,10 +145,10 @@ class ViT3D(nn.Module):
         self.embedding = PatchEmbedding3D(patch, channels, width)
         self.cls = nn.Parameter(torch.randn(width))
         self.positions = nn.Parameter(torch.randn(1 + (image_size // patch) ** 3, width))
-        self.blocks = volume_blocks(width, depth, heads=heads, head_dim=head_dim, mlp_width=mlp_width)
+        self.transformer = volume_blocks(width, depth, heads=heads, head_dim=head_dim, mlp_width=mlp_width)
 
     def forward(self, volumes: torch.Tensor) -> torch.Tensor:
-        return self.blocks(prepend(self.cls, self.embedding(volumes).flatten(1, 2)) + self.positions)
+        return self.transformer(prepend(self.cls, self.embedding(volumes).flatten(1, 2)) + self.positions)
 
 
 class ViViT(nn.Module):

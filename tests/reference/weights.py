@@ -15,8 +15,8 @@ from torch import nn
 Tree = Mapping[str, Any]
 State = dict[str, torch.Tensor]
 
-# Subtrees whose weights are stacked along a leading axis of layers.
-STACKED = ("blocks", "spatial", "temporal", "layers")
+# Subtrees that hold a sequence of layers.
+STACKED = ("transformer", "spatial", "temporal", "layers")
 # Leaves of a LLaMA layer, stored without the `kernel` and `scale` of Flax's modules.
 LLAMA_MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 LLAMA_NORMS = ("attention_norm", "mlp_norm", "final_norm")
@@ -42,7 +42,7 @@ def module_state(tree: Tree, prefix: str = "") -> State:
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if key in STACKED:
-            for i, layer in enumerate(unstack(value)):
+            for i, layer in enumerate(layers_of(value)):
                 state |= module_state(layer, f"{name}.{i}.")
         elif isinstance(value, Mapping):
             state |= module_state(value, f"{name}.")
@@ -78,7 +78,7 @@ def huggingface_vit_state(encoder: Tree, norm: Tree, *, channels: int = 3) -> St
     state = _convolution("embeddings.patch_embeddings.projection", encoder["embedding"], channels)
     state["embeddings.cls_token"] = tensor(encoder["cls"][None, None])
     state["embeddings.position_embeddings"] = tensor(encoder["positions"][None])
-    for i, layer in enumerate(unstack(encoder["blocks"])):
+    for i, layer in enumerate(layers_of(encoder["transformer"])):
         name = f"layers.{i}"
         for part, projection in enumerate(("q_proj", "k_proj", "v_proj")):
             columns = {key: np.split(np.asarray(a), 3, -1)[part] for key, a in layer["attention"]["qkv"].items()}
@@ -96,7 +96,7 @@ def vit_pytorch_vit3d_state(encoder: Tree, norm: Tree, head: Tree, *, patch: int
     state = _volume_embedding("to_patch_embedding", encoder["embedding"], patch)
     state["cls_token"] = tensor(encoder["cls"][None, None])
     state["pos_embedding"] = tensor(encoder["positions"][None])
-    state |= _volume_blocks("transformer", encoder["blocks"])
+    state |= _volume_blocks("transformer", encoder["transformer"])
     return state | _norm("mlp_head.0", norm) | _linear("mlp_head.1", head)
 
 
@@ -123,13 +123,15 @@ def huggingface_llama_layer_state(layer: Tree, prefix: str = "") -> State:
 def huggingface_llama_state(block: Tree) -> State:
     """State of transformers' `LlamaModel`, less the token embedding, from the tree of a LlamaBlock."""
     state = {"norm.weight": tensor(block["final_norm"])}
-    for i, layer in enumerate(unstack(block["layers"])):
+    for i, layer in enumerate(layers_of(block["layers"])):
         state |= huggingface_llama_layer_state(layer, f"layers.{i}.")
     return state
 
 
-def unstack(tree: Tree) -> Sequence[Tree]:
-    """The layers of a stacked tree, as trees without the leading axis."""
+def layers_of(tree: Tree) -> Sequence[Tree]:
+    """The layers of a stack, whose weights have a leading axis, or of a transformer, whose last block is apart."""
+    if "last" in tree:
+        return [*(layers_of(tree["blocks"]) if "blocks" in tree else []), tree["last"]]
     depth = jax.tree.leaves(tree)[0].shape[0]
     return [jax.tree.map(lambda a, i=i: a[i], tree) for i in range(depth)]
 
@@ -170,7 +172,7 @@ def _volume_embedding(name: str, tree: Tree, patch: int) -> State:
 
 def _volume_blocks(name: str, stacked: Tree) -> State:
     state = {}
-    for i, layer in enumerate(unstack(stacked)):
+    for i, layer in enumerate(layers_of(stacked)):
         attention, mlp = f"{name}.layers.{i}.0", f"{name}.layers.{i}.1.net"
         state |= _norm(f"{attention}.norm", layer["attention_norm"])
         state |= _linear(f"{attention}.to_qkv", layer["attention"]["qkv"])

@@ -79,7 +79,7 @@ def test_step_donates_the_state_and_leaves_the_rest(run):
 
 def test_eval_step_agrees_with_the_train_step(run):
     batch = _batch(run)
-    losses, scores = run.eval_step(run.state.params, run.frozen, batch)
+    losses, scores = run.bind_eval_step(run.state.params, run.frozen)(batch)
     assert losses.shape == (64,)
     assert scores.shape == (64, 2)
     np.testing.assert_allclose(np.sum(scores, -1), 1, rtol=1e-6)

@@ -288,6 +288,23 @@ def test_two_devices_give_the_same_losses(uninterrupted, lidc_root, tmp_path):
             assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
 
 
+@pytest.mark.slow
+def test_compiled_programs_are_kept_for_the_next_start(lidc_root, tmp_path):
+    cache = tmp_path / "cache"
+    # Empty, the variable names no folder.
+    env = {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": ""}
+
+    def train(run: str, *more: str) -> dict[str, int]:
+        process = run_script(*_small(lidc_root, tmp_path / run, "--config.train.max_steps=1", *more), env=env)
+        assert process.returncode == 0, process.stderr
+        return {path.name: path.stat().st_mtime_ns for path in cache.rglob("jit_train_step*-cache")}
+
+    assert train("off", "--config.train.compilation_cache=False") == {}
+    kept = train("first")
+    assert len(kept) == 1
+    assert train("second") == kept
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -298,10 +315,12 @@ def test_two_devices_give_the_same_losses(uninterrupted, lidc_root, tmp_path):
         ({"model.image_size": 56}, "volumes are not resampled, set it to data.size"),
         ({"model.mean": ("x",)}, "model.mean: give 1 or 3 values"),
         ({"model.std": (0.0,)}, "model.std.*not be 0"),
-        ({"model.remat": "all"}, "model.remat"),
         ({"model.mean": (1.0, 2.0)}, "model.mean: give 1 or 3 values"),
         ({"model.dtype": "float16"}, "model.dtype.*valid: float32, bfloat16"),
         ({"boost.kind": "rlm"}, "did you mean 'rllm'"),
+        ({"boost.path": "fast"}, "boost.path.*valid: auto, full, pooled, absorbed"),
+        ({"boost.path": "absorbed", "boost.rope": True}, "boost.path: absorbed .* rope .* set it to auto"),
+        ({"boost.path": "absorbed", "boost.kind": "mlp"}, "boost.path: absorbed .* kind mlp has no layer"),
         ({"boost.layers": ("x",)}, "boost.layers.*layer numbers"),
         ({"boost.family": "llama-8b"}, "boost.family.*did you mean"),
         ({"boost.final_norm": "zeros"}, "boost.final_norm"),

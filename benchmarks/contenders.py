@@ -1,0 +1,267 @@
+"""One training step as jaxboost takes it and as PyTorch does, from the same weights, on the same batch.
+
+Every class here is made in a process of its own (`benchmarks.process`) and imports its framework there.
+"""
+
+import dataclasses
+import pathlib
+import pickle
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+LEARNING_RATE, WEIGHT_DECAY, BETAS, EPS = 1e-4, 0.05, (0.9, 0.999), 1e-8
+CLASSES = 5
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is trained: a backbone and a kind of booster by name, the LLaMA family's shapes, and the batch."""
+
+    model: str
+    boost: str
+    family: str
+    batch: int
+    path: str = "auto"
+    dtype: str = "float32"
+
+    @property
+    def image_size(self) -> int:
+        from jaxboost.models.classifier import BACKBONES
+
+        return 224 if BACKBONES[self.model].arguments["patch"] == 16 else 28
+
+    def images(self) -> np.ndarray:
+        """Random uint8 images or volumes with one channel."""
+        from jaxboost.models.classifier import BACKBONES
+
+        shape = (self.batch, *[self.image_size] * BACKBONES[self.model].ndim, 1)
+        return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+    def labels(self) -> np.ndarray:
+        return np.random.default_rng(1).integers(0, CLASSES, (self.batch, 1), np.int32)
+
+    def build(self, rngs: Any) -> Any:
+        """Our classifier with random weights."""
+        import jax.numpy as jnp
+
+        from jaxboost.models.classifier import BoostSpec, build
+        from jaxboost.models.llama import FAMILIES
+
+        return build(
+            self.model,
+            boost=BoostSpec(kind=self.boost, config=FAMILIES[self.family], path=self.path),
+            classes=CLASSES,
+            image_size=self.image_size,
+            mean=MEAN,
+            std=STD,
+            dtype=jnp.dtype(self.dtype),
+            rngs=rngs,
+        )
+
+
+class Weights:
+    """Draws a model's initial weights once and writes them for both frameworks."""
+
+    def write(self, case: Case, folder: str) -> None:
+        import jax
+        import torch
+        from flax import nnx
+
+        from jaxboost.models.classifier import BACKBONES
+        from jaxboost.models.frozen import split
+        from tests.reference import weights
+
+        params, frozen = jax.device_get(jax.jit(lambda: split(case.build(nnx.Rngs(0)))[1:])())
+        (pathlib.Path(folder) / "weights.pickle").write_bytes(pickle.dumps((params, frozen), protocol=5))
+        state = weights.classifier_state(weights.join(params, frozen), ndim=BACKBONES[case.model].ndim)
+        torch.save(state, pathlib.Path(folder) / "weights.pt")
+
+
+class Jaxboost:
+    """The package's own training step."""
+
+    def __init__(self, case: Case, folder: str):
+        import jax
+        from flax import nnx
+
+        from jaxboost.models.frozen import split
+        from jaxboost.training import optim, step
+
+        jax.config.update("jax_enable_compilation_cache", False)
+        self._batch_size = case.batch
+        graphdef = split(nnx.eval_shape(lambda: case.build(nnx.Rngs(0))))[0]
+        params, frozen = pickle.loads((pathlib.Path(folder) / "weights.pickle").read_bytes())
+        tx, _ = optim.make_optimizer(
+            name="adamw",
+            lr=LEARNING_RATE,
+            schedule="constant",
+            warmup_epochs=0,
+            final_lr=0,
+            weight_decay=WEIGHT_DECAY,
+            b1=BETAS[0],
+            b2=BETAS[1],
+            eps=EPS,
+            clip_norm=0,
+            steps_per_epoch=1,
+            epochs=1000,
+        )
+        replicated, by_batch = step.make_mesh()
+        if case.boost == "none":
+            frozen = {}
+        self._frozen = jax.device_put(frozen, replicated)
+        self._state = step.init_state(jax.device_put(params, replicated), tx, replicated)
+        self._batch = step.put({"image": case.images(), "label": case.labels()}, by_batch)
+        self._step = step.make_train_step(graphdef, tx, "multi-class", replicated)
+
+    def compile(self) -> dict[str, float]:
+        """Traces and compiles the step."""
+        from jaxboost.analysis.flops import count_flops
+
+        arguments = (self._state, self._frozen, self._batch)
+        start = time.perf_counter()
+        lowered = self._step.lower(*arguments)
+        traced = time.perf_counter()
+        compiled = lowered.compile()
+        seconds = time.perf_counter() - start
+        flops = count_flops(self._step, *arguments)
+        self._step = compiled
+        return {"compile_s": seconds, "trace_s": traced - start, "flops_per_image": flops / self._batch_size}
+
+    def step(self) -> float:
+        """One step; returns its loss when the step is through."""
+        import jax
+
+        self._state, metrics = self._step(self._state, self._frozen, self._batch)
+        jax.block_until_ready(self._state)
+        return float(metrics["loss"])
+
+    def time_steps(self, count: int) -> float:
+        """Seconds of one step, the mean of `count`."""
+        return _time(self.step, count)
+
+    def product(self, size: int) -> float:
+        """Seconds of one float32 matrix product."""
+        import jax
+        import jax.numpy as jnp
+
+        a = jnp.full((size, size), 0.5)
+        multiply = jax.jit(lambda a: a @ a)
+        multiply(a).block_until_ready()
+        start = time.perf_counter()
+        multiply(a).block_until_ready()
+        return time.perf_counter() - start
+
+
+class TorchEager:
+    """Our PyTorch restatement of the reference, every operation on its own, as its authors run it."""
+
+    def __init__(self, case: Case, folder: str):
+        import torch
+
+        from tests.reference import rllm
+
+        self._batch_size = case.batch
+        with torch.device("meta"):
+            self._module = self._restate(case)
+        state = torch.load(pathlib.Path(folder) / "weights.pt", weights_only=True)
+        self._module.load_state_dict(state, strict=True, assign=True)
+        # Loaded tensors need no gradient of their own.
+        for name, parameter in self._module.named_parameters():
+            parameter.requires_grad_(not name.startswith("boost.block."))
+        trained = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
+        still = [p for name, p in trained.items() if not _decays(name, p)]
+        decaying = [p for name, p in trained.items() if _decays(name, p)]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": decaying, "weight_decay": WEIGHT_DECAY}, {"params": still, "weight_decay": 0.0}],
+            lr=LEARNING_RATE,
+            betas=BETAS,
+            eps=EPS,
+        )
+        self._images = torch.from_numpy(case.images())
+        self._labels = torch.from_numpy(case.labels()[:, 0]).long()
+        self._pixels = rllm.pixels
+        self._call = self._module
+
+    def _restate(self, case: Case) -> Any:
+        from jaxboost.models.classifier import BACKBONES, CHANNELS
+        from jaxboost.models.llama import FAMILIES
+        from tests.reference import rllm
+
+        backbone, family = BACKBONES[case.model], FAMILIES[case.family]
+        encoder = getattr(rllm, backbone.encoder.__name__)(
+            image_size=case.image_size, channels=CHANNELS, **backbone.arguments
+        )
+        width, boost = backbone.arguments["width"], None
+        if case.boost != "none":
+            block = None
+            if not case.boost.startswith("mlp"):
+                block = rllm.LlamaBlock(depth=1, eps=family.eps, **family.shape)
+            boost = rllm.Boost(case.boost, width=width, block_width=family.width, block=block)
+        return rllm.Classifier(encoder, boost, width=width, classes=CLASSES, head_eps=backbone.head_eps)
+
+    def compile(self) -> dict[str, float]:
+        """Counts the step's operations by running its forward and backward pass once, without an update."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            self._loss().backward()
+        self._optimizer.zero_grad()
+        return {"compile_s": 0.0, "flops_per_image": counter.get_total_flops() / self._batch_size}
+
+    def step(self) -> float:
+        self._optimizer.zero_grad()
+        loss = self._loss()
+        loss.backward()
+        self._optimizer.step()
+        return loss.item()
+
+    def time_steps(self, count: int) -> float:
+        return _time(self.step, count)
+
+    def _loss(self) -> Any:
+        from torch.nn import functional
+
+        return functional.cross_entropy(self._call(self._pixels(self._images, MEAN, STD)), self._labels)
+
+    def product(self, size: int) -> float:
+        import torch
+
+        a = torch.full((size, size), 0.5)
+        torch.matmul(a, a)
+        start = time.perf_counter()
+        torch.matmul(a, a)
+        return time.perf_counter() - start
+
+
+class TorchCompile(TorchEager):
+    """The same module under `torch.compile`."""
+
+    def compile(self) -> dict[str, float]:
+        """Compiles by a forward and backward pass; the second one is taken off, to leave compilation."""
+        import torch
+
+        counted = super().compile()
+        self._call = torch.compile(self._module)
+        times = []
+        for _ in range(2):
+            start = time.perf_counter()
+            self._loss().backward()
+            times.append(time.perf_counter() - start)
+            self._optimizer.zero_grad()
+        return counted | {"compile_s": times[0] - times[1]}
+
+
+def _time(function: Callable[[], object], count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        function()
+    return (time.perf_counter() - start) / count
+
+
+def _decays(name: str, parameter: Any) -> bool:
+    """As `optim.decay_mask`: not biases, norms, positions and CLS tokens."""
+    return parameter.ndim > 1 and not name.endswith("positions")

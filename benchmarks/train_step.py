@@ -1,0 +1,159 @@
+"""Times a training step against PyTorch, side by side in one run.
+
+    python -m benchmarks.train_step [--model vit3d] [--boost rllm] [--batch 8] [--rounds 3] [--json FILE]
+
+jaxboost, the same model without booster, our PyTorch restatement of the reference as it is and under `torch.compile`
+start from the same weights and train on the same batch with the same optimiser. Their losses have to agree before
+anything is timed. Then they take turns, and medians over the turns are compared.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import statistics
+import tempfile
+from typing import Any
+
+from absl import flags
+
+from benchmarks.contenders import Case, Jaxboost, TorchCompile, TorchEager, Weights
+from benchmarks.process import Remote
+from jaxboost import cli
+from jaxboost.errors import check_choice
+
+CONTENDERS = {"jaxboost": Jaxboost, "torch_eager": TorchEager, "torch_compile": TorchCompile}
+PLAIN = "jaxboost_plain"  # the same backbone without the booster
+WARM_STEPS = 3
+TURN_SECONDS = 1.0  # a turn is as many steps as fill this
+PRODUCT_SIZE = 2048
+
+
+def compare(case: Case, contenders: list[str], rounds: int) -> dict[str, Any]:
+    """Runs the comparison and returns what --json writes."""
+    with tempfile.TemporaryDirectory() as temporary:
+        cases = {name: case for name in contenders}
+        if case.boost != "none" and "jaxboost" in contenders:
+            cases[PLAIN] = dataclasses.replace(case, boost="none")
+        remotes = {}
+        try:
+            for name, its_case in cases.items():
+                folder = pathlib.Path(temporary) / its_case.boost
+                if not folder.exists():
+                    folder.mkdir()
+                    with Remote(Weights) as writer:
+                        writer.call("write", its_case, str(folder))
+                remotes[name] = Remote(CONTENDERS.get(name, Jaxboost), its_case, str(folder))
+            return _compare(case, remotes, rounds)
+        finally:
+            for remote in remotes.values():
+                remote.__exit__()
+
+
+def _compare(case: Case, remotes: dict[str, Remote], rounds: int) -> dict[str, Any]:
+    results = {name: remote.call("compile") for name, remote in remotes.items()}
+    losses = {name: [remote.call("step") for _ in range(WARM_STEPS)] for name, remote in remotes.items()}
+    _check_losses({name: values for name, values in losses.items() if name != PLAIN}, case.dtype)
+    seconds = {name: [] for name in remotes}
+    turn = {name: 1 for name in remotes}
+    products = []
+    for remote in remotes.values():
+        remote.reset_peak()
+    for number in range(rounds + 1):
+        for name, remote in remotes.items():
+            elapsed = remote.call("time_steps", turn[name])
+            if number == 0:  # how many steps make a turn
+                turn[name] = max(1, math.ceil(TURN_SECONDS / elapsed))
+            else:
+                seconds[name].append(elapsed)
+    for name, remote in remotes.items():
+        results[name]["peak_mb"] = remote.peak_mb()
+    for _ in range(rounds):
+        products += [remote.call("product", PRODUCT_SIZE) for remote in remotes.values()]
+    peak_flops = 2 * PRODUCT_SIZE**3 / min(products)
+    for name, result in results.items():
+        step_s = statistics.median(seconds[name])
+        result |= {
+            "step_s": step_s,
+            "step_s_all": seconds[name],
+            "images_per_second": case.batch / step_s,
+            "share_of_peak": result["flops_per_image"] * case.batch / step_s / peak_flops,
+            "losses": losses[name],
+        }
+    summary = dataclasses.asdict(case) | {"peak_gflops": peak_flops / 1e9, **results}
+    ours = results.get("jaxboost")
+    if ours and "torch_eager" in results:
+        summary["ratio"] = results["torch_eager"]["step_s"] / ours["step_s"]
+    if ours and "torch_compile" in results:
+        summary["ratio_torch_compile"] = results["torch_compile"]["step_s"] / ours["step_s"]
+    if PLAIN in results:
+        summary["boost_over_plain"] = ours["step_s"] / results[PLAIN]["step_s"]
+    return summary
+
+
+def _check_losses(losses: dict[str, list[float]], dtype: str) -> None:
+    """The first loss shows the same function, those after updates the same gradients and the same optimiser."""
+    tolerance = 1e-4 if dtype == "float32" else 3e-2
+    reference_name, reference = next(iter(losses.items()))
+    for name, values in losses.items():
+        if not all(math.isclose(a, b, rel_tol=tolerance) for a, b in zip(values, reference, strict=True)):
+            raise AssertionError(f"losses differ: {reference_name} {reference}, {name} {values}")
+
+
+def as_text(summary: dict[str, Any]) -> str:
+    """A table of the contenders, and the ratios."""
+    lines = [
+        f"{summary['model']}, boost {summary['boost']}, batch {summary['batch']}, {summary['dtype']};"
+        f" matrix products reach {summary['peak_gflops']:.0f} GFLOP/s",
+        f"{'':15} {'compile s':>9} {'step s':>8} {'images/s':>9} {'peak MB':>8} {'GFLOP/image':>12} {'of peak':>8}",
+    ]
+    for name in (*CONTENDERS, PLAIN):
+        if result := summary.get(name):
+            lines.append(
+                f"{name:15} {result['compile_s']:9.1f} {result['step_s']:8.3f} {result['images_per_second']:9.2f}"
+                f" {result['peak_mb']:8.0f} {result['flops_per_image'] / 1e9:12.2f} {result['share_of_peak']:8.0%}"
+            )
+    if "ratio" in summary:
+        lines.append(f"jaxboost is {summary['ratio']:.2f} times as fast as torch_eager")
+    if "ratio_torch_compile" in summary:
+        lines.append(f"jaxboost is {summary['ratio_torch_compile']:.2f} times as fast as torch_compile")
+    if "boost_over_plain" in summary:
+        lines.append(f"a step takes {summary['boost_over_plain']:.2f} times as long as without the booster")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    model = flags.DEFINE_string("model", "vit3d", "backbone")
+    boost = flags.DEFINE_string("boost", "rllm", "kind of booster, or none")
+    family = flags.DEFINE_string("family", "llama-7b", "shapes of the LLaMA layer")
+    path = flags.DEFINE_string("path", "auto", "boost.path")
+    dtype = flags.DEFINE_string("dtype", "float32", "of jaxboost's computation")
+    batch = flags.DEFINE_integer("batch", 8, "images in a step", lower_bound=1)
+    rounds = flags.DEFINE_integer("rounds", 3, "turns of each contender", lower_bound=1)
+    contenders = flags.DEFINE_list("contenders", list(CONTENDERS), "which to run")
+    json_file = flags.DEFINE_string("json", "", "file for the figures")
+
+    def main() -> None:
+        from jaxboost.models.boost import KINDS
+        from jaxboost.models.classifier import BACKBONES
+        from jaxboost.models.llama import FAMILIES
+
+        check_choice(model.value, BACKBONES, "--model")
+        check_choice(boost.value, KINDS, "--boost")
+        check_choice(family.value, FAMILIES, "--family")
+        for name in contenders.value:
+            check_choice(name, CONTENDERS, "--contenders")
+        case = Case(
+            model=model.value,
+            boost=boost.value,
+            family=family.value,
+            batch=batch.value,
+            path=path.value,
+            dtype=dtype.value,
+        )
+        summary = compare(case, contenders.value, rounds.value)
+        print(as_text(summary))
+        if json_file.value:
+            pathlib.Path(json_file.value).write_text(json.dumps(summary, indent=2) + "\n")
+
+    cli.run(main)

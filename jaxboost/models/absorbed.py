@@ -1,0 +1,146 @@
+"""A decoder layer for the first token alone, without any other token's query, key or value.
+
+Exact algebra for tokens r_t = x_t E, with E of rank d at most. Under RMSNorm, r_t becomes r_t g / rms_t, so that
+
+    k_t = x_t M_k / rms_t,  M_k = (E g) W_k  (d x D),  and v_t likewise;
+    score_t = q . k_t = (M_k q) . x_t / rms_t;
+    sum_t a_t v_t = (sum_t a_t x_t / rms_t) M_v;
+    mean(r_t^2) = x_t (E E^T / D) x_t^T.
+
+One query is mapped to the tokens' width and one mixture of tokens back, for each head; nothing of width D is formed for
+the other tokens. In which order the products run, and whether r is formed after all, follows from the shapes.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxboost.models.layers import layer_of
+from jaxboost.models.llama import LlamaBlock, LlamaConfig, LlamaLayer, attention_mask, rms_norm
+
+
+class Maps(NamedTuple):
+    """What follows from the weights alone: formed once for many batches that share the weights.
+
+    Attributes:
+      key, value: M_k and M_v, (d, G, K).
+      gram: E E^T / D, (d, d).
+    """
+
+    key: jax.Array
+    value: jax.Array
+    gram: jax.Array
+
+
+def multiply_adds(config: LlamaConfig, *, batch: int, tokens: int, width: int) -> dict[str, int]:
+    """Costs of the layer's attention for one query a head, for each way to have it, without what they share.
+
+    Ways: "pooled" forms r and every key and value; "wide" forms r; "narrow" forms neither.
+    """
+    all_tokens, d, D = batch * tokens, width, config.width
+    q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    through_weights = batch * q_width * D  # a vector of width D for each head, from or to K features
+    fold = min(through_weights + batch * config.heads * D * d, d * D * kv_width + batch * q_width * d)
+    return {
+        "pooled": all_tokens * D * (d + 2 * kv_width) + 2 * all_tokens * q_width,
+        "wide": all_tokens * D * (d + 2 * config.heads) + 2 * through_weights,
+        "narrow": d * d * D + all_tokens * d * (d + 2 * config.heads) + 2 * fold,
+    }
+
+
+def form_maps(layer: LlamaLayer, encode: jax.Array) -> Maps:
+    """The maps for tokens r = x `encode`, `encode` being (d, D)."""
+    scaled = encode * layer.attention_norm[...].astype(encode.dtype)
+    key, value = (_heads(w[...].astype(encode.dtype), layer) for w in (layer.k, layer.v))
+    return Maps(
+        key=jnp.einsum("dw,wgk->dgk", scaled, key),
+        value=jnp.einsum("dw,wgk->dgk", scaled, value),
+        gram=encode @ encode.T / layer.config.width,
+    )
+
+
+def run_block(
+    block: LlamaBlock,
+    x: jax.Array,
+    encode: jax.Array,
+    *,
+    causal: bool,
+    mask: jax.Array | None,
+    maps: Maps | None = None,
+) -> jax.Array:
+    """block(x @ encode, rope=False, queries=1): x (B, N, d), encode (d, D) -> (B, 1, D) in float32.
+
+    Of several layers the last is reduced; its tokens have full rank.
+
+    Args:
+      maps: `form_maps` of the only layer and `encode`, where they are at hand.
+    """
+    x, encode = x.astype(block.dtype), encode.astype(block.dtype)
+    layer = layer_of(block.layers, -1)
+    if block.depth > 1:
+        x, encode, maps = block.below_last(x @ encode, rope=False, causal=causal, mask=mask), None, None
+    elif maps is None:
+        B, N, d = x.shape
+        cost = multiply_adds(block.config, batch=B, tokens=N, width=d)
+        if cost["wide"] <= cost["narrow"]:
+            x, encode = x @ encode, None
+    first = x[:, :1] if encode is None else x[:, :1] @ encode
+    return block.norm(layer.finish(first, _attend(layer, first, x, encode, causal, mask, maps)))
+
+
+def _attend(
+    layer: LlamaLayer,
+    first: jax.Array,
+    x: jax.Array,
+    encode: jax.Array | None,
+    causal: bool,
+    mask: jax.Array | None,
+    maps: Maps | None,
+) -> jax.Array:
+    """What the heads give the token `first` (B, 1, D): (B, 1, H*K). Without `encode`, x are the tokens r themselves."""
+    config = layer.config
+    B, N, _ = x.shape
+    H, G, K = config.heads, config.kv_heads, config.head_dim
+    norm = layer.attention_norm[...].astype(x.dtype)
+    key, value = (_heads(w[...].astype(x.dtype), layer) for w in (layer.k, layer.v))
+
+    q = rms_norm(first, layer.attention_norm[...], config.eps) @ layer.q[...].astype(x.dtype)
+    q = (q * K**-0.5).reshape(B, G, H // G, K)
+    # The order of three operands' products is einsum's choice: it takes the cheapest.
+    if maps is not None:
+        query = jnp.einsum("bgrk,dgk->bgrd", q, maps.key)
+    elif encode is not None:
+        query = jnp.einsum("bgrk,wgk,dw->bgrd", q, key, encode * norm)
+    else:
+        query = jnp.einsum("bgrk,dgk->bgrd", q, key) * norm
+
+    inverse_rms = jax.lax.rsqrt(_mean_square(x, encode, maps) + config.eps)[:, None, None]  # (B, 1, 1, N)
+    scores = jnp.einsum("bgrd,bnd->bgrn", query, x, preferred_element_type=jnp.float32) * inverse_rms
+    allowed = attention_mask(N, causal=causal, mask=mask)
+    if allowed is not None:
+        scores = jnp.where(allowed[:, :, :1], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1) * inverse_rms
+    mixed = jnp.einsum("bgrn,bnd->bgrd", weights.astype(x.dtype), x)
+
+    if maps is not None:
+        mixed = jnp.einsum("bgrd,dgk->bgrk", mixed, maps.value)
+    elif encode is not None:
+        mixed = jnp.einsum("bgrd,dw,wgk->bgrk", mixed, encode * norm, value)
+    else:
+        mixed = jnp.einsum("bgrd,dgk->bgrk", mixed * norm, value)
+    return mixed.reshape(B, 1, H * K)
+
+
+def _mean_square(x: jax.Array, encode: jax.Array | None, maps: Maps | None) -> jax.Array:
+    """mean(r_t^2) of all tokens, (B, N) in float32."""
+    if maps is None and encode is None:
+        return jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1)
+    gram = encode @ encode.T / encode.shape[1] if maps is None else maps.gram
+    product = jnp.einsum("bnd,de->bne", x, gram, preferred_element_type=jnp.float32)
+    return jnp.sum(product * x.astype(jnp.float32), axis=-1)
+
+
+def _heads(weight: jax.Array, layer: LlamaLayer) -> jax.Array:
+    """(D, G*K) -> (D, G, K)."""
+    return weight.reshape(-1, layer.config.kv_heads, layer.config.head_dim)

@@ -1,0 +1,149 @@
+"""The benchmarks run and report what they promise. Nothing is asserted about time: these machines are shared."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import convert, data, train_step
+from benchmarks.contenders import Case
+from benchmarks.process import Remote
+from tests.reference.llama_checkpoints import LAYERS, tiny_llama, write_sharded_safetensors
+
+TINY = Case(model="vit3d_tiny", boost="rllm", family="llama-tiny", batch=2)
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+
+
+def assert_positive(values):
+    assert all(math.isfinite(value) and value > 0 for value in values), values
+
+
+@pytest.mark.slow
+def test_train_step():
+    """Equal losses over three steps included: `compare` raises where they differ."""
+    summary = train_step.compare(TINY, ["jaxboost", "torch_eager"], rounds=1)
+    assert summary.items() >= dataclasses.asdict(TINY).items()
+    assert_positive(summary[key] for key in ("peak_gflops", "ratio", "boost_over_plain"))
+    names = ("jaxboost", "torch_eager", train_step.PLAIN)
+    for name in names:
+        result = summary[name]
+        keys = ("step_s", "images_per_second", "share_of_peak", "flops_per_image", "peak_mb", *result["losses"])
+        assert_positive(value if isinstance(value, float) else result[value] for value in keys)
+        assert len(result["losses"]) == train_step.WARM_STEPS
+        assert len(result["step_s_all"]) == 1
+        assert result["compile_s"] >= 0
+    # The loss of one batch falls, so steps update the weights.
+    assert summary["jaxboost"]["losses"][-1] < summary["jaxboost"]["losses"][0]
+    text = train_step.as_text(summary)
+    assert all(f"\n{name} " in text for name in names)
+    json.dumps(summary)
+
+
+def test_losses_that_differ_are_refused():
+    equal = {"jaxboost": [1.5, 1.25], "torch_eager": [1.5, 1.25 * (1 + 5e-5)]}
+    train_step._check_losses(equal, "float32")
+    # From the second step on: the gradients or the optimiser differ.
+    other = equal | {"torch_compile": [1.5, 1.26]}
+    with pytest.raises(AssertionError, match=r"losses differ: jaxboost \[1\.5, 1\.25\], torch_compile \[1\.5, 1\.26\]"):
+        train_step._check_losses(other, "float32")
+    train_step._check_losses(other, "bfloat16")
+    with pytest.raises(AssertionError, match="losses differ"):
+        train_step._check_losses({"jaxboost": [math.nan], "torch_eager": [math.nan]}, "bfloat16")
+
+
+IMAGES = (
+    data.Images(name="resized", shape=(8, 8, 3), image_size=16, samples=12),
+    data.Images(name="tiny volumes", shape=(28, 28, 28, 1), image_size=28, samples=8, backbones=("vit3d_tiny",)),
+)
+
+
+def test_data():
+    summary = data.compare(IMAGES, batches=(2, 8), rounds=1, steps=False, turn_seconds=0.01)
+    named = [(case["name"], case["batch"]) for case in summary["cases"]]
+    assert named == [("resized", 2), ("resized", 8), ("tiny volumes", 2), ("tiny volumes", 8)]
+    for case in summary["cases"]:
+        assert case["backbone"] is case["consumed_images_per_second"] is case["ratio"] is None
+        assert_positive([case["delivered_images_per_second"]])
+    text = data.as_text(summary)
+    assert "resized" in text
+    assert "tiny volumes" in text
+    json.dumps(summary)
+
+
+@pytest.mark.slow
+def test_data_and_steps():
+    summary = data.compare(
+        IMAGES, batches=(4,), rounds=1, steps=True, family="llama-tiny", step_batch=2, turn_seconds=0.01
+    )
+    without, case = summary["cases"]
+    assert without["backbone"] is None
+    assert case["backbone"] == "vit3d_tiny"
+    assert_positive([case["consumed_images_per_second"]])
+    assert case["ratio"] == case["delivered_images_per_second"] / case["consumed_images_per_second"]
+    assert "vit3d_tiny" in data.as_text(summary)
+
+
+def test_what_is_delivered_has_the_paper_s_sizes():
+    """A step is compared with batches that it could be given."""
+    for images in data.IMAGES:
+        assert images.split().images.shape == (images.samples, *images.shape)
+        assert images.samples >= max(data.BATCHES)
+        for backbone in images.backbones:
+            wanted = Case(model=backbone, boost="rllm", family="llama-7b", batch=1).images().shape[1:-1]
+            assert wanted == (images.image_size,) * (len(images.shape) - 1)
+
+
+@pytest.mark.slow
+def test_convert():
+    """Equal outputs included: `compare` raises where they differ."""
+    summary = convert.compare(
+        lambda folder: write_sharded_safetensors(tiny_llama(0), folder), layer=LAYERS - 1, rounds=1
+    )
+    assert_positive(summary[key] for key in ("ratio", "ratio_torch_mmap"))
+    for name in convert.CONTENDERS:
+        assert_positive(summary[name][key] for key in ("seconds", "bytes_read", "peak_mb"))
+    assert summary["torch"]["bytes_read"] >= summary["checkpoint_bytes"]
+    text = convert.as_text(summary)
+    assert all(f"\n{name} " in text for name in convert.CONTENDERS)
+    json.dumps(summary)
+
+
+@pytest.mark.parametrize("how", ["read", "mapped"])
+def test_bytes_read(how, tmp_path):
+    """The same bytes count the same, whether they are read or mapped; what is not touched does not count."""
+    size = 32 * 2**20
+    path = tmp_path / "bytes"
+    np.ones(2 * size, np.uint8).tofile(path)
+
+    def work():
+        array = np.fromfile(path, np.uint8, count=size) if how == "read" else np.memmap(path, np.uint8, "r")
+        assert array[:size].sum(dtype=np.int64) == size
+        return array
+
+    assert convert._measured(work)["bytes_read"] == pytest.approx(size, rel=0.1)
+
+
+class Holder:
+    """Takes memory in its process and gives it back."""
+
+    def hold(self, count):
+        return int(np.ones(count, np.uint8).sum(dtype=np.int64))
+
+    def fail(self):
+        raise ValueError("on purpose")
+
+
+def test_remote():
+    count = 200 * 10**6
+    with Remote(Holder) as remote:
+        assert remote.call("hold", count) == count
+        held = remote.peak_mb()
+        remote.reset_peak()
+        assert held - remote.peak_mb() == pytest.approx(count / 1e6, rel=0.1)
+        with pytest.raises(RuntimeError, match="on purpose"):
+            remote.call("fail")
+        assert remote.call("hold", 1) == 1
