@@ -134,11 +134,41 @@ def _attend(
 
 def _mean_square(x: jax.Array, encode: jax.Array | None, maps: Maps | None) -> jax.Array:
     """mean(r_t^2) of all tokens, (B, N) in float32."""
-    if maps is None and encode is None:
-        return jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1)
-    gram = encode @ encode.T / encode.shape[1] if maps is None else maps.gram
+    if maps is not None:
+        return _quadratic_form(x, maps.gram)[0]
+    if encode is not None:
+        return _mean_square_of_product(x, encode)
+    return jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1)
+
+
+def _quadratic_form(x: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x_t gram x_t^T for all tokens (B, N), and x gram (B, N, d), both in float32."""
     product = jnp.einsum("bnd,de->bne", x, gram, preferred_element_type=jnp.float32)
-    return jnp.sum(product * x.astype(jnp.float32), axis=-1)
+    return jnp.sum(product * x.astype(jnp.float32), axis=-1), product
+
+
+@jax.custom_vjp
+def _mean_square_of_product(x: jax.Array, encode: jax.Array) -> jax.Array:
+    """mean((x_t E)^2) of all tokens, (B, N), through E E^T.
+
+    With a derivative of its own, for it knows that the Gram matrix and its gradient are symmetric: two products fewer.
+    """
+    return _forward(x, encode)[0]
+
+
+def _forward(x: jax.Array, encode: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    value, product = _quadratic_form(x, encode @ encode.T / encode.shape[1])
+    return value, (x, encode, product)
+
+
+def _backward(residuals: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, encode, product = residuals
+    twice = 2 * cotangent[..., None]
+    gram_gradient = jnp.einsum("bnd,bne->de", (twice * x).astype(x.dtype), x) / encode.shape[1]
+    return (twice * product).astype(x.dtype), gram_gradient @ encode
+
+
+_mean_square_of_product.defvjp(_forward, _backward)
 
 
 def _heads(weight: jax.Array, layer: LlamaLayer) -> jax.Array:

@@ -294,15 +294,24 @@ def test_compiled_programs_are_kept_for_the_next_start(lidc_root, tmp_path):
     # Empty, the variable names no folder.
     env = {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": ""}
 
-    def train(run: str, *more: str) -> dict[str, int]:
-        process = run_script(*_small(lidc_root, tmp_path / run, "--config.train.max_steps=1", *more), env=env)
+    def train(run: str) -> dict[str, int]:
+        process = run_script(*_small(lidc_root, tmp_path / run, "--config.train.max_steps=1"), env=env)
         assert process.returncode == 0, process.stderr
         return {path.name: path.stat().st_mtime_ns for path in cache.rglob("jit_train_step*-cache")}
 
-    assert train("off", "--config.train.compilation_cache=False") == {}
     kept = train("first")
     assert len(kept) == 1
     assert train("second") == kept
+
+
+@pytest.mark.slow
+def test_compiled_programs_are_not_kept_where_the_config_says_so(lidc_root, tmp_path):
+    cache = tmp_path / "cache"
+    env = {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": ""}
+    off = "--config.train.compilation_cache=False"
+    process = run_script(*_small(lidc_root, tmp_path / "run", "--config.train.max_steps=1", off), env=env)
+    assert process.returncode == 0, process.stderr
+    assert not cache.exists()
 
 
 @pytest.mark.parametrize(
