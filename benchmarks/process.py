@@ -63,7 +63,7 @@ def _serve(connection: multiprocessing.connection.Connection, make: Callable[...
                 thing = make(*arguments)
             function = memory.get(method) or getattr(thing, method)
             connection.send((True, function(*call_arguments)))
-        except Exception:
+        except Exception:  # whatever it is belongs to the caller, who raises it
             connection.send((False, traceback.format_exc()))
 
 

@@ -7,6 +7,7 @@ start from the same weights and train on the same batch with the same optimiser.
 anything is timed. Then they take turns, and medians over the turns are compared.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -31,23 +32,19 @@ PRODUCT_SIZE = 2048
 
 def compare(case: Case, contenders: list[str], rounds: int) -> dict[str, Any]:
     """Runs the comparison and returns what --json writes."""
-    with tempfile.TemporaryDirectory() as temporary:
-        cases = {name: case for name in contenders}
-        if case.boost != "none" and "jaxboost" in contenders:
-            cases[PLAIN] = dataclasses.replace(case, boost="none")
+    cases = {name: case for name in contenders}
+    if case.boost != "none" and "jaxboost" in contenders:
+        cases[PLAIN] = dataclasses.replace(case, boost="none")
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         remotes = {}
-        try:
-            for name, its_case in cases.items():
-                folder = pathlib.Path(temporary) / its_case.boost
-                if not folder.exists():
-                    folder.mkdir()
-                    with Remote(Weights) as writer:
-                        writer.call("write", its_case, str(folder))
-                remotes[name] = Remote(CONTENDERS.get(name, Jaxboost), its_case, str(folder))
-            return _compare(case, remotes, rounds)
-        finally:
-            for remote in remotes.values():
-                remote.__exit__()
+        for name, its_case in cases.items():
+            folder = pathlib.Path(temporary) / its_case.boost
+            if not folder.exists():
+                folder.mkdir()
+                with Remote(Weights) as writer:
+                    writer.call("write", its_case, str(folder))
+            remotes[name] = stack.enter_context(Remote(CONTENDERS.get(name, Jaxboost), its_case, str(folder)))
+        return _compare(case, remotes, rounds)
 
 
 def _compare(case: Case, remotes: dict[str, Remote], rounds: int) -> dict[str, Any]:
@@ -56,7 +53,6 @@ def _compare(case: Case, remotes: dict[str, Remote], rounds: int) -> dict[str, A
     _check_losses({name: values for name, values in losses.items() if name != PLAIN}, case.dtype)
     seconds = {name: [] for name in remotes}
     turn = {name: 1 for name in remotes}
-    products = []
     for remote in remotes.values():
         remote.reset_peak()
     for number in range(rounds + 1):
@@ -68,8 +64,7 @@ def _compare(case: Case, remotes: dict[str, Remote], rounds: int) -> dict[str, A
                 seconds[name].append(elapsed)
     for name, remote in remotes.items():
         results[name]["peak_mb"] = remote.peak_mb()
-    for _ in range(rounds):
-        products += [remote.call("product", PRODUCT_SIZE) for remote in remotes.values()]
+    products = [remote.call("product", PRODUCT_SIZE) for _ in range(rounds) for remote in remotes.values()]
     peak_flops = 2 * PRODUCT_SIZE**3 / min(products)
     for name, result in results.items():
         step_s = statistics.median(seconds[name])

@@ -1,5 +1,6 @@
 """What the vision encoders are made of: patches, attention, MLP, and pre-norm blocks that run under a scan."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -50,7 +51,10 @@ def linear(
 
 
 def _flat_product(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-    """x @ kernel with the leading axes of x as one: for several XLA on CPU copies activations in the backward pass."""
+    """x @ kernel with the leading axes of x as one: for several XLA on CPU copies activations in the backward pass.
+
+    What else `nnx.Linear` passes are dimension numbers of just this product, and defaults.
+    """
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -203,29 +207,30 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """Pre-norm blocks, one after the other: (B, N, D) -> (B, Q, D).
 
-    All but the last run under a scan: compile time does not grow with depth, and on CPU a step takes less than half the
-    time of unrolled layers. The last is apart because it is often asked for its first token only, and to cut it out of
-    a stack would copy all weights and their gradients in each step.
+    All but the last run under a scan, so that compile time does not grow with depth. The last is apart because it is
+    often asked for its first token only, and to cut it out of a stack would copy all weights and their gradients in
+    each step.
 
     Of each block's inside the backward pass finds its input and the results of the costly products; norms, softmax and
     GELU are computed again, which takes less time than to store and load them.
 
     Args:
-      make: makes one block.
+      make: make(rngs=...) makes one block.
       remat: keep the blocks' inputs only, and compute all else again: less memory for more time.
     """
 
-    def __init__(self, make: Callable[[nnx.Rngs], Block], depth: int, *, remat: bool, rngs: nnx.Rngs):
+    def __init__(self, make: Callable[..., Block], depth: int, *, remat: bool, rngs: nnx.Rngs):
         self.remat = remat
-        self.blocks = stack(make, depth - 1, rngs) if depth > 1 else None
-        self.last = make(rngs)
+        self.blocks = stack(lambda r: make(rngs=r), depth - 1, rngs) if depth > 1 else None
+        self.last = make(rngs=rngs)
 
     def __call__(self, x: jax.Array, *, queries: int | None = None) -> jax.Array:
         """The first Q = `queries` tokens, for which alone the last block has queries, projection and MLP; or all."""
         policy = jax.checkpoint_policies.save_only_these_names(*(() if self.remat else SAVED))
 
         def call(block: Block, x: jax.Array, queries: int | None = None) -> jax.Array:
-            # A scan's iterations are not merged with each other, which is what prevent_cse guards against.
+            # prevent_cse keeps what is computed again from being merged with the first time. A scan's iterations are
+            # not merged anyway, and the last block's backward pass follows its forward pass: nothing to save there.
             body = jax.checkpoint(lambda block, x: block(x, queries=queries), policy=policy, prevent_cse=False)
             return body(block, x)
 
@@ -247,19 +252,17 @@ def volume_transformer(
 ) -> Transformer:
     """That of both 3D encoders: no bias in q, k and v, LayerNorm eps 1e-5, torch's default initialisation."""
 
-    def block(r: nnx.Rngs) -> Block:
-        return Block(
-            width,
-            heads=heads,
-            head_dim=head_dim,
-            mlp_width=mlp_width,
-            qkv_bias=False,
-            eps=1e-5,
-            init=torch_init,
-            dtype=dtype,
-            rngs=r,
-        )
-
+    block = functools.partial(
+        Block,
+        width,
+        heads=heads,
+        head_dim=head_dim,
+        mlp_width=mlp_width,
+        qkv_bias=False,
+        eps=1e-5,
+        init=torch_init,
+        dtype=dtype,
+    )
     return Transformer(block, depth, remat=remat, rngs=rngs)
 
 

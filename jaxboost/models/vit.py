@@ -1,5 +1,7 @@
 """ViT (Dosovitskiy et al. 2021) for 2D images."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -32,19 +34,17 @@ class ViT(nnx.Module):
         self.cls = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
         self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), (self.tokens, width)))
 
-        def block(r: nnx.Rngs) -> Block:
-            return Block(
-                width,
-                heads=heads,
-                head_dim=width // heads,
-                mlp_width=mlp_width,
-                qkv_bias=True,
-                eps=1e-6,
-                init=vit_init,
-                dtype=dtype,
-                rngs=r,
-            )
-
+        block = functools.partial(
+            Block,
+            width,
+            heads=heads,
+            head_dim=width // heads,
+            mlp_width=mlp_width,
+            qkv_bias=True,
+            eps=1e-6,
+            init=vit_init,
+            dtype=dtype,
+        )
         self.transformer = Transformer(block, depth, remat=remat, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, queries: int | None = None) -> jax.Array:

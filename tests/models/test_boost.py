@@ -144,9 +144,14 @@ def test_rope_and_causal_mask_equal_huggingface(rope: bool, causal: bool) -> Non
 
 @small_backbones
 def test_block_matters_and_its_attention_is_not_uniform() -> None:
-    apply, params, frozen, images = make("small_vit", BoostSpec(kind="bare", config=CONFIG))
-    logits = apply(params, frozen, images)
-    assert relative_change(apply(params, uniform_attention(frozen), images), logits) > 0.01
+    """Over several draws: the residual around the block hides it in some."""
+    apply, params, frozen, images = make("small_vit", BoostSpec(kind="rllm", config=CONFIG))
+    changes = []
+    for seed in range(5):
+        drawn, block = randomise(params, seed=2 * seed), randomise(frozen, seed=2 * seed + 1)
+        logits = apply(drawn, block, images)
+        changes.append(relative_change(apply(drawn, uniform_attention(block), images), logits))
+    assert np.median(changes) > 0.01
 
 
 def test_compiled_whole_equals_the_restatement(monkeypatch: pytest.MonkeyPatch) -> None:

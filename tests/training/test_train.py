@@ -19,6 +19,7 @@ from jaxboost.errors import UserError
 from jaxboost.training import loop
 from tests.reference.llama_checkpoints import tiny_llama, write_safetensors
 from tests.scripts import REPOSITORY, assert_mistake, run_script
+from tests.training.small_runs import small_config
 
 # Six steps of a small ViT3D with a random block, and a checkpoint after the third.
 SMALL = (
@@ -160,7 +161,8 @@ def test_finished_run_is_not_run_again(uninterrupted, lidc_root):
 
 def test_finished_run_does_not_answer_for_another_block(uninterrupted, lidc_root, tmp_path):
     workdir, _ = uninterrupted
-    config = _config(lidc_root, **{"boost.block": str(tmp_path), "boost.convert": True})
+    source = quickstart.get_config().boost.source
+    config = _config(lidc_root, **{"boost.block": str(tmp_path), "boost.convert": True, "boost.source": source})
     with pytest.raises(UserError, match="finished run with the block from random"):
         loop.train_and_evaluate(config, workdir)
 
@@ -200,23 +202,7 @@ def test_sigterm_saves_and_stops_cleanly(lidc_root, tmp_path):
 
 def _config(root: pathlib.Path, **changes: object):
     """What SMALL says, for runs in this process."""
-    config = quickstart.get_config()
-    config.update_from_flattened_dict(
-        {
-            "data.root": str(root),
-            "model.backbone": "vit3d_tiny",
-            "boost.block": "random",
-            "boost.family": "llama-tiny",
-            "boost.layers": (0,),
-            "boost.convert": False,
-            "train.max_steps": 6,
-            "train.checkpoint_every": 3,
-            "train.log_every": 1,
-            "eval.bootstrap": 20,
-            **changes,
-        }
-    )
-    return config
+    return small_config(root, {"train.max_steps": 6, "train.checkpoint_every": 3, "train.log_every": 1, **changes})
 
 
 @pytest.mark.parametrize(
