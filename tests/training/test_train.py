@@ -29,6 +29,8 @@ SMALL = (
     "--config.boost.block=random",
     "--config.boost.family=llama-tiny",
     "--config.boost.layers=0",
+    "--config.boost.source=",
+    "--config.optim.warmup_epochs=0.0",
     "--config.train.max_steps=6",
     "--config.train.checkpoint_every=3",
     "--config.train.log_every=1",
@@ -161,8 +163,7 @@ def test_finished_run_is_not_run_again(uninterrupted, lidc_root):
 
 def test_finished_run_does_not_answer_for_another_block(uninterrupted, lidc_root, tmp_path):
     workdir, _ = uninterrupted
-    source = quickstart.get_config().boost.source
-    config = _config(lidc_root, **{"boost.block": str(tmp_path), "boost.convert": True, "boost.source": source})
+    config = _config(lidc_root, **{"boost.block": str(tmp_path), "boost.convert": True})
     with pytest.raises(UserError, match="finished run with the block from random"):
         loop.train_and_evaluate(config, workdir)
 
