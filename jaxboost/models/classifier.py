@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jaxboost.models.boost import FORMS, Boost
 from jaxboost.models.frozen import freeze
 from jaxboost.models.layers import layer_norm, linear, torch_init, vit_init
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
-from jaxboost.models.vit import ViT
+from jaxboost.models.vit import PLAIN, ViT
 from jaxboost.models.vit3d import ViT3D
 from jaxboost.models.vivit import ViViT
 
@@ -32,13 +33,13 @@ class Backbone:
 
     encoder: type[nnx.Module]
     ndim: int
-    arguments: dict[str, int]
+    arguments: dict[str, Any]
     head_eps: float | None
 
 
-def _vit(width: int, depth: int, heads: int, patch: int = 16) -> Backbone:
-    arguments = dict(patch=patch, width=width, depth=depth, heads=heads, mlp_width=4 * width)
-    return Backbone(encoder=ViT, ndim=2, arguments=arguments, head_eps=1e-6)
+def _vit(width: int, depth: int, heads: int, patch: int = 16, **published: Any) -> Backbone:
+    arguments = dict(patch=patch, width=width, depth=depth, heads=heads, mlp_width=4 * width, **published)
+    return Backbone(encoder=ViT, ndim=2, arguments=arguments, head_eps=published.get("eps", PLAIN["eps"]))
 
 
 def _vit3d(width: int, depth: int, heads: int, mlp_width: int, patch: int = 4) -> Backbone:
@@ -59,8 +60,17 @@ def _vivit(width: int, depth: int, heads: int, patch: int = 4) -> Backbone:
     return Backbone(encoder=ViViT, ndim=3, arguments=arguments, head_eps=None)
 
 
+# CLIP (Radford et al. 2021).
+_CLIP = dict(eps=1e-5, activation="quick_gelu", patch_bias=False, pre_norm=True)
+
 BACKBONES = {
     "vit_s": _vit(width=384, depth=12, heads=6),
+    "vit_b16": _vit(width=768, depth=12, heads=12),
+    "vit_l16": _vit(width=1024, depth=24, heads=16),
+    "clip_vit_b32": _vit(width=768, depth=12, heads=12, patch=32, **_CLIP),
+    "clip_vit_b16": _vit(width=768, depth=12, heads=12, **_CLIP),
+    "clip_vit_l14": _vit(width=1024, depth=24, heads=16, patch=14, **_CLIP),
+    "dinov2_s14": _vit(width=384, depth=12, heads=6, patch=14, layer_scale=True),
     "vit3d": _vit3d(width=1024, depth=8, heads=8, mlp_width=1024),
     "vivit_s": _vivit(width=512, depth=4, heads=8),
     "vivit_m": _vivit(width=1024, depth=8, heads=8),
@@ -90,10 +100,15 @@ class Classifier(nnx.Module):
         self.encoder, self.boost, self.head_norm, self.head = encoder, boost, head_norm, head
         self.mean, self.std = tuple(mean), tuple(std)
 
-    def __call__(self, images: jax.Array, maps: Maps | None = None) -> jax.Array:
-        """maps: what `form_maps` gave for these weights, None to do without; the logits are the same."""
-        x = (images.astype(jnp.float32) / 255 - jnp.asarray(self.mean)) / jnp.asarray(self.std)
-        x = jnp.broadcast_to(x, (*images.shape[:-1], CHANNELS))
+    def __call__(self, images: jax.Array, maps: Maps | None = None, *, key: jax.Array | None = None) -> jax.Array:
+        """The logits.
+
+        Args:
+          maps: what `form_maps` gave for these weights, None to do without; the logits are the same.
+          key: nothing here is random.
+        """
+        del key
+        x = normalised(images, self.mean, self.std)
         if self.boost is None:
             cls = self.encoder(x, queries=1)
         else:
@@ -107,6 +122,12 @@ class Classifier(nnx.Module):
     def form_maps(self) -> Maps | None:
         """What a call can reuse as long as the weights stay: see `Boost.form_maps`."""
         return None if self.boost is None else self.boost.form_maps()
+
+
+def normalised(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """([0, 1] - mean) / std of uint8 pixels, grey repeated to three channels."""
+    x = (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
+    return jnp.broadcast_to(x, (*images.shape[:-1], CHANNELS))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxboost.models.adapters import Adaptation, Projection
+
 # What `Transformer` keeps of a block for the backward pass, by the names that `checkpoint_name` gave.
 SAVED = ("qkv", "mixed", "hidden", "up")
 
@@ -58,7 +60,7 @@ def _flat_product(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Ar
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def _columns(layer: nnx.Linear, x: jax.Array, columns: slice) -> jax.Array:
+def _columns(layer: nnx.Linear | Projection, x: jax.Array, columns: slice) -> jax.Array:
     """Some of the columns of layer(x)."""
     y = _flat_product(x, layer.kernel[:, columns].astype(x.dtype))
     return y if layer.bias is None else y + layer.bias[columns].astype(x.dtype)
@@ -141,19 +143,23 @@ class Attention(nnx.Module):
         self.qkv = linear(width, 3 * heads * head_dim, bias=qkv_bias, init=init, dtype=dtype, rngs=rngs)
         self.out = linear(heads * head_dim, width, init=init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, *, queries: int | None = None) -> jax.Array:
-        """The result for the first Q = `queries` tokens, for all where it is None."""
+    def __call__(self, x: jax.Array, *, queries: int | None = None, projection: Projection | None = None) -> jax.Array:
+        """The result for the first Q = `queries` tokens, for all where it is None.
+
+        projection: what makes queries, keys and values instead of `qkv`.
+        """
         width = self.heads * self.head_dim
+        qkv = self.qkv if projection is None else projection
 
         def heads(x: jax.Array, parts: int) -> list[jax.Array]:
             x = checkpoint_name(x, "qkv").reshape(*x.shape[:2], parts, self.heads, self.head_dim)
             return [x[:, :, part] for part in range(parts)]
 
         if queries is None:
-            q, k, v = heads(self.qkv(x), 3)
+            q, k, v = heads(_columns(qkv, x, slice(None)), 3)
         else:
-            (q,) = heads(_columns(self.qkv, x[:, :queries], slice(width)), 1)
-            k, v = heads(_columns(self.qkv, x, slice(width, None)), 2)
+            (q,) = heads(_columns(qkv, x[:, :queries], slice(width)), 1)
+            k, v = heads(_columns(qkv, x, slice(width, None)), 2)
         mixed = attend(q, k, v)
         return self.out(checkpoint_name(mixed.reshape(*mixed.shape[:2], width), "mixed"))
 
@@ -164,19 +170,33 @@ def gelu(x: jax.Array) -> jax.Array:
     return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
-class Mlp(nnx.Module):
-    """Linear - GELU (erf) - Linear, (..., D) -> (..., D) through F."""
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x sigmoid(1.702 x): what CLIP was trained with (Hendrycks and Gimpel 2016, section 2)."""
+    return x * jax.nn.sigmoid(1.702 * x)
 
-    def __init__(self, width: int, mlp_width: int, *, init: LinearInit, dtype: jnp.dtype, rngs: nnx.Rngs):
+
+ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
+
+
+class Mlp(nnx.Module):
+    """Linear - activation - Linear, (..., D) -> (..., D) through F."""
+
+    def __init__(
+        self, width: int, mlp_width: int, *, activation: str, init: LinearInit, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        self.activation = activation
         self.up = linear(width, mlp_width, init=init, dtype=dtype, rngs=rngs)
         self.down = linear(mlp_width, width, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(gelu(checkpoint_name(self.up(x), "up")))
+        return self.down(ACTIVATIONS[self.activation](checkpoint_name(self.up(x), "up")))
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)); (B, N, D) -> (B, Q, D)."""
+    """Pre-norm transformer block: x + s attention(norm(x)), then x + t mlp(norm(x)); (B, N, D) -> (B, Q, D).
+
+    With `layer_scale` s and t are trained vectors (D,) (Touvron et al. 2021), else 1.
+    """
 
     def __init__(
         self,
@@ -186,6 +206,8 @@ class Block(nnx.Module):
         head_dim: int,
         mlp_width: int,
         qkv_bias: bool,
+        activation: str,
+        layer_scale: bool,
         eps: float,
         init: LinearInit,
         dtype: jnp.dtype,
@@ -196,12 +218,21 @@ class Block(nnx.Module):
             width, heads=heads, head_dim=head_dim, qkv_bias=qkv_bias, init=init, dtype=dtype, rngs=rngs
         )
         self.mlp_norm = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(width, mlp_width, init=init, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, mlp_width, activation=activation, init=init, dtype=dtype, rngs=rngs)
+        self.attention_scale = nnx.Param(jnp.ones(width)) if layer_scale else None
+        self.mlp_scale = nnx.Param(jnp.ones(width)) if layer_scale else None
 
-    def __call__(self, x: jax.Array, *, queries: int | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, queries: int | None = None, adaptation: Adaptation | None = None) -> jax.Array:
         """The result for the first Q = `queries` tokens, for all where it is None."""
-        x = checkpoint_name(x[:, :queries] + self.attention(self.attention_norm(x), queries=queries), "hidden")
-        return x + self.mlp(self.mlp_norm(x))
+        adaptation = adaptation or Adaptation()
+        normed = adaptation(self.attention_norm(x))
+        mixed = self.attention(normed, queries=queries, projection=adaptation.merged)
+        x = checkpoint_name(x[:, :queries] + _scaled(mixed, self.attention_scale), "hidden")
+        return x + _scaled(self.mlp(self.mlp_norm(x)), self.mlp_scale)
+
+
+def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
+    return x if scale is None else x * scale[...].astype(x.dtype)
 
 
 class Transformer(nnx.Module):
@@ -226,17 +257,38 @@ class Transformer(nnx.Module):
 
     def __call__(self, x: jax.Array, *, queries: int | None = None) -> jax.Array:
         """The first Q = `queries` tokens, for which alone the last block has queries, projection and MLP; or all."""
+        return self._run(x, queries=queries)[0]
+
+    def first_tokens(self, x: jax.Array, adaptation: Adaptation | None = None) -> jax.Array:
+        """The first token after each block, (B, N, D) -> (depth, B, D); `adaptation` is that of the stack of blocks."""
+        x, between = self._run(x, queries=1, adaptation=adaptation, collect=True)
+        last = x[None, :, 0]
+        return last if between is None else jnp.concatenate([between, last])
+
+    def _run(
+        self, x: jax.Array, *, queries: int | None, adaptation: Adaptation | None = None, collect: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The last block's tokens, and where `collect` the first token after each block before it (depth - 1, B, D)."""
         policy = jax.checkpoint_policies.save_only_these_names(*(() if self.remat else SAVED))
 
-        def call(block: Block, x: jax.Array, queries: int | None = None) -> jax.Array:
+        def call(block: Block, adaptation: Adaptation | None, x: jax.Array, queries: int | None = None) -> jax.Array:
             # prevent_cse keeps what is computed again from being merged with the first time. A scan's iterations are
             # not merged anyway, and the last block's backward pass follows its forward pass: nothing to save there.
-            body = jax.checkpoint(lambda block, x: block(x, queries=queries), policy=policy, prevent_cse=False)
-            return body(block, x)
+            body = jax.checkpoint(
+                lambda block, adaptation, x: block(x, queries=queries, adaptation=adaptation),
+                policy=policy,
+                prevent_cse=False,
+            )
+            return body(block, adaptation, x)
 
+        def step(x: jax.Array, layer: tuple[Block, Adaptation | None]) -> tuple[jax.Array, jax.Array | None]:
+            x = call(*layer, x)
+            return x, x[:, 0] if collect else None
+
+        between = None
         if self.blocks is not None:
-            x = jax.lax.scan(lambda x, block: (call(block, x), None), x, self.blocks)[0]
-        return call(self.last, x, queries)
+            x, between = jax.lax.scan(step, x, (self.blocks, jax.tree.map(lambda leaf: leaf[:-1], adaptation)))
+        return call(self.last, layer_of(adaptation, -1), x, queries), between
 
 
 def volume_transformer(
@@ -259,6 +311,8 @@ def volume_transformer(
         head_dim=head_dim,
         mlp_width=mlp_width,
         qkv_bias=False,
+        activation="gelu",
+        layer_scale=False,
         eps=1e-5,
         init=torch_init,
         dtype=dtype,

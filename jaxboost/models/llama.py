@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxboost.models.adapters import Adaptation, Projection
 from jaxboost.models.layers import layer_of, stack
 
 
@@ -107,29 +108,49 @@ class LlamaLayer(nnx.Module):
         self.down = matrix(F, D)
 
     def __call__(
-        self, x: jax.Array, *, rope: bool, causal: bool, mask: jax.Array | None, queries: int | None = None
+        self,
+        x: jax.Array,
+        *,
+        rope: bool,
+        causal: bool,
+        mask: jax.Array | None,
+        queries: int | None = None,
+        adaptation: Adaptation | None = None,
     ) -> jax.Array:
         """x (B, N, D) -> (B, Q, D), the first Q = `queries` tokens, all N where it is None.
 
-        mask (B, N) is True where a token is real, None where all are.
+        mask (B, N), or (1, N) for all, is True where a token may be seen, None where all may.
         """
-        normed = rms_norm(x, self.attention_norm[...], self.config.eps)
-        return self.finish(x[:, :queries], self._attend(normed, rope, causal, mask, queries))
+        adaptation = adaptation or Adaptation()
+        normed = adaptation(rms_norm(x, self.attention_norm[...], self.config.eps))
+        return self.finish(x[:, :queries], self._attend(normed, rope, causal, mask, queries, adaptation.merged))
 
     def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
         """What follows the heads: projection of mixed (B, Q, H*K), residual on x (B, Q, D), SwiGLU with its own."""
         x = x + mixed @ self.o[...].astype(self.dtype)
         return x + self._swiglu(rms_norm(x, self.mlp_norm[...], self.config.eps))
 
-    def _attend(self, x: jax.Array, rope: bool, causal: bool, mask: jax.Array | None, queries: int | None) -> jax.Array:
+    def _attend(
+        self,
+        x: jax.Array,
+        rope: bool,
+        causal: bool,
+        mask: jax.Array | None,
+        queries: int | None,
+        merged: dict[str, Projection] | None,
+    ) -> jax.Array:
         B, N, _ = x.shape
         H, G, K = self.config.heads, self.config.kv_heads, self.config.head_dim
 
-        def heads(x: jax.Array, weight: nnx.Variable, count: int) -> jax.Array:
-            return (x @ weight[...].astype(self.dtype)).reshape(B, -1, count, K).transpose(0, 2, 1, 3)
+        def heads(x: jax.Array, name: str, count: int) -> jax.Array:
+            if merged is None:
+                y = x @ getattr(self, name)[...].astype(self.dtype)
+            else:
+                y = x @ merged[name].kernel.astype(self.dtype) + merged[name].bias.astype(self.dtype)
+            return y.reshape(B, -1, count, K).transpose(0, 2, 1, 3)
 
-        q = heads(x[:, :queries], self.q, H)  # (B, H, Q, K)
-        k, v = heads(x, self.k, G), heads(x, self.v, G)  # (B, G, N, K)
+        q = heads(x[:, :queries], "q", H)  # (B, H, Q, K)
+        k, v = heads(x, "k", G), heads(x, "v", G)  # (B, G, N, K)
         Q = q.shape[2]
         if rope:
             q, k = rotate(q, self.config), rotate(k, self.config)
@@ -165,34 +186,57 @@ class LlamaBlock(nnx.Module):
     """F_L of R-LLM: one or more decoder layers, then the final RMSNorm; (B, N, D) -> (B, N, D) in float32.
 
     The reference leaves the final norm's weight at ones; `convert` can also deliver the checkpoint's.
+
+    Args:
+      remat: keep only each layer's input for the backward pass: less memory, more time.
     """
 
-    def __init__(self, config: LlamaConfig, *, depth: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.config, self.depth, self.dtype = config, depth, dtype
+    def __init__(self, config: LlamaConfig, *, depth: int, dtype: jnp.dtype, remat: bool = False, rngs: nnx.Rngs):
+        self.config, self.depth, self.dtype, self.remat = config, depth, dtype, remat
         self.layers = stack(lambda r: LlamaLayer(config, dtype=dtype, rngs=r), depth, rngs)
         self.final_norm = nnx.Param(jnp.ones(config.width))
 
     def __call__(
-        self, x: jax.Array, *, rope: bool, causal: bool, mask: jax.Array | None, queries: int | None = None
+        self,
+        x: jax.Array,
+        *,
+        rope: bool,
+        causal: bool,
+        mask: jax.Array | None,
+        queries: int | None = None,
+        adaptation: Adaptation | None = None,
     ) -> jax.Array:
-        """The first `queries` tokens, which the last layer computes alone, or all where it is None."""
+        """The first `queries` tokens, which the last layer computes alone, or all where it is None.
+
+        adaptation: that of the stack of layers; for all tokens only.
+        """
         arguments = dict(rope=rope, causal=causal, mask=mask)
         x = x.astype(self.dtype)
         if queries is None:
-            return self.norm(self._run(x, self.depth, **arguments))
+            return self.norm(self._run(x, self.depth, adaptation, **arguments))
         x = self.below_last(x, **arguments)
         return self.norm(layer_of(self.layers, -1)(x, queries=queries, **arguments))
 
     def below_last(self, x: jax.Array, *, rope: bool, causal: bool, mask: jax.Array | None) -> jax.Array:
         """What the last layer gets (B, N, D)."""
-        return self._run(x.astype(self.dtype), self.depth - 1, rope=rope, causal=causal, mask=mask)
+        return self._run(x.astype(self.dtype), self.depth - 1, None, rope=rope, causal=causal, mask=mask)
 
     def norm(self, x: jax.Array) -> jax.Array:
         """The final RMSNorm, in float32."""
         return rms_norm(x.astype(jnp.float32), self.final_norm[...], self.config.eps)
 
-    def _run(self, x: jax.Array, depth: int, **arguments: Any) -> jax.Array:
+    def _run(self, x: jax.Array, depth: int, adaptation: Adaptation | None, **arguments: Any) -> jax.Array:
         if not depth:
             return x
-        # By number, for a slice of the stack would be a second copy of the weights.
-        return jax.lax.scan(lambda x, i: (layer_of(self.layers, i)(x, **arguments), None), x, jnp.arange(depth))[0]
+
+        def step(x: jax.Array, layer: tuple[jax.Array, Adaptation | None]) -> tuple[jax.Array, None]:
+            # By number, for a slice of the stack would be a second copy of the weights.
+            index, adaptation = layer
+            return layer_of(self.layers, index)(x, adaptation=adaptation, **arguments), None
+
+        # Without a policy the backward pass would keep each layer's slice of the stack: all weights a second time.
+        policies = jax.checkpoint_policies
+        step = jax.checkpoint(
+            step, policy=policies.nothing_saveable if self.remat else policies.dots_saveable, prevent_cse=False
+        )
+        return jax.lax.scan(step, x, (jnp.arange(depth), adaptation))[0]

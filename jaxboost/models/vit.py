@@ -6,13 +6,26 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.layers import Block, Transformer, linear, patches_2d, prepend, vit_init
+from jaxboost.models.adapters import Adaptation
+from jaxboost.models.layers import Block, Transformer, layer_norm, linear, patches_2d, prepend, vit_init
+
+# What ImageNet's ViT has, and its relatives may have otherwise.
+PLAIN = dict(eps=1e-6, activation="gelu", patch_bias=True, pre_norm=False, layer_scale=False)
 
 
 class ViT(nnx.Module):
     """Images (B, S, S, C) -> tokens (B, 1 + N, D), CLS first, before the final LayerNorm.
 
     The final LayerNorm belongs to the head: R-LLM's booster sits between the two.
+
+    Args:
+      image_size: S, a multiple of `patch`, both in pixels.
+      eps: of all LayerNorms.
+      activation: a key of `layers.ACTIVATIONS`.
+      patch_bias: CLIP's patch embedding has none.
+      pre_norm: a LayerNorm before the first block (CLIP).
+      layer_scale: see `layers.Block` (DINOv2).
+      remat: see `layers.Transformer`.
     """
 
     def __init__(
@@ -25,15 +38,21 @@ class ViT(nnx.Module):
         depth: int,
         heads: int,
         mlp_width: int,
+        eps: float = PLAIN["eps"],
+        activation: str = PLAIN["activation"],
+        patch_bias: bool = PLAIN["patch_bias"],
+        pre_norm: bool = PLAIN["pre_norm"],
+        layer_scale: bool = PLAIN["layer_scale"],
         remat: bool = False,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.patch, self.width, self.tokens = patch, width, 1 + (image_size // patch) ** 2
-        self.embedding = linear(patch * patch * channels, width, init=vit_init, dtype=dtype, rngs=rngs)
+        self.patch, self.width, self.depth, self.tokens = patch, width, depth, 1 + (image_size // patch) ** 2
+        self.embedding = linear(patch * patch * channels, width, bias=patch_bias, init=vit_init, dtype=dtype, rngs=rngs)
         self.cls = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
         self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), (self.tokens, width)))
 
+        self.pre_norm = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs) if pre_norm else None
         block = functools.partial(
             Block,
             width,
@@ -41,7 +60,9 @@ class ViT(nnx.Module):
             head_dim=width // heads,
             mlp_width=mlp_width,
             qkv_bias=True,
-            eps=1e-6,
+            activation=activation,
+            layer_scale=layer_scale,
+            eps=eps,
             init=vit_init,
             dtype=dtype,
         )
@@ -49,6 +70,13 @@ class ViT(nnx.Module):
 
     def __call__(self, images: jax.Array, *, queries: int | None = None) -> jax.Array:
         """The first `queries` tokens, all where it is None."""
+        return self.transformer(self._embed(images), queries=queries)
+
+    def first_tokens(self, images: jax.Array, adaptation: Adaptation | None = None) -> jax.Array:
+        """The CLS token after each block, (depth, B, D); `adaptation` is that of the stack of blocks."""
+        return self.transformer.first_tokens(self._embed(images), adaptation)
+
+    def _embed(self, images: jax.Array) -> jax.Array:
         x = self.embedding(patches_2d(images, self.patch))
         x = prepend(self.cls[...], x) + self.positions[...].astype(x.dtype)
-        return self.transformer(x, queries=queries)
+        return x if self.pre_norm is None else self.pre_norm(x)

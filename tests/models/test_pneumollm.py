@@ -1,0 +1,232 @@
+"""PneumoLLM against its restatement on transformers' LLaMA layers, for every row of the paper's tables."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from jaxboost.models import adapters, frozen, pneumollm
+from jaxboost.models.adapters import RepAdapter
+from jaxboost.models.classifier import BACKBONES
+from jaxboost.models.llama import FAMILIES, LlamaConfig
+from jaxboost.models.pneumollm import PneumoLLM, PneumoSpec
+from tests.models.parity import (
+    abstract,
+    assert_close,
+    assert_states_close,
+    cotangent,
+    normal,
+    randomise,
+    relative_change,
+)
+from tests.reference import pneumollm as reference
+from tests.reference import rllm
+from tests.reference.weights import copy, join
+
+LLAMA = LlamaConfig(width=32, heads=4, kv_heads=2, head_dim=8, mlp_width=48, eps=1e-5, rope_base=10000.0)
+SPEC = PneumoSpec(
+    llama=LLAMA,
+    depth=2,
+    every=1,
+    vision_adapters=True,
+    llama_adapters=True,
+    tokens="engine",
+    count=3,
+    emitter=True,
+    remat=False,
+)
+CLIP = dict(
+    patch=7,
+    width=32,
+    depth=3,
+    heads=2,
+    mlp_width=64,
+    eps=1e-5,
+    activation="quick_gelu",
+    patch_bias=False,
+    pre_norm=True,
+    layer_scale=False,
+)
+DINO = CLIP | dict(activation="gelu", patch_bias=True, pre_norm=False, layer_scale=True, eps=1e-6)
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+CASES = {
+    "full": (SPEC, CLIP),
+    "no_emitter_remat": (dataclasses.replace(SPEC, emitter=False, remat=True), DINO),
+    "simplified": (dataclasses.replace(SPEC, tokens="none", emitter=False, llama_adapters=False), DINO),
+    "baseline": (
+        dataclasses.replace(SPEC, tokens="none", emitter=False, vision_adapters=False, llama_adapters=False),
+        CLIP,
+    ),
+    "coop_of_the_last": (dataclasses.replace(SPEC, tokens="coop", every=3), CLIP),
+    "cocoop": (dataclasses.replace(SPEC, tokens="cocoop"), CLIP),
+    "no_llama": (dataclasses.replace(SPEC, depth=0), CLIP),
+}
+
+
+def build(spec: PneumoSpec, arguments: dict, rngs: nnx.Rngs, remat: bool = False) -> PneumoLLM:
+    return pneumollm.build(
+        "clip_vit_l14",
+        spec=spec,
+        encoder_arguments=arguments,
+        classes=2,
+        image_size=28,
+        mean=MEAN,
+        std=STD,
+        dtype=jnp.float32,
+        remat=remat,
+        rngs=rngs,
+    )
+
+
+def make(spec: PneumoSpec, arguments: dict):
+    apply, params, weights = abstract(lambda: build(spec, arguments, nnx.Rngs(0), remat=spec.remat))
+    images = np.random.default_rng(2).integers(0, 256, (3, 28, 28, 1), np.uint8)
+    return apply, randomise(params, seed=3), randomise(weights, seed=1), images
+
+
+def restated(spec: PneumoSpec, arguments: dict, params, weights) -> reference.PneumoLLM:
+    W, D = arguments["width"], LLAMA.width
+    model = reference.PneumoLLM(
+        every=spec.every,
+        tokens=spec.tokens,
+        emitter=spec.emitter,
+        encoder=reference.Encoder(image_size=28, **arguments),
+        vision_adapters=reference.adapters(W, arguments["depth"], spec.vision_adapters),
+        engine=reference.engine(spec.tokens, W, spec.count),
+        neck_in=torch.nn.Linear(W, 128),
+        neck_out=torch.nn.Linear(128, D),
+        llama=reference.Llama(LLAMA, depth=spec.depth, rope=True, causal=False) if spec.depth else None,
+        llama_adapters=reference.adapters(D, spec.depth, spec.llama_adapters),
+        head=torch.nn.Linear(D, 2, bias=False),
+    )
+    return copy(reference.state_of(join(params, weights)), model)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_every_gradient_are_the_restatements(case):
+    spec, arguments = CASES[case]
+    apply, params, weights, images = make(spec, arguments)
+    model = restated(spec, arguments, params, weights)
+    logits = model(rllm.pixels(torch.from_numpy(images), MEAN, STD))
+    (logits * torch.from_numpy(cotangent((3, 2)))).sum().backward()
+
+    @jax.jit
+    def ours(params):
+        value, vjp = jax.vjp(lambda p: apply(p, weights, images), params)
+        return value, vjp(jnp.asarray(cotangent((3, 2))))[0]
+
+    value, gradients = ours(params)
+    assert_close(value, logits.detach(), name="logits")
+    theirs = {name: p.grad for name, p in model.named_parameters()}
+    gradients = reference.state_of(gradients)
+    # One number decides for all rows of a softmax' scores what its bias adds to each: it has no gradient but rounding.
+    scales = (
+        {"engine.scores.bias": float(theirs["engine.scores.weight"].abs().max())}
+        if "engine.scores.bias" in theirs
+        else {}
+    )
+    assert_states_close(gradients, {name: theirs[name] for name in gradients}, scales=scales)
+
+
+@pytest.mark.parametrize("case", ["full", "no_emitter_remat", "no_llama"])
+def test_merged_adapters_give_the_same_logits(case):
+    spec, arguments = CASES[case]
+    apply, params, weights, images = make(spec, arguments)
+    graphdef = frozen.split(nnx.eval_shape(lambda: build(spec, arguments, nnx.Rngs(0))))[0]
+    maps = jax.jit(lambda: frozen.merge(graphdef, params, weights).form_maps())()
+    plain = apply(params, weights, images)
+    assert_close(apply(params, weights, images, maps), plain)
+    # The maps are read: others give other logits.
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, maps)
+    assert relative_change(apply(params, weights, images, doubled), plain) > 1e-2
+
+
+def test_merging_leaves_no_adapter_out():
+    adapter = RepAdapter(16, rngs=nnx.Rngs(0))
+    for name, value in (("up", (2, 4, 8)), ("down_bias", (8,)), ("up_bias", (16,))):
+        getattr(adapter, name)[...] = jnp.asarray(normal(value, len(name)))
+    x, kernel, bias = normal((5, 16), 1), normal((16, 24), 2), normal((24,), 3)
+    merged = adapter.merge(jnp.asarray(kernel), jnp.asarray(bias))
+    assert_close(x @ np.asarray(merged.kernel) + np.asarray(merged.bias), adapter(x, key=None) @ kernel + bias)
+
+
+def test_a_new_adapter_is_the_identity():
+    x = normal((2, 3, 16), 0)
+    np.testing.assert_array_equal(RepAdapter(16, rngs=nnx.Rngs(0))(jnp.asarray(x), key=None), x)
+
+
+def test_dropout_drops_a_tenth_and_keeps_the_mean():
+    adapter = RepAdapter(64, rngs=nnx.Rngs(0))
+    adapter.up[...] = jnp.ones((2, 4, 32))
+    x = jnp.asarray(normal((1, 1, 64), 0))
+    draws = jax.vmap(lambda key: adapter(x, key=key))(jax.random.split(jax.random.key(0), 4000)) - x
+    hidden = np.asarray(x[0, 0] @ adapter.down[...])
+    values = np.unique(np.round(np.asarray(draws[:, 0, 0, 0]), 4))
+    # Each feature of the first group is there, divided by .9, or not.
+    sums = [np.sum(hidden[:4] * kept) / 0.9 for kept in itertools.product((0, 1), repeat=4)]
+    assert all(min(abs(value - s) for s in sums) < 1e-3 for value in values)
+    assert float(draws[:, 0, 0, 0].mean()) == pytest.approx(float(hidden[:4].sum()), abs=0.05)
+    assert adapters.DROPOUT == 0.1
+
+
+def test_dropout_follows_the_key_alone_and_differs_between_layers():
+    apply, params, weights, images = make(*CASES["full"])
+    one, same = (apply(params, weights, images, key=jax.random.key(0)) for _ in range(2))
+    np.testing.assert_array_equal(one, same)
+    assert relative_change(apply(params, weights, images, key=jax.random.key(1)), one) > 1e-4
+
+
+def test_nobody_sees_the_diagnosis_tokens():
+    """With the emitter the source tokens' outputs are those of a run without diagnosis tokens."""
+    spec, arguments = CASES["full"]
+    _, params, weights, _ = make(spec, arguments)
+    graphdef = frozen.split(nnx.eval_shape(lambda: build(spec, arguments, nnx.Rngs(0))))[0]
+    model = frozen.merge(graphdef, params, weights)
+    x = jnp.asarray(normal((2, 6, 32), 5))
+    mask = (jnp.arange(6) < 4)[None]
+    whole = model.llama(x, rope=True, causal=False, mask=mask)
+    assert_close(whole[:, :4], model.llama(x[:, :4], rope=True, causal=False, mask=None))
+    # A diagnosis token does not even see itself: its neighbour's value does not reach it.
+    changed = model.llama(x.at[:, 5].add(1.0), rope=True, causal=False, mask=mask)
+    assert_close(changed[:, :5], whole[:, :5])
+
+
+def test_source_tokens_can_be_given_instead_of_images():
+    spec, arguments = CASES["full"]
+    apply, params, weights, images = make(spec, arguments)
+    graphdef = frozen.split(nnx.eval_shape(lambda: build(spec, arguments, nnx.Rngs(0))))[0]
+    tokens = frozen.merge(graphdef, params, weights).encode(jnp.asarray(images))
+    assert tokens.shape == (3, 3, 32)
+    assert_close(apply(params, weights, tokens), apply(params, weights, images))
+
+
+def test_conv14_trains_its_patch_embedding():
+    model = nnx.eval_shape(lambda: pneumollm.build("conv14", **_paper(count=4), rngs=nnx.Rngs(0)))
+    _, params, weights = frozen.split(model)
+    assert params["encoder"]["embedding"]["kernel"].shape == (14 * 14 * 3, 1024)
+    assert "encoder" not in weights
+
+
+def _paper(**changes):
+    spec = dataclasses.replace(SPEC, llama=FAMILIES["llama-7b"], depth=32, every=4, **changes)
+    if changes.get("vision_adapters") is None:
+        spec = dataclasses.replace(spec, vision_adapters=False)
+    return dict(spec=spec, classes=2, image_size=224, mean=MEAN, std=STD, dtype=jnp.float32, remat=False)
+
+
+@pytest.mark.parametrize(("tokens", "trained"), [("engine", 2_704_000), ("none", 2_691_648)])
+def test_the_papers_counts(tokens, trained):
+    """2.70 M of the paper's text, and 2.69 M of its simplified model."""
+    arguments = _paper(vision_adapters=True, tokens=tokens, count=4)
+    model = nnx.eval_shape(lambda: pneumollm.build("clip_vit_l14", **arguments, rngs=nnx.Rngs(0)))
+    _, params, weights = frozen.split(model)
+    assert frozen.count(params) == trained
+    # CLIP's encoder without its last norm and projection, and LLaMA without its token embedding and head.
+    assert frozen.count(weights["llama"]) == 32 * 202_383_360 + 4096
+    assert frozen.count(weights["encoder"]) == 303_179_776 - 2048
+    assert BACKBONES["clip_vit_l14"].arguments["patch"] == 14

