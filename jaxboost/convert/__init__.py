@@ -1,17 +1,23 @@
-"""Conversion of LLaMA-family checkpoints into blocks that the models load."""
+"""Conversion of LLaMA-family checkpoints into blocks, and of vision encoders into towers, that the models load."""
 
+import functools
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
 import jaxboost
-from jaxboost.convert import names, store, writer
+from jaxboost.convert import names, store, tower_names, writer
+from jaxboost.convert.names import FINAL_NORM, Reader
 from jaxboost.convert.sources import open_source
 from jaxboost.convert.store import Manifest
+from jaxboost.convert.tower_names import TowerSource
+from jaxboost.convert.towers import TowerManifest
+from jaxboost.convert.writer import Part
 from jaxboost.errors import UserError
 
 
@@ -23,59 +29,52 @@ def convert(
     dtype: str = "float32",
     final_norm: bool = True,
     overwrite: bool = False,
-) -> Manifest:
-    """Converts decoder layers of a checkpoint into a block.
+) -> Manifest | TowerManifest:
+    """Converts decoder layers of a checkpoint into a block, or a vision encoder into a tower.
 
     Only the tensors of the wanted layers are read, one by one, and at most one layer is in memory.
 
     Args:
       source: see `sources.open_source`.
-      layers_spec: see `parse_layers`.
-      out: folder of the block; it appears only when it is complete.
+      layers_spec: see `parse_layers`; "all" for a vision encoder.
+      out: folder of the block or tower; it appears only when it is complete.
       dtype: "float32" (exact for float32, float16 and bfloat16 sources) or "bfloat16".
-      final_norm: whether to take the norm after the source's last layer too.
-      overwrite: whether an existing block may be replaced.
+      final_norm: whether to take the norm after the source's last layer too; a tower always has it.
+      overwrite: whether an existing block or tower may be replaced.
 
     Returns:
-      The block's manifest.
+      The manifest of the block or tower.
 
     Raises:
-      UserError: if the source is not a sound LLaMA-family checkpoint, it lacks the layers, or `out` is not free.
+      UserError: if the source is not a sound checkpoint of a known kind, it lacks the layers, or `out` is not free.
     """
     if dtype not in store.DTYPES:
         raise UserError(f"the dtype {dtype!r} is not one of {', '.join(store.DTYPES)}")
     out, target = Path(out).expanduser(), store.DTYPES[dtype]
     writer.check_free(out, overwrite=overwrite)
     reader = open_source(source)
-    layers = parse_layers(layers_spec, reader.n_layers)
-    names.check(reader, layers, final_norm=final_norm)
-    layer_bytes = sum(int(np.prod(shape)) for shape in names.weight_shapes(reader.config).values()) * target.itemsize
-    _check_space(out, layer_bytes * len(layers))
+    if isinstance(reader, TowerSource):
+        parts, fields = _parts_of_tower(reader, layers_spec, target, final_norm=final_norm)
+        make, tensors = TowerManifest, reader.tensors
+    else:
+        parts, fields = _parts_of_block(reader, layers_spec, target, final_norm=final_norm)
+        make, tensors = Manifest, reader
+    size = target.itemsize * sum(part.size for part in parts)
+    _check_space(out, size)
 
     with (
         writer.writing(out, overwrite=overwrite) as block,
-        tqdm(total=layer_bytes * len(layers), unit="B", unit_scale=True, desc="converting", disable=None) as progress,
+        tqdm(total=size, unit="B", unit_scale=True, desc="converting", disable=None) as progress,
     ):
-        for layer in layers:
-            leaves = {}
-            for weight in names.weight_shapes(reader.config):
-                leaves[weight] = _on_host(names.read_weight(reader, layer, weight, target))
-                progress.update(leaves[weight].nbytes)
-            block.add_layer(layer, leaves)
-            # Before the next layer is read, so that one at a time is held.
-            del leaves
-        if final_norm:
-            block.add_final_norm(_on_host(names.transposed(reader.read(reader.layout.final_norm), target)))
-        manifest = Manifest(
-            source=reader.source,
-            source_format=reader.source_format,
-            layers=layers,
-            layers_in_source=reader.n_layers,
-            final_norm=final_norm,
+        for part in parts:
+            block.add(part, progress.update)
+        manifest = make(
+            source=tensors.source,
+            source_format=tensors.source_format,
             dtype=dtype,
-            config=reader.config,
             sha256=block.sha256,
             jaxboost_version=jaxboost.__version__,
+            **fields,
         )
         block.finish(manifest)
     return manifest
@@ -104,30 +103,81 @@ def parse_layers(spec: str, n_layers: int) -> tuple[int, ...]:
     return tuple(layers)
 
 
-def summary(manifest: Manifest, out: str | Path) -> str:
+def summary(manifest: Manifest | TowerManifest, out: str | Path) -> str:
     """A few lines for the user: what was converted, where it is, and how it is used."""
     size = sum(path.stat().st_size for path in Path(out).expanduser().rglob("*") if path.is_file())
-    layers = ", ".join(map(str, manifest.layers))
-    used = ",".join(map(str, manifest.layers))
+    if isinstance(manifest, TowerManifest):
+        shape = manifest.arguments
+        layers = f"all {shape['depth']} of a vision tower of width {shape['width']}, patch {shape['patch']}"
+        used = f"--config.pneumollm.vision={out}"
+    else:
+        numbers = list(map(str, manifest.layers))
+        layers = f"{', '.join(numbers)} of 0 to {manifest.layers_in_source - 1}"
+        layers += ", and the final norm" if manifest.final_norm else ""
+        used = f"--config.boost.block={out} --config.boost.layers={','.join(numbers)} --config.boost.family="
     return "\n".join(
         [
             f"source  {manifest.source} ({manifest.source_format})",
-            f"layers  {layers} of 0 to {manifest.layers_in_source - 1}"
-            + (", and the final norm" if manifest.final_norm else ""),
+            f"layers  {layers}",
             f"dtype   {manifest.dtype}",
             f"wrote   {size / 2**20:.1f} MiB to {out}",
-            f"use it  --config.boost.block={out} --config.boost.layers={used} --config.boost.family=",
+            f"use it  {used}",
         ]
     )
 
 
-def _on_host(array: np.ndarray) -> jax.Array:
-    # Orbax would copy a NumPy array before it writes, but writes a jax.Array from where it lies.
-    try:
-        device = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
-        device = jax.local_devices()[0]
-    return jax.block_until_ready(jax.device_put(array, device))
+def _parts_of_block(
+    reader: Reader, layers_spec: str, dtype: np.dtype, *, final_norm: bool
+) -> tuple[list[Part], dict[str, Any]]:
+    """What is written, in order, and the entries of the manifest that only a block has."""
+    layers = parse_layers(layers_spec, reader.n_layers)
+    names.check(reader, layers, final_norm=final_norm)
+    shapes = names.weight_shapes(reader.config)
+    parts = [
+        Part(
+            key=str(layer),
+            size=_elements(shapes.values()),
+            reads={weight: functools.partial(names.read_weight, reader, layer, weight, dtype) for weight in shapes},
+        )
+        for layer in layers
+    ]
+    if final_norm:
+        read = functools.partial(names.read_final_norm, reader, dtype)
+        parts.append(Part(key=FINAL_NORM, size=reader.config.width, reads={"scale": read}))
+    fields = {
+        "layers": layers,
+        "layers_in_source": reader.n_layers,
+        "final_norm": final_norm,
+        "config": reader.config,
+    }
+    return parts, fields
+
+
+def _parts_of_tower(
+    source: TowerSource, layers_spec: str, dtype: np.dtype, *, final_norm: bool
+) -> tuple[list[Part], dict[str, Any]]:
+    """What is written, in order, and the entries of the manifest that only a tower has."""
+    if layers_spec.strip() != "all":
+        raise UserError(
+            f"--layers {layers_spec!r}: {source.tensors.source} is a vision encoder, which is converted whole: pass "
+            "--layers all"
+        )
+    if not final_norm:
+        raise UserError("a vision encoder is converted with its final norm: leave --nofinal_norm out")
+    tower_names.check(source)
+    parts = [
+        Part(
+            key=key,
+            size=_elements(shapes.values()),
+            reads={weight: functools.partial(tower_names.read_weight, source, key, weight, dtype) for weight in shapes},
+        )
+        for key, shapes in tower_names.part_shapes(source.arguments, source.image_size).items()
+    ]
+    return parts, {"arguments": source.arguments, "image_size": source.image_size}
+
+
+def _elements(shapes: Iterable[tuple[int, ...]]) -> int:
+    return sum(int(np.prod(shape)) for shape in shapes)
 
 
 def _check_space(out: Path, needed: int) -> None:

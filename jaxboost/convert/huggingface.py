@@ -1,12 +1,13 @@
 """Checkpoints in Hugging Face's layout: config.json and safetensors or PyTorch files, on disk or on the hub."""
 
+import functools
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from jaxboost.convert import names, rope
+from jaxboost.convert import names, rope, tower_names
 from jaxboost.convert.names import TensorInfo
 from jaxboost.convert.safetensors_file import SafetensorsFile
 from jaxboost.convert.settings import Settings, layer_config
@@ -64,26 +65,34 @@ class LocalFolder:
         return np.fromfile(self.local_path / name, np.uint8, count=stop - start, offset=start)
 
 
-class HuggingFaceReader:
-    """See `names.Reader`. The header of a weight file is read when the first of its tensors is asked for."""
+class HuggingFaceTensors:
+    """See `names.Tensors`. The header of a weight file is read when the first of its tensors is asked for.
+
+    Attributes:
+      settings: config.json.
+    """
 
     def __init__(self, folder: Folder):
-        """Reads config.json and the list of tensors.
+        """Reads config.json.
 
         Raises:
-          UserError: if the model is not of the LLaMA family, or a file is missing or broken.
+          UserError: if it is missing or broken; and later, where tensors are asked for, if their files are.
         """
         self._folder = folder
         self.source = folder.source
         if "config.json" not in folder.files:
             raise UserError(f"{folder.where('config.json')} is missing: it says how the layers are built")
-        settings = self._settings("config.json")
-        self.config, self.n_layers = parse_config(settings)
+        self.settings = self._read_settings("config.json")
         self._files: dict[str, SafetensorsFile | TorchFile] = {}
-        self._file_of = self._find_weights()
-        self.names = self._file_of.keys()
-        headless = names.HUGGING_FACE_HEADLESS
-        self.layout = headless if headless.final_norm in self.names else names.HUGGING_FACE
+
+    @property
+    def source_format(self) -> str:
+        is_torch = self._weights.startswith(_TORCH)
+        return self._folder.source_format or ("torch" if is_torch else "safetensors")
+
+    @property
+    def names(self) -> Collection[str]:
+        return self._file_of.keys()
 
     def info(self, name: str) -> TensorInfo:
         return self._file(name).info(name)
@@ -91,22 +100,27 @@ class HuggingFaceReader:
     def read(self, name: str) -> np.ndarray:
         return self._file(name).read(name)
 
-    def _find_weights(self) -> dict[str, str]:
-        """Tensor name -> file, for the first kind of weights that the folder has."""
+    @functools.cached_property
+    def _weights(self) -> str:
+        """The first kind of weights that the folder has: a file, or the index of several."""
         folder = self._folder
         found = next((name for name in WEIGHT_FILES if name in folder.files), None)
         if found is None:
             raise UserError(f"{folder.source} has no weights: none of {', '.join(WEIGHT_FILES)} is there")
-        is_torch = found.startswith(_TORCH)
-        if is_torch and folder.local_path is None:
+        if found.startswith(_TORCH) and folder.local_path is None:
             raise UserError(
                 f"{folder.source} has no safetensors, only {found}, which cannot be fetched in parts: "
                 "download the repository and pass its folder"
             )
-        self.source_format = folder.source_format or ("torch" if is_torch else "safetensors")
+        return found
+
+    @functools.cached_property
+    def _file_of(self) -> dict[str, str]:
+        """Tensor name -> file."""
+        folder, found = self._folder, self._weights
         if not found.endswith(".index.json"):
             return dict.fromkeys(self._open(found).names, found)
-        file_of = self._settings(found).section("weight_map").values
+        file_of = self._read_settings(found).section("weight_map").values
         absent = sorted(set(file_of.values()) - folder.files)
         if absent or not file_of:
             raise UserError(
@@ -116,7 +130,7 @@ class HuggingFaceReader:
             )
         return dict(file_of)
 
-    def _settings(self, name: str) -> Settings:
+    def _read_settings(self, name: str) -> Settings:
         text = self._folder.read_range(name, 0, self._folder.size(name)).tobytes()
         return Settings.parse(text, self._folder.where(name))
 
@@ -143,6 +157,22 @@ class HuggingFaceReader:
         return self._files[file_name]
 
 
+class HuggingFaceReader:
+    """LLaMA layers in Hugging Face's layout; see `names.Reader`."""
+
+    def __init__(self, tensors: HuggingFaceTensors):
+        """Interprets config.json.
+
+        Raises:
+          UserError: if the model is not of the LLaMA family, or a file is missing or broken.
+        """
+        self.config, self.n_layers = parse_config(tensors.settings)
+        self.source, self.source_format, self.names = tensors.source, tensors.source_format, tensors.names
+        self.info, self.read = tensors.info, tensors.read
+        headless = names.HUGGING_FACE_HEADLESS
+        self.layout = headless if headless.final_norm in self.names else names.HUGGING_FACE
+
+
 def parse_config(settings: Settings) -> tuple[LlamaConfig, int]:
     """Shape of the layers and their number, from config.json with the defaults of Hugging Face's LlamaConfig.
 
@@ -153,7 +183,8 @@ def parse_config(settings: Settings) -> tuple[LlamaConfig, int]:
     if model_type not in MODEL_TYPES:
         raise UserError(
             f"{settings.where}: this is a {model_type!r} checkpoint, not of the LLaMA family: "
-            f"choose one of the type {' or '.join(MODEL_TYPES)}"
+            f"choose one of the type {' or '.join(MODEL_TYPES)}, or as an encoder one of the type "
+            + ", ".join(tower_names.MODEL_TYPES)
         )
     activation = settings.get("hidden_act") or "silu"
     if activation != "silu":

@@ -103,23 +103,17 @@ class TensorInfo:
     obstacle: str | None = None
 
 
-class Reader(Protocol):
-    """What every source of weights offers; nothing is read before `read`.
+class Tensors(Protocol):
+    """Named weights of any model; nothing is read before `read`.
 
     Attributes:
       source: what the manifest records as the origin, without any path of this machine.
-      source_format: "safetensors", "torch", "meta", "gguf" or "hub".
-      layout: the naming scheme.
-      config: shape and constants of the layers.
-      n_layers: layers in the source.
+      source_format: "safetensors", "torch", "meta", "gguf", "onnx" or "hub".
       names: all tensor names.
     """
 
     source: str
     source_format: str
-    layout: Layout
-    config: LlamaConfig
-    n_layers: int
     names: Collection[str]
 
     def info(self, name: str) -> TensorInfo:
@@ -127,6 +121,20 @@ class Reader(Protocol):
 
     def read(self, name: str) -> np.ndarray:
         """Reads tensor `name`, linear maps as (out, in), in the stored precision (quantised ones as float32)."""
+
+
+class Reader(Tensors, Protocol):
+    """What every source of LLaMA layers offers.
+
+    Attributes:
+      layout: the naming scheme.
+      config: shape and constants of the layers.
+      n_layers: layers in the source.
+    """
+
+    layout: Layout
+    config: LlamaConfig
+    n_layers: int
 
 
 def weight_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
@@ -148,7 +156,7 @@ def weight_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
 
 def check(reader: Reader, layers: Sequence[int], *, final_norm: bool) -> None:
     """Raises one `UserError` with everything that is missing, unread, misshapen or unreadable in the wanted layers."""
-    names, shapes = reader.names, weight_shapes(reader.config)
+    shapes = weight_shapes(reader.config)
     wanted: dict[str, tuple[int, ...]] = {}
     unread: list[str] = []
     for layer in layers:
@@ -156,18 +164,37 @@ def check(reader: Reader, layers: Sequence[int], *, final_norm: bool) -> None:
         prefix = reader.layout.prefix.format(layer=layer)
         unread += [
             name
-            for name in sorted(names)
+            for name in sorted(reader.names)
             if name.startswith(prefix) and name not in of_layer and not name.endswith(reader.layout.buffers)
         ]
         wanted |= of_layer
     if final_norm:
         wanted[reader.layout.final_norm] = (reader.config.width,)
+    check_tensors(
+        reader,
+        wanted,
+        unread,
+        part="a LLaMA layer",
+        whole="LLaMA layers as its configuration describes them",
+        kind="LLaMA-family checkpoint",
+    )
 
-    faults = [f"missing: {name}" for name in wanted if name not in names]
-    faults += [f"not part of a LLaMA layer: {name}" for name in unread]
+
+def check_tensors(
+    tensors: Tensors, wanted: Mapping[str, tuple[int, ...]], unread: Sequence[str], *, part: str, whole: str, kind: str
+) -> None:
+    """Raises one `UserError` with everything that is missing, unread, misshapen or unreadable.
+
+    Args:
+      wanted: name -> shape of every tensor that will be read.
+      unread: tensors that should not be there.
+      part, whole, kind: what is converted, in three phrases for the message.
+    """
+    faults = [f"missing: {name}" for name in wanted if name not in tensors.names]
+    faults += [f"not part of {part}: {name}" for name in unread]
     for name, shape in wanted.items():
-        if name in names:
-            info = reader.info(name)
+        if name in tensors.names:
+            info = tensors.info(name)
             if info.obstacle:
                 faults.append(f"{name} {info.obstacle}")
             elif info.shape != shape:
@@ -176,8 +203,8 @@ def check(reader: Reader, layers: Sequence[int], *, final_norm: bool) -> None:
         listed = "; ".join(faults[:_MAX_LISTED])
         more = f"; and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
         raise UserError(
-            f"{reader.source} does not hold LLaMA layers as its configuration describes them: {listed}{more}. "
-            "Check that the download is complete and that it is a plain LLaMA-family checkpoint"
+            f"{tensors.source} does not hold {whole}: {listed}{more}. "
+            f"Check that the download is complete and that it is a plain {kind}"
         )
 
 
@@ -187,6 +214,11 @@ def read_weight(reader: Reader, layer: int, weight: str, dtype: np.dtype) -> np.
     if reader.layout.interleaved and weight in ("q", "k"):
         array = to_half_split(array, reader.config.heads if weight == "q" else reader.config.kv_heads)
     return transposed(array, dtype)
+
+
+def read_final_norm(reader: Reader, dtype: np.dtype) -> np.ndarray:
+    """Reads the (D,) norm after the last layer."""
+    return transposed(reader.read(reader.layout.final_norm), dtype)
 
 
 def transposed(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

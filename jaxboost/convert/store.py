@@ -1,26 +1,31 @@
 """A block: converted layers as one orbax checkpoint each, and a manifest that says what they are."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxboost.convert.names import FINAL_NORM, weight_shapes
+from jaxboost.convert.placing import Placement, first_device, placed, with_layer
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaConfig
 
 FORMAT_VERSION = 1
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 MANIFEST = "manifest.json"
+
+# What a manifest can describe -> its name for users, and what they give as --layers for it. A block's manifest has no
+# "kind".
+BLOCK, VISION = "llama", "vision"
+_KINDS = {BLOCK: ("block", "LAYERS"), VISION: ("vision tower", "all")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,9 +95,14 @@ def fingerprint_of(manifest: Manifest, layers: tuple[int, ...] | None, final_nor
     if final_norm:
         _check_final_norm(manifest)
         used.append(FINAL_NORM)
-    lines = [f"{key} {manifest.sha256[key]}\n" for key in used]
     # eps or rope_base changed in the manifest make another function of the same weights.
-    lines.append(json.dumps(dataclasses.asdict(manifest.config), sort_keys=True))
+    return joined_fingerprint({key: manifest.sha256[key] for key in used}, dataclasses.asdict(manifest.config))
+
+
+def joined_fingerprint(sha256: Mapping[str, str], constants: Mapping[str, Any]) -> str:
+    """SHA-256 over the fingerprints of parts, in the order given, and the constants that go with their weights."""
+    lines = [f"{key} {value}\n" for key, value in sha256.items()]
+    lines.append(json.dumps(constants, sort_keys=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -102,19 +112,7 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
     Raises:
       UserError: if there is no block, its manifest is broken, or it has another format version.
     """
-    file = Path(path) / MANIFEST
-    if not file.is_file():
-        raise UserError(
-            f"there is no block at {path} (no {MANIFEST}): make one with "
-            f"`python convert_weights.py --source SOURCE --layers LAYERS --out {path}`"
-        )
-    try:
-        fields = json.loads(file.read_bytes())
-        version = fields["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is broken: convert again") from error
-    if version != FORMAT_VERSION:
-        raise UserError(f"{path} has the format version {version!r}, this is {FORMAT_VERSION}: convert again")
+    fields = read_fields(path, BLOCK)
     try:
         factors = fields["config"].pop("rope_factors")
         config = LlamaConfig(**fields.pop("config"), rope_factors=None if factors is None else tuple(factors))
@@ -123,8 +121,40 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
         if manifest.dtype not in DTYPES or set(keys) != set(manifest.sha256):
             raise ValueError("contradictory entries")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is broken: convert again") from error
+        raise broken_manifest(path) from error
     return manifest
+
+
+def read_fields(path: str | os.PathLike, kind: str) -> dict[str, Any]:
+    """The entries of the manifest at `path`.
+
+    Args:
+      kind: BLOCK or VISION: what is wanted there.
+
+    Raises:
+      UserError: if there is no such folder, it holds the other kind, its manifest is not JSON, or it has another format
+        version.
+    """
+    file, (wanted, layers) = Path(path) / MANIFEST, _KINDS[kind]
+    command = f"`python convert_weights.py --source SOURCE --layers {layers} --out"
+    if not file.is_file():
+        raise UserError(f"there is no {wanted} at {path} (no {MANIFEST}): make one with {command} {path}`")
+    try:
+        fields = json.loads(file.read_bytes())
+        version = fields["format_version"]
+        found, _ = _KINDS[fields.get("kind", BLOCK)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise broken_manifest(path) from error
+    if found != wanted:
+        raise UserError(f"{path} holds a {found}, not a {wanted}: name another folder, or make one with {command} DIR`")
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path} has the format version {version!r}, this is {FORMAT_VERSION}: convert again")
+    return fields
+
+
+def broken_manifest(path: str | os.PathLike) -> UserError:
+    """The error for a manifest whose entries are not what they should be."""
+    return UserError(f"{Path(path) / MANIFEST} is broken: convert again")
 
 
 def load_block(
@@ -132,7 +162,7 @@ def load_block(
     layers: tuple[int, ...] | None,
     *,
     final_norm: bool,
-    sharding: jax.sharding.Sharding | None = None,
+    placement: Placement | None = None,
 ) -> Block:
     """Restores the wanted layers of the block at `path`, each verified against the manifest.
 
@@ -140,7 +170,8 @@ def load_block(
       path: folder of the block.
       layers: numbers of the layers, in the order of use; None for all.
       final_norm: whether the final norm is wanted too.
-      sharding: where the arrays go; it must suit arrays of any rank. Default: the first local device.
+      placement: where an array of the result goes, by its shape; it may split any axis of stacked weights but the
+        first. Default: the first local device.
 
     Raises:
       UserError: if the block is missing or altered, or does not hold what is wanted.
@@ -148,21 +179,17 @@ def load_block(
     manifest = read_manifest(path)
     layers = _checked_layers(manifest, layers)
     identity = fingerprint_of(manifest, layers, final_norm)
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placement = placement or first_device
     shapes, dtype = weight_shapes(manifest.config), DTYPES[manifest.dtype]
     weights: dict[str, jax.Array] = {}
     for position, layer in enumerate(layers):
-        for name, array in _restored(Path(path) / layer_name(layer), shapes, dtype, manifest.sha256[str(layer)]):
-            value = _placed(array[None], sharding)
-            if len(layers) > 1:
-                stacked = weights[name] if position else _zeros((len(layers), *shapes[name]), dtype, sharding)
-                value = _with_layer(stacked, value, np.int32(position), sharding)
-            weights[name] = value
+        for name, array in restored(path, str(layer), shapes, dtype, manifest.sha256):
+            weights[name] = with_layer(weights.get(name), array, position, len(layers), placement)
     norm = None
     if final_norm:
         shape = {"scale": (manifest.config.width,)}
-        for _, array in _restored(Path(path) / FINAL_NORM, shape, dtype, manifest.sha256[FINAL_NORM]):
-            norm = _placed(array, sharding)
+        for _, array in restored(path, FINAL_NORM, shape, dtype, manifest.sha256):
+            norm = placed(array, placement)
     return Block(manifest=manifest, layers=layers, weights=weights, final_norm=norm, fingerprint=identity)
 
 
@@ -178,9 +205,50 @@ def save(folder: Path, leaves: Mapping[str, jax.Array]) -> None:
         marker.write_text("Checkpoint commit was successful\n", encoding="utf-8")
 
 
-def layer_name(layer: int) -> str:
-    """Name of a layer's folder in a block."""
-    return f"layer_{layer:05d}"
+def restored(
+    path: str | os.PathLike,
+    key: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: np.dtype,
+    sha256: Mapping[str, str],
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the arrays of one part in the order of their names, and fails at the end if they were altered.
+
+    Args:
+      path: of the block or vision tower.
+      key: of the part in its manifest.
+      shapes: of the arrays.
+      sha256: key -> fingerprint, from the manifest.
+
+    Raises:
+      UserError: if the part is missing or altered.
+    """
+    folder = Path(path) / part_name(key)
+    digest = hashlib.sha256()
+    altered = UserError(f"{folder} is altered or truncated: convert again")
+    for name, shape in sorted(shapes.items()):
+        # One array at a time, so that the host holds no second copy of the layer.
+        wanted = ocp.args.PyTreeRestore(
+            item={name: np.empty(shape, dtype)},
+            restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)},
+            partial_restore=True,
+        )
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                array = checkpointer.restore(folder.absolute(), args=wanted)[name]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise altered from error
+        if not isinstance(array, np.ndarray) or (array.shape, array.dtype) != (shape, dtype):
+            raise altered
+        _update(digest, name, array)
+        yield name, array
+    if digest.hexdigest() != sha256[key]:
+        raise altered
+
+
+def part_name(key: str) -> str:
+    """Folder of a part by its key in the manifest, which for a layer is its number."""
+    return f"layer_{int(key):05d}" if key.isdigit() else key
 
 
 def _update(digest: "hashlib._Hash", name: str, array: np.ndarray) -> None:
@@ -209,48 +277,3 @@ def _check_final_norm(manifest: Manifest) -> None:
             f"the block from {manifest.source} was converted without the final norm: convert again without "
             "--nofinal_norm, or do not ask for it"
         )
-
-
-def _restored(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, sha256: str
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the arrays of one checkpoint in the order of their names, and fails at the end if they were altered."""
-    digest = hashlib.sha256()
-    altered = UserError(f"{folder} is altered or truncated: convert again")
-    for name, shape in sorted(shapes.items()):
-        # One array at a time, so that the host holds no second copy of the layer.
-        wanted = ocp.args.PyTreeRestore(
-            item={name: np.empty(shape, dtype)},
-            restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)},
-            partial_restore=True,
-        )
-        try:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                array = checkpointer.restore(folder.absolute(), args=wanted)[name]
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise altered from error
-        if not isinstance(array, np.ndarray) or (array.shape, array.dtype) != (shape, dtype):
-            raise altered
-        _update(digest, name, array)
-        yield name, array
-    if digest.hexdigest() != sha256:
-        raise altered
-
-
-def _placed(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    # Waiting lets the host's copy go before the next array is placed.
-    return jax.block_until_ready(jax.make_array_from_callback(array.shape, sharding, lambda index: array[index]))
-
-
-def _zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: jax.sharding.Sharding) -> jax.Array:
-    return jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=sharding)()
-
-
-def _with_layer(stacked: jax.Array, layer: jax.Array, position: np.int32, sharding: jax.sharding.Sharding) -> jax.Array:
-    # Donated, so that the stack is filled in place and never held twice.
-    fill = jax.jit(_filled, donate_argnums=0, out_shardings=sharding)
-    return fill(stacked, layer, position)
-
-
-def _filled(stacked: jax.Array, layer: jax.Array, position: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(stacked, layer, position, axis=0)

@@ -1,49 +1,67 @@
-"""Writing a block: under a temporary name beside it, so that a block is whole or absent."""
+"""Writing a block or a vision tower: under a temporary name beside it, so that it is whole or absent."""
 
 import contextlib
 import dataclasses
 import json
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxboost.convert.names import FINAL_NORM
-from jaxboost.convert.store import MANIFEST, Manifest, fingerprint, layer_name, save
+from jaxboost.convert.store import MANIFEST, fingerprint, part_name, save
+from jaxboost.convert.tower_names import EMBEDDING, NORM
 from jaxboost.errors import UserError
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """One checkpoint of a folder, not read yet.
+
+    Attributes:
+      key: see `store.part_name`.
+      size: of all arrays, in elements.
+      reads: name -> what reads the array, in the precision that is to be stored.
+    """
+
+    key: str
+    size: int
+    reads: Mapping[str, Callable[[], np.ndarray]]
+
+
 class BlockWriter:
-    """Writes the parts of a block into a folder; see `writing`."""
+    """Writes the parts of a block or vision tower into a folder; see `writing`."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self.sha256: dict[str, str] = {}
 
-    def add_layer(self, layer: int, leaves: Mapping[str, jax.Array]) -> None:
-        """Saves one layer: name -> array, linear maps (in, out)."""
-        self._add(str(layer), layer_name(layer), leaves)
+    def add(self, part: Part, progress: Callable[[int], Any]) -> None:
+        """Reads and saves one part, which alone is in memory.
 
-    def add_final_norm(self, scale: jax.Array) -> None:
-        """Saves the (D,) final norm."""
-        self._add(FINAL_NORM, FINAL_NORM, {"scale": scale})
+        Args:
+          progress: gets the bytes of each array that was read.
+        """
+        leaves = {}
+        for name, read in part.reads.items():
+            leaves[name] = _on_host(read())
+            progress(leaves[name].nbytes)
+        self.sha256[part.key] = fingerprint({name: np.asarray(array) for name, array in leaves.items()})
+        save(self._folder / part_name(part.key), leaves)
 
-    def finish(self, manifest: Manifest) -> None:
-        """Writes the manifest."""
+    def finish(self, manifest: Any) -> None:
+        """Writes the manifest, a dataclass."""
         text = json.dumps(dataclasses.asdict(manifest), indent=2)
         (self._folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-    def _add(self, key: str, name: str, leaves: Mapping[str, jax.Array]) -> None:
-        self.sha256[key] = fingerprint({leaf: np.asarray(array) for leaf, array in leaves.items()})
-        save(self._folder / name, leaves)
 
 
 @contextlib.contextmanager
 def writing(out: Path, *, overwrite: bool) -> Iterator[BlockWriter]:
-    """A writer for the block `out`, which appears when the context ends without an error, and not at all otherwise.
+    """A writer for the folder `out`, which appears when the context ends without an error, and not at all otherwise.
 
     Raises:
       UserError: see `check_free`; or the folder cannot be written.
@@ -63,7 +81,7 @@ def writing(out: Path, *, overwrite: bool) -> Iterator[BlockWriter]:
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:
-    """Raises a `UserError` if `out` exists, unless it is a block and nothing else, and `overwrite` is set."""
+    """Raises a `UserError` if `out` exists, unless `writing` made it, nothing was added, and `overwrite` is set."""
     if not out.exists():
         return
     entries = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
@@ -71,9 +89,19 @@ def check_free(out: Path, *, overwrite: bool) -> None:
         raise UserError(f"{out} exists and is not a block (no {MANIFEST}): choose another folder")
     if not overwrite:
         raise UserError(f"{out} is a block already: choose another folder, or replace it with --overwrite")
-    strangers = sorted(name for name in entries if name not in (MANIFEST, FINAL_NORM) and name[:6] != "layer_")
+    known = {MANIFEST, FINAL_NORM, EMBEDDING, NORM}
+    strangers = sorted(name for name in entries - known if not name.startswith("layer_"))
     if strangers:
         raise UserError(f"{out} also holds {strangers[0]!r}, which is not part of a block: move it away first")
+
+
+def _on_host(array: np.ndarray) -> jax.Array:
+    # Orbax would copy a NumPy array before it writes, but writes a jax.Array from where it lies.
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        device = jax.local_devices()[0]
+    return jax.block_until_ready(jax.device_put(array, device))
 
 
 def _move_into_place(temporary: Path, out: Path) -> None:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from jaxboost.convert import convert
 from jaxboost.convert.store import read_manifest
+from tests.convert import vision_checkpoints as vision
 from tests.convert.hub_server import COMMIT, serving
 from tests.reference import llama_checkpoints as reference
 
@@ -29,7 +30,8 @@ def repositories(tmp_path_factory):
     reference.write_sharded_safetensors(model, folder / "sharded")
     reference.write_safetensors(model, folder / "single")
     reference.write_bin(model, folder / "pickled")
-    names = ("sharded", "single", "pickled")
+    vision.tiny("clip").save_pretrained(folder / "clip")
+    names = ("sharded", "single", "pickled", "clip")
     return {f"owner/{name}": folder / name for name in names} | dict.fromkeys(GATED, folder / "single")
 
 
@@ -83,6 +85,19 @@ def test_only_the_wanted_bytes_are_fetched(name, hub, repositories, tmp_path):
     local = convert(str(folder), str(LAYER), tmp_path / "local")
     assert manifest.sha256 == local.sha256
     assert manifest.config == local.config
+
+
+def test_the_text_tower_is_not_fetched(hub, repositories, tmp_path):
+    result = run(hub.address, "owner/clip", tmp_path / "tower", "--layers", "all")
+    assert result.returncode == 0, result.stderr
+    assert f"source  owner/clip@{COMMIT} (hub)" in result.stdout
+    assert f"use it  --config.pneumollm.vision={tmp_path / 'tower'}" in result.stdout
+    file = repositories["owner/clip"] / "model.safetensors"
+    with safe_open(file, framework="np") as tensors:
+        mine = [name for name in tensors.keys() if name.startswith("vision_model.")]  # noqa: SIM118
+        wanted = sum(4 * math.prod(tensors.get_slice(name).get_shape()) for name in mine)
+    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+    assert hub.served[file.name] == wanted + header < file.stat().st_size
 
 
 def test_large_tensors_come_in_pieces(hub, repositories, tmp_path):

@@ -69,7 +69,7 @@ def test_default_placement(whole):
         assert array.devices() == {jax.local_devices()[0]}
 
 
-def test_replicated_over_several_devices(whole):
+def test_placed_over_several_devices(whole):
     program = f"""
 import jax
 jax.config.update("jax_platforms", "cpu")
@@ -77,16 +77,27 @@ jax.config.update("jax_num_cpu_devices", 2)
 import numpy as np
 from jaxboost.convert.store import load_block
 mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-sharding = jax.NamedSharding(mesh, jax.P())
+replicated, columns = jax.NamedSharding(mesh, jax.P()), jax.NamedSharding(mesh, jax.P(None, None, "data"))
+asked = []
+def split(shape):
+    asked.append(shape)
+    return columns if len(shape) == 3 else replicated
 for layers in ((0,), (3, 2)):
-    placed, plain = (load_block({str(whole)!r}, layers, final_norm=True, sharding=s) for s in (sharding, None))
-    for name in plain.weights:
-        assert placed.weights[name].sharding.is_equivalent_to(sharding, placed.weights[name].ndim), name
-        assert len(placed.weights[name].addressable_shards) == 2
-        for shard in placed.weights[name].addressable_shards:
-            np.testing.assert_array_equal(np.asarray(shard.data), np.asarray(plain.weights[name]))
-    assert placed.final_norm.sharding.is_equivalent_to(sharding, 1)
-    assert placed.fingerprint == plain.fingerprint
+    plain = load_block({str(whole)!r}, layers, final_norm=True)
+    for placement in (lambda shape: replicated, split):
+        placed = load_block({str(whole)!r}, layers, final_norm=True, placement=placement)
+        for name, expected in plain.weights.items():
+            found = placed.weights[name]
+            assert found.sharding.is_equivalent_to(placement(found.shape), found.ndim), name
+            assert len(found.addressable_shards) == 2
+            for shard in found.addressable_shards:
+                np.testing.assert_array_equal(np.asarray(shard.data), np.asarray(expected)[shard.index])
+        assert placed.weights["q"].addressable_shards[0].data.shape[-1] == (32 if placement is split else 64)
+        assert placed.final_norm.sharding.is_equivalent_to(replicated, 1)
+        assert placed.fingerprint == plain.fingerprint
+# Only shapes of what is returned.
+shapes = ((64,), (64, 64), (64, 32), (64, 96), (96, 64))
+assert set(asked) == {{(n, *shape) for n in (1, 2) for shape in shapes}} | {{(64,)}}, asked
 print("checked")
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

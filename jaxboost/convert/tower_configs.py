@@ -1,0 +1,138 @@
+"""What a vision checkpoint's config.json says: the arguments of `models.vit.ViT`."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxboost.convert.huggingface import HuggingFaceTensors
+from jaxboost.convert.settings import Settings
+from jaxboost.convert.tower_names import CLIP_OF_TWO, LAYOUTS, MODEL_TYPES, TowerSource, locate
+from jaxboost.errors import UserError
+from jaxboost.models.layers import ACTIVATIONS
+
+_REGISTERS = "dinov2_with_registers"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """What the models of one type share.
+
+    Attributes:
+      defaults: those of Hugging Face's configuration class, for the keys that config.json leaves out.
+      fixed: arguments of the ViT that no key says.
+    """
+
+    defaults: Mapping[str, Any]
+    fixed: Mapping[str, bool]
+
+
+_BASE = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "num_channels": 3,
+}
+FAMILIES = {
+    "clip_vision_model": Family(
+        defaults=_BASE
+        | {"intermediate_size": 3072, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+        fixed={"patch_bias": False, "pre_norm": True, "layer_scale": False},
+    ),
+    "vit": Family(
+        defaults=_BASE | {"intermediate_size": 3072, "patch_size": 16, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
+        fixed={"patch_bias": True, "pre_norm": False, "layer_scale": False},
+    ),
+    "dinov2": Family(
+        defaults=_BASE | {"mlp_ratio": 4, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6},
+        fixed={"patch_bias": True, "pre_norm": False, "layer_scale": True},
+    ),
+}
+
+
+def is_tower(settings: Settings) -> bool:
+    """Whether config.json is that of a vision checkpoint, readable or not."""
+    return settings.get("model_type") in (*MODEL_TYPES, _REGISTERS)
+
+
+def tower_of(tensors: HuggingFaceTensors) -> TowerSource:
+    """The vision tower of a checkpoint in Hugging Face's layout.
+
+    Raises:
+      UserError: if config.json describes what `models.vit.ViT` is not, or a file is missing or broken.
+    """
+    settings = tensors.settings
+    model_type = settings.get("model_type")
+    if model_type == CLIP_OF_TWO:
+        model_type, settings = "clip_vision_model", _vision_section(settings)
+    if model_type == _REGISTERS:
+        raise UserError(
+            f"{settings.where}: DINOv2 with register tokens is not supported: choose a model of the type dinov2"
+        )
+    arguments, image_size = parse_vision(settings, model_type)
+    layout, prefix = locate(tensors.names, LAYOUTS[model_type])
+    return TowerSource(
+        tensors=tensors,
+        layout=layout,
+        prefix=prefix,
+        arguments=arguments,
+        image_size=image_size,
+        qkv_bias=settings.get("qkv_bias") is not False,
+    )
+
+
+def parse_vision(settings: Settings, model_type: str) -> tuple[dict[str, Any], int]:
+    """Arguments of `models.vit.ViT`, and the image size in pixels.
+
+    Raises:
+      UserError: if the model is none.
+    """
+    family, where = FAMILIES[model_type], settings.where
+    given = {key: value for key, value in settings.values.items() if value is not None}
+    settings = Settings(family.defaults | given, where)
+    if settings.get("use_swiglu_ffn"):
+        raise UserError(f"{where}: the MLPs are SwiGLU (DINOv2 giant), the ViT's are not: choose a smaller model")
+    activation = settings.get("hidden_act")
+    if activation not in tuple(ACTIVATIONS):
+        raise UserError(
+            f"{where}: the activation is {activation!r}, the ViT's is one of {', '.join(ACTIVATIONS)}: "
+            "choose another checkpoint"
+        )
+    if settings.integer("num_channels") != 3:
+        raise UserError(f"{where}: images have {settings.get('num_channels')} channels instead of 3")
+    width, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
+    if width % heads:
+        raise UserError(f"{where}: the width {width} is not a multiple of {heads} heads")
+    patch, image_size = _side(settings, "patch_size"), _side(settings, "image_size")
+    if "mlp_ratio" in family.defaults:
+        mlp_width = int(width * settings.number("mlp_ratio"))
+    else:
+        mlp_width = settings.integer("intermediate_size")
+    if image_size < patch:
+        raise UserError(f"{where}: images of {image_size} pixels are smaller than the patch of {patch}")
+    arguments = {
+        "patch": patch,
+        "width": width,
+        "depth": settings.integer("num_hidden_layers"),
+        "heads": heads,
+        "mlp_width": mlp_width,
+        "eps": settings.number("layer_norm_eps"),
+        "activation": activation,
+    }
+    return arguments | dict(family.fixed), image_size
+
+
+def _vision_section(settings: Settings) -> Settings:
+    # Early files have a second section, which wins in transformers.
+    older = settings.section("vision_config_dict")
+    return older if older.values else settings.section("vision_config")
+
+
+def _side(settings: Settings, key: str) -> int:
+    """A side in pixels, given as a number or as two equal ones."""
+    value = settings.get(key)
+    if isinstance(value, list):
+        if len(value) != 2 or value[0] != value[1]:
+            raise UserError(f"{settings.where}: {key!r} is {value!r}, the ViT takes squares")
+        settings = Settings({key: value[0]}, settings.where)
+    return settings.integer(key)

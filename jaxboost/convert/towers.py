@@ -1,0 +1,148 @@
+"""Converted vision towers: the weights of `models.vit.ViT`, as one orbax checkpoint per part and a manifest."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from jaxboost.convert import positions
+from jaxboost.convert.placing import Placement, first_device, placed, with_layer
+from jaxboost.convert.store import (
+    DTYPES,
+    FORMAT_VERSION,
+    VISION,
+    broken_manifest,
+    joined_fingerprint,
+    read_fields,
+    restored,
+)
+from jaxboost.convert.tower_names import EMBEDDING, NORM, part_shapes
+
+ARGUMENTS = (
+    "patch",
+    "width",
+    "depth",
+    "heads",
+    "mlp_width",
+    "eps",
+    "activation",
+    "patch_bias",
+    "pre_norm",
+    "layer_scale",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TowerManifest:
+    """What a converted vision tower holds.
+
+    Attributes:
+      format_version: version of this format.
+      kind: what tells it from a block.
+      source: where the weights come from: the name of a folder or file, or id@commit on the hub.
+      source_format: safetensors, torch, onnx or hub.
+      dtype: float32 or bfloat16.
+      arguments: of `models.vit.ViT`, all that the weights decide.
+      image_size: side of the images that the stored positions are for, in pixels.
+      sha256: fingerprint of each part: "embedding", the number of each block, and "norm", the final LayerNorm.
+      jaxboost_version: version that converted.
+    """
+
+    format_version: int = FORMAT_VERSION
+    kind: str = VISION
+    source: str
+    source_format: str
+    dtype: str
+    arguments: Mapping[str, Any]
+    image_size: int
+    sha256: Mapping[str, str]
+    jaxboost_version: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tower:
+    """A restored vision tower.
+
+    Attributes:
+      weights: the nested dict that `frozen.split` gives for a frozen ViT.
+      norm: the final LayerNorm, which is no part of the ViT: scale and bias (D,).
+      fingerprint: see `fingerprint_at`.
+    """
+
+    manifest: TowerManifest
+    weights: dict[str, Any]
+    norm: dict[str, jax.Array]
+    fingerprint: str
+
+
+def read_manifest(path: str | os.PathLike) -> TowerManifest:
+    """Reads the manifest of the vision tower at `path`.
+
+    Raises:
+      UserError: if there is none, its manifest is broken, or it has another format version.
+    """
+    fields = read_fields(path, VISION)
+    try:
+        manifest = TowerManifest(**fields)
+        if manifest.dtype not in DTYPES or set(manifest.arguments) != set(ARGUMENTS):
+            raise ValueError("contradictory entries")
+        if set(part_shapes(manifest.arguments, manifest.image_size)) != set(manifest.sha256):
+            raise ValueError("contradictory entries")
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise broken_manifest(path) from error
+    return manifest
+
+
+def fingerprint_at(path: str | os.PathLike) -> str:
+    """SHA-256 that identifies the weights of the vision tower at `path` and the constants that go with them.
+
+    The manifest alone is read.
+
+    Raises:
+      UserError: see `read_manifest`.
+    """
+    return _fingerprint(read_manifest(path))
+
+
+def load_tower(path: str | os.PathLike, *, image_size: int, placement: Placement | None = None) -> Tower:
+    """Restores the vision tower at `path`, each part verified against the manifest.
+
+    Args:
+      path: folder of the tower.
+      image_size: side of the images in pixels, a multiple of the patch; the positions are resized to it.
+      placement: see `store.load_block`.
+
+    Raises:
+      UserError: if the tower is missing or altered.
+    """
+    manifest = read_manifest(path)
+    placement = placement or first_device
+    shapes, depth = part_shapes(manifest.arguments, manifest.image_size), manifest.arguments["depth"]
+
+    def arrays(key: str) -> Iterator[tuple[str, np.ndarray]]:
+        return restored(path, key, shapes[key], DTYPES[manifest.dtype], manifest.sha256)
+
+    weights: dict[str, jax.Array] = {}
+    for name, array in arrays(EMBEDDING):
+        if name == "positions":
+            array = positions.resize(array, image_size // manifest.arguments["patch"])
+        weights[name] = placed(array, placement)
+    for layer in range(depth - 1):
+        for name, array in arrays(str(layer)):
+            name = f"transformer.blocks.{name}"
+            weights[name] = with_layer(weights.get(name), array, layer, depth - 1, placement)
+    for name, array in arrays(str(depth - 1)):
+        weights[f"transformer.last.{name}"] = placed(array, placement)
+    norm = {name: placed(array, placement) for name, array in arrays(NORM)}
+    return Tower(
+        manifest=manifest, weights=unflatten_dict(weights, sep="."), norm=norm, fingerprint=_fingerprint(manifest)
+    )
+
+
+def _fingerprint(manifest: TowerManifest) -> str:
+    parts = {key: manifest.sha256[key] for key in part_shapes(manifest.arguments, manifest.image_size)}
+    return joined_fingerprint(parts, manifest.arguments)

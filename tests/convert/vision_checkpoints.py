@@ -1,0 +1,144 @@
+"""Tiny random vision encoders of transformers, every weight away from its start, and an ONNX file of one."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WIDTH, HEADS, DEPTH, MLP_WIDTH, PATCH, IMAGE_SIZE, EPS = 24, 3, 3, 48, 4, 20, 1e-3
+
+_SHAPE = {
+    "hidden_size": WIDTH,
+    "num_attention_heads": HEADS,
+    "num_hidden_layers": DEPTH,
+    "image_size": IMAGE_SIZE,
+    "patch_size": PATCH,
+    "layer_norm_eps": EPS,
+}
+_MLP = {"intermediate_size": MLP_WIDTH}
+_TEXT = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 8}
+_TEXT |= {"bos_token_id": 0, "eos_token_id": 1}
+
+# Name -> class in transformers, its configuration, and where the encoder is in it.
+KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "clip": ("CLIPModel", {"vision_config": _SHAPE | _MLP, "text_config": _TEXT, "projection_dim": 8}, "vision_model"),
+    "clip_gelu": ("CLIPVisionModel", _SHAPE | _MLP | {"hidden_act": "gelu"}, ""),
+    "vit": ("ViTModel", _SHAPE | _MLP, ""),
+    "vit_classifier": ("ViTForImageClassification", _SHAPE | _MLP | {"qkv_bias": False}, "vit"),
+    "dinov2": ("Dinov2Model", _SHAPE | {"mlp_ratio": 2}, ""),
+    "dinov2_classifier": ("Dinov2ForImageClassification", _SHAPE | {"mlp_ratio": 2}, "dinov2"),
+}
+
+
+def tiny(kind: str, **overrides: Any):
+    """A float32 model of KINDS; `overrides` of its configuration."""
+    import torch
+    import transformers
+
+    name, settings, _ = KINDS[kind]
+    cls = getattr(transformers, name)
+    model = cls(cls.config_class(**settings | overrides)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(_scaled(parameter_name, noise))
+    return model
+
+
+def encoder(kind: str, model):
+    """The encoder in a model of `tiny`."""
+    where = KINDS[kind][2]
+    return getattr(model, where) if where else model
+
+
+def stages(kind: str, model, images: np.ndarray) -> dict[str, np.ndarray]:
+    """What transformers computes for images (B, S, S, 3), of any multiple of the patch.
+
+    Returns:
+      "embedded" (B, N, D), what the first block gets; "cls" (depth, B, D), the CLS token after each block; "normed"
+      (B, D), the last of them after the final LayerNorm.
+    """
+    import torch
+
+    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    resizing = {} if kind.startswith("dinov2") else {"interpolate_pos_encoding": True}
+    with torch.no_grad():
+        output = encoder(kind, model)(pixels, output_hidden_states=True, **resizing)
+    hidden = [state.numpy() for state in output.hidden_states]
+    # CLIP's final norm is applied to the pooled token alone.
+    normed = output.pooler_output if kind.startswith("clip") else output.last_hidden_state[:, 0]
+    return {
+        "embedded": hidden[0],
+        "cls": np.stack([state[:, 0] for state in hidden[1:]]),
+        "normed": normed.numpy(),
+    }
+
+
+def write_onnx(model, path: Path, *, opset: int = 14, **changes: str) -> str:
+    """A graph with those parts of an exported DINOv2 that are read: its weights and the nodes around some of them.
+
+    Args:
+      model: a tiny "dinov2".
+      opset: from 20 on, LayerNorm and GELU are one operator each, the positions are not interpolated, and one constant
+        shape cuts the heads.
+      changes: operator -> the one to write instead.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+    from safetensors.numpy import load_file
+
+    is_new, nodes, weights = opset >= 20, [], {}
+
+    def constant(value: Any) -> str:
+        name = f"onnx::Constant_{len(weights)}"
+        weights[name] = np.asarray(value)
+        return name
+
+    def node(operator: str, module: str, *inputs: str, **attributes: Any) -> None:
+        name, operator = f"/backbone/{module}/{operator}", changes.get(operator, operator)
+        nodes.append(helper.make_node(operator, inputs, [f"{name}_output_0"], name=name, **attributes))
+
+    model.save_pretrained(path.parent / "published")
+    state = load_file(path.parent / "published" / "model.safetensors")
+    positions = state["embeddings.position_embeddings"]
+    if not is_new:
+        del state["embeddings.position_embeddings"]
+        node("Reshape", "embeddings", constant(positions[:, 1:]), "shape")
+        node("Concat", "embeddings", constant(positions[:, :1]), "resized", axis=1)
+    for name, array in state.items():
+        module = name.removesuffix(".weight").replace(".", "/").replace("/layer/", "/layer.")
+        if array.ndim == 2 and name.endswith(".weight"):
+            node("MatMul", module, "x", constant(array.T))
+        else:
+            weights[f"backbone.{name}"] = array
+        if array.ndim == 1 and name.endswith(("norm1.weight", "norm2.weight", "layernorm.weight")):
+            if is_new:
+                node("LayerNormalization", module, "x", f"backbone.{name}", epsilon=EPS)
+            else:
+                node("Add", module, "variance", constant(np.float32(EPS)))
+    for layer in range(DEPTH):
+        attention, mlp = f"encoder/layer.{layer}/attention/attention", f"encoder/layer.{layer}/mlp/activation"
+        node("MatMul", attention, "q", "k")
+        if is_new:
+            node("Reshape", attention, "x", constant([0, -1, HEADS, WIDTH // HEADS]))
+            node("Gelu", mlp, "x")
+        else:
+            node("Concat", attention, "batch", "tokens", constant([HEADS]), constant([WIDTH // HEADS]), axis=0)
+            node("Concat", attention, "batch", "tokens", constant([WIDTH]), axis=0)
+            node("Erf", mlp, "x")
+    graph = helper.make_graph(
+        nodes, "tiny", [], [], [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)]), path)
+    return str(path)
+
+
+def _scaled(name: str, noise):
+    if "norm" in name or "layrnorm" in name or "lambda" in name:
+        return 0.3 * noise + (0.0 if name.endswith("bias") else 1.0)
+    if noise.ndim < 2 or "cls_token" in name or "position_embedding" in name:
+        return 0.5 * noise
+    # Queries and keys larger, so that attention is far from uniform.
+    larger = 1.5 if any(part in name for part in ("q_proj", "k_proj", "query", "key")) else 1.0
+    return larger * noise / noise[0].numel() ** 0.5
