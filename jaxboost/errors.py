@@ -26,4 +26,5 @@ def check_choice(value: str, choices: Iterable[str], what: str) -> str:
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """'did you mean ...?' with the choice that is spelt most like `name`."""
-    return f"did you mean {difflib.get_close_matches(name.lower(), list(choices), n=1, cutoff=0)[0]!r}?"
+    folded = {choice.lower(): choice for choice in choices}
+    return f"did you mean {folded[difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0)[0]]!r}?"

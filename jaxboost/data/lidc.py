@@ -129,8 +129,8 @@ def _dataset(info: DatasetInfo, arrays: Mapping[str, np.ndarray], where: str) ->
     splits, volumes = {}, {}
     for split in SPLITS:
         images, labels, volume, patient = (arrays[f"{split}_{kind}"] for kind in _KINDS)
-        splits[split] = make_split(info, split, images, labels, where=where)
-        volumes[split] = volume
+        found = make_split(info, split, images, labels, where=where)
+        splits[split], volumes[split] = dataclasses.replace(found, groups=patient), volume
         if volume.shape != (len(labels),) or patient.shape != (len(labels),):
             raise UserError(f"{where}: {split}_volume and {split}_patient do not have one value per sample")
     counts = {split: len(splits[split]) for split in SPLITS}

@@ -22,9 +22,9 @@ _READ_OPTIONS = grain.ReadOptions(num_threads=min(8, os.cpu_count() or 1), prefe
 
 
 class SplitSource:
-    """Random access to a split: element i is {"image": uint8 (S, S[, S], C), "label": int32 (L,)}.
+    """Random access to a split: element i is {"image": uint8 (S, S[, S], C) or float32 (d, W), "label": int32 (L,)}.
 
-    Images are read-only views into the split.
+    Images, or features, are read-only views into the split.
     """
 
     def __init__(self, split: Split):
@@ -82,9 +82,9 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
 
 
 def train_iterator(
-    split: Split, *, batch_size: int, seed: int, image_size: int, process_index: int = 0, process_count: int = 1
+    split: Split, *, batch_size: int, seed: int, image_size: int | None, process_index: int = 0, process_count: int = 1
 ) -> grain.DatasetIterator:
-    """Endless shuffled batches {"image": uint8 (B, S, S[, S], C), "label": int32 (B, L)}.
+    """Endless shuffled batches {"image": uint8 (B, S, S[, S], C) or float32 (B, d, W), "label": int32 (B, L)}.
 
     Every epoch is a new permutation of the split and has `steps_per_epoch` batches; the remainder, another one each
     epoch, is dropped. The batches follow from `seed` alone. `get_state()` and `set_state()` are exact, and the iterator
@@ -94,7 +94,7 @@ def train_iterator(
         split: the training split.
         batch_size: samples per step over all processes; each process gets B = batch_size / process_count.
         seed: 0 <= seed < 2^32.
-        image_size: S, edge length in pixels that the model takes.
+        image_size: S, edge length in pixels that the model takes; None: images or features as they are stored.
         process_index: which share of each batch to give, 0 <= process_index < process_count.
         process_count: processes that train together.
 
@@ -122,9 +122,9 @@ def train_iterator(
 
 
 def eval_batches(
-    split: Split, *, batch_size: int, image_size: int, process_index: int = 0, process_count: int = 1
+    split: Split, *, batch_size: int, image_size: int | None, process_index: int = 0, process_count: int = 1
 ) -> Iterator[dict[str, np.ndarray]]:
-    """One pass in order: {"image": uint8 (B, S, S[, S], C), "label": int32 (B, L), "mask": bool (B,)}.
+    """One pass in order: {"image": uint8 or float32, as in `train_iterator`, "label": int32 (B, L), "mask": bool (B,)}.
 
     The last batch is padded to full size with zeros, where mask is False; every process gets the same number of
     batches, and in each of them its share of B = batch_size / process_count consecutive samples.
@@ -161,12 +161,13 @@ def resize(image: np.ndarray, image_size: int) -> np.ndarray:
     return resized[..., np.newaxis] if grey else resized
 
 
-def _resized(element: dict[str, np.ndarray], *, image_size: int) -> dict[str, np.ndarray]:
-    return element | {"image": resize(element["image"], image_size)}
+def _resized(element: dict[str, np.ndarray], *, image_size: int | None) -> dict[str, np.ndarray]:
+    return element if image_size is None else element | {"image": resize(element["image"], image_size)}
 
 
-def _check(split: Split, batch_size: int, image_size: int, process_count: int) -> None:
+def _check(split: Split, batch_size: int, image_size: int | None, process_count: int) -> None:
     if batch_size < 1 or batch_size % process_count:
         raise UserError(f"batch size {batch_size} is not a positive multiple of the {process_count} processes")
     # One element here, so that a size that cannot be had fails in the caller and not in a reader's thread.
-    resize(split.images[0], image_size)
+    if image_size is not None:
+        resize(split.images[0], image_size)

@@ -45,21 +45,36 @@ class DatasetInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images uint8 (n, S, S, C) or (n, S, S, S, C) with values 0..255, and labels int64 (n, L)."""
+    """Samples, one a row of every array.
+
+    Attributes:
+        images: uint8 (n, S, S, C) or (n, S, S, S, C) with values 0..255; or float32 features (n, d, W).
+        labels: int64 (n, L).
+        groups: patients, str (n,); None: unknown, every sample is its own.
+        names: files, str (n,), or None.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    groups: np.ndarray | None = None
+    names: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, rows: np.ndarray) -> "Split":
+        """The samples `rows`, int (m,), in that order."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Split(**{name: None if array is None else array[rows] for name, array in fields.items()})
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """A loaded data set.
 
-    `splits` has the keys "train", "val" and "test". `baselines` maps the name of a scalar score (larger means class 1)
-    to its values (n,) per split: what a model has to beat. It is empty where no such score is known.
+    `splits` has the keys "train", "val" and "test", or the one key "all" where there are no official ones. `baselines`
+    maps the name of a scalar score (larger means class 1) to its values (n,) per split: what a model has to beat. It is
+    empty where no such score is known.
     """
 
     info: DatasetInfo
@@ -105,3 +120,12 @@ def make_split(info: DatasetInfo, split: str, images: np.ndarray, labels: np.nda
     if info.channels == 1:
         images = images[..., np.newaxis]
     return Split(images=images, labels=labels.astype(np.int64))
+
+
+def join_splits(splits: Sequence[Split]) -> Split:
+    """The samples of all `splits` as one, in their order; `groups` and `names` only where every split has them."""
+    arrays = {}
+    for field in dataclasses.fields(Split):
+        parts = [getattr(split, field.name) for split in splits]
+        arrays[field.name] = None if any(part is None for part in parts) else np.concatenate(parts)
+    return Split(**arrays)

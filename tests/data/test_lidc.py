@@ -63,6 +63,7 @@ def test_dataset_from_a_known_cohort(database, tmp_path):
         for name, split in dataset.splits.items():
             assert split.images.shape == (dataset.info.n_samples[name], 28, 28, 28, 1)
             patients = arrays[f"{name}_patient"]
+            assert split.groups.tolist() == patients.tolist()
             # Undecided ones are dropped; the others have the label of their opinions.
             expected = [int(patient[1:]) >= 24 for patient in patients]
             assert split.labels[:, 0].tolist() == expected

@@ -216,3 +216,23 @@ def test_the_split_cannot_be_changed_through_a_sample(split):
     with pytest.raises(ValueError, match="read-only"):
         SplitSource(split)[0]["image"][:] = 0
     assert split.images.flags.writeable
+
+
+def test_features_go_through_unchanged():
+    features = np.random.default_rng(0).normal(size=(7, 6, 5)).astype(np.float32)
+    split = Split(images=features, labels=np.arange(7)[:, None])
+    for batch in take(train_iterator(split, batch_size=3, seed=0, image_size=None), 5):
+        assert batch["image"].dtype == np.float32
+        np.testing.assert_array_equal(batch["image"], features[batch["label"][:, 0]])
+    first, second = eval_batches(split, batch_size=4, image_size=None)
+    assert first["image"].dtype == np.float32
+    np.testing.assert_array_equal(np.concatenate([first["image"], second["image"]])[:7], features)
+    assert second["mask"].tolist() == [True] * 3 + [False]
+    assert not second["image"][3].any()
+
+
+def test_no_size_means_as_stored(split):
+    resized, stored = (next(train_iterator(split, batch_size=5, seed=0, image_size=size)) for size in (4, None))
+    np.testing.assert_array_equal(resized["image"], stored["image"])
+    batch = next(eval_batches(volumes(2, 5), batch_size=2, image_size=None))
+    assert batch["image"].shape == (2, 5, 5, 5, 1)

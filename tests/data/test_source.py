@@ -19,7 +19,8 @@ FLAGS_3D = ["organmnist3d", "nodulemnist3d", "adrenalmnist3d", "fracturemnist3d"
 
 
 def test_names():
-    assert sorted(dataset_names()) == sorted([*FLAGS_2D, *FLAGS_3D, "lidcshapes3d"])
+    own = ["lidcshapes3d", "lidcsilhouettes", "radiographs"]
+    assert sorted(dataset_names()) == sorted([*FLAGS_2D, *FLAGS_3D, *own])
 
 
 @pytest.mark.parametrize("name", FLAGS_2D)
@@ -63,7 +64,12 @@ def test_unknown_name():
 
 @pytest.mark.parametrize(
     ("name", "size", "sizes"),
-    [("breastmnist", 32, "28, 64, 128, 224"), ("vesselmnist3d", 128, "28, 64"), ("lidcshapes3d", 64, "28")],
+    [
+        ("breastmnist", 32, "28, 64, 128, 224"),
+        ("vesselmnist3d", 128, "28, 64"),
+        ("lidcshapes3d", 64, "28"),
+        ("lidcsilhouettes", 64, "28"),
+    ],
 )
 def test_unknown_size(name, size, sizes, tmp_path):
     with pytest.raises(UserError, match=f"^data.size={size}: {name} comes in {sizes}$"):
@@ -83,11 +89,11 @@ def test_data_root(monkeypatch, tmp_path):
 
 
 def test_imports_are_light_and_silent(tmp_path):
-    """Neither torch nor jax comes in with the data sets, and medmnist's own printed line does not either."""
+    """Nothing heavy, neither torch nor jax, comes in with the data sets, nor does the line that medmnist prints."""
     code = (
         "import sys, jaxboost.data\n"
         "jaxboost.data.describe_dataset('breastmnist', 28)\n"
-        "heavy = {'torch', 'jax', 'medmnist', 'pylidc'} & set(sys.modules)\n"
+        "heavy = {'torch', 'jax', 'medmnist', 'pylidc', 'pydicom', 'sklearn'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     folder = pathlib.Path(jaxboost.data.__file__).parents[2]

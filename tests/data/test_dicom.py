@@ -1,0 +1,256 @@
+"""DICOM files as 8-bit grey: what their tags say, real files, and files that cannot be read."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pydicom")
+
+import pydicom
+from pydicom.data import get_testdata_file
+from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import Decoder
+from pydicom.uid import MPEG2MPML, UID, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1
+
+from jaxboost.data.dicom import read_dicom
+from jaxboost.data.faults import FaultError
+from tests.data.dicoms import lookup_table, write_dicom
+
+RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+
+
+def read(folder, pixels=RAMP, **tags):
+    tags = {"bits": 12} | tags if pixels.dtype == np.uint16 else tags
+    grey = read_dicom(write_dicom(folder / "image.dcm", pixels, **tags))
+    assert (grey.dtype, grey.shape) == (np.uint8, pixels.shape)
+    return grey
+
+
+def rounded(values):
+    return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+
+
+def linear(x, centre, width):
+    return rounded(((x - (centre - 0.5)) / (width - 1) + 0.5) * 255)
+
+
+def stretched(x):
+    return rounded((x - x.min()) / (x.max() - x.min()) * 255)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (None, lambda x: linear(x, 2000, 1000)),
+        ("LINEAR", lambda x: linear(x, 2000, 1000)),
+        ("", lambda x: linear(x, 2000, 1000)),
+        ("LINEAR_EXACT", lambda x: rounded(((x - 2000) / 1000 + 0.5) * 255)),
+        ("SIGMOID", lambda x: rounded(255 / (1 + np.exp(-4 * (x - 2000) / 1000)))),
+    ],
+)
+def test_window_functions(tmp_path, function, expected):
+    tags = {"WindowCenter": 2000, "WindowWidth": 1000} | ({} if function is None else {"VOILUTFunction": function})
+    np.testing.assert_array_equal(read(tmp_path, **tags), expected(RAMP.astype(float)))
+
+
+def test_a_far_sigmoid_is_black_without_a_warning(tmp_path, recwarn):
+    grey = read(tmp_path, WindowCenter=60000, WindowWidth=1, VOILUTFunction="SIGMOID")
+    assert not grey.any()
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+
+
+def test_the_first_of_several_windows(tmp_path):
+    grey = read(tmp_path, WindowCenter=[2000, 100], WindowWidth=[1000, 50])
+    np.testing.assert_array_equal(grey, linear(RAMP.astype(float), 2000, 1000))
+
+
+@pytest.mark.parametrize("tags", [{}, {"WindowWidth": ""}, {"WindowCenter": "", "WindowWidth": 5}])
+def test_without_a_window_the_range_of_the_pixels(tmp_path, tags):
+    pixels = (500 + RAMP // 4).astype(np.uint16)
+    grey = read(tmp_path, pixels, **tags)
+    np.testing.assert_array_equal(grey, stretched(pixels.astype(float)))
+    assert (grey.min(), grey.max()) == (0, 255)
+
+
+@pytest.mark.parametrize("tags", [{}, {"WindowCenter": 2000, "WindowWidth": 1000}])
+def test_monochrome1_is_inverted(tmp_path, tags):
+    plain, inverted = (read(tmp_path, PhotometricInterpretation=f"MONOCHROME{kind}", **tags) for kind in (2, 1))
+    np.testing.assert_array_equal(inverted, 255 - plain)
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(2, -1024), (0.5, 10), (-1, 0), (1, 0)])
+def test_rescale_comes_before_the_window(tmp_path, slope, intercept):
+    rescaled = RAMP * float(slope) + intercept
+    tags = {"RescaleSlope": slope, "RescaleIntercept": intercept}
+    np.testing.assert_array_equal(read(tmp_path, **tags), stretched(rescaled))
+    windowed = read(tmp_path, **tags, WindowCenter=1000, WindowWidth=3000)
+    np.testing.assert_array_equal(windowed, linear(rescaled, 1000, 3000))
+
+
+def test_empty_rescale_tags(tmp_path):
+    np.testing.assert_array_equal(read(tmp_path, RescaleSlope="", RescaleIntercept=""), stretched(RAMP.astype(float)))
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.uint8, np.int8, np.uint32])
+def test_signed_and_other_widths(tmp_path, dtype):
+    bounds = np.iinfo(dtype)
+    pixels = np.linspace(bounds.min, bounds.max, 4096).astype(dtype).reshape(64, 64)
+    bits = {"bits": 16} if dtype == np.uint16 else {}
+    np.testing.assert_array_equal(read(tmp_path, pixels, **bits), stretched(pixels.astype(float)))
+    windowed = read(tmp_path, pixels, WindowCenter=20, WindowWidth=90, **bits)
+    np.testing.assert_array_equal(windowed, linear(pixels.astype(float), 20, 90))
+
+
+def test_signed_twelve_bits(tmp_path):
+    pixels = (RAMP.astype(np.int16) - 2048).astype(np.int16)
+    np.testing.assert_array_equal(read(tmp_path, pixels, bits=12), stretched(pixels.astype(float)))
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, UID("1.2.840.10008.1.2.1.99")])
+def test_other_uncompressed_syntaxes(tmp_path, syntax):
+    np.testing.assert_array_equal(read(tmp_path, syntax=syntax), stretched(RAMP.astype(float)))
+
+
+@pytest.mark.parametrize(("bits", "packed"), [(16, None), (16, "<u2"), (12, None), (8, None), (8, "<u2"), (8, "u1")])
+@pytest.mark.parametrize(("entries", "first"), [(4096, 0), (1000, 500)])
+def test_voi_lut(tmp_path, bits, packed, entries, first):
+    """8-bit tables of more than 256 entries too, where pydicom's own function wraps around."""
+    highest = 2**bits - 1
+    table = np.rint(np.linspace(0, 1, entries) ** 2 * highest).astype(int)
+    item = lookup_table(table, first=first, bits=bits, packed=packed)
+    expected = rounded(table[np.clip(RAMP.astype(int) - first, 0, entries - 1)] / highest * 255)
+    np.testing.assert_array_equal(read(tmp_path, VOILUTSequence=[item]), expected)
+
+
+def test_a_window_comes_before_a_voi_lut(tmp_path):
+    item = lookup_table(range(4096), bits=12)
+    grey = read(tmp_path, VOILUTSequence=[item], WindowCenter=2000, WindowWidth=1000)
+    np.testing.assert_array_equal(grey, linear(RAMP.astype(float), 2000, 1000))
+
+
+def test_voi_lut_after_a_rescale(tmp_path):
+    item = lookup_table(range(4096), bits=12)
+    grey = read(tmp_path, VOILUTSequence=[item], RescaleSlope=0.5, RescaleIntercept=0)
+    np.testing.assert_array_equal(grey, rounded(np.rint(RAMP * 0.5) / 4095 * 255))
+
+
+def test_modality_lut(tmp_path):
+    table = np.arange(4096)[::-1] * 3
+    item = lookup_table(table)
+    np.testing.assert_array_equal(read(tmp_path, ModalityLUTSequence=[item]), stretched(table[RAMP].astype(float)))
+    grey = read(tmp_path, ModalityLUTSequence=[item], WindowCenter=6000, WindowWidth=3000)
+    np.testing.assert_array_equal(grey, linear(table[RAMP].astype(float), 6000, 3000))
+
+
+def real(name):
+    path = get_testdata_file(name, download=False)
+    if path is None:
+        pytest.skip(f"this pydicom does not carry {name}")
+    return path
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "MR_small_implicit.dcm", "77654033/CR1/6154"])
+def test_real_files(name):
+    dataset = pydicom.dcmread(real(name))
+    values = dataset.pixel_array * float(dataset.get("RescaleSlope", 1)) + float(dataset.get("RescaleIntercept", 0))
+    if "WindowCenter" in dataset:
+        expected = linear(values, float(dataset.WindowCenter), float(dataset.WindowWidth))
+    else:
+        expected = stretched(values)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        expected = 255 - expected
+    grey = read_dicom(real(name))
+    np.testing.assert_array_equal(grey, expected)
+    assert np.ptp(grey) > 40
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({"NumberOfFrames": 2, "Rows": 32}, "has 2 frames: give one file for each image"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, r"is a colour image \(PALETTE COLOR\): only MONOCHROME1"),
+        ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, r"is a colour image \(RGB\)"),
+        ({"PixelData": None}, "is a DICOM file without an image"),
+        ({"Rows": 1000}, r"cannot be read \(.*bytes"),
+        ({"BitsAllocated": None}, r"cannot be read \(.*Bits"),
+        (
+            {"WindowCenter": 5, "WindowWidth": 0},
+            r"has a window that cannot be applied \(.*greater than or equal to 1.*\)",
+        ),
+        ({"WindowCenter": 5, "WindowWidth": 5, "VOILUTFunction": "CUBIC"}, "has a window that cannot be applied"),
+        ({"RescaleSlope": "nan", "RescaleIntercept": 0}, "has pixels that are not finite numbers"),
+        ({"syntax": JPEG2000Lossless}, r"cannot be read \("),
+        ({"syntax": MPEG2MPML}, "has the transfer syntax MPEG2 .*, which pydicom cannot read: save it uncompressed"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_files_that_cannot_be_read(tmp_path, tags, message):
+    path = write_dicom(tmp_path / "image.dcm", RAMP, **tags)
+    with pytest.raises(FaultError, match=f"^{message}") as error:
+        read_dicom(path)
+    assert "\n" not in str(error.value)
+
+
+def test_pixels_that_are_not_numbers(tmp_path):
+    values = np.ones((4, 4), np.float32)
+    values[1, 2] = np.nan
+    path = write_dicom(
+        tmp_path / "image.dcm", np.zeros((4, 4), np.uint32), PixelData=None, FloatPixelData=values.tobytes()
+    )
+    with pytest.raises(FaultError, match="has pixels that are not finite numbers"):
+        read_dicom(path)
+
+
+def test_a_short_lookup_table(tmp_path):
+    item = lookup_table(range(10))
+    item.LUTDescriptor = [4096, 0, 16]
+    with pytest.raises(FaultError, match="has a lookup table of 10 entries, 4096 were announced"):
+        read(tmp_path, VOILUTSequence=[item])
+
+
+def test_compressed_without_a_decoder(tmp_path, monkeypatch):
+    monkeypatch.setattr(Decoder, "is_available", property(lambda self: False))
+    monkeypatch.setattr(Decoder, "missing_dependencies", property(lambda self: ["gdcm - requires\n gdcm>=3", "b - c"]))
+    path = write_dicom(tmp_path / "image.dcm", RAMP, syntax=JPEGLosslessSV1)
+    with pytest.raises(FaultError, match=r"^is compressed \(JPEG Lossless.*\) and no decoder is installed: `pip") as e:
+        read_dicom(path)
+    assert str(e.value).endswith("(gdcm - requires gdcm>=3 or b - c)")
+
+
+def test_other_content(tmp_path):
+    path = tmp_path / "image.dcm"
+    for content in (b"", b"text", b"\x89PNG\r\n\x1a\n" + bytes(200)):
+        path.write_bytes(content)
+        with pytest.raises(FaultError, match=r"^is not a DICOM file$"):
+            read_dicom(path)
+    path.write_bytes(bytes(128) + b"DICM" + b"\x02\x00\x10\x00UI\xff\xff")
+    with pytest.raises(FaultError, match="is a DICOM file without an image"):
+        read_dicom(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_meta.dcm", "is not a DICOM file"),
+        ("MR_truncated.dcm", r"cannot be read \("),
+        ("test-SR.dcm", "is a DICOM file without an image"),
+        ("examples_rgb_color.dcm", r"is a colour image \(RGB\)"),
+        ("examples_palette.dcm", r"is a colour image \(PALETTE COLOR\)"),
+        ("rtdose.dcm", "has 15 frames"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_real_files_that_cannot_be_read(name, message):
+    with pytest.raises(FaultError, match=f"^{message}"):
+        read_dicom(real(name))
+
+
+@pytest.mark.parametrize("name", ["MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm"])
+def test_real_compressed_files(name):
+    """The same pixels as without compression; without a decoder, what to install."""
+    if get_decoder(pydicom.dcmread(real(name)).file_meta.TransferSyntaxUID).is_available:
+        np.testing.assert_array_equal(read_dicom(real(name)), read_dicom(real("MR_small.dcm")))
+    else:
+        with pytest.raises(
+            FaultError, match=r"no decoder is installed: `pip install 'jaxboost\[dicom\]'` \(.*requires"
+        ):
+            read_dicom(real(name))
