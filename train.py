@@ -13,12 +13,12 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; empty: runs/<c
 def main() -> None:
     config = cli.read_config(_CONFIG)
     # After the flags: a mistyped one should not wait for jax to load.
-    from jaxboost.training import loop
+    from jaxboost.training import cross_validation
 
     file, _, argument = cli.config_file(_CONFIG).partition(":")
     name = pathlib.Path(file).stem + (f"_{argument}" if argument else "")
     workdir = _WORKDIR.value or f"runs/{name}/seed{config.seed}"
-    loop.train_and_evaluate(config, pathlib.Path(workdir).expanduser())
+    cross_validation.train_and_evaluate(config, pathlib.Path(workdir).expanduser())
 
 
 if __name__ == "__main__":

@@ -100,6 +100,7 @@ class Jaxboost:
             lr=LEARNING_RATE,
             schedule="constant",
             warmup_epochs=0,
+            warmup_from=0,
             final_lr=0,
             weight_decay=WEIGHT_DECAY,
             b1=BETAS[0],
@@ -113,7 +114,7 @@ class Jaxboost:
         self._frozen = jax.device_put(frozen, replicated)
         self._state = step.init_state(jax.device_put(params, replicated), tx, replicated)
         self._batch = step.put({"image": case.images(), "label": case.labels()}, by_batch)
-        self._step = step.make_train_step(graphdef, tx, "multi-class", replicated)
+        self._step = step.make_train_step(graphdef, tx, "multi-class", replicated, loss="auto", seed=0)
 
     def compile(self) -> dict[str, float]:
         """Traces and compiles the step."""

@@ -1,16 +1,73 @@
-"""Every field of a run, declared once; the other configs override. A field that is not here is an error."""
+"""Every field of a run, declared once; the other configs override. A field that is not here is an error.
+
+`get_config` has the fields of R-LLM, `get_pneumollm_config` those of PneumoLLM: what both have is the same.
+"""
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
+    config = _shared()
+    config.boost = boost = ConfigDict()
+    boost.kind = "rllm"  # none, rllm, out, hybrid, bare, out_nn, mlp, mlp_out
+    _llama_fields(boost)
+    boost.trainable = False  # train the block too: the paper's FT arm
+    boost.rope = False  # keep LLaMA's rotary embedding
+    boost.path = "auto"  # to the same result: "full", "pooled" (CLS alone), "absorbed" (no keys, no values)
+    boost.causal = False  # keep LLaMA's causal mask; CLS comes first and then sees only itself
+    return config.lock()
+
+
+def get_pneumollm_config() -> ConfigDict:
+    config = _shared()
+    config.data.classes = ()  # of the radiographs, in label order; (): those found, sorted
+    config.data.multi_label = False  # several labels of a radiograph, separated by |, or none
+    config.data.masks = ""  # of the lungs: a folder of PNG files, or a CSV file in CheXmask's form; empty: no crop
+    config.data.allow_mixed_patients = False  # radiographs of one patient may have different labels
+    config.data.folds = 5  # of the cross-validation, by patient; 0: the data set's official splits
+    config.data.fold = -1  # run this fold alone, from 0; -1: all, one after the other
+    config.data.fold_seed = 0  # of the assignment of patients to folds
+    config.data.val_share = 0.2  # of a fold's training part, by patient, which picks the epoch
+    config.data.folds_file = ""  # folds to use, a CSV file as a run writes it; empty: made, and written to the run
+
+    config.pneumollm = pneumollm = ConfigDict()
+    pneumollm.vision = ""  # the encoder's weights: folder made by convert_weights.py, or "random": the control
+    pneumollm.vision_source = ""  # where they come from: named in the error when they are missing
+    pneumollm.vision_convert = False  # make them from there at the start of the run
+    pneumollm.every = 4  # source tokens: the CLS token after every so many blocks of the encoder
+    pneumollm.vision_adapters = True  # RepAdapters in the encoder's blocks; without, images are encoded only once
+    pneumollm.llama_adapters = True  # RepAdapters in LLaMA's layers
+    pneumollm.tokens = "engine"  # diagnosis tokens: none, coop, cocoop, engine
+    pneumollm.count = 4  # how many of them
+    pneumollm.emitter = True  # the information emitter mask: no token sees the diagnosis tokens
+
+    config.llama = llama = ConfigDict()
+    llama.used = True  # False: the neck's tokens go to the head, the ablation of Table 4
+    _llama_fields(llama)
+    llama.layers = tuple(range(32))
+    llama.final_norm = "loaded"
+    llama.remat = False  # keep only the input of each layer for the backward pass: less memory, more time
+    llama.shard = False  # spread its matrices over the devices instead of copying them to each
+    return config.lock()
+
+
+def _llama_fields(section: ConfigDict) -> None:
+    section.family = "llama-7b"  # shapes that the block must have; empty: whatever the block has
+    section.block = ""  # folder made by convert_weights.py, or "random": a frozen random block, the control
+    section.source = ""  # where that block comes from: named in the error when it is missing
+    section.convert = False  # make a missing block from the source at the start of the run
+    section.layers = (31,)  # layers of the LLaMA model, in the order in which they run; (): all that the block holds
+    section.final_norm = "ones"  # weight of the RMSNorm after the last layer: "ones" or "loaded"
+
+
+def _shared() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # initial weights and the order of the data
 
     config.data = data = ConfigDict()
-    data.name = ""  # a MedMNIST flag, such as "vesselmnist3d", or "lidcshapes3d"
-    data.root = ""  # folder of the data files; empty: MEDMNIST_ROOT, else ~/.medmnist
-    data.size = 28  # pixels a side of the stored images: 28, 64, 128, 224 (2D); 28, 64 (3D)
+    data.name = ""  # a MedMNIST flag, such as "vesselmnist3d", or "lidcshapes3d", "lidcsilhouettes", "radiographs"
+    data.root = ""  # folder of the data files; empty: MEDMNIST_ROOT, else ~/.medmnist; of radiographs: the user's
+    data.size = 28  # pixels a side of the stored images: 28, 64, 128, 224 (2D); 28, 64 (3D); any for radiographs
 
     config.model = model = ConfigDict()
     model.backbone = ""  # a key of jaxboost.models.classifier.BACKBONES
@@ -20,24 +77,12 @@ def get_config() -> ConfigDict:
     model.dtype = "float32"  # of the computation, "float32" or "bfloat16"; trained weights stay float32
     model.remat = False  # keep only the input of each encoder block for the backward pass: less memory, more time
 
-    config.boost = boost = ConfigDict()
-    boost.kind = "rllm"  # none, rllm, out, hybrid, bare, out_nn, mlp, mlp_out
-    boost.family = "llama-7b"  # shapes that the block must have; empty: whatever the block has
-    boost.block = ""  # folder made by convert_weights.py, or "random": a frozen random block, the control
-    boost.source = ""  # where that block comes from: named in the error when it is missing
-    boost.convert = False  # make a missing block from boost.source at the start of the run
-    boost.layers = (31,)  # layers of the LLaMA model, in the order in which they run; (): all that the block holds
-    boost.final_norm = "ones"  # weight of the RMSNorm after the last layer: "ones" (the reference) or "loaded"
-    boost.trainable = False  # train the block too: the paper's FT arm
-    boost.rope = False  # keep LLaMA's rotary embedding
-    boost.path = "auto"  # to the same result: "full", "pooled" (CLS alone), "absorbed" (no keys, no values)
-    boost.causal = False  # keep LLaMA's causal mask; CLS comes first and then sees only itself
-
     config.optim = optim = ConfigDict()
     optim.name = "adamw"  # or "adam"
     optim.lr = 1e-5  # peak, per step of the optimiser
     optim.schedule = "cosine"  # to optim.final_lr over all epochs, or "constant"
-    optim.warmup_epochs = 0.0  # linear, from 0; a fraction is fine
+    optim.warmup_epochs = 0.0  # linear; a fraction is fine
+    optim.warmup_from = 0.0  # the warm-up's first value
     optim.final_lr = 0.0  # the cosine's last value
     optim.weight_decay = 0.05  # adamw only; none on biases, norms, positions and CLS tokens
     optim.b1 = 0.9  # decay of the gradient's mean
@@ -48,6 +93,8 @@ def get_config() -> ConfigDict:
     config.train = train = ConfigDict()
     train.epochs = 100  # whole passes; what does not fill a batch is left out, another part in each
     train.batch_size = 128  # over all devices
+    train.accumulate = 1  # steps whose mean gradient makes one change of the weights
+    train.loss = "auto"  # the task's own, or "columns": binary cross-entropy on each column of the one-hot label
     train.max_steps = 0  # end the run early, after this many steps, without touching the schedule; 0: do not
     train.log_every = 10  # steps
     train.compilation_cache = True  # keep compiled programs in the user's cache folder for the next start
@@ -55,7 +102,7 @@ def get_config() -> ConfigDict:
 
     config.eval = evaluation = ConfigDict()
     evaluation.protocol = "validation"  # the split that picks the epoch; "reference": test, as the paper's code does
-    evaluation.metric = "auc"  # that picks the epoch: "auc" or "acc"
+    evaluation.metric = "auc"  # that picks the epoch: "auc", "acc", or "avg": mean of both, sensitivity, specificity
     evaluation.batch_size = 128  # over all devices
     evaluation.bootstrap = 1000  # resamples for the 95 % intervals
-    return config.lock()
+    return config

@@ -9,27 +9,32 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from flax import nnx
 from ml_collections import ConfigDict
 
-from jaxboost import cli, data
+from jaxboost import cli
 from jaxboost.analysis.flops import count_flops
+from jaxboost.analysis.memory import step_memory_gb
 from jaxboost.models.frozen import count, merge, mib
-from jaxboost.training.experiment import Experiment, prepare
+from jaxboost.training import datasets
+from jaxboost.training.experiment import Experiment
+from jaxboost.training.systems import prepare
 
 
-def describe(config: ConfigDict) -> dict[str, Any]:
+def describe(config: ConfigDict, *, memory: bool = False) -> dict[str, Any]:
     """Sizes and costs of a config's model.
+
+    Args:
+      memory: compile a training step to estimate its memory, which takes some seconds.
 
     Returns:
       trainable, frozen: numbers of parameters. trainable_mib, frozen_mib: their size in float32 MiB, which the R-LLM
       paper calls "number of parameters". tokens: that the booster sees. flops_per_image: of one forward pass, with
-      and without the booster.
+      and without the booster. step_memory_gb: see `memory.step_memory_gb`, where it was asked for.
     """
-    info = data.describe_dataset(config.data.name, config.data.size)
+    info = datasets.describe(config)
     with_boost = prepare(config, info, with_weights=False)
     plain = config.copy_and_resolve_references()
-    plain.boost.kind = "none"
+    plain.update_from_flattened_dict({"llama.used": False} if "pneumollm" in config else {"boost.kind": "none"})
     without_boost = prepare(plain, info, with_weights=False)
     image = jax.ShapeDtypeStruct((1, *[config.model.image_size] * info.ndim, info.channels), jnp.uint8)
 
@@ -44,30 +49,35 @@ def describe(config: ConfigDict) -> dict[str, Any]:
     return {
         "dataset": info.name,
         "backbone": config.model.backbone,
-        "boost": config.boost.kind,
+        "boost": with_boost.describe["boost"],
         "classes": len(info.classes),
         "trainable": count(with_boost.params),
         "frozen": count(with_boost.frozen),
         "trainable_mib": round(mib(with_boost.params), 2),
         "frozen_mib": round(mib(with_boost.frozen), 2),
-        "tokens": nnx.eval_shape(lambda: with_boost.build(nnx.Rngs(0))).encoder.tokens,
+        "tokens": with_boost.tokens,
         "flops_per_image": {"with_boost": flops(with_boost), "without_boost": flops(without_boost)},
+        **({"step_memory_gb": step_memory_gb(config, info)} if memory else {}),
     }
 
 
 def as_text(result: dict[str, Any]) -> str:
     """The figures of `describe` as a few lines."""
     cost = result["flops_per_image"]
-    return "\n".join(
-        [
-            f"{result['dataset']}, {result['backbone']}, boost {result['boost']}, {result['classes']} classes",
-            f"trainable  {result['trainable']:>13,} parameters {result['trainable_mib']:>9.2f} MiB",
-            f"frozen     {result['frozen']:>13,} parameters {result['frozen_mib']:>9.2f} MiB",
-            f"tokens     {result['tokens']:>13,} seen by the booster",
-            f"forward    {cost['with_boost'] / 1e9:>13.3f} GFLOP per image, "
-            f"{cost['without_boost'] / 1e9:.3f} without the booster",
-        ]
-    )
+    lines = [
+        f"{result['dataset']}, {result['backbone']}, boost {result['boost']}, {result['classes']} classes",
+        f"trainable  {result['trainable']:>13,} parameters {result['trainable_mib']:>9.2f} MiB",
+        f"frozen     {result['frozen']:>13,} parameters {result['frozen_mib']:>9.2f} MiB",
+        f"tokens     {result['tokens']:>13,} seen by the booster",
+        f"forward    {cost['with_boost'] / 1e9:>13.3f} GFLOP per image, "
+        f"{cost['without_boost'] / 1e9:.3f} without the booster",
+    ]
+    if memory := result.get("step_memory_gb"):
+        lines.append(
+            f"step       {memory['total']:>13.2f} GB of memory estimated, {memory['weights']:.2f} of them"
+            " weights, optimiser and batch"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
@@ -75,8 +85,10 @@ if __name__ == "__main__":
     config_flag = cli.define_config()
     json_flag = flags.DEFINE_bool("json", False, "print one JSON object instead of text")
 
+    memory_flag = flags.DEFINE_bool("memory", True, "compile a training step to estimate its memory")
+
     def main() -> None:
-        result = describe(cli.read_config(config_flag))
+        result = describe(cli.read_config(config_flag), memory=memory_flag.value)
         print(json.dumps(result) if json_flag.value else as_text(result))
 
     cli.run(main)

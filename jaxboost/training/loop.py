@@ -5,6 +5,7 @@ import logging
 import math
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -13,71 +14,88 @@ import numpy as np
 import pooch
 from ml_collections import ConfigDict
 
-from jaxboost import data
 from jaxboost.data import pipeline
+from jaxboost.data.source import Dataset
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.frozen import Tree
-from jaxboost.training import evaluate, experiment, metrics, optim, report, step, workdir
+from jaxboost.training import datasets, evaluate, experiment, features, metrics, optim, report, step, systems, workdir
 from jaxboost.training.checkpoint import Best, Checkpointer, Progress
 from jaxboost.training.log import MetricsLog, ProgressBar
 from jaxboost.training.monitor import PendingLosses, RateMeter, StopSignal
+from jaxboost.training.pretrained import joint_fingerprint
 
 logger = logging.getLogger(__name__)
 
 PROTOCOLS = {"validation": "val", "reference": "test"}  # protocol -> split that picks the epoch
 
 
-def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any] | None:
+def train_and_evaluate(
+    config: ConfigDict, folder: pathlib.Path, load: Callable[[], Dataset] | None = None
+) -> dict[str, Any] | None:
     """Runs a config to its end, resuming what `folder` holds of it.
 
     Every mistake of the user is found before anything is written to `folder`.
+
+    Args:
+      load: gives the data set; None for the one that the config names.
 
     Returns:
       The content of result.json; None where a signal stopped the run before its end.
     """
     check_choice(config.eval.protocol, PROTOCOLS, "config field eval.protocol")
-    check_choice(config.eval.metric, ("auc", "acc"), "config field eval.metric")
+    check_choice(config.eval.metric, metrics.SELECTION, "config field eval.metric")
     if finished := workdir.check(folder, config):
-        experiment.check_same_block(config.boost, finished["block"], folder)
+        systems.check_same_weights(config, finished, folder)
         logger.info("%s is finished:", folder)
         report.log_result(finished)
         return finished
-    return Run(config, folder).complete()
+    return Run(config, folder, load).complete()
 
 
 class Run:
     """One session of a run: everything that is built once, and the three phases that use it."""
 
-    def __init__(self, config: ConfigDict, folder: pathlib.Path):
+    def __init__(self, config: ConfigDict, folder: pathlib.Path, load: Callable[[], Dataset] | None = None):
         self.config, self.folder, self.started = config, folder, time.monotonic()
         _check_ranges(config)
         _keep_compiled_programs(config.train.compilation_cache)
-        info = data.describe_dataset(config.data.name, config.data.size)
-        self.experiment = experiment.prepare(config, info)
-        self.dataset = data.load(config.data.name, size=config.data.size, root=config.data.root)
+        info = datasets.describe(config)
+        if config.eval.metric == "avg" and info.task != metrics.BINARY:
+            raise UserError(
+                f"config field eval.metric: avg is of binary tasks, {info.name} is {info.task}: set it to auc"
+            )
+        self.experiment = systems.prepare(config, info)
+        self.dataset = load() if load else datasets.load(config)
+        replicated, self.by_batch = step.make_mesh()
+        params, self.frozen, self.fingerprints = experiment.initialise(
+            self.experiment, seed=config.seed, replicated=replicated
+        )
+        self.image_size: int | None = config.model.image_size
+        if self.experiment.encodes_once:
+            self._encode(params)
         self.iterator: grain.DatasetIterator = pipeline.train_iterator(
             self.dataset.splits["train"],
             batch_size=config.train.batch_size,
             seed=config.seed,
-            image_size=config.model.image_size,
+            image_size=self.image_size,
         )
         self.steps_per_epoch = pipeline.steps_per_epoch(self.dataset.splits["train"], config.train.batch_size)
         tx, self.learning_rate = optim.make_optimizer(
-            **config.optim, steps_per_epoch=self.steps_per_epoch, epochs=config.train.epochs
+            **config.optim,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=config.train.epochs,
+            accumulate=config.train.accumulate,
         )
         self.last_step = config.train.epochs * self.steps_per_epoch
         if config.train.max_steps:
             self.last_step = min(self.last_step, config.train.max_steps)
         self.selection_split = PROTOCOLS[config.eval.protocol]
 
-        replicated, self.by_batch = step.make_mesh()
-        params, self.frozen, self.fingerprint = experiment.initialise(
-            self.experiment, seed=config.seed, sharding=replicated
-        )
-        task = info.task
+        graphdef, task, loss = self.experiment.graphdef, info.task, config.train.loss
         self.state = step.init_state(params, tx, replicated)
-        self.train_step = step.make_train_step(self.experiment.graphdef, tx, task, replicated)
-        self.bind_eval_step = step.make_eval_step(self.experiment.graphdef, task, replicated)
+        self.train_step = step.make_train_step(graphdef, tx, task, replicated, loss=loss, seed=config.seed)
+        self.bind_eval_step = step.make_eval_step(graphdef, task, replicated, loss=loss)
+        self.fingerprint = joint_fingerprint(self.fingerprints)
         self.progress = Progress(fingerprint=self.fingerprint, best=None, seconds=0.0)
 
     def complete(self) -> dict[str, Any] | None:
@@ -98,9 +116,23 @@ class Run:
             self.bind_eval_step(params, self.frozen),
             self.dataset.splits[split],
             batch_size=self.config.eval.batch_size,
-            image_size=self.config.model.image_size,
+            image_size=self.image_size,
             by_batch=self.by_batch,
         )
+
+    def _encode(self, params: Tree) -> None:
+        """Puts what the frozen encoder makes of the images in their place."""
+        encode = step.make_encode(self.experiment.graphdef, self.by_batch)
+        self.dataset = features.encode(
+            self.dataset,
+            lambda batch: encode(params, self.frozen, step.put(batch, self.by_batch)),
+            batch_size=self.config.eval.batch_size,
+            image_size=self.config.model.image_size,
+            # Beside the run, so that all folds of a cross-validation find it.
+            file=self.folder.parent / features.FILE,
+            key=f"{self.fingerprints['vision']} {self.config.model} {self.config.pneumollm.every}",
+        )
+        self.image_size = None
 
     def seconds(self) -> float:
         """Spent on the run, over all its sessions."""
@@ -157,7 +189,13 @@ class Run:
         losses.stop_unless_finite(number, f"{split} loss", loss)
         labels = self.dataset.splits[split].labels
         result = metrics.score(labels, scores, self.dataset.info.task)
-        log.write(number, {f"{split}_loss": loss, **{f"{split}_{name}": result[name] for name in ("acc", "auc")}})
+        log.write(
+            number,
+            {
+                f"{split}_loss": loss,
+                **{f"{split}_{name}": result[name] for name in metrics.SELECTION if name in result},
+            },
+        )
         epoch, best = math.ceil(number / self.steps_per_epoch), self.progress.best
         # A split that lacks a class has no AUC: then the first epoch stays.
         better = best is None or result[metric] > best.value
@@ -184,10 +222,10 @@ class Run:
         """The only place that touches the test split, unless the protocol is `reference`."""
         best = self.progress.best
         params = checkpointer.restore_best(best.step, self.state.params)
-        scores = {split: self.scores(params, split)[1] for split in ("val", "test")}
+        scores = {name: self.scores(params, name)[1] for name in self.dataset.splits if name != "train"}
         report.write_predictions(self.folder, scores, self.dataset, self.config)
         result = {
-            **report.describe_run(self.experiment, self.dataset, self.config, self.fingerprint),
+            **report.describe_run(self.experiment, self.dataset, self.config, self.fingerprints),
             "selection": {"split": self.selection_split, "metric": self.config.eval.metric, **dataclasses.asdict(best)},
             **report.score_splits(scores, self.dataset, resamples=self.config.eval.bootstrap),
             "steps": self.last_step,
@@ -208,10 +246,11 @@ def _keep_compiled_programs(enabled: bool) -> None:
 
 def _check_ranges(config: ConfigDict) -> None:
     """Raises UserError for numbers that mean nothing; other choices are checked where they are used."""
-    positive = {"train": ("epochs", "log_every"), "eval": ("bootstrap",), "optim": ("lr", "eps")}
+    check_choice(config.train.loss, step.LOSSES, "config field train.loss")
+    positive = {"train": ("epochs", "log_every", "accumulate"), "eval": ("bootstrap",), "optim": ("lr", "eps")}
     not_negative = {
         "train": ("max_steps", "checkpoint_every"),
-        "optim": ("warmup_epochs", "final_lr", "weight_decay", "clip_norm", "b1", "b2"),
+        "optim": ("warmup_epochs", "warmup_from", "final_lr", "weight_decay", "clip_norm", "b1", "b2"),
     }
     for fields, lowest, allowed in (
         (positive, "above 0", lambda x: x > 0),

@@ -13,6 +13,7 @@ def make_optimizer(
     lr: float,
     schedule: str,
     warmup_epochs: float,
+    warmup_from: float,
     final_lr: float,
     weight_decay: float,
     b1: float,
@@ -21,11 +22,15 @@ def make_optimizer(
     clip_norm: float,
     steps_per_epoch: int,
     epochs: int,
+    accumulate: int = 1,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Builds the optimiser from the config's `optim` section; fields are explained in configs/default.py.
 
+    Args:
+      accumulate: the weights change in every `accumulate`-th step, by the mean of the gradients since the last change.
+
     Returns:
-      The transformation, and the schedule: step -> learning rate.
+      The transformation, and the schedule: step, from 0 -> learning rate.
     """
     check_choice(name, ("adamw", "adam"), "config field optim.name")
     if name == "adam" and weight_decay:
@@ -34,19 +39,26 @@ def make_optimizer(
         schedule,
         lr=lr,
         final_lr=final_lr,
-        warmup_steps=round(warmup_epochs * steps_per_epoch),
-        total_steps=epochs * steps_per_epoch,
+        warmup_from=warmup_from,
+        warmup_steps=round(warmup_epochs * steps_per_epoch / accumulate),
+        total_steps=epochs * steps_per_epoch // accumulate,
     )
     adam = (
         optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask)
         if name == "adamw"
         else optax.adam(rate, b1=b1, b2=b2, eps=eps)
     )
-    return (optax.chain(optax.clip_by_global_norm(clip_norm), adam) if clip_norm > 0 else adam), rate
+    tx = optax.chain(optax.clip_by_global_norm(clip_norm), adam) if clip_norm > 0 else adam
+    if accumulate == 1:
+        return tx, rate
+    tx = optax.MultiSteps(tx, every_k_schedule=accumulate).gradient_transformation()
+    return tx, lambda step: rate(step // accumulate)
 
 
-def make_schedule(kind: str, *, lr: float, final_lr: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 over `warmup_steps`, then cosine to `final_lr` at `total_steps`, or constant."""
+def make_schedule(
+    kind: str, *, lr: float, final_lr: float, warmup_from: float, warmup_steps: int, total_steps: int
+) -> optax.Schedule:
+    """Linear from `warmup_from` to `lr` in `warmup_steps`, then cosine to `final_lr` at `total_steps`, or constant."""
     check_choice(kind, ("cosine", "constant"), "config field optim.schedule")
     if warmup_steps >= total_steps:
         raise UserError(
@@ -59,13 +71,13 @@ def make_schedule(kind: str, *, lr: float, final_lr: float, warmup_steps: int, t
     )
     if not warmup_steps:
         return main
-    return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup_steps), main], [warmup_steps])
+    return optax.join_schedules([optax.linear_schedule(warmup_from, lr, warmup_steps), main], [warmup_steps])
 
 
 def decay_mask(params: Tree) -> Tree:
     """True for weights that decay: all but biases, norms, positions and CLS tokens, recognised by their names."""
 
     def decays(path: tuple[jax.tree_util.DictKey, ...], _: jax.Array) -> bool:
-        return not path[-1].key.endswith(("bias", "scale", "norm", "positions", "cls"))
+        return not path[-1].key.endswith(("bias", "scale", "norm", "positions", "cls", "prompts"))
 
     return jax.tree_util.tree_map_with_path(decays, params)

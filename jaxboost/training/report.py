@@ -1,5 +1,7 @@
 """What is said of a run: the lines at its start and end, the prediction files, and the content of result.json."""
 
+import csv
+import io
 import logging
 import pathlib
 import platform
@@ -13,11 +15,11 @@ from ml_collections import ConfigDict
 from sklearn.metrics import roc_auc_score
 
 import jaxboost
-from jaxboost.data.source import Dataset
-from jaxboost.models.boost import FORMS
+from jaxboost.data.source import MULTI_LABEL, Dataset
 from jaxboost.models.frozen import count, mib
 from jaxboost.training import evaluate, metrics, workdir
 from jaxboost.training.experiment import Experiment
+from jaxboost.training.files import write_atomically
 
 REFERENCE_WARNING = (
     "protocol reference: the epoch is picked on the test split, as in the paper's released code;"
@@ -31,18 +33,9 @@ def log_start(experiment: Experiment, dataset: Dataset, config: ConfigDict) -> N
     """Says what is trained on what."""
     sizes = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
     logger.info("%s: %s; %d classes (%s)", dataset.info.name, sizes, len(dataset.info.classes), dataset.info.task)
-    boost = config.boost.kind
-    if experiment.block is not None:
-        manifest = experiment.block.manifest
-        state = "trained too" if config.boost.trainable else "frozen"
-        layers = ", ".join(map(str, experiment.block.layers))
-        boost += f" (layer {layers} of {manifest.source}, {state})"
-    elif experiment.spec.config is not None and FORMS[boost].layer:
-        boost += f" (a random block of {experiment.spec.depth} layer(s): the control without pretraining)"
     logger.info(
-        "%s + %s: %s trainable parameters (%.2f MiB), %s frozen",
-        config.model.backbone,
-        boost,
+        "%s: %s trainable parameters (%.2f MiB), %s frozen",
+        experiment.title,
         f"{count(experiment.params):,}",
         mib(experiment.params),
         f"{count(experiment.frozen):,}",
@@ -53,24 +46,15 @@ def log_start(experiment: Experiment, dataset: Dataset, config: ConfigDict) -> N
         logger.warning(REFERENCE_WARNING)
 
 
-def describe_run(experiment: Experiment, dataset: Dataset, config: ConfigDict, fingerprint: str) -> dict[str, Any]:
-    """The part of result.json that says what was run."""
-    block = None
-    if experiment.block is not None:
-        manifest = experiment.block.manifest
-        block = {
-            "source": manifest.source,
-            "layers": list(experiment.block.layers),
-            "dtype": manifest.dtype,
-            "sha256": fingerprint,
-        }
-    elif fingerprint:
-        block = {
-            "source": "random",
-            "layers": list(config.boost.layers),
-            "dtype": "float32",
-            "sha256": fingerprint,
-        }
+def describe_run(
+    experiment: Experiment, dataset: Dataset, config: ConfigDict, fingerprints: Mapping[str, str]
+) -> dict[str, Any]:
+    """The part of result.json that says what was run.
+
+    Args:
+      fingerprints: of the pretrained parts, by their role.
+    """
+    parts = {part.role: {**part.about, "sha256": fingerprints[part.role]} for part in experiment.pretrained}
     reference = config.eval.protocol == "reference"
     return {
         "dataset": dataset.info.name,
@@ -80,14 +64,13 @@ def describe_run(experiment: Experiment, dataset: Dataset, config: ConfigDict, f
         "seed": config.seed,
         "protocol": config.eval.protocol,
         "warning": REFERENCE_WARNING if reference else None,
-        "model": config.model.backbone,
-        "boost": config.boost.kind,
+        **experiment.describe,
         "parameters": {
             "trainable": count(experiment.params),
             "frozen": count(experiment.frozen),
             "trainable_mib": round(mib(experiment.params), 2),
         },
-        "block": block,
+        **parts,
         "config": workdir.to_dict(config),
         "versions": {
             "python": platform.python_version(),
@@ -123,7 +106,10 @@ def score_splits(scores: Mapping[str, np.ndarray], dataset: Dataset, *, resample
 def write_predictions(
     folder: pathlib.Path, scores: Mapping[str, np.ndarray], dataset: Dataset, config: ConfigDict
 ) -> None:
-    """Writes MedMNIST's standard prediction file of each split; the reference protocol is marked in its name."""
+    """Writes MedMNIST's standard prediction file of each split; the reference protocol is marked in its name.
+
+    Where samples have names, `{split}.csv` says which is which: file, patient, label, and a probability per class.
+    """
     mark = "reference-" if config.eval.protocol == "reference" else ""
     for split, probabilities in scores.items():
         labels = dataset.splits[split].labels
@@ -137,6 +123,22 @@ def write_predictions(
             acc=metrics.acc(labels, probabilities, dataset.info.task),
             run=f"{mark}seed{config.seed}",
         )
+        if dataset.splits[split].names is not None:
+            text = _named_predictions(dataset, split, probabilities)
+            write_atomically(folder / "predictions" / f"{mark}{split}.csv", text)
+
+
+def _named_predictions(dataset: Dataset, split: str, probabilities: np.ndarray) -> str:
+    members, classes = dataset.splits[split], dataset.info.classes
+    groups = members.names if members.groups is None else members.groups
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "patient_id", "label", *classes])
+    for name, group, labels, row in zip(members.names, groups, members.labels, probabilities, strict=True):
+        found = np.flatnonzero(labels) if dataset.info.task == MULTI_LABEL else labels
+        label = "|".join(classes[number] for number in found)
+        writer.writerow([name, group, label, *(f"{value:.9g}" for value in row)])
+    return text.getvalue()
 
 
 def log_result(result: Mapping[str, Any]) -> None:
@@ -150,6 +152,8 @@ def log_result(result: Mapping[str, Any]) -> None:
         _number(selection["value"]),
     )
     for split in ("val", "test"):
+        if split not in result:
+            continue
         figures = result[split]
         texts = [
             f"{name.upper()} {_number(figures[name])} [{', '.join(map(_number, figures['ci95'][name]))}]"
@@ -161,6 +165,7 @@ def log_result(result: Mapping[str, Any]) -> None:
                 ("sensitivity", "sensitivity"),
                 ("specificity", "specificity"),
                 ("balanced_acc", "balanced ACC"),
+                ("avg", "AVG"),
             )
             if key in figures
         ]

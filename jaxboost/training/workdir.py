@@ -16,6 +16,12 @@ _FREE_FIELDS = {
     "boost.block",
     "boost.source",
     "boost.convert",
+    "llama.block",
+    "llama.source",
+    "llama.convert",
+    "pneumollm.vision",
+    "pneumollm.vision_source",
+    "pneumollm.vision_convert",
     "train.log_every",
     "train.checkpoint_every",
 }
@@ -47,8 +53,7 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | None:
             f"{workdir} holds a run of another config, which differs in {', '.join(differing)}:"
             " give another --workdir, or remove it"
         )
-    result = workdir / "result.json"
-    return json.loads(result.read_text()) if result.exists() else None
+    return read_result(workdir)
 
 
 def create(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -62,6 +67,12 @@ def write_result(workdir: pathlib.Path, result: dict[str, Any]) -> dict[str, Any
     text = to_json(result, indent=2)
     write_atomically(workdir / "result.json", text + "\n")
     return json.loads(text)
+
+
+def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The result of a finished run, None where there is none."""
+    path = workdir / "result.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:

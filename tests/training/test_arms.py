@@ -172,7 +172,9 @@ def test_block_that_does_not_fit_the_family(make_run, blocks, tmp_path):
         make_run(_with_block(blocks, boost__family="smollm2-135m"))
     assert "\n" not in str(mistake.value)
     assert str(blocks / "float32") in str(mistake.value)
-    assert make_run(_with_block(blocks, boost__family="")).experiment.spec.config.width == 64
+    assert make_run(_with_block(blocks, boost__family="")).experiment.frozen["boost"]["block"]["final_norm"].shape == (
+        64,
+    )
 
 
 def test_narrower_block_of_the_same_family(make_run, tmp_path):
@@ -227,7 +229,7 @@ def test_remat_changes_neither_loss_nor_gradients(backbone):
 
         def loss_fn(params, graphdef=graphdef, none=none):
             logits = frozen.merge(graphdef, params, none)(batch["image"])
-            return step.loss_and_scores(logits, batch["label"], "binary-class")[0].mean()
+            return step.loss_and_scores(logits, batch["label"], "binary-class", "auto")[0].mean()
 
         gradient = jax.jit(jax.value_and_grad(loss_fn)).trace(params)
         programs[remat] = str(gradient.jaxpr)

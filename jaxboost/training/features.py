@@ -1,0 +1,83 @@
+"""What a frozen encoder makes of the images, made once and kept: where nothing before it is trained or random."""
+
+import dataclasses
+import hashlib
+import logging
+import pathlib
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from jaxboost.data import pipeline
+from jaxboost.data.npz import open_npz, write_npz
+from jaxboost.data.source import Dataset, Split
+from jaxboost.errors import UserError
+
+FILE = "features.npz"
+
+logger = logging.getLogger(__name__)
+
+
+def encode(
+    dataset: Dataset,
+    encoder: Callable[[Mapping[str, np.ndarray]], jax.Array],
+    *,
+    batch_size: int,
+    image_size: int,
+    file: pathlib.Path,
+    key: str,
+) -> Dataset:
+    """The data set with source tokens float32 (n, d, W) in the place of its images.
+
+    Args:
+      encoder: batch -> source tokens (B, d, W).
+      batch_size, image_size: of the batches that it gets.
+      file: where tokens are kept, by their image's digest; those that are there already are not made again.
+      key: identifies the encoder: tokens that another one made are not used.
+    """
+    digests = {name: _digests(split.images) for name, split in dataset.splits.items()}
+    known = _read(file, key)
+    missing = {name: [i for i, digest in enumerate(found) if digest not in known] for name, found in digests.items()}
+    if total := sum(map(len, missing.values())):
+        logger.info("encoding %d images once: the encoder is frozen and has no adapters", total)
+    with tqdm(total=total, unit="image", disable=None) as bar:
+        for name, rows in missing.items():
+            if not rows:
+                continue
+            split = dataset.splits[name]
+            part = Split(images=split.images[rows], labels=split.labels[rows])
+            made = []
+            for batch in pipeline.eval_batches(part, batch_size=batch_size, image_size=image_size):
+                mask = batch.pop("mask")
+                tokens = np.asarray(jax.device_get(encoder({"image": batch["image"]})), np.float32)
+                made.append(tokens[mask])
+                bar.update(int(mask.sum()))
+            known |= dict(zip((digests[name][i] for i in rows), np.concatenate(made), strict=True))
+    if total:
+        write_npz(
+            file, {"key": np.array(key), "digests": np.array(list(known)), "tokens": np.stack(list(known.values()))}
+        )
+    splits = {
+        name: dataclasses.replace(split, images=np.stack([known[digest] for digest in digests[name]]))
+        for name, split in dataset.splits.items()
+    }
+    return dataclasses.replace(dataset, splits=splits)
+
+
+def _digests(images: np.ndarray) -> list[str]:
+    return [hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image in images]
+
+
+def _read(file: pathlib.Path, key: str) -> dict[str, np.ndarray]:
+    if not file.exists():
+        return {}
+    try:
+        arrays = open_npz(file, ["key", "digests", "tokens"])
+    except UserError as error:
+        logger.warning("making them again, the kept features are broken: %s", error)
+        return {}
+    if str(arrays["key"]) != key:
+        return {}
+    return dict(zip(arrays["digests"].tolist(), arrays["tokens"], strict=True))

@@ -1,0 +1,148 @@
+"""PneumoLLM from a config: checks the choices and finds the weights of its encoder and of LLaMA."""
+
+import functools
+import pathlib
+from typing import Any
+
+from flax import nnx
+from ml_collections import ConfigDict
+
+from jaxboost.convert import towers
+from jaxboost.data.source import DatasetInfo
+from jaxboost.errors import UserError, check_choice
+from jaxboost.models import pneumollm
+from jaxboost.models.classifier import BACKBONES
+from jaxboost.models.pneumollm import ENCODERS, PATCHES, TOKENS, PneumoLLM, PneumoSpec
+from jaxboost.models.vit import PLAIN
+from jaxboost.training.experiment import Experiment, check_model, check_patch, model_arguments, trace
+from jaxboost.training.pretrained import (
+    RANDOM,
+    Placement,
+    Pretrained,
+    check_same,
+    find_converted,
+    llama_fingerprint,
+    llama_weights,
+    resolve_llama,
+)
+
+
+def prepare(config: ConfigDict, info: DatasetInfo, *, with_weights: bool) -> Experiment:
+    """See `systems.prepare`."""
+    model, backbone = dict(config.model), config.model.backbone
+    if info.ndim != 2:
+        raise UserError(f"data set {info.name} is {info.ndim}-D, PneumoLLM takes 2-D images: choose another data.name")
+    check_choice(backbone, ENCODERS, "config field model.backbone")
+    check_model(model)
+    patch = 14 if backbone == PATCHES else BACKBONES[backbone].arguments["patch"]
+    check_patch(backbone, patch, model["image_size"])
+
+    vision, arguments = _resolve_vision(config, with_weights=with_weights)
+    spec, llama = _resolve_llama(config, with_weights=with_weights)
+    parts = tuple(part for part in (vision, llama) if part is not None)
+
+    def build(rngs: nnx.Rngs) -> PneumoLLM:
+        return pneumollm.build(
+            spec=spec, classes=len(info.classes), encoder_arguments=arguments, rngs=rngs, **model_arguments(config)
+        )
+
+    graphdef, params, frozen = trace(build)
+    return Experiment(
+        build=build,
+        graphdef=graphdef,
+        params=params,
+        frozen=frozen,
+        pretrained=parts,
+        title=f"{backbone} + pneumollm" + "".join(f" ({part.text})" for part in parts),
+        describe={"model": backbone, "boost": "pneumollm", "vision": None, "llama": None},
+        tokens=_source_tokens(backbone, spec, model["image_size"]) + (spec.tokens != "none") * spec.count,
+        encodes_once=backbone != PATCHES and not spec.vision_adapters,
+    )
+
+
+def check_same_weights(config: ConfigDict, finished: dict[str, Any], folder: pathlib.Path) -> None:
+    """See `systems.check_same_weights`."""
+    llama = config.llama
+    check_same(config.pneumollm.vision, finished["vision"], towers.fingerprint_at, folder)
+    check_same(
+        llama.block,
+        finished["llama"],
+        lambda path: llama_fingerprint(path, layers=llama.layers, final_norm=llama.final_norm),
+        folder,
+    )
+
+
+def _source_tokens(backbone: str, spec: PneumoSpec, image_size: int) -> int:
+    if backbone == PATCHES:
+        return (image_size // 14) ** 2
+    return BACKBONES[backbone].arguments["depth"] // spec.every
+
+
+def _resolve_vision(config: ConfigDict, *, with_weights: bool) -> tuple[Pretrained | None, dict[str, Any]]:
+    """The encoder's weights, and what it is built with beside what its name says."""
+    backbone, fields = config.model.backbone, config.pneumollm
+    if backbone == PATCHES:
+        return None, {}
+    if fields.vision == RANDOM:
+        about = {"source": RANDOM, "dtype": "float32"}
+        text = "a random encoder: the control without pretraining"
+        return Pretrained(role="vision", path=("encoder",), trainable=False, about=about, text=text, load=None), {}
+    if not with_weights:
+        return None, {}
+    if not fields.vision:
+        raise UserError(
+            'config field pneumollm.vision is empty: give the folder that convert_weights.py made, or "random"'
+        )
+    path = find_converted(fields.vision, fields.vision_source, "all", convert_missing=fields.vision_convert)
+    manifest = towers.read_manifest(path)
+    expected, found = PLAIN | BACKBONES[backbone].arguments, manifest.arguments
+    differing = [f"{name} {found[name]}, not {expected[name]}" for name in expected if found[name] != expected[name]]
+    # eps may differ between checkpoints of the same model.
+    differing = [text for text in differing if not text.startswith("eps ")]
+    if differing:
+        raise UserError(
+            f"the encoder at {path} ({manifest.source}) has {', '.join(differing)} as model.backbone={backbone} has:"
+            " choose the backbone that it is"
+        )
+    part = Pretrained(
+        role="vision",
+        path=("encoder",),
+        trainable=False,
+        about={"source": manifest.source, "dtype": manifest.dtype},
+        text=f"encoder of {manifest.source}, frozen",
+        load=functools.partial(_load_tower, path, config.model.image_size),
+    )
+    return part, manifest.arguments
+
+
+def _load_tower(path: pathlib.Path, image_size: int, placement: Placement) -> tuple[dict[str, Any], str]:
+    tower = towers.load_tower(path, image_size=image_size, placement=placement)
+    return tower.weights, tower.fingerprint
+
+
+def _resolve_llama(config: ConfigDict, *, with_weights: bool) -> tuple[PneumoSpec, Pretrained | None]:
+    fields, llama = dict(config.pneumollm), dict(config.llama)
+    for name in ("vision", "vision_source", "vision_convert"):
+        fields.pop(name)
+    check_choice(fields["tokens"], TOKENS, "config field pneumollm.tokens")
+    for name in ("every", "count"):
+        if fields[name] < 1:
+            raise UserError(f"config field pneumollm.{name}: {fields[name]} should be 1 or more")
+    if config.model.backbone != PATCHES:
+        depth = BACKBONES[config.model.backbone].arguments["depth"]
+        if fields["every"] > depth:
+            raise UserError(
+                f"config field pneumollm.every: {fields['every']} is more than the encoder's {depth} blocks"
+            )
+    else:
+        fields["vision_adapters"] = False
+    used, remat, shards = llama.pop("used"), llama.pop("remat"), llama.pop("shard")
+    shape, depth, ref = resolve_llama("llama", reads_block=used, with_weights=with_weights, **llama)
+    if used and not depth:
+        raise UserError("config field llama.layers is empty, which needs a block to take them from: name them")
+    spec = PneumoSpec(llama=shape, depth=depth if used else 0, remat=remat, **fields)
+    if not used:
+        return spec, None
+    layers = tuple(llama["layers"])
+    part = llama_weights("llama", ("llama",), ref, layers=layers, depth=depth, trainable=False, shards=shards)
+    return spec, part

@@ -1,0 +1,90 @@
+"""R-LLM from a config: checks the choices and finds the block's weights."""
+
+import pathlib
+from typing import Any
+
+from flax import nnx
+from ml_collections import ConfigDict
+
+from jaxboost.data.source import DatasetInfo
+from jaxboost.errors import UserError, check_choice
+from jaxboost.models import classifier
+from jaxboost.models.boost import FORMS, KINDS, PATHS, check_path
+from jaxboost.models.classifier import BACKBONES, BoostSpec, Classifier
+from jaxboost.training.experiment import Experiment, check_model, check_patch, model_arguments, trace
+from jaxboost.training.pretrained import Pretrained, check_same, llama_fingerprint, llama_weights, resolve_llama
+
+
+def prepare(config: ConfigDict, info: DatasetInfo, *, with_weights: bool) -> Experiment:
+    """See `systems.prepare`."""
+    model = dict(config.model)
+    check_choice(model["backbone"], BACKBONES, "config field model.backbone")
+    _check_input(model["backbone"], model["image_size"], info)
+    check_model(model)
+    spec, parts = _resolve_boost(with_weights=with_weights, **config.boost)
+
+    def build(rngs: nnx.Rngs) -> Classifier:
+        return classifier.build(boost=spec, classes=len(info.classes), rngs=rngs, **model_arguments(config))
+
+    graphdef, params, frozen = trace(build)
+    backbone, kind = config.model.backbone, config.boost.kind
+    return Experiment(
+        build=build,
+        graphdef=graphdef,
+        params=params,
+        frozen=frozen,
+        pretrained=parts,
+        title=f"{backbone} + {kind}" + "".join(f" ({part.text})" for part in parts),
+        describe={"model": backbone, "boost": kind, "block": None},
+        tokens=nnx.eval_shape(lambda: build(nnx.Rngs(0))).encoder.tokens,
+    )
+
+
+def check_same_weights(config: ConfigDict, finished: dict[str, Any], folder: pathlib.Path) -> None:
+    """See `systems.check_same_weights`."""
+    boost = config.boost
+    check_same(
+        boost.block,
+        finished["block"],
+        lambda path: llama_fingerprint(path, layers=boost.layers, final_norm=boost.final_norm),
+        folder,
+    )
+
+
+def _check_input(backbone: str, image_size: int, info: DatasetInfo) -> None:
+    spec = BACKBONES[backbone]
+    if spec.ndim != info.ndim:
+        fitting = ", ".join(name for name, b in BACKBONES.items() if b.ndim == info.ndim)
+        raise UserError(
+            f"data set {info.name} is {info.ndim}-D but backbone {backbone} takes {spec.ndim}-D input:"
+            f" set model.backbone to one of {fitting}"
+        )
+    check_patch(backbone, spec.arguments["patch"], image_size)
+    if info.ndim == 3 and image_size != info.size:
+        raise UserError(
+            f"config field model.image_size: volumes are not resampled, set it to data.size ({info.size}), not"
+            f" {image_size}"
+        )
+
+
+def _resolve_boost(
+    *, with_weights: bool, kind: str, trainable: bool, rope: bool, causal: bool, path: str, **llama: Any
+) -> tuple[BoostSpec, tuple[Pretrained, ...]]:
+    check_choice(kind, KINDS, "config field boost.kind")
+    check_choice(path, PATHS, "config field boost.path")
+    if kind == "none":
+        return BoostSpec(kind=kind), ()
+    try:
+        check_path(path, kind, rope=rope)
+    except ValueError as error:
+        raise UserError(f"config field boost.path: {error}; set it to auto") from None
+    has_layer = FORMS[kind].layer
+    shape, depth, ref = resolve_llama("boost", reads_block=has_layer, with_weights=with_weights, **llama)
+    if not depth:
+        raise UserError("config field boost.layers is empty, which needs a block to take them from: name them")
+    spec = BoostSpec(kind=kind, config=shape, depth=depth, trainable=trainable, rope=rope, causal=causal, path=path)
+    if not has_layer:
+        return spec, ()
+    layers = tuple(llama["layers"])
+    part = llama_weights("block", ("boost", "block"), ref, layers=layers, depth=depth, trainable=trainable)
+    return spec, (part,)

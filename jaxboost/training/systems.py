@@ -1,0 +1,37 @@
+"""The systems that a config can name: R-LLM, and PneumoLLM where it has a section of that name."""
+
+import pathlib
+import types
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxboost.data.source import DatasetInfo
+from jaxboost.training import pneumo, rllm
+from jaxboost.training.experiment import Experiment
+
+
+def prepare(config: ConfigDict, info: DatasetInfo, *, with_weights: bool = True) -> Experiment:
+    """Checks what a config says of its model and traces it; nothing large is read or computed.
+
+    Args:
+      with_weights: find the pretrained weights (converting them where the config says so). Without, shapes come from
+        the families that the config names.
+
+    Raises:
+      UserError: an unknown choice, weights that are missing or do not fit, a backbone that does not fit the data.
+    """
+    return _system(config).prepare(config, info, with_weights=with_weights)
+
+
+def check_same_weights(config: ConfigDict, finished: dict[str, Any], folder: pathlib.Path) -> None:
+    """Raises UserError where a finished run in `folder` used other pretrained weights than the config now names.
+
+    Args:
+      finished: the run's result.json.
+    """
+    _system(config).check_same_weights(config, finished, folder)
+
+
+def _system(config: ConfigDict) -> types.ModuleType:
+    return pneumo if "pneumollm" in config else rllm

@@ -1,0 +1,335 @@
+"""PneumoLLM runs from end to end on radiographs that the test draws, with tiny random frozen parts."""
+
+import csv
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import pneumollm
+from jaxboost.errors import UserError
+from jaxboost.models import frozen
+from jaxboost.training import cross_validation, features, loop, optim, step
+from tests.scripts import REPOSITORY, assert_mistake, run_script
+from tests.training.small_runs import on_host, take_steps
+
+PATIENTS, PER_PATIENT = 24, 2
+
+
+def write_radiographs(folder: pathlib.Path) -> pathlib.Path:
+    """48 images of 24 patients, half of them with a brighter middle: label "sick"."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for patient in range(PATIENTS):
+        for number in range(PER_PATIENT):
+            image = rng.integers(0, 100, (28, 28), np.uint8)
+            if patient % 2:
+                image[8:20, 8:20] += 100
+            name = f"p{patient:02d}_{number}.png"
+            Image.fromarray(image).save(folder / "images" / name)
+            rows.append((f"p{patient:02d}", name, "sick" if patient % 2 else "healthy"))
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("patient_id", "file", "label"), *rows])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def radiographs(tmp_path_factory):
+    return write_radiographs(tmp_path_factory.mktemp("radiographs"))
+
+
+SMALL = {
+    "data.size": 28,
+    "data.classes": ("healthy", "sick"),
+    "data.folds": 3,
+    "data.val_share": 0.25,
+    "model.backbone": "vit_tiny",
+    "model.image_size": 28,
+    "model.dtype": "float32",
+    "pneumollm.vision": "random",
+    "pneumollm.every": 1,
+    "llama.family": "llama-tiny",
+    "llama.block": "random",
+    "llama.layers": (0, 1),
+    "llama.final_norm": "ones",
+    "optim.lr": 1e-2,
+    "optim.warmup_epochs": 0.0,
+    "train.epochs": 2,
+    "train.batch_size": 8,
+    "eval.bootstrap": 20,
+}
+
+
+def small(root: pathlib.Path, argument: str = "", **changes):
+    config = pneumollm.get_config(argument)
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    config.update_from_flattened_dict({**SMALL, "data.root": str(root), **changes})
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(radiographs, tmp_path_factory):
+    """All folds of a small run: its folder and its result."""
+    folder = tmp_path_factory.mktemp("runs") / "seed0"
+    return folder, cross_validation.train_and_evaluate(small(radiographs), folder)
+
+
+def test_all_folds_in_one_command(finished):
+    folder, result = finished
+    assert result == json.loads((folder / "result.json").read_text())
+    assert [fold["fold"] for fold in result["folds"]] == [0, 1, 2]
+    assert sum(fold["n"] for fold in result["folds"]) == PATIENTS * PER_PATIENT
+    assert result["boost"] == "pneumollm"
+    for name in cross_validation.METRICS:
+        values = [fold[name] for fold in result["folds"]]
+        assert result["test"][name]["mean"] == pytest.approx(np.mean(values))
+        assert result["test"][name]["sd"] == pytest.approx(np.std(values, ddof=1))
+    # The classes can be told apart by brightness; a model that learns nothing has 50.
+    assert result["test"]["auc"]["mean"] > 0.8
+
+
+def test_no_patient_is_on_two_sides(finished):
+    folder, _ = finished
+    fold_of = {}
+    with (folder / "folds.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            assert fold_of.setdefault(row["patient_id"], row["fold"]) == row["fold"]
+    assert len(fold_of) == PATIENTS
+
+
+def test_each_fold_says_what_it_is(finished):
+    folder, _ = finished
+    result = json.loads((folder / "fold1" / "result.json").read_text())
+    assert result["config"]["data"]["fold"] == 1
+    assert result["selection"]["split"] == "val"
+    assert result["selection"]["metric"] == "avg"
+    assert {"vision", "llama"} <= result.keys()
+    assert result["llama"]["source"] == result["vision"]["source"] == "random"
+    assert len(result["llama"]["sha256"]) == 64
+    assert result["test"]["avg"] == pytest.approx(
+        np.mean([result["test"][name] for name in ("sensitivity", "specificity", "acc", "auc")])
+    )
+
+
+def test_finished_folds_are_not_run_again(finished, radiographs):
+    folder, result = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("fold*/result.json")}
+    assert cross_validation.train_and_evaluate(small(radiographs), folder) == result
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("fold*/result.json")} == before
+
+
+def test_one_fold_alone_is_the_same(finished, radiographs, tmp_path):
+    folder, _ = finished
+    assert cross_validation.train_and_evaluate(small(radiographs, data__fold=1), tmp_path) is None
+    alone = json.loads((tmp_path / "fold1" / "result.json").read_text())
+    whole = json.loads((folder / "fold1" / "result.json").read_text())
+    assert alone["test"] == whole["test"]
+    assert not (tmp_path / "fold0").exists()
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_checkpoints_hold_the_trained_weights_alone(finished, radiographs, tmp_path):
+    folder, result = finished
+    with loop.Checkpointer(folder / "fold0" / "checkpoints") as checkpointer:
+        fold = json.loads((folder / "fold0" / "result.json").read_text())
+        run = make_run(small(radiographs), tmp_path)
+        params = checkpointer.restore_best(fold["selection"]["step"], run.state.params)
+    assert frozen.count(params) == result["parameters"]["trainable"]
+    size = sum(path.stat().st_size for path in (folder / "fold0" / "checkpoints" / "best").rglob("*") if path.is_file())
+    assert size < 2 * 4 * (result["parameters"]["trainable"] + 50_000)
+
+
+def make_run(config, folder: pathlib.Path) -> loop.Run:
+    one = config.copy_and_resolve_references()
+    one.data.fold = 0
+    load = lambda: cross_validation.datasets.fold_of(cross_validation.datasets.load(one), one, folder / "folds.csv")  # noqa: E731
+    return loop.Run(one, folder / "fold0", load)
+
+
+def test_everything_that_is_to_be_trained_is(radiographs, tmp_path):
+    """The released code leaves the engine at its random start."""
+    run = make_run(small(radiographs), tmp_path)
+    before, kept = on_host(run.state.params), on_host(run.frozen)
+    take_steps(run, 2)
+    after = on_host(run.state.params)
+    # A bias that all scores share cancels in their softmax.
+    still = [path for path in before if np.array_equal(before[path], after[path]) and "['scores']['bias']" not in path]
+    assert still == []
+    for path, leaf in on_host(run.frozen).items():
+        np.testing.assert_array_equal(leaf, kept[path], err_msg=path)
+
+
+def test_images_are_encoded_once_where_the_encoder_stays_as_it_is(radiographs, tmp_path, monkeypatch):
+    config = small(radiographs, pneumollm__vision_adapters=False, train__batch_size=16)
+    once = make_run(config, tmp_path / "once")
+    tokens = once.dataset.splits["train"].images
+    assert tokens.dtype == np.float32
+    assert tokens.shape[1:] == (2, 128)
+    assert (tmp_path / "once" / features.FILE).exists()
+    losses = take_steps(once, 3)
+
+    def refuse(*_, **__):
+        raise AssertionError("encoded again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "make_encode", lambda *_: refuse)
+        again = make_run(config, tmp_path / "once")
+    assert take_steps(again, 3) == losses
+    prepare = loop.systems.prepare
+    monkeypatch.setattr(loop.systems, "prepare", lambda *args: dataclasses.replace(prepare(*args), encodes_once=False))
+    plain = make_run(config, tmp_path / "each")
+    np.testing.assert_allclose(take_steps(plain, 3), losses, rtol=1e-5)
+
+
+def test_accumulation_is_the_mean_over_the_steps():
+    """Two half batches make the change of a whole one, and none before the second."""
+    section = dict(
+        name="adamw", lr=1e-2, schedule="constant", warmup_epochs=0.0, warmup_from=0.0, final_lr=0.0, weight_decay=0.1,
+        b1=0.9, b2=0.95, eps=1e-8, clip_norm=0.5, steps_per_epoch=4, epochs=2,
+    )  # fmt: skip
+    params = {"kernel": np.array([1.0, -2.0], np.float32)}
+    first, second = {"kernel": np.array([3.0, 1.0], np.float32)}, {"kernel": np.array([-1.0, 2.0], np.float32)}
+    whole, _ = optim.make_optimizer(**section)
+    halves, rate = optim.make_optimizer(**section, accumulate=2)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, first, second)
+    expected, _ = whole.update(mean, whole.init(params), params)
+    state = halves.init(params)
+    nothing, state = halves.update(first, state, params)
+    np.testing.assert_array_equal(nothing["kernel"], 0)
+    change, _ = halves.update(second, state, params)
+    np.testing.assert_allclose(change["kernel"], expected["kernel"], rtol=1e-6)
+    assert rate(7) == pytest.approx(1e-2)
+
+
+def test_accumulated_schedule_counts_changes():
+    section = dict(
+        name="adamw", lr=1.0, schedule="cosine", warmup_epochs=1.0, warmup_from=0.25, final_lr=0.0, weight_decay=0.0,
+        b1=0.9, b2=0.95, eps=1e-8, clip_norm=0.0, steps_per_epoch=8, epochs=3,
+    )  # fmt: skip
+    _, rate = optim.make_optimizer(**section, accumulate=4)
+    # Two changes an epoch: the warm-up's two, then the cosine over four.
+    assert [float(rate(number)) for number in (0, 3, 4, 8)] == pytest.approx([0.25, 0.25, 0.625, 1.0])
+    assert float(rate(16)) == pytest.approx(0.5)
+
+
+def test_columns_is_the_codes_loss():
+    import torch
+    from torch.nn import functional
+
+    logits = np.random.default_rng(0).standard_normal((6, 2)).astype(np.float32)
+    labels = np.array([[0], [1], [1], [0], [1], [0]], np.int32)
+    ours, scores = step.loss_and_scores(logits, labels, "binary-class", "columns")
+    columns = functional.one_hot(torch.from_numpy(labels[:, 0]).long(), 2).float()
+    theirs = functional.binary_cross_entropy_with_logits(torch.from_numpy(logits), columns, reduction="none").mean(1)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    np.testing.assert_allclose(np.sum(scores, axis=1), 1, rtol=1e-6)
+
+
+def test_two_class_cross_entropy_is_the_papers_binary_one():
+    """Equation 5, of the difference of the two logits."""
+    logits = np.random.default_rng(0).standard_normal((6, 2)).astype(np.float32)
+    labels = np.array([[0], [1], [1], [0], [1], [0]], np.int32)
+    ours, _ = step.loss_and_scores(logits, labels, "binary-class", "auto")
+    p = 1 / (1 + np.exp(-(logits[:, 1] - logits[:, 0]).astype(np.float64)))
+    np.testing.assert_allclose(ours, -np.log(np.where(labels[:, 0] == 1, p, 1 - p)), rtol=1e-5)
+
+
+def test_reference_protocol_is_marked_and_has_no_validation_part(radiographs, tmp_path):
+    config = small(radiographs, "reference", train__epochs=1, data__fold=0)
+    cross_validation.train_and_evaluate(config, tmp_path)
+    result = json.loads((tmp_path / "fold0" / "result.json").read_text())
+    assert result["protocol"] == "reference"
+    assert "optimistic" in result["warning"]
+    assert result["splits"].keys() == {"train", "test"}
+    assert sum(result["splits"].values()) == PATIENTS * PER_PATIENT
+    assert result["selection"]["split"] == "test"
+    assert all("reference-" in path.name for path in (tmp_path / "fold0" / "predictions").glob("*@*.csv"))
+
+
+def test_multi_label_radiographs(radiographs, tmp_path):
+    folder = tmp_path / "multi"
+    write_radiographs(folder)
+    table = folder / "labels.csv"
+    lines = table.read_text().splitlines()
+    # Every third patient has both findings.
+    table.write_text(
+        "\n".join(line + "|sick" if line.startswith(("p00", "p06", "p12", "p18")) else line for line in lines) + "\n"
+    )
+    config = small(folder, data__multi_label=True, eval__metric="auc", train__epochs=1, data__fold=0)
+    cross_validation.train_and_evaluate(config, tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "fold0" / "result.json").read_text())
+    assert result["task"] == "multi-label, binary-class"
+    assert 0 <= result["test"]["auc"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pneumollm__tokens": "engin"}, ["pneumollm.tokens", "engine"]),
+        ({"pneumollm__every": 3}, ["pneumollm.every", "2 blocks"]),
+        ({"pneumollm__count": 0}, ["pneumollm.count"]),
+        ({"pneumollm__vision": ""}, ["pneumollm.vision", "convert_weights.py"]),
+        ({"pneumollm__vision": "nowhere"}, ["nowhere", "convert_weights.py"]),
+        ({"llama__layers": ()}, ["llama.layers"]),
+        ({"model__backbone": "vivit_m"}, ["model.backbone"]),
+        ({"model__image_size": 30}, ["model.image_size"]),
+        ({"data__name": "lidcshapes3d", "data__classes": ()}, ["3-D"]),
+        ({"data__folds": 1}, ["data.folds"]),
+        ({"data__fold": 3}, ["data.fold", "0 to 2"]),
+        ({"train__loss": "bce"}, ["train.loss"]),
+        ({"train__accumulate": 0}, ["train.accumulate"]),
+    ],
+)
+def test_mistakes(radiographs, tmp_path, changes, words):
+    with pytest.raises(UserError) as mistake:
+        cross_validation.train_and_evaluate(small(radiographs, **changes), tmp_path / "run")
+    for word in words:
+        assert word in str(mistake.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_avg_is_of_binary_tasks(tmp_path):
+    folder = write_radiographs(tmp_path / "three")
+    table = folder / "labels.csv"
+    lines = [
+        line.replace("healthy", "other") if line.startswith("p0") else line for line in table.read_text().split("\n")
+    ]
+    table.write_text("\n".join(lines))
+    config = small(folder, data__classes=("healthy", "other", "sick"), data__fold=0)
+    with pytest.raises(UserError, match=r"eval\.metric: avg"):
+        cross_validation.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_a_mistake_in_a_script_is_one_line(radiographs):
+    process = run_script("train.py", f"--config={REPOSITORY}/configs/pneumollm.py:engin")
+    assert_mistake(process, "engin", "engine")
+
+
+SHARDED = """
+import json, sys
+import jax, numpy as np
+from tests.training import test_pneumo
+from tests.training.small_runs import take_steps
+root, folder = map(test_pneumo.pathlib.Path, sys.argv[1:])
+losses = {}
+for shard in (False, True):
+    run = test_pneumo.make_run(test_pneumo.small(root, llama__shard=shard), folder / str(shard))
+    up = run.frozen["llama"]["layers"]["up"]
+    losses[str(shard)] = [up.sharding.is_fully_replicated, *take_steps(run, 3), run.scores(run.state.params, "val")[0]]
+print(json.dumps(losses))
+"""
+
+
+def test_llama_spread_over_devices_gives_the_same(radiographs, tmp_path):
+    process = run_script(
+        "-c", SHARDED, radiographs, tmp_path, env={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    )
+    assert process.returncode == 0, process.stderr
+    losses = json.loads(process.stdout.splitlines()[-1])
+    assert (losses["False"][0], losses["True"][0]) == (True, False)
+    np.testing.assert_allclose(losses["True"][1:], losses["False"][1:], rtol=1e-4)
