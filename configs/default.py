@@ -31,6 +31,7 @@ def get_pneumollm_config() -> ConfigDict:
     config.data.folds_file = ""  # folds to use, a CSV file as a run writes it; empty: made, and written to the run
 
     config.pneumollm = pneumollm = ConfigDict()
+    # With model.backbone="conv14" the encoder is trained: the next five do nothing.
     pneumollm.vision = ""  # the encoder's weights: folder made by convert_weights.py, or "random": the control
     pneumollm.vision_source = ""  # where they come from: named in the error when they are missing
     pneumollm.vision_convert = False  # make them from there at the start of the run
@@ -38,14 +39,15 @@ def get_pneumollm_config() -> ConfigDict:
     pneumollm.vision_adapters = True  # RepAdapters in the encoder's blocks; without, images are encoded only once
     pneumollm.llama_adapters = True  # RepAdapters in LLaMA's layers
     pneumollm.tokens = "engine"  # diagnosis tokens: none, coop, cocoop, engine
-    pneumollm.count = 4  # how many of them
+    pneumollm.count = 4  # how many of them, where there are any
     pneumollm.emitter = True  # the information emitter mask: no token sees the diagnosis tokens
 
     config.llama = llama = ConfigDict()
-    llama.used = True  # False: the neck's tokens go to the head, the ablation of Table 4
+    llama.used = True  # False: the neck's tokens go to the head (Table 4); of the rest only family is read then
     _llama_fields(llama)
     llama.layers = tuple(range(32))
     llama.final_norm = "loaded"
+    llama.causal = False  # keep LLaMA's causal mask, which PneumoLLM replaces by the emitter's
     llama.remat = False  # keep only the input of each layer for the backward pass: less memory, more time
     llama.shard = False  # spread its matrices over the devices instead of copying them to each
     return config.lock()
@@ -93,7 +95,7 @@ def _shared() -> ConfigDict:
     config.train = train = ConfigDict()
     train.epochs = 100  # whole passes; what does not fill a batch is left out, another part in each
     train.batch_size = 128  # over all devices
-    train.accumulate = 1  # steps whose mean gradient makes one change of the weights
+    train.accumulate = 1  # steps whose mean gradient makes one change of the weights; the run's last may lack some
     train.loss = "auto"  # the task's own, or "columns": binary cross-entropy on each column of the one-hot label
     train.max_steps = 0  # end the run early, after this many steps, without touching the schedule; 0: do not
     train.log_every = 10  # steps

@@ -1,10 +1,11 @@
 """PneumoLLM on a folder of chest radiographs: CLIP ViT-L/14 and the whole of LLaMA-7B, five folds by patient.
 
-    python convert_weights.py --source openai/clip-vit-large-patch14 --layers all --out blocks/clip-vit-l14
+    python convert_weights.py --source openai/clip-vit-large-patch14 --layers all --dtype bfloat16 \\
+        --out blocks/clip-vit-l14
     python convert_weights.py --source huggyllama/llama-7b --layers all --dtype bfloat16 --out blocks/llama-7b-all
     python train.py --config configs/pneumollm.py --config.data.root=FOLDER
 
-FOLDER holds images/ (DICOM, PNG, JPEG) and labels.csv (patient_id, file, label). For a GPU of 24 GB.
+FOLDER holds images/ (DICOM, PNG, JPEG) and labels.csv (patient_id, file, label). `describe` estimates 16 GB for a step.
 The paper (630 private radiographs, Table 2): sensitivity 80.54, specificity 67.66, ACC 75.87, AUC 78.98, AVG 75.76.
 `configs/pneumollm.py:ROW` is a row of its tables, see ROWS; `:reference` what its released code does, and
 `:ROW+reference` both.
@@ -30,10 +31,19 @@ ROWS: dict[str, dict[str, object]] = {
     "no_llama": {"llama.used": False},
     "random_llama": {"llama.block": "random", "llama.final_norm": "ones"},
     **{f"m{count}": {"pneumollm.count": count} for count in (1, 2, 4, 6, 8)},
-    # Figure 6's encoders: their weights go to pneumollm.vision.
-    "conv14": {"model.backbone": "conv14"},
-    "vit_b16": {"model.backbone": "vit_b16", "pneumollm.every": 2},
-    "vit_l16": {"model.backbone": "vit_l16"},
+    # Figure 6's encoders.
+    "conv14": {"model.backbone": "conv14", "pneumollm.vision": "", "pneumollm.vision_adapters": False},
+    "vit_b16": {
+        "model.backbone": "vit_b16",
+        "pneumollm.every": 2,
+        "pneumollm.vision": "blocks/vit-b16",
+        "pneumollm.vision_source": "google/vit-base-patch16-224-in21k",
+    },
+    "vit_l16": {
+        "model.backbone": "vit_l16",
+        "pneumollm.vision": "blocks/vit-l16",
+        "pneumollm.vision_source": "google/vit-large-patch16-224-in21k",
+    },
     "clip_vit_l14": {},
 }
 REFERENCE = {"eval.protocol": "reference", "train.loss": "columns"}
@@ -41,7 +51,10 @@ REFERENCE = {"eval.protocol": "reference", "train.loss": "columns"}
 
 def apply(config: ConfigDict, argument: str) -> ConfigDict:
     """Applies `ROW`, `reference` or `ROW+reference`; "" changes nothing. Raises ValueError for another word."""
-    for word in argument.split("+") if argument else ():
+    words = argument.split("+") if argument else []
+    if len([word for word in words if word != "reference"]) > 1:
+        raise ValueError(f"{argument!r} names two rows: give one")
+    for word in words:
         if word != "reference" and word not in ROWS:
             raise ValueError(f"no row {word!r}: give one of {', '.join(ROWS)}, reference, or ROW+reference")
         config.update_from_flattened_dict(REFERENCE if word == "reference" else ROWS[word])

@@ -13,7 +13,8 @@ from jaxboost.training.systems import prepare
 def step_memory_gb(config: ConfigDict, info: DatasetInfo) -> dict[str, float]:
     """What one training step of `train.batch_size` images is estimated to hold on one device, in GB (1e9 bytes).
 
-    The frozen weights are taken as stored in `model.dtype`.
+    The frozen weights are taken as stored in `model.dtype`, each device as holding all of them, and the encoder as part
+    of the step; evaluation, which may merge adapters into copies of projections, is not looked at.
 
     Returns:
       weights: frozen and trained ones, optimiser state and batch. temporary: the rest at its peak, as this machine's

@@ -114,7 +114,10 @@ def summary(manifest: Manifest | TowerManifest, out: str | Path) -> str:
         numbers = list(map(str, manifest.layers))
         layers = f"{', '.join(numbers)} of 0 to {manifest.layers_in_source - 1}"
         layers += ", and the final norm" if manifest.final_norm else ""
-        used = f"--config.boost.block={out} --config.boost.layers={','.join(numbers)} --config.boost.family="
+        used = " ".join(
+            f"--config.boost.{field}" for field in (f"block={out}", f"layers={','.join(numbers)}", "family=")
+        )
+        used += ", for PneumoLLM --config.llama. in the place of --config.boost."
     return "\n".join(
         [
             f"source  {manifest.source} ({manifest.source_format})",

@@ -8,7 +8,7 @@ from jaxboost.convert.huggingface import HuggingFaceTensors
 from jaxboost.convert.settings import Settings
 from jaxboost.convert.tower_names import CLIP_OF_TWO, LAYOUTS, MODEL_TYPES, TowerSource, locate
 from jaxboost.errors import UserError
-from jaxboost.models.layers import ACTIVATIONS
+from jaxboost.models.transformer import ACTIVATIONS
 
 _REGISTERS = "dinov2_with_registers"
 

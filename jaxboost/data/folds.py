@@ -32,7 +32,7 @@ def fold_of(
         count: number of folds.
         fold: 0 <= fold < count.
         seed: of the assignment of patients to folds, and to validation.
-        val_share: 0 < val_share <= 0.5.
+        val_share: 0 < val_share <= 0.5, or 0 for no validation split.
         file: where the folds are kept: read where it exists, whatever the seed, and written where it does not; or None.
 
     Returns:
@@ -118,26 +118,28 @@ def split(
     """Indices of the samples of "train", "val" and "test", ascending, when `fold` is the test split.
 
     Validation is one of round(1 / val_share) stratified parts of the other folds' patients, the first that has every
-    class.
+    class; with a share of 0 there is none.
 
     Raises:
         UserError: `val_share` is out of range, there are too few patients, or a split lacks a class.
     """
-    if not 0 < val_share <= 0.5:
-        raise UserError(f"data.val_share={val_share}: use more than 0 and at most 0.5")
+    if not 0 <= val_share <= 0.5:
+        raise UserError(f"data.val_share={val_share}: use 0 to 0.5")
     test, rest = np.flatnonzero(fold_numbers == fold), np.flatnonzero(fold_numbers != fold)
-    count = round(1 / val_share)
-    others = None if groups is None else groups[rest]
-    patients = len(rest) if others is None else len(np.unique(others))
-    if patients < count:
-        raise UserError(
-            f"fold {fold}: {patients} patients are left for training and validation, "
-            f"too few for data.val_share={val_share}"
-        )
     members = _members(labels, classes)
-    parts = [rest[rows] for rows in _parts(labels[rest], others, count, seed)]
-    val = next((rows for rows in parts if all(has[rows].any() for has in members.values())), parts[0])
-    found = {"train": np.setdiff1d(rest, val), "val": np.sort(val), "test": test}
+    found = {"train": rest, "test": test}
+    if val_share:
+        count = round(1 / val_share)
+        others = None if groups is None else groups[rest]
+        patients = len(rest) if others is None else len(np.unique(others))
+        if patients < count:
+            raise UserError(
+                f"fold {fold}: {patients} patients are left for training and validation, "
+                f"too few for data.val_share={val_share}"
+            )
+        parts = [rest[rows] for rows in _parts(labels[rest], others, count, seed)]
+        val = next((rows for rows in parts if all(has[rows].any() for has in members.values())), parts[0])
+        found = {"train": np.setdiff1d(rest, val), "val": np.sort(val), "test": test}
     for name, rows in found.items():
         lacks = [label for label, has in members.items() if not has[rows].any()]
         if lacks:

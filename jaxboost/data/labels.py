@@ -81,11 +81,10 @@ def check_classes(classes: Sequence[str], where: str, *, multi_label: bool) -> t
         where: they come from, for messages.
 
     Raises:
-        UserError: there are fewer than two (one for a multi-label task), or two that differ in case only.
+        UserError: there are fewer than two, or two that differ in case only.
     """
-    least = 1 if multi_label else 2
-    if len(classes) < least:
-        raise UserError(f"{where}: {len(classes)} classes ({', '.join(classes)}), at least {least} are needed")
+    if len(classes) < 2:
+        raise UserError(f"{where}: {len(classes)} classes ({', '.join(classes)}), at least 2 are needed")
     folded: dict[str, str] = {}
     for name in classes:
         other = folded.setdefault(name.casefold(), name)

@@ -83,6 +83,8 @@ def load(
     rows = labels.read_rows(folder / labels.FILE, faults)
     known = labels.check_classes(classes, "data.classes", multi_label=multi_label) if classes else ()
     info = _info(size, known or _found_classes(folder, rows, multi_label), multi_label)
+    if not known:
+        _log.info("classes found, in label order (of two the second is the positive one): %s", ", ".join(info.classes))
     targets = labels.encode(rows, info.classes, faults, multi_label=multi_label)
     labels.check_patients(rows, faults, multi_label=multi_label, allow_mixed=allow_mixed_patients)
     readable = _readable(rows, folder / _IMAGES, faults)

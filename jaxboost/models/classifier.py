@@ -169,7 +169,7 @@ def build(
       backbone: a key of BACKBONES.
       image_size: side S of the (cubic) input, in pixels; a multiple of the backbone's patch.
       dtype: of the computation; trained weights are float32 always.
-      remat: see `layers.Transformer`.
+      remat: see `transformer.Transformer`.
     """
     spec = BACKBONES[backbone]
     encoder = spec.encoder(

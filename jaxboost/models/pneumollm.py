@@ -39,6 +39,7 @@ class PneumoSpec:
       tokens: what makes the diagnosis tokens, one of TOKENS (Table 6).
       count: m; not read where `tokens` is "none".
       emitter: the information emitter mask: nobody sees the diagnosis tokens (Equation 2).
+      causal: LLaMA's own causal mask too, which the emitter's replaces.
       remat: see `llama.LlamaBlock`.
     """
 
@@ -50,6 +51,7 @@ class PneumoSpec:
     tokens: str
     count: int
     emitter: bool
+    causal: bool
     remat: bool
 
 
@@ -157,7 +159,8 @@ class PneumoLLM(nnx.Module):
 
     def features(self, x: jax.Array, maps: Merged | None = None, *, key: jax.Array | None = None) -> jax.Array:
         """What the head reads, the mean over LLaMA's output tokens (B, D), from source tokens x (B, d, W)."""
-        d = x.shape[1]
+        # Source tokens that were kept come in float32, whatever the computation.
+        x, d = x.astype(self.dtype), x.shape[1]
         if self.engine is not None:
             x = jnp.concatenate([x, self.engine(x)], axis=1)
         y = self.neck_out(jax.nn.silu(self.neck_in(x)))
@@ -165,7 +168,7 @@ class PneumoLLM(nnx.Module):
             mask = (jnp.arange(y.shape[1]) < d)[None] if self.spec.emitter else None
             merged = None if maps is None else maps.llama
             adaptation = _adaptation(self.llama_adapters, merged, self.spec.depth, key)
-            y = self.llama(y, rope=True, causal=False, mask=mask, adaptation=adaptation)
+            y = self.llama(y, rope=True, causal=self.spec.causal, mask=mask, adaptation=adaptation)
         return y.astype(jnp.float32).mean(axis=1)
 
     def form_maps(self) -> Merged | None:
@@ -211,7 +214,7 @@ def build(
     Args:
       backbone: one of ENCODERS.
       encoder_arguments: what to build it with instead of what BACKBONES says, such as its checkpoint's eps.
-      remat: of the encoder, see `layers.Transformer`; LLaMA's is in `spec`.
+      remat: of the encoder, see `transformer.Transformer`; LLaMA's is in `spec`.
       The others are those of `classifier.build`.
     """
     if backbone == PATCHES:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxboost.models.adapters import Adaptation
-from jaxboost.models.layers import Block, Transformer, layer_norm, linear, patches_2d, prepend, vit_init
+from jaxboost.models.layers import layer_norm, linear, patches_2d, prepend, vit_init
+from jaxboost.models.transformer import Block, Transformer
 
 # What ImageNet's ViT has, and its relatives may have otherwise.
 PLAIN = dict(eps=1e-6, activation="gelu", patch_bias=True, pre_norm=False, layer_scale=False)
@@ -21,11 +22,11 @@ class ViT(nnx.Module):
     Args:
       image_size: S, a multiple of `patch`, both in pixels.
       eps: of all LayerNorms.
-      activation: a key of `layers.ACTIVATIONS`.
+      activation: a key of `transformer.ACTIVATIONS`.
       patch_bias: CLIP's patch embedding has none.
       pre_norm: a LayerNorm before the first block (CLIP).
-      layer_scale: see `layers.Block` (DINOv2).
-      remat: see `layers.Transformer`.
+      layer_scale: see `transformer.Block` (DINOv2).
+      remat: see `transformer.Transformer`.
     """
 
     def __init__(

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.layers import PatchEmbedding3D, patches_3d, prepend, volume_transformer
+from jaxboost.models.layers import PatchEmbedding3D, patches_3d, prepend
+from jaxboost.models.transformer import volume_transformer
 
 
 class ViT3D(nnx.Module):

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.layers import PatchEmbedding3D, Transformer, layer_norm, patches_3d, prepend, volume_transformer
+from jaxboost.models.layers import PatchEmbedding3D, layer_norm, patches_3d, prepend
+from jaxboost.models.transformer import Transformer, volume_transformer
 
 
 class ViViT(nnx.Module):

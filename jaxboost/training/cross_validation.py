@@ -3,6 +3,7 @@
 import functools
 import logging
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,15 @@ from ml_collections import ConfigDict
 from jaxboost.data.source import Dataset
 from jaxboost.errors import UserError
 from jaxboost.training import datasets, loop, workdir
+from jaxboost.training.datasets import ALL_FOLDS
 
 FOLDS = "folds.csv"
-ALL_FOLDS = -1
 METRICS = ("sensitivity", "specificity", "acc", "auc", "avg")
+# What all folds have in common, and result.json says once.
+SHARED = (
+    *("dataset", "task", "classes", "seed", "protocol", "warning", "model", "boost", "parameters", "vision", "llama"),
+    *("block", "versions"),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -28,55 +34,53 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict[str, An
     Returns:
       The content of result.json; None where a signal stopped it, or where `data.fold` names one fold and others lack.
     """
-    fields = config.data
-    if not fields.get("folds", 0):
+    datasets.check_folds(config)
+    if not config.data.get("folds", 0):
         return loop.train_and_evaluate(config, folder)
-    if fields.folds < 2:
-        raise UserError(f"config field data.folds: {fields.folds} should be 2 or more, or 0 for the official splits")
-    if not ALL_FOLDS <= fields.fold < fields.folds:
-        raise UserError(
-            f"config field data.fold: {fields.fold} should be 0 to {fields.folds - 1}, or {ALL_FOLDS} for all"
+    together = _of_fold(config, ALL_FOLDS)
+    workdir.check(folder, together)
+    whole = functools.cache(lambda: _checked(config, folder))
+    for number in range(config.data.folds) if config.data.fold == ALL_FOLDS else (config.data.fold,):
+        logger.info("fold %d of %d", number, config.data.folds)
+        fold = loop.Fold(
+            load=lambda number=number: datasets.fold_of(whole(), config, number, _folds_in(folder)),
+            prepare=lambda: _prepare(whole(), together, folder),
+            folder=folder,
         )
-    whole = functools.cache(lambda: datasets.load(config))
-    for number in range(fields.folds) if fields.fold == ALL_FOLDS else (fields.fold,):
-        one = config.copy_and_resolve_references()
-        one.data.fold = number
-        logger.info("fold %d of %d", number, fields.folds)
-        load = functools.partial(_load_fold, whole, one, folder / FOLDS)
-        if loop.train_and_evaluate(one, folder / f"fold{number}", load) is None:
+        if loop.train_and_evaluate(_of_fold(config, number), folder / f"fold{number}", fold) is None:
             return None
-    results = [workdir.read_result(folder / f"fold{number}") for number in range(fields.folds)]
+    results = [workdir.read_result(folder / f"fold{number}") for number in range(config.data.folds)]
     if missing := [str(number) for number, result in enumerate(results) if result is None]:
         logger.info("fold %s to be run before there is a result of all", ", ".join(missing))
         return None
-    result = workdir.write_result(folder, summarise(results))
+    _check_alike(results, folder)
+    result = workdir.write_result(folder, {**summarise(results), "config": workdir.to_dict(together)})
     log_summary(result)
     return result
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The content of a cross-validation's result.json.
+    """The figures of a cross-validation's result.json.
 
     Args:
       results: of the folds, in order.
 
     Returns:
-      What the folds share; "folds": the test figures of each; "test": mean and standard deviation (n - 1) over them.
+      What the folds share; "folds": the test figures of each; "test": mean and standard deviation (n - 1) over them,
+      None for a metric that is undefined in a fold.
     """
-    shared = ("dataset", "task", "classes", "seed", "protocol", "warning", "model", "boost", "parameters", "versions")
     names = [name for name in METRICS if name in results[0]["test"]]
     figures = {name: [result["test"][name] for result in results] for name in names}
     return {
-        **{name: results[0][name] for name in shared},
+        **{name: results[0][name] for name in SHARED if name in results[0]},
         "folds": [
-            {"fold": number, "n": result["test"]["n"], "epoch": result["selection"]["epoch"]}
+            {"fold": number, "splits": result["splits"], "selection": result["selection"]}
             | {name: result["test"][name] for name in names}
             for number, result in enumerate(results)
         ],
         "test": {
-            name: {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
+            name: {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))} if None not in values else None
             for name, values in figures.items()
-            if None not in values
         },
         "seconds": round(sum(result["seconds"] for result in results), 1),
     }
@@ -84,11 +88,49 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def log_summary(result: Mapping[str, Any]) -> None:
     """Says the figures over all folds."""
-    texts = [f"{name} {figures['mean']:.4f} (sd {figures['sd']:.4f})" for name, figures in result["test"].items()]
+    texts = [
+        f"{name} {figures['mean']:.4f} (sd {figures['sd']:.4f})" if figures else f"{name} undefined in a fold"
+        for name, figures in result["test"].items()
+    ]
     logger.info("test, mean over %d folds: %s", len(result["folds"]), ", ".join(texts))
     if result["warning"]:
         logger.warning(result["warning"])
 
 
-def _load_fold(whole: Any, config: ConfigDict, file: pathlib.Path) -> Dataset:
-    return datasets.fold_of(whole(), config, file)
+def _of_fold(config: ConfigDict, number: int) -> ConfigDict:
+    one = config.copy_and_resolve_references()
+    one.data.fold = number
+    return one
+
+
+def _checked(config: ConfigDict, folder: pathlib.Path) -> Dataset:
+    """The whole data set, once every fold of it was seen to be possible: not the last after days of training."""
+    dataset = datasets.load(config)
+    for number in range(config.data.folds):
+        datasets.fold_of(dataset, config, number, _folds_in(folder))
+    return dataset
+
+
+def _folds_in(folder: pathlib.Path) -> pathlib.Path | None:
+    return folder / FOLDS if (folder / FOLDS).exists() else None
+
+
+def _prepare(dataset: Dataset, together: ConfigDict, folder: pathlib.Path) -> None:
+    """Notes the config of all folds, and who is in which."""
+    workdir.create(folder, together)
+    if together.data.folds_file:
+        shutil.copyfile(pathlib.Path(together.data.folds_file).expanduser(), folder / FOLDS)
+    else:
+        datasets.fold_of(dataset, together, 0, folder / FOLDS)
+
+
+def _check_alike(results: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> None:
+    """Raises UserError where folds were run with other weights than each other; their configs are the same already."""
+    for role in ("vision", "llama", "block"):
+        found = {(result.get(role) or {}).get("sha256") for result in results}
+        # Random parts are drawn from the same seed.
+        if len(found) > 1:
+            raise UserError(
+                f"the folds in {folder} were run with different weights ({role}): remove those of the wrong one and run"
+                " again, or give another --workdir"
+            )

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from jaxboost.convert.placing import Placement
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models import classifier, frozen
 from jaxboost.models.frozen import Tree
-from jaxboost.training.pretrained import Placement, Pretrained, digest
+from jaxboost.training.pretrained import Pretrained, digest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,8 @@ class Experiment:
       title: what the log and the tables call it.
       describe: what result.json says of it, "model" and "boost" among it.
       tokens: that the LLaMA layers see, or would see.
-      encodes_once: whether the model's `encode` gives the same at every step, so that it can be done ahead.
+      encoder_key: where the model's `encode` gives the same at every step, so that it can be done ahead: what it
+        depends on beside its weights; else None.
     """
 
     build: Callable[[nnx.Rngs], nnx.Module]
@@ -37,7 +39,7 @@ class Experiment:
     title: str
     describe: dict[str, Any]
     tokens: int
-    encodes_once: bool = False
+    encoder_key: str | None = None
 
 
 def trace(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
@@ -53,12 +55,16 @@ def initialise(
     Random ones are drawn under jit straight to their devices; those that pretrained ones replace never exist. The
     fingerprint of a random part is the digest of its bytes.
     """
-    loaded = [part for part in experiment.pretrained if part.load is not None]
 
     def draw() -> tuple[dict[str, Any], dict[str, Any]]:
         _, params, frozen_weights = frozen.split(experiment.build(nnx.Rngs(seed)))
-        for part in loaded:
-            _pop(params if part.trainable else frozen_weights, part.path)
+        for part in experiment.pretrained:
+            holder = params if part.trainable else frozen_weights
+            weights = _pop(holder, part.path)
+            if part.load is None:
+                # As small as loaded ones would be.
+                dtype = jnp.dtype(part.about["dtype"])
+                _put(holder, part.path, jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), weights))
         return params, frozen_weights
 
     shapes = jax.eval_shape(draw)

@@ -15,8 +15,6 @@ from jaxboost.data.npz import open_npz, write_npz
 from jaxboost.data.source import Dataset, Split
 from jaxboost.errors import UserError
 
-FILE = "features.npz"
-
 logger = logging.getLogger(__name__)
 
 
@@ -26,7 +24,7 @@ def encode(
     *,
     batch_size: int,
     image_size: int,
-    file: pathlib.Path,
+    folder: pathlib.Path,
     key: str,
 ) -> Dataset:
     """The data set with source tokens float32 (n, d, W) in the place of its images.
@@ -34,11 +32,12 @@ def encode(
     Args:
       encoder: batch -> source tokens (B, d, W).
       batch_size, image_size: of the batches that it gets.
-      file: where tokens are kept, by their image's digest; those that are there already are not made again.
-      key: identifies the encoder: tokens that another one made are not used.
+      folder: where tokens are kept, by their image's digest; those that are there already are not made again.
+      key: identifies the encoder, each of which has a file of its own.
     """
+    file = folder / f"features-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz"
     digests = {name: _digests(split.images) for name, split in dataset.splits.items()}
-    known = _read(file, key)
+    known = _read(file)
     missing = {name: [i for i, digest in enumerate(found) if digest not in known] for name, found in digests.items()}
     if total := sum(map(len, missing.values())):
         logger.info("encoding %d images once: the encoder is frozen and has no adapters", total)
@@ -56,9 +55,7 @@ def encode(
                 bar.update(int(mask.sum()))
             known |= dict(zip((digests[name][i] for i in rows), np.concatenate(made), strict=True))
     if total:
-        write_npz(
-            file, {"key": np.array(key), "digests": np.array(list(known)), "tokens": np.stack(list(known.values()))}
-        )
+        write_npz(file, {"digests": np.array(list(known)), "tokens": np.stack(list(known.values()))})
     splits = {
         name: dataclasses.replace(split, images=np.stack([known[digest] for digest in digests[name]]))
         for name, split in dataset.splits.items()
@@ -70,14 +67,12 @@ def _digests(images: np.ndarray) -> list[str]:
     return [hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image in images]
 
 
-def _read(file: pathlib.Path, key: str) -> dict[str, np.ndarray]:
+def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
     if not file.exists():
         return {}
     try:
-        arrays = open_npz(file, ["key", "digests", "tokens"])
+        arrays = open_npz(file, ["digests", "tokens"])
     except UserError as error:
         logger.warning("making them again, the kept features are broken: %s", error)
-        return {}
-    if str(arrays["key"]) != key:
         return {}
     return dict(zip(arrays["digests"].tolist(), arrays["tokens"], strict=True))

@@ -29,15 +29,13 @@ logger = logging.getLogger(__name__)
 PROTOCOLS = {"validation": "val", "reference": "test"}  # protocol -> split that picks the epoch
 
 
-def train_and_evaluate(
-    config: ConfigDict, folder: pathlib.Path, load: Callable[[], Dataset] | None = None
-) -> dict[str, Any] | None:
+def train_and_evaluate(config: ConfigDict, folder: pathlib.Path, fold: "Fold | None" = None) -> dict[str, Any] | None:
     """Runs a config to its end, resuming what `folder` holds of it.
 
     Every mistake of the user is found before anything is written to `folder`.
 
     Args:
-      load: gives the data set; None for the one that the config names.
+      fold: the fold of a cross-validation that the run is, None for the data set's own splits.
 
     Returns:
       The content of result.json; None where a signal stopped the run before its end.
@@ -49,13 +47,28 @@ def train_and_evaluate(
         logger.info("%s is finished:", folder)
         report.log_result(finished)
         return finished
-    return Run(config, folder, load).complete()
+    return Run(config, folder, fold).complete()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fold:
+    """What a fold's run has from the cross-validation that it is part of.
+
+    Attributes:
+      load: gives the data set.
+      prepare: writes what stands for all folds, once no mistake of the user is left to be found.
+      folder: of the cross-validation.
+    """
+
+    load: Callable[[], Dataset]
+    prepare: Callable[[], None]
+    folder: pathlib.Path
 
 
 class Run:
     """One session of a run: everything that is built once, and the three phases that use it."""
 
-    def __init__(self, config: ConfigDict, folder: pathlib.Path, load: Callable[[], Dataset] | None = None):
+    def __init__(self, config: ConfigDict, folder: pathlib.Path, fold: Fold | None = None):
         self.config, self.folder, self.started = config, folder, time.monotonic()
         _check_ranges(config)
         _keep_compiled_programs(config.train.compilation_cache)
@@ -65,20 +78,9 @@ class Run:
                 f"config field eval.metric: avg is of binary tasks, {info.name} is {info.task}: set it to auc"
             )
         self.experiment = systems.prepare(config, info)
-        self.dataset = load() if load else datasets.load(config)
-        replicated, self.by_batch = step.make_mesh()
-        params, self.frozen, self.fingerprints = experiment.initialise(
-            self.experiment, seed=config.seed, replicated=replicated
-        )
+        self.dataset = fold.load() if fold else datasets.load(config)
         self.image_size: int | None = config.model.image_size
-        if self.experiment.encodes_once:
-            self._encode(params)
-        self.iterator: grain.DatasetIterator = pipeline.train_iterator(
-            self.dataset.splits["train"],
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            image_size=self.image_size,
-        )
+        self.iterator = self._train_iterator()
         self.steps_per_epoch = pipeline.steps_per_epoch(self.dataset.splits["train"], config.train.batch_size)
         tx, self.learning_rate = optim.make_optimizer(
             **config.optim,
@@ -91,6 +93,16 @@ class Run:
             self.last_step = min(self.last_step, config.train.max_steps)
         self.selection_split = PROTOCOLS[config.eval.protocol]
 
+        replicated, self.by_batch = step.make_mesh()
+        params, self.frozen, self.fingerprints = experiment.initialise(
+            self.experiment, seed=config.seed, replicated=replicated
+        )
+        # Another answer for the same images is another data set.
+        self.fingerprints |= datasets.fingerprint(self.dataset)
+        if fold:
+            fold.prepare()
+        if self.experiment.encoder_key is not None:
+            self._encode(params, fold.folder if fold else folder)
         graphdef, task, loss = self.experiment.graphdef, info.task, config.train.loss
         self.state = step.init_state(params, tx, replicated)
         self.train_step = step.make_train_step(graphdef, tx, task, replicated, loss=loss, seed=config.seed)
@@ -120,19 +132,27 @@ class Run:
             by_batch=self.by_batch,
         )
 
-    def _encode(self, params: Tree) -> None:
-        """Puts what the frozen encoder makes of the images in their place."""
+    def _train_iterator(self) -> grain.DatasetIterator:
+        return pipeline.train_iterator(
+            self.dataset.splits["train"],
+            batch_size=self.config.train.batch_size,
+            seed=self.config.seed,
+            image_size=self.image_size,
+        )
+
+    def _encode(self, params: Tree, folder: pathlib.Path) -> None:
+        """Puts what the frozen encoder makes of the images in their place; it is kept in `folder`."""
         encode = step.make_encode(self.experiment.graphdef, self.by_batch)
         self.dataset = features.encode(
             self.dataset,
             lambda batch: encode(params, self.frozen, step.put(batch, self.by_batch)),
             batch_size=self.config.eval.batch_size,
             image_size=self.config.model.image_size,
-            # Beside the run, so that all folds of a cross-validation find it.
-            file=self.folder.parent / features.FILE,
-            key=f"{self.fingerprints['vision']} {self.config.model} {self.config.pneumollm.every}",
+            folder=folder,
+            key=f"{self.fingerprints['vision']} {self.experiment.encoder_key}",
         )
         self.image_size = None
+        self.iterator = self._train_iterator()
 
     def seconds(self) -> float:
         """Spent on the run, over all its sessions."""
@@ -260,6 +280,11 @@ def _check_ranges(config: ConfigDict) -> None:
             for name in names:
                 if not allowed(config[section][name]):
                     raise UserError(f"config field {section}.{name}: {config[section][name]} should be {lowest}")
+    if config.train.max_steps and config.train.max_steps < config.train.accumulate:
+        raise UserError(
+            f"config field train.max_steps: {config.train.max_steps} is less than train.accumulate,"
+            f" {config.train.accumulate}: nothing would be trained"
+        )
     for name in ("b1", "b2"):
         if config.optim[name] >= 1:
             raise UserError(f"config field optim.{name}: {config.optim[name]} should be below 1")

@@ -60,6 +60,10 @@ def make_schedule(
 ) -> optax.Schedule:
     """Linear from `warmup_from` to `lr` in `warmup_steps`, then cosine to `final_lr` at `total_steps`, or constant."""
     check_choice(kind, ("cosine", "constant"), "config field optim.schedule")
+    if not total_steps:
+        raise UserError(
+            "config field train.accumulate: it is more than the steps of all epochs, nothing would be trained"
+        )
     if warmup_steps >= total_steps:
         raise UserError(
             f"config field optim.warmup_epochs: {warmup_steps} warm-up steps do not fit in {total_steps} steps"

@@ -8,6 +8,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxboost.convert import towers
+from jaxboost.convert.placing import Placement
 from jaxboost.data.source import DatasetInfo
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models import pneumollm
@@ -17,7 +18,6 @@ from jaxboost.models.vit import PLAIN
 from jaxboost.training.experiment import Experiment, check_model, check_patch, model_arguments, trace
 from jaxboost.training.pretrained import (
     RANDOM,
-    Placement,
     Pretrained,
     check_same,
     find_converted,
@@ -56,7 +56,7 @@ def prepare(config: ConfigDict, info: DatasetInfo, *, with_weights: bool) -> Exp
         title=f"{backbone} + pneumollm" + "".join(f" ({part.text})" for part in parts),
         describe={"model": backbone, "boost": "pneumollm", "vision": None, "llama": None},
         tokens=_source_tokens(backbone, spec, model["image_size"]) + (spec.tokens != "none") * spec.count,
-        encodes_once=backbone != PATCHES and not spec.vision_adapters,
+        encoder_key=None if backbone == PATCHES or spec.vision_adapters else f"{config.model} {spec.every}",
     )
 
 
@@ -84,7 +84,7 @@ def _resolve_vision(config: ConfigDict, *, with_weights: bool) -> tuple[Pretrain
     if backbone == PATCHES:
         return None, {}
     if fields.vision == RANDOM:
-        about = {"source": RANDOM, "dtype": "float32"}
+        about = {"source": RANDOM, "dtype": config.model.dtype}
         text = "a random encoder: the control without pretraining"
         return Pretrained(role="vision", path=("encoder",), trainable=False, about=about, text=text, load=None), {}
     if not with_weights:
@@ -136,13 +136,17 @@ def _resolve_llama(config: ConfigDict, *, with_weights: bool) -> tuple[PneumoSpe
             )
     else:
         fields["vision_adapters"] = False
-    used, remat, shards = llama.pop("used"), llama.pop("remat"), llama.pop("shard")
+    used, remat, shards, causal = (llama.pop(name) for name in ("used", "remat", "shard", "causal"))
+    if not used:
+        llama |= {"block": "", "final_norm": "ones"}
     shape, depth, ref = resolve_llama("llama", reads_block=used, with_weights=with_weights, **llama)
     if used and not depth:
         raise UserError("config field llama.layers is empty, which needs a block to take them from: name them")
-    spec = PneumoSpec(llama=shape, depth=depth if used else 0, remat=remat, **fields)
+    spec = PneumoSpec(llama=shape, depth=depth if used else 0, causal=causal, remat=remat, **fields)
     if not used:
         return spec, None
     layers = tuple(llama["layers"])
-    part = llama_weights("llama", ("llama",), ref, layers=layers, depth=depth, trainable=False, shards=shards)
+    part = llama_weights(
+        "llama", ("llama",), ref, layers=layers, depth=depth, trainable=False, shards=shards, dtype=config.model.dtype
+    )
     return spec, part

@@ -14,13 +14,11 @@ import numpy as np
 
 from jaxboost import convert
 from jaxboost.convert import store
+from jaxboost.convert.placing import Placement
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.llama import FAMILIES, LlamaConfig
 
 RANDOM = "random"
-
-# shape of an array -> where it goes
-Placement = Callable[[tuple[int, ...]], jax.sharding.Sharding]
 
 logger = logging.getLogger(__name__)
 
@@ -83,16 +81,7 @@ def resolve_llama(
     Raises:
       UserError: an unknown choice, or a block that is missing or does not fit.
     """
-    check_choice(final_norm, ("ones", "loaded"), f"config field {section}.final_norm")
-    if family:
-        check_choice(family, FAMILIES, f"config field {section}.family")
-    if not all(isinstance(layer, int) and layer >= 0 for layer in layers):
-        raise UserError(
-            f"config field {section}.layers: {layers} should be layer numbers from 0, such as (31,) or (15, 31), or ()"
-            " for all layers of the block"
-        )
-    if block == RANDOM and final_norm == "loaded":
-        raise UserError(f"config field {section}.final_norm: a random block has no norm to load, set it to ones")
+    _check_llama(section, family=family, block=block, layers=layers, final_norm=final_norm)
     needs_block = reads_block and block != RANDOM
     ref = None
     if family and not (needs_block and with_weights):
@@ -125,6 +114,19 @@ def resolve_llama(
     return shape, len(ref.layers if ref else layers), ref if needs_block else None
 
 
+def _check_llama(section: str, *, family: str, block: str, layers: tuple[int, ...], final_norm: str) -> None:
+    check_choice(final_norm, ("ones", "loaded"), f"config field {section}.final_norm")
+    if family:
+        check_choice(family, FAMILIES, f"config field {section}.family")
+    if not all(isinstance(layer, int) and layer >= 0 for layer in layers):
+        raise UserError(
+            f"config field {section}.layers: {layers} should be layer numbers from 0, such as (31,) or (15, 31), or ()"
+            " for all layers of the block"
+        )
+    if block == RANDOM and final_norm == "loaded":
+        raise UserError(f"config field {section}.final_norm: a random block has no norm to load, set it to ones")
+
+
 def llama_weights(
     role: str,
     path: tuple[str, ...],
@@ -133,6 +135,7 @@ def llama_weights(
     layers: tuple[int, ...],
     depth: int,
     trainable: bool,
+    dtype: str,
     shards: bool = False,
 ) -> Pretrained:
     """The part of a model that `resolve_llama` found, or its random control.
@@ -140,6 +143,7 @@ def llama_weights(
     Args:
       role, path, trainable, shards: see `Pretrained`.
       layers: of the config, which a random block only has by name.
+      dtype: of random weights that stay as they are; trained ones are float32.
     """
     if ref is None:
         return Pretrained(
@@ -147,7 +151,7 @@ def llama_weights(
             path=path,
             trainable=trainable,
             shards=shards,
-            about={"source": RANDOM, "layers": list(layers), "dtype": "float32"},
+            about={"source": RANDOM, "layers": list(layers), "dtype": "float32" if trainable else dtype},
             text=f"a random block of {depth} layer(s): the control without pretraining",
             load=None,
         )

@@ -52,7 +52,7 @@ def describe_run(
     """The part of result.json that says what was run.
 
     Args:
-      fingerprints: of the pretrained parts, by their role.
+      fingerprints: of the pretrained parts, by their role, and of a user's own data set as "data".
     """
     parts = {part.role: {**part.about, "sha256": fingerprints[part.role]} for part in experiment.pretrained}
     reference = config.eval.protocol == "reference"
@@ -71,6 +71,7 @@ def describe_run(
             "trainable_mib": round(mib(experiment.params), 2),
         },
         **parts,
+        "data_sha256": fingerprints.get("data"),
         "config": workdir.to_dict(config),
         "versions": {
             "python": platform.python_version(),

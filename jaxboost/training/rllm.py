@@ -21,7 +21,7 @@ def prepare(config: ConfigDict, info: DatasetInfo, *, with_weights: bool) -> Exp
     check_choice(model["backbone"], BACKBONES, "config field model.backbone")
     _check_input(model["backbone"], model["image_size"], info)
     check_model(model)
-    spec, parts = _resolve_boost(with_weights=with_weights, **config.boost)
+    spec, parts = _resolve_boost(with_weights=with_weights, dtype=model["dtype"], **config.boost)
 
     def build(rngs: nnx.Rngs) -> Classifier:
         return classifier.build(boost=spec, classes=len(info.classes), rngs=rngs, **model_arguments(config))
@@ -68,7 +68,15 @@ def _check_input(backbone: str, image_size: int, info: DatasetInfo) -> None:
 
 
 def _resolve_boost(
-    *, with_weights: bool, kind: str, trainable: bool, rope: bool, causal: bool, path: str, **llama: Any
+    *,
+    with_weights: bool,
+    dtype: str,
+    kind: str,
+    trainable: bool,
+    rope: bool,
+    causal: bool,
+    path: str,
+    **llama: Any,
 ) -> tuple[BoostSpec, tuple[Pretrained, ...]]:
     check_choice(kind, KINDS, "config field boost.kind")
     check_choice(path, PATHS, "config field boost.path")
@@ -86,5 +94,5 @@ def _resolve_boost(
     if not has_layer:
         return spec, ()
     layers = tuple(llama["layers"])
-    part = llama_weights("block", ("boost", "block"), ref, layers=layers, depth=depth, trainable=trainable)
+    part = llama_weights("block", ("boost", "block"), ref, layers=layers, depth=depth, trainable=trainable, dtype=dtype)
     return spec, (part,)

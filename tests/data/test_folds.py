@@ -127,11 +127,18 @@ def test_folds_that_cannot_be(options, message):
         assign(labels, groups, **({"count": 5, "seed": 0, "classes": CLASSES} | options))
 
 
+def test_no_share_is_no_validation():
+    labels, groups = cohort()
+    parts = split(labels, groups, assign(labels, groups, count=5, seed=0), 2, val_share=0, seed=0)
+    assert parts.keys() == {"train", "test"}
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(len(labels)))
+
+
 def test_splits_that_cannot_be():
     labels, groups = cohort()
     folds = assign(labels, groups, count=5, seed=0)
-    for share in (0, 0.6, -1, 1):
-        with pytest.raises(UserError, match=f"^data.val_share={share}: use more than 0 and at most 0.5"):
+    for share in (0.6, -1, 1):
+        with pytest.raises(UserError, match=f"^data.val_share={share}: use 0 to 0.5"):
             split(labels, groups, folds, 0, val_share=share, seed=0)
     with pytest.raises(UserError, match=r"^fold 0: 48 patients are left .* too few for data.val_share=0.02"):
         split(labels, groups, folds, 0, val_share=0.02, seed=0)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxboost.models.layers import attend
+from jaxboost.models.transformer import attend
 from tests.models.parity import assert_close, cotangent, normal
 
 B, Q, N, H, K = 2, 3, 5, 2, 8

@@ -15,7 +15,8 @@ from vit_pytorch import vit_3d, vivit
 
 from jaxboost.models.classifier import BACKBONES, BoostSpec, Classifier, build
 from jaxboost.models.frozen import merge, split
-from jaxboost.models.layers import Transformer, layer_of
+from jaxboost.models.layers import layer_of
+from jaxboost.models.transformer import Transformer
 from jaxboost.models.vit import ViT
 from tests.models.parity import (
     FAINT,

@@ -13,7 +13,7 @@ from PIL import Image
 from configs import pneumollm
 from jaxboost.errors import UserError
 from jaxboost.models import frozen
-from jaxboost.training import cross_validation, features, loop, optim, step
+from jaxboost.training import cross_validation, datasets, loop, optim, step
 from tests.scripts import REPOSITORY, assert_mistake, run_script
 from tests.training.small_runs import on_host, take_steps
 
@@ -83,7 +83,8 @@ def test_all_folds_in_one_command(finished):
     folder, result = finished
     assert result == json.loads((folder / "result.json").read_text())
     assert [fold["fold"] for fold in result["folds"]] == [0, 1, 2]
-    assert sum(fold["n"] for fold in result["folds"]) == PATIENTS * PER_PATIENT
+    assert sum(fold["splits"]["test"] for fold in result["folds"]) == PATIENTS * PER_PATIENT
+    assert {"vision", "llama", "config"} <= result.keys()
     assert result["boost"] == "pneumollm"
     for name in cross_validation.METRICS:
         values = [fold[name] for fold in result["folds"]]
@@ -95,11 +96,76 @@ def test_all_folds_in_one_command(finished):
 
 def test_no_patient_is_on_two_sides(finished):
     folder, _ = finished
-    fold_of = {}
-    with (folder / "folds.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            assert fold_of.setdefault(row["patient_id"], row["fold"]) == row["fold"]
-    assert len(fold_of) == PATIENTS
+    assert len(_patients(folder / "folds.csv")) == PATIENTS
+    tests = []
+    for number in range(3):
+        predictions = folder / f"fold{number}" / "predictions"
+        val, test = _patients(predictions / "val.csv"), _patients(predictions / "test.csv")
+        assert val
+        assert not val & test
+        tests += test
+    assert len(tests) == len(set(tests)) == PATIENTS
+
+
+def _patients(table: pathlib.Path) -> set[str]:
+    with table.open(newline="") as file:
+        return {row["patient_id"] for row in csv.DictReader(file)}
+
+
+def test_training_has_nobody_of_the_other_splits(radiographs):
+    config = small(radiographs)
+    whole = datasets.load(config)
+    for number in range(3):
+        splits = datasets.fold_of(whole, config, number, None).splits
+        members = {name: set(split.groups) for name, split in splits.items()}
+        assert sum(map(len, members.values())) == PATIENTS
+        assert set.union(*members.values()) == set(whole.splits["all"].groups)
+
+
+def test_folds_of_another_config_are_not_mixed(finished, radiographs):
+    folder, _ = finished
+    with pytest.raises(UserError, match=r"differs in optim\.lr"):
+        cross_validation.train_and_evaluate(small(radiographs, optim__lr=2e-2, data__fold=1), folder)
+    with pytest.raises(UserError, match=r"differs in data\.root"):
+        cross_validation.train_and_evaluate(small(radiographs.parent), folder)
+    with pytest.raises(UserError, match=r"data\.folds \(3 there, 0 now\)"):
+        cross_validation.train_and_evaluate(
+            small(radiographs, data__folds=0, data__name="breastmnist", data__classes=()), folder
+        )
+
+
+def test_cut_off_fold_goes_on_to_the_same_end(finished, radiographs, tmp_path, monkeypatch):
+    """Killed in the second epoch of the second fold: run again, all is as if it had not been."""
+    _, result = finished
+    put, calls = step.put, []
+
+    def put_or_die(*arguments):
+        calls.append(1)
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        return put(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "put", put_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            cross_validation.train_and_evaluate(small(radiographs), tmp_path)
+    assert not (tmp_path / "result.json").exists()
+    again = cross_validation.train_and_evaluate(small(radiographs), tmp_path)
+    assert again["folds"] == result["folds"]
+    assert again["test"] == result["test"]
+
+
+def test_radiographs_that_changed_are_not_resumed(radiographs, tmp_path):
+    folder = write_radiographs(tmp_path / "changing")
+    run = tmp_path / "run"
+    cross_validation.train_and_evaluate(small(folder, data__fold=0), run)
+    (run / "fold0" / "result.json").unlink()
+    table = folder / "labels.csv"
+    table.write_text(
+        table.read_text().replace("p00_0.png,healthy", "p00_0.png,sick").replace("p00_1.png,healthy", "p00_1.png,sick")
+    )
+    with pytest.raises(UserError, match="radiographs as they were"):
+        cross_validation.train_and_evaluate(small(folder, data__fold=0), run)
 
 
 def test_each_fold_says_what_it_is(finished):
@@ -145,10 +211,13 @@ def test_checkpoints_hold_the_trained_weights_alone(finished, radiographs, tmp_p
 
 
 def make_run(config, folder: pathlib.Path) -> loop.Run:
+    """The run of the first fold, before its first step."""
     one = config.copy_and_resolve_references()
     one.data.fold = 0
-    load = lambda: cross_validation.datasets.fold_of(cross_validation.datasets.load(one), one, folder / "folds.csv")  # noqa: E731
-    return loop.Run(one, folder / "fold0", load)
+    fold = loop.Fold(
+        load=lambda: datasets.fold_of(datasets.load(one), one, 0, None), prepare=lambda: None, folder=folder
+    )
+    return loop.Run(one, folder / "fold0", fold)
 
 
 def test_everything_that_is_to_be_trained_is(radiographs, tmp_path):
@@ -170,7 +239,7 @@ def test_images_are_encoded_once_where_the_encoder_stays_as_it_is(radiographs, t
     tokens = once.dataset.splits["train"].images
     assert tokens.dtype == np.float32
     assert tokens.shape[1:] == (2, 128)
-    assert (tmp_path / "once" / features.FILE).exists()
+    assert len(list((tmp_path / "once").glob("features-*.npz"))) == 1
     losses = take_steps(once, 3)
 
     def refuse(*_, **__):
@@ -181,7 +250,7 @@ def test_images_are_encoded_once_where_the_encoder_stays_as_it_is(radiographs, t
         again = make_run(config, tmp_path / "once")
     assert take_steps(again, 3) == losses
     prepare = loop.systems.prepare
-    monkeypatch.setattr(loop.systems, "prepare", lambda *args: dataclasses.replace(prepare(*args), encodes_once=False))
+    monkeypatch.setattr(loop.systems, "prepare", lambda *args: dataclasses.replace(prepare(*args), encoder_key=None))
     plain = make_run(config, tmp_path / "each")
     np.testing.assert_allclose(take_steps(plain, 3), losses, rtol=1e-5)
 
@@ -283,6 +352,16 @@ def test_multi_label_radiographs(radiographs, tmp_path):
         ({"data__fold": 3}, ["data.fold", "0 to 2"]),
         ({"train__loss": "bce"}, ["train.loss"]),
         ({"train__accumulate": 0}, ["train.accumulate"]),
+        ({"train__accumulate": 4, "train__max_steps": 3}, ["train.max_steps", "train.accumulate"]),
+        ({"train__accumulate": 1000}, ["train.accumulate"]),
+        ({"data__folds": 0}, ["radiographs", "data.folds"]),
+        ({"data__folds_file": "nowhere.csv"}, ["data.folds_file", "nowhere.csv"]),
+        ({"data__val_share": 0.9}, ["data.val_share"]),
+        ({"data__val_share": 0.0}, ["data.val_share", "above 0"]),
+        # Found once the data are there.
+        ({"optim__name": "sgd"}, ["optim.name"]),
+        ({"train__batch_size": 1000}, ["train.batch_size"]),
+        ({"seed": -1}, ["seed"]),
     ],
 )
 def test_mistakes(radiographs, tmp_path, changes, words):
@@ -291,6 +370,23 @@ def test_mistakes(radiographs, tmp_path, changes, words):
     for word in words:
         assert word in str(mistake.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_two_rows_are_refused():
+    with pytest.raises(ValueError, match="two rows"):
+        pneumollm.get_config("simplified+coop")
+
+
+def test_accumulation_in_a_run(radiographs, tmp_path):
+    """Weights stay in the steps between; a run that is cut off within an accumulation goes on to the same end."""
+    config = small(radiographs, train__accumulate=3)
+    run = make_run(config, tmp_path)
+    start = on_host(run.state.params)
+    take_steps(run, 2)
+    for path, leaf in on_host(run.state.params).items():
+        np.testing.assert_array_equal(leaf, start[path], err_msg=path)
+    take_steps(run, 1)
+    assert any(not np.array_equal(leaf, start[path]) for path, leaf in on_host(run.state.params).items())
 
 
 def test_avg_is_of_binary_tasks(tmp_path):

@@ -1,0 +1,233 @@
+"""Pre-norm transformer blocks that run under a scan, and the attention and MLP they are made of."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxboost.models.adapters import Adaptation, Projection
+from jaxboost.models.layers import LinearInit, flat_product, layer_norm, layer_of, linear, stack, torch_init
+
+# What `Transformer` keeps of a block for the backward pass, by the names that `checkpoint_name` gave.
+SAVED = ("qkv", "mixed", "hidden", "up")
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q k^T / sqrt(K)) v for q (B, Q, H, K), k and v (B, N, H, K) -> (B, Q, H, K), in the backend's own way."""
+    if jax.default_backend() != "cpu":
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _has_cudnn_kernel(q) else None)
+    # Head-major operands make plain batched products, which XLA runs faster on CPU than transposing einsums.
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # (B, H, N, K)
+    scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (B, H, Q, N)
+    weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(v.dtype)
+    return (weights @ v).swapaxes(1, 2)
+
+
+def _has_cudnn_kernel(q: jax.Array) -> bool:
+    """cuDNN's fused kernel takes 16-bit floats only, and heads of a multiple of 8 up to 128."""
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    return half and q.shape[-1] in range(8, 129, 8) and "cuda" in jax.devices()[0].client.platform_version
+
+
+def _columns(layer: nnx.Linear | Projection, x: jax.Array, columns: slice) -> jax.Array:
+    """Some of the columns of layer(x)."""
+    y = flat_product(x, layer.kernel[:, columns].astype(x.dtype))
+    return y if layer.bias is None else y + layer.bias[columns].astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention (B, N, D) -> (B, Q, D); the heads' total width H*K need not equal D."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        head_dim: int,
+        qkv_bias: bool,
+        init: LinearInit,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.heads, self.head_dim = heads, head_dim
+        self.qkv = linear(width, 3 * heads * head_dim, bias=qkv_bias, init=init, dtype=dtype, rngs=rngs)
+        self.out = linear(heads * head_dim, width, init=init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, queries: int | None = None, projection: Projection | None = None) -> jax.Array:
+        """The result for the first Q = `queries` tokens, for all where it is None.
+
+        projection: what makes queries, keys and values instead of `qkv`.
+        """
+        width = self.heads * self.head_dim
+        qkv = self.qkv if projection is None else projection
+
+        def heads(x: jax.Array, parts: int) -> list[jax.Array]:
+            x = checkpoint_name(x, "qkv").reshape(*x.shape[:2], parts, self.heads, self.head_dim)
+            return [x[:, :, part] for part in range(parts)]
+
+        if queries is None:
+            q, k, v = heads(_columns(qkv, x, slice(None)), 3)
+        else:
+            (q,) = heads(_columns(qkv, x[:, :queries], slice(width)), 1)
+            k, v = heads(_columns(qkv, x, slice(width, None)), 2)
+        mixed = attend(q, k, v)
+        return self.out(checkpoint_name(mixed.reshape(*mixed.shape[:2], width), "mixed"))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x Phi(x) in float32 by erf, as torch has it; the erfc of `jax.nn.gelu` costs more on CPU."""
+    wide = x.astype(jnp.float32)
+    return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x sigmoid(1.702 x): what CLIP was trained with (Hendrycks and Gimpel 2016, section 2)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
+
+
+class Mlp(nnx.Module):
+    """Linear - activation - Linear, (..., D) -> (..., D) through F."""
+
+    def __init__(
+        self, width: int, mlp_width: int, *, activation: str, init: LinearInit, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        self.activation = activation
+        self.up = linear(width, mlp_width, init=init, dtype=dtype, rngs=rngs)
+        self.down = linear(mlp_width, width, init=init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(ACTIVATIONS[self.activation](checkpoint_name(self.up(x), "up")))
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block: x + s attention(norm(x)), then x + t mlp(norm(x)); (B, N, D) -> (B, Q, D).
+
+    With `layer_scale` s and t are trained vectors (D,) (Touvron et al. 2021), else 1.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        head_dim: int,
+        mlp_width: int,
+        qkv_bias: bool,
+        activation: str,
+        layer_scale: bool,
+        eps: float,
+        init: LinearInit,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.attention_norm = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs)
+        self.attention = Attention(
+            width, heads=heads, head_dim=head_dim, qkv_bias=qkv_bias, init=init, dtype=dtype, rngs=rngs
+        )
+        self.mlp_norm = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, mlp_width, activation=activation, init=init, dtype=dtype, rngs=rngs)
+        self.attention_scale = nnx.Param(jnp.ones(width)) if layer_scale else None
+        self.mlp_scale = nnx.Param(jnp.ones(width)) if layer_scale else None
+
+    def __call__(self, x: jax.Array, *, queries: int | None = None, adaptation: Adaptation | None = None) -> jax.Array:
+        """The result for the first Q = `queries` tokens, for all where it is None."""
+        adaptation = adaptation or Adaptation()
+        normed = adaptation(self.attention_norm(x))
+        mixed = self.attention(normed, queries=queries, projection=adaptation.merged)
+        x = checkpoint_name(x[:, :queries] + _scaled(mixed, self.attention_scale), "hidden")
+        return x + _scaled(self.mlp(self.mlp_norm(x)), self.mlp_scale)
+
+
+def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
+    return x if scale is None else x * scale[...].astype(x.dtype)
+
+
+class Transformer(nnx.Module):
+    """Pre-norm blocks, one after the other: (B, N, D) -> (B, Q, D).
+
+    All but the last run under a scan, so that compile time does not grow with depth. The last is apart because it is
+    often asked for its first token only, and to cut it out of a stack would copy all weights and their gradients in
+    each step.
+
+    Of each block's inside the backward pass finds its input and the results of the costly products; norms, softmax and
+    GELU are computed again, which takes less time than to store and load them.
+
+    Args:
+      make: make(rngs=...) makes one block.
+      remat: keep the blocks' inputs only, and compute all else again: less memory for more time.
+    """
+
+    def __init__(self, make: Callable[..., Block], depth: int, *, remat: bool, rngs: nnx.Rngs):
+        self.remat = remat
+        self.blocks = stack(lambda r: make(rngs=r), depth - 1, rngs) if depth > 1 else None
+        self.last = make(rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, queries: int | None = None) -> jax.Array:
+        """The first Q = `queries` tokens, for which alone the last block has queries, projection and MLP; or all."""
+        return self._run(x, queries=queries)[0]
+
+    def first_tokens(self, x: jax.Array, adaptation: Adaptation | None = None) -> jax.Array:
+        """The first token after each block, (B, N, D) -> (depth, B, D); `adaptation` is that of the stack of blocks."""
+        x, between = self._run(x, queries=1, adaptation=adaptation, collect=True)
+        last = x[None, :, 0]
+        return last if between is None else jnp.concatenate([between, last])
+
+    def _run(
+        self, x: jax.Array, *, queries: int | None, adaptation: Adaptation | None = None, collect: bool = False
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The last block's tokens, and where `collect` the first token after each block before it (depth - 1, B, D)."""
+        policy = jax.checkpoint_policies.save_only_these_names(*(() if self.remat else SAVED))
+
+        def call(block: Block, adaptation: Adaptation | None, x: jax.Array, queries: int | None = None) -> jax.Array:
+            # prevent_cse keeps what is computed again from being merged with the first time. A scan's iterations are
+            # not merged anyway, and the last block's backward pass follows its forward pass: nothing to save there.
+            body = jax.checkpoint(
+                lambda block, adaptation, x: block(x, queries=queries, adaptation=adaptation),
+                policy=policy,
+                prevent_cse=False,
+            )
+            return body(block, adaptation, x)
+
+        def step(x: jax.Array, layer: tuple[Block, Adaptation | None]) -> tuple[jax.Array, jax.Array | None]:
+            x = call(*layer, x)
+            return x, x[:, 0] if collect else None
+
+        between = None
+        if self.blocks is not None:
+            x, between = jax.lax.scan(step, x, (self.blocks, jax.tree.map(lambda leaf: leaf[:-1], adaptation)))
+        return call(self.last, layer_of(adaptation, -1), x, queries), between
+
+
+def volume_transformer(
+    width: int,
+    depth: int,
+    *,
+    heads: int,
+    head_dim: int,
+    mlp_width: int,
+    remat: bool,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+) -> Transformer:
+    """That of both 3D encoders: no bias in q, k and v, LayerNorm eps 1e-5, torch's default initialisation."""
+
+    block = functools.partial(
+        Block,
+        width,
+        heads=heads,
+        head_dim=head_dim,
+        mlp_width=mlp_width,
+        qkv_bias=False,
+        activation="gelu",
+        layer_scale=False,
+        eps=1e-5,
+        init=torch_init,
+        dtype=dtype,
+    )
+    return Transformer(block, depth, remat=remat, rngs=rngs)
