@@ -38,6 +38,7 @@ SPEC = PneumoSpec(
     tokens="engine",
     count=3,
     emitter=True,
+    causal=False,
     remat=False,
 )
 CLIP = dict(
@@ -63,7 +64,7 @@ CASES = {
         CLIP,
     ),
     "coop_of_the_last": (dataclasses.replace(SPEC, tokens="coop", every=3), CLIP),
-    "cocoop": (dataclasses.replace(SPEC, tokens="cocoop"), CLIP),
+    "cocoop_causal": (dataclasses.replace(SPEC, tokens="cocoop", emitter=False, causal=True), CLIP),
     "no_llama": (dataclasses.replace(SPEC, depth=0), CLIP),
 }
 
@@ -100,7 +101,7 @@ def restated(spec: PneumoSpec, arguments: dict, params, weights) -> reference.Pn
         engine=reference.engine(spec.tokens, W, spec.count),
         neck_in=torch.nn.Linear(W, 128),
         neck_out=torch.nn.Linear(128, D),
-        llama=reference.Llama(LLAMA, depth=spec.depth, rope=True, causal=False) if spec.depth else None,
+        llama=reference.Llama(LLAMA, depth=spec.depth, rope=True, causal=spec.causal) if spec.depth else None,
         llama_adapters=reference.adapters(D, spec.depth, spec.llama_adapters),
         head=torch.nn.Linear(D, 2, bias=False),
     )
@@ -174,7 +175,12 @@ def test_dropout_drops_a_tenth_and_keeps_the_mean():
     assert adapters.DROPOUT == 0.1
 
 
-def test_dropout_follows_the_key_alone_and_differs_between_layers():
+def test_layers_do_not_share_a_dropout_key():
+    keys = pneumollm._adaptation(RepAdapter(16, rngs=nnx.Rngs(0)), None, 5, jax.random.key(0)).key
+    assert len(np.unique(jax.random.key_data(keys), axis=0)) == 5
+
+
+def test_dropout_follows_the_key_alone():
     apply, params, weights, images = make(*CASES["full"])
     one, same = (apply(params, weights, images, key=jax.random.key(0)) for _ in range(2))
     np.testing.assert_array_equal(one, same)

@@ -85,10 +85,10 @@ class Encoder(nn.Module):
 
 
 class Llama(HuggingFaceBlock):
-    """transformers' decoder layers with an adapter before each attention; positions rotate, nobody sees `hidden`."""
+    """transformers' decoder layers with an adapter before each attention; nobody sees the tokens `hidden`."""
 
     def forward(self, x: torch.Tensor, adapters: nn.ModuleList, hidden: torch.Tensor | None) -> torch.Tensor:
-        mask = torch.zeros(1, 1, x.shape[1], x.shape[1])
+        mask = self.additive_mask(x)
         if hidden is not None:
             mask[..., hidden] = torch.finfo(torch.float32).min
         for layer, adapter in zip(self.layers, adapters, strict=True):
