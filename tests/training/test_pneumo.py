@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -134,25 +135,46 @@ def test_folds_of_another_config_are_not_mixed(finished, radiographs):
         )
 
 
-def test_cut_off_fold_goes_on_to_the_same_end(finished, radiographs, tmp_path, monkeypatch):
-    """Killed in the second epoch of the second fold: run again, all is as if it had not been."""
+# Ends the process with SIGKILL in the second epoch of the second fold, once the checkpoint of the first is on disk.
+KILLED_IN_SECOND_FOLD = """
+import os, pathlib, runpy, signal, sys, time
+from jaxboost.training import loop, step
+
+workdir, put, calls = pathlib.Path(sys.argv.pop(1)), step.put, []
+
+def put_or_die(*arguments):
+    calls.append(1)
+    if len(calls) == 10:
+        while not (workdir / "fold1/checkpoints/latest/3").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return put(*arguments)
+
+step.put = put_or_die
+sys.argv[0] = "train.py"
+sys.path.insert(0, ".")
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_killed_fold_goes_on_to_the_same_end(finished, radiographs, tmp_path):
     _, result = finished
-    put, calls = step.put, []
+    workdir = tmp_path / "killed"
+    fields = {**SMALL, "data.root": str(radiographs)}
+    arguments = ["--config=configs/pneumollm.py", f"--workdir={workdir}"]
+    arguments += [f"--config.{name}={value}" for name, value in fields.items()]
+    killed = run_script("-c", KILLED_IN_SECOND_FOLD, workdir, *arguments)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (workdir / "fold0" / "result.json").exists()
+    assert not (workdir / "result.json").exists()
 
-    def put_or_die(*arguments):
-        calls.append(1)
-        if len(calls) == 10:
-            raise KeyboardInterrupt
-        return put(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(step, "put", put_or_die)
-        with pytest.raises(KeyboardInterrupt):
-            cross_validation.train_and_evaluate(small(radiographs), tmp_path)
-    assert not (tmp_path / "result.json").exists()
-    again = cross_validation.train_and_evaluate(small(radiographs), tmp_path)
-    assert again["folds"] == result["folds"]
-    assert again["test"] == result["test"]
+    again = run_script("train.py", *arguments)
+    assert again.returncode == 0, again.stderr
+    assert "fold0 is finished" in again.stdout
+    assert "resumed from step 3" in again.stdout
+    resumed = json.loads((workdir / "result.json").read_text())
+    assert resumed["folds"] == result["folds"]
+    assert resumed["test"] == result["test"]
 
 
 def test_radiographs_that_changed_are_not_resumed(radiographs, tmp_path):
