@@ -114,7 +114,9 @@ class Jaxboost:
         self._frozen = jax.device_put(frozen, replicated)
         self._state = step.init_state(jax.device_put(params, replicated), tx, replicated)
         self._batch = step.put({"image": case.images(), "label": case.labels()}, by_batch)
-        self._step = step.make_train_step(graphdef, tx, "multi-class", replicated, loss="auto", seed=0)
+        self._step = step.make_train_step(
+            graphdef, tx, step.Objective(task="multi-class", classes=CLASSES), replicated, seed=0
+        )
 
     def compile(self) -> dict[str, float]:
         """Traces and compiles the step."""

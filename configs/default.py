@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = _shared()
+    config.model.drop_path = 0.0  # share of examples that skip a branch of the encoder's last block; less below it
     config.boost = boost = ConfigDict()
     boost.kind = "rllm"  # none, rllm, out, hybrid, bare, out_nn, mlp, mlp_out
     _llama_fields(boost)
@@ -79,6 +80,14 @@ def _shared() -> ConfigDict:
     model.dtype = "float32"  # of the computation, "float32" or "bfloat16"; trained weights stay float32
     model.remat = False  # keep only the input of each encoder block for the backward pass: less memory, more time
 
+    config.mix = mix = ConfigDict()  # what a step does to its batch
+    mix.mixup = 0.0  # alpha: a batch's weight is Beta(alpha, alpha); 0: none
+    mix.cutmix = 0.0  # alpha, likewise of the area that stays
+    mix.switch = 0.5  # probability of cutmix where both are there
+    mix.prob = 1.0  # that a batch is mixed at all
+    mix.erase = 0.0  # probability that a rectangle of a 2-D image becomes noise
+    mix.label_smoothing = 0.0  # share of a label that is spread evenly over all classes
+
     config.optim = optim = ConfigDict()
     optim.name = "adamw"  # or "adam"
     optim.lr = 1e-5  # peak, per step of the optimiser
@@ -86,6 +95,9 @@ def _shared() -> ConfigDict:
     optim.warmup_epochs = 0.0  # linear; a fraction is fine
     optim.warmup_from = 0.0  # the warm-up's first value
     optim.final_lr = 0.0  # the cosine's last value
+    optim.schedule_epochs = 0.0  # of warm-up and cosine together; 0: train.epochs
+    optim.schedule_from = 0.0  # epochs of it that are over when the run starts
+    optim.layer_decay = 1.0  # each encoder block's rate is this times that of the block above it; 1: all the same
     optim.weight_decay = 0.05  # adamw only; none on biases, norms, positions and CLS tokens
     optim.b1 = 0.9  # decay of the gradient's mean
     optim.b2 = 0.999  # decay of the mean of its square
@@ -97,6 +109,8 @@ def _shared() -> ConfigDict:
     train.batch_size = 128  # over all devices
     train.accumulate = 1  # steps whose mean gradient makes one change of the weights; the run's last may lack some
     train.loss = "auto"  # the task's own, or "columns": binary cross-entropy on each column of the one-hot label
+    train.class_weights = ""  # in the loss: "balanced", a number for each class as "1,2.5", or none
+    train.ema = 0.0  # decay, per change, of an average of the weights, which is then evaluated; 0: none
     train.max_steps = 0  # end the run early, after this many steps, without touching the schedule; 0: do not
     train.log_every = 10  # steps
     train.compilation_cache = True  # keep compiled programs in the user's cache folder for the next start
@@ -105,6 +119,7 @@ def _shared() -> ConfigDict:
     config.eval = evaluation = ConfigDict()
     evaluation.protocol = "validation"  # the split that picks the epoch; "reference": test, as the paper's code does
     evaluation.metric = "auc"  # that picks the epoch: "auc", "acc", or "avg": mean of both, sensitivity, specificity
+    evaluation.specificity = 0.0  # binary: report the threshold that validation has for this much; 0: .5 alone
     evaluation.batch_size = 128  # over all devices
     evaluation.bootstrap = 1000  # resamples for the 95 % intervals
     return config

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from jaxboost.data.source import DatasetInfo
 from jaxboost.models.frozen import Tree, count
 from jaxboost.training import optim, step
+from jaxboost.training.mixing import Mixing
 from jaxboost.training.systems import prepare
 
 
@@ -30,12 +31,18 @@ def step_memory_gb(config: ConfigDict, info: DatasetInfo) -> dict[str, float]:
         **config.optim, steps_per_epoch=1000, epochs=config.train.epochs, accumulate=config.train.accumulate
     )
     replicated, _ = step.make_mesh()
+    objective = step.Objective(
+        task=info.task, classes=len(info.classes), loss=config.train.loss, mixing=Mixing(**config.mix)
+    )
     train_step = step.make_train_step(
-        experiment.graphdef, tx, info.task, replicated, loss=config.train.loss, seed=config.seed
+        experiment.graphdef, tx, objective, replicated, seed=config.seed, ema=config.train.ema
     )
     params = experiment.params
     state = step.TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32), params=params, opt_state=jax.eval_shape(tx.init, params)
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        params=params,
+        opt_state=jax.eval_shape(tx.init, params),
+        ema=params if config.train.ema else {},
     )
     size, B = config.model.image_size, config.train.batch_size
     images = jax.ShapeDtypeStruct((B, *[size] * info.ndim, info.channels), jnp.uint8)

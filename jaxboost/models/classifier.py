@@ -105,14 +105,13 @@ class Classifier(nnx.Module):
 
         Args:
           maps: what `form_maps` gave for these weights, None to do without; the logits are the same.
-          key: nothing here is random.
+          key: of what is random in training (drop path); None in evaluation.
         """
-        del key
         x = normalised(images, self.mean, self.std)
         if self.boost is None:
-            cls = self.encoder(x, queries=1)
+            cls = self.encoder(x, queries=1, key=key)
         else:
-            tokens = self.encoder(x, queries=None if self.boost.reads_all_tokens else 1)
+            tokens = self.encoder(x, queries=None if self.boost.reads_all_tokens else 1, key=key)
             cls = self.boost.pooled(tokens, maps=maps)
         pooled = cls[:, 0]
         if self.head_norm is not None:
@@ -161,6 +160,7 @@ def build(
     std: Sequence[float],
     dtype: jnp.dtype,
     remat: bool = False,
+    drop_path: float = 0.0,
     rngs: nnx.Rngs,
 ) -> Classifier:
     """Builds a classifier with random weights; call it under `nnx.eval_shape` or `jax.jit` where they are not wanted.
@@ -169,11 +169,17 @@ def build(
       backbone: a key of BACKBONES.
       image_size: side S of the (cubic) input, in pixels; a multiple of the backbone's patch.
       dtype: of the computation; trained weights are float32 always.
-      remat: see `transformer.Transformer`.
+      remat, drop_path: see `transformer.Transformer`.
     """
     spec = BACKBONES[backbone]
     encoder = spec.encoder(
-        image_size=image_size, channels=CHANNELS, dtype=dtype, remat=remat, rngs=rngs, **spec.arguments
+        image_size=image_size,
+        channels=CHANNELS,
+        dtype=dtype,
+        remat=remat,
+        drop_path=drop_path,
+        rngs=rngs,
+        **spec.arguments,
     )
     width = encoder.width
     booster = None

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -105,6 +106,32 @@ class Mlp(nnx.Module):
         return self.down(ACTIVATIONS[self.activation](checkpoint_name(self.up(x), "up")))
 
 
+@flax.struct.dataclass
+class Drop:
+    """How often the branches of a block are left out; with leading axes, that of a stack of blocks.
+
+    Attributes:
+      rate: of the examples, below 1.
+      key: says of which.
+    """
+
+    rate: jax.Array
+    key: jax.Array
+
+    def split(self) -> tuple["Drop", "Drop"]:
+        """One for each branch."""
+        first, second = jax.random.split(self.key)
+        return Drop(rate=self.rate, key=first), Drop(rate=self.rate, key=second)
+
+
+def drop_path(x: jax.Array, drop: Drop | None) -> jax.Array:
+    """Stochastic depth (Huang et al. 2016): a branch (B, ...) is 0 for some examples, and scaled to the same mean."""
+    if drop is None:
+        return x
+    kept = jax.random.bernoulli(drop.key, 1 - drop.rate, (x.shape[0], *[1] * (x.ndim - 1)))
+    return jnp.where(kept, x / (1 - drop.rate).astype(x.dtype), 0)
+
+
 class Block(nnx.Module):
     """Pre-norm transformer block: x + s attention(norm(x)), then x + t mlp(norm(x)); (B, N, D) -> (B, Q, D).
 
@@ -135,17 +162,30 @@ class Block(nnx.Module):
         self.attention_scale = nnx.Param(jnp.ones(width)) if layer_scale else None
         self.mlp_scale = nnx.Param(jnp.ones(width)) if layer_scale else None
 
-    def __call__(self, x: jax.Array, *, queries: int | None = None, adaptation: Adaptation | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        queries: int | None = None,
+        adaptation: Adaptation | None = None,
+        drop: Drop | None = None,
+    ) -> jax.Array:
         """The result for the first Q = `queries` tokens, for all where it is None."""
         adaptation = adaptation or Adaptation()
+        attention_drop, mlp_drop = (None, None) if drop is None else drop.split()
         normed = adaptation(self.attention_norm(x))
         mixed = self.attention(normed, queries=queries, projection=adaptation.merged)
-        x = checkpoint_name(x[:, :queries] + _scaled(mixed, self.attention_scale), "hidden")
-        return x + _scaled(self.mlp(self.mlp_norm(x)), self.mlp_scale)
+        mixed = drop_path(_scaled(mixed, self.attention_scale), attention_drop)
+        x = checkpoint_name(x[:, :queries] + mixed, "hidden")
+        return x + drop_path(_scaled(self.mlp(self.mlp_norm(x)), self.mlp_scale), mlp_drop)
 
 
 def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
     return x if scale is None else x * scale[...].astype(x.dtype)
+
+
+# What a block gets beside its tokens, stacked over the blocks.
+Extras = tuple[Adaptation | None, Drop | None]
 
 
 class Transformer(nnx.Module):
@@ -161,16 +201,24 @@ class Transformer(nnx.Module):
     Args:
       make: make(rngs=...) makes one block.
       remat: keep the blocks' inputs only, and compute all else again: less memory for more time.
+      drop_path: in training, the share of examples for which a branch of the last block is left out; it grows
+        linearly from 0 in the first block.
     """
 
-    def __init__(self, make: Callable[..., Block], depth: int, *, remat: bool, rngs: nnx.Rngs):
-        self.remat = remat
+    def __init__(self, make: Callable[..., Block], depth: int, *, remat: bool, drop_path: float = 0.0, rngs: nnx.Rngs):
+        self.depth, self.remat, self.drop_path = depth, remat, drop_path
         self.blocks = stack(lambda r: make(rngs=r), depth - 1, rngs) if depth > 1 else None
         self.last = make(rngs=rngs)
 
-    def __call__(self, x: jax.Array, *, queries: int | None = None) -> jax.Array:
-        """The first Q = `queries` tokens, for which alone the last block has queries, projection and MLP; or all."""
-        return self._run(x, queries=queries)[0]
+    def __call__(self, x: jax.Array, *, queries: int | None = None, key: jax.Array | None = None) -> jax.Array:
+        """The first Q = `queries` tokens, for which alone the last block has queries, projection and MLP; or all.
+
+        key: says which branches are left out; None for none.
+        """
+        drop = None
+        if key is not None and self.drop_path:
+            drop = Drop(rate=jnp.linspace(0, self.drop_path, self.depth), key=jax.random.split(key, self.depth))
+        return self._run(x, queries=queries, drop=drop)[0]
 
     def first_tokens(self, x: jax.Array, adaptation: Adaptation | None = None) -> jax.Array:
         """The first token after each block, (B, N, D) -> (depth, B, D); `adaptation` is that of the stack of blocks."""
@@ -179,29 +227,35 @@ class Transformer(nnx.Module):
         return last if between is None else jnp.concatenate([between, last])
 
     def _run(
-        self, x: jax.Array, *, queries: int | None, adaptation: Adaptation | None = None, collect: bool = False
+        self,
+        x: jax.Array,
+        *,
+        queries: int | None,
+        adaptation: Adaptation | None = None,
+        drop: Drop | None = None,
+        collect: bool = False,
     ) -> tuple[jax.Array, jax.Array | None]:
         """The last block's tokens, and where `collect` the first token after each block before it (depth - 1, B, D)."""
         policy = jax.checkpoint_policies.save_only_these_names(*(() if self.remat else SAVED))
 
-        def call(block: Block, adaptation: Adaptation | None, x: jax.Array, queries: int | None = None) -> jax.Array:
+        def call(block: Block, extras: Extras, x: jax.Array, queries: int | None = None) -> jax.Array:
             # prevent_cse keeps what is computed again from being merged with the first time. A scan's iterations are
             # not merged anyway, and the last block's backward pass follows its forward pass: nothing to save there.
             body = jax.checkpoint(
-                lambda block, adaptation, x: block(x, queries=queries, adaptation=adaptation),
+                lambda block, extras, x: block(x, queries=queries, adaptation=extras[0], drop=extras[1]),
                 policy=policy,
                 prevent_cse=False,
             )
-            return body(block, adaptation, x)
+            return body(block, extras, x)
 
-        def step(x: jax.Array, layer: tuple[Block, Adaptation | None]) -> tuple[jax.Array, jax.Array | None]:
+        def step(x: jax.Array, layer: tuple[Block, Extras]) -> tuple[jax.Array, jax.Array | None]:
             x = call(*layer, x)
             return x, x[:, 0] if collect else None
 
-        between = None
+        extras, between = (adaptation, drop), None
         if self.blocks is not None:
-            x, between = jax.lax.scan(step, x, (self.blocks, jax.tree.map(lambda leaf: leaf[:-1], adaptation)))
-        return call(self.last, layer_of(adaptation, -1), x, queries), between
+            x, between = jax.lax.scan(step, x, (self.blocks, jax.tree.map(lambda leaf: leaf[:-1], extras)))
+        return call(self.last, layer_of(extras, -1), x, queries), between
 
 
 def volume_transformer(
@@ -212,6 +266,7 @@ def volume_transformer(
     head_dim: int,
     mlp_width: int,
     remat: bool,
+    drop_path: float,
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
 ) -> Transformer:
@@ -230,4 +285,4 @@ def volume_transformer(
         init=torch_init,
         dtype=dtype,
     )
-    return Transformer(block, depth, remat=remat, rngs=rngs)
+    return Transformer(block, depth, remat=remat, drop_path=drop_path, rngs=rngs)

@@ -26,7 +26,7 @@ class ViT(nnx.Module):
       patch_bias: CLIP's patch embedding has none.
       pre_norm: a LayerNorm before the first block (CLIP).
       layer_scale: see `transformer.Block` (DINOv2).
-      remat: see `transformer.Transformer`.
+      remat, drop_path: see `transformer.Transformer`.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class ViT(nnx.Module):
         pre_norm: bool = PLAIN["pre_norm"],
         layer_scale: bool = PLAIN["layer_scale"],
         remat: bool = False,
+        drop_path: float = 0.0,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -67,11 +68,11 @@ class ViT(nnx.Module):
             init=vit_init,
             dtype=dtype,
         )
-        self.transformer = Transformer(block, depth, remat=remat, rngs=rngs)
+        self.transformer = Transformer(block, depth, remat=remat, drop_path=drop_path, rngs=rngs)
 
-    def __call__(self, images: jax.Array, *, queries: int | None = None) -> jax.Array:
-        """The first `queries` tokens, all where it is None."""
-        return self.transformer(self._embed(images), queries=queries)
+    def __call__(self, images: jax.Array, *, queries: int | None = None, key: jax.Array | None = None) -> jax.Array:
+        """The first `queries` tokens, all where it is None; `key`: see `transformer.Transformer`."""
+        return self.transformer(self._embed(images), queries=queries, key=key)
 
     def first_tokens(self, images: jax.Array, adaptation: Adaptation | None = None) -> jax.Array:
         """The CLS token after each block, (depth, B, D); `adaptation` is that of the stack of blocks."""

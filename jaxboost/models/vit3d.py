@@ -23,6 +23,7 @@ class ViT3D(nnx.Module):
         head_dim: int,
         mlp_width: int,
         remat: bool = False,
+        drop_path: float = 0.0,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -31,12 +32,20 @@ class ViT3D(nnx.Module):
         self.cls = nnx.Param(jax.random.normal(rngs.params(), (width,)))
         self.positions = nnx.Param(jax.random.normal(rngs.params(), (self.tokens, width)))
         self.transformer = volume_transformer(
-            width, depth, heads=heads, head_dim=head_dim, mlp_width=mlp_width, remat=remat, dtype=dtype, rngs=rngs
+            width,
+            depth,
+            heads=heads,
+            head_dim=head_dim,
+            mlp_width=mlp_width,
+            remat=remat,
+            drop_path=drop_path,
+            dtype=dtype,
+            rngs=rngs,
         )
 
-    def __call__(self, volumes: jax.Array, *, queries: int | None = None) -> jax.Array:
-        """The first `queries` tokens, all where it is None."""
+    def __call__(self, volumes: jax.Array, *, queries: int | None = None, key: jax.Array | None = None) -> jax.Array:
+        """The first `queries` tokens, all where it is None; `key`: see `transformer.Transformer`."""
         patches = patches_3d(volumes, self.patch)  # (B, frames, N / frames, patch**3 * C)
         x = self.embedding(patches.reshape(patches.shape[0], -1, patches.shape[-1]))
         x = prepend(self.cls[...], x) + self.positions[...].astype(x.dtype)
-        return self.transformer(x, queries=queries)
+        return self.transformer(x, queries=queries, key=key)

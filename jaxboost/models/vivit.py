@@ -28,6 +28,7 @@ class ViViT(nnx.Module):
         head_dim: int,
         mlp_width: int,
         remat: bool = False,
+        drop_path: float = 0.0,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -40,7 +41,15 @@ class ViViT(nnx.Module):
 
         def transformer(depth: int) -> Transformer:
             return volume_transformer(
-                width, depth, heads=heads, head_dim=head_dim, mlp_width=mlp_width, remat=remat, dtype=dtype, rngs=rngs
+                width,
+                depth,
+                heads=heads,
+                head_dim=head_dim,
+                mlp_width=mlp_width,
+                remat=remat,
+                drop_path=drop_path,
+                dtype=dtype,
+                rngs=rngs,
             )
 
         self.spatial = transformer(spatial_depth)
@@ -48,13 +57,14 @@ class ViViT(nnx.Module):
         self.temporal = transformer(temporal_depth)
         self.temporal_norm = layer_norm(width, eps=1e-5, dtype=dtype, rngs=rngs)
 
-    def __call__(self, volumes: jax.Array, *, queries: int | None = None) -> jax.Array:
-        """The first `queries` tokens, all where it is None."""
+    def __call__(self, volumes: jax.Array, *, queries: int | None = None, key: jax.Array | None = None) -> jax.Array:
+        """The first `queries` tokens, all where it is None; `key`: see `transformer.Transformer`."""
         x = self.embedding(patches_3d(volumes, self.patch))  # (B, frames, N, D)
         x = x + self.positions[...].astype(x.dtype)
         B, frames, N, D = x.shape
         x = prepend(self.spatial_cls[...], x.reshape(B * frames, N, D))
         # Only the CLS token leaves the spatial encoder, so only it needs the norm.
-        x = self.spatial_norm(self.spatial(x, queries=1)[:, 0]).reshape(B, frames, D)
+        spatial_key, temporal_key = (None, None) if key is None else jax.random.split(key)
+        x = self.spatial_norm(self.spatial(x, queries=1, key=spatial_key)[:, 0]).reshape(B, frames, D)
         x = prepend(self.temporal_cls[...], x)
-        return self.temporal_norm(self.temporal(x, queries=queries))
+        return self.temporal_norm(self.temporal(x, queries=queries, key=temporal_key))

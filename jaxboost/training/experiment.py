@@ -109,6 +109,8 @@ def check_model(model: dict[str, Any]) -> None:
         values = model[field]
         if len(values) not in (1, classifier.CHANNELS) or not all(isinstance(x, int | float) for x in values):
             raise UserError(f"config field model.{field}: give 1 or {classifier.CHANNELS} values, not {values}")
+    if not 0 <= model.get("drop_path", 0) < 1:
+        raise UserError(f"config field model.drop_path: {model['drop_path']} should be 0 to below 1")
     if not all(model["std"]):
         raise UserError(f"config field model.std: {model['std']} should not be 0")
 

@@ -15,12 +15,25 @@ import pooch
 from ml_collections import ConfigDict
 
 from jaxboost.data import pipeline
-from jaxboost.data.source import Dataset
+from jaxboost.data.source import Dataset, DatasetInfo
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.frozen import Tree
-from jaxboost.training import datasets, evaluate, experiment, features, metrics, optim, report, step, systems, workdir
+from jaxboost.training import (
+    datasets,
+    evaluate,
+    experiment,
+    features,
+    imbalance,
+    metrics,
+    optim,
+    report,
+    step,
+    systems,
+    workdir,
+)
 from jaxboost.training.checkpoint import Best, Checkpointer, Progress
 from jaxboost.training.log import MetricsLog, ProgressBar
+from jaxboost.training.mixing import Mixing
 from jaxboost.training.monitor import PendingLosses, RateMeter, StopSignal
 from jaxboost.training.pretrained import joint_fingerprint
 
@@ -73,12 +86,10 @@ class Run:
         _check_ranges(config)
         _keep_compiled_programs(config.train.compilation_cache)
         info = datasets.describe(config)
-        if config.eval.metric == "avg" and info.task != metrics.BINARY:
-            raise UserError(
-                f"config field eval.metric: avg is of binary tasks, {info.name} is {info.task}: set it to auc"
-            )
+        _check_binary(config, info)
         self.experiment = systems.prepare(config, info)
         self.dataset = fold.load() if fold else datasets.load(config)
+        objective = self._objective()
         self.image_size: int | None = config.model.image_size
         self.iterator = self._train_iterator()
         self.steps_per_epoch = pipeline.steps_per_epoch(self.dataset.splits["train"], config.train.batch_size)
@@ -103,10 +114,18 @@ class Run:
             fold.prepare()
         if self.experiment.encoder_key is not None:
             self._encode(params, fold.folder if fold else folder)
-        graphdef, task, loss = self.experiment.graphdef, info.task, config.train.loss
-        self.state = step.init_state(params, tx, replicated)
-        self.train_step = step.make_train_step(graphdef, tx, task, replicated, loss=loss, seed=config.seed)
-        self.bind_eval_step = step.make_eval_step(graphdef, task, replicated, loss=loss)
+        self.state = step.init_state(params, tx, replicated, ema=config.train.ema > 0)
+        graphdef = self.experiment.graphdef
+        self.train_step = step.make_train_step(
+            graphdef,
+            tx,
+            objective,
+            replicated,
+            seed=config.seed,
+            ema=config.train.ema,
+            accumulate=config.train.accumulate,
+        )
+        self.bind_eval_step = step.make_eval_step(graphdef, objective, replicated)
         self.fingerprint = joint_fingerprint(self.fingerprints)
         self.progress = Progress(fingerprint=self.fingerprint, best=None, seconds=0.0)
 
@@ -130,6 +149,22 @@ class Run:
             batch_size=self.config.eval.batch_size,
             image_size=self.image_size,
             by_batch=self.by_batch,
+        )
+
+    def _objective(self) -> step.Objective:
+        config, info = self.config, self.dataset.info
+        mixing = Mixing(**config.mix)
+        mixing.check(info.ndim)
+        return step.Objective(
+            task=info.task,
+            classes=len(info.classes),
+            loss=config.train.loss,
+            class_weights=imbalance.class_weights(
+                config.train.class_weights, self.dataset.splits["train"].labels, info
+            ),
+            mixing=mixing,
+            mean=tuple(config.model.mean),
+            std=tuple(config.model.std),
         )
 
     def _train_iterator(self) -> grain.DatasetIterator:
@@ -205,7 +240,7 @@ class Run:
 
     def _validate(self, number: int, log: MetricsLog, losses: PendingLosses, checkpointer: Checkpointer) -> None:
         split, metric = self.selection_split, self.config.eval.metric
-        loss, scores = self.scores(self.state.params, split)
+        loss, scores = self.scores(self.state.evaluated, split)
         losses.stop_unless_finite(number, f"{split} loss", loss)
         labels = self.dataset.splits[split].labels
         result = metrics.score(labels, scores, self.dataset.info.task)
@@ -230,7 +265,7 @@ class Run:
             ", best so far" if better else "",
         )
         if better:
-            checkpointer.save_best(number, self.state.params)
+            checkpointer.save_best(number, self.state.evaluated)
             best = Best(epoch=epoch, step=number, value=result[metric])
             self.progress = Progress(fingerprint=self.fingerprint, best=best, seconds=self.progress.seconds)
 
@@ -248,6 +283,9 @@ class Run:
             **report.describe_run(self.experiment, self.dataset, self.config, self.fingerprints),
             "selection": {"split": self.selection_split, "metric": self.config.eval.metric, **dataclasses.asdict(best)},
             **report.score_splits(scores, self.dataset, resamples=self.config.eval.bootstrap),
+            "threshold": report.score_threshold(
+                scores, self.dataset, self.selection_split, self.config.eval.specificity
+            ),
             "steps": self.last_step,
             "seconds": round(self.seconds(), 1),
         }
@@ -264,13 +302,36 @@ def _keep_compiled_programs(enabled: bool) -> None:
         jax.config.update("jax_compilation_cache_dir", str(pooch.os_cache("jaxboost") / "compiled"))
 
 
+def _check_binary(config: ConfigDict, info: DatasetInfo) -> None:
+    """Raises UserError where a choice of binary tasks is made for another."""
+    if info.task == metrics.BINARY:
+        return
+    for name, asked, mend in (
+        ("metric", config.eval.metric == "avg", "auc"),
+        ("specificity", config.eval.specificity, 0),
+    ):
+        if asked:
+            raise UserError(
+                f"config field eval.{name}: {config.eval[name]} is of binary tasks, {info.name} is {info.task}: set it"
+                f" to {mend}"
+            )
+
+
 def _check_ranges(config: ConfigDict) -> None:
     """Raises UserError for numbers that mean nothing; other choices are checked where they are used."""
     check_choice(config.train.loss, step.LOSSES, "config field train.loss")
-    positive = {"train": ("epochs", "log_every", "accumulate"), "eval": ("bootstrap",), "optim": ("lr", "eps")}
+    positive = {
+        "train": ("epochs", "log_every", "accumulate"),
+        "eval": ("bootstrap",),
+        "optim": ("lr", "eps", "layer_decay"),
+    }
     not_negative = {
-        "train": ("max_steps", "checkpoint_every"),
-        "optim": ("warmup_epochs", "warmup_from", "final_lr", "weight_decay", "clip_norm", "b1", "b2"),
+        "train": ("max_steps", "checkpoint_every", "ema"),
+        "optim": (
+            *("warmup_epochs", "warmup_from", "final_lr", "weight_decay", "clip_norm", "b1", "b2"),
+            *("schedule_epochs", "schedule_from"),
+        ),
+        "eval": ("specificity",),
     }
     for fields, lowest, allowed in (
         (positive, "above 0", lambda x: x > 0),
@@ -285,8 +346,15 @@ def _check_ranges(config: ConfigDict) -> None:
             f"config field train.max_steps: {config.train.max_steps} is less than train.accumulate,"
             f" {config.train.accumulate}: nothing would be trained"
         )
-    for name in ("b1", "b2"):
-        if config.optim[name] >= 1:
-            raise UserError(f"config field optim.{name}: {config.optim[name]} should be below 1")
+    for section, name in (("optim", "b1"), ("optim", "b2"), ("train", "ema"), ("eval", "specificity")):
+        if config[section][name] >= 1:
+            raise UserError(f"config field {section}.{name}: {config[section][name]} should be below 1")
+    if config.optim.layer_decay > 1:
+        raise UserError(f"config field optim.layer_decay: {config.optim.layer_decay} should be at most 1")
+    if config.optim.schedule_from + config.train.epochs > (config.optim.schedule_epochs or config.train.epochs):
+        raise UserError(
+            "config field optim.schedule_epochs: the schedule ends before the run, after"
+            f" {config.optim.schedule_epochs} epochs: set it to optim.schedule_from + train.epochs or more"
+        )
     step.check_batch_size(config.train.batch_size, "train.batch_size")
     step.check_batch_size(config.eval.batch_size, "eval.batch_size")

@@ -1,10 +1,13 @@
 """Optimiser and learning rate schedule."""
 
+import math
+
 import jax
 import optax
 
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.frozen import Tree
+from jaxboost.training.layer_decay import scale_by_layer
 
 
 def make_optimizer(
@@ -20,6 +23,9 @@ def make_optimizer(
     b2: float,
     eps: float,
     clip_norm: float,
+    layer_decay: float = 1.0,
+    schedule_epochs: float = 0.0,
+    schedule_from: float = 0.0,
     steps_per_epoch: int,
     epochs: int,
     accumulate: int = 1,
@@ -35,20 +41,25 @@ def make_optimizer(
     check_choice(name, ("adamw", "adam"), "config field optim.name")
     if name == "adam" and weight_decay:
         raise UserError(f"config field optim.weight_decay: adam has none, set it to 0 (it is {weight_decay})")
-    rate = make_schedule(
+    changes = steps_per_epoch / accumulate
+    whole = make_schedule(
         schedule,
         lr=lr,
         final_lr=final_lr,
         warmup_from=warmup_from,
-        warmup_steps=round(warmup_epochs * steps_per_epoch / accumulate),
-        total_steps=epochs * steps_per_epoch // accumulate,
+        warmup_steps=round(warmup_epochs * changes),
+        total_steps=math.floor((schedule_epochs or epochs) * changes),
     )
+    start = round(schedule_from * changes)
+    rate = whole if not start else lambda step: whole(step + start)
     adam = (
         optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask)
         if name == "adamw"
         else optax.adam(rate, b1=b1, b2=b2, eps=eps)
     )
     tx = optax.chain(optax.clip_by_global_norm(clip_norm), adam) if clip_norm > 0 else adam
+    if layer_decay != 1:
+        tx = optax.chain(tx, scale_by_layer(layer_decay))
     if accumulate == 1:
         return tx, rate
     tx = optax.MultiSteps(tx, every_k_schedule=accumulate).gradient_transformation()

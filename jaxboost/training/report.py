@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 import jaxboost
 from jaxboost.data.source import MULTI_LABEL, Dataset
 from jaxboost.models.frozen import count, mib
-from jaxboost.training import evaluate, metrics, workdir
+from jaxboost.training import evaluate, imbalance, metrics, workdir
 from jaxboost.training.experiment import Experiment
 from jaxboost.training.files import write_atomically
 
@@ -104,6 +104,23 @@ def score_splits(scores: Mapping[str, np.ndarray], dataset: Dataset, *, resample
     return result
 
 
+def score_threshold(
+    scores: Mapping[str, np.ndarray], dataset: Dataset, selection: str, specificity: float
+) -> dict[str, Any] | None:
+    """The threshold that a split has for a specificity, and what it gives on all splits; None where none is asked for.
+
+    Args:
+      scores: split -> probabilities (n, 2).
+      selection: the split that picks it, as it picks the epoch.
+    """
+    if not specificity:
+        return None
+    found = {name: (dataset.splits[name].labels[:, 0], values[:, 1]) for name, values in scores.items()}
+    value = imbalance.choose_threshold(*found[selection], specificity)
+    figures = {name: imbalance.score_at(labels, values, value) for name, (labels, values) in found.items()}
+    return {"split": selection, "specificity": specificity, "value": value, **figures}
+
+
 def write_predictions(
     folder: pathlib.Path, scores: Mapping[str, np.ndarray], dataset: Dataset, config: ConfigDict
 ) -> None:
@@ -176,6 +193,15 @@ def log_result(result: Mapping[str, Any]) -> None:
             figures["n"],
             ", ".join(texts),
             _number(figures["majority_acc"]),
+        )
+    if threshold := result["threshold"]:
+        texts = [f"{name} {_number(value)}" for name, value in threshold["test"].items()]
+        logger.info(
+            "test, positive from %s on (specificity %s on %s): %s",
+            _number(threshold["value"]),
+            _number(threshold["specificity"]),
+            threshold["split"],
+            ", ".join(texts),
         )
     for name, figures in result["baselines"].items():
         logger.info("test: %s alone: AUC %s", name, _number(figures["auc"]))

@@ -1,6 +1,7 @@
 """One training step and one evaluation step, pure and jitted over a mesh of all local devices."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from flax import nnx
 from jaxboost.data.source import MULTI_LABEL
 from jaxboost.errors import UserError
 from jaxboost.models.frozen import Tree, merge
+from jaxboost.training.mixing import Mixing, augment_batch, make_targets
 
 Batch = Mapping[str, jax.Array]
 LOSSES = ("auto", "columns")
@@ -21,11 +23,45 @@ LOSSES = ("auto", "columns")
 
 @flax.struct.dataclass
 class TrainState:
-    """What a step changes. Frozen weights are not part of it: they would be copied at every step."""
+    """What a step changes. Frozen weights are not part of it: they would be copied at every step.
+
+    Attributes:
+      ema: moving average of `params`, {} where none is kept.
+    """
 
     step: jax.Array
     params: Tree
     opt_state: optax.OptState
+    ema: Tree
+
+    @property
+    def evaluated(self) -> Tree:
+        """The weights that evaluation takes and a run reports."""
+        return self.ema or self.params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What is trained for.
+
+    Attributes:
+      task: MedMNIST's name. Ordinal regression is trained as classification, as MedMNIST scores it.
+      classes: how many.
+      loss: "auto", the task's own: softmax cross-entropy (for two classes the binary one of the logits' difference), or
+        for several labels the mean of binary ones; "columns": the mean of binary ones for all tasks, as PneumoLLM's
+        code has it.
+      class_weights: of the loss, one for each class; () for none. See `imbalance.class_weights`.
+      mixing: what is done to training batches.
+      mean, std: of normalised pixels.
+    """
+
+    task: str
+    classes: int
+    loss: str = "auto"
+    class_weights: tuple[float, ...] = ()
+    mixing: Mixing = dataclasses.field(default_factory=Mixing)
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (1.0,)
 
 
 def make_mesh() -> tuple[jax.NamedSharding, jax.NamedSharding]:
@@ -49,70 +85,93 @@ def put(batch: Mapping[str, np.ndarray], by_batch: jax.NamedSharding) -> Batch:
     return {name: jax.make_array_from_process_local_data(by_batch, array) for name, array in batch.items()}
 
 
-def init_state(params: Tree, tx: optax.GradientTransformation, replicated: jax.NamedSharding) -> TrainState:
-    """The state before the first step."""
-    opt_state = jax.jit(tx.init, out_shardings=replicated)(params)
-    return TrainState(step=jax.device_put(jnp.int32(0), replicated), params=params, opt_state=opt_state)
-
-
-def loss_and_scores(logits: jax.Array, labels: jax.Array, task: str, loss: str) -> tuple[jax.Array, jax.Array]:
-    """Loss of each example (B,) and probabilities (B, classes).
+def init_state(
+    params: Tree, tx: optax.GradientTransformation, replicated: jax.NamedSharding, *, ema: bool = False
+) -> TrainState:
+    """The state before the first step.
 
     Args:
-      logits: (B, classes).
-      labels: (B, 1) class numbers; (B, classes) zeros and ones for the multi-label task.
-      task: MedMNIST's name. Ordinal regression is trained as classification, as MedMNIST scores it.
-      loss: "auto", the task's own: softmax cross-entropy (for two classes the binary one of the logits' difference), or
-        for several labels the mean of binary ones; "columns": the mean of binary ones for all tasks, as PneumoLLM's
-        code has it.
+      ema: whether an average of the weights is kept.
     """
-    multi_label = task == MULTI_LABEL
-    scores = jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits)
-    if multi_label or loss == "columns":
-        columns = labels if multi_label else jax.nn.one_hot(labels[:, 0], logits.shape[-1])
-        return optax.sigmoid_binary_cross_entropy(logits, columns).mean(-1), scores
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels[:, 0]), scores
+    opt_state = jax.jit(tx.init, out_shardings=replicated)(params)
+    # A copy: a step gives away the buffers of the whole state.
+    average = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=replicated)(params) if ema else {}
+    return TrainState(step=jax.device_put(jnp.int32(0), replicated), params=params, opt_state=opt_state, ema=average)
+
+
+def losses(logits: jax.Array, targets: jax.Array, objective: Objective, *, weighted: bool = False) -> jax.Array:
+    """Loss of each example (B,), of logits and targets (B, classes).
+
+    With `weighted` the terms of class c count `class_weights[c]` times; of a multi-label task those where c is present.
+    """
+    weights = jnp.asarray(objective.class_weights if weighted and objective.class_weights else 1.0)
+    if objective.task == MULTI_LABEL:
+        present, absent = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+        return -(weights * targets * present + (1 - targets) * absent).mean(-1)
+    if objective.loss == "columns":
+        return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1) * (weights * targets).sum(-1)
+    return optax.softmax_cross_entropy(logits, weights * targets)
+
+
+def probabilities(logits: jax.Array, task: str) -> jax.Array:
+    """(B, classes), of several labels each on its own."""
+    return jax.nn.sigmoid(logits) if task == MULTI_LABEL else jax.nn.softmax(logits)
 
 
 def make_train_step(
     graphdef: nnx.GraphDef,
     tx: optax.GradientTransformation,
-    task: str,
+    objective: Objective,
     replicated: jax.NamedSharding,
     *,
-    loss: str,
     seed: int,
+    ema: float = 0.0,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns step(state, frozen, batch) -> (state, {"loss", "grad_norm"}); the old state's buffers are reused.
 
     Args:
-      task, loss: see `loss_and_scores`.
-      seed: what the model draws in a step follows from it and the step's number.
+      seed: what is drawn in a step follows from it and the step's number.
+      ema: decay of the average of the weights, where the state has one.
+      accumulate: the weights change in every so many-th step, and their average with them.
     """
 
     @partial(jax.jit, donate_argnames="state", out_shardings=replicated)
     def train_step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        model_key, batch_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        mixing = objective.mixing
+        targets = make_targets(batch["label"], objective.classes, objective.task, mixing.label_smoothing)
+        images, targets = augment_batch(
+            batch["image"], targets, mixing, mean=objective.mean, std=objective.std, key=batch_key
+        )
 
         def loss_fn(params: Tree) -> jax.Array:
-            logits = merge(graphdef, params, frozen)(batch["image"], key=key)
-            return loss_and_scores(logits, batch["label"], task, loss)[0].mean()
+            logits = merge(graphdef, params, frozen)(images, key=model_key)
+            return losses(logits, targets, objective, weighted=True).mean()
 
         value, grads = jax.value_and_grad(loss_fn)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        step = state.step + 1
+        average = _averaged(state.ema, params, jnp.where(step % accumulate == 0, ema, 1.0))
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return TrainState(step=step, params=params, opt_state=opt_state, ema=average), metrics
 
     return train_step
 
 
+def _averaged(average: Tree, params: Tree, decay: jax.Array) -> Tree:
+    if not average:
+        return average
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
+
+
 def make_eval_step(
-    graphdef: nnx.GraphDef, task: str, replicated: jax.NamedSharding, *, loss: str
+    graphdef: nnx.GraphDef, objective: Objective, replicated: jax.NamedSharding
 ) -> Callable[[Tree, Tree], Callable[[Batch], tuple[jax.Array, jax.Array]]]:
     """Returns bind(params, frozen) -> step(batch) -> (loss of each example (B,), probabilities (B, classes)).
 
-    What follows from the weights alone is formed once, by `bind`.
+    What follows from the weights alone is formed once, by `bind`. Labels are not smoothed, and classes not weighted.
     """
     # Where the weights are spread over the devices, so is what follows from them.
     form_maps = jax.jit(lambda params, frozen: merge(graphdef, params, frozen).form_maps())
@@ -120,7 +179,8 @@ def make_eval_step(
     @partial(jax.jit, out_shardings=replicated)
     def eval_step(params: Tree, frozen: Tree, maps: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         logits = merge(graphdef, params, frozen)(batch["image"], maps)
-        return loss_and_scores(logits, batch["label"], task, loss)
+        targets = make_targets(batch["label"], objective.classes, objective.task, 0.0)
+        return losses(logits, targets, objective), probabilities(logits, objective.task)
 
     def bind(params: Tree, frozen: Tree) -> Callable[[Batch], tuple[jax.Array, jax.Array]]:
         return partial(eval_step, params, frozen, form_maps(params, frozen))

@@ -1,12 +1,13 @@
 """Schedule and optimiser against closed forms and torch."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
 from jaxboost.errors import UserError
-from jaxboost.training import optim
+from jaxboost.training import layer_decay, optim
 
 SECTION = dict(
     name="adamw", lr=1e-2, schedule="cosine", warmup_epochs=1.0, warmup_from=0.0, final_lr=1e-4, weight_decay=0.1,
@@ -96,3 +97,69 @@ def test_decay_spares_biases_norms_positions_and_cls():
 def test_mistakes(change, message):
     with pytest.raises(UserError, match=message):
         optim.make_optimizer(**{**SECTION, **change})
+
+
+def test_schedule_that_began_before_the_run():
+    """The reference's: a cosine over 400 epochs, of which 300 are over."""
+    section = {**SECTION, "warmup_epochs": 0.0, "epochs": 100, "schedule_epochs": 400.0, "schedule_from": 300.0}
+    _, rate = optim.make_optimizer(**section)
+    epochs = np.array([0, 50, 100])
+    expected = 1e-4 + (1e-2 - 1e-4) * (1 + np.cos(np.pi * (300 + epochs) / 400)) / 2
+    np.testing.assert_allclose([rate(5 * epoch) for epoch in epochs], expected, rtol=1e-5)
+
+
+def _encoder(*stacks: tuple[str, int]) -> dict:
+    def stack(depth):
+        return {"blocks": {"kernel": jnp.ones((depth - 1, 2, 2))}, "last": {"kernel": jnp.ones((2, 2))}}
+
+    return {name: stack(depth) for name, depth in stacks}
+
+
+def test_layer_decay_of_one_stack():
+    params = {
+        "encoder": _encoder(("transformer", 3)) | {"cls": jnp.ones(2), "embedding": {"kernel": jnp.ones((2, 2))}},
+        "head": {"kernel": jnp.ones((2, 2))},
+        "boost": {"encode": {"kernel": jnp.ones((2, 2))}},
+    }
+    found = layer_decay.factors(params, 0.5)
+    np.testing.assert_allclose(found["encoder"]["transformer"]["blocks"]["kernel"][:, 0, 0], [0.5**3, 0.5**2])
+    assert found["encoder"]["transformer"]["last"]["kernel"] == 0.5
+    assert found["encoder"]["cls"] == found["encoder"]["embedding"]["kernel"] == 0.5**4
+    assert found["head"]["kernel"] == found["boost"]["encode"]["kernel"] == 1
+
+
+def test_layer_decay_of_two_stacks():
+    more = {
+        "spatial_norm": {"scale": jnp.ones(2)},
+        "temporal_norm": {"scale": jnp.ones(2)},
+        "temporal_cls": jnp.ones(2),
+    }
+    params = {"encoder": _encoder(("spatial", 2), ("temporal", 2)) | more | {"spatial_cls": jnp.ones(2)}}
+    found = layer_decay.factors(params, 0.5)["encoder"]
+    np.testing.assert_allclose(found["spatial"]["blocks"]["kernel"], np.full((1, 1, 1), 0.5**4))
+    assert found["spatial"]["last"]["kernel"] == found["spatial_norm"]["scale"] == found["temporal_cls"] == 0.5**3
+    np.testing.assert_allclose(found["temporal"]["blocks"]["kernel"], np.full((1, 1, 1), 0.5**2))
+    assert found["temporal"]["last"]["kernel"] == found["temporal_norm"]["scale"] == 0.5
+    assert found["spatial_cls"] == 0.5**5
+
+
+def test_layer_decay_multiplies_the_rate_weight_decay_included():
+    params = {"encoder": _encoder(("transformer", 2)), "head": {"kernel": jnp.ones((2, 2))}}
+    grads = jax.tree.map(lambda leaf: 0.3 * leaf, params)
+    plain, _ = optim.make_optimizer(**SECTION)
+    decayed, _ = optim.make_optimizer(**SECTION, layer_decay=0.5)
+    steps = []
+    for tx in (plain, decayed):
+        state = tx.init(params)
+        _, state = tx.update(grads, state, params)  # the warm-up's first rate is 0
+        steps.append(tx.update(grads, state, params)[0])
+    assert float(steps[0]["head"]["kernel"][0, 0]) != 0
+    expected = jax.tree.map(lambda u, f: u * f, steps[0], layer_decay.factors(params, 0.5))
+    jax.tree.map(lambda ours, wanted: np.testing.assert_allclose(ours, wanted, rtol=1e-6), steps[1], expected)
+
+
+def test_layer_decay_needs_blocks():
+    tx, _ = optim.make_optimizer(**SECTION, layer_decay=0.5)
+    params = {"encoder": {"stem": jnp.ones(2)}}
+    with pytest.raises(UserError, match=r"optim\.layer_decay: it is of encoders with trained blocks"):
+        tx.update(params, tx.init(params), params)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from jaxboost.models import frozen
-from jaxboost.training import loop, step
+from jaxboost.training import loop, mixing, step
 from tests.scripts import run_script
 from tests.training.small_runs import assert_same, on_host, small_config
 
@@ -107,7 +108,9 @@ def test_loss_and_scores_are_torchs(task):
         labels = rng.integers(0, classes, (7, 1))
         loss = functional.cross_entropy(theirs, torch.from_numpy(labels[:, 0]), reduction="none")
         scores = theirs.softmax(-1)
-    our_loss, our_scores = step.loss_and_scores(jnp.asarray(logits), jnp.asarray(labels, jnp.int32), task, "auto")
+    objective = step.Objective(task=task, classes=classes)
+    targets = mixing.make_targets(jnp.asarray(labels, jnp.int32), classes, task, 0.0)
+    our_loss, our_scores = step.losses(logits, targets, objective), step.probabilities(logits, task)
     assert our_loss.shape == (7,)
     np.testing.assert_allclose(our_loss, loss, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(our_scores, scores, rtol=1e-5, atol=1e-6)
@@ -138,3 +141,74 @@ def test_put_gives_each_device_its_share():
     process = run_script("-c", SHARES, env={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"})
     assert process.returncode == 0, process.stderr
     assert process.stdout.strip() == "[[0, 1], [2, 3]]"
+
+
+def _toy(ema=0.0, accumulate=1, **objective):
+    """A step of a linear classifier on grey images of 2 x 2 pixels."""
+
+    class Linear(nnx.Module):
+        def __init__(self):
+            self.kernel = nnx.Param(jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32))
+
+        def __call__(self, images, *, key=None):
+            return images.reshape(len(images), -1).astype(jnp.float32) / 255 @ self.kernel[...]
+
+    graphdef, params, _ = frozen.split(Linear())
+    tx = optax.sgd(0.5)
+    if accumulate > 1:
+        tx = optax.MultiSteps(tx, every_k_schedule=accumulate).gradient_transformation()
+    replicated, _ = step.make_mesh()
+    state = step.init_state(params, tx, replicated, ema=ema > 0)
+    goal = step.Objective(task="multi-class", classes=3, **objective)
+    return state, step.make_train_step(graphdef, tx, goal, replicated, seed=0, ema=ema, accumulate=accumulate)
+
+
+def _toy_batch(number):
+    rng = np.random.default_rng(number)
+    return {"image": rng.integers(0, 256, (4, 2, 2, 1), np.uint8), "label": rng.integers(0, 3, (4, 1)).astype(np.int32)}
+
+
+def test_no_average_is_kept_unless_it_is_asked_for():
+    state, _ = _toy()
+    assert state.ema == {}
+    assert state.evaluated is state.params
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_average_of_the_weights_is_the_closed_form(accumulate):
+    """ema_t = d^t w_0 + (1 - d) sum_i d^(t - i) w_i, over the changes of the weights."""
+    state, train_step = _toy(ema=0.9, accumulate=accumulate)
+    history = [np.array(state.params["kernel"])]
+    for number in range(6):
+        state, _ = train_step(state, {}, _toy_batch(number))
+        if (number + 1) % accumulate == 0:
+            history.append(np.array(state.params["kernel"]))
+    t = len(history) - 1
+    assert t == 6 // accumulate
+    expected = 0.9**t * history[0] + 0.1 * sum(0.9 ** (t - i) * history[i] for i in range(1, t + 1))
+    np.testing.assert_allclose(state.ema["kernel"], expected, rtol=1e-5)
+    assert state.evaluated is state.ema
+    assert not np.allclose(state.ema["kernel"], state.params["kernel"], atol=1e-3)
+
+
+def test_a_step_trains_on_what_mixing_makes_of_its_batch():
+    settings = mixing.Mixing(mixup=1.0, label_smoothing=0.2)
+    state, train_step = _toy(mixing=settings)
+    kernel, batch = np.array(state.params["kernel"]), _toy_batch(0)
+    _, key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
+    targets = mixing.make_targets(jnp.asarray(batch["label"]), 3, "multi-class", 0.2)
+    images, targets = mixing.augment_batch(
+        jnp.asarray(batch["image"]), targets, settings, mean=(0.0,), std=(1.0,), key=key
+    )
+    logits = np.asarray(images).reshape(4, -1) / 255 @ kernel
+    expected = -(np.asarray(targets) * np.asarray(jax.nn.log_softmax(logits))).sum(-1).mean()
+    _, outputs = train_step(state, {}, batch)
+    assert float(outputs["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_step_weighs_the_classes():
+    losses = {}
+    for weights in ((), (2.0, 2.0, 2.0)):
+        state, train_step = _toy(class_weights=weights)
+        losses[weights] = float(train_step(state, {}, _toy_batch(0))[1]["loss"])
+    assert losses[2.0, 2.0, 2.0] == pytest.approx(2 * losses[()], rel=1e-6)

@@ -1,0 +1,85 @@
+"""Classes of unequal size: weights for the loss, and a threshold where the better of two errors is known."""
+
+import numpy as np
+from sklearn.metrics import roc_curve
+
+from jaxboost.data.source import MULTI_LABEL, DatasetInfo
+from jaxboost.errors import UserError
+
+BALANCED = "balanced"
+
+
+def class_weights(spec: str, labels: np.ndarray, info: DatasetInfo) -> tuple[float, ...]:
+    """Weights of the classes in the loss, for `step.Objective`.
+
+    Args:
+      spec: the config's train.class_weights: "" for none, "balanced", or a number for each class, "1,2.5".
+      labels: of the training split, (n, L).
+
+    Returns:
+      (): none. "balanced": n / (classes n_c) for class c, so that all have the same share of the loss and the mean over
+      the examples is 1; for several labels the odds against each, so that its presence counts as much as its absence.
+
+    Raises:
+      UserError: something else, or a class that "balanced" cannot weigh, for no example has it.
+    """
+    classes = len(info.classes)
+    if not spec:
+        return ()
+    if spec != BALANCED:
+        return _numbers(spec, classes)
+    multi_label = info.task == MULTI_LABEL
+    counts = labels.sum(0) if multi_label else np.bincount(labels[:, 0], minlength=classes)
+    if not counts.all():
+        missing = info.classes[int(np.argmin(counts))]
+        raise UserError(
+            f"config field train.class_weights: no training example is {missing!r}, which cannot be balanced: give"
+            f" {classes} numbers"
+        )
+    n = len(labels)
+    return tuple(((n - counts) / counts if multi_label else n / (classes * counts)).tolist())
+
+
+def _numbers(spec: str, classes: int) -> tuple[float, ...]:
+    try:
+        weights = tuple(float(text) for text in spec.split(","))
+    except ValueError:
+        weights = ()
+    if len(weights) != classes or not all(np.isfinite(weight) and weight >= 0 for weight in weights):
+        raise UserError(
+            f'config field train.class_weights: {spec!r} should be empty, "balanced", or {classes} numbers from 0 with'
+            " commas between them"
+        )
+    return weights
+
+
+def choose_threshold(labels: np.ndarray, scores: np.ndarray, specificity: float) -> float:
+    """The threshold of the best sensitivity among those with at least this specificity: positive is a score from it.
+
+    Args:
+      labels: 0 or 1, (n,), both of them there.
+      scores: probability of class 1, (n,).
+
+    Returns:
+      Infinity where no positive answer is specific enough.
+    """
+    false_positive, true_positive, thresholds = roc_curve(labels, scores, drop_intermediate=False)
+    # Counts, for 1 - specificity is not exact.
+    allowed = np.floor((1 - specificity) * np.sum(labels == 0) + 1e-9)
+    specific = np.flatnonzero(np.rint(false_positive * np.sum(labels == 0)) <= allowed)
+    best = specific[np.argmax(true_positive[specific])]
+    return float(thresholds[best])
+
+
+def score_at(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float | None]:
+    """Sensitivity, specificity and ACC of binary answers, positive from `threshold` on; None without such examples."""
+    truth, answers = labels == 1, scores >= threshold
+
+    def share(correct: np.ndarray) -> float | None:
+        return float(correct.mean()) if correct.size else None
+
+    return {
+        "sensitivity": share(answers[truth]),
+        "specificity": share(~answers[~truth]),
+        "acc": share(answers == truth),
+    }

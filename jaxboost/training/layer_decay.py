@@ -1,0 +1,64 @@
+"""Layer-wise decay of the learning rate: lower layers, which pretraining made general, change more slowly.
+
+As in BEiT's fine-tuning (Bao et al. 2021, section 3.2): a rate is multiplied by decay^(L + 1 - l) for block l of L.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxboost.errors import UserError
+from jaxboost.models.frozen import Tree
+
+# Stacks of blocks in the order in which the encoders run them, and the norms that end one of them.
+_STACKS = ("transformer", "spatial", "temporal")
+_ENDS = {"spatial_norm": "spatial", "temporal_norm": "temporal"}
+# What makes the tokens of the second stack of ViViT out of those of the first.
+_STARTS = {"temporal_cls": "spatial"}
+
+
+def scale_by_layer(decay: float) -> optax.GradientTransformation:
+    """Multiplies the updates of a classifier's encoder by the powers of `decay` that its layers have.
+
+    Raises UserError, when first used, for an encoder that is no stack of blocks.
+    """
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors(updates, decay)))
+
+
+def factors(params: Tree, decay: float) -> Tree:
+    """What each weight's rate is multiplied by: a number, or an array that broadcasts over stacked blocks.
+
+    Block l of L has decay^(L + 1 - l), what comes before the first (patches, positions, CLS) is block 0, and what is
+    behind the encoder has 1: booster, head and their norms.
+    """
+    ends, depth = {}, 0
+    for name in _STACKS:
+        if name in params.get("encoder", {}):
+            first, depth = depth, depth + _depth(params["encoder"][name])
+            ends[name] = (first, depth)
+    if not ends:
+        raise UserError("config field optim.layer_decay: it is of encoders with trained blocks, set it to 1")
+
+    def factor(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> float | jax.Array:
+        names = [entry.key for entry in path]
+        if names[0] != "encoder":
+            return 1.0
+        return decay ** (depth + 1 - _layer(names, leaf, ends))
+
+    return jax.tree_util.tree_map_with_path(factor, params)
+
+
+def _layer(names: list[str], leaf: jax.Array, ends: dict[str, tuple[int, int]]) -> int | jax.Array:
+    name = names[1]
+    if name in ends:
+        first, last = ends[name]
+        if names[2] == "last":
+            return last
+        numbers = jnp.arange(first + 1, last, dtype=jnp.float32)
+        return numbers.reshape(-1, *[1] * (leaf.ndim - 1))
+    stack = _ENDS.get(name) or _STARTS.get(name)
+    return ends[stack][1] if stack else 0
+
+
+def _depth(stack: Tree) -> int:
+    return 1 + (len(jax.tree.leaves(stack["blocks"])[0]) if "blocks" in stack else 0)

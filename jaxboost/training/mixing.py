@@ -1,0 +1,161 @@
+"""What a training step does to its batch: random erasing, mixup, cutmix, label smoothing. Pure, inside jit.
+
+Images are floating point in grey levels, 0..255, for the model takes those as it takes uint8; labels become targets,
+floats (B, classes), that a loss can be taken of.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxboost.data.source import MULTI_LABEL
+from jaxboost.errors import UserError
+
+# Random erasing (Zhong et al. 2020) as the reference uses it: shares of the area, and aspect ratios up to.
+_ERASED_AREA = (0.02, 1 / 3)
+_ERASED_RATIO = 1 / 0.3
+_ERASE_ATTEMPTS = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """The config's section `mix`, whose fields configs/default.py explains."""
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    switch: float = 0.5
+    prob: float = 1.0
+    erase: float = 0.0
+    label_smoothing: float = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether examples are joined with others."""
+        return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+    def check(self, ndim: int) -> None:
+        """Raises UserError for a value out of its range, and for erasing in volumes."""
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise UserError(f"config field mix.{name}: {getattr(self, name)} should be 0 or more")
+        for name in ("switch", "prob", "erase"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"config field mix.{name}: {getattr(self, name)} should be 0 to 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"config field mix.label_smoothing: {self.label_smoothing} should be 0 to below 1")
+        if self.erase and ndim != 2:
+            raise UserError("config field mix.erase: it is of 2-D images, set it to 0")
+
+
+def make_targets(labels: jax.Array, classes: int, task: str, smoothing: float) -> jax.Array:
+    """Targets float32 (B, classes) of labels int (B, L).
+
+    One-hot rows become (1 - s) y + s / classes (Szegedy et al. 2016), and each column of a multi-label task, a choice
+    of two, (1 - s) y + s / 2.
+    """
+    multi_label = task == MULTI_LABEL
+    y = labels.astype(jnp.float32) if multi_label else jax.nn.one_hot(labels[:, 0], classes)
+    return y * (1 - smoothing) + smoothing / (2 if multi_label else classes)
+
+
+def augment_batch(
+    images: jax.Array,
+    targets: jax.Array,
+    mixing: Mixing,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    key: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Erases from each image, and joins each with its partner: the last with the first, and so on.
+
+    Args:
+      images: uint8 (B, S, S[, S], C).
+      targets: (B, classes).
+      mean, std: of normalised pixels, for the noise that is put in the place of what is erased.
+
+    Returns:
+      Both as they are trained on; uint8 images where nothing is done to them.
+    """
+    erase_key, mix_key = jax.random.split(key)
+    if mixing.erase:
+        images = erase(images.astype(jnp.float32), mixing.erase, mean=mean, std=std, key=erase_key)
+    if mixing.mixes:
+        images, targets = mix(images.astype(jnp.float32), targets, mixing, key=mix_key)
+    return images, targets
+
+
+def mix(images: jax.Array, targets: jax.Array, mixing: Mixing, *, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) of the whole batch with itself in reverse order.
+
+    With probability `prob` there is either; where both have an alpha above 0, cutmix with probability `switch`. The
+    share l of the example itself is Beta(alpha, alpha). Cutmix puts a box of the partner with sides S (1 - l)^(1/n), n
+    spatial dimensions, around a random centre; the share is corrected to what lies inside the image.
+    """
+    on_key, which_key, share_key, box_key = jax.random.split(key, 4)
+    other_images, other_targets = images[::-1], targets[::-1]
+    cut = jnp.asarray(mixing.cutmix > 0)
+    if mixing.mixup > 0 and mixing.cutmix > 0:
+        cut = jax.random.bernoulli(which_key, mixing.switch)
+    alpha = jnp.where(cut, mixing.cutmix, mixing.mixup)
+    share = jax.random.beta(share_key, alpha, alpha)
+
+    inside = _box(images.shape[1:-1], share, key=box_key)
+    mask = jnp.where(cut, inside, False)
+    weight = jnp.where(cut, 1.0, share)
+    mixed = jnp.where(mask[..., None], other_images, weight * images + (1 - weight) * other_images)
+    share = jnp.where(cut, 1 - inside.mean(), share)
+
+    on = jax.random.bernoulli(on_key, mixing.prob)
+    share = jnp.where(on, share, 1.0)
+    return jnp.where(on, mixed, images), share * targets + (1 - share) * other_targets
+
+
+def _box(shape: tuple[int, ...], share: jax.Array, *, key: jax.Array) -> jax.Array:
+    """Cutmix's box, bool `shape`: the share of the image outside is about `share`, more where it is cut off."""
+    inside = jnp.ones((), bool)
+    ratio = (1 - share) ** (1 / len(shape))
+    for axis, (size, axis_key) in enumerate(zip(shape, jax.random.split(key, len(shape)), strict=True)):
+        half = jnp.floor(size * ratio).astype(jnp.int32) // 2
+        centre = jax.random.randint(axis_key, (), 0, size)
+        place = jnp.arange(size)
+        within = (place >= centre - half) & (place < centre + half)
+        inside = inside & within.reshape([-1 if other == axis else 1 for other in range(len(shape))])
+    return inside
+
+
+def erase(
+    images: jax.Array, probability: float, *, mean: Sequence[float], std: Sequence[float], key: jax.Array
+) -> jax.Array:
+    """Puts normal noise in the place of a rectangle of some images, float (B, S, S, C).
+
+    The rectangle has 2 to 33 % of the area and an aspect ratio of .3 to 1 / .3, both drawn until it fits, at most ten
+    times. A grey image gets the same noise in all channels, scaled by the mean of `mean` and `std`.
+    """
+    B, height, width, C = images.shape
+    on_key, area_key, ratio_key, place_key, noise_key = jax.random.split(key, 5)
+    tries = (B, _ERASE_ATTEMPTS)
+    area = jax.random.uniform(area_key, tries, minval=_ERASED_AREA[0], maxval=_ERASED_AREA[1]) * height * width
+    bound = math.log(_ERASED_RATIO)
+    ratio = jnp.exp(jax.random.uniform(ratio_key, tries, minval=-bound, maxval=bound))
+    tall, wide = jnp.rint(jnp.sqrt(area * ratio)), jnp.rint(jnp.sqrt(area / ratio))
+    fits = (tall < height) & (wide < width)
+    first = jnp.argmax(fits, axis=1, keepdims=True)
+    tall, wide = (jnp.take_along_axis(side, first, axis=1) for side in (tall, wide))  # (B, 1)
+    on = fits.any(1) & jax.random.bernoulli(on_key, probability, (B,))
+
+    places = jax.random.uniform(place_key, (2, B, 1))
+    top, left = jnp.floor(places[0] * (height - tall + 1)), jnp.floor(places[1] * (width - wide + 1))
+    rows, columns = jnp.arange(height)[None], jnp.arange(width)[None]
+    down = (rows >= top) & (rows < top + tall)  # (B, H)
+    across = (columns >= left) & (columns < left + wide)  # (B, W)
+    erased = on[:, None, None] & down[:, :, None] & across[:, None]
+
+    centre, spread = (jnp.broadcast_to(jnp.asarray(values), (3,)) for values in (mean, std))
+    if C == 1:
+        centre, spread = centre.mean(), spread.mean()
+    noise = 255 * (centre + spread * jax.random.normal(noise_key, images.shape))
+    return jnp.where(erased[..., None], noise, images)
