@@ -1,8 +1,11 @@
-"""Reading and writing .npz files: one place that decides how arrays come into memory."""
+"""Reading and writing .npz files: one place that decides which arrays come into memory, and which stay on disk."""
 
 import contextlib
+import json
+import logging
 import os
 import pathlib
+import shutil
 import struct
 import uuid
 import zipfile
@@ -10,36 +13,164 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 from jaxboost.errors import UserError
 
+# A file or array of so many bytes is large. Below, reading it at every start is a matter of a second or two.
+LARGE_BYTES = 256 << 20
+
+_CHUNK_BYTES = 1 << 20
+_ELSEWHERE = "make room there, or take a folder that has it (data.root or MEDMNIST_ROOT)"
 # What numpy and zipfile raise for a damaged archive (RuntimeError: damage that looks like encryption or an unknown
 # compression method).
 _DAMAGE = (OSError, EOFError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
+_log = logging.getLogger(__name__)
 
-def open_npz(path: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays `names` of the file, whole, in memory.
 
-    Members of a compressed archive cannot be mapped, and MedMNIST's are compressed; a later way to map large files
-    belongs here.
+def open_npz(
+    path: pathlib.Path, names: Sequence[str], *, md5: str = "", folders: Sequence[pathlib.Path] = ()
+) -> dict[str, np.ndarray]:
+    """The arrays `names` of the file, whole, in memory; large ones mapped where there are `folders` for them.
+
+    Members of a compressed archive cannot be mapped, and MedMNIST's are compressed. An array of LARGE_BYTES or more is
+    therefore unpacked once, to `{name}.npy` in the first of the `folders` that can be written, and is an np.memmap of
+    that copy, read-only. A copy that is in any of them is taken if it was made of the archive with the sum `md5` and
+    was not changed since; any other is made again.
+
+    Args:
+        path: the archive.
+        names: of its arrays.
+        md5: the sum of the archive, needed where there are folders.
+        folders: of this archive alone.
 
     Raises:
-        UserError: the file cannot be read, or an array is missing or broken; the message names the array.
+        UserError: the file cannot be read, or an array is missing or broken; the message names the array. Or there is
+            no room for the copies.
     """
     arrays: dict[str, np.ndarray] = {}
-    name = ""
-    try:
-        # Opened here: np.load leaves its own file open when the archive is damaged.
-        with path.open("rb") as file, _archive(np.load(file, allow_pickle=False), path) as archive:
-            if missing := [name for name in names if name not in archive.files]:
-                raise UserError(f"{path}: array {missing[0]} is missing; found: {', '.join(archive.files)}")
-            for name in names:
-                arrays[name] = archive[name]
-    except _DAMAGE as error:
-        member = f"array {name}" if name else "the archive"
-        raise UserError(f"{path}: cannot read {member}: {error}") from error
+    # Opened here: np.load leaves its own file open when the archive is damaged.
+    with (
+        _reading(path, "the archive"),
+        path.open("rb") as file,
+        _archive(np.load(file, allow_pickle=False), path) as archive,
+    ):
+        if missing := [name for name in names if name not in archive.files]:
+            raise UserError(f"{path}: array {missing[0]} is missing; found: {', '.join(archive.files)}")
+        if folders:
+            arrays |= _large_arrays(path, archive.zip, names, md5, folders)
+        for name in names:
+            if name not in arrays:
+                with _reading(path, f"array {name}"):
+                    arrays[name] = archive[name]
     return arrays
+
+
+def seal(file: pathlib.Path, md5: str) -> str:
+    """The content of a note about `file` as it is now: its size in bytes, its time in ns, and the sum `md5`."""
+    status = file.stat()
+    return json.dumps({"size": status.st_size, "mtime_ns": status.st_mtime_ns, "md5": md5})
+
+
+def write_note(file: pathlib.Path, folders: Sequence[pathlib.Path], content: str) -> None:
+    """Keeps what `seal` gave for `file` in the first of the `folders` that can be written. Raises OSError if none can.
+
+    Of an archive it notes that its own sum is `md5`, of an unpacked array that it comes from the archive of that sum.
+    """
+    with replacing(_writable(folders) / f"{file.name}.json") as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
+def is_noted(file: pathlib.Path, folders: Sequence[pathlib.Path], md5: str) -> bool:
+    """Whether one of the `folders` has a note with `md5` about `file`, and its size and time are those of the note."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            if (folder / f"{file.name}.json").read_bytes() == seal(file, md5).encode():
+                return True
+    return False
+
+
+def _large_arrays(
+    path: pathlib.Path, archive: zipfile.ZipFile, names: Sequence[str], md5: str, folders: Sequence[pathlib.Path]
+) -> dict[str, np.memmap]:
+    sizes = {member.filename.removesuffix(".npy"): member.file_size for member in archive.infolist()}
+    copies = {name: _copy(name, md5, folders) for name in names if sizes[name] >= LARGE_BYTES}
+    if lacking := [name for name, copy in copies.items() if copy is None]:
+        folder = _writable(folders)
+        existing = _existing(folder)
+        _check_room(path, existing, sum(sizes[name] for name in lacking))
+        _log.info("unpacking the large arrays of %s once, to %s", path, folder)
+        try:
+            for name in lacking:
+                copies[name] = _unpack(path, archive, name, md5, folder)
+        finally:
+            # Folders that were made for a copy that came to nothing.
+            with contextlib.suppress(OSError):
+                while folder != existing:
+                    folder.rmdir()
+                    folder = folder.parent
+    return {name: np.load(copy, mmap_mode="r", allow_pickle=False) for name, copy in copies.items()}
+
+
+def _copy(name: str, md5: str, folders: Sequence[pathlib.Path]) -> pathlib.Path | None:
+    files = (folder / f"{name}.npy" for folder in folders)
+    return next((file for file in files if is_noted(file, [file.parent], md5)), None)
+
+
+def _unpack(path: pathlib.Path, archive: zipfile.ZipFile, name: str, md5: str, folder: pathlib.Path) -> pathlib.Path:
+    """Streams the member `{name}.npy`, a whole .npy file, into `folder`."""
+    target = folder / f"{name}.npy"
+    try:
+        with replacing(target) as temporary:
+            with temporary.open("wb") as file:
+                for chunk in _chunks(path, archive, name):
+                    file.write(chunk)
+            with _reading(path, f"array {name}"):
+                np.load(temporary, mmap_mode="r", allow_pickle=False)
+            # Of this copy for certain: another process may put its own in place right after.
+            content = seal(temporary, md5)
+        write_note(target, [folder], content)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror}): {_ELSEWHERE}") from error
+    return target
+
+
+def _chunks(path: pathlib.Path, archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
+    with _reading(path, f"array {name}"), archive.open(f"{name}.npy") as member:
+        total = archive.getinfo(f"{name}.npy").file_size
+        with tqdm(desc=name, total=total, unit="B", unit_scale=True, disable=None) as bar:
+            while chunk := member.read(_CHUNK_BYTES):
+                bar.update(len(chunk))
+                yield chunk
+
+
+def _check_room(path: pathlib.Path, folder: pathlib.Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{path}: its large arrays need {needed / 1e9:.1f} GB unpacked, and {folder} has {free / 1e9:.1f} GB left: "
+            f"{_ELSEWHERE}"
+        )
+
+
+def _writable(folders: Sequence[pathlib.Path]) -> pathlib.Path:
+    """The first folder that can be written, or made; the first of all where none can."""
+    return next((folder for folder in folders if os.access(_existing(folder), os.W_OK | os.X_OK)), folders[0])
+
+
+def _existing(folder: pathlib.Path) -> pathlib.Path:
+    """The folder itself, or the nearest one above it that exists."""
+    # Unlike pathlib's, this `exists` has an answer for a folder that may not be looked into, too.
+    return next(each for each in (folder, *folder.parents) if os.path.exists(each))
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGE as error:
+        raise UserError(f"{path}: cannot read {what}: {error}") from error
 
 
 def _archive(loaded: object, path: pathlib.Path) -> np.lib.npyio.NpzFile:

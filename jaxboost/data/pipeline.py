@@ -1,9 +1,10 @@
 """Batches for training and evaluation, with grain.
 
-Splits are in memory as stored. Where the model wants larger images, every element is resized when it is read, in
-grain's threads: pillow lets go of the interpreter lock while it resizes, so the work spreads over the cores, and memory
-stays that of the stored split plus a few batches (OCTMNIST's training split alone would be 4.9 GB at 224 pixels).
-Keeping resized copies of small splits would save work, but only where there is little of it.
+Splits are in memory as stored, or mapped from disk where they are large. Where the model wants larger images, every
+element is resized when it is read, in grain's threads: pillow lets go of the interpreter lock while it resizes, so the
+work spreads over the cores, and memory stays that of the stored split plus a few batches (OCTMNIST's training split
+alone would be 4.9 GB at 224 pixels). Keeping resized copies of small splits would save work, but only where there is
+little of it.
 """
 
 import functools
@@ -28,15 +29,17 @@ class SplitSource:
     """
 
     def __init__(self, split: Split):
-        self._images = split.images.view()
-        self._images.flags.writeable = False
+        self._images = split.images
         self._labels = split.labels.astype(np.int32)
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {"image": self._images[index], "label": self._labels[index]}
+        # A plain array also where the split is mapped.
+        image = np.asarray(self._images[index]).view()
+        image.flags.writeable = False
+        return {"image": image, "label": self._labels[index]}
 
     def __repr__(self) -> str:
         return f"SplitSource(images={self._images.shape}, labels={self._labels.shape})"

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -43,18 +43,58 @@ class DatasetInfo:
         return len(self.classes) if self.task == MULTI_LABEL else 1
 
 
+class MappedRows:
+    """Rows of arrays that are too large for memory, for a `Split` in the place of one array of them.
+
+    A row is read when it is asked for; `np.asarray` reads all.
+
+    Attributes:
+        shape: (n, ...).
+        dtype: of the arrays.
+    """
+
+    def __init__(self, parts: "Sequence[np.ndarray | MappedRows]", rows: np.ndarray | None = None):
+        """Args: `parts`, alike but for their length, count as one after the other; `rows`, int (n,): None for all."""
+        self._parts = parts
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+        self._rows = np.arange(self._starts[-1]) if rows is None else rows
+        self.shape = (len(self._rows), *parts[0].shape[1:])
+        self.dtype = parts[0].dtype
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        row = self._rows[index]
+        part = np.searchsorted(self._starts, row, side="right") - 1
+        return self._parts[part][row - self._starts[part]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self)))
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("rows of several arrays make no array without a copy")
+        return np.array(list(self), dtype or self.dtype).reshape(self.shape)
+
+    def take(self, rows: np.ndarray) -> "MappedRows":
+        """The rows `rows`, int (m,), in that order."""
+        return MappedRows(self._parts, self._rows[rows])
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
     """Samples, one a row of every array.
 
     Attributes:
-        images: uint8 (n, S, S, C) or (n, S, S, S, C) with values 0..255; or float32 features (n, d, W).
+        images: uint8 (n, S, S, C) or (n, S, S, S, C) with values 0..255; or float32 features (n, d, W). Large ones
+            are not in memory: an np.memmap, or `MappedRows` once samples were picked or pooled.
         labels: int64 (n, L).
         groups: patients, str (n,); None: unknown, every sample is its own.
         names: files, str (n,), or None.
     """
 
-    images: np.ndarray
+    images: np.ndarray | MappedRows
     labels: np.ndarray
     groups: np.ndarray | None = None
     names: np.ndarray | None = None
@@ -65,7 +105,7 @@ class Split:
     def take(self, rows: np.ndarray) -> "Split":
         """The samples `rows`, int (m,), in that order."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Split(**{name: None if array is None else array[rows] for name, array in fields.items()})
+        return Split(**{name: None if array is None else _take(array, rows) for name, array in fields.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,5 +167,17 @@ def join_splits(splits: Sequence[Split]) -> Split:
     arrays = {}
     for field in dataclasses.fields(Split):
         parts = [getattr(split, field.name) for split in splits]
-        arrays[field.name] = None if any(part is None for part in parts) else np.concatenate(parts)
+        arrays[field.name] = None if any(part is None for part in parts) else _join(parts)
     return Split(**arrays)
+
+
+def _take(array: np.ndarray | MappedRows, rows: np.ndarray) -> np.ndarray | MappedRows:
+    if isinstance(array, np.memmap):
+        return MappedRows([array], rows)
+    return array.take(rows) if isinstance(array, MappedRows) else array[rows]
+
+
+def _join(parts: Sequence[np.ndarray | MappedRows]) -> np.ndarray | MappedRows:
+    if any(isinstance(part, np.memmap | MappedRows) for part in parts):
+        return MappedRows(parts)
+    return np.concatenate(parts)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from jaxboost.data import pipeline
 from jaxboost.data.npz import open_npz, write_npz
-from jaxboost.data.source import Dataset, Split
+from jaxboost.data.source import Dataset, MappedRows
 from jaxboost.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def encode(
             if not rows:
                 continue
             split = dataset.splits[name]
-            part = Split(images=split.images[rows], labels=split.labels[rows])
+            part = split.take(np.array(rows))
             made = []
             for batch in pipeline.eval_batches(part, batch_size=batch_size, image_size=image_size):
                 mask = batch.pop("mask")
@@ -63,7 +63,7 @@ def encode(
     return dataclasses.replace(dataset, splits=splits)
 
 
-def _digests(images: np.ndarray) -> list[str]:
+def _digests(images: np.ndarray | MappedRows) -> list[str]:
     return [hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image in images]
 
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxboost.data import dataset_names, describe_dataset, load
+from jaxboost.data import dataset_names, describe_dataset, load, npz, pipeline
 from jaxboost.data.medmnist import medmnist_info
 from jaxboost.errors import UserError
 
@@ -56,22 +56,44 @@ def test_damaged_official_file(official_root, tmp_path, damage):
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_every_flag(flag, info, write_official, tmp_path):
+def test_every_flag(flag, info, write_official, tmp_path, monkeypatch):
     sizes = (28, 64) if flag.endswith("3d") else (28, 64, 128, 224)
     for size in sizes:
         path = write_official(flag, size)
-        dataset = load(flag, size=size, root=str(tmp_path))
-        assert dataset.info == describe_dataset(flag, size)
-        assert dataset.info.task == info[flag]["task"]
-        assert list(dataset.info.classes) == list(info[flag]["label"].values())
-        shape = (size,) * dataset.info.ndim + (info[flag]["n_channels"],)
-        with np.load(path) as stored:
+        with np.load(path) as file:
+            stored = dict(file)
+        # 600 bytes are between the largest labels here and one image of 28 pixels.
+        for large, kind in {npz.LARGE_BYTES: np.ndarray, 600: np.memmap}.items():
+            with monkeypatch.context() as patch:
+                patch.setattr(npz, "LARGE_BYTES", large)
+                dataset = load(flag, size=size, root=str(tmp_path))
+            assert dataset.info == describe_dataset(flag, size)
+            assert dataset.info.task == info[flag]["task"]
+            assert list(dataset.info.classes) == list(info[flag]["label"].values())
+            shape = (size,) * dataset.info.ndim + (info[flag]["n_channels"],)
             for name, split in dataset.splits.items():
-                assert split.images.shape[1:] == shape
+                assert (type(split.images), type(split.labels)) == (kind, np.ndarray)
+                assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.int64)
+                assert split.images.shape == (len(split), *shape)
+                assert split.labels.shape == (len(split), 14 if flag == "chestmnist" else 1)
                 np.testing.assert_array_equal(split.images.ravel(), stored[f"{name}_images"].ravel())
                 np.testing.assert_array_equal(split.labels, stored[f"{name}_labels"])
-                assert split.labels.dtype == np.int64
-                assert split.labels.shape[1] == (14 if flag == "chestmnist" else 1)
+            check_batches(dataset.splits["train"], size)
+
+
+def check_batches(split, size):
+    """Real arrays with every sample once, whether it is evaluated or trained on; `split` has 3, all different."""
+    (evaluated,) = pipeline.eval_batches(split, batch_size=3, image_size=size)
+    np.testing.assert_array_equal(evaluated["image"], split.images)
+    np.testing.assert_array_equal(evaluated["label"], split.labels)
+    trained = next(pipeline.train_iterator(split, batch_size=3, seed=0, image_size=size))
+    for batch in (evaluated, trained):
+        assert (type(batch["image"]), type(batch["label"])) == (np.ndarray, np.ndarray)
+        assert (batch["image"].dtype, batch["label"].dtype) == (np.uint8, np.int32)
+        assert (batch["image"].shape, batch["label"].shape) == (split.images.shape, split.labels.shape)
+    order = [next(row for row in range(3) if (split.images[row] == image).all()) for image in trained["image"]]
+    assert sorted(order) == [0, 1, 2]
+    np.testing.assert_array_equal(trained["label"], split.labels[order])
 
 
 @pytest.mark.parametrize(
