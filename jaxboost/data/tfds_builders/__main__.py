@@ -1,0 +1,34 @@
+"""The command that prepares a data set; see the package's docstring."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from jaxboost.data.tfds_source import import_tfds
+from jaxboost.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prepares the data set that the arguments name; a user's mistake ends the process with code 2 and one line."""
+    parser = argparse.ArgumentParser(prog="python -m jaxboost.data.tfds_builders", description="Prepares a TFDS set.")
+    parser.add_argument("--name", required=True, help="lidc_shapes, medmnist/FLAG (28 pixels) or medmnist/FLAG_SIZE")
+    parser.add_argument("--data_dir", required=True, help="folder of the result, TFDS's data_dir")
+    parser.add_argument(
+        "--root", default="", help="folder of the MedMNIST files or the LIDC shapes; else MEDMNIST_ROOT, or ~/.medmnist"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        tfds = import_tfds()
+        if not sys.stderr.isatty():
+            tfds.disable_progress_bar()
+        # Only here: this module cannot be imported where the package is missing.
+        from jaxboost.data.tfds_builders.builders import build
+
+        print(build(options.name, data_dir=options.data_dir, root=options.root))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
