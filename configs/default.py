@@ -51,6 +51,7 @@ def get_pneumollm_config() -> ConfigDict:
     llama.causal = False  # keep LLaMA's causal mask, which PneumoLLM replaces by the emitter's
     llama.remat = False  # keep only the input of each layer for the backward pass: less memory, more time
     llama.shard = False  # spread its matrices over the devices instead of copying them to each
+    llama.weights = "stored"  # hold its matrices as the block has them, or rounded to "int8" as they are loaded
     return config.lock()
 
 

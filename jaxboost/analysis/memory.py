@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxboost.data.source import DatasetInfo
-from jaxboost.models.frozen import Tree, count
 from jaxboost.training import optim, step
+from jaxboost.training.experiment import held_shapes
 from jaxboost.training.mixing import Mixing
 from jaxboost.training.systems import prepare
 
@@ -14,8 +14,9 @@ from jaxboost.training.systems import prepare
 def step_memory_gb(config: ConfigDict, info: DatasetInfo) -> dict[str, float]:
     """What one training step of `train.batch_size` images is estimated to hold on one device, in GB (1e9 bytes).
 
-    The frozen weights are taken as stored in `model.dtype`, each device as holding all of them, and the encoder as part
-    of the step; evaluation, which may merge adapters into copies of projections, is not looked at.
+    The frozen weights are taken as stored in `model.dtype` where they are not packed (see `llama.weights`), each device
+    as holding all of them, and the encoder as part of the step; evaluation, which may merge adapters into copies of
+    projections, is not looked at.
 
     Returns:
       weights: frozen and trained ones, optimiser state and batch. temporary: the rest at its peak, as this machine's
@@ -49,9 +50,9 @@ def step_memory_gb(config: ConfigDict, info: DatasetInfo) -> dict[str, float]:
     labels = jax.ShapeDtypeStruct((B, info.labels_per_sample), jnp.int32)
     computed = jnp.dtype(config.model.dtype)
     batch = {"image": images, "label": labels}
-    analysis = train_step.lower(state, _stored_as(experiment.frozen, computed), batch).compile().memory_analysis()
-    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state, batch)))
-    weights += count(experiment.frozen) * dtype.itemsize
+    analysis = train_step.lower(state, held_shapes(experiment, computed), batch).compile().memory_analysis()
+    held = jax.tree.leaves((state, held_shapes(experiment, dtype), batch))
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in held)
     temporary = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     temporary *= dtype.itemsize / computed.itemsize
     return {
@@ -59,7 +60,3 @@ def step_memory_gb(config: ConfigDict, info: DatasetInfo) -> dict[str, float]:
         "temporary": round(temporary / 1e9, 3),
         "total": round((weights + temporary) / 1e9, 3),
     }
-
-
-def _stored_as(tree: Tree, dtype: jnp.dtype) -> Tree:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)

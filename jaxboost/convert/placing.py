@@ -1,14 +1,19 @@
-"""Arrays on their devices: where each goes, and stacks of layers that are filled in place."""
+"""Arrays on their devices: where each goes, in how many bits, and stacks of layers that are filled in place."""
 
-import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxboost.errors import UserError
+from jaxboost.models.frozen import Packed
+
 # shape of an array -> where it goes
 Placement = Callable[[tuple[int, ...]], jax.sharding.Sharding]
+# matrices (L, in, out) of L layers -> how they are held
+Pack = Callable[[jax.Array], Packed]
 
 
 def first_device(shape: tuple[int, ...]) -> jax.sharding.Sharding:
@@ -22,24 +27,56 @@ def placed(array: np.ndarray, placement: Placement) -> jax.Array:
     return _put(array, placement(array.shape))
 
 
+def int8(weights: jax.Array) -> Packed:
+    """Matrices (L, in, out) as 8-bit integers with a float32 scale for each layer's output, quantised by qwix.
+
+    Symmetric: the largest weight of an output is 127.5 of its scale, and no weight is off by more than half a scale.
+
+    Raises:
+      UserError: qwix is not installed.
+    """
+    qwix = import_qwix()
+    # The scale would take a narrower dtype over.
+    return Packed(qwix.quantize(weights.astype(jnp.float32), jnp.int8, channelwise_axes=(0, 2)), qwix.dequantize)
+
+
+def import_qwix() -> Any:
+    """The package that quantises. Raises UserError where it is not installed."""
+    try:
+        import qwix
+    except ModuleNotFoundError as error:
+        if error.name != "qwix":
+            raise
+        raise UserError("8-bit weights need qwix: run this with `uv run --extra int8 ...`, or install qwix") from error
+    return qwix
+
+
 def with_layer(
-    stack: jax.Array | None, array: np.ndarray, position: int, depth: int, placement: Placement
-) -> jax.Array:
-    """Puts one layer's array at `position` of the stack of `depth` layers, whose buffer it takes over.
+    stack: Any | None, array: np.ndarray, position: int, depth: int, placement: Placement, pack: Pack | None = None
+) -> Any:
+    """Puts one layer's array at `position` of the stack of `depth` layers, whose buffers it takes over.
 
     Args:
       stack: what the last call returned, None for the first layer.
-      placement: is asked for the stack's shape, and may split any axis but the first, that of the layers.
+      placement: is asked for the shapes of the stack's arrays, and may split any axis but the first, that of the
+        layers.
+      pack: how the layer is held; None for as it is.
     """
-    shape = (depth, *array.shape)
-    sharding = placement(shape)
-    layer = _put(array[None], sharding)
+    layer: Any = _put(array[None], placement((depth, *array.shape)))
+    if pack is not None:
+        places = jax.tree.map(lambda leaf: placement((depth, *leaf.shape[1:])), jax.eval_shape(pack, layer))
+        # Waiting lets the unpacked layer go before the next array is placed.
+        layer = jax.block_until_ready(jax.jit(pack, out_shardings=places)(layer))
     if depth == 1:
         return layer
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((depth, *leaf.shape[1:]), leaf.dtype), layer)
+    shardings = jax.tree.map(lambda leaf: placement(leaf.shape), shapes)
     if stack is None:
-        stack = jax.jit(functools.partial(jnp.zeros, shape, array.dtype), out_shardings=sharding)()
+        stack = jax.jit(
+            lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), out_shardings=shardings
+        )()
     # Donated, so that the stack is filled in place and never held twice.
-    fill = jax.jit(_filled, donate_argnums=0, out_shardings=sharding)
+    fill = jax.jit(_filled, donate_argnums=0, out_shardings=shardings)
     return fill(stack, layer, np.int32(position))
 
 
@@ -48,5 +85,5 @@ def _put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
     return jax.block_until_ready(jax.make_array_from_callback(array.shape, sharding, lambda index: array[index]))
 
 
-def _filled(stack: jax.Array, layer: jax.Array, position: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(stack, layer, position, axis=0)
+def _filled(stack: Any, layer: Any, position: jax.Array) -> Any:
+    return jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, position, 0), stack, layer)

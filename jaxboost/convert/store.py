@@ -14,8 +14,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxboost.convert.names import FINAL_NORM, weight_shapes
-from jaxboost.convert.placing import Placement, first_device, placed, with_layer
+from jaxboost.convert.placing import Pack, Placement, first_device, placed, with_layer
 from jaxboost.errors import UserError
+from jaxboost.models.frozen import Packed
 from jaxboost.models.llama import LlamaConfig
 
 FORMAT_VERSION = 1
@@ -63,14 +64,14 @@ class Block:
 
     Attributes:
       layers: the L layers used, in order.
-      weights: name -> array stacked over the layers: (L, D), or (L, in, out) for linear maps.
+      weights: name -> array stacked over the layers: (L, D), or (L, in, out) for linear maps, which may be packed.
       final_norm: (D,), None if it was not asked for.
       fingerprint: see `fingerprint_of`.
     """
 
     manifest: Manifest
     layers: tuple[int, ...]
-    weights: Mapping[str, jax.Array]
+    weights: Mapping[str, jax.Array | Packed]
     final_norm: jax.Array | None
     fingerprint: str
 
@@ -163,6 +164,7 @@ def load_block(
     *,
     final_norm: bool,
     placement: Placement | None = None,
+    pack: Pack | None = None,
 ) -> Block:
     """Restores the wanted layers of the block at `path`, each verified against the manifest.
 
@@ -172,6 +174,7 @@ def load_block(
       final_norm: whether the final norm is wanted too.
       placement: where an array of the result goes, by its shape; it may split any axis of stacked weights but the
         first. Default: the first local device.
+      pack: how linear maps are held. Each is packed as soon as it is read. Default: as they are stored.
 
     Raises:
       UserError: if the block is missing or altered, or does not hold what is wanted.
@@ -181,10 +184,11 @@ def load_block(
     identity = fingerprint_of(manifest, layers, final_norm)
     placement = placement or first_device
     shapes, dtype = weight_shapes(manifest.config), DTYPES[manifest.dtype]
-    weights: dict[str, jax.Array] = {}
+    weights: dict[str, jax.Array | Packed] = {}
     for position, layer in enumerate(layers):
         for name, array in restored(path, str(layer), shapes, dtype, manifest.sha256):
-            weights[name] = with_layer(weights.get(name), array, position, len(layers), placement)
+            how = pack if array.ndim == 2 else None
+            weights[name] = with_layer(weights.get(name), array, position, len(layers), placement, how)
     norm = None
     if final_norm:
         shape = {"scale": (manifest.config.width,)}

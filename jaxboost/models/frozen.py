@@ -1,8 +1,10 @@
 """Frozen weights: a variable type of their own, so that no filter can mistake them for trainable ones."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.struct
 import jax
 from flax import nnx
 
@@ -15,6 +17,34 @@ class Frozen(nnx.Variable):
 
     Not a subclass of `nnx.Param`: a filter for `nnx.Param` would swallow it.
     """
+
+
+@flax.struct.dataclass
+class Packed:
+    """A frozen weight held in fewer bits, which `dense` unpacks. To `merge` and `count` it is one array of its shape.
+
+    Attributes:
+      parts: what is held, arrays with a common `shape`: that of the weight.
+      unpack: gives the weight of `parts`, in float32.
+    """
+
+    parts: Any
+    unpack: Callable[[Any], jax.Array] = flax.struct.field(pytree_node=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight."""
+        return self.parts.shape
+
+    @property
+    def size(self) -> int:
+        """Number of the weight's elements; what helps to unpack them is none of them."""
+        return math.prod(self.shape)
+
+
+def dense(weight: jax.Array | Packed) -> jax.Array:
+    """A weight as an array, whichever way it is held."""
+    return weight.unpack(weight.parts) if isinstance(weight, Packed) else weight
 
 
 def freeze(module: nnx.Module) -> nnx.Module:
@@ -37,16 +67,19 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, An
 
 def merge(graphdef: nnx.GraphDef, params: Tree, frozen: Tree) -> Any:
     """Inverse of `split`, to be called inside a traced function."""
-    return nnx.merge(
-        graphdef, nnx.State(jax.tree.map(nnx.Param, dict(params))), nnx.State(jax.tree.map(Frozen, dict(frozen)))
-    )
+    held = jax.tree.map(Frozen, dict(frozen), is_leaf=_is_packed)
+    return nnx.merge(graphdef, nnx.State(jax.tree.map(nnx.Param, dict(params))), nnx.State(held))
 
 
 def count(tree: Tree) -> int:
-    """Number of scalars in a nested dict of arrays or shapes."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+    """Number of weights in a nested dict of arrays or shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree, is_leaf=_is_packed))
 
 
 def mib(tree: Tree) -> float:
     """Size of a nested dict of arrays or shapes in MiB: what the R-LLM paper calls "number of parameters"."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 2**20
+
+
+def _is_packed(node: Any) -> bool:
+    return isinstance(node, Packed)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxboost.models.adapters import Adaptation, Projection
+from jaxboost.models.frozen import dense
 from jaxboost.models.layers import layer_of, stack
 
 
@@ -127,8 +128,12 @@ class LlamaLayer(nnx.Module):
 
     def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
         """What follows the heads: projection of mixed (B, Q, H*K), residual on x (B, Q, D), SwiGLU with its own."""
-        x = x + mixed @ self.o[...].astype(self.dtype)
+        x = x + mixed @ self._weight("o")
         return x + self._swiglu(rms_norm(x, self.mlp_norm[...], self.config.eps))
+
+    def _weight(self, name: str) -> jax.Array:
+        """A matrix (in, out) in the dtype of the computation, whichever way it is held."""
+        return dense(getattr(self, name).get_value()).astype(self.dtype)
 
     def _attend(
         self,
@@ -144,7 +149,7 @@ class LlamaLayer(nnx.Module):
 
         def heads(x: jax.Array, name: str, count: int) -> jax.Array:
             if merged is None:
-                y = x @ getattr(self, name)[...].astype(self.dtype)
+                y = x @ self._weight(name)
             else:
                 y = x @ merged[name].kernel.astype(self.dtype) + merged[name].bias.astype(self.dtype)
             return y.reshape(B, -1, count, K).transpose(0, 2, 1, 3)
@@ -164,8 +169,7 @@ class LlamaLayer(nnx.Module):
         return (weights @ v).reshape(B, H, Q, K).transpose(0, 2, 1, 3).reshape(B, Q, H * K)
 
     def _swiglu(self, x: jax.Array) -> jax.Array:
-        gate, up, down = (w[...].astype(self.dtype) for w in (self.gate, self.up, self.down))
-        return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+        return (jax.nn.silu(x @ self._weight("gate")) * (x @ self._weight("up"))) @ self._weight("down")
 
 
 def attention_mask(tokens: int, *, causal: bool, mask: jax.Array | None) -> jax.Array | None:

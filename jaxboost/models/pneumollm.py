@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxboost.models.adapters import Adaptation, Projection, RepAdapter
 from jaxboost.models.classifier import BACKBONES, CHANNELS, normalised
-from jaxboost.models.frozen import freeze
+from jaxboost.models.frozen import Packed, dense, freeze
 from jaxboost.models.layers import linear, patches_2d, stack, torch_init
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
 from jaxboost.models.vit import ViT
@@ -190,7 +190,7 @@ class PneumoLLM(nnx.Module):
         if self.llama_adapters is not None:
             layers = self.llama.layers
             llama = {
-                name: _merged(self.llama_adapters, kernel[...], None)
+                name: _merged(self.llama_adapters, kernel.get_value(), None)
                 for name, kernel in (("q", layers.q), ("k", layers.k), ("v", layers.v))
             }
         return Merged(vision=vision, llama=llama)
@@ -252,9 +252,9 @@ def _adaptation(adapters: RepAdapter | None, merged: Any, depth: int, key: jax.A
     return Adaptation(adapter=adapters, key=None if key is None else jax.random.split(key, depth))
 
 
-def _merged(adapters: RepAdapter, kernels: jax.Array, biases: jax.Array | None) -> Projection:
+def _merged(adapters: RepAdapter, kernels: jax.Array | Packed, biases: jax.Array | None) -> Projection:
     # One layer after the other: a product of all at once would need their size again.
-    return jax.lax.map(lambda layer: layer[0].merge(*layer[1:]), (adapters, kernels, biases))
+    return jax.lax.map(lambda layer: layer[0].merge(dense(layer[1]), layer[2]), (adapters, kernels, biases))
 
 
 def _values(projection: nnx.Linear) -> tuple[jax.Array, jax.Array]:

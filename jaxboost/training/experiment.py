@@ -64,7 +64,8 @@ def initialise(
             if part.load is None:
                 # As small as loaded ones would be.
                 dtype = jnp.dtype(part.about["dtype"])
-                _put(holder, part.path, jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), weights))
+                weights = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), weights)
+                _put(holder, part.path, part.held(weights))
         return params, frozen_weights
 
     shapes = jax.eval_shape(draw)
@@ -84,6 +85,15 @@ def initialise(
             weights, fingerprints[part.role] = part.load(placement(part, replicated))
             _put(holder, part.path, weights)
     return params, frozen_weights, fingerprints
+
+
+def held_shapes(experiment: Experiment, dtype: jnp.dtype) -> dict[str, Any]:
+    """Shapes of the frozen weights as a run holds them: those that it packs so, the others in `dtype`."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), experiment.frozen)
+    for part in experiment.pretrained:
+        if not part.trainable:
+            _put(shapes, part.path, jax.eval_shape(part.held, _get(shapes, part.path)))
+    return shapes
 
 
 def placement(part: Pretrained, replicated: jax.NamedSharding) -> Placement:

@@ -18,6 +18,7 @@ from jaxboost.models.vit import PLAIN
 from jaxboost.training.experiment import Experiment, check_model, check_patch, model_arguments, trace
 from jaxboost.training.pretrained import (
     RANDOM,
+    WEIGHTS,
     Pretrained,
     check_same,
     find_converted,
@@ -136,7 +137,8 @@ def _resolve_llama(config: ConfigDict, *, with_weights: bool) -> tuple[PneumoSpe
             )
     else:
         fields["vision_adapters"] = False
-    used, remat, shards, causal = (llama.pop(name) for name in ("used", "remat", "shard", "causal"))
+    used, remat, shards, causal, held = (llama.pop(name) for name in ("used", "remat", "shard", "causal", "weights"))
+    check_choice(held, WEIGHTS, "config field llama.weights")
     if not used:
         llama |= {"block": "", "final_norm": "ones"}
     shape, depth, ref = resolve_llama("llama", reads_block=used, with_weights=with_weights, **llama)
@@ -147,6 +149,14 @@ def _resolve_llama(config: ConfigDict, *, with_weights: bool) -> tuple[PneumoSpe
         return spec, None
     layers = tuple(llama["layers"])
     part = llama_weights(
-        "llama", ("llama",), ref, layers=layers, depth=depth, trainable=False, shards=shards, dtype=config.model.dtype
+        "llama",
+        ("llama",),
+        ref,
+        layers=layers,
+        depth=depth,
+        trainable=False,
+        shards=shards,
+        weights=held,
+        dtype=config.model.dtype,
     )
     return spec, part

@@ -13,12 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxboost import convert
-from jaxboost.convert import store
-from jaxboost.convert.placing import Placement
+from jaxboost.convert import placing, store
+from jaxboost.convert.placing import Pack, Placement
 from jaxboost.errors import UserError, check_choice
+from jaxboost.models.frozen import Tree
 from jaxboost.models.llama import FAMILIES, LlamaConfig
 
 RANDOM = "random"
+INT8 = "int8"
+WEIGHTS = ("stored", INT8)
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ class Pretrained:
       text: what the log says of them.
       load: gives the weights and their fingerprint; None for random ones.
       shards: whether large weights are spread over the devices instead of copied to each.
+      pack: how the matrices of its layers are held, None for as they come.
     """
 
     role: str
@@ -44,6 +48,13 @@ class Pretrained:
     text: str
     load: Callable[[Placement], tuple[dict[str, Any], str]] | None
     shards: bool = False
+    pack: Pack | None = None
+
+    def held(self, weights: Tree) -> Tree:
+        """The part's weights, or their shapes under `jax.eval_shape`, as they are held."""
+        if self.pack is None:
+            return weights
+        return jax.tree.map(lambda leaf: self.pack(leaf) if leaf.ndim == 3 else leaf, weights)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,6 +148,7 @@ def llama_weights(
     trainable: bool,
     dtype: str,
     shards: bool = False,
+    weights: str = "stored",
 ) -> Pretrained:
     """The part of a model that `resolve_llama` found, or its random control.
 
@@ -144,15 +156,24 @@ def llama_weights(
       role, path, trainable, shards: see `Pretrained`.
       layers: of the config, which a random block only has by name.
       dtype: of random weights that stay as they are; trained ones are float32.
+      weights: one of WEIGHTS, how frozen ones are held.
+
+    Raises:
+      UserError: what packs them is not installed.
     """
+    pack, packed, ending = None, {}, ""
+    if weights == INT8:
+        placing.import_qwix()
+        pack, packed, ending = placing.int8, {"weights": INT8}, ", held as int8"
     if ref is None:
         return Pretrained(
             role=role,
             path=path,
             trainable=trainable,
             shards=shards,
-            about={"source": RANDOM, "layers": list(layers), "dtype": "float32" if trainable else dtype},
-            text=f"a random block of {depth} layer(s): the control without pretraining",
+            pack=pack,
+            about={"source": RANDOM, "layers": list(layers), "dtype": "float32" if trainable else dtype, **packed},
+            text=f"a random block of {depth} layer(s): the control without pretraining{ending}",
             load=None,
         )
     state = "trained too" if trainable else "frozen"
@@ -161,14 +182,15 @@ def llama_weights(
         path=path,
         trainable=trainable,
         shards=shards,
-        about={"source": ref.manifest.source, "layers": list(ref.layers), "dtype": ref.manifest.dtype},
-        text=f"layer {', '.join(map(str, ref.layers))} of {ref.manifest.source}, {state}",
-        load=functools.partial(_load_llama, ref, trainable),
+        pack=pack,
+        about={"source": ref.manifest.source, "layers": list(ref.layers), "dtype": ref.manifest.dtype, **packed},
+        text=f"layer {', '.join(map(str, ref.layers))} of {ref.manifest.source}, {state}{ending}",
+        load=functools.partial(_load_llama, ref, trainable, pack),
     )
 
 
-def _load_llama(ref: LlamaRef, trainable: bool, placement: Placement) -> tuple[dict[str, Any], str]:
-    loaded = store.load_block(ref.path, ref.layers, final_norm=ref.final_norm, placement=placement)
+def _load_llama(ref: LlamaRef, trainable: bool, pack: Pack | None, placement: Placement) -> tuple[dict[str, Any], str]:
+    loaded = store.load_block(ref.path, ref.layers, final_norm=ref.final_norm, placement=placement, pack=pack)
     norm = loaded.final_norm
     if norm is None:
         shape = (ref.manifest.config.width,)
