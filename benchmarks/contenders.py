@@ -75,7 +75,7 @@ class Weights:
         from jaxboost.models.frozen import split
         from tests.reference import weights
 
-        params, frozen = jax.device_get(jax.jit(lambda: split(case.build(nnx.Rngs(0)))[1:])())
+        params, frozen = jax.device_get(jax.jit(lambda: split(case.build(nnx.Rngs(0)))[1:3])())
         (pathlib.Path(folder) / "weights.pickle").write_bytes(pickle.dumps((params, frozen), protocol=5))
         state = weights.classifier_state(weights.join(params, frozen), ndim=BACKBONES[case.model].ndim)
         torch.save(state, pathlib.Path(folder) / "weights.pt")

@@ -133,7 +133,8 @@ if __name__ == "__main__":
         from jaxboost.models.classifier import BACKBONES
         from jaxboost.models.llama import FAMILIES
 
-        check_choice(model.value, BACKBONES, "--model")
+        # PyTorch's side restates what gives tokens.
+        check_choice(model.value, [name for name, b in BACKBONES.items() if not b.pooled], "--model")
         check_choice(boost.value, KINDS, "--boost")
         check_choice(family.value, FAMILIES, "--family")
         for name in contenders.value:

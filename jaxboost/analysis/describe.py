@@ -40,10 +40,11 @@ def describe(config: ConfigDict, *, memory: bool = False) -> dict[str, Any]:
 
     def flops(experiment: Experiment) -> int:
         return count_flops(
-            lambda params, frozen, images: merge(experiment.graphdef, params, frozen)(images),
+            lambda images, *weights: merge(experiment.graphdef, *weights)(images),
+            image,
             experiment.params,
             experiment.frozen,
-            image,
+            experiment.stats,
         )
 
     return {

@@ -43,7 +43,8 @@ def step_memory_gb(config: ConfigDict, info: DatasetInfo) -> dict[str, float]:
         step=jax.ShapeDtypeStruct((), jnp.int32),
         params=params,
         opt_state=jax.eval_shape(tx.init, params),
-        ema=params if config.train.ema else {},
+        stats=experiment.stats,
+        ema=step.averaged_weights(params, experiment.stats) if config.train.ema else {},
     )
     size, B = config.model.image_size, config.train.batch_size
     images = jax.ShapeDtypeStruct((B, *[size] * info.ndim, info.channels), jnp.uint8)

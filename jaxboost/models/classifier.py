@@ -13,6 +13,7 @@ from jaxboost.models.boost import FORMS, Boost
 from jaxboost.models.frozen import freeze
 from jaxboost.models.layers import layer_norm, linear, torch_init, vit_init
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
+from jaxboost.models.resnet import CONVOLUTIONS, ResNet
 from jaxboost.models.vit import PLAIN, ViT
 from jaxboost.models.vit3d import ViT3D
 from jaxboost.models.vivit import ViViT
@@ -29,12 +30,14 @@ class Backbone:
       ndim: spatial dimensions of its input, 2 or 3.
       arguments: what the encoder is built with, beside the image size.
       head_eps: eps of the LayerNorm before the linear head, None for no norm there.
+      pooled: the encoder gives one pooled feature: a booster would have no tokens to mix.
     """
 
     encoder: type[nnx.Module]
     ndim: int
     arguments: dict[str, Any]
     head_eps: float | None
+    pooled: bool = False
 
 
 def _vit(width: int, depth: int, heads: int, patch: int = 16, **published: Any) -> Backbone:
@@ -60,6 +63,11 @@ def _vivit(width: int, depth: int, heads: int, patch: int = 4) -> Backbone:
     return Backbone(encoder=ViViT, ndim=3, arguments=arguments, head_eps=None)
 
 
+def _resnet(block: str, *depths: int, convolution: str = "2d") -> Backbone:
+    arguments = dict(block=block, depths=depths, convolution=convolution)
+    return Backbone(encoder=ResNet, ndim=CONVOLUTIONS[convolution], arguments=arguments, head_eps=None, pooled=True)
+
+
 # CLIP (Radford et al. 2021).
 _CLIP = dict(eps=1e-5, activation="quick_gelu", patch_bias=False, pre_norm=True)
 
@@ -74,6 +82,13 @@ BACKBONES = {
     "vit3d": _vit3d(width=1024, depth=8, heads=8, mlp_width=1024),
     "vivit_s": _vivit(width=512, depth=4, heads=8),
     "vivit_m": _vivit(width=1024, depth=8, heads=8),
+    # MedMNIST's baselines (Yang et al. 2023).
+    "resnet18": _resnet("basic", 2, 2, 2, 2),
+    "resnet50": _resnet("bottleneck", 3, 4, 6, 3),
+    "resnet18_3d": _resnet("basic", 2, 2, 2, 2, convolution="3d"),
+    "resnet50_3d": _resnet("bottleneck", 3, 4, 6, 3, convolution="3d"),
+    "resnet18_acs": _resnet("basic", 2, 2, 2, 2, convolution="acs"),
+    "resnet50_acs": _resnet("bottleneck", 3, 4, 6, 3, convolution="acs"),
     # Not the paper's: small enough for tests and a laptop.
     "vit_tiny": _vit(width=128, depth=2, heads=2, patch=7),
     "vit3d_tiny": _vit3d(width=128, depth=2, heads=2, mlp_width=128, patch=7),
@@ -84,7 +99,8 @@ BACKBONES = {
 class Classifier(nnx.Module):
     """uint8 images (B, S, S, c) or volumes (B, S, S, S, c), c in {1, 3} -> logits (B, classes) in float32.
 
-    Pixels become ([0, 1] - mean) / std; grey is repeated to three channels. The CLS token is pooled.
+    Pixels become ([0, 1] - mean) / std; grey is repeated to three channels. The CLS token is pooled; a ResNet's one
+    token is pooled already.
     """
 
     def __init__(
@@ -105,10 +121,13 @@ class Classifier(nnx.Module):
 
         Args:
           maps: what `form_maps` gave for these weights, None to do without; the logits are the same.
-          key: of what is random in training (drop path); None in evaluation.
+          key: of what is random in training (drop path). Its presence says that the model is trained, which a ResNet
+            has to know.
         """
         x = normalised(images, self.mean, self.std)
-        if self.boost is None:
+        if isinstance(self.encoder, ResNet):
+            cls = self.encoder(x, train=key is not None)
+        elif self.boost is None:
             cls = self.encoder(x, queries=1, key=key)
         else:
             tokens = self.encoder(x, queries=None if self.boost.reads_all_tokens else 1, key=key)
@@ -167,20 +186,21 @@ def build(
 
     Args:
       backbone: a key of BACKBONES.
-      image_size: side S of the (cubic) input, in pixels; a multiple of the backbone's patch.
+      image_size: side S of the (cubic) input, in pixels; a multiple of the backbone's patch, where it has one.
       dtype: of the computation; trained weights are float32 always.
-      remat, drop_path: see `transformer.Transformer`.
+      remat: see `transformer.Transformer` and `resnet.ResNet`.
+      drop_path: see `transformer.Transformer`.
+
+    Raises:
+      ValueError: a booster or drop path for a backbone that gives no tokens.
     """
     spec = BACKBONES[backbone]
-    encoder = spec.encoder(
-        image_size=image_size,
-        channels=CHANNELS,
-        dtype=dtype,
-        remat=remat,
-        drop_path=drop_path,
-        rngs=rngs,
-        **spec.arguments,
-    )
+    if spec.pooled and boost.kind != "none":
+        raise ValueError(f"backbone {backbone} gives one pooled feature, no tokens for boost {boost.kind}")
+    if spec.pooled and drop_path:
+        raise ValueError(f"backbone {backbone} has no drop path")
+    arguments = spec.arguments if spec.pooled else spec.arguments | {"drop_path": drop_path}
+    encoder = spec.encoder(image_size=image_size, channels=CHANNELS, dtype=dtype, remat=remat, rngs=rngs, **arguments)
     width = encoder.width
     booster = None
     if boost.kind != "none":
@@ -201,6 +221,6 @@ def build(
             rngs=rngs,
         )
     norm = None if spec.head_eps is None else layer_norm(width, eps=spec.head_eps, dtype=dtype, rngs=rngs)
-    init = vit_init if spec.ndim == 2 else torch_init
+    init = vit_init if spec.encoder is ViT else torch_init
     head = linear(width, classes, init=init, dtype=jnp.float32, rngs=rngs)
     return Classifier(encoder, booster, head_norm=norm, head=head, mean=mean, std=std)

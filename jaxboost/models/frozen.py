@@ -1,4 +1,7 @@
-"""Frozen weights: a variable type of their own, so that no filter can mistake them for trainable ones."""
+"""Frozen weights: a variable type of their own, so that no filter can mistake them for trainable ones.
+
+A model's third kind of state are statistics (`nnx.BatchStat`), which a training step changes without a gradient.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -56,19 +59,31 @@ def freeze(module: nnx.Module) -> nnx.Module:
     return module
 
 
-def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
-    """Splits a model into its graph definition, trainable weights and frozen weights, both as nested dicts of arrays.
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Splits a model into (graph definition, trainable weights, frozen weights, statistics).
 
-    Raises ValueError where the model holds a third kind of state.
+    All but the first are nested dicts of arrays; statistics are {} for a model without batch norms. Raises ValueError
+    where the model holds a fourth kind of state.
     """
-    graphdef, params, frozen = nnx.split(model, nnx.Param, Frozen)
-    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(frozen)
+    graphdef, *states = nnx.split(model, nnx.Param, Frozen, nnx.BatchStat)
+    params, frozen, stats = map(nnx.to_pure_dict, states)
+    return graphdef, params, frozen, stats
 
 
-def merge(graphdef: nnx.GraphDef, params: Tree, frozen: Tree) -> Any:
-    """Inverse of `split`, to be called inside a traced function."""
-    held = jax.tree.map(Frozen, dict(frozen), is_leaf=_is_packed)
-    return nnx.merge(graphdef, nnx.State(jax.tree.map(nnx.Param, dict(params))), nnx.State(held))
+def merge(graphdef: nnx.GraphDef, params: Tree, frozen: Tree, stats: Tree | None = None) -> Any:
+    """Inverse of `split`, to be called inside a traced function.
+
+    Args:
+      stats: None stands for {}. A model that has statistics is refused without them (ValueError).
+    """
+    kinds = ((nnx.Param, params), (Frozen, frozen), (nnx.BatchStat, stats or {}))
+    states = (nnx.State(jax.tree.map(kind, dict(tree), is_leaf=_is_packed)) for kind, tree in kinds)
+    return nnx.merge(graphdef, *states)
+
+
+def statistics(model: nnx.Module) -> dict[str, Any]:
+    """The statistics of a model as they are now, after a call in training mode the changed ones; see `split`."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
 def count(tree: Tree) -> int:

@@ -61,17 +61,21 @@ class Checkpointer:
         """Step of the latest checkpoint; None where there is none."""
         return self._latest.latest_step()
 
-    def save_best(self, step: int, params: Tree) -> None:
-        """Saves the trained weights of the best epoch, and waits: a later `latest` must not point to a missing best."""
+    def save_best(self, step: int, params: Tree, stats: Tree) -> None:
+        """Saves the trained weights and statistics of the best epoch, and waits.
+
+        A later `latest` must not point to a missing best.
+        """
         if step in self._best.all_steps():
             self._best.delete(step)
-        self._best.save(step, args=ocp.args.Composite(params=ocp.args.StandardSave(params)), force=True)
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _best_items(params, stats).items()}
+        self._best.save(step, args=ocp.args.Composite(**items), force=True)
         self._best.wait_until_finished()
 
     def save_latest(self, state: TrainState, iterator: grain.DatasetIterator, progress: Progress) -> None:
         """Saves everything that a resumed run needs, in the background."""
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.StandardSave(_state_item(state)),
             data=grain.checkpoint.CheckpointSave(iterator),
             progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
         )
@@ -98,18 +102,20 @@ class Checkpointer:
                 f" {fingerprint[:12] or 'none'}: give that block (and radiographs as they were), or another --workdir"
             )
         args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state)),
+            state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, _state_item(state))),
             data=grain.checkpoint.CheckpointRestore(iterator),
         )
         for later in self._best.all_steps():
             if later > step:
                 self._best.delete(later)
-        return self._latest.restore(step, args=args)["state"], progress
+        return state.replace(**self._latest.restore(step, args=args)["state"]), progress
 
-    def restore_best(self, step: int, params: Tree) -> Tree:
-        """Restores the best epoch's weights into the shapes and shardings of `params`."""
-        target: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, params)
-        return self._best.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(target)))["params"]
+    def restore_best(self, step: int, params: Tree, stats: Tree) -> tuple[Tree, Tree]:
+        """The best epoch's (weights, statistics), restored into the shapes and shardings of `params` and `stats`."""
+        targets: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, _best_items(params, stats))
+        items = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+        restored = self._best.restore(step, args=ocp.args.Composite(**items))
+        return restored["params"], restored["stats"] if stats else stats
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -118,3 +124,15 @@ class Checkpointer:
         # Waits for pending writes.
         self._latest.close()
         self._best.close()
+
+
+# Orbax refuses a checkpoint that lacks a field which is empty, such as one written before there was that field.
+
+
+def _state_item(state: TrainState) -> dict[str, Any]:
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if name not in ("stats", "ema") or value}
+
+
+def _best_items(params: Tree, stats: Tree) -> dict[str, Tree]:
+    return {"params": params} | ({"stats": stats} if stats else {})

@@ -22,7 +22,8 @@ class Experiment:
 
     Attributes:
       build: makes the model with random weights.
-      graphdef, params, frozen: its structure and the shapes of its weights, as `frozen.split` gives them.
+      graphdef, params, frozen, stats: its structure and the shapes of its weights and statistics, as `frozen.split`
+        gives them.
       pretrained: the parts whose weights come from elsewhere, and their random controls.
       title: what the log and the tables call it.
       describe: what result.json says of it, "model" and "boost" among it.
@@ -35,6 +36,7 @@ class Experiment:
     graphdef: nnx.GraphDef
     params: dict[str, Any]
     frozen: dict[str, Any]
+    stats: dict[str, Any]
     pretrained: tuple[Pretrained, ...]
     title: str
     describe: dict[str, Any]
@@ -42,22 +44,24 @@ class Experiment:
     encoder_key: str | None = None
 
 
-def trace(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
-    """Structure and shapes of what `build` makes; nothing is computed."""
+def trace(
+    build: Callable[[nnx.Rngs], nnx.Module],
+) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Structure and shapes of what `build` makes, as of `frozen.split`; nothing is computed."""
     return frozen.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
 
 
 def initialise(
     experiment: Experiment, *, seed: int, replicated: jax.NamedSharding
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """Weights at the start of a run: (trainable, frozen, fingerprint of each pretrained part by its role).
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, str]]:
+    """Weights at the start of a run: (trainable, frozen, statistics, fingerprint of each pretrained part by its role).
 
     Random ones are drawn under jit straight to their devices; those that pretrained ones replace never exist. The
     fingerprint of a random part is the digest of its bytes.
     """
 
-    def draw() -> tuple[dict[str, Any], dict[str, Any]]:
-        _, params, frozen_weights = frozen.split(experiment.build(nnx.Rngs(seed)))
+    def draw() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        _, params, frozen_weights, stats = frozen.split(experiment.build(nnx.Rngs(seed)))
         for part in experiment.pretrained:
             holder = params if part.trainable else frozen_weights
             weights = _pop(holder, part.path)
@@ -66,7 +70,7 @@ def initialise(
                 dtype = jnp.dtype(part.about["dtype"])
                 weights = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), weights)
                 _put(holder, part.path, part.held(weights))
-        return params, frozen_weights
+        return params, frozen_weights, stats
 
     shapes = jax.eval_shape(draw)
     shardings = jax.tree.map(lambda _: replicated, shapes)
@@ -75,7 +79,7 @@ def initialise(
             holder = 0 if part.trainable else 1
             places = _places(_get(shapes[holder], part.path), placement(part, replicated))
             _put(shardings[holder], part.path, places)
-    params, frozen_weights = jax.jit(draw, out_shardings=shardings)()
+    params, frozen_weights, stats = jax.jit(draw, out_shardings=shardings)()
     fingerprints = {}
     for part in experiment.pretrained:
         holder = params if part.trainable else frozen_weights
@@ -84,7 +88,7 @@ def initialise(
         else:
             weights, fingerprints[part.role] = part.load(placement(part, replicated))
             _put(holder, part.path, weights)
-    return params, frozen_weights, fingerprints
+    return params, frozen_weights, stats, fingerprints
 
 
 def held_shapes(experiment: Experiment, dtype: jnp.dtype) -> dict[str, Any]:

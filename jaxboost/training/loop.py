@@ -105,7 +105,7 @@ class Run:
         self.selection_split = PROTOCOLS[config.eval.protocol]
 
         replicated, self.by_batch = step.make_mesh()
-        params, self.frozen, self.fingerprints = experiment.initialise(
+        params, self.frozen, stats, self.fingerprints = experiment.initialise(
             self.experiment, seed=config.seed, replicated=replicated
         )
         # Another answer for the same images is another data set.
@@ -114,7 +114,7 @@ class Run:
             fold.prepare()
         if self.experiment.encoder_key is not None:
             self._encode(params, fold.folder if fold else folder)
-        self.state = step.init_state(params, tx, replicated, ema=config.train.ema > 0)
+        self.state = step.init_state(params, tx, replicated, stats=stats, ema=config.train.ema > 0)
         graphdef = self.experiment.graphdef
         self.train_step = step.make_train_step(
             graphdef,
@@ -141,10 +141,10 @@ class Run:
                 return None
             return self._finish(checkpointer)
 
-    def scores(self, params: Tree, split: str) -> tuple[float, np.ndarray]:
+    def scores(self, params: Tree, stats: Tree, split: str) -> tuple[float, np.ndarray]:
         """Mean loss and probabilities of a split."""
         return evaluate.predict(
-            self.bind_eval_step(params, self.frozen),
+            self.bind_eval_step(params, self.frozen, stats),
             self.dataset.splits[split],
             batch_size=self.config.eval.batch_size,
             image_size=self.image_size,
@@ -240,7 +240,7 @@ class Run:
 
     def _validate(self, number: int, log: MetricsLog, losses: PendingLosses, checkpointer: Checkpointer) -> None:
         split, metric = self.selection_split, self.config.eval.metric
-        loss, scores = self.scores(self.state.evaluated, split)
+        loss, scores = self.scores(*self.state.evaluated, split)
         losses.stop_unless_finite(number, f"{split} loss", loss)
         labels = self.dataset.splits[split].labels
         result = metrics.score(labels, scores, self.dataset.info.task)
@@ -265,7 +265,7 @@ class Run:
             ", best so far" if better else "",
         )
         if better:
-            checkpointer.save_best(number, self.state.evaluated)
+            checkpointer.save_best(number, *self.state.evaluated)
             best = Best(epoch=epoch, step=number, value=result[metric])
             self.progress = Progress(fingerprint=self.fingerprint, best=best, seconds=self.progress.seconds)
 
@@ -276,8 +276,8 @@ class Run:
     def _finish(self, checkpointer: Checkpointer) -> dict[str, Any]:
         """The only place that touches the test split, unless the protocol is `reference`."""
         best = self.progress.best
-        params = checkpointer.restore_best(best.step, self.state.params)
-        scores = {name: self.scores(params, name)[1] for name in self.dataset.splits if name != "train"}
+        weights = checkpointer.restore_best(best.step, self.state.params, self.state.stats)
+        scores = {name: self.scores(*weights, name)[1] for name in self.dataset.splits if name != "train"}
         report.write_predictions(self.folder, scores, self.dataset, self.config)
         result = {
             **report.describe_run(self.experiment, self.dataset, self.config, self.fingerprints),

@@ -47,12 +47,13 @@ def prepare(config: ConfigDict, info: DatasetInfo, *, with_weights: bool) -> Exp
             spec=spec, classes=len(info.classes), encoder_arguments=arguments, rngs=rngs, **model_arguments(config)
         )
 
-    graphdef, params, frozen = trace(build)
+    graphdef, params, frozen, stats = trace(build)
     return Experiment(
         build=build,
         graphdef=graphdef,
         params=params,
         frozen=frozen,
+        stats=stats,
         pretrained=parts,
         title=f"{backbone} + pneumollm" + "".join(f" ({part.text})" for part in parts),
         describe={"model": backbone, "boost": "pneumollm", "vision": None, "llama": None},

@@ -21,18 +21,21 @@ def prepare(config: ConfigDict, info: DatasetInfo, *, with_weights: bool) -> Exp
     check_choice(model["backbone"], BACKBONES, "config field model.backbone")
     _check_input(model["backbone"], model["image_size"], info)
     check_model(model)
+    if BACKBONES[model["backbone"]].pooled and config.boost.kind in FORMS:
+        raise UserError(f"backbone {model['backbone']} gives one pooled feature, no tokens: set boost.kind=none")
     spec, parts = _resolve_boost(with_weights=with_weights, dtype=model["dtype"], **config.boost)
 
     def build(rngs: nnx.Rngs) -> Classifier:
         return classifier.build(boost=spec, classes=len(info.classes), rngs=rngs, **model_arguments(config))
 
-    graphdef, params, frozen = trace(build)
+    graphdef, params, frozen, stats = trace(build)
     backbone, kind = config.model.backbone, config.boost.kind
     return Experiment(
         build=build,
         graphdef=graphdef,
         params=params,
         frozen=frozen,
+        stats=stats,
         pretrained=parts,
         title=f"{backbone} + {kind}" + "".join(f" ({part.text})" for part in parts),
         describe={"model": backbone, "boost": kind, "block": None},
@@ -59,7 +62,10 @@ def _check_input(backbone: str, image_size: int, info: DatasetInfo) -> None:
             f"data set {info.name} is {info.ndim}-D but backbone {backbone} takes {spec.ndim}-D input:"
             f" set model.backbone to one of {fitting}"
         )
-    check_patch(backbone, spec.arguments["patch"], image_size)
+    if "patch" in spec.arguments:
+        check_patch(backbone, spec.arguments["patch"], image_size)
+    elif image_size <= 0:
+        raise UserError(f"config field model.image_size: {image_size} should be above 0")
     if info.ndim == 3 and image_size != info.size:
         raise UserError(
             f"config field model.image_size: volumes are not resampled, set it to data.size ({info.size}), not"

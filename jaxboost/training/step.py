@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxboost.data.source import MULTI_LABEL
 from jaxboost.errors import UserError
-from jaxboost.models.frozen import Tree, merge
+from jaxboost.models.frozen import Tree, merge, statistics
 from jaxboost.training.mixing import Mixing, augment_batch, make_targets
 
 Batch = Mapping[str, jax.Array]
@@ -26,18 +26,20 @@ class TrainState:
     """What a step changes. Frozen weights are not part of it: they would be copied at every step.
 
     Attributes:
-      ema: moving average of `params`, {} where none is kept.
+      stats: the model's statistics (see `frozen.split`), {} for a model without any.
+      ema: moving average of `params` and `stats`, under these names; {} where none is kept.
     """
 
     step: jax.Array
     params: Tree
     opt_state: optax.OptState
+    stats: Tree
     ema: Tree
 
     @property
-    def evaluated(self) -> Tree:
-        """The weights that evaluation takes and a run reports."""
-        return self.ema or self.params
+    def evaluated(self) -> tuple[Tree, Tree]:
+        """The weights and statistics that evaluation takes and a run reports."""
+        return (self.ema["params"], self.ema.get("stats", {})) if self.ema else (self.params, self.stats)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,17 +88,32 @@ def put(batch: Mapping[str, np.ndarray], by_batch: jax.NamedSharding) -> Batch:
 
 
 def init_state(
-    params: Tree, tx: optax.GradientTransformation, replicated: jax.NamedSharding, *, ema: bool = False
+    params: Tree,
+    tx: optax.GradientTransformation,
+    replicated: jax.NamedSharding,
+    *,
+    stats: Tree | None = None,
+    ema: bool = False,
 ) -> TrainState:
     """The state before the first step.
 
     Args:
-      ema: whether an average of the weights is kept.
+      stats: as in `frozen.merge`.
+      ema: whether an average of weights and statistics is kept.
     """
     opt_state = jax.jit(tx.init, out_shardings=replicated)(params)
-    # A copy: a step gives away the buffers of the whole state.
-    average = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=replicated)(params) if ema else {}
-    return TrainState(step=jax.device_put(jnp.int32(0), replicated), params=params, opt_state=opt_state, ema=average)
+    average = {}
+    if ema:
+        # A copy: a step gives away the buffers of the whole state.
+        copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=replicated)
+        average = copied(averaged_weights(params, stats or {}))
+    number = jax.device_put(jnp.int32(0), replicated)
+    return TrainState(step=number, params=params, opt_state=opt_state, stats=stats or {}, ema=average)
+
+
+def averaged_weights(params: Tree, stats: Tree) -> Tree:
+    """What an average is kept of, as `TrainState.ema` has it."""
+    return {"params": params} | ({"stats": stats} if stats else {})
 
 
 def losses(logits: jax.Array, targets: jax.Array, objective: Objective, *, weighted: bool = False) -> jax.Array:
@@ -131,7 +148,8 @@ def make_train_step(
     """Returns step(state, frozen, batch) -> (state, {"loss", "grad_norm"}); the old state's buffers are reused.
 
     Args:
-      seed: what is drawn in a step follows from it and the step's number.
+      seed: what is drawn in a step follows from it and the step's number. To the model the key that it is given says
+        that it is trained: then batch norms take the batch's statistics and move their own.
       ema: decay of the average of the weights, where the state has one.
       accumulate: the weights change in every so many-th step, and their average with them.
     """
@@ -145,45 +163,49 @@ def make_train_step(
             batch["image"], targets, mixing, mean=objective.mean, std=objective.std, key=batch_key
         )
 
-        def loss_fn(params: Tree) -> jax.Array:
-            logits = merge(graphdef, params, frozen)(images, key=model_key)
-            return losses(logits, targets, objective, weighted=True).mean()
+        def loss_fn(params: Tree) -> tuple[jax.Array, Tree]:
+            model = merge(graphdef, params, frozen, state.stats)
+            logits = model(images, key=model_key)
+            return losses(logits, targets, objective, weighted=True).mean(), statistics(model)
 
-        value, grads = jax.value_and_grad(loss_fn)(state.params)
+        (value, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
-        average = _averaged(state.ema, params, jnp.where(step % accumulate == 0, ema, 1.0))
+        average = _averaged(state.ema, averaged_weights(params, stats), jnp.where(step % accumulate == 0, ema, 1.0))
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(step=step, params=params, opt_state=opt_state, ema=average), metrics
+        return TrainState(step=step, params=params, opt_state=opt_state, stats=stats, ema=average), metrics
 
     return train_step
 
 
-def _averaged(average: Tree, params: Tree, decay: jax.Array) -> Tree:
+def _averaged(average: Tree, weights: Tree, decay: jax.Array) -> Tree:
     if not average:
         return average
-    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, weights)
 
 
 def make_eval_step(
     graphdef: nnx.GraphDef, objective: Objective, replicated: jax.NamedSharding
-) -> Callable[[Tree, Tree], Callable[[Batch], tuple[jax.Array, jax.Array]]]:
-    """Returns bind(params, frozen) -> step(batch) -> (loss of each example (B,), probabilities (B, classes)).
+) -> Callable[..., Callable[[Batch], tuple[jax.Array, jax.Array]]]:
+    """Returns bind(params, frozen, stats) -> step(batch) -> (loss of each example (B,), probabilities (B, classes)).
 
-    What follows from the weights alone is formed once, by `bind`. Labels are not smoothed, and classes not weighted.
+    What follows from the weights alone is formed once, by `bind`; its `stats` may be left out as in `frozen.merge`.
+    Labels are not smoothed, and classes not weighted.
     """
     # Where the weights are spread over the devices, so is what follows from them.
-    form_maps = jax.jit(lambda params, frozen: merge(graphdef, params, frozen).form_maps())
+    form_maps = jax.jit(lambda *weights: merge(graphdef, *weights).form_maps())
 
     @partial(jax.jit, out_shardings=replicated)
-    def eval_step(params: Tree, frozen: Tree, maps: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        logits = merge(graphdef, params, frozen)(batch["image"], maps)
+    def eval_step(
+        params: Tree, frozen: Tree, stats: Tree | None, maps: Any, batch: Batch
+    ) -> tuple[jax.Array, jax.Array]:
+        logits = merge(graphdef, params, frozen, stats)(batch["image"], maps)
         targets = make_targets(batch["label"], objective.classes, objective.task, 0.0)
         return losses(logits, targets, objective), probabilities(logits, objective.task)
 
-    def bind(params: Tree, frozen: Tree) -> Callable[[Batch], tuple[jax.Array, jax.Array]]:
-        return partial(eval_step, params, frozen, form_maps(params, frozen))
+    def bind(params: Tree, frozen: Tree, stats: Tree | None = None) -> Callable[[Batch], tuple[jax.Array, jax.Array]]:
+        return partial(eval_step, params, frozen, stats, form_maps(params, frozen, stats))
 
     return bind
 

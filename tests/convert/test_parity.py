@@ -23,7 +23,7 @@ from tests.reference import llama_checkpoints as reference
 
 def _ours(block, x: np.ndarray) -> np.ndarray:
     model = LlamaBlock(block.manifest.config, depth=len(block.layers), dtype=jnp.float32, rngs=nnx.Rngs(0))
-    graphdef, params, frozen = split(freeze(model))
+    graphdef, params, frozen, _ = split(freeze(model))
     assert params == {}
     weights = {"layers": dict(block.weights), "final_norm": block.final_norm}
     shapes = [{name: value.shape for name, value in tree["layers"].items()} for tree in (frozen, weights)]

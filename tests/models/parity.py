@@ -53,7 +53,7 @@ def abstract(make: Callable[[], nnx.Module]) -> tuple[Callable[..., jax.Array], 
     Returns:
       apply(params, frozen, *args, **kwargs) calling the module, and the shapes of params and frozen.
     """
-    graphdef, params, frozen = split(nnx.eval_shape(make))
+    graphdef, params, frozen, _ = split(nnx.eval_shape(make))
 
     def apply(params: Tree, frozen: Tree, *args: Any, **kwargs: Any) -> jax.Array:
         return merge(graphdef, params, frozen)(*args, **kwargs)

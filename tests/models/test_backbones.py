@@ -63,8 +63,8 @@ def make(
             rngs=nnx.Rngs(0),
         )
 
-    graphdef, params, frozen = split(nnx.eval_shape(classifier))
-    assert frozen == {}
+    graphdef, params, frozen, stats = split(nnx.eval_shape(classifier))
+    assert frozen == stats == {}
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
     return graphdef, randomise(params, seed=0)
 

@@ -34,7 +34,8 @@ def shapes(backbone: str, spec: BoostSpec, *, classes: int = 3) -> tuple[dict[st
             rngs=nnx.Rngs(0),
         )
     )
-    _, params, frozen = split(model)
+    _, params, frozen, stats = split(model)
+    assert stats == {}
     return params, frozen
 
 
@@ -141,7 +142,7 @@ def test_layers_make_up_the_published_models(
 ) -> None:
     """A model is its layers, a final norm, and one table of token embeddings or two (input and output untied)."""
     config = FAMILIES[family]
-    _, layer, _ = split(nnx.eval_shape(lambda: LlamaLayer(config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    _, layer, *_ = split(nnx.eval_shape(lambda: LlamaLayer(config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
     assert layers * count(layer) + config.width + embeddings * vocabulary * config.width == total
 
 

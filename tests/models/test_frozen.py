@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 from jaxboost.models.classifier import BoostSpec, Classifier, build
-from jaxboost.models.frozen import Frozen, count, freeze, merge, mib, split
+from jaxboost.models.frozen import Frozen, count, freeze, merge, mib, split, statistics
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
 
 CONFIG = LlamaConfig(width=32, heads=2, kv_heads=1, head_dim=16, mlp_width=48, eps=1e-6, rope_base=10000.0)
@@ -71,7 +71,7 @@ def test_freeze_retypes_every_param_and_keeps_its_value() -> None:
     before = nnx.to_pure_dict(nnx.state(module, nnx.Param))
     assert count(before) == 3 + (2 * 4 + 4) + 4 * 4 + 5
     assert freeze(module) is module
-    _, params, frozen = split(module)
+    _, params, frozen, _ = split(module)
     assert params == {}
     assert isinstance(module.child.kernel, Frozen)
     assert jax.tree.structure(frozen) == jax.tree.structure(before)
@@ -87,7 +87,7 @@ def test_freeze_leaves_other_variables_alone() -> None:
 
 
 def test_freeze_works_on_shapes_without_values() -> None:
-    _, params, frozen = split(
+    _, params, frozen, _ = split(
         nnx.eval_shape(lambda: freeze(LlamaBlock(CONFIG, depth=2, dtype=jnp.float32, rngs=nnx.Rngs(0))))
     )
     assert params == {}
@@ -105,22 +105,59 @@ def test_frozen_is_invisible_to_a_filter_for_params() -> None:
     )
 
 
-def test_split_refuses_a_third_kind_of_variable() -> None:
-    with pytest.raises(ValueError, match="BatchStat"):
-        split(WithStatistics())
+def test_split_tells_statistics_apart() -> None:
+    graphdef, params, frozen, stats = split(WithStatistics())
+    assert (set(params), frozen, set(stats)) == ({"weight"}, {}, {"mean"})
+    merged = merge(graphdef, params, frozen, {"mean": jnp.full(2, 3.0)})
+    assert type(merged.weight) is nnx.Param
+    assert type(merged.mean) is nnx.BatchStat
+    np.testing.assert_array_equal(statistics(merged)["mean"], [3, 3])
+
+
+def test_merge_refuses_a_model_without_its_statistics() -> None:
+    graphdef, params, frozen, _ = split(WithStatistics())
+    with pytest.raises(ValueError, match="expected 2 leaves, but got 1"):
+        merge(graphdef, params, frozen)
+
+
+def test_split_refuses_a_fourth_kind_of_variable() -> None:
+    module = WithStatistics()
+    module.cache = nnx.Cache(jnp.zeros(2))
+    with pytest.raises(ValueError, match="Cache"):
+        split(module)
+
+
+def test_statistics_leave_a_gradient_as_changed() -> None:
+    """The way of the training step, for which tree mode has to hold too."""
+    graphdef, params, frozen, stats = split(WithStatistics())
+
+    @jax.jit
+    def run(params: Any, stats: Any) -> Any:
+        def loss(params: Any) -> Any:
+            model = merge(graphdef, params, frozen, stats)
+            model.mean[...] = model.mean[...] + 2 * model.weight[...]
+            return model.weight[...].sum(), statistics(model)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (value, changed), gradients = run(params, stats)
+    assert value == 2
+    np.testing.assert_array_equal(changed["mean"], [2, 2])
+    np.testing.assert_array_equal(gradients["weight"], [1, 1])
+    np.testing.assert_array_equal(stats["mean"], [0, 0])
 
 
 def test_merge_is_the_inverse_of_split() -> None:
     module = Mixed()
     freeze(module.child)
-    graphdef, params, frozen = split(module)
+    graphdef, params, frozen, _ = split(module)
     assert set(params) == {"direct", "listed"}
     assert set(frozen) == {"child"}
     merged = merge(graphdef, params, frozen)
     assert type(merged) is Mixed
     assert type(merged.direct) is nnx.Param
     assert type(merged.child.kernel) is Frozen
-    again, params_again, frozen_again = split(merged)
+    again, params_again, frozen_again, _ = split(merged)
     assert again == graphdef
     jax.tree.map(np.testing.assert_array_equal, (params_again, frozen_again), (params, frozen))
     x = jnp.ones((1, 2))
@@ -128,7 +165,7 @@ def test_merge_is_the_inverse_of_split() -> None:
 
 
 def test_merge_without_anything_frozen() -> None:
-    graphdef, params, frozen = split(Mixed())
+    graphdef, params, frozen, _ = split(Mixed())
     assert frozen == {}
     jax.tree.map(np.testing.assert_array_equal, split(merge(graphdef, params, frozen))[1], params)
 
@@ -155,7 +192,8 @@ def make_step(graphdef: nnx.GraphDef) -> Any:
 
 def test_gradient_step_trains_the_rest_and_returns_nothing_frozen() -> None:
     graphdef, *shapes = split(nnx.eval_shape(small_classifier))
-    params, frozen = random_weights(shapes)
+    params, frozen, stats = random_weights(shapes)
+    assert stats == {}
     before = jax.tree.map(np.array, (params, frozen))
     images, labels = batch()
     step = make_step(graphdef)
@@ -179,7 +217,7 @@ def test_gradient_step_trains_the_rest_and_returns_nothing_frozen() -> None:
 
 
 def test_trainable_block_gets_gradients() -> None:
-    graphdef, params, frozen = split(nnx.eval_shape(lambda: small_classifier(trainable=True)))
+    graphdef, params, frozen, _ = split(nnx.eval_shape(lambda: small_classifier(trainable=True)))
     updated, _ = jax.eval_shape(make_step(graphdef), params, frozen, *batch())
     assert frozen == {}
     assert updated["boost"]["block"]["layers"]["q"].shape == (1, 32, 32)

@@ -30,7 +30,7 @@ def initialiser(backbone: str) -> Callable[[int], tuple[dict[str, Any], dict[str
             dtype=jnp.float32,
             rngs=nnx.Rngs(jax.random.key(seed)),
         )
-        return split(model)[1:]
+        return split(model)[1:3]
 
     return jax.jit(initialise)
 

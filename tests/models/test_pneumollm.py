@@ -213,7 +213,7 @@ def test_source_tokens_can_be_given_instead_of_images():
 
 def test_conv14_trains_its_patch_embedding():
     model = nnx.eval_shape(lambda: pneumollm.build("conv14", **_paper(count=4), rngs=nnx.Rngs(0)))
-    _, params, weights = frozen.split(model)
+    _, params, weights, _ = frozen.split(model)
     assert params["encoder"]["embedding"]["kernel"].shape == (14 * 14 * 3, 1024)
     assert "encoder" not in weights
 
@@ -230,7 +230,7 @@ def test_the_papers_counts(tokens, trained):
     """2.70 M of the paper's text, and 2.69 M of its simplified model."""
     arguments = _paper(vision_adapters=True, tokens=tokens, count=4)
     model = nnx.eval_shape(lambda: pneumollm.build("clip_vit_l14", **arguments, rngs=nnx.Rngs(0)))
-    _, params, weights = frozen.split(model)
+    _, params, weights, _ = frozen.split(model)
     assert frozen.count(params) == trained
     # CLIP's encoder without its last norm and projection, and LLaMA without its token embedding and head.
     assert frozen.count(weights["llama"]) == 32 * 202_383_360 + 4096

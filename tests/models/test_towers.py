@@ -48,7 +48,7 @@ def graphdef_for(tower: towers.Tower, image_size: int) -> nnx.GraphDef:
     def described(tree):
         return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
-    graphdef, params, frozen = split(nnx.eval_shape(make))
+    graphdef, params, frozen, _ = split(nnx.eval_shape(make))
     assert params == {}
     assert described(tower.weights) == described(frozen)
     return graphdef

@@ -225,7 +225,7 @@ def test_remat_changes_neither_loss_nor_gradients(backbone):
             remat=remat,
             rngs=nnx.Rngs(0),
         )
-        graphdef, params, none = frozen.split(model)
+        graphdef, params, none, _ = frozen.split(model)
 
         def loss_fn(params, graphdef=graphdef, none=none):
             logits = frozen.merge(graphdef, params, none)(batch["image"])

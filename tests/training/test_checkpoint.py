@@ -1,9 +1,11 @@
 """Run checkpoints: what is restored, and what is left after a kill between two saves."""
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxboost.data import pipeline
@@ -22,10 +24,18 @@ def _params(seed):
     return {"encoder": {"kernel": jax.random.normal(a, (3, 4))}, "head": {"bias": jax.random.normal(b, (2,))}}
 
 
+def _stats(seed):
+    return {"norm": {"mean": jax.random.normal(jax.random.key(seed + 1000), (3,))}}
+
+
+def _best(seed):
+    return _params(seed), _stats(seed)
+
+
 def _state(seed, number):
     replicated, _ = step.make_mesh()
-    params = jax.device_put(_params(seed), replicated)
-    state = step.init_state(params, OPTIMIZER, replicated)
+    params, stats = jax.device_put(_best(seed), replicated)
+    state = step.init_state(params, OPTIMIZER, replicated, stats=stats)
     _, opt_state = OPTIMIZER.update(params, state.opt_state, params)
     return state.replace(step=jnp.int32(number), opt_state=opt_state)
 
@@ -60,7 +70,7 @@ def test_resume_restores_everything(tmp_path):
         next(iterator)
     with Checkpointer(folder) as checkpointer:
         assert checkpointer.latest_step() is None
-        checkpointer.save_best(2, _params(2))
+        checkpointer.save_best(2, *_best(2))
         checkpointer.save_latest(state, iterator, _progress(best, seconds=12.25))
     following = [next(iterator) for _ in range(4)]
 
@@ -68,15 +78,46 @@ def test_resume_restores_everything(tmp_path):
     with Checkpointer(folder) as checkpointer:
         assert checkpointer.latest_step() == 3
         restored, progress = checkpointer.restore_latest(_state(99, 0), restored_iterator, FINGERPRINT)
-        weights = checkpointer.restore_best(progress.best.step, restored.params)
+        weights = checkpointer.restore_best(progress.best.step, restored.params, restored.stats)
     assert progress == Progress(fingerprint=FINGERPRINT, best=best, seconds=12.25)
     assert isinstance(progress.best, Best)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert_same(restored, state)
-    assert_same(weights, _params(2))
+    assert_same(weights, _best(2))
     for batch in following:
         assert_same(next(restored_iterator), batch)
     _assert_nothing_temporary(tmp_path)
+
+
+@flax.struct.dataclass
+class EarlierState:
+    """What a state was before there were statistics."""
+
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+
+
+def test_model_without_statistics(tmp_path):
+    """Its checkpoints are those of a time before there were any."""
+    state = _state(1, 3).replace(stats={})
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save_best(2, _params(2), {})
+        checkpointer.save_latest(state, _iterator(), _progress(Best(epoch=1, step=2, value=0.5)))
+    assert [path.name for path in (tmp_path / "best/2").iterdir() if path.is_dir()] == ["params"]
+    with ocp.CheckpointManager(tmp_path / "latest") as manager:
+        earlier = EarlierState(step=state.step, params=state.params, opt_state=state.opt_state)
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, earlier)
+        restored = manager.restore(3, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+    assert_same(restored, earlier)
+    target = _state(99, 0).replace(stats={})
+    with Checkpointer(tmp_path) as checkpointer:
+        restored, _ = checkpointer.restore_latest(target, _iterator(), FINGERPRINT)
+        weights = checkpointer.restore_best(2, target.params, target.stats)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert_same(restored, state)
+    assert weights[1] == {}
+    assert_same(weights[0], _params(2))
 
 
 def test_resume_before_the_first_validation(tmp_path):
@@ -86,80 +127,81 @@ def test_resume_before_the_first_validation(tmp_path):
         _, progress = _restore(checkpointer)
         assert progress == _progress()
         # A session that was cut off before its first validation goes on to one.
-        checkpointer.save_best(2, _params(2))
-        assert_same(checkpointer.restore_best(2, _params(0)), _params(2))
+        checkpointer.save_best(2, *_best(2))
+        assert_same(checkpointer.restore_best(2, *_best(0)), _best(2))
 
 
 def test_restored_arrays_take_the_targets_sharding(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
-        checkpointer.save_best(1, _params(1))
+        checkpointer.save_best(1, *_best(1))
         checkpointer.save_latest(_state(1, 1), _iterator(), _progress(Best(epoch=1, step=1, value=0.5)))
     target = _state(99, 0)
     with Checkpointer(tmp_path) as checkpointer:
         state, _ = checkpointer.restore_latest(target, _iterator(), FINGERPRINT)
-        best = checkpointer.restore_best(1, target.params)
-    for ours, theirs in zip(jax.tree.leaves((state, best)), jax.tree.leaves((target, target.params)), strict=True):
+        best = checkpointer.restore_best(1, target.params, target.stats)
+    targets = (target, (target.params, target.stats))
+    for ours, theirs in zip(jax.tree.leaves((state, best)), jax.tree.leaves(targets), strict=True):
         assert ours.sharding == theirs.sharding
         assert ours.committed == theirs.committed or ours.sharding.is_fully_replicated
 
 
 def test_best_may_be_saved_twice_at_a_step(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
-        checkpointer.save_best(2, _params(1))
-        checkpointer.save_best(2, _params(2))
-        assert_same(checkpointer.restore_best(2, _params(0)), _params(2))
+        checkpointer.save_best(2, *_best(1))
+        checkpointer.save_best(2, *_best(2))
+        assert_same(checkpointer.restore_best(2, *_best(0)), _best(2))
     with Checkpointer(tmp_path) as checkpointer:
-        assert_same(checkpointer.restore_best(2, _params(0)), _params(2))
-        checkpointer.save_best(2, _params(3))
-        assert_same(checkpointer.restore_best(2, _params(0)), _params(3))
+        assert_same(checkpointer.restore_best(2, *_best(0)), _best(2))
+        checkpointer.save_best(2, *_best(3))
+        assert_same(checkpointer.restore_best(2, *_best(0)), _best(3))
     assert _saved_steps(tmp_path / "best") == [2]
     _assert_nothing_temporary(tmp_path)
 
 
 def test_best_of_latest_outlives_a_kill_between_the_two_saves(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
-        checkpointer.save_best(2, _params(2))
+        checkpointer.save_best(2, *_best(2))
         checkpointer.save_latest(_state(1, 3), _iterator(), _progress(Best(epoch=1, step=2, value=0.7)))
-        checkpointer.save_best(4, _params(4))
+        checkpointer.save_best(4, *_best(4))
     # Cut off here, and once more at the same place.
     for attempt in (5, 6):
         with Checkpointer(tmp_path) as checkpointer:
             state, progress = _restore(checkpointer)
             assert int(state.step) == 3
             assert progress.best == Best(epoch=1, step=2, value=0.7)
-            assert_same(checkpointer.restore_best(2, state.params), _params(2))
-            checkpointer.save_best(4, _params(attempt))
-            assert_same(checkpointer.restore_best(4, state.params), _params(attempt))
+            assert_same(checkpointer.restore_best(2, state.params, state.stats), _best(2))
+            checkpointer.save_best(4, *_best(attempt))
+            assert_same(checkpointer.restore_best(4, state.params, state.stats), _best(attempt))
     with Checkpointer(tmp_path) as checkpointer:
         state, _ = _restore(checkpointer)
-        assert_same(checkpointer.restore_best(2, state.params), _params(2))
-        checkpointer.save_best(4, _params(7))
+        assert_same(checkpointer.restore_best(2, state.params, state.stats), _best(2))
+        checkpointer.save_best(4, *_best(7))
         checkpointer.save_latest(_state(1, 4), _iterator(), _progress(Best(epoch=2, step=4, value=0.8)))
     with Checkpointer(tmp_path) as checkpointer:
         state, progress = _restore(checkpointer)
-        assert_same(checkpointer.restore_best(progress.best.step, state.params), _params(7))
+        assert_same(checkpointer.restore_best(progress.best.step, state.params, state.stats), _best(7))
     _assert_nothing_temporary(tmp_path)
 
 
 def test_stale_best_does_not_block_an_earlier_one(tmp_path):
     """After the kill the run may find its next best at a step before the stale one: SIGTERM moved the validation."""
     with Checkpointer(tmp_path) as checkpointer:
-        checkpointer.save_best(2, _params(2))
+        checkpointer.save_best(2, *_best(2))
         checkpointer.save_latest(_state(1, 3), _iterator(), _progress(Best(epoch=1, step=2, value=0.7)))
-        checkpointer.save_best(8, _params(8))
+        checkpointer.save_best(8, *_best(8))
     with Checkpointer(tmp_path) as checkpointer:
         _restore(checkpointer)
-        checkpointer.save_best(4, _params(4))
+        checkpointer.save_best(4, *_best(4))
         checkpointer.save_latest(_state(1, 4), _iterator(), _progress(Best(epoch=2, step=4, value=0.8)))
     with Checkpointer(tmp_path) as checkpointer:
         state, progress = _restore(checkpointer)
-        assert_same(checkpointer.restore_best(progress.best.step, state.params), _params(4))
+        assert_same(checkpointer.restore_best(progress.best.step, state.params, state.stats), _best(4))
 
 
 def test_old_checkpoints_are_removed(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
         for number in range(1, 6):
-            checkpointer.save_best(number, _params(number))
+            checkpointer.save_best(number, *_best(number))
             best = Best(epoch=number, step=number, value=number / 10)
             checkpointer.save_latest(_state(number, number), _iterator(), _progress(best))
     assert _saved_steps(tmp_path / "latest") == [5]
@@ -167,7 +209,7 @@ def test_old_checkpoints_are_removed(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
         state, progress = _restore(checkpointer)
         assert_same(state, _state(5, 5))
-        assert_same(checkpointer.restore_best(progress.best.step, state.params), _params(5))
+        assert_same(checkpointer.restore_best(progress.best.step, state.params, state.stats), _best(5))
     _assert_nothing_temporary(tmp_path)
 
 
@@ -189,7 +231,7 @@ def test_state_of_the_saver_is_untouched(tmp_path):
     state = _state(1, 1)
     before = on_host(state)
     with Checkpointer(tmp_path) as checkpointer:
-        checkpointer.save_best(1, state.params)
+        checkpointer.save_best(1, state.params, state.stats)
         checkpointer.save_latest(state, _iterator(), _progress(Best(epoch=1, step=1, value=0.5)))
         assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     assert_same(on_host(state), before)

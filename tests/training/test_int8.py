@@ -146,7 +146,7 @@ for source in ("random", "loaded"):
         run = test_pneumo.make_run(config, folder / f"{source}{shard}")
         up = run.frozen["llama"]["layers"]["up"].parts
         places = [[x.dtype.name, x.addressable_shards[0].data.shape[-1]] for x in (up.qvalue, up.scale)]
-        values = [*take_steps(run, 3), run.scores(run.state.params, "val")[0]]
+        values = [*take_steps(run, 3), run.scores(run.state.params, {}, "val")[0]]
         found[f"{source} {shard}"] = [places, run.fingerprints["llama"], values]
 print(json.dumps(found))
 """

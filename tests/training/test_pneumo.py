@@ -226,7 +226,8 @@ def test_checkpoints_hold_the_trained_weights_alone(finished, radiographs, tmp_p
     with loop.Checkpointer(folder / "fold0" / "checkpoints") as checkpointer:
         fold = json.loads((folder / "fold0" / "result.json").read_text())
         run = make_run(small(radiographs), tmp_path)
-        params = checkpointer.restore_best(fold["selection"]["step"], run.state.params)
+        params, stats = checkpointer.restore_best(fold["selection"]["step"], run.state.params, {})
+    assert stats == {}
     assert frozen.count(params) == result["parameters"]["trainable"]
     size = sum(path.stat().st_size for path in (folder / "fold0" / "checkpoints" / "best").rglob("*") if path.is_file())
     assert size < 2 * 4 * (result["parameters"]["trainable"] + 50_000)
@@ -442,7 +443,8 @@ losses = {}
 for shard in (False, True):
     run = test_pneumo.make_run(test_pneumo.small(root, llama__shard=shard), folder / str(shard))
     up = run.frozen["llama"]["layers"]["up"]
-    losses[str(shard)] = [up.sharding.is_fully_replicated, *take_steps(run, 3), run.scores(run.state.params, "val")[0]]
+    steps = take_steps(run, 3)
+    losses[str(shard)] = [up.sharding.is_fully_replicated, *steps, run.scores(run.state.params, {}, "val")[0]]
 print(json.dumps(losses))
 """
 

@@ -93,7 +93,7 @@ def test_eval_step_agrees_with_the_train_step(run):
 
 
 @pytest.mark.parametrize("task", ["binary-class", "multi-class", "ordinal-regression", "multi-label, binary-class"])
-def test_loss_and_scores_are_torchs(task):
+def test_losses_and_probabilities_are_torchs(task):
     import torch
     from torch.nn import functional
 
@@ -153,7 +153,7 @@ def _toy(ema=0.0, accumulate=1, **objective):
         def __call__(self, images, *, key=None):
             return images.reshape(len(images), -1).astype(jnp.float32) / 255 @ self.kernel[...]
 
-    graphdef, params, _ = frozen.split(Linear())
+    graphdef, params, _, _ = frozen.split(Linear())
     tx = optax.sgd(0.5)
     if accumulate > 1:
         tx = optax.MultiSteps(tx, every_k_schedule=accumulate).gradient_transformation()
@@ -171,7 +171,7 @@ def _toy_batch(number):
 def test_no_average_is_kept_unless_it_is_asked_for():
     state, _ = _toy()
     assert state.ema == {}
-    assert state.evaluated is state.params
+    assert state.evaluated == (state.params, {})
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -186,9 +186,9 @@ def test_average_of_the_weights_is_the_closed_form(accumulate):
     t = len(history) - 1
     assert t == 6 // accumulate
     expected = 0.9**t * history[0] + 0.1 * sum(0.9 ** (t - i) * history[i] for i in range(1, t + 1))
-    np.testing.assert_allclose(state.ema["kernel"], expected, rtol=1e-5)
-    assert state.evaluated is state.ema
-    assert not np.allclose(state.ema["kernel"], state.params["kernel"], atol=1e-3)
+    average, _ = state.evaluated
+    np.testing.assert_allclose(average["kernel"], expected, rtol=1e-5)
+    assert not np.allclose(average["kernel"], state.params["kernel"], atol=1e-3)
 
 
 def test_a_step_trains_on_what_mixing_makes_of_its_batch():
