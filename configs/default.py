@@ -8,7 +8,12 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = _shared()
+    config.model.weights = ""  # the 2-D encoder's: folder made by convert_weights.py; "" or "random": a random start
+    config.model.weights_source = ""  # where they come from: named in the error when they are missing
+    config.model.weights_convert = False  # make them from there at the start of the run
+    config.model.frozen = False  # do not train the encoder and its final norm; weights is then given, or "random"
     config.model.drop_path = 0.0  # share of examples that skip a branch of the encoder's last block; less below it
+
     config.boost = boost = ConfigDict()
     boost.kind = "rllm"  # none, rllm, out, hybrid, bare, out_nn, mlp, mlp_out
     _llama_fields(boost)

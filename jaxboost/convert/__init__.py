@@ -1,6 +1,7 @@
 """Conversion of LLaMA-family checkpoints into blocks, and of vision encoders into towers, that the models load."""
 
 import functools
+import logging
 import re
 import shutil
 from collections.abc import Iterable
@@ -20,6 +21,8 @@ from jaxboost.convert.towers import TowerManifest
 from jaxboost.convert.writer import Part
 from jaxboost.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 
 def convert(
     source: str,
@@ -32,7 +35,8 @@ def convert(
 ) -> Manifest | TowerManifest:
     """Converts decoder layers of a checkpoint into a block, or a vision encoder into a tower.
 
-    Only the tensors of the wanted layers are read, one by one, and at most one layer is in memory.
+    Only the tensors of the wanted layers are read, one by one, and at most one layer is in memory. What a vision
+    encoder's checkpoint holds beside the encoder is named in the log.
 
     Args:
       source: see `sources.open_source`.
@@ -109,7 +113,7 @@ def summary(manifest: Manifest | TowerManifest, out: str | Path) -> str:
     if isinstance(manifest, TowerManifest):
         shape = manifest.arguments
         layers = f"all {shape['depth']} of a vision tower of width {shape['width']}, patch {shape['patch']}"
-        used = f"--config.pneumollm.vision={out}"
+        used = f"--config.model.weights={out}, for PneumoLLM --config.pneumollm.vision={out}"
     else:
         numbers = list(map(str, manifest.layers))
         layers = f"{', '.join(numbers)} of 0 to {manifest.layers_in_source - 1}"
@@ -168,6 +172,8 @@ def _parts_of_tower(
     if not final_norm:
         raise UserError("a vision encoder is converted with its final norm: leave --nofinal_norm out")
     tower_names.check(source)
+    if names_left_out := tower_names.left_out(source):
+        logger.info("not part of the encoder and not read: %s", names.listed(names_left_out))
     parts = [
         Part(
             key=key,

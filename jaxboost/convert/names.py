@@ -200,12 +200,16 @@ def check_tensors(
             elif info.shape != shape:
                 faults.append(f"{name} has the shape {info.shape} instead of {shape}")
     if faults:
-        listed = "; ".join(faults[:_MAX_LISTED])
-        more = f"; and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
         raise UserError(
-            f"{tensors.source} does not hold {whole}: {listed}{more}. "
+            f"{tensors.source} does not hold {whole}: {listed(faults, '; ')}. "
             f"Check that the download is complete and that it is a plain {kind}"
         )
+
+
+def listed(items: Sequence[str], separator: str = ", ") -> str:
+    """The first of them, and how many more there are."""
+    more = [f"and {len(items) - _MAX_LISTED} more"] if len(items) > _MAX_LISTED else []
+    return separator.join([*items[:_MAX_LISTED], *more])
 
 
 def read_weight(reader: Reader, layer: int, weight: str, dtype: np.dtype) -> np.ndarray:

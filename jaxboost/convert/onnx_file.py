@@ -41,8 +41,9 @@ class OnnxTensors:
         self._constants = {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
         self._nodes = [(node.name.strip("/").rpartition("/")[0].replace("/", "."), node) for node in graph.node]
         # Name of a weight -> the constants that lie in it one after the other, and whether they are (in, out).
-        self._parts = {name: ((name,), False) for name in self._initializers}
-        self._parts |= dict(self._kernels()) | dict(self._positions())
+        named = dict(self._kernels()) | dict(self._positions())
+        anonymous = {part for parts, _ in named.values() for part in parts}
+        self._parts = {name: ((name,), False) for name in self._initializers if name not in anonymous} | named
         self.names = self._parts.keys()
 
     def info(self, name: str) -> TensorInfo:

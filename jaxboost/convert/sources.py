@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-from jaxboost.convert import onnx_file, tower_configs
+from jaxboost.convert import onnx_file, timm_vit, tower_configs
 from jaxboost.convert.gguf_file import GgufReader
 from jaxboost.convert.hub import HubFolder, is_repository_id
 from jaxboost.convert.huggingface import WEIGHT_FILES, Folder, HuggingFaceReader, HuggingFaceTensors, LocalFolder
@@ -21,8 +21,9 @@ def open_source(source: str) -> Reader | TowerSource:
     """Opens a source of weights; tensors are read later, one by one.
 
     Args:
-      source: a folder in Hugging Face's or Meta's layout, a GGUF or ONNX file, `package:NAME` for such a file that an
-        installed Python package carries, or the id of a repository on the Hugging Face hub (owner/name[@revision]).
+      source: a folder in Hugging Face's, Meta's or timm's layout, a GGUF or ONNX file, `package:NAME` for such a file
+        that an installed Python package carries, a file of weights in timm's names (safetensors or PyTorch), or the id
+        of a repository on the Hugging Face hub (owner/name[@revision]).
 
     Raises:
       UserError: if there is no such source, or it is neither a LLaMA-family checkpoint nor a vision encoder that
@@ -58,7 +59,12 @@ def _open_file(path: Path, source: str) -> Reader | TowerSource:
         return GgufReader(path, source)
     if path.suffix == ".onnx":
         return onnx_file.tower_of(path, source)
-    raise UserError(f"{path} is a file: pass the folder that holds it, or a .gguf file or .onnx file")
+    if path.suffix in timm_vit.FILE_ENDINGS:
+        return timm_vit.tower_of_file(path, source)
+    raise UserError(
+        f"{path} is a file: pass the folder that holds it, or a .gguf file, a .onnx file, or a ViT of timm as "
+        + ", ".join(timm_vit.FILE_ENDINGS)
+    )
 
 
 def _open_folder(path: Path) -> Reader | TowerSource:
@@ -83,6 +89,8 @@ def _in_hugging_face_layout(folder: Folder) -> Reader | TowerSource:
     tensors = HuggingFaceTensors(folder)
     if tower_configs.is_tower(tensors.settings):
         return tower_configs.tower_of(tensors)
+    if timm_vit.is_timm(tensors.settings):
+        return timm_vit.tower_of(tensors, tensors.settings, tensors.source)
     return HuggingFaceReader(tensors)
 
 

@@ -153,6 +153,14 @@ def read_fields(path: str | os.PathLike, kind: str) -> dict[str, Any]:
     return fields
 
 
+def kind_at(path: str | os.PathLike) -> str:
+    """What users call what is at `path`: "vision tower", or "block", also where its manifest is broken."""
+    try:
+        return _KINDS[json.loads((Path(path) / MANIFEST).read_bytes())["kind"]][0]
+    except (OSError, ValueError, LookupError, TypeError):
+        return _KINDS[BLOCK][0]
+
+
 def broken_manifest(path: str | os.PathLike) -> UserError:
     """The error for a manifest whose entries are not what they should be."""
     return UserError(f"{Path(path) / MANIFEST} is broken: convert again")

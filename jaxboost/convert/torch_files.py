@@ -21,6 +21,8 @@ _ZIP_MAGIC, _PICKLE_MAGIC = b"PK\x03\x04", b"\x80"
 # What torch.load raises for a damaged zip file or pickle; a file that cannot be opened has failed before.
 _BROKEN = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, AssertionError)
 _DTYPES = ("float32", "float16", "bfloat16")
+# Where training scripts put a state dict that they save with more beside it.
+_WRAPPERS = ("model", "state_dict")
 
 # Model-parallel parts split a linear map along its outputs (0) or its inputs (1); every other tensor is in each part.
 _SPLIT_AXES = {"wq": 0, "wk": 0, "wv": 0, "wo": 1, "w1": 0, "w3": 0, "w2": 1}
@@ -29,14 +31,17 @@ _SPLIT_AXES = {"wq": 0, "wk": 0, "wv": 0, "wo": 1, "w1": 0, "w3": 0, "w2": 1}
 class TorchFile:
     """Tensors of one pickled state dict."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, may_be_wrapped: bool = False):
         """Maps the file.
+
+        Args:
+          may_be_wrapped: whether the state dict may be the entry "model" or "state_dict" of a larger mapping.
 
         Raises:
           UserError: if torch is not installed, or the file is truncated, of the old format, or holds more than tensors.
         """
-        self._path = path
-        self._infos = {name: _info(tensor) for name, tensor in _mapped(path).items()}
+        self._path, self._may_be_wrapped = path, may_be_wrapped
+        self._infos = {name: _info(tensor) for name, tensor in _mapped(path, may_be_wrapped).items()}
 
     @property
     def names(self) -> Collection[str]:
@@ -47,7 +52,7 @@ class TorchFile:
 
     def read(self, name: str) -> np.ndarray:
         # Mapped anew for each tensor: a lasting map would keep all that was ever read in memory.
-        return _to_numpy(_mapped(self._path)[name])
+        return _to_numpy(_mapped(self._path, self._may_be_wrapped)[name])
 
 
 class MetaReader:
@@ -126,7 +131,7 @@ class MetaReader:
         )
 
 
-def _mapped(path: Path) -> "dict[str, torch.Tensor]":
+def _mapped(path: Path, may_be_wrapped: bool) -> "dict[str, torch.Tensor]":
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -154,6 +159,8 @@ def _mapped(path: Path) -> "dict[str, torch.Tensor]":
         ) from error
     except _BROKEN as error:
         raise UserError(f"{path} is truncated or damaged: download it again") from error
+    if may_be_wrapped and isinstance(tensors, dict):
+        tensors = next((tensors[key] for key in _WRAPPERS if isinstance(tensors.get(key), dict)), tensors)
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise UserError(f"{path} is not a plain mapping of names to tensors: save the model's state_dict() alone")
     return tensors

@@ -114,6 +114,26 @@ DINOV2 = TowerLayout(
 )
 DINOV2_RENAMED = dataclasses.replace(DINOV2, weights=DINOV2.weights | _RENAMED_ATTENTION)
 
+# timm's, of which LayerScale is left out where a model has none. DINOv2's own checkpoints have the same names.
+TIMM = TowerLayout(
+    embedding={
+        _KERNEL: "patch_embed.proj.weight",
+        "embedding.bias": "patch_embed.proj.bias",
+        "cls": "cls_token",
+        "positions": "pos_embed",
+    },
+    block="blocks.{layer}.",
+    weights=_norm("attention_norm", "norm1")
+    | _linear(_QKV, "attn.qkv")
+    | _linear("attention.out", "attn.proj")
+    | {"attention_scale": ("ls1.gamma",)}
+    | _norm("mlp_norm", "norm2")
+    | _MLP
+    | {"mlp_scale": ("ls2.gamma",)},
+    norm="norm",
+    ignored=("head.", "pre_logits.", "mask_token"),
+)
+
 # model_type -> its naming schemes.
 LAYOUTS = {"clip_vision_model": (CLIP,), "vit": (VIT, VIT_RENAMED), "dinov2": (DINOV2, DINOV2_RENAMED)}
 CLIP_OF_TWO = "clip"  # a text tower beside the vision tower
@@ -199,6 +219,19 @@ def check(source: TowerSource) -> None:
         whole="a vision tower as its configuration describes it",
         kind="ViT, CLIP or DINOv2 checkpoint (no SwiGLU, no register tokens)",
     )
+
+
+def left_out(source: TowerSource) -> list[str]:
+    """What of the checkpoint is not read, as the beginnings of names that nothing that is read shares."""
+    keys = part_shapes(source.arguments, source.image_size)
+    read = {name for key in keys for names in source.names(key).values() for name in names}
+    shared = {".".join(words[:count]) for words in (name.split(".") for name in read) for count in range(len(words))}
+    beginnings = set()
+    for name in set(source.tensors.names) - read:
+        words = name.split(".")
+        steps = (".".join(words[:count]) for count in range(1, len(words)))
+        beginnings.add(next((beginning for beginning in steps if beginning not in shared), name))
+    return sorted(beginnings)
 
 
 def read_weight(source: TowerSource, key: str, weight: str, dtype: np.dtype) -> np.ndarray:

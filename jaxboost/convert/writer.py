@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxboost.convert.names import FINAL_NORM
-from jaxboost.convert.store import MANIFEST, fingerprint, part_name, save
+from jaxboost.convert.store import MANIFEST, fingerprint, kind_at, part_name, save
 from jaxboost.convert.tower_names import EMBEDDING, NORM
 from jaxboost.errors import UserError
 
@@ -86,13 +86,14 @@ def check_free(out: Path, *, overwrite: bool) -> None:
         return
     entries = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
     if MANIFEST not in entries:
-        raise UserError(f"{out} exists and is not a block (no {MANIFEST}): choose another folder")
+        raise UserError(f"{out} exists and is not a block or vision tower (no {MANIFEST}): choose another folder")
+    kind = kind_at(out)
     if not overwrite:
-        raise UserError(f"{out} is a block already: choose another folder, or replace it with --overwrite")
+        raise UserError(f"{out} is a {kind} already: choose another folder, or replace it with --overwrite")
     known = {MANIFEST, FINAL_NORM, EMBEDDING, NORM}
     strangers = sorted(name for name in entries - known if not name.startswith("layer_"))
     if strangers:
-        raise UserError(f"{out} also holds {strangers[0]!r}, which is not part of a block: move it away first")
+        raise UserError(f"{out} also holds {strangers[0]!r}, which is not part of a {kind}: move it away first")
 
 
 def _on_host(array: np.ndarray) -> jax.Array:

@@ -1,7 +1,7 @@
 """The assembled classifier, encoder - boost - head, and the table of backbones."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -72,6 +72,7 @@ def _resnet(block: str, *depths: int, convolution: str = "2d") -> Backbone:
 _CLIP = dict(eps=1e-5, activation="quick_gelu", patch_bias=False, pre_norm=True)
 
 BACKBONES = {
+    "vit_ti16": _vit(width=192, depth=12, heads=3),
     "vit_s": _vit(width=384, depth=12, heads=6),
     "vit_b16": _vit(width=768, depth=12, heads=12),
     "vit_l16": _vit(width=1024, depth=24, heads=16),
@@ -180,6 +181,8 @@ def build(
     dtype: jnp.dtype,
     remat: bool = False,
     drop_path: float = 0.0,
+    frozen: bool = False,
+    encoder_arguments: Mapping[str, Any] | None = None,
     rngs: nnx.Rngs,
 ) -> Classifier:
     """Builds a classifier with random weights; call it under `nnx.eval_shape` or `jax.jit` where they are not wanted.
@@ -190,16 +193,19 @@ def build(
       dtype: of the computation; trained weights are float32 always.
       remat: see `transformer.Transformer` and `resnet.ResNet`.
       drop_path: see `transformer.Transformer`.
+      frozen: the encoder and the norm before the head are not trained.
+      encoder_arguments: what to build the encoder with instead of what BACKBONES says, such as its checkpoint's eps,
+        which the norm before the head then has too.
 
     Raises:
       ValueError: a booster or drop path for a backbone that gives no tokens.
     """
-    spec = BACKBONES[backbone]
+    spec, given = BACKBONES[backbone], dict(encoder_arguments or {})
     if spec.pooled and boost.kind != "none":
         raise ValueError(f"backbone {backbone} gives one pooled feature, no tokens for boost {boost.kind}")
     if spec.pooled and drop_path:
         raise ValueError(f"backbone {backbone} has no drop path")
-    arguments = spec.arguments if spec.pooled else spec.arguments | {"drop_path": drop_path}
+    arguments = spec.arguments | given | ({} if spec.pooled else {"drop_path": drop_path})
     encoder = spec.encoder(image_size=image_size, channels=CHANNELS, dtype=dtype, remat=remat, rngs=rngs, **arguments)
     width = encoder.width
     booster = None
@@ -220,7 +226,13 @@ def build(
             dtype=dtype,
             rngs=rngs,
         )
-    norm = None if spec.head_eps is None else layer_norm(width, eps=spec.head_eps, dtype=dtype, rngs=rngs)
+    norm = None
+    if spec.head_eps is not None:
+        norm = layer_norm(width, eps=given.get("eps", spec.head_eps), dtype=dtype, rngs=rngs)
+    if frozen:
+        freeze(encoder)
+        if norm is not None:
+            freeze(norm)
     init = vit_init if spec.encoder is ViT else torch_init
     head = linear(width, classes, init=init, dtype=jnp.float32, rngs=rngs)
     return Classifier(encoder, booster, head_norm=norm, head=head, mean=mean, std=std)

@@ -64,12 +64,13 @@ def initialise(
         _, params, frozen_weights, stats = frozen.split(experiment.build(nnx.Rngs(seed)))
         for part in experiment.pretrained:
             holder = params if part.trainable else frozen_weights
-            weights = _pop(holder, part.path)
-            if part.load is None:
-                # As small as loaded ones would be.
-                dtype = jnp.dtype(part.about["dtype"])
-                weights = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), weights)
-                _put(holder, part.path, part.held(weights))
+            for path in part.paths:
+                weights = _pop(holder, path)
+                if part.load is None:
+                    # As small as loaded ones would be.
+                    dtype = jnp.dtype(part.about["dtype"])
+                    weights = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), weights)
+                    _put(holder, path, part.held(weights))
         return params, frozen_weights, stats
 
     shapes = jax.eval_shape(draw)
@@ -77,17 +78,19 @@ def initialise(
     for part in experiment.pretrained:
         if part.load is None:
             holder = 0 if part.trainable else 1
-            places = _places(_get(shapes[holder], part.path), placement(part, replicated))
-            _put(shardings[holder], part.path, places)
+            for path in part.paths:
+                places = _places(_get(shapes[holder], path), placement(part, replicated))
+                _put(shardings[holder], path, places)
     params, frozen_weights, stats = jax.jit(draw, out_shardings=shardings)()
     fingerprints = {}
     for part in experiment.pretrained:
         holder = params if part.trainable else frozen_weights
         if part.load is None:
-            fingerprints[part.role] = digest(_get(holder, part.path))
+            fingerprints[part.role] = digest({".".join(path): _get(holder, path) for path in part.paths})
         else:
-            weights, fingerprints[part.role] = part.load(placement(part, replicated))
-            _put(holder, part.path, weights)
+            trees, fingerprints[part.role] = part.load(placement(part, replicated))
+            for path, weights in zip(part.paths, trees, strict=True):
+                _put(holder, path, weights)
     return params, frozen_weights, stats, fingerprints
 
 
@@ -96,7 +99,8 @@ def held_shapes(experiment: Experiment, dtype: jnp.dtype) -> dict[str, Any]:
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), experiment.frozen)
     for part in experiment.pretrained:
         if not part.trainable:
-            _put(shapes, part.path, jax.eval_shape(part.held, _get(shapes, part.path)))
+            for path in part.paths:
+                _put(shapes, path, jax.eval_shape(part.held, _get(shapes, path)))
     return shapes
 
 
@@ -139,7 +143,7 @@ def check_patch(backbone: str, patch: int, image_size: int) -> None:
 
 def model_arguments(config: ConfigDict) -> dict[str, Any]:
     """The config's model section as what the `build` functions take."""
-    model = dict(config.model)
+    model = {name: value for name, value in config.model.items() if not name.startswith("weights")}
     return model | {"dtype": jnp.dtype(model["dtype"])}
 
 

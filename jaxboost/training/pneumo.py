@@ -1,6 +1,5 @@
 """PneumoLLM from a config: checks the choices and finds the weights of its encoder and of LLaMA."""
 
-import functools
 import pathlib
 from typing import Any
 
@@ -8,20 +7,18 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxboost.convert import towers
-from jaxboost.convert.placing import Placement
 from jaxboost.data.source import DatasetInfo
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models import pneumollm
 from jaxboost.models.classifier import BACKBONES
 from jaxboost.models.pneumollm import ENCODERS, PATCHES, TOKENS, PneumoLLM, PneumoSpec
-from jaxboost.models.vit import PLAIN
+from jaxboost.training.encoders import resolve_tower
 from jaxboost.training.experiment import Experiment, check_model, check_patch, model_arguments, trace
 from jaxboost.training.pretrained import (
     RANDOM,
     WEIGHTS,
     Pretrained,
     check_same,
-    find_converted,
     llama_fingerprint,
     llama_weights,
     resolve_llama,
@@ -65,8 +62,9 @@ def prepare(config: ConfigDict, info: DatasetInfo, *, with_weights: bool) -> Exp
 def check_same_weights(config: ConfigDict, finished: dict[str, Any], folder: pathlib.Path) -> None:
     """See `systems.check_same_weights`."""
     llama = config.llama
-    check_same(config.pneumollm.vision, finished["vision"], towers.fingerprint_at, folder)
+    check_same("encoder", config.pneumollm.vision, finished["vision"], towers.fingerprint_at, folder)
     check_same(
+        "block",
         llama.block,
         finished["llama"],
         lambda path: llama_fingerprint(path, layers=llama.layers, final_norm=llama.final_norm),
@@ -85,41 +83,24 @@ def _resolve_vision(config: ConfigDict, *, with_weights: bool) -> tuple[Pretrain
     backbone, fields = config.model.backbone, config.pneumollm
     if backbone == PATCHES:
         return None, {}
-    if fields.vision == RANDOM:
-        about = {"source": RANDOM, "dtype": config.model.dtype}
-        text = "a random encoder: the control without pretraining"
-        return Pretrained(role="vision", path=("encoder",), trainable=False, about=about, text=text, load=None), {}
-    if not with_weights:
-        return None, {}
-    if not fields.vision:
-        raise UserError(
-            'config field pneumollm.vision is empty: give the folder that convert_weights.py made, or "random"'
-        )
-    path = find_converted(fields.vision, fields.vision_source, "all", convert_missing=fields.vision_convert)
-    manifest = towers.read_manifest(path)
-    expected, found = PLAIN | BACKBONES[backbone].arguments, manifest.arguments
-    differing = [f"{name} {found[name]}, not {expected[name]}" for name in expected if found[name] != expected[name]]
-    # eps may differ between checkpoints of the same model.
-    differing = [text for text in differing if not text.startswith("eps ")]
-    if differing:
-        raise UserError(
-            f"the encoder at {path} ({manifest.source}) has {', '.join(differing)} as model.backbone={backbone} has:"
-            " choose the backbone that it is"
-        )
-    part = Pretrained(
-        role="vision",
-        path=("encoder",),
+    if fields.vision != RANDOM:
+        if not with_weights:
+            return None, {}
+        if not fields.vision:
+            raise UserError(
+                'config field pneumollm.vision is empty: give the folder that convert_weights.py made, or "random"'
+            )
+    return resolve_tower(
+        "vision",
+        backbone,
+        fields.vision,
+        source=fields.vision_source,
+        convert_missing=fields.vision_convert,
+        image_size=config.model.image_size,
+        dtype=config.model.dtype,
         trainable=False,
-        about={"source": manifest.source, "dtype": manifest.dtype},
-        text=f"encoder of {manifest.source}, frozen",
-        load=functools.partial(_load_tower, path, config.model.image_size),
+        with_norm=False,
     )
-    return part, manifest.arguments
-
-
-def _load_tower(path: pathlib.Path, image_size: int, placement: Placement) -> tuple[dict[str, Any], str]:
-    tower = towers.load_tower(path, image_size=image_size, placement=placement)
-    return tower.weights, tower.fingerprint
 
 
 def _resolve_llama(config: ConfigDict, *, with_weights: bool) -> tuple[PneumoSpec, Pretrained | None]:

@@ -32,21 +32,21 @@ class Pretrained:
 
     Attributes:
       role: what result.json calls it, such as "block".
-      path: of its weights in the tree of all.
+      paths: where its weights are in the tree of all.
       trainable: whether they are trained too.
       about: what result.json says of them beside the fingerprint.
       text: what the log says of them.
-      load: gives the weights and their fingerprint; None for random ones.
+      load: gives the weights, a tree for each path, and their fingerprint; None for random ones.
       shards: whether large weights are spread over the devices instead of copied to each.
       pack: how the matrices of its layers are held, None for as they come.
     """
 
     role: str
-    path: tuple[str, ...]
+    paths: tuple[tuple[str, ...], ...]
     trainable: bool
     about: Mapping[str, Any]
     text: str
-    load: Callable[[Placement], tuple[dict[str, Any], str]] | None
+    load: Callable[[Placement], tuple[tuple[dict[str, Any], ...], str]] | None
     shards: bool = False
     pack: Pack | None = None
 
@@ -106,7 +106,7 @@ def resolve_llama(
         )
     else:
         wanted = ",".join(map(str, layers)) or "all"
-        folder = find_converted(block, source, wanted, convert_missing=convert and with_weights)
+        folder = find_converted("block", block, source, wanted, convert_missing=convert and with_weights)
         manifest = store.read_manifest(folder)
         # Raises where the block lacks one of them.
         store.fingerprint_of(manifest, tuple(layers) or None, final_norm == "loaded")
@@ -153,7 +153,8 @@ def llama_weights(
     """The part of a model that `resolve_llama` found, or its random control.
 
     Args:
-      role, path, trainable, shards: see `Pretrained`.
+      role, trainable, shards: see `Pretrained`.
+      path: the only one of its `paths`.
       layers: of the config, which a random block only has by name.
       dtype: of random weights that stay as they are; trained ones are float32.
       weights: one of WEIGHTS, how frozen ones are held.
@@ -168,7 +169,7 @@ def llama_weights(
     if ref is None:
         return Pretrained(
             role=role,
-            path=path,
+            paths=(path,),
             trainable=trainable,
             shards=shards,
             pack=pack,
@@ -179,7 +180,7 @@ def llama_weights(
     state = "trained too" if trainable else "frozen"
     return Pretrained(
         role=role,
-        path=path,
+        paths=(path,),
         trainable=trainable,
         shards=shards,
         pack=pack,
@@ -189,17 +190,21 @@ def llama_weights(
     )
 
 
-def _load_llama(ref: LlamaRef, trainable: bool, pack: Pack | None, placement: Placement) -> tuple[dict[str, Any], str]:
+def _load_llama(
+    ref: LlamaRef, trainable: bool, pack: Pack | None, placement: Placement
+) -> tuple[tuple[dict[str, Any]], str]:
     loaded = store.load_block(ref.path, ref.layers, final_norm=ref.final_norm, placement=placement, pack=pack)
     norm = loaded.final_norm
     if norm is None:
         shape = (ref.manifest.config.width,)
         norm = jax.device_put(jnp.ones(shape), placement(shape))
     weights = {"layers": dict(loaded.weights), "final_norm": norm}
-    if trainable:
-        # The optimiser's small steps need float32, whatever dtype the block was stored in.
-        weights = jax.tree.map(lambda x: x.astype(jnp.float32), weights)
-    return weights, loaded.fingerprint
+    return (as_trained(weights) if trainable else weights,), loaded.fingerprint
+
+
+def as_trained(weights: dict[str, Any]) -> dict[str, Any]:
+    """The weights in float32, which the optimiser's small steps need, whatever dtype they were stored in."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), weights)
 
 
 def llama_fingerprint(folder: pathlib.Path, *, layers: tuple[int, ...], final_norm: str) -> str:
@@ -208,11 +213,16 @@ def llama_fingerprint(folder: pathlib.Path, *, layers: tuple[int, ...], final_no
 
 
 def check_same(
-    named: str, finished: Mapping[str, Any] | None, fingerprint: Callable[[pathlib.Path], str], folder: pathlib.Path
+    what: str,
+    named: str,
+    finished: Mapping[str, Any] | None,
+    fingerprint: Callable[[pathlib.Path], str],
+    folder: pathlib.Path,
 ) -> None:
     """Raises UserError where a finished run in `folder` used other weights than the config now names.
 
     Args:
+      what: they are, for the message: "block" or "encoder".
       named: the config's folder of weights, or "random".
       finished: what result.json says of them. A folder that is no longer there is not held against the run.
       fingerprint: of what is in a folder.
@@ -225,9 +235,10 @@ def check_same(
     if same and not was_random and path.exists():
         same = fingerprint(path) == finished["sha256"]
     if not same:
+        digits = f" ({finished['sha256'][:12]})" if finished["sha256"] else ""
         raise UserError(
-            f"{folder} is a finished run with the block from {finished['source']} ({finished['sha256'][:12]}), not"
-            f" with {named}: give another --workdir"
+            f"{folder} is a finished run with the {what} from {finished['source']}{digits}, not with {named}:"
+            " give another --workdir"
         )
 
 
@@ -244,10 +255,11 @@ def joint_fingerprint(fingerprints: Mapping[str, str]) -> str:
     return hashlib.sha256("".join(f"{k} {v}\n" for k, v in sorted(fingerprints.items())).encode()).hexdigest()
 
 
-def find_converted(folder: str, source: str, layers: str, *, convert_missing: bool) -> pathlib.Path:
+def find_converted(what: str, folder: str, source: str, layers: str, *, convert_missing: bool) -> pathlib.Path:
     """The folder of converted weights, which is made first where it is missing and the config says so.
 
     Args:
+      what: it holds, for messages: "block" or "encoder".
       layers: what `convert_weights.py` takes.
 
     Raises:
@@ -257,10 +269,11 @@ def find_converted(folder: str, source: str, layers: str, *, convert_missing: bo
     if not path.exists():
         if not (convert_missing and source):
             raise UserError(
-                f"no block at {path}: make it with `python convert_weights.py --source {source or 'SOURCE'}"
+                f"no {what} at {path}: make it with `python convert_weights.py --source {source or 'SOURCE'}"
                 f" --layers {layers} --out {path}`"
             )
-        logger.info("no block at %s: converting layer %s of %s", path, layers, source)
+        layer = "all layers" if layers == "all" else f"layer {layers}"
+        logger.info("no %s at %s: converting %s of %s", what, path, layer, source)
         convert.convert(source, layers, path)
     return path
 

@@ -6,13 +6,23 @@ from typing import Any
 from flax import nnx
 from ml_collections import ConfigDict
 
+from jaxboost.convert import towers
 from jaxboost.data.source import DatasetInfo
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models import classifier
 from jaxboost.models.boost import FORMS, KINDS, PATHS, check_path
 from jaxboost.models.classifier import BACKBONES, BoostSpec, Classifier
+from jaxboost.models.vit import ViT
+from jaxboost.training.encoders import resolve_tower
 from jaxboost.training.experiment import Experiment, check_model, check_patch, model_arguments, trace
-from jaxboost.training.pretrained import Pretrained, check_same, llama_fingerprint, llama_weights, resolve_llama
+from jaxboost.training.pretrained import (
+    RANDOM,
+    Pretrained,
+    check_same,
+    llama_fingerprint,
+    llama_weights,
+    resolve_llama,
+)
 
 
 def prepare(config: ConfigDict, info: DatasetInfo, *, with_weights: bool) -> Experiment:
@@ -21,12 +31,16 @@ def prepare(config: ConfigDict, info: DatasetInfo, *, with_weights: bool) -> Exp
     check_choice(model["backbone"], BACKBONES, "config field model.backbone")
     _check_input(model["backbone"], model["image_size"], info)
     check_model(model)
-    if BACKBONES[model["backbone"]].pooled and config.boost.kind in FORMS:
-        raise UserError(f"backbone {model['backbone']} gives one pooled feature, no tokens: set boost.kind=none")
-    spec, parts = _resolve_boost(with_weights=with_weights, dtype=model["dtype"], **config.boost)
+    if BACKBONES[model["backbone"]].pooled:
+        _check_pooled(config)
+    encoder, arguments = _resolve_encoder(config, with_weights=with_weights)
+    spec, block = _resolve_boost(with_weights=with_weights, dtype=model["dtype"], **config.boost)
+    parts = (*encoder, *block)
 
     def build(rngs: nnx.Rngs) -> Classifier:
-        return classifier.build(boost=spec, classes=len(info.classes), rngs=rngs, **model_arguments(config))
+        return classifier.build(
+            boost=spec, classes=len(info.classes), encoder_arguments=arguments, rngs=rngs, **model_arguments(config)
+        )
 
     graphdef, params, frozen, stats = trace(build)
     backbone, kind = config.model.backbone, config.boost.kind
@@ -38,7 +52,7 @@ def prepare(config: ConfigDict, info: DatasetInfo, *, with_weights: bool) -> Exp
         stats=stats,
         pretrained=parts,
         title=f"{backbone} + {kind}" + "".join(f" ({part.text})" for part in parts),
-        describe={"model": backbone, "boost": kind, "block": None},
+        describe={"model": backbone, "boost": kind, "encoder": None, "block": None},
         tokens=nnx.eval_shape(lambda: build(nnx.Rngs(0))).encoder.tokens,
     )
 
@@ -46,12 +60,29 @@ def prepare(config: ConfigDict, info: DatasetInfo, *, with_weights: bool) -> Exp
 def check_same_weights(config: ConfigDict, finished: dict[str, Any], folder: pathlib.Path) -> None:
     """See `systems.check_same_weights`."""
     boost = config.boost
+    # The random start of a trained encoder is not recorded.
     check_same(
+        "encoder",
+        config.model.weights or RANDOM,
+        finished.get("encoder") or {"source": RANDOM, "sha256": ""},
+        towers.fingerprint_at,
+        folder,
+    )
+    check_same(
+        "block",
         boost.block,
         finished["block"],
         lambda path: llama_fingerprint(path, layers=boost.layers, final_norm=boost.final_norm),
         folder,
     )
+
+
+def _check_pooled(config: ConfigDict) -> None:
+    backbone = config.model.backbone
+    if config.boost.kind in FORMS:
+        raise UserError(f"backbone {backbone} gives one pooled feature, no tokens: set boost.kind=none")
+    if config.model.drop_path:
+        raise UserError(f"config field model.drop_path: backbone {backbone} has no blocks to drop, set it to 0")
 
 
 def _check_input(backbone: str, image_size: int, info: DatasetInfo) -> None:
@@ -71,6 +102,37 @@ def _check_input(backbone: str, image_size: int, info: DatasetInfo) -> None:
             f"config field model.image_size: volumes are not resampled, set it to data.size ({info.size}), not"
             f" {image_size}"
         )
+
+
+def _resolve_encoder(config: ConfigDict, *, with_weights: bool) -> tuple[tuple[Pretrained, ...], dict[str, Any]]:
+    """The encoder's weights, where they are not just its trained rest, and what it is built with."""
+    model = config.model
+    spec, is_random = BACKBONES[model.backbone], model.weights in ("", RANDOM)
+    if model.frozen and not model.weights:
+        raise UserError(
+            "config field model.frozen: an untrained encoder would stay as it is: set model.weights to the folder that"
+            ' convert_weights.py made, or to "random": the control'
+        )
+    if not is_random and spec.encoder is not ViT:
+        fitting = ", ".join(name for name, backbone in BACKBONES.items() if backbone.encoder is ViT)
+        raise UserError(
+            f"config field model.weights: there are none to read for backbone {model.backbone}, only for {fitting}:"
+            " leave it empty"
+        )
+    if not with_weights or (is_random and not model.frozen):
+        return (), {}
+    part, arguments = resolve_tower(
+        "encoder",
+        model.backbone,
+        model.weights,
+        source=model.weights_source,
+        convert_missing=model.weights_convert,
+        image_size=model.image_size,
+        dtype=model.dtype,
+        trainable=not model.frozen,
+        with_norm=spec.head_eps is not None,
+    )
+    return (part,), arguments
 
 
 def _resolve_boost(

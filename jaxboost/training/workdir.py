@@ -9,10 +9,13 @@ from ml_collections import ConfigDict
 from jaxboost.errors import UserError
 from jaxboost.training.files import to_json, write_atomically
 
-# Where things lie and how often they are told: these may change between the sessions of a run. The block is held to
-# its fingerprint instead.
+# Where things lie and how often they are told: these may change between the sessions of a run. Weights are held to
+# their fingerprint instead.
 _FREE_FIELDS = {
     "data.root",
+    "model.weights",
+    "model.weights_source",
+    "model.weights_convert",
     "boost.block",
     "boost.source",
     "boost.convert",

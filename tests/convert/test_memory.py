@@ -1,4 +1,4 @@
-"""Memory that one layer of a 7B model takes to convert.
+"""Memory that one layer of a 7B model takes to convert, and one block of a large vision encoder.
 
 The checkpoints have true shapes and sizes, but are sparse: only layer 31 has values, because zeros would compress to
 nothing and hide the buffers that compression takes.
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from jaxboost.convert.store import load_block
+from jaxboost.convert.towers import load_tower
 
 ROOT = Path(__file__).parents[2]
 WIDTH, HEADS, MLP_WIDTH, LAYERS, VOCABULARY = 4096, 32, 11008, 32, 32000
@@ -223,3 +224,63 @@ def test_peak_memory_of_7b(name, scratch):
     assert one < LIMIT_GB
     # A second layer held would add 0.81 GB.
     assert three < one + 0.4
+
+
+TOWER_LIMIT_GB = 1.0
+TOWER = {"hidden_size": 2048, "num_attention_heads": 32, "intermediate_size": 8192, "patch_size": 16}
+TOWER_BLOCK_GB = 4 * (12 * 2048**2 + 13 * 2048) / 1e9
+
+
+def write_tower(folder, depth):
+    """A float32 ViT in Hugging Face's layout: the first block has values, the others and the embedding are a hole."""
+    folder.mkdir()
+    config = {"model_type": "vit", "num_hidden_layers": depth, **TOWER}
+    (folder / "config.json").write_text(json.dumps(config))
+    D, F, P = TOWER["hidden_size"], TOWER["intermediate_size"], TOWER["patch_size"]
+    tensors = {
+        "embeddings.cls_token": (1, 1, D),
+        "embeddings.position_embeddings": (1, 1 + (224 // P) ** 2, D),
+        "embeddings.patch_embeddings.projection.weight": (D, 3, P, P),
+        "embeddings.patch_embeddings.projection.bias": (D,),
+    }
+    modules = {"layernorm": (D,)}
+    for layer in range(depth):
+        prefix = f"encoder.layer.{layer}."
+        modules |= {f"{prefix}layernorm_{place}": (D,) for place in ("before", "after")}
+        modules |= {f"{prefix}attention.attention.{name}": (D, D) for name in ("query", "key", "value")}
+        modules |= {f"{prefix}attention.output.dense": (D, D), f"{prefix}intermediate.dense": (F, D)}
+        modules |= {f"{prefix}output.dense": (D, F)}
+    for module, shape in modules.items():
+        tensors |= {f"{module}.weight": shape, f"{module}.bias": shape[:1]}
+    header, offset = {}, 0
+    for name, shape in tensors.items():
+        end = offset + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    path = folder / "model.safetensors"
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + offset)
+    for name, shape in tensors.items():
+        if name.startswith("encoder.layer.0."):
+            write_values(path, 8 + len(text) + header[name]["data_offsets"][0], shape, np.float32)
+
+
+def test_peak_memory_of_a_tower(scratch):
+    """At most one block is in memory, with what its writing takes, however many there are."""
+    peaks = {}
+    for depth in (1, 6):
+        source = scratch / f"vit-{depth}"
+        write_tower(source, depth)
+        assert (source / "model.safetensors").stat().st_size > depth * TOWER_BLOCK_GB * 1e9
+        peaks[depth] = peak_gb(source, "all", scratch / f"tower-{depth}")
+    kernel = values((TOWER["intermediate_size"], TOWER["hidden_size"])).astype(np.float32)
+    tower = load_tower(scratch / "tower-6", image_size=32)
+    np.testing.assert_array_equal(
+        np.asarray(tower.weights["transformer"]["blocks"]["mlp"]["up"]["kernel"][0]).T, kernel
+    )
+    print(f"one block {peaks[1]:.2f} GB, six {peaks[6]:.2f} GB, a block has {TOWER_BLOCK_GB:.2f} GB")
+    # A second block held would add a whole one.
+    assert peaks[6] < peaks[1] + TOWER_BLOCK_GB / 2
+    assert peaks[6] < TOWER_LIMIT_GB

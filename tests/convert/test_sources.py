@@ -74,7 +74,11 @@ def test_unreadable_file(monkeypatch, written, tmp_path):
 
 def test_a_weight_file_instead_of_its_folder(written, tmp_path):
     source = f"{written('safetensors')}/model.safetensors"
-    refused(tmp_path, source, "is a file: pass the folder that holds it, or a .gguf file")
+    refused(
+        tmp_path, source, "holds no ViT in timm's names, there is no 'patch_embed.proj.weight': for a checkpoint in"
+    )
+    refused(tmp_path, source, "Hugging Face's or Meta's layout pass the folder that holds the file")
+    refused(tmp_path, f"{tmp_path}/tiny/config.json", "is a file: pass the folder that holds it, or a .gguf file")
 
 
 def test_folder_of_gguf_files(written, tmp_path):

@@ -107,7 +107,8 @@ def test_summary(folder):
     text = summary(towers.read_manifest(folder / "tower"), folder / "tower")
     assert "source  source (safetensors)" in text
     assert "layers  all 3 of a vision tower of width 24, patch 4" in text
-    assert f"use it  --config.pneumollm.vision={folder / 'tower'}" in text
+    tower = folder / "tower"
+    assert f"use it  --config.model.weights={tower}, for PneumoLLM --config.pneumollm.vision={tower}" in text
 
 
 def test_names_of_transformers_5(changed, folder, tmp_path):
@@ -293,8 +294,12 @@ def test_kinds_are_not_mixed_up(folder):
 
 
 def test_overwriting(tower, folder):
-    with pytest.raises(UserError, match="is a block already"):
+    with pytest.raises(UserError, match="is a vision tower already: choose another folder, or replace it with --over"):
         convert(str(folder / "source"), "all", tower)
+    (tower / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"also holds 'notes\.txt', which is not part of a vision tower"):
+        convert(str(folder / "source"), "all", tower, overwrite=True)
+    (tower / "notes.txt").unlink()
     before = towers.fingerprint_at(tower)
     convert(str(folder / "source"), "all", tower, dtype="bfloat16", overwrite=True)
     assert towers.fingerprint_at(tower) != before

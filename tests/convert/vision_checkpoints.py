@@ -1,4 +1,4 @@
-"""Tiny random vision encoders of transformers, every weight away from its start, and an ONNX file of one."""
+"""Tiny random vision encoders of transformers and timm, every weight away from its start, and an ONNX file of one."""
 
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,62 @@ KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 def tiny(kind: str, **overrides: Any):
     """A float32 model of KINDS; `overrides` of its configuration."""
-    import torch
     import transformers
 
     name, settings, _ = KINDS[kind]
     cls = getattr(transformers, name)
-    model = cls(cls.config_class(**settings | overrides)).eval()
+    return _randomised(cls(cls.config_class(**settings | overrides)).eval())
+
+
+def tiny_timm(**overrides: Any):
+    """A float32 ViT of timm, of the shape TIMM_SHAPE."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    settings = {"img_size": IMAGE_SIZE, "patch_size": PATCH, "embed_dim": 128, "depth": DEPTH, "num_heads": 2}
+    return _randomised(VisionTransformer(**settings | {"mlp_ratio": 2, "num_classes": 5} | overrides).eval())
+
+
+# Of transformers' configurations: what timm's ViTs have, heads of 64 and eps 1e-6.
+TIMM_SHAPE = {"hidden_size": 128, "num_attention_heads": 2, "layer_norm_eps": 1e-6}
+
+
+def timm_state(model, folder: Path) -> dict[str, np.ndarray]:
+    """The weights of a "vit" or "dinov2" of TIMM_SHAPE in timm's names, with a head beside them."""
+    from safetensors.numpy import load_file
+
+    model.save_pretrained(folder)
+    published = load_file(folder / "model.safetensors")
+    state = {"head.weight": np.ones((5, 128), np.float32), "head.bias": np.ones(5, np.float32)}
+    for ours, theirs in (("cls_token", "cls_token"), ("pos_embed", "position_embeddings")):
+        state[ours] = published[f"embeddings.{theirs}"]
+    # Part of the new name -> parts of the published ones, side by side.
+    modules = {"patch_embed.proj": ["embeddings.patch_embeddings.projection"], "norm": ["layernorm"]}
+    for layer in range(DEPTH):
+        block, theirs = f"blocks.{layer}", f"encoder.layer.{layer}"
+        if f"{theirs}.layer_scale1.lambda1" in published:
+            norms, mlp = ("norm1", "norm2"), ("mlp.fc1", "mlp.fc2")
+            for number in (1, 2):
+                state[f"{block}.ls{number}.gamma"] = published[f"{theirs}.layer_scale{number}.lambda1"]
+        else:
+            norms, mlp = ("layernorm_before", "layernorm_after"), ("intermediate.dense", "output.dense")
+        attention = f"{theirs}.attention"
+        modules[f"{block}.attn.qkv"] = [f"{attention}.attention.{name}" for name in ("query", "key", "value")]
+        modules[f"{block}.attn.proj"] = [f"{attention}.output.dense"]
+        for ending, name in zip(("norm1", "norm2", "mlp.fc1", "mlp.fc2"), norms + mlp, strict=True):
+            modules[f"{block}.{ending}"] = [f"{theirs}.{name}"]
+    for ours, parts in modules.items():
+        for kind in ("weight", "bias"):
+            state[f"{ours}.{kind}"] = np.concatenate([published[f"{part}.{kind}"] for part in parts])
+    return state
+
+
+def _randomised(model):
+    import torch
+
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(_scaled(parameter_name, noise))
+        for name, parameter in model.named_parameters():
+            parameter.copy_(_scaled(name, torch.randn(parameter.shape, generator=generator)))
     return model
 
 
@@ -135,9 +180,9 @@ def write_onnx(model, path: Path, *, opset: int = 14, **changes: str) -> str:
 
 
 def _scaled(name: str, noise):
-    if "norm" in name or "layrnorm" in name or "lambda" in name:
+    if "norm" in name or "layrnorm" in name or "lambda" in name or "gamma" in name:
         return 0.3 * noise + (0.0 if name.endswith("bias") else 1.0)
-    if noise.ndim < 2 or "cls_token" in name or "position_embedding" in name:
+    if noise.ndim < 2 or "cls_token" in name or "position_embedding" in name or "pos_embed" in name:
         return 0.5 * noise
     # Queries and keys larger, so that attention is far from uniform.
     larger = 1.5 if any(part in name for part in ("q_proj", "k_proj", "query", "key")) else 1.0

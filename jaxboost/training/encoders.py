@@ -1,0 +1,81 @@
+"""Pretrained vision encoders that a run starts from: which tower, whether it is the config's backbone, its weights."""
+
+import functools
+import pathlib
+from typing import Any
+
+from jaxboost.convert import towers
+from jaxboost.convert.placing import Placement
+from jaxboost.errors import UserError
+from jaxboost.models.classifier import BACKBONES
+from jaxboost.models.vit import PLAIN, ViT
+from jaxboost.training.pretrained import RANDOM, Pretrained, as_trained, find_converted
+
+
+def resolve_tower(
+    role: str,
+    backbone: str,
+    weights: str,
+    *,
+    source: str,
+    convert_missing: bool,
+    image_size: int,
+    dtype: str,
+    trainable: bool,
+    with_norm: bool,
+) -> tuple[Pretrained, dict[str, Any]]:
+    """The weights of a model's `encoder`, and what it is built with beside what `backbone` says.
+
+    Args:
+      role, trainable: see `Pretrained`.
+      weights: the folder of the vision tower, or "random" for the control.
+      source, convert_missing: see `find_converted`.
+      dtype: of random weights that stay as they are.
+      with_norm: whether the tower's final norm is wanted too, as the model's `head_norm`.
+
+    Raises:
+      UserError: the tower is missing or is another model than `backbone`.
+    """
+    paths = (("encoder",), ("head_norm",))[: 1 + with_norm]
+    if weights == RANDOM:
+        about = {"source": RANDOM, "dtype": "float32" if trainable else dtype}
+        text = "a random encoder: the control without pretraining"
+        return Pretrained(role=role, paths=paths, trainable=trainable, about=about, text=text, load=None), {}
+    folder = find_converted("encoder", weights, source, "all", convert_missing=convert_missing)
+    manifest = towers.read_manifest(folder)
+    _check_tower(folder, manifest, backbone)
+    part = Pretrained(
+        role=role,
+        paths=paths,
+        trainable=trainable,
+        about={"source": manifest.source, "dtype": manifest.dtype},
+        text=f"encoder of {manifest.source}, {'trained too' if trainable else 'frozen'}",
+        load=functools.partial(_load_tower, folder, image_size, trainable, with_norm),
+    )
+    return part, dict(manifest.arguments)
+
+
+def _check_tower(folder: pathlib.Path, manifest: towers.TowerManifest, backbone: str) -> None:
+    def differing(name: str) -> list[str]:
+        expected, found = PLAIN | BACKBONES[name].arguments, manifest.arguments
+        # eps may differ between checkpoints of the same model.
+        return [
+            f"{key} {found[key]}, not {value}"
+            for key, value in expected.items()
+            if key != "eps" and found[key] != value
+        ]
+
+    if faults := differing(backbone):
+        fitting = [name for name, spec in BACKBONES.items() if spec.encoder is ViT and not differing(name)]
+        raise UserError(
+            f"the encoder at {folder} ({manifest.source}) has {', '.join(faults)} as model.backbone={backbone} has:"
+            f" choose the backbone that it is{', ' if fitting else ''}{' or '.join(fitting)}"
+        )
+
+
+def _load_tower(
+    folder: pathlib.Path, image_size: int, trainable: bool, with_norm: bool, placement: Placement
+) -> tuple[tuple[dict[str, Any], ...], str]:
+    tower = towers.load_tower(folder, image_size=image_size, placement=placement)
+    trees = (tower.weights, tower.norm)[: 1 + with_norm]
+    return tuple(map(as_trained, trees)) if trainable else trees, tower.fingerprint

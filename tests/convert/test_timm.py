@@ -1,0 +1,266 @@
+"""ViTs in timm's names: the same tower as from transformers, in every kind of file, and what is refused in one line."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from jaxboost.convert import convert, towers
+from jaxboost.errors import UserError
+from jaxboost.models.classifier import BACKBONES
+from jaxboost.models.vit import PLAIN
+from tests.convert import vision_checkpoints as vision
+
+
+@pytest.fixture(scope="module", params=["vit", "dinov2"])
+def published(request, tmp_path_factory):
+    """A model's weights in timm's names, and the manifest of the tower made from transformers' folder of it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    state = vision.timm_state(vision.tiny(request.param, **vision.TIMM_SHAPE), folder / "source")
+    return state, convert(str(folder / "source"), "all", folder / "tower")
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vit")
+    return vision.timm_state(vision.tiny("vit", **vision.TIMM_SHAPE), folder / "source")
+
+
+def tensors(state):
+    return {name: torch.from_numpy(array) for name, array in state.items()}
+
+
+def write_folder(state, folder, weights="model.safetensors", **config):
+    """timm's layout."""
+    folder.mkdir()
+    values = {"architecture": "vit_small_patch16_224", "num_classes": 5, "pretrained_cfg": {"num_classes": 5}} | config
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    if weights.endswith(".bin"):
+        torch.save(tensors(state), folder / weights)
+    else:
+        save_file(state, folder / weights)
+    return str(folder)
+
+
+def write(form, state, folder):
+    """Writes the weights in one of the forms that are read; returns the source and its format."""
+    if form == "folder":
+        return write_folder(state, folder / "timm"), "safetensors"
+    if form == "folder of a pickle":
+        return write_folder(state, folder / "timm", "pytorch_model.bin"), "torch"
+    if form == "transformers' wrapper":
+        wrapped = {f"timm_model.{name}": array for name, array in state.items()}
+        return write_folder(wrapped, folder / "timm", model_type="timm_wrapper"), "safetensors"
+    path = folder / f"vit.{form.split()[0]}"
+    if form == "safetensors":
+        save_file(state, path)
+        return str(path), "safetensors"
+    contents = {
+        "pth": lambda: tensors(state),
+        "pth in model": lambda: {"model": tensors(state), "epoch": 3},
+        "pt in state_dict": lambda: {"state_dict": tensors(state), "optimizer": {"lr": 0.1}},
+        "bin of data parallel": lambda: {f"module.{name}": tensor for name, tensor in tensors(state).items()},
+    }
+    torch.save(contents[form](), path)
+    return str(path), "torch"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "folder",
+        "folder of a pickle",
+        "transformers' wrapper",
+        "safetensors",
+        "pth",
+        "pth in model",
+        "pt in state_dict",
+        "bin of data parallel",
+    ],
+)
+def test_every_form_gives_the_same_tower(form, published, tmp_path):
+    weights, expected = published
+    source, source_format = write(form, weights, tmp_path)
+    manifest = convert(source, "all", tmp_path / "tower")
+    for field in ("arguments", "image_size", "sha256"):
+        assert getattr(manifest, field) == getattr(expected, field), field
+    assert manifest.source_format == source_format
+    assert str(tmp_path) not in manifest.source
+    assert towers.fingerprint_at(tmp_path / "tower")
+
+
+def test_what_is_not_read_is_said(state, tmp_path, caplog):
+    weights = state | {
+        "pre_logits.fc.weight": np.ones((128, 128), np.float32),
+        "mask_token": np.ones((1, 128), np.float32),
+    }
+    with caplog.at_level(logging.INFO, logger="jaxboost"):
+        convert(write("safetensors", weights, tmp_path)[0], "all", tmp_path / "tower")
+    assert "not part of the encoder and not read: head, mask_token, pre_logits" in caplog.text
+
+
+def test_what_transformers_checkpoints_hold_beside_the_encoder_is_said(tmp_path, caplog):
+    kinds = {
+        "clip": "logit_scale, text_model, text_projection, visual_projection",
+        "vit_classifier": "classifier",
+        "dinov2": "embeddings.mask_token",
+    }
+    with caplog.at_level(logging.INFO, logger="jaxboost"):
+        for kind, expected in kinds.items():
+            caplog.clear()
+            vision.tiny(kind).save_pretrained(tmp_path / kind)
+            convert(str(tmp_path / kind), "all", tmp_path / f"{kind}-tower")
+            assert f"not part of the encoder and not read: {expected}\n" in caplog.text
+
+
+def test_nothing_is_said_where_all_is_read(state, tmp_path, caplog):
+    encoder = {name: array for name, array in state.items() if not name.startswith("head")}
+    with caplog.at_level(logging.INFO, logger="jaxboost"):
+        convert(write("safetensors", encoder, tmp_path)[0], "all", tmp_path / "tower")
+    assert "not read" not in caplog.text
+
+
+def refused(source, message, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        convert(source, "all", tmp_path / "out" / "tower")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    return str(caught.value)
+
+
+def test_all_faults_are_in_one_message(state, tmp_path):
+    weights = state | {
+        "blocks.1.mlp.fc1.bias": np.zeros(3, np.float32),
+        "blocks.2.extra.weight": np.zeros(3, np.float32),
+        "patch_embed.norm.weight": np.zeros(128, np.float32),
+        "blocks.0.norm1.weight": np.zeros(128, np.int8),
+        "blocks.0.ls1.gamma": np.ones(128, np.float32),
+    }
+    del weights["blocks.1.attn.qkv.bias"], weights["norm.bias"]
+    message = refused(write("safetensors", weights, tmp_path)[0], r"^vit\.safetensors does not hold a vision", tmp_path)
+    for fault in (
+        "missing: blocks.1.attn.qkv.bias;",
+        "missing: norm.bias;",
+        # LayerScale is in all blocks or in none.
+        "missing: blocks.2.ls1.gamma;",
+        "blocks.1.mlp.fc1.bias has the shape (3,) instead of (48,)",
+        "not part of a ViT's embedding, blocks and norm: blocks.2.extra.weight;",
+        ": patch_embed.norm.weight;",
+        "blocks.0.norm1.weight is stored as I8",
+    ):
+        assert fault in message
+    assert "head" not in message
+
+
+def test_a_whole_block_is_missing(state, tmp_path):
+    weights = {name: array for name, array in state.items() if not name.startswith("blocks.1.")}
+    refused(write("safetensors", weights, tmp_path)[0], r"missing: blocks\.1\.norm1\.weight;", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reg_token": (1, 4, 128)}, "this ViT has register tokens, which is not supported: choose another model"),
+        ({"register_tokens": (1, 4, 128)}, "has register tokens"),
+        ({"dist_token": (1, 1, 128)}, r"has a distillation token \(DeiT\)"),
+        ({"fc_norm.weight": (128,), "norm.weight": None}, r"a norm of the mean of all tokens \(fc_norm\)"),
+        ({"norm_pre.weight": (128,)}, r"a norm before the first block \(CLIP; Hugging Face's copy"),
+        ({"blocks.0.attn.q_norm.weight": (64,)}, r"norms of queries and keys \(qk_norm\)"),
+        ({"blocks.0.attn.qkv.bias": None}, "queries, keys and values have no biases, which is not supported"),
+        ({"pos_embed": (1, 25, 128)}, "positions for 25 tokens, the ViT's are a CLS token and a square grid"),
+        ({"pos_embed": (26, 128)}, r"pos_embed has the shape \(26, 128\) instead of 3 axes"),
+        ({"patch_embed.proj.weight": (128, 48)}, r"patch_embed.proj.weight has the shape \(128, 48\) instead of 4"),
+        ({"patch_embed.proj.weight": (96, 3, 4, 4)}, "heads is not known for a width of 96, timm's .* heads of 64"),
+        ({"patch_embed.proj.weight": (128, 1, 4, 4)}, r"\(128, 1, 4, 4\) instead of \(128, 3, 4, 4\)"),
+        ({"patch_embed.proj.weight": None}, "holds no ViT in timm's names, .* 'patch_embed.proj.weight'.* the folder"),
+        ({"blocks.0.mlp.fc1.weight": None}, "holds no ViT in timm's names, there is no 'blocks.0.mlp.fc1.weight'"),
+        ({"cls_token": None}, "missing: cls_token"),
+    ],
+)
+def test_other_models_are_refused(changes, message, state, tmp_path):
+    weights = dict(state)
+    for name, shape in changes.items():
+        if shape is None:
+            del weights[name]
+        else:
+            weights[name] = np.zeros(shape, np.float32)
+    refused(write("safetensors", weights, tmp_path)[0], message, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architecture": "resnet50"}, "timm's 'resnet50' is no ViT: choose a model whose name begins with vit_ or de"),
+        ({"model_args": {"act_layer": "quick_gelu"}}, "this vit_small_patch16_224 has another act_layer"),
+        ({"model_args": {"num_heads": 5}}, "the number of heads is not known for a width of 128"),
+        ({"model_args": "none"}, "'model_args' is 'none' instead of an object"),
+        ({"architecture": None}, "this is a None checkpoint, not of the LLaMA family"),
+    ],
+)
+def test_other_configurations_are_refused(config, message, state, tmp_path):
+    refused(write_folder(state, tmp_path / "timm", **config), message, tmp_path)
+
+
+def test_folder_with_other_weights(tmp_path):
+    source = write_folder({"stem.weight": np.zeros(3, np.float32)}, tmp_path / "timm")
+    message = r"^timm holds no ViT in timm's names, there is no 'patch_embed\.proj\.weight': choose another model$"
+    refused(source, message, tmp_path)
+
+
+def test_heads_that_the_configuration_says(state, tmp_path):
+    source = write_folder(state, tmp_path / "timm", model_args={"num_heads": 4, "img_size": 20})
+    assert convert(source, "all", tmp_path / "tower").arguments["heads"] == 4
+
+
+def test_broken_files(state, tmp_path):
+    for form in ("safetensors", "pth"):
+        source, _ = write(form, state, tmp_path)
+        contents = (tmp_path / f"vit.{form}").read_bytes()
+        (tmp_path / f"vit.{form}").write_bytes(contents[: len(contents) // 2])
+        refused(source, "download it again", tmp_path)
+    torch.save({"model": {"a": torch.zeros(2), "b": 3}}, tmp_path / "mixed.pth")
+    refused(str(tmp_path / "mixed.pth"), "is not a plain mapping of names to tensors", tmp_path)
+
+
+def test_real_architectures_are_read_as_they_are(tmp_path):
+    """The shapes, heads, eps and activation of timm's own models of these names; no weight is computed."""
+    timm = pytest.importorskip("timm")
+    from jaxboost.convert import timm_vit
+    from jaxboost.convert.names import TensorInfo
+    from jaxboost.convert.settings import Settings
+
+    class Shapes:
+        source, source_format = "model", "safetensors"
+
+        def __init__(self, model):
+            self.shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+            self.names = self.shapes.keys()
+
+        def info(self, name):
+            return TensorInfo(self.shapes[name])
+
+    named = {
+        "vit_tiny_patch16_224": "vit_ti16",
+        "vit_small_patch16_224": "vit_s",
+        "deit_small_patch16_224": "vit_s",
+        "vit_base_patch16_224": "vit_b16",
+        "vit_large_patch16_224": "vit_l16",
+        "vit_small_patch14_dinov2": "dinov2_s14",
+        "vit_huge_patch14_224": None,
+    }
+    for architecture, backbone in named.items():
+        with torch.device("meta"):
+            model = timm.create_model(architecture, num_classes=0)
+        found = timm_vit.tower_of(Shapes(model), Settings({"architecture": architecture}, "config.json"), "model")
+        block = model.blocks[0]
+        assert found.arguments["heads"] == block.attn.num_heads, architecture
+        assert found.arguments["eps"] == block.norm1.eps == model.norm.eps, architecture
+        assert isinstance(block.mlp.act, torch.nn.GELU), architecture
+        assert block.mlp.act.approximate == "none", architecture
+        assert found.image_size == model.patch_embed.img_size[0], architecture
+        assert found.names("0").keys() >= {"attention.qkv.bias"}
+        if backbone:
+            assert found.arguments == PLAIN | BACKBONES[backbone].arguments, architecture
