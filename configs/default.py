@@ -86,6 +86,27 @@ def _shared() -> ConfigDict:
     model.dtype = "float32"  # of the computation, "float32" or "bfloat16"; trained weights stay float32
     model.remat = False  # keep only the input of each encoder block for the backward pass: less memory, more time
 
+    config.augment = augment = ConfigDict()  # random changes of training images; by default none
+    # Of 2D images. The first is of evaluation too: it is not random.
+    augment.resize = 0  # pixels, bicubic, before a centre crop to model.image_size; 0: resized straight to the latter
+    augment.crop_scale = ()  # of a random crop instead, in training: (low, high) share of the area; (): none
+    augment.crop_ratio = (3 / 4, 4 / 3)  # of the random crop: (low, high) width / height
+    augment.interpolation = "bicubic"  # of random crops and RandAugment, or "random": bicubic or bilinear
+    augment.flip = 0.0  # probability, left to right: leave it at 0 where left and right mean something
+    augment.vertical_flip = 0.0  # probability, upside down
+    augment.color_jitter = 0.0  # x: brightness, contrast and saturation times U(1 - x, 1 + x), at most 1
+    augment.rand_augment_ops = 0  # RandAugment: operations per image; timm's n
+    augment.rand_augment_magnitude = 9.0  # mean of their level, 0 to 10; timm's m
+    augment.rand_augment_std = 0.5  # standard deviation of their level; timm's mstd
+    augment.rand_augment_increasing = False  # all of them change the more, the higher the level; timm's inc1
+    # Of volumes:
+    augment.volume_flips = False  # along each axis, half of the time
+    augment.volume_rotations = False  # by multiples of 90 degrees: each of the 24 orientations as often
+    augment.shift = 0  # voxels at most, along each axis; 0 comes in from outside
+    augment.noise = 0.0  # standard deviation of normal noise, the grey values being 0 to 1
+    # Of both:
+    augment.repeats = 1  # samples of an image in an epoch, which then sees 1 / repeats of the images
+
     config.mix = mix = ConfigDict()  # what a step does to its batch
     mix.mixup = 0.0  # alpha: a batch's weight is Beta(alpha, alpha); 0: none
     mix.cutmix = 0.0  # alpha, likewise of the area that stays
@@ -114,6 +135,7 @@ def _shared() -> ConfigDict:
     train.epochs = 100  # whole passes; what does not fill a batch is left out, another part in each
     train.batch_size = 128  # over all devices
     train.accumulate = 1  # steps whose mean gradient makes one change of the weights; the run's last may lack some
+    train.sampling = "uniform"  # or "balanced": as many samples of each class in an epoch
     train.loss = "auto"  # the task's own, or "columns": binary cross-entropy on each column of the one-hot label
     train.class_weights = ""  # in the loss: "balanced", a number for each class as "1,2.5", or none
     train.ema = 0.0  # decay, per change, of an average of the weights, which is then evaluated; 0: none

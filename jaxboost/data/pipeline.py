@@ -4,7 +4,8 @@ Splits are in memory as stored, or mapped from disk where they are large. Where 
 element is resized when it is read, in grain's threads: pillow lets go of the interpreter lock while it resizes, so the
 work spreads over the cores, and memory stays that of the stored split plus a few batches (OCTMNIST's training split
 alone would be 4.9 GB at 224 pixels). Keeping resized copies of small splits would save work, but only where there is
-little of it.
+little of it. Random changes of training images are made there too, with random numbers that follow from the seed and
+the element's position alone.
 """
 
 import functools
@@ -15,8 +16,11 @@ import grain
 import numpy as np
 from PIL import Image
 
+from jaxboost.data.augment import Augment, augment_image, augment_volume
 from jaxboost.data.source import Split
-from jaxboost.errors import UserError
+from jaxboost.errors import UserError, check_choice
+
+SAMPLINGS = ("uniform", "balanced")
 
 # A thread makes a whole batch. At most this many wait: 16 batches of 128 RGB images of 224 pixels are 0.3 GB.
 _READ_OPTIONS = grain.ReadOptions(num_threads=min(8, os.cpu_count() or 1), prefetch_buffer_size=16)
@@ -73,6 +77,53 @@ class PaddedSource:
         return f"PaddedSource({self._source!r}, share={self._share} of {self._batch_size}, offset={self._offset})"
 
 
+class EpochRows:
+    """Which sample of a split comes at each index of an endless training order whose epochs are `size` long.
+
+    An epoch has ceil(size / repeats) draws, each of them `repeats` times (the last perhaps fewer), and is shuffled as
+    a whole: the repeats of an image are in one epoch, anywhere in it. (The reference's sampler, for one process, puts
+    them next to each other, so that they share a batch.) The draws are
+
+    * uniform: without replacement within the epoch, anew in each;
+    * balanced: of each class that the split has in turn. A class gives all its samples, in random order, before it
+      gives one again, over the borders of epochs too: rare classes come several times in an epoch, frequent ones are
+      seen whole after some. The draws of an epoch differ by at most one between classes.
+
+    All of it follows from seed and index, so that an order can be continued anywhere.
+    """
+
+    def __init__(self, labels: np.ndarray, *, size: int, seed: int, repeats: int, balanced: bool):
+        self._size, self._seed, self._repeats = size, seed, repeats
+        self._draws = -(-size // repeats)
+        self._count = len(labels)
+        self._classes = [np.flatnonzero(labels == label) for label in np.unique(labels)] if balanced else []
+        # Two, for the threads reach the next epoch before all have left the last; not a method's cache, for that would
+        # keep every object of the class alive.
+        self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
+
+    def __getitem__(self, index: int) -> int:
+        epoch, position = divmod(index, self._size)
+        return int(self._epoch(epoch)[position])
+
+    def _make_epoch(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self._seed, 0, epoch])
+        draws = self._balanced(epoch) if self._classes else rng.permutation(self._count)[: self._draws]
+        return rng.permutation(np.repeat(draws, self._repeats)[: self._size])
+
+    def _balanced(self, epoch: int) -> np.ndarray:
+        draws = epoch * self._draws + np.arange(self._draws)
+        rows = np.empty_like(draws)
+        for number, members in enumerate(self._classes):
+            own = draws % len(self._classes) == number
+            passes, places = np.divmod(draws[own] // len(self._classes), len(members))
+            orders = {
+                turn: np.random.default_rng([self._seed, 1, number, turn]).permutation(members)
+                for turn in np.unique(passes).tolist()
+            }
+            rows[own] = [orders[turn][place] for turn, place in zip(passes.tolist(), places.tolist(), strict=True)]
+        return rows
+
+
 def steps_per_epoch(split: Split, batch_size: int) -> int:
     """Whole batches of `batch_size` (over all processes) in the split; what is left over is dropped.
 
@@ -85,39 +136,54 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
 
 
 def train_iterator(
-    split: Split, *, batch_size: int, seed: int, image_size: int | None, process_index: int = 0, process_count: int = 1
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    image_size: int | None,
+    augment: Augment | None = None,
+    sampling: str = "uniform",
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> grain.DatasetIterator:
     """Endless shuffled batches {"image": uint8 (B, S, S[, S], C) or float32 (B, d, W), "label": int32 (B, L)}.
 
     Every epoch is a new permutation of the split and has `steps_per_epoch` batches; the remainder, another one each
-    epoch, is dropped. The batches follow from `seed` alone. `get_state()` and `set_state()` are exact, and the iterator
-    can be given to `grain.checkpoint.CheckpointSave` and `CheckpointRestore`.
+    epoch, is dropped. (With repeats, or balanced, it has as many, of the samples that `EpochRows` says.) The batches
+    follow from `seed` alone. `get_state()` and `set_state()` are exact, and the iterator can be given to
+    `grain.checkpoint.CheckpointSave` and `CheckpointRestore`. The processes' shares together are the batches that one
+    process alone would have.
 
     Args:
         split: the training split.
         batch_size: samples per step over all processes; each process gets B = batch_size / process_count.
         seed: 0 <= seed < 2^32.
         image_size: S, edge length in pixels that the model takes; None: images or features as they are stored.
+        augment: random changes of the images, each time other ones; None: none.
+        sampling: "uniform", or "balanced": every class as often as the others.
         process_index: which share of each batch to give, 0 <= process_index < process_count.
         process_count: processes that train together.
 
     Raises:
         UserError: the batch is larger than the split or not a multiple of process_count; the seed is out of range;
-            3-D volumes would have to be resampled.
+            3-D volumes would have to be resampled; `augment` has a field that is out of its range or not for these
+            images; balanced sampling of samples with several labels.
     """
+    augment = augment or Augment()
     steps = steps_per_epoch(split, batch_size)
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed} is out of range: use 0 <= seed < 2**32")
-    _check(split, batch_size, image_size, process_count)
+    _check(split, batch_size, image_size, process_count, augment)
+    _check_sampling(split, sampling)
+    dataset = _in_order(split, steps * batch_size, seed=seed, repeats=augment.repeats, balanced=sampling == "balanced")
+    if augment.random_fields:
+        # Before the shares are dealt out, and so by the position in the whole order: otherwise every process would
+        # have the same random numbers.
+        dataset = dataset.random_map(functools.partial(_augmented, augment=augment, image_size=image_size))
+    else:
+        dataset = dataset.map(functools.partial(_fitted, image_size=image_size, first=augment.resize))
     dataset = (
-        grain.MapDataset.source(SplitSource(split))
-        .seed(seed)
-        .shuffle()
-        # Cut to whole batches before the shares are dealt out: otherwise processes with one element more would
-        # have longer epochs than the others.
-        .slice(slice(0, steps * batch_size))
-        .slice(slice(process_index, None, process_count))
-        .map(functools.partial(_resized, image_size=image_size))
+        dataset.slice(slice(process_index, None, process_count))
         .batch(batch_size // process_count, drop_remainder=True)
         .repeat()
     )
@@ -125,21 +191,29 @@ def train_iterator(
 
 
 def eval_batches(
-    split: Split, *, batch_size: int, image_size: int | None, process_index: int = 0, process_count: int = 1
+    split: Split,
+    *,
+    batch_size: int,
+    image_size: int | None,
+    augment: Augment | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """One pass in order: {"image": uint8 or float32, as in `train_iterator`, "label": int32 (B, L), "mask": bool (B,)}.
 
     The last batch is padded to full size with zeros, where mask is False; every process gets the same number of
-    batches, and in each of them its share of B = batch_size / process_count consecutive samples.
+    batches, and in each of them its share of B = batch_size / process_count consecutive samples. Of `augment` only
+    `resize` is used: nothing is random.
 
     Raises:
         UserError: as for `train_iterator`; a batch larger than the split is padded.
     """
-    _check(split, batch_size, image_size, process_count)
+    augment = augment or Augment()
+    _check(split, batch_size, image_size, process_count, augment)
     source = PaddedSource(split, batch_size=batch_size, process_index=process_index, process_count=process_count)
     dataset = (
         grain.MapDataset.source(source)
-        .map(functools.partial(_resized, image_size=image_size))
+        .map(functools.partial(_fitted, image_size=image_size, first=augment.resize))
         .batch(batch_size // process_count, drop_remainder=True)
     )
     return iter(dataset.to_iter_dataset(_READ_OPTIONS))
@@ -164,13 +238,65 @@ def resize(image: np.ndarray, image_size: int) -> np.ndarray:
     return resized[..., np.newaxis] if grey else resized
 
 
-def _resized(element: dict[str, np.ndarray], *, image_size: int | None) -> dict[str, np.ndarray]:
-    return element if image_size is None else element | {"image": resize(element["image"], image_size)}
+def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """The middle `size` x `size` pixels of an image (S, S, C), S >= size; odd margins are rounded as in torchvision."""
+    start = round((image.shape[0] - size) / 2)
+    return image[start : start + size, start : start + size]
 
 
-def _check(split: Split, batch_size: int, image_size: int | None, process_count: int) -> None:
+def _in_order(split: Split, size: int, *, seed: int, repeats: int, balanced: bool) -> grain.MapDataset:
+    """The samples of `SplitSource` in the order of training, whose epochs are `size` long."""
+    source = SplitSource(split)
+    if repeats == 1 and not balanced:
+        # Cut to whole batches here, before the shares are dealt out: otherwise processes with one element more would
+        # have longer epochs than the others.
+        return grain.MapDataset.source(source).seed(seed).shuffle().slice(slice(0, size))
+    rows = EpochRows(split.labels[:, 0], size=size, seed=seed, repeats=repeats, balanced=balanced)
+    # The index goes on after the first epoch.
+    return grain.MapDataset.range(size).seed(seed).map_with_index(lambda index, _: source[rows[index]])
+
+
+def _fitted(element: dict[str, np.ndarray], *, image_size: int | None, first: int) -> dict[str, np.ndarray]:
+    """At `image_size` pixels: resized to `first` pixels and then cropped, or, where that is 0, resized."""
+    if image_size is None:
+        return element
+    return element | {"image": centre_crop(resize(element["image"], first or image_size), image_size)}
+
+
+def _augmented(
+    element: dict[str, np.ndarray], rng: np.random.Generator, *, augment: Augment, image_size: int | None
+) -> dict[str, np.ndarray]:
+    if not augment.crop_scale:
+        element = _fitted(element, image_size=image_size, first=augment.resize)
+    image = element["image"]
+    if image.ndim == 4:
+        return element | {"image": augment_volume(image, rng, augment)}
+    return element | {"image": augment_image(image, rng, augment, image_size=image_size or image.shape[0])}
+
+
+def _check(split: Split, batch_size: int, image_size: int | None, process_count: int, augment: Augment) -> None:
     if batch_size < 1 or batch_size % process_count:
         raise UserError(f"batch size {batch_size} is not a positive multiple of the {process_count} processes")
+    if split.images.ndim == 3:
+        augment.check_encoded()
+    else:
+        augment.check(split.images.ndim - 2)
+        if augment.shift >= (size := split.images.shape[1]):
+            raise UserError(f"config field augment.shift: {augment.shift} voxels of {size} leave nothing in sight")
     # One element here, so that a size that cannot be had fails in the caller and not in a reader's thread.
     if image_size is not None:
         resize(split.images[0], image_size)
+        if 0 < augment.resize < image_size:
+            raise UserError(
+                f"config field augment.resize: {augment.resize} is less than model.image_size={image_size}, to which "
+                f"it is cropped: use 0, or {image_size} or more"
+            )
+
+
+def _check_sampling(split: Split, sampling: str) -> None:
+    check_choice(sampling, SAMPLINGS, "config field train.sampling")
+    if sampling == "balanced" and split.labels.shape[1] > 1:
+        raise UserError(
+            "config field train.sampling: balanced draws a sample by its class, but these have several labels: set it "
+            "to uniform"
+        )

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxboost.data import pipeline
+from jaxboost.data.augment import Augment
 from jaxboost.data.source import Split
 from jaxboost.training.files import write_atomically
 from jaxboost.training.step import Batch, put
@@ -18,7 +19,8 @@ def predict(
     split: Split,
     *,
     batch_size: int,
-    image_size: int,
+    image_size: int | None,
+    augment: Augment,
     by_batch: jax.NamedSharding,
 ) -> tuple[float, np.ndarray]:
     """Mean loss over a split, and the probabilities (n, classes) of its examples in their order.
@@ -27,7 +29,7 @@ def predict(
       step: what `make_eval_step`'s function returned for the weights.
     """
     losses, scores = [], []
-    for batch in pipeline.eval_batches(split, batch_size=batch_size, image_size=image_size):
+    for batch in pipeline.eval_batches(split, batch_size=batch_size, image_size=image_size, augment=augment):
         mask = batch.pop("mask")
         loss, probabilities = jax.device_get(step(put(batch, by_batch)))
         losses.append(loss[mask])

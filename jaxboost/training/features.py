@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxboost.data import pipeline
+from jaxboost.data.augment import Augment
 from jaxboost.data.npz import open_npz, write_npz
 from jaxboost.data.source import Dataset, MappedRows
 from jaxboost.errors import UserError
@@ -24,6 +25,7 @@ def encode(
     *,
     batch_size: int,
     image_size: int,
+    augment: Augment,
     folder: pathlib.Path,
     key: str,
 ) -> Dataset:
@@ -31,7 +33,7 @@ def encode(
 
     Args:
       encoder: batch -> source tokens (B, d, W).
-      batch_size, image_size: of the batches that it gets.
+      batch_size, image_size, augment: of the batches that it gets, see `pipeline.eval_batches`.
       folder: where tokens are kept, by their image's digest; those that are there already are not made again.
       key: identifies the encoder, each of which has a file of its own.
     """
@@ -48,7 +50,7 @@ def encode(
             split = dataset.splits[name]
             part = split.take(np.array(rows))
             made = []
-            for batch in pipeline.eval_batches(part, batch_size=batch_size, image_size=image_size):
+            for batch in pipeline.eval_batches(part, batch_size=batch_size, image_size=image_size, augment=augment):
                 mask = batch.pop("mask")
                 tokens = np.asarray(jax.device_get(encoder({"image": batch["image"]})), np.float32)
                 made.append(tokens[mask])

@@ -15,6 +15,7 @@ import pooch
 from ml_collections import ConfigDict
 
 from jaxboost.data import pipeline
+from jaxboost.data.augment import Augment
 from jaxboost.data.source import Dataset, DatasetInfo
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.frozen import Tree
@@ -88,6 +89,8 @@ class Run:
         info = datasets.describe(config)
         _check_binary(config, info)
         self.experiment = systems.prepare(config, info)
+        self.augment = Augment(**config.augment)
+        self.augment.check(info.ndim)
         self.dataset = fold.load() if fold else datasets.load(config)
         objective = self._objective()
         self.image_size: int | None = config.model.image_size
@@ -112,7 +115,10 @@ class Run:
         self.fingerprints |= datasets.fingerprint(self.dataset)
         if fold:
             fold.prepare()
-        if self.experiment.encoder_key is not None:
+        # Images that are other ones each time are encoded each time.
+        if self.experiment.encoder_key is not None and not (
+            self.augment.random_fields or objective.mixing.changes_images
+        ):
             self._encode(params, fold.folder if fold else folder)
         self.state = step.init_state(params, tx, replicated, stats=stats, ema=config.train.ema > 0)
         graphdef = self.experiment.graphdef
@@ -148,6 +154,7 @@ class Run:
             self.dataset.splits[split],
             batch_size=self.config.eval.batch_size,
             image_size=self.image_size,
+            augment=self.augment,
             by_batch=self.by_batch,
         )
 
@@ -173,6 +180,8 @@ class Run:
             batch_size=self.config.train.batch_size,
             seed=self.config.seed,
             image_size=self.image_size,
+            augment=self.augment,
+            sampling=self.config.train.sampling,
         )
 
     def _encode(self, params: Tree, folder: pathlib.Path) -> None:
@@ -183,8 +192,9 @@ class Run:
             lambda batch: encode(params, self.frozen, step.put(batch, self.by_batch)),
             batch_size=self.config.eval.batch_size,
             image_size=self.config.model.image_size,
+            augment=self.augment,
             folder=folder,
-            key=f"{self.fingerprints['vision']} {self.experiment.encoder_key}",
+            key=f"{self.fingerprints['vision']} {self.experiment.encoder_key} {self.augment.resize}",
         )
         self.image_size = None
         self.iterator = self._train_iterator()

@@ -36,6 +36,11 @@ class Mixing:
         """Whether examples are joined with others."""
         return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
+    @property
+    def changes_images(self) -> bool:
+        """Whether images are no longer what they were."""
+        return self.mixes or self.erase > 0
+
     def check(self, ndim: int) -> None:
         """Raises UserError for a value out of its range, and for erasing in volumes."""
         for name in ("mixup", "cutmix"):

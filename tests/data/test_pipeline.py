@@ -1,5 +1,7 @@
 """Batches: what is in them, in which order, for which process, and after a restart."""
 
+import collections
+import functools
 import itertools
 import json
 
@@ -8,8 +10,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
+from torchvision.transforms import functional
 
-from jaxboost.data.pipeline import PaddedSource, SplitSource, eval_batches, resize, steps_per_epoch, train_iterator
+from jaxboost.data.augment import Augment
+from jaxboost.data.pipeline import (
+    EpochRows,
+    PaddedSource,
+    SplitSource,
+    centre_crop,
+    eval_batches,
+    resize,
+    steps_per_epoch,
+    train_iterator,
+)
 from jaxboost.data.source import Split
 from jaxboost.errors import UserError
 
@@ -236,3 +249,270 @@ def test_no_size_means_as_stored(split):
     np.testing.assert_array_equal(resized["image"], stored["image"])
     batch = next(eval_batches(volumes(2, 5), batch_size=2, image_size=None))
     assert batch["image"].shape == (2, 5, 5, 5, 1)
+
+
+RANDOM_2D = Augment(crop_scale=(0.3, 1.0), flip=0.5, color_jitter=0.3, rand_augment_ops=2)
+RANDOM_3D = Augment(volume_flips=True, volume_rotations=True, shift=1, noise=0.1)
+
+
+def textured(shape):
+    """Sample i has the label i; its image is noise."""
+    images = np.random.default_rng(0).integers(0, 256, (N, *shape), dtype=np.uint8)
+    return Split(images=images, labels=np.arange(N)[:, None])
+
+
+def assert_same(left, right):
+    for one, other in zip(left, right, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def classes(counts):
+    """Sample i has the class that `counts` says, and an image full of i."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    images = np.broadcast_to(np.arange(len(labels), dtype=np.uint8)[:, None, None, None], (len(labels), 2, 2, 1))
+    return Split(images=images.copy(), labels=labels[:, None])
+
+
+def rows_of(batches):
+    """Which samples of `classes` are in the batches."""
+    return np.concatenate([batch["image"][:, 0, 0, 0] for batch in batches]).tolist()
+
+
+@pytest.mark.parametrize("augment", [None, Augment()])
+@pytest.mark.parametrize(("process", "count"), [(0, 1), (1, 2)])
+def test_without_augmentation_the_order_is_grains_own(augment, process, count):
+    """Bit for bit what the pipeline was before it could augment."""
+    split = textured((6, 6, 3))
+    plain = (
+        grain.MapDataset.source(SplitSource(split))
+        .seed(5)
+        .shuffle()
+        .slice(slice(0, 20))
+        .slice(slice(process, None, count))
+        .batch(4 // count, drop_remainder=True)
+        .repeat()
+    )
+    iterator = train_iterator(
+        split, batch_size=4, seed=5, image_size=6, augment=augment, process_index=process, process_count=count
+    )
+    assert_same(take(iterator, 15), [plain[index] for index in range(15)])
+
+
+@pytest.mark.parametrize(
+    ("shape", "augment"), [((9, 9, 1), RANDOM_2D), ((9, 9, 3), RANDOM_2D), ((5, 5, 5, 1), RANDOM_3D)]
+)
+def test_augmented_images_keep_order_and_labels(shape, augment):
+    split, size = textured(shape), shape[0]
+    settings = {"batch_size": 5, "seed": 1, "image_size": size}
+    plain = take(train_iterator(split, **settings), 12)
+    changed = take(train_iterator(split, **settings, augment=augment), 12)
+    assert labels(changed) == labels(plain)
+    assert {(batch["image"].shape, batch["image"].dtype) for batch in changed} == {((5, *shape), np.dtype(np.uint8))}
+    # A sample that comes again is another image than before.
+    assert max(collections.Counter(chain(labels(changed))).values()) == 3
+    seen = {image.tobytes() for batch in changed for image in batch["image"]}
+    assert len(seen) == 60
+    assert_same(changed, take(train_iterator(split, **settings, augment=augment), 12))
+    other = take(train_iterator(split, **settings | {"seed": 2}, augment=augment), 12)
+    assert not {image.tobytes() for batch in other for image in batch["image"]} & seen
+
+
+ORDERS = [
+    (RANDOM_2D, "uniform"),
+    (Augment(flip=0.5, repeats=3), "uniform"),
+    (Augment(flip=0.5), "balanced"),
+    (Augment(flip=0.5, repeats=2), "balanced"),
+]
+
+
+@pytest.mark.parametrize(("augment", "sampling"), ORDERS)
+@pytest.mark.parametrize("done", [0, 3, 9])
+def test_augmented_state_continues_exactly(augment, sampling, done):
+    make = functools.partial(
+        train_iterator, textured((9, 9, 3)), batch_size=5, seed=1, image_size=9, augment=augment, sampling=sampling
+    )
+    iterator = make()
+    take(iterator, done)
+    state = json.loads(json.dumps(iterator.get_state()))
+    expected = take(iterator, 7)
+    for fresh in (make(), iterator):
+        fresh.set_state(state)
+        assert_same(expected, take(fresh, 7))
+
+
+@pytest.mark.parametrize(("augment", "sampling"), ORDERS)
+def test_processes_share_augmented_batches(augment, sampling):
+    """Each share has its own random numbers: those of the same samples in one process."""
+    make = functools.partial(
+        train_iterator, textured((9, 9, 3)), batch_size=6, seed=2, image_size=9, augment=augment, sampling=sampling
+    )
+    shares = [take(make(process_index=index, process_count=3), 8) for index in range(3)]
+    for step, batch in enumerate(take(make(), 8)):
+        for name in ("image", "label"):
+            parts = np.stack([share[step][name] for share in shares], 1)
+            np.testing.assert_array_equal(parts.reshape(batch[name].shape), batch[name])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("first", "size"), [(16, 11), (15, 12), (12, 12)])
+def test_resize_and_centre_crop_are_torchvisions(channels, first, size):
+    split, augment = textured((9, 9, channels)), Augment(resize=first)
+    (batch,) = eval_batches(split, batch_size=N, image_size=size, augment=augment)
+    for image, found in zip(split.images, batch["image"], strict=True):
+        picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+        expected = functional.resize(picture, first, functional.InterpolationMode.BICUBIC)
+        expected = np.asarray(functional.center_crop(expected, size)).reshape(size, size, channels)
+        np.testing.assert_array_equal(found, expected)
+    trained = next(train_iterator(split, batch_size=N, seed=0, image_size=size, augment=augment))
+    np.testing.assert_array_equal(trained["image"], batch["image"][trained["label"][:, 0]])
+
+
+def test_a_random_crop_is_of_the_stored_image():
+    """So that it is resized once, as in timm; a crop of all of it shows the stored image."""
+    split = textured((9, 9, 3))
+    augment = Augment(resize=16, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    batch = next(train_iterator(split, batch_size=N, seed=0, image_size=12, augment=augment))
+    expected = np.stack([resize(split.images[label], 12) for label in batch["label"][:, 0]])
+    np.testing.assert_array_equal(batch["image"], expected)
+
+
+@pytest.mark.parametrize(("first", "size", "start"), [(4, 4, 0), (5, 4, 0), (7, 4, 2), (8, 4, 2)])
+def test_centre_crop(first, size, start):
+    image = np.arange(first * first * 3).reshape(first, first, 3)
+    np.testing.assert_array_equal(centre_crop(image, size), image[start : start + size, start : start + size])
+
+
+def test_evaluation_is_not_augmented():
+    split = textured((9, 9, 3))
+    augment = Augment(flip=1.0, crop_scale=(0.1, 0.2), rand_augment_ops=2, repeats=3)
+    assert_same(
+        eval_batches(split, batch_size=8, image_size=9, augment=augment),
+        eval_batches(split, batch_size=8, image_size=9),
+    )
+
+
+@pytest.mark.parametrize("repeats", [2, 3, 30])
+def test_repeats(repeats):
+    split = classes([10, 13])
+    batches = take(train_iterator(split, batch_size=5, seed=3, image_size=2, augment=Augment(repeats=repeats)), 4 * 9)
+    epochs = [rows_of(batches[start : start + 4]) for start in range(0, len(batches), 4)]
+    for epoch in epochs:
+        counts = sorted(collections.Counter(epoch).values())
+        full, rest = divmod(20, repeats)
+        assert counts == [rest] * (rest > 0) + [repeats] * full
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    # Not next to each other, as long as there are others.
+    if repeats < 20:
+        assert all(any(left != right for left, right in itertools.pairwise(epoch[:repeats])) for epoch in epochs)
+        assert len({frozenset(epoch) for epoch in epochs}) == 9
+        assert set(chain(epochs)) == set(range(23))
+
+
+def test_repeats_are_changed_each_in_its_own_way():
+    split = textured((9, 9, 3))
+    augment = Augment(repeats=4, noise=0.0, color_jitter=0.5)
+    batch = next(train_iterator(split, batch_size=20, seed=0, image_size=9, augment=augment))
+    assert len(set(batch["label"][:, 0].tolist())) == 5
+    assert len({image.tobytes() for image in batch["image"]}) == 20
+
+
+def test_balanced_classes_come_equally_often():
+    counts = (3, 40, 17)
+    batches = take(train_iterator(classes(counts), batch_size=7, seed=4, image_size=2, sampling="balanced"), 8 * 12)
+    first_of_class = np.cumsum((0, *counts))
+    total = np.zeros(3, int)
+    epochs = [rows_of(batches[start : start + 8]) for start in range(0, len(batches), 8)]
+    for epoch in epochs:
+        found = np.histogram(epoch, first_of_class)[0]
+        total += found
+        assert found.sum() == 56
+        assert np.ptp(found) <= 1
+        # Over all epochs so far, too.
+        assert np.ptp(total) <= 1
+        # Of a class all come before one comes again, but where one pass ends and the next begins.
+        seen = collections.Counter(epoch)
+        assert all(5 <= seen[row] <= 7 for row in range(3))
+        assert all(seen[row] <= 2 for row in range(3, 60))
+    # A frequent class is seen whole within the epochs that it takes: 40 / 18.67.
+    assert set(range(3, 43)) <= set(chain(epochs[:3]))
+    assert len({tuple(epoch) for epoch in epochs}) == 12
+    other = take(train_iterator(classes(counts), batch_size=7, seed=5, image_size=2, sampling="balanced"), 8)
+    assert rows_of(other) != epochs[0]
+
+
+def test_balanced_passes_are_whole():
+    """The draws of a class, over the borders of epochs: none comes for the third time before all came twice."""
+    split = classes((5, 9, 4))
+    rows = EpochRows(split.labels[:, 0], size=11, seed=0, repeats=1, balanced=True)
+    seen = np.zeros(18, int)
+    for epoch in range(40):
+        for position in range(11):
+            seen[rows[11 * epoch + position]] += 1
+        for start, stop in ((0, 5), (5, 14), (14, 18)):
+            assert np.ptp(seen[start:stop]) <= 1
+    assert seen.sum() == 440
+
+
+def test_balanced_skips_classes_that_the_split_lacks():
+    split = classes((4, 0, 6))
+    batches = take(train_iterator(split, batch_size=5, seed=0, image_size=2, sampling="balanced"), 2)
+    assert collections.Counter(chain(labels(batches))) == {0: 5, 2: 5}
+
+
+def test_balanced_repeats():
+    batches = take(
+        train_iterator(
+            classes((2, 30)), batch_size=8, seed=0, image_size=2, sampling="balanced", augment=Augment(repeats=2)
+        ),
+        4,
+    )
+    assert collections.Counter(chain(labels(batches))) == {0: 16, 1: 16}
+    frequent = collections.Counter(row for row in rows_of(batches) if row > 1)
+    assert list(frequent.values()) == [2] * 8
+
+
+def test_wrong_sampling(split):
+    with pytest.raises(
+        UserError, match=r"train.sampling: 'balance' is unknown, did you mean 'balanced'\?; valid: uniform"
+    ):
+        train_iterator(split, batch_size=5, seed=0, image_size=4, sampling="balance")
+    several = Split(images=split.images, labels=np.ones((N, 3), np.int64))
+    message = "train.sampling: balanced draws a sample by its class, but these have several labels: set it to uniform"
+    with pytest.raises(UserError, match=message):
+        train_iterator(several, batch_size=5, seed=0, image_size=4, sampling="balanced")
+
+
+@pytest.mark.parametrize(
+    ("given", "augment", "message"),
+    [
+        (
+            textured((9, 9, 1)),
+            Augment(resize=8),
+            r"augment.resize: 8 is less than model.image_size=9, to which it is crop",
+        ),
+        (textured((9, 9, 1)), Augment(shift=1), r"augment.shift: 1 is for 3-D images, these are 2-D: leave it at 0"),
+        (
+            textured((9, 9, 9, 1)),
+            Augment(resize=9),
+            r"augment.resize: 9 is for 2-D images, these are 3-D: leave it at 0",
+        ),
+        (textured((9, 9, 9, 1)), Augment(shift=9), r"augment.shift: 9 voxels of 9 leave nothing in sight"),
+        (textured((9, 9, 1)), Augment(flip=2.0), r"augment.flip: 2.0 should be 0 to 1"),
+    ],
+)
+def test_wrong_augmentation(given, augment, message):
+    with pytest.raises(UserError, match=message):
+        train_iterator(given, batch_size=5, seed=0, image_size=9, augment=augment)
+    with pytest.raises(UserError, match=message):
+        eval_batches(given, batch_size=5, image_size=9, augment=augment)
+
+
+def test_features_are_not_augmented():
+    split = Split(images=np.zeros((7, 6, 5), np.float32), labels=np.arange(7)[:, None])
+    with pytest.raises(UserError, match=r"augment.flip: 0.5 changes images, but the encoder that sees them is frozen"):
+        train_iterator(split, batch_size=3, seed=0, image_size=None, augment=Augment(flip=0.5))
+    # What is not random was done before they were encoded.
+    batch = next(train_iterator(split, batch_size=3, seed=0, image_size=None, augment=Augment(resize=256)))
+    assert batch["image"].shape == (3, 6, 5)
