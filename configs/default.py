@@ -118,7 +118,7 @@ def _shared() -> ConfigDict:
     config.optim = optim = ConfigDict()
     optim.name = "adamw"  # or "adam"
     optim.lr = 1e-5  # peak, per step of the optimiser
-    optim.schedule = "cosine"  # to optim.final_lr over all epochs, or "constant"
+    optim.schedule = "cosine"  # to optim.final_lr over all epochs, "constant", or "steps": a tenth at 1/2 and at 3/4
     optim.warmup_epochs = 0.0  # linear; a fraction is fine
     optim.warmup_from = 0.0  # the warm-up's first value
     optim.final_lr = 0.0  # the cosine's last value
@@ -138,7 +138,7 @@ def _shared() -> ConfigDict:
     train.sampling = "uniform"  # or "balanced": as many samples of each class in an epoch
     train.loss = "auto"  # the task's own, or "columns": binary cross-entropy on each column of the one-hot label
     train.class_weights = ""  # in the loss: "balanced", a number for each class as "1,2.5", or none
-    train.ema = 0.0  # decay, per change, of an average of the weights, which is then evaluated; 0: none
+    train.ema = 0.0  # decay, per change, of an average of the weights; 0: none
     train.max_steps = 0  # end the run early, after this many steps, without touching the schedule; 0: do not
     train.log_every = 10  # steps
     train.compilation_cache = True  # keep compiled programs in the user's cache folder for the next start
@@ -147,6 +147,7 @@ def _shared() -> ConfigDict:
     config.eval = evaluation = ConfigDict()
     evaluation.protocol = "validation"  # the split that picks the epoch; "reference": test, as the paper's code does
     evaluation.metric = "auc"  # that picks the epoch: "auc", "acc", or "avg": mean of both, sensitivity, specificity
+    evaluation.ema = True  # evaluate the average of the weights, where train.ema keeps one, and not the weights
     evaluation.specificity = 0.0  # binary: report the threshold that validation has for this much; 0: .5 alone
     evaluation.batch_size = 128  # over all devices
     evaluation.bootstrap = 1000  # resamples for the 95 % intervals

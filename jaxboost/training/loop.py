@@ -158,6 +158,9 @@ class Run:
             by_batch=self.by_batch,
         )
 
+    def _evaluated(self) -> tuple[Tree, Tree]:
+        return self.state.evaluated(ema=self.config.eval.ema)
+
     def _objective(self) -> step.Objective:
         config, info = self.config, self.dataset.info
         mixing = Mixing(**config.mix)
@@ -250,7 +253,7 @@ class Run:
 
     def _validate(self, number: int, log: MetricsLog, losses: PendingLosses, checkpointer: Checkpointer) -> None:
         split, metric = self.selection_split, self.config.eval.metric
-        loss, scores = self.scores(*self.state.evaluated, split)
+        loss, scores = self.scores(*self._evaluated(), split)
         losses.stop_unless_finite(number, f"{split} loss", loss)
         labels = self.dataset.splits[split].labels
         result = metrics.score(labels, scores, self.dataset.info.task)
@@ -275,7 +278,7 @@ class Run:
             ", best so far" if better else "",
         )
         if better:
-            checkpointer.save_best(number, *self.state.evaluated)
+            checkpointer.save_best(number, *self._evaluated())
             best = Best(epoch=epoch, step=number, value=result[metric])
             self.progress = Progress(fingerprint=self.fingerprint, best=best, seconds=self.progress.seconds)
 

@@ -36,10 +36,11 @@ class TrainState:
     stats: Tree
     ema: Tree
 
-    @property
-    def evaluated(self) -> tuple[Tree, Tree]:
-        """The weights and statistics that evaluation takes and a run reports."""
-        return (self.ema["params"], self.ema.get("stats", {})) if self.ema else (self.params, self.stats)
+    def evaluated(self, *, ema: bool) -> tuple[Tree, Tree]:
+        """The weights and statistics that evaluation takes and a run reports; with `ema` their average where it is."""
+        if ema and self.ema:
+            return self.ema["params"], self.ema.get("stats", {})
+        return self.params, self.stats
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

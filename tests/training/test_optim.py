@@ -31,6 +31,15 @@ def test_constant():
     assert {rate(step) for step in range(30)} == {1e-2}
 
 
+def test_steps_down():
+    _, rate = optim.make_optimizer(**{**SECTION, "schedule": "steps"})
+    # 20 steps, the first five of them the warm-up.
+    expected = [
+        1e-2 * step / 5 if step < 5 else 1e-2 if step < 10 else 1e-3 if step < 15 else 1e-4 for step in range(20)
+    ]
+    np.testing.assert_allclose([rate(step) for step in range(20)], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("name", "weight_decay"), [("adamw", 0.1), ("adam", 0.0)])
 @pytest.mark.parametrize("clip_norm", [0.0, 0.5])
 def test_steps_equal_torch(name, weight_decay, clip_norm):

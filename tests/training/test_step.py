@@ -171,7 +171,7 @@ def _toy_batch(number):
 def test_no_average_is_kept_unless_it_is_asked_for():
     state, _ = _toy()
     assert state.ema == {}
-    assert state.evaluated == (state.params, {})
+    assert state.evaluated(ema=True) == (state.params, {})
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -186,7 +186,8 @@ def test_average_of_the_weights_is_the_closed_form(accumulate):
     t = len(history) - 1
     assert t == 6 // accumulate
     expected = 0.9**t * history[0] + 0.1 * sum(0.9 ** (t - i) * history[i] for i in range(1, t + 1))
-    average, _ = state.evaluated
+    average, _ = state.evaluated(ema=True)
+    assert state.evaluated(ema=False) == (state.params, {})
     np.testing.assert_allclose(average["kernel"], expected, rtol=1e-5)
     assert not np.allclose(average["kernel"], state.params["kernel"], atol=1e-3)
 

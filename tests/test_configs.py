@@ -1,0 +1,121 @@
+"""Every config of the paper's tables: its docstring's cost, its arguments, and that its first step can be traced."""
+
+import importlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from configs import paper
+from jaxboost.analysis.describe import describe
+from jaxboost.data.medmnist import medmnist_info
+from jaxboost.training import datasets, optim, step
+from jaxboost.training.mixing import Mixing
+from jaxboost.training.systems import prepare
+from tests.scripts import REPOSITORY
+
+TWO_D = [f"{name}mnist_vits" for name in ("breast", "retina", "pneumonia", "derma", "oct", "organa")]
+THREE_D = [
+    f"{name}mnist3d_{encoder}"
+    for name in ("fracture", "adrenal", "nodule", "vessel")
+    for encoder in ("vit3d", "vivits", "vivitm")
+]
+LEAVES = [*TWO_D, *THREE_D]
+
+
+def _config(leaf: str, argument: str = "") -> ConfigDict:
+    return importlib.import_module(f"configs.{leaf}").get_config(argument)
+
+
+def cost(config: ConfigDict) -> str:
+    """The line of a config's docstring."""
+    found = describe(config)
+    flops = found["flops_per_image"]
+    images = medmnist_info()[config.data.name]["n_samples"]["train"]
+    return (
+        f"Cost: {found['trainable'] / 1e6:.1f} M trained parameters, {flops['with_boost'] / 1e9:.1f} GFLOP an image"
+        f" forward ({flops['without_boost'] / 1e9:.1f} without the booster); {images:,} images."
+    )
+
+
+def test_there_is_a_config_for_each_row():
+    assert sorted(LEAVES) == sorted(path.stem for path in pathlib.Path(REPOSITORY, "configs").glob("*mnist*.py"))
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_docstring_names_command_cost_and_figures(leaf):
+    text = importlib.import_module(f"configs.{leaf}").__doc__
+    assert f"python train.py --config configs/{leaf}.py\n" in text
+    assert cost(_config(leaf)) in text
+    assert "The paper (Table" in text
+    assert "Strongest" in text
+
+
+def _trace_step(config: ConfigDict) -> tuple[step.TrainState, dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes of what a training step of the config returns; it is not compiled."""
+    info = datasets.describe(config)
+    experiment = prepare(config, info, with_weights=False)
+    tx, _ = optim.make_optimizer(**config.optim, steps_per_epoch=100, epochs=config.train.epochs)
+    replicated, _ = step.make_mesh()
+    objective = step.Objective(task=info.task, classes=len(info.classes), mixing=Mixing(**config.mix))
+    train_step = step.make_train_step(experiment.graphdef, tx, objective, replicated, seed=0, ema=config.train.ema)
+    state = step.TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        params=experiment.params,
+        opt_state=jax.eval_shape(tx.init, experiment.params),
+        stats=experiment.stats,
+        ema=step.averaged_weights(experiment.params, experiment.stats) if config.train.ema else {},
+    )
+    size, B = config.model.image_size, config.train.batch_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((B, *[size] * info.ndim, info.channels), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((B, info.labels_per_sample), jnp.int32),
+    }
+    return state, jax.eval_shape(train_step, state, experiment.frozen, batch)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "argument"),
+    [
+        *((leaf, "") for leaf in (*TWO_D[1:3], *THREE_D[:3])),
+        *(
+            (leaf, argument)
+            for leaf, known in ((TWO_D[0], paper.ARGUMENTS_2D), (THREE_D[0], paper.ARGUMENTS_3D))
+            for argument in known
+        ),
+    ],
+)
+def test_first_step_can_be_traced(leaf, argument):
+    before, (after, outputs) = _trace_step(_config(leaf, argument))
+    assert jax.tree.map(lambda leaf: leaf.shape, before) == jax.tree.map(lambda leaf: leaf.shape, after)
+    assert outputs["loss"].shape == ()
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_reference_is_marked(leaf):
+    config = _config(leaf, "reference")
+    assert config.eval.protocol == "reference"
+    assert _config(leaf).eval.protocol == "validation"
+
+
+def test_reference_2d_is_the_last_quarter_of_a_cosine():
+    config = _config("breastmnist_vits", "reference")
+    _, rate = optim.make_optimizer(**config.optim, steps_per_epoch=4, epochs=config.train.epochs)
+    # 1e-5 + (1.25e-4 - 1e-5) (1 + cos(.75 pi)) / 2, and the floor.
+    assert float(rate(0)) == pytest.approx(2.684e-5, rel=1e-3)
+    assert float(rate(400)) == pytest.approx(1e-5, rel=1e-5)
+
+
+def test_reference_3d_is_adam_at_a_constant_rate():
+    config = _config("vesselmnist3d_vivitm", "reference")
+    assert (config.optim.name, config.train.batch_size, config.train.epochs) == ("adam", 32, 100)
+    _, rate = optim.make_optimizer(**config.optim, steps_per_epoch=4, epochs=config.train.epochs)
+    assert [float(rate(number)) for number in (0, 399)] == pytest.approx([1e-5, 1e-5])
+
+
+@pytest.mark.parametrize("leaf", ["breastmnist_vits", "vesselmnist3d_vit3d"])
+def test_unknown_argument(leaf):
+    with pytest.raises(ValueError, match="no argument 'referense': give one of reference, resnet18"):
+        _config(leaf, "referense")
