@@ -33,6 +33,7 @@ def test_two_steps_of_the_configs_run(name, official_root, tmp_path):
     config.update_from_flattened_dict(
         {
             "data.root": str(official_root),
+            "model.weights": "",
             "boost.block": "random",
             "boost.family": "llama-tiny",
             "boost.layers": (0,),
