@@ -26,16 +26,6 @@ def get_config() -> ConfigDict:
 
 def get_pneumollm_config() -> ConfigDict:
     config = _shared()
-    config.data.classes = ()  # of the radiographs, in label order; (): those found, sorted
-    config.data.multi_label = False  # several labels of a radiograph, separated by |, or none
-    config.data.masks = ""  # of the lungs: a folder of PNG files, or a CSV file in CheXmask's form; empty: no crop
-    config.data.allow_mixed_patients = False  # radiographs of one patient may have different labels
-    config.data.folds = 5  # of the cross-validation, by patient; 0: the data set's official splits
-    config.data.fold = -1  # run this fold alone, from 0; -1: all, one after the other
-    config.data.fold_seed = 0  # of the assignment of patients to folds
-    config.data.val_share = 0.2  # of a fold's training part, by patient, which picks the epoch
-    config.data.folds_file = ""  # folds to use, a CSV file as a run writes it; empty: made, and written to the run
-
     config.pneumollm = pneumollm = ConfigDict()
     # With model.backbone="conv14" the encoder is trained: the next five do nothing.
     pneumollm.vision = ""  # the encoder's weights: folder made by convert_weights.py, or "random": the control
@@ -74,9 +64,26 @@ def _shared() -> ConfigDict:
     config.seed = 0  # initial weights and the order of the data
 
     config.data = data = ConfigDict()
-    data.name = ""  # a MedMNIST flag, such as "vesselmnist3d", or "lidcshapes3d", "lidcsilhouettes", "radiographs"
-    data.root = ""  # folder of the data files; empty: MEDMNIST_ROOT, else ~/.medmnist; of radiographs: the user's
-    data.size = 28  # pixels a side of the stored images: 28, 64, 128, 224 (2D); 28, 64 (3D); any for radiographs
+    # "": the published set that data.name names; "folder": files of your own in data.root; "tfds:NAME": a prepared set
+    # of tensorflow-datasets in data.root (empty: its own default), whatever data.name is.
+    data.source = ""
+    data.name = ""  # a MedMNIST flag, such as "vesselmnist3d", or "lidcshapes3d", "lidcsilhouettes"; of a folder: any
+    data.root = ""  # folder of the data files; empty: MEDMNIST_ROOT, else ~/.medmnist
+    data.size = 28  # pixels a side of the images: 28, 64, 128, 224 (2D); 28, 64 (3D); of a folder: any, resampled to it
+    # Of a folder alone.
+    data.classes = ()  # in label order; (): those found, sorted
+    data.multi_label = False  # several labels of an image, separated by |, or none
+    data.allow_mixed_patients = False  # images of one patient may have different labels
+    data.masks = ""  # of the lungs, 2D: a folder of PNG files, or a CSV file in CheXmask's form; empty: no crop
+    data.window = ()  # (low, high), stored values of volumes and floats that become 0 and 255; (): the file's own range
+    data.spacing = 0.0  # mm a voxel of the model's grid; 0: each volume's longest physical side fills the grid
+    data.shares = (0.7, 0.1, 0.2)  # train, val, test, by patient; where the folder says no splits and data.folds is 0
+    # Of every data set; the seed also of data.shares.
+    data.folds = 0  # of a cross-validation, by patient; 0: official splits, or data.shares
+    data.fold = -1  # run this fold alone, from 0; -1: all, one after the other
+    data.fold_seed = 0  # of the assignment of patients to folds
+    data.val_share = 0.2  # of a fold's training part, by patient, which picks the epoch
+    data.folds_file = ""  # folds to use, a CSV file as a run writes it; empty: made, and written to the run
 
     config.model = model = ConfigDict()
     model.backbone = ""  # a key of jaxboost.models.classifier.BACKBONES

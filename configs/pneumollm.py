@@ -5,7 +5,8 @@
     python convert_weights.py --source huggyllama/llama-7b --layers all --dtype bfloat16 --out blocks/llama-7b-all
     python train.py --config configs/pneumollm.py --config.data.root=FOLDER
 
-FOLDER holds images/ (DICOM, PNG, JPEG) and labels.csv (patient_id, file, label). `describe` estimates 16 GB for a step.
+FOLDER holds images (DICOM, PNG, JPEG, ...) and labels.csv (file, label, patient_id), see jaxboost/data/folder.py.
+`describe` estimates 16 GB for a step.
 The paper (630 private radiographs, Table 2): sensitivity 80.54, specificity 67.66, ACC 75.87, AUC 78.98, AVG 75.76.
 `configs/pneumollm.py:ROW` is a row of its tables, see ROWS; `:reference` what its released code does, and
 `:ROW+reference` both.
@@ -63,9 +64,11 @@ def apply(config: ConfigDict, argument: str) -> ConfigDict:
 
 def get_config(argument: str = "") -> ConfigDict:
     config = default.get_pneumollm_config()
+    config.data.source = "folder"
     config.data.name = "radiographs"
     config.data.size = 224
     config.data.classes = ("normal", "pneumoconiosis")
+    config.data.folds = 5
     config.model.backbone = "clip_vit_l14"
     config.model.image_size = 224
     config.model.mean = (0.485, 0.456, 0.406)

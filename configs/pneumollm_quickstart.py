@@ -28,7 +28,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.optim.warmup_epochs = 0.5
     config.eval.batch_size = 32
     words = argument.split("+") if argument else []
-    config.data.classes = ()
+    config.data.source, config.data.classes = "", ()
     config.data.name, config.data.size, config.data.folds = "breastmnist", 28, 0
     if "lidc" in words:
         words.remove("lidc")

@@ -1,11 +1,14 @@
 """Faults of a user's folder: collected while it is read, and reported together."""
 
+import logging
 import pathlib
 
 from jaxboost.errors import UserError
 
 _LISTED = 12
 _LONGEST_REASON = 160
+
+_log = logging.getLogger(__name__)
 
 
 class FaultError(Exception):
@@ -20,18 +23,26 @@ class Faults:
         self._found: list[tuple[int, str]] = []
 
     def add(self, text: str, *, row: int = 0, file: str = "") -> None:
-        """Keeps a fault of `file`, which `row` of the table names; 0 and "" where it belongs to no single row."""
+        """Keeps a fault of `file`, which `row` of labels.csv names; 0 and "" where it belongs to no single one."""
         where = ", ".join(part for part in (f"row {row}" if row else "", file) if part)
         self._found.append((row, f"{where}: {text}" if where else text))
 
     def raise_any(self) -> None:
-        """Raises one UserError with every fault, in the order of the rows; only the first dozen are spelt out."""
+        """Raises one UserError with every fault, in the order of the rows.
+
+        Where there are more than a dozen, the message has the first of them, and all are in the log, one a line.
+        """
         if not self._found:
             return
         texts = [text for _, text in sorted(self._found, key=lambda fault: fault[0])]
-        more = f"; and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
+        more = ""
+        if len(texts) > _LISTED:
+            for text in texts:
+                _log.error("%s", text)
+            more = f"; and {len(texts) - _LISTED} more, all listed in the lines before"
         count = "1 fault" if len(texts) == 1 else f"{len(texts)} faults"
-        raise UserError(f"{self._folder}: {count} to mend (rows of labels.csv): {'; '.join(texts[:_LISTED])}{more}")
+        rows = " (rows of labels.csv)" if any(row for row, _ in self._found) else ""
+        raise UserError(f"{self._folder}: {count} to mend{rows}: {'; '.join(texts[:_LISTED])}{more}")
 
 
 def reason(error: Exception) -> str:

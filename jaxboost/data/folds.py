@@ -1,20 +1,17 @@
 """Folds for cross-validation: by patient, stratified by label, and kept in a file that can be read again."""
 
-import csv
 import dataclasses
-import io
 import logging
 import pathlib
-import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxboost.data.npz import replacing
-from jaxboost.data.source import Dataset, DatasetInfo, Split, join_splits
+from jaxboost.data import stratify, tables
+from jaxboost.data.source import Dataset, Split, join_splits
 from jaxboost.errors import UserError
 
-COLUMNS = ("patient_id", "file", "label", "fold")
+_COLUMN = "fold"
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +53,7 @@ def fold_of(
     else:
         numbers = assign(pooled.labels, pooled.groups, count=count, seed=seed, classes=info.classes)
         if file is not None:
-            write(file, names=pooled.names, groups=patients, labels=_texts(pooled.labels, info), folds=numbers)
+            write(file, names=pooled.names, groups=patients, labels=tables.texts(pooled.labels, info), folds=numbers)
     parts = split(pooled.labels, pooled.groups, numbers, fold, val_share=val_share, seed=seed, classes=info.classes)
     values = {
         name: np.concatenate([of_split[key] for key in dataset.splits]) for name, of_split in dataset.baselines.items()
@@ -92,7 +89,7 @@ def assign(
         raise UserError(f"data.folds={count}: use 2 or more")
     if not 0 <= seed < 2**32:
         raise UserError(f"data.fold_seed={seed} is out of range: use 0 <= seed < 2**32")
-    for name, members in _members(labels, classes).items():
+    for name, members in stratify.members(labels, classes).items():
         patients = members.sum() if groups is None else len(np.unique(groups[members]))
         if patients < count:
             raise UserError(
@@ -100,7 +97,7 @@ def assign(
                 f"use fewer (data.folds), or leave that class out"
             )
     folds = np.empty(len(labels), np.int64)
-    for number, rows in enumerate(_parts(labels, groups, count, seed)):
+    for number, rows in enumerate(stratify.parts(labels, groups, count, seed)):
         folds[rows] = number
     return folds
 
@@ -126,7 +123,7 @@ def split(
     if not 0 <= val_share <= 0.5:
         raise UserError(f"data.val_share={val_share}: use 0 to 0.5")
     test, rest = np.flatnonzero(fold_numbers == fold), np.flatnonzero(fold_numbers != fold)
-    members = _members(labels, classes)
+    members = stratify.members(labels, classes)
     found = {"train": rest, "test": test}
     if val_share:
         count = round(1 / val_share)
@@ -137,7 +134,7 @@ def split(
                 f"fold {fold}: {patients} patients are left for training and validation, "
                 f"too few for data.val_share={val_share}"
             )
-        parts = [rest[rows] for rows in _parts(labels[rest], others, count, seed)]
+        parts = [rest[rows] for rows in stratify.parts(labels[rest], others, count, seed)]
         val = next((rows for rows in parts if all(has[rows].any() for has in members.values())), parts[0])
         found = {"train": np.setdiff1d(rest, val), "val": np.sort(val), "test": test}
     for name, rows in found.items():
@@ -173,13 +170,8 @@ def write(
     Raises:
         UserError: the file cannot be written.
     """
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
-    table.writerows(zip(groups.tolist(), names.tolist(), labels, folds.tolist(), strict=True))
     try:
-        with replacing(path) as temporary:
-            temporary.write_text(text.getvalue(), encoding="utf-8")
+        tables.write(path, _COLUMN, names=names, groups=groups, labels=labels, places=folds)
     except OSError as error:
         text = f"{path}: the folds cannot be written ({error.strerror}): give another data.folds_file"
         raise UserError(text) from error
@@ -193,89 +185,19 @@ def read(path: pathlib.Path, *, names: np.ndarray, groups: np.ndarray, count: in
             has a fold that is not one of `count` or no sample of one, or a patient in two folds.
     """
     mend = "correct it, or delete it and run again"
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a table of folds ({error}): {mend}") from error
-    if tuple(header) != COLUMNS:
-        raise UserError(f"{path}: its columns are {', '.join(header)}, not {', '.join(COLUMNS)}: {mend}")
-    patients = dict(zip(names.tolist(), groups.tolist(), strict=True))
-    fold_of_name: dict[str, int] = {}
-    first: dict[str, tuple[int, int]] = {}
-    for row, cells in enumerate(rows, 2):
-        fault = ""
-        patient, name, _, number = cells if len(cells) == len(COLUMNS) else ("", "", "", "")
-        fold = int(number) if number.isascii() and number.isdigit() else -1
-        if len(cells) != len(COLUMNS):
-            fault = f"has {len(cells)} cells"
-        elif name not in patients:
-            fault = f"{name!r} is not in the data set"
-        elif name in fold_of_name:
-            fault = f"{name!r} is listed twice"
-        elif patient != patients[name]:
-            fault = f"{name!r} is of patient {patients[name]!r} in the data set, not {patient!r}"
-        elif not 0 <= fold < count:
-            fault = f"fold {number!r} is not one of 0 to {count - 1} (data.folds={count})"
-        elif first.setdefault(patient, (fold, row))[0] != fold:
-            other, where = first[patient]
-            fault = f"patient {patient!r} is in fold {fold} here and in fold {other} in row {where}"
-        if fault:
-            raise UserError(f"{path} row {row}: {fault}: {mend}")
-        fold_of_name[name] = fold
-    if missing := [name for name in patients if name not in fold_of_name]:
-        raise UserError(f"{path}: no row for {missing[0]!r} and {len(missing) - 1} others: {mend}")
-    if empty := sorted(set(range(count)) - set(fold_of_name.values())):
+
+    def parse(cell: str) -> int | None:
+        fold = int(cell) if cell.isascii() and cell.isdigit() else -1
+        return fold if 0 <= fold < count else None
+
+    allowed = f"0 to {count - 1} (data.folds={count})"
+    folds = tables.read(path, _COLUMN, names=names, groups=groups, parse=parse, allowed=allowed, mend=mend)
+    if empty := sorted(set(range(count)) - set(folds)):
         raise UserError(f"{path}: fold {empty[0]} is empty (data.folds={count}): {mend}")
-    return np.array([fold_of_name[name] for name in patients], np.int64)
-
-
-def _parts(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> list[np.ndarray]:
-    """`count` stratified parts without common groups, as indices (m,)."""
-    # Only here: it takes seconds to import, and most uses of this package have official splits.
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    # StratifiedGroupKFold with a group for each sample would take a minute for the largest data sets.
-    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
-    with warnings.catch_warnings():
-        # Which split lacks a class, if one does, is found by `split`.
-        warnings.filterwarnings("ignore", message="The least populated class in y")
-        parts = kind(count, shuffle=True, random_state=seed).split(labels, _strata(labels, count), groups)
-        return [rows for _, rows in parts]
-
-
-def _strata(labels: np.ndarray, count: int) -> np.ndarray:
-    """A number for what is to be spread evenly: the class, or the set of labels, int64 (n,)."""
-    if labels.shape[1] == 1:
-        strata = labels[:, 0]
-    else:
-        sets, strata, sizes = np.unique(labels, axis=0, return_inverse=True, return_counts=True)
-        strata = strata.reshape(-1)
-        frequent = np.where(sets.any(1), (sets * labels.sum(0)).argmax(1), -1)
-        strata = np.where(sizes[strata] < count, len(sets) + 1 + frequent[strata], strata)
-    # Where all are rarer than the parts, nothing can be spread.
-    return strata if np.unique(strata, return_counts=True)[1].max() >= count else np.zeros_like(strata)
-
-
-def _members(labels: np.ndarray, classes: Sequence[str]) -> dict[str, np.ndarray]:
-    """For each class which samples have it, bool (n,); a class without a name is called by its number."""
-    multi_label = labels.shape[1] > 1 or len(classes) == 1
-    number = len(classes) or (labels.shape[1] if multi_label else int(labels.max()) + 1)
-    if multi_label:
-        columns = [labels[:, index] > 0 for index in range(number)]
-    else:
-        columns = [labels[:, 0] == index for index in range(number)]
-    return dict(zip(classes or map(str, range(number)), columns, strict=True))
+    return np.array(folds, np.int64)
 
 
 def _named(split: Split, name: str) -> Split:
     if split.names is not None:
         return split
     return dataclasses.replace(split, names=np.array([f"{name}/{index}" for index in range(len(split))]))
-
-
-def _texts(labels: np.ndarray, info: DatasetInfo) -> list[str]:
-    """Every sample's label in words."""
-    if info.labels_per_sample == 1 and labels.shape[1] == 1 and len(info.classes) > 1:
-        return [info.classes[label] for label in labels[:, 0]]
-    return ["|".join(name for name, has in zip(info.classes, row, strict=True) if has) for row in labels]

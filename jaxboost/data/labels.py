@@ -1,30 +1,52 @@
-"""labels.csv of a folder of radiographs: its rows, its classes, and what is wrong with them."""
+"""labels.csv of a user's folder: its rows, its classes, and what is wrong with them."""
 
 import collections
 import csv
 import dataclasses
+import difflib
 import io
+import logging
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from jaxboost.data.faults import Faults
+from jaxboost.data.source import SPLITS
 from jaxboost.errors import UserError, nearest
 
 FILE = "labels.csv"
-COLUMNS = ("patient_id", "file", "label")
+# Field of a row -> names that its column may have; the first two are needed.
+_COLUMNS = {
+    "file": ("file", "path"),
+    "label": ("label",),
+    "patient": ("patient_id", "patient"),
+    "split": ("split",),
+}
+_NEEDED = ("file", "label")
 _BETWEEN_LABELS = "|"
+_ALIKE = 0.8  # difflib's ratio of two spellings of one class
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row: its number as a spreadsheet shows it (the header is row 1), and its cells without blanks around them."""
+    """A file: what labels.csv says of it, without blanks around the cells, or the folders that it is in.
+
+    Attributes:
+        number: of the row as a spreadsheet shows it (the header is row 1); 0 without a table.
+        file: its path in the table, or below the folder.
+        label: as text.
+        patient: None where there is no such column.
+        split: None where there is no such column.
+    """
 
     number: int
-    patient: str
     file: str
     label: str
+    patient: str | None = None
+    split: str | None = None
 
 
 def read_rows(path: pathlib.Path, faults: Faults) -> list[Row]:
@@ -35,8 +57,6 @@ def read_rows(path: pathlib.Path, faults: Faults) -> list[Row]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found: write it, a table with the columns {', '.join(COLUMNS)}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text: save it as CSV in UTF-8") from None
     except OSError as error:
@@ -48,25 +68,36 @@ def read_rows(path: pathlib.Path, faults: Faults) -> list[Row]:
     except csv.Error as error:
         raise UserError(f"{path}: not a CSV file: {error}") from error
     names = [name.strip().lower() for name in table[0]] if table else []
-    for column in COLUMNS:
-        if names.count(column) != 1:
-            fault = "is missing" if column not in names else "is there twice"
-            raise UserError(f"{path}: column {column!r} {fault}; found: {', '.join(names)}")
-    places = [names.index(column) for column in COLUMNS]
+    places = _places(names, path)
     rows = []
     for number, cells in enumerate(table[1:], 2):
         cells = [cell.strip() for cell in cells]
         if not any(cells):
             continue
-        if len(cells) <= max(places) or any(cells[len(names) :]):
+        if len(cells) <= max(places.values()) or any(cells[len(names) :]):
             text = f"has {len(cells)} cells, the header {len(names)}: put cells that hold a {separator!r} in quotes"
             faults.add(text, row=number)
             continue
-        rows.append(Row(number, *(cells[place] for place in places)))
+        rows.append(Row(number, **{field: cells[place] for field, place in places.items()}))
     if not rows:
         faults.raise_any()
         raise UserError(f"{path}: no rows: write one for each image")
     return rows
+
+
+def _places(names: list[str], path: pathlib.Path) -> dict[str, int]:
+    """The number of the column of each field that the table has."""
+    places = {}
+    for field, columns in _COLUMNS.items():
+        found = [number for number, name in enumerate(names) if name in columns]
+        if len(found) > 1:
+            raise UserError(f"{path}: column {' or '.join(map(repr, columns))} is there twice: {', '.join(names)}")
+        if not found and field in _NEEDED:
+            wanted = " or ".join(map(repr, columns))
+            raise UserError(f"{path}: column {wanted} is missing; found: {', '.join(names)}")
+        if found:
+            places[field] = found[0]
+    return places
 
 
 def find_classes(rows: Sequence[Row], *, multi_label: bool) -> tuple[str, ...]:
@@ -116,13 +147,24 @@ def encode(rows: Sequence[Row], classes: Sequence[str], faults: Faults, *, multi
 
 
 def check_patients(rows: Sequence[Row], faults: Faults, *, multi_label: bool, allow_mixed: bool) -> None:
-    """Adds a fault for each row without a patient and, unless `allow_mixed`, for patients with different labels."""
+    """Adds a fault for each row with an empty patient, for patients in two splits and, unless `allow_mixed`, for
+    patients with different labels.
+    """
     by_patient: dict[str, list[Row]] = collections.defaultdict(list)
     for row in rows:
         if row.patient:
             by_patient[row.patient].append(row)
-        else:
+        elif row.patient is not None:
             faults.add("patient_id is empty", row=row.number, file=row.file)
+    for patient, (first, *others) in by_patient.items():
+        other = next((row for row in others if row.split != first.split), None)
+        if other:
+            faults.add(
+                f"patient {patient!r} is in {first.split} here and in {other.split} in row {other.number}: give every "
+                "patient to one split",
+                row=first.number,
+                file=first.file,
+            )
     if allow_mixed:
         return
     for patient, (first, *others) in by_patient.items():
@@ -133,6 +175,43 @@ def check_patients(rows: Sequence[Row], faults: Faults, *, multi_label: bool, al
                 "or set data.allow_mixed_patients=True",
                 row=first.number,
                 file=first.file,
+            )
+
+
+def check_splits(rows: Sequence[Row], classes: Sequence[str], faults: Faults, *, multi_label: bool) -> None:
+    """Adds a fault for each row with another split than train, val or test, and for splits that lack a class.
+
+    Where rows name no split, the classes are looked for in all of them.
+    """
+    by_split: dict[str | None, list[Row]] = {name: [] for name in SPLITS}
+    if rows[0].split is None:
+        by_split = {None: list(rows)}
+    for row in rows:
+        if row.split in SPLITS:
+            by_split[row.split].append(row)
+        elif row.split is not None:
+            text = f"split {row.split!r} is unknown, {nearest(row.split, SPLITS)}" if row.split else "split is empty"
+            faults.add(text, row=row.number, file=row.file)
+    for split, members in by_split.items():
+        found = {label for row in members for label in _labels(row, multi_label)}
+        where = f"split {split!r}" if split else "the data set"
+        if not members:
+            faults.add(f"{where} has no sample: give all of {', '.join(SPLITS)}, or none, for splits to be made")
+        elif missing := [repr(name) for name in classes if name not in found]:
+            faults.add(f"{where} has no sample of class {', '.join(missing)}")
+
+
+def warn_of_misspelling(rows: Sequence[Row], classes: Sequence[str], *, multi_label: bool) -> None:
+    """Warns of each class that was found once and is spelt nearly like another."""
+    counts = collections.Counter(label for row in rows for label in _labels(row, multi_label))
+    for name in classes:
+        others = {other.casefold(): other for other in classes if other != name}
+        close = difflib.get_close_matches(name.casefold(), others, n=1, cutoff=_ALIKE)
+        if counts[name] == 1 and close:
+            _log.warning(
+                "class %r has one sample and is spelt nearly like %r: correct it, or name the classes in data.classes",
+                name,
+                others[close[0]],
             )
 
 

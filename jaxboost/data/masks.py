@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator
 import numpy as np
 
 from jaxboost.data.faults import FaultError
-from jaxboost.data.grey import SUFFIXES, read_picture
+from jaxboost.data.pictures import SUFFIXES, read_picture
 from jaxboost.errors import UserError
 
 # The names of the column that names the image, in CheXmask's files and others, without case, blanks and underscores.
@@ -89,7 +89,8 @@ def _from_folder(folder: pathlib.Path, name: str, shape: tuple[int, int]) -> np.
     if not path.is_file():
         raise FaultError(f"its mask {path} is missing")
     try:
-        return read_picture(path) > 0
+        mask = read_picture(path) > 0
+        return mask.any(2) if mask.ndim == 3 else mask
     except FaultError as fault:
         raise FaultError(f"its mask {path} {fault}") from fault
 

@@ -1,36 +1,52 @@
-"""Every data set by name."""
+"""Every data set, by its source and its name."""
 
 from collections.abc import Sequence
 
-from jaxboost.data import lidc, medmnist, radiographs, silhouettes
+from jaxboost.data import folder, lidc, medmnist, silhouettes, tfds_source
 from jaxboost.data.source import Dataset, DatasetInfo
 from jaxboost.errors import UserError, check_choice
 
+PUBLISHED = ""
+SOURCES = (PUBLISHED, folder.SOURCE, f"{tfds_source.PREFIX}NAME")
+
 
 def dataset_names() -> tuple[str, ...]:
-    """The names that `describe_dataset` and `load` take."""
-    return (*medmnist.names(), lidc.NAME, silhouettes.NAME, radiographs.NAME)
+    """The names of the published data sets that `describe_dataset` and `load` take."""
+    return (*medmnist.names(), lidc.NAME, silhouettes.NAME)
 
 
 def describe_dataset(
-    name: str, size: int, *, root: str = "", classes: Sequence[str] = (), multi_label: bool = False
+    name: str,
+    size: int,
+    *,
+    source: str = PUBLISHED,
+    ndim: int = 2,
+    root: str = "",
+    classes: Sequence[str] = (),
+    multi_label: bool = False,
+    masks: str = "",
 ) -> DatasetInfo:
-    """The description of data set `name` at `size` pixels.
+    """The description of a data set at `size` pixels.
 
-    No file of the data set is touched, but for radiographs without `classes`: theirs are those of labels.csv in `root`.
+    No file of it is touched, but for a user's folder without `classes`, see `folder.describe`.
 
     Args:
-        classes: of radiographs, in label order.
-        multi_label: whether a radiograph may have several labels.
+        name: of a published data set, or what a user's own is to be called; not read with "tfds:NAME".
+        source: "", a published data set; "folder", the user's files in `root`; "tfds:NAME", a prepared set of
+            tensorflow-datasets, see `tfds_source`.
+        ndim: spatial dimensions that the model takes; the published sets have their own.
+        classes, multi_label, masks: of a user's folder only.
 
     Raises:
-        UserError: no such data set, or not in that size; `classes` or `multi_label` for a data set that has its own;
-            labels.csv is needed and cannot be read.
+        UserError: no such source, data set or size; an option that the data set does not have; the folder is needed and
+            cannot be read.
     """
-    _check_name(name)
-    if name == radiographs.NAME:
-        return radiographs.describe(size, root=root, classes=classes, multi_label=multi_label)
-    _check_unused(name, classes=classes, multi_label=multi_label)
+    _check(source, name)
+    if source == folder.SOURCE:
+        return folder.describe(name, size, ndim=ndim, root=root, classes=classes, multi_label=multi_label, masks=masks)
+    _check_unused(source or name, classes=classes, multi_label=multi_label, masks=masks)
+    if source:
+        return tfds_source.describe(_tfds_name(source), size=size, root=root)
     if name in (lidc.NAME, silhouettes.NAME):
         return (lidc if name == lidc.NAME else silhouettes).describe(size)
     return medmnist.describe(name, size)
@@ -39,45 +55,69 @@ def describe_dataset(
 def load(
     name: str,
     *,
+    source: str = PUBLISHED,
     size: int,
+    ndim: int = 2,
     root: str,
     classes: Sequence[str] = (),
     multi_label: bool = False,
     masks: str = "",
     allow_mixed_patients: bool = False,
+    window: Sequence[float] = (),
+    spacing: float = 0.0,
 ) -> Dataset:
-    """Loads data set `name` at `size` pixels from the folder `root` ("": see `source.data_root`).
+    """Loads a data set at `size` pixels from the folder `root` (published ones: "", see `source.data_root`).
 
-    MedMNIST files that are missing are downloaded; the LIDC shapes are built on first use. Radiographs have the single
-    split "all", every other data set its official ones.
+    MedMNIST files that are missing are downloaded; the LIDC shapes are built on first use. A user's folder has the
+    single split "all" where it says no splits, every other data set its official ones.
 
     Args:
-        classes, multi_label, masks, allow_mixed_patients: of radiographs only, see `radiographs.load`.
+        name, source, ndim: as for `describe_dataset`.
+        classes, multi_label, masks, allow_mixed_patients, window, spacing: of a user's folder only, see `folder.load`.
 
     Raises:
-        UserError: no such data set or size; a file that is altered, cannot be had or cannot be read; an option that the
-            data set does not have.
+        UserError: no such source, data set or size; a file that is altered, cannot be had or cannot be read; an option
+            that the data set does not have; all that is wrong with a user's folder.
     """
-    _check_name(name)
+    _check(source, name)
     options = {
         "classes": classes,
         "multi_label": multi_label,
         "masks": masks,
         "allow_mixed_patients": allow_mixed_patients,
+        "window": window,
+        "spacing": spacing,
     }
-    if name == radiographs.NAME:
-        return radiographs.load(size=size, root=root, **options)
-    _check_unused(name, **options)
+    if source == folder.SOURCE:
+        return folder.load(name, size=size, ndim=ndim, root=root, **options)
+    _check_unused(source or name, **options)
+    if source:
+        return tfds_source.load(_tfds_name(source), size=size, root=root)
     if name in (lidc.NAME, silhouettes.NAME):
         return (lidc if name == lidc.NAME else silhouettes).load(size=size, root=root)
     return medmnist.load(name, size=size, root=root)
 
 
-def _check_name(name: str) -> None:
-    check_choice(name, dataset_names(), "config field data.name")
+def _check(source: str, name: str) -> None:
+    if source.startswith(tfds_source.PREFIX):
+        return
+    check_choice(source, SOURCES, "config field data.source")
+    if source == PUBLISHED:
+        check_choice(name, dataset_names(), "config field data.name")
+    elif name in dataset_names():
+        raise UserError(
+            f"config field data.name: {name!r} is a published data set, and data.source={source!r} is your own: "
+            "give it a name of its own"
+        )
+
+
+def _tfds_name(source: str) -> str:
+    return source.removeprefix(tfds_source.PREFIX)
 
 
 def _check_unused(name: str, **options: object) -> None:
     for field, value in options.items():
         if value:
-            raise UserError(f"config field data.{field}: {value!r} is for {radiographs.NAME} only, {name} has its own")
+            raise UserError(
+                f"config field data.{field}: {value!r} is for data.source={folder.SOURCE!r} only, {name} has its own"
+            )

@@ -99,7 +99,7 @@ class Checkpointer:
         if progress.fingerprint != fingerprint:
             raise UserError(
                 f"{self._latest.directory.parent} was trained with block {progress.fingerprint[:12] or 'none'}, not"
-                f" {fingerprint[:12] or 'none'}: give that block (and radiographs as they were), or another --workdir"
+                f" {fingerprint[:12] or 'none'}: give that block (and the data as they were), or another --workdir"
             )
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, _state_item(state))),

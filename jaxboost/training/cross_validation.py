@@ -35,19 +35,19 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict[str, An
       The content of result.json; None where a signal stopped it, or where `data.fold` names one fold and others lack.
     """
     datasets.check_folds(config)
-    if not config.data.get("folds", 0):
+    if not config.data.folds:
         return loop.train_and_evaluate(config, folder)
     together = _of_fold(config, ALL_FOLDS)
     workdir.check(folder, together)
     whole = functools.cache(lambda: _checked(config, folder))
     for number in range(config.data.folds) if config.data.fold == ALL_FOLDS else (config.data.fold,):
         logger.info("fold %d of %d", number, config.data.folds)
-        fold = loop.Fold(
+        splits = datasets.Splits(
             load=lambda number=number: datasets.fold_of(whole(), config, number, _folds_in(folder)),
             prepare=lambda: _prepare(whole(), together, folder),
             folder=folder,
         )
-        if loop.train_and_evaluate(_of_fold(config, number), folder / f"fold{number}", fold) is None:
+        if loop.train_and_evaluate(_of_fold(config, number), folder / f"fold{number}", splits) is None:
             return None
     results = [workdir.read_result(folder / f"fold{number}") for number in range(config.data.folds)]
     if missing := [str(number) for number, result in enumerate(results) if result is None]:

@@ -1,51 +1,98 @@
-"""The data set that a config names."""
+"""The data set that a config names, and the splits of a run."""
 
+import dataclasses
+import functools
 import hashlib
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxboost import data
+from jaxboost.data import shares
+from jaxboost.data.folder import SOURCE, WHOLE
 from jaxboost.data.source import Dataset, DatasetInfo
-from jaxboost.errors import UserError
+from jaxboost.errors import UserError, check_choice
+from jaxboost.models.classifier import BACKBONES
+from jaxboost.training import workdir
 
 ALL_FOLDS = -1
+SPLITS = "splits.csv"
 
-_DESCRIBED_BY = ("classes", "multi_label")
-_LOADED_BY = (*_DESCRIBED_BY, "masks", "allow_mixed_patients")
+_DESCRIBED_BY = ("source", "root", "classes", "multi_label", "masks")
+_LOADED_BY = (*_DESCRIBED_BY, "size", "allow_mixed_patients", "window", "spacing")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Where a run has its splits from.
+
+    Attributes:
+      load: gives the data set with its splits "train", "val" and "test".
+      prepare: writes what others have to find again, once no mistake of the user is left to be found.
+      folder: of what is kept beside: the run's, or that of the cross-validation that it is a fold of.
+    """
+
+    load: Callable[[], Dataset]
+    prepare: Callable[[], None]
+    folder: pathlib.Path
 
 
 def describe(config: ConfigDict) -> DatasetInfo:
-    """Its description; a folder of radiographs is looked at only where the config does not name the classes."""
+    """Its description; a user's folder is looked at only where the config does not name the classes."""
     fields = config.data
-    return data.describe_dataset(fields.name, fields.size, root=fields.root, **_present(config, _DESCRIBED_BY))
+    options = {name: fields[name] for name in _DESCRIBED_BY}
+    return data.describe_dataset(fields.name, fields.size, ndim=_ndim(config), **options)
 
 
 def load(config: ConfigDict) -> Dataset:
     """The whole data set, with its official splits where it has some."""
-    fields = config.data
-    return data.load(fields.name, size=fields.size, root=fields.root, **_present(config, _LOADED_BY))
+    return data.load(config.data.name, ndim=_ndim(config), **{name: config.data[name] for name in _LOADED_BY})
+
+
+def own_splits(config: ConfigDict, folder: pathlib.Path) -> Splits:
+    """The splits of a run that is no fold: the official ones, or such as are made once and kept in `folder`."""
+    file = folder / SPLITS
+
+    @functools.cache
+    def find() -> tuple[Dataset, bool]:
+        """The data set, and whether its splits are made here."""
+        whole = load(config)
+        if WHOLE not in whole.splits:
+            return whole, False
+        divided = data.divide(
+            whole,
+            shares=config.data.shares,
+            seed=config.data.fold_seed,
+            file=file if file.exists() else None,
+            without_val=_without_val(config),
+        )
+        return divided, True
+
+    def prepare() -> None:
+        dataset, made = find()
+        if made and not file.exists():
+            workdir.create(folder, config)
+            shares.write(file, dataset)
+
+    return Splits(load=lambda: find()[0], prepare=prepare, folder=folder)
 
 
 def check_folds(config: ConfigDict) -> None:
     """Raises UserError where the fields that say which splits are used contradict each other."""
     fields = config.data
-    folds = fields.get("folds", 0)
-    if not folds and fields.name == "radiographs":
-        raise UserError(
-            "data set radiographs has no official splits: take a config with data.folds, such as configs/pneumollm.py,"
-            " and set it to 2 or more"
-        )
-    if not folds and "folds" in fields and (fields.folds_file or fields.fold != ALL_FOLDS):
+    folds = fields.folds
+    if not folds and (fields.folds_file or fields.fold != ALL_FOLDS):
         raise UserError("config fields data.fold and data.folds_file are of a cross-validation: set data.folds")
     if not folds:
+        shares.check_shares(fields.shares, without_val=_without_val(config))
         return
     if folds < 2:
-        raise UserError(f"config field data.folds: {folds} should be 2 or more, or 0 for the official splits")
+        raise UserError(f"config field data.folds: {folds} should be 2 or more, or 0 for no cross-validation")
     if not ALL_FOLDS <= fields.fold < folds:
         raise UserError(f"config field data.fold: {fields.fold} should be 0 to {folds - 1}, or {ALL_FOLDS} for all")
-    if config.eval.protocol != "reference" and not 0 < fields.val_share <= 0.5:
+    if not _without_val(config) and not 0 < fields.val_share <= 0.5:
         raise UserError(
             f"config field data.val_share: {fields.val_share} should be above 0, for validation picks the epoch, and at"
             " most 0.5"
@@ -67,7 +114,7 @@ def fold_of(dataset: Dataset, config: ConfigDict, fold: int, file: pathlib.Path 
         fold=fold,
         seed=fields.fold_seed,
         # The reference has no validation part: it trains on all other folds and picks the epoch on the test fold.
-        val_share=0 if config.eval.protocol == "reference" else fields.val_share,
+        val_share=0 if _without_val(config) else fields.val_share,
         file=pathlib.Path(fields.folds_file).expanduser() if fields.folds_file else file,
     )
 
@@ -86,5 +133,13 @@ def fingerprint(dataset: Dataset) -> dict[str, str]:
     return {"data": digest.hexdigest()}
 
 
-def _present(config: ConfigDict, names: tuple[str, ...]) -> dict[str, object]:
-    return {name: config.data[name] for name in names if name in config.data}
+def _without_val(config: ConfigDict) -> bool:
+    """Whether the epoch is picked on the test split."""
+    return config.eval.protocol == "reference"
+
+
+def _ndim(config: ConfigDict) -> int:
+    """Spatial dimensions that the model takes; only a user's folder has no own ones."""
+    if config.data.source != SOURCE or "pneumollm" in config:
+        return 2
+    return BACKBONES[check_choice(config.model.backbone, BACKBONES, "config field model.backbone")].ndim

@@ -5,7 +5,6 @@ import logging
 import math
 import pathlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxboost.data import pipeline
 from jaxboost.data.augment import Augment
-from jaxboost.data.source import Dataset, DatasetInfo
+from jaxboost.data.source import DatasetInfo
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.frozen import Tree
 from jaxboost.training import (
@@ -43,13 +42,15 @@ logger = logging.getLogger(__name__)
 PROTOCOLS = {"validation": "val", "reference": "test"}  # protocol -> split that picks the epoch
 
 
-def train_and_evaluate(config: ConfigDict, folder: pathlib.Path, fold: "Fold | None" = None) -> dict[str, Any] | None:
+def train_and_evaluate(
+    config: ConfigDict, folder: pathlib.Path, splits: datasets.Splits | None = None
+) -> dict[str, Any] | None:
     """Runs a config to its end, resuming what `folder` holds of it.
 
     Every mistake of the user is found before anything is written to `folder`.
 
     Args:
-      fold: the fold of a cross-validation that the run is, None for the data set's own splits.
+      splits: of the fold of a cross-validation that the run is, None for the data set's own splits.
 
     Returns:
       The content of result.json; None where a signal stopped the run before its end.
@@ -61,28 +62,13 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path, fold: "Fold | N
         logger.info("%s is finished:", folder)
         report.log_result(finished)
         return finished
-    return Run(config, folder, fold).complete()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Fold:
-    """What a fold's run has from the cross-validation that it is part of.
-
-    Attributes:
-      load: gives the data set.
-      prepare: writes what stands for all folds, once no mistake of the user is left to be found.
-      folder: of the cross-validation.
-    """
-
-    load: Callable[[], Dataset]
-    prepare: Callable[[], None]
-    folder: pathlib.Path
+    return Run(config, folder, splits).complete()
 
 
 class Run:
     """One session of a run: everything that is built once, and the three phases that use it."""
 
-    def __init__(self, config: ConfigDict, folder: pathlib.Path, fold: Fold | None = None):
+    def __init__(self, config: ConfigDict, folder: pathlib.Path, splits: datasets.Splits | None = None):
         self.config, self.folder, self.started = config, folder, time.monotonic()
         _check_ranges(config)
         _keep_compiled_programs(config.train.compilation_cache)
@@ -91,7 +77,8 @@ class Run:
         self.experiment = systems.prepare(config, info)
         self.augment = Augment(**config.augment)
         self.augment.check(info.ndim)
-        self.dataset = fold.load() if fold else datasets.load(config)
+        splits = splits or datasets.own_splits(config, folder)
+        self.dataset = splits.load()
         objective = self._objective()
         self.image_size: int | None = config.model.image_size
         self.iterator = self._train_iterator()
@@ -113,13 +100,12 @@ class Run:
         )
         # Another answer for the same images is another data set.
         self.fingerprints |= datasets.fingerprint(self.dataset)
-        if fold:
-            fold.prepare()
+        splits.prepare()
         # Images that are other ones each time are encoded each time.
         if self.experiment.encoder_key is not None and not (
             self.augment.random_fields or objective.mixing.changes_images
         ):
-            self._encode(params, fold.folder if fold else folder)
+            self._encode(params, splits.folder)
         self.state = step.init_state(params, tx, replicated, stats=stats, ema=config.train.ema > 0)
         graphdef = self.experiment.graphdef
         self.train_step = step.make_train_step(

@@ -47,7 +47,7 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | None:
         raise UserError(f"{path} is not readable ({error}): remove {workdir} or give another --workdir") from None
     before, now = _flat(saved), _flat(to_dict(config))
     # Published data sets are the same wherever they lie.
-    held = {"data.root"} if config.data.name == "radiographs" else set()
+    held = {"data.root"} if config.data.source else set()
     differing = [
         f"{name} ({before.get(name)!r} there, {now.get(name)!r} now)"
         for name in sorted({*before, *now} - (_FREE_FIELDS - held))

@@ -97,7 +97,7 @@ def test_png_masks_that_fail(tmp_path):
     masks = open_masks(tmp_path, {"a", "b"})
     with pytest.raises(FaultError, match=r"^its mask .*/a\.png is missing$"):
         masks("a", (20, 30))
-    with pytest.raises(FaultError, match=r"^its mask .*/b\.png is neither a PNG nor a JPEG file$"):
+    with pytest.raises(FaultError, match=r"^its mask .*/b\.png is neither a PNG nor a JPEG nor a TIFF file"):
         masks("b", (20, 30))
 
 

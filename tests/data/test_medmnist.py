@@ -12,7 +12,7 @@ from jaxboost.data import dataset_names, describe_dataset, load, npz, pipeline
 from jaxboost.data.medmnist import medmnist_info
 from jaxboost.errors import UserError
 
-OTHERS = ("lidcshapes3d", "lidcsilhouettes", "radiographs")
+OTHERS = ("lidcshapes3d", "lidcsilhouettes")
 FLAGS = [name for name in dataset_names() if name not in OTHERS]
 
 

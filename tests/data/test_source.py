@@ -19,7 +19,7 @@ FLAGS_3D = ["organmnist3d", "nodulemnist3d", "adrenalmnist3d", "fracturemnist3d"
 
 
 def test_names():
-    own = ["lidcshapes3d", "lidcsilhouettes", "radiographs"]
+    own = ["lidcshapes3d", "lidcsilhouettes"]
     assert sorted(dataset_names()) == sorted([*FLAGS_2D, *FLAGS_3D, *own])
 
 
@@ -93,7 +93,7 @@ def test_imports_are_light_and_silent(tmp_path):
     code = (
         "import sys, jaxboost.data\n"
         "jaxboost.data.describe_dataset('breastmnist', 28)\n"
-        "heavy = {'torch', 'jax', 'medmnist', 'pylidc', 'pydicom', 'sklearn'} & set(sys.modules)\n"
+        "heavy = {'torch', 'jax', 'medmnist', 'pylidc', 'pydicom', 'nibabel', 'sklearn'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     folder = pathlib.Path(jaxboost.data.__file__).parents[2]

@@ -522,17 +522,14 @@ def test_no_tensorflow(shapes, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_training_run(shapes, tmp_path, monkeypatch):
+def test_a_training_run(shapes, tmp_path):
     # Only here: the other tests of this file need no jax.
-    from jaxboost.training import datasets, loop
+    from jaxboost.training import loop
     from tests.training.small_runs import small_config
 
     folder, expected = shapes
-    for read in (tfds_source.describe, tfds_source.load):
-        monkeypatch.setattr(
-            datasets, read.__name__, lambda config, read=read: read("lidc_shapes", size=28, root=config.data.root)
-        )
-    result = loop.train_and_evaluate(small_config(folder, {"train.batch_size": 8}), tmp_path / "run")
+    config = small_config(folder, {"data.source": "tfds:lidc_shapes", "train.batch_size": 8})
+    result = loop.train_and_evaluate(config, tmp_path / "run")
     assert result["dataset"] == f"tfds-lidc_shapes-{lidc.BUILD_VERSION}.0.0"
     assert result["steps"] == 2
     assert result["splits"] == {name: len(split) for name, split in expected.splits.items()}

@@ -131,7 +131,7 @@ def test_folds_of_another_config_are_not_mixed(finished, radiographs):
         cross_validation.train_and_evaluate(small(radiographs.parent), folder)
     with pytest.raises(UserError, match=r"data\.folds \(3 there, 0 now\)"):
         cross_validation.train_and_evaluate(
-            small(radiographs, data__folds=0, data__name="breastmnist", data__classes=()), folder
+            small(radiographs, data__folds=0, data__source="", data__name="breastmnist", data__classes=()), folder
         )
 
 
@@ -186,7 +186,7 @@ def test_radiographs_that_changed_are_not_resumed(radiographs, tmp_path):
     table.write_text(
         table.read_text().replace("p00_0.png,healthy", "p00_0.png,sick").replace("p00_1.png,healthy", "p00_1.png,sick")
     )
-    with pytest.raises(UserError, match="radiographs as they were"):
+    with pytest.raises(UserError, match="the data as they were"):
         cross_validation.train_and_evaluate(small(folder, data__fold=0), run)
 
 
@@ -237,7 +237,7 @@ def make_run(config, folder: pathlib.Path) -> loop.Run:
     """The run of the first fold, before its first step."""
     one = config.copy_and_resolve_references()
     one.data.fold = 0
-    fold = loop.Fold(
+    fold = datasets.Splits(
         load=lambda: datasets.fold_of(datasets.load(one), one, 0, None), prepare=lambda: None, folder=folder
     )
     return loop.Run(one, folder / "fold0", fold)
@@ -374,14 +374,14 @@ def test_multi_label_radiographs(radiographs, tmp_path):
         ({"llama__layers": ()}, ["llama.layers"]),
         ({"model__backbone": "vivit_m"}, ["model.backbone"]),
         ({"model__image_size": 30}, ["model.image_size"]),
-        ({"data__name": "lidcshapes3d", "data__classes": ()}, ["3-D"]),
+        ({"data__source": "", "data__name": "lidcshapes3d", "data__classes": ()}, ["3-D"]),
         ({"data__folds": 1}, ["data.folds"]),
         ({"data__fold": 3}, ["data.fold", "0 to 2"]),
         ({"train__loss": "bce"}, ["train.loss"]),
         ({"train__accumulate": 0}, ["train.accumulate"]),
         ({"train__accumulate": 4, "train__max_steps": 3}, ["train.max_steps", "train.accumulate"]),
         ({"train__accumulate": 1000}, ["train.accumulate"]),
-        ({"data__folds": 0}, ["radiographs", "data.folds"]),
+        ({"data__folds": 0, "data__shares": (0.7, 0.3)}, ["data.shares", "add up to 1"]),
         ({"data__folds_file": "nowhere.csv"}, ["data.folds_file", "nowhere.csv"]),
         ({"data__val_share": 0.9}, ["data.val_share"]),
         ({"data__val_share": 0.0}, ["data.val_share", "above 0"]),

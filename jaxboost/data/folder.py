@@ -1,0 +1,199 @@
+"""Source "folder": files of a user's own, 2-D images or volumes, with their labels.
+
+The folder data.root is laid out in one of two ways.
+
+A table: labels.csv has the columns `file` (or `path`; below data.root/images/, where there is such a folder, or below
+data.root) and `label`. Without a column `patient_id` (or `patient`) every file counts as a patient of its own. A column
+`split` (train, val, test) makes official splits; then all three are needed, and no patient may be in two.
+
+Class folders, where there is no labels.csv: data.root/CLASS/files, or data.root/{train,val,test}/CLASS/files.
+
+2-D: DICOM (.dcm, .dicom), PNG, JPEG, TIFF, .npy with (H, W) or (H, W, 3); they are resized to a square, bicubic,
+whatever their proportions are, and keep their colours, see `jaxboost.data.pictures`. Where masks of the lungs are given
+(`jaxboost.data.masks`), an image is cut to the smallest rectangle around them first, as in the PneumoLLM paper.
+3-D: NIfTI (.nii, .nii.gz), .npy with (D, H, W); they are resampled to a cube, see `jaxboost.data.volumes`.
+
+The whole folder is read before training starts, and everything that is wrong with it is reported in one message.
+"""
+
+import dataclasses
+import functools
+import logging
+import math
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxboost.data import arrays, labels, layouts, samples
+from jaxboost.data.faults import Faults
+from jaxboost.data.labels import Row
+from jaxboost.data.masks import Lookup, open_masks, stem
+from jaxboost.data.source import MULTI_LABEL, SPLITS, Dataset, DatasetInfo, Split
+from jaxboost.errors import UserError, nearest
+
+SOURCE = "folder"
+WHOLE = "all"
+
+_log = logging.getLogger(__name__)
+
+
+def describe(
+    name: str, size: int, *, ndim: int, root: str, classes: Sequence[str], multi_label: bool, masks: str
+) -> DatasetInfo:
+    """The description; no image is looked at, so that colour is not known and `channels` is 1.
+
+    No file is touched where `classes` are given; otherwise they are those of the folder, sorted.
+
+    Raises:
+        UserError: the name or the size cannot be, the classes cannot be told apart, or the folder is needed and cannot
+            be read.
+    """
+    _check_name(name)
+    if classes:
+        known = labels.check_classes(classes, "data.classes", multi_label=multi_label)
+    else:
+        folder = layouts.open_folder(root)
+        rows = layouts.read_rows(folder, Faults(folder), layouts.masks_in(folder, masks))
+        known = _found_classes(folder, rows, multi_label)
+    return _info(name, size, ndim, known, multi_label)
+
+
+def load(
+    name: str,
+    *,
+    size: int,
+    ndim: int,
+    root: str,
+    classes: Sequence[str],
+    multi_label: bool,
+    masks: str,
+    allow_mixed_patients: bool,
+    window: Sequence[float],
+    spacing: float,
+) -> Dataset:
+    """Reads the folder `root`.
+
+    Args:
+        name: what the data set is to be called.
+        size: S, pixels or voxels a side of the prepared images.
+        ndim: 2 or 3.
+        root: the folder.
+        classes: in label order; empty: those of the folder, sorted.
+        multi_label: a label may be several, separated by "|", or none.
+        masks: of 2-D images: "", or a folder of masks or a table, as a path below `root` or of its own.
+        allow_mixed_patients: whether the images of one patient may have different labels.
+        window: (low, high), the stored values of volumes and floating-point images that become 0 and 255; (): the
+            file's own least and greatest.
+        spacing: mm a voxel of the grid; 0: the longest side of each volume fills it.
+
+    Returns:
+        The official splits, or the one split "all", in the order of the rows: images (n, S, S, C) or (n, S, S, S, 1),
+        the patients as `groups`, None where they are not known, and the files as `names`.
+
+    Raises:
+        UserError: with all that is wrong with the folder.
+    """
+    _check_name(name)
+    _check_options(ndim, masks, window, spacing)
+    folder = layouts.open_folder(root)
+    faults = Faults(folder)
+    masks_path = layouts.masks_in(folder, masks)
+    rows = layouts.read_rows(folder, faults, masks_path)
+    known = labels.check_classes(classes, "data.classes", multi_label=multi_label) if classes else ()
+    info = _info(name, size, ndim, known or _found_classes(folder, rows, multi_label), multi_label)
+    if known:
+        rows = _of_known_folders(rows, known, faults)
+    else:
+        _log.info("classes found, in label order (of two the second is the positive one): %s", ", ".join(info.classes))
+        labels.warn_of_misspelling(rows, info.classes, multi_label=multi_label)
+    if rows[0].patient is None:
+        _log.warning("%s has no patient ids: every file is taken as a patient of its own", name)
+    targets = labels.encode(rows, info.classes, faults, multi_label=multi_label)
+    labels.check_patients(rows, faults, multi_label=multi_label, allow_mixed=allow_mixed_patients)
+    labels.check_splits(rows, info.classes, faults, multi_label=multi_label)
+    paths = layouts.locate(folder, rows, ndim, faults, masks_path)
+    if ndim == 2:
+        lungs = _lungs(masks_path, list(paths), faults)
+        read = functools.partial(samples.read_2d, size=size, window=window, lungs=lungs)
+    else:
+        read = functools.partial(samples.read_3d, size=size, window=window, spacing=spacing)
+    found = samples.read_all(paths, read, ndim, faults)
+    joined = samples.join_copies(rows, found, faults, multi_label=multi_label)
+    faults.raise_any()
+    whole = Split(
+        images=samples.stack([found[row] for row in rows], ndim),
+        labels=targets,
+        groups=None if joined[0].patient is None else np.array([row.patient for row in joined]),
+        names=np.array([row.file for row in rows]),
+    )
+    splits = {WHOLE: whole}
+    if rows[0].split:
+        places = np.array([row.split for row in rows])
+        splits = {split: whole.take(np.flatnonzero(places == split)) for split in SPLITS}
+    sizes = {split: len(members) for split, members in splits.items()}
+    info = dataclasses.replace(info, channels=whole.images.shape[-1], n_samples=sizes)
+    return Dataset(info=info, splits=splits, baselines={})
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UserError(
+            f"config field data.name: {name!r} is what results and files of a data set of your own are called: give "
+            "letters, digits, '-', '_' and '.'"
+        )
+
+
+def _check_options(ndim: int, masks: str, window: Sequence[float], spacing: float) -> None:
+    arrays.check_window(window)
+    if not 0 <= spacing < math.inf:
+        raise UserError(f"data.spacing={spacing}: give mm, or 0")
+    if ndim == 2 and spacing:
+        raise UserError(f"data.spacing={spacing} is for volumes, and model.backbone takes 2-D images: set it to 0")
+    if ndim == 3 and masks:
+        raise UserError(f"data.masks={masks!r} is for 2-D images, and model.backbone takes volumes: leave it empty")
+
+
+def _found_classes(folder: pathlib.Path, rows: Sequence[Row], multi_label: bool) -> tuple[str, ...]:
+    found = labels.find_classes(rows, multi_label=multi_label)
+    where = folder / labels.FILE if rows[0].number else folder
+    return labels.check_classes(found, str(where), multi_label=multi_label)
+
+
+def _of_known_folders(rows: list[Row], classes: Sequence[str], faults: Faults) -> list[Row]:
+    """The rows without those of class folders that `classes` do not name: a fault for each of these."""
+    if rows[0].number:
+        return rows
+    for name in sorted({row.label for row in rows} - set(classes)):
+        faults.add(f"the folder {name}/ is not one of data.classes, {nearest(name, classes)}")
+    kept = [row for row in rows if row.label in classes]
+    if not kept:
+        faults.raise_any()
+    return kept
+
+
+def _info(name: str, size: int, ndim: int, classes: tuple[str, ...], multi_label: bool) -> DatasetInfo:
+    if size < 1:
+        raise UserError(f"data.size={size}: use 1 or more")
+    task = MULTI_LABEL if multi_label else "binary-class" if len(classes) == 2 else "multi-class"
+    return DatasetInfo(
+        name=name, task=task, classes=classes, channels=1, ndim=ndim, size=size, n_samples={}, license=""
+    )
+
+
+def _lungs(masks: pathlib.Path | None, rows: Sequence[Row], faults: Faults) -> Lookup | None:
+    if masks is None:
+        return None
+    first_of: dict[str, Row] = {}
+    for row in rows:
+        first = first_of.setdefault(stem(row.file), row)
+        if first is not row:
+            where = f" in row {first.number}" if first.number else ""
+            text = f"has the same mask as {first.file}{where}: rename one of them"
+            faults.add(text, row=row.number, file=row.file)
+    try:
+        return open_masks(masks, first_of)
+    except UserError as error:
+        faults.add(str(error))
+        return None

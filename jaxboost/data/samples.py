@@ -1,0 +1,129 @@
+"""The images of a user's folder, read in threads, and the copies among them."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from jaxboost.data import labels
+from jaxboost.data.faults import FaultError, Faults
+from jaxboost.data.labels import Row
+from jaxboost.data.layouts import some
+from jaxboost.data.masks import Lookup, bounding_box, stem
+from jaxboost.data.pictures import read_image
+from jaxboost.data.volumes import read_volume, resample
+
+# A volume of 512^3 voxels takes some GB while it is resampled.
+_THREADS = {2: 8, 3: 2}
+_DARK = 32
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """An image uint8 (S, S) or (S, S, 3), or a volume (S, S, S), and the digest of the pixels that it was made of."""
+
+    image: np.ndarray
+    digest: str
+
+
+def read_all(
+    paths: Mapping[Row, pathlib.Path], read: Callable[[pathlib.Path], Sample], ndim: int, faults: Faults
+) -> dict[Row, Sample]:
+    """`read` of every file; what it raises goes to `faults`."""
+
+    def attempt(path: pathlib.Path) -> Sample | FaultError:
+        try:
+            return read(path)
+        except FaultError as fault:
+            return fault
+
+    samples = {}
+    # Decoders, numpy, scipy and pillow let go of the interpreter lock.
+    with concurrent.futures.ThreadPoolExecutor(min(_THREADS[ndim], os.cpu_count() or 1)) as pool:
+        results = pool.map(attempt, paths.values())
+        bar = tqdm(results, total=len(paths), desc="reading", unit="image", disable=None)
+        for row, result in zip(paths, bar, strict=True):
+            if isinstance(result, FaultError):
+                faults.add(str(result), row=row.number, file=row.file)
+            else:
+                samples[row] = result
+    return samples
+
+
+def read_2d(path: pathlib.Path, size: int, window: Sequence[float], lungs: Lookup | None) -> Sample:
+    """A 2-D image, cut to its mask where there is one and resized to a square, bicubic; see `pictures.read_image`."""
+    image = read_image(path, window)
+    picture = Image.fromarray(image)
+    if lungs is not None:
+        shape = image.shape[:2]
+        picture = picture.crop(bounding_box(lungs(stem(path.name), shape), shape))
+    return Sample(np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)), _digest(image))
+
+
+def read_3d(path: pathlib.Path, size: int, window: Sequence[float], spacing: float) -> Sample:
+    """A volume on its grid; see `volumes`."""
+    volume = read_volume(path)
+    return Sample(resample(volume, size, window=window, spacing=spacing), _digest(volume.values))
+
+
+def stack(samples: Sequence[Sample], ndim: int) -> np.ndarray:
+    """uint8 (n, S, S, C), with three channels where any image is in colour, or (n, S, S, S, 1)."""
+    images = [sample.image for sample in samples]
+    if ndim == 2 and any(image.ndim == 3 for image in images):
+        return np.stack([np.broadcast_to(np.atleast_3d(image), (*image.shape[:2], 3)) for image in images])
+    volumes = np.stack(images)[..., np.newaxis]
+    if ndim == 3 and volumes.max() < _DARK:
+        _log.warning(
+            "the greatest value of all volumes is %d of 255, for 8-bit files are taken as they are: for masks and the "
+            "like set data.window to the values that are to be 0 and 255",
+            volumes.max(),
+        )
+    return volumes
+
+
+def join_copies(rows: Sequence[Row], samples: Mapping[Row, Sample], faults: Faults, *, multi_label: bool) -> list[Row]:
+    """`rows`, where files with the same pixels and no patients are files of one patient.
+
+    Copies whose patients, labels or splits differ are a fault; of the others a warning tells.
+    """
+    by_digest: dict[str, list[Row]] = collections.defaultdict(list)
+    for row in rows:
+        if row in samples:
+            by_digest[samples[row].digest].append(row)
+    harmless, patient_of = [], {}
+    for first, *copies in by_digest.values():
+        for copy in copies:
+            fault = ""
+            if copy.patient != first.patient:
+                fault = f"{copy.patient!r} and {first.patient!r} are one patient, or one file is wrong"
+            elif not labels.same_labels(first, copy, multi_label=multi_label):
+                fault = f"their labels differ, {copy.label!r} and {first.label!r}"
+            elif copy.split != first.split:
+                fault = f"their splits differ, {copy.split} and {first.split}"
+            if fault:
+                where = f" in row {first.number}" if first.number else ""
+                text = f"has the same pixels as {first.file}{where}: {fault}"
+                faults.add(text, row=copy.number, file=copy.file)
+            else:
+                harmless.append(f"{first.file} = {copy.file}")
+                patient_of[copy] = first.file
+    if harmless:
+        _log.warning("images with the same pixels, taken as of one patient each: %s", some(harmless))
+    if not patient_of or rows[0].patient is not None:
+        return list(rows)
+    return [dataclasses.replace(row, patient=patient_of.get(row, row.file)) for row in rows]
+
+
+def _digest(pixels: np.ndarray) -> str:
+    described = f"{pixels.shape} {pixels.dtype.str}"
+    return hashlib.sha256(described.encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()

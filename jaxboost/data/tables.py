@@ -1,0 +1,98 @@
+"""A table that says where every sample is, in which fold or which split: written by a run, checked when read again."""
+
+import csv
+import io
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from jaxboost.data.npz import replacing
+from jaxboost.data.source import DatasetInfo
+from jaxboost.errors import UserError
+
+T = TypeVar("T")
+
+
+def write(
+    path: pathlib.Path, column: str, *, names: np.ndarray, groups: np.ndarray, labels: Sequence[str], places: np.ndarray
+) -> None:
+    """Writes the columns patient_id, file, label, `column` with a row for each sample, under a temporary name first.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(_header(column))
+    table.writerows(zip(groups.tolist(), names.tolist(), labels, places.tolist(), strict=True))
+    with replacing(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def read(
+    path: pathlib.Path,
+    column: str,
+    *,
+    names: np.ndarray,
+    groups: np.ndarray,
+    parse: Callable[[str], T | None],
+    allowed: str,
+    mend: str,
+) -> list[T]:
+    """The place of every sample, in the order of `names`, from a table that `write` made; its labels are for people.
+
+    Args:
+        parse: a cell of `column` -> the place, None where there is no such place.
+        allowed: the places in words, for messages.
+        mend: what to do about a fault, for messages.
+
+    Raises:
+        UserError: the table cannot be read, does not have exactly the samples `names` with their patients `groups`,
+            names a place that is not `allowed`, or has a patient in two.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as a table of {column}s ({error}): {mend}") from error
+    if tuple(header) != _header(column):
+        raise UserError(f"{path}: its columns are {', '.join(header)}, not {', '.join(_header(column))}: {mend}")
+    patients = dict(zip(names.tolist(), groups.tolist(), strict=True))
+    place_of: dict[str, T] = {}
+    first: dict[str, tuple[T, int]] = {}
+    for row, cells in enumerate(rows, 2):
+        fault = ""
+        patient, name, _, cell = cells if len(cells) == len(header) else ("", "", "", "")
+        place = parse(cell)
+        if len(cells) != len(header):
+            fault = f"has {len(cells)} cells"
+        elif name not in patients:
+            fault = f"{name!r} is not in the data set"
+        elif name in place_of:
+            fault = f"{name!r} is listed twice"
+        elif patient != patients[name]:
+            fault = f"{name!r} is of patient {patients[name]!r} in the data set, not {patient!r}"
+        elif place is None:
+            fault = f"{column} {cell!r} is not one of {allowed}"
+        elif first.setdefault(patient, (place, row))[0] != place:
+            other, where = first[patient]
+            fault = f"patient {patient!r} is in {column} {place} here and in {column} {other} in row {where}"
+        if fault:
+            raise UserError(f"{path} row {row}: {fault}: {mend}")
+        place_of[name] = place
+    if missing := [name for name in patients if name not in place_of]:
+        raise UserError(f"{path}: no row for {missing[0]!r} and {len(missing) - 1} others: {mend}")
+    return [place_of[name] for name in patients]
+
+
+def texts(labels: np.ndarray, info: DatasetInfo) -> list[str]:
+    """Every sample's label in words; labels (n, L)."""
+    if info.labels_per_sample == 1 and labels.shape[1] == 1 and len(info.classes) > 1:
+        return [info.classes[label] for label in labels[:, 0]]
+    return ["|".join(name for name, has in zip(info.classes, row, strict=True) if has) for row in labels]
+
+
+def _header(column: str) -> tuple[str, ...]:
+    return ("patient_id", "file", "label", column)

@@ -1,0 +1,172 @@
+"""Splits for data without: by patient, stratified, and kept in a file that is checked."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from jaxboost.data import Dataset, DatasetInfo, Split, divide
+from jaxboost.data.shares import assign, write
+from jaxboost.errors import UserError
+
+CLASSES = ("normal", "silicosis")
+SHARES = (0.7, 0.1, 0.2)
+BY_SPLIT = dict(zip(("train", "val", "test"), SHARES, strict=True))
+
+
+def data_set(labels, groups=None, classes=CLASSES):
+    n = len(labels)
+    names = np.array([f"{index}, a.png" for index in range(n)])
+    split = Split(images=np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1), labels=labels, groups=groups, names=names)
+    info = DatasetInfo("mine", "binary-class", classes, 1, 2, 1, {"all": n}, "")
+    return Dataset(info=info, splits={"all": split}, baselines={})
+
+
+def cohort(seed=0, patients=80):
+    """Labels (n, 1) and patients (n,): 1 to 4 samples of each patient, one label a patient, in mixed order."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(patients), rng.integers(1, 5, patients))
+    order = rng.permutation(len(groups))
+    return (groups * 7 % 10 < 4).astype(np.int64)[order, None], np.array([f"P{group:03}" for group in groups[order]])
+
+
+def divided(dataset, **options):
+    return divide(dataset, **({"shares": SHARES, "seed": 0, "file": None} | options))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_by_patient_and_stratified(seed):
+    labels, groups = cohort(seed)
+    found = divided(data_set(labels, groups), seed=seed)
+    assert list(found.splits) == ["train", "val", "test"]
+    assert found.info.n_samples == {name: len(part) for name, part in found.splits.items()}
+    patients = [set(part.groups) for part in found.splits.values()]
+    assert sum(map(len, patients)) == len(set.union(*patients)) == 80
+    for (name, part), share in zip(found.splits.items(), SHARES, strict=True):
+        assert len(part) == pytest.approx(share * len(labels), abs=3), name
+        assert part.labels.sum() == pytest.approx(share * labels.sum(), abs=3), name
+        np.testing.assert_array_equal(part.labels, labels[part.images[:, 0, 0, 0]])
+
+
+def test_single_samples_are_split_exactly():
+    labels = np.repeat([0, 1], [70, 30])[:, None]
+    places = assign(labels, None, shares=BY_SPLIT, seed=0)
+    counts = {name: np.bincount(labels[places == name, 0]).tolist() for name in BY_SPLIT}
+    assert counts == {"train": [49, 21], "val": [7, 3], "test": [14, 6]}
+
+
+def test_a_rare_class_is_in_every_split():
+    labels = np.repeat([0, 1, 2], [200, 60, 3])[:, None]
+    places = assign(labels, None, shares=BY_SPLIT, seed=0)
+    assert [np.bincount(labels[places == name, 0])[2] for name in BY_SPLIT] == [1, 1, 1]
+    assert [int((places == name).sum()) for name in BY_SPLIT] == pytest.approx([184, 26, 53], abs=2)
+
+
+def test_large_patients_do_not_always_go_to_training():
+    """One patient has 20 of 200 samples, which is what the test split has room for."""
+    labels = (np.arange(200) % 2)[:, None]
+    groups = np.array(["large"] * 20 + [f"P{index}" for index in range(180)])
+    places = [assign(labels, groups, shares=BY_SPLIT, seed=seed)[0] for seed in range(40)]
+    assert 1 <= places.count("test") <= 39
+    assert places.count("val") < places.count("train")
+
+
+def test_several_labels():
+    rng = np.random.default_rng(0)
+    labels = np.stack([rng.random(300) < share for share in (0.5, 0.2, 0.03)], 1).astype(np.int64)
+    places = assign(labels, None, shares=BY_SPLIT, seed=0)
+    for column in labels.T:
+        for name, share in BY_SPLIT.items():
+            assert 1 <= column[places == name].sum() == pytest.approx(share * column.sum(), abs=3)
+
+
+def test_the_seed_decides():
+    labels, groups = cohort()
+    first, again, other = (assign(labels, groups, shares=BY_SPLIT, seed=seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_without_validation():
+    found = divided(data_set(*cohort()), shares=(0.8, 0.0, 0.2), without_val=True)
+    assert list(found.splits) == ["train", "test"]
+    with pytest.raises(UserError, match=r"^data.shares=\(0.8, 0.0, 0.2\): the share of val should be above 0"):
+        divided(data_set(*cohort()), shares=(0.8, 0.0, 0.2))
+
+
+@pytest.mark.parametrize("shares", [(0.8, 0.2), (0.7, 0.2, 0.2), (1.2, -0.4, 0.2), (70.0, 10.0, 20.0)])
+def test_shares_that_cannot_be(shares):
+    with pytest.raises(UserError, match=r"^data.shares=.*: give the shares of train, val and test, which add up to 1"):
+        divided(data_set(*cohort()), shares=shares)
+
+
+def test_data_that_cannot_be_divided():
+    with pytest.raises(UserError, match=r"^data.fold_seed=-1 is out of range"):
+        divided(data_set(*cohort()), seed=-1)
+    labels = np.repeat([0, 1], [9, 4])[:, None]
+    groups = np.array([f"P{index}" for index in range(9)] + ["Q1", "Q1", "Q2", "Q2"])
+    with pytest.raises(
+        UserError, match=r"^every class needs 3 patients, one for each split, and class 'silicosis' has 2, 'tb' has 0: "
+    ):
+        divided(data_set(labels, groups, (*CLASSES, "tb")))
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A data set, its splits, and the file of them."""
+    dataset = data_set(*cohort(patients=30))
+    found = divided(dataset)
+    write(tmp_path / "splits.csv", found)
+    return dataset, found, tmp_path / "splits.csv"
+
+
+def test_round_trip(table):
+    dataset, found, path = table
+    again = divided(dataset, seed=7, file=path)
+    for name, part in found.splits.items():
+        np.testing.assert_array_equal(again.splits[name].images, part.images)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["patient_id", "file", "label", "split"]
+    first = found.splits["train"]
+    assert list(rows[0].values()) == [first.groups[0], first.names[0], CLASSES[first.labels[0, 0]], "train"]
+    assert len(rows) == len(dataset.splits["all"])
+
+
+def test_without_patients(tmp_path):
+    dataset = data_set(cohort()[0])
+    found = divided(dataset)
+    write(tmp_path / "splits.csv", found)
+    name = found.splits["train"].names[0]
+    assert (tmp_path / "splits.csv").read_text().splitlines()[1].startswith(f'"{name}","{name}",')
+    assert divided(dataset, file=tmp_path / "splits.csv").splits["test"].groups is None
+
+
+MEND = "undo what changed in the data or in this file, or give another --workdir"
+
+
+def test_a_folder_that_changed(table):
+    dataset, _, path = table
+    whole = dataset.splits["all"]
+    less = data_set(whole.labels[:-1], whole.groups[:-1])
+    with pytest.raises(UserError, match=rf"row [0-9]+: '{len(whole) - 1}, a.png' is not in the data set: {MEND}"):
+        divided(less, file=path)
+    other = np.where(whole.groups == whole.groups[0], "new", whole.groups)
+    with pytest.raises(UserError, match=rf"is of patient 'new' in the data set, not '{whole.groups[0]}': {MEND}"):
+        divided(data_set(whole.labels, other), file=path)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:-1]))
+    with pytest.raises(UserError, match=rf"no row for '[0-9]+, a.png' and 0 others: {MEND}"):
+        divided(dataset, file=path)
+    path.write_text("\n".join(lines).replace(",val", ",valid"))
+    with pytest.raises(UserError, match=rf"split 'valid' is not one of train, val, test: {MEND}"):
+        divided(dataset, file=path)
+    path.write_text("\n".join(lines).replace(",val", ",test"))
+    with pytest.raises(UserError, match=rf"a class is missing from a split: 'val' has no 'normal', .*: {MEND}"):
+        divided(dataset, file=path)
+
+
+def test_a_file_that_cannot_be_written(table):
+    _, found, path = table
+    with pytest.raises(UserError, match=r"new\.csv: the splits cannot be written .*: give another --workdir"):
+        write(path / "new.csv", found)
