@@ -3,8 +3,12 @@
 They never hold frozen weights, only their fingerprint.
 """
 
+import contextlib
 import dataclasses
+import os
 import pathlib
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -66,11 +70,12 @@ class Checkpointer:
 
         A later `latest` must not point to a missing best.
         """
-        if step in self._best.all_steps():
-            self._best.delete(step)
         items = {name: ocp.args.StandardSave(tree) for name, tree in _best_items(params, stats).items()}
-        self._best.save(step, args=ocp.args.Composite(**items), force=True)
-        self._best.wait_until_finished()
+        with self._writing():
+            if step in self._best.all_steps():
+                self._best.delete(step)
+            self._best.save(step, args=ocp.args.Composite(**items), force=True)
+            self._best.wait_until_finished()
 
     def save_latest(self, state: TrainState, iterator: grain.DatasetIterator, progress: Progress) -> None:
         """Saves everything that a resumed run needs, in the background."""
@@ -79,7 +84,8 @@ class Checkpointer:
             data=grain.checkpoint.CheckpointSave(iterator),
             progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
         )
-        self._latest.save(int(state.step), args=args, force=True)
+        with self._writing():
+            self._latest.save(int(state.step), args=args, force=True)
 
     def restore_latest(
         self, state: TrainState, iterator: grain.DatasetIterator, fingerprint: str
@@ -122,8 +128,32 @@ class Checkpointer:
 
     def __exit__(self, *error: Any) -> None:
         # Waits for pending writes.
-        self._latest.close()
-        self._best.close()
+        with self._writing():
+            self._latest.close()
+            self._best.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises UserError where what is saved, now or before in the background, cannot be written."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            # Orbax's storage has no error class of its own for this.
+            if isinstance(error, ValueError) and "rror writing" not in str(error):
+                raise
+            reason = error.strerror if isinstance(error, OSError) else _system_error(str(error))
+            # From disk: what is being written counts as there already.
+            kept = max(self._latest.all_steps(read=True), default=None)
+            raise UserError(
+                f"{self._latest.directory.parent} cannot be written ({reason}): make room, then give the same command"
+                f" again; {'there is no checkpoint yet' if kept is None else f'the checkpoint of step {kept} is whole'}"
+            ) from error
+
+
+def _system_error(text: str) -> str:
+    """The operating system's own words for a message of Orbax's storage, which has its number."""
+    found = re.search(r"os_error_code='(\d+)'", text)
+    return os.strerror(int(found[1])) if found else text.partition("\n")[0]
 
 
 # Orbax refuses a checkpoint that lacks a field which is empty, such as one written before there was that field.

@@ -102,6 +102,31 @@ def test_kill_and_resume_is_bitwise_equal(uninterrupted, lidc_root, tmp_path):
         assert (workdir / "predictions" / file.name).read_bytes() == file.read_bytes()
 
 
+# From its fifth step on no file may grow beyond 50 kB: the operating system refuses to write, as on a full disk.
+FULL_FROM_FIFTH_STEP = KILLED_IN_FIFTH_STEP.replace("import os,", "import os, resource,").replace(
+    "os.kill(os.getpid(), signal.SIGKILL)", "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
+)
+
+
+# The weights of the best epoch are written at once, after step 6; the state in the background, which tells at step 9.
+@pytest.mark.parametrize("steps", [6, 12])
+def test_full_disk_leaves_the_last_checkpoint(steps, lidc_root, tmp_path):
+    workdir = tmp_path / "full"
+    arguments = _small(lidc_root, workdir, f"--config.train.max_steps={steps}")
+    full = run_script("-c", FULL_FROM_FIFTH_STEP, workdir, *arguments[1:])
+    assert full.returncode == 2, full.stderr
+    # Orbax writes a traceback too.
+    (message,) = (line for line in full.stderr.splitlines() if line.startswith("error: "))
+    for words in ("cannot be written", "File too large", "the checkpoint of step 3 is whole"):
+        assert words in message
+    assert not (workdir / "result.json").exists()
+
+    again = run_script(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert "resumed from step 3" in again.stdout
+    assert json.loads((workdir / "result.json").read_text())["steps"] == steps
+
+
 def _leaves(tree, path=""):
     if isinstance(tree, dict):
         for name in sorted(tree):
