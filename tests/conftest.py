@@ -13,6 +13,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax-cache-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+# Most of the tests' time goes into compiling programs that run for milliseconds. What is left out here is LLVM's
+# optimisation of single loops; XLA's own of whole programs stays. `XLA_FLAGS= pytest` tests what users run, as .ci/run
+# does for the models.
+os.environ.setdefault("XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true")
+
 
 @pytest.fixture(scope="session")
 def official_root() -> pathlib.Path:
