@@ -16,12 +16,17 @@ ALLOWED = {
     "models": {"models"},
     "data": {"data", "errors"},
     "convert": {"convert", "models", "data", "errors"},
-    "training": {"training", "convert", "models", "data", "errors"},
+    "training": {"training", "exported", "predictions", "convert", "models", "data", "errors"},
     "analysis": {"analysis", "training", "convert", "models", "data", "errors", "cli"},
+    "predictions": {"data"},
+    # Without the models and the training: an export is used where they are not wanted.
+    "exported": {"predictions", "data", "errors"},
+    "predict": {"exported", "predictions", "training", "data", "errors", "cli"},
     "errors": set(),
     "cli": {"errors"},
     "": set(),
 }
+EXPORTED_MAY_USE = STANDARD | {"jax", "numpy", "safetensors", "tqdm"}
 MODELS_MAY_USE = STANDARD | {"jax", "flax", "numpy"}
 DATA_MAY_NOT_USE = {"jax", "jaxlib", "flax", "optax", "orbax", "torch"}
 ORBAX_ONLY_IN = {"jaxboost/convert/store.py", "jaxboost/training/checkpoint.py"}
@@ -89,6 +94,8 @@ def violations(path: str, source: str) -> list[str]:
                 found.append(f"{where}{imported.module} does not exist")
         elif part == "models" and package not in MODELS_MAY_USE:
             found.append(f"{where}models may not import {package}")
+        elif part in ("exported", "predictions") and package not in EXPORTED_MAY_USE:
+            found.append(f"{where}{part} may not import {package}")
         elif part == "data" and package in DATA_MAY_NOT_USE:
             found.append(f"{where}data may not import {package}")
         elif package in ("tests", "benchmarks"):
@@ -120,6 +127,13 @@ def test_every_part_has_a_rule() -> None:
         ("jaxboost/models/vit.py", "from jaxboost.data import source", "models may not import jaxboost.data"),
         ("jaxboost/models/vit.py", "from jaxboost import errors", "models may not import jaxboost.errors"),
         ("jaxboost/models/vit.py", "def f():\n    import torch", "models may not import torch"),
+        ("jaxboost/exported.py", "from jaxboost.models import vit", "exported may not import jaxboost.models"),
+        ("jaxboost/exported.py", "def f():\n    from flax import nnx", "exported may not import flax"),
+        (
+            "jaxboost/predictions.py",
+            "from jaxboost.training import step",
+            "predictions may not import jaxboost.training",
+        ),
         ("jaxboost/data/npz.py", "import jax.numpy as jnp", "data may not import jax"),
         ("jaxboost/data/npz.py", "def f():\n    import torch", "data may not import torch"),
         ("jaxboost/data/npz.py", "from jaxboost.models import vit", "data may not import jaxboost.models"),

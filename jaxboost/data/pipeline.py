@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 import grain
 import numpy as np
-from PIL import Image
 
 from jaxboost.data.augment import Augment, augment_image, augment_volume
+from jaxboost.data.fitting import fitted, resize
 from jaxboost.data.source import Split
 from jaxboost.errors import UserError, check_choice
 
@@ -219,31 +219,6 @@ def eval_batches(
     return iter(dataset.to_iter_dataset(_READ_OPTIONS))
 
 
-def resize(image: np.ndarray, image_size: int) -> np.ndarray:
-    """A uint8 image (S, S, C), C = 1 or 3, at `image_size` pixels: pillow's bicubic. The same array if S fits already.
-
-    Raises:
-        UserError: a volume (S, S, S, C) of another size.
-    """
-    if image.shape[0] == image_size:
-        return image
-    if image.ndim == 4:
-        raise UserError(
-            f"model.image_size={image_size}, data.size={image.shape[0]}: "
-            "3-D volumes are not resampled here: set model.image_size to data.size"
-        )
-    grey = image.shape[-1] == 1
-    picture = Image.fromarray(image[..., 0] if grey else image)
-    resized = np.asarray(picture.resize((image_size, image_size), Image.Resampling.BICUBIC))
-    return resized[..., np.newaxis] if grey else resized
-
-
-def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The middle `size` x `size` pixels of an image (S, S, C), S >= size; odd margins are rounded as in torchvision."""
-    start = round((image.shape[0] - size) / 2)
-    return image[start : start + size, start : start + size]
-
-
 def _in_order(split: Split, size: int, *, seed: int, repeats: int, balanced: bool) -> grain.MapDataset:
     """The samples of `SplitSource` in the order of training, whose epochs are `size` long."""
     source = SplitSource(split)
@@ -258,9 +233,7 @@ def _in_order(split: Split, size: int, *, seed: int, repeats: int, balanced: boo
 
 def _fitted(element: dict[str, np.ndarray], *, image_size: int | None, first: int) -> dict[str, np.ndarray]:
     """At `image_size` pixels: resized to `first` pixels and then cropped, or, where that is 0, resized."""
-    if image_size is None:
-        return element
-    return element | {"image": centre_crop(resize(element["image"], first or image_size), image_size)}
+    return element if image_size is None else element | {"image": fitted(element["image"], image_size, first)}
 
 
 def _augmented(

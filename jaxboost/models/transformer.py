@@ -1,7 +1,9 @@
 """Pre-norm transformer blocks that run under a scan, and the attention and MLP they are made of."""
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import flax.struct
 import jax
@@ -16,11 +18,35 @@ from jaxboost.models.layers import LinearInit, flat_product, layer_norm, layer_o
 SAVED = ("qkv", "mixed", "hidden", "up")
 
 
+_portable: contextvars.ContextVar[bool] = contextvars.ContextVar("portable", default=False)
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """What is traced within runs on every platform, for it leaves the choices of `attend` to where it is lowered.
+
+    It is for forward passes alone: a gradient would keep what every platform's way needs. Nothing that was traced
+    before under the same `jax.jit` is traced anew.
+    """
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
+
+
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """softmax(q k^T / sqrt(K)) v for q (B, Q, H, K), k and v (B, N, H, K) -> (B, Q, H, K), in the backend's own way."""
+    if _portable.get():
+        # Without cuDNN's kernel: whether there is one depends on the version and the device that are there in the end.
+        return jax.lax.platform_dependent(q, k, v, cpu=_attend_head_major, default=jax.nn.dot_product_attention)
     if jax.default_backend() != "cpu":
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _has_cudnn_kernel(q) else None)
-    # Head-major operands make plain batched products, which XLA runs faster on CPU than transposing einsums.
+    return _attend_head_major(q, k, v)
+
+
+def _attend_head_major(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """As `attend`. Head-major operands make plain batched products: XLA runs them faster on CPU than einsums."""
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # (B, H, N, K)
     scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (B, H, Q, N)
     weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(v.dtype)

@@ -71,7 +71,7 @@ class Run:
     def __init__(self, config: ConfigDict, folder: pathlib.Path, splits: datasets.Splits | None = None):
         self.config, self.folder, self.started = config, folder, time.monotonic()
         _check_ranges(config)
-        _keep_compiled_programs(config.train.compilation_cache)
+        keep_compiled_programs(config.train.compilation_cache)
         info = datasets.describe(config)
         _check_binary(config, info)
         self.experiment = systems.prepare(config, info)
@@ -293,7 +293,7 @@ class Run:
         return result
 
 
-def _keep_compiled_programs(enabled: bool) -> None:
+def keep_compiled_programs(enabled: bool) -> None:
     """Lets a program that was compiled for the same shapes before start at once, from the user's cache folder."""
     jax.config.update("jax_enable_compilation_cache", enabled)
     # The environment variable JAX_COMPILATION_CACHE_DIR comes first.

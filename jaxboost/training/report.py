@@ -73,12 +73,17 @@ def describe_run(
         **parts,
         "data_sha256": fingerprints.get("data"),
         "config": workdir.to_dict(config),
-        "versions": {
-            "python": platform.python_version(),
-            "device": jax.local_devices()[0].device_kind,
-            "jaxboost": jaxboost.__version__,
-            **{name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")},
-        },
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what computes here, and its device."""
+    return {
+        "python": platform.python_version(),
+        "device": jax.local_devices()[0].device_kind,
+        "jaxboost": jaxboost.__version__,
+        **{name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")},
     }
 
 

@@ -13,13 +13,12 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from jaxboost.data.augment import Augment
+from jaxboost.data.fitting import centre_crop, resize
 from jaxboost.data.pipeline import (
     EpochRows,
     PaddedSource,
     SplitSource,
-    centre_crop,
     eval_batches,
-    resize,
     steps_per_epoch,
     train_iterator,
 )

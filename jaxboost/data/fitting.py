@@ -1,0 +1,40 @@
+"""Images at the size that a model takes."""
+
+import numpy as np
+from PIL import Image
+
+from jaxboost.errors import UserError
+
+
+def fitted(image: np.ndarray, image_size: int, first: int = 0) -> np.ndarray:
+    """A uint8 image (S, S, C) at `image_size` pixels: resized to `first` pixels and cropped, or resized where it is 0.
+
+    Raises:
+        UserError: see `resize`.
+    """
+    return centre_crop(resize(image, first or image_size), image_size)
+
+
+def resize(image: np.ndarray, image_size: int) -> np.ndarray:
+    """A uint8 image (S, S, C), C = 1 or 3, at `image_size` pixels: pillow's bicubic. The same array if S fits already.
+
+    Raises:
+        UserError: a volume (S, S, S, C) of another size.
+    """
+    if image.shape[0] == image_size:
+        return image
+    if image.ndim == 4:
+        raise UserError(
+            f"model.image_size={image_size}, data.size={image.shape[0]}: "
+            "3-D volumes are not resampled here: set model.image_size to data.size"
+        )
+    grey = image.shape[-1] == 1
+    picture = Image.fromarray(image[..., 0] if grey else image)
+    resized = np.asarray(picture.resize((image_size, image_size), Image.Resampling.BICUBIC))
+    return resized[..., np.newaxis] if grey else resized
+
+
+def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """The middle `size` x `size` pixels of an image (S, S, C), S >= size; odd margins are rounded as in torchvision."""
+    start = round((image.shape[0] - size) / 2)
+    return image[start : start + size, start : start + size]

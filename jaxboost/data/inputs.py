@@ -1,0 +1,150 @@
+"""Files to predict: found, and prepared as those of a user's folder are for training."""
+
+import dataclasses
+import functools
+import logging
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from jaxboost.data import samples
+from jaxboost.data.faults import Faults
+from jaxboost.data.labels import Row
+from jaxboost.data.layouts import SUFFIXES, some, suffix_of
+from jaxboost.data.masks import Lookup, open_masks, stem
+from jaxboost.data.samples import Sample
+from jaxboost.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How a file becomes what a model takes.
+
+    Attributes:
+        ndim: 2 or 3.
+        size: S, pixels or voxels a side once a file is read; see `samples.read_2d` and `samples.read_3d`.
+        window, spacing: see `folder.load`.
+        masked: images are cut to the masks of their lungs.
+        image_size: pixels a side that the model takes, to which `fitting.fitted` brings images.
+        resize: its `first`.
+    """
+
+    ndim: int
+    size: int
+    window: tuple[float, ...]
+    spacing: float
+    masked: bool
+    image_size: int
+    resize: int
+
+
+def find(inputs: Sequence[str], ndim: int) -> list[pathlib.Path]:
+    """The files that `inputs` name, each once, in their order; those of a folder, at any depth, sorted.
+
+    Args:
+        inputs: files, whatever their endings, and folders, of which only files with an ending for `ndim` dimensions
+            count, and no hidden ones. An entry may name several with commas between them.
+        ndim: 2 or 3.
+
+    Raises:
+        UserError: one of them is missing, or a folder has no such file.
+    """
+    found: list[pathlib.Path] = []
+    for entry in inputs:
+        # A comma may be a part of a name.
+        for name in [entry] if pathlib.Path(entry).expanduser().exists() else filter(None, entry.split(",")):
+            path = pathlib.Path(name).expanduser()
+            if not path.exists():
+                raise UserError(f"--input {name}: there is no such file or folder: check the path")
+            found += _files(path, ndim) if path.is_dir() else [path]
+    if not found:
+        raise UserError("--input is empty: give files or a folder")
+    first_of: dict[str, pathlib.Path] = {}
+    for path in found:
+        first_of.setdefault(os.path.realpath(path), path)
+    return list(first_of.values())
+
+
+def read(
+    paths: Sequence[pathlib.Path], preparation: Preparation, *, masks: str = "", skip_faulty: bool = False
+) -> tuple[list[pathlib.Path], np.ndarray]:
+    """The files that could be read, and their images uint8 (n, S, S, C), or volumes (n, S, S, S, 1), S being `size`.
+
+    Args:
+        masks: of the lungs, a folder or a table as `masks.open_masks` takes it; where the model wants some.
+        skip_faulty: files with faults are left out, with a warning.
+
+    Raises:
+        UserError: with the faults of all files, or where nothing is left without them; masks that are missing or not
+            wanted; a package that reads such files is not installed.
+    """
+    rows = {Row(0, str(path), ""): path for path in paths}
+    faults = Faults(pathlib.Path("--input"))
+    accepted = {}
+    for row, path in rows.items():
+        if suffix_of(path.name) in SUFFIXES[preparation.ndim]:
+            accepted[row] = path
+        else:
+            faults.add(f"is no file that the model takes ({_endings(preparation.ndim)})", file=row.file)
+    lungs = _open_masks(masks, accepted, preparation)
+    try:
+        images = samples.read_all(accepted, _reader(preparation, lungs), preparation.ndim, faults)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--input: the package {error.name}, which reads some of the files, is not installed: `pip install"
+            " 'jaxboost[dicom,nifti]'`"
+        ) from error
+    try:
+        faults.raise_any()
+    except UserError as error:
+        if not skip_faulty or not images:
+            raise
+        _log.warning("left out: %s", error)
+    kept = [row for row in accepted if row in images]
+    return [rows[row] for row in kept], samples.stack([images[row] for row in kept], preparation.ndim)
+
+
+def _files(folder: pathlib.Path, ndim: int) -> list[pathlib.Path]:
+    everything = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    found = [path for path in everything if suffix_of(path.name) in SUFFIXES[ndim]]
+    if not found:
+        others = f"; it has {some([path.relative_to(folder).as_posix() for path in everything])}" if everything else ""
+        raise UserError(f"--input {folder}: the folder holds no file that the model takes ({_endings(ndim)}){others}")
+    return found
+
+
+def _endings(ndim: int) -> str:
+    return f"{'2-D images' if ndim == 2 else 'volumes'}: {', '.join(SUFFIXES[ndim])}"
+
+
+def _open_masks(masks: str, rows: Iterable[Row], preparation: Preparation) -> Lookup | None:
+    if not preparation.masked:
+        if masks:
+            raise UserError(f"--masks {masks}: the model was trained on whole images: leave it out")
+        return None
+    if not masks:
+        raise UserError(
+            "--masks is missing: the model was trained on images that were cut to the masks of their lungs: give those"
+            " of --input, a folder of PNG files or a table as CheXmask's"
+        )
+    faults, first_of = Faults(pathlib.Path("--input")), dict[str, Row]()
+    for row in rows:
+        if (first := first_of.setdefault(stem(row.file), row)) is not row:
+            faults.add(f"has the same mask as {first.file}: rename one of them", file=row.file)
+    faults.raise_any()
+    return open_masks(pathlib.Path(masks).expanduser(), first_of)
+
+
+def _reader(preparation: Preparation, lungs: Lookup | None) -> functools.partial[Sample]:
+    common = dict(size=preparation.size, window=preparation.window)
+    if preparation.ndim == 2:
+        return functools.partial(samples.read_2d, lungs=lungs, **common)
+    return functools.partial(samples.read_3d, spacing=preparation.spacing, **common)

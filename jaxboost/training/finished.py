@@ -1,0 +1,200 @@
+"""A finished run, rebuilt from its folder: its model with the weights of the best epoch, to predict with."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxboost.data.augment import Augment
+from jaxboost.data.inputs import Preparation
+from jaxboost.data.source import MULTI_LABEL, DatasetInfo, Split
+from jaxboost.errors import UserError, check_choice
+from jaxboost.models.classifier import BACKBONES
+from jaxboost.models.frozen import Tree
+from jaxboost.predictions import Labels, threshold_from_json
+from jaxboost.training import datasets, evaluate, experiment, loop, step, systems, workdir
+from jaxboost.training.checkpoint import Checkpointer
+from jaxboost.training.experiment import Experiment
+from jaxboost.training.pretrained import RANDOM
+
+# Where frozen weights may lie elsewhere than when the run was made: the weights are held to their fingerprint.
+PLACES = ("model.weights", "boost.block", "pneumollm.vision", "llama.block")
+_SECTIONS = ("seed", "data", "model", "augment", "train", "eval")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """A run's model and weights.
+
+    Attributes:
+      folder: of the run.
+      config, result: its config.json, and its result.json.
+      labels, preparation: what the outputs mean, and how the inputs are made.
+      experiment: see `systems.prepare`.
+      weights: (trained, frozen, statistics), on all local devices.
+      replicated, by_batch: see `step.make_mesh`.
+    """
+
+    folder: pathlib.Path
+    config: ConfigDict
+    result: dict[str, Any]
+    labels: Labels
+    preparation: Preparation
+    experiment: Experiment
+    weights: tuple[Tree, Tree, Tree]
+    replicated: jax.NamedSharding
+    by_batch: jax.NamedSharding
+
+    @property
+    def batch_size(self) -> int:
+        """That the run was evaluated with."""
+        return self.config.eval.batch_size
+
+    def probabilities(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
+        """(n, classes) of uint8 images (n, S, S, C) or volumes (n, S, S, S, 1) as `inputs.read` gives them.
+
+        Args:
+          batch_size: images at once, rounded up to a multiple of the devices; 0: as the run was evaluated.
+        """
+        devices = self.by_batch.mesh.size
+        size = -(-(batch_size or self.batch_size) // devices) * devices
+        # The evaluation step gives losses too; the labels that they are of do not matter.
+        columns = len(self.labels.classes) if self.labels.task == MULTI_LABEL else 1
+        split = Split(images=images, labels=np.zeros((len(images), columns), np.int64))
+        return evaluate.predict(
+            self._step,
+            split,
+            batch_size=size,
+            image_size=self.config.model.image_size,
+            augment=Augment(resize=self.config.augment.resize),
+            by_batch=self.by_batch,
+        )[1]
+
+    @functools.cached_property
+    def _step(self) -> Callable[[step.Batch], tuple[jax.Array, jax.Array]]:
+        objective = step.Objective(task=self.labels.task, classes=len(self.labels.classes), loss=self.config.train.loss)
+        return step.make_eval_step(self.experiment.graphdef, objective, self.replicated)(*self.weights)
+
+
+def open_run(folder: pathlib.Path, places: Sequence[str] = ()) -> FinishedRun:
+    """The finished run in `folder`.
+
+    Args:
+      places: "FIELD=DIR", where the frozen weights of a config field of PLACES are now.
+
+    Raises:
+      UserError: it is no run, is not finished or is a whole cross-validation; weights are missing or are others.
+    """
+    config, result = _read(folder)
+    _replace(config, places)
+    info = DatasetInfo(
+        name=result["dataset"],
+        task=result["task"],
+        classes=tuple(result["classes"]),
+        channels=1,
+        ndim=2 if "pneumollm" in config else BACKBONES[config.model.backbone].ndim,
+        size=config.data.size,
+        n_samples={},
+        license="",
+    )
+    best = folder / "checkpoints" / "best" / str(result["selection"]["step"])
+    if not best.is_dir():
+        raise UserError(f"{folder}: the weights of the best epoch are missing, {best}: they were moved or removed")
+    loop.keep_compiled_programs(config.train.compilation_cache)
+    built = systems.prepare(config, info)
+    replicated, by_batch = step.make_mesh()
+    params, frozen, stats, fingerprints = experiment.initialise(built, seed=config.seed, replicated=replicated)
+    _check_fingerprints(folder, built, fingerprints, result)
+    with Checkpointer(folder / "checkpoints") as checkpointer:
+        try:
+            params, stats = checkpointer.restore_best(int(best.name), params, stats)
+        # What orbax raises for files that are missing, cut off or of another model.
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"{best} cannot be read, it was altered or is of another model ({reason})") from error
+    return FinishedRun(
+        folder=folder,
+        config=config,
+        result=result,
+        labels=Labels(classes=info.classes, task=info.task, threshold=threshold_from_json(result["threshold"])),
+        preparation=_preparation(config, info.ndim),
+        experiment=built,
+        weights=(params, frozen, stats),
+        replicated=replicated,
+        by_batch=by_batch,
+    )
+
+
+def _read(folder: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
+    if not folder.is_dir():
+        raise UserError(f"--run {folder}: there is no such folder: give that of a finished run, or of an export")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"--run {folder} is neither a run nor an export: it has no config.json and no export.json")
+    try:
+        config = ConfigDict(_with_tuples(json.loads(path.read_text())))
+        result = workdir.read_result(folder)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"--run {folder}: config.json or result.json cannot be read ({error})") from error
+    if missing := [name for name in _SECTIONS if name not in config]:
+        raise UserError(f"{path} is no config of a run: it lacks {', '.join(missing)}")
+    if config.data.folds and config.data.fold == datasets.ALL_FOLDS:
+        raise UserError(f"--run {folder} is a whole cross-validation: give one of its folds, such as {folder}/fold0")
+    if result is None:
+        raise UserError(f"--run {folder} is not finished, it has no result.json: run its training command again")
+    return config, result
+
+
+def _with_tuples(value: Any) -> Any:
+    """JSON has lists where a config has tuples."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(entry) for name, entry in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+def _replace(config: ConfigDict, places: Sequence[str]) -> None:
+    known = [name for name in PLACES if name.split(".")[1] in config.get(name.split(".")[0], {})]
+    for place in places:
+        field, equals, value = place.partition("=")
+        if not (equals and value):
+            raise UserError(f"--set {place}: give FIELD=DIR, such as {known[-1]}=weights/block")
+        check_choice(field, known, "--set")
+        config.update_from_flattened_dict({field: value})
+
+
+def _check_fingerprints(
+    folder: pathlib.Path, built: Experiment, fingerprints: dict[str, str], result: dict[str, Any]
+) -> None:
+    """Raises UserError where frozen weights, or those that a trained part started from, are not the run's."""
+    for part in built.pretrained:
+        expected, found = (result.get(part.role) or {}).get("sha256", ""), fingerprints[part.role]
+        # A part that was random and then trained comes from the checkpoint as a whole.
+        if found == expected or (part.trainable and part.load is None):
+            continue
+        where = f"{folder} was made with the {part.role} {expected[:12] or 'of none'}, not {found[:12]}"
+        if part.about["source"] == RANDOM:
+            raise UserError(
+                f"{where}: random frozen weights can come out otherwise on another device or version, and the run's"
+                f" were made on {result['versions']['device']} with jax {result['versions']['jax']}: predict there,"
+                " or export the run there"
+            )
+        raise UserError(f"{where}: give the folder of the former with --set, for its config's field")
+
+
+def _preparation(config: ConfigDict, ndim: int) -> Preparation:
+    data = config.data
+    return Preparation(
+        ndim=ndim,
+        size=data.size,
+        window=tuple(data.window),
+        spacing=data.spacing,
+        masked=bool(data.masks),
+        image_size=config.model.image_size,
+        resize=config.augment.resize,
+    )

@@ -1,0 +1,261 @@
+"""Exports: the same figures as the run's without the code that made it, for all platforms, and whole or not at all."""
+
+import json
+import os
+import re
+import shutil
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+import safetensors
+
+from jaxboost import exported
+from jaxboost.data import inputs
+from jaxboost.errors import UserError
+from jaxboost.models import transformer
+from jaxboost.models.classifier import BACKBONES, Backbone
+from jaxboost.models.resnet import ResNet
+from jaxboost.predict import predict_or_export
+from jaxboost.training import export, finished
+from tests import finished_runs
+from tests.scripts import run_script
+
+SMALL_RESNET = Backbone(
+    encoder=ResNet, ndim=2, arguments=dict(block="basic", depths=(1, 1), convolution="2d"), head_eps=None, pooled=True
+)
+
+
+def make_pneumollm(folder, **changes):
+    run = finished_runs.radiographs(folder / "data", folder / "run", **changes)
+    return run, [folder / "data" / "images" / name for name in finished_runs.named_predictions(run)]
+
+
+def make_colours(folder, **changes):
+    run = finished_runs.colours(folder / "data", folder / "run", **changes)
+    return run, [folder / "data" / "images" / name for name in finished_runs.named_predictions(run)]
+
+
+def names_of(folder):
+    with safetensors.safe_open(folder / "weights.safetensors", framework="numpy") as file:
+        return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+
+
+def same_as_run(run, files, folder):
+    """Exports the run to `folder`; all three give the same probabilities, the last two bit by bit."""
+    model = finished.open_run(run)
+    _, images = inputs.read(files, model.preparation)
+    found = model.probabilities(images)
+    np.testing.assert_allclose(found, finished_runs.own_predictions(run), rtol=0, atol=1e-6)
+    assert np.ptp(found[:, 0]) > 1e-4
+    export.export(model, folder)
+    loaded = exported.load(folder)
+    assert loaded.labels == model.labels
+    assert loaded.preparation == model.preparation
+    np.testing.assert_array_equal(loaded.probabilities(images), found)
+    assert not list(folder.parent.glob(".*"))
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def pneumollm(tmp_path_factory):
+    """A run of PneumoLLM, its test images, and its export."""
+    folder = tmp_path_factory.mktemp("pneumollm")
+    run, files = make_pneumollm(folder)
+    same_as_run(run, files, folder / "export")
+    return run, files, folder / "export"
+
+
+def test_adapters_are_merged(pneumollm):
+    run, files, folder = pneumollm
+    names = names_of(folder)
+    for part in ("llama.q", "llama.k", "llama.v", "vision"):
+        assert {f"merged.{part}.kernel", f"merged.{part}.bias"} <= names.keys()
+    assert not [name for name in names if "adapters" in name or name.endswith((".qkv.kernel", "llama.layers.q"))]
+    model = finished.open_run(run)
+    _, images = inputs.read(files, model.preparation)
+    merged = model.weights[0]["llama_adapters"]
+    assert float(np.abs(merged["up"]).max()) > 0
+    loaded = exported.load(folder)
+    before = loaded.probabilities(images)
+    loaded.weights["merged.llama.v.bias"] = loaded.weights["merged.llama.v.bias"] + 1
+    assert np.abs(loaded.probabilities(images) - before).max() > 1e-4
+
+
+def test_a_batch_of_any_size(pneumollm):
+    _, files, folder = pneumollm
+    loaded = exported.load(folder)
+    _, images = inputs.read(files, loaded.preparation)
+    assert not loaded.fixed_batch
+    expected = loaded.probabilities(images)
+    np.testing.assert_allclose(loaded.probabilities(images, batch_size=3), expected, rtol=0, atol=1e-6)
+
+
+def test_description(pneumollm):
+    run, _, folder = pneumollm
+    described = json.loads((folder / "export.json").read_text())
+    result = json.loads((run / "result.json").read_text())
+    assert described["classes"] == ["healthy", "sick"]
+    assert described["images"] == {"batch": None, "shape": [28, 28, 3], "dtype": "uint8"}
+    assert described["platforms"] == ["cpu", "cuda", "tpu"]
+    assert described["provenance"]["config"] == result["config"]
+    assert described["provenance"]["pretrained"] == {name: result[name] for name in ("vision", "llama")}
+    assert described["provenance"]["versions"] == result["versions"]
+    assert sorted(described["files"]) == ["program.bin", "weights.safetensors"]
+    # The weights are beside the program, not in it.
+    assert (folder / "program.bin").stat().st_size < 100_000 < (folder / "weights.safetensors").stat().st_size
+
+
+@pytest.mark.slow
+def test_held_in_fewer_bits(tmp_path):
+    """In bfloat16 adapters stay apart, as in evaluation."""
+    run, files = make_pneumollm(tmp_path, model__dtype="bfloat16", llama__weights="int8")
+    same_as_run(run, files, tmp_path / "export")
+    names = names_of(tmp_path / "export")
+    assert names["frozen.llama.layers.up.parts.qvalue"] == "I8"
+    assert names["frozen.encoder.transformer.last.attention.qkv.kernel"] == "BF16"
+    assert not [name for name in names if name.startswith("merged")]
+    assert [name for name in names if name.startswith("trained.llama_adapters")]
+
+
+def test_statistics_of_a_resnet(tmp_path, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "resnet18", SMALL_RESNET)
+    run, files = make_colours(tmp_path, **{"model.backbone": "resnet18", "optim.lr": 1e-2})
+    same_as_run(run, files, tmp_path / "export")
+    assert [name for name in names_of(tmp_path / "export") if name.startswith("statistics")]
+
+
+@pytest.mark.slow
+def test_a_way_that_depends_on_the_batch(tmp_path, monkeypatch):
+    """The tiny LLaMA is narrower than the encoder: no maps to absorb, and what is cheapest follows from the batch."""
+    monkeypatch.setattr(export, "MAX_FILE_BYTES", 200_000)
+    boost = {"boost.kind": "rllm", "boost.family": "llama-tiny", "boost.block": "random", "boost.layers": (0,)}
+    run, files = make_colours(tmp_path, **boost)
+    loaded = same_as_run(run, files, tmp_path / "export")
+    described = json.loads((tmp_path / "export" / "export.json").read_text())
+    assert described["images"]["batch"] == 8
+    assert len([name for name in described["files"] if name.endswith("safetensors")]) > 2
+    assert "weights-00001-of-" in " ".join(described["files"])
+    _, images = inputs.read(files, loaded.preparation)
+    with pytest.raises(UserError, match="takes 8 alone"):
+        loaded.probabilities(images, batch_size=4)
+
+
+WITHOUT_THE_CODE = """
+import importlib.abc, pathlib, sys
+OURS = ("jaxboost.training", "jaxboost.models", "jaxboost.convert")
+BLOCKED = ("flax", "optax", "orbax", "grain", "ml_collections", *OURS)
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if any(name == blocked or name.startswith(blocked + ".") for blocked in BLOCKED):
+            raise ImportError(name)
+sys.meta_path.insert(0, Blocker())
+from jaxboost import exported, predictions
+from jaxboost.data import inputs
+folder, images, out = sys.argv[1:]
+model = exported.load(pathlib.Path(folder))
+files, pixels = inputs.read(inputs.find([images], model.preparation.ndim), model.preparation)
+predictions.write(pathlib.Path(out), model.labels.table(files, model.probabilities(pixels)))
+import jax
+assert len(jax.local_devices()) == 2 and not set(BLOCKED) & set(sys.modules)
+"""
+
+
+def test_without_the_code_of_models_and_training(pneumollm, tmp_path):
+    run, files, folder = pneumollm
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    process = run_script("-c", WITHOUT_THE_CODE, folder, ",".join(map(str, files)), tmp_path / "a.csv", env=devices)
+    assert process.returncode == 0, process.stderr
+    found = finished_runs.read_table(tmp_path / "a.csv")
+    assert [row["file"] for row in found] == list(map(str, files))
+    scores = np.array([[float(row["healthy"]), float(row["sick"])] for row in found])
+    np.testing.assert_allclose(scores, finished_runs.own_predictions(run), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_command_exports_and_predicts_from_the_export(pneumollm, tmp_path):
+    run, files, _ = pneumollm
+    images = f"--input={','.join(map(str, files))}"
+    first = run_script("-m", "jaxboost.predict", f"--run={run}", f"--export={tmp_path / 'export'}")
+    assert first.returncode == 0, first.stderr
+    second = run_script(
+        "-m", "jaxboost.predict", f"--run={tmp_path / 'export'}", images, f"--out={tmp_path / 'from_export.csv'}"
+    )
+    assert second.returncode == 0, second.stderr
+    predict_or_export(run, files=list(map(str, files)), out=tmp_path / "from_run.csv")
+    assert (tmp_path / "from_export.csv").read_text() == (tmp_path / "from_run.csv").read_text()
+
+
+def test_program_is_for_every_platform(pneumollm, monkeypatch):
+    """Exported where there is cuDNN, it is the same, without cuDNN's kernel."""
+    model = finished.open_run(pneumollm[0])
+
+    def without_places(program):
+        """The program's text, but for the lines of the code that it was traced from."""
+        return re.sub(r"(?m)^#loc.*\n| loc\(#loc\d*\)", "", program.mlir_module())
+
+    here = export.lower(model, *export.flat_weights(model))[0]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(transformer, "_has_cudnn_kernel", lambda q: True)
+    there = export.lower(model, *export.flat_weights(model))[0]
+    assert here.platforms == there.platforms == ("cpu", "cuda", "tpu")
+    assert "stablehlo.case" in here.mlir_module()
+    assert "cudnn" not in there.mlir_module()
+    assert without_places(there) == without_places(here)
+
+
+def test_portable_ends_with_its_block():
+    q = np.ones((1, 2, 1, 8), np.float32)
+    with transformer.portable():
+        inside = jax.make_jaxpr(lambda q: transformer.attend(q, q, q))(q)
+    assert "platform_index" in str(inside)
+    assert "platform_index" not in str(jax.make_jaxpr(lambda q: transformer.attend(q, q, q))(q))
+
+
+def test_what_is_altered_is_refused(pneumollm, tmp_path):
+    run, files, folder = pneumollm
+
+    def attempt(change, match, **arguments):
+        shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+        copy = shutil.copytree(folder, tmp_path / "copy")
+        change(copy)
+        with pytest.raises(UserError, match=match):
+            predict_or_export(copy, **{"files": [str(files[0])], "out": tmp_path / "table.csv", **arguments})
+
+    def alter(path):
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+
+    def describe(path, **changes):
+        path = path / "export.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    attempt(lambda copy: alter(copy / "weights.safetensors"), r"weights\.safetensors was altered")
+    attempt(lambda copy: alter(copy / "program.bin"), r"program\.bin was altered")
+    attempt(lambda copy: os.remove(copy / "weights.safetensors"), r"weights\.safetensors is missing")
+    attempt(lambda copy: (copy / "export.json").write_text("{"), "cannot be read.*export the run again")
+    attempt(lambda copy: describe(copy, format=2), "has the format 2, this jaxboost reads 1")
+    attempt(lambda copy: describe(copy, platforms=["tpu"]), "was exported for tpu, not for cpu")
+    attempt(lambda copy: None, "leave --set out", places=["llama.block=x"])
+    attempt(lambda copy: None, "leave --export out", target=tmp_path / "again")
+    assert not (tmp_path / "table.csv").exists()
+    with pytest.raises(UserError, match="is no export"):
+        exported.load(run)
+
+
+def test_where_no_export_can_be_written(pneumollm, tmp_path, monkeypatch):
+    run, _, folder = pneumollm
+    with pytest.raises(UserError, match="it is there already"):
+        predict_or_export(run, target=folder, out=tmp_path / "table.csv")
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
+        predict_or_export(run, target=tmp_path / "nowhere" / "export", out=tmp_path / "table.csv")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "save_file", full)
+    with pytest.raises(UserError, match="cannot be written: No space left"):
+        predict_or_export(run, target=tmp_path / "export", out=tmp_path / "table.csv")
+    assert list(tmp_path.iterdir()) == []
