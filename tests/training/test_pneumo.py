@@ -15,7 +15,7 @@ from configs import pneumollm
 from jaxboost.errors import UserError
 from jaxboost.models import frozen
 from jaxboost.training import cross_validation, datasets, loop, optim, step
-from tests.scripts import REPOSITORY, assert_mistake, run_script
+from tests.scripts import KILL, REPOSITORY, assert_mistake, interrupted_training, run_script
 from tests.training.small_runs import on_host, take_steps
 
 PATIENTS, PER_PATIENT = 24, 2
@@ -135,26 +135,7 @@ def test_folds_of_another_config_are_not_mixed(finished, radiographs):
         )
 
 
-# Ends the process with SIGKILL in the second epoch of the second fold, once the checkpoint of the first is on disk.
-KILLED_IN_SECOND_FOLD = """
-import os, pathlib, runpy, signal, sys, time
-from jaxboost.training import loop, step
-
-workdir, put, calls = pathlib.Path(sys.argv.pop(1)), step.put, []
-
-def put_or_die(*arguments):
-    calls.append(1)
-    if len(calls) == 10:
-        while not (workdir / "fold1/checkpoints/latest/3").exists():
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return put(*arguments)
-
-step.put = put_or_die
-sys.argv[0] = "train.py"
-sys.path.insert(0, ".")
-runpy.run_path("train.py", run_name="__main__")
-"""
+KILLED_IN_SECOND_FOLD = interrupted_training(10, "fold1/checkpoints/latest/3", KILL)
 
 
 def test_killed_fold_goes_on_to_the_same_end(finished, radiographs, tmp_path):

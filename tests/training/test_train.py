@@ -18,7 +18,7 @@ from jaxboost import convert, data
 from jaxboost.errors import UserError
 from jaxboost.training import loop
 from tests.reference.llama_checkpoints import tiny_llama, write_safetensors
-from tests.scripts import REPOSITORY, assert_mistake, run_script
+from tests.scripts import KILL, REPOSITORY, assert_mistake, interrupted_training, run_script
 from tests.training.small_runs import small_config
 
 # Six steps of a small ViT3D with a random block, and a checkpoint after the third.
@@ -37,26 +37,11 @@ SMALL = (
     "--config.eval.bootstrap=20",
 )
 
-# Ends the process with SIGKILL in its fifth step, once the checkpoint of the third is on disk.
-KILLED_IN_FIFTH_STEP = """
-import os, pathlib, runpy, signal, sys, time
-from jaxboost.training import loop, step
-
-workdir, put, calls = pathlib.Path(sys.argv.pop(1)), step.put, []
-
-def put_or_die(*arguments):
-    calls.append(1)
-    if len(calls) == 5:
-        while not (workdir / "checkpoints/latest/3").exists():
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return put(*arguments)
-
-step.put = put_or_die
-sys.argv[0] = "train.py"
-sys.path.insert(0, ".")
-runpy.run_path("train.py", run_name="__main__")
-"""
+KILLED_IN_FIFTH_STEP = interrupted_training(5, "checkpoints/latest/3", KILL)
+# No file may grow beyond 50 kB from then on: the operating system refuses to write, as on a full disk.
+FULL_FROM_FIFTH_STEP = interrupted_training(
+    5, "checkpoints/latest/3", "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
+)
 
 
 def _small(root: pathlib.Path, workdir: pathlib.Path, *more: str) -> tuple[str, ...]:
@@ -100,12 +85,6 @@ def test_kill_and_resume_is_bitwise_equal(uninterrupted, lidc_root, tmp_path):
         np.testing.assert_array_equal(a, b, err_msg=path)
     for file in (whole / "predictions").iterdir():
         assert (workdir / "predictions" / file.name).read_bytes() == file.read_bytes()
-
-
-# From its fifth step on no file may grow beyond 50 kB: the operating system refuses to write, as on a full disk.
-FULL_FROM_FIFTH_STEP = KILLED_IN_FIFTH_STEP.replace("import os,", "import os, resource,").replace(
-    "os.kill(os.getpid(), signal.SIGKILL)", "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
-)
 
 
 # The weights of the best epoch are written at once, after step 6; the state in the background, which tells at step 9.
