@@ -71,11 +71,11 @@ def _shared() -> ConfigDict:
     data.root = ""  # folder of the data files; empty: MEDMNIST_ROOT, else ~/.medmnist
     data.size = 28  # pixels a side of the images: 28, 64, 128, 224 (2D); 28, 64 (3D); of a folder: any, resampled to it
     # Of a folder alone.
-    data.classes = ()  # in label order; (): those found, sorted
+    data.classes = ()  # in label order, as "normal,sick"; (): those found, sorted
     data.multi_label = False  # several labels of an image, separated by |, or none
     data.allow_mixed_patients = False  # images of one patient may have different labels
     data.masks = ""  # of the lungs, 2D: a folder of PNG files, or a CSV file in CheXmask's form; empty: no crop
-    data.window = ()  # (low, high), stored values of volumes and floats that become 0 and 255; (): the file's own range
+    data.window = ()  # (low, high), stored values (2D: not of 8 bits) that become 0 and 255; (): the file's own range
     data.spacing = 0.0  # mm a voxel of the model's grid; 0: each volume's longest physical side fills the grid
     data.shares = (0.7, 0.1, 0.2)  # train, val, test, by patient; where the folder says no splits and data.folds is 0
     # Of every data set; the seed also of data.shares.

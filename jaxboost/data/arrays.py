@@ -46,7 +46,8 @@ def check_numbers(values: np.ndarray) -> np.ndarray:
 
 def check_window(window: Sequence[float]) -> None:
     """Raises UserError where data.window is neither empty nor a range."""
-    if window and not (len(window) == 2 and np.isfinite(window).all() and window[0] < window[1]):
+    numbers = all(isinstance(end, int | float) for end in window)
+    if window and not (numbers and len(window) == 2 and np.isfinite(window).all() and window[0] < window[1]):
         raise UserError(f"data.window={tuple(window)}: give (low, high) with low below high, or () for each file's own")
 
 

@@ -226,6 +226,7 @@ def translate(volume: np.ndarray, offsets: Sequence[int]) -> np.ndarray:
 
 
 def _check_pair(name: str, pair: Sequence[float], *, highest: float) -> None:
-    if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= highest or math.inf in pair:
+    numbers = all(isinstance(end, int | float) for end in pair)
+    if not numbers or len(pair) != 2 or not 0 < pair[0] <= pair[1] <= highest or math.inf in pair:
         limit = "" if highest == math.inf else f" <= {highest:g}"
         raise UserError(f"config field augment.{name}: {pair!r} should be (low, high) with 0 < low <= high{limit}")

@@ -6,7 +6,8 @@ A table: labels.csv has the columns `file` (or `path`; below data.root/images/, 
 data.root) and `label`. Without a column `patient_id` (or `patient`) every file counts as a patient of its own. A column
 `split` (train, val, test) makes official splits; then all three are needed, and no patient may be in two.
 
-Class folders, where there is no labels.csv: data.root/CLASS/files, or data.root/{train,val,test}/CLASS/files.
+Class folders, where there is no labels.csv: data.root/CLASS/files, or data.root/{train,val,test}/CLASS/files; in either
+CLASS/PATIENT/files says whose they are.
 
 2-D: DICOM (.dcm, .dicom), PNG, JPEG, TIFF, .npy with (H, W) or (H, W, 3); they are resized to a square, bicubic,
 whatever their proportions are, and keep their colours, see `jaxboost.data.pictures`. Where masks of the lungs are given
@@ -84,8 +85,8 @@ def load(
         multi_label: a label may be several, separated by "|", or none.
         masks: of 2-D images: "", or a folder of masks or a table, as a path below `root` or of its own.
         allow_mixed_patients: whether the images of one patient may have different labels.
-        window: (low, high), the stored values of volumes and floating-point images that become 0 and 255; (): the
-            file's own least and greatest.
+        window: (low, high), the stored values that become 0 and 255, of 2-D images where they have more than 8 bits;
+            (): the file's own least and greatest.
         spacing: mm a voxel of the grid; 0: the longest side of each volume fills it.
 
     Returns:

@@ -149,6 +149,16 @@ def split(
     return found
 
 
+def check_official(splits: Mapping[str, Split], classes: Sequence[str], where: str) -> None:
+    """Raises UserError where a patient is in two of a data set's own splits, or one of them lacks a class."""
+    if all(split.groups is not None for split in splits.values()):
+        check_disjoint({name: split.groups for name, split in splits.items()}, where)
+    for name, split in splits.items():
+        lacking = [label for label, has in stratify.members(split.labels, classes).items() if not has.any()]
+        if lacking:
+            raise UserError(f"{where}: its {name} split has no {lacking[0]!r}: divide it anew, or leave that class out")
+
+
 def check_disjoint(groups: Mapping[str, np.ndarray], where: str) -> None:
     """Raises UserError where a patient is in two splits; `groups` has the patients of the samples of each split."""
     seen: dict[str, str] = {}

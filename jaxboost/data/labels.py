@@ -106,7 +106,7 @@ def find_classes(rows: Sequence[Row], *, multi_label: bool) -> tuple[str, ...]:
 
 
 def check_classes(classes: Sequence[str], where: str, *, multi_label: bool) -> tuple[str, ...]:
-    """`classes` as they are, where they can be told apart.
+    """`classes` as text, where they can be told apart; one text with commas is all of them.
 
     Args:
         where: they come from, for messages.
@@ -114,14 +114,17 @@ def check_classes(classes: Sequence[str], where: str, *, multi_label: bool) -> t
     Raises:
         UserError: there are fewer than two, or two that differ in case only.
     """
-    if len(classes) < 2:
-        raise UserError(f"{where}: {len(classes)} classes ({', '.join(classes)}), at least 2 are needed")
+    # The command line makes numbers of 0,1 and one text of a,b.
+    names = [part.strip() for name in classes for part in (str(name).split(",") if len(classes) == 1 else [str(name)])]
+    if len(names) < 2:
+        raise UserError(f"{where}: {len(names)} classes ({', '.join(names)}), at least 2 are needed")
     folded: dict[str, str] = {}
-    for name in classes:
-        other = folded.setdefault(name.casefold(), name)
-        if other is not name:
+    for name in names:
+        if name.casefold() in folded:
+            other = folded[name.casefold()]
             raise UserError(f"{where}: the classes {other!r} and {name!r} are the same but for case: write them alike")
-    return tuple(classes)
+        folded[name.casefold()] = name
+    return tuple(names)
 
 
 def encode(rows: Sequence[Row], classes: Sequence[str], faults: Faults, *, multi_label: bool) -> np.ndarray:

@@ -1,9 +1,10 @@
 """The two layouts of a user's folder, as rows, and the file of each row."""
 
+import dataclasses
 import importlib.util
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from jaxboost.data import labels, pictures, volumes
 from jaxboost.data.faults import Faults
@@ -13,6 +14,8 @@ from jaxboost.errors import UserError, nearest
 
 _IMAGES = "images"
 _NAMED = 12  # files in a warning
+# Names of folders that others give to splits.
+_LIKE_SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
 # Spatial dimensions -> suffixes of their files.
 SUFFIXES = {2: pictures.SUFFIXES, 3: volumes.SUFFIXES}
 _ALL = tuple(dict.fromkeys((*volumes.SUFFIXES, *pictures.SUFFIXES)))
@@ -47,6 +50,8 @@ def masks_in(folder: pathlib.Path, masks: str) -> pathlib.Path | None:
 def read_rows(folder: pathlib.Path, faults: Faults, masks: pathlib.Path | None = None) -> list[Row]:
     """The rows of labels.csv where the folder has one, else the files of its class folders, in alphabetical order.
 
+    A folder within a class is a patient's.
+
     Args:
         masks: is no folder of a class.
 
@@ -55,13 +60,14 @@ def read_rows(folder: pathlib.Path, faults: Faults, masks: pathlib.Path | None =
     """
     if (folder / labels.FILE).exists():
         return labels.read_rows(folder / labels.FILE, faults)
-    found = [path for path in _folders(folder) if path != masks]
+    found = [path for path in _folders(folder) if masks is None or path.resolve() != masks.resolve()]
     names = {path.name for path in found}
     if names & set(SPLITS):
         for name in sorted(names - set(SPLITS)):
             faults.add(f"the folder {name}/ is beside {', '.join(SPLITS)}: {nearest(name, SPLITS)}")
         classes = [(name, path) for name in SPLITS for path in _folders(folder / name)]
     else:
+        _check_no_splits(folder, names)
         classes = [(None, path) for path in found]
     if len({path.name for _, path in classes}) < 2:
         raise UserError(
@@ -82,7 +88,28 @@ def read_rows(folder: pathlib.Path, faults: Faults, masks: pathlib.Path | None =
         _log.warning("files that are no images: %s: left out", some(others))
     if not rows:
         raise UserError(f"{folder}: its class folders hold no images ({', '.join(_ALL)})")
-    return rows
+    return _with_patients(rows)
+
+
+def _check_no_splits(folder: pathlib.Path, names: Iterable[str]) -> None:
+    """Raises UserError where folders that would be taken for classes are named as others name splits."""
+    if alike := [f"{name}/" for name in sorted(names) if name.casefold() in _LIKE_SPLITS]:
+        raise UserError(
+            f"{folder}: {', '.join(alike)} look like splits and would be taken for classes: name them"
+            f" {', '.join(f'{name}/' for name in SPLITS)}, all three; or join them, for splits to be made"
+        )
+
+
+def _with_patients(rows: Sequence[Row]) -> list[Row]:
+    """`rows` of class folders, where the files in a folder within their class are of one patient."""
+    inner = [pathlib.PurePath(row.file).parts[1 + (row.split is not None) : -1] for row in rows]
+    if not any(inner):
+        return list(rows)
+    _log.info("files in a folder within that of their class are taken as of one patient")
+    return [
+        dataclasses.replace(row, patient="/".join((row.label, *folders)) if folders else row.file)
+        for row, folders in zip(rows, inner, strict=True)
+    ]
 
 
 def locate(
@@ -93,6 +120,7 @@ def locate(
     A row's file is looked for below images/ first, where there is such a folder, and then below `folder`.
     """
     base = folder / _IMAGES if (folder / _IMAGES).is_dir() else folder
+    whole = folder.resolve()
     first_of: dict[pathlib.Path, Row] = {}
     found = {}
     for row in rows:
@@ -101,7 +129,7 @@ def locate(
         fault = ""
         if not row.file:
             fault = "file is empty"
-        elif path.is_absolute() or ".." in path.parts:
+        elif ".." in path.parts or (path.is_absolute() and not path.resolve().is_relative_to(whole)):
             fault = f"is not below {folder}"
         elif below in first_of:
             fault = f"is listed in row {first_of[below].number} already"

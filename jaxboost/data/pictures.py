@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jaxboost.data.arrays import SUFFIX, check_numbers, check_shows, read_npy, to_levels
 from jaxboost.data.faults import FaultError, reason
@@ -19,8 +19,8 @@ _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, KeyError, T
 def read_image(path: pathlib.Path, window: Sequence[float] = ()) -> np.ndarray:
     """The image, uint8 (H, W), or (H, W, 3) where it is in colour.
 
-    DICOM is shown as its tags say, 8-bit values stay as they are, the least and greatest of deeper whole numbers become
-    0 and 255, and of floating-point ones the ends of `window`, where it is given.
+    DICOM is shown as its tags say, and 8-bit values stay as they are; of others the ends of `window` become 0 and 255,
+    or where it is not given the least and the greatest. A picture is turned as its EXIF tag says.
 
     Raises:
         FaultError: the file cannot be read, or shows nothing.
@@ -37,7 +37,7 @@ def read_image(path: pathlib.Path, window: Sequence[float] = ()) -> np.ndarray:
     if stored.ndim not in (2, 3) or (stored.ndim == 3 and stored.shape[2] != 3):
         raise FaultError(f"has the shape {stored.shape}, not (H, W) or (H, W, 3)")
     check_shows(stored)
-    used = window if stored.dtype.kind == "f" else ()
+    used = () if stored.dtype == np.uint8 else window
     image = np.rint(to_levels(stored, used)).astype(np.uint8)
     check_shows(image, used)
     if image.ndim == 3 and (image == image[..., :1]).all():
@@ -58,6 +58,7 @@ def read_picture(path: pathlib.Path) -> np.ndarray:
             # I and I;16: whole numbers of more than 8 bits; F: floating point.
             if picture.mode.startswith("I") or picture.mode == "F":
                 return check_numbers(np.asarray(picture))
+            picture = ImageOps.exif_transpose(picture)
             return np.asarray(picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB"))
     except Image.UnidentifiedImageError:
         raise FaultError("is neither a PNG nor a JPEG nor a TIFF file that can be read") from None

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxboost.data import folder, lidc, medmnist, silhouettes, tfds_source
+from jaxboost.data import folder, folds, lidc, medmnist, silhouettes, tfds_source
 from jaxboost.data.source import Dataset, DatasetInfo
 from jaxboost.errors import UserError, check_choice
 
@@ -92,7 +92,9 @@ def load(
         return folder.load(name, size=size, ndim=ndim, root=root, **options)
     _check_unused(source or name, **options)
     if source:
-        return tfds_source.load(_tfds_name(source), size=size, root=root)
+        dataset = tfds_source.load(_tfds_name(source), size=size, root=root)
+        folds.check_official(dataset.splits, dataset.info.classes, source)
+        return dataset
     if name in (lidc.NAME, silhouettes.NAME):
         return (lidc if name == lidc.NAME else silhouettes).load(size=size, root=root)
     return medmnist.load(name, size=size, root=root)

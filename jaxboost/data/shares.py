@@ -95,7 +95,8 @@ def check_shares(shares: Sequence[float], *, without_val: bool) -> dict[str, flo
         UserError: they are not three, do not add up to 1, or one is not above 0; val's may be 0 where `without_val`.
     """
     wanted = dict(zip(SPLITS, shares, strict=False))
-    if len(shares) != len(SPLITS) or not all(share >= 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+    numbers = all(isinstance(share, int | float) and share >= 0 for share in shares)
+    if len(shares) != len(SPLITS) or not numbers or abs(sum(shares) - 1) > 1e-6:
         raise UserError(f"data.shares={tuple(shares)}: give the shares of train, val and test, which add up to 1")
     empty = [name for name, share in wanted.items() if not share and not (without_val and name == "val")]
     if empty:

@@ -61,6 +61,11 @@ class MappedRows:
         self.shape = (len(self._rows), *parts[0].shape[1:])
         self.dtype = parts[0].dtype
 
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -178,6 +183,8 @@ def _take(array: np.ndarray | MappedRows, rows: np.ndarray) -> np.ndarray | Mapp
 
 
 def _join(parts: Sequence[np.ndarray | MappedRows]) -> np.ndarray | MappedRows:
+    if len(parts) == 1:
+        return parts[0]
     if any(isinstance(part, np.memmap | MappedRows) for part in parts):
         return MappedRows(parts)
     return np.concatenate(parts)

@@ -108,13 +108,20 @@ def find_fields(info: "tfds.core.DatasetInfo", where: str) -> Fields:
     labels = {name: kind for name, feature in features.items() if (kind := _label_kind(feature))}
     keys = [key for key in info.supervised_keys or () if isinstance(key, str)]
     texts = [name for name, feature in features.items() if isinstance(feature, tfds.features.Text)]
+    numbers = [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, tfds.features.Tensor)
+        and feature.shape == ()
+        and np.issubdtype(feature.np_dtype, np.integer)
+    ]
     listed = _one_line(info.features)
     image = _choose(images, keys, "image", f"{where}: which feature holds the images (uint8, 1 or 3 channels)", listed)
     label = _choose(labels, keys, "label", f"{where}: which feature holds the labels (2 or more classes)", listed)
     return Fields(
         image=image,
         label=label,
-        patient=next((name for name in _PATIENTS if name in texts), ""),
+        patient=next((name for name in _PATIENTS if name in (*texts, *numbers)), ""),
         file=next((name for name in _FILES if name in texts), ""),
         image_kind=images[image],
         label_kind=labels[label],

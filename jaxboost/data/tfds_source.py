@@ -64,8 +64,8 @@ def load(name: str, *, size: int, root: str) -> Dataset:
 
     Returns:
         The splits "train", "val" (TFDS: validation or val) and "test", without any others; or the split "all" where
-        there is a single one, whatever its name. Patients are a text feature `patient` or `patient_id`, names a text
-        feature `file`.
+        there is a single one, whatever its name. Patients are a feature `patient` or `patient_id`, text or whole
+        numbers, names a text feature `file`, else `{split}/{index}`.
 
     Raises:
         UserError: as `describe` does; or the files have no random access or are damaged, a label lies outside the
@@ -185,6 +185,10 @@ def _mapped_splits(name: str, builder: "tfds.core.DatasetBuilder") -> Mapping[st
     return {mapped[ours]: ours for ours in SPLITS}
 
 
+def _as_text(value: bytes | np.integer) -> str:
+    return value.decode() if isinstance(value, bytes) else str(int(value))
+
+
 def _read(name: str, builder: "tfds.core.DatasetBuilder", theirs: str, fields: Fields, info: DatasetInfo) -> Split:
     """One split, which TFDS calls `theirs`."""
     tfds = import_tfds()
@@ -216,12 +220,13 @@ def _read(name: str, builder: "tfds.core.DatasetBuilder", theirs: str, fields: F
             for row, (image, label) in zip(rows, pool.map(prepare, rows, examples), strict=True):
                 images[row], labels[row] = image, label
             for feature, found in texts.items():
-                found += [example[feature].decode() for example in examples]
+                found += [_as_text(example[feature]) for example in examples]
             bar.update(len(rows))
     stored = images[..., 0] if info.channels == 1 else images
     split = make_split(info, theirs, stored, labels, where=where)
     if "" in texts.get(fields.patient, ()):
         row = texts[fields.patient].index("")
         raise UserError(f"{where}, example {row}: feature {fields.patient!r} is empty: every patient needs a name")
-    groups, names = (np.array(texts[feature]) if feature else None for feature in (fields.patient, fields.file))
-    return dataclasses.replace(split, groups=groups, names=names)
+    groups = np.array(texts[fields.patient]) if fields.patient else None
+    names = texts[fields.file] if fields.file else [f"{theirs}/{row}" for row in range(count)]
+    return dataclasses.replace(split, groups=groups, names=np.array(names))

@@ -74,7 +74,8 @@ def resample(volume: Volume, size: int, *, window: Sequence[float] = (), spacing
         # Where the grid's voxel centres lie, in voxels of the volume.
         places = (np.arange(size) - (size - 1) / 2) * factor + (count - 1) / 2
         # Half a voxel beyond the first and last centres still belongs to the volume; the rest is rounding.
-        inside.append((axis, np.abs(places - (count - 1) / 2) <= count / 2 + 1e-6))
+        # A side of less than a voxel of the grid is in the voxels nearest to it.
+        inside.append((axis, np.abs(places - (count - 1) / 2) <= max(count, factor) / 2 + 1e-6))
         if factor > 1:
             levels = ndimage.gaussian_filter1d(levels, (factor - 1) / 2, axis=axis, mode="nearest")
         levels = _interpolate(levels, places, axis)

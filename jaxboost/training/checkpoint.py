@@ -1,6 +1,6 @@
 """Run checkpoints: the latest state to resume from, and the trained weights of the best epoch.
 
-They never hold frozen weights, only their fingerprint.
+They never hold frozen weights, only their fingerprints.
 """
 
 import contextlib
@@ -8,7 +8,7 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain
@@ -34,12 +34,12 @@ class Progress:
     """What a run knows beside its state.
 
     Attributes:
-      fingerprint: of the frozen block, "" without one.
+      fingerprints: of what the run was given beside its config: pretrained parts by their role, a user's own data.
       best: None before the first validation.
       seconds: spent so far, over all sessions of the run.
     """
 
-    fingerprint: str
+    fingerprints: Mapping[str, str]
     best: Best | None
     seconds: float
 
@@ -88,24 +88,30 @@ class Checkpointer:
             self._latest.save(int(state.step), args=args, force=True)
 
     def restore_latest(
-        self, state: TrainState, iterator: grain.DatasetIterator, fingerprint: str
+        self, state: TrainState, iterator: grain.DatasetIterator, fingerprints: Mapping[str, str]
     ) -> tuple[TrainState, Progress]:
         """Restores into the shapes and shardings of `state`, sets the iterator's position.
 
         Raises:
-          UserError: the run was made with another frozen block.
+          UserError: the run was made with other weights or data.
         """
         step = self._latest.latest_step()
         saved = self._latest.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
         progress = Progress(
-            fingerprint=saved["fingerprint"],
+            fingerprints=saved["fingerprints"],
             best=Best(**saved["best"]) if saved["best"] else None,
             seconds=saved["seconds"],
         )
-        if progress.fingerprint != fingerprint:
+        before, now = progress.fingerprints, fingerprints
+        differing = [
+            f"{role} ({before.get(role, 'none')[:12]} there, {now.get(role, 'none')[:12]} now)"
+            for role in sorted({*before, *now})
+            if before.get(role) != now.get(role)
+        ]
+        if differing:
             raise UserError(
-                f"{self._latest.directory.parent} was trained with block {progress.fingerprint[:12] or 'none'}, not"
-                f" {fingerprint[:12] or 'none'}: give that block (and the data as they were), or another --workdir"
+                f"{self._latest.directory.parent} was trained with other {' and '.join(differing)}: give what it had,"
+                " or another --workdir"
             )
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, _state_item(state))),

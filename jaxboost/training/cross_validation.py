@@ -1,5 +1,6 @@
 """All folds of a cross-validation in one command, and what they come to together."""
 
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -19,7 +20,20 @@ FOLDS = "folds.csv"
 METRICS = ("sensitivity", "specificity", "acc", "auc", "avg")
 # What all folds have in common, and result.json says once.
 SHARED = (
-    *("dataset", "task", "classes", "seed", "protocol", "warning", "model", "boost", "parameters", "vision", "llama"),
+    *(
+        "dataset",
+        "task",
+        "classes",
+        "seed",
+        "protocol",
+        "warning",
+        "model",
+        "boost",
+        "parameters",
+        "encoder",
+        "vision",
+        "llama",
+    ),
     *("block", "versions"),
 )
 
@@ -76,25 +90,48 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "folds": [
             {"fold": number, "splits": result["splits"], "selection": result["selection"]}
             | {name: result["test"][name] for name in names}
+            | ({"threshold": result["threshold"]} if result["threshold"] else {})
             for number, result in enumerate(results)
         ],
-        "test": {
-            name: {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))} if None not in values else None
-            for name, values in figures.items()
-        },
+        "test": {name: _mean_and_sd(values) for name, values in figures.items()},
+        "threshold": _at_thresholds([result["threshold"] for result in results]),
         "seconds": round(sum(result["seconds"] for result in results), 1),
     }
 
 
+def _at_thresholds(thresholds: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """The figures at the folds' own thresholds; None where none were asked for."""
+    if thresholds[0] is None:
+        return None
+    tests = [threshold["test"] for threshold in thresholds]
+    return {
+        "wanted": thresholds[0]["specificity"],
+        "test": {name: _mean_and_sd([test[name] for test in tests]) for name in tests[0]},
+    }
+
+
+def _mean_and_sd(values: Sequence[float | None]) -> dict[str, float] | None:
+    if None in values:
+        return None
+    return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
+
+
 def log_summary(result: Mapping[str, Any]) -> None:
     """Says the figures over all folds."""
-    texts = [
-        f"{name} {figures['mean']:.4f} (sd {figures['sd']:.4f})" if figures else f"{name} undefined in a fold"
-        for name, figures in result["test"].items()
-    ]
-    logger.info("test, mean over %d folds: %s", len(result["folds"]), ", ".join(texts))
+    logger.info("test, mean over %d folds: %s", len(result["folds"]), _listed(result["test"]))
+    if threshold := result["threshold"]:
+        logger.info(
+            "at each fold's threshold for specificity %.4f: %s", threshold["wanted"], _listed(threshold["test"])
+        )
     if result["warning"]:
         logger.warning(result["warning"])
+
+
+def _listed(figures: Mapping[str, Mapping[str, float] | None]) -> str:
+    return ", ".join(
+        f"{name} {values['mean']:.4f} (sd {values['sd']:.4f})" if values else f"{name} undefined in a fold"
+        for name, values in figures.items()
+    )
 
 
 def _of_fold(config: ConfigDict, number: int) -> ConfigDict:
@@ -106,8 +143,13 @@ def _of_fold(config: ConfigDict, number: int) -> ConfigDict:
 def _checked(config: ConfigDict, folder: pathlib.Path) -> Dataset:
     """The whole data set, once every fold of it was seen to be possible: not the last after days of training."""
     dataset = datasets.load(config)
+    splits = {
+        # Without the images, which each fold would copy.
+        name: dataclasses.replace(split, images=np.zeros((len(split), 0), np.uint8))
+        for name, split in dataset.splits.items()
+    }
     for number in range(config.data.folds):
-        datasets.fold_of(dataset, config, number, _folds_in(folder))
+        datasets.fold_of(dataclasses.replace(dataset, splits=splits), config, number, _folds_in(folder))
     return dataset
 
 
@@ -125,8 +167,16 @@ def _prepare(dataset: Dataset, together: ConfigDict, folder: pathlib.Path) -> No
 
 
 def _check_alike(results: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> None:
-    """Raises UserError where folds were run with other weights than each other; their configs are the same already."""
-    for role in ("vision", "llama", "block"):
+    """Raises UserError where folds were run with other weights or data than each other.
+
+    Their configs are the same already.
+    """
+    if len({result["data_sha256"] for result in results}) > 1:
+        raise UserError(
+            f"the data changed while the folds in {folder} were run: remove those of before and run again, or give"
+            " another --workdir"
+        )
+    for role in ("encoder", "vision", "llama", "block"):
         found = {(result.get(role) or {}).get("sha256") for result in results}
         # Random parts are drawn from the same seed.
         if len(found) > 1:

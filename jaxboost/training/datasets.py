@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import logging
 import pathlib
 from collections.abc import Callable
 
@@ -16,6 +17,8 @@ from jaxboost.data.source import Dataset, DatasetInfo
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.classifier import BACKBONES
 from jaxboost.training import workdir
+
+logger = logging.getLogger(__name__)
 
 ALL_FOLDS = -1
 SPLITS = "splits.csv"
@@ -48,6 +51,11 @@ def describe(config: ConfigDict) -> DatasetInfo:
 
 def load(config: ConfigDict) -> Dataset:
     """The whole data set, with its official splits where it has some."""
+    size, wanted = config.data.size, config.model.image_size
+    if config.data.source and size < wanted:
+        logger.warning(
+            "images lose detail: data.size=%d is less than model.image_size=%d: set it to that", size, wanted
+        )
     return data.load(config.data.name, ndim=_ndim(config), **{name: config.data[name] for name in _LOADED_BY})
 
 
@@ -119,18 +127,23 @@ def fold_of(dataset: Dataset, config: ConfigDict, fold: int, file: pathlib.Path 
     )
 
 
-def fingerprint(dataset: Dataset) -> dict[str, str]:
-    """That of a user's own data set as {"data": ...}; a published one is known by its name."""
-    if all(split.names is None for split in dataset.splits.values()):
+def fingerprint(dataset: Dataset, config: ConfigDict) -> dict[str, str]:
+    """Those of a user's own data set; a published one is known by its name.
+
+    Returns:
+      data: of all samples together, the same for each fold; splits: of who is where.
+    """
+    if not config.data.source:
         return {}
-    digest = hashlib.sha256()
+    samples, places = [], []
     for name, split in sorted(dataset.splits.items()):
-        digest.update(f"{name} {split.images.shape} {split.labels.tolist()}\n".encode())
-        digest.update("\n".join(split.names if split.groups is None else [*split.names, *split.groups]).encode())
-        # One after the other: large splits are not in memory.
-        for image in split.images:
-            digest.update(np.ascontiguousarray(image))
-    return {"data": digest.hexdigest()}
+        groups = split.names if split.groups is None else split.groups
+        for file, group, labels, image in zip(split.names, groups, split.labels, split.images, strict=True):
+            pixels = hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
+            samples.append(f"{file}\t{group}\t{labels.tolist()}\t{image.shape}\t{pixels}\n")
+            places.append(f"{file}\t{name}\n")
+    digests = {"data": samples, "splits": places}
+    return {name: hashlib.sha256("".join(sorted(lines)).encode()).hexdigest() for name, lines in digests.items()}
 
 
 def _without_val(config: ConfigDict) -> bool:

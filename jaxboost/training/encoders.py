@@ -28,7 +28,7 @@ def resolve_tower(
 
     Args:
       role, trainable: see `Pretrained`.
-      weights: the folder of the vision tower, or "random" for the control.
+      weights: the folder of the vision tower, or "random" for the control, a frozen one.
       source, convert_missing: see `find_converted`.
       dtype: of random weights that stay as they are.
       with_norm: whether the tower's final norm is wanted too, as the model's `head_norm`.
@@ -38,9 +38,9 @@ def resolve_tower(
     """
     paths = (("encoder",), ("head_norm",))[: 1 + with_norm]
     if weights == RANDOM:
-        about = {"source": RANDOM, "dtype": "float32" if trainable else dtype}
+        about = {"source": RANDOM, "dtype": dtype}
         text = "a random encoder: the control without pretraining"
-        return Pretrained(role=role, paths=paths, trainable=trainable, about=about, text=text, load=None), {}
+        return Pretrained(role=role, paths=paths, trainable=False, about=about, text=text, load=None), {}
     folder = find_converted("encoder", weights, source, "all", convert_missing=convert_missing)
     manifest = towers.read_manifest(folder)
     _check_tower(folder, manifest, backbone)

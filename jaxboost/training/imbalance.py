@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.metrics import roc_curve
 
-from jaxboost.data.source import MULTI_LABEL, DatasetInfo
+from jaxboost.data.source import MULTI_LABEL, Dataset, DatasetInfo
 from jaxboost.errors import UserError
 
 BALANCED = "balanced"
@@ -30,13 +30,13 @@ def class_weights(spec: str, labels: np.ndarray, info: DatasetInfo) -> tuple[flo
         return _numbers(spec, classes)
     multi_label = info.task == MULTI_LABEL
     counts = labels.sum(0) if multi_label else np.bincount(labels[:, 0], minlength=classes)
-    if not counts.all():
-        missing = info.classes[int(np.argmin(counts))]
-        raise UserError(
-            f"config field train.class_weights: no training example is {missing!r}, which cannot be balanced: give"
-            f" {classes} numbers"
-        )
     n = len(labels)
+    if not counts.all() or (multi_label and (counts == n).any()):
+        which = info.classes[int(np.argmin(counts) if not counts.all() else np.argmax(counts))]
+        raise UserError(
+            f"config field train.class_weights: {'every' if counts.all() else 'no'} training example is {which!r},"
+            f" which cannot be balanced: give {classes} numbers"
+        )
     return tuple(((n - counts) / counts if multi_label else n / (classes * counts)).tolist())
 
 
@@ -45,12 +45,23 @@ def _numbers(spec: str, classes: int) -> tuple[float, ...]:
         weights = tuple(float(text) for text in spec.split(","))
     except ValueError:
         weights = ()
-    if len(weights) != classes or not all(np.isfinite(weight) and weight >= 0 for weight in weights):
+    if len(weights) != classes or not all(0 <= weight < np.inf for weight in weights) or not any(weights):
         raise UserError(
             f'config field train.class_weights: {spec!r} should be empty, "balanced", or {classes} numbers from 0 with'
-            " commas between them"
+            " commas between them, not all of them 0"
         )
     return weights
+
+
+def check_both_classes(dataset: Dataset, split: str) -> None:
+    """Raises UserError where a threshold cannot be chosen on a split, for it lacks one of the two classes."""
+    found = np.unique(dataset.splits[split].labels)
+    if len(found) < 2:
+        only = dataset.info.classes[found[0]]
+        raise UserError(
+            f"config field eval.specificity: every example of the {split} split is {only!r}, no threshold can be chosen"
+            " on it: set it to 0"
+        )
 
 
 def choose_threshold(labels: np.ndarray, scores: np.ndarray, specificity: float) -> float:

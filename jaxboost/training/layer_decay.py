@@ -18,11 +18,14 @@ _STARTS = {"temporal_cls": "spatial"}
 
 
 def scale_by_layer(decay: float) -> optax.GradientTransformation:
-    """Multiplies the updates of a classifier's encoder by the powers of `decay` that its layers have.
-
-    Raises UserError, when first used, for an encoder that is no stack of blocks.
-    """
+    """Multiplies the updates of a classifier's encoder by the powers of `decay` that its layers have."""
     return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors(updates, decay)))
+
+
+def check(params: Tree) -> None:
+    """Raises UserError where nothing that is trained is a stack of blocks."""
+    if not any(name in params.get("encoder", {}) for name in _STACKS):
+        raise UserError("config field optim.layer_decay: it is of encoders with trained blocks, set it to 1")
 
 
 def factors(params: Tree, decay: float) -> Tree:
@@ -36,8 +39,6 @@ def factors(params: Tree, decay: float) -> Tree:
         if name in params.get("encoder", {}):
             first, depth = depth, depth + _depth(params["encoder"][name])
             ends[name] = (first, depth)
-    if not ends:
-        raise UserError("config field optim.layer_decay: it is of encoders with trained blocks, set it to 1")
 
     def factor(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> float | jax.Array:
         names = [entry.key for entry in path]

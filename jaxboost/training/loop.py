@@ -24,6 +24,7 @@ from jaxboost.training import (
     experiment,
     features,
     imbalance,
+    layer_decay,
     metrics,
     optim,
     report,
@@ -35,7 +36,6 @@ from jaxboost.training.checkpoint import Best, Checkpointer, Progress
 from jaxboost.training.log import MetricsLog, ProgressBar
 from jaxboost.training.mixing import Mixing
 from jaxboost.training.monitor import PendingLosses, RateMeter, StopSignal
-from jaxboost.training.pretrained import joint_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +75,15 @@ class Run:
         info = datasets.describe(config)
         _check_binary(config, info)
         self.experiment = systems.prepare(config, info)
+        if config.optim.layer_decay != 1:
+            layer_decay.check(self.experiment.params)
         self.augment = Augment(**config.augment)
         self.augment.check(info.ndim)
         splits = splits or datasets.own_splits(config, folder)
         self.dataset = splits.load()
+        self.selection_split = PROTOCOLS[config.eval.protocol]
+        if config.eval.specificity:
+            imbalance.check_both_classes(self.dataset, self.selection_split)
         objective = self._objective()
         self.image_size: int | None = config.model.image_size
         self.iterator = self._train_iterator()
@@ -92,14 +97,14 @@ class Run:
         self.last_step = config.train.epochs * self.steps_per_epoch
         if config.train.max_steps:
             self.last_step = min(self.last_step, config.train.max_steps)
-        self.selection_split = PROTOCOLS[config.eval.protocol]
+        _warn_of_slow_average(config, self.last_step)
 
         replicated, self.by_batch = step.make_mesh()
         params, self.frozen, stats, self.fingerprints = experiment.initialise(
             self.experiment, seed=config.seed, replicated=replicated
         )
         # Another answer for the same images is another data set.
-        self.fingerprints |= datasets.fingerprint(self.dataset)
+        self.fingerprints |= datasets.fingerprint(self.dataset, config)
         splits.prepare()
         # Images that are other ones each time are encoded each time.
         if self.experiment.encoder_key is not None and not (
@@ -118,15 +123,14 @@ class Run:
             accumulate=config.train.accumulate,
         )
         self.bind_eval_step = step.make_eval_step(graphdef, objective, replicated)
-        self.fingerprint = joint_fingerprint(self.fingerprints)
-        self.progress = Progress(fingerprint=self.fingerprint, best=None, seconds=0.0)
+        self.progress = Progress(fingerprints=self.fingerprints, best=None, seconds=0.0)
 
     def complete(self) -> dict[str, Any] | None:
         """Restores, trains, and evaluates; see `train_and_evaluate`."""
         report.log_start(self.experiment, self.dataset, self.config)
         with Checkpointer(self.folder / "checkpoints") as checkpointer:
             if checkpointer.latest_step() is not None:
-                self.state, self.progress = checkpointer.restore_latest(self.state, self.iterator, self.fingerprint)
+                self.state, self.progress = checkpointer.restore_latest(self.state, self.iterator, self.fingerprints)
                 logger.info("resumed from step %d", int(self.state.step))
             workdir.create(self.folder, self.config)
             if not self._train(checkpointer):
@@ -266,10 +270,10 @@ class Run:
         if better:
             checkpointer.save_best(number, *self._evaluated())
             best = Best(epoch=epoch, step=number, value=result[metric])
-            self.progress = Progress(fingerprint=self.fingerprint, best=best, seconds=self.progress.seconds)
+            self.progress = Progress(fingerprints=self.fingerprints, best=best, seconds=self.progress.seconds)
 
     def _save(self, checkpointer: Checkpointer) -> None:
-        progress = Progress(fingerprint=self.fingerprint, best=self.progress.best, seconds=self.seconds())
+        progress = Progress(fingerprints=self.fingerprints, best=self.progress.best, seconds=self.seconds())
         checkpointer.save_latest(self.state, self.iterator, progress)
 
     def _finish(self, checkpointer: Checkpointer) -> dict[str, Any]:
@@ -299,6 +303,19 @@ def keep_compiled_programs(enabled: bool) -> None:
     # The environment variable JAX_COMPILATION_CACHE_DIR comes first.
     if enabled and not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(pooch.os_cache("jaxboost") / "compiled"))
+
+
+def _warn_of_slow_average(config: ConfigDict, steps: int) -> None:
+    """Says where the weights' average, which a run reports, is still mostly the weights at the start."""
+    start = config.train.ema ** (steps // config.train.accumulate)
+    if config.train.ema and config.eval.ema and start > 0.1:
+        logger.warning(
+            "train.ema=%s: after %d steps %.0f %% of the average that is evaluated are the weights at the start: lower"
+            " it, or set eval.ema=False",
+            config.train.ema,
+            steps,
+            100 * start,
+        )
 
 
 def _check_binary(config: ConfigDict, info: DatasetInfo) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import logging
 import pathlib
 from collections.abc import Callable, Mapping
@@ -246,13 +245,6 @@ def digest(weights: Mapping[str, Any]) -> str:
     """Fingerprint of weights that no manifest describes."""
     leaves, _ = jax.tree.flatten_with_path(weights)
     return store.fingerprint({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
-
-
-def joint_fingerprint(fingerprints: Mapping[str, str]) -> str:
-    """One for all parts of a model; that of the only one, and "" for none."""
-    if len(fingerprints) < 2:
-        return next(iter(fingerprints.values()), "")
-    return hashlib.sha256("".join(f"{k} {v}\n" for k, v in sorted(fingerprints.items())).encode()).hexdigest()
 
 
 def find_converted(what: str, folder: str, source: str, layers: str, *, convert_missing: bool) -> pathlib.Path:

@@ -83,6 +83,10 @@ def _check_pooled(config: ConfigDict) -> None:
         raise UserError(f"backbone {backbone} gives one pooled feature, no tokens: set boost.kind=none")
     if config.model.drop_path:
         raise UserError(f"config field model.drop_path: backbone {backbone} has no blocks to drop, set it to 0")
+    if config.model.frozen:
+        raise UserError(
+            f"config field model.frozen: the batch norms of {backbone} would go on changing, set it to False"
+        )
 
 
 def _check_input(backbone: str, image_size: int, info: DatasetInfo) -> None:
@@ -113,6 +117,8 @@ def _resolve_encoder(config: ConfigDict, *, with_weights: bool) -> tuple[tuple[P
             "config field model.frozen: an untrained encoder would stay as it is: set model.weights to the folder that"
             ' convert_weights.py made, or to "random": the control'
         )
+    if model.frozen and model.drop_path:
+        raise UserError("config field model.drop_path: it would only disturb a frozen encoder, set it to 0")
     if not is_random and spec.encoder is not ViT:
         fitting = ", ".join(name for name, backbone in BACKBONES.items() if backbone.encoder is ViT)
         raise UserError(

@@ -541,7 +541,8 @@ def test_class_folders(tmp_path, caplog):
     expected = ["more/normal_c.png", "normal_a.png", "normal_b.png"]
     assert split.names[:3].tolist() == [f"normal/{name}" for name in expected]
     assert split.labels[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
-    assert split.groups is None
+    assert split.groups[:3].tolist() == ["normal/more", "normal/normal_a.png", "normal/normal_b.png"]
+    assert len(set(split.groups)) == 6
     np.testing.assert_array_equal(
         split.images[1, ..., 0], np.asarray(Image.fromarray(picture(0)).resize((16, 16), Image.Resampling.BICUBIC))
     )
@@ -551,9 +552,14 @@ def test_class_folders(tmp_path, caplog):
 def test_class_folders_of_splits(tmp_path):
     write_class_folders(tmp_path, ("train", "val", "test"))
     root = str(tmp_path)
+    # The same folder in each is the same patient in each.
+    with pytest.raises(UserError, match="patient 'normal/more' is in train here and in val"):
+        load("mine", source="folder", size=16, root=root)
+    for folder in tmp_path.glob("*/*/more"):
+        folder.rename(folder.with_name(f"more_{folder.parts[-3]}"))
     dataset = load("mine", source="folder", size=16, root=root)
     assert dataset.info.n_samples == {"train": 6, "val": 6, "test": 6}
-    assert dataset.splits["val"].names[0] == "val/normal/more/normal_c.png"
+    assert dataset.splits["val"].names[0] == "val/normal/more_val/normal_c.png"
     (tmp_path / "val").rename(tmp_path / "valid")
     with pytest.raises(UserError) as error:
         load("mine", source="folder", size=16, root=root)
@@ -561,6 +567,28 @@ def test_class_folders_of_splits(tmp_path):
         error.value
     )
     assert "split 'val' has no sample: give all of train, val, test" in str(error.value)
+
+
+def test_folders_within_a_class_are_patients(tmp_path):
+    for label in CLASSES:
+        for patient in ("p1", "p2"):
+            for number in range(2):
+                path = tmp_path / label / patient / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = np.random.default_rng(len(label) + ord(patient[1]) * 10 + number).integers(0, 256, (8, 8))
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
+    split = load("mine", source="folder", size=16, root=str(tmp_path)).splits["all"]
+    expected = [f"{label}/{patient}" for label in CLASSES for patient in ("p1", "p1", "p2", "p2")]
+    assert split.groups.tolist() == expected
+
+
+@pytest.mark.parametrize("names", [("Training", "Testing"), ("TRAIN", "valid"), ("training", "validation", "testing")])
+def test_splits_of_another_name_are_no_classes(names, tmp_path):
+    write_class_folders(tmp_path, names)
+    with pytest.raises(
+        UserError, match="look like splits and would be taken for classes: name them train/, val/, test/"
+    ):
+        load("mine", source="folder", size=16, root=str(tmp_path))
 
 
 def test_class_folders_that_cannot_be(tmp_path):

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import default
 from jaxboost.data import Split, fold_of, join_splits, load, medmnist, npz, pipeline
+from jaxboost.data.augment import Augment
 from jaxboost.data.source import MappedRows
 from jaxboost.errors import UserError
 from jaxboost.training import datasets, features
@@ -182,7 +184,11 @@ def test_folds_of_a_mapped_data_set(both):
         for each in (mapped, in_memory)
     )
     np.testing.assert_array_equal(left["image"], right["image"])
-    assert datasets.fingerprint(mapped) == datasets.fingerprint(in_memory) != {}
+    config = default.get_config()
+    config.data.source = "folder"
+    assert datasets.fingerprint(mapped, config) == datasets.fingerprint(in_memory, config) != {}
+    config.data.source = ""
+    assert datasets.fingerprint(mapped, config) == {}
 
 
 def test_features_of_a_mapped_data_set(both, tmp_path):
@@ -193,7 +199,9 @@ def test_features_of_a_mapped_data_set(both, tmp_path):
         return jnp.asarray(batch["image"][:, :2, :3, 0], jnp.float32)
 
     for name, dataset in zip(("memory", "mapped"), both, strict=True):
-        found = features.encode(dataset, encoder, batch_size=8, image_size=28, folder=tmp_path / name, key="an encoder")
+        found = features.encode(
+            dataset, encoder, batch_size=8, image_size=28, augment=Augment(), folder=tmp_path / name, key="an encoder"
+        )
         encoded.append(found.splits)
     assert set(seen) == {(8, 28, 28, 1)}
     for name, split in encoded[0].items():

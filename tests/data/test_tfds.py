@@ -158,7 +158,7 @@ def test_lidc_there_and_back(shapes):
     same_splits(dataset, expected)
     for name, split in dataset.splits.items():
         assert split.groups.tolist() == expected.splits[name].groups.tolist()
-        assert split.names is None
+        assert split.names[0].endswith("/0")
     assert dataset.info.name == f"tfds-lidc_shapes-{lidc.BUILD_VERSION}.0.0"
     assert (dataset.info.classes, dataset.info.task) == (("benign", "malignant"), "binary-class")
     assert (dataset.info.ndim, dataset.info.license) == (3, "CC BY 3.0")
@@ -332,7 +332,7 @@ def test_patients_and_files(name, tmp_path):
 
 def test_patients_that_are_no_names(tmp_path):
     small(tmp_path / "numbers", patient=(np.int64, [1, 2, 3]))
-    assert load(tmp_path / "numbers").splits["train"].groups is None
+    assert load(tmp_path / "numbers").splits["train"].groups.tolist() == ["1", "2", "3"]
     small(tmp_path / "empty", patient=(tfds.features.Text(), ["P1", "", "P2"]))
     with pytest.raises(UserError, match="split train, example 1: feature 'patient' is empty: every patient needs"):
         load(tmp_path / "empty")

@@ -93,7 +93,7 @@ def test_final_norm_loaded_and_ones(make_run, blocks, llama):
     norms = {kind: np.asarray(run.frozen["boost"]["block"]["final_norm"]) for kind, run in runs.items()}
     np.testing.assert_array_equal(norms["ones"], np.ones(64, np.float32))
     np.testing.assert_array_equal(norms["loaded"], llama_checkpoints.final_norm_weight(llama))
-    assert runs["ones"].fingerprint != runs["loaded"].fingerprint
+    assert runs["ones"].fingerprints != runs["loaded"].fingerprints
     assert_same(runs["ones"].state.params, runs["loaded"].state.params)
     assert np.abs(_scores(runs["ones"]) - _scores(runs["loaded"])).max() > 1e-5
 
@@ -105,7 +105,7 @@ def test_several_layers_run_in_the_given_order(make_run, blocks, llama):
         weights = [llama_checkpoints.layer_weights(llama, layer) for layer in layers]
         assert_same(held, {name: np.stack([layer[name] for layer in weights]) for name in weights[0]})
     one, other = runs.values()
-    assert one.fingerprint != other.fingerprint
+    assert one.fingerprints != other.fingerprints
     assert_same(one.state.params, other.state.params)
     assert np.abs(_scores(one) - _scores(other)).max() > 1e-5
     assert np.isfinite(take_steps(one, 2)).all()

@@ -15,7 +15,7 @@ from jaxboost.training import step
 from jaxboost.training.checkpoint import Best, Checkpointer, Progress
 from tests.training.small_runs import assert_same, on_host
 
-FINGERPRINT = "0123456789abcdef" * 4
+FINGERPRINTS = {"block": "0123456789abcdef" * 4, "data": "11" * 32}
 OPTIMIZER = optax.adamw(1e-3)
 
 
@@ -47,12 +47,12 @@ def _iterator():
 
 
 def _progress(best=None, seconds=1.5):
-    return Progress(fingerprint=FINGERPRINT, best=best, seconds=seconds)
+    return Progress(fingerprints=FINGERPRINTS, best=best, seconds=seconds)
 
 
 def _restore(checkpointer):
     """The state and the progress, restored into shapes that hold other values."""
-    return checkpointer.restore_latest(_state(99, 0), _iterator(), FINGERPRINT)
+    return checkpointer.restore_latest(_state(99, 0), _iterator(), FINGERPRINTS)
 
 
 def _saved_steps(folder):
@@ -77,9 +77,9 @@ def test_resume_restores_everything(tmp_path):
     restored_iterator = _iterator()
     with Checkpointer(folder) as checkpointer:
         assert checkpointer.latest_step() == 3
-        restored, progress = checkpointer.restore_latest(_state(99, 0), restored_iterator, FINGERPRINT)
+        restored, progress = checkpointer.restore_latest(_state(99, 0), restored_iterator, FINGERPRINTS)
         weights = checkpointer.restore_best(progress.best.step, restored.params, restored.stats)
-    assert progress == Progress(fingerprint=FINGERPRINT, best=best, seconds=12.25)
+    assert progress == Progress(fingerprints=FINGERPRINTS, best=best, seconds=12.25)
     assert isinstance(progress.best, Best)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert_same(restored, state)
@@ -112,7 +112,7 @@ def test_model_without_statistics(tmp_path):
     assert_same(restored, earlier)
     target = _state(99, 0).replace(stats={})
     with Checkpointer(tmp_path) as checkpointer:
-        restored, _ = checkpointer.restore_latest(target, _iterator(), FINGERPRINT)
+        restored, _ = checkpointer.restore_latest(target, _iterator(), FINGERPRINTS)
         weights = checkpointer.restore_best(2, target.params, target.stats)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert_same(restored, state)
@@ -137,7 +137,7 @@ def test_restored_arrays_take_the_targets_sharding(tmp_path):
         checkpointer.save_latest(_state(1, 1), _iterator(), _progress(Best(epoch=1, step=1, value=0.5)))
     target = _state(99, 0)
     with Checkpointer(tmp_path) as checkpointer:
-        state, _ = checkpointer.restore_latest(target, _iterator(), FINGERPRINT)
+        state, _ = checkpointer.restore_latest(target, _iterator(), FINGERPRINTS)
         best = checkpointer.restore_best(1, target.params, target.stats)
     targets = (target, (target.params, target.stats))
     for ours, theirs in zip(jax.tree.leaves((state, best)), jax.tree.leaves(targets), strict=True):
@@ -219,11 +219,13 @@ def test_another_block_is_refused(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     with Checkpointer(tmp_path) as checkpointer:
         with pytest.raises(
-            UserError, match=f"trained with block {FINGERPRINT[:12]}, not fedcba987654: give that block"
+            UserError, match=r"trained with other block \(0123456789ab there, fedcba987654 now\): give what it had"
         ):
-            checkpointer.restore_latest(_state(99, 0), _iterator(), FINGERPRINT[::-1])
-        with pytest.raises(UserError, match="not none"):
-            checkpointer.restore_latest(_state(99, 0), _iterator(), "")
+            checkpointer.restore_latest(_state(99, 0), _iterator(), FINGERPRINTS | {"block": "fedcba9876543210" * 4})
+        with pytest.raises(
+            UserError, match=r"block \(0123456789ab there, none now\) and data \(111111111111 there, none"
+        ):
+            checkpointer.restore_latest(_state(99, 0), _iterator(), {})
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
 
 

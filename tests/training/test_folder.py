@@ -142,11 +142,11 @@ def test_a_folder_that_changed_is_told(tmp_path):
     folder, run = write_pictures(tmp_path / "data"), tmp_path / "run"
     config = make_config(folder)
     splits = datasets.own_splits(config, run)
-    before = datasets.fingerprint(splits.load())
+    before = datasets.fingerprint(splits.load(), config)
     assert not run.exists()
     splits.prepare()
     assert sorted(path.name for path in run.iterdir()) == ["config.json", "splits.csv"]
-    assert datasets.fingerprint(datasets.own_splits(config, run).load()) == before
+    assert datasets.fingerprint(datasets.own_splits(config, run).load(), config) == before
     first = folder / "dark" / "00.png"
     first.rename(folder / "dark" / "new.png")
     with pytest.raises(UserError, match=r"splits\.csv row [0-9]+: 'dark/00.png' is not in the data set: undo what"):
@@ -154,7 +154,7 @@ def test_a_folder_that_changed_is_told(tmp_path):
     # Another image of the same name is another data set, which a checkpoint is not resumed with.
     Image.fromarray(np.eye(9, dtype=np.uint8) * 255).save(first)
     (folder / "dark" / "new.png").unlink()
-    assert datasets.fingerprint(datasets.own_splits(config, run).load()) != before
+    assert datasets.fingerprint(datasets.own_splits(config, run).load(), config) != before
 
 
 def test_volumes_end_to_end(tmp_path):

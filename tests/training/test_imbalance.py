@@ -35,7 +35,7 @@ def test_none_and_numbers():
     assert imbalance.class_weights("1,2.5", labels, _info("binary-class", 2)) == (1.0, 2.5)
 
 
-@pytest.mark.parametrize("spec", ["1", "1,x", "1,-2", "1,nan", "1,2,3", "balance"])
+@pytest.mark.parametrize("spec", ["1", "1,x", "1,-2", "1,nan", "1,2,3", "0,0", "balance"])
 def test_what_is_no_weight(spec):
     with pytest.raises(UserError, match="2 numbers from 0"):
         imbalance.class_weights(spec, np.zeros((3, 1), int), _info("binary-class", 2))

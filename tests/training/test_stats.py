@@ -136,7 +136,7 @@ def test_resumed_run_ends_the_same(lidc_root, tmp_path, monkeypatch):
         run = loop.Run(config, tmp_path / "none")
         start = on_host(run.state.stats)
         with Checkpointer(tmp_path / name / "checkpoints") as checkpointer:
-            state, _ = checkpointer.restore_latest(run.state, run.iterator, run.fingerprint)
+            state, _ = checkpointer.restore_latest(run.state, run.iterator, run.fingerprints)
             best = checkpointer.restore_best(4, run.state.params, run.state.stats)
         # The only validation is after the last step.
         assert_same(best, (state.params, state.stats))

@@ -250,7 +250,7 @@ def test_another_block_is_refused(lidc_root, tmp_path):
     # Without its result, the run counts as unfinished.
     (workdir / "result.json").unlink()
     before = (workdir / "config.json").read_bytes()
-    with pytest.raises(UserError, match=r"was trained with block .* give that block"):
+    with pytest.raises(UserError, match=r"was trained with other block \(.* there, .* now\): give what it had"):
         loop.train_and_evaluate(config(1), workdir)
     assert (workdir / "config.json").read_bytes() == before
     again = loop.train_and_evaluate(config(0), workdir)

@@ -82,7 +82,7 @@ def _held(tree, *parts):
 
 
 def _initialised(prepared):
-    """Trainable and frozen weights, and fingerprints."""
+    """Trainable and frozen weights, statistics, and fingerprints."""
     replicated, _ = step.make_mesh()
     return experiment.initialise(prepared, seed=0, replicated=replicated)
 
@@ -131,7 +131,7 @@ def test_features_equal_transformers(kind, boost, image_size, tmp_path, monkeypa
         }
     )
     prepared = systems.prepare(config, data.describe_dataset("breastmnist", 28))
-    params, kept, _ = _initialised(prepared)
+    params, kept, _, _ = _initialised(prepared)
     # With the identity as its head, the classifier returns its features.
     params["head"] = {"kernel": jnp.eye(vision.WIDTH), "bias": jnp.zeros(vision.WIDTH)}
     theirs = None
@@ -260,7 +260,7 @@ def test_other_weights_are_refused(finished, config, folder, tmp_path):
     # Without its result, the run counts as unfinished.
     (workdir / "result.json").unlink()
     for changed in (other, config({"model.weights": ""})):
-        with pytest.raises(UserError, match="was trained with block"):
+        with pytest.raises(UserError, match="was trained with other encoder"):
             loop.train_and_evaluate(changed, workdir)
 
 
@@ -276,8 +276,8 @@ def test_frozen_random_encoder_is_the_control(config, tmp_path):
     changes = {"model.frozen": True, "model.weights": "random"}
     runs = [loop.Run(config(changes), tmp_path / "run") for _ in range(2)]
     assert runs[0].state.params.keys() == {"head"}
-    assert runs[0].fingerprint == runs[1].fingerprint
-    assert re.fullmatch("[0-9a-f]{64}", runs[0].fingerprint)
+    assert runs[0].fingerprints == runs[1].fingerprints
+    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in runs[0].fingerprints.values())
     assert_same(_held(runs[0].frozen), _held(runs[1].frozen))
     assert runs[0].experiment.pretrained[0].about == {"source": "random", "dtype": "float32"}
     assert "(a random encoder: the control without pretraining)" in runs[0].experiment.title
@@ -287,7 +287,7 @@ def test_frozen_random_encoder_is_the_control(config, tmp_path):
 def test_half_precision_tower(is_frozen, config, folder):
     """Stored in bfloat16, it is trained in float32, and stays as it is where it is frozen."""
     half = config({"model.weights": str(folder / "half"), "model.frozen": is_frozen})
-    params, kept, _ = _initialised(systems.prepare(half, data.describe_dataset("lidcsilhouettes", 28)))
+    params, kept, _, _ = _initialised(systems.prepare(half, data.describe_dataset("lidcsilhouettes", 28)))
     stored = _tower(folder / "half")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(stored)} == {"bfloat16"}
     if is_frozen:
@@ -374,7 +374,7 @@ def test_pneumollm_has_fields_of_its_own(folder):
     )
     info = data.describe_dataset("breastmnist", 28)
     prepared = systems.prepare(config, info)
-    _, kept, fingerprints = _initialised(prepared)
+    _, kept, _, fingerprints = _initialised(prepared)
     assert_same(kept["encoder"], _tower(folder / "tower")["encoder"])
     assert fingerprints == {"vision": towers.fingerprint_at(folder / "tower")}
     config.pneumollm.vision = str(folder / "wide")
