@@ -92,6 +92,11 @@ def test_a_batch_of_any_size(pneumollm):
     np.testing.assert_allclose(loaded.probabilities(images, batch_size=3), expected, rtol=0, atol=1e-6)
 
 
+def test_files_have_the_same_permissions(pneumollm):
+    _, _, folder = pneumollm
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 def test_description(pneumollm):
     run, _, folder = pneumollm
     described = json.loads((folder / "export.json").read_text())

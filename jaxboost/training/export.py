@@ -137,7 +137,11 @@ def _write_weights(folder: pathlib.Path, weights: Mapping[str, jax.Array]) -> li
     if len(groups) == 1:
         files = ["weights.safetensors"]
     for file, names in zip(files, groups, strict=True):
+        # The library makes its files readable for their owner alone: the others have the process's usual permissions.
+        (folder / file).touch()
+        mode = (folder / file).stat().st_mode
         save_file({name: np.asarray(weights[name], order="C") for name in names}, folder / file)
+        (folder / file).chmod(mode)
     return files
 
 
