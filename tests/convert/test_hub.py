@@ -91,7 +91,8 @@ def test_the_text_tower_is_not_fetched(hub, repositories, tmp_path):
     result = run(hub.address, "owner/clip", tmp_path / "tower", "--layers", "all")
     assert result.returncode == 0, result.stderr
     assert f"source  owner/clip@{COMMIT} (hub)" in result.stdout
-    assert f"use it  --config.pneumollm.vision={tmp_path / 'tower'}" in result.stdout
+    out = tmp_path / "tower"
+    assert f"use it  --config.model.weights={out}, for PneumoLLM --config.pneumollm.vision={out}" in result.stdout
     file = repositories["owner/clip"] / "model.safetensors"
     with safe_open(file, framework="np") as tensors:
         mine = [name for name in tensors.keys() if name.startswith("vision_model.")]  # noqa: SIM118

@@ -533,7 +533,10 @@ def test_a_training_run(shapes, tmp_path):
     assert result["dataset"] == f"tfds-lidc_shapes-{lidc.BUILD_VERSION}.0.0"
     assert result["steps"] == 2
     assert result["splits"] == {name: len(split) for name, split in expected.splits.items()}
-    predictions = sorted(path.name for path in (tmp_path / "run" / "predictions").iterdir())
-    assert [name.partition("_[")[0] for name in predictions] == [
-        f"{result['dataset']}_{split}" for split in ("test", "val")
-    ]
+    predictions = (tmp_path / "run" / "predictions").iterdir()
+    assert {path.name.partition("_[")[0] for path in predictions} == {
+        "test.csv",
+        "val.csv",
+        f"{result['dataset']}_test",
+        f"{result['dataset']}_val",
+    }

@@ -167,7 +167,7 @@ def test_radiographs_that_changed_are_not_resumed(radiographs, tmp_path):
     table.write_text(
         table.read_text().replace("p00_0.png,healthy", "p00_0.png,sick").replace("p00_1.png,healthy", "p00_1.png,sick")
     )
-    with pytest.raises(UserError, match="the data as they were"):
+    with pytest.raises(UserError, match=r"fold0/checkpoints was trained with other data \("):
         cross_validation.train_and_evaluate(small(folder, data__fold=0), run)
 
 

@@ -310,7 +310,7 @@ def test_missing_tower_is_made_from_its_source(config, folder, tmp_path, caplog,
     with caplog.at_level(logging.INFO, logger="jaxboost"):
         run = loop.Run(config(changes), tmp_path / "run")
     assert f"no encoder at {made}: converting all layers of {folder / 'source'}" in caplog.text
-    assert run.fingerprint == towers.fingerprint_at(folder / "tower")
+    assert run.fingerprints["encoder"] == towers.fingerprint_at(folder / "tower")
 
 
 @pytest.mark.parametrize(
