@@ -16,9 +16,12 @@ from jaxboost.errors import UserError
 from jaxboost.predict import predict_or_export
 from jaxboost.predictions import Labels
 from jaxboost.training import finished
+from jaxboost.training.export import export
 from tests import finished_runs
+from tests.convert import vision_checkpoints as vision
 from tests.reference import llama_checkpoints
 from tests.scripts import assert_mistake, run_script
+from tests.training.test_weights import VIT_TINY
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +238,42 @@ def test_frozen_weights_may_move_but_not_change(tmp_path):
     _, images = inputs.read(files, model.preparation)
     own = finished_runs.own_predictions(run)
     np.testing.assert_allclose(model.probabilities(images), own, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_first_weights_of_trained_parts_are_not_wanted(tmp_path):
+    """Their constants are: here they are no default ones."""
+    model = llama_checkpoints.tiny_llama(seed=0)
+    convert(llama_checkpoints.write_safetensors(model, tmp_path / "llama"), "3", tmp_path / "block")
+    vision.tiny("vit", **VIT_TINY, layer_norm_eps=0.03).save_pretrained(tmp_path / "vit")
+    convert(str(tmp_path / "vit"), "all", tmp_path / "tower")
+    run = finished_runs.colours(
+        tmp_path / "data",
+        tmp_path / "run",
+        **{
+            "data.size": 28,
+            "model.image_size": 28,
+            "augment.resize": 0,
+            "model.weights": str(tmp_path / "tower"),
+            "boost.kind": "rllm",
+            "boost.block": str(tmp_path / "block"),
+            "boost.layers": (3,),
+            "boost.trainable": True,
+        },
+    )
+    for name in ("block", "tower"):
+        shutil.rmtree(tmp_path / name)
+    files = [tmp_path / "data" / "images" / name for name in finished_runs.named_predictions(run)]
+    opened = finished.open_run(run)
+    _, images = inputs.read(files, opened.preparation)
+    own = finished_runs.own_predictions(run)
+    np.testing.assert_allclose(opened.probabilities(images), own, rtol=0, atol=1e-6)
+    export(opened, tmp_path / "export")
+    pretrained = json.loads((tmp_path / "export" / "export.json").read_text())["provenance"]["pretrained"]
+    assert {role: about["source"] for role, about in pretrained.items()} == {
+        "encoder": "vit",
+        "block": "llama",
+    }
 
 
 def test_a_mistake_is_one_line():

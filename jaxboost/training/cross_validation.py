@@ -15,6 +15,7 @@ from jaxboost.data.source import Dataset
 from jaxboost.errors import UserError
 from jaxboost.training import datasets, loop, workdir
 from jaxboost.training.datasets import ALL_FOLDS
+from jaxboost.training.pretrained import ROLES
 
 FOLDS = "folds.csv"
 METRICS = ("sensitivity", "specificity", "acc", "auc", "avg")
@@ -176,7 +177,7 @@ def _check_alike(results: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> 
             f"the data changed while the folds in {folder} were run: remove those of before and run again, or give"
             " another --workdir"
         )
-    for role in ("encoder", "vision", "llama", "block"):
+    for role in ROLES:
         found = {(result.get(role) or {}).get("sha256") for result in results}
         # Random parts are drawn from the same seed.
         if len(found) > 1:

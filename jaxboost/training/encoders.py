@@ -48,7 +48,7 @@ def resolve_tower(
         role=role,
         paths=paths,
         trainable=trainable,
-        about={"source": manifest.source, "dtype": manifest.dtype},
+        about={"source": manifest.source, "dtype": manifest.dtype, "arguments": dict(manifest.arguments)},
         text=f"encoder of {manifest.source}, {'trained too' if trainable else 'frozen'}",
         load=functools.partial(_load_tower, folder, image_size, trainable, with_norm),
     )

@@ -22,6 +22,7 @@ from jaxboost.models.transformer import portable
 from jaxboost.training import report
 from jaxboost.training.files import to_json
 from jaxboost.training.finished import FinishedRun
+from jaxboost.training.pretrained import ROLES
 from jaxboost.training.step import probabilities
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -147,7 +148,6 @@ def _write_weights(folder: pathlib.Path, weights: Mapping[str, jax.Array]) -> li
 
 def _describe(run: FinishedRun, program: jax.export.Exported, batch: int | None) -> dict[str, Any]:
     result = run.result
-    parts = {part.role: result[part.role] for part in run.experiment.pretrained}
     _, *shape = program.in_avals[-1].shape
     return {
         "format": FORMAT,
@@ -161,7 +161,7 @@ def _describe(run: FinishedRun, program: jax.export.Exported, batch: int | None)
         "platforms": list(program.platforms),
         "provenance": {
             **{name: result[name] for name in ("model", "boost", "seed", "protocol", "warning", "selection", "test")},
-            "pretrained": parts,
+            "pretrained": {role: result[role] for role in ROLES if result.get(role)},
             "data_sha256": result["data_sha256"],
             "versions": result["versions"],
             "exported_with": report.versions(),

@@ -21,7 +21,7 @@ from jaxboost.predictions import Labels, threshold_from_json
 from jaxboost.training import datasets, evaluate, experiment, loop, step, systems, workdir
 from jaxboost.training.checkpoint import Checkpointer
 from jaxboost.training.experiment import Experiment
-from jaxboost.training.pretrained import RANDOM
+from jaxboost.training.pretrained import RANDOM, ROLES
 
 # Where frozen weights may lie elsewhere than when the run was made: the weights are held to their fingerprint.
 PLACES = ("model.weights", "boost.block", "pneumollm.vision", "llama.block")
@@ -107,7 +107,9 @@ def open_run(folder: pathlib.Path, places: Sequence[str] = ()) -> FinishedRun:
     if not best.is_dir():
         raise UserError(f"{folder}: the weights of the best epoch are missing, {best}: they were moved or removed")
     loop.keep_compiled_programs(config.train.compilation_cache)
-    built = systems.prepare(config, info)
+    # What was trained on comes from the checkpoint as a whole.
+    trained = {role: result[role] for role in ROLES if result.get(role)}
+    built = systems.prepare(config, info, trained=trained)
     replicated, by_batch = step.make_mesh()
     params, frozen, stats, fingerprints = experiment.initialise(built, seed=config.seed, replicated=replicated)
     _check_fingerprints(folder, built, fingerprints, result)
@@ -171,11 +173,10 @@ def _replace(config: ConfigDict, places: Sequence[str]) -> None:
 def _check_fingerprints(
     folder: pathlib.Path, built: Experiment, fingerprints: dict[str, str], result: dict[str, Any]
 ) -> None:
-    """Raises UserError where frozen weights, or those that a trained part started from, are not the run's."""
+    """Raises UserError where frozen weights are not the run's."""
     for part in built.pretrained:
         expected, found = (result.get(part.role) or {}).get("sha256", ""), fingerprints[part.role]
-        # A part that was random and then trained comes from the checkpoint as a whole.
-        if found == expected or (part.trainable and part.load is None):
+        if found == expected:
             continue
         where = f"{folder} was made with the {part.role} {expected[:12] or 'of none'}, not {found[:12]}"
         if part.about["source"] == RANDOM:

@@ -1,6 +1,7 @@
 """PneumoLLM from a config: checks the choices and finds the weights of its encoder and of LLaMA."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
@@ -25,8 +26,11 @@ from jaxboost.training.pretrained import (
 )
 
 
-def prepare(config: ConfigDict, info: DatasetInfo, *, with_weights: bool) -> Experiment:
-    """See `systems.prepare`."""
+def prepare(
+    config: ConfigDict, info: DatasetInfo, *, with_weights: bool, trained: Mapping[str, Mapping[str, Any]]
+) -> Experiment:
+    """See `systems.prepare`. Its pretrained parts are all frozen."""
+    del trained
     model, backbone = dict(config.model), config.model.backbone
     if info.ndim != 2:
         raise UserError(f"data set {info.name} is {info.ndim}-D, PneumoLLM takes 2-D images: choose another data.name")
@@ -134,6 +138,7 @@ def _resolve_llama(config: ConfigDict, *, with_weights: bool) -> tuple[PneumoSpe
         "llama",
         ("llama",),
         ref,
+        shape=shape,
         layers=layers,
         depth=depth,
         trainable=False,

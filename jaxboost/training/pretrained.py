@@ -20,6 +20,8 @@ from jaxboost.models.llama import FAMILIES, LlamaConfig
 
 RANDOM = "random"
 INT8 = "int8"
+# Of R-LLM's parts and of PneumoLLM's.
+ROLES = ("encoder", "block", "vision", "llama")
 WEIGHTS = ("stored", INT8)
 
 logger = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ class Pretrained:
     """A part of a model whose weights come from elsewhere than its trainable rest, or are the random control of such.
 
     Attributes:
-      role: what result.json calls it, such as "block".
+      role: what result.json calls it, one of ROLES.
       paths: where its weights are in the tree of all.
       trainable: whether they are trained too.
       about: what result.json says of them beside the fingerprint.
@@ -142,6 +144,7 @@ def llama_weights(
     path: tuple[str, ...],
     ref: LlamaRef | None,
     *,
+    shape: LlamaConfig,
     layers: tuple[int, ...],
     depth: int,
     trainable: bool,
@@ -154,6 +157,7 @@ def llama_weights(
     Args:
       role, trainable, shards: see `Pretrained`.
       path: the only one of its `paths`.
+      shape: of its layers.
       layers: of the config, which a random block only has by name.
       dtype: of random weights that stay as they are; trained ones are float32.
       weights: one of WEIGHTS, how frozen ones are held.
@@ -161,10 +165,11 @@ def llama_weights(
     Raises:
       UserError: what packs them is not installed.
     """
-    pack, packed, ending = None, {}, ""
+    pack, extra, ending = None, {"arguments": dataclasses.asdict(shape)}, ""
     if weights == INT8:
         placing.import_qwix()
-        pack, packed, ending = placing.int8, {"weights": INT8}, ", held as int8"
+        pack, ending = placing.int8, ", held as int8"
+        extra["weights"] = INT8
     if ref is None:
         return Pretrained(
             role=role,
@@ -172,7 +177,7 @@ def llama_weights(
             trainable=trainable,
             shards=shards,
             pack=pack,
-            about={"source": RANDOM, "layers": list(layers), "dtype": "float32" if trainable else dtype, **packed},
+            about={"source": RANDOM, "layers": list(layers), "dtype": "float32" if trainable else dtype, **extra},
             text=f"a random block of {depth} layer(s): the control without pretraining{ending}",
             load=None,
         )
@@ -183,7 +188,7 @@ def llama_weights(
         trainable=trainable,
         shards=shards,
         pack=pack,
-        about={"source": ref.manifest.source, "layers": list(ref.layers), "dtype": ref.manifest.dtype, **packed},
+        about={"source": ref.manifest.source, "layers": list(ref.layers), "dtype": ref.manifest.dtype, **extra},
         text=f"layer {', '.join(map(str, ref.layers))} of {ref.manifest.source}, {state}{ending}",
         load=functools.partial(_load_llama, ref, trainable, pack),
     )

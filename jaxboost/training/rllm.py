@@ -1,6 +1,7 @@
 """R-LLM from a config: checks the choices and finds the block's weights."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
@@ -12,6 +13,7 @@ from jaxboost.errors import UserError, check_choice
 from jaxboost.models import classifier
 from jaxboost.models.boost import FORMS, KINDS, PATHS, check_path
 from jaxboost.models.classifier import BACKBONES, BoostSpec, Classifier
+from jaxboost.models.llama import LlamaConfig
 from jaxboost.models.vit import ViT
 from jaxboost.training.encoders import resolve_tower
 from jaxboost.training.experiment import Experiment, check_model, check_patch, model_arguments, trace
@@ -25,7 +27,9 @@ from jaxboost.training.pretrained import (
 )
 
 
-def prepare(config: ConfigDict, info: DatasetInfo, *, with_weights: bool) -> Experiment:
+def prepare(
+    config: ConfigDict, info: DatasetInfo, *, with_weights: bool, trained: Mapping[str, Mapping[str, Any]]
+) -> Experiment:
     """See `systems.prepare`."""
     model = dict(config.model)
     check_choice(model["backbone"], BACKBONES, "config field model.backbone")
@@ -33,8 +37,8 @@ def prepare(config: ConfigDict, info: DatasetInfo, *, with_weights: bool) -> Exp
     check_model(model)
     if BACKBONES[model["backbone"]].pooled:
         _check_pooled(config)
-    encoder, arguments = _resolve_encoder(config, with_weights=with_weights)
-    spec, block = _resolve_boost(with_weights=with_weights, dtype=model["dtype"], **config.boost)
+    encoder, arguments = _resolve_encoder(config, trained.get("encoder"), with_weights=with_weights)
+    spec, block = _resolve_boost(trained.get("block"), with_weights=with_weights, dtype=model["dtype"], **config.boost)
     parts = (*encoder, *block)
 
     def build(rngs: nnx.Rngs) -> Classifier:
@@ -108,8 +112,14 @@ def _check_input(backbone: str, image_size: int, info: DatasetInfo) -> None:
         )
 
 
-def _resolve_encoder(config: ConfigDict, *, with_weights: bool) -> tuple[tuple[Pretrained, ...], dict[str, Any]]:
-    """The encoder's weights, where they are not just its trained rest, and what it is built with."""
+def _resolve_encoder(
+    config: ConfigDict, trained: Mapping[str, Any] | None, *, with_weights: bool
+) -> tuple[tuple[Pretrained, ...], dict[str, Any]]:
+    """The encoder's weights, where they are not just its trained rest, and what it is built with.
+
+    Args:
+      trained: what a result says of it, see `systems.prepare`.
+    """
     model = config.model
     spec, is_random = BACKBONES[model.backbone], model.weights in ("", RANDOM)
     if model.frozen and not model.weights:
@@ -127,6 +137,8 @@ def _resolve_encoder(config: ConfigDict, *, with_weights: bool) -> tuple[tuple[P
         )
     if not with_weights or (is_random and not model.frozen):
         return (), {}
+    if trained and not model.frozen:
+        return (), dict(trained["arguments"])
     part, arguments = resolve_tower(
         "encoder",
         model.backbone,
@@ -142,6 +154,7 @@ def _resolve_encoder(config: ConfigDict, *, with_weights: bool) -> tuple[tuple[P
 
 
 def _resolve_boost(
+    trained: Mapping[str, Any] | None,
     *,
     with_weights: bool,
     dtype: str,
@@ -161,12 +174,24 @@ def _resolve_boost(
     except ValueError as error:
         raise UserError(f"config field boost.path: {error}; set it to auto") from None
     has_layer = FORMS[kind].layer
-    shape, depth, ref = resolve_llama("boost", reads_block=has_layer, with_weights=with_weights, **llama)
+    kept = trained if trainable else None
+    if kept:
+        shape, depth, ref = LlamaConfig(**kept["arguments"]), len(kept["layers"]), None
+    else:
+        shape, depth, ref = resolve_llama("boost", reads_block=has_layer, with_weights=with_weights, **llama)
     if not depth:
         raise UserError("config field boost.layers is empty, which needs a block to take them from: name them")
     spec = BoostSpec(kind=kind, config=shape, depth=depth, trainable=trainable, rope=rope, causal=causal, path=path)
-    if not has_layer:
+    if kept or not has_layer:
         return spec, ()
-    layers = tuple(llama["layers"])
-    part = llama_weights("block", ("boost", "block"), ref, layers=layers, depth=depth, trainable=trainable, dtype=dtype)
+    part = llama_weights(
+        "block",
+        ("boost", "block"),
+        ref,
+        shape=shape,
+        layers=tuple(llama["layers"]),
+        depth=depth,
+        trainable=trainable,
+        dtype=dtype,
+    )
     return spec, (part,)

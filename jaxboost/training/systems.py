@@ -2,6 +2,7 @@
 
 import pathlib
 import types
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -11,17 +12,25 @@ from jaxboost.training import pneumo, rllm
 from jaxboost.training.experiment import Experiment
 
 
-def prepare(config: ConfigDict, info: DatasetInfo, *, with_weights: bool = True) -> Experiment:
+def prepare(
+    config: ConfigDict,
+    info: DatasetInfo,
+    *,
+    with_weights: bool = True,
+    trained: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({}),
+) -> Experiment:
     """Checks what a config says of its model and traces it; nothing large is read or computed.
 
     Args:
       with_weights: find the pretrained weights (converting them where the config says so). Without, shapes come from
         the families that the config names.
+      trained: what result.json says of pretrained parts, by their role, where a checkpoint has those that were trained
+        on: their first weights are not wanted.
 
     Raises:
       UserError: an unknown choice, weights that are missing or do not fit, a backbone that does not fit the data.
     """
-    return _system(config).prepare(config, info, with_weights=with_weights)
+    return _system(config).prepare(config, info, with_weights=with_weights, trained=trained)
 
 
 def check_same_weights(config: ConfigDict, finished: dict[str, Any], folder: pathlib.Path) -> None:
