@@ -77,9 +77,11 @@ def _shared() -> ConfigDict:
     data.masks = ""  # of the lungs, 2D: a folder of PNG files, or a CSV file in CheXmask's form; empty: no crop
     data.window = ()  # (low, high), stored values (2D: not of 8 bits) that become 0 and 255; (): the file's own range
     data.spacing = 0.0  # mm a voxel of the model's grid; 0: each volume's longest physical side fills the grid
-    data.shares = (0.7, 0.1, 0.2)  # train, val, test, by patient; where the folder says no splits and data.folds is 0
+    # Train, val, test, by patient, where the data have no splits and data.folds is 0. Where they have train and test
+    # alone, a part of train becomes val, in the proportion of their shares.
+    data.shares = (0.7, 0.1, 0.2)
     # Of every data set; the seed also of data.shares.
-    data.folds = 0  # of a cross-validation, by patient; 0: official splits, or data.shares
+    data.folds = 0  # of a cross-validation, by patient; 0: splits of the data's own, or data.shares
     data.fold = -1  # run this fold alone, from 0; -1: all, one after the other
     data.fold_seed = 0  # of the assignment of patients to folds
     data.val_share = 0.2  # of a fold's training part, by patient, which picks the epoch

@@ -4,10 +4,10 @@ The folder data.root is laid out in one of two ways.
 
 A table: labels.csv has the columns `file` (or `path`; below data.root/images/, where there is such a folder, or below
 data.root) and `label`. Without a column `patient_id` (or `patient`) every file counts as a patient of its own. A column
-`split` (train, val, test) makes official splits; then all three are needed, and no patient may be in two.
+`split` (train, test and, where there is one, val) makes official splits; no patient may be in two.
 
 Class folders, where there is no labels.csv: data.root/CLASS/files, or data.root/{train,val,test}/CLASS/files; in either
-CLASS/PATIENT/files says whose they are.
+CLASS/PATIENT/files says whose they are, and val/ may be missing.
 
 2-D: DICOM (.dcm, .dicom), PNG, JPEG, TIFF, .npy with (H, W) or (H, W, 3); they are resized to a square, bicubic,
 whatever their proportions are, and keep their colours, see `jaxboost.data.pictures`. Where masks of the lungs are given
@@ -90,8 +90,8 @@ def load(
         spacing: mm a voxel of the grid; 0: the longest side of each volume fills it.
 
     Returns:
-        The official splits, or the one split "all", in the order of the rows: images (n, S, S, C) or (n, S, S, S, 1),
-        the patients as `groups`, None where they are not known, and the files as `names`.
+        The official splits, with or without val, or the one split "all", in the order of the rows: images (n, S, S, C)
+        or (n, S, S, S, 1), the patients as `groups`, None where they are not known, and the files as `names`.
 
     Raises:
         UserError: with all that is wrong with the folder.
@@ -132,7 +132,7 @@ def load(
     splits = {WHOLE: whole}
     if rows[0].split:
         places = np.array([row.split for row in rows])
-        splits = {split: whole.take(np.flatnonzero(places == split)) for split in SPLITS}
+        splits = {split: whole.take(np.flatnonzero(places == split)) for split in SPLITS if split in places}
     sizes = {split: len(members) for split, members in splits.items()}
     info = dataclasses.replace(info, channels=whole.images.shape[-1], n_samples=sizes)
     return Dataset(info=info, splits=splits, baselines={})

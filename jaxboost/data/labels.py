@@ -184,7 +184,7 @@ def check_patients(rows: Sequence[Row], faults: Faults, *, multi_label: bool, al
 def check_splits(rows: Sequence[Row], classes: Sequence[str], faults: Faults, *, multi_label: bool) -> None:
     """Adds a fault for each row with another split than train, val or test, and for splits that lack a class.
 
-    Where rows name no split, the classes are looked for in all of them.
+    Val may be missing. Where rows name no split, the classes are looked for in all of them.
     """
     by_split: dict[str | None, list[Row]] = {name: [] for name in SPLITS}
     if rows[0].split is None:
@@ -195,11 +195,13 @@ def check_splits(rows: Sequence[Row], classes: Sequence[str], faults: Faults, *,
         elif row.split is not None:
             text = f"split {row.split!r} is unknown, {nearest(row.split, SPLITS)}" if row.split else "split is empty"
             faults.add(text, row=row.number, file=row.file)
+    if not by_split.get("val", True):
+        del by_split["val"]
     for split, members in by_split.items():
         found = {label for row in members for label in _labels(row, multi_label)}
         where = f"split {split!r}" if split else "the data set"
         if not members:
-            faults.add(f"{where} has no sample: give all of {', '.join(SPLITS)}, or none, for splits to be made")
+            faults.add(f"{where} has no sample: give train and test, and val where there is one, or no splits at all")
         elif missing := [repr(name) for name in classes if name not in found]:
             faults.add(f"{where} has no sample of class {', '.join(missing)}")
 

@@ -96,7 +96,7 @@ def _check_no_splits(folder: pathlib.Path, names: Iterable[str]) -> None:
     if alike := [f"{name}/" for name in sorted(names) if name.casefold() in _LIKE_SPLITS]:
         raise UserError(
             f"{folder}: {', '.join(alike)} look like splits and would be taken for classes: name them"
-            f" {', '.join(f'{name}/' for name in SPLITS)}, all three; or join them, for splits to be made"
+            f" {', '.join(f'{name}/' for name in SPLITS)}; or join them, for splits to be made"
         )
 
 

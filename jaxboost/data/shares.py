@@ -1,4 +1,4 @@
-"""Splits for data that come without: by patient, stratified by label, and kept in a file that can be read again."""
+"""Splits for data that lack some: by patient, stratified by label, and kept in a file that can be read again."""
 
 import dataclasses
 import pathlib
@@ -16,7 +16,9 @@ _COLUMN = "split"
 def divide(
     dataset: Dataset, *, shares: Sequence[float], seed: int, file: pathlib.Path | None, without_val: bool = False
 ) -> Dataset:
-    """The splits "train", "val" and "test" of a data set that has the one split "all".
+    """The splits "train", "val" and "test" of a data set that has the one split "all", or only "train" and "test".
+
+    The latter's test split stays as it is, and val is a part of train, in the proportion of their shares.
 
     Args:
         dataset: with names for its samples.
@@ -27,15 +29,26 @@ def divide(
 
     Raises:
         UserError: a share or the seed is out of range, a class has too few patients or is missing from a split, or the
-            file is not one of this data set.
+            file is not one of this data set, or moves samples out of or into its own test split.
     """
     wanted = check_shares(shares, without_val=without_val)
     if not 0 <= seed < 2**32:
         raise UserError(f"data.fold_seed={seed} is out of range: use 0 <= seed < 2**32")
     pooled = join_splits(list(dataset.splits.values()))
     classes = dataset.info.classes
+    # Which are in a test split of the data set's own.
+    tested = np.repeat([name == "test" for name in dataset.splits], [len(split) for split in dataset.splits.values()])
     if file is None:
-        places = assign(pooled.labels, pooled.groups, shares=wanted, seed=seed, classes=classes)
+        given = {name: share for name, share in wanted.items() if name != "test" or not tested.any()}
+        free = np.flatnonzero(~tested)
+        places = np.full(len(tested), "test", object)
+        places[free] = assign(
+            pooled.labels[free],
+            None if pooled.groups is None else pooled.groups[free],
+            shares={name: share / sum(given.values()) for name, share in given.items()},
+            seed=seed,
+            classes=classes,
+        )
         mend = "use other shares (data.shares) or another seed (data.fold_seed), or leave that class out"
     else:
         mend = "undo what changed in the data or in this file, or give another --workdir"
@@ -51,6 +64,9 @@ def divide(
                 mend=mend,
             )
         )
+        if tested.any() and (moved := np.flatnonzero(tested != (places == "test"))).size:
+            name = str(pooled.names[moved[0]])
+            raise UserError(f"{file}: {name!r} is moved out of or into the data set's own test split: {mend}")
     lacking = [
         f"{split!r} has no {name!r}"
         for split in wanted
@@ -86,6 +102,22 @@ def write(path: pathlib.Path, dataset: Dataset) -> None:
         )
     except OSError as error:
         raise UserError(f"{path}: the splits cannot be written ({error.strerror}): give another --workdir") from error
+
+
+def check_patients(dataset: Dataset) -> None:
+    """Raises UserError where a patient is in two splits."""
+    first: dict[str, tuple[str, str]] = {}
+    for name, split in dataset.splits.items():
+        if split.groups is None:
+            continue
+        names = [f"{name}/{row}" for row in range(len(split))] if split.names is None else split.names.tolist()
+        for patient, sample in zip(split.groups.tolist(), names, strict=True):
+            where, other = first.setdefault(patient, (name, sample))
+            if where != name:
+                raise UserError(
+                    f"{dataset.info.name}: patient {patient!r} is in {where} ({other}) and in {name} ({sample}): give"
+                    " every patient to one split, or set data.folds for a cross-validation of all of them"
+                )
 
 
 def check_shares(shares: Sequence[float], *, without_val: bool) -> dict[str, float]:

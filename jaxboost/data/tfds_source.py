@@ -63,9 +63,9 @@ def load(name: str, *, size: int, root: str) -> Dataset:
     """Reads data set `name` into memory, in the order of its files; arguments as for `describe`.
 
     Returns:
-        The splits "train", "val" (TFDS: validation or val) and "test", without any others; or the split "all" where
-        there is a single one, whatever its name. Patients are a feature `patient` or `patient_id`, text or whole
-        numbers, names a text feature `file`, else `{split}/{index}`.
+        The splits "train", "val" (TFDS: validation or val), where there is one, and "test", without any others; or the
+        split "all" where there is a single one, whatever its name. Patients are a feature `patient` or `patient_id`,
+        text or whole numbers, names a text feature `file`, else `{split}/{index}`.
 
     Raises:
         UserError: as `describe` does; or the files have no random access or are damaged, a label lies outside the
@@ -177,12 +177,10 @@ def _mapped_splits(name: str, builder: "tfds.core.DatasetBuilder") -> Mapping[st
     if len(theirs) == 1:
         return {theirs[0]: _ALL}
     mapped = {ours: split for split, ours in reversed(_SPLITS.items()) if split in theirs}
-    if missing := [split for split in SPLITS if split not in mapped]:
+    if missing := [split for split in ("train", "test") if split not in mapped]:
         has = f"{PREFIX}{name} has the splits {', '.join(theirs)}" if theirs else f"{PREFIX}{name} has no splits"
-        raise UserError(
-            f"{has}, {' and '.join(missing)} missing: train, validation (or val) and test are needed, or a single split"
-        )
-    return {mapped[ours]: ours for ours in SPLITS}
+        raise UserError(f"{has}, {' and '.join(missing)} missing: train and test are needed, or a single split")
+    return {mapped[ours]: ours for ours in SPLITS if ours in mapped}
 
 
 def _as_text(value: bytes | np.integer) -> str:

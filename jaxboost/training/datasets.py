@@ -67,7 +67,8 @@ def own_splits(config: ConfigDict, folder: pathlib.Path) -> Splits:
     def find() -> tuple[Dataset, bool]:
         """The data set, and whether its splits are made here."""
         whole = load(config)
-        if WHOLE not in whole.splits:
+        shares.check_patients(whole)
+        if WHOLE not in whole.splits and ("val" in whole.splits or _without_val(config)):
             return whole, False
         divided = data.divide(
             whole,

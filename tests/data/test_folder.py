@@ -483,9 +483,14 @@ def test_splits_that_cannot_be(folder):
     ):
         assert fault in message
     add_splits(folder)
-    folder.rows = [(*row[:3], row[3].replace("val", "train")) for row in folder.rows]
+    folder.rows = [(*row[:3], row[3].replace("test", "train")) for row in folder.rows]
     folder.write(header=HEADER)
-    assert "1 fault to mend: split 'val' has no sample: give all of train, val, test, or none" in folder.fault()
+    mend = "give train and test, and val where there is one, or no splits at all"
+    assert f"1 fault to mend: split 'test' has no sample: {mend}" in folder.fault()
+    folder.rows = [(*row[:3], row[3].replace("val", "test")) for row in folder.rows]
+    folder.write(header=HEADER)
+    found = folder.load()
+    assert list(found.splits) == list(found.info.n_samples) == ["train", "test"]
 
 
 def test_copies_in_two_splits(folder):
@@ -563,10 +568,10 @@ def test_class_folders_of_splits(tmp_path):
     (tmp_path / "val").rename(tmp_path / "valid")
     with pytest.raises(UserError) as error:
         load("mine", source="folder", size=16, root=root)
-    assert f"{tmp_path}: 2 faults to mend: the folder valid/ is beside train, val, test: did you mean 'val'?" in str(
+    assert f"{tmp_path}: 1 fault to mend: the folder valid/ is beside train, val, test: did you mean 'val'?" in str(
         error.value
     )
-    assert "split 'val' has no sample: give all of train, val, test" in str(error.value)
+    assert "no sample" not in str(error.value)
 
 
 def test_folders_within_a_class_are_patients(tmp_path):

@@ -1,12 +1,13 @@
 """Splits for data without: by patient, stratified, and kept in a file that is checked."""
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
 
 from jaxboost.data import Dataset, DatasetInfo, Split, divide
-from jaxboost.data.shares import assign, write
+from jaxboost.data.shares import assign, check_patients, write
 from jaxboost.errors import UserError
 
 CLASSES = ("normal", "silicosis")
@@ -92,6 +93,56 @@ def test_without_validation():
     assert list(found.splits) == ["train", "test"]
     with pytest.raises(UserError, match=r"^data.shares=\(0.8, 0.0, 0.2\): the share of val should be above 0"):
         divided(data_set(*cohort()), shares=(0.8, 0.0, 0.2))
+
+
+def with_test_split():
+    """A data set with the splits train and test, the latter of the last 20 of 80 patients."""
+    whole = data_set(*cohort())
+    is_test = whole.splits["all"].groups >= "P060"
+    splits = {
+        name: whole.splits["all"].take(np.flatnonzero(rows)) for name, rows in (("train", ~is_test), ("test", is_test))
+    }
+    return dataclasses.replace(whole, splits=splits)
+
+
+def test_a_test_split_of_its_own_stays(tmp_path):
+    dataset = with_test_split()
+    found = divided(dataset)
+    assert list(found.splits) == ["train", "val", "test"]
+    np.testing.assert_array_equal(found.splits["test"].images, dataset.splits["test"].images)
+    parts = [set(found.splits[name].groups) for name in ("train", "val")]
+    assert not parts[0] & parts[1]
+    assert parts[0] | parts[1] == set(dataset.splits["train"].groups)
+    assert len(found.splits["val"]) == pytest.approx(len(dataset.splits["train"]) / 8, abs=3)
+    assert found.info.n_samples == {name: len(part) for name, part in found.splits.items()}
+
+    path = tmp_path / "splits.csv"
+    write(path, found)
+    again = divided(dataset, seed=3, file=path)
+    for name, part in found.splits.items():
+        np.testing.assert_array_equal(again.splits[name].names, part.names)
+    one = found.splits["test"].groups[0]
+    lines = [
+        line.replace(",test", ",train") if line.startswith(one) else line for line in path.read_text().splitlines()
+    ]
+    path.write_text("\n".join(lines))
+    with pytest.raises(
+        UserError, match=r"splits\.csv: '.*' is moved out of or into the data set's own test split: undo"
+    ):
+        divided(dataset, file=path)
+
+
+def test_a_patient_in_two_splits():
+    dataset = with_test_split()
+    check_patients(dataset)
+    moved = dataset.splits["test"].groups.copy()
+    moved[1] = patient = dataset.splits["train"].groups[0]
+    splits = dataset.splits | {"test": dataclasses.replace(dataset.splits["test"], groups=moved)}
+    message = (
+        rf"^mine: patient '{patient}' is in train \(\d+, a.png\) and in test \(\d+, a.png\): give every patient to"
+    )
+    with pytest.raises(UserError, match=message):
+        check_patients(dataclasses.replace(dataset, splits=splits))
 
 
 @pytest.mark.parametrize("shares", [(0.8, 0.2), (0.7, 0.2, 0.2), (1.2, -0.4, 0.2), (70.0, 10.0, 20.0)])

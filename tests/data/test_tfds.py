@@ -344,6 +344,7 @@ def test_patients_that_are_no_names(tmp_path):
         (("test", "val", "train"), ["train", "val", "test"]),
         (("train", "validation", "test", "extra"), ["train", "val", "test"]),
         (("train", "validation", "val", "test"), ["train", "val", "test"]),
+        (("test", "train"), ["train", "test"]),
         (("train",), ["all"]),
         (("extra",), ["all"]),
     ],
@@ -358,9 +359,8 @@ def test_splits(splits, expected, tmp_path):
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
-        (("train", "test"), "tfds:small has the splits train, test, val missing: train, validation"),
-        (("train", "validation"), "has the splits train, validation, test missing: train, validation"),
-        (("a", "b"), r"has the splits a, b, train and val and test missing: train, validation \(or val\) and test are"),
+        (("train", "validation"), "tfds:small has the splits train, validation, test missing: train and test are"),
+        (("a", "b"), r"has the splits a, b, train and test missing: train and test are needed, or a single split"),
     ],
 )
 def test_missing_splits(splits, message, tmp_path):

@@ -158,6 +158,27 @@ def test_a_folder_that_changed_is_told(tmp_path):
     assert datasets.fingerprint(datasets.own_splits(config, run).load(), config) != before
 
 
+def test_val_is_cut_out_of_train(tmp_path):
+    write_pictures(tmp_path / "data" / "train")
+    for label in ("bright", "dark"):
+        (tmp_path / "data" / "test" / label).mkdir(parents=True)
+        for number in range(4):
+            file = tmp_path / "data" / "train" / label / f"{number:02}.png"
+            file.rename(tmp_path / "data" / "test" / label / file.name)
+    config = make_config(tmp_path / "data")
+    splits = datasets.own_splits(config, tmp_path / "run")
+    assert {name: len(split) for name, split in splits.load().splits.items()} == {"train": 16, "val": 8, "test": 8}
+    assert {name.partition("/")[0] for name in splits.load().splits["test"].names} == {"test"}
+    assert not (tmp_path / "run").exists()
+    splits.prepare()
+    again = datasets.own_splits(make_config(tmp_path / "data", data__fold_seed=5), tmp_path / "run").load()
+    for name, split in splits.load().splits.items():
+        np.testing.assert_array_equal(again.splits[name].names, split.names)
+    # The reference's protocol needs no val.
+    config.eval.protocol = "reference"
+    assert set(datasets.own_splits(config, tmp_path / "other").load().splits) == {"train", "test"}
+
+
 def test_volumes_end_to_end(tmp_path):
     folder = write_volumes(tmp_path / "data")
     config = make_config(
