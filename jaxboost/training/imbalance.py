@@ -1,7 +1,6 @@
 """Classes of unequal size: weights for the loss, and a threshold where the better of two errors is known."""
 
 import numpy as np
-from sklearn.metrics import roc_curve
 
 from jaxboost.data.source import MULTI_LABEL, Dataset, DatasetInfo
 from jaxboost.errors import UserError
@@ -74,6 +73,8 @@ def choose_threshold(labels: np.ndarray, scores: np.ndarray, specificity: float)
     Returns:
       Infinity where no positive answer is specific enough.
     """
+    from sklearn.metrics import roc_curve
+
     false_positive, true_positive, thresholds = roc_curve(labels, scores, drop_intermediate=False)
     # Counts, for 1 - specificity is not exact.
     allowed = np.floor((1 - specificity) * np.sum(labels == 0) + 1e-9)

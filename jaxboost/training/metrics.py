@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from scipy import stats
-from sklearn.metrics import balanced_accuracy_score, recall_score
-from sklearn.utils import assert_all_finite
 
 from jaxboost.data.source import MULTI_LABEL
+
+# scipy.stats and scikit-learn are imported where they are used, here and elsewhere: that takes seconds, and a mistake
+# in a config should be told without them.
 
 BINARY = "binary-class"
 SELECTION = ("auc", "acc", "avg")  # metrics that can pick the epoch
@@ -58,6 +58,8 @@ def score(labels: np.ndarray, scores: np.ndarray, task: str) -> dict[str, float]
         "majority_acc": majority_accuracy(labels),
     }
     if task == BINARY:
+        from sklearn.metrics import balanced_accuracy_score, recall_score
+
         truth, predicted = labels[:, 0], scores[:, -1] > 0.5
         result["sensitivity"] = float(recall_score(truth, predicted, pos_label=1, zero_division=np.nan))
         result["specificity"] = float(recall_score(truth, predicted, pos_label=0, zero_division=np.nan))
@@ -83,6 +85,9 @@ def intervals(
     Both are MedMNIST's, of whole resamples: ACC and AUC follow from how often each example was drawn, so the scores are
     sorted once, not for every resample.
     """
+    from scipy import stats
+    from sklearn.utils import assert_all_finite
+
     assert_all_finite(scores)
     examples = len(labels)
     right = _right(labels, scores, task)

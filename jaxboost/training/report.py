@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from sklearn.metrics import roc_auc_score
 
 import jaxboost
 from jaxboost.data.source import MULTI_LABEL, Dataset
@@ -93,6 +92,8 @@ def score_splits(scores: Mapping[str, np.ndarray], dataset: Dataset, *, resample
     Args:
       scores: split -> probabilities (n, classes).
     """
+    from sklearn.metrics import roc_auc_score
+
     result: dict[str, Any] = {}
     task = dataset.info.task
     for name, probabilities in scores.items():
