@@ -22,6 +22,11 @@ def run_script(
     )
 
 
+def devices(count: int) -> dict[str, str]:
+    """The environment in which jax has so many devices of the CPU, and else compiles as in this process."""
+    return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"}
+
+
 def interrupted_training(call: int, checkpoint: str, action: str) -> str:
     """A program for `run_script("-c", ...)`: train.py, to which something happens between two of its steps.
 

@@ -23,8 +23,9 @@ def assert_positive(values):
 
 
 @pytest.mark.slow
-def test_train_step():
+def test_train_step(monkeypatch):
     """Equal losses over three steps included: `compare` raises where they differ."""
+    monkeypatch.setattr(train_step, "TURN_SECONDS", 0.01)
     summary = train_step.compare(TINY, ["jaxboost", "torch_eager"], rounds=1)
     assert summary.items() >= dataclasses.asdict(TINY).items()
     assert_positive(summary[key] for key in ("peak_gflops", "ratio", "boost_over_plain"))

@@ -20,7 +20,7 @@ from jaxboost.models.resnet import ResNet
 from jaxboost.predict import predict_or_export
 from jaxboost.training import export, finished
 from tests import finished_runs
-from tests.scripts import run_script
+from tests.scripts import devices, run_script
 
 SMALL_RESNET = Backbone(
     encoder=ResNet, ndim=2, arguments=dict(block="basic", depths=(1, 1), convolution="2d"), head_eps=None, pooled=True
@@ -169,8 +169,8 @@ assert len(jax.local_devices()) == 2 and not set(BLOCKED) & set(sys.modules)
 
 def test_without_the_code_of_models_and_training(pneumollm, tmp_path):
     run, files, folder = pneumollm
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    process = run_script("-c", WITHOUT_THE_CODE, folder, ",".join(map(str, files)), tmp_path / "a.csv", env=devices)
+    given = ",".join(map(str, files))
+    process = run_script("-c", WITHOUT_THE_CODE, folder, given, tmp_path / "a.csv", env=devices(2))
     assert process.returncode == 0, process.stderr
     found = finished_runs.read_table(tmp_path / "a.csv")
     assert [row["file"] for row in found] == list(map(str, files))

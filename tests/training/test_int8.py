@@ -16,7 +16,7 @@ from jaxboost.models import frozen
 from jaxboost.models.frozen import Packed
 from jaxboost.training import cross_validation, datasets, experiment, step, systems
 from tests.reference import llama_checkpoints
-from tests.scripts import run_script
+from tests.scripts import devices, run_script
 from tests.training.small_runs import assert_same, on_host, take_steps
 from tests.training.test_pneumo import make_run, small, write_radiographs
 
@@ -152,10 +152,9 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_spread_over_devices_gives_the_same(radiographs, block, tmp_path):
-    process = run_script(
-        "-c", SHARDED, radiographs, block, tmp_path, env={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    )
+    process = run_script("-c", SHARDED, radiographs, block, tmp_path, env=devices(2))
     assert process.returncode == 0, process.stderr
     found = json.loads(process.stdout.splitlines()[-1])
     for source in ("random", "loaded"):

@@ -15,7 +15,7 @@ from configs import pneumollm
 from jaxboost.errors import UserError
 from jaxboost.models import frozen
 from jaxboost.training import cross_validation, datasets, loop, optim, step
-from tests.scripts import KILL, REPOSITORY, assert_mistake, interrupted_training, run_script
+from tests.scripts import KILL, REPOSITORY, assert_mistake, devices, interrupted_training, run_script
 from tests.training.small_runs import on_host, take_steps
 
 PATIENTS, PER_PATIENT = 24, 2
@@ -138,6 +138,7 @@ def test_folds_of_another_config_are_not_mixed(finished, radiographs):
 KILLED_IN_SECOND_FOLD = interrupted_training(10, "fold1/checkpoints/latest/3", KILL)
 
 
+@pytest.mark.slow
 def test_killed_fold_goes_on_to_the_same_end(finished, radiographs, tmp_path):
     _, result = finished
     workdir = tmp_path / "killed"
@@ -430,10 +431,9 @@ print(json.dumps(losses))
 """
 
 
+@pytest.mark.slow
 def test_llama_spread_over_devices_gives_the_same(radiographs, tmp_path):
-    process = run_script(
-        "-c", SHARDED, radiographs, tmp_path, env={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    )
+    process = run_script("-c", SHARDED, radiographs, tmp_path, env=devices(2))
     assert process.returncode == 0, process.stderr
     losses = json.loads(process.stdout.splitlines()[-1])
     assert (losses["False"][0], losses["True"][0]) == (True, False)

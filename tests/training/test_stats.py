@@ -15,7 +15,7 @@ from jaxboost.models.classifier import BACKBONES, Backbone
 from jaxboost.models.resnet import ResNet
 from jaxboost.training import datasets, loop, optim, step, systems
 from jaxboost.training.checkpoint import Checkpointer
-from tests.scripts import run_script
+from tests.scripts import devices, run_script
 from tests.training.small_runs import assert_same, on_host, small_config, take_steps
 
 TINY = Backbone(
@@ -164,12 +164,10 @@ print(json.dumps([len(jax.local_devices()), losses, [leaf.tolist() for leaf in j
 
 
 def test_statistics_are_of_the_batch_over_all_devices(run, lidc_root, tmp_path):
-    process = run_script(
-        "-c", STEPS, lidc_root, tmp_path, env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    )
+    process = run_script("-c", STEPS, lidc_root, tmp_path, env=devices(8))
     assert process.returncode == 0, process.stderr
-    devices, losses, stats = json.loads(process.stdout.splitlines()[-1])
-    assert devices == 8
+    count, losses, stats = json.loads(process.stdout.splitlines()[-1])
+    assert count == 8
     np.testing.assert_allclose(losses, take_steps(run, 2), rtol=1e-4)
     for ours, theirs in zip(stats, jax.tree.leaves(run.state.stats), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxboost.models import frozen
 from jaxboost.training import loop, mixing, step
-from tests.scripts import run_script
+from tests.scripts import devices, run_script
 from tests.training.small_runs import assert_same, on_host, small_config
 
 FROZEN_SHAPE = (1, 64, 96)  # gate and up of the one llama-tiny layer; nothing trained has it
@@ -138,7 +138,7 @@ print([np.asarray(shard.data)[:, 0].tolist() for shard in placed.addressable_sha
 
 
 def test_put_gives_each_device_its_share():
-    process = run_script("-c", SHARES, env={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"})
+    process = run_script("-c", SHARES, env=devices(2))
     assert process.returncode == 0, process.stderr
     assert process.stdout.strip() == "[[0, 1], [2, 3]]"
 

@@ -18,7 +18,7 @@ from jaxboost import convert, data
 from jaxboost.errors import UserError
 from jaxboost.training import loop
 from tests.reference.llama_checkpoints import tiny_llama, write_safetensors
-from tests.scripts import KILL, REPOSITORY, assert_mistake, interrupted_training, run_script
+from tests.scripts import KILL, REPOSITORY, assert_mistake, devices, interrupted_training, run_script
 from tests.training.small_runs import small_config
 
 # Six steps of a small ViT3D with a random block, and a checkpoint after the third.
@@ -67,6 +67,7 @@ def uninterrupted(lidc_root, tmp_path_factory):
     return workdir, process
 
 
+@pytest.mark.slow
 def test_kill_and_resume_is_bitwise_equal(uninterrupted, lidc_root, tmp_path):
     whole, _ = uninterrupted
     workdir = tmp_path / "killed"
@@ -89,6 +90,7 @@ def test_kill_and_resume_is_bitwise_equal(uninterrupted, lidc_root, tmp_path):
 
 # The weights of the best epoch are written at once, after step 6; the state in the background, which tells at step 9.
 @pytest.mark.parametrize("steps", [6, 12])
+@pytest.mark.slow
 def test_full_disk_leaves_the_last_checkpoint(steps, lidc_root, tmp_path):
     workdir = tmp_path / "full"
     arguments = _small(lidc_root, workdir, f"--config.train.max_steps={steps}")
@@ -184,6 +186,7 @@ def test_workdir_of_another_config(uninterrupted, lidc_root):
     assert_mistake(process, "another config", "optim.lr (0.0005 there, 0.001 now)", "--workdir")
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_stops_cleanly(lidc_root, tmp_path):
     workdir = tmp_path / "run"
     arguments = _small(lidc_root, workdir, "--config.train.max_steps=0", "--config.train.epochs=500")
@@ -267,11 +270,11 @@ def test_reference_protocol_is_marked(lidc_root, tmp_path, caplog, monkeypatch):
     assert all("@reference-seed0" in file.name for file in (tmp_path / "run/predictions").iterdir())
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_same_losses(uninterrupted, lidc_root, tmp_path):
     whole, _ = uninterrupted
     workdir = tmp_path / "run"
-    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    process = run_script(*_small(lidc_root, workdir), env=env)
+    process = run_script(*_small(lidc_root, workdir), env=devices(2))
     assert process.returncode == 0, process.stderr
     assert "2 x cpu" in process.stdout
     for ours, theirs in zip(_records(workdir), _records(whole), strict=True):
