@@ -5,7 +5,6 @@ from pathlib import Path
 
 from jaxboost.convert import onnx_file, timm_vit, tower_configs
 from jaxboost.convert.gguf_file import GgufReader
-from jaxboost.convert.hub import HubFolder, is_repository_id
 from jaxboost.convert.huggingface import WEIGHT_FILES, Folder, HuggingFaceReader, HuggingFaceTensors, LocalFolder
 from jaxboost.convert.names import Reader
 from jaxboost.convert.torch_files import MetaReader
@@ -46,6 +45,9 @@ def _opened(source: str) -> Reader | TowerSource:
         return _open_file(path, path.name)
     if source.startswith((".", "/", "~")) or source.endswith(_FILE_ENDINGS) or source.count("/") > 1:
         raise UserError(f"there is no file or folder {source}: check the path")
+    # Only here: the hub's package takes a second to import, which runs on converted weights need not wait for.
+    from jaxboost.convert.hub import HubFolder, is_repository_id
+
     if not is_repository_id(source):
         raise UserError(
             f"{source!r} is neither an existing file or folder, nor a hub repository like owner/name, nor "

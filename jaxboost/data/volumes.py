@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
 
 from jaxboost.data.arrays import SUFFIX, check_numbers, check_shows, read_npy, to_levels
 from jaxboost.data.faults import FaultError, reason
@@ -65,6 +64,9 @@ def resample(volume: Volume, size: int, *, window: Sequence[float] = (), spacing
     levels = to_levels(volume.values, window)
     check_shows(levels, window)
     lowest = levels.min()
+    # Only here: of all sources of data only volumes need it, and it takes most of a second to import.
+    from scipy import ndimage
+
     sides = [count * edge for count, edge in zip(levels.shape, volume.spacing, strict=True)]
     pitch = spacing or max(sides) / size
     inside = []

@@ -117,23 +117,41 @@ convert("owner/single@{COMMIT}", "{LAYER}", sys.argv[1])
     assert read_manifest(tmp_path / "block").sha256 == local.sha256
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("owner/licence", "is gated: accept its licence at {address}/owner/licence, then log in with `hf auth login`"),
-        ("owner/login", "is gated: accept its licence at {address}/owner/login, then log in with `hf auth login`"),
-        (
-            "owner/hidden",
-            "there is no repository owner/hidden at {address}: check the id; if it is private, log in with",
-        ),
-        ("owner/none", "there is no repository owner/none at {address}: check the id; if it is private, log in with"),
-        (f"owner/single@{COMMIT[::-1]}", "owner/single has no such revision: see {address}/owner/single"),
-        ("owner/pickled", "has no safetensors, only pytorch_model.bin, which cannot be fetched in parts: download"),
-    ],
-)
-def test_refused(source, message, hub, tmp_path):
-    result = run(hub.address, source, tmp_path / "block", "--layers", "0")
-    assert_one_line(result, message.format(address=hub.address))
+REFUSED = {
+    "owner/licence": "is gated: accept its licence at {address}/owner/licence, then log in with `hf auth login`",
+    "owner/login": "is gated: accept its licence at {address}/owner/login, then log in with `hf auth login`",
+    "owner/hidden": "there is no repository owner/hidden at {address}: check the id; if it is private, log in with",
+    "owner/none": "there is no repository owner/none at {address}: check the id; if it is private, log in with",
+    f"owner/single@{COMMIT[::-1]}": "owner/single has no such revision: see {address}/owner/single",
+    "owner/pickled": "has no safetensors, only pytorch_model.bin, which cannot be fetched in parts: download",
+}
+MESSAGES = """
+import json, sys
+from jaxboost.convert import convert
+from jaxboost.errors import UserError
+messages = {}
+for source in json.loads(sys.argv[2]):
+    try:
+        convert(source, "0", sys.argv[1])
+    except UserError as error:
+        messages[source] = str(error)
+print(json.dumps(messages))
+"""
+
+
+def test_refused(hub, tmp_path):
+    """The address is read once in a process: one for all of them, and the script for the first."""
+    out = tmp_path / "block"
+    first, message = next(iter(REFUSED.items()))
+    assert_one_line(run(hub.address, first, out, "--layers", "0"), message.format(address=hub.address))
+    environment = os.environ | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+    command = [sys.executable, "-c", MESSAGES, str(out), json.dumps(list(REFUSED))]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    messages = json.loads(result.stdout)
+    for source, message in REFUSED.items():
+        assert message.format(address=hub.address) in messages[source]
+        assert len(messages[source].splitlines()) == 1
     assert {path.name for path in tmp_path.iterdir()} <= {"home"}
 
 

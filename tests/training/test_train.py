@@ -282,6 +282,9 @@ def test_two_devices_give_the_same_losses(uninterrupted, lidc_root, tmp_path):
             assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
 
 
+ONE_PLAIN_STEP = ("--config.train.max_steps=1", "--config.boost.kind=none")
+
+
 @pytest.mark.slow
 def test_compiled_programs_are_kept_for_the_next_start(lidc_root, tmp_path):
     cache = tmp_path / "cache"
@@ -289,7 +292,7 @@ def test_compiled_programs_are_kept_for_the_next_start(lidc_root, tmp_path):
     env = {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": ""}
 
     def train(run: str) -> dict[str, int]:
-        process = run_script(*_small(lidc_root, tmp_path / run, "--config.train.max_steps=1"), env=env)
+        process = run_script(*_small(lidc_root, tmp_path / run, *ONE_PLAIN_STEP), env=env)
         assert process.returncode == 0, process.stderr
         return {path.name: path.stat().st_mtime_ns for path in cache.rglob("jit_train_step*-cache")}
 
@@ -303,7 +306,7 @@ def test_compiled_programs_are_not_kept_where_the_config_says_so(lidc_root, tmp_
     cache = tmp_path / "cache"
     env = {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": ""}
     off = "--config.train.compilation_cache=False"
-    process = run_script(*_small(lidc_root, tmp_path / "run", "--config.train.max_steps=1", off), env=env)
+    process = run_script(*_small(lidc_root, tmp_path / "run", *ONE_PLAIN_STEP, off), env=env)
     assert process.returncode == 0, process.stderr
     assert not cache.exists()
 

@@ -220,7 +220,8 @@ def finished(config, tmp_path_factory):
 def test_result_says_which_encoder(finished, folder):
     _, result = finished
     sha256 = towers.fingerprint_at(folder / "tower")
-    assert result["encoder"] == {"source": "source", "dtype": "float32", "sha256": sha256}
+    arguments = towers.read_manifest(folder / "tower").arguments
+    assert result["encoder"] == {"source": "source", "dtype": "float32", "arguments": arguments, "sha256": sha256}
     assert result["block"] is None
     assert result["parameters"]["frozen"] == 0
 
