@@ -111,6 +111,8 @@ def load(
         labels.warn_of_misspelling(rows, info.classes, multi_label=multi_label)
     if rows[0].patient is None:
         _log.warning("%s has no patient ids: every file is taken as a patient of its own", name)
+    elif not rows[0].number:
+        _log.info("files in a folder within that of their class are taken as of one patient")
     targets = labels.encode(rows, info.classes, faults, multi_label=multi_label)
     labels.check_patients(rows, faults, multi_label=multi_label, allow_mixed=allow_mixed_patients)
     labels.check_splits(rows, info.classes, faults, multi_label=multi_label)

@@ -105,7 +105,6 @@ def _with_patients(rows: Sequence[Row]) -> list[Row]:
     inner = [pathlib.PurePath(row.file).parts[1 + (row.split is not None) : -1] for row in rows]
     if not any(inner):
         return list(rows)
-    _log.info("files in a folder within that of their class are taken as of one patient")
     return [
         dataclasses.replace(row, patient="/".join((row.label, *folders)) if folders else row.file)
         for row, folders in zip(rows, inner, strict=True)
