@@ -243,7 +243,8 @@ def test_frozen_weights_may_move_but_not_change(tmp_path):
 @pytest.mark.slow
 def test_first_weights_of_trained_parts_are_not_wanted(tmp_path):
     """Their constants are: here they are no default ones."""
-    model = llama_checkpoints.tiny_llama(seed=0)
+    rope = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
+    model = llama_checkpoints.tiny_llama(seed=0, rope_parameters=rope)
     convert(llama_checkpoints.write_safetensors(model, tmp_path / "llama"), "3", tmp_path / "block")
     vision.tiny("vit", **VIT_TINY, layer_norm_eps=0.03).save_pretrained(tmp_path / "vit")
     convert(str(tmp_path / "vit"), "all", tmp_path / "tower")
@@ -259,6 +260,7 @@ def test_first_weights_of_trained_parts_are_not_wanted(tmp_path):
             "boost.block": str(tmp_path / "block"),
             "boost.layers": (3,),
             "boost.trainable": True,
+            "boost.rope": True,
         },
     )
     for name in ("block", "tower"):
@@ -268,6 +270,7 @@ def test_first_weights_of_trained_parts_are_not_wanted(tmp_path):
     _, images = inputs.read(files, opened.preparation)
     own = finished_runs.own_predictions(run)
     np.testing.assert_allclose(opened.probabilities(images), own, rtol=0, atol=1e-6)
+    hash(opened.experiment.graphdef)
     export(opened, tmp_path / "export")
     pretrained = json.loads((tmp_path / "export" / "export.json").read_text())["provenance"]["pretrained"]
     assert {role: about["source"] for role, about in pretrained.items()} == {

@@ -108,7 +108,7 @@ def open_run(folder: pathlib.Path, places: Sequence[str] = ()) -> FinishedRun:
         raise UserError(f"{folder}: the weights of the best epoch are missing, {best}: they were moved or removed")
     loop.keep_compiled_programs(config.train.compilation_cache)
     # What was trained on comes from the checkpoint as a whole.
-    trained = {role: result[role] for role in ROLES if result.get(role)}
+    trained = {role: _with_tuples(result[role]) for role in ROLES if result.get(role)}
     built = systems.prepare(config, info, trained=trained)
     replicated, by_batch = step.make_mesh()
     params, frozen, stats, fingerprints = experiment.initialise(built, seed=config.seed, replicated=replicated)
