@@ -16,7 +16,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 # Most of the tests' time goes into compiling programs that run for milliseconds. What is left out here is LLVM's
 # optimisation of single loops; XLA's own of whole programs stays. `XLA_FLAGS= pytest` tests what users run, as .ci/run
-# does for the models' parity.
+# does for the models.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 
