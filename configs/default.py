@@ -77,6 +77,11 @@ def _shared() -> ConfigDict:
     data.masks = ""  # of the lungs, 2D: a folder of PNG files, or a CSV file in CheXmask's form; empty: no crop
     data.window = ()  # (low, high), stored values (2D: not of 8 bits) that become 0 and 255; (): the file's own range
     data.spacing = 0.0  # mm a voxel of the model's grid; 0: each volume's longest physical side fills the grid
+    data.nan = ""  # number that stored values which are not finite are read as, such as "0"; "": such files are refused
+    data.max_pixels = 2**26  # of an image file, checked before it is decoded: larger ones are refused
+    data.max_voxels = 2**29  # of a volume file, likewise
+    data.patient = ""  # "tag": the patient id of DICOM files where no table gives one; "": not read
+    data.duplicates = "warn"  # nearly equal images in different splits: "warn", "join" into one patient, or "refuse"
     # Train, val, test, by patient, where the data have no splits and data.folds is 0. Where they have train and test
     # alone, a part of train becomes val, in the proportion of their shares.
     data.shares = (0.7, 0.1, 0.2)

@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 
 from jaxboost.data.inputs import Preparation
-from jaxboost.data.npz import replacing
 from jaxboost.data.source import MULTI_LABEL
+from jaxboost.io import write_text
 
 BINARY = "binary-class"
 
@@ -80,5 +80,4 @@ def threshold_from_json(found: dict[str, object] | None) -> float | None:
 
 def write(path: pathlib.Path, text: str) -> None:
     """Writes the file, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)

@@ -14,19 +14,21 @@ STANDARD = frozenset(sys.stdlib_module_names)
 # For each part of the package, what of the package it may import. `cli` is for what a user can start.
 ALLOWED = {
     "models": {"models"},
-    "data": {"data", "errors"},
-    "convert": {"convert", "models", "data", "errors"},
-    "training": {"training", "exported", "predictions", "convert", "models", "data", "errors"},
-    "analysis": {"analysis", "training", "convert", "models", "data", "errors", "cli"},
-    "predictions": {"data"},
+    "data": {"data", "errors", "io"},
+    "convert": {"convert", "models", "data", "errors", "io", "schema"},
+    "training": {"training", "exported", "predictions", "convert", "models", "data", "errors", "io", "schema"},
+    "analysis": {"analysis", "training", "convert", "models", "data", "errors", "cli", "io", "schema"},
+    "predictions": {"data", "io"},
     # Without the models and the training: an export is used where they are not wanted.
-    "exported": {"predictions", "data", "errors"},
-    "predict": {"exported", "predictions", "training", "data", "errors", "cli"},
+    "exported": {"predictions", "data", "errors", "io", "schema"},
+    "predict": {"exported", "predictions", "training", "data", "errors", "io", "cli"},
     "errors": set(),
+    "io": set(),
+    "schema": {"errors"},
     "cli": {"errors"},
     "": set(),
 }
-EXPORTED_MAY_USE = STANDARD | {"jax", "numpy", "safetensors", "tqdm"}
+EXPORTED_MAY_USE = STANDARD | {"jax", "numpy", "pydantic", "safetensors", "tqdm"}
 MODELS_MAY_USE = STANDARD | {"jax", "flax", "numpy"}
 DATA_MAY_NOT_USE = {"jax", "jaxlib", "flax", "optax", "orbax", "torch"}
 ORBAX_ONLY_IN = {"jaxboost/convert/store.py", "jaxboost/training/checkpoint.py"}

@@ -1,5 +1,6 @@
 """Plain arrays of a user's folder: .npy files, and stored values as levels from 0 to 255."""
 
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -9,6 +10,10 @@ from jaxboost.data.faults import FaultError, reason
 from jaxboost.errors import UserError
 
 SUFFIX = ".npy"
+# What a file may hold, unless data.max_pixels or data.max_voxels says otherwise: a mammogram has 2**25 pixels, a CT
+# scan of 2,000 slices 2**29 voxels.
+MAX_PIXELS = 2**26
+MAX_VOXELS = 2**29
 
 
 def read_npy(path: pathlib.Path) -> np.ndarray:
@@ -49,6 +54,24 @@ def check_window(window: Sequence[float]) -> None:
     numbers = all(isinstance(end, int | float) for end in window)
     if window and not (numbers and len(window) == 2 and np.isfinite(window).all() and window[0] < window[1]):
         raise UserError(f"data.window={tuple(window)}: give (low, high) with low below high, or () for each file's own")
+
+
+def nan_value(text: str) -> float | None:
+    """data.nan as a number, None where it is empty; raises UserError where it is neither."""
+    try:
+        value = float(text) if text else None
+    except ValueError:
+        value = math.nan
+    if value is not None and not math.isfinite(value):
+        raise UserError(f"data.nan={text!r}: give a number, such as 0, or nothing")
+    return value
+
+
+def check_limits(max_pixels: int, max_voxels: int) -> None:
+    """Raises UserError where data.max_pixels or data.max_voxels is below 1."""
+    for name, limit in (("max_pixels", max_pixels), ("max_voxels", max_voxels)):
+        if limit < 1:
+            raise UserError(f"data.{name}={limit}: give 1 or more")
 
 
 def to_levels(values: np.ndarray, window: Sequence[float] = ()) -> np.ndarray:

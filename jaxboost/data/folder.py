@@ -32,10 +32,13 @@ from jaxboost.data.faults import Faults
 from jaxboost.data.labels import Row
 from jaxboost.data.masks import Lookup, open_masks, stem
 from jaxboost.data.source import MULTI_LABEL, SPLITS, Dataset, DatasetInfo, Split
-from jaxboost.errors import UserError, nearest
+from jaxboost.errors import UserError, check_choice, nearest
 
 SOURCE = "folder"
 WHOLE = "all"
+# What is done about nearly equal images in different splits.
+WARN, JOIN, REFUSE = "warn", "join", "refuse"
+PATIENT_SOURCES = ("", "tag")
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +76,11 @@ def load(
     allow_mixed_patients: bool,
     window: Sequence[float],
     spacing: float,
+    nan: str = "",
+    max_pixels: int = arrays.MAX_PIXELS,
+    max_voxels: int = arrays.MAX_VOXELS,
+    patient: str = "",
+    duplicates: str = WARN,
 ) -> Dataset:
     """Reads the folder `root`.
 
@@ -88,6 +96,10 @@ def load(
         window: (low, high), the stored values that become 0 and 255, of 2-D images where they have more than 8 bits;
             (): the file's own least and greatest.
         spacing: mm a voxel of the grid; 0: the longest side of each volume fills it.
+        nan: a number as text, which stored values that are not finite are read as; "": their files are refused.
+        max_pixels, max_voxels: that a file may hold; larger ones are refused before they are decoded.
+        patient: "tag": DICOM files name their patients where no table does; "": they are not asked.
+        duplicates: "warn", "join" or "refuse": what is done about nearly equal images in different splits.
 
     Returns:
         The official splits, with or without val, or the one split "all", in the order of the rows: images (n, S, S, C)
@@ -98,6 +110,10 @@ def load(
     """
     _check_name(name)
     _check_options(ndim, masks, window, spacing)
+    check_choice(patient, PATIENT_SOURCES, "config field data.patient")
+    check_choice(duplicates, (WARN, JOIN, REFUSE), "config field data.duplicates")
+    arrays.check_limits(max_pixels, max_voxels)
+    value = arrays.nan_value(nan)
     folder = layouts.open_folder(root)
     faults = Faults(folder)
     masks_path = layouts.masks_in(folder, masks)
@@ -119,9 +135,13 @@ def load(
     paths = layouts.locate(folder, rows, ndim, faults, masks_path)
     if ndim == 2:
         lungs = _lungs(masks_path, list(paths), faults)
-        read = functools.partial(samples.read_2d, size=size, window=window, lungs=lungs)
+        read = functools.partial(
+            samples.read_2d, size=size, window=window, lungs=lungs, nan=value, max_pixels=max_pixels
+        )
     else:
-        read = functools.partial(samples.read_3d, size=size, window=window, spacing=spacing)
+        read = functools.partial(
+            samples.read_3d, size=size, window=window, spacing=spacing, nan=value, max_voxels=max_voxels
+        )
     found = samples.read_all(paths, read, ndim, faults)
     joined = samples.join_copies(rows, found, faults, multi_label=multi_label)
     faults.raise_any()

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from jaxboost.data import samples
+from jaxboost.data.arrays import MAX_PIXELS, MAX_VOXELS
 from jaxboost.data.faults import Faults
 from jaxboost.data.labels import Row
 from jaxboost.data.layouts import SUFFIXES, some, suffix_of
@@ -27,7 +28,8 @@ class Preparation:
     Attributes:
         ndim: 2 or 3.
         size: S, pixels or voxels a side once a file is read; see `samples.read_2d` and `samples.read_3d`.
-        window, spacing: see `folder.load`.
+        window, spacing, max_pixels, max_voxels: see `folder.load`.
+        nan: what values that are not finite are read as; None: such files are refused.
         masked: images are cut to the masks of their lungs.
         image_size: pixels a side that the model takes, to which `fitting.fitted` brings images.
         resize: its `first`.
@@ -40,6 +42,9 @@ class Preparation:
     masked: bool
     image_size: int
     resize: int
+    nan: float | None = None
+    max_pixels: int = MAX_PIXELS
+    max_voxels: int = MAX_VOXELS
 
 
 def find(inputs: Sequence[str], ndim: int) -> list[pathlib.Path]:
@@ -144,7 +149,7 @@ def _open_masks(masks: str, rows: Iterable[Row], preparation: Preparation) -> Lo
 
 
 def _reader(preparation: Preparation, lungs: Lookup | None) -> functools.partial[Sample]:
-    common = dict(size=preparation.size, window=preparation.window)
+    common = dict(size=preparation.size, window=preparation.window, nan=preparation.nan)
     if preparation.ndim == 2:
-        return functools.partial(samples.read_2d, lungs=lungs, **common)
-    return functools.partial(samples.read_3d, spacing=preparation.spacing, **common)
+        return functools.partial(samples.read_2d, lungs=lungs, max_pixels=preparation.max_pixels, **common)
+    return functools.partial(samples.read_3d, spacing=preparation.spacing, max_voxels=preparation.max_voxels, **common)

@@ -18,6 +18,7 @@ import pooch
 from jaxboost.data import npz
 from jaxboost.data.source import SPLITS, Dataset, DatasetInfo, check_size, data_root, make_split
 from jaxboost.errors import UserError
+from jaxboost.io import replacing
 
 _log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ def _download(path: pathlib.Path, *, url: str, md5: str, folders: Sequence[pathl
     _log.info("downloading %s to %s", url, path)
     download = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=_DOWNLOAD_CHUNK_BYTES)
     try:
-        with npz.replacing(path) as temporary:
+        with replacing(path) as temporary:
             download(url, str(temporary), None)
             found = _md5(temporary)
             if found != md5:

@@ -7,7 +7,6 @@ import os
 import pathlib
 import shutil
 import struct
-import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxboost.errors import UserError
+from jaxboost.io import replacing
 
 # A file or array of so many bytes is large. Below, reading it at every start is a matter of a second or two.
 LARGE_BYTES = 256 << 20
@@ -183,18 +183,3 @@ def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a compressed archive under a temporary name and moves it into place."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
-
-
-@contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary name beside `path`, renamed to `path` when the block ends well and removed when it does not.
-
-    The folder is made where it is missing. The name is unique, so that two processes may write the same file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

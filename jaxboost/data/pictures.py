@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxboost.data.arrays import SUFFIX, check_numbers, check_shows, read_npy, to_levels
+from jaxboost.data.arrays import MAX_PIXELS, SUFFIX, check_numbers, check_shows, read_npy, to_levels
 from jaxboost.data.faults import FaultError, reason
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
@@ -16,11 +16,17 @@ SUFFIXES = (*DICOM_SUFFIXES, *PICTURE_SUFFIXES, SUFFIX)
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, KeyError, TypeError, Image.DecompressionBombError)
 
 
-def read_image(path: pathlib.Path, window: Sequence[float] = ()) -> np.ndarray:
+def read_image(
+    path: pathlib.Path, window: Sequence[float] = (), *, nan: float | None = None, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """The image, uint8 (H, W), or (H, W, 3) where it is in colour.
 
     DICOM is shown as its tags say, and 8-bit values stay as they are; of others the ends of `window` become 0 and 255,
     or where it is not given the least and the greatest. A picture is turned as its EXIF tag says.
+
+    Args:
+        nan: what values that are not finite are read as; None: such a file is refused.
+        max_pixels: that the file may hold.
 
     Raises:
         FaultError: the file cannot be read, or shows nothing.

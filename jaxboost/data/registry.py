@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxboost.data import folder, folds, lidc, medmnist, silhouettes, tfds_source
+from jaxboost.data import arrays, folder, folds, lidc, medmnist, silhouettes, tfds_source
 from jaxboost.data.source import Dataset, DatasetInfo
 from jaxboost.errors import UserError, check_choice
 
@@ -65,6 +65,11 @@ def load(
     allow_mixed_patients: bool = False,
     window: Sequence[float] = (),
     spacing: float = 0.0,
+    nan: str = "",
+    max_pixels: int = arrays.MAX_PIXELS,
+    max_voxels: int = arrays.MAX_VOXELS,
+    patient: str = "",
+    duplicates: str = folder.WARN,
 ) -> Dataset:
     """Loads a data set at `size` pixels from the folder `root` (published ones: "", see `source.data_root`).
 
@@ -73,7 +78,8 @@ def load(
 
     Args:
         name, source, ndim: as for `describe_dataset`.
-        classes, multi_label, masks, allow_mixed_patients, window, spacing: of a user's folder only, see `folder.load`.
+        classes, multi_label, masks, allow_mixed_patients, window, spacing, nan, patient: of a user's folder only, see
+            `folder.load`; so are max_pixels, max_voxels and duplicates, which other data sets do not read.
 
     Raises:
         UserError: no such source, data set or size; a file that is altered, cannot be had or cannot be read; an option
@@ -87,9 +93,12 @@ def load(
         "allow_mixed_patients": allow_mixed_patients,
         "window": window,
         "spacing": spacing,
+        "nan": nan,
+        "patient": patient,
     }
     if source == folder.SOURCE:
-        return folder.load(name, size=size, ndim=ndim, root=root, **options)
+        limits = {"max_pixels": max_pixels, "max_voxels": max_voxels}
+        return folder.load(name, size=size, ndim=ndim, root=root, duplicates=duplicates, **options, **limits)
     _check_unused(source or name, **options)
     if source:
         dataset = tfds_source.load(_tfds_name(source), size=size, root=root)

@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from jaxboost.data import labels
+from jaxboost.data.arrays import MAX_PIXELS, MAX_VOXELS
 from jaxboost.data.faults import FaultError, Faults
 from jaxboost.data.labels import Row
 from jaxboost.data.layouts import some
@@ -60,9 +61,17 @@ def read_all(
     return samples
 
 
-def read_2d(path: pathlib.Path, size: int, window: Sequence[float], lungs: Lookup | None) -> Sample:
+def read_2d(
+    path: pathlib.Path,
+    size: int,
+    window: Sequence[float],
+    lungs: Lookup | None,
+    *,
+    nan: float | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Sample:
     """A 2-D image, cut to its mask where there is one and resized to a square, bicubic; see `pictures.read_image`."""
-    image = read_image(path, window)
+    image = read_image(path, window, nan=nan, max_pixels=max_pixels)
     picture = Image.fromarray(image)
     if lungs is not None:
         shape = image.shape[:2]
@@ -70,9 +79,17 @@ def read_2d(path: pathlib.Path, size: int, window: Sequence[float], lungs: Looku
     return Sample(np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)), _digest(image))
 
 
-def read_3d(path: pathlib.Path, size: int, window: Sequence[float], spacing: float) -> Sample:
+def read_3d(
+    path: pathlib.Path,
+    size: int,
+    window: Sequence[float],
+    spacing: float,
+    *,
+    nan: float | None = None,
+    max_voxels: int = MAX_VOXELS,
+) -> Sample:
     """A volume on its grid; see `volumes`."""
-    volume = read_volume(path)
+    volume = read_volume(path, nan=nan, max_voxels=max_voxels)
     return Sample(resample(volume, size, window=window, spacing=spacing), _digest(volume.values))
 
 

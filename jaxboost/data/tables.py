@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from jaxboost.data.npz import replacing
 from jaxboost.data.source import DatasetInfo
 from jaxboost.errors import UserError
+from jaxboost.io import write_text
 
 T = TypeVar("T")
 
@@ -27,8 +27,7 @@ def write(
     table = csv.writer(text, lineterminator="\n")
     table.writerow(_header(column))
     table.writerows(zip(groups.tolist(), names.tolist(), labels, places.tolist(), strict=True))
-    with replacing(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+    write_text(path, text.getvalue())
 
 
 def read(

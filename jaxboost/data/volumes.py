@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxboost.data.arrays import SUFFIX, check_numbers, check_shows, read_npy, to_levels
+from jaxboost.data.arrays import MAX_VOXELS, SUFFIX, check_numbers, check_shows, read_npy, to_levels
 from jaxboost.data.faults import FaultError, reason
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -36,8 +36,12 @@ class Volume:
     spacing: tuple[float, float, float]
 
 
-def read_volume(path: pathlib.Path) -> Volume:
+def read_volume(path: pathlib.Path, *, nan: float | None = None, max_voxels: int = MAX_VOXELS) -> Volume:
     """The volume of a .nii, .nii.gz or .npy file.
+
+    Args:
+        nan: what values that are not finite are read as; None: such a file is refused.
+        max_voxels: that the file may hold.
 
     Raises:
         FaultError: the file cannot be read, is not a single volume of real, finite numbers, or has no voxel sizes.

@@ -24,7 +24,10 @@ ALL_FOLDS = -1
 SPLITS = "splits.csv"
 
 _DESCRIBED_BY = ("source", "root", "classes", "multi_label", "masks")
-_LOADED_BY = (*_DESCRIBED_BY, "size", "allow_mixed_patients", "window", "spacing")
+_LOADED_BY = (
+    *_DESCRIBED_BY,
+    *("size", "allow_mixed_patients", "window", "spacing", "nan", "max_pixels", "max_voxels", "patient", "duplicates"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxboost.data import pipeline
 from jaxboost.data.augment import Augment
 from jaxboost.data.source import Split
-from jaxboost.training.files import write_atomically
+from jaxboost.io import write_text
 from jaxboost.training.step import Batch, put
 
 
@@ -51,5 +51,5 @@ def write_predictions(
     np.savetxt(
         text, np.column_stack([np.arange(len(scores)), scores]), delimiter=",", fmt=["%d"] + ["%.9g"] * scores.shape[1]
     )
-    write_atomically(path, text.getvalue())
+    write_text(path, text.getvalue())
     return path

@@ -17,10 +17,10 @@ from safetensors.numpy import save_file
 
 from jaxboost.errors import UserError
 from jaxboost.exported import CHANNELS, DESCRIPTION, FORMAT, PROGRAM, digest_of
+from jaxboost.io import to_json
 from jaxboost.models.frozen import merge
 from jaxboost.models.transformer import portable
 from jaxboost.training import report
-from jaxboost.training.files import to_json
 from jaxboost.training.finished import FinishedRun
 from jaxboost.training.pretrained import ROLES
 from jaxboost.training.step import probabilities

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxboost.data import arrays
 from jaxboost.data.augment import Augment
 from jaxboost.data.inputs import Preparation
 from jaxboost.data.source import MULTI_LABEL, DatasetInfo, Split
@@ -198,4 +199,7 @@ def _preparation(config: ConfigDict, ndim: int) -> Preparation:
         masked=bool(data.masks),
         image_size=config.model.image_size,
         resize=config.augment.resize,
+        nan=arrays.nan_value(data.nan),
+        max_pixels=data.max_pixels,
+        max_voxels=data.max_voxels,
     )

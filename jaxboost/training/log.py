@@ -9,7 +9,7 @@ from typing import Any
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from jaxboost.training.files import to_json, write_atomically
+from jaxboost.io import to_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class MetricsLog:
             # The last line of a killed run may be cut off in the middle.
             whole = [line for line in lines if line.endswith("\n")]
             kept = [line for line in whole if json.loads(line)["step"] <= resume_step]
-            write_atomically(self._path, "".join(kept))
+            write_text(self._path, "".join(kept))
         self._file = self._path.open("a")
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 

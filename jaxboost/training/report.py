@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 
 import jaxboost
 from jaxboost.data.source import MULTI_LABEL, Dataset
+from jaxboost.io import write_text
 from jaxboost.models.frozen import count, mib
 from jaxboost.training import evaluate, imbalance, metrics, workdir
 from jaxboost.training.experiment import Experiment
-from jaxboost.training.files import write_atomically
 
 REFERENCE_WARNING = (
     "protocol reference: the epoch is picked on the test split, as in the paper's released code;"
@@ -149,7 +149,7 @@ def write_predictions(
         )
         if dataset.splits[split].names is not None:
             text = _named_predictions(dataset, split, probabilities)
-            write_atomically(folder / "predictions" / f"{mark}{split}.csv", text)
+            write_text(folder / "predictions" / f"{mark}{split}.csv", text)
 
 
 def _named_predictions(dataset: Dataset, split: str, probabilities: np.ndarray) -> str:

@@ -7,12 +7,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxboost.errors import UserError
-from jaxboost.training.files import to_json, write_atomically
+from jaxboost.io import to_json, write_text
 
 # Where things lie and how often they are told: these may change between the sessions of a run. Weights are held to
 # their fingerprint instead.
 _FREE_FIELDS = {
     "data.root",
+    "data.max_pixels",
+    "data.max_voxels",
     "model.weights",
     "model.weights_source",
     "model.weights_convert",
@@ -64,13 +66,13 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | None:
 def create(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Makes the folder and notes its config."""
     workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(workdir / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
+    write_text(workdir / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def write_result(workdir: pathlib.Path, result: dict[str, Any]) -> dict[str, Any]:
     """Writes result.json, which marks the run as finished; returns what a reader of the file gets."""
     text = to_json(result, indent=2)
-    write_atomically(workdir / "result.json", text + "\n")
+    write_text(workdir / "result.json", text + "\n")
     return json.loads(text)
 
 

@@ -1,0 +1,36 @@
+"""What a JSON file of ours may hold: checked against a type with bounds, so that nothing else gets any further."""
+
+import json
+from typing import Any, TypeVar
+
+from jaxboost.errors import UserError
+
+T = TypeVar("T")
+_NAMED = 3
+
+
+def parse(kind: type[T], value: Any, *, where: str, fix: str) -> T:
+    """What `json.loads` gave, as a `kind`: a dataclass or another annotated type, with `pydantic.Field`s as bounds.
+
+    Types are strict: no text becomes a number, no fraction a whole number; NaN and infinities are refused. A list may
+    become a tuple. Entries that `kind` does not name are left out.
+
+    Args:
+        where: the value comes from, such as a file's path.
+        fix: what the user can do, for the message.
+
+    Raises:
+        UserError: names the first entries that are wrong.
+    """
+    # Only here: it takes a tenth of a second to import.
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(value, allow_nan=False), strict=True)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        texts = [f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in found[:_NAMED]]
+        reason = "; ".join(texts) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
+    except ValueError:
+        reason = "it holds NaN or an infinite number"
+    raise UserError(f"{where} is damaged or of another version ({reason}): {fix}")
