@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     boost.trainable = False  # train the block too: the paper's FT arm
     boost.rope = False  # keep LLaMA's rotary embedding
     boost.path = "auto"  # to the same result: "full", "pooled" (CLS alone), "absorbed" (no keys, no values)
+    boost.init = "uniform"  # the adapters' start: "uniform" in 1 / sqrt(fan_in) (3D code), "normal" with .02 (2D code)
     boost.causal = False  # keep LLaMA's causal mask; CLS comes first and then sees only itself
     return config.lock()
 
@@ -113,6 +114,7 @@ def _shared() -> ConfigDict:
     augment.rand_augment_magnitude = 9.0  # mean of their level, 0 to 10; timm's m
     augment.rand_augment_std = 0.5  # standard deviation of their level; timm's mstd
     augment.rand_augment_increasing = False  # all of them change the more, the higher the level; timm's inc1
+    augment.rgb = False  # grey training images become RGB first: fill and erasing noise are then in colour
     # Of volumes:
     augment.volume_flips = False  # along each axis, half of the time
     augment.volume_rotations = False  # by multiples of 90 degrees: each of the 24 orientations as often
@@ -138,6 +140,7 @@ def _shared() -> ConfigDict:
     optim.final_lr = 0.0  # the cosine's last value
     optim.schedule_epochs = 0.0  # of warm-up and cosine together; 0: train.epochs
     optim.schedule_from = 0.0  # epochs of it that are over when the run starts
+    optim.by_epoch = False  # an epoch has the schedule's rate at the start of the one before, the first warmup_from
     optim.layer_decay = 1.0  # each encoder block's rate is this times that of the block above it; 1: all the same
     optim.weight_decay = 0.05  # adamw only; none on biases, norms, positions and CLS tokens
     optim.b1 = 0.9  # decay of the gradient's mean
@@ -146,8 +149,10 @@ def _shared() -> ConfigDict:
     optim.clip_norm = 0.0  # global gradient norm; 0: no clipping
 
     config.train = train = ConfigDict()
-    train.epochs = 100  # whole passes; what does not fill a batch is left out, another part in each
+    train.epochs = 100  # whole passes
     train.batch_size = 128  # over all devices
+    train.last_batch = "drop"  # samples that do not fill a batch are left out, others in each epoch; or "keep" them
+    train.epoch_multiple = 0  # an epoch has the largest multiple of this many samples; 0: all
     train.accumulate = 1  # steps whose mean gradient makes one change of the weights; the run's last may lack some
     train.sampling = "uniform"  # or "balanced": as many samples of each class in an epoch
     train.loss = "auto"  # the task's own, or "columns": binary cross-entropy on each column of the one-hot label
@@ -161,6 +166,7 @@ def _shared() -> ConfigDict:
     config.eval = evaluation = ConfigDict()
     evaluation.protocol = "validation"  # the split that picks the epoch; "reference": test, as the paper's code does
     evaluation.metric = "auc"  # that picks the epoch: "auc", "acc", or "avg": mean of both, sensitivity, specificity
+    evaluation.ties = "earlier"  # of epochs with the same metric; or "later"
     evaluation.ema = True  # evaluate the average of the weights, where train.ema keeps one, and not the weights
     evaluation.specificity = 0.0  # binary: report the threshold that validation has for this much; 0: .5 alone
     evaluation.batch_size = 128  # over all devices

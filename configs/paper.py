@@ -23,6 +23,8 @@ REFERENCE_2D = {
     **REFERENCE,
     "optim.lr": 5e-4 * 128 / 512,
     "optim.final_lr": 1e-5,
+    "optim.by_epoch": True,
+    "optim.warmup_from": 1e-6,
     "optim.schedule_epochs": 400.0,
     "optim.schedule_from": 300.0,
     "model.drop_path": 0.1,
@@ -32,6 +34,10 @@ REFERENCE_2D = {
     "augment.rand_augment_ops": 2,
     "augment.rand_augment_increasing": True,
     "augment.repeats": 3,
+    "augment.rgb": True,
+    "boost.init": "normal",
+    # Its sampler of repeats rounds an epoch down to whole 256 samples.
+    "train.epoch_multiple": 256,
     "mix.mixup": 0.8,
     "mix.cutmix": 1.0,
     "mix.erase": 0.25,
@@ -45,6 +51,8 @@ REFERENCE_3D = {
     "optim.schedule": "constant",
     "optim.weight_decay": 0.0,
     "train.batch_size": 32,
+    "train.last_batch": "keep",
+    "eval.ties": "later",
 }
 # MedMNIST v2 (Yang et al. 2023): Adam, a tenth of the rate after half and after three quarters of 100 epochs.
 _BASELINE = {

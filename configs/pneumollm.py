@@ -47,7 +47,7 @@ ROWS: dict[str, dict[str, object]] = {
     },
     "clip_vit_l14": {},
 }
-REFERENCE = {"eval.protocol": "reference", "train.loss": "columns"}
+REFERENCE = {"eval.protocol": "reference", "train.loss": "columns", "train.last_batch": "keep"}
 
 
 def apply(config: ConfigDict, argument: str) -> ConfigDict:

@@ -1,6 +1,7 @@
 """Every config of the paper's tables: its docstring's cost, its arguments, and that its first step can be traced."""
 
 import importlib
+import json
 import pathlib
 
 import jax
@@ -103,9 +104,11 @@ def test_reference_is_marked(leaf):
 def test_reference_2d_is_the_last_quarter_of_a_cosine():
     config = _config("breastmnist_vits", "reference")
     _, rate = optim.make_optimizer(**config.optim, steps_per_epoch=4, epochs=config.train.epochs)
-    # 1e-5 + (1.25e-4 - 1e-5) (1 + cos(.75 pi)) / 2, and the floor.
-    assert float(rate(0)) == pytest.approx(2.684e-5, rel=1e-3)
-    assert float(rate(400)) == pytest.approx(1e-5, rel=1e-5)
+    # The released code's rates, at the first and last of an epoch's 4 steps.
+    golden = json.loads((REPOSITORY / "tests/models/golden/released_code.json").read_text())["learning_rates_2d_code"]
+    for epoch, expected in zip(golden["epochs"], golden["lr"], strict=True):
+        for within in (0, 3):
+            assert float(rate(4 * (epoch - 300) + within)) == pytest.approx(expected, abs=1e-9)
 
 
 def test_reference_3d_is_adam_at_a_constant_rate():

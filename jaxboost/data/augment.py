@@ -23,7 +23,7 @@ _RANDOM_2D = ("crop_scale", "flip", "vertical_flip", "color_jitter", "rand_augme
 _RANDOM_3D = ("volume_flips", "volume_rotations", "shift", "noise")
 _ONLY_2D = (
     *_RANDOM_2D,
-    *("resize", "crop_ratio", "interpolation"),
+    *("resize", "crop_ratio", "interpolation", "rgb"),
     *("rand_augment_magnitude", "rand_augment_std", "rand_augment_increasing"),
 )
 _RANGES = {
@@ -54,6 +54,8 @@ class Augment:
         rand_augment_ops: operations per image; 0: no RandAugment.
         rand_augment_magnitude, rand_augment_std: of the operations' level, 0 to 10.
         rand_augment_increasing: all operations change the more, the higher the level: timm's `inc1`.
+        rgb: grey training images become RGB first, so that what comes in from outside has ImageNet's mean colour
+            instead of its grey, and the noise of `mix.erase` is drawn for each channel.
 
     For volumes:
         volume_flips: along each axis, half of the time.
@@ -77,6 +79,7 @@ class Augment:
     rand_augment_magnitude: float = 9.0
     rand_augment_std: float = 0.5
     rand_augment_increasing: bool = False
+    rgb: bool = False
     volume_flips: bool = False
     volume_rotations: bool = False
     shift: int = 0

@@ -11,6 +11,7 @@ the element's position alone.
 import functools
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -21,6 +22,7 @@ from jaxboost.data.source import Split
 from jaxboost.errors import UserError, check_choice
 
 SAMPLINGS = ("uniform", "balanced")
+LAST_BATCHES = ("drop", "keep")
 
 # A thread makes a whole batch. At most this many wait: 16 batches of 128 RGB images of 224 pixels are 0.3 GB.
 _READ_OPTIONS = grain.ReadOptions(num_threads=min(8, os.cpu_count() or 1), prefetch_buffer_size=16)
@@ -89,11 +91,13 @@ class EpochRows:
       gives one again, over the borders of epochs too: rare classes come several times in an epoch, frequent ones are
       seen whole after some. The draws of an epoch differ by at most one between classes.
 
+    After them come `padding` indices without a sample, where the row is -1.
+
     All of it follows from seed and index, so that an order can be continued anywhere.
     """
 
-    def __init__(self, labels: np.ndarray, *, size: int, seed: int, repeats: int, balanced: bool):
-        self._size, self._seed, self._repeats = size, seed, repeats
+    def __init__(self, labels: np.ndarray, *, size: int, seed: int, repeats: int, balanced: bool, padding: int = 0):
+        self._size, self._seed, self._repeats, self._padding = size, seed, repeats, padding
         self._draws = -(-size // repeats)
         self._count = len(labels)
         self._classes = [np.flatnonzero(labels == label) for label in np.unique(labels)] if balanced else []
@@ -102,8 +106,8 @@ class EpochRows:
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
     def __getitem__(self, index: int) -> int:
-        epoch, position = divmod(index, self._size)
-        return int(self._epoch(epoch)[position])
+        epoch, position = divmod(index, self._size + self._padding)
+        return int(self._epoch(epoch)[position]) if position < self._size else -1
 
     def _make_epoch(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self._seed, 0, epoch])
@@ -124,15 +128,26 @@ class EpochRows:
         return rows
 
 
-def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """Whole batches of `batch_size` (over all processes) in the split; what is left over is dropped.
+def steps_per_epoch(split: Split, batch_size: int, *, last_batch: str = "drop", multiple: int = 0) -> int:
+    """Batches of `batch_size` (over all processes) in an epoch.
+
+    Args:
+        last_batch: "drop": whole batches alone; "keep": what is left over is a smaller batch.
+        multiple: an epoch's samples are the largest multiple of it that the split has; 0: all.
 
     Raises:
-        UserError: the batch is larger than the split.
+        UserError: an argument is out of its range, `multiple` is larger than the split, or a batch than an epoch.
     """
-    if not 0 < batch_size <= len(split):
-        raise UserError(f"train.batch_size={batch_size}: use 1 to {len(split)}, the samples of the training split")
-    return len(split) // batch_size
+    check_choice(last_batch, LAST_BATCHES, "config field train.last_batch")
+    if not 0 <= multiple <= len(split):
+        raise UserError(
+            f"config field train.epoch_multiple: {multiple} should be 0 to {len(split)}, the samples of the training"
+            " split"
+        )
+    samples = _samples(split, multiple)
+    if not 0 < batch_size <= samples:
+        raise UserError(f"train.batch_size={batch_size}: use 1 to {samples}, the samples of an epoch")
+    return -(-samples // batch_size) if last_batch == "keep" else samples // batch_size
 
 
 def train_iterator(
@@ -143,6 +158,8 @@ def train_iterator(
     image_size: int | None,
     augment: Augment | None = None,
     sampling: str = "uniform",
+    last_batch: str = "drop",
+    multiple: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
@@ -154,6 +171,9 @@ def train_iterator(
     `grain.checkpoint.CheckpointSave` and `CheckpointRestore`. The processes' shares together are the batches that one
     process alone would have.
 
+    With `last_batch="keep"` batches also have "mask": bool (B,), False where the epoch's last batch has no sample, and
+    zeros instead.
+
     Args:
         split: the training split.
         batch_size: samples per step over all processes; each process gets B = batch_size / process_count.
@@ -161,6 +181,7 @@ def train_iterator(
         image_size: S, edge length in pixels that the model takes; None: images or features as they are stored.
         augment: random changes of the images, each time other ones; None: none.
         sampling: "uniform", or "balanced": every class as often as the others.
+        last_batch, multiple: see `steps_per_epoch`.
         process_index: which share of each batch to give, 0 <= process_index < process_count.
         process_count: processes that train together.
 
@@ -170,18 +191,24 @@ def train_iterator(
             images; balanced sampling of samples with several labels.
     """
     augment = augment or Augment()
-    steps = steps_per_epoch(split, batch_size)
+    steps = steps_per_epoch(split, batch_size, last_batch=last_batch, multiple=multiple)
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed} is out of range: use 0 <= seed < 2**32")
     _check(split, batch_size, image_size, process_count, augment)
     _check_sampling(split, sampling)
-    dataset = _in_order(split, steps * batch_size, seed=seed, repeats=augment.repeats, balanced=sampling == "balanced")
+    order = dict(seed=seed, repeats=augment.repeats, balanced=sampling == "balanced")
+    if last_batch == "keep":
+        dataset = _padded_order(split, _samples(split, multiple), steps * batch_size, **order)
+    else:
+        dataset = _in_order(split, steps * batch_size, **order)
     if augment.random_fields:
         # Before the shares are dealt out, and so by the position in the whole order: otherwise every process would
         # have the same random numbers.
         dataset = dataset.random_map(functools.partial(_augmented, augment=augment, image_size=image_size))
     else:
         dataset = dataset.map(functools.partial(_fitted, image_size=image_size, first=augment.resize))
+        if augment.rgb:
+            dataset = dataset.map(lambda element: element | {"image": _rgb(element["image"])})
     dataset = (
         dataset.slice(slice(process_index, None, process_count))
         .batch(batch_size // process_count, drop_remainder=True)
@@ -231,9 +258,32 @@ def _in_order(split: Split, size: int, *, seed: int, repeats: int, balanced: boo
     return grain.MapDataset.range(size).seed(seed).map_with_index(lambda index, _: source[rows[index]])
 
 
+def _padded_order(split: Split, size: int, padded: int, **order: Any) -> grain.MapDataset:
+    """As `_in_order`, with a mask, and with zeros after each epoch's `size` samples until there are `padded`."""
+    source = SplitSource(split)
+    rows = EpochRows(split.labels[:, 0], size=size, padding=padded - size, **order)
+    nothing = {name: np.zeros_like(value) for name, value in source[0].items()} | {"mask": np.False_}
+
+    def element(index: int, _: int) -> dict[str, np.ndarray]:
+        row = rows[index]
+        return nothing if row < 0 else source[row] | {"mask": np.True_}
+
+    return grain.MapDataset.range(padded).seed(order["seed"]).map_with_index(element)
+
+
+def _samples(split: Split, multiple: int) -> int:
+    """Of an epoch, before its last batch is dropped or kept."""
+    return len(split) // multiple * multiple if multiple else len(split)
+
+
 def _fitted(element: dict[str, np.ndarray], *, image_size: int | None, first: int) -> dict[str, np.ndarray]:
     """At `image_size` pixels: resized to `first` pixels and then cropped, or, where that is 0, resized."""
     return element if image_size is None else element | {"image": fitted(element["image"], image_size, first)}
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    """An image (S, S, C), C = 1 or 3, with three channels."""
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
 def _augmented(
@@ -242,6 +292,8 @@ def _augmented(
     if not augment.crop_scale:
         element = _fitted(element, image_size=image_size, first=augment.resize)
     image = element["image"]
+    if augment.rgb:
+        image = _rgb(image)
     if image.ndim == 4:
         return element | {"image": augment_volume(image, rng, augment)}
     return element | {"image": augment_image(image, rng, augment, image_size=image_size or image.shape[0])}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxboost.models import absorbed
-from jaxboost.models.layers import layer_of, linear, torch_init
+from jaxboost.models.layers import layer_of, linear, torch_init, vit_init
 from jaxboost.models.llama import LlamaBlock
 
 
@@ -40,6 +40,8 @@ KINDS = ("none", *FORMS)
 
 
 PATHS = ("auto", "full", "pooled", "absorbed")
+# U(+-1 / sqrt(fan_in)) as in the released 3D code, or N(0, .02) as in the 2D code.
+INITS = {"uniform": torch_init, "normal": vit_init}
 
 
 def check_path(path: str, kind: str, *, rope: bool) -> None:
@@ -65,6 +67,7 @@ class Boost(nnx.Module):
       path: how `pooled` gets its result; the result is the same. "full" computes all tokens. "pooled" computes keys and
         values of all tokens and the rest for CLS alone. "absorbed" computes no keys and values (`models.absorbed`),
         which rope does not allow. "auto" takes the cheapest by the shapes.
+      init: a key of INITS: how the adapters' weights are drawn.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Boost(nnx.Module):
         rope: bool,
         causal: bool,
         path: str,
+        init: str = "uniform",
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -85,11 +89,12 @@ class Boost(nnx.Module):
             raise ValueError(f"boost kind {kind!r} and block {block} do not go together")
         check_path(path, kind, rope=rope)
         self.rope, self.causal, self.path = rope, causal, path
-        self.encode = linear(width, block_width, bias=False, init=torch_init, dtype=dtype, rngs=rngs)  # F_E
+        how = INITS[init]
+        self.encode = linear(width, block_width, bias=False, init=how, dtype=dtype, rngs=rngs)  # F_E
         self.block = block  # F_L
-        self.decode = linear(block_width, width, bias=False, init=torch_init, dtype=dtype, rngs=rngs)  # F_D
+        self.decode = linear(block_width, width, bias=False, init=how, dtype=dtype, rngs=rngs)  # F_D
         skip = self.form.outer == "leaky_relu"
-        self.skip = linear(width, width, bias=False, init=torch_init, dtype=dtype, rngs=rngs) if skip else None
+        self.skip = linear(width, width, bias=False, init=how, dtype=dtype, rngs=rngs) if skip else None
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """The definition: every token (B, N, d); mask (B, N) is True where a token is real, None where all are."""

@@ -158,7 +158,7 @@ class BoostSpec:
       config: the LLaMA layer's; the controls without the layer take their hidden width from it.
       depth: number of consecutive LLaMA layers.
       trainable: the paper's fine-tuning arm: the layers are trained too.
-      rope, causal, path: see `Boost`.
+      rope, causal, path, init: see `Boost`.
     """
 
     kind: str
@@ -168,6 +168,7 @@ class BoostSpec:
     rope: bool = False
     causal: bool = False
     path: str = "auto"
+    init: str = "uniform"
 
 
 def build(
@@ -223,6 +224,7 @@ def build(
             rope=boost.rope,
             causal=boost.causal,
             path=boost.path,
+            init=boost.init,
             dtype=dtype,
             rngs=rngs,
         )

@@ -33,12 +33,14 @@ from jaxboost.training import (
     workdir,
 )
 from jaxboost.training.checkpoint import Best, Checkpointer, Progress
+from jaxboost.training.experiment import Experiment
 from jaxboost.training.log import MetricsLog, ProgressBar
 from jaxboost.training.mixing import Mixing
 from jaxboost.training.monitor import PendingLosses, RateMeter, StopSignal
 
 logger = logging.getLogger(__name__)
 
+TIES = ("earlier", "later")
 PROTOCOLS = {"validation": "val", "reference": "test"}  # protocol -> split that picks the epoch
 
 
@@ -57,6 +59,7 @@ def train_and_evaluate(
     """
     check_choice(config.eval.protocol, PROTOCOLS, "config field eval.protocol")
     check_choice(config.eval.metric, metrics.SELECTION, "config field eval.metric")
+    check_choice(config.eval.ties, TIES, "config field eval.ties")
     if finished := workdir.check(folder, config):
         systems.check_same_weights(config, finished, folder)
         logger.info("%s is finished:", folder)
@@ -87,7 +90,14 @@ class Run:
         objective = self._objective()
         self.image_size: int | None = config.model.image_size
         self.iterator = self._train_iterator()
-        self.steps_per_epoch = pipeline.steps_per_epoch(self.dataset.splits["train"], config.train.batch_size)
+        self.steps_per_epoch = pipeline.steps_per_epoch(
+            self.dataset.splits["train"],
+            config.train.batch_size,
+            last_batch=config.train.last_batch,
+            multiple=config.train.epoch_multiple,
+        )
+        if config.train.last_batch == "keep":
+            _check_partial_batches(self.experiment, objective.mixing)
         tx, self.learning_rate = optim.make_optimizer(
             **config.optim,
             steps_per_epoch=self.steps_per_epoch,
@@ -175,6 +185,8 @@ class Run:
             image_size=self.image_size,
             augment=self.augment,
             sampling=self.config.train.sampling,
+            last_batch=self.config.train.last_batch,
+            multiple=self.config.train.epoch_multiple,
         )
 
     def _encode(self, params: Tree, folder: pathlib.Path) -> None:
@@ -255,8 +267,7 @@ class Run:
             },
         )
         epoch, best = math.ceil(number / self.steps_per_epoch), self.progress.best
-        # A split that lacks a class has no AUC: then the first epoch stays.
-        better = best is None or result[metric] > best.value
+        better = best is None or is_better(result[metric], best.value, ties=self.config.eval.ties)
         logger.info(
             "epoch %d/%d: %s loss %.4f, ACC %.4f, AUC %.4f%s",
             epoch,
@@ -297,6 +308,14 @@ class Run:
         return result
 
 
+def is_better(value: float, best: float, *, ties: str) -> bool:
+    """Whether an epoch of this metric takes the place of the best so far.
+
+    A split that lacks a class has no AUC (NaN): then the first epoch stays.
+    """
+    return value > best or (ties == "later" and value == best)
+
+
 def keep_compiled_programs(enabled: bool) -> None:
     """Lets a program that was compiled for the same shapes before start at once, from the user's cache folder."""
     jax.config.update("jax_enable_compilation_cache", enabled)
@@ -316,6 +335,13 @@ def _warn_of_slow_average(config: ConfigDict, steps: int) -> None:
             steps,
             100 * start,
         )
+
+
+def _check_partial_batches(experiment: Experiment, mixing: Mixing) -> None:
+    """Raises UserError where a batch that lacks samples would not be what a smaller batch is."""
+    if experiment.stats or mixing.mixes:
+        what = "batch norms" if experiment.stats else "mixup and cutmix"
+        raise UserError(f'config field train.last_batch: {what} need whole batches: set it to "drop"')
 
 
 def _check_binary(config: ConfigDict, info: DatasetInfo) -> None:
@@ -342,7 +368,7 @@ def _check_ranges(config: ConfigDict) -> None:
         "optim": ("lr", "eps", "layer_decay"),
     }
     not_negative = {
-        "train": ("max_steps", "checkpoint_every", "ema"),
+        "train": ("max_steps", "checkpoint_every", "ema", "epoch_multiple"),
         "optim": (
             *("warmup_epochs", "warmup_from", "final_lr", "weight_decay", "clip_norm", "b1", "b2"),
             *("schedule_epochs", "schedule_from"),

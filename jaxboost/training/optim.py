@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxboost.errors import UserError, check_choice
@@ -26,6 +27,7 @@ def make_optimizer(
     layer_decay: float = 1.0,
     schedule_epochs: float = 0.0,
     schedule_from: float = 0.0,
+    by_epoch: bool = False,
     steps_per_epoch: int,
     epochs: int,
     accumulate: int = 1,
@@ -52,6 +54,8 @@ def make_optimizer(
     )
     start = round(schedule_from * changes)
     rate = whole if not start else lambda step: whole(step + start)
+    if by_epoch:
+        rate = _by_epoch(rate, changes, warmup_from)
     adam = (
         optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask)
         if name == "adamw"
@@ -64,6 +68,20 @@ def make_optimizer(
         return tx, rate
     tx = optax.MultiSteps(tx, every_k_schedule=accumulate).gradient_transformation()
     return tx, lambda step: rate(step // accumulate)
+
+
+def _by_epoch(rate: optax.Schedule, changes: float, first: float) -> optax.Schedule:
+    """The rate that `rate` has at the start of the epoch before, `first` in the first epoch; `changes` an epoch.
+
+    timm's schedulers do this where they are asked after each epoch for the rate of that epoch's number, as the 2D code
+    of R-LLM asks them.
+    """
+
+    def held(step: jax.Array) -> jax.Array:
+        epoch = step // changes
+        return jnp.where(epoch > 0, rate((epoch - 1) * changes), first)
+
+    return held
 
 
 def make_schedule(

@@ -11,7 +11,7 @@ from jaxboost.convert import towers
 from jaxboost.data.source import DatasetInfo
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models import classifier
-from jaxboost.models.boost import FORMS, KINDS, PATHS, check_path
+from jaxboost.models.boost import FORMS, INITS, KINDS, PATHS, check_path
 from jaxboost.models.classifier import BACKBONES, BoostSpec, Classifier
 from jaxboost.models.llama import LlamaConfig
 from jaxboost.models.vit import ViT
@@ -163,10 +163,12 @@ def _resolve_boost(
     rope: bool,
     causal: bool,
     path: str,
+    init: str,
     **llama: Any,
 ) -> tuple[BoostSpec, tuple[Pretrained, ...]]:
     check_choice(kind, KINDS, "config field boost.kind")
     check_choice(path, PATHS, "config field boost.path")
+    check_choice(init, INITS, "config field boost.init")
     if kind == "none":
         return BoostSpec(kind=kind), ()
     try:
@@ -181,7 +183,9 @@ def _resolve_boost(
         shape, depth, ref = resolve_llama("boost", reads_block=has_layer, with_weights=with_weights, **llama)
     if not depth:
         raise UserError("config field boost.layers is empty, which needs a block to take them from: name them")
-    spec = BoostSpec(kind=kind, config=shape, depth=depth, trainable=trainable, rope=rope, causal=causal, path=path)
+    spec = BoostSpec(
+        kind=kind, config=shape, depth=depth, trainable=trainable, rope=rope, causal=causal, path=path, init=init
+    )
     if kept or not has_layer:
         return spec, ()
     part = llama_weights(

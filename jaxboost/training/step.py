@@ -166,8 +166,11 @@ def make_train_step(
 
         def loss_fn(params: Tree) -> tuple[jax.Array, Tree]:
             model = merge(graphdef, params, frozen, state.stats)
-            logits = model(images, key=model_key)
-            return losses(logits, targets, objective, weighted=True).mean(), statistics(model)
+            each = losses(model(images, key=model_key), targets, objective, weighted=True)
+            # Only a batch that may lack samples has a mask.
+            mask = batch.get("mask")
+            mean = each.mean() if mask is None else (each * mask).sum() / mask.sum()
+            return mean, statistics(model)
 
         (value, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -305,7 +305,7 @@ def test_volumes_keep_their_inputs():
 FULL_2D = {
     **{"resize": 256, "crop_scale": (0.08, 1.0), "crop_ratio": (0.5, 2.0), "interpolation": "random", "flip": 0.5},
     **{"vertical_flip": 0.5, "color_jitter": 0.4, "rand_augment_ops": 2, "rand_augment_magnitude": 7.0},
-    **{"rand_augment_std": 0.0, "rand_augment_increasing": True},
+    **{"rand_augment_std": 0.0, "rand_augment_increasing": True, "rgb": True},
 }
 FULL_3D = {"volume_flips": True, "volume_rotations": True, "shift": 2, "noise": 0.1}
 

@@ -90,6 +90,87 @@ def test_epochs_are_whole_and_differ(split):
     assert len({frozenset(epoch) for epoch in epochs}) > 1
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_last_batch_may_be_kept(split, processes):
+    """23 samples in batches of 6: three whole ones and one of 5, whose place without a sample has no mask."""
+    assert steps_per_epoch(split, 6, last_batch="keep") == 4
+    iterators = [
+        train_iterator(
+            split,
+            batch_size=6,
+            seed=3,
+            image_size=4,
+            last_batch="keep",
+            process_index=index,
+            process_count=processes,
+        )
+        for index in range(processes)
+    ]
+    epochs = []
+    for _ in range(5):
+        seen = []
+        for number in range(4):
+            shares = [next(iterator) for iterator in iterators]
+            assert all(len(share["mask"]) == 6 // processes for share in shares)
+            mask, image, label = (
+                np.concatenate([share[name] for share in shares]) for name in ("mask", "image", "label")
+            )
+            assert mask.sum() == (5 if number == 3 else 6)
+            np.testing.assert_array_equal(image[mask][:, 0, 0], label[mask] + 1)
+            assert not image[~mask].any()
+            seen += label[mask][:, 0].tolist()
+        assert sorted(seen) == list(range(N))
+        epochs.append(tuple(seen))
+    assert len(set(epochs)) == 5
+
+
+def test_steps_of_the_released_code():
+    """VesselMNIST3D in its 3D code, a fold of PneumoLLM's, and OCTMNIST with repeats in its 2D code."""
+
+    def steps(samples, *arguments, **options):
+        return steps_per_epoch(
+            Split(np.zeros((samples, 1), np.uint8), np.zeros((samples, 1), np.int64)), *arguments, **options
+        )
+
+    assert steps(1335, 32, last_batch="keep") == 42
+    assert steps(504, 16, last_batch="keep") == 32
+    assert steps(97477, 128, multiple=256) == 760
+    assert (steps(1335, 32), steps(504, 16), steps(97477, 128)) == (41, 31, 761)
+
+
+def test_an_epoch_of_a_multiple(split):
+    """Of 23 samples 20 are drawn in an epoch, and each twice, so that it has 10 of them."""
+    iterator = train_iterator(split, batch_size=4, seed=0, image_size=4, multiple=10, augment=Augment(repeats=2))
+    for _ in range(3):
+        counts = collections.Counter(chain(labels(take(iterator, 5))))
+        assert sorted(counts.values()) == [2] * 10
+
+
+def test_wrong_epochs(split):
+    with pytest.raises(UserError, match=r"config field train\.epoch_multiple: 24 should be 0 to 23"):
+        steps_per_epoch(split, 4, multiple=24)
+    with pytest.raises(UserError, match=r"train\.batch_size=21: use 1 to 20, the samples of an epoch"):
+        steps_per_epoch(split, 21, multiple=20)
+    with pytest.raises(UserError, match=r"config field train\.last_batch: 'kept' is unknown, did you mean 'keep'"):
+        steps_per_epoch(split, 4, last_batch="kept")
+
+
+def test_grey_images_may_become_rgb():
+    """What comes into sight from outside is then ImageNet's mean colour, not its grey."""
+    images = np.zeros((8, 16, 16, 1), np.uint8)
+    split = Split(images=images, labels=np.zeros((8, 1), np.int64))
+    settings = dict(rand_augment_ops=6, rand_augment_magnitude=10.0, rand_augment_std=0.0)
+    colour, grey = (
+        next(train_iterator(split, batch_size=8, seed=0, image_size=16, augment=Augment(rgb=rgb, **settings)))["image"]
+        for rgb in (True, False)
+    )
+    assert (colour.shape, grey.shape) == ((8, 16, 16, 3), (8, 16, 16, 1))
+    assert (colour == (124, 116, 104)).all(-1).any()
+    assert (grey == 117).any()
+    plain = next(train_iterator(split, batch_size=8, seed=0, image_size=16, augment=Augment(rgb=True)))["image"]
+    assert plain.shape == (8, 16, 16, 3)
+
+
 @pytest.mark.parametrize("done", [0, 1, 4, 6])
 def test_state_continues_exactly(split, done):
     iterator = train_iterator(split, batch_size=5, seed=1, image_size=4)

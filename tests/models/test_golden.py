@@ -19,7 +19,6 @@ from jaxboost.models import classifier, frozen, pneumollm
 from jaxboost.models.classifier import BACKBONES, BoostSpec
 from jaxboost.models.llama import LlamaConfig
 from jaxboost.models.pneumollm import PneumoSpec
-from jaxboost.training.optim import make_optimizer
 from jaxboost.training.step import Objective, losses
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden" / "released_code.json").read_text())

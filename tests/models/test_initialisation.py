@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxboost.models.boost import Boost
 from jaxboost.models.classifier import BoostSpec, build
 from jaxboost.models.frozen import split
 from jaxboost.models.llama import LlamaConfig
@@ -98,6 +99,16 @@ def test_boost_and_norms(backbone: str) -> None:
         assert_normal(block["layers"][name], 0.02)
     for norm in (block["final_norm"], block["layers"]["attention_norm"], block["layers"]["mlp_norm"]):
         assert (norm == 1).all()
+
+
+def test_adapters_may_start_as_in_the_2d_code() -> None:
+    rngs, options = nnx.Rngs(0), dict(width=128, block_width=512, block=None, rope=False, causal=False, path="auto")
+    boost = Boost("mlp", init="normal", dtype=jnp.float32, rngs=rngs, **options)
+    for adapter in (boost.encode, boost.decode):
+        assert_normal(np.asarray(adapter.kernel[...]), 0.02)
+    # An unknown name is no default.
+    with pytest.raises(KeyError):
+        Boost("mlp", init="torch", dtype=jnp.float32, rngs=rngs, **options)
 
 
 def test_every_random_array_differs_between_layers_and_seeds() -> None:

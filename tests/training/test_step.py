@@ -207,6 +207,19 @@ def test_a_step_trains_on_what_mixing_makes_of_its_batch():
     assert float(outputs["loss"]) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_batch_that_lacks_samples_is_a_smaller_batch():
+    state, train_step = _toy(class_weights=(1.0, 2.0, 3.0))
+    other, _ = _toy()
+    batch = _toy_batch(0)
+    smaller = {name: values[:3] for name, values in batch.items()}
+    batch["image"][3] = 255
+    padded, metrics = train_step(state, {}, batch | {"mask": np.array([True, True, True, False])})
+    expected, wanted = train_step(other, {}, smaller)
+    for name in ("loss", "grad_norm"):
+        assert float(metrics[name]) == pytest.approx(float(wanted[name]), rel=1e-6)
+    np.testing.assert_allclose(padded.params["kernel"], expected.params["kernel"], rtol=1e-6)
+
+
 def test_a_step_weighs_the_classes():
     losses = {}
     for weights in ((), (2.0, 2.0, 2.0)):
