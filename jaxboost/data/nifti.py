@@ -44,8 +44,9 @@ _CHUNK_BYTES = 1 << 20
 # Zeros that a writer may have added to fill a block.
 _PADDING_BYTES = 511
 _LARGEST_EXTENSION = 1 << 26
+# Up to here, every whole number is exact.
 _FLOAT32_WHOLE = 2**24
-_FLOAT64_WHOLE = 2**53
+FLOAT64_WHOLE = 2**53
 
 
 def read(path: pathlib.Path, max_voxels: int) -> tuple[np.ndarray, Geometry]:
@@ -241,7 +242,7 @@ def _scaled(stored: np.ndarray, slope: float, inter: float) -> np.ndarray:
             "image.header.set_slope_inter(slope, inter)"
         )
     kind, width = stored.dtype.kind, stored.dtype.itemsize
-    if kind in "iu" and width == 8 and max(abs(int(stored.min())), abs(int(stored.max()))) > _FLOAT64_WHOLE:
+    if kind in "iu" and width == 8 and max(abs(int(stored.min())), abs(int(stored.max()))) > FLOAT64_WHOLE:
         raise FaultError("holds whole numbers above 2^53 and a slope: save them as float64 without a slope")
     # Whole numbers times whole numbers, as in CT (1 and -1024), take half of the memory.
     whole = kind in "iu" and width <= 2 and slope.is_integer() and inter.is_integer()

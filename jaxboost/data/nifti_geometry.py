@@ -75,7 +75,8 @@ def _geometry(header: "nibabel.Nifti1Header", shape: Sequence[int]) -> Geometry:
         remarks["orientation"] = "its sform_code and qform_code are 0: its axes are taken as they are stored"
     else:
         sizes = _sizes(affine)
-    _check_sizes(sizes * _UNITS[unit])
+    mm = np.array([_rounded(_rounded(size) * _UNITS[unit]) for size in sizes])
+    _check_sizes(mm)
     if affine is not None:
         _check_angles(affine / sizes)
         if sform is not None:
@@ -87,11 +88,10 @@ def _geometry(header: "nibabel.Nifti1Header", shape: Sequence[int]) -> Geometry:
             remarks["oblique"] = (
                 f"its axes are turned by {tilt:.0f} degrees from the closest of right, anterior, superior"
             )
-    sizes = sizes * _UNITS[unit]
-    longest = max(count * size for count, size in zip(shape, sizes, strict=True))
+    longest = max(count * size for count, size in zip(shape, mm, strict=True))
     if not _SIDES[0] <= longest <= _SIDES[1]:
         remarks["size"] = f"its longest side has {longest:g} mm: check xyzt_units and the voxel sizes of its header"
-    return Geometry(orientation, tuple(sizes.tolist()), remarks)
+    return Geometry(orientation, tuple(mm.tolist()), remarks)
 
 
 def _affines(header: "nibabel.Nifti1Header") -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -138,6 +138,11 @@ def _pixdim(header: "nibabel.Nifti1Header") -> np.ndarray:
 
 def _sizes(columns: np.ndarray) -> np.ndarray:
     return np.sqrt((columns**2).sum(axis=0))
+
+
+def _rounded(size: float) -> float:
+    """To the seven digits of a header's float32: what is stored in mm and in micron is then on the same grid."""
+    return float(f"{size:.7g}")
 
 
 def _check_sizes(sizes: np.ndarray) -> None:

@@ -24,7 +24,7 @@ from jaxboost.data.volumes import read_volume, resample
 
 # A volume may hold some GB.
 _THREADS = {2: 8, 3: 2}
-_DIGEST_BYTES = 1 << 24
+_DIGEST_BYTES = 1 << 22
 _DARK = 32
 
 _log = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ NIFTI_SUFFIXES = nifti.SUFFIXES
 SUFFIXES = (*NIFTI_SUFFIXES, SUFFIX)
 # Of a side: the matrices of interpolation grow with it. No scanner makes so many slices or rows.
 _LONGEST = 2**16
-_SLAB_VALUES = 2**20
+_SLAB_VALUES = 2**18
 _ZIP = b"PK\x03\x04"
 
 _log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def resample(volume: Volume, size: int, *, window: Sequence[float] = (), spacing
         FaultError: the volume shows nothing, or no grid of that spacing can show it.
     """
     values, edges = volume.values, volume.spacing
-    ends, lowest = _ends(values, window)
+    scale, lowest = _scale(values, window)
     pitch = _pitch(values.shape, edges, size, spacing)
     factors = [min(pitch / edge, count) for edge, count in zip(edges, values.shape, strict=True)]
     # The axis that loses most of its voxels first: the others have less work then. One that gains some is last.
@@ -95,7 +95,7 @@ def resample(volume: Volume, size: int, *, window: Sequence[float] = (), spacing
     # In slabs, so that beside the stored values there is no array of their size.
     across = max(others, key=lambda axis: values.shape[axis])
     for slab in _slabs(values.shape, across):
-        levels[slab] = _along(_levels(values[slab], ends), weights[first], first)
+        levels[slab] = _along(scale.levels(values[slab]), weights[first], first)
     for axis in others:
         levels = _along(levels, weights[axis], axis)
     for axis, (count, factor) in enumerate(zip(values.shape, factors, strict=True)):
@@ -150,7 +150,7 @@ def _finite(values: np.ndarray, nan: float | None) -> np.ndarray:
             "read them as that"
         )
     # In float16 and float32, the number may be infinite again.
-    if abs(nan) > np.finfo(values.dtype).max:
+    if abs(nan) > float(np.finfo(values.dtype).max):
         values = values.astype(np.float64)
     for slab in slabs:
         values[slab][~np.isfinite(values[slab])] = nan
@@ -158,7 +158,7 @@ def _finite(values: np.ndarray, nan: float | None) -> np.ndarray:
 
 
 def _slabs(shape: Sequence[int], axis: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Cuts an array of `shape` along an axis into parts of about a million values."""
+    """Cuts an array of `shape` along an axis into parts of a quarter of a million values, or of one slice."""
     step = max(1, _SLAB_VALUES * shape[axis] // math.prod(shape))
     for start in range(0, shape[axis], step):
         yield tuple(slice(start, start + step) if other == axis else slice(None) for other in range(3))
@@ -174,29 +174,49 @@ def _say_once(path: pathlib.Path, remarks: Mapping[str, str]) -> None:
             _log.warning("%s: %s (further files of this kind are not named)", path, text)
 
 
-def _ends(values: np.ndarray, window: Sequence[float]) -> tuple[tuple[float, ...], float]:
-    """What becomes 0 and 255, () where 8 bits stay as they are; and the lowest level that is there.
+@dataclasses.dataclass(frozen=True)
+class _Scale:
+    """What becomes 0 and 255 once `base` is subtracted; no ends: 8 bits and truth values have levels of their own."""
+
+    ends: tuple[float, ...]
+    base: int = 0
+
+    def levels(self, values: np.ndarray) -> np.ndarray:
+        if not self.ends:
+            return to_levels(values)
+        if self.base:
+            # Modulo 2^64, and so exact.
+            values = values.astype(np.uint64) - np.uint64(self.base % 2**64)
+        # float64 holds every end of a range and every whole number up to 2^53; float32 does not.
+        return to_levels(values.astype(np.float64), self.ends)
+
+
+def _scale(values: np.ndarray, window: Sequence[float]) -> tuple[_Scale, float]:
+    """How values become levels, and the lowest level.
 
     Raises:
         FaultError: all levels are the same.
     """
     extremes = np.array([values.min(), values.max()])
     check_shows(extremes)
-    if not np.isfinite(extremes.astype(np.float64)).all():
-        raise FaultError("has values beyond those of float64, or that are no numbers: save it as float32")
-    ends = tuple(float(end) for end in window)
-    if not ends and values.dtype != np.uint8 and values.dtype != np.bool_:
-        ends = (float(extremes[0]), float(extremes[1]))
-    if ends and not (all(map(math.isfinite, ends)) and 0 < ends[1] - ends[0] < math.inf):
-        raise FaultError(f"has values from {extremes[0]:g} to {extremes[1]:g}, too far or too near: give data.window")
-    levels = _levels(extremes, ends)
+    low, high = (extreme.item() for extreme in extremes)
+    whole = values.dtype.kind in "iu" and max(-low, high) > nifti.FLOAT64_WHOLE
+    if window and whole:
+        raise FaultError(
+            "has whole numbers above 2^53, for which data.window is not exact: subtract a number from them"
+        )
+    if window:
+        scale = _Scale(tuple(map(float, window)))
+    elif values.dtype in (np.uint8, np.bool_):
+        scale = _Scale(())
+    else:
+        scale = _Scale((0.0, float(high - low)), low) if whole else _Scale((float(low), float(high)))
+    if scale.ends and not 0 < scale.ends[1] - scale.ends[0] < math.inf:
+        given = f"data.window={tuple(window)} is no range" if window else "give data.window"
+        raise FaultError(f"has values from {low:g} to {high:g}, too far apart or too near to each other: {given}")
+    levels = scale.levels(extremes)
     check_shows(levels, window)
-    return ends, float(levels.min())
-
-
-def _levels(values: np.ndarray, ends: tuple[float, ...]) -> np.ndarray:
-    # float64 holds every end of a range and every whole number up to 2^53; float32 does not.
-    return to_levels(values.astype(np.float64), ends) if ends else to_levels(values)
+    return scale, float(levels.min())
 
 
 def _pitch(shape: Sequence[int], edges: Sequence[float], size: int, spacing: float) -> float:
@@ -206,7 +226,7 @@ def _pitch(shape: Sequence[int], edges: Sequence[float], size: int, spacing: flo
             f"has a side of {max(shape):,} voxels, and {_LONGEST:,} are the most that can be read: crop it"
         )
     sides = [count * edge for count, edge in zip(shape, edges, strict=True)]
-    if not (min(edges) > 0 and math.isfinite(max(sides))):
+    if not all(edge > 0 and math.isfinite(side) for edge, side in zip(edges, sides, strict=True)):
         raise FaultError(f"has no usable voxel sizes: {tuple(edges)} mm")
     if not (spacing >= 0 and math.isfinite(spacing)):
         raise FaultError(f"cannot be shown with data.spacing={spacing:g}: give mm a voxel, or 0")
