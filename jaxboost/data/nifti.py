@@ -79,8 +79,10 @@ def check_regular(path: pathlib.Path) -> None:
     """Raises FaultError for a pipe, a device or a folder, whose reading may never end."""
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
-    except OSError as error:
-        raise FaultError(f"cannot be read ({reason(error)})") from error
+    # ValueError: a zero byte in the name.
+    except (OSError, ValueError) as error:
+        text = getattr(error, "strerror", None) or reason(error)
+        raise FaultError(f"cannot be read ({text})") from error
     if not regular:
         raise FaultError("is not a regular file: give a file, no folder, pipe or device")
 

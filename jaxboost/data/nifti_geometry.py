@@ -62,36 +62,30 @@ def read_geometry(header: "nibabel.Nifti1Header", shape: Sequence[int]) -> Geome
 
 
 def _geometry(header: "nibabel.Nifti1Header", shape: Sequence[int]) -> Geometry:
-    from nibabel.orientations import io_orientation
-
     unit = int(header["xyzt_units"]) & _UNIT_BITS
     if unit not in _UNITS:
         raise FaultError(f"has the unit {unit} in xyzt_units, which is none: image.header.set_xyzt_units('mm') sets it")
     sform, qform = _affines(header)
     affine = qform if sform is None else sform
+    sizes = _pixdim(header) if affine is None else _sizes(affine)
+    mm = [_rounded(_rounded(size) * _UNITS[unit]) for size in sizes]
+    _check_sizes(np.array(mm))
     remarks = {}
-    if affine is None:
-        sizes, orientation = _pixdim(header), None
-        remarks["orientation"] = "its sform_code and qform_code are 0: its axes are taken as they are stored"
-    else:
-        sizes = _sizes(affine)
-    mm = np.array([_rounded(_rounded(size) * _UNITS[unit]) for size in sizes])
-    _check_sizes(mm)
-    if affine is not None:
-        _check_angles(affine / sizes)
-        if sform is not None:
-            _check_agreement(header, sform, qform)
-        orientation = io_orientation(_matrix(affine))
-        if not np.isfinite(orientation).all():
-            raise FaultError("has no usable voxel sizes: the affine of its header is singular")
-        if (tilt := _tilt(affine / sizes, orientation)) > _OBLIQUE_DEGREES:
-            remarks["oblique"] = (
-                f"its axes are turned by {tilt:.0f} degrees from the closest of right, anterior, superior"
-            )
     longest = max(count * size for count, size in zip(shape, mm, strict=True))
     if not _SIDES[0] <= longest <= _SIDES[1]:
         remarks["size"] = f"its longest side has {longest:g} mm: check xyzt_units and the voxel sizes of its header"
-    return Geometry(orientation, tuple(mm.tolist()), remarks)
+    if affine is None:
+        remarks["orientation"] = "its sform_code and qform_code are 0: its axes are taken as they are stored"
+        return Geometry(None, tuple(mm), remarks)
+    _check_angles(affine / sizes)
+    if sform is not None:
+        _check_agreement(header, sform, qform)
+    orientation = _orientation(affine)
+    if (tilt := _tilt(affine / sizes, orientation)) > _OBLIQUE_DEGREES:
+        remarks["oblique"] = (
+            f"its axes are turned by {tilt:.0f} degrees from the closest ones of the body: taken as those"
+        )
+    return Geometry(orientation, tuple(mm), remarks)
 
 
 def _affines(header: "nibabel.Nifti1Header") -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -110,7 +104,7 @@ def _affines(header: "nibabel.Nifti1Header") -> tuple[np.ndarray | None, np.ndar
     if not codes["qform"]:
         return sform, None
     header = header.copy()
-    # As in nifti1.h: "if pixdim[0]=0 (which should never occur), we take qfac=1".
+    # nifti1.h has 0 stand for 1.
     if header["pixdim"][0] == 0:
         header["pixdim"][0] = 1
     try:
@@ -130,6 +124,15 @@ def _matrix(columns: np.ndarray) -> np.ndarray:
     affine = np.eye(4)
     affine[:3, :3] = columns
     return affine
+
+
+def _orientation(affine: np.ndarray) -> np.ndarray:
+    from nibabel.orientations import io_orientation
+
+    orientation = io_orientation(_matrix(affine))
+    if not np.isfinite(orientation).all():
+        raise FaultError("has no usable voxel sizes: the affine of its header is singular")
+    return orientation
 
 
 def _pixdim(header: "nibabel.Nifti1Header") -> np.ndarray:
