@@ -14,7 +14,7 @@ import logging
 import math
 import pathlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -89,15 +89,11 @@ def resample(volume: Volume, size: int, *, window: Sequence[float] = (), spacing
     pitch = _pitch(values.shape, edges, size, spacing)
     factors = [min(pitch / edge, count) for edge, count in zip(edges, values.shape, strict=True)]
     # The axis that loses most of its voxels first: the others have less work then. One that gains some is last.
-    first, *others = sorted(range(3), key=lambda axis: (values.shape[axis] > size, factors[axis]), reverse=True)
-    weights = [_weights(count, size, factor) for count, factor in zip(values.shape, factors, strict=True)]
-    levels = np.empty([size if axis == first else count for axis, count in enumerate(values.shape)], np.float32)
-    # In slabs, so that beside the stored values there is no array of their size.
-    across = max(others, key=lambda axis: values.shape[axis])
-    for slab in _slabs(values.shape, across):
-        levels[slab] = _along(scale.levels(values[slab]), weights[first], first)
-    for axis in others:
-        levels = _along(levels, weights[axis], axis)
+    order = sorted(range(3), key=lambda axis: (values.shape[axis] > size, factors[axis]), reverse=True)
+    levels = values
+    for number, axis in enumerate(order):
+        weights = _weights(values.shape[axis], size, factors[axis])
+        levels = _along(levels, weights, axis, _keep if number else scale.levels)
     for axis, (count, factor) in enumerate(zip(values.shape, factors, strict=True)):
         levels[(slice(None),) * axis + (~_inside(count, size, factor),)] = lowest
     image = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
@@ -281,8 +277,23 @@ def _weights(count: int, size: int, factor: float) -> "scipy.sparse.csr_array":
     return sparse.coo_array((np.concatenate([share.ravel() for share in shares]), places_of), (size, count)).tocsr()
 
 
-def _along(levels: np.ndarray, weights: "scipy.sparse.csr_array", axis: int) -> np.ndarray:
-    """`levels` with the matrix applied to an axis, float32."""
-    moved = np.moveaxis(levels, axis, 0)
-    result = weights @ moved.reshape(len(moved), -1)
-    return np.moveaxis(result.reshape(-1, *moved.shape[1:]), 0, axis).astype(np.float32)
+def _along(
+    values: np.ndarray, weights: "scipy.sparse.csr_array", axis: int, levels_of: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """The levels of `values`, with the matrix (S, count) applied to an axis, float32.
+
+    In slabs, so that beside the values and the result there is no array of their size.
+    """
+    result = np.empty(
+        [weights.shape[0] if each == axis else count for each, count in enumerate(values.shape)], np.float32
+    )
+    across = max((each for each in range(3) if each != axis), key=lambda each: values.shape[each])
+    for slab in _slabs(values.shape, across):
+        moved = np.moveaxis(levels_of(values[slab]), axis, 0)
+        product = weights @ moved.reshape(len(moved), -1)
+        result[slab] = np.moveaxis(product.reshape(-1, *moved.shape[1:]), 0, axis)
+    return result
+
+
+def _keep(levels: np.ndarray) -> np.ndarray:
+    return levels
