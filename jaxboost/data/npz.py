@@ -3,15 +3,25 @@
 import contextlib
 import json
 import logging
+import lzma
+import math
 import os
 import pathlib
 import shutil
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from numpy.lib.format import (
+    MAGIC_PREFIX,
+    read_array,
+    read_array_header_1_0,
+    read_array_header_2_0,
+    read_magic,
+)
 from tqdm import tqdm
 
 from jaxboost.errors import UserError
@@ -20,17 +30,26 @@ from jaxboost.io import replacing
 # A file or array of so many bytes is large. Below, reading it at every start is a matter of a second or two.
 LARGE_BYTES = 256 << 20
 
+_SUFFIX = ".npy"
 _CHUNK_BYTES = 1 << 20
 _ELSEWHERE = "make room there, or take a folder that has it (data.root or MEDMNIST_ROOT)"
 # What numpy and zipfile raise for a damaged archive (RuntimeError: damage that looks like encryption or an unknown
-# compression method).
-_DAMAGE = (OSError, EOFError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
+# compression method; SyntaxError, TypeError, TokenError: headers of arrays, which are Python expressions).
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, RuntimeError, MemoryError, OverflowError, SyntaxError, TypeError, IndexError),
+    *(struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
+)
 
 _log = logging.getLogger(__name__)
 
 
 def open_npz(
-    path: pathlib.Path, names: Sequence[str], *, md5: str = "", folders: Sequence[pathlib.Path] = ()
+    path: pathlib.Path,
+    names: Sequence[str],
+    *,
+    md5: str = "",
+    folders: Sequence[pathlib.Path] = (),
+    most_bytes: float = math.inf,
 ) -> dict[str, np.ndarray]:
     """The arrays `names` of the file, whole, in memory; large ones mapped where there are `folders` for them.
 
@@ -44,27 +63,51 @@ def open_npz(
         names: of its arrays.
         md5: the sum of the archive, needed where there are folders.
         folders: of this archive alone.
+        most_bytes: of all arrays that come into memory; an archive whose sum is not checked may unpack to any size.
 
     Raises:
-        UserError: the file cannot be read, or an array is missing or broken; the message names the array. Or there is
-            no room for the copies.
+        UserError: the file cannot be read, or an array is missing, broken or too large; the message names the array. Or
+            there is no room for the copies.
     """
+    # Unlike pathlib's, these have an answer for a folder that may not be looked into. A pipe would be waited for.
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: cannot read the archive: it is not a regular file")
     arrays: dict[str, np.ndarray] = {}
-    # Opened here: np.load leaves its own file open when the archive is damaged.
-    with (
-        _reading(path, "the archive"),
-        path.open("rb") as file,
-        _archive(np.load(file, allow_pickle=False), path) as archive,
-    ):
-        if missing := [name for name in names if name not in archive.files]:
-            raise UserError(f"{path}: array {missing[0]} is missing; found: {', '.join(archive.files)}")
-        if folders:
-            arrays |= _large_arrays(path, archive.zip, names, md5, folders)
-        for name in names:
-            if name not in arrays:
-                with _reading(path, f"array {name}"):
-                    arrays[name] = archive[name]
+    with _reading(path, "the archive"), path.open("rb") as file:
+        if file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX:
+            raise UserError(f"{path}: a single array, not an .npz archive")
+        with zipfile.ZipFile(file) as archive:
+            found = [member.removesuffix(_SUFFIX) for member in archive.namelist() if member.endswith(_SUFFIX)]
+            if missing := [name for name in names if name not in found]:
+                raise UserError(f"{path}: array {missing[0]} is missing; found: {', '.join(found)}")
+            if folders:
+                arrays |= _large_arrays(path, archive, names, md5, folders)
+            for name in names:
+                if name not in arrays:
+                    with _reading(path, f"array {name}"):
+                        arrays[name] = _read(archive, name, most_bytes)
+                        most_bytes -= arrays[name].nbytes
     return arrays
+
+
+def _read(archive: zipfile.ZipFile, name: str, most_bytes: float) -> np.ndarray:
+    """The array of a member, once its header, its size and the limit agree: memory is taken for no more than that."""
+    size = archive.getinfo(name + _SUFFIX).file_size
+    with archive.open(name + _SUFFIX) as member:
+        version = read_magic(member)
+        # Version 3 differs from 2 in the names of fields alone.
+        shape, _, dtype = (read_array_header_1_0 if version == (1, 0) else read_array_header_2_0)(member)
+        header = member.tell()
+    # numpy refuses objects below, with the reason.
+    if not dtype.hasobject and header + math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"its shape {shape} of {dtype} does not fit its {size} bytes")
+    if size - header > most_bytes:
+        raise ValueError(f"its {size} bytes are too many")
+    with archive.open(name + _SUFFIX) as member:
+        array = read_array(member, allow_pickle=False)
+        # The checksum is compared at the end.
+        member.read(1)
+    return array
 
 
 def seal(file: pathlib.Path, md5: str) -> str:
@@ -86,7 +129,8 @@ def is_noted(file: pathlib.Path, folders: Sequence[pathlib.Path], md5: str) -> b
     """Whether one of the `folders` has a note with `md5` about `file`, and its size and time are those of the note."""
     for folder in folders:
         with contextlib.suppress(OSError):
-            if (folder / f"{file.name}.json").read_bytes() == seal(file, md5).encode():
+            note = folder / f"{file.name}.json"
+            if os.path.isfile(note) and note.read_bytes() == seal(file, md5).encode():
                 return True
     return False
 
@@ -171,12 +215,6 @@ def _reading(path: pathlib.Path, what: str) -> Iterator[None]:
         yield
     except _DAMAGE as error:
         raise UserError(f"{path}: cannot read {what}: {error}") from error
-
-
-def _archive(loaded: object, path: pathlib.Path) -> np.lib.npyio.NpzFile:
-    if not isinstance(loaded, np.lib.npyio.NpzFile):
-        raise UserError(f"{path}: a single array, not an .npz archive")
-    return loaded
 
 
 def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

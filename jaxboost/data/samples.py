@@ -22,8 +22,9 @@ from jaxboost.data.masks import Lookup, bounding_box, stem
 from jaxboost.data.pictures import read_image
 from jaxboost.data.volumes import read_volume, resample
 
-# A volume of 512^3 voxels takes some GB while it is resampled.
+# A volume may hold some GB.
 _THREADS = {2: 8, 3: 2}
+_DIGEST_BYTES = 1 << 22
 _DARK = 32
 
 _log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def read_3d(
     nan: float | None = None,
     max_voxels: int = MAX_VOXELS,
 ) -> Sample:
-    """A volume on its grid; see `volumes`."""
+    """A volume on its grid; see `volumes.read_volume` and `volumes.resample`."""
     volume = read_volume(path, nan=nan, max_voxels=max_voxels)
     return Sample(resample(volume, size, window=window, spacing=spacing), _digest(volume.values))
 
@@ -142,5 +143,9 @@ def join_copies(rows: Sequence[Row], samples: Mapping[Row, Sample], faults: Faul
 
 
 def _digest(pixels: np.ndarray) -> str:
-    described = f"{pixels.shape} {pixels.dtype.str}"
-    return hashlib.sha256(described.encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype.str}".encode())
+    # In parts: a volume may take some GB, and its axes may lie in another order.
+    step = max(1, _DIGEST_BYTES * len(pixels) // pixels.nbytes)
+    for start in range(0, len(pixels), step):
+        digest.update(np.ascontiguousarray(pixels[start : start + step]))
+    return digest.hexdigest()

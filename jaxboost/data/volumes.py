@@ -1,4 +1,4 @@
-"""One volume of a user's folder, NIfTI or .npy, on the cubic grid of the model.
+"""One volume of a user's folder, NIfTI or .npy, on the cubic grid of the model; docs/volumes.md lists what is read how.
 
 A NIfTI file is turned and mirrored, without interpolation, to the axes closest to right, anterior, superior (RAS): the
 first axis of the array then runs from left to right, the last one from feet to head. Its voxel sizes are respected. An
@@ -10,19 +10,32 @@ what the grid cannot show does not alias into it. What lies outside of the volum
 """
 
 import dataclasses
-import gzip
 import logging
+import math
 import pathlib
-import zlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxboost.data.arrays import MAX_VOXELS, SUFFIX, check_numbers, check_shows, read_npy, to_levels
+from jaxboost.data import nifti
+from jaxboost.data.arrays import MAX_VOXELS, SUFFIX, check_numbers, check_shows, to_levels
 from jaxboost.data.faults import FaultError, reason
 
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
+if TYPE_CHECKING:
+    import scipy
+
+NIFTI_SUFFIXES = nifti.SUFFIXES
 SUFFIXES = (*NIFTI_SUFFIXES, SUFFIX)
+# Of a side: the matrices of interpolation grow with it. No scanner makes so many slices or rows.
+_LONGEST = 2**16
+_SLAB_VALUES = 2**18
+_ZIP = b"PK\x03\x04"
+
+_log = logging.getLogger(__name__)
+_said: set[str] = set()
+_saying = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +60,17 @@ def read_volume(path: pathlib.Path, *, nan: float | None = None, max_voxels: int
         FaultError: the file cannot be read, is not a single volume of real, finite numbers, or has no voxel sizes.
     """
     if path.name.lower().endswith(SUFFIX):
-        values = read_npy(path)
-        _check_shape(values.shape)
-        return Volume(values, (1.0, 1.0, 1.0))
-    return _read_nifti(path)
+        return Volume(_finite(_read_npy(path, max_voxels), nan), (1.0, 1.0, 1.0))
+    values, geometry = nifti.read(path, max_voxels)
+    values, sizes = _finite(values, nan), geometry.sizes
+    _say_once(path, geometry.remarks)
+    if geometry.orientation is not None:
+        from nibabel.orientations import apply_orientation
+
+        values = apply_orientation(values, geometry.orientation)
+        order = np.argsort(geometry.orientation[:, 0])
+        sizes = tuple(sizes[axis] for axis in order)
+    return Volume(values, sizes)
 
 
 def resample(volume: Volume, size: int, *, window: Sequence[float] = (), spacing: float = 0.0) -> np.ndarray:
@@ -62,85 +82,218 @@ def resample(volume: Volume, size: int, *, window: Sequence[float] = (), spacing
         spacing: edge of the grid's voxels in mm; 0: the longest side of the volume fills the grid.
 
     Raises:
-        FaultError: the volume shows nothing.
+        FaultError: the volume shows nothing, or no grid of that spacing can show it.
     """
-    check_shows(volume.values)
-    levels = to_levels(volume.values, window)
-    check_shows(levels, window)
-    lowest = levels.min()
-    # Only here: of all sources of data only volumes need it, and it takes most of a second to import.
-    from scipy import ndimage
-
-    sides = [count * edge for count, edge in zip(levels.shape, volume.spacing, strict=True)]
-    pitch = spacing or max(sides) / size
-    inside = []
-    # The axis that loses most of its voxels first: the others have less work then.
-    for axis in sorted(range(3), key=lambda axis: pitch / volume.spacing[axis], reverse=True):
-        factor, count = pitch / volume.spacing[axis], levels.shape[axis]
-        # Where the grid's voxel centres lie, in voxels of the volume.
-        places = (np.arange(size) - (size - 1) / 2) * factor + (count - 1) / 2
-        # Half a voxel beyond the first and last centres still belongs to the volume; the rest is rounding.
-        # A side of less than a voxel of the grid is in the voxels nearest to it.
-        inside.append((axis, np.abs(places - (count - 1) / 2) <= max(count, factor) / 2 + 1e-6))
-        if factor > 1:
-            levels = ndimage.gaussian_filter1d(levels, (factor - 1) / 2, axis=axis, mode="nearest")
-        levels = _interpolate(levels, places, axis)
-    for axis, kept in inside:
-        levels[(slice(None),) * axis + (~kept,)] = lowest
+    values, edges = volume.values, volume.spacing
+    scale, lowest = _scale(values, window)
+    pitch = _pitch(values.shape, edges, size, spacing)
+    factors = [min(pitch / edge, count) for edge, count in zip(edges, values.shape, strict=True)]
+    # The axis that loses most of its voxels first: the others have less work then. One that gains some is last.
+    order = sorted(range(3), key=lambda axis: (values.shape[axis] > size, factors[axis]), reverse=True)
+    levels = values
+    for number, axis in enumerate(order):
+        weights = _weights(values.shape[axis], size, factors[axis])
+        levels = _along(levels, weights, axis, _keep if number else scale.levels)
+    for axis, (count, factor) in enumerate(zip(values.shape, factors, strict=True)):
+        levels[(slice(None),) * axis + (~_inside(count, size, factor),)] = lowest
     image = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
-    check_shows(image)
+    if image.min() == image.max():
+        raise FaultError(f"shows nothing on a grid of {size}^3 voxels of {pitch:.4g} mm: check data.spacing")
     return image
 
 
-def _interpolate(levels: np.ndarray, places: np.ndarray, axis: int) -> np.ndarray:
-    """`levels` at `places` along an axis, linearly; beyond the ends they are those of the ends."""
-    places = np.clip(places, 0, levels.shape[axis] - 1)
-    before = np.minimum(places.astype(np.int64), levels.shape[axis] - 2)
-    weight = (places - before).astype(np.float32).reshape([-1 if other == axis else 1 for other in range(3)])
-    first, second = np.take(levels, before, axis), np.take(levels, before + 1, axis)
-    return first + weight * (second - first)
-
-
-def _read_nifti(path: pathlib.Path) -> Volume:
-    # Only here: the package nibabel is optional.
-    import nibabel
-    from nibabel.affines import voxel_sizes
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError, ImageDataError
-    from nibabel.wrapstruct import WrapStructError
-
-    # It prints what is wrong with a header, without the file's name, before it raises.
-    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
-    damage = (ImageFileError, HeaderDataError, ImageDataError, WrapStructError, OSError, EOFError, zlib.error)
+def _read_npy(path: pathlib.Path, max_voxels: int) -> np.ndarray:
+    """The array (D, H, W) of an .npy file, without axes of length 1 beyond three."""
+    nifti.check_regular(path)
     try:
-        image = nibabel.load(path)
-        if not isinstance(image, nibabel.Nifti1Image):
-            raise FaultError(f"is not a NIfTI image of voxels but a {type(image).__name__}")
-        _check_shape(image.shape)
-        sizes = voxel_sizes(image.affine)
-        if not (np.isfinite(image.affine).all() and (sizes > 0).all()):
-            raise FaultError("has no usable voxel sizes: the affine of its header is not finite or is singular")
-        _check_sum(path)
-        image = nibabel.as_closest_canonical(image)
-        values = check_numbers(np.asanyarray(image.dataobj))
-        return Volume(values.reshape(values.shape[:3]), tuple(voxel_sizes(image.affine).tolist()))
-    # The last ones come from a header that makes no sense.
-    except (*damage, ValueError, TypeError, KeyError, OverflowError, MemoryError, np.linalg.LinAlgError) as error:
-        raise FaultError(f"cannot be read as a NIfTI file ({reason(error)})") from error
+        with path.open("rb") as file:
+            if file.read(len(_ZIP)) == _ZIP:
+                raise FaultError("is an .npz archive: give one .npy file for each volume")
+        # Mapped first, which compares the size that the header announces with the file's and takes no memory.
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        check_numbers(np.zeros(1, stored.dtype))
+        array = stored.squeeze() if stored.ndim > 3 else stored
+        if array.ndim > 3:
+            nifti.check_one(stored.shape, {stored.shape[0], stored.shape[-1]} & {3, 4})
+        nifti.check_shape(array.shape)
+        nifti.check_count(array.size, max_voxels)
+        if (beyond := path.stat().st_size - stored.offset - stored.nbytes) > 0:
+            raise FaultError(f"holds {beyond:,} bytes more than its header announces: save one array in each file")
+        return np.array(array, array.dtype.newbyteorder("="))
+    except FaultError:
+        raise
+    # Its header is a Python expression, whose parsers raise nearly everything.
+    except Exception as error:
+        raise FaultError(f"cannot be read as an .npy file ({reason(error)})") from error
 
 
-def _check_sum(path: pathlib.Path) -> None:
-    """Reads a compressed file to its end, where its checksum is, which nibabel does not."""
-    if path.name.lower().endswith(".gz"):
-        with gzip.open(path) as file:
-            while file.read(2**20):
-                pass
+def _finite(values: np.ndarray, nan: float | None) -> np.ndarray:
+    """`values`, with `nan` in place of those that are NaN or infinite.
+
+    Raises:
+        FaultError: there are some, and `nan` is None.
+    """
+    if values.dtype.kind != "f":
+        return values
+    across = int(np.argmax(np.abs(values.strides)))
+    slabs = list(_slabs(values.shape, across))
+    wrong = sum(values[slab].size - np.count_nonzero(np.isfinite(values[slab])) for slab in slabs)
+    if not wrong:
+        return values
+    if nan is None:
+        raise FaultError(
+            f"has {wrong} values that are NaN or infinite, of {values.size}: set data.nan=0 (or another number) to "
+            "read them as that"
+        )
+    # In float16 and float32, the number may be infinite again.
+    if abs(nan) > float(np.finfo(values.dtype).max):
+        values = values.astype(np.float64)
+    for slab in slabs:
+        values[slab][~np.isfinite(values[slab])] = nan
+    return values
 
 
-def _check_shape(shape: tuple[int, ...]) -> None:
-    if len(shape) > 3 and any(count != 1 for count in shape[3:]):
-        raise FaultError(f"has {len(shape)} dimensions, {shape}: give one file for each volume")
-    if len(shape) < 3 or min(shape[:3]) == 1:
-        raise FaultError(f"is 2-D, with the shape {shape}: the backbone takes volumes")
-    if min(shape[:3]) < 1:
-        raise FaultError(f"is empty: its shape is {shape}")
+def _slabs(shape: Sequence[int], axis: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Cuts an array of `shape` along an axis into parts of a quarter of a million values, or of one slice."""
+    step = max(1, _SLAB_VALUES * shape[axis] // math.prod(shape))
+    for start in range(0, shape[axis], step):
+        yield tuple(slice(start, start + step) if other == axis else slice(None) for other in range(3))
+
+
+def _say_once(path: pathlib.Path, remarks: Mapping[str, str]) -> None:
+    """Warns of the first file of each kind: a folder may hold thousands."""
+    for kind, text in remarks.items():
+        with _saying:
+            new = kind not in _said
+            _said.add(kind)
+        if new:
+            _log.warning("%s: %s (further files of this kind are not named)", path, text)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scale:
+    """What becomes 0 and 255 once `base` is subtracted; no ends: 8 bits and truth values have levels of their own."""
+
+    ends: tuple[float, ...]
+    base: int = 0
+
+    def levels(self, values: np.ndarray) -> np.ndarray:
+        if not self.ends:
+            return to_levels(values)
+        if self.base:
+            # Modulo 2^64, and so exact.
+            values = values.astype(np.uint64) - np.uint64(self.base % 2**64)
+        # float64 holds every end of a range and every whole number up to 2^53; float32 does not.
+        return to_levels(values.astype(np.float64), self.ends)
+
+
+def _scale(values: np.ndarray, window: Sequence[float]) -> tuple[_Scale, float]:
+    """How values become levels, and the lowest level.
+
+    Raises:
+        FaultError: all levels are the same.
+    """
+    extremes = np.array([values.min(), values.max()])
+    check_shows(extremes)
+    low, high = (extreme.item() for extreme in extremes)
+    whole = values.dtype.kind in "iu" and max(-low, high) > nifti.FLOAT64_WHOLE
+    if window and whole:
+        raise FaultError(
+            "has whole numbers above 2^53, for which data.window is not exact: subtract a number from them"
+        )
+    if window:
+        scale = _Scale(tuple(map(float, window)))
+    elif values.dtype in (np.uint8, np.bool_):
+        scale = _Scale(())
+    else:
+        scale = _Scale((0.0, float(high - low)), low) if whole else _Scale((float(low), float(high)))
+    if scale.ends and not 0 < scale.ends[1] - scale.ends[0] < math.inf:
+        given = f"data.window={tuple(window)} is no range" if window else "give data.window"
+        raise FaultError(f"has values from {low:g} to {high:g}, too far apart or too near to each other: {given}")
+    levels = scale.levels(extremes)
+    check_shows(levels, window)
+    return scale, float(levels.min())
+
+
+def _pitch(shape: Sequence[int], edges: Sequence[float], size: int, spacing: float) -> float:
+    """The edge of the grid's voxels."""
+    if max(shape) > _LONGEST:
+        raise FaultError(
+            f"has a side of {max(shape):,} voxels, and {_LONGEST:,} are the most that can be read: crop it"
+        )
+    sides = [count * edge for count, edge in zip(shape, edges, strict=True)]
+    if not all(edge > 0 and math.isfinite(side) for edge, side in zip(edges, sides, strict=True)):
+        raise FaultError(f"has no usable voxel sizes: {tuple(edges)} mm")
+    if not (spacing >= 0 and math.isfinite(spacing)):
+        raise FaultError(f"cannot be shown with data.spacing={spacing:g}: give mm a voxel, or 0")
+    if spacing and max(sides) < 2 * spacing:
+        raise FaultError(
+            f"shows nothing with data.spacing={spacing:g} mm: its longest side is {max(sides):.4g} mm, less than two "
+            "voxels of the grid: make data.spacing smaller, or correct the voxel sizes of the file"
+        )
+    pitch = spacing or max(sides) / size
+    if not pitch > 0:
+        raise FaultError(f"has no usable voxel sizes: {tuple(edges)} mm")
+    return pitch
+
+
+def _places(count: int, size: int, factor: float) -> np.ndarray:
+    """Where the grid's voxel centres lie, in voxels of the volume."""
+    return (np.arange(size) - (size - 1) / 2) * factor + (count - 1) / 2
+
+
+def _inside(count: int, size: int, factor: float) -> np.ndarray:
+    """Which of the grid's voxels along an axis belong to the volume: bool (S,)."""
+    # Half a voxel beyond the first and last centres still belongs to the volume; the rest is rounding.
+    # A side of less than a voxel of the grid is in the voxels nearest to it.
+    return np.abs(_places(count, size, factor) - (count - 1) / 2) <= max(count, factor) / 2 + 1e-6
+
+
+def _weights(count: int, size: int, factor: float) -> "scipy.sparse.csr_array":
+    """How much each of `count` voxels along an axis gives to each of S: (S, count).
+
+    A Gaussian where voxels are finer than the grid's, then linear interpolation; beyond the ends the volume goes on as
+    it ends. Rows outside of the volume are empty.
+    """
+    # Only here: of all sources of data only volumes need it, and it takes most of a second to import.
+    from scipy import sparse
+
+    rows = np.flatnonzero(_inside(count, size, factor))
+    places = np.clip(_places(count, size, factor)[rows], 0, count - 1)
+    before = np.clip(places.astype(np.int64), 0, max(count - 2, 0))
+    # The Gaussian ends at four standard deviations.
+    deviation = max(factor - 1, 0) / 2
+    radius = int(4 * deviation + 0.5)
+    steps = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * (steps / deviation) ** 2) if radius else np.ones(1)
+    kernel /= kernel.sum()
+    shares, columns = [], []
+    for start, share in ((before, 1 - (places - before)), (before + 1, places - before)):
+        shares.append(share[:, np.newaxis] * kernel)
+        columns.append(np.clip(start[:, np.newaxis] + steps, 0, count - 1))
+    lines = np.broadcast_to(rows[:, np.newaxis], columns[0].shape).ravel()
+    places_of = (np.tile(lines, 2), np.concatenate([column.ravel() for column in columns]))
+    # Shares of one voxel are added up.
+    return sparse.coo_array((np.concatenate([share.ravel() for share in shares]), places_of), (size, count)).tocsr()
+
+
+def _along(
+    values: np.ndarray, weights: "scipy.sparse.csr_array", axis: int, levels_of: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """The levels of `values`, with the matrix (S, count) applied to an axis, float32.
+
+    In slabs, so that beside the values and the result there is no array of their size.
+    """
+    result = np.empty(
+        [weights.shape[0] if each == axis else count for each, count in enumerate(values.shape)], np.float32
+    )
+    across = max((each for each in range(3) if each != axis), key=lambda each: values.shape[each])
+    for slab in _slabs(values.shape, across):
+        moved = np.moveaxis(levels_of(values[slab]), axis, 0)
+        product = weights @ moved.reshape(len(moved), -1)
+        result[slab] = np.moveaxis(product.reshape(-1, *moved.shape[1:]), 0, axis)
+    return result
+
+
+def _keep(levels: np.ndarray) -> np.ndarray:
+    return levels

