@@ -66,6 +66,8 @@ def wrong_ending(path: pathlib.Path, ndim: int) -> str:
 def advice(path: pathlib.Path) -> str:
     """What makes an image of a file that is none by its ending; "" where it does not seem to hold one."""
     suffix = pathlib.PurePath(path.name).suffix.lower()
+    if is_image(path.name):
+        return ""
     if suffix in _ADVICE:
         return _ADVICE[suffix]
     if suffix in _NO_IMAGES or problem(path):
