@@ -42,7 +42,11 @@ _CONTENTS = (
 
 def suffix_of(name: str) -> str:
     """The suffix of a file's name, in lower case; ".nii.gz" is one."""
-    return next((suffix for suffix in ALL if name.lower().endswith(suffix)), pathlib.PurePath(name).suffix.lower())
+    name = name.lower()
+    if name.endswith(".nii.gz"):
+        return ".nii.gz"
+    _, dot, ending = name.rpartition("/")[2].rpartition(".")
+    return f".{ending}" if dot and ending else ""
 
 
 def is_image(name: str) -> bool:
@@ -65,8 +69,8 @@ def wrong_ending(path: pathlib.Path, ndim: int) -> str:
 
 def advice(path: pathlib.Path) -> str:
     """What makes an image of a file that is none by its ending; "" where it does not seem to hold one."""
-    suffix = pathlib.PurePath(path.name).suffix.lower()
-    if is_image(path.name):
+    suffix = suffix_of(path.name)
+    if suffix in ALL:
         return ""
     if suffix in _ADVICE:
         return _ADVICE[suffix]

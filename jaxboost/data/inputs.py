@@ -65,7 +65,8 @@ def find(inputs: Sequence[str], ndim: int, *, skip_faulty: bool = False) -> list
         UserError: one of them is missing or is no regular file, a folder has no file that counts, or has some that
             cannot be read: links to nothing, and folders that cannot be listed.
     """
-    found: list[pathlib.Path] = []
+    # Paths, and what they are without links.
+    found: list[tuple[pathlib.Path, str]] = []
     left_out: dict[str, list[str]] = collections.defaultdict(list)
     for entry in inputs:
         # A comma may be a part of a name.
@@ -78,12 +79,12 @@ def find(inputs: Sequence[str], ndim: int, *, skip_faulty: bool = False) -> list
             elif fault := problem(path):
                 raise UserError(f"--input {printable(name)}: {fault}")
             else:
-                found.append(path)
+                found.append((path, os.path.realpath(path)))
     if not found:
         raise UserError("--input is empty: give files or a folder")
     first_of: dict[str, pathlib.Path] = {}
-    for path in found:
-        if first_of.setdefault(os.path.realpath(path), path) != path:
+    for path, real in found:
+        if first_of.setdefault(real, path) != path:
             left_out[AGAIN].append(printable(path))
     if text := summary(left_out):
         _log.warning("--input: %s", text)
@@ -135,8 +136,8 @@ def read(
 
 def _files(
     folder: pathlib.Path, ndim: int, left_out: dict[str, list[str]], skip_faulty: bool
-) -> Iterable[pathlib.Path]:
-    """The files of a folder that count; the names of others go to `left_out`, by reason."""
+) -> list[tuple[pathlib.Path, str]]:
+    """The files of a folder that count, and what they are without links; others go to `left_out`, by reason."""
     listing = walk(folder)
     faults = Faults(folder)
     for name, text in (listing.unreadable | listing.broken).items():
@@ -166,7 +167,10 @@ def _files(
         if suffix_of(name) not in SUFFIXES[ndim]:
             step = advice(path)
             left_out[f"other files ({step})" if step else "other files"].append(printable(path))
-    return [listing.files[name] for name in found if name not in masks]
+    # A file's own name counts before that of a link to it.
+    again = listing.twice([name for name in found if name not in masks])
+    left_out[AGAIN] += [printable(folder / name) for name in again]
+    return [(listing.files[name], listing.real(name)) for name in found if name not in masks and name not in again]
 
 
 def _endings(ndim: int) -> str:

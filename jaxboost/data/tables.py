@@ -53,7 +53,7 @@ def read(
             names a place that is not `allowed`, or has a patient in two.
     """
     if text := problem(path):
-        raise UserError(f"{path} {text}: {mend}")
+        raise UserError(f"{path}: cannot be read as a table of {column}s ({text}): {mend}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header, *rows = list(csv.reader(file)) or [[]]

@@ -55,6 +55,7 @@ class Listing:
         broken: name -> what is wrong: links to nothing, files that were not fetched, pipes, two names alike.
         unreadable: name of a folder -> why it could not be listed.
         left_out: reason -> names; those of folders end with "/".
+        links: the names of files that are links.
     """
 
     files: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)
@@ -64,27 +65,26 @@ class Listing:
     unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
     left_out: dict[str, list[str]] = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
     links: set[str] = dataclasses.field(default_factory=set)
+    _parents: dict[pathlib.Path, str] = dataclasses.field(default_factory=dict)
+
+    def real(self, name: str) -> str:
+        """The file `name` without links in its path; only a link is looked at itself."""
+        path = self.files[name]
+        if name in self.links:
+            return os.path.realpath(path)
+        if path.parent not in self._parents:
+            self._parents[path.parent] = os.path.realpath(path.parent)
+        return os.path.join(self._parents[path.parent], path.name)
 
     def twice(self, names: Iterable[str]) -> dict[str, str]:
         """Of the files `names`, those that are links to another of them -> that one's name."""
-        names = list(names)
-        if not self.links.intersection(names):
+        # A file's own name counts before a link's.
+        ordered = sorted(names, key=lambda name: name in self.links)
+        if not ordered or ordered[-1] not in self.links:
             return {}
         first_of: dict[str, str] = {}
-        again = {}
-        parents: dict[pathlib.Path, str] = {}
-        # A file's own name counts before a link's.
-        for name in sorted(names, key=lambda name: name in self.links):
-            path = self.files[name]
-            if name in self.links:
-                real = os.path.realpath(path)
-            else:
-                if path.parent not in parents:
-                    parents[path.parent] = os.path.realpath(path.parent)
-                real = os.path.join(parents[path.parent], path.name)
-            if (first := first_of.setdefault(real, name)) != name:
-                again[name] = first
-        return again
+        firsts = {name: first_of.setdefault(self.real(name), name) for name in ordered}
+        return {name: first for name, first in firsts.items() if name != first}
 
 
 def walk(folder: pathlib.Path, *, skip: pathlib.Path | None = None) -> Listing:

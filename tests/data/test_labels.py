@@ -1,5 +1,7 @@
 """Cells of labels.csv that mean the same, or nothing, and tables that are written in other ways."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +9,7 @@ from PIL import Image
 from jaxboost.data import labels, load
 from jaxboost.data.faults import Faults
 from jaxboost.errors import UserError
+from tests.mutations import mutations
 
 
 def image(path, number):
@@ -243,15 +246,30 @@ def test_a_folder_may_be_named_none(tmp_path):
     assert load("mine", source="folder", size=8, root=str(tmp_path)).info.classes == ("mild", "none")
 
 
-def test_messages_without_a_table_name_no_row(tmp_path):
-    for number, name in enumerate(("train/a/p/0", "train/b/q/1", "test/a/p/2", "test/b/r/3", "train/a/P/4")):
-        image(tmp_path / f"{name}.png", number)
+def test_messages_without_a_table_name_no_row():
+    rows = [
+        labels.Row(0, "train/a/p/0.png", "a", "p", "train"),
+        labels.Row(0, "test/a/p/1.png", "a", "p", "test"),
+        labels.Row(0, "test/b/p/2.png", "b", "p", "test"),
+        labels.Row(0, "test/b/P/3.png", "b", "P", "test"),
+    ]
+    faults = Faults("folder")
+    labels.check_patients(rows, faults, multi_label=False, allow_mixed=False)
     with pytest.raises(UserError) as error:
-        load("mine", source="folder", size=8, root=str(tmp_path))
+        faults.raise_any()
     message = str(error.value)
-    assert "patient 'a/p' is in train here and in test (test/a/p/2.png): give every patient to one split" in message
-    assert "is written nearly like 'a/P' (train/a/P/4.png)" in message
+    assert "train/a/p/0.png: patient 'p' is in train here and in test (test/a/p/1.png): give every patient" in message
+    assert "patient 'p' is 'a' here and 'b' (test/b/p/2.png): correct one" in message
+    assert "test/b/P/3.png: patient 'P' is written nearly like 'p' (train/a/p/0.png)" in message
     assert "row" not in message
+
+
+def test_damaged_tables(tmp_path):
+    """A damaged table is read, or refused in one line."""
+    content = 'file,label,patient_id,split\n0.png,a,7,train\n"1.png",b,8.0,test\n2.png,é,9,val\n'.encode()
+    for _, damaged in mutations(content, 300, header=len(content)):
+        with contextlib.suppress(UserError):
+            table(tmp_path, damaged)
 
 
 def test_very_many_classes_are_not_compared(caplog):
