@@ -2,6 +2,7 @@
 
 import bisect
 import collections
+import functools
 import re
 from collections.abc import Iterable, Sequence
 
@@ -43,19 +44,17 @@ def masks_among(names: Sequence[str], depth: int = 0) -> dict[str, str]:
         stems[folder].setdefault(stem, name)
         stems[folder].setdefault(_NEUTRAL.sub("", stem), name)
     found = {}
-    ordered: dict[str, list[str]] = {}
+    ordered = functools.cache(lambda folder: sorted(stems[folder]))
+    sibling = functools.cache(lambda folder, start: _sibling(ordered(folder), stems[folder], start))
     for name in names:
         folder, stem = _split(name)
         candidates = [match["stem"] for match in (_AFTER.match(stem), _BEFORE.match(stem)) if match]
         partner = _first(stems[folder].get(candidate) for candidate in candidates)
         if partner is None and candidates and _SURE.search(stem):
-            if folder not in ordered:
-                ordered[folder] = sorted(stems[folder])
-            partner = _sibling(ordered[folder], stems[folder], candidates[0])
+            partner = sibling(folder, candidates[0])
         partner = partner or _in_folder_of_images(folder, [*candidates, stem], stems, depth)
         if partner is not None and partner != name:
             found[name] = partner
-    # An image of an image is none, and a mask of a mask is one.
     return found
 
 
@@ -67,7 +66,8 @@ def _split(name: str) -> tuple[str, str]:
 
 def _sibling(ordered: Sequence[str], names: dict[str, str], start: str) -> str | None:
     """The first file whose stem begins with `start` and a separator, and is that of no mask."""
-    for stem in ordered[bisect.bisect_left(ordered, start) :]:
+    for place in range(bisect.bisect_left(ordered, start), len(ordered)):
+        stem = ordered[place]
         if not stem.startswith(start):
             return None
         if stem[len(start) : len(start) + 1] in (" ", "_", ".", "-") and not _AFTER.match(stem):
