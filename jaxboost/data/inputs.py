@@ -161,7 +161,7 @@ def _files(
         others = f"; it has {some(names)}{f': {step}' if step else ''}" if names else ""
         raise UserError(f"--input {folder}: the folder holds no file that the model takes ({_endings(ndim)}){others}")
     for reason, names in listing.left_out.items():
-        left_out[reason] += [printable(folder / name) for name in names]
+        left_out[reason] += [f"{printable(folder)}/{name}" for name in names]
     left_out["masks beside their images"] += [printable(folder / name) for name in found if name in masks]
     for name, path in listing.files.items():
         if suffix_of(name) not in SUFFIXES[ndim]:

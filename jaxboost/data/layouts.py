@@ -96,8 +96,10 @@ def read_rows(
     rows = found.rows(faults)
     if not quiet and (text := summary(found.left_out)):
         _log.warning("%s", text)
-    if not rows:
+    if len({row.label for row in rows}) < 2:
+        # What could not be read may be all of a class.
         faults.raise_any()
+    if not rows:
         raise UserError(f"{folder}: its class folders hold no images ({', '.join(ALL)}){_archives(listing)}")
     return _with_patients(rows)
 

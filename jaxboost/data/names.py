@@ -6,7 +6,6 @@ import logging
 import os
 import pathlib
 import re
-import unicodedata
 from collections.abc import Sequence
 
 from jaxboost.data import spelling
@@ -201,7 +200,7 @@ class Shelf:
 def _form(name: str) -> str:
     """What all spellings of a name have in common."""
     if not name.isascii():
-        name = spelling.clean(unicodedata.normalize("NFKC", name))
+        name = spelling.clean(name)
     parts = (" ".join(part.split()) for part in name.replace("\\", "/").casefold().split("/"))
     return "/".join(part for part in parts if part not in ("", "."))
 

@@ -194,6 +194,16 @@ def test_one_folder_in_two_classes_is_a_fault(root):
     assert "b/p1/: is the same folder as a/p1/, in another class or split: remove one" in refused(lambda: files(root))
 
 
+def test_linked_classes_beside_the_folder_that_they_are_in(root):
+    """What is wrong is said, not that there is one class."""
+    (root / "pool").mkdir()
+    for name in "ab":
+        (root / name).rename(root / "pool" / name)
+        (root / name).symlink_to(f"pool/{name}")
+    message = refused(lambda: load("mine", source="folder", size=8, root=str(root)))
+    assert "a/: is the same folder as pool/a/, in another class or split: remove one" in message
+
+
 def test_one_file_in_two_classes_is_a_fault(root):
     (root / "b/a0.png").symlink_to("../a/0.png")
     message = refused(lambda: load("mine", source="folder", size=8, root=str(root)))
