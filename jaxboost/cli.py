@@ -1,5 +1,6 @@
 """What the scripts share: flags and configs that fail in one line, exit codes, and log lines on stdout."""
 
+import io
 import itertools
 import logging
 import re
@@ -63,6 +64,9 @@ def config_file(flag: flags.FlagHolder) -> str:
 def log_to_stdout() -> None:
     """Prints the package's log as plain lines; other libraries keep their own handlers."""
     logger = logging.getLogger("jaxboost")
+    # A name of a file may hold what the terminal's encoding does not; stderr is so from the start.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)

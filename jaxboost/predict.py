@@ -62,7 +62,7 @@ def predict_or_export(
         if target:
             export.check_target(target)
         model = finished.open_run(folder, places)
-    found = inputs.find(files, model.preparation.ndim) if files else []
+    found = inputs.find(files, model.preparation.ndim, skip_faulty=skip_faulty) if files else []
     if target:
         export.export(model, target)
     if found:

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxboost.data.inputs import Preparation
 from jaxboost.data.source import MULTI_LABEL
+from jaxboost.data.walk import printable
 from jaxboost.io import write_text
 
 BINARY = "binary-class"
@@ -43,13 +44,16 @@ class Labels:
         return [self.classes[number] for number in probabilities.argmax(1)]
 
     def table(self, files: Sequence[pathlib.Path], probabilities: np.ndarray) -> str:
-        """CSV: file, a probability for each class, prediction, and the threshold where there is one."""
+        """CSV: file, a probability for each class, prediction, and the threshold where there is one.
+
+        Names are written as `walk.printable` has them.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         ending = [] if self.threshold is None else [f"{self.threshold:.9g}"]
         writer.writerow(["file", *self.classes, "prediction", *(["threshold"] if ending else [])])
         for file, row, answer in zip(files, probabilities, self.predictions(probabilities), strict=True):
-            writer.writerow([file, *(f"{value:.9g}" for value in row), answer, *ending])
+            writer.writerow([printable(file), *(f"{value:.9g}" for value in row), answer, *ending])
         return text.getvalue()
 
 

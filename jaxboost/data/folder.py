@@ -59,7 +59,7 @@ def describe(
         known = labels.check_classes(classes, "data.classes", multi_label=multi_label)
     else:
         folder = layouts.open_folder(root)
-        rows = layouts.read_rows(folder, Faults(folder), layouts.masks_in(folder, masks))
+        rows = layouts.read_rows(folder, Faults(folder), layouts.masks_in(folder, masks), quiet=True)
         known = _found_classes(folder, rows, multi_label)
     return _info(name, size, ndim, known, multi_label)
 
@@ -181,6 +181,12 @@ def _check_options(ndim: int, masks: str, window: Sequence[float], spacing: floa
 def _found_classes(folder: pathlib.Path, rows: Sequence[Row], multi_label: bool) -> tuple[str, ...]:
     found = labels.find_classes(rows, multi_label=multi_label)
     where = folder / labels.FILE if rows[0].number else folder
+    missing = labels.missing_labels(rows, multi_label=multi_label)
+    if len(found) < 2 and missing:
+        raise UserError(
+            f"{where}: labels: {', '.join((*found, *missing))}; of these {', '.join(missing)} would say that there is"
+            " none: name the classes in data.classes"
+        )
     return labels.check_classes(found, str(where), multi_label=multi_label)
 
 

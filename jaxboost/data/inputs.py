@@ -1,5 +1,6 @@
 """Files to predict: found, and prepared as those of a user's folder are for training."""
 
+import collections
 import dataclasses
 import functools
 import logging
@@ -9,13 +10,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from jaxboost.data import samples
+from jaxboost.data import beside, samples
 from jaxboost.data.arrays import MAX_PIXELS, MAX_VOXELS
+from jaxboost.data.endings import SUFFIXES, advice, is_image, suffix_of
 from jaxboost.data.faults import Faults
 from jaxboost.data.labels import Row
-from jaxboost.data.layouts import SUFFIXES, some, suffix_of
 from jaxboost.data.masks import Lookup, open_masks, stem
 from jaxboost.data.samples import Sample
+from jaxboost.data.walk import AGAIN, UNREAD, printable, problem, some, summary, walk
 from jaxboost.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -47,30 +49,45 @@ class Preparation:
     max_voxels: int = MAX_VOXELS
 
 
-def find(inputs: Sequence[str], ndim: int) -> list[pathlib.Path]:
+def find(inputs: Sequence[str], ndim: int, *, skip_faulty: bool = False) -> list[pathlib.Path]:
     """The files that `inputs` name, each once, in their order; those of a folder, at any depth, sorted.
+
+    One line of the log says what is left out of the folders.
 
     Args:
         inputs: files, whatever their endings, and folders, of which only files with an ending for `ndim` dimensions
-            count, and no hidden ones. An entry may name several with commas between them.
+            count, and none of those that `walk` leaves out, nor masks beside their images. An entry may name several
+            with commas between them.
         ndim: 2 or 3.
+        skip_faulty: what cannot be read in a folder is left out, with a warning.
 
     Raises:
-        UserError: one of them is missing, or a folder has no such file.
+        UserError: one of them is missing or is no regular file, a folder has no file that counts, or has some that
+            cannot be read: links to nothing, and folders that cannot be listed.
     """
-    found: list[pathlib.Path] = []
+    # Paths, and what they are without links.
+    found: list[tuple[pathlib.Path, str]] = []
+    left_out: dict[str, list[str]] = collections.defaultdict(list)
     for entry in inputs:
         # A comma may be a part of a name.
-        for name in [entry] if pathlib.Path(entry).expanduser().exists() else filter(None, entry.split(",")):
+        for name in [entry] if os.path.lexists(os.path.expanduser(entry)) else filter(None, entry.split(",")):
             path = pathlib.Path(name).expanduser()
-            if not path.exists():
-                raise UserError(f"--input {name}: there is no such file or folder: check the path")
-            found += _files(path, ndim) if path.is_dir() else [path]
+            if path.is_dir():
+                found += _files(path, ndim, left_out, skip_faulty)
+            elif not os.path.lexists(path):
+                raise UserError(f"--input {printable(name)}: there is no such file or folder: check the path")
+            elif fault := problem(path):
+                raise UserError(f"--input {printable(name)}: {fault}")
+            else:
+                found.append((path, os.path.realpath(path)))
     if not found:
         raise UserError("--input is empty: give files or a folder")
     first_of: dict[str, pathlib.Path] = {}
-    for path in found:
-        first_of.setdefault(os.path.realpath(path), path)
+    for path, real in found:
+        if first_of.setdefault(real, path) != path:
+            left_out[AGAIN].append(printable(path))
+    if text := summary(left_out):
+        _log.warning("--input: %s", text)
     return list(first_of.values())
 
 
@@ -87,14 +104,18 @@ def read(
         UserError: with the faults of all files, or where nothing is left without them; masks that are missing or not
             wanted; a package that reads such files is not installed.
     """
-    rows = {Row(0, str(path), ""): path for path in paths}
+    rows = {Row(0, printable(path), ""): path for path in paths}
+    if len(rows) < len(paths):
+        raise UserError("--input: two files have the same name once it is written in UTF-8: rename one of them")
     faults = Faults(pathlib.Path("--input"))
     accepted = {}
     for row, path in rows.items():
         if suffix_of(path.name) in SUFFIXES[preparation.ndim]:
             accepted[row] = path
         else:
-            faults.add(f"is no file that the model takes ({_endings(preparation.ndim)})", file=row.file)
+            step = advice(path)
+            text = f"is no file that the model takes ({_endings(preparation.ndim)}){f': {step}' if step else ''}"
+            faults.add(text, file=row.file)
     lungs = _open_masks(masks, accepted, preparation)
     try:
         images = samples.read_all(accepted, _reader(preparation, lungs), preparation.ndim, faults)
@@ -113,17 +134,43 @@ def read(
     return [rows[row] for row in kept], samples.stack([images[row] for row in kept], preparation.ndim)
 
 
-def _files(folder: pathlib.Path, ndim: int) -> list[pathlib.Path]:
-    everything = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    found = [path for path in everything if suffix_of(path.name) in SUFFIXES[ndim]]
+def _files(
+    folder: pathlib.Path, ndim: int, left_out: dict[str, list[str]], skip_faulty: bool
+) -> list[tuple[pathlib.Path, str]]:
+    """The files of a folder that count, and what they are without links; others go to `left_out`, by reason."""
+    listing = walk(folder)
+    faults = Faults(folder)
+    for name, text in (listing.unreadable | listing.broken).items():
+        # A link without an ending may be one to a folder.
+        if name in listing.unreadable or suffix_of(name) in SUFFIXES[ndim] or "." not in name.rpartition("/")[2]:
+            faults.add(text, file=name)
+        else:
+            left_out[UNREAD].append(printable(folder / name))
+    try:
+        faults.raise_any()
+    except UserError as error:
+        if not skip_faulty:
+            raise UserError(f"--input {error}") from None
+        _log.warning("left out: %s", error)
+    found = [name for name in listing.files if suffix_of(name) in SUFFIXES[ndim]]
+    # A mask of a 2-D image can be a volume, and the other way round.
+    masks = beside.masks_among([name for name in listing.files if is_image(name)])
     if not found:
-        others = f"; it has {some([path.relative_to(folder).as_posix() for path in everything])}" if everything else ""
+        names = list(listing.files)
+        step = next(filter(None, (advice(listing.files[name]) for name in names)), "")
+        others = f"; it has {some(names)}{f': {step}' if step else ''}" if names else ""
         raise UserError(f"--input {folder}: the folder holds no file that the model takes ({_endings(ndim)}){others}")
-    return found
+    for reason, names in listing.left_out.items():
+        left_out[reason] += [f"{printable(folder)}/{name}" for name in names]
+    left_out["masks beside their images"] += [printable(folder / name) for name in found if name in masks]
+    for name, path in listing.files.items():
+        if suffix_of(name) not in SUFFIXES[ndim]:
+            step = advice(path)
+            left_out[f"other files ({step})" if step else "other files"].append(printable(path))
+    # A file's own name counts before that of a link to it.
+    again = listing.twice([name for name in found if name not in masks])
+    left_out[AGAIN] += [printable(folder / name) for name in again]
+    return [(listing.files[name], listing.real(name)) for name in found if name not in masks and name not in again]
 
 
 def _endings(ndim: int) -> str:

@@ -1,18 +1,19 @@
 """labels.csv of a user's folder: its rows, its classes, and what is wrong with them."""
 
 import collections
-import csv
 import dataclasses
 import difflib
-import io
+import functools
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from jaxboost.data import csv_text, spelling
 from jaxboost.data.faults import Faults
 from jaxboost.data.source import SPLITS
+from jaxboost.data.spelling import is_missing
 from jaxboost.errors import UserError, nearest
 
 FILE = "labels.csv"
@@ -24,8 +25,12 @@ _COLUMNS = {
     "split": ("split",),
 }
 _NEEDED = ("file", "label")
+# How the cell of each field is read.
+_READ = {"file": spelling.trim, "label": spelling.clean, "patient": spelling.clean, "split": spelling.clean}
+_LONGEST = 4096  # characters of such a cell
 _BETWEEN_LABELS = "|"
 _ALIKE = 0.8  # difflib's ratio of two spellings of one class
+_FEW = 200  # classes that can be compared with each other
 
 _log = logging.getLogger(__name__)
 
@@ -48,41 +53,60 @@ class Row:
     patient: str | None = None
     split: str | None = None
 
+    @property
+    def place(self) -> str:
+        """Where it is found, for messages: " in row 7", or without a table " (a/1.png)"."""
+        return f" in row {self.number}" if self.number else f" ({self.file})"
+
 
 def read_rows(path: pathlib.Path, faults: Faults) -> list[Row]:
-    """The rows of the table, columns in any order, separated by commas or semicolons; others are ignored.
+    """The rows of the table, columns in any order, separated by commas, semicolons or tabs; others are ignored.
 
     Raises:
         UserError: the file cannot be read, lacks a column or has no rows. Faults of single rows go to `faults`.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text: save it as CSV in UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the file: {error.strerror}") from error
-    header = text.partition("\n")[0]
-    separator = ";" if header.count(";") > header.count(",") else ","
-    try:
-        table = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
-    except csv.Error as error:
-        raise UserError(f"{path}: not a CSV file: {error}") from error
-    names = [name.strip().lower() for name in table[0]] if table else []
-    places = _places(names, path)
+    separator, table = csv_text.rows(path, csv_text.read(path))
     rows = []
-    for number, cells in enumerate(table[1:], 2):
-        cells = [cell.strip() for cell in cells]
-        if not any(cells):
-            continue
-        if len(cells) <= max(places.values()) or any(cells[len(names) :]):
-            text = f"has {len(cells)} cells, the header {len(names)}: put cells that hold a {separator!r} in quotes"
-            faults.add(text, row=number)
-            continue
-        rows.append(Row(number, **{field: cells[place] for field, place in places.items()}))
+    with csv_text.long_cells():
+        _, header = next(table, (0, []))
+        names = [spelling.clean(name).lower() for name in header]
+        places = _places(names, path)
+        for number, cells in table:
+            if not any(map(spelling.trim, cells)):
+                continue
+            if len(cells) <= max(places.values()) or any(map(spelling.trim, cells[len(names) :])):
+                text = f"has {len(cells)} cells, the header {len(names)}: put cells that hold a {separator!r} in quotes"
+                faults.add(text, row=number)
+                continue
+            found = {field: _READ[field](cells[place]) for field, place in places.items()}
+            if long := [field for field, cell in found.items() if len(cell) > _LONGEST]:
+                faults.add(f"{long[0]} has {len(found[long[0]])} characters: look for a missing quote", row=number)
+                continue
+            rows.append(Row(number, **found))
     if not rows:
         faults.raise_any()
         raise UserError(f"{path}: no rows: write one for each image")
-    return rows
+    return _joined_patients(rows)
+
+
+def _joined_patients(rows: list[Row]) -> list[Row]:
+    """The rows with patient 7 for 7.0 where the column has both forms: tables that pandas wrote have the second."""
+    patients = {row.patient for row in rows if row.patient}
+    wholes = {patient: number for patient in patients if (number := spelling.whole(patient))}
+    # 1.0 beside 1.1 is no number of a patient.
+    fractions = any("." in patient and patient not in wholes and _is_number(patient) for patient in patients)
+    if fractions or not patients.intersection(wholes.values()):
+        return rows
+    _log.warning("patient_id has numbers with and without .0: they are taken as the same, 7.0 as 7")
+    return [dataclasses.replace(row, patient=wholes.get(row.patient, row.patient)) for row in rows]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _places(names: list[str], path: pathlib.Path) -> dict[str, int]:
@@ -101,8 +125,15 @@ def _places(names: list[str], path: pathlib.Path) -> dict[str, int]:
 
 
 def find_classes(rows: Sequence[Row], *, multi_label: bool) -> tuple[str, ...]:
-    """The labels that occur, sorted."""
-    return tuple(sorted({label for row in rows for label in _labels(row, multi_label)}))
+    """The labels that occur, sorted; without those of a table that say that there is none, such as nan."""
+    found = {label for row in rows for label in _labels(row, multi_label) if not (row.number and is_missing(label))}
+    return tuple(sorted(found))
+
+
+def missing_labels(rows: Sequence[Row], *, multi_label: bool) -> tuple[str, ...]:
+    """The texts in the place of a label that say that there is none, sorted."""
+    found = {label for row in rows if row.number for label in _labels(row, multi_label) if is_missing(label)}
+    return tuple(sorted(found))
 
 
 def check_classes(classes: Sequence[str], where: str, *, multi_label: bool) -> tuple[str, ...]:
@@ -112,18 +143,22 @@ def check_classes(classes: Sequence[str], where: str, *, multi_label: bool) -> t
         where: they come from, for messages.
 
     Raises:
-        UserError: there are fewer than two, or two that differ in case only.
+        UserError: there are fewer than two, or two that most likely are one: 1 and 01, True and 1, tb and TB.
     """
     # The command line makes numbers of 0,1 and one text of a,b.
-    names = [part.strip() for name in classes for part in (str(name).split(",") if len(classes) == 1 else [str(name)])]
+    texts = [part for name in classes for part in (str(name).split(",") if len(classes) == 1 else [str(name)])]
+    names = [spelling.label(text) for text in texts]
     if len(names) < 2:
         raise UserError(f"{where}: {len(names)} classes ({', '.join(names)}), at least 2 are needed")
-    folded: dict[str, str] = {}
-    for name in names:
-        if name.casefold() in folded:
-            other = folded[name.casefold()]
-            raise UserError(f"{where}: the classes {other!r} and {name!r} are the same but for case: write them alike")
-        folded[name.casefold()] = name
+    if len(set(names)) < len(names):
+        name, _ = collections.Counter(names).most_common(1)[0]
+        raise UserError(f"{where}: the class {name!r} is there twice")
+    if pairs := spelling.alike(names):
+        first, other = pairs[0]
+        but = "case" if first.casefold() == other.casefold() else "their form"
+        raise UserError(f"{where}: the classes {first!r} and {other!r} are the same but for {but}: write them alike")
+    if pair := spelling.two_words_for_truth(names):
+        raise UserError(f"{where}: the classes {pair[0]!r} and {pair[1]!r} mean the same: write them alike")
     return tuple(names)
 
 
@@ -133,6 +168,7 @@ def encode(rows: Sequence[Row], classes: Sequence[str], faults: Faults, *, multi
     A row whose label is not one of the classes is a fault, and 0 here.
     """
     index = {name: number for number, name in enumerate(classes)}
+    guess = functools.cache(lambda name: nearest(name, classes))
     encoded = np.zeros((len(rows), len(classes) if multi_label else 1), np.int64)
     for position, row in enumerate(rows):
         found = _labels(row, multi_label)
@@ -144,27 +180,33 @@ def encode(rows: Sequence[Row], classes: Sequence[str], faults: Faults, *, multi
         for name in found:
             if name in index:
                 encoded[position, index[name] if multi_label else 0] = 1 if multi_label else index[name]
+            elif row.number and is_missing(name):
+                text = f"label {name!r} says that there is none: give one, or name it in data.classes if it is a class"
+                faults.add(text, row=row.number, file=row.file)
             elif multi_label or _BETWEEN_LABELS not in name:
-                faults.add(f"label {name!r} is unknown, {nearest(name, classes)}", row=row.number, file=row.file)
+                faults.add(f"label {name!r} is unknown, {guess(name)}", row=row.number, file=row.file)
     return encoded
 
 
 def check_patients(rows: Sequence[Row], faults: Faults, *, multi_label: bool, allow_mixed: bool) -> None:
-    """Adds a fault for each row with an empty patient, for patients in two splits and, unless `allow_mixed`, for
-    patients with different labels.
+    """Adds a fault for each row with an empty patient, for patients whose names look alike, for those in two splits
+    and, unless `allow_mixed`, for those with different labels.
     """
     by_patient: dict[str, list[Row]] = collections.defaultdict(list)
     for row in rows:
-        if row.patient:
+        if row.number and row.patient and is_missing(row.patient):
+            faults.add(f"patient_id is {row.patient!r}, which says nothing: give one", row=row.number, file=row.file)
+        elif row.patient:
             by_patient[row.patient].append(row)
         elif row.patient is not None:
             faults.add("patient_id is empty", row=row.number, file=row.file)
+    _check_alike(by_patient, faults)
     for patient, (first, *others) in by_patient.items():
         other = next((row for row in others if row.split != first.split), None)
         if other:
             faults.add(
-                f"patient {patient!r} is in {first.split} here and in {other.split} in row {other.number}: give every "
-                "patient to one split",
+                f"patient {patient!r} is in {first.split} here and in {other.split}{other.place}: give every patient "
+                "to one split",
                 row=first.number,
                 file=first.file,
             )
@@ -174,11 +216,25 @@ def check_patients(rows: Sequence[Row], faults: Faults, *, multi_label: bool, al
         other = next((row for row in others if not same_labels(first, row, multi_label=multi_label)), None)
         if other:
             faults.add(
-                f"patient {patient!r} is {first.label!r} here and {other.label!r} in row {other.number}: correct one, "
-                "or set data.allow_mixed_patients=True",
+                f"patient {patient!r} is {first.label!r} here and {other.label!r}{other.place}: correct one, or "
+                "set data.allow_mixed_patients=True",
                 row=first.number,
                 file=first.file,
             )
+
+
+def _check_alike(by_patient: Mapping[str, Sequence[Row]], faults: Faults) -> None:
+    """Adds a fault for each two patients of whom it is not certain that they are two, as 007 and 7, or p1 and P1."""
+    # A file that is a patient of its own is no name that somebody gave.
+    names = [patient for patient, (first, *_) in by_patient.items() if patient != first.file]
+    for name, other in spelling.alike(names):
+        row, first = by_patient[other][0], by_patient[name][0]
+        faults.add(
+            f"patient {other!r} is written nearly like {name!r}{first.place}: write them alike if they are one, and"
+            " otherwise differently",
+            row=row.number,
+            file=row.file,
+        )
 
 
 def check_splits(rows: Sequence[Row], classes: Sequence[str], faults: Faults, *, multi_label: bool) -> None:
@@ -186,6 +242,7 @@ def check_splits(rows: Sequence[Row], classes: Sequence[str], faults: Faults, *,
 
     Val may be missing. Where rows name no split, the classes are looked for in all of them.
     """
+    guess = functools.cache(lambda name: nearest(name, SPLITS))
     by_split: dict[str | None, list[Row]] = {name: [] for name in SPLITS}
     if rows[0].split is None:
         by_split = {None: list(rows)}
@@ -193,7 +250,7 @@ def check_splits(rows: Sequence[Row], classes: Sequence[str], faults: Faults, *,
         if row.split in SPLITS:
             by_split[row.split].append(row)
         elif row.split is not None:
-            text = f"split {row.split!r} is unknown, {nearest(row.split, SPLITS)}" if row.split else "split is empty"
+            text = f"split {row.split!r} is unknown, {guess(row.split)}" if row.split else "split is empty"
             faults.add(text, row=row.number, file=row.file)
     if not by_split.get("val", True):
         del by_split["val"]
@@ -208,6 +265,8 @@ def check_splits(rows: Sequence[Row], classes: Sequence[str], faults: Faults, *,
 
 def warn_of_misspelling(rows: Sequence[Row], classes: Sequence[str], *, multi_label: bool) -> None:
     """Warns of each class that was found once and is spelt nearly like another."""
+    if len(classes) > _FEW:
+        return
     counts = collections.Counter(label for row in rows for label in _labels(row, multi_label))
     for name in classes:
         others = {other.casefold(): other for other in classes if other != name}
@@ -227,4 +286,4 @@ def same_labels(one: Row, other: Row, *, multi_label: bool) -> bool:
 
 def _labels(row: Row, multi_label: bool) -> list[str]:
     parts = row.label.split(_BETWEEN_LABELS) if multi_label else [row.label]
-    return [part.strip() for part in parts if part.strip()]
+    return [name for part in parts if (name := spelling.label(part))]

@@ -1,24 +1,22 @@
 """The two layouts of a user's folder, as rows, and the file of each row."""
 
+import collections
 import dataclasses
 import importlib.util
 import logging
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from jaxboost.data import labels, pictures, volumes
-from jaxboost.data.faults import Faults
+from jaxboost.data import beside, labels, names, pictures, spelling, volumes
+from jaxboost.data.endings import ALL, SUFFIXES, advice, is_image, suffix_of, wrong_ending
+from jaxboost.data.faults import FaultError, Faults
 from jaxboost.data.labels import Row
 from jaxboost.data.source import SPLITS
+from jaxboost.data.walk import AGAIN, UNREAD, Listing, problem, some, summary, walk
 from jaxboost.errors import UserError, nearest
 
-_IMAGES = "images"
-_NAMED = 12  # files in a warning
 # Names of folders that others give to splits.
 _LIKE_SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
-# Spatial dimensions -> suffixes of their files.
-SUFFIXES = {2: pictures.SUFFIXES, 3: volumes.SUFFIXES}
-_ALL = tuple(dict.fromkeys((*volumes.SUFFIXES, *pictures.SUFFIXES)))
 # Suffixes -> name, package and extra of what reads them.
 _OPTIONAL = (
     (pictures.DICOM_SUFFIXES, "DICOM", "pydicom", "dicom"),
@@ -33,9 +31,16 @@ def open_folder(root: str) -> pathlib.Path:
     if not root:
         raise UserError(f"data.root is empty: set it to the folder that holds {labels.FILE} or a folder for each class")
     folder = pathlib.Path(root).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"data.root: there is no folder {folder}: check the path")
-    return folder
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        step = advice(folder) or "give the folder that holds it"
+        raise UserError(f"data.root: {folder} is a file, not a folder: {step}")
+    if folder.exists():
+        raise UserError(f"data.root: {folder} {problem(folder).replace('file', 'folder')}")
+    if folder.is_symlink():
+        raise UserError(f"data.root: {folder} {problem(folder)}")
+    raise UserError(f"data.root: there is no folder {folder}: check the path")
 
 
 def masks_in(folder: pathlib.Path, masks: str) -> pathlib.Path | None:
@@ -47,48 +52,160 @@ def masks_in(folder: pathlib.Path, masks: str) -> pathlib.Path | None:
     return below if below.exists() else own
 
 
-def read_rows(folder: pathlib.Path, faults: Faults, masks: pathlib.Path | None = None) -> list[Row]:
+def read_rows(
+    folder: pathlib.Path, faults: Faults, masks: pathlib.Path | None = None, *, quiet: bool = False
+) -> list[Row]:
     """The rows of labels.csv where the folder has one, else the files of its class folders, in alphabetical order.
 
     A folder within a class is a patient's.
 
     Args:
         masks: is no folder of a class.
+        quiet: nothing is logged about files that are left out.
 
     Raises:
         UserError: neither is there, or labels.csv cannot be read. Faults of single rows and folders go to `faults`.
     """
-    if (folder / labels.FILE).exists():
-        return labels.read_rows(folder / labels.FILE, faults)
-    found = [path for path in _folders(folder) if masks is None or path.resolve() != masks.resolve()]
-    names = {path.name for path in found}
-    if names & set(SPLITS):
-        for name in sorted(names - set(SPLITS)):
+    if _has_table(folder):
+        rows = labels.read_rows(folder / labels.FILE, faults)
+        files = names.below(folder, [row.file for row in rows])
+        pairs = zip(rows, files, strict=True)
+        return [row if row.file == file else dataclasses.replace(row, file=file) for row, file in pairs]
+    listing = walk(folder, skip=masks)
+    top = {name.partition("/")[0] for name in (*listing.folders, *listing.same_folders) if name}
+    if top & set(SPLITS):
+        for name in sorted(top - set(SPLITS)):
             faults.add(f"the folder {name}/ is beside {', '.join(SPLITS)}: {nearest(name, SPLITS)}")
-        classes = [(name, path) for name in SPLITS for path in _folders(folder / name)]
+        found = _Classes(listing, SPLITS)
     else:
-        _check_no_splits(folder, names)
-        classes = [(None, path) for path in found]
-    if len({path.name for _, path in classes}) < 2:
+        _check_no_splits(folder, top)
+        found = _Classes(listing, ())
+    if len(found.names) < 2:
+        for name, text in listing.unreadable.items():
+            raise UserError(f"{folder / name}: {text}")
         raise UserError(
             f"{folder}: found neither {labels.FILE} nor two class folders or more: write {labels.FILE}, a table with "
             "the columns file, label and, where known, patient_id and split; or put the files of each class into a "
-            "folder of its name, below train/, val/ and test/ where there are splits"
+            f"folder of its name, below train/, val/ and test/ where there are splits{_archives(listing)}"
         )
-    rows = []
-    others = []
-    for split, path in classes:
-        for file in _files(path):
-            name = file.relative_to(folder).as_posix()
-            if suffix_of(name) in _ALL:
-                rows.append(Row(0, name, path.name, split=split))
-            else:
-                others.append(name)
-    if others:
-        _log.warning("files that are no images: %s: left out", some(others))
+    if wrong := sorted(name for name in found.names if beside.is_no_class(name)):
+        raise UserError(
+            f"{folder}: {', '.join(f'{name}/' for name in wrong)} would be taken for a class: write {labels.FILE} for"
+            " images without class folders; give a folder of masks as data.masks, or move it away"
+        )
+    rows = found.rows(faults)
+    if not quiet and (text := summary(found.left_out)):
+        _log.warning("%s", text)
+    if len({row.label for row in rows}) < 2:
+        # What could not be read may be all of a class.
+        faults.raise_any()
     if not rows:
-        raise UserError(f"{folder}: its class folders hold no images ({', '.join(_ALL)})")
+        raise UserError(f"{folder}: its class folders hold no images ({', '.join(ALL)}){_archives(listing)}")
     return _with_patients(rows)
+
+
+def _has_table(folder: pathlib.Path) -> bool:
+    """Whether there is an entry labels.csv, whatever it is; raises UserError where its name is written otherwise."""
+    try:
+        present = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder}: the folder cannot be listed ({error.strerror}): check its permissions") from error
+    if labels.FILE in present:
+        return True
+    if alike := [name for name in present if name.lower() in (labels.FILE, f"{labels.FILE}.txt")]:
+        raise UserError(f"{folder / alike[0]}: name it {labels.FILE}")
+    return False
+
+
+def _archives(listing: Listing) -> str:
+    """For the end of a message: what to do with files that may hold the images."""
+    found = {name: step for name, path in listing.files.items() if not is_image(name) and (step := advice(path))}
+    return f"; of {some(list(found))}: {next(iter(found.values()))}" if found else ""
+
+
+class _Classes:
+    """The class folders of a listing, and what is left out of them.
+
+    Attributes:
+        names: of the classes.
+        left_out: reason -> names of files and folders.
+    """
+
+    def __init__(self, listing: Listing, splits: Sequence[str]):
+        """Args: `splits` are the first folders, or () where the classes are."""
+        self._listing, self._splits, self._depth = listing, splits, 2 if splits else 1
+        self.left_out: dict[str, list[str]] = collections.defaultdict(list)
+        for reason, found in listing.left_out.items():
+            self.left_out[reason] += found
+        every = (name for name in (*listing.folders, *listing.same_folders) if self._is_class(name))
+        self.names = {spelling.label(name.rpartition("/")[2]) for name in every}
+
+    def rows(self, faults: Faults) -> list[Row]:
+        """A row for each image, by split, class and name; what cannot be read goes to `faults`."""
+        self._report(faults)
+        inside, outside = [], []
+        for name in self._listing.files:
+            (inside if self._is_inside(name) else outside).append(name)
+        self.left_out["files outside of the class folders"] += outside
+        images = [name for name in inside if is_image(name)]
+        masks = beside.masks_among(images, self._depth)
+        self.left_out["masks beside their images"] += masks
+        images = [name for name in images if name not in masks]
+        # Links to one image of the same patient, class and split are one sample; of others the pixels tell.
+        again = {
+            name
+            for name, first in self._listing.twice(images).items()
+            if name.rpartition("/")[0] == first.rpartition("/")[0]
+        }
+        self.left_out[AGAIN] += again
+        self._others([name for name in inside if not is_image(name)], faults)
+        rows = [self._row(name) for name in images if name not in again]
+        used = {"/".join(row.file.split("/")[: self._depth]) for row in rows}
+        empty = (name for name in self._listing.folders if self._is_class(name) and name not in used)
+        self.left_out["class folders without images"] += [f"{name}/" for name in empty]
+        return sorted(rows, key=lambda row: SPLITS.index(row.split)) if self._splits else rows
+
+    def _is_class(self, name: str) -> bool:
+        return name.count("/") == self._depth - 1 and bool(name) and self._in_split(name)
+
+    def _is_inside(self, name: str) -> bool:
+        return name.count("/") >= self._depth and self._in_split(name)
+
+    def _in_split(self, name: str) -> bool:
+        return not self._splits or name.partition("/")[0] in self._splits
+
+    def _row(self, name: str) -> Row:
+        parts = name.split("/")
+        label = spelling.label(parts[self._depth - 1])
+        return Row(0, name, label, split=parts[0] if self._splits else None)
+
+    def _report(self, faults: Faults) -> None:
+        """Adds what cannot be read, and folders that are in two classes by a link."""
+        listing = self._listing
+        for name, text in listing.unreadable.items():
+            faults.add(text, file=name)
+        for name, text in listing.broken.items():
+            # A link without an ending may be one to the folder of a class or a patient.
+            no_ending = "." not in name.rpartition("/")[2] and self._in_split(name)
+            if no_ending or (is_image(name) and self._is_inside(name)):
+                faults.add(text, file=name)
+            else:
+                self.left_out[UNREAD].append(name)
+        for name, first in listing.same_folders.items():
+            context, other = (tuple(path.split("/")[: self._depth]) for path in (name, first))
+            if context == other:
+                self.left_out[AGAIN].append(f"{name}/")
+            else:
+                faults.add(f"is the same folder as {first}/, in another class or split: remove one", file=f"{name}/")
+
+    def _others(self, found: Sequence[str], faults: Faults) -> None:
+        """Files of class folders that are no images by their ending: those that may hold some are faults."""
+        by_step: dict[str, list[str]] = collections.defaultdict(list)
+        for name in found:
+            by_step[advice(self._listing.files[name])].append(name)
+        self.left_out["files that are no images"] += by_step.pop("", [])
+        for step, members in by_step.items():
+            faults.add(f"{some(members)}: {'is' if len(members) == 1 else 'are'} not read: {step}")
 
 
 def _check_no_splits(folder: pathlib.Path, names: Iterable[str]) -> None:
@@ -118,80 +235,75 @@ def locate(
 
     A row's file is looked for below images/ first, where there is such a folder, and then below `folder`.
     """
-    base = folder / _IMAGES if (folder / _IMAGES).is_dir() else folder
-    whole = folder.resolve()
-    first_of: dict[pathlib.Path, Row] = {}
+    if rows[0].number:
+        paths = _of_table(folder, rows, ndim, faults, masks)
+    else:
+        escaped = walk(folder, skip=masks).files if any("\\" in row.file for row in rows) else {}
+        paths = {row: escaped.get(row.file, folder / row.file) for row in rows}
     found = {}
-    for row in rows:
-        path = pathlib.PurePath(row.file)
-        below = base / path if (base / path).is_file() or not (folder / path).is_file() else folder / path
-        fault = ""
-        if not row.file:
-            fault = "file is empty"
-        elif ".." in path.parts or (path.is_absolute() and not path.resolve().is_relative_to(whole)):
-            fault = f"is not below {folder}"
-        elif below in first_of:
-            fault = f"is listed in row {first_of[below].number} already"
-        elif not below.is_file():
-            fault = f"not found in {base}"
-        else:
-            fault = _wrong_suffix(path.name, ndim)
-        if fault:
+    for row, path in paths.items():
+        if fault := wrong_ending(path, ndim):
             faults.add(fault, row=row.number, file=row.file)
         else:
-            found[row] = below
-        first_of.setdefault(below, row)
-    if rows[0].number:
-        present = {path for path in _files(base) if suffix_of(path.name) in SUFFIXES[ndim]}
-        unlisted = (path for path in present - set(first_of) if masks is None or masks not in path.parents)
-        if names := sorted(path.relative_to(base).as_posix() for path in unlisted):
-            _log.warning("%s has no row for %s: left out", labels.FILE, some(names))
+            found[row] = path
     return _readable(found, faults)
 
 
-def suffix_of(name: str) -> str:
-    """The suffix of a file's name, in lower case; ".nii.gz" is one."""
-    return next((suffix for suffix in _ALL if name.lower().endswith(suffix)), pathlib.PurePath(name).suffix.lower())
-
-
-def some(names: Sequence[str]) -> str:
-    """The first dozen names, and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def _of_table(
+    folder: pathlib.Path, rows: Sequence[Row], ndim: int, faults: Faults, masks: pathlib.Path | None
+) -> dict[Row, pathlib.Path]:
+    """The files that the rows of a table name, each in one row."""
+    shelf = names.Shelf(folder, masks)
+    first_of: dict[str, Row] = {}
+    found: dict[Row, pathlib.Path] = {}
+    for row in rows:
+        if not row.file:
+            faults.add("file is empty", row=row.number)
+            continue
+        try:
+            path = shelf.find(row.file)
+        except FaultError as fault:
+            faults.add(str(fault), row=row.number, file=row.file)
+            continue
+        if (first := first_of.setdefault(str(path), row)) is not row:
+            faults.add(f"is listed{first.place} already", row=row.number, file=row.file)
+        else:
+            found[row] = path
+    wrong = shelf.settle()
+    pairs = beside.masks_among([row.file for row in found])
+    for row in list(found):
+        if row.file in wrong:
+            faults.add(wrong[row.file], row=row.number, file=row.file)
+        elif row.file in pairs:
+            text = f"seems to be the mask of {pairs[row.file]}: leave its row out, or give it another name"
+            faults.add(text, row=row.number, file=row.file)
+        else:
+            continue
+        del found[row]
+    listing = shelf.listing
+    for name, text in listing.unreadable.items():
+        faults.add(text, file=str(shelf.base / name))
+    left_out = dict(listing.left_out)
+    images = {name: path for name, path in listing.files.items() if suffix_of(name) in SUFFIXES[ndim]}
+    left_out[f"images without a row in {labels.FILE}"] = [
+        name for name, path in images.items() if str(path) not in first_of
+    ]
+    left_out["files that are no images"] = [
+        name for name in listing.files if name not in images and name != labels.FILE and not is_image(name)
+    ]
+    files = {row.file for row in rows}
+    left_out[UNREAD] = [name for name in listing.broken if is_image(name) and name not in files]
+    if text := summary(left_out):
+        _log.warning("%s", text)
+    return found
 
 
 def _readable(found: Mapping[Row, pathlib.Path], faults: Faults) -> dict[Row, pathlib.Path]:
     """`found` without files whose package is not installed: that is one fault for all of them."""
     readable = dict(found)
     for suffixes, kind, package, extra in _OPTIONAL:
-        files = [row for row in readable if suffix_of(row.file) in suffixes]
+        files = {row for row, path in readable.items() if suffix_of(path.name) in suffixes}
         if files and importlib.util.find_spec(package) is None:
             faults.add(f"{len(files)} {kind} files need the package {package}: `pip install 'jaxboost[{extra}]'`")
             readable = {row: path for row, path in readable.items() if row not in files}
     return readable
-
-
-def _wrong_suffix(name: str, ndim: int) -> str:
-    suffix, accepted = suffix_of(name), ", ".join(SUFFIXES[ndim])
-    if suffix in SUFFIXES[ndim]:
-        return ""
-    if suffix in _ALL and ndim == 3:
-        return f"is a 2-D image, and model.backbone takes volumes ({accepted})"
-    if suffix in _ALL:
-        return f"is a volume, and model.backbone takes 2-D images ({accepted})"
-    return f"is not one of {accepted}"
-
-
-def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """All files below, but hidden ones and those in hidden folders."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )

@@ -6,20 +6,21 @@ data dictionary does not define it further, and the code beside it takes starts 
 is done here.
 """
 
-import contextlib
 import csv
 import dataclasses
 import functools
 import gzip
 import math
+import os
 import pathlib
-import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 
 import numpy as np
 
+from jaxboost.data.csv_text import long_cells
 from jaxboost.data.faults import FaultError
 from jaxboost.data.pictures import SUFFIXES, read_picture
+from jaxboost.data.walk import not_fetched, problem
 from jaxboost.errors import UserError
 
 # The names of the column that names the image, in CheXmask's files and others, without case, blanks and underscores.
@@ -53,6 +54,8 @@ def open_masks(path: pathlib.Path, wanted: Collection[str]) -> Lookup:
         return functools.partial(_from_folder, path)
     if not path.name.lower().endswith((".csv", ".csv.gz")):
         raise UserError(f"data.masks: {path} is neither a folder of PNG files nor a .csv or .csv.gz file")
+    if path.exists() and (text := problem(path)):
+        raise UserError(f"data.masks: {path} {text}")
     try:
         return functools.partial(_from_table, _read_table(path, frozenset(wanted)), path.name)
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
@@ -86,13 +89,15 @@ def bounding_box(mask: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, in
 
 def _from_folder(folder: pathlib.Path, name: str, shape: tuple[int, int]) -> np.ndarray:
     path = folder / f"{name}.png"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise FaultError(f"its mask {path} is missing")
+    if text := problem(path):
+        raise FaultError(f"its mask {path} {text}")
     try:
         mask = read_picture(path) > 0
         return mask.any(2) if mask.ndim == 3 else mask
     except FaultError as fault:
-        raise FaultError(f"its mask {path} {fault}") from fault
+        raise FaultError(f"its mask {path} {not_fetched(path) or fault}") from fault
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +112,7 @@ class _Runs:
 
 def _read_table(path: pathlib.Path, wanted: frozenset[str]) -> dict[str, list[_Runs]]:
     opened = gzip.open if path.suffix.lower() == ".gz" else open
-    with _long_cells(), opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+    with long_cells(), opened(path, "rt", encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         columns = list(reader.fieldnames or ())
         key = next((name for name in columns if name.lower().replace(" ", "").replace("_", "") in _ID_COLUMNS), None)
@@ -123,16 +128,6 @@ def _read_table(path: pathlib.Path, wanted: frozenset[str]) -> dict[str, list[_R
                 runs = _Runs(number, lungs, row.get("Height") or "", row.get("Width") or "")
                 table.setdefault(name, []).append(runs)
     return table
-
-
-@contextlib.contextmanager
-def _long_cells() -> Iterator[None]:
-    """Lets csv read cells of any length: a mask's run lengths can be longer than its limit of 128 KB."""
-    limit = csv.field_size_limit(sys.maxsize)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(limit)
 
 
 def _from_table(table: dict[str, list[_Runs]], where: str, name: str, shape: tuple[int, int]) -> np.ndarray:

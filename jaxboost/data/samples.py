@@ -17,10 +17,10 @@ from jaxboost.data import labels
 from jaxboost.data.arrays import MAX_PIXELS, MAX_VOXELS
 from jaxboost.data.faults import FaultError, Faults
 from jaxboost.data.labels import Row
-from jaxboost.data.layouts import some
 from jaxboost.data.masks import Lookup, bounding_box, stem
 from jaxboost.data.pictures import read_image
 from jaxboost.data.volumes import read_volume, resample
+from jaxboost.data.walk import not_fetched, problem, some
 
 # A volume may hold some GB.
 _THREADS = {2: 8, 3: 2}
@@ -44,10 +44,13 @@ def read_all(
     """`read` of every file; what it raises goes to `faults`."""
 
     def attempt(path: pathlib.Path) -> Sample | FaultError:
+        # A named pipe would be waited for.
+        if text := problem(path):
+            return FaultError(text)
         try:
             return read(path)
         except FaultError as fault:
-            return fault
+            return FaultError(text) if (text := not_fetched(path)) else fault
 
     samples = {}
     # Decoders, numpy, scipy and pillow let go of the interpreter lock.

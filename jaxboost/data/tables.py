@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from jaxboost.data.source import DatasetInfo
+from jaxboost.data.walk import problem
 from jaxboost.errors import UserError
 from jaxboost.io import write_text
 
@@ -51,6 +52,8 @@ def read(
         UserError: the table cannot be read, does not have exactly the samples `names` with their patients `groups`,
             names a place that is not `allowed`, or has a patient in two.
     """
+    if text := problem(path):
+        raise UserError(f"{path}: cannot be read as a table of {column}s ({text}): {mend}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header, *rows = list(csv.reader(file)) or [[]]

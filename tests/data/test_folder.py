@@ -319,8 +319,11 @@ def test_images_without_a_row(folder, caplog):
     with caplog.at_level(logging.WARNING):
         folder.load()
     (record,) = caplog.records
-    assert record.message.startswith("labels.csv has no row for more00.png, more01.png, ")
-    assert record.message.endswith("more11.png and 2 more: left out")
+    assert record.message == (
+        "left out: thumbnails and other files that systems make: 1 (._hidden.png); images without a row in labels.csv:"
+        f" 14 ({', '.join(f'more{number:02}.png' for number in range(12))} and 2 more); files that are no images: 1"
+        " (notes.txt)"
+    )
 
 
 def test_images_that_would_share_a_mask(folder):
@@ -355,7 +358,7 @@ def test_masks_that_are_not_there(folder):
         ),
         (b"patient_id,file,label\nP1\n", "1 fault to mend (rows of labels.csv): row 2: has 1 cells, the header 3"),
         (b"patient_id,file,label\nP1,a,b,c\n", "row 2: has 4 cells, the header 3: put cells that hold a ',' in quotes"),
-        (b"patient_id,file,label\nP1,a," + b"x" * 200_000, "labels.csv: not a CSV file: field larger than"),
+        (b"patient_id,file,label\nP1,a," + b"x" * 200_000, "row 2: label has 200000 characters: look for a missing"),
     ],
 )
 def test_tables_that_cannot_be_read(folder, content, message):
@@ -551,7 +554,10 @@ def test_class_folders(tmp_path, caplog):
     np.testing.assert_array_equal(
         split.images[1, ..., 0], np.asarray(Image.fromarray(picture(0)).resize((16, 16), Image.Resampling.BICUBIC))
     )
-    assert "files that are no images: normal/Thumbs.db: left out" in caplog.text
+    assert (
+        "left out: hidden files and folders: 1 (normal/.hidden.png); thumbnails and other files that systems make: 1"
+        " (normal/Thumbs.db); files outside of the class folders: 1 (notes.txt)"
+    ) in caplog.text
 
 
 def test_class_folders_of_splits(tmp_path):

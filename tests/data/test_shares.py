@@ -2,12 +2,14 @@
 
 import csv
 import dataclasses
+import os
 
 import numpy as np
 import pytest
 
 from jaxboost.data import Dataset, DatasetInfo, Split, divide
 from jaxboost.data.shares import assign, check_patients, write
+from jaxboost.data.walk import printable
 from jaxboost.errors import UserError
 
 CLASSES = ("normal", "silicosis")
@@ -221,3 +223,24 @@ def test_a_file_that_cannot_be_written(table):
     _, found, path = table
     with pytest.raises(UserError, match=r"new\.csv: the splits cannot be written .*: give another --workdir"):
         write(path / "new.csv", found)
+
+
+def test_a_pipe_in_the_place_of_the_splits(tmp_path):
+    """It is not waited for."""
+    os.mkfifo(tmp_path / "splits.csv")
+    with pytest.raises(UserError, match=r"splits\.csv: cannot be read as a table of splits \(is a named pipe"):
+        divided(data_set(*cohort()), file=tmp_path / "splits.csv")
+
+
+def test_names_that_are_not_utf8_come_back(tmp_path):
+    """A folder's data set has them as `printable` writes them."""
+    dataset = data_set(*cohort())
+    whole = dataset.splits["all"]
+    odd = [b"caf\xe9", b"two\nlines", "\ud55c\u00e9".encode(), b' "a", b ']
+    names = np.array([printable(os.fsdecode(odd[index % 4] + b"%d.png" % index)) for index in range(len(whole))])
+    dataset = dataclasses.replace(dataset, splits={"all": dataclasses.replace(whole, names=names, groups=names)})
+    found = divided(dataset)
+    write(tmp_path / "splits.csv", found)
+    again = divided(dataset, file=tmp_path / "splits.csv")
+    for name, split in found.splits.items():
+        assert set(split.names) == set(again.splits[name].names)

@@ -1,0 +1,79 @@
+"""Cells of a table that look alike: what is one value in two forms, and what is a missing value."""
+
+import collections
+import decimal
+import functools
+import re
+import unicodedata
+from collections.abc import Iterable
+
+# How programs write that there is no value, in lower case.
+_MISSING = frozenset(("nan", "<na>", "nat", "na", "n/a", "#n/a", "none", "null", "nil", "#null!", "#value!", "#ref!"))
+# Zero width space, word joiner, byte order mark, soft hyphen, marks of direction: nobody sees them.
+_INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f\u202a-\u202e\u2066-\u2069\x00-\x08\x0e-\x1f\x7f]")
+_ENDS = rf"\s|{_INVISIBLE.pattern}"
+_JOINERS = "\u200c\u200d"
+_WHOLE = re.compile(r"([+-]?[0-9]+)\.0*")
+_NUMBER = re.compile(r"[+-]?[0-9]+([.,][0-9]*)?")
+_TRUTH = (("true", "1", "yes"), ("false", "0", "no"), ("yes", "y"), ("no", "n"), ("true", "t"), ("false", "f"))
+
+
+def clean(text: str) -> str:
+    """The text in Unicode normal form C, without blanks around it and what cannot be seen; a run of blanks is one."""
+    if not text.isascii():
+        text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text)).strip().strip(_JOINERS)
+    elif not text.isprintable():
+        text = _INVISIBLE.sub("", text)
+    return " ".join(text.split())
+
+
+def trim(text: str) -> str:
+    """The text without what cannot be seen at its ends; within it, the text of a file's name stays as it is."""
+    text = text.strip()
+    return text if text.isascii() else re.sub(f"^(?:{_ENDS})+|(?:{_ENDS})+$", "", text)
+
+
+@functools.lru_cache(maxsize=4096)
+def label(text: str) -> str:
+    """A label: `clean`, and a whole number without a fraction, as 1 for 1.0, which pandas makes of it."""
+    text = clean(text)
+    return whole(text) or text
+
+
+def whole(text: str) -> str:
+    """7 for 7.0; "" for a text that is no whole number with a fraction of zeros."""
+    match = _WHOLE.fullmatch(text)
+    return match[1] if match else ""
+
+
+def is_missing(text: str) -> bool:
+    """Whether a cell says that there is no value."""
+    return not text or text.lower() in _MISSING
+
+
+def alike(texts: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of different texts that are most likely one value: `001` and `1`, `tb` and `TB`, `a-b` and `a_b`."""
+    groups: dict[str, list[str]] = collections.defaultdict(list)
+    for text in dict.fromkeys(texts):
+        groups[_key(text)].append(text)
+    return [(first, other) for first, *others in groups.values() for other in others]
+
+
+def two_words_for_truth(texts: Iterable[str]) -> tuple[str, str] | None:
+    """Two of the texts that mean the same answer, as `True` and `1`."""
+    folded = {text.lower(): text for text in texts}
+    for words in _TRUTH:
+        found = [folded[word] for word in words if word in folded]
+        if len(found) > 1:
+            return found[0], found[1]
+    return None
+
+
+def _key(text: str) -> str:
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = " ".join("".join(char for char in text if unicodedata.category(char) != "Cf").split())
+    if _NUMBER.fullmatch(text):
+        number = decimal.Decimal(text.replace(",", ".")).normalize()
+        return "0" if not number else f"{number:f}"
+    # Between letters, but not where it may be a minus.
+    return re.sub(r"(?<=[^\W\d])[-_ ]+(?=[^\W\d])", " ", text)

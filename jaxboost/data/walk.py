@@ -1,0 +1,264 @@
+"""What lies below a folder: every regular file once, and what cannot be read or is left out, with the reason.
+
+Training and prediction look at folders through this module alone, so that both read the same files. Links are followed.
+A folder that several names lead to is read under one of them, its own before those of links, so that no loop of links
+is endless. Only names are read: no file is opened, and a file is asked for its type only where it is a link.
+"""
+
+import collections
+import dataclasses
+import os
+import pathlib
+import re
+import stat
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+_NAMED = 12  # names in a message
+HIDDEN = "hidden files and folders"
+SYSTEM = "thumbnails and other files that systems make"
+AGAIN = "links to what is read under another name"
+LOOP = "links that lead back to a folder around them"
+UNREAD = "links and other entries that cannot be read"
+# Folders that NAS devices, macOS and Windows make, in lower case. Hidden ones start with a dot and need no entry.
+MACHINE_MADE = frozenset(
+    (
+        *("@eadir", "@tmp", "@sharebin", "@synoresource", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),
+        *("@transcode", "@quarantine", "recycle bin", "$recycle.bin", "recycler", "recycled", "lost+found"),
+        *("system volume information", "__macosx", "network trash folder", "temporary items", "__pycache__"),
+    )
+)
+_THUMBNAILS = frozenset(("thumbnails", "_thumbnails"))
+_SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "dicomdir"))
+_SYSTEM_STARTS = ("synophoto_thumb_", "synofile_thumb_", "~$")
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_HEAD = 1024
+_LFS = (b"version https://git-lfs", b"version https://hawser")
+_ANNEX = re.compile(rb"^(/|(\.\./)*\.git/)annex/objects/")
+_WEB_PAGE = (b"<!doctype html", b"<html", b"<?xml")
+
+
+@dataclasses.dataclass
+class Listing:
+    """What `walk` found. Names are paths below the folder with "/" between the parts, as `printable` writes them.
+
+    Attributes:
+        files: name -> path of every file to be looked at, sorted part by part.
+        folders: the names of all folders that were read.
+        same_folders: name of a folder -> the name under which it is read.
+        broken: name -> what is wrong: links to nothing, files that were not fetched, pipes, two names alike.
+        unreadable: name of a folder -> why it could not be listed.
+        left_out: reason -> names; those of folders end with "/".
+        links: the names of files that are links.
+    """
+
+    files: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+    folders: list[str] = dataclasses.field(default_factory=list)
+    same_folders: dict[str, str] = dataclasses.field(default_factory=dict)
+    broken: dict[str, str] = dataclasses.field(default_factory=dict)
+    unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
+    left_out: dict[str, list[str]] = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
+    links: set[str] = dataclasses.field(default_factory=set)
+    _parents: dict[pathlib.Path, str] = dataclasses.field(default_factory=dict)
+
+    def real(self, name: str) -> str:
+        """The file `name` without links in its path; only a link is looked at itself."""
+        path = self.files[name]
+        if name in self.links:
+            return os.path.realpath(path)
+        if path.parent not in self._parents:
+            self._parents[path.parent] = os.path.realpath(path.parent)
+        return os.path.join(self._parents[path.parent], path.name)
+
+    def twice(self, names: Iterable[str]) -> dict[str, str]:
+        """Of the files `names`, those that are links to another of them -> that one's name."""
+        # A file's own name counts before a link's.
+        ordered = sorted(names, key=lambda name: name in self.links)
+        if not ordered or ordered[-1] not in self.links:
+            return {}
+        first_of: dict[str, str] = {}
+        firsts = {name: first_of.setdefault(self.real(name), name) for name in ordered}
+        return {name: first for name, first in firsts.items() if name != first}
+
+
+def walk(folder: pathlib.Path, *, skip: pathlib.Path | None = None) -> Listing:
+    """Everything below `folder`, whatever its ending.
+
+    Args:
+        skip: a folder that is not looked at, such as that of masks.
+    """
+    listing = Listing()
+    skipped = _identity(skip) if skip is not None and skip.exists() else None
+    around = {_identity(parent) for parent in folder.resolve().parents}
+    seen: dict[tuple[int, int], str] = {}
+    # Folders that only links lead to come last: what has a name of its own is read under that.
+    linked = collections.deque([("", folder)])
+    while linked:
+        inner = collections.deque([linked.popleft()])
+        while inner:
+            name, path = inner.popleft()
+            try:
+                identity = _identity(path)
+                with os.scandir(path) as found:
+                    entries = sorted(found, key=lambda entry: entry.name)
+            except OSError as error:
+                listing.unreadable[name] = f"the folder cannot be listed ({error.strerror}): check its permissions"
+                continue
+            if name and identity == skipped:
+                continue
+            first = seen.setdefault(identity, name)
+            if identity in around or (first != name and (not first or name.startswith(f"{first}/"))):
+                listing.left_out[LOOP].append(f"{name}/")
+                continue
+            if first != name:
+                listing.same_folders[name] = first
+                continue
+            listing.folders.append(name)
+            for below, entry in _entries(name, entries, listing):
+                (linked if entry.is_symlink() else inner).append((below, pathlib.Path(entry.path)))
+    listing.files = {name: listing.files[name] for name in sorted(listing.files, key=_parts)}
+    listing.folders.sort(key=_parts)
+    return listing
+
+
+def _entries(folder: str, entries: Sequence[os.DirEntry], listing: Listing) -> Iterable[tuple[str, os.DirEntry]]:
+    """Sorts the entries of one folder into `listing`; those that are folders to be read come back, with their names."""
+    present = {entry.name for entry in entries}
+    for entry in entries:
+        name = printable(f"{folder}/{entry.name}" if folder else entry.name)
+        link = entry.is_symlink()
+        mode = None
+        if missing := _not_here(entry.name, present):
+            listing.broken[printable(f"{folder}/{missing[0]}" if folder else missing[0])] = missing[1]
+            continue
+        if reason := _left_out(entry.name):
+            is_folder = not link and entry.is_dir(follow_symlinks=False)
+            listing.left_out[reason].append(f"{name}/" if is_folder else name)
+            continue
+        if link:
+            try:
+                mode = os.stat(entry.path).st_mode
+            except OSError:
+                listing.broken[name] = problem(entry.path)
+                continue
+        if stat.S_ISDIR(mode) if mode is not None else entry.is_dir(follow_symlinks=False):
+            yield name, entry
+        elif not (stat.S_ISREG(mode) if mode is not None else entry.is_file(follow_symlinks=False)):
+            listing.broken[name] = problem(entry.path)
+        elif name in listing.files or name in listing.broken:
+            listing.files.pop(name, None)
+            listing.broken[name] = "two files have this name once it is written in UTF-8: rename one"
+        else:
+            listing.files[name] = pathlib.Path(entry.path)
+            if link:
+                listing.links.add(name)
+
+
+def _left_out(name: str) -> str:
+    """Why an entry of this name is not looked at; "" for any other."""
+    folded = name.lower()
+    if folded.startswith("."):
+        # Resource forks, which macOS writes beside every file of a foreign disk, are no choice of the user's.
+        return SYSTEM if folded.startswith(("._", ".appledouble", ".ds_store")) else HIDDEN
+    if folded in MACHINE_MADE or folded in _THUMBNAILS or folded in _SYSTEM_FILES:
+        return SYSTEM
+    return SYSTEM if folded.startswith(_SYSTEM_STARTS) else ""
+
+
+def is_machine_made(name: str) -> bool:
+    """Whether a file of this name, with its folders, is one that a system made beside the user's own."""
+    *folders, file = name.lower().split("/")
+    return any(part in MACHINE_MADE for part in folders) or file.startswith(("._", *_SYSTEM_STARTS))
+
+
+def _not_here(name: str, present: Collection[str]) -> tuple[str, str] | None:
+    """The name of a file whose content is elsewhere, and how to get it, where `name` stands for such a file."""
+    if name.endswith(".dvc") and len(name) > 4 and name[:-4] not in present:
+        return name[:-4], f"is kept by DVC and not here: fetch it with `dvc pull`, or remove {printable(name)}"
+    if name.startswith(".") and name.endswith(".icloud") and name[1:-7] not in present:
+        return name[1:-7], "is in iCloud and not on this machine: download it in the Finder"
+    return None
+
+
+def problem(path: str | os.PathLike[str]) -> str:
+    """Why `path` is no file that can be read, "" where it is a regular file, or a link to one."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if not os.path.islink(path):
+            return f"cannot be read ({error.strerror})" if os.path.lexists(path) else "is not there"
+        target = os.readlink(path)
+        step = "restore what it leads to, or remove the link"
+        if "annex/objects/" in target:
+            step = "fetch it with `git annex get` or `datalad get`"
+        elif ".dvc/" in target:
+            step = "fetch it with `dvc pull`"
+        return f"is a link to {printable(target)}, which cannot be reached ({error.strerror}): {step}"
+    if stat.S_ISREG(mode):
+        return ""
+    kind = next((kind for test, kind in _KINDS if test(mode)), "something else")
+    return f"is {kind}, not a file: give a regular file"
+
+
+def not_fetched(path: pathlib.Path) -> str:
+    """Why a file that no reader takes has no content of its own, "" where that is not the reason.
+
+    Git LFS, git-annex and DVC can leave a small text in the place of a file, and servers a page that says why not.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return ""
+    if head.startswith(_LFS):
+        return "is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`"
+    if _ANNEX.match(head):
+        return "is a pointer of git-annex, not the file itself: fetch it with `git annex get`"
+    if head.lstrip().lower().startswith(_WEB_PAGE):
+        return "is a web page or the message of a server, not an image: download it again"
+    return ""
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    """A name of the file system as text that UTF-8 can hold, on one line.
+
+    Bytes that are not UTF-8 and control characters become `\\xNN`; every other name stays as it is.
+    """
+    text = os.fspath(name)
+    if text.isascii() and text.isprintable():
+        return text
+    return _UNPRINTABLE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    # Python holds a byte that is not UTF-8 as U+DC00 and the byte.
+    code = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first dozen names, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def summary(left_out: Mapping[str, Sequence[str]]) -> str:
+    """How many files were left out for each reason, with the first names, for one line of the log; "" for none."""
+    parts = [f"{reason}: {len(names)} ({some(sorted(names))})" for reason, names in left_out.items() if names]
+    return f"left out: {'; '.join(parts)}" if parts else ""
+
+
+def _identity(path: pathlib.Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def _parts(name: str) -> list[str]:
+    return name.split("/")
