@@ -86,6 +86,7 @@ def open_dicom(path: pathlib.Path) -> Iterator[DicomFile]:
     Raises:
         FaultError: it is no DICOM file, no regular file, or damaged.
     """
+    path = pathlib.Path(path)
     try:
         # A named pipe would block for ever when it is opened.
         if path.exists() and not path.is_file():
@@ -143,18 +144,19 @@ def _peek(file: BinaryIO) -> bytes:
 
 
 def _encoding(start: bytes, groups: tuple[int, ...] = ()) -> UID | None:
-    """The transfer syntax of the element that begins with these 8 bytes, None where they begin none."""
+    """The transfer syntax of the element that begins with these 8 bytes, None where they begin none of `groups`."""
     if len(start) < 8:
         return None
     explicit = start[4:6].decode("latin-1") in converters
     for order, syntax in (("<", ExplicitVRLittleEndian), (">", ExplicitVRBigEndian)):
         group, element = struct.unpack(f"{order}HH", start[:4])
         known = element == 0 or dictionary_has_tag(group << 16 | element)
-        if known and group in (groups or range(0x0002, 0x7FE1)):
+        private = group % 2 == 1 and group < 0x0800
+        if group in groups if groups else known or private:
             if explicit:
                 return syntax
-            # The first elements are short.
-            if order == "<" and struct.unpack("<L", start[4:])[0] < 2**16:
+            # The first elements are short, or sequences.
+            if order == "<" and (struct.unpack("<L", start[4:])[0] < 2**16 or start[4:] == b"\xff" * 4):
                 return ImplicitVRLittleEndian
     return None
 
