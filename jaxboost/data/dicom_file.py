@@ -7,6 +7,7 @@ without file meta information or without a transfer syntax are read where their 
 import contextlib
 import dataclasses
 import io
+import itertools
 import logging
 import pathlib
 import struct
@@ -32,7 +33,9 @@ from jaxboost.data.faults import FaultError, reason
 _PIXELS = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
 _UNDEFINED = 0xFFFFFFFF
 # Of a deflated file, before its pixel data. Lookup tables and icons are far below it.
-_MAX_DEFLATED_HEADER = 16 << 20
+_MAX_DEFLATED_HEADER = 4 << 20
+# Before the pixel data, sequences counted once. Real files have hundreds; zeros are read as one element for 8 bytes.
+_MAX_ELEMENTS = 2**15
 
 # pydicom logs a stack trace for each decoder that fails, and warns of each tag that is not as the standard says. What
 # matters of it is in our own messages, with the file's name.
@@ -119,8 +122,11 @@ def _read_header(file: BinaryIO) -> DicomFile:
         file = io.BytesIO(_inflate(deflated, _MAX_DEFLATED_HEADER))
     encoding = _written_in(_peek(file), syntax)
     found = []
+    count = itertools.count()
 
     def at_pixels(tag: int, vr: str | None, length: int) -> bool:
+        if next(count) > _MAX_ELEMENTS:
+            raise FaultError(f"is damaged: it has more than {_MAX_ELEMENTS} elements before its pixel data")
         if tag in _PIXELS:
             found.append((_PIXELS[tag], None if length == _UNDEFINED else length))
         return tag in _PIXELS

@@ -153,9 +153,23 @@ def _native(file: DicomFile, layout: Layout) -> tuple[np.ndarray, str]:
     padded = layout.bytes + layout.bytes % 2
     if any(value[padded:]):
         raise FaultError(f"has {len(value)} bytes of pixel data where its tags say {layout.bytes}: correct its tags")
-    options = dicom_codecs.options(layout) | {"pixel_vr": representation, "pixel_keyword": layout.keyword}
-    decoder = pydicom.pixels.get_decoder(file.syntax or file.encoding)
-    pixels, properties = decoder.as_array(value[:padded], raw=True, **options)
+    pixels, properties = pydicom.pixels.get_decoder(file.syntax or file.encoding).as_array(
+        value[:padded],
+        raw=True,
+        rows=layout.rows,
+        columns=layout.columns,
+        samples_per_pixel=layout.samples,
+        bits_allocated=layout.allocated,
+        bits_stored=layout.stored,
+        pixel_representation=int(layout.signed or 0),
+        photometric_interpretation=layout.photometric,
+        planar_configuration=layout.planar or 0,
+        number_of_frames=1,
+        pixel_keyword=layout.keyword,
+        pixel_vr=representation,
+        # Padding is compared with all of the bits.
+        correct_unused_bits=False,
+    )
     pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     return pixels, str(properties["photometric_interpretation"])
 
