@@ -59,7 +59,8 @@ def read_layout(file: DicomFile, max_pixels: int) -> Layout:
     """
     header = file.header
     if not file.pixels:
-        raise FaultError("is a DICOM file without an image")
+        cut = ": its pixel data is missing, as where a file is cut off" if "Rows" in header else ""
+        raise FaultError(f"is a DICOM file without an image{cut}")
     frames = whole(header, "NumberOfFrames") or 1
     if frames != 1:
         raise FaultError(
@@ -87,12 +88,13 @@ def _needed(header: pydicom.Dataset, name: str) -> int:
 def _photometric(header: pydicom.Dataset) -> tuple[int, str]:
     photometric = word(header, "PhotometricInterpretation")
     samples = whole(header, "SamplesPerPixel") or (3 if photometric in _COLOUR else 1)
-    if not photometric:
+    if not photometric and samples == 1:
         command = fix("d.PhotometricInterpretation = 'MONOCHROME2'")
-        kind = "black could be white" if samples == 1 else "its colours are unknown"
-        other = "'MONOCHROME1' where it is white" if samples == 1 else "'RGB' or 'YBR_FULL' as its source says"
-        meaning = "for one whose least value is black" if samples == 1 else "after a look at it"
-        raise FaultError(f"has no PhotometricInterpretation, so {kind}: {meaning} {command}; {other}")
+        text = "has no PhotometricInterpretation, so black and white could be swapped"
+        raise FaultError(f"{text}: if its lowest value is black, {command}; if it is white, 'MONOCHROME1' in there")
+    if not photometric:
+        command = fix("d.PhotometricInterpretation = 'RGB'")
+        raise FaultError(f"has no PhotometricInterpretation: {command}, or 'YBR_FULL', as its source says")
     if photometric not in (*GREY, PALETTE, *_COLOUR):
         raise FaultError(f"is a colour image of a kind that is not read ({photometric}): save it as RGB")
     if samples != (3 if photometric in _COLOUR else 1):

@@ -1,5 +1,7 @@
 """Values of single DICOM tags, checked: whole numbers, numbers, items of sequences, and the command that sets a tag."""
 
+import math
+
 import numpy as np
 import pydicom
 
@@ -22,8 +24,8 @@ def numbers(dataset: pydicom.Dataset, name: str) -> tuple[float, ...]:
         found = tuple(float(entry) for entry in values if entry is not None and str(entry).strip(" \0") != "")
     except Exception as error:
         raise FaultError(f"has a {name} that is no number ({reason(error)}): correct or delete it") from error
-    if not np.isfinite(found).all():
-        raise FaultError(f"has {name} {found[0]:g}: correct or delete it")
+    if wrong := [entry for entry in found if not math.isfinite(entry)]:
+        raise FaultError(f"has {name} {wrong[0]:g}: correct or delete it")
     return found
 
 

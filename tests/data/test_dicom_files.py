@@ -137,6 +137,20 @@ def test_other_content(tmp_path, content):
             read(path)
 
 
+def test_a_file_that_is_cut_off(tmp_path):
+    path = write_dicom(tmp_path / "image.dcm", RAMP)
+    content = path.read_bytes()
+    pixels = content.index(b"\xe0\x7f\x10\x00OW")
+    for end, message in (
+        (pixels, "is a DICOM file without an image: its pixel data is missing, as where a file is cut off"),
+        (pixels + 6, "is a DICOM file without an image: its pixel data is missing, as where a file is cut off"),
+        (len(content) - 1, "is cut off: 8191 of 8192 bytes of its pixel data are there"),
+    ):
+        path.write_bytes(content[:end])
+        with pytest.raises(FaultError, match=f"^{message}$"):
+            read_dicom(path)
+
+
 def test_zeros_after_the_pixels_are_left_out(tmp_path):
     path = write_dicom(tmp_path / "image.dcm", RAMP, PixelData=RAMP.tobytes() + bytes(128))
     np.testing.assert_array_equal(read_dicom(path), stretched(RAMP))
@@ -331,6 +345,7 @@ def test_a_small_file_that_inflates_to_gigabytes(tmp_path, monkeypatch):
     assert max(asked) <= 4 << 20
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, DEFLATED])
 def test_zeros_in_the_place_of_elements(tmp_path, syntax):
     """Each 8 of them could be an element."""
