@@ -36,7 +36,7 @@ def read_image(
         # Only here: the package pydicom is optional.
         from jaxboost.data.dicom import read_dicom
 
-        image = read_dicom(path)
+        image = read_dicom(path, max_pixels=max_pixels, nan=nan)
         check_shows(image)
         return image
     stored = read_npy(path) if suffix == SUFFIX else read_picture(path)

@@ -680,14 +680,14 @@ def test_images_that_cannot_be_read(folder):
 
 
 def test_real_dicom_files(folder):
-    """Files that pydicom carries: a CT slice with a window of its own, and two that are no single grey images."""
-    for number, name in enumerate(("CT_small.dcm", "examples_rgb_color.dcm", "rtplan.dcm")):
+    """Files that pydicom carries: a CT slice with a window of its own, and two that are no single images."""
+    for number, name in enumerate(("CT_small.dcm", "rtdose.dcm", "rtplan.dcm")):
         source = pydicom.data.get_testdata_file(name, download=False)
         (folder.path / "images" / name).write_bytes(pathlib.Path(source).read_bytes())
         folder.add(f"D{number}", name, "normal")
     message = folder.fault()
     assert "2 faults to mend" in message
-    assert "row 9, examples_rgb_color.dcm: is a colour image (" in message
+    assert "row 9, rtdose.dcm: has 15 frames: " in message
     assert "row 10, rtplan.dcm: is a DICOM file without an image" in message
     del folder.rows[-2:]
     folder.write()
