@@ -71,12 +71,13 @@ def read_2d(
     max_pixels: int = MAX_PIXELS,
 ) -> Sample:
     """A 2-D image, cut to its mask where there is one and resized to a square, bicubic; see `pictures.read_image`."""
-    image = read_image(path, window, nan=nan, max_pixels=max_pixels)
-    picture = Image.fromarray(image)
+    image = part = read_image(path, window, nan=nan, max_pixels=max_pixels)
     if lungs is not None:
         shape = image.shape[:2]
-        picture = picture.crop(bounding_box(lungs(stem(path.name), shape), shape))
-    return Sample(np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)), _digest(image))
+        left, top, right, bottom = bounding_box(lungs(stem(path.name), shape), shape)
+        part = np.ascontiguousarray(image[top:bottom, left:right])
+    picture = Image.fromarray(part).resize((size, size), Image.Resampling.BICUBIC)
+    return Sample(np.asarray(picture), _digest(image))
 
 
 def read_3d(
