@@ -111,7 +111,7 @@ def replaced(values: np.ndarray, where: np.ndarray, number: float) -> np.ndarray
     if whole and np.iinfo(values.dtype).min <= number <= np.iinfo(values.dtype).max:
         fits = True
     else:
-        fits = values.dtype.kind == "f" and abs(number) <= np.finfo(values.dtype).max
+        fits = values.dtype.kind == "f" and abs(number) <= float(np.finfo(values.dtype).max)
     copy = values.copy() if fits else values.astype(np.float64)
     copy[where] = int(number) if whole else number
     return copy

@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
+from jaxboost.data.arrays import MAX_PIXELS
 from jaxboost.data.faults import FaultError
 from jaxboost.data.pictures import SUFFIXES, read_picture
 from jaxboost.errors import UserError
@@ -84,12 +85,17 @@ def bounding_box(mask: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, in
     )
 
 
+def _most(shape: tuple[int, int]) -> int:
+    """Pixels that the mask of an image (H, W) may have: as many as the image had to be read."""
+    return max(MAX_PIXELS, math.prod(shape))
+
+
 def _from_folder(folder: pathlib.Path, name: str, shape: tuple[int, int]) -> np.ndarray:
     path = folder / f"{name}.png"
     if not path.is_file():
         raise FaultError(f"its mask {path} is missing")
     try:
-        mask = read_picture(path) > 0
+        mask = read_picture(path, max_pixels=_most(shape)) > 0
         return mask.any(2) if mask.ndim == 3 else mask
     except FaultError as fault:
         raise FaultError(f"its mask {path} {fault}") from fault
@@ -146,6 +152,8 @@ def _from_table(table: dict[str, list[_Runs]], where: str, name: str, shape: tup
         # pandas writes whole numbers with a fraction where a column has gaps.
         height = int(float(runs.height)) if runs.height else shape[0]
         width = int(float(runs.width)) if runs.width else shape[1]
+        if height < 1 or width < 1 or height * width > _most(shape):
+            raise ValueError(f"its size of {width} x {height} is negative, zero or too large")
         mask = np.zeros(height * width, bool)
         for text in runs.lungs:
             for start, length in np.array(text.split(), np.int64).reshape(-1, 2):

@@ -36,20 +36,31 @@ def read_image(
     Raises:
         FaultError: the file cannot be read exactly, or shows nothing.
     """
+    return read_shown(path, window, nan=nan, max_pixels=max_pixels)[0]
+
+
+def read_shown(
+    path: pathlib.Path, window: Sequence[float] = (), *, nan: float | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, bool | None]:
+    """`read_image`, and whether its values had more than 8 bits and are shown in a range of their own.
+
+    That is None for DICOM, whose tags say the range.
+    """
     suffix = path.suffix.lower()
     if suffix in DICOM_SUFFIXES:
-        return _read_dicom(path)
+        return _read_dicom(path), None
     stored = _read_array(path, nan, max_pixels) if suffix == SUFFIX else _read_stored(path, nan, max_pixels)
     check_shows(stored.values)
+    levels = stored.values.dtype in (np.uint8, np.bool_)
+    used = () if levels else window
     try:
-        used = () if stored.values.dtype == np.uint8 else window
         image = to_bytes(stored.values, used, inverted=stored.inverted)
     except MemoryError:
         raise FaultError("needs more memory than there is") from None
     check_shows(image, used)
     if image.ndim == 3 and (image == image[..., :1]).all():
-        return np.ascontiguousarray(image[..., 0])
-    return image
+        image = np.ascontiguousarray(image[..., 0])
+    return image, not levels and not window
 
 
 def read_picture(path: pathlib.Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -88,11 +99,14 @@ def _read_stored(path: pathlib.Path, nan: float | None, max_pixels: int) -> Pict
                 return Picture(check_numbers(stored.values, nan), stored.inverted)
         except FaultError:
             raise
+        except MemoryError:
+            raise FaultError("needs more memory than there is") from None
         # Damaged files make the decoders raise nearly anything.
         except Exception as error:
             # The texts of other types are of no use: that of a KeyError is the key.
             told = isinstance(error, OSError | SyntaxError | ValueError)
-            raise FaultError(f"cannot be read ({reason(error) if told else 'it is damaged'})") from error
+            text = reason(error) if told else "it is damaged"
+            raise FaultError(f"cannot be read ({text}): copy it again, or save it anew") from error
     if not start:
         raise FaultError("is empty: it has 0 bytes")
     raise FaultError("is neither a PNG nor a JPEG nor a TIFF file that can be read: convert it to PNG")

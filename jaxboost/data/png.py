@@ -7,6 +7,8 @@ applied: the stored values of the colour channels are what counts.
 Source: W3C, Portable Network Graphics (PNG) Specification, third edition.
 """
 
+import dataclasses
+import itertools
 import os
 import struct
 import zlib
@@ -47,6 +49,7 @@ def read_png(file: BinaryIO, max_pixels: int) -> Picture:
     file.seek(0)
     # The check sums of all chunks: while an image is read, Pillow skips those of its data.
     PngImageFile(file).verify()
+    passes = _passes(file, header)
     file.seek(0)
     picture = PngImageFile(file)
     if picture.size != (width, height):
@@ -54,17 +57,13 @@ def read_png(file: BinaryIO, max_pixels: int) -> Picture:
     if picture.n_frames > 1:
         raise FaultError(f"is an animation of {picture.n_frames} frames: give one file for each image")
     picture.load()
-    # After load, for the chunk may be behind the pixels.
+    # After load, for the tag may be behind the pixels.
     orientation = picture.getexif().get(ORIENTATION)
-    if depth == 16 and colour != _GREY:
-        del picture
-        values = _sixteen_bits(file, header)
-    else:
-        values = _up_to_pillow(picture)
+    values = _sixteen_bits(passes, header) if depth == 16 and colour != _GREY else _as_pillow_has_it(picture)
     return Picture(upright(values, orientation))
 
 
-def _up_to_pillow(picture: PngImageFile) -> np.ndarray:
+def _as_pillow_has_it(picture: PngImageFile) -> np.ndarray:
     if picture.mode.startswith("I"):
         return np.asarray(picture)
     if picture.mode == "P":
@@ -82,23 +81,46 @@ def _check_palette(picture: Image.Image) -> None:
         raise FaultError(f"has a palette of {colours} colours and pixels of colour {highest}: save it again")
 
 
-def _sixteen_bits(file: BinaryIO, header: bytes) -> np.ndarray:
-    """uint16 (H, W) or (H, W, 3) of colour or with transparency."""
-    width, height, _, colour = struct.unpack(">IIBB", header[16:26])
-    channels = _CHANNELS[colour]
-    values = np.empty((height, width, channels), np.uint16)
-    passes = _ADAM7 if header[28] else ((0, 0, 1, 1),)
-    shapes = [values[y::down, x::across].shape for y, x, down, across in passes]
-    # A row has a byte for its filter; a pass without pixels has no rows.
-    sizes = [rows * (1 + 2 * channels * columns) if columns else 0 for rows, columns, _ in shapes]
-    # No more than the pixels need: a few bytes can stand for any number of them.
+@dataclasses.dataclass(frozen=True)
+class _Pass:
+    """Filtered rows of every `down`-th row and `across`-th column from (y, x) on, which has `shape` (h, w)."""
+
+    y: int
+    x: int
+    down: int
+    across: int
+    shape: tuple[int, int]
+    rows: memoryview
+
+
+def _passes(file: BinaryIO, header: bytes) -> list[_Pass]:
+    """The inflated data, no more than the pixels need: a few bytes can stand for any number of them.
+
+    Raises:
+        FaultError: there are less. Pillow would take what is missing as black.
+    """
+    width, height, depth, colour = struct.unpack(">IIBB", header[16:26])
+    found, sizes = [], []
+    for y, x, down, across in _ADAM7 if header[28] else ((0, 0, 1, 1),):
+        rows, columns = (height - y + down - 1) // down, (width - x + across - 1) // across
+        if rows > 0 and columns > 0:
+            # A row has a byte for its filter.
+            sizes.append(rows * (1 + (columns * depth * _CHANNELS[colour] + 7) // 8))
+            found.append((y, x, down, across, (rows, columns)))
     data = memoryview(zlib.decompressobj().decompress(_image_data(file, len(header)), sum(sizes)))
     if len(data) < sum(sizes):
         raise FaultError("is a damaged PNG file: parts of its pixels are missing")
-    for (y, x, down, across), (rows, columns, _), size in zip(passes, shapes, sizes, strict=True):
-        if size:
-            values[y::down, x::across] = _decode(data[:size], columns, rows, colour).reshape(rows, columns, channels)
-        data = data[size:]
+    ends = list(itertools.accumulate(sizes))
+    return [_Pass(*where, data[end - size : end]) for where, size, end in zip(found, sizes, ends, strict=True)]
+
+
+def _sixteen_bits(passes: list[_Pass], header: bytes) -> np.ndarray:
+    """uint16 (H, W) or (H, W, 3) of colour or with transparency."""
+    width, height, _, colour = struct.unpack(">IIBB", header[16:26])
+    values = np.empty((height, width, _CHANNELS[colour]), np.uint16)
+    for part in passes:
+        pixels = _decode(part, colour).reshape(*part.shape, -1)
+        values[part.y :: part.down, part.x :: part.across] = pixels
     return np.ascontiguousarray(values[..., 0] if colour == _GREY_ALPHA else values[..., :3])
 
 
@@ -117,16 +139,16 @@ def _image_data(file: BinaryIO, start: int) -> bytes:
             file.seek(length + 4, os.SEEK_CUR)
 
 
-def _decode(rows: memoryview, width: int, height: int, colour: int) -> np.ndarray:
-    """Filtered rows as pixels, by libpng.
+def _decode(part: _Pass, colour: int) -> np.ndarray:
+    """Its pixels of 16 bits, by libpng.
 
     It is given nothing else: it prints warnings about interlacing, profiles and the like on the terminal.
     """
     # Only here: few files need it.
     import imagecodecs
 
-    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b""))
+    header = struct.pack(">IIBBBBB", part.shape[1], part.shape[0], 16, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(part.rows, 0)), (b"IEND", b""))
     parts = [SIGNATURE]
     for name, content in chunks:
         parts += [struct.pack(">I", len(content)), name, content]

@@ -31,7 +31,7 @@ _OTHER_COLOURS = {
     8: "CIE L*a*b*",
     9: "ICC L*a*b*",
     10: "ITU L*a*b*",
-    32803: "a raw camera",
+    32803: "a camera's sensor",
 }
 _OLD_JPEG, _JPEG = 6, 7
 _FAX = (2, 3, 4)
@@ -84,7 +84,7 @@ def read_tiff(file: BinaryIO, max_pixels: int, nan: float | None = None) -> Pict
         _check_single(tiff, page)
         _check_colours(page)
         if page.compression == _OLD_JPEG or (page.photometric == _YCBCR and page.compression != _JPEG):
-            return Picture(upright(_with_libtiff(file), page.tags.valueof(ORIENTATION)))
+            return Picture(upright(_with_libtiff(file, page), page.tags.valueof(ORIENTATION)))
         _check_parts(file, page)
         values = page.asarray(maxworkers=1)
         if values.shape != page.shape:
@@ -249,10 +249,16 @@ def _without_no_data(values: np.ndarray, page: Any, nan: float | None) -> np.nda
     return replaced(values, missing, nan)
 
 
-def _with_libtiff(file: BinaryIO) -> np.ndarray:
+def _with_libtiff(file: BinaryIO, page: Any) -> np.ndarray:
     """uint8 (H, W, 3), not turned."""
     # Only here: few files need it.
     import imagecodecs
 
     file.seek(0)
-    return np.ascontiguousarray(imagecodecs.tiff_decode(file.read(), asrgb=True)[..., :3])
+    content = bytearray(file.read())
+    if (tag := page.tags.get(ORIENTATION)) is not None:
+        # libtiff would mirror the image and not turn it.
+        width = tag.valuebytecount
+        order = "little" if page.parent.byteorder == "<" else "big"
+        content[tag.valueoffset : tag.valueoffset + width] = (1).to_bytes(width, order)
+    return np.ascontiguousarray(imagecodecs.tiff_decode(content, asrgb=True)[..., :3])
