@@ -32,17 +32,19 @@ def png(
     after: bytes = b"",
     interlaced: bool = False,
     size: tuple[int, int] | None = None,
+    level: int = 6,
 ) -> bytes:
     """A PNG file of `values` (H, W) or (H, W, channels), with chunks `before` and `after` its data; no row is filtered.
 
     Args:
         size: what the header says, (H, W), where it is not the truth.
+        level: of compression; 0: none.
     """
     passes = [values[y::down, x::across] for x, y, across, down in ADAM7] if interlaced else [values]
     rows = [packed(part[[number]], depth) for part in passes if part.size for number in range(len(part))]
     height, width = size or values.shape[:2]
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, interlaced)
-    data = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
+    data = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows), level))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + before + data + after + chunk(b"IEND", b"")
 
 

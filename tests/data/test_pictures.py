@@ -206,13 +206,14 @@ def test_animations(tmp_path):
 
 @pytest.mark.parametrize("depth", [8, 16])
 def test_damage_is_not_taken_for_pixels(tmp_path, depth):
-    whole = png(values(depth, 3), depth, RGB)
+    whole = png(values(depth, 3), depth, RGB, level=0)
     place = whole.index(b"IDAT") + 40
     for content in (
-        # Stored without compression, such a bit would be a pixel.
+        # Without compression, a bit is that of a pixel: the check sums alone tell.
         whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :],
         whole[: -len(chunk(b"IEND", b""))],
         png(values(depth, 3), depth, RGB, size=(H + 1, W)),
+        png(values(depth, 3), depth, RGB, after=chunk(b"eXIf", exif(6))[:-4] + b"0000"),
     ):
         refused(write(tmp_path, content), "cannot be read|is a damaged PNG file")
 
