@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 
+from jaxboost.data.arrays import MAX_PIXELS
 from jaxboost.data.csv_text import long_cells
 from jaxboost.data.faults import FaultError
 from jaxboost.data.pictures import SUFFIXES, read_picture
@@ -87,6 +88,11 @@ def bounding_box(mask: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, in
     )
 
 
+def _most(shape: tuple[int, int]) -> int:
+    """Pixels that the mask of an image (H, W) may have: as many as the image had to be read."""
+    return max(MAX_PIXELS, math.prod(shape))
+
+
 def _from_folder(folder: pathlib.Path, name: str, shape: tuple[int, int]) -> np.ndarray:
     path = folder / f"{name}.png"
     if not os.path.lexists(path):
@@ -94,7 +100,7 @@ def _from_folder(folder: pathlib.Path, name: str, shape: tuple[int, int]) -> np.
     if text := problem(path):
         raise FaultError(f"its mask {path} {text}")
     try:
-        mask = read_picture(path) > 0
+        mask = read_picture(path, max_pixels=_most(shape)) > 0
         return mask.any(2) if mask.ndim == 3 else mask
     except FaultError as fault:
         raise FaultError(f"its mask {path} {not_fetched(path) or fault}") from fault
@@ -141,6 +147,8 @@ def _from_table(table: dict[str, list[_Runs]], where: str, name: str, shape: tup
         # pandas writes whole numbers with a fraction where a column has gaps.
         height = int(float(runs.height)) if runs.height else shape[0]
         width = int(float(runs.width)) if runs.width else shape[1]
+        if height < 1 or width < 1 or height * width > _most(shape):
+            raise ValueError(f"its size of {width} x {height} is negative, zero or too large")
         mask = np.zeros(height * width, bool)
         for text in runs.lungs:
             for start, length in np.array(text.split(), np.int64).reshape(-1, 2):

@@ -1,19 +1,23 @@
 """One 2-D image of any accepted format, as 8 bits: DICOM, PNG, JPEG, TIFF or .npy."""
 
 import pathlib
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from jaxboost.data.arrays import MAX_PIXELS, SUFFIX, check_numbers, check_shows, read_npy, to_levels
+from jaxboost.data import jpeg, png, tiff
+from jaxboost.data.arrays import MAX_PIXELS, SUFFIX, check_numbers, check_shows, read_npy, to_bytes
 from jaxboost.data.faults import FaultError, reason
+from jaxboost.data.pixels import Picture, check_pixels
+from jaxboost.data.regular import open_regular
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SUFFIXES = (*DICOM_SUFFIXES, *PICTURE_SUFFIXES, SUFFIX)
-# What pillow raises for a damaged file (SyntaxError: a broken PNG header; EOFError, RuntimeError: a broken TIFF).
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, KeyError, TypeError, Image.DecompressionBombError)
+
+# What makes a file unreadable is raised; the rest would be lines on the terminal without the file's name.
+warnings.filterwarnings("ignore", module=r"PIL\.|tifffile")
 
 
 def read_image(
@@ -21,52 +25,118 @@ def read_image(
 ) -> np.ndarray:
     """The image, uint8 (H, W), or (H, W, 3) where it is in colour.
 
-    DICOM is shown as its tags say, and 8-bit values stay as they are; of others the ends of `window` become 0 and 255,
-    or where it is not given the least and the greatest. A picture is turned as its EXIF tag says.
+    DICOM is shown as its tags say, and values of 8 bits and fewer stay as they are; of others the ends of `window`
+    become 0 and 255, or where it is not given the least and the greatest, of all channels. A picture is turned as its
+    tag of EXIF or TIFF says.
 
     Args:
         nan: what values that are not finite are read as; None: such a file is refused.
-        max_pixels: that the file may hold.
+        max_pixels: that the file may hold; compared with its header, before it is decoded.
 
     Raises:
-        FaultError: the file cannot be read, or shows nothing.
+        FaultError: the file cannot be read exactly, or shows nothing.
+    """
+    return read_shown(path, window, nan=nan, max_pixels=max_pixels)[0]
+
+
+def read_shown(
+    path: pathlib.Path, window: Sequence[float] = (), *, nan: float | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, bool | None]:
+    """`read_image`, and whether its values had more than 8 bits and are shown in a range of their own.
+
+    That is None for DICOM, whose tags say the range.
     """
     suffix = path.suffix.lower()
     if suffix in DICOM_SUFFIXES:
-        # Only here: the package pydicom is optional.
-        from jaxboost.data.dicom import read_dicom
-
-        image = read_dicom(path, max_pixels=max_pixels, nan=nan)
-        check_shows(image)
-        return image
-    stored = read_npy(path) if suffix == SUFFIX else read_picture(path)
-    if stored.ndim not in (2, 3) or (stored.ndim == 3 and stored.shape[2] != 3):
-        raise FaultError(f"has the shape {stored.shape}, not (H, W) or (H, W, 3)")
-    check_shows(stored)
-    used = () if stored.dtype == np.uint8 else window
-    image = np.rint(to_levels(stored, used)).astype(np.uint8)
+        return _read_dicom(path, nan, max_pixels), None
+    stored = _read_array(path, nan, max_pixels) if suffix == SUFFIX else _read_stored(path, nan, max_pixels)
+    check_shows(stored.values)
+    levels = stored.values.dtype in (np.uint8, np.bool_)
+    used = () if levels else window
+    try:
+        image = to_bytes(stored.values, used, inverted=stored.inverted)
+    except MemoryError:
+        raise FaultError("needs more memory than there is") from None
     check_shows(image, used)
     if image.ndim == 3 and (image == image[..., :1]).all():
-        return np.ascontiguousarray(image[..., 0])
+        image = np.ascontiguousarray(image[..., 0])
+    return image, not levels and not window
+
+
+def read_picture(path: pathlib.Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """A PNG, JPEG or TIFF file as it is stored: (H, W) or (H, W, 3); transparency is left out.
+
+    Raises:
+        FaultError: the file cannot be read exactly, has several pages, or more than 8 bits with white as 0.
+    """
+    stored = _read_stored(path, None, max_pixels)
+    if stored.inverted:
+        raise FaultError("has more than 8 bits and 0 as white: save it with 0 as black")
+    return stored.values
+
+
+def _read_dicom(path: pathlib.Path, nan: float | None, max_pixels: int) -> np.ndarray:
+    # Only here: the package pydicom is optional.
+    from jaxboost.data.dicom import read_dicom
+
+    open_regular(path).close()
+    image = read_dicom(path, max_pixels=max_pixels, nan=nan)
+    check_shows(image)
     return image
 
 
-def read_picture(path: pathlib.Path) -> np.ndarray:
-    """A PNG, JPEG or TIFF file as it is stored: (H, W), or uint8 (H, W, 3); transparency is left out.
+def _read_stored(path: pathlib.Path, nan: float | None, max_pixels: int) -> Picture:
+    with open_regular(path) as file:
+        start = file.read(8)
+        file.seek(0)
+        try:
+            if start.startswith(png.SIGNATURE):
+                return png.read_png(file, max_pixels)
+            if start.startswith(jpeg.SIGNATURE):
+                return jpeg.read_jpeg(file, max_pixels)
+            if start.startswith(tiff.SIGNATURES):
+                stored = tiff.read_tiff(file, max_pixels, nan)
+                return Picture(check_numbers(stored.values, nan), stored.inverted)
+        except FaultError:
+            raise
+        except MemoryError:
+            raise FaultError("needs more memory than there is") from None
+        # Damaged files make the decoders raise nearly anything.
+        except Exception as error:
+            # The texts of other types are of no use: that of a KeyError is the key.
+            told = isinstance(error, OSError | SyntaxError | ValueError)
+            text = reason(error) if told else "it is damaged"
+            raise FaultError(f"cannot be read ({text}): copy it again, or save it anew") from error
+    if not start:
+        raise FaultError("is empty: it has 0 bytes")
+    raise FaultError("is neither a PNG nor a JPEG nor a TIFF file that can be read: convert it to PNG")
+
+
+def _read_array(path: pathlib.Path, nan: float | None, max_pixels: int) -> Picture:
+    def check(shape: tuple[int, ...]) -> None:
+        height, width = _picture_shape(shape)[:2]
+        check_pixels(width, height, max_pixels)
+
+    values = read_npy(path, nan=nan, check=check)
+    return Picture(values.reshape(_picture_shape(values.shape)))
+
+
+def _picture_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(H, W) or (H, W, 3) without the axes of length 1 of an array of the given shape.
 
     Raises:
-        FaultError: the file cannot be read, or has several pages.
+        FaultError: it is not the shape of one picture, or may be that of several kinds of pictures.
     """
-    try:
-        with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as picture:
-            if picture.format == "TIFF" and picture.n_frames > 1:
-                raise FaultError(f"has {picture.n_frames} pages: give one file for each image")
-            # I and I;16: whole numbers of more than 8 bits; F: floating point.
-            if picture.mode.startswith("I") or picture.mode == "F":
-                return check_numbers(np.asarray(picture))
-            picture = ImageOps.exif_transpose(picture)
-            return np.asarray(picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB"))
-    except Image.UnidentifiedImageError:
-        raise FaultError("is neither a PNG nor a JPEG nor a TIFF file that can be read") from None
-    except _DAMAGE as error:
-        raise FaultError(f"cannot be read ({reason(error)})") from error
+    plain = shape if len(shape) == 2 else tuple(side for side in shape if side != 1)
+    if len(plain) == 2 and len(shape) > 2 and 3 in plain:
+        raise FaultError(f"has the shape {shape}, which may be grey or in colour: save it as (H, W) or (H, W, 3)")
+    if len(plain) == 2 or (len(plain) == 3 and plain[2] == 3):
+        return plain
+    text = f"has the shape {shape}, not (H, W) or (H, W, 3)"
+    if len(plain) == 3 and plain[0] == 3:
+        text += ": if its first axis is red, green and blue, save numpy.moveaxis(array.squeeze(), 0, -1)"
+    elif len(plain) == 3 and plain[2] == 4:
+        text += ": if its last channel is transparency, save array[..., :3]"
+    elif len(plain) >= 3:
+        text += ": give one file for each image"
+    raise FaultError(text)

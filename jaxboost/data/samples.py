@@ -18,7 +18,7 @@ from jaxboost.data.arrays import MAX_PIXELS, MAX_VOXELS
 from jaxboost.data.faults import FaultError, Faults
 from jaxboost.data.labels import Row
 from jaxboost.data.masks import Lookup, bounding_box, stem
-from jaxboost.data.pictures import read_image
+from jaxboost.data.pictures import read_shown
 from jaxboost.data.volumes import read_volume, resample
 from jaxboost.data.walk import not_fetched, problem, some
 
@@ -32,10 +32,14 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """An image uint8 (S, S) or (S, S, 3), or a volume (S, S, S), and the digest of the pixels that it was made of."""
+    """An image uint8 (S, S) or (S, S, 3), or a volume (S, S, S), and the digest of the pixels that it was made of.
+
+    `own_range`: see `pictures.read_shown`; None for volumes.
+    """
 
     image: np.ndarray
     digest: str
+    own_range: bool | None = None
 
 
 def read_all(
@@ -62,6 +66,13 @@ def read_all(
                 faults.add(str(result), row=row.number, file=row.file)
             else:
                 samples[row] = result
+    own = [row.file for row, sample in samples.items() if sample.own_range]
+    if own and any(sample.own_range is False for sample in samples.values()):
+        _log.warning(
+            "images of more than 8 bits, each shown from its own least to its own greatest value, are among others of "
+            "8 bits, which are shown as they are: %s: where their values have one scale, set data.window to its ends",
+            some(own),
+        )
     return samples
 
 
@@ -75,12 +86,14 @@ def read_2d(
     max_pixels: int = MAX_PIXELS,
 ) -> Sample:
     """A 2-D image, cut to its mask where there is one and resized to a square, bicubic; see `pictures.read_image`."""
-    image = read_image(path, window, nan=nan, max_pixels=max_pixels)
-    picture = Image.fromarray(image)
+    image, own_range = read_shown(path, window, nan=nan, max_pixels=max_pixels)
+    part = image
     if lungs is not None:
         shape = image.shape[:2]
-        picture = picture.crop(bounding_box(lungs(stem(path.name), shape), shape))
-    return Sample(np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC)), _digest(image))
+        left, top, right, bottom = bounding_box(lungs(stem(path.name), shape), shape)
+        part = np.ascontiguousarray(image[top:bottom, left:right])
+    picture = Image.fromarray(part).resize((size, size), Image.Resampling.BICUBIC)
+    return Sample(np.asarray(picture), _digest(image), own_range)
 
 
 def read_3d(

@@ -643,6 +643,20 @@ def test_windows_are_of_floating_point_images(folder):
     assert "float.npy: shows nothing within data.window=(5.0, 6.0): every value is 0" in folder.fault(window=(5.0, 6.0))
 
 
+def test_8_bits_among_16(folder, caplog):
+    """Both kinds are read, and the user is told that they have no common scale."""
+    folder.load()
+    assert "more than 8 bits" not in caplog.text
+    folder.add("P9", "deep.png", "normal", picture(9).astype(np.uint16) * 100 + 7)
+    folder.write()
+    folder.load()
+    assert "images of more than 8 bits, each shown from its own least" in caplog.text
+    assert ": deep.png: where their values have one scale, set data.window to its ends" in caplog.text
+    caplog.clear()
+    folder.load(window=(0, 65535))
+    assert "more than 8 bits" not in caplog.text
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_images_that_cannot_be_read(folder):
     images = folder.path / "images"

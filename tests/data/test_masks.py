@@ -175,3 +175,16 @@ def test_no_masks(tmp_path):
         del row[lacking]
         with pytest.raises(UserError, match=f"lacks {message}; found: "):
             open_masks(write_table(tmp_path / "bad.csv", [row]), {"a"})
+
+
+def test_masks_of_absurd_size(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxboost.data.masks.MAX_PIXELS", 599)
+    table = write_table(tmp_path / "masks.csv", [row_of("a") | {"Height": 10**9, "Width": 10**9}])
+    with pytest.raises(FaultError, match=r"^its mask in row 2 .*its size of 1000000000 x 1000000000 is .* too large"):
+        open_masks(table, ["a"])("a", (20, 30))
+    for height in (20, 21):
+        Image.new("1", (30, height), 1).save(tmp_path / f"{height}.png")
+    # As many pixels as the image has are always read.
+    assert open_masks(tmp_path, ["20"])("20", (20, 30)).all()
+    with pytest.raises(FaultError, match=r"21\.png has 30 x 21 = 630 pixels, more than data\.max_pixels=600"):
+        open_masks(tmp_path, ["21"])("21", (20, 30))
