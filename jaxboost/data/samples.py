@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -26,6 +27,8 @@ from jaxboost.data.volumes import read_volume, resample
 _THREADS = {2: 8, 3: 2}
 _DARK = 32
 
+T = TypeVar("T")
+
 _log = logging.getLogger(__name__)
 
 
@@ -38,11 +41,20 @@ class Sample:
 
 
 def read_all(
-    paths: Mapping[Row, pathlib.Path], read: Callable[[pathlib.Path], Sample], ndim: int, faults: Faults
-) -> dict[Row, Sample]:
-    """`read` of every file; what it raises goes to `faults`."""
+    paths: Mapping[Row, pathlib.Path],
+    read: Callable[[pathlib.Path], T],
+    ndim: int,
+    faults: Faults,
+    *,
+    what: str = "reading",
+) -> dict[Row, T]:
+    """`read` of every file; what it raises goes to `faults`.
 
-    def attempt(path: pathlib.Path) -> Sample | FaultError:
+    Args:
+        what: is done, for the progress bar.
+    """
+
+    def attempt(path: pathlib.Path) -> T | FaultError:
         try:
             return read(path)
         except FaultError as fault:
@@ -52,7 +64,7 @@ def read_all(
     # Decoders, numpy, scipy and pillow let go of the interpreter lock.
     with concurrent.futures.ThreadPoolExecutor(min(_THREADS[ndim], os.cpu_count() or 1)) as pool:
         results = pool.map(attempt, paths.values())
-        bar = tqdm(results, total=len(paths), desc="reading", unit="image", disable=None)
+        bar = tqdm(results, total=len(paths), desc=what, unit="image", disable=None)
         for row, result in zip(paths, bar, strict=True):
             if isinstance(result, FaultError):
                 faults.add(str(result), row=row.number, file=row.file)
