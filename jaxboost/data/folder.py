@@ -31,6 +31,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxboost.data import arrays, labels, layouts, patients, samples
+from jaxboost.data import duplicates as duplicates_of
+from jaxboost.data.duplicates import JOIN, REFUSE, WARN
 from jaxboost.data.faults import Faults
 from jaxboost.data.labels import Row
 from jaxboost.data.masks import Lookup, open_masks, stem
@@ -39,8 +41,6 @@ from jaxboost.errors import UserError, check_choice, nearest
 
 SOURCE = "folder"
 WHOLE = "all"
-# What is done about nearly equal images in different splits.
-WARN, JOIN, REFUSE = "warn", "join", "refuse"
 PATIENT_SOURCES = ("", patients.TAG)
 
 _log = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ def load(
     max_voxels: int = arrays.MAX_VOXELS,
     patient: str = "",
     duplicates: str = WARN,
+    pooled: bool = False,
 ) -> Dataset:
     """Reads the folder `root`.
 
@@ -103,6 +104,7 @@ def load(
         max_pixels, max_voxels: that a file may hold; larger ones are refused before they are decoded.
         patient: "tag": DICOM files name their patients where no table does; "": they are not asked.
         duplicates: "warn", "join" or "refuse": what is done about nearly equal images in different splits.
+        pooled: the folder's own splits are not used: all images are divided anew, for a cross-validation.
 
     Returns:
         The official splits, with or without val, or the one split "all", in the order of the rows: images (n, S, S, C)
@@ -146,7 +148,18 @@ def load(
     found = samples.read_all(paths, read, ndim, faults)
     joined = samples.join_copies(rows, found, faults, multi_label=multi_label)
     faults.raise_any()
-    return _dataset(info, joined, samples.stack([found[row] for row in rows], ndim), targets)
+    images = samples.stack([found[row] for row in rows], ndim)
+    treated = duplicates_of.treat(
+        joined,
+        images,
+        faults,
+        mode=duplicates,
+        multi_label=multi_label,
+        allow_mixed=allow_mixed_patients,
+        pooled=pooled,
+    )
+    faults.raise_any()
+    return _dataset(info, treated, images, targets)
 
 
 def _find_patients(
