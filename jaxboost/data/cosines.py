@@ -5,7 +5,6 @@ as 1 / f (Field, JOSA A 4, 1987), so that without it the few coarsest coefficien
 """
 
 import functools
-import itertools
 from collections.abc import Sequence
 
 import numpy as np

@@ -21,9 +21,11 @@ from tqdm import tqdm
 from jaxboost.data import cosines
 
 # Coefficients a side, and the least likeness, of candidates, by spatial dimensions.
-_COARSE, _PASSES = {2: 8, 3: 5}, {2: 0.73, 3: 0.85}
+_COARSE, _PASSES = {2: 8, 3: 5}, {2: 0.69, 3: 0.85}
 # Of the comparison of 2-D candidates: coefficients a side, steps of the fit, and the least likeness that passes.
-_STAGES = ((12, 0, 0.4), (8, 3, 0.85), (16, 3, 0.9))
+_STAGES = ((12, 0, 0.3), (8, 3, 0.85))
+# Then one of these is enough: coefficients a side, and the least likeness. A copy of few pixels lacks the finest ones.
+_FINE, _ENDS = 16, ((16, 0.9), (12, 0.95))
 # The least likeness of candidates beyond what all images have in common, which this many show.
 _PASSES_BEYOND, _NOTHING_LEFT, _SAMPLE = 0.5, 0.1, 256
 _FINE_3D, _ALIKE_3D = 10, 0.95
@@ -33,11 +35,11 @@ LEAST_SIZE, _LEAST_SIZE_OF_PARTS = 8, 20
 _SHARES, _STEP = (0.92, 0.84, 0.77, 0.7), 0.08
 # More images are compared as a whole only: the time grows with the square of their number.
 MOST_FOR_PARTS = 20_000
-# Candidates of one search: some two minutes. Images that are alike all over, such as shapes, would take hours.
-_MOST_CANDIDATES = {2: 2_000_000, 3: 100_000}
+# Candidates of one search: some minutes. Images that are alike all over, such as shapes, would take hours.
+_MOST_CANDIDATES = {2: 4_000_000, 3: 100_000}
 # Where more pairs than this, and more than this share of those that were sampled, are neither equal nor unlike, the
 # images are such as shapes, and copies cannot be told from others.
-_BETWEEN, _MOST_BETWEEN, _MOST_SHARE_BETWEEN = 0.7, 20, 0.01
+_BETWEEN, _MOST_BETWEEN, _MOST_SHARE_BETWEEN = 0.75, 20, 0.01
 _BLOCK = 2**22  # likenesses in memory at once
 _BATCH = 256  # images in memory as float32 at once
 _WHOLE = (0.0, 1.0)
@@ -123,7 +125,7 @@ def find(images: np.ndarray, owners: np.ndarray, sides: np.ndarray) -> Search:
 def _can_be_told_apart(images: np.ndarray) -> bool:
     """Whether few pairs of a sample are neither equal nor unlike."""
     ndim = images.ndim - 2
-    fine, equal = (_STAGES[-1][0], _STAGES[-1][2]) if ndim == 2 else (_FINE_3D, _ALIKE_3D)
+    fine, equal = _ENDS[0] if ndim == 2 else (_FINE_3D, _ALIKE_3D)
     some = np.unique(np.linspace(0, len(images) - 1, _SAMPLE).astype(int))
     vectors = cosines.describe(cosines.reduced(images[some]), fine)
     mean = vectors.mean(0)
@@ -242,11 +244,15 @@ def _alike(images: np.ndarray, candidates: Sequence[_Candidate]) -> Iterator[tup
         boxes = np.array([view.box for view in views])
         kept = np.arange(len(candidates))
         for count, steps, least in _STAGES:
-            if not len(kept):
-                break
             boxes, likeness = cosines.fit(shown[kept], cosines.describe(seen[kept], count), boxes, steps)
-            passed = likeness > least
-            kept, boxes, likeness = kept[passed], boxes[passed], likeness[passed]
+            kept, boxes = kept[likeness > least], boxes[likeness > least]
+            if not len(kept):
+                return
+        boxes, _ = cosines.fit(shown[kept], cosines.describe(seen[kept], _FINE), boxes, 3)
+        passed = np.zeros(len(kept), bool)
+        for count, least in _ENDS:
+            passed |= cosines.fit(shown[kept], cosines.describe(seen[kept], count), boxes, 0)[1] > least
+        kept, boxes = kept[passed], boxes[passed]
         cut = (boxes[:, :, 1] - boxes[:, :, 0]).min(1) < 1 - _STEP / 2
     else:
         likeness = (cosines.describe(shown, _FINE_3D) * cosines.describe(seen, _FINE_3D)).sum(-1)
