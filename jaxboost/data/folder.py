@@ -180,6 +180,8 @@ def _find_patients(
             _log.warning("%s has no patient ids: every file is taken as a patient of its own", name)
     elif not rows[0].number:
         _log.info("files in a folder within that of their class are taken as of one patient")
+        if loose := [row.file for row in rows if row.patient == row.file]:
+            _log.warning("in no patient's folder, each taken as a patient of its own: %s", layouts.some(loose))
     else:
         how = ""
     if source:
