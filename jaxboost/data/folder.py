@@ -7,7 +7,10 @@ data.root) and `label`. Without a column `patient_id` (or `patient`) every file 
 `split` (train, test and, where there is one, val) makes official splits; no patient may be in two.
 
 Class folders, where there is no labels.csv: data.root/CLASS/files, or data.root/{train,val,test}/CLASS/files; in either
-CLASS/PATIENT/files says whose they are, and val/ may be missing.
+CLASS/PATIENT/files says whose they are, and val/ may be missing. Folders of one name below two classes or splits are of
+one patient.
+
+Where neither says whose the files are, the tags of DICOM files do, with data.patient=tag.
 
 2-D: DICOM (.dcm, .dicom), PNG, JPEG, TIFF, .npy with (H, W) or (H, W, 3); they are resized to a square, bicubic,
 whatever their proportions are, and keep their colours, see `jaxboost.data.pictures`. Where masks of the lungs are given
@@ -27,7 +30,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxboost.data import arrays, labels, layouts, samples
+from jaxboost.data import arrays, labels, layouts, patients, samples
+from jaxboost.data import duplicates as duplicates_of
+from jaxboost.data.duplicates import JOIN, REFUSE, WARN
 from jaxboost.data.faults import Faults
 from jaxboost.data.labels import Row
 from jaxboost.data.masks import Lookup, open_masks, stem
@@ -36,9 +41,7 @@ from jaxboost.errors import UserError, check_choice, nearest
 
 SOURCE = "folder"
 WHOLE = "all"
-# What is done about nearly equal images in different splits.
-WARN, JOIN, REFUSE = "warn", "join", "refuse"
-PATIENT_SOURCES = ("", "tag")
+PATIENT_SOURCES = ("", patients.TAG)
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +84,7 @@ def load(
     max_voxels: int = arrays.MAX_VOXELS,
     patient: str = "",
     duplicates: str = WARN,
+    pooled: bool = False,
 ) -> Dataset:
     """Reads the folder `root`.
 
@@ -100,6 +104,7 @@ def load(
         max_pixels, max_voxels: that a file may hold; larger ones are refused before they are decoded.
         patient: "tag": DICOM files name their patients where no table does; "": they are not asked.
         duplicates: "warn", "join" or "refuse": what is done about nearly equal images in different splits.
+        pooled: the folder's own splits are not used: all images are divided anew, for a cross-validation.
 
     Returns:
         The official splits, with or without val, or the one split "all", in the order of the rows: images (n, S, S, C)
@@ -125,14 +130,12 @@ def load(
     else:
         _log.info("classes found, in label order (of two the second is the positive one): %s", ", ".join(info.classes))
         labels.warn_of_misspelling(rows, info.classes, multi_label=multi_label)
-    if rows[0].patient is None:
-        _log.warning("%s has no patient ids: every file is taken as a patient of its own", name)
-    elif not rows[0].number:
-        _log.info("files in a folder within that of their class are taken as of one patient")
     targets = labels.encode(rows, info.classes, faults, multi_label=multi_label)
-    labels.check_patients(rows, faults, multi_label=multi_label, allow_mixed=allow_mixed_patients)
     labels.check_splits(rows, info.classes, faults, multi_label=multi_label)
     paths = layouts.locate(folder, rows, ndim, faults, masks_path)
+    rows, paths = _find_patients(
+        name, rows, paths, faults, source=patient, multi_label=multi_label, allow_mixed=allow_mixed_patients
+    )
     if ndim == 2:
         lungs = _lungs(masks_path, list(paths), faults)
         read = functools.partial(
@@ -143,12 +146,61 @@ def load(
             samples.read_3d, size=size, window=window, spacing=spacing, nan=value, max_voxels=max_voxels
         )
     found = samples.read_all(paths, read, ndim, faults)
+    samples.warn_of_ranges(found)
     joined = samples.join_copies(rows, found, faults, multi_label=multi_label)
     faults.raise_any()
+    images = samples.stack([found[row] for row in rows], ndim)
+    treated = duplicates_of.treat(
+        joined,
+        images,
+        faults,
+        mode=duplicates,
+        multi_label=multi_label,
+        allow_mixed=allow_mixed_patients,
+        pooled=pooled,
+    )
+    faults.raise_any()
+    return _dataset(info, treated, images, targets)
+
+
+def _find_patients(
+    name: str,
+    rows: list[Row],
+    paths: dict[Row, pathlib.Path],
+    faults: Faults,
+    *,
+    source: str,
+    multi_label: bool,
+    allow_mixed: bool,
+) -> tuple[list[Row], dict[Row, pathlib.Path]]:
+    """`rows` and `paths` with the patients of the table, of the folders, or of the tags where `source` is "tag"."""
+    how = patients.FOLDERS
+    if rows[0].patient is None:
+        how = source
+        if not source:
+            _log.warning("%s has no patient ids: every file is taken as a patient of its own", name)
+    elif not rows[0].number:
+        _log.info("files in a folder within that of their class are taken as of one patient")
+        if loose := [row.file for row in rows if row.patient == row.file]:
+            _log.warning("in no patient's folder, each taken as a patient of its own: %s", layouts.some(loose))
+    else:
+        how = ""
+    if source:
+        rows, paths = patients.from_tags(rows, paths, faults)
+    options = {"multi_label": multi_label, "allow_mixed": allow_mixed}
+    if how:
+        patients.check(rows, faults, how, **options)
+    else:
+        labels.check_patients(rows, faults, **options)
+    return rows, paths
+
+
+def _dataset(info: DatasetInfo, rows: Sequence[Row], images: np.ndarray, targets: np.ndarray) -> Dataset:
+    """The data set with the rows' splits, or with one split of all."""
     whole = Split(
-        images=samples.stack([found[row] for row in rows], ndim),
+        images=images,
         labels=targets,
-        groups=None if joined[0].patient is None else np.array([row.patient for row in joined]),
+        groups=None if rows[0].patient is None else np.array([row.patient for row in rows]),
         names=np.array([row.file for row in rows]),
     )
     splits = {WHOLE: whole}

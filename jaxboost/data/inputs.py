@@ -130,6 +130,7 @@ def read(
         if not skip_faulty or not images:
             raise
         _log.warning("left out: %s", error)
+    samples.warn_of_ranges(images)
     kept = [row for row in accepted if row in images]
     return [rows[row] for row in kept], samples.stack([images[row] for row in kept], preparation.ndim)
 

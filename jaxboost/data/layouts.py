@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import logging
 import pathlib
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from jaxboost.data import beside, labels, names, pictures, spelling, volumes
@@ -218,14 +219,32 @@ def _check_no_splits(folder: pathlib.Path, names: Iterable[str]) -> None:
 
 
 def _with_patients(rows: Sequence[Row]) -> list[Row]:
-    """`rows` of class folders, where the files in a folder within their class are of one patient."""
+    """`rows` of class folders, where the files in a folder within their class, at any depth, are of one patient.
+
+    Folders of the same name are of one patient, whatever their class and split: the person who is filed under two
+    classes must not come to two splits. Names that differ in case, Unicode form or blanks around them are the same:
+    some file systems and archives change these. A patient is called CLASS/NAME where one class has the name, else NAME.
+    """
+
+    def key(name: str) -> str:
+        return unicodedata.normalize("NFC", name).strip().casefold()
+
     inner = [pathlib.PurePath(row.file).parts[1 + (row.split is not None) : -1] for row in rows]
     if not any(inner):
         return list(rows)
-    return [
-        dataclasses.replace(row, patient="/".join((row.label, *folders)) if folders else row.file)
-        for row, folders in zip(rows, inner, strict=True)
-    ]
+    # A name's key -> its classes with how each writes it first.
+    classes: dict[str, dict[str, str]] = {}
+    for row, folders in zip(rows, inner, strict=True):
+        if folders:
+            classes.setdefault(key(folders[0]), {}).setdefault(row.label, folders[0])
+
+    def patient(row: Row, folders: Sequence[str]) -> str:
+        if not folders:
+            return row.file
+        found = classes[key(folders[0])]
+        return "/".join(next(iter(found.items()))) if len(found) == 1 else next(iter(found.values()))
+
+    return [dataclasses.replace(row, patient=patient(row, folders)) for row, folders in zip(rows, inner, strict=True)]
 
 
 def locate(

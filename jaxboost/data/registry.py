@@ -70,6 +70,7 @@ def load(
     max_voxels: int = arrays.MAX_VOXELS,
     patient: str = "",
     duplicates: str = folder.WARN,
+    pooled: bool = False,
 ) -> Dataset:
     """Loads a data set at `size` pixels from the folder `root` (published ones: "", see `source.data_root`).
 
@@ -79,7 +80,7 @@ def load(
     Args:
         name, source, ndim: as for `describe_dataset`.
         classes, multi_label, masks, allow_mixed_patients, window, spacing, nan, patient: of a user's folder only, see
-            `folder.load`; so are max_pixels, max_voxels and duplicates, which other data sets do not read.
+            `folder.load`; so are max_pixels, max_voxels, duplicates and pooled, which other data sets do not read.
 
     Raises:
         UserError: no such source, data set or size; a file that is altered, cannot be had or cannot be read; an option
@@ -98,7 +99,8 @@ def load(
     }
     if source == folder.SOURCE:
         limits = {"max_pixels": max_pixels, "max_voxels": max_voxels}
-        return folder.load(name, size=size, ndim=ndim, root=root, duplicates=duplicates, **options, **limits)
+        search = {"duplicates": duplicates, "pooled": pooled}
+        return folder.load(name, size=size, ndim=ndim, root=root, **options, **limits, **search)
     _check_unused(source or name, **options)
     if source:
         dataset = tfds_source.load(_tfds_name(source), size=size, root=root)

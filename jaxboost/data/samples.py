@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,8 @@ _THREADS = {2: 8, 3: 2}
 _DIGEST_BYTES = 1 << 22
 _DARK = 32
 
+T = TypeVar("T")
+
 _log = logging.getLogger(__name__)
 
 
@@ -43,11 +46,20 @@ class Sample:
 
 
 def read_all(
-    paths: Mapping[Row, pathlib.Path], read: Callable[[pathlib.Path], Sample], ndim: int, faults: Faults
-) -> dict[Row, Sample]:
-    """`read` of every file; what it raises goes to `faults`."""
+    paths: Mapping[Row, pathlib.Path],
+    read: Callable[[pathlib.Path], T],
+    ndim: int,
+    faults: Faults,
+    *,
+    what: str = "reading",
+) -> dict[Row, T]:
+    """`read` of every file; what it raises goes to `faults`.
 
-    def attempt(path: pathlib.Path) -> Sample | FaultError:
+    Args:
+        what: is done, for the progress bar.
+    """
+
+    def attempt(path: pathlib.Path) -> T | FaultError:
         # A named pipe would be waited for.
         if text := problem(path):
             return FaultError(text)
@@ -60,12 +72,17 @@ def read_all(
     # Decoders, numpy, scipy and pillow let go of the interpreter lock.
     with concurrent.futures.ThreadPoolExecutor(min(_THREADS[ndim], os.cpu_count() or 1)) as pool:
         results = pool.map(attempt, paths.values())
-        bar = tqdm(results, total=len(paths), desc="reading", unit="image", disable=None)
+        bar = tqdm(results, total=len(paths), desc=what, unit="image", disable=None)
         for row, result in zip(paths, bar, strict=True):
             if isinstance(result, FaultError):
                 faults.add(str(result), row=row.number, file=row.file)
             else:
                 samples[row] = result
+    return samples
+
+
+def warn_of_ranges(samples: Mapping[Row, Sample]) -> None:
+    """Warns where some images are shown over their own range and others, of 8 bits, as they are."""
     own = [row.file for row, sample in samples.items() if sample.own_range]
     if own and any(sample.own_range is False for sample in samples.values()):
         _log.warning(
@@ -73,7 +90,6 @@ def read_all(
             "8 bits, which are shown as they are: %s: where their values have one scale, set data.window to its ends",
             some(own),
         )
-    return samples
 
 
 def read_2d(

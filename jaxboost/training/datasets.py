@@ -59,7 +59,8 @@ def load(config: ConfigDict) -> Dataset:
         logger.warning(
             "images lose detail: data.size=%d is less than model.image_size=%d: set it to that", size, wanted
         )
-    return data.load(config.data.name, ndim=_ndim(config), **{name: config.data[name] for name in _LOADED_BY})
+    options = {name: config.data[name] for name in _LOADED_BY}
+    return data.load(config.data.name, ndim=_ndim(config), pooled=config.data.folds > 0, **options)
 
 
 def own_splits(config: ConfigDict, folder: pathlib.Path) -> Splits:

@@ -526,8 +526,8 @@ def write_class_folders(path, splits=("",)):
     number = 0
     for split in splits:
         for label in CLASSES:
-            (path / split / label / "more").mkdir(parents=True)
-            for place in (f"{label}_a", f"{label}_b", f"more/{label}_c"):
+            (path / split / label / f"more_{label}").mkdir(parents=True)
+            for place in (f"{label}_a", f"{label}_b", f"more_{label}/{label}_c"):
                 Image.fromarray(picture(number)).save(path / split / label / f"{place}.png")
                 number += 1
 
@@ -546,10 +546,10 @@ def test_class_folders(tmp_path, caplog):
     dataset = load("mine", source="folder", size=16, root=root, masks="masks")
     assert dataset.info.classes == CLASSES
     split = dataset.splits["all"]
-    expected = ["more/normal_c.png", "normal_a.png", "normal_b.png"]
+    expected = ["more_normal/normal_c.png", "normal_a.png", "normal_b.png"]
     assert split.names[:3].tolist() == [f"normal/{name}" for name in expected]
     assert split.labels[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
-    assert split.groups[:3].tolist() == ["normal/more", "normal/normal_a.png", "normal/normal_b.png"]
+    assert split.groups[:3].tolist() == ["normal/more_normal", "normal/normal_a.png", "normal/normal_b.png"]
     assert len(set(split.groups)) == 6
     np.testing.assert_array_equal(
         split.images[1, ..., 0], np.asarray(Image.fromarray(picture(0)).resize((16, 16), Image.Resampling.BICUBIC))
@@ -564,13 +564,13 @@ def test_class_folders_of_splits(tmp_path):
     write_class_folders(tmp_path, ("train", "val", "test"))
     root = str(tmp_path)
     # The same folder in each is the same patient in each.
-    with pytest.raises(UserError, match="patient 'normal/more' is in train here and in val"):
+    with pytest.raises(UserError, match="train/normal/more_normal/ and val/normal/more_normal/ are folders"):
         load("mine", source="folder", size=16, root=root)
-    for folder in tmp_path.glob("*/*/more"):
-        folder.rename(folder.with_name(f"more_{folder.parts[-3]}"))
+    for folder in list(tmp_path.glob("*/*/more_*")):
+        folder.rename(folder.with_name(f"{folder.name}_{folder.parts[-3]}"))
     dataset = load("mine", source="folder", size=16, root=root)
     assert dataset.info.n_samples == {"train": 6, "val": 6, "test": 6}
-    assert dataset.splits["val"].names[0] == "val/normal/more_val/normal_c.png"
+    assert dataset.splits["val"].names[0] == "val/normal/more_normal_val/normal_c.png"
     (tmp_path / "val").rename(tmp_path / "valid")
     with pytest.raises(UserError) as error:
         load("mine", source="folder", size=16, root=root)
@@ -578,19 +578,6 @@ def test_class_folders_of_splits(tmp_path):
         error.value
     )
     assert "no sample" not in str(error.value)
-
-
-def test_folders_within_a_class_are_patients(tmp_path):
-    for label in CLASSES:
-        for patient in ("p1", "p2"):
-            for number in range(2):
-                path = tmp_path / label / patient / f"{number}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                pixels = np.random.default_rng(len(label) + ord(patient[1]) * 10 + number).integers(0, 256, (8, 8))
-                Image.fromarray(pixels.astype(np.uint8)).save(path)
-    split = load("mine", source="folder", size=16, root=str(tmp_path)).splits["all"]
-    expected = [f"{label}/{patient}" for label in CLASSES for patient in ("p1", "p1", "p2", "p2")]
-    assert split.groups.tolist() == expected
 
 
 @pytest.mark.parametrize("names", [("Training", "Testing"), ("TRAIN", "valid"), ("training", "validation", "testing")])
