@@ -73,19 +73,23 @@ class GgufReader:
     def _config(self, settings: Settings) -> LlamaConfig:
         width, heads = settings.integer("llama.embedding_length"), settings.integer("llama.attention.head_count")
         head_dim = settings.integer("llama.attention.key_length", max(1, width // heads))
-        for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
-            if settings.integer(key, head_dim) != head_dim:
-                raise UserError(f"{settings.where}: {key!r} is not the head width {head_dim}: not a LLaMA layer")
+        key = "llama.attention.value_length"
+        if settings.integer(key, head_dim) != head_dim:
+            raise UserError(f"{settings.where}: {key!r} is not the head width {head_dim}: not a LLaMA layer")
         rope_base = settings.number("llama.rope.freq_base", 10000.0)
-        if _ROPE_FACTORS in self.names:
+        rotated = settings.integer("llama.rope.dimension_count", head_dim)
+        if rotated != head_dim:
+            turning = rope.partial(f"{rotated} of {head_dim}")
+        elif _ROPE_FACTORS in self.names:
             factors = tuple(float(factor) for factor in self.read(_ROPE_FACTORS).reshape(-1))
+            turning = {"rope_factors": factors}
         else:
             kind = settings.get("llama.rope.scaling.type")
             scaling = {
                 "rope_type": None if kind == "none" else kind,
                 "factor": settings.get("llama.rope.scaling.factor"),
             }
-            factors = rope.rope_factors(Settings(scaling, settings.where), head_dim=head_dim, rope_base=rope_base)
+            turning = rope.fields(Settings(scaling, settings.where), head_dim=head_dim, rope_base=rope_base)
         return layer_config(
             settings.where,
             width=width,
@@ -95,7 +99,7 @@ class GgufReader:
             mlp_width=settings.integer("llama.feed_forward_length"),
             eps=settings.number("llama.attention.layer_norm_rms_epsilon"),
             rope_base=rope_base,
-            rope_factors=factors,
+            **turning,
         )
 
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from jaxboost.convert.names import TensorInfo
 from jaxboost.convert.tower_configs import FAMILIES
-from jaxboost.convert.tower_names import LAYOUTS, TowerLayout, TowerSource, locate
+from jaxboost.convert.tower_layouts import LAYOUTS, TowerLayout
+from jaxboost.convert.tower_names import TowerSource, locate
 from jaxboost.errors import UserError
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def tower_of(path: Path, source: str) -> TowerSource:
       UserError: see `OnnxTensors`; or there is no such encoder in the file.
     """
     tensors = OnnxTensors(path, source)
-    layout, prefix = locate(tensors.names, LAYOUTS[_FAMILY])
+    layout, prefix = locate(tensors.names, LAYOUTS[_FAMILY], where=str(path))
     patches, tokens = (prefix + layout.embedding[name] for name in ("embedding.kernel", "positions"))
     hidden = prefix + layout.names("0")["mlp.up.bias"][0]
     for name in (patches, tokens, hidden):

@@ -71,9 +71,7 @@ def test_older_and_newer_rope_entries_agree():
         ({"model_type": None}, "this is a None checkpoint"),
         ({"hidden_act": "gelu"}, "the activation is 'gelu'"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"the weights are quantised \(gptq\)"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn' is not supported"),
-        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "a part of each head"),
+        ({"rope_scaling": {"type": ["yarn"]}}, r"the kind of rotary scaling is \['yarn'\] instead of a name"),
         ({"rope_parameters": [1]}, r"'rope_parameters' is \[1\] instead of an object"),
         ({"hidden_size": None}, "has no 'hidden_size'"),
         ({"hidden_size": "64"}, "'hidden_size' is '64' instead of a positive number"),
@@ -146,7 +144,6 @@ def test_rope_scaling_of_gguf(kind, factors, tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "'yarn' is not supported"),
         ({"llama.attention.value_length": 32}, "'llama.attention.value_length' is not the head width 16"),
         ({"split.count": 2}, "is one part of several: join them with `llama-gguf-split --merge` first"),
     ],

@@ -94,8 +94,8 @@ def test_every_form_gives_the_same_tower(form, published, tmp_path):
 
 def test_what_is_not_read_is_said(state, tmp_path, caplog):
     weights = state | {
-        "pre_logits.fc.weight": np.ones((128, 128), np.float32),
-        "mask_token": np.ones((1, 128), np.float32),
+        "pre_logits.fc.weight": np.ones((192, 192), np.float32),
+        "mask_token": np.ones((1, 192), np.float32),
     }
     with caplog.at_level(logging.INFO, logger="jaxboost"):
         convert(write("safetensors", weights, tmp_path)[0], "all", tmp_path / "tower")
@@ -135,9 +135,9 @@ def test_all_faults_are_in_one_message(state, tmp_path):
     weights = state | {
         "blocks.1.mlp.fc1.bias": np.zeros(3, np.float32),
         "blocks.2.extra.weight": np.zeros(3, np.float32),
-        "patch_embed.norm.weight": np.zeros(128, np.float32),
-        "blocks.0.norm1.weight": np.zeros(128, np.int8),
-        "blocks.0.ls1.gamma": np.ones(128, np.float32),
+        "patch_embed.norm.weight": np.zeros(192, np.float32),
+        "blocks.0.norm1.weight": np.zeros(192, np.int8),
+        "blocks.0.ls1.gamma": np.ones(192, np.float32),
     }
     del weights["blocks.1.attn.qkv.bias"], weights["norm.bias"]
     message = refused(write("safetensors", weights, tmp_path)[0], r"^vit\.safetensors does not hold a vision", tmp_path)
@@ -163,18 +163,29 @@ def test_a_whole_block_is_missing(state, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"reg_token": (1, 4, 128)}, "this ViT has register tokens, which is not supported: choose another model"),
-        ({"register_tokens": (1, 4, 128)}, "has register tokens"),
-        ({"dist_token": (1, 1, 128)}, r"has a distillation token \(DeiT\)"),
-        ({"fc_norm.weight": (128,), "norm.weight": None}, r"a norm of the mean of all tokens \(fc_norm\)"),
-        ({"norm_pre.weight": (128,)}, r"a norm before the first block \(CLIP; Hugging Face's copy"),
+        (
+            {"dist_token": (1, 1, 192)},
+            r"has a distillation token beside CLS \(DeiT, distilled\).* without distillation",
+        ),
+        (
+            {"fc_norm.weight": (192,), "norm.weight": None},
+            r"mean of its patches as its result \(fc_norm.* pretrained c",
+        ),
+        ({"norm_pre.weight": (192,)}, r"a norm before the first block \(CLIP\).*Hugging Face's copy"),
+        ({"blocks.0.attn.q_bias": (192,)}, r"has biases of queries and values apart \(BEiT, EVA\)"),
+        ({"rel_pos_bias.relative_position_bias_table": (4, 3)}, r"has relative positions \(BEiT\)"),
+        ({"blocks.0.gamma_1": (192,)}, "LayerScale under the names of BEiT"),
         ({"blocks.0.attn.q_norm.weight": (64,)}, r"norms of queries and keys \(qk_norm\)"),
         ({"blocks.0.attn.qkv.bias": None}, "queries, keys and values have no biases, which is not supported"),
-        ({"pos_embed": (1, 25, 128)}, "positions for 25 tokens, the ViT's are a CLS token and a square grid"),
-        ({"pos_embed": (26, 128)}, r"pos_embed has the shape \(26, 128\) instead of 3 axes"),
-        ({"patch_embed.proj.weight": (128, 48)}, r"patch_embed.proj.weight has the shape \(128, 48\) instead of 4"),
-        ({"patch_embed.proj.weight": (96, 3, 4, 4)}, "heads is not known for a width of 96, timm's .* heads of 64"),
-        ({"patch_embed.proj.weight": (128, 1, 4, 4)}, r"\(128, 1, 4, 4\) instead of \(128, 3, 4, 4\)"),
+        ({"pos_embed": (1, 24, 192)}, "positions for 24 tokens, the ViT's are a CLS token and a square grid"),
+        ({"reg_token": (1, 4, 192)}, "positions for 26 tokens, the ViT's are CLS, 4 registers and a square grid"),
+        ({"pos_embed": (26, 192)}, r"pos_embed has the shape \(26, 192\) instead of 3 axes"),
+        ({"patch_embed.proj.weight": (192, 48)}, r"patch_embed.proj.weight has the shape \(192, 48\) instead of 4"),
+        (
+            {"patch_embed.proj.weight": (96, 3, 4, 4)},
+            "heads is not known for a width of 96, which none of timm's ViTs has: give it with --heads",
+        ),
+        ({"patch_embed.proj.weight": (192, 1, 4, 4)}, r"\(192, 1, 4, 4\) instead of \(192, 3, 4, 4\)"),
         ({"patch_embed.proj.weight": None}, "holds no ViT in timm's names, .* 'patch_embed.proj.weight'.* the folder"),
         ({"blocks.0.mlp.fc1.weight": None}, "holds no ViT in timm's names, there is no 'blocks.0.mlp.fc1.weight'"),
         ({"cls_token": None}, "missing: cls_token"),
@@ -195,7 +206,7 @@ def test_other_models_are_refused(changes, message, state, tmp_path):
     [
         ({"architecture": "resnet50"}, "timm's 'resnet50' is no ViT: choose a model whose name begins with vit_ or de"),
         ({"model_args": {"act_layer": "quick_gelu"}}, "this vit_small_patch16_224 has another act_layer"),
-        ({"model_args": {"num_heads": 5}}, "the number of heads is not known for a width of 128"),
+        ({"model_args": {"num_heads": 5}}, "a width of 192 is no multiple of 5 heads"),
         ({"model_args": "none"}, "'model_args' is 'none' instead of an object"),
         ({"architecture": None}, "this is a None checkpoint, not of the LLaMA family"),
     ],
@@ -221,8 +232,8 @@ def test_broken_files(state, tmp_path):
         contents = (tmp_path / f"vit.{form}").read_bytes()
         (tmp_path / f"vit.{form}").write_bytes(contents[: len(contents) // 2])
         refused(source, "download it again", tmp_path)
-    torch.save({"model": {"a": torch.zeros(2), "b": 3}}, tmp_path / "mixed.pth")
-    refused(str(tmp_path / "mixed.pth"), "is not a plain mapping of names to tensors", tmp_path)
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    refused(str(tmp_path / "list.pth"), "is not a plain mapping of names to tensors: save its weights alone", tmp_path)
 
 
 def test_real_architectures_are_read_as_they_are(tmp_path):
