@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxboost.convert import names, rope
+from jaxboost.convert import file_kinds, gguf_header, names, rope
 from jaxboost.convert.names import TensorInfo
-from jaxboost.convert.settings import Settings, layer_config
+from jaxboost.convert.settings import MAX_LAYERS, Settings, layer_config
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaConfig
 
@@ -36,13 +36,18 @@ class GgufReader:
         self.names = self._tensors.keys()
         # Values of other fields (the tokenizer's) are many and unused.
         keys = [key for key in contents.fields if key.startswith(("general.", "llama.", "split."))]
-        settings = Settings({key: _value(contents.fields[key]) for key in keys}, str(path))
+        try:
+            settings = Settings({key: _value(contents.fields[key]) for key in keys}, str(path))
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{path} has damaged metadata: download it again") from error
         architecture = settings.get("general.architecture")
         if architecture != "llama":
-            raise UserError(f"{path} is a {architecture!r} checkpoint, not of the LLaMA family: choose another file")
-        if (settings.get("split.count") or 1) > 1:
+            raise UserError(
+                f"{path} is a {architecture!r:.60} checkpoint, not of the LLaMA family: choose another file"
+            )
+        if settings.count("split.count", 1, limit=1 << 16) > 1:
             raise UserError(f"{path} is one part of several: join them with `llama-gguf-split --merge` first")
-        self.n_layers = settings.integer("llama.block_count")
+        self.n_layers = settings.integer("llama.block_count", limit=MAX_LAYERS)
         self.config = self._config(settings)
 
     def info(self, name: str) -> TensorInfo:
@@ -114,10 +119,15 @@ def _value(field: "ReaderField") -> Any:
 def _opened(path: Path) -> "GGUFReader":
     from gguf import GGUFReader
 
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise UserError(f"{path} is not a GGUF file, or its download is incomplete: download it again")
+    head = file_kinds.head_of(path)
+    if file_kinds.kind_of(head) != file_kinds.GGUF:
+        file_kinds.refuse_known(str(path), head)
+        raise UserError(f"{path} is not a GGUF file, or its download is incomplete: download it again")
+    broken = UserError(f"{path} is truncated or damaged, or of an unknown GGUF version: download it again")
+    if not gguf_header.is_sound(path):
+        raise broken
     try:
         return GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise UserError(f"{path} is truncated or damaged, or of an unknown GGUF version: download it again") from error
+    except Exception as error:
+        # A damaged file can end in any error of the package; it was asked for nothing else.
+        raise broken from error

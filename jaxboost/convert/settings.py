@@ -1,7 +1,6 @@
 """The numbers that a checkpoint's own configuration gives: config.json, params.json or GGUF metadata."""
 
 import json
-import math
 import reprlib
 from collections.abc import Mapping
 from typing import Any
@@ -91,7 +90,7 @@ def _is_number(value: Any) -> bool:
 
 def _short(value: float) -> str:
     """A number in few characters: a whole one may have thousands of digits."""
-    return reprlib.repr(int(value) if math.isfinite(value) and value == int(value) else value)
+    return reprlib.repr(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def layer_config(

@@ -1,9 +1,8 @@
 """PyTorch pickles (.bin, .pth, .ckpt), mapped instead of loaded. Only these readers need torch."""
 
-import contextlib
 import itertools
 import pickle
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +41,10 @@ class TorchFile:
         Raises:
           UserError: if torch is not installed, or the file is truncated, of the old format, or holds more than tensors.
         """
-        self._path, self._may_be_nested = path, may_be_nested
-        tensors, self.others = _mapped(path, may_be_nested)
+        self._path = path
+        _check_archive(path)
+        self._unknown = _unknown_classes(path) if may_be_nested else None
+        tensors, self.others = _mapped(path, self._unknown)
         self._infos = {name: _info(tensor) for name, tensor in tensors.items()}
 
     @property
@@ -55,7 +56,7 @@ class TorchFile:
 
     def read(self, name: str) -> np.ndarray:
         # Mapped anew for each tensor: a lasting map would keep all that was ever read in memory.
-        return _to_numpy(_mapped(self._path, self._may_be_nested)[0][name])
+        return _to_numpy(_mapped(self._path, self._unknown)[0][name])
 
 
 class _Unread:
@@ -71,21 +72,17 @@ class _Unread:
         pass
 
 
-def _mapped(path: Path, may_be_nested: bool) -> "tuple[dict[str, torch.Tensor], tuple[str, ...]]":
-    """The tensors of a file by name, and the names of what is no tensor."""
-    torch = _import_torch(path)
-    head = file_kinds.head_of(path)
-    if file_kinds.kind_of(head) == file_kinds.PICKLE:
-        raise UserError(
-            f"{path} has PyTorch's old format, which cannot be read in parts: save it again with "
-            f"`{_RESAVE.format(path=path)}`, or convert from a safetensors copy"
-        )
-    if not head.startswith(file_kinds.ZIP_MAGIC):
-        file_kinds.refuse_known(str(path), head)
-        raise UserError(f"{path} is not a PyTorch checkpoint, or its download is incomplete: download it again")
-    file_kinds.check_torch_archive(path)
+def _mapped(path: Path, unknown: Sequence[str] | None) -> "tuple[dict[str, torch.Tensor], tuple[str, ...]]":
+    """The tensors of a file by name, and the names of what is no tensor.
+
+    Args:
+      unknown: classes whose objects are left out, each as an `_Unread`; None where a state dict alone is expected.
+    """
+    import torch
+
+    classes = [(_Unread, name) for name in unknown or ()]
     try:
-        with _known_classes(path) if may_be_nested else contextlib.nullcontext():
+        with torch.serialization.safe_globals(classes):
             contents = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -99,7 +96,7 @@ def _mapped(path: Path, may_be_nested: bool) -> "tuple[dict[str, torch.Tensor], 
         raise UserError(f"{path} is truncated or damaged: download it again") from error
     if isinstance(contents, _Unread):
         raise UserError(f"{path} holds a whole model as an object, which only its own code can read: {_STATE_DICT}")
-    if may_be_nested and isinstance(contents, Mapping):
+    if unknown is not None and isinstance(contents, Mapping):
         return _flattened(contents, path)
     if not isinstance(contents, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in contents.items()
@@ -108,9 +105,24 @@ def _mapped(path: Path, may_be_nested: bool) -> "tuple[dict[str, torch.Tensor], 
     return contents, ()
 
 
-def _import_torch(path: Path) -> Any:
+def _check_archive(path: Path) -> None:
+    """Raises UserError for a file that is none of those that torch.save writes now, or where torch is missing."""
+    _import_torch(path)
+    head = file_kinds.head_of(path)
+    if file_kinds.kind_of(head) == file_kinds.PICKLE:
+        raise UserError(
+            f"{path} has PyTorch's old format, which cannot be read in parts: save it again with "
+            f"`{_RESAVE.format(path=path)}`, or convert from a safetensors copy"
+        )
+    if not head.startswith(file_kinds.ZIP_MAGIC):
+        file_kinds.refuse_known(str(path), head)
+        raise UserError(f"{path} is not a PyTorch checkpoint, or its download is incomplete: download it again")
+    file_kinds.check_torch_archive(path)
+
+
+def _import_torch(path: Path) -> None:
     try:
-        import torch
+        import torch  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -118,17 +130,17 @@ def _import_torch(path: Path) -> Any:
             f"{path} is a PyTorch pickle and torch is not installed: run this with `uv run --extra convert`, "
             "or convert from a safetensors copy of the model"
         ) from error
-    return torch
 
 
-@contextlib.contextmanager
-def _known_classes(path: Path) -> Iterator[None]:
-    """Lets torch read objects of any class, each as an `_Unread`: what they are made of is read, nothing is called."""
+def _unknown_classes(path: Path) -> list[str]:
+    """What a file names that torch does not know as harmless. Nothing is unpickled for it."""
     import torch
 
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    with torch.serialization.safe_globals([(_Unread, name) for name in names]):
-        yield
+    try:
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception as error:
+        # A damaged file can end in any error; torch was asked for nothing else.
+        raise UserError(f"{path} is truncated or damaged: download it again") from error
 
 
 def _flattened(contents: Mapping[Any, Any], path: Path) -> "tuple[dict[str, torch.Tensor], tuple[str, ...]]":
