@@ -65,6 +65,7 @@ class FileTensors:
 
     Attributes:
       others: what lies beside them and is no tensor, by name.
+      entries: the keys under which more of the file lies, as an optimizer's state.
     """
 
     def __init__(self, path: Path, source: str, kind: str | None):
@@ -83,13 +84,13 @@ class FileTensors:
             file: Any = SafetensorsFile(
                 str(path), folder.size(path.name), lambda start, stop: folder.read_range(path.name, start, stop)
             )
-            self.source_format, self.others = "safetensors", ()
+            self.source_format, self.others, self.entries = "safetensors", (), ()
         else:
             # Only here: what reads such files is not needed for others.
             from jaxboost.convert.torch_files import TorchFile
 
             file = TorchFile(path, may_be_nested=True)
-            self.source_format, self.others = "torch", file.others
+            self.source_format, self.others, self.entries = "torch", file.others, file.entries
         self._file = file
         self._stored = {_WRAPPERS.sub("", name): name for name in file.names}
         if len(self._stored) != len(file.names):
@@ -180,6 +181,7 @@ def tower_of(tensors: Tensors, settings: Settings, where: str, given: Given | No
         placed_tokens=placed,
         resizing=resizing,
         notes=tuple(notes),
+        beside=() if prefix else tuple(f"{entry}." for entry in getattr(tensors, "entries", ())),
     )
 
 

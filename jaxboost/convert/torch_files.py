@@ -16,9 +16,11 @@ from jaxboost.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    _Contents = tuple[dict[str, torch.Tensor], tuple[str, ...], tuple[str, ...]]
+
 _DTYPES = ("float32", "float16", "bfloat16")
-# What training scripts nest is not deeper.
-_MAX_DEPTH = 8
+# What training scripts nest is not deeper, and not more.
+_MAX_DEPTH, _MAX_OTHERS = 8, 1000
 _RESAVE = "python -c \"import torch; torch.save(torch.load('{path}', weights_only=True), 'weights.pth')\""
 _STATE_DICT = "save its weights alone, with torch.save(model.state_dict(), 'weights.pth')"
 
@@ -28,6 +30,7 @@ class TorchFile:
 
     Attributes:
       others: what lies beside them and is no tensor, by name.
+      entries: the keys of mappings within the file's own.
     """
 
     def __init__(self, path: Path, *, may_be_nested: bool = False):
@@ -44,7 +47,7 @@ class TorchFile:
         self._path = path
         _check_archive(path)
         self._unknown = _unknown_classes(path) if may_be_nested else None
-        tensors, self.others = _mapped(path, self._unknown)
+        tensors, self.others, self.entries = _mapped(path, self._unknown)
         self._infos = {name: _info(tensor) for name, tensor in tensors.items()}
 
     @property
@@ -72,8 +75,8 @@ class _Unread:
         pass
 
 
-def _mapped(path: Path, unknown: Sequence[str] | None) -> "tuple[dict[str, torch.Tensor], tuple[str, ...]]":
-    """The tensors of a file by name, and the names of what is no tensor.
+def _mapped(path: Path, unknown: Sequence[str] | None) -> "_Contents":
+    """The tensors of a file by name, and what `TorchFile` says of others and entries.
 
     Args:
       unknown: classes whose objects are left out, each as an `_Unread`; None where a state dict alone is expected.
@@ -102,7 +105,7 @@ def _mapped(path: Path, unknown: Sequence[str] | None) -> "tuple[dict[str, torch
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in contents.items()
     ):
         raise UserError(f"{path} is not a plain mapping of names to tensors: {_STATE_DICT}")
-    return contents, ()
+    return contents, (), ()
 
 
 def _check_archive(path: Path) -> None:
@@ -143,7 +146,7 @@ def _unknown_classes(path: Path) -> list[str]:
         raise UserError(f"{path} is truncated or damaged: download it again") from error
 
 
-def _flattened(contents: Mapping[Any, Any], path: Path) -> "tuple[dict[str, torch.Tensor], tuple[str, ...]]":
+def _flattened(contents: Mapping[Any, Any], path: Path) -> "_Contents":
     import torch
 
     tensors: dict[str, torch.Tensor] = {}
@@ -166,7 +169,8 @@ def _flattened(contents: Mapping[Any, Any], path: Path) -> "tuple[dict[str, torc
     visit(contents, "", 1)
     starts = {name.partition(".")[0] for name in tensors} | tensors.keys()
     others = (str(key) for key, value in contents.items() if isinstance(key, (str, int)) and str(key) not in starts)
-    return tensors, tuple(sorted(itertools.islice(others, 1000)))
+    entries = (str(key) for key, value in contents.items() if isinstance(value, Mapping))
+    return tensors, tuple(sorted(itertools.islice(others, _MAX_OTHERS))), tuple(itertools.islice(entries, _MAX_OTHERS))
 
 
 def _info(tensor: "torch.Tensor") -> TensorInfo:

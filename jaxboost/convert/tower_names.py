@@ -27,6 +27,7 @@ class TowerSource:
       placed_tokens: how many tokens have positions before the grid's: CLS, none (zeros stand for it), or CLS and the
         registers, whose positions are added to them.
       resizing: one of `positions.RESIZINGS`.
+      beside: beginnings of names, below the prefix, of what belongs to something else.
       notes: what the user should know of how the source was read, a line each.
     """
 
@@ -38,6 +39,7 @@ class TowerSource:
     qkv_bias: bool
     placed_tokens: int = 1
     resizing: str = positions.BICUBIC
+    beside: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def names(self, key: str) -> dict[str, tuple[str, ...]]:
@@ -119,7 +121,7 @@ def check(source: TowerSource) -> None:
         for weight, names in source.names(key).items():
             shape = _stored_shape(weight, shapes[weight], len(names), source)
             wanted |= dict.fromkeys(names, _without_leading_ones(shape))
-    ignored = tuple(source.prefix + beginning for beginning in source.layout.ignored)
+    ignored = tuple(source.prefix + beginning for beginning in (*source.layout.ignored, *source.beside))
     unread = [
         name
         for name in sorted(tensors.names)

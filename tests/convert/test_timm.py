@@ -1,14 +1,20 @@
 """ViTs in timm's names: the same tower as from transformers, in every kind of file, and what is refused in one line."""
 
+import argparse
+import collections
 import json
 import logging
+import os
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from jaxboost.convert import convert, towers
+from jaxboost.convert.given import Given
 from jaxboost.errors import UserError
 from jaxboost.models.classifier import BACKBONES
 from jaxboost.models.vit import PLAIN
@@ -116,6 +122,199 @@ def test_what_transformers_checkpoints_hold_beside_the_encoder_is_said(tmp_path,
             assert f"not part of the encoder and not read: {expected}\n" in caplog.text
 
 
+def decoder(state):
+    """What MAE has beside its encoder: narrower blocks of the same kind, and the masked patches' token."""
+    small = {name: np.full((8,), 3, np.float32) for name in ("decoder_norm.weight", "decoder_embed.bias")}
+    blocks = {f"decoder_{name}": array for name, array in state.items() if name.startswith("blocks.0.")}
+    tokens = {"mask_token": np.ones((1, 1, 8), "f"), "decoder_pos_embed": np.ones((1, 26, 8), "f")}
+    return small | blocks | tokens | {"decoder_pred.weight": np.ones((48, 8), "f")}
+
+
+def test_mae(state, tmp_path, caplog):
+    """As RETFound's and MAE's own: the encoder and its decoder, beside the optimizer's state and a Namespace."""
+    encoder = {name: array for name, array in state.items() if not name.startswith("head")}
+    expected = convert(write("safetensors", encoder, tmp_path)[0], "all", tmp_path / "expected").sha256
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    contents = {
+        "model": tensors(encoder | decoder(state)),
+        "optimizer": optimizer,
+        "epoch": 399,
+        "scaler": {"scale": 65536.0},
+        "args": argparse.Namespace(lr=1e-3, output_dir=pathlib.PurePosixPath("out"), seed=np.float64(1)),
+    }
+    torch.save(contents, tmp_path / "mae.pth")
+    with caplog.at_level(logging.INFO, logger="jaxboost"):
+        manifest = convert(str(tmp_path / "mae.pth"), "all", tmp_path / "tower")
+    assert manifest.sha256 == expected
+    assert "the weights are those under 'model'\n" in caplog.text
+    assert "no tensors and not read: args, epoch, scaler\n" in caplog.text
+    for name in ("decoder_blocks", "decoder_embed", "decoder_norm", "decoder_pos_embed", "decoder_pred", "mask_token"):
+        assert f"model.{name}" in caplog.text
+    assert ", optimizer\n" in caplog.text
+
+
+def test_mae_of_transformers(tmp_path):
+    """Its encoder is a ViT's, and its decoder is left out."""
+    import transformers
+
+    shape = {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 48}
+    shape |= {"image_size": 20, "patch_size": 4}
+    small = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    model = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**shape, **small))
+    model.save_pretrained(tmp_path / "mae")
+    state = {
+        name.removeprefix("vit."): array
+        for name, array in load_file(tmp_path / "mae" / "model.safetensors").items()
+        if name.startswith("vit.")
+    }
+    (tmp_path / "vit").mkdir()
+    save_file(state, tmp_path / "vit" / "model.safetensors")
+    transformers.ViTConfig(**shape).save_pretrained(tmp_path / "vit")
+    expected = convert(str(tmp_path / "vit"), "all", tmp_path / "vit-tower")
+    manifest = convert(str(tmp_path / "mae"), "all", tmp_path / "mae-tower")
+    assert (manifest.sha256, manifest.arguments) == (expected.sha256, expected.arguments)
+
+
+def nested(first, second):
+    """How training frameworks save one encoder, or two: name -> contents, and what --entry takes for the second."""
+
+    def prefixed(prefix, state):
+        return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+    return {
+        "lightning": ({"state_dict": prefixed("model.net.", second), "hparams": collections.deque()}, None),
+        "compiled": ({"model_state_dict": prefixed("_orig_mod.", second)}, None),
+        "compiled blocks": (
+            {name.replace("blocks.1.", "blocks.1._orig_mod."): tensor for name, tensor in second.items()},
+            None,
+        ),
+        "data parallel": ({"net": {"backbone": prefixed("module.", second)}}, None),
+        "two": ({"model": first, "model_ema": second}, "model_ema"),
+        "timm": ({"state_dict": first, "state_dict_ema": prefixed("module.", second)}, "state_dict_ema"),
+        "dino": (
+            {"student": prefixed("module.backbone.", first), "teacher": prefixed("backbone.", second)},
+            "teacher",
+        ),
+        "moco": (
+            {"state_dict": prefixed("module.momentum_encoder.", first) | prefixed("module.base_encoder.", second)},
+            "state_dict.module.base_encoder",
+        ),
+        "beside": (first | {"ema": second}, "ema"),
+        "at the top": (second | {"ema": first}, "."),
+    }
+
+
+@pytest.mark.parametrize("form", nested({}, {}))
+def test_encoders_of_training_checkpoints(form, state, tmp_path, caplog):
+    encoder = {name: array for name, array in state.items() if not name.startswith("head")}
+    other = {name: array + 1 for name, array in encoder.items()}
+    contents, entry = nested(tensors(other), tensors(encoder))[form]
+    torch.save(contents, tmp_path / "last.ckpt")
+    if entry is not None:
+        message = refused(
+            str(tmp_path / "last.ckpt"), r"holds 2 vision encoders \(.*\): choose one with --entry", tmp_path
+        )
+        assert entry in message
+        refused(str(tmp_path / "last.ckpt"), "no vision encoder in --entry x: there are ", tmp_path, Given(entry="x"))
+    with caplog.at_level(logging.INFO, logger="jaxboost"):
+        manifest = convert(str(tmp_path / "last.ckpt"), "all", tmp_path / "tower", given=Given(entry=entry))
+    assert manifest.sha256 == convert(write("safetensors", encoder, tmp_path)[0], "all", tmp_path / "plain").sha256
+    assert entry in (None, ".") or f"the weights are those under '{entry}" in caplog.text
+
+
+def test_objects_of_a_checkpoint_run_no_code(state, tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return shutil.copyfile, (str(tmp_path / "vit.pth"), str(tmp_path / "touched"))
+
+    torch.save({"model": tensors(state), "callback": Harmful()}, tmp_path / "vit.pth")
+    convert(str(tmp_path / "vit.pth"), "all", tmp_path / "tower")
+    assert not (tmp_path / "touched").exists()
+    torch.save({"model": tensors(state), "callback": os.system}, tmp_path / "vit.pth")
+    refused(str(tmp_path / "vit.pth"), "holds more than tensors, so that unpickling it could run code", tmp_path)
+
+
+def test_a_whole_model_is_refused(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "vit.pth")
+    refused(
+        str(tmp_path / "vit.pth"), r"holds a whole model as an object, .*torch\.save\(model\.state_dict\(\)", tmp_path
+    )
+
+
+def test_what_is_assumed_is_said(state, tmp_path, caplog):
+    source, _ = write("safetensors", state, tmp_path)
+    with caplog.at_level(logging.INFO, logger="jaxboost"):
+        convert(source, "all", tmp_path / "tower")
+        assumed = (
+            "assumed, for the weights do not say it: 3 heads of 64, as timm's ViTs of width 192 have (--heads); "
+            "eps 1e-06 (--eps); GELU by erf (--activation); bicubic resizing of positions (--resizing); "
+            "square images of 20 pixels in patches of 4 without overlap\n"
+        )
+        assert assumed in caplog.text
+        caplog.clear()
+        given = Given(heads=6, eps=1e-5, activation="quick_gelu", resizing="antialiased")
+        manifest = convert(source, "all", tmp_path / "given", given=given)
+        assert "assumed, for the weights do not say it: square images of 20 pixels" in caplog.text
+        caplog.clear()
+        folder = convert(write_folder(state, tmp_path / "timm"), "all", tmp_path / "folder")
+        assert "assumed, for" not in caplog.text
+    found = {name: manifest.arguments[name] for name in ("heads", "eps", "activation")}
+    assert found == {"heads": 6, "eps": 1e-5, "activation": "quick_gelu"}
+    assert (manifest.resizing, folder.resizing) == ("antialiased", "antialiased")
+    # They are constants of the function, so that another is another tower.
+    assert len({towers.fingerprint_at(tmp_path / name) for name in ("tower", "given", "folder")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (Given(heads=5), "a width of 192 is no multiple of 5 heads: check --heads"),
+        (Given(eps=0.0), r"--eps 0\.0 is not above 0 and at most 1"),
+        (Given(eps=float("nan")), "--eps nan is not above 0"),
+        (Given(activation="relu"), "--activation 'relu' is none of gelu, quick_gelu"),
+        (Given(resizing="nearest"), "--resizing 'nearest' is none of bicubic, antialiased"),
+    ],
+)
+def test_what_is_given_is_checked(given, message, state, tmp_path):
+    refused(write("safetensors", state, tmp_path)[0], message, tmp_path, given)
+
+
+def test_what_a_source_says_itself_is_not_given(state, tmp_path):
+    source = write_folder(state, tmp_path / "timm", model_args={"num_heads": 6})
+    refused(source, "says 6 heads, not 3: leave --heads out", tmp_path, Given(heads=3))
+    vision.tiny("vit").save_pretrained(tmp_path / "vit")
+    refused(
+        str(tmp_path / "vit"),
+        "says itself what it is made of: leave --heads, --eps out",
+        tmp_path,
+        Given(heads=3, eps=1),
+    )
+
+
+def test_a_width_of_its_own_needs_its_heads(state, tmp_path):
+    model = vision.tiny("vit", **vision.TIMM_SHAPE | {"hidden_size": 48, "num_attention_heads": 4})
+    weights = vision.timm_state(model, tmp_path / "source")
+    weights = {name: array for name, array in weights.items() if not name.startswith("head")}
+    source, _ = write("safetensors", weights, tmp_path)
+    refused(source, "heads is not known for a width of 48, .*: give it with --heads", tmp_path)
+    expected = convert(str(tmp_path / "source"), "all", tmp_path / "expected")
+    manifest = convert(source, "all", tmp_path / "tower", given=Given(heads=4))
+    assert (manifest.arguments, manifest.sha256) == (expected.arguments, expected.sha256)
+
+
+def test_registers_of_dinov2s_own_checkpoint(tmp_path):
+    """Under their own name, with a position for CLS and none for them."""
+    model = vision.tiny("dinov2_registers", **vision.TIMM_SHAPE)
+    weights = vision.timm_state(model, tmp_path / "source")
+    published = load_file(tmp_path / "source" / "model.safetensors")
+    weights["register_tokens"] = published["embeddings.register_tokens"]
+    expected = convert(str(tmp_path / "source"), "all", tmp_path / "expected")
+    manifest = convert(write("safetensors", weights, tmp_path)[0], "all", tmp_path / "tower")
+    assert manifest.arguments == expected.arguments
+    assert manifest.arguments["registers"] == 3
+    assert (manifest.sha256, manifest.resizing) == (expected.sha256, expected.resizing)
+
+
 def test_nothing_is_said_where_all_is_read(state, tmp_path, caplog):
     encoder = {name: array for name, array in state.items() if not name.startswith("head")}
     with caplog.at_level(logging.INFO, logger="jaxboost"):
@@ -123,9 +322,9 @@ def test_nothing_is_said_where_all_is_read(state, tmp_path, caplog):
     assert "not read" not in caplog.text
 
 
-def refused(source, message, tmp_path):
+def refused(source, message, tmp_path, given=None):
     with pytest.raises(UserError, match=message) as caught:
-        convert(source, "all", tmp_path / "out" / "tower")
+        convert(source, "all", tmp_path / "out" / "tower", given=given)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     return str(caught.value)
