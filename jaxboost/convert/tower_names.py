@@ -121,7 +121,12 @@ def check(source: TowerSource) -> None:
         for weight, names in source.names(key).items():
             shape = _stored_shape(weight, shapes[weight], len(names), source)
             wanted |= dict.fromkeys(names, _without_leading_ones(shape))
-    ignored = tuple(source.prefix + beginning for beginning in (*source.layout.ignored, *source.beside))
+    beside = (
+        name
+        for name in source.beside
+        if not any(wanted_name.startswith(source.prefix + name) for wanted_name in wanted)
+    )
+    ignored = tuple(source.prefix + beginning for beginning in (*source.layout.ignored, *beside))
     unread = [
         name
         for name in sorted(tensors.names)

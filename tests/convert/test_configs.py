@@ -88,7 +88,39 @@ def test_refused(changes, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", [b"{", b"\xff\xfe", b"[]"])
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "the rotary scaling 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "the rotary scaling 'yarn'"),
+        ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, "the rotary scaling 'longrope'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, None),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "the rotation of a part of each head (a share of 0.5)",
+        ),
+        ({"partial_rotary_factor": 0.25}, "the rotation of a part of each head (a share of 0.25)"),
+    ],
+)
+def test_rotation_that_is_not_supported_is_recorded(changes, problem):
+    config, _ = parse(**changes)
+    assert config.rope_unsupported == problem
+    assert problem is None or config.rope_factors is None
+
+
+@pytest.mark.parametrize(
+    ("metadata", "problem"),
+    [
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "the rotary scaling 'yarn'"),
+        ({"llama.rope.dimension_count": 8}, "the rotation of a part of each head (8 of 16)"),
+    ],
+)
+def test_rotation_of_gguf_that_is_not_supported_is_recorded(metadata, problem, tmp_path):
+    source = reference.write_gguf(reference.tiny_llama(seed=1), tmp_path / "gguf", metadata=metadata)
+    assert open_source(source).config.rope_unsupported == problem
+
+
+@pytest.mark.parametrize("text", [b"{", b"[" * 100_000, b"\xff\xfe", b"[]"])
 def test_broken_json(text):
     with pytest.raises(UserError, match=r"^config\.json .*: download it again$"):
         Settings.parse(text, "config.json")
