@@ -2,9 +2,10 @@
 
 import functools
 import logging
+import math
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 import jaxboost
-from jaxboost.convert import names, store, tower_names, writer
+from jaxboost.convert import manifests, names, store, tower_names, writer
 from jaxboost.convert.given import Given
 from jaxboost.convert.manifests import Manifest, TowerManifest
 from jaxboost.convert.names import FINAL_NORM, Reader
@@ -65,6 +66,19 @@ def convert(
     else:
         parts, fields = _parts_of_block(reader, layers_spec, target, final_norm=final_norm)
         make, tensors = Manifest, reader
+
+    def manifest_of(sha256: Mapping[str, str]) -> Manifest | TowerManifest:
+        return make(
+            source=tensors.source,
+            source_format=tensors.source_format,
+            dtype=dtype,
+            sha256=sha256,
+            jaxboost_version=jaxboost.__version__,
+            **fields,
+        )
+
+    # Before anything is read: what no run would open is not written.
+    manifests.check(manifest_of(dict.fromkeys((part.key for part in parts), "0" * 64)))
     size = target.itemsize * sum(part.size for part in parts)
     _check_space(out, size)
 
@@ -74,14 +88,7 @@ def convert(
     ):
         for part in parts:
             block.add(part, progress.update)
-        manifest = make(
-            source=tensors.source,
-            source_format=tensors.source_format,
-            dtype=dtype,
-            sha256=block.sha256,
-            jaxboost_version=jaxboost.__version__,
-            **fields,
-        )
+        manifest = manifest_of(block.sha256)
         block.finish(manifest)
     return manifest
 
@@ -199,7 +206,7 @@ def _parts_of_tower(
 
 
 def _elements(shapes: Iterable[tuple[int, ...]]) -> int:
-    return sum(int(np.prod(shape)) for shape in shapes)
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _check_space(out: Path, needed: int) -> None:

@@ -114,6 +114,14 @@ def read_tower(path: str | os.PathLike) -> TowerManifest:
     return TowerManifest(**fields)
 
 
+def check(manifest: Manifest | TowerManifest) -> None:
+    """Raises UserError where a manifest that is to be written is none that could be read."""
+    from jaxboost.convert import manifest_types
+
+    kind = manifest_types.Block if isinstance(manifest, Manifest) else manifest_types.Tower
+    schema.parse(kind, dataclasses.asdict(manifest), where=manifest.source, fix="choose another checkpoint")
+
+
 def to_text(manifest: Manifest | TowerManifest) -> str:
     """What is written: the entries, and a checksum of them, so that a changed constant is not taken for the model's."""
     entries = dataclasses.asdict(manifest)

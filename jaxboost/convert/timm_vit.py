@@ -169,6 +169,11 @@ def tower_of(tensors: Tensors, settings: Settings, where: str, given: Given | No
         assumed += [f"square images of {patch * grid} pixels in patches of {patch} without overlap"]
     if assumed:
         notes.append(f"assumed, for the weights do not say it: {'; '.join(assumed)}")
+    if settings.get("global_pool") in ("avg", "avgmax", "max", "map"):
+        notes.append(
+            f"the model was trained with {settings.get('global_pool')} pooling of its tokens: its CLS token, which is "
+            "used here, was not trained for its result"
+        )
     if others := getattr(tensors, "others", ()):
         notes.append(f"no tensors and not read: {', '.join(others[:20])}")
     return TowerSource(

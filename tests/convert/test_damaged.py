@@ -184,6 +184,16 @@ def test_what_is_said_of_numbers(document, message, sources, tmp_path):
         open_source(str(source))
 
 
+def test_what_no_run_would_open_is_not_written(sources, tmp_path):
+    source = shutil.copytree(sources[1]["config"], tmp_path / "tiny")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 2.0}))
+    message = r"^tiny is damaged or of another version \(config\.eps: .*less than or equal to 1\): choose another"
+    with pytest.raises(UserError, match=message):
+        convert(str(source), "0", tmp_path / "out" / "block")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def folders(sources, tmp_path_factory):
     """A block and a tower."""
