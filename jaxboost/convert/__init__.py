@@ -2,9 +2,10 @@
 
 import functools
 import logging
+import math
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import numpy as np
 from tqdm import tqdm
 
 import jaxboost
-from jaxboost.convert import names, store, tower_names, writer
+from jaxboost.convert import manifests, names, store, tower_names, writer
+from jaxboost.convert.given import Given
+from jaxboost.convert.manifests import Manifest, TowerManifest
 from jaxboost.convert.names import FINAL_NORM, Reader
 from jaxboost.convert.sources import open_source
-from jaxboost.convert.store import Manifest
 from jaxboost.convert.tower_names import TowerSource
-from jaxboost.convert.towers import TowerManifest
 from jaxboost.convert.writer import Part
 from jaxboost.errors import UserError
 
@@ -32,11 +33,12 @@ def convert(
     dtype: str = "float32",
     final_norm: bool = True,
     overwrite: bool = False,
+    given: Given | None = None,
 ) -> Manifest | TowerManifest:
     """Converts decoder layers of a checkpoint into a block, or a vision encoder into a tower.
 
     Only the tensors of the wanted layers are read, one by one, and at most one layer is in memory. What a vision
-    encoder's checkpoint holds beside the encoder is named in the log.
+    encoder's checkpoint holds beside the encoder, and what was assumed of it, is named in the log.
 
     Args:
       source: see `sources.open_source`.
@@ -45,6 +47,7 @@ def convert(
       dtype: "float32" (exact for float32, float16 and bfloat16 sources) or "bfloat16".
       final_norm: whether to take the norm after the source's last layer too; a tower always has it.
       overwrite: whether an existing block or tower may be replaced.
+      given: what the user says of a vision encoder in timm's names.
 
     Returns:
       The manifest of the block or tower.
@@ -56,13 +59,26 @@ def convert(
         raise UserError(f"the dtype {dtype!r} is not one of {', '.join(store.DTYPES)}")
     out, target = Path(out).expanduser(), store.DTYPES[dtype]
     writer.check_free(out, overwrite=overwrite)
-    reader = open_source(source)
+    reader = open_source(source, given)
     if isinstance(reader, TowerSource):
         parts, fields = _parts_of_tower(reader, layers_spec, target, final_norm=final_norm)
         make, tensors = TowerManifest, reader.tensors
     else:
         parts, fields = _parts_of_block(reader, layers_spec, target, final_norm=final_norm)
         make, tensors = Manifest, reader
+
+    def manifest_of(sha256: Mapping[str, str]) -> Manifest | TowerManifest:
+        return make(
+            source=tensors.source,
+            source_format=tensors.source_format,
+            dtype=dtype,
+            sha256=sha256,
+            jaxboost_version=jaxboost.__version__,
+            **fields,
+        )
+
+    # Before anything is read: what no run would open is not written.
+    manifests.check(manifest_of(dict.fromkeys((part.key for part in parts), "0" * 64)))
     size = target.itemsize * sum(part.size for part in parts)
     _check_space(out, size)
 
@@ -72,14 +88,7 @@ def convert(
     ):
         for part in parts:
             block.add(part, progress.update)
-        manifest = make(
-            source=tensors.source,
-            source_format=tensors.source_format,
-            dtype=dtype,
-            sha256=block.sha256,
-            jaxboost_version=jaxboost.__version__,
-            **fields,
-        )
+        manifest = manifest_of(block.sha256)
         block.finish(manifest)
     return manifest
 
@@ -151,6 +160,11 @@ def _parts_of_block(
     if final_norm:
         read = functools.partial(names.read_final_norm, reader, dtype)
         parts.append(Part(key=FINAL_NORM, size=reader.config.width, reads={"scale": read}))
+    if reader.config.rope_unsupported is not None:
+        logger.info(
+            "%s is not supported: the block can be used without the rotary embedding alone (boost.rope=False)",
+            reader.config.rope_unsupported,
+        )
     fields = {
         "layers": layers,
         "layers_in_source": reader.n_layers,
@@ -172,6 +186,8 @@ def _parts_of_tower(
     if not final_norm:
         raise UserError("a vision encoder is converted with its final norm: leave --nofinal_norm out")
     tower_names.check(source)
+    for note in source.notes:
+        logger.info("%s", note)
     if names_left_out := tower_names.left_out(source):
         logger.info("not part of the encoder and not read: %s", names.listed(names_left_out))
     parts = [
@@ -182,11 +198,15 @@ def _parts_of_tower(
         )
         for key, shapes in tower_names.part_shapes(source.arguments, source.image_size).items()
     ]
-    return parts, {"arguments": source.arguments, "image_size": source.image_size}
+    return parts, {
+        "arguments": source.arguments,
+        "image_size": source.image_size,
+        "resizing": source.resizing,
+    }
 
 
 def _elements(shapes: Iterable[tuple[int, ...]]) -> int:
-    return sum(int(np.prod(shape)) for shape in shapes)
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _check_space(out: Path, needed: int) -> None:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxboost.convert import names, rope
+from jaxboost.convert import file_kinds, gguf_header, names, rope
 from jaxboost.convert.names import TensorInfo
-from jaxboost.convert.settings import Settings, layer_config
+from jaxboost.convert.settings import MAX_LAYERS, Settings, layer_config
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaConfig
 
@@ -36,13 +36,18 @@ class GgufReader:
         self.names = self._tensors.keys()
         # Values of other fields (the tokenizer's) are many and unused.
         keys = [key for key in contents.fields if key.startswith(("general.", "llama.", "split."))]
-        settings = Settings({key: _value(contents.fields[key]) for key in keys}, str(path))
+        try:
+            settings = Settings({key: _value(contents.fields[key]) for key in keys}, str(path))
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{path} has damaged metadata: download it again") from error
         architecture = settings.get("general.architecture")
         if architecture != "llama":
-            raise UserError(f"{path} is a {architecture!r} checkpoint, not of the LLaMA family: choose another file")
-        if (settings.get("split.count") or 1) > 1:
+            raise UserError(
+                f"{path} is a {architecture!r:.60} checkpoint, not of the LLaMA family: choose another file"
+            )
+        if settings.count("split.count", 1, limit=1 << 16) > 1:
             raise UserError(f"{path} is one part of several: join them with `llama-gguf-split --merge` first")
-        self.n_layers = settings.integer("llama.block_count")
+        self.n_layers = settings.integer("llama.block_count", limit=MAX_LAYERS)
         self.config = self._config(settings)
 
     def info(self, name: str) -> TensorInfo:
@@ -73,19 +78,23 @@ class GgufReader:
     def _config(self, settings: Settings) -> LlamaConfig:
         width, heads = settings.integer("llama.embedding_length"), settings.integer("llama.attention.head_count")
         head_dim = settings.integer("llama.attention.key_length", max(1, width // heads))
-        for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
-            if settings.integer(key, head_dim) != head_dim:
-                raise UserError(f"{settings.where}: {key!r} is not the head width {head_dim}: not a LLaMA layer")
+        key = "llama.attention.value_length"
+        if settings.integer(key, head_dim) != head_dim:
+            raise UserError(f"{settings.where}: {key!r} is not the head width {head_dim}: not a LLaMA layer")
         rope_base = settings.number("llama.rope.freq_base", 10000.0)
-        if _ROPE_FACTORS in self.names:
+        rotated = settings.integer("llama.rope.dimension_count", head_dim)
+        if rotated != head_dim:
+            turning = rope.partial(f"{rotated} of {head_dim}")
+        elif _ROPE_FACTORS in self.names:
             factors = tuple(float(factor) for factor in self.read(_ROPE_FACTORS).reshape(-1))
+            turning = {"rope_factors": factors}
         else:
             kind = settings.get("llama.rope.scaling.type")
             scaling = {
                 "rope_type": None if kind == "none" else kind,
                 "factor": settings.get("llama.rope.scaling.factor"),
             }
-            factors = rope.rope_factors(Settings(scaling, settings.where), head_dim=head_dim, rope_base=rope_base)
+            turning = rope.fields(Settings(scaling, settings.where), head_dim=head_dim, rope_base=rope_base)
         return layer_config(
             settings.where,
             width=width,
@@ -95,7 +104,7 @@ class GgufReader:
             mlp_width=settings.integer("llama.feed_forward_length"),
             eps=settings.number("llama.attention.layer_norm_rms_epsilon"),
             rope_base=rope_base,
-            rope_factors=factors,
+            **turning,
         )
 
 
@@ -110,10 +119,15 @@ def _value(field: "ReaderField") -> Any:
 def _opened(path: Path) -> "GGUFReader":
     from gguf import GGUFReader
 
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise UserError(f"{path} is not a GGUF file, or its download is incomplete: download it again")
+    head = file_kinds.head_of(path)
+    if file_kinds.kind_of(head) != file_kinds.GGUF:
+        file_kinds.refuse_known(str(path), head)
+        raise UserError(f"{path} is not a GGUF file, or its download is incomplete: download it again")
+    broken = UserError(f"{path} is truncated or damaged, or of an unknown GGUF version: download it again")
+    if not gguf_header.is_sound(path):
+        raise broken
     try:
         return GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise UserError(f"{path} is truncated or damaged, or of an unknown GGUF version: download it again") from error
+    except Exception as error:
+        # A damaged file can end in any error of the package; it was asked for nothing else.
+        raise broken from error

@@ -1,16 +1,17 @@
 """Checkpoints in Hugging Face's layout: config.json and safetensors or PyTorch files, on disk or on the hub."""
 
 import functools
+import reprlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from jaxboost.convert import names, rope, tower_names
+from jaxboost.convert import names, rope, tower_layouts, unmerged
 from jaxboost.convert.names import TensorInfo
 from jaxboost.convert.safetensors_file import SafetensorsFile
-from jaxboost.convert.settings import Settings, layer_config
+from jaxboost.convert.settings import MAX_BYTES, MAX_LAYERS, Settings, layer_config
 from jaxboost.convert.torch_files import TorchFile
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaConfig
@@ -121,6 +122,12 @@ class HuggingFaceTensors:
         if not found.endswith(".index.json"):
             return dict.fromkeys(self._open(found).names, found)
         file_of = self._read_settings(found).section("weight_map").values
+        for name, file in file_of.items():
+            if not isinstance(file, str) or file.startswith("/") or ".." in file.split("/"):
+                raise UserError(
+                    f"{folder.where(found)} says that {name:.100} is in {reprlib.repr(file)}, which is no file beside "
+                    "it: download it again"
+                )
         absent = sorted(set(file_of.values()) - folder.files)
         if absent or not file_of:
             raise UserError(
@@ -131,8 +138,9 @@ class HuggingFaceTensors:
         return dict(file_of)
 
     def _read_settings(self, name: str) -> Settings:
-        text = self._folder.read_range(name, 0, self._folder.size(name)).tobytes()
-        return Settings.parse(text, self._folder.where(name))
+        if (size := self._folder.size(name)) > MAX_BYTES:
+            raise UserError(f"{self._folder.where(name)} has more than {MAX_BYTES >> 20} MiB: download it again")
+        return Settings.parse(self._folder.read_range(name, 0, size).tobytes(), self._folder.where(name))
 
     def _file(self, name: str) -> SafetensorsFile | TorchFile:
         file = self._open(self._file_of[name])
@@ -169,6 +177,7 @@ class HuggingFaceReader:
         self.config, self.n_layers = parse_config(tensors.settings)
         self.source, self.source_format, self.names = tensors.source, tensors.source_format, tensors.names
         self.info, self.read = tensors.info, tensors.read
+        unmerged.check(self.names, tensors.source)
         headless = names.HUGGING_FACE_HEADLESS
         self.layout = headless if headless.final_norm in self.names else names.HUGGING_FACE
 
@@ -184,7 +193,7 @@ def parse_config(settings: Settings) -> tuple[LlamaConfig, int]:
         raise UserError(
             f"{settings.where}: this is a {model_type!r} checkpoint, not of the LLaMA family: "
             f"choose one of the type {' or '.join(MODEL_TYPES)}, or as an encoder one of the type "
-            + ", ".join(tower_names.MODEL_TYPES)
+            + ", ".join(tower_layouts.MODEL_TYPES)
         )
     activation = settings.get("hidden_act") or "silu"
     if activation != "silu":
@@ -198,13 +207,15 @@ def parse_config(settings: Settings) -> tuple[LlamaConfig, int]:
         settings.section("rope_parameters") if settings.get("rope_parameters") else settings.section("rope_scaling")
     )
     rope_base = scaling.number("rope_theta", settings.number("rope_theta", 10000.0))
-    for section in (settings, scaling):
-        if section.number("partial_rotary_factor", 1.0) != 1.0:
-            raise UserError(f"{section.where}: a part of each head is not rotated, which LLaMA layers do not do")
+    rotated = [section.number("partial_rotary_factor", 1.0) for section in (settings, scaling)]
     width, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
     # The two families differ in this default alone; a null means one key/value head per head in both.
     absent_kv_heads = 8 if model_type == "mistral" and "num_key_value_heads" not in settings.values else heads
     head_dim = settings.integer("head_dim", max(1, width // heads))
+    if min(rotated) != 1 or max(rotated) != 1:
+        turning = rope.partial(f"a share of {min(rotated)}")
+    else:
+        turning = rope.fields(scaling, head_dim=head_dim, rope_base=rope_base)
     config = layer_config(
         settings.where,
         width=width,
@@ -214,9 +225,9 @@ def parse_config(settings: Settings) -> tuple[LlamaConfig, int]:
         mlp_width=settings.integer("intermediate_size"),
         eps=settings.number("rms_norm_eps", 1e-6),
         rope_base=rope_base,
-        rope_factors=rope.rope_factors(scaling, head_dim=head_dim, rope_base=rope_base),
+        **turning,
     )
-    return config, settings.integer("num_hidden_layers")
+    return config, settings.integer("num_hidden_layers", limit=MAX_LAYERS)
 
 
 def _listed(items: Iterable[str], limit: int = 4) -> str:

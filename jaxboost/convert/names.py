@@ -1,6 +1,7 @@
 """Which tensor of a checkpoint is which weight of a layer: one table per naming scheme, checked both ways."""
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
@@ -10,7 +11,7 @@ from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaConfig
 
 FINAL_NORM = "final_norm"
-_MAX_LISTED = 12
+_MAX_LISTED, _MAX_CHARACTERS = 12, 200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,9 +208,10 @@ def check_tensors(
 
 
 def listed(items: Sequence[str], separator: str = ", ") -> str:
-    """The first of them, and how many more there are."""
+    """The first of them, and how many more there are. Names come from files: they are cut and kept to one line."""
+    shown = [re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", "?", item[:_MAX_CHARACTERS]) for item in items[:_MAX_LISTED]]
     more = [f"and {len(items) - _MAX_LISTED} more"] if len(items) > _MAX_LISTED else []
-    return separator.join([*items[:_MAX_LISTED], *more])
+    return separator.join([*shown, *more])
 
 
 def read_weight(reader: Reader, layer: int, weight: str, dtype: np.dtype) -> np.ndarray:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxboost.convert import file_kinds
 from jaxboost.convert.names import TensorInfo
 from jaxboost.convert.tower_configs import FAMILIES
-from jaxboost.convert.tower_names import LAYOUTS, TowerLayout, TowerSource, locate
+from jaxboost.convert.tower_layouts import LAYOUTS, TowerLayout
+from jaxboost.convert.tower_names import TowerSource, locate
 from jaxboost.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ class OnnxTensors:
             shape = (shape[0], sum(tensor.dims[1] for tensor in tensors), *shape[2:])
         dtype = tensor_dtype_to_np_dtype(tensors[0].data_type).name
         obstacle = None if dtype in _DTYPES else f"is stored as {dtype}: only {', '.join(_DTYPES)} are read"
+        if obstacle is None and not all(map(_is_whole, tensors)):
+            obstacle = "has a shape that contradicts its size in bytes"
         return TensorInfo(shape[::-1] if is_transposed else shape, obstacle)
 
     def read(self, name: str) -> np.ndarray:
@@ -104,8 +108,15 @@ def tower_of(path: Path, source: str) -> TowerSource:
     Raises:
       UserError: see `OnnxTensors`; or there is no such encoder in the file.
     """
-    tensors = OnnxTensors(path, source)
-    layout, prefix = locate(tensors.names, LAYOUTS[_FAMILY])
+    try:
+        return _tower_of(OnnxTensors(path, source), path)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        # The graph's nodes are not what their operators ask for.
+        raise UserError(f"{path} is damaged, its graph contradicts itself: download it again") from error
+
+
+def _tower_of(tensors: OnnxTensors, path: Path) -> TowerSource:
+    layout, prefix = locate(tensors.names, LAYOUTS[_FAMILY], where=str(path))
     patches, tokens = (prefix + layout.embedding[name] for name in ("embedding.kernel", "positions"))
     hidden = prefix + layout.names("0")["mlp.up.bias"][0]
     for name in (patches, tokens, hidden):
@@ -114,6 +125,9 @@ def tower_of(path: Path, source: str) -> TowerSource:
                 f"{path} holds no DINOv2 encoder as torch.onnx.export names its parts: there is no weight {name!r}: "
                 "convert from the Hugging Face checkpoint"
             )
+    for name, axes in ((patches, 4), (tokens, 3), (hidden, 1)):
+        if len(shape := tensors.info(name).shape) != axes or 0 in shape:
+            raise UserError(f"{path}: {name} has the shape {shape} instead of {axes} axes: download it again")
     width, _, patch, _ = tensors.info(patches).shape
     depth = 0
     while prefix + layout.names(str(depth))["mlp.up.bias"][0] in tensors.names:
@@ -136,6 +150,17 @@ def tower_of(path: Path, source: str) -> TowerSource:
         image_size=patch * math.isqrt(tensors.info(tokens).shape[-2] - 1),
         qkv_bias=True,
     )
+
+
+def _is_whole(tensor: "onnx.TensorProto") -> bool:
+    """Whether a tensor of one of _DTYPES holds as many numbers as its shape says."""
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    if tensor.HasField("raw_data"):
+        count = len(tensor.raw_data) / tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    else:
+        count = len(tensor.float_data) + len(tensor.int32_data)
+    return count == math.prod(tensor.dims)
 
 
 def _heads(tensors: OnnxTensors, layout: TowerLayout, prefix: str, width: int) -> int:
@@ -190,8 +215,9 @@ def _opened(path: Path) -> "onnx.ModelProto":
             "`uv run --extra quickstart`, or install onnx"
         ) from error
     try:
+        file_kinds.refuse_known(str(path), file_kinds.head_of(path))
         model = onnx.load(path)
-    except (DecodeError, onnx.checker.ValidationError, FileNotFoundError) as error:
+    except (DecodeError, onnx.checker.ValidationError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
             f"{path} is truncated or damaged, is no ONNX file, or lacks a file of its weights: download it again"
         ) from error

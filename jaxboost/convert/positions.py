@@ -2,21 +2,27 @@
 
 import numpy as np
 
-# Of the cubic convolution kernel (Keys 1981); torch's choice, where image libraries often take -0.5.
-_A = -0.75
+# How the grid of positions becomes another: transformers' and MAE's way, and timm's and DINOv2 with registers'. The
+# second averages where the new grid is coarser.
+BICUBIC, ANTIALIASED = "bicubic", "antialiased"
+RESIZINGS = (BICUBIC, ANTIALIASED)
+# Of the cubic convolution kernel (Keys 1981): torch's choices without and with antialiasing.
+_A = {BICUBIC: -0.75, ANTIALIASED: -0.5}
 
 
-def resize(positions: np.ndarray, side: int) -> np.ndarray:
+def resize(positions: np.ndarray, side: int, how: str = BICUBIC) -> np.ndarray:
     """Positions (1 + g*g, D) of the CLS token and a g x g grid -> (1 + side*side, D).
 
-    The grid is resized as torch.nn.functional.interpolate(mode="bicubic", align_corners=False) does.
+    Args:
+      how: one of RESIZINGS. The grid is resized as torch.nn.functional.interpolate(mode="bicubic",
+        align_corners=False) does, without antialiasing or with it.
     """
     D = positions.shape[1]
     g = round((len(positions) - 1) ** 0.5)
     if g == side:
         return positions
     grid = positions[1:].astype(np.float64).reshape(g, g, D)
-    weights = _bicubic(g, side)
+    weights = _bicubic(g, side) if how == BICUBIC else _antialiased(g, side)
     resized = np.einsum("ri,sj,ijd->rsd", weights, weights, grid, optimize=True).reshape(side * side, D)
     return np.concatenate([positions[:1], resized.astype(positions.dtype)])
 
@@ -28,12 +34,21 @@ def _bicubic(old: int, new: int) -> np.ndarray:
     matrix = np.zeros((new, old))
     for tap in range(4):
         distance = np.abs(centre - (first + tap))
-        np.add.at(matrix, (np.arange(new), np.clip(first + tap, 0, old - 1)), _kernel(distance))
+        np.add.at(matrix, (np.arange(new), np.clip(first + tap, 0, old - 1)), _kernel(distance, _A[BICUBIC]))
     return matrix
 
 
-def _kernel(x: np.ndarray) -> np.ndarray:
+def _antialiased(old: int, new: int) -> np.ndarray:
+    """As `_bicubic`, with a kernel as wide as the new grid's cells; what lies beyond an edge does not count."""
+    scale = max(1.0, old / new)
+    centre = (np.arange(new)[:, None] + 0.5) * old / new
+    distance = np.abs(np.arange(old) + 0.5 - centre) / scale
+    matrix = np.where(distance < 2, _kernel(distance, _A[ANTIALIASED]), 0.0)
+    return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+def _kernel(x: np.ndarray, a: float) -> np.ndarray:
     """The cubic convolution kernel at distances from 0 to 2."""
-    near = (_A + 2) * x**3 - (_A + 3) * x**2 + 1
-    far = _A * (x**3 - 5 * x**2 + 8 * x - 4)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
     return np.where(x <= 1, near, far)

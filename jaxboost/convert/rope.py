@@ -1,9 +1,36 @@
-"""Rotary frequency scaling: what a checkpoint's configuration says -> `LlamaConfig.rope_factors`."""
+"""Rotary frequency scaling: what a checkpoint's configuration says -> `LlamaConfig.rope_factors`.
+
+R-LLM runs its layers without the rotary embedding. A scaling that is not known here is therefore no reason to refuse a
+checkpoint: it is recorded, and refused where a model would rotate.
+"""
+
+import reprlib
+from typing import Any
 
 import numpy as np
 
 from jaxboost.convert.settings import Settings
 from jaxboost.errors import UserError
+
+_KNOWN = ("default", "linear", "llama3")
+
+
+def fields(scaling: Settings, *, head_dim: int, rope_base: float) -> dict[str, Any]:
+    """`rope_factors` and `rope_unsupported` of `LlamaConfig`, of which one at least is None; see `rope_factors`.
+
+    Raises:
+      UserError: the kind of scaling is no text, or numbers of a known kind are missing.
+    """
+    kind = _kind(scaling)
+    if kind not in _KNOWN:
+        return {"rope_factors": None, "rope_unsupported": f"the rotary scaling {reprlib.repr(kind)}"}
+    factors = rope_factors(scaling, head_dim=head_dim, rope_base=rope_base)
+    return {"rope_factors": factors, "rope_unsupported": None}
+
+
+def partial(share: str) -> dict[str, Any]:
+    """As `fields`, for heads of which only a part is rotated; `share` says which."""
+    return {"rope_factors": None, "rope_unsupported": f"the rotation of a part of each head ({share})"}
 
 
 def rope_factors(scaling: Settings, *, head_dim: int, rope_base: float) -> tuple[float, ...] | None:
@@ -17,7 +44,7 @@ def rope_factors(scaling: Settings, *, head_dim: int, rope_base: float) -> tuple
     Raises:
       UserError: for a scaling other than "default", "linear" and "llama3", or one whose numbers are missing.
     """
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    kind = _kind(scaling)
     if kind == "default":
         return None
     if kind == "linear":
@@ -32,9 +59,16 @@ def rope_factors(scaling: Settings, *, head_dim: int, rope_base: float) -> tuple
             original_context=scaling.number("original_max_position_embeddings"),
         )
     raise UserError(
-        f"{scaling.where}: the rotary scaling {kind!r} is not supported, only default, linear and llama3 are: "
+        f"{scaling.where}: the rotary scaling {kind!r} is not supported, only {', '.join(_KNOWN)} are: "
         "choose another checkpoint"
     )
+
+
+def _kind(scaling: Settings) -> str:
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if not isinstance(kind, str):
+        raise UserError(f"{scaling.where}: the kind of rotary scaling is {reprlib.repr(kind)} instead of a name")
+    return kind
 
 
 def linear_factors(*, head_dim: int, factor: float) -> tuple[float, ...]:

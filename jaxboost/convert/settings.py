@@ -1,11 +1,19 @@
 """The numbers that a checkpoint's own configuration gives: config.json, params.json or GGUF metadata."""
 
 import json
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
+from jaxboost.convert import file_kinds
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaConfig
+
+# No configuration of a model comes near it.
+MAX_BYTES = 64 << 20
+# Numbers beyond these are mistakes, whichever key they stand under.
+MAX_LAYERS = 1024
+_MAX_INTEGER, _MIN_NUMBER, _MAX_NUMBER = 1 << 20, 1e-30, 1e30
 
 
 class Settings:
@@ -23,7 +31,8 @@ class Settings:
         """
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
+            file_kinds.refuse_known(where, text)
             raise UserError(f"{where} is not valid JSON ({error}): download it again") from error
         if not isinstance(values, dict):
             raise UserError(f"{where} does not hold a JSON object: download it again")
@@ -37,26 +46,51 @@ class Settings:
         """The object under `key`, empty where it is null or absent."""
         value = self.get(key)
         if value is not None and not isinstance(value, dict):
-            raise UserError(f"{self.where}: {key!r} is {value!r} instead of an object")
+            raise UserError(f"{self.where}: {key!r} is {reprlib.repr(value)} instead of an object")
         return Settings(value or {}, f"{self.where}, {key}")
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A positive number; without a default the key must be there."""
+        """A positive number of a sensible size; without a default the key must be there."""
+        value = self._given(key, default)
+        if not _is_number(value) or not value > 0:
+            raise UserError(f"{self.where}: {key!r} is {reprlib.repr(value)} instead of a positive number")
+        if not _MIN_NUMBER <= value <= _MAX_NUMBER:
+            raise UserError(
+                f"{self.where}: {key!r} is {_short(value)}, which is not between {_MIN_NUMBER} and {_MAX_NUMBER}: "
+                "download the file again"
+            )
+        return float(value)
+
+    def integer(self, key: str, default: int | None = None, *, limit: int = _MAX_INTEGER) -> int:
+        """A positive whole number up to `limit`; without a default the key must be there."""
+        value = self.number(key, default)
+        if value != int(value):
+            raise UserError(f"{self.where}: {key!r} is {value!r} instead of a whole number")
+        if value > limit:
+            raise UserError(f"{self.where}: {key!r} is {_short(value)}, above {limit}: download the file again")
+        return int(value)
+
+    def count(self, key: str, default: int, *, limit: int) -> int:
+        """A whole number from 0 to `limit`."""
+        value = self._given(key, default)
+        return 0 if _is_number(value) and value == 0 else self.integer(key, default, limit=limit)
+
+    def _given(self, key: str, default: float | None) -> Any:
         value = self.get(key)
         if value is None:
             value = default
         if value is None:
             raise UserError(f"{self.where} has no {key!r}: the file is incomplete, download it again")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise UserError(f"{self.where}: {key!r} is {value!r} instead of a positive number")
-        return float(value)
+        return value
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A positive whole number; without a default the key must be there."""
-        value = self.number(key, default)
-        if value != int(value):
-            raise UserError(f"{self.where}: {key!r} is {value!r} instead of a whole number")
-        return int(value)
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _short(value: float) -> str:
+    """A number in few characters: a whole one may have thousands of digits."""
+    return reprlib.repr(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def layer_config(
@@ -70,6 +104,7 @@ def layer_config(
     eps: float,
     rope_base: float,
     rope_factors: tuple[float, ...] | None = None,
+    rope_unsupported: str | None = None,
 ) -> LlamaConfig:
     """A `LlamaConfig` whose numbers go together.
 
@@ -82,6 +117,8 @@ def layer_config(
         raise UserError(f"{where}: the head width {head_dim} is odd, the rotary embedding needs pairs")
     if rope_factors is not None and len(rope_factors) != head_dim // 2:
         raise UserError(f"{where}: {len(rope_factors)} rotary factors for a head width of {head_dim}")
+    if rope_factors is not None and not all(_MIN_NUMBER <= factor <= _MAX_NUMBER for factor in rope_factors):
+        raise UserError(f"{where}: its rotary factors are not all positive numbers: download it again")
     return LlamaConfig(
         width=width,
         heads=heads,
@@ -91,4 +128,5 @@ def layer_config(
         eps=eps,
         rope_base=rope_base,
         rope_factors=rope_factors,
+        rope_unsupported=rope_unsupported,
     )

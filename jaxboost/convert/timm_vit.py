@@ -1,64 +1,110 @@
 """ViTs in timm's names: a file of weights alone, or a folder whose config.json names the architecture.
 
-Shapes are read off the weights. What no weight says is the same in all of timm's ViTs that are read (eps 1e-6, GELU by
-erf), but for the number of heads.
+Shapes are read off the weights. What no weight says is taken from the user, from config.json or from the layouts that
+timm, MAE, DINO and DINOv2 share, in this order; whatever was assumed is named.
 """
 
 import math
 import re
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from jaxboost.convert import file_kinds, unmerged
+from jaxboost.convert.given import Given
 from jaxboost.convert.huggingface import LocalFolder
-from jaxboost.convert.names import Tensors
+from jaxboost.convert.names import TensorInfo, Tensors
+from jaxboost.convert.positions import ANTIALIASED, BICUBIC, RESIZINGS
 from jaxboost.convert.safetensors_file import SafetensorsFile
-from jaxboost.convert.settings import Settings
-from jaxboost.convert.torch_files import TorchFile
-from jaxboost.convert.tower_names import TIMM, TowerSource, locate
+from jaxboost.convert.settings import MAX_LAYERS, Settings
+from jaxboost.convert.tower_layouts import REGISTERS, TIMM, TIMM_OF_DINOV2, TowerLayout
+from jaxboost.convert.tower_names import TowerSource, locate
 from jaxboost.errors import UserError
+from jaxboost.models.transformer import ACTIVATIONS
 
-FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin")
+LAYOUTS = (TIMM, TIMM_OF_DINOV2)
+FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _EPS, _ACTIVATION = 1e-6, "gelu"
-_HEAD_WIDTH = 64
-# ViT-So400m, -H, -g and -G, of the widths 1152, 1280, 1408 and 1664, share their number of heads instead.
-_LARGEST_WITH_THAT_HEAD, _HEADS_ABOVE = 1024, 16
+# Width -> heads, of all of timm's plain ViTs.
+_HEADS = {
+    **{width: width // 64 for width in (192, 256, 320, 384, 512, 640, 768, 832, 896, 1024)},
+    **dict.fromkeys((1152, 1280, 1408, 1664), 16),
+}
 
 _ARCHITECTURES = ("vit_", "deit")
 # Changes of the architecture, which config.json may hold, that no weight shows.
 _INVISIBLE = ("act_layer", "norm_layer", "block_fn", "attn_layer", "mlp_layer")
-# Beginning of a tensor's name -> what a model with it has beyond `models.vit.ViT`.
+# Beginning of a tensor's name -> why a model with it is none that `models.vit.ViT` can be, and what to do.
+_OTHER = "choose another model"
 _FOREIGN = {
-    "reg_token": "register tokens",
-    "register_tokens": "register tokens",
-    "dist_token": "a distillation token (DeiT)",
-    "fc_norm.": "a norm of the mean of all tokens (fc_norm) in the place of the CLS token's",
-    "norm_pre.": "a norm before the first block (CLIP; Hugging Face's copy of the model can be read)",
-    "blocks.0.attn.q_norm.": "norms of queries and keys (qk_norm)",
+    "dist_token": (
+        "has a distillation token beside CLS (DeiT, distilled), and its result is the mean of both",
+        "choose the model without distillation, such as deit_base_patch16_224",
+    ),
+    "fc_norm.": (
+        "was fine-tuned with the mean of its patches as its result (fc_norm in the place of norm): its CLS token, "
+        "which is used here, was not trained for that",
+        "choose the pretrained checkpoint, not the fine-tuned one",
+    ),
+    "norm_pre.": ("has a norm before the first block (CLIP)", "choose Hugging Face's copy of the model"),
+    "blocks.0.attn.q_norm.": ("has norms of queries and keys (qk_norm)", _OTHER),
+    "blocks.0.attn.q_bias": ("has biases of queries and values apart (BEiT, EVA)", _OTHER),
+    "blocks.0.attn.relative_position": ("has relative positions (BEiT)", _OTHER),
+    "rel_pos_bias.": ("has relative positions (BEiT)", _OTHER),
+    "blocks.0.gamma_1": ("has LayerScale under the names of BEiT and CaiT", "choose timm's copy of the model"),
+    "rope.": ("has a rotary embedding", _OTHER),
 }
+# What wrappers put in the middle of names: torch.compile, and the sharding and checkpointing of FSDP.
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 class FileTensors:
-    """The weights of one file; see `names.Tensors`."""
+    """The weights of one file, by names without wrappers; see `names.Tensors`.
 
-    def __init__(self, path: Path, source: str):
+    Attributes:
+      others: what lies beside them and is no tensor, by name.
+      entries: the keys under which more of the file lies, as an optimizer's state.
+    """
+
+    def __init__(self, path: Path, source: str, kind: str | None):
         """Reads the header of a safetensors file, or maps a PyTorch file.
 
         Args:
           source: what the manifest records.
+          kind: see `file_kinds.kind_of`; None where only the ending says it.
 
         Raises:
           UserError: see `SafetensorsFile` and `TorchFile`.
         """
         self.source = source
-        if path.suffix == ".safetensors":
+        if kind == file_kinds.SAFETENSORS or (kind is None and path.suffix == ".safetensors"):
             folder = LocalFolder(path.parent)
-            file = SafetensorsFile(
+            file: Any = SafetensorsFile(
                 str(path), folder.size(path.name), lambda start, stop: folder.read_range(path.name, start, stop)
             )
-            self.source_format = "safetensors"
+            self.source_format, self.others, self.entries = "safetensors", (), ()
         else:
-            file = TorchFile(path, may_be_wrapped=True)
-            self.source_format = "torch"
-        self.names, self.info, self.read = file.names, file.info, file.read
+            # Only here: what reads such files is not needed for others.
+            from jaxboost.convert.torch_files import TorchFile
+
+            file = TorchFile(path, may_be_nested=True)
+            self.source_format, self.others, self.entries = "torch", file.others, file.entries
+        self._file = file
+        self._stored = {_WRAPPERS.sub("", name): name for name in file.names}
+        if len(self._stored) != len(file.names):
+            raise UserError(f"{path} holds its weights twice, wrapped and not: save model.state_dict() alone")
+
+    @property
+    def names(self) -> Collection[str]:
+        return self._stored.keys()
+
+    def info(self, name: str) -> TensorInfo:
+        return self._file.info(self._stored[name])
+
+    def read(self, name: str) -> np.ndarray:
+        return self._file.read(self._stored[name])
 
 
 def is_timm(settings: Settings) -> bool:
@@ -66,16 +112,17 @@ def is_timm(settings: Settings) -> bool:
     return settings.get("model_type") in (None, "timm_wrapper") and isinstance(settings.get("architecture"), str)
 
 
-def tower_of_file(path: Path, source: str) -> TowerSource:
+def tower_of_file(path: Path, source: str, given: Given, kind: str | None = None) -> TowerSource:
     """The ViT in a file of weights; see `tower_of`.
 
     Args:
       source: what the manifest records.
+      kind: see `FileTensors`.
     """
-    return tower_of(FileTensors(path, source), Settings({}, str(path)), str(path))
+    return tower_of(FileTensors(path, source, kind), Settings({}, str(path)), str(path), given)
 
 
-def tower_of(tensors: Tensors, settings: Settings, where: str) -> TowerSource:
+def tower_of(tensors: Tensors, settings: Settings, where: str, given: Given | None = None) -> TowerSource:
     """The ViT in timm's names among `tensors`.
 
     Args:
@@ -83,42 +130,63 @@ def tower_of(tensors: Tensors, settings: Settings, where: str) -> TowerSource:
       where: the weights, for messages.
 
     Raises:
-      UserError: there is none, or it is not what `models.vit.ViT` can be, or a file is missing or broken.
+      UserError: there is none, or several, or it is not what `models.vit.ViT` can be, or how many heads it has is not
+        known, or a file is missing or broken.
     """
+    given = given or Given()
     _check_architecture(settings)
-    layout, prefix = locate(tensors.names, (TIMM,))
+    unmerged.check(tensors.names, where)
+    layout, prefix = locate(tensors.names, LAYOUTS, where=where, entry=given.entry)
     _check_kind(tensors, prefix, settings, where)
     block = layout.names("0")
 
     def shape(name: str, axes: int) -> tuple[int, ...]:
         found = tensors.info(prefix + name).shape
-        if len(found) != axes:
+        if len(found) != axes or 0 in found:
             raise UserError(f"{where}: {prefix + name} has the shape {found} instead of {axes} axes")
         return found
 
     width, _, _, patch = shape(layout.embedding["embedding.kernel"], 4)
-    tokens = shape(layout.embedding["positions"], 3)[1]
-    grid = math.isqrt(max(0, tokens - 1))
-    if 1 + grid * grid != tokens or not grid:
-        raise UserError(
-            f"{where}: there are positions for {tokens} tokens, the ViT's are a CLS token and a square grid: "
-            "choose another model"
-        )
-    numbered = re.compile(re.escape(prefix) + r"blocks\.(\d+)\.")
+    registers = 0
+    if prefix + layout.embedding[REGISTERS] in tensors.names:
+        registers = shape(layout.embedding[REGISTERS], 3)[1]
+    placed, grid = _grid(shape(layout.embedding["positions"], 3)[1], registers, layout, where)
+    heads, eps, activation, resizing, assumed = _unseen(width, settings, where, given, layout, registers)
     arguments = {
         "patch": patch,
         "width": width,
-        "depth": 1 + max(int(match[1]) for match in map(numbered.match, tensors.names) if match),
-        "heads": _heads(width, settings, where),
+        "depth": _depth(tensors, prefix, where),
+        "heads": heads,
         "mlp_width": shape(block["mlp.up.kernel"][0], 2)[0],
-        "eps": _EPS,
-        "activation": _ACTIVATION,
+        "eps": eps,
+        "activation": activation,
         "patch_bias": True,
         "pre_norm": False,
         "layer_scale": prefix + block["attention_scale"][0] in tensors.names,
     }
+    notes = [f"the weights are those under {prefix.rstrip('.')!r}"] if prefix else []
+    if not settings.values:
+        assumed += [f"square images of {patch * grid} pixels in patches of {patch} without overlap"]
+    if assumed:
+        notes.append(f"assumed, for the weights do not say it: {'; '.join(assumed)}")
+    if settings.get("global_pool") in ("avg", "avgmax", "max", "map"):
+        notes.append(
+            f"the model was trained with {settings.get('global_pool')} pooling of its tokens: its CLS token, which is "
+            "used here, was not trained for its result"
+        )
+    if others := getattr(tensors, "others", ()):
+        notes.append(f"no tensors and not read: {', '.join(others[:20])}")
     return TowerSource(
-        tensors=tensors, layout=layout, prefix=prefix, arguments=arguments, image_size=patch * grid, qkv_bias=True
+        tensors=tensors,
+        layout=layout,
+        prefix=prefix,
+        arguments=arguments | ({REGISTERS: registers} if registers else {}),
+        image_size=patch * grid,
+        qkv_bias=True,
+        placed_tokens=placed,
+        resizing=resizing,
+        notes=tuple(notes),
+        beside=() if prefix else tuple(f"{entry}." for entry in getattr(tensors, "entries", ())),
     )
 
 
@@ -142,13 +210,13 @@ def _check_kind(tensors: Tensors, prefix: str, settings: Settings, where: str) -
     needed = [TIMM.embedding["embedding.kernel"], TIMM.embedding["positions"], block["mlp.up.kernel"][0]]
     for name in needed:
         if prefix + name not in tensors.names:
-            mend = "choose another model"
+            mend = _OTHER
             if not settings.values:
                 mend = "for a checkpoint in Hugging Face's or Meta's layout pass the folder that holds the file"
             raise UserError(f"{where} holds no ViT in timm's names, there is no {prefix + name!r}: {mend}")
-    for beginning, what in _FOREIGN.items():
+    for beginning, (what, mend) in _FOREIGN.items():
         if any(name.startswith(prefix + beginning) for name in tensors.names):
-            raise UserError(f"{where}: this ViT has {what}, which is not supported: choose another model")
+            raise UserError(f"{where}: this ViT {what}, which is not supported: {mend}")
     kernel, bias = (prefix + block[f"attention.qkv.{part}"][0] for part in ("kernel", "bias"))
     if kernel in tensors.names and bias not in tensors.names:
         raise UserError(
@@ -156,12 +224,72 @@ def _check_kind(tensors: Tensors, prefix: str, settings: Settings, where: str) -
         )
 
 
-def _heads(width: int, settings: Settings, where: str) -> int:
-    derived = _HEADS_ABOVE if width > _LARGEST_WITH_THAT_HEAD else max(1, width // _HEAD_WIDTH)
-    heads = settings.section("model_args").integer("num_heads", derived)
-    if width % heads or (heads == derived and width <= _LARGEST_WITH_THAT_HEAD and width % _HEAD_WIDTH):
+def _grid(tokens: int, registers: int, layout: TowerLayout, where: str) -> tuple[int, int]:
+    """How many tokens have positions before the patches, see `TowerSource.placed_tokens`, and the grid's side."""
+    # DINOv2's own never place registers; timm's place all tokens before the patches or none.
+    ways = (1,) if registers and layout is TIMM_OF_DINOV2 else (0, 1 + registers)
+    fitting = [
+        (placed, side)
+        for placed in ways
+        if (side := math.isqrt(max(0, tokens - placed))) and placed + side**2 == tokens
+    ]
+    if len(fitting) != 1:
+        beside = f"CLS, {registers} registers" if registers else "a CLS token"
         raise UserError(
-            f"{where}: the number of heads is not known for a width of {width}, timm's ViTs have heads of "
-            f"{_HEAD_WIDTH}: choose another model"
+            f"{where}: there are positions for {tokens} tokens, the ViT's are {beside} and a square grid: "
+            "choose another model"
         )
-    return heads
+    return fitting[0]
+
+
+def _depth(tensors: Tensors, prefix: str, where: str) -> int:
+    numbered = re.compile(re.escape(prefix) + r"blocks\.([0-9]{1,9})\.")
+    depth = 1 + max(int(match[1]) for match in map(numbered.match, tensors.names) if match)
+    if depth > MAX_LAYERS:
+        raise UserError(f"{where} names {depth} blocks, more than {MAX_LAYERS}: download it again")
+    return depth
+
+
+def _unseen(
+    width: int, settings: Settings, where: str, given: Given, layout: TowerLayout, registers: int
+) -> tuple[int, float, str, str, list[str]]:
+    """Heads, eps, activation and resizing, and what of them was assumed, in words."""
+    assumed = []
+    said = settings.section("model_args").get("num_heads")
+    if said is not None:
+        heads = settings.section("model_args").integer("num_heads")
+        if given.heads not in (None, heads):
+            raise UserError(f"{settings.where} says {heads} heads, not {given.heads}: leave --heads out")
+    elif given.heads is not None:
+        heads = given.heads
+    elif width in _HEADS:
+        heads = _HEADS[width]
+        assumed.append(f"{heads} heads of {width // heads}, as timm's ViTs of width {width} have (--heads)")
+    else:
+        raise UserError(
+            f"{where}: the number of heads is not known for a width of {width}, which none of timm's ViTs has: "
+            "give it with --heads"
+        )
+    if heads < 1 or width % heads:
+        raise UserError(f"{where}: a width of {width} is no multiple of {heads} heads: check --heads")
+    eps, activation = given.eps, given.activation
+    if eps is None:
+        eps = _EPS
+        assumed.append(f"eps {eps} (--eps)")
+    elif not 0 < eps <= 1:
+        raise UserError(f"--eps {eps} is not above 0 and at most 1")
+    if activation is None:
+        activation = _ACTIVATION
+        assumed.append("GELU by erf (--activation)")
+    elif activation not in ACTIVATIONS:
+        raise UserError(f"--activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
+    resizing = given.resizing
+    if resizing is None:
+        # Hugging Face's copies, MAE and DINO do without antialiasing; timm, and DINOv2 with registers, have it.
+        resizing = ANTIALIASED if settings.values or registers else BICUBIC
+        if not settings.values:
+            assumed.append(f"{resizing} resizing of positions (--resizing)")
+    elif resizing not in RESIZINGS:
+        raise UserError(f"--resizing {resizing!r} is none of {', '.join(RESIZINGS)}")
+    # An architecture of timm's that config.json names has these.
+    return heads, eps, activation, resizing, [] if settings.values else assumed

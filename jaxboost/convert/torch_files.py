@@ -1,47 +1,54 @@
-"""PyTorch pickles (.bin, .pth), mapped instead of loaded, and Meta's folders of them. Only these readers need torch."""
+"""PyTorch pickles (.bin, .pth, .ckpt), mapped instead of loaded. Only these readers need torch."""
 
+import itertools
 import pickle
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 
-from jaxboost.convert import names, rope
+from jaxboost.convert import file_kinds
 from jaxboost.convert.names import TensorInfo
-from jaxboost.convert.settings import Settings, layer_config
 from jaxboost.errors import UserError
-from jaxboost.models.llama import LlamaConfig
 
 if TYPE_CHECKING:
     import torch
 
-_ZIP_MAGIC, _PICKLE_MAGIC = b"PK\x03\x04", b"\x80"
-# What torch.load raises for a damaged zip file or pickle; a file that cannot be opened has failed before.
-_BROKEN = (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, AssertionError)
-_DTYPES = ("float32", "float16", "bfloat16")
-# Where training scripts put a state dict that they save with more beside it.
-_WRAPPERS = ("model", "state_dict")
+    _Contents = tuple[dict[str, torch.Tensor], tuple[str, ...], tuple[str, ...]]
 
-# Model-parallel parts split a linear map along its outputs (0) or its inputs (1); every other tensor is in each part.
-_SPLIT_AXES = {"wq": 0, "wk": 0, "wv": 0, "wo": 1, "w1": 0, "w3": 0, "w2": 1}
+_DTYPES = ("float32", "float16", "bfloat16")
+# What training scripts nest is not deeper, and not more.
+_MAX_DEPTH, _MAX_OTHERS = 8, 1000
+_RESAVE = "python -c \"import torch; torch.save(torch.load('{path}', weights_only=True), 'weights.pth')\""
+_STATE_DICT = "save its weights alone, with torch.save(model.state_dict(), 'weights.pth')"
 
 
 class TorchFile:
-    """Tensors of one pickled state dict."""
+    """Tensors of one pickled state dict.
 
-    def __init__(self, path: Path, *, may_be_wrapped: bool = False):
+    Attributes:
+      others: what lies beside them and is no tensor, by name.
+      entries: the keys of mappings within the file's own.
+    """
+
+    def __init__(self, path: Path, *, may_be_nested: bool = False):
         """Maps the file.
 
         Args:
-          may_be_wrapped: whether the state dict may be the entry "model" or "state_dict" of a larger mapping.
+          may_be_nested: whether the state dict may lie in a training checkpoint, beside an optimizer, arguments and
+            the like. The names of its tensors are then the keys that lead to them, joined by dots. Objects of classes
+            that torch does not know are left out; none of their code runs.
 
         Raises:
           UserError: if torch is not installed, or the file is truncated, of the old format, or holds more than tensors.
         """
-        self._path, self._may_be_wrapped = path, may_be_wrapped
-        self._infos = {name: _info(tensor) for name, tensor in _mapped(path, may_be_wrapped).items()}
+        self._path = path
+        _check_archive(path)
+        self._unknown = _unknown_classes(path) if may_be_nested else None
+        tensors, self.others, self.entries = _mapped(path, self._unknown)
+        self._infos = {name: _info(tensor) for name, tensor in tensors.items()}
 
     @property
     def names(self) -> Collection[str]:
@@ -52,88 +59,73 @@ class TorchFile:
 
     def read(self, name: str) -> np.ndarray:
         # Mapped anew for each tensor: a lasting map would keep all that was ever read in memory.
-        return _to_numpy(_mapped(self._path, self._may_be_wrapped)[name])
+        return _to_numpy(_mapped(self._path, self._unknown)[0][name])
 
 
-class MetaReader:
-    """A folder of consolidated.00.pth, further model-parallel parts, and params.json; see `names.Reader`."""
+class _Unread:
+    """Stands for an object of a class that is not known here, with whatever it is made of."""
 
-    source_format = "meta"
-    layout = names.META
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Unread":
+        return super().__new__(cls)
 
-    def __init__(self, folder: Path):
-        """Maps the parts and reads params.json.
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
 
-        Raises:
-          UserError: see `TorchFile`; or parts are missing or differ; or params.json is missing or incomplete.
-        """
-        self.source = folder.resolve().name
-        paths = sorted(folder.glob("consolidated.*.pth"))
-        for number, path in enumerate(paths):
-            if path.name != f"consolidated.{number:02d}.pth":
-                raise UserError(f"{folder} has {path.name} but no consolidated.{number:02d}.pth: download all parts")
-        self._parts = [TorchFile(path) for path in paths]
-        self.names = self._parts[0].names
-        for path, part in zip(paths, self._parts, strict=True):
-            if part.names != self.names:
-                raise UserError(f"{path} holds other tensors than {paths[0].name}: they are not parts of one model")
-        settings_path = folder / "params.json"
-        if not settings_path.is_file():
-            raise UserError(f"{folder} has no params.json: download it from where {paths[0].name} came from")
-        settings = Settings.parse(settings_path.read_bytes(), str(settings_path))
-        self.n_layers = settings.integer("n_layers")
-        self.config = self._config(settings)
-
-    def info(self, name: str) -> TensorInfo:
-        infos = [part.info(name) for part in self._parts]
-        axis = _split_axis(name)
-        if axis is None or len(infos[0].shape) != 2:
-            return infos[0]
-        shape = list(infos[0].shape)
-        shape[axis] = sum(info.shape[axis] for info in infos)
-        return TensorInfo(tuple(shape), infos[0].obstacle)
-
-    def read(self, name: str) -> np.ndarray:
-        axis = _split_axis(name)
-        if axis is None or len(self._parts) == 1:
-            return self._parts[0].read(name)
-        return np.concatenate([part.read(name) for part in self._parts], axis=axis)
-
-    def _config(self, settings: Settings) -> LlamaConfig:
-        width, heads = settings.integer("dim"), settings.integer("n_heads")
-        head_dim = max(1, width // heads)
-        gate = self.layout.names(0)["gate"]
-        if gate not in self.names:
-            raise UserError(f"{self.source} has no tensor {gate!r}: it is not a LLaMA checkpoint, or is incomplete")
-        rope_base = settings.number("rope_theta", 10000.0)
-        factors = None
-        if settings.get("use_scaled_rope"):
-            # params.json does not say whether it is LLaMA 3.1's factor of 8 or 3.2's of 32; only the text models of
-            # 3.2 are narrower than 4096.
-            factors = rope.llama3_factors(
-                head_dim=head_dim,
-                rope_base=rope_base,
-                factor=settings.number("rope_scaling_factor", 8.0 if width >= 4096 else 32.0),
-                low_freq_factor=1.0,
-                high_freq_factor=settings.number("rope_high_freq_factor", 4.0),
-                original_context=8192.0,
-            )
-        return layer_config(
-            settings.where,
-            width=width,
-            heads=heads,
-            kv_heads=settings.integer("n_kv_heads", heads),
-            head_dim=head_dim,
-            mlp_width=self.info(gate).shape[0],
-            eps=settings.number("norm_eps"),
-            rope_base=rope_base,
-            rope_factors=factors,
-        )
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
-def _mapped(path: Path, may_be_wrapped: bool) -> "dict[str, torch.Tensor]":
+def _mapped(path: Path, unknown: Sequence[str] | None) -> "_Contents":
+    """The tensors of a file by name, and what `TorchFile` says of others and entries.
+
+    Args:
+      unknown: classes whose objects are left out, each as an `_Unread`; None where a state dict alone is expected.
+    """
+    import torch
+
+    classes = [(_Unread, name) for name in unknown or ()]
     try:
-        import torch
+        with torch.serialization.safe_globals(classes):
+            contents = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors, so that unpickling it could run code, or is damaged: {_STATE_DICT}, "
+            "or convert from a safetensors copy"
+        ) from error
+    except MemoryError as error:
+        raise UserError(f"{path} asks for more memory than there is: it is damaged, download it again") from error
+    except Exception as error:
+        # A damaged file can end in any error; torch was asked for nothing else.
+        raise UserError(f"{path} is truncated or damaged: download it again") from error
+    if isinstance(contents, _Unread):
+        raise UserError(f"{path} holds a whole model as an object, which only its own code can read: {_STATE_DICT}")
+    if unknown is not None and isinstance(contents, Mapping):
+        return _flattened(contents, path)
+    if not isinstance(contents, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in contents.items()
+    ):
+        raise UserError(f"{path} is not a plain mapping of names to tensors: {_STATE_DICT}")
+    return contents, (), ()
+
+
+def _check_archive(path: Path) -> None:
+    """Raises UserError for a file that is none of those that torch.save writes now, or where torch is missing."""
+    _import_torch(path)
+    head = file_kinds.head_of(path)
+    if file_kinds.kind_of(head) == file_kinds.PICKLE:
+        raise UserError(
+            f"{path} has PyTorch's old format, which cannot be read in parts: save it again with "
+            f"`{_RESAVE.format(path=path)}`, or convert from a safetensors copy"
+        )
+    if not head.startswith(file_kinds.ZIP_MAGIC):
+        file_kinds.refuse_known(str(path), head)
+        raise UserError(f"{path} is not a PyTorch checkpoint, or its download is incomplete: download it again")
+    file_kinds.check_torch_archive(path)
+
+
+def _import_torch(path: Path) -> None:
+    try:
+        import torch  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -141,35 +133,58 @@ def _mapped(path: Path, may_be_wrapped: bool) -> "dict[str, torch.Tensor]":
             f"{path} is a PyTorch pickle and torch is not installed: run this with `uv run --extra convert`, "
             "or convert from a safetensors copy of the model"
         ) from error
-    with path.open("rb") as file:
-        magic = file.read(len(_ZIP_MAGIC))
-    if magic[:1] == _PICKLE_MAGIC:
-        raise UserError(
-            f"{path} has PyTorch's old format, which cannot be read in parts: "
-            "load it and save it again with torch.save of a current PyTorch, or convert from a safetensors copy"
-        )
-    if magic != _ZIP_MAGIC:
-        raise UserError(f"{path} is not a PyTorch checkpoint, or its download is incomplete: download it again")
+
+
+def _unknown_classes(path: Path) -> list[str]:
+    """What a file names that torch does not know as harmless. Nothing is unpickled for it."""
+    import torch
+
     try:
-        tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors, so that unpickling it could run code, or is damaged: "
-            "save the model's state_dict() alone, or convert from a safetensors copy"
-        ) from error
-    except _BROKEN as error:
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception as error:
+        # A damaged file can end in any error; torch was asked for nothing else.
         raise UserError(f"{path} is truncated or damaged: download it again") from error
-    if may_be_wrapped and isinstance(tensors, dict):
-        tensors = next((tensors[key] for key in _WRAPPERS if isinstance(tensors.get(key), dict)), tensors)
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise UserError(f"{path} is not a plain mapping of names to tensors: save the model's state_dict() alone")
-    return tensors
+
+
+def _flattened(contents: Mapping[Any, Any], path: Path) -> "_Contents":
+    import torch
+
+    tensors: dict[str, torch.Tensor] = {}
+    # The same mapping can be there twice, or within itself.
+    seen = {id(contents)}
+
+    def visit(mapping: Mapping[Any, Any], prefix: str, depth: int) -> None:
+        for key, value in mapping.items():
+            name = f"{prefix}{key}" if isinstance(key, (str, int)) else None
+            if name is None:
+                continue
+            if isinstance(value, torch.Tensor):
+                if name in tensors:
+                    raise UserError(f"{path} holds two tensors of the name {name:.200}: {_STATE_DICT}")
+                tensors[name] = value
+            elif isinstance(value, Mapping) and depth < _MAX_DEPTH and id(value) not in seen:
+                seen.add(id(value))
+                visit(value, f"{name}.", depth + 1)
+
+    visit(contents, "", 1)
+    starts = {name.partition(".")[0] for name in tensors} | tensors.keys()
+    others = (str(key) for key, value in contents.items() if isinstance(key, (str, int)) and str(key) not in starts)
+    entries = (str(key) for key, value in contents.items() if isinstance(value, Mapping))
+    return tensors, tuple(sorted(itertools.islice(others, _MAX_OTHERS))), tuple(itertools.islice(entries, _MAX_OTHERS))
 
 
 def _info(tensor: "torch.Tensor") -> TensorInfo:
+    import torch
+
+    shape = tuple(tensor.shape)
     dtype = str(tensor.dtype).removeprefix("torch.")
-    obstacle = None if dtype in _DTYPES else f"is stored as {dtype}: only {', '.join(_DTYPES)} are read"
-    return TensorInfo(tuple(tensor.shape), obstacle)
+    if dtype not in _DTYPES:
+        return TensorInfo(shape, f"is stored as {dtype}: only {', '.join(_DTYPES)} are read")
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return TensorInfo(shape, "is not a plain dense tensor")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return TensorInfo(shape, "repeats its values, so that its file does not hold them all")
+    return TensorInfo(shape)
 
 
 def _to_numpy(tensor: "torch.Tensor") -> np.ndarray:
@@ -179,7 +194,3 @@ def _to_numpy(tensor: "torch.Tensor") -> np.ndarray:
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
-
-
-def _split_axis(name: str) -> int | None:
-    return _SPLIT_AXES.get(name.removesuffix(".weight").rpartition(".")[2])

@@ -1,16 +1,21 @@
 """What a vision checkpoint's config.json says: the arguments of `models.vit.ViT`."""
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 from jaxboost.convert.huggingface import HuggingFaceTensors
-from jaxboost.convert.settings import Settings
-from jaxboost.convert.tower_names import CLIP_OF_TWO, LAYOUTS, MODEL_TYPES, TowerSource, locate
+from jaxboost.convert.positions import ANTIALIASED, BICUBIC
+from jaxboost.convert.settings import MAX_LAYERS, Settings
+from jaxboost.convert.tower_layouts import CLIP_OF_TWO, LAYOUTS, MODEL_TYPES, REGISTERS
+from jaxboost.convert.tower_names import TowerSource, locate
 from jaxboost.errors import UserError
 from jaxboost.models.transformer import ACTIVATIONS
 
-_REGISTERS = "dinov2_with_registers"
+_WITH_REGISTERS = "dinov2_with_registers"
+# Of a picture's side in pixels.
+_MAX_SIDE = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,26 +38,30 @@ _BASE = {
     "image_size": 224,
     "num_channels": 3,
 }
+_VIT = Family(
+    defaults=_BASE | {"intermediate_size": 3072, "patch_size": 16, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
+    fixed={"patch_bias": True, "pre_norm": False, "layer_scale": False},
+)
+_DINOV2 = Family(
+    defaults=_BASE | {"mlp_ratio": 4, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    fixed={"patch_bias": True, "pre_norm": False, "layer_scale": True},
+)
 FAMILIES = {
     "clip_vision_model": Family(
         defaults=_BASE
         | {"intermediate_size": 3072, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
         fixed={"patch_bias": False, "pre_norm": True, "layer_scale": False},
     ),
-    "vit": Family(
-        defaults=_BASE | {"intermediate_size": 3072, "patch_size": 16, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
-        fixed={"patch_bias": True, "pre_norm": False, "layer_scale": False},
-    ),
-    "dinov2": Family(
-        defaults=_BASE | {"mlp_ratio": 4, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6},
-        fixed={"patch_bias": True, "pre_norm": False, "layer_scale": True},
-    ),
+    "vit": _VIT,
+    "vit_mae": _VIT,
+    "dinov2": _DINOV2,
+    _WITH_REGISTERS: dataclasses.replace(_DINOV2, defaults=_DINOV2.defaults | {"num_register_tokens": 4}),
 }
 
 
 def is_tower(settings: Settings) -> bool:
     """Whether config.json is that of a vision checkpoint, readable or not."""
-    return settings.get("model_type") in (*MODEL_TYPES, _REGISTERS)
+    return settings.get("model_type") in MODEL_TYPES
 
 
 def tower_of(tensors: HuggingFaceTensors) -> TowerSource:
@@ -65,12 +74,8 @@ def tower_of(tensors: HuggingFaceTensors) -> TowerSource:
     model_type = settings.get("model_type")
     if model_type == CLIP_OF_TWO:
         model_type, settings = "clip_vision_model", _vision_section(settings)
-    if model_type == _REGISTERS:
-        raise UserError(
-            f"{settings.where}: DINOv2 with register tokens is not supported: choose a model of the type dinov2"
-        )
     arguments, image_size = parse_vision(settings, model_type)
-    layout, prefix = locate(tensors.names, LAYOUTS[model_type])
+    layout, prefix = locate(tensors.names, LAYOUTS[model_type], where=tensors.source)
     return TowerSource(
         tensors=tensors,
         layout=layout,
@@ -78,6 +83,8 @@ def tower_of(tensors: HuggingFaceTensors) -> TowerSource:
         arguments=arguments,
         image_size=image_size,
         qkv_bias=settings.get("qkv_bias") is not False,
+        # As transformers resizes the positions of each.
+        resizing=ANTIALIASED if model_type == _WITH_REGISTERS else BICUBIC,
     )
 
 
@@ -95,7 +102,7 @@ def parse_vision(settings: Settings, model_type: str) -> tuple[dict[str, Any], i
     activation = settings.get("hidden_act")
     if activation not in tuple(ACTIVATIONS):
         raise UserError(
-            f"{where}: the activation is {activation!r}, the ViT's is one of {', '.join(ACTIVATIONS)}: "
+            f"{where}: the activation is {reprlib.repr(activation)}, the ViT's is one of {', '.join(ACTIVATIONS)}: "
             "choose another checkpoint"
         )
     if settings.integer("num_channels") != 3:
@@ -106,6 +113,7 @@ def parse_vision(settings: Settings, model_type: str) -> tuple[dict[str, Any], i
     patch, image_size = _side(settings, "patch_size"), _side(settings, "image_size")
     if "mlp_ratio" in family.defaults:
         mlp_width = int(width * settings.number("mlp_ratio"))
+        Settings({"width of the MLPs": mlp_width}, where).integer("width of the MLPs")
     else:
         mlp_width = settings.integer("intermediate_size")
     if image_size < patch:
@@ -113,12 +121,15 @@ def parse_vision(settings: Settings, model_type: str) -> tuple[dict[str, Any], i
     arguments = {
         "patch": patch,
         "width": width,
-        "depth": settings.integer("num_hidden_layers"),
+        "depth": settings.integer("num_hidden_layers", limit=MAX_LAYERS),
         "heads": heads,
         "mlp_width": mlp_width,
         "eps": settings.number("layer_norm_eps"),
         "activation": activation,
     }
+    if "num_register_tokens" in family.defaults:
+        registers = settings.count("num_register_tokens", 0, limit=1024)
+        arguments |= {REGISTERS: registers} if registers else {}
     return arguments | dict(family.fixed), image_size
 
 
@@ -133,6 +144,6 @@ def _side(settings: Settings, key: str) -> int:
     value = settings.get(key)
     if isinstance(value, list):
         if len(value) != 2 or value[0] != value[1]:
-            raise UserError(f"{settings.where}: {key!r} is {value!r}, the ViT takes squares")
+            raise UserError(f"{settings.where}: {key!r} is {reprlib.repr(value)}, the ViT takes squares")
         settings = Settings({key: value[0]}, settings.where)
-    return settings.integer(key)
+    return settings.integer(key, limit=_MAX_SIDE)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,57 +10,12 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from jaxboost.convert import positions
+from jaxboost.convert.manifests import TowerManifest
+from jaxboost.convert.manifests import read_tower as read_manifest
 from jaxboost.convert.placing import Placement, first_device, placed, with_layer
-from jaxboost.convert.store import (
-    DTYPES,
-    FORMAT_VERSION,
-    VISION,
-    broken_manifest,
-    joined_fingerprint,
-    read_fields,
-    restored,
-)
-from jaxboost.convert.tower_names import EMBEDDING, NORM, part_shapes
-
-ARGUMENTS = (
-    "patch",
-    "width",
-    "depth",
-    "heads",
-    "mlp_width",
-    "eps",
-    "activation",
-    "patch_bias",
-    "pre_norm",
-    "layer_scale",
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TowerManifest:
-    """What a converted vision tower holds.
-
-    Attributes:
-      format_version: version of this format.
-      kind: what tells it from a block.
-      source: where the weights come from: the name of a folder or file, or id@commit on the hub.
-      source_format: safetensors, torch, onnx or hub.
-      dtype: float32 or bfloat16.
-      arguments: of `models.vit.ViT`, all that the weights decide.
-      image_size: side of the images that the stored positions are for, in pixels.
-      sha256: fingerprint of each part: "embedding", the number of each block, and "norm", the final LayerNorm.
-      jaxboost_version: version that converted.
-    """
-
-    format_version: int = FORMAT_VERSION
-    kind: str = VISION
-    source: str
-    source_format: str
-    dtype: str
-    arguments: Mapping[str, Any]
-    image_size: int
-    sha256: Mapping[str, str]
-    jaxboost_version: str
+from jaxboost.convert.store import DTYPES, joined_fingerprint, restored
+from jaxboost.convert.tower_layouts import EMBEDDING, NORM
+from jaxboost.convert.tower_names import part_shapes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,24 +32,6 @@ class Tower:
     weights: dict[str, Any]
     norm: dict[str, jax.Array]
     fingerprint: str
-
-
-def read_manifest(path: str | os.PathLike) -> TowerManifest:
-    """Reads the manifest of the vision tower at `path`.
-
-    Raises:
-      UserError: if there is none, its manifest is broken, or it has another format version.
-    """
-    fields = read_fields(path, VISION)
-    try:
-        manifest = TowerManifest(**fields)
-        if manifest.dtype not in DTYPES or set(manifest.arguments) != set(ARGUMENTS):
-            raise ValueError("contradictory entries")
-        if set(part_shapes(manifest.arguments, manifest.image_size)) != set(manifest.sha256):
-            raise ValueError("contradictory entries")
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise broken_manifest(path) from error
-    return manifest
 
 
 def fingerprint_at(path: str | os.PathLike) -> str:
@@ -129,7 +66,7 @@ def load_tower(path: str | os.PathLike, *, image_size: int, placement: Placement
     weights: dict[str, jax.Array] = {}
     for name, array in arrays(EMBEDDING):
         if name == "positions":
-            array = positions.resize(array, image_size // manifest.arguments["patch"])
+            array = positions.resize(array, image_size // manifest.arguments["patch"], manifest.resizing)
         weights[name] = placed(array, placement)
     for layer in range(depth - 1):
         for name, array in arrays(str(layer)):
@@ -145,4 +82,8 @@ def load_tower(path: str | os.PathLike, *, image_size: int, placement: Placement
 
 def _fingerprint(manifest: TowerManifest) -> str:
     parts = {key: manifest.sha256[key] for key in part_shapes(manifest.arguments, manifest.image_size)}
-    return joined_fingerprint(parts, manifest.arguments)
+    constants = dict(manifest.arguments)
+    # Towers of the first release do not know of any other.
+    if manifest.resizing != positions.BICUBIC:
+        constants["resizing"] = manifest.resizing
+    return joined_fingerprint(parts, constants)

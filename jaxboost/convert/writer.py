@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -12,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxboost.convert.manifests import MANIFEST, Manifest, TowerManifest, kind_at, to_text
 from jaxboost.convert.names import FINAL_NORM
-from jaxboost.convert.store import MANIFEST, fingerprint, kind_at, part_name, save
-from jaxboost.convert.tower_names import EMBEDDING, NORM
+from jaxboost.convert.store import fingerprint, part_name, save
+from jaxboost.convert.tower_layouts import EMBEDDING, NORM
 from jaxboost.errors import UserError
 
 
@@ -53,10 +53,9 @@ class BlockWriter:
         self.sha256[part.key] = fingerprint({name: np.asarray(array) for name, array in leaves.items()})
         save(self._folder / part_name(part.key), leaves)
 
-    def finish(self, manifest: Any) -> None:
-        """Writes the manifest, a dataclass."""
-        text = json.dumps(dataclasses.asdict(manifest), indent=2)
-        (self._folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    def finish(self, manifest: Manifest | TowerManifest) -> None:
+        """Writes the manifest."""
+        (self._folder / MANIFEST).write_text(to_text(manifest), encoding="utf-8")
 
 
 @contextlib.contextmanager

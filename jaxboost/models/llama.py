@@ -29,6 +29,8 @@ class LlamaConfig:
       eps: added to the mean square in every RMSNorm.
       rope_base: base of the rotary embedding's geometric frequencies.
       rope_factors: divisors of the K/2 inverse frequencies (LLaMA 3.1's and linear scaling), None for all ones.
+      rope_unsupported: what of the checkpoint's rotary embedding the two above do not say, None where they say all.
+        Such layers run without rotation only.
     """
 
     width: int
@@ -39,6 +41,7 @@ class LlamaConfig:
     eps: float
     rope_base: float
     rope_factors: tuple[float, ...] | None = None
+    rope_unsupported: str | None = None
 
     @property
     def shape(self) -> dict[str, int]:
@@ -75,7 +78,13 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 
 
 def rotate(x: jax.Array, config: LlamaConfig) -> jax.Array:
-    """Rotary embedding (Su et al. 2021) of (B, heads, N, K) at positions 0..N-1, angles in float32."""
+    """Rotary embedding (Su et al. 2021) of (B, heads, N, K) at positions 0..N-1, angles in float32.
+
+    Raises:
+      ValueError: the checkpoint's rotation is another one.
+    """
+    if config.rope_unsupported is not None:
+        raise ValueError(f"these layers cannot be rotated: {config.rope_unsupported} is not supported")
     half = config.head_dim // 2
     inverse_frequency = config.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if config.rope_factors is not None:

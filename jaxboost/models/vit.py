@@ -15,7 +15,7 @@ PLAIN = dict(eps=1e-6, activation="gelu", patch_bias=True, pre_norm=False, layer
 
 
 class ViT(nnx.Module):
-    """Images (B, S, S, C) -> tokens (B, 1 + N, D), CLS first, before the final LayerNorm.
+    """Images (B, S, S, C) -> tokens (B, 1 + R + N, D), CLS first, before the final LayerNorm.
 
     The final LayerNorm belongs to the head: R-LLM's booster sits between the two.
 
@@ -26,6 +26,7 @@ class ViT(nnx.Module):
       patch_bias: CLIP's patch embedding has none.
       pre_norm: a LayerNorm before the first block (CLIP).
       layer_scale: see `transformer.Block` (DINOv2).
+      registers: R, trained tokens without position between CLS and the patches (Darcet et al. 2024).
       remat, drop_path: see `transformer.Transformer`.
     """
 
@@ -44,15 +45,19 @@ class ViT(nnx.Module):
         patch_bias: bool = PLAIN["patch_bias"],
         pre_norm: bool = PLAIN["pre_norm"],
         layer_scale: bool = PLAIN["layer_scale"],
+        registers: int = 0,
         remat: bool = False,
         drop_path: float = 0.0,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.patch, self.width, self.depth, self.tokens = patch, width, depth, 1 + (image_size // patch) ** 2
+        self.patch, self.width, self.depth = patch, width, depth
+        positions = 1 + (image_size // patch) ** 2
+        self.tokens = positions + registers
         self.embedding = linear(patch * patch * channels, width, bias=patch_bias, init=vit_init, dtype=dtype, rngs=rngs)
         self.cls = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
-        self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), (self.tokens, width)))
+        self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), (positions, width)))
+        self.registers = nnx.Param(0.02 * jax.random.normal(rngs.params(), (registers, width))) if registers else None
 
         self.pre_norm = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs) if pre_norm else None
         block = functools.partial(
@@ -81,4 +86,7 @@ class ViT(nnx.Module):
     def _embed(self, images: jax.Array) -> jax.Array:
         x = self.embedding(patches_2d(images, self.patch))
         x = prepend(self.cls[...], x) + self.positions[...].astype(x.dtype)
+        if self.registers is not None:
+            registers = jnp.broadcast_to(self.registers[...].astype(x.dtype), (len(x), *self.registers.shape))
+            x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
         return x if self.pre_norm is None else self.pre_norm(x)

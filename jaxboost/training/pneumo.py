@@ -19,6 +19,7 @@ from jaxboost.training.pretrained import (
     RANDOM,
     WEIGHTS,
     Pretrained,
+    check_rope,
     check_same,
     llama_fingerprint,
     llama_weights,
@@ -128,6 +129,7 @@ def _resolve_llama(config: ConfigDict, *, with_weights: bool) -> tuple[PneumoSpe
     if not used:
         llama |= {"block": "", "final_norm": "ones"}
     shape, depth, ref = resolve_llama("llama", reads_block=used, with_weights=with_weights, **llama)
+    check_rope("llama", shape, used=used)
     if used and not depth:
         raise UserError("config field llama.layers is empty, which needs a block to take them from: name them")
     spec = PneumoSpec(llama=shape, depth=depth if used else 0, causal=causal, remat=remat, **fields)

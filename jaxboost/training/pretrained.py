@@ -126,6 +126,16 @@ def resolve_llama(
     return shape, len(ref.layers if ref else layers), ref if needs_block else None
 
 
+def check_rope(section: str, shape: LlamaConfig, *, used: bool) -> None:
+    """Raises UserError where layers are to be rotated whose checkpoint does so in a way that is not supported."""
+    if used and shape.rope_unsupported is not None:
+        mend = "set boost.rope to False, or take" if section == "boost" else "take"
+        raise UserError(
+            f"config field {section}.block: its layers cannot be rotated as their checkpoint does, for"
+            f" {shape.rope_unsupported} is not supported: {mend} a block of another checkpoint"
+        )
+
+
 def _check_llama(section: str, *, family: str, block: str, layers: tuple[int, ...], final_norm: str) -> None:
     check_choice(final_norm, ("ones", "loaded"), f"config field {section}.final_norm")
     if family:

@@ -20,6 +20,7 @@ from jaxboost.training.experiment import Experiment, check_model, check_patch, m
 from jaxboost.training.pretrained import (
     RANDOM,
     Pretrained,
+    check_rope,
     check_same,
     llama_fingerprint,
     llama_weights,
@@ -181,6 +182,7 @@ def _resolve_boost(
         shape, depth, ref = LlamaConfig(**kept["arguments"]), len(kept["layers"]), None
     else:
         shape, depth, ref = resolve_llama("boost", reads_block=has_layer, with_weights=with_weights, **llama)
+    check_rope("boost", shape, used=has_layer and rope)
     if not depth:
         raise UserError("config field boost.layers is empty, which needs a block to take them from: name them")
     spec = BoostSpec(

@@ -71,9 +71,7 @@ def test_older_and_newer_rope_entries_agree():
         ({"model_type": None}, "this is a None checkpoint"),
         ({"hidden_act": "gelu"}, "the activation is 'gelu'"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"the weights are quantised \(gptq\)"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn' is not supported"),
-        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "a part of each head"),
+        ({"rope_scaling": {"type": ["yarn"]}}, r"the kind of rotary scaling is \['yarn'\] instead of a name"),
         ({"rope_parameters": [1]}, r"'rope_parameters' is \[1\] instead of an object"),
         ({"hidden_size": None}, "has no 'hidden_size'"),
         ({"hidden_size": "64"}, "'hidden_size' is '64' instead of a positive number"),
@@ -90,7 +88,39 @@ def test_refused(changes, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", [b"{", b"\xff\xfe", b"[]"])
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "the rotary scaling 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "the rotary scaling 'yarn'"),
+        ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, "the rotary scaling 'longrope'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, None),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "the rotation of a part of each head (a share of 0.5)",
+        ),
+        ({"partial_rotary_factor": 0.25}, "the rotation of a part of each head (a share of 0.25)"),
+    ],
+)
+def test_rotation_that_is_not_supported_is_recorded(changes, problem):
+    config, _ = parse(**changes)
+    assert config.rope_unsupported == problem
+    assert problem is None or config.rope_factors is None
+
+
+@pytest.mark.parametrize(
+    ("metadata", "problem"),
+    [
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "the rotary scaling 'yarn'"),
+        ({"llama.rope.dimension_count": 8}, "the rotation of a part of each head (8 of 16)"),
+    ],
+)
+def test_rotation_of_gguf_that_is_not_supported_is_recorded(metadata, problem, tmp_path):
+    source = reference.write_gguf(reference.tiny_llama(seed=1), tmp_path / "gguf", metadata=metadata)
+    assert open_source(source).config.rope_unsupported == problem
+
+
+@pytest.mark.parametrize("text", [b"{", b"[" * 100_000, b"\xff\xfe", b"[]"])
 def test_broken_json(text):
     with pytest.raises(UserError, match=r"^config\.json .*: download it again$"):
         Settings.parse(text, "config.json")
@@ -146,7 +176,6 @@ def test_rope_scaling_of_gguf(kind, factors, tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "'yarn' is not supported"),
         ({"llama.attention.value_length": 32}, "'llama.attention.value_length' is not the head width 16"),
         ({"split.count": 2}, "is one part of several: join them with `llama-gguf-split --merge` first"),
     ],

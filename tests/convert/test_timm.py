@@ -1,14 +1,20 @@
 """ViTs in timm's names: the same tower as from transformers, in every kind of file, and what is refused in one line."""
 
+import argparse
+import collections
 import json
 import logging
+import os
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from jaxboost.convert import convert, towers
+from jaxboost.convert.given import Given
 from jaxboost.errors import UserError
 from jaxboost.models.classifier import BACKBONES
 from jaxboost.models.vit import PLAIN
@@ -94,8 +100,8 @@ def test_every_form_gives_the_same_tower(form, published, tmp_path):
 
 def test_what_is_not_read_is_said(state, tmp_path, caplog):
     weights = state | {
-        "pre_logits.fc.weight": np.ones((128, 128), np.float32),
-        "mask_token": np.ones((1, 128), np.float32),
+        "pre_logits.fc.weight": np.ones((192, 192), np.float32),
+        "mask_token": np.ones((1, 192), np.float32),
     }
     with caplog.at_level(logging.INFO, logger="jaxboost"):
         convert(write("safetensors", weights, tmp_path)[0], "all", tmp_path / "tower")
@@ -116,6 +122,199 @@ def test_what_transformers_checkpoints_hold_beside_the_encoder_is_said(tmp_path,
             assert f"not part of the encoder and not read: {expected}\n" in caplog.text
 
 
+def decoder(state):
+    """What MAE has beside its encoder: narrower blocks of the same kind, and the masked patches' token."""
+    small = {name: np.full((8,), 3, np.float32) for name in ("decoder_norm.weight", "decoder_embed.bias")}
+    blocks = {f"decoder_{name}": array for name, array in state.items() if name.startswith("blocks.0.")}
+    tokens = {"mask_token": np.ones((1, 1, 8), "f"), "decoder_pos_embed": np.ones((1, 26, 8), "f")}
+    return small | blocks | tokens | {"decoder_pred.weight": np.ones((48, 8), "f")}
+
+
+def test_mae(state, tmp_path, caplog):
+    """As RETFound's and MAE's own: the encoder and its decoder, beside the optimizer's state and a Namespace."""
+    encoder = {name: array for name, array in state.items() if not name.startswith("head")}
+    expected = convert(write("safetensors", encoder, tmp_path)[0], "all", tmp_path / "expected").sha256
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    contents = {
+        "model": tensors(encoder | decoder(state)),
+        "optimizer": optimizer,
+        "epoch": 399,
+        "scaler": {"scale": 65536.0},
+        "args": argparse.Namespace(lr=1e-3, output_dir=pathlib.PurePosixPath("out"), seed=np.float64(1)),
+    }
+    torch.save(contents, tmp_path / "mae.pth")
+    with caplog.at_level(logging.INFO, logger="jaxboost"):
+        manifest = convert(str(tmp_path / "mae.pth"), "all", tmp_path / "tower")
+    assert manifest.sha256 == expected
+    assert "the weights are those under 'model'\n" in caplog.text
+    assert "no tensors and not read: args, epoch, scaler\n" in caplog.text
+    for name in ("decoder_blocks", "decoder_embed", "decoder_norm", "decoder_pos_embed", "decoder_pred", "mask_token"):
+        assert f"model.{name}" in caplog.text
+    assert ", optimizer\n" in caplog.text
+
+
+def test_mae_of_transformers(tmp_path):
+    """Its encoder is a ViT's, and its decoder is left out."""
+    import transformers
+
+    shape = {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 48}
+    shape |= {"image_size": 20, "patch_size": 4}
+    small = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    model = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**shape, **small))
+    model.save_pretrained(tmp_path / "mae")
+    state = {
+        name.removeprefix("vit."): array
+        for name, array in load_file(tmp_path / "mae" / "model.safetensors").items()
+        if name.startswith("vit.")
+    }
+    (tmp_path / "vit").mkdir()
+    save_file(state, tmp_path / "vit" / "model.safetensors")
+    transformers.ViTConfig(**shape).save_pretrained(tmp_path / "vit")
+    expected = convert(str(tmp_path / "vit"), "all", tmp_path / "vit-tower")
+    manifest = convert(str(tmp_path / "mae"), "all", tmp_path / "mae-tower")
+    assert (manifest.sha256, manifest.arguments) == (expected.sha256, expected.arguments)
+
+
+def nested(first, second):
+    """How training frameworks save one encoder, or two: name -> contents, and what --entry takes for the second."""
+
+    def prefixed(prefix, state):
+        return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+    return {
+        "lightning": ({"state_dict": prefixed("model.net.", second), "hparams": collections.deque()}, None),
+        "compiled": ({"model_state_dict": prefixed("_orig_mod.", second)}, None),
+        "compiled blocks": (
+            {name.replace("blocks.1.", "blocks.1._orig_mod."): tensor for name, tensor in second.items()},
+            None,
+        ),
+        "data parallel": ({"net": {"backbone": prefixed("module.", second)}}, None),
+        "two": ({"model": first, "model_ema": second}, "model_ema"),
+        "timm": ({"state_dict": first, "state_dict_ema": prefixed("module.", second)}, "state_dict_ema"),
+        "dino": (
+            {"student": prefixed("module.backbone.", first), "teacher": prefixed("backbone.", second)},
+            "teacher",
+        ),
+        "moco": (
+            {"state_dict": prefixed("module.momentum_encoder.", first) | prefixed("module.base_encoder.", second)},
+            "state_dict.module.base_encoder",
+        ),
+        "beside": (first | {"ema": second}, "ema"),
+        "at the top": (second | {"ema": first}, "."),
+    }
+
+
+@pytest.mark.parametrize("form", nested({}, {}))
+def test_encoders_of_training_checkpoints(form, state, tmp_path, caplog):
+    encoder = {name: array for name, array in state.items() if not name.startswith("head")}
+    other = {name: array + 1 for name, array in encoder.items()}
+    contents, entry = nested(tensors(other), tensors(encoder))[form]
+    torch.save(contents, tmp_path / "last.ckpt")
+    if entry is not None:
+        message = refused(
+            str(tmp_path / "last.ckpt"), r"holds 2 vision encoders \(.*\): choose one with --entry", tmp_path
+        )
+        assert entry in message
+        refused(str(tmp_path / "last.ckpt"), "no vision encoder in --entry x: there are ", tmp_path, Given(entry="x"))
+    with caplog.at_level(logging.INFO, logger="jaxboost"):
+        manifest = convert(str(tmp_path / "last.ckpt"), "all", tmp_path / "tower", given=Given(entry=entry))
+    assert manifest.sha256 == convert(write("safetensors", encoder, tmp_path)[0], "all", tmp_path / "plain").sha256
+    assert entry in (None, ".") or f"the weights are those under '{entry}" in caplog.text
+
+
+def test_objects_of_a_checkpoint_run_no_code(state, tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return shutil.copyfile, (str(tmp_path / "vit.pth"), str(tmp_path / "touched"))
+
+    torch.save({"model": tensors(state), "callback": Harmful()}, tmp_path / "vit.pth")
+    convert(str(tmp_path / "vit.pth"), "all", tmp_path / "tower")
+    assert not (tmp_path / "touched").exists()
+    torch.save({"model": tensors(state), "callback": os.system}, tmp_path / "vit.pth")
+    refused(str(tmp_path / "vit.pth"), "holds more than tensors, so that unpickling it could run code", tmp_path)
+
+
+def test_a_whole_model_is_refused(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "vit.pth")
+    refused(
+        str(tmp_path / "vit.pth"), r"holds a whole model as an object, .*torch\.save\(model\.state_dict\(\)", tmp_path
+    )
+
+
+def test_what_is_assumed_is_said(state, tmp_path, caplog):
+    source, _ = write("safetensors", state, tmp_path)
+    with caplog.at_level(logging.INFO, logger="jaxboost"):
+        convert(source, "all", tmp_path / "tower")
+        assumed = (
+            "assumed, for the weights do not say it: 3 heads of 64, as timm's ViTs of width 192 have (--heads); "
+            "eps 1e-06 (--eps); GELU by erf (--activation); bicubic resizing of positions (--resizing); "
+            "square images of 20 pixels in patches of 4 without overlap\n"
+        )
+        assert assumed in caplog.text
+        caplog.clear()
+        given = Given(heads=6, eps=1e-5, activation="quick_gelu", resizing="antialiased")
+        manifest = convert(source, "all", tmp_path / "given", given=given)
+        assert "assumed, for the weights do not say it: square images of 20 pixels" in caplog.text
+        caplog.clear()
+        folder = convert(write_folder(state, tmp_path / "timm"), "all", tmp_path / "folder")
+        assert "assumed, for" not in caplog.text
+    found = {name: manifest.arguments[name] for name in ("heads", "eps", "activation")}
+    assert found == {"heads": 6, "eps": 1e-5, "activation": "quick_gelu"}
+    assert (manifest.resizing, folder.resizing) == ("antialiased", "antialiased")
+    # They are constants of the function, so that another is another tower.
+    assert len({towers.fingerprint_at(tmp_path / name) for name in ("tower", "given", "folder")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (Given(heads=5), "a width of 192 is no multiple of 5 heads: check --heads"),
+        (Given(eps=0.0), r"--eps 0\.0 is not above 0 and at most 1"),
+        (Given(eps=float("nan")), "--eps nan is not above 0"),
+        (Given(activation="relu"), "--activation 'relu' is none of gelu, quick_gelu"),
+        (Given(resizing="nearest"), "--resizing 'nearest' is none of bicubic, antialiased"),
+    ],
+)
+def test_what_is_given_is_checked(given, message, state, tmp_path):
+    refused(write("safetensors", state, tmp_path)[0], message, tmp_path, given)
+
+
+def test_what_a_source_says_itself_is_not_given(state, tmp_path):
+    source = write_folder(state, tmp_path / "timm", model_args={"num_heads": 6})
+    refused(source, "says 6 heads, not 3: leave --heads out", tmp_path, Given(heads=3))
+    vision.tiny("vit").save_pretrained(tmp_path / "vit")
+    refused(
+        str(tmp_path / "vit"),
+        "says itself what it is made of: leave --heads, --eps out",
+        tmp_path,
+        Given(heads=3, eps=1),
+    )
+
+
+def test_a_width_of_its_own_needs_its_heads(state, tmp_path):
+    model = vision.tiny("vit", **vision.TIMM_SHAPE | {"hidden_size": 48, "num_attention_heads": 4})
+    weights = vision.timm_state(model, tmp_path / "source")
+    weights = {name: array for name, array in weights.items() if not name.startswith("head")}
+    source, _ = write("safetensors", weights, tmp_path)
+    refused(source, "heads is not known for a width of 48, .*: give it with --heads", tmp_path)
+    expected = convert(str(tmp_path / "source"), "all", tmp_path / "expected")
+    manifest = convert(source, "all", tmp_path / "tower", given=Given(heads=4))
+    assert (manifest.arguments, manifest.sha256) == (expected.arguments, expected.sha256)
+
+
+def test_registers_of_dinov2s_own_checkpoint(tmp_path):
+    """Under their own name, with a position for CLS and none for them."""
+    model = vision.tiny("dinov2_registers", **vision.TIMM_SHAPE)
+    weights = vision.timm_state(model, tmp_path / "source")
+    published = load_file(tmp_path / "source" / "model.safetensors")
+    weights["register_tokens"] = published["embeddings.register_tokens"]
+    expected = convert(str(tmp_path / "source"), "all", tmp_path / "expected")
+    manifest = convert(write("safetensors", weights, tmp_path)[0], "all", tmp_path / "tower")
+    assert manifest.arguments == expected.arguments
+    assert manifest.arguments["registers"] == 3
+    assert (manifest.sha256, manifest.resizing) == (expected.sha256, expected.resizing)
+
+
 def test_nothing_is_said_where_all_is_read(state, tmp_path, caplog):
     encoder = {name: array for name, array in state.items() if not name.startswith("head")}
     with caplog.at_level(logging.INFO, logger="jaxboost"):
@@ -123,9 +322,9 @@ def test_nothing_is_said_where_all_is_read(state, tmp_path, caplog):
     assert "not read" not in caplog.text
 
 
-def refused(source, message, tmp_path):
+def refused(source, message, tmp_path, given=None):
     with pytest.raises(UserError, match=message) as caught:
-        convert(source, "all", tmp_path / "out" / "tower")
+        convert(source, "all", tmp_path / "out" / "tower", given=given)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     return str(caught.value)
@@ -135,9 +334,9 @@ def test_all_faults_are_in_one_message(state, tmp_path):
     weights = state | {
         "blocks.1.mlp.fc1.bias": np.zeros(3, np.float32),
         "blocks.2.extra.weight": np.zeros(3, np.float32),
-        "patch_embed.norm.weight": np.zeros(128, np.float32),
-        "blocks.0.norm1.weight": np.zeros(128, np.int8),
-        "blocks.0.ls1.gamma": np.ones(128, np.float32),
+        "patch_embed.norm.weight": np.zeros(192, np.float32),
+        "blocks.0.norm1.weight": np.zeros(192, np.int8),
+        "blocks.0.ls1.gamma": np.ones(192, np.float32),
     }
     del weights["blocks.1.attn.qkv.bias"], weights["norm.bias"]
     message = refused(write("safetensors", weights, tmp_path)[0], r"^vit\.safetensors does not hold a vision", tmp_path)
@@ -163,18 +362,29 @@ def test_a_whole_block_is_missing(state, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"reg_token": (1, 4, 128)}, "this ViT has register tokens, which is not supported: choose another model"),
-        ({"register_tokens": (1, 4, 128)}, "has register tokens"),
-        ({"dist_token": (1, 1, 128)}, r"has a distillation token \(DeiT\)"),
-        ({"fc_norm.weight": (128,), "norm.weight": None}, r"a norm of the mean of all tokens \(fc_norm\)"),
-        ({"norm_pre.weight": (128,)}, r"a norm before the first block \(CLIP; Hugging Face's copy"),
+        (
+            {"dist_token": (1, 1, 192)},
+            r"has a distillation token beside CLS \(DeiT, distilled\).* without distillation",
+        ),
+        (
+            {"fc_norm.weight": (192,), "norm.weight": None},
+            r"mean of its patches as its result \(fc_norm.* pretrained c",
+        ),
+        ({"norm_pre.weight": (192,)}, r"a norm before the first block \(CLIP\).*Hugging Face's copy"),
+        ({"blocks.0.attn.q_bias": (192,)}, r"has biases of queries and values apart \(BEiT, EVA\)"),
+        ({"rel_pos_bias.relative_position_bias_table": (4, 3)}, r"has relative positions \(BEiT\)"),
+        ({"blocks.0.gamma_1": (192,)}, "LayerScale under the names of BEiT"),
         ({"blocks.0.attn.q_norm.weight": (64,)}, r"norms of queries and keys \(qk_norm\)"),
         ({"blocks.0.attn.qkv.bias": None}, "queries, keys and values have no biases, which is not supported"),
-        ({"pos_embed": (1, 25, 128)}, "positions for 25 tokens, the ViT's are a CLS token and a square grid"),
-        ({"pos_embed": (26, 128)}, r"pos_embed has the shape \(26, 128\) instead of 3 axes"),
-        ({"patch_embed.proj.weight": (128, 48)}, r"patch_embed.proj.weight has the shape \(128, 48\) instead of 4"),
-        ({"patch_embed.proj.weight": (96, 3, 4, 4)}, "heads is not known for a width of 96, timm's .* heads of 64"),
-        ({"patch_embed.proj.weight": (128, 1, 4, 4)}, r"\(128, 1, 4, 4\) instead of \(128, 3, 4, 4\)"),
+        ({"pos_embed": (1, 24, 192)}, "positions for 24 tokens, the ViT's are a CLS token and a square grid"),
+        ({"reg_token": (1, 4, 192)}, "positions for 26 tokens, the ViT's are CLS, 4 registers and a square grid"),
+        ({"pos_embed": (26, 192)}, r"pos_embed has the shape \(26, 192\) instead of 3 axes"),
+        ({"patch_embed.proj.weight": (192, 48)}, r"patch_embed.proj.weight has the shape \(192, 48\) instead of 4"),
+        (
+            {"patch_embed.proj.weight": (96, 3, 4, 4)},
+            "heads is not known for a width of 96, which none of timm's ViTs has: give it with --heads",
+        ),
+        ({"patch_embed.proj.weight": (192, 1, 4, 4)}, r"\(192, 1, 4, 4\) instead of \(192, 3, 4, 4\)"),
         ({"patch_embed.proj.weight": None}, "holds no ViT in timm's names, .* 'patch_embed.proj.weight'.* the folder"),
         ({"blocks.0.mlp.fc1.weight": None}, "holds no ViT in timm's names, there is no 'blocks.0.mlp.fc1.weight'"),
         ({"cls_token": None}, "missing: cls_token"),
@@ -195,7 +405,7 @@ def test_other_models_are_refused(changes, message, state, tmp_path):
     [
         ({"architecture": "resnet50"}, "timm's 'resnet50' is no ViT: choose a model whose name begins with vit_ or de"),
         ({"model_args": {"act_layer": "quick_gelu"}}, "this vit_small_patch16_224 has another act_layer"),
-        ({"model_args": {"num_heads": 5}}, "the number of heads is not known for a width of 128"),
+        ({"model_args": {"num_heads": 5}}, "a width of 192 is no multiple of 5 heads"),
         ({"model_args": "none"}, "'model_args' is 'none' instead of an object"),
         ({"architecture": None}, "this is a None checkpoint, not of the LLaMA family"),
     ],
@@ -221,8 +431,8 @@ def test_broken_files(state, tmp_path):
         contents = (tmp_path / f"vit.{form}").read_bytes()
         (tmp_path / f"vit.{form}").write_bytes(contents[: len(contents) // 2])
         refused(source, "download it again", tmp_path)
-    torch.save({"model": {"a": torch.zeros(2), "b": 3}}, tmp_path / "mixed.pth")
-    refused(str(tmp_path / "mixed.pth"), "is not a plain mapping of names to tensors", tmp_path)
+    torch.save([torch.zeros(2)], tmp_path / "list.pth")
+    refused(str(tmp_path / "list.pth"), "is not a plain mapping of names to tensors: save its weights alone", tmp_path)
 
 
 def test_real_architectures_are_read_as_they_are(tmp_path):

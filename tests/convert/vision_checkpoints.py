@@ -26,6 +26,8 @@ KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "vit": ("ViTModel", _SHAPE | _MLP, ""),
     "vit_classifier": ("ViTForImageClassification", _SHAPE | _MLP | {"qkv_bias": False}, "vit"),
     "dinov2": ("Dinov2Model", _SHAPE | {"mlp_ratio": 2}, ""),
+    "dinov2_registers": ("Dinov2WithRegistersModel", _SHAPE | {"mlp_ratio": 2, "num_register_tokens": 3}, ""),
+    "dinov2_no_registers": ("Dinov2WithRegistersModel", _SHAPE | {"mlp_ratio": 2, "num_register_tokens": 0}, ""),
     "dinov2_classifier": ("Dinov2ForImageClassification", _SHAPE | {"mlp_ratio": 2}, "dinov2"),
 }
 
@@ -43,12 +45,12 @@ def tiny_timm(**overrides: Any):
     """A float32 ViT of timm, of the shape TIMM_SHAPE."""
     from timm.models.vision_transformer import VisionTransformer
 
-    settings = {"img_size": IMAGE_SIZE, "patch_size": PATCH, "embed_dim": 128, "depth": DEPTH, "num_heads": 2}
+    settings = {"img_size": IMAGE_SIZE, "patch_size": PATCH, "embed_dim": 192, "depth": DEPTH, "num_heads": 3}
     return _randomised(VisionTransformer(**settings | {"mlp_ratio": 2, "num_classes": 5} | overrides).eval())
 
 
 # Of transformers' configurations: what timm's ViTs have, heads of 64 and eps 1e-6.
-TIMM_SHAPE = {"hidden_size": 128, "num_attention_heads": 2, "layer_norm_eps": 1e-6}
+TIMM_SHAPE = {"hidden_size": 192, "num_attention_heads": 3, "layer_norm_eps": 1e-6}
 
 
 def timm_state(model, folder: Path) -> dict[str, np.ndarray]:
@@ -57,7 +59,7 @@ def timm_state(model, folder: Path) -> dict[str, np.ndarray]:
 
     model.save_pretrained(folder)
     published = load_file(folder / "model.safetensors")
-    state = {"head.weight": np.ones((5, 128), np.float32), "head.bias": np.ones(5, np.float32)}
+    state = {"head.weight": np.ones((5, 192), np.float32), "head.bias": np.ones(5, np.float32)}
     for ours, theirs in (("cls_token", "cls_token"), ("pos_embed", "position_embeddings")):
         state[ours] = published[f"embeddings.{theirs}"]
     # Part of the new name -> parts of the published ones, side by side.
@@ -182,7 +184,7 @@ def write_onnx(model, path: Path, *, opset: int = 14, **changes: str) -> str:
 def _scaled(name: str, noise):
     if "norm" in name or "layrnorm" in name or "lambda" in name or "gamma" in name:
         return 0.3 * noise + (0.0 if name.endswith("bias") else 1.0)
-    if noise.ndim < 2 or "cls_token" in name or "position_embedding" in name or "pos_embed" in name:
+    if noise.ndim < 2 or "_token" in name or "position_embedding" in name or "pos_embed" in name:
         return 0.5 * noise
     # Queries and keys larger, so that attention is far from uniform.
     larger = 1.5 if any(part in name for part in ("q_proj", "k_proj", "query", "key")) else 1.0

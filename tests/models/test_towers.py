@@ -104,7 +104,17 @@ def test_a_tower_of_one_block(tmp_path) -> None:
     assert_close(cls, reference.stages("vit", model, images)["cls"])
 
 
-@pytest.mark.parametrize("settings", [{}, {"init_values": 0.1}], ids=["plain", "layer scale"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"init_values": 0.1},
+        {"reg_tokens": 4, "no_embed_class": True},
+        {"reg_tokens": 2},
+        {"no_embed_class": True},
+    ],
+    ids=["plain", "layer scale", "registers without positions", "registers with positions", "CLS without position"],
+)
 def test_every_stage_equals_timm(settings, tmp_path) -> None:
     pytest.importorskip("timm")
     model = reference.tiny_timm(**settings)
@@ -120,6 +130,24 @@ def test_every_stage_equals_timm(settings, tmp_path) -> None:
     for block, (_, prefix) in enumerate(stages):
         assert_close(cls[block], prefix[:, 0], name=f"CLS token after block {block}")
     assert_close(normed(tower, np.asarray(cls[-1])), last[:, 0], name="normed")
+
+
+@pytest.mark.parametrize("settings", [{}, {"reg_tokens": 4, "no_embed_class": True}], ids=["plain", "registers"])
+def test_resized_positions_equal_timm(settings, tmp_path) -> None:
+    """timm averages where the new grid is coarser, which config.json of its folders says."""
+    pytest.importorskip("timm")
+    model = reference.tiny_timm(**settings, dynamic_img_size=True)
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "vit" / "config.json").write_text('{"architecture": "vit_tiny_patch16_224"}')
+    torch.save(model.state_dict(), tmp_path / "vit" / "pytorch_model.bin")
+    convert(str(tmp_path / "vit"), "all", tmp_path / "tower")
+    for image_size in (8, 32):
+        tower = towers.load_tower(tmp_path / "tower", image_size=image_size)
+        images = normal((1, image_size, image_size, 3), seed=6)
+        with torch.no_grad():
+            last = model.forward_features(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+        cls = _first_tokens(graphdef_for(tower, image_size), tower.weights, images)
+        assert_close(normed(tower, np.asarray(cls[-1])), last[:, 0].numpy(), name=f"{image_size} pixels")
 
 
 @pytest.mark.slow

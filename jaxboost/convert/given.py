@@ -1,0 +1,33 @@
+"""What the user says of a source, where its weights alone do not say it."""
+
+import dataclasses
+
+from jaxboost.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given:
+    """Flags of convert_weights.py for vision encoders in timm's names, None for what is not given.
+
+    Attributes:
+      heads: of every block.
+      eps: of all LayerNorms.
+      activation: of the MLPs, a key of `models.transformer.ACTIVATIONS`.
+      resizing: one of `positions.RESIZINGS`.
+      entry: which of several encoders in one file, by the beginning of its tensors' names.
+    """
+
+    heads: int | None = None
+    eps: float | None = None
+    activation: str | None = None
+    resizing: str | None = None
+    entry: str | None = None
+
+    def check_unused(self, source: str) -> None:
+        """Raises UserError where anything is given, for a source that says all of it itself."""
+        named = [f"--{name}" for name, value in dataclasses.asdict(self).items() if value is not None]
+        if named:
+            raise UserError(
+                f"{source} says itself what it is made of: leave {', '.join(named)} out, which is for vision encoders "
+                "in timm's names"
+            )
