@@ -117,6 +117,6 @@ def decay_mask(params: Tree) -> Tree:
     """True for weights that decay: all but biases, norms, positions and CLS tokens, recognised by their names."""
 
     def decays(path: tuple[jax.tree_util.DictKey, ...], _: jax.Array) -> bool:
-        return not path[-1].key.endswith(("bias", "scale", "norm", "positions", "cls", "prompts"))
+        return not path[-1].key.endswith(("bias", "scale", "norm", "positions", "cls", "registers", "prompts"))
 
     return jax.tree_util.tree_map_with_path(decays, params)
