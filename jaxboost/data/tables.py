@@ -13,6 +13,7 @@ from jaxboost.errors import UserError
 from jaxboost.io import write_text
 
 T = TypeVar("T")
+_MAX_BYTES = 1 << 30
 
 
 def write(
@@ -51,6 +52,10 @@ def read(
         UserError: the table cannot be read, does not have exactly the samples `names` with their patients `groups`,
             names a place that is not `allowed`, or has a patient in two.
     """
+    # A pipe would be waited for.
+    if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+        what = f"has more than {_MAX_BYTES >> 20} MiB" if path.is_file() else "is no regular file"
+        raise UserError(f"{path}: cannot be read as a table of {column}s (it {what}): {mend}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header, *rows = list(csv.reader(file)) or [[]]
