@@ -203,8 +203,7 @@ class Checkpointer:
         for later in saved.steps(self._folder / BEST):
             if later > step:
                 kept.remove(self._folder / BEST / str(later))
-        self._latest.reload()
-        self._best.reload()
+        self._cleared = False
         self._clear()
         self._best_of[step] = progress.best.step if progress.best else None
 
@@ -226,10 +225,12 @@ class Checkpointer:
         self._cleared = True
         for manager, name in ((self._latest, LATEST), (self._best, BEST)):
             kept.remove_temporary(self._folder / name)
+            whole = set(map(str, saved.steps(self._folder / name)))
             for path in sorted((self._folder / name).iterdir()):
-                is_step = path.is_dir() and path.name in map(str, manager.all_steps())
-                if path.name.isdigit() and not is_step:
+                # Orbax takes more names for numbers.
+                if path.name.isdigit() and path.name not in whole:
                     logger.warning("%s is no checkpoint: it is kept as %s", path, self._set_aside(path))
+            manager.reload()
 
     def _set_aside(self, path: pathlib.Path) -> pathlib.Path:
         """Renames `latest/7` to `damaged-latest-7`, which nothing reads; the new path."""

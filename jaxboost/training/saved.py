@@ -7,9 +7,12 @@ Steps of runs that were made before there were checksums have no such item.
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import json
+import logging
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
@@ -28,6 +31,8 @@ DATA = "data"
 TEMPORARY = ".orbax-checkpoint-tmp"
 # Orbax's name of the file in which it keeps a JSON item.
 _JSON_FILE = "metadata"
+# What reads say that were going on while another failed.
+_OTHER_READS = ("Event loop is closed", "Encountered error while reading array")
 
 
 class DamagedError(Exception):
@@ -136,7 +141,7 @@ def read_trees(
         items: dict[str, Any] = {name: ocp.args.StandardRestore(target) for name, target in shapes.items()}
         if iterator is not None:
             items[DATA] = grain.checkpoint.CheckpointRestore(iterator)
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with _quietly(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore(folder.absolute(), args=ocp.args.Composite(**items))
         trees = {name: restored[name] for name in targets}
         if sums:
@@ -168,6 +173,30 @@ def reading(folder: pathlib.Path) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" in reason:
             raise
         raise DamagedError(reason[:160] or type(error).__name__) from error
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the traces that Orbax's other reads leave where one of them fails: the error itself says it all."""
+    before, log = sys.unraisablehook, logging.getLogger("asyncio")
+    was_disabled = log.disabled
+
+    def hook(unraisable: Any) -> None:
+        if not any(text in str(unraisable.exc_value) for text in _OTHER_READS):
+            before(unraisable)
+
+    sys.unraisablehook, log.disabled = hook, True
+    try:
+        yield
+    except BaseException:
+        # Those that are waiting to be reported.
+        gc.collect()
+        # The hook stays: some reads end later, in threads of their own.
+        raise
+    else:
+        sys.unraisablehook = before
+    finally:
+        log.disabled = was_disabled
 
 
 def _check_note(name: str, value: Any, sums: Checksums | None) -> None:
