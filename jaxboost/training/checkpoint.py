@@ -16,6 +16,7 @@ import grain
 import orbax.checkpoint as ocp
 
 from jaxboost.errors import UserError
+from jaxboost.io import json_sha256
 from jaxboost.models.frozen import Tree
 from jaxboost.training import fields, kept, saved
 from jaxboost.training.kept import BEST, KEPT, LATEST, NO_CHECKSUMS, PROGRESS
@@ -76,7 +77,7 @@ class Checkpointer:
             self._best.save(step, args=ocp.args.Composite(**items), force=True)
             self._best.wait_until_finished()
         self._last_best = step
-        return saved.of_json(sums["arrays"])
+        return json_sha256(sums["arrays"])
 
     def save_latest(self, state: TrainState, iterator: grain.DatasetIterator, progress: Progress) -> None:
         """Saves everything that a resumed run needs, in the background."""

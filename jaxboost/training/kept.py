@@ -10,6 +10,7 @@ import shutil
 from typing import Any
 
 from jaxboost.errors import UserError
+from jaxboost.io import json_sha256
 from jaxboost.models.frozen import Tree
 from jaxboost.training import saved
 from jaxboost.training.progress import Progress, from_json
@@ -95,7 +96,7 @@ def read_best(folder: pathlib.Path, step: int, params: Tree, stats: Tree, sha256
     """As `restore_best`. Raises DamagedError."""
     path = folder.absolute() / BEST / str(step)
     sums = saved.read_checksums(path)
-    if sha256 and (sums is None or saved.of_json(sums.arrays) != sha256):
+    if sha256 and (sums is None or json_sha256(sums.arrays) != sha256):
         raise DamagedError("their checksums are missing" if sums is None else "they are another run's")
     trees = saved.read_trees(path, best_items(params, stats), sums)
     return trees["params"], trees["stats"] if stats else stats

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from jaxboost import schema
-from jaxboost.training import fields, saved
+from jaxboost import io, schema
+from jaxboost.training import fields
 
 _Scalar = bool | int | float | str | None
 # Nothing that we write is nested deeper.
@@ -278,4 +278,4 @@ def check_result(content: Any) -> dict[str, Any]:
 
 def checksum(content: Mapping[str, Any]) -> str:
     """Of everything but the checksum itself."""
-    return saved.of_json({name: value for name, value in content.items() if name != "sha256"})
+    return io.json_sha256({name: value for name, value in content.items() if name != "sha256"})

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import gc
 import hashlib
-import json
 import logging
 import pathlib
 import sys
@@ -46,7 +45,7 @@ class Checksums:
     Attributes:
       step: number of the step.
       arrays: path -> dtype, shape and SHA-256 of an array, as `of_trees` gives them.
-      notes: name -> SHA-256 of a JSON value, as `of_json` gives it.
+      notes: name -> SHA-256 of a JSON value, as `io.json_sha256` gives it.
       sha256: of the three above.
     """
 
@@ -58,8 +57,12 @@ class Checksums:
 
 def checksums(step: int, trees: Mapping[str, Tree], notes: Mapping[str, Any]) -> dict[str, Any]:
     """The item `checksums` of a step: see `Checksums`."""
-    content = {"step": step, "arrays": of_trees(trees), "notes": {name: of_json(note) for name, note in notes.items()}}
-    return {**content, "sha256": of_json(content)}
+    content = {
+        "step": step,
+        "arrays": of_trees(trees),
+        "notes": {name: io.json_sha256(note) for name, note in notes.items()},
+    }
+    return {**content, "sha256": io.json_sha256(content)}
 
 
 def of_trees(trees: Mapping[str, Tree]) -> dict[str, str]:
@@ -71,11 +74,6 @@ def of_trees(trees: Mapping[str, Tree]) -> dict[str, str]:
         digest = hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
         found[path] = f"{_head(leaf)} {digest}"
     return found
-
-
-def of_json(value: Any) -> str:
-    """SHA-256 of a value as JSON has it, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def steps(folder: pathlib.Path) -> list[int]:
@@ -101,7 +99,7 @@ def read_checksums(folder: pathlib.Path) -> Checksums | None:
             return None
         content = io.read_json(folder / CHECKSUMS / _JSON_FILE)
         found = schema.parse(Checksums, content, where=CHECKSUMS, fix="")
-        if found.sha256 != of_json({name: content[name] for name in ("step", "arrays", "notes")}):
+        if found.sha256 != io.json_sha256({name: content[name] for name in ("step", "arrays", "notes")}):
             raise DamagedError("its checksums were altered")
         if str(found.step) != folder.name:
             raise DamagedError(f"it is of step {found.step}")
@@ -200,7 +198,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _check_note(name: str, value: Any, sums: Checksums | None) -> None:
-    if sums and sums.notes.get(name) != of_json(value):
+    if sums and sums.notes.get(name) != io.json_sha256(value):
         raise DamagedError(f"{name} is not what was saved")
 
 
