@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from jaxboost import io
 from jaxboost.data.source import Dataset
 from jaxboost.errors import UserError
-from jaxboost.training import datasets, loop, workdir
+from jaxboost.training import datasets, loop, ranges, workdir
 from jaxboost.training.datasets import ALL_FOLDS
 from jaxboost.training.pretrained import ROLES
 
@@ -50,6 +50,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict[str, An
     Returns:
       The content of result.json; None where a signal stopped it, or where `data.fold` names one fold and others lack.
     """
+    ranges.check_numbers(config)
     datasets.check_folds(config)
     if not config.data.folds:
         return loop.train_and_evaluate(config, folder)

@@ -29,6 +29,8 @@ _FREE = {
 }
 # Places too, but whether one is given decides what is done.
 _GIVEN_OR_NOT = ("data.masks", "data.folds_file")
+# A message names so many fields, with values of so many characters.
+_NAMED, _SHOWN = 10, 80
 # Fields that a config of an earlier version lacks -> the value for what was done then.
 ADDED = {
     "data.nan": "",
@@ -64,8 +66,13 @@ def held(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two configs, in words; both as `held` gives them."""
-    return [
-        f"{name} ({before.get(name)!r} there, {now.get(name)!r} now)"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    texts = [
+        f"{name[:_SHOWN]} ({_text(before.get(name))} there, {_text(now.get(name))} now)" for name in names[:_NAMED]
     ]
+    return [*texts, f"{len(names) - _NAMED} more"] if len(names) > _NAMED else texts
+
+
+def _text(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

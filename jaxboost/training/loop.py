@@ -58,6 +58,7 @@ def train_and_evaluate(
     Returns:
       The content of result.json; None where a signal stopped the run before its end.
     """
+    ranges.check_numbers(config)
     check_choice(config.eval.protocol, PROTOCOLS, "config field eval.protocol")
     check_choice(config.eval.metric, metrics.SELECTION, "config field eval.metric")
     if finished := workdir.check(folder, config):

@@ -1,7 +1,6 @@
 """The ranges of a config's numbers: of the one that a user gives, and of the one that a run's folder has."""
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,14 +77,17 @@ RANGES = {
     "pneumollm.every": Range(most=1000),
     "pneumollm.count": Range(most=4096),
 }
+_GREATEST = int(np.finfo(np.float32).max)
 _LONGEST = 10_000  # entries of a tuple, such as classes
 
 
 def check_numbers(config: ConfigDict) -> None:
     """Raises UserError for a number of the config that is not finite, or out of the range of its field."""
     for name, value in _numbers(config):
-        if not math.isfinite(value) or abs(value) > np.finfo(np.float32).max:
-            raise UserError(f"config field {name}: {value} is not finite in float32, give a usual number")
+        # Not the other way round, for nothing is true of NaN.
+        if not abs(value) <= _GREATEST:
+            shown = value if isinstance(value, float) else "a number of so many digits"
+            raise UserError(f"config field {name}: {shown} is not finite in float32, give a usual number")
         if name in RANGES and (wanted := RANGES[name].wanted(value)):
             raise UserError(f"config field {name}: {value} should be {wanted}")
 
