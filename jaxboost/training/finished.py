@@ -38,6 +38,8 @@ from jaxboost.training.result_schema import Config, LlamaArguments
 
 # Where frozen weights may lie elsewhere than when the run was made: the weights are held to their fingerprint.
 PLACES = ("model.weights", "boost.block", "pneumollm.vision", "llama.block")
+# Fields of the section model that R-LLM alone has.
+_OF_BOOSTED = ("weights", "weights_source", "weights_convert", "frozen", "drop_path")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,6 +174,9 @@ def _read(folder: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
     if ("boost" in config) == ("pneumollm" in config and "llama" in config):
         raise UserError(f"{where} is no config of a run: it should have either boost, or pneumollm and llama")
     if "boost" in config:
+        lacking = [name for name in _OF_BOOSTED if name not in config.model]
+        if lacking:
+            raise UserError(f"{where} is no config of a run: model lacks {', '.join(lacking)}")
         check_choice(config.model.backbone, BACKBONES, f"{where}: model.backbone")
     if config.data.folds and config.data.fold == datasets.ALL_FOLDS:
         raise UserError(f"--run {folder} is a whole cross-validation: give one of its folds, such as {folder}/fold0")

@@ -35,10 +35,11 @@ def tidy(folder: pathlib.Path, best: int) -> None:
         for name in (LATEST, BEST):
             remove_temporary(folder / name)
         bests = {step: best_of(folder / LATEST / str(step)) for step in saved.steps(folder / LATEST)}
-        latest = [step for step, found in bests.items() if found is not None]
-        for step in latest[KEPT:]:
-            remove(folder / LATEST / str(step))
-        needed = {best, *(bests[step] for step in latest[:KEPT])}
+        latest = [step for step, found in bests.items() if found is not None][:KEPT]
+        for step in bests:
+            if len(latest) == KEPT and step < latest[-1]:
+                remove(folder / LATEST / str(step))
+        needed = {best, *(bests[step] for step in latest)}
         for step in saved.steps(folder / BEST):
             if step not in needed:
                 remove(folder / BEST / str(step))

@@ -60,8 +60,15 @@ def _records(folder):
     return [{name: value for name, value in each.items() if name != "images_per_second"} for each in records]
 
 
-def test_a_run_whose_files_are_all_damaged_comes_to_the_same_end(whole, run, pictures, tmp_path, log):
+def test_a_run_whose_files_are_all_damaged_comes_to_the_same_end(whole, run, pictures, tmp_path, log, monkeypatch):
     """The last state too, and the data have moved."""
+    write, left = workdir.write_result, []
+
+    def write_and_look(folder, result):
+        left.extend(path.name for path in (folder / "checkpoints/latest").iterdir())
+        return write(folder, result)
+
+    monkeypatch.setattr(workdir, "write_result", write_and_look)
     (run / "result.json").write_bytes((run / "result.json").read_bytes()[:500])
     (run / "config.json").write_bytes(b"\0" * 700)
     lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
@@ -72,6 +79,8 @@ def test_a_run_whose_files_are_all_damaged_comes_to_the_same_end(whole, run, pic
     moved = shutil.copytree(pictures, tmp_path / "moved")
     result = loop.train_and_evaluate(make_config(moved), run)
     assert result["steps"] == LAST
+    # The result marks the run as finished: everything else was written before it.
+    assert sorted(left) == ["4", str(LAST)]
     assert _figures(run) == _figures(whole)
     assert _predictions(run) == _predictions(whole)
     assert _records(run)[-2:] == _records(whole)[-2:]
@@ -91,6 +100,16 @@ def test_a_run_whose_files_are_all_damaged_comes_to_the_same_end(whole, run, pic
     log.clear()
     assert loop.train_and_evaluate(make_config(pictures), run)["test"] == result["test"]
     assert not [line for line in log if "damaged" in line]
+
+
+def test_what_a_kill_at_the_end_left_is_removed_by_the_next_start(run, pictures):
+    for name in ("latest/9.orbax-checkpoint-tmp", "best/9.orbax-checkpoint-tmp"):
+        (run / "checkpoints" / name).mkdir()
+    shutil.copytree(run / "checkpoints/latest/4", run / "checkpoints/latest/2")
+    loop.train_and_evaluate(make_config(pictures), run)
+    left = sorted(path.relative_to(run / "checkpoints").as_posix() for path in (run / "checkpoints").glob("*/*"))
+    assert [name for name in left if name.startswith("latest")] == ["latest/4", f"latest/{LAST}"]
+    assert not [name for name in left if "tmp" in name]
 
 
 def test_damaged_weights_are_not_predicted_with(run):
