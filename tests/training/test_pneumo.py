@@ -133,7 +133,7 @@ def test_folds_of_another_config_are_not_mixed(finished, radiographs, tmp_path):
     assert cross_validation.train_and_evaluate(small(moved), folder)["folds"] == result["folds"]
     table = (moved / "labels.csv").read_text()
     (moved / "labels.csv").write_text(
-        table.replace("_0.png,healthy", "_0.png,sick").replace("_1.png,healthy", "_1.png,sick")
+        table.replace("p00_0.png,healthy", "p00_0.png,sick").replace("p00_1.png,healthy", "p00_1.png,sick")
     )
     with pytest.raises(UserError, match=r"fold0 is a finished run with other data than there are at .*moved"):
         cross_validation.train_and_evaluate(small(moved), folder)
