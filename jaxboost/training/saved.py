@@ -12,6 +12,7 @@ import hashlib
 import logging
 import pathlib
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
@@ -187,8 +188,10 @@ def _quietly() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # Those that are waiting to be reported.
-        gc.collect()
+        # Those that are waiting to be reported, and those that never began.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            gc.collect()
         # The hook stays: some reads end later, in threads of their own.
         raise
     else:

@@ -166,6 +166,7 @@ def _moved(count):
     return iterator
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("part", ["latest/2", "best/2"])
 def test_any_damage_of_any_file_is_noticed(part, two_steps, tmp_path, log):
     """What comes back is step 2 as it was saved, or step 1 with a warning."""
