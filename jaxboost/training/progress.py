@@ -41,12 +41,15 @@ class Progress:
       best: None before the first validation.
       seconds: spent so far, over all sessions of the run.
       config: the fields that may not change, see `fields.held`; empty in runs of earlier versions.
+      validated: False where the run was stopped between the last step of an epoch and its validation, which is then to
+        be done first.
     """
 
     fingerprints: Mapping[str, str]
     best: Best | None
     seconds: float
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    validated: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,7 @@ class _Progress:
     best: _Best | None
     seconds: Annotated[float, Field(ge=0)]
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    validated: bool = True
 
 
 _NAMES = {field.name for field in dataclasses.fields(Progress)}
@@ -101,4 +105,10 @@ def from_json(folder: pathlib.Path, note: Any) -> Progress:
     else:
         value = math.nan if found.best.value is None else found.best.value
         best = Best(epoch=found.best.epoch, step=found.best.step, value=value, sha256=found.best.sha256)
-    return Progress(fingerprints=found.fingerprints, best=best, seconds=found.seconds, config=found.config)
+    return Progress(
+        fingerprints=found.fingerprints,
+        best=best,
+        seconds=found.seconds,
+        config=found.config,
+        validated=found.validated,
+    )
