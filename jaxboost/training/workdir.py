@@ -79,7 +79,7 @@ def create(workdir: pathlib.Path, config: ConfigDict) -> None:
 def write_result(workdir: pathlib.Path, result: dict[str, Any]) -> dict[str, Any]:
     """Writes result.json, which marks the run as finished; returns what a reader of the file gets.
 
-    Its entry `sha256` is a checksum of the others.
+    Its entry `sha256` is a checksum of the others, see `result_schema.checksum`.
     """
     content = json.loads(io.to_json(result))
     content["sha256"] = result_schema.checksum(content)
