@@ -1,6 +1,7 @@
 """Files: written whole or not at all, and read with bounds."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -53,6 +54,11 @@ def to_json(value: Any, indent: int | None = None) -> str:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(clean(value), indent=indent)
+
+
+def json_sha256(value: Any) -> str:
+    """SHA-256 of a value as JSON has it, whatever the order of its keys and the space between them."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -10,10 +10,7 @@ _NAMED = 3
 
 
 def parse(kind: type[T], value: Any, *, where: str, fix: str) -> T:
-    """What `json.loads` gave, as a `kind`: a dataclass or another annotated type, with `pydantic.Field`s as bounds.
-
-    Types are strict: no text becomes a number, no fraction a whole number; NaN and infinities are refused. A list may
-    become a tuple. Entries that `kind` does not name are left out.
+    """What `json.loads` gave, as a `kind`: see `check`.
 
     Args:
         where: the value comes from, such as a file's path.
@@ -21,6 +18,21 @@ def parse(kind: type[T], value: Any, *, where: str, fix: str) -> T:
 
     Raises:
         UserError: names the first entries that are wrong.
+    """
+    try:
+        return check(kind, value)
+    except ValueError as error:
+        raise UserError(f"{where} is damaged or of another version ({error}): {fix}") from None
+
+
+def check(kind: type[T], value: Any) -> T:
+    """What `json.loads` gave, as a `kind`: a dataclass or another annotated type, with `pydantic.Field`s as bounds.
+
+    Types are strict: no text becomes a number, no fraction a whole number; NaN and infinities are refused. A list may
+    become a tuple. Entries that `kind` does not name are left out.
+
+    Raises:
+        ValueError: names the first entries that are wrong.
     """
     # Only here: it takes a tenth of a second to import.
     from pydantic import TypeAdapter, ValidationError
@@ -31,6 +43,8 @@ def parse(kind: type[T], value: Any, *, where: str, fix: str) -> T:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         texts = [f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in found[:_NAMED]]
         reason = "; ".join(texts) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
+    except RecursionError:
+        reason = "it is nested too deeply"
     except ValueError:
         reason = "it holds NaN or an infinite number"
-    raise UserError(f"{where} is damaged or of another version ({reason}): {fix}")
+    raise ValueError(reason)

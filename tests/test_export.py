@@ -14,6 +14,7 @@ import safetensors
 from jaxboost import exported
 from jaxboost.data import inputs
 from jaxboost.errors import UserError
+from jaxboost.io import json_sha256
 from jaxboost.models import transformer
 from jaxboost.models.classifier import BACKBONES, Backbone
 from jaxboost.models.resnet import ResNet
@@ -233,21 +234,42 @@ def test_what_is_altered_is_refused(pneumollm, tmp_path):
         content[-1] ^= 1
         path.write_bytes(content)
 
+    described = json.loads((folder / "export.json").read_text())
+
     def describe(path, **changes):
         path = path / "export.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        described = json.loads(path.read_text()) | changes
+        del described["sha256"]
+        path.write_text(json.dumps(described | {"sha256": json_sha256(described)}))
 
     attempt(lambda copy: alter(copy / "weights.safetensors"), r"weights\.safetensors was altered")
     attempt(lambda copy: alter(copy / "program.bin"), r"program\.bin was altered")
     attempt(lambda copy: os.remove(copy / "weights.safetensors"), r"weights\.safetensors is missing")
     attempt(lambda copy: (copy / "export.json").write_text("{"), "cannot be read.*export the run again")
     attempt(lambda copy: describe(copy, format=2), "has the format 2, this jaxboost reads 1")
+    attempt(lambda copy: describe(copy, files={"../run/config.json": "0" * 64}), r"export\.json is damaged .*files")
+    attempt(lambda copy: describe(copy, classes=["one"]), "is not the program that export.json describes")
+    attempt(lambda copy: describe(copy, batch_size=10**12), r"export\.json is damaged .*batch_size")
+    attempt(lambda copy: describe(copy, preparation=described["preparation"] | {"image_size": 56}), "not the program")
+    attempt(lambda copy: describe(copy, preparation=described["preparation"] | {"image_size": 1e9}), "is damaged")
+    attempt(lambda copy: _swap(copy / "export.json", '"masked": false', '"masked": true'), "its checksum is another")
+    attempt(lambda copy: _link(copy / "weights.safetensors", folder), "is a link out of the export")
     attempt(lambda copy: describe(copy, platforms=["tpu"]), "was exported for tpu, not for cpu")
     attempt(lambda copy: None, "leave --set out", places=["llama.block=x"])
     attempt(lambda copy: None, "leave --export out", target=tmp_path / "again")
     assert not (tmp_path / "table.csv").exists()
     with pytest.raises(UserError, match="is no export"):
         exported.load(run)
+
+
+def _swap(path, before, after):
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after))
+
+
+def _link(path, folder):
+    path.unlink()
+    path.symlink_to(folder / path.name)
 
 
 def test_where_no_export_can_be_written(pneumollm, tmp_path, monkeypatch):

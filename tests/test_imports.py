@@ -31,7 +31,7 @@ ALLOWED = {
 EXPORTED_MAY_USE = STANDARD | {"jax", "numpy", "pydantic", "safetensors", "tqdm"}
 MODELS_MAY_USE = STANDARD | {"jax", "flax", "numpy"}
 DATA_MAY_NOT_USE = {"jax", "jaxlib", "flax", "optax", "orbax", "torch"}
-ORBAX_ONLY_IN = {"jaxboost/convert/store.py", "jaxboost/training/checkpoint.py"}
+ORBAX_ONLY_IN = {"jaxboost/convert/store.py", "jaxboost/training/checkpoint.py", "jaxboost/training/saved.py"}
 
 
 @dataclasses.dataclass(frozen=True)

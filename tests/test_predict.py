@@ -15,7 +15,7 @@ from jaxboost.data.source import MULTI_LABEL
 from jaxboost.errors import UserError
 from jaxboost.predict import predict_or_export
 from jaxboost.predictions import Labels
-from jaxboost.training import finished
+from jaxboost.training import finished, workdir
 from jaxboost.training.export import export
 from tests import finished_runs
 from tests.convert import vision_checkpoints as vision
@@ -194,14 +194,14 @@ def test_what_is_no_finished_run(colours, volumes, tmp_path):
     (folds / "config.json").write_text(json.dumps(config | {"data": config["data"] | {"folds": 3}}))
     attempt(folds, "is a whole cross-validation: give one of its folds, such as .*fold0")
     (folds / "config.json").write_text(json.dumps({"data": {}}))
-    attempt(folds, "is no config of a run: it lacks seed, model")
+    attempt(folds, r"config\.json is damaged \(it lacks seed, model, train, eval\)")
     (folds / "config.json").write_text("{")
-    attempt(folds, "config.json or result.json cannot be read")
+    attempt(folds, r"config\.json is damaged \(.*\): give the run's training command again")
     cut = copy_of(run, tmp_path / "cut")
     for file in (cut / "checkpoints" / "best").rglob("*"):
         if file.is_file() and "/d/" in str(file):
             file.write_bytes(file.read_bytes()[:10])
-    attempt(cut, "cannot be read, it was altered or is of another model")
+    attempt(cut, r"best/\d: the weights of the best epoch, step \d, are damaged \(.*\): bring the folder back")
     attempt(run, "there is no such file or folder", files=[str(tmp_path / "nothing.png")])
     (tmp_path / "hollow").mkdir()
     attempt(run, "hollow: the folder holds no file", files=[str(tmp_path / "hollow")])
@@ -217,6 +217,11 @@ def test_random_weights_that_come_out_otherwise_are_refused(volumes, tmp_path):
     run = copy_of(volumes[0], tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"seed": 1}))
+    with pytest.raises(UserError, match=r"config\.json was altered, .* differs in seed \(1 there, 0 now\)"):
+        finished.open_run(run)
+    result = json.loads((run / "result.json").read_text())
+    del result["sha256"]
+    workdir.write_result(run, result | {"config": config | {"seed": 1}})
     with pytest.raises(UserError, match=r"was made with the block .*random frozen weights can come out otherwise"):
         finished.open_run(run)
 

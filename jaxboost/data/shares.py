@@ -51,7 +51,10 @@ def divide(
         )
         mend = "use other shares (data.shares) or another seed (data.fold_seed), or leave that class out"
     else:
-        mend = "undo what changed in the data or in this file, or give another --workdir"
+        mend = (
+            "undo what changed in the data or in this file (where it was damaged, remove it: the same data and seed"
+            " give the same splits), or give another --workdir"
+        )
         patients = pooled.names if pooled.groups is None else pooled.groups
         places = np.array(
             tables.read(

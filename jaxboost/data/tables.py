@@ -14,6 +14,7 @@ from jaxboost.errors import UserError
 from jaxboost.io import write_text
 
 T = TypeVar("T")
+_MAX_BYTES = 1 << 30
 
 
 def write(
@@ -52,7 +53,9 @@ def read(
         UserError: the table cannot be read, does not have exactly the samples `names` with their patients `groups`,
             names a place that is not `allowed`, or has a patient in two.
     """
-    if text := problem(path):
+    # A pipe would be waited for.
+    text = problem(path) or (path.stat().st_size > _MAX_BYTES and f"it has more than {_MAX_BYTES >> 20} MiB")
+    if text:
         raise UserError(f"{path}: cannot be read as a table of {column}s ({text}): {mend}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

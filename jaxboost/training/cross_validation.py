@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxboost import io
 from jaxboost.data.source import Dataset
 from jaxboost.errors import UserError
-from jaxboost.training import datasets, loop, workdir
+from jaxboost.training import datasets, loop, ranges, workdir
 from jaxboost.training.datasets import ALL_FOLDS
 from jaxboost.training.pretrained import ROLES
 
@@ -49,11 +50,16 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict[str, An
     Returns:
       The content of result.json; None where a signal stopped it, or where `data.fold` names one fold and others lack.
     """
+    ranges.check_numbers(config)
     datasets.check_folds(config)
     if not config.data.folds:
         return loop.train_and_evaluate(config, folder)
     together = _of_fold(config, ALL_FOLDS)
     workdir.check(folder, together)
+    # Before anything is written to the folder of all.
+    for number in range(config.data.folds):
+        workdir.check(folder / f"fold{number}", _of_fold(config, number))
+    _check_folds_file(config, folder)
     whole = functools.cache(lambda: _checked(config, folder))
     for number in range(config.data.folds) if config.data.fold == ALL_FOLDS else (config.data.fold,):
         logger.info("fold %d of %d", number, config.data.folds)
@@ -158,13 +164,31 @@ def _folds_in(folder: pathlib.Path) -> pathlib.Path | None:
     return folder / FOLDS if (folder / FOLDS).exists() else None
 
 
+def _check_folds_file(config: ConfigDict, folder: pathlib.Path) -> None:
+    """Raises UserError where `data.folds_file` has other folds than the run began with: its place may change."""
+    name, copy = config.data.folds_file, folder / FOLDS
+    if not name:
+        return
+    if copy.is_file():
+        same = pathlib.Path(name).expanduser().read_bytes() == copy.read_bytes()
+    else:
+        # The splits of a user's own data have a fingerprint.
+        same = config.data.source or workdir.named_before(folder, "data", "folds_file") in (None, name)
+    if not same:
+        raise UserError(
+            f"config field data.folds_file: {name} has other folds than {copy}, with which the run began: give the"
+            " same, or another --workdir"
+        )
+
+
 def _prepare(dataset: Dataset, together: ConfigDict, folder: pathlib.Path) -> None:
     """Notes the config of all folds, and who is in which."""
     workdir.create(folder, together)
-    if together.data.folds_file:
-        shutil.copyfile(pathlib.Path(together.data.folds_file).expanduser(), folder / FOLDS)
-    else:
+    if not together.data.folds_file:
         datasets.fold_of(dataset, together, 0, folder / FOLDS)
+    elif not (folder / FOLDS).exists():
+        with io.replacing(folder / FOLDS) as temporary:
+            shutil.copyfile(pathlib.Path(together.data.folds_file).expanduser(), temporary)
 
 
 def _check_alike(results: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> None:

@@ -5,7 +5,8 @@ import functools
 import hashlib
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -24,6 +25,8 @@ ALL_FOLDS = -1
 SPLITS = "splits.csv"
 
 _DESCRIBED_BY = ("source", "root", "classes", "multi_label", "masks")
+# Where the data lie: they may move, their fingerprint tells that they are the same.
+_PLACES = ("root", "masks", "folds_file")
 _LOADED_BY = (
     *_DESCRIBED_BY,
     *("size", "allow_mixed_patients", "window", "spacing", "nan", "max_pixels", "max_voxels", "patient", "duplicates"),
@@ -149,6 +152,31 @@ def fingerprint(dataset: Dataset, config: ConfigDict) -> dict[str, str]:
             places.append(f"{file}\t{name}\n")
     digests = {"data": samples, "splits": places}
     return {name: hashlib.sha256("".join(sorted(lines)).encode()).hexdigest() for name, lines in digests.items()}
+
+
+def check_same_data(
+    config: ConfigDict, finished: Mapping[str, Any], folder: pathlib.Path, splits: Splits | None
+) -> None:
+    """Raises UserError where a finished run in `folder` is of other data than the config now names.
+
+    They are read again only where the config names another place: what lies there decides. A published data set is
+    known by its name.
+
+    Args:
+      finished: the run's result.json.
+      splits: None for those of `own_splits`.
+    """
+    before = finished["config"].get("data", {})
+    if not config.data.source or all(before.get(name) == config.data[name] for name in _PLACES):
+        return
+    logger.info("data.root or another place of the data has changed: comparing the data with those of %s", folder)
+    found = fingerprint((splits or own_splits(config, folder)).load(), config)
+    differing = [name for name, digest in found.items() if finished.get(f"{name}_sha256") not in (None, digest)]
+    if differing:
+        raise UserError(
+            f"{folder} is a finished run with other {' and '.join(differing)} than there are at {config.data.root}:"
+            " give what it had, or another --workdir"
+        )
 
 
 def _without_val(config: ConfigDict) -> bool:

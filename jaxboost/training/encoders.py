@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from jaxboost.convert import towers
@@ -55,18 +56,22 @@ def resolve_tower(
     return part, dict(manifest.arguments)
 
 
-def _check_tower(folder: pathlib.Path, manifest: towers.TowerManifest, backbone: str) -> None:
-    def differing(name: str) -> list[str]:
-        expected, found = PLAIN | BACKBONES[name].arguments, manifest.arguments
+def differing(backbone: str, arguments: Mapping[str, Any]) -> list[str]:
+    """What the arguments of an encoder have otherwise than a backbone, in words."""
+    expected = PLAIN | BACKBONES[backbone].arguments
+    return [
+        f"{name} {arguments.get(name)}, not {expected.get(name)}"
+        for name in {**expected, **arguments}
         # eps may differ between checkpoints of the same model.
-        return [
-            f"{key} {found[key]}, not {value}"
-            for key, value in expected.items()
-            if key != "eps" and found[key] != value
-        ]
+        if name != "eps" and (name not in expected or arguments.get(name) != expected[name])
+    ]
 
-    if faults := differing(backbone):
-        fitting = [name for name, spec in BACKBONES.items() if spec.encoder is ViT and not differing(name)]
+
+def _check_tower(folder: pathlib.Path, manifest: towers.TowerManifest, backbone: str) -> None:
+    if faults := differing(backbone, manifest.arguments):
+        fitting = [
+            name for name, spec in BACKBONES.items() if spec.encoder is ViT and not differing(name, manifest.arguments)
+        ]
         raise UserError(
             f"the encoder at {folder} ({manifest.source}) has {', '.join(faults)} as model.backbone={backbone} has:"
             f" choose the backbone that it is{', ' if fitting else ''}{' or '.join(fitting)}"

@@ -1,6 +1,7 @@
 """Writes a finished run as an export, which `jaxboost.exported` reads without the models and the training."""
 
 import dataclasses
+import json
 import logging
 import os
 import pathlib
@@ -17,7 +18,7 @@ from safetensors.numpy import save_file
 
 from jaxboost.errors import UserError
 from jaxboost.exported import CHANNELS, DESCRIPTION, FORMAT, PROGRAM, digest_of
-from jaxboost.io import to_json
+from jaxboost.io import json_sha256, to_json
 from jaxboost.models.frozen import merge
 from jaxboost.models.transformer import portable
 from jaxboost.training import report
@@ -61,7 +62,9 @@ def export(run: FinishedRun, folder: pathlib.Path) -> None:
         (temporary / PROGRAM).write_bytes(program.serialize())
         files = [PROGRAM, *_write_weights(temporary, needed)]
         described = _describe(run, program, batch) | {"files": {name: digest_of(temporary / name) for name in files}}
-        (temporary / DESCRIPTION).write_text(to_json(described, indent=2) + "\n", encoding="utf-8")
+        described = json.loads(to_json(described))
+        described["sha256"] = json_sha256(described)
+        (temporary / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         os.rename(temporary, folder)
     except OSError as error:
         raise UserError(f"--export {folder} cannot be written: {error.strerror or error}") from error

@@ -15,6 +15,7 @@ from jaxboost.data.augment import Augment
 from jaxboost.data.npz import open_npz, write_npz
 from jaxboost.data.source import Dataset, MappedRows
 from jaxboost.errors import UserError
+from jaxboost.training.workdir import set_aside
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +71,21 @@ def _digests(images: np.ndarray | MappedRows) -> list[str]:
 
 
 def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
+    """Digest of an image -> tokens, of a file that `encode` wrote; a damaged one is set aside."""
     if not file.exists():
         return {}
     try:
+        if not file.is_file():
+            raise UserError(f"{file}: it is no regular file")
         arrays = open_npz(file, ["digests", "tokens"])
-    except UserError as error:
-        logger.warning("making them again, the kept features are broken: %s", error)
+        digests, tokens = arrays["digests"], arrays["tokens"]
+        if digests.ndim != 1 or digests.dtype.kind != "U" or tokens.ndim != 3 or len(digests) != len(tokens):
+            raise UserError(f"{file}: its arrays do not fit each other")
+        if tokens.dtype != np.float32 or not np.isfinite(tokens).all():
+            raise UserError(f"{file}: its tokens are not finite float32 numbers")
+    # Sizes in a damaged header may ask for any amount of memory.
+    except (UserError, MemoryError) as error:
+        logger.warning("making them again, the kept features are damaged: %s", error)
+        set_aside(file)
         return {}
-    return dict(zip(arrays["digests"].tolist(), arrays["tokens"], strict=True))
+    return dict(zip(digests.tolist(), tokens, strict=True))

@@ -2,31 +2,44 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxboost import schema
 from jaxboost.data import arrays
 from jaxboost.data.augment import Augment
 from jaxboost.data.inputs import Preparation
 from jaxboost.data.source import MULTI_LABEL, DatasetInfo, Split
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.classifier import BACKBONES
-from jaxboost.models.frozen import Tree
+from jaxboost.models.frozen import Tree, count
 from jaxboost.predictions import Labels, threshold_from_json
-from jaxboost.training import datasets, evaluate, experiment, loop, step, systems, workdir
-from jaxboost.training.checkpoint import Checkpointer
+from jaxboost.training import (
+    datasets,
+    encoders,
+    evaluate,
+    experiment,
+    fields,
+    kept,
+    loop,
+    ranges,
+    step,
+    systems,
+    workdir,
+)
 from jaxboost.training.experiment import Experiment
 from jaxboost.training.pretrained import RANDOM, ROLES
+from jaxboost.training.result_schema import Config, LlamaArguments
 
 # Where frozen weights may lie elsewhere than when the run was made: the weights are held to their fingerprint.
 PLACES = ("model.weights", "boost.block", "pneumollm.vision", "llama.block")
-_SECTIONS = ("seed", "data", "model", "augment", "train", "eval")
+# Fields of the section model that R-LLM alone has.
+_OF_BOOSTED = ("weights", "weights_source", "weights_convert", "frozen", "drop_path")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,23 +117,26 @@ def open_run(folder: pathlib.Path, places: Sequence[str] = ()) -> FinishedRun:
         n_samples={},
         license="",
     )
-    best = folder / "checkpoints" / "best" / str(result["selection"]["step"])
+    best = folder / kept.FOLDER / kept.BEST / str(result["selection"]["step"])
     if not best.is_dir():
         raise UserError(f"{folder}: the weights of the best epoch are missing, {best}: they were moved or removed")
     loop.keep_compiled_programs(config.train.compilation_cache)
     # What was trained on comes from the checkpoint as a whole.
     trained = {role: _with_tuples(result[role]) for role in ROLES if result.get(role)}
+    _check_trained(folder, config, trained)
     built = systems.prepare(config, info, trained=trained)
+    _check_size(folder, built, result)
     replicated, by_batch = step.make_mesh()
     params, frozen, stats, fingerprints = experiment.initialise(built, seed=config.seed, replicated=replicated)
     _check_fingerprints(folder, built, fingerprints, result)
-    with Checkpointer(folder / "checkpoints") as checkpointer:
-        try:
-            params, stats = checkpointer.restore_best(int(best.name), params, stats)
-        # What orbax raises for files that are missing, cut off or of another model.
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"{best} cannot be read, it was altered or is of another model ({reason})") from error
+    params, stats = kept.restore_best(
+        folder / kept.FOLDER,
+        int(best.name),
+        params,
+        stats,
+        sha256=result["selection"].get("sha256", ""),
+        fix="bring the folder back from a backup, or train again",
+    )
     return FinishedRun(
         folder=folder,
         config=config,
@@ -135,23 +151,81 @@ def open_run(folder: pathlib.Path, places: Sequence[str] = ()) -> FinishedRun:
 
 
 def _read(folder: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """The run's config, as far as a prediction needs it, and its result."""
     if not folder.is_dir():
         raise UserError(f"--run {folder}: there is no such folder: give that of a finished run, or of an export")
-    path = folder / "config.json"
-    if not path.is_file():
+    contents: dict[str, dict[str, Any]] = {}
+    for name in (workdir.CONFIG, workdir.RESULT):
+        if (folder / name).exists():
+            try:
+                contents[name] = workdir.read(folder / name)
+            except ValueError as error:
+                raise UserError(
+                    f"{folder / name} is damaged ({error}): give the run's training command again, it writes the file"
+                    " anew from the checkpoints"
+                ) from error
+    if workdir.CONFIG not in contents:
         raise UserError(f"--run {folder} is neither a run nor an export: it has no config.json and no export.json")
-    try:
-        config = ConfigDict(_with_tuples(json.loads(path.read_text())))
-        result = workdir.read_result(folder)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"--run {folder}: config.json or result.json cannot be read ({error})") from error
-    if missing := [name for name in _SECTIONS if name not in config]:
-        raise UserError(f"{path} is no config of a run: it lacks {', '.join(missing)}")
+    result = contents.get(workdir.RESULT)
+    where = str(folder / workdir.CONFIG)
+    parsed = schema.parse(Config, contents[workdir.CONFIG], where=where, fix="bring it back from a backup")
+    config = ConfigDict(_without_none(dataclasses.asdict(parsed)))
+    ranges.check_numbers(config)
+    if ("boost" in config) == ("pneumollm" in config and "llama" in config):
+        raise UserError(f"{where} is no config of a run: it should have either boost, or pneumollm and llama")
+    if "boost" in config:
+        lacking = [name for name in _OF_BOOSTED if name not in config.model]
+        if lacking:
+            raise UserError(f"{where} is no config of a run: model lacks {', '.join(lacking)}")
+        check_choice(config.model.backbone, BACKBONES, f"{where}: model.backbone")
     if config.data.folds and config.data.fold == datasets.ALL_FOLDS:
         raise UserError(f"--run {folder} is a whole cross-validation: give one of its folds, such as {folder}/fold0")
     if result is None:
         raise UserError(f"--run {folder} is not finished, it has no result.json: run its training command again")
+    saved = fields.held(contents[workdir.CONFIG]), fields.held(result["config"])
+    if "folds" in result or (differing := fields.differing(*saved)):
+        what = "is that of a cross-validation" if "folds" in result else f"differs in {', '.join(differing)}"
+        raise UserError(
+            f"{where} was altered, the config in {workdir.RESULT} {what}: bring it back from a backup, or train again"
+        )
     return config, result
+
+
+def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
+    """Without the sections and fields that the run's system does not have."""
+    return {
+        name: _without_none(value) if isinstance(value, dict) else value
+        for name, value in tree.items()
+        if value is not None
+    }
+
+
+def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises UserError where the arguments of a pretrained part in result.json are none that its model takes."""
+    where = f"{folder / workdir.RESULT}: the arguments of"
+    fix = "bring it back from a backup, or train again"
+    if (block := trained.get("block")) and config.boost.trainable:
+        parsed = schema.parse(LlamaArguments, block.get("arguments"), where=f"{where} block", fix=fix)
+        if parsed.heads % parsed.kv_heads or block.get("layers") is None:
+            raise UserError(f"{where} block are of no model: {fix}")
+    if encoder := trained.get("encoder"):
+        arguments = encoder.get("arguments") or {}
+        differing = encoders.differing(config.model.backbone, arguments)
+        eps = arguments.get("eps")
+        if not (isinstance(eps, int | float) and 0 < eps <= 1):
+            differing.append(f"eps {eps}, not a small number")
+        if encoder["source"] != RANDOM and differing:
+            raise UserError(f"{where} encoder have {', '.join(differing)} as {config.model.backbone} has: {fix}")
+
+
+def _check_size(folder: pathlib.Path, built: Experiment, result: dict[str, Any]) -> None:
+    """Raises UserError where the model is not of the size that the result is of, before anything large is made."""
+    for name, weights in (("trainable", built.params), ("frozen", built.frozen)):
+        if (found := count(weights)) != result["parameters"][name]:
+            raise UserError(
+                f"{folder}: config.json gives a model of {found:,} {name} parameters, result.json is of one with"
+                f" {result['parameters'][name]:,}: one of them was altered, bring it back from a backup"
+            )
 
 
 def _with_tuples(value: Any) -> Any:

@@ -10,6 +10,9 @@ import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from jaxboost.io import to_json, write_text
+from jaxboost.training.workdir import BOARD, set_aside
+
+METRICS = "metrics.jsonl"
 
 logger = logging.getLogger(__name__)
 
@@ -19,22 +22,20 @@ class MetricsLog:
 
     Args:
       workdir: folder of the run.
-      resume_step: records after this step, left by a run that was cut off later than its checkpoint, are dropped.
+      resume_step: records after this step, left by a run that was cut off later than its checkpoint, are dropped. A
+        file with lines that are no records is set aside, and its records are kept.
     """
 
     def __init__(self, workdir: pathlib.Path, resume_step: int):
         # Imported late: it loads torch where that is installed, which a mistaken command should not wait for.
         import tensorboardX
 
-        self._path = workdir / "metrics.jsonl"
-        if self._path.exists():
-            lines = self._path.read_text().splitlines(keepends=True)
-            # The last line of a killed run may be cut off in the middle.
-            whole = [line for line in lines if line.endswith("\n")]
-            kept = [line for line in whole if json.loads(line)["step"] <= resume_step]
-            write_text(self._path, "".join(kept))
-        self._file = self._path.open("a")
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+        path = workdir / METRICS
+        if path.exists():
+            kept = _kept_lines(path, resume_step)
+            write_text(path, "".join(f"{line}\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
+        self._board = tensorboardX.SummaryWriter(str(workdir / BOARD), purge_step=resume_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Writes one record; a value is a number, or None where there is none."""
@@ -50,6 +51,29 @@ class MetricsLog:
     def __exit__(self, *error: Any) -> None:
         self._file.close()
         self._board.close()
+
+
+def _kept_lines(path: pathlib.Path, resume_step: int) -> list[str]:
+    """The records of metrics.jsonl up to a step; a file with anything else between them is set aside."""
+    if not path.is_file():
+        set_aside(path)
+        return []
+    content = path.read_bytes()
+    # The last line of a killed run may be cut off in the middle.
+    lines = content[: content.rfind(b"\n") + 1].splitlines()
+    records = {line: _step_of(line) for line in lines}
+    if None in records.values():
+        set_aside(path)
+    return [line.decode() for line in lines if (step := records[line]) is not None and step <= resume_step]
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line that is a record, else None."""
+    try:
+        step = json.loads(line.decode())["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if type(step) is int else None
 
 
 class ProgressBar:

@@ -23,10 +23,13 @@ from jaxboost.training import (
     evaluate,
     experiment,
     features,
+    fields,
     imbalance,
+    kept,
     layer_decay,
     metrics,
     optim,
+    ranges,
     report,
     step,
     systems,
@@ -57,11 +60,14 @@ def train_and_evaluate(
     Returns:
       The content of result.json; None where a signal stopped the run before its end.
     """
+    ranges.check_numbers(config)
     check_choice(config.eval.protocol, PROTOCOLS, "config field eval.protocol")
     check_choice(config.eval.metric, metrics.SELECTION, "config field eval.metric")
     check_choice(config.eval.ties, TIES, "config field eval.ties")
     if finished := workdir.check(folder, config):
         systems.check_same_weights(config, finished, folder)
+        datasets.check_same_data(config, finished, folder, splits)
+        kept.tidy(folder / kept.FOLDER, finished["selection"]["step"])
         logger.info("%s is finished:", folder)
         report.log_result(finished)
         return finished
@@ -73,7 +79,7 @@ class Run:
 
     def __init__(self, config: ConfigDict, folder: pathlib.Path, splits: datasets.Splits | None = None):
         self.config, self.folder, self.started = config, folder, time.monotonic()
-        _check_ranges(config)
+        ranges.check(config)
         keep_compiled_programs(config.train.compilation_cache)
         info = datasets.describe(config)
         _check_binary(config, info)
@@ -98,6 +104,7 @@ class Run:
         )
         if config.train.last_batch == "keep":
             _check_partial_batches(self.experiment, objective.mixing)
+        ranges.check_steps(config, self.steps_per_epoch)
         tx, self.learning_rate = optim.make_optimizer(
             **config.optim,
             steps_per_epoch=self.steps_per_epoch,
@@ -133,14 +140,19 @@ class Run:
             accumulate=config.train.accumulate,
         )
         self.bind_eval_step = step.make_eval_step(graphdef, objective, replicated)
-        self.progress = Progress(fingerprints=self.fingerprints, best=None, seconds=0.0)
+        self.progress = Progress(
+            fingerprints=self.fingerprints, best=None, seconds=0.0, config=fields.held(fields.to_dict(config))
+        )
 
     def complete(self) -> dict[str, Any] | None:
         """Restores, trains, and evaluates; see `train_and_evaluate`."""
         report.log_start(self.experiment, self.dataset, self.config)
-        with Checkpointer(self.folder / "checkpoints") as checkpointer:
+        with Checkpointer(self.folder / kept.FOLDER) as checkpointer:
             if checkpointer.latest_step() is not None:
-                self.state, self.progress = checkpointer.restore_latest(self.state, self.iterator, self.fingerprints)
+                config = self.progress.config
+                self.state, found = checkpointer.restore_latest(self.state, self.iterator, self.fingerprints, config)
+                # Those of an earlier version do not say it.
+                self.progress = dataclasses.replace(found, config=config)
                 logger.info("resumed from step %d", int(self.state.step))
             workdir.create(self.folder, self.config)
             if not self._train(checkpointer):
@@ -279,18 +291,18 @@ class Run:
             ", best so far" if better else "",
         )
         if better:
-            checkpointer.save_best(number, *self._evaluated())
-            best = Best(epoch=epoch, step=number, value=result[metric])
-            self.progress = Progress(fingerprints=self.fingerprints, best=best, seconds=self.progress.seconds)
+            sha256 = checkpointer.save_best(number, *self._evaluated())
+            best = Best(epoch=epoch, step=number, value=result[metric], sha256=sha256)
+            self.progress = dataclasses.replace(self.progress, best=best)
 
     def _save(self, checkpointer: Checkpointer) -> None:
-        progress = Progress(fingerprints=self.fingerprints, best=self.progress.best, seconds=self.seconds())
+        progress = dataclasses.replace(self.progress, seconds=self.seconds())
         checkpointer.save_latest(self.state, self.iterator, progress)
 
     def _finish(self, checkpointer: Checkpointer) -> dict[str, Any]:
         """The only place that touches the test split, unless the protocol is `reference`."""
         best = self.progress.best
-        weights = checkpointer.restore_best(best.step, self.state.params, self.state.stats)
+        weights = checkpointer.restore_best(best.step, self.state.params, self.state.stats, best.sha256)
         scores = {name: self.scores(*weights, name)[1] for name in self.dataset.splits if name != "train"}
         report.write_predictions(self.folder, scores, self.dataset, self.config)
         result = {
@@ -303,6 +315,8 @@ class Run:
             "steps": self.last_step,
             "seconds": round(self.seconds(), 1),
         }
+        # The result marks the run as finished: nothing may be half done then.
+        checkpointer.wait()
         result = workdir.write_result(self.folder, result)
         report.log_result(result)
         return result
@@ -357,46 +371,3 @@ def _check_binary(config: ConfigDict, info: DatasetInfo) -> None:
                 f"config field eval.{name}: {config.eval[name]} is of binary tasks, {info.name} is {info.task}: set it"
                 f" to {mend}"
             )
-
-
-def _check_ranges(config: ConfigDict) -> None:
-    """Raises UserError for numbers that mean nothing; other choices are checked where they are used."""
-    check_choice(config.train.loss, step.LOSSES, "config field train.loss")
-    positive = {
-        "train": ("epochs", "log_every", "accumulate"),
-        "eval": ("bootstrap",),
-        "optim": ("lr", "eps", "layer_decay"),
-    }
-    not_negative = {
-        "train": ("max_steps", "checkpoint_every", "ema", "epoch_multiple"),
-        "optim": (
-            *("warmup_epochs", "warmup_from", "final_lr", "weight_decay", "clip_norm", "b1", "b2"),
-            *("schedule_epochs", "schedule_from"),
-        ),
-        "eval": ("specificity",),
-    }
-    for fields, lowest, allowed in (
-        (positive, "above 0", lambda x: x > 0),
-        (not_negative, "0 or more", lambda x: x >= 0),
-    ):
-        for section, names in fields.items():
-            for name in names:
-                if not allowed(config[section][name]):
-                    raise UserError(f"config field {section}.{name}: {config[section][name]} should be {lowest}")
-    if config.train.max_steps and config.train.max_steps < config.train.accumulate:
-        raise UserError(
-            f"config field train.max_steps: {config.train.max_steps} is less than train.accumulate,"
-            f" {config.train.accumulate}: nothing would be trained"
-        )
-    for section, name in (("optim", "b1"), ("optim", "b2"), ("train", "ema"), ("eval", "specificity")):
-        if config[section][name] >= 1:
-            raise UserError(f"config field {section}.{name}: {config[section][name]} should be below 1")
-    if config.optim.layer_decay > 1:
-        raise UserError(f"config field optim.layer_decay: {config.optim.layer_decay} should be at most 1")
-    if config.optim.schedule_from + config.train.epochs > (config.optim.schedule_epochs or config.train.epochs):
-        raise UserError(
-            "config field optim.schedule_epochs: the schedule ends before the run, after"
-            f" {config.optim.schedule_epochs} epochs: set it to optim.schedule_from + train.epochs or more"
-        )
-    step.check_batch_size(config.train.batch_size, "train.batch_size")
-    step.check_batch_size(config.eval.batch_size, "eval.batch_size")

@@ -51,7 +51,8 @@ def describe_run(
     """The part of result.json that says what was run.
 
     Args:
-      fingerprints: of the pretrained parts, by their role, and of a user's own data set as "data".
+      fingerprints: of the pretrained parts, by their role, and of a user's own data set as "data" and
+        "splits".
     """
     parts = {part.role: {**part.about, "sha256": fingerprints[part.role]} for part in experiment.pretrained}
     reference = config.eval.protocol == "reference"
@@ -71,6 +72,7 @@ def describe_run(
         },
         **parts,
         "data_sha256": fingerprints.get("data"),
+        "splits_sha256": fingerprints.get("splits"),
         "config": workdir.to_dict(config),
         "versions": versions(),
     }

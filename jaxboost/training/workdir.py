@@ -1,94 +1,137 @@
-"""The folder of a run: which config it belongs to, and its result."""
+"""The folder of a run: which config it belongs to, and its result. What in it is damaged is set aside, not removed."""
 
 import json
+import logging
 import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxboost import io
 from jaxboost.errors import UserError
-from jaxboost.io import to_json, write_text
+from jaxboost.io import write_text
+from jaxboost.training import fields, kept, result_schema
+from jaxboost.training.fields import to_dict
 
-# Where things lie and how often they are told: these may change between the sessions of a run. Weights are held to
-# their fingerprint instead.
-_FREE_FIELDS = {
-    "data.root",
-    "data.max_pixels",
-    "data.max_voxels",
-    "model.weights",
-    "model.weights_source",
-    "model.weights_convert",
-    "boost.block",
-    "boost.source",
-    "boost.convert",
-    "llama.block",
-    "llama.source",
-    "llama.convert",
-    "pneumollm.vision",
-    "pneumollm.vision_source",
-    "pneumollm.vision_convert",
-    "train.log_every",
-    "train.checkpoint_every",
-}
+CONFIG, RESULT = "config.json", "result.json"
+BOARD, PREDICTIONS = "tensorboard", "predictions"
+
+logger = logging.getLogger(__name__)
+
+__all__ = [
+    "CONFIG",
+    "RESULT",
+    "check",
+    "create",
+    "named_before",
+    "read",
+    "read_result",
+    "set_aside",
+    "to_dict",
+    "write_result",
+]
 
 
 def check(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | None:
     """Returns the result of a finished run in `workdir`; None where the run is new or unfinished. Writes nothing.
 
+    A config.json that is missing or damaged is replaced by what the result or a checkpoint say of the config, and a
+    damaged result counts as none.
+
     Raises:
       UserError: the folder belongs to a run of another config.
     """
-    path = workdir / "config.json"
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file: give another --workdir")
-    if not path.exists():
-        return None
-    try:
-        saved = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not readable ({error}): remove {workdir} or give another --workdir") from None
-    before, now = _flat(saved), _flat(to_dict(config))
-    # Published data sets are the same wherever they lie.
-    held = {"data.root"} if config.data.source else set()
-    differing = [
-        f"{name} ({before.get(name)!r} there, {now.get(name)!r} now)"
-        for name in sorted({*before, *now} - (_FREE_FIELDS - held))
-        if before.get(name) != now.get(name)
-    ]
-    if differing:
+    result = read_result(workdir)
+    before = _saved_config(workdir, result)
+    if before is not None and (differing := fields.differing(before, fields.held(to_dict(config)))):
         raise UserError(
             f"{workdir} holds a run of another config, which differs in {', '.join(differing)}:"
             " give another --workdir, or remove it"
         )
-    return read_result(workdir)
+    return result
+
+
+def named_before(workdir: pathlib.Path, section: str, field: str) -> Any:
+    """A field of the config.json in `workdir`; None where it cannot be read."""
+    try:
+        return read(workdir / CONFIG)[section].get(field)
+    except (ValueError, UserError):
+        return None
 
 
 def create(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Makes the folder and notes its config."""
+    """Makes the folder and notes its config. What is damaged, or a file in the place of a folder, is set aside."""
     workdir.mkdir(parents=True, exist_ok=True)
-    write_text(workdir / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
+    for name in (BOARD, PREDICTIONS):
+        if (workdir / name).exists() and not (workdir / name).is_dir():
+            set_aside(workdir / name)
+    for name in (CONFIG, RESULT):
+        if (workdir / name).exists():
+            try:
+                read(workdir / name)
+            except ValueError:
+                set_aside(workdir / name)
+    write_text(workdir / CONFIG, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def write_result(workdir: pathlib.Path, result: dict[str, Any]) -> dict[str, Any]:
-    """Writes result.json, which marks the run as finished; returns what a reader of the file gets."""
-    text = to_json(result, indent=2)
-    write_text(workdir / "result.json", text + "\n")
-    return json.loads(text)
+    """Writes result.json, which marks the run as finished; returns what a reader of the file gets.
+
+    Its entry `sha256` is a checksum of the others, see `result_schema.checksum`.
+    """
+    content = json.loads(io.to_json(result))
+    content["sha256"] = result_schema.checksum(content)
+    write_text(workdir / RESULT, json.dumps(content, indent=2) + "\n")
+    return content
 
 
 def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The result of a finished run, None where there is none."""
-    path = workdir / "result.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    """The result of a finished run, None where there is none, or a damaged one."""
+    path = workdir / RESULT
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except ValueError as error:
+        logger.warning("%s is damaged (%s): the run counts as unfinished", path, error)
+        return None
 
 
-def to_dict(config: ConfigDict) -> dict[str, Any]:
-    """The config as JSON has it: tuples as lists."""
-    return json.loads(config.to_json())
+def set_aside(path: pathlib.Path) -> pathlib.Path:
+    """Renames a damaged file or folder to NAME.damaged-1, or the next number that is free; says so."""
+    number = 1
+    while (target := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    path.rename(target)
+    logger.warning("%s was damaged: it is kept as %s", path, target.name)
+    return target
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return flat
+def _saved_config(workdir: pathlib.Path, result: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the folder's run was made with, as `fields.held` gives it; None where nothing says it."""
+    path = workdir / CONFIG
+    if path.exists():
+        try:
+            return fields.held(read(path))
+        except ValueError as error:
+            logger.warning("%s is damaged (%s): its run's result or checkpoint is asked instead", path, error)
+    if result is not None and isinstance(result.get("config"), dict):
+        return fields.held(result["config"])
+    return kept.saved_config(workdir / kept.FOLDER)
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """The content of config.json or result.json.
+
+    Raises:
+      ValueError: it is not what was written there; the message is for people.
+    """
+    try:
+        content = io.read_json(path)
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            raise UserError(f"{path} may not be read: give yourself the permission, then try again") from error
+        raise ValueError(error.strerror or str(error)) from error
+    return result_schema.check_result(content) if path.name == RESULT else result_schema.check_config(content)

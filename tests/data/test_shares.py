@@ -195,7 +195,7 @@ def test_without_patients(tmp_path):
     assert divided(dataset, file=tmp_path / "splits.csv").splits["test"].groups is None
 
 
-MEND = "undo what changed in the data or in this file, or give another --workdir"
+MEND = "undo what changed in the data or in this file"
 
 
 def test_a_folder_that_changed(table):

@@ -1,5 +1,8 @@
 """Run checkpoints: what is restored, and what is left after a kill between two saves."""
 
+import json
+import pathlib
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,8 @@ from jaxboost.data.source import Split
 from jaxboost.errors import UserError
 from jaxboost.training import step
 from jaxboost.training.checkpoint import Best, Checkpointer, Progress
+from jaxboost.training.progress import from_json, to_json
+from jaxboost.training.saved import DamagedError
 from tests.training.small_runs import assert_same, on_host
 
 FINGERPRINTS = {"block": "0123456789abcdef" * 4, "data": "11" * 32}
@@ -104,7 +109,7 @@ def test_model_without_statistics(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save_best(2, _params(2), {})
         checkpointer.save_latest(state, _iterator(), _progress(Best(epoch=1, step=2, value=0.5)))
-    assert [path.name for path in (tmp_path / "best/2").iterdir() if path.is_dir()] == ["params"]
+    assert sorted(path.name for path in (tmp_path / "best/2").iterdir() if path.is_dir()) == ["checksums", "params"]
     with ocp.CheckpointManager(tmp_path / "latest") as manager:
         earlier = EarlierState(step=state.step, params=state.params, opt_state=state.opt_state)
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, earlier)
@@ -118,6 +123,25 @@ def test_model_without_statistics(tmp_path):
     assert_same(restored, state)
     assert weights[1] == {}
     assert_same(weights[0], _params(2))
+
+
+@pytest.mark.parametrize("value", [0.1 + 0.2, float("nan")])
+def test_progress_as_json(value):
+    progress = Progress(
+        fingerprints=FINGERPRINTS,
+        best=Best(epoch=2, step=9, value=value, sha256="ab"),
+        seconds=1 / 3,
+        config={"optim.lr": 0.1, "boost.layers": [31], "boost.rope": False},
+        validated=False,
+    )
+    note = json.loads(json.dumps(to_json(progress), allow_nan=False))
+    found = from_json(pathlib.Path("x"), note)
+    # NaN is not equal to itself.
+    assert repr(found) == repr(progress)
+    assert from_json(pathlib.Path("x"), to_json(_progress())) == _progress()
+    for change in ({"seconds": "1"}, {"seconds": -1.0}, {"best": {"epoch": 0}}, {"fingerprints": None}, {"more": 1}):
+        with pytest.raises(DamagedError):
+            from_json(pathlib.Path("x"), {**note, **change})
 
 
 def test_resume_before_the_first_validation(tmp_path):
@@ -204,8 +228,8 @@ def test_old_checkpoints_are_removed(tmp_path):
             checkpointer.save_best(number, *_best(number))
             best = Best(epoch=number, step=number, value=number / 10)
             checkpointer.save_latest(_state(number, number), _iterator(), _progress(best))
-    assert _saved_steps(tmp_path / "latest") == [5]
-    assert len(_saved_steps(tmp_path / "best")) <= 2
+    assert _saved_steps(tmp_path / "latest") == [4, 5]
+    assert _saved_steps(tmp_path / "best") == [4, 5]
     with Checkpointer(tmp_path) as checkpointer:
         state, progress = _restore(checkpointer)
         assert_same(state, _state(5, 5))

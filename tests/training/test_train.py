@@ -54,7 +54,7 @@ def _records(workdir: pathlib.Path) -> list[dict]:
 
 
 def _state(workdir: pathlib.Path) -> dict:
-    folder = next((workdir / "checkpoints/latest").glob("[0-9]*"))
+    folder = max((workdir / "checkpoints/latest").glob("[0-9]*"), key=lambda path: int(path.name))
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(folder.absolute() / "state")
 

@@ -1,0 +1,427 @@
+"""A run's folder that was damaged, moved or altered: the run goes on or is refused in one line, never otherwise."""
+
+import json
+import logging
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxboost.errors import UserError
+from jaxboost.training import cross_validation, datasets, features, fields, finished, loop, result_schema, workdir
+from jaxboost.training.log import MetricsLog
+from tests.mutations import mutations
+from tests.training.test_damaged_checkpoints import Log, _flip, _largest
+from tests.training.test_folder import make_config, write_pictures
+
+LAST = 8
+
+
+@pytest.fixture
+def log():
+    handler, logger = Log(), logging.getLogger("jaxboost")
+    logger.addHandler(handler)
+    yield handler.texts
+    logger.removeHandler(handler)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("data") / "pictures")
+
+
+@pytest.fixture(scope="module")
+def whole(pictures, tmp_path_factory):
+    """A finished run of two epochs, with checkpoints after the steps 4 and 8."""
+    folder = tmp_path_factory.mktemp("runs") / "seed0"
+    loop.train_and_evaluate(make_config(pictures), folder)
+    return folder
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def _figures(folder):
+    """What the result says, without what is another each time."""
+    result = json.loads((folder / "result.json").read_text())
+    assert result.pop("sha256") == result_schema.checksum(result)
+    return {name: value for name, value in result.items() if name not in ("seconds", "config")}
+
+
+def _predictions(folder):
+    return {path.name: path.read_bytes() for path in (folder / "predictions").iterdir()}
+
+
+def _records(folder):
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in each.items() if name != "images_per_second"} for each in records]
+
+
+def test_a_run_whose_files_are_all_damaged_comes_to_the_same_end(whole, run, pictures, tmp_path, log, monkeypatch):
+    """The last state too, and the data have moved."""
+    write, left = workdir.write_result, []
+
+    def write_and_look(folder, result):
+        left.extend(path.name for path in (folder / "checkpoints/latest").iterdir())
+        return write(folder, result)
+
+    monkeypatch.setattr(workdir, "write_result", write_and_look)
+    (run / "result.json").write_bytes((run / "result.json").read_bytes()[:500])
+    (run / "config.json").write_bytes(b"\0" * 700)
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(lines[0] + b"\0\0\0\0" + lines[1] + b'{"step": 4, "train_lo\n\xff\n' + lines[1])
+    shutil.rmtree(run / "tensorboard")
+    (run / "tensorboard").write_text("")
+    _flip(_largest(run / f"checkpoints/latest/{LAST}/state"))
+    moved = shutil.copytree(pictures, tmp_path / "moved")
+    result = loop.train_and_evaluate(make_config(moved), run)
+    assert result["steps"] == LAST
+    # The result marks the run as finished: everything else was written before it.
+    assert sorted(left) == ["4", str(LAST)]
+    assert _figures(run) == _figures(whole)
+    assert _predictions(run) == _predictions(whole)
+    assert _records(run)[-2:] == _records(whole)[-2:]
+    assert json.loads((run / "config.json").read_text())["data"]["root"] == str(moved)
+    kept = ["config.json", "metrics.jsonl", "result.json", "tensorboard"]
+    assert sorted(path.name for path in run.glob("*.damaged-*")) == [f"{name}.damaged-1" for name in kept]
+    text = "\n".join(log)
+    for words in (
+        "result.json is damaged (",
+        "config.json is damaged (",
+        f"the checkpoint of step {LAST} is damaged (array ",
+        "going on from step 4",
+        "metrics.jsonl was damaged: it is kept as metrics.jsonl.damaged-1",
+    ):
+        assert words in text
+    # From then on it is an ordinary finished run.
+    log.clear()
+    assert loop.train_and_evaluate(make_config(pictures), run)["test"] == result["test"]
+    assert not [line for line in log if "damaged" in line]
+
+
+def test_what_a_kill_at_the_end_left_is_removed_by_the_next_start(run, pictures):
+    for name in ("latest/9.orbax-checkpoint-tmp", "best/9.orbax-checkpoint-tmp"):
+        (run / "checkpoints" / name).mkdir()
+    shutil.copytree(run / "checkpoints/latest/4", run / "checkpoints/latest/2")
+    loop.train_and_evaluate(make_config(pictures), run)
+    left = sorted(path.relative_to(run / "checkpoints").as_posix() for path in (run / "checkpoints").glob("*/*"))
+    assert [name for name in left if name.startswith("latest")] == ["latest/4", f"latest/{LAST}"]
+    assert not [name for name in left if "tmp" in name]
+
+
+def test_damaged_weights_are_not_predicted_with(run):
+    step = run / f"checkpoints/best/{json.loads((run / 'result.json').read_text())['selection']['step']}"
+    _flip(_largest(step / "params"))
+    with pytest.raises(
+        UserError, match=r"the weights of the best epoch, step .*, are damaged .*: bring the folder back"
+    ):
+        finished.open_run(run)
+
+
+def _damage(path, content):
+    if content is None:
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes(content(path.read_bytes()))
+
+
+DAMAGES = {
+    "empty": lambda _: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "NUL bytes": lambda content: b"\0" * len(content),
+    "not UTF-8": lambda content: b"\xff\xfe" + content,
+    "another JSON": lambda _: b'{"lr": 1}',
+    "a list": lambda _: b"[]",
+    "deep": lambda _: b"[" * 100_000,
+    "deep, and closed": lambda _: b'{"seed": ' + b"[" * 900 + b"]" * 900 + b"}",
+    "long number": lambda _: b'{"seed": ' + b"9" * 5000 + b"}",
+    "a folder": None,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_config_and_result_do_not_block_a_run(name, run, pictures, log):
+    config = make_config(pictures)
+    before = (run / "config.json").read_bytes()
+    _damage(run / "config.json", DAMAGES[name])
+    # The result says what the config was.
+    assert workdir.check(run, config)["steps"] == LAST
+    _damage(run / "result.json", DAMAGES[name])
+    assert workdir.check(run, config) is None
+    other = make_config(pictures, optim__lr=2e-2)
+    with pytest.raises(UserError, match=r"of another config, which differs in optim\.lr \(0\.01 there, 0\.02 now\)"):
+        workdir.check(run, other)
+    with pytest.raises(UserError, match=r"(config|result)\.json is damaged|has no config\.json"):
+        finished.open_run(run)
+    log.clear()
+    workdir.create(run, config)
+    assert (run / "config.json").read_bytes() == before
+    assert (run / "config.json.damaged-1").exists()
+    assert (run / "result.json.damaged-1").exists()
+    assert not (run / "result.json").exists()
+    assert log == [
+        f"{run}/{name} was damaged: it is kept as {name}.damaged-1" for name in ("config.json", "result.json")
+    ]
+
+
+def test_another_config_is_refused_whatever_is_left(run, pictures):
+    """Without config.json the result says what the config was, without that the checkpoint."""
+    other = make_config(pictures, optim__lr=2e-2)
+    match = r"differs in optim\.lr \(0\.01 there, 0\.02 now\)"
+    for name in ("config.json", "result.json"):
+        (run / name).unlink()
+        files = sorted(run.rglob("*"))
+        with pytest.raises(UserError, match=match):
+            loop.train_and_evaluate(other, run)
+        assert sorted(run.rglob("*")) == files
+    assert workdir.check(run, make_config(pictures)) is None
+    # A config.json of another run does not help.
+    workdir.create(run, other)
+    with pytest.raises(UserError, match=match):
+        loop.train_and_evaluate(other, run)
+
+
+def test_what_may_change_between_sessions(pictures):
+    now = fields.held(fields.to_dict(make_config(pictures)))
+    assert {"data.root", "train.log_every", "boost.block"}.isdisjoint(now)
+    moved = make_config("elsewhere", data__masks="a", data__max_pixels=5)
+    before = fields.held(fields.to_dict(make_config(pictures, data__masks="b")))
+    assert fields.differing(before, fields.held(fields.to_dict(moved))) == []
+    assert fields.differing(before, now) == ["data.masks (True there, False now)"]
+    # A config of an earlier version has fewer fields, and is the same where the new ones are as they were.
+    older = fields.to_dict(make_config(pictures))
+    for name in fields.ADDED:
+        del older["data"][name.removeprefix("data.")]
+    assert fields.differing(fields.held(older), now) == []
+    assert fields.differing(fields.held(older), {**now, "data.nan": "0"}) == ["data.nan ('' there, '0' now)"]
+
+
+def test_data_of_a_finished_run_that_moved(run, pictures, tmp_path, log):
+    result = json.loads((run / "result.json").read_text())
+    moved = shutil.copytree(pictures, tmp_path / "moved")
+    assert loop.train_and_evaluate(make_config(moved), run) == result
+    changed = write_pictures(tmp_path / "changed")
+    shutil.copyfile(changed / "dark" / "00.png", changed / "bright" / "00.png")
+    (changed / "dark" / "00.png").unlink()
+    for others in (changed, tmp_path / "nowhere"):
+        with pytest.raises(UserError) as error:
+            loop.train_and_evaluate(make_config(others), run)
+        assert "\n" not in str(error.value)
+    images = write_pictures(tmp_path / "other pixels")
+    shutil.copyfile(images / "dark" / "00.png", tmp_path / "kept.png")
+    shutil.copyfile(images / "dark" / "02.png", images / "dark" / "00.png")
+    shutil.copyfile(tmp_path / "kept.png", images / "dark" / "02.png")
+    with pytest.raises(UserError, match=r"is a finished run with other data than there are at .*other pixels: give"):
+        loop.train_and_evaluate(make_config(images), run)
+
+
+def test_folds_of_another_config_without_any_config(whole, pictures, tmp_path):
+    """Nothing is written before the folds agree."""
+    folds = tmp_path / "runs"
+    shutil.copytree(whole, folds / "fold1", ignore=shutil.ignore_patterns("config.json", "result.json"))
+    config = make_config(pictures, data__folds=2, data__shares=(0.7, 0.1, 0.2), data__val_share=0.25)
+    with pytest.raises(UserError, match=r"fold1 holds a run of another config, which differs in data\.fold "):
+        cross_validation.train_and_evaluate(config, folds)
+    assert [path.name for path in folds.iterdir()] == ["fold1"]
+
+
+def test_a_folds_file_that_moved(pictures, tmp_path):
+    config = make_config(pictures, data__folds=2, data__val_share=0.25)
+    (tmp_path / "run").mkdir()
+    datasets.fold_of(datasets.load(config), config, 0, tmp_path / "run" / "folds.csv")
+    for name in ("same", "other"):
+        shutil.copyfile(tmp_path / "run" / "folds.csv", tmp_path / name)
+    table = (tmp_path / "other").read_text()
+    (tmp_path / "other").write_text(table.replace("bright,0", "bright,x").replace("bright,1", "bright,0"))
+    config.data.folds_file = str(tmp_path / "same")
+    cross_validation._check_folds_file(config, tmp_path / "run")
+    config.data.folds_file = str(tmp_path / "other")
+    with pytest.raises(UserError, match=r"other has other folds than .*folds\.csv, with which the run began"):
+        cross_validation.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_a_splits_file_that_is_damaged(whole, run, pictures):
+    """What to do is said; once it was removed, the same splits are made again."""
+    (run / "result.json").unlink()
+    for content in (b"\0" * 50, (run / "splits.csv").read_bytes()[:-30], b"\xff", None):
+        if content is None:
+            (run / "splits.csv").unlink()
+            (run / "splits.csv").mkdir()
+        else:
+            (run / "splits.csv").write_bytes(content)
+        with pytest.raises(UserError, match=r"splits\.csv.*where it was damaged, remove it"):
+            datasets.own_splits(make_config(pictures), run).load()
+    (run / "splits.csv").rmdir()
+    splits = datasets.own_splits(make_config(pictures), run)
+    splits.load()
+    splits.prepare()
+    assert (run / "splits.csv").read_bytes() == (whole / "splits.csv").read_bytes()
+
+
+def _or_mistake(function, *arguments):
+    """What the function returns, or "refused" for a mistake that is told in one short line."""
+    try:
+        return function(*arguments)
+    except UserError as error:
+        text = str(error)
+    assert "\n" not in text
+    assert len(text) < 1500
+    return "refused"
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json"])
+def test_mutants_of_run_files(name, whole, tmp_path):
+    """Each is refused, or counts as missing, or says what the file said."""
+    # The same bytes each time, whatever the place and the time.
+    constant, time = ({"data.root": "/data"}, {"seconds": 1.0}), {"seconds": 0}
+    whole = _altered(whole, tmp_path / "whole", *constant)
+    config, content = make_config("/data"), (whole / name).read_bytes()
+    said, (expected, _) = workdir.check(whole, config), finished._read(whole)
+    outcomes = set()
+    for number, (_, damaged) in enumerate(mutations(content, 60, header=len(content))):
+        run = tmp_path / str(number)
+        run.mkdir()
+        for other in ("config.json", "result.json"):
+            shutil.copyfile(whole / other, run / other)
+        (run / name).write_bytes(damaged)
+        found = _or_mistake(workdir.check, run, config)
+        outcomes.add(found if isinstance(found, str) else found is None)
+        assert found in (None, "refused") or found | time == said | time
+        opened = _or_mistake(finished._read, run)
+        # What decides of a prediction is what it was.
+        assert opened == "refused" or (opened[0].to_dict(), opened[1] | time) == (expected.to_dict(), said | time)
+    # Another config is refused, another result is none.
+    assert outcomes - {False} == ({"refused"} if name == "config.json" else {True})
+
+
+def _altered(whole, folder, config=None, result=None):
+    """A copy with changed entries (dotted names), checksums and all."""
+    run = shutil.copytree(whole, folder)
+    for name, changes in (("config.json", config or {}), ("result.json", result or {})):
+        content = json.loads((run / name).read_text())
+        for path, value in changes.items():
+            place = content
+            *parents, last = path.split(".")
+            for parent in parents:
+                place = place[parent]
+            place[last] = value
+        if name == "result.json":
+            for path, value in (config or {}).items():
+                section, _, field = path.rpartition(".")
+                (content["config"][section] if section else content["config"])[field] = value
+            content.pop("sha256")
+            content["sha256"] = result_schema.checksum(content)
+        (run / name).write_text(json.dumps(content))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("config", "result", "match"),
+    [
+        ({"model.image_size": 10**9}, {}, "model.image_size: 1000000000 should be at most 8192"),
+        ({"model.image_size": 5600}, {}, "a model of .* trainable parameters, result.json is of one with"),
+        ({"model.image_size": "28"}, {}, "model.image_size: Input should be a valid integer"),
+        ({"model.backbone": "vit_b16"}, {}, "patch 16|a model of"),
+        ({"model.backbone": 5}, {}, "model.backbone: Input should be a valid string"),
+        ({"model.backbone": "none"}, {}, "model.backbone: 'none' is unknown"),
+        ({"model.mean": [math.pi] * 5000}, {}, "model.mean"),
+        ({"seed": -1}, {}, "seed: -1 should be 0 or more"),
+        ({"boost.kind": "rllm", "boost.layers": list(range(5000))}, {}, "boost.layers: .* at most 1000"),
+        ({"boost": {}}, {}, "boost.family: Field required"),
+        ({"data.spacing": 1e308}, {}, "data.spacing"),
+        ({"eval.batch_size": 10**15}, {}, "eval.batch_size: .* should be at most 65536"),
+        ({}, {"selection.step": 10**30}, "selection.step"),
+        ({}, {"selection.step": -1}, "selection.step"),
+        ({}, {"selection.step": "../../x"}, "selection.step"),
+        ({}, {"selection.step": 5}, "best epoch are missing, .*best/5"),
+        ({}, {"selection.sha256": "0" * 64}, "are damaged .they are another run's"),
+        ({}, {"classes": []}, "classes"),
+        ({}, {"classes": ["a", "b", "c"]}, "a model of .* trainable parameters"),
+        ({}, {"task": "x"}, "task"),
+        ({}, {"threshold": {"value": "x"}}, "threshold"),
+        ({}, {"parameters": None}, "parameters"),
+        ({}, {"test.ci95": [1]}, "test.ci95"),
+    ],
+)
+def test_run_files_that_ask_for_too_much(config, result, match, whole, tmp_path):
+    """Their checksums are right: somebody made them so."""
+    with pytest.raises(UserError, match=match) as error:
+        finished.open_run(_altered(whole, tmp_path / "run", config, result))
+    assert len(str(error.value)) < 1000
+
+
+def test_a_result_of_an_earlier_version_is_read(whole, tmp_path, pictures):
+    run = shutil.copytree(whole, tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    for place, name in ((result, "sha256"), (result, "splits_sha256"), (result["selection"], "sha256")):
+        del place[name]
+    (run / "result.json").write_text(json.dumps(result))
+    assert workdir.check(run, make_config(pictures)) == result
+    assert finished._read(run)[1] == result
+
+
+def test_mutants_of_the_metrics(tmp_path):
+    """The records that are whole stay, in their order; nothing else does."""
+    content = "".join(json.dumps({"step": step, "train_loss": 1 / step}) + "\n" for step in range(1, 21)).encode()
+    lines = content.splitlines()
+    for number, (_, damaged) in enumerate(mutations(content, 60)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_bytes(damaged)
+        with MetricsLog(folder, resume_step=15) as metrics:
+            metrics.write(16, {"train_loss": 0.5})
+        *kept, last = (folder / "metrics.jsonl").read_bytes().splitlines()
+        assert json.loads(last) == {"step": 16, "train_loss": 0.5}
+        assert all(json.loads(line)["step"] <= 15 for line in kept)
+        # Most of the lines are untouched.
+        whole = [line for line in kept if line in lines]
+        assert len(whole) >= min(len(kept) - 2, 15)
+        aside = folder / "metrics.jsonl.damaged-1"
+        assert not aside.exists() or aside.read_bytes() == damaged
+
+
+def test_a_metrics_file_that_is_none(tmp_path, log):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with MetricsLog(tmp_path, resume_step=3):
+        pass
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+    assert log == [f"{tmp_path}/metrics.jsonl was damaged: it is kept as metrics.jsonl.damaged-1"]
+
+
+def test_set_aside_twice(tmp_path):
+    for number in (1, 2, 3):
+        (tmp_path / "x.json").write_text(str(number))
+        assert workdir.set_aside(tmp_path / "x.json").name == f"x.json.damaged-{number}"
+    assert (tmp_path / "x.json.damaged-2").read_text() == "2"
+
+
+def test_kept_features_that_are_damaged(tmp_path, log):
+    good = {"digests": np.array(["a", "b"]), "tokens": np.ones((2, 3, 4), np.float32)}
+    file = tmp_path / "features-x.npz"
+
+    def write(**changes):
+        np.savez(file, **{**good, **changes})
+
+    write()
+    assert list(features._read(file)) == ["a", "b"]
+    content = file.read_bytes()
+    attempts = [
+        lambda: file.write_bytes(content[:-40]),
+        lambda: file.write_bytes(b""),
+        lambda: file.write_bytes(content.replace(b"(2, 3, 4)", b"(2, 9, 4)")),
+        lambda: write(tokens=np.ones((3, 3, 4), np.float32)),
+        lambda: write(tokens=np.full((2, 3, 4), np.nan, np.float32)),
+        lambda: write(tokens=np.ones((2, 3, 4))),
+        lambda: write(digests=np.array([1, 2])),
+        file.mkdir,
+    ]
+    for number, attempt in enumerate(attempts, 1):
+        attempt()
+        log.clear()
+        assert features._read(file) == {}
+        assert log[0].startswith("making them again, the kept features are damaged: ")
+        assert (tmp_path / f"features-x.npz.damaged-{number}").exists()
