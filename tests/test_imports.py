@@ -16,16 +16,20 @@ ALLOWED = {
     "models": {"models"},
     "data": {"data", "errors", "io"},
     "convert": {"convert", "models", "data", "errors", "io", "schema"},
-    "training": {"training", "exported", "predictions", "convert", "models", "data", "errors", "io", "schema"},
+    "training": {
+        *("training", "exported", "predictions", "convert", "models", "data", "errors", "io", "schema"),
+        "stopping",
+    },
     "analysis": {"analysis", "training", "convert", "models", "data", "errors", "cli", "io", "schema"},
     "predictions": {"data", "io"},
     # Without the models and the training: an export is used where they are not wanted.
     "exported": {"predictions", "data", "errors", "io", "schema"},
     "predict": {"exported", "predictions", "training", "data", "errors", "io", "cli"},
     "errors": set(),
-    "io": set(),
+    "io": {"errors"},
     "schema": {"errors"},
-    "cli": {"errors"},
+    "stopping": set(),
+    "cli": {"errors", "io", "stopping"},
     "": set(),
 }
 EXPORTED_MAY_USE = STANDARD | {"jax", "numpy", "pydantic", "safetensors", "tqdm"}

@@ -5,9 +5,9 @@ They never hold frozen weights, only their fingerprints.
 
 import contextlib
 import dataclasses
+import errno
 import os
 import pathlib
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,9 +15,12 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 
+from jaxboost import io
 from jaxboost.errors import UserError
 from jaxboost.models.frozen import Tree
 from jaxboost.training.step import TrainState
+
+_CENTURY = 100 * 366 * 24 * 3600  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +40,14 @@ class Progress:
       fingerprints: of what the run was given beside its config: pretrained parts by their role, a user's own data.
       best: None before the first validation.
       seconds: spent so far, over all sessions of the run.
+      validated: False where a signal stopped the run between the last step of an epoch and its validation, which is
+        then done first.
     """
 
     fingerprints: Mapping[str, str]
     best: Best | None
     seconds: float
+    validated: bool = True
 
 
 class Checkpointer:
@@ -53,13 +59,9 @@ class Checkpointer:
 
     def __init__(self, folder: pathlib.Path):
         folder = folder.absolute()
-        self._latest = ocp.CheckpointManager(
-            folder / "latest", options=ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
-        )
+        self._latest = ocp.CheckpointManager(folder / "latest", options=_options(max_to_keep=1))
         # Two, since a kill may come after a new best was saved and before the `latest` that refers to it.
-        self._best = ocp.CheckpointManager(
-            folder / "best", options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
-        )
+        self._best = ocp.CheckpointManager(folder / "best", options=_options(max_to_keep=2))
 
     def latest_step(self) -> int | None:
         """Step of the latest checkpoint; None where there is none."""
@@ -101,6 +103,7 @@ class Checkpointer:
             fingerprints=saved["fingerprints"],
             best=Best(**saved["best"]) if saved["best"] else None,
             seconds=saved["seconds"],
+            validated=saved.get("validated", True),
         )
         before, now = progress.fingerprints, fingerprints
         differing = [
@@ -138,28 +141,44 @@ class Checkpointer:
             self._latest.close()
             self._best.close()
 
+    def wait(self) -> None:
+        """Waits until what is saved in the background is on the disk."""
+        with self._writing():
+            self._latest.wait_until_finished()
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """Raises UserError where what is saved, now or before in the background, cannot be written."""
         try:
             yield
-        except (OSError, ValueError) as error:
-            # Orbax's storage has no error class of its own for this.
-            if isinstance(error, ValueError) and "rror writing" not in str(error):
+        except Exception as error:
+            folder = self._latest.directory.parent
+            cause = io.os_error(error)
+            if not self._latest.directory.is_dir():
+                # What the storage makes of that depends on where it was.
+                cause = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            if cause is None:
                 raise
-            reason = error.strerror if isinstance(error, OSError) else _system_error(str(error))
+            raise io.refused(folder, cause, self.kept()) from error
+
+    def kept(self) -> str:
+        """How a message on a failed write ends: which checkpoint is whole."""
+        kept = None
+        with contextlib.suppress(OSError):
             # From disk: what is being written counts as there already.
             kept = max(self._latest.all_steps(read=True), default=None)
-            raise UserError(
-                f"{self._latest.directory.parent} cannot be written ({reason}): make room, then give the same command"
-                f" again; {'there is no checkpoint yet' if kept is None else f'the checkpoint of step {kept} is whole'}"
-            ) from error
+        whole = "there is no checkpoint yet" if kept is None else f"the checkpoint of step {kept} is whole"
+        return f"; then run the same command again; {whole}"
 
 
-def _system_error(text: str) -> str:
-    """The operating system's own words for a message of Orbax's storage, which has its number."""
-    found = re.search(r"os_error_code='(\d+)'", text)
-    return os.strerror(int(found[1])) if found else text.partition("\n")[0]
+def _options(*, max_to_keep: int) -> ocp.CheckpointManagerOptions:
+    """How checkpoints are written.
+
+    Orbax measures its time-outs with the system's clock, which may jump: none of them may end a save, so the longest
+    is taken. Folders are made at once: where that fails in the background, other threads wait for minutes.
+    """
+    waits = ocp.options.AsyncOptions(timeout_secs=_CENTURY, create_directories_asynchronously=False)
+    return ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True, async_options=waits)
 
 
 # Orbax refuses a checkpoint that lacks a field which is empty, such as one written before there was that field.

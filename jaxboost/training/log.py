@@ -1,15 +1,21 @@
 """What a run tells while it works: metrics.jsonl, TensorBoard files, log lines, and a progress bar on a terminal."""
 
+import contextlib
 import json
 import logging
+import math
 import pathlib
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from jaxboost.io import to_json, write_text
+from jaxboost.io import to_json, write_text, writing
+
+_FLUSH_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -20,36 +26,89 @@ class MetricsLog:
     Args:
       workdir: folder of the run.
       resume_step: records after this step, left by a run that was cut off later than its checkpoint, are dropped.
+      validated: False where the validation after that step is done again: its record is dropped too.
+      kept: see `io.writing`.
+
+    Raises:
+      UserError: now and in `write`: a file cannot be written.
     """
 
-    def __init__(self, workdir: pathlib.Path, resume_step: int):
-        # Imported late: it loads torch where that is installed, which a mistaken command should not wait for.
-        import tensorboardX
-
-        self._path = workdir / "metrics.jsonl"
-        if self._path.exists():
-            lines = self._path.read_text().splitlines(keepends=True)
-            # The last line of a killed run may be cut off in the middle.
-            whole = [line for line in lines if line.endswith("\n")]
-            kept = [line for line in whole if json.loads(line)["step"] <= resume_step]
-            write_text(self._path, "".join(kept))
-        self._file = self._path.open("a")
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+    def __init__(
+        self, workdir: pathlib.Path, resume_step: int, *, validated: bool = True, kept: Callable[[], str] = str
+    ):
+        self._path, self._kept = workdir / "metrics.jsonl", kept
+        with writing(self._path, kept):
+            if self._path.exists():
+                lines = self._path.read_text().splitlines(keepends=True)
+                # The last line of a killed run may be cut off in the middle.
+                whole = [line for line in lines if line.endswith("\n")]
+                kept_lines = [line for line in whole if _is_kept(json.loads(line), resume_step, validated)]
+                write_text(self._path, "".join(kept_lines))
+            self._file = self._path.open("a")
+        with writing(workdir / "tensorboard", kept):
+            self._board = _Board(workdir / "tensorboard", purge_step=resume_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Writes one record; a value is a number, or None where there is none."""
-        self._file.write(to_json({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if value is not None:
-                self._board.add_scalar(name, value, step)
+        with writing(self._path, self._kept):
+            self._file.write(to_json({"step": step, **values}) + "\n")
+            self._file.flush()
+        with writing(self._board.folder, self._kept):
+            self._board.add(step, {name: value for name, value in values.items() if value is not None})
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *error: Any) -> None:
+        # An error that is on its way says more than what comes of it here.
+        failed = error[0] is not None
+        for file, path in ((self._file, self._path), (self._board, self._board.folder)):
+            with contextlib.suppress(OSError) if failed else writing(path, self._kept):
+                file.close()
+
+
+def _is_kept(record: dict[str, Any], resume_step: int, validated: bool) -> bool:
+    of_training = "train_loss" in record
+    return record["step"] < resume_step or (record["step"] == resume_step and (validated or of_training))
+
+
+class _Board:
+    """A TensorBoard event file.
+
+    tensorboardX's `SummaryWriter` writes in a thread: where that fails, it ends with a traceback, and training waits
+    for it for ever.
+    """
+
+    def __init__(self, folder: pathlib.Path, purge_step: int):
+        # Imported late: it loads torch where that is installed, which a mistaken command should not wait for.
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self.folder = folder
+        self._event, self._scalar = event_pb2.Event, summary.scalar
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = event_file_writer.EventsWriter(str(folder / "events"))
+        # What an earlier session wrote later than its checkpoint is hidden.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._flushed = -math.inf
+        self._write(event_pb2.Event(step=purge_step, session_log=start))
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Adds the values of a step."""
+        self._write(*(self._event(step=step, summary=self._scalar(name, value)) for name, value in values.items()))
+
+    def _write(self, *events: Any) -> None:
+        for event in events:
+            event.wall_time = time.time()
+            self._file.write_event(event)
+        # It waits for the disk.
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Closes the file."""
         self._file.close()
-        self._board.close()
 
 
 class ProgressBar:
