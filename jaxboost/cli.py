@@ -67,7 +67,7 @@ def run(main: Callable[[], None], *, resumable: bool = False) -> None:
 
 @contextlib.contextmanager
 def _stopped_cleanly(resumable: bool) -> Iterator[None]:
-    again = ": give the same command again" if resumable else ""
+    again = ": run the same command again" if resumable else ""
     with stopping.watch(resumable=resumable, kills=True) as stop:
         stop.ending = again
         try:
@@ -158,16 +158,6 @@ def check_single_task() -> None:
                 f" {one.get(launcher, f'start it with `{launcher} -n 1`')}; for runs of their own use an array of"
                 " jobs (`sbatch --array`), or give --independent_tasks and each its own --workdir"
             )
-
-
-def check_out_file(path: pathlib.Path, flag: str) -> None:
-    """Raises UserError where the file that a flag such as "--json" names cannot be written."""
-    if path.is_dir():
-        raise UserError(f"{flag} {path} is a folder: give the name of a file")
-    if path.exists() and not path.is_file():
-        raise UserError(f"{flag} {path} is not a regular file: give another name")
-    if not path.parent.is_dir():
-        raise UserError(f"{flag} {path}: there is no folder {path.parent}: make it first")
 
 
 def log_to_stdout() -> None:

@@ -45,6 +45,10 @@ class StopSignal:
         self._kills, self._deferred, self._open = kills, 0, True
         self._since = 0.0
         self._before: dict[int, Any] = {}
+        # Raised where Python passes over exceptions: raised again by a signal of our own, of which the second thread
+        # gets a byte as well.
+        self._lost = self._again = False
+        self._own_signals = 0
 
     @property
     def line(self) -> str:
@@ -65,18 +69,30 @@ class StopSignal:
             self._reader, self._writer = os.pipe()
             os.set_blocking(self._writer, False)
             self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+            self._hook_before, sys.unraisablehook = sys.unraisablehook, self._passed_over
             threading.Thread(target=self._wait, args=(self._reader,), name="stop signals", daemon=True).start()
 
     def uninstall(self) -> None:
         """Gives the signals back to who had them."""
         self._open = False
         if self._kills:
+            sys.unraisablehook = self._hook_before
             signal.set_wakeup_fd(self._wakeup_before)
             os.close(self._writer)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def _passed_over(self, found: Any) -> None:
+        """Python's hook for exceptions in callbacks of the garbage collector and the like, which go no further."""
+        if isinstance(found.exc_value, Stopped):
+            self._lost = True
+        else:
+            self._hook_before(found)
+
     def _receive(self, number: int, _: FrameType | None) -> None:
+        if self._again:
+            self._again = False
+            raise Stopped(self.line)
         if not self.received:
             self._note(number)
             if not self._deferred:
@@ -92,6 +108,9 @@ class StopSignal:
         first: float | None = None
         while data := os.read(reader, 1):
             if data[0] not in self._before:
+                continue
+            if self._own_signals:
+                self._own_signals -= 1
                 continue
             if first is None:
                 first = time.monotonic()
@@ -112,6 +131,10 @@ class StopSignal:
             time.sleep(0.05)
             if not self._open:
                 return
+            if self._lost:
+                self._lost, self._again = False, True
+                self._own_signals += 1
+                signal.pthread_kill(threading.main_thread().ident, number)
         if self._deferred:
             return
         if not self.received:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxboost import io
 from jaxboost.convert.names import FINAL_NORM
 from jaxboost.convert.store import MANIFEST, fingerprint, kind_at, part_name, save
 from jaxboost.convert.tower_names import EMBEDDING, NORM
@@ -51,12 +52,14 @@ class BlockWriter:
             leaves[name] = _on_host(read())
             progress(leaves[name].nbytes)
         self.sha256[part.key] = fingerprint({name: np.asarray(array) for name, array in leaves.items()})
-        save(self._folder / part_name(part.key), leaves)
+        with _writing(self._folder):
+            save(self._folder / part_name(part.key), leaves)
 
     def finish(self, manifest: Any) -> None:
         """Writes the manifest, a dataclass."""
         text = json.dumps(dataclasses.asdict(manifest), indent=2)
-        (self._folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        with _writing(self._folder):
+            io.write_text(self._folder / MANIFEST, text + "\n")
 
 
 @contextlib.contextmanager
@@ -69,15 +72,27 @@ def writing(out: Path, *, overwrite: bool) -> Iterator[BlockWriter]:
     check_free(out, overwrite=overwrite)
     out = out.resolve()
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
+    with io.writing(out.parent):
         temporary.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {out.parent}: {error.strerror}") from error
     try:
         yield BlockWriter(temporary)
-        _move_into_place(temporary, out)
+        # Another process may have made it meanwhile.
+        check_free(out, overwrite=overwrite)
+        with io.writing(out):
+            _move_into_place(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Raises UserError where Orbax, or TensorStore below it, is refused to write."""
+    try:
+        yield
+    except Exception as error:
+        if (cause := io.os_error(error)) is None:
+            raise
+        raise io.refused(folder.parent, cause) from error
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxboost import io, outputs
 from jaxboost.data.source import Dataset
 from jaxboost.errors import UserError
 from jaxboost.training import datasets, loop, workdir
@@ -69,7 +70,8 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict[str, An
         logger.info("fold %s to be run before there is a result of all", ", ".join(missing))
         return None
     _check_alike(results, folder)
-    result = workdir.write_result(folder, {**summarise(results), "config": workdir.to_dict(together)})
+    with io.writing(folder):
+        result = workdir.write_result(folder, {**summarise(results), "config": workdir.to_dict(together)})
     log_summary(result)
     return result
 
@@ -162,7 +164,11 @@ def _prepare(dataset: Dataset, together: ConfigDict, folder: pathlib.Path) -> No
     """Notes the config of all folds, and who is in which."""
     workdir.create(folder, together)
     if together.data.folds_file:
-        shutil.copyfile(pathlib.Path(together.data.folds_file).expanduser(), folder / FOLDS)
+        given, kept = pathlib.Path(together.data.folds_file).expanduser(), folder / FOLDS
+        # It may be the one that an earlier command left here.
+        if not outputs.is_same(given, kept):
+            with io.replacing(kept) as temporary:
+                shutil.copyfile(given, temporary)
     else:
         datasets.fold_of(dataset, together, 0, folder / FOLDS)
 

@@ -27,6 +27,7 @@ from jaxboost.training import (
     layer_decay,
     metrics,
     optim,
+    places,
     report,
     step,
     systems,
@@ -63,6 +64,7 @@ def train_and_evaluate(
     """
     check_choice(config.eval.protocol, PROTOCOLS, "config field eval.protocol")
     check_choice(config.eval.metric, metrics.SELECTION, "config field eval.metric")
+    places.check(folder, config)
     if finished := workdir.check(folder, config):
         return _finished(config, finished, folder)
     with stopping.watch(resumable=True) as stop:
