@@ -8,8 +8,10 @@ import pathlib
 import re
 import signal
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 import absl.logging
 from absl import app, flags
@@ -123,15 +125,36 @@ def _drop(stream: TextIO) -> None:
 
 
 class _RepeatedErrors(logging.Filter):
-    """Drops the tracebacks that Orbax logs of errors which it raises as well: a user reads them once, in one line."""
+    """Drops the tracebacks that are logged of errors which are raised as well: a user reads them once, in one line.
+
+    Orbax raises what it logs. asyncio logs what its writes to a full disk raised after the first of them.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and "orbax" in pathlib.PurePath(record.pathname).parts)
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return True
+        if record.name == "asyncio":
+            return not (isinstance(error, Exception) and io.os_error(error))
+        return "orbax" not in pathlib.PurePath(record.pathname).parts
 
 
 def silence_repeated_errors() -> None:
-    """Leaves out what libraries log of errors that the process reports itself."""
-    absl.logging.get_absl_logger().addFilter(_RepeatedErrors())
+    """Leaves out what libraries print of errors that the process reports itself."""
+    repeated = _RepeatedErrors()
+    absl.logging.get_absl_logger().addFilter(repeated)
+    logging.getLogger("asyncio").addFilter(repeated)
+    # What was to be written after that.
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+    hook = sys.unraisablehook
+
+    def without_late_ones(found: Any) -> None:
+        # TensorStore's threads come with results after the first failed write has ended the loop that waited for them.
+        late = isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"
+        if not late or threading.current_thread() is threading.main_thread():
+            hook(found)
+
+    sys.unraisablehook = without_late_ones
 
 
 # Which launcher has started the process as one of several, by the environment that it gives to its tasks: variables for
