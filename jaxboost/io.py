@@ -51,15 +51,17 @@ def is_of_disk(error: OSError) -> bool:
 def os_error(error: Exception) -> OSError | None:
     """The operating system's error that an exception is, or tells of; None where it is about something else.
 
-    TensorStore, with which Orbax writes, raises ValueError with the system's number in the text.
+    Libraries with an error class of their own have the system's number in its text: TensorStore, with which Orbax
+    writes, and safetensors.
     """
     if isinstance(error, OSError):
         return error
-    if not isinstance(error, ValueError):
-        return None
-    if found := re.search(r"os_error_code='(\d+)'", str(error)):
-        return OSError(int(found[1]), os.strerror(int(found[1])))
-    return OSError(str(error).partition("\n")[0][:300]) if "rror writing" in str(error) else None
+    if found := re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", str(error)):
+        number = int(found[1] or found[2])
+        return OSError(number, os.strerror(number))
+    if isinstance(error, ValueError) and "rror writing" in str(error):
+        return OSError(str(error).partition("\n")[0][:300])
+    return None
 
 
 @contextlib.contextmanager

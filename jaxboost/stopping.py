@@ -89,14 +89,19 @@ class StopSignal:
         else:
             self._hook_before(found)
 
-    def _receive(self, number: int, _: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._again:
             self._again = False
             raise Stopped(self.line)
         if not self.received:
             self._note(number)
-            if not self._deferred:
-                raise Stopped(self.line)
+            if self._deferred:
+                return
+            if self._kills and _is_importing(frame):
+                # Compiled modules make other errors of an exception, or abort. A lock that is left is taken over.
+                _write(1, self.line)
+                leave(self.exit_code)
+            raise Stopped(self.line)
         elif not self._kills and time.monotonic() - self._since > _ONE_SIGNAL_SECONDS:
             raise Stopped(self.line)
 
@@ -210,6 +215,14 @@ def leave(code: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _write(descriptor: int, line: str) -> None:

@@ -11,13 +11,18 @@ import pytest
 
 from jaxboost import cli, stopping
 from jaxboost.errors import UserError
-from tests.scripts import REPOSITORY
+from tests.scripts import REPOSITORY, assert_mistake, run_script
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
 PROGRAM = """
 import gc, hashlib, logging, os, signal, sys, threading, time
 from jaxboost import cli, stopping
+
+# Heard, though the tests may run in the background of a script; but for one that is to be ignored.
+for number in stopping.SIGNALS:
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.{hangup})
 
 logger = logging.getLogger("jaxboost.test")
 
@@ -35,20 +40,15 @@ cli.run(main, resumable={resumable})
 """
 
 
-def heard() -> None:
-    """Lets a child hear all signals, which it would not where the tests run in the background of a script."""
-    for number in stopping.SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-
-
-def run(body: str, *, resumable: bool = False, **options) -> subprocess.CompletedProcess[str]:
-    program = PROGRAM.format(body=textwrap.indent(textwrap.dedent(body), "    "), resumable=resumable)
+def run(body: str, *, resumable: bool = False, hangup: str = "SIG_DFL", **options) -> subprocess.CompletedProcess[str]:
+    body = textwrap.indent(textwrap.dedent(body), "    ")
+    program = PROGRAM.format(body=body, resumable=resumable, hangup=hangup)
     return subprocess.run(
         [sys.executable, "-c", program],
         cwd=REPOSITORY,
         text=True,
         timeout=60,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": heard, **options},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
     )
 
 
@@ -90,7 +90,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
         time.sleep(0.2)
         print("went on")
         """,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+        hangup="SIG_IGN",
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "went on\n", "")
 
@@ -169,6 +169,21 @@ def test_a_signal_in_a_callback_of_the_collector_is_not_lost():
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "stopped by SIGTERM: run the same command again\n"
+
+
+def test_a_signal_while_modules_are_loaded(tmp_path):
+    """Where compiled ones make another error of an exception: here one that makes an error of any."""
+    (tmp_path / "slow_module.py").write_text(
+        "import time\ntry:\n    time.sleep(30)\nexcept BaseException as error:\n    raise ImportError from error\n"
+    )
+    done = run(
+        f"""
+        sys.path.insert(0, {str(tmp_path)!r})
+        later(0.1, signal.SIGINT)
+        import slow_module
+        """
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "stopped by Ctrl-C\n", "")
 
 
 def test_a_forked_child_does_not_stop_its_parent():
@@ -283,3 +298,11 @@ def test_one_of_several_tasks_is_refused(environment, words, monkeypatch):
         cli.check_single_task()
     for word in (*words, "--independent_tasks", "--workdir"):
         assert word in str(error.value)
+
+
+def test_train_under_a_launcher(tmp_path):
+    """The processes of a step: before anything is loaded or written."""
+    environment = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
+    arguments = ("train.py", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}")
+    assert_mistake(run_script(*arguments, env=environment), "task 0 of 2 of one srun", "srun -n 1")
+    assert list(tmp_path.iterdir()) == []

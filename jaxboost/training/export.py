@@ -63,8 +63,10 @@ def export(run: FinishedRun, folder: pathlib.Path) -> None:
         described = _describe(run, program, batch) | {"files": {name: digest_of(temporary / name) for name in files}}
         (temporary / DESCRIPTION).write_text(to_json(described, indent=2) + "\n", encoding="utf-8")
         os.rename(temporary, folder)
-    except OSError as error:
-        raise io.refused(f"--export {folder}", error) from error
+    except Exception as error:
+        if (cause := io.os_error(error)) is None:
+            raise
+        raise io.refused(f"--export {folder}", cause) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     size = sum(weight.nbytes for weight in needed.values())

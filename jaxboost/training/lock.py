@@ -104,6 +104,13 @@ class RunLock:
         with contextlib.suppress(OSError), self.file.open("a", encoding="ascii") as file:
             file.write(f"since={time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n")
 
+    def _since(self) -> str | None:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            text = self.file.read_text(encoding="ascii")
+            if found := re.search(r"^since=([-+:T0-9]{1,40})$", text, re.MULTILINE):
+                return found[1]
+        return None
+
     def _touched(self) -> int | None:
         try:
             # Opened, for a network file system may answer for the name from its memory.
@@ -125,13 +132,14 @@ class RunLock:
         owner = self._lease.owner
         if owner is None:
             return f"{self.folder} is in use by another process, see {self.file}"
-        text = ""
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            text = self.file.read_text(encoding="ascii")
-        since = re.search(r"^since=([-+:T0-9]{1,40})$", text, re.MULTILINE)
+        since = self._since()
+        if since is None:
+            # Its owner adds it a moment after the rest.
+            time.sleep(0.2)
+            since = self._since()
         return (
             f"{self.folder} is in use by the process {owner.pid} on {_host(owner.hostname)}"
-            f"{f' since {since[1]}' if since else ''}: wait for its end, or give another --workdir; only if that"
+            f"{f' since {since}' if since else ''}: wait for its end, or give another --workdir; only if that"
             f" process is gone, remove {self.file}"
         )
 

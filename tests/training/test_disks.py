@@ -15,6 +15,8 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 from tensorboardX.proto import event_pb2
 
 from jaxboost import io
@@ -245,14 +247,17 @@ def test_compiled_programs_that_cannot_be_kept_are_no_obstacle(cache_settings, d
     assert list((tmp_path / "new" / "cache").iterdir()) == []
 
 
-def test_the_system_s_errors_in_other_words():
-    """TensorStore raises ValueError; a text without a number stays as it is."""
+def test_the_system_s_errors_in_other_words(tmp_path):
+    """Of TensorStore and safetensors; a text without a number stays as it is."""
     found = io.os_error(ValueError("RESOURCE_EXHAUSTED: Error writing \"x\": no [os_error_code='28']"))
     assert found.errno == errno.ENOSPC
     assert "(No space left on device): make room" in str(io.refused("x", found))
     assert "(Error writing x): find out what refuses it" in str(
         io.refused("y", io.os_error(ValueError("Error writing x")))
     )
+    with file_limit(1), pytest.raises(SafetensorError) as error:
+        save_file({"x": np.zeros(100)}, tmp_path / "x")
+    assert io.os_error(error.value).errno == errno.EFBIG
     assert io.os_error(ValueError("shapes differ")) is None
     assert io.os_error(KeyError("x")) is None
     assert "(timed out): find out" in str(io.refused("x", TimeoutError("timed out")))

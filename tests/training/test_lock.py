@@ -12,9 +12,11 @@ import time
 import pytest
 
 from jaxboost.errors import UserError
-from jaxboost.training import lock, loop
+from jaxboost.training import cross_validation, lock, loop
 from tests.scripts import REPOSITORY, run_script
 from tests.training.small_runs import small_config
+from tests.training.test_folder import make_config
+from tests.training.test_folder import pictures as class_folders  # noqa: F401  a fixture
 
 # Holds the lock of the folder that is its argument until it is told to end.
 HOLDER = """
@@ -199,6 +201,27 @@ def test_the_run_stops_where_another_process_took_its_folder(lidc_root, tmp_path
         loop.train_and_evaluate(small_config(lidc_root, {"train.max_steps": 1}), folder)
     assert not list((folder / "checkpoints" / "latest").iterdir())
     assert not list((folder / "checkpoints" / "best").iterdir())
+
+
+def test_folds_have_locks_of_their_own(request, tmp_path):
+    """Two processes may share the folds of a cross-validation; what they both write is written whole."""
+    pictures = request.getfixturevalue("class_folders")
+    options = {"data__folds": 2, "data__val_share": 0.25, "train__epochs": 1, "eval__bootstrap": 5}
+    with lock.held(tmp_path / "fold1"):
+        config = make_config(pictures, data__fold=0, **options)
+        assert cross_validation.train_and_evaluate(config, tmp_path) is None
+        assert (tmp_path / "fold0" / "result.json").exists()
+        for fold in (1, -1):
+            with pytest.raises(UserError, match=r"/fold1 is in use by the process"):
+                cross_validation.train_and_evaluate(make_config(pictures, data__fold=fold, **options), tmp_path)
+    # Given by hand, the folds may be the ones that an earlier command left there.
+    config = make_config(pictures, data__folds_file=str(tmp_path / "folds.csv"), **options)
+    before = (tmp_path / "folds.csv").read_bytes()
+    with pytest.raises(UserError, match="another config"):
+        cross_validation.train_and_evaluate(config, tmp_path)
+    result = cross_validation.train_and_evaluate(make_config(pictures, **options), tmp_path)
+    assert len(result["folds"]) == 2
+    assert (tmp_path / "folds.csv").read_bytes() == before
 
 
 @pytest.mark.slow
