@@ -5,12 +5,9 @@ python convert_weights.py --source openai/clip-vit-large-patch14 --layers all --
 python convert_weights.py --source timm/vit_small_patch16_224.augreg_in21k_ft_in1k --layers all --out blocks/vit-s16
 """
 
-import jax
 from absl import flags
 
 from jaxboost import cli
-from jaxboost.convert import convert, summary
-from jaxboost.convert.given import Given
 
 _SOURCE = flags.DEFINE_string(
     "source",
@@ -47,6 +44,12 @@ _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Whether an existing block
 
 
 def main() -> None:
+    # After the flags: a mistyped one should not wait for jax to load.
+    import jax
+
+    from jaxboost.convert import convert, summary
+    from jaxboost.convert.given import Given
+
     # Nothing is computed here: an accelerator would only be blocked for others.
     jax.config.update("jax_platforms", "cpu")
     manifest = convert(

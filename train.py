@@ -8,10 +8,15 @@ from jaxboost import cli
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; empty: runs/<config>/seed<k>")
+_INDEPENDENT = flags.DEFINE_bool(
+    "independent_tasks", False, "each task of one srun or mpirun trains a run of its own, in a --workdir of its own"
+)
 
 
 def main() -> None:
     config = cli.read_config(_CONFIG)
+    if not _INDEPENDENT.value:
+        cli.check_single_task()
     # After the flags: a mistyped one should not wait for jax to load.
     from jaxboost.training import cross_validation
 
@@ -22,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, resumable=True)

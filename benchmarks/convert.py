@@ -15,7 +15,6 @@ process that has its imports behind it, and starts with the checkpoint out of th
 What is written is compared before any figure is given. The whole checkpoint takes 14 GB of memory.
 """
 
-import json
 import os
 import pathlib
 import statistics
@@ -28,7 +27,7 @@ from typing import Any
 from absl import flags
 
 from benchmarks.process import Remote
-from jaxboost import cli
+from jaxboost import cli, outputs
 
 LAYER = 31
 SAMPLE_SECONDS = 0.02
@@ -215,11 +214,12 @@ if __name__ == "__main__":
     json_file = flags.DEFINE_string("json", "", "file for the figures")
 
     def main() -> None:
+        outputs.check_figures(json_file.value, "--json")
         from tests.convert.test_memory import write_safetensors_7b
 
         summary = compare(write_safetensors_7b, layer=LAYER, rounds=rounds.value)
         print(as_text(summary))
         if json_file.value:
-            pathlib.Path(json_file.value).write_text(json.dumps(summary, indent=2) + "\n")
+            outputs.write_figures(json_file.value, summary)
 
     cli.run(main)

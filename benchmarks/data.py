@@ -11,9 +11,7 @@ in neither figure.
 
 import contextlib
 import dataclasses
-import json
 import math
-import pathlib
 import statistics
 import tempfile
 import time
@@ -25,7 +23,7 @@ from absl import flags
 
 from benchmarks.contenders import Case, Jaxboost, Weights
 from benchmarks.process import Remote
-from jaxboost import cli
+from jaxboost import cli, outputs
 from jaxboost.data.pipeline import train_iterator
 from jaxboost.data.source import Split
 
@@ -167,9 +165,10 @@ if __name__ == "__main__":
     json_file = flags.DEFINE_string("json", "", "file for the figures")
 
     def main() -> None:
+        outputs.check_figures(json_file.value, "--json")
         summary = compare(rounds=rounds.value, steps=steps.value)
         print(as_text(summary))
         if json_file.value:
-            pathlib.Path(json_file.value).write_text(json.dumps(summary, indent=2) + "\n")
+            outputs.write_figures(json_file.value, summary)
 
     cli.run(main)

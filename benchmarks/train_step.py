@@ -9,7 +9,6 @@ anything is timed. Then they take turns, and medians over the turns are compared
 
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
 import statistics
@@ -20,7 +19,7 @@ from absl import flags
 
 from benchmarks.contenders import Case, Jaxboost, TorchCompile, TorchEager, Weights
 from benchmarks.process import Remote
-from jaxboost import cli
+from jaxboost import cli, outputs
 from jaxboost.errors import check_choice
 
 CONTENDERS = {"jaxboost": Jaxboost, "torch_eager": TorchEager, "torch_compile": TorchCompile}
@@ -129,6 +128,7 @@ if __name__ == "__main__":
     json_file = flags.DEFINE_string("json", "", "file for the figures")
 
     def main() -> None:
+        outputs.check_figures(json_file.value, "--json")
         from jaxboost.models.boost import KINDS
         from jaxboost.models.classifier import BACKBONES
         from jaxboost.models.llama import FAMILIES
@@ -150,6 +150,6 @@ if __name__ == "__main__":
         summary = compare(case, contenders.value, rounds.value)
         print(as_text(summary))
         if json_file.value:
-            pathlib.Path(json_file.value).write_text(json.dumps(summary, indent=2) + "\n")
+            outputs.write_figures(json_file.value, summary)
 
     cli.run(main)

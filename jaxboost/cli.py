@@ -1,24 +1,40 @@
 """What the scripts share: flags and configs that fail in one line, exit codes, and log lines on stdout."""
 
-import io
+import contextlib
 import itertools
 import logging
+import os
+import pathlib
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from io import TextIOWrapper
+from typing import Any, TextIO
 
 import absl.logging
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
+from jaxboost import io, stopping
 from jaxboost.errors import UserError, nearest
 
 USAGE_EXIT_CODE = 2
+PIPE_EXIT_CODE = 128 + getattr(signal, "SIGPIPE", 13)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses absl flags, calls `main()`, and turns a `UserError` into one line on stderr and exit code 2."""
+def run(main: Callable[[], None], *, resumable: bool = False) -> None:
+    """Parses absl flags, calls `main()`, and ends the process; docs/interruptions.md has its exit codes.
+
+    A `UserError`, and a disk that cannot be written, become one line on stderr and exit code 2; a signal becomes one
+    line on stdout; a reader of stdout that is gone (`| head`) ends the process without a word.
+
+    Args:
+      resumable: the same command goes on where it was: SIGTERM and SIGHUP are then no failure.
+    """
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
@@ -34,12 +50,35 @@ def run(main: Callable[[], None]) -> None:
         # Orbax tells of every file it touches.
         if not flags.FLAGS["verbosity"].present:
             absl.logging.set_verbosity(absl.logging.ERROR)
+            silence_repeated_errors()
         try:
             main()
+            sys.stdout.flush()
         except UserError as error:
             fail(error)
+        except BrokenPipeError:
+            _drop(sys.stdout)
+            sys.exit(PIPE_EXIT_CODE)
+        except OSError as error:
+            if not io.is_of_disk(error):
+                raise
+            fail(f"{error.filename or 'a file'} cannot be written ({error.strerror}): {io.remedy(error)}")
 
-    app.run(checked, flags_parser=parse)
+    with _stopped_cleanly(resumable):
+        app.run(checked, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def _stopped_cleanly(resumable: bool) -> Iterator[None]:
+    again = ": run the same command again" if resumable else ""
+    with stopping.watch(resumable=resumable, kills=True) as stop:
+        stop.ending = again
+        try:
+            yield
+        except stopping.Stopped:
+            with contextlib.suppress(OSError):
+                print(stop.line, flush=True)
+            stopping.leave(stop.exit_code)
 
 
 def define_config() -> flags.FlagHolder:
@@ -61,13 +100,97 @@ def config_file(flag: flags.FlagHolder) -> str:
     return flags.FLAGS[flag.name].config_filename
 
 
+class _Lines(logging.StreamHandler):
+    """Log lines, until nobody can read them: a run that is closed to its reader, or whose log's disk is full, goes on.
+
+    What it finds is in its folder.
+    """
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        logging.getLogger("jaxboost").removeHandler(self)
+        _drop(self.stream)
+        with contextlib.suppress(OSError):
+            print(f"no more lines are logged, stdout cannot be written ({error.strerror})", file=sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Lets what is still written to a stream go nowhere, also what Python writes at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+class _RepeatedErrors(logging.Filter):
+    """Drops the tracebacks that are logged of errors which are raised as well: a user reads them once, in one line.
+
+    Orbax raises what it logs. asyncio logs what its writes to a full disk raised after the first of them.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return True
+        if record.name == "asyncio":
+            return not (isinstance(error, Exception) and io.os_error(error))
+        return "orbax" not in pathlib.PurePath(record.pathname).parts
+
+
+def silence_repeated_errors() -> None:
+    """Leaves out what libraries print of errors that the process reports itself."""
+    repeated = _RepeatedErrors()
+    absl.logging.get_absl_logger().addFilter(repeated)
+    logging.getLogger("asyncio").addFilter(repeated)
+    # What was to be written after that.
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+    hook = sys.unraisablehook
+
+    def without_late_ones(found: Any) -> None:
+        # TensorStore's threads come with results after the first failed write has ended the loop that waited for them.
+        late = isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"
+        if not late or threading.current_thread() is threading.main_thread():
+            hook(found)
+
+    sys.unraisablehook = without_late_ones
+
+
+# Which launcher has started the process as one of several, by the environment that it gives to its tasks: variables for
+# the number of tasks and for this one's.
+_LAUNCHERS = {
+    "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    "mpiexec": ("PMI_SIZE", "PMI_RANK"),
+    "torchrun": ("WORLD_SIZE", "RANK"),
+}
+
+
+def check_single_task() -> None:
+    """Raises UserError where a launcher has started several tasks of this command: each would train the same run.
+
+    A batch script with several tasks is none of them: of Slurm's variables those of the step count, not of the job.
+    """
+    for launcher, (size, rank) in _LAUNCHERS.items():
+        count, number = os.environ.get(size, ""), os.environ.get(rank, "")
+        if count.isdecimal() and int(count) > 1 and number.isdecimal():
+            one = {"srun": "start it with `srun -n 1`", "torchrun": "start it with `python`"}
+            raise UserError(
+                f"this is task {number} of {count} of one {launcher}, and each would train the same run:"
+                f" {one.get(launcher, f'start it with `{launcher} -n 1`')}; for runs of their own use an array of"
+                " jobs (`sbatch --array`), or give --independent_tasks and each its own --workdir"
+            )
+
+
 def log_to_stdout() -> None:
     """Prints the package's log as plain lines; other libraries keep their own handlers."""
     logger = logging.getLogger("jaxboost")
     # A name of a file may hold what the terminal's encoding does not; stderr is so from the start.
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Lines(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -1,17 +1,91 @@
 """Files: written whole or not at all, and read with bounds."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import pathlib
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from jaxboost.errors import UserError
 
 # No JSON file of ours comes near it.
 MAX_JSON_BYTES = 64 << 20
+
+# What the operating system says of a write that it refuses -> how a user helps.
+_REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "your quota is used up: make room, or ask for more",
+    errno.EFBIG: "it is a limit on the size of files: raise it (`ulimit -f`)",
+    errno.EROFS: "the file system is read-only: mount it for writing, or write elsewhere",
+    errno.EACCES: "get the right to write there, or write elsewhere",
+    errno.EPERM: "get the right to write there, or write elsewhere",
+    errno.EIO: "the disk, or the connection to it, has failed: check it",
+    errno.ENOENT: "the folder is gone: it was removed, moved or unmounted",
+    errno.ENOTDIR: "the folder is gone: a file is in its place",
+    errno.ESTALE: "the folder is gone: it was removed or unmounted on its server",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EMFILE: "it is a limit on the number of open files: raise it (`ulimit -n`)",
+    errno.ENFILE: "the machine has too many files open: end what opens them",
+    errno.ENODEV: "the disk is gone: connect it again",
+    errno.ENXIO: "the disk is gone: connect it again",
+}
+# Of these, any that reaches a command's end is about what it writes: the others may come of reading as well.
+_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def remedy(error: OSError) -> str:
+    """How a user helps where a write was refused."""
+    return _REMEDIES.get(error.errno or 0, "find out what refuses it")
+
+
+def is_of_disk(error: OSError) -> bool:
+    """Whether the disk refused a write, whatever was written."""
+    return error.errno in _OF_DISK
+
+
+def os_error(error: Exception) -> OSError | None:
+    """The operating system's error that an exception is, or tells of; None where it is about something else.
+
+    Libraries with an error class of their own have the system's number in its text: TensorStore, with which Orbax
+    writes, and safetensors.
+    """
+    if isinstance(error, OSError):
+        return error
+    if found := re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", str(error)):
+        number = int(found[1] or found[2])
+        return OSError(number, os.strerror(number))
+    if isinstance(error, ValueError) and "rror writing" in str(error):
+        return OSError(str(error).partition("\n")[0][:300])
+    return None
+
+
+@contextlib.contextmanager
+def writing(what: object, then: Callable[[], str] = str) -> Iterator[None]:
+    """Turns what the disk refuses within it into one line with the cause and the remedy.
+
+    Args:
+      what: what is written, as a user knows it.
+      then: gives what is to be said after that, such as which checkpoint is whole.
+
+    Raises:
+      UserError: the system refuses to write.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise refused(what, error, then()) from error
+
+
+def refused(what: object, error: OSError, then: str = "") -> UserError:
+    """The line for a write that the system refuses; see `writing`."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return UserError(f"{what} cannot be written ({reason}): {remedy(error)}{then}")
 
 
 @contextlib.contextmanager

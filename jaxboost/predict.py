@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from jaxboost import cli, predictions
-from jaxboost.data import inputs
+from jaxboost import cli, io
 from jaxboost.errors import UserError
 
 logger = logging.getLogger("jaxboost.predict")
@@ -35,7 +34,7 @@ def predict_or_export(
     Args:
       folder: of a run or an export.
       files: see `inputs.find`.
-      out: the table of predictions, which is replaced where it is there.
+      out: the table of predictions, which is replaced where it is there; no other file is.
       target: the new folder of an export.
       masks, skip_faulty: see `inputs.read`.
       batch_size: see the model's `probabilities`.
@@ -47,7 +46,8 @@ def predict_or_export(
     if not (files or target):
         raise UserError("nothing to do: give --input, what to predict, or --export, where to write the model")
     # After the flags: a mistyped one should not wait for jax to load.
-    from jaxboost import exported
+    from jaxboost import exported, outputs, predictions
+    from jaxboost.data import inputs
 
     is_export = exported.is_export(folder)
     if is_export and (places or target):
@@ -61,23 +61,29 @@ def predict_or_export(
 
         if target:
             export.check_target(target)
+            if outputs.is_inside(target, folder):
+                raise UserError(f"--export {target} lies in the run that is exported: give a folder elsewhere")
         model = finished.open_run(folder, places)
     found = inputs.find(files, model.preparation.ndim, skip_faulty=skip_faulty) if files else []
+    outputs.check_not_among(out, "--out", found, "one of the inputs")
     if target:
         export.export(model, target)
     if found:
         kept, images = inputs.read(found, model.preparation, masks=masks, skip_faulty=skip_faulty)
         probabilities = model.probabilities(images, batch_size=batch_size)
-        predictions.write(out, model.labels.table(kept, probabilities))
+        with io.writing(f"--out {out}"):
+            predictions.write(out, model.labels.table(kept, probabilities))
         logger.info("%d predictions in %s", len(kept), out)
 
 
 def _check_out(out: pathlib.Path) -> None:
-    """Raises UserError where the table cannot be written to `out`."""
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder: give the name of a CSV file")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}: make it first")
+    """Raises UserError where the table cannot be written to `out`, or would take the place of something else."""
+    from jaxboost import outputs, predictions
+    from jaxboost.data.layouts import SUFFIXES, suffix_of
+
+    outputs.check_file(out, "--out", kind="a table of predictions, in CSV", is_ours=predictions.is_table)
+    if any(suffix_of(out.name) in suffixes for suffixes in SUFFIXES.values()):
+        raise UserError(f"--out {out}: a table of this name would be taken for an image: give a name with .csv")
 
 
 if __name__ == "__main__":

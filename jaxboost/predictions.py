@@ -16,6 +16,8 @@ from jaxboost.data.walk import printable
 from jaxboost.io import write_text
 
 BINARY = "binary-class"
+# Of a table's first line: more than the names of any classes take.
+_MAX_HEADER = 1 << 20  # bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,3 +87,10 @@ def threshold_from_json(found: dict[str, object] | None) -> float | None:
 def write(path: pathlib.Path, text: str) -> None:
     """Writes the file, whole or not at all."""
     write_text(path, text)
+
+
+def is_table(path: pathlib.Path) -> bool:
+    """Whether a file is a table as `Labels.table` gives it, by its first line."""
+    with path.open("rb") as file:
+        header = next(csv.reader([file.readline(_MAX_HEADER).decode("utf-8")]), [])
+    return header[:1] == ["file"] and "prediction" in header[-2:]

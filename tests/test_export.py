@@ -283,6 +283,6 @@ def test_where_no_export_can_be_written(pneumollm, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export, "save_file", full)
-    with pytest.raises(UserError, match="cannot be written: No space left"):
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\): make room"):
         predict_or_export(run, target=tmp_path / "export", out=tmp_path / "table.csv")
     assert list(tmp_path.iterdir()) == []

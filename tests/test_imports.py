@@ -14,18 +14,23 @@ STANDARD = frozenset(sys.stdlib_module_names)
 # For each part of the package, what of the package it may import. `cli` is for what a user can start.
 ALLOWED = {
     "models": {"models"},
-    "data": {"data", "errors", "io"},
-    "convert": {"convert", "models", "data", "errors", "io", "schema"},
-    "training": {"training", "exported", "predictions", "convert", "models", "data", "errors", "io", "schema"},
+    "data": {"data", "errors", "io", "outputs"},
+    "convert": {"convert", "models", "data", "errors", "io", "outputs", "schema"},
+    "training": {
+        *("training", "exported", "predictions", "convert", "models", "data", "errors", "io", "schema"),
+        *("outputs", "stopping"),
+    },
     "analysis": {"analysis", "training", "convert", "models", "data", "errors", "cli", "io", "schema"},
     "predictions": {"data", "io"},
     # Without the models and the training: an export is used where they are not wanted.
     "exported": {"predictions", "data", "errors", "io", "schema"},
-    "predict": {"exported", "predictions", "training", "data", "errors", "io", "cli"},
+    "predict": {"exported", "predictions", "training", "data", "errors", "io", "outputs", "cli"},
     "errors": set(),
-    "io": set(),
+    "io": {"errors"},
     "schema": {"errors"},
-    "cli": {"errors"},
+    "stopping": set(),
+    "outputs": {"errors", "io"},
+    "cli": {"errors", "io", "stopping"},
     "": set(),
 }
 EXPORTED_MAY_USE = STANDARD | {"jax", "numpy", "pydantic", "safetensors", "tqdm"}

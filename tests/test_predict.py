@@ -206,7 +206,7 @@ def test_what_is_no_finished_run(colours, volumes, tmp_path):
     (tmp_path / "hollow").mkdir()
     attempt(run, "hollow: the folder holds no file", files=[str(tmp_path / "hollow")])
     attempt(run, "there is no folder .*elsewhere", out=tmp_path / "elsewhere" / "table.csv")
-    attempt(run, "is a folder: give the name of a CSV file", out=tmp_path)
+    attempt(run, "is a folder: give the name of a file, a table of predictions, in CSV", out=tmp_path)
     attempt(run, "nothing to do: give --input", files=[])
     attempt(run, "--set: 'boost.blok' is unknown, did you mean 'boost.block'", places=["boost.blok=x"])
     attempt(run, "--set boost.block: give FIELD=DIR", places=["boost.block"])

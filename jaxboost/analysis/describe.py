@@ -4,20 +4,15 @@ Needs neither weights nor data on disk.
 """
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict
 
 from jaxboost import cli
-from jaxboost.analysis.flops import count_flops
-from jaxboost.analysis.memory import step_memory_gb
-from jaxboost.models.frozen import count, merge, mib
-from jaxboost.training import datasets
-from jaxboost.training.experiment import Experiment
-from jaxboost.training.systems import prepare
+
+if TYPE_CHECKING:
+    from jaxboost.training.experiment import Experiment
 
 
 def describe(config: ConfigDict, *, memory: bool = False) -> dict[str, Any]:
@@ -31,6 +26,16 @@ def describe(config: ConfigDict, *, memory: bool = False) -> dict[str, Any]:
       paper calls "number of parameters". tokens: that the booster sees. flops_per_image: of one forward pass, with
       and without the booster. step_memory_gb: see `memory.step_memory_gb`, where it was asked for.
     """
+    # After the flags: a mistyped one should not wait for jax to load.
+    import jax
+    import jax.numpy as jnp
+
+    from jaxboost.analysis.flops import count_flops
+    from jaxboost.analysis.memory import step_memory_gb
+    from jaxboost.models.frozen import count, merge, mib
+    from jaxboost.training import datasets
+    from jaxboost.training.systems import prepare
+
     info = datasets.describe(config)
     with_boost = prepare(config, info, with_weights=False)
     plain = config.copy_and_resolve_references()
@@ -38,7 +43,7 @@ def describe(config: ConfigDict, *, memory: bool = False) -> dict[str, Any]:
     without_boost = prepare(plain, info, with_weights=False)
     image = jax.ShapeDtypeStruct((1, *[config.model.image_size] * info.ndim, info.channels), jnp.uint8)
 
-    def flops(experiment: Experiment) -> int:
+    def flops(experiment: "Experiment") -> int:
         return count_flops(
             lambda images, *weights: merge(experiment.graphdef, *weights)(images),
             image,

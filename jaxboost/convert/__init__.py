@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 import jaxboost
+from jaxboost import outputs
 from jaxboost.convert import manifests, names, store, tower_names, writer
 from jaxboost.convert.given import Given
 from jaxboost.convert.manifests import Manifest, TowerManifest
@@ -59,6 +60,8 @@ def convert(
         raise UserError(f"the dtype {dtype!r} is not one of {', '.join(store.DTYPES)}")
     out, target = Path(out).expanduser(), store.DTYPES[dtype]
     writer.check_free(out, overwrite=overwrite)
+    if Path(source).expanduser().is_dir() and outputs.is_inside(out, Path(source).expanduser()):
+        raise UserError(f"--out {out} lies in --source {source}: give a folder elsewhere")
     reader = open_source(source, given)
     if isinstance(reader, TowerSource):
         parts, fields = _parts_of_tower(reader, layers_spec, target, final_norm=final_norm)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxboost import io
 from jaxboost.convert.manifests import MANIFEST, Manifest, TowerManifest, kind_at, to_text
 from jaxboost.convert.names import FINAL_NORM
 from jaxboost.convert.store import fingerprint, part_name, save
@@ -51,11 +52,13 @@ class BlockWriter:
             leaves[name] = _on_host(read())
             progress(leaves[name].nbytes)
         self.sha256[part.key] = fingerprint({name: np.asarray(array) for name, array in leaves.items()})
-        save(self._folder / part_name(part.key), leaves)
+        with _writing(self._folder):
+            save(self._folder / part_name(part.key), leaves)
 
     def finish(self, manifest: Manifest | TowerManifest) -> None:
         """Writes the manifest."""
-        (self._folder / MANIFEST).write_text(to_text(manifest), encoding="utf-8")
+        with _writing(self._folder):
+            io.write_text(self._folder / MANIFEST, to_text(manifest))
 
 
 @contextlib.contextmanager
@@ -68,15 +71,27 @@ def writing(out: Path, *, overwrite: bool) -> Iterator[BlockWriter]:
     check_free(out, overwrite=overwrite)
     out = out.resolve()
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
+    with io.writing(out.parent):
         temporary.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {out.parent}: {error.strerror}") from error
     try:
         yield BlockWriter(temporary)
-        _move_into_place(temporary, out)
+        # Another process may have made it meanwhile.
+        check_free(out, overwrite=overwrite)
+        with io.writing(out):
+            _move_into_place(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Raises UserError where Orbax, or TensorStore below it, is refused to write."""
+    try:
+        yield
+    except Exception as error:
+        if (cause := io.os_error(error)) is None:
+            raise
+        raise io.refused(folder.parent, cause) from error
 
 
 def check_free(out: Path, *, overwrite: bool) -> None:

@@ -5,16 +5,17 @@ They never hold frozen weights, only their fingerprints. Everything that is rest
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import pathlib
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain
 import orbax.checkpoint as ocp
 
+from jaxboost import io
 from jaxboost.errors import UserError
 from jaxboost.io import json_sha256
 from jaxboost.models.frozen import Tree
@@ -23,6 +24,8 @@ from jaxboost.training.kept import BEST, KEPT, LATEST, NO_CHECKSUMS, PROGRESS
 from jaxboost.training.progress import Best, Progress, to_json
 from jaxboost.training.saved import CHECKSUMS, DATA, DamagedError
 from jaxboost.training.step import TrainState
+
+_CENTURY = 100 * 366 * 24 * 3600  # seconds
 
 __all__ = ["Best", "Checkpointer", "Progress"]
 
@@ -44,11 +47,9 @@ class Checkpointer:
     def __init__(self, folder: pathlib.Path):
         self._folder = folder.absolute()
         _check_folders(self._folder)
-        self._latest = ocp.CheckpointManager(
-            self._folder / LATEST, options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
-        )
+        self._latest = ocp.CheckpointManager(self._folder / LATEST, options=_options(max_to_keep=KEPT))
         # What is not needed is removed here: the older latest may refer to another one than the last.
-        self._best = ocp.CheckpointManager(self._folder / BEST, options=ocp.CheckpointManagerOptions(create=True))
+        self._best = ocp.CheckpointManager(self._folder / BEST, options=_options(max_to_keep=None))
         # Step of a latest checkpoint -> step of the best that it refers to.
         self._best_of: dict[int, int | None] = {}
         self._last_best: int | None = None
@@ -248,23 +249,34 @@ class Checkpointer:
         """Raises UserError where what is saved, now or before in the background, cannot be written."""
         try:
             yield
-        except (OSError, ValueError) as error:
-            # Orbax's storage has no error class of its own for this.
-            if isinstance(error, ValueError) and "rror writing" not in str(error):
+        except Exception as error:
+            folder = self._latest.directory.parent
+            cause = io.os_error(error)
+            if not self._latest.directory.is_dir():
+                # What the storage makes of that depends on where it was.
+                cause = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            if cause is None:
                 raise
-            reason = error.strerror if isinstance(error, OSError) else _system_error(str(error))
+            raise io.refused(folder, cause, self.kept()) from error
+
+    def kept(self) -> str:
+        """How a message on a failed write ends: which checkpoint is whole."""
+        step = None
+        with contextlib.suppress(OSError):
             # From disk: what is being written counts as there already.
             step = max(saved.steps(self._folder / LATEST), default=None)
-            whole = "there is no checkpoint yet" if step is None else f"the checkpoint of step {step} is whole"
-            raise UserError(
-                f"{self._folder} cannot be written ({reason}): make room, then give the same command again; {whole}"
-            ) from error
+        whole = "there is no checkpoint yet" if step is None else f"the checkpoint of step {step} is whole"
+        return f"; then run the same command again; {whole}"
 
 
-def _system_error(text: str) -> str:
-    """The operating system's own words for a message of Orbax's storage, which has its number."""
-    found = re.search(r"os_error_code='(\d+)'", text)
-    return os.strerror(int(found[1])) if found else text.partition("\n")[0]
+def _options(*, max_to_keep: int) -> ocp.CheckpointManagerOptions:
+    """How checkpoints are written.
+
+    Orbax measures its time-outs with the system's clock, which may jump: none of them may end a save, so the longest
+    is taken. Folders are made at once: where that fails in the background, other threads wait for minutes.
+    """
+    waits = ocp.options.AsyncOptions(timeout_secs=_CENTURY, create_directories_asynchronously=False)
+    return ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True, async_options=waits)
 
 
 # Orbax refuses a checkpoint that lacks a field which is empty, such as one written before there was that field.

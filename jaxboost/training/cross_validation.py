@@ -75,7 +75,8 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict[str, An
         logger.info("fold %s to be run before there is a result of all", ", ".join(missing))
         return None
     _check_alike(results, folder)
-    result = workdir.write_result(folder, {**summarise(results), "config": workdir.to_dict(together)})
+    with io.writing(folder):
+        result = workdir.write_result(folder, {**summarise(results), "config": workdir.to_dict(together)})
     log_summary(result)
     return result
 

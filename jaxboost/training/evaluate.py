@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from jaxboost import stopping
 from jaxboost.data import pipeline
 from jaxboost.data.augment import Augment
 from jaxboost.data.source import Split
@@ -27,9 +28,13 @@ def predict(
 
     Args:
       step: what `make_eval_step`'s function returned for the weights.
+
+    Raises:
+      Stopped: a signal came while it was deferred.
     """
     losses, scores = [], []
     for batch in pipeline.eval_batches(split, batch_size=batch_size, image_size=image_size, augment=augment):
+        stopping.poll()
         mask = batch.pop("mask")
         loss, probabilities = jax.device_get(step(put(batch, by_batch)))
         losses.append(loss[mask])

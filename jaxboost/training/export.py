@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from jaxboost import io, outputs
 from jaxboost.errors import UserError
 from jaxboost.exported import CHANNELS, DESCRIPTION, FORMAT, PROGRAM, digest_of
 from jaxboost.io import json_sha256, to_json
@@ -37,10 +38,9 @@ logger = logging.getLogger(__name__)
 
 def check_target(folder: pathlib.Path) -> None:
     """Raises UserError where `folder` is there already, or cannot be made."""
-    if folder.exists():
+    if os.path.lexists(folder):
         raise UserError(f"--export {folder}: it is there already: give another name, or remove it")
-    if not folder.parent.is_dir():
-        raise UserError(f"--export {folder}: there is no folder {folder.parent}: make it first")
+    outputs.check_folder(folder, "--export")
 
 
 def export(run: FinishedRun, folder: pathlib.Path) -> None:
@@ -66,8 +66,10 @@ def export(run: FinishedRun, folder: pathlib.Path) -> None:
         described["sha256"] = json_sha256(described)
         (temporary / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         os.rename(temporary, folder)
-    except OSError as error:
-        raise UserError(f"--export {folder} cannot be written: {error.strerror or error}") from error
+    except Exception as error:
+        if (cause := io.os_error(error)) is None:
+            raise
+        raise io.refused(f"--export {folder}", cause) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     size = sum(weight.nbytes for weight in needed.values())

@@ -10,11 +10,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from jaxboost import stopping
 from jaxboost.data import pipeline
 from jaxboost.data.augment import Augment
 from jaxboost.data.npz import open_npz, write_npz
 from jaxboost.data.source import Dataset, MappedRows
 from jaxboost.errors import UserError
+from jaxboost.io import writing
 from jaxboost.training.workdir import set_aside
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,10 @@ def encode(
       batch_size, image_size, augment: of the batches that it gets, see `pipeline.eval_batches`.
       folder: where tokens are kept, by their image's digest; those that are there already are not made again.
       key: identifies the encoder, each of which has a file of its own.
+
+    Raises:
+      UserError: the file cannot be written.
+      Stopped: a signal came; what was made before it is kept.
     """
     file = folder / f"features-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz"
     digests = {name: _digests(split.images) for name, split in dataset.splits.items()}
@@ -44,21 +50,24 @@ def encode(
     missing = {name: [i for i, digest in enumerate(found) if digest not in known] for name, found in digests.items()}
     if total := sum(map(len, missing.values())):
         logger.info("encoding %d images once: the encoder is frozen and has no adapters", total)
+    before = len(known)
     with tqdm(total=total, unit="image", disable=None) as bar:
-        for name, rows in missing.items():
-            if not rows:
-                continue
-            split = dataset.splits[name]
-            part = split.take(np.array(rows))
-            made = []
-            for batch in pipeline.eval_batches(part, batch_size=batch_size, image_size=image_size, augment=augment):
-                mask = batch.pop("mask")
-                tokens = np.asarray(jax.device_get(encoder({"image": batch["image"]})), np.float32)
-                made.append(tokens[mask])
-                bar.update(int(mask.sum()))
-            known |= dict(zip((digests[name][i] for i in rows), np.concatenate(made), strict=True))
-    if total:
-        write_npz(file, {"digests": np.array(list(known)), "tokens": np.stack(list(known.values()))})
+        try:
+            for name, rows in missing.items():
+                if not rows:
+                    continue
+                part, start = dataset.splits[name].take(np.array(rows)), 0
+                for batch in pipeline.eval_batches(part, batch_size=batch_size, image_size=image_size, augment=augment):
+                    mask = batch.pop("mask")
+                    tokens = np.asarray(jax.device_get(encoder({"image": batch["image"]})), np.float32)[mask]
+                    known |= dict(zip((digests[name][i] for i in rows[start:]), tokens, strict=False))
+                    start += len(tokens)
+                    bar.update(len(tokens))
+        except stopping.Stopped:
+            with stopping.deferred():
+                _write(file, known, before)
+            raise
+    _write(file, known, before)
     splits = {
         name: dataclasses.replace(split, images=np.stack([known[digest] for digest in digests[name]]))
         for name, split in dataset.splits.items()
@@ -68,6 +77,12 @@ def encode(
 
 def _digests(images: np.ndarray | MappedRows) -> list[str]:
     return [hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image in images]
+
+
+def _write(file: pathlib.Path, known: Mapping[str, np.ndarray], before: int) -> None:
+    if len(known) > before:
+        with writing(file):
+            write_npz(file, {"digests": np.array(list(known)), "tokens": np.stack(list(known.values()))})
 
 
 def _read(file: pathlib.Path) -> dict[str, np.ndarray]:

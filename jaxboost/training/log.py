@@ -1,18 +1,23 @@
 """What a run tells while it works: metrics.jsonl, TensorBoard files, log lines, and a progress bar on a terminal."""
 
+import contextlib
 import json
 import logging
+import math
 import pathlib
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from jaxboost.io import to_json, write_text
+from jaxboost.io import to_json, write_text, writing
 from jaxboost.training.workdir import BOARD, set_aside
 
 METRICS = "metrics.jsonl"
+_FLUSH_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -24,56 +29,108 @@ class MetricsLog:
       workdir: folder of the run.
       resume_step: records after this step, left by a run that was cut off later than its checkpoint, are dropped. A
         file with lines that are no records is set aside, and its records are kept.
+      validated: False where the validation after that step is done again: its record is dropped too.
+      kept: see `io.writing`.
+
+    Raises:
+      UserError: now and in `write`: a file cannot be written.
     """
 
-    def __init__(self, workdir: pathlib.Path, resume_step: int):
-        # Imported late: it loads torch where that is installed, which a mistaken command should not wait for.
-        import tensorboardX
-
-        path = workdir / METRICS
-        if path.exists():
-            kept = _kept_lines(path, resume_step)
-            write_text(path, "".join(f"{line}\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
-        self._board = tensorboardX.SummaryWriter(str(workdir / BOARD), purge_step=resume_step + 1)
+    def __init__(
+        self, workdir: pathlib.Path, resume_step: int, *, validated: bool = True, kept: Callable[[], str] = str
+    ):
+        self._path, self._kept = workdir / METRICS, kept
+        with writing(self._path, kept):
+            if self._path.exists():
+                lines = _kept_lines(self._path, resume_step, validated)
+                write_text(self._path, "".join(f"{line}\n" for line in lines))
+            self._file = self._path.open("a", encoding="utf-8")
+        with writing(workdir / BOARD, kept):
+            self._board = _Board(workdir / BOARD, purge_step=resume_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Writes one record; a value is a number, or None where there is none."""
-        self._file.write(to_json({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if value is not None:
-                self._board.add_scalar(name, value, step)
+        with writing(self._path, self._kept):
+            self._file.write(to_json({"step": step, **values}) + "\n")
+            self._file.flush()
+        with writing(self._board.folder, self._kept):
+            self._board.add(step, {name: value for name, value in values.items() if value is not None})
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *error: Any) -> None:
+        # An error that is on its way says more than what comes of it here.
+        failed = error[0] is not None
+        for file, path in ((self._file, self._path), (self._board, self._board.folder)):
+            with contextlib.suppress(OSError) if failed else writing(path, self._kept):
+                file.close()
+
+
+class _Board:
+    """A TensorBoard event file.
+
+    tensorboardX's `SummaryWriter` writes in a thread: where that fails, it ends with a traceback, and training waits
+    for it for ever.
+    """
+
+    def __init__(self, folder: pathlib.Path, purge_step: int):
+        # Imported late: it loads torch where that is installed, which a mistaken command should not wait for.
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+
+        self.folder = folder
+        self._event, self._scalar = event_pb2.Event, summary.scalar
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = event_file_writer.EventsWriter(str(folder / "events"))
+        # What an earlier session wrote later than its checkpoint is hidden.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._flushed = -math.inf
+        self._write(event_pb2.Event(step=purge_step, session_log=start))
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Adds the values of a step."""
+        self._write(*(self._event(step=step, summary=self._scalar(name, value)) for name, value in values.items()))
+
+    def _write(self, *events: Any) -> None:
+        for event in events:
+            event.wall_time = time.time()
+            self._file.write_event(event)
+        # It waits for the disk.
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Closes the file."""
         self._file.close()
-        self._board.close()
 
 
-def _kept_lines(path: pathlib.Path, resume_step: int) -> list[str]:
-    """The records of metrics.jsonl up to a step; a file with anything else between them is set aside."""
+def _kept_lines(path: pathlib.Path, resume_step: int, validated: bool) -> list[str]:
+    """The records of metrics.jsonl that the run goes on after; a file with anything else between them is set aside."""
     if not path.is_file():
         set_aside(path)
         return []
     content = path.read_bytes()
     # The last line of a killed run may be cut off in the middle.
     lines = content[: content.rfind(b"\n") + 1].splitlines()
-    records = {line: _step_of(line) for line in lines}
-    if None in records.values():
+    records = [(line, _record(line)) for line in lines]
+    if any(record is None for _, record in records):
         set_aside(path)
-    return [line.decode() for line in lines if (step := records[line]) is not None and step <= resume_step]
+    return [line.decode() for line, record in records if record and _is_before(record, resume_step, validated)]
 
 
-def _step_of(line: bytes) -> int | None:
-    """The step of a line that is a record, else None."""
+def _is_before(record: dict[str, Any], resume_step: int, validated: bool) -> bool:
+    return record["step"] < resume_step or (record["step"] == resume_step and (validated or "train_loss" in record))
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A line that is a record, else None."""
     try:
-        step = json.loads(line.decode())["step"]
+        record = json.loads(line.decode())
+        return record if type(record["step"]) is int else None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return step if type(step) is int else None
 
 
 class ProgressBar:

@@ -1,5 +1,6 @@
 """Training from the first step, or from where it was cut off, to the result."""
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -8,14 +9,13 @@ import time
 from typing import Any
 
 import grain
-import jax
 import numpy as np
-import pooch
 from ml_collections import ConfigDict
 
+from jaxboost import io, stopping
 from jaxboost.data import pipeline
 from jaxboost.data.augment import Augment
-from jaxboost.data.source import DatasetInfo
+from jaxboost.data.source import DatasetInfo, Split
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.frozen import Tree
 from jaxboost.training import (
@@ -29,17 +29,20 @@ from jaxboost.training import (
     layer_decay,
     metrics,
     optim,
+    places,
     ranges,
     report,
     step,
     systems,
     workdir,
 )
+from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoint import Best, Checkpointer, Progress
 from jaxboost.training.experiment import Experiment
+from jaxboost.training.lock import RunLock, held
 from jaxboost.training.log import MetricsLog, ProgressBar
 from jaxboost.training.mixing import Mixing
-from jaxboost.training.monitor import PendingLosses, RateMeter, StopSignal
+from jaxboost.training.monitor import PendingLosses, RateMeter
 
 logger = logging.getLogger(__name__)
 
@@ -52,33 +55,63 @@ def train_and_evaluate(
 ) -> dict[str, Any] | None:
     """Runs a config to its end, resuming what `folder` holds of it.
 
-    Every mistake of the user is found before anything is written to `folder`.
+    Every mistake of the user is found before anything is written to `folder`, but for its lock, which goes again.
 
     Args:
       splits: of the fold of a cross-validation that the run is, None for the data set's own splits.
 
     Returns:
-      The content of result.json; None where a signal stopped the run before its end.
+      The content of result.json; None where SIGTERM or SIGHUP, or after a step Ctrl-C, stopped the run before its end.
+
+    Raises:
+      UserError: a mistake, a folder that cannot be written, or that another process works on.
+      Stopped: Ctrl-C, where nothing had to be saved.
     """
     ranges.check_numbers(config)
     check_choice(config.eval.protocol, PROTOCOLS, "config field eval.protocol")
     check_choice(config.eval.metric, metrics.SELECTION, "config field eval.metric")
     check_choice(config.eval.ties, TIES, "config field eval.ties")
+    places.check(folder, config)
     if finished := workdir.check(folder, config):
-        systems.check_same_weights(config, finished, folder)
-        datasets.check_same_data(config, finished, folder, splits)
-        kept.tidy(folder / kept.FOLDER, finished["selection"]["step"])
-        logger.info("%s is finished:", folder)
-        report.log_result(finished)
-        return finished
-    return Run(config, folder, splits).complete()
+        return _finished(config, finished, folder, splits)
+    with stopping.watch(resumable=True) as stop:
+        stopping.say(" before the first step: run the same command again")
+        try:
+            with held(folder) as lock:
+                # Another process may have come to the end while this one waited.
+                if finished := workdir.check(folder, config):
+                    return _finished(config, finished, folder, splits)
+                return Run(config, folder, splits, lock).complete()
+        except stopping.Stopped:
+            if stop.exit_code:
+                raise
+            logger.info(stop.line)
+            return None
+
+
+def _finished(
+    config: ConfigDict, result: dict[str, Any], folder: pathlib.Path, splits: datasets.Splits | None
+) -> dict[str, Any]:
+    """Says what a finished run found, and returns it."""
+    systems.check_same_weights(config, result, folder)
+    datasets.check_same_data(config, result, folder, splits)
+    kept.tidy(folder / kept.FOLDER, result["selection"]["step"])
+    logger.info("%s is finished:", folder)
+    report.log_result(result)
+    return result
 
 
 class Run:
     """One session of a run: everything that is built once, and the three phases that use it."""
 
-    def __init__(self, config: ConfigDict, folder: pathlib.Path, splits: datasets.Splits | None = None):
-        self.config, self.folder, self.started = config, folder, time.monotonic()
+    def __init__(
+        self,
+        config: ConfigDict,
+        folder: pathlib.Path,
+        splits: datasets.Splits | None = None,
+        lock: RunLock | None = None,
+    ):
+        self.config, self.folder, self.lock, self.started = config, folder, lock, time.monotonic()
         ranges.check(config)
         keep_compiled_programs(config.train.compilation_cache)
         info = datasets.describe(config)
@@ -122,7 +155,8 @@ class Run:
         )
         # Another answer for the same images is another data set.
         self.fingerprints |= datasets.fingerprint(self.dataset, config)
-        splits.prepare()
+        with io.writing(splits.folder):
+            splits.prepare()
         # Images that are other ones each time are encoded each time.
         if self.experiment.encoder_key is not None and not (
             self.augment.random_fields or objective.mixing.changes_images
@@ -147,23 +181,33 @@ class Run:
     def complete(self) -> dict[str, Any] | None:
         """Restores, trains, and evaluates; see `train_and_evaluate`."""
         report.log_start(self.experiment, self.dataset, self.config)
-        with Checkpointer(self.folder / kept.FOLDER) as checkpointer:
+        with contextlib.ExitStack() as stack:
+            with io.writing(self.folder):
+                checkpointer = stack.enter_context(Checkpointer(self.folder / kept.FOLDER))
             if checkpointer.latest_step() is not None:
                 config = self.progress.config
                 self.state, found = checkpointer.restore_latest(self.state, self.iterator, self.fingerprints, config)
                 # Those of an earlier version do not say it.
                 self.progress = dataclasses.replace(found, config=config)
                 logger.info("resumed from step %d", int(self.state.step))
-            workdir.create(self.folder, self.config)
+                stopping.say(f" before step {int(self.state.step) + 1}: run the same command again")
+            with io.writing(self.folder, checkpointer.kept):
+                workdir.create(self.folder, self.config)
             if not self._train(checkpointer):
                 return None
+            stopping.say(" after the last step: run the same command again for the result")
+            # From here on everything can be done again.
+            stopping.poll()
             return self._finish(checkpointer)
 
     def scores(self, params: Tree, stats: Tree, split: str) -> tuple[float, np.ndarray]:
         """Mean loss and probabilities of a split."""
+        return self._predict(params, stats, self.dataset.splits[split])
+
+    def _predict(self, params: Tree, stats: Tree, split: Split) -> tuple[float, np.ndarray]:
         return evaluate.predict(
             self.bind_eval_step(params, self.frozen, stats),
-            self.dataset.splits[split],
+            split,
             batch_size=self.config.eval.batch_size,
             image_size=self.image_size,
             augment=self.augment,
@@ -227,13 +271,19 @@ class Run:
         save_every = self.config.train.checkpoint_every or self.last_step
         rate = RateMeter(self.config.train.batch_size)
         with (
-            MetricsLog(self.folder, resume_step=first) as log,
-            StopSignal() as stop,
+            MetricsLog(
+                self.folder, resume_step=first, validated=self.progress.validated, kept=checkpointer.kept
+            ) as log,
             ProgressBar(first, self.last_step) as bar,
+            contextlib.ExitStack() as stack,
         ):
+            self._catch_up(first, log, losses, checkpointer)
             for number in range(first + 1, self.last_step + 1):
                 batch = step.put(next(self.iterator), self.by_batch)
                 self.state, outputs = self.train_step(self.state, self.frozen, batch)
+                if number == first + 1:
+                    # Compiled: from here on a stop would lose work, and comes soon enough after a step.
+                    stack.enter_context(stopping.deferred())
                 losses.add(number, outputs["loss"], outputs["grad_norm"])
                 bar.advance()
                 at_end = number % self.steps_per_epoch == 0 or number == self.last_step
@@ -250,18 +300,41 @@ class Run:
                         },
                     )
                     bar.report(number, loss=loss, images_per_second=images_per_second)
+                validated = not at_end or self._validate_unless_stopped(number, log, losses, checkpointer)
                 if at_end:
-                    self._validate(number, log, losses, checkpointer)
                     rate.restart(number)
-                if at_end or number % save_every == 0 or stop.received:
+                if at_end or number % save_every == 0 or stopping.received():
                     losses.check()
-                    self._save(checkpointer)
-                if stop.received:
+                    self._save(checkpointer, validated=validated)
+                if stopping.received():
                     break
-        if int(self.state.step) < self.last_step:
-            logger.info(
-                "stopped by %s after step %d, saved: run the same command to go on", stop.received, int(self.state.step)
-            )
+            # The last state too is to be on the disk before a signal may end the process at once.
+            checkpointer.wait()
+        if not stopping.received():
+            return True
+        logger.info(
+            "stopped by %s after step %d, saved: run the same command to go on",
+            stopping.received(),
+            int(self.state.step),
+        )
+        return False
+
+    def _catch_up(self, first: int, log: MetricsLog, losses: PendingLosses, checkpointer: Checkpointer) -> None:
+        """Does the validation that a signal left out, and compiles it where it comes later: then a stop has to wait."""
+        if not self.progress.validated:
+            self._validate(first, log, losses, checkpointer)
+        elif first < self.last_step:
+            split = self.dataset.splits[self.selection_split]
+            self._predict(*self._evaluated(), split.take(np.arange(1)))
+
+    def _validate_unless_stopped(
+        self, number: int, log: MetricsLog, losses: PendingLosses, checkpointer: Checkpointer
+    ) -> bool:
+        """Validates; False where a signal came before the end of it, which leaves nothing behind."""
+        try:
+            stopping.poll()
+            self._validate(number, log, losses, checkpointer)
+        except stopping.Stopped:
             return False
         return True
 
@@ -291,20 +364,29 @@ class Run:
             ", best so far" if better else "",
         )
         if better:
+            self._check_lock()
             sha256 = checkpointer.save_best(number, *self._evaluated())
             best = Best(epoch=epoch, step=number, value=result[metric], sha256=sha256)
             self.progress = dataclasses.replace(self.progress, best=best)
 
-    def _save(self, checkpointer: Checkpointer) -> None:
-        progress = dataclasses.replace(self.progress, seconds=self.seconds())
+    def _save(self, checkpointer: Checkpointer, *, validated: bool) -> None:
+        self._check_lock()
+        progress = dataclasses.replace(self.progress, seconds=self.seconds(), validated=validated)
         checkpointer.save_latest(self.state, self.iterator, progress)
+
+    def _check_lock(self) -> None:
+        """Raises UserError where the folder is no longer this process's to write."""
+        if self.lock is not None:
+            self.lock.check()
 
     def _finish(self, checkpointer: Checkpointer) -> dict[str, Any]:
         """The only place that touches the test split, unless the protocol is `reference`."""
         best = self.progress.best
         weights = checkpointer.restore_best(best.step, self.state.params, self.state.stats, best.sha256)
         scores = {name: self.scores(*weights, name)[1] for name in self.dataset.splits if name != "train"}
-        report.write_predictions(self.folder, scores, self.dataset, self.config)
+        self._check_lock()
+        with io.writing(self.folder, checkpointer.kept):
+            report.write_predictions(self.folder, scores, self.dataset, self.config)
         result = {
             **report.describe_run(self.experiment, self.dataset, self.config, self.fingerprints),
             "selection": {"split": self.selection_split, "metric": self.config.eval.metric, **dataclasses.asdict(best)},
@@ -317,7 +399,9 @@ class Run:
         }
         # The result marks the run as finished: nothing may be half done then.
         checkpointer.wait()
-        result = workdir.write_result(self.folder, result)
+        self._check_lock()
+        with io.writing(self.folder, checkpointer.kept):
+            result = workdir.write_result(self.folder, result)
         report.log_result(result)
         return result
 
@@ -328,14 +412,6 @@ def is_better(value: float, best: float, *, ties: str) -> bool:
     A split that lacks a class has no AUC (NaN): then the first epoch stays.
     """
     return value > best or (ties == "later" and value == best)
-
-
-def keep_compiled_programs(enabled: bool) -> None:
-    """Lets a program that was compiled for the same shapes before start at once, from the user's cache folder."""
-    jax.config.update("jax_enable_compilation_cache", enabled)
-    # The environment variable JAX_COMPILATION_CACHE_DIR comes first.
-    if enabled and not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(pooch.os_cache("jaxboost") / "compiled"))
 
 
 def _warn_of_slow_average(config: ConfigDict, steps: int) -> None:

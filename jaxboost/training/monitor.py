@@ -1,11 +1,8 @@
-"""What watches the training loop: losses that must stay finite, the rate of images, and the signal to stop."""
+"""What watches the training loop: losses that must stay finite, and the rate of images."""
 
 import math
 import pathlib
-import signal
 import time
-from types import FrameType
-from typing import Any
 
 import jax
 import numpy as np
@@ -64,24 +61,3 @@ class RateMeter:
         steps = None if self._step is None else number - self._step
         self._step, self._time = number, now
         return self._batch_size * steps / (now - since) if steps else None
-
-
-class StopSignal:
-    """Catches SIGTERM and SIGINT once, for the loop to stop after the step; a second one acts as usual."""
-
-    def __init__(self) -> None:
-        self.received = ""
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        signal.signal(number, self._before[number])

@@ -281,7 +281,13 @@ def find_converted(what: str, folder: str, source: str, layers: str, *, convert_
             )
         layer = "all layers" if layers == "all" else f"layer {layers}"
         logger.info("no %s at %s: converting %s of %s", what, path, layer, source)
-        convert.convert(source, layers, path)
+        try:
+            convert.convert(source, layers, path)
+        except UserError:
+            # The runs of a sweep may all find it missing: what another of them has made meanwhile serves as well.
+            if not path.exists():
+                raise
+            logger.info("another process has made %s meanwhile: it is used", path)
     return path
 
 

@@ -1,15 +1,20 @@
 """The command that prepares a data set; see the package's docstring."""
 
 import argparse
+import pathlib
 import sys
 from collections.abc import Sequence
 
+from jaxboost import io
 from jaxboost.data.tfds_source import import_tfds
 from jaxboost.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prepares the data set that the arguments name; a user's mistake ends the process with code 2 and one line."""
+    """Prepares the data set that the arguments name.
+
+    A user's mistake, or a disk that cannot be written, ends the process with code 2 and one line; Ctrl-C with 130.
+    """
     parser = argparse.ArgumentParser(prog="python -m jaxboost.data.tfds_builders", description="Prepares a TFDS set.")
     parser.add_argument("--name", required=True, help="lidc_shapes, medmnist/FLAG (28 pixels) or medmnist/FLAG_SIZE")
     parser.add_argument("--data_dir", required=True, help="folder of the result, TFDS's data_dir")
@@ -17,7 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--root", default="", help="folder of the MedMNIST files or the LIDC shapes; else MEDMNIST_ROOT, or ~/.medmnist"
     )
     options = parser.parse_args(arguments)
+    folder = pathlib.Path(options.data_dir).expanduser()
     try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--data_dir {folder} is a file: give a folder")
         tfds = import_tfds()
         if not sys.stderr.isatty():
             tfds.disable_progress_bar()
@@ -28,6 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if not io.is_of_disk(error):
+            raise
+        print(f"error: {io.refused(folder, error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C: run the same command again", flush=True)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,90 @@
+"""What a command writes, checked before it computes: never over its inputs, nor over any file that is not its own."""
+
+import errno
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from jaxboost import io
+from jaxboost.errors import UserError
+
+
+def check_file(path: pathlib.Path, flag: str, *, kind: str, is_ours: Callable[[pathlib.Path], bool]) -> None:
+    """Checks the file that a flag names as the output.
+
+    Args:
+      flag: such as "--out".
+      kind: what the command writes, for the message.
+      is_ours: whether an existing file, which is not empty, is one that the command wrote before.
+
+    Raises:
+      UserError: it is a folder, a device or a file of another kind; its folder is missing or cannot be written.
+    """
+    if path.is_dir():
+        raise UserError(f"{flag} {path} is a folder: give the name of a file, {kind}")
+    check_folder(path, flag)
+    if not os.path.lexists(path):
+        return
+    if not path.is_file():
+        raise UserError(f"{flag} {path} is no regular file and would be replaced by one: give another name")
+    try:
+        replaceable = path.stat().st_size == 0 or is_ours(path)
+    except (OSError, ValueError):
+        replaceable = False
+    if not replaceable:
+        raise UserError(f"{flag} {path} is there and is not {kind}, it would be overwritten: give another name")
+
+
+def check_folder(path: pathlib.Path, flag: str) -> None:
+    """Raises UserError where `path`, which a flag names, cannot be made: its folder is missing or cannot be written."""
+    if not path.parent.is_dir():
+        raise UserError(f"{flag} {path}: there is no folder {path.parent}: make it first")
+    # Tried, for permissions do not tell of a file system that is read-only.
+    with io.writing(f"{flag} {path}"), tempfile.TemporaryFile(dir=path.parent):
+        pass
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno != errno.EACCES:
+            raise io.refused(f"{flag} {path}", error) from error
+
+
+def check_not_among(path: pathlib.Path, flag: str, inputs: Iterable[pathlib.Path], what: str) -> None:
+    """Raises UserError where `path` is one of the inputs, by whatever name or link."""
+    for other in inputs:
+        if is_same(path, other):
+            raise UserError(f"{flag} {path} is {what} ({other}), which would be overwritten: give another name")
+
+
+def is_same(a: pathlib.Path, b: pathlib.Path) -> bool:
+    """Whether two names are of one file or folder, be it there or not."""
+    try:
+        return os.path.samefile(a, b)
+    except OSError:
+        return os.path.realpath(a) == os.path.realpath(b)
+
+
+def is_inside(path: pathlib.Path, folder: pathlib.Path) -> bool:
+    """Whether `path` is the folder, or would lie in it at any depth."""
+    real = pathlib.Path(os.path.realpath(path))
+    return any(is_same(parent, folder) for parent in (real, *real.parents))
+
+
+def check_figures(path: str, flag: str) -> None:
+    """Checks the JSON file of figures that a flag names, empty for none; see `check_file`."""
+    if path:
+        check_file(pathlib.Path(path), flag, kind="a JSON file of figures", is_ours=_is_json_object)
+
+
+def write_figures(path: str, figures: dict[str, Any]) -> None:
+    """Writes a JSON file of figures. Raises UserError where the system refuses."""
+    with io.writing(path):
+        io.write_text(pathlib.Path(path), io.to_json(figures, indent=2) + "\n")
+
+
+def _is_json_object(path: pathlib.Path) -> bool:
+    return isinstance(io.read_json(path), dict)

@@ -1,0 +1,181 @@
+"""One process at a time on the folder of a run.
+
+The lock is a file, `run.lock`, since the kernel's own locks do not hold on every network file system. It says which
+process holds it (`filelock.SoftFileLease`: host, process, and when that process was started) and is touched every
+`_HEARTBEAT` seconds. It is taken over where its owner is gone: at once where the owner was on this machine, otherwise
+after it was not touched for `_LEASE` seconds of this machine's own, monotonic time; clocks are not compared.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+import re
+import socket
+import time
+from collections.abc import Iterator
+
+import filelock
+
+from jaxboost import io
+from jaxboost.errors import UserError
+
+FILE = "run.lock"
+# A process may be busy, or swapped out, for as long as this without losing its run.
+_LEASE = 120.0  # seconds
+_HEARTBEAT = 15.0
+_POLL = 1.0
+_NAMESPACE = "?pidns-"
+
+logger = logging.getLogger(__name__)
+
+
+class RunLock:
+    """What a process holds while it works on a run; see `held`."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder, self.file = folder, folder / FILE
+        self._lease = filelock.SoftFileLease(
+            self.file, lease_duration=_LEASE, heartbeat_interval=_HEARTBEAT, thread_local=False
+        )
+
+    def acquire(self) -> None:
+        """Takes the lock, or waits to see whether the owner of another machine is gone.
+
+        Raises:
+          UserError: another process holds it, or the folder cannot be written.
+        """
+        seen, deadline = None, time.monotonic() + 1.5 * _LEASE
+        while not self._try():
+            touched = self._touched()
+            if self._is_here() or seen not in (None, touched) or time.monotonic() > deadline:
+                raise UserError(self._held_by_another())
+            if seen is None:
+                logger.info("%s; waiting %d s to see whether it is still there", self._held_by_another(), _LEASE)
+                seen = touched
+            time.sleep(_POLL)
+
+    def check(self) -> None:
+        """Raises UserError where the run is this process's no more: the folder is gone, or another works on it."""
+        owner = self._lease.owner
+        if owner is not None and owner.token == self._lease.token:
+            return
+        if not self.folder.is_dir():
+            raise UserError(f"{self.folder} is gone: it was removed, moved or unmounted while its run was going on")
+        what = f"{self.file} was removed"
+        if owner is not None:
+            what = f"the process {owner.pid} on {_host(owner.hostname)} took {self.folder} over"
+        raise UserError(
+            f"{what} while the run was going on: this process stops, for two would damage the checkpoints; where no"
+            " other works on it, give the same command again"
+        )
+
+    def release(self) -> None:
+        """Removes the file, where it is still this process's."""
+        with contextlib.suppress(OSError):
+            self._lease.release(force=True)
+
+    def _try(self) -> bool:
+        if self.file.is_dir():
+            raise UserError(f"{self.file} is a folder: remove it, the file of that name tells who works on the run")
+        with contextlib.suppress(OSError):
+            # A power cut can leave an empty file, which filelock takes for that of an old version of itself.
+            if not self.file.stat().st_size and self._is_left_empty():
+                self.file.unlink()
+        left = self._lease.owner
+        try:
+            self._lease.acquire(timeout=0)
+        except filelock.Timeout:
+            return False
+        if left is not None:
+            logger.info(
+                "%s: the process %d on %s, which had this run, is gone", self.folder, left.pid, _host(left.hostname)
+            )
+        self._note_time()
+        return True
+
+    def _is_left_empty(self) -> bool:
+        """Whether the file stays empty: an owner writes it at once."""
+        time.sleep(_POLL)
+        return not self.file.stat().st_size
+
+    def _note_time(self) -> None:
+        """Adds a line of our own to the file; filelock passes over fields that it does not know."""
+        with contextlib.suppress(OSError), self.file.open("a", encoding="ascii") as file:
+            file.write(f"since={time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n")
+
+    def _since(self) -> str | None:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            text = self.file.read_text(encoding="ascii")
+            if found := re.search(r"^since=([-+:T0-9]{1,40})$", text, re.MULTILINE):
+                return found[1]
+        return None
+
+    def _touched(self) -> int | None:
+        try:
+            # Opened, for a network file system may answer for the name from its memory.
+            with self.file.open("rb") as file:
+                return os.fstat(file.fileno()).st_mtime_ns
+        except OSError:
+            return None
+
+    def _is_here(self) -> bool:
+        """Whether the owner is on this machine, where its end would have been seen."""
+        owner = self._lease.owner
+        if owner is None:
+            return False
+        name, _, namespace = owner.hostname.partition(_NAMESPACE)
+        # Containers may share a host's name, but not its processes.
+        return name == socket.gethostname() and namespace in ("", _pid_namespace())
+
+    def _held_by_another(self) -> str:
+        owner = self._lease.owner
+        if owner is None:
+            return f"{self.folder} is in use by another process, see {self.file}"
+        since = self._since()
+        if since is None:
+            # Its owner adds it a moment after the rest.
+            time.sleep(0.2)
+            since = self._since()
+        return (
+            f"{self.folder} is in use by the process {owner.pid} on {_host(owner.hostname)}"
+            f"{f' since {since}' if since else ''}: wait for its end, or give another --workdir; only if that"
+            f" process is gone, remove {self.file}"
+        )
+
+
+@contextlib.contextmanager
+def held(folder: pathlib.Path) -> Iterator[RunLock]:
+    """The lock of a run's folder, which is made where it is missing, and removed again where nothing came into it.
+
+    Raises:
+      UserError: see `RunLock.acquire`.
+    """
+    lock = RunLock(folder)
+    made: list[pathlib.Path] = []
+    with io.writing(folder):
+        for parent in (folder, *folder.parents):
+            if parent.exists():
+                break
+            made.append(parent)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield lock
+    finally:
+        lock.release()
+        # A folder that holds something stays.
+        with contextlib.suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+
+
+def _host(name: str) -> str:
+    return name.partition(_NAMESPACE)[0]
+
+
+def _pid_namespace() -> str:
+    try:
+        return f"{os.stat('/proc/self/ns/pid').st_ino:x}"
+    except OSError:
+        return ""

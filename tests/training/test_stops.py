@@ -1,0 +1,170 @@
+"""A signal in each phase of a run: it ends, and the next command gives what an uninterrupted run does, bit by bit."""
+
+import json
+import logging
+import pathlib
+import signal
+
+import numpy as np
+import pytest
+
+from jaxboost import stopping
+from jaxboost.data.augment import Augment
+from jaxboost.data.source import Dataset, DatasetInfo, Split
+from jaxboost.training import checkpoint, datasets, evaluate, features, lock, loop, metrics, step
+from tests.finished_runs import colours
+
+# Two epochs of three steps, and a checkpoint at the end of each alone.
+CHANGES = {"train.epochs": 2, "train.max_steps": 0, "train.log_every": 1, "train.batch_size": 3, "eval.batch_size": 4}
+
+
+def records(folder: pathlib.Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def outcome(folder: pathlib.Path) -> dict:
+    """All that a run finds, without its times."""
+    result = json.loads((folder / "result.json").read_text())
+    predictions = {path.name: path.read_bytes() for path in (folder / "predictions").iterdir()}
+    return {"result": {**result, "seconds": 0}, "records": records(folder), "predictions": predictions}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The data, and what an uninterrupted run on it finds."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder / "data", outcome(colours(folder / "data", folder / "run", **CHANGES))
+
+
+@pytest.fixture(autouse=True)
+def log(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("jaxboost"), "propagate", True)
+    caplog.set_level(logging.INFO, "jaxboost")
+
+
+def send_in(monkeypatch, owner, name, *, call=1, after=False):
+    """SIGTERM comes in a call of a function, before or after its work."""
+    function, calls = getattr(owner, name), []
+
+    def with_signal(*arguments, **options):
+        calls.append(1)
+        if len(calls) != call:
+            return function(*arguments, **options)
+        if after:
+            value = function(*arguments, **options)
+            signal.raise_signal(signal.SIGTERM)
+            return value
+        signal.raise_signal(signal.SIGTERM)
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, with_signal)
+
+
+# Where the signal comes, what the run says, and its last saved step: 0 for none.
+PHASES = {
+    "while the data are read": ((datasets, "load"), {}, "before the first step", 0),
+    "while validation is compiled": ((evaluate, "put"), {}, "before the first step", 0),
+    "in the first step": ((step, "put"), {}, "before the first step", 0),
+    "in the second step": ((step, "put"), {"call": 2}, "after step 2, saved", 2),
+    # The batch that validation is compiled with comes before.
+    "in the first validation": ((evaluate, "put"), {"call": 3}, "after step 3, saved", 3),
+    "while the best weights are saved": ((checkpoint.Checkpointer, "save_best"), {}, "after step 3, saved", 3),
+    "in the last validation": ((evaluate, "put"), {"call": 6}, "after step 6, saved", 6),
+    "while the last state is saved": ((checkpoint.Checkpointer, "save_latest"), {"call": 2}, "after step 6, saved", 6),
+    "in the last test": ((evaluate, "put"), {"call": 9}, "after the last step", 6),
+    "while intervals are computed": ((metrics, "intervals"), {"call": 2}, "after the last step", 6),
+    "before the result is written": ((loop.workdir, "write_result"), {}, "after the last step", 6),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_stop_in_each_phase_loses_nothing(phase, whole, tmp_path, monkeypatch, caplog):
+    (owner, name), options, words, saved = PHASES[phase]
+    data, expected = whole
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        send_in(patched, owner, name, **options)
+        colours(data, folder, **CHANGES)
+    assert f"stopped by SIGTERM {words}" in caplog.text
+    assert not (folder / "result.json").exists()
+    assert not (folder / lock.FILE).exists()
+    assert not list(folder.rglob("*tmp*"))
+    assert not list(folder.rglob("*.part"))
+    steps = [int(path.name) for path in folder.glob("checkpoints/latest/[0-9]*")]
+    assert max(steps, default=0) == saved
+    colours(data, folder, **CHANGES)
+    assert (f"resumed from step {saved}" in caplog.text) == bool(saved)
+    assert outcome(folder) == expected
+
+
+def test_a_validation_that_was_left_out_is_done_once(whole, tmp_path, monkeypatch, caplog):
+    """Also where the run is killed after it, before there is another checkpoint, and stopped in it once more."""
+    data, expected = whole
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        send_in(patched, evaluate, "put", call=3)
+        colours(data, folder, **CHANGES)
+    assert [record for record in records(folder) if "val_loss" in record] == []
+    with monkeypatch.context() as patched:
+        send_in(patched, evaluate, "put", call=2)
+        colours(data, folder, **CHANGES)
+    assert "stopped by SIGTERM before step 4: run the same command again" in caplog.text
+
+    class KilledError(Exception):
+        pass
+
+    def kill(*_):
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(step, "put", kill)
+        with pytest.raises(KilledError):
+            colours(data, folder, **CHANGES)
+    assert [record["step"] for record in records(folder) if "val_loss" in record] == [3]
+    colours(data, folder, **CHANGES)
+    assert outcome(folder) == expected
+
+
+def test_ctrl_c_where_nothing_is_saved_is_raised(whole, tmp_path, monkeypatch):
+    """The scripts make 130 of it; after a step the run is saved as after SIGTERM."""
+    data, _ = whole
+    monkeypatch.setattr(datasets, "load", lambda config: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(stopping.Stopped, match="stopped by Ctrl-C before the first step"):
+        colours(data, tmp_path / "run", **CHANGES)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_was_encoded_before_a_stop_is_kept(tmp_path, monkeypatch):
+    """Encoding may take longer than a job that is ended for others' sake has."""
+    rng = np.random.default_rng(0)
+    info = DatasetInfo(
+        name="x", task="binary-class", classes=("a", "b"), channels=1, ndim=2, size=4, n_samples={}, license=""
+    )
+    splits = {
+        name: Split(images=rng.integers(0, 256, (6, 4, 4, 1), np.uint8), labels=np.zeros((6, 1), int))
+        for name in ("train", "test")
+    }
+    encoded = []
+
+    def encode(batch):
+        encoded.extend(batch["image"])
+        if len(encoded) == stop_after:
+            signal.raise_signal(signal.SIGTERM)
+        return batch["image"].reshape(-1, 4, 4).astype(np.float32)
+
+    def run():
+        dataset = Dataset(info=info, splits=splits, baselines={})
+        options = dict(batch_size=2, image_size=4, augment=Augment(), folder=tmp_path, key="k")
+        return features.encode(dataset, encode, **options)
+
+    # In the fourth batch: three are done.
+    stop_after = 8
+    with stopping.watch(), pytest.raises(stopping.Stopped):
+        run()
+    assert len(encoded) == 8
+    encoded.clear()
+    tokens = run()
+    assert len(encoded) == 6
+    for name, split in splits.items():
+        np.testing.assert_array_equal(tokens.splits[name].images, split.images[..., 0])
