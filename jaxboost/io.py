@@ -61,6 +61,8 @@ def os_error(error: Exception) -> OSError | None:
         number = int(found[1] or found[2])
         return OSError(number, os.strerror(number))
     if isinstance(error, ValueError) and "rror writing" in str(error):
+        if str(error).startswith("NOT_FOUND"):
+            return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return OSError(str(error).partition("\n")[0][:300])
     return None
 

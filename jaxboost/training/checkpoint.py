@@ -269,7 +269,7 @@ class Checkpointer:
         return f"; then run the same command again; {whole}"
 
 
-def _options(*, max_to_keep: int) -> ocp.CheckpointManagerOptions:
+def _options(*, max_to_keep: int | None) -> ocp.CheckpointManagerOptions:
     """How checkpoints are written.
 
     Orbax measures its time-outs with the system's clock, which may jump: none of them may end a save, so the longest

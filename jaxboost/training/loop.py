@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 from jaxboost import io, stopping
 from jaxboost.data import pipeline
 from jaxboost.data.augment import Augment
-from jaxboost.data.source import DatasetInfo, Split
-from jaxboost.errors import UserError, check_choice
+from jaxboost.data.source import Split
+from jaxboost.errors import check_choice
 from jaxboost.models.frozen import Tree
 from jaxboost.training import (
+    choices,
     datasets,
     evaluate,
     experiment,
@@ -38,7 +39,6 @@ from jaxboost.training import (
 )
 from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoint import Best, Checkpointer, Progress
-from jaxboost.training.experiment import Experiment
 from jaxboost.training.lock import RunLock, held
 from jaxboost.training.log import MetricsLog, ProgressBar
 from jaxboost.training.mixing import Mixing
@@ -115,7 +115,7 @@ class Run:
         ranges.check(config)
         keep_compiled_programs(config.train.compilation_cache)
         info = datasets.describe(config)
-        _check_binary(config, info)
+        choices.check_binary(config, info)
         self.experiment = systems.prepare(config, info)
         if config.optim.layer_decay != 1:
             layer_decay.check(self.experiment.params)
@@ -136,7 +136,7 @@ class Run:
             multiple=config.train.epoch_multiple,
         )
         if config.train.last_batch == "keep":
-            _check_partial_batches(self.experiment, objective.mixing)
+            choices.check_partial_batches(self.experiment, objective.mixing)
         ranges.check_steps(config, self.steps_per_epoch)
         tx, self.learning_rate = optim.make_optimizer(
             **config.optim,
@@ -147,7 +147,7 @@ class Run:
         self.last_step = config.train.epochs * self.steps_per_epoch
         if config.train.max_steps:
             self.last_step = min(self.last_step, config.train.max_steps)
-        _warn_of_slow_average(config, self.last_step)
+        choices.warn_of_slow_average(config, self.last_step)
 
         replicated, self.by_batch = step.make_mesh()
         params, self.frozen, stats, self.fingerprints = experiment.initialise(
@@ -352,7 +352,7 @@ class Run:
             },
         )
         epoch, best = math.ceil(number / self.steps_per_epoch), self.progress.best
-        better = best is None or is_better(result[metric], best.value, ties=self.config.eval.ties)
+        better = best is None or metrics.is_better(result[metric], best.value, ties=self.config.eval.ties)
         logger.info(
             "epoch %d/%d: %s loss %.4f, ACC %.4f, AUC %.4f%s",
             epoch,
@@ -404,46 +404,3 @@ class Run:
             result = workdir.write_result(self.folder, result)
         report.log_result(result)
         return result
-
-
-def is_better(value: float, best: float, *, ties: str) -> bool:
-    """Whether an epoch of this metric takes the place of the best so far.
-
-    A split that lacks a class has no AUC (NaN): then the first epoch stays.
-    """
-    return value > best or (ties == "later" and value == best)
-
-
-def _warn_of_slow_average(config: ConfigDict, steps: int) -> None:
-    """Says where the weights' average, which a run reports, is still mostly the weights at the start."""
-    start = config.train.ema ** (steps // config.train.accumulate)
-    if config.train.ema and config.eval.ema and start > 0.1:
-        logger.warning(
-            "train.ema=%s: after %d steps %.0f %% of the average that is evaluated are the weights at the start: lower"
-            " it, or set eval.ema=False",
-            config.train.ema,
-            steps,
-            100 * start,
-        )
-
-
-def _check_partial_batches(experiment: Experiment, mixing: Mixing) -> None:
-    """Raises UserError where a batch that lacks samples would not be what a smaller batch is."""
-    if experiment.stats or mixing.mixes:
-        what = "batch norms" if experiment.stats else "mixup and cutmix"
-        raise UserError(f'config field train.last_batch: {what} need whole batches: set it to "drop"')
-
-
-def _check_binary(config: ConfigDict, info: DatasetInfo) -> None:
-    """Raises UserError where a choice of binary tasks is made for another."""
-    if info.task == metrics.BINARY:
-        return
-    for name, asked, mend in (
-        ("metric", config.eval.metric == "avg", "auc"),
-        ("specificity", config.eval.specificity, 0),
-    ):
-        if asked:
-            raise UserError(
-                f"config field eval.{name}: {config.eval[name]} is of binary tasks, {info.name} is {info.task}: set it"
-                f" to {mend}"
-            )

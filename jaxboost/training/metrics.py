@@ -157,3 +157,11 @@ def _every_class_present(labels: np.ndarray, scores: np.ndarray, task: str) -> b
     if task == MULTI_LABEL:
         return all(len(np.unique(column)) == 2 for column in labels.T)
     return len(np.unique(labels)) == scores.shape[1]
+
+
+def is_better(value: float, best: float, *, ties: str) -> bool:
+    """Whether an epoch of this metric takes the place of the best so far.
+
+    A split that lacks a class has no AUC (NaN): then the first epoch stays.
+    """
+    return value > best or (ties == "later" and value == best)

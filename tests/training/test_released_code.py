@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxboost.errors import UserError
-from jaxboost.training import loop
+from jaxboost.training import loop, metrics
 from tests.training.small_runs import small_config, take_steps
 
 
@@ -38,8 +38,8 @@ def test_partial_batches_that_would_be_other_ones(lidc_root, tmp_path, changes, 
     [(0.8, True, True), (0.7, False, True), (0.6, False, False), (math.nan, False, False)],
 )
 def test_epochs_with_the_same_metric(value, earlier, later):
-    assert loop.is_better(value, 0.7, ties="earlier") is earlier
-    assert loop.is_better(value, 0.7, ties="later") is later
+    assert metrics.is_better(value, 0.7, ties="earlier") is earlier
+    assert metrics.is_better(value, 0.7, ties="later") is later
 
 
 def test_unknown_switches(lidc_root, tmp_path):

@@ -1,0 +1,48 @@
+"""Choices of a config that do not go together, or not with its data set."""
+
+import logging
+
+from ml_collections import ConfigDict
+
+from jaxboost.data.source import DatasetInfo
+from jaxboost.errors import UserError
+from jaxboost.training import metrics
+from jaxboost.training.experiment import Experiment
+from jaxboost.training.mixing import Mixing
+
+logger = logging.getLogger(__name__)
+
+
+def warn_of_slow_average(config: ConfigDict, steps: int) -> None:
+    """Says where the weights' average, which a run reports, is still mostly the weights at the start."""
+    start = config.train.ema ** (steps // config.train.accumulate)
+    if config.train.ema and config.eval.ema and start > 0.1:
+        logger.warning(
+            "train.ema=%s: after %d steps %.0f %% of the average that is evaluated are the weights at the start: lower"
+            " it, or set eval.ema=False",
+            config.train.ema,
+            steps,
+            100 * start,
+        )
+
+
+def check_partial_batches(experiment: Experiment, mixing: Mixing) -> None:
+    """Raises UserError where a batch that lacks samples would not be what a smaller batch is."""
+    if experiment.stats or mixing.mixes:
+        what = "batch norms" if experiment.stats else "mixup and cutmix"
+        raise UserError(f'config field train.last_batch: {what} need whole batches: set it to "drop"')
+
+
+def check_binary(config: ConfigDict, info: DatasetInfo) -> None:
+    """Raises UserError where a choice of binary tasks is made for another."""
+    if info.task == metrics.BINARY:
+        return
+    for name, asked, mend in (
+        ("metric", config.eval.metric == "avg", "auc"),
+        ("specificity", config.eval.specificity, 0),
+    ):
+        if asked:
+            raise UserError(
+                f"config field eval.{name}: {config.eval[name]} is of binary tasks, {info.name} is {info.task}: set it"
+                f" to {mend}"
+            )
