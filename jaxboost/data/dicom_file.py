@@ -28,6 +28,7 @@ from pydicom.uid import (
 )
 from pydicom.values import converters
 
+from jaxboost.data.contents import HEAD, held
 from jaxboost.data.faults import FaultError, reason
 
 _PIXELS = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
@@ -110,7 +111,8 @@ def _read_header(file: BinaryIO) -> DicomFile:
     if not with_preamble:
         file.seek(0)
         if _encoding(_peek(file), groups=(0x0002, 0x0008)) is None:
-            raise FaultError("is not a DICOM file")
+            other = held(file.read(HEAD))
+            raise FaultError(f"is not a DICOM file{f': it {other}' if other else ''}")
     syntax = None
     deflated = b""
     if _peek(file)[:2] == b"\x02\x00":

@@ -56,8 +56,8 @@ def find(inputs: Sequence[str], ndim: int, *, skip_faulty: bool = False) -> list
 
     Args:
         inputs: files, whatever their endings, and folders, of which only files with an ending for `ndim` dimensions
-            count, and none of those that `walk` leaves out, nor masks beside their images. An entry may name several
-            with commas between them.
+            count, and none of those that `walk` leaves out, nor masks or small copies beside their images. An entry may
+            name several with commas between them.
         ndim: 2 or 3.
         skip_faulty: what cannot be read in a folder is left out, with a warning.
 
@@ -162,7 +162,7 @@ def _files(
         raise UserError(f"--input {folder}: the folder holds no file that the model takes ({_endings(ndim)}){others}")
     for reason, names in listing.left_out.items():
         left_out[reason] += [f"{printable(folder)}/{name}" for name in names]
-    left_out["masks beside their images"] += [printable(folder / name) for name in found if name in masks]
+    left_out[beside.REASON] += [printable(folder / name) for name in found if name in masks]
     for name, path in listing.files.items():
         if suffix_of(name) not in SUFFIXES[ndim]:
             step = advice(path)

@@ -15,7 +15,7 @@ from jaxboost.data.faults import FaultError
 from jaxboost.data.pixels import ORIENTATION, Picture, check_pixels, upright
 
 SIGNATURE = b"\xff\xd8\xff"
-_SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
+_SOS, _EOI, _APP1, _LS = 0xDA, 0xD9, 0xE1, 0xF7
 # Start of frame, but for DHT, JPG and DAC, which have numbers among them.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Markers without a length: TEM, RSTn and SOI.
@@ -83,6 +83,8 @@ def find_frame(file: BinaryIO) -> tuple[int, int, int, int, bytes]:
             continue
         if marker in (_SOS, _EOI):
             break
+        if marker == _LS:
+            raise FaultError("is a JPEG-LS file: convert it to PNG, which has all of its bits too")
         length = file.read(2)
         content = file.read(max(int.from_bytes(length, "big") - 2, 0))
         if marker in _FRAMES and len(content) >= 6:

@@ -25,6 +25,22 @@ _COLUMNS = {
     "split": ("split",),
 }
 _NEEDED = ("file", "label")
+# What others call these columns, without case, blanks and underscores: for messages.
+_ALSO = {
+    "file": (
+        "image",
+        "imageid",
+        "imageindex",
+        "imagename",
+        "imagepath",
+        "filename",
+        "filepath",
+        "id",
+        "idcode",
+        "name",
+    ),
+    "label": ("labels", "class", "target", "diagnosis", "dx", "finding", "findings", "findinglabels", "category"),
+}
 # How the cell of each field is read.
 _READ = {"file": spelling.trim, "label": spelling.clean, "patient": spelling.clean, "split": spelling.clean}
 _LONGEST = 4096  # characters of such a cell
@@ -118,7 +134,9 @@ def _places(names: list[str], path: pathlib.Path) -> dict[str, int]:
             raise UserError(f"{path}: column {' or '.join(map(repr, columns))} is there twice: {', '.join(names)}")
         if not found and field in _NEEDED:
             wanted = " or ".join(map(repr, columns))
-            raise UserError(f"{path}: column {wanted} is missing; found: {', '.join(names)}")
+            meant = [name for name in names if name.replace(" ", "").replace("_", "") in _ALSO[field]]
+            step = f": if {meant[0]!r} is it, rename that column to {columns[0]!r}" if meant else ""
+            raise UserError(f"{path}: column {wanted} is missing; found: {', '.join(names)}{step}")
         if found:
             places[field] = found[0]
     return places
@@ -196,6 +214,9 @@ def check_patients(rows: Sequence[Row], faults: Faults, *, multi_label: bool, al
     for row in rows:
         if row.number and row.patient and is_missing(row.patient):
             faults.add(f"patient_id is {row.patient!r}, which says nothing: give one", row=row.number, file=row.file)
+        elif row.number and row.patient and spelling.is_shortened(row.patient):
+            text = f"patient_id is {row.patient!r}, a number that a spreadsheet has cut short, so that several patients"
+            faults.add(f"{text} may have it: save the column as text", row=row.number, file=row.file)
         elif row.patient:
             by_patient[row.patient].append(row)
         elif row.patient is not None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxboost.data import jpeg, png, tiff
 from jaxboost.data.arrays import MAX_PIXELS, SUFFIX, check_numbers, check_shows, read_npy, to_bytes
+from jaxboost.data.contents import HEAD, held
 from jaxboost.data.faults import FaultError, reason
 from jaxboost.data.pixels import Picture, check_pixels
 from jaxboost.data.regular import open_regular
@@ -87,7 +88,7 @@ def _read_dicom(path: pathlib.Path, nan: float | None, max_pixels: int) -> np.nd
 
 def _read_stored(path: pathlib.Path, nan: float | None, max_pixels: int) -> Picture:
     with open_regular(path) as file:
-        start = file.read(8)
+        start = file.read(HEAD)
         file.seek(0)
         try:
             if start.startswith(png.SIGNATURE):
@@ -109,6 +110,8 @@ def _read_stored(path: pathlib.Path, nan: float | None, max_pixels: int) -> Pict
             raise FaultError(f"cannot be read ({text}): copy it again, or save it anew") from error
     if not start:
         raise FaultError("is empty: it has 0 bytes")
+    if other := held(start):
+        raise FaultError(other)
     raise FaultError("is neither a PNG nor a JPEG nor a TIFF file that can be read: convert it to PNG")
 
 

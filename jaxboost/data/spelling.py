@@ -15,6 +15,8 @@ _ENDS = rf"\s|{_INVISIBLE.pattern}"
 _JOINERS = "\u200c\u200d"
 _WHOLE = re.compile(r"([+-]?[0-9]+)\.0*")
 _NUMBER = re.compile(r"[+-]?[0-9]+([.,][0-9]*)?")
+# 1.23457E+11, which Excel and pandas make of long numbers.
+_SHORTENED = re.compile(r"[0-9](\.[0-9]+)?[Ee]\+[0-9]{1,3}")
 _TRUTH = (("true", "1", "yes"), ("false", "0", "no"), ("yes", "y"), ("no", "n"), ("true", "t"), ("false", "f"))
 
 
@@ -44,6 +46,11 @@ def whole(text: str) -> str:
     """7 for 7.0; "" for a text that is no whole number with a fraction of zeros."""
     match = _WHOLE.fullmatch(text)
     return match[1] if match else ""
+
+
+def is_shortened(text: str) -> bool:
+    """Whether a cell is a long number whose last digits a program has replaced by a power of ten."""
+    return _SHORTENED.fullmatch(text) is not None
 
 
 def is_missing(text: str) -> bool:

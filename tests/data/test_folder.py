@@ -263,7 +263,7 @@ def test_every_fault_at_once(folder, monkeypatch):
         "row 11, ./0.png: is listed in row 2 already",
         "row 12, text.png: is neither a PNG nor a JPEG nor a TIFF file that can be read",
         "row 13, cut.png: the label is empty",
-        "row 13, cut.png: cannot be read (",
+        "row 13, cut.png: is a damaged PNG file: it ends early",
         "row 14, film.gif: 'normal|pneumoconiosis' are several labels: give one, or set data.multi_label=True",
         "row 14, film.gif: is not one of .dcm, .dicom, .png, .jpg, .jpeg, .tif, .tiff, .npy",
         f"row 15, ../labels.csv: is not below {folder.path}",

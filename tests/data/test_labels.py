@@ -56,6 +56,38 @@ def test_one_class_in_two_forms(tmp_path, given, classes, expected):
     assert dataset.splits["all"].labels[:, 0].tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("Image Index,label", "column 'file' or 'path' is missing; found: image index, label: if 'image index' is it,"),
+        ("image_id,label", "if 'image_id' is it, rename that column to 'file'"),
+        ("file,Finding Labels", "if 'finding labels' is it, rename that column to 'label'"),
+        ("file,Target", "if 'target' is it, rename that column to 'label'"),
+        ("a,label", "column 'file' or 'path' is missing; found: a, label"),
+    ],
+)
+def test_columns_of_other_names(tmp_path, header, expected):
+    (tmp_path / "labels.csv").write_text(f"{header}\n0.png,1\n")
+    with pytest.raises(UserError) as error:
+        labels.read_rows(tmp_path / "labels.csv", Faults(tmp_path))
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("patient", ["1.23457E+11", "1E+10", "1.23457e+11"])
+def test_numbers_of_patients_that_a_spreadsheet_cut_short(tmp_path, patient):
+    message = refused(tmp_path, "abab", [patient, "7", "8", "9"])
+    assert f"row 2, 0.png: patient_id is {patient!r}, a number that" in message
+    assert read(tmp_path, "abab", ["1E10", "12E", "E+10", "1.2"]).splits["all"].groups.tolist()[0] == "1E10"
+
+
+def test_a_table_that_is_too_large(tmp_path):
+    with (tmp_path / "labels.csv").open("wb") as file:
+        file.write(b"file,label\n0.png,1\n")
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match="has 1099511627776 bytes, too many for a table of labels"):
+        labels.read_rows(tmp_path / "labels.csv", Faults(tmp_path))
+
+
 @pytest.mark.parametrize("classes", [(0, 1), ("0.0", "1.0"), ("0,1",), (0.0, 1.0)])
 def test_classes_that_the_config_names(tmp_path, classes):
     dataset = read(tmp_path, ["0.0", "1.0", "1"], classes=classes)

@@ -242,9 +242,36 @@ def test_what_inflates_to_more_than_the_pixels(tmp_path, depth):
     data = chunk(b"IDAT", zlib.compress(rows + bytes(2**22)))
     path = write(tmp_path, b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b""))
     np.testing.assert_array_equal(read_picture(path), stored)
+    # Profiles and texts are not inflated at all.
     for name in (b"iCCP", b"zTXt"):
         beside = chunk(name, b"x\0\0" + zlib.compress(bytes(2**22)))
-        refused(write(tmp_path, png(stored, depth, RGB, before=beside)), "Decompressed data too large")
+        np.testing.assert_array_equal(read_picture(write(tmp_path, png(stored, depth, RGB, before=beside))), stored)
+    # But for one that may hold the orientation.
+    beside = chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(2**22)))
+    refused(write(tmp_path, png(stored, depth, RGB, before=beside)), "Decompressed data too large")
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_damage_beside_the_pixels_of_a_png(tmp_path, depth):
+    stored = values(depth, 3)
+
+    def damaged(name, content):
+        return chunk(name, content)[:-1] + b"?"
+
+    for name in (b"tEXt", b"tIME", b"iCCP", b"gAMA", b"prVt"):
+        path = write(tmp_path, png(stored, depth, RGB, before=damaged(name, b"Comment\0text")))
+        np.testing.assert_array_equal(read_picture(path), stored)
+    whole = png(stored, depth, RGB)
+    for end in (b"\n", bytes(512), b"PK\3\4 and more", chunk(b"IDAT", b"?")):
+        np.testing.assert_array_equal(read_picture(write(tmp_path, whole + end)), stored)
+    # What would say how it is turned, and what nobody can skip.
+    beside = {b"eXIf": exif(6), b"iTXt": b"XML:com.adobe.xmp\0\0\0\0\0", b"PLTE": bytes(3), b"acTL": bytes(8)}
+    for name, content in beside.items():
+        path = write(tmp_path, png(stored, depth, RGB, before=damaged(name, content)))
+        refused(path, f"damaged PNG file: the check sum of its chunk {name.decode()} is wrong")
+    refused(write(tmp_path, png(stored, depth, RGB, before=chunk(b"NEWC", b""))), "chunk b'NEWC', which is unknown")
+    for count in (12, 13, 40):
+        refused(write(tmp_path, whole[:-count]), "it ends early")
 
 
 def test_only_regular_files_are_opened(tmp_path):
@@ -258,6 +285,9 @@ def test_only_regular_files_are_opened(tmp_path):
         refused(tmp_path / f"none{suffix}", r"^cannot be read \(No such file or directory\)")
     refused(write(tmp_path, b""), "^is empty: it has 0 bytes")
     refused(write(tmp_path, b"GIF89a" + bytes(50)), "^is neither a PNG nor a JPEG nor a TIFF file that can be read")
+    refused(write(tmp_path, bytes(128) + b"DICM"), "^holds a DICOM file: give its name the ending .dcm")
+    refused(write(tmp_path, b"\x93NUMPY"), "^holds a NumPy file: give its name the ending .npy")
+    refused(write(tmp_path, b"\xff\xd8\xff\xf7\0\x0b\x08" + bytes(20)), "^is a JPEG-LS file: convert it to PNG")
     refused(write(tmp_path, b"\xff\xd8\xff" + b"x" * 100_000), "it does not say how large it is")
 
 

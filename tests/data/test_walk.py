@@ -373,13 +373,13 @@ def test_masks_are_left_out_and_counted(root, caplog):
     picture(root / "a/0_mask.png")
     (root / "b/0_label.nii.gz").write_bytes(b"")
     assert files(root) == OWN
-    assert "masks beside their images: 2 (a/0_mask.png, b/0_label.nii.gz)" in caplog.text
+    assert "masks or small copies beside their images: 2 (a/0_mask.png, b/0_label.nii.gz)" in caplog.text
     caplog.clear()
     assert found(root) == OWN
-    assert "masks beside their images: 1 (" in caplog.text
+    assert "masks or small copies beside their images: 1 (" in caplog.text
     (root / "labels.csv").write_text("file,label\na/0.png,a\na/0_mask.png,a\nb/0.png,b\n")
     message = refused(lambda: load("mine", source="folder", size=8, root=str(root)))
-    assert "row 3, a/0_mask.png: seems to be the mask of a/0.png" in message
+    assert "row 3, a/0_mask.png: seems to be a mask or small copy of a/0.png" in message
 
 
 def test_images_and_masks_are_no_classes(tmp_path):
@@ -389,8 +389,84 @@ def test_images_and_masks_are_no_classes(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "names",
+    [
+        ("stage_2_train_images", "stage_2_test_images"),
+        ("train_images", "test_images"),
+        ("Train Set", "Validation Set", "Test Set"),
+        ("training-data", "a"),
+    ],
+)
+def test_folders_of_splits_are_no_classes(tmp_path, names):
+    for name in names:
+        picture(tmp_path / name / "0.png")
+    splits = ", ".join(f"{name}/" for name in sorted(names) if name != "a")
+    assert f"{splits} look like splits" in refused(lambda: files(tmp_path))
+
+
+@pytest.mark.parametrize("names", [("images_001", "images_002"), ("Images 1", "b"), ("mask", "b"), ("a", "b", "masks")])
+def test_folders_of_all_images_are_no_classes(tmp_path, names):
+    for name in names:
+        picture(tmp_path / name / "0.png")
+    assert "would be taken for a class" in refused(lambda: files(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("mask", "no_mask"),
+        ("masks", "nomasks"),
+        ("Mask", "without mask"),
+        ("test_negative", "test_positive"),
+        ("training injury", "other injury"),
+        ("1", "2"),
+        ("valve", "testis"),
+        ("thumbs", "fingers"),
+    ],
+)
+def test_folders_of_classes(tmp_path, names):
+    for name in names:
+        picture(tmp_path / name / "0.png")
+    assert {row.label for row in rows(tmp_path)} == set(names)
+
+
+def test_small_copies_are_left_out_and_counted(root, caplog):
+    for name in ("a/thumbs/0.png", "b/Preview/1.jpg", "a/1_superpixels.png"):
+        picture(root / name)
+    picture(root / "b/thumbs/2.png")
+    assert files(root) == sorted([*OWN, "b/thumbs/2.png"])
+    assert "small copies beside their images: 3 (a/1_superpixels.png, a/thumbs/0.png, b/Preview/1.jpg)" in caplog.text
+    assert found(root) == sorted([*OWN, "b/thumbs/2.png"])
+
+
+def test_copies_that_editors_keep_are_left_out(root, caplog):
+    for name in ("0.png~", "0.png.bak", "0.png.orig", ".0.png.swp"):
+        (root / "a" / name).write_bytes((root / "a/0.png").read_bytes())
+    assert files(root) == OWN
+    assert "files that are no images: 3 (a/0.png.bak, a/0.png.orig, a/0.png~)" in caplog.text
+
+
+@pytest.mark.parametrize("table", ["train.csv", "Labels.xlsx", "data/stage_2_train_labels.csv"])
+def test_tables_of_other_names_are_named(tmp_path, table):
+    picture(tmp_path / "train/0.png")
+    (tmp_path / table).parent.mkdir(exist_ok=True)
+    (tmp_path / table).write_text("image_id,label\n0,1\n")
+    assert f"; if {table} has the labels, save it as {tmp_path}/labels.csv" in refused(lambda: files(tmp_path))
+
+
+def test_archives_of_windows_without_folders(tmp_path):
+    for name in ("a\\0.png", "b\\0.png"):
+        picture(tmp_path / name)
+    assert "; a\\0.png has back-slashes in the place of folders: unpack its archive again" in refused(
+        lambda: files(tmp_path)
+    )
+
+
+@pytest.mark.parametrize(
     ("name", "step"),
     [
+        ("c.png.crdownload", "download it again, it is not complete"),
+        ("c.part", "download it again, it is not complete"),
         ("c.bmp", "convert it to PNG or TIFF"),
         ("c.gif", "convert it to PNG or TIFF"),
         ("c.webp", "convert it to PNG or TIFF"),
