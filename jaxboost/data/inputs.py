@@ -88,7 +88,11 @@ def find(inputs: Sequence[str], ndim: int, *, skip_faulty: bool = False) -> list
             left_out[AGAIN].append(printable(path))
     if text := summary(left_out):
         _log.warning("--input: %s", text)
-    return list(first_of.values())
+    files = list(first_of.values())
+    if changed := [text for path in files if (text := printable(path)) != os.fspath(path)]:
+        are, they = ("name is", "it is") if len(changed) == 1 else ("names are", "they are")
+        _log.warning("--input: %d file %s not plain UTF-8: %s written as %s", len(changed), are, they, some(changed))
+    return files
 
 
 def read(

@@ -511,7 +511,10 @@ def test_names_that_are_not_utf8(root, tmp_path, caplog):
     np.testing.assert_array_equal(
         dataset.splits["all"].images[1, ..., 0], np.random.default_rng(1).integers(0, 256, (8, 8), dtype=np.uint8)
     )
+    caplog.clear()
     paths = inputs.find([str(root)], 2)
+    written = f"{root}/a/caf\\xe9.png, {root}/b\\xfc/0.png, {root}/b\\xfc/1.png"
+    assert caplog.messages == [f"--input: 3 file names are not plain UTF-8: they are written as {written}"]
     assert [walk.printable(path.relative_to(root)) for path in paths] == dataset.splits["all"].names.tolist()
     # A table that has the name as it is written here.
     (root / "labels.csv").write_text("file,label\na/0.png,a\na/caf\\xe9.png,a\nb\\xfc/0.png,b\n")
