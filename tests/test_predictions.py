@@ -55,12 +55,16 @@ def test_warnings_go_to_stderr_once_all_went_well(logger, capsys):
 
 
 def test_a_mistake_is_alone_on_stderr(logger, capsys):
-    cli.log_to_stdout()
-    with pytest.raises(UserError), cli.warnings_on_stderr():
+    @cli.warnings_on_stderr()
+    def mistake():
         logger.warning("one")
         logger.info("two")
         logger.error("three")
         raise UserError("four")
+
+    cli.log_to_stdout()
+    with pytest.raises(UserError):
+        mistake()
     assert capsys.readouterr() == ("two\none\nthree\n", "")
     logger.warning("five")
     assert capsys.readouterr() == ("five\n", "")

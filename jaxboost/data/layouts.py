@@ -14,6 +14,7 @@ from jaxboost.data.labels import Row
 from jaxboost.data.source import SPLITS
 from jaxboost.data.walk import AGAIN, UNREAD, Listing, problem, some, summary, walk
 from jaxboost.errors import UserError, nearest
+from jaxboost.io import irregular
 
 # Suffixes -> name, package and extra of what reads them.
 _OPTIONAL = (
@@ -35,7 +36,7 @@ def open_folder(root: str) -> pathlib.Path:
         step = advice(folder) or "give the folder that holds it"
         raise UserError(f"data.root: {folder} is a file, not a folder: {step}")
     if folder.exists():
-        raise UserError(f"data.root: {folder} {problem(folder).replace('file', 'folder')}")
+        raise UserError(f"data.root: {folder} is {irregular(folder)}, not a folder")
     if folder.is_symlink():
         raise UserError(f"data.root: {folder} {problem(folder)}")
     raise UserError(f"data.root: there is no folder {folder}: check the path")

@@ -9,7 +9,6 @@ import gzip
 import math
 import os
 import pathlib
-import stat
 import zlib
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from jaxboost.data.faults import FaultError, reason
 from jaxboost.data.nifti_geometry import Geometry, read_geometry
+from jaxboost.data.regular import open_regular
 
 if TYPE_CHECKING:
     import nibabel
@@ -57,9 +57,8 @@ def read(path: pathlib.Path, max_voxels: int) -> tuple[np.ndarray, Geometry]:
     Raises:
         FaultError: the file cannot be read, holds more than `max_voxels`, or is not one volume of real numbers.
     """
-    check_regular(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             compressed = file.read(len(_GZIP)) == _GZIP
             file.seek(0)
@@ -72,19 +71,16 @@ def read(path: pathlib.Path, max_voxels: int) -> tuple[np.ndarray, Geometry]:
             values = _read_values(stream, offset - stream.tell(), shape, dtype)
         return _scaled(values, float(header["scl_slope"]), float(header["scl_inter"])), geometry
     except (OSError, EOFError, zlib.error, ValueError, MemoryError) as error:
-        raise FaultError(f"cannot be read as a NIfTI file ({reason(error)})") from error
+        raise FaultError(f"cannot be read as a NIfTI file ({reason(error)}): {_step(error)}") from error
 
 
-def check_regular(path: pathlib.Path) -> None:
-    """Raises FaultError for a pipe, a device or a folder, whose reading may never end."""
-    try:
-        regular = stat.S_ISREG(path.stat().st_mode)
-    # ValueError: a zero byte in the name.
-    except (OSError, ValueError) as error:
-        text = getattr(error, "strerror", None) or reason(error)
-        raise FaultError(f"cannot be read ({text})") from error
-    if not regular:
-        raise FaultError("is not a regular file: give a file, no folder, pipe or device")
+def _step(error: Exception) -> str:
+    """What to do about an error of a stream."""
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    if "Not a gzipped file" in str(error):
+        return "something is appended behind its compressed data: unpack it with gzip, and pack it again"
+    return "it is cut off or damaged: copy it again"
 
 
 def check_shape(shape: tuple[int, ...]) -> None:
@@ -210,7 +206,7 @@ def _read_values(stream: BinaryIO, skipped: int, shape: tuple[int, ...], dtype: 
     while place < len(view):
         count = stream.readinto(view[place : place + _CHUNK_BYTES])
         if not count:
-            raise EOFError(f"it ends after {place:,} of {len(view):,} bytes of voxels: copy it again")
+            raise EOFError(f"it ends after {place:,} of {len(view):,} bytes of voxels")
         place += count
     # The end of a compressed file is reached here, and its checksum compared.
     rest = _read(stream, _PADDING_BYTES + 1)

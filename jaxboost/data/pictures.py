@@ -80,7 +80,6 @@ def _read_dicom(path: pathlib.Path, nan: float | None, max_pixels: int) -> np.nd
     # Only here: the package pydicom is optional.
     from jaxboost.data.dicom import read_dicom
 
-    open_regular(path).close()
     image = read_dicom(path, max_pixels=max_pixels, nan=nan)
     check_shows(image)
     return image
