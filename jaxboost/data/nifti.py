@@ -119,12 +119,19 @@ def _read_header(stream: BinaryIO) -> "nibabel.Nifti1Header":
             if int.from_bytes(start, order) == size:
                 rest = _read(stream, size - len(start))
                 if len(rest) < size - len(start):
-                    raise FaultError(f"cannot be read as a NIfTI file (it ends in its header of {size} bytes)")
+                    raise FaultError(
+                        f"cannot be read as a NIfTI file (it ends in its header of {size} bytes): copy it again"
+                    )
                 # Its own checks would print to the log, without the file's name, and repair what they can in silence.
                 header = cls(start + rest, endianness=endianness, check=False)
                 _check_magic(header)
                 return header
-    raise FaultError(f"cannot be read as a NIfTI file ({'it is empty' if not start else 'it begins otherwise'})")
+    why, step = "it begins with none of its headers", "save it again as NIfTI"
+    if not start:
+        why, step = "it is empty", "copy it again"
+    elif start.startswith(_GZIP):
+        why, step = "it is compressed twice", "unpack it once with gunzip"
+    raise FaultError(f"cannot be read as a NIfTI file ({why}): {step}")
 
 
 def _check_magic(header: "nibabel.Nifti1Header") -> None:

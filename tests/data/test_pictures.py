@@ -274,6 +274,18 @@ def test_damage_beside_the_pixels_of_a_png(tmp_path, depth):
         refused(write(tmp_path, whole[:-count]), "it ends early")
 
 
+def test_scans_of_a_jpeg(tmp_path):
+    """Each scan takes a pass over all pixels: 2,000 of them, with some bytes each, took 10 s at 5000 x 5000 pixels."""
+    memory = io.BytesIO()
+    Image.fromarray(values(8).astype(np.uint8)).save(memory, "JPEG", progressive=True)
+    content = memory.getvalue()
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    for count, end in ((0, b""), (400, b""), (0, scan * 600)):
+        path = write(tmp_path, content[:-2] + scan * count + content[-2:] + end)
+        np.testing.assert_array_equal(read_image(path), np.asarray(Image.open(path)))
+    refused(write(tmp_path, content[:-2] + scan * 600 + content[-2:]), "^has more than 500 scans")
+
+
 def test_only_regular_files_are_opened(tmp_path):
     for suffix in (".png", ".tif", ".jpg", ".npy", ".dcm"):
         os.mkfifo(pipe := tmp_path / f"pipe{suffix}")
