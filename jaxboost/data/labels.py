@@ -6,6 +6,7 @@ import difflib
 import functools
 import logging
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -175,6 +176,9 @@ def check_classes(classes: Sequence[str], where: str, *, multi_label: bool) -> t
         first, other = pairs[0]
         but = "case" if first.casefold() == other.casefold() else "their form"
         raise UserError(f"{where}: the classes {first!r} and {other!r} are the same but for {but}: write them alike")
+    joined = [name for name in names if {part.strip() for part in re.split("[,;]", name)} & set(names) - {name}]
+    if multi_label and joined:
+        raise UserError(f"{where}: the class {joined[0]!r} seems to be several: put {_BETWEEN_LABELS!r} between labels")
     if pair := spelling.two_words_for_truth(names):
         raise UserError(f"{where}: the classes {pair[0]!r} and {pair[1]!r} mean the same: write them alike")
     return tuple(names)
@@ -248,7 +252,7 @@ def _check_alike(by_patient: Mapping[str, Sequence[Row]], faults: Faults) -> Non
     """Adds a fault for each two patients of whom it is not certain that they are two, as 007 and 7, or p1 and P1."""
     # A file that is a patient of its own is no name that somebody gave.
     names = [patient for patient, (first, *_) in by_patient.items() if patient != first.file]
-    for name, other in spelling.alike(names):
+    for name, other in spelling.alike(names, fractions=False):
         row, first = by_patient[other][0], by_patient[name][0]
         faults.add(
             f"patient {other!r} is written nearly like {name!r}{first.place}: write them alike if they are one, and"

@@ -58,11 +58,15 @@ def is_missing(text: str) -> bool:
     return not text or text.lower() in _MISSING
 
 
-def alike(texts: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of different texts that are most likely one value: `001` and `1`, `tb` and `TB`, `a-b` and `a_b`."""
+def alike(texts: Iterable[str], *, fractions: bool = True) -> list[tuple[str, str]]:
+    """Pairs of different texts that are most likely one value: `001` and `1`, `tb` and `TB`, `a-b` and `a_b`.
+
+    Args:
+        fractions: `1.1` and `1.10` are such a pair. Among patients they are the first and the tenth of hospital 1.
+    """
     groups: dict[str, list[str]] = collections.defaultdict(list)
     for text in dict.fromkeys(texts):
-        groups[_key(text)].append(text)
+        groups[_key(text, fractions)].append(text)
     return [(first, other) for first, *others in groups.values() for other in others]
 
 
@@ -76,11 +80,12 @@ def two_words_for_truth(texts: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def _key(text: str) -> str:
+def _key(text: str, fractions: bool) -> str:
     text = unicodedata.normalize("NFKC", text).casefold()
     text = " ".join("".join(char for char in text if unicodedata.category(char) != "Cf").split())
     if _NUMBER.fullmatch(text):
         number = decimal.Decimal(text.replace(",", ".")).normalize()
-        return "0" if not number else f"{number:f}"
+        if fractions or number == number.to_integral_value():
+            return "0" if not number else f"{number:f}"
     # Between letters, but not where it may be a minus.
     return re.sub(r"(?<=[^\W\d])[-_ ]+(?=[^\W\d])", " ", text)

@@ -80,6 +80,24 @@ def test_numbers_of_patients_that_a_spreadsheet_cut_short(tmp_path, patient):
     assert read(tmp_path, "abab", ["1E10", "12E", "E+10", "1.2"]).splits["all"].groups.tolist()[0] == "1E10"
 
 
+def test_patients_with_a_number_behind_that_of_their_hospital(tmp_path):
+    patients = ["1.1", "1.10", "1.2", "2.1"]
+    assert read(tmp_path, "abab", patients).splits["all"].groups.tolist() == patients
+    assert "patient '1.00' is written nearly like '1'" in refused(tmp_path, "abab", ["1", "1.00", "1.2", "2.1"])
+    # Labels of such numbers are of one class.
+    with pytest.raises(UserError, match=r"'0\.5' and '0\.50' are the same but for their form"):
+        labels.check_classes(["0.5", "0.50"], "x", multi_label=False)
+
+
+@pytest.mark.parametrize("between", [",", ";", ", ", " ; "])
+def test_several_labels_with_something_else_between_them(between):
+    classes = ["effusion", f"effusion{between}mass", "nodule, solid"]
+    with pytest.raises(UserError, match=r"the class 'effusion.*mass' seems to be several: put '\|' between labels"):
+        labels.check_classes(classes, "x", multi_label=True)
+    assert labels.check_classes(classes, "x", multi_label=False) == tuple(classes)
+    assert labels.check_classes(["effusion", "nodule, solid"], "x", multi_label=True) == ("effusion", "nodule, solid")
+
+
 def test_a_table_that_is_too_large(tmp_path):
     with (tmp_path / "labels.csv").open("wb") as file:
         file.write(b"file,label\n0.png,1\n")
