@@ -25,7 +25,7 @@ _ADVICE = {
     **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "decompress it, and move the archive away"),
     **dict.fromkeys((".gz", ".bz2", ".xz", ".zst"), "decompress it, and move the compressed file away"),
 }
-# Of these, nobody expects an image. Others are looked into.
+# Files that hold no images. The first bytes of files with other endings are looked at.
 _NO_IMAGES = frozenset(
     (
         *(".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".pdf", ".db", ".ini", ".html", ".log", ".yaml", ".yml"),

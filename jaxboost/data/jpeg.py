@@ -17,7 +17,7 @@ from jaxboost.data.pixels import ORIENTATION, Picture, check_pixels, upright
 
 SIGNATURE = b"\xff\xd8\xff"
 _SOS, _EOI, _APP1, _LS = 0xDA, 0xD9, 0xE1, 0xF7
-# Start of frame, but for DHT, JPG and DAC, which have numbers among them.
+# Start of frame. DHT, JPG and DAC, whose numbers are among these, are none.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Markers without a length: TEM, RSTn and SOI.
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))

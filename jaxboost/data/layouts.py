@@ -105,7 +105,7 @@ def read_rows(
 
 
 def _has_table(folder: pathlib.Path) -> bool:
-    """Whether there is an entry labels.csv, whatever it is; raises UserError where its name is written otherwise."""
+    """Whether there is an entry labels.csv, whatever it is; raises UserError where its name is written differently."""
     try:
         present = sorted(path.name for path in folder.iterdir())
     except OSError as error:

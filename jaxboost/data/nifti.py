@@ -122,7 +122,7 @@ def _read_header(stream: BinaryIO) -> "nibabel.Nifti1Header":
                     raise FaultError(
                         f"cannot be read as a NIfTI file (it ends in its header of {size} bytes): copy it again"
                     )
-                # Its own checks would print to the log, without the file's name, and repair what they can in silence.
+                # Its own checks would log without the file's name, and correct some fields without a message.
                 header = cls(start + rest, endianness=endianness, check=False)
                 _check_magic(header)
                 return header
@@ -220,7 +220,7 @@ def _read_values(stream: BinaryIO, skipped: int, shape: tuple[int, ...], dtype: 
     if len(rest) > _PADDING_BYTES or any(rest):
         raise FaultError(
             f"holds more than the {math.prod(shape):,} voxels of {dtype.itemsize} bytes that its header announces: "
-            "dim, datatype or vox_offset is wrong, or something was appended: save it anew from its source"
+            "dim, datatype or vox_offset is wrong, or something was appended: save it again from its source"
         )
     values = content.view(dtype)
     if not dtype.isnative:

@@ -103,10 +103,10 @@ def _read_stored(path: pathlib.Path, nan: float | None, max_pixels: int) -> Pict
             raise FaultError("needs more memory than there is") from None
         # Damaged files make the decoders raise nearly anything.
         except Exception as error:
-            # The texts of other types are of no use: that of a KeyError is the key.
-            told = isinstance(error, OSError | SyntaxError | ValueError)
-            text = reason(error) if told else "it is damaged"
-            raise FaultError(f"cannot be read ({text}): copy it again, or save it anew") from error
+            # The messages of other types explain nothing: that of a KeyError is the key.
+            explained = isinstance(error, OSError | SyntaxError | ValueError)
+            text = reason(error) if explained else "it is damaged"
+            raise FaultError(f"cannot be read ({text}): copy it again, or save it again") from error
     if not start:
         raise FaultError("is empty: it has 0 bytes")
     if other := held(start):

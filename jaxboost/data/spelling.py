@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 # How programs write that there is no value, in lower case.
 _MISSING = frozenset(("nan", "<na>", "nat", "na", "n/a", "#n/a", "none", "null", "nil", "#null!", "#value!", "#ref!"))
-# Zero width space, word joiner, byte order mark, soft hyphen, marks of direction: nobody sees them.
+# Zero width space, word joiner, byte order mark, soft hyphen, marks of direction: they are invisible.
 _INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f\u202a-\u202e\u2066-\u2069\x00-\x08\x0e-\x1f\x7f]")
 _ENDS = rf"\s|{_INVISIBLE.pattern}"
 _JOINERS = "\u200c\u200d"
@@ -21,7 +21,7 @@ _TRUTH = (("true", "1", "yes"), ("false", "0", "no"), ("yes", "y"), ("no", "n"),
 
 
 def clean(text: str) -> str:
-    """The text in Unicode normal form C, without blanks around it and what cannot be seen; a run of blanks is one."""
+    """The text in normal form C, without invisible characters and blanks at its ends; inner blanks are single."""
     if not text.isascii():
         text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text)).strip().strip(_JOINERS)
     elif not text.isprintable():
@@ -30,7 +30,7 @@ def clean(text: str) -> str:
 
 
 def trim(text: str) -> str:
-    """The text without what cannot be seen at its ends; within it, the text of a file's name stays as it is."""
+    """The text without blanks and invisible characters at its ends; inside, a file's name stays as it is."""
     text = text.strip()
     return text if text.isascii() else re.sub(f"^(?:{_ENDS})+|(?:{_ENDS})+$", "", text)
 
