@@ -56,6 +56,25 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(clean(value), indent=indent)
 
 
+def read_json(path: pathlib.Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no regular file, too large, or no JSON.
+    """
+    if kind := irregular(path):
+        raise ValueError(f"it is {kind}, not a regular file")
+    with path.open("rb") as file:
+        text = file.read(MAX_JSON_BYTES + 1)
+    if len(text) > MAX_JSON_BYTES:
+        raise ValueError(f"it has more than {MAX_JSON_BYTES >> 20} MiB")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -76,22 +95,3 @@ def irregular(path: str | os.PathLike[str]) -> str:
     except (OSError, ValueError):
         return ""
     return "" if stat.S_ISREG(mode) else next((kind for is_kind, kind in _KINDS if is_kind(mode)), "something else")
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no regular file, too large, or no JSON.
-    """
-    if kind := irregular(path):
-        raise ValueError(f"it is {kind}, not a regular file")
-    with path.open("rb") as file:
-        text = file.read(MAX_JSON_BYTES + 1)
-    if len(text) > MAX_JSON_BYTES:
-        raise ValueError(f"it has more than {MAX_JSON_BYTES >> 20} MiB")
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
