@@ -149,7 +149,7 @@ def test_missing_labels(tmp_path, cell):
     assert (
         f"row 4, 2.png: label {cell.strip()!r} says that there is none: give one, or name it in data.classes" in message
     )
-    assert "1 fault to mend" in message
+    assert "1 problem to fix" in message
     assert f"row 4, 2.png: label {cell.strip()!r} says that there is none" in refused(
         tmp_path, ["a", "b|a", cell], multi_label=True
     )

@@ -109,7 +109,7 @@ def test_a_row_of_a_thumbnail_is_a_fault(root):
     (root / "labels.csv").write_text("\n".join([*table, "a/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg,a", "a/._1.png,a"]))
     message = refused(lambda: load("mine", source="folder", size=8, root=str(root)))
     assert message.count("is a file that a system made beside the images") == 2
-    assert "2 faults" in message
+    assert "2 problems" in message
 
 
 LINKED = [
@@ -125,7 +125,7 @@ def test_links_to_nothing_are_faults(root, target, step):
     (root / "a/c.png").symlink_to(target)
     for attempt in (lambda: files(root), lambda: found(root)):
         message = refused(attempt)
-        assert "1 fault to mend: a/c.png: is a link to " in message
+        assert "1 problem to fix: a/c.png: is a link to " in message
         assert step in message
     assert found(root, skip_faulty=True) == OWN
     assert step in refused(lambda: inputs.find([str(root / "a/c.png")], 2))
@@ -135,11 +135,11 @@ def test_links_to_nothing_are_faults(root, target, step):
 
 def test_links_to_folders_that_are_not_here(root):
     (root / "c").symlink_to("../.git/annex/objects/c")
-    assert "1 fault to mend: c: is a link to" in refused(lambda: files(root))
+    assert "1 problem to fix: c: is a link to" in refused(lambda: files(root))
     (root / "c").unlink()
     (root / "a/patient").symlink_to("/nowhere")
-    assert "1 fault to mend: a/patient: is a link to /nowhere" in refused(lambda: files(root))
-    assert "1 fault to mend: a/patient: is a link to /nowhere" in refused(lambda: found(root))
+    assert "1 problem to fix: a/patient: is a link to /nowhere" in refused(lambda: files(root))
+    assert "1 problem to fix: a/patient: is a link to /nowhere" in refused(lambda: found(root))
 
 
 def test_links_of_no_concern_are_counted(root, caplog):
@@ -225,7 +225,7 @@ def test_one_file_in_two_classes_is_a_fault(root):
 def test_texts_in_the_place_of_files_are_faults(root, name, content, step):
     (root / "a" / name).write_bytes(content)
     message = refused(lambda: load("mine", source="folder", size=8, root=str(root)))
-    assert f"1 fault to mend: a/{name}: is a " in message
+    assert f"1 problem to fix: a/{name}: is a " in message
     assert step in message
     preparation = inputs.Preparation(ndim=2, size=8, window=(), spacing=0.0, masked=False, image_size=8, resize=0)
     assert step in refused(lambda: inputs.read(inputs.find([str(root)], 2), preparation))
@@ -260,7 +260,7 @@ def test_folders_that_cannot_be_listed(root, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", deny)
-    expected = "1 fault to mend: a/p1: the folder cannot be listed (Permission denied): check its permissions"
+    expected = "1 problem to fix: a/p1: the folder cannot be listed (Permission denied): check its permissions"
     assert expected in refused(lambda: files(root))
     assert expected in refused(lambda: found(root))
     assert found(root, skip_faulty=True) == OWN
