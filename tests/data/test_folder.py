@@ -275,7 +275,9 @@ def test_every_fault_at_once(folder, monkeypatch):
     for fault in expected:
         assert fault in message
     # Row 12 to 14's patient is 'normal', '', 'normal|...': one more conflict, and nothing else.
-    assert message.startswith(f"{folder.path}: {len(expected) + 1} problems to fix (rows of labels.csv): row 7, 5.png: ")
+    assert message.startswith(
+        f"{folder.path}: {len(expected) + 1} problems to fix (rows of labels.csv): row 7, 5.png: "
+    )
 
 
 def test_a_dozen_is_listed_and_all_are_in_the_log(empty, caplog):
