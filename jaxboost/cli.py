@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import logging
+import logging.handlers
 import os
 import pathlib
 import re
@@ -195,6 +196,36 @@ def log_to_stdout() -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+@contextlib.contextmanager
+def warnings_on_stderr() -> Iterator[None]:
+    """Warnings of the block go to stderr once it has ended well, for they concern a result that others may use.
+
+    Where it raises, they go to stdout like all other lines: stderr has the one line of the mistake then.
+    """
+    logger = logging.getLogger("jaxboost")
+    lines = list(logger.handlers)
+    held = logging.handlers.MemoryHandler(sys.maxsize, flushLevel=sys.maxsize, flushOnClose=False)
+    held.setLevel(logging.WARNING)
+
+    def is_quiet(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.WARNING
+
+    for handler in lines:
+        handler.addFilter(is_quiet)
+    logger.addHandler(held)
+    targets = lines
+    try:
+        yield
+        targets = [logging.StreamHandler(sys.stderr)]
+    finally:
+        logger.removeHandler(held)
+        for handler in lines:
+            handler.removeFilter(is_quiet)
+        for record in held.buffer:
+            for handler in targets:
+                handler.handle(record)
 
 
 def fail(message: object) -> None:

@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import re
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -144,8 +145,8 @@ def read_json(path: pathlib.Path) -> Any:
         OSError: the file cannot be read.
         ValueError: it is no regular file, too large, or no JSON.
     """
-    if not path.is_file() and path.exists():
-        raise ValueError("it is not a regular file")
+    if kind := irregular(path):
+        raise ValueError(f"it is {kind}, not a regular file")
     with path.open("rb") as file:
         text = file.read(MAX_JSON_BYTES + 1)
     if len(text) > MAX_JSON_BYTES:
@@ -154,3 +155,25 @@ def read_json(path: pathlib.Path) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def irregular(path: str | os.PathLike[str]) -> str:
+    """What `path` is, or leads to, where that is no regular file, such as "a named pipe", which would be waited for.
+
+    "" for a regular file, and where there is nothing that can be looked at: opening it tells why.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    # ValueError: a zero byte in the name.
+    except (OSError, ValueError):
+        return ""
+    return "" if stat.S_ISREG(mode) else next((kind for is_kind, kind in _KINDS if is_kind(mode)), "something else")

@@ -99,15 +99,16 @@ if __name__ == "__main__":
     def main() -> None:
         if not run_flag.value:
             raise UserError("--run is missing: give the folder of a finished run, or of an export")
-        predict_or_export(
-            pathlib.Path(run_flag.value).expanduser(),
-            files=input_flag.value,
-            out=pathlib.Path(out_flag.value).expanduser(),
-            target=pathlib.Path(export_flag.value).expanduser() if export_flag.value else None,
-            masks=masks_flag.value,
-            skip_faulty=skip_flag.value,
-            batch_size=batch_flag.value,
-            places=set_flag.value,
-        )
+        with cli.warnings_on_stderr():
+            predict_or_export(
+                pathlib.Path(run_flag.value).expanduser(),
+                files=input_flag.value,
+                out=pathlib.Path(out_flag.value).expanduser(),
+                target=pathlib.Path(export_flag.value).expanduser() if export_flag.value else None,
+                masks=masks_flag.value,
+                skip_faulty=skip_flag.value,
+                batch_size=batch_flag.value,
+                places=set_flag.value,
+            )
 
     cli.run(main)

@@ -119,14 +119,14 @@ def test_faults_are_told_together_or_left_out(colours, tmp_path, caplog):
     volume = tmp_path / "scan.nii"
     volume.touch()
     given, out = [str(tmp_path / "in"), str(volume)], tmp_path / "table.csv"
-    with pytest.raises(UserError, match=r"3 faults to mend.*scan\.nii: is no file that .*broken\.png.*empty\.png"):
+    with pytest.raises(UserError, match=r"3 problems to fix.*scan\.nii: is no file that .*broken\.png.*empty\.png"):
         predict_or_export(run, files=given, out=out)
     assert not out.exists()
     predict_or_export(run, files=given, out=out, skip_faulty=True)
-    assert "left out: --input: 3 faults" in caplog.text
+    assert "left out: --input: 3 problems to fix" in caplog.text
     kept = sorted(tmp_path / "in" / file.name for file in files[:2])
     assert [row["file"] for row in finished_runs.read_table(out)] == list(map(str, kept))
-    with pytest.raises(UserError, match="1 fault to mend"):
+    with pytest.raises(UserError, match="1 problem to fix"):
         predict_or_export(run, files=[str(volume)], out=out, skip_faulty=True)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxboost import cli
+from jaxboost.errors import UserError
 from jaxboost.predictions import Labels, write
 
 
@@ -30,14 +31,49 @@ def test_names_that_are_not_utf8(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_the_log_takes_any_name(encoding, monkeypatch):
-    written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
+@pytest.fixture
+def logger(monkeypatch):
+    """The package's logger, as it is before a command sets it up."""
     logger = logging.getLogger("jaxboost")
     monkeypatch.setattr(logger, "handlers", [])
     monkeypatch.setattr(logger, "propagate", True)
     monkeypatch.setattr(logger, "level", logger.level)
+    return logger
+
+
+def test_warnings_go_to_stderr_once_all_went_well(logger, capsys):
+    cli.log_to_stdout()
+    with cli.warnings_on_stderr():
+        logger.info("one")
+        logger.warning("two")
+        logger.info("three")
+        logger.debug("four")
+        assert capsys.readouterr() == ("one\nthree\n", "")
+    assert capsys.readouterr() == ("", "two\n")
+    logger.warning("five")
+    assert capsys.readouterr() == ("five\n", "")
+
+
+def test_a_mistake_is_alone_on_stderr(logger, capsys):
+    @cli.warnings_on_stderr()
+    def mistake():
+        logger.warning("one")
+        logger.info("two")
+        logger.error("three")
+        raise UserError("four")
+
+    cli.log_to_stdout()
+    with pytest.raises(UserError):
+        mistake()
+    assert capsys.readouterr() == ("two\none\nthree\n", "")
+    logger.warning("five")
+    assert capsys.readouterr() == ("five\n", "")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_the_log_takes_any_name(encoding, logger, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
     monkeypatch.setattr(logging, "raiseExceptions", True)
     cli.log_to_stdout()
     logger.info("read %s", os.fsdecode("한 ".encode() + b"caf\xe9"))

@@ -3,7 +3,7 @@
 import fractions
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -19,6 +19,7 @@ MAX_PIXELS = 2**26
 MAX_VOXELS = 2**29
 # Values that are turned into levels at a time: their copies in float64 take 32 MiB.
 _BLOCK = 2**22
+_SLAB_VALUES = 2**18
 # Bytes of an .npy file's header; that of an array of numbers has some 100.
 _MAX_HEADER = 10_000
 
@@ -40,7 +41,7 @@ def read_npy(
     with open_regular(path) as file:
         try:
             if file.read(4) == b"PK\x03\x04":
-                raise FaultError("is an .npz archive: give one .npy file for each image")
+                raise FaultError("is an .npz archive: save each of its arrays as one .npy file")
             file.seek(0)
             shape, dtype = _npy_header(file)
             _check_type(dtype, shape)
@@ -58,7 +59,9 @@ def read_npy(
             raise
         # A header that makes no sense makes numpy raise nearly anything.
         except Exception as error:
-            raise FaultError(f"cannot be read as an .npy file ({reason(error)})") from error
+            raise FaultError(
+                f"cannot be read as an .npy file ({reason(error)}): write it again with numpy.save"
+            ) from error
     return check_numbers(array.astype(array.dtype.newbyteorder("="), copy=False), nan=nan)
 
 
@@ -90,19 +93,40 @@ def _check_type(dtype: np.dtype, shape: tuple[int, ...]) -> None:
 def check_numbers(values: np.ndarray, nan: float | None = None) -> np.ndarray:
     """`values` as they are, with `nan` in place of those that are not finite, where it is given.
 
+    In slabs, so that a volume takes no more memory. Where the type of `values` can hold `nan`, they are changed
+    themselves.
+
     Raises:
         FaultError: they are not real numbers, or not all finite and `nan` is None.
     """
     _check_type(values.dtype, values.shape)
-    if values.dtype.kind != "f" or (finite := np.isfinite(values)).all():
+    if values.dtype.kind != "f":
+        return values
+    across = int(np.argmax(np.abs(values.strides)))
+    parts = list(slabs(values.shape, across))
+    wrong = sum(values[part].size - np.count_nonzero(np.isfinite(values[part])) for part in parts)
+    if not wrong:
         return values
     if nan is None:
-        wrong = values.size - np.count_nonzero(finite)
         raise FaultError(
-            f"has {wrong} values that are NaN or infinite: correct them, or set data.nan to the number that they are"
-            " read as, such as data.nan=0"
+            f"has {wrong} values that are NaN or infinite, of {values.size}: set data.nan=0 (or another number) to"
+            " read them as that"
         )
-    return replaced(values, ~finite, nan)
+    if not values.flags.writeable:
+        values = values.copy()
+    # In float16 and float32, the number may be infinite again.
+    if abs(nan) > float(np.finfo(values.dtype).max):
+        values = values.astype(np.float64)
+    for part in parts:
+        values[part][~np.isfinite(values[part])] = nan
+    return values
+
+
+def slabs(shape: Sequence[int], axis: int) -> Iterator[tuple[slice, ...]]:
+    """Cuts an array of `shape` along an axis into parts of a quarter of a million values, or of one slice."""
+    step = max(1, _SLAB_VALUES * shape[axis] // math.prod(shape))
+    for start in range(0, shape[axis], step):
+        yield tuple(slice(start, start + step) if other == axis else slice(None) for other in range(len(shape)))
 
 
 def replaced(values: np.ndarray, where: np.ndarray, number: float) -> np.ndarray:

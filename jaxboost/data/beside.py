@@ -1,14 +1,16 @@
-"""Masks that lie among the images that they belong to, by the names that people give them."""
+"""Masks and small copies that lie among the images that they belong to, by the names that people give them."""
 
 import bisect
 import collections
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from jaxboost.data.endings import ALL
 
-_WORD = r"(?:masks?|segm?|segmentations?|labels?|rois?|gt|ground[ _-]?truth|annotations?|contours?|overlay)"
+_WORD = (
+    r"(?:masks?|segm?|segmentations?|labels?|rois?|gt|ground[ _-]?truth|annotations?|contours?|overlay|superpixels?)"
+)
 # x_mask, x.seg, x_mask_1, x-label (2); mask_x
 _AFTER = re.compile(rf"^(?P<stem>.+?)[ _.-]+{_WORD}(?:[ _.-]*\(?\d+\)?)?$")
 _BEFORE = re.compile(rf"^{_WORD}[ _.-]+(?P<stem>.+)$")
@@ -16,23 +18,41 @@ _BEFORE = re.compile(rf"^{_WORD}[ _.-]+(?P<stem>.+)$")
 _SURE = re.compile(r"[ _.-]+(?:masks?|seg|segmentations?)(?:[ _.-]*\(?\d+\)?)?$")
 # x_image beside x_mask
 _NEUTRAL = re.compile(r"^(?:image|img|volume|vol)s?[ _.-]+|[ _.-]+(?:image|img|volume|vol)s?$")
-_FOLDER = re.compile(rf"^{_WORD}$")
-_NO_CLASSES = frozenset(
-    ("image", "images", "img", "imgs", "mask", "masks", "label", "labels", "annotations", "segmentations")
+_FOLDER = re.compile(rf"^(?:{_WORD}|thumbs?|previews?)$")
+# Also in parts, as images_001 of ChestX-ray14.
+_NO_CLASS = re.compile(r"^(?P<word>images?|imgs?|masks?|labels?|annotations|segmentations)(?:[ _-]*\d+)?$")
+_SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
+# What else the names of folders of whole splits have, as stage_2_train_images.
+_SET_WORDS = frozenset(
+    ("set", "data", "dataset", "stage", "phase", "image", "images", "img", "imgs", "dicom", "dicoms", "png", "jpeg")
 )
+# Of files that are left out.
+REASON = "masks or small copies beside their images"
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "volumes", "scans", None)
 
 
-def is_no_class(name: str) -> bool:
-    """Whether a folder's name is one that people give to all images or all masks of a data set, and to no class."""
-    return name.lower() in _NO_CLASSES
+def no_classes(names: Collection[str]) -> list[str]:
+    """Of the names of folders, those that people give to all images or all masks of a data set, and to no class.
+
+    `mask` is a class where there is `no_mask` or `without mask` too.
+    """
+    found = {name: match["word"].rstrip("s") for name in names if (match := _NO_CLASS.match(name.lower()))}
+    opposite = r"(?:no|non|not|un|without)[ _-]*"
+    others = [name.lower() for name in names if name not in found]
+    return sorted(name for name, word in found.items() if not any(re.match(opposite + word, other) for other in others))
+
+
+def is_split(name: str) -> bool:
+    """Whether a folder's name is one that people give to all images of a split: `Train`, `stage_2_test_images`."""
+    words = re.findall(r"[^\W\d_]+", name.lower())
+    return bool(_SPLIT_WORDS.intersection(words)) and _SPLIT_WORDS.union(_SET_WORDS).issuperset(words)
 
 
 def masks_among(names: Sequence[str], depth: int = 0) -> dict[str, str]:
-    """The names that are masks of others -> the others.
+    """The names that are masks or small copies of others -> the others.
 
     A mask has the name of its image, in the same folder, and a word such as `mask` after or before it; or the image's
-    name in a folder `masks`, beside the image or beside its folder `images`.
+    name in a folder such as `masks` or `thumbs`, beside the image or beside its folder `images`.
 
     Args:
         names: of image files, with "/" between their folders.

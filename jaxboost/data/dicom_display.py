@@ -61,6 +61,8 @@ def _is_inverted(photometric: str, header: pydicom.Dataset) -> bool:
     """Whether the least value is white. PresentationLUTShape says the same again; it inverts nothing by itself."""
     inverted = photometric == "MONOCHROME1"
     shape = word(header, "PresentationLUTShape")
+    if shape == "LIN OD":
+        raise FaultError("has PresentationLUTShape LIN OD, values for printing on film: export it for display")
     if shape and shape != ("INVERSE" if inverted else "IDENTITY"):
         text = f"has PhotometricInterpretation {photometric} and PresentationLUTShape {shape}, of which one is wrong"
         command = fix("del d.PresentationLUTShape")

@@ -28,7 +28,9 @@ from pydicom.uid import (
 )
 from pydicom.values import converters
 
+from jaxboost.data.contents import HEAD, held
 from jaxboost.data.faults import FaultError, reason
+from jaxboost.data.regular import open_regular
 
 _PIXELS = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
 _UNDEFINED = 0xFFFFFFFF
@@ -91,10 +93,7 @@ def open_dicom(path: pathlib.Path) -> Iterator[DicomFile]:
     """
     path = pathlib.Path(path)
     try:
-        # A named pipe would block for ever when it is opened.
-        if path.exists() and not path.is_file():
-            raise FaultError("is not a regular file")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             yield _read_header(file)
     except FaultError:
         raise
@@ -110,7 +109,8 @@ def _read_header(file: BinaryIO) -> DicomFile:
     if not with_preamble:
         file.seek(0)
         if _encoding(_peek(file), groups=(0x0002, 0x0008)) is None:
-            raise FaultError("is not a DICOM file")
+            other = held(file.read(HEAD))
+            raise FaultError(f"is not a DICOM file{f': it {other}' if other else ''}")
     syntax = None
     deflated = b""
     if _peek(file)[:2] == b"\x02\x00":

@@ -3,6 +3,7 @@
 import pathlib
 
 from jaxboost.data import pictures, volumes
+from jaxboost.data.contents import HEAD, held
 from jaxboost.data.walk import problem
 
 # Spatial dimensions -> suffixes of their files.
@@ -18,25 +19,20 @@ _ADVICE = {
     **dict.fromkeys((".npz", ".mat", ".h5", ".hdf5", ".pt", ".pkl"), _AS_NPY),
     **dict.fromkeys((".svs", ".ndpi", ".mrxs", ".scn", ".vsi", ".czi", ".lif"), "cut it into tiles, as PNG or TIFF"),
     **dict.fromkeys((".avi", ".mp4", ".mov", ".wmv", ".mpg"), "write the wanted frames as PNG"),
+    **dict.fromkeys(
+        (".part", ".partial", ".crdownload", ".download", ".filepart"), "download it again, it is not complete"
+    ),
     **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "decompress it, and move the archive away"),
     **dict.fromkeys((".gz", ".bz2", ".xz", ".zst"), "decompress it, and move the compressed file away"),
 }
-# Of these, nobody expects an image. Others are looked into.
+# Files that hold no images. The first bytes of files with other endings are looked at.
 _NO_IMAGES = frozenset(
     (
         *(".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".pdf", ".db", ".ini", ".html", ".log", ".yaml", ".yml"),
         *(".py", ".sh", ".doc", ".docx", ".xls", ".xlsx", ".dvc", ".bval", ".bvec", ".rtf"),
+        # What editors keep beside a file, and what they have not written to its end.
+        *(".bak", ".orig", ".old", ".tmp", ".swp"),
     )
-)
-# Place of the bytes, the bytes, what the file is, and the ending that it should have.
-_CONTENTS = (
-    (128, b"DICM", "DICOM", ".dcm"),
-    (0, b"\x89PNG\r\n\x1a\n", "PNG", ".png"),
-    (0, b"\xff\xd8\xff", "JPEG", ".jpg"),
-    (0, b"II*\0", "TIFF", ".tif"),
-    (0, b"MM\0*", "TIFF", ".tif"),
-    (0, b"\x93NUMPY", "NumPy", ".npy"),
-    (344, b"n+1\0", "NIfTI", ".nii"),
 )
 
 
@@ -74,14 +70,11 @@ def advice(path: pathlib.Path) -> str:
         return ""
     if suffix in _ADVICE:
         return _ADVICE[suffix]
-    if suffix in _NO_IMAGES or problem(path):
+    if suffix in _NO_IMAGES or suffix.endswith("~") or problem(path):
         return ""
     try:
         with path.open("rb") as file:
-            head = file.read(512)
+            found = held(file.read(HEAD))
     except OSError:
         return ""
-    for place, mark, kind, ending in _CONTENTS:
-        if head[place:].startswith(mark):
-            return f"it holds a {kind} file: give its name the ending {ending}"
-    return ""
+    return f"it {found}" if found else ""

@@ -40,9 +40,9 @@ class Faults:
             for text in texts:
                 _log.error("%s", text)
             more = f"; and {len(texts) - _LISTED} more, all listed in the lines before"
-        count = "1 fault" if len(texts) == 1 else f"{len(texts)} faults"
+        count = "1 problem" if len(texts) == 1 else f"{len(texts)} problems"
         rows = " (rows of labels.csv)" if any(row for row, _ in self._found) else ""
-        raise UserError(f"{self._folder}: {count} to mend{rows}: {'; '.join(texts[:_LISTED])}{more}")
+        raise UserError(f"{self._folder}: {count} to fix{rows}: {'; '.join(texts[:_LISTED])}{more}")
 
 
 def reason(error: Exception) -> str:

@@ -56,8 +56,8 @@ def find(inputs: Sequence[str], ndim: int, *, skip_faulty: bool = False) -> list
 
     Args:
         inputs: files, whatever their endings, and folders, of which only files with an ending for `ndim` dimensions
-            count, and none of those that `walk` leaves out, nor masks beside their images. An entry may name several
-            with commas between them.
+            count, and none of those that `walk` leaves out, nor masks or small copies beside their images. An entry may
+            name several with commas between them.
         ndim: 2 or 3.
         skip_faulty: what cannot be read in a folder is left out, with a warning.
 
@@ -88,7 +88,11 @@ def find(inputs: Sequence[str], ndim: int, *, skip_faulty: bool = False) -> list
             left_out[AGAIN].append(printable(path))
     if text := summary(left_out):
         _log.warning("--input: %s", text)
-    return list(first_of.values())
+    files = list(first_of.values())
+    if changed := [text for path in files if (text := printable(path)) != os.fspath(path)]:
+        are, they = ("name is", "it is") if len(changed) == 1 else ("names are", "they are")
+        _log.warning("--input: %d file %s not plain UTF-8: %s written as %s", len(changed), are, they, some(changed))
+    return files
 
 
 def read(
@@ -163,7 +167,7 @@ def _files(
         raise UserError(f"--input {folder}: the folder holds no file that the model takes ({_endings(ndim)}){others}")
     for reason, names in listing.left_out.items():
         left_out[reason] += [f"{printable(folder)}/{name}" for name in names]
-    left_out["masks beside their images"] += [printable(folder / name) for name in found if name in masks]
+    left_out[beside.REASON] += [printable(folder / name) for name in found if name in masks]
     for name, path in listing.files.items():
         if suffix_of(name) not in SUFFIXES[ndim]:
             step = advice(path)

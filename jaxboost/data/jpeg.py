@@ -4,6 +4,7 @@ Source: ITU-T T.81 (the segments before the image), ITU-T T.872 and Adobe's Tech
 """
 
 import os
+import re
 import struct
 from typing import BinaryIO
 
@@ -15,11 +16,15 @@ from jaxboost.data.faults import FaultError
 from jaxboost.data.pixels import ORIENTATION, Picture, check_pixels, upright
 
 SIGNATURE = b"\xff\xd8\xff"
-_SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
-# Start of frame, but for DHT, JPG and DAC, which have numbers among them.
+_SOS, _EOI, _APP1, _LS = 0xDA, 0xD9, 0xE1, 0xF7
+# Start of frame. DHT, JPG and DAC, whose numbers are among these, are none.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Markers without a length: TEM, RSTn and SOI.
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))
+# Any other, in front of a segment; FF 00 stands for a value of the data.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+# Programs write a dozen.
+_MOST_SCANS = 500
 _LONGEST_GAP = 2**16
 _EXIF = b"Exif\0\0"
 # Bytes beside the pixels: profiles, previews and the like.
@@ -37,6 +42,7 @@ def read_jpeg(file: BinaryIO, max_pixels: int) -> Picture:
     """
     bits, width, height, channels, exif = find_frame(file)
     check_pixels(width, height, max_pixels)
+    _check_scans(file)
     file.seek(0)
     if bits == 8:
         picture = JpegImageFile(file)
@@ -83,6 +89,8 @@ def find_frame(file: BinaryIO) -> tuple[int, int, int, int, bytes]:
             continue
         if marker in (_SOS, _EOI):
             break
+        if marker == _LS:
+            raise FaultError("is a JPEG-LS file: convert it to PNG, which has all of its bits too")
         length = file.read(2)
         content = file.read(max(int.from_bytes(length, "big") - 2, 0))
         if marker in _FRAMES and len(content) >= 6:
@@ -91,6 +99,16 @@ def find_frame(file: BinaryIO) -> tuple[int, int, int, int, bytes]:
         if marker == _APP1 and content.startswith(_EXIF):
             exif = content
     raise FaultError("is a damaged JPEG file: it does not say how large it is")
+
+
+def _check_scans(file: BinaryIO) -> None:
+    """Raises FaultError where the frame that begins before has many scans: a few bytes each, they take all pixels."""
+    content, place, scans = file.read(), 0, 0
+    while (found := _MARKER.search(content, place)) and found[0][1] != _EOI:
+        scans += found[0][1] == _SOS
+        if scans > _MOST_SCANS:
+            raise FaultError(f"has more than {_MOST_SCANS} scans, as no program writes them: save it again")
+        place = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
 
 
 def _orientation(exif: bytes) -> object:

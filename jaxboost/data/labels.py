@@ -6,6 +6,7 @@ import difflib
 import functools
 import logging
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -25,6 +26,22 @@ _COLUMNS = {
     "split": ("split",),
 }
 _NEEDED = ("file", "label")
+# What others call these columns, without case, blanks and underscores: for messages.
+_ALSO = {
+    "file": (
+        "image",
+        "imageid",
+        "imageindex",
+        "imagename",
+        "imagepath",
+        "filename",
+        "filepath",
+        "id",
+        "idcode",
+        "name",
+    ),
+    "label": ("labels", "class", "target", "diagnosis", "dx", "finding", "findings", "findinglabels", "category"),
+}
 # How the cell of each field is read.
 _READ = {"file": spelling.trim, "label": spelling.clean, "patient": spelling.clean, "split": spelling.clean}
 _LONGEST = 4096  # characters of such a cell
@@ -118,7 +135,9 @@ def _places(names: list[str], path: pathlib.Path) -> dict[str, int]:
             raise UserError(f"{path}: column {' or '.join(map(repr, columns))} is there twice: {', '.join(names)}")
         if not found and field in _NEEDED:
             wanted = " or ".join(map(repr, columns))
-            raise UserError(f"{path}: column {wanted} is missing; found: {', '.join(names)}")
+            meant = [name for name in names if name.replace(" ", "").replace("_", "") in _ALSO[field]]
+            step = f": if {meant[0]!r} is it, rename that column to {columns[0]!r}" if meant else ""
+            raise UserError(f"{path}: column {wanted} is missing; found: {', '.join(names)}{step}")
         if found:
             places[field] = found[0]
     return places
@@ -157,6 +176,9 @@ def check_classes(classes: Sequence[str], where: str, *, multi_label: bool) -> t
         first, other = pairs[0]
         but = "case" if first.casefold() == other.casefold() else "their form"
         raise UserError(f"{where}: the classes {first!r} and {other!r} are the same but for {but}: write them alike")
+    joined = [name for name in names if {part.strip() for part in re.split("[,;]", name)} & set(names) - {name}]
+    if multi_label and joined:
+        raise UserError(f"{where}: the class {joined[0]!r} seems to be several: put {_BETWEEN_LABELS!r} between labels")
     if pair := spelling.two_words_for_truth(names):
         raise UserError(f"{where}: the classes {pair[0]!r} and {pair[1]!r} mean the same: write them alike")
     return tuple(names)
@@ -196,6 +218,9 @@ def check_patients(rows: Sequence[Row], faults: Faults, *, multi_label: bool, al
     for row in rows:
         if row.number and row.patient and is_missing(row.patient):
             faults.add(f"patient_id is {row.patient!r}, which says nothing: give one", row=row.number, file=row.file)
+        elif row.number and row.patient and spelling.is_shortened(row.patient):
+            text = f"patient_id is {row.patient!r}, a number that a spreadsheet has cut short, so that several patients"
+            faults.add(f"{text} may have it: save the column as text", row=row.number, file=row.file)
         elif row.patient:
             by_patient[row.patient].append(row)
         elif row.patient is not None:
@@ -227,7 +252,7 @@ def _check_alike(by_patient: Mapping[str, Sequence[Row]], faults: Faults) -> Non
     """Adds a fault for each two patients of whom it is not certain that they are two, as 007 and 7, or p1 and P1."""
     # A file that is a patient of its own is no name that somebody gave.
     names = [patient for patient, (first, *_) in by_patient.items() if patient != first.file]
-    for name, other in spelling.alike(names):
+    for name, other in spelling.alike(names, fractions=False):
         row, first = by_patient[other][0], by_patient[name][0]
         faults.add(
             f"patient {other!r} is written nearly like {name!r}{first.place}: write them alike if they are one, and"

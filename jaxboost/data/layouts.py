@@ -15,9 +15,8 @@ from jaxboost.data.labels import Row
 from jaxboost.data.source import SPLITS
 from jaxboost.data.walk import AGAIN, UNREAD, Listing, problem, some, summary, walk
 from jaxboost.errors import UserError, nearest
+from jaxboost.io import irregular
 
-# Names of folders that others give to splits.
-_LIKE_SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
 # Suffixes -> name, package and extra of what reads them.
 _OPTIONAL = (
     (pictures.DICOM_SUFFIXES, "DICOM", "pydicom", "dicom"),
@@ -38,7 +37,7 @@ def open_folder(root: str) -> pathlib.Path:
         step = advice(folder) or "give the folder that holds it"
         raise UserError(f"data.root: {folder} is a file, not a folder: {step}")
     if folder.exists():
-        raise UserError(f"data.root: {folder} {problem(folder).replace('file', 'folder')}")
+        raise UserError(f"data.root: {folder} is {irregular(folder)}, not a folder")
     if folder.is_symlink():
         raise UserError(f"data.root: {folder} {problem(folder)}")
     raise UserError(f"data.root: there is no folder {folder}: check the path")
@@ -79,7 +78,7 @@ def read_rows(
             faults.add(f"the folder {name}/ is beside {', '.join(SPLITS)}: {nearest(name, SPLITS)}")
         found = _Classes(listing, SPLITS)
     else:
-        _check_no_splits(folder, top)
+        _check_no_splits(folder, top, _hint(folder, listing))
         found = _Classes(listing, ())
     if len(found.names) < 2:
         for name, text in listing.unreadable.items():
@@ -87,12 +86,13 @@ def read_rows(
         raise UserError(
             f"{folder}: found neither {labels.FILE} nor two class folders or more: write {labels.FILE}, a table with "
             "the columns file, label and, where known, patient_id and split; or put the files of each class into a "
-            f"folder of its name, below train/, val/ and test/ where there are splits{_archives(listing)}"
+            f"folder of its name, below train/, val/ and test/ where there are splits{_hint(folder, listing)}"
         )
-    if wrong := sorted(name for name in found.names if beside.is_no_class(name)):
+    if wrong := beside.no_classes(found.names):
         raise UserError(
             f"{folder}: {', '.join(f'{name}/' for name in wrong)} would be taken for a class: write {labels.FILE} for"
             " images without class folders; give a folder of masks as data.masks, or move it away"
+            f"{_hint(folder, listing)}"
         )
     rows = found.rows(faults)
     if not quiet and (text := summary(found.left_out)):
@@ -101,12 +101,12 @@ def read_rows(
         # What could not be read may be all of a class.
         faults.raise_any()
     if not rows:
-        raise UserError(f"{folder}: its class folders hold no images ({', '.join(ALL)}){_archives(listing)}")
+        raise UserError(f"{folder}: its class folders hold no images ({', '.join(ALL)}){_hint(folder, listing)}")
     return _with_patients(rows)
 
 
 def _has_table(folder: pathlib.Path) -> bool:
-    """Whether there is an entry labels.csv, whatever it is; raises UserError where its name is written otherwise."""
+    """Whether there is an entry labels.csv, whatever it is; raises UserError where its name is written differently."""
     try:
         present = sorted(path.name for path in folder.iterdir())
     except OSError as error:
@@ -118,8 +118,14 @@ def _has_table(folder: pathlib.Path) -> bool:
     return False
 
 
-def _archives(listing: Listing) -> str:
-    """For the end of a message: what to do with files that may hold the images."""
+def _hint(folder: pathlib.Path, listing: Listing) -> str:
+    """For the end of a message: what may hold the labels or the images, and what to do with it."""
+    shallow = [name for name in listing.files if name.count("/") < 2]
+    tables = [name for name in shallow if name.lower().endswith((".csv", ".tsv", ".xlsx"))]
+    if tables:
+        return f"; if {some(tables)} has the labels, save it as {folder / labels.FILE} with these columns"
+    if flat := [name for name, path in listing.files.items() if "\\" in path.name]:
+        return f"; {flat[0]} has back-slashes in the place of folders: unpack its archive again, with 7z or bsdtar"
     found = {name: step for name, path in listing.files.items() if not is_image(name) and (step := advice(path))}
     return f"; of {some(list(found))}: {next(iter(found.values()))}" if found else ""
 
@@ -150,7 +156,7 @@ class _Classes:
         self.left_out["files outside of the class folders"] += outside
         images = [name for name in inside if is_image(name)]
         masks = beside.masks_among(images, self._depth)
-        self.left_out["masks beside their images"] += masks
+        self.left_out[beside.REASON] += masks
         images = [name for name in images if name not in masks]
         # Links to one image of the same patient, class and split are one sample; of others the pixels tell.
         again = {
@@ -209,12 +215,13 @@ class _Classes:
             faults.add(f"{some(members)}: {'is' if len(members) == 1 else 'are'} not read: {step}")
 
 
-def _check_no_splits(folder: pathlib.Path, names: Iterable[str]) -> None:
+def _check_no_splits(folder: pathlib.Path, names: Iterable[str], hint: str) -> None:
     """Raises UserError where folders that would be taken for classes are named as others name splits."""
-    if alike := [f"{name}/" for name in sorted(names) if name.casefold() in _LIKE_SPLITS]:
+    if alike := [f"{name}/" for name in sorted(names) if beside.is_split(name)]:
         raise UserError(
             f"{folder}: {', '.join(alike)} look like splits and would be taken for classes: name them"
-            f" {', '.join(f'{name}/' for name in SPLITS)}; or join them, for splits to be made"
+            f" {', '.join(f'{name}/' for name in SPLITS)} and put a folder of each class into each; or join them, for"
+            f" splits to be made; or write {labels.FILE}{hint}"
         )
 
 
@@ -229,7 +236,15 @@ def _with_patients(rows: Sequence[Row]) -> list[Row]:
     def key(name: str) -> str:
         return unicodedata.normalize("NFC", name).strip().casefold()
 
-    inner = [pathlib.PurePath(row.file).parts[1 + (row.split is not None) : -1] for row in rows]
+    # Below the class, without folders that hold all images of it, such as CLASS/images/.
+    inner = [
+        tuple(
+            name
+            for name in pathlib.PurePath(row.file).parts[1 + (row.split is not None) : -1]
+            if name.lower() not in _OF_ALL_IMAGES
+        )
+        for row in rows
+    ]
     if not any(inner):
         return list(rows)
     # A name's key -> its classes with how each writes it first.
@@ -294,7 +309,7 @@ def _of_table(
         if row.file in wrong:
             faults.add(wrong[row.file], row=row.number, file=row.file)
         elif row.file in pairs:
-            text = f"seems to be the mask of {pairs[row.file]}: leave its row out, or give it another name"
+            text = f"seems to be a mask or small copy of {pairs[row.file]}: leave its row out, or give it another name"
             faults.add(text, row=row.number, file=row.file)
         else:
             continue

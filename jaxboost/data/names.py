@@ -119,19 +119,19 @@ class Shelf:
     def settle(self) -> dict[str, str]:
         """What is wrong with names that were found by the end of their path alone: name -> fault; warns of guesses.
 
-        Where different beginnings were cut off, nobody knows which of them is this folder.
+        Where different beginnings were cut off, it is not known which of them is this folder.
         """
         wrong = {}
         if len(self._cut) > 1:
             starts = some([repr(start) for start in sorted(self._cut)])
-            text = f"it is not clear which of {starts} is {self._folder}: write paths below it"
+            text = f"it is not clear which of {starts} is {self._folder}: write the paths as they are below that folder"
             wrong = {name: text for names in self._cut.values() for name in names}
         for start, names in self._cut.items():
             if not wrong:
                 _log.warning("%d files of the table are named below %r: taken as below this folder", len(names), start)
         if self._guessed:
             _log.warning(
-                "%d files are written otherwise in the table (letter case, blanks, back-slashes or Unicode form): %s",
+                "%d files are written differently in the table (letter case, blanks, back-slashes or Unicode form): %s",
                 len(self._guessed),
                 some(self._guessed),
             )

@@ -9,7 +9,6 @@ import gzip
 import math
 import os
 import pathlib
-import stat
 import zlib
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from jaxboost.data.faults import FaultError, reason
 from jaxboost.data.nifti_geometry import Geometry, read_geometry
+from jaxboost.data.regular import open_regular
 
 if TYPE_CHECKING:
     import nibabel
@@ -57,9 +57,8 @@ def read(path: pathlib.Path, max_voxels: int) -> tuple[np.ndarray, Geometry]:
     Raises:
         FaultError: the file cannot be read, holds more than `max_voxels`, or is not one volume of real numbers.
     """
-    check_regular(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             compressed = file.read(len(_GZIP)) == _GZIP
             file.seek(0)
@@ -72,19 +71,16 @@ def read(path: pathlib.Path, max_voxels: int) -> tuple[np.ndarray, Geometry]:
             values = _read_values(stream, offset - stream.tell(), shape, dtype)
         return _scaled(values, float(header["scl_slope"]), float(header["scl_inter"])), geometry
     except (OSError, EOFError, zlib.error, ValueError, MemoryError) as error:
-        raise FaultError(f"cannot be read as a NIfTI file ({reason(error)})") from error
+        raise FaultError(f"cannot be read as a NIfTI file ({reason(error)}): {_step(error)}") from error
 
 
-def check_regular(path: pathlib.Path) -> None:
-    """Raises FaultError for a pipe, a device or a folder, whose reading may never end."""
-    try:
-        regular = stat.S_ISREG(path.stat().st_mode)
-    # ValueError: a zero byte in the name.
-    except (OSError, ValueError) as error:
-        text = getattr(error, "strerror", None) or reason(error)
-        raise FaultError(f"cannot be read ({text})") from error
-    if not regular:
-        raise FaultError("is not a regular file: give a file, no folder, pipe or device")
+def _step(error: Exception) -> str:
+    """What to do about an error of a stream."""
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    if "Not a gzipped file" in str(error):
+        return "something is appended behind its compressed data: unpack it with gzip, and pack it again"
+    return "it is cut off or damaged: copy it again"
 
 
 def check_shape(shape: tuple[int, ...]) -> None:
@@ -123,12 +119,19 @@ def _read_header(stream: BinaryIO) -> "nibabel.Nifti1Header":
             if int.from_bytes(start, order) == size:
                 rest = _read(stream, size - len(start))
                 if len(rest) < size - len(start):
-                    raise FaultError(f"cannot be read as a NIfTI file (it ends in its header of {size} bytes)")
-                # Its own checks would print to the log, without the file's name, and repair what they can in silence.
+                    raise FaultError(
+                        f"cannot be read as a NIfTI file (it ends in its header of {size} bytes): copy it again"
+                    )
+                # Its own checks would log without the file's name, and correct some fields without a message.
                 header = cls(start + rest, endianness=endianness, check=False)
                 _check_magic(header)
                 return header
-    raise FaultError(f"cannot be read as a NIfTI file ({'it is empty' if not start else 'it begins otherwise'})")
+    why, step = "it begins with none of its headers", "save it again as NIfTI"
+    if not start:
+        why, step = "it is empty", "copy it again"
+    elif start.startswith(_GZIP):
+        why, step = "it is compressed twice", "unpack it once with gunzip"
+    raise FaultError(f"cannot be read as a NIfTI file ({why}): {step}")
 
 
 def _check_magic(header: "nibabel.Nifti1Header") -> None:
@@ -210,14 +213,14 @@ def _read_values(stream: BinaryIO, skipped: int, shape: tuple[int, ...], dtype: 
     while place < len(view):
         count = stream.readinto(view[place : place + _CHUNK_BYTES])
         if not count:
-            raise EOFError(f"it ends after {place:,} of {len(view):,} bytes of voxels: copy it again")
+            raise EOFError(f"it ends after {place:,} of {len(view):,} bytes of voxels")
         place += count
     # The end of a compressed file is reached here, and its checksum compared.
     rest = _read(stream, _PADDING_BYTES + 1)
     if len(rest) > _PADDING_BYTES or any(rest):
         raise FaultError(
             f"holds more than the {math.prod(shape):,} voxels of {dtype.itemsize} bytes that its header announces: "
-            "dim, datatype or vox_offset is wrong, or something was appended: save it anew from its source"
+            "dim, datatype or vox_offset is wrong, or something was appended: save it again from its source"
         )
     values = content.view(dtype)
     if not dtype.isnative:

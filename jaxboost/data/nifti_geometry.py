@@ -2,7 +2,7 @@
 
 The header says it up to three times: in `pixdim` (sizes alone), in the qform (a rotation, with the sizes of `pixdim`)
 and in the sform (a matrix). The sform is used where its code is above 0, else the qform. What contradicts another part
-of the header is refused: nobody but the user can know which one is right. Fields and rules are those of nifti1.h
+of the header is refused: only the user can know which one is right. Fields and rules are those of nifti1.h
 (https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h).
 """
 
@@ -64,7 +64,9 @@ def read_geometry(header: "nibabel.Nifti1Header", shape: Sequence[int]) -> Geome
 def _geometry(header: "nibabel.Nifti1Header", shape: Sequence[int]) -> Geometry:
     unit = int(header["xyzt_units"]) & _UNIT_BITS
     if unit not in _UNITS:
-        raise FaultError(f"has the unit {unit} in xyzt_units, which is none: image.header.set_xyzt_units('mm') sets it")
+        raise FaultError(
+            f"has the unit {unit} in xyzt_units, which NIfTI does not define: image.header.set_xyzt_units('mm') sets it"
+        )
     sform, qform = _affines(header)
     affine = qform if sform is None else sform
     sizes = _pixdim(header) if affine is None else _sizes(affine)

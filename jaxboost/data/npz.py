@@ -25,7 +25,7 @@ from numpy.lib.format import (
 from tqdm import tqdm
 
 from jaxboost.errors import UserError
-from jaxboost.io import replacing
+from jaxboost.io import irregular, replacing
 
 # A file or array of so many bytes is large. Below, reading it at every start is a matter of a second or two.
 LARGE_BYTES = 256 << 20
@@ -69,9 +69,8 @@ def open_npz(
         UserError: the file cannot be read, or an array is missing, broken or too large; the message names the array. Or
             there is no room for the copies.
     """
-    # Unlike pathlib's, these have an answer for a folder that may not be looked into. A pipe would be waited for.
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"{path}: cannot read the archive: it is not a regular file")
+    if kind := irregular(path):
+        raise UserError(f"{path}: cannot read the archive: it is {kind}, not a regular file")
     arrays: dict[str, np.ndarray] = {}
     with _reading(path, "the archive"), path.open("rb") as file:
         if file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX:

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxboost.data import jpeg, png, tiff
 from jaxboost.data.arrays import MAX_PIXELS, SUFFIX, check_numbers, check_shows, read_npy, to_bytes
+from jaxboost.data.contents import HEAD, held
 from jaxboost.data.faults import FaultError, reason
 from jaxboost.data.pixels import Picture, check_pixels
 from jaxboost.data.regular import open_regular
@@ -79,7 +80,6 @@ def _read_dicom(path: pathlib.Path, nan: float | None, max_pixels: int) -> np.nd
     # Only here: the package pydicom is optional.
     from jaxboost.data.dicom import read_dicom
 
-    open_regular(path).close()
     image = read_dicom(path, max_pixels=max_pixels, nan=nan)
     check_shows(image)
     return image
@@ -87,7 +87,7 @@ def _read_dicom(path: pathlib.Path, nan: float | None, max_pixels: int) -> np.nd
 
 def _read_stored(path: pathlib.Path, nan: float | None, max_pixels: int) -> Picture:
     with open_regular(path) as file:
-        start = file.read(8)
+        start = file.read(HEAD)
         file.seek(0)
         try:
             if start.startswith(png.SIGNATURE):
@@ -103,12 +103,14 @@ def _read_stored(path: pathlib.Path, nan: float | None, max_pixels: int) -> Pict
             raise FaultError("needs more memory than there is") from None
         # Damaged files make the decoders raise nearly anything.
         except Exception as error:
-            # The texts of other types are of no use: that of a KeyError is the key.
-            told = isinstance(error, OSError | SyntaxError | ValueError)
-            text = reason(error) if told else "it is damaged"
-            raise FaultError(f"cannot be read ({text}): copy it again, or save it anew") from error
+            # The messages of other types explain nothing: that of a KeyError is the key.
+            explained = isinstance(error, OSError | SyntaxError | ValueError)
+            text = reason(error) if explained else "it is damaged"
+            raise FaultError(f"cannot be read ({text}): copy it again, or save it again") from error
     if not start:
         raise FaultError("is empty: it has 0 bytes")
+    if other := held(start):
+        raise FaultError(other)
     raise FaultError("is neither a PNG nor a JPEG nor a TIFF file that can be read: convert it to PNG")
 
 

@@ -2,12 +2,14 @@
 
 Pillow reads what has up to 8 bits a channel, and grey of 16. It cuts the low bytes of 16-bit colour and of 16-bit grey
 with transparency off: libpng, from imagecodecs, reads these. Profiles, gamma, significant bits and transparency are not
-applied: the stored values of the colour channels are what counts.
+applied: the stored values of the colour channels are what counts. The chunks that hold these are left out before a
+decoder sees the file, so that damage in a comment or a large profile does not stop an image from being read.
 
 Source: W3C, Portable Network Graphics (PNG) Specification, third edition.
 """
 
 import dataclasses
+import io
 import itertools
 import os
 import struct
@@ -24,8 +26,15 @@ from jaxboost.data.pixels import ORIENTATION, Picture, check_pixels, upright
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _COLOUR, _PALETTE, _GREY_ALPHA, _COLOUR_ALPHA = 0, 2, 3, 4, 6
 _CHANNELS = {_GREY: 1, _COLOUR: 3, _PALETTE: 1, _GREY_ALPHA: 2, _COLOUR_ALPHA: 4}
+# The chunks that say what the pixels are: the image, several images in one file, and the orientation.
+_USED = frozenset((b"IHDR", b"PLTE", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT", b"eXIf"))
+_TEXTS = frozenset((b"tEXt", b"zTXt", b"iTXt"))
+# Texts that may hold an orientation: XMP, and EXIF as ImageMagick writes it.
+_TAGS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 # Bytes beside the pixels: profiles, text and the like.
 _BESIDE = 2**26
+# Names and contents, in the order of the file.
+Chunks = list[tuple[bytes, bytes]]
 # First row, first column and steps along rows and columns of the passes of an interlaced image.
 _ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 
@@ -46,12 +55,9 @@ def read_png(file: BinaryIO, max_pixels: int) -> Picture:
     raw_size = 2 * (height + 8) * (width * depth * _CHANNELS.get(colour, 4) // 8 + 8)
     if (size := os.fstat(file.fileno()).st_size) > raw_size + _BESIDE:
         raise FaultError(f"has {size} bytes, far more than {width} x {height} pixels need: save it again")
-    file.seek(0)
-    # The check sums of all chunks: while an image is read, Pillow skips those of its data.
-    PngImageFile(file).verify()
-    passes = _passes(file, header)
-    file.seek(0)
-    picture = PngImageFile(file)
+    chunks = _chunks(file)
+    passes = _passes(chunks, header)
+    picture = PngImageFile(io.BytesIO(_joined(chunks)))
     if picture.size != (width, height):
         raise FaultError("is a damaged PNG file: it has several headers")
     if picture.n_frames > 1:
@@ -93,7 +99,7 @@ class _Pass:
     rows: memoryview
 
 
-def _passes(file: BinaryIO, header: bytes) -> list[_Pass]:
+def _passes(chunks: Chunks, header: bytes) -> list[_Pass]:
     """The inflated data, no more than the pixels need: a few bytes can stand for any number of them.
 
     Raises:
@@ -107,7 +113,8 @@ def _passes(file: BinaryIO, header: bytes) -> list[_Pass]:
             # A row has a byte for its filter.
             sizes.append(rows * (1 + (columns * depth * _CHANNELS[colour] + 7) // 8))
             found.append((y, x, down, across, (rows, columns)))
-    data = memoryview(zlib.decompressobj().decompress(_image_data(file, len(header)), sum(sizes)))
+    packed = b"".join(content for name, content in chunks if name == b"IDAT")
+    data = memoryview(zlib.decompressobj().decompress(packed, sum(sizes)))
     if len(data) < sum(sizes):
         raise FaultError("is a damaged PNG file: parts of its pixels are missing")
     ends = list(itertools.accumulate(sizes))
@@ -124,19 +131,43 @@ def _sixteen_bits(passes: list[_Pass], header: bytes) -> np.ndarray:
     return np.ascontiguousarray(values[..., 0] if colour == _GREY_ALPHA else values[..., :3])
 
 
-def _image_data(file: BinaryIO, start: int) -> bytes:
-    """The compressed data; the chunks' check sums are right."""
-    file.seek(start)
-    parts = []
-    while True:
+def _chunks(file: BinaryIO) -> Chunks:
+    """The chunks that are used, up to the end of the image; what follows it is ignored, as all readers do.
+
+    Raises:
+        FaultError: the check sum of one is wrong, the file ends early, or it has a chunk that is needed and unknown.
+    """
+    left = os.fstat(file.fileno()).st_size - file.seek(len(SIGNATURE))
+    chunks = []
+    while left >= 8:
         length, name = struct.unpack(">I4s", file.read(8))
         if name == b"IEND":
-            return b"".join(parts)
-        if name == b"IDAT":
-            parts.append(file.read(length))
-            file.seek(4, os.SEEK_CUR)
-        else:
-            file.seek(length + 4, os.SEEK_CUR)
+            return [*chunks, (name, b"")]
+        left -= 12 + length
+        # Before it is read: memory would be taken for what is not there.
+        if left < 0:
+            break
+        content, expected = file.read(length), file.read(4)
+        # A capital letter says that the image cannot be read without the chunk.
+        critical = not name[0] & 0x20
+        if critical and name not in _USED:
+            raise FaultError(f"is a damaged PNG file: it has a chunk {name!r}, which is unknown")
+        if name not in _USED and not (name in _TEXTS and content.startswith(_TAGS)):
+            continue
+        if zlib.crc32(content, zlib.crc32(name)) != int.from_bytes(expected, "big"):
+            text = f"the check sum of its chunk {name.decode()} is wrong"
+            raise FaultError(f"is a damaged PNG file: {text}: copy it again")
+        chunks.append((name, content))
+    raise FaultError("is a damaged PNG file: it ends early: copy it again")
+
+
+def _joined(chunks: Chunks) -> bytes:
+    """A PNG file of these chunks."""
+    parts = [SIGNATURE]
+    for name, content in chunks:
+        parts += [struct.pack(">I", len(content)), name, content]
+        parts.append(struct.pack(">I", zlib.crc32(content, zlib.crc32(name))))
+    return b"".join(parts)
 
 
 def _decode(part: _Pass, colour: int) -> np.ndarray:
@@ -148,9 +179,5 @@ def _decode(part: _Pass, colour: int) -> np.ndarray:
     import imagecodecs
 
     header = struct.pack(">IIBBBBB", part.shape[1], part.shape[0], 16, colour, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(part.rows, 0)), (b"IEND", b""))
-    parts = [SIGNATURE]
-    for name, content in chunks:
-        parts += [struct.pack(">I", len(content)), name, content]
-        parts.append(struct.pack(">I", zlib.crc32(content, zlib.crc32(name))))
-    return imagecodecs.png_decode(b"".join(parts))
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(part.rows, 0)), (b"IEND", b"")]
+    return imagecodecs.png_decode(_joined(chunks))

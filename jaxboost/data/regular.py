@@ -1,18 +1,10 @@
 """Files of users, opened only where they are regular ones: a named pipe would wait for ever."""
 
 import pathlib
-import stat
 from typing import BinaryIO
 
 from jaxboost.data.faults import FaultError, reason
-
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
+from jaxboost.data.walk import problem
 
 
 def open_regular(path: pathlib.Path) -> BinaryIO:
@@ -21,13 +13,9 @@ def open_regular(path: pathlib.Path) -> BinaryIO:
     Raises:
         FaultError: it is not a regular file, or cannot be opened.
     """
+    if text := problem(path):
+        raise FaultError(text)
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            kind = next((kind for is_kind, kind in _KINDS if is_kind(mode)), "something else")
-            raise FaultError(f"is {kind}, not a regular file")
         return path.open("rb")
-    # ValueError: a null byte in the name.
-    except (OSError, ValueError) as error:
-        text = getattr(error, "strerror", None) or reason(error)
-        raise FaultError(f"cannot be read ({text})") from error
+    except OSError as error:
+        raise FaultError(f"cannot be read ({error.strerror or reason(error)})") from error

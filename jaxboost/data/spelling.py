@@ -9,17 +9,19 @@ from collections.abc import Iterable
 
 # How programs write that there is no value, in lower case.
 _MISSING = frozenset(("nan", "<na>", "nat", "na", "n/a", "#n/a", "none", "null", "nil", "#null!", "#value!", "#ref!"))
-# Zero width space, word joiner, byte order mark, soft hyphen, marks of direction: nobody sees them.
+# Zero width space, word joiner, byte order mark, soft hyphen, marks of direction: they are invisible.
 _INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f\u202a-\u202e\u2066-\u2069\x00-\x08\x0e-\x1f\x7f]")
 _ENDS = rf"\s|{_INVISIBLE.pattern}"
 _JOINERS = "\u200c\u200d"
 _WHOLE = re.compile(r"([+-]?[0-9]+)\.0*")
 _NUMBER = re.compile(r"[+-]?[0-9]+([.,][0-9]*)?")
+# 1.23457E+11, which Excel and pandas make of long numbers.
+_SHORTENED = re.compile(r"[0-9](\.[0-9]+)?[Ee]\+[0-9]{1,3}")
 _TRUTH = (("true", "1", "yes"), ("false", "0", "no"), ("yes", "y"), ("no", "n"), ("true", "t"), ("false", "f"))
 
 
 def clean(text: str) -> str:
-    """The text in Unicode normal form C, without blanks around it and what cannot be seen; a run of blanks is one."""
+    """The text in normal form C, without invisible characters and blanks at its ends; inner blanks are single."""
     if not text.isascii():
         text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text)).strip().strip(_JOINERS)
     elif not text.isprintable():
@@ -28,7 +30,7 @@ def clean(text: str) -> str:
 
 
 def trim(text: str) -> str:
-    """The text without what cannot be seen at its ends; within it, the text of a file's name stays as it is."""
+    """The text without blanks and invisible characters at its ends; inside, a file's name stays as it is."""
     text = text.strip()
     return text if text.isascii() else re.sub(f"^(?:{_ENDS})+|(?:{_ENDS})+$", "", text)
 
@@ -46,16 +48,25 @@ def whole(text: str) -> str:
     return match[1] if match else ""
 
 
+def is_shortened(text: str) -> bool:
+    """Whether a cell is a long number whose last digits a program has replaced by a power of ten."""
+    return _SHORTENED.fullmatch(text) is not None
+
+
 def is_missing(text: str) -> bool:
     """Whether a cell says that there is no value."""
     return not text or text.lower() in _MISSING
 
 
-def alike(texts: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of different texts that are most likely one value: `001` and `1`, `tb` and `TB`, `a-b` and `a_b`."""
+def alike(texts: Iterable[str], *, fractions: bool = True) -> list[tuple[str, str]]:
+    """Pairs of different texts that are most likely one value: `001` and `1`, `tb` and `TB`, `a-b` and `a_b`.
+
+    Args:
+        fractions: `1.1` and `1.10` are such a pair. Among patients they are the first and the tenth of hospital 1.
+    """
     groups: dict[str, list[str]] = collections.defaultdict(list)
     for text in dict.fromkeys(texts):
-        groups[_key(text)].append(text)
+        groups[_key(text, fractions)].append(text)
     return [(first, other) for first, *others in groups.values() for other in others]
 
 
@@ -69,11 +80,12 @@ def two_words_for_truth(texts: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def _key(text: str) -> str:
+def _key(text: str, fractions: bool) -> str:
     text = unicodedata.normalize("NFKC", text).casefold()
     text = " ".join("".join(char for char in text if unicodedata.category(char) != "Cf").split())
     if _NUMBER.fullmatch(text):
         number = decimal.Decimal(text.replace(",", ".")).normalize()
-        return "0" if not number else f"{number:f}"
+        if fractions or number == number.to_integral_value():
+            return "0" if not number else f"{number:f}"
     # Between letters, but not where it may be a minus.
     return re.sub(r"(?<=[^\W\d])[-_ ]+(?=[^\W\d])", " ", text)

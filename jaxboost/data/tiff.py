@@ -1,7 +1,7 @@
 """TIFF files: every type of value as it is stored, by tifffile and imagecodecs.
 
-tifffile hands on what the file holds, and says of it what the tags say. What it would pass over in silence is checked
-here: parts that are missing, tags that cannot be read, planes beyond the first, channels of no known meaning.
+tifffile returns the values of the file, and its tags. What tifffile accepts without a message is checked here: missing
+parts, tags that cannot be read, further planes, and channels whose meaning is not known.
 8-bit YCbCr that is not JPEG, and JPEG of the old kind, are turned into RGB by libtiff.
 
 Source: Adobe, TIFF Revision 6.0 and its Technical Note 2.
@@ -129,7 +129,7 @@ def _check_single(tiff: Any, page: Any) -> None:
 
 
 def _pages_after(tiff: Any) -> Iterator[Any]:
-    """The pages but for the first; without end where they lead back to one another."""
+    """The pages after the first one; endless where they lead back to one another."""
     for number in itertools.count(1):
         try:
             yield tiff.pages[number]
@@ -169,7 +169,7 @@ def _check_parts(file: BinaryIO, page: Any) -> None:
     parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))[:count]
     if len(parts) < count or any(start < 8 or length < 1 or start + length > size for start, length in parts):
         raise FaultError("is a damaged TIFF file: parts of its pixels are missing")
-    # Of a tile, or of a strip but for the last one, which may be lower.
+    # Of a tile, or of every strip except the last one, which may be lower.
     width, height = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
     if height * width > 4 * page.imagewidth * page.imagelength + 2**20:
         raise FaultError(f"is a damaged TIFF file: its tiles have {width} x {height} pixels")

@@ -14,14 +14,14 @@ import logging
 import math
 import pathlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxboost.data import nifti
-from jaxboost.data.arrays import MAX_VOXELS, SUFFIX, check_numbers, check_shows, to_levels
-from jaxboost.data.faults import FaultError, reason
+from jaxboost.data.arrays import MAX_VOXELS, SUFFIX, check_numbers, check_shows, read_npy, slabs, to_levels
+from jaxboost.data.faults import FaultError
 
 if TYPE_CHECKING:
     import scipy
@@ -30,8 +30,6 @@ NIFTI_SUFFIXES = nifti.SUFFIXES
 SUFFIXES = (*NIFTI_SUFFIXES, SUFFIX)
 # Of a side: the matrices of interpolation grow with it. No scanner makes so many slices or rows.
 _LONGEST = 2**16
-_SLAB_VALUES = 2**18
-_ZIP = b"PK\x03\x04"
 
 _log = logging.getLogger(__name__)
 _said: set[str] = set()
@@ -60,9 +58,9 @@ def read_volume(path: pathlib.Path, *, nan: float | None = None, max_voxels: int
         FaultError: the file cannot be read, is not a single volume of real, finite numbers, or has no voxel sizes.
     """
     if path.name.lower().endswith(SUFFIX):
-        return Volume(_finite(_read_npy(path, max_voxels), nan), (1.0, 1.0, 1.0))
+        return Volume(_read_npy(path, nan, max_voxels), (1.0, 1.0, 1.0))
     values, geometry = nifti.read(path, max_voxels)
-    values, sizes = _finite(values, nan), geometry.sizes
+    values, sizes = check_numbers(values, nan), geometry.sizes
     _say_once(path, geometry.remarks)
     if geometry.orientation is not None:
         from nibabel.orientations import apply_orientation
@@ -102,62 +100,27 @@ def resample(volume: Volume, size: int, *, window: Sequence[float] = (), spacing
     return image
 
 
-def _read_npy(path: pathlib.Path, max_voxels: int) -> np.ndarray:
-    """The array (D, H, W) of an .npy file, without axes of length 1 beyond three."""
-    nifti.check_regular(path)
-    try:
-        with path.open("rb") as file:
-            if file.read(len(_ZIP)) == _ZIP:
-                raise FaultError("is an .npz archive: give one .npy file for each volume")
-        # Mapped first, which compares the size that the header announces with the file's and takes no memory.
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
-        check_numbers(np.zeros(1, stored.dtype))
-        array = stored.squeeze() if stored.ndim > 3 else stored
-        if array.ndim > 3:
-            nifti.check_one(stored.shape, {stored.shape[0], stored.shape[-1]} & {3, 4})
-        nifti.check_shape(array.shape)
-        nifti.check_count(array.size, max_voxels)
-        if (beyond := path.stat().st_size - stored.offset - stored.nbytes) > 0:
-            raise FaultError(f"holds {beyond:,} bytes more than its header announces: save one array in each file")
-        return np.array(array, array.dtype.newbyteorder("="))
-    except FaultError:
-        raise
-    # Its header is a Python expression, whose parsers raise nearly everything.
-    except Exception as error:
-        raise FaultError(f"cannot be read as an .npy file ({reason(error)})") from error
+def _read_npy(path: pathlib.Path, nan: float | None, max_voxels: int) -> np.ndarray:
+    """The array (D, H, W) of an .npy file."""
+
+    def check(shape: tuple[int, ...]) -> None:
+        nifti.check_count(math.prod(_npy_shape(shape)), max_voxels)
+
+    values = read_npy(path, nan=nan, check=check)
+    return values.reshape(_npy_shape(values.shape))
 
 
-def _finite(values: np.ndarray, nan: float | None) -> np.ndarray:
-    """`values`, with `nan` in place of those that are NaN or infinite.
+def _npy_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(D, H, W): the shape of an array without axes of length 1, where there are more than three.
 
     Raises:
-        FaultError: there are some, and `nan` is None.
+        FaultError: it is not the shape of one volume.
     """
-    if values.dtype.kind != "f":
-        return values
-    across = int(np.argmax(np.abs(values.strides)))
-    slabs = list(_slabs(values.shape, across))
-    wrong = sum(values[slab].size - np.count_nonzero(np.isfinite(values[slab])) for slab in slabs)
-    if not wrong:
-        return values
-    if nan is None:
-        raise FaultError(
-            f"has {wrong} values that are NaN or infinite, of {values.size}: set data.nan=0 (or another number) to "
-            "read them as that"
-        )
-    # In float16 and float32, the number may be infinite again.
-    if abs(nan) > float(np.finfo(values.dtype).max):
-        values = values.astype(np.float64)
-    for slab in slabs:
-        values[slab][~np.isfinite(values[slab])] = nan
-    return values
-
-
-def _slabs(shape: Sequence[int], axis: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Cuts an array of `shape` along an axis into parts of a quarter of a million values, or of one slice."""
-    step = max(1, _SLAB_VALUES * shape[axis] // math.prod(shape))
-    for start in range(0, shape[axis], step):
-        yield tuple(slice(start, start + step) if other == axis else slice(None) for other in range(3))
+    plain = shape if len(shape) <= 3 else tuple(side for side in shape if side != 1)
+    if len(plain) > 3:
+        nifti.check_one(shape, bool({shape[0], shape[-1]} & {3, 4}))
+    nifti.check_shape(plain)
+    return plain
 
 
 def _say_once(path: pathlib.Path, remarks: Mapping[str, str]) -> None:
@@ -288,7 +251,7 @@ def _along(
         [weights.shape[0] if each == axis else count for each, count in enumerate(values.shape)], np.float32
     )
     across = max((each for each in range(3) if each != axis), key=lambda each: values.shape[each])
-    for slab in _slabs(values.shape, across):
+    for slab in slabs(values.shape, across):
         moved = np.moveaxis(levels_of(values[slab]), axis, 0)
         product = weights @ moved.reshape(len(moved), -1)
         result[slab] = np.moveaxis(product.reshape(-1, *moved.shape[1:]), 0, axis)

@@ -13,6 +13,8 @@ import re
 import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from jaxboost.io import irregular
+
 _NAMED = 12  # names in a message
 HIDDEN = "hidden files and folders"
 SYSTEM = "thumbnails and other files that systems make"
@@ -30,13 +32,6 @@ MACHINE_MADE = frozenset(
 _THUMBNAILS = frozenset(("thumbnails", "_thumbnails"))
 _SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "dicomdir"))
 _SYSTEM_STARTS = ("synophoto_thumb_", "synofile_thumb_", "~$")
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _HEAD = 1024
 _LFS = (b"version https://git-lfs", b"version https://hawser")
@@ -189,7 +184,10 @@ def _not_here(name: str, present: Collection[str]) -> tuple[str, str] | None:
 def problem(path: str | os.PathLike[str]) -> str:
     """Why `path` is no file that can be read, "" where it is a regular file, or a link to one."""
     try:
-        mode = os.stat(path).st_mode
+        os.stat(path)
+    # A zero byte in the name.
+    except ValueError as error:
+        return f"cannot be read ({error})"
     except OSError as error:
         if not os.path.islink(path):
             return f"cannot be read ({error.strerror})" if os.path.lexists(path) else "is not there"
@@ -200,10 +198,8 @@ def problem(path: str | os.PathLike[str]) -> str:
         elif ".dvc/" in target:
             step = "fetch it with `dvc pull`"
         return f"is a link to {printable(target)}, which cannot be reached ({error.strerror}): {step}"
-    if stat.S_ISREG(mode):
-        return ""
-    kind = next((kind for test, kind in _KINDS if test(mode)), "something else")
-    return f"is {kind}, not a file: give a regular file"
+    kind = irregular(path)
+    return f"is {kind}: give a regular file" if kind else ""
 
 
 def not_fetched(path: pathlib.Path) -> str:

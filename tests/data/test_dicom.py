@@ -210,6 +210,7 @@ def test_real_files(name):
             {"PresentationLUTShape": "INVERSE"},
             "has PhotometricInterpretation MONOCHROME2 and PresentationLUTShape INVERSE",
         ),
+        ({"PresentationLUTShape": "LIN OD"}, "has PresentationLUTShape LIN OD, values for printing on film"),
         (
             {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "IDENTITY"},
             "has PhotometricInterpretation",
@@ -282,7 +283,9 @@ def test_other_content(tmp_path):
     path = tmp_path / "image.dcm"
     for content in (b"", b"text", b"\x89PNG\r\n\x1a\n" + bytes(200)):
         path.write_bytes(content)
-        with pytest.raises(FaultError, match=r"^is not a DICOM file$"):
+        with pytest.raises(
+            FaultError, match=r"^is not a DICOM file(: it holds a PNG file: give its name the ending .png)?$"
+        ):
             read_dicom(path)
     path.write_bytes(bytes(128) + b"DICM" + b"\x02\x00\x10\x00UI\xff\xff")
     with pytest.raises(FaultError, match="is a DICOM file without an image"):

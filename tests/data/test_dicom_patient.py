@@ -70,11 +70,11 @@ def test_other_content(tmp_path, content):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(FaultError, match="No such file"):
+    with pytest.raises(FaultError, match=r"^is not there$"):
         patient_of(tmp_path / "a.dcm")
     os.mkfifo(tmp_path / "pipe.dcm")
     for path in (tmp_path, tmp_path / "pipe.dcm"):
-        with pytest.raises(FaultError, match="is not a regular file"):
+        with pytest.raises(FaultError, match=r"^is a (named pipe|folder): give a regular file$"):
             patient_of(path)
 
 

@@ -84,7 +84,7 @@ def test_nothing_is_said_where_nothing_is_alike(folder, caplog):
 
 def test_refuse(folder):
     message = folder.fault(duplicates="refuse")
-    assert "2 faults to mend (rows of labels.csv): row 2: nearly equal images of different patients, 00.png" in message
+    assert "2 problems to fix (rows of labels.csv): row 2: nearly equal images of different patients, 00.png" in message
     assert "00.png ~ copy1.png (cut out): delete one, give both one patient, or set data.duplicates=join" in message
     assert "00.png ~ copy2.jpg" in message
 
@@ -155,13 +155,13 @@ def test_splits_of_the_folder(folder, caplog):
     split(folder, copy1="test")
     folder.load()
     assert "00.png ~ copy1.png (cut out; splits train and test), copy1.png ~ copy2.jpg" in caplog.text
-    assert "2 faults to mend" in folder.fault(duplicates="refuse")
+    assert "2 problems to fix" in folder.fault(duplicates="refuse")
     message = folder.fault(duplicates="join")
     assert "data.duplicates=join moves no image out of its split: delete one, give both one split" in message
     # In a cross-validation all are divided anew.
     dataset = folder.load(duplicates="join", pooled=True)
     assert [dataset.splits[name].groups[-1] for name in ("train", "test")] == ["P2", "P0"]
-    assert "2 faults" in folder.fault(duplicates="refuse", pooled=True)
+    assert "2 problems" in folder.fault(duplicates="refuse", pooled=True)
 
 
 def test_copies_in_one_split(folder, caplog):
@@ -172,7 +172,7 @@ def test_copies_in_one_split(folder, caplog):
     # Without val, train is divided.
     folder.rows = [row for row in folder.rows if row["split"] != "val"]
     assert folder.load(duplicates="join").splits["train"].groups.tolist()[-3:] == ["P0", "P0", "P2"]
-    assert "2 faults" in folder.fault(duplicates="refuse")
+    assert "2 problems" in folder.fault(duplicates="refuse")
 
 
 def test_volumes(tmp_path, caplog):

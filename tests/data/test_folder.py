@@ -144,7 +144,7 @@ def test_several_labels(folder):
     expected = [[1, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0]]
     assert dataset.splits["all"].labels.tolist() == expected
     message = folder.fault(classes=("a", "b"), multi_label=True)
-    assert "1 fault to mend (rows of labels.csv): row 5, 3.png: label 'c' is unknown, did you mean" in message
+    assert "1 problem to fix (rows of labels.csv): row 5, 3.png: label 'c' is unknown, did you mean" in message
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_dicom_in_the_folder(folder):
     write_dicom(folder.path / "images" / "6.DCM", pixels, bits=12)
     folder.add("P7", "7.dicom", "normal")
     (folder.path / "images" / "7.dicom").write_text("no")
-    assert "1 fault to mend (rows of labels.csv): row 9, 7.dicom: is not a DICOM file" in folder.fault()
+    assert "1 problem to fix (rows of labels.csv): row 9, 7.dicom: is not a DICOM file" in folder.fault()
     folder.rows.pop()
     folder.write()
     np.testing.assert_array_equal(folder.load().splits["all"].images[6, ..., 0], np.rint(pixels / 16))
@@ -263,7 +263,7 @@ def test_every_fault_at_once(folder, monkeypatch):
         "row 11, ./0.png: is listed in row 2 already",
         "row 12, text.png: is neither a PNG nor a JPEG nor a TIFF file that can be read",
         "row 13, cut.png: the label is empty",
-        "row 13, cut.png: cannot be read (",
+        "row 13, cut.png: is a damaged PNG file: it ends early",
         "row 14, film.gif: 'normal|pneumoconiosis' are several labels: give one, or set data.multi_label=True",
         "row 14, film.gif: is not one of .dcm, .dicom, .png, .jpg, .jpeg, .tif, .tiff, .npy",
         f"row 15, ../labels.csv: is not below {folder.path}",
@@ -275,14 +275,16 @@ def test_every_fault_at_once(folder, monkeypatch):
     for fault in expected:
         assert fault in message
     # Row 12 to 14's patient is 'normal', '', 'normal|...': one more conflict, and nothing else.
-    assert message.startswith(f"{folder.path}: {len(expected) + 1} faults to mend (rows of labels.csv): row 7, 5.png: ")
+    assert message.startswith(
+        f"{folder.path}: {len(expected) + 1} problems to fix (rows of labels.csv): row 7, 5.png: "
+    )
 
 
 def test_a_dozen_is_listed_and_all_are_in_the_log(empty, caplog):
     for number in range(20):
         empty.add(f"P{number}", f"{number}.png", CLASSES[number % 2])
     message = empty.fault(classes=CLASSES)
-    assert "20 faults to mend" in message
+    assert "20 problems to fix" in message
     assert message.count("not found in") == 12
     assert message.endswith("; and 8 more, all listed in the lines before")
     assert "row 13, 11.png" in message
@@ -294,7 +296,7 @@ def test_patients_with_different_labels(folder):
     folder.rows[1] = ("P1", "1.png", "pneumoconiosis")
     message = folder.fault()
     assert message.endswith(
-        "1 fault to mend (rows of labels.csv): row 2, 0.png: patient 'P1' is 'normal' here and 'pneumoconiosis' in "
+        "1 problem to fix (rows of labels.csv): row 2, 0.png: patient 'P1' is 'normal' here and 'pneumoconiosis' in "
         "row 3: correct one, or set data.allow_mixed_patients=True"
     )
     assert folder.load(allow_mixed_patients=True).splits["all"].labels[:2, 0].tolist() == [0, 1]
@@ -338,7 +340,7 @@ def test_images_that_would_share_a_mask(folder):
 def test_masks_that_are_not_there(folder):
     folder.rows[0] = ("P1", "0.png", "norml")
     message = folder.fault(masks="none", classes=CLASSES, allow_mixed_patients=True)
-    assert "2 faults to mend" in message
+    assert "2 problems to fix" in message
     assert "data.masks: none is neither a folder of PNG files nor a .csv or .csv.gz file" in message
     assert "row 2, 0.png: label 'norml' is unknown, did you mean 'normal'?" in message
 
@@ -356,7 +358,7 @@ def test_masks_that_are_not_there(folder):
             "patient_id,file,label\nMüller,0.png,normal\n".encode("latin-1"),
             "labels.csv: not UTF-8 text: save it as CSV",
         ),
-        (b"patient_id,file,label\nP1\n", "1 fault to mend (rows of labels.csv): row 2: has 1 cells, the header 3"),
+        (b"patient_id,file,label\nP1\n", "1 problem to fix (rows of labels.csv): row 2: has 1 cells, the header 3"),
         (b"patient_id,file,label\nP1,a,b,c\n", "row 2: has 4 cells, the header 3: put cells that hold a ',' in quotes"),
         (b"patient_id,file,label\nP1,a," + b"x" * 200_000, "row 2: label has 200000 characters: look for a missing"),
     ],
@@ -489,7 +491,7 @@ def test_splits_that_cannot_be(folder):
     folder.rows = [(*row[:3], row[3].replace("test", "train")) for row in folder.rows]
     folder.write(header=HEADER)
     mend = "give train and test, and val where there is one, or no splits at all"
-    assert f"1 fault to mend: split 'test' has no sample: {mend}" in folder.fault()
+    assert f"1 problem to fix: split 'test' has no sample: {mend}" in folder.fault()
     folder.rows = [(*row[:3], row[3].replace("val", "test")) for row in folder.rows]
     folder.write(header=HEADER)
     found = folder.load()
@@ -508,7 +510,7 @@ def test_copies_in_two_splits(folder):
 
 def test_a_class_without_samples(folder):
     message = folder.fault(classes=(*CLASSES, "tb", "edema"))
-    assert message.endswith("1 fault to mend: the data set has no sample of class 'tb', 'edema'")
+    assert message.endswith("1 problem to fix: the data set has no sample of class 'tb', 'edema'")
 
 
 def test_a_class_that_looks_misspelt(folder, caplog):
@@ -574,7 +576,7 @@ def test_class_folders_of_splits(tmp_path):
     (tmp_path / "val").rename(tmp_path / "valid")
     with pytest.raises(UserError) as error:
         load("mine", source="folder", size=16, root=root)
-    assert f"{tmp_path}: 1 fault to mend: the folder valid/ is beside train, val, test: did you mean 'val'?" in str(
+    assert f"{tmp_path}: 1 problem to fix: the folder valid/ is beside train, val, test: did you mean 'val'?" in str(
         error.value
     )
     assert "no sample" not in str(error.value)
@@ -596,7 +598,7 @@ def test_class_folders_that_cannot_be(tmp_path):
     with pytest.raises(UserError) as error:
         load("mine", source="folder", size=16, root=str(tmp_path), classes=("normal", "silicosis"))
     message = str(error.value)
-    assert message.startswith(f"{tmp_path}: 4 faults to mend: the folder pneumoconiosis/ is not one of data.classes")
+    assert message.startswith(f"{tmp_path}: 4 problems to fix: the folder pneumoconiosis/ is not one of data.classes")
     assert "normal/text.png: is neither a PNG nor" in message
     assert "normal/brain.nii.gz: is a volume, and model.backbone takes 2-D images" in message
     assert "the data set has no sample of class 'silicosis'" in message
@@ -677,7 +679,7 @@ def test_images_that_cannot_be_read(folder):
         "row 16, empty.npy: cannot be read as an .npy file (",
     ):
         assert fault in message
-    assert ": 9 faults to mend" in message
+    assert ": 9 problems to fix" in message
 
 
 def test_real_dicom_files(folder):
@@ -687,7 +689,7 @@ def test_real_dicom_files(folder):
         (folder.path / "images" / name).write_bytes(pathlib.Path(source).read_bytes())
         folder.add(f"D{number}", name, "normal")
     message = folder.fault()
-    assert "2 faults to mend" in message
+    assert "2 problems to fix" in message
     assert "row 9, rtdose.dcm: has 15 frames: " in message
     assert "row 10, rtplan.dcm: is a DICOM file without an image" in message
     del folder.rows[-2:]

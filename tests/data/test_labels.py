@@ -56,6 +56,56 @@ def test_one_class_in_two_forms(tmp_path, given, classes, expected):
     assert dataset.splits["all"].labels[:, 0].tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("Image Index,label", "column 'file' or 'path' is missing; found: image index, label: if 'image index' is it,"),
+        ("image_id,label", "if 'image_id' is it, rename that column to 'file'"),
+        ("file,Finding Labels", "if 'finding labels' is it, rename that column to 'label'"),
+        ("file,Target", "if 'target' is it, rename that column to 'label'"),
+        ("a,label", "column 'file' or 'path' is missing; found: a, label"),
+    ],
+)
+def test_columns_of_other_names(tmp_path, header, expected):
+    (tmp_path / "labels.csv").write_text(f"{header}\n0.png,1\n")
+    with pytest.raises(UserError) as error:
+        labels.read_rows(tmp_path / "labels.csv", Faults(tmp_path))
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("patient", ["1.23457E+11", "1E+10", "1.23457e+11"])
+def test_numbers_of_patients_that_a_spreadsheet_cut_short(tmp_path, patient):
+    message = refused(tmp_path, "abab", [patient, "7", "8", "9"])
+    assert f"row 2, 0.png: patient_id is {patient!r}, a number that" in message
+    assert read(tmp_path, "abab", ["1E10", "12E", "E+10", "1.2"]).splits["all"].groups.tolist()[0] == "1E10"
+
+
+def test_patients_with_a_number_behind_that_of_their_hospital(tmp_path):
+    patients = ["1.1", "1.10", "1.2", "2.1"]
+    assert read(tmp_path, "abab", patients).splits["all"].groups.tolist() == patients
+    assert "patient '1.00' is written nearly like '1'" in refused(tmp_path, "abab", ["1", "1.00", "1.2", "2.1"])
+    # Labels of such numbers are of one class.
+    with pytest.raises(UserError, match=r"'0\.5' and '0\.50' are the same but for their form"):
+        labels.check_classes(["0.5", "0.50"], "x", multi_label=False)
+
+
+@pytest.mark.parametrize("between", [",", ";", ", ", " ; "])
+def test_several_labels_with_something_else_between_them(between):
+    classes = ["effusion", f"effusion{between}mass", "nodule, solid"]
+    with pytest.raises(UserError, match=r"the class 'effusion.*mass' seems to be several: put '\|' between labels"):
+        labels.check_classes(classes, "x", multi_label=True)
+    assert labels.check_classes(classes, "x", multi_label=False) == tuple(classes)
+    assert labels.check_classes(["effusion", "nodule, solid"], "x", multi_label=True) == ("effusion", "nodule, solid")
+
+
+def test_a_table_that_is_too_large(tmp_path):
+    with (tmp_path / "labels.csv").open("wb") as file:
+        file.write(b"file,label\n0.png,1\n")
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match="has 1099511627776 bytes, too many for a table of labels"):
+        labels.read_rows(tmp_path / "labels.csv", Faults(tmp_path))
+
+
 @pytest.mark.parametrize("classes", [(0, 1), ("0.0", "1.0"), ("0,1",), (0.0, 1.0)])
 def test_classes_that_the_config_names(tmp_path, classes):
     dataset = read(tmp_path, ["0.0", "1.0", "1"], classes=classes)
@@ -99,7 +149,7 @@ def test_missing_labels(tmp_path, cell):
     assert (
         f"row 4, 2.png: label {cell.strip()!r} says that there is none: give one, or name it in data.classes" in message
     )
-    assert "1 fault to mend" in message
+    assert "1 problem to fix" in message
     assert f"row 4, 2.png: label {cell.strip()!r} says that there is none" in refused(
         tmp_path, ["a", "b|a", cell], multi_label=True
     )

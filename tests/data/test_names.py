@@ -96,7 +96,7 @@ def test_absolute_paths_that_are_elsewhere(tmp_path):
     assert f"row 3, {tmp_path}/other/a/0.png: is not below {root}" in message
     assert "row 5, a/../../x.png: is not below" in message
     assert "row 6, gone.png: not found in" in message
-    assert "4 faults" in message
+    assert "4 problems" in message
 
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "é한.png") for form in ("NFC", "NFD"))
@@ -165,7 +165,7 @@ def test_two_rows_of_one_file(tmp_path):
     write(tmp_path, "x.png", "y.png")
     table(tmp_path, "x.png", "y.png", "X.PNG", tmp_path / "y.png", ".\\y.png", "./x.png")
     message = refused(tmp_path)
-    assert "4 faults" in message
+    assert "4 problems" in message
     for fault in ("row 4, X.PNG: is listed in row 2", "row 5, y.png: is listed in row 3", "row 6, .\\y.png: is listed"):
         assert fault in message
 

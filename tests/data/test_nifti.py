@@ -62,7 +62,7 @@ def test_sizes_that_no_body_has_are_said_once(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(xyzt_units=5), r"^has the unit 5 in xyzt_units, which is none"),
+        (dict(xyzt_units=5), r"^has the unit 5 in xyzt_units, which NIfTI does not define"),
         (
             dict(pixdim=(1, 1, 1, 2, 0, 0, 0, 0)),
             r"^has two voxel sizes: 1 x 1 x 1 in its sform, 1 x 1 x 2 in its pixdim",

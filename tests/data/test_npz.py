@@ -268,7 +268,7 @@ def test_archives_that_unpack_to_too_much(tmp_path):
 
 def test_a_pipe_in_place_of_the_archive(tmp_path):
     os.mkfifo(tmp_path / "data.npz")
-    with pytest.raises(UserError, match=r"data\.npz: cannot read the archive: it is not a regular file"):
+    with pytest.raises(UserError, match=r"data\.npz: cannot read the archive: it is a named pipe, not a regular file"):
         open_all(tmp_path / "data.npz")
     # A single array is refused by its first bytes, whatever it announces.
     (tmp_path / "single.npz").write_bytes(npy((400_000, 1_000_000)))

@@ -61,11 +61,23 @@ def test_a_patient_is_the_folder_below_the_class_whatever_is_below_that(tmp_path
     assert list(groups(tmp_path).values()) == ["a/p1", "a/p1", "a/p1", "b/p2"]
 
 
+def test_a_folder_of_all_images_of_a_class_is_no_patient(tmp_path):
+    write(tmp_path / "flat", *(f"{label}/images/{number}.png" for label in "ab" for number in range(3)))
+    assert load(tmp_path / "flat").splits["all"].groups is None
+    write(tmp_path / "deep", *(f"{label}/Images/{label}{number}/0.png" for label in "ab" for number in range(3)))
+    assert list(groups(tmp_path / "deep").values()) == [
+        f"{label}/{label}{number}" for label in "ab" for number in range(3)
+    ]
+    # With a number it may be a patient's.
+    write(tmp_path / "numbered", *(f"{label}/img_{label}{number}/0.png" for label in "ab" for number in range(3)))
+    assert len(set(groups(tmp_path / "numbered").values())) == 6
+
+
 @pytest.mark.parametrize("other", ["p1", "P1", "p1 "])
 def test_a_patient_below_two_classes(other, tmp_path):
     write(tmp_path, "a/p1/0.png", f"b/{other}/0.png", f"b/{other}/1.png", "a/p2/0.png", "b/p3/0.png", "b/p3/1.png")
     message = fault(tmp_path)
-    assert f"1 fault to mend: a/p1/ and b/{other}/ are folders of the same name and are taken as one pat" in message
+    assert f"1 problem to fix: a/p1/ and b/{other}/ are folders of the same name and are taken as one pat" in message
     assert "if they are one person, set data.allow_mixed_patients=True" in message
     assert "if they are two, rename one of the folders" in message
     found = groups(tmp_path, allow_mixed_patients=True)
@@ -96,7 +108,7 @@ def test_patients_of_two_classes_come_to_one_split(tmp_path):
 def test_folders_that_are_numbered_in_each_class_are_one_fault(tmp_path):
     write(tmp_path, *(f"{label}/{number}/0.png" for label in "ab" for number in range(20)))
     message = fault(tmp_path)
-    assert "1 fault to mend: a/0/ and b/0/ are folders" in message
+    assert "1 problem to fix: a/0/ and b/0/ are folders" in message
     assert "(so are a/1/, a/10/," in message
     assert "and 7 more)" in message
 
@@ -106,7 +118,7 @@ def test_a_patient_in_two_splits(other, tmp_path):
     write(tmp_path, "train/a/p1/x/0.png", "train/b/p2/0.png", f"test/{other}/p1/0.png")
     write(tmp_path, "test/a/p3/0.png", "test/b/p4/0.png")
     message = fault(tmp_path, allow_mixed_patients=True)
-    assert f"1 fault to mend: train/a/p1/ and test/{other}/p1/ are folders of the same name" in message
+    assert f"1 problem to fix: train/a/p1/ and test/{other}/p1/ are folders of the same name" in message
     assert "who is in two splits: if they are one person, give all images to one split" in message
 
 
@@ -149,7 +161,7 @@ def test_tags_with_a_table(tmp_path):
 def test_files_whose_tags_name_no_patient(tmp_path):
     write_tagged(tmp_path, a_0="Ann", a_1="", a_2="Bob", b_3="anonymous", b_4="Dan")
     message = fault(tmp_path, patient="tag")
-    assert "2 faults to mend: a/a_1.dcm: has no patient id in its tags" in message
+    assert "2 problems to fix: a/a_1.dcm: has no patient id in its tags" in message
     assert "b/b_3.dcm: has no patient id in its tags" in message
 
 

@@ -242,22 +242,64 @@ def test_what_inflates_to_more_than_the_pixels(tmp_path, depth):
     data = chunk(b"IDAT", zlib.compress(rows + bytes(2**22)))
     path = write(tmp_path, b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b""))
     np.testing.assert_array_equal(read_picture(path), stored)
+    # Profiles and texts are not inflated at all.
     for name in (b"iCCP", b"zTXt"):
         beside = chunk(name, b"x\0\0" + zlib.compress(bytes(2**22)))
-        refused(write(tmp_path, png(stored, depth, RGB, before=beside)), "Decompressed data too large")
+        np.testing.assert_array_equal(read_picture(write(tmp_path, png(stored, depth, RGB, before=beside))), stored)
+    # But for one that may hold the orientation.
+    beside = chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(2**22)))
+    refused(write(tmp_path, png(stored, depth, RGB, before=beside)), "Decompressed data too large")
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_damage_beside_the_pixels_of_a_png(tmp_path, depth):
+    stored = values(depth, 3)
+
+    def damaged(name, content):
+        return chunk(name, content)[:-1] + b"?"
+
+    for name in (b"tEXt", b"tIME", b"iCCP", b"gAMA", b"prVt"):
+        path = write(tmp_path, png(stored, depth, RGB, before=damaged(name, b"Comment\0text")))
+        np.testing.assert_array_equal(read_picture(path), stored)
+    whole = png(stored, depth, RGB)
+    for end in (b"\n", bytes(512), b"PK\3\4 and more", chunk(b"IDAT", b"?")):
+        np.testing.assert_array_equal(read_picture(write(tmp_path, whole + end)), stored)
+    # What would say how it is turned, and what nobody can skip.
+    beside = {b"eXIf": exif(6), b"iTXt": b"XML:com.adobe.xmp\0\0\0\0\0", b"PLTE": bytes(3), b"acTL": bytes(8)}
+    for name, content in beside.items():
+        path = write(tmp_path, png(stored, depth, RGB, before=damaged(name, content)))
+        refused(path, f"damaged PNG file: the check sum of its chunk {name.decode()} is wrong")
+    refused(write(tmp_path, png(stored, depth, RGB, before=chunk(b"NEWC", b""))), "chunk b'NEWC', which is unknown")
+    for count in (12, 13, 40):
+        refused(write(tmp_path, whole[:-count]), "it ends early")
+
+
+def test_scans_of_a_jpeg(tmp_path):
+    """Each scan takes a pass over all pixels: 2,000 of them, with some bytes each, took 10 s at 5000 x 5000 pixels."""
+    memory = io.BytesIO()
+    Image.fromarray(values(8).astype(np.uint8)).save(memory, "JPEG", progressive=True)
+    content = memory.getvalue()
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    for count, end in ((0, b""), (400, b""), (0, scan * 600)):
+        path = write(tmp_path, content[:-2] + scan * count + content[-2:] + end)
+        np.testing.assert_array_equal(read_image(path), np.asarray(Image.open(path)))
+    refused(write(tmp_path, content[:-2] + scan * 600 + content[-2:]), "^has more than 500 scans")
 
 
 def test_only_regular_files_are_opened(tmp_path):
     for suffix in (".png", ".tif", ".jpg", ".npy", ".dcm"):
         os.mkfifo(pipe := tmp_path / f"pipe{suffix}")
-        refused(pipe, "^is a named pipe, not a regular file")
+        refused(pipe, "^is a named pipe: give a regular file")
         (folder := tmp_path / f"folder{suffix}").mkdir()
-        refused(folder, "^is a folder, not a regular file")
+        refused(folder, "^is a folder: give a regular file")
         (link := tmp_path / f"link{suffix}").symlink_to("/dev/null")
-        refused(link, "^is a device, not a regular file")
-        refused(tmp_path / f"none{suffix}", r"^cannot be read \(No such file or directory\)")
+        refused(link, "^is a device: give a regular file")
+        refused(tmp_path / f"none{suffix}", "^is not there")
     refused(write(tmp_path, b""), "^is empty: it has 0 bytes")
     refused(write(tmp_path, b"GIF89a" + bytes(50)), "^is neither a PNG nor a JPEG nor a TIFF file that can be read")
+    refused(write(tmp_path, bytes(128) + b"DICM"), "^holds a DICOM file: give its name the ending .dcm")
+    refused(write(tmp_path, b"\x93NUMPY"), "^holds a NumPy file: give its name the ending .npy")
+    refused(write(tmp_path, b"\xff\xd8\xff\xf7\0\x0b\x08" + bytes(20)), "^is a JPEG-LS file: convert it to PNG")
     refused(write(tmp_path, b"\xff\xd8\xff" + b"x" * 100_000), "it does not say how large it is")
 
 

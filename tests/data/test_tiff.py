@@ -224,7 +224,7 @@ def test_transparency(tmp_path, meaning, name, kind, colours):
 def test_values_that_are_not_finite(tmp_path):
     stored = np.float32([[0, 1, np.nan], [np.inf, 4, 2]])
     tifffile.imwrite(path := tmp_path / "a.tif", stored)
-    refused(path, "^has 2 values that are NaN or infinite: correct them, or set data.nan .* such as data.nan=0")
+    refused(path, r"^has 2 values that are NaN or infinite, of 6: set data.nan=0 \(or another number\)")
     np.testing.assert_array_equal(read_image(path, nan=4.0), np.rint(np.array([[0, 1, 4], [4, 4, 2]]) * 63.75))
 
 

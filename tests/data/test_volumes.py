@@ -241,7 +241,7 @@ def test_faults_of_a_folder_of_volumes(tmp_path, monkeypatch):
     with pytest.raises(UserError) as error:
         load("mine", source="folder", size=12, ndim=3, root=str(tmp_path))
     message = str(error.value)
-    assert message.startswith(f"{tmp_path}: 4 faults to mend: ")
+    assert message.startswith(f"{tmp_path}: 4 problems to fix: ")
     for fault in (
         "a/slice.png: is a 2-D image, and model.backbone takes volumes (.nii.gz, .nii, .npy)",
         "b/series.dcm: is a 2-D image, and model.backbone takes volumes",

@@ -109,7 +109,7 @@ def test_a_row_of_a_thumbnail_is_a_fault(root):
     (root / "labels.csv").write_text("\n".join([*table, "a/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg,a", "a/._1.png,a"]))
     message = refused(lambda: load("mine", source="folder", size=8, root=str(root)))
     assert message.count("is a file that a system made beside the images") == 2
-    assert "2 faults" in message
+    assert "2 problems" in message
 
 
 LINKED = [
@@ -125,7 +125,7 @@ def test_links_to_nothing_are_faults(root, target, step):
     (root / "a/c.png").symlink_to(target)
     for attempt in (lambda: files(root), lambda: found(root)):
         message = refused(attempt)
-        assert "1 fault to mend: a/c.png: is a link to " in message
+        assert "1 problem to fix: a/c.png: is a link to " in message
         assert step in message
     assert found(root, skip_faulty=True) == OWN
     assert step in refused(lambda: inputs.find([str(root / "a/c.png")], 2))
@@ -135,11 +135,11 @@ def test_links_to_nothing_are_faults(root, target, step):
 
 def test_links_to_folders_that_are_not_here(root):
     (root / "c").symlink_to("../.git/annex/objects/c")
-    assert "1 fault to mend: c: is a link to" in refused(lambda: files(root))
+    assert "1 problem to fix: c: is a link to" in refused(lambda: files(root))
     (root / "c").unlink()
     (root / "a/patient").symlink_to("/nowhere")
-    assert "1 fault to mend: a/patient: is a link to /nowhere" in refused(lambda: files(root))
-    assert "1 fault to mend: a/patient: is a link to /nowhere" in refused(lambda: found(root))
+    assert "1 problem to fix: a/patient: is a link to /nowhere" in refused(lambda: files(root))
+    assert "1 problem to fix: a/patient: is a link to /nowhere" in refused(lambda: found(root))
 
 
 def test_links_of_no_concern_are_counted(root, caplog):
@@ -225,7 +225,7 @@ def test_one_file_in_two_classes_is_a_fault(root):
 def test_texts_in_the_place_of_files_are_faults(root, name, content, step):
     (root / "a" / name).write_bytes(content)
     message = refused(lambda: load("mine", source="folder", size=8, root=str(root)))
-    assert f"1 fault to mend: a/{name}: is a " in message
+    assert f"1 problem to fix: a/{name}: is a " in message
     assert step in message
     preparation = inputs.Preparation(ndim=2, size=8, window=(), spacing=0.0, masked=False, image_size=8, resize=0)
     assert step in refused(lambda: inputs.read(inputs.find([str(root)], 2), preparation))
@@ -260,7 +260,7 @@ def test_folders_that_cannot_be_listed(root, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", deny)
-    expected = "1 fault to mend: a/p1: the folder cannot be listed (Permission denied): check its permissions"
+    expected = "1 problem to fix: a/p1: the folder cannot be listed (Permission denied): check its permissions"
     assert expected in refused(lambda: files(root))
     assert expected in refused(lambda: found(root))
     assert found(root, skip_faulty=True) == OWN
@@ -282,22 +282,22 @@ def test_only_regular_files_are_opened(root, tmp_path, kind, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make(kind, root / "a/c.png")
     for attempt in (lambda: files(root), lambda: found(root), lambda: inputs.find([str(root / "a/c.png")], 2)):
-        assert f"c.png: is {kind}, not a file" in refused(attempt)
+        assert f"c.png: is {kind}: give a regular file" in refused(attempt)
     (root / "a/c.png").unlink()
     make(kind, root / "labels.csv")
-    assert f"labels.csv: is {kind}, not a file" in refused(lambda: files(root))
+    assert f"labels.csv: is {kind}: give a regular file" in refused(lambda: files(root))
     (root / "labels.csv").unlink()
     make(kind, root / "a/c.png")
     (root / "labels.csv").write_text("file,label\na/0.png,a\na/1.png,a\nb/0.png,b\na/c.png,b\n")
     load_it = dict(source="folder", size=8, root=str(root))
-    assert f"row 5, a/c.png: is {kind}, not a file" in refused(lambda: load("mine", **load_it))
+    assert f"row 5, a/c.png: is {kind}: give a regular file" in refused(lambda: load("mine", **load_it))
     (root / "labels.csv").write_text("file,label\na/0.png,a\nb/1.png,b\n")
     (root / "masks").mkdir()
     make(kind, root / "masks/0.png")
     picture(root / "masks/1.png")
-    assert f"is {kind}, not a file" in refused(lambda: load("mine", masks="masks", **load_it))
+    assert f"is {kind}: give a regular file" in refused(lambda: load("mine", masks="masks", **load_it))
     make(kind, root / "masks.csv")
-    assert f"masks.csv is {kind}, not a file" in refused(lambda: load("mine", masks="masks.csv", **load_it))
+    assert f"masks.csv is {kind}: give a regular file" in refused(lambda: load("mine", masks="masks.csv", **load_it))
     make(kind, tmp_path / "root")
     assert f"root is {kind}, not a folder" in refused(lambda: layouts.open_folder(str(tmp_path / "root")))
 
@@ -373,13 +373,13 @@ def test_masks_are_left_out_and_counted(root, caplog):
     picture(root / "a/0_mask.png")
     (root / "b/0_label.nii.gz").write_bytes(b"")
     assert files(root) == OWN
-    assert "masks beside their images: 2 (a/0_mask.png, b/0_label.nii.gz)" in caplog.text
+    assert "masks or small copies beside their images: 2 (a/0_mask.png, b/0_label.nii.gz)" in caplog.text
     caplog.clear()
     assert found(root) == OWN
-    assert "masks beside their images: 1 (" in caplog.text
+    assert "masks or small copies beside their images: 1 (" in caplog.text
     (root / "labels.csv").write_text("file,label\na/0.png,a\na/0_mask.png,a\nb/0.png,b\n")
     message = refused(lambda: load("mine", source="folder", size=8, root=str(root)))
-    assert "row 3, a/0_mask.png: seems to be the mask of a/0.png" in message
+    assert "row 3, a/0_mask.png: seems to be a mask or small copy of a/0.png" in message
 
 
 def test_images_and_masks_are_no_classes(tmp_path):
@@ -389,8 +389,84 @@ def test_images_and_masks_are_no_classes(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "names",
+    [
+        ("stage_2_train_images", "stage_2_test_images"),
+        ("train_images", "test_images"),
+        ("Train Set", "Validation Set", "Test Set"),
+        ("training-data", "a"),
+    ],
+)
+def test_folders_of_splits_are_no_classes(tmp_path, names):
+    for name in names:
+        picture(tmp_path / name / "0.png")
+    splits = ", ".join(f"{name}/" for name in sorted(names) if name != "a")
+    assert f"{splits} look like splits" in refused(lambda: files(tmp_path))
+
+
+@pytest.mark.parametrize("names", [("images_001", "images_002"), ("Images 1", "b"), ("mask", "b"), ("a", "b", "masks")])
+def test_folders_of_all_images_are_no_classes(tmp_path, names):
+    for name in names:
+        picture(tmp_path / name / "0.png")
+    assert "would be taken for a class" in refused(lambda: files(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("mask", "no_mask"),
+        ("masks", "nomasks"),
+        ("Mask", "without mask"),
+        ("test_negative", "test_positive"),
+        ("training injury", "other injury"),
+        ("1", "2"),
+        ("valve", "testis"),
+        ("thumbs", "fingers"),
+    ],
+)
+def test_folders_of_classes(tmp_path, names):
+    for name in names:
+        picture(tmp_path / name / "0.png")
+    assert {row.label for row in rows(tmp_path)} == set(names)
+
+
+def test_small_copies_are_left_out_and_counted(root, caplog):
+    for name in ("a/thumbs/0.png", "b/Preview/1.jpg", "a/1_superpixels.png"):
+        picture(root / name)
+    picture(root / "b/thumbs/2.png")
+    assert files(root) == sorted([*OWN, "b/thumbs/2.png"])
+    assert "small copies beside their images: 3 (a/1_superpixels.png, a/thumbs/0.png, b/Preview/1.jpg)" in caplog.text
+    assert found(root) == sorted([*OWN, "b/thumbs/2.png"])
+
+
+def test_copies_that_editors_keep_are_left_out(root, caplog):
+    for name in ("0.png~", "0.png.bak", "0.png.orig", ".0.png.swp"):
+        (root / "a" / name).write_bytes((root / "a/0.png").read_bytes())
+    assert files(root) == OWN
+    assert "files that are no images: 3 (a/0.png.bak, a/0.png.orig, a/0.png~)" in caplog.text
+
+
+@pytest.mark.parametrize("table", ["train.csv", "Labels.xlsx", "data/stage_2_train_labels.csv"])
+def test_tables_of_other_names_are_named(tmp_path, table):
+    picture(tmp_path / "train/0.png")
+    (tmp_path / table).parent.mkdir(exist_ok=True)
+    (tmp_path / table).write_text("image_id,label\n0,1\n")
+    assert f"; if {table} has the labels, save it as {tmp_path}/labels.csv" in refused(lambda: files(tmp_path))
+
+
+def test_archives_of_windows_without_folders(tmp_path):
+    for name in ("a\\0.png", "b\\0.png"):
+        picture(tmp_path / name)
+    assert "; a\\0.png has back-slashes in the place of folders: unpack its archive again" in refused(
+        lambda: files(tmp_path)
+    )
+
+
+@pytest.mark.parametrize(
     ("name", "step"),
     [
+        ("c.png.crdownload", "download it again, it is not complete"),
+        ("c.part", "download it again, it is not complete"),
         ("c.bmp", "convert it to PNG or TIFF"),
         ("c.gif", "convert it to PNG or TIFF"),
         ("c.webp", "convert it to PNG or TIFF"),
@@ -435,7 +511,10 @@ def test_names_that_are_not_utf8(root, tmp_path, caplog):
     np.testing.assert_array_equal(
         dataset.splits["all"].images[1, ..., 0], np.random.default_rng(1).integers(0, 256, (8, 8), dtype=np.uint8)
     )
+    caplog.clear()
     paths = inputs.find([str(root)], 2)
+    written = f"{root}/a/caf\\xe9.png, {root}/b\\xfc/0.png, {root}/b\\xfc/1.png"
+    assert caplog.messages == [f"--input: 3 file names are not plain UTF-8: they are written as {written}"]
     assert [walk.printable(path.relative_to(root)) for path in paths] == dataset.splits["all"].names.tolist()
     # A table that has the name as it is written here.
     (root / "labels.csv").write_text("file,label\na/0.png,a\na/caf\\xe9.png,a\nb\\xfc/0.png,b\n")
