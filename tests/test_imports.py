@@ -14,7 +14,7 @@ STANDARD = frozenset(sys.stdlib_module_names)
 # For each part of the package, what of the package it may import. `cli` is for what a user can start.
 ALLOWED = {
     "models": {"models"},
-    "data": {"data", "errors", "io", "outputs"},
+    "data": {"data", "errors", "io"},
     "convert": {"convert", "models", "data", "errors", "io", "outputs", "schema"},
     "training": {
         *("training", "exported", "predictions", "convert", "models", "data", "errors", "io", "schema"),

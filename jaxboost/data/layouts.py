@@ -17,6 +17,8 @@ from jaxboost.data.walk import AGAIN, UNREAD, Listing, problem, some, summary, w
 from jaxboost.errors import UserError, nearest
 from jaxboost.io import irregular
 
+# Folders within a class that hold all of its images, and are no patients.
+_OF_ALL_IMAGES = frozenset(("image", "images", "img", "imgs"))
 # Suffixes -> name, package and extra of what reads them.
 _OPTIONAL = (
     (pictures.DICOM_SUFFIXES, "DICOM", "pydicom", "dicom"),

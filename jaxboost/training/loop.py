@@ -81,7 +81,7 @@ def train_and_evaluate(
                 # Another process may have come to the end while this one waited.
                 if finished := workdir.check(folder, config):
                     return _finished(config, finished, folder, splits)
-                return Run(config, folder, splits, lock).complete()
+                return Run(config, folder, splits).complete(lock)
         except stopping.Stopped:
             if stop.exit_code:
                 raise
@@ -104,14 +104,8 @@ def _finished(
 class Run:
     """One session of a run: everything that is built once, and the three phases that use it."""
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        folder: pathlib.Path,
-        splits: datasets.Splits | None = None,
-        lock: RunLock | None = None,
-    ):
-        self.config, self.folder, self.lock, self.started = config, folder, lock, time.monotonic()
+    def __init__(self, config: ConfigDict, folder: pathlib.Path, splits: datasets.Splits | None = None):
+        self.config, self.folder, self.started = config, folder, time.monotonic()
         ranges.check(config)
         keep_compiled_programs(config.train.compilation_cache)
         info = datasets.describe(config)
@@ -178,8 +172,13 @@ class Run:
             fingerprints=self.fingerprints, best=None, seconds=0.0, config=fields.held(fields.to_dict(config))
         )
 
-    def complete(self) -> dict[str, Any] | None:
-        """Restores, trains, and evaluates; see `train_and_evaluate`."""
+    def complete(self, lock: RunLock) -> dict[str, Any] | None:
+        """Restores, trains, and evaluates; see `train_and_evaluate`.
+
+        Args:
+          lock: of the folder, which is looked at before each write that another process could damage.
+        """
+        self.lock = lock
         report.log_start(self.experiment, self.dataset, self.config)
         with contextlib.ExitStack() as stack:
             with io.writing(self.folder):
@@ -364,27 +363,22 @@ class Run:
             ", best so far" if better else "",
         )
         if better:
-            self._check_lock()
+            self.lock.check()
             sha256 = checkpointer.save_best(number, *self._evaluated())
             best = Best(epoch=epoch, step=number, value=result[metric], sha256=sha256)
             self.progress = dataclasses.replace(self.progress, best=best)
 
     def _save(self, checkpointer: Checkpointer, *, validated: bool) -> None:
-        self._check_lock()
+        self.lock.check()
         progress = dataclasses.replace(self.progress, seconds=self.seconds(), validated=validated)
         checkpointer.save_latest(self.state, self.iterator, progress)
-
-    def _check_lock(self) -> None:
-        """Raises UserError where the folder is no longer this process's to write."""
-        if self.lock is not None:
-            self.lock.check()
 
     def _finish(self, checkpointer: Checkpointer) -> dict[str, Any]:
         """The only place that touches the test split, unless the protocol is `reference`."""
         best = self.progress.best
         weights = checkpointer.restore_best(best.step, self.state.params, self.state.stats, best.sha256)
         scores = {name: self.scores(*weights, name)[1] for name in self.dataset.splits if name != "train"}
-        self._check_lock()
+        self.lock.check()
         with io.writing(self.folder, checkpointer.kept):
             report.write_predictions(self.folder, scores, self.dataset, self.config)
         result = {
@@ -399,7 +393,7 @@ class Run:
         }
         # The result marks the run as finished: nothing may be half done then.
         checkpointer.wait()
-        self._check_lock()
+        self.lock.check()
         with io.writing(self.folder, checkpointer.kept):
             result = workdir.write_result(self.folder, result)
         report.log_result(result)
