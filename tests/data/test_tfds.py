@@ -478,7 +478,7 @@ def test_the_command(info, write_official, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for options, message in (
         ({1: "medmnist/bloodmnst"}, "--name: 'medmnist/bloodmnst' is unknown, did you mean 'medmnist/bloodmnist'?"),
-        ({3: str(tmp_path / "file")}, f"{tmp_path / 'file'}: cannot be written"),
+        ({3: str(tmp_path / "file")}, f"{tmp_path / 'file'} is a file: give a folder"),
         ({1: "medmnist/octmnist", 5: str(tmp_path / "file")}, "octmnist.npz: cannot read the file: Not a directory"),
     ):
         changed = [options.get(place, argument) for place, argument in enumerate(arguments)]
