@@ -38,6 +38,12 @@ ADDED = {
     "data.max_voxels": 2**29,
     "data.patient": "",
     "data.duplicates": "warn",
+    "boost.init": "uniform",
+    "augment.rgb": False,
+    "optim.by_epoch": False,
+    "train.last_batch": "drop",
+    "train.epoch_multiple": 0,
+    "eval.ties": "earlier",
 }
 
 

@@ -99,6 +99,7 @@ class Boost(_Llama):
     rope: bool
     path: _Text
     causal: bool
+    init: _Text = fields.ADDED["boost.init"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """A run's folder that was damaged, moved or altered: the run goes on or is refused in one line, never otherwise."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -8,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
+from configs import default
 from jaxboost.errors import UserError
 from jaxboost.training import cross_validation, datasets, features, fields, finished, loop, result_schema, workdir
 from jaxboost.training.log import MetricsLog
@@ -185,6 +187,20 @@ def test_another_config_is_refused_whatever_is_left(run, pictures):
         loop.train_and_evaluate(other, run)
 
 
+@pytest.mark.parametrize(
+    ("section", "kind", "config"),
+    [
+        ("boost", result_schema.Boost, default.get_config()),
+        ("model", result_schema.Model, default.get_config()),
+        ("llama", result_schema.Llama, default.get_pneumollm_config()),
+        ("pneumollm", result_schema.Pneumo, default.get_pneumollm_config()),
+    ],
+)
+def test_sections_that_a_model_is_built_from_are_read_whole(section, kind, config):
+    """A field that was left out would be missing, or at another value than the run had."""
+    assert {field.name for field in dataclasses.fields(kind)} == set(config[section])
+
+
 def test_what_may_change_between_sessions(pictures):
     now = fields.held(fields.to_dict(make_config(pictures)))
     assert {"data.root", "train.log_every", "boost.block"}.isdisjoint(now)
@@ -195,7 +211,8 @@ def test_what_may_change_between_sessions(pictures):
     # A config of an earlier version has fewer fields, and is the same where the new ones are as they were.
     older = fields.to_dict(make_config(pictures))
     for name in fields.ADDED:
-        del older["data"][name.removeprefix("data.")]
+        section, _, field = name.partition(".")
+        del older[section][field]
     assert fields.differing(fields.held(older), now) == []
     assert fields.differing(fields.held(older), {**now, "data.nan": "0"}) == ["data.nan ('' there, '0' now)"]
 
