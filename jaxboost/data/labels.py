@@ -176,7 +176,8 @@ def check_classes(classes: Sequence[str], where: str, *, multi_label: bool) -> t
         first, other = pairs[0]
         but = "case" if first.casefold() == other.casefold() else "their form"
         raise UserError(f"{where}: the classes {first!r} and {other!r} are the same but for {but}: write them alike")
-    joined = [name for name in names if {part.strip() for part in re.split("[,;]", name)} & set(names) - {name}]
+    known = set(names)
+    joined = [name for name in names if ({part.strip() for part in re.split("[,;]", name)} - {name}) & known]
     if multi_label and joined:
         raise UserError(f"{where}: the class {joined[0]!r} seems to be several: put {_BETWEEN_LABELS!r} between labels")
     if pair := spelling.two_words_for_truth(names):
