@@ -115,7 +115,7 @@ class _Lines(logging.StreamHandler):
         logging.getLogger("jaxboost").removeHandler(self)
         _drop(self.stream)
         with contextlib.suppress(OSError):
-            print(f"no more lines are logged, stdout cannot be written ({error.strerror})", file=sys.stderr)
+            print(f"nothing more is logged, stdout cannot be written ({error.strerror})", file=sys.stderr)
 
 
 def _drop(stream: TextIO) -> None:
@@ -180,8 +180,8 @@ def check_single_task() -> None:
             one = {"srun": "start it with `srun -n 1`", "torchrun": "start it with `python`"}
             raise UserError(
                 f"this is task {number} of {count} of one {launcher}, and each would train the same run:"
-                f" {one.get(launcher, f'start it with `{launcher} -n 1`')}; for runs of their own use an array of"
-                " jobs (`sbatch --array`), or give --independent_tasks and each its own --workdir"
+                f" {one.get(launcher, f'start it with `{launcher} -n 1`')}; for several separate runs use an array"
+                " of jobs (`sbatch --array`), or give --independent_tasks and each task its own --workdir"
             )
 
 

@@ -210,7 +210,7 @@ def read_description(folder: pathlib.Path) -> Description:
     # Earlier versions wrote none.
     rest = {name: value for name, value in content.items() if name != "sha256"}
     if "sha256" in content and content["sha256"] != io.json_sha256(rest):
-        raise UserError(f"{path} was altered since it was exported, its checksum is another one: export the run again")
+        raise UserError(f"{path} was altered since it was exported, its checksum does not match: export the run again")
     return described
 
 

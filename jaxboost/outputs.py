@@ -34,7 +34,7 @@ def check_file(path: pathlib.Path, flag: str, *, kind: str, is_ours: Callable[[p
     except (OSError, ValueError):
         replaceable = False
     if not replaceable:
-        raise UserError(f"{flag} {path} is there and is not {kind}, it would be overwritten: give another name")
+        raise UserError(f"{flag} {path} already exists and is not {kind}, it would be overwritten: give another name")
 
 
 def check_folder(path: pathlib.Path, flag: str) -> None:

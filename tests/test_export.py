@@ -252,7 +252,9 @@ def test_what_is_altered_is_refused(pneumollm, tmp_path):
     attempt(lambda copy: describe(copy, batch_size=10**12), r"export\.json is damaged .*batch_size")
     attempt(lambda copy: describe(copy, preparation=described["preparation"] | {"image_size": 56}), "not the program")
     attempt(lambda copy: describe(copy, preparation=described["preparation"] | {"image_size": 1e9}), "is damaged")
-    attempt(lambda copy: _swap(copy / "export.json", '"masked": false', '"masked": true'), "its checksum is another")
+    attempt(
+        lambda copy: _swap(copy / "export.json", '"masked": false', '"masked": true'), "its checksum does not match"
+    )
     attempt(lambda copy: _link(copy / "weights.safetensors", folder), "is a link out of the export")
     attempt(lambda copy: describe(copy, platforms=["tpu"]), "was exported for tpu, not for cpu")
     attempt(lambda copy: None, "leave --set out", places=["llama.block=x"])

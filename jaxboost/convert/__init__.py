@@ -165,7 +165,7 @@ def _parts_of_block(
         parts.append(Part(key=FINAL_NORM, size=reader.config.width, reads={"scale": read}))
     if reader.config.rope_unsupported is not None:
         logger.info(
-            "%s is not supported: the block can be used without the rotary embedding alone (boost.rope=False)",
+            "%s is not supported: the block can only be used without the rotary embedding (boost.rope=False)",
             reader.config.rope_unsupported,
         )
     fields = {

@@ -94,9 +94,9 @@ def refuse_known(where: str, head: bytes) -> None:
       where: the file, for the message.
     """
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for beginning, what, mend in _FOREIGN:
+    for beginning, what, fix in _FOREIGN:
         if head.startswith(beginning) or (beginning.isascii() and text.startswith(beginning)):
-            raise UserError(f"{where} is {what}: {mend}")
+            raise UserError(f"{where} is {what}: {fix}")
     if head[4:8] == b"TFL3":
         raise _is(where, _TFLITE)
     if head[257:262] == b"ustar":

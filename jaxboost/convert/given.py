@@ -28,6 +28,6 @@ class Given:
         named = [f"--{name}" for name, value in dataclasses.asdict(self).items() if value is not None]
         if named:
             raise UserError(
-                f"{source} says itself what it is made of: leave {', '.join(named)} out, which is for vision encoders "
-                "in timm's names"
+                f"{source} needs no {', '.join(named)}, it holds these values itself: leave them out, they are for "
+                "vision encoders in timm's names"
             )

@@ -66,7 +66,7 @@ def treat(
             faults.add(f"nearly equal images of different patients, {text}: {fix}", row=rows[pair.first].number)
         return list(rows)
     _check_joins(rows, search.pairs, texts, faults, multi_label=multi_label, allow_mixed=allow_mixed, pooled=pooled)
-    _log.warning("nearly equal images, taken as of one patient each: %s (%s)", some(texts), count)
+    _log.warning("nearly equal images, each taken as one patient: %s (%s)", some(texts), count)
     return _joined(rows, search.pairs)
 
 

@@ -95,7 +95,7 @@ def find(images: np.ndarray, owners: np.ndarray, sides: np.ndarray) -> Search:
     if size < LEAST_SIZE or len(images) < 2:
         return Search(())
     if not _can_be_told_apart(images):
-        return Search((), "most images look alike, as shapes do, and copies cannot be told from others")
+        return Search((), "most images look alike, as shapes do, and copies cannot be distinguished from other images")
     views = _views(ndim, parts=size >= _LEAST_SIZE_OF_PARTS and len(images) <= MOST_FOR_PARTS)
     targets = np.concatenate(
         [cosines.describe(cosines.reduced(images[rows]), _COARSE[ndim]) for rows in _batches(len(images))]

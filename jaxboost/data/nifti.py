@@ -243,7 +243,7 @@ def _scaled(stored: np.ndarray, slope: float, inter: float) -> np.ndarray:
         return stored
     if not (math.isfinite(slope) and math.isfinite(inter)):
         raise FaultError(
-            f"has scl_slope={slope:g} and scl_inter={inter:g}, which are no numbers: correct them with nibabel: "
+            f"has scl_slope={slope:g} and scl_inter={inter:g}, which are not finite: correct them with nibabel: "
             "image.header.set_slope_inter(slope, inter)"
         )
     kind, width = stored.dtype.kind, stored.dtype.itemsize

@@ -304,7 +304,7 @@ def _check_same_run(
     ]
     if differing:
         raise UserError(
-            f"{folder} was trained with other {' and '.join(differing)}: give what it had, or another --workdir"
+            f"{folder} was trained with other {' and '.join(differing)}: give the same as then, or another --workdir"
         )
 
 

@@ -37,12 +37,12 @@ def check_binary(config: ConfigDict, info: DatasetInfo) -> None:
     """Raises UserError where a choice of binary tasks is made for another."""
     if info.task == metrics.BINARY:
         return
-    for name, asked, mend in (
+    for name, asked, fix in (
         ("metric", config.eval.metric == "avg", "auc"),
         ("specificity", config.eval.specificity, 0),
     ):
         if asked:
             raise UserError(
-                f"config field eval.{name}: {config.eval[name]} is of binary tasks, {info.name} is {info.task}: set it"
-                f" to {mend}"
+                f"config field eval.{name}: {config.eval[name]} is for binary tasks, and {info.name} is {info.task}:"
+                f" set it to {fix}"
             )

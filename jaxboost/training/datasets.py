@@ -175,7 +175,7 @@ def check_same_data(
     if differing:
         raise UserError(
             f"{folder} is a finished run with other {' and '.join(differing)} than there are at {config.data.root}:"
-            " give what it had, or another --workdir"
+            " give the data that it had, or another --workdir"
         )
 
 

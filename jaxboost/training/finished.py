@@ -207,7 +207,7 @@ def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[st
     if (block := trained.get("block")) and config.boost.trainable:
         parsed = schema.parse(LlamaArguments, block.get("arguments"), where=f"{where} block", fix=fix)
         if parsed.heads % parsed.kv_heads or block.get("layers") is None:
-            raise UserError(f"{where} block are of no model: {fix}")
+            raise UserError(f"{where} block do not fit together: {fix}")
     if encoder := trained.get("encoder"):
         arguments = encoder.get("arguments") or {}
         differing = encoders.differing(config.model.backbone, arguments)
@@ -215,7 +215,7 @@ def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[st
         if not (isinstance(eps, int | float) and 0 < eps <= 1):
             differing.append(f"eps {eps}, not a small number")
         if encoder["source"] != RANDOM and differing:
-            raise UserError(f"{where} encoder have {', '.join(differing)} as {config.model.backbone} has: {fix}")
+            raise UserError(f"{where} encoder are not those of {config.model.backbone}: {', '.join(differing)}: {fix}")
 
 
 def _check_size(folder: pathlib.Path, built: Experiment, result: dict[str, Any]) -> None:

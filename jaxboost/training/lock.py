@@ -66,7 +66,7 @@ class RunLock:
         if owner is not None:
             what = f"the process {owner.pid} on {_host(owner.hostname)} took {self.folder} over"
         raise UserError(
-            f"{what} while the run was going on: this process stops, for two would damage the checkpoints; where no"
+            f"{what} while the run was going on: this process stops, because two would damage the checkpoints; where no"
             " other works on it, give the same command again"
         )
 

@@ -273,7 +273,7 @@ def check_result(content: Any) -> dict[str, Any]:
     schema.check(AllFolds if isinstance(content, dict) and "folds" in content else Result, content)
     # Earlier versions wrote none.
     if "sha256" in content and content["sha256"] != checksum(content):
-        raise ValueError("it was altered after it was written: its checksum is another one")
+        raise ValueError("it was altered after it was written: its checksum does not match")
     return content
 
 

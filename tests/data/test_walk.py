@@ -169,7 +169,7 @@ def test_a_loop_of_links_ends(root, caplog):
     (root / "a/deep/up").symlink_to("..")
     expected = sorted([*OWN, "a/deep/2.png"], key=lambda name: name.split("/"))
     assert files(root) == expected
-    assert "links that lead back to a folder around them: 4 (a/deep/up/, a/loop/, b/self/, b/up/)" in caplog.text
+    assert "links that lead back to a folder that contains them: 4 (a/deep/up/, a/loop/, b/self/, b/up/)" in caplog.text
     assert sorted(found(root)) == sorted(expected)
 
 
