@@ -41,7 +41,7 @@ def check_folder(path: pathlib.Path, flag: str) -> None:
     """Raises UserError where `path`, which a flag names, cannot be made: its folder is missing or cannot be written."""
     if not path.parent.is_dir():
         raise UserError(f"{flag} {path}: there is no folder {path.parent}: make it first")
-    # Tried, for permissions do not tell of a file system that is read-only.
+    # By trying: permissions do not show that a file system is read-only.
     with io.writing(f"{flag} {path}"), tempfile.TemporaryFile(dir=path.parent):
         pass
     try:

@@ -80,7 +80,7 @@ def convert(
             **fields,
         )
 
-    # Before anything is read: what no run would open is not written.
+    # Before anything is read: a manifest that no run could open is not written.
     manifests.check(manifest_of(dict.fromkeys((part.key for part in parts), "0" * 64)))
     size = target.itemsize * sum(part.size for part in parts)
     _check_space(out, size)

@@ -59,7 +59,7 @@ def head_of(path: Path) -> bytes:
     """The first bytes of a file.
 
     Raises:
-      UserError: it is not a regular file; nothing is opened then, for a named pipe would be waited for.
+      UserError: it is not a regular file; nothing is opened then: opening a named pipe would wait for ever.
       OSError: it cannot be read.
     """
     check_regular(path)

@@ -115,7 +115,7 @@ def read_tower(path: str | os.PathLike) -> TowerManifest:
 
 
 def check(manifest: Manifest | TowerManifest) -> None:
-    """Raises UserError where a manifest that is to be written is none that could be read."""
+    """Raises UserError where a manifest that is to be written could not be read again."""
     from jaxboost.convert import manifest_types
 
     kind = manifest_types.Block if isinstance(manifest, Manifest) else manifest_types.Tower

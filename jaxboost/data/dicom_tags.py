@@ -18,7 +18,7 @@ def numbers(dataset: pydicom.Dataset, name: str) -> tuple[float, ...]:
     try:
         value = dataset.get(name)
         if isinstance(value, bytes):
-            # Written with a value representation that says nothing of its type.
+            # Written with a value representation that does not give its type.
             value = np.frombuffer(value, "<u2" if dataset.original_encoding[1] is not False else ">u2")
         values = value if isinstance(value, list | tuple | np.ndarray | pydicom.multival.MultiValue) else [value]
         found = tuple(float(entry) for entry in values if entry is not None and str(entry).strip(" \0") != "")

@@ -38,7 +38,7 @@ def treat(
 
     Args:
         images: of the rows, uint8 (n, S, S, C) or (n, S, S, S, 1).
-        pooled: the folder's own splits are not used, for a cross-validation divides all images.
+        pooled: the folder's own splits are not used, because a cross-validation divides all images.
     """
     _warn_of_limits(images)
     owners = np.unique([_owner(row) for row in rows], return_inverse=True)[1].reshape(-1)

@@ -63,7 +63,7 @@ def read_png(file: BinaryIO, max_pixels: int) -> Picture:
     if picture.n_frames > 1:
         raise FaultError(f"is an animation of {picture.n_frames} frames: give one file for each image")
     picture.load()
-    # After load, for the tag may be behind the pixels.
+    # After load, because the tag may come after the pixels.
     orientation = picture.getexif().get(ORIENTATION)
     values = _sixteen_bits(passes, header) if depth == 16 and colour != _GREY else _as_pillow_has_it(picture)
     return Picture(upright(values, orientation))

@@ -60,7 +60,7 @@ def read_all(
     """
 
     def attempt(path: pathlib.Path) -> T | FaultError:
-        # A named pipe would be waited for.
+        # Opening a named pipe would wait for ever.
         if text := problem(path):
             return FaultError(text)
         try:

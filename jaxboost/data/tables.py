@@ -53,7 +53,7 @@ def read(
         UserError: the table cannot be read, does not have exactly the samples `names` with their patients `groups`,
             names a place that is not `allowed`, or has a patient in two.
     """
-    # A pipe would be waited for.
+    # Opening a pipe would wait for ever.
     text = problem(path) or (path.stat().st_size > _MAX_BYTES and f"it has more than {_MAX_BYTES >> 20} MiB")
     if text:
         raise UserError(f"{path}: cannot be read as a table of {column}s ({text}): {fix}")

@@ -1,6 +1,6 @@
 """Run checkpoints: the latest states to resume from, and the trained weights of the best epoch.
 
-They never hold frozen weights, only their fingerprints. Everything that is restored is held to its checksums.
+They never hold frozen weights, only their fingerprints. Everything that is restored is compared with its checksums.
 """
 
 import contextlib
@@ -221,7 +221,7 @@ class Checkpointer:
                 self._best.delete(step)
 
     def _clear(self) -> None:
-        """Before anything is saved: removes what a kill left half written, sets aside what has the name of a step."""
+        """Before anything is saved: removes half-written steps, and renames what Orbax may take for a step."""
         if self._cleared:
             return
         self._cleared = True
@@ -253,7 +253,7 @@ class Checkpointer:
             folder = self._latest.directory.parent
             cause = io.os_error(error)
             if not self._latest.directory.is_dir():
-                # What the storage makes of that depends on where it was.
+                # Which error the storage raises then depends on where it was.
                 cause = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             if cause is None:
                 raise

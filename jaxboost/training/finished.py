@@ -201,7 +201,7 @@ def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises UserError where the arguments of a pretrained part in result.json are none that its model takes."""
+    """Raises UserError where the arguments of a pretrained part in result.json do not fit its model."""
     where = f"{folder / workdir.RESULT}: the arguments of"
     fix = "bring it back from a backup, or train again"
     if (block := trained.get("block")) and config.boost.trainable:

@@ -193,7 +193,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaArguments:
-    """The arguments of a part that is made of LLaMA layers, see `models.llama.LlamaConfig`."""
+    """The arguments of a part that consists of LLaMA layers, see `models.llama.LlamaConfig`."""
 
     width: Annotated[int, Field(ge=1, le=2**16)]
     heads: Annotated[int, Field(ge=1, le=1024)]

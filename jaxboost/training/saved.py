@@ -31,7 +31,7 @@ DATA = "data"
 TEMPORARY = ".orbax-checkpoint-tmp"
 # Orbax's name of the file in which it keeps a JSON item.
 _JSON_FILE = "metadata"
-# What reads say that were going on while another failed.
+# Messages of reads that were going on while another one failed.
 _OTHER_READS = ("Event loop is closed", "Encountered error while reading array")
 
 
