@@ -119,7 +119,7 @@ class ExportedModel:
         """
         size = batch_size or self.batch_size
         if self.fixed_batch and size != self.batch_size:
-            raise UserError(f"--batch_size {size}: the exported program takes {self.batch_size} alone: leave it out")
+            raise UserError(f"--batch_size {size}: the exported program takes only {self.batch_size}: leave it out")
         devices = self.by_batch.mesh.size
         size = -(-size // devices) * devices
         found = []

@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxboost.errors import UserError
 
-# No JSON file of ours comes near it.
+# No JSON file of ours is nearly as large.
 MAX_JSON_BYTES = 64 << 20
 
 # What the operating system says of a write that it refuses -> how a user helps.
@@ -36,13 +36,13 @@ _REMEDIES = {
     errno.ENODEV: "the disk is gone: connect it again",
     errno.ENXIO: "the disk is gone: connect it again",
 }
-# Of these, any that reaches a command's end is about what it writes: the others may come of reading as well.
+# These can only come from writing, so a command reports them wherever they occur; the others may come from reading too.
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def remedy(error: OSError) -> str:
     """How a user helps where a write was refused."""
-    return _REMEDIES.get(error.errno or 0, "find out what refuses it")
+    return _REMEDIES.get(error.errno or 0, "find out why the system refuses it")
 
 
 def is_of_disk(error: OSError) -> bool:

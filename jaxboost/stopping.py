@@ -21,7 +21,7 @@ from typing import Any
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
 )  # Windows has no SIGHUP
-# What the main thread gets to end by itself, to remove its temporary files.
+# The main thread has so long to end by itself and to remove its temporary files.
 GRACE_SECONDS = 4.0
 # Ctrl-C reaches a process twice where its parent passes it on; a person's second one takes longer.
 _ONE_SIGNAL_SECONDS = 0.3

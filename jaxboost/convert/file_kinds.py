@@ -104,7 +104,7 @@ def refuse_known(where: str, head: bytes) -> None:
     if not head:
         raise UserError(f"{where} is empty: download it again")
     if not head.strip(b"\0"):
-        raise UserError(f"{where} begins with zeros alone, as an incomplete download does: download it again")
+        raise UserError(f"{where} begins with only zeros, as an incomplete download does: download it again")
 
 
 def refuse_by_name(path: Path) -> None:

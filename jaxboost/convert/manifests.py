@@ -129,7 +129,7 @@ def to_text(manifest: Manifest | TowerManifest) -> str:
 
 
 def kind_at(path: str | os.PathLike) -> str:
-    """What users call what is at `path`: "vision tower", or "block", also where its manifest is broken."""
+    """The users' name for what is at `path`: "vision tower", or "block", also where its manifest is broken."""
     try:
         return _KINDS[io.read_json(Path(path) / MANIFEST)["kind"]][0]
     except (OSError, ValueError, LookupError, TypeError):

@@ -1,4 +1,4 @@
-"""Whose a DICOM file is, by its tags. Needs the package pydicom (the extra `dicom`)."""
+"""The patient of a DICOM file, by its tags. Needs the package pydicom (the extra `dicom`)."""
 
 import hashlib
 import pathlib

@@ -23,7 +23,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))
 # Any other, in front of a segment; FF 00 stands for a value of the data.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
-# Programs write a dozen.
+# Programs write about a dozen.
 _MOST_SCANS = 500
 _LONGEST_GAP = 2**16
 _EXIF = b"Exif\0\0"

@@ -178,7 +178,7 @@ class Checkpointer:
         trees = saved.read_trees(folder, {"state": _state_item(state)}, sums, iterator)
         if int(trees["state"]["step"]) != step:
             raise DamagedError(f"its state is of step {int(trees['state']['step'])}")
-        # A step takes one batch.
+        # Each step takes one batch, so both numbers are equal.
         if iterator.get_state().get("next_index", step) != step and not sums:
             raise DamagedError("its position in the data is of another step")
         if sums is None:

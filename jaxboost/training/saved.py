@@ -168,7 +168,7 @@ def reading(folder: pathlib.Path) -> Iterator[None]:
         reason = " ".join(str(error).split())
         if isinstance(error, PermissionError) or "PERMISSION_DENIED" in reason:
             raise UserError(f"{folder} may not be read: give yourself the permission, then try again") from error
-        # That is the device's memory.
+        # The device has too little memory: the step is not damaged.
         if "RESOURCE_EXHAUSTED" in reason:
             raise
         raise DamagedError(reason[:160] or type(error).__name__) from error
