@@ -198,7 +198,7 @@ def read_description(folder: pathlib.Path) -> Description:
     """
     path = folder / DESCRIPTION
     if not path.exists():
-        raise UserError(f"{folder} is no export: it has no {DESCRIPTION}")
+        raise UserError(f"{folder} is not an export: it has no {DESCRIPTION}")
     try:
         content = io.read_json(path)
     except (OSError, ValueError) as error:

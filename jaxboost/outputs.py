@@ -28,7 +28,7 @@ def check_file(path: pathlib.Path, flag: str, *, kind: str, is_ours: Callable[[p
     if not os.path.lexists(path):
         return
     if not path.is_file():
-        raise UserError(f"{flag} {path} is no regular file and would be replaced by one: give another name")
+        raise UserError(f"{flag} {path} is not a regular file and would be replaced by one: give another name")
     try:
         replaceable = path.stat().st_size == 0 or is_ours(path)
     except (OSError, ValueError):

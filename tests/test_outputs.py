@@ -62,7 +62,7 @@ def place(finished, tmp_path):
         ("labels.csv", "already exists and is not a table of predictions"),
         ("notes.csv", "already exists and is not a table of predictions"),
         ("binary.csv", "already exists and is not a table of predictions"),
-        ("pipe", "is no regular file and would be replaced by one"),
+        ("pipe", "is not a regular file and would be replaced by one"),
         ("folder", "is a folder: give the name of a file"),
         ("new.png", "a table of this name would be taken for an image: give a name with .csv"),
         ("new.nii.gz", "a table of this name would be taken for an image"),

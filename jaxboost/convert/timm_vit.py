@@ -271,7 +271,7 @@ def _unseen(
             "give it with --heads"
         )
     if heads < 1 or width % heads:
-        raise UserError(f"{where}: a width of {width} is no multiple of {heads} heads: check --heads")
+        raise UserError(f"{where}: a width of {width} is not a multiple of {heads} heads: check --heads")
     eps, activation = given.eps, given.activation
     if eps is None:
         eps = _EPS
@@ -282,7 +282,7 @@ def _unseen(
         activation = _ACTIVATION
         assumed.append("GELU by erf (--activation)")
     elif activation not in ACTIVATIONS:
-        raise UserError(f"--activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
+        raise UserError(f"--activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
     resizing = given.resizing
     if resizing is None:
         # Hugging Face's copies, MAE and DINO do without antialiasing; timm, and DINOv2 with registers, have it.
@@ -290,6 +290,6 @@ def _unseen(
         if not settings.values:
             assumed.append(f"{resizing} resizing of positions (--resizing)")
     elif resizing not in RESIZINGS:
-        raise UserError(f"--resizing {resizing!r} is none of {', '.join(RESIZINGS)}")
+        raise UserError(f"--resizing {resizing!r} is not one of {', '.join(RESIZINGS)}")
     # An architecture of timm's that config.json names has these.
     return heads, eps, activation, resizing, [] if settings.values else assumed

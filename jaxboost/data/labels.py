@@ -253,7 +253,7 @@ def check_patients(rows: Sequence[Row], faults: Faults, *, multi_label: bool, al
 
 
 def _check_alike(by_patient: Mapping[str, Sequence[Row]], faults: Faults) -> None:
-    """Adds a fault for each two patients of whom it is not certain that they are two, as 007 and 7, or p1 and P1."""
+    """Adds a fault for each pair of names that may mean one patient, as 007 and 7, or p1 and P1."""
     # A file that is a patient of its own is no name that somebody gave.
     names = [patient for patient, (first, *_) in by_patient.items() if patient != first.file]
     for name, other in spelling.alike(names, fractions=False):

@@ -20,7 +20,8 @@ FOLDERS, TAG = "folders", "tag"
 _SAME = {
     FOLDERS: (
         "are folders of the same name and are taken as one patient",
-        "rename one of the folders; if they are no patients' folders, move the images into those of their classes",
+        "rename one of the folders; if these are not folders of patients, move the images into the folders of their"
+        " classes",
     ),
     TAG: (
         "have the same patient id in their tags and are taken as one patient",
@@ -79,8 +80,8 @@ def from_tags(
         return list(rows), paths
     if others := [row.file for row in paths if row not in tagged]:
         faults.add(
-            f"data.patient=tag: {some(others)} are no DICOM files, and nothing names their patients: name those of all "
-            "files in labels.csv (column patient_id), and leave data.patient empty"
+            f"data.patient=tag: {some(others)} are not DICOM files, and nothing names their patients: name the "
+            "patients of all files in labels.csv (column patient_id), and leave data.patient empty"
         )
     for row, patient in found.items():
         if not patient:

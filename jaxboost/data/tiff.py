@@ -155,7 +155,7 @@ def _check_colours(page: Any) -> None:
             " with 8 or 16 bits a channel, or in 32-bit floating point"
         )
     if page.photometric in (_CMYK, _YCBCR) and page.dtype != np.uint8 and page.compression != _JPEG:
-        raise FaultError(f"is no grey or RGB image and has {page.bitspersample} bits a channel: save it in RGB")
+        raise FaultError(f"is not a grey or RGB image and has {page.bitspersample} bits a channel: save it in RGB")
     if page.photometric == _CMYK and page.dtype != np.uint8:
         raise FaultError(f"has the colours CMYK with {page.bitspersample} bits a channel: save it in RGB")
     if page.compression not in (*_LOSSLESS, *_FAX, _JPEG, _OLD_JPEG):
@@ -236,7 +236,7 @@ def _without_no_data(values: np.ndarray, page: Any, nan: float | None) -> np.nda
     try:
         number = float(str(text).strip(" \0").replace(",", "."))
     except ValueError:
-        raise FaultError(f"has the value {text!r} for no data, which is no number: correct the tag") from None
+        raise FaultError(f"has the value {text!r} for no data, which is not a number: correct the tag") from None
     # A NaN is looked for with the other ones.
     missing = values == number if values.dtype.kind != "f" else values == values.dtype.type(number)
     if not missing.any():

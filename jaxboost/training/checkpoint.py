@@ -311,4 +311,4 @@ def _check_same_run(
 def _check_folders(folder: pathlib.Path) -> None:
     for path in (folder, folder / LATEST, folder / BEST):
         if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is no folder: move it away, or give another --workdir")
+            raise UserError(f"{path} is not a folder: move it away, or give another --workdir")

@@ -172,11 +172,11 @@ def _read(folder: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
     config = ConfigDict(_without_none(dataclasses.asdict(parsed)))
     ranges.check_numbers(config)
     if ("boost" in config) == ("pneumollm" in config and "llama" in config):
-        raise UserError(f"{where} is no config of a run: it should have either boost, or pneumollm and llama")
+        raise UserError(f"{where} is not the config of a run: it should have either boost, or pneumollm and llama")
     if "boost" in config:
         lacking = [name for name in _OF_BOOSTED if name not in config.model]
         if lacking:
-            raise UserError(f"{where} is no config of a run: model lacks {', '.join(lacking)}")
+            raise UserError(f"{where} is not the config of a run: model lacks {', '.join(lacking)}")
         check_choice(config.model.backbone, BACKBONES, f"{where}: model.backbone")
     if config.data.folds and config.data.fold == datasets.ALL_FOLDS:
         raise UserError(f"--run {folder} is a whole cross-validation: give one of its folds, such as {folder}/fold0")

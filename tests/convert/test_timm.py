@@ -268,11 +268,11 @@ def test_what_is_assumed_is_said(state, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (Given(heads=5), "a width of 192 is no multiple of 5 heads: check --heads"),
+        (Given(heads=5), "a width of 192 is not a multiple of 5 heads: check --heads"),
         (Given(eps=0.0), r"--eps 0\.0 is not above 0 and at most 1"),
         (Given(eps=float("nan")), "--eps nan is not above 0"),
-        (Given(activation="relu"), "--activation 'relu' is none of gelu, quick_gelu"),
-        (Given(resizing="nearest"), "--resizing 'nearest' is none of bicubic, antialiased"),
+        (Given(activation="relu"), "--activation 'relu' is not one of gelu, quick_gelu"),
+        (Given(resizing="nearest"), "--resizing 'nearest' is not one of bicubic, antialiased"),
     ],
 )
 def test_what_is_given_is_checked(given, message, state, tmp_path):
@@ -405,7 +405,7 @@ def test_other_models_are_refused(changes, message, state, tmp_path):
     [
         ({"architecture": "resnet50"}, "timm's 'resnet50' is no ViT: choose a model whose name begins with vit_ or de"),
         ({"model_args": {"act_layer": "quick_gelu"}}, "this vit_small_patch16_224 has another act_layer"),
-        ({"model_args": {"num_heads": 5}}, "a width of 192 is no multiple of 5 heads"),
+        ({"model_args": {"num_heads": 5}}, "a width of 192 is not a multiple of 5 heads"),
         ({"model_args": "none"}, "'model_args' is 'none' instead of an object"),
         ({"architecture": None}, "this is a None checkpoint, not of the LLaMA family"),
     ],

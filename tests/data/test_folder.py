@@ -323,7 +323,7 @@ def test_images_without_a_row(folder, caplog):
     (record,) = caplog.records
     assert record.message == (
         "left out: thumbnails and other files that systems make: 1 (._hidden.png); images without a row in labels.csv:"
-        f" 14 ({', '.join(f'more{number:02}.png' for number in range(12))} and 2 more); files that are no images: 1"
+        f" 14 ({', '.join(f'more{number:02}.png' for number in range(12))} and 2 more); files that are not images: 1"
         " (notes.txt)"
     )
 

@@ -170,7 +170,7 @@ def test_files_without_tags(tmp_path):
     write(tmp_path, "a/2.png", "b/3.png")
     (tmp_path / "b" / "4.dcm").write_text("text")
     message = fault(tmp_path, patient="tag")
-    assert "data.patient=tag: a/2.png, b/3.png are no DICOM files, and nothing names their patients" in message
+    assert "data.patient=tag: a/2.png, b/3.png are not DICOM files, and nothing names their patients" in message
     assert message.count("b/4.dcm") == 1
 
 
