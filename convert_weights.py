@@ -26,19 +26,21 @@ _FINAL_NORM = flags.DEFINE_boolean(
     "final_norm", True, "Whether to take the norm after LLaMA's last layer too; a vision encoder's is always taken."
 )
 _HEADS = flags.DEFINE_integer(
-    "heads", None, "Heads of a vision encoder in timm's names, where its weights do not say it.", lower_bound=1
+    "heads", None, "Attention heads of a vision encoder in timm's names, which its weights do not say.", lower_bound=1
 )
-_EPS = flags.DEFINE_float("eps", None, "Of all its LayerNorms. Default: 1e-6.")
-_ACTIVATION = flags.DEFINE_enum("activation", None, ["gelu", "quick_gelu"], "Of its MLPs. Default: gelu, by erf.")
+_EPS = flags.DEFINE_float("eps", None, "eps of all LayerNorms of such an encoder. Default: 1e-6.")
+_ACTIVATION = flags.DEFINE_enum(
+    "activation", None, ["gelu", "quick_gelu"], "Activation of the MLPs of such an encoder. Default: gelu, by erf."
+)
 _RESIZING = flags.DEFINE_enum(
     "resizing",
     None,
     ["bicubic", "antialiased"],
-    "How its positions become those of other image sizes: bicubic as in transformers, MAE and DINO, or antialiased as "
-    "in timm and DINOv2 with registers.",
+    "How the positions of such an encoder are resized to other image sizes: bicubic as in transformers, MAE and DINO, "
+    "or antialiased as in timm and DINOv2 with registers.",
 )
 _ENTRY = flags.DEFINE_string(
-    "entry", None, "Which encoder of a file with several, by the beginning of its names, such as teacher or model_ema."
+    "entry", None, "Which encoder to take from a file with several: how its names begin, such as teacher or model_ema."
 )
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Whether an existing block or vision tower may be replaced.")
 

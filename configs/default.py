@@ -20,7 +20,8 @@ def get_config() -> ConfigDict:
     boost.trainable = False  # train the block too: the paper's FT arm
     boost.rope = False  # keep LLaMA's rotary embedding
     boost.path = "auto"  # to the same result: "full", "pooled" (CLS alone), "absorbed" (no keys, no values)
-    boost.init = "uniform"  # the adapters' start: "uniform" in 1 / sqrt(fan_in) (3D code), "normal" with .02 (2D code)
+    # Adapters' first weights: "uniform", U(+-1 / sqrt(fan_in)), as the 3D code; "normal", N(0, .02), as the 2D code.
+    boost.init = "uniform"
     boost.causal = False  # keep LLaMA's causal mask; CLS comes first and then sees only itself
     return config.lock()
 
@@ -78,11 +79,14 @@ def _shared() -> ConfigDict:
     data.masks = ""  # of the lungs, 2D: a folder of PNG files, or a CSV file in CheXmask's form; empty: no crop
     data.window = ()  # (low, high), stored values (2D: not of 8 bits) that become 0 and 255; (): the file's own range
     data.spacing = 0.0  # mm a voxel of the model's grid; 0: each volume's longest physical side fills the grid
-    data.nan = ""  # number that stored values which are not finite are read as, such as "0"; "": such files are refused
-    data.max_pixels = 2**26  # of an image file, checked before it is decoded: larger ones are refused
-    data.max_voxels = 2**29  # of a volume file, likewise
-    data.patient = ""  # "tag": the patient id of DICOM files where no table gives one; "": not read
-    data.duplicates = "warn"  # nearly equal images in different splits: "warn", "join" into one patient, or "refuse"
+    data.nan = (
+        ""  # a number, such as "0", that replaces NaN and infinite values; "": files with such values are refused
+    )
+    data.max_pixels = 2**26  # an image file with more pixels is refused before it is decoded
+    data.max_voxels = 2**29  # a volume file with more voxels is refused before it is read
+    data.patient = ""  # "tag": DICOM tags name the patients where neither labels.csv nor folders do; "": they do not
+    # Nearly equal images of different patients in different splits: "warn", "join" (make them one patient), "refuse".
+    data.duplicates = "warn"
     # Train, val, test, by patient, where the data have no splits and data.folds is 0. Where they have train and test
     # alone, a part of train becomes val, in the proportion of their shares.
     data.shares = (0.7, 0.1, 0.2)
@@ -114,7 +118,7 @@ def _shared() -> ConfigDict:
     augment.rand_augment_magnitude = 9.0  # mean of their level, 0 to 10; timm's m
     augment.rand_augment_std = 0.5  # standard deviation of their level; timm's mstd
     augment.rand_augment_increasing = False  # all of them change the more, the higher the level; timm's inc1
-    augment.rgb = False  # grey training images become RGB first: fill and erasing noise are then in colour
+    augment.rgb = False  # turn grey training images into RGB first: what fills borders or erased parts has colour then
     # Of volumes:
     augment.volume_flips = False  # along each axis, half of the time
     augment.volume_rotations = False  # by multiples of 90 degrees: each of the 24 orientations as often
@@ -140,7 +144,8 @@ def _shared() -> ConfigDict:
     optim.final_lr = 0.0  # the cosine's last value
     optim.schedule_epochs = 0.0  # of warm-up and cosine together; 0: train.epochs
     optim.schedule_from = 0.0  # epochs of it that are over when the run starts
-    optim.by_epoch = False  # an epoch has the schedule's rate at the start of the one before, the first warmup_from
+    # One rate for each whole epoch: the schedule's at the start of the epoch before; the first epoch has warmup_from.
+    optim.by_epoch = False
     optim.layer_decay = 1.0  # each encoder block's rate is this times that of the block above it; 1: all the same
     optim.weight_decay = 0.05  # adamw only; none on biases, norms, positions and CLS tokens
     optim.b1 = 0.9  # decay of the gradient's mean
@@ -149,10 +154,12 @@ def _shared() -> ConfigDict:
     optim.clip_norm = 0.0  # global gradient norm; 0: no clipping
 
     config.train = train = ConfigDict()
-    train.epochs = 100  # whole passes
+    train.epochs = 100  # passes over the training split
     train.batch_size = 128  # over all devices
-    train.last_batch = "drop"  # samples that do not fill a batch are left out, others in each epoch; or "keep" them
-    train.epoch_multiple = 0  # an epoch has the largest multiple of this many samples; 0: all
+    # Samples that do not fill a batch at the end of an epoch: "drop" (other ones in each epoch), or "keep" (a smaller
+    # batch).
+    train.last_batch = "drop"
+    train.epoch_multiple = 0  # the samples of an epoch are rounded down to a multiple of this; 0: all are used
     train.accumulate = 1  # steps whose mean gradient makes one change of the weights; the run's last may lack some
     train.sampling = "uniform"  # or "balanced": as many samples of each class in an epoch
     train.loss = "auto"  # the task's own, or "columns": binary cross-entropy on each column of the one-hot label
@@ -166,7 +173,7 @@ def _shared() -> ConfigDict:
     config.eval = evaluation = ConfigDict()
     evaluation.protocol = "validation"  # the split that picks the epoch; "reference": test, as the paper's code does
     evaluation.metric = "auc"  # that picks the epoch: "auc", "acc", or "avg": mean of both, sensitivity, specificity
-    evaluation.ties = "earlier"  # of epochs with the same metric; or "later"
+    evaluation.ties = "earlier"  # which of two epochs with the same metric is picked: "earlier" or "later"
     evaluation.ema = True  # evaluate the average of the weights, where train.ema keeps one, and not the weights
     evaluation.specificity = 0.0  # binary: report the threshold that validation has for this much; 0: .5 alone
     evaluation.batch_size = 128  # over all devices

@@ -1,7 +1,7 @@
 """What the configs of R-LLM's Tables 1 and 3 share, with the argument of --config configs/X.py:ARGUMENT.
 
-`reference`: what the paper's released code does, the choice of the epoch on the test split included; README, "Known
-differences", names what it does otherwise.
+`reference`: what the paper's released code does, the choice of the epoch on the test split included; README.md,
+"Known differences", lists what that code does otherwise.
 `resnet18`, `resnet50` (2D), `resnet18_3d`, `resnet18_acs`, `resnet50_3d`, `resnet50_acs` (3D): the baselines of Tables
 2 and 4, trained as MedMNIST's own code trains them, the epoch picked on validation.
 """

@@ -102,9 +102,9 @@ def config_file(flag: flags.FlagHolder) -> str:
 
 
 class _Lines(logging.StreamHandler):
-    """Log lines, until nobody can read them: a run that is closed to its reader, or whose log's disk is full, goes on.
+    """Log lines, as long as stdout can be written. Where its reader is gone or its disk is full, the run goes on.
 
-    What it finds is in its folder.
+    The run's figures are in its folder.
     """
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
@@ -115,11 +115,11 @@ class _Lines(logging.StreamHandler):
         logging.getLogger("jaxboost").removeHandler(self)
         _drop(self.stream)
         with contextlib.suppress(OSError):
-            print(f"no more lines are logged, stdout cannot be written ({error.strerror})", file=sys.stderr)
+            print(f"nothing more is logged, stdout cannot be written ({error.strerror})", file=sys.stderr)
 
 
 def _drop(stream: TextIO) -> None:
-    """Lets what is still written to a stream go nowhere, also what Python writes at its end."""
+    """Discards what is still written to a stream, also what Python writes when it ends."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -127,7 +127,7 @@ def _drop(stream: TextIO) -> None:
 
 
 class _RepeatedErrors(logging.Filter):
-    """Drops the tracebacks that are logged of errors which are raised as well: a user reads them once, in one line.
+    """Drops logged tracebacks of errors that are also raised: a user reads each error once, in one line.
 
     Orbax raises what it logs. asyncio logs what its writes to a full disk raised after the first of them.
     """
@@ -159,8 +159,7 @@ def silence_repeated_errors() -> None:
     sys.unraisablehook = without_late_ones
 
 
-# Which launcher has started the process as one of several, by the environment that it gives to its tasks: variables for
-# the number of tasks and for this one's.
+# Launcher -> the environment variables in which it gives each task the number of tasks, and this task's own number.
 _LAUNCHERS = {
     "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
     "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
@@ -172,7 +171,7 @@ _LAUNCHERS = {
 def check_single_task() -> None:
     """Raises UserError where a launcher has started several tasks of this command: each would train the same run.
 
-    A batch script with several tasks is none of them: of Slurm's variables those of the step count, not of the job.
+    A batch script of a job with several tasks is not one of them: Slurm's variables of the step count, not of the job.
     """
     for launcher, (size, rank) in _LAUNCHERS.items():
         count, number = os.environ.get(size, ""), os.environ.get(rank, "")
@@ -180,15 +179,15 @@ def check_single_task() -> None:
             one = {"srun": "start it with `srun -n 1`", "torchrun": "start it with `python`"}
             raise UserError(
                 f"this is task {number} of {count} of one {launcher}, and each would train the same run:"
-                f" {one.get(launcher, f'start it with `{launcher} -n 1`')}; for runs of their own use an array of"
-                " jobs (`sbatch --array`), or give --independent_tasks and each its own --workdir"
+                f" {one.get(launcher, f'start it with `{launcher} -n 1`')}; for several separate runs use an array"
+                " of jobs (`sbatch --array`), or give --independent_tasks and each task its own --workdir"
             )
 
 
 def log_to_stdout() -> None:
     """Prints the package's log as plain lines; other libraries keep their own handlers."""
     logger = logging.getLogger("jaxboost")
-    # A name of a file may hold what the terminal's encoding does not; stderr is so from the start.
+    # A file's name may have characters that the terminal's encoding lacks; Python's stderr escapes them already.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     handler = _Lines(sys.stdout)
@@ -200,7 +199,7 @@ def log_to_stdout() -> None:
 
 @contextlib.contextmanager
 def warnings_on_stderr() -> Iterator[None]:
-    """Warnings of the block go to stderr once it has ended well, for they concern a result that others may use.
+    """Warnings of the block go to stderr once it has ended well, because they concern a result that others may use.
 
     Where it raises, they go to stdout like all other lines: stderr has the one line of the mistake then.
     """

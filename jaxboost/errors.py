@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: the scripts print its message as one line and exit with code 2.
+    """A mistake that the user can correct: the scripts print its message as one line and exit with code 2.
 
     The message says what is wrong, where, and how to fix it. Everything else that goes wrong is ours and keeps its
     traceback.

@@ -119,7 +119,7 @@ class ExportedModel:
         """
         size = batch_size or self.batch_size
         if self.fixed_batch and size != self.batch_size:
-            raise UserError(f"--batch_size {size}: the exported program takes {self.batch_size} alone: leave it out")
+            raise UserError(f"--batch_size {size}: the exported program takes only {self.batch_size}: leave it out")
         devices = self.by_batch.mesh.size
         size = -(-size // devices) * devices
         found = []
@@ -198,7 +198,7 @@ def read_description(folder: pathlib.Path) -> Description:
     """
     path = folder / DESCRIPTION
     if not path.exists():
-        raise UserError(f"{folder} is no export: it has no {DESCRIPTION}")
+        raise UserError(f"{folder} is not an export: it has no {DESCRIPTION}")
     try:
         content = io.read_json(path)
     except (OSError, ValueError) as error:
@@ -210,7 +210,7 @@ def read_description(folder: pathlib.Path) -> Description:
     # Earlier versions wrote none.
     rest = {name: value for name, value in content.items() if name != "sha256"}
     if "sha256" in content and content["sha256"] != io.json_sha256(rest):
-        raise UserError(f"{path} was altered since it was exported, its checksum is another one: export the run again")
+        raise UserError(f"{path} was altered since it was exported, its checksum does not match: export the run again")
     return described
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxboost.errors import UserError
 
-# No JSON file of ours comes near it.
+# No JSON file of ours is nearly as large.
 MAX_JSON_BYTES = 64 << 20
 
 # What the operating system says of a write that it refuses -> how a user helps.
@@ -36,13 +36,13 @@ _REMEDIES = {
     errno.ENODEV: "the disk is gone: connect it again",
     errno.ENXIO: "the disk is gone: connect it again",
 }
-# Of these, any that reaches a command's end is about what it writes: the others may come of reading as well.
+# These can only come from writing, so a command reports them wherever they occur; the others may come from reading too.
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def remedy(error: OSError) -> str:
     """How a user helps where a write was refused."""
-    return _REMEDIES.get(error.errno or 0, "find out what refuses it")
+    return _REMEDIES.get(error.errno or 0, "find out why the system refuses it")
 
 
 def is_of_disk(error: OSError) -> bool:
@@ -51,7 +51,7 @@ def is_of_disk(error: OSError) -> bool:
 
 
 def os_error(error: Exception) -> OSError | None:
-    """The operating system's error that an exception is, or tells of; None where it is about something else.
+    """The operating system's error that an exception is, or reports; None where it is about something else.
 
     Libraries with an error class of their own have the system's number in its text: TensorStore, with which Orbax
     writes, and safetensors.
@@ -74,7 +74,7 @@ def writing(what: object, then: Callable[[], str] = str) -> Iterator[None]:
 
     Args:
       what: what is written, as a user knows it.
-      then: gives what is to be said after that, such as which checkpoint is whole.
+      then: gives the rest of the message, such as which checkpoint is whole.
 
     Raises:
       UserError: the system refuses to write.
@@ -167,7 +167,7 @@ _KINDS = (
 
 
 def irregular(path: str | os.PathLike[str]) -> str:
-    """What `path` is, or leads to, where that is no regular file, such as "a named pipe", which would be waited for.
+    """What `path` is, or leads to, where that is no regular file, such as "a named pipe".
 
     "" for a regular file, and where there is nothing that can be looked at: opening it tells why.
     """

@@ -28,20 +28,20 @@ def check_file(path: pathlib.Path, flag: str, *, kind: str, is_ours: Callable[[p
     if not os.path.lexists(path):
         return
     if not path.is_file():
-        raise UserError(f"{flag} {path} is no regular file and would be replaced by one: give another name")
+        raise UserError(f"{flag} {path} is not a regular file and would be replaced by one: give another name")
     try:
         replaceable = path.stat().st_size == 0 or is_ours(path)
     except (OSError, ValueError):
         replaceable = False
     if not replaceable:
-        raise UserError(f"{flag} {path} is there and is not {kind}, it would be overwritten: give another name")
+        raise UserError(f"{flag} {path} already exists and is not {kind}, it would be overwritten: give another name")
 
 
 def check_folder(path: pathlib.Path, flag: str) -> None:
     """Raises UserError where `path`, which a flag names, cannot be made: its folder is missing or cannot be written."""
     if not path.parent.is_dir():
         raise UserError(f"{flag} {path}: there is no folder {path.parent}: make it first")
-    # Tried, for permissions do not tell of a file system that is read-only.
+    # By trying: permissions do not show that a file system is read-only.
     with io.writing(f"{flag} {path}"), tempfile.TemporaryFile(dir=path.parent):
         pass
     try:

@@ -21,7 +21,7 @@ from typing import Any
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
 )  # Windows has no SIGHUP
-# What the main thread gets to end by itself, to remove its temporary files.
+# The main thread has so long to end by itself and to remove its temporary files.
 GRACE_SECONDS = 4.0
 # Ctrl-C reaches a process twice where its parent passes it on; a person's second one takes longer.
 _ONE_SIGNAL_SECONDS = 0.3
@@ -57,7 +57,7 @@ class StopSignal:
 
     @property
     def exit_code(self) -> int:
-        """128 and the signal's number, as a shell has it; 0 where another than a person asked and may ask again."""
+        """128 + the signal's number, as in a shell; 0 where a scheduler stopped a command that can go on."""
         return 0 if self.resumable and self.number != signal.SIGINT else 128 + self.number
 
     def install(self) -> None:
@@ -180,7 +180,7 @@ def watch(*, resumable: bool = False, kills: bool = False) -> Iterator[StopSigna
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Within it a signal is noted and nothing more: `received` or `poll` tell of it."""
+    """Within it a signal is only noted: ask `received` or `poll` for it."""
     stop = _active
     if stop is None:
         yield

@@ -144,7 +144,7 @@ def test_a_way_that_depends_on_the_batch(tmp_path, monkeypatch):
     assert len([name for name in described["files"] if name.endswith("safetensors")]) > 2
     assert "weights-00001-of-" in " ".join(described["files"])
     _, images = inputs.read(files, loaded.preparation)
-    with pytest.raises(UserError, match="takes 8 alone"):
+    with pytest.raises(UserError, match="takes only 8"):
         loaded.probabilities(images, batch_size=4)
 
 
@@ -252,13 +252,15 @@ def test_what_is_altered_is_refused(pneumollm, tmp_path):
     attempt(lambda copy: describe(copy, batch_size=10**12), r"export\.json is damaged .*batch_size")
     attempt(lambda copy: describe(copy, preparation=described["preparation"] | {"image_size": 56}), "not the program")
     attempt(lambda copy: describe(copy, preparation=described["preparation"] | {"image_size": 1e9}), "is damaged")
-    attempt(lambda copy: _swap(copy / "export.json", '"masked": false', '"masked": true'), "its checksum is another")
+    attempt(
+        lambda copy: _swap(copy / "export.json", '"masked": false', '"masked": true'), "its checksum does not match"
+    )
     attempt(lambda copy: _link(copy / "weights.safetensors", folder), "is a link out of the export")
     attempt(lambda copy: describe(copy, platforms=["tpu"]), "was exported for tpu, not for cpu")
     attempt(lambda copy: None, "leave --set out", places=["llama.block=x"])
     attempt(lambda copy: None, "leave --export out", target=tmp_path / "again")
     assert not (tmp_path / "table.csv").exists()
-    with pytest.raises(UserError, match="is no export"):
+    with pytest.raises(UserError, match="is not an export"):
         exported.load(run)
 
 

@@ -55,14 +55,14 @@ def place(finished, tmp_path):
 @pytest.mark.parametrize(
     ("out", "words"),
     [
-        ("00.png", "is there and is not a table of predictions, in CSV, it would be overwritten"),
-        ("./folder/../00.png", "is there and is not a table of predictions"),
-        ("link", "is there and is not a table of predictions"),
-        ("hard", "is there and is not a table of predictions"),
-        ("labels.csv", "is there and is not a table of predictions"),
-        ("notes.csv", "is there and is not a table of predictions"),
-        ("binary.csv", "is there and is not a table of predictions"),
-        ("pipe", "is no regular file and would be replaced by one"),
+        ("00.png", "already exists and is not a table of predictions, in CSV, it would be overwritten"),
+        ("./folder/../00.png", "already exists and is not a table of predictions"),
+        ("link", "already exists and is not a table of predictions"),
+        ("hard", "already exists and is not a table of predictions"),
+        ("labels.csv", "already exists and is not a table of predictions"),
+        ("notes.csv", "already exists and is not a table of predictions"),
+        ("binary.csv", "already exists and is not a table of predictions"),
+        ("pipe", "is not a regular file and would be replaced by one"),
         ("folder", "is a folder: give the name of a file"),
         ("new.png", "a table of this name would be taken for an image: give a name with .csv"),
         ("new.nii.gz", "a table of this name would be taken for an image"),
@@ -180,7 +180,7 @@ def test_a_block_that_another_process_makes_meanwhile_stays(tmp_path, monkeypatc
 def test_figures_replace_figures_alone(content, allowed, tmp_path):
     (tmp_path / "figures.json").write_text(content)
     if not allowed:
-        with pytest.raises(UserError, match=r"--json .* is there and is not a JSON file of figures"):
+        with pytest.raises(UserError, match=r"--json .* already exists and is not a JSON file of figures"):
             outputs.check_figures(str(tmp_path / "figures.json"), "--json")
         return
     outputs.check_figures(str(tmp_path / "figures.json"), "--json")

@@ -242,7 +242,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_work(target):
     os.close(descriptor)
     assert done.returncode == 0
     warning, end = done.stderr.splitlines()
-    assert "no more lines are logged, stdout cannot be written (" in warning
+    assert "nothing more is logged, stdout cannot be written (" in warning
     assert end == "done"
 
 

@@ -80,7 +80,7 @@ def convert(
             **fields,
         )
 
-    # Before anything is read: what no run would open is not written.
+    # Before anything is read: a manifest that no run could open is not written.
     manifests.check(manifest_of(dict.fromkeys((part.key for part in parts), "0" * 64)))
     size = target.itemsize * sum(part.size for part in parts)
     _check_space(out, size)
@@ -165,7 +165,7 @@ def _parts_of_block(
         parts.append(Part(key=FINAL_NORM, size=reader.config.width, reads={"scale": read}))
     if reader.config.rope_unsupported is not None:
         logger.info(
-            "%s is not supported: the block can be used without the rotary embedding alone (boost.rope=False)",
+            "%s is not supported: the block can only be used without the rotary embedding (boost.rope=False)",
             reader.config.rope_unsupported,
         )
     fields = {

@@ -59,7 +59,7 @@ def head_of(path: Path) -> bytes:
     """The first bytes of a file.
 
     Raises:
-      UserError: it is not a regular file; nothing is opened then, for a named pipe would be waited for.
+      UserError: it is not a regular file; nothing is opened then: opening a named pipe would wait for ever.
       OSError: it cannot be read.
     """
     check_regular(path)
@@ -94,9 +94,9 @@ def refuse_known(where: str, head: bytes) -> None:
       where: the file, for the message.
     """
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for beginning, what, mend in _FOREIGN:
+    for beginning, what, fix in _FOREIGN:
         if head.startswith(beginning) or (beginning.isascii() and text.startswith(beginning)):
-            raise UserError(f"{where} is {what}: {mend}")
+            raise UserError(f"{where} is {what}: {fix}")
     if head[4:8] == b"TFL3":
         raise _is(where, _TFLITE)
     if head[257:262] == b"ustar":
@@ -104,7 +104,7 @@ def refuse_known(where: str, head: bytes) -> None:
     if not head:
         raise UserError(f"{where} is empty: download it again")
     if not head.strip(b"\0"):
-        raise UserError(f"{where} begins with zeros alone, as an incomplete download does: download it again")
+        raise UserError(f"{where} begins with only zeros, as an incomplete download does: download it again")
 
 
 def refuse_by_name(path: Path) -> None:

@@ -129,5 +129,5 @@ def _opened(path: Path) -> "GGUFReader":
     try:
         return GGUFReader(path)
     except Exception as error:
-        # A damaged file can end in any error of the package; it was asked for nothing else.
+        # A damaged file can raise any error in the package; nothing but reading the file happens here.
         raise broken from error

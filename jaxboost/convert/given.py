@@ -24,10 +24,10 @@ class Given:
     entry: str | None = None
 
     def check_unused(self, source: str) -> None:
-        """Raises UserError where anything is given, for a source that says all of it itself."""
+        """Raises UserError where any flag is given for a source that holds these values itself."""
         named = [f"--{name}" for name, value in dataclasses.asdict(self).items() if value is not None]
         if named:
             raise UserError(
-                f"{source} says itself what it is made of: leave {', '.join(named)} out, which is for vision encoders "
-                "in timm's names"
+                f"{source} needs no {', '.join(named)}, it holds these values itself: leave them out, they are for "
+                "vision encoders in timm's names"
             )

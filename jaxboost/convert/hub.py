@@ -111,8 +111,8 @@ class HubFolder:
             raise UserError(f"{self._repository!r} cannot be the id of a repository: check the id") from error
         except HfHubHTTPError as error:
             status = error.response.status_code
-            mend = "log in again with `hf auth login`" if status in (401, 403) else f"try again later, {elsewhere}"
-            raise UserError(f"{page} answered with status {status}: {mend}") from error
+            fix = "log in again with `hf auth login`" if status in (401, 403) else f"try again later, {elsewhere}"
+            raise UserError(f"{page} answered with status {status}: {fix}") from error
         except (*_HTTP_ERRORS, FileNotFoundError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"{page} is out of reach ({reason}): check the network, {elsewhere}") from error

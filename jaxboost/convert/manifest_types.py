@@ -21,7 +21,7 @@ _Digests = Annotated[dict[Annotated[str, Field(max_length=16)], _Digest], Field(
 
 
 class _Closed(BaseModel, extra="forbid"):
-    """An entry that no field names is refused: it is of another version, or a slip of the pen."""
+    """An entry that no field names is refused: another version wrote it, or somebody mistyped it."""
 
 
 class Llama(_Closed):

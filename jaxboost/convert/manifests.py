@@ -115,7 +115,7 @@ def read_tower(path: str | os.PathLike) -> TowerManifest:
 
 
 def check(manifest: Manifest | TowerManifest) -> None:
-    """Raises UserError where a manifest that is to be written is none that could be read."""
+    """Raises UserError where a manifest that is to be written could not be read again."""
     from jaxboost.convert import manifest_types
 
     kind = manifest_types.Block if isinstance(manifest, Manifest) else manifest_types.Tower
@@ -129,7 +129,7 @@ def to_text(manifest: Manifest | TowerManifest) -> str:
 
 
 def kind_at(path: str | os.PathLike) -> str:
-    """What users call what is at `path`: "vision tower", or "block", also where its manifest is broken."""
+    """The users' name for what is at `path`: "vision tower", or "block", also where its manifest is broken."""
     try:
         return _KINDS[io.read_json(Path(path) / MANIFEST)["kind"]][0]
     except (OSError, ValueError, LookupError, TypeError):

@@ -219,7 +219,7 @@ def _opened(path: Path) -> "onnx.ModelProto":
         model = onnx.load(path)
     except (DecodeError, onnx.checker.ValidationError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"{path} is truncated or damaged, is no ONNX file, or lacks a file of its weights: download it again"
+            f"{path} is truncated or damaged, is not an ONNX file, or lacks a file of its weights: download it again"
         ) from error
     if not model.graph.node:
         raise UserError(f"{path} is not an ONNX file, or its download is incomplete: download it again")

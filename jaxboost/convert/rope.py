@@ -16,7 +16,7 @@ _KNOWN = ("default", "linear", "llama3")
 
 
 def fields(scaling: Settings, *, head_dim: int, rope_base: float) -> dict[str, Any]:
-    """`rope_factors` and `rope_unsupported` of `LlamaConfig`, of which one at least is None; see `rope_factors`.
+    """`rope_factors` and `rope_unsupported` of `LlamaConfig`, at least one of them None; see `rope_factors`.
 
     Raises:
       UserError: the kind of scaling is no text, or numbers of a known kind are missing.
@@ -29,7 +29,7 @@ def fields(scaling: Settings, *, head_dim: int, rope_base: float) -> dict[str, A
 
 
 def partial(share: str) -> dict[str, Any]:
-    """As `fields`, for heads of which only a part is rotated; `share` says which."""
+    """As `fields`, for heads that are rotated in part; `share` is that part in words."""
     return {"rope_factors": None, "rope_unsupported": f"the rotation of a part of each head ({share})"}
 
 

@@ -9,7 +9,7 @@ from jaxboost.convert import file_kinds
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaConfig
 
-# No configuration of a model comes near it.
+# No model's configuration is nearly as large.
 MAX_BYTES = 64 << 20
 # Numbers beyond these are mistakes, whichever key they stand under.
 MAX_LAYERS = 1024

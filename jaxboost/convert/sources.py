@@ -116,8 +116,8 @@ def _refuse_folder(path: Path, folder: LocalFolder) -> None:
     shards = [name for name in weights if re.search(r"-\d+-of-\d+\.", name)]
     if shards:
         raise UserError(
-            f"{path} holds {shards[0]} but none of {', '.join(WEIGHT_FILES[1::2])}, which says what is in which: "
-            "download it too"
+            f"{path} holds {shards[0]} but none of {', '.join(WEIGHT_FILES[1::2])}, which says which shard holds which "
+            "tensor: download it too"
         )
     if weights:
         raise UserError(

@@ -163,7 +163,7 @@ def restored(
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
                 array = checkpointer.restore(folder.absolute(), args=wanted)[name]
         except Exception as error:
-            # A damaged file can end in any error of two libraries; they were asked for nothing else.
+            # A damaged file can raise any error in two libraries; nothing but reading the file happens here.
             raise altered from error
         if not isinstance(array, np.ndarray) or (array.shape, array.dtype) != (shape, dtype):
             raise altered

@@ -168,14 +168,14 @@ def tower_of(tensors: Tensors, settings: Settings, where: str, given: Given | No
     if not settings.values:
         assumed += [f"square images of {patch * grid} pixels in patches of {patch} without overlap"]
     if assumed:
-        notes.append(f"assumed, for the weights do not say it: {'; '.join(assumed)}")
+        notes.append(f"assumed, because the weights do not say it: {'; '.join(assumed)}")
     if settings.get("global_pool") in ("avg", "avgmax", "max", "map"):
         notes.append(
             f"the model was trained with {settings.get('global_pool')} pooling of its tokens: its CLS token, which is "
             "used here, was not trained for its result"
         )
     if others := getattr(tensors, "others", ()):
-        notes.append(f"no tensors and not read: {', '.join(others[:20])}")
+        notes.append(f"not read, because these are no tensors: {', '.join(others[:20])}")
     return TowerSource(
         tensors=tensors,
         layout=layout,
@@ -210,13 +210,13 @@ def _check_kind(tensors: Tensors, prefix: str, settings: Settings, where: str) -
     needed = [TIMM.embedding["embedding.kernel"], TIMM.embedding["positions"], block["mlp.up.kernel"][0]]
     for name in needed:
         if prefix + name not in tensors.names:
-            mend = _OTHER
+            fix = _OTHER
             if not settings.values:
-                mend = "for a checkpoint in Hugging Face's or Meta's layout pass the folder that holds the file"
-            raise UserError(f"{where} holds no ViT in timm's names, there is no {prefix + name!r}: {mend}")
-    for beginning, (what, mend) in _FOREIGN.items():
+                fix = "for a checkpoint in Hugging Face's or Meta's layout pass the folder that holds the file"
+            raise UserError(f"{where} holds no ViT in timm's names, there is no {prefix + name!r}: {fix}")
+    for beginning, (what, fix) in _FOREIGN.items():
         if any(name.startswith(prefix + beginning) for name in tensors.names):
-            raise UserError(f"{where}: this ViT {what}, which is not supported: {mend}")
+            raise UserError(f"{where}: this ViT {what}, which is not supported: {fix}")
     kernel, bias = (prefix + block[f"attention.qkv.{part}"][0] for part in ("kernel", "bias"))
     if kernel in tensors.names and bias not in tensors.names:
         raise UserError(
@@ -236,7 +236,7 @@ def _grid(tokens: int, registers: int, layout: TowerLayout, where: str) -> tuple
     if len(fitting) != 1:
         beside = f"CLS, {registers} registers" if registers else "a CLS token"
         raise UserError(
-            f"{where}: there are positions for {tokens} tokens, the ViT's are {beside} and a square grid: "
+            f"{where}: there are positions for {tokens} tokens, which are not {beside} and a square grid: "
             "choose another model"
         )
     return fitting[0]
@@ -271,7 +271,7 @@ def _unseen(
             "give it with --heads"
         )
     if heads < 1 or width % heads:
-        raise UserError(f"{where}: a width of {width} is no multiple of {heads} heads: check --heads")
+        raise UserError(f"{where}: a width of {width} is not a multiple of {heads} heads: check --heads")
     eps, activation = given.eps, given.activation
     if eps is None:
         eps = _EPS
@@ -282,7 +282,7 @@ def _unseen(
         activation = _ACTIVATION
         assumed.append("GELU by erf (--activation)")
     elif activation not in ACTIVATIONS:
-        raise UserError(f"--activation {activation!r} is none of {', '.join(ACTIVATIONS)}")
+        raise UserError(f"--activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
     resizing = given.resizing
     if resizing is None:
         # Hugging Face's copies, MAE and DINO do without antialiasing; timm, and DINOv2 with registers, have it.
@@ -290,6 +290,6 @@ def _unseen(
         if not settings.values:
             assumed.append(f"{resizing} resizing of positions (--resizing)")
     elif resizing not in RESIZINGS:
-        raise UserError(f"--resizing {resizing!r} is none of {', '.join(RESIZINGS)}")
+        raise UserError(f"--resizing {resizing!r} is not one of {', '.join(RESIZINGS)}")
     # An architecture of timm's that config.json names has these.
     return heads, eps, activation, resizing, [] if settings.values else assumed

@@ -63,7 +63,7 @@ class TorchFile:
 
 
 class _Unread:
-    """Stands for an object of a class that is not known here, with whatever it is made of."""
+    """Takes the place of an object whose class is not known here; accepts any arguments and state."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_Unread":
         return super().__new__(cls)
@@ -95,7 +95,7 @@ def _mapped(path: Path, unknown: Sequence[str] | None) -> "_Contents":
     except MemoryError as error:
         raise UserError(f"{path} asks for more memory than there is: it is damaged, download it again") from error
     except Exception as error:
-        # A damaged file can end in any error; torch was asked for nothing else.
+        # A damaged file can raise any error; nothing but reading the file happens here.
         raise UserError(f"{path} is truncated or damaged: download it again") from error
     if isinstance(contents, _Unread):
         raise UserError(f"{path} holds a whole model as an object, which only its own code can read: {_STATE_DICT}")
@@ -142,7 +142,7 @@ def _unknown_classes(path: Path) -> list[str]:
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception as error:
-        # A damaged file can end in any error; torch was asked for nothing else.
+        # A damaged file can raise any error; nothing but reading the file happens here.
         raise UserError(f"{path} is truncated or damaged: download it again") from error
 
 

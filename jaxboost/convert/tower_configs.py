@@ -14,7 +14,7 @@ from jaxboost.errors import UserError
 from jaxboost.models.transformer import ACTIVATIONS
 
 _WITH_REGISTERS = "dinov2_with_registers"
-# Of a picture's side in pixels.
+# The longest side of an image, in pixels.
 _MAX_SIDE = 1 << 14
 
 

@@ -77,7 +77,7 @@ _EMBEDDING = {
 _SELF_ATTENTION = _linear(
     QKV, "attention.attention.query", "attention.attention.key", "attention.attention.value"
 ) | _linear("attention.out", "attention.output.dense")
-# How transformers 5 names them in memory, and in files where it is told not to keep to the published names.
+# How transformers 5 names them in memory, and in files that it saves with its own names instead of the published ones.
 _RENAMED_ATTENTION = _linear(QKV, "attention.q_proj", "attention.k_proj", "attention.v_proj") | _linear(
     "attention.out", "attention.o_proj"
 )
@@ -110,8 +110,8 @@ DINOV2 = TowerLayout(
 )
 DINOV2_RENAMED = dataclasses.replace(DINOV2, weights=DINOV2.weights | _RENAMED_ATTENTION)
 
-# timm's, of which LayerScale and registers are left out where a model has none. What is ignored are heads, and what
-# pretraining needs beside the encoder: a decoder (MAE), a predictor, a projection.
+# timm's names. LayerScale and registers are left out where a model has none. Ignored are heads, and what pretraining
+# needs beside the encoder: a decoder (MAE), a predictor, a projection.
 TIMM = TowerLayout(
     embedding={
         KERNEL: "patch_embed.proj.weight",

@@ -13,11 +13,11 @@ from jaxboost.data.regular import open_regular
 from jaxboost.errors import UserError
 
 SUFFIX = ".npy"
-# What a file may hold, unless data.max_pixels or data.max_voxels says otherwise: a mammogram has 2**25 pixels, a CT
-# scan of 2,000 slices 2**29 voxels.
+# The most that a file may hold, unless data.max_pixels or data.max_voxels says otherwise: a mammogram has 2**25 pixels,
+# a CT scan of 2,000 slices 2**29 voxels.
 MAX_PIXELS = 2**26
 MAX_VOXELS = 2**29
-# Values that are turned into levels at a time: their copies in float64 take 32 MiB.
+# So many values are turned into levels at a time: their copies in float64 take 32 MiB.
 _BLOCK = 2**22
 _SLAB_VALUES = 2**18
 # Bytes of an .npy file's header; that of an array of numbers has some 100.

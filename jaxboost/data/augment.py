@@ -116,7 +116,7 @@ class Augment:
         check_choice(self.interpolation, FILTERS, "config field augment.interpolation")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            # Not the other way round, for nothing is true of NaN.
+            # Not the other way round: every comparison with NaN is false.
             if not (low <= value <= high and value < math.inf):
                 wanted = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
                 raise UserError(f"config field augment.{name}: {value!r} should be {wanted}")

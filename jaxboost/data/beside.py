@@ -26,7 +26,7 @@ _SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "te
 _SET_WORDS = frozenset(
     ("set", "data", "dataset", "stage", "phase", "image", "images", "img", "imgs", "dicom", "dicoms", "png", "jpeg")
 )
-# Of files that are left out.
+# Why files are left out, for the log.
 REASON = "masks or small copies beside their images"
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "volumes", "scans", None)
 

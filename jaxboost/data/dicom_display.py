@@ -64,9 +64,9 @@ def _is_inverted(photometric: str, header: pydicom.Dataset) -> bool:
     if shape == "LIN OD":
         raise FaultError("has PresentationLUTShape LIN OD, values for printing on film: export it for display")
     if shape and shape != ("INVERSE" if inverted else "IDENTITY"):
-        text = f"has PhotometricInterpretation {photometric} and PresentationLUTShape {shape}, of which one is wrong"
+        text = f"has PhotometricInterpretation {photometric} and PresentationLUTShape {shape}: one of them is wrong"
         command = fix("del d.PresentationLUTShape")
-        raise FaultError(f"{text}: look at it, and where the first is right {command}")
+        raise FaultError(f"{text}; look at the image, and if the first is right, {command}")
     return inverted
 
 

@@ -1,4 +1,4 @@
-"""Whose a DICOM file is, by its tags. Needs the package pydicom (the extra `dicom`)."""
+"""The patient of a DICOM file, by its tags. Needs the package pydicom (the extra `dicom`)."""
 
 import hashlib
 import pathlib
@@ -7,7 +7,7 @@ import unicodedata
 from jaxboost.data.dicom_file import open_dicom
 
 # What tools write in the place of an id that they removed, in small letters: the same for every patient. Numbers such
-# as 0 stay ids, for there are sets that count their patients from 0.
+# as 0 stay ids, because some data sets count their patients from 0.
 PLACEHOLDERS = frozenset(
     ("anon", "anonymous", "anonymised", "anonymized", "n/a", "na", "nan", "none", "null", "removed", "unknown")
 )

@@ -18,12 +18,12 @@ def numbers(dataset: pydicom.Dataset, name: str) -> tuple[float, ...]:
     try:
         value = dataset.get(name)
         if isinstance(value, bytes):
-            # Written with a value representation that says nothing of its type.
+            # Written with a value representation that does not give its type.
             value = np.frombuffer(value, "<u2" if dataset.original_encoding[1] is not False else ">u2")
         values = value if isinstance(value, list | tuple | np.ndarray | pydicom.multival.MultiValue) else [value]
         found = tuple(float(entry) for entry in values if entry is not None and str(entry).strip(" \0") != "")
     except Exception as error:
-        raise FaultError(f"has a {name} that is no number ({reason(error)}): correct or delete it") from error
+        raise FaultError(f"has a {name} that is not a number ({reason(error)}): correct or delete it") from error
     if wrong := [entry for entry in found if not math.isfinite(entry)]:
         raise FaultError(f"has {name} {wrong[0]:g}: correct or delete it")
     return found
@@ -56,7 +56,7 @@ def first_item(dataset: pydicom.Dataset, name: str) -> pydicom.Dataset | None:
     if not value:
         return None
     if not isinstance(value, pydicom.Sequence):
-        raise FaultError(f"has a {name} that is no sequence: correct or delete it")
+        raise FaultError(f"has a {name} that is not a sequence: correct or delete it")
     return value[0]
 
 

@@ -38,7 +38,7 @@ def treat(
 
     Args:
         images: of the rows, uint8 (n, S, S, C) or (n, S, S, S, 1).
-        pooled: the folder's own splits are not used, for a cross-validation divides all images.
+        pooled: the folder's own splits are not used, because a cross-validation divides all images.
     """
     _warn_of_limits(images)
     owners = np.unique([_owner(row) for row in rows], return_inverse=True)[1].reshape(-1)
@@ -66,7 +66,7 @@ def treat(
             faults.add(f"nearly equal images of different patients, {text}: {fix}", row=rows[pair.first].number)
         return list(rows)
     _check_joins(rows, search.pairs, texts, faults, multi_label=multi_label, allow_mixed=allow_mixed, pooled=pooled)
-    _log.warning("nearly equal images, taken as of one patient each: %s (%s)", some(texts), count)
+    _log.warning("nearly equal images, each taken as one patient: %s (%s)", some(texts), count)
     return _joined(rows, search.pairs)
 
 

@@ -64,7 +64,7 @@ def wrong_ending(path: pathlib.Path, ndim: int) -> str:
 
 
 def advice(path: pathlib.Path) -> str:
-    """What makes an image of a file that is none by its ending; "" where it does not seem to hold one."""
+    """What to do so that a file without an image's ending can be read; "" where it does not seem to hold an image."""
     suffix = suffix_of(path.name)
     if suffix in ALL:
         return ""

@@ -180,9 +180,9 @@ def _find_patients(
         if not source:
             _log.warning("%s has no patient ids: every file is taken as a patient of its own", name)
     elif not rows[0].number:
-        _log.info("files in a folder within that of their class are taken as of one patient")
+        _log.info("files in one folder below their class's folder are taken as one patient")
         if loose := [row.file for row in rows if row.patient == row.file]:
-            _log.warning("in no patient's folder, each taken as a patient of its own: %s", layouts.some(loose))
+            _log.warning("not in a patient's folder, each taken as a patient of its own: %s", layouts.some(loose))
     else:
         how = ""
     if source:
@@ -236,8 +236,8 @@ def _found_classes(folder: pathlib.Path, rows: Sequence[Row], multi_label: bool)
     missing = labels.missing_labels(rows, multi_label=multi_label)
     if len(found) < 2 and missing:
         raise UserError(
-            f"{where}: labels: {', '.join((*found, *missing))}; of these {', '.join(missing)} would say that there is"
-            " none: name the classes in data.classes"
+            f"{where}: labels: {', '.join((*found, *missing))}; {', '.join(missing)} would mean a missing label: if it"
+            " is a class, name the classes in data.classes"
         )
     return labels.check_classes(found, str(where), multi_label=multi_label)
 

@@ -194,16 +194,16 @@ def read(path: pathlib.Path, *, names: np.ndarray, groups: np.ndarray, count: in
         UserError: the table cannot be read, does not have exactly the samples `names` with their patients `groups`,
             has a fold that is not one of `count` or no sample of one, or a patient in two folds.
     """
-    mend = "correct it, or delete it and run again"
+    fix = "correct it, or delete it and run again"
 
     def parse(cell: str) -> int | None:
         fold = int(cell) if cell.isascii() and cell.isdigit() else -1
         return fold if 0 <= fold < count else None
 
     allowed = f"0 to {count - 1} (data.folds={count})"
-    folds = tables.read(path, _COLUMN, names=names, groups=groups, parse=parse, allowed=allowed, mend=mend)
+    folds = tables.read(path, _COLUMN, names=names, groups=groups, parse=parse, allowed=allowed, fix=fix)
     if empty := sorted(set(range(count)) - set(folds)):
-        raise UserError(f"{path}: fold {empty[0]} is empty (data.folds={count}): {mend}")
+        raise UserError(f"{path}: fold {empty[0]} is empty (data.folds={count}): {fix}")
     return np.array(folds, np.int64)
 
 

@@ -118,7 +118,7 @@ def read(
             accepted[row] = path
         else:
             step = advice(path)
-            text = f"is no file that the model takes ({_endings(preparation.ndim)}){f': {step}' if step else ''}"
+            text = f"is not a file that the model takes ({_endings(preparation.ndim)}){f': {step}' if step else ''}"
             faults.add(text, file=row.file)
     lungs = _open_masks(masks, accepted, preparation)
     try:

@@ -23,7 +23,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))
 # Any other, in front of a segment; FF 00 stands for a value of the data.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
-# Programs write a dozen.
+# Programs write about a dozen.
 _MOST_SCANS = 500
 _LONGEST_GAP = 2**16
 _EXIF = b"Exif\0\0"
@@ -50,7 +50,8 @@ def read_jpeg(file: BinaryIO, max_pixels: int) -> Picture:
             raise FaultError("is a damaged JPEG file: it has several headers")
         if picture.mode == "CMYK" and "adobe" not in picture.info:
             raise FaultError(
-                "has the colours cyan, magenta, yellow and black, and does not say which way round: save it in RGB"
+                "has the colours cyan, magenta, yellow and black, and does not say whether they are inverted: save it"
+                " in RGB"
             )
         picture.load()
         mode = "L" if picture.mode == "L" else "RGB"
@@ -107,7 +108,7 @@ def _check_scans(file: BinaryIO) -> None:
     while (found := _MARKER.search(content, place)) and found[0][1] != _EOI:
         scans += found[0][1] == _SOS
         if scans > _MOST_SCANS:
-            raise FaultError(f"has more than {_MOST_SCANS} scans, as no program writes them: save it again")
+            raise FaultError(f"has more than {_MOST_SCANS} scans, which no program writes: save it again")
         place = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
 
 

@@ -175,7 +175,7 @@ def check_classes(classes: Sequence[str], where: str, *, multi_label: bool) -> t
     if pairs := spelling.alike(names):
         first, other = pairs[0]
         but = "case" if first.casefold() == other.casefold() else "their form"
-        raise UserError(f"{where}: the classes {first!r} and {other!r} are the same but for {but}: write them alike")
+        raise UserError(f"{where}: the classes {first!r} and {other!r} differ only in {but}: write them alike")
     known = set(names)
     joined = [name for name in names if ({part.strip() for part in re.split("[,;]", name)} - {name}) & known]
     if multi_label and joined:
@@ -204,7 +204,9 @@ def encode(rows: Sequence[Row], classes: Sequence[str], faults: Faults, *, multi
             if name in index:
                 encoded[position, index[name] if multi_label else 0] = 1 if multi_label else index[name]
             elif row.number and is_missing(name):
-                text = f"label {name!r} says that there is none: give one, or name it in data.classes if it is a class"
+                text = (
+                    f"label {name!r} means a missing label: give a label, or name it in data.classes if it is a class"
+                )
                 faults.add(text, row=row.number, file=row.file)
             elif multi_label or _BETWEEN_LABELS not in name:
                 faults.add(f"label {name!r} is unknown, {guess(name)}", row=row.number, file=row.file)
@@ -218,7 +220,9 @@ def check_patients(rows: Sequence[Row], faults: Faults, *, multi_label: bool, al
     by_patient: dict[str, list[Row]] = collections.defaultdict(list)
     for row in rows:
         if row.number and row.patient and is_missing(row.patient):
-            faults.add(f"patient_id is {row.patient!r}, which says nothing: give one", row=row.number, file=row.file)
+            faults.add(
+                f"patient_id is {row.patient!r}, which means a missing value: give an id", row=row.number, file=row.file
+            )
         elif row.number and row.patient and spelling.is_shortened(row.patient):
             text = f"patient_id is {row.patient!r}, a number that a spreadsheet has cut short, so that several patients"
             faults.add(f"{text} may have it: save the column as text", row=row.number, file=row.file)
@@ -250,7 +254,7 @@ def check_patients(rows: Sequence[Row], faults: Faults, *, multi_label: bool, al
 
 
 def _check_alike(by_patient: Mapping[str, Sequence[Row]], faults: Faults) -> None:
-    """Adds a fault for each two patients of whom it is not certain that they are two, as 007 and 7, or p1 and P1."""
+    """Adds a fault for each pair of names that may mean one patient, as 007 and 7, or p1 and P1."""
     # A file that is a patient of its own is no name that somebody gave.
     names = [patient for patient, (first, *_) in by_patient.items() if patient != first.file]
     for name, other in spelling.alike(names, fractions=False):

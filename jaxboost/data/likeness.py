@@ -28,7 +28,7 @@ _FINE, _ENDS = 16, ((16, 0.9), (12, 0.95))
 # The least likeness of candidates beyond what all images have in common, which this many show.
 _PASSES_BEYOND, _NOTHING_LEFT, _SAMPLE = 0.5, 0.1, 256
 _FINE_3D, _ALIKE_3D = 10, 0.95
-# Smaller images have too few coefficients to be told apart, whole and in part.
+# Smaller images have too few coefficients to be distinguished, whole and in part.
 LEAST_SIZE, _LEAST_SIZE_OF_PARTS = 8, 20
 # Parts that one image may show of another: shares of its side, and the step between their places.
 _SHARES, _STEP = (0.92, 0.84, 0.77, 0.7), 0.08
@@ -37,7 +37,7 @@ MOST_FOR_PARTS = 20_000
 # Candidates of one search: some minutes. Images that are alike all over, such as shapes, would take hours.
 _MOST_CANDIDATES = {2: 4_000_000, 3: 100_000}
 # Where more pairs than this, and more than this share of those that were sampled, are neither equal nor unlike, the
-# images are such as shapes, and copies cannot be told from others.
+# images are probably shapes, and copies cannot be distinguished from other images.
 _BETWEEN, _MOST_BETWEEN, _MOST_SHARE_BETWEEN = 0.75, 20, 0.01
 _BLOCK = 2**22  # likenesses in memory at once
 _BATCH = 256  # images in memory as float32 at once
@@ -95,7 +95,7 @@ def find(images: np.ndarray, owners: np.ndarray, sides: np.ndarray) -> Search:
     if size < LEAST_SIZE or len(images) < 2:
         return Search(())
     if not _can_be_told_apart(images):
-        return Search((), "most images look alike, as shapes do, and copies cannot be told from others")
+        return Search((), "most images look alike, as shapes do, and copies cannot be distinguished from other images")
     views = _views(ndim, parts=size >= _LEAST_SIZE_OF_PARTS and len(images) <= MOST_FOR_PARTS)
     targets = np.concatenate(
         [cosines.describe(cosines.reduced(images[rows]), _COARSE[ndim]) for rows in _batches(len(images))]

@@ -41,10 +41,10 @@ _GZIP = b"\x1f\x8b"
 # DEFLATE packs at most 1,032 bytes into one; what a compressed file announces beyond that is not in it.
 _RATIO = 1032
 _CHUNK_BYTES = 1 << 20
-# Zeros that a writer may have added to fill a block.
+# A writer may have added so many zeros to fill a block.
 _PADDING_BYTES = 511
 _LARGEST_EXTENSION = 1 << 26
-# Up to here, every whole number is exact.
+# float64 holds every whole number up to here exactly.
 _FLOAT32_WHOLE = 2**24
 FLOAT64_WHOLE = 2**53
 
@@ -185,7 +185,7 @@ def _dtype(header: "nibabel.Nifti1Header") -> np.dtype:
 def _offset(header: "nibabel.Nifti1Header") -> int:
     """Where the voxels begin."""
     least, offset = header.single_vox_offset, float(header["vox_offset"])
-    # Left empty by some writers: there are no extensions then.
+    # Some writers leave it empty where there are no extensions.
     if offset == 0:
         return least
     if not (least <= offset <= _LARGEST_EXTENSION and offset == int(offset)):
@@ -243,7 +243,7 @@ def _scaled(stored: np.ndarray, slope: float, inter: float) -> np.ndarray:
         return stored
     if not (math.isfinite(slope) and math.isfinite(inter)):
         raise FaultError(
-            f"has scl_slope={slope:g} and scl_inter={inter:g}, which are no numbers: correct them with nibabel: "
+            f"has scl_slope={slope:g} and scl_inter={inter:g}, which are not finite: correct them with nibabel: "
             "image.header.set_slope_inter(slope, inter)"
         )
     kind, width = stored.dtype.kind, stored.dtype.itemsize

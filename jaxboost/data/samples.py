@@ -60,7 +60,7 @@ def read_all(
     """
 
     def attempt(path: pathlib.Path) -> T | FaultError:
-        # A named pipe would be waited for.
+        # Opening a named pipe would wait for ever.
         if text := problem(path):
             return FaultError(text)
         try:
@@ -168,7 +168,7 @@ def join_copies(rows: Sequence[Row], samples: Mapping[Row, Sample], faults: Faul
                 harmless.append(f"{first.file} = {copy.file}")
                 patient_of[copy] = first.file
     if harmless:
-        _log.warning("images with the same pixels, taken as of one patient each: %s", some(harmless))
+        _log.warning("images with the same pixels, each taken as one patient: %s", some(harmless))
     if not patient_of or rows[0].patient is not None:
         return list(rows)
     return [dataclasses.replace(row, patient=patient_of.get(row, row.file)) for row in rows]

@@ -49,9 +49,9 @@ def divide(
             seed=seed,
             classes=classes,
         )
-        mend = "use other shares (data.shares) or another seed (data.fold_seed), or leave that class out"
+        fix = "use other shares (data.shares) or another seed (data.fold_seed), or leave that class out"
     else:
-        mend = (
+        fix = (
             "undo what changed in the data or in this file (where it was damaged, remove it: the same data and seed"
             " give the same splits), or give another --workdir"
         )
@@ -64,12 +64,12 @@ def divide(
                 groups=patients,
                 parse=lambda cell: cell if cell in wanted else None,
                 allowed=", ".join(wanted),
-                mend=mend,
+                fix=fix,
             )
         )
         if tested.any() and (moved := np.flatnonzero(tested != (places == "test"))).size:
             name = str(pooled.names[moved[0]])
-            raise UserError(f"{file}: {name!r} is moved out of or into the data set's own test split: {mend}")
+            raise UserError(f"{file}: {name!r} is moved out of or into the data set's own test split: {fix}")
     lacking = [
         f"{split!r} has no {name!r}"
         for split in wanted
@@ -78,7 +78,7 @@ def divide(
     ]
     if lacking:
         where = f"{file}: " if file else ""
-        raise UserError(f"{where}a class is missing from a split: {', '.join(lacking)}: {mend}")
+        raise UserError(f"{where}a class is missing from a split: {', '.join(lacking)}: {fix}")
     rows = {split: np.flatnonzero(places == split) for split in wanted}
     return Dataset(
         info=dataclasses.replace(dataset.info, n_samples={split: len(found) for split, found in rows.items()}),

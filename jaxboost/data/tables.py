@@ -40,30 +40,30 @@ def read(
     groups: np.ndarray,
     parse: Callable[[str], T | None],
     allowed: str,
-    mend: str,
+    fix: str,
 ) -> list[T]:
     """The place of every sample, in the order of `names`, from a table that `write` made; its labels are for people.
 
     Args:
         parse: a cell of `column` -> the place, None where there is no such place.
         allowed: the places in words, for messages.
-        mend: what to do about a fault, for messages.
+        fix: what to do about a fault, for messages.
 
     Raises:
         UserError: the table cannot be read, does not have exactly the samples `names` with their patients `groups`,
             names a place that is not `allowed`, or has a patient in two.
     """
-    # A pipe would be waited for.
+    # Opening a pipe would wait for ever.
     text = problem(path) or (path.stat().st_size > _MAX_BYTES and f"it has more than {_MAX_BYTES >> 20} MiB")
     if text:
-        raise UserError(f"{path}: cannot be read as a table of {column}s ({text}): {mend}")
+        raise UserError(f"{path}: cannot be read as a table of {column}s ({text}): {fix}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header, *rows = list(csv.reader(file)) or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a table of {column}s ({error}): {mend}") from error
+        raise UserError(f"{path}: cannot be read as a table of {column}s ({error}): {fix}") from error
     if tuple(header) != _header(column):
-        raise UserError(f"{path}: its columns are {', '.join(header)}, not {', '.join(_header(column))}: {mend}")
+        raise UserError(f"{path}: its columns are {', '.join(header)}, not {', '.join(_header(column))}: {fix}")
     patients = dict(zip(names.tolist(), groups.tolist(), strict=True))
     place_of: dict[str, T] = {}
     first: dict[str, tuple[T, int]] = {}
@@ -85,10 +85,10 @@ def read(
             other, where = first[patient]
             fault = f"patient {patient!r} is in {column} {place} here and in {column} {other} in row {where}"
         if fault:
-            raise UserError(f"{path} row {row}: {fault}: {mend}")
+            raise UserError(f"{path} row {row}: {fault}: {fix}")
         place_of[name] = place
     if missing := [name for name in patients if name not in place_of]:
-        raise UserError(f"{path}: no row for {missing[0]!r} and {len(missing) - 1} others: {mend}")
+        raise UserError(f"{path}: no row for {missing[0]!r} and {len(missing) - 1} others: {fix}")
     return [place_of[name] for name in patients]
 
 

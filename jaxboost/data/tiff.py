@@ -48,7 +48,7 @@ _NEEDED |= {330, 338, 339, 347, 530, 32997, _NO_DATA}
 
 
 class _Bounded(io.BufferedReader):
-    """A file that is never asked for more bytes than it has: they would be allocated first."""
+    """A file from which no more bytes are read than it has: they would be allocated first."""
 
     def __init__(self, path: str):
         super().__init__(io.FileIO(path))
@@ -73,7 +73,7 @@ def read_tiff(file: BinaryIO, max_pixels: int, nan: float | None = None) -> Pict
     # Only here: it takes a while to import.
     import tifffile
 
-    # It would report on the terminal, without the file's name, what it goes on without.
+    # It would print what it cannot read on the terminal, without the file's name.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
     # What tifffile does for files of some programs may open other files (OME), or follow a loop of pages for ever.
     plain = {"is_ome": False, "is_lsm": False, "is_ndpi": False, "is_scanimage": False}
@@ -99,7 +99,7 @@ def read_tiff(file: BinaryIO, max_pixels: int, nan: float | None = None) -> Pict
 
 
 def _check_tags(tiff: Any, page: Any) -> None:
-    """tifffile leaves tags out that it cannot read, and goes on with what would hold without them."""
+    """Raises FaultError for missing tags: tifffile leaves out tags that it cannot read, and takes defaults instead."""
     handle, form = tiff.filehandle, tiff.tiff
     handle.seek(page.offset)
     (count,) = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))
@@ -155,7 +155,7 @@ def _check_colours(page: Any) -> None:
             " with 8 or 16 bits a channel, or in 32-bit floating point"
         )
     if page.photometric in (_CMYK, _YCBCR) and page.dtype != np.uint8 and page.compression != _JPEG:
-        raise FaultError(f"is no grey or RGB image and has {page.bitspersample} bits a channel: save it in RGB")
+        raise FaultError(f"is not a grey or RGB image and has {page.bitspersample} bits a channel: save it in RGB")
     if page.photometric == _CMYK and page.dtype != np.uint8:
         raise FaultError(f"has the colours CMYK with {page.bitspersample} bits a channel: save it in RGB")
     if page.compression not in (*_LOSSLESS, *_FAX, _JPEG, _OLD_JPEG):
@@ -164,7 +164,7 @@ def _check_colours(page: Any) -> None:
 
 
 def _check_parts(file: BinaryIO, page: Any) -> None:
-    """tifffile shows parts that are missing as zeros, and takes the memory that a JPEG part asks for."""
+    """Checks strips and tiles: tifffile reads missing ones as zeros, and allocates whatever size a JPEG part claims."""
     count, size = math.prod(page.chunked), os.fstat(file.fileno()).st_size
     parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))[:count]
     if len(parts) < count or any(start < 8 or length < 1 or start + length > size for start, length in parts):
@@ -236,7 +236,7 @@ def _without_no_data(values: np.ndarray, page: Any, nan: float | None) -> np.nda
     try:
         number = float(str(text).strip(" \0").replace(",", "."))
     except ValueError:
-        raise FaultError(f"has the value {text!r} for no data, which is no number: correct the tag") from None
+        raise FaultError(f"has the value {text!r} for no data, which is not a number: correct the tag") from None
     # A NaN is looked for with the other ones.
     missing = values == number if values.dtype.kind != "f" else values == values.dtype.type(number)
     if not missing.any():

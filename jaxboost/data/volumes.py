@@ -171,7 +171,7 @@ def _scale(values: np.ndarray, window: Sequence[float]) -> tuple[_Scale, float]:
     else:
         scale = _Scale((0.0, float(high - low)), low) if whole else _Scale((float(low), float(high)))
     if scale.ends and not 0 < scale.ends[1] - scale.ends[0] < math.inf:
-        given = f"data.window={tuple(window)} is no range" if window else "give data.window"
+        given = f"data.window={tuple(window)} is not a range" if window else "give data.window"
         raise FaultError(f"has values from {low:g} to {high:g}, too far apart or too near to each other: {given}")
     levels = scale.levels(extremes)
     check_shows(levels, window)

@@ -19,7 +19,7 @@ _NAMED = 12  # names in a message
 HIDDEN = "hidden files and folders"
 SYSTEM = "thumbnails and other files that systems make"
 AGAIN = "links to what is read under another name"
-LOOP = "links that lead back to a folder around them"
+LOOP = "links that lead back to a folder that contains them"
 UNREAD = "links and other entries that cannot be read"
 # Folders that NAS devices, macOS and Windows make, in lower case. Hidden ones start with a dot and need no entry.
 MACHINE_MADE = frozenset(

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 def keep_compiled_programs(enabled: bool) -> None:
     """Lets a program that was compiled for the same shapes before start at once, from the user's cache folder.
 
-    A folder that cannot be used is no obstacle: a warning says so, and programs are compiled again each time.
+    Where the folder cannot be used, a warning says so, and programs are compiled again each time.
     """
     # The environment variable JAX_COMPILATION_CACHE_DIR comes first.
     folder = jax.config.jax_compilation_cache_dir or str(pooch.os_cache("jaxboost") / "compiled")
@@ -39,7 +39,7 @@ def _refusal(folder: pathlib.Path) -> str:
     """Why nothing can be written to a folder, which is made where it is missing; empty where it can."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Tried, for permissions do not tell of a file system that is read-only or full.
+        # By trying: permissions do not show that a file system is read-only or full.
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"1")
             file.flush()

@@ -1,6 +1,6 @@
 """Run checkpoints: the latest states to resume from, and the trained weights of the best epoch.
 
-They never hold frozen weights, only their fingerprints. Everything that is restored is held to its checksums.
+They never hold frozen weights, only their fingerprints. Everything that is restored is compared with its checksums.
 """
 
 import contextlib
@@ -178,7 +178,7 @@ class Checkpointer:
         trees = saved.read_trees(folder, {"state": _state_item(state)}, sums, iterator)
         if int(trees["state"]["step"]) != step:
             raise DamagedError(f"its state is of step {int(trees['state']['step'])}")
-        # A step takes one batch.
+        # Each step takes one batch, so both numbers are equal.
         if iterator.get_state().get("next_index", step) != step and not sums:
             raise DamagedError("its position in the data is of another step")
         if sums is None:
@@ -221,7 +221,7 @@ class Checkpointer:
                 self._best.delete(step)
 
     def _clear(self) -> None:
-        """Before anything is saved: removes what a kill left half written, sets aside what has the name of a step."""
+        """Before anything is saved: removes half-written steps, and renames what Orbax may take for a step."""
         if self._cleared:
             return
         self._cleared = True
@@ -253,7 +253,7 @@ class Checkpointer:
             folder = self._latest.directory.parent
             cause = io.os_error(error)
             if not self._latest.directory.is_dir():
-                # What the storage makes of that depends on where it was.
+                # Which error the storage raises then depends on where it was.
                 cause = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             if cause is None:
                 raise
@@ -304,11 +304,11 @@ def _check_same_run(
     ]
     if differing:
         raise UserError(
-            f"{folder} was trained with other {' and '.join(differing)}: give what it had, or another --workdir"
+            f"{folder} was trained with other {' and '.join(differing)}: give the same as then, or another --workdir"
         )
 
 
 def _check_folders(folder: pathlib.Path) -> None:
     for path in (folder, folder / LATEST, folder / BEST):
         if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is no folder: move it away, or give another --workdir")
+            raise UserError(f"{path} is not a folder: move it away, or give another --workdir")

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def warn_of_slow_average(config: ConfigDict, steps: int) -> None:
-    """Says where the weights' average, which a run reports, is still mostly the weights at the start."""
+    """Warns where the average of the weights, which is evaluated, is still mostly the weights at the start."""
     start = config.train.ema ** (steps // config.train.accumulate)
     if config.train.ema and config.eval.ema and start > 0.1:
         logger.warning(
@@ -27,7 +27,7 @@ def warn_of_slow_average(config: ConfigDict, steps: int) -> None:
 
 
 def check_partial_batches(experiment: Experiment, mixing: Mixing) -> None:
-    """Raises UserError where a batch that lacks samples would not be what a smaller batch is."""
+    """Raises UserError where a batch filled up with zeros would not compute the same as a smaller batch."""
     if experiment.stats or mixing.mixes:
         what = "batch norms" if experiment.stats else "mixup and cutmix"
         raise UserError(f'config field train.last_batch: {what} need whole batches: set it to "drop"')
@@ -37,12 +37,12 @@ def check_binary(config: ConfigDict, info: DatasetInfo) -> None:
     """Raises UserError where a choice of binary tasks is made for another."""
     if info.task == metrics.BINARY:
         return
-    for name, asked, mend in (
+    for name, asked, fix in (
         ("metric", config.eval.metric == "avg", "auc"),
         ("specificity", config.eval.specificity, 0),
     ):
         if asked:
             raise UserError(
-                f"config field eval.{name}: {config.eval[name]} is of binary tasks, {info.name} is {info.task}: set it"
-                f" to {mend}"
+                f"config field eval.{name}: {config.eval[name]} is for binary tasks, and {info.name} is {info.task}:"
+                f" set it to {fix}"
             )

@@ -157,7 +157,7 @@ def fingerprint(dataset: Dataset, config: ConfigDict) -> dict[str, str]:
 def check_same_data(
     config: ConfigDict, finished: Mapping[str, Any], folder: pathlib.Path, splits: Splits | None
 ) -> None:
-    """Raises UserError where a finished run in `folder` is of other data than the config now names.
+    """Raises UserError where a finished run in `folder` has other data than the config now names.
 
     They are read again only where the config names another place: what lies there decides. A published data set is
     known by its name.
@@ -175,7 +175,7 @@ def check_same_data(
     if differing:
         raise UserError(
             f"{folder} is a finished run with other {' and '.join(differing)} than there are at {config.data.root}:"
-            " give what it had, or another --workdir"
+            " give the data that it had, or another --workdir"
         )
 
 

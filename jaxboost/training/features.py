@@ -91,7 +91,7 @@ def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
         return {}
     try:
         if not file.is_file():
-            raise UserError(f"{file}: it is no regular file")
+            raise UserError(f"{file}: it is not a regular file")
         arrays = open_npz(file, ["digests", "tokens"])
         digests, tokens = arrays["digests"], arrays["tokens"]
         if digests.ndim != 1 or digests.dtype.kind != "U" or tokens.ndim != 3 or len(digests) != len(tokens):

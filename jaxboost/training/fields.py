@@ -1,4 +1,4 @@
-"""The fields of a run's config: which may change between its sessions, and which configs are the same run's."""
+"""The fields of a run's config: which may change when the run goes on, and which configs are the same run's."""
 
 import json
 from collections.abc import Mapping
@@ -6,8 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-# Where things lie, how often they are reported, and limits that only refuse: these may change between the sessions of a
-# run. Weights and data are held to their fingerprints instead.
+# Where things lie, how often they are reported, and limits that only refuse: these may change when a run goes on.
+# Weights and data are compared by their fingerprints instead.
 _FREE = {
     "data.root",
     "data.max_pixels",
@@ -61,7 +61,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def held(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted name -> value of what may not change between the sessions of a run.
+    """Dotted name -> value of what may not change when a run goes on.
 
     Args:
       config: as `to_dict` gives it.

@@ -172,11 +172,11 @@ def _read(folder: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
     config = ConfigDict(_without_none(dataclasses.asdict(parsed)))
     ranges.check_numbers(config)
     if ("boost" in config) == ("pneumollm" in config and "llama" in config):
-        raise UserError(f"{where} is no config of a run: it should have either boost, or pneumollm and llama")
+        raise UserError(f"{where} is not the config of a run: it should have either boost, or pneumollm and llama")
     if "boost" in config:
         lacking = [name for name in _OF_BOOSTED if name not in config.model]
         if lacking:
-            raise UserError(f"{where} is no config of a run: model lacks {', '.join(lacking)}")
+            raise UserError(f"{where} is not the config of a run: model lacks {', '.join(lacking)}")
         check_choice(config.model.backbone, BACKBONES, f"{where}: model.backbone")
     if config.data.folds and config.data.fold == datasets.ALL_FOLDS:
         raise UserError(f"--run {folder} is a whole cross-validation: give one of its folds, such as {folder}/fold0")
@@ -201,13 +201,13 @@ def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises UserError where the arguments of a pretrained part in result.json are none that its model takes."""
+    """Raises UserError where the arguments of a pretrained part in result.json do not fit its model."""
     where = f"{folder / workdir.RESULT}: the arguments of"
     fix = "bring it back from a backup, or train again"
     if (block := trained.get("block")) and config.boost.trainable:
         parsed = schema.parse(LlamaArguments, block.get("arguments"), where=f"{where} block", fix=fix)
         if parsed.heads % parsed.kv_heads or block.get("layers") is None:
-            raise UserError(f"{where} block are of no model: {fix}")
+            raise UserError(f"{where} block do not fit together: {fix}")
     if encoder := trained.get("encoder"):
         arguments = encoder.get("arguments") or {}
         differing = encoders.differing(config.model.backbone, arguments)
@@ -215,7 +215,7 @@ def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[st
         if not (isinstance(eps, int | float) and 0 < eps <= 1):
             differing.append(f"eps {eps}, not a small number")
         if encoder["source"] != RANDOM and differing:
-            raise UserError(f"{where} encoder have {', '.join(differing)} as {config.model.backbone} has: {fix}")
+            raise UserError(f"{where} encoder are not those of {config.model.backbone}: {', '.join(differing)}: {fix}")
 
 
 def _check_size(folder: pathlib.Path, built: Experiment, result: dict[str, Any]) -> None:

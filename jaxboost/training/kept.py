@@ -17,7 +17,7 @@ from jaxboost.training.progress import Progress, from_json
 from jaxboost.training.saved import CHECKSUMS, TEMPORARY, Checksums, DamagedError
 
 FOLDER, LATEST, BEST, PROGRESS = "checkpoints", "latest", "best", "progress"
-# The last state is what a run goes on from, the one before is for where that was damaged.
+# A run goes on from the last state, or from the one before where the last is damaged.
 KEPT = 2
 NO_CHECKSUMS = "%s has no checksums, an earlier version made it: damage to its arrays would not be noticed"
 

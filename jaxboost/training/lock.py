@@ -56,7 +56,7 @@ class RunLock:
             time.sleep(_POLL)
 
     def check(self) -> None:
-        """Raises UserError where the run is this process's no more: the folder is gone, or another works on it."""
+        """Raises UserError where this process lost the run: the folder is gone, or another process works on it."""
         owner = self._lease.owner
         if owner is not None and owner.token == self._lease.token:
             return
@@ -66,7 +66,7 @@ class RunLock:
         if owner is not None:
             what = f"the process {owner.pid} on {_host(owner.hostname)} took {self.folder} over"
         raise UserError(
-            f"{what} while the run was going on: this process stops, for two would damage the checkpoints; where no"
+            f"{what} while the run was going on: this process stops, because two would damage the checkpoints; where no"
             " other works on it, give the same command again"
         )
 
@@ -113,7 +113,7 @@ class RunLock:
 
     def _touched(self) -> int | None:
         try:
-            # Opened, for a network file system may answer for the name from its memory.
+            # Opened, because a network file system may answer from its cache when only the name is looked at.
             with self.file.open("rb") as file:
                 return os.fstat(file.fileno()).st_mtime_ns
         except OSError:

@@ -83,7 +83,7 @@ class _Board:
         self._event, self._scalar = event_pb2.Event, summary.scalar
         folder.mkdir(parents=True, exist_ok=True)
         self._file = event_file_writer.EventsWriter(str(folder / "events"))
-        # What an earlier session wrote later than its checkpoint is hidden.
+        # Hides what was written before a stop, but after the checkpoint from which the run now goes on.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._flushed = -math.inf
         self._write(event_pb2.Event(step=purge_step, session_log=start))

@@ -102,7 +102,7 @@ def _finished(
 
 
 class Run:
-    """One session of a run: everything that is built once, and the three phases that use it."""
+    """One start of a run: everything that is built once, and the three phases that use it."""
 
     def __init__(self, config: ConfigDict, folder: pathlib.Path, splits: datasets.Splits | None = None):
         self.config, self.folder, self.started = config, folder, time.monotonic()
@@ -260,7 +260,7 @@ class Run:
         self.iterator = self._train_iterator()
 
     def seconds(self) -> float:
-        """Spent on the run, over all its sessions."""
+        """Spent on the run, over all its starts."""
         return self.progress.seconds + time.monotonic() - self.started
 
     def _train(self, checkpointer: Checkpointer) -> bool:

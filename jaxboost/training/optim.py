@@ -71,10 +71,13 @@ def make_optimizer(
 
 
 def _by_epoch(rate: optax.Schedule, changes: float, first: float) -> optax.Schedule:
-    """The rate that `rate` has at the start of the epoch before, `first` in the first epoch; `changes` an epoch.
+    """A rate for each whole epoch: that of `rate` at the start of the epoch before, `first` in the first epoch.
 
-    timm's schedulers do this where they are asked after each epoch for the rate of that epoch's number, as the 2D code
-    of R-LLM asks them.
+    The 2D code of R-LLM gets this from timm: after each epoch it asks the scheduler for the rate by that epoch's
+    number, which counts from 0.
+
+    Args:
+      changes: of the weights, in one epoch.
     """
 
     def held(step: jax.Array) -> jax.Array:

@@ -129,10 +129,10 @@ def resolve_llama(
 def check_rope(section: str, shape: LlamaConfig, *, used: bool) -> None:
     """Raises UserError where layers are to be rotated whose checkpoint does so in a way that is not supported."""
     if used and shape.rope_unsupported is not None:
-        mend = "set boost.rope to False, or take" if section == "boost" else "take"
+        fix = "set boost.rope to False, or take" if section == "boost" else "take"
         raise UserError(
-            f"config field {section}.block: its layers cannot be rotated as their checkpoint does, for"
-            f" {shape.rope_unsupported} is not supported: {mend} a block of another checkpoint"
+            f"config field {section}.block: its layers cannot use their checkpoint's rotary embedding, because"
+            f" {shape.rope_unsupported} is not supported: {fix} a block of another checkpoint"
         )
 
 

@@ -85,7 +85,7 @@ _LONGEST = 10_000  # entries of a tuple, such as classes
 def check_numbers(config: ConfigDict) -> None:
     """Raises UserError for a number of the config that is not finite, or out of the range of its field."""
     for name, value in _numbers(config):
-        # Not the other way round, for nothing is true of NaN.
+        # Not the other way round: every comparison with NaN is false.
         if not abs(value) <= _GREATEST:
             shown = value if isinstance(value, float) else "a number of so many digits"
             raise UserError(f"config field {name}: {shown} is not finite in float32, give a usual number")

@@ -193,7 +193,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaArguments:
-    """The arguments of a part that is made of LLaMA layers, see `models.llama.LlamaConfig`."""
+    """The arguments of a part that consists of LLaMA layers, see `models.llama.LlamaConfig`."""
 
     width: Annotated[int, Field(ge=1, le=2**16)]
     heads: Annotated[int, Field(ge=1, le=1024)]
@@ -273,7 +273,7 @@ def check_result(content: Any) -> dict[str, Any]:
     schema.check(AllFolds if isinstance(content, dict) and "folds" in content else Result, content)
     # Earlier versions wrote none.
     if "sha256" in content and content["sha256"] != checksum(content):
-        raise ValueError("it was altered after it was written: its checksum is another one")
+        raise ValueError("it was altered after it was written: its checksum does not match")
     return content
 
 

@@ -31,7 +31,7 @@ DATA = "data"
 TEMPORARY = ".orbax-checkpoint-tmp"
 # Orbax's name of the file in which it keeps a JSON item.
 _JSON_FILE = "metadata"
-# What reads say that were going on while another failed.
+# Messages of reads that were going on while another one failed.
 _OTHER_READS = ("Event loop is closed", "Encountered error while reading array")
 
 
@@ -168,7 +168,7 @@ def reading(folder: pathlib.Path) -> Iterator[None]:
         reason = " ".join(str(error).split())
         if isinstance(error, PermissionError) or "PERMISSION_DENIED" in reason:
             raise UserError(f"{folder} may not be read: give yourself the permission, then try again") from error
-        # That is the device's memory.
+        # The device has too little memory: the step is not damaged.
         if "RESOURCE_EXHAUSTED" in reason:
             raise
         raise DamagedError(reason[:160] or type(error).__name__) from error

@@ -116,7 +116,9 @@ def _saved_config(workdir: pathlib.Path, result: dict[str, Any] | None) -> dict[
         try:
             return fields.held(read(path))
         except ValueError as error:
-            logger.warning("%s is damaged (%s): its run's result or checkpoint is asked instead", path, error)
+            logger.warning(
+                "%s is damaged (%s): the config is taken from the run's result or checkpoint instead", path, error
+            )
     if result is not None and isinstance(result.get("config"), dict):
         return fields.held(result["config"])
     return kept.saved_config(workdir / kept.FOLDER)

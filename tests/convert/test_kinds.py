@@ -70,7 +70,7 @@ PAGE = b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>"
         ("model.tar.gz", b"\x1f\x8b\x08\0" + bytes(9), "is a gzip archive: unpack it and pass what is inside"),
         ("model.tar", tar(), "is a tar archive"),
         ("vit.pth", b"", "vit.pth is empty: download it again"),
-        ("vit.pth", bytes(2000), "begins with zeros alone, as an incomplete download does"),
+        ("vit.pth", bytes(2000), "begins with only zeros, as an incomplete download does"),
         ("ggml-model.bin", b"tjgg" + bytes(9), "is a model in llama.cpp's old format: take its GGUF file"),
         ("vit.pth", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", r"PyTorch's old format.* torch\.save\(torch\.load\("),
         ("sha256-8daa", b'{"stop": ["<|end|>"]}', "is a blob of Ollama that holds no model.*`ollama show --modelfile"),

@@ -147,7 +147,7 @@ def test_mae(state, tmp_path, caplog):
         manifest = convert(str(tmp_path / "mae.pth"), "all", tmp_path / "tower")
     assert manifest.sha256 == expected
     assert "the weights are those under 'model'\n" in caplog.text
-    assert "no tensors and not read: args, epoch, scaler\n" in caplog.text
+    assert "not read, because these are no tensors: args, epoch, scaler\n" in caplog.text
     for name in ("decoder_blocks", "decoder_embed", "decoder_norm", "decoder_pos_embed", "decoder_pred", "mask_token"):
         assert f"model.{name}" in caplog.text
     assert ", optimizer\n" in caplog.text
@@ -246,7 +246,7 @@ def test_what_is_assumed_is_said(state, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="jaxboost"):
         convert(source, "all", tmp_path / "tower")
         assumed = (
-            "assumed, for the weights do not say it: 3 heads of 64, as timm's ViTs of width 192 have (--heads); "
+            "assumed, because the weights do not say it: 3 heads of 64, as timm's ViTs of width 192 have (--heads); "
             "eps 1e-06 (--eps); GELU by erf (--activation); bicubic resizing of positions (--resizing); "
             "square images of 20 pixels in patches of 4 without overlap\n"
         )
@@ -254,7 +254,7 @@ def test_what_is_assumed_is_said(state, tmp_path, caplog):
         caplog.clear()
         given = Given(heads=6, eps=1e-5, activation="quick_gelu", resizing="antialiased")
         manifest = convert(source, "all", tmp_path / "given", given=given)
-        assert "assumed, for the weights do not say it: square images of 20 pixels" in caplog.text
+        assert "assumed, because the weights do not say it: square images of 20 pixels" in caplog.text
         caplog.clear()
         folder = convert(write_folder(state, tmp_path / "timm"), "all", tmp_path / "folder")
         assert "assumed, for" not in caplog.text
@@ -268,11 +268,11 @@ def test_what_is_assumed_is_said(state, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (Given(heads=5), "a width of 192 is no multiple of 5 heads: check --heads"),
+        (Given(heads=5), "a width of 192 is not a multiple of 5 heads: check --heads"),
         (Given(eps=0.0), r"--eps 0\.0 is not above 0 and at most 1"),
         (Given(eps=float("nan")), "--eps nan is not above 0"),
-        (Given(activation="relu"), "--activation 'relu' is none of gelu, quick_gelu"),
-        (Given(resizing="nearest"), "--resizing 'nearest' is none of bicubic, antialiased"),
+        (Given(activation="relu"), "--activation 'relu' is not one of gelu, quick_gelu"),
+        (Given(resizing="nearest"), "--resizing 'nearest' is not one of bicubic, antialiased"),
     ],
 )
 def test_what_is_given_is_checked(given, message, state, tmp_path):
@@ -285,7 +285,7 @@ def test_what_a_source_says_itself_is_not_given(state, tmp_path):
     vision.tiny("vit").save_pretrained(tmp_path / "vit")
     refused(
         str(tmp_path / "vit"),
-        "says itself what it is made of: leave --heads, --eps out",
+        "needs no --heads, --eps, it holds these values itself: leave them out",
         tmp_path,
         Given(heads=3, eps=1),
     )
@@ -376,8 +376,8 @@ def test_a_whole_block_is_missing(state, tmp_path):
         ({"blocks.0.gamma_1": (192,)}, "LayerScale under the names of BEiT"),
         ({"blocks.0.attn.q_norm.weight": (64,)}, r"norms of queries and keys \(qk_norm\)"),
         ({"blocks.0.attn.qkv.bias": None}, "queries, keys and values have no biases, which is not supported"),
-        ({"pos_embed": (1, 24, 192)}, "positions for 24 tokens, the ViT's are a CLS token and a square grid"),
-        ({"reg_token": (1, 4, 192)}, "positions for 26 tokens, the ViT's are CLS, 4 registers and a square grid"),
+        ({"pos_embed": (1, 24, 192)}, "positions for 24 tokens, which are not a CLS token and a square grid"),
+        ({"reg_token": (1, 4, 192)}, "positions for 26 tokens, which are not CLS, 4 registers and a square grid"),
         ({"pos_embed": (26, 192)}, r"pos_embed has the shape \(26, 192\) instead of 3 axes"),
         ({"patch_embed.proj.weight": (192, 48)}, r"patch_embed.proj.weight has the shape \(192, 48\) instead of 4"),
         (
@@ -405,7 +405,7 @@ def test_other_models_are_refused(changes, message, state, tmp_path):
     [
         ({"architecture": "resnet50"}, "timm's 'resnet50' is no ViT: choose a model whose name begins with vit_ or de"),
         ({"model_args": {"act_layer": "quick_gelu"}}, "this vit_small_patch16_224 has another act_layer"),
-        ({"model_args": {"num_heads": 5}}, "a width of 192 is no multiple of 5 heads"),
+        ({"model_args": {"num_heads": 5}}, "a width of 192 is not a multiple of 5 heads"),
         ({"model_args": "none"}, "'model_args' is 'none' instead of an object"),
         ({"architecture": None}, "this is a None checkpoint, not of the LLaMA family"),
     ],

@@ -298,7 +298,7 @@ def test_other_content(tmp_path):
         ("no_meta.dcm", "is not a DICOM file"),
         ("MR_truncated.dcm", "is cut off: 8130 of 8192 bytes of its pixel data are there"),
         ("JPEG2000-embedded-sequence-delimiter.dcm", "holds a compressed image of .* where its tags say 1024 x 256"),
-        ("badVR.dcm", r"has a NumberOfFrames that is no number \(.*'1A'\): correct or delete it"),
+        ("badVR.dcm", r"has a NumberOfFrames that is not a number \(.*'1A'\): correct or delete it"),
         ("test-SR.dcm", "is a DICOM file without an image"),
         ("SC_rgb_rle_2frame.dcm", "has 2 frames"),
         ("rtdose.dcm", "has 15 frames"),

@@ -100,7 +100,7 @@ def test_join(folder, known, caplog):
     first, own = ("P0", "P2") if known else ("00.png", "02.png")
     assert [groups[row] for row in (0, 12, 13, 14)] == [first, first, first, own]
     assert len(set(groups)) == 12
-    assert "taken as of one patient each: 00.png ~ copy1.png" in caplog.text
+    assert "each taken as one patient: 00.png ~ copy1.png" in caplog.text
     # Everything else stays.
     np.testing.assert_array_equal(dataset.splits["all"].images, before.splits["all"].images)
     np.testing.assert_array_equal(dataset.splits["all"].names, before.splits["all"].names)

@@ -119,7 +119,7 @@ def test_classes(folder):
     assert (several.task, several.labels_per_sample) == ("multi-label, binary-class", 3)
     with pytest.raises(UserError, match=r"data.classes: 1 classes \(a\), at least 2 are needed"):
         describe("mine", 16, classes=("a",))
-    with pytest.raises(UserError, match=r"data.classes: the classes 'TB' and 'tb' are the same but for case"):
+    with pytest.raises(UserError, match=r"data.classes: the classes 'TB' and 'tb' differ only in case"):
         describe("mine", 16, classes=("TB", "tb"))
     with pytest.raises(UserError, match=r"^data.size=0: use 1 or more"):
         describe("mine", 0, classes=("a", "b"))
@@ -127,7 +127,7 @@ def test_classes(folder):
 
 def test_classes_that_are_found(folder):
     folder.rows[0] = ("P1", "0.png", "Normal")
-    assert "labels.csv: the classes 'Normal' and 'normal' are the same but for case" in folder.fault()
+    assert "labels.csv: the classes 'Normal' and 'normal' differ only in case" in folder.fault()
     folder.rows = [(patient, file, "normal") for patient, file, _ in folder.rows]
     folder.write()
     assert "labels.csv: 1 classes (normal), at least 2 are needed" in folder.fault()
@@ -306,7 +306,7 @@ def test_copies_of_one_patient(folder, caplog):
     folder.add("P1", "copy.png", "normal", picture(0))
     with caplog.at_level(logging.WARNING):
         assert len(folder.load().splits["all"]) == 7
-    assert "images with the same pixels, taken as of one patient each: 0.png = copy.png" in caplog.text
+    assert "images with the same pixels, each taken as one patient: 0.png = copy.png" in caplog.text
     folder.rows[-1] = ("P1", "copy.png", "pneumoconiosis")
     folder.write()
     message = folder.fault(allow_mixed_patients=True)
@@ -323,7 +323,7 @@ def test_images_without_a_row(folder, caplog):
     (record,) = caplog.records
     assert record.message == (
         "left out: thumbnails and other files that systems make: 1 (._hidden.png); images without a row in labels.csv:"
-        f" 14 ({', '.join(f'more{number:02}.png' for number in range(12))} and 2 more); files that are no images: 1"
+        f" 14 ({', '.join(f'more{number:02}.png' for number in range(12))} and 2 more); files that are not images: 1"
         " (notes.txt)"
     )
 
@@ -490,8 +490,8 @@ def test_splits_that_cannot_be(folder):
     add_splits(folder)
     folder.rows = [(*row[:3], row[3].replace("test", "train")) for row in folder.rows]
     folder.write(header=HEADER)
-    mend = "give train and test, and val where there is one, or no splits at all"
-    assert f"1 problem to fix: split 'test' has no sample: {mend}" in folder.fault()
+    fix = "give train and test, and val where there is one, or no splits at all"
+    assert f"1 problem to fix: split 'test' has no sample: {fix}" in folder.fault()
     folder.rows = [(*row[:3], row[3].replace("val", "test")) for row in folder.rows]
     folder.write(header=HEADER)
     found = folder.load()

@@ -85,7 +85,7 @@ def test_patients_with_a_number_behind_that_of_their_hospital(tmp_path):
     assert read(tmp_path, "abab", patients).splits["all"].groups.tolist() == patients
     assert "patient '1.00' is written nearly like '1'" in refused(tmp_path, "abab", ["1", "1.00", "1.2", "2.1"])
     # Labels of such numbers are of one class.
-    with pytest.raises(UserError, match=r"'0\.5' and '0\.50' are the same but for their form"):
+    with pytest.raises(UserError, match=r"'0\.5' and '0\.50' differ only in their form"):
         labels.check_classes(["0.5", "0.50"], "x", multi_label=False)
 
 
@@ -116,16 +116,16 @@ def test_classes_that_the_config_names(tmp_path, classes):
 @pytest.mark.parametrize(
     ("given", "pair"),
     [
-        (("1", "01", "2"), "'01' and '1' are the same but for their form"),
-        (("00", "0", "1"), "'0' and '00' are the same but for their form"),
-        (("1", "+1", "0"), "'+1' and '1' are the same but for their form"),
-        (("0.5", "0.50", "1"), "'0.5' and '0.50' are the same but for their form"),
-        (("0,5", "0.5", "1"), "'0,5' and '0.5' are the same but for their form"),
-        (("\uff11", "1", "0"), "'1' and '\uff11' are the same but for their form"),
-        (("a-b", "a_b", "c"), "'a-b' and 'a_b' are the same but for their form"),
-        (("covid 19", "Covid\u200d 19", "c"), "are the same but for their form"),
-        (("TB", "tb", "c"), "'TB' and 'tb' are the same but for case"),
-        (("True", "true", "False"), "'True' and 'true' are the same but for case"),
+        (("1", "01", "2"), "'01' and '1' differ only in their form"),
+        (("00", "0", "1"), "'0' and '00' differ only in their form"),
+        (("1", "+1", "0"), "'+1' and '1' differ only in their form"),
+        (("0.5", "0.50", "1"), "'0.5' and '0.50' differ only in their form"),
+        (("0,5", "0.5", "1"), "'0,5' and '0.5' differ only in their form"),
+        (("\uff11", "1", "0"), "'1' and '\uff11' differ only in their form"),
+        (("a-b", "a_b", "c"), "'a-b' and 'a_b' differ only in their form"),
+        (("covid 19", "Covid\u200d 19", "c"), "differ only in their form"),
+        (("TB", "tb", "c"), "'TB' and 'tb' differ only in case"),
+        (("True", "true", "False"), "'True' and 'true' differ only in case"),
         (("True", "1", "0", "False"), "'True' and '1' mean the same"),
         (("True", "1.0", "False"), "'True' and '1' mean the same"),
         (("yes", "y", "no"), "'yes' and 'y' mean the same"),
@@ -147,10 +147,11 @@ def test_classes_that_are_two(tmp_path, given):
 def test_missing_labels(tmp_path, cell):
     message = refused(tmp_path, ["a", "b", cell])
     assert (
-        f"row 4, 2.png: label {cell.strip()!r} says that there is none: give one, or name it in data.classes" in message
+        f"row 4, 2.png: label {cell.strip()!r} means a missing label: give a label, or name it in data.classes"
+        in message
     )
     assert "1 problem to fix" in message
-    assert f"row 4, 2.png: label {cell.strip()!r} says that there is none" in refused(
+    assert f"row 4, 2.png: label {cell.strip()!r} means a missing label" in refused(
         tmp_path, ["a", "b|a", cell], multi_label=True
     )
     classes = ("a", "b", cell.strip())
@@ -200,7 +201,7 @@ def test_two_patients_that_may_be_one(tmp_path, one, other):
 @pytest.mark.parametrize("cell", ["nan", "NaN", "None", "NA", "null", "<NA>"])
 def test_missing_patients(tmp_path, cell):
     message = refused(tmp_path, "abab", ["p", "q", cell, cell])
-    assert message.count(f"patient_id is {cell!r}, which says nothing: give one") == 2
+    assert message.count(f"patient_id is {cell!r}, which means a missing value: give an id") == 2
 
 
 def table(tmp_path, content):

@@ -53,7 +53,7 @@ def test_folders_within_a_class_are_patients(tmp_path, caplog):
     write(tmp_path, *files, "a/loose.png")
     # The names, and so the splits, that such folders had before folders of one name became one patient.
     assert groups(tmp_path) == {file: file.rpartition("/")[0] for file in files} | {"a/loose.png": "a/loose.png"}
-    assert "in no patient's folder, each taken as a patient of its own: a/loose.png" in caplog.text
+    assert "not in a patient's folder, each taken as a patient of its own: a/loose.png" in caplog.text
 
 
 def test_a_patient_is_the_folder_below_the_class_whatever_is_below_that(tmp_path):
@@ -170,7 +170,7 @@ def test_files_without_tags(tmp_path):
     write(tmp_path, "a/2.png", "b/3.png")
     (tmp_path / "b" / "4.dcm").write_text("text")
     message = fault(tmp_path, patient="tag")
-    assert "data.patient=tag: a/2.png, b/3.png are no DICOM files, and nothing names their patients" in message
+    assert "data.patient=tag: a/2.png, b/3.png are not DICOM files, and nothing names their patients" in message
     assert message.count("b/4.dcm") == 1
 
 

@@ -161,7 +161,7 @@ def test_jpeg(tmp_path, mode):
         start = content.getvalue().index(b"\xff\xee")
         end = start + 2 + int.from_bytes(content.getvalue()[start + 2 : start + 4], "big")
         without = content.getvalue()[:start] + content.getvalue()[end:]
-        refused(write(tmp_path, without), "does not say which way round: save it in RGB")
+        refused(write(tmp_path, without), "does not say whether they are inverted: save it in RGB")
 
 
 def exif_of(orientation):
@@ -209,7 +209,7 @@ def test_damage_is_not_taken_for_pixels(tmp_path, depth):
     whole = png(values(depth, 3), depth, RGB, level=0)
     place = whole.index(b"IDAT") + 40
     for content in (
-        # Without compression, a bit is that of a pixel: the check sums alone tell.
+        # Without compression, a bit is that of a pixel: the checksums alone tell.
         whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :],
         whole[: -len(chunk(b"IEND", b""))],
         png(values(depth, 3), depth, RGB, size=(H + 1, W)),
@@ -268,7 +268,7 @@ def test_damage_beside_the_pixels_of_a_png(tmp_path, depth):
     beside = {b"eXIf": exif(6), b"iTXt": b"XML:com.adobe.xmp\0\0\0\0\0", b"PLTE": bytes(3), b"acTL": bytes(8)}
     for name, content in beside.items():
         path = write(tmp_path, png(stored, depth, RGB, before=damaged(name, content)))
-        refused(path, f"damaged PNG file: the check sum of its chunk {name.decode()} is wrong")
+        refused(path, f"damaged PNG file: the checksum of its chunk {name.decode()} is wrong")
     refused(write(tmp_path, png(stored, depth, RGB, before=chunk(b"NEWC", b""))), "chunk b'NEWC', which is unknown")
     for count in (12, 13, 40):
         refused(write(tmp_path, whole[:-count]), "it ends early")

@@ -169,7 +169,7 @@ def test_a_loop_of_links_ends(root, caplog):
     (root / "a/deep/up").symlink_to("..")
     expected = sorted([*OWN, "a/deep/2.png"], key=lambda name: name.split("/"))
     assert files(root) == expected
-    assert "links that lead back to a folder around them: 4 (a/deep/up/, a/loop/, b/self/, b/up/)" in caplog.text
+    assert "links that lead back to a folder that contains them: 4 (a/deep/up/, a/loop/, b/self/, b/up/)" in caplog.text
     assert sorted(found(root)) == sorted(expected)
 
 
@@ -443,7 +443,7 @@ def test_copies_that_editors_keep_are_left_out(root, caplog):
     for name in ("0.png~", "0.png.bak", "0.png.orig", ".0.png.swp"):
         (root / "a" / name).write_bytes((root / "a/0.png").read_bytes())
     assert files(root) == OWN
-    assert "files that are no images: 3 (a/0.png.bak, a/0.png.orig, a/0.png~)" in caplog.text
+    assert "files that are not images: 3 (a/0.png.bak, a/0.png.orig, a/0.png~)" in caplog.text
 
 
 @pytest.mark.parametrize("table", ["train.csv", "Labels.xlsx", "data/stage_2_train_labels.csv"])
@@ -569,7 +569,7 @@ def test_what_is_left_out_is_said_in_one_line(root, caplog):
     (record,) = caplog.records
     assert record.message == (
         "left out: thumbnails and other files that systems make: 1 (a/@eaDir/); files outside of the class folders: 1"
-        " (README.md); files that are no images: 1 (a/notes.txt); class folders without images: 1 (empty/)"
+        " (README.md); files that are not images: 1 (a/notes.txt); class folders without images: 1 (empty/)"
     )
     caplog.clear()
     files(root, quiet=True)

@@ -243,7 +243,7 @@ def test_another_block_is_refused(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     with Checkpointer(tmp_path) as checkpointer:
         with pytest.raises(
-            UserError, match=r"trained with other block \(0123456789ab there, fedcba987654 now\): give what it had"
+            UserError, match=r"trained with other block \(0123456789ab there, fedcba987654 now\): give the same as then"
         ):
             checkpointer.restore_latest(_state(99, 0), _iterator(), FINGERPRINTS | {"block": "fedcba9876543210" * 4})
         with pytest.raises(

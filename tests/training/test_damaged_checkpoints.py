@@ -314,7 +314,7 @@ def test_a_file_in_the_place_of_the_folder(name, tmp_path):
     path = tmp_path / "checkpoints" / name
     path.parent.mkdir(exist_ok=True)
     path.write_text("")
-    with pytest.raises(UserError, match="is no folder: move it away"):
+    with pytest.raises(UserError, match="is not a folder: move it away"):
         Checkpointer(tmp_path / "checkpoints")
 
 

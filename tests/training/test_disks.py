@@ -252,7 +252,7 @@ def test_the_system_s_errors_in_other_words(tmp_path):
     found = io.os_error(ValueError("RESOURCE_EXHAUSTED: Error writing \"x\": no [os_error_code='28']"))
     assert found.errno == errno.ENOSPC
     assert "(No space left on device): make room" in str(io.refused("x", found))
-    assert "(Error writing x): find out what refuses it" in str(
+    assert "(Error writing x): find out why the system refuses it" in str(
         io.refused("y", io.os_error(ValueError("Error writing x")))
     )
     with file_limit(1), pytest.raises(SafetensorError) as error:

@@ -197,7 +197,7 @@ def test_the_run_stops_where_another_process_took_its_folder(lidc_root, tmp_path
         validate(self, *arguments)
 
     monkeypatch.setattr(loop.Run, "_validate", taken)
-    with pytest.raises(UserError, match="this process stops, for two would damage the checkpoints"):
+    with pytest.raises(UserError, match="this process stops, because two would damage the checkpoints"):
         loop.train_and_evaluate(small_config(lidc_root, {"train.max_steps": 1}), folder)
     assert not list((folder / "checkpoints" / "latest").iterdir())
     assert not list((folder / "checkpoints" / "best").iterdir())

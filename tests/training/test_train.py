@@ -249,7 +249,7 @@ def test_another_block_is_refused(lidc_root, tmp_path):
     # Without its result, the run counts as unfinished.
     (workdir / "result.json").unlink()
     before = (workdir / "config.json").read_bytes()
-    with pytest.raises(UserError, match=r"was trained with other block \(.* there, .* now\): give what it had"):
+    with pytest.raises(UserError, match=r"was trained with other block \(.* there, .* now\): give the same as then"):
         loop.train_and_evaluate(config(1), workdir)
     assert (workdir / "config.json").read_bytes() == before
     again = loop.train_and_evaluate(config(0), workdir)

@@ -61,7 +61,7 @@ def test_without_rotation_it_is_the_same_layer(folder):
 
 def test_rllm(folder, tmp_path):
     assert prepared(folder, tmp_path).describe["boost"]
-    with pytest.raises(UserError, match=r"boost\.block: its layers cannot be rotated .*'yarn'.*: set boost\.rope to F"):
+    with pytest.raises(UserError, match=r"boost\.block: its layers cannot use .*'yarn'.*: set boost\.rope to F"):
         prepared(folder, tmp_path, **{"boost.rope": True})
     # No layer, no rotation.
     prepared(folder, tmp_path, **{"boost.rope": True, "boost.kind": "none"})
@@ -71,5 +71,5 @@ def test_pneumollm(folder):
     config = pneumollm.get_config()
     changes = {"pneumollm.vision": "random", "llama.block": str(folder / "yarn"), "llama.family": ""}
     config.update_from_flattened_dict({"model.backbone": "clip_vit_b32", "llama.layers": (), **changes})
-    with pytest.raises(UserError, match=r"llama\.block: its layers cannot be rotated .*: take a block of another che"):
+    with pytest.raises(UserError, match=r"llama\.block: its layers cannot use .*: take a block of another che"):
         systems.prepare(config, DatasetInfo("folder", "binary-class", ("a", "b"), 3, 2, 224, {}, ""))
