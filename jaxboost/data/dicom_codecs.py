@@ -77,7 +77,7 @@ def _imagecodecs(syntax: uid.UID) -> Any:
         import imagecodecs
     except ImportError:
         text = f"is compressed ({syntax.name}) and no decoder is installed"
-        raise FaultError(f"{text}: `pip install imagecodecs` (the package imagecodecs)") from None
+        raise FaultError(f"{text}: `pip install imagecodecs`") from None
     return imagecodecs
 
 
