@@ -38,6 +38,8 @@ _REMEDIES = {
 }
 # Of these, any that reaches a command's end is about what it writes: the others may come of reading as well.
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# Of these, what is still seen of the folder says nothing of what is whole in it: it may be half removed.
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ENXIO)
 
 
 def remedy(error: OSError) -> str:
@@ -87,6 +89,8 @@ def writing(what: object, then: Callable[[], str] = str) -> Iterator[None]:
 
 def refused(what: object, error: OSError, then: str = "") -> UserError:
     """The line for a write that the system refuses; see `writing`."""
+    if error.errno in _GONE:
+        then = ""
     reason = error.strerror or str(error) or type(error).__name__
     return UserError(f"{what} cannot be written ({reason}): {remedy(error)}{then}")
 

@@ -58,7 +58,7 @@ class BlockWriter:
                 ends = float(array.min()), float(array.max())
             if not np.isfinite(ends).all():
                 raise UserError(
-                    f"{name} of {part_name(part.key)} holds NaN or infinity in {array.dtype.name}: the source is damaged,"
+                    f"{name} of {part_name(part.key)} holds NaN or infinity in {array.dtype}: the source is damaged"
                     " or its training diverged: download it again, or choose another"
                 )
             leaves[name] = _on_host(array)
