@@ -38,6 +38,8 @@ _REMEDIES = {
 }
 # These can only come from writing, so a command reports them wherever they occur; the others may come from reading too.
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# Of these, what is still seen of the folder says nothing of what is whole in it: it may be half removed.
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ENXIO)
 
 
 def remedy(error: OSError) -> str:
@@ -87,6 +89,8 @@ def writing(what: object, then: Callable[[], str] = str) -> Iterator[None]:
 
 def refused(what: object, error: OSError, then: str = "") -> UserError:
     """The line for a write that the system refuses; see `writing`."""
+    if error.errno in _GONE:
+        then = ""
     reason = error.strerror or str(error) or type(error).__name__
     return UserError(f"{what} cannot be written ({reason}): {remedy(error)}{then}")
 
@@ -152,7 +156,9 @@ def read_json(path: pathlib.Path) -> Any:
     if len(text) > MAX_JSON_BYTES:
         raise ValueError(f"it has more than {MAX_JSON_BYTES >> 20} MiB")
     try:
-        return json.loads(text)
+        return json.loads(text.decode())
+    except UnicodeDecodeError:
+        raise ValueError("it is not text in UTF-8") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

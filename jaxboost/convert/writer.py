@@ -46,10 +46,22 @@ class BlockWriter:
 
         Args:
           progress: gets the bytes of each array that was read.
+
+        Raises:
+          UserError: an array holds NaN or infinity, which nothing could be computed with; or see `writing`.
         """
         leaves = {}
         for name, read in part.reads.items():
-            leaves[name] = _on_host(read())
+            array = read()
+            # Both pass NaN on, and need no memory.
+            with np.errstate(invalid="ignore"):
+                ends = float(array.min()), float(array.max())
+            if not np.isfinite(ends).all():
+                raise UserError(
+                    f"{name} of {part_name(part.key)} holds NaN or infinity in {array.dtype}: the source is damaged"
+                    " or its training diverged: download it again, or choose another"
+                )
+            leaves[name] = _on_host(array)
             progress(leaves[name].nbytes)
         self.sha256[part.key] = fingerprint({name: np.asarray(array) for name, array in leaves.items()})
         with _writing(self._folder):

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from jaxboost.data.source import DatasetInfo
-from jaxboost.data.walk import problem
+from jaxboost.data.walk import printable, problem
 from jaxboost.errors import UserError
 from jaxboost.io import write_text
 
@@ -63,7 +63,8 @@ def read(
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as a table of {column}s ({error}): {fix}") from error
     if tuple(header) != _header(column):
-        raise UserError(f"{path}: its columns are {', '.join(header)}, not {', '.join(_header(column))}: {fix}")
+        found = printable(", ".join(header)[:200])
+        raise UserError(f"{path}: its columns are {found}, not {', '.join(_header(column))}: {fix}")
     patients = dict(zip(names.tolist(), groups.tolist(), strict=True))
     place_of: dict[str, T] = {}
     first: dict[str, tuple[T, int]] = {}

@@ -252,7 +252,7 @@ class Checkpointer:
         except Exception as error:
             folder = self._latest.directory.parent
             cause = io.os_error(error)
-            if not self._latest.directory.is_dir():
+            if not self._latest.directory.is_dir() or _is_removed(error):
                 # Which error the storage raises then depends on where it was.
                 cause = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             if cause is None:
@@ -267,6 +267,14 @@ class Checkpointer:
             step = max(saved.steps(self._folder / LATEST), default=None)
         whole = "there is no checkpoint yet" if step is None else f"the checkpoint of step {step} is whole"
         return f"; then run the same command again; {whole}"
+
+
+def _is_removed(error: Exception) -> bool:
+    """Whether a save did not find again what it had written: somebody removed it, or is at it.
+
+    Orbax reads a part of it before it gives it its name.
+    """
+    return isinstance(error, ValueError) and str(error).startswith(("NOT_FOUND: ", "No ArrayMetadata found "))
 
 
 def _options(*, max_to_keep: int | None) -> ocp.CheckpointManagerOptions:

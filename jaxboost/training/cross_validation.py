@@ -76,6 +76,8 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict[str, An
         return None
     _check_alike(results, folder)
     with io.writing(folder):
+        # Where all folds were finished before, nothing has set aside what is damaged here.
+        workdir.create(folder, together)
         result = workdir.write_result(folder, {**summarise(results), "config": workdir.to_dict(together)})
     log_summary(result)
     return result

@@ -164,6 +164,10 @@ def _read(folder: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
                     f"{folder / name} is damaged ({error}): give the run's training command again, it writes the file"
                     " anew from the checkpoints"
                 ) from error
+    if workdir.CONFIG not in contents and contents:
+        raise UserError(
+            f"{folder / workdir.CONFIG} is missing: give the run's training command again, it writes the file anew"
+        )
     if workdir.CONFIG not in contents:
         raise UserError(f"--run {folder} is neither a run nor an export: it has no config.json and no export.json")
     result = contents.get(workdir.RESULT)

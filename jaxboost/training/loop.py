@@ -40,7 +40,7 @@ from jaxboost.training import (
 from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoint import Best, Checkpointer, Progress
 from jaxboost.training.lock import RunLock, held
-from jaxboost.training.log import MetricsLog, ProgressBar
+from jaxboost.training.log import METRICS, MetricsLog, ProgressBar
 from jaxboost.training.mixing import Mixing
 from jaxboost.training.monitor import PendingLosses, RateMeter
 
@@ -72,7 +72,7 @@ def train_and_evaluate(
     check_choice(config.eval.metric, metrics.SELECTION, "config field eval.metric")
     check_choice(config.eval.ties, TIES, "config field eval.ties")
     places.check(folder, config)
-    if finished := workdir.check(folder, config):
+    if (finished := workdir.check(folder, config)) and workdir.has_config(folder):
         return _finished(config, finished, folder, splits)
     with stopping.watch(resumable=True) as stop:
         stopping.say(" before the first step: run the same command again")
@@ -80,7 +80,12 @@ def train_and_evaluate(
             with held(folder) as lock:
                 # Another process may have come to the end while this one waited.
                 if finished := workdir.check(folder, config):
-                    return _finished(config, finished, folder, splits)
+                    _finished(config, finished, folder, splits)
+                    if not workdir.has_config(folder):
+                        # A prediction reads it.
+                        with io.writing(folder):
+                            workdir.create(folder, config)
+                    return finished
                 return Run(config, folder, splits).complete(lock)
         except stopping.Stopped:
             if stop.exit_code:
@@ -190,6 +195,8 @@ class Run:
                 self.progress = dataclasses.replace(found, config=config)
                 logger.info("resumed from step %d", int(self.state.step))
                 stopping.say(f" before step {int(self.state.step) + 1}: run the same command again")
+            elif (self.folder / METRICS).exists():
+                logger.warning("%s has records but no checkpoint: it starts again from the first step", self.folder)
             with io.writing(self.folder, checkpointer.kept):
                 workdir.create(self.folder, self.config)
             if not self._train(checkpointer):

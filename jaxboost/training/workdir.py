@@ -23,6 +23,7 @@ __all__ = [
     "RESULT",
     "check",
     "create",
+    "has_config",
     "named_before",
     "read",
     "read_result",
@@ -61,6 +62,11 @@ def named_before(workdir: pathlib.Path, section: str, field: str) -> Any:
         return None
 
 
+def has_config(workdir: pathlib.Path) -> bool:
+    """Whether the config.json in `workdir` is there and can be read."""
+    return (workdir / CONFIG).exists() and _is_sound(workdir / CONFIG)
+
+
 def create(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Makes the folder and notes its config. What is damaged, or a file in the place of a folder, is set aside."""
     workdir.mkdir(parents=True, exist_ok=True)
@@ -68,11 +74,8 @@ def create(workdir: pathlib.Path, config: ConfigDict) -> None:
         if (workdir / name).exists() and not (workdir / name).is_dir():
             set_aside(workdir / name)
     for name in (CONFIG, RESULT):
-        if (workdir / name).exists():
-            try:
-                read(workdir / name)
-            except ValueError:
-                set_aside(workdir / name)
+        if (workdir / name).exists() and not _is_sound(workdir / name):
+            set_aside(workdir / name)
     write_text(workdir / CONFIG, json.dumps(to_dict(config), indent=2) + "\n")
 
 
@@ -107,6 +110,14 @@ def set_aside(path: pathlib.Path) -> pathlib.Path:
     path.rename(target)
     logger.warning("%s was damaged: it is kept as %s", path, target.name)
     return target
+
+
+def _is_sound(path: pathlib.Path) -> bool:
+    try:
+        read(path)
+    except ValueError:
+        return False
+    return True
 
 
 def _saved_config(workdir: pathlib.Path, result: dict[str, Any] | None) -> dict[str, Any] | None:

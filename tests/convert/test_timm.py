@@ -425,6 +425,18 @@ def test_heads_that_the_configuration_says(state, tmp_path):
     assert convert(source, "all", tmp_path / "tower").arguments["heads"] == 4
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_numbers_that_are_none(value, dtype, state, tmp_path):
+    name = "blocks.1.mlp.fc1.weight"
+    array = state[name].copy()
+    array[1, 2] = value
+    source = write("pth", {**state, name: array}, tmp_path)[0]
+    with pytest.raises(UserError, match=f"of layer_00001 holds NaN or infinity in {dtype}: the source is damaged"):
+        convert(source, "all", tmp_path / "tower", dtype=dtype)
+    assert not (tmp_path / "tower").exists()
+
+
 def test_broken_files(state, tmp_path):
     for form in ("safetensors", "pth"):
         source, _ = write(form, state, tmp_path)

@@ -442,3 +442,35 @@ def test_kept_features_that_are_damaged(tmp_path, log):
         assert features._read(file) == {}
         assert log[0].startswith("making them again, the kept features are damaged: ")
         assert (tmp_path / f"features-x.npz.damaged-{number}").exists()
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"\0" * 700)])
+def test_the_config_of_a_finished_run_is_written_anew(damage, whole, run, pictures):
+    """A prediction, which reads it, says that the training command does that."""
+    damage(run / "config.json")
+    assert loop.train_and_evaluate(make_config(pictures), run) == workdir.read_result(whole)
+    assert json.loads((run / "config.json").read_text()) == json.loads((whole / "config.json").read_text())
+    assert _figures(run) == _figures(whole)
+    assert not (run / "run.lock").exists()
+
+
+@pytest.mark.parametrize("kind", ["half", "folder"])
+def test_a_damaged_result_of_finished_folds_is_set_aside(kind, whole, pictures, tmp_path, monkeypatch):
+    config = make_config(pictures)
+    config.data.folds = 2
+    # The run's own config has no folds.
+    result = {name: value for name, value in workdir.read_result(whole).items() if name != "config"}
+    for number in range(2):
+        (tmp_path / f"fold{number}").mkdir()
+    monkeypatch.setattr(loop, "train_and_evaluate", lambda *given: result)
+    monkeypatch.setattr(workdir, "read_result", lambda folder: result if folder.name.startswith("fold") else None)
+    path = tmp_path / "result.json"
+    if kind == "half":
+        path.write_text('{"dataset": "pict')
+    else:
+        path.mkdir()
+    found = cross_validation.train_and_evaluate(config, tmp_path)
+    assert json.loads(path.read_text()) == found
+    assert [fold["auc"] for fold in found["folds"]] == [result["test"]["auc"]] * 2
+    assert (tmp_path / "result.json.damaged-1").is_dir() == (kind == "folder")
+    assert (tmp_path / "result.json.damaged-1").exists()

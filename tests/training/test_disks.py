@@ -137,6 +137,21 @@ def test_a_folder_that_is_gone(tmp_path):
         tmp_path / "run", lambda number: shutil.rmtree(tmp_path / "run") if number == 3 else None
     )
     assert "cannot be written (No such file or directory): the folder is gone: it was removed, moved or unm" in message
+    # A removal that is still going on leaves what looks like a checkpoint.
+    assert "whole" not in message
+    assert "checkpoint" not in str(io.refused("run", FileNotFoundError(errno.ENOENT, "gone"), "; checkpoint is whole"))
+
+
+@pytest.mark.parametrize("text", ["NOT_FOUND: Error opening a driver", "No ArrayMetadata found for process_index=0"])
+def test_a_folder_that_is_removed_while_it_is_written_to(text, tmp_path, monkeypatch):
+    """What Orbax makes of it depends on how far the removal has come."""
+
+    def refuse():
+        raise ValueError(text)
+
+    with pytest.raises(UserError, match=r"the folder is gone: it was removed, moved or unmounted$"):  # noqa: SIM117
+        with Checkpointer(tmp_path) as checkpointer:
+            monkeypatch.setattr(checkpointer._latest, "wait_until_finished", refuse)
 
 
 @pytest.mark.timeout(120)
