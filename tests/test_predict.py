@@ -119,7 +119,7 @@ def test_faults_are_told_together_or_left_out(colours, tmp_path, caplog):
     volume = tmp_path / "scan.nii"
     volume.touch()
     given, out = [str(tmp_path / "in"), str(volume)], tmp_path / "table.csv"
-    with pytest.raises(UserError, match=r"3 problems to fix.*scan\.nii: is no file that .*broken\.png.*empty\.png"):
+    with pytest.raises(UserError, match=r"3 problems to fix.*scan\.nii: is not a file that .*broken\.png.*empty\.png"):
         predict_or_export(run, files=given, out=out)
     assert not out.exists()
     predict_or_export(run, files=given, out=out, skip_faulty=True)
