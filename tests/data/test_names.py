@@ -120,7 +120,7 @@ COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "é한.png") for form in ("N
         ("a/x.png", "\ufeffa/x.png\u200b"),
         ("a/x.png", "a/\u200bx.png"),
         ("a/x.png", "C:\\data\\a\\x.png"),
-        ("a/x.png", "d:/work/set 1/A/x.png"),
+        ("a/x.png", "d:/scans/set 1/A/x.png"),
         ("a/x.png", "\\\\server\\share\\a\\x.png"),
         ("images/a/x.png", "images\\a\\x.png"),
         ("images/a/x.png", "C:\\d\\images\\a\\x.png"),
