@@ -7,7 +7,7 @@ python convert_weights.py --source timm/vit_small_patch16_224.augreg_in21k_ft_in
 
 from absl import flags
 
-from jaxboost import cli
+from jaxboost.cli import app
 
 _SOURCE = flags.DEFINE_string(
     "source",
@@ -42,7 +42,7 @@ _RESIZING = flags.DEFINE_enum(
 _ENTRY = flags.DEFINE_string(
     "entry", None, "Which encoder to take from a file with several: how its names begin, such as teacher or model_ema."
 )
-_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Whether an existing block or vision tower may be replaced.")
+_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Whether an existing block or vision encoder may be replaced.")
 
 
 def main() -> None:
@@ -73,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

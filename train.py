@@ -4,9 +4,9 @@ import pathlib
 
 from absl import flags
 
-from jaxboost import cli
+from jaxboost.cli import app
 
-_CONFIG = cli.define_config()
+_CONFIG = app.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "", "folder of the run; empty: runs/<config>/seed<k>")
 _INDEPENDENT = flags.DEFINE_bool(
     "independent_tasks", False, "each task of one srun or mpirun trains a run of its own, in a --workdir of its own"
@@ -14,17 +14,17 @@ _INDEPENDENT = flags.DEFINE_bool(
 
 
 def main() -> None:
-    config = cli.read_config(_CONFIG)
+    config = app.read_config(_CONFIG)
     if not _INDEPENDENT.value:
-        cli.check_single_task()
+        app.check_single_task()
     # After the flags: a mistyped one should not wait for jax to load.
-    from jaxboost.training import cross_validation
+    from jaxboost.runs import cross_validation
 
-    file, _, argument = cli.config_file(_CONFIG).partition(":")
+    file, _, argument = app.config_file(_CONFIG).partition(":")
     name = pathlib.Path(file).stem + (f"_{argument}" if argument else "")
     workdir = _WORKDIR.value or f"runs/{name}/seed{config.seed}"
     cross_validation.train_and_evaluate(config, pathlib.Path(workdir).expanduser())
 
 
 if __name__ == "__main__":
-    cli.run(main, resumable=True)
+    app.run(main, resumable=True)

@@ -27,7 +27,8 @@ from typing import Any
 from absl import flags
 
 from benchmarks.process import Remote
-from jaxboost import cli, outputs
+from jaxboost import outputs
+from jaxboost.cli import app
 
 LAYER = 31
 SAMPLE_SECONDS = 0.02
@@ -45,7 +46,7 @@ class Jaxboost:
 
         import jaxboost.convert  # noqa: F401
 
-        absl.logging.set_verbosity(absl.logging.ERROR)  # as `cli.run`
+        absl.logging.set_verbosity(absl.logging.ERROR)  # as `app.run`
         jax.devices()
 
     def run(self, out: str) -> dict[str, float]:
@@ -222,4 +223,4 @@ if __name__ == "__main__":
         if json_file.value:
             outputs.write_figures(json_file.value, summary)
 
-    cli.run(main)
+    app.run(main)

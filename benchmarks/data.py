@@ -2,7 +2,7 @@
 
     python -m benchmarks.data [--steps] [--rounds 3] [--json FILE]
 
-The pipeline (`jaxboost.data.pipeline.train_iterator`) shuffles, resizes and batches random images in memory. With
+`jaxboost.data.pipeline.batches.train_iterator` shuffles, resizes and batches random images in memory. With
 --steps, a step of every paper backbone that takes such images (R-LLM with a LLaMA-7B layer) takes turns with it: each
 is timed alone, with all cores to itself, and medians over the turns are compared. A ratio far above 1 says that the
 pipeline does not hold the step up; training runs both at once, so that 1 would not be enough. Copies to a device are
@@ -23,9 +23,10 @@ from absl import flags
 
 from benchmarks.contenders import Case, Jaxboost, Weights
 from benchmarks.process import Remote
-from jaxboost import cli, outputs
-from jaxboost.data.pipeline import train_iterator
-from jaxboost.data.source import Split
+from jaxboost import outputs
+from jaxboost.cli import app
+from jaxboost.data.dataset import Split
+from jaxboost.data.pipeline.batches import train_iterator
 
 BATCHES = (16, 128)
 STEP_BATCH = 8
@@ -171,4 +172,4 @@ if __name__ == "__main__":
         if json_file.value:
             outputs.write_figures(json_file.value, summary)
 
-    cli.run(main)
+    app.run(main)

@@ -19,7 +19,8 @@ from absl import flags
 
 from benchmarks.contenders import Case, Jaxboost, TorchCompile, TorchEager, Weights
 from benchmarks.process import Remote
-from jaxboost import cli, outputs
+from jaxboost import outputs
+from jaxboost.cli import app
 from jaxboost.errors import check_choice
 
 CONTENDERS = {"jaxboost": Jaxboost, "torch_eager": TorchEager, "torch_compile": TorchCompile}
@@ -152,4 +153,4 @@ if __name__ == "__main__":
         if json_file.value:
             outputs.write_figures(json_file.value, summary)
 
-    cli.run(main)
+    app.run(main)

@@ -5,7 +5,7 @@
     python convert_weights.py --source huggyllama/llama-7b --layers all --dtype bfloat16 --out blocks/llama-7b-all
     python train.py --config configs/pneumollm.py --config.data.root=FOLDER
 
-FOLDER holds images (DICOM, PNG, JPEG, ...) and labels.csv (file, label, patient_id), see jaxboost/data/folder.py.
+FOLDER holds images (DICOM, PNG, JPEG, ...) and labels.csv (file, label, patient_id), see docs.
 `describe` estimates 16 GB for a step.
 The paper (630 private radiographs, Table 2): sensitivity 80.54, specificity 67.66, ACC 75.87, AUC 78.98, AVG 75.76.
 `configs/pneumollm.py:ROW` is a row of its tables, see ROWS; `:reference` what its released code does, and

@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from configs import quickstart
-from jaxboost.data.source import Split
-from jaxboost.training import cross_validation, loop
+from jaxboost.data.dataset import Split
+from jaxboost.runs import cross_validation
+from jaxboost.training import loop
 from tests.training.small_runs import small_config
 from tests.training.test_pneumo import small, write_radiographs
 

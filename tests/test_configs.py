@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 
 from configs import paper
 from jaxboost.analysis.describe import describe
-from jaxboost.data.medmnist import medmnist_info
-from jaxboost.training import datasets, optim, step
+from jaxboost.data.sources.medmnist import medmnist_info
+from jaxboost.runs import datasets
+from jaxboost.systems.systems import prepare
+from jaxboost.training import optim, step
 from jaxboost.training.mixing import Mixing
-from jaxboost.training.systems import prepare
 from tests.scripts import REPOSITORY
 
 TWO_D = [f"{name}mnist_vits" for name in ("breast", "retina", "pneumonia", "derma", "oct", "organa")]

@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 import safetensors
 
-from jaxboost import exported
-from jaxboost.data import inputs
+from jaxboost.data.sources.folder import inputs
 from jaxboost.errors import UserError
+from jaxboost.inference import export, exported, open_run
+from jaxboost.inference.predict import predict_or_export
 from jaxboost.io import json_sha256
 from jaxboost.models import transformer
 from jaxboost.models.classifier import BACKBONES, Backbone
 from jaxboost.models.resnet import ResNet
-from jaxboost.predict import predict_or_export
-from jaxboost.training import export, finished
 from tests import finished_runs
 from tests.scripts import devices, run_script
 
@@ -45,7 +44,7 @@ def names_of(folder):
 
 def same_as_run(run, files, folder):
     """Exports the run to `folder`; all three give the same probabilities, the last two bit by bit."""
-    model = finished.open_run(run)
+    model = open_run.open_run(run)
     _, images = inputs.read(files, model.preparation)
     found = model.probabilities(images)
     np.testing.assert_allclose(found, finished_runs.own_predictions(run), rtol=0, atol=1e-6)
@@ -74,7 +73,7 @@ def test_adapters_are_merged(pneumollm):
     for part in ("llama.q", "llama.k", "llama.v", "vision"):
         assert {f"merged.{part}.kernel", f"merged.{part}.bias"} <= names.keys()
     assert not [name for name in names if "adapters" in name or name.endswith((".qkv.kernel", "llama.layers.q"))]
-    model = finished.open_run(run)
+    model = open_run.open_run(run)
     _, images = inputs.read(files, model.preparation)
     merged = model.weights[0]["llama_adapters"]
     assert float(np.abs(merged["up"]).max()) > 0
@@ -195,7 +194,7 @@ def test_command_exports_and_predicts_from_the_export(pneumollm, tmp_path):
 
 def test_program_is_for_every_platform(pneumollm, monkeypatch):
     """Exported where there is cuDNN, it is the same, without cuDNN's kernel."""
-    model = finished.open_run(pneumollm[0])
+    model = open_run.open_run(pneumollm[0])
 
     def without_places(program):
         """The program's text, but for the lines of the code that it was traced from."""

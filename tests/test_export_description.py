@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from jaxboost import exported
 from jaxboost.errors import UserError
+from jaxboost.inference import exported
 from jaxboost.io import json_sha256
 from tests.mutations import mutations
 

@@ -15,8 +15,9 @@ from jaxboost.convert import convert
 from jaxboost.convert.writer import writing
 from jaxboost.data.tfds_builders.__main__ import main as build_tfds
 from jaxboost.errors import UserError
-from jaxboost.predict import predict_or_export
-from jaxboost.training import loop, pretrained
+from jaxboost.inference.predict import predict_or_export
+from jaxboost.systems import pretrained
+from jaxboost.training import loop
 from tests import finished_runs
 from tests.finished_runs import colours
 from tests.reference.llama_checkpoints import tiny_llama, write_safetensors
@@ -149,9 +150,9 @@ def test_a_block_does_not_lie_in_its_source(tmp_path):
     for out in (source / "block", source / "a" / "b", tmp_path / "x" / ".." / "llama" / "block"):
         with pytest.raises(UserError, match=r"--out .* lies in --source .*: give a folder elsewhere"):
             convert(str(source), "3", out)
-    with pytest.raises(UserError, match="exists and is not a block or vision tower"):
+    with pytest.raises(UserError, match="exists and is not a block or vision encoder"):
         convert(str(source), "3", source)
-    with pytest.raises(UserError, match="exists and is not a block or vision tower"):
+    with pytest.raises(UserError, match="exists and is not a block or vision encoder"):
         convert(str(source), "3", tmp_path, overwrite=True)
     assert contents(source) == before
 

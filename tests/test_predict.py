@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxboost import data, predictions
+from jaxboost import data
 from jaxboost.convert import convert
-from jaxboost.data import inputs
-from jaxboost.data.source import MULTI_LABEL
+from jaxboost.data.dataset import MULTI_LABEL
+from jaxboost.data.sources.folder import inputs
 from jaxboost.errors import UserError
-from jaxboost.predict import predict_or_export
-from jaxboost.predictions import Labels
-from jaxboost.training import finished, workdir
-from jaxboost.training.export import export
+from jaxboost.evaluation import prediction_table
+from jaxboost.evaluation.prediction_table import Labels
+from jaxboost.inference import open_run
+from jaxboost.inference.export import export
+from jaxboost.inference.predict import predict_or_export
+from jaxboost.runs import workdir
 from tests import finished_runs
 from tests.convert import vision_checkpoints as vision
 from tests.reference import llama_checkpoints
@@ -80,7 +82,7 @@ def test_several_labels_of_resized_colours(colours, tmp_path):
 
 def test_another_batch_size_is_the_same(colours):
     run, files = colours
-    model = finished.open_run(run)
+    model = open_run.open_run(run)
     _, images = inputs.read(files, model.preparation)
     expected, found = model.probabilities(images), model.probabilities(images, batch_size=3)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
@@ -104,9 +106,9 @@ def test_decisions(labels, row, expected):
 
 
 def test_a_threshold_that_nothing_reaches_is_null_in_json():
-    assert predictions.threshold_from_json({"value": None}) == math.inf
-    assert predictions.threshold_from_json({"value": 0.25}) == 0.25
-    assert predictions.threshold_from_json(None) is None
+    assert prediction_table.threshold_from_json({"value": None}) == math.inf
+    assert prediction_table.threshold_from_json({"value": 0.25}) == 0.25
+    assert prediction_table.threshold_from_json(None) is None
 
 
 def test_faults_are_told_together_or_left_out(colours, tmp_path, caplog):
@@ -218,12 +220,12 @@ def test_random_weights_that_come_out_otherwise_are_refused(volumes, tmp_path):
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"seed": 1}))
     with pytest.raises(UserError, match=r"config\.json was altered, .* differs in seed \(1 there, 0 now\)"):
-        finished.open_run(run)
+        open_run.open_run(run)
     result = json.loads((run / "result.json").read_text())
     del result["sha256"]
     workdir.write_result(run, result | {"config": config | {"seed": 1}})
     with pytest.raises(UserError, match=r"was made with the block .*random frozen weights can come out otherwise"):
-        finished.open_run(run)
+        open_run.open_run(run)
 
 
 @pytest.mark.slow
@@ -235,10 +237,10 @@ def test_frozen_weights_may_move_but_not_change(tmp_path):
     run = finished_runs.colours(tmp_path / "data", tmp_path / "run", **fields)
     (tmp_path / "block0").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"no block at .*block0"):
-        finished.open_run(run)
+        open_run.open_run(run)
     with pytest.raises(UserError, match=r"was made with the block .*, not .*give the folder of the former with --set"):
-        finished.open_run(run, [f"boost.block={tmp_path / 'block1'}"])
-    model = finished.open_run(run, [f"boost.block={tmp_path / 'elsewhere'}"])
+        open_run.open_run(run, [f"boost.block={tmp_path / 'block1'}"])
+    model = open_run.open_run(run, [f"boost.block={tmp_path / 'elsewhere'}"])
     files = [tmp_path / "data" / "images" / name for name in finished_runs.named_predictions(run)]
     _, images = inputs.read(files, model.preparation)
     own = finished_runs.own_predictions(run)
@@ -252,7 +254,7 @@ def test_first_weights_of_trained_parts_are_not_wanted(tmp_path):
     model = llama_checkpoints.tiny_llama(seed=0, rope_parameters=rope)
     convert(llama_checkpoints.write_safetensors(model, tmp_path / "llama"), "3", tmp_path / "block")
     vision.tiny("vit", **VIT_TINY, layer_norm_eps=0.03).save_pretrained(tmp_path / "vit")
-    convert(str(tmp_path / "vit"), "all", tmp_path / "tower")
+    convert(str(tmp_path / "vit"), "all", tmp_path / "encoder")
     run = finished_runs.colours(
         tmp_path / "data",
         tmp_path / "run",
@@ -260,7 +262,7 @@ def test_first_weights_of_trained_parts_are_not_wanted(tmp_path):
             "data.size": 28,
             "model.image_size": 28,
             "augment.resize": 0,
-            "model.weights": str(tmp_path / "tower"),
+            "model.weights": str(tmp_path / "encoder"),
             "boost.kind": "rllm",
             "boost.block": str(tmp_path / "block"),
             "boost.layers": (3,),
@@ -268,10 +270,10 @@ def test_first_weights_of_trained_parts_are_not_wanted(tmp_path):
             "boost.rope": True,
         },
     )
-    for name in ("block", "tower"):
+    for name in ("block", "encoder"):
         shutil.rmtree(tmp_path / name)
     files = [tmp_path / "data" / "images" / name for name in finished_runs.named_predictions(run)]
-    opened = finished.open_run(run)
+    opened = open_run.open_run(run)
     _, images = inputs.read(files, opened.preparation)
     own = finished_runs.own_predictions(run)
     np.testing.assert_allclose(opened.probabilities(images), own, rtol=0, atol=1e-6)

@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from jaxboost import cli
+from jaxboost.cli import app
 from jaxboost.errors import UserError
-from jaxboost.predictions import Labels, write
+from jaxboost.evaluation.prediction_table import Labels, write
 
 
 def test_names_that_are_not_utf8(tmp_path):
@@ -42,8 +42,8 @@ def logger(monkeypatch):
 
 
 def test_warnings_go_to_stderr_once_all_went_well(logger, capsys):
-    cli.log_to_stdout()
-    with cli.warnings_on_stderr():
+    app.log_to_stdout()
+    with app.warnings_on_stderr():
         logger.info("one")
         logger.warning("two")
         logger.info("three")
@@ -55,14 +55,14 @@ def test_warnings_go_to_stderr_once_all_went_well(logger, capsys):
 
 
 def test_a_mistake_is_alone_on_stderr(logger, capsys):
-    @cli.warnings_on_stderr()
+    @app.warnings_on_stderr()
     def mistake():
         logger.warning("one")
         logger.info("two")
         logger.error("three")
         raise UserError("four")
 
-    cli.log_to_stdout()
+    app.log_to_stdout()
     with pytest.raises(UserError):
         mistake()
     assert capsys.readouterr() == ("two\none\nthree\n", "")
@@ -75,7 +75,7 @@ def test_the_log_takes_any_name(encoding, logger, monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))
     monkeypatch.setattr(logging, "raiseExceptions", True)
-    cli.log_to_stdout()
+    app.log_to_stdout()
     logger.info("read %s", os.fsdecode("한 ".encode() + b"caf\xe9"))
     sys.stdout.flush()
     expected = {"utf-8": "read 한 caf\\udce9\n", "ascii": "read \\ud55c caf\\udce9\n"}[encoding]

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from jaxboost import cli, stopping
+from jaxboost import stopping
+from jaxboost.cli import app
 from jaxboost.errors import UserError
 from tests.scripts import REPOSITORY, assert_mistake, run_script
 
@@ -17,7 +18,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSI
 
 PROGRAM = """
 import gc, hashlib, logging, os, signal, sys, threading, time
-from jaxboost import cli, stopping
+from jaxboost import stopping
+from jaxboost.cli import app
 
 # Heard, though the tests may run in the background of a script; but for one that is to be ignored.
 for number in stopping.SIGNALS:
@@ -36,7 +38,7 @@ def later(seconds, *signals):
 def main():
 {body}
 
-cli.run(main, resumable={resumable})
+app.run(main, resumable={resumable})
 """
 
 
@@ -286,16 +288,16 @@ def test_other_errors_keep_their_traceback():
     ],
 )
 def test_one_of_several_tasks_is_refused(environment, words, monkeypatch):
-    for names in cli._LAUNCHERS.values():
+    for names in app._LAUNCHERS.values():
         for name in names:
             monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if words is None:
-        cli.check_single_task()
+        app.check_single_task()
         return
     with pytest.raises(UserError) as error:
-        cli.check_single_task()
+        app.check_single_task()
     for word in (*words, "--independent_tasks", "--workdir"):
         assert word in str(error.value)
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from jaxboost import cli
+from jaxboost.cli import app
 
 if TYPE_CHECKING:
-    from jaxboost.training.experiment import Experiment
+    from jaxboost.systems.experiment import Experiment
 
 
 def describe(config: ConfigDict, *, memory: bool = False) -> dict[str, Any]:
@@ -33,8 +33,8 @@ def describe(config: ConfigDict, *, memory: bool = False) -> dict[str, Any]:
     from jaxboost.analysis.flops import count_flops
     from jaxboost.analysis.memory import step_memory_gb
     from jaxboost.models.frozen import count, merge, mib
-    from jaxboost.training import datasets
-    from jaxboost.training.systems import prepare
+    from jaxboost.runs import datasets
+    from jaxboost.systems.systems import prepare
 
     info = datasets.describe(config)
     with_boost = prepare(config, info, with_weights=False)
@@ -88,13 +88,13 @@ def as_text(result: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     # Flags are global: only the program declares them, so that others can import this module.
-    config_flag = cli.define_config()
+    config_flag = app.define_config()
     json_flag = flags.DEFINE_bool("json", False, "print one JSON object instead of text")
 
     memory_flag = flags.DEFINE_bool("memory", True, "compile a training step to estimate its memory")
 
     def main() -> None:
-        result = describe(cli.read_config(config_flag), memory=memory_flag.value)
+        result = describe(app.read_config(config_flag), memory=memory_flag.value)
         print(json.dumps(result) if json_flag.value else as_text(result))
 
-    cli.run(main)
+    app.run(main)

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxboost.data.source import DatasetInfo
+from jaxboost.data.dataset import DatasetInfo
+from jaxboost.systems.experiment import held_shapes
+from jaxboost.systems.systems import prepare
 from jaxboost.training import optim, step
-from jaxboost.training.experiment import held_shapes
 from jaxboost.training.mixing import Mixing
-from jaxboost.training.systems import prepare
 
 
 def step_memory_gb(config: ConfigDict, info: DatasetInfo) -> dict[str, float]:

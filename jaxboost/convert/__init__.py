@@ -1,4 +1,4 @@
-"""Conversion of LLaMA-family checkpoints into blocks, and of vision encoders into towers, that the models load."""
+"""Conversion of LLaMA-family checkpoints into blocks, and of vision encoders into encoders, that the models load."""
 
 import functools
 import logging
@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 import jaxboost
 from jaxboost import outputs
-from jaxboost.convert import manifests, names, store, tower_names, writer
+from jaxboost.convert import encoder_names, manifests, names, store, writer
+from jaxboost.convert.encoder_names import EncoderSource
 from jaxboost.convert.given import Given
-from jaxboost.convert.manifests import Manifest, TowerManifest
+from jaxboost.convert.manifests import EncoderManifest, Manifest
 from jaxboost.convert.names import FINAL_NORM, Reader
 from jaxboost.convert.sources import open_source
-from jaxboost.convert.tower_names import TowerSource
 from jaxboost.convert.writer import Part
 from jaxboost.errors import UserError
 
@@ -35,8 +35,8 @@ def convert(
     final_norm: bool = True,
     overwrite: bool = False,
     given: Given | None = None,
-) -> Manifest | TowerManifest:
-    """Converts decoder layers of a checkpoint into a block, or a vision encoder into a tower.
+) -> Manifest | EncoderManifest:
+    """Converts decoder layers of a checkpoint into a block, or a vision encoder into a encoder.
 
     Only the tensors of the wanted layers are read, one by one, and at most one layer is in memory. What a vision
     encoder's checkpoint holds beside the encoder, and what was assumed of it, is named in the log.
@@ -44,14 +44,14 @@ def convert(
     Args:
       source: see `sources.open_source`.
       layers_spec: see `parse_layers`; "all" for a vision encoder.
-      out: folder of the block or tower; it appears only when it is complete.
+      out: folder of the block or encoder; it appears only when it is complete.
       dtype: "float32" (exact for float32, float16 and bfloat16 sources) or "bfloat16".
-      final_norm: whether to take the norm after the source's last layer too; a tower always has it.
-      overwrite: whether an existing block or tower may be replaced.
+      final_norm: whether to take the norm after the source's last layer too; a encoder always has it.
+      overwrite: whether an existing block or encoder may be replaced.
       given: what the user says of a vision encoder in timm's names.
 
     Returns:
-      The manifest of the block or tower.
+      The manifest of the block or encoder.
 
     Raises:
       UserError: if the source is not a sound checkpoint of a known kind, it lacks the layers, or `out` is not free.
@@ -63,14 +63,14 @@ def convert(
     if Path(source).expanduser().is_dir() and outputs.is_inside(out, Path(source).expanduser()):
         raise UserError(f"--out {out} lies in --source {source}: give a folder elsewhere")
     reader = open_source(source, given)
-    if isinstance(reader, TowerSource):
-        parts, fields = _parts_of_tower(reader, layers_spec, target, final_norm=final_norm)
-        make, tensors = TowerManifest, reader.tensors
+    if isinstance(reader, EncoderSource):
+        parts, fields = _parts_of_encoder(reader, layers_spec, target, final_norm=final_norm)
+        make, tensors = EncoderManifest, reader.tensors
     else:
         parts, fields = _parts_of_block(reader, layers_spec, target, final_norm=final_norm)
         make, tensors = Manifest, reader
 
-    def manifest_of(sha256: Mapping[str, str]) -> Manifest | TowerManifest:
+    def manifest_of(sha256: Mapping[str, str]) -> Manifest | EncoderManifest:
         return make(
             source=tensors.source,
             source_format=tensors.source_format,
@@ -119,12 +119,12 @@ def parse_layers(spec: str, n_layers: int) -> tuple[int, ...]:
     return tuple(layers)
 
 
-def summary(manifest: Manifest | TowerManifest, out: str | Path) -> str:
+def summary(manifest: Manifest | EncoderManifest, out: str | Path) -> str:
     """A few lines for the user: what was converted, where it is, and how it is used."""
     size = sum(path.stat().st_size for path in Path(out).expanduser().rglob("*") if path.is_file())
-    if isinstance(manifest, TowerManifest):
+    if isinstance(manifest, EncoderManifest):
         shape = manifest.arguments
-        layers = f"all {shape['depth']} of a vision tower of width {shape['width']}, patch {shape['patch']}"
+        layers = f"all {shape['depth']} of a vision encoder of width {shape['width']}, patch {shape['patch']}"
         used = f"--config.model.weights={out}, for PneumoLLM --config.pneumollm.vision={out}"
     else:
         numbers = list(map(str, manifest.layers))
@@ -177,10 +177,10 @@ def _parts_of_block(
     return parts, fields
 
 
-def _parts_of_tower(
-    source: TowerSource, layers_spec: str, dtype: np.dtype, *, final_norm: bool
+def _parts_of_encoder(
+    source: EncoderSource, layers_spec: str, dtype: np.dtype, *, final_norm: bool
 ) -> tuple[list[Part], dict[str, Any]]:
-    """What is written, in order, and the entries of the manifest that only a tower has."""
+    """What is written, in order, and the entries of the manifest that only a encoder has."""
     if layers_spec.strip() != "all":
         raise UserError(
             f"--layers {layers_spec!r}: {source.tensors.source} is a vision encoder, which is converted whole: pass "
@@ -188,18 +188,20 @@ def _parts_of_tower(
         )
     if not final_norm:
         raise UserError("a vision encoder is converted with its final norm: leave --nofinal_norm out")
-    tower_names.check(source)
+    encoder_names.check(source)
     for note in source.notes:
         logger.info("%s", note)
-    if names_left_out := tower_names.left_out(source):
+    if names_left_out := encoder_names.left_out(source):
         logger.info("not part of the encoder and not read: %s", names.listed(names_left_out))
     parts = [
         Part(
             key=key,
             size=_elements(shapes.values()),
-            reads={weight: functools.partial(tower_names.read_weight, source, key, weight, dtype) for weight in shapes},
+            reads={
+                weight: functools.partial(encoder_names.read_weight, source, key, weight, dtype) for weight in shapes
+            },
         )
-        for key, shapes in tower_names.part_shapes(source.arguments, source.image_size).items()
+        for key, shapes in encoder_names.part_shapes(source.arguments, source.image_size).items()
     ]
     return parts, {
         "arguments": source.arguments,

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from jaxboost.convert import names, rope, tower_layouts, unmerged
+from jaxboost.convert import encoder_layouts, names, rope, unmerged
 from jaxboost.convert.names import TensorInfo
 from jaxboost.convert.safetensors_file import SafetensorsFile
 from jaxboost.convert.settings import MAX_BYTES, MAX_LAYERS, Settings, layer_config
@@ -193,7 +193,7 @@ def parse_config(settings: Settings) -> tuple[LlamaConfig, int]:
         raise UserError(
             f"{settings.where}: this is a {model_type!r} checkpoint, not of the LLaMA family: "
             f"choose one of the type {' or '.join(MODEL_TYPES)}, or as an encoder one of the type "
-            + ", ".join(tower_layouts.MODEL_TYPES)
+            + ", ".join(encoder_layouts.MODEL_TYPES)
         )
     activation = settings.get("hidden_act") or "silu"
     if activation != "silu":

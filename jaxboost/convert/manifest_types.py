@@ -93,8 +93,8 @@ class Block(_Manifest):
             raise ValueError("sha256 does not name the layers and the norm that are there")
 
 
-class Tower(_Manifest):
-    """See `towers.TowerManifest`."""
+class Encoder(_Manifest):
+    """See `encoders.EncoderManifest`."""
 
     kind: Literal["vision"]
     arguments: Vit

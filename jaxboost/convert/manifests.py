@@ -20,7 +20,7 @@ CHECKSUM = "checksum"
 # What a manifest can describe -> its name for users, and what they give as --layers for it. A block's manifest has no
 # "kind".
 BLOCK, VISION = "llama", "vision"
-_KINDS = {BLOCK: ("block", "LAYERS"), VISION: ("vision tower", "all")}
+_KINDS = {BLOCK: ("block", "LAYERS"), VISION: ("vision encoder", "all")}
 _FIX = "convert again"
 
 
@@ -54,8 +54,8 @@ class Manifest:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TowerManifest:
-    """What a converted vision tower holds.
+class EncoderManifest:
+    """What a converted vision encoder holds.
 
     Attributes:
       format_version: version of this format.
@@ -99,8 +99,8 @@ def read_block(path: str | os.PathLike) -> Manifest:
     return Manifest(**fields | {"layers": tuple(fields["layers"]), "config": config})
 
 
-def read_tower(path: str | os.PathLike) -> TowerManifest:
-    """The manifest of the vision tower at `path`.
+def read_encoder(path: str | os.PathLike) -> EncoderManifest:
+    """The manifest of the vision encoder at `path`.
 
     Raises:
       UserError: see `read_block`.
@@ -108,28 +108,28 @@ def read_tower(path: str | os.PathLike) -> TowerManifest:
     from jaxboost.convert import manifest_types
 
     fields = schema.parse(
-        manifest_types.Tower, _entries(path, VISION), where=str(Path(path) / MANIFEST), fix=_FIX
+        manifest_types.Encoder, _entries(path, VISION), where=str(Path(path) / MANIFEST), fix=_FIX
     ).model_dump()
     fields["arguments"] = {name: value for name, value in fields["arguments"].items() if value is not None}
-    return TowerManifest(**fields)
+    return EncoderManifest(**fields)
 
 
-def check(manifest: Manifest | TowerManifest) -> None:
+def check(manifest: Manifest | EncoderManifest) -> None:
     """Raises UserError where a manifest that is to be written could not be read again."""
     from jaxboost.convert import manifest_types
 
-    kind = manifest_types.Block if isinstance(manifest, Manifest) else manifest_types.Tower
+    kind = manifest_types.Block if isinstance(manifest, Manifest) else manifest_types.Encoder
     schema.parse(kind, dataclasses.asdict(manifest), where=manifest.source, fix="choose another checkpoint")
 
 
-def to_text(manifest: Manifest | TowerManifest) -> str:
+def to_text(manifest: Manifest | EncoderManifest) -> str:
     """What is written: the entries, and a checksum of them, so that a changed constant is not taken for the model's."""
     entries = dataclasses.asdict(manifest)
     return json.dumps(entries | {CHECKSUM: _checksum(entries)}, indent=2) + "\n"
 
 
 def kind_at(path: str | os.PathLike) -> str:
-    """The users' name for what is at `path`: "vision tower", or "block", also where its manifest is broken."""
+    """The users' name for what is at `path`: "vision encoder", or "block", also where its manifest is broken."""
     try:
         return _KINDS[io.read_json(Path(path) / MANIFEST)["kind"]][0]
     except (OSError, ValueError, LookupError, TypeError):

@@ -23,7 +23,7 @@ class MetaReader:
     layout = names.META
 
     def __init__(self, folder: Path):
-        """Maps the parts and reads params.json.
+        """Precomputed the parts and reads params.json.
 
         Raises:
           UserError: see `TorchFile`; or parts are missing or differ; or params.json is missing or incomplete.

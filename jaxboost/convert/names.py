@@ -191,18 +191,18 @@ def check_tensors(
       unread: tensors that should not be there.
       part, whole, kind: what is converted, in three phrases for the message.
     """
-    faults = [f"missing: {name}" for name in wanted if name not in tensors.names]
-    faults += [f"not part of {part}: {name}" for name in unread]
+    problems = [f"missing: {name}" for name in wanted if name not in tensors.names]
+    problems += [f"not part of {part}: {name}" for name in unread]
     for name, shape in wanted.items():
         if name in tensors.names:
             info = tensors.info(name)
             if info.obstacle:
-                faults.append(f"{name} {info.obstacle}")
+                problems.append(f"{name} {info.obstacle}")
             elif info.shape != shape:
-                faults.append(f"{name} has the shape {info.shape} instead of {shape}")
-    if faults:
+                problems.append(f"{name} has the shape {info.shape} instead of {shape}")
+    if problems:
         raise UserError(
-            f"{tensors.source} does not hold {whole}: {listed(faults, '; ')}. "
+            f"{tensors.source} does not hold {whole}: {listed(problems, '; ')}. "
             f"Check that the download is complete and that it is a plain {kind}"
         )
 

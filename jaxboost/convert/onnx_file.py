@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxboost.convert import file_kinds
+from jaxboost.convert.encoder_configs import FAMILIES
+from jaxboost.convert.encoder_layouts import LAYOUTS, EncoderLayout
+from jaxboost.convert.encoder_names import EncoderSource, locate
 from jaxboost.convert.names import TensorInfo
-from jaxboost.convert.tower_configs import FAMILIES
-from jaxboost.convert.tower_layouts import LAYOUTS, TowerLayout
-from jaxboost.convert.tower_names import TowerSource, locate
 from jaxboost.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class OnnxTensors:
                     yield f"{module}.position_embeddings", ((found["Concat"], found["Reshape"]), False)
 
 
-def tower_of(path: Path, source: str) -> TowerSource:
+def encoder_of(path: Path, source: str) -> EncoderSource:
     """The DINOv2 encoder in an ONNX file.
 
     Args:
@@ -109,13 +109,13 @@ def tower_of(path: Path, source: str) -> TowerSource:
       UserError: see `OnnxTensors`; or there is no such encoder in the file.
     """
     try:
-        return _tower_of(OnnxTensors(path, source), path)
+        return _encoder_of(OnnxTensors(path, source), path)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         # The graph's nodes are not what their operators ask for.
         raise UserError(f"{path} is damaged, its graph contradicts itself: download it again") from error
 
 
-def _tower_of(tensors: OnnxTensors, path: Path) -> TowerSource:
+def _encoder_of(tensors: OnnxTensors, path: Path) -> EncoderSource:
     layout, prefix = locate(tensors.names, LAYOUTS[_FAMILY], where=str(path))
     patches, tokens = (prefix + layout.embedding[name] for name in ("embedding.kernel", "positions"))
     hidden = prefix + layout.names("0")["mlp.up.bias"][0]
@@ -142,7 +142,7 @@ def _tower_of(tensors: OnnxTensors, path: Path) -> TowerSource:
         "eps": _eps(tensors, prefix + layout.names("0")["attention_norm.scale"][0]),
         "activation": "gelu",
     }
-    return TowerSource(
+    return EncoderSource(
         tensors=tensors,
         layout=layout,
         prefix=prefix,
@@ -163,7 +163,7 @@ def _is_whole(tensor: "onnx.TensorProto") -> bool:
     return count == math.prod(tensor.dims)
 
 
-def _heads(tensors: OnnxTensors, layout: TowerLayout, prefix: str, width: int) -> int:
+def _heads(tensors: OnnxTensors, layout: EncoderLayout, prefix: str, width: int) -> int:
     """From where queries, keys and values are cut into heads: (..., D) is reshaped to (..., H, K)."""
     module = (prefix + layout.names("0")["attention.qkv.kernel"][0]).rpartition(".")[0].rpartition(".")[0]
     for node in tensors.nodes(module):

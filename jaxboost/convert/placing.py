@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxboost.errors import UserError
-from jaxboost.models.frozen import Packed
+from jaxboost.models.frozen import Quantized
 
 # shape of an array -> where it goes
 Placement = Callable[[tuple[int, ...]], jax.sharding.Sharding]
 # matrices (L, in, out) of L layers -> how they are held
-Pack = Callable[[jax.Array], Packed]
+Pack = Callable[[jax.Array], Quantized]
 
 
 def first_device(shape: tuple[int, ...]) -> jax.sharding.Sharding:
@@ -27,7 +27,7 @@ def placed(array: np.ndarray, placement: Placement) -> jax.Array:
     return _put(array, placement(array.shape))
 
 
-def int8(weights: jax.Array) -> Packed:
+def int8(weights: jax.Array) -> Quantized:
     """Matrices (L, in, out) as 8-bit integers with a float32 scale for each layer's output, quantised by qwix.
 
     Symmetric: the largest weight of an output is 127.5 of its scale, and no weight is off by more than half a scale.
@@ -37,7 +37,7 @@ def int8(weights: jax.Array) -> Packed:
     """
     qwix = import_qwix()
     # The scale would take a narrower dtype over.
-    return Packed(qwix.quantize(weights.astype(jnp.float32), jnp.int8, channelwise_axes=(0, 2)), qwix.dequantize)
+    return Quantized(qwix.quantize(weights.astype(jnp.float32), jnp.int8, channelwise_axes=(0, 2)), qwix.dequantize)
 
 
 def import_qwix() -> Any:

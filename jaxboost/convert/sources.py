@@ -4,7 +4,8 @@ import importlib.util
 import re
 from pathlib import Path
 
-from jaxboost.convert import file_kinds, onnx_file, timm_vit, tower_configs, unmerged
+from jaxboost.convert import encoder_configs, file_kinds, onnx_file, timm_vit, unmerged
+from jaxboost.convert.encoder_names import EncoderSource
 from jaxboost.convert.gguf_file import GgufReader
 from jaxboost.convert.given import Given
 from jaxboost.convert.huggingface import WEIGHT_FILES, Folder, HuggingFaceReader, HuggingFaceTensors, LocalFolder
@@ -12,7 +13,6 @@ from jaxboost.convert.manifests import MANIFEST
 from jaxboost.convert.meta_files import MetaReader
 from jaxboost.convert.names import Reader
 from jaxboost.convert.settings import MAX_BYTES
-from jaxboost.convert.tower_names import TowerSource
 from jaxboost.errors import UserError
 
 _PACKAGE = "package:"
@@ -20,7 +20,7 @@ _FILE_ENDINGS = (".gguf", ".onnx", ".safetensors", ".bin", ".pth", ".pt", ".ckpt
 _META_FILE = "consolidated.00.pth"
 
 
-def open_source(source: str, given: Given | None = None) -> Reader | TowerSource:
+def open_source(source: str, given: Given | None = None) -> Reader | EncoderSource:
     """Opens a source of weights; tensors are read later, one by one.
 
     Args:
@@ -38,12 +38,12 @@ def open_source(source: str, given: Given | None = None) -> Reader | TowerSource
         reader = _opened(source, given)
     except OSError as error:
         raise UserError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
-    if not (isinstance(reader, TowerSource) and reader.layout in timm_vit.LAYOUTS):
+    if not (isinstance(reader, EncoderSource) and reader.layout in timm_vit.LAYOUTS):
         given.check_unused(source)
     return reader
 
 
-def _opened(source: str, given: Given) -> Reader | TowerSource:
+def _opened(source: str, given: Given) -> Reader | EncoderSource:
     if source.startswith(_PACKAGE):
         path = _file_in_package(source.removeprefix(_PACKAGE))
         return _open_file(path, f"{source}/{path.name}", given)
@@ -67,7 +67,7 @@ def _opened(source: str, given: Given) -> Reader | TowerSource:
     return _in_hugging_face_layout(HubFolder(source), source, given)
 
 
-def _open_file(path: Path, source: str, given: Given) -> Reader | TowerSource:
+def _open_file(path: Path, source: str, given: Given) -> Reader | EncoderSource:
     """By what the file is, which its name does not always say; else by its ending."""
     if path.name in unmerged.WEIGHTS or path.name == unmerged.CONFIG:
         return _open_folder(path.parent, given)
@@ -76,15 +76,15 @@ def _open_file(path: Path, source: str, given: Given) -> Reader | TowerSource:
     if kind == file_kinds.GGUF:
         return GgufReader(path, source)
     if kind is not None:
-        return timm_vit.tower_of_file(path, source, given, kind)
+        return timm_vit.encoder_of_file(path, source, given, kind)
     file_kinds.refuse_known(str(path), head)
     if path.suffix == ".gguf":
         return GgufReader(path, source)
     if path.suffix == ".onnx":
-        return onnx_file.tower_of(path, source)
+        return onnx_file.encoder_of(path, source)
     file_kinds.refuse_by_name(path)
     if path.suffix in timm_vit.FILE_ENDINGS:
-        return timm_vit.tower_of_file(path, source, given)
+        return timm_vit.encoder_of_file(path, source, given)
     if path.name.startswith("sha256-"):
         raise UserError(
             f"{path} is a blob of Ollama that holds no model, but its settings, template or licence: the model's is "
@@ -96,7 +96,7 @@ def _open_file(path: Path, source: str, given: Given) -> Reader | TowerSource:
     )
 
 
-def _open_folder(path: Path, given: Given) -> Reader | TowerSource:
+def _open_folder(path: Path, given: Given) -> Reader | EncoderSource:
     folder = LocalFolder(path)
     if folder.files.isdisjoint(WEIGHT_FILES) and not unmerged.is_alone(folder.files, WEIGHT_FILES):
         if _META_FILE in folder.files:
@@ -133,7 +133,7 @@ def _refuse_folder(path: Path, folder: LocalFolder) -> None:
         )
 
 
-def _in_hugging_face_layout(folder: Folder, where: str, given: Given) -> Reader | TowerSource:
+def _in_hugging_face_layout(folder: Folder, where: str, given: Given) -> Reader | EncoderSource:
     if unmerged.is_alone(folder.files, WEIGHT_FILES):
         text = b""
         if unmerged.CONFIG in folder.files:
@@ -141,10 +141,10 @@ def _in_hugging_face_layout(folder: Folder, where: str, given: Given) -> Reader 
             text = folder.read_range(unmerged.CONFIG, 0, size).tobytes()
         unmerged.refuse_folder(where, text)
     tensors = HuggingFaceTensors(folder)
-    if tower_configs.is_tower(tensors.settings):
-        return tower_configs.tower_of(tensors)
+    if encoder_configs.is_encoder(tensors.settings):
+        return encoder_configs.encoder_of(tensors)
     if timm_vit.is_timm(tensors.settings):
-        return timm_vit.tower_of(tensors, tensors.settings, tensors.source, given)
+        return timm_vit.encoder_of(tensors, tensors.settings, tensors.source, given)
     return HuggingFaceReader(tensors)
 
 

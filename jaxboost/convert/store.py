@@ -19,7 +19,7 @@ from jaxboost.convert.manifests import read_block as read_manifest
 from jaxboost.convert.names import FINAL_NORM, weight_shapes
 from jaxboost.convert.placing import Pack, Placement, first_device, placed, with_layer
 from jaxboost.errors import UserError
-from jaxboost.models.frozen import Packed
+from jaxboost.models.frozen import Quantized
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -37,7 +37,7 @@ class Block:
 
     manifest: Manifest
     layers: tuple[int, ...]
-    weights: Mapping[str, jax.Array | Packed]
+    weights: Mapping[str, jax.Array | Quantized]
     final_norm: jax.Array | None
     fingerprint: str
 
@@ -103,7 +103,7 @@ def load_block(
     identity = fingerprint_of(manifest, layers, final_norm)
     placement = placement or first_device
     shapes, dtype = weight_shapes(manifest.config), DTYPES[manifest.dtype]
-    weights: dict[str, jax.Array | Packed] = {}
+    weights: dict[str, jax.Array | Quantized] = {}
     for position, layer in enumerate(layers):
         for name, array in restored(path, str(layer), shapes, dtype, manifest.sha256):
             how = pack if array.ndim == 2 else None
@@ -138,7 +138,7 @@ def restored(
     """Yields the arrays of one part in the order of their names, and fails at the end if they were altered.
 
     Args:
-      path: of the block or vision tower.
+      path: of the block or vision encoder.
       key: of the part in its manifest.
       shapes: of the arrays.
       sha256: key -> fingerprint, from the manifest.

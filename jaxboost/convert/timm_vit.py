@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from jaxboost.convert import file_kinds, unmerged
+from jaxboost.convert.encoder_layouts import REGISTERS, TIMM, TIMM_OF_DINOV2, EncoderLayout
+from jaxboost.convert.encoder_names import EncoderSource, locate
 from jaxboost.convert.given import Given
 from jaxboost.convert.huggingface import LocalFolder
 from jaxboost.convert.names import TensorInfo, Tensors
 from jaxboost.convert.positions import ANTIALIASED, BICUBIC, RESIZINGS
 from jaxboost.convert.safetensors_file import SafetensorsFile
 from jaxboost.convert.settings import MAX_LAYERS, Settings
-from jaxboost.convert.tower_layouts import REGISTERS, TIMM, TIMM_OF_DINOV2, TowerLayout
-from jaxboost.convert.tower_names import TowerSource, locate
 from jaxboost.errors import UserError
 from jaxboost.models.transformer import ACTIVATIONS
 
@@ -112,17 +112,17 @@ def is_timm(settings: Settings) -> bool:
     return settings.get("model_type") in (None, "timm_wrapper") and isinstance(settings.get("architecture"), str)
 
 
-def tower_of_file(path: Path, source: str, given: Given, kind: str | None = None) -> TowerSource:
-    """The ViT in a file of weights; see `tower_of`.
+def encoder_of_file(path: Path, source: str, given: Given, kind: str | None = None) -> EncoderSource:
+    """The ViT in a file of weights; see `encoder_of`.
 
     Args:
       source: what the manifest records.
       kind: see `FileTensors`.
     """
-    return tower_of(FileTensors(path, source, kind), Settings({}, str(path)), str(path), given)
+    return encoder_of(FileTensors(path, source, kind), Settings({}, str(path)), str(path), given)
 
 
-def tower_of(tensors: Tensors, settings: Settings, where: str, given: Given | None = None) -> TowerSource:
+def encoder_of(tensors: Tensors, settings: Settings, where: str, given: Given | None = None) -> EncoderSource:
     """The ViT in timm's names among `tensors`.
 
     Args:
@@ -176,7 +176,7 @@ def tower_of(tensors: Tensors, settings: Settings, where: str, given: Given | No
         )
     if others := getattr(tensors, "others", ()):
         notes.append(f"not read, because these are no tensors: {', '.join(others[:20])}")
-    return TowerSource(
+    return EncoderSource(
         tensors=tensors,
         layout=layout,
         prefix=prefix,
@@ -224,8 +224,8 @@ def _check_kind(tensors: Tensors, prefix: str, settings: Settings, where: str) -
         )
 
 
-def _grid(tokens: int, registers: int, layout: TowerLayout, where: str) -> tuple[int, int]:
-    """How many tokens have positions before the patches, see `TowerSource.placed_tokens`, and the grid's side."""
+def _grid(tokens: int, registers: int, layout: EncoderLayout, where: str) -> tuple[int, int]:
+    """How many tokens have positions before the patches, see `EncoderSource.placed_tokens`, and the grid's side."""
     # DINOv2's own never place registers; timm's place all tokens before the patches or none.
     ways = (1,) if registers and layout is TIMM_OF_DINOV2 else (0, 1 + registers)
     fitting = [
@@ -251,7 +251,7 @@ def _depth(tensors: Tensors, prefix: str, where: str) -> int:
 
 
 def _unseen(
-    width: int, settings: Settings, where: str, given: Given, layout: TowerLayout, registers: int
+    width: int, settings: Settings, where: str, given: Given, layout: EncoderLayout, registers: int
 ) -> tuple[int, float, str, str, list[str]]:
     """Heads, eps, activation and resizing, and what of them was assumed, in words."""
     assumed = []

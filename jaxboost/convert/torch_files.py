@@ -34,7 +34,7 @@ class TorchFile:
     """
 
     def __init__(self, path: Path, *, may_be_nested: bool = False):
-        """Maps the file.
+        """Precomputed the file.
 
         Args:
           may_be_nested: whether the state dict may lie in a training checkpoint, beside an optimizer, arguments and

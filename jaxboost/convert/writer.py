@@ -1,4 +1,4 @@
-"""Writing a block or a vision tower: under a temporary name beside it, so that it is whole or absent."""
+"""Writing a block or a vision encoder: under a temporary name beside it, so that it is whole or absent."""
 
 import contextlib
 import dataclasses
@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from jaxboost import io
-from jaxboost.convert.manifests import MANIFEST, Manifest, TowerManifest, kind_at, to_text
+from jaxboost.convert.encoder_layouts import EMBEDDING, NORM
+from jaxboost.convert.manifests import MANIFEST, EncoderManifest, Manifest, kind_at, to_text
 from jaxboost.convert.names import FINAL_NORM
 from jaxboost.convert.store import fingerprint, part_name, save
-from jaxboost.convert.tower_layouts import EMBEDDING, NORM
 from jaxboost.errors import UserError
 
 
@@ -35,7 +35,7 @@ class Part:
 
 
 class BlockWriter:
-    """Writes the parts of a block or vision tower into a folder; see `writing`."""
+    """Writes the parts of a block or vision encoder into a folder; see `writing`."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -67,7 +67,7 @@ class BlockWriter:
         with _writing(self._folder):
             save(self._folder / part_name(part.key), leaves)
 
-    def finish(self, manifest: Manifest | TowerManifest) -> None:
+    def finish(self, manifest: Manifest | EncoderManifest) -> None:
         """Writes the manifest."""
         with _writing(self._folder):
             io.write_text(self._folder / MANIFEST, to_text(manifest))
@@ -112,7 +112,7 @@ def check_free(out: Path, *, overwrite: bool) -> None:
         return
     entries = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
     if MANIFEST not in entries:
-        raise UserError(f"{out} exists and is not a block or vision tower (no {MANIFEST}): choose another folder")
+        raise UserError(f"{out} exists and is not a block or vision encoder (no {MANIFEST}): choose another folder")
     kind = kind_at(out)
     if not overwrite:
         raise UserError(f"{out} is a {kind} already: choose another folder, or replace it with --overwrite")

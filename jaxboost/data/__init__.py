@@ -1,9 +1,9 @@
 """Data sources and the input pipeline: no jax."""
 
-from jaxboost.data.folds import fold_of
+from jaxboost.data.dataset import Dataset, DatasetInfo, Split, data_root, join_splits
 from jaxboost.data.registry import dataset_names, describe_dataset, load
-from jaxboost.data.shares import divide
-from jaxboost.data.source import Dataset, DatasetInfo, Split, data_root, join_splits
+from jaxboost.data.splits.folds import fold_of
+from jaxboost.data.splits.ratios import divide
 
 __all__ = [
     "Dataset",

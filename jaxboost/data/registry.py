@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 
-from jaxboost.data import arrays, folder, folds, lidc, medmnist, silhouettes, tfds_source
-from jaxboost.data.source import Dataset, DatasetInfo
+from jaxboost.data.dataset import Dataset, DatasetInfo
+from jaxboost.data.readers import arrays
+from jaxboost.data.sources import lidc, medmnist, silhouettes, tfds_source
+from jaxboost.data.sources.folder import source
+from jaxboost.data.splits import folds
 from jaxboost.errors import UserError, check_choice
 
 PUBLISHED = ""
-SOURCES = (PUBLISHED, folder.SOURCE, f"{tfds_source.PREFIX}NAME")
+SOURCES = (PUBLISHED, source.SOURCE, f"{tfds_source.PREFIX}NAME")
 
 
 def dataset_names() -> tuple[str, ...]:
@@ -28,7 +31,7 @@ def describe_dataset(
 ) -> DatasetInfo:
     """The description of a data set at `size` pixels.
 
-    No file of it is touched, but for a user's folder without `classes`, see `folder.describe`.
+    No file of it is touched, but for a user's folder without `classes`, see `source.describe`.
 
     Args:
         name: of a published data set, or what a user's own is to be called; not read with "tfds:NAME".
@@ -42,8 +45,8 @@ def describe_dataset(
             cannot be read.
     """
     _check(source, name)
-    if source == folder.SOURCE:
-        return folder.describe(name, size, ndim=ndim, root=root, classes=classes, multi_label=multi_label, masks=masks)
+    if source == source.SOURCE:
+        return source.describe(name, size, ndim=ndim, root=root, classes=classes, multi_label=multi_label, masks=masks)
     _check_unused(source or name, classes=classes, multi_label=multi_label, masks=masks)
     if source:
         return tfds_source.describe(_tfds_name(source), size=size, root=root)
@@ -69,7 +72,7 @@ def load(
     max_pixels: int = arrays.MAX_PIXELS,
     max_voxels: int = arrays.MAX_VOXELS,
     patient: str = "",
-    duplicates: str = folder.WARN,
+    duplicates: str = source.WARN,
     pooled: bool = False,
 ) -> Dataset:
     """Loads a data set at `size` pixels from the folder `root` (published ones: "", see `source.data_root`).
@@ -80,7 +83,7 @@ def load(
     Args:
         name, source, ndim: as for `describe_dataset`.
         classes, multi_label, masks, allow_mixed_patients, window, spacing, nan, patient: of a user's folder only, see
-            `folder.load`; so are max_pixels, max_voxels, duplicates and pooled, which other data sets do not read.
+            `source.load`; so are max_pixels, max_voxels, duplicates and pooled, which other data sets do not read.
 
     Raises:
         UserError: no such source, data set or size; a file that is altered, cannot be had or cannot be read; an option
@@ -97,10 +100,10 @@ def load(
         "nan": nan,
         "patient": patient,
     }
-    if source == folder.SOURCE:
+    if source == source.SOURCE:
         limits = {"max_pixels": max_pixels, "max_voxels": max_voxels}
         search = {"duplicates": duplicates, "pooled": pooled}
-        return folder.load(name, size=size, ndim=ndim, root=root, **options, **limits, **search)
+        return source.load(name, size=size, ndim=ndim, root=root, **options, **limits, **search)
     _check_unused(source or name, **options)
     if source:
         dataset = tfds_source.load(_tfds_name(source), size=size, root=root)
@@ -132,5 +135,5 @@ def _check_unused(name: str, **options: object) -> None:
     for field, value in options.items():
         if value:
             raise UserError(
-                f"config field data.{field}: {value!r} is for data.source={folder.SOURCE!r} only, {name} has its own"
+                f"config field data.{field}: {value!r} is for data.source={source.SOURCE!r} only, {name} has its own"
             )

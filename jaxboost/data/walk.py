@@ -140,12 +140,12 @@ def _entries(folder: str, entries: Sequence[os.DirEntry], listing: Listing) -> I
             try:
                 mode = os.stat(entry.path).st_mode
             except OSError:
-                listing.broken[name] = problem(entry.path)
+                listing.broken[name] = unreadable(entry.path)
                 continue
         if stat.S_ISDIR(mode) if mode is not None else entry.is_dir(follow_symlinks=False):
             yield name, entry
         elif not (stat.S_ISREG(mode) if mode is not None else entry.is_file(follow_symlinks=False)):
-            listing.broken[name] = problem(entry.path)
+            listing.broken[name] = unreadable(entry.path)
         elif name in listing.files or name in listing.broken:
             listing.files.pop(name, None)
             listing.broken[name] = "two files have this name once it is written in UTF-8: rename one"
@@ -181,7 +181,7 @@ def _not_here(name: str, present: Collection[str]) -> tuple[str, str] | None:
     return None
 
 
-def problem(path: str | os.PathLike[str]) -> str:
+def unreadable(path: str | os.PathLike[str]) -> str:
     """Why `path` is no file that can be read, "" where it is a regular file, or a link to one."""
     try:
         os.stat(path)

@@ -20,7 +20,7 @@ from jaxboost.models.layers import layer_of
 from jaxboost.models.llama import LlamaBlock, LlamaConfig, LlamaLayer, attention_mask, rms_norm
 
 
-class Maps(NamedTuple):
+class Precomputed(NamedTuple):
     """What follows from the weights alone: formed once for many batches that share the weights.
 
     Attributes:
@@ -49,11 +49,11 @@ def multiply_adds(config: LlamaConfig, *, batch: int, tokens: int, width: int) -
     }
 
 
-def form_maps(layer: LlamaLayer, encode: jax.Array) -> Maps:
-    """The maps for tokens r = x `encode`, `encode` being (d, D)."""
+def precompute(layer: LlamaLayer, encode: jax.Array) -> Precomputed:
+    """The precomputed for tokens r = x `encode`, `encode` being (d, D)."""
     scaled = encode * layer.attention_norm[...].astype(encode.dtype)
     key, value = (_heads(w[...].astype(encode.dtype), layer) for w in (layer.k, layer.v))
-    return Maps(
+    return Precomputed(
         key=jnp.einsum("dw,wgk->dgk", scaled, key),
         value=jnp.einsum("dw,wgk->dgk", scaled, value),
         gram=encode @ encode.T / layer.config.width,
@@ -67,26 +67,26 @@ def run_block(
     *,
     causal: bool,
     mask: jax.Array | None,
-    maps: Maps | None = None,
+    precomputed: Precomputed | None = None,
 ) -> jax.Array:
     """block(x @ encode, rope=False, queries=1): x (B, N, d), encode (d, D) -> (B, 1, D) in float32.
 
     Of several layers the last is reduced; its tokens have full rank.
 
     Args:
-      maps: `form_maps` of the only layer and `encode`, where they are at hand.
+      precomputed: `precompute` of the only layer and `encode`, where they are at hand.
     """
     x, encode = x.astype(block.dtype), encode.astype(block.dtype)
     layer = layer_of(block.layers, -1)
     if block.depth > 1:
-        x, encode, maps = block.below_last(x @ encode, rope=False, causal=causal, mask=mask), None, None
-    elif maps is None:
+        x, encode, precomputed = block.below_last(x @ encode, rope=False, causal=causal, mask=mask), None, None
+    elif precomputed is None:
         B, N, d = x.shape
         cost = multiply_adds(block.config, batch=B, tokens=N, width=d)
         if cost["wide"] <= cost["narrow"]:
             x, encode = x @ encode, None
     first = x[:, :1] if encode is None else x[:, :1] @ encode
-    return block.norm(layer.finish(first, _attend(layer, first, x, encode, causal, mask, maps)))
+    return block.norm(layer.finish(first, _attend(layer, first, x, encode, causal, mask, precomputed)))
 
 
 def _attend(
@@ -96,7 +96,7 @@ def _attend(
     encode: jax.Array | None,
     causal: bool,
     mask: jax.Array | None,
-    maps: Maps | None,
+    precomputed: Precomputed | None,
 ) -> jax.Array:
     """What the heads give the token `first` (B, 1, D): (B, 1, H*K). Without `encode`, x are the tokens r themselves."""
     config = layer.config
@@ -108,14 +108,14 @@ def _attend(
     q = rms_norm(first, layer.attention_norm[...], config.eps) @ layer.q[...].astype(x.dtype)
     q = (q * K**-0.5).reshape(B, G, H // G, K)
     # The order of three operands' products is einsum's choice: it takes the cheapest.
-    if maps is not None:
-        query = jnp.einsum("bgrk,dgk->bgrd", q, maps.key)
+    if precomputed is not None:
+        query = jnp.einsum("bgrk,dgk->bgrd", q, precomputed.key)
     elif encode is not None:
         query = jnp.einsum("bgrk,wgk,dw->bgrd", q, key, encode * norm)
     else:
         query = jnp.einsum("bgrk,dgk->bgrd", q, key) * norm
 
-    inverse_rms = jax.lax.rsqrt(_mean_square(x, encode, maps) + config.eps)[:, None, None]  # (B, 1, 1, N)
+    inverse_rms = jax.lax.rsqrt(_mean_square(x, encode, precomputed) + config.eps)[:, None, None]  # (B, 1, 1, N)
     scores = jnp.einsum("bgrd,bnd->bgrn", query, x, preferred_element_type=jnp.float32) * inverse_rms
     allowed = attention_mask(N, causal=causal, mask=mask)
     if allowed is not None:
@@ -123,8 +123,8 @@ def _attend(
     weights = jax.nn.softmax(scores, axis=-1) * inverse_rms
     mixed = jnp.einsum("bgrn,bnd->bgrd", weights.astype(x.dtype), x)
 
-    if maps is not None:
-        mixed = jnp.einsum("bgrd,dgk->bgrk", mixed, maps.value)
+    if precomputed is not None:
+        mixed = jnp.einsum("bgrd,dgk->bgrk", mixed, precomputed.value)
     elif encode is not None:
         mixed = jnp.einsum("bgrd,dw,wgk->bgrk", mixed, encode * norm, value)
     else:
@@ -132,10 +132,10 @@ def _attend(
     return mixed.reshape(B, 1, H * K)
 
 
-def _mean_square(x: jax.Array, encode: jax.Array | None, maps: Maps | None) -> jax.Array:
+def _mean_square(x: jax.Array, encode: jax.Array | None, precomputed: Precomputed | None) -> jax.Array:
     """mean(r_t^2) of all tokens, (B, N) in float32."""
-    if maps is not None:
-        return _quadratic_form(x, maps.gram)[0]
+    if precomputed is not None:
+        return _quadratic_form(x, precomputed.gram)[0]
     if encode is not None:
         return _mean_square_of_product(x, encode)
     return jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1)

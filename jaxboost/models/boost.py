@@ -13,7 +13,7 @@ from jaxboost.models.llama import LlamaBlock
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Form:
+class BoostVariant:
     """What a variant computes: F_D([F_L](r) [+ r]) [+ skip(x)] with r = F_E x.
 
     Attributes:
@@ -27,16 +27,16 @@ class Form:
     outer: Literal["none", "identity", "leaky_relu"] = "none"
 
 
-FORMS = {
-    "rllm": Form(inner=True),  # R-LLM, eq. 2
-    "out": Form(outer="identity"),  # Out R-LLM, eq. 3
-    "hybrid": Form(inner=True, outer="identity"),  # Hybrid R-LLM, section 4.4.3
-    "bare": Form(),  # no residual: LM4VisualEncoding's form
-    "out_nn": Form(outer="leaky_relu"),  # released code only: a trained, nonlinear skip
-    "mlp": Form(layer=False),  # the paper's MLP control (section 4.4.1), as the 3D code has it
-    "mlp_out": Form(layer=False, outer="identity"),  # the same control, as the 2D code has it
+VARIANTS = {
+    "rllm": BoostVariant(inner=True),  # R-LLM, eq. 2
+    "out": BoostVariant(outer="identity"),  # Out R-LLM, eq. 3
+    "hybrid": BoostVariant(inner=True, outer="identity"),  # Hybrid R-LLM, section 4.4.3
+    "bare": BoostVariant(),  # no residual: LM4VisualEncoding's form
+    "out_nn": BoostVariant(outer="leaky_relu"),  # released code only: a trained, nonlinear skip
+    "mlp": BoostVariant(layer=False),  # the paper's MLP control (section 4.4.1), as the 3D code has it
+    "mlp_out": BoostVariant(layer=False, outer="identity"),  # the same control, as the 2D code has it
 }
-KINDS = ("none", *FORMS)
+KINDS = ("none", *VARIANTS)
 
 
 PATHS = ("auto", "full", "pooled", "absorbed")
@@ -48,7 +48,7 @@ def check_path(path: str, kind: str, *, rope: bool) -> None:
     """Raises ValueError where a way to compute the booster does not apply; "auto" always does."""
     if path not in PATHS:
         raise ValueError(f"{path!r} is none of {', '.join(PATHS)}")
-    if path == "absorbed" and not FORMS[kind].layer:
+    if path == "absorbed" and not VARIANTS[kind].layer:
         raise ValueError(f"absorbed does without the layer's keys and values, but kind {kind} has no layer")
     if path == "absorbed" and rope:
         raise ValueError("absorbed does without keys, but rope turns them: the path is pooled")
@@ -58,7 +58,7 @@ class Boost(nnx.Module):
     """Tokens x (B, N, d) -> boosted tokens (B, N, d), through width D of the LLaMA layer.
 
     Args:
-      kind: a key of FORMS.
+      kind: a key of VARIANTS.
       width: d, the encoder's width.
       block_width: D.
       block: F_L, None for the controls without it.
@@ -84,8 +84,8 @@ class Boost(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.form = FORMS[kind]
-        if self.form.layer != (block is not None):
+        self.variant = VARIANTS[kind]
+        if self.variant.layer != (block is not None):
             raise ValueError(f"boost kind {kind!r} and block {block} do not go together")
         check_path(path, kind, rope=rope)
         self.rope, self.causal, self.path = rope, causal, path
@@ -93,7 +93,7 @@ class Boost(nnx.Module):
         self.encode = linear(width, block_width, bias=False, init=how, dtype=dtype, rngs=rngs)  # F_E
         self.block = block  # F_L
         self.decode = linear(block_width, width, bias=False, init=how, dtype=dtype, rngs=rngs)  # F_D
-        skip = self.form.outer == "leaky_relu"
+        skip = self.variant.outer == "leaky_relu"
         self.skip = linear(width, width, bias=False, init=how, dtype=dtype, rngs=rngs) if skip else None
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -104,13 +104,15 @@ class Boost(nnx.Module):
             h = self.block(r, rope=self.rope, causal=self.causal, mask=mask)
         return self._decode(h, r, x)
 
-    def pooled(self, x: jax.Array, mask: jax.Array | None = None, maps: absorbed.Maps | None = None) -> jax.Array:
+    def pooled(
+        self, x: jax.Array, mask: jax.Array | None = None, precomputed: absorbed.Precomputed | None = None
+    ) -> jax.Array:
         """self(x, mask)[:, :1], the boosted CLS token (B, 1, d), by `path`.
 
         Args:
-          maps: what `form_maps` gave, None to do without.
+          precomputed: what `precompute` gave, None to do without.
         """
-        path = self._choose_path(*x.shape[:2], has_maps=maps is not None)
+        path = self._choose_path(*x.shape[:2], has_precomputed=precomputed is not None)
         if path == "full":
             return self(x, mask)[:, :1]
         cls = x[:, :1]
@@ -120,7 +122,9 @@ class Boost(nnx.Module):
         elif path == "pooled":
             h = self.block(self.encode(x), rope=self.rope, causal=self.causal, mask=mask, queries=1)
         else:
-            h = absorbed.run_block(self.block, x, self.encode.kernel[...], causal=self.causal, mask=mask, maps=maps)
+            h = absorbed.run_block(
+                self.block, x, self.encode.kernel[...], causal=self.causal, mask=mask, precomputed=precomputed
+            )
         return self._decode(h, r, cls)
 
     @property
@@ -128,32 +132,32 @@ class Boost(nnx.Module):
         """Whether `pooled` needs more of its tokens than the first."""
         return self.block is not None or self.path == "full"
 
-    def form_maps(self) -> absorbed.Maps | None:
+    def precompute(self) -> absorbed.Precomputed | None:
         """What the absorbed path can form before it sees tokens; None where that path or a saving is not to be had."""
         width, block_width = self.encode.kernel.shape
         if self.block is None or self.block.depth > 1 or self.rope or width >= block_width:
             return None
         if self.path not in ("auto", "absorbed"):
             return None
-        return absorbed.form_maps(layer_of(self.block.layers, 0), self.encode.kernel[...].astype(self.block.dtype))
+        return absorbed.precompute(layer_of(self.block.layers, 0), self.encode.kernel[...].astype(self.block.dtype))
 
     def _decode(self, h: jax.Array, r: jax.Array, x: jax.Array) -> jax.Array:
         """F_D with the residuals, from h = F_L(r), or r without F_L, and the tokens r and x to skip from."""
-        if self.block is not None and self.form.inner:
+        if self.block is not None and self.variant.inner:
             h = h + r
         z = self.decode(h)
-        if self.form.outer == "identity":
+        if self.variant.outer == "identity":
             z = z + x
         elif self.skip is not None:
             z = z + jax.nn.leaky_relu(self.skip(x))
         return z
 
-    def _choose_path(self, batch: int, tokens: int, *, has_maps: bool) -> str:
+    def _choose_path(self, batch: int, tokens: int, *, has_precomputed: bool) -> str:
         if self.path != "auto":
             return self.path
         if self.block is None or self.rope:
             return "pooled"
-        if has_maps or self.block.depth > 1:
+        if has_precomputed or self.block.depth > 1:
             return "absorbed"
         width = self.encode.kernel.shape[0]
         cost = absorbed.multiply_adds(self.block.config, batch=batch, tokens=tokens, width=width)

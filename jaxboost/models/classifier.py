@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.absorbed import Maps
-from jaxboost.models.boost import FORMS, Boost
+from jaxboost.models.absorbed import Precomputed
+from jaxboost.models.boost import VARIANTS, Boost
 from jaxboost.models.frozen import freeze
 from jaxboost.models.layers import layer_norm, linear, torch_init, vit_init
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
@@ -117,11 +117,13 @@ class Classifier(nnx.Module):
         self.encoder, self.boost, self.head_norm, self.head = encoder, boost, head_norm, head
         self.mean, self.std = tuple(mean), tuple(std)
 
-    def __call__(self, images: jax.Array, maps: Maps | None = None, *, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, precomputed: Precomputed | None = None, *, key: jax.Array | None = None
+    ) -> jax.Array:
         """The logits.
 
         Args:
-          maps: what `form_maps` gave for these weights, None to do without; the logits are the same.
+          precomputed: what `precompute` gave for these weights, None to do without; the logits are the same.
           key: of what is random in training (drop path). Its presence says that the model is trained, which a ResNet
             has to know.
         """
@@ -132,15 +134,15 @@ class Classifier(nnx.Module):
             cls = self.encoder(x, queries=1, key=key)
         else:
             tokens = self.encoder(x, queries=None if self.boost.reads_all_tokens else 1, key=key)
-            cls = self.boost.pooled(tokens, maps=maps)
+            cls = self.boost.pooled(tokens, precomputed=precomputed)
         pooled = cls[:, 0]
         if self.head_norm is not None:
             pooled = self.head_norm(pooled)
         return self.head(pooled).astype(jnp.float32)
 
-    def form_maps(self) -> Maps | None:
-        """What a call can reuse as long as the weights stay: see `Boost.form_maps`."""
-        return None if self.boost is None else self.boost.form_maps()
+    def precompute(self) -> Precomputed | None:
+        """What a call can reuse as long as the weights stay: see `Boost.precompute`."""
+        return None if self.boost is None else self.boost.precompute()
 
 
 def normalised(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
@@ -154,7 +156,7 @@ class BoostSpec:
     """Everything about the booster that shapes the model.
 
     Attributes:
-      kind: "none" or a key of `boost.FORMS`.
+      kind: "none" or a key of `boost.VARIANTS`.
       config: the LLaMA layer's; the controls without the layer take their hidden width from it.
       depth: number of consecutive LLaMA layers.
       trainable: the paper's fine-tuning arm: the layers are trained too.
@@ -212,7 +214,7 @@ def build(
     booster = None
     if boost.kind != "none":
         block = None
-        if FORMS[boost.kind].layer:
+        if VARIANTS[boost.kind].layer:
             block = LlamaBlock(boost.config, depth=boost.depth, dtype=dtype, rngs=rngs)
             if not boost.trainable:
                 freeze(block)

@@ -23,8 +23,8 @@ class Frozen(nnx.Variable):
 
 
 @flax.struct.dataclass
-class Packed:
-    """A frozen weight held in fewer bits, which `dense` unpacks. To `merge` and `count` it is one array of its shape.
+class Quantized:
+    """A frozen weight held in fewer bits; see `dequantize`. To `merge` and `count` it is one array of its shape.
 
     Attributes:
       parts: what is held, arrays with a common `shape`: that of the weight.
@@ -45,9 +45,9 @@ class Packed:
         return math.prod(self.shape)
 
 
-def dense(weight: jax.Array | Packed) -> jax.Array:
+def dequantize(weight: jax.Array | Quantized) -> jax.Array:
     """A weight as an array, whichever way it is held."""
-    return weight.unpack(weight.parts) if isinstance(weight, Packed) else weight
+    return weight.unpack(weight.parts) if isinstance(weight, Quantized) else weight
 
 
 def freeze(module: nnx.Module) -> nnx.Module:
@@ -77,7 +77,7 @@ def merge(graphdef: nnx.GraphDef, params: Tree, frozen: Tree, stats: Tree | None
       stats: None stands for {}. A model that has statistics is refused without them (ValueError).
     """
     kinds = ((nnx.Param, params), (Frozen, frozen), (nnx.BatchStat, stats or {}))
-    states = (nnx.State(jax.tree.map(kind, dict(tree), is_leaf=_is_packed)) for kind, tree in kinds)
+    states = (nnx.State(jax.tree.map(kind, dict(tree), is_leaf=_is_quantized)) for kind, tree in kinds)
     return nnx.merge(graphdef, *states)
 
 
@@ -88,7 +88,7 @@ def statistics(model: nnx.Module) -> dict[str, Any]:
 
 def count(tree: Tree) -> int:
     """Number of weights in a nested dict of arrays or shapes."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree, is_leaf=_is_packed))
+    return sum(leaf.size for leaf in jax.tree.leaves(tree, is_leaf=_is_quantized))
 
 
 def mib(tree: Tree) -> float:
@@ -96,5 +96,5 @@ def mib(tree: Tree) -> float:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 2**20
 
 
-def _is_packed(node: Any) -> bool:
-    return isinstance(node, Packed)
+def _is_quantized(node: Any) -> bool:
+    return isinstance(node, Quantized)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxboost.models.adapters import Adaptation, Projection
-from jaxboost.models.frozen import dense
+from jaxboost.models.frozen import dequantize
 from jaxboost.models.layers import layer_of, stack
 
 
@@ -142,7 +142,7 @@ class LlamaLayer(nnx.Module):
 
     def _weight(self, name: str) -> jax.Array:
         """A matrix (in, out) in the dtype of the computation, whichever way it is held."""
-        return dense(getattr(self, name).get_value()).astype(self.dtype)
+        return dequantize(getattr(self, name).get_value()).astype(self.dtype)
 
     def _attend(
         self,

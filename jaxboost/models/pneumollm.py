@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxboost.models.adapters import Adaptation, Projection, RepAdapter
 from jaxboost.models.classifier import BACKBONES, CHANNELS, normalised
-from jaxboost.models.frozen import Packed, dense, freeze
+from jaxboost.models.frozen import Quantized, dequantize, freeze
 from jaxboost.models.layers import linear, patches_2d, stack, torch_init
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
 from jaxboost.models.vit import ViT
@@ -137,27 +137,31 @@ class PneumoLLM(nnx.Module):
         self.llama_adapters = _make_adapters(D, spec.depth, rngs) if spec.depth and spec.llama_adapters else None
         self.head = linear(D, classes, bias=False, init=torch_init, dtype=jnp.float32, rngs=rngs)
 
-    def __call__(self, images: jax.Array, maps: Merged | None = None, *, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, precomputed: Merged | None = None, *, key: jax.Array | None = None
+    ) -> jax.Array:
         """The logits.
 
         Args:
-          maps: what `form_maps` gave for these weights, None to do without; the logits are the same.
+          precomputed: what `precompute` gave for these weights, None to do without; the logits are the same.
           key: of the adapters' dropout, None for none.
         """
         vision_key, llama_key = (None, None) if key is None else jax.random.split(key)
-        x = images if images.ndim == 3 else self.encode(images, maps, key=vision_key)
-        return self.head(self.features(x, maps, key=llama_key)).astype(jnp.float32)
+        x = images if images.ndim == 3 else self.encode(images, precomputed, key=vision_key)
+        return self.head(self.features(x, precomputed, key=llama_key)).astype(jnp.float32)
 
-    def encode(self, images: jax.Array, maps: Merged | None = None, *, key: jax.Array | None = None) -> jax.Array:
+    def encode(
+        self, images: jax.Array, precomputed: Merged | None = None, *, key: jax.Array | None = None
+    ) -> jax.Array:
         """Source tokens (B, d, W), those of the lower blocks first."""
         x = normalised(images, self.mean, self.std)
         if isinstance(self.encoder, PatchTokens):
             return self.encoder(x)
-        merged = None if maps is None else maps.vision
+        merged = None if precomputed is None else precomputed.vision
         cls = self.encoder.first_tokens(x, _adaptation(self.vision_adapters, merged, self.encoder.depth, key))
         return cls[self.spec.every - 1 :: self.spec.every].swapaxes(0, 1)
 
-    def features(self, x: jax.Array, maps: Merged | None = None, *, key: jax.Array | None = None) -> jax.Array:
+    def features(self, x: jax.Array, precomputed: Merged | None = None, *, key: jax.Array | None = None) -> jax.Array:
         """What the head reads, the mean over LLaMA's output tokens (B, D), from source tokens x (B, d, W)."""
         # Source tokens that were kept come in float32, whatever the computation.
         x, d = x.astype(self.dtype), x.shape[1]
@@ -166,12 +170,12 @@ class PneumoLLM(nnx.Module):
         y = self.neck_out(jax.nn.silu(self.neck_in(x)))
         if self.llama is not None:
             mask = (jnp.arange(y.shape[1]) < d)[None] if self.spec.emitter else None
-            merged = None if maps is None else maps.llama
+            merged = None if precomputed is None else precomputed.llama
             adaptation = _adaptation(self.llama_adapters, merged, self.spec.depth, key)
             y = self.llama(y, rope=True, causal=self.spec.causal, mask=mask, adaptation=adaptation)
         return y.astype(jnp.float32).mean(axis=1)
 
-    def form_maps(self) -> Merged | None:
+    def precompute(self) -> Merged | None:
         """All adapters merged exactly into the projections that follow them.
 
         None where there is no adapter, and in 16 bits, whose rounding would swallow what small adapters change.
@@ -252,9 +256,9 @@ def _adaptation(adapters: RepAdapter | None, merged: Any, depth: int, key: jax.A
     return Adaptation(adapter=adapters, key=None if key is None else jax.random.split(key, depth))
 
 
-def _merged(adapters: RepAdapter, kernels: jax.Array | Packed, biases: jax.Array | None) -> Projection:
+def _merged(adapters: RepAdapter, kernels: jax.Array | Quantized, biases: jax.Array | None) -> Projection:
     # One layer after the other: a product of all at once would need their size again.
-    return jax.lax.map(lambda layer: layer[0].merge(dense(layer[1]), layer[2]), (adapters, kernels, biases))
+    return jax.lax.map(lambda layer: layer[0].merge(dequantize(layer[1]), layer[2]), (adapters, kernels, biases))
 
 
 def _values(projection: nnx.Linear) -> tuple[jax.Array, jax.Array]:

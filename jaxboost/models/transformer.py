@@ -133,7 +133,7 @@ class Mlp(nnx.Module):
 
 
 @flax.struct.dataclass
-class Drop:
+class StochasticDepth:
     """How often the branches of a block are left out; with leading axes, that of a stack of blocks.
 
     Attributes:
@@ -144,13 +144,13 @@ class Drop:
     rate: jax.Array
     key: jax.Array
 
-    def split(self) -> tuple["Drop", "Drop"]:
+    def split(self) -> tuple["StochasticDepth", "StochasticDepth"]:
         """One for each branch."""
         first, second = jax.random.split(self.key)
-        return Drop(rate=self.rate, key=first), Drop(rate=self.rate, key=second)
+        return StochasticDepth(rate=self.rate, key=first), StochasticDepth(rate=self.rate, key=second)
 
 
-def drop_path(x: jax.Array, drop: Drop | None) -> jax.Array:
+def drop_path(x: jax.Array, drop: StochasticDepth | None) -> jax.Array:
     """Stochastic depth (Huang et al. 2016): a branch (B, ...) is 0 for some examples, and scaled to the same mean."""
     if drop is None:
         return x
@@ -194,7 +194,7 @@ class Block(nnx.Module):
         *,
         queries: int | None = None,
         adaptation: Adaptation | None = None,
-        drop: Drop | None = None,
+        drop: StochasticDepth | None = None,
     ) -> jax.Array:
         """The result for the first Q = `queries` tokens, for all where it is None."""
         adaptation = adaptation or Adaptation()
@@ -211,7 +211,7 @@ def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
 
 
 # What a block gets beside its tokens, stacked over the blocks.
-Extras = tuple[Adaptation | None, Drop | None]
+Extras = tuple[Adaptation | None, StochasticDepth | None]
 
 
 class Transformer(nnx.Module):
@@ -243,7 +243,9 @@ class Transformer(nnx.Module):
         """
         drop = None
         if key is not None and self.drop_path:
-            drop = Drop(rate=jnp.linspace(0, self.drop_path, self.depth), key=jax.random.split(key, self.depth))
+            drop = StochasticDepth(
+                rate=jnp.linspace(0, self.drop_path, self.depth), key=jax.random.split(key, self.depth)
+            )
         return self._run(x, queries=queries, drop=drop)[0]
 
     def first_tokens(self, x: jax.Array, adaptation: Adaptation | None = None) -> jax.Array:
@@ -258,7 +260,7 @@ class Transformer(nnx.Module):
         *,
         queries: int | None,
         adaptation: Adaptation | None = None,
-        drop: Drop | None = None,
+        drop: StochasticDepth | None = None,
         collect: bool = False,
     ) -> tuple[jax.Array, jax.Array | None]:
         """The last block's tokens, and where `collect` the first token after each block before it (depth - 1, B, D)."""

@@ -11,13 +11,13 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxboost import stopping
-from jaxboost.data import pipeline
-from jaxboost.data.augment import Augment
-from jaxboost.data.npz import open_npz, write_npz
-from jaxboost.data.source import Dataset, MappedRows
+from jaxboost.data.dataset import Dataset, MappedRows
+from jaxboost.data.pipeline import batches
+from jaxboost.data.pipeline.augment import Augment
+from jaxboost.data.readers.npz import open_npz, write_npz
 from jaxboost.errors import UserError
 from jaxboost.io import writing
-from jaxboost.training.workdir import set_aside
+from jaxboost.runs.workdir import set_aside
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def encode(
 
     Args:
       encoder: batch -> source tokens (B, d, W).
-      batch_size, image_size, augment: of the batches that it gets, see `pipeline.eval_batches`.
+      batch_size, image_size, augment: of the batches that it gets, see `batches.eval_batches`.
       folder: where tokens are kept, by their image's digest; those that are there already are not made again.
       key: identifies the encoder, each of which has a file of its own.
 
@@ -57,7 +57,7 @@ def encode(
                 if not rows:
                     continue
                 part, start = dataset.splits[name].take(np.array(rows)), 0
-                for batch in pipeline.eval_batches(part, batch_size=batch_size, image_size=image_size, augment=augment):
+                for batch in batches.eval_batches(part, batch_size=batch_size, image_size=image_size, augment=augment):
                     mask = batch.pop("mask")
                     tokens = np.asarray(jax.device_get(encoder({"image": batch["image"]})), np.float32)[mask]
                     known |= dict(zip((digests[name][i] for i in rows[start:]), tokens, strict=False))

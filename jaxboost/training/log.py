@@ -14,7 +14,7 @@ import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from jaxboost.io import to_json, write_text, writing
-from jaxboost.training.workdir import BOARD, set_aside
+from jaxboost.runs.workdir import BOARD, set_aside
 
 METRICS = "metrics.jsonl"
 _FLUSH_SECONDS = 10.0

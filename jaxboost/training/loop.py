@@ -13,33 +13,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxboost import io, stopping
-from jaxboost.data import pipeline
-from jaxboost.data.augment import Augment
-from jaxboost.data.source import Split
+from jaxboost.config import continuing, ranges
+from jaxboost.data.dataset import Split
+from jaxboost.data.pipeline import batches
+from jaxboost.data.pipeline.augment import Augment
 from jaxboost.errors import check_choice
+from jaxboost.evaluation import evaluate, metrics, thresholds
 from jaxboost.models.frozen import Tree
-from jaxboost.training import (
-    choices,
-    datasets,
-    evaluate,
-    experiment,
-    features,
-    fields,
-    imbalance,
-    kept,
-    layer_decay,
-    metrics,
-    optim,
-    places,
-    ranges,
-    report,
-    step,
-    systems,
-    workdir,
-)
+from jaxboost.runs import datasets, places, report, workdir
+from jaxboost.runs.lock import RunLock, held
+from jaxboost.systems import choices, experiment, systems
+from jaxboost.training import features, layer_decay, optim, step
 from jaxboost.training.cache import keep_compiled_programs
-from jaxboost.training.checkpoint import Best, Checkpointer, Progress
-from jaxboost.training.lock import RunLock, held
+from jaxboost.training.checkpoints import checkpoint_folder
+from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer, Progress
 from jaxboost.training.log import METRICS, MetricsLog, ProgressBar
 from jaxboost.training.mixing import Mixing
 from jaxboost.training.monitor import PendingLosses, RateMeter
@@ -100,7 +87,7 @@ def _finished(
     """Says what a finished run found, and returns it."""
     systems.check_same_weights(config, result, folder)
     datasets.check_same_data(config, result, folder, splits)
-    kept.tidy(folder / kept.FOLDER, result["selection"]["step"])
+    checkpoint_folder.tidy(folder / checkpoint_folder.FOLDER, result["selection"]["step"])
     logger.info("%s is finished:", folder)
     report.log_result(result)
     return result
@@ -124,11 +111,11 @@ class Run:
         self.dataset = splits.load()
         self.selection_split = PROTOCOLS[config.eval.protocol]
         if config.eval.specificity:
-            imbalance.check_both_classes(self.dataset, self.selection_split)
+            thresholds.check_both_classes(self.dataset, self.selection_split)
         objective = self._objective()
         self.image_size: int | None = config.model.image_size
         self.iterator = self._train_iterator()
-        self.steps_per_epoch = pipeline.steps_per_epoch(
+        self.steps_per_epoch = batches.steps_per_epoch(
             self.dataset.splits["train"],
             config.train.batch_size,
             last_batch=config.train.last_batch,
@@ -174,7 +161,7 @@ class Run:
         )
         self.bind_eval_step = step.make_eval_step(graphdef, objective, replicated)
         self.progress = Progress(
-            fingerprints=self.fingerprints, best=None, seconds=0.0, config=fields.held(fields.to_dict(config))
+            fingerprints=self.fingerprints, best=None, seconds=0.0, config=continuing.held(continuing.to_dict(config))
         )
 
     def complete(self, lock: RunLock) -> dict[str, Any] | None:
@@ -187,7 +174,7 @@ class Run:
         report.log_start(self.experiment, self.dataset, self.config)
         with contextlib.ExitStack() as stack:
             with io.writing(self.folder):
-                checkpointer = stack.enter_context(Checkpointer(self.folder / kept.FOLDER))
+                checkpointer = stack.enter_context(Checkpointer(self.folder / checkpoint_folder.FOLDER))
             if checkpointer.latest_step() is not None:
                 config = self.progress.config
                 self.state, found = checkpointer.restore_latest(self.state, self.iterator, self.fingerprints, config)
@@ -231,7 +218,7 @@ class Run:
             task=info.task,
             classes=len(info.classes),
             loss=config.train.loss,
-            class_weights=imbalance.class_weights(
+            class_weights=thresholds.class_weights(
                 config.train.class_weights, self.dataset.splits["train"].labels, info
             ),
             mixing=mixing,
@@ -240,7 +227,7 @@ class Run:
         )
 
     def _train_iterator(self) -> grain.DatasetIterator:
-        return pipeline.train_iterator(
+        return batches.train_iterator(
             self.dataset.splits["train"],
             batch_size=self.config.train.batch_size,
             seed=self.config.seed,

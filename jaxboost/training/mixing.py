@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxboost.data.source import MULTI_LABEL
+from jaxboost.data.dataset import MULTI_LABEL
 from jaxboost.errors import UserError
 
 # Random erasing (Zhong et al. 2020) as the reference uses it: shares of the area, and aspect ratios up to.

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxboost.errors import UserError
-from jaxboost.training.checkpoint import Checkpointer
+from jaxboost.training.checkpoints.checkpointer import Checkpointer
 
 
 class PendingLosses:

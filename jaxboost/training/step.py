@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from jaxboost.data.source import MULTI_LABEL
+from jaxboost.data.dataset import MULTI_LABEL
 from jaxboost.errors import UserError
 from jaxboost.models.frozen import Tree, merge, statistics
 from jaxboost.training.mixing import Mixing, augment_batch, make_targets
@@ -198,18 +198,18 @@ def make_eval_step(
     Labels are not smoothed, and classes not weighted.
     """
     # Where the weights are spread over the devices, so is what follows from them.
-    form_maps = jax.jit(lambda *weights: merge(graphdef, *weights).form_maps())
+    precompute = jax.jit(lambda *weights: merge(graphdef, *weights).precompute())
 
     @partial(jax.jit, out_shardings=replicated)
     def eval_step(
-        params: Tree, frozen: Tree, stats: Tree | None, maps: Any, batch: Batch
+        params: Tree, frozen: Tree, stats: Tree | None, precomputed: Any, batch: Batch
     ) -> tuple[jax.Array, jax.Array]:
-        logits = merge(graphdef, params, frozen, stats)(batch["image"], maps)
+        logits = merge(graphdef, params, frozen, stats)(batch["image"], precomputed)
         targets = make_targets(batch["label"], objective.classes, objective.task, 0.0)
         return losses(logits, targets, objective), probabilities(logits, objective.task)
 
     def bind(params: Tree, frozen: Tree, stats: Tree | None = None) -> Callable[[Batch], tuple[jax.Array, jax.Array]]:
-        return partial(eval_step, params, frozen, stats, form_maps(params, frozen, stats))
+        return partial(eval_step, params, frozen, stats, precompute(params, frozen, stats))
 
     return bind
 

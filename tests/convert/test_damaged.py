@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from jaxboost.convert import convert, store, tower_names, towers
+from jaxboost.convert import convert, encoder_names, encoders, store
+from jaxboost.convert.encoder_names import EncoderSource
 from jaxboost.convert.given import Given
 from jaxboost.convert.names import check
 from jaxboost.convert.sources import open_source
-from jaxboost.convert.tower_names import TowerSource
 from jaxboost.errors import UserError
 from tests.convert import vision_checkpoints as vision
 from tests.convert.changed_manifests import rewrite
@@ -65,12 +65,12 @@ def sources(tmp_path_factory):
 def read_all(source: str) -> None:
     """Everything that a conversion reads."""
     reader = open_source(source, Given(heads=3) if "vit" in source else None)
-    if isinstance(reader, TowerSource):
-        tower_names.check(reader)
-        tower_names.left_out(reader)
-        for key, shapes in tower_names.part_shapes(reader.arguments, reader.image_size).items():
+    if isinstance(reader, EncoderSource):
+        encoder_names.check(reader)
+        encoder_names.left_out(reader)
+        for key, shapes in encoder_names.part_shapes(reader.arguments, reader.image_size).items():
             for weight in shapes:
-                tower_names.read_weight(reader, key, weight, np.dtype(np.float32))
+                encoder_names.read_weight(reader, key, weight, np.dtype(np.float32))
         return
     check(reader, range(reader.n_layers), final_norm=True)
     for name in reader.layout.names(0).values():
@@ -196,10 +196,10 @@ def test_what_no_run_would_open_is_not_written(sources, tmp_path):
 
 @pytest.fixture(scope="module")
 def folders(sources, tmp_path_factory):
-    """A block and a tower."""
+    """A block and a encoder."""
     folder, written = tmp_path_factory.mktemp("converted"), sources[1]
     convert(written["config"], "all", folder / "block")
-    convert(written["timm"], "all", folder / "tower", given=Given(heads=3))
+    convert(written["timm"], "all", folder / "encoder", given=Given(heads=3))
     return folder
 
 
@@ -207,7 +207,7 @@ def load(folder):
     if folder.name == "block":
         store.load_block(folder, None, final_norm=True)
     else:
-        towers.load_tower(folder, image_size=8)
+        encoders.load_encoder(folder, image_size=8)
 
 
 def load_norm(folder):
@@ -216,16 +216,16 @@ def load_norm(folder):
         manifest, key = store.read_manifest(folder), "final_norm"
         shapes = {"scale": (manifest.config.width,)}
     else:
-        manifest, key = towers.read_manifest(folder), "norm"
-        shapes = tower_names.part_shapes(manifest.arguments, manifest.image_size)[key]
+        manifest, key = encoders.read_manifest(folder), "norm"
+        shapes = encoder_names.part_shapes(manifest.arguments, manifest.image_size)[key]
     list(store.restored(folder, key, shapes, store.DTYPES[manifest.dtype], manifest.sha256))
 
 
-@pytest.mark.parametrize("name", ["block", "tower"])
+@pytest.mark.parametrize("name", ["block", "encoder"])
 def test_hostile_manifests(name, folders, tmp_path):
     """Nothing is allocated for what a manifest demands, and no layer is a path."""
     folder = shutil.copytree(folders / name, tmp_path / name)
-    read = store.read_manifest if name == "block" else towers.read_manifest
+    read = store.read_manifest if name == "block" else encoders.read_manifest
     document = json.loads((folder / "manifest.json").read_text())
     del document["checksum"]
     same = 0
@@ -239,7 +239,7 @@ def test_hostile_manifests(name, folders, tmp_path):
 
 
 def test_a_changed_constant_is_not_taken_for_the_models(folders, tmp_path):
-    for name, change in (("block", '"eps": 1e-05'), ("tower", '"eps": 1e-06')):
+    for name, change in (("block", '"eps": 1e-05'), ("encoder", '"eps": 1e-06')):
         folder = shutil.copytree(folders / name, tmp_path / name)
         path = folder / "manifest.json"
         assert change in path.read_text()
@@ -325,7 +325,7 @@ def test_pipes_are_not_opened(folders, sources, tmp_path):
         read_all(str(source))
 
 
-@pytest.mark.parametrize("name", ["block", "tower"])
+@pytest.mark.parametrize("name", ["block", "encoder"])
 def test_damaged_folders(name, folders, tmp_path, capfd):
     """Every file of one array and of its part, manifest included: the values are right, or it is refused."""
     folder = shutil.copytree(folders / name, tmp_path / name)

@@ -178,7 +178,7 @@ def test_parse_layers(spec, layers):
 
 
 @pytest.mark.parametrize(
-    ("spec", "fault"),
+    ("spec", "problem"),
     [
         ("32", "there is no layer 32"),
         ("-33", "there is no layer -33"),
@@ -189,8 +189,8 @@ def test_parse_layers(spec, layers):
         ("1,", "'' is not a layer number"),
     ],
 )
-def test_parse_layers_refuses(spec, fault):
-    with pytest.raises(UserError, match=fault) as caught:
+def test_parse_layers_refuses(spec, problem):
+    with pytest.raises(UserError, match=problem) as caught:
         parse_layers(spec, 32)
     assert "0 to 31, -32 to -1 from the end, or all" in str(caught.value)
 

@@ -87,11 +87,11 @@ def test_only_the_wanted_bytes_are_fetched(name, hub, repositories, tmp_path):
     assert manifest.config == local.config
 
 
-def test_the_text_tower_is_not_fetched(hub, repositories, tmp_path):
-    result = run(hub.address, "owner/clip", tmp_path / "tower", "--layers", "all")
+def test_the_text_encoder_is_not_fetched(hub, repositories, tmp_path):
+    result = run(hub.address, "owner/clip", tmp_path / "encoder", "--layers", "all")
     assert result.returncode == 0, result.stderr
     assert f"source  owner/clip@{COMMIT} (hub)" in result.stdout
-    out = tmp_path / "tower"
+    out = tmp_path / "encoder"
     assert f"use it  --config.model.weights={out}, for PneumoLLM --config.pneumollm.vision={out}" in result.stdout
     file = repositories["owner/clip"] / "model.safetensors"
     with safe_open(file, framework="np") as tensors:

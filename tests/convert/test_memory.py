@@ -16,8 +16,8 @@ import gguf
 import numpy as np
 import pytest
 
+from jaxboost.convert.encoders import load_encoder
 from jaxboost.convert.store import load_block
-from jaxboost.convert.towers import load_tower
 
 ROOT = Path(__file__).parents[2]
 WIDTH, HEADS, MLP_WIDTH, LAYERS, VOCABULARY = 4096, 32, 11008, 32, 32000
@@ -231,7 +231,7 @@ TOWER = {"hidden_size": 2048, "num_attention_heads": 32, "intermediate_size": 81
 TOWER_BLOCK_GB = 4 * (12 * 2048**2 + 13 * 2048) / 1e9
 
 
-def write_tower(folder, depth):
+def write_encoder(folder, depth):
     """A float32 ViT in Hugging Face's layout: the first block has values, the others and the embedding are a hole."""
     folder.mkdir()
     config = {"model_type": "vit", "num_hidden_layers": depth, **TOWER}
@@ -267,18 +267,18 @@ def write_tower(folder, depth):
             write_values(path, 8 + len(text) + header[name]["data_offsets"][0], shape, np.float32)
 
 
-def test_peak_memory_of_a_tower(scratch):
+def test_peak_memory_of_a_encoder(scratch):
     """At most one block is in memory, with what its writing takes, however many there are."""
     peaks = {}
     for depth in (1, 6):
         source = scratch / f"vit-{depth}"
-        write_tower(source, depth)
+        write_encoder(source, depth)
         assert (source / "model.safetensors").stat().st_size > depth * TOWER_BLOCK_GB * 1e9
-        peaks[depth] = peak_gb(source, "all", scratch / f"tower-{depth}")
+        peaks[depth] = peak_gb(source, "all", scratch / f"encoder-{depth}")
     kernel = values((TOWER["intermediate_size"], TOWER["hidden_size"])).astype(np.float32)
-    tower = load_tower(scratch / "tower-6", image_size=32)
+    encoder = load_encoder(scratch / "encoder-6", image_size=32)
     np.testing.assert_array_equal(
-        np.asarray(tower.weights["transformer"]["blocks"]["mlp"]["up"]["kernel"][0]).T, kernel
+        np.asarray(encoder.weights["transformer"]["blocks"]["mlp"]["up"]["kernel"][0]).T, kernel
     )
     print(f"one block {peaks[1]:.2f} GB, six {peaks[6]:.2f} GB, a block has {TOWER_BLOCK_GB:.2f} GB")
     # A second block held would add a whole one.

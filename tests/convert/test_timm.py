@@ -1,4 +1,4 @@
-"""ViTs in timm's names: the same tower as from transformers, in every kind of file, and what is refused in one line."""
+"""ViTs in timm's names: the encoder that transformers has, in every kind of file, and what is refused in one line."""
 
 import argparse
 import collections
@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from jaxboost.convert import convert, towers
+from jaxboost.convert import convert, encoders
 from jaxboost.convert.given import Given
 from jaxboost.errors import UserError
 from jaxboost.models.classifier import BACKBONES
@@ -23,10 +23,10 @@ from tests.convert import vision_checkpoints as vision
 
 @pytest.fixture(scope="module", params=["vit", "dinov2"])
 def published(request, tmp_path_factory):
-    """A model's weights in timm's names, and the manifest of the tower made from transformers' folder of it."""
+    """A model's weights in timm's names, and the manifest of the encoder made from transformers' folder of it."""
     folder = tmp_path_factory.mktemp(request.param)
     state = vision.timm_state(vision.tiny(request.param, **vision.TIMM_SHAPE), folder / "source")
-    return state, convert(str(folder / "source"), "all", folder / "tower")
+    return state, convert(str(folder / "source"), "all", folder / "encoder")
 
 
 @pytest.fixture(scope="module")
@@ -87,15 +87,15 @@ def write(form, state, folder):
         "bin of data parallel",
     ],
 )
-def test_every_form_gives_the_same_tower(form, published, tmp_path):
+def test_every_form_gives_the_same_encoder(form, published, tmp_path):
     weights, expected = published
     source, source_format = write(form, weights, tmp_path)
-    manifest = convert(source, "all", tmp_path / "tower")
+    manifest = convert(source, "all", tmp_path / "encoder")
     for field in ("arguments", "image_size", "sha256"):
         assert getattr(manifest, field) == getattr(expected, field), field
     assert manifest.source_format == source_format
     assert str(tmp_path) not in manifest.source
-    assert towers.fingerprint_at(tmp_path / "tower")
+    assert encoders.fingerprint_at(tmp_path / "encoder")
 
 
 def test_what_is_not_read_is_said(state, tmp_path, caplog):
@@ -104,7 +104,7 @@ def test_what_is_not_read_is_said(state, tmp_path, caplog):
         "mask_token": np.ones((1, 192), np.float32),
     }
     with caplog.at_level(logging.INFO, logger="jaxboost"):
-        convert(write("safetensors", weights, tmp_path)[0], "all", tmp_path / "tower")
+        convert(write("safetensors", weights, tmp_path)[0], "all", tmp_path / "encoder")
     assert "not part of the encoder and not read: head, mask_token, pre_logits" in caplog.text
 
 
@@ -118,7 +118,7 @@ def test_what_transformers_checkpoints_hold_beside_the_encoder_is_said(tmp_path,
         for kind, expected in kinds.items():
             caplog.clear()
             vision.tiny(kind).save_pretrained(tmp_path / kind)
-            convert(str(tmp_path / kind), "all", tmp_path / f"{kind}-tower")
+            convert(str(tmp_path / kind), "all", tmp_path / f"{kind}-encoder")
             assert f"not part of the encoder and not read: {expected}\n" in caplog.text
 
 
@@ -144,7 +144,7 @@ def test_mae(state, tmp_path, caplog):
     }
     torch.save(contents, tmp_path / "mae.pth")
     with caplog.at_level(logging.INFO, logger="jaxboost"):
-        manifest = convert(str(tmp_path / "mae.pth"), "all", tmp_path / "tower")
+        manifest = convert(str(tmp_path / "mae.pth"), "all", tmp_path / "encoder")
     assert manifest.sha256 == expected
     assert "the weights are those under 'model'\n" in caplog.text
     assert "not read, because these are no tensors: args, epoch, scaler\n" in caplog.text
@@ -170,8 +170,8 @@ def test_mae_of_transformers(tmp_path):
     (tmp_path / "vit").mkdir()
     save_file(state, tmp_path / "vit" / "model.safetensors")
     transformers.ViTConfig(**shape).save_pretrained(tmp_path / "vit")
-    expected = convert(str(tmp_path / "vit"), "all", tmp_path / "vit-tower")
-    manifest = convert(str(tmp_path / "mae"), "all", tmp_path / "mae-tower")
+    expected = convert(str(tmp_path / "vit"), "all", tmp_path / "vit-encoder")
+    manifest = convert(str(tmp_path / "mae"), "all", tmp_path / "mae-encoder")
     assert (manifest.sha256, manifest.arguments) == (expected.sha256, expected.arguments)
 
 
@@ -217,7 +217,7 @@ def test_encoders_of_training_checkpoints(form, state, tmp_path, caplog):
         assert entry in message
         refused(str(tmp_path / "last.ckpt"), "no vision encoder in --entry x: there are ", tmp_path, Given(entry="x"))
     with caplog.at_level(logging.INFO, logger="jaxboost"):
-        manifest = convert(str(tmp_path / "last.ckpt"), "all", tmp_path / "tower", given=Given(entry=entry))
+        manifest = convert(str(tmp_path / "last.ckpt"), "all", tmp_path / "encoder", given=Given(entry=entry))
     assert manifest.sha256 == convert(write("safetensors", encoder, tmp_path)[0], "all", tmp_path / "plain").sha256
     assert entry in (None, ".") or f"the weights are those under '{entry}" in caplog.text
 
@@ -228,7 +228,7 @@ def test_objects_of_a_checkpoint_run_no_code(state, tmp_path):
             return shutil.copyfile, (str(tmp_path / "vit.pth"), str(tmp_path / "touched"))
 
     torch.save({"model": tensors(state), "callback": Harmful()}, tmp_path / "vit.pth")
-    convert(str(tmp_path / "vit.pth"), "all", tmp_path / "tower")
+    convert(str(tmp_path / "vit.pth"), "all", tmp_path / "encoder")
     assert not (tmp_path / "touched").exists()
     torch.save({"model": tensors(state), "callback": os.system}, tmp_path / "vit.pth")
     refused(str(tmp_path / "vit.pth"), "holds more than tensors, so that unpickling it could run code", tmp_path)
@@ -244,7 +244,7 @@ def test_a_whole_model_is_refused(tmp_path):
 def test_what_is_assumed_is_said(state, tmp_path, caplog):
     source, _ = write("safetensors", state, tmp_path)
     with caplog.at_level(logging.INFO, logger="jaxboost"):
-        convert(source, "all", tmp_path / "tower")
+        convert(source, "all", tmp_path / "encoder")
         assumed = (
             "assumed, because the weights do not say it: 3 heads of 64, as timm's ViTs of width 192 have (--heads); "
             "eps 1e-06 (--eps); GELU by erf (--activation); bicubic resizing of positions (--resizing); "
@@ -261,8 +261,8 @@ def test_what_is_assumed_is_said(state, tmp_path, caplog):
     found = {name: manifest.arguments[name] for name in ("heads", "eps", "activation")}
     assert found == {"heads": 6, "eps": 1e-5, "activation": "quick_gelu"}
     assert (manifest.resizing, folder.resizing) == ("antialiased", "antialiased")
-    # They are constants of the function, so that another is another tower.
-    assert len({towers.fingerprint_at(tmp_path / name) for name in ("tower", "given", "folder")}) == 3
+    # They are constants of the function, so that another is another encoder.
+    assert len({encoders.fingerprint_at(tmp_path / name) for name in ("encoder", "given", "folder")}) == 3
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_a_width_of_its_own_needs_its_heads(state, tmp_path):
     source, _ = write("safetensors", weights, tmp_path)
     refused(source, "heads is not known for a width of 48, .*: give it with --heads", tmp_path)
     expected = convert(str(tmp_path / "source"), "all", tmp_path / "expected")
-    manifest = convert(source, "all", tmp_path / "tower", given=Given(heads=4))
+    manifest = convert(source, "all", tmp_path / "encoder", given=Given(heads=4))
     assert (manifest.arguments, manifest.sha256) == (expected.arguments, expected.sha256)
 
 
@@ -309,7 +309,7 @@ def test_registers_of_dinov2s_own_checkpoint(tmp_path):
     published = load_file(tmp_path / "source" / "model.safetensors")
     weights["register_tokens"] = published["embeddings.register_tokens"]
     expected = convert(str(tmp_path / "source"), "all", tmp_path / "expected")
-    manifest = convert(write("safetensors", weights, tmp_path)[0], "all", tmp_path / "tower")
+    manifest = convert(write("safetensors", weights, tmp_path)[0], "all", tmp_path / "encoder")
     assert manifest.arguments == expected.arguments
     assert manifest.arguments["registers"] == 3
     assert (manifest.sha256, manifest.resizing) == (expected.sha256, expected.resizing)
@@ -318,13 +318,13 @@ def test_registers_of_dinov2s_own_checkpoint(tmp_path):
 def test_nothing_is_said_where_all_is_read(state, tmp_path, caplog):
     encoder = {name: array for name, array in state.items() if not name.startswith("head")}
     with caplog.at_level(logging.INFO, logger="jaxboost"):
-        convert(write("safetensors", encoder, tmp_path)[0], "all", tmp_path / "tower")
+        convert(write("safetensors", encoder, tmp_path)[0], "all", tmp_path / "encoder")
     assert "not read" not in caplog.text
 
 
 def refused(source, message, tmp_path, given=None):
     with pytest.raises(UserError, match=message) as caught:
-        convert(source, "all", tmp_path / "out" / "tower", given=given)
+        convert(source, "all", tmp_path / "out" / "encoder", given=given)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     return str(caught.value)
@@ -340,7 +340,7 @@ def test_all_faults_are_in_one_message(state, tmp_path):
     }
     del weights["blocks.1.attn.qkv.bias"], weights["norm.bias"]
     message = refused(write("safetensors", weights, tmp_path)[0], r"^vit\.safetensors does not hold a vision", tmp_path)
-    for fault in (
+    for problem in (
         "missing: blocks.1.attn.qkv.bias;",
         "missing: norm.bias;",
         # LayerScale is in all blocks or in none.
@@ -350,7 +350,7 @@ def test_all_faults_are_in_one_message(state, tmp_path):
         ": patch_embed.norm.weight;",
         "blocks.0.norm1.weight is stored as I8",
     ):
-        assert fault in message
+        assert problem in message
     assert "head" not in message
 
 
@@ -422,7 +422,7 @@ def test_folder_with_other_weights(tmp_path):
 
 def test_heads_that_the_configuration_says(state, tmp_path):
     source = write_folder(state, tmp_path / "timm", model_args={"num_heads": 4, "img_size": 20})
-    assert convert(source, "all", tmp_path / "tower").arguments["heads"] == 4
+    assert convert(source, "all", tmp_path / "encoder").arguments["heads"] == 4
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -433,8 +433,8 @@ def test_numbers_that_are_none(value, dtype, state, tmp_path):
     array[1, 2] = value
     source = write("pth", {**state, name: array}, tmp_path)[0]
     with pytest.raises(UserError, match=f"of layer_00001 holds NaN or infinity in {dtype}: the source is damaged"):
-        convert(source, "all", tmp_path / "tower", dtype=dtype)
-    assert not (tmp_path / "tower").exists()
+        convert(source, "all", tmp_path / "encoder", dtype=dtype)
+    assert not (tmp_path / "encoder").exists()
 
 
 def test_broken_files(state, tmp_path):
@@ -476,7 +476,7 @@ def test_real_architectures_are_read_as_they_are(tmp_path):
     for architecture, backbone in named.items():
         with torch.device("meta"):
             model = timm.create_model(architecture, num_classes=0)
-        found = timm_vit.tower_of(Shapes(model), Settings({"architecture": architecture}, "config.json"), "model")
+        found = timm_vit.encoder_of(Shapes(model), Settings({"architecture": architecture}, "config.json"), "model")
         block = model.blocks[0]
         assert found.arguments["heads"] == block.attn.num_heads, architecture
         assert found.arguments["eps"] == block.norm1.eps == model.norm.eps, architecture

@@ -12,7 +12,7 @@ import types
 import numpy as np
 import pytest
 
-from jaxboost.data import medmnist
+from jaxboost.data.sources import medmnist
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import struct
 import numpy as np
 import pytest
 
-from jaxboost.data.arrays import check_numbers, read_npy, to_bytes, to_levels
-from jaxboost.data.faults import FaultError
-from jaxboost.data.pictures import read_image
+from jaxboost.data.problems import ProblemError
+from jaxboost.data.readers.arrays import check_numbers, read_npy, to_bytes, to_levels
+from jaxboost.data.readers.pictures import read_image
 
 H, W = 6, 5
 
@@ -28,7 +28,7 @@ def header(text, version=1):
 
 
 def refused(path, match, **options):
-    with pytest.raises(FaultError, match=match):
+    with pytest.raises(ProblemError, match=match):
         read_image(path, **options)
 
 
@@ -190,7 +190,7 @@ def test_levels_of_any_numbers(values, window):
 
 @pytest.mark.parametrize("kind", ["i2", ">u2", "i4", "f4"])
 def test_bytes_are_rounded_levels(kind, monkeypatch):
-    monkeypatch.setattr("jaxboost.data.arrays._BLOCK", 50)
+    monkeypatch.setattr("jaxboost.data.readers.arrays._BLOCK", 50)
     values = drawn(kind, (40, 30, 3))[::-1, ::2]
     for window in ((), (100, 3000.5)):
         np.testing.assert_array_equal(to_bytes(values, window), np.rint(to_levels(values, window)))

@@ -12,7 +12,15 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, functional
 
 from configs import default
-from jaxboost.data.augment import Augment, augment_image, augment_volume, crop_box, jitter, rotate, translate
+from jaxboost.data.pipeline.augment import (
+    Augment,
+    augment_image,
+    augment_volume,
+    crop_box,
+    jitter,
+    rotate,
+    translate,
+)
 from jaxboost.errors import UserError
 
 SIDE = 12
@@ -196,7 +204,8 @@ def test_everything_of_two_dimensions_at_once(channels):
 def test_rand_augment_gets_its_fields(monkeypatch, increasing, std):
     seen = []
     monkeypatch.setattr(
-        "jaxboost.data.augment.rand_augment.rand_augment", lambda picture, _, **given: seen.append(given) or picture
+        "jaxboost.data.pipeline.augment.rand_augment.rand_augment",
+        lambda picture, _, **given: seen.append(given) or picture,
     )
     augment = Augment(
         rand_augment_ops=3, rand_augment_magnitude=4.0, rand_augment_std=std, rand_augment_increasing=increasing

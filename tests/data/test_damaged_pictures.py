@@ -9,8 +9,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from jaxboost.data.faults import FaultError
-from jaxboost.data.pictures import read_image
+from jaxboost.data.problems import ProblemError
+from jaxboost.data.readers.pictures import read_image
 from tests.data.files_of_pictures import GREY, PALETTE, RGB, SHORT, chunk, exif, packed, png, tiff
 from tests.mutations import mutations
 
@@ -69,7 +69,7 @@ def test_every_damaged_file_is_read_or_refused(tmp_path, name, capfd, recwarn):
             path.write_bytes(content)
             try:
                 image = read_image(path)
-            except FaultError:
+            except ProblemError:
                 refusals += 1
             else:
                 assert image.dtype == np.uint8

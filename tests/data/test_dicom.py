@@ -11,8 +11,8 @@ import pydicom
 from pydicom.data import get_testdata_file
 from pydicom.uid import MPEG2MPML, UID, ImplicitVRLittleEndian, JPEG2000Lossless
 
-from jaxboost.data.dicom import read_dicom
-from jaxboost.data.faults import FaultError
+from jaxboost.data.problems import ProblemError
+from jaxboost.data.readers.dicom import read_dicom
 from tests.data.dicoms import lookup_table, write_dicom
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
@@ -225,7 +225,7 @@ def test_files_that_cannot_be_read(tmp_path, tags, message):
     tags = dict(tags)
     pixels = np.full_like(RAMP, tags.pop("fill")) if "fill" in tags else RAMP
     path = write_dicom(tmp_path / "image.dcm", pixels, **{"bits": 12} | tags)
-    with pytest.raises(FaultError, match=f"^{message}") as error:
+    with pytest.raises(ProblemError, match=f"^{message}") as error:
         read_dicom(path)
     assert "\n" not in str(error.value)
 
@@ -245,11 +245,11 @@ def test_files_that_cannot_be_read(tmp_path, tags, message):
     ],
 )
 def test_the_command_of_a_message_makes_the_file_right(tmp_path, tags, message):
-    """The command that the message gives is run, and the file is read as the one without the fault."""
+    """The command that the message gives is run, and the file is read as the one without the problem."""
     pixels = RAMP * 16 + 3
     wrong = {"bits": 16} | tags
     path = write_dicom(tmp_path / "image.dcm", pixels, **wrong)
-    with pytest.raises(FaultError, match=f"^{message}") as error:
+    with pytest.raises(ProblemError, match=f"^{message}") as error:
         read_dicom(path)
     command = re.search(r'`python -c "(.*)"`', str(error.value))[1]
     number = {"Rows": 64, "BitsAllocated": 16, "BitsStored": 16}.get(next(iter(tags)))
@@ -265,7 +265,7 @@ def test_pixels_that_are_not_numbers(tmp_path):
     path = write_dicom(
         tmp_path / "image.dcm", np.zeros((4, 4), np.uint32), PixelData=None, FloatPixelData=values.tobytes()
     )
-    with pytest.raises(FaultError, match=r"has pixels that are not finite numbers: data.nan=0 reads them as 0"):
+    with pytest.raises(ProblemError, match=r"has pixels that are not finite numbers: data.nan=0 reads them as 0"):
         read_dicom(path)
     expected = np.full((4, 4), 255)
     expected[1, 2] = 0
@@ -275,7 +275,7 @@ def test_pixels_that_are_not_numbers(tmp_path):
 def test_a_short_lookup_table(tmp_path):
     item = lookup_table(range(10))
     item.LUTDescriptor = [4096, 0, 16]
-    with pytest.raises(FaultError, match="has a lookup table of 10 entries, 4096 were announced"):
+    with pytest.raises(ProblemError, match="has a lookup table of 10 entries, 4096 were announced"):
         read(tmp_path, VOILUTSequence=[item])
 
 
@@ -284,11 +284,11 @@ def test_other_content(tmp_path):
     for content in (b"", b"text", b"\x89PNG\r\n\x1a\n" + bytes(200)):
         path.write_bytes(content)
         with pytest.raises(
-            FaultError, match=r"^is not a DICOM file(: it holds a PNG file: give its name the ending .png)?$"
+            ProblemError, match=r"^is not a DICOM file(: it holds a PNG file: give its name the ending .png)?$"
         ):
             read_dicom(path)
     path.write_bytes(bytes(128) + b"DICM" + b"\x02\x00\x10\x00UI\xff\xff")
-    with pytest.raises(FaultError, match="is a DICOM file without an image"):
+    with pytest.raises(ProblemError, match="is a DICOM file without an image"):
         read_dicom(path)
 
 
@@ -306,7 +306,7 @@ def test_other_content(tmp_path):
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_real_files_that_cannot_be_read(name, message):
-    with pytest.raises(FaultError, match=f"^{message}"):
+    with pytest.raises(ProblemError, match=f"^{message}"):
         read_dicom(real(name))
 
 

@@ -15,8 +15,8 @@ from pydicom import uid
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate
 
-from jaxboost.data.dicom import read_dicom
-from jaxboost.data.faults import FaultError
+from jaxboost.data.problems import ProblemError
+from jaxboost.data.readers.dicom import read_dicom
 from tests.data.dicoms import write_dicom
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
@@ -94,7 +94,9 @@ def test_eight_bits_in_sixteen(tmp_path):
     dataset = pydicom.dcmread(path)
     dataset.PixelData = encapsulate([imagecodecs.jpegls_encode(pixels * np.uint16(16))])
     dataset.save_as(path)
-    with pytest.raises(FaultError, match="holds a compressed image of 16 bits, where its tags say 8: correct its tags"):
+    with pytest.raises(
+        ProblemError, match="holds a compressed image of 16 bits, where its tags say 8: correct its tags"
+    ):
         read_dicom(path)
 
 
@@ -125,7 +127,7 @@ def test_jpeg_of_twelve_bits_that_a_test_wrote(tmp_path):
 def test_without_imagecodecs(monkeypatch):
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     for name in ("JPEG-lossy.dcm", "MR_small_RLE.dcm"):
-        with pytest.raises(FaultError, match="no decoder is installed: `pip install imagecodecs`"):
+        with pytest.raises(ProblemError, match="no decoder is installed: `pip install imagecodecs`"):
             read_dicom(get_testdata_file(name, download=False))
 
 
@@ -133,7 +135,9 @@ def test_a_decoder_that_fails_prints_nothing(tmp_path, capfd, caplog):
     content = imagecodecs.jpeg2k_encode(RAMP, level=0, codecformat="j2k", bitspersample=12)
     content = content[:51] + b"\xff" * 20 + content[71:]
     path = write_dicom(tmp_path / "image.dcm", RAMP, syntax=uid.JPEG2000Lossless, PixelData=encapsulate([content]))
-    with pytest.raises(FaultError, match=r"^is damaged: its compressed image \(JPEG 2000.* cannot be decompressed \("):
+    with pytest.raises(
+        ProblemError, match=r"^is damaged: its compressed image \(JPEG 2000.* cannot be decompressed \("
+    ):
         read_dicom(path)
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
@@ -144,7 +148,7 @@ def test_several_frames_behind_the_number_one(tmp_path):
     for table in (True, False):
         content = encapsulate([frame, frame], has_bot=table)
         path = write_dicom(tmp_path / "image.dcm", RAMP, syntax=uid.JPEGLSLossless, PixelData=content, bits=12)
-        with pytest.raises(FaultError, match="has 2 frames, though its NumberOfFrames says 1"):
+        with pytest.raises(ProblemError, match="has 2 frames, though its NumberOfFrames says 1"):
             read_dicom(path)
     content = encapsulate([frame], fragments_per_frame=3)
     path = write_dicom(tmp_path / "image.dcm", RAMP, syntax=uid.JPEGLSLossless, PixelData=content, bits=12)
@@ -156,7 +160,7 @@ def test_run_lengths_that_give_far_more_than_the_picture(tmp_path):
     segments = b"\x81\x00" * 500_000
     header = struct.pack("<16L", 2, 64, 64 + len(segments) // 2, *[0] * 13)
     path = write_dicom(tmp_path / "image.dcm", RAMP, syntax=uid.RLELossless, PixelData=encapsulate([header + segments]))
-    with pytest.raises(FaultError, match="is damaged: an RLE segment cannot be read"):
+    with pytest.raises(ProblemError, match="is damaged: an RLE segment cannot be read"):
         read_dicom(path)
 
 
@@ -165,5 +169,5 @@ def test_a_compressed_image_that_is_larger_than_its_tags_say(tmp_path):
     assert len(content) < 200_000
     pixels = RAMP.astype(np.uint8)
     path = write_dicom(tmp_path / "image.dcm", pixels, syntax=uid.JPEGBaseline8Bit, PixelData=encapsulate([content]))
-    with pytest.raises(FaultError, match=r"^holds a compressed image of 4000 x 4000 pixels of 1 samples, where its"):
+    with pytest.raises(ProblemError, match=r"^holds a compressed image of 4000 x 4000 pixels of 1 samples, where its"):
         read_dicom(path)

@@ -18,9 +18,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from jaxboost.data.dicom import read_dicom
-from jaxboost.data.faults import FaultError
-from jaxboost.data.pictures import read_image
+from jaxboost.data.problems import ProblemError
+from jaxboost.data.readers.dicom import read_dicom
+from jaxboost.data.readers.pictures import read_image
 from tests.data.dicoms import write_dicom
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
@@ -143,7 +143,7 @@ def test_segmented_palette(tmp_path):
 def test_palettes_that_cannot_be_read(tmp_path, change, message):
     tags, _ = palette(16, 256)
     tags = {name: value for name, value in (tags | change).items() if value is not None}
-    with pytest.raises(FaultError, match=message):
+    with pytest.raises(ProblemError, match=message):
         read_dicom(write_dicom(tmp_path / "image.dcm", RGB[..., 0], **tags))
 
 
@@ -151,7 +151,7 @@ def test_a_palette_of_sixteen_bits_with_entries_of_eight(tmp_path):
     tags, _ = palette(8, 256)
     for name in ("Red", "Green", "Blue"):
         tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
-    with pytest.raises(FaultError, match="has a palette of 16 bits without an entry above 255"):
+    with pytest.raises(ProblemError, match="has a palette of 16 bits without an entry above 255"):
         read_dicom(write_dicom(tmp_path / "image.dcm", RGB[..., 0], **tags))
 
 
@@ -160,14 +160,14 @@ def test_without_planar_configuration(tmp_path):
     dataset = pydicom.dcmread(path)
     del dataset.PlanarConfiguration
     dataset.save_as(path)
-    with pytest.raises(FaultError, match="has no PlanarConfiguration: for colours pixel by pixel `python"):
+    with pytest.raises(ProblemError, match="has no PlanarConfiguration: for colours pixel by pixel `python"):
         read_dicom(path)
 
 
 def test_colours_that_cannot_be_read(tmp_path):
-    with pytest.raises(FaultError, match="is a colour image of 16 bits in YBR_FULL: save it as RGB"):
+    with pytest.raises(ProblemError, match="is a colour image of 16 bits in YBR_FULL: save it as RGB"):
         read_dicom(colour(tmp_path, RGB.astype(np.uint16), "YBR_FULL"))
-    with pytest.raises(FaultError, match="is a colour image of signed"):
+    with pytest.raises(ProblemError, match="is a colour image of signed"):
         read_dicom(colour(tmp_path, RGB.view(np.int8)))
 
 

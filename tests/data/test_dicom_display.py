@@ -9,8 +9,8 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from jaxboost.data.dicom import read_dicom
-from jaxboost.data.faults import FaultError
+from jaxboost.data.problems import ProblemError
+from jaxboost.data.readers.dicom import read_dicom
 from tests.data.dicoms import lookup_table, write_dicom
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
@@ -92,7 +92,7 @@ def test_lookup_tables_and_functions_in_functional_groups(tmp_path):
 
 def test_groups_of_more_frames_than_there_are(tmp_path):
     """The file may hold any of the frames: which rescale is right is not known."""
-    with pytest.raises(FaultError, match="has one frame, but 2 items in its PerFrameFunctionalGroupsSequence"):
+    with pytest.raises(ProblemError, match="has one frame, but 2 items in its PerFrameFunctionalGroupsSequence"):
         read(tmp_path, **{FRAME: groups(**{TRANSFORM: RESCALE}) * 2})
     np.testing.assert_array_equal(read(tmp_path, **{FRAME: groups() * 2}), stretched(RAMP))
 
@@ -233,7 +233,7 @@ def test_a_lookup_table_whose_negative_start_is_written_as_unsigned(tmp_path, ph
 def test_lookup_tables_that_contradict_themselves(tmp_path, descriptor, message, sequence):
     lut = lookup_table(range(4096))
     lut.LUTDescriptor = descriptor
-    with pytest.raises(FaultError, match=message):
+    with pytest.raises(ProblemError, match=message):
         read(tmp_path, **{sequence: [lut]})
 
 

@@ -14,12 +14,12 @@ import pydicom
 from pydicom import uid
 from pydicom.encaps import encapsulate
 
-from jaxboost.data import dicom_codecs
-from jaxboost.data.arrays import MAX_PIXELS
-from jaxboost.data.dicom import read_dicom
-from jaxboost.data.dicom_patient import patient_of
-from jaxboost.data.faults import FaultError
-from jaxboost.data.pictures import read_image
+from jaxboost.data.problems import ProblemError
+from jaxboost.data.readers import dicom_codecs
+from jaxboost.data.readers.arrays import MAX_PIXELS
+from jaxboost.data.readers.dicom import read_dicom
+from jaxboost.data.readers.dicom_patient import patient_of
+from jaxboost.data.readers.pictures import read_image
 from tests.data.dicoms import write_dicom
 from tests.mutations import mutations
 
@@ -84,29 +84,33 @@ def test_the_wrong_one_of_implicit_and_explicit(tmp_path):
 def test_compressed_pixels_without_a_transfer_syntax(tmp_path, change):
     path = write_dicom(tmp_path / "image.dcm", RAMP, syntax=uid.RLELossless)
     change(path)
-    with pytest.raises(FaultError, match=r"^is compressed, but names no transfer syntax: set the one of its source"):
+    with pytest.raises(ProblemError, match=r"^is compressed, but names no transfer syntax: set the one of its source"):
         read_dicom(path)
 
 
 def test_pixels_of_another_length_without_a_transfer_syntax(tmp_path):
     path = write_dicom(tmp_path / "image.dcm", RAMP, PixelData=bytes(1000))
     without_syntax(path)
-    with pytest.raises(FaultError, match=r"has 1000 bytes .* 8192: .* if its pixels are compressed, `python"):
+    with pytest.raises(ProblemError, match=r"has 1000 bytes .* 8192: .* if its pixels are compressed, `python"):
         read_dicom(path)
 
 
 def test_a_transfer_syntax_that_is_not_the_one_of_the_pixels(tmp_path):
     path = write_dicom(tmp_path / "image.dcm", RAMP)
     path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0", 1))
-    with pytest.raises(FaultError, match=r"^names the transfer syntax RLE Lossless, but has uncompressed pixels: `py"):
+    with pytest.raises(
+        ProblemError, match=r"^names the transfer syntax RLE Lossless, but has uncompressed pixels: `py"
+    ):
         read_dicom(path)
     path = write_dicom(tmp_path / "image.dcm", RAMP, syntax=uid.RLELossless)
     content = path.read_bytes()
     path.write_bytes(content.replace(b"1.2.840.10008.1.2.5\0", b"1.2.840.10008.1.2.1\0", 1))
-    with pytest.raises(FaultError, match=r"^names the transfer syntax Explicit.*, but has compressed pixels: set the"):
+    with pytest.raises(
+        ProblemError, match=r"^names the transfer syntax Explicit.*, but has compressed pixels: set the"
+    ):
         read_dicom(path)
     path.write_bytes(content.replace(b"1.2.840.10008.1.2.5\0", b"1.2.840.10008.9.9.9\0", 1))
-    with pytest.raises(FaultError, match=r"names the transfer syntax 1\.2\.840\.10008\.9\.9\.9, which is unknown"):
+    with pytest.raises(ProblemError, match=r"names the transfer syntax 1\.2\.840\.10008\.9\.9\.9, which is unknown"):
         read_dicom(path)
 
 
@@ -130,7 +134,7 @@ def test_other_content(tmp_path, content):
     path.write_bytes(content)
     for read in (read_dicom, patient_of):
         with pytest.raises(
-            FaultError, match=r"^is not a DICOM file(: it holds a PNG file: give its name the ending .png)?$"
+            ProblemError, match=r"^is not a DICOM file(: it holds a PNG file: give its name the ending .png)?$"
         ):
             read(path)
 
@@ -145,7 +149,7 @@ def test_a_file_that_is_cut_off(tmp_path):
         (len(content) - 1, "is cut off: 8191 of 8192 bytes of its pixel data are there"),
     ):
         path.write_bytes(content[:end])
-        with pytest.raises(FaultError, match=f"^{message}$"):
+        with pytest.raises(ProblemError, match=f"^{message}$"):
             read_dicom(path)
 
 
@@ -153,7 +157,7 @@ def test_zeros_after_the_pixels_are_left_out(tmp_path):
     path = write_dicom(tmp_path / "image.dcm", RAMP, PixelData=RAMP.tobytes() + bytes(128))
     np.testing.assert_array_equal(read_dicom(path), stretched(RAMP))
     path = write_dicom(tmp_path / "image.dcm", RAMP, PixelData=RAMP.tobytes() + b"\1" * 128)
-    with pytest.raises(FaultError, match="has 8320 bytes of pixel data where its tags say 8192"):
+    with pytest.raises(ProblemError, match="has 8320 bytes of pixel data where its tags say 8192"):
         read_dicom(path)
 
 
@@ -166,10 +170,10 @@ def test_the_limit_of_pixels(tmp_path, syntax, monkeypatch):
 
     monkeypatch.setattr(dicom_codecs, "decompress", never)
     for read in (read_dicom, read_image):
-        with pytest.raises(FaultError, match=r"^has 64 x 64 pixels, more than data\.max_pixels=4095: raise that"):
+        with pytest.raises(ProblemError, match=r"^has 64 x 64 pixels, more than data\.max_pixels=4095: raise that"):
             read(path, max_pixels=4095)
     path = write_dicom(tmp_path / "image.dcm", RAMP, syntax=syntax, Rows=60000, Columns=60000)
-    with pytest.raises(FaultError, match=f"more than data.max_pixels={MAX_PIXELS}"):
+    with pytest.raises(ProblemError, match=f"more than data.max_pixels={MAX_PIXELS}"):
         read_dicom(path)
 
 
@@ -213,7 +217,7 @@ def test_a_small_file_that_inflates_to_gigabytes(tmp_path, monkeypatch):
     private = b"\x09\x00\x01\x00OB\0\0" + struct.pack("<I", 8 << 20)
     path = deflated(tmp_path / "before.dcm", [elements[:end], private, *zeros, elements[end:]])
     for read in (read_dicom, patient_of):
-        with pytest.raises(FaultError, match="inflates to more than 4 MiB before its pixel data"):
+        with pytest.raises(ProblemError, match="inflates to more than 4 MiB before its pixel data"):
             read(path)
     assert max(asked) <= 4 << 20
 
@@ -230,13 +234,13 @@ def test_zeros_in_the_place_of_elements(tmp_path, syntax):
         content = write_dicom(path, RAMP).read_bytes()
         path.write_bytes(content[: content.index(b"\x08\x00\x16\x00UI")] + zeros[0])
     for read in (read_dicom, patient_of):
-        with pytest.raises(FaultError, match="is damaged: it has more than 32768 elements before its pixel data"):
+        with pytest.raises(ProblemError, match="is damaged: it has more than 32768 elements before its pixel data"):
             read(path)
 
 
 def test_no_regular_file(tmp_path):
     os.mkfifo(tmp_path / "image.dcm")
-    with pytest.raises(FaultError, match=r"^is a named pipe: give a regular file$"):
+    with pytest.raises(ProblemError, match=r"^is a named pipe: give a regular file$"):
         read_dicom(tmp_path / "image.dcm")
 
 
@@ -267,7 +271,7 @@ def test_damaged_files_give_a_picture_or_a_reason(tmp_path, capfd, caplog):
             for read in (read_dicom, patient_of):
                 try:
                     result = read(path)
-                except FaultError as error:
+                except ProblemError as error:
                     reasons.append(str(error))
                 else:
                     assert read is patient_of or (result.dtype == np.uint8 and result.ndim in (2, 3)), (kind, what)

@@ -11,8 +11,8 @@ pytest.importorskip("pydicom")
 import pydicom
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
-from jaxboost.data.dicom_patient import hashed, patient_of
-from jaxboost.data.faults import FaultError
+from jaxboost.data.problems import ProblemError
+from jaxboost.data.readers.dicom_patient import hashed, patient_of
 from tests.data.dicoms import write_dicom
 
 PIXELS = np.zeros((4, 4), np.uint8)
@@ -65,16 +65,16 @@ def test_pixel_data_is_not_read(tmp_path):
 def test_other_content(tmp_path, content):
     path = tmp_path / "a.dcm"
     path.write_bytes(content)
-    with pytest.raises(FaultError, match=r"^is not a DICOM file$"):
+    with pytest.raises(ProblemError, match=r"^is not a DICOM file$"):
         patient_of(path)
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(FaultError, match=r"^is not there$"):
+    with pytest.raises(ProblemError, match=r"^is not there$"):
         patient_of(tmp_path / "a.dcm")
     os.mkfifo(tmp_path / "pipe.dcm")
     for path in (tmp_path, tmp_path / "pipe.dcm"):
-        with pytest.raises(FaultError, match=r"^is a (named pipe|folder): give a regular file$"):
+        with pytest.raises(ProblemError, match=r"^is a (named pipe|folder): give a regular file$"):
             patient_of(path)
 
 

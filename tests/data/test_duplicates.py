@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from jaxboost import data
-from jaxboost.data import duplicates, folds, shares
+from jaxboost.data.sources.folder import duplicates
+from jaxboost.data.splits import folds, ratios
 from jaxboost.errors import UserError
-from jaxboost.training import datasets
+from jaxboost.runs import datasets
 from tests.data.test_likeness import fields
 
 PICTURES = fields(16, (48, 48), seed=11)
@@ -34,7 +35,7 @@ class Folder:
             table.writerows(self.rows)
         return data.load("mine", source="folder", size=32, root=str(self.root), **options)
 
-    def fault(self, **options):
+    def problem(self, **options):
         with pytest.raises(UserError) as error:
             self.load(**options)
         assert "\n" not in str(error.value)
@@ -83,7 +84,7 @@ def test_nothing_is_said_where_nothing_is_alike(folder, caplog):
 
 
 def test_refuse(folder):
-    message = folder.fault(duplicates="refuse")
+    message = folder.problem(duplicates="refuse")
     assert "2 problems to fix (rows of labels.csv): row 2: nearly equal images of different patients, 00.png" in message
     assert "00.png ~ copy1.png (cut out): delete one, give both one patient, or set data.duplicates=join" in message
     assert "00.png ~ copy2.jpg" in message
@@ -119,7 +120,7 @@ def test_joined_patients_come_to_one_split_and_one_fold(folder):
     dataset = folder.load(duplicates="join")
     alike = {"00.png", "copy1.png", "copy2.jpg"}
     for seed in range(5):
-        divided = shares.divide(dataset, shares=(0.6, 0.2, 0.2), seed=seed, file=None)
+        divided = ratios.divide(dataset, shares=(0.6, 0.2, 0.2), seed=seed, file=None)
         assert sum(bool(alike & set(split.names.tolist())) for split in divided.splits.values()) == 1
         parts = [
             folds.fold_of(dataset, count=3, fold=fold, seed=seed, val_share=0.5, file=None).splits for fold in range(3)
@@ -138,7 +139,7 @@ def test_labels_that_differ(folder, caplog):
     folder.rows[12]["label"] = "b"
     folder.load()
     assert "00.png ~ copy1.png (cut out; labels 'a' and 'b')" in caplog.text
-    message = folder.fault(duplicates="join")
+    message = folder.problem(duplicates="join")
     assert "00.png ~ copy1.png (cut out; labels 'a' and 'b'): one patient with two labels: correct one" in message
     assert folder.load(duplicates="join", allow_mixed_patients=True).splits["all"].groups[12] == "P0"
 
@@ -155,13 +156,13 @@ def test_splits_of_the_folder(folder, caplog):
     split(folder, copy1="test")
     folder.load()
     assert "00.png ~ copy1.png (cut out; splits train and test), copy1.png ~ copy2.jpg" in caplog.text
-    assert "2 problems to fix" in folder.fault(duplicates="refuse")
-    message = folder.fault(duplicates="join")
+    assert "2 problems to fix" in folder.problem(duplicates="refuse")
+    message = folder.problem(duplicates="join")
     assert "data.duplicates=join moves no image out of its split: delete one, give both one split" in message
     # In a cross-validation all are divided anew.
     dataset = folder.load(duplicates="join", pooled=True)
     assert [dataset.splits[name].groups[-1] for name in ("train", "test")] == ["P2", "P0"]
-    assert "2 problems" in folder.fault(duplicates="refuse", pooled=True)
+    assert "2 problems" in folder.problem(duplicates="refuse", pooled=True)
 
 
 def test_copies_in_one_split(folder, caplog):
@@ -172,7 +173,7 @@ def test_copies_in_one_split(folder, caplog):
     # Without val, train is divided.
     folder.rows = [row for row in folder.rows if row["split"] != "val"]
     assert folder.load(duplicates="join").splits["train"].groups.tolist()[-3:] == ["P0", "P0", "P2"]
-    assert "2 problems" in folder.fault(duplicates="refuse")
+    assert "2 problems" in folder.problem(duplicates="refuse")
 
 
 def test_volumes(tmp_path, caplog):
@@ -197,5 +198,5 @@ def test_limits_are_said(folder, caplog, monkeypatch):
     monkeypatch.setattr(duplicates.likeness, "_MOST_CANDIDATES", {2: 0})
     folder.load()
     assert "there may be more nearly equal images of different patients than are listed: more pairs look" in caplog.text
-    message = folder.fault(duplicates="join")
+    message = folder.problem(duplicates="join")
     assert "data.duplicates=join: more pairs look alike than can be compared closely: name the patients" in message

@@ -11,8 +11,9 @@ import pydicom.data
 import pytest
 from PIL import Image
 
-from jaxboost.data import DatasetInfo, describe_dataset, labels, load
-from jaxboost.data.faults import Faults, reason
+from jaxboost.data import DatasetInfo, describe_dataset, load
+from jaxboost.data.problems import Problems, reason
+from jaxboost.data.sources.folder import labels
 from jaxboost.errors import UserError
 
 CLASSES = ("normal", "pneumoconiosis")
@@ -46,7 +47,7 @@ class Folder:
             self.write()
         return load("mine", source="folder", root=str(self.path), **({"size": 16} | options))
 
-    def fault(self, **options):
+    def problem(self, **options):
         with pytest.raises(UserError) as error:
             self.load(**options)
         assert "\n" not in str(error.value)
@@ -127,10 +128,10 @@ def test_classes(folder):
 
 def test_classes_that_are_found(folder):
     folder.rows[0] = ("P1", "0.png", "Normal")
-    assert "labels.csv: the classes 'Normal' and 'normal' differ only in case" in folder.fault()
+    assert "labels.csv: the classes 'Normal' and 'normal' differ only in case" in folder.problem()
     folder.rows = [(patient, file, "normal") for patient, file, _ in folder.rows]
     folder.write()
-    assert "labels.csv: 1 classes (normal), at least 2 are needed" in folder.fault()
+    assert "labels.csv: 1 classes (normal), at least 2 are needed" in folder.problem()
 
 
 def test_several_labels(folder):
@@ -143,7 +144,7 @@ def test_several_labels(folder):
     assert (dataset.info.task, dataset.info.classes) == ("multi-label, binary-class", ("a", "b", "c"))
     expected = [[1, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0]]
     assert dataset.splits["all"].labels.tolist() == expected
-    message = folder.fault(classes=("a", "b"), multi_label=True)
+    message = folder.problem(classes=("a", "b"), multi_label=True)
     assert "1 problem to fix (rows of labels.csv): row 5, 3.png: label 'c' is unknown, did you mean" in message
 
 
@@ -210,7 +211,7 @@ def test_dicom_in_the_folder(folder):
     write_dicom(folder.path / "images" / "6.DCM", pixels, bits=12)
     folder.add("P7", "7.dicom", "normal")
     (folder.path / "images" / "7.dicom").write_text("no")
-    assert "1 problem to fix (rows of labels.csv): row 9, 7.dicom: is not a DICOM file" in folder.fault()
+    assert "1 problem to fix (rows of labels.csv): row 9, 7.dicom: is not a DICOM file" in folder.problem()
     folder.rows.pop()
     folder.write()
     np.testing.assert_array_equal(folder.load().splits["all"].images[6, ..., 0], np.rint(pixels / 16))
@@ -222,11 +223,11 @@ def test_without_pydicom(folder, monkeypatch):
         (folder.path / "images" / f"{number}.dcm").write_text("")
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pydicom" else find(name))
-    assert "2 DICOM files need the package pydicom: `pip install 'jaxboost[dicom]'`" in folder.fault()
+    assert "2 DICOM files need the package pydicom: `pip install 'jaxboost[dicom]'`" in folder.problem()
 
 
 def test_every_fault_at_once(folder, monkeypatch):
-    monkeypatch.setattr("jaxboost.data.faults._LISTED", 99)
+    monkeypatch.setattr("jaxboost.data.problems._LISTED", 99)
     images, masks = folder.path / "images", folder.path / "masks"
     masks.mkdir()
     whole = np.full((40, 30), 255, np.uint8)
@@ -251,7 +252,7 @@ def test_every_fault_at_once(folder, monkeypatch):
     for name in ("blank", "copy", "mixed"):
         Image.fromarray(whole).save(masks / f"{name}.png")
     folder.rows.append(("P9",))
-    message = folder.fault(classes=CLASSES, masks="masks")
+    message = folder.problem(classes=CLASSES, masks="masks")
     expected = [
         "row 7, 5.png: patient 'P5' is 'pneumoconiosis' here and 'normal' in row 19: correct one, or set "
         "data.allow_mixed_patients=True",
@@ -272,8 +273,8 @@ def test_every_fault_at_once(folder, monkeypatch):
         "row 18, copy.png: has the same pixels as 3.png in row 5: 'P9' and 'P3' are one patient, or one file is wrong",
         "row 20: has 1 cells, the header 3: put cells that hold a ',' in quotes",
     ]
-    for fault in expected:
-        assert fault in message
+    for problem in expected:
+        assert problem in message
     # Row 12 to 14's patient is 'normal', '', 'normal|...': one more conflict, and nothing else.
     assert message.startswith(
         f"{folder.path}: {len(expected) + 1} problems to fix (rows of labels.csv): row 7, 5.png: "
@@ -283,7 +284,7 @@ def test_every_fault_at_once(folder, monkeypatch):
 def test_a_dozen_is_listed_and_all_are_in_the_log(empty, caplog):
     for number in range(20):
         empty.add(f"P{number}", f"{number}.png", CLASSES[number % 2])
-    message = empty.fault(classes=CLASSES)
+    message = empty.problem(classes=CLASSES)
     assert "20 problems to fix" in message
     assert message.count("not found in") == 12
     assert message.endswith("; and 8 more, all listed in the lines before")
@@ -294,7 +295,7 @@ def test_a_dozen_is_listed_and_all_are_in_the_log(empty, caplog):
 
 def test_patients_with_different_labels(folder):
     folder.rows[1] = ("P1", "1.png", "pneumoconiosis")
-    message = folder.fault()
+    message = folder.problem()
     assert message.endswith(
         "1 problem to fix (rows of labels.csv): row 2, 0.png: patient 'P1' is 'normal' here and 'pneumoconiosis' in "
         "row 3: correct one, or set data.allow_mixed_patients=True"
@@ -309,7 +310,7 @@ def test_copies_of_one_patient(folder, caplog):
     assert "images with the same pixels, each taken as one patient: 0.png = copy.png" in caplog.text
     folder.rows[-1] = ("P1", "copy.png", "pneumoconiosis")
     folder.write()
-    message = folder.fault(allow_mixed_patients=True)
+    message = folder.problem(allow_mixed_patients=True)
     assert "copy.png: has the same pixels as 0.png in row 2: their labels differ, 'pneumoconiosis'" in message
 
 
@@ -333,13 +334,13 @@ def test_images_that_would_share_a_mask(folder):
     for number in range(6):
         Image.fromarray(np.ones((40, 30), np.uint8)).save(folder.path / "masks" / f"{number}.png")
     folder.add("P9", "0.jpg", "normal", picture(10))
-    assert "row 8, 0.jpg: has the same mask as 0.png in row 2: rename one of them" in folder.fault(masks="masks")
+    assert "row 8, 0.jpg: has the same mask as 0.png in row 2: rename one of them" in folder.problem(masks="masks")
     assert len(folder.load().splits["all"]) == 7
 
 
 def test_masks_that_are_not_there(folder):
     folder.rows[0] = ("P1", "0.png", "norml")
-    message = folder.fault(masks="none", classes=CLASSES, allow_mixed_patients=True)
+    message = folder.problem(masks="none", classes=CLASSES, allow_mixed_patients=True)
     assert "2 problems to fix" in message
     assert "data.masks: none is neither a folder of PNG files nor a .csv or .csv.gz file" in message
     assert "row 2, 0.png: label 'norml' is unknown, did you mean 'normal'?" in message
@@ -430,7 +431,7 @@ def test_files_below_the_root(folder):
     folder.rows = [(patient, file.replace("images", "elsewhere"), label) for patient, file, label in folder.rows]
     folder.rows.append(("P5", "gone.png", CLASSES[1]))
     folder.write()
-    assert f"row 8, gone.png: not found in {folder.path}" in folder.fault()
+    assert f"row 8, gone.png: not found in {folder.path}" in folder.problem()
     folder.rows.pop()
     folder.write()
     np.testing.assert_array_equal(folder.load().splits["all"].images, expected.images)
@@ -448,7 +449,7 @@ def test_without_patients(folder, caplog):
     assert folder.load().splits["all"].groups.tolist() == [*(f"{number}.png" for number in range(6)), "0.png"]
     folder.rows[-1] = ("copy.png", CLASSES[1])
     folder.write(header=("file", "label"))
-    assert "row 8, copy.png: has the same pixels as 0.png in row 2: their labels differ" in folder.fault()
+    assert "row 8, copy.png: has the same pixels as 0.png in row 2: their labels differ" in folder.problem()
 
 
 HEADER = ("patient_id", "file", "label", "split")
@@ -479,19 +480,19 @@ def test_splits_that_cannot_be(folder):
     folder.rows.append(("P9", "4.png", CLASSES[1], ""))
     folder.rows[3] = ("P3", "3.png", CLASSES[1], "train")
     folder.write(header=HEADER)
-    message = folder.fault()
-    for fault in (
+    message = folder.problem()
+    for problem in (
         "row 3, 1.png: patient 'P1' is in train here and in test in row 8: give every patient to one split",
         "row 9, 5.png: split 'tset' is unknown, did you mean 'test'?",
         "row 10, 4.png: split is empty",
         "split 'val' has no sample of class 'pneumoconiosis'",
     ):
-        assert fault in message
+        assert problem in message
     add_splits(folder)
     folder.rows = [(*row[:3], row[3].replace("test", "train")) for row in folder.rows]
     folder.write(header=HEADER)
     fix = "give train and test, and val where there is one, or no splits at all"
-    assert f"1 problem to fix: split 'test' has no sample: {fix}" in folder.fault()
+    assert f"1 problem to fix: split 'test' has no sample: {fix}" in folder.problem()
     folder.rows = [(*row[:3], row[3].replace("val", "test")) for row in folder.rows]
     folder.write(header=HEADER)
     found = folder.load()
@@ -504,12 +505,12 @@ def test_copies_in_two_splits(folder):
     Image.fromarray(picture(0)).save(folder.path / "images" / "copy.png")
     folder.rows.append(("copy.png", "normal", "test"))
     folder.write(header=HEADER[1:])
-    message = folder.fault()
+    message = folder.problem()
     assert "row 8, copy.png: has the same pixels as 0.png in row 2: their splits differ, test and train" in message
 
 
 def test_a_class_without_samples(folder):
-    message = folder.fault(classes=(*CLASSES, "tb", "edema"))
+    message = folder.problem(classes=(*CLASSES, "tb", "edema"))
     assert message.endswith("1 problem to fix: the data set has no sample of class 'tb', 'edema'")
 
 
@@ -629,7 +630,9 @@ def test_windows_are_of_floating_point_images(folder):
     # The least third is black, the greatest white.
     assert (images[6][:9].max(), images[6][-9:].min()) == (0, 255)
     np.testing.assert_array_equal(images[:6], folder.load(size=30).splits["all"].images[:6])
-    assert "float.npy: shows nothing within data.window=(5.0, 6.0): every value is 0" in folder.fault(window=(5.0, 6.0))
+    assert "float.npy: shows nothing within data.window=(5.0, 6.0): every value is 0" in folder.problem(
+        window=(5.0, 6.0)
+    )
 
 
 def test_8_bits_among_16(folder, caplog):
@@ -666,8 +669,8 @@ def test_images_that_cannot_be_read(folder):
     (images / "empty.npy").write_bytes(b"")
     for name in ("pages.tif", "cut.tif", "empty.npy"):
         folder.add("P1", name, "normal")
-    message = folder.fault()
-    for fault in (
+    message = folder.problem()
+    for problem in (
         "row 8, nan.npy: has 2 values that are NaN or infinite",
         "row 9, four.npy: has the shape (4, 4, 4), not (H, W) or (H, W, 3)",
         "row 10, complex.npy: holds values of type complex128, not real numbers",
@@ -678,7 +681,7 @@ def test_images_that_cannot_be_read(folder):
         "row 15, cut.tif: ",
         "row 16, empty.npy: cannot be read as an .npy file (",
     ):
-        assert fault in message
+        assert problem in message
     assert ": 9 problems to fix" in message
 
 
@@ -688,7 +691,7 @@ def test_real_dicom_files(folder):
         source = pydicom.data.get_testdata_file(name, download=False)
         (folder.path / "images" / name).write_bytes(pathlib.Path(source).read_bytes())
         folder.add(f"D{number}", name, "normal")
-    message = folder.fault()
+    message = folder.problem()
     assert "2 problems to fix" in message
     assert "row 9, rtdose.dcm: has 15 frames: " in message
     assert "row 10, rtplan.dcm: is a DICOM file without an image" in message
@@ -705,7 +708,7 @@ def test_messages_of_other_packages():
     assert reason(ValueError("two\n  lines")) == "two lines"
     assert reason(KeyError()) == "KeyError"
     assert len(reason(ValueError("x" * 1000))) < 200
-    Faults("folder").raise_any()
+    Problems("folder").raise_any()
 
 
 def test_the_order_of_labels_does_not_matter():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxboost.data import Dataset, DatasetInfo, Split, fold_of, join_splits, load
-from jaxboost.data.folds import assign, check_disjoint, read, split, write
+from jaxboost.data.splits.folds import assign, check_disjoint, read, split, write
 from jaxboost.errors import UserError
 
 CLASSES = ("normal", "silicosis")

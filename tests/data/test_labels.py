@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxboost.data import labels, load
-from jaxboost.data.faults import Faults
+from jaxboost.data import load
+from jaxboost.data.problems import Problems
+from jaxboost.data.sources.folder import labels
 from jaxboost.errors import UserError
 from tests.mutations import mutations
 
@@ -69,7 +70,7 @@ def test_one_class_in_two_forms(tmp_path, given, classes, expected):
 def test_columns_of_other_names(tmp_path, header, expected):
     (tmp_path / "labels.csv").write_text(f"{header}\n0.png,1\n")
     with pytest.raises(UserError) as error:
-        labels.read_rows(tmp_path / "labels.csv", Faults(tmp_path))
+        labels.read_rows(tmp_path / "labels.csv", Problems(tmp_path))
     assert expected in str(error.value)
 
 
@@ -103,7 +104,7 @@ def test_a_table_that_is_too_large(tmp_path):
         file.write(b"file,label\n0.png,1\n")
         file.truncate(1 << 40)
     with pytest.raises(UserError, match="has 1099511627776 bytes, too many for a table of labels"):
-        labels.read_rows(tmp_path / "labels.csv", Faults(tmp_path))
+        labels.read_rows(tmp_path / "labels.csv", Problems(tmp_path))
 
 
 @pytest.mark.parametrize("classes", [(0, 1), ("0.0", "1.0"), ("0,1",), (0.0, 1.0)])
@@ -206,9 +207,9 @@ def test_missing_patients(tmp_path, cell):
 
 def table(tmp_path, content):
     (tmp_path / "labels.csv").write_bytes(content)
-    faults = Faults(tmp_path)
-    found = labels.read_rows(tmp_path / "labels.csv", faults)
-    faults.raise_any()
+    problems = Problems(tmp_path)
+    found = labels.read_rows(tmp_path / "labels.csv", problems)
+    problems.raise_any()
     return [(row.number, row.file, row.label, row.patient) for row in found]
 
 
@@ -304,10 +305,10 @@ def test_messages_without_a_table_name_no_row():
         labels.Row(0, "test/b/p/2.png", "b", "p", "test"),
         labels.Row(0, "test/b/P/3.png", "b", "P", "test"),
     ]
-    faults = Faults("folder")
-    labels.check_patients(rows, faults, multi_label=False, allow_mixed=False)
+    problems = Problems("folder")
+    labels.check_patients(rows, problems, multi_label=False, allow_mixed=False)
     with pytest.raises(UserError) as error:
-        faults.raise_any()
+        problems.raise_any()
     message = str(error.value)
     assert "train/a/p/0.png: patient 'p' is in train here and in test (test/a/p/1.png): give every patient" in message
     assert "patient 'p' is 'a' here and 'b' (test/b/p/2.png): correct one" in message
@@ -329,6 +330,6 @@ def test_very_many_classes_are_not_compared(caplog):
     classes = labels.find_classes(rows, multi_label=False)
     labels.check_classes(classes, "x", multi_label=False)
     labels.warn_of_misspelling(rows, classes, multi_label=False)
-    faults = Faults("folder")
-    labels.encode([labels.Row(2, "x.png", "lable")] * 1000, classes, faults, multi_label=False)
+    problems = Problems("folder")
+    labels.encode([labels.Row(2, "x.png", "lable")] * 1000, classes, problems, multi_label=False)
     assert not caplog.text

@@ -8,8 +8,9 @@ import sqlite3
 import numpy as np
 import pytest
 
-from jaxboost.data import lidc, load
-from jaxboost.data.nodules import read_scans
+from jaxboost.data import load
+from jaxboost.data.sources import lidc
+from jaxboost.data.sources.nodules import read_scans
 from jaxboost.errors import UserError
 from tests.data.annotations import box, scan, write_database
 

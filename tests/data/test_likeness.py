@@ -8,7 +8,7 @@ import pytest
 import scipy.fft
 from PIL import Image, ImageEnhance
 
-from jaxboost.data import cosines, likeness
+from jaxboost.data.splits import dct, near_duplicates
 
 COUNT, SIZE = 24, 32
 WHOLE = ((0.0, 1.0), (0.0, 1.0))
@@ -75,7 +75,7 @@ COPIES = {
 
 def find(images, owners=None, sides=None):
     alone = np.arange(len(images))
-    return likeness.find(images, alone if owners is None else owners, alone if sides is None else sides)
+    return near_duplicates.find(images, alone if owners is None else owners, alone if sides is None else sides)
 
 
 @pytest.mark.parametrize("kind", COPIES)
@@ -83,7 +83,7 @@ def test_copies_are_found_and_nothing_else(kind):
     change, how = COPIES[kind]
     copies = [change(number, picture) for number, picture in enumerate(pictures())]
     found = find(np.concatenate([resized(pictures()), resized(copies)]))
-    assert found == likeness.Search(tuple((number, number + COUNT, how) for number in range(COUNT)))
+    assert found == near_duplicates.Search(tuple((number, number + COUNT, how) for number in range(COUNT)))
 
 
 def test_a_part_is_found_in_either_order():
@@ -149,9 +149,9 @@ def test_limits(monkeypatch):
     part = resized([cut(3, pictures()[0], 0.8, 0.8), pictures()[1]])
     images = np.concatenate([resized(pictures()), part])
     assert [pair[:2] for pair in find(images).pairs] == [(0, 24), (1, 25)]
-    monkeypatch.setattr(likeness, "MOST_FOR_PARTS", 10)
+    monkeypatch.setattr(near_duplicates, "MOST_FOR_PARTS", 10)
     assert [pair[:2] for pair in find(images).pairs] == [(1, 25)]
-    monkeypatch.setattr(likeness, "_MOST_CANDIDATES", {2: 0})
+    monkeypatch.setattr(near_duplicates, "_MOST_CANDIDATES", {2: 0})
     assert find(images).gap == "more pairs look alike than can be compared closely"
 
 
@@ -170,11 +170,11 @@ def test_shapes_cannot_be_told_apart():
 @pytest.mark.parametrize(("low", "high"), [(0, 20), (3, 19), (4, 20)])
 def test_the_transform_is_the_discrete_cosine_transform_of_the_part(low, high):
     image = np.random.default_rng(3).normal(size=(20, 20)).astype(np.float32)
-    base = cosines.bases(20, np.float64(low / 20), np.float64(high / 20), 8)
+    base = dct.bases(20, np.float64(low / 20), np.float64(high / 20), 8)
     expected = scipy.fft.dctn(image[low:high, low:high], type=2)[:8, :8] / (2 * (high - low)) ** 2
-    np.testing.assert_allclose(cosines.transform(image[None], [base, base])[0], expected, atol=1e-6)
+    np.testing.assert_allclose(dct.transform(image[None], [base, base])[0], expected, atol=1e-6)
 
 
 def test_pixels_on_an_edge_count_by_their_part():
-    (mean,) = cosines.bases(4, np.float64(1 / 8), np.float64(7 / 8), 1)
+    (mean,) = dct.bases(4, np.float64(1 / 8), np.float64(7 / 8), 1)
     np.testing.assert_allclose(mean, [1 / 6, 1 / 3, 1 / 3, 1 / 6], rtol=1e-6)

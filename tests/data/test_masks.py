@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxboost.data.faults import FaultError
-from jaxboost.data.masks import bounding_box, open_masks, stem
+from jaxboost.data.problems import ProblemError
+from jaxboost.data.sources.folder.masks import bounding_box, open_masks, stem
 from jaxboost.errors import UserError
 
 
@@ -74,10 +74,10 @@ def test_a_mask_of_another_resolution(scale, box):
 
 
 def test_empty_masks_and_other_proportions():
-    with pytest.raises(FaultError, match=r"^its mask is empty$"):
+    with pytest.raises(ProblemError, match=r"^its mask is empty$"):
         bounding_box(np.zeros((20, 30), bool), (20, 30))
     with pytest.raises(
-        FaultError, match="its mask of 30 x 20 pixels has other proportions than the image of 20 x 20: give"
+        ProblemError, match="its mask of 30 x 20 pixels has other proportions than the image of 20 x 20: give"
     ):
         bounding_box(np.ones((20, 30), bool), (20, 20))
     assert bounding_box(np.ones((1000, 1000), bool), (999, 1000)) == (0, 0, 1000, 999)
@@ -95,9 +95,9 @@ def test_png_masks(tmp_path, value):
 def test_png_masks_that_fail(tmp_path):
     (tmp_path / "b.png").write_bytes(b"text")
     masks = open_masks(tmp_path, {"a", "b"})
-    with pytest.raises(FaultError, match=r"^its mask .*/a\.png is missing$"):
+    with pytest.raises(ProblemError, match=r"^its mask .*/a\.png is missing$"):
         masks("a", (20, 30))
-    with pytest.raises(FaultError, match=r"^its mask .*/b\.png is neither a PNG nor a JPEG nor a TIFF file"):
+    with pytest.raises(ProblemError, match=r"^its mask .*/b\.png is neither a PNG nor a JPEG nor a TIFF file"):
         masks("b", (20, 30))
 
 
@@ -109,7 +109,7 @@ def test_tables(tmp_path, name, column):
     left, right = lungs()
     # The heart does not count.
     np.testing.assert_array_equal(masks("a", (200, 300)), left | right)
-    with pytest.raises(FaultError, match=f"^its mask is missing in {name}$"):
+    with pytest.raises(ProblemError, match=f"^its mask is missing in {name}$"):
         masks("other", (20, 30))
 
 
@@ -149,13 +149,13 @@ def test_long_run_lengths(tmp_path):
 )
 def test_broken_run_lengths(tmp_path, cells, message):
     masks = open_masks(write_table(tmp_path / "masks.csv", [row_of("b"), row_of("a", **cells)]), {"a"})
-    with pytest.raises(FaultError, match=rf"^its mask in row 3 of masks\.csv cannot be read \(.*{message}"):
+    with pytest.raises(ProblemError, match=rf"^its mask in row 3 of masks\.csv cannot be read \(.*{message}"):
         masks("a", (20, 30))
 
 
 def test_two_masks_for_an_image(tmp_path):
     masks = open_masks(write_table(tmp_path / "masks.csv", [row_of("a"), row_of("x/a.png")]), {"a"})
-    with pytest.raises(FaultError, match=r"masks\.csv has several masks for it, in rows 2, 3"):
+    with pytest.raises(ProblemError, match=r"masks\.csv has several masks for it, in rows 2, 3"):
         masks("a", (20, 30))
 
 
@@ -178,13 +178,13 @@ def test_no_masks(tmp_path):
 
 
 def test_masks_of_absurd_size(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxboost.data.masks.MAX_PIXELS", 599)
+    monkeypatch.setattr("jaxboost.data.sources.folder.masks.MAX_PIXELS", 599)
     table = write_table(tmp_path / "masks.csv", [row_of("a") | {"Height": 10**9, "Width": 10**9}])
-    with pytest.raises(FaultError, match=r"^its mask in row 2 .*its size of 1000000000 x 1000000000 is .* too large"):
+    with pytest.raises(ProblemError, match=r"^its mask in row 2 .*its size of 1000000000 x 1000000000 is .* too large"):
         open_masks(table, ["a"])("a", (20, 30))
     for height in (20, 21):
         Image.new("1", (30, height), 1).save(tmp_path / f"{height}.png")
     # As many pixels as the image has are always read.
     assert open_masks(tmp_path, ["20"])("20", (20, 30)).all()
-    with pytest.raises(FaultError, match=r"21\.png has 30 x 21 = 630 pixels, more than data\.max_pixels=600"):
+    with pytest.raises(ProblemError, match=r"21\.png has 30 x 21 = 630 pixels, more than data\.max_pixels=600"):
         open_masks(tmp_path, ["21"])("21", (20, 30))

@@ -9,8 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from jaxboost.data import dataset_names, describe_dataset, load, npz, pipeline
-from jaxboost.data.medmnist import medmnist_info
+from jaxboost.data import dataset_names, describe_dataset, load
+from jaxboost.data.pipeline import batches
+from jaxboost.data.readers import npz
+from jaxboost.data.sources.medmnist import medmnist_info
 from jaxboost.errors import UserError
 
 OTHERS = ("lidcshapes3d", "lidcsilhouettes")
@@ -84,10 +86,10 @@ def test_every_flag(flag, info, write_official, tmp_path, monkeypatch):
 
 def check_batches(split, size):
     """Real arrays with every sample once, whether it is evaluated or trained on; `split` has 3, all different."""
-    (evaluated,) = pipeline.eval_batches(split, batch_size=3, image_size=size)
+    (evaluated,) = batches.eval_batches(split, batch_size=3, image_size=size)
     np.testing.assert_array_equal(evaluated["image"], split.images)
     np.testing.assert_array_equal(evaluated["label"], split.labels)
-    trained = next(pipeline.train_iterator(split, batch_size=3, seed=0, image_size=size))
+    trained = next(batches.train_iterator(split, batch_size=3, seed=0, image_size=size))
     for batch in (evaluated, trained):
         assert (type(batch["image"]), type(batch["label"])) == (np.ndarray, np.ndarray)
         assert (batch["image"].dtype, batch["label"].dtype) == (np.uint8, np.int32)
@@ -130,7 +132,7 @@ def test_wrong_arrays(flag, array, value, message, write_official, tmp_path):
 def test_official_sum_but_no_archive(info, write_official, tmp_path, monkeypatch):
     path = write_official("breastmnist", 28)
     content = path.read_bytes()
-    monkeypatch.setattr("jaxboost.data.medmnist._md5", lambda path: info["breastmnist"]["MD5"])
+    monkeypatch.setattr("jaxboost.data.sources.medmnist._md5", lambda path: info["breastmnist"]["MD5"])
     path.write_bytes(content[:-50])
     with pytest.raises(UserError, match="cannot read the archive"):
         load("breastmnist", size=28, root=str(tmp_path))

@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 
 from configs import default
-from jaxboost.data import Split, fold_of, join_splits, load, medmnist, npz, pipeline
-from jaxboost.data.augment import Augment
-from jaxboost.data.source import MappedRows
+from jaxboost.data import Split, fold_of, join_splits, load
+from jaxboost.data.dataset import MappedRows
+from jaxboost.data.pipeline import batches
+from jaxboost.data.pipeline.augment import Augment
+from jaxboost.data.readers import npz
+from jaxboost.data.sources import medmnist
 from jaxboost.errors import UserError
-from jaxboost.training import datasets, features
+from jaxboost.runs import datasets
+from jaxboost.training import features
 
 FLAG = "pathmnist"
 LARGE_BYTES = 600
@@ -154,13 +158,13 @@ def test_a_check_that_cannot_be_noted(write_official, tmp_path, monkeypatch, cap
 
 
 def test_elements_are_plain_arrays(both):
-    source = pipeline.SplitSource(both[1].splits["train"])
+    source = batches.SplitSource(both[1].splits["train"])
     image = source[3]["image"]
     assert type(image) is np.ndarray
     assert (image.dtype, image.shape, image.flags.writeable) == (np.uint8, (28, 28, 1), False)
     rows = both[1].splits["train"].take(np.array([3]))
-    np.testing.assert_array_equal(pipeline.SplitSource(rows)[0]["image"], image)
-    assert type(pipeline.SplitSource(rows)[0]["image"]) is np.ndarray
+    np.testing.assert_array_equal(batches.SplitSource(rows)[0]["image"], image)
+    assert type(batches.SplitSource(rows)[0]["image"]) is np.ndarray
 
 
 def test_folds_of_a_mapped_data_set(both):
@@ -174,13 +178,13 @@ def test_folds_of_a_mapped_data_set(both):
         np.testing.assert_array_equal(split.names, expected.names)
         for size in (28, 32):
             for left, right in zip(
-                pipeline.eval_batches(split, batch_size=4, image_size=size),
-                pipeline.eval_batches(expected, batch_size=4, image_size=size),
+                batches.eval_batches(split, batch_size=4, image_size=size),
+                batches.eval_batches(expected, batch_size=4, image_size=size),
                 strict=True,
             ):
                 np.testing.assert_array_equal(left["image"], right["image"])
     left, right = (
-        next(pipeline.train_iterator(each.splits["train"], batch_size=8, seed=3, image_size=28))
+        next(batches.train_iterator(each.splits["train"], batch_size=8, seed=3, image_size=28))
         for each in (mapped, in_memory)
     )
     np.testing.assert_array_equal(left["image"], right["image"])
@@ -222,7 +226,7 @@ def test_pooled_and_picked_rows_stay_on_disk(large, write_official, tmp_path):
         dataset = load("breastmnist", size=size, root=str(tmp_path))
         pooled = join_splits(list(dataset.splits.values()))
         picked = pooled.take(np.arange(len(pooled))[::-1])
-        batch = next(pipeline.eval_batches(picked.take(np.array([5, 3])), batch_size=2, image_size=size))
+        batch = next(batches.eval_batches(picked.take(np.array([5, 3])), batch_size=2, image_size=size))
         assert tracemalloc.get_traced_memory()[1] < images.nbytes / 2
     finally:
         tracemalloc.stop()
@@ -276,7 +280,7 @@ def test_official_files_mapped(name, official_root, tmp_path, monkeypatch):
         np.testing.assert_array_equal(found.images, expected.images)
         np.testing.assert_array_equal(found.labels, expected.labels)
     batches = [
-        next(pipeline.train_iterator(each.splits["train"], batch_size=16, seed=0, image_size=28))
+        next(batches.train_iterator(each.splits["train"], batch_size=16, seed=0, image_size=28))
         for each in (mapped, in_memory)
     ]
     np.testing.assert_array_equal(batches[0]["image"], batches[1]["image"])

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxboost.data import labels, layouts, load, names
-from jaxboost.data.faults import Faults
+from jaxboost.data import load
+from jaxboost.data.problems import Problems
+from jaxboost.data.sources.folder import file_names, labels, layouts
 from jaxboost.errors import UserError
 
 
@@ -166,8 +167,12 @@ def test_two_rows_of_one_file(tmp_path):
     table(tmp_path, "x.png", "y.png", "X.PNG", tmp_path / "y.png", ".\\y.png", "./x.png")
     message = refused(tmp_path)
     assert "4 problems" in message
-    for fault in ("row 4, X.PNG: is listed in row 2", "row 5, y.png: is listed in row 3", "row 6, .\\y.png: is listed"):
-        assert fault in message
+    for problem in (
+        "row 4, X.PNG: is listed in row 2",
+        "row 5, y.png: is listed in row 3",
+        "row 6, .\\y.png: is listed",
+    ):
+        assert problem in message
 
 
 def test_paths_of_windows_from_two_folders(tmp_path):
@@ -192,17 +197,17 @@ def test_many_rows(tmp_path, monkeypatch):
     """The work grows as the rows do: with their square, these would take minutes."""
     count = 20_000
     listing = {f"i{number}.png": tmp_path / f"i{number}.png" for number in range(count)}
-    monkeypatch.setattr(names, "walk", lambda *_, **__: names.Listing(files=listing))
+    monkeypatch.setattr(file_names, "walk", lambda *_, **__: file_names.Listing(files=listing))
     monkeypatch.setattr(layouts.importlib.util, "find_spec", lambda name: None)
     cells = [f"{name.upper()},P{number}.0,{number % 2}.0" for number, name in enumerate(listing)]
     (tmp_path / "labels.csv").write_text("\n".join(["file,patient_id,label", *cells, "x.dcm,P0,1"]))
     (tmp_path / "x.dcm").write_bytes(b"")
-    faults = Faults(tmp_path)
-    rows = layouts.read_rows(tmp_path, faults)
-    faults.raise_any()
-    labels.check_patients(rows, faults, multi_label=False, allow_mixed=False)
-    labels.encode(rows, ("0", "1"), faults, multi_label=False)
-    found = layouts.locate(tmp_path, rows, 2, Faults(tmp_path), None)
+    problems = Problems(tmp_path)
+    rows = layouts.read_rows(tmp_path, problems)
+    problems.raise_any()
+    labels.check_patients(rows, problems, multi_label=False, allow_mixed=False)
+    labels.encode(rows, ("0", "1"), problems, multi_label=False)
+    found = layouts.locate(tmp_path, rows, 2, Problems(tmp_path), None)
     assert len(found) == count
     assert found[rows[7]] == listing["i7.png"]
     assert os.fspath(found[rows[-2]]) == str(tmp_path / f"i{count - 1}.png")

@@ -8,9 +8,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from jaxboost.data import load, samples, volumes
-from jaxboost.data.faults import FaultError
-from jaxboost.data.volumes import read_volume, resample
+from jaxboost.data import load
+from jaxboost.data.problems import ProblemError
+from jaxboost.data.readers import volumes
+from jaxboost.data.readers.volumes import read_volume, resample
+from jaxboost.data.sources.folder import samples
 from tests.data.niftis import volume_bytes, write_volume
 
 
@@ -93,7 +95,7 @@ def test_sizes_that_no_body_has_are_said_once(tmp_path, caplog):
     ],
 )
 def test_geometries_that_contradict_or_are_none(tmp_path, fields, message):
-    with pytest.raises(FaultError, match=message):
+    with pytest.raises(ProblemError, match=message):
         read_volume(write_volume(tmp_path / "a.nii", random(), **fields))
 
 
@@ -114,7 +116,7 @@ def test_geometries_that_contradict_or_are_none(tmp_path, fields, message):
 def test_the_named_repairs_help(tmp_path, fields, repairs):
     values = random()
     path = write_volume(tmp_path / "a.nii", values, **fields)
-    with pytest.raises(FaultError) as error:
+    with pytest.raises(ProblemError) as error:
         read_volume(path)
     for repair, expected in repairs.items():
         assert repair in str(error.value)
@@ -234,18 +236,18 @@ def test_no_slope(tmp_path, slope, inter):
 
 @pytest.mark.parametrize(("slope", "inter"), [(np.inf, 0), (-np.inf, 0), (1, np.nan), (2, np.inf)])
 def test_slopes_that_are_no_numbers(tmp_path, slope, inter):
-    with pytest.raises(FaultError, match=r"^has scl_slope=.* and scl_inter=.*: correct them with nibabel"):
+    with pytest.raises(ProblemError, match=r"^has scl_slope=.* and scl_inter=.*: correct them with nibabel"):
         read_volume(write_volume(tmp_path / "a.nii", random(), scl_slope=slope, scl_inter=inter))
 
 
 def test_whole_numbers_that_a_slope_would_round(tmp_path):
     values = random(dtype=np.int64) + 2**60
-    with pytest.raises(FaultError, match=r"^holds whole numbers above 2\^53 and a slope"):
+    with pytest.raises(ProblemError, match=r"^holds whole numbers above 2\^53 and a slope"):
         read_volume(write_volume(tmp_path / "a.nii", values, scl_slope=2, scl_inter=0))
     # Without a slope they are exact, on the grid too.
     found = resample(read_volume(write_volume(tmp_path / "b.nii", values)), 7)
     np.testing.assert_array_equal(found, resample(volumes.Volume(values - 2**60, (1, 1, 1)), 7))
-    with pytest.raises(FaultError, match=r"^has whole numbers above 2\^53, for which data.window is not exact"):
+    with pytest.raises(ProblemError, match=r"^has whole numbers above 2\^53, for which data.window is not exact"):
         resample(volumes.Volume(values, (1, 1, 1)), 7, window=(0, 1))
 
 
@@ -263,14 +265,14 @@ def test_whole_numbers_that_a_slope_would_round(tmp_path):
     ],
 )
 def test_types_that_are_no_real_numbers(tmp_path, code, message):
-    with pytest.raises(FaultError, match=message):
+    with pytest.raises(ProblemError, match=message):
         read_volume(write_volume(tmp_path / "a.nii", random(), datatype=code))
 
 
 def test_colours_that_nibabel_writes(tmp_path):
     colours = np.zeros((5, 6, 7), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     nibabel.save(nibabel.Nifti1Image(colours, np.eye(4)), tmp_path / "a.nii.gz")
-    with pytest.raises(FaultError, match=r"^holds colours \(RGB24\)"):
+    with pytest.raises(ProblemError, match=r"^holds colours \(RGB24\)"):
         read_volume(tmp_path / "a.nii.gz")
 
 
@@ -323,13 +325,13 @@ def test_headers_that_are_wrong(tmp_path, values, fields, message):
     for suffix in (".nii", ".nii.gz"):
         if suffix == ".nii.gz" and "announces" in message:
             message = r"^cannot be read as a NIfTI file \(it ends after 420 of 480 bytes of voxels"
-        with pytest.raises(FaultError, match=message):
+        with pytest.raises(ProblemError, match=message):
             read_volume(write_volume(tmp_path / f"a{suffix}", values, **fields))
 
 
 def test_a_text_transfer_of_nifti_2(tmp_path):
     path = write_volume(tmp_path / "a.nii", random(), version=2, eol_check=(10, 26, 10, 0))
-    with pytest.raises(FaultError, match="transferred as text"):
+    with pytest.raises(ProblemError, match="transferred as text"):
         read_volume(path)
 
 
@@ -337,14 +339,14 @@ def test_nothing_is_logged_by_nibabel(tmp_path, caplog, capfd):
     """It would repair the second file in silence, and print without its name."""
     caplog.set_level(logging.DEBUG)
     read_volume(write_volume(tmp_path / "a.nii", random(), qform_code=0, pixdim=(3, 1, 1, 1, 0, 0, 0, 0), bitpix=9))
-    with pytest.raises(FaultError):
+    with pytest.raises(ProblemError):
         read_volume(write_volume(tmp_path / "b.nii", random(), sform_code=99))
     assert not caplog.text
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_folder_with_values_outside_of_the_head(tmp_path):
-    """data.nan reaches the reader; without it the fault names the file and the field."""
+    """data.nan reaches the reader; without it the problem names the file and the field."""
     rng = np.random.default_rng(0)
     for label in "ab":
         (tmp_path / label).mkdir()
@@ -362,7 +364,7 @@ def test_a_folder_with_values_outside_of_the_head(tmp_path):
 
 def test_the_package_is_imported_late():
     """nibabel is optional, and scipy takes most of a second."""
-    code = "import sys, jaxboost.data.volumes; assert not {'nibabel', 'scipy'} & set(sys.modules)"
+    code = "import sys, jaxboost.data.readers.volumes; assert not {'nibabel', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

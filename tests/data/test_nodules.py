@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxboost.data import lidc
-from jaxboost.data.nodules import group_annotations, nodules_of, read_scans
+from jaxboost.data.sources import lidc
+from jaxboost.data.sources.nodules import group_annotations, nodules_of, read_scans
 from tests.data.annotations import box, scan, write_database
 
 

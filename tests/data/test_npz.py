@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from jaxboost.data import npz
+from jaxboost.data.readers import npz
 from jaxboost.errors import UserError
 from tests.mutations import mutations
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxboost import data
-from jaxboost.data import shares
+from jaxboost.data.splits import ratios
 from jaxboost.errors import UserError
 from tests.data.dicoms import write_dicom
 
@@ -41,7 +41,7 @@ def groups(root, **options):
     return dict(zip(split.names.tolist(), split.groups.tolist(), strict=True))
 
 
-def fault(root, **options):
+def problem(root, **options):
     with pytest.raises(UserError) as error:
         load(root, **options)
     assert "\n" not in str(error.value)
@@ -76,7 +76,7 @@ def test_a_folder_of_all_images_of_a_class_is_no_patient(tmp_path):
 @pytest.mark.parametrize("other", ["p1", "P1", "p1 "])
 def test_a_patient_below_two_classes(other, tmp_path):
     write(tmp_path, "a/p1/0.png", f"b/{other}/0.png", f"b/{other}/1.png", "a/p2/0.png", "b/p3/0.png", "b/p3/1.png")
-    message = fault(tmp_path)
+    message = problem(tmp_path)
     assert f"1 problem to fix: a/p1/ and b/{other}/ are folders of the same name and are taken as one pat" in message
     assert "if they are one person, set data.allow_mixed_patients=True" in message
     assert "if they are two, rename one of the folders" in message
@@ -94,10 +94,10 @@ def test_names_in_two_unicode_forms(tmp_path):
 def test_patients_of_two_classes_come_to_one_split(tmp_path):
     write(tmp_path, *(f"{label}/p{number}/{file}.png" for label in "ab" for number in range(6) for file in "xy"))
     for seed in range(4):
-        dataset = shares.divide(
+        dataset = ratios.divide(
             load(tmp_path, allow_mixed_patients=True), shares=(0.5, 0.25, 0.25), seed=seed, file=None
         )
-        shares.check_patients(dataset)
+        ratios.check_patients(dataset)
         where = {}
         for name, split in dataset.splits.items():
             for file in split.names.tolist():
@@ -107,7 +107,7 @@ def test_patients_of_two_classes_come_to_one_split(tmp_path):
 
 def test_folders_that_are_numbered_in_each_class_are_one_fault(tmp_path):
     write(tmp_path, *(f"{label}/{number}/0.png" for label in "ab" for number in range(20)))
-    message = fault(tmp_path)
+    message = problem(tmp_path)
     assert "1 problem to fix: a/0/ and b/0/ are folders" in message
     assert "(so are a/1/, a/10/," in message
     assert "and 7 more)" in message
@@ -117,7 +117,7 @@ def test_folders_that_are_numbered_in_each_class_are_one_fault(tmp_path):
 def test_a_patient_in_two_splits(other, tmp_path):
     write(tmp_path, "train/a/p1/x/0.png", "train/b/p2/0.png", f"test/{other}/p1/0.png")
     write(tmp_path, "test/a/p3/0.png", "test/b/p4/0.png")
-    message = fault(tmp_path, allow_mixed_patients=True)
+    message = problem(tmp_path, allow_mixed_patients=True)
     assert f"1 problem to fix: train/a/p1/ and test/{other}/p1/ are folders of the same name" in message
     assert "who is in two splits: if they are one person, give all images to one split" in message
 
@@ -146,21 +146,21 @@ def test_tags_with_a_table(tmp_path):
     table("", "", "", "", "")
     assert len(set(groups(tmp_path, patient="tag").values())) == 3
     table(",split", ",train", ",test", ",train", ",test")
-    message = fault(tmp_path, patient="tag")
+    message = problem(tmp_path, patient="tag")
     assert "a/a_0.dcm and a/a_1.dcm have the same patient id in their tags" in message
     assert "Ann" not in message
     # The table's patients stay; where the tags say that two of them are one, it must be looked at.
     table(",patient_id", ",P1", ",P1", ",P2", ",P2")
     assert list(groups(tmp_path, patient="tag").values()) == ["P1", "P1", "P2", "P2"]
     table(",patient_id", ",P1", ",P3", ",P2", ",P2")
-    message = fault(tmp_path, patient="tag")
+    message = problem(tmp_path, patient="tag")
     assert "row 3, a/a_1.dcm: has the same patient id in its tags as a/a_0.dcm in row 2, and is of 'P3'" in message
     assert list(groups(tmp_path).values()) == ["P1", "P3", "P2", "P2"]
 
 
 def test_files_whose_tags_name_no_patient(tmp_path):
     write_tagged(tmp_path, a_0="Ann", a_1="", a_2="Bob", b_3="anonymous", b_4="Dan")
-    message = fault(tmp_path, patient="tag")
+    message = problem(tmp_path, patient="tag")
     assert "2 problems to fix: a/a_1.dcm: has no patient id in its tags" in message
     assert "b/b_3.dcm: has no patient id in its tags" in message
 
@@ -169,14 +169,14 @@ def test_files_without_tags(tmp_path):
     write_tagged(tmp_path, a_0="Ann", b_1="Bob")
     write(tmp_path, "a/2.png", "b/3.png")
     (tmp_path / "b" / "4.dcm").write_text("text")
-    message = fault(tmp_path, patient="tag")
+    message = problem(tmp_path, patient="tag")
     assert "data.patient=tag: a/2.png, b/3.png are not DICOM files, and nothing names their patients" in message
     assert message.count("b/4.dcm") == 1
 
 
 def test_a_patient_of_tags_with_two_labels(tmp_path):
     write_tagged(tmp_path, a_0="Ann", a_1="Bob", b_2="Ann", b_3="Dan")
-    message = fault(tmp_path, patient="tag")
+    message = problem(tmp_path, patient="tag")
     assert "a/a_0.dcm and b/b_2.dcm have the same patient id in their tags and are taken as one patient" in message
     found = groups(tmp_path, patient="tag", allow_mixed_patients=True)
     assert found["a/a_0.dcm"] == found["b/b_2.dcm"]

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from jaxboost.data.faults import FaultError
-from jaxboost.data.masks import open_masks
-from jaxboost.data.pictures import read_image, read_picture
-from jaxboost.data.pixels import upright
+from jaxboost.data.problems import ProblemError
+from jaxboost.data.readers.pictures import read_image, read_picture
+from jaxboost.data.readers.pixels import upright
+from jaxboost.data.sources.folder.masks import open_masks
 from tests.data.files_of_pictures import GREY, GREY_ALPHA, PALETTE, RGB, RGBA, chunk, exif, png
 
 H, W = 9, 13
@@ -40,7 +40,7 @@ def write(folder, content, name="a.png"):
 
 
 def refused(path, match, **options):
-    with pytest.raises(FaultError, match=match):
+    with pytest.raises(ProblemError, match=match):
         read_image(path, **options)
 
 
@@ -305,7 +305,7 @@ def test_only_regular_files_are_opened(tmp_path):
 
 def test_eight_bits_never_become_floating_point(tmp_path, monkeypatch):
     path = write(tmp_path, png(values(8, 3), 8, RGB))
-    monkeypatch.setattr("jaxboost.data.arrays.to_levels", None)
+    monkeypatch.setattr("jaxboost.data.readers.arrays.to_levels", None)
     np.testing.assert_array_equal(read_image(path), values(8, 3))
     np.save(path.with_suffix(".npy"), values(8, 3).astype(np.uint8))
     np.testing.assert_array_equal(read_image(path.with_suffix(".npy")), values(8, 3))
@@ -337,9 +337,9 @@ def test_libraries_print_nothing(tmp_path):
     write(tmp_path, png(few, 8, PALETTE, before=before), "b.png")
     write(tmp_path, b"II*\0\x08\0\0\0\x02\0" + b"\xff" * 40, "c.tif")
     code = (
-        "import pathlib, sys\nfrom jaxboost.data.pictures import FaultError, read_image\n"
+        "import pathlib, sys\nfrom jaxboost.data.readers.pictures import ProblemError, read_image\n"
         "for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):\n"
-        "    try:\n        read_image(path)\n    except FaultError:\n        pass\n"
+        "    try:\n        read_image(path)\n    except ProblemError:\n        pass\n"
     )
     root = pathlib.Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=root)

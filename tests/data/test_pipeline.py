@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from torchvision.transforms import functional
 
-from jaxboost.data.augment import Augment
-from jaxboost.data.fitting import centre_crop, resize
-from jaxboost.data.pipeline import (
+from jaxboost.data.dataset import Split
+from jaxboost.data.pipeline.augment import Augment
+from jaxboost.data.pipeline.batches import (
     EpochRows,
     PaddedSource,
     SplitSource,
@@ -22,7 +22,7 @@ from jaxboost.data.pipeline import (
     steps_per_epoch,
     train_iterator,
 )
-from jaxboost.data.source import Split
+from jaxboost.data.pipeline.resize import centre_crop, resize
 from jaxboost.errors import UserError
 
 N = 23

@@ -11,8 +11,8 @@ from PIL import Image
 from torchvision.transforms import functional
 from torchvision.transforms.functional import InterpolationMode
 
-from jaxboost.data import rand_augment
-from jaxboost.data.rand_augment import FILL, OPERATIONS, apply, argument
+from jaxboost.data.pipeline import rand_augment
+from jaxboost.data.pipeline.rand_augment import FILL, OPERATIONS, apply, argument
 
 SIDE = 20
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR

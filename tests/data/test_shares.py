@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxboost.data import Dataset, DatasetInfo, Split, divide
-from jaxboost.data.shares import assign, check_patients, write
+from jaxboost.data.splits.ratios import assign, check_patients, write
 from jaxboost.data.walk import printable
 from jaxboost.errors import UserError
 

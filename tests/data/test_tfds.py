@@ -12,8 +12,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxboost.data import lidc, medmnist, tfds_features, tfds_source
-from jaxboost.data.faults import FaultError
+from jaxboost.data.problems import ProblemError
+from jaxboost.data.sources import lidc, medmnist, tfds_features, tfds_source
 from jaxboost.data.tfds_builders import __main__ as command
 from jaxboost.data.tfds_builders import builders
 from jaxboost.errors import UserError
@@ -465,7 +465,7 @@ def test_a_damaged_picture(content, message, tmp_path):
 def test_an_empty_record():
     features = {"image": tfds.features.Tensor(shape=(9, 9, 9), dtype=np.uint8, encoding="zlib"), "label": VECTOR}
     fields = tfds_features.find_fields(described(features), "tfds:small")
-    with pytest.raises(FaultError, match="its image is empty"):
+    with pytest.raises(ProblemError, match="its image is empty"):
         fields.image_of({"image": np.zeros(0, np.uint8)}, 9)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from jaxboost.data.faults import FaultError
-from jaxboost.data.pictures import read_image, read_picture
+from jaxboost.data.problems import ProblemError
+from jaxboost.data.readers.pictures import read_image, read_picture
 from tests.data.files_of_pictures import LONG, SHORT, packed, tiff
 from tests.data.test_pictures import smooth, turned
 
@@ -44,7 +44,7 @@ def write(folder, content, name="a.tif"):
 
 
 def refused(path, match, **options):
-    with pytest.raises(FaultError, match=match):
+    with pytest.raises(ProblemError, match=match):
         read_image(path, **options)
 
 
@@ -103,7 +103,7 @@ def test_white_as_0_shows_the_same_picture(tmp_path, bits):
         black, white = (read_image(page, window) for page in pages)
         np.testing.assert_array_equal(black, white)
     if bits > 8:
-        with pytest.raises(FaultError, match="0 as white: save it with 0 as black"):
+        with pytest.raises(ProblemError, match="0 as white: save it with 0 as black"):
             read_picture(pages[1])
 
 
@@ -352,5 +352,5 @@ def test_what_inflates_to_more_than_the_pixels(tmp_path):
         path = write(tmp_path, tiff(encode(GREY + bytes(2**22)), H, W, {259: (SHORT, [code])}))
         try:
             np.testing.assert_array_equal(read_image(path), drawn("u1"))
-        except FaultError:
+        except ProblemError:
             assert code != 5

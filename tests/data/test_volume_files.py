@@ -9,9 +9,11 @@ import zlib
 import numpy as np
 import pytest
 
-from jaxboost.data import load, nifti, samples
-from jaxboost.data.faults import FaultError
-from jaxboost.data.volumes import Volume, read_volume, resample
+from jaxboost.data import load
+from jaxboost.data.problems import ProblemError
+from jaxboost.data.readers import nifti
+from jaxboost.data.readers.volumes import Volume, read_volume, resample
+from jaxboost.data.sources.folder import samples
 from jaxboost.errors import UserError
 from tests.data.niftis import volume_bytes, with_fields, write_volume
 from tests.mutations import mutations
@@ -38,7 +40,7 @@ def peak_bytes(call):
 
 
 def refuse(path, message, **options):
-    with pytest.raises(FaultError, match=message):
+    with pytest.raises(ProblemError, match=message):
         read_volume(path, **options)
 
 
@@ -279,7 +281,7 @@ VALUES = np.random.default_rng(0).random((8, 9, 10))
     ],
 )
 def test_grids_that_cannot_be(values, edges, options, message):
-    with pytest.raises(FaultError, match=message):
+    with pytest.raises(ProblemError, match=message):
         resample(Volume(values, edges), 12, **options)
 
 
@@ -372,7 +374,7 @@ PLAIN, SECOND = volume_bytes(SMALL), volume_bytes(SMALL, version=2, scl_slope=2)
     ],
 )
 def test_damaged_files_are_read_or_refused(tmp_path, capfd, suffix, content, pack):
-    """An image or a fault, quickly, without much memory and without a line of another package."""
+    """An image or a problem, quickly, without much memory and without a line of another package."""
     path = tmp_path / f"a{suffix}"
     refused = 0
 
@@ -381,7 +383,7 @@ def test_damaged_files_are_read_or_refused(tmp_path, capfd, suffix, content, pac
         try:
             image = samples.read_3d(path, 8, (), 0.0).image
             assert (image.shape, image.dtype) == ((8, 8, 8), np.uint8)
-        except FaultError:
+        except ProblemError:
             refused += 1
 
     for name, damaged in mutations(content, 40, header=600 if content is SECOND else 348):

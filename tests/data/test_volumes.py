@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxboost.data import load
-from jaxboost.data.faults import FaultError
-from jaxboost.data.volumes import Volume, read_volume, resample
+from jaxboost.data.problems import ProblemError
+from jaxboost.data.readers.volumes import Volume, read_volume, resample
 from jaxboost.errors import UserError
 
 
@@ -53,13 +53,13 @@ def test_a_real_file_is_turned_to_ras():
 
 
 def test_a_real_file_with_values_that_are_no_numbers():
-    with pytest.raises(FaultError, match="has 153 values that are NaN or infinite"):
+    with pytest.raises(ProblemError, match="has 153 values that are NaN or infinite"):
         read_volume(packaged("resampled_anat_moved.nii"))
 
 
 @pytest.mark.parametrize("name", ["functional.nii", "example4d.nii.gz"])
 def test_real_files_of_several_volumes(name):
-    with pytest.raises(FaultError, match=r"^has 4 dimensions, \(.*\): give one file for each volume$"):
+    with pytest.raises(ProblemError, match=r"^has 4 dimensions, \(.*\): give one file for each volume$"):
         read_volume(packaged(name))
 
 
@@ -182,7 +182,7 @@ def test_arrays_that_are_no_volumes(tmp_path, array, message, suffix):
         if array.shape[0] == 1:
             array, message = array.reshape(8, 8, 1), message.replace("1, 8, 8", "8, 8, 1")
         nibabel.save(nibabel.Nifti1Image(array, np.eye(4), dtype=array.dtype), path)
-    with pytest.raises(FaultError, match=message):
+    with pytest.raises(ProblemError, match=message):
         resample(read_volume(path), 8)
 
 
@@ -201,12 +201,12 @@ def test_files_that_are_broken(tmp_path):
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(FaultError, match=r"^cannot be read as an? (NIfTI|\.npy) file \("):
+        with pytest.raises(ProblemError, match=r"^cannot be read as an? (NIfTI|\.npy) file \("):
             read_volume(tmp_path / name)
     # The rows of the header's sform: the third axis has no direction.
     flat = tmp_path / "flat.nii"
     flat.write_bytes(plain[:280] + np.diag([1, 1, 0, 1])[:3].astype(np.float32).tobytes() + plain[328:])
-    with pytest.raises(FaultError, match=r"^has no usable voxel sizes: the affine"):
+    with pytest.raises(ProblemError, match=r"^has no usable voxel sizes: the affine"):
         read_volume(flat)
 
 
@@ -242,13 +242,13 @@ def test_faults_of_a_folder_of_volumes(tmp_path, monkeypatch):
         load("mine", source="folder", size=12, ndim=3, root=str(tmp_path))
     message = str(error.value)
     assert message.startswith(f"{tmp_path}: 4 problems to fix: ")
-    for fault in (
+    for problem in (
         "a/slice.png: is a 2-D image, and model.backbone takes volumes (.nii.gz, .nii, .npy)",
         "b/series.dcm: is a 2-D image, and model.backbone takes volumes",
         "a/flat.npy: is 2-D, with the shape (4, 4): the backbone takes volumes",
         "b/copy.nii.gz: has the same pixels as a/0.nii.gz: their labels differ, 'b' and 'a'",
     ):
-        assert fault in message
+        assert problem in message
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nibabel" else find(name))
     with pytest.raises(UserError, match=r"5 NIfTI files need the package nibabel: `pip install 'jaxboost\[nifti\]'`"):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxboost.data import beside, inputs, labels, layouts, load, walk
-from jaxboost.data.faults import Faults
+from jaxboost.data import load, walk
+from jaxboost.data.problems import Problems
+from jaxboost.data.sources.folder import companions, inputs, labels, layouts
 from jaxboost.errors import UserError
 
 
@@ -33,9 +34,9 @@ OWN = ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
 
 
 def rows(root, **options):
-    faults = Faults(root)
-    found = layouts.read_rows(root, faults, **options)
-    faults.raise_any()
+    problems = Problems(root)
+    found = layouts.read_rows(root, problems, **options)
+    problems.raise_any()
     return found
 
 
@@ -349,7 +350,7 @@ def test_a_table_that_is_a_link_to_nothing(root):
     ],
 )
 def test_masks_beside_images_are_recognised(mask, image):
-    assert beside.masks_among([image, mask]) == {mask: image}
+    assert companions.masks_among([image, mask]) == {mask: image}
 
 
 @pytest.mark.parametrize(
@@ -366,7 +367,7 @@ def test_masks_beside_images_are_recognised(mask, image):
     ],
 )
 def test_what_is_no_mask(names):
-    assert beside.masks_among(names) == {}
+    assert companions.masks_among(names) == {}
 
 
 def test_masks_are_left_out_and_counted(root, caplog):

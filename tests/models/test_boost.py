@@ -12,7 +12,7 @@ import torch
 from flax import nnx
 from torch import nn
 
-from jaxboost.models.boost import FORMS, KINDS, Boost
+from jaxboost.models.boost import KINDS, VARIANTS, Boost
 from jaxboost.models.classifier import BACKBONES, BoostSpec, build
 from jaxboost.models.frozen import freeze
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
@@ -34,7 +34,7 @@ from tests.reference import rllm, weights
 CONFIG = LlamaConfig(width=48, heads=4, kv_heads=2, head_dim=8, mlp_width=56, eps=1e-6, rope_base=10000.0)
 BATCH, CLASSES = 2, 3
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-WITH_LAYER = [kind for kind, form in FORMS.items() if form.layer]
+WITH_LAYER = [kind for kind, form in VARIANTS.items() if form.layer]
 
 small_backbones = pytest.mark.usefixtures("small_backbones")
 
@@ -247,14 +247,14 @@ def test_out_nn_has_a_leaky_skip_of_slope_one_hundredth() -> None:
     assert_close(apply(params, frozen, tokens()), np.where(skip > 0, skip, 0.01 * skip))
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", VARIANTS)
 def test_only_out_nn_has_skip_weights(kind: str) -> None:
     _, params, frozen = make_boost(kind)
     assert set(params) == {"encode", "decode"} | ({"skip"} if kind == "out_nn" else set())
     assert set(frozen) == ({"block"} if kind in WITH_LAYER else set())
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", VARIANTS)
 def test_kind_and_block_must_go_together(kind: str) -> None:
     def boost() -> Boost:
         common = dict(dtype=jnp.float32, rngs=nnx.Rngs(0))

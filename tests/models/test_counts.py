@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from jaxboost.models.boost import FORMS
+from jaxboost.models.boost import VARIANTS
 from jaxboost.models.classifier import BACKBONES, BoostSpec, build
 from jaxboost.models.frozen import count, mib, split
 from jaxboost.models.llama import FAMILIES, LlamaLayer
@@ -80,7 +80,7 @@ def test_vit_s() -> None:
     assert frozen == {}
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", VARIANTS)
 def test_variants_differ_only_in_the_skip_and_in_what_is_frozen(kind: str) -> None:
     params, frozen = shapes("vivit_m", BoostSpec(kind=kind, config=LLAMA))
     assert count(params) == 76_172_675 + (UNUSED_SKIP if kind == "out_nn" else 0)

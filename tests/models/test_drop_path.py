@@ -8,7 +8,7 @@ from flax import nnx
 from scipy import stats
 
 from jaxboost.models import classifier
-from jaxboost.models.transformer import Drop, drop_path
+from jaxboost.models.transformer import StochasticDepth, drop_path
 
 
 def _model(backbone: str, rate: float):
@@ -27,14 +27,14 @@ def _model(backbone: str, rate: float):
 
 def test_branches_are_left_out_whole_and_scaled():
     x = jnp.ones((4000, 3, 2))
-    kept = np.asarray(drop_path(x, Drop(rate=jnp.float32(0.2), key=jax.random.key(0))))
+    kept = np.asarray(drop_path(x, StochasticDepth(rate=jnp.float32(0.2), key=jax.random.key(0))))
     assert set(np.unique(kept)) == {0.0, np.float32(1 / 0.8)}
     assert (np.ptp(kept, axis=(1, 2)) == 0).all()
     assert stats.binomtest(int((kept[:, 0, 0] == 0).sum()), 4000, 0.2).pvalue > 0.01
 
 
 def test_both_branches_are_drawn_apart():
-    drop = Drop(rate=jnp.float32(0.5), key=jax.random.key(0))
+    drop = StochasticDepth(rate=jnp.float32(0.5), key=jax.random.key(0))
     first, second = (np.asarray(drop_path(jnp.ones((64, 1)), part)) for part in drop.split())
     assert (first != second).any()
 

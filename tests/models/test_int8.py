@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxboost.convert import placing
 from jaxboost.models import frozen
-from jaxboost.models.frozen import Packed
+from jaxboost.models.frozen import Quantized
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
 from tests.models.parity import abstract, assert_close, assert_states_close, cotangent, normal, randomise
 from tests.models.test_pneumollm import CASES, LLAMA, build, make
@@ -28,7 +28,7 @@ def packed(tree):
 
 def unpacked(tree):
     """The float32 weights that int8 ones stand for."""
-    return jax.tree.map(frozen.dense, tree, is_leaf=lambda node: isinstance(node, Packed))
+    return jax.tree.map(frozen.dequantize, tree, is_leaf=lambda node: isinstance(node, Quantized))
 
 
 def make_stack(*, remat: bool = False, config: LlamaConfig = LLAMA, depth: int = DEPTH):
@@ -47,14 +47,14 @@ def test_no_weight_is_off_by_more_than_half_a_step():
     assert (value.shape, scale.shape) == ((DEPTH, 24, 40), (DEPTH, 1, 40))
     # A step of its own for every layer and output: the largest weight is in the last bucket.
     np.testing.assert_allclose(scale, np.abs(weights).max(axis=1, keepdims=True) / 127.5, rtol=1e-6)
-    steps = np.abs(np.asarray(frozen.dense(held) - weights)) / np.asarray(scale)
+    steps = np.abs(np.asarray(frozen.dequantize(held) - weights)) / np.asarray(scale)
     assert 0.45 < steps.max() < 0.5 + 1e-4
 
 
 def test_narrow_weights_get_a_wide_scale():
     weights = jnp.asarray(normal((1, 8, 4), 0), jnp.bfloat16)
     held = placing.int8(weights)
-    assert frozen.dense(held).dtype == held.parts.scale.dtype == jnp.float32
+    assert frozen.dequantize(held).dtype == held.parts.scale.dtype == jnp.float32
     np.testing.assert_array_equal(held.parts.qvalue, placing.int8(weights.astype(jnp.float32)).parts.qvalue)
 
 
@@ -67,9 +67,9 @@ def test_the_stack_is_off_by_what_the_steps_allow():
     weights, x = randomise(shapes, seed=1), jnp.asarray(normal((2, 5, LLAMA.width), 2))
     held = packed(weights)
     steps = jax.tree.map(
-        lambda node: node.parts.scale if isinstance(node, Packed) else jnp.zeros(()),
+        lambda node: node.parts.scale if isinstance(node, Quantized) else jnp.zeros(()),
         held,
-        is_leaf=lambda node: isinstance(node, Packed),
+        is_leaf=lambda node: isinstance(node, Quantized),
     )
 
     @jax.jit
@@ -135,7 +135,7 @@ def test_one_layer_is_unpacked_at_a_time(remat):
 def test_matrices_alone_are_packed_and_counts_stay():
     _, _, weights, _ = make(*CASES["full"])
     held = packed(weights["llama"])
-    assert {name for name, leaf in held["layers"].items() if isinstance(leaf, Packed)} == MATRICES
+    assert {name for name, leaf in held["layers"].items() if isinstance(leaf, Quantized)} == MATRICES
     assert frozen.count(held) == frozen.count(weights["llama"])
     assert frozen.mib(held) < 0.5 * frozen.mib(weights["llama"])
 
@@ -166,8 +166,8 @@ def test_adapters_merge_into_the_unpacked_weights():
     apply, params, weights, images = pneumo("full")
     spec, arguments = CASES["full"]
     graphdef = frozen.split(nnx.eval_shape(lambda: build(spec, arguments, nnx.Rngs(0))))[0]
-    form_maps = jax.jit(lambda weights: frozen.merge(graphdef, params, weights).form_maps())
-    maps = form_maps(weights)
-    for name, expected in form_maps(unpacked(weights)).llama.items():
-        assert_close(maps.llama[name].kernel, expected.kernel, name=name)
-    assert_close(apply(params, weights, images, maps), apply(params, weights, images))
+    precompute = jax.jit(lambda weights: frozen.merge(graphdef, params, weights).precompute())
+    precomputed = precompute(weights)
+    for name, expected in precompute(unpacked(weights)).llama.items():
+        assert_close(precomputed.llama[name].kernel, expected.kernel, name=name)
+    assert_close(apply(params, weights, images, precomputed), apply(params, weights, images))

@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxboost.analysis.flops import count_flops
 from jaxboost.models import absorbed
-from jaxboost.models.boost import FORMS, PATHS, Boost, check_path
+from jaxboost.models.boost import PATHS, VARIANTS, Boost, check_path
 from jaxboost.models.classifier import BACKBONES, BoostSpec, Classifier, build
 from jaxboost.models.frozen import freeze, merge, split
 from jaxboost.models.llama import FAMILIES, LlamaBlock, LlamaConfig
@@ -34,8 +34,8 @@ UNGROUPED = dataclasses.replace(GROUPED, kv_heads=4)
 quick_jit = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 )
-WITH_LAYER = [kind for kind, form in FORMS.items() if form.layer]
-WITHOUT_LAYER = [kind for kind, form in FORMS.items() if not form.layer]
+WITH_LAYER = [kind for kind, form in VARIANTS.items() if form.layer]
+WITHOUT_LAYER = [kind for kind, form in VARIANTS.items() if not form.layer]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Case:
             common = dict(dtype=dtype, rngs=nnx.Rngs(0))
             switches = dict(rope=self.rope, causal=self.causal, path=path)
             block = None
-            if FORMS[self.kind].layer:
+            if VARIANTS[self.kind].layer:
                 block = LlamaBlock(self.config, depth=self.depth, **common)
                 block = block if self.trainable else freeze(block)
             return Boost(self.kind, width=self.width, block_width=self.config.width, block=block, **switches, **common)
@@ -86,17 +86,17 @@ class Case:
 def cls_by(case: Case, way: str, dtype: Any = jnp.float32) -> Callable[..., jax.Array]:
     """f(params, frozen, x) -> the boosted CLS token (B, 1, d).
 
-    way: "definition", a path, or "maps": absorbed, with what follows from the weights alone formed beforehand.
+    way: "definition", a path, or "precomputed": absorbed, with what follows from the weights alone formed beforehand.
     """
-    graphdef, *_ = case.make({"definition": "full", "maps": "absorbed"}.get(way, way), dtype)
+    graphdef, *_ = case.make({"definition": "full", "precomputed": "absorbed"}.get(way, way), dtype)
 
     def cls(params: dict[str, Any], frozen: dict[str, Any], x: jax.Array) -> jax.Array:
         boost = merge(graphdef, params, frozen)
         if way == "definition":
             return boost(x, case.mask)[:, :1]
-        maps = boost.form_maps() if way == "maps" else None
-        assert (maps is not None) == (way == "maps")
-        return boost.pooled(x, case.mask, maps)
+        precomputed = boost.precompute() if way == "precomputed" else None
+        assert (precomputed is not None) == (way == "precomputed")
+        return boost.pooled(x, case.mask, precomputed)
 
     return cls
 
@@ -125,7 +125,7 @@ def pull_back_all(
 def assert_all_equal(case: Case, *ways: str) -> None:
     """Values, and the gradients of the tokens and of every trainable weight."""
     _, params, frozen = case.make("full")
-    assert bool(frozen) == (FORMS[case.kind].layer and not case.trainable)
+    assert bool(frozen) == (VARIANTS[case.kind].layer and not case.trainable)
     results = pull_back_all({way: cls_by(case, way) for way in ("definition", *ways)}, params, frozen, case.x)
     expected = results.pop("definition")
     scales = {}
@@ -141,7 +141,7 @@ def named_leaves(tree: dict[str, Any]) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in jax.tree.leaves_with_path(tree)}
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", VARIANTS)
 def test_full_is_the_definition(kind: str) -> None:
     case = Case(kind=kind, padded=True)
     assert program(case, "full") == program(case, "definition") != program(case, "pooled")
@@ -149,7 +149,7 @@ def test_full_is_the_definition(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", WITH_LAYER)
 def test_every_way_for_every_kind_with_the_layer(kind: str) -> None:
-    assert_all_equal(Case(kind=kind, trainable=False), "pooled", "absorbed", "maps")
+    assert_all_equal(Case(kind=kind, trainable=False), "pooled", "absorbed", "precomputed")
 
 
 @pytest.mark.parametrize("kind", WITHOUT_LAYER)
@@ -166,7 +166,7 @@ def test_every_way_for_every_kind_without_the_layer(kind: str) -> None:
     ],
 )
 def test_every_way_for_one_layer(changes: dict[str, Any]) -> None:
-    assert_all_equal(Case(**changes), "pooled", "absorbed", "maps")
+    assert_all_equal(Case(**changes), "pooled", "absorbed", "precomputed")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_forms_of_absorbed(shape: str) -> None:
 
 def forms_maps(case: Case, path: str = "auto") -> bool:
     graphdef, params, frozen = case.make(path)
-    return merge(graphdef, params, frozen).form_maps() is not None
+    return merge(graphdef, params, frozen).precompute() is not None
 
 
 def test_maps_are_formed_where_they_can_be_used() -> None:
@@ -268,7 +268,7 @@ def test_auto_takes_pooled_where_absorbed_does_not_apply(changes: dict[str, Any]
 
 
 def test_check_path() -> None:
-    for kind, form in FORMS.items():
+    for kind, form in VARIANTS.items():
         for path in PATHS:
             for rope in (False, True):
                 if path == "absorbed" and (rope or not form.layer):
@@ -290,7 +290,7 @@ def test_bfloat16_is_close_to_the_definition_in_float32(shape: str) -> None:
     _, params, frozen = case.make("full")
     functions = [
         cls_by(case, "definition"),
-        *(cls_by(case, way, jnp.bfloat16) for way in ("pooled", "absorbed", "maps")),
+        *(cls_by(case, way, jnp.bfloat16) for way in ("pooled", "absorbed", "precomputed")),
     ]
     full, *halves = quick_jit(lambda *arguments: [f(*arguments) for f in functions])(params, frozen, case.x)
     for half in halves:
@@ -368,9 +368,9 @@ def test_logits_do_not_depend_on_the_path(monkeypatch: pytest.MonkeyPatch, backb
     @quick_jit
     def logits(params: dict[str, Any], frozen: dict[str, Any], images: jax.Array) -> tuple[jax.Array, ...]:
         model = merge(graphdef, params, frozen)
-        maps = model.form_maps()
-        assert (maps is not None) == (kind == "rllm")
-        return merge(full, params, frozen)(images), model(images), model(images, maps)
+        precomputed = model.precompute()
+        assert (precomputed is not None) == (kind == "rllm")
+        return merge(full, params, frozen)(images), model(images), model(images, precomputed)
 
     expected, *others = logits(params, frozen, images)
     for other in others:
@@ -384,13 +384,13 @@ def test_what_the_paths_cost_in_the_papers_model() -> None:
     flops = {}
     for path in PATHS:
         graphdef, params, frozen = classifier("vit_s", 224, dataclasses.replace(spec, path=path))
-        forward = lambda p, f, x, *maps, g=graphdef: merge(g, p, f)(x, *maps)  # noqa: E731
+        forward = lambda p, f, x, *precomputed, g=graphdef: merge(g, p, f)(x, *precomputed)  # noqa: E731
         flops[path] = count_flops(forward, params, frozen, images)
-    maps = jax.eval_shape(lambda p, f: merge(graphdef, p, f).form_maps(), params, frozen)
+    precomputed = jax.eval_shape(lambda p, f: merge(graphdef, p, f).precompute(), params, frozen)
     assert flops["full"] > 2 * flops["pooled"]
     assert flops["pooled"] > 2 * flops["absorbed"]
     assert flops["auto"] == flops["absorbed"]
-    assert count_flops(forward, params, frozen, images, maps) < flops["absorbed"]
+    assert count_flops(forward, params, frozen, images, precomputed) < flops["absorbed"]
 
 
 def test_the_classifier_without_boost_asks_its_encoder_for_cls_alone() -> None:

@@ -139,11 +139,11 @@ def test_merged_adapters_give_the_same_logits(case):
     spec, arguments = CASES[case]
     apply, params, weights, images = make(spec, arguments)
     graphdef = frozen.split(nnx.eval_shape(lambda: build(spec, arguments, nnx.Rngs(0))))[0]
-    maps = jax.jit(lambda: frozen.merge(graphdef, params, weights).form_maps())()
+    precomputed = jax.jit(lambda: frozen.merge(graphdef, params, weights).precompute())()
     plain = apply(params, weights, images)
-    assert_close(apply(params, weights, images, maps), plain)
-    # The maps are read: others give other logits.
-    doubled = jax.tree.map(lambda leaf: 2 * leaf, maps)
+    assert_close(apply(params, weights, images, precomputed), plain)
+    # The precomputed are read: others give other logits.
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, precomputed)
     assert relative_change(apply(params, weights, images, doubled), plain) > 1e-2
 
 

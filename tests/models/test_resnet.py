@@ -11,7 +11,7 @@ import pytest
 import torch
 from flax import nnx
 
-from jaxboost.models.boost import FORMS
+from jaxboost.models.boost import VARIANTS
 from jaxboost.models.classifier import BACKBONES, BoostSpec, build
 from jaxboost.models.frozen import count, merge, split, statistics
 from jaxboost.models.llama import FAMILIES
@@ -310,7 +310,7 @@ def test_logits_of_the_full_models_are_torchvisions(name: str, image_size: int) 
     assert_close(logits, reference)
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", VARIANTS)
 def test_a_booster_has_nothing_to_mix(kind: str) -> None:
     with pytest.raises(ValueError, match=f"resnet18_acs gives one pooled feature, no tokens for boost {kind}"):
         classifier("resnet18_acs", 28, 2, kind)

@@ -11,13 +11,13 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxboost.data import pipeline
-from jaxboost.data.source import Split
+from jaxboost.data.dataset import Split
+from jaxboost.data.pipeline import batches
 from jaxboost.errors import UserError
 from jaxboost.training import step
-from jaxboost.training.checkpoint import Best, Checkpointer, Progress
-from jaxboost.training.progress import from_json, to_json
-from jaxboost.training.saved import DamagedError
+from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer, Progress
+from jaxboost.training.checkpoints.progress import from_json, to_json
+from jaxboost.training.checkpoints.stored import DamagedError
 from tests.training.small_runs import assert_same, on_host
 
 FINGERPRINTS = {"block": "0123456789abcdef" * 4, "data": "11" * 32}
@@ -48,7 +48,7 @@ def _state(seed, number):
 def _iterator():
     images = np.arange(20 * 4, dtype=np.uint8).reshape(20, 2, 2, 1)
     split = Split(images=images, labels=np.arange(20)[:, None] % 2)
-    return pipeline.train_iterator(split, batch_size=4, seed=0, image_size=2)
+    return batches.train_iterator(split, batch_size=4, seed=0, image_size=2)
 
 
 def _progress(best=None, seconds=1.5):

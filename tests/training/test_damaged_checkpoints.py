@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxboost.errors import UserError
-from jaxboost.training import kept, saved
-from jaxboost.training.checkpoint import Best, Checkpointer, Progress
+from jaxboost.training.checkpoints import checkpoint_folder, stored
+from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer, Progress
 from tests.mutations import mutations
 from tests.training.small_runs import assert_same, on_host
 from tests.training.test_checkpoint import FINGERPRINTS, _best, _iterator, _saved_steps, _state
@@ -303,7 +303,7 @@ def test_checkpoints_of_earlier_versions_go_on(folder, log):
     for step in ("latest/1", "latest/2", "best/1", "best/2"):
         _as_before(folder / step)
     assert _resume(folder) == 2
-    assert log == [kept.NO_CHECKSUMS % (folder / "latest/2")]
+    assert log == [checkpoint_folder.NO_CHECKSUMS % (folder / "latest/2")]
     # Even there the position must be that of the step.
     _change(folder / "latest/2/data/process_0-of-1.json", lambda content: content.update(next_index=3))
     assert _resume(folder) == 1
@@ -323,28 +323,28 @@ def test_tidying_a_finished_run(folder):
     shutil.copytree(folder / "best/1", folder / "best/7")
     for name in ("latest/5.orbax-checkpoint-tmp", "best/0", "latest/900"):
         (folder / name).mkdir()
-    kept.tidy(folder, 7)
+    checkpoint_folder.tidy(folder, 7)
     assert sorted(path.name for path in (folder / "latest").iterdir()) == ["1", "2", "900"]
     assert _saved_steps(folder / "best") == [1, 2, 7]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    kept.tidy(folder, 7)
-    kept.tidy(folder / "missing", 7)
+    checkpoint_folder.tidy(folder, 7)
+    checkpoint_folder.tidy(folder / "missing", 7)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_checksums_see_what_they_should():
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    sums = saved.of_trees({"a": {"b": array}})
+    sums = stored.of_trees({"a": {"b": array}})
     assert list(sums) == ["a.b"]
     assert sums["a.b"].startswith("float32[2,3] ")
     others = [array.reshape(3, 2), array.view(np.int32), array * np.float32(1 + 1e-7), -np.zeros_like(array)]
-    found = {saved.of_trees({"a": {"b": other}})["a.b"] for other in [*others, np.zeros_like(array)]}
+    found = {stored.of_trees({"a": {"b": other}})["a.b"] for other in [*others, np.zeros_like(array)]}
     assert len(found) == 5
     assert sums["a.b"] not in found
     # The same wherever it lies, and however it is stored.
     for same in (jax.numpy.asarray(array), np.asfortranarray(array)):
-        assert saved.of_trees({"a": {"b": same}}) == sums
-    scalar = saved.of_trees({"x": on_host({"s": jax.numpy.int32(3)})})
+        assert stored.of_trees({"a": {"b": same}}) == sums
+    scalar = stored.of_trees({"x": on_host({"s": jax.numpy.int32(3)})})
     assert next(iter(scalar.values())).startswith("int32[] ")
     bfloat16 = jax.numpy.ones((2,), jax.numpy.bfloat16)
-    assert saved.of_trees({"x": bfloat16})["x"].startswith("bfloat16[2] ")
+    assert stored.of_trees({"x": bfloat16})["x"].startswith("bfloat16[2] ")

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from configs import default
+from jaxboost.config import continuing
 from jaxboost.errors import UserError
-from jaxboost.training import cross_validation, datasets, features, fields, finished, loop, result_schema, workdir
+from jaxboost.inference import open_run
+from jaxboost.runs import cross_validation, datasets, result, workdir
+from jaxboost.training import features, loop
 from jaxboost.training.log import MetricsLog
 from tests.mutations import mutations
 from tests.training.test_damaged_checkpoints import Log, _flip, _largest
@@ -49,7 +52,7 @@ def run(whole, tmp_path):
 def _figures(folder):
     """What the result says, without what is another each time."""
     result = json.loads((folder / "result.json").read_text())
-    assert result.pop("sha256") == result_schema.checksum(result)
+    assert result.pop("sha256") == result.checksum(result)
     return {name: value for name, value in result.items() if name not in ("seconds", "config")}
 
 
@@ -120,7 +123,7 @@ def test_damaged_weights_are_not_predicted_with(run):
     with pytest.raises(
         UserError, match=r"the weights of the best epoch, step .*, are damaged .*: bring the folder back"
     ):
-        finished.open_run(run)
+        open_run.open_run(run)
 
 
 def _damage(path, content):
@@ -158,7 +161,7 @@ def test_damaged_config_and_result_do_not_block_a_run(name, run, pictures, log):
     with pytest.raises(UserError, match=r"of another config, which differs in optim\.lr \(0\.01 there, 0\.02 now\)"):
         workdir.check(run, other)
     with pytest.raises(UserError, match=r"(config|result)\.json is damaged|has no config\.json"):
-        finished.open_run(run)
+        open_run.open_run(run)
     log.clear()
     workdir.create(run, config)
     assert (run / "config.json").read_bytes() == before
@@ -190,10 +193,10 @@ def test_another_config_is_refused_whatever_is_left(run, pictures):
 @pytest.mark.parametrize(
     ("section", "kind", "config"),
     [
-        ("boost", result_schema.Boost, default.get_config()),
-        ("model", result_schema.Model, default.get_config()),
-        ("llama", result_schema.Llama, default.get_pneumollm_config()),
-        ("pneumollm", result_schema.Pneumo, default.get_pneumollm_config()),
+        ("boost", result.Boost, default.get_config()),
+        ("model", result.Model, default.get_config()),
+        ("llama", result.Llama, default.get_pneumollm_config()),
+        ("pneumollm", result.Pneumo, default.get_pneumollm_config()),
     ],
 )
 def test_sections_that_a_model_is_built_from_are_read_whole(section, kind, config):
@@ -202,19 +205,19 @@ def test_sections_that_a_model_is_built_from_are_read_whole(section, kind, confi
 
 
 def test_what_may_change_between_sessions(pictures):
-    now = fields.held(fields.to_dict(make_config(pictures)))
+    now = continuing.held(continuing.to_dict(make_config(pictures)))
     assert {"data.root", "train.log_every", "boost.block"}.isdisjoint(now)
     moved = make_config("elsewhere", data__masks="a", data__max_pixels=5)
-    before = fields.held(fields.to_dict(make_config(pictures, data__masks="b")))
-    assert fields.differing(before, fields.held(fields.to_dict(moved))) == []
-    assert fields.differing(before, now) == ["data.masks (True there, False now)"]
+    before = continuing.held(continuing.to_dict(make_config(pictures, data__masks="b")))
+    assert continuing.differing(before, continuing.held(continuing.to_dict(moved))) == []
+    assert continuing.differing(before, now) == ["data.masks (True there, False now)"]
     # A config of an earlier version has fewer fields, and is the same where the new ones are as they were.
-    older = fields.to_dict(make_config(pictures))
-    for name in fields.ADDED:
+    older = continuing.to_dict(make_config(pictures))
+    for name in continuing.ADDED:
         section, _, field = name.partition(".")
         del older[section][field]
-    assert fields.differing(fields.held(older), now) == []
-    assert fields.differing(fields.held(older), {**now, "data.nan": "0"}) == ["data.nan ('' there, '0' now)"]
+    assert continuing.differing(continuing.held(older), now) == []
+    assert continuing.differing(continuing.held(older), {**now, "data.nan": "0"}) == ["data.nan ('' there, '0' now)"]
 
 
 def test_data_of_a_finished_run_that_moved(run, pictures, tmp_path, log):
@@ -297,7 +300,7 @@ def test_mutants_of_run_files(name, whole, tmp_path):
     constant, time = ({"data.root": "/data"}, {"seconds": 1.0}), {"seconds": 0}
     whole = _altered(whole, tmp_path / "whole", *constant)
     config, content = make_config("/data"), (whole / name).read_bytes()
-    said, (expected, _) = workdir.check(whole, config), finished._read(whole)
+    said, (expected, _) = workdir.check(whole, config), open_run._read(whole)
     outcomes = set()
     for number, (_, damaged) in enumerate(mutations(content, 60, header=len(content))):
         run = tmp_path / str(number)
@@ -308,7 +311,7 @@ def test_mutants_of_run_files(name, whole, tmp_path):
         found = _or_mistake(workdir.check, run, config)
         outcomes.add(found if isinstance(found, str) else found is None)
         assert found in (None, "refused") or found | time == said | time
-        opened = _or_mistake(finished._read, run)
+        opened = _or_mistake(open_run._read, run)
         # What decides of a prediction is what it was.
         assert opened == "refused" or (opened[0].to_dict(), opened[1] | time) == (expected.to_dict(), said | time)
     # Another config is refused, another result is none.
@@ -331,7 +334,7 @@ def _altered(whole, folder, config=None, result=None):
                 section, _, field = path.rpartition(".")
                 (content["config"][section] if section else content["config"])[field] = value
             content.pop("sha256")
-            content["sha256"] = result_schema.checksum(content)
+            content["sha256"] = result.checksum(content)
         (run / name).write_text(json.dumps(content))
     return run
 
@@ -367,7 +370,7 @@ def _altered(whole, folder, config=None, result=None):
 def test_run_files_that_ask_for_too_much(config, result, match, whole, tmp_path):
     """Their checksums are right: somebody made them so."""
     with pytest.raises(UserError, match=match) as error:
-        finished.open_run(_altered(whole, tmp_path / "run", config, result))
+        open_run.open_run(_altered(whole, tmp_path / "run", config, result))
     assert len(str(error.value)) < 1000
 
 
@@ -378,7 +381,7 @@ def test_a_result_of_an_earlier_version_is_read(whole, tmp_path, pictures):
         del place[name]
     (run / "result.json").write_text(json.dumps(result))
     assert workdir.check(run, make_config(pictures)) == result
-    assert finished._read(run)[1] == result
+    assert open_run._read(run)[1] == result
 
 
 def test_mutants_of_the_metrics(tmp_path):

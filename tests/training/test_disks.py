@@ -21,8 +21,9 @@ from tensorboardX.proto import event_pb2
 
 from jaxboost import io
 from jaxboost.errors import UserError
-from jaxboost.training import cache, evaluate, loop, step
-from jaxboost.training.checkpoint import Best, Checkpointer
+from jaxboost.evaluation import evaluate
+from jaxboost.training import cache, loop, step
+from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer
 from jaxboost.training.log import MetricsLog
 from tests.finished_runs import colours
 from tests.training.small_runs import assert_same

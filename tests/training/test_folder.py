@@ -11,7 +11,7 @@ from PIL import Image
 from configs import default, pneumollm, quickstart
 from jaxboost.analysis.describe import describe
 from jaxboost.errors import UserError
-from jaxboost.training import cross_validation, datasets
+from jaxboost.runs import cross_validation, datasets
 
 COUNT = 16
 

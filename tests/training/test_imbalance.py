@@ -7,9 +7,10 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
-from jaxboost.data.source import MULTI_LABEL, DatasetInfo
+from jaxboost.data.dataset import MULTI_LABEL, DatasetInfo
 from jaxboost.errors import UserError
-from jaxboost.training import imbalance, step
+from jaxboost.evaluation import thresholds
+from jaxboost.training import step
 
 
 def _info(task, classes):
@@ -19,31 +20,31 @@ def _info(task, classes):
 
 def test_balanced_is_scikit_learns():
     labels = np.array([0, 0, 0, 1, 1, 2])[:, None]
-    ours = imbalance.class_weights("balanced", labels, _info("multi-class", 3))
+    ours = thresholds.class_weights("balanced", labels, _info("multi-class", 3))
     theirs = compute_class_weight("balanced", classes=np.arange(3), y=labels[:, 0])
     np.testing.assert_allclose(ours, theirs)
 
 
 def test_balanced_labels_have_their_odds():
     labels = np.array([[1, 0], [0, 0], [0, 1], [1, 0]])
-    assert imbalance.class_weights("balanced", labels, _info(MULTI_LABEL, 2)) == (1.0, 3.0)
+    assert thresholds.class_weights("balanced", labels, _info(MULTI_LABEL, 2)) == (1.0, 3.0)
 
 
 def test_none_and_numbers():
     labels = np.zeros((3, 1), int)
-    assert imbalance.class_weights("", labels, _info("binary-class", 2)) == ()
-    assert imbalance.class_weights("1,2.5", labels, _info("binary-class", 2)) == (1.0, 2.5)
+    assert thresholds.class_weights("", labels, _info("binary-class", 2)) == ()
+    assert thresholds.class_weights("1,2.5", labels, _info("binary-class", 2)) == (1.0, 2.5)
 
 
 @pytest.mark.parametrize("spec", ["1", "1,x", "1,-2", "1,nan", "1,2,3", "0,0", "balance"])
 def test_what_is_no_weight(spec):
     with pytest.raises(UserError, match="2 numbers from 0"):
-        imbalance.class_weights(spec, np.zeros((3, 1), int), _info("binary-class", 2))
+        thresholds.class_weights(spec, np.zeros((3, 1), int), _info("binary-class", 2))
 
 
 def test_a_class_without_examples():
     with pytest.raises(UserError, match="no training example is 'b'"):
-        imbalance.class_weights("balanced", np.zeros((3, 1), int), _info("binary-class", 2))
+        thresholds.class_weights("balanced", np.zeros((3, 1), int), _info("binary-class", 2))
 
 
 @pytest.mark.parametrize("task", ["multi-class", MULTI_LABEL])
@@ -80,10 +81,10 @@ def test_threshold_is_the_most_sensitive_that_is_specific_enough():
     labels = rng.integers(0, 2, 60)
     scores = np.round(np.clip(0.3 * labels + 0.5 * rng.random(60), 0, 1), 2)  # with ties
     for wanted in (0.5, 0.8, 0.9, 0.95):
-        value = imbalance.choose_threshold(labels, scores, wanted)
-        figures = imbalance.score_at(labels, scores, value)
+        value = thresholds.choose_threshold(labels, scores, wanted)
+        figures = thresholds.score_at(labels, scores, value)
         assert figures["specificity"] >= wanted
-        candidates = [imbalance.score_at(labels, scores, other) for other in np.unique(scores)]
+        candidates = [thresholds.score_at(labels, scores, other) for other in np.unique(scores)]
         allowed = [found["sensitivity"] for found in candidates if found["specificity"] >= wanted]
         assert figures["sensitivity"] == max(allowed)
 
@@ -92,15 +93,15 @@ def test_threshold_counts_exactly():
     """Nine of ten are right at .9: floating point must not make it ten of ten."""
     labels = np.array([0] * 10 + [1])
     scores = np.array([*np.linspace(0, 0.45, 9), 0.9, 0.8])
-    assert imbalance.choose_threshold(labels, scores, 0.9) == pytest.approx(0.8)
+    assert thresholds.choose_threshold(labels, scores, 0.9) == pytest.approx(0.8)
 
 
 def test_no_threshold_is_specific_enough():
-    value = imbalance.choose_threshold(np.array([1, 0]), np.array([0.2, 0.9]), 0.99)
+    value = thresholds.choose_threshold(np.array([1, 0]), np.array([0.2, 0.9]), 0.99)
     assert value == np.inf
-    assert imbalance.score_at(np.array([1, 0]), np.array([0.2, 0.9]), value) == {
+    assert thresholds.score_at(np.array([1, 0]), np.array([0.2, 0.9]), value) == {
         "sensitivity": 0.0,
         "specificity": 1.0,
         "acc": 0.5,
     }
-    assert imbalance.score_at(np.array([1]), np.array([0.2]), value)["specificity"] is None
+    assert thresholds.score_at(np.array([1]), np.array([0.2]), value)["specificity"] is None

@@ -13,8 +13,10 @@ from jaxboost.convert import convert, placing
 from jaxboost.convert.store import load_block
 from jaxboost.errors import UserError
 from jaxboost.models import frozen
-from jaxboost.models.frozen import Packed
-from jaxboost.training import cross_validation, datasets, experiment, step, systems
+from jaxboost.models.frozen import Quantized
+from jaxboost.runs import cross_validation, datasets
+from jaxboost.systems import experiment, systems
+from jaxboost.training import step
 from tests.reference import llama_checkpoints
 from tests.scripts import devices, run_script
 from tests.training.small_runs import assert_same, on_host, take_steps
@@ -57,7 +59,7 @@ def test_layers_are_packed_one_by_one(block):
 
     plain = load_block(block, (3, 0, 2), final_norm=True)
     held = load_block(block, (3, 0, 2), final_norm=True, pack=pack)
-    assert {name for name, weight in held.weights.items() if isinstance(weight, Packed)} == MATRICES
+    assert {name for name, weight in held.weights.items() if isinstance(weight, Quantized)} == MATRICES
     assert {shape[0] for shape in seen} == {1}
     expected = {name: placing.int8(w) if name in MATRICES else w for name, w in plain.weights.items()}
     assert_same(held.weights, expected)
@@ -87,9 +89,9 @@ def test_weights_on_the_device_are_int8_and_stay(radiographs, block, tmp_path, s
     # What the weights were rounded from gives nearly the same.
     plain = make_run(small(radiographs, **{**changes, "llama__weights": "stored"}), tmp_path / "stored")
     unpacked = jax.tree.map(
-        lambda weight: frozen.dense(weight).astype(jnp.float32),
+        lambda weight: frozen.dequantize(weight).astype(jnp.float32),
         layers,
-        is_leaf=lambda node: isinstance(node, Packed),
+        is_leaf=lambda node: isinstance(node, Quantized),
     )
     for name, weight in plain.frozen["llama"]["layers"].items():
         weight = np.asarray(weight, np.float32)

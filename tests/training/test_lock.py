@@ -12,7 +12,8 @@ import time
 import pytest
 
 from jaxboost.errors import UserError
-from jaxboost.training import cross_validation, lock, loop
+from jaxboost.runs import cross_validation, lock
+from jaxboost.training import loop
 from tests.scripts import REPOSITORY, run_script
 from tests.training.small_runs import small_config
 from tests.training.test_folder import make_config

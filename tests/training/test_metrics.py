@@ -9,9 +9,9 @@ from medmnist.evaluator import Evaluator, getACC, getAUC
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from jaxboost.data import describe_dataset
-from jaxboost.data.medmnist import names as medmnist_names
-from jaxboost.data.source import MULTI_LABEL
-from jaxboost.training import evaluate, metrics
+from jaxboost.data.dataset import MULTI_LABEL
+from jaxboost.data.sources.medmnist import names as medmnist_names
+from jaxboost.evaluation import evaluate, metrics
 
 TASKS = (metrics.BINARY, "multi-class", "ordinal-regression", MULTI_LABEL)
 

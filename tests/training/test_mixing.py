@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch.nn import functional
 
-from jaxboost.data.source import MULTI_LABEL
+from jaxboost.data.dataset import MULTI_LABEL
 from jaxboost.errors import UserError
 from jaxboost.training import mixing
 from jaxboost.training.mixing import Mixing

@@ -15,7 +15,8 @@ from PIL import Image
 from configs import pneumollm
 from jaxboost.errors import UserError
 from jaxboost.models import frozen
-from jaxboost.training import cross_validation, datasets, loop, optim, step
+from jaxboost.runs import cross_validation, datasets
+from jaxboost.training import loop, optim, step
 from tests.scripts import KILL, REPOSITORY, assert_mistake, devices, interrupted_training, run_script
 from tests.training.small_runs import on_host, take_steps
 

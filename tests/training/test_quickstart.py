@@ -7,7 +7,7 @@ import pytest
 from configs import quickstart
 from jaxboost import data
 from jaxboost.convert import store
-from jaxboost.training import systems
+from jaxboost.systems import systems
 from tests.scripts import run_script
 
 

@@ -5,8 +5,10 @@ import math
 import pytest
 
 from configs import pneumollm, quickstart
+from jaxboost.config import ranges
 from jaxboost.errors import UserError
-from jaxboost.training import cross_validation, loop, ranges
+from jaxboost.runs import cross_validation
+from jaxboost.training import loop
 
 
 @pytest.mark.parametrize(

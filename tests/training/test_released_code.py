@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxboost.errors import UserError
-from jaxboost.training import loop, metrics
+from jaxboost.evaluation import metrics
+from jaxboost.training import loop
 from tests.training.small_runs import small_config, take_steps
 
 

@@ -13,8 +13,10 @@ from jaxboost.errors import UserError
 from jaxboost.models import frozen
 from jaxboost.models.classifier import BACKBONES, Backbone
 from jaxboost.models.resnet import ResNet
-from jaxboost.training import datasets, loop, optim, step, systems
-from jaxboost.training.checkpoint import Checkpointer
+from jaxboost.runs import datasets
+from jaxboost.systems import systems
+from jaxboost.training import loop, optim, step
+from jaxboost.training.checkpoints.checkpointer import Checkpointer
 from tests.scripts import devices, run_script
 from tests.training.small_runs import assert_same, on_host, small_config, take_steps
 

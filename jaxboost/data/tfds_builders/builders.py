@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxboost.data import lidc, medmnist
-from jaxboost.data.nodules import EDGE_MM
-from jaxboost.data.source import MULTI_LABEL, Dataset, DatasetInfo, Split
+from jaxboost.data.dataset import MULTI_LABEL, Dataset, DatasetInfo, Split
+from jaxboost.data.sources import lidc, medmnist
+from jaxboost.data.sources.nodules import EDGE_MM
 from jaxboost.errors import UserError, nearest
 
 # Random access, and written without TensorFlow.
@@ -88,7 +88,7 @@ def _configs() -> list[MedMNISTConfig]:
 class _OurBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A builder of a data set that `jaxboost.data` loads.
 
-    `root` is the folder of its files, see `jaxboost.data.source.data_root`. Images become the feature `image`, volumes
+    `root` is the folder of its files, see `jaxboost.data.dataset.data_root`. Images become the feature `image`, volumes
     `volume`, and the labels `label`: the number of a class, or those of several for a multi-label task; patients, where
     they are known, `patient`.
     """
@@ -149,7 +149,7 @@ class MedMNIST(_OurBuilder):
 
 
 class LidcShapes(_OurBuilder):
-    """The nodule shapes of `jaxboost.data.lidc`."""
+    """The nodule shapes of `jaxboost.data.sources.lidc`."""
 
     name = "lidc_shapes"
     # Another build of the shapes is another version.

@@ -1,0 +1,1 @@
+"""The fields of a run: declared once, checked once."""

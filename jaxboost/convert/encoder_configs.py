@@ -1,0 +1,149 @@
+"""What a vision checkpoint's config.json says: the arguments of `models.vit.ViT`."""
+
+import dataclasses
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+from jaxboost.convert.encoder_layouts import CLIP_OF_TWO, LAYOUTS, MODEL_TYPES, REGISTERS
+from jaxboost.convert.encoder_names import EncoderSource, locate
+from jaxboost.convert.huggingface import HuggingFaceTensors
+from jaxboost.convert.positions import ANTIALIASED, BICUBIC
+from jaxboost.convert.settings import MAX_LAYERS, Settings
+from jaxboost.errors import UserError
+from jaxboost.models.transformer import ACTIVATIONS
+
+_WITH_REGISTERS = "dinov2_with_registers"
+# The longest side of an image, in pixels.
+_MAX_SIDE = 1 << 14
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """What the models of one type share.
+
+    Attributes:
+      defaults: those of Hugging Face's configuration class, for the keys that config.json leaves out.
+      fixed: arguments of the ViT that no key says.
+    """
+
+    defaults: Mapping[str, Any]
+    fixed: Mapping[str, bool]
+
+
+_BASE = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "num_channels": 3,
+}
+_VIT = Family(
+    defaults=_BASE | {"intermediate_size": 3072, "patch_size": 16, "hidden_act": "gelu", "layer_norm_eps": 1e-12},
+    fixed={"patch_bias": True, "pre_norm": False, "layer_scale": False},
+)
+_DINOV2 = Family(
+    defaults=_BASE | {"mlp_ratio": 4, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    fixed={"patch_bias": True, "pre_norm": False, "layer_scale": True},
+)
+FAMILIES = {
+    "clip_vision_model": Family(
+        defaults=_BASE
+        | {"intermediate_size": 3072, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+        fixed={"patch_bias": False, "pre_norm": True, "layer_scale": False},
+    ),
+    "vit": _VIT,
+    "vit_mae": _VIT,
+    "dinov2": _DINOV2,
+    _WITH_REGISTERS: dataclasses.replace(_DINOV2, defaults=_DINOV2.defaults | {"num_register_tokens": 4}),
+}
+
+
+def is_encoder(settings: Settings) -> bool:
+    """Whether config.json is that of a vision checkpoint, readable or not."""
+    return settings.get("model_type") in MODEL_TYPES
+
+
+def encoder_of(tensors: HuggingFaceTensors) -> EncoderSource:
+    """The vision encoder of a checkpoint in Hugging Face's layout.
+
+    Raises:
+      UserError: if config.json describes what `models.vit.ViT` is not, or a file is missing or broken.
+    """
+    settings = tensors.settings
+    model_type = settings.get("model_type")
+    if model_type == CLIP_OF_TWO:
+        model_type, settings = "clip_vision_model", _vision_section(settings)
+    arguments, image_size = parse_vision(settings, model_type)
+    layout, prefix = locate(tensors.names, LAYOUTS[model_type], where=tensors.source)
+    return EncoderSource(
+        tensors=tensors,
+        layout=layout,
+        prefix=prefix,
+        arguments=arguments,
+        image_size=image_size,
+        qkv_bias=settings.get("qkv_bias") is not False,
+        # As transformers resizes the positions of each.
+        resizing=ANTIALIASED if model_type == _WITH_REGISTERS else BICUBIC,
+    )
+
+
+def parse_vision(settings: Settings, model_type: str) -> tuple[dict[str, Any], int]:
+    """Arguments of `models.vit.ViT`, and the image size in pixels.
+
+    Raises:
+      UserError: if the model is none.
+    """
+    family, where = FAMILIES[model_type], settings.where
+    given = {key: value for key, value in settings.values.items() if value is not None}
+    settings = Settings(family.defaults | given, where)
+    if settings.get("use_swiglu_ffn"):
+        raise UserError(f"{where}: the MLPs are SwiGLU (DINOv2 giant), the ViT's are not: choose a smaller model")
+    activation = settings.get("hidden_act")
+    if activation not in tuple(ACTIVATIONS):
+        raise UserError(
+            f"{where}: the activation is {reprlib.repr(activation)}, the ViT's is one of {', '.join(ACTIVATIONS)}: "
+            "choose another checkpoint"
+        )
+    if settings.integer("num_channels") != 3:
+        raise UserError(f"{where}: images have {settings.get('num_channels')} channels instead of 3")
+    width, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
+    if width % heads:
+        raise UserError(f"{where}: the width {width} is not a multiple of {heads} heads")
+    patch, image_size = _side(settings, "patch_size"), _side(settings, "image_size")
+    if "mlp_ratio" in family.defaults:
+        mlp_width = int(width * settings.number("mlp_ratio"))
+        Settings({"width of the MLPs": mlp_width}, where).integer("width of the MLPs")
+    else:
+        mlp_width = settings.integer("intermediate_size")
+    if image_size < patch:
+        raise UserError(f"{where}: images of {image_size} pixels are smaller than the patch of {patch}")
+    arguments = {
+        "patch": patch,
+        "width": width,
+        "depth": settings.integer("num_hidden_layers", limit=MAX_LAYERS),
+        "heads": heads,
+        "mlp_width": mlp_width,
+        "eps": settings.number("layer_norm_eps"),
+        "activation": activation,
+    }
+    if "num_register_tokens" in family.defaults:
+        registers = settings.count("num_register_tokens", 0, limit=1024)
+        arguments |= {REGISTERS: registers} if registers else {}
+    return arguments | dict(family.fixed), image_size
+
+
+def _vision_section(settings: Settings) -> Settings:
+    # Early files have a second section, which wins in transformers.
+    older = settings.section("vision_config_dict")
+    return older if older.values else settings.section("vision_config")
+
+
+def _side(settings: Settings, key: str) -> int:
+    """A side in pixels, given as a number or as two equal ones."""
+    value = settings.get(key)
+    if isinstance(value, list):
+        if len(value) != 2 or value[0] != value[1]:
+            raise UserError(f"{settings.where}: {key!r} is {reprlib.repr(value)}, the ViT takes squares")
+        settings = Settings({key: value[0]}, settings.where)
+    return settings.integer(key, limit=_MAX_SIDE)

@@ -1,0 +1,161 @@
+"""The naming schemes of vision checkpoints: which tensor is which weight of `models.vit.ViT`."""
+
+import dataclasses
+from collections.abc import Mapping
+
+# Keys of a encoder's parts, beside the numbers of its blocks.
+EMBEDDING, NORM = "embedding", "norm"
+# Names of ours that others need.
+KERNEL, QKV = "embedding.kernel", "attention.qkv"
+POSITIONS, REGISTERS = "positions", "registers"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderLayout:
+    """One naming scheme of vision checkpoints; names are those below the encoder's prefix.
+
+    Attributes:
+      embedding: our name of a weight before the first block -> the tensor's name.
+      block: beginning of a block's tensor names, with `{layer}` for its number.
+      weights: our name of a block's weight -> the rest of the names of the tensors that lie in it side by side.
+      norm: the final LayerNorm.
+      ignored: beginnings of what is no part of the encoder's result.
+    """
+
+    embedding: Mapping[str, str]
+    block: str
+    weights: Mapping[str, tuple[str, ...]]
+    norm: str
+    ignored: tuple[str, ...]
+
+    def names(self, key: str) -> dict[str, tuple[str, ...]]:
+        """Our name of each weight of a part -> its tensors' names."""
+        if key == EMBEDDING:
+            return {weight: (name,) for weight, name in self.embedding.items()}
+        if key == NORM:
+            return {"scale": (f"{self.norm}.weight",), "bias": (f"{self.norm}.bias",)}
+        prefix = self.block.format(layer=key)
+        return {weight: tuple(prefix + ending for ending in endings) for weight, endings in self.weights.items()}
+
+
+def _linear(ours: str, *theirs: str) -> dict[str, tuple[str, ...]]:
+    return {
+        f"{ours}.kernel": tuple(f"{name}.weight" for name in theirs),
+        f"{ours}.bias": tuple(f"{name}.bias" for name in theirs),
+    }
+
+
+def _norm(ours: str, theirs: str) -> dict[str, tuple[str, ...]]:
+    return {f"{ours}.scale": (f"{theirs}.weight",), f"{ours}.bias": (f"{theirs}.bias",)}
+
+
+CLIP = EncoderLayout(
+    embedding={
+        KERNEL: "embeddings.patch_embedding.weight",
+        "cls": "embeddings.class_embedding",
+        "positions": "embeddings.position_embedding.weight",
+        "pre_norm.scale": "pre_layrnorm.weight",
+        "pre_norm.bias": "pre_layrnorm.bias",
+    },
+    block="encoder.layers.{layer}.",
+    weights=_norm("attention_norm", "layer_norm1")
+    | _linear(QKV, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    | _linear("attention.out", "self_attn.out_proj")
+    | _norm("mlp_norm", "layer_norm2")
+    | _linear("mlp.up", "mlp.fc1")
+    | _linear("mlp.down", "mlp.fc2"),
+    norm="post_layernorm",
+    ignored=("embeddings.position_ids",),
+)
+
+_EMBEDDING = {
+    KERNEL: "embeddings.patch_embeddings.projection.weight",
+    "embedding.bias": "embeddings.patch_embeddings.projection.bias",
+    "cls": "embeddings.cls_token",
+    "positions": "embeddings.position_embeddings",
+}
+_SELF_ATTENTION = _linear(
+    QKV, "attention.attention.query", "attention.attention.key", "attention.attention.value"
+) | _linear("attention.out", "attention.output.dense")
+# How transformers 5 names them in memory, and in files that it saves with its own names instead of the published ones.
+_RENAMED_ATTENTION = _linear(QKV, "attention.q_proj", "attention.k_proj", "attention.v_proj") | _linear(
+    "attention.out", "attention.o_proj"
+)
+_MLP = _linear("mlp.up", "mlp.fc1") | _linear("mlp.down", "mlp.fc2")
+
+VIT = EncoderLayout(
+    embedding=_EMBEDDING,
+    block="encoder.layer.{layer}.",
+    weights=_norm("attention_norm", "layernorm_before")
+    | _SELF_ATTENTION
+    | _norm("mlp_norm", "layernorm_after")
+    | _linear("mlp.up", "intermediate.dense")
+    | _linear("mlp.down", "output.dense"),
+    norm="layernorm",
+    ignored=("embeddings.mask_token", "pooler.", "classifier."),
+)
+VIT_RENAMED = dataclasses.replace(VIT, block="layers.{layer}.", weights=VIT.weights | _RENAMED_ATTENTION | _MLP)
+
+DINOV2 = EncoderLayout(
+    embedding=_EMBEDDING | {REGISTERS: "embeddings.register_tokens"},
+    block="encoder.layer.{layer}.",
+    weights=_norm("attention_norm", "norm1")
+    | _SELF_ATTENTION
+    | {"attention_scale": ("layer_scale1.lambda1",)}
+    | _norm("mlp_norm", "norm2")
+    | _MLP
+    | {"mlp_scale": ("layer_scale2.lambda1",)},
+    norm="layernorm",
+    ignored=("embeddings.mask_token", "classifier."),
+)
+DINOV2_RENAMED = dataclasses.replace(DINOV2, weights=DINOV2.weights | _RENAMED_ATTENTION)
+
+# timm's names. LayerScale and registers are left out where a model has none. Ignored are heads, and what pretraining
+# needs beside the encoder: a decoder (MAE), a predictor, a projection.
+TIMM = EncoderLayout(
+    embedding={
+        KERNEL: "patch_embed.proj.weight",
+        "embedding.bias": "patch_embed.proj.bias",
+        "cls": "cls_token",
+        "positions": "pos_embed",
+        REGISTERS: "reg_token",
+    },
+    block="blocks.{layer}.",
+    weights=_norm("attention_norm", "norm1")
+    | _linear(QKV, "attn.qkv")
+    | _linear("attention.out", "attn.proj")
+    | {"attention_scale": ("ls1.gamma",)}
+    | _norm("mlp_norm", "norm2")
+    | _MLP
+    | {"mlp_scale": ("ls2.gamma",)},
+    norm="norm",
+    ignored=(
+        "head.",
+        "head_dist.",
+        "heads.",
+        "fc.",
+        "classifier.",
+        "pre_logits.",
+        "mask_token",
+        "decoder.",
+        "decoder_",
+        "predictor.",
+        "projection.",
+        "projector.",
+        "dino_head.",
+        "ibot_head.",
+    ),
+)
+# DINOv2's own checkpoints have the same names but for the registers.
+TIMM_OF_DINOV2 = dataclasses.replace(TIMM, embedding=TIMM.embedding | {REGISTERS: "register_tokens"})
+
+# model_type -> its naming schemes.
+LAYOUTS = {
+    "clip_vision_model": (CLIP,),
+    "vit": (VIT, VIT_RENAMED),
+    "vit_mae": (VIT, VIT_RENAMED),
+    "dinov2": (DINOV2, DINOV2_RENAMED),
+    "dinov2_with_registers": (DINOV2, DINOV2_RENAMED),
+}
+CLIP_OF_TWO = "clip"  # a text encoder beside the vision encoder
+MODEL_TYPES = (CLIP_OF_TWO, *LAYOUTS)

@@ -1,0 +1,1 @@
+"""Arrays -> batches: resizing, augmentation, order."""

@@ -1,0 +1,235 @@
+"""Random changes of single training images, made where the batches are: of a 2D image by Pillow, of a volume by numpy.
+
+Images are uint8 before and after. Grey images stay grey: what changes the saturation is the identity on them.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from jaxboost.data.pipeline import rand_augment
+from jaxboost.errors import UserError, check_choice
+
+FILTERS = {
+    "bicubic": (Image.Resampling.BICUBIC,),
+    "random": (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
+}
+
+_RANDOM_2D = ("crop_scale", "flip", "vertical_flip", "color_jitter", "rand_augment_ops")
+_RANDOM_3D = ("volume_flips", "volume_rotations", "shift", "noise")
+_ONLY_2D = (
+    *_RANDOM_2D,
+    *("resize", "crop_ratio", "interpolation", "rgb"),
+    *("rand_augment_magnitude", "rand_augment_std", "rand_augment_increasing"),
+)
+_RANGES = {
+    **dict.fromkeys(("flip", "vertical_flip", "color_jitter", "noise"), (0, 1)),
+    **dict.fromkeys(("rand_augment_magnitude", "rand_augment_std"), (0, rand_augment.HIGHEST)),
+    **dict.fromkeys(("resize", "rand_augment_ops", "shift"), (0, math.inf)),
+    "repeats": (1, math.inf),
+}
+# Tries of a crop that lies inside the image.
+_TRIES = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augment:
+    """The config section `augment`; by default nothing is changed. Sources: timm 0.4.12, torchvision.
+
+    For images of two dimensions:
+        resize: pixels; images are resized to this, bicubic, and cropped in the centre to the size that the model takes;
+            0: resized straight to the latter. In evaluation always, in training where there is no random crop.
+        crop_scale: (low, high) share of the stored image's area that a random crop covers, which is then resized; ():
+            no random crop.
+        crop_ratio: (low, high) width over height of the random crop, before it is resized to a square.
+        interpolation: of random crops and RandAugment: "bicubic", or "random": bicubic or bilinear, each half of the
+            time.
+        flip: probability of a left-right flip.
+        vertical_flip: probability of an upside-down flip.
+        color_jitter: x; brightness, contrast and saturation, in random order, by factors drawn from U(1 - x, 1 + x).
+        rand_augment_ops: operations per image; 0: no RandAugment.
+        rand_augment_magnitude, rand_augment_std: of the operations' level, 0 to 10.
+        rand_augment_increasing: all operations change the more, the higher the level: timm's `inc1`.
+        rgb: grey training images become RGB first, so that what comes in from outside has ImageNet's mean colour
+            instead of its grey, and the noise of `mix.erase` is drawn for each channel.
+
+    For volumes:
+        volume_flips: along each axis, half of the time.
+        volume_rotations: by multiples of 90 degrees, each of the 24 orientations as often.
+        shift: voxels at most along each axis, either way; 0 comes in from outside.
+        noise: standard deviation of normal noise, the grey values being 0 to 1.
+
+    For both:
+        repeats: samples that an image has in each of the epochs in which it is seen (Hoffer et al. 2020); an epoch
+            keeps its length and so sees 1 / repeats of the images.
+    """
+
+    resize: int = 0
+    crop_scale: Sequence[float] = ()
+    crop_ratio: Sequence[float] = (3 / 4, 4 / 3)
+    interpolation: str = "bicubic"
+    flip: float = 0.0
+    vertical_flip: float = 0.0
+    color_jitter: float = 0.0
+    rand_augment_ops: int = 0
+    rand_augment_magnitude: float = 9.0
+    rand_augment_std: float = 0.5
+    rand_augment_increasing: bool = False
+    rgb: bool = False
+    volume_flips: bool = False
+    volume_rotations: bool = False
+    shift: int = 0
+    noise: float = 0.0
+    repeats: int = 1
+
+    @property
+    def random_fields(self) -> tuple[str, ...]:
+        """The names of the fields that are set and make an image another one each time."""
+        return tuple(name for name in (*_RANDOM_2D, *_RANDOM_3D) if getattr(self, name))
+
+    def check(self, ndim: int) -> None:
+        """Raises UserError where a field is out of its range or not for images of `ndim` dimensions, 2 or 3."""
+        other, dimensions = (_RANDOM_3D, 3) if ndim == 2 else (_ONLY_2D, 2)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in other and value != field.default:
+                raise UserError(
+                    f"config field augment.{field.name}: {value!r} is for {dimensions}-D images, these are {ndim}-D: "
+                    f"leave it at {field.default!r}"
+                )
+        self._check_ranges()
+
+    def check_encoded(self) -> None:
+        """Raises UserError where a field is set that cannot be had once the images are encoded, before training."""
+        if fields := self.random_fields:
+            raise UserError(
+                f"config field augment.{fields[0]}: {getattr(self, fields[0])!r} changes images, but the encoder that "
+                f"sees them is frozen and sees each only once: leave it at {getattr(Augment, fields[0])!r}"
+            )
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        check_choice(self.interpolation, FILTERS, "config field augment.interpolation")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            # Not the other way round: every comparison with NaN is false.
+            if not (low <= value <= high and value < math.inf):
+                wanted = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+                raise UserError(f"config field augment.{name}: {value!r} should be {wanted}")
+        if self.crop_scale:
+            _check_pair("crop_scale", self.crop_scale, highest=1)
+        _check_pair("crop_ratio", self.crop_ratio, highest=math.inf)
+
+
+def augment_image(image: np.ndarray, rng: np.random.Generator, augment: Augment, *, image_size: int) -> np.ndarray:
+    """A 2D image, uint8 (S', S', C), C = 1 or 3, randomly changed: uint8 (S, S, C).
+
+    In timm's order: crop, flips, RandAugment, color jitter. (Where timm uses RandAugment it leaves the jitter out.)
+
+    Args:
+        rng: all that is random comes from it.
+        image_size: S, pixels, of a random crop; without one S = S'.
+    """
+    filters = FILTERS[augment.interpolation]
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    if augment.crop_scale:
+        box = crop_box(picture.width, rng, scale=augment.crop_scale, ratio=augment.crop_ratio)
+        # Cropped first: `resize` with a box would look at pixels around it.
+        picture = picture.crop(box).resize((image_size, image_size), filters[rng.integers(len(filters))])
+    if rng.random() < augment.flip:
+        picture = ImageOps.mirror(picture)
+    if rng.random() < augment.vertical_flip:
+        picture = ImageOps.flip(picture)
+    picture = rand_augment.rand_augment(
+        picture,
+        rng,
+        ops=augment.rand_augment_ops,
+        magnitude=augment.rand_augment_magnitude,
+        std=augment.rand_augment_std,
+        increasing=augment.rand_augment_increasing,
+        filters=filters,
+    )
+    if augment.color_jitter:
+        picture = jitter(picture, rng, augment.color_jitter)
+    return np.asarray(picture).reshape(picture.height, picture.width, image.shape[-1])
+
+
+def crop_box(
+    side: int, rng: np.random.Generator, *, scale: Sequence[float], ratio: Sequence[float]
+) -> tuple[int, int, int, int]:
+    """The (left, upper, right, lower) edges, in pixels, of a random crop of a square image.
+
+    Its share of the area is drawn from U(scale), the logarithm of width / height from U(log ratio), until it fits, and
+    its place from those that it can have. Where it does not fit in ten tries: the largest crop in the centre.
+    """
+    low, high = ratio
+    for _ in range(_TRIES):
+        area = side * side * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(low), math.log(high)))
+        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < width <= side and 0 < height <= side:
+            upper, left = (int(rng.integers(side - length + 1)) for length in (height, width))
+            break
+    else:
+        # The nearest to a square that the ratio allows; at least one pixel.
+        width, height = max(1, round(side * min(high, 1))), max(1, round(side / max(low, 1)))
+        upper, left = (side - height) // 2, (side - width) // 2
+    return left, upper, left + width, upper + height
+
+
+def jitter(picture: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
+    """Brightness, contrast and saturation, in random order, each times a factor from U(1 - strength, 1 + strength)."""
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for number in rng.permutation(len(enhancers)):
+        picture = enhancers[number](picture).enhance(rng.uniform(1 - strength, 1 + strength))
+    return picture
+
+
+def augment_volume(volume: np.ndarray, rng: np.random.Generator, augment: Augment) -> np.ndarray:
+    """A volume, uint8 (S, S, S, C), randomly changed: rotation, flips, shift, noise, in this order."""
+    if augment.volume_rotations:
+        volume = rotate(volume, int(rng.integers(len(_ROTATIONS))))
+    if augment.volume_flips:
+        volume = np.flip(volume, [axis for axis in range(3) if rng.random() < 0.5])
+    if augment.shift:
+        volume = translate(volume, rng.integers(-augment.shift, augment.shift, size=3, endpoint=True))
+    if augment.noise:
+        noise = rng.standard_normal(volume.shape, np.float32) * np.float32(255 * augment.noise)
+        volume = np.clip(np.rint(volume + noise), 0, 255).astype(np.uint8)
+    return volume
+
+
+# A rotation of the cube puts old axis axes[i] in the place of axis i, read backwards where signs[i] is -1. Of the 48
+# such pairs, mirror images are those whose matrix has the determinant -1.
+_ROTATIONS = tuple(
+    (axes, signs)
+    for axes in itertools.permutations(range(3))
+    for signs in itertools.product((1, -1), repeat=3)
+    if np.linalg.det(np.diag(signs)[:, axes]) > 0
+)
+
+
+def rotate(volume: np.ndarray, number: int) -> np.ndarray:
+    """The volume (S, S, S, C) in one of the 24 orientations that turning it reaches, 0 <= number < 24; 0: as it is."""
+    axes, signs = _ROTATIONS[number]
+    return volume.transpose(*axes, 3)[tuple(slice(None, None, sign) for sign in signs)]
+
+
+def translate(volume: np.ndarray, offsets: Sequence[int]) -> np.ndarray:
+    """The volume (S, S, S, C) moved by so many voxels along each axis, at most S; 0 comes in from outside."""
+    moved = np.zeros_like(volume)
+    pairs = zip(volume.shape, offsets, strict=False)
+    spans = [(slice(max(0, by), size + min(0, by)), slice(max(0, -by), size - max(0, by))) for size, by in pairs]
+    moved[tuple(new for new, _ in spans)] = volume[tuple(old for _, old in spans)]
+    return moved
+
+
+def _check_pair(name: str, pair: Sequence[float], *, highest: float) -> None:
+    numbers = all(isinstance(end, int | float) for end in pair)
+    if not numbers or len(pair) != 2 or not 0 < pair[0] <= pair[1] <= highest or math.inf in pair:
+        limit = "" if highest == math.inf else f" <= {highest:g}"
+        raise UserError(f"config field augment.{name}: {pair!r} should be (low, high) with 0 < low <= high{limit}")

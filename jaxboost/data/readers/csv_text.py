@@ -1,0 +1,114 @@
+"""CSV files that people and their programs write: decoded, split into cells, and refused where that is not certain."""
+
+import contextlib
+import csv
+import io
+import itertools
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+
+from jaxboost.data.walk import not_fetched, unreadable
+from jaxboost.errors import UserError
+
+_SEPARATORS = (",", ";", "\t")
+_FIRST_LINE = re.compile(r"[^\r\n]*")
+_SEPARATOR_LINE = re.compile(r'"?sep=([,;\t])"?[ \t]*\r?\n', re.IGNORECASE)
+_COMMENT = re.compile(r"#[^\r\n]*(?:\r\n|\r|\n)")
+# A row of a million images has some 100 bytes.
+_MOST_BYTES = 1 << 30
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_ARCHIVES = ((b"PK\x03\x04", "an Excel or a zip file"), (b"\xd0\xcf\x11\xe0", "an Excel file"), (b"\x1f\x8b", "a gzip"))
+
+
+def read(path: pathlib.Path) -> str:
+    """The text of the file.
+
+    Raises:
+        UserError: it cannot be read, or is not UTF-8 text; it says how to save it.
+    """
+    if reason := "" if path.is_dir() else unreadable(path):
+        raise UserError(f"{path}: {reason}")
+    try:
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise UserError(f"{path}: has {size} bytes, too many for a table of labels: leave other columns out")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the file: {error.strerror}") from error
+    for mark, kind in _ARCHIVES:
+        if content.startswith(mark):
+            raise UserError(f"{path}: is {kind}, not CSV: open it and save it as CSV in UTF-8")
+    zeros = content[:1000].count(0)
+    if content.startswith(_UTF16) or zeros > len(content[:1000]) // 4:
+        raise UserError(
+            f"{path}: not UTF-8 text: save it as CSV in UTF-8; it looks like UTF-16, as Excel's 'Unicode text' is"
+        )
+    if (place := content.find(0)) >= 0:
+        raise UserError(f"{path}: has a NUL byte at byte {place + 1}: the file is damaged, write it again")
+    if reason := not_fetched(path):
+        raise UserError(f"{path}: {reason}")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}: not UTF-8 text: save it as CSV in UTF-8 (line {line})") from None
+
+
+def rows(path: pathlib.Path, text: str) -> tuple[str, Iterator[tuple[int, list[str]]]]:
+    """The separator, and each row's number and cells; the first one is the header.
+
+    The separator is a comma, a semicolon or a tab. Lines that begin with # are left out before the header. A row's
+    number is that of a spreadsheet, which shows a cell of several lines in one row.
+
+    Raises:
+        UserError: while the rows are read: quotes are not closed, as far as that can be seen.
+    """
+    separator, before = "", 0
+    if match := _SEPARATOR_LINE.match(text):
+        separator, text, before = match[1], text[match.end() :], 1
+    while match := _COMMENT.match(text):
+        text, before = text[match.end() :], before + 1
+    header = _FIRST_LINE.match(text)[0]
+    separator = separator or max(_SEPARATORS, key=header.count)
+    return separator, _cells(path, text, separator, before)
+
+
+def _cells(path: pathlib.Path, text: str, separator: str, before: int) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    width = 0
+    for number in itertools.count(before + 1):
+        line = before + reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise UserError(
+                f"{path}: not a CSV file: {error}, in the row that begins in line {line}: look for a quote that is not"
+                ' closed, and write "" for a quote within a cell'
+            ) from error
+        if cells is None:
+            return
+        width = width or len(cells)
+        last = before + reader.line_num
+        if last > line and _swallows(cells, separator, width):
+            raise UserError(
+                f"{path}: a cell of the row that begins in line {line} holds whole rows, up to line {last}: a quote is"
+                " not closed"
+            )
+        yield number, cells
+
+
+def _swallows(cells: Sequence[str], separator: str, width: int) -> bool:
+    """Whether a cell has a line that looks like a whole row, which a note of several lines has not."""
+    lines = (line for cell in cells if "\n" in cell or "\r" in cell for line in cell.splitlines()[1:])
+    return any(line.count(separator) + 1 >= max(width, 2) for line in lines)
+
+
+@contextlib.contextmanager
+def long_cells() -> Iterator[None]:
+    """Lets csv read cells of any length: run lengths of a mask can be longer than its limit of 128 KB."""
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)

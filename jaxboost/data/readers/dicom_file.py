@@ -1,0 +1,182 @@
+"""The data elements of a DICOM file, read with bounds. Needs the package pydicom (the extra `dicom`).
+
+The header comes first, so that sizes are known before pixel data is read, inflated or decoded. Files without preamble,
+without file meta information or without a transfer syntax are read where their bytes say how they are written.
+"""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import logging
+import pathlib
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import pydicom
+from pydicom.datadict import dictionary_has_tag
+from pydicom.filereader import data_element_generator, read_dataset
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+from pydicom.values import converters
+
+from jaxboost.data.problems import ProblemError, reason
+from jaxboost.data.readers.regular_files import open_regular
+from jaxboost.data.readers.signatures import HEAD, held
+
+_PIXELS = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
+_UNDEFINED = 0xFFFFFFFF
+# Of a deflated file, before its pixel data. Lookup tables and icons are far below it.
+_MAX_DEFLATED_HEADER = 4 << 20
+# Before the pixel data, sequences counted once. Real files have hundreds; zeros are read as one element for 8 bytes.
+_MAX_ELEMENTS = 2**15
+
+# pydicom logs a stack trace for each decoder that fails, and warns of each tag that is not as the standard says. What
+# matters of it is in our own messages, with the file's name.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+warnings.filterwarnings("ignore", category=UserWarning, module="pydicom")
+
+
+@dataclasses.dataclass
+class DicomFile:
+    """An open file: what stands before its pixel data, and where that is.
+
+    Attributes:
+        header: every element before the pixel data.
+        syntax: the transfer syntax that the file names, or None.
+        encoding: the uncompressed transfer syntax that the elements of the header are written in.
+        pixels: PixelData, FloatPixelData, DoubleFloatPixelData, or "" for none.
+        length: the bytes of the pixel data, None where it is undefined, which says that they are compressed.
+    """
+
+    header: pydicom.Dataset
+    syntax: UID | None
+    encoding: UID
+    pixels: str = ""
+    length: int | None = 0
+    _file: BinaryIO = dataclasses.field(default_factory=io.BytesIO, repr=False)
+    _deflated: bytes = dataclasses.field(default=b"", repr=False)
+
+    def read_pixels(self) -> tuple[bytes, str]:
+        """The value of the pixel data and its value representation. Call it once, after `length` was checked.
+
+        Raises:
+            ProblemError: the file ends before.
+        """
+        file = self._file
+        if self._deflated:
+            end = file.tell() + (self.length or 0) + 16
+            file = io.BytesIO(_inflate(self._deflated, end))
+            file.seek(self._file.tell())
+        implicit, little = self.encoding.is_implicit_VR, self.encoding.is_little_endian
+        element = next(data_element_generator(file, implicit, little), None)
+        value = b"" if element is None or element.value is None else element.value
+        if self.length is not None and len(value) < self.length:
+            raise ProblemError(f"is cut off: {len(value)} of {self.length} bytes of its pixel data are there")
+        return value, (element.VR if element else None) or "OW"
+
+
+@contextlib.contextmanager
+def open_dicom(path: pathlib.Path) -> Iterator[DicomFile]:
+    """The file with its header read. Every exception of the block that is not a ProblemError becomes one.
+
+    Raises:
+        ProblemError: it is no DICOM file, no regular file, or damaged.
+    """
+    path = pathlib.Path(path)
+    try:
+        with open_regular(path) as file:
+            yield _read_header(file)
+    except ProblemError:
+        raise
+    except OSError as error:
+        raise ProblemError(f"cannot be read ({reason(error)})") from error
+    # Damaged files make pydicom and its decoders raise nearly anything.
+    except Exception as error:
+        raise ProblemError(f"is damaged or not as the standard says ({reason(error)})") from error
+
+
+def _read_header(file: BinaryIO) -> DicomFile:
+    with_preamble = file.read(132)[128:] == b"DICM"
+    if not with_preamble:
+        file.seek(0)
+        if _encoding(_peek(file), groups=(0x0002, 0x0008)) is None:
+            other = held(file.read(HEAD))
+            raise ProblemError(f"is not a DICOM file{f': it {other}' if other else ''}")
+    syntax = None
+    deflated = b""
+    if _peek(file)[:2] == b"\x02\x00":
+        meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 0x0002)
+        named = str(meta.get("TransferSyntaxUID") or "").strip(" \0")
+        syntax = UID(named) if named else None
+    if syntax == DeflatedExplicitVRLittleEndian:
+        deflated = file.read()
+        file = io.BytesIO(_inflate(deflated, _MAX_DEFLATED_HEADER))
+    encoding = _written_in(_peek(file), syntax)
+    found = []
+    count = itertools.count()
+
+    def at_pixels(tag: int, vr: str | None, length: int) -> bool:
+        if next(count) > _MAX_ELEMENTS:
+            raise ProblemError(f"is damaged: it has more than {_MAX_ELEMENTS} elements before its pixel data")
+        if tag in _PIXELS:
+            found.append((_PIXELS[tag], None if length == _UNDEFINED else length))
+        return tag in _PIXELS
+
+    header = read_dataset(file, encoding.is_implicit_VR, encoding.is_little_endian, stop_when=at_pixels)
+    if header.original_encoding[0] != encoding.is_implicit_VR and encoding.is_little_endian:
+        # It names the one and is written in the other, which pydicom sees in the first element.
+        encoding = ImplicitVRLittleEndian if header.original_encoding[0] else ExplicitVRLittleEndian
+    if not found and deflated and file.tell() >= _MAX_DEFLATED_HEADER:
+        raise ProblemError(f"inflates to more than {_MAX_DEFLATED_HEADER >> 20} MiB before its pixel data")
+    if not (found or with_preamble or "SOPClassUID" in header):
+        raise ProblemError("is not a DICOM file")
+    pixels, length = found[0] if found else ("", 0)
+    return DicomFile(header, syntax, encoding, pixels, length, file, deflated)
+
+
+def _peek(file: BinaryIO) -> bytes:
+    start = file.read(8)
+    file.seek(-len(start), io.SEEK_CUR)
+    return start
+
+
+def _encoding(start: bytes, groups: tuple[int, ...] = ()) -> UID | None:
+    """The transfer syntax of the element that begins with these 8 bytes, None where they begin none of `groups`."""
+    if len(start) < 8:
+        return None
+    explicit = start[4:6].decode("latin-1") in converters
+    for order, syntax in (("<", ExplicitVRLittleEndian), (">", ExplicitVRBigEndian)):
+        group, element = struct.unpack(f"{order}HH", start[:4])
+        known = element == 0 or dictionary_has_tag(group << 16 | element)
+        private = group % 2 == 1 and group < 0x0800
+        if group in groups if groups else known or private:
+            if explicit:
+                return syntax
+            # The first elements are short, or sequences.
+            if order == "<" and (struct.unpack("<L", start[4:])[0] < 2**16 or start[4:] == b"\xff" * 4):
+                return ImplicitVRLittleEndian
+    return None
+
+
+def _written_in(start: bytes, syntax: UID | None) -> UID:
+    if syntax is None:
+        if start and (found := _encoding(start)) is None:
+            raise ProblemError(
+                "names no transfer syntax, and its elements are written in none of the uncompressed ones"
+            )
+        return found if start else ExplicitVRLittleEndian
+    # Compressed files and deflated ones are written in the explicit VR.
+    return syntax if syntax in (ImplicitVRLittleEndian, ExplicitVRBigEndian) else ExplicitVRLittleEndian
+
+
+def _inflate(content: bytes, limit: int) -> bytes:
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, limit)

@@ -1,0 +1,216 @@
+"""Where the voxels of a NIfTI file lie: the directions of its axes and the voxel sizes in mm.
+
+The header says it up to three times: in `pixdim` (sizes alone), in the qform (a rotation, with the sizes of `pixdim`)
+and in the sform (a matrix). The sform is used where its code is above 0, else the qform. What contradicts another part
+of the header is refused: only the user can know which one is right. Fields and rules are those of nifti1.h
+(https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h).
+"""
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxboost.data.problems import ProblemError, reason
+
+if typing.TYPE_CHECKING:
+    import nibabel
+
+_UNIT_BITS = 7  # of xyzt_units; the others are the unit of time
+# Code -> mm. Files with an unknown unit are in mm by common practice.
+_UNITS = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}
+# nifti1.h has codes 0 to 5 for what an affine leads to.
+_CODES = range(6)
+# How far two voxel sizes of one axis may differ, as a part of the greater one, and two axes from a right angle, as its
+# cosine. Headers keep four digits and more; 1 % is 3 mm over the length of a head and a torso.
+_TOLERANCE = 0.01
+# Two affines that lead to different axes within so few degrees lie on both sides of a diagonal, and agree.
+_SAME_DEGREES = 10
+_OBLIQUE_DEGREES = 30
+# mm. No voxel is smaller than 1 nm or larger than 10 m; a body is not longer than 3 m, and 10 micron hold one cell.
+_VOXELS = (1e-6, 1e4)
+_SIDES = (0.01, 3000)
+_KEEP_SFORM = "image.set_qform(image.affine, 1)"
+_KEEP_QFORM = "image.set_sform(image.get_qform(), 1)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """The geometry of stored voxels.
+
+    Attributes:
+        orientation: (3, 2) as in nibabel.orientations: the axis (0: right, 1: anterior, 2: superior) that is closest
+            to each stored one, and 1 or -1 for its direction; None where it is unknown.
+        sizes: of a voxel along the stored axes in mm.
+        remarks: what the user should know, by a name for its kind.
+    """
+
+    orientation: np.ndarray | None
+    sizes: tuple[float, float, float]
+    remarks: dict[str, str]
+
+
+def read_geometry(header: "nibabel.Nifti1Header", shape: Sequence[int]) -> Geometry:
+    """The geometry that a header of NIfTI-1 or NIfTI-2 gives to three axes of `shape` voxels.
+
+    Raises:
+        ProblemError: it gives none, or its parts contradict each other.
+    """
+    with np.errstate(all="ignore"):
+        return _geometry(header, shape)
+
+
+def _geometry(header: "nibabel.Nifti1Header", shape: Sequence[int]) -> Geometry:
+    unit = int(header["xyzt_units"]) & _UNIT_BITS
+    if unit not in _UNITS:
+        raise ProblemError(
+            f"has the unit {unit} in xyzt_units, which NIfTI does not define: image.header.set_xyzt_units('mm') sets it"
+        )
+    sform, qform = _affines(header)
+    affine = qform if sform is None else sform
+    sizes = _pixdim(header) if affine is None else _sizes(affine)
+    mm = [_rounded(_rounded(size) * _UNITS[unit]) for size in sizes]
+    _check_sizes(np.array(mm))
+    remarks = {}
+    longest = max(count * size for count, size in zip(shape, mm, strict=True))
+    if not _SIDES[0] <= longest <= _SIDES[1]:
+        remarks["size"] = f"its longest side has {longest:g} mm: check xyzt_units and the voxel sizes of its header"
+    if affine is None:
+        remarks["orientation"] = "its sform_code and qform_code are 0: its axes are taken as they are stored"
+        return Geometry(None, tuple(mm), remarks)
+    _check_angles(affine / sizes)
+    if sform is not None:
+        _check_agreement(header, sform, qform)
+    orientation = _orientation(affine)
+    if (tilt := _tilt(affine / sizes, orientation)) > _OBLIQUE_DEGREES:
+        remarks["oblique"] = (
+            f"its axes are turned by {tilt:.0f} degrees from the closest ones of the body: taken as those"
+        )
+    return Geometry(orientation, tuple(mm), remarks)
+
+
+def _affines(header: "nibabel.Nifti1Header") -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The columns (3, 3) of the sform and of the qform, None where its code is 0."""
+    from nibabel.spatialimages import HeaderDataError
+
+    codes = {name: int(header[f"{name}_code"]) for name in ("sform", "qform")}
+    for name, code in codes.items():
+        if code not in _CODES:
+            raise ProblemError(f"has {name}_code={code}, and NIfTI has codes from 0 to 5: image.set_{name}(affine, 1)")
+    sform = None
+    if codes["sform"]:
+        whole = header.get_sform().astype(np.float64)
+        # Where its origin is not finite, the rest may be damaged too.
+        sform = whole[:3, :3] if np.isfinite(whole).all() else np.full((3, 3), np.nan)
+    if not codes["qform"]:
+        return sform, None
+    header = header.copy()
+    # nifti1.h has 0 stand for 1.
+    if header["pixdim"][0] == 0:
+        header["pixdim"][0] = 1
+    try:
+        whole = header.get_qform().astype(np.float64)
+        qform = whole[:3, :3]
+        usable = np.isfinite(whole).all() and (_sizes(qform) > 0).all()
+        problem = "" if usable else "its quaternion or pixdim is 0, NaN or infinite"
+    except (HeaderDataError, ValueError) as error:
+        problem = reason(error)
+    if problem:
+        repair = f"where its sform is right, {_KEEP_SFORM} and save" if codes["sform"] else "give it an affine and save"
+        raise ProblemError(f"has no usable voxel sizes: its qform cannot be read ({problem}): {repair} (nibabel)")
+    return sform, qform
+
+
+def _matrix(columns: np.ndarray) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = columns
+    return affine
+
+
+def _orientation(affine: np.ndarray) -> np.ndarray:
+    from nibabel.orientations import io_orientation
+
+    orientation = io_orientation(_matrix(affine))
+    if not np.isfinite(orientation).all():
+        raise ProblemError("has no usable voxel sizes: the affine of its header is singular")
+    return orientation
+
+
+def _pixdim(header: "nibabel.Nifti1Header") -> np.ndarray:
+    return np.array(header["pixdim"][1:4], np.float64)
+
+
+def _sizes(columns: np.ndarray) -> np.ndarray:
+    return np.sqrt((columns**2).sum(axis=0))
+
+
+def _rounded(size: float) -> float:
+    """To the seven digits of a header's float32: what is stored in mm and in micron is then on the same grid."""
+    return float(f"{size:.7g}")
+
+
+def _check_sizes(sizes: np.ndarray) -> None:
+    """Raises ProblemError where one of three voxel sizes in mm is none."""
+    if not (np.isfinite(sizes).all() and (sizes > 0).all()):
+        raise ProblemError(
+            f"has no usable voxel sizes: the affine of its header is not finite or is singular ({_mm(sizes)} mm): give "
+            "it another with nibabel and save: image.set_sform(affine, 1); image.set_qform(affine, 1)"
+        )
+    if sizes.min() < _VOXELS[0] or sizes.max() > _VOXELS[1]:
+        raise ProblemError(
+            f"has no usable voxel sizes: {_mm(sizes)} mm: correct its unit or its affine with nibabel and save: "
+            "image.header.set_xyzt_units('mm'), image.set_sform(affine, 1)"
+        )
+
+
+def _check_angles(directions: np.ndarray) -> None:
+    """Raises ProblemError where columns of length 1 are not at right angles."""
+    cosines = np.abs(directions.T @ directions)[np.triu_indices(3, 1)]
+    if not cosines.max() <= _TOLERANCE:
+        degrees = np.rad2deg(np.arccos(min(cosines.max(), 1)))
+        raise ProblemError(
+            f"has axes at an angle of {degrees:.3g} degrees, not at right angles (sheared affine): resample it first, "
+            "such as with nibabel.processing.resample_to_output(image); for a tilted CT take dcm2niix's file '_Tilt'"
+        )
+
+
+def _check_agreement(header: "nibabel.Nifti1Header", sform: np.ndarray, qform: np.ndarray | None) -> None:
+    """Raises ProblemError where the sform contradicts pixdim or the qform."""
+    from nibabel.orientations import aff2axcodes
+
+    sizes, pixdim = _sizes(sform), np.abs(_pixdim(header))
+    if not np.isfinite(pixdim).all():
+        raise ProblemError(
+            f"has voxel sizes in pixdim that are not finite, {_mm(pixdim)}: {_KEEP_SFORM} and save (nibabel)"
+        )
+    # 0 stands for a size that was not written.
+    if (np.abs(sizes - pixdim) > _TOLERANCE * np.maximum(sizes, pixdim))[pixdim > 0].any():
+        other = _KEEP_QFORM if qform is not None else "image.set_sform(affine, 1) with an affine of those sizes"
+        raise ProblemError(
+            f"has two voxel sizes: {_mm(sizes)} in its sform, {_mm(pixdim)} in its pixdim: correct the wrong one with "
+            f"nibabel and save: {_KEEP_SFORM} where the sform is right, {other} where pixdim is right"
+        )
+    if qform is None:
+        return
+    first, second = (aff2axcodes(_matrix(columns)) for columns in (sform, qform))
+    cosines = ((sform / sizes) * (qform / _sizes(qform))).sum(axis=0)
+    if first != second and np.rad2deg(np.arccos(np.clip(cosines.min(), -1, 1))) > _SAME_DEGREES:
+        raise ProblemError(
+            f"has two orientations: {_letters(first)} in its sform, {_letters(second)} in its qform: correct the wrong "
+            f"one with nibabel and save: {_KEEP_SFORM} where the sform is right, {_KEEP_QFORM} where the qform is right"
+        )
+
+
+def _tilt(directions: np.ndarray, orientation: np.ndarray) -> float:
+    """The greatest angle in degrees between an axis and the closest one of right, anterior and superior."""
+    cosines = directions[orientation[:, 0].astype(int), np.arange(3)] * orientation[:, 1]
+    return float(np.rad2deg(np.arccos(np.clip(cosines.min(), -1, 1))))
+
+
+def _letters(codes: Sequence[str | None]) -> str:
+    return "".join(code or "?" for code in codes)
+
+
+def _mm(sizes: np.ndarray) -> str:
+    return " x ".join(f"{size:.4g}" for size in sizes)

@@ -1,0 +1,144 @@
+"""One 2-D image of any accepted format, as 8 bits: DICOM, PNG, JPEG, TIFF or .npy."""
+
+import pathlib
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxboost.data.problems import ProblemError, reason
+from jaxboost.data.readers import jpeg, png, tiff
+from jaxboost.data.readers.arrays import MAX_PIXELS, SUFFIX, check_numbers, check_shows, read_npy, to_bytes
+from jaxboost.data.readers.pixels import Picture, check_pixels
+from jaxboost.data.readers.regular_files import open_regular
+from jaxboost.data.readers.signatures import HEAD, held
+
+DICOM_SUFFIXES = (".dcm", ".dicom")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+SUFFIXES = (*DICOM_SUFFIXES, *PICTURE_SUFFIXES, SUFFIX)
+
+# What makes a file unreadable is raised; the rest would be lines on the terminal without the file's name.
+warnings.filterwarnings("ignore", module=r"PIL\.|tifffile")
+
+
+def read_image(
+    path: pathlib.Path, window: Sequence[float] = (), *, nan: float | None = None, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """The image, uint8 (H, W), or (H, W, 3) where it is in colour.
+
+    DICOM is shown as its tags say, and values of 8 bits and fewer stay as they are; of others the ends of `window`
+    become 0 and 255, or where it is not given the least and the greatest, of all channels. A picture is turned as its
+    tag of EXIF or TIFF says.
+
+    Args:
+        nan: what values that are not finite are read as; None: such a file is refused.
+        max_pixels: that the file may hold; compared with its header, before it is decoded.
+
+    Raises:
+        ProblemError: the file cannot be read exactly, or shows nothing.
+    """
+    return read_shown(path, window, nan=nan, max_pixels=max_pixels)[0]
+
+
+def read_shown(
+    path: pathlib.Path, window: Sequence[float] = (), *, nan: float | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, bool | None]:
+    """`read_image`, and whether its values had more than 8 bits and are shown in a range of their own.
+
+    That is None for DICOM, whose tags say the range.
+    """
+    suffix = path.suffix.lower()
+    if suffix in DICOM_SUFFIXES:
+        return _read_dicom(path, nan, max_pixels), None
+    stored = _read_array(path, nan, max_pixels) if suffix == SUFFIX else _read_stored(path, nan, max_pixels)
+    check_shows(stored.values)
+    levels = stored.values.dtype in (np.uint8, np.bool_)
+    used = () if levels else window
+    try:
+        image = to_bytes(stored.values, used, inverted=stored.inverted)
+    except MemoryError:
+        raise ProblemError("needs more memory than there is") from None
+    check_shows(image, used)
+    if image.ndim == 3 and (image == image[..., :1]).all():
+        image = np.ascontiguousarray(image[..., 0])
+    return image, not levels and not window
+
+
+def read_picture(path: pathlib.Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """A PNG, JPEG or TIFF file as it is stored: (H, W) or (H, W, 3); transparency is left out.
+
+    Raises:
+        ProblemError: the file cannot be read exactly, has several pages, or more than 8 bits with white as 0.
+    """
+    stored = _read_stored(path, None, max_pixels)
+    if stored.inverted:
+        raise ProblemError("has more than 8 bits and 0 as white: save it with 0 as black")
+    return stored.values
+
+
+def _read_dicom(path: pathlib.Path, nan: float | None, max_pixels: int) -> np.ndarray:
+    # Only here: the package pydicom is optional.
+    from jaxboost.data.readers.dicom import read_dicom
+
+    image = read_dicom(path, max_pixels=max_pixels, nan=nan)
+    check_shows(image)
+    return image
+
+
+def _read_stored(path: pathlib.Path, nan: float | None, max_pixels: int) -> Picture:
+    with open_regular(path) as file:
+        start = file.read(HEAD)
+        file.seek(0)
+        try:
+            if start.startswith(png.SIGNATURE):
+                return png.read_png(file, max_pixels)
+            if start.startswith(jpeg.SIGNATURE):
+                return jpeg.read_jpeg(file, max_pixels)
+            if start.startswith(tiff.SIGNATURES):
+                stored = tiff.read_tiff(file, max_pixels, nan)
+                return Picture(check_numbers(stored.values, nan), stored.inverted)
+        except ProblemError:
+            raise
+        except MemoryError:
+            raise ProblemError("needs more memory than there is") from None
+        # Damaged files make the decoders raise nearly anything.
+        except Exception as error:
+            # The messages of other types explain nothing: that of a KeyError is the key.
+            explained = isinstance(error, OSError | SyntaxError | ValueError)
+            text = reason(error) if explained else "it is damaged"
+            raise ProblemError(f"cannot be read ({text}): copy it again, or save it again") from error
+    if not start:
+        raise ProblemError("is empty: it has 0 bytes")
+    if other := held(start):
+        raise ProblemError(other)
+    raise ProblemError("is neither a PNG nor a JPEG nor a TIFF file that can be read: convert it to PNG")
+
+
+def _read_array(path: pathlib.Path, nan: float | None, max_pixels: int) -> Picture:
+    def check(shape: tuple[int, ...]) -> None:
+        height, width = _picture_shape(shape)[:2]
+        check_pixels(width, height, max_pixels)
+
+    values = read_npy(path, nan=nan, check=check)
+    return Picture(values.reshape(_picture_shape(values.shape)))
+
+
+def _picture_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(H, W) or (H, W, 3) without the axes of length 1 of an array of the given shape.
+
+    Raises:
+        ProblemError: it is not the shape of one picture, or may be that of several kinds of pictures.
+    """
+    plain = shape if len(shape) == 2 else tuple(side for side in shape if side != 1)
+    if len(plain) == 2 and len(shape) > 2 and 3 in plain:
+        raise ProblemError(f"has the shape {shape}, which may be grey or in colour: save it as (H, W) or (H, W, 3)")
+    if len(plain) == 2 or (len(plain) == 3 and plain[2] == 3):
+        return plain
+    text = f"has the shape {shape}, not (H, W) or (H, W, 3)"
+    if len(plain) == 3 and plain[0] == 3:
+        text += ": if its first axis is red, green and blue, save numpy.moveaxis(array.squeeze(), 0, -1)"
+    elif len(plain) == 3 and plain[2] == 4:
+        text += ": if its last channel is transparency, save array[..., :3]"
+    elif len(plain) >= 3:
+        text += ": give one file for each image"
+    raise ProblemError(text)

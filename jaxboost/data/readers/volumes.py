@@ -1,0 +1,262 @@
+"""One volume of a user's folder, NIfTI or .npy, on the cubic grid of the model; docs/volumes.md lists what is read how.
+
+A NIfTI file is turned and mirrored, without interpolation, to the axes closest to right, anterior, superior (RAS): the
+first axis of the array then runs from left to right, the last one from feet to head. Its voxel sizes are respected. An
+.npy file (D, H, W) stays as it lies, with cubic voxels.
+
+The grid has S^3 cubic voxels, centred on the volume. Interpolation is linear between voxel centres. Along an axis whose
+voxels are finer than the grid's by a factor f, a Gaussian of standard deviation (f - 1) / 2 voxels comes first, so that
+what the grid cannot show does not alias into it. What lies outside of the volume has its lowest level.
+"""
+
+import dataclasses
+import logging
+import math
+import pathlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxboost.data.problems import ProblemError
+from jaxboost.data.readers import nifti
+from jaxboost.data.readers.arrays import MAX_VOXELS, SUFFIX, check_numbers, check_shows, read_npy, slabs, to_levels
+
+if TYPE_CHECKING:
+    import scipy
+
+NIFTI_SUFFIXES = nifti.SUFFIXES
+SUFFIXES = (*NIFTI_SUFFIXES, SUFFIX)
+# Of a side: the matrices of interpolation grow with it. No scanner makes so many slices or rows.
+_LONGEST = 2**16
+
+_log = logging.getLogger(__name__)
+_said: set[str] = set()
+_saying = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+    """Stored values (D, H, W), NIfTI's slope and intercept applied, and the size of a voxel along each axis in mm.
+
+    The voxels of an .npy file have the size 1.
+    """
+
+    values: np.ndarray
+    spacing: tuple[float, float, float]
+
+
+def read_volume(path: pathlib.Path, *, nan: float | None = None, max_voxels: int = MAX_VOXELS) -> Volume:
+    """The volume of a .nii, .nii.gz or .npy file.
+
+    Args:
+        nan: what values that are not finite are read as; None: such a file is refused.
+        max_voxels: that the file may hold.
+
+    Raises:
+        ProblemError: the file cannot be read, is not a single volume of real, finite numbers, or has no voxel sizes.
+    """
+    if path.name.lower().endswith(SUFFIX):
+        return Volume(_read_npy(path, nan, max_voxels), (1.0, 1.0, 1.0))
+    values, geometry = nifti.read(path, max_voxels)
+    values, sizes = check_numbers(values, nan), geometry.sizes
+    _say_once(path, geometry.remarks)
+    if geometry.orientation is not None:
+        from nibabel.orientations import apply_orientation
+
+        values = apply_orientation(values, geometry.orientation)
+        order = np.argsort(geometry.orientation[:, 0])
+        sizes = tuple(sizes[axis] for axis in order)
+    return Volume(values, sizes)
+
+
+def resample(volume: Volume, size: int, *, window: Sequence[float] = (), spacing: float = 0.0) -> np.ndarray:
+    """The volume on its grid, uint8 (S, S, S).
+
+    Args:
+        size: S.
+        window: see `arrays.to_levels`.
+        spacing: edge of the grid's voxels in mm; 0: the longest side of the volume fills the grid.
+
+    Raises:
+        ProblemError: the volume shows nothing, or no grid of that spacing can show it.
+    """
+    values, edges = volume.values, volume.spacing
+    scale, lowest = _scale(values, window)
+    pitch = _pitch(values.shape, edges, size, spacing)
+    factors = [min(pitch / edge, count) for edge, count in zip(edges, values.shape, strict=True)]
+    # The axis that loses most of its voxels first: the others have less work then. One that gains some is last.
+    order = sorted(range(3), key=lambda axis: (values.shape[axis] > size, factors[axis]), reverse=True)
+    levels = values
+    for number, axis in enumerate(order):
+        weights = _weights(values.shape[axis], size, factors[axis])
+        levels = _along(levels, weights, axis, _keep if number else scale.levels)
+    for axis, (count, factor) in enumerate(zip(values.shape, factors, strict=True)):
+        levels[(slice(None),) * axis + (~_inside(count, size, factor),)] = lowest
+    image = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
+    if image.min() == image.max():
+        raise ProblemError(f"shows nothing on a grid of {size}^3 voxels of {pitch:.4g} mm: check data.spacing")
+    return image
+
+
+def _read_npy(path: pathlib.Path, nan: float | None, max_voxels: int) -> np.ndarray:
+    """The array (D, H, W) of an .npy file."""
+
+    def check(shape: tuple[int, ...]) -> None:
+        nifti.check_count(math.prod(_npy_shape(shape)), max_voxels)
+
+    values = read_npy(path, nan=nan, check=check)
+    return values.reshape(_npy_shape(values.shape))
+
+
+def _npy_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(D, H, W): the shape of an array without axes of length 1, where there are more than three.
+
+    Raises:
+        ProblemError: it is not the shape of one volume.
+    """
+    plain = shape if len(shape) <= 3 else tuple(side for side in shape if side != 1)
+    if len(plain) > 3:
+        nifti.check_one(shape, bool({shape[0], shape[-1]} & {3, 4}))
+    nifti.check_shape(plain)
+    return plain
+
+
+def _say_once(path: pathlib.Path, remarks: Mapping[str, str]) -> None:
+    """Warns of the first file of each kind: a folder may hold thousands."""
+    for kind, text in remarks.items():
+        with _saying:
+            new = kind not in _said
+            _said.add(kind)
+        if new:
+            _log.warning("%s: %s (further files of this kind are not named)", path, text)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scale:
+    """What becomes 0 and 255 once `base` is subtracted; no ends: 8 bits and truth values have levels of their own."""
+
+    ends: tuple[float, ...]
+    base: int = 0
+
+    def levels(self, values: np.ndarray) -> np.ndarray:
+        if not self.ends:
+            return to_levels(values)
+        if self.base:
+            # Modulo 2^64, and so exact.
+            values = values.astype(np.uint64) - np.uint64(self.base % 2**64)
+        # float64 holds every end of a range and every whole number up to 2^53; float32 does not.
+        return to_levels(values.astype(np.float64), self.ends)
+
+
+def _scale(values: np.ndarray, window: Sequence[float]) -> tuple[_Scale, float]:
+    """How values become levels, and the lowest level.
+
+    Raises:
+        ProblemError: all levels are the same.
+    """
+    extremes = np.array([values.min(), values.max()])
+    check_shows(extremes)
+    low, high = (extreme.item() for extreme in extremes)
+    whole = values.dtype.kind in "iu" and max(-low, high) > nifti.FLOAT64_WHOLE
+    if window and whole:
+        raise ProblemError(
+            "has whole numbers above 2^53, for which data.window is not exact: subtract a number from them"
+        )
+    if window:
+        scale = _Scale(tuple(map(float, window)))
+    elif values.dtype in (np.uint8, np.bool_):
+        scale = _Scale(())
+    else:
+        scale = _Scale((0.0, float(high - low)), low) if whole else _Scale((float(low), float(high)))
+    if scale.ends and not 0 < scale.ends[1] - scale.ends[0] < math.inf:
+        given = f"data.window={tuple(window)} is not a range" if window else "give data.window"
+        raise ProblemError(f"has values from {low:g} to {high:g}, too far apart or too near to each other: {given}")
+    levels = scale.levels(extremes)
+    check_shows(levels, window)
+    return scale, float(levels.min())
+
+
+def _pitch(shape: Sequence[int], edges: Sequence[float], size: int, spacing: float) -> float:
+    """The edge of the grid's voxels."""
+    if max(shape) > _LONGEST:
+        raise ProblemError(
+            f"has a side of {max(shape):,} voxels, and {_LONGEST:,} are the most that can be read: crop it"
+        )
+    sides = [count * edge for count, edge in zip(shape, edges, strict=True)]
+    if not all(edge > 0 and math.isfinite(side) for edge, side in zip(edges, sides, strict=True)):
+        raise ProblemError(f"has no usable voxel sizes: {tuple(edges)} mm")
+    if not (spacing >= 0 and math.isfinite(spacing)):
+        raise ProblemError(f"cannot be shown with data.spacing={spacing:g}: give mm a voxel, or 0")
+    if spacing and max(sides) < 2 * spacing:
+        raise ProblemError(
+            f"shows nothing with data.spacing={spacing:g} mm: its longest side is {max(sides):.4g} mm, less than two "
+            "voxels of the grid: make data.spacing smaller, or correct the voxel sizes of the file"
+        )
+    pitch = spacing or max(sides) / size
+    if not pitch > 0:
+        raise ProblemError(f"has no usable voxel sizes: {tuple(edges)} mm")
+    return pitch
+
+
+def _places(count: int, size: int, factor: float) -> np.ndarray:
+    """Where the grid's voxel centres lie, in voxels of the volume."""
+    return (np.arange(size) - (size - 1) / 2) * factor + (count - 1) / 2
+
+
+def _inside(count: int, size: int, factor: float) -> np.ndarray:
+    """Which of the grid's voxels along an axis belong to the volume: bool (S,)."""
+    # Half a voxel beyond the first and last centres still belongs to the volume; the rest is rounding.
+    # A side of less than a voxel of the grid is in the voxels nearest to it.
+    return np.abs(_places(count, size, factor) - (count - 1) / 2) <= max(count, factor) / 2 + 1e-6
+
+
+def _weights(count: int, size: int, factor: float) -> "scipy.sparse.csr_array":
+    """How much each of `count` voxels along an axis gives to each of S: (S, count).
+
+    A Gaussian where voxels are finer than the grid's, then linear interpolation; beyond the ends the volume goes on as
+    it ends. Rows outside of the volume are empty.
+    """
+    # Only here: of all sources of data only volumes need it, and it takes most of a second to import.
+    from scipy import sparse
+
+    rows = np.flatnonzero(_inside(count, size, factor))
+    places = np.clip(_places(count, size, factor)[rows], 0, count - 1)
+    before = np.clip(places.astype(np.int64), 0, max(count - 2, 0))
+    # The Gaussian ends at four standard deviations.
+    deviation = max(factor - 1, 0) / 2
+    radius = int(4 * deviation + 0.5)
+    steps = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * (steps / deviation) ** 2) if radius else np.ones(1)
+    kernel /= kernel.sum()
+    shares, columns = [], []
+    for start, share in ((before, 1 - (places - before)), (before + 1, places - before)):
+        shares.append(share[:, np.newaxis] * kernel)
+        columns.append(np.clip(start[:, np.newaxis] + steps, 0, count - 1))
+    lines = np.broadcast_to(rows[:, np.newaxis], columns[0].shape).ravel()
+    places_of = (np.tile(lines, 2), np.concatenate([column.ravel() for column in columns]))
+    # Shares of one voxel are added up.
+    return sparse.coo_array((np.concatenate([share.ravel() for share in shares]), places_of), (size, count)).tocsr()
+
+
+def _along(
+    values: np.ndarray, weights: "scipy.sparse.csr_array", axis: int, levels_of: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """The levels of `values`, with the matrix (S, count) applied to an axis, float32.
+
+    In slabs, so that beside the values and the result there is no array of their size.
+    """
+    result = np.empty(
+        [weights.shape[0] if each == axis else count for each, count in enumerate(values.shape)], np.float32
+    )
+    across = max((each for each in range(3) if each != axis), key=lambda each: values.shape[each])
+    for slab in slabs(values.shape, across):
+        moved = np.moveaxis(levels_of(values[slab]), axis, 0)
+        product = weights @ moved.reshape(len(moved), -1)
+        result[slab] = np.moveaxis(product.reshape(-1, *moved.shape[1:]), 0, axis)
+    return result
+
+
+def _keep(levels: np.ndarray) -> np.ndarray:
+    return levels

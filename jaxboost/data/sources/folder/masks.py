@@ -1,0 +1,160 @@
+"""Lung masks of radiographs: a folder of PNG files, or a table of run lengths as CheXmask publishes them.
+
+CheXmask (Gaggion et al., Scientific Data 11:511 (2024)): a CSV file with a column that names the image, then
+'Left Lung', 'Right Lung' and 'Heart' as run lengths, and 'Height' and 'Width' of the mask. A run is "start length"; the
+data dictionary does not define it further, and the code beside it takes starts from 1 and counts pixels row by row, as
+is done here.
+"""
+
+import csv
+import dataclasses
+import functools
+import gzip
+import math
+import os
+import pathlib
+from collections.abc import Callable, Collection
+
+import numpy as np
+
+from jaxboost.data.problems import ProblemError
+from jaxboost.data.readers.arrays import MAX_PIXELS
+from jaxboost.data.readers.csv_text import long_cells
+from jaxboost.data.readers.pictures import SUFFIXES, read_picture
+from jaxboost.data.walk import not_fetched, unreadable
+from jaxboost.errors import UserError
+
+# The names of the column that names the image, in CheXmask's files and others, without case, blanks and underscores.
+_ID_COLUMNS = ("file", "filename", "image", "imageid", "imageindex", "dicomid", "path", "stem")
+_LUNGS = ("Left Lung", "Right Lung")
+# Lungs are compared with the image by their share of its sides, so these must have the same proportions.
+_PROPORTIONS = 0.02
+
+# stem of the image, (H, W) of the image -> mask, bool (h, w); raises ProblemError
+Lookup = Callable[[str, tuple[int, int]], np.ndarray]
+
+
+def stem(name: str) -> str:
+    """The name of an image's file, without folders and without the suffix of an image; other dots belong to it."""
+    base = name.strip().replace("\\", "/").rpartition("/")[2]
+    suffix = next((suffix for suffix in SUFFIXES if base.lower().endswith(suffix)), "")
+    return base[: len(base) - len(suffix)]
+
+
+def open_masks(path: pathlib.Path, wanted: Collection[str]) -> Lookup:
+    """Access to the masks in `path`, a folder of `{stem}.png` (lungs are above 0) or a .csv or .csv.gz table.
+
+    Args:
+        path: the folder or file.
+        wanted: stems of the images; only their rows of a table are kept, for CheXmask's have some GB.
+
+    Raises:
+        UserError: no such folder or file, or not a table with lung masks.
+    """
+    if path.is_dir():
+        return functools.partial(_from_folder, path)
+    if not path.name.lower().endswith((".csv", ".csv.gz")):
+        raise UserError(f"data.masks: {path} is neither a folder of PNG files nor a .csv or .csv.gz file")
+    if path.exists() and (text := unreadable(path)):
+        raise UserError(f"data.masks: {path} {text}")
+    try:
+        return functools.partial(_from_table, _read_table(path, frozenset(wanted)), path.name)
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"data.masks: {path} cannot be read ({error})") from error
+
+
+def bounding_box(mask: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The smallest rectangle around all of the mask, (left, top, right, bottom) in pixels of an image (H, W).
+
+    A mask of another resolution is scaled to the image, outwards to whole pixels.
+
+    Raises:
+        ProblemError: the mask is empty or has other proportions than the image.
+    """
+    (height, width), (rows, columns) = shape, mask.shape
+    if abs(rows * width / (columns * height) - 1) > _PROPORTIONS:
+        raise ProblemError(
+            f"its mask of {columns} x {rows} pixels has other proportions than the image of {width} x {height}: "
+            "give a mask of the whole image (CheXmask: OriginalResolution)"
+        )
+    down, across = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not down.size:
+        raise ProblemError("its mask is empty")
+    return (
+        int(across[0]) * width // columns,
+        int(down[0]) * height // rows,
+        math.ceil((int(across[-1]) + 1) * width / columns),
+        math.ceil((int(down[-1]) + 1) * height / rows),
+    )
+
+
+def _most(shape: tuple[int, int]) -> int:
+    """Pixels that the mask of an image (H, W) may have: as many as the image had to be read."""
+    return max(MAX_PIXELS, math.prod(shape))
+
+
+def _from_folder(folder: pathlib.Path, name: str, shape: tuple[int, int]) -> np.ndarray:
+    path = folder / f"{name}.png"
+    if not os.path.lexists(path):
+        raise ProblemError(f"its mask {path} is missing")
+    if text := unreadable(path):
+        raise ProblemError(f"its mask {path} {text}")
+    try:
+        mask = read_picture(path, max_pixels=_most(shape)) > 0
+        return mask.any(2) if mask.ndim == 3 else mask
+    except ProblemError as problem:
+        raise ProblemError(f"its mask {path} {not_fetched(path) or problem}") from problem
+
+
+@dataclasses.dataclass(frozen=True)
+class _Runs:
+    """A row of a table: run lengths of both lungs as text, and the size of the mask as text, "" where not given."""
+
+    row: int
+    lungs: tuple[str, ...]
+    height: str
+    width: str
+
+
+def _read_table(path: pathlib.Path, wanted: frozenset[str]) -> dict[str, list[_Runs]]:
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    with long_cells(), opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = list(reader.fieldnames or ())
+        key = next((name for name in columns if name.lower().replace(" ", "").replace("_", "") in _ID_COLUMNS), None)
+        missing = [name for name in _LUNGS if name not in columns]
+        if key is None or missing:
+            lacks = f"column {missing[0]!r}" if missing else "a column that names the image, such as 'image_id'"
+            raise UserError(f"data.masks: {path} lacks {lacks}; found: {', '.join(columns)}")
+        table: dict[str, list[_Runs]] = {}
+        for number, row in enumerate(reader, 2):
+            name = stem(row[key] or "")
+            if name in wanted:
+                lungs = tuple(row[lung] or "" for lung in _LUNGS)
+                runs = _Runs(number, lungs, row.get("Height") or "", row.get("Width") or "")
+                table.setdefault(name, []).append(runs)
+    return table
+
+
+def _from_table(table: dict[str, list[_Runs]], where: str, name: str, shape: tuple[int, int]) -> np.ndarray:
+    found = table.get(name, [])
+    if not found:
+        raise ProblemError(f"its mask is missing in {where}")
+    if len(found) > 1:
+        raise ProblemError(f"{where} has several masks for it, in rows {', '.join(str(runs.row) for runs in found)}")
+    (runs,) = found
+    try:
+        # pandas writes whole numbers with a fraction where a column has gaps.
+        height = int(float(runs.height)) if runs.height else shape[0]
+        width = int(float(runs.width)) if runs.width else shape[1]
+        if height < 1 or width < 1 or height * width > _most(shape):
+            raise ValueError(f"its size of {width} x {height} is negative, zero or too large")
+        mask = np.zeros(height * width, bool)
+        for text in runs.lungs:
+            for start, length in np.array(text.split(), np.int64).reshape(-1, 2):
+                if start < 1 or length < 0 or start - 1 + length > mask.size:
+                    raise ValueError(f"run {start} {length} lies outside of {width} x {height} pixels")
+                mask[start - 1 : start - 1 + length] = True
+        return mask.reshape(height, width)
+    except (ValueError, OverflowError) as error:
+        raise ProblemError(f"its mask in row {runs.row} of {where} cannot be read ({error})") from error

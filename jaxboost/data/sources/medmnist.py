@@ -1,0 +1,167 @@
+"""The 18 MedMNIST data sets in every published size: found in the data root, or downloaded, and checked.
+
+MedMNIST v2 and MedMNIST+: Yang et al., Scientific Data 10:41 (2023). Names, addresses, MD5 sums, tasks and licences are
+those of the installed package `medmnist`.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pooch
+
+from jaxboost.data.dataset import SPLITS, Dataset, DatasetInfo, check_size, data_root, make_split
+from jaxboost.data.readers import npz
+from jaxboost.errors import UserError
+from jaxboost.io import irregular, replacing
+
+_log = logging.getLogger(__name__)
+
+_BASE_SIZE = 28
+_UNPACKED = "unpacked"  # the folder of what is kept of large archives
+_DOWNLOAD_CHUNK_BYTES = 1 << 20
+
+
+@functools.cache
+def medmnist_info() -> Mapping[str, Mapping[str, Any]]:
+    """`medmnist.info.INFO`: flag -> address, MD5, task, labels, channels, samples, licence.
+
+    The file is executed on its own: importing the package would import torch where torch is installed, and print a
+    line where it is not.
+    """
+    package = importlib.util.find_spec("medmnist")
+    path = pathlib.Path(package.submodule_search_locations[0]) / "info.py"
+    spec = importlib.util.spec_from_file_location("_medmnist_info", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.INFO
+
+
+def names() -> tuple[str, ...]:
+    """The 18 flags."""
+    return tuple(medmnist_info())
+
+
+def describe(name: str, size: int) -> DatasetInfo:
+    """The description of data set `name` at `size` pixels. Raises UserError when it is not published in that size."""
+    entry = medmnist_info()[name]
+    check_size(name, size, _sizes(entry))
+    return DatasetInfo(
+        name=name,
+        task=entry["task"],
+        classes=tuple(entry["label"][key] for key in sorted(entry["label"], key=int)),
+        channels=entry["n_channels"],
+        ndim=3 if name.endswith("3d") else 2,
+        size=size,
+        n_samples=dict(entry["n_samples"]),
+        license=entry["license"],
+    )
+
+
+def load(name: str, *, size: int, root: str) -> Dataset:
+    """Loads the official file `{name}.npz` (28 pixels) or `{name}_{size}.npz` from the data root.
+
+    A file that is not there is downloaded first. Its MD5 sum is checked every time; that of a large file once, and
+    again whenever its size or time is no longer what it was. Images of a large split are mapped from a copy that is
+    unpacked on first use: see `npz.open_npz`. What is kept of `{stem}.npz` is in `unpacked/{stem}` of the data root,
+    or in the user's cache folder where the data root is read-only.
+
+    Raises:
+        UserError: the size is not published; the file is altered, cannot be downloaded, read or unpacked.
+    """
+    info = describe(name, size)
+    entry, suffix = medmnist_info()[name], _suffix(size)
+    path, md5 = data_root(root) / f"{name}{suffix}.npz", entry[f"MD5{suffix}"]
+    folders = _folders(path)
+    _require(path, url=entry[f"url{suffix}"], md5=md5, folders=folders)
+    members = [f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels")]
+    arrays = npz.open_npz(path, members, md5=md5, folders=folders)
+    splits = {
+        split: make_split(info, split, arrays[f"{split}_images"], arrays[f"{split}_labels"], where=str(path))
+        for split in SPLITS
+    }
+    return Dataset(info=info, splits=splits, baselines={})
+
+
+def _suffix(size: int) -> str:
+    return "" if size == _BASE_SIZE else f"_{size}"
+
+
+def _sizes(entry: Mapping[str, Any]) -> list[int]:
+    return [_BASE_SIZE, *sorted(int(key.removeprefix("url_")) for key in entry if key.startswith("url_"))]
+
+
+def _folders(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Where things are kept of an archive, the better place first; in the cache, each data root has its own folder."""
+    root = hashlib.sha256(str(path.parent.resolve()).encode()).hexdigest()[:12]
+    return path.parent / _UNPACKED / path.stem, pooch.os_cache("jaxboost") / _UNPACKED / root / path.stem
+
+
+def _require(path: pathlib.Path, *, url: str, md5: str, folders: Sequence[pathlib.Path]) -> None:
+    """Makes sure that `path` exists and has the sum `md5`."""
+    # A folder is named below.
+    if (kind := irregular(path)) and not os.path.isdir(path):
+        raise UserError(f"{path}: cannot read the file: it is {kind}, not a regular file: delete it and run again")
+    try:
+        if _is_large(path):
+            if npz.is_noted(path, folders, md5):
+                return
+            _log.info("checking the MD5 sum of %s", path)
+        # Before the sum: a file that changes meanwhile is not the one that was noted.
+        content = npz.seal(path, md5)
+        found = _md5(path)
+    except FileNotFoundError:
+        _download(path, url=url, md5=md5, folders=folders)
+        return
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the file: {error.strerror}") from error
+    if found != md5:
+        raise UserError(
+            f"{path}: altered or truncated (MD5 {found}, expected {md5}): "
+            "delete it and run again, it will be downloaded"
+        )
+    _note(path, folders, content)
+
+
+def _is_large(path: pathlib.Path) -> bool:
+    return path.stat().st_size >= npz.LARGE_BYTES
+
+
+def _note(path: pathlib.Path, folders: Sequence[pathlib.Path], content: str) -> None:
+    """Keeps that a large file was checked; a small one is checked every time."""
+    try:
+        if _is_large(path):
+            npz.write_note(path, folders, content)
+    except OSError as error:
+        _log.warning("%s: its sum will be checked at every start, as this cannot be noted: %s", path, error.strerror)
+
+
+def _download(path: pathlib.Path, *, url: str, md5: str, folders: Sequence[pathlib.Path]) -> None:
+    by_hand = f"or put that file at {path} yourself (another folder: data.root or MEDMNIST_ROOT)"
+    _log.info("downloading %s to %s", url, path)
+    download = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=_DOWNLOAD_CHUNK_BYTES)
+    try:
+        with replacing(path) as temporary:
+            download(url, str(temporary), None)
+            found = _md5(temporary)
+            if found != md5:
+                raise UserError(
+                    f"{url}: what was downloaded is altered or truncated (MD5 {found}, expected {md5}): "
+                    f"run again, {by_hand}"
+                )
+            content = npz.seal(temporary, md5)
+    # What the HTTP client raises is an OSError too.
+    except OSError as error:
+        raise UserError(f"{path}: not found, and {url} cannot be downloaded: {error}: run again, {by_hand}") from error
+    _note(path, folders, content)
+
+
+def _md5(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,230 @@
+"""Prepared data sets of tensorflow-datasets, read without TensorFlow. Needs that package (the extra `tfds`).
+
+A data set is found by its TFDS name, `name[/config][:version]`, below data.root or, where that is empty, TFDS's own
+folder: $TFDS_DATA_DIR, else ~/tensorflow_datasets. Nothing is downloaded or built, and none of the code that built a
+data set is run: its files say what it holds. They must have random access (array_record or parquet); the TFRecord files
+that TFDS writes unless it is told otherwise need TensorFlow.
+
+Images that are not S x S pixels are resized, bicubic, whatever their proportions were; volumes must be S^3 already.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxboost.data.dataset import MULTI_LABEL, SPLITS, Dataset, DatasetInfo, Split, check_size, make_split
+from jaxboost.data.problems import ProblemError, reason
+from jaxboost.data.sources.tfds_features import Fields, find_fields
+from jaxboost.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+PREFIX = "tfds:"
+# Those that `jaxboost.data.tfds_builders` builds.
+OWN = ("lidc_shapes", "medmnist")
+_ALL = "all"
+# TFDS's name of a split -> ours.
+_SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}
+# Community data sets (namespace:name) and builder arguments would need the builder's code.
+_NAME = re.compile(r"(?P<name>[A-Za-z_]\w*)(/[\w.\-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?")
+# Records are read so many at a time, which array_record does in parallel.
+_CHUNK = 256
+
+_log = logging.getLogger(__name__)
+
+
+def describe(name: str, *, size: int, root: str) -> DatasetInfo:
+    """The description of data set `name` at `size` pixels; its records are not read.
+
+    Args:
+        name: as TFDS takes it, such as "mnist" or "medmnist/breastmnist:1.0.0".
+        size: S, pixels a side of the images given out; of volumes: as they are stored.
+        root: TFDS's `data_dir`; "": its own default.
+
+    Raises:
+        UserError: the package is missing; there is no such data set in the folder; it is not one of labelled images; it
+            lacks a split; its volumes have another size.
+    """
+    builder = open_prepared(name, root)
+    return _describe(name, builder, find_fields(builder.info, f"{PREFIX}{name}"), size)
+
+
+def load(name: str, *, size: int, root: str) -> Dataset:
+    """Reads data set `name` into memory, in the order of its files; arguments as for `describe`.
+
+    Returns:
+        The splits "train", "val" (TFDS: validation or val), where there is one, and "test", without any others; or the
+        split "all" where there is a single one, whatever its name. Patients are a feature `patient` or `patient_id`,
+        text or whole numbers, names a text feature `file`, else `{split}/{index}`.
+
+    Raises:
+        UserError: as `describe` does; or the files have no random access or are damaged, a label lies outside the
+            classes, or a patient is empty.
+    """
+    builder = open_prepared(name, root)
+    fields = find_fields(builder.info, f"{PREFIX}{name}")
+    info = _describe(name, builder, fields, size)
+    mapped = _mapped_splits(name, builder)
+    if left_out := [split for split in builder.info.splits if split not in mapped]:
+        _log.info("%s%s: not used: the splits %s", PREFIX, name, ", ".join(left_out))
+    splits = {ours: _read(name, builder, theirs, fields, info) for theirs, ours in mapped.items()}
+    return Dataset(info=info, splits=splits, baselines={})
+
+
+def import_tfds() -> Any:
+    """The package tensorflow_datasets, which is optional. Raises UserError where it is not installed."""
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise UserError(
+            f"the package tensorflow-datasets cannot be imported ({reason(error)}): run again with "
+            "`uv run --extra tfds ...`, or `pip install 'jaxboost[tfds]'`"
+        ) from error
+    return tensorflow_datasets
+
+
+def open_prepared(name: str, root: str) -> "tfds.core.DatasetBuilder":
+    """TFDS's reader of the data set `name` in the folder `root`; arguments and errors as of `describe`."""
+    tfds = import_tfds()
+    from tensorflow_datasets.core import constants, read_only_builder
+
+    match = _NAME.fullmatch(name)
+    if match is None:
+        text = f"{PREFIX}NAME, {PREFIX}NAME/CONFIG or {PREFIX}NAME/CONFIG:1.0.0"
+        raise UserError(f"config field data.source: {PREFIX + name!r} should be {text}")
+    folder = pathlib.Path(root or constants.DATA_DIR).expanduser()
+    try:
+        with _damage(f"{folder / match['name']}", name):
+            return read_only_builder.builder_from_files(name, data_dir=os.fspath(folder))
+    except tfds.core.DatasetNotFoundError:
+        raise UserError(_not_found(name, match["name"], folder)) from None
+
+
+@contextlib.contextmanager
+def _damage(where: str, name: str) -> Iterator[None]:
+    """Turns what TFDS raises for files that it cannot read into a UserError."""
+    tfds = import_tfds()
+    from google.protobuf import json_format, message
+
+    try:
+        yield
+    except tfds.core.DatasetNotFoundError:
+        raise
+    except NotImplementedError as error:
+        raise UserError(
+            f"{where}: its files have no random access: prepare {name} again, in another folder, with "
+            "tensorflow_datasets.builder(..., file_format='array_record')"
+        ) from error
+    # IndexError: fewer records than the description says.
+    except (OSError, ValueError, RuntimeError, IndexError, json_format.Error, message.Error) as error:
+        raise UserError(f"{where}: cannot be read ({reason(error)}): delete it and prepare {name} again") from error
+
+
+def _not_found(name: str, dataset: str, folder: pathlib.Path) -> str:
+    """That `name` is not in the folder, and what could be done."""
+    missing = f"{PREFIX}{name} is not prepared in {folder}"
+    prepared = sorted(path.parent.relative_to(folder).as_posix() for path in (folder / dataset).rglob("features.json"))
+    if prepared:
+        return f"{missing}, which has {', '.join(prepared)}: name one of them (NAME/CONFIG:VERSION)"
+    if dataset in OWN:
+        command = f"python -m jaxboost.data.tfds_builders --name {name.partition(':')[0]} --data_dir {folder}"
+        return f"{missing}: run `{command}`, or set data.root to the folder that has it"
+    known = import_tfds().list_builders(with_community_datasets=False)
+    if dataset in known:
+        call = f"builder({name!r}, data_dir={os.fspath(folder)!r}, file_format='array_record').download_and_prepare()"
+        return (
+            f"{missing}: set data.root to the folder that has it, or prepare it with tensorflow_datasets.{call} "
+            "(for many data sets this needs tensorflow; reading does not)"
+        )
+    found = [path.name for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
+    guess = nearest(dataset, [*found, *OWN, *known])
+    return f"{missing}, and tensorflow-datasets has no data set of that name, {guess}"
+
+
+def _describe(name: str, builder: "tfds.core.DatasetBuilder", fields: Fields, size: int) -> DatasetInfo:
+    images, labels, info = fields.image_kind, fields.label_kind, builder.info
+    if images.ndim == 3:
+        check_size(f"{PREFIX}{name}", size, [images.edge])
+    elif size < 1:
+        raise UserError(f"data.size={size}: use 1 or more")
+    mapped = _mapped_splits(name, builder)
+    return DatasetInfo(
+        # It becomes a part of file names.
+        name="-".join(["tfds", *info.full_name.split("/")]),
+        task=MULTI_LABEL if labels.multi_label else "binary-class" if len(labels.classes) == 2 else "multi-class",
+        classes=labels.classes,
+        channels=images.channels,
+        ndim=images.ndim,
+        size=size,
+        n_samples={ours: info.splits[theirs].num_examples for theirs, ours in mapped.items()},
+        license=info.redistribution_info.license if info.redistribution_info else "",
+    )
+
+
+def _mapped_splits(name: str, builder: "tfds.core.DatasetBuilder") -> Mapping[str, str]:
+    """TFDS's name of each split that is used -> ours, in our order."""
+    theirs = list(builder.info.splits)
+    if len(theirs) == 1:
+        return {theirs[0]: _ALL}
+    mapped = {ours: split for split, ours in reversed(_SPLITS.items()) if split in theirs}
+    if missing := [split for split in ("train", "test") if split not in mapped]:
+        has = f"{PREFIX}{name} has the splits {', '.join(theirs)}" if theirs else f"{PREFIX}{name} has no splits"
+        raise UserError(f"{has}, {' and '.join(missing)} missing: train and test are needed, or a single split")
+    return {mapped[ours]: ours for ours in SPLITS if ours in mapped}
+
+
+def _as_text(value: bytes | np.integer) -> str:
+    return value.decode() if isinstance(value, bytes) else str(int(value))
+
+
+def _read(name: str, builder: "tfds.core.DatasetBuilder", theirs: str, fields: Fields, info: DatasetInfo) -> Split:
+    """One split, which TFDS calls `theirs`."""
+    tfds = import_tfds()
+    where, count = f"{PREFIX}{name}, split {theirs}", builder.info.splits[theirs].num_examples
+    images = np.empty((count, *(info.size,) * info.ndim, info.channels), np.uint8)
+    labels = np.empty((count, info.labels_per_sample), np.int64)
+    texts: dict[str, list[str]] = {feature: [] for feature in (fields.patient, fields.file) if feature}
+    # TFDS would neither turn grey to colour nor colour to grey.
+    decoders = {fields.image: tfds.decode.SkipDecoding()} if fields.image_kind.encoded else None
+
+    def prepare(row: int, example: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return fields.image_of(example, info.size), fields.labels_of(example)
+        except ProblemError as problem:
+            text = f"{where}, example {row} in {builder.data_dir}: {problem}: correct it and prepare {name} again"
+            raise UserError(text) from problem
+
+    with _damage(builder.data_dir, name):
+        records = builder.as_data_source(split=theirs, decoders=decoders)
+    with (
+        concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        tqdm(total=count, desc=f"reading {theirs}", unit="image", disable=None) as bar,
+    ):
+        for first in range(0, count, _CHUNK):
+            rows = range(first, min(first + _CHUNK, count))
+            with _damage(builder.data_dir, name):
+                examples = records.__getitems__(list(rows))
+            # Pillow lets go of the interpreter lock.
+            for row, (image, label) in zip(rows, pool.map(prepare, rows, examples), strict=True):
+                images[row], labels[row] = image, label
+            for feature, found in texts.items():
+                found += [_as_text(example[feature]) for example in examples]
+            bar.update(len(rows))
+    stored = images[..., 0] if info.channels == 1 else images
+    split = make_split(info, theirs, stored, labels, where=where)
+    if "" in texts.get(fields.patient, ()):
+        row = texts[fields.patient].index("")
+        raise UserError(f"{where}, example {row}: feature {fields.patient!r} is empty: every patient needs a name")
+    groups = np.array(texts[fields.patient]) if fields.patient else None
+    names = texts[fields.file] if fields.file else [f"{theirs}/{row}" for row in range(count)]
+    return dataclasses.replace(split, groups=groups, names=np.array(names))

@@ -1,0 +1,1 @@
+"""Training, validation and test: by patient, stratified, without leaks."""

@@ -1,0 +1,1 @@
+"""Predictions of a split and what they are worth: scores, intervals, thresholds."""

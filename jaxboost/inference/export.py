@@ -1,0 +1,175 @@
+"""Writes a finished run as an export, which `jaxboost.exported` reads without the models and the training."""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from jaxboost import io, outputs
+from jaxboost.errors import UserError
+from jaxboost.inference.exported import CHANNELS, DESCRIPTION, FORMAT, PROGRAM, digest_of
+from jaxboost.inference.open_run import FinishedRun
+from jaxboost.io import json_sha256, to_json
+from jaxboost.models.frozen import merge
+from jaxboost.models.transformer import portable
+from jaxboost.runs import report
+from jaxboost.systems.pretrained import ROLES
+from jaxboost.training.step import probabilities
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+# Each file's weights are in memory while it is written.
+MAX_FILE_BYTES = 4 << 30
+
+_KINDS = ("trained", "frozen", "statistics", "merged")
+
+logger = logging.getLogger(__name__)
+
+
+def check_target(folder: pathlib.Path) -> None:
+    """Raises UserError where `folder` is there already, or cannot be made."""
+    if os.path.lexists(folder):
+        raise UserError(f"--export {folder}: it is there already: give another name, or remove it")
+    outputs.check_folder(folder, "--export")
+
+
+def export(run: FinishedRun, folder: pathlib.Path) -> None:
+    """Writes the run to the new `folder`, which is there whole or not at all. See `jaxboost.exported` for its files.
+
+    The program is lowered for all PLATFORMS and for batches of any size, where the model's way of computing does not
+    depend on that; otherwise for the batch size of the run's evaluation.
+
+    Raises:
+      UserError: see `check_target`; the folder cannot be written.
+    """
+    check_target(folder)
+    weights, as_trees = flat_weights(run)
+    program, batch = lower(run, weights, as_trees)
+    needed = {name: weights[name] for name in program.in_tree.unflatten(program.in_avals)[0][0]}
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+    try:
+        temporary.mkdir()
+        (temporary / PROGRAM).write_bytes(program.serialize())
+        files = [PROGRAM, *_write_weights(temporary, needed)]
+        described = _describe(run, program, batch) | {"files": {name: digest_of(temporary / name) for name in files}}
+        described = json.loads(to_json(described))
+        described["sha256"] = json_sha256(described)
+        (temporary / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        os.rename(temporary, folder)
+    except Exception as error:
+        if (cause := io.os_error(error)) is None:
+            raise
+        raise io.refused(f"--export {folder}", cause) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    size = sum(weight.nbytes for weight in needed.values())
+    logger.info("exported to %s: %d weights of %.1f MiB", folder, len(needed), size / 2**20)
+
+
+def lower(
+    run: FinishedRun, weights: Mapping[str, jax.Array], as_trees: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+) -> tuple[jax.export.Exported, int | None]:
+    """The program, of those weights alone that it needs, and its batch size, None for any.
+
+    Args:
+      weights, as_trees: what `flat_weights` gives.
+    """
+    side, channels = run.preparation.image_size, CHANNELS[run.preparation.ndim]
+    shapes = {name: jax.ShapeDtypeStruct(weight.shape, weight.dtype) for name, weight in weights.items()}
+
+    def export_with(names: Collection[str], batch: Any, platforms: Collection[str]) -> jax.export.Exported:
+        def program(given: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
+            # What is not needed is not computed with, whatever it is.
+            unused = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items() if name not in given}
+            *trees, precomputed = as_trees({**unused, **given})
+            return probabilities(merge(run.experiment.graphdef, *trees)(images, precomputed), run.labels.task)
+
+        images = jax.ShapeDtypeStruct((batch, *[side] * run.preparation.ndim, channels), jnp.uint8)
+        with portable():
+            return jax.export.export(jax.jit(program), platforms=platforms)(
+                {name: shapes[name] for name in names}, images
+            )
+
+    # With a batch of any size everything is kept.
+    fixed = export_with(shapes, run.batch_size, PLATFORMS[:1])
+    arguments = [*sorted(shapes), None]
+    needed = [arguments[index] for index in fixed.module_kept_var_idx if arguments[index] is not None]
+    try:
+        return export_with(needed, jax.export.symbolic_shape("batch")[0], PLATFORMS), None
+    except jax.errors.InconclusiveDimensionOperation:
+        logger.info("the cheapest way to compute the model depends on the batch: it is exported for %d", run.batch_size)
+        return export_with(needed, run.batch_size, PLATFORMS), run.batch_size
+
+
+def flat_weights(run: FinishedRun) -> tuple[dict[str, jax.Array], Callable[[Mapping[str, Any]], tuple[Any, ...]]]:
+    """Everything that the model computes with, by name, and a function that makes the trees of `merge` again.
+
+    The last tree holds what is precomputed from the weights: in float32, PneumoLLM's adapters merged into the
+    projections after them. In 16 bits they stay apart.
+    """
+    graphdef = run.experiment.graphdef
+    precomputed = jax.jit(lambda *trees: merge(graphdef, *trees).precompute())(*run.weights)
+    leaves, structure = jax.tree.flatten_with_path((*run.weights, precomputed))
+    names = [_name(path) for path, _ in leaves]
+    flat = {name: leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
+    return flat, lambda given: jax.tree.unflatten(structure, [given[name] for name in names])
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return f"{_KINDS[path[0].idx]}.{jax.tree_util.keystr(path[1:], simple=True, separator='.')}"
+
+
+def _write_weights(folder: pathlib.Path, weights: Mapping[str, jax.Array]) -> list[str]:
+    """Writes safetensors files of up to MAX_FILE_BYTES, unless a single weight is larger; their names."""
+    groups: list[list[str]] = []
+    size = MAX_FILE_BYTES
+    for name, weight in weights.items():
+        if size + weight.nbytes > MAX_FILE_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += weight.nbytes
+    files = [f"weights-{number:05}-of-{len(groups):05}.safetensors" for number in range(1, len(groups) + 1)]
+    if len(groups) == 1:
+        files = ["weights.safetensors"]
+    for file, names in zip(files, groups, strict=True):
+        # The library makes its files readable for their owner alone: the others have the process's usual permissions.
+        (folder / file).touch()
+        mode = (folder / file).stat().st_mode
+        save_file({name: np.asarray(weights[name], order="C") for name in names}, folder / file)
+        (folder / file).chmod(mode)
+    return files
+
+
+def _describe(run: FinishedRun, program: jax.export.Exported, batch: int | None) -> dict[str, Any]:
+    result = run.result
+    _, *shape = program.in_avals[-1].shape
+    return {
+        "format": FORMAT,
+        "dataset": result["dataset"],
+        "task": run.labels.task,
+        "classes": list(run.labels.classes),
+        "threshold": result["threshold"],
+        "preparation": dataclasses.asdict(run.preparation),
+        "images": {"batch": batch, "shape": shape, "dtype": "uint8"},
+        "batch_size": run.batch_size,
+        "platforms": list(program.platforms),
+        "provenance": {
+            **{name: result[name] for name in ("model", "boost", "seed", "protocol", "warning", "selection", "test")},
+            "pretrained": {role: result[role] for role in ROLES if result.get(role)},
+            "data_sha256": result["data_sha256"],
+            "versions": result["versions"],
+            "exported_with": report.versions(),
+            "config": result["config"],
+        },
+    }

@@ -1,0 +1,264 @@
+"""Predicts with an exported model: it needs jax, numpy, safetensors and the readers of files, no model and no training.
+
+An export is a folder with three things:
+
+* export.json: classes, preparation of the images, threshold, what it was made of, and the digests of the other files.
+* weights.safetensors, or several of its kind: all weights, by the names that the program knows them by.
+* program.bin: a StableHLO program as `jax.export` serialises it, (weights by name, images uint8 (B, S, S, 3) or
+  (B, S, S, S, 1)) -> probabilities float32 (B, classes).
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
+
+import jax
+import jax.export
+import numpy as np
+import safetensors
+from pydantic import Field
+from tqdm import tqdm
+
+from jaxboost import io, schema
+from jaxboost.data.pipeline.resize import fitted
+from jaxboost.data.readers.arrays import MAX_PIXELS, MAX_VOXELS
+from jaxboost.data.sources.folder.inputs import Preparation
+from jaxboost.errors import UserError
+from jaxboost.evaluation.prediction_table import Labels, threshold_from_json
+
+DESCRIPTION = "export.json"
+PROGRAM = "program.bin"
+FORMAT = 1
+CHANNELS = {2: 3, 3: 1}  # spatial dimensions -> channels of the program's images
+
+
+_Text = Annotated[str, Field(max_length=10_000)]
+_Side = Annotated[int, Field(ge=1, le=8192)]
+_Batch = Annotated[int, Field(ge=1, le=2**16)]
+_Limit = Annotated[int, Field(ge=1, le=2**40)]
+# No other file is read, and none outside the folder.
+_File = Annotated[str, Field(pattern=r"^(program\.bin|weights(-\d{5}-of-\d{5})?\.safetensors)$")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images:
+    """What the program takes: images of a fixed batch, or of any (None)."""
+
+    batch: _Batch | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """Of a binary task; None for infinity."""
+
+    value: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """`inputs.Preparation` with bounds."""
+
+    ndim: Literal[2, 3]
+    size: _Side
+    window: Annotated[tuple[float, ...], Field(max_length=2)]
+    spacing: Annotated[float, Field(ge=0, le=1000)]
+    masked: bool
+    image_size: _Side
+    resize: Annotated[int, Field(ge=0, le=8192)]
+    nan: float | None = None
+    max_pixels: _Limit = MAX_PIXELS
+    max_voxels: _Limit = MAX_VOXELS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+    """What is read of export.json."""
+
+    format: Literal[1]
+    task: Literal["binary-class", "multi-class", "ordinal-regression", "multi-label, binary-class"]
+    classes: Annotated[tuple[_Text, ...], Field(min_length=1, max_length=10_000)]
+    threshold: Threshold | None
+    preparation: Prepared
+    images: Images
+    batch_size: _Batch
+    platforms: Annotated[tuple[_Text, ...], Field(max_length=10)]
+    files: Annotated[dict[_File, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]], Field(max_length=10_000)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportedModel:
+    """A model that can be asked for probabilities.
+
+    Attributes:
+      labels, preparation: what its outputs mean, and how its inputs are made.
+      weights: by name, on all devices.
+      program: (weights, images of a whole batch) -> probabilities.
+      batch_size: that it was evaluated with.
+      fixed_batch: it takes this one alone.
+      by_batch: sharding of the images.
+    """
+
+    labels: Labels
+    preparation: Preparation
+    weights: dict[str, jax.Array]
+    program: Callable[[dict[str, jax.Array], jax.Array], jax.Array]
+    batch_size: int
+    fixed_batch: bool
+    by_batch: jax.NamedSharding
+
+    def probabilities(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
+        """(n, classes) of uint8 images (n, S, S, C) or volumes (n, S, S, S, 1) as `inputs.read` gives them.
+
+        Args:
+          batch_size: images at once, rounded up to a multiple of the devices; 0: as it was evaluated.
+
+        Raises:
+          UserError: a batch size that the program does not take.
+        """
+        size = batch_size or self.batch_size
+        if self.fixed_batch and size != self.batch_size:
+            raise UserError(f"--batch_size {size}: the exported program takes only {self.batch_size}: leave it out")
+        devices = self.by_batch.mesh.size
+        size = -(-size // devices) * devices
+        found = []
+        for start in tqdm(range(0, len(images), size), desc="predicting", unit="batch", disable=None):
+            batch = self._prepared(images[start : start + size], size)
+            scores = self.program(self.weights, jax.device_put(batch, self.by_batch))
+            found.append(np.asarray(scores)[: len(images) - start])
+        return np.concatenate(found)
+
+    def _prepared(self, images: np.ndarray, size: int) -> np.ndarray:
+        """A whole batch at the model's size, with zeros after the images."""
+        preparation = self.preparation
+        side, channels = preparation.image_size, CHANNELS[preparation.ndim]
+        batch = np.zeros((size, *[side] * preparation.ndim, channels), np.uint8)
+        for place, image in zip(batch, images, strict=False):
+            place[...] = fitted(image, side, preparation.resize)
+        return batch
+
+
+def is_export(folder: pathlib.Path) -> bool:
+    """Whether `folder` says that it is an export."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def load(folder: pathlib.Path) -> ExportedModel:
+    """The exported model in `folder`, its weights on all local devices.
+
+    Raises:
+      UserError: it is no export, was made for other platforms or by a later version, or its files are missing or
+        altered.
+    """
+    described = read_description(folder)
+    _check_files(folder, described.files)
+    platform = jax.default_backend()
+    platform = "cuda" if platform == "gpu" else platform
+    if platform not in described.platforms:
+        raise UserError(
+            f"{folder} was exported for {', '.join(described.platforms)}, not for {platform}: set JAX_PLATFORMS=cpu"
+        )
+    fixed = described.images.batch
+    devices = jax.local_devices()
+    # A program of one batch size may not divide over the devices.
+    if fixed and fixed % len(devices):
+        devices = devices[:1]
+    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+    program = _read_program(folder, described)
+    weights = _read_weights(folder, described, program, jax.NamedSharding(mesh, jax.P()))
+    return ExportedModel(
+        labels=Labels(
+            classes=described.classes,
+            task=described.task,
+            threshold=threshold_from_json(
+                None if described.threshold is None else {"value": described.threshold.value}
+            ),
+        ),
+        preparation=Preparation(**dataclasses.asdict(described.preparation)),
+        weights=weights,
+        program=jax.jit(program.call),
+        batch_size=described.batch_size,
+        fixed_batch=fixed is not None,
+        by_batch=jax.NamedSharding(mesh, jax.P("data")),
+    )
+
+
+def digest_of(path: pathlib.Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_description(folder: pathlib.Path) -> Description:
+    """What export.json in `folder` says, checked.
+
+    Raises:
+      UserError: it is missing, damaged, or of another version.
+    """
+    path = folder / DESCRIPTION
+    if not path.exists():
+        raise UserError(f"{folder} is not an export: it has no {DESCRIPTION}")
+    try:
+        content = io.read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): export the run again") from error
+    version = content.get("format") if isinstance(content, dict) else None
+    if type(version) is int and version != FORMAT:
+        raise UserError(f"{path} has the format {version}, this jaxboost reads {FORMAT}: export the run again with it")
+    described = schema.parse(Description, content, where=str(path), fix="export the run again")
+    # Earlier versions wrote none.
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    if "sha256" in content and content["sha256"] != io.json_sha256(rest):
+        raise UserError(f"{path} was altered since it was exported, its checksum does not match: export the run again")
+    return described
+
+
+def _check_files(folder: pathlib.Path, files: Mapping[str, str]) -> None:
+    """Raises UserError where a file is not the one that was exported."""
+    if PROGRAM not in files:
+        raise UserError(f"{folder / DESCRIPTION} names no {PROGRAM}: export the run again")
+    for name, digest in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing: export the run again")
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{path} is a link out of the export: put the file itself there")
+        if digest_of(path) != digest:
+            raise UserError(f"{path} was altered since it was exported: export the run again")
+
+
+def _read_program(folder: pathlib.Path, described: Description) -> jax.export.Exported:
+    path = folder / PROGRAM
+    try:
+        program = jax.export.deserialize(bytearray(path.read_bytes()))
+        images, scores = program.in_avals[-1].shape, program.out_avals[0].shape
+    # It is a library's format: damage shows as nearly any error.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path} cannot be read by this version of jax ({reason}): export the run again") from error
+    preparation = described.preparation
+    expected = (*[preparation.image_size] * preparation.ndim, CHANNELS[preparation.ndim])
+    if tuple(images[1:]) != expected or scores[-1] != len(described.classes):
+        raise UserError(f"{path} is not the program that {DESCRIPTION} describes: export the run again")
+    return program
+
+
+def _read_weights(
+    folder: pathlib.Path, described: Description, program: jax.export.Exported, replicated: jax.NamedSharding
+) -> dict[str, jax.Array]:
+    weights: dict[str, jax.Array] = {}
+    for name in described.files:
+        if name != PROGRAM:
+            try:
+                with safetensors.safe_open(folder / name, framework="numpy") as file:
+                    for key in file.keys():  # noqa: SIM118  it is no dict
+                        weights[key] = jax.device_put(file.get_tensor(key), replicated)
+            except (safetensors.SafetensorError, TypeError, ValueError) as error:
+                raise UserError(f"{folder / name} cannot be read ({error}): export the run again") from error
+    wanted, _ = program.in_tree.unflatten(program.in_avals)[0]
+    if {key: (value.shape, value.dtype) for key, value in wanted.items()} != {
+        key: (value.shape, value.dtype) for key, value in weights.items()
+    }:
+        raise UserError(f"{folder}: the weights are not those that the program takes: export the run again")
+    return weights

@@ -1,0 +1,123 @@
+"""Predicts with a finished run, or exports it.
+
+python -m jaxboost.predict --run RUN --input FILES|FOLDER [--out prediction_table.csv]
+python -m jaxboost.predict --run RUN --export DIR
+
+RUN is the folder of a run, of one fold of a cross-validation, or of an export.
+"""
+
+import logging
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from jaxboost import io
+from jaxboost.cli import app
+from jaxboost.errors import UserError
+
+logger = logging.getLogger("jaxboost.predict")
+
+
+def predict_or_export(
+    folder: pathlib.Path,
+    *,
+    files: Sequence[str] = (),
+    out: pathlib.Path,
+    target: pathlib.Path | None = None,
+    masks: str = "",
+    skip_faulty: bool = False,
+    batch_size: int = 0,
+    places: Sequence[str] = (),
+) -> None:
+    """Does what the command is asked for; mistakes are found before anything is computed, as far as they can be.
+
+    Args:
+      folder: of a run or an export.
+      files: see `inputs.find`.
+      out: the table of predictions, which is replaced where it is there; no other file is.
+      target: the new folder of an export.
+      masks, skip_faulty: see `inputs.read`.
+      batch_size: see the model's `probabilities`.
+      places: see `open_run.open_run`.
+
+    Raises:
+      UserError: for each mistake.
+    """
+    if not (files or target):
+        raise UserError("nothing to do: give --input, what to predict, or --export, where to write the model")
+    # After the flags: a mistyped one should not wait for jax to load.
+    from jaxboost import outputs
+    from jaxboost.data.sources.folder import inputs
+    from jaxboost.evaluation import prediction_table
+    from jaxboost.inference import exported
+
+    is_export = exported.is_export(folder)
+    if is_export and (places or target):
+        raise UserError(f"--run {folder} is an export: leave --{'set' if places else 'export'} out, it is complete")
+    if files:
+        _check_out(out)
+    if is_export:
+        model: prediction_table.Model = exported.load(folder)
+    else:
+        from jaxboost.inference import export, open_run
+
+        if target:
+            export.check_target(target)
+            if outputs.is_inside(target, folder):
+                raise UserError(f"--export {target} lies in the run that is exported: give a folder elsewhere")
+        model = open_run.open_run(folder, places)
+    found = inputs.find(files, model.preparation.ndim, skip_faulty=skip_faulty) if files else []
+    outputs.check_not_among(out, "--out", found, "one of the inputs")
+    if target:
+        export.export(model, target)
+    if found:
+        kept, images = inputs.read(found, model.preparation, masks=masks, skip_faulty=skip_faulty)
+        probabilities = model.probabilities(images, batch_size=batch_size)
+        with io.writing(f"--out {out}"):
+            prediction_table.write(out, model.labels.table(kept, probabilities))
+        logger.info("%d predictions in %s", len(kept), out)
+
+
+def _check_out(out: pathlib.Path) -> None:
+    """Raises UserError where the table cannot be written to `out`, or would take the place of something else."""
+    from jaxboost import outputs
+    from jaxboost.data.sources.folder.layouts import SUFFIXES, suffix_of
+    from jaxboost.evaluation import prediction_table
+
+    outputs.check_file(out, "--out", kind="a table of predictions, in CSV", is_ours=prediction_table.is_table)
+    if any(suffix_of(out.name) in suffixes for suffixes in SUFFIXES.values()):
+        raise UserError(f"--out {out}: a table of this name would be taken for an image: give a name with .csv")
+
+
+def run() -> None:
+    """The command `python -m jaxboost.predict`."""
+    run_flag = flags.DEFINE_string("run", "", "folder of a finished run, of a fold, or of an export")
+    input_flag = flags.DEFINE_multi_string("input", [], "files, with commas between them, or folders; may be repeated")
+    out_flag = flags.DEFINE_string("out", "predictions.csv", "the table of predictions")
+    export_flag = flags.DEFINE_string("export", "", "new folder, to which the run is exported")
+    masks_flag = flags.DEFINE_string("masks", "", "of the lungs in --input, where the run was trained with data.masks")
+    skip_flag = flags.DEFINE_bool("skip_faulty", False, "leave files out that cannot be read, with a warning")
+    batch_flag = flags.DEFINE_integer("batch_size", 0, "images at once; 0: as the run was evaluated", lower_bound=0)
+    set_flag = flags.DEFINE_multi_string("set", [], "FIELD=DIR, where frozen weights are now, as boost.block=DIR")
+
+    def main() -> None:
+        if not run_flag.value:
+            raise UserError("--run is missing: give the folder of a finished run, or of an export")
+        with app.warnings_on_stderr():
+            predict_or_export(
+                pathlib.Path(run_flag.value).expanduser(),
+                files=input_flag.value,
+                out=pathlib.Path(out_flag.value).expanduser(),
+                target=pathlib.Path(export_flag.value).expanduser() if export_flag.value else None,
+                masks=masks_flag.value,
+                skip_faulty=skip_flag.value,
+                batch_size=batch_flag.value,
+                places=set_flag.value,
+            )
+
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,1 @@
+"""A config becomes a model and a plan for its weights."""

@@ -1,0 +1,86 @@
+"""Pretrained vision encoders that a run starts from: which one, whether it is the config's backbone, its weights."""
+
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from jaxboost.convert import encoders
+from jaxboost.convert.placing import Placement
+from jaxboost.errors import UserError
+from jaxboost.models.classifier import BACKBONES
+from jaxboost.models.vit import PLAIN, ViT
+from jaxboost.systems.pretrained import RANDOM, Pretrained, as_trained, find_converted
+
+
+def resolve_encoder(
+    role: str,
+    backbone: str,
+    weights: str,
+    *,
+    source: str,
+    convert_missing: bool,
+    image_size: int,
+    dtype: str,
+    trainable: bool,
+    with_norm: bool,
+) -> tuple[Pretrained, dict[str, Any]]:
+    """The weights of a model's `encoder`, and what it is built with beside what `backbone` says.
+
+    Args:
+      role, trainable: see `Pretrained`.
+      weights: the folder of the vision encoder, or "random" for the control, a frozen one.
+      source, convert_missing: see `find_converted`.
+      dtype: of random weights that stay as they are.
+      with_norm: whether the encoder's final norm is wanted too, as the model's `head_norm`.
+
+    Raises:
+      UserError: the encoder is missing or is another model than `backbone`.
+    """
+    paths = (("encoder",), ("head_norm",))[: 1 + with_norm]
+    if weights == RANDOM:
+        about = {"source": RANDOM, "dtype": dtype}
+        text = "a random encoder: the control without pretraining"
+        return Pretrained(role=role, paths=paths, trainable=False, about=about, text=text, load=None), {}
+    folder = find_converted("encoder", weights, source, "all", convert_missing=convert_missing)
+    manifest = encoders.read_manifest(folder)
+    _check_encoder(folder, manifest, backbone)
+    part = Pretrained(
+        role=role,
+        paths=paths,
+        trainable=trainable,
+        about={"source": manifest.source, "dtype": manifest.dtype, "arguments": dict(manifest.arguments)},
+        text=f"encoder of {manifest.source}, {'trained too' if trainable else 'frozen'}",
+        load=functools.partial(_load_encoder, folder, image_size, trainable, with_norm),
+    )
+    return part, dict(manifest.arguments)
+
+
+def differing(backbone: str, arguments: Mapping[str, Any]) -> list[str]:
+    """What the arguments of an encoder have otherwise than a backbone, in words."""
+    expected = PLAIN | BACKBONES[backbone].arguments
+    return [
+        f"{name} {arguments.get(name)}, not {expected.get(name)}"
+        for name in {**expected, **arguments}
+        # eps may differ between checkpoints of the same model.
+        if name != "eps" and (name not in expected or arguments.get(name) != expected[name])
+    ]
+
+
+def _check_encoder(folder: pathlib.Path, manifest: encoders.EncoderManifest, backbone: str) -> None:
+    if problems := differing(backbone, manifest.arguments):
+        fitting = [
+            name for name, spec in BACKBONES.items() if spec.encoder is ViT and not differing(name, manifest.arguments)
+        ]
+        raise UserError(
+            f"the encoder at {folder} ({manifest.source}) has {', '.join(problems)} as model.backbone={backbone} has:"
+            f" choose the backbone that it is{', ' if fitting else ''}{' or '.join(fitting)}"
+        )
+
+
+def _load_encoder(
+    folder: pathlib.Path, image_size: int, trainable: bool, with_norm: bool, placement: Placement
+) -> tuple[tuple[dict[str, Any], ...], str]:
+    encoder = encoders.load_encoder(folder, image_size=image_size, placement=placement)
+    trees = (encoder.weights, encoder.norm)[: 1 + with_norm]
+    return tuple(map(as_trained, trees)) if trainable else trees, encoder.fingerprint

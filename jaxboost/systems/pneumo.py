@@ -1,0 +1,151 @@
+"""PneumoLLM from a config: checks the choices and finds the weights of its encoder and of LLaMA."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+from ml_collections import ConfigDict
+
+from jaxboost.convert import encoders
+from jaxboost.data.dataset import DatasetInfo
+from jaxboost.errors import UserError, check_choice
+from jaxboost.models import pneumollm
+from jaxboost.models.classifier import BACKBONES
+from jaxboost.models.pneumollm import ENCODERS, PATCHES, TOKENS, PneumoLLM, PneumoSpec
+from jaxboost.systems.encoders import resolve_encoder
+from jaxboost.systems.experiment import Experiment, check_model, check_patch, model_arguments, trace
+from jaxboost.systems.pretrained import (
+    RANDOM,
+    WEIGHTS,
+    Pretrained,
+    check_rope,
+    check_same,
+    llama_fingerprint,
+    llama_weights,
+    resolve_llama,
+)
+
+
+def prepare(
+    config: ConfigDict, info: DatasetInfo, *, with_weights: bool, trained: Mapping[str, Mapping[str, Any]]
+) -> Experiment:
+    """See `systems.prepare`. Its pretrained parts are all frozen."""
+    del trained
+    model, backbone = dict(config.model), config.model.backbone
+    if info.ndim != 2:
+        raise UserError(f"data set {info.name} is {info.ndim}-D, PneumoLLM takes 2-D images: choose another data.name")
+    check_choice(backbone, ENCODERS, "config field model.backbone")
+    check_model(model)
+    patch = 14 if backbone == PATCHES else BACKBONES[backbone].arguments["patch"]
+    check_patch(backbone, patch, model["image_size"])
+
+    vision, arguments = _resolve_vision(config, with_weights=with_weights)
+    spec, llama = _resolve_llama(config, with_weights=with_weights)
+    parts = tuple(part for part in (vision, llama) if part is not None)
+
+    def build(rngs: nnx.Rngs) -> PneumoLLM:
+        return pneumollm.build(
+            spec=spec, classes=len(info.classes), encoder_arguments=arguments, rngs=rngs, **model_arguments(config)
+        )
+
+    graphdef, params, frozen, stats = trace(build)
+    return Experiment(
+        build=build,
+        graphdef=graphdef,
+        params=params,
+        frozen=frozen,
+        stats=stats,
+        pretrained=parts,
+        title=f"{backbone} + pneumollm" + "".join(f" ({part.text})" for part in parts),
+        describe={"model": backbone, "boost": "pneumollm", "vision": None, "llama": None},
+        tokens=_source_tokens(backbone, spec, model["image_size"]) + (spec.tokens != "none") * spec.count,
+        encoder_key=None if backbone == PATCHES or spec.vision_adapters else f"{config.model} {spec.every}",
+    )
+
+
+def check_same_weights(config: ConfigDict, finished: dict[str, Any], folder: pathlib.Path) -> None:
+    """See `systems.check_same_weights`."""
+    llama = config.llama
+    check_same("encoder", config.pneumollm.vision, finished["vision"], encoders.fingerprint_at, folder)
+    check_same(
+        "block",
+        llama.block,
+        finished["llama"],
+        lambda path: llama_fingerprint(path, layers=llama.layers, final_norm=llama.final_norm),
+        folder,
+    )
+
+
+def _source_tokens(backbone: str, spec: PneumoSpec, image_size: int) -> int:
+    if backbone == PATCHES:
+        return (image_size // 14) ** 2
+    return BACKBONES[backbone].arguments["depth"] // spec.every
+
+
+def _resolve_vision(config: ConfigDict, *, with_weights: bool) -> tuple[Pretrained | None, dict[str, Any]]:
+    """The encoder's weights, and what it is built with beside what its name says."""
+    backbone, fields = config.model.backbone, config.pneumollm
+    if backbone == PATCHES:
+        return None, {}
+    if fields.vision != RANDOM:
+        if not with_weights:
+            return None, {}
+        if not fields.vision:
+            raise UserError(
+                'config field pneumollm.vision is empty: give the folder that convert_weights.py made, or "random"'
+            )
+    return resolve_encoder(
+        "vision",
+        backbone,
+        fields.vision,
+        source=fields.vision_source,
+        convert_missing=fields.vision_convert,
+        image_size=config.model.image_size,
+        dtype=config.model.dtype,
+        trainable=False,
+        with_norm=False,
+    )
+
+
+def _resolve_llama(config: ConfigDict, *, with_weights: bool) -> tuple[PneumoSpec, Pretrained | None]:
+    fields, llama = dict(config.pneumollm), dict(config.llama)
+    for name in ("vision", "vision_source", "vision_convert"):
+        fields.pop(name)
+    check_choice(fields["tokens"], TOKENS, "config field pneumollm.tokens")
+    for name in ("every", "count"):
+        if fields[name] < 1:
+            raise UserError(f"config field pneumollm.{name}: {fields[name]} should be 1 or more")
+    if config.model.backbone != PATCHES:
+        depth = BACKBONES[config.model.backbone].arguments["depth"]
+        if fields["every"] > depth:
+            raise UserError(
+                f"config field pneumollm.every: {fields['every']} is more than the encoder's {depth} blocks"
+            )
+    else:
+        fields["vision_adapters"] = False
+    used, remat, shards, causal, held = (llama.pop(name) for name in ("used", "remat", "shard", "causal", "weights"))
+    check_choice(held, WEIGHTS, "config field llama.weights")
+    if not used:
+        llama |= {"block": "", "final_norm": "ones"}
+    shape, depth, ref = resolve_llama("llama", reads_block=used, with_weights=with_weights, **llama)
+    check_rope("llama", shape, used=used)
+    if used and not depth:
+        raise UserError("config field llama.layers is empty, which needs a block to take them from: name them")
+    spec = PneumoSpec(llama=shape, depth=depth if used else 0, causal=causal, remat=remat, **fields)
+    if not used:
+        return spec, None
+    layers = tuple(llama["layers"])
+    part = llama_weights(
+        "llama",
+        ("llama",),
+        ref,
+        shape=shape,
+        layers=layers,
+        depth=depth,
+        trainable=False,
+        shards=shards,
+        weights=held,
+        dtype=config.model.dtype,
+    )
+    return spec, part

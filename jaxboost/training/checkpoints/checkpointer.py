@@ -1,0 +1,323 @@
+"""Run checkpoints: the latest states to resume from, and the trained weights of the best epoch.
+
+They never hold frozen weights, only their fingerprints. Everything that is restored is compared with its checksums.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import logging
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grain
+import orbax.checkpoint as ocp
+
+from jaxboost import io
+from jaxboost.config import continuing
+from jaxboost.errors import UserError
+from jaxboost.io import json_sha256
+from jaxboost.models.frozen import Tree
+from jaxboost.training.checkpoints import checkpoint_folder, stored
+from jaxboost.training.checkpoints.checkpoint_folder import BEST, KEPT, LATEST, NO_CHECKSUMS, PROGRESS
+from jaxboost.training.checkpoints.progress import Best, Progress, to_json
+from jaxboost.training.checkpoints.stored import CHECKSUMS, DATA, DamagedError
+from jaxboost.training.step import TrainState
+
+_CENTURY = 100 * 366 * 24 * 3600  # seconds
+
+__all__ = ["Best", "Checkpointer", "Progress"]
+
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpointer:
+    """Keeps `latest` and `best` checkpoints below a folder.
+
+    Orbax writes to a temporary name and renames, and removes a predecessor only afterwards: a kill at any moment
+    leaves a usable `latest`, and the `best` that it refers to. Of `latest` the last two are kept, of `best` what they
+    refer to.
+
+    Raises:
+      UserError: a file is where a folder should be.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder.absolute()
+        _check_folders(self._folder)
+        self._latest = ocp.CheckpointManager(self._folder / LATEST, options=_options(max_to_keep=KEPT))
+        # What is not needed is removed here: the older latest may refer to another one than the last.
+        self._best = ocp.CheckpointManager(self._folder / BEST, options=_options(max_to_keep=None))
+        # Step of a latest checkpoint -> step of the best that it refers to.
+        self._best_of: dict[int, int | None] = {}
+        self._last_best: int | None = None
+        self._cleared = False
+
+    def latest_step(self) -> int | None:
+        """Step of the latest checkpoint, whether it can be read or not; None where there is none."""
+        return max([*self._latest.all_steps(), *stored.steps(self._folder / LATEST)], default=None)
+
+    def save_best(self, step: int, params: Tree, stats: Tree) -> str:
+        """Saves the trained weights and statistics of the best epoch, and waits.
+
+        A later `latest` must not point to a missing best.
+
+        Returns:
+          The fingerprint of what was saved, for `Best`.
+        """
+        trees = checkpoint_folder.best_items(params, stats)
+        sums = stored.checksums(step, trees, {})
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items[CHECKSUMS] = ocp.args.JsonSave(sums)
+        with self._writing():
+            self._clear()
+            if step in self._best.all_steps():
+                self._best.delete(step)
+            self._best.save(step, args=ocp.args.Composite(**items), force=True)
+            self._best.wait_until_finished()
+        self._last_best = step
+        return json_sha256(sums["arrays"])
+
+    def save_latest(self, state: TrainState, iterator: grain.DatasetIterator, progress: Progress) -> None:
+        """Saves everything that a resumed run needs, in the background."""
+        step, tree, notes = int(state.step), _state_item(state), to_json(progress)
+        sums = stored.checksums(step, {"state": tree}, {PROGRESS: notes, DATA: iterator.get_state()})
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(tree),
+            data=grain.checkpoint.CheckpointSave(iterator),
+            progress=ocp.args.JsonSave(notes),
+            checksums=ocp.args.JsonSave(sums),
+        )
+        with self._writing():
+            self._clear()
+            self._latest.wait_until_finished()
+            self._best_of[step] = progress.best.step if progress.best else None
+            self._remove_unneeded()
+            self._latest.save(step, args=args, force=True)
+
+    def wait(self) -> None:
+        """Waits until everything is written, and what is no longer needed is removed."""
+        with self._writing():
+            self._latest.wait_until_finished()
+            self._remove_unneeded()
+
+    def restore_latest(
+        self,
+        state: TrainState,
+        iterator: grain.DatasetIterator,
+        fingerprints: Mapping[str, str],
+        config: Mapping[str, Any] | None = None,
+    ) -> tuple[TrainState, Progress]:
+        """Restores into the shapes and shardings of `state`, sets the iterator's position.
+
+        A checkpoint that is damaged, or whose best epoch's weights are, is set aside under another name, and the one
+        before is taken.
+
+        Args:
+          fingerprints: of what the run is given now.
+          config: what the run is given now, see `continuing.held`; None: not compared.
+
+        Raises:
+          UserError: the run was made with other weights, data or config, or no checkpoint can be read.
+        """
+        problems: dict[int, DamagedError] = {}
+        for step in stored.steps(self._folder / LATEST):
+            try:
+                restored, progress = self._restore(step, state, iterator, fingerprints, config)
+            except DamagedError as error:
+                problems[step] = error
+                continue
+            self._go_on_from(step, problems, progress)
+            return restored, progress
+        texts = [f"step {step}: {error}" for step, error in problems.items()]
+        raise UserError(
+            f"no checkpoint in {self._folder} can be used ({'; '.join(texts)}): bring the folder back from a backup, or"
+            f" train again: remove it, or give another --workdir"
+        )
+
+    def restore_best(self, step: int, params: Tree, stats: Tree, sha256: str = "") -> tuple[Tree, Tree]:
+        """The best epoch's (weights, statistics), restored into the shapes and shardings of `params` and `stats`.
+
+        Args:
+          sha256: their fingerprint, see `Best`; empty: unknown.
+
+        Raises:
+          UserError: they are damaged.
+        """
+        try:
+            return checkpoint_folder.read_best(self._folder, step, params, stats, sha256)
+        except DamagedError as error:
+            fix = "give the same command again: it goes back to an earlier checkpoint where one is left"
+            raise UserError(checkpoint_folder.damaged_best(self._folder, step, error, fix)) from error
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        # Waits for pending writes.
+        if not any(error):
+            self.wait()
+        with self._writing():
+            self._latest.close()
+            self._best.close()
+
+    def _restore(
+        self,
+        step: int,
+        state: TrainState,
+        iterator: grain.DatasetIterator,
+        fingerprints: Mapping[str, str],
+        config: Mapping[str, Any] | None,
+    ) -> tuple[TrainState, Progress]:
+        """What the latest checkpoint of a step holds. Raises DamagedError, or UserError as `restore_latest` does."""
+        folder = self._folder / LATEST / str(step)
+        progress, sums = checkpoint_folder.read_progress(folder)
+        _check_same_run(self._folder, progress, fingerprints, config)
+        trees = stored.read_trees(folder, {"state": _state_item(state)}, sums, iterator)
+        if int(trees["state"]["step"]) != step:
+            raise DamagedError(f"its state is of step {int(trees['state']['step'])}")
+        # Each step takes one batch, so both numbers are equal.
+        if iterator.get_state().get("next_index", step) != step and not sums:
+            raise DamagedError("its position in the data is of another step")
+        if sums is None:
+            logger.warning(NO_CHECKSUMS, folder)
+        if best := progress.best:
+            try:
+                checkpoint_folder.read_best(self._folder, best.step, state.params, state.stats, best.sha256)
+            except DamagedError as error:
+                raise DamagedError(f"the best epoch's weights, {BEST}/{best.step}, are damaged: {error}") from error
+        return state.replace(**trees["state"]), progress
+
+    def _go_on_from(self, step: int, problems: Mapping[int, DamagedError], progress: Progress) -> None:
+        """Makes `step` the latest checkpoint: sets those after it aside, removes the best weights found after it."""
+        for later, error in problems.items():
+            place = self._set_aside(self._folder / LATEST / str(later))
+            logger.warning(
+                "the checkpoint of step %d is damaged (%s): going on from step %d, what came after is done again; the"
+                " damaged one is kept as %s",
+                later,
+                error,
+                step,
+                place,
+            )
+        for later in stored.steps(self._folder / BEST):
+            if later > step:
+                checkpoint_folder.remove(self._folder / BEST / str(later))
+        self._cleared = False
+        self._clear()
+        self._best_of[step] = progress.best.step if progress.best else None
+
+    def _remove_unneeded(self) -> None:
+        """Removes the best weights that no latest checkpoint refers to, nor the next one will."""
+        needed = {self._last_best}
+        for step in self._latest.all_steps():
+            if step not in self._best_of:
+                self._best_of[step] = checkpoint_folder.best_of(self._folder / LATEST / str(step))
+            needed.add(self._best_of[step])
+        for step in self._best.all_steps():
+            if step not in needed:
+                self._best.delete(step)
+
+    def _clear(self) -> None:
+        """Before anything is saved: removes half-written steps, and renames what Orbax may take for a step."""
+        if self._cleared:
+            return
+        self._cleared = True
+        for manager, name in ((self._latest, LATEST), (self._best, BEST)):
+            checkpoint_folder.remove_temporary(self._folder / name)
+            whole = set(map(str, stored.steps(self._folder / name)))
+            for path in sorted((self._folder / name).iterdir()):
+                # Orbax takes more names for numbers.
+                if path.name.isdigit() and path.name not in whole:
+                    logger.warning("%s is no checkpoint: it is kept as %s", path, self._set_aside(path))
+            manager.reload()
+
+    def _set_aside(self, path: pathlib.Path) -> pathlib.Path:
+        """Renames `latest/7` to `damaged-latest-7`, which nothing reads; the new path."""
+        target = self._folder / f"damaged-{path.parent.name}-{path.name}"
+        count = 1
+        while target.exists():
+            count += 1
+            target = self._folder / f"damaged-{path.parent.name}-{path.name}-{count}"
+        path.rename(target)
+        return target
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises UserError where what is saved, now or before in the background, cannot be written."""
+        try:
+            yield
+        except Exception as error:
+            folder = self._latest.directory.parent
+            cause = io.os_error(error)
+            if not self._latest.directory.is_dir() or _is_removed(error):
+                # Which error the storage raises then depends on where it was.
+                cause = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            if cause is None:
+                raise
+            raise io.refused(folder, cause, self.kept()) from error
+
+    def kept(self) -> str:
+        """How a message on a failed write ends: which checkpoint is whole."""
+        step = None
+        with contextlib.suppress(OSError):
+            # From disk: what is being written counts as there already.
+            step = max(stored.steps(self._folder / LATEST), default=None)
+        whole = "there is no checkpoint yet" if step is None else f"the checkpoint of step {step} is whole"
+        return f"; then run the same command again; {whole}"
+
+
+def _is_removed(error: Exception) -> bool:
+    """Whether a save did not find again what it had written: somebody removed it, or is at it.
+
+    Orbax reads a part of it before it gives it its name.
+    """
+    return isinstance(error, ValueError) and str(error).startswith(("NOT_FOUND: ", "No ArrayMetadata found "))
+
+
+def _options(*, max_to_keep: int | None) -> ocp.CheckpointManagerOptions:
+    """How checkpoints are written.
+
+    Orbax measures its time-outs with the system's clock, which may jump: none of them may end a save, so the longest
+    is taken. Folders are made at once: where that fails in the background, other threads wait for minutes.
+    """
+    waits = ocp.options.AsyncOptions(timeout_secs=_CENTURY, create_directories_asynchronously=False)
+    return ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True, async_options=waits)
+
+
+# Orbax refuses a checkpoint that lacks a field which is empty, such as one written before there was that field.
+
+
+def _state_item(state: TrainState) -> dict[str, Any]:
+    values = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in values.items() if name not in ("stats", "ema") or value}
+
+
+def _check_same_run(
+    folder: pathlib.Path, progress: Progress, fingerprints: Mapping[str, str], config: Mapping[str, Any] | None
+) -> None:
+    """Raises UserError where the run was made with other weights, data or config."""
+    if config is not None and progress.config and (differing := continuing.differing(progress.config, config)):
+        raise UserError(
+            f"{folder} is of a run of another config, which differs in {', '.join(differing)}: give another --workdir,"
+            " or remove it"
+        )
+    before, now = progress.fingerprints, fingerprints
+    differing = [
+        f"{role} ({before.get(role, 'none')[:12]} there, {now.get(role, 'none')[:12]} now)"
+        for role in sorted({*before, *now})
+        if before.get(role) != now.get(role)
+    ]
+    if differing:
+        raise UserError(
+            f"{folder} was trained with other {' and '.join(differing)}: give the same as then, or another --workdir"
+        )
+
+
+def _check_folders(folder: pathlib.Path) -> None:
+    for path in (folder, folder / LATEST, folder / BEST):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is not a folder: move it away, or give another --workdir")

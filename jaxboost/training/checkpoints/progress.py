@@ -1,0 +1,114 @@
+"""What a run knows beside its state, and how a checkpoint keeps it as JSON."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from jaxboost import schema
+from jaxboost.errors import UserError
+from jaxboost.training.checkpoints.stored import DamagedError
+
+_COUNT = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best epoch so far.
+
+    Attributes:
+      epoch: its number, from 1.
+      step: after which it was validated.
+      value: of the selection metric there; NaN where the metric has none.
+      sha256: fingerprint of its weights, as `Checkpointer.save_best` gives it; empty in runs of earlier versions.
+    """
+
+    epoch: int
+    step: int
+    value: float
+    sha256: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a run knows beside its state.
+
+    Attributes:
+      fingerprints: of what the run was given beside its config: pretrained parts by their role, a user's own data.
+      best: None before the first validation.
+      seconds: spent so far, over all starts of the run.
+      config: the fields that may not change, see `fields.held`; empty in runs of earlier versions.
+      validated: False where the run was stopped between the last step of an epoch and its validation, which is then to
+        be done first.
+    """
+
+    fingerprints: Mapping[str, str]
+    best: Best | None
+    seconds: float
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    validated: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class _Best:
+    """`Best` as JSON has it."""
+
+    epoch: _COUNT
+    step: _COUNT
+    value: float | None
+    sha256: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Progress:
+    """`Progress` as JSON has it."""
+
+    fingerprints: dict[str, str]
+    best: _Best | None
+    seconds: Annotated[float, Field(ge=0)]
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    validated: bool = True
+
+
+_NAMES = {field.name for field in dataclasses.fields(Progress)}
+
+
+def to_json(progress: Progress) -> dict[str, Any]:
+    """The note of a checkpoint."""
+    note = dataclasses.asdict(progress)
+    if progress.best and math.isnan(progress.best.value):
+        note["best"]["value"] = None
+    return note
+
+
+def from_json(folder: pathlib.Path, note: Any) -> Progress:
+    """What `to_json` gave, read from the checkpoint at `folder`.
+
+    Raises:
+      DamagedError: it is not what `to_json` gives.
+    """
+    if isinstance(note, dict) and not note.keys() <= _NAMES:
+        raise DamagedError(f"its progress has an unknown field {min(note.keys() - _NAMES)!r}")
+    best = note.get("best") if isinstance(note, dict) else None
+    # As earlier versions wrote it.
+    if isinstance(best, dict) and isinstance(best.get("value"), float) and math.isnan(best["value"]):
+        note = {**note, "best": {**best, "value": None}}
+    try:
+        found = schema.parse(_Progress, note, where=f"{folder}: its progress", fix="")
+    except UserError as error:
+        raise DamagedError(str(error).removesuffix(": ")) from error
+    if found.best is None:
+        best = None
+    else:
+        value = math.nan if found.best.value is None else found.best.value
+        best = Best(epoch=found.best.epoch, step=found.best.step, value=value, sha256=found.best.sha256)
+    return Progress(
+        fingerprints=found.fingerprints,
+        best=best,
+        seconds=found.seconds,
+        config=found.config,
+        validated=found.validated,
+    )

