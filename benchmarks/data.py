@@ -39,11 +39,11 @@ class Images:
     """What the pipeline is given and what it makes of it.
 
     Attributes:
-        name: for the table.
-        shape: of one stored image (S, S[, S], C).
-        image_size: edge length in pixels that is delivered.
-        backbones: those that take it.
-        samples: in the split; at least a batch.
+      name: for the table.
+      shape: of one stored image (S, S[, S], C).
+      image_size: edge length in pixels that is delivered.
+      backbones: those that take it.
+      samples: in the split; at least a batch.
     """
 
     name: str

@@ -116,7 +116,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
     The bytes are on the disk before the name is: a power cut leaves the old file or the new one.
 
     Raises:
-        OSError: it cannot be written; a file that was there before is as it was.
+      OSError: it cannot be written; a file that was there before is as it was.
     """
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         file.write(text)
@@ -146,8 +146,8 @@ def read_json(path: pathlib.Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no regular file, too large, or no JSON.
+      OSError: the file cannot be read.
+      ValueError: it is no regular file, too large, or no JSON.
     """
     if kind := irregular(path):
         raise ValueError(f"it is {kind}, not a regular file")

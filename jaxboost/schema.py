@@ -13,11 +13,11 @@ def parse(kind: type[T], value: Any, *, where: str, fix: str) -> T:
     """What `json.loads` gave, as a `kind`: see `check`.
 
     Args:
-        where: the value comes from, such as a file's path.
-        fix: what the user can do, for the message.
+      where: the value comes from, such as a file's path.
+      fix: what the user can do, for the message.
 
     Raises:
-        UserError: names the first entries that are wrong.
+      UserError: names the first entries that are wrong.
     """
     try:
         return check(kind, value)
@@ -32,7 +32,7 @@ def check(kind: type[T], value: Any) -> T:
     become a tuple. Entries that `kind` does not name are left out.
 
     Raises:
-        ValueError: names the first entries that are wrong.
+      ValueError: names the first entries that are wrong.
     """
     # Only here: it takes a tenth of a second to import.
     from pydantic import TypeAdapter, ValidationError

@@ -156,12 +156,13 @@ class Blocker(importlib.abc.MetaPathFinder):
         if any(name == blocked or name.startswith(blocked + ".") for blocked in BLOCKED):
             raise ImportError(name)
 sys.meta_path.insert(0, Blocker())
-from jaxboost import exported, predictions
-from jaxboost.data import inputs
+from jaxboost import exported
+from jaxboost.data.sources.folder import inputs
+from jaxboost.evaluation import prediction_table
 folder, images, out = sys.argv[1:]
 model = exported.load(pathlib.Path(folder))
 files, pixels = inputs.read(inputs.find([images], model.preparation.ndim), model.preparation)
-predictions.write(pathlib.Path(out), model.labels.table(files, model.probabilities(pixels)))
+prediction_table.write(pathlib.Path(out), model.labels.table(files, model.probabilities(pixels)))
 import jax
 assert len(jax.local_devices()) == 2 and not set(BLOCKED) & set(sys.modules)
 """

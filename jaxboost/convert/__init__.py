@@ -3,10 +3,10 @@
 import functools
 import logging
 import math
+import pathlib
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def convert(
     source: str,
     layers_spec: str,
-    out: str | Path,
+    out: str | pathlib.Path,
     *,
     dtype: str = "float32",
     final_norm: bool = True,
@@ -58,9 +58,9 @@ def convert(
     """
     if dtype not in store.DTYPES:
         raise UserError(f"the dtype {dtype!r} is not one of {', '.join(store.DTYPES)}")
-    out, target = Path(out).expanduser(), store.DTYPES[dtype]
+    out, target = pathlib.Path(out).expanduser(), store.DTYPES[dtype]
     writer.check_free(out, overwrite=overwrite)
-    if Path(source).expanduser().is_dir() and outputs.is_inside(out, Path(source).expanduser()):
+    if pathlib.Path(source).expanduser().is_dir() and outputs.is_inside(out, pathlib.Path(source).expanduser()):
         raise UserError(f"--out {out} lies in --source {source}: give a folder elsewhere")
     reader = open_source(source, given)
     if isinstance(reader, EncoderSource):
@@ -119,9 +119,9 @@ def parse_layers(spec: str, n_layers: int) -> tuple[int, ...]:
     return tuple(layers)
 
 
-def summary(manifest: Manifest | EncoderManifest, out: str | Path) -> str:
+def summary(manifest: Manifest | EncoderManifest, out: str | pathlib.Path) -> str:
     """A few lines for the user: what was converted, where it is, and how it is used."""
-    size = sum(path.stat().st_size for path in Path(out).expanduser().rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in pathlib.Path(out).expanduser().rglob("*") if path.is_file())
     if isinstance(manifest, EncoderManifest):
         shape = manifest.arguments
         layers = f"all {shape['depth']} of a vision encoder of width {shape['width']}, patch {shape['patch']}"
@@ -214,7 +214,7 @@ def _elements(shapes: Iterable[tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes)
 
 
-def _check_space(out: Path, needed: int) -> None:
+def _check_space(out: pathlib.Path, needed: int) -> None:
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
     if free < needed:

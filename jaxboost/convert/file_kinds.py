@@ -3,9 +3,9 @@
 Nothing here reads weights. A kind that no reader takes gets a message that says what the file is and what to do.
 """
 
+import pathlib
 import stat
 import zipfile
-from pathlib import Path
 
 from jaxboost.errors import UserError
 
@@ -55,7 +55,7 @@ _BY_ENDING = {
 _TORCH_SAVE = "python -c \"import torch; torch.save(torch.jit.load('{path}').state_dict(), 'weights.pth')\""
 
 
-def head_of(path: Path) -> bytes:
+def head_of(path: pathlib.Path) -> bytes:
     """The first bytes of a file.
 
     Raises:
@@ -67,7 +67,7 @@ def head_of(path: Path) -> bytes:
         return file.read(HEAD_BYTES)
 
 
-def check_regular(path: Path) -> None:
+def check_regular(path: pathlib.Path) -> None:
     """Raises UserError for a pipe, a device or a socket. Links are followed."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise UserError(f"{path} is not a regular file (a pipe or a device?): pass a file or a folder")
@@ -107,7 +107,7 @@ def refuse_known(where: str, head: bytes) -> None:
         raise UserError(f"{where} begins with only zeros, as an incomplete download does: download it again")
 
 
-def refuse_by_name(path: Path) -> None:
+def refuse_by_name(path: pathlib.Path) -> None:
     """Raises UserError where the name's ending is that of weights which are not read here."""
     if path.suffix.lower() in _BY_ENDING:
         raise _is(str(path), _BY_ENDING[path.suffix.lower()])
@@ -115,7 +115,7 @@ def refuse_by_name(path: Path) -> None:
         raise _is(str(path), _BY_ENDING[".index"])
 
 
-def check_torch_archive(path: Path) -> None:
+def check_torch_archive(path: pathlib.Path) -> None:
     """Checks that a zip file is one that torch.save wrote, and that it was not packed again.
 
     Raises:

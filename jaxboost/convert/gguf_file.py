@@ -1,6 +1,6 @@
 """GGUF files (llama.cpp), quantised or not."""
 
-from pathlib import Path
+import pathlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,7 @@ class GgufReader:
     source_format = "gguf"
     layout = names.GGUF
 
-    def __init__(self, path: Path, source: str):
+    def __init__(self, path: pathlib.Path, source: str):
         """Reads the metadata and maps the tensors.
 
         Raises:
@@ -116,7 +116,7 @@ def _value(field: "ReaderField") -> Any:
     return float(str(np.float32(value))) if field.types == [GGUFValueType.FLOAT32] else value
 
 
-def _opened(path: Path) -> "GGUFReader":
+def _opened(path: pathlib.Path) -> "GGUFReader":
     from gguf import GGUFReader
 
     head = file_kinds.head_of(path)

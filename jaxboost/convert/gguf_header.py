@@ -1,8 +1,8 @@
 """A look at a GGUF file's header before the gguf package reads it: the package believes every count that it finds."""
 
 import mmap
+import pathlib
 import struct
-from pathlib import Path
 
 _SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY = 8, 9
@@ -59,7 +59,7 @@ class _Reader:
             raise ValueError
 
 
-def is_sound(path: Path) -> bool:
+def is_sound(path: pathlib.Path) -> bool:
     """Whether every count in the header fits into the file. What the entries mean is left to the package."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:

@@ -1,9 +1,9 @@
 """Checkpoints in Hugging Face's layout: config.json and safetensors or PyTorch files, on disk or on the hub."""
 
 import functools
+import pathlib
 import reprlib
 from collections.abc import Collection, Iterable
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -34,7 +34,7 @@ class Folder(Protocol):
     source: str
     source_format: str | None
     files: Collection[str]
-    local_path: Path | None
+    local_path: pathlib.Path | None
 
     def where(self, name: str) -> str:
         """The file's name in messages."""
@@ -51,7 +51,7 @@ class LocalFolder:
 
     source_format = None
 
-    def __init__(self, path: Path):
+    def __init__(self, path: pathlib.Path):
         self.local_path = path
         self.source = path.resolve().name
         self.files = frozenset(entry.name for entry in path.iterdir() if entry.is_file())

@@ -4,8 +4,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import pathlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from jaxboost import io, schema
@@ -91,7 +91,7 @@ def read_block(path: str | os.PathLike) -> Manifest:
     from jaxboost.convert import manifest_types
 
     fields = schema.parse(
-        manifest_types.Block, _entries(path, BLOCK), where=str(Path(path) / MANIFEST), fix=_FIX
+        manifest_types.Block, _entries(path, BLOCK), where=str(pathlib.Path(path) / MANIFEST), fix=_FIX
     ).model_dump()
     config = fields.pop("config")
     factors = config.pop("rope_factors")
@@ -108,7 +108,7 @@ def read_encoder(path: str | os.PathLike) -> EncoderManifest:
     from jaxboost.convert import manifest_types
 
     fields = schema.parse(
-        manifest_types.Encoder, _entries(path, VISION), where=str(Path(path) / MANIFEST), fix=_FIX
+        manifest_types.Encoder, _entries(path, VISION), where=str(pathlib.Path(path) / MANIFEST), fix=_FIX
     ).model_dump()
     fields["arguments"] = {name: value for name, value in fields["arguments"].items() if value is not None}
     return EncoderManifest(**fields)
@@ -131,7 +131,7 @@ def to_text(manifest: Manifest | EncoderManifest) -> str:
 def kind_at(path: str | os.PathLike) -> str:
     """The users' name for what is at `path`: "vision encoder", or "block", also where its manifest is broken."""
     try:
-        return _KINDS[io.read_json(Path(path) / MANIFEST)["kind"]][0]
+        return _KINDS[io.read_json(pathlib.Path(path) / MANIFEST)["kind"]][0]
     except (OSError, ValueError, LookupError, TypeError):
         return _KINDS[BLOCK][0]
 
@@ -143,7 +143,7 @@ def _entries(path: str | os.PathLike, kind: str) -> dict[str, Any]:
       UserError: there is no such folder, it holds the other kind, or its manifest is damaged, changed or of another
         format version.
     """
-    file, (wanted, layers) = Path(path) / MANIFEST, _KINDS[kind]
+    file, (wanted, layers) = pathlib.Path(path) / MANIFEST, _KINDS[kind]
     command = f"`python convert_weights.py --source SOURCE --layers {layers} --out"
     if not file.is_file():
         raise UserError(f"there is no {wanted} at {path} (no {MANIFEST}): make one with {command} {path}`")
@@ -164,7 +164,7 @@ def _entries(path: str | os.PathLike, kind: str) -> dict[str, Any]:
     return fields
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _json(file: pathlib.Path) -> dict[str, Any]:
     try:
         file_kinds.refuse_known(str(file), file_kinds.head_of(file))
         fields = io.read_json(file)

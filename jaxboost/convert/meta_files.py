@@ -1,6 +1,6 @@
 """Meta's folders of LLaMA: consolidated.NN.pth and params.json."""
 
-from pathlib import Path
+import pathlib
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class MetaReader:
     source_format = "meta"
     layout = names.META
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: pathlib.Path):
         """Precomputed the parts and reads params.json.
 
         Raises:

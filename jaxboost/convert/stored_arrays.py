@@ -6,8 +6,8 @@ is opened outside of the folder, before the files agree.
 
 import math
 import os
+import pathlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ _METADATA = ".zarray"
 _GREATEST_RATIO, _SLACK = 1 << 15, 1 << 17
 
 
-def check_inside(root: Path, folder: Path) -> None:
+def check_inside(root: pathlib.Path, folder: pathlib.Path) -> None:
     """Checks that a part of a converted folder consists of regular files and folders that lie inside of it.
 
     Args:
@@ -34,7 +34,7 @@ def check_inside(root: Path, folder: Path) -> None:
     inside = root.resolve()
     for parent, folders, files in os.walk(folder):
         for name in (".", *folders, *files):
-            path = Path(parent) / name
+            path = pathlib.Path(parent) / name
             if not path.resolve().is_relative_to(inside):
                 raise UserError(
                     f"{path} is a link that leads out of {root}: copy what it links to into its place "
@@ -44,7 +44,7 @@ def check_inside(root: Path, folder: Path) -> None:
                 _check_file(path)
 
 
-def is_sound(array: Path, shape: Sequence[int], dtype: np.dtype) -> bool:
+def is_sound(array: pathlib.Path, shape: Sequence[int], dtype: np.dtype) -> bool:
     """Whether the folder of an array has the metadata that the manifest asks for, and files that can hold it.
 
     Args:
@@ -75,7 +75,7 @@ def is_sound(array: Path, shape: Sequence[int], dtype: np.dtype) -> bool:
     return wanted <= (size * _GREATEST_RATIO + _SLACK if packed else size)
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: pathlib.Path) -> None:
     try:
         file_kinds.check_regular(path)
     except OSError as error:

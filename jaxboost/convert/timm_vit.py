@@ -5,9 +5,9 @@ timm, MAE, DINO and DINOv2 share, in this order; whatever was assumed is named.
 """
 
 import math
+import pathlib
 import re
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ class FileTensors:
       entries: the keys under which more of the file lies, as an optimizer's state.
     """
 
-    def __init__(self, path: Path, source: str, kind: str | None):
+    def __init__(self, path: pathlib.Path, source: str, kind: str | None):
         """Reads the header of a safetensors file, or maps a PyTorch file.
 
         Args:
@@ -112,7 +112,7 @@ def is_timm(settings: Settings) -> bool:
     return settings.get("model_type") in (None, "timm_wrapper") and isinstance(settings.get("architecture"), str)
 
 
-def encoder_of_file(path: Path, source: str, given: Given, kind: str | None = None) -> EncoderSource:
+def encoder_of_file(path: pathlib.Path, source: str, given: Given, kind: str | None = None) -> EncoderSource:
     """The ViT in a file of weights; see `encoder_of`.
 
     Args:

@@ -1,9 +1,9 @@
 """PyTorch pickles (.bin, .pth, .ckpt), mapped instead of loaded. Only these readers need torch."""
 
 import itertools
+import pathlib
 import pickle
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -33,7 +33,7 @@ class TorchFile:
       entries: the keys of mappings within the file's own.
     """
 
-    def __init__(self, path: Path, *, may_be_nested: bool = False):
+    def __init__(self, path: pathlib.Path, *, may_be_nested: bool = False):
         """Precomputed the file.
 
         Args:
@@ -75,7 +75,7 @@ class _Unread:
         pass
 
 
-def _mapped(path: Path, unknown: Sequence[str] | None) -> "_Contents":
+def _mapped(path: pathlib.Path, unknown: Sequence[str] | None) -> "_Contents":
     """The tensors of a file by name, and what `TorchFile` says of others and entries.
 
     Args:
@@ -108,7 +108,7 @@ def _mapped(path: Path, unknown: Sequence[str] | None) -> "_Contents":
     return contents, (), ()
 
 
-def _check_archive(path: Path) -> None:
+def _check_archive(path: pathlib.Path) -> None:
     """Raises UserError for a file that is none of those that torch.save writes now, or where torch is missing."""
     _import_torch(path)
     head = file_kinds.head_of(path)
@@ -123,7 +123,7 @@ def _check_archive(path: Path) -> None:
     file_kinds.check_torch_archive(path)
 
 
-def _import_torch(path: Path) -> None:
+def _import_torch(path: pathlib.Path) -> None:
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError as error:
@@ -135,7 +135,7 @@ def _import_torch(path: Path) -> None:
         ) from error
 
 
-def _unknown_classes(path: Path) -> list[str]:
+def _unknown_classes(path: pathlib.Path) -> list[str]:
     """What a file names that torch does not know as harmless. Nothing is unpickled for it."""
     import torch
 
@@ -146,7 +146,7 @@ def _unknown_classes(path: Path) -> list[str]:
         raise UserError(f"{path} is truncated or damaged: download it again") from error
 
 
-def _flattened(contents: Mapping[Any, Any], path: Path) -> "_Contents":
+def _flattened(contents: Mapping[Any, Any], path: pathlib.Path) -> "_Contents":
     import torch
 
     tensors: dict[str, torch.Tensor] = {}

@@ -2,10 +2,10 @@
 
 import contextlib
 import dataclasses
+import pathlib
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -37,7 +37,7 @@ class Part:
 class BlockWriter:
     """Writes the parts of a block or vision encoder into a folder; see `writing`."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: pathlib.Path):
         self._folder = folder
         self.sha256: dict[str, str] = {}
 
@@ -74,7 +74,7 @@ class BlockWriter:
 
 
 @contextlib.contextmanager
-def writing(out: Path, *, overwrite: bool) -> Iterator[BlockWriter]:
+def writing(out: pathlib.Path, *, overwrite: bool) -> Iterator[BlockWriter]:
     """A writer for the folder `out`, which appears when the context ends without an error, and not at all otherwise.
 
     Raises:
@@ -96,7 +96,7 @@ def writing(out: Path, *, overwrite: bool) -> Iterator[BlockWriter]:
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _writing(folder: pathlib.Path) -> Iterator[None]:
     """Raises UserError where Orbax, or TensorStore below it, is refused to write."""
     try:
         yield
@@ -106,7 +106,7 @@ def _writing(folder: Path) -> Iterator[None]:
         raise io.refused(folder.parent, cause) from error
 
 
-def check_free(out: Path, *, overwrite: bool) -> None:
+def check_free(out: pathlib.Path, *, overwrite: bool) -> None:
     """Raises a `UserError` if `out` exists, unless `writing` made it, nothing was added, and `overwrite` is set."""
     if not out.exists():
         return
@@ -131,7 +131,7 @@ def _on_host(array: np.ndarray) -> jax.Array:
     return jax.block_until_ready(jax.device_put(array, device))
 
 
-def _move_into_place(temporary: Path, out: Path) -> None:
+def _move_into_place(temporary: pathlib.Path, out: pathlib.Path) -> None:
     if not out.exists():
         temporary.rename(out)
         return

@@ -18,14 +18,14 @@ class DatasetInfo:
     """The description of a data set at one size; no file is needed to make it.
 
     Attributes:
-        name: flag, such as "breastmnist".
-        task: "binary-class", "multi-class", "ordinal-regression" or "multi-label, binary-class" (MedMNIST's names).
-        classes: class names in label order.
-        channels: 1 or 3, as stored.
-        ndim: spatial dimensions, 2 or 3.
-        size: edge length S in pixels.
-        n_samples: samples per split, as published or, once loaded, as found; empty where unknown.
-        license: licence of the data.
+      name: flag, such as "breastmnist".
+      task: "binary-class", "multi-class", "ordinal-regression" or "multi-label, binary-class" (MedMNIST's names).
+      classes: class names in label order.
+      channels: 1 or 3, as stored.
+      ndim: spatial dimensions, 2 or 3.
+      size: edge length S in pixels.
+      n_samples: samples per split, as published or, once loaded, as found; empty where unknown.
+      license: licence of the data.
     """
 
     name: str
@@ -49,8 +49,8 @@ class MappedRows:
     A row is read when it is asked for; `np.asarray` reads all.
 
     Attributes:
-        shape: (n, ...).
-        dtype: of the arrays.
+      shape: (n, ...).
+      dtype: of the arrays.
     """
 
     def __init__(self, parts: "Sequence[np.ndarray | MappedRows]", rows: np.ndarray | None = None):
@@ -92,11 +92,11 @@ class Split:
     """Samples, one a row of every array.
 
     Attributes:
-        images: uint8 (n, S, S, C) or (n, S, S, S, C) with values 0..255; or float32 features (n, d, W). Large ones
-            are not in memory: an np.memmap, or `MappedRows` once samples were picked or pooled.
-        labels: int64 (n, L).
-        groups: patients, str (n,); None: unknown, every sample is its own.
-        names: files, str (n,), or None.
+      images: uint8 (n, S, S, C) or (n, S, S, S, C) with values 0..255; or float32 features (n, d, W). Large ones
+        are not in memory: an np.memmap, or `MappedRows` once samples were picked or pooled.
+      labels: int64 (n, L).
+      groups: patients, str (n,); None: unknown, every sample is its own.
+      names: files, str (n,), or None.
     """
 
     images: np.ndarray | MappedRows
@@ -142,14 +142,14 @@ def make_split(info: DatasetInfo, split: str, images: np.ndarray, labels: np.nda
     """Checks two stored arrays against `info` and gives the images their channel axis.
 
     Args:
-        info: what the arrays must agree with.
-        split: "train", "val" or "test".
-        images: uint8 (n, S, S), (n, S, S, 3) or (n, S, S, S).
-        labels: integers (n, L).
-        where: the file, for messages.
+      info: what the arrays must agree with.
+      split: "train", "val" or "test".
+      images: uint8 (n, S, S), (n, S, S, 3) or (n, S, S, S).
+      labels: integers (n, L).
+      where: the file, for messages.
 
     Raises:
-        UserError: an array has another type or shape than `info` says, or a label lies outside the classes.
+      UserError: an array has another type or shape than `info` says, or a label lies outside the classes.
     """
     shape = (info.size,) * info.ndim + ((info.channels,) if info.channels > 1 else ())
     if images.dtype != np.uint8 or images.ndim != len(shape) + 1 or images.shape[1:] != shape or not len(images):

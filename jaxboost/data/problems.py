@@ -8,7 +8,7 @@ from jaxboost.errors import UserError
 _LISTED = 12
 _LONGEST_REASON = 160
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ProblemError(Exception):
@@ -38,7 +38,7 @@ class Problems:
         more = ""
         if len(texts) > _LISTED:
             for text in texts:
-                _log.error("%s", text)
+                logger.error("%s", text)
             more = f"; and {len(texts) - _LISTED} more, all listed in the lines before"
         count = "1 problem" if len(texts) == 1 else f"{len(texts)} problems"
         rows = " (rows of labels.csv)" if any(row for row, _ in self._found) else ""

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from jaxboost.data.dataset import Dataset, DatasetInfo
 from jaxboost.data.readers import arrays
 from jaxboost.data.sources import lidc, medmnist, silhouettes, tfds_source
-from jaxboost.data.sources.folder import source
+from jaxboost.data.sources.folder import source as folder_source
 from jaxboost.data.splits import folds
 from jaxboost.errors import UserError, check_choice
 
 PUBLISHED = ""
-SOURCES = (PUBLISHED, source.SOURCE, f"{tfds_source.PREFIX}NAME")
+SOURCES = (PUBLISHED, folder_source.SOURCE, f"{tfds_source.PREFIX}NAME")
 
 
 def dataset_names() -> tuple[str, ...]:
@@ -31,22 +31,24 @@ def describe_dataset(
 ) -> DatasetInfo:
     """The description of a data set at `size` pixels.
 
-    No file of it is touched, but for a user's folder without `classes`, see `source.describe`.
+    No file of it is touched, but for a user's folder without `classes`, see `sources.folder`.
 
     Args:
-        name: of a published data set, or what a user's own is to be called; not read with "tfds:NAME".
-        source: "", a published data set; "folder", the user's files in `root`; "tfds:NAME", a prepared set of
-            tensorflow-datasets, see `tfds_source`.
-        ndim: spatial dimensions that the model takes; the published sets have their own.
-        classes, multi_label, masks: of a user's folder only.
+      name: of a published data set, or what a user's own is to be called; not read with "tfds:NAME".
+      source: "", a published data set; "folder", the user's files in `root`; "tfds:NAME", a prepared set of
+        tensorflow-datasets, see `tfds_source`.
+      ndim: spatial dimensions that the model takes; the published sets have their own.
+      classes, multi_label, masks: of a user's folder only.
 
     Raises:
-        UserError: no such source, data set or size; an option that the data set does not have; the folder is needed and
-            cannot be read.
+      UserError: no such source, data set or size; an option that the data set does not have; the folder is needed and
+        cannot be read.
     """
     _check(source, name)
-    if source == source.SOURCE:
-        return source.describe(name, size, ndim=ndim, root=root, classes=classes, multi_label=multi_label, masks=masks)
+    if source == folder_source.SOURCE:
+        return folder_source.describe(
+            name, size, ndim=ndim, root=root, classes=classes, multi_label=multi_label, masks=masks
+        )
     _check_unused(source or name, classes=classes, multi_label=multi_label, masks=masks)
     if source:
         return tfds_source.describe(_tfds_name(source), size=size, root=root)
@@ -72,22 +74,22 @@ def load(
     max_pixels: int = arrays.MAX_PIXELS,
     max_voxels: int = arrays.MAX_VOXELS,
     patient: str = "",
-    duplicates: str = source.WARN,
+    duplicates: str = folder_source.WARN,
     pooled: bool = False,
 ) -> Dataset:
-    """Loads a data set at `size` pixels from the folder `root` (published ones: "", see `source.data_root`).
+    """Loads a data set at `size` pixels from the folder `root` (published ones: "", see `dataset.data_root`).
 
     MedMNIST files that are missing are downloaded; the LIDC shapes are built on first use. A user's folder has the
     single split "all" where it says no splits, every other data set its official ones.
 
     Args:
-        name, source, ndim: as for `describe_dataset`.
-        classes, multi_label, masks, allow_mixed_patients, window, spacing, nan, patient: of a user's folder only, see
-            `source.load`; so are max_pixels, max_voxels, duplicates and pooled, which other data sets do not read.
+      name, source, ndim: as for `describe_dataset`.
+      classes, multi_label, masks, allow_mixed_patients, window, spacing, nan, patient: of a user's folder only, see
+        `sources.folder`; so are max_pixels, max_voxels, duplicates and pooled, which other data sets do not read.
 
     Raises:
-        UserError: no such source, data set or size; a file that is altered, cannot be had or cannot be read; an option
-            that the data set does not have; all that is wrong with a user's folder.
+      UserError: no such source, data set or size; a file that is altered, cannot be had or cannot be read; an option
+        that the data set does not have; all that is wrong with a user's folder.
     """
     _check(source, name)
     options = {
@@ -100,10 +102,10 @@ def load(
         "nan": nan,
         "patient": patient,
     }
-    if source == source.SOURCE:
+    if source == folder_source.SOURCE:
         limits = {"max_pixels": max_pixels, "max_voxels": max_voxels}
         search = {"duplicates": duplicates, "pooled": pooled}
-        return source.load(name, size=size, ndim=ndim, root=root, **options, **limits, **search)
+        return folder_source.load(name, size=size, ndim=ndim, root=root, **options, **limits, **search)
     _check_unused(source or name, **options)
     if source:
         dataset = tfds_source.load(_tfds_name(source), size=size, root=root)
@@ -135,5 +137,6 @@ def _check_unused(name: str, **options: object) -> None:
     for field, value in options.items():
         if value:
             raise UserError(
-                f"config field data.{field}: {value!r} is for data.source={source.SOURCE!r} only, {name} has its own"
+                f"config field data.{field}: {value!r} is for data.source={folder_source.SOURCE!r} only, {name} has its"
+                " own"
             )

@@ -44,13 +44,13 @@ class Listing:
     """What `walk` found. Names are paths below the folder with "/" between the parts, as `printable` writes them.
 
     Attributes:
-        files: name -> path of every file to be looked at, sorted part by part.
-        folders: the names of all folders that were read.
-        same_folders: name of a folder -> the name under which it is read.
-        broken: name -> what is wrong: links to nothing, files that were not fetched, pipes, two names alike.
-        unreadable: name of a folder -> why it could not be listed.
-        left_out: reason -> names; those of folders end with "/".
-        links: the names of files that are links.
+      files: name -> path of every file to be looked at, sorted part by part.
+      folders: the names of all folders that were read.
+      same_folders: name of a folder -> the name under which it is read.
+      broken: name -> what is wrong: links to nothing, files that were not fetched, pipes, two names alike.
+      unreadable: name of a folder -> why it could not be listed.
+      left_out: reason -> names; those of folders end with "/".
+      links: the names of files that are links.
     """
 
     files: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)
@@ -86,7 +86,7 @@ def walk(folder: pathlib.Path, *, skip: pathlib.Path | None = None) -> Listing:
     """Everything below `folder`, whatever its ending.
 
     Args:
-        skip: a folder that is not looked at, such as that of masks.
+      skip: a folder that is not looked at, such as that of masks.
     """
     listing = Listing()
     skipped = _identity(skip) if skip is not None and skip.exists() else None

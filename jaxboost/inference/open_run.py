@@ -22,7 +22,7 @@ from jaxboost.evaluation.prediction_table import Labels, threshold_from_json
 from jaxboost.models.classifier import BACKBONES
 from jaxboost.models.frozen import Tree, count
 from jaxboost.runs import datasets, workdir
-from jaxboost.runs.result import Config, LlamaArguments
+from jaxboost.runs.result_schema import Config, LlamaArguments
 from jaxboost.systems import encoders, experiment, systems
 from jaxboost.systems.experiment import Experiment
 from jaxboost.systems.pretrained import RANDOM, ROLES

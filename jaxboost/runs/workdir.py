@@ -12,7 +12,7 @@ from jaxboost.config import continuing
 from jaxboost.config.continuing import to_dict
 from jaxboost.errors import UserError
 from jaxboost.io import write_text
-from jaxboost.runs import result
+from jaxboost.runs import result_schema
 from jaxboost.training.checkpoints import checkpoint_folder
 
 CONFIG, RESULT = "config.json", "result.json"
@@ -84,10 +84,10 @@ def create(workdir: pathlib.Path, config: ConfigDict) -> None:
 def write_result(workdir: pathlib.Path, result: dict[str, Any]) -> dict[str, Any]:
     """Writes result.json, which marks the run as finished; returns what a reader of the file gets.
 
-    Its entry `sha256` is a checksum of the others, see `result.checksum`.
+    Its entry `sha256` is a checksum of the others, see `result_schema.checksum`.
     """
     content = json.loads(io.to_json(result))
-    content["sha256"] = result.checksum(content)
+    content["sha256"] = result_schema.checksum(content)
     write_text(workdir / RESULT, json.dumps(content, indent=2) + "\n")
     return content
 
@@ -149,4 +149,4 @@ def read(path: pathlib.Path) -> dict[str, Any]:
         if isinstance(error, PermissionError):
             raise UserError(f"{path} may not be read: give yourself the permission, then try again") from error
         raise ValueError(error.strerror or str(error)) from error
-    return result.check_result(content) if path.name == RESULT else result.check_config(content)
+    return result_schema.check_result(content) if path.name == RESULT else result_schema.check_config(content)

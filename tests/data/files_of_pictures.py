@@ -37,8 +37,8 @@ def png(
     """A PNG file of `values` (H, W) or (H, W, channels), with chunks `before` and `after` its data; no row is filtered.
 
     Args:
-        size: what the header says, (H, W), where it is not the truth.
-        level: of compression; 0: none.
+      size: what the header says, (H, W), where it is not the truth.
+      level: of compression; 0: none.
     """
     passes = [values[y::down, x::across] for x, y, across, down in ADAM7] if interlaced else [values]
     rows = [packed(part[[number]], depth) for part in passes if part.size for number in range(len(part))]
@@ -57,8 +57,8 @@ def tiff(data: bytes, height: int, width: int, tags: dict[int, tuple[int, object
     """A little-endian TIFF file of one page whose only strip is `data`.
 
     Args:
-        tags: number -> type (SHORT, LONG, 1 of bytes, 2 of text) and values, beside the usual tags or instead of them.
-        leave_out: numbers of usual tags that are not written.
+      tags: number -> type (SHORT, LONG, 1 of bytes, 2 of text) and values, beside the usual tags or instead of them.
+      leave_out: numbers of usual tags that are not written.
     """
     usual = {
         **{256: (LONG, [width]), 257: (LONG, [height]), 258: (SHORT, [8]), 259: (SHORT, [1]), 262: (SHORT, [1])},

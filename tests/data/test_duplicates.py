@@ -189,13 +189,13 @@ def test_volumes(tmp_path, caplog):
 
 
 def test_limits_are_said(folder, caplog, monkeypatch):
-    monkeypatch.setattr(duplicates.likeness, "MOST_FOR_PARTS", 10)
+    monkeypatch.setattr(duplicates.near_duplicates, "MOST_FOR_PARTS", 10)
     folder.load()
     assert "more than 10 images: nearly equal ones are looked for, but not images that are a part of another" in (
         caplog.text
     )
     assert "00.png ~ copy2.jpg (1 pair)" in caplog.text
-    monkeypatch.setattr(duplicates.likeness, "_MOST_CANDIDATES", {2: 0})
+    monkeypatch.setattr(duplicates.near_duplicates, "_MOST_CANDIDATES", {2: 0})
     folder.load()
     assert "there may be more nearly equal images of different patients than are listed: more pairs look" in caplog.text
     message = folder.problem(duplicates="join")

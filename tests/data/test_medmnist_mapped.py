@@ -279,8 +279,8 @@ def test_official_files_mapped(name, official_root, tmp_path, monkeypatch):
         assert found.images.dtype == np.uint8
         np.testing.assert_array_equal(found.images, expected.images)
         np.testing.assert_array_equal(found.labels, expected.labels)
-    batches = [
+    pairs = [
         next(batches.train_iterator(each.splits["train"], batch_size=16, seed=0, image_size=28))
         for each in (mapped, in_memory)
     ]
-    np.testing.assert_array_equal(batches[0]["image"], batches[1]["image"])
+    np.testing.assert_array_equal(pairs[0]["image"], pairs[1]["image"])

@@ -491,13 +491,14 @@ def test_the_command(info, write_official, tmp_path, capsys):
 
 WITHOUT = """
 import sys
-from jaxboost.data import lidc, pipeline, tfds_source
+from jaxboost.data.pipeline import batches
+from jaxboost.data.sources import lidc, tfds_source
 from jaxboost.data.tfds_builders.__main__ import main
 
 lidc._database = lambda: None  # a file that is there is used as it is
 main(["--name", "lidc_shapes", "--data_dir", sys.argv[1], "--root", sys.argv[2]])
 dataset = tfds_source.load("lidc_shapes", size=28, root=sys.argv[1])
-batch = next(pipeline.train_iterator(dataset.splits["train"], batch_size=4, seed=0, image_size=None))
+batch = next(batches.train_iterator(dataset.splits["train"], batch_size=4, seed=0, image_size=None))
 assert batch["image"].shape == (4, 28, 28, 28, 1)
 print(sorted({"tensorflow", "torch"} & set(sys.modules)))
 import tensorflow

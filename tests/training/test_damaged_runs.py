@@ -13,7 +13,7 @@ from configs import default
 from jaxboost.config import continuing
 from jaxboost.errors import UserError
 from jaxboost.inference import open_run
-from jaxboost.runs import cross_validation, datasets, result, workdir
+from jaxboost.runs import cross_validation, datasets, result_schema, workdir
 from jaxboost.training import features, loop
 from jaxboost.training.log import MetricsLog
 from tests.mutations import mutations
@@ -52,7 +52,7 @@ def run(whole, tmp_path):
 def _figures(folder):
     """What the result says, without what is another each time."""
     result = json.loads((folder / "result.json").read_text())
-    assert result.pop("sha256") == result.checksum(result)
+    assert result.pop("sha256") == result_schema.checksum(result)
     return {name: value for name, value in result.items() if name not in ("seconds", "config")}
 
 
@@ -193,10 +193,10 @@ def test_another_config_is_refused_whatever_is_left(run, pictures):
 @pytest.mark.parametrize(
     ("section", "kind", "config"),
     [
-        ("boost", result.Boost, default.get_config()),
-        ("model", result.Model, default.get_config()),
-        ("llama", result.Llama, default.get_pneumollm_config()),
-        ("pneumollm", result.Pneumo, default.get_pneumollm_config()),
+        ("boost", result_schema.Boost, default.get_config()),
+        ("model", result_schema.Model, default.get_config()),
+        ("llama", result_schema.Llama, default.get_pneumollm_config()),
+        ("pneumollm", result_schema.Pneumo, default.get_pneumollm_config()),
     ],
 )
 def test_sections_that_a_model_is_built_from_are_read_whole(section, kind, config):
@@ -334,7 +334,7 @@ def _altered(whole, folder, config=None, result=None):
                 section, _, field = path.rpartition(".")
                 (content["config"][section] if section else content["config"])[field] = value
             content.pop("sha256")
-            content["sha256"] = result.checksum(content)
+            content["sha256"] = result_schema.checksum(content)
         (run / name).write_text(json.dumps(content))
     return run
 

@@ -22,7 +22,7 @@ from tests.training.test_folder import pictures as class_folders  # noqa: F401  
 # Holds the lock of the folder that is its argument until it is told to end.
 HOLDER = """
 import pathlib, sys
-from jaxboost.training import lock
+from jaxboost.runs import lock
 with lock.held(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()

@@ -131,8 +131,8 @@ def augment_image(image: np.ndarray, rng: np.random.Generator, augment: Augment,
     In timm's order: crop, flips, RandAugment, color jitter. (Where timm uses RandAugment it leaves the jitter out.)
 
     Args:
-        rng: all that is random comes from it.
-        image_size: S, pixels, of a random crop; without one S = S'.
+      rng: all that is random comes from it.
+      image_size: S, pixels, of a random crop; without one S = S'.
     """
     filters = FILTERS[augment.interpolation]
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)

@@ -132,11 +132,11 @@ def steps_per_epoch(split: Split, batch_size: int, *, last_batch: str = "drop", 
     """Batches of `batch_size` (over all processes) in an epoch.
 
     Args:
-        last_batch: "drop": only whole batches; "keep": what is left over is a smaller batch.
-        multiple: an epoch's samples are the largest multiple of it that the split has; 0: all.
+      last_batch: "drop": only whole batches; "keep": what is left over is a smaller batch.
+      multiple: an epoch's samples are the largest multiple of it that the split has; 0: all.
 
     Raises:
-        UserError: an argument is out of its range, `multiple` is larger than the split, or a batch than an epoch.
+      UserError: an argument is out of its range, `multiple` is larger than the split, or a batch than an epoch.
     """
     check_choice(last_batch, LAST_BATCHES, "config field train.last_batch")
     if not 0 <= multiple <= len(split):
@@ -175,20 +175,20 @@ def train_iterator(
     zeros instead.
 
     Args:
-        split: the training split.
-        batch_size: samples per step over all processes; each process gets B = batch_size / process_count.
-        seed: 0 <= seed < 2^32.
-        image_size: S, edge length in pixels that the model takes; None: images or features as they are stored.
-        augment: random changes of the images, each time other ones; None: none.
-        sampling: "uniform", or "balanced": every class as often as the others.
-        last_batch, multiple: see `steps_per_epoch`.
-        process_index: which share of each batch to give, 0 <= process_index < process_count.
-        process_count: processes that train together.
+      split: the training split.
+      batch_size: samples per step over all processes; each process gets B = batch_size / process_count.
+      seed: 0 <= seed < 2^32.
+      image_size: S, edge length in pixels that the model takes; None: images or features as they are stored.
+      augment: random changes of the images, each time other ones; None: none.
+      sampling: "uniform", or "balanced": every class as often as the others.
+      last_batch, multiple: see `steps_per_epoch`.
+      process_index: which share of each batch to give, 0 <= process_index < process_count.
+      process_count: processes that train together.
 
     Raises:
-        UserError: the batch is larger than the split or not a multiple of process_count; the seed is out of range;
-            3-D volumes would have to be resampled; `augment` has a field that is out of its range or not for these
-            images; balanced sampling of samples with several labels.
+      UserError: the batch is larger than the split or not a multiple of process_count; the seed is out of range;
+        3-D volumes would have to be resampled; `augment` has a field that is out of its range or not for these
+        images; balanced sampling of samples with several labels.
     """
     augment = augment or Augment()
     steps = steps_per_epoch(split, batch_size, last_batch=last_batch, multiple=multiple)
@@ -233,7 +233,7 @@ def eval_batches(
     `resize` is used: nothing is random.
 
     Raises:
-        UserError: as for `train_iterator`; a batch larger than the split is padded.
+      UserError: as for `train_iterator`; a batch larger than the split is padded.
     """
     augment = augment or Augment()
     _check(split, batch_size, image_size, process_count, augment)

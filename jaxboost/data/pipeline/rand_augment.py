@@ -49,10 +49,10 @@ def rand_augment(
     """The picture after `ops` operations, drawn with replacement, each of which is then left out half of the time.
 
     Args:
-        magnitude: mean of each operation's level, 0 to 10.
-        std: standard deviation of the level, which is cut to 0 to 10.
-        increasing: see `argument`.
-        filters: one is drawn for each operation, for those that resample.
+      magnitude: mean of each operation's level, 0 to 10.
+      std: standard deviation of the level, which is cut to 0 to 10.
+      increasing: see `argument`.
+      filters: one is drawn for each operation, for those that resample.
     """
     for number in rng.integers(len(OPERATIONS), size=ops):
         name, applied = OPERATIONS[number], rng.random() < _PROBABILITY
@@ -68,14 +68,14 @@ def argument(name: str, level: float, *, negative: bool, increasing: bool) -> fl
     """What operation `name` takes at a level from 0 to 10.
 
     Returns:
-        degrees (Rotate), shear in pixels per pixel, shift as a share of the side (Translate...), bits kept (Posterize),
-        threshold (Solarize), grey values added (SolarizeAdd), or the factor of an enhancement, 1 for no change; None
-        for operations without an argument.
+      degrees (Rotate), shear in pixels per pixel, shift as a share of the side (Translate...), bits kept (Posterize),
+      threshold (Solarize), grey values added (SolarizeAdd), or the factor of an enhancement, 1 for no change; None
+      for operations without an argument.
 
     Args:
-        negative: turn, shear or shift the other way; of `increasing` enhancements: weaken instead of strengthen.
-        increasing: Posterize, Solarize and the enhancements change the picture the more, the higher the level (timm's
-            `inc1`); otherwise Posterize and Solarize do so the lower it is, and enhancements go from 0.1 to 1.9.
+      negative: turn, shear or shift the other way; of `increasing` enhancements: weaken instead of strengthen.
+      increasing: Posterize, Solarize and the enhancements change the picture the more, the higher the level (timm's
+        `inc1`); otherwise Posterize and Solarize do so the lower it is, and enhancements go from 0.1 to 1.9.
     """
     share = level / HIGHEST
     if name in _GEOMETRIC:

@@ -10,7 +10,7 @@ def fitted(image: np.ndarray, image_size: int, first: int = 0) -> np.ndarray:
     """A uint8 image (S, S, C) at `image_size` pixels: resized to `first` pixels and cropped, or resized where it is 0.
 
     Raises:
-        UserError: see `resize`.
+      UserError: see `resize`.
     """
     return centre_crop(resize(image, first or image_size), image_size)
 
@@ -19,7 +19,7 @@ def resize(image: np.ndarray, image_size: int) -> np.ndarray:
     """A uint8 image (S, S, C), C = 1 or 3, at `image_size` pixels: pillow's bicubic. The same array if S fits already.
 
     Raises:
-        UserError: a volume (S, S, S, C) of another size.
+      UserError: a volume (S, S, S, C) of another size.
     """
     if image.shape[0] == image_size:
         return image

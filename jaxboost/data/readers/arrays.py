@@ -32,11 +32,11 @@ def read_npy(
     The size of the file is compared with its header before memory is taken.
 
     Args:
-        nan: what values that are not finite are read as; None: such a file is refused.
-        check: is called with the shape before the values are read, and raises ProblemError for one that is not wanted.
+      nan: what values that are not finite are read as; None: such a file is refused.
+      check: is called with the shape before the values are read, and raises ProblemError for one that is not wanted.
 
     Raises:
-        ProblemError: the file cannot be read, or does not hold numbers.
+      ProblemError: the file cannot be read, or does not hold numbers.
     """
     with open_regular(path) as file:
         try:
@@ -97,7 +97,7 @@ def check_numbers(values: np.ndarray, nan: float | None = None) -> np.ndarray:
     themselves.
 
     Raises:
-        ProblemError: they are not real numbers, or not all finite and `nan` is None.
+      ProblemError: they are not real numbers, or not all finite and `nan` is None.
     """
     _check_type(values.dtype, values.shape)
     if values.dtype.kind != "f":
@@ -212,7 +212,7 @@ def to_bytes(values: np.ndarray, window: Sequence[float] = (), *, inverted: bool
     """`to_levels` rounded to uint8, with no copies of the whole in floating point.
 
     Args:
-        inverted: the levels are subtracted from 255: low values are white.
+      inverted: the levels are subtracted from 255: low values are white.
     """
     if values.dtype == np.uint8 and not window:
         return 255 - values if inverted else values

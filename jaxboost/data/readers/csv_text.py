@@ -26,7 +26,7 @@ def read(path: pathlib.Path) -> str:
     """The text of the file.
 
     Raises:
-        UserError: it cannot be read, or is not UTF-8 text; it says how to save it.
+      UserError: it cannot be read, or is not UTF-8 text; it says how to save it.
     """
     if reason := "" if path.is_dir() else unreadable(path):
         raise UserError(f"{path}: {reason}")
@@ -62,7 +62,7 @@ def rows(path: pathlib.Path, text: str) -> tuple[str, Iterator[tuple[int, list[s
     number is that of a spreadsheet, which shows a cell of several lines in one row.
 
     Raises:
-        UserError: while the rows are read: quotes are not closed, as far as that can be seen.
+      UserError: while the rows are read: quotes are not closed, as far as that can be seen.
     """
     separator, before = "", 0
     if match := _SEPARATOR_LINE.match(text):

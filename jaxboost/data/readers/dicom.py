@@ -18,12 +18,12 @@ def read_dicom(path: pathlib.Path, *, max_pixels: int = MAX_PIXELS, nan: float |
     """The image, uint8 (H, W), or (H, W, 3) where it is in colour.
 
     Args:
-        max_pixels: that the file may hold; more are refused before they are read.
-        nan: what values that are not finite are read as; None: such a file is refused.
+      max_pixels: that the file may hold; more are refused before they are read.
+      nan: what values that are not finite are read as; None: such a file is refused.
 
     Raises:
-        ProblemError: it is no DICOM file, holds no image or several, is compressed in a way that no installed package
-            can read, is damaged, or its tags or pixels leave its values uncertain.
+      ProblemError: it is no DICOM file, holds no image or several, is compressed in a way that no installed package
+        can read, is damaged, or its tags or pixels leave its values uncertain.
     """
     with open_dicom(path) as file:
         layout = read_layout(file, max_pixels)

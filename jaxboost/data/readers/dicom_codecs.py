@@ -42,7 +42,7 @@ def decompress(value: bytes, syntax: uid.UID, layout: "Layout") -> tuple[np.ndar
     """The samples (rows, columns) or (rows, columns, 3), and their colour space.
 
     Raises:
-        ProblemError: no installed package can, or the image is damaged or of another size than the tags say.
+      ProblemError: no installed package can, or the image is damaged or of another size than the tags say.
     """
     if syntax not in (*_JPEG, *_JPEG_LS, *_JPEG_2000, uid.RLELossless):
         raise ProblemError(f"has the transfer syntax {syntax.name}, which is not read: save it uncompressed")

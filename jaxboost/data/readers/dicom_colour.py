@@ -16,10 +16,10 @@ def to_colour(pixels: np.ndarray, colours: str, layout: Layout, header: pydicom.
     """The picture, uint8 (rows, columns, 3), of decoded samples (rows, columns, 3), or (rows, columns) with a palette.
 
     Args:
-        colours: the colour space of the samples, which a decoder may have changed from the one of the file.
+      colours: the colour space of the samples, which a decoder may have changed from the one of the file.
 
     Raises:
-        ProblemError: the tags make no sense, or the colours are of a kind that is not read.
+      ProblemError: the tags make no sense, or the colours are of a kind that is not read.
     """
     if pixels.dtype.kind not in "iu" or (layout.signed and layout.photometric != PALETTE):
         raise ProblemError("is a colour image of signed or floating-point samples: save it as RGB of 8 bits")

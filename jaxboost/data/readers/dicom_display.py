@@ -31,10 +31,10 @@ def to_grey(pixels: np.ndarray, layout: Layout, header: pydicom.Dataset, nan: fl
     """The picture, uint8 (rows, columns), of decoded samples of that shape. Padding is black in every picture.
 
     Args:
-        nan: what values that are not finite are read as; None: such a file is refused.
+      nan: what values that are not finite are read as; None: such a file is refused.
 
     Raises:
-        ProblemError: tags contradict each other or make no sense, or there are values that are not finite.
+      ProblemError: tags contradict each other or make no sense, or there are values that are not finite.
     """
     inverted = _is_inverted(layout.photometric, header)
     rescale, voi = (_place(header, *where) for where in (_RESCALE_IN, _VOI_IN))
@@ -181,7 +181,7 @@ def look_up(
     negative first value.
 
     Raises:
-        ProblemError: its descriptor and its entries do not agree.
+      ProblemError: its descriptor and its entries do not agree.
     """
     if len(described := numbers(item, descriptor)) != 3:
         raise ProblemError(f"has a lookup table whose {descriptor} is not three numbers: correct or delete its tags")

@@ -50,11 +50,11 @@ class DicomFile:
     """An open file: what stands before its pixel data, and where that is.
 
     Attributes:
-        header: every element before the pixel data.
-        syntax: the transfer syntax that the file names, or None.
-        encoding: the uncompressed transfer syntax that the elements of the header are written in.
-        pixels: PixelData, FloatPixelData, DoubleFloatPixelData, or "" for none.
-        length: the bytes of the pixel data, None where it is undefined, which says that they are compressed.
+      header: every element before the pixel data.
+      syntax: the transfer syntax that the file names, or None.
+      encoding: the uncompressed transfer syntax that the elements of the header are written in.
+      pixels: PixelData, FloatPixelData, DoubleFloatPixelData, or "" for none.
+      length: the bytes of the pixel data, None where it is undefined, which says that they are compressed.
     """
 
     header: pydicom.Dataset
@@ -69,7 +69,7 @@ class DicomFile:
         """The value of the pixel data and its value representation. Call it once, after `length` was checked.
 
         Raises:
-            ProblemError: the file ends before.
+          ProblemError: the file ends before.
         """
         file = self._file
         if self._deflated:
@@ -89,7 +89,7 @@ def open_dicom(path: pathlib.Path) -> Iterator[DicomFile]:
     """The file with its header read. Every exception of the block that is not a ProblemError becomes one.
 
     Raises:
-        ProblemError: it is no DICOM file, no regular file, or damaged.
+      ProblemError: it is no DICOM file, no regular file, or damaged.
     """
     path = pathlib.Path(path)
     try:

@@ -21,7 +21,7 @@ def patient_of(path: pathlib.Path) -> str | None:
     HL7 writes it. Only the header is read.
 
     Raises:
-        ProblemError: the file cannot be read.
+      ProblemError: the file cannot be read.
     """
     with open_dicom(path) as file:
         number, issuer = (_text(file.header.get(name)) for name in ("PatientID", "IssuerOfPatientID"))

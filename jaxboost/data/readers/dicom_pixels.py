@@ -26,9 +26,9 @@ class Layout:
     """How a file says that its pixels are stored.
 
     Attributes:
-        allocated: bits that each sample takes; `stored` of them, up to bit `high`, are its value.
-        signed: None where the file does not say it.
-        planar: 0 for pixel by pixel, 1 for plane by plane, None where the file does not say it.
+      allocated: bits that each sample takes; `stored` of them, up to bit `high`, are its value.
+      signed: None where the file does not say it.
+      planar: 0 for pixel by pixel, 1 for plane by plane, None where the file does not say it.
     """
 
     rows: int
@@ -54,8 +54,8 @@ def read_layout(file: DicomFile, max_pixels: int) -> Layout:
     """The layout of the one image of a file.
 
     Raises:
-        ProblemError: the file holds no image or several, one of a kind that is not read, or one of more than
-            `max_pixels`; or a tag is missing without which values would be guessed.
+      ProblemError: the file holds no image or several, one of a kind that is not read, or one of more than
+        `max_pixels`; or a tag is missing without which values would be guessed.
     """
     header = file.header
     if not file.pixels:
@@ -132,7 +132,7 @@ def decode(file: DicomFile, layout: Layout) -> tuple[np.ndarray, str]:
     """The samples with all of their allocated bits, (rows, columns) or (rows, columns, 3), and their colour space.
 
     Raises:
-        ProblemError: the pixel data has another size, or is compressed in a way that cannot be read.
+      ProblemError: the pixel data has another size, or is compressed in a way that cannot be read.
     """
     syntax = file.syntax or file.encoding
     if not syntax.is_transfer_syntax:
@@ -196,7 +196,7 @@ def stored_values(pixels: np.ndarray, layout: Layout) -> np.ndarray:
     """The values of the samples: what is not one of their stored bits, such as an overlay, is left out.
 
     Raises:
-        ProblemError: bits would be lost, or the file does not say whether values are negative.
+      ProblemError: bits would be lost, or the file does not say whether values are negative.
     """
     if pixels.dtype.kind == "f" or layout.allocated == 1:
         return pixels

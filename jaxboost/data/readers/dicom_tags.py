@@ -12,7 +12,7 @@ def numbers(dataset: pydicom.Dataset, name: str) -> tuple[float, ...]:
     """The finite numbers of a tag, () where it is absent or empty.
 
     Raises:
-        ProblemError: it holds something else.
+      ProblemError: it holds something else.
     """
     # A value is converted when it is asked for, and a wrong one raises nearly anything then.
     try:
@@ -33,7 +33,7 @@ def whole(dataset: pydicom.Dataset, name: str) -> int | None:
     """The whole number of a tag, None where it is absent or empty.
 
     Raises:
-        ProblemError: it holds something else.
+      ProblemError: it holds something else.
     """
     found = numbers(dataset, name)
     if len(found) > 1 or (found and not found[0].is_integer()):
@@ -50,7 +50,7 @@ def first_item(dataset: pydicom.Dataset, name: str) -> pydicom.Dataset | None:
     """The first item of a sequence, None where it is absent or empty.
 
     Raises:
-        ProblemError: it is no sequence.
+      ProblemError: it is no sequence.
     """
     value = dataset.get(name)
     if not value:

@@ -37,8 +37,8 @@ def read_jpeg(file: BinaryIO, max_pixels: int) -> Picture:
     Of a file with several pictures (MPO of cameras) it is the first, which is the main one.
 
     Raises:
-        ProblemError: it has more pixels than `max_pixels`, or colours that are not defined.
-        Exception: of several other types, for damaged files.
+      ProblemError: it has more pixels than `max_pixels`, or colours that are not defined.
+      Exception: of several other types, for damaged files.
     """
     bits, width, height, channels, exif = find_frame(file)
     check_pixels(width, height, max_pixels)
@@ -73,7 +73,7 @@ def find_frame(file: BinaryIO) -> tuple[int, int, int, int, bytes]:
     """Bits a channel, width, height and channels of a JPEG stream that starts here, and its EXIF data, b"" for none.
 
     Raises:
-        ProblemError: it has no header of a frame.
+      ProblemError: it has no header of a frame.
     """
     exif = b""
     file.read(2)

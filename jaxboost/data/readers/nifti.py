@@ -55,7 +55,7 @@ def read(path: pathlib.Path, max_voxels: int) -> tuple[np.ndarray, Geometry]:
     Values without slope and intercept keep their type. Others are float32 where that is exact, else float64.
 
     Raises:
-        ProblemError: the file cannot be read, holds more than `max_voxels`, or is not one volume of real numbers.
+      ProblemError: the file cannot be read, holds more than `max_voxels`, or is not one volume of real numbers.
     """
     try:
         with open_regular(path) as file:

@@ -40,10 +40,10 @@ class Geometry:
     """The geometry of stored voxels.
 
     Attributes:
-        orientation: (3, 2) as in nibabel.orientations: the axis (0: right, 1: anterior, 2: superior) that is closest
-            to each stored one, and 1 or -1 for its direction; None where it is unknown.
-        sizes: of a voxel along the stored axes in mm.
-        remarks: what the user should know, by a name for its kind.
+      orientation: (3, 2) as in nibabel.orientations: the axis (0: right, 1: anterior, 2: superior) that is closest
+        to each stored one, and 1 or -1 for its direction; None where it is unknown.
+      sizes: of a voxel along the stored axes in mm.
+      remarks: what the user should know, by a name for its kind.
     """
 
     orientation: np.ndarray | None
@@ -55,7 +55,7 @@ def read_geometry(header: "nibabel.Nifti1Header", shape: Sequence[int]) -> Geome
     """The geometry that a header of NIfTI-1 or NIfTI-2 gives to three axes of `shape` voxels.
 
     Raises:
-        ProblemError: it gives none, or its parts contradict each other.
+      ProblemError: it gives none, or its parts contradict each other.
     """
     with np.errstate(all="ignore"):
         return _geometry(header, shape)

@@ -40,7 +40,7 @@ _DAMAGE = (
     *(struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
 )
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def open_npz(
@@ -59,15 +59,15 @@ def open_npz(
     was not changed since; any other is made again.
 
     Args:
-        path: the archive.
-        names: of its arrays.
-        md5: the sum of the archive, needed where there are folders.
-        folders: of this archive alone.
-        most_bytes: of all arrays that come into memory; an archive whose sum is not checked may unpack to any size.
+      path: the archive.
+      names: of its arrays.
+      md5: the sum of the archive, needed where there are folders.
+      folders: of this archive alone.
+      most_bytes: of all arrays that come into memory; an archive whose sum is not checked may unpack to any size.
 
     Raises:
-        UserError: the file cannot be read, or an array is missing, broken or too large; the message names the array. Or
-            there is no room for the copies.
+      UserError: the file cannot be read, or an array is missing, broken or too large; the message names the array. Or
+        there is no room for the copies.
     """
     if kind := irregular(path):
         raise UserError(f"{path}: cannot read the archive: it is {kind}, not a regular file")
@@ -143,7 +143,7 @@ def _large_arrays(
         folder = _writable(folders)
         existing = _existing(folder)
         _check_room(path, existing, sum(sizes[name] for name in lacking))
-        _log.info("unpacking the large arrays of %s once, to %s", path, folder)
+        logger.info("unpacking the large arrays of %s once, to %s", path, folder)
         try:
             for name in lacking:
                 copies[name] = _unpack(path, archive, name, md5, folder)

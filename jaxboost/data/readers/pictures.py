@@ -31,11 +31,11 @@ def read_image(
     tag of EXIF or TIFF says.
 
     Args:
-        nan: what values that are not finite are read as; None: such a file is refused.
-        max_pixels: that the file may hold; compared with its header, before it is decoded.
+      nan: what values that are not finite are read as; None: such a file is refused.
+      max_pixels: that the file may hold; compared with its header, before it is decoded.
 
     Raises:
-        ProblemError: the file cannot be read exactly, or shows nothing.
+      ProblemError: the file cannot be read exactly, or shows nothing.
     """
     return read_shown(path, window, nan=nan, max_pixels=max_pixels)[0]
 
@@ -68,7 +68,7 @@ def read_picture(path: pathlib.Path, *, max_pixels: int = MAX_PIXELS) -> np.ndar
     """A PNG, JPEG or TIFF file as it is stored: (H, W) or (H, W, 3); transparency is left out.
 
     Raises:
-        ProblemError: the file cannot be read exactly, has several pages, or more than 8 bits with white as 0.
+      ProblemError: the file cannot be read exactly, has several pages, or more than 8 bits with white as 0.
     """
     stored = _read_stored(path, None, max_pixels)
     if stored.inverted:
@@ -127,7 +127,7 @@ def _picture_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """(H, W) or (H, W, 3) without the axes of length 1 of an array of the given shape.
 
     Raises:
-        ProblemError: it is not the shape of one picture, or may be that of several kinds of pictures.
+      ProblemError: it is not the shape of one picture, or may be that of several kinds of pictures.
     """
     plain = shape if len(shape) == 2 else tuple(side for side in shape if side != 1)
     if len(plain) == 2 and len(shape) > 2 and 3 in plain:

@@ -14,8 +14,8 @@ class Picture:
     """Stored values (H, W) or (H, W, 3), upright.
 
     Attributes:
-        values: of 8 bits and fewer, uint8 levels where 0 is black and 255 white; else as they are stored.
-        inverted: low values are white. Never where `values` are uint8.
+      values: of 8 bits and fewer, uint8 levels where 0 is black and 255 white; else as they are stored.
+      inverted: low values are white. Never where `values` are uint8.
     """
 
     values: np.ndarray

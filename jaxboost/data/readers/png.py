@@ -43,8 +43,8 @@ def read_png(file: BinaryIO, max_pixels: int) -> Picture:
     """The picture; transparency is left out.
 
     Raises:
-        ProblemError: it has more pixels than `max_pixels`, several frames, or a palette that lacks colours.
-        Exception: of several other types, for damaged files.
+      ProblemError: it has more pixels than `max_pixels`, several frames, or a palette that lacks colours.
+      Exception: of several other types, for damaged files.
     """
     header = file.read(33)
     if header[8:16] != b"\0\0\0\rIHDR":
@@ -103,7 +103,7 @@ def _passes(chunks: Chunks, header: bytes) -> list[_Pass]:
     """The inflated data, no more than the pixels need: a few bytes can stand for any number of them.
 
     Raises:
-        ProblemError: there are less. Pillow would take what is missing as black.
+      ProblemError: there are less. Pillow would take what is missing as black.
     """
     width, height, depth, colour = struct.unpack(">IIBB", header[16:26])
     found, sizes = [], []
@@ -135,7 +135,7 @@ def _chunks(file: BinaryIO) -> Chunks:
     """The chunks that are used, up to the end of the image; what follows it is ignored, as all readers do.
 
     Raises:
-        ProblemError: the checksum of one is wrong, the file ends early, or it has a chunk that is needed and unknown.
+      ProblemError: the checksum of one is wrong, the file ends early, or it has a chunk that is needed and unknown.
     """
     left = os.fstat(file.fileno()).st_size - file.seek(len(SIGNATURE))
     chunks = []

@@ -11,7 +11,7 @@ def open_regular(path: pathlib.Path) -> BinaryIO:
     """The file, open to be read; links are followed.
 
     Raises:
-        ProblemError: it is not a regular file, or cannot be opened.
+      ProblemError: it is not a regular file, or cannot be opened.
     """
     if text := unreadable(path):
         raise ProblemError(text)

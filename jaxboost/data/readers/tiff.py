@@ -63,12 +63,12 @@ def read_tiff(file: BinaryIO, max_pixels: int, nan: float | None = None) -> Pict
     """The picture; transparency is left out.
 
     Args:
-        nan: what pixels of GDAL's no-data value are read as; None: files that have some are refused. 8-bit values count
-            as they are.
+      nan: what pixels of GDAL's no-data value are read as; None: files that have some are refused. 8-bit values count
+        as they are.
 
     Raises:
-        ProblemError: it has more pixels than `max_pixels`, several images, or values whose meaning is not known.
-        Exception: of several other types, for damaged files.
+      ProblemError: it has more pixels than `max_pixels`, several images, or values whose meaning is not known.
+      Exception: of several other types, for damaged files.
     """
     # Only here: it takes a while to import.
     import tifffile

@@ -31,7 +31,7 @@ SUFFIXES = (*NIFTI_SUFFIXES, SUFFIX)
 # Of a side: the matrices of interpolation grow with it. No scanner makes so many slices or rows.
 _LONGEST = 2**16
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _said: set[str] = set()
 _saying = threading.Lock()
 
@@ -51,11 +51,11 @@ def read_volume(path: pathlib.Path, *, nan: float | None = None, max_voxels: int
     """The volume of a .nii, .nii.gz or .npy file.
 
     Args:
-        nan: what values that are not finite are read as; None: such a file is refused.
-        max_voxels: that the file may hold.
+      nan: what values that are not finite are read as; None: such a file is refused.
+      max_voxels: that the file may hold.
 
     Raises:
-        ProblemError: the file cannot be read, is not a single volume of real, finite numbers, or has no voxel sizes.
+      ProblemError: the file cannot be read, is not a single volume of real, finite numbers, or has no voxel sizes.
     """
     if path.name.lower().endswith(SUFFIX):
         return Volume(_read_npy(path, nan, max_voxels), (1.0, 1.0, 1.0))
@@ -75,12 +75,12 @@ def resample(volume: Volume, size: int, *, window: Sequence[float] = (), spacing
     """The volume on its grid, uint8 (S, S, S).
 
     Args:
-        size: S.
-        window: see `arrays.to_levels`.
-        spacing: edge of the grid's voxels in mm; 0: the longest side of the volume fills the grid.
+      size: S.
+      window: see `arrays.to_levels`.
+      spacing: edge of the grid's voxels in mm; 0: the longest side of the volume fills the grid.
 
     Raises:
-        ProblemError: the volume shows nothing, or no grid of that spacing can show it.
+      ProblemError: the volume shows nothing, or no grid of that spacing can show it.
     """
     values, edges = volume.values, volume.spacing
     scale, lowest = _scale(values, window)
@@ -114,7 +114,7 @@ def _npy_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """(D, H, W): the shape of an array without axes of length 1, where there are more than three.
 
     Raises:
-        ProblemError: it is not the shape of one volume.
+      ProblemError: it is not the shape of one volume.
     """
     plain = shape if len(shape) <= 3 else tuple(side for side in shape if side != 1)
     if len(plain) > 3:
@@ -130,7 +130,7 @@ def _say_once(path: pathlib.Path, remarks: Mapping[str, str]) -> None:
             new = kind not in _said
             _said.add(kind)
         if new:
-            _log.warning("%s: %s (further files of this kind are not named)", path, text)
+            logger.warning("%s: %s (further files of this kind are not named)", path, text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _scale(values: np.ndarray, window: Sequence[float]) -> tuple[_Scale, float]:
     """How values become levels, and the lowest level.
 
     Raises:
-        ProblemError: all levels are the same.
+      ProblemError: all levels are the same.
     """
     extremes = np.array([values.min(), values.max()])
     check_shows(extremes)

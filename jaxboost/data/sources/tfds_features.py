@@ -56,10 +56,10 @@ class Fields:
         """uint8 (S, S, C) with S = `size`, resized where it differs, or a volume (S, S, S, 1) as it is stored.
 
         Args:
-            example: with encoded images as bytes.
+          example: with encoded images as bytes.
 
         Raises:
-            ProblemError: there is none, or the picture is damaged.
+          ProblemError: there is none, or the picture is damaged.
         """
         kind, stored = self.image_kind, example[self.image]
         # A cut file may give empty records.
@@ -79,7 +79,7 @@ class Fields:
         """int64 (L,).
 
         Raises:
-            ProblemError: a number in a list is not that of a class.
+          ProblemError: a number in a list is not that of a class.
         """
         kind, stored = self.label_kind, np.asarray(example[self.label], np.int64)
         if not kind.listed:
@@ -96,10 +96,10 @@ def find_fields(info: "tfds.core.DatasetInfo", where: str) -> Fields:
     and `label`.
 
     Args:
-        where: the data set, for messages.
+      where: the data set, for messages.
 
     Raises:
-        UserError: no feature, or more than one, can be the images, or the labels; the message lists the features.
+      UserError: no feature, or more than one, can be the images, or the labels; the message lists the features.
     """
     import tensorflow_datasets as tfds
 

@@ -40,20 +40,20 @@ _NAME = re.compile(r"(?P<name>[A-Za-z_]\w*)(/[\w.\-]+)?(:(\d+|\*)(\.(\d+|\*)){2}
 # Records are read so many at a time, which array_record does in parallel.
 _CHUNK = 256
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def describe(name: str, *, size: int, root: str) -> DatasetInfo:
     """The description of data set `name` at `size` pixels; its records are not read.
 
     Args:
-        name: as TFDS takes it, such as "mnist" or "medmnist/breastmnist:1.0.0".
-        size: S, pixels a side of the images given out; of volumes: as they are stored.
-        root: TFDS's `data_dir`; "": its own default.
+      name: as TFDS takes it, such as "mnist" or "medmnist/breastmnist:1.0.0".
+      size: S, pixels a side of the images given out; of volumes: as they are stored.
+      root: TFDS's `data_dir`; "": its own default.
 
     Raises:
-        UserError: the package is missing; there is no such data set in the folder; it is not one of labelled images; it
-            lacks a split; its volumes have another size.
+      UserError: the package is missing; there is no such data set in the folder; it is not one of labelled images; it
+        lacks a split; its volumes have another size.
     """
     builder = open_prepared(name, root)
     return _describe(name, builder, find_fields(builder.info, f"{PREFIX}{name}"), size)
@@ -63,20 +63,20 @@ def load(name: str, *, size: int, root: str) -> Dataset:
     """Reads data set `name` into memory, in the order of its files; arguments as for `describe`.
 
     Returns:
-        The splits "train", "val" (TFDS: validation or val), where there is one, and "test", without any others; or the
-        split "all" where there is a single one, whatever its name. Patients are a feature `patient` or `patient_id`,
-        text or whole numbers, names a text feature `file`, else `{split}/{index}`.
+      The splits "train", "val" (TFDS: validation or val), where there is one, and "test", without any others; or the
+      split "all" where there is a single one, whatever its name. Patients are a feature `patient` or `patient_id`,
+      text or whole numbers, names a text feature `file`, else `{split}/{index}`.
 
     Raises:
-        UserError: as `describe` does; or the files have no random access or are damaged, a label lies outside the
-            classes, or a patient is empty.
+      UserError: as `describe` does; or the files have no random access or are damaged, a label lies outside the
+        classes, or a patient is empty.
     """
     builder = open_prepared(name, root)
     fields = find_fields(builder.info, f"{PREFIX}{name}")
     info = _describe(name, builder, fields, size)
     mapped = _mapped_splits(name, builder)
     if left_out := [split for split in builder.info.splits if split not in mapped]:
-        _log.info("%s%s: not used: the splits %s", PREFIX, name, ", ".join(left_out))
+        logger.info("%s%s: not used: the splits %s", PREFIX, name, ", ".join(left_out))
     splits = {ours: _read(name, builder, theirs, fields, info) for theirs, ours in mapped.items()}
     return Dataset(info=info, splits=splits, baselines={})
 

@@ -13,7 +13,7 @@ from jaxboost.errors import UserError
 
 _COLUMN = "fold"
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def fold_of(
@@ -25,27 +25,27 @@ def fold_of(
     validation about `val_share` of the others, both by patient and stratified.
 
     Args:
-        dataset: with any splits.
-        count: number of folds.
-        fold: 0 <= fold < count.
-        seed: of the assignment of patients to folds, and to validation.
-        val_share: 0 < val_share <= 0.5, or 0 for no validation split.
-        file: where the folds are kept: read where it exists, whatever the seed, and written where it does not; or None.
+      dataset: with any splits.
+      count: number of folds.
+      fold: 0 <= fold < count.
+      seed: of the assignment of patients to folds, and to validation.
+      val_share: 0 < val_share <= 0.5, or 0 for no validation split.
+      file: where the folds are kept: read where it exists, whatever the seed, and written where it does not; or None.
 
     Returns:
-        The data set with `n_samples` and baselines of the new splits; every sample has a name, `{split}/{index}` where
-        the data set has none.
+      The data set with `n_samples` and baselines of the new splits; every sample has a name, `{split}/{index}` where
+      the data set has none.
 
     Raises:
-        UserError: a number is out of range, a class has too few patients, a split would lack a class, or the file is
-            not one of this data set.
+      UserError: a number is out of range, a class has too few patients, a split would lack a class, or the file is
+        not one of this data set.
     """
     if not 0 <= fold < count:
         raise UserError(f"data.fold={fold}: use 0 to {count - 1}, for data.folds={count}")
     pooled = join_splits([_named(split, name) for name, split in dataset.splits.items()])
     info = dataset.info
     if pooled.groups is None:
-        _log.warning("%s has no patient ids: images of one patient may lie in several folds", info.name)
+        logger.warning("%s has no patient ids: images of one patient may lie in several folds", info.name)
     # A sample without a patient is one of its own.
     patients = pooled.names if pooled.groups is None else pooled.groups
     if file is not None and file.exists():
@@ -76,14 +76,14 @@ def assign(
     than the folds counts as its most frequent label), and no patient is in two.
 
     Args:
-        labels: (n, L).
-        groups: patients (n,), or None: every sample is its own.
-        count: number of folds, 2 or more.
-        seed: 0 <= seed < 2^32.
-        classes: names for messages.
+      labels: (n, L).
+      groups: patients (n,), or None: every sample is its own.
+      count: number of folds, 2 or more.
+      seed: 0 <= seed < 2^32.
+      classes: names for messages.
 
     Raises:
-        UserError: a number is out of range, or a class has fewer patients than there are folds.
+      UserError: a number is out of range, or a class has fewer patients than there are folds.
     """
     if count < 2:
         raise UserError(f"data.folds={count}: use 2 or more")
@@ -118,7 +118,7 @@ def split(
     class; with a share of 0 there is none.
 
     Raises:
-        UserError: `val_share` is out of range, there are too few patients, or a split lacks a class.
+      UserError: `val_share` is out of range, there are too few patients, or a split lacks a class.
     """
     if not 0 <= val_share <= 0.5:
         raise UserError(f"data.val_share={val_share}: use 0 to 0.5")
@@ -178,7 +178,7 @@ def write(
     """Writes a table patient_id, file, label, fold with a row for each sample, under a temporary name first.
 
     Raises:
-        UserError: the file cannot be written.
+      UserError: the file cannot be written.
     """
     try:
         table.write(path, _COLUMN, names=names, groups=groups, labels=labels, places=folds)
@@ -191,8 +191,8 @@ def read(path: pathlib.Path, *, names: np.ndarray, groups: np.ndarray, count: in
     """The fold of every sample, int64 (n,), from a table that `write` made; its labels are for people only.
 
     Raises:
-        UserError: the table cannot be read, does not have exactly the samples `names` with their patients `groups`,
-            has a fold that is not one of `count` or no sample of one, or a patient in two folds.
+      UserError: the table cannot be read, does not have exactly the samples `names` with their patients `groups`,
+        has a fold that is not one of `count` or no sample of one, or a patient in two folds.
     """
     fix = "correct it, or delete it and run again"
 

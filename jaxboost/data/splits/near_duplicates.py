@@ -87,9 +87,9 @@ def find(images: np.ndarray, owners: np.ndarray, sides: np.ndarray) -> Search:
     """The pairs of nearly equal images of different owners on different sides.
 
     Args:
-        images: uint8 (n, S, S, C), or (n, S, S, S, 1).
-        owners: int (n,); an owner's images are not compared, and owners who are connected by pairs count as one.
-        sides: int (n,); pairs on one side are not looked for.
+      images: uint8 (n, S, S, C), or (n, S, S, S, 1).
+      owners: int (n,); an owner's images are not compared, and owners who are connected by pairs count as one.
+      sides: int (n,); pairs on one side are not looked for.
     """
     ndim, size = images.ndim - 2, images.shape[1]
     if size < LEAST_SIZE or len(images) < 2:
@@ -190,8 +190,8 @@ class _Common:
         """Which pairs are alike beyond what is common, bool (m,).
 
         Args:
-            queries: (m, D), of the views `number`.
-            likeness: of these to the images `second`.
+          queries: (m, D), of the views `number`.
+          likeness: of these to the images `second`.
         """
         if not self._enough:
             return np.ones(len(likeness), bool)

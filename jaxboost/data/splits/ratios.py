@@ -21,15 +21,15 @@ def divide(
     The latter's test split stays as it is, and val is a part of train, in the proportion of their shares.
 
     Args:
-        dataset: with names for its samples.
-        shares: of the samples, for train, val and test.
-        seed: of the assignment of patients to splits.
-        file: a table that `write` made: read in the place of an assignment, whatever the seed; None: there is none.
-        without_val: val may have a share of 0; then there is no such split.
+      dataset: with names for its samples.
+      shares: of the samples, for train, val and test.
+      seed: of the assignment of patients to splits.
+      file: a table that `write` made: read in the place of an assignment, whatever the seed; None: there is none.
+      without_val: val may have a share of 0; then there is no such split.
 
     Raises:
-        UserError: a share or the seed is out of range, a class has too few patients or is missing from a split, or the
-            file is not one of this data set, or moves samples out of or into its own test split.
+      UserError: a share or the seed is out of range, a class has too few patients or is missing from a split, or the
+        file is not one of this data set, or moves samples out of or into its own test split.
     """
     wanted = check_shares(shares, without_val=without_val)
     if not 0 <= seed < 2**32:
@@ -91,7 +91,7 @@ def write(path: pathlib.Path, dataset: Dataset) -> None:
     """Writes a table patient_id, file, label, split with a row for each sample of a data set that `divide` made.
 
     Raises:
-        UserError: the file cannot be written.
+      UserError: the file cannot be written.
     """
     pooled = join_splits(list(dataset.splits.values()))
     try:
@@ -127,7 +127,7 @@ def check_shares(shares: Sequence[float], *, without_val: bool) -> dict[str, flo
     """`shares` by split, without one that is 0.
 
     Raises:
-        UserError: they are not three, do not add up to 1, or one is not above 0; val's may be 0 where `without_val`.
+      UserError: they are not three, do not add up to 1, or one is not above 0; val's may be 0 where `without_val`.
     """
     wanted = dict(zip(SPLITS, shares, strict=False))
     numbers = all(isinstance(share, int | float) and share >= 0 for share in shares)
@@ -149,13 +149,13 @@ def assign(
     stratum and in total, grows least. For single samples of one stratum that is Webster's method.
 
     Args:
-        labels: (n, L).
-        groups: patients (n,), or None: every sample is its own.
-        shares: of the samples by split, each above 0.
-        classes: names for messages.
+      labels: (n, L).
+      groups: patients (n,), or None: every sample is its own.
+      shares: of the samples by split, each above 0.
+      classes: names for messages.
 
     Raises:
-        UserError: a class has fewer patients than there are splits.
+      UserError: a class has fewer patients than there are splits.
     """
     owner = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)
     sizes = np.bincount(owner)

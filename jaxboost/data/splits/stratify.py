@@ -10,8 +10,8 @@ def parts(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int) 
     """`count` stratified parts of about the same size without common groups, as indices (m,).
 
     Args:
-        labels: (n, L).
-        groups: (n,), or None: every sample is its own.
+      labels: (n, L).
+      groups: (n,), or None: every sample is its own.
     """
     # Only here: it takes seconds to import, and most uses of this package have official splits.
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold

@@ -23,7 +23,7 @@ def write(
     """Writes the columns patient_id, file, label, `column` with a row for each sample, under a temporary name first.
 
     Raises:
-        OSError: the file cannot be written.
+      OSError: the file cannot be written.
     """
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
@@ -45,13 +45,13 @@ def read(
     """The place of every sample, in the order of `names`, from a table that `write` made; its labels are for people.
 
     Args:
-        parse: a cell of `column` -> the place, None where there is no such place.
-        allowed: the places in words, for messages.
-        fix: what to do about a problem, for messages.
+      parse: a cell of `column` -> the place, None where there is no such place.
+      allowed: the places in words, for messages.
+      fix: what to do about a problem, for messages.
 
     Raises:
-        UserError: the table cannot be read, does not have exactly the samples `names` with their patients `groups`,
-            names a place that is not `allowed`, or has a patient in two.
+      UserError: the table cannot be read, does not have exactly the samples `names` with their patients `groups`,
+        names a place that is not `allowed`, or has a patient in two.
     """
     # Opening a pipe would wait for ever.
     text = unreadable(path) or (path.stat().st_size > _MAX_BYTES and f"it has more than {_MAX_BYTES >> 20} MiB")

@@ -177,13 +177,13 @@ def build(name: str, *, data_dir: str, root: str) -> pathlib.Path:
     """Prepares data set `name`, one of `names()`, in the folder `data_dir`; one that is there already is left as it is.
 
     Args:
-        root: folder of the files that it is made of, see `source.data_root`.
+      root: folder of the files that it is made of, see `source.data_root`.
 
     Returns:
-        The folder of the result, `data_dir/NAME[/CONFIG]/VERSION`. It appears when it is complete.
+      The folder of the result, `data_dir/NAME[/CONFIG]/VERSION`. It appears when it is complete.
 
     Raises:
-        UserError: no such name; the files cannot be had; the folder cannot be written.
+      UserError: no such name; the files cannot be had; the folder cannot be written.
     """
     if name not in names():
         kinds = "lidc_shapes, medmnist/FLAG or medmnist/FLAG_SIZE"

@@ -55,8 +55,8 @@ def masks_among(names: Sequence[str], depth: int = 0) -> dict[str, str]:
     name in a folder such as `masks` or `thumbs`, beside the image or beside its folder `images`.
 
     Args:
-        names: of image files, with "/" between their folders.
-        depth: how many of their first folders say nothing about masks.
+      names: of image files, with "/" between their folders.
+      depth: how many of their first folders say nothing about masks.
     """
     stems: dict[str, dict[str, str]] = collections.defaultdict(dict)
     for name in names:

@@ -19,7 +19,7 @@ from jaxboost.data.splits.near_duplicates import Pair
 
 WARN, JOIN, REFUSE = "warn", "join", "refuse"
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def treat(
@@ -38,14 +38,14 @@ def treat(
     own, which cannot be joined, and, unless `allow_mixed`, pairs with different labels.
 
     Args:
-        images: of the rows, uint8 (n, S, S, C) or (n, S, S, S, 1).
-        pooled: the folder's own splits are not used, because a cross-validation divides all images.
+      images: of the rows, uint8 (n, S, S, C) or (n, S, S, S, 1).
+      pooled: the folder's own splits are not used, because a cross-validation divides all images.
     """
     _warn_of_limits(images)
     owners = np.unique([_owner(row) for row in rows], return_inverse=True)[1].reshape(-1)
     search = near_duplicates.find(images, owners, _sides(rows, pooled))
     if search.gap and mode == WARN:
-        _log.warning("there may be more nearly equal images of different patients than are listed: %s", search.gap)
+        logger.warning("there may be more nearly equal images of different patients than are listed: %s", search.gap)
     elif search.gap:
         problems.add(f"data.duplicates={mode}: {search.gap}: name the patients, or set data.duplicates=warn")
     if not search.pairs:
@@ -53,7 +53,7 @@ def treat(
     texts = [_text(rows, pair, multi_label) for pair in search.pairs]
     count = f"{len(texts)} pairs" if len(texts) > 1 else "1 pair"
     if mode == WARN:
-        _log.warning(
+        logger.warning(
             "nearly equal images of different patients, in different splits now or when splits are made: %s (%s);"
             " the results may be too good; look at them; data.duplicates=join makes each pair one patient, "
             "data.duplicates=refuse lists all pairs and stops",
@@ -67,16 +67,16 @@ def treat(
             problems.add(f"nearly equal images of different patients, {text}: {fix}", row=rows[pair.first].number)
         return list(rows)
     _check_joins(rows, search.pairs, texts, problems, multi_label=multi_label, allow_mixed=allow_mixed, pooled=pooled)
-    _log.warning("nearly equal images, each taken as one patient: %s (%s)", some(texts), count)
+    logger.warning("nearly equal images, each taken as one patient: %s (%s)", some(texts), count)
     return _joined(rows, search.pairs)
 
 
 def _warn_of_limits(images: np.ndarray) -> None:
     count, size = images.shape[:2]
     if size < near_duplicates.LEAST_SIZE:
-        _log.warning("data.size=%d is too small for nearly equal images to be found: none are looked for", size)
+        logger.warning("data.size=%d is too small for nearly equal images to be found: none are looked for", size)
     elif images.ndim == 4 and count > near_duplicates.MOST_FOR_PARTS:
-        _log.warning(
+        logger.warning(
             "more than %d images: nearly equal ones are looked for, but not images that are a part of another",
             near_duplicates.MOST_FOR_PARTS,
         )

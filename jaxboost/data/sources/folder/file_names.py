@@ -9,13 +9,13 @@ import re
 from collections.abc import Sequence
 
 from jaxboost.data.problems import ProblemError
-from jaxboost.data.sources.folder import cells
+from jaxboost.data.sources.folder import cell_values
 from jaxboost.data.walk import Listing, is_machine_made, printable, some, unreadable, walk
 
 IMAGES = "images"
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def below(folder: pathlib.Path, files: Sequence[str]) -> list[str]:
@@ -97,7 +97,7 @@ class Shelf:
         """The file that the table means with `name`.
 
         Raises:
-            ProblemError: there is none, several can be meant, or it cannot be read.
+          ProblemError: there is none, several can be meant, or it cannot be read.
         """
         if _WINDOWS.match(name):
             return self._without_drive(name)
@@ -128,9 +128,11 @@ class Shelf:
             wrong = {name: text for names in self._cut.values() for name in names}
         for start, names in self._cut.items():
             if not wrong:
-                _log.warning("%d files of the table are named below %r: taken as below this folder", len(names), start)
+                logger.warning(
+                    "%d files of the table are named below %r: taken as below this folder", len(names), start
+                )
         if self._guessed:
-            _log.warning(
+            logger.warning(
                 "%d files are written differently in the table (letter case, blanks, back-slashes or Unicode form): %s",
                 len(self._guessed),
                 some(self._guessed),
@@ -200,7 +202,7 @@ class Shelf:
 def _form(name: str) -> str:
     """What all spellings of a name have in common."""
     if not name.isascii():
-        name = cells.clean(name)
+        name = cell_values.clean(name)
     parts = (" ".join(part.split()) for part in name.replace("\\", "/").casefold().split("/"))
     return "/".join(part for part in parts if part not in ("", "."))
 

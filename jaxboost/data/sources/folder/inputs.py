@@ -20,7 +20,7 @@ from jaxboost.data.sources.folder.samples import Sample
 from jaxboost.data.walk import AGAIN, UNREAD, printable, some, summary, unreadable, walk
 from jaxboost.errors import UserError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,13 +28,13 @@ class Preparation:
     """How a file becomes what a model takes.
 
     Attributes:
-        ndim: 2 or 3.
-        size: S, pixels or voxels a side once a file is read; see `samples.read_2d` and `samples.read_3d`.
-        window, spacing, max_pixels, max_voxels: see `folder.load`.
-        nan: what values that are not finite are read as; None: such files are refused.
-        masked: images are cut to the masks of their lungs.
-        image_size: pixels a side that the model takes, to which `fitting.fitted` brings images.
-        resize: its `first`.
+      ndim: 2 or 3.
+      size: S, pixels or voxels a side once a file is read; see `samples.read_2d` and `samples.read_3d`.
+      window, spacing, max_pixels, max_voxels: see `folder.load`.
+      nan: what values that are not finite are read as; None: such files are refused.
+      masked: images are cut to the masks of their lungs.
+      image_size: pixels a side that the model takes, to which `fitting.fitted` brings images.
+      resize: its `first`.
     """
 
     ndim: int
@@ -55,15 +55,15 @@ def find(inputs: Sequence[str], ndim: int, *, skip_faulty: bool = False) -> list
     One line of the log says what is left out of the folders.
 
     Args:
-        inputs: files, whatever their endings, and folders, of which only files with an ending for `ndim` dimensions
-            count, and none of those that `walk` leaves out, nor masks or small copies beside their images. An entry may
-            name several with commas between them.
-        ndim: 2 or 3.
-        skip_faulty: what cannot be read in a folder is left out, with a warning.
+      inputs: files, whatever their endings, and folders, of which only files with an ending for `ndim` dimensions
+        count, and none of those that `walk` leaves out, nor masks or small copies beside their images. An entry may
+        name several with commas between them.
+      ndim: 2 or 3.
+      skip_faulty: what cannot be read in a folder is left out, with a warning.
 
     Raises:
-        UserError: one of them is missing or is no regular file, a folder has no file that counts, or has some that
-            cannot be read: links to nothing, and folders that cannot be listed.
+      UserError: one of them is missing or is no regular file, a folder has no file that counts, or has some that
+        cannot be read: links to nothing, and folders that cannot be listed.
     """
     # Paths, and what they are without links.
     found: list[tuple[pathlib.Path, str]] = []
@@ -87,11 +87,11 @@ def find(inputs: Sequence[str], ndim: int, *, skip_faulty: bool = False) -> list
         if first_of.setdefault(real, path) != path:
             left_out[AGAIN].append(printable(path))
     if text := summary(left_out):
-        _log.warning("--input: %s", text)
+        logger.warning("--input: %s", text)
     files = list(first_of.values())
     if changed := [text for path in files if (text := printable(path)) != os.fspath(path)]:
         are, they = ("name is", "it is") if len(changed) == 1 else ("names are", "they are")
-        _log.warning("--input: %d file %s not plain UTF-8: %s written as %s", len(changed), are, they, some(changed))
+        logger.warning("--input: %d file %s not plain UTF-8: %s written as %s", len(changed), are, they, some(changed))
     return files
 
 
@@ -101,12 +101,12 @@ def read(
     """The files that could be read, and their images uint8 (n, S, S, C), or volumes (n, S, S, S, 1), S being `size`.
 
     Args:
-        masks: of the lungs, a folder or a table as `masks.open_masks` takes it; where the model wants some.
-        skip_faulty: files with problems are left out, with a warning.
+      masks: of the lungs, a folder or a table as `masks.open_masks` takes it; where the model wants some.
+      skip_faulty: files with problems are left out, with a warning.
 
     Raises:
-        UserError: with the problems of all files, or where nothing is left without them; masks that are missing or not
-            wanted; a package that reads such files is not installed.
+      UserError: with the problems of all files, or where nothing is left without them; masks that are missing or not
+        wanted; a package that reads such files is not installed.
     """
     rows = {Row(0, printable(path), ""): path for path in paths}
     if len(rows) < len(paths):
@@ -133,7 +133,7 @@ def read(
     except UserError as error:
         if not skip_faulty or not images:
             raise
-        _log.warning("left out: %s", error)
+        logger.warning("left out: %s", error)
     samples.warn_of_ranges(images)
     kept = [row for row in accepted if row in images]
     return [rows[row] for row in kept], samples.stack([images[row] for row in kept], preparation.ndim)
@@ -156,7 +156,7 @@ def _files(
     except UserError as error:
         if not skip_faulty:
             raise UserError(f"--input {error}") from None
-        _log.warning("left out: %s", error)
+        logger.warning("left out: %s", error)
     found = [name for name in listing.files if suffix_of(name) in SUFFIXES[ndim]]
     # A mask of a 2-D image can be a volume, and the other way round.
     masks = companions.masks_among([name for name in listing.files if is_image(name)])

@@ -14,8 +14,8 @@ import numpy as np
 from jaxboost.data.dataset import SPLITS
 from jaxboost.data.problems import Problems
 from jaxboost.data.readers import csv_text
-from jaxboost.data.sources.folder import cells
-from jaxboost.data.sources.folder.cells import is_missing
+from jaxboost.data.sources.folder import cell_values
+from jaxboost.data.sources.folder.cell_values import is_missing
 from jaxboost.errors import UserError, nearest
 
 FILE = "labels.csv"
@@ -44,13 +44,13 @@ _ALSO = {
     "label": ("labels", "class", "target", "diagnosis", "dx", "finding", "findings", "findinglabels", "category"),
 }
 # How the cell of each field is read.
-_READ = {"file": cells.trim, "label": cells.clean, "patient": cells.clean, "split": cells.clean}
+_READ = {"file": cell_values.trim, "label": cell_values.clean, "patient": cell_values.clean, "split": cell_values.clean}
 _LONGEST = 4096  # characters of such a cell
 _BETWEEN_LABELS = "|"
 _ALIKE = 0.8  # difflib's ratio of two spellings of one class
 _FEW = 200  # classes that can be compared with each other
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Row:
     """A file: what labels.csv says of it, without blanks around the cells, or the folders that it is in.
 
     Attributes:
-        number: of the row as a spreadsheet shows it (the header is row 1); 0 without a table.
-        file: its path in the table, or below the folder.
-        label: as text.
-        patient: None where there is no such column.
-        split: None where there is no such column.
+      number: of the row as a spreadsheet shows it (the header is row 1); 0 without a table.
+      file: its path in the table, or below the folder.
+      label: as text.
+      patient: None where there is no such column.
+      split: None where there is no such column.
     """
 
     number: int
@@ -81,18 +81,18 @@ def read_rows(path: pathlib.Path, problems: Problems) -> list[Row]:
     """The rows of the table, columns in any order, separated by commas, semicolons or tabs; others are ignored.
 
     Raises:
-        UserError: the file cannot be read, lacks a column or has no rows. Problems of single rows go to `problems`.
+      UserError: the file cannot be read, lacks a column or has no rows. Problems of single rows go to `problems`.
     """
     separator, table = csv_text.rows(path, csv_text.read(path))
     rows = []
     with csv_text.long_cells():
         _, header = next(table, (0, []))
-        names = [cells.clean(name).lower() for name in header]
+        names = [cell_values.clean(name).lower() for name in header]
         places = _places(names, path)
         for number, cells in table:
-            if not any(map(cells.trim, cells)):
+            if not any(map(cell_values.trim, cells)):
                 continue
-            if len(cells) <= max(places.values()) or any(map(cells.trim, cells[len(names) :])):
+            if len(cells) <= max(places.values()) or any(map(cell_values.trim, cells[len(names) :])):
                 text = f"has {len(cells)} cells, the header {len(names)}: put cells that hold a {separator!r} in quotes"
                 problems.add(text, row=number)
                 continue
@@ -110,12 +110,12 @@ def read_rows(path: pathlib.Path, problems: Problems) -> list[Row]:
 def _joined_patients(rows: list[Row]) -> list[Row]:
     """The rows with patient 7 for 7.0 where the column has both forms: tables that pandas wrote have the second."""
     patients = {row.patient for row in rows if row.patient}
-    wholes = {patient: number for patient in patients if (number := cells.whole(patient))}
+    wholes = {patient: number for patient in patients if (number := cell_values.whole(patient))}
     # 1.0 beside 1.1 is no number of a patient.
     fractions = any("." in patient and patient not in wholes and _is_number(patient) for patient in patients)
     if fractions or not patients.intersection(wholes.values()):
         return rows
-    _log.warning("patient_id has numbers with and without .0: they are taken as the same, 7.0 as 7")
+    logger.warning("patient_id has numbers with and without .0: they are taken as the same, 7.0 as 7")
     return [dataclasses.replace(row, patient=wholes.get(row.patient, row.patient)) for row in rows]
 
 
@@ -160,20 +160,20 @@ def check_classes(classes: Sequence[str], where: str, *, multi_label: bool) -> t
     """`classes` as text, where they can be told apart; one text with commas is all of them.
 
     Args:
-        where: they come from, for messages.
+      where: they come from, for messages.
 
     Raises:
-        UserError: there are fewer than two, or two that most likely are one: 1 and 01, True and 1, tb and TB.
+      UserError: there are fewer than two, or two that most likely are one: 1 and 01, True and 1, tb and TB.
     """
     # The command line makes numbers of 0,1 and one text of a,b.
     texts = [part for name in classes for part in (str(name).split(",") if len(classes) == 1 else [str(name)])]
-    names = [cells.label(text) for text in texts]
+    names = [cell_values.label(text) for text in texts]
     if len(names) < 2:
         raise UserError(f"{where}: {len(names)} classes ({', '.join(names)}), at least 2 are needed")
     if len(set(names)) < len(names):
         name, _ = collections.Counter(names).most_common(1)[0]
         raise UserError(f"{where}: the class {name!r} is there twice")
-    if pairs := cells.alike(names):
+    if pairs := cell_values.alike(names):
         first, other = pairs[0]
         but = "case" if first.casefold() == other.casefold() else "their form"
         raise UserError(f"{where}: the classes {first!r} and {other!r} differ only in {but}: write them alike")
@@ -181,7 +181,7 @@ def check_classes(classes: Sequence[str], where: str, *, multi_label: bool) -> t
     joined = [name for name in names if ({part.strip() for part in re.split("[,;]", name)} - {name}) & known]
     if multi_label and joined:
         raise UserError(f"{where}: the class {joined[0]!r} seems to be several: put {_BETWEEN_LABELS!r} between labels")
-    if pair := cells.two_words_for_truth(names):
+    if pair := cell_values.two_words_for_truth(names):
         raise UserError(f"{where}: the classes {pair[0]!r} and {pair[1]!r} mean the same: write them alike")
     return tuple(names)
 
@@ -224,7 +224,7 @@ def check_patients(rows: Sequence[Row], problems: Problems, *, multi_label: bool
             problems.add(
                 f"patient_id is {row.patient!r}, which means a missing value: give an id", row=row.number, file=row.file
             )
-        elif row.number and row.patient and cells.is_shortened(row.patient):
+        elif row.number and row.patient and cell_values.is_shortened(row.patient):
             text = f"patient_id is {row.patient!r}, a number that a spreadsheet has cut short, so that several patients"
             problems.add(f"{text} may have it: save the column as text", row=row.number, file=row.file)
         elif row.patient:
@@ -258,7 +258,7 @@ def _check_alike(by_patient: Mapping[str, Sequence[Row]], problems: Problems) ->
     """Adds a problem for each pair of names that may mean one patient, as 007 and 7, or p1 and P1."""
     # A file that is a patient of its own is no name that somebody gave.
     names = [patient for patient, (first, *_) in by_patient.items() if patient != first.file]
-    for name, other in cells.alike(names, fractions=False):
+    for name, other in cell_values.alike(names, fractions=False):
         row, first = by_patient[other][0], by_patient[name][0]
         problems.add(
             f"patient {other!r} is written nearly like {name!r}{first.place}: write them alike if they are one, and"
@@ -303,7 +303,7 @@ def warn_of_misspelling(rows: Sequence[Row], classes: Sequence[str], *, multi_la
         others = {other.casefold(): other for other in classes if other != name}
         close = difflib.get_close_matches(name.casefold(), others, n=1, cutoff=_ALIKE)
         if counts[name] == 1 and close:
-            _log.warning(
+            logger.warning(
                 "class %r has one sample and is spelt nearly like %r: correct it, or name the classes in data.classes",
                 name,
                 others[close[0]],
@@ -317,4 +317,4 @@ def same_labels(one: Row, other: Row, *, multi_label: bool) -> bool:
 
 def _labels(row: Row, multi_label: bool) -> list[str]:
     parts = row.label.split(_BETWEEN_LABELS) if multi_label else [row.label]
-    return [name for part in parts if (name := cells.label(part))]
+    return [name for part in parts if (name := cell_values.label(part))]

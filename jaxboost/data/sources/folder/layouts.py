@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from jaxboost.data.dataset import SPLITS
 from jaxboost.data.problems import ProblemError, Problems
 from jaxboost.data.readers import pictures, volumes
-from jaxboost.data.sources.folder import cells, companions, file_names, labels
+from jaxboost.data.sources.folder import cell_values, companions, file_names, labels
 from jaxboost.data.sources.folder.extensions import ALL, SUFFIXES, advice, is_image, suffix_of, wrong_ending
 from jaxboost.data.sources.folder.labels import Row
 from jaxboost.data.walk import AGAIN, UNREAD, Listing, some, summary, unreadable, walk
@@ -26,7 +26,7 @@ _OPTIONAL = (
     (volumes.NIFTI_SUFFIXES, "NIfTI", "nibabel", "nifti"),
 )
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def open_folder(root: str) -> pathlib.Path:
@@ -63,11 +63,11 @@ def read_rows(
     A folder within a class is a patient's.
 
     Args:
-        masks: is no folder of a class.
-        quiet: nothing is logged about files that are left out.
+      masks: is no folder of a class.
+      quiet: nothing is logged about files that are left out.
 
     Raises:
-        UserError: neither is there, or labels.csv cannot be read. Problems of single rows and folders go to `problems`.
+      UserError: neither is there, or labels.csv cannot be read. Problems of single rows and folders go to `problems`.
     """
     if _has_table(folder):
         rows = labels.read_rows(folder / labels.FILE, problems)
@@ -99,7 +99,7 @@ def read_rows(
         )
     rows = found.rows(problems)
     if not quiet and (text := summary(found.left_out)):
-        _log.warning("%s", text)
+        logger.warning("%s", text)
     if len({row.label for row in rows}) < 2:
         # What could not be read may be all of a class.
         problems.raise_any()
@@ -137,8 +137,8 @@ class _Classes:
     """The class folders of a listing, and what is left out of them.
 
     Attributes:
-        names: of the classes.
-        left_out: reason -> names of files and folders.
+      names: of the classes.
+      left_out: reason -> names of files and folders.
     """
 
     def __init__(self, listing: Listing, splits: Sequence[str]):
@@ -148,7 +148,7 @@ class _Classes:
         for reason, found in listing.left_out.items():
             self.left_out[reason] += found
         every = (name for name in (*listing.folders, *listing.same_folders) if self._is_class(name))
-        self.names = {cells.label(name.rpartition("/")[2]) for name in every}
+        self.names = {cell_values.label(name.rpartition("/")[2]) for name in every}
 
     def rows(self, problems: Problems) -> list[Row]:
         """A row for each image, by split, class and name; what cannot be read goes to `problems`."""
@@ -186,7 +186,7 @@ class _Classes:
 
     def _row(self, name: str) -> Row:
         parts = name.split("/")
-        label = cells.label(parts[self._depth - 1])
+        label = cell_values.label(parts[self._depth - 1])
         return Row(0, name, label, split=parts[0] if self._splits else None)
 
     def _report(self, problems: Problems) -> None:
@@ -331,7 +331,7 @@ def _of_table(
     files = {row.file for row in rows}
     left_out[UNREAD] = [name for name in listing.broken if is_image(name) and name not in files]
     if text := summary(left_out):
-        _log.warning("%s", text)
+        logger.warning("%s", text)
     return found
 
 

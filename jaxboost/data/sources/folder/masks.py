@@ -45,11 +45,11 @@ def open_masks(path: pathlib.Path, wanted: Collection[str]) -> Lookup:
     """Access to the masks in `path`, a folder of `{stem}.png` (lungs are above 0) or a .csv or .csv.gz table.
 
     Args:
-        path: the folder or file.
-        wanted: stems of the images; only their rows of a table are kept, for CheXmask's have some GB.
+      path: the folder or file.
+      wanted: stems of the images; only their rows of a table are kept, for CheXmask's have some GB.
 
     Raises:
-        UserError: no such folder or file, or not a table with lung masks.
+      UserError: no such folder or file, or not a table with lung masks.
     """
     if path.is_dir():
         return functools.partial(_from_folder, path)
@@ -69,7 +69,7 @@ def bounding_box(mask: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, in
     A mask of another resolution is scaled to the image, outwards to whole pixels.
 
     Raises:
-        ProblemError: the mask is empty or has other proportions than the image.
+      ProblemError: the mask is empty or has other proportions than the image.
     """
     (height, width), (rows, columns) = shape, mask.shape
     if abs(rows * width / (columns * height) - 1) > _PROPORTIONS:

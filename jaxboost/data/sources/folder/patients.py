@@ -37,7 +37,7 @@ def check(rows: Sequence[Row], problems: Problems, source: str, *, multi_label: 
     One problem names all such patients: where folders are numbered from 1 in every class, they are all of them.
 
     Args:
-        source: FOLDERS or TAG, where the patients of `rows` come from.
+      source: FOLDERS or TAG, where the patients of `rows` come from.
     """
     same, fix = _SAME[source]
 

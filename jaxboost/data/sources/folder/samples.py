@@ -30,7 +30,7 @@ _DARK = 32
 
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ def read_all(
     """`read` of every file; what it raises goes to `problems`.
 
     Args:
-        what: is done, for the progress bar.
+      what: is done, for the progress bar.
     """
 
     def attempt(path: pathlib.Path) -> T | ProblemError:
@@ -85,7 +85,7 @@ def warn_of_ranges(samples: Mapping[Row, Sample]) -> None:
     """Warns where some images are shown over their own range and others, of 8 bits, as they are."""
     own = [row.file for row, sample in samples.items() if sample.own_range]
     if own and any(sample.own_range is False for sample in samples.values()):
-        _log.warning(
+        logger.warning(
             "images of more than 8 bits, each shown from its own least to its own greatest value, are among others of "
             "8 bits, which are shown as they are: %s: where their values have one scale, set data.window to its ends",
             some(own),
@@ -133,7 +133,7 @@ def stack(samples: Sequence[Sample], ndim: int) -> np.ndarray:
         return np.stack([np.broadcast_to(np.atleast_3d(image), (*image.shape[:2], 3)) for image in images])
     volumes = np.stack(images)[..., np.newaxis]
     if ndim == 3 and volumes.max() < _DARK:
-        _log.warning(
+        logger.warning(
             "the greatest value of all volumes is %d of 255, for 8-bit files are taken as they are: for masks and the "
             "like set data.window to the values that are to be 0 and 255",
             volumes.max(),
@@ -170,7 +170,7 @@ def join_copies(
                 harmless.append(f"{first.file} = {copy.file}")
                 patient_of[copy] = first.file
     if harmless:
-        _log.warning("images with the same pixels, each taken as one patient: %s", some(harmless))
+        logger.warning("images with the same pixels, each taken as one patient: %s", some(harmless))
     if not patient_of or rows[0].patient is not None:
         return list(rows)
     return [dataclasses.replace(row, patient=patient_of.get(row, row.file)) for row in rows]

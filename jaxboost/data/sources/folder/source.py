@@ -44,7 +44,7 @@ SOURCE = "folder"
 WHOLE = "all"
 PATIENT_SOURCES = ("", patients.TAG)
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def describe(
@@ -55,8 +55,8 @@ def describe(
     No file is touched where `classes` are given; otherwise they are those of the folder, sorted.
 
     Raises:
-        UserError: the name or the size cannot be, the classes cannot be told apart, or the folder is needed and cannot
-            be read.
+      UserError: the name or the size cannot be, the classes cannot be told apart, or the folder is needed and cannot
+        be read.
     """
     _check_name(name)
     if classes:
@@ -90,29 +90,29 @@ def load(
     """Reads the folder `root`.
 
     Args:
-        name: what the data set is to be called.
-        size: S, pixels or voxels a side of the prepared images.
-        ndim: 2 or 3.
-        root: the folder.
-        classes: in label order; empty: those of the folder, sorted.
-        multi_label: a label may be several, separated by "|", or none.
-        masks: of 2-D images: "", or a folder of masks or a table, as a path below `root` or of its own.
-        allow_mixed_patients: whether the images of one patient may have different labels.
-        window: (low, high), the stored values that become 0 and 255, of 2-D images where they have more than 8 bits;
-            (): the file's own least and greatest.
-        spacing: mm a voxel of the grid; 0: the longest side of each volume fills it.
-        nan: a number as text, which stored values that are not finite are read as; "": their files are refused.
-        max_pixels, max_voxels: that a file may hold; larger ones are refused before they are decoded.
-        patient: "tag": DICOM files name their patients where no table does; "": they are not asked.
-        duplicates: "warn", "join" or "refuse": what is done about nearly equal images in different splits.
-        pooled: the folder's own splits are not used: all images are divided anew, for a cross-validation.
+      name: what the data set is to be called.
+      size: S, pixels or voxels a side of the prepared images.
+      ndim: 2 or 3.
+      root: the folder.
+      classes: in label order; empty: those of the folder, sorted.
+      multi_label: a label may be several, separated by "|", or none.
+      masks: of 2-D images: "", or a folder of masks or a table, as a path below `root` or of its own.
+      allow_mixed_patients: whether the images of one patient may have different labels.
+      window: (low, high), the stored values that become 0 and 255, of 2-D images where they have more than 8 bits;
+        (): the file's own least and greatest.
+      spacing: mm a voxel of the grid; 0: the longest side of each volume fills it.
+      nan: a number as text, which stored values that are not finite are read as; "": their files are refused.
+      max_pixels, max_voxels: that a file may hold; larger ones are refused before they are decoded.
+      patient: "tag": DICOM files name their patients where no table does; "": they are not asked.
+      duplicates: "warn", "join" or "refuse": what is done about nearly equal images in different splits.
+      pooled: the folder's own splits are not used: all images are divided anew, for a cross-validation.
 
     Returns:
-        The official splits, with or without val, or the one split "all", in the order of the rows: images (n, S, S, C)
-        or (n, S, S, S, 1), the patients as `groups`, None where they are not known, and the files as `names`.
+      The official splits, with or without val, or the one split "all", in the order of the rows: images (n, S, S, C)
+      or (n, S, S, S, 1), the patients as `groups`, None where they are not known, and the files as `names`.
 
     Raises:
-        UserError: with all that is wrong with the folder.
+      UserError: with all that is wrong with the folder.
     """
     _check_name(name)
     _check_options(ndim, masks, window, spacing)
@@ -129,7 +129,9 @@ def load(
     if known:
         rows = _of_known_folders(rows, known, problems)
     else:
-        _log.info("classes found, in label order (of two the second is the positive one): %s", ", ".join(info.classes))
+        logger.info(
+            "classes found, in label order (of two the second is the positive one): %s", ", ".join(info.classes)
+        )
         labels.warn_of_misspelling(rows, info.classes, multi_label=multi_label)
     targets = labels.encode(rows, info.classes, problems, multi_label=multi_label)
     labels.check_splits(rows, info.classes, problems, multi_label=multi_label)
@@ -179,11 +181,11 @@ def _find_patients(
     if rows[0].patient is None:
         how = source
         if not source:
-            _log.warning("%s has no patient ids: every file is taken as a patient of its own", name)
+            logger.warning("%s has no patient ids: every file is taken as a patient of its own", name)
     elif not rows[0].number:
-        _log.info("files in one folder below their class's folder are taken as one patient")
+        logger.info("files in one folder below their class's folder are taken as one patient")
         if loose := [row.file for row in rows if row.patient == row.file]:
-            _log.warning("not in a patient's folder, each taken as a patient of its own: %s", layouts.some(loose))
+            logger.warning("not in a patient's folder, each taken as a patient of its own: %s", layouts.some(loose))
     else:
         how = ""
     if source:

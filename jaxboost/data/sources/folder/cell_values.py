@@ -62,7 +62,7 @@ def alike(texts: Iterable[str], *, fractions: bool = True) -> list[tuple[str, st
     """Pairs of different texts that are most likely one value: `001` and `1`, `tb` and `TB`, `a-b` and `a_b`.
 
     Args:
-        fractions: `1.1` and `1.10` are such a pair. Among patients they are the first and the tenth of hospital 1.
+      fractions: `1.1` and `1.10` are such a pair. Among patients they are the first and the tenth of hospital 1.
     """
     groups: dict[str, list[str]] = collections.defaultdict(list)
     for text in dict.fromkeys(texts):
