@@ -12,9 +12,9 @@ from jaxboost.data.sources.folder import duplicates
 from jaxboost.data.splits import folds, ratios
 from jaxboost.errors import UserError
 from jaxboost.runs import datasets
-from tests.data.test_likeness import fields
+from tests.data.natural_images import natural_images
 
-PICTURES = fields(16, (48, 48), seed=11)
+PICTURES = natural_images(16, (48, 48), seed=11)
 
 
 class Folder:
@@ -177,7 +177,7 @@ def test_copies_in_one_split(folder, caplog):
 
 
 def test_volumes(tmp_path, caplog):
-    for number, volume in enumerate(fields(6, (20, 20, 20), seed=3)):
+    for number, volume in enumerate(natural_images(6, (20, 20, 20), seed=3)):
         for patient, change in ("p", 1.0), ("q", 0.8):
             if number < 2 or patient == "p":
                 folder = tmp_path / "ab"[number % 2] / f"{patient}{number}"

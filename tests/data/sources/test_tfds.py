@@ -17,11 +17,9 @@ from jaxboost.data.sources import lidc, medmnist, tfds_features, tfds_source
 from jaxboost.data.tfds_builders import __main__ as command
 from jaxboost.data.tfds_builders import builders
 from jaxboost.errors import UserError
-from tests.data.annotations import write_database
-from tests.data.test_lidc import cohort
-from tests.data.test_medmnist import FLAGS
+from tests.data.sources.annotations import cohort, write_database
 
-REPOSITORY = pathlib.Path(__file__).parents[2]
+REPOSITORY = pathlib.Path(__file__).parents[3]
 SPLITS = ("train", "validation", "test")
 EDGE = 8
 
@@ -100,7 +98,8 @@ def same_splits(left, right):
 
 
 @pytest.mark.parametrize(
-    ("flag", "size"), [*((flag, 28) for flag in FLAGS), ("pathmnist", 64), ("octmnist", 64), ("nodulemnist3d", 64)]
+    ("flag", "size"),
+    [*((flag, 28) for flag in medmnist.names()), ("pathmnist", 64), ("octmnist", 64), ("nodulemnist3d", 64)],
 )
 def test_medmnist_there_and_back(flag, size, info, write_official, tmp_path):
     write_official(flag, size)
@@ -136,7 +135,10 @@ def test_medmnist_there_and_back(flag, size, info, write_official, tmp_path):
 
 
 def test_every_published_size_has_a_config():
-    by_flag = {flag: [name for name in builders.names() if name.split("/")[-1].split("_")[0] == flag] for flag in FLAGS}
+    by_flag = {
+        flag: [name for name in builders.names() if name.split("/")[-1].split("_")[0] == flag]
+        for flag in medmnist.names()
+    }
     assert by_flag["breastmnist"] == [f"medmnist/breastmnist{suffix}" for suffix in ("", "_64", "_128", "_224")]
     assert {len(found) for flag, found in by_flag.items() if not flag.endswith("3d")} == {4}
     assert {len(found) for flag, found in by_flag.items() if flag.endswith("3d")} == {2}

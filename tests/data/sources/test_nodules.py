@@ -5,7 +5,7 @@ import pytest
 
 from jaxboost.data.sources import lidc
 from jaxboost.data.sources.nodules import group_annotations, nodules_of, read_scans
-from tests.data.annotations import box, scan, write_database
+from tests.data.sources.annotations import box, scan, write_database
 
 
 @pytest.fixture

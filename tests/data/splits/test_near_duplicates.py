@@ -9,22 +9,10 @@ import scipy.fft
 from PIL import Image, ImageEnhance
 
 from jaxboost.data.splits import dct, near_duplicates
+from tests.data.natural_images import natural_images
 
 COUNT, SIZE = 24, 32
 WHOLE = ((0.0, 1.0), (0.0, 1.0))
-
-
-def fields(count, shape, seed, share=1.0):
-    """Random images (count, *shape) with the spectrum of natural ones; `share` of them is common to all."""
-    rng = np.random.default_rng(seed)
-    frequency = np.sqrt(sum(np.square(axis) for axis in np.meshgrid(*map(np.fft.fftfreq, shape), indexing="ij")))
-    frequency.flat[0] = np.inf
-    axes = range(1, len(shape) + 1)
-    noise = rng.normal(size=(count + 1, *shape))
-    noise = np.fft.ifftn(np.fft.fftn(noise, axes=axes) / frequency ** (len(shape) / 2), axes=axes).real
-    noise /= noise.std(tuple(axes), keepdims=True)
-    mixed = noise[1:] + share * noise[:1]
-    return np.clip(120 + 35 * mixed / np.hypot(1, share), 0, 255).astype(np.uint8)
 
 
 def resized(pictures, size=SIZE):
@@ -49,7 +37,7 @@ def cut(number, picture, width, height):
 
 @functools.cache
 def pictures():
-    return [Image.fromarray(image) for image in fields(COUNT, (96, 96), seed=0)]
+    return [Image.fromarray(image) for image in natural_images(COUNT, (96, 96), seed=0)]
 
 
 COPIES = {
@@ -101,7 +89,7 @@ def test_large_images_and_colours():
 
 def test_common_anatomy_is_no_copy():
     # Their plain correlation is 0.8, as far as a copy's that is cut at another place.
-    images = fields(300, (SIZE, SIZE), seed=1, share=2.0)[..., None]
+    images = natural_images(300, (SIZE, SIZE), seed=1, common=2.0)[..., None]
     flat = images.reshape(300, -1).astype(float)
     assert np.corrcoef(flat)[0, 1:].mean() > 0.75
     copies = resized([cut(number, Image.fromarray(images[number, ..., 0]), 0.9, 0.9) for number in range(5)])
@@ -133,7 +121,7 @@ def test_images_that_show_nothing():
 
 
 def test_volumes():
-    volumes = fields(12, (28, 28, 28), seed=2)
+    volumes = natural_images(12, (28, 28, 28), seed=2)
     noise = np.random.default_rng(0).normal(0, 5, volumes.shape)
     copies = {
         "": np.clip(volumes * 0.9 + noise, 0, 255).astype(np.uint8),

@@ -3,6 +3,7 @@
 import contextlib
 import sqlite3
 
+OPINIONS = {"benign": (1, 2), "malignant": (5, 3), "undecided": (2, 4)}
 TABLES = """
 CREATE TABLE scans (id INTEGER PRIMARY KEY, series_instance_uid TEXT, patient_id TEXT, slice_thickness FLOAT,
                     pixel_spacing FLOAT);
@@ -53,3 +54,20 @@ def write_database(path, scans):
                 )
         database.commit()
     return path
+
+
+def edge_of(number):
+    """Edge of a patient's nodule; even, so that its faces fall between voxels."""
+    return 4 + 2 * (number % 5) + 2 * (number >= 24)
+
+
+def cohort(*, reverse=False):
+    """40 patients with one nodule each, 16 of them malignant, and 5 undecided; P00 and P30 have a second scan."""
+    scans = []
+    for number in range(45):
+        kind = "undecided" if number >= 40 else "malignant" if number >= 24 else "benign"
+        edge = edge_of(number)
+        readers = [(opinion, box(100, 50, edge, edge, range(20, 20 + edge))) for opinion in OPINIONS[kind]]
+        for series in ("2", "1") if number in (0, 30) else ("1",):
+            scans.append(scan(*(readers[::-1] if reverse else readers), patient=f"P{number:02}", series=series))
+    return scans[::-1] if reverse else scans
