@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and read with bounds."""
+"""Files: atomic writes, digests, JSON with a size limit, and messages for refused writes."""
 
 import contextlib
 import errno
@@ -16,12 +16,12 @@ from typing import Any
 
 from jaxboost.errors import UserError
 
-# No JSON file of ours is nearly as large.
+# No JSON file of this package is nearly as large.
 MAX_JSON_BYTES = 64 << 20
 
 logger = logging.getLogger(__name__)
 
-# What the operating system says of a write that it refuses -> how a user helps.
+# Error number of a refused write -> what the user can do.
 _REMEDIES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "your quota is used up: make room, or ask for more",
@@ -39,27 +39,26 @@ _REMEDIES = {
     errno.ENODEV: "the disk is gone: connect it again",
     errno.ENXIO: "the disk is gone: connect it again",
 }
-# These can only come from writing, so a command reports them wherever they occur; the others may come from reading too.
+# Only writing raises these, so commands report them wherever they occur. Reading may raise the others too.
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# Of these, what is still seen of the folder says nothing of what is whole in it: it may be half removed.
+# The folder is gone: it may be half removed, so nothing can be said about the files in it.
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ENXIO)
 
 
 def remedy(error: OSError) -> str:
-    """How a user helps where a write was refused."""
+    """What the user can do about a refused write."""
     return _REMEDIES.get(error.errno or 0, "find out why the system refuses it")
 
 
 def is_of_disk(error: OSError) -> bool:
-    """Whether the disk refused a write, whatever was written."""
+    """Whether an error can only come from writing, such as a full disk."""
     return error.errno in _OF_DISK
 
 
 def os_error(error: Exception) -> OSError | None:
-    """The operating system's error that an exception is, or reports; None where it is about something else.
+    """The operating system's error that an exception is or quotes; None for other exceptions.
 
-    Libraries with an error class of their own have the system's number in its text: TensorStore, with which Orbax
-    writes, and safetensors.
+    TensorStore, which Orbax writes with, and safetensors raise errors of their own and quote the system's number.
     """
     if isinstance(error, OSError):
         return error
@@ -75,11 +74,11 @@ def os_error(error: Exception) -> OSError | None:
 
 @contextlib.contextmanager
 def writing(what: object, then: Callable[[], str] = str) -> Iterator[None]:
-    """Turns what the disk refuses within it into one line with the cause and the remedy.
+    """Reports a refused write in the `with` block as one line with the cause and the remedy.
 
     Args:
-      what: what is written, as a user knows it.
-      then: gives the rest of the message, such as which checkpoint is whole.
+      what: the file or folder, in words that the user knows.
+      then: returns the rest of the message, such as which checkpoint is complete.
 
     Raises:
       UserError: the system refuses to write.
@@ -91,7 +90,7 @@ def writing(what: object, then: Callable[[], str] = str) -> Iterator[None]:
 
 
 def refused(what: object, error: OSError, then: str = "") -> UserError:
-    """The line for a write that the system refuses; see `writing`."""
+    """The error for a refused write; see `writing`."""
     if error.errno in _GONE:
         then = ""
     reason = error.strerror or str(error) or type(error).__name__
@@ -100,9 +99,10 @@ def refused(what: object, error: OSError, then: str = "") -> UserError:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary name beside `path`, renamed to `path` when the block ends well and removed when it does not.
+    """Writes a file atomically: yields a temporary path, which is renamed to `path` at the end of the block.
 
-    The folder is made where it is missing. The name is unique, so that two processes may write the same file.
+    After an exception the temporary file is removed and `path` is unchanged. A missing folder is made. The temporary
+    name is unique, so that two processes may write the same file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
@@ -114,12 +114,10 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file in UTF-8, under a temporary name first.
-
-    The bytes are on the disk before the name is: a power cut leaves the old file or the new one.
+    """Writes a file in UTF-8 atomically, also with respect to a power cut.
 
     Raises:
-      OSError: it cannot be written; a file that was there before is as it was.
+      OSError: it cannot be written; an existing file is unchanged.
     """
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         file.write(text)
@@ -157,7 +155,7 @@ def digest_of(path: pathlib.Path, algorithm: str = "sha256") -> str:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON as the standard has it: NaN and infinities, which it lacks, become null."""
+    """Standard JSON: NaN and infinities become null."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
@@ -170,16 +168,16 @@ def to_json(value: Any, indent: int | None = None) -> str:
 
 
 def json_sha256(value: Any) -> str:
-    """SHA-256 of a value as JSON has it, whatever the order of its keys and the space between them."""
+    """SHA-256 of a value as JSON, independent of the order of keys and of spaces."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """The content of a JSON file.
+    """Reads a JSON file.
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it is no regular file, too large, or no JSON.
+      ValueError: it is not a regular file, too large, or not JSON.
     """
     if kind := irregular(path):
         raise ValueError(f"it is {kind}, not a regular file")
@@ -205,9 +203,10 @@ _KINDS = (
 
 
 def irregular(path: str | os.PathLike[str]) -> str:
-    """What `path` is, or leads to, where that is no regular file, such as "a named pipe".
+    """The kind of a path, or of the target of a link, that is not a regular file, such as "a named pipe".
 
-    "" for a regular file, and where there is nothing that can be looked at: opening it tells why.
+    Returns:
+      "" for a regular file, and where the path cannot be examined: then opening it raises the reason.
     """
     try:
         mode = os.stat(path).st_mode

@@ -1,4 +1,4 @@
-"""What a data set is here: its description, its three splits, and the scalar scores it is compared with."""
+"""A data set: its description, its splits, and the scalar scores that models are compared with."""
 
 import dataclasses
 import os
@@ -10,21 +10,22 @@ import numpy as np
 from jaxboost.errors import UserError
 
 SPLITS = ("train", "val", "test")
+ALL = "all"  # the only split of a data set without official ones
 MULTI_LABEL = "multi-label, binary-class"
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """The description of a data set at one size; no file is needed to make it.
+    """The description of a data set at one image size; it can be made without the files.
 
     Attributes:
-      name: flag, such as "breastmnist".
+      name: such as "breastmnist".
       task: "binary-class", "multi-class", "ordinal-regression" or "multi-label, binary-class" (MedMNIST's names).
       classes: class names in label order.
       channels: 1 or 3, as stored.
       ndim: spatial dimensions, 2 or 3.
       size: edge length S in pixels.
-      n_samples: samples per split, as published or, once loaded, as found; empty where unknown.
+      n_samples: samples per split: the published numbers or, once loaded, the actual ones; empty where unknown.
       license: licence of the data.
     """
 
@@ -34,8 +35,8 @@ class DatasetInfo:
     channels: int
     ndim: int
     size: int
-    n_samples: Mapping[str, int]
-    license: str
+    n_samples: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    license: str = ""
 
     @property
     def labels_per_sample(self) -> int:
@@ -44,9 +45,9 @@ class DatasetInfo:
 
 
 class MappedRows:
-    """Rows of arrays that are too large for memory, for a `Split` in the place of one array of them.
+    """Rows of memory-mapped arrays: takes the place of an array in a `Split` that is too large for memory.
 
-    A row is read when it is asked for; `np.asarray` reads all.
+    A row is read from disk when it is indexed; `np.asarray` reads all of them.
 
     Attributes:
       shape: (n, ...).
@@ -54,7 +55,12 @@ class MappedRows:
     """
 
     def __init__(self, parts: "Sequence[np.ndarray | MappedRows]", rows: np.ndarray | None = None):
-        """Args: `parts`, alike but for their length, count as one after the other; `rows`, int (n,): None for all."""
+        """Concatenates arrays without reading them.
+
+        Args:
+          parts: the arrays, of the same shape but for their length.
+          rows: indices into the concatenation, int (n,); None: all rows.
+        """
         self._parts = parts
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
         self._rows = np.arange(self._starts[-1]) if rows is None else rows
@@ -89,13 +95,13 @@ class MappedRows:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Samples, one a row of every array.
+    """Samples: row i of every array belongs to sample i.
 
     Attributes:
-      images: uint8 (n, S, S, C) or (n, S, S, S, C) with values 0..255; or float32 features (n, d, W). Large ones
-        are not in memory: an np.memmap, or `MappedRows` once samples were picked or pooled.
+      images: uint8 (n, S, S, C) or (n, S, S, S, C) with values 0..255; or float32 features (n, d, W). Large ones stay
+        on disk: an np.memmap, or `MappedRows` after samples were selected or pooled.
       labels: int64 (n, L).
-      groups: patients, str (n,); None: unknown, every sample is its own.
+      groups: patients, str (n,); None: unknown, every sample counts as its own patient.
       names: files, str (n,), or None.
     """
 
@@ -107,24 +113,58 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def patients(self) -> np.ndarray | None:
+        """`groups`, or `names` where the patients are unknown, str (n,)."""
+        return self.names if self.groups is None else self.groups
+
     def take(self, rows: np.ndarray) -> "Split":
         """The samples `rows`, int (m,), in that order."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return Split(**{name: None if array is None else _take(array, rows) for name, array in fields.items()})
+
+    def named(self, split: str) -> "Split":
+        """The samples with names: `{split}/{index}` where they have none."""
+        if self.names is not None:
+            return self
+        return dataclasses.replace(self, names=np.array([f"{split}/{index}" for index in range(len(self))]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """A loaded data set.
 
-    `splits` has the keys "train", "val" and "test", or the one key "all" where there are no official ones. `baselines`
-    maps the name of a scalar score (larger means class 1) to its values (n,) per split: what a model has to beat. It is
-    empty where no such score is known.
+    Attributes:
+      info: its description.
+      splits: "train", "val" and "test"; or only "all" where there are no official splits.
+      baselines: score name -> split -> values (n,) of a scalar score, larger for class 1, that a model should beat;
+        empty where no such score is known.
     """
 
     info: DatasetInfo
     splits: Mapping[str, Split]
     baselines: Mapping[str, Mapping[str, np.ndarray]]
+
+    def pooled(self) -> "Dataset":
+        """The data set with the one split "all": every sample, with a name, in the order of the splits."""
+        whole = join_splits([split.named(name) for name, split in self.splits.items()])
+        baselines = {
+            score: {ALL: np.concatenate([values[name] for name in self.splits])}
+            for score, values in self.baselines.items()
+        }
+        return self._with_splits({ALL: whole}, baselines)
+
+    def divided(self, rows: Mapping[str, np.ndarray]) -> "Dataset":
+        """Divides the split "all"; `rows` has the indices of the samples of each new split."""
+        baselines = {
+            score: {name: values[ALL][found] for name, found in rows.items()}
+            for score, values in self.baselines.items()
+        }
+        return self._with_splits({name: self.splits[ALL].take(found) for name, found in rows.items()}, baselines)
+
+    def _with_splits(self, splits: Mapping[str, Split], baselines: Mapping[str, Mapping[str, np.ndarray]]) -> "Dataset":
+        info = dataclasses.replace(self.info, n_samples={name: len(split) for name, split in splits.items()})
+        return Dataset(info=info, splits=splits, baselines=baselines)
 
 
 def data_root(root: str) -> pathlib.Path:
@@ -133,23 +173,23 @@ def data_root(root: str) -> pathlib.Path:
 
 
 def check_size(name: str, size: int, sizes: Sequence[int]) -> None:
-    """Raises UserError when `size` is not among the `sizes` in which the data set exists."""
+    """Raises UserError where `size` is not one of the `sizes` of the data set."""
     if size not in sizes:
         raise UserError(f"data.size={size}: {name} comes in {', '.join(map(str, sizes))}")
 
 
 def make_split(info: DatasetInfo, split: str, images: np.ndarray, labels: np.ndarray, *, where: str) -> Split:
-    """Checks two stored arrays against `info` and gives the images their channel axis.
+    """Makes a split of stored images and labels, which are checked against `info`.
 
     Args:
-      info: what the arrays must agree with.
+      info: the description of the data set.
       split: "train", "val" or "test".
       images: uint8 (n, S, S), (n, S, S, 3) or (n, S, S, S).
       labels: integers (n, L).
       where: the file, for messages.
 
     Raises:
-      UserError: an array has another type or shape than `info` says, or a label lies outside the classes.
+      UserError: an array does not have the type or shape that `info` requires, or a label is out of range.
     """
     shape = (info.size,) * info.ndim + ((info.channels,) if info.channels > 1 else ())
     if images.dtype != np.uint8 or images.ndim != len(shape) + 1 or images.shape[1:] != shape or not len(images):
@@ -168,7 +208,7 @@ def make_split(info: DatasetInfo, split: str, images: np.ndarray, labels: np.nda
 
 
 def join_splits(splits: Sequence[Split]) -> Split:
-    """The samples of all `splits` as one, in their order; `groups` and `names` only where every split has them."""
+    """Concatenates splits; `groups` and `names` are kept only where every split has them."""
     arrays = {}
     for field in dataclasses.fields(Split):
         parts = [getattr(split, field.name) for split in splits]

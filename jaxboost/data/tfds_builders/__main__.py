@@ -13,7 +13,7 @@ from jaxboost.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prepares the data set that the arguments name.
 
-    A user's mistake, or a disk that cannot be written, ends the process with code 2 and one line; Ctrl-C with 130.
+    A user's mistake, or a full or read-only disk, ends the process with one line and exit code 2; Ctrl-C with 130.
     """
     parser = argparse.ArgumentParser(prog="python -m jaxboost.data.tfds_builders", description="Prepares a TFDS set.")
     parser.add_argument("--name", required=True, help="lidc_shapes, medmnist/FLAG (28 pixels) or medmnist/FLAG_SIZE")

@@ -1,4 +1,4 @@
-"""The builders themselves: each reads through `jaxboost.data`. This module needs the package tensorflow-datasets."""
+"""The builders, which read through `jaxboost.data.sources`. This module needs the package tensorflow-datasets."""
 
 import dataclasses
 import os
@@ -17,7 +17,7 @@ from jaxboost.errors import UserError, nearest
 
 # Random access, and written without TensorFlow.
 _FILE_FORMAT = "array_record"
-_THEIR_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+_TFDS_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 _MEDMNIST = """\
 MedMNIST v2: 12 data sets of 2-D and 6 of 3-D biomedical images, for classification, in small standard sizes. Splits are
@@ -71,7 +71,7 @@ class MedMNISTConfig(tfds.core.BuilderConfig):
 def _configs() -> list[MedMNISTConfig]:
     configs = []
     for flag, entry in medmnist.medmnist_info().items():
-        # "" for 28 pixels, "_64" and so on, as in the names of the files.
+        # As in the names of the files: "" for 28 pixels, "_64" for 64 pixels.
         suffixes = [key.removeprefix("url") for key in entry if key.startswith("url")]
         configs += [
             MedMNISTConfig(
@@ -86,11 +86,10 @@ def _configs() -> list[MedMNISTConfig]:
 
 
 class _OurBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A builder of a data set that `jaxboost.data` loads.
+    """A builder of a data set that `jaxboost.data.sources` loads.
 
-    `root` is the folder of its files, see `jaxboost.data.dataset.data_root`. Images become the feature `image`, volumes
-    `volume`, and the labels `label`: the number of a class, or those of several for a multi-label task; patients, where
-    they are known, `patient`.
+    Its features are `image` or, for volumes, `volume`; `label`, the number of a class, or several for a multi-label
+    task; and `patient`, where the patients are known. `root` is the folder of the files, see `dataset.data_root`.
     """
 
     def __init__(self, *, root: str = "", file_format: str = _FILE_FORMAT, **kwargs: Any):
@@ -114,7 +113,7 @@ class _OurBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generated(self, dataset: Dataset) -> _Examples:
         return {
-            _THEIR_SPLITS[name]: self._generate_examples(dataset.info, split) for name, split in dataset.splits.items()
+            _TFDS_SPLITS[name]: self._generate_examples(dataset.info, split) for name, split in dataset.splits.items()
         }
 
     def _generate_examples(self, info: DatasetInfo, split: Split) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -157,7 +156,7 @@ class LidcShapes(_OurBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self._described(
-            lidc.describe(EDGE_MM),
+            lidc.describe(lidc.SHAPES, EDGE_MM),
             description=_LIDC,
             homepage="https://doi.org/10.7937/K9/TCIA.2015.LO9QL9SX",
             citation=_LIDC_CITATION,
@@ -165,25 +164,27 @@ class LidcShapes(_OurBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> _Examples:
-        return self._generated(lidc.load(size=EDGE_MM, root=self._root))
+        return self._generated(lidc.load(lidc.SHAPES, size=EDGE_MM, root=self._root))
 
 
 def names() -> tuple[str, ...]:
-    """What `build` takes."""
+    """The names that `build` takes."""
     return (LidcShapes.name, *(f"{MedMNIST.name}/{config.name}" for config in MedMNIST.BUILDER_CONFIGS))
 
 
 def build(name: str, *, data_dir: str, root: str) -> pathlib.Path:
-    """Prepares data set `name`, one of `names()`, in the folder `data_dir`; one that is there already is left as it is.
+    """Prepares a data set. One that is prepared already is kept as it is.
 
     Args:
-      root: folder of the files that it is made of, see `source.data_root`.
+      name: one of `names()`.
+      data_dir: folder of the result.
+      root: folder of the original files, see `dataset.data_root`.
 
     Returns:
-      The folder of the result, `data_dir/NAME[/CONFIG]/VERSION`. It appears when it is complete.
+      The folder of the data set, `data_dir/NAME[/CONFIG]/VERSION`. It appears when it is complete.
 
     Raises:
-      UserError: no such name; the files cannot be had; the folder cannot be written.
+      UserError: the name is unknown, the original files cannot be loaded, or the folder cannot be written.
     """
     if name not in names():
         kinds = "lidc_shapes, medmnist/FLAG or medmnist/FLAG_SIZE"

@@ -132,7 +132,7 @@ def test_wrong_arrays(flag, array, value, message, write_official, tmp_path):
 def test_official_sum_but_no_archive(info, write_official, tmp_path, monkeypatch):
     path = write_official("breastmnist", 28)
     content = path.read_bytes()
-    monkeypatch.setattr("jaxboost.data.sources.medmnist._md5", lambda path: info["breastmnist"]["MD5"])
+    monkeypatch.setattr("jaxboost.data.sources.medmnist.digest_of", lambda path, kind: info["breastmnist"]["MD5"])
     path.write_bytes(content[:-50])
     with pytest.raises(UserError, match="cannot read the archive"):
         load("breastmnist", size=28, root=str(tmp_path))

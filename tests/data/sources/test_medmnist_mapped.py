@@ -34,8 +34,8 @@ def large(monkeypatch):
 def sums(monkeypatch):
     """The files whose MD5 sum was taken."""
     taken = []
-    md5 = medmnist._md5
-    monkeypatch.setattr(medmnist, "_md5", lambda path: taken.append(path) or md5(path))
+    digest_of = medmnist.digest_of
+    monkeypatch.setattr(medmnist, "digest_of", lambda path, kind: taken.append(path) or digest_of(path, kind))
     return taken
 
 
@@ -153,7 +153,7 @@ def test_a_check_that_cannot_be_noted(write_official, tmp_path, monkeypatch, cap
     monkeypatch.setattr(medmnist.pooch, "os_cache", lambda name: tmp_path / "unpacked" / name)
     with caplog.at_level(logging.WARNING):
         dataset = load_flag(tmp_path)
-    assert f"{path}: its sum will be checked at every start, as this cannot be noted: " in caplog.text
+    assert f"{path}: its sum will be checked at every start, because this cannot be noted: " in caplog.text
     assert not isinstance(dataset.splits["train"].images, np.memmap)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxboost.data import describe_dataset, load
-from jaxboost.data.sources.silhouettes import silhouettes
+from jaxboost.data.sources.lidc import silhouettes
 
 
 def test_silhouettes_of_a_known_shape():

@@ -151,7 +151,7 @@ def shapes(tmp_path, monkeypatch):
     database = write_database(tmp_path / "cohort.sqlite", cohort())
     monkeypatch.setattr(lidc, "_database", lambda: database)
     builders.build("lidc_shapes", data_dir=str(tmp_path / "tfds"), root=str(tmp_path))
-    return tmp_path / "tfds", lidc.load(size=28, root=str(tmp_path))
+    return tmp_path / "tfds", lidc.load("lidcshapes3d", size=28, root=str(tmp_path))
 
 
 def test_lidc_there_and_back(shapes):

@@ -1,4 +1,4 @@
-"""Folds: by patient, stratified, the same every time, and kept in a file that is checked."""
+"""Cross-validation: folds by patient, stratified, reproducible, and kept in a file that is checked."""
 
 import csv
 import pathlib
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jaxboost.data import Dataset, DatasetInfo, Split, fold_of, join_splits, load
-from jaxboost.data.splits.folds import assign, check_disjoint, read, split, write
+from jaxboost.data.splits import patients
+from jaxboost.data.splits.folds import assign, read, split, write
 from jaxboost.errors import UserError
 
 CLASSES = ("normal", "silicosis")
@@ -121,20 +122,20 @@ def test_validation_gets_every_class_where_it_can():
         ({"classes": (), "count": 25}, "class '1' has 24 patients"),
     ],
 )
-def test_folds_that_cannot_be(options, message):
+def test_invalid_folds(options, message):
     labels, groups = cohort()
     with pytest.raises(UserError, match=f"^{message}"):
         assign(labels, groups, **({"count": 5, "seed": 0, "classes": CLASSES} | options))
 
 
-def test_no_share_is_no_validation():
+def test_no_validation_split():
     labels, groups = cohort()
     parts = split(labels, groups, assign(labels, groups, count=5, seed=0), 2, val_share=0, seed=0)
     assert parts.keys() == {"train", "test"}
     assert sorted(np.concatenate(list(parts.values()))) == list(range(len(labels)))
 
 
-def test_splits_that_cannot_be():
+def test_invalid_splits():
     labels, groups = cohort()
     folds = assign(labels, groups, count=5, seed=0)
     for share in (0.6, -1, 1):
@@ -156,13 +157,15 @@ def test_splits_that_cannot_be():
         split(once, None, np.arange(22) % 2, 1, val_share=0.2, seed=0, classes=CLASSES)
 
 
-def test_a_patient_on_two_sides():
+def test_a_patient_in_two_splits():
     sides = {"train": np.array(["P1", "P2"]), "val": np.array(["P3"]), "test": np.array(["P2"])}
-    with pytest.raises(UserError, match=r"^here: patient 'P2' is both in the train and in the test split: give every"):
-        check_disjoint(sides, "here")
+    with pytest.raises(
+        UserError, match=r"^here: patient 'P2' is in train and in test: give every patient to one split"
+    ):
+        patients.check(sides, "here")
     labels, groups = cohort()
-    # Folds that tear patients apart.
-    with pytest.raises(UserError, match=r"fold 0: patient 'P[0-9]+' is both in the "):
+    # Folds with a patient's images in several of them.
+    with pytest.raises(UserError, match=r"fold 0: patient 'P[0-9]+' is in train and in "):
         split(labels, groups, np.arange(len(labels)) % 5, 0, val_share=0.2, seed=0)
 
 
@@ -173,19 +176,20 @@ def table(tmp_path):
     names = np.array([f"a, {index}.dcm" for index in range(len(labels))])
     folds = assign(labels, groups, count=3, seed=0)
     path = tmp_path / "new" / "folds.csv"
-    write(path, names=names, groups=groups, labels=[CLASSES[label] for label in labels[:, 0]], folds=folds)
-    return path, names, groups, folds
+    samples = Split(images=labels, labels=labels, groups=groups, names=names)
+    write(path, samples, DatasetInfo("some", "binary-class", CLASSES, 1, 2, 2), folds)
+    return path, samples, folds
 
 
 def test_round_trip(table):
-    path, names, groups, folds = table
+    path, samples, folds = table
     assert [entry.name for entry in path.parent.iterdir()] == ["folds.csv"]
-    np.testing.assert_array_equal(read(path, names=names, groups=groups, count=3), folds)
+    np.testing.assert_array_equal(read(path, samples, count=3), folds)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["patient_id", "file", "label", "fold"]
     assert rows[0] == {
-        "patient_id": groups[0],
+        "patient_id": samples.groups[0],
         "file": "a, 0.dcm",
         "label": rows[0]["label"],
         "fold": str(folds[0]),
@@ -194,7 +198,7 @@ def test_round_trip(table):
     # The order of the rows does not matter.
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], *lines[:0:-1]]))
-    np.testing.assert_array_equal(read(path, names=names, groups=groups, count=3), folds)
+    np.testing.assert_array_equal(read(path, samples, count=3), folds)
 
 
 def tampered(path, change):
@@ -227,40 +231,43 @@ def cell(row, column, value):
     ],
 )
 def test_a_tampered_file(table, change, message):
-    path, names, groups, _ = table
+    path, samples, _ = table
     tampered(path, change)
     with pytest.raises(UserError, match=message) as error:
-        read(path, names=names, groups=groups, count=3)
+        read(path, samples, count=3)
     assert str(error.value).startswith(str(path))
     assert str(error.value).endswith(": correct it, or delete it and run again")
 
 
 def test_a_patient_in_two_folds_of_a_file(table):
-    path, names, groups, folds = table
-    patient, rows = next((p, rows) for p in groups if len(rows := np.flatnonzero(groups == p)) > 1)
+    path, samples, folds = table
+    patient, rows = next((p, rows) for p in samples.groups if len(rows := np.flatnonzero(samples.groups == p)) > 1)
     tampered(path, cell(rows[1] + 1, 3, str((folds[rows[1]] + 1) % 3)))
     with pytest.raises(
         UserError, match=rf"row {rows[1] + 2}: patient '{patient}' is in fold . here and in fold . in row"
     ):
-        read(path, names=names, groups=groups, count=3)
+        read(path, samples, count=3)
 
 
 def test_a_file_of_another_count(table):
-    path, names, groups, _ = table
+    path, samples, _ = table
     with pytest.raises(UserError, match=r"row [0-9]+: fold '2' is not one of 0 to 1 \(data.folds=2\)"):
-        read(path, names=names, groups=groups, count=2)
+        read(path, samples, count=2)
     with pytest.raises(UserError, match=r": fold 3 is empty \(data.folds=5\)"):
-        read(path, names=names, groups=groups, count=5)
+        read(path, samples, count=5)
 
 
 def test_files_that_cannot_be_read_or_written(tmp_path):
-    names = groups = np.array(["a"])
+    labels = np.array([[0]])
+    samples = Split(images=labels, labels=labels, names=np.array(["a"]))
     (tmp_path / "file").write_bytes(b"\xff\xfe")
     for path in (tmp_path, tmp_path / "file"):
         with pytest.raises(UserError, match="cannot be read as a table of folds"):
-            read(path, names=names, groups=groups, count=2)
+            read(path, samples, count=2)
     with pytest.raises(UserError, match=r"folds\.csv: the folds cannot be written .*: give another data.folds_file"):
-        write(tmp_path / "file" / "folds.csv", names=names, groups=groups, labels=["x"], folds=np.array([0]))
+        write(
+            tmp_path / "file" / "folds.csv", samples, DatasetInfo("some", "binary-class", CLASSES, 1, 2, 2), labels[0]
+        )
 
 
 def identity(images):
@@ -286,7 +293,7 @@ def test_fold_of(tmp_path, sizes):
             np.testing.assert_array_equal(part.groups, groups[rows])
             np.testing.assert_array_equal(found.baselines["volume"][name], volumes[rows])
             assert len(set(part.names)) == len(part)
-        check_disjoint({name: part.groups for name, part in found.splits.items()}, "")
+        patients.check({name: part.groups for name, part in found.splits.items()}, "")
         without = fold_of(dataset, count=3, fold=fold, seed=1, val_share=0.2, file=None)
         assert [part.names.tolist() for part in without.splits.values()] == [
             part.names.tolist() for part in found.splits.values()
@@ -297,7 +304,7 @@ def test_fold_of(tmp_path, sizes):
     assert first[:3] == [groups[0], "train/0" if len(sizes) == 3 else "all/0", CLASSES[labels[0, 0]]]
 
 
-def test_a_file_comes_before_the_seed(tmp_path):
+def test_an_existing_file_overrides_the_seed(tmp_path):
     labels, groups = cohort()
     dataset = data_set(labels, groups)
     file = tmp_path / "folds.csv"
@@ -354,7 +361,7 @@ def test_joined_splits():
 def test_folds_of_the_silhouettes(lidc_root):
     dataset = load("lidcsilhouettes", size=28, root=str(lidc_root))
     found = fold_of(dataset, count=5, fold=0, seed=0, val_share=0.2, file=None)
-    check_disjoint({name: part.groups for name, part in found.splits.items()}, "")
+    patients.check({name: part.groups for name, part in found.splits.items()}, "")
     sizes = found.info.n_samples
     assert sum(sizes.values()) == sum(dataset.info.n_samples.values()) == 2011
     assert sizes["test"] == pytest.approx(2011 / 5, rel=0.05)

@@ -1,4 +1,4 @@
-"""Splits for data without: by patient, stratified, and kept in a file that is checked."""
+"""Splits by given ratios: by patient, stratified, and kept in a file that is checked."""
 
 import csv
 import dataclasses
@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from jaxboost.data import Dataset, DatasetInfo, Split, divide
-from jaxboost.data.splits.ratios import assign, check_patients, write
+from jaxboost.data.splits.official import check_patients
+from jaxboost.data.splits.ratios import assign, write
 from jaxboost.data.walk import printable
 from jaxboost.errors import UserError
 
 CLASSES = ("normal", "silicosis")
-SHARES = (0.7, 0.1, 0.2)
-BY_SPLIT = dict(zip(("train", "val", "test"), SHARES, strict=True))
+RATIOS = (0.7, 0.1, 0.2)
+BY_SPLIT = dict(zip(("train", "val", "test"), RATIOS, strict=True))
 
 
 def data_set(labels, groups=None, classes=CLASSES):
@@ -34,7 +35,7 @@ def cohort(seed=0, patients=80):
 
 
 def divided(dataset, **options):
-    return divide(dataset, **({"shares": SHARES, "seed": 0, "file": None} | options))
+    return divide(dataset, **({"ratios": RATIOS, "seed": 0, "file": None} | options))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -45,56 +46,56 @@ def test_by_patient_and_stratified(seed):
     assert found.info.n_samples == {name: len(part) for name, part in found.splits.items()}
     patients = [set(part.groups) for part in found.splits.values()]
     assert sum(map(len, patients)) == len(set.union(*patients)) == 80
-    for (name, part), share in zip(found.splits.items(), SHARES, strict=True):
-        assert len(part) == pytest.approx(share * len(labels), abs=3), name
-        assert part.labels.sum() == pytest.approx(share * labels.sum(), abs=3), name
+    for (name, part), ratio in zip(found.splits.items(), RATIOS, strict=True):
+        assert len(part) == pytest.approx(ratio * len(labels), abs=3), name
+        assert part.labels.sum() == pytest.approx(ratio * labels.sum(), abs=3), name
         np.testing.assert_array_equal(part.labels, labels[part.images[:, 0, 0, 0]])
 
 
 def test_single_samples_are_split_exactly():
     labels = np.repeat([0, 1], [70, 30])[:, None]
-    places = assign(labels, None, shares=BY_SPLIT, seed=0)
-    counts = {name: np.bincount(labels[places == name, 0]).tolist() for name in BY_SPLIT}
+    splits = assign(labels, None, ratios=BY_SPLIT, seed=0)
+    counts = {name: np.bincount(labels[splits == name, 0]).tolist() for name in BY_SPLIT}
     assert counts == {"train": [49, 21], "val": [7, 3], "test": [14, 6]}
 
 
 def test_a_rare_class_is_in_every_split():
     labels = np.repeat([0, 1, 2], [200, 60, 3])[:, None]
-    places = assign(labels, None, shares=BY_SPLIT, seed=0)
-    assert [np.bincount(labels[places == name, 0])[2] for name in BY_SPLIT] == [1, 1, 1]
-    assert [int((places == name).sum()) for name in BY_SPLIT] == pytest.approx([184, 26, 53], abs=2)
+    splits = assign(labels, None, ratios=BY_SPLIT, seed=0)
+    assert [np.bincount(labels[splits == name, 0])[2] for name in BY_SPLIT] == [1, 1, 1]
+    assert [int((splits == name).sum()) for name in BY_SPLIT] == pytest.approx([184, 26, 53], abs=2)
 
 
 def test_large_patients_do_not_always_go_to_training():
     """One patient has 20 of 200 samples, which is what the test split has room for."""
     labels = (np.arange(200) % 2)[:, None]
     groups = np.array(["large"] * 20 + [f"P{index}" for index in range(180)])
-    places = [assign(labels, groups, shares=BY_SPLIT, seed=seed)[0] for seed in range(40)]
-    assert 1 <= places.count("test") <= 39
-    assert places.count("val") < places.count("train")
+    splits = [assign(labels, groups, ratios=BY_SPLIT, seed=seed)[0] for seed in range(40)]
+    assert 1 <= splits.count("test") <= 39
+    assert splits.count("val") < splits.count("train")
 
 
 def test_several_labels():
     rng = np.random.default_rng(0)
-    labels = np.stack([rng.random(300) < share for share in (0.5, 0.2, 0.03)], 1).astype(np.int64)
-    places = assign(labels, None, shares=BY_SPLIT, seed=0)
+    labels = np.stack([rng.random(300) < ratio for ratio in (0.5, 0.2, 0.03)], 1).astype(np.int64)
+    splits = assign(labels, None, ratios=BY_SPLIT, seed=0)
     for column in labels.T:
-        for name, share in BY_SPLIT.items():
-            assert 1 <= column[places == name].sum() == pytest.approx(share * column.sum(), abs=3)
+        for name, ratio in BY_SPLIT.items():
+            assert 1 <= column[splits == name].sum() == pytest.approx(ratio * column.sum(), abs=3)
 
 
 def test_the_seed_decides():
     labels, groups = cohort()
-    first, again, other = (assign(labels, groups, shares=BY_SPLIT, seed=seed) for seed in (3, 3, 4))
+    first, again, other = (assign(labels, groups, ratios=BY_SPLIT, seed=seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
 
 def test_without_validation():
-    found = divided(data_set(*cohort()), shares=(0.8, 0.0, 0.2), without_val=True)
+    found = divided(data_set(*cohort()), ratios=(0.8, 0.0, 0.2), without_val=True)
     assert list(found.splits) == ["train", "test"]
-    with pytest.raises(UserError, match=r"^data.shares=\(0.8, 0.0, 0.2\): the share of val should be above 0"):
-        divided(data_set(*cohort()), shares=(0.8, 0.0, 0.2))
+    with pytest.raises(UserError, match=r"^data.shares=\(0.8, 0.0, 0.2\): the ratio of val should be above 0"):
+        divided(data_set(*cohort()), ratios=(0.8, 0.0, 0.2))
 
 
 def with_test_split():
@@ -147,13 +148,13 @@ def test_a_patient_in_two_splits():
         check_patients(dataclasses.replace(dataset, splits=splits))
 
 
-@pytest.mark.parametrize("shares", [(0.8, 0.2), (0.7, 0.2, 0.2), (1.2, -0.4, 0.2), (70.0, 10.0, 20.0)])
-def test_shares_that_cannot_be(shares):
-    with pytest.raises(UserError, match=r"^data.shares=.*: give the shares of train, val and test, which add up to 1"):
-        divided(data_set(*cohort()), shares=shares)
+@pytest.mark.parametrize("ratios", [(0.8, 0.2), (0.7, 0.2, 0.2), (1.2, -0.4, 0.2), (70.0, 10.0, 20.0)])
+def test_invalid_ratios(ratios):
+    with pytest.raises(UserError, match=r"^data.shares=.*: give the ratios of train, val and test, which add up to 1"):
+        divided(data_set(*cohort()), ratios=ratios)
 
 
-def test_data_that_cannot_be_divided():
+def test_invalid_seed_and_too_few_patients():
     with pytest.raises(UserError, match=r"^data.fold_seed=-1 is out of range"):
         divided(data_set(*cohort()), seed=-1)
     labels = np.repeat([0, 1], [9, 4])[:, None]
@@ -195,27 +196,27 @@ def test_without_patients(tmp_path):
     assert divided(dataset, file=tmp_path / "splits.csv").splits["test"].groups is None
 
 
-MEND = "undo what changed in the data or in this file"
+FIX = "undo what changed in the data or in this file"
 
 
 def test_a_folder_that_changed(table):
     dataset, _, path = table
     whole = dataset.splits["all"]
     less = data_set(whole.labels[:-1], whole.groups[:-1])
-    with pytest.raises(UserError, match=rf"row [0-9]+: '{len(whole) - 1}, a.png' is not in the data set: {MEND}"):
+    with pytest.raises(UserError, match=rf"row [0-9]+: '{len(whole) - 1}, a.png' is not in the data set: {FIX}"):
         divided(less, file=path)
     other = np.where(whole.groups == whole.groups[0], "new", whole.groups)
-    with pytest.raises(UserError, match=rf"is of patient 'new' in the data set, not '{whole.groups[0]}': {MEND}"):
+    with pytest.raises(UserError, match=rf"is of patient 'new' in the data set, not '{whole.groups[0]}': {FIX}"):
         divided(data_set(whole.labels, other), file=path)
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:-1]))
-    with pytest.raises(UserError, match=rf"no row for '[0-9]+, a.png' and 0 others: {MEND}"):
+    with pytest.raises(UserError, match=rf"no row for '[0-9]+, a.png' and 0 others: {FIX}"):
         divided(dataset, file=path)
     path.write_text("\n".join(lines).replace(",val", ",valid"))
-    with pytest.raises(UserError, match=rf"split 'valid' is not one of train, val, test: {MEND}"):
+    with pytest.raises(UserError, match=rf"split 'valid' is not one of train, val, test: {FIX}"):
         divided(dataset, file=path)
     path.write_text("\n".join(lines).replace(",val", ",test"))
-    with pytest.raises(UserError, match=rf"a class is missing from a split: 'val' has no 'normal', .*: {MEND}"):
+    with pytest.raises(UserError, match=rf"a class is missing from a split: 'val' has no 'normal', .*: {FIX}"):
         divided(dataset, file=path)
 
 
