@@ -1,4 +1,4 @@
-"""Data sources and the input pipeline: no jax."""
+"""Data sets, splits and the input pipeline, without jax."""
 
 from jaxboost.data.dataset import Dataset, DatasetInfo, Split, data_root, join_splits
 from jaxboost.data.registry import dataset_names, describe_dataset, load

@@ -41,7 +41,7 @@ def read(
     try:
         return check(open_npz(path, names, most_bytes=most_bytes))
     except (UserError, ValueError, TypeError, KeyError, MemoryError) as error:
-        logger.warning("the cached arrays are damaged and are computed again: %s", error)
+        logger.warning("the cached arrays in %s are damaged and are computed again: %s", path.name, error)
     try:
         set_aside(path)
     except OSError as error:

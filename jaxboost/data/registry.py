@@ -83,7 +83,10 @@ def load(name: str, *, source: str = PUBLISHED, size: int, root: str, **options:
     has the one split "all"; other data sets have their official ones.
 
     Args:
-      name: as for `describe_dataset`; so are `source`, `size` and `root`.
+      name: as for `describe_dataset`.
+      source: as for `describe_dataset`.
+      size: edge length S in pixels.
+      root: folder of the data.
       **options: of a user's folder, see `sources.folder.source.load`.
 
     Raises:

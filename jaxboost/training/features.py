@@ -11,13 +11,12 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxboost import stopping
+from jaxboost.data import array_cache
 from jaxboost.data.dataset import Dataset, MappedRows
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
-from jaxboost.data.readers.npz import open_npz, write_npz
-from jaxboost.errors import UserError
+from jaxboost.data.readers.npz import write_npz
 from jaxboost.io import writing
-from jaxboost.runs.workdir import set_aside
 
 logger = logging.getLogger(__name__)
 
@@ -86,21 +85,14 @@ def _write(file: pathlib.Path, known: Mapping[str, np.ndarray], before: int) -> 
 
 
 def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """Digest of an image -> tokens, of a file that `encode` wrote; a damaged one is set aside."""
-    if not file.exists():
-        return {}
-    try:
-        if not file.is_file():
-            raise UserError(f"{file}: it is not a regular file")
-        arrays = open_npz(file, ["digests", "tokens"])
-        digests, tokens = arrays["digests"], arrays["tokens"]
-        if digests.ndim != 1 or digests.dtype.kind != "U" or tokens.ndim != 3 or len(digests) != len(tokens):
-            raise UserError(f"{file}: its arrays do not fit each other")
-        if tokens.dtype != np.float32 or not np.isfinite(tokens).all():
-            raise UserError(f"{file}: its tokens are not finite float32 numbers")
-    # Sizes in a damaged header may ask for any amount of memory.
-    except (UserError, MemoryError) as error:
-        logger.warning("making them again, the kept features are damaged: %s", error)
-        set_aside(file)
-        return {}
+    """Digest of an image -> tokens, from a file that `encode` wrote; {} where there is none, or it is damaged."""
+    return array_cache.read(file, ["digests", "tokens"], _by_digest) or {}
+
+
+def _by_digest(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    digests, tokens = arrays["digests"], arrays["tokens"]
+    if digests.ndim != 1 or digests.dtype.kind != "U" or tokens.ndim != 3 or len(digests) != len(tokens):
+        raise ValueError("its arrays do not fit each other")
+    if tokens.dtype != np.float32 or not np.isfinite(tokens).all():
+        raise ValueError("its tokens are not finite float32 numbers")
     return dict(zip(digests.tolist(), tokens, strict=True))

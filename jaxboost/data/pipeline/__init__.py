@@ -1,1 +1,1 @@
-"""Arrays -> batches: resizing, augmentation, order."""
+"""From stored images to batches: order, resizing, augmentation."""

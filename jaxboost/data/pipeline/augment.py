@@ -1,6 +1,6 @@
-"""Random changes of single training images, made where the batches are: of a 2D image by Pillow, of a volume by numpy.
+"""Augmentation of single training images on the CPU: 2-D images with Pillow, volumes with NumPy.
 
-Images are uint8 before and after. Grey images stay grey: what changes the saturation is the identity on them.
+Inputs and outputs are uint8. Grey images stay grey: a change of saturation is the identity on them.
 """
 
 import dataclasses
@@ -32,40 +32,38 @@ _RANGES = {
     **dict.fromkeys(("resize", "rand_augment_ops", "shift"), (0, math.inf)),
     "repeats": (1, math.inf),
 }
-# Tries of a crop that lies inside the image.
-_TRIES = 10
+# Attempts to draw a crop that fits into the image.
+_ATTEMPTS = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
     """The config section `augment`; by default nothing is changed. Sources: timm 0.4.12, torchvision.
 
-    For images of two dimensions:
-        resize: pixels; images are resized to this, bicubic, and cropped in the centre to the size that the model takes;
-            0: resized straight to the latter. In evaluation always, in training where there is no random crop.
-        crop_scale: (low, high) share of the stored image's area that a random crop covers, which is then resized; ():
-            no random crop.
-        crop_ratio: (low, high) width over height of the random crop, before it is resized to a square.
-        interpolation: of random crops and RandAugment: "bicubic", or "random": bicubic or bilinear, each half of the
-            time.
-        flip: probability of a left-right flip.
-        vertical_flip: probability of an upside-down flip.
-        color_jitter: x; brightness, contrast and saturation, in random order, by factors drawn from U(1 - x, 1 + x).
-        rand_augment_ops: operations per image; 0: no RandAugment.
-        rand_augment_magnitude, rand_augment_std: of the operations' level, 0 to 10.
-        rand_augment_increasing: all operations change the more, the higher the level: timm's `inc1`.
-        rgb: grey training images become RGB first, so that what comes in from outside has ImageNet's mean colour
-            instead of its grey, and the noise of `mix.erase` is drawn for each channel.
-
-    For volumes:
-        volume_flips: along each axis, half of the time.
-        volume_rotations: by multiples of 90 degrees, each of the 24 orientations as often.
-        shift: voxels at most along each axis, either way; 0 comes in from outside.
-        noise: standard deviation of normal noise, the grey values being 0 to 1.
-
-    For both:
-        repeats: samples that an image has in each of the epochs in which it is seen (Hoffer et al. 2020); an epoch
-            keeps its length and so sees 1 / repeats of the images.
+    Attributes:
+      resize: 2-D: pixels; images are resized to this size (bicubic), then centre-cropped to the model's size. 0: they
+        are resized to the model's size. Always used in evaluation, and in training without a random crop.
+      crop_scale: 2-D: (low, high) fraction of the image's area that a random crop covers before it is resized; (): no
+        random crop.
+      crop_ratio: 2-D: (low, high) aspect ratio, width / height, of the random crop, before it is resized to a square.
+      interpolation: 2-D: of random crops and RandAugment: "bicubic", or "random": bicubic or bilinear with equal
+        probability.
+      flip: 2-D: probability of a horizontal flip.
+      vertical_flip: 2-D: probability of a vertical flip.
+      color_jitter: 2-D: x; brightness, contrast and saturation, in random order, are multiplied by factors from
+        U(1 - x, 1 + x).
+      rand_augment_ops: 2-D: RandAugment operations per image; 0: no RandAugment.
+      rand_augment_magnitude: 2-D: mean of the operations' magnitude, 0 to 10.
+      rand_augment_std: 2-D: standard deviation of the magnitude, 0 to 10.
+      rand_augment_increasing: 2-D: the severity of every operation increases with the magnitude, timm's `inc1`.
+      rgb: 2-D: grey training images are converted to RGB first. Then pixels from outside the image have ImageNet's mean
+        colour instead of its grey value, and the noise of `mix.erase` is drawn for each channel.
+      volume_flips: 3-D: a flip along each axis with probability 0.5.
+      volume_rotations: 3-D: a random one of the 24 rotations by multiples of 90 degrees.
+      shift: 3-D: largest translation in voxels along each axis, in both directions; new voxels are 0.
+      noise: 3-D: standard deviation of Gaussian noise, for grey values from 0 to 1.
+      repeats: repeated augmentation (Hoffer et al. 2020): draws per image per epoch. An epoch keeps its length, so it
+        sees 1 / repeats of the images.
     """
 
     resize: int = 0
@@ -88,11 +86,11 @@ class Augment:
 
     @property
     def random_fields(self) -> tuple[str, ...]:
-        """The names of the fields that are set and make an image another one each time."""
+        """The names of the fields that are set and change images at random."""
         return tuple(name for name in (*_RANDOM_2D, *_RANDOM_3D) if getattr(self, name))
 
     def check(self, ndim: int) -> None:
-        """Raises UserError where a field is out of its range or not for images of `ndim` dimensions, 2 or 3."""
+        """Raises UserError where a field is out of range, or is not for images of `ndim` dimensions, 2 or 3."""
         other, dimensions = (_RANDOM_3D, 3) if ndim == 2 else (_ONLY_2D, 2)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -104,7 +102,7 @@ class Augment:
         self._check_ranges()
 
     def check_encoded(self) -> None:
-        """Raises UserError where a field is set that cannot be had once the images are encoded, before training."""
+        """Raises UserError where a field is out of range, or needs images while training uses precomputed features."""
         if fields := self.random_fields:
             raise UserError(
                 f"config field augment.{fields[0]}: {getattr(self, fields[0])!r} changes images, but the encoder that "
@@ -116,7 +114,7 @@ class Augment:
         check_choice(self.interpolation, FILTERS, "config field augment.interpolation")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            # Not the other way round: every comparison with NaN is false.
+            # Written so that NaN is refused: every comparison with NaN is false.
             if not (low <= value <= high and value < math.inf):
                 wanted = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
                 raise UserError(f"config field augment.{name}: {value!r} should be {wanted}")
@@ -126,19 +124,24 @@ class Augment:
 
 
 def augment_image(image: np.ndarray, rng: np.random.Generator, augment: Augment, *, image_size: int) -> np.ndarray:
-    """A 2D image, uint8 (S', S', C), C = 1 or 3, randomly changed: uint8 (S, S, C).
+    """Augments a 2-D image in timm's order: crop, flips, RandAugment, color jitter.
 
-    In timm's order: crop, flips, RandAugment, color jitter. (Where timm uses RandAugment it leaves the jitter out.)
+    timm itself leaves out the jitter where it uses RandAugment.
 
     Args:
-      rng: all that is random comes from it.
-      image_size: S, pixels, of a random crop; without one S = S'.
+      image: uint8 (S', S', C), C = 1 or 3.
+      rng: the only source of randomness.
+      augment: the augmentation.
+      image_size: S, the size in pixels of a random crop; without one S = S'.
+
+    Returns:
+      uint8 (S, S, C).
     """
     filters = FILTERS[augment.interpolation]
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     if augment.crop_scale:
         box = crop_box(picture.width, rng, scale=augment.crop_scale, ratio=augment.crop_ratio)
-        # Cropped first: `resize` with a box would look at pixels around it.
+        # Cropped first, because `resize` with a box would also use the pixels around it.
         picture = picture.crop(box).resize((image_size, image_size), filters[rng.integers(len(filters))])
     if rng.random() < augment.flip:
         picture = ImageOps.mirror(picture)
@@ -163,11 +166,11 @@ def crop_box(
 ) -> tuple[int, int, int, int]:
     """The (left, upper, right, lower) edges, in pixels, of a random crop of a square image.
 
-    Its share of the area is drawn from U(scale), the logarithm of width / height from U(log ratio), until it fits, and
-    its place from those that it can have. Where it does not fit in ten tries: the largest crop in the centre.
+    Its fraction of the area is drawn from U(scale) and the logarithm of its aspect ratio from U(log ratio), until it
+    fits; its position is uniform. After ten failed attempts it is the largest centre crop.
     """
     low, high = ratio
-    for _ in range(_TRIES):
+    for _ in range(_ATTEMPTS):
         area = side * side * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(math.log(low), math.log(high)))
         width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -175,14 +178,14 @@ def crop_box(
             upper, left = (int(rng.integers(side - length + 1)) for length in (height, width))
             break
     else:
-        # The nearest to a square that the ratio allows; at least one pixel.
+        # As near to a square as the ratio allows; at least one pixel.
         width, height = max(1, round(side * min(high, 1))), max(1, round(side / max(low, 1)))
         upper, left = (side - height) // 2, (side - width) // 2
     return left, upper, left + width, upper + height
 
 
 def jitter(picture: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
-    """Brightness, contrast and saturation, in random order, each times a factor from U(1 - strength, 1 + strength)."""
+    """Scales brightness, contrast and saturation in random order by factors from U(1 - strength, 1 + strength)."""
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     for number in rng.permutation(len(enhancers)):
         picture = enhancers[number](picture).enhance(rng.uniform(1 - strength, 1 + strength))
@@ -190,7 +193,7 @@ def jitter(picture: Image.Image, rng: np.random.Generator, strength: float) -> I
 
 
 def augment_volume(volume: np.ndarray, rng: np.random.Generator, augment: Augment) -> np.ndarray:
-    """A volume, uint8 (S, S, S, C), randomly changed: rotation, flips, shift, noise, in this order."""
+    """Augments a volume, uint8 (S, S, S, C), by rotation, flips, shift and noise, in this order."""
     if augment.volume_rotations:
         volume = rotate(volume, int(rng.integers(len(_ROTATIONS))))
     if augment.volume_flips:
@@ -203,8 +206,8 @@ def augment_volume(volume: np.ndarray, rng: np.random.Generator, augment: Augmen
     return volume
 
 
-# A rotation of the cube puts old axis axes[i] in the place of axis i, read backwards where signs[i] is -1. Of the 48
-# such pairs, mirror images are those whose matrix has the determinant -1.
+# A rotation of the cube moves axis axes[i] to axis i, reversed where signs[i] is -1. Half of the 48 combinations are
+# reflections, whose matrix has the determinant -1.
 _ROTATIONS = tuple(
     (axes, signs)
     for axes in itertools.permutations(range(3))
@@ -214,13 +217,13 @@ _ROTATIONS = tuple(
 
 
 def rotate(volume: np.ndarray, number: int) -> np.ndarray:
-    """The volume (S, S, S, C) in one of the 24 orientations that turning it reaches, 0 <= number < 24; 0: as it is."""
+    """Applies one of the 24 rotations of a cube to a volume (S, S, S, C), 0 <= number < 24; 0 is the identity."""
     axes, signs = _ROTATIONS[number]
     return volume.transpose(*axes, 3)[tuple(slice(None, None, sign) for sign in signs)]
 
 
 def translate(volume: np.ndarray, offsets: Sequence[int]) -> np.ndarray:
-    """The volume (S, S, S, C) moved by so many voxels along each axis, at most S; 0 comes in from outside."""
+    """Translates a volume (S, S, S, C) by the given voxels along each axis, at most S; new voxels are 0."""
     moved = np.zeros_like(volume)
     pairs = zip(volume.shape, offsets, strict=False)
     spans = [(slice(max(0, by), size + min(0, by)), slice(max(0, -by), size - max(0, by))) for size, by in pairs]

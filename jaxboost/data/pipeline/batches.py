@@ -1,11 +1,9 @@
 """Batches for training and evaluation, with grain.
 
-Splits are in memory as stored, or mapped from disk where they are large. Where the model wants larger images, every
-element is resized when it is read, in grain's threads: pillow lets go of the interpreter lock while it resizes, so the
-work spreads over the cores, and memory stays that of the stored split plus a few batches (OCTMNIST's training split
-alone would be 4.9 GB at 224 pixels). Keeping resized copies of small splits would save work, but only where there is
-little of it. Random changes of training images are made there too, with random numbers that follow from the seed and
-the element's position alone.
+Splits are in memory as stored, or memory-mapped where they are large. Images are resized and augmented when they are
+read, in grain's threads: Pillow releases the global interpreter lock, so all cores are used, and memory holds only the
+stored split and a few batches (OCTMNIST's training split alone would be 4.9 GB at 224 pixels). The random numbers of an
+augmentation depend only on the seed and the position in the training order.
 """
 
 import functools
@@ -24,14 +22,14 @@ from jaxboost.errors import UserError, check_choice
 SAMPLINGS = ("uniform", "balanced")
 LAST_BATCHES = ("drop", "keep")
 
-# A thread makes a whole batch. At most this many wait: 16 batches of 128 RGB images of 224 pixels are 0.3 GB.
+# A thread makes a whole batch. The buffer is limited: 16 batches of 128 RGB images of 224 pixels are 0.3 GB.
 _READ_OPTIONS = grain.ReadOptions(num_threads=min(8, os.cpu_count() or 1), prefetch_buffer_size=16)
 
 
 class SplitSource:
     """Random access to a split: element i is {"image": uint8 (S, S[, S], C) or float32 (d, W), "label": int32 (L,)}.
 
-    Images, or features, are read-only views into the split.
+    Images or features are read-only views of the split.
     """
 
     def __init__(self, split: Split):
@@ -42,7 +40,7 @@ class SplitSource:
         return len(self._labels)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        # A plain array also where the split is mapped.
+        # A plain array also where the split is memory-mapped.
         image = np.asarray(self._images[index]).view()
         image.flags.writeable = False
         return {"image": image, "label": self._labels[index]}
@@ -54,46 +52,46 @@ class SplitSource:
 class PaddedSource:
     """The part of a split that one process evaluates, in order and padded to whole batches.
 
-    Global batch k holds the elements [kB, (k+1)B) of the split, and process p the p-th equal share of each batch, so
-    that the shares side by side are the split in order. Elements are those of `SplitSource` with "mask": bool ();
-    past the end of the split they are zeros with mask False.
+    Global batch k has the elements [kB, (k+1)B) of the split. Process p gets the p-th of `process_count` equal slices
+    of each batch, so the concatenated slices are the split in order. Elements are those of `SplitSource` with "mask":
+    bool (); after the end of the split they are zeros with mask False.
     """
 
     def __init__(self, split: Split, *, batch_size: int, process_index: int, process_count: int):
         self._source = SplitSource(split)
         self._batch_size = batch_size
-        self._share = batch_size // process_count
-        self._offset = process_index * self._share
+        self._per_process = batch_size // process_count
+        self._offset = process_index * self._per_process
 
     def __len__(self) -> int:
-        return -(-len(self._source) // self._batch_size) * self._share
+        return -(-len(self._source) // self._batch_size) * self._per_process
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        batch, position = divmod(index, self._share)
+        batch, position = divmod(index, self._per_process)
         position += batch * self._batch_size + self._offset
         if position < len(self._source):
             return self._source[position] | {"mask": np.True_}
         return {name: np.zeros_like(value) for name, value in self._source[0].items()} | {"mask": np.False_}
 
     def __repr__(self) -> str:
-        return f"PaddedSource({self._source!r}, share={self._share} of {self._batch_size}, offset={self._offset})"
+        return f"PaddedSource({self._source!r}, {self._per_process} of {self._batch_size}, offset={self._offset})"
 
 
-class EpochRows:
-    """Which sample of a split comes at each index of an endless training order whose epochs are `size` long.
+class EpochOrder:
+    """The sample index at each position of an endless training order with epochs of `size` samples.
 
-    An epoch has ceil(size / repeats) draws, each of them `repeats` times (the last perhaps fewer), and is shuffled as
-    a whole: the repeats of an image are in one epoch, anywhere in it. (The reference's sampler, for one process, puts
-    them next to each other, so that they share a batch.) The draws are
+    An epoch draws ceil(size / repeats) samples, repeats each draw `repeats` times (the last one perhaps fewer times),
+    and shuffles all of them: the repeats of an image are anywhere in one epoch. (The reference's sampler, for one
+    process, puts them next to each other, so that they are in one batch.) Draws are
 
-    * uniform: without replacement within the epoch, anew in each;
-    * balanced: of each class that the split has in turn. A class gives all its samples, in random order, before it
-      gives one again, over the borders of epochs too: rare classes come several times in an epoch, frequent ones are
-      seen whole after some. The draws of an epoch differ by at most one between classes.
+    * uniform: a random subset of the split without replacement, new in each epoch;
+    * balanced: from each class of the split in turn. A class draws all its samples in random order before it draws one
+      again, also across epochs: samples of rare classes appear several times in an epoch, and those of frequent classes
+      once in several epochs. Per epoch the numbers of draws of two classes differ by at most one.
 
-    After them come `padding` indices without a sample, where the row is -1.
+    After the samples of an epoch come `padding` positions with the index -1.
 
-    All of it follows from seed and index, so that an order can be continued anywhere.
+    Everything depends only on the seed and the position, so an order can be resumed anywhere.
     """
 
     def __init__(self, labels: np.ndarray, *, size: int, seed: int, repeats: int, balanced: bool, padding: int = 0):
@@ -101,8 +99,8 @@ class EpochRows:
         self._draws = -(-size // repeats)
         self._count = len(labels)
         self._classes = [np.flatnonzero(labels == label) for label in np.unique(labels)] if balanced else []
-        # Two, for the threads reach the next epoch before all have left the last; not a method's cache, for that would
-        # keep every object of the class alive.
+        # Two epochs, because some threads reach the next epoch before others leave the last one. Not a cached method,
+        # because its cache would keep every object of the class alive.
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
     def __getitem__(self, index: int) -> int:
@@ -119,24 +117,26 @@ class EpochRows:
         rows = np.empty_like(draws)
         for number, members in enumerate(self._classes):
             own = draws % len(self._classes) == number
-            passes, places = np.divmod(draws[own] // len(self._classes), len(members))
+            passes, positions = np.divmod(draws[own] // len(self._classes), len(members))
             orders = {
-                turn: np.random.default_rng([self._seed, 1, number, turn]).permutation(members)
-                for turn in np.unique(passes).tolist()
+                number_of_pass: np.random.default_rng([self._seed, 1, number, number_of_pass]).permutation(members)
+                for number_of_pass in np.unique(passes).tolist()
             }
-            rows[own] = [orders[turn][place] for turn, place in zip(passes.tolist(), places.tolist(), strict=True)]
+            rows[own] = [orders[k][position] for k, position in zip(passes.tolist(), positions.tolist(), strict=True)]
         return rows
 
 
 def steps_per_epoch(split: Split, batch_size: int, *, last_batch: str = "drop", multiple: int = 0) -> int:
-    """Batches of `batch_size` (over all processes) in an epoch.
+    """The number of batches in an epoch.
 
     Args:
-      last_batch: "drop": only whole batches; "keep": what is left over is a smaller batch.
-      multiple: an epoch's samples are the largest multiple of it that the split has; 0: all.
+      split: the training split.
+      batch_size: samples per batch over all processes.
+      last_batch: "drop": only whole batches; "keep": the remaining samples are a smaller batch.
+      multiple: the number of samples in an epoch is the largest multiple of it in the split; 0: the whole split.
 
     Raises:
-      UserError: an argument is out of its range, `multiple` is larger than the split, or a batch than an epoch.
+      UserError: an argument is out of range, `multiple` is larger than the split, or a batch is larger than an epoch.
     """
     check_choice(last_batch, LAST_BATCHES, "config field train.last_batch")
     if not 0 <= multiple <= len(split):
@@ -165,30 +165,31 @@ def train_iterator(
 ) -> grain.DatasetIterator:
     """Endless shuffled batches {"image": uint8 (B, S, S[, S], C) or float32 (B, d, W), "label": int32 (B, L)}.
 
-    Every epoch is a new permutation of the split and has `steps_per_epoch` batches; the remainder, another one each
-    epoch, is dropped. (With repeats, or balanced, it has as many, of the samples that `EpochRows` says.) The batches
-    follow from `seed` alone. `get_state()` and `set_state()` are exact, and the iterator can be given to
-    `grain.checkpoint.CheckpointSave` and `CheckpointRestore`. The processes' shares together are the batches that one
-    process alone would have.
+    Every epoch has `steps_per_epoch` batches of a new permutation of the split; the remaining samples, others in each
+    epoch, are dropped. With repeated augmentation or balanced sampling, `EpochOrder` gives the samples of an epoch. The
+    batches depend only on `seed`. `get_state()` and `set_state()` are exact, and the iterator works with
+    `grain.checkpoint.CheckpointSave` and `CheckpointRestore`. The slices of all processes together are the batches of a
+    single process.
 
-    With `last_batch="keep"` batches also have "mask": bool (B,), False where the epoch's last batch has no sample, and
-    zeros instead.
+    With `last_batch="keep"` batches also have "mask": bool (B,). The last batch of an epoch is padded with zeros, where
+    the mask is False.
 
     Args:
       split: the training split.
       batch_size: samples per step over all processes; each process gets B = batch_size / process_count.
       seed: 0 <= seed < 2^32.
-      image_size: S, edge length in pixels that the model takes; None: images or features as they are stored.
-      augment: random changes of the images, each time other ones; None: none.
-      sampling: "uniform", or "balanced": every class as often as the others.
-      last_batch, multiple: see `steps_per_epoch`.
-      process_index: which share of each batch to give, 0 <= process_index < process_count.
-      process_count: processes that train together.
+      image_size: S, edge length of the model's input in pixels; None: images or features as stored.
+      augment: augmentation of the images; None: none.
+      sampling: "uniform", or "balanced": the same number of samples of every class.
+      last_batch: see `steps_per_epoch`.
+      multiple: see `steps_per_epoch`.
+      process_index: the slice of each batch to return, 0 <= process_index < process_count.
+      process_count: number of processes that train together.
 
     Raises:
       UserError: the batch is larger than the split or not a multiple of process_count; the seed is out of range;
-        3-D volumes would have to be resampled; `augment` has a field that is out of its range or not for these
-        images; balanced sampling of samples with several labels.
+        volumes do not have the model's size; a field of `augment` is out of range or not for these images; or balanced
+        sampling of a multi-label task.
     """
     augment = augment or Augment()
     steps = steps_per_epoch(split, batch_size, last_batch=last_batch, multiple=multiple)
@@ -202,8 +203,8 @@ def train_iterator(
     else:
         dataset = _in_order(split, steps * batch_size, **order)
     if augment.random_fields:
-        # Before the shares are dealt out, and so by the position in the whole order: otherwise every process would
-        # have the same random numbers.
+        # Before the slices of the processes, by the position in the global order: otherwise every process would have
+        # the same random numbers.
         dataset = dataset.random_map(functools.partial(_augmented, augment=augment, image_size=image_size))
     else:
         dataset = dataset.map(functools.partial(_fitted, image_size=image_size, first=augment.resize))
@@ -228,12 +229,12 @@ def eval_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """One pass in order: {"image": uint8 or float32, as in `train_iterator`, "label": int32 (B, L), "mask": bool (B,)}.
 
-    The last batch is padded to full size with zeros, where mask is False; every process gets the same number of
-    batches, and in each of them its share of B = batch_size / process_count consecutive samples. Of `augment` only
-    `resize` is used: nothing is random.
+    The last batch is padded to full size with zeros, where the mask is False. Every process gets the same number of
+    batches, and in each of them its slice of B = batch_size / process_count consecutive samples. Only `resize` of
+    `augment` is used.
 
     Raises:
-      UserError: as for `train_iterator`; a batch larger than the split is padded.
+      UserError: as for `train_iterator`, but a batch may be larger than the split: it is padded.
     """
     augment = augment or Augment()
     _check(split, batch_size, image_size, process_count, augment)
@@ -247,21 +248,21 @@ def eval_batches(
 
 
 def _in_order(split: Split, size: int, *, seed: int, repeats: int, balanced: bool) -> grain.MapDataset:
-    """The samples of `SplitSource` in the order of training, whose epochs are `size` long."""
+    """The samples of `SplitSource` in training order, with epochs of `size` samples."""
     source = SplitSource(split)
     if repeats == 1 and not balanced:
-        # Cut to whole batches here, before the shares are dealt out: otherwise processes with one element more would
-        # have longer epochs than the others.
+        # Truncated to whole batches here, before the slices of the processes: otherwise processes with one element more
+        # would have longer epochs than the others.
         return grain.MapDataset.source(source).seed(seed).shuffle().slice(slice(0, size))
-    rows = EpochRows(split.labels[:, 0], size=size, seed=seed, repeats=repeats, balanced=balanced)
-    # The index goes on after the first epoch.
+    rows = EpochOrder(split.labels[:, 0], size=size, seed=seed, repeats=repeats, balanced=balanced)
+    # The index is not reset after an epoch.
     return grain.MapDataset.range(size).seed(seed).map_with_index(lambda index, _: source[rows[index]])
 
 
 def _padded_order(split: Split, size: int, padded: int, **order: Any) -> grain.MapDataset:
-    """As `_in_order`, with a mask, and with zeros after each epoch's `size` samples until there are `padded`."""
+    """As `_in_order`, with a mask; zeros pad the `size` samples of each epoch to `padded`."""
     source = SplitSource(split)
-    rows = EpochRows(split.labels[:, 0], size=size, padding=padded - size, **order)
+    rows = EpochOrder(split.labels[:, 0], size=size, padding=padded - size, **order)
     nothing = {name: np.zeros_like(value) for name, value in source[0].items()} | {"mask": np.False_}
 
     def element(index: int, _: int) -> dict[str, np.ndarray]:
@@ -272,17 +273,17 @@ def _padded_order(split: Split, size: int, padded: int, **order: Any) -> grain.M
 
 
 def _samples(split: Split, multiple: int) -> int:
-    """Of an epoch, before its last batch is dropped or kept."""
+    """The number of samples in an epoch, including an incomplete last batch."""
     return len(split) // multiple * multiple if multiple else len(split)
 
 
 def _fitted(element: dict[str, np.ndarray], *, image_size: int | None, first: int) -> dict[str, np.ndarray]:
-    """At `image_size` pixels: resized to `first` pixels and then cropped, or, where that is 0, resized."""
+    """Resizes the image to `first` pixels and crops it to `image_size`; with `first` 0 only resizes it."""
     return element if image_size is None else element | {"image": fitted(element["image"], image_size, first)}
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
-    """An image (S, S, C), C = 1 or 3, with three channels."""
+    """Converts an image (S, S, C), C = 1 or 3, to three channels."""
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
@@ -307,8 +308,8 @@ def _check(split: Split, batch_size: int, image_size: int | None, process_count:
     else:
         augment.check(split.images.ndim - 2)
         if augment.shift >= (size := split.images.shape[1]):
-            raise UserError(f"config field augment.shift: {augment.shift} voxels of {size} leave nothing in sight")
-    # One element here, so that a size that cannot be had fails in the caller and not in a reader's thread.
+            raise UserError(f"config field augment.shift: {augment.shift} voxels of {size} leave nothing of the volume")
+    # One element here, so that an impossible size fails in the caller and not in a reader thread.
     if image_size is not None:
         resize(split.images[0], image_size)
         if 0 < augment.resize < image_size:

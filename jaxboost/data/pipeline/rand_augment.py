@@ -1,7 +1,7 @@
 """RandAugment (Cubuk et al. 2019, arXiv:1909.13719) with the operations and ranges of timm's `rand-m9-mstd0.5[-inc1]`.
 
-Pictures are Pillow's, grey ("L") or RGB. Grey ones stay grey: every operation gives what each channel of the same
-picture in RGB would get, so that `Color` changes nothing; the fill is the grey value of the RGB fill.
+Images are Pillow's, grey ("L") or RGB. A grey image gets the same values as each channel of the same image in RGB, so
+that `Color` changes nothing; the fill value is the grey value of the RGB fill.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-HIGHEST = 10.0  # magnitude
+HIGHEST = 10.0  # largest magnitude
 
-# ImageNet's mean colour, in 0..255, and its luma (ITU-R 601): what comes into sight from outside the picture.
+# Fill value for pixels from outside the image: ImageNet's mean colour, 0..255, and its luma (ITU-R 601).
 FILL = {"RGB": (124, 116, 104), "L": 117}
 
-# Share of pictures to which a chosen operation is applied.
+# Probability that a chosen operation is applied.
 _PROBABILITY = 0.5
 
 _ENHANCERS = {
@@ -23,7 +23,7 @@ _ENHANCERS = {
     "Brightness": ImageEnhance.Brightness,
     "Sharpness": ImageEnhance.Sharpness,
 }
-# At the highest magnitude: degrees, shear, share of the side.
+# At the largest magnitude: degrees; shear; translation as a fraction of the width or height.
 _GEOMETRIC = {"Rotate": 30.0, "ShearX": 0.3, "ShearY": 0.3, "TranslateXRel": 0.45, "TranslateYRel": 0.45}
 _OTHERS: dict[str, Callable[[Image.Image, int | None], Image.Image]] = {
     "AutoContrast": lambda picture, _: ImageOps.autocontrast(picture),
@@ -46,13 +46,16 @@ def rand_augment(
     increasing: bool,
     filters: Sequence[Image.Resampling],
 ) -> Image.Image:
-    """The picture after `ops` operations, drawn with replacement, each of which is then left out half of the time.
+    """Applies operations that are drawn with replacement; each is applied with probability 0.5.
 
     Args:
-      magnitude: mean of each operation's level, 0 to 10.
-      std: standard deviation of the level, which is cut to 0 to 10.
+      picture: the image.
+      rng: the only source of randomness.
+      ops: number of operations.
+      magnitude: mean of each operation's magnitude, 0 to 10.
+      std: standard deviation of the magnitude, which is clipped to 0..10.
       increasing: see `argument`.
-      filters: one is drawn for each operation, for those that resample.
+      filters: interpolation filters; one is drawn for each operation.
     """
     for number in rng.integers(len(OPERATIONS), size=ops):
         name, applied = OPERATIONS[number], rng.random() < _PROBABILITY
@@ -65,42 +68,44 @@ def rand_augment(
 
 
 def argument(name: str, level: float, *, negative: bool, increasing: bool) -> float | int | None:
-    """What operation `name` takes at a level from 0 to 10.
-
-    Returns:
-      degrees (Rotate), shear in pixels per pixel, shift as a share of the side (Translate...), bits kept (Posterize),
-      threshold (Solarize), grey values added (SolarizeAdd), or the factor of an enhancement, 1 for no change; None
-      for operations without an argument.
+    """The argument of an operation at a magnitude.
 
     Args:
-      negative: turn, shear or shift the other way; of `increasing` enhancements: weaken instead of strengthen.
-      increasing: Posterize, Solarize and the enhancements change the picture the more, the higher the level (timm's
-        `inc1`); otherwise Posterize and Solarize do so the lower it is, and enhancements go from 0.1 to 1.9.
+      name: one of `OPERATIONS`.
+      level: the magnitude, 0 to 10.
+      negative: rotate, shear or translate in the other direction; of `increasing` enhancements: weaken.
+      increasing: the severity of Posterize, Solarize and the enhancements increases with the magnitude (timm's `inc1`);
+        otherwise that of Posterize and Solarize decreases, and enhancement factors go from 0.1 to 1.9.
+
+    Returns:
+      Degrees (Rotate), shear in pixels per pixel, translation as a fraction of the side, bits kept (Posterize),
+      threshold (Solarize), grey values added (SolarizeAdd), or the factor of an enhancement, 1 for no change; None for
+      operations without an argument.
     """
-    share = level / HIGHEST
+    fraction = level / HIGHEST
     if name in _GEOMETRIC:
-        return (-share if negative else share) * _GEOMETRIC[name]
+        return (-fraction if negative else fraction) * _GEOMETRIC[name]
     if name in _ENHANCERS:
-        return max(0.1, 1.0 + (-share if negative else share) * 0.9) if increasing else 0.1 + share * 1.8
+        return max(0.1, 1.0 + (-fraction if negative else fraction) * 0.9) if increasing else 0.1 + fraction * 1.8
     if name == "SolarizeAdd":
-        return int(share * 110)
+        return int(fraction * 110)
     if name in ("Posterize", "Solarize"):
         highest = {"Posterize": 4, "Solarize": 256}[name]
-        return highest - int(share * highest) if increasing else int(share * highest)
+        return highest - int(fraction * highest) if increasing else int(fraction * highest)
     return None
 
 
 def apply(
     name: str, picture: Image.Image, value: float | int | None, resample: Image.Resampling = Image.Resampling.BICUBIC
 ) -> Image.Image:
-    """The picture after operation `name` with what `argument` gives."""
+    """Applies one operation with the value that `argument` returns."""
     if name in _ENHANCERS:
         return _ENHANCERS[name](picture).enhance(value)
     if name in _OTHERS:
         return _OTHERS[name](picture, value)
     if name == "Rotate":
         return picture.rotate(value, resample, fillcolor=FILL[picture.mode])
-    # From a pixel's new place (x, y) to its old one: (ax + by + c, dx + ey + f).
+    # Output pixel (x, y) -> input pixel (ax + by + c, dx + ey + f).
     matrix = {
         "ShearX": (1, value, 0, 0, 1, 0),
         "ShearY": (1, 0, 0, value, 1, 0),
@@ -113,11 +118,11 @@ def apply(
 
 
 def _posterize(picture: Image.Image, bits: int) -> Image.Image:
-    """Keeps the highest bits of each value. All black for 0, which Pillow's own function no longer takes."""
+    """Keeps the highest bits of each value. For 0 bits, which Pillow's own function does not accept, all is black."""
     return picture.point([grey >> 8 - bits << 8 - bits for grey in range(256)] * len(picture.getbands()))
 
 
 def _add_to_dark(picture: Image.Image, add: int) -> Image.Image:
-    """Adds to the values below the middle of the range, up to white."""
+    """Adds to the values below 128, clipped to 255."""
     table = [min(255, grey + add) if grey < 128 else grey for grey in range(256)]
     return picture.point(table * len(picture.getbands()))

@@ -1,4 +1,4 @@
-"""Images at the size that a model takes."""
+"""Resizing of images to the model's size."""
 
 import numpy as np
 from PIL import Image
@@ -7,7 +7,7 @@ from jaxboost.errors import UserError
 
 
 def fitted(image: np.ndarray, image_size: int, first: int = 0) -> np.ndarray:
-    """A uint8 image (S, S, C) at `image_size` pixels: resized to `first` pixels and cropped, or resized where it is 0.
+    """Resizes a uint8 image (S, S, C) to `first` pixels and centre-crops it to `image_size`; `first` 0: no crop.
 
     Raises:
       UserError: see `resize`.
@@ -16,7 +16,7 @@ def fitted(image: np.ndarray, image_size: int, first: int = 0) -> np.ndarray:
 
 
 def resize(image: np.ndarray, image_size: int) -> np.ndarray:
-    """A uint8 image (S, S, C), C = 1 or 3, at `image_size` pixels: pillow's bicubic. The same array if S fits already.
+    """Resizes a uint8 image (S, S, C), C = 1 or 3, with Pillow's bicubic filter; the same array if the size is right.
 
     Raises:
       UserError: a volume (S, S, S, C) of another size.
@@ -35,6 +35,6 @@ def resize(image: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The middle `size` x `size` pixels of an image (S, S, C), S >= size; odd margins are rounded as in torchvision."""
+    """Crops the centre `size` x `size` pixels of an image (S, S, C), S >= size; odd margins round as in torchvision."""
     start = round((image.shape[0] - size) / 2)
     return image[start : start + size, start : start + size]

@@ -1,1 +1,1 @@
-"""Training, validation and test: by patient, stratified, without leaks."""
+"""Training, validation and test splits: by patient, stratified, without leaks."""

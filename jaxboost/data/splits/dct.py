@@ -1,7 +1,7 @@
-"""Images as vectors of the coefficients of their discrete cosine transform, whole or of a part, and parts that fit.
+"""Feature vectors of images, or of rectangular crops of them: coefficients of their discrete cosine transform (DCT).
 
-Each coefficient is multiplied by its frequency, which evens out the spectrum of natural images: their amplitudes fall
-as 1 / f (Field, JOSA A 4, 1987), so that without it the few coarsest coefficients would decide alone.
+Each coefficient is multiplied by its frequency. This flattens the spectrum of natural images, whose amplitudes fall as
+1 / f (Field, JOSA A 4, 1987): otherwise the few lowest frequencies would dominate.
 """
 
 import functools
@@ -9,15 +9,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Images are reduced to this many pixels a side.
+# Images are downsampled to this edge length.
 SIDE = 32
-# Of a part that is fitted: the least share of the image's side, and the longest step of an edge.
-LEAST_SHARE, LONGEST_STEP = 0.65, 0.08
-_MOVE = 0.01  # of an edge, to see how much it changes
+# Of a fitted crop, as fractions of the image's side: its smallest side, and the largest step of an edge.
+MIN_CROP, MAX_STEP = 0.65, 0.08
+_MOVE = 0.01  # of an edge, for finite differences
 
 
-def reduced(images: np.ndarray) -> np.ndarray:
-    """Grey float32 (n, R, R) or (n, R, R, R) of at most `SIDE` pixels a side, each a mean of what it covers."""
+def downsampled(images: np.ndarray) -> np.ndarray:
+    """Grey float32 (n, R, R) or (n, R, R, R) with R <= `SIDE`; each pixel is the mean of the area that it covers."""
     grey = images.mean(-1, dtype=np.float32)
     size = grey.shape[1]
     if size <= SIDE:
@@ -28,26 +28,32 @@ def reduced(images: np.ndarray) -> np.ndarray:
 
 
 def bases(size: int, low: np.ndarray, high: np.ndarray, count: int) -> np.ndarray:
-    """The first `count` cosines on the spans low..high (shares of the side), float32 (..., count, size).
+    """The first `count` cosines on the intervals low..high, float32 (..., count, size).
 
-    The product with the pixels is their transform (DCT-II) on the span; a pixel counts by its part inside.
+    The product with the pixels is their DCT-II on the interval; a pixel is weighted by its fraction inside.
+
+    Args:
+      size: number of pixels.
+      low: lower ends (...), as fractions of the side.
+      high: upper ends (...), as fractions of the side.
+      count: number of cosines.
     """
     left, right = np.arange(size), np.arange(1, size + 1)
     start, stop = np.asarray(low)[..., None] * size, np.asarray(high)[..., None] * size
     inner, outer = np.minimum(right, stop), np.maximum(left, start)
     inside = np.clip(inner - outer, 0, 1)
-    place = ((inner + outer) / 2 - start) / (stop - start)
-    cosine = np.cos(np.pi * place).astype(np.float32)
-    # The higher ones by Chebyshev's recurrence: cosines would take most of the time of a comparison.
+    position = ((inner + outer) / 2 - start) / (stop - start)
+    cosine = np.cos(np.pi * position).astype(np.float32)
+    # By Chebyshev's recurrence: computing cosines would take most of the time of a comparison.
     found = [np.ones_like(cosine), cosine]
     while len(found) < count:
         found.append(2 * cosine * found[-1] - found[-2])
-    share = (inside / (stop - start)).astype(np.float32)
-    return np.stack([base * share for base in found[:count]], -2)
+    weight = (inside / (stop - start)).astype(np.float32)
+    return np.stack([base * weight for base in found[:count]], -2)
 
 
 def transform(images: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
-    """(n, R, R) -> (n, K, K) by a matrix (K, R), or (n, K, R), for each axis; likewise of volumes."""
+    """Multiplies each axis of (n, R, R) by a matrix (K, R) or (n, K, R), giving (n, K, K); volumes likewise."""
     for axis, base in enumerate(matrices, 1):
         moved = np.moveaxis(images, axis, -2)
         flat = moved.reshape(*moved.shape[:1], -1, *moved.shape[-2:]) if images.ndim > 3 else moved
@@ -56,8 +62,8 @@ def transform(images: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
     return images
 
 
-def unit(coefficients: np.ndarray, ndim: int) -> np.ndarray:
-    """(..., K, K) -> (..., K * K - 1): without the mean, each times its frequency, of length 1 or 0."""
+def normalized(coefficients: np.ndarray, ndim: int) -> np.ndarray:
+    """(..., K, K) -> (..., K * K - 1): without the mean, times the frequency, of length 1, or 0 for empty images."""
     count = coefficients.shape[-1]
     # A cosine has half the power of the mean.
     scale = np.where(np.arange(count) > 0, np.sqrt(2), 1)
@@ -68,49 +74,59 @@ def unit(coefficients: np.ndarray, ndim: int) -> np.ndarray:
     return np.where(lengths > 1e-3, vectors / np.maximum(lengths, 1e-3), 0).astype(np.float32)
 
 
-def describe(images: np.ndarray, count: int) -> np.ndarray:
-    """Vectors of whole images, float32 (n, D)."""
+def features(images: np.ndarray, count: int) -> np.ndarray:
+    """The feature vectors of whole images from `count` coefficients a side, float32 (n, D)."""
     ndim, size = images.ndim - 1, images.shape[1]
     base = bases(size, np.float64(0), np.float64(1), min(count, size))
-    return unit(transform(images, [base] * ndim), ndim)
+    return normalized(transform(images, [base] * ndim), ndim)
 
 
-def turned(images: np.ndarray, turn: int) -> np.ndarray:
-    """One of 8: each axis mirrored or not; of 2-D images two axes, and these exchanged or not."""
+def oriented(images: np.ndarray, orientation: int) -> np.ndarray:
+    """Applies one of 8 orientations: bit k flips axis k; for 2-D images the third bit swaps the axes first."""
     ndim = images.ndim - 1
-    if ndim == 2 and turn & 4:
+    if ndim == 2 and orientation & 4:
         images = images.swapaxes(1, 2)
-    return np.flip(images, [axis + 1 for axis in range(ndim) if turn >> axis & 1])
+    return np.flip(images, [axis + 1 for axis in range(ndim) if orientation >> axis & 1])
 
 
 def fit(images: np.ndarray, targets: np.ndarray, boxes: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes (n, 2, 2) near those given whose vectors are most like `targets` (n, D), and their likeness (n,)."""
+    """Fits crops of images to target features by Gauss-Newton steps on the edges of the crops.
+
+    Args:
+      images: (n, R, R).
+      targets: feature vectors (n, D).
+      boxes: initial crops (n, 2, 2), (axis, end) as fractions of the side.
+      steps: number of steps.
+
+    Returns:
+      The best crops (n, 2, 2) and the cosine similarity of their features to the targets (n,).
+    """
     count = round((targets.shape[1] + 1) ** 0.5)
     best, best_boxes = np.full(len(images), -1.0), boxes
     for step in range(steps + 1):
         here, slopes = _with_slopes(images, boxes, count)
-        likeness = (here * targets).sum(-1)
-        best_boxes = np.where((likeness > best)[:, None, None], boxes, best_boxes)
-        best = np.maximum(likeness, best)
+        similarity = (here * targets).sum(-1)
+        best_boxes = np.where((similarity > best)[:, None, None], boxes, best_boxes)
+        best = np.maximum(similarity, best)
         if step < steps:
             square = slopes @ slopes.swapaxes(1, 2)
-            # A little of the identity: where an image is empty, an edge changes nothing.
+            # Damped: an edge in an empty region changes nothing.
             damping = 1e-2 * np.trace(square, axis1=1, axis2=2)[:, None, None] / 4 + 1e-6
             wanted = slopes @ (targets - here)[..., None]
             moves = np.linalg.solve(square + damping * np.eye(4), wanted)[..., 0].reshape(-1, 2, 2)
-            boxes = np.clip(boxes + np.clip(moves, -LONGEST_STEP, LONGEST_STEP), 0, 1)
-            narrow = boxes[..., 1] - boxes[..., 0] < LEAST_SHARE
+            boxes = np.clip(boxes + np.clip(moves, -MAX_STEP, MAX_STEP), 0, 1)
+            narrow = boxes[..., 1] - boxes[..., 0] < MIN_CROP
             boxes = np.where(narrow[..., None], best_boxes, boxes)
     return best_boxes, best
 
 
 def _with_slopes(images: np.ndarray, boxes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors (n, D) of the boxes of `images`, and how they change with each edge (n, 4, D)."""
-    # The edges as they are, and each moved inwards.
+    """The feature vectors (n, D) of crops, and their derivatives with respect to the edges (n, 4, D)."""
+    # The edges, and each edge moved inwards.
     edges = boxes[:, :, None] + _MOVE * np.array([[0, 0], [1, 0], [0, -1]])
     rows, columns = (bases(images.shape[1], edges[:, axis, :, 0], edges[:, axis, :, 1], count) for axis in (0, 1))
     left = rows @ images[:, None]
     moved = [left @ columns[:, :1].swapaxes(2, 3), left[:, :1] @ columns[:, 1:].swapaxes(2, 3)]
-    vectors = unit(np.concatenate(moved, 1), 2)
+    vectors = normalized(np.concatenate(moved, 1), 2)
     signs = np.array([1, -1, 1, -1], np.float32)[:, None]
     return vectors[:, 0], (vectors[:, 1:] - vectors[:, :1]) * signs / _MOVE

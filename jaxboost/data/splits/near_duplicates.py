@@ -1,11 +1,12 @@
-"""Nearly equal images, found by their pixels: saved anew, resized, brighter, mirrored, turned, inverted, or cut out.
+"""Near duplicates: images that were recompressed, resized, flipped, rotated, inverted or cropped, found by their pixels.
 
-Images of one modality look alike, and most of what they share is coarse. So images are compared by the coefficients of
-their discrete cosine transform, as a perceptual hash does, but these are weighted, see `cosines`, and are kept as
-numbers: the likeness of two images is the correlation of their vectors. Brightness and contrast do not change it.
+Images of one modality are similar, most of all in their low frequencies. So images are compared by coefficients of
+their discrete cosine transform, as in perceptual hashing, but the coefficients are weighted, see `dct`, and not
+binarized: the similarity of two images is the cosine similarity of their feature vectors. Brightness and contrast do
+not change it.
 
-Few coefficients of all pairs pick the candidates. They are compared with many coefficients, where the part that one
-image shows of the other is fitted first (Gauss-Newton on the edges of the box). docs/leaks.md has the rates.
+All pairs are compared with few coefficients, which selects candidates. Candidates are compared with many coefficients,
+after the crop that one image shows of the other was fitted. docs/leaks.md has the detection rates.
 """
 
 import dataclasses
@@ -19,33 +20,34 @@ from tqdm import tqdm
 
 from jaxboost.data.splits import dct
 
-# Coefficients a side, and the least likeness, of candidates, by spatial dimensions.
-_COARSE, _PASSES = {2: 8, 3: 5}, {2: 0.69, 3: 0.85}
-# Of the comparison of 2-D candidates: coefficients a side, steps of the fit, and the least likeness that passes.
+# For candidates: coefficients a side, and the smallest similarity, by spatial dimensions.
+_COARSE, _MIN_SIMILARITY = {2: 8, 3: 5}, {2: 0.69, 3: 0.85}
+# Comparison of 2-D candidates: coefficients a side, steps of the fit, and the smallest similarity that passes.
 _STAGES = ((12, 0, 0.3), (8, 3, 0.85))
-# Then one of these is enough: coefficients a side, and the least likeness. A copy of few pixels lacks the finest ones.
+# Then one of these has to be reached: coefficients a side, and the smallest similarity. A small copy lacks the highest
+# frequencies.
 _FINE, _ENDS = 16, ((16, 0.9), (12, 0.95))
-# The least likeness of candidates beyond what all images have in common, which this many show.
-_PASSES_BEYOND, _NOTHING_LEFT, _SAMPLE = 0.5, 0.1, 256
+# The smallest similarity of candidates without the content common to all images, which this many images estimate.
+_MIN_RESIDUAL, _MIN_LENGTH, _SAMPLE = 0.5, 0.1, 256
 _FINE_3D, _ALIKE_3D = 10, 0.95
-# Smaller images have too few coefficients to be distinguished, whole and in part.
+# Smaller images have too few coefficients to be distinguished: whole images, and crops.
 LEAST_SIZE, _LEAST_SIZE_OF_PARTS = 8, 20
-# Parts that one image may show of another: shares of its side, and the step between their places.
-_SHARES, _STEP = (0.92, 0.84, 0.77, 0.7), 0.08
-# More images are compared as a whole only: the time grows with the square of their number.
+# Crops that one image may show of another: fractions of its side, and the step between their positions.
+_FRACTIONS, _STEP = (0.92, 0.84, 0.77, 0.7), 0.08
+# With more images only whole images are compared: the time grows with the square of their number.
 MOST_FOR_PARTS = 20_000
-# Candidates of one search: some minutes. Images that are alike all over, such as shapes, would take hours.
+# Candidates of one search, which take some minutes. Very similar images, such as shapes, would take hours.
 _MOST_CANDIDATES = {2: 4_000_000, 3: 100_000}
-# Where more pairs than this, and more than this share of those that were sampled, are neither equal nor unlike, the
-# images are probably shapes, and copies cannot be distinguished from other images.
-_BETWEEN, _MOST_BETWEEN, _MOST_SHARE_BETWEEN = 0.75, 20, 0.01
-_BLOCK = 2**22  # likenesses in memory at once
+# Pairs above this similarity that are no duplicates: with more than this number, and more than this fraction of a
+# sample of pairs, the images are probably shapes, where copies cannot be distinguished from other images.
+_SIMILAR, _MAX_SIMILAR, _MAX_SIMILAR_FRACTION = 0.75, 20, 0.01
+_BLOCK = 2**22  # similarities in memory at once
 _BATCH = 256  # images in memory as float32 at once
 _WHOLE = (0.0, 1.0)
 
 
 class Pair(NamedTuple):
-    """Two images, as indices first < second, and how they differ in words ("" where they do not, but in details)."""
+    """Two images, as indices first < second, and how they differ, in words; "": only in details."""
 
     first: int
     second: int
@@ -54,9 +56,13 @@ class Pair(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """The pairs in their order, and why there may be more, "" where there are none: a text for `there may be more`.
+    """The result of a search.
 
-    Owners whom pairs connect already are not compared, so that a set of n copies gives n - 1 pairs.
+    Patients that pairs already connect are not compared, so n copies give n - 1 pairs.
+
+    Attributes:
+      pairs: in the order of the images.
+      gap: why there may be more pairs, in words; "": the search was complete.
     """
 
     pairs: tuple[Pair, ...]
@@ -65,15 +71,16 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class _View:
-    """What may have been done to an image: it was turned or mirrored, inverted, or cut to a box."""
+    """A change of an image: its orientation, see `dct.oriented`, inversion, and crop, (axis, end) as fractions."""
 
-    turn: int = 0
+    orientation: int = 0
     inverted: bool = False
     box: tuple[tuple[float, float], ...] = ()
 
     @property
     def how(self) -> str:
-        words = ("mirrored or turned" if self.turn else "", "inverted" if self.inverted else "")
+        """The change in words, without the crop."""
+        words = ("mirrored or turned" if self.orientation else "", "inverted" if self.inverted else "")
         return ", ".join(filter(None, words))
 
 
@@ -83,68 +90,70 @@ class _Candidate(NamedTuple):
     view: _View
 
 
-def find(images: np.ndarray, owners: np.ndarray, sides: np.ndarray) -> Search:
-    """The pairs of nearly equal images of different owners on different sides.
+def find(images: np.ndarray, patients: np.ndarray, splits: np.ndarray) -> Search:
+    """Finds pairs of near duplicates of different patients in different splits.
 
     Args:
       images: uint8 (n, S, S, C), or (n, S, S, S, 1).
-      owners: int (n,); an owner's images are not compared, and owners who are connected by pairs count as one.
-      sides: int (n,); pairs on one side are not looked for.
+      patients: int (n,); images of one patient are not compared, and patients connected by pairs count as one.
+      splits: int (n,); images in one split are not compared.
     """
     ndim, size = images.ndim - 2, images.shape[1]
     if size < LEAST_SIZE or len(images) < 2:
         return Search(())
-    if not _can_be_told_apart(images):
+    if not _are_distinguishable(images):
         return Search((), "most images look alike, as shapes do, and copies cannot be distinguished from other images")
-    views = _views(ndim, parts=size >= _LEAST_SIZE_OF_PARTS and len(images) <= MOST_FOR_PARTS)
-    targets = np.concatenate([dct.describe(dct.reduced(images[rows]), _COARSE[ndim]) for rows in _batches(len(images))])
+    views = _views(ndim, crops=size >= _LEAST_SIZE_OF_PARTS and len(images) <= MOST_FOR_PARTS)
+    targets = np.concatenate(
+        [dct.features(dct.downsampled(images[rows]), _COARSE[ndim]) for rows in _batches(len(images))]
+    )
     # Only here: it takes half a second to import.
     from scipy.cluster.hierarchy import DisjointSet
 
-    joined = DisjointSet(range(int(owners.max()) + 1))
+    joined = DisjointSet(range(int(patients.max()) + 1))
     pairs: list[Pair] = []
     compared, gap = 0, ""
 
     def wanted(candidate: _Candidate) -> bool:
-        one, other = owners[candidate.first], owners[candidate.second]
-        return sides[candidate.first] != sides[candidate.second] and not joined.connected(one, other)
+        one, other = patients[candidate.first], patients[candidate.second]
+        return splits[candidate.first] != splits[candidate.second] and not joined.connected(one, other)
 
-    common = _Common(images, targets, views)
+    common = _CommonContent(images, targets, views)
     for found in _in_batches(filter(wanted, _candidates(images, targets, views, common))):
         compared += len(found)
         if compared > _MOST_CANDIDATES[ndim]:
             gap = "more pairs look alike than can be compared closely"
             break
-        for candidate, how in _alike(images, found):
+        for candidate, how in _confirmed(images, found):
             first, second = sorted((candidate.first, candidate.second))
-            if joined.merge(owners[first], owners[second]):
+            if joined.merge(patients[first], patients[second]):
                 pairs.append(Pair(first, second, how))
     return Search(tuple(sorted(pairs)), gap)
 
 
-def _can_be_told_apart(images: np.ndarray) -> bool:
-    """Whether few pairs of a sample are neither equal nor unlike."""
+def _are_distinguishable(images: np.ndarray) -> bool:
+    """Whether a sample has few pairs that are similar without being duplicates."""
     ndim = images.ndim - 2
     fine, equal = _ENDS[0] if ndim == 2 else (_FINE_3D, _ALIKE_3D)
     some = np.unique(np.linspace(0, len(images) - 1, _SAMPLE).astype(int))
-    vectors = dct.describe(dct.reduced(images[some]), fine)
+    vectors = dct.features(dct.downsampled(images[some]), fine)
     mean = vectors.mean(0)
     own = vectors - np.outer(vectors @ mean, mean) / max(float(mean @ mean), 1e-9)
     own /= np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-6)
     pairs = np.triu_indices(len(some), 1)
-    likeness, beyond = (vectors @ vectors.T)[pairs], (own @ own.T)[pairs]
-    between = np.count_nonzero((likeness > _BETWEEN) & (likeness < equal) & (beyond > _PASSES_BEYOND))
-    return between <= max(_MOST_BETWEEN, _MOST_SHARE_BETWEEN * len(likeness))
+    similarity, residual = (vectors @ vectors.T)[pairs], (own @ own.T)[pairs]
+    similar = np.count_nonzero((similarity > _SIMILAR) & (similarity < equal) & (residual > _MIN_RESIDUAL))
+    return similar <= max(_MAX_SIMILAR, _MAX_SIMILAR_FRACTION * len(similarity))
 
 
 @functools.cache
-def _views(ndim: int, *, parts: bool) -> tuple[_View, ...]:
+def _views(ndim: int, *, crops: bool) -> tuple[_View, ...]:
     whole = (_WHOLE,) * ndim
-    views = [_View(turn, inverted, whole) for inverted in (False, True) for turn in range(8)]
-    if parts and ndim == 2:
-        spans = {share: np.linspace(0, 1 - share, int(np.ceil((1 - share) / _STEP)) + 1) for share in _SHARES}
-        edges = {share: [(low, low + share) for low in lows.tolist()] for share, lows in spans.items()}
-        # In proportion, or cut on one axis: what is cut on both in other shares is fitted from these.
+    views = [_View(orientation, inverted, whole) for inverted in (False, True) for orientation in range(8)]
+    if crops and ndim == 2:
+        lows = {size: np.linspace(0, 1 - size, int(np.ceil((1 - size) / _STEP)) + 1) for size in _FRACTIONS}
+        edges = {size: [(low, low + size) for low in found.tolist()] for size, found in lows.items()}
+        # Square crops, and crops of one axis: other crops are fitted, starting from these.
         boxes = [box for found in edges.values() for box in itertools.product(found, found)]
         boxes += [box for found in edges.values() for span in found for box in ((span, _WHOLE), (_WHOLE, span))]
         views += [_View(box=box) for box in boxes]
@@ -156,72 +165,79 @@ def _batches(count: int) -> list[slice]:
 
 
 def _queries(images: np.ndarray, views: Sequence[_View]) -> np.ndarray:
-    """Vectors of the views of each reduced image, float32 (n, views, D)."""
+    """The feature vectors of the views of each downsampled image, float32 (n, views, D)."""
     ndim, size = images.ndim - 1, images.shape[1]
     count = min(_COARSE[ndim], size)
-    turned = [dct.describe(dct.turned(images, turn), count) for turn in range(8)]
+    whole = [dct.features(dct.oriented(images, orientation), count) for orientation in range(8)]
     boxes = [view.box for view in views if view.box != (_WHOLE,) * ndim]
-    found = [-turned[view.turn] if view.inverted else turned[view.turn] for view in views[: len(views) - len(boxes)]]
+    found = [
+        -whole[view.orientation] if view.inverted else whole[view.orientation]
+        for view in views[: len(views) - len(boxes)]
+    ]
     rows: dict[tuple[float, float], np.ndarray] = {}
     for down, across in boxes:
         if down not in rows:
             rows[down] = dct.bases(size, np.float64(down[0]), np.float64(down[1]), count) @ images
         base = dct.bases(size, np.float64(across[0]), np.float64(across[1]), count)
-        found.append(dct.unit(rows[down] @ base.T, ndim))
+        found.append(dct.normalized(rows[down] @ base.T, ndim))
     return np.stack(found, 1)
 
 
-class _Common:
-    """What all images have in common, for each view: the plane of the mean vector of the images and that of the view.
+class _CommonContent:
+    """The content common to all images, for each view: the plane of the mean feature vectors of images and of the view.
 
-    Chest radiographs, or brains in one atlas, are alike because of their common anatomy. Without it copies are still
-    alike, and other pairs are not.
+    Chest radiographs, or brains in one atlas, are similar because of their common anatomy. When it is projected out,
+    only copies remain similar.
     """
 
     def __init__(self, images: np.ndarray, targets: np.ndarray, views: Sequence[_View]):
         some = np.unique(np.linspace(0, len(images) - 1, _SAMPLE).astype(int))
         self._enough = len(some) == _SAMPLE
         means = np.stack([np.broadcast_to(targets[some].mean(0), (len(views), targets.shape[1]))] * 2, -1)
-        means[..., 1] = _queries(dct.reduced(images[some]), views).mean(0)
+        means[..., 1] = _queries(dct.downsampled(images[some]), views).mean(0)
         self._planes = np.linalg.qr(means + 1e-6 * np.eye(*means.shape[1:]))[0]  # (views, D, 2)
         self._targets = np.einsum("nd,vdp->vnp", targets, self._planes)
 
-    def beyond(self, queries: np.ndarray, likeness: np.ndarray, number: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Which pairs are alike beyond what is common, bool (m,).
+    def exceeded_by(
+        self, queries: np.ndarray, similarity: np.ndarray, number: np.ndarray, second: np.ndarray
+    ) -> np.ndarray:
+        """Which pairs are similar also without the common content, bool (m,).
 
         Args:
-          queries: (m, D), of the views `number`.
-          likeness: of these to the images `second`.
+          queries: feature vectors (m, D) of the views.
+          similarity: of the queries to the images `second`, (m,).
+          number: index of each query's view, int (m,).
+          second: index of the image that each query is compared with, int (m,).
         """
         if not self._enough:
-            return np.ones(len(likeness), bool)
+            return np.ones(len(similarity), bool)
         ours, theirs = np.einsum("md,mdp->mp", queries, self._planes[number]), self._targets[number, second]
-        left = np.sqrt(np.maximum(1 - (ours**2).sum(1), 0) * np.maximum(1 - (theirs**2).sum(1), 0))
-        # Where nearly nothing is left, nothing can be said.
-        return (left < _NOTHING_LEFT) | (likeness - (ours * theirs).sum(1) > _PASSES_BEYOND * left)
+        length = np.sqrt(np.maximum(1 - (ours**2).sum(1), 0) * np.maximum(1 - (theirs**2).sum(1), 0))
+        # Vectors of nearly no length say nothing, so these pairs stay.
+        return (length < _MIN_LENGTH) | (similarity - (ours * theirs).sum(1) > _MIN_RESIDUAL * length)
 
 
 def _candidates(
-    images: np.ndarray, targets: np.ndarray, views: Sequence[_View], common: _Common
+    images: np.ndarray, targets: np.ndarray, views: Sequence[_View], common: _CommonContent
 ) -> Iterator[_Candidate]:
-    """The pairs where a view of the first is like the second, with the view that is most like it."""
+    """Pairs where a view of the first image is similar to the second, with the most similar view."""
     ndim, total = images.ndim - 2, len(images)
     step = max(1, _BLOCK // (len(views) * total))
     space = np.empty((step * len(views), total), np.float32)
     with tqdm(total=total, desc="comparing", unit="image", disable=None) as bar:
         for rows in _batches(total):
-            queries = _queries(dct.reduced(images[rows]), views)
+            queries = _queries(dct.downsampled(images[rows]), views)
             for start in range(0, len(queries), step):
                 block = queries[start : start + step].reshape(-1, queries.shape[-1])
-                likeness = np.matmul(block, targets.T, out=space[: len(block)])
-                # np.nonzero takes as long as the product.
-                found = np.flatnonzero(likeness > _PASSES[ndim])
+                similarity = np.matmul(block, targets.T, out=space[: len(block)])
+                # Not np.nonzero, which takes as long as the product.
+                found = np.flatnonzero(similarity > _MIN_SIMILARITY[ndim])
                 first, number, second = np.unravel_index(found, (len(block) // len(views), len(views), total))
-                scores = likeness.ravel()[found]
+                scores = similarity.ravel()[found]
                 order = np.lexsort((-scores, second, first))
                 best = order[np.append(True, np.diff(first[order] * total + second[order]) != 0)[: len(order)]]
-                beyond = common.beyond(block[found[best] // total], scores[best], number[best], second[best])
-                for row in best[beyond].tolist():
+                kept = common.exceeded_by(block[found[best] // total], scores[best], number[best], second[best])
+                for row in best[kept].tolist():
                     yield _Candidate(int(first[row]) + rows.start + start, int(second[row]), views[number[row]])
                 bar.update(len(block) // len(views))
 
@@ -231,32 +247,32 @@ def _in_batches(candidates: Iterator[_Candidate]) -> Iterator[list[_Candidate]]:
         yield batch
 
 
-def _alike(images: np.ndarray, candidates: Sequence[_Candidate]) -> Iterator[tuple[_Candidate, str]]:
-    """The candidates whose likeness stays when it is looked at closely, and how their images differ."""
+def _confirmed(images: np.ndarray, candidates: Sequence[_Candidate]) -> Iterator[tuple[_Candidate, str]]:
+    """The candidates that are duplicates at a fine comparison, and how their images differ."""
     ndim = images.ndim - 2
     first, second = ([getattr(candidate, name) for candidate in candidates] for name in ("first", "second"))
     views = [candidate.view for candidate in candidates]
-    grey = dct.reduced(images[first])
-    shown = np.stack([dct.turned(image[None], view.turn)[0] for image, view in zip(grey, views, strict=True)])
+    grey = dct.downsampled(images[first])
+    shown = np.stack([dct.oriented(image[None], view.orientation)[0] for image, view in zip(grey, views, strict=True)])
     shown *= np.array([-1 if view.inverted else 1 for view in views], np.float32).reshape(-1, *[1] * ndim)
-    seen = dct.reduced(images[second])
+    seen = dct.downsampled(images[second])
     if ndim == 2:
         boxes = np.array([view.box for view in views])
         kept = np.arange(len(candidates))
         for count, steps, least in _STAGES:
-            boxes, likeness = dct.fit(shown[kept], dct.describe(seen[kept], count), boxes, steps)
-            kept, boxes = kept[likeness > least], boxes[likeness > least]
+            boxes, similarity = dct.fit(shown[kept], dct.features(seen[kept], count), boxes, steps)
+            kept, boxes = kept[similarity > least], boxes[similarity > least]
             if not len(kept):
                 return
-        boxes, _ = dct.fit(shown[kept], dct.describe(seen[kept], _FINE), boxes, 3)
+        boxes, _ = dct.fit(shown[kept], dct.features(seen[kept], _FINE), boxes, 3)
         passed = np.zeros(len(kept), bool)
         for count, least in _ENDS:
-            passed |= dct.fit(shown[kept], dct.describe(seen[kept], count), boxes, 0)[1] > least
+            passed |= dct.fit(shown[kept], dct.features(seen[kept], count), boxes, 0)[1] > least
         kept, boxes = kept[passed], boxes[passed]
         cut = (boxes[:, :, 1] - boxes[:, :, 0]).min(1) < 1 - _STEP / 2
     else:
-        likeness = (dct.describe(shown, _FINE_3D) * dct.describe(seen, _FINE_3D)).sum(-1)
-        kept = np.flatnonzero(likeness > _ALIKE_3D)
+        similarity = (dct.features(shown, _FINE_3D) * dct.features(seen, _FINE_3D)).sum(-1)
+        kept = np.flatnonzero(similarity > _ALIKE_3D)
         cut = np.zeros(len(kept), bool)
     for row, is_part in zip(kept.tolist(), cut.tolist(), strict=True):
         yield candidates[row], "cut out" if is_part else views[row].how

@@ -15,7 +15,7 @@ from torchvision.transforms import functional
 from jaxboost.data.dataset import Split
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.data.pipeline.batches import (
-    EpochRows,
+    EpochOrder,
     PaddedSource,
     SplitSource,
     eval_batches,
@@ -300,7 +300,7 @@ def test_sources_say_what_they_are(split):
     assert repr(source) == "SplitSource(images=(23, 4, 4, 1), labels=(23, 1))"
     assert repr(source) == repr(SplitSource(split))
     padded = PaddedSource(split, batch_size=8, process_index=1, process_count=2)
-    assert repr(padded) == f"PaddedSource({source!r}, share=4 of 8, offset=4)"
+    assert repr(padded) == f"PaddedSource({source!r}, 4 of 8, offset=4)"
     assert len(padded) == 12
     assert len(source) == N
 
@@ -525,7 +525,7 @@ def test_balanced_classes_come_equally_often():
 def test_balanced_passes_are_whole():
     """The draws of a class, over the borders of epochs: none comes for the third time before all came twice."""
     split = classes((5, 9, 4))
-    rows = EpochRows(split.labels[:, 0], size=11, seed=0, repeats=1, balanced=True)
+    rows = EpochOrder(split.labels[:, 0], size=11, seed=0, repeats=1, balanced=True)
     seen = np.zeros(18, int)
     for epoch in range(40):
         for position in range(11):
@@ -578,7 +578,7 @@ def test_wrong_sampling(split):
             Augment(resize=9),
             r"augment.resize: 9 is for 2-D images, these are 3-D: leave it at 0",
         ),
-        (textured((9, 9, 9, 1)), Augment(shift=9), r"augment.shift: 9 voxels of 9 leave nothing in sight"),
+        (textured((9, 9, 9, 1)), Augment(shift=9), r"augment.shift: 9 voxels of 9 leave nothing of the volume"),
         (textured((9, 9, 1)), Augment(flip=2.0), r"augment.flip: 2.0 should be 0 to 1"),
     ],
 )

@@ -12,6 +12,7 @@ from jaxboost.data.splits.folds import assign, read, split, write
 from jaxboost.errors import UserError
 
 CLASSES = ("normal", "silicosis")
+INFO = DatasetInfo("some", "binary-class", CLASSES, 1, 2, 2)
 
 
 def cohort(seed=0, patients=60, classes=2):
@@ -177,7 +178,7 @@ def table(tmp_path):
     folds = assign(labels, groups, count=3, seed=0)
     path = tmp_path / "new" / "folds.csv"
     samples = Split(images=labels, labels=labels, groups=groups, names=names)
-    write(path, samples, DatasetInfo("some", "binary-class", CLASSES, 1, 2, 2), folds)
+    write(path, samples, INFO, folds)
     return path, samples, folds
 
 
@@ -265,9 +266,7 @@ def test_files_that_cannot_be_read_or_written(tmp_path):
         with pytest.raises(UserError, match="cannot be read as a table of folds"):
             read(path, samples, count=2)
     with pytest.raises(UserError, match=r"folds\.csv: the folds cannot be written .*: give another data.folds_file"):
-        write(
-            tmp_path / "file" / "folds.csv", samples, DatasetInfo("some", "binary-class", CLASSES, 1, 2, 2), labels[0]
-        )
+        write(tmp_path / "file" / "folds.csv", samples, INFO, labels[0])
 
 
 def identity(images):

@@ -1,4 +1,4 @@
-"""Nearly equal images: found whatever was done to a copy, and not where images are only of one kind."""
+"""Near duplicates: found after every kind of change, and not among images of one modality."""
 
 import functools
 import io
@@ -28,7 +28,7 @@ def saved(picture, quality):
 
 
 def cut(number, picture, width, height):
-    """A part of those shares, at another place for each number."""
+    """A crop of these fractions of the sides, at another position for each number."""
     rng = np.random.default_rng(number)
     wide, high = round(width * picture.width), round(height * picture.height)
     left, top = int(rng.integers(picture.width - wide + 1)), int(rng.integers(picture.height - high + 1))
@@ -61,9 +61,9 @@ COPIES = {
 }
 
 
-def find(images, owners=None, sides=None):
+def find(images, patients=None, splits=None):
     alone = np.arange(len(images))
-    return near_duplicates.find(images, alone if owners is None else owners, alone if sides is None else sides)
+    return near_duplicates.find(images, alone if patients is None else patients, alone if splits is None else splits)
 
 
 @pytest.mark.parametrize("kind", COPIES)
@@ -74,7 +74,7 @@ def test_copies_are_found_and_nothing_else(kind):
     assert found == near_duplicates.Search(tuple((number, number + COUNT, how) for number in range(COUNT)))
 
 
-def test_a_part_is_found_in_either_order():
+def test_a_crop_is_found_in_either_order():
     parts = [cut(number, picture, 0.8, 0.8) for number, picture in enumerate(pictures())]
     found = find(np.concatenate([resized(parts), resized(pictures())]))
     assert [pair[:2] for pair in found.pairs] == [(number, number + COUNT) for number in range(COUNT)]
@@ -97,14 +97,14 @@ def test_common_anatomy_is_no_copy():
     assert [pair[:2] for pair in found.pairs] == [(number, number + 300) for number in range(5)]
 
 
-def test_owners_and_sides():
+def test_patients_and_splits():
     images = np.concatenate([resized(pictures()[:4])] * 2)
     assert [pair[:2] for pair in find(images).pairs] == [(0, 4), (1, 5), (2, 6), (3, 7)]
-    owners = np.array([0, 1, 2, 3, 0, 1, 4, 5])
-    assert [pair[:2] for pair in find(images, owners=owners).pairs] == [(2, 6), (3, 7)]
-    sides = np.array([0, 0, 0, 1, 0, 1, 1, 1])
-    assert [pair[:2] for pair in find(images, sides=sides).pairs] == [(1, 5), (2, 6)]
-    # Owners who are connected already are not compared again.
+    patients = np.array([0, 1, 2, 3, 0, 1, 4, 5])
+    assert [pair[:2] for pair in find(images, patients=patients).pairs] == [(2, 6), (3, 7)]
+    splits = np.array([0, 0, 0, 1, 0, 1, 1, 1])
+    assert [pair[:2] for pair in find(images, splits=splits).pairs] == [(1, 5), (2, 6)]
+    # Patients that are connected already are not compared again.
     assert len(find(np.concatenate([images[:2]] * 5)).pairs) == 8
 
 
@@ -143,7 +143,7 @@ def test_limits(monkeypatch):
     assert find(images).gap == "more pairs look alike than can be compared closely"
 
 
-def test_shapes_cannot_be_told_apart():
+def test_shapes_are_not_distinguishable():
     rng = np.random.default_rng(0)
     down, across = np.mgrid[:SIZE, :SIZE] - SIZE / 2
     radii = rng.uniform(6, 12, (2, 100, 1, 1))
@@ -156,13 +156,13 @@ def test_shapes_cannot_be_told_apart():
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 20), (3, 19), (4, 20)])
-def test_the_transform_is_the_discrete_cosine_transform_of_the_part(low, high):
+def test_the_transform_is_the_discrete_cosine_transform_of_the_crop(low, high):
     image = np.random.default_rng(3).normal(size=(20, 20)).astype(np.float32)
     base = dct.bases(20, np.float64(low / 20), np.float64(high / 20), 8)
     expected = scipy.fft.dctn(image[low:high, low:high], type=2)[:8, :8] / (2 * (high - low)) ** 2
     np.testing.assert_allclose(dct.transform(image[None], [base, base])[0], expected, atol=1e-6)
 
 
-def test_pixels_on_an_edge_count_by_their_part():
+def test_pixels_on_an_edge_are_weighted_by_their_fraction_inside():
     (mean,) = dct.bases(4, np.float64(1 / 8), np.float64(7 / 8), 1)
     np.testing.assert_allclose(mean, [1 / 6, 1 / 3, 1 / 3, 1 / 6], rtol=1e-6)
