@@ -1,4 +1,4 @@
-"""Near duplicates: images that were recompressed, resized, flipped, rotated, inverted or cropped, found by their pixels.
+"""Near duplicates, found by their pixels: recompressed, resized, flipped, rotated, inverted or cropped images.
 
 Images of one modality are similar, most of all in their low frequencies. So images are compared by coefficients of
 their discrete cosine transform, as in perceptual hashing, but the coefficients are weighted, see `dct`, and not
