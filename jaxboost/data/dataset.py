@@ -114,9 +114,12 @@ class Split:
         return len(self.labels)
 
     @property
-    def patients(self) -> np.ndarray | None:
+    def patients(self) -> np.ndarray:
         """`groups`, or `names` where the patients are unknown, str (n,)."""
-        return self.names if self.groups is None else self.groups
+        found = self.names if self.groups is None else self.groups
+        if found is None:
+            raise ValueError("samples without patients have no names either")
+        return found
 
     def take(self, rows: np.ndarray) -> "Split":
         """The samples `rows`, int (m,), in that order."""

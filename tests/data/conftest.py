@@ -1,4 +1,4 @@
-"""Data files for the tests: the official ones where they are, small ones in the same formats, and a local server."""
+"""Data files for the tests: the official ones where available, small ones in the same formats, and a local server."""
 
 import contextlib
 import copy
@@ -17,7 +17,7 @@ from jaxboost.data.sources import medmnist
 
 @pytest.fixture
 def official_root():
-    """The folder of the official files; nothing is ever written or downloaded there."""
+    """The folder of the official files; tests never write there."""
     root = os.environ.get("MEDMNIST_ROOT", "")
     files = ("vesselmnist3d.npz", "breastmnist.npz")
     if not root or not all((pathlib.Path(root) / name).is_file() for name in files):
@@ -27,7 +27,7 @@ def official_root():
 
 @pytest.fixture
 def info(monkeypatch):
-    """A copy of medmnist's table that the tests may change."""
+    """A copy of medmnist's table that tests can change."""
     table = copy.deepcopy(dict(medmnist.medmnist_info()))
     monkeypatch.setattr(medmnist, "medmnist_info", lambda: table)
     return table
@@ -35,7 +35,7 @@ def info(monkeypatch):
 
 @pytest.fixture
 def write_official(info, tmp_path):
-    """write_official(flag, size, **arrays) writes a small file in the official format and makes it the official one."""
+    """write_official(flag, size, **arrays) writes a small file, whose MD5 sum becomes the official one."""
 
     def write(flag, size, *, folder=tmp_path, **replaced):
         arrays = small_arrays(flag, size, info[flag]) | replaced

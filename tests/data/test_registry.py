@@ -1,4 +1,4 @@
-"""Names, sizes and the data root."""
+"""The registry: names, sizes, options and the data root."""
 
 import os
 import pathlib
@@ -62,6 +62,24 @@ def test_unknown_name():
         load("VesselMNIST3D", size=28, root="")
 
 
+def test_options_of_a_folder_are_refused_for_other_data_sets():
+    message = r"data\.{}: .* is for data.source='folder' only, {} has its own"
+    with pytest.raises(UserError, match=message.format("classes", "breastmnist")):
+        describe_dataset("breastmnist", 28, classes=("a", "b"))
+    with pytest.raises(UserError, match=message.format("spacing", "tfds:mnist")):
+        load("mine", size=28, source="tfds:mnist", root="", spacing=1.0)
+    # A config gives these for every data set.
+    info = describe_dataset("breastmnist", 28, ndim=3, classes=(), multi_label=False, masks="", max_pixels=7)
+    assert info == describe_dataset("breastmnist", 28)
+
+
+def test_sources():
+    with pytest.raises(UserError, match=r"data.source: 'foldr' is unknown, did you mean 'folder'\?"):
+        load("mine", size=28, source="foldr", root="")
+    with pytest.raises(UserError, match=r"'breastmnist' is a published data set, and data.source='folder' is your own"):
+        load("breastmnist", size=28, source="folder", root="")
+
+
 @pytest.mark.parametrize(
     ("name", "size", "sizes"),
     [
@@ -89,7 +107,7 @@ def test_data_root(monkeypatch, tmp_path):
 
 
 def test_imports_are_light_and_silent(tmp_path):
-    """Nothing heavy, neither torch nor jax, comes in with the data sets, nor does the line that medmnist prints."""
+    """The import loads no heavy package such as torch or jax, and prints nothing, unlike `import medmnist`."""
     code = (
         "import sys, jaxboost.data\n"
         "jaxboost.data.describe_dataset('breastmnist', 28)\n"

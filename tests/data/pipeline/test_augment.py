@@ -1,4 +1,4 @@
-"""Random changes of images and volumes: each against torchvision or plain numpy, and how often they are made."""
+"""Augmentation of images and volumes: results against torchvision or plain NumPy, and the distribution of draws."""
 
 import dataclasses
 import itertools
@@ -61,7 +61,7 @@ def test_random_fields_are_those_that_change_images():
 
 
 @both
-def test_nothing_set_changes_nothing(channels):
+def test_defaults_change_nothing(channels):
     given = image(channels)
     np.testing.assert_array_equal(augment_image(given, rng(), Augment(), image_size=SIDE), given)
     np.testing.assert_array_equal(augment_volume(volume(), rng(), Augment()), volume())
@@ -69,7 +69,7 @@ def test_nothing_set_changes_nothing(channels):
 
 @both
 @pytest.mark.parametrize("interpolation", ["bicubic", "random"])
-def test_crop_is_torchvisions(channels, interpolation):
+def test_crop_matches_torchvision(channels, interpolation):
     augment = Augment(crop_scale=(0.2, 0.9), interpolation=interpolation)
     used = set()
     for seed in range(20):
@@ -85,15 +85,15 @@ def test_crop_is_torchvisions(channels, interpolation):
     assert used == ({InterpolationMode.BICUBIC} if interpolation == "bicubic" else set(expected))
 
 
-def shares_and_ratios(boxes, side):
+def fractions_and_ratios(boxes, side):
     sizes = np.array([(right - left, lower - upper) for left, upper, right, lower in boxes], float)
     return sizes.prod(1) / side**2, np.log(sizes[:, 0] / sizes[:, 1])
 
 
-def test_crops_that_always_fit_have_uniform_areas_ratios_and_places():
+def test_crops_that_always_fit_have_uniform_areas_ratios_and_positions():
     side, generator = 2000, rng(1)
     boxes = [crop_box(side, generator, scale=(0.1, 0.5), ratio=(3 / 4, 4 / 3)) for _ in range(1500)]
-    areas, ratios = shares_and_ratios(boxes, side)
+    areas, ratios = fractions_and_ratios(boxes, side)
     assert scipy.stats.kstest(areas, scipy.stats.uniform(0.1, 0.4).cdf).pvalue > 0.01
     low = math.log(3 / 4)
     assert scipy.stats.kstest(ratios, scipy.stats.uniform(low, -2 * low).cdf).pvalue > 0.01
@@ -102,8 +102,8 @@ def test_crops_that_always_fit_have_uniform_areas_ratios_and_places():
         assert scipy.stats.kstest(places, scipy.stats.uniform.cdf).pvalue > 0.01
 
 
-def test_crops_are_distributed_as_torchvisions():
-    """With the usual ranges, where some tries do not fit."""
+def test_crops_have_the_distribution_of_torchvision():
+    """With the usual ranges, where some attempts do not fit."""
     side, generator = 500, rng(2)
     torch.manual_seed(0)
     blank = torch.zeros(1, side, side)
@@ -112,7 +112,7 @@ def test_crops_are_distributed_as_torchvisions():
         upper, left, height, width = RandomResizedCrop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3])
         theirs.append((left, upper, left + width, upper + height))
     ours = [crop_box(side, generator, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)) for _ in range(1500)]
-    for mine, other in zip(shares_and_ratios(ours, side), shares_and_ratios(theirs, side), strict=True):
+    for mine, other in zip(fractions_and_ratios(ours, side), fractions_and_ratios(theirs, side), strict=True):
         assert scipy.stats.ks_2samp(mine, other).pvalue > 0.01
     assert min(min(box) for box in ours) >= 0
     assert max(max(box) for box in ours) <= side
@@ -120,12 +120,12 @@ def test_crops_are_distributed_as_torchvisions():
 
 @pytest.mark.parametrize("ratio", [(2, 3), (1 / 3, 1 / 2), (3 / 4, 4 / 3)])
 def test_a_crop_that_never_fits_is_in_the_centre(ratio):
-    # More than the whole area never fits: no such field passes the checks, but it shows what then happens.
+    # More than the whole area never fits. The checks refuse it, but it tests the fallback.
     upper, left, height, width = RandomResizedCrop.get_params(torch.zeros(1, 21, 21), [2.0, 2.0], list(ratio))
     assert crop_box(21, rng(), scale=(2.0, 2.0), ratio=ratio) == (left, upper, left + width, upper + height)
 
 
-def test_a_crop_has_a_pixel_at_least():
+def test_a_crop_has_at_least_one_pixel():
     for seed in range(50):
         left, upper, right, lower = crop_box(3, rng(seed), scale=(1e-6, 0.1), ratio=(0.01, 100))
         assert 0 <= left < right <= 3
@@ -147,7 +147,7 @@ def test_flips(channels, field, axis):
 
 
 class Script:
-    """A generator that gives the order and the factors that it was made with."""
+    """A random generator that returns the given order and factors."""
 
     def __init__(self, order, factors):
         self.order, self.factors, self.ranges = order, list(factors), []
@@ -163,7 +163,7 @@ class Script:
 
 @both
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_jitter_is_torchvisions(channels, order):
+def test_jitter_matches_torchvision(channels, order):
     adjust = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
     expected = picture = as_picture(image(channels))
     factors = (0.7, 1.35, 0.9)
@@ -175,9 +175,9 @@ def test_jitter_is_torchvisions(channels, order):
 
 
 @both
-def test_jitter_is_one_of_the_changes(channels):
+def test_augment_image_applies_jitter(channels):
     found = augment_image(image(channels), rng(4), Augment(color_jitter=0.4), image_size=SIDE)
-    # Without the other fields, the flips take two numbers.
+    # The flips draw two numbers, even with probability 0.
     generator = rng(4)
     generator.random(2)
     generator.integers(15, size=0)
@@ -186,7 +186,7 @@ def test_jitter_is_one_of_the_changes(channels):
 
 
 @both
-def test_everything_of_two_dimensions_at_once(channels):
+def test_all_2d_fields_together(channels):
     augment = Augment(
         **{"crop_scale": (0.08, 1.0), "flip": 0.5, "vertical_flip": 0.5, "color_jitter": 0.4},
         **{"rand_augment_ops": 2, "rand_augment_increasing": True, "interpolation": "random"},
@@ -201,7 +201,7 @@ def test_everything_of_two_dimensions_at_once(channels):
 
 
 @pytest.mark.parametrize(("increasing", "std"), [(True, 0.0), (False, 2.0)])
-def test_rand_augment_gets_its_fields(monkeypatch, increasing, std):
+def test_rand_augment_receives_its_fields(monkeypatch, increasing, std):
     seen = []
     monkeypatch.setattr(
         "jaxboost.data.pipeline.augment.rand_augment.rand_augment",
@@ -216,7 +216,7 @@ def test_rand_augment_gets_its_fields(monkeypatch, increasing, std):
 
 
 def orientations(given):
-    """All that `numpy.rot90` reaches, by its bytes."""
+    """All orientations that `numpy.rot90` reaches, by their bytes."""
     reached, fresh = {}, [given]
     while fresh:
         current = fresh.pop()
@@ -233,7 +233,7 @@ def test_rotations_are_the_24_orientations():
     np.testing.assert_array_equal(rotate(volume(), 0), volume())
 
 
-def test_rotations_come_equally_often():
+def test_rotations_are_equally_frequent():
     generator, counts = rng(8), dict.fromkeys(orientations(volume()), 0)
     for _ in range(2400):
         counts[augment_volume(volume(), generator, Augment(volume_rotations=True)).tobytes()] += 1
@@ -241,7 +241,7 @@ def test_rotations_come_equally_often():
     assert scipy.stats.chisquare(list(counts.values())).pvalue > 0.01
 
 
-def test_volume_flips_come_equally_often():
+def test_volume_flips_are_equally_frequent():
     expected = {
         np.flip(volume(), axes).tobytes() for count in range(4) for axes in itertools.combinations(range(3), count)
     }
@@ -300,7 +300,7 @@ def test_noise_stays_in_the_range():
         assert np.abs(found.astype(int) - value).max() < 5 * 51
 
 
-def test_volumes_keep_their_inputs():
+def test_input_volumes_are_unchanged():
     given = volume()
     everything = Augment(volume_flips=True, volume_rotations=True, shift=1, noise=0.1)
     first, again = (
@@ -319,7 +319,7 @@ FULL_2D = {
 FULL_3D = {"volume_flips": True, "volume_rotations": True, "shift": 2, "noise": 0.1}
 
 
-def test_fields_are_of_one_dimension():
+def test_fields_for_other_dimensions_are_refused():
     assert {*FULL_2D, *FULL_3D, "repeats"} == {field.name for field in dataclasses.fields(Augment)}
     for ndim, own, other in ((2, FULL_2D, FULL_3D), (3, FULL_3D, FULL_2D)):
         Augment().check(ndim)
@@ -372,7 +372,7 @@ def test_ranges_of_volumes(changes, message):
     assert str(raised.value) == f"config field augment.{message}"
 
 
-def test_encoded_images_cannot_be_changed():
+def test_features_cannot_be_augmented():
     Augment(resize=256, repeats=2).check_encoded()
     with pytest.raises(UserError) as raised:
         Augment(flip=0.5).check_encoded()

@@ -1,4 +1,4 @@
-"""Batches: what is in them, in which order, for which process, and after a restart."""
+"""Batches: their content, their order, the slices of processes, and resuming."""
 
 import collections
 import functools
@@ -79,20 +79,20 @@ def test_the_seed_decides(split):
     assert first[4:8] != other[:4]
 
 
-def test_epochs_are_whole_and_differ(split):
+def test_epochs_are_complete_and_differ(split):
     assert steps_per_epoch(split, 5) == 4
     batches = labels(take(train_iterator(split, batch_size=5, seed=3, image_size=4), 4 * 12))
     epochs = [chain(batches[start : start + 4]) for start in range(0, len(batches), 4)]
     assert all(len(set(epoch)) == 20 for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 12
-    # The remainder is another one each time.
+    # The dropped samples differ between epochs.
     assert set(chain(epochs)) == set(range(N))
     assert len({frozenset(epoch) for epoch in epochs}) > 1
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_last_batch_may_be_kept(split, processes):
-    """23 samples in batches of 6: three whole ones and one of 5, whose place without a sample has no mask."""
+def test_the_last_batch_can_be_kept(split, processes):
+    """23 samples in batches of 6: three whole ones and one of 5, padded with a sample whose mask is False."""
     assert steps_per_epoch(split, 6, last_batch="keep") == 4
     iterators = [
         train_iterator(
@@ -125,7 +125,7 @@ def test_the_last_batch_may_be_kept(split, processes):
 
 
 def test_steps_of_the_released_code():
-    """VesselMNIST3D in its 3D code, a fold of PneumoLLM's, and OCTMNIST with repeats in its 2D code."""
+    """VesselMNIST3D in the 3-D code, a fold of PneumoLLM, and OCTMNIST with repeated augmentation in the 2-D code."""
 
     def steps(samples, *arguments, **options):
         return steps_per_epoch(
@@ -139,7 +139,7 @@ def test_steps_of_the_released_code():
 
 
 def test_an_epoch_of_a_multiple(split):
-    """Of 23 samples 20 are drawn in an epoch, and each twice, so that it has 10 of them."""
+    """Of 23 samples an epoch has 20, 10 samples twice each."""
     iterator = train_iterator(split, batch_size=4, seed=0, image_size=4, multiple=10, augment=Augment(repeats=2))
     for _ in range(3):
         counts = collections.Counter(chain(labels(take(iterator, 5))))
@@ -155,8 +155,8 @@ def test_wrong_epochs(split):
         steps_per_epoch(split, 4, last_batch="kept")
 
 
-def test_grey_images_may_become_rgb():
-    """What comes into sight from outside is then ImageNet's mean colour, not its grey."""
+def test_grey_images_can_become_rgb():
+    """Pixels from outside the image then have ImageNet's mean colour, not its grey value."""
     images = np.zeros((8, 16, 16, 1), np.uint8)
     split = Split(images=images, labels=np.zeros((8, 1), np.int64))
     settings = dict(rand_augment_ops=6, rand_augment_magnitude=10.0, rand_augment_std=0.0)
@@ -197,7 +197,7 @@ def test_checkpoint(split, tmp_path):
 
 
 @pytest.mark.parametrize("count", [2, 3, 6])
-def test_processes_share_each_batch(split, count):
+def test_processes_get_slices_of_each_batch(split, count):
     whole = labels(take(train_iterator(split, batch_size=6, seed=2, image_size=4), 9))
     shares = [
         labels(
@@ -211,7 +211,7 @@ def test_processes_share_each_batch(split, count):
     for step, batch in enumerate(whole):
         parts = [share[step] for share in shares]
         assert all(len(part) == 6 // count for part in parts)
-        # Disjoint and complete: the same samples as one process alone would take.
+        # Disjoint and complete: the same samples as in a single process.
         assert sorted(chain(parts)) == sorted(batch)
 
 
@@ -231,7 +231,7 @@ def test_eval_is_in_order_and_padded(split):
 
 
 @pytest.mark.parametrize("batch_size", [4, 8, 32])
-def test_eval_shares_side_by_side_are_the_split(split, batch_size):
+def test_concatenated_eval_slices_are_the_split(split, batch_size):
     shares = [
         list(eval_batches(split, batch_size=batch_size, image_size=4, process_index=index, process_count=4))
         for index in range(4)
@@ -247,7 +247,7 @@ def test_eval_shares_side_by_side_are_the_split(split, batch_size):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("stored", "wanted"), [(28, 224), (64, 28)])
-def test_resize_is_pillows(channels, stored, wanted):
+def test_resize_matches_pillow(channels, stored, wanted):
     image = np.random.default_rng(0).integers(0, 256, (stored, stored, channels), dtype=np.uint8)
     found = resize(image, wanted)
     assert (found.shape, found.dtype) == ((wanted, wanted, channels), np.uint8)
@@ -295,7 +295,7 @@ def test_wrong_seed(split, seed):
         train_iterator(split, batch_size=5, seed=seed, image_size=4)
 
 
-def test_sources_say_what_they_are(split):
+def test_repr_of_sources(split):
     source = SplitSource(split)
     assert repr(source) == "SplitSource(images=(23, 4, 4, 1), labels=(23, 1))"
     assert repr(source) == repr(SplitSource(split))
@@ -305,13 +305,13 @@ def test_sources_say_what_they_are(split):
     assert len(source) == N
 
 
-def test_the_split_cannot_be_changed_through_a_sample(split):
+def test_samples_are_read_only(split):
     with pytest.raises(ValueError, match="read-only"):
         SplitSource(split)[0]["image"][:] = 0
     assert split.images.flags.writeable
 
 
-def test_features_go_through_unchanged():
+def test_features_are_unchanged():
     features = np.random.default_rng(0).normal(size=(7, 6, 5)).astype(np.float32)
     split = Split(images=features, labels=np.arange(7)[:, None])
     for batch in take(train_iterator(split, batch_size=3, seed=0, image_size=None), 5):
@@ -349,21 +349,21 @@ def assert_same(left, right):
 
 
 def classes(counts):
-    """Sample i has the class that `counts` says, and an image full of i."""
+    """`counts[c]` samples of class c; the image of sample i is full of i."""
     labels = np.repeat(np.arange(len(counts)), counts)
     images = np.broadcast_to(np.arange(len(labels), dtype=np.uint8)[:, None, None, None], (len(labels), 2, 2, 1))
     return Split(images=images.copy(), labels=labels[:, None])
 
 
 def rows_of(batches):
-    """Which samples of `classes` are in the batches."""
+    """The indices of the samples of `classes` in the batches."""
     return np.concatenate([batch["image"][:, 0, 0, 0] for batch in batches]).tolist()
 
 
 @pytest.mark.parametrize("augment", [None, Augment()])
 @pytest.mark.parametrize(("process", "count"), [(0, 1), (1, 2)])
-def test_without_augmentation_the_order_is_grains_own(augment, process, count):
-    """Bit for bit what the pipeline was before it could augment."""
+def test_without_augmentation_the_order_is_that_of_grain(augment, process, count):
+    """The same bits as the pipeline before it had augmentation."""
     split = textured((6, 6, 3))
     plain = (
         grain.MapDataset.source(SplitSource(split))
@@ -390,7 +390,7 @@ def test_augmented_images_keep_order_and_labels(shape, augment):
     changed = take(train_iterator(split, **settings, augment=augment), 12)
     assert labels(changed) == labels(plain)
     assert {(batch["image"].shape, batch["image"].dtype) for batch in changed} == {((5, *shape), np.dtype(np.uint8))}
-    # A sample that comes again is another image than before.
+    # A sample that is drawn again gets another augmentation.
     assert max(collections.Counter(chain(labels(changed))).values()) == 3
     seen = {image.tobytes() for batch in changed for image in batch["image"]}
     assert len(seen) == 60
@@ -423,8 +423,8 @@ def test_augmented_state_continues_exactly(augment, sampling, done):
 
 
 @pytest.mark.parametrize(("augment", "sampling"), ORDERS)
-def test_processes_share_augmented_batches(augment, sampling):
-    """Each share has its own random numbers: those of the same samples in one process."""
+def test_processes_get_slices_of_augmented_batches(augment, sampling):
+    """A sample has the same random numbers in every number of processes."""
     make = functools.partial(
         train_iterator, textured((9, 9, 3)), batch_size=6, seed=2, image_size=9, augment=augment, sampling=sampling
     )
@@ -437,7 +437,7 @@ def test_processes_share_augmented_batches(augment, sampling):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("first", "size"), [(16, 11), (15, 12), (12, 12)])
-def test_resize_and_centre_crop_are_torchvisions(channels, first, size):
+def test_resize_and_centre_crop_match_torchvision(channels, first, size):
     split, augment = textured((9, 9, channels)), Augment(resize=first)
     (batch,) = eval_batches(split, batch_size=N, image_size=size, augment=augment)
     for image, found in zip(split.images, batch["image"], strict=True):
@@ -450,7 +450,7 @@ def test_resize_and_centre_crop_are_torchvisions(channels, first, size):
 
 
 def test_a_random_crop_is_of_the_stored_image():
-    """So that it is resized once, as in timm; a crop of all of it shows the stored image."""
+    """So it is resized once, as in timm; a crop of the whole image is the stored image."""
     split = textured((9, 9, 3))
     augment = Augment(resize=16, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
     batch = next(train_iterator(split, batch_size=N, seed=0, image_size=12, augment=augment))
@@ -483,14 +483,14 @@ def test_repeats(repeats):
         full, rest = divmod(20, repeats)
         assert counts == [rest] * (rest > 0) + [repeats] * full
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    # Not next to each other, as long as there are others.
+    # The repeats are not next to each other.
     if repeats < 20:
         assert all(any(left != right for left, right in itertools.pairwise(epoch[:repeats])) for epoch in epochs)
         assert len({frozenset(epoch) for epoch in epochs}) == 9
         assert set(chain(epochs)) == set(range(23))
 
 
-def test_repeats_are_changed_each_in_its_own_way():
+def test_repeats_are_augmented_independently():
     split = textured((9, 9, 3))
     augment = Augment(repeats=4, noise=0.0, color_jitter=0.5)
     batch = next(train_iterator(split, batch_size=20, seed=0, image_size=9, augment=augment))
@@ -498,7 +498,7 @@ def test_repeats_are_changed_each_in_its_own_way():
     assert len({image.tobytes() for image in batch["image"]}) == 20
 
 
-def test_balanced_classes_come_equally_often():
+def test_balanced_classes_are_equally_frequent():
     counts = (3, 40, 17)
     batches = take(train_iterator(classes(counts), batch_size=7, seed=4, image_size=2, sampling="balanced"), 8 * 12)
     first_of_class = np.cumsum((0, *counts))
@@ -509,21 +509,21 @@ def test_balanced_classes_come_equally_often():
         total += found
         assert found.sum() == 56
         assert np.ptp(found) <= 1
-        # Over all epochs so far, too.
+        # Also over all epochs so far.
         assert np.ptp(total) <= 1
-        # Of a class all come before one comes again, but where one pass ends and the next begins.
+        # All samples of a class are drawn before one is drawn again, except where two passes meet.
         seen = collections.Counter(epoch)
         assert all(5 <= seen[row] <= 7 for row in range(3))
         assert all(seen[row] <= 2 for row in range(3, 60))
-    # A frequent class is seen whole within the epochs that it takes: 40 / 18.67.
+    # All samples of a frequent class are drawn within 40 / 18.67 epochs.
     assert set(range(3, 43)) <= set(chain(epochs[:3]))
     assert len({tuple(epoch) for epoch in epochs}) == 12
     other = take(train_iterator(classes(counts), batch_size=7, seed=5, image_size=2, sampling="balanced"), 8)
     assert rows_of(other) != epochs[0]
 
 
-def test_balanced_passes_are_whole():
-    """The draws of a class, over the borders of epochs: none comes for the third time before all came twice."""
+def test_balanced_passes_are_complete():
+    """Across epochs: no sample of a class is drawn for the third time before all were drawn twice."""
     split = classes((5, 9, 4))
     rows = EpochOrder(split.labels[:, 0], size=11, seed=0, repeats=1, balanced=True)
     seen = np.zeros(18, int)
@@ -535,7 +535,7 @@ def test_balanced_passes_are_whole():
     assert seen.sum() == 440
 
 
-def test_balanced_skips_classes_that_the_split_lacks():
+def test_balanced_skips_classes_without_samples():
     split = classes((4, 0, 6))
     batches = take(train_iterator(split, batch_size=5, seed=0, image_size=2, sampling="balanced"), 2)
     assert collections.Counter(chain(labels(batches))) == {0: 5, 2: 5}
@@ -593,6 +593,6 @@ def test_features_are_not_augmented():
     split = Split(images=np.zeros((7, 6, 5), np.float32), labels=np.arange(7)[:, None])
     with pytest.raises(UserError, match=r"augment.flip: 0.5 changes images, but the encoder that sees them is frozen"):
         train_iterator(split, batch_size=3, seed=0, image_size=None, augment=Augment(flip=0.5))
-    # What is not random was done before they were encoded.
+    # Deterministic fields were applied before the images were encoded.
     batch = next(train_iterator(split, batch_size=3, seed=0, image_size=None, augment=Augment(resize=256)))
     assert batch["image"].shape == (3, 6, 5)

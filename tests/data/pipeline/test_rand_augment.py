@@ -1,4 +1,4 @@
-"""RandAugment: each operation against torchvision or plain numpy, and what is drawn."""
+"""RandAugment: each operation against torchvision or plain NumPy, and the distribution of draws."""
 
 import collections
 import itertools
@@ -20,7 +20,7 @@ MODES = {BICUBIC: InterpolationMode.BICUBIC, BILINEAR: InterpolationMode.BILINEA
 
 
 def picture(mode):
-    """Smooth and noisy parts, values 40 to 219, so that stretching has something to do."""
+    """Smooth and noisy parts with values 40 to 219, so that stretching the contrast has an effect."""
     pixels = np.random.default_rng(3).integers(40, 220, (SIDE, SIDE, 3), dtype=np.uint8)
     pixels[:8] = np.linspace(40, 219, SIDE, dtype=np.uint8)[None, :, None]
     return Image.fromarray(pixels if mode == "RGB" else pixels[..., 0])
@@ -49,7 +49,7 @@ both_filters = pytest.mark.parametrize("resample", [BICUBIC, BILINEAR])
         ("Sharpness", 1.9, lambda image: functional.adjust_sharpness(image, 1.9)),
     ],
 )
-def test_operations_on_values_are_torchvisions(name, value, reference, mode):
+def test_operations_on_values_match_torchvision(name, value, reference, mode):
     found, given = apply(name, picture(mode), value), picture(mode)
     assert found.mode == mode
     np.testing.assert_array_equal(np.asarray(found), np.asarray(reference(given)))
@@ -76,12 +76,12 @@ def test_operations_on_values_by_their_formulas(mode):
 @both_modes
 @both_filters
 @pytest.mark.parametrize("degrees", [27.0, -13.5])
-def test_rotation_is_torchvisions(mode, resample, degrees):
+def test_rotation_matches_torchvision(mode, resample, degrees):
     given = picture(mode)
     expected = functional.rotate(given, degrees, MODES[resample], fill=colour(mode))
     found = np.asarray(apply("Rotate", given, degrees, resample))
     np.testing.assert_array_equal(found, np.asarray(expected))
-    # A corner comes from outside.
+    # A corner comes from outside the image.
     np.testing.assert_array_equal(np.atleast_1d(found[0, 0]), colour(mode))
 
 
@@ -89,7 +89,7 @@ def test_rotation_is_torchvisions(mode, resample, degrees):
 @both_filters
 @pytest.mark.parametrize(("name", "axis"), [("ShearX", 0), ("ShearY", 1)])
 @pytest.mark.parametrize("value", [0.27, -0.3])
-def test_shear_is_torchvisions(mode, resample, name, axis, value):
+def test_shear_matches_torchvision(mode, resample, name, axis, value):
     given = picture(mode)
     angles = [0.0, 0.0]
     angles[axis] = math.degrees(math.atan(value))
@@ -97,7 +97,7 @@ def test_shear_is_torchvisions(mode, resample, name, axis, value):
         given, 0.0, [0, 0], 1.0, angles, interpolation=MODES[resample], fill=colour(mode), center=[0, 0]
     )
     found = np.asarray(apply(name, given, value, resample)).astype(int)
-    # Its matrix goes through an angle and back: the last bit may decide how a value is rounded.
+    # torchvision converts the shear to an angle and back, so the last bit may change a rounding.
     assert np.abs(found - np.asarray(expected)).max() <= 1
     assert np.abs(found - np.asarray(given)).max() > 20
 
@@ -106,7 +106,7 @@ def test_shear_is_torchvisions(mode, resample, name, axis, value):
 @both_filters
 @pytest.mark.parametrize(("name", "axis"), [("TranslateXRel", 1), ("TranslateYRel", 0)])
 @pytest.mark.parametrize("pixels", [5, -3])
-def test_translation_moves_by_a_share_of_the_side(mode, resample, name, axis, pixels):
+def test_translation_is_relative_to_the_side(mode, resample, name, axis, pixels):
     given = np.asarray(picture(mode))
     expected = np.roll(given, -pixels, axis)
     outside = [slice(None), slice(None)]
@@ -118,7 +118,7 @@ def test_translation_moves_by_a_share_of_the_side(mode, resample, name, axis, pi
 
 @pytest.mark.parametrize("level", [0.0, 4.7, 9.3, 10.0])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_grey_is_what_each_channel_of_rgb_would_be(monkeypatch, name, level):
+def test_grey_equals_each_channel_of_rgb(monkeypatch, name, level):
     monkeypatch.setitem(FILL, "RGB", (FILL["L"],) * 3)
     grey = picture("L")
     coloured = Image.merge("RGB", [grey] * 3)
@@ -134,7 +134,7 @@ def test_the_fill_is_imagenets_mean():
     assert Image.new("RGB", (1, 1), FILL["RGB"]).convert("L").getpixel((0, 0)) == FILL["L"]
 
 
-# What follows are timm 0.4.12's arguments by level, for "rand-m9" and, increasing, for "rand-m9-inc1".
+# The arguments of timm 0.4.12 by magnitude, for "rand-m9" and, increasing, for "rand-m9-inc1".
 @pytest.mark.parametrize("increasing", [False, True])
 @pytest.mark.parametrize(
     ("names", "values"),
@@ -193,7 +193,7 @@ def settings(**changes):
 
 
 def draw(monkeypatch, pictures, **changes):
-    """What `rand_augment` applies to each of so many pictures: (name, argument, filter)."""
+    """The operations that `rand_augment` applies to each of the images: (name, argument, filter)."""
     rng, applied = np.random.default_rng(0), []
     monkeypatch.setattr(
         rand_augment, "apply", lambda name, _, value, resample: applied[-1].append((name, value, resample))
@@ -204,8 +204,8 @@ def draw(monkeypatch, pictures, **changes):
     return applied
 
 
-def test_what_is_drawn(monkeypatch):
-    """15 operations as often, each applied half of the time, with N(9, 0.5) cut at 10, both signs and both filters."""
+def test_distribution_of_draws(monkeypatch):
+    """15 equally frequent operations, probability 0.5, N(9, 0.5) clipped at 10, both signs and both filters."""
     pictures = 12_000
     drawn = draw(monkeypatch, pictures)
     counts = collections.Counter(map(len, drawn))
@@ -224,7 +224,7 @@ def test_what_is_drawn(monkeypatch):
     assert scipy.stats.kstest(levels[levels < 10], below.cdf).pvalue > 0.01
 
 
-def test_no_deviation_means_the_magnitude_itself(monkeypatch):
+def test_without_deviation_the_magnitude_is_constant(monkeypatch):
     values = {
         abs(value)
         for ops in draw(monkeypatch, 300, std=0.0, magnitude=6.0)
@@ -234,7 +234,7 @@ def test_no_deviation_means_the_magnitude_itself(monkeypatch):
     assert values == {18.0}
 
 
-def test_levels_are_cut_to_the_range(monkeypatch):
+def test_magnitudes_are_clipped(monkeypatch):
     drawn = draw(monkeypatch, 500, magnitude=0.0, std=3.0)
     degrees = [abs(value) for ops in drawn for name, value, _ in ops if name == "Rotate"]
     assert min(degrees) == 0.0
@@ -243,7 +243,7 @@ def test_levels_are_cut_to_the_range(monkeypatch):
 
 
 @both_modes
-def test_the_generator_decides(mode):
+def test_the_generator_is_the_only_source_of_randomness(mode):
     given = picture(mode)
     first, again, other = (
         [np.asarray(rand_augment.rand_augment(given, rng, **settings())) for _ in range(8)]

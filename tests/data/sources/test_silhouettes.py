@@ -1,4 +1,4 @@
-"""lidcsilhouettes against the volumes that they are made of."""
+"""lidcsilhouettes against the volumes of lidcshapes3d."""
 
 import numpy as np
 

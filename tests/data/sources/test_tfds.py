@@ -1,4 +1,4 @@
-"""TFDS data sets: built and read back, every kind of feature, what is missing or damaged, and no TensorFlow."""
+"""TFDS data sets: round trips, every kind of feature, missing and damaged files, and no TensorFlow."""
 
 import io
 import os
@@ -83,7 +83,7 @@ def described(features):
 
 
 def small(folder, **others):
-    """A sound data set with `others`: feature name -> (feature, values)."""
+    """A valid data set with more features, `others`: name -> (feature, values)."""
     features = {"image": GREY, "label": two_classes()} | {name: feature for name, (feature, _) in others.items()}
     return prepare(folder, features, grey_examples(**{name: values for name, (_, values) in others.items()}))
 
@@ -101,7 +101,7 @@ def same_splits(left, right):
     ("flag", "size"),
     [*((flag, 28) for flag in medmnist.names()), ("pathmnist", 64), ("octmnist", 64), ("nodulemnist3d", 64)],
 )
-def test_medmnist_there_and_back(flag, size, info, write_official, tmp_path):
+def test_medmnist_round_trip(flag, size, info, write_official, tmp_path):
     write_official(flag, size)
     config = flag if size == 28 else f"{flag}_{size}"
     folder = builders.build(f"medmnist/{config}", data_dir=str(tmp_path / "tfds"), root=str(tmp_path))
@@ -125,7 +125,7 @@ def test_medmnist_there_and_back(flag, size, info, write_official, tmp_path):
     assert ours.n_samples == {"train": 3, "val": 1, "test": 2}
     assert ours == tfds_source.describe(f"medmnist/{config}", size=size, root=str(tmp_path / "tfds"))
     assert {split.groups for split in dataset.splits.values()} == {None}
-    # As another project reads it: from the files alone.
+    # As another project reads it: only from the files.
     elsewhere = tfds.builder_from_directory(str(folder))
     assert elsewhere.info.citation.startswith("@article{medmnistv2")
     assert elsewhere.info.config_description == info[flag]["description"]
@@ -147,14 +147,14 @@ def test_every_published_size_has_a_config():
 
 @pytest.fixture
 def shapes(tmp_path, monkeypatch):
-    """The LIDC shapes of a small cohort, prepared for TFDS in `shapes[0]`, and as they are."""
+    """The LIDC shapes of a small cohort: the folder where TFDS has prepared them, and the data set."""
     database = write_database(tmp_path / "cohort.sqlite", cohort())
     monkeypatch.setattr(lidc, "_database", lambda: database)
     builders.build("lidc_shapes", data_dir=str(tmp_path / "tfds"), root=str(tmp_path))
     return tmp_path / "tfds", lidc.load("lidcshapes3d", size=28, root=str(tmp_path))
 
 
-def test_lidc_there_and_back(shapes):
+def test_lidc_round_trip(shapes):
     folder, expected = shapes
     dataset = load(folder, "lidc_shapes", 28)
     same_splits(dataset, expected)
@@ -169,7 +169,7 @@ def test_lidc_there_and_back(shapes):
         tfds_source.describe("lidc_shapes", size=64, root=str(folder))
 
 
-def test_parquet_is_read_too(tmp_path):
+def test_parquet(tmp_path):
     prepare(tmp_path, {"image": GREY, "label": two_classes()}, grey_examples(), file_format="parquet")
     np.testing.assert_array_equal(load(tmp_path).splits["val"].images[0, ..., 0], pixels(EDGE, EDGE))
 
@@ -271,7 +271,7 @@ def test_labels(feature, values, task, classes, labels, tmp_path):
         ),
     ],
 )
-def test_labels_outside_the_classes(feature, value, message, tmp_path):
+def test_labels_out_of_range(feature, value, message, tmp_path):
     example = {"image": Image.fromarray(pixels(EDGE, EDGE)), "label": value}
     prepare(tmp_path, {"image": GREY, "label": feature}, [example])
     with pytest.raises(UserError, match=message):
@@ -279,7 +279,7 @@ def test_labels_outside_the_classes(feature, value, message, tmp_path):
 
 
 @pytest.mark.parametrize(("keys", "chosen"), [(("other", "kind"), "other"), (None, "image"), (("label", "x"), "image")])
-def test_supervised_keys_come_before_usual_names(keys, chosen, tmp_path):
+def test_supervised_keys_have_priority_over_usual_names(keys, chosen, tmp_path):
     array = {"image": pixels(EDGE, EDGE), "other": 255 - pixels(EDGE, EDGE)}
     features = {"image": GREY, "other": GREY, "label": two_classes(), "kind": several_classes(), "x": np.int64}
     example = {name: Image.fromarray(image) for name, image in array.items()} | {"label": 1, "kind": [0], "x": 3}
@@ -311,7 +311,7 @@ MASK = tfds.features.LabeledImage(shape=(EDGE, EDGE, 1), labels=2)
         ({"image": GREY, "label": tfds.features.Tensor(shape=(3,), dtype=np.float32)}, "labels .* none of them"),
     ],
 )
-def test_features_that_cannot_be_used(features, message):
+def test_unsuitable_features(features, message):
     with pytest.raises(UserError, match=message) as error:
         tfds_features.find_fields(described(features), "tfds:small")
     assert str(error.value).startswith("tfds:small: which feature holds the ")
@@ -332,7 +332,7 @@ def test_patients_and_files(name, tmp_path):
         assert split.names.tolist() == ["a.png", "b.png", "c.png"]
 
 
-def test_patients_that_are_no_names(tmp_path):
+def test_invalid_patients(tmp_path):
     small(tmp_path / "numbers", patient=(np.int64, [1, 2, 3]))
     assert load(tmp_path / "numbers").splits["train"].groups.tolist() == ["1", "2", "3"]
     small(tmp_path / "empty", patient=(tfds.features.Text(), ["P1", "", "P2"]))
@@ -388,7 +388,7 @@ def test_missing_splits(splits, message, tmp_path):
         ("", "'tfds:' should be tfds:NAME"),
     ],
 )
-def test_names_that_are_not_there(name, message, tmp_path):
+def test_unknown_names(name, message, tmp_path):
     small(tmp_path)
     with pytest.raises(UserError) as error:
         tfds_source.describe(name, size=EDGE, root=str(tmp_path))
@@ -396,7 +396,7 @@ def test_names_that_are_not_there(name, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_missing_folder(tmp_path):
     with pytest.raises(UserError, match=r"tfds:small is not prepared in .*/none, and tensorflow-datasets has no"):
         load(tmp_path / "none")
 
@@ -509,7 +509,7 @@ print(tensorflow.__file__)
 
 
 def test_no_tensorflow(shapes, tmp_path):
-    # A package that can be imported, so that whoever would like to has done it.
+    # A stub that can be imported, so that an attempt to use TensorFlow is noticed.
     package = tmp_path / "stub" / "tensorflow"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("__version__ = '2.99.0'\n")

@@ -16,7 +16,7 @@ INFO = DatasetInfo("some", "binary-class", CLASSES, 1, 2, 2)
 
 
 def cohort(seed=0, patients=60, classes=2):
-    """Labels (n, 1) and patients (n,): 1 to 4 samples of each patient, one label a patient, in mixed order."""
+    """Labels (n, 1) and patients (n,): 1 to 4 samples per patient with one label, shuffled."""
     rng = np.random.default_rng(seed)
     groups = np.repeat(np.arange(patients), rng.integers(1, 5, patients))
     labels = (groups * 7 % 10 < 4).astype(np.int64) if classes == 2 else groups % classes
@@ -54,7 +54,7 @@ def test_folds_are_by_patient_and_stratified(seed):
         assert labels[folds == fold].mean() == pytest.approx(labels.mean(), abs=0.07)
 
 
-def test_the_seed_decides():
+def test_the_seed_is_the_only_source_of_randomness():
     labels, groups = cohort()
     first, again, other = (assign(labels, groups, count=5, seed=seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
@@ -68,18 +68,18 @@ def test_without_patients():
     assert np.bincount(folds[labels[:, 0] == 1]).tolist() == [2] * 5
 
 
-def test_several_labels_are_stratified_by_their_sets():
+def test_several_labels_are_stratified_by_their_combinations():
     rng = np.random.default_rng(0)
     sets = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1]])
     labels = np.repeat(sets, [20, 10, 15, 5], axis=0)
-    # Two rare sets, which count as their most frequent label.
+    # Two rare combinations, which count as their most frequent label.
     labels = np.concatenate([labels, [[1, 1, 1], [0, 1, 1]]])
     labels = labels[rng.permutation(len(labels))]
     folds = assign(labels, None, count=5, seed=0)
     for number, row in zip((4, 2, 3, 1), sets, strict=True):
         counts = np.bincount(folds[(labels == row).all(1)], minlength=5)
         assert counts.tolist() == [number] * 5
-    # All sets differ: nothing can be spread, and nothing fails.
+    # All combinations differ: stratification is impossible, and nothing fails.
     codes = np.arange(8)[:, None] >> np.arange(3) & 1
     assert np.bincount(assign(codes, None, count=4, seed=0)).tolist() == [2] * 4
 
@@ -104,8 +104,8 @@ def test_splits_of_every_fold(share):
     assert sorted(tested) == list(range(len(labels)))
 
 
-def test_validation_gets_every_class_where_it_can():
-    # One class has 5 patients; four are left beside the test fold, in 10 parts.
+def test_validation_has_every_class_where_possible():
+    # One class has 5 patients: four of them are not in the test fold, for 10 parts.
     labels = np.array([0] * 100 + [1] * 5)[:, None]
     folds = assign(labels, None, count=5, seed=0)
     for seed in range(5):
@@ -145,7 +145,7 @@ def test_invalid_splits():
     with pytest.raises(UserError, match=r"^fold 0: 48 patients are left .* too few for data.val_share=0.02"):
         split(labels, groups, folds, 0, val_share=0.02, seed=0)
     for name, number in (("normal", 0), ("silicosis", 1)):
-        # Fold 0 gets some patients of the other class alone; fold 1 has the class all to itself.
+        # Fold 0 has only patients of the other class. Then fold 1 has all patients of the class.
         other = np.unique(groups[labels[:, 0] != number])[:5]
         folds = np.where(np.isin(groups, other), 0, 2)
         with pytest.raises(UserError, match=f"^fold 0: its test split has no '{name}': use fewer folds"):
@@ -172,7 +172,7 @@ def test_a_patient_in_two_splits():
 
 @pytest.fixture
 def table(tmp_path):
-    """A file of folds and what it was made of."""
+    """A file of folds, its samples and folds."""
     labels, groups = cohort(patients=20)
     names = np.array([f"a, {index}.dcm" for index in range(len(labels))])
     folds = assign(labels, groups, count=3, seed=0)
@@ -270,7 +270,7 @@ def test_files_that_cannot_be_read_or_written(tmp_path):
 
 
 def identity(images):
-    """The number that a sample of `data_set` has."""
+    """The numbers of samples of `data_set`."""
     return images.reshape(len(images), 2).copy().view(np.uint16)[:, 0]
 
 

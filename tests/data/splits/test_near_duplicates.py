@@ -87,8 +87,8 @@ def test_large_images_and_colours():
     assert {pair[:2] for pair in found.pairs} == {(number, number + COUNT) for number in range(COUNT)}
 
 
-def test_common_anatomy_is_no_copy():
-    # Their plain correlation is 0.8, as far as a copy's that is cut at another place.
+def test_common_anatomy_is_not_a_duplicate():
+    # Their correlation is 0.8, that of a copy that is cropped elsewhere.
     images = natural_images(300, (SIZE, SIZE), seed=1, common=2.0)[..., None]
     flat = images.reshape(300, -1).astype(float)
     assert np.corrcoef(flat)[0, 1:].mean() > 0.75
@@ -114,7 +114,7 @@ def test_small_images(size):
     assert [pair[:2] for pair in find(np.concatenate([images, images[:3] // 2])).pairs] == [(0, 24), (1, 25), (2, 26)]
 
 
-def test_images_that_show_nothing():
+def test_empty_images():
     assert find(np.full((6, SIZE, SIZE, 1), 7, np.uint8)).pairs == ()
     assert find(np.zeros((6, 4, 4, 1), np.uint8)).pairs == ()
     assert find(resized(pictures()[:1])).pairs == ()
@@ -150,7 +150,7 @@ def test_shapes_are_not_distinguishable():
     shapes = (np.hypot(down / radii[0], across / radii[1]) < 1).astype(np.uint8)[..., None] * 255
     found = find(shapes)
     assert (found.pairs, "as shapes do" in found.gap) == ((), True)
-    # Many copies of few pictures are no such set.
+    # Many copies of few images are distinguishable.
     images = np.concatenate([resized(pictures()[:3])] * 40)
     assert (len(find(images).pairs), find(images).gap) == (117, "")
 

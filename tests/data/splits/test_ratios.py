@@ -27,7 +27,7 @@ def data_set(labels, groups=None, classes=CLASSES):
 
 
 def cohort(seed=0, patients=80):
-    """Labels (n, 1) and patients (n,): 1 to 4 samples of each patient, one label a patient, in mixed order."""
+    """Labels (n, 1) and patients (n,): 1 to 4 samples per patient with one label, shuffled."""
     rng = np.random.default_rng(seed)
     groups = np.repeat(np.arange(patients), rng.integers(1, 5, patients))
     order = rng.permutation(len(groups))
@@ -67,7 +67,7 @@ def test_a_rare_class_is_in_every_split():
 
 
 def test_large_patients_do_not_always_go_to_training():
-    """One patient has 20 of 200 samples, which is what the test split has room for."""
+    """One patient has 20 of 200 samples, which fit into the test split."""
     labels = (np.arange(200) % 2)[:, None]
     groups = np.array(["large"] * 20 + [f"P{index}" for index in range(180)])
     splits = [assign(labels, groups, ratios=BY_SPLIT, seed=seed)[0] for seed in range(40)]
@@ -84,7 +84,7 @@ def test_several_labels():
             assert 1 <= column[splits == name].sum() == pytest.approx(ratio * column.sum(), abs=3)
 
 
-def test_the_seed_decides():
+def test_the_seed_is_the_only_source_of_randomness():
     labels, groups = cohort()
     first, again, other = (assign(labels, groups, ratios=BY_SPLIT, seed=seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
@@ -99,7 +99,7 @@ def test_without_validation():
 
 
 def with_test_split():
-    """A data set with the splits train and test, the latter of the last 20 of 80 patients."""
+    """A data set with the splits train and test; test has the last 20 of 80 patients."""
     whole = data_set(*cohort())
     is_test = whole.splits["all"].groups >= "P060"
     splits = {
@@ -108,7 +108,7 @@ def with_test_split():
     return dataclasses.replace(whole, splits=splits)
 
 
-def test_a_test_split_of_its_own_stays(tmp_path):
+def test_an_existing_test_split_is_kept(tmp_path):
     dataset = with_test_split()
     found = divided(dataset)
     assert list(found.splits) == ["train", "val", "test"]
@@ -167,7 +167,7 @@ def test_invalid_seed_and_too_few_patients():
 
 @pytest.fixture
 def table(tmp_path):
-    """A data set, its splits, and the file of them."""
+    """A data set, its splits, and the file of the splits."""
     dataset = data_set(*cohort(patients=30))
     found = divided(dataset)
     write(tmp_path / "splits.csv", found)
@@ -226,15 +226,15 @@ def test_a_file_that_cannot_be_written(table):
         write(path / "new.csv", found)
 
 
-def test_a_pipe_in_the_place_of_the_splits(tmp_path):
-    """It is not waited for."""
+def test_a_named_pipe_instead_of_a_file(tmp_path):
+    """It does not block."""
     os.mkfifo(tmp_path / "splits.csv")
     with pytest.raises(UserError, match=r"splits\.csv: cannot be read as a table of splits \(is a named pipe"):
         divided(data_set(*cohort()), file=tmp_path / "splits.csv")
 
 
-def test_names_that_are_not_utf8_come_back(tmp_path):
-    """A folder's data set has them as `printable` writes them."""
+def test_names_that_are_not_utf8(tmp_path):
+    """Names from a folder were converted by `printable`."""
     dataset = data_set(*cohort())
     whole = dataset.splits["all"]
     odd = [b"caf\xe9", b"two\nlines", "\ud55c\u00e9".encode(), b' "a", b ']
