@@ -58,7 +58,6 @@ class Scan:
     """A CT scan: pixel edge and slice thickness in mm, slice positions (K,) in mm, ascending."""
 
     patient: str
-    series: str
     pixel_spacing: float
     slice_thickness: float
     slices: np.ndarray
@@ -97,13 +96,11 @@ def _scans(database: sqlite3.Connection) -> list[Scan]:
     annotations = _group(database.execute("SELECT scan_id, id, malignancy FROM annotations ORDER BY id"))
     slices = _group(database.execute("SELECT scan_id, val FROM zvals"))
     scans = database.execute(
-        "SELECT id, patient_id, series_instance_uid, pixel_spacing, slice_thickness FROM scans "
-        "ORDER BY patient_id, series_instance_uid"
+        "SELECT id, patient_id, pixel_spacing, slice_thickness FROM scans ORDER BY patient_id, series_instance_uid"
     ).fetchall()
     return [
         Scan(
             patient=patient,
-            series=series,
             pixel_spacing=pixel_spacing,
             slice_thickness=slice_thickness,
             slices=np.unique([value for (value,) in slices[scan]]),
@@ -113,7 +110,7 @@ def _scans(database: sqlite3.Connection) -> list[Scan]:
                 if annotation in contours
             ),
         )
-        for scan, patient, series, pixel_spacing, slice_thickness in scans
+        for scan, patient, pixel_spacing, slice_thickness in scans
         if scan in annotations
     ]
 
