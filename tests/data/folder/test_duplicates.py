@@ -12,7 +12,7 @@ from jaxboost.data.sources.folder import duplicates
 from jaxboost.data.splits import folds, ratios
 from jaxboost.errors import UserError
 from jaxboost.runs import datasets
-from tests.data.test_likeness import fields
+from tests.data.natural_images import fields
 
 PICTURES = fields(16, (48, 48), seed=11)
 
