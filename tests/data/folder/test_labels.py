@@ -8,7 +8,7 @@ from PIL import Image
 
 from jaxboost.data import load
 from jaxboost.data.problems import Problems
-from jaxboost.data.sources.folder import labels
+from jaxboost.data.sources.folder import labels, patients
 from jaxboost.errors import UserError
 from tests.mutations import mutations
 
@@ -306,7 +306,7 @@ def test_messages_without_a_table_name_no_row():
         labels.Row(0, "test/b/P/3.png", "b", "P", "test"),
     ]
     problems = Problems("folder")
-    labels.check_patients(rows, problems, multi_label=False, allow_mixed=False)
+    patients.check(rows, problems, patients.TABLE, multi_label=False, allow_mixed=False)
     with pytest.raises(UserError) as error:
         problems.raise_any()
     message = str(error.value)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxboost.data import load
 from jaxboost.data.problems import Problems
-from jaxboost.data.sources.folder import file_names, labels, layouts
+from jaxboost.data.sources.folder import file_names, labels, layouts, patients
 from jaxboost.errors import UserError
 
 
@@ -205,7 +205,7 @@ def test_many_rows(tmp_path, monkeypatch):
     problems = Problems(tmp_path)
     rows = layouts.read_rows(tmp_path, problems)
     problems.raise_any()
-    labels.check_patients(rows, problems, multi_label=False, allow_mixed=False)
+    patients.check(rows, problems, patients.TABLE, multi_label=False, allow_mixed=False)
     labels.encode(rows, ("0", "1"), problems, multi_label=False)
     found = layouts.locate(tmp_path, rows, 2, Problems(tmp_path), None)
     assert len(found) == count
