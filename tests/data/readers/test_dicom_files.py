@@ -170,7 +170,7 @@ def test_the_limit_of_pixels(tmp_path, syntax, monkeypatch):
 
     monkeypatch.setattr(dicom_codecs, "decompress", never)
     for read in (read_dicom, read_image):
-        with pytest.raises(ProblemError, match=r"^has 64 x 64 pixels, more than data\.max_pixels=4095: raise that"):
+        with pytest.raises(ProblemError, match=r"^has 64 x 64 = 4096 pixels, more than data\.max_pixels=4095: make"):
             read(path, max_pixels=4095)
     path = write_dicom(tmp_path / "image.dcm", RAMP, syntax=syntax, Rows=60000, Columns=60000)
     with pytest.raises(ProblemError, match=f"more than data.max_pixels={MAX_PIXELS}"):

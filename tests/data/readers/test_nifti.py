@@ -17,8 +17,8 @@ from tests.data.niftis import volume_bytes, write_volume
 
 
 @pytest.fixture(autouse=True)
-def nothing_said():
-    volumes._said.clear()
+def no_warnings_yet():
+    volumes._warned.clear()
 
 
 def random(shape=(5, 6, 7), dtype=np.int16, number=0):

@@ -3,7 +3,7 @@
 import pathlib
 
 from jaxboost.data.readers import pictures, volumes
-from jaxboost.data.readers.signatures import HEAD, held
+from jaxboost.data.readers.signatures import HEAD, content
 from jaxboost.data.walk import unreadable
 
 # Spatial dimensions -> suffixes of the files that are read.
@@ -74,7 +74,7 @@ def advice(path: pathlib.Path) -> str:
         return ""
     try:
         with path.open("rb") as file:
-            found = held(file.read(HEAD))
+            found = content(file.read(HEAD))
     except OSError:
         return ""
     return f"it {found}" if found else ""
