@@ -9,10 +9,22 @@ import scipy.fft
 from PIL import Image, ImageEnhance
 
 from jaxboost.data.splits import dct, near_duplicates
-from tests.data.natural_images import fields
 
 COUNT, SIZE = 24, 32
 WHOLE = ((0.0, 1.0), (0.0, 1.0))
+
+
+def fields(count, shape, seed, share=1.0):
+    """Random images (count, *shape) with the spectrum of natural ones; `share` of them is common to all."""
+    rng = np.random.default_rng(seed)
+    frequency = np.sqrt(sum(np.square(axis) for axis in np.meshgrid(*map(np.fft.fftfreq, shape), indexing="ij")))
+    frequency.flat[0] = np.inf
+    axes = range(1, len(shape) + 1)
+    noise = rng.normal(size=(count + 1, *shape))
+    noise = np.fft.ifftn(np.fft.fftn(noise, axes=axes) / frequency ** (len(shape) / 2), axes=axes).real
+    noise /= noise.std(tuple(axes), keepdims=True)
+    mixed = noise[1:] + share * noise[:1]
+    return np.clip(120 + 35 * mixed / np.hypot(1, share), 0, 255).astype(np.uint8)
 
 
 def resized(pictures, size=SIZE):

@@ -1,4 +1,4 @@
-"""Cells of labels.csv that mean the same, or nothing, and tables that are written in other ways."""
+"""Cells of labels.csv that mean the same or are missing, and the forms that a table can have."""
 
 import contextlib
 
@@ -273,7 +273,7 @@ def test_lines_before_the_header(tmp_path, content, first):
         (b"# nothing\n", "column 'file' or 'path' is missing"),
     ],
 )
-def test_tables_that_are_not_certain(tmp_path, content, said):
+def test_ambiguous_tables(tmp_path, content, said):
     with pytest.raises(UserError) as error:
         table(tmp_path, content)
     assert said in str(error.value)

@@ -224,7 +224,7 @@ def test_a_small_file_that_inflates_to_gigabytes(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, DEFLATED])
-def test_zeros_in_the_place_of_elements(tmp_path, syntax):
+def test_zeros_in_place_of_elements(tmp_path, syntax):
     """Each 8 of them could be an element."""
     zeros = [bytes(1 << 20)] * 2
     path = tmp_path / "image.dcm"
@@ -238,7 +238,7 @@ def test_zeros_in_the_place_of_elements(tmp_path, syntax):
             read(path)
 
 
-def test_no_regular_file(tmp_path):
+def test_only_regular_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "image.dcm")
     with pytest.raises(ProblemError, match=r"^is a named pipe: give a regular file$"):
         read_dicom(tmp_path / "image.dcm")

@@ -83,7 +83,7 @@ def test_the_colours_of_a_palette(tmp_path, depth):
     ],
     ids=lambda content: content[4:8].decode(),
 )
-def test_what_stands_beside_the_pixels_is_not_applied(tmp_path, beside, capfd):
+def test_profiles_and_transparency_are_not_applied(tmp_path, beside, capfd):
     for depth in (8, 16):
         stored = values(depth, 3)
         found = read_picture(write(tmp_path, png(stored, depth, RGB, before=beside)))
@@ -172,7 +172,7 @@ def test_jpeg_of_sixteen_bits_without_loss(tmp_path):
     np.testing.assert_array_equal(read_picture(write(tmp_path, content, "a.jpeg")), stored)
 
 
-def test_content_decides_about_the_kind(tmp_path):
+def test_content_decides_the_format(tmp_path):
     stored = values(8)
     np.testing.assert_array_equal(read_image(write(tmp_path, png(stored, 8, GREY), "a.jpg")), stored)
 
@@ -217,7 +217,7 @@ def test_sizes_are_compared_before_decoding(tmp_path):
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_what_inflates_to_more_than_the_pixels(tmp_path, depth):
+def test_inflating_to_more_than_the_pixels(tmp_path, depth):
     stored = values(depth, 3)
     rows = b"".join(b"\0" + row.astype(f">u{depth // 8}").tobytes() for row in stored)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", W, H, depth, RGB, 0, 0, 0))

@@ -4,18 +4,18 @@ A wrong patient is a leak: images of one person end up in two splits. A case tha
 and the message gives the fix for each of them.
 """
 
-import collections
 import dataclasses
 import logging
 import pathlib
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from jaxboost.data.problems import Problems
 from jaxboost.data.readers.pictures import DICOM_SUFFIXES
 from jaxboost.data.sources.folder import cell_values, samples
 from jaxboost.data.sources.folder.extensions import suffix_of
 from jaxboost.data.sources.folder.labels import Row
+from jaxboost.data.splits.patients import in_two
 from jaxboost.data.walk import some
 
 TABLE, FOLDERS, TAG = "table", "folders", "tag"
@@ -226,16 +226,9 @@ def _check_names(rows: Sequence[Row], problems: Problems) -> list[Row]:
     return usable
 
 
-def _conflicts(rows: Sequence[Row], value: Callable[[Row], object]) -> list[tuple[Row, Row]]:
+def _conflicts(rows: Sequence[Row], value: Callable[[Row], Hashable]) -> list[tuple[Row, Row]]:
     """Returns, for each patient whose rows differ in `value`, its first row and the first row with another value."""
-    by_patient: dict[str | None, list[Row]] = collections.defaultdict(list)
-    for row in rows:
-        by_patient[row.patient].append(row)
-    return [
-        (first, other)
-        for first, *others in by_patient.values()
-        if (other := next((row for row in others if value(row) != value(first)), None))
-    ]
+    return [(rows[first], rows[other]) for first, other in in_two((row.patient for row in rows), map(value, rows))]
 
 
 def _report_together(pairs: Sequence[tuple[Row, Row]], problems: Problems, source: str, what: str, if_one: str) -> None:
