@@ -1,4 +1,4 @@
-"""Headers of NIfTI files: units, affines that contradict each other, types, slopes, and shapes that are not a volume."""
+"""NIfTI headers: units, affines that contradict each other, types, slopes, and shapes that are not a volume."""
 
 import logging
 import subprocess
