@@ -44,8 +44,8 @@ def read(path: pathlib.Path) -> str:
         raise UserError(
             f"{path}: not UTF-8 text: save it as CSV in UTF-8; it looks like UTF-16, as Excel's 'Unicode text' is"
         )
-    if (place := content.find(0)) >= 0:
-        raise UserError(f"{path}: has a NUL byte at byte {place + 1}: the file is damaged, write it again")
+    if (position := content.find(0)) >= 0:
+        raise UserError(f"{path}: has a NUL byte at byte {position + 1}: the file is damaged, write it again")
     if reason := not_fetched(path):
         raise UserError(f"{path}: {reason}")
     try:

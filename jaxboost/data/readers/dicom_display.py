@@ -47,7 +47,7 @@ def to_grey(pixels: np.ndarray, layout: Layout, header: pydicom.Dataset, nan: fl
     stored = stored_values(pixels, layout)
     shown = ~_padding(pixels, stored, layout, header)
     if not shown.any():
-        raise ProblemError("is all padding (PixelPaddingValue): leave it out, or delete the tag where it is wrong")
+        raise ProblemError("is all padding (PixelPaddingValue): leave it out, or delete the tag if it is wrong")
 
     def display(values: np.ndarray) -> np.ndarray:
         values = _modality_values(values, rescale)

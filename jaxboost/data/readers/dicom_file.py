@@ -101,7 +101,7 @@ def open_dicom(path: pathlib.Path) -> Iterator[DicomFile]:
         raise ProblemError(f"cannot be read ({reason(error)})") from error
     # Damaged files make pydicom and its decoders raise nearly anything.
     except Exception as error:
-        raise ProblemError(f"is damaged or not as the standard says ({reason(error)})") from error
+        raise ProblemError(f"is damaged or violates the standard ({reason(error)})") from error
 
 
 def _read_header(file: BinaryIO) -> DicomFile:

@@ -67,7 +67,7 @@ def read_layout(file: DicomFile, max_pixels: int) -> Layout:
     """
     header = file.header
     if not file.pixels:
-        cut = ": its pixel data is missing, as where a file is cut off" if "Rows" in header else ""
+        cut = ": its pixel data is missing, perhaps because the file is cut off" if "Rows" in header else ""
         raise ProblemError(f"is a DICOM file without an image{cut}")
     frames = whole(header, "NumberOfFrames") or 1
     if frames != 1:
@@ -211,7 +211,7 @@ def stored_values(pixels: np.ndarray, layout: Layout) -> np.ndarray:
     below = layout.high + 1 - layout.stored
     if below and (pixels & pixels.dtype.type((1 << below) - 1)).any():
         text = f"HighBit {layout.high} and BitsStored {layout.stored}, but has values in the bits below"
-        raise ProblemError(f"has {text}: where they are right {fix(f'd.HighBit = {layout.stored - 1}')}")
+        raise ProblemError(f"has {text}: if they are right, {fix(f'd.HighBit = {layout.stored - 1}')}")
     unused = size - layout.high - 1
     # Shifting up and down again removes the bits above; for signed values it extends the sign.
     top = pixels << pixels.dtype.type(unused)

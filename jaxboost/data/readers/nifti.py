@@ -105,7 +105,7 @@ def check_count(count: int, max_voxels: int) -> None:
     if count > max_voxels:
         raise ProblemError(
             f"holds {count:,} voxels, and data.max_voxels is {max_voxels:,}: make it smaller, or raise data.max_voxels "
-            "where the memory allows it"
+            "if there is enough memory"
         )
 
 

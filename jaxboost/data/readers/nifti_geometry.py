@@ -117,7 +117,7 @@ def _affines(header: "nibabel.Nifti1Header") -> tuple[np.ndarray | None, np.ndar
     except (HeaderDataError, ValueError) as error:
         why = reason(error)
     if why:
-        fix = f"where its sform is right, {_KEEP_SFORM} and save" if codes["sform"] else "give it an affine and save"
+        fix = f"if its sform is right, {_KEEP_SFORM} and save" if codes["sform"] else "give it an affine and save"
         raise ProblemError(f"has no usable voxel sizes: its qform cannot be read ({why}): {fix} (nibabel)")
     return sform, qform
 
@@ -189,7 +189,7 @@ def _check_agreement(header: "nibabel.Nifti1Header", sform: np.ndarray, qform: n
         other = _KEEP_QFORM if qform is not None else "image.set_sform(affine, 1) with an affine of those sizes"
         raise ProblemError(
             f"has two voxel sizes: {_mm(sizes)} in its sform, {_mm(pixdim)} in its pixdim: correct the wrong one with "
-            f"nibabel and save: {_KEEP_SFORM} where the sform is right, {other} where pixdim is right"
+            f"nibabel and save: {_KEEP_SFORM} if the sform is right, {other} if pixdim is right"
         )
     if qform is None:
         return
@@ -198,7 +198,7 @@ def _check_agreement(header: "nibabel.Nifti1Header", sform: np.ndarray, qform: n
     if first != second and np.rad2deg(np.arccos(np.clip(cosines.min(), -1, 1))) > _SAME_DEGREES:
         raise ProblemError(
             f"has two orientations: {_letters(first)} in its sform, {_letters(second)} in its qform: correct the wrong "
-            f"one with nibabel and save: {_KEEP_SFORM} where the sform is right, {_KEEP_QFORM} where the qform is right"
+            f"one with nibabel and save: {_KEEP_SFORM} if the sform is right, {_KEEP_QFORM} if the qform is right"
         )
 
 

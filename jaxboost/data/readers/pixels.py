@@ -30,7 +30,7 @@ def check_pixels(width: int, height: int, limit: int) -> None:
     if width * height > limit:
         raise ProblemError(
             f"has {width} x {height} = {width * height} pixels, more than data.max_pixels={limit}: make it smaller, or"
-            " raise data.max_pixels where memory allows it"
+            " raise data.max_pixels if there is enough memory"
         )
 
 

@@ -491,7 +491,7 @@ def test_invalid_splits(folder):
     add_splits(folder)
     folder.rows = [(*row[:3], row[3].replace("test", "train")) for row in folder.rows]
     folder.write(header=HEADER)
-    fix = "give train and test, and val where there is one, or no splits at all"
+    fix = "give train and test, and val if there is one, or no splits at all"
     assert f"1 problem to fix: split 'test' has no sample: {fix}" in folder.problem()
     folder.rows = [(*row[:3], row[3].replace("val", "test")) for row in folder.rows]
     folder.write(header=HEADER)
@@ -643,7 +643,7 @@ def test_8_bits_among_16(folder, caplog):
     folder.write()
     folder.load()
     assert "images of more than 8 bits, each shown from its own least" in caplog.text
-    assert ": deep.png: where their values have one scale, set data.window to its ends" in caplog.text
+    assert ": deep.png: if their values have one scale, set data.window to its ends" in caplog.text
     caplog.clear()
     folder.load(window=(0, 65535))
     assert "more than 8 bits" not in caplog.text

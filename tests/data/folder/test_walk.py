@@ -228,8 +228,8 @@ def test_placeholder_texts_are_problems(root, name, content, step):
     message = refused(lambda: load("mine", source="folder", size=8, root=str(root)))
     assert f"1 problem to fix: a/{name}: is a " in message
     assert step in message
-    preparation = inputs.Preprocessing(ndim=2, size=8, window=(), spacing=0.0, masked=False, image_size=8, resize=0)
-    assert step in refused(lambda: inputs.read(inputs.find([str(root)], 2), preparation))
+    preprocessing = inputs.Preprocessing(ndim=2, size=8, window=(), spacing=0.0, masked=False, image_size=8, resize=0)
+    assert step in refused(lambda: inputs.read(inputs.find([str(root)], 2), preprocessing))
     (root / "labels.csv").write_bytes(content)
     assert step in refused(lambda: files(root))
 
@@ -458,7 +458,7 @@ def test_tables_of_other_names_are_named(tmp_path, table):
 def test_archives_of_windows_without_folders(tmp_path):
     for name in ("a\\0.png", "b\\0.png"):
         picture(tmp_path / name)
-    assert "; a\\0.png has back-slashes in the place of folders: unpack its archive again" in refused(
+    assert "; a\\0.png has backslashes in place of folders: unpack its archive again" in refused(
         lambda: files(tmp_path)
     )
 

@@ -89,8 +89,8 @@ def _split(name: str) -> tuple[str, str]:
 
 def _sibling(ordered: Sequence[str], names: dict[str, str], start: str) -> str | None:
     """Returns the first file that is not a mask and whose stem begins with `start` and a separator."""
-    for place in range(bisect.bisect_left(ordered, start), len(ordered)):
-        stem = ordered[place]
+    for index in range(bisect.bisect_left(ordered, start), len(ordered)):
+        stem = ordered[index]
         if not stem.startswith(start):
             return None
         if stem[len(start) : len(start) + 1] in (" ", "_", ".", "-") and not _AFTER.match(stem):
@@ -102,10 +102,10 @@ def _in_folder_of_images(
     folder: str, candidates: Sequence[str], stems: dict[str, dict[str, str]], depth: int
 ) -> str | None:
     parts = folder.split("/")
-    for place in range(depth, len(parts)):
-        if _FOLDER.match(parts[place]):
+    for index in range(depth, len(parts)):
+        if _FOLDER.match(parts[index]):
             for other in _IMAGE_FOLDERS:
-                beside = "/".join([*parts[:place], *([other] if other else []), *parts[place + 1 :]])
+                beside = "/".join([*parts[:index], *([other] if other else []), *parts[index + 1 :]])
                 if beside in stems and (partner := _first(stems[beside].get(stem) for stem in candidates)):
                     return partner
     return None

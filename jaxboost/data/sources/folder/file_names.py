@@ -137,7 +137,7 @@ class FileIndex:
                 )
         if self._guessed:
             logger.warning(
-                "%d files are written differently in the table (letter case, blanks, back-slashes or Unicode form): %s",
+                "%d files are written differently in the table (letter case, blanks, backslashes or Unicode form): %s",
                 len(self._guessed),
                 some(self._guessed),
             )

@@ -254,7 +254,7 @@ def check_splits(rows: Sequence[Row], classes: Sequence[str], problems: Problems
         found = {label for row in members for label in row.labels(multi_label)}
         where = f"split {split!r}" if split else "the data set"
         if not members:
-            problems.add(f"{where} has no sample: give train and test, and val where there is one, or no splits at all")
+            problems.add(f"{where} has no sample: give train and test, and val if there is one, or no splits at all")
         elif missing := [repr(name) for name in classes if name not in found]:
             problems.add(f"{where} has no sample of class {', '.join(missing)}")
 

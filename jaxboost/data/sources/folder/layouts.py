@@ -86,7 +86,7 @@ def read_rows(
         raise UserError(
             f"{folder}: found neither {labels.FILE} nor two class folders or more: write {labels.FILE}, a table with "
             "the columns file, label and, where known, patient_id and split; or put the files of each class into a "
-            f"folder of its name, below train/, val/ and test/ where there are splits{_hint(folder, listing)}"
+            f"folder of its name, below train/, val/ and test/ if there are splits{_hint(folder, listing)}"
         )
     if wrong := companions.no_classes(found.names):
         raise UserError(
@@ -125,7 +125,7 @@ def _hint(folder: pathlib.Path, listing: Listing) -> str:
     if tables:
         return f"; if {some(tables)} has the labels, save it as {folder / labels.FILE} with these columns"
     if flat := [name for name, path in listing.files.items() if "\\" in path.name]:
-        return f"; {flat[0]} has back-slashes in the place of folders: unpack its archive again, with 7z or bsdtar"
+        return f"; {flat[0]} has backslashes in place of folders: unpack its archive again, with 7z or bsdtar"
     found = {name: step for name, path in listing.files.items() if not is_image(name) and (step := advice(path))}
     return f"; of {some(list(found))}: {next(iter(found.values()))}" if found else ""
 

@@ -156,7 +156,7 @@ def warn_of_ranges(samples: Mapping[Row, Sample]) -> None:
     if own and any(sample.own_range is False for sample in samples.values()):
         logger.warning(
             "images of more than 8 bits, each shown from its own least to its own greatest value, are among others of "
-            "8 bits, which are shown as they are: %s: where their values have one scale, set data.window to its ends",
+            "8 bits, which are shown as they are: %s: if their values have one scale, set data.window to its ends",
             some(own),
         )
 
