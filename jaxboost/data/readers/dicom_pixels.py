@@ -67,7 +67,7 @@ def read_layout(file: DicomFile, max_pixels: int) -> Layout:
     """
     header = file.header
     if not file.pixels:
-        cut = ": its pixel data is missing, perhaps because the file is cut off" if "Rows" in header else ""
+        cut = ": its pixel data is missing: it may be cut off" if "Rows" in header else ""
         raise ProblemError(f"is a DICOM file without an image{cut}")
     frames = whole(header, "NumberOfFrames") or 1
     if frames != 1:
