@@ -122,16 +122,14 @@ def load(
       UserError: an option is not valid, or the folder has problems; the message has all of them.
     """
     _check_name(name)
-    _check_options(ndim, masks, window, spacing)
-    check_choice(patient, PATIENT_SOURCES, "config field data.patient")
-    check_choice(duplicates, (WARN, JOIN, REFUSE), "config field data.duplicates")
+    _check_options(ndim, masks, window, spacing, patient, duplicates)
     arrays.check_limits(max_pixels, max_voxels)
     replacement = arrays.nan_value(nan)
     folder = layouts.open_folder(root)
     problems = Problems(folder)
     masks_path = layouts.masks_in(folder, masks)
-    rows = layouts.read_rows(folder, problems, masks_path)
-    rows, known = _rows_and_classes(folder, rows, classes, problems, multi_label)
+    all_rows = layouts.read_rows(folder, problems, masks_path)
+    rows, known = _rows_and_classes(folder, all_rows, classes, problems, multi_label)
     info = _info(name, size, ndim, known, multi_label)
     targets = labels.encode(rows, info.classes, problems, multi_label=multi_label)
     labels.check_splits(rows, info.classes, problems, multi_label=multi_label)
@@ -238,7 +236,11 @@ def _check_name(name: str) -> None:
         )
 
 
-def _check_options(ndim: int, masks: str, window: Sequence[float], spacing: float) -> None:
+def _check_options(
+    ndim: int, masks: str, window: Sequence[float], spacing: float, patient: str, duplicates: str
+) -> None:
+    check_choice(patient, PATIENT_SOURCES, "config field data.patient")
+    check_choice(duplicates, (WARN, JOIN, REFUSE), "config field data.duplicates")
     arrays.check_window(window)
     if not 0 <= spacing < math.inf:
         raise UserError(f"data.spacing={spacing}: give mm, or 0")
