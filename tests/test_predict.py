@@ -151,7 +151,7 @@ def test_hidden_files_do_not_count(tmp_path):
     assert inputs.find([str(tmp_path / "b.png"), str(tmp_path)], 2) == [tmp_path / "b.png", tmp_path / "a/deep/c.PNG"]
 
 
-PREPARATION = inputs.Preparation(ndim=2, size=8, window=(), spacing=0.0, masked=True, image_size=8, resize=0)
+PREPARATION = inputs.Preprocessing(ndim=2, size=8, window=(), spacing=0.0, masked=True, image_size=8, resize=0)
 
 
 def test_images_are_cut_to_their_masks(tmp_path):

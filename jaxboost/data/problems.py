@@ -1,4 +1,4 @@
-"""Problems of a user's folder: collected while it is read, and reported together."""
+"""Problems of a user's files: collected while a folder is read, and reported together."""
 
 import logging
 import pathlib
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class ProblemError(Exception):
-    """What is wrong with one file, without its name. It is collected in `Problems` and never shown alone."""
+    """What is wrong with one file, without its name. `Problems` collects it; it is never shown alone."""
 
 
 class Problems:
@@ -23,18 +23,24 @@ class Problems:
         self._found: list[tuple[int, str]] = []
 
     def add(self, text: str, *, row: int = 0, file: str = "") -> None:
-        """Keeps a problem of `file`, which `row` of labels.csv names; 0 and "" where it belongs to no single one."""
+        """Adds a problem.
+
+        Args:
+          text: what is wrong and how to fix it.
+          row: the row of labels.csv that it is about; 0 if it is about no single row.
+          file: the file that it is about; "" if it is about no single file.
+        """
         where = ", ".join(part for part in (f"row {row}" if row else "", file) if part)
         self._found.append((row, f"{where}: {text}" if where else text))
 
     def raise_any(self) -> None:
-        """Raises one UserError with every problem, in the order of the rows.
+        """Raises one UserError with all problems, in the order of the rows; does nothing if there is none.
 
-        Where there are more than a dozen, the message has the first of them, and all are in the log, one a line.
+        With more than a dozen problems, the message has the first dozen, and the log has all, one per line.
         """
         if not self._found:
             return
-        texts = [text for _, text in sorted(self._found, key=lambda problem: problem[0])]
+        texts = [text for _, text in sorted(self._found, key=lambda found: found[0])]
         more = ""
         if len(texts) > _LISTED:
             for text in texts:
@@ -46,6 +52,6 @@ class Problems:
 
 
 def reason(error: Exception) -> str:
-    """The message of another package's exception as a part of one line."""
+    """Returns the message of another package's exception on one line, shortened if it is long."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."

@@ -1,8 +1,8 @@
-"""What lies below a folder: every regular file once, and what cannot be read or is left out, with the reason.
+"""The contents of a folder: every regular file once, and everything that is left out, with the reason.
 
-Training and prediction look at folders through this module alone, so that both read the same files. Links are followed.
-A folder that several names lead to is read under one of them, its own before those of links, so that no loop of links
-is endless. Only names are read: no file is opened, and a file is asked for its type only where it is a link.
+Training and prediction walk folders through this module alone, so both find the same files. Links are followed. A
+folder that has several names is read once: under its own name if it has one below the root, otherwise under the first
+link. A loop of links therefore ends. Only names are read: no file is opened, and only links are asked for their type.
 """
 
 import collections
@@ -10,12 +10,11 @@ import dataclasses
 import os
 import pathlib
 import re
-import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from jaxboost.io import irregular
 
-_NAMED = 12  # names in a message
+_LISTED = 12  # names in a message
 HIDDEN = "hidden files and folders"
 SYSTEM = "thumbnails and other files that systems make"
 AGAIN = "links to what is read under another name"
@@ -41,16 +40,16 @@ _WEB_PAGE = (b"<!doctype html", b"<html", b"<?xml")
 
 @dataclasses.dataclass
 class Listing:
-    """What `walk` found. Names are paths below the folder with "/" between the parts, as `printable` writes them.
+    """The result of `walk`. A name is a path relative to the folder, with "/" between its parts, made `printable`.
 
     Attributes:
-      files: name -> path of every file to be looked at, sorted part by part.
-      folders: the names of all folders that were read.
-      same_folders: name of a folder -> the name under which it is read.
-      broken: name -> what is wrong: links to nothing, files that were not fetched, pipes, two names alike.
-      unreadable: name of a folder -> why it could not be listed.
-      left_out: reason -> names; those of folders end with "/".
-      links: the names of files that are links.
+      files: name -> path, sorted part by part.
+      folders: names of the folders that were read.
+      same_folders: name of a folder -> the other name under which it is read.
+      broken: name -> what is wrong: a link to nothing, a file that was not fetched, a pipe, or two equal names.
+      unreadable: name of a folder -> why it cannot be listed.
+      left_out: reason -> names; names of folders end with "/".
+      links: names of the files that are links.
     """
 
     files: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)
@@ -63,7 +62,7 @@ class Listing:
     _parents: dict[pathlib.Path, str] = dataclasses.field(default_factory=dict)
 
     def real(self, name: str) -> str:
-        """The file `name` without links in its path; only a link is looked at itself."""
+        """Returns the path of the file `name` with all links resolved."""
         path = self.files[name]
         if name in self.links:
             return os.path.realpath(path)
@@ -71,9 +70,9 @@ class Listing:
             self._parents[path.parent] = os.path.realpath(path.parent)
         return os.path.join(self._parents[path.parent], path.name)
 
-    def twice(self, names: Iterable[str]) -> dict[str, str]:
-        """Of the files `names`, those that are links to another of them -> that one's name."""
-        # A file's own name counts before a link's.
+    def repeated(self, names: Iterable[str]) -> dict[str, str]:
+        """Returns which of the files `names` are the same file as another of them: link -> name of that file."""
+        # The file itself comes before links to it.
         ordered = sorted(names, key=lambda name: name in self.links)
         if not ordered or ordered[-1] not in self.links:
             return {}
@@ -83,16 +82,20 @@ class Listing:
 
 
 def walk(folder: pathlib.Path, *, skip: pathlib.Path | None = None) -> Listing:
-    """Everything below `folder`, whatever its ending.
+    """Lists everything below `folder`, whatever its ending.
 
     Args:
-      skip: a folder that is not looked at, such as that of masks.
+      folder: the folder, which exists.
+      skip: a folder below it that is not walked, such as the folder of masks.
+
+    Returns:
+      The files and folders, and what is left out.
     """
     listing = Listing()
     skipped = _identity(skip) if skip is not None and skip.exists() else None
     around = {_identity(parent) for parent in folder.resolve().parents}
     seen: dict[tuple[int, int], str] = {}
-    # Folders that only links lead to come last: what has a name of its own is read under that.
+    # Folders behind links come last, so that a folder below the root is read under its own name.
     linked = collections.deque([("", folder)])
     while linked:
         inner = collections.deque([linked.popleft()])
@@ -123,43 +126,40 @@ def walk(folder: pathlib.Path, *, skip: pathlib.Path | None = None) -> Listing:
 
 
 def _entries(folder: str, entries: Sequence[os.DirEntry], listing: Listing) -> Iterable[tuple[str, os.DirEntry]]:
-    """Sorts the entries of one folder into `listing`; those that are folders to be read come back, with their names."""
+    """Sorts the entries of one folder into `listing` and yields the folders to read, with their names."""
     present = {entry.name for entry in entries}
     for entry in entries:
         name = printable(f"{folder}/{entry.name}" if folder else entry.name)
-        link = entry.is_symlink()
-        mode = None
         if missing := _not_here(entry.name, present):
             listing.broken[printable(f"{folder}/{missing[0]}" if folder else missing[0])] = missing[1]
             continue
         if reason := _left_out(entry.name):
-            is_folder = not link and entry.is_dir(follow_symlinks=False)
+            is_folder = entry.is_dir(follow_symlinks=False)
             listing.left_out[reason].append(f"{name}/" if is_folder else name)
             continue
-        if link:
-            try:
-                mode = os.stat(entry.path).st_mode
-            except OSError:
-                listing.broken[name] = unreadable(entry.path)
-                continue
-        if stat.S_ISDIR(mode) if mode is not None else entry.is_dir(follow_symlinks=False):
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        # Such as a link that leads to itself.
+        except OSError:
+            is_folder = is_file = False
+        if is_folder:
             yield name, entry
-        elif not (stat.S_ISREG(mode) if mode is not None else entry.is_file(follow_symlinks=False)):
+        elif not is_file:
             listing.broken[name] = unreadable(entry.path)
         elif name in listing.files or name in listing.broken:
             listing.files.pop(name, None)
             listing.broken[name] = "two files have this name once it is written in UTF-8: rename one"
         else:
             listing.files[name] = pathlib.Path(entry.path)
-            if link:
+            if entry.is_symlink():
                 listing.links.add(name)
 
 
 def _left_out(name: str) -> str:
-    """Why an entry of this name is not looked at; "" for any other."""
+    """Returns why an entry of this name is left out, "" if it is not."""
     folded = name.lower()
     if folded.startswith("."):
-        # Resource forks, which macOS writes beside every file of a foreign disk, are no choice of the user's.
+        # macOS writes resource forks beside every file of a foreign disk: the user did not hide them.
         return SYSTEM if folded.startswith(("._", ".appledouble", ".ds_store")) else HIDDEN
     if folded in MACHINE_MADE or folded in _THUMBNAILS or folded in _SYSTEM_FILES:
         return SYSTEM
@@ -167,13 +167,13 @@ def _left_out(name: str) -> str:
 
 
 def is_machine_made(name: str) -> bool:
-    """Whether a file of this name, with its folders, is one that a system made beside the user's own."""
+    """Returns whether a file of this name (with its folders) was made by a system, not by the user."""
     *folders, file = name.lower().split("/")
     return any(part in MACHINE_MADE for part in folders) or file.startswith(("._", *_SYSTEM_STARTS))
 
 
 def _not_here(name: str, present: Collection[str]) -> tuple[str, str] | None:
-    """The name of a file whose content is elsewhere, and how to get it, where `name` stands for such a file."""
+    """Returns the name of the file that the placeholder `name` stands for, and how to fetch it; otherwise None."""
     if name.endswith(".dvc") and len(name) > 4 and name[:-4] not in present:
         return name[:-4], f"is kept by DVC and not here: fetch it with `dvc pull`, or remove {printable(name)}"
     if name.startswith(".") and name.endswith(".icloud") and name[1:-7] not in present:
@@ -182,10 +182,10 @@ def _not_here(name: str, present: Collection[str]) -> tuple[str, str] | None:
 
 
 def unreadable(path: str | os.PathLike[str]) -> str:
-    """Why `path` is no file that can be read, "" where it is a regular file, or a link to one."""
+    """Returns why `path` cannot be read as a file, "" if it is a regular file or a link to one."""
     try:
         os.stat(path)
-    # A zero byte in the name.
+    # The name has a zero byte.
     except ValueError as error:
         return f"cannot be read ({error})"
     except OSError as error:
@@ -203,9 +203,10 @@ def unreadable(path: str | os.PathLike[str]) -> str:
 
 
 def not_fetched(path: pathlib.Path) -> str:
-    """Why a file that no reader takes has no content of its own, "" where that is not the reason.
+    """Returns why a file that no reader accepts lacks its real content, "" if it has it.
 
-    Git LFS, git-annex and DVC can leave a small text in the place of a file, and servers a page that says why not.
+    Git LFS and git-annex leave a small text in place of a file that was not fetched. Servers answer a download that
+    fails with a web page.
     """
     try:
         with path.open("rb") as file:
@@ -222,9 +223,9 @@ def not_fetched(path: pathlib.Path) -> str:
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    """A name of the file system as text that UTF-8 can hold, on one line.
+    r"""Returns a file name as one line of text that can be encoded in UTF-8.
 
-    Bytes that are not UTF-8 and control characters become `\\xNN`; every other name stays as it is.
+    Bytes that are not UTF-8 and control characters become `\xNN`; every other name stays unchanged.
     """
     text = os.fspath(name)
     if text.isascii() and text.isprintable():
@@ -234,19 +235,19 @@ def printable(name: str | os.PathLike[str]) -> str:
 
 def _escaped(found: re.Match[str]) -> str:
     code = ord(found[0])
-    # Python holds a byte that is not UTF-8 as U+DC00 and the byte.
+    # Python decodes a byte that is not UTF-8 as U+DC00 plus the byte.
     code = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def some(names: Sequence[str]) -> str:
-    """The first dozen names, and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    """Returns the first dozen names as text, and how many more there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def summary(left_out: Mapping[str, Sequence[str]]) -> str:
-    """How many files were left out for each reason, with the first names, for one line of the log; "" for none."""
+    """Returns one line for the log: how many files were left out for each reason, and the first names; "" for none."""
     parts = [f"{reason}: {len(names)} ({some(sorted(names))})" for reason, names in left_out.items() if names]
     return f"left out: {'; '.join(parts)}" if parts else ""
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from jaxboost.data.dataset import MULTI_LABEL
-from jaxboost.data.sources.folder.inputs import Preparation
+from jaxboost.data.sources.folder.inputs import Preprocessing
 from jaxboost.data.walk import printable
 from jaxboost.io import write_text
 
@@ -71,7 +71,7 @@ class Model(Protocol):
     def labels(self) -> Labels: ...
 
     @property
-    def preparation(self) -> Preparation: ...
+    def preparation(self) -> Preprocessing: ...
 
     def probabilities(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
         """(n, classes) of images as `inputs.read` gives them; batch_size: at once, 0 for the model's own."""

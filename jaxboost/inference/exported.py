@@ -24,7 +24,7 @@ from tqdm import tqdm
 from jaxboost import io, schema
 from jaxboost.data.pipeline.resize import fitted
 from jaxboost.data.readers.arrays import MAX_PIXELS, MAX_VOXELS
-from jaxboost.data.sources.folder.inputs import Preparation
+from jaxboost.data.sources.folder.inputs import Preprocessing
 from jaxboost.errors import UserError
 from jaxboost.evaluation.prediction_table import Labels, threshold_from_json
 
@@ -58,7 +58,7 @@ class Threshold:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """`inputs.Preparation` with bounds."""
+    """`inputs.Preprocessing` with bounds."""
 
     ndim: Literal[2, 3]
     size: _Side
@@ -101,7 +101,7 @@ class ExportedModel:
     """
 
     labels: Labels
-    preparation: Preparation
+    preparation: Preprocessing
     weights: dict[str, jax.Array]
     program: Callable[[dict[str, jax.Array], jax.Array], jax.Array]
     batch_size: int
@@ -175,7 +175,7 @@ def load(folder: pathlib.Path) -> ExportedModel:
                 None if described.threshold is None else {"value": described.threshold.value}
             ),
         ),
-        preparation=Preparation(**dataclasses.asdict(described.preparation)),
+        preparation=Preprocessing(**dataclasses.asdict(described.preparation)),
         weights=weights,
         program=jax.jit(program.call),
         batch_size=described.batch_size,

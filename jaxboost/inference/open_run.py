@@ -15,7 +15,7 @@ from jaxboost.config import continuing, ranges
 from jaxboost.data.dataset import MULTI_LABEL, DatasetInfo, Split
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.data.readers import arrays
-from jaxboost.data.sources.folder.inputs import Preparation
+from jaxboost.data.sources.folder.inputs import Preprocessing
 from jaxboost.errors import UserError, check_choice
 from jaxboost.evaluation import evaluate
 from jaxboost.evaluation.prediction_table import Labels, threshold_from_json
@@ -52,7 +52,7 @@ class FinishedRun:
     config: ConfigDict
     result: dict[str, Any]
     labels: Labels
-    preparation: Preparation
+    preparation: Preprocessing
     experiment: Experiment
     weights: tuple[Tree, Tree, Tree]
     replicated: jax.NamedSharding
@@ -260,9 +260,9 @@ def _check_fingerprints(
         raise UserError(f"{where}: give the folder of the former with --set, for its config's field")
 
 
-def _preparation(config: ConfigDict, ndim: int) -> Preparation:
+def _preparation(config: ConfigDict, ndim: int) -> Preprocessing:
     data = config.data
-    return Preparation(
+    return Preprocessing(
         ndim=ndim,
         size=data.size,
         window=tuple(data.window),

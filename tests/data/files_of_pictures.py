@@ -4,6 +4,7 @@ import struct
 import zlib
 
 import numpy as np
+from PIL import Image
 
 # x of the first pixel, y of it, step along x, step along y of the seven passes of an interlaced PNG.
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -77,3 +78,21 @@ def tiff(data: bytes, height: int, width: int, tags: dict[int, tuple[int, object
             extra += content + b"\0" * (len(content) % 2)
     start = struct.pack("<I", 8 + len(data) + len(data) % 2)
     return b"II*\0" + start + data + b"\0" * (len(data) % 2) + directory + b"\0\0\0\0" + extra
+
+
+def smooth(channels):
+    """uint8 (40, 56, channels), which JPEG hardly changes."""
+    coarse = np.random.default_rng(1).integers(0, 256, (5, 7, channels), dtype=np.uint8)
+    return np.stack([np.asarray(Image.fromarray(coarse[..., c]).resize((56, 40))) for c in range(channels)], -1)
+
+
+def turned(image, orientation):
+    """Where pixel (y, x) of the file belongs, by the words of the standard: sides of its first row and first column."""
+    sides = {1: "top left", 2: "top right", 3: "bottom right", 4: "bottom left"}
+    sides |= {5: "left top", 6: "right top", 7: "right bottom", 8: "left bottom"}
+    first_row, first_column = sides.get(orientation, "top left").split()
+    if first_row in ("left", "right"):
+        image = np.stack(list(image), axis=1)
+        first_row, first_column = first_column, first_row
+    image = image if first_row == "top" else np.flip(image, 0)
+    return image if first_column == "left" else np.flip(image, 1)

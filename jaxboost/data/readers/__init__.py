@@ -1,1 +1,1 @@
-"""One file of a user -> an array, exactly as it was stored, or an error that says the next step."""
+"""Readers: each turns one user file into an array with the stored values, or raises an error that names the fix."""

@@ -1,4 +1,4 @@
-"""Plain arrays of a user's folder: .npy files, and stored values as levels from 0 to 255."""
+"""Reads .npy files, checks stored values, and converts them to levels from 0 to 255."""
 
 import fractions
 import math
@@ -13,27 +13,28 @@ from jaxboost.data.readers.regular_files import open_regular
 from jaxboost.errors import UserError
 
 SUFFIX = ".npy"
-# The most that a file may hold, unless data.max_pixels or data.max_voxels says otherwise: a mammogram has 2**25 pixels,
-# a CT scan of 2,000 slices 2**29 voxels.
+# Defaults of data.max_pixels and data.max_voxels. A mammogram has 2**25 pixels; a CT scan of 2,000 slices has 2**29
+# voxels.
 MAX_PIXELS = 2**26
 MAX_VOXELS = 2**29
-# So many values are turned into levels at a time: their copies in float64 take 32 MiB.
+# Values that are converted to levels at a time: their copies in float64 take 32 MiB.
 _BLOCK = 2**22
 _SLAB_VALUES = 2**18
-# Bytes of an .npy file's header; that of an array of numbers has some 100.
+# Bytes of an .npy file's header; the header of an array of numbers has about 100.
 _MAX_HEADER = 10_000
 
 
 def read_npy(
     path: pathlib.Path, *, nan: float | None = None, check: Callable[[tuple[int, ...]], object] | None = None
 ) -> np.ndarray:
-    """The array, in native byte order.
+    """Reads an .npy file into an array in native byte order.
 
-    The size of the file is compared with its header before memory is taken.
+    The size of the file is compared with its header before memory is allocated.
 
     Args:
-      nan: what values that are not finite are read as; None: such a file is refused.
-      check: is called with the shape before the values are read, and raises ProblemError for one that is not wanted.
+      path: the file.
+      nan: the number that replaces values that are not finite; None: such a file is refused.
+      check: called with the shape before the values are read; raises ProblemError if the shape is not accepted.
 
     Raises:
       ProblemError: the file cannot be read, or does not hold numbers.
@@ -57,7 +58,7 @@ def read_npy(
             array = np.load(file, allow_pickle=False, max_header_size=_MAX_HEADER)
         except ProblemError:
             raise
-        # A header that makes no sense makes numpy raise nearly anything.
+        # Damaged headers make numpy raise nearly anything.
         except Exception as error:
             raise ProblemError(
                 f"cannot be read as an .npy file ({reason(error)}): write it again with numpy.save"
@@ -70,11 +71,11 @@ def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=_MAX_HEADER)
         return shape, dtype
-    place = file.tell()
+    start = file.tell()
     if (length := int.from_bytes(file.read(4), "little")) > _MAX_HEADER:
         raise ProblemError(f"cannot be read as an .npy file (its header has {length} bytes)")
-    file.seek(place)
-    # Version 3 differs from 2 in the names of fields alone, which an array of numbers does not have.
+    file.seek(start)
+    # Version 3 differs from 2 only in the names of fields, which an array of numbers does not have.
     shape, _, dtype = np.lib.format.read_array_header_2_0(file, max_header_size=_MAX_HEADER)
     return shape, dtype
 
@@ -91,13 +92,12 @@ def _check_type(dtype: np.dtype, shape: tuple[int, ...]) -> None:
 
 
 def check_numbers(values: np.ndarray, nan: float | None = None) -> np.ndarray:
-    """`values` as they are, with `nan` in place of those that are not finite, where it is given.
+    """Returns `values` with `nan`, if it is given, in place of values that are not finite.
 
-    In slabs, so that a volume takes no more memory. Where the type of `values` can hold `nan`, they are changed
-    themselves.
+    Works in slabs, so that a volume takes no more memory. `values` are changed in place if their type can hold `nan`.
 
     Raises:
-      ProblemError: they are not real numbers, or not all finite and `nan` is None.
+      ProblemError: the values are not real numbers, or they are not all finite and `nan` is None.
     """
     _check_type(values.dtype, values.shape)
     if values.dtype.kind != "f":
@@ -114,7 +114,7 @@ def check_numbers(values: np.ndarray, nan: float | None = None) -> np.ndarray:
         )
     if not values.flags.writeable:
         values = values.copy()
-    # In float16 and float32, the number may be infinite again.
+    # In float16 and float32, the number itself may become infinite.
     if abs(nan) > float(np.finfo(values.dtype).max):
         values = values.astype(np.float64)
     for part in parts:
@@ -123,14 +123,14 @@ def check_numbers(values: np.ndarray, nan: float | None = None) -> np.ndarray:
 
 
 def slabs(shape: Sequence[int], axis: int) -> Iterator[tuple[slice, ...]]:
-    """Cuts an array of `shape` along an axis into parts of a quarter of a million values, or of one slice."""
+    """Yields slabs of an array along an axis: a quarter of a million values each, or one slice if it is larger."""
     step = max(1, _SLAB_VALUES * shape[axis] // math.prod(shape))
     for start in range(0, shape[axis], step):
         yield tuple(slice(start, start + step) if other == axis else slice(None) for other in range(len(shape)))
 
 
 def replaced(values: np.ndarray, where: np.ndarray, number: float) -> np.ndarray:
-    """A copy of `values` with `number` at `where`, in float64 where their own type cannot hold it."""
+    """Returns a copy of `values` with `number` at `where`; it is float64 if their own type cannot hold the number."""
     whole = float(number).is_integer() and values.dtype.kind in "iu"
     if whole and np.iinfo(values.dtype).min <= number <= np.iinfo(values.dtype).max:
         fits = True
@@ -142,14 +142,14 @@ def replaced(values: np.ndarray, where: np.ndarray, number: float) -> np.ndarray
 
 
 def check_window(window: Sequence[float]) -> None:
-    """Raises UserError where data.window is neither empty nor a range."""
+    """Raises UserError if data.window is neither empty nor a range."""
     numbers = all(isinstance(end, int | float) for end in window)
     if window and not (numbers and len(window) == 2 and np.isfinite(window).all() and window[0] < window[1]):
         raise UserError(f"data.window={tuple(window)}: give (low, high) with low below high, or () for each file's own")
 
 
 def nan_value(text: str) -> float | None:
-    """data.nan as a number, None where it is empty; raises UserError where it is neither."""
+    """Returns data.nan as a number, None if it is empty; raises UserError if it is neither."""
     try:
         value = float(text) if text else None
     except ValueError:
@@ -160,17 +160,17 @@ def nan_value(text: str) -> float | None:
 
 
 def check_limits(max_pixels: int, max_voxels: int) -> None:
-    """Raises UserError where data.max_pixels or data.max_voxels is below 1."""
+    """Raises UserError if data.max_pixels or data.max_voxels is below 1."""
     for name, limit in (("max_pixels", max_pixels), ("max_voxels", max_voxels)):
         if limit < 1:
             raise UserError(f"data.{name}={limit}: give 1 or more")
 
 
 def to_levels(values: np.ndarray, window: Sequence[float] = ()) -> np.ndarray:
-    """`values` as float32 levels, 0 for the lower end of the window and below, 255 for its upper end and above.
+    """Converts values to float32 levels: 0 at the lower end of the window and below, 255 at its upper end and above.
 
-    Without a window, 8-bit values are levels already, False and True are 0 and 255, and the others' least and greatest
-    become 0 and 255; they must differ.
+    False and True become 0 and 255. Without a window, 8-bit values are levels already; of others the least and the
+    greatest value, which must differ, become 0 and 255.
     """
     if values.dtype == np.bool_:
         return values.astype(np.float32) * 255
@@ -179,15 +179,15 @@ def to_levels(values: np.ndarray, window: Sequence[float] = ()) -> np.ndarray:
     low, high = window or (values.min(), values.max())
     if values.dtype.kind in "iu" and values.dtype.itemsize > 4:
         return _long_levels(values, _exact(low), _exact(high))
-    # In float32, whole numbers of 32 bits would lose their last digits before the subtraction.
+    # In float32, 32-bit integers would lose their last digits before the subtraction.
     narrow = values.dtype.itemsize <= (2 if values.dtype.kind in "iu" else 4)
     number = np.longdouble if values.dtype == np.longdouble else np.float64
     with np.errstate(over="ignore", under="ignore"):
         low, high = number(low), number(high)
-        # The difference of two numbers can be too large where neither is.
+        # The difference of two finite numbers can be infinite.
         scale = 1.0 if np.isfinite(high - low) else 0.5
         low, extent = low * scale, high * scale - low * scale
-        # The window can be wider or finer than float32 holds.
+        # The window can be wider or finer than float32 can represent.
         wide = np.float32 if narrow and np.isfinite(np.float32([low, extent])).all() and np.float32(extent) else number
         scaled = values.astype(wide) if scale == 1 else values.astype(wide) * wide(scale)
         levels = (scaled - wide(low)) / wide(extent) * wide(255)
@@ -199,20 +199,22 @@ def _exact(number: float) -> fractions.Fraction:
 
 
 def _long_levels(values: np.ndarray, low: fractions.Fraction, high: fractions.Fraction) -> np.ndarray:
-    """`to_levels` of 64-bit whole numbers, which float64 would round before the subtraction."""
+    """Does the work of `to_levels` for 64-bit integers, which float64 would round before the subtraction."""
     limits = np.iinfo(values.dtype)
     first, last = (min(max(end, limits.min), limits.max) for end in (math.floor(low), math.ceil(high)))
-    # Differences of 64-bit numbers are right modulo 2**64, and all of these are below.
+    # Differences of 64-bit integers are exact modulo 2**64, and these differences are smaller.
     above = np.clip(values, first, last).astype(np.uint64) - np.uint64(first % 2**64)
     levels = (above.astype(np.float64) + float(first - low)) / float(high - low) * 255
     return np.clip(levels, 0, 255).astype(np.float32)
 
 
 def to_bytes(values: np.ndarray, window: Sequence[float] = (), *, inverted: bool = False) -> np.ndarray:
-    """`to_levels` rounded to uint8, with no copies of the whole in floating point.
+    """Converts values to levels, rounded to uint8, without a floating-point copy of the whole array.
 
     Args:
-      inverted: the levels are subtracted from 255: low values are white.
+      values: the stored values.
+      window: see `to_levels`.
+      inverted: whether low values are white: the levels are subtracted from 255.
     """
     if values.dtype == np.uint8 and not window:
         return 255 - values if inverted else values
@@ -225,7 +227,7 @@ def to_bytes(values: np.ndarray, window: Sequence[float] = (), *, inverted: bool
         return rounded(values)
     window = window or (values.min(), values.max())
     if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
-        # Each value that can occur once.
+        # A lookup table of all possible values.
         unsigned = np.dtype(f"u{values.dtype.itemsize}")
         table = rounded(np.arange(2 ** (8 * unsigned.itemsize), dtype=unsigned).view(values.dtype.newbyteorder("=")))
         return table[np.ascontiguousarray(values).astype(values.dtype.newbyteorder("="), copy=False).view(unsigned)]
@@ -237,7 +239,7 @@ def to_bytes(values: np.ndarray, window: Sequence[float] = (), *, inverted: bool
 
 
 def check_shows(image: np.ndarray, window: Sequence[float] = ()) -> None:
-    """Raises ProblemError where every value of an image is the same."""
+    """Raises ProblemError if all values of an image are equal."""
     if image.min() == image.max():
         within = f" within data.window={tuple(window)}" if window else ""
         raise ProblemError(f"shows nothing{within}: every value is {float(image.flat[0]):g}")

@@ -1,4 +1,4 @@
-"""CSV files that people and their programs write: decoded, split into cells, and refused where that is not certain."""
+"""Reads CSV files that people and their programs write, and refuses files that could be read in two ways."""
 
 import contextlib
 import csv
@@ -23,10 +23,10 @@ _ARCHIVES = ((b"PK\x03\x04", "an Excel or a zip file"), (b"\xd0\xcf\x11\xe0", "a
 
 
 def read(path: pathlib.Path) -> str:
-    """The text of the file.
+    """Returns the text of the file.
 
     Raises:
-      UserError: it cannot be read, or is not UTF-8 text; it says how to save it.
+      UserError: the file cannot be read, or is not UTF-8 text; the message says how to save it.
     """
     if reason := "" if path.is_dir() else unreadable(path):
         raise UserError(f"{path}: {reason}")
@@ -44,8 +44,8 @@ def read(path: pathlib.Path) -> str:
         raise UserError(
             f"{path}: not UTF-8 text: save it as CSV in UTF-8; it looks like UTF-16, as Excel's 'Unicode text' is"
         )
-    if (place := content.find(0)) >= 0:
-        raise UserError(f"{path}: has a NUL byte at byte {place + 1}: the file is damaged, write it again")
+    if (position := content.find(0)) >= 0:
+        raise UserError(f"{path}: has a NUL byte at byte {position + 1}: the file is damaged, write it again")
     if reason := not_fetched(path):
         raise UserError(f"{path}: {reason}")
     try:
@@ -56,13 +56,20 @@ def read(path: pathlib.Path) -> str:
 
 
 def rows(path: pathlib.Path, text: str) -> tuple[str, Iterator[tuple[int, list[str]]]]:
-    """The separator, and each row's number and cells; the first one is the header.
+    """Splits the text of a file into rows and cells.
 
-    The separator is a comma, a semicolon or a tab. Lines that begin with # are left out before the header. A row's
-    number is that of a spreadsheet, which shows a cell of several lines in one row.
+    Lines before the header that begin with # are skipped.
+
+    Args:
+      path: the file, for messages.
+      text: its text.
+
+    Returns:
+      The separator (a comma, a semicolon or a tab), and an iterator over the number and the cells of each row. The
+      first row is the header. Rows are numbered as in a spreadsheet, where a cell of several lines is in one row.
 
     Raises:
-      UserError: while the rows are read: quotes are not closed, as far as that can be seen.
+      UserError: during the iteration, if a quote is evidently not closed.
     """
     separator, before = "", 0
     if match := _SEPARATOR_LINE.match(text):
@@ -99,14 +106,14 @@ def _cells(path: pathlib.Path, text: str, separator: str, before: int) -> Iterat
 
 
 def _swallows(cells: Sequence[str], separator: str, width: int) -> bool:
-    """Whether a cell has a line that looks like a whole row, which a note of several lines has not."""
+    """Returns whether a cell has a line that looks like a whole row; a note of several lines does not."""
     lines = (line for cell in cells if "\n" in cell or "\r" in cell for line in cell.splitlines()[1:])
     return any(line.count(separator) + 1 >= max(width, 2) for line in lines)
 
 
 @contextlib.contextmanager
 def long_cells() -> Iterator[None]:
-    """Lets csv read cells of any length: run lengths of a mask can be longer than its limit of 128 KB."""
+    """Lets csv read cells of any length, because the run lengths of a mask can exceed its limit of 128 KB."""
     limit = csv.field_size_limit(sys.maxsize)
     try:
         yield

@@ -1,6 +1,6 @@
-"""One DICOM file as an 8-bit picture, shown as its tags say. Needs the packages of the extra `dicom`.
+"""Reads one DICOM file as an 8-bit picture, shown as its tags say. Needs the packages of the extra `dicom`.
 
-docs/dicom.md lists what is done with which tag.
+docs/dicom.md lists the tags and their effects.
 """
 
 import pathlib
@@ -15,15 +15,19 @@ from jaxboost.data.readers.dicom_pixels import GREY, decode, read_layout
 
 
 def read_dicom(path: pathlib.Path, *, max_pixels: int = MAX_PIXELS, nan: float | None = None) -> np.ndarray:
-    """The image, uint8 (H, W), or (H, W, 3) where it is in colour.
+    """Reads the image of a file.
 
     Args:
-      max_pixels: that the file may hold; more are refused before they are read.
-      nan: what values that are not finite are read as; None: such a file is refused.
+      path: the file.
+      max_pixels: the most pixels that it may hold; a larger one is refused before its pixels are read.
+      nan: the number that replaces values that are not finite; None: such a file is refused.
+
+    Returns:
+      uint8 (H, W), or (H, W, 3) if the image is in colour.
 
     Raises:
-      ProblemError: it is no DICOM file, holds no image or several, is compressed in a way that no installed package
-        can read, is damaged, or its tags or pixels leave its values uncertain.
+      ProblemError: it is not a DICOM file, holds no image or several, has a compression that no installed package can
+        read, is damaged, or its tags leave the meaning of its values open.
     """
     with open_dicom(path) as file:
         layout = read_layout(file, max_pixels)

@@ -1,8 +1,8 @@
-"""Compressed pixel data of DICOM files. Needs the package imagecodecs (the extra `dicom`).
+"""Decompresses pixel data of DICOM files. Needs the package imagecodecs (the extra `dicom`).
 
-The size that the compressed image itself announces is compared with the tags before it is decoded. imagecodecs decodes
-all kinds: GDCM ends the whole process at some damaged files, has no 12-bit JPEG and no HTJ2K, and pydicom decodes run
-lengths byte by byte and without a limit.
+The size in the header of the compressed image is compared with the tags before it is decoded. imagecodecs decodes all
+compressions. GDCM is not used because it ends the whole process at some damaged files and reads neither 12-bit JPEG nor
+HTJ2K; pydicom decodes run lengths byte by byte and without a limit.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ _JPEG = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEG
 _JPEG_LS = (uid.JPEGLSLossless, uid.JPEGLSNearLossless)
 _JPEG_2000 = (uid.JPEG2000, uid.JPEG2000Lossless, uid.HTJ2K, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL)
 _LOSSY = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K)
-# Bytes that an RLE segment may have beyond its pixels: writers pad them.
+# Bytes that an RLE segment may have beyond its pixels, because writers pad segments.
 _RLE_SLACK = 256
 _HUFFMAN = (0xC0, 0xC1, 0xC2)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Stream:
-    """What a JPEG or JPEG 2000 image says of itself. `colours`: by its markers, "RGB", "YBR_FULL" or "" for nothing."""
+    """The header of a JPEG or JPEG 2000 image. `colours`: "RGB" or "YBR_FULL" by its markers, "" if it has none."""
 
     rows: int
     columns: int
@@ -39,10 +39,13 @@ class _Stream:
 
 
 def decompress(value: bytes, syntax: uid.UID, layout: "Layout") -> tuple[np.ndarray, str]:
-    """The samples (rows, columns) or (rows, columns, 3), and their colour space.
+    """Decompresses the samples.
+
+    Returns:
+      The samples (rows, columns) or (rows, columns, 3), and their colour space.
 
     Raises:
-      ProblemError: no installed package can, or the image is damaged or of another size than the tags say.
+      ProblemError: no installed package can do it, or the image is damaged or has another size than the tags say.
     """
     if syntax not in (*_JPEG, *_JPEG_LS, *_JPEG_2000, uid.RLELossless):
         raise ProblemError(f"has the transfer syntax {syntax.name}, which is not read: save it uncompressed")
@@ -83,7 +86,7 @@ def _imagecodecs(syntax: uid.UID) -> Any:
 
 def _only_frame(value: bytes, syntax: uid.UID) -> bytes:
     try:
-        # The first one is the table of offsets. A frame may be spread over several.
+        # The first fragment is the table of offsets. A frame may have several fragments.
         fragments = list(generate_fragments(value))[1:]
         starts = sum(fragment.startswith((b"\xff\xd8\xff", b"\xff\x4f\xff\x51")) for fragment in fragments)
         frames = max(len(parse_basic_offsets(value)), len(fragments) if syntax == uid.RLELossless else starts)
@@ -99,19 +102,19 @@ def _decode(frame: bytes, stream: _Stream, syntax: uid.UID, layout: "Layout", co
     if syntax in _JPEG_LS:
         return codecs.jpegls_decode(frame), layout.photometric
     if syntax in _JPEG_2000:
-        # The codec undoes its own colour transform.
+        # The codec reverses its own colour transform.
         colours = "RGB" if layout.photometric in ("YBR_ICT", "YBR_RCT") else layout.photometric
         return codecs.jpeg2k_decode(frame, verbose=0), colours
     if layout.samples == 1:
         return codecs.jpeg8_decode(frame), layout.photometric
     colours = stream.colours or layout.photometric
-    # Left to itself, the codec takes an image without markers for YCbCr, whatever the tags say.
+    # By default, the codec takes an image without markers for YCbCr, whatever the tags say.
     space = "RGB" if colours == "RGB" else "YCBCR"
     return codecs.jpeg8_decode(frame, colorspace=space, outcolorspace="RGB"), "RGB"
 
 
 def _with_sign(pixels: np.ndarray, stream: _Stream, syntax: uid.UID, layout: "Layout") -> np.ndarray:
-    """The samples in the type that the tags say. Most codecs know of no sign: they keep the bits of a value."""
+    """Converts samples to the type in the tags. Most codecs ignore the sign but keep the bits of a value."""
     if layout.samples == 1:
         kind = "i" if layout.signed else "u"
         size = 8 * pixels.dtype.itemsize
@@ -121,7 +124,7 @@ def _with_sign(pixels: np.ndarray, stream: _Stream, syntax: uid.UID, layout: "La
             pixels = (bits << bits.dtype.type(unused)).view(f"{kind}{size // 8}")
             pixels = pixels >> pixels.dtype.type(unused)
         if syntax in _LOSSY:
-            # Where the codec works with more bits than are stored, lossy values may lie a little beyond.
+            # If the codec works with more bits than are stored, lossy values can lie a little outside of their range.
             least = -(2 ** (layout.stored - 1)) if layout.signed else 0
             info = np.iinfo(pixels.dtype)
             pixels = np.clip(pixels, max(least, info.min), min(least + 2**layout.stored - 1, info.max))
@@ -129,15 +132,15 @@ def _with_sign(pixels: np.ndarray, stream: _Stream, syntax: uid.UID, layout: "La
 
 
 def _jpeg(frame: bytes) -> _Stream | None:
-    """The frame header of a JPEG or JPEG-LS image; None where it is missing or markers are out of order before it."""
-    stream, colours, place = None, "", 2
-    while frame[:2] == b"\xff\xd8" and place + 4 <= len(frame) and frame[place] == 0xFF:
-        marker = frame[place + 1]
+    """Reads the frame header of a JPEG or JPEG-LS image; None if it is missing or the markers are out of order."""
+    stream, colours, start = None, "", 2
+    while frame[:2] == b"\xff\xd8" and start + 4 <= len(frame) and frame[start] == 0xFF:
+        marker = frame[start + 1]
         if marker == 0xFF:
-            place += 1
+            start += 1
             continue
-        size = int.from_bytes(frame[place + 2 : place + 4], "big")
-        content = frame[place + 4 : place + 2 + size]
+        size = int.from_bytes(frame[start + 2 : start + 4], "big")
+        content = frame[start + 4 : start + 2 + size]
         if marker == 0xDA:
             return stream
         if marker == 0xE0 and content[:5] == b"JFIF\0":
@@ -150,11 +153,11 @@ def _jpeg(frame: bytes) -> _Stream | None:
             precision, rows, columns, components = struct.unpack(">BHHB", content[:6])
             if content[6::3] in (b"RGB", b"rgb"):
                 colours = "RGB"
-            # Lossless ones keep the colours that the tags say.
+            # Lossless images keep the colours in the tags.
             stream = _Stream(rows, columns, components, precision, colours if marker in _HUFFMAN else "")
         elif marker == 0xD8 or 0xD0 <= marker <= 0xD7 or marker in (0x00, 0x01, 0xD9):
             return None
-        place += 2 + size
+        start += 2 + size
     return None
 
 
@@ -168,7 +171,7 @@ def _jpeg_2000(frame: bytes) -> _Stream | None:
 
 
 def _run_lengths(frame: bytes, layout: "Layout", codecs: Any) -> np.ndarray:
-    """RLE (PS3.5 annex G): one segment for each byte of a sample, the highest byte of the first sample first."""
+    """Decodes RLE (PS3.5 annex G): one segment per byte of a sample, the highest byte of the first sample first."""
     wide = layout.allocated // 8
     count, *offsets = struct.unpack("<16L", frame[:64].ljust(64, b"\0"))
     if not wide or count != wide * layout.samples:

@@ -1,4 +1,4 @@
-"""A colour DICOM image as 8-bit RGB: RGB, YBR (converted) and PALETTE COLOR. ICC profiles are not applied."""
+"""Converts a colour DICOM image to 8-bit RGB: RGB, YBR and PALETTE COLOR. ICC profiles are not applied."""
 
 import numpy as np
 import pydicom
@@ -13,10 +13,13 @@ _NAMES = ("Red", "Green", "Blue")
 
 
 def to_colour(pixels: np.ndarray, colours: str, layout: Layout, header: pydicom.Dataset) -> np.ndarray:
-    """The picture, uint8 (rows, columns, 3), of decoded samples (rows, columns, 3), or (rows, columns) with a palette.
+    """Converts decoded samples to a picture, uint8 (rows, columns, 3).
 
     Args:
-      colours: the colour space of the samples, which a decoder may have changed from the one of the file.
+      pixels: samples (rows, columns, 3), or (rows, columns) with a palette.
+      colours: their colour space, which may differ from the file's because a decoder has converted it.
+      layout: their layout.
+      header: the tags.
 
     Raises:
       ProblemError: the tags make no sense, or the colours are of a kind that is not read.
@@ -52,7 +55,7 @@ def _segmented(stored: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
     entries = entries or 2**16
     if bits == 8 and entries > 256:
         raise ProblemError(f"has a segmented palette of {entries} entries of 8 bits, which is not read: save it as RGB")
-    # pydicom's index is as narrow as the entries; by themselves they are all read right.
+    # pydicom's index has as few bits as the entries, so the whole table is read first and indexed here.
     table = apply_color_lut(np.arange(first, first + entries, dtype=np.int32), header)[:, :3]
     return np.rint(table * (255 / (2**bits - 1))).astype(np.uint8)[np.clip(stored.astype(int) - first, 0, entries - 1)]
 

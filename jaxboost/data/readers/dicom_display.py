@@ -1,11 +1,11 @@
-"""The values of a grey DICOM image as 8 bits, shown as its tags say.
+"""Converts a grey DICOM image to 8 bits, as its tags say.
 
-The order is the standard's (PS3.3 C.11.1, C.11.2): stored values without padding, modality LUT or rescale, then the
-first of these that the file has: its first window (the one that the PneumoLLM paper uses), its first VOI LUT, the range
-of its own values. MONOCHROME1 is inverted, so that more X-rays are always darker.
+The order is that of the standard (PS3.3 C.11.1, C.11.2): stored values without padding; modality LUT or rescale; then
+the first of these that the file has: its first window (which the PneumoLLM paper uses), its first VOI LUT, the range of
+its own values. MONOCHROME1 is inverted, so that more X-rays are always darker.
 
-Enhanced files keep the same tags in their functional groups (PS3.3 C.7.6.16): those of the frame count before those
-that all frames share, and these before the ones outside of the groups.
+Enhanced files have the same tags in functional groups (PS3.3 C.7.6.16). Tags in the group of the frame take precedence
+over those in the shared group, and these over tags outside of the groups.
 """
 
 from collections.abc import Callable
@@ -22,26 +22,32 @@ _PADDING = {
     "FloatPixelData": ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
     "DoubleFloatPixelData": ("DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit"),
 }
-# What must be there together; the first that is there decides where all of a step's tags are taken from.
+# Alternatives of a step; the tags of one alternative belong together. A dataset with one of them gives all tags.
 _RESCALE = (("RescaleSlope",), ("RescaleIntercept",), ("ModalityLUTSequence",))
 _VOI = (("WindowCenter", "WindowWidth"), ("VOILUTSequence",))
+# Functional group of a step, and its alternatives.
+_RESCALE_STEP = ("PixelValueTransformationSequence", _RESCALE)
+_VOI_STEP = ("FrameVOILUTSequence", _VOI)
 
 
 def to_grey(pixels: np.ndarray, layout: Layout, header: pydicom.Dataset, nan: float | None) -> np.ndarray:
-    """The picture, uint8 (rows, columns), of decoded samples of that shape. Padding is black in every picture.
+    """Converts decoded samples to a picture, uint8 (rows, columns). Padding is always black.
 
     Args:
-      nan: what values that are not finite are read as; None: such a file is refused.
+      pixels: samples (rows, columns) with all of their allocated bits.
+      layout: their layout.
+      header: the tags.
+      nan: the number that replaces values that are not finite; None: such a file is refused.
 
     Raises:
-      ProblemError: tags contradict each other or make no sense, or there are values that are not finite.
+      ProblemError: tags contradict each other or make no sense, or values are not finite.
     """
     inverted = _is_inverted(layout.photometric, header)
-    rescale, voi = (_place(header, *where) for where in (_RESCALE_IN, _VOI_IN))
+    rescale, voi = (_tags_of(header, *step) for step in (_RESCALE_STEP, _VOI_STEP))
     stored = stored_values(pixels, layout)
     shown = ~_padding(pixels, stored, layout, header)
     if not shown.any():
-        raise ProblemError("is all padding (PixelPaddingValue): leave it out, or delete the tag where it is wrong")
+        raise ProblemError("is all padding (PixelPaddingValue): leave it out, or delete the tag if it is wrong")
 
     def display(values: np.ndarray) -> np.ndarray:
         values = _modality_values(values, rescale)
@@ -58,7 +64,7 @@ def to_grey(pixels: np.ndarray, layout: Layout, header: pydicom.Dataset, nan: fl
 
 
 def _is_inverted(photometric: str, header: pydicom.Dataset) -> bool:
-    """Whether the least value is white. PresentationLUTShape says the same again; it inverts nothing by itself."""
+    """Returns whether the least value is white. PresentationLUTShape must agree; it does not invert again."""
     inverted = photometric == "MONOCHROME1"
     shape = word(header, "PresentationLUTShape")
     if shape == "LIN OD":
@@ -70,8 +76,8 @@ def _is_inverted(photometric: str, header: pydicom.Dataset) -> bool:
     return inverted
 
 
-def _place(header: pydicom.Dataset, macro: str, wanted: tuple[tuple[str, ...], ...]) -> pydicom.Dataset:
-    """The dataset that a step's tags are taken from: the frame's own group, the shared group, or the file's top."""
+def _tags_of(header: pydicom.Dataset, macro: str, wanted: tuple[tuple[str, ...], ...]) -> pydicom.Dataset:
+    """Returns the dataset with the tags of a step: the group of the frame, the shared group, or the header itself."""
     for sequence in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
         group = first_item(header, sequence)
         item = None if group is None else first_item(group, macro)
@@ -82,16 +88,12 @@ def _place(header: pydicom.Dataset, macro: str, wanted: tuple[tuple[str, ...], .
     return header
 
 
-_RESCALE_IN = ("PixelValueTransformationSequence", _RESCALE)
-_VOI_IN = ("FrameVOILUTSequence", _VOI)
-
-
 def _has(dataset: pydicom.Dataset, name: str) -> bool:
     return name in dataset and (bool(dataset.get(name)) if name.endswith("Sequence") else bool(numbers(dataset, name)))
 
 
 def _padding(pixels: np.ndarray, stored: np.ndarray, layout: Layout, header: pydicom.Dataset) -> np.ndarray:
-    """Where the samples are padding (PS3.3 C.7.5.1.1.2), which is given as a stored value, before any rescale."""
+    """Returns where the samples are padding (PS3.3 C.7.5.1.1.2); the tag is a stored value, before any rescale."""
     value, limit = (numbers(header, name)[:1] for name in _PADDING[layout.keyword])
     if not value:
         return np.zeros(stored.shape, np.bool_)
@@ -99,7 +101,7 @@ def _padding(pixels: np.ndarray, stored: np.ndarray, layout: Layout, header: pyd
     if stored.dtype.kind == "f":
         ends = [stored.dtype.type(end) for end in ends]
         return (stored >= min(ends)) & (stored <= max(ends))
-    # Some writers give -2000 as 63536, or the other way round: the tag has 16 bits.
+    # Some writers write -2000 as 63536, or the reverse, because the tag has 16 bits.
     wrong = range(2**15, 2**16) if layout.signed else range(-(2**15), 0)
     ends = [int(end) + ((-1 if layout.signed else 1) * 2**16 if int(end) in wrong else 0) for end in ends]
     found = (stored >= min(ends)) & (stored <= max(ends))
@@ -111,7 +113,7 @@ def _padding(pixels: np.ndarray, stored: np.ndarray, layout: Layout, header: pyd
 
 
 def _by_level(pixels: np.ndarray, display: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """`display(pixels)`, computed once for each value that occurs: float64 copies of a radiograph are 100 MB each."""
+    """Returns `display(pixels)`, computed once per value, because float64 copies of a radiograph take 100 MB each."""
     if pixels.dtype.kind not in "iu" or pixels.dtype.itemsize > 2:
         return display(pixels)
     lowest = int(pixels.min())
@@ -136,7 +138,7 @@ def _modality_values(stored: np.ndarray, tags: pydicom.Dataset) -> np.ndarray:
 
 
 def _display_values(values: np.ndarray, tags: pydicom.Dataset) -> np.ndarray:
-    """What is shown, float64, 0 (black) to 255 (white) before MONOCHROME1 is inverted."""
+    """Returns levels, float64, from 0 (black) to 255 (white), before MONOCHROME1 is inverted."""
     centres, widths = (numbers(tags, name) for name in _VOI[0])
     if centres and widths:
         if len(centres) != len(widths):
@@ -153,7 +155,7 @@ def _display_values(values: np.ndarray, tags: pydicom.Dataset) -> np.ndarray:
 
 
 def _window(values: np.ndarray, centre: float, width: float, function: str) -> np.ndarray:
-    """PS3.3 C.11.2.1.2 and C.11.2.1.3, float64 from 0 to 255."""
+    """Applies a window (PS3.3 C.11.2.1.2 and C.11.2.1.3); returns float64 from 0 to 255."""
     least = {"LINEAR": "1 or more", "LINEAR_EXACT": "more than 0", "SIGMOID": "more than 0"}.get(function)
     if least is None:
         raise ProblemError(f"has a window of the unknown VOILUTFunction {function}: correct or delete its tags")
@@ -161,7 +163,7 @@ def _window(values: np.ndarray, centre: float, width: float, function: str) -> n
         text = f"has a window that cannot be applied (its width is {width:g}, {function} needs {least})"
         raise ProblemError(f"{text}: correct or delete its tags")
     if function == "SIGMOID":
-        # Far below the centre.
+        # The exponential overflows far below the centre.
         with np.errstate(over="ignore"):
             return 255 / (1 + np.exp(-4 * (values - centre) / width))
     if function == "LINEAR":
@@ -174,14 +176,16 @@ def _window(values: np.ndarray, centre: float, width: float, function: str) -> n
 def look_up(
     values: np.ndarray, item: pydicom.Dataset, descriptor: str = "LUTDescriptor", data: str = "LUTData"
 ) -> tuple[np.ndarray, int]:
-    """`values` through a LUT (PS3.3 C.11.1.1), float64, and the bits of its entries.
+    """Applies a lookup table (PS3.3 C.11.1.1).
 
-    Values beyond its ends get its end entries. The functions of pydicom 3 hold the index in the type of the entries or
-    of the pixels, which wraps around for an 8-bit LUT of more than 256 entries, and fail for unsigned pixels with a
-    negative first value.
+    Values beyond the ends of the table get its end entries. The functions of pydicom 3 are not used: their index wraps
+    around for an 8-bit table of more than 256 entries, and they fail for unsigned pixels with a negative first value.
+
+    Returns:
+      The entries of `values`, float64, and the bits of an entry.
 
     Raises:
-      ProblemError: its descriptor and its entries do not agree.
+      ProblemError: the descriptor and the entries of the table do not agree.
     """
     if len(described := numbers(item, descriptor)) != 3:
         raise ProblemError(f"has a lookup table whose {descriptor} is not three numbers: correct or delete its tags")
@@ -203,6 +207,6 @@ def look_up(
             f"has a lookup table of {bits} bits with the entry {table.max():g}: correct or delete its tags"
         )
     if first >= 2**15 and (values.min() < 0 or values.max() < first):
-        # A negative number that is written as an unsigned one.
+        # A negative number, written as an unsigned one.
         first -= 2**16
     return table[np.clip(np.rint(values).astype(np.int64) - first, 0, entries - 1)], bits

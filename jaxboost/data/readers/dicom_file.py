@@ -1,7 +1,7 @@
-"""The data elements of a DICOM file, read with bounds. Needs the package pydicom (the extra `dicom`).
+"""Reads the data elements of a DICOM file within bounds. Needs the package pydicom (the extra `dicom`).
 
-The header comes first, so that sizes are known before pixel data is read, inflated or decoded. Files without preamble,
-without file meta information or without a transfer syntax are read where their bytes say how they are written.
+The header is read first, so that sizes are known before pixel data is read, inflated or decoded. Files without
+preamble, without file meta information or without a transfer syntax are read if their bytes show the encoding.
 """
 
 import contextlib
@@ -30,31 +30,31 @@ from pydicom.values import converters
 
 from jaxboost.data.problems import ProblemError, reason
 from jaxboost.data.readers.regular_files import open_regular
-from jaxboost.data.readers.signatures import HEAD, held
+from jaxboost.data.readers.signatures import HEAD, content
 
 _PIXELS = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
 _UNDEFINED = 0xFFFFFFFF
-# Of a deflated file, before its pixel data. Lookup tables and icons are far below it.
+# Bytes of a deflated file before its pixel data. Lookup tables and icons are far smaller.
 _MAX_DEFLATED_HEADER = 4 << 20
-# Before the pixel data, sequences counted once. Real files have hundreds; zeros are read as one element for 8 bytes.
+# Elements before the pixel data; a sequence counts once. Real files have hundreds; 8 zero bytes count as one element.
 _MAX_ELEMENTS = 2**15
 
-# pydicom logs a stack trace for each decoder that fails, and warns of each tag that is not as the standard says. What
-# matters of it is in our own messages, with the file's name.
+# pydicom logs a stack trace for each decoder that fails, and warns of each tag that violates the standard. Our own
+# messages say what matters, with the file's name.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 warnings.filterwarnings("ignore", category=UserWarning, module="pydicom")
 
 
 @dataclasses.dataclass
 class DicomFile:
-    """An open file: what stands before its pixel data, and where that is.
+    """An open file whose header has been read.
 
     Attributes:
       header: every element before the pixel data.
       syntax: the transfer syntax that the file names, or None.
-      encoding: the uncompressed transfer syntax that the elements of the header are written in.
-      pixels: PixelData, FloatPixelData, DoubleFloatPixelData, or "" for none.
-      length: the bytes of the pixel data, None where it is undefined, which says that they are compressed.
+      encoding: the uncompressed transfer syntax in which the header is written.
+      pixels: PixelData, FloatPixelData, DoubleFloatPixelData, or "" if there is no pixel data.
+      length: bytes of the pixel data; None if the length is undefined, which means that it is compressed.
     """
 
     header: pydicom.Dataset
@@ -66,10 +66,10 @@ class DicomFile:
     _deflated: bytes = dataclasses.field(default=b"", repr=False)
 
     def read_pixels(self) -> tuple[bytes, str]:
-        """The value of the pixel data and its value representation. Call it once, after `length` was checked.
+        """Reads the pixel data: its value and its value representation. Call it once, after checking `length`.
 
         Raises:
-          ProblemError: the file ends before.
+          ProblemError: the file ends too early.
         """
         file = self._file
         if self._deflated:
@@ -86,10 +86,10 @@ class DicomFile:
 
 @contextlib.contextmanager
 def open_dicom(path: pathlib.Path) -> Iterator[DicomFile]:
-    """The file with its header read. Every exception of the block that is not a ProblemError becomes one.
+    """Opens a file and reads its header. Every exception within the `with` block becomes a ProblemError.
 
     Raises:
-      ProblemError: it is no DICOM file, no regular file, or damaged.
+      ProblemError: it is not a DICOM file, not a regular file, or damaged.
     """
     path = pathlib.Path(path)
     try:
@@ -101,7 +101,7 @@ def open_dicom(path: pathlib.Path) -> Iterator[DicomFile]:
         raise ProblemError(f"cannot be read ({reason(error)})") from error
     # Damaged files make pydicom and its decoders raise nearly anything.
     except Exception as error:
-        raise ProblemError(f"is damaged or not as the standard says ({reason(error)})") from error
+        raise ProblemError(f"is damaged or violates the standard ({reason(error)})") from error
 
 
 def _read_header(file: BinaryIO) -> DicomFile:
@@ -109,7 +109,7 @@ def _read_header(file: BinaryIO) -> DicomFile:
     if not with_preamble:
         file.seek(0)
         if _encoding(_peek(file), groups=(0x0002, 0x0008)) is None:
-            other = held(file.read(HEAD))
+            other = content(file.read(HEAD))
             raise ProblemError(f"is not a DICOM file{f': it {other}' if other else ''}")
     syntax = None
     deflated = b""
@@ -133,7 +133,7 @@ def _read_header(file: BinaryIO) -> DicomFile:
 
     header = read_dataset(file, encoding.is_implicit_VR, encoding.is_little_endian, stop_when=at_pixels)
     if header.original_encoding[0] != encoding.is_implicit_VR and encoding.is_little_endian:
-        # It names the one and is written in the other, which pydicom sees in the first element.
+        # The file names one encoding and is written in the other; pydicom sees that in the first element.
         encoding = ImplicitVRLittleEndian if header.original_encoding[0] else ExplicitVRLittleEndian
     if not found and deflated and file.tell() >= _MAX_DEFLATED_HEADER:
         raise ProblemError(f"inflates to more than {_MAX_DEFLATED_HEADER >> 20} MiB before its pixel data")
@@ -150,7 +150,7 @@ def _peek(file: BinaryIO) -> bytes:
 
 
 def _encoding(start: bytes, groups: tuple[int, ...] = ()) -> UID | None:
-    """The transfer syntax of the element that begins with these 8 bytes, None where they begin none of `groups`."""
+    """Returns the encoding of the element that begins with these 8 bytes; None if it is not an element of `groups`."""
     if len(start) < 8:
         return None
     explicit = start[4:6].decode("latin-1") in converters
@@ -174,7 +174,7 @@ def _written_in(start: bytes, syntax: UID | None) -> UID:
                 "names no transfer syntax, and its elements are written in none of the uncompressed ones"
             )
         return found if start else ExplicitVRLittleEndian
-    # Compressed files and deflated ones are written in the explicit VR.
+    # The headers of compressed and deflated files have explicit VRs.
     return syntax if syntax in (ImplicitVRLittleEndian, ExplicitVRBigEndian) else ExplicitVRLittleEndian
 
 

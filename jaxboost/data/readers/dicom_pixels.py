@@ -1,6 +1,6 @@
-"""The pixels of a DICOM file as it stores them: their layout by the tags, their size checked, and decoded.
+"""Reads the stored pixels of a DICOM file: their layout from the tags, then the samples.
 
-Nothing is read, inflated or decompressed before the announced size was compared with the limit.
+The size in the tags is compared with the limit before any pixel is read, inflated or decompressed.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from jaxboost.data.problems import ProblemError
 from jaxboost.data.readers import dicom_codecs
 from jaxboost.data.readers.dicom_file import DicomFile
 from jaxboost.data.readers.dicom_tags import fix, whole, word
+from jaxboost.data.readers.pixels import check_pixels
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"
@@ -23,12 +24,19 @@ _FLOATS = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a file says that its pixels are stored.
+    """How pixels are stored, according to the tags.
 
     Attributes:
-      allocated: bits that each sample takes; `stored` of them, up to bit `high`, are its value.
-      signed: None where the file does not say it.
-      planar: 0 for pixel by pixel, 1 for plane by plane, None where the file does not say it.
+      rows: rows of the image.
+      columns: columns of the image.
+      samples: samples per pixel, 1 or 3.
+      allocated: bits per sample in the file.
+      stored: bits of a sample that are its value.
+      high: the highest of these bits.
+      signed: whether values are signed; None if the file does not say it.
+      planar: 0: pixel by pixel, 1: plane by plane; None if the file does not say it.
+      photometric: PhotometricInterpretation.
+      keyword: PixelData, FloatPixelData or DoubleFloatPixelData.
     """
 
     rows: int
@@ -44,41 +52,36 @@ class Layout:
 
     @property
     def bytes(self) -> int:
-        """What the pixels take without compression."""
+        """Bytes of the pixels without compression."""
         bits = self.rows * self.columns * self.samples * self.allocated
         # Two pixels share one pair of colour differences.
         return math.ceil(bits / 8) * 2 // 3 if self.photometric == "YBR_FULL_422" else math.ceil(bits / 8)
 
 
 def read_layout(file: DicomFile, max_pixels: int) -> Layout:
-    """The layout of the one image of a file.
+    """Returns the layout of the image of a file.
 
     Raises:
-      ProblemError: the file holds no image or several, one of a kind that is not read, or one of more than
-        `max_pixels`; or a tag is missing without which values would be guessed.
+      ProblemError: the file holds no image or several, an image of a kind that is not read, or one with more than
+        `max_pixels`; or a tag is missing that cannot be guessed.
     """
     header = file.header
     if not file.pixels:
-        cut = ": its pixel data is missing, as where a file is cut off" if "Rows" in header else ""
+        cut = ": its pixel data is missing: it may be cut off" if "Rows" in header else ""
         raise ProblemError(f"is a DICOM file without an image{cut}")
     frames = whole(header, "NumberOfFrames") or 1
     if frames != 1:
         raise ProblemError(
             f"has {frames} frames: give one file for each image (dcm4che's `emf2sf` splits enhanced files)"
         )
-    rows, columns = (_needed(header, name) for name in ("Rows", "Columns"))
-    if min(rows, columns) < 1:
-        raise ProblemError(f"has {rows} rows and {columns} columns: it is damaged")
-    if rows * columns > max_pixels:
-        raise ProblemError(
-            f"has {rows} x {columns} pixels, more than data.max_pixels={max_pixels}: raise that, or resize"
-        )
+    rows, columns = (_required(header, name) for name in ("Rows", "Columns"))
+    check_pixels(columns, rows, max_pixels)
     samples, photometric = _photometric(header)
     layout = {"rows": rows, "columns": columns, "samples": samples, "photometric": photometric}
     return Layout(**layout, **_bits(file), planar=_planar(header), keyword=file.pixels)
 
 
-def _needed(header: pydicom.Dataset, name: str) -> int:
+def _required(header: pydicom.Dataset, name: str) -> int:
     number = whole(header, name)
     if number is None:
         raise ProblemError(f"has no {name}: set the number that its source gives, {fix(f'd.{name} = NUMBER')}")
@@ -109,7 +112,7 @@ def _bits(file: DicomFile) -> dict[str, Any]:
     if file.pixels in _FLOATS:
         bits = _FLOATS[file.pixels]
         return {"allocated": bits, "stored": bits, "high": bits - 1, "signed": True}
-    allocated, stored = (_needed(header, name) for name in ("BitsAllocated", "BitsStored"))
+    allocated, stored = (_required(header, name) for name in ("BitsAllocated", "BitsStored"))
     high = whole(header, "HighBit")
     high = stored - 1 if high is None else high
     if allocated not in (1, 8, 16, 32, 64) or not 1 <= stored <= high + 1 <= allocated:
@@ -129,10 +132,13 @@ def _planar(header: pydicom.Dataset) -> int | None:
 
 
 def decode(file: DicomFile, layout: Layout) -> tuple[np.ndarray, str]:
-    """The samples with all of their allocated bits, (rows, columns) or (rows, columns, 3), and their colour space.
+    """Decodes the samples with all of their allocated bits.
+
+    Returns:
+      The samples (rows, columns) or (rows, columns, 3), and their colour space.
 
     Raises:
-      ProblemError: the pixel data has another size, or is compressed in a way that cannot be read.
+      ProblemError: the pixel data has another size, or a compression that cannot be read.
     """
     syntax = file.syntax or file.encoding
     if not syntax.is_transfer_syntax:
@@ -169,7 +175,7 @@ def _native(file: DicomFile, layout: Layout) -> tuple[np.ndarray, str]:
         number_of_frames=1,
         pixel_keyword=layout.keyword,
         pixel_vr=representation,
-        # Padding is compared with all of the bits.
+        # Padding values are compared with all bits.
         correct_unused_bits=False,
     )
     pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
@@ -177,7 +183,7 @@ def _native(file: DicomFile, layout: Layout) -> tuple[np.ndarray, str]:
 
 
 def _check_length(file: DicomFile, layout: Layout) -> None:
-    """Raises ProblemError where the pixel data is not as long as its tags say. Zeros after it are looked at later."""
+    """Raises ProblemError if the pixel data is not as long as its tags say. Later, only zeros may follow the pixels."""
     command = fix("d.file_meta.TransferSyntaxUID = 'UID'")
     if file.length is None and file.syntax is None:
         raise ProblemError(f"is compressed, but names no transfer syntax: set the one of its source, {command}")
@@ -193,10 +199,10 @@ def _check_length(file: DicomFile, layout: Layout) -> None:
 
 
 def stored_values(pixels: np.ndarray, layout: Layout) -> np.ndarray:
-    """The values of the samples: what is not one of their stored bits, such as an overlay, is left out.
+    """Returns the values of the samples without other bits, such as overlays.
 
     Raises:
-      ProblemError: bits would be lost, or the file does not say whether values are negative.
+      ProblemError: bits would be lost, or the file does not say whether values are signed.
     """
     if pixels.dtype.kind == "f" or layout.allocated == 1:
         return pixels
@@ -205,9 +211,9 @@ def stored_values(pixels: np.ndarray, layout: Layout) -> np.ndarray:
     below = layout.high + 1 - layout.stored
     if below and (pixels & pixels.dtype.type((1 << below) - 1)).any():
         text = f"HighBit {layout.high} and BitsStored {layout.stored}, but has values in the bits below"
-        raise ProblemError(f"has {text}: where they are right {fix(f'd.HighBit = {layout.stored - 1}')}")
+        raise ProblemError(f"has {text}: if they are right, {fix(f'd.HighBit = {layout.stored - 1}')}")
     unused = size - layout.high - 1
-    # The highest bit goes to the top and comes down again, with its sign where it has one.
+    # Shifting up and down again removes the bits above; for signed values it extends the sign.
     top = pixels << pixels.dtype.type(unused)
     if layout.signed is None and (top >> pixels.dtype.type(size - 1)).any():
         command = fix("d.PixelRepresentation = 0")

@@ -1,4 +1,4 @@
-"""Values of single DICOM tags, checked: whole numbers, numbers, items of sequences, and the command that sets a tag."""
+"""Reads and checks single DICOM tags: numbers, integers, code words and items of sequences."""
 
 import math
 
@@ -9,16 +9,16 @@ from jaxboost.data.problems import ProblemError, reason
 
 
 def numbers(dataset: pydicom.Dataset, name: str) -> tuple[float, ...]:
-    """The finite numbers of a tag, () where it is absent or empty.
+    """Returns the finite numbers of a tag; () if it is absent or empty.
 
     Raises:
       ProblemError: it holds something else.
     """
-    # A value is converted when it is asked for, and a wrong one raises nearly anything then.
+    # pydicom converts a value on access, and may then raise any error.
     try:
         value = dataset.get(name)
         if isinstance(value, bytes):
-            # Written with a value representation that does not give its type.
+            # Its value representation does not give its type.
             value = np.frombuffer(value, "<u2" if dataset.original_encoding[1] is not False else ">u2")
         values = value if isinstance(value, list | tuple | np.ndarray | pydicom.multival.MultiValue) else [value]
         found = tuple(float(entry) for entry in values if entry is not None and str(entry).strip(" \0") != "")
@@ -30,7 +30,7 @@ def numbers(dataset: pydicom.Dataset, name: str) -> tuple[float, ...]:
 
 
 def whole(dataset: pydicom.Dataset, name: str) -> int | None:
-    """The whole number of a tag, None where it is absent or empty.
+    """Returns the integer of a tag; None if it is absent or empty.
 
     Raises:
       ProblemError: it holds something else.
@@ -42,15 +42,15 @@ def whole(dataset: pydicom.Dataset, name: str) -> int | None:
 
 
 def word(dataset: pydicom.Dataset, name: str) -> str:
-    """A code word in capital letters, "" where it is absent or empty."""
+    """Returns the code word of a tag in capital letters; "" if it is absent or empty."""
     return str(dataset.get(name) or "").strip(" \0").upper()
 
 
 def first_item(dataset: pydicom.Dataset, name: str) -> pydicom.Dataset | None:
-    """The first item of a sequence, None where it is absent or empty.
+    """Returns the first item of a sequence; None if it is absent or empty.
 
     Raises:
-      ProblemError: it is no sequence.
+      ProblemError: it is not a sequence.
     """
     value = dataset.get(name)
     if not value:
@@ -61,6 +61,6 @@ def first_item(dataset: pydicom.Dataset, name: str) -> pydicom.Dataset | None:
 
 
 def fix(statement: str) -> str:
-    """The command that changes a file with one statement about its dataset `d`; FILE stands for the file's name."""
+    """Returns the shell command that fixes a file with one statement about its dataset `d`, for messages."""
     start = "import pydicom; d = pydicom.dcmread('FILE', force=True)"
     return f"`python -c \"{start}; {statement}; d.save_as('FILE')\"`"

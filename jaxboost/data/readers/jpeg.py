@@ -1,6 +1,6 @@
-"""JPEG files: 8 bits by Pillow, 12 and 16 bits by libjpeg-turbo from imagecodecs.
+"""Reads JPEG files: those of 8 bits with Pillow, those of 12 and 16 bits with libjpeg-turbo from imagecodecs.
 
-Source: ITU-T T.81 (the segments before the image), ITU-T T.872 and Adobe's Technical Note 5116 (colours).
+Source: ITU-T T.81 (segments before the image), ITU-T T.872 and Adobe's Technical Note 5116 (colours).
 """
 
 import os
@@ -17,28 +17,28 @@ from jaxboost.data.readers.pixels import ORIENTATION, Picture, check_pixels, upr
 
 SIGNATURE = b"\xff\xd8\xff"
 _SOS, _EOI, _APP1, _LS = 0xDA, 0xD9, 0xE1, 0xF7
-# Start of frame. DHT, JPG and DAC, whose numbers are among these, are none.
+# Start of frame, without DHT, JPG and DAC, whose numbers lie between.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Markers without a length: TEM, RSTn and SOI.
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))
-# Any other, in front of a segment; FF 00 stands for a value of the data.
+# Any other marker, which begins a segment; FF 00 is a value of the data.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 # Programs write about a dozen.
 _MOST_SCANS = 500
 _LONGEST_GAP = 2**16
 _EXIF = b"Exif\0\0"
-# Bytes beside the pixels: profiles, previews and the like.
+# The most bytes beside the pixels, such as profiles and previews.
 _BESIDE = 2**26
 
 
 def read_jpeg(file: BinaryIO, max_pixels: int) -> Picture:
-    """The picture: uint8, or uint16 where it has more bits.
+    """Reads a picture: uint8, or uint16 if it has more than 8 bits.
 
-    Of a file with several pictures (MPO of cameras) it is the first, which is the main one.
+    Of a file with several pictures (MPO, from cameras) the first is read, which is the main one.
 
     Raises:
       ProblemError: it has more pixels than `max_pixels`, or colours that are not defined.
-      Exception: of several other types, for damaged files.
+      Exception: of several other types, if the file is damaged.
     """
     bits, width, height, channels, exif = find_frame(file)
     check_pixels(width, height, max_pixels)
@@ -62,7 +62,7 @@ def read_jpeg(file: BinaryIO, max_pixels: int) -> Picture:
     size = os.fstat(file.fileno()).st_size
     if size > 4 * width * height * channels + _BESIDE:
         raise ProblemError(f"has {size} bytes, far more than {width} x {height} pixels need: save it again")
-    # Only here: few files need it.
+    # Imported here because few files need it.
     import imagecodecs
 
     values = imagecodecs.jpeg8_decode(file.read())
@@ -70,10 +70,13 @@ def read_jpeg(file: BinaryIO, max_pixels: int) -> Picture:
 
 
 def find_frame(file: BinaryIO) -> tuple[int, int, int, int, bytes]:
-    """Bits a channel, width, height and channels of a JPEG stream that starts here, and its EXIF data, b"" for none.
+    """Reads the frame header of a JPEG stream that starts here.
+
+    Returns:
+      Bits per channel, width, height, number of channels, and the EXIF data (b"" if there is none).
 
     Raises:
-      ProblemError: it has no header of a frame.
+      ProblemError: there is no frame header.
     """
     exif = b""
     file.read(2)
@@ -103,13 +106,13 @@ def find_frame(file: BinaryIO) -> tuple[int, int, int, int, bytes]:
 
 
 def _check_scans(file: BinaryIO) -> None:
-    """Raises ProblemError where the frame that begins before has many scans: a few bytes each, they take all pixels."""
-    content, place, scans = file.read(), 0, 0
-    while (found := _MARKER.search(content, place)) and found[0][1] != _EOI:
+    """Raises ProblemError if the rest of the file has too many scans: a short scan can decode all pixels again."""
+    content, position, scans = file.read(), 0, 0
+    while (found := _MARKER.search(content, position)) and found[0][1] != _EOI:
         scans += found[0][1] == _SOS
         if scans > _MOST_SCANS:
             raise ProblemError(f"has more than {_MOST_SCANS} scans, which no program writes: save it again")
-        place = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
+        position = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
 
 
 def _orientation(exif: bytes) -> object:

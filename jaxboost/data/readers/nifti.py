@@ -1,8 +1,8 @@
-"""The stored values of a NIfTI file: NIfTI-1 and NIfTI-2 in one file, compressed or not.
+"""Reads the stored values of a NIfTI file: NIfTI-1 or NIfTI-2, header and voxels in one file, compressed or not.
 
-nibabel reads the fields of the header. The voxels are read here, because sizes must be compared first: a header of 348
-bytes can announce more voxels than any memory holds, and a compressed file can unpack to a thousand times its size. Not
-more is unpacked than the header announces, and a compressed file is read to its end, where its checksum is.
+nibabel reads the fields of the header. This module reads the voxels, because it must compare sizes first: a header of
+348 bytes can announce more voxels than any memory holds, and a compressed file can unpack to a thousand times its size.
+It unpacks no more than the header announces, and reads a compressed file to its end to compare the checksum.
 """
 
 import gzip
@@ -38,21 +38,21 @@ _TYPES = {
 _COLOURS = {128: "RGB24", 2304: "RGBA32"}
 _OTHERS = {0: "unknown", 1: "1-bit", 32: "complex64", 1536: "float128", 1792: "complex128", 2048: "complex256"}
 _GZIP = b"\x1f\x8b"
-# DEFLATE packs at most 1,032 bytes into one; what a compressed file announces beyond that is not in it.
+# DEFLATE packs at most 1,032 bytes into one, so a compressed file cannot hold more.
 _RATIO = 1032
 _CHUNK_BYTES = 1 << 20
-# A writer may have added so many zeros to fill a block.
+# The most zeros after the voxels, with which a writer fills a block.
 _PADDING_BYTES = 511
 _LARGEST_EXTENSION = 1 << 26
-# float64 holds every whole number up to here exactly.
+# float32 and float64 represent all integers up to here exactly.
 _FLOAT32_WHOLE = 2**24
 FLOAT64_WHOLE = 2**53
 
 
 def read(path: pathlib.Path, max_voxels: int) -> tuple[np.ndarray, Geometry]:
-    """The values (D, H, W) of a file as they are stored, slope and intercept applied, and their geometry.
+    """Reads the values (D, H, W) with slope and intercept applied, and their geometry.
 
-    Values without slope and intercept keep their type. Others are float32 where that is exact, else float64.
+    Values without slope and intercept keep their type. Others become float32 if that is exact, otherwise float64.
 
     Raises:
       ProblemError: the file cannot be read, holds more than `max_voxels`, or is not one volume of real numbers.
@@ -75,7 +75,7 @@ def read(path: pathlib.Path, max_voxels: int) -> tuple[np.ndarray, Geometry]:
 
 
 def _step(error: Exception) -> str:
-    """What to do about an error of a stream."""
+    """Returns what to do about an error of a stream."""
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
     if "Not a gzipped file" in str(error):
@@ -84,7 +84,7 @@ def _step(error: Exception) -> str:
 
 
 def check_shape(shape: tuple[int, ...]) -> None:
-    """Raises ProblemError where `shape` is not that of one volume, with any number of axes of length 1 at its end."""
+    """Raises ProblemError if a shape, apart from axes of length 1 at its end, is not that of one volume."""
     if min(shape, default=0) < 1:
         raise ProblemError(f"is empty: its shape is {shape}")
     if any(count != 1 for count in shape[3:]):
@@ -94,23 +94,23 @@ def check_shape(shape: tuple[int, ...]) -> None:
 
 
 def check_one(shape: tuple[int, ...], channels: bool = False) -> None:
-    """Raises ProblemError for more than three axes."""
+    """Raises ProblemError if there are more than three axes; `channels`: one of them may be channels."""
     if len(shape) > 3:
         grey = ", in grey (x[..., 0] is one channel)" if channels else ""
         raise ProblemError(f"has {len(shape)} dimensions, {shape}: give one file for each volume{grey}")
 
 
 def check_count(count: int, max_voxels: int) -> None:
-    """Raises ProblemError where a file holds more than `max_voxels`."""
+    """Raises ProblemError if a file holds more than `max_voxels`."""
     if count > max_voxels:
         raise ProblemError(
             f"holds {count:,} voxels, and data.max_voxels is {max_voxels:,}: make it smaller, or raise data.max_voxels "
-            "where the memory allows it"
+            "if there is enough memory"
         )
 
 
 def _read_header(stream: BinaryIO) -> "nibabel.Nifti1Header":
-    # Only here: the package nibabel is optional.
+    # Imported here because nibabel is an optional package.
     import nibabel
 
     start = _read(stream, 4)
@@ -122,7 +122,7 @@ def _read_header(stream: BinaryIO) -> "nibabel.Nifti1Header":
                     raise ProblemError(
                         f"cannot be read as a NIfTI file (it ends in its header of {size} bytes): copy it again"
                     )
-                # Its own checks would log without the file's name, and correct some fields without a message.
+                # nibabel's own checks log without the file's name, and correct some fields without a message.
                 header = cls(start + rest, endianness=endianness, check=False)
                 _check_magic(header)
                 return header
@@ -145,13 +145,13 @@ def _check_magic(header: "nibabel.Nifti1Header") -> None:
             f"cannot be read as a NIfTI file (the magic of its header is {magic!r}; Analyze files have none: "
             "nibabel.save(nibabel.Nifti1Image.from_image(nibabel.load('a.hdr')), 'a.nii.gz') converts them)"
         )
-    # NIfTI-2 has characters here that a transfer as text changes.
+    # NIfTI-2 has characters here that change if the file is transferred as text.
     if "eol_check" in header.structarr.dtype.names and tuple(header["eol_check"]) not in ((13, 10, 26, 10), (0,) * 4):
         raise ProblemError("cannot be read as a NIfTI file (eol_check: it was transferred as text: copy it as binary)")
 
 
 def _shape(header: "nibabel.Nifti1Header") -> tuple[int, ...]:
-    """The three axes of space."""
+    """Returns the lengths of the three axes of space."""
     dim = header["dim"].tolist()
     if not 1 <= dim[0] <= 7:
         raise ProblemError(f"cannot be read as a NIfTI file (dim[0] is {dim[0]}, not 1 to 7)")
@@ -183,9 +183,9 @@ def _dtype(header: "nibabel.Nifti1Header") -> np.dtype:
 
 
 def _offset(header: "nibabel.Nifti1Header") -> int:
-    """Where the voxels begin."""
+    """Returns the offset of the voxels in bytes."""
     least, offset = header.single_vox_offset, float(header["vox_offset"])
-    # Some writers leave it empty where there are no extensions.
+    # Some writers leave it empty if there are no extensions.
     if offset == 0:
         return least
     if not (least <= offset <= _LARGEST_EXTENSION and offset == int(offset)):
@@ -194,7 +194,7 @@ def _offset(header: "nibabel.Nifti1Header") -> int:
 
 
 def _check_size(count: int, itemsize: int, offset: int, max_voxels: int, size: int, compressed: bool) -> None:
-    """Raises ProblemError where a file of `size` bytes cannot hold `count` voxels, or may not."""
+    """Raises ProblemError if a file of `size` bytes cannot hold `count` voxels, or these are too many."""
     announced = offset + count * itemsize
     if announced > (size * _RATIO if compressed else size):
         raise ProblemError(
@@ -205,17 +205,17 @@ def _check_size(count: int, itemsize: int, offset: int, max_voxels: int, size: i
 
 
 def _read_values(stream: BinaryIO, skipped: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """The voxels behind `skipped` bytes, in the machine's byte order; nothing but padding may follow."""
+    """Reads the voxels after `skipped` bytes, in the machine's byte order; only padding may follow."""
     for start in range(0, skipped, _CHUNK_BYTES):
         _read(stream, min(_CHUNK_BYTES, skipped - start))
     content = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
-    view, place = memoryview(content), 0
-    while place < len(view):
-        count = stream.readinto(view[place : place + _CHUNK_BYTES])
+    view, done = memoryview(content), 0
+    while done < len(view):
+        count = stream.readinto(view[done : done + _CHUNK_BYTES])
         if not count:
-            raise EOFError(f"it ends after {place:,} of {len(view):,} bytes of voxels")
-        place += count
-    # The end of a compressed file is reached here, and its checksum compared.
+            raise EOFError(f"it ends after {done:,} of {len(view):,} bytes of voxels")
+        done += count
+    # This reaches the end of a compressed file, where its checksum is compared.
     rest = _read(stream, _PADDING_BYTES + 1)
     if len(rest) > _PADDING_BYTES or any(rest):
         raise ProblemError(
@@ -229,7 +229,7 @@ def _read_values(stream: BinaryIO, skipped: int, shape: tuple[int, ...], dtype: 
 
 
 def _read(stream: BinaryIO, count: int) -> bytes:
-    """`count` bytes, or fewer at the end: a compressed stream may give them in parts."""
+    """Reads `count` bytes, or fewer at the end; a compressed stream may give them in parts."""
     parts = []
     while count and (part := stream.read(count)):
         parts.append(part)
@@ -238,7 +238,7 @@ def _read(stream: BinaryIO, count: int) -> bytes:
 
 
 def _scaled(stored: np.ndarray, slope: float, inter: float) -> np.ndarray:
-    """Slope and intercept applied, where there are any: a slope of 0 or NaN says that there are none."""
+    """Applies slope and intercept; a slope of 0 or NaN means that there are none."""
     if slope == 0 or math.isnan(slope) or (slope, inter) == (1, 0):
         return stored
     if not (math.isfinite(slope) and math.isfinite(inter)):
@@ -249,7 +249,7 @@ def _scaled(stored: np.ndarray, slope: float, inter: float) -> np.ndarray:
     kind, width = stored.dtype.kind, stored.dtype.itemsize
     if kind in "iu" and width == 8 and max(abs(int(stored.min())), abs(int(stored.max()))) > FLOAT64_WHOLE:
         raise ProblemError("holds whole numbers above 2^53 and a slope: save them as float64 without a slope")
-    # Whole numbers times whole numbers, as in CT (1 and -1024), take half of the memory.
+    # Integers times integers, as in CT (1 and -1024), are exact in float32, with half of the memory.
     whole = kind in "iu" and width <= 2 and slope.is_integer() and inter.is_integer()
     exact = whole and abs(slope) * 2 ** (8 * width) + abs(inter) <= _FLOAT32_WHOLE
     values = stored.astype(np.float32 if exact else np.float64, order="K")

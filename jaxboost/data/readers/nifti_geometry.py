@@ -1,8 +1,8 @@
-"""Where the voxels of a NIfTI file lie: the directions of its axes and the voxel sizes in mm.
+"""The geometry of a NIfTI file: the directions of its axes and the voxel sizes in mm.
 
-The header says it up to three times: in `pixdim` (sizes alone), in the qform (a rotation, with the sizes of `pixdim`)
-and in the sform (a matrix). The sform is used where its code is above 0, else the qform. What contradicts another part
-of the header is refused: only the user can know which one is right. Fields and rules are those of nifti1.h
+The header has it up to three times: in `pixdim` (sizes only), in the qform (a rotation, with the sizes of `pixdim`) and
+in the sform (a matrix). The sform is used if its code is above 0, otherwise the qform. A file whose header contradicts
+itself is refused, because only the user can know which part is right. Fields and rules are those of nifti1.h
 (https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h).
 """
 
@@ -17,18 +17,18 @@ from jaxboost.data.problems import ProblemError, reason
 if typing.TYPE_CHECKING:
     import nibabel
 
-_UNIT_BITS = 7  # of xyzt_units; the others are the unit of time
-# Code -> mm. Files with an unknown unit are in mm by common practice.
+_UNIT_BITS = 7  # the bits of xyzt_units for the unit of space
+# Code -> mm. Files without a unit are in mm by common practice.
 _UNITS = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}
-# nifti1.h has codes 0 to 5 for what an affine leads to.
+# Codes of sform and qform in nifti1.h.
 _CODES = range(6)
-# How far two voxel sizes of one axis may differ, as a part of the greater one, and two axes from a right angle, as its
-# cosine. Headers keep four digits and more; 1 % is 3 mm over the length of a head and a torso.
+# The largest relative difference of two voxel sizes of one axis, and the largest cosine between two axes. Headers have
+# four digits or more; 1 % is 3 mm over the length of a head and a torso.
 _TOLERANCE = 0.01
-# Two affines that lead to different axes within so few degrees lie on both sides of a diagonal, and agree.
+# Two affines within so few degrees agree, even if they lie on two sides of a diagonal and have different closest axes.
 _SAME_DEGREES = 10
 _OBLIQUE_DEGREES = 30
-# mm. No voxel is smaller than 1 nm or larger than 10 m; a body is not longer than 3 m, and 10 micron hold one cell.
+# Limits in mm. No voxel is smaller than 1 nm or larger than 10 m. No body is longer than 3 m, no cell under 10 micron.
 _VOXELS = (1e-6, 1e4)
 _SIDES = (0.01, 3000)
 _KEEP_SFORM = "image.set_qform(image.affine, 1)"
@@ -40,10 +40,10 @@ class Geometry:
     """The geometry of stored voxels.
 
     Attributes:
-      orientation: (3, 2) as in nibabel.orientations: the axis (0: right, 1: anterior, 2: superior) that is closest
-        to each stored one, and 1 or -1 for its direction; None where it is unknown.
-      sizes: of a voxel along the stored axes in mm.
-      remarks: what the user should know, by a name for its kind.
+      orientation: (3, 2) as in nibabel.orientations: for each stored axis the closest axis of the body (0: right,
+        1: anterior, 2: superior) and its direction, 1 or -1; None if it is unknown.
+      sizes: voxel sizes along the stored axes in mm.
+      remarks: kind -> a remark that the user should see.
     """
 
     orientation: np.ndarray | None
@@ -52,10 +52,10 @@ class Geometry:
 
 
 def read_geometry(header: "nibabel.Nifti1Header", shape: Sequence[int]) -> Geometry:
-    """The geometry that a header of NIfTI-1 or NIfTI-2 gives to three axes of `shape` voxels.
+    """Returns the geometry of a volume of `shape` voxels from a header of NIfTI-1 or NIfTI-2.
 
     Raises:
-      ProblemError: it gives none, or its parts contradict each other.
+      ProblemError: the header has no usable geometry, or its parts contradict each other.
     """
     with np.errstate(all="ignore"):
         return _geometry(header, shape)
@@ -91,7 +91,7 @@ def _geometry(header: "nibabel.Nifti1Header", shape: Sequence[int]) -> Geometry:
 
 
 def _affines(header: "nibabel.Nifti1Header") -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The columns (3, 3) of the sform and of the qform, None where its code is 0."""
+    """Returns the matrices (3, 3) of the sform and of the qform; None if its code is 0."""
     from nibabel.spatialimages import HeaderDataError
 
     codes = {name: int(header[f"{name}_code"]) for name in ("sform", "qform")}
@@ -101,24 +101,24 @@ def _affines(header: "nibabel.Nifti1Header") -> tuple[np.ndarray | None, np.ndar
     sform = None
     if codes["sform"]:
         whole = header.get_sform().astype(np.float64)
-        # Where its origin is not finite, the rest may be damaged too.
+        # If its origin is not finite, the rest may be damaged too.
         sform = whole[:3, :3] if np.isfinite(whole).all() else np.full((3, 3), np.nan)
     if not codes["qform"]:
         return sform, None
     header = header.copy()
-    # nifti1.h has 0 stand for 1.
+    # In nifti1.h, 0 means 1.
     if header["pixdim"][0] == 0:
         header["pixdim"][0] = 1
     try:
         whole = header.get_qform().astype(np.float64)
         qform = whole[:3, :3]
         usable = np.isfinite(whole).all() and (_sizes(qform) > 0).all()
-        problem = "" if usable else "its quaternion or pixdim is 0, NaN or infinite"
+        why = "" if usable else "its quaternion or pixdim is 0, NaN or infinite"
     except (HeaderDataError, ValueError) as error:
-        problem = reason(error)
-    if problem:
-        repair = f"where its sform is right, {_KEEP_SFORM} and save" if codes["sform"] else "give it an affine and save"
-        raise ProblemError(f"has no usable voxel sizes: its qform cannot be read ({problem}): {repair} (nibabel)")
+        why = reason(error)
+    if why:
+        fix = f"if its sform is right, {_KEEP_SFORM} and save" if codes["sform"] else "give it an affine and save"
+        raise ProblemError(f"has no usable voxel sizes: its qform cannot be read ({why}): {fix} (nibabel)")
     return sform, qform
 
 
@@ -146,12 +146,12 @@ def _sizes(columns: np.ndarray) -> np.ndarray:
 
 
 def _rounded(size: float) -> float:
-    """To the seven digits of a header's float32: what is stored in mm and in micron is then on the same grid."""
+    """Rounds to the seven digits of a header's float32, so that a size in mm equals the same size in micron."""
     return float(f"{size:.7g}")
 
 
 def _check_sizes(sizes: np.ndarray) -> None:
-    """Raises ProblemError where one of three voxel sizes in mm is none."""
+    """Raises ProblemError if one of three voxel sizes in mm is not possible."""
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
         raise ProblemError(
             f"has no usable voxel sizes: the affine of its header is not finite or is singular ({_mm(sizes)} mm): give "
@@ -165,7 +165,7 @@ def _check_sizes(sizes: np.ndarray) -> None:
 
 
 def _check_angles(directions: np.ndarray) -> None:
-    """Raises ProblemError where columns of length 1 are not at right angles."""
+    """Raises ProblemError if columns of length 1 are not at right angles."""
     cosines = np.abs(directions.T @ directions)[np.triu_indices(3, 1)]
     if not cosines.max() <= _TOLERANCE:
         degrees = np.rad2deg(np.arccos(min(cosines.max(), 1)))
@@ -176,7 +176,7 @@ def _check_angles(directions: np.ndarray) -> None:
 
 
 def _check_agreement(header: "nibabel.Nifti1Header", sform: np.ndarray, qform: np.ndarray | None) -> None:
-    """Raises ProblemError where the sform contradicts pixdim or the qform."""
+    """Raises ProblemError if the sform contradicts pixdim or the qform."""
     from nibabel.orientations import aff2axcodes
 
     sizes, pixdim = _sizes(sform), np.abs(_pixdim(header))
@@ -184,12 +184,12 @@ def _check_agreement(header: "nibabel.Nifti1Header", sform: np.ndarray, qform: n
         raise ProblemError(
             f"has voxel sizes in pixdim that are not finite, {_mm(pixdim)}: {_KEEP_SFORM} and save (nibabel)"
         )
-    # 0 stands for a size that was not written.
+    # 0 means that the size was not written.
     if (np.abs(sizes - pixdim) > _TOLERANCE * np.maximum(sizes, pixdim))[pixdim > 0].any():
         other = _KEEP_QFORM if qform is not None else "image.set_sform(affine, 1) with an affine of those sizes"
         raise ProblemError(
             f"has two voxel sizes: {_mm(sizes)} in its sform, {_mm(pixdim)} in its pixdim: correct the wrong one with "
-            f"nibabel and save: {_KEEP_SFORM} where the sform is right, {other} where pixdim is right"
+            f"nibabel and save: {_KEEP_SFORM} if the sform is right, {other} if pixdim is right"
         )
     if qform is None:
         return
@@ -198,12 +198,12 @@ def _check_agreement(header: "nibabel.Nifti1Header", sform: np.ndarray, qform: n
     if first != second and np.rad2deg(np.arccos(np.clip(cosines.min(), -1, 1))) > _SAME_DEGREES:
         raise ProblemError(
             f"has two orientations: {_letters(first)} in its sform, {_letters(second)} in its qform: correct the wrong "
-            f"one with nibabel and save: {_KEEP_SFORM} where the sform is right, {_KEEP_QFORM} where the qform is right"
+            f"one with nibabel and save: {_KEEP_SFORM} if the sform is right, {_KEEP_QFORM} if the qform is right"
         )
 
 
 def _tilt(directions: np.ndarray, orientation: np.ndarray) -> float:
-    """The greatest angle in degrees between an axis and the closest one of right, anterior and superior."""
+    """Returns the greatest angle in degrees between an axis and its closest axis of the body."""
     cosines = directions[orientation[:, 0].astype(int), np.arange(3)] * orientation[:, 1]
     return float(np.rad2deg(np.arccos(np.clip(cosines.min(), -1, 1))))
 

@@ -1,4 +1,4 @@
-"""Reading and writing .npz files: one place that decides which arrays come into memory, and which stay on disk."""
+"""Reads and writes .npz files, and decides which arrays are in memory and which are mapped from disk."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from jaxboost.errors import UserError
 from jaxboost.io import irregular, replacing
 
-# A file or array of so many bytes is large. Below, reading it at every start is a matter of a second or two.
+# An array of this many bytes is mapped. Reading a smaller one at every start takes a second or two.
 LARGE_BYTES = 256 << 20
 
 _SUFFIX = ".npy"
@@ -51,23 +51,26 @@ def open_npz(
     folders: Sequence[pathlib.Path] = (),
     most_bytes: float = math.inf,
 ) -> dict[str, np.ndarray]:
-    """The arrays `names` of the file, whole, in memory; large ones mapped where there are `folders` for them.
+    """Reads arrays of an archive into memory; large ones are mapped from disk if there are `folders` for them.
 
-    Members of a compressed archive cannot be mapped, and MedMNIST's are compressed. An array of LARGE_BYTES or more is
-    therefore unpacked once, to `{name}.npy` in the first of the `folders` that can be written, and is an np.memmap of
-    that copy, read-only. A copy that is in any of them is taken if it was made of the archive with the sum `md5` and
-    was not changed since; any other is made again.
+    Members of a compressed archive, such as MedMNIST's, cannot be mapped. An array of LARGE_BYTES or more is therefore
+    unpacked once, to `{name}.npy` in the first writable folder, and returned as a read-only np.memmap of that copy. An
+    existing copy in any of the folders is used if it was made from the archive with the MD5 sum `md5` and has not
+    changed since; otherwise it is made again.
 
     Args:
       path: the archive.
-      names: of its arrays.
-      md5: the sum of the archive, needed where there are folders.
-      folders: of this archive alone.
-      most_bytes: of all arrays that come into memory; an archive whose sum is not checked may unpack to any size.
+      names: the arrays to read.
+      md5: MD5 sum of the archive; needed if there are folders.
+      folders: folders for copies of this archive alone.
+      most_bytes: the most bytes of all arrays in memory, because an archive without a known sum can unpack to any size.
+
+    Returns:
+      Name -> array.
 
     Raises:
-      UserError: the file cannot be read, or an array is missing, broken or too large; the message names the array. Or
-        there is no room for the copies.
+      UserError: the file cannot be read, an array (named in the message) is missing, broken or too large, or there is
+        no room for the copies.
     """
     if kind := irregular(path):
         raise UserError(f"{path}: cannot read the archive: it is {kind}, not a regular file")
@@ -90,42 +93,42 @@ def open_npz(
 
 
 def _read(archive: zipfile.ZipFile, name: str, most_bytes: float) -> np.ndarray:
-    """The array of a member, once its header, its size and the limit agree: memory is taken for no more than that."""
+    """Reads a member. Its header, its size and the limit are compared first, before memory is allocated."""
     size = archive.getinfo(name + _SUFFIX).file_size
     with archive.open(name + _SUFFIX) as member:
         version = read_magic(member)
-        # Version 3 differs from 2 in the names of fields alone.
+        # Version 3 differs from 2 only in the names of fields.
         shape, _, dtype = (read_array_header_1_0 if version == (1, 0) else read_array_header_2_0)(member)
         header = member.tell()
-    # numpy refuses objects below, with the reason.
+    # Objects are refused by numpy below, with the reason.
     if not dtype.hasobject and header + math.prod(shape) * dtype.itemsize != size:
         raise ValueError(f"its shape {shape} of {dtype} does not fit its {size} bytes")
     if size - header > most_bytes:
         raise ValueError(f"its {size} bytes are too many")
     with archive.open(name + _SUFFIX) as member:
         array = read_array(member, allow_pickle=False)
-        # The checksum is compared at the end.
+        # At the end of the member its checksum is compared.
         member.read(1)
     return array
 
 
 def seal(file: pathlib.Path, md5: str) -> str:
-    """The content of a note about `file` as it is now: its size in bytes, its time in ns, and the sum `md5`."""
+    """Returns a note about the current state of `file`: its size in bytes, its time in ns, and `md5`."""
     status = file.stat()
     return json.dumps({"size": status.st_size, "mtime_ns": status.st_mtime_ns, "md5": md5})
 
 
 def write_note(file: pathlib.Path, folders: Sequence[pathlib.Path], content: str) -> None:
-    """Keeps what `seal` gave for `file` in the first of the `folders` that can be written. Raises OSError if none can.
+    """Writes the note that `seal` made about `file` to the first writable folder. Raises OSError if there is none.
 
-    Of an archive it notes that its own sum is `md5`, of an unpacked array that it comes from the archive of that sum.
+    The note of an archive has its own MD5 sum; the note of an unpacked array has the sum of its archive.
     """
     with replacing(_writable(folders) / f"{file.name}.json") as temporary:
         temporary.write_text(content, encoding="utf-8")
 
 
 def is_noted(file: pathlib.Path, folders: Sequence[pathlib.Path], md5: str) -> bool:
-    """Whether one of the `folders` has a note with `md5` about `file`, and its size and time are those of the note."""
+    """Returns whether one of the `folders` has a note about `file` with `md5` and its current size and time."""
     for folder in folders:
         with contextlib.suppress(OSError):
             note = folder / f"{file.name}.json"
@@ -148,7 +151,7 @@ def _large_arrays(
             for name in lacking:
                 copies[name] = _unpack(path, archive, name, md5, folder)
         finally:
-            # Folders that were made for a copy that came to nothing.
+            # Removes new folders that stayed empty because no copy was made.
             with contextlib.suppress(OSError):
                 while folder != existing:
                     folder.rmdir()
@@ -162,7 +165,7 @@ def _copy(name: str, md5: str, folders: Sequence[pathlib.Path]) -> pathlib.Path 
 
 
 def _unpack(path: pathlib.Path, archive: zipfile.ZipFile, name: str, md5: str, folder: pathlib.Path) -> pathlib.Path:
-    """Streams the member `{name}.npy`, a whole .npy file, into `folder`."""
+    """Unpacks the member `{name}.npy`, which is a whole .npy file, into `folder`."""
     target = folder / f"{name}.npy"
     try:
         with replacing(target) as temporary:
@@ -171,7 +174,7 @@ def _unpack(path: pathlib.Path, archive: zipfile.ZipFile, name: str, md5: str, f
                     file.write(chunk)
             with _reading(path, f"array {name}"):
                 np.load(temporary, mmap_mode="r", allow_pickle=False)
-            # Of this copy for certain: another process may put its own in place right after.
+            # Made here, because another process may replace this copy right after it is renamed.
             content = seal(temporary, md5)
         write_note(target, [folder], content)
     except OSError as error:
@@ -198,13 +201,13 @@ def _check_room(path: pathlib.Path, folder: pathlib.Path, needed: int) -> None:
 
 
 def _writable(folders: Sequence[pathlib.Path]) -> pathlib.Path:
-    """The first folder that can be written, or made; the first of all where none can."""
+    """Returns the first folder that can be written or made; if there is none, the first of all."""
     return next((folder for folder in folders if os.access(_existing(folder), os.W_OK | os.X_OK)), folders[0])
 
 
 def _existing(folder: pathlib.Path) -> pathlib.Path:
-    """The folder itself, or the nearest one above it that exists."""
-    # Unlike pathlib's, this `exists` has an answer for a folder that may not be looked into, too.
+    """Returns the folder itself if it exists, otherwise the nearest parent that does."""
+    # Unlike pathlib's `exists`, this one does not raise an error below a folder without permissions.
     return next(each for each in (folder, *folder.parents) if os.path.exists(each))
 
 
@@ -217,6 +220,6 @@ def _reading(path: pathlib.Path, what: str) -> Iterator[None]:
 
 
 def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a compressed archive under a temporary name and moves it into place."""
+    """Writes a compressed archive under a temporary name, then renames it."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)

@@ -1,4 +1,4 @@
-"""One 2-D image of any accepted format, as 8 bits: DICOM, PNG, JPEG, TIFF or .npy."""
+"""Reads one 2-D image of any accepted format as 8 bits: DICOM, PNG, JPEG, TIFF or .npy."""
 
 import pathlib
 import warnings
@@ -11,28 +11,32 @@ from jaxboost.data.readers import jpeg, png, tiff
 from jaxboost.data.readers.arrays import MAX_PIXELS, SUFFIX, check_numbers, check_shows, read_npy, to_bytes
 from jaxboost.data.readers.pixels import Picture, check_pixels
 from jaxboost.data.readers.regular_files import open_regular
-from jaxboost.data.readers.signatures import HEAD, held
+from jaxboost.data.readers.signatures import HEAD, content
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 SUFFIXES = (*DICOM_SUFFIXES, *PICTURE_SUFFIXES, SUFFIX)
 
-# What makes a file unreadable is raised; the rest would be lines on the terminal without the file's name.
+# Errors are raised. Warnings would only be lines on the terminal without the file's name.
 warnings.filterwarnings("ignore", module=r"PIL\.|tifffile")
 
 
 def read_image(
     path: pathlib.Path, window: Sequence[float] = (), *, nan: float | None = None, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """The image, uint8 (H, W), or (H, W, 3) where it is in colour.
+    """Reads an image.
 
-    DICOM is shown as its tags say, and values of 8 bits and fewer stay as they are; of others the ends of `window`
-    become 0 and 255, or where it is not given the least and the greatest, of all channels. A picture is turned as its
-    tag of EXIF or TIFF says.
+    A DICOM file is shown as its tags say. Other files: values of 8 bits and fewer stay as they are; of other values the
+    ends of `window` become 0 and 255. A picture is turned as its orientation tag (EXIF or TIFF) says.
 
     Args:
-      nan: what values that are not finite are read as; None: such a file is refused.
-      max_pixels: that the file may hold; compared with its header, before it is decoded.
+      path: the file; its suffix says whether it is DICOM, .npy or a picture.
+      window: (low, high); (): the least and the greatest value of all channels.
+      nan: the number that replaces values that are not finite; None: such a file is refused.
+      max_pixels: the most pixels that the file may hold; compared with its header before it is decoded.
+
+    Returns:
+      uint8 (H, W), or (H, W, 3) if the image is in colour.
 
     Raises:
       ProblemError: the file cannot be read exactly, or shows nothing.
@@ -43,9 +47,9 @@ def read_image(
 def read_shown(
     path: pathlib.Path, window: Sequence[float] = (), *, nan: float | None = None, max_pixels: int = MAX_PIXELS
 ) -> tuple[np.ndarray, bool | None]:
-    """`read_image`, and whether its values had more than 8 bits and are shown in a range of their own.
+    """Reads an image as `read_image`; also says whether it has more than 8 bits and is shown over its own range.
 
-    That is None for DICOM, whose tags say the range.
+    The second result is None for DICOM, where the tags give the range.
     """
     suffix = path.suffix.lower()
     if suffix in DICOM_SUFFIXES:
@@ -65,10 +69,10 @@ def read_shown(
 
 
 def read_picture(path: pathlib.Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A PNG, JPEG or TIFF file as it is stored: (H, W) or (H, W, 3); transparency is left out.
+    """Reads the stored values of a PNG, JPEG or TIFF file, (H, W) or (H, W, 3), without transparency.
 
     Raises:
-      ProblemError: the file cannot be read exactly, has several pages, or more than 8 bits with white as 0.
+      ProblemError: the file cannot be read exactly, has several pages, or has more than 8 bits with white as 0.
     """
     stored = _read_stored(path, None, max_pixels)
     if stored.inverted:
@@ -77,7 +81,7 @@ def read_picture(path: pathlib.Path, *, max_pixels: int = MAX_PIXELS) -> np.ndar
 
 
 def _read_dicom(path: pathlib.Path, nan: float | None, max_pixels: int) -> np.ndarray:
-    # Only here: the package pydicom is optional.
+    # Imported here because pydicom is an optional package.
     from jaxboost.data.readers.dicom import read_dicom
 
     image = read_dicom(path, max_pixels=max_pixels, nan=nan)
@@ -103,13 +107,13 @@ def _read_stored(path: pathlib.Path, nan: float | None, max_pixels: int) -> Pict
             raise ProblemError("needs more memory than there is") from None
         # Damaged files make the decoders raise nearly anything.
         except Exception as error:
-            # The messages of other types explain nothing: that of a KeyError is the key.
+            # Messages of other types explain nothing; that of a KeyError is only the key.
             explained = isinstance(error, OSError | SyntaxError | ValueError)
             text = reason(error) if explained else "it is damaged"
             raise ProblemError(f"cannot be read ({text}): copy it again, or save it again") from error
     if not start:
         raise ProblemError("is empty: it has 0 bytes")
-    if other := held(start):
+    if other := content(start):
         raise ProblemError(other)
     raise ProblemError("is neither a PNG nor a JPEG nor a TIFF file that can be read: convert it to PNG")
 
@@ -124,10 +128,10 @@ def _read_array(path: pathlib.Path, nan: float | None, max_pixels: int) -> Pictu
 
 
 def _picture_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(H, W) or (H, W, 3) without the axes of length 1 of an array of the given shape.
+    """Returns a shape without its axes of length 1: (H, W) or (H, W, 3).
 
     Raises:
-      ProblemError: it is not the shape of one picture, or may be that of several kinds of pictures.
+      ProblemError: it is not the shape of one picture, or it may be grey or in colour.
     """
     plain = shape if len(shape) == 2 else tuple(side for side in shape if side != 1)
     if len(plain) == 2 and len(shape) > 2 and 3 in plain:

@@ -1,4 +1,4 @@
-"""What the readers of PNG, JPEG and TIFF files have in common."""
+"""Common parts of the readers of PNG, JPEG and TIFF files."""
 
 import dataclasses
 
@@ -6,16 +6,17 @@ import numpy as np
 
 from jaxboost.data.problems import ProblemError
 
-ORIENTATION = 274  # the tag of EXIF and TIFF
+ORIENTATION = 274  # tag of EXIF and TIFF
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """Stored values (H, W) or (H, W, 3), upright.
+    """An upright picture.
 
     Attributes:
-      values: of 8 bits and fewer, uint8 levels where 0 is black and 255 white; else as they are stored.
-      inverted: low values are white. Never where `values` are uint8.
+      values: (H, W) or (H, W, 3). Values of 8 bits and fewer are uint8 levels, 0 black and 255 white; others are as
+        stored.
+      inverted: whether low values are white; always False if `values` are uint8.
     """
 
     values: np.ndarray
@@ -23,22 +24,22 @@ class Picture:
 
 
 def check_pixels(width: int, height: int, limit: int) -> None:
-    """Raises ProblemError where an image has no pixels or more than `limit`."""
+    """Raises ProblemError if an image has no pixels, or more than `limit`."""
     if width < 1 or height < 1:
         raise ProblemError(f"has no pixels: its size is {width} x {height}")
     if width * height > limit:
         raise ProblemError(
             f"has {width} x {height} = {width * height} pixels, more than data.max_pixels={limit}: make it smaller, or"
-            " raise data.max_pixels where memory allows it"
+            " raise data.max_pixels if there is enough memory"
         )
 
 
 def upright(values: np.ndarray, orientation: object) -> np.ndarray:
-    """`values` (H, W, ...) turned and mirrored as the tag Orientation says; unknown values of it are ignored.
+    """Returns `values` (H, W, ...) turned and mirrored as the tag Orientation says; unknown orientations are ignored.
 
-    The values are those of TIFF 6.0 and of EXIF: where the first row and the first column of the file belong.
+    The tag is that of TIFF 6.0 and EXIF: it says where the first row and the first column of the file belong.
     """
-    # Numbers of 5 and above: the rows of the file are columns.
+    # From 5 on, the rows of the file are columns of the picture.
     turned = {
         2: lambda v: v[:, ::-1],
         3: lambda v: v[::-1, ::-1],

@@ -1,9 +1,9 @@
-"""PNG files, with all of their bits.
+"""Reads PNG files with all of their bits.
 
-Pillow reads what has up to 8 bits a channel, and grey of 16. It cuts the low bytes of 16-bit colour and of 16-bit grey
-with transparency off: libpng, from imagecodecs, reads these. Profiles, gamma, significant bits and transparency are not
-applied: the stored values of the colour channels are what counts. The chunks that hold these are left out before a
-decoder sees the file, so that damage in a comment or a large profile does not stop an image from being read.
+Pillow reads images with up to 8 bits per channel, and grey of 16 bits. It drops the low bytes of 16-bit colour and of
+16-bit grey with transparency, so libpng (from imagecodecs) reads these. Profiles, gamma, significant bits and
+transparency are not applied: the result has the stored values of the colour channels. The decoders do not see such
+chunks, so damage in a comment or in a large profile does not stop an image from being read.
 
 Source: W3C, Portable Network Graphics (PNG) Specification, third edition.
 """
@@ -26,32 +26,32 @@ from jaxboost.data.readers.pixels import ORIENTATION, Picture, check_pixels, upr
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _COLOUR, _PALETTE, _GREY_ALPHA, _COLOUR_ALPHA = 0, 2, 3, 4, 6
 _CHANNELS = {_GREY: 1, _COLOUR: 3, _PALETTE: 1, _GREY_ALPHA: 2, _COLOUR_ALPHA: 4}
-# The chunks that say what the pixels are: the image, several images in one file, and the orientation.
+# Chunks that affect the result: the image, several images in one file, and the orientation.
 _USED = frozenset((b"IHDR", b"PLTE", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT", b"eXIf"))
 _TEXTS = frozenset((b"tEXt", b"zTXt", b"iTXt"))
-# Texts that may hold an orientation: XMP, and EXIF as ImageMagick writes it.
+# Texts that can hold an orientation: XMP, and EXIF in the form of ImageMagick.
 _TAGS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
-# Bytes beside the pixels: profiles, text and the like.
+# The most bytes beside the pixels, such as profiles and text.
 _BESIDE = 2**26
-# Names and contents, in the order of the file.
+# Names and contents of chunks, in the order of the file.
 Chunks = list[tuple[bytes, bytes]]
-# First row, first column and steps along rows and columns of the passes of an interlaced image.
+# Passes of an interlaced image: first row, first column, and steps along rows and columns.
 _ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 
 
 def read_png(file: BinaryIO, max_pixels: int) -> Picture:
-    """The picture; transparency is left out.
+    """Reads a picture without its transparency.
 
     Raises:
       ProblemError: it has more pixels than `max_pixels`, several frames, or a palette that lacks colours.
-      Exception: of several other types, for damaged files.
+      Exception: of several other types, if the file is damaged.
     """
     header = file.read(33)
     if header[8:16] != b"\0\0\0\rIHDR":
         raise ProblemError("is a damaged PNG file: its header is not the first")
     width, height, depth, colour = struct.unpack(">IIBB", header[16:26])
     check_pixels(width, height, max_pixels)
-    # Compressed data are never much larger than what was compressed; also with rows of their own for interlacing.
+    # Compressed data are never much larger than the raw data, whose rows interlacing can only double.
     raw_size = 2 * (height + 8) * (width * depth * _CHANNELS.get(colour, 4) // 8 + 8)
     if (size := os.fstat(file.fileno()).st_size) > raw_size + _BESIDE:
         raise ProblemError(f"has {size} bytes, far more than {width} x {height} pixels need: save it again")
@@ -63,18 +63,18 @@ def read_png(file: BinaryIO, max_pixels: int) -> Picture:
     if picture.n_frames > 1:
         raise ProblemError(f"is an animation of {picture.n_frames} frames: give one file for each image")
     picture.load()
-    # After load, because the tag may come after the pixels.
+    # Read after `load`, because the tag may follow the pixels.
     orientation = picture.getexif().get(ORIENTATION)
-    values = _sixteen_bits(passes, header) if depth == 16 and colour != _GREY else _as_pillow_has_it(picture)
+    values = _sixteen_bits(passes, header) if depth == 16 and colour != _GREY else _from_pillow(picture)
     return Picture(upright(values, orientation))
 
 
-def _as_pillow_has_it(picture: PngImageFile) -> np.ndarray:
+def _from_pillow(picture: PngImageFile) -> np.ndarray:
     if picture.mode.startswith("I"):
         return np.asarray(picture)
     if picture.mode == "P":
         _check_palette(picture)
-    # Pillow would warn of a palette's transparency.
+    # Otherwise Pillow warns of a palette's transparency.
     picture.info.pop("transparency", None)
     mode = "L" if picture.mode in ("1", "L", "LA") else "RGB"
     return np.asarray(picture if picture.mode == mode else picture.convert(mode))
@@ -89,7 +89,7 @@ def _check_palette(picture: Image.Image) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Pass:
-    """Filtered rows of every `down`-th row and `across`-th column from (y, x) on, which has `shape` (h, w)."""
+    """One pass: the filtered rows of every `down`-th row and `across`-th column from (y, x); `shape` is (h, w)."""
 
     y: int
     x: int
@@ -100,10 +100,10 @@ class _Pass:
 
 
 def _passes(chunks: Chunks, header: bytes) -> list[_Pass]:
-    """The inflated data, no more than the pixels need: a few bytes can stand for any number of them.
+    """Inflates the data, but not more than the pixels need, because a few bytes can inflate to any size.
 
     Raises:
-      ProblemError: there are less. Pillow would take what is missing as black.
+      ProblemError: there is less data than the pixels need; Pillow would show missing pixels as black.
     """
     width, height, depth, colour = struct.unpack(">IIBB", header[16:26])
     found, sizes = [], []
@@ -122,7 +122,7 @@ def _passes(chunks: Chunks, header: bytes) -> list[_Pass]:
 
 
 def _sixteen_bits(passes: list[_Pass], header: bytes) -> np.ndarray:
-    """uint16 (H, W) or (H, W, 3) of colour or with transparency."""
+    """Returns uint16 (H, W) or (H, W, 3) of 16-bit colour, or of 16-bit grey with transparency."""
     width, height, _, colour = struct.unpack(">IIBB", header[16:26])
     values = np.empty((height, width, _CHANNELS[colour]), np.uint16)
     for part in passes:
@@ -132,10 +132,10 @@ def _sixteen_bits(passes: list[_Pass], header: bytes) -> np.ndarray:
 
 
 def _chunks(file: BinaryIO) -> Chunks:
-    """The chunks that are used, up to the end of the image; what follows it is ignored, as all readers do.
+    """Returns the chunks that are used, up to the end of the image; the bytes after it are ignored.
 
     Raises:
-      ProblemError: the checksum of one is wrong, the file ends early, or it has a chunk that is needed and unknown.
+      ProblemError: a checksum is wrong, the file ends early, or it has a critical chunk that is unknown.
     """
     left = os.fstat(file.fileno()).st_size - file.seek(len(SIGNATURE))
     chunks = []
@@ -144,11 +144,11 @@ def _chunks(file: BinaryIO) -> Chunks:
         if name == b"IEND":
             return [*chunks, (name, b"")]
         left -= 12 + length
-        # Before it is read: memory would be taken for what is not there.
+        # Checked before reading, which would allocate memory for missing bytes.
         if left < 0:
             break
         content, expected = file.read(length), file.read(4)
-        # A capital letter says that the image cannot be read without the chunk.
+        # A capital first letter marks a chunk without which the image cannot be read.
         critical = not name[0] & 0x20
         if critical and name not in _USED:
             raise ProblemError(f"is a damaged PNG file: it has a chunk {name!r}, which is unknown")
@@ -162,7 +162,7 @@ def _chunks(file: BinaryIO) -> Chunks:
 
 
 def _joined(chunks: Chunks) -> bytes:
-    """A PNG file of these chunks."""
+    """Returns a PNG file of these chunks."""
     parts = [SIGNATURE]
     for name, content in chunks:
         parts += [struct.pack(">I", len(content)), name, content]
@@ -171,11 +171,11 @@ def _joined(chunks: Chunks) -> bytes:
 
 
 def _decode(part: _Pass, colour: int) -> np.ndarray:
-    """Its pixels of 16 bits, by libpng.
+    """Decodes the 16-bit pixels of one pass with libpng.
 
-    It is given nothing else: it prints warnings about interlacing, profiles and the like on the terminal.
+    libpng gets no other chunks, because it prints warnings about interlacing and profiles on the terminal.
     """
-    # Only here: few files need it.
+    # Imported here because few files need it.
     import imagecodecs
 
     header = struct.pack(">IIBBBBB", part.shape[1], part.shape[0], 16, colour, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Files of users, opened only where they are regular ones: a named pipe would wait for ever."""
+"""Opens users' files. Only regular files are opened, because a named pipe would wait forever."""
 
 import pathlib
 from typing import BinaryIO
@@ -8,7 +8,7 @@ from jaxboost.data.walk import unreadable
 
 
 def open_regular(path: pathlib.Path) -> BinaryIO:
-    """The file, open to be read; links are followed.
+    """Opens a file for reading; links are followed.
 
     Raises:
       ProblemError: it is not a regular file, or cannot be opened.

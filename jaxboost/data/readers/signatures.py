@@ -1,6 +1,6 @@
-"""What a file holds by its first bytes, whatever its name: for messages about files with a wrong ending."""
+"""Recognises the content of a file by its first bytes: for messages about files with a wrong ending."""
 
-# Place of the bytes, the bytes, what the file is, and the ending that it should have.
+# Offset, the bytes there, the format, and the ending that the file should have.
 _CONTENTS = (
     (128, b"DICM", "DICOM", ".dcm"),
     (0, b"\x89PNG\r\n\x1a\n", "PNG", ".png"),
@@ -13,9 +13,9 @@ _CONTENTS = (
 HEAD = 512
 
 
-def held(head: bytes) -> str:
-    """What begins with these HEAD bytes, and what to do, such as "holds a PNG file: ..."; "" for no image."""
-    for place, mark, kind, ending in _CONTENTS:
-        if head[place:].startswith(mark):
+def content(head: bytes) -> str:
+    """Returns what a file with these first HEAD bytes holds, such as "holds a PNG file: ..."; "" if it is unknown."""
+    for offset, mark, kind, ending in _CONTENTS:
+        if head[offset:].startswith(mark):
             return f"holds a {kind} file: give its name the ending {ending}"
     return ""

@@ -1,8 +1,8 @@
-"""TIFF files: every type of value as it is stored, by tifffile and imagecodecs.
+"""Reads TIFF files with tifffile and imagecodecs: every type of value as it is stored.
 
-tifffile returns the values of the file, and its tags. What tifffile accepts without a message is checked here: missing
-parts, tags that cannot be read, further planes, and channels whose meaning is not known.
-8-bit YCbCr that is not JPEG, and JPEG of the old kind, are turned into RGB by libtiff.
+tifffile returns the stored values and the tags. This module checks what tifffile accepts without a message: missing
+parts, tags that cannot be read, further planes, and channels whose meaning is unknown. libtiff converts 8-bit YCbCr
+without JPEG compression, and old-style JPEG, to RGB.
 
 Source: Adobe, TIFF Revision 6.0 and its Technical Note 2.
 """
@@ -35,20 +35,20 @@ _OTHER_COLOURS = {
 }
 _OLD_JPEG, _JPEG = 6, 7
 _FAX = (2, 3, 4)
-# None, LZW, both numbers of Deflate, PackBits, LZMA, Zstandard: these never give more bytes than the header says.
+# No compression, LZW, both numbers of Deflate, PackBits, LZMA, Zstandard: decoders stop at the size in the header.
 _LOSSLESS = (1, 5, 8, 32946, 32773, 34925, 50000)
 _UNKNOWN, _ASSOCIATED = 0, 1  # values of ExtraSamples
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _NO_DATA = 42113  # GDAL
 _COLOUR_MAP = 320
 _MOST_PAGES = 64
-# The tags that say what the pixels are.
+# The tags that affect the pixels.
 _NEEDED = {254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325}
 _NEEDED |= {330, 338, 339, 347, 530, 32997, _NO_DATA}
 
 
 class _Bounded(io.BufferedReader):
-    """A file from which no more bytes are read than it has: they would be allocated first."""
+    """A file that never allocates memory for more bytes than it has, however many are asked for."""
 
     def __init__(self, path: str):
         super().__init__(io.FileIO(path))
@@ -60,22 +60,24 @@ class _Bounded(io.BufferedReader):
 
 
 def read_tiff(file: BinaryIO, max_pixels: int, nan: float | None = None) -> Picture:
-    """The picture; transparency is left out.
+    """Reads a picture without its transparency.
 
     Args:
-      nan: what pixels of GDAL's no-data value are read as; None: files that have some are refused. 8-bit values count
-        as they are.
+      file: the open file.
+      max_pixels: the most pixels that it may have.
+      nan: the number that replaces GDAL's no-data value; None: files with that value are refused. It does not apply to
+        8-bit values.
 
     Raises:
-      ProblemError: it has more pixels than `max_pixels`, several images, or values whose meaning is not known.
-      Exception: of several other types, for damaged files.
+      ProblemError: it has more pixels than `max_pixels`, several images, or values whose meaning is unknown.
+      Exception: of several other types, if the file is damaged.
     """
-    # Only here: it takes a while to import.
+    # Imported here because it takes a while.
     import tifffile
 
-    # It would print what it cannot read on the terminal, without the file's name.
+    # Otherwise it logs what it cannot read, without the file's name.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
-    # What tifffile does for files of some programs may open other files (OME), or follow a loop of pages for ever.
+    # For files of some programs, tifffile may open other files (OME) or follow a loop of pages forever.
     plain = {"is_ome": False, "is_lsm": False, "is_ndpi": False, "is_scanimage": False}
     with _Bounded(file.name) as bounded, tifffile.TiffFile(bounded, name="image", **plain) as tiff:
         page = tiff.pages.first
@@ -99,7 +101,7 @@ def read_tiff(file: BinaryIO, max_pixels: int, nan: float | None = None) -> Pict
 
 
 def _check_tags(tiff: Any, page: Any) -> None:
-    """Raises ProblemError for missing tags: tifffile leaves out tags that it cannot read and takes defaults."""
+    """Raises ProblemError for tags that cannot be read: tifffile skips these and uses defaults."""
     handle, form = tiff.filehandle, tiff.tiff
     handle.seek(page.offset)
     (count,) = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))
@@ -113,7 +115,7 @@ def _check_tags(tiff: Any, page: Any) -> None:
 
 
 def _check_single(tiff: Any, page: Any) -> None:
-    """Raises ProblemError where there are other images than smaller copies and masks of the first."""
+    """Raises ProblemError if there are other images than smaller copies and masks of the first."""
     if page.subfiletype & _REDUCED:
         raise ProblemError("has a reduced copy of an image in front of the image: save the image alone")
     others = list(itertools.islice(_pages_after(tiff), _MOST_PAGES))
@@ -122,14 +124,14 @@ def _check_single(tiff: Any, page: Any) -> None:
     count = 1 + sum(not other.aspage().subfiletype & (_REDUCED | _MASK) for other in others)
     if count > 1 or len(others) >= _MOST_PAGES:
         raise ProblemError(f"has {count if len(others) < _MOST_PAGES else 'many'} pages: give one file for each image")
-    # Files of microscopes say in their descriptions how many planes they hold.
+    # Files of microscopes have the number of planes in their descriptions.
     planes = max(series.size for series in tiff.series) // max(page.size, 1)
     if page.imagedepth != 1 or planes > 1:
         raise ProblemError(f"has {max(planes, page.imagedepth)} planes: give one file for each image")
 
 
 def _pages_after(tiff: Any) -> Iterator[Any]:
-    """The pages after the first one; endless where they lead back to one another."""
+    """Yields the pages after the first one; endless if a page links back to an earlier one."""
     for number in itertools.count(1):
         try:
             yield tiff.pages[number]
@@ -148,7 +150,7 @@ def _check_colours(page: Any) -> None:
     if others > 1:
         kind = "grey" if expected == 1 else "colour"
         raise ProblemError(f"has {others} channels beside its {kind}: save the ones that are meant, in grey or RGB")
-    # Whole numbers of 17 to 31 bits: writers differ in the order of their bytes.
+    # Integers of 17 to 31 bits are refused because writers differ in their byte order.
     if page.dtype is None or page.bitspersample not in (*range(1, 17), 32, 64):
         raise ProblemError(
             f"has values of {page.bitspersample} bits and the format {page.sampleformat}, which are not read: save it"
@@ -164,12 +166,12 @@ def _check_colours(page: Any) -> None:
 
 
 def _check_parts(file: BinaryIO, page: Any) -> None:
-    """Checks strips and tiles: tifffile reads missing ones as zeros, and allocates whatever size a JPEG part claims."""
+    """Checks strips and tiles: tifffile reads missing ones as zeros, and allocates any size that a JPEG part claims."""
     count, size = math.prod(page.chunked), os.fstat(file.fileno()).st_size
     parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))[:count]
     if len(parts) < count or any(start < 8 or length < 1 or start + length > size for start, length in parts):
         raise ProblemError("is a damaged TIFF file: parts of its pixels are missing")
-    # Of a tile, or of every strip except the last one, which may be lower.
+    # The size of a tile, or of every strip except the last one, which may be lower.
     width, height = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
     if height * width > 4 * page.imagewidth * page.imagelength + 2**20:
         raise ProblemError(f"is a damaged TIFF file: its tiles have {width} x {height} pixels")
@@ -190,7 +192,7 @@ def _check_parts(file: BinaryIO, page: Any) -> None:
 
 
 def _colours(values: np.ndarray, page: Any) -> np.ndarray:
-    """The channels (H, W) or (H, W, 3) of `values`, which are as the file has them; levels where they have 8 bits."""
+    """Returns the colour channels, (H, W) or (H, W, 3), of the file's `values`; levels if they have up to 8 bits."""
     if values.ndim == 3 and page.planarconfig == 2:
         values = np.moveaxis(values, 0, -1)
     expected, bits = _CHANNELS[page.photometric], page.bitspersample
@@ -204,7 +206,7 @@ def _colours(values: np.ndarray, page: Any) -> np.ndarray:
         inks = 255 - values.astype(np.uint16)
         return ((inks[..., :3] * inks[..., 3:] + 127) // 255).astype(np.uint8)
     if values.dtype == np.bool_ or (values.dtype == np.uint8 and bits < 8):
-        # The greatest value that the bits can hold is white.
+        # The greatest value of these bits is white.
         table = np.rint(np.arange(2**bits) * (255 / (2**bits - 1))).astype(np.uint8)
         return table[values.astype(np.uint8)]
     return values
@@ -222,11 +224,11 @@ def _check_extra(extra: np.ndarray, page: Any) -> None:
 
 
 def _look_up(values: np.ndarray, page: Any) -> np.ndarray:
-    """The colours of a palette, uint8 (H, W, 3)."""
+    """Returns the colours of a palette image, uint8 (H, W, 3)."""
     table = np.ravel(page.tags.valueof(_COLOUR_MAP, ()))
     if values.dtype.kind not in "bu" or values.dtype.itemsize > 2 or len(table) != 3 * 2**page.bitspersample:
         raise ProblemError(f"is a damaged TIFF file: its palette has {len(table) // 3} colours")
-    # Entries have 16 bits; some writers give 8, as libtiff takes it too.
+    # Entries have 16 bits, but some writers use 8. libtiff accepts both as well.
     table = (table >> 8 if table.max() > 255 else table).astype(np.uint8)
     return table.reshape(3, -1).T[values.astype(np.uint16)]
 
@@ -239,7 +241,7 @@ def _without_no_data(values: np.ndarray, page: Any, nan: float | None) -> np.nda
         number = float(str(text).strip(" \0").replace(",", "."))
     except ValueError:
         raise ProblemError(f"has the value {text!r} for no data, which is not a number: correct the tag") from None
-    # A NaN is looked for with the other ones.
+    # If the number is NaN, `check_numbers` finds it later.
     missing = values == number if values.dtype.kind != "f" else values == values.dtype.type(number)
     if not missing.any():
         return values
@@ -252,14 +254,14 @@ def _without_no_data(values: np.ndarray, page: Any, nan: float | None) -> np.nda
 
 
 def _with_libtiff(file: BinaryIO, page: Any) -> np.ndarray:
-    """uint8 (H, W, 3), not turned."""
-    # Only here: few files need it.
+    """Returns uint8 (H, W, 3), not turned."""
+    # Imported here because few files need it.
     import imagecodecs
 
     file.seek(0)
     content = bytearray(file.read())
     if (tag := page.tags.get(ORIENTATION)) is not None:
-        # libtiff would mirror the image and not turn it.
+        # Otherwise libtiff mirrors the image but does not turn it.
         width = tag.valuebytecount
         order = "little" if page.parent.byteorder == "<" else "big"
         content[tag.valueoffset : tag.valueoffset + width] = (1).to_bytes(width, order)

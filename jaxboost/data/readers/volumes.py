@@ -1,12 +1,12 @@
-"""One volume of a user's folder, NIfTI or .npy, on the cubic grid of the model; docs/volumes.md lists what is read how.
+"""Reads one volume, NIfTI or .npy, and resamples it to the cubic grid of the model; see docs/volumes.md.
 
 A NIfTI file is turned and mirrored, without interpolation, to the axes closest to right, anterior, superior (RAS): the
 first axis of the array then runs from left to right, the last one from feet to head. Its voxel sizes are respected. An
-.npy file (D, H, W) stays as it lies, with cubic voxels.
+.npy file (D, H, W) is not turned; its voxels are cubes.
 
-The grid has S^3 cubic voxels, centred on the volume. Interpolation is linear between voxel centres. Along an axis whose
-voxels are finer than the grid's by a factor f, a Gaussian of standard deviation (f - 1) / 2 voxels comes first, so that
-what the grid cannot show does not alias into it. What lies outside of the volume has its lowest level.
+The grid has S^3 cubic voxels and is centred on the volume. Interpolation is linear between voxel centres. Along an axis
+whose voxels are finer than the grid's by a factor f, a Gaussian of standard deviation (f - 1) / 2 voxels is applied
+first, against aliasing. Grid voxels outside of the volume have the volume's lowest level.
 """
 
 import dataclasses
@@ -28,19 +28,21 @@ if TYPE_CHECKING:
 
 NIFTI_SUFFIXES = nifti.SUFFIXES
 SUFFIXES = (*NIFTI_SUFFIXES, SUFFIX)
-# Of a side: the matrices of interpolation grow with it. No scanner makes so many slices or rows.
+# The most voxels per side, because the interpolation matrices grow with it. No scanner makes so many slices or rows.
 _LONGEST = 2**16
 
 logger = logging.getLogger(__name__)
-_said: set[str] = set()
-_saying = threading.Lock()
+_warned: set[str] = set()
+_warning = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """Stored values (D, H, W), NIfTI's slope and intercept applied, and the size of a voxel along each axis in mm.
+    """A volume.
 
-    The voxels of an .npy file have the size 1.
+    Attributes:
+      values: stored values (D, H, W), with NIfTI's slope and intercept applied.
+      spacing: size of a voxel along each axis in mm; 1 for an .npy file.
     """
 
     values: np.ndarray
@@ -48,11 +50,12 @@ class Volume:
 
 
 def read_volume(path: pathlib.Path, *, nan: float | None = None, max_voxels: int = MAX_VOXELS) -> Volume:
-    """The volume of a .nii, .nii.gz or .npy file.
+    """Reads a .nii, .nii.gz or .npy file.
 
     Args:
-      nan: what values that are not finite are read as; None: such a file is refused.
-      max_voxels: that the file may hold.
+      path: the file.
+      nan: the number that replaces values that are not finite; None: such a file is refused.
+      max_voxels: the most voxels that the file may hold.
 
     Raises:
       ProblemError: the file cannot be read, is not a single volume of real, finite numbers, or has no voxel sizes.
@@ -61,7 +64,7 @@ def read_volume(path: pathlib.Path, *, nan: float | None = None, max_voxels: int
         return Volume(_read_npy(path, nan, max_voxels), (1.0, 1.0, 1.0))
     values, geometry = nifti.read(path, max_voxels)
     values, sizes = check_numbers(values, nan), geometry.sizes
-    _say_once(path, geometry.remarks)
+    _warn_once(path, geometry.remarks)
     if geometry.orientation is not None:
         from nibabel.orientations import apply_orientation
 
@@ -72,21 +75,25 @@ def read_volume(path: pathlib.Path, *, nan: float | None = None, max_voxels: int
 
 
 def resample(volume: Volume, size: int, *, window: Sequence[float] = (), spacing: float = 0.0) -> np.ndarray:
-    """The volume on its grid, uint8 (S, S, S).
+    """Resamples a volume to its grid.
 
     Args:
-      size: S.
+      volume: the volume.
+      size: S, voxels per side of the grid.
       window: see `arrays.to_levels`.
       spacing: edge of the grid's voxels in mm; 0: the longest side of the volume fills the grid.
 
+    Returns:
+      uint8 (S, S, S).
+
     Raises:
-      ProblemError: the volume shows nothing, or no grid of that spacing can show it.
+      ProblemError: the volume shows nothing, or a grid of that spacing cannot show it.
     """
     values, edges = volume.values, volume.spacing
     scale, lowest = _scale(values, window)
     pitch = _pitch(values.shape, edges, size, spacing)
     factors = [min(pitch / edge, count) for edge, count in zip(edges, values.shape, strict=True)]
-    # The axis that loses most of its voxels first: the others have less work then. One that gains some is last.
+    # The axis that shrinks most comes first, so that the others have less work. An axis that grows comes last.
     order = sorted(range(3), key=lambda axis: (values.shape[axis] > size, factors[axis]), reverse=True)
     levels = values
     for number, axis in enumerate(order):
@@ -101,7 +108,7 @@ def resample(volume: Volume, size: int, *, window: Sequence[float] = (), spacing
 
 
 def _read_npy(path: pathlib.Path, nan: float | None, max_voxels: int) -> np.ndarray:
-    """The array (D, H, W) of an .npy file."""
+    """Reads the array (D, H, W) of an .npy file."""
 
     def check(shape: tuple[int, ...]) -> None:
         nifti.check_count(math.prod(_npy_shape(shape)), max_voxels)
@@ -111,7 +118,7 @@ def _read_npy(path: pathlib.Path, nan: float | None, max_voxels: int) -> np.ndar
 
 
 def _npy_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(D, H, W): the shape of an array without axes of length 1, where there are more than three.
+    """Returns (D, H, W): the shape, without axes of length 1 if there are more than three axes.
 
     Raises:
       ProblemError: it is not the shape of one volume.
@@ -123,19 +130,22 @@ def _npy_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return plain
 
 
-def _say_once(path: pathlib.Path, remarks: Mapping[str, str]) -> None:
-    """Warns of the first file of each kind: a folder may hold thousands."""
+def _warn_once(path: pathlib.Path, remarks: Mapping[str, str]) -> None:
+    """Warns of the first file with each kind of remark only, because a folder may hold thousands of files."""
     for kind, text in remarks.items():
-        with _saying:
-            new = kind not in _said
-            _said.add(kind)
+        with _warning:
+            new = kind not in _warned
+            _warned.add(kind)
         if new:
             logger.warning("%s: %s (further files of this kind are not named)", path, text)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scale:
-    """What becomes 0 and 255 once `base` is subtracted; no ends: 8 bits and truth values have levels of their own."""
+    """How values become levels: `base` is subtracted, then `ends` become 0 and 255.
+
+    Without ends, the values (8 bits or booleans) are levels already.
+    """
 
     ends: tuple[float, ...]
     base: int = 0
@@ -144,17 +154,17 @@ class _Scale:
         if not self.ends:
             return to_levels(values)
         if self.base:
-            # Modulo 2^64, and so exact.
+            # Exact, because it is modulo 2^64.
             values = values.astype(np.uint64) - np.uint64(self.base % 2**64)
-        # float64 holds every end of a range and every whole number up to 2^53; float32 does not.
+        # float64 represents all ends of ranges and all integers up to 2^53; float32 does not.
         return to_levels(values.astype(np.float64), self.ends)
 
 
 def _scale(values: np.ndarray, window: Sequence[float]) -> tuple[_Scale, float]:
-    """How values become levels, and the lowest level.
+    """Returns how values become levels, and the lowest level.
 
     Raises:
-      ProblemError: all levels are the same.
+      ProblemError: all levels are equal.
     """
     extremes = np.array([values.min(), values.max()])
     check_shows(extremes)
@@ -179,7 +189,7 @@ def _scale(values: np.ndarray, window: Sequence[float]) -> tuple[_Scale, float]:
 
 
 def _pitch(shape: Sequence[int], edges: Sequence[float], size: int, spacing: float) -> float:
-    """The edge of the grid's voxels."""
+    """Returns the edge of the grid's voxels in mm."""
     if max(shape) > _LONGEST:
         raise ProblemError(
             f"has a side of {max(shape):,} voxels, and {_LONGEST:,} are the most that can be read: crop it"
@@ -200,52 +210,53 @@ def _pitch(shape: Sequence[int], edges: Sequence[float], size: int, spacing: flo
     return pitch
 
 
-def _places(count: int, size: int, factor: float) -> np.ndarray:
-    """Where the grid's voxel centres lie, in voxels of the volume."""
+def _centres(count: int, size: int, factor: float) -> np.ndarray:
+    """Returns the centres of the grid's voxels along an axis, in voxels of the volume: (S,)."""
     return (np.arange(size) - (size - 1) / 2) * factor + (count - 1) / 2
 
 
 def _inside(count: int, size: int, factor: float) -> np.ndarray:
-    """Which of the grid's voxels along an axis belong to the volume: bool (S,)."""
-    # Half a voxel beyond the first and last centres still belongs to the volume; the rest is rounding.
-    # A side of less than a voxel of the grid is in the voxels nearest to it.
-    return np.abs(_places(count, size, factor) - (count - 1) / 2) <= max(count, factor) / 2 + 1e-6
+    """Returns which of the grid's voxels along an axis belong to the volume: bool (S,)."""
+    # The volume reaches half a voxel beyond its first and last centres; 1e-6 allows for rounding.
+    # A side that is shorter than a voxel of the grid belongs to the nearest voxels.
+    return np.abs(_centres(count, size, factor) - (count - 1) / 2) <= max(count, factor) / 2 + 1e-6
 
 
 def _weights(count: int, size: int, factor: float) -> "scipy.sparse.csr_array":
-    """How much each of `count` voxels along an axis gives to each of S: (S, count).
+    """Returns the weights of `count` voxels along an axis for each of the S voxels of the grid: (S, count).
 
-    A Gaussian where voxels are finer than the grid's, then linear interpolation; beyond the ends the volume goes on as
-    it ends. Rows outside of the volume are empty.
+    They are a Gaussian, if the voxels are finer than the grid's, followed by linear interpolation. The end values
+    continue beyond the ends of the volume. Rows outside of the volume are empty.
     """
-    # Only here: of all sources of data only volumes need it, and it takes most of a second to import.
+    # Imported here because only volumes need it and it takes most of a second.
     from scipy import sparse
 
     rows = np.flatnonzero(_inside(count, size, factor))
-    places = np.clip(_places(count, size, factor)[rows], 0, count - 1)
-    before = np.clip(places.astype(np.int64), 0, max(count - 2, 0))
+    centres = np.clip(_centres(count, size, factor)[rows], 0, count - 1)
+    before = np.clip(centres.astype(np.int64), 0, max(count - 2, 0))
     # The Gaussian ends at four standard deviations.
     deviation = max(factor - 1, 0) / 2
     radius = int(4 * deviation + 0.5)
     steps = np.arange(-radius, radius + 1)
     kernel = np.exp(-0.5 * (steps / deviation) ** 2) if radius else np.ones(1)
     kernel /= kernel.sum()
-    shares, columns = [], []
-    for start, share in ((before, 1 - (places - before)), (before + 1, places - before)):
-        shares.append(share[:, np.newaxis] * kernel)
+    weights, columns = [], []
+    for start, weight in ((before, 1 - (centres - before)), (before + 1, centres - before)):
+        weights.append(weight[:, np.newaxis] * kernel)
         columns.append(np.clip(start[:, np.newaxis] + steps, 0, count - 1))
     lines = np.broadcast_to(rows[:, np.newaxis], columns[0].shape).ravel()
-    places_of = (np.tile(lines, 2), np.concatenate([column.ravel() for column in columns]))
-    # Shares of one voxel are added up.
-    return sparse.coo_array((np.concatenate([share.ravel() for share in shares]), places_of), (size, count)).tocsr()
+    indices = (np.tile(lines, 2), np.concatenate([column.ravel() for column in columns]))
+    # Several weights of one voxel are added up.
+    values = np.concatenate([weight.ravel() for weight in weights])
+    return sparse.coo_array((values, indices), (size, count)).tocsr()
 
 
 def _along(
     values: np.ndarray, weights: "scipy.sparse.csr_array", axis: int, levels_of: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """The levels of `values`, with the matrix (S, count) applied to an axis, float32.
+    """Applies the matrix (S, count) along an axis to the levels of `values`; returns float32.
 
-    In slabs, so that beside the values and the result there is no array of their size.
+    Works in slabs, so that no further array of the size of the values or the result is needed.
     """
     result = np.empty(
         [weights.shape[0] if each == axis else count for each, count in enumerate(values.shape)], np.float32

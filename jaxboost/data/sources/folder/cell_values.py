@@ -1,4 +1,4 @@
-"""Cells of a table that look alike: what is one value in two forms, and what is a missing value."""
+"""Values of a table's cells: cleaned, compared, and recognised as missing."""
 
 import collections
 import decimal
@@ -7,21 +7,21 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-# How programs write that there is no value, in lower case.
+# How programs write a missing value, in lower case.
 _MISSING = frozenset(("nan", "<na>", "nat", "na", "n/a", "#n/a", "none", "null", "nil", "#null!", "#value!", "#ref!"))
-# Zero width space, word joiner, byte order mark, soft hyphen, marks of direction: they are invisible.
+# Invisible: zero width space, word joiner, byte order mark, soft hyphen, marks of direction, control characters.
 _INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f\u202a-\u202e\u2066-\u2069\x00-\x08\x0e-\x1f\x7f]")
 _ENDS = rf"\s|{_INVISIBLE.pattern}"
 _JOINERS = "\u200c\u200d"
 _WHOLE = re.compile(r"([+-]?[0-9]+)\.0*")
 _NUMBER = re.compile(r"[+-]?[0-9]+([.,][0-9]*)?")
-# 1.23457E+11, which Excel and pandas make of long numbers.
+# 1.23457E+11, as Excel and pandas write long numbers.
 _SHORTENED = re.compile(r"[0-9](\.[0-9]+)?[Ee]\+[0-9]{1,3}")
 _TRUTH = (("true", "1", "yes"), ("false", "0", "no"), ("yes", "y"), ("no", "n"), ("true", "t"), ("false", "f"))
 
 
 def clean(text: str) -> str:
-    """The text in normal form C, without invisible characters and blanks at its ends; inner blanks are single."""
+    """Returns the text in normal form C, without invisible characters and outer blanks, with single inner blanks."""
     if not text.isascii():
         text = _INVISIBLE.sub("", unicodedata.normalize("NFC", text)).strip().strip(_JOINERS)
     elif not text.isprintable():
@@ -30,39 +30,40 @@ def clean(text: str) -> str:
 
 
 def trim(text: str) -> str:
-    """The text without blanks and invisible characters at its ends; inside, a file's name stays as it is."""
+    """Returns the text without blanks and invisible characters at its ends; the rest of a file's name stays."""
     text = text.strip()
     return text if text.isascii() else re.sub(f"^(?:{_ENDS})+|(?:{_ENDS})+$", "", text)
 
 
 @functools.lru_cache(maxsize=4096)
 def label(text: str) -> str:
-    """A label: `clean`, and a whole number without a fraction, as 1 for 1.0, which pandas makes of it."""
+    """Returns a clean label; a whole number loses its fraction of zeros: 1 for 1.0, which pandas writes."""
     text = clean(text)
     return whole(text) or text
 
 
 def whole(text: str) -> str:
-    """7 for 7.0; "" for a text that is no whole number with a fraction of zeros."""
+    """Returns 7 for 7.0; "" for any text that is not a whole number with a fraction of zeros."""
     match = _WHOLE.fullmatch(text)
     return match[1] if match else ""
 
 
 def is_shortened(text: str) -> bool:
-    """Whether a cell is a long number whose last digits a program has replaced by a power of ten."""
+    """Returns whether a cell is a long number that lost its last digits to a power of ten."""
     return _SHORTENED.fullmatch(text) is not None
 
 
 def is_missing(text: str) -> bool:
-    """Whether a cell says that there is no value."""
+    """Returns whether a cell means a missing value."""
     return not text or text.lower() in _MISSING
 
 
 def alike(texts: Iterable[str], *, fractions: bool = True) -> list[tuple[str, str]]:
-    """Pairs of different texts that are most likely one value: `001` and `1`, `tb` and `TB`, `a-b` and `a_b`.
+    """Returns pairs of different texts that are probably one value: `001` and `1`, `tb` and `TB`, `a-b` and `a_b`.
 
     Args:
-      fractions: `1.1` and `1.10` are such a pair. Among patients they are the first and the tenth of hospital 1.
+      texts: the texts.
+      fractions: whether `1.1` and `1.10` are such a pair. As patients they are the first and the tenth of hospital 1.
     """
     groups: dict[str, list[str]] = collections.defaultdict(list)
     for text in dict.fromkeys(texts):
@@ -71,7 +72,7 @@ def alike(texts: Iterable[str], *, fractions: bool = True) -> list[tuple[str, st
 
 
 def two_words_for_truth(texts: Iterable[str]) -> tuple[str, str] | None:
-    """Two of the texts that mean the same answer, as `True` and `1`."""
+    """Returns two of the texts that mean the same answer, such as `True` and `1`; None if there are none."""
     folded = {text.lower(): text for text in texts}
     for words in _TRUTH:
         found = [folded[word] for word in words if word in folded]
@@ -87,5 +88,5 @@ def _key(text: str, fractions: bool) -> str:
         number = decimal.Decimal(text.replace(",", ".")).normalize()
         if fractions or number == number.to_integral_value():
             return "0" if not number else f"{number:f}"
-    # Between letters, but not where it may be a minus.
+    # Only between letters: before a digit it may be a minus.
     return re.sub(r"(?<=[^\W\d])[-_ ]+(?=[^\W\d])", " ", text)

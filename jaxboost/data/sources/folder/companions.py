@@ -1,4 +1,4 @@
-"""Masks and small copies that lie among the images that they belong to, by the names that people give them."""
+"""Recognises masks and small copies that lie among their images, by the names that people give them."""
 
 import bisect
 import collections
@@ -14,27 +14,27 @@ _WORD = (
 # x_mask, x.seg, x_mask_1, x-label (2); mask_x
 _AFTER = re.compile(rf"^(?P<stem>.+?)[ _.-]+{_WORD}(?:[ _.-]*\(?\d+\)?)?$")
 _BEFORE = re.compile(rf"^{_WORD}[ _.-]+(?P<stem>.+)$")
-# These words are used for nothing else, so that x_t1 is enough of a partner of x_seg.
+# These words always mean a mask, so x_t1 counts as the image of x_seg.
 _SURE = re.compile(r"[ _.-]+(?:masks?|seg|segmentations?)(?:[ _.-]*\(?\d+\)?)?$")
 # x_image beside x_mask
 _NEUTRAL = re.compile(r"^(?:image|img|volume|vol)s?[ _.-]+|[ _.-]+(?:image|img|volume|vol)s?$")
 _FOLDER = re.compile(rf"^(?:{_WORD}|thumbs?|previews?)$")
-# Also in parts, as images_001 of ChestX-ray14.
+# Also with a number, as images_001 of ChestX-ray14.
 _NO_CLASS = re.compile(r"^(?P<word>images?|imgs?|masks?|labels?|annotations|segmentations)(?:[ _-]*\d+)?$")
 _SPLIT_WORDS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing"))
-# What else the names of folders of whole splits have, as stage_2_train_images.
+# Other words in names of folders that hold a whole split, as stage_2_train_images.
 _SET_WORDS = frozenset(
     ("set", "data", "dataset", "stage", "phase", "image", "images", "img", "imgs", "dicom", "dicoms", "png", "jpeg")
 )
-# Why files are left out, for the log.
+# The reason for leaving files out, for the log.
 REASON = "masks or small copies beside their images"
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "volumes", "scans", None)
 
 
 def no_classes(names: Collection[str]) -> list[str]:
-    """Of the names of folders, those that people give to all images or all masks of a data set, and to no class.
+    """Returns the names of folders that usually hold all images or all masks of a data set, not one class.
 
-    `mask` is a class where there is `no_mask` or `without mask` too.
+    `mask` is a class if there is also `no_mask` or `without mask`.
     """
     found = {name: match["word"].rstrip("s") for name in names if (match := _NO_CLASS.match(name.lower()))}
     opposite = r"(?:no|non|not|un|without)[ _-]*"
@@ -43,20 +43,23 @@ def no_classes(names: Collection[str]) -> list[str]:
 
 
 def is_split(name: str) -> bool:
-    """Whether a folder's name is one that people give to all images of a split: `Train`, `stage_2_test_images`."""
+    """Returns whether a folder's name is usual for the images of a split: `Train`, `stage_2_test_images`."""
     words = re.findall(r"[^\W\d_]+", name.lower())
     return bool(_SPLIT_WORDS.intersection(words)) and _SPLIT_WORDS.union(_SET_WORDS).issuperset(words)
 
 
 def masks_among(names: Sequence[str], depth: int = 0) -> dict[str, str]:
-    """The names that are masks or small copies of others -> the others.
+    """Finds masks and small copies of other images.
 
-    A mask has the name of its image, in the same folder, and a word such as `mask` after or before it; or the image's
-    name in a folder such as `masks` or `thumbs`, beside the image or beside its folder `images`.
+    A mask lies beside its image and has the image's name with a word such as `mask` after or before it; or it has the
+    same name and lies in a folder such as `masks` or `thumbs`, beside the image or beside the image's folder `images`.
 
     Args:
-      names: of image files, with "/" between their folders.
-      depth: how many of their first folders say nothing about masks.
+      names: names of image files, with "/" between their folders.
+      depth: how many of their first folders are ignored: the split and the class.
+
+    Returns:
+      Name of a mask or copy -> name of its image.
     """
     stems: dict[str, dict[str, str]] = collections.defaultdict(dict)
     for name in names:
@@ -85,9 +88,9 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _sibling(ordered: Sequence[str], names: dict[str, str], start: str) -> str | None:
-    """The first file whose stem begins with `start` and a separator, and is that of no mask."""
-    for place in range(bisect.bisect_left(ordered, start), len(ordered)):
-        stem = ordered[place]
+    """Returns the first file that is not a mask and whose stem begins with `start` and a separator."""
+    for index in range(bisect.bisect_left(ordered, start), len(ordered)):
+        stem = ordered[index]
         if not stem.startswith(start):
             return None
         if stem[len(start) : len(start) + 1] in (" ", "_", ".", "-") and not _AFTER.match(stem):
@@ -99,10 +102,10 @@ def _in_folder_of_images(
     folder: str, candidates: Sequence[str], stems: dict[str, dict[str, str]], depth: int
 ) -> str | None:
     parts = folder.split("/")
-    for place in range(depth, len(parts)):
-        if _FOLDER.match(parts[place]):
+    for index in range(depth, len(parts)):
+        if _FOLDER.match(parts[index]):
             for other in _IMAGE_FOLDERS:
-                beside = "/".join([*parts[:place], *([other] if other else []), *parts[place + 1 :]])
+                beside = "/".join([*parts[:index], *([other] if other else []), *parts[index + 1 :]])
                 if beside in stems and (partner := _first(stems[beside].get(stem) for stem in candidates)):
                     return partner
     return None

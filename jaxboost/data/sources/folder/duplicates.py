@@ -1,28 +1,63 @@
-"""What is done about nearly equal images of different patients in a user's folder: data.duplicates.
+"""Equal and nearly equal images of a user's folder.
 
-Patients are kept in one split each, so two nearly equal images of two patients are a leak wherever their patients are
-split apart. `jaxboost.data.splits.near_duplicates` finds them, before any split is made.
+A patient's images all go to one split. Two nearly equal images of different patients are therefore a leak if these
+patients go to different splits. `splits.near_duplicates` finds such pairs before any split is made; data.duplicates
+says what to do about them.
 """
 
+import collections
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from jaxboost.data.problems import Problems
-from jaxboost.data.sources.folder import labels
-from jaxboost.data.sources.folder.labels import Row
-from jaxboost.data.sources.folder.layouts import some
+from jaxboost.data.sources.folder.labels import Row, same_labels
+from jaxboost.data.sources.folder.samples import Sample
 from jaxboost.data.splits import near_duplicates
 from jaxboost.data.splits.near_duplicates import Pair
+from jaxboost.data.walk import some
 
 WARN, JOIN, REFUSE = "warn", "join", "refuse"
 
 logger = logging.getLogger(__name__)
 
 
-def treat(
+def join_copies(
+    rows: Sequence[Row], samples: Mapping[Row, Sample], problems: Problems, *, multi_label: bool
+) -> list[Row]:
+    """Returns `rows`; if they have no patients and some files have equal pixels, these files become one patient's.
+
+    Copies whose patients, labels or splits differ are a problem. The log warns of the others.
+    """
+    by_digest: dict[str, list[Row]] = collections.defaultdict(list)
+    for row in rows:
+        if row in samples:
+            by_digest[samples[row].digest].append(row)
+    harmless, patient_of = [], {}
+    for first, *copies in by_digest.values():
+        for copy in copies:
+            difference = ""
+            if copy.patient != first.patient:
+                difference = f"{copy.patient!r} and {first.patient!r} are one patient, or one file is wrong"
+            elif not same_labels(first, copy, multi_label=multi_label):
+                difference = f"their labels differ, {copy.label!r} and {first.label!r}"
+            elif copy.split != first.split:
+                difference = f"their splits differ, {copy.split} and {first.split}"
+            if difference:
+                copy.report(problems, f"has the same pixels as {first.file}{first.in_row}: {difference}")
+            else:
+                harmless.append(f"{first.file} = {copy.file}")
+                patient_of[copy] = first.file
+    if harmless:
+        logger.warning("images with the same pixels, each taken as one patient: %s", some(harmless))
+    if not patient_of or rows[0].patient is not None:
+        return list(rows)
+    return [dataclasses.replace(row, patient=patient_of.get(row, row.file)) for row in rows]
+
+
+def treat_near_duplicates(
     rows: Sequence[Row],
     images: np.ndarray,
     problems: Problems,
@@ -32,14 +67,20 @@ def treat(
     allow_mixed: bool,
     pooled: bool,
 ) -> list[Row]:
-    """`rows`, where `mode` is JOIN with one patient for those whose images are nearly equal.
-
-    WARN: the pairs are in the log. REFUSE: they are problems. JOIN: so are pairs in different splits of the folder's
-    own, which cannot be joined, and, unless `allow_mixed`, pairs with different labels.
+    """Looks for nearly equal images of different patients and does what data.duplicates says.
 
     Args:
-      images: of the rows, uint8 (n, S, S, C) or (n, S, S, S, 1).
-      pooled: the folder's own splits are not used, because a cross-validation divides all images.
+      rows: all rows.
+      images: their images, uint8 (n, S, S, C) or (n, S, S, S, 1).
+      problems: receives each pair if the mode is REFUSE. If it is JOIN, it receives the pairs that cannot be joined:
+        those in different splits of the folder, and, unless `allow_mixed`, those with different labels.
+      mode: WARN, JOIN or REFUSE.
+      multi_label: whether a row may have several labels.
+      allow_mixed: whether images of one patient may have different labels.
+      pooled: whether the folder's own splits are ignored, because a cross-validation divides all images.
+
+    Returns:
+      `rows`; if the mode is JOIN, with one patient for each pair.
     """
     _warn_of_limits(images)
     owners = np.unique([_owner(row) for row in rows], return_inverse=True)[1].reshape(-1)
@@ -61,12 +102,22 @@ def treat(
             count,
         )
         return list(rows)
+    for pair, text in zip(search.pairs, texts, strict=True):
+        one, other = rows[pair.first], rows[pair.second]
+        fix = ""
+        if mode == REFUSE:
+            fix = "delete one, give both one patient, or set data.duplicates=join"
+        elif one.split != other.split and not pooled:
+            fix = (
+                "data.duplicates=join moves no image out of its split: delete one, give both one split, or give no "
+                "splits, for them to be made"
+            )
+        elif not allow_mixed and not same_labels(one, other, multi_label=multi_label):
+            fix = "one patient with two labels: correct one, delete one, or set data.allow_mixed_patients=True"
+        if fix:
+            problems.add(f"nearly equal images of different patients, {text}: {fix}", row=one.number)
     if mode == REFUSE:
-        fix = "delete one, give both one patient, or set data.duplicates=join"
-        for pair, text in zip(search.pairs, texts, strict=True):
-            problems.add(f"nearly equal images of different patients, {text}: {fix}", row=rows[pair.first].number)
         return list(rows)
-    _check_joins(rows, search.pairs, texts, problems, multi_label=multi_label, allow_mixed=allow_mixed, pooled=pooled)
     logger.warning("nearly equal images, each taken as one patient: %s (%s)", some(texts), count)
     return _joined(rows, search.pairs)
 
@@ -74,7 +125,7 @@ def treat(
 def _warn_of_limits(images: np.ndarray) -> None:
     count, size = images.shape[:2]
     if size < near_duplicates.LEAST_SIZE:
-        logger.warning("data.size=%d is too small for nearly equal images to be found: none are looked for", size)
+        logger.warning("data.size=%d is too small to look for nearly equal images: none are looked for", size)
     elif images.ndim == 4 and count > near_duplicates.MOST_FOR_PARTS:
         logger.warning(
             "more than %d images: nearly equal ones are looked for, but not images that are a part of another",
@@ -87,12 +138,12 @@ def _owner(row: Row) -> str:
 
 
 def _sides(rows: Sequence[Row], pooled: bool) -> np.ndarray:
-    """Numbers (n,) that are equal where two images cannot come to different splits."""
+    """Returns numbers (n,): equal numbers mean that two images can only be in the same split."""
     splits = [row.split for row in rows]
     alone = np.arange(len(rows))
     if pooled or splits[0] is None:
         return alone
-    # A folder without val gets it from its train split.
+    # If there is no split val, it is taken from train, so images of train may be split apart.
     fixed = [split for split in dict.fromkeys(splits) if split != "train" or "val" in splits]
     return np.array([-1 - fixed.index(split) if split in fixed else row for row, split in enumerate(splits)])
 
@@ -102,40 +153,15 @@ def _text(rows: Sequence[Row], pair: Pair, multi_label: bool) -> str:
     remarks = [pair.how] if pair.how else []
     if one.split != other.split:
         remarks.append(f"splits {one.split} and {other.split}")
-    if not labels.same_labels(one, other, multi_label=multi_label):
+    if not same_labels(one, other, multi_label=multi_label):
         remarks.append(f"labels {one.label!r} and {other.label!r}")
     return f"{one.file} ~ {other.file}" + (f" ({'; '.join(remarks)})" if remarks else "")
 
 
-def _check_joins(
-    rows: Sequence[Row],
-    pairs: Sequence[Pair],
-    texts: Sequence[str],
-    problems: Problems,
-    *,
-    multi_label: bool,
-    allow_mixed: bool,
-    pooled: bool,
-) -> None:
-    """Adds a problem for each pair that data.duplicates=join cannot make one patient."""
-    for pair, text in zip(pairs, texts, strict=True):
-        one, other = rows[pair.first], rows[pair.second]
-        problem = ""
-        if one.split != other.split and not pooled:
-            problem = (
-                "data.duplicates=join moves no image out of its split: delete one, give both one split, or give no "
-                "splits, for them to be made"
-            )
-        elif not allow_mixed and not labels.same_labels(one, other, multi_label=multi_label):
-            problem = "one patient with two labels: correct one, delete one, or set data.allow_mixed_patients=True"
-        if problem:
-            problems.add(f"nearly equal images of different patients, {text}: {problem}", row=one.number)
-
-
 def _joined(rows: Sequence[Row], pairs: Sequence[Pair]) -> list[Row]:
-    """`rows`, where the patients of each pair are one, called as the first of them in the order of the rows."""
+    """Returns `rows` with one patient for each pair, named as the first of its patients in the order of the rows."""
     owners = [_owner(row) for row in rows]
-    # Only here: it takes half a second to import.
+    # Imported here because it takes half a second.
     from scipy.cluster.hierarchy import DisjointSet
 
     sets = DisjointSet(dict.fromkeys(owners))

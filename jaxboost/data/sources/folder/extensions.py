@@ -1,12 +1,12 @@
-"""Files by the endings of their names: which are images, and what to do with those that are not read."""
+"""Endings of file names: which files are images, and what to do with files that are not read."""
 
 import pathlib
 
 from jaxboost.data.readers import pictures, volumes
-from jaxboost.data.readers.signatures import HEAD, held
+from jaxboost.data.readers.signatures import HEAD, content
 from jaxboost.data.walk import unreadable
 
-# Spatial dimensions -> suffixes of their files.
+# Spatial dimensions -> suffixes of the files that are read.
 SUFFIXES = {2: pictures.SUFFIXES, 3: volumes.SUFFIXES}
 ALL = tuple(dict.fromkeys((*volumes.SUFFIXES, *pictures.SUFFIXES)))
 _AS_PNG = "convert it to PNG or TIFF"
@@ -25,19 +25,19 @@ _ADVICE = {
     **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "decompress it, and move the archive away"),
     **dict.fromkeys((".gz", ".bz2", ".xz", ".zst"), "decompress it, and move the compressed file away"),
 }
-# Files that hold no images. The first bytes of files with other endings are looked at.
+# Files without images. Of files with other endings, the first bytes decide.
 _NO_IMAGES = frozenset(
     (
         *(".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".pdf", ".db", ".ini", ".html", ".log", ".yaml", ".yml"),
         *(".py", ".sh", ".doc", ".docx", ".xls", ".xlsx", ".dvc", ".bval", ".bvec", ".rtf"),
-        # What editors keep beside a file, and what they have not written to its end.
+        # Backup copies and unfinished files of editors.
         *(".bak", ".orig", ".old", ".tmp", ".swp"),
     )
 )
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a file's name, in lower case; ".nii.gz" is one."""
+    """Returns the suffix of a file's name in lower case; ".nii.gz" is one suffix."""
     name = name.lower()
     if name.endswith(".nii.gz"):
         return ".nii.gz"
@@ -46,12 +46,12 @@ def suffix_of(name: str) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Whether the ending is that of an image of any number of dimensions."""
+    """Returns whether a file has the ending of an image, 2-D or 3-D."""
     return name.lower().endswith(ALL)
 
 
 def wrong_ending(path: pathlib.Path, ndim: int) -> str:
-    """Why a file is not read as an image of `ndim` dimensions, and what to do; "" where its ending is right."""
+    """Returns why a file is not read as an image of `ndim` dimensions, and what to do; "" if its ending is right."""
     suffix, accepted = suffix_of(path.name), ", ".join(SUFFIXES[ndim])
     if suffix in SUFFIXES[ndim]:
         return ""
@@ -64,7 +64,7 @@ def wrong_ending(path: pathlib.Path, ndim: int) -> str:
 
 
 def advice(path: pathlib.Path) -> str:
-    """What to do so that a file without an image's ending can be read; "" where it does not seem to hold an image."""
+    """Returns how to make a file without an image's ending readable; "" if it does not seem to hold an image."""
     suffix = suffix_of(path.name)
     if suffix in ALL:
         return ""
@@ -74,7 +74,7 @@ def advice(path: pathlib.Path) -> str:
         return ""
     try:
         with path.open("rb") as file:
-            found = held(file.read(HEAD))
+            found = content(file.read(HEAD))
     except OSError:
         return ""
     return f"it {found}" if found else ""

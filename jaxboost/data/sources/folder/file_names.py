@@ -1,4 +1,4 @@
-"""The files that the names of a table mean, which other systems and other programs write in other ways."""
+"""Finds the files that a table names, also if another system or program has written the names in another way."""
 
 import collections
 import functools
@@ -18,10 +18,11 @@ _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 logger = logging.getLogger(__name__)
 
 
-def below(folder: pathlib.Path, files: Sequence[str]) -> list[str]:
-    """`files` of a table, where paths from the root of the file system are written as the folder's other files are.
+def relative(folder: pathlib.Path, files: Sequence[str]) -> list[str]:
+    """Returns the names of a table with absolute paths made relative.
 
-    That is below its folder images/, where there is one, or below it. Those that are elsewhere stay as they are.
+    They become relative to images/ in the folder if there is one and it holds the file, otherwise to the folder. Paths
+    outside of the folder stay unchanged.
     """
     if not any(file.startswith("/") for file in files):
         return list(files)
@@ -38,7 +39,7 @@ def below(folder: pathlib.Path, files: Sequence[str]) -> list[str]:
             for candidate, start in ((path, text), (path, whole), (os.path.join(real(parent), last), whole)):
                 if candidate.startswith(start.rstrip("/") + "/"):
                     found = candidate[len(start.rstrip("/")) + 1 :]
-                    # The same name below images/ would be another file.
+                    # Not if the same name below images/ is another file.
                     return file if start not in homes[0] and os.path.lexists(base / found) else found
         return file
 
@@ -46,28 +47,29 @@ def below(folder: pathlib.Path, files: Sequence[str]) -> list[str]:
 
 
 def base_of(folder: pathlib.Path) -> pathlib.Path:
-    """Where the files of a table are looked for first: images/, where there is such a folder."""
+    """Returns where the files of a table are looked for first: images/ if there is such a folder, else the folder."""
     return folder / IMAGES if (folder / IMAGES).is_dir() else folder
 
 
-class Shelf:
+class FileIndex:
     """The files of a folder, by the names that a table gives them.
 
-    A name is looked for as it is written, below images/ and then below the folder; a name that is not there in other
-    forms: with / for the back-slashes of Windows, without its drive, in other letter case, in another Unicode normal
-    form, and with other blanks. It is found where it means exactly one file.
+    A name is looked for as written, first below images/ and then below the folder. If it is not there, other forms are
+    tried: with / in place of the backslashes of Windows, without a drive, in another letter case, in another Unicode
+    normal form, and with other blanks. Such a name is accepted if it means exactly one file.
     """
 
     def __init__(self, folder: pathlib.Path, skip: pathlib.Path | None = None):
-        """Args: `skip` is a folder that is not looked at."""
+        """Prepares the index of `folder`; the folder `skip` is not walked."""
         self._folder, self._skip = folder, skip
         self.base = base_of(folder)
         self._guessed: list[str] = []
+        # Beginning that was cut off -> names.
         self._cut: dict[str, list[str]] = collections.defaultdict(list)
 
     @functools.cached_property
     def listing(self) -> Listing:
-        """What lies below the base."""
+        """The files below `base`."""
         return walk(self.base, skip=self._skip)
 
     @functools.cached_property
@@ -76,7 +78,7 @@ class Shelf:
 
     @functools.cached_property
     def _by_form(self) -> dict[str, list[pathlib.Path]]:
-        """Paths by the form that all spellings of a name have, once below the base and once below the folder."""
+        """Common form of all spellings of a name -> paths; names are relative to the base, and to the folder."""
         forms: dict[str, list[pathlib.Path]] = collections.defaultdict(list)
         for listing in (self.listing,) if self._whole is self.listing else (self.listing, self._whole):
             for name, path in listing.files.items():
@@ -85,7 +87,7 @@ class Shelf:
 
     @functools.cached_property
     def _by_end(self) -> dict[str, list[str]]:
-        """Names by their last part, with and without its ending: for messages."""
+        """Last part of a name, with and without its ending -> names: for messages."""
         ends: dict[str, list[str]] = collections.defaultdict(list)
         for name in self.listing.files:
             last = _form(name).rpartition("/")[2]
@@ -94,10 +96,10 @@ class Shelf:
         return ends
 
     def find(self, name: str) -> pathlib.Path:
-        """The file that the table means with `name`.
+        """Returns the file that the table means with `name`.
 
         Raises:
-          ProblemError: there is none, several can be meant, or it cannot be read.
+          ProblemError: there is no such file, several can be meant, or it cannot be read.
         """
         if _WINDOWS.match(name):
             return self._without_drive(name)
@@ -116,10 +118,12 @@ class Shelf:
             raise ProblemError(f"can mean {_named(forms, self._folder)}: write it as the file is named")
         raise ProblemError(f"not found in {self.base}{self._hint(tidy)}")
 
-    def settle(self) -> dict[str, str]:
-        """What is wrong with names that were found by the end of their path alone: name -> problem; warns of guesses.
+    def check_guesses(self) -> dict[str, str]:
+        """Warns of names that were found in another form. Call it after all calls of `find`.
 
-        Where different beginnings were cut off, it is not known which of them is this folder.
+        Returns:
+          Name -> problem, for names that were found by the end of their path. They are a problem if different
+          beginnings were cut off, because it is then not known which of these is this folder.
         """
         wrong = {}
         if len(self._cut) > 1:
@@ -133,7 +137,7 @@ class Shelf:
                 )
         if self._guessed:
             logger.warning(
-                "%d files are written differently in the table (letter case, blanks, back-slashes or Unicode form): %s",
+                "%d files are written differently in the table (letter case, blanks, backslashes or Unicode form): %s",
                 len(self._guessed),
                 some(self._guessed),
             )
@@ -144,7 +148,7 @@ class Shelf:
             return found
         if is_machine_made(name):
             raise ProblemError("is a file that a system made beside the images, such as a thumbnail: leave its row out")
-        # What is hidden, or is reached by a link to a folder that is read under another name.
+        # Hidden files, and files below a link to a folder that is read under another name.
         for path in (self.base / name, self._folder / name):
             if os.path.lexists(path):
                 if text := unreadable(path):
@@ -158,7 +162,7 @@ class Shelf:
         return None
 
     def _absolute(self, name: str) -> pathlib.Path:
-        # `below` leaves only such as would be ambiguous, or are elsewhere.
+        # `relative` left this path absolute: it is ambiguous, or outside of the folder.
         path = pathlib.Path(os.path.normpath(name))
         whole = self._folder.resolve()
         if ".." not in name.split("/") and path.parent.resolve().is_relative_to(whole):
@@ -181,7 +185,7 @@ class Shelf:
         return paths[0]
 
     def _tails(self, parts: Sequence[str]) -> tuple[int, tuple[str, list[pathlib.Path]]] | None:
-        """The longest end of a path that is a file's: how many parts were cut off, that end, and the files."""
+        """Returns the longest end of a path that names files: how many parts are cut off, the end, and the files."""
         for start in range(len(parts)):
             tail = "/".join(parts[start:])
             if paths := self._by_form.get(_form(tail)):
@@ -189,7 +193,7 @@ class Shelf:
         return None
 
     def _hint(self, name: str) -> str:
-        """What may be meant, for the end of a message."""
+        """Returns the end of a message: the files that may be meant."""
         last = _form(name).rpartition("/")[2]
         for end in dict.fromkeys((last, last.partition(".")[0])):
             if found := self._by_end.get(end):
@@ -200,7 +204,7 @@ class Shelf:
 
 
 def _form(name: str) -> str:
-    """What all spellings of a name have in common."""
+    """Returns the common form of all spellings of a name."""
     if not name.isascii():
         name = cell_values.clean(name)
     parts = (" ".join(part.split()) for part in name.replace("\\", "/").casefold().split("/"))

@@ -1,8 +1,7 @@
-"""Files to predict: found, and prepared as those of a user's folder are for training."""
+"""Files to predict: found and prepared in the same way as the files of a user's folder are for training."""
 
 import collections
 import dataclasses
-import functools
 import logging
 import os
 import pathlib
@@ -15,8 +14,7 @@ from jaxboost.data.readers.arrays import MAX_PIXELS, MAX_VOXELS
 from jaxboost.data.sources.folder import companions, samples
 from jaxboost.data.sources.folder.extensions import SUFFIXES, advice, is_image, suffix_of
 from jaxboost.data.sources.folder.labels import Row
-from jaxboost.data.sources.folder.masks import Lookup, open_masks, stem
-from jaxboost.data.sources.folder.samples import Sample
+from jaxboost.data.sources.folder.masks import Lookup, by_stem, open_masks
 from jaxboost.data.walk import AGAIN, UNREAD, printable, some, summary, unreadable, walk
 from jaxboost.errors import UserError
 
@@ -24,17 +22,20 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """How a file becomes what a model takes.
+class Preprocessing:
+    """How a file becomes the input of a model.
 
     Attributes:
       ndim: 2 or 3.
-      size: S, pixels or voxels a side once a file is read; see `samples.read_2d` and `samples.read_3d`.
-      window, spacing, max_pixels, max_voxels: see `folder.load`.
-      nan: what values that are not finite are read as; None: such files are refused.
-      masked: images are cut to the masks of their lungs.
-      image_size: pixels a side that the model takes, to which `fitting.fitted` brings images.
-      resize: its `first`.
+      size: S, pixels or voxels per side after reading; see `samples.read_2d` and `samples.read_3d`.
+      window: see `source.load`, as for `spacing`, `max_pixels` and `max_voxels`.
+      spacing: mm per voxel, or 0.
+      masked: whether images are cropped to their lung masks.
+      image_size: pixels per side of the model's input, see `pipeline.resize.fitted`.
+      resize: argument `first` of `fitted`.
+      nan: the number that replaces values that are not finite; None: files with such values are refused.
+      max_pixels: the most pixels that a file may hold.
+      max_voxels: the most voxels that a file may hold.
     """
 
     ndim: int
@@ -50,26 +51,28 @@ class Preparation:
 
 
 def find(inputs: Sequence[str], ndim: int, *, skip_faulty: bool = False) -> list[pathlib.Path]:
-    """The files that `inputs` name, each once, in their order; those of a folder, at any depth, sorted.
-
-    One line of the log says what is left out of the folders.
+    """Finds the files to predict.
 
     Args:
-      inputs: files, whatever their endings, and folders, of which only files with an ending for `ndim` dimensions
-        count, and none of those that `walk` leaves out, nor masks or small copies beside their images. An entry may
-        name several with commas between them.
+      inputs: files with any ending, and folders. Of a folder, the files at any depth with an ending for `ndim`
+        dimensions are taken, without those that `walk` leaves out and without masks or small copies of images. One
+        entry may name several files or folders, separated by commas.
       ndim: 2 or 3.
-      skip_faulty: what cannot be read in a folder is left out, with a warning.
+      skip_faulty: whether entries of a folder that cannot be read are left out with a warning.
+
+    Returns:
+      Each file once, in the order of `inputs`; the files of a folder are sorted. One line of the log says what is left
+      out of the folders.
 
     Raises:
-      UserError: one of them is missing or is no regular file, a folder has no file that counts, or has some that
-        cannot be read: links to nothing, and folders that cannot be listed.
+      UserError: an input is missing or not a regular file, a folder has no file that is taken, or it has entries that
+        cannot be read: links to nothing, or folders that cannot be listed.
     """
-    # Paths, and what they are without links.
+    # Paths, and the same paths with all links resolved.
     found: list[tuple[pathlib.Path, str]] = []
     left_out: dict[str, list[str]] = collections.defaultdict(list)
     for entry in inputs:
-        # A comma may be a part of a name.
+        # A comma may be part of a name.
         for name in [entry] if os.path.lexists(os.path.expanduser(entry)) else filter(None, entry.split(",")):
             path = pathlib.Path(name).expanduser()
             if path.is_dir():
@@ -96,17 +99,22 @@ def find(inputs: Sequence[str], ndim: int, *, skip_faulty: bool = False) -> list
 
 
 def read(
-    paths: Sequence[pathlib.Path], preparation: Preparation, *, masks: str = "", skip_faulty: bool = False
+    paths: Sequence[pathlib.Path], preprocessing: Preprocessing, *, masks: str = "", skip_faulty: bool = False
 ) -> tuple[list[pathlib.Path], np.ndarray]:
-    """The files that could be read, and their images uint8 (n, S, S, C), or volumes (n, S, S, S, 1), S being `size`.
+    """Reads the files.
 
     Args:
-      masks: of the lungs, a folder or a table as `masks.open_masks` takes it; where the model wants some.
-      skip_faulty: files with problems are left out, with a warning.
+      paths: the files.
+      preprocessing: how they are read.
+      masks: lung masks, a folder or a table for `masks.open_masks`, if the model needs them; otherwise "".
+      skip_faulty: whether files with problems are left out with a warning.
+
+    Returns:
+      The files that could be read, and their images uint8 (n, S, S, C) or volumes (n, S, S, S, 1), where S is `size`.
 
     Raises:
-      UserError: with the problems of all files, or where nothing is left without them; masks that are missing or not
-        wanted; a package that reads such files is not installed.
+      UserError: files have problems (the message has all of them), or no file is left without them; masks are missing
+        or not used by the model; or the package for a file format is not installed.
     """
     rows = {Row(0, printable(path), ""): path for path in paths}
     if len(rows) < len(paths):
@@ -114,15 +122,24 @@ def read(
     problems = Problems(pathlib.Path("--input"))
     accepted = {}
     for row, path in rows.items():
-        if suffix_of(path.name) in SUFFIXES[preparation.ndim]:
+        if suffix_of(path.name) in SUFFIXES[preprocessing.ndim]:
             accepted[row] = path
         else:
             step = advice(path)
-            text = f"is not a file that the model takes ({_endings(preparation.ndim)}){f': {step}' if step else ''}"
-            problems.add(text, file=row.file)
-    lungs = _open_masks(masks, accepted, preparation)
+            text = f"is not a file that the model takes ({_endings(preprocessing.ndim)}){f': {step}' if step else ''}"
+            row.report(problems, text)
+    reader = samples.reader(
+        preprocessing.ndim,
+        size=preprocessing.size,
+        window=preprocessing.window,
+        spacing=preprocessing.spacing,
+        nan=preprocessing.nan,
+        max_pixels=preprocessing.max_pixels,
+        max_voxels=preprocessing.max_voxels,
+        masks=_open_masks(masks, accepted, masked=preprocessing.masked),
+    )
     try:
-        images = samples.read_all(accepted, _reader(preparation, lungs), preparation.ndim, problems)
+        images = samples.read_all(accepted, reader, preprocessing.ndim, problems)
     except ModuleNotFoundError as error:
         raise UserError(
             f"--input: the package {error.name}, which reads some of the files, is not installed: `pip install"
@@ -136,17 +153,17 @@ def read(
         logger.warning("left out: %s", error)
     samples.warn_of_ranges(images)
     kept = [row for row in accepted if row in images]
-    return [rows[row] for row in kept], samples.stack([images[row] for row in kept], preparation.ndim)
+    return [rows[row] for row in kept], samples.stack([images[row] for row in kept], preprocessing.ndim)
 
 
 def _files(
     folder: pathlib.Path, ndim: int, left_out: dict[str, list[str]], skip_faulty: bool
 ) -> list[tuple[pathlib.Path, str]]:
-    """The files of a folder that count, and what they are without links; others go to `left_out`, by reason."""
+    """Returns the files of a folder that are taken, also with links resolved; adds the others to `left_out`."""
     listing = walk(folder)
     problems = Problems(folder)
     for name, text in (listing.unreadable | listing.broken).items():
-        # A link without an ending may be one to a folder.
+        # A link without an ending may lead to a folder.
         if name in listing.unreadable or suffix_of(name) in SUFFIXES[ndim] or "." not in name.rpartition("/")[2]:
             problems.add(text, file=name)
         else:
@@ -172,8 +189,7 @@ def _files(
         if suffix_of(name) not in SUFFIXES[ndim]:
             step = advice(path)
             left_out[f"other files ({step})" if step else "other files"].append(printable(path))
-    # A file's own name counts before that of a link to it.
-    again = listing.twice([name for name in found if name not in masks])
+    again = listing.repeated([name for name in found if name not in masks])
     left_out[AGAIN] += [printable(folder / name) for name in again]
     return [(listing.files[name], listing.real(name)) for name in found if name not in masks and name not in again]
 
@@ -182,26 +198,17 @@ def _endings(ndim: int) -> str:
     return f"{'2-D images' if ndim == 2 else 'volumes'}: {', '.join(SUFFIXES[ndim])}"
 
 
-def _open_masks(masks: str, rows: Iterable[Row], preparation: Preparation) -> Lookup | None:
-    if not preparation.masked:
+def _open_masks(masks: str, rows: Iterable[Row], *, masked: bool) -> Lookup | None:
+    if not masked:
         if masks:
             raise UserError(f"--masks {masks}: the model was trained on whole images: leave it out")
         return None
     if not masks:
         raise UserError(
-            "--masks is missing: the model was trained on images that were cut to the masks of their lungs: give those"
-            " of --input, a folder of PNG files or a table as CheXmask's"
+            "--masks is missing: the model was trained on images that were cropped to their lung masks: give the masks"
+            " of --input, a folder of PNG files or a table in the format of CheXmask"
         )
-    problems, first_of = Problems(pathlib.Path("--input")), dict[str, Row]()
-    for row in rows:
-        if (first := first_of.setdefault(stem(row.file), row)) is not row:
-            problems.add(f"has the same mask as {first.file}: rename one of them", file=row.file)
+    problems = Problems(pathlib.Path("--input"))
+    first_of = by_stem(rows, problems)
     problems.raise_any()
     return open_masks(pathlib.Path(masks).expanduser(), first_of)
-
-
-def _reader(preparation: Preparation, lungs: Lookup | None) -> functools.partial[Sample]:
-    common = dict(size=preparation.size, window=preparation.window, nan=preparation.nan)
-    if preparation.ndim == 2:
-        return functools.partial(samples.read_2d, lungs=lungs, max_pixels=preparation.max_pixels, **common)
-    return functools.partial(samples.read_3d, spacing=preparation.spacing, max_voxels=preparation.max_voxels, **common)

@@ -1,26 +1,23 @@
-"""The two layouts of a user's folder, as rows, and the file of each row."""
+"""The two layouts of a user's folder: their rows, and the file of each row."""
 
 import collections
 import dataclasses
 import importlib.util
 import logging
 import pathlib
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from jaxboost.data.dataset import SPLITS
 from jaxboost.data.problems import ProblemError, Problems
 from jaxboost.data.readers import pictures, volumes
-from jaxboost.data.sources.folder import cell_values, companions, file_names, labels
+from jaxboost.data.sources.folder import cell_values, companions, file_names, labels, patients
 from jaxboost.data.sources.folder.extensions import ALL, SUFFIXES, advice, is_image, suffix_of, wrong_ending
 from jaxboost.data.sources.folder.labels import Row
 from jaxboost.data.walk import AGAIN, UNREAD, Listing, some, summary, unreadable, walk
 from jaxboost.errors import UserError, nearest
 from jaxboost.io import irregular
 
-# Folders within a class that hold all of its images, and are no patients.
-_OF_ALL_IMAGES = frozenset(("image", "images", "img", "imgs"))
-# Suffixes -> name, package and extra of what reads them.
+# Suffixes, name of the format, and the package and the extra that are needed to read it.
 _OPTIONAL = (
     (pictures.DICOM_SUFFIXES, "DICOM", "pydicom", "dicom"),
     (volumes.NIFTI_SUFFIXES, "NIfTI", "nibabel", "nifti"),
@@ -30,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def open_folder(root: str) -> pathlib.Path:
-    """The folder `root`; raises UserError where there is none."""
+    """Returns the folder `root`; raises UserError if there is none."""
     if not root:
         raise UserError(f"data.root is empty: set it to the folder that holds {labels.FILE} or a folder for each class")
     folder = pathlib.Path(root).expanduser()
@@ -47,31 +44,31 @@ def open_folder(root: str) -> pathlib.Path:
 
 
 def masks_in(folder: pathlib.Path, masks: str) -> pathlib.Path | None:
-    """Where `masks` are, a path below `folder` or of its own; None for none."""
+    """Returns the path of data.masks: relative to `folder` if it exists there, otherwise as given; None for ""."""
     if not masks:
         return None
-    own = pathlib.Path(masks).expanduser()
-    below = folder / own
-    return below if below.exists() else own
+    path = pathlib.Path(masks).expanduser()
+    below = folder / path
+    return below if below.exists() else path
 
 
 def read_rows(
     folder: pathlib.Path, problems: Problems, masks: pathlib.Path | None = None, *, quiet: bool = False
 ) -> list[Row]:
-    """The rows of labels.csv where the folder has one, else the files of its class folders, in alphabetical order.
-
-    A folder within a class is a patient's.
+    """Returns the rows of labels.csv if there is one, otherwise the files of the class folders, sorted.
 
     Args:
-      masks: is no folder of a class.
-      quiet: nothing is logged about files that are left out.
+      folder: the user's folder.
+      problems: receives the problems of single rows and folders.
+      masks: a folder that is not a class.
+      quiet: whether the log says nothing about files that are left out.
 
     Raises:
-      UserError: neither is there, or labels.csv cannot be read. Problems of single rows and folders go to `problems`.
+      UserError: there are neither a table nor class folders, or labels.csv cannot be read.
     """
     if _has_table(folder):
         rows = labels.read_rows(folder / labels.FILE, problems)
-        files = file_names.below(folder, [row.file for row in rows])
+        files = file_names.relative(folder, [row.file for row in rows])
         pairs = zip(rows, files, strict=True)
         return [row if row.file == file else dataclasses.replace(row, file=file) for row, file in pairs]
     listing = walk(folder, skip=masks)
@@ -89,7 +86,7 @@ def read_rows(
         raise UserError(
             f"{folder}: found neither {labels.FILE} nor two class folders or more: write {labels.FILE}, a table with "
             "the columns file, label and, where known, patient_id and split; or put the files of each class into a "
-            f"folder of its name, below train/, val/ and test/ where there are splits{_hint(folder, listing)}"
+            f"folder of its name, below train/, val/ and test/ if there are splits{_hint(folder, listing)}"
         )
     if wrong := companions.no_classes(found.names):
         raise UserError(
@@ -101,15 +98,15 @@ def read_rows(
     if not quiet and (text := summary(found.left_out)):
         logger.warning("%s", text)
     if len({row.label for row in rows}) < 2:
-        # What could not be read may be all of a class.
+        # Perhaps no file of a class could be read.
         problems.raise_any()
     if not rows:
         raise UserError(f"{folder}: its class folders hold no images ({', '.join(ALL)}){_hint(folder, listing)}")
-    return _with_patients(rows)
+    return patients.from_folders(rows)
 
 
 def _has_table(folder: pathlib.Path) -> bool:
-    """Whether there is an entry labels.csv, whatever it is; raises UserError where its name is written differently."""
+    """Returns whether there is an entry labels.csv of any kind; raises UserError if its name is spelt differently."""
     try:
         present = sorted(path.name for path in folder.iterdir())
     except OSError as error:
@@ -122,27 +119,27 @@ def _has_table(folder: pathlib.Path) -> bool:
 
 
 def _hint(folder: pathlib.Path, listing: Listing) -> str:
-    """For the end of a message: what may hold the labels or the images, and what to do with it."""
+    """Returns the end of a message: which files may hold the labels or the images, and what to do with them."""
     shallow = [name for name in listing.files if name.count("/") < 2]
     tables = [name for name in shallow if name.lower().endswith((".csv", ".tsv", ".xlsx"))]
     if tables:
         return f"; if {some(tables)} has the labels, save it as {folder / labels.FILE} with these columns"
     if flat := [name for name, path in listing.files.items() if "\\" in path.name]:
-        return f"; {flat[0]} has back-slashes in the place of folders: unpack its archive again, with 7z or bsdtar"
+        return f"; {flat[0]} has backslashes in place of folders: unpack its archive again, with 7z or bsdtar"
     found = {name: step for name, path in listing.files.items() if not is_image(name) and (step := advice(path))}
     return f"; of {some(list(found))}: {next(iter(found.values()))}" if found else ""
 
 
 class _Classes:
-    """The class folders of a listing, and what is left out of them.
+    """The class folders of a listing, and the files that are left out of them.
 
     Attributes:
-      names: of the classes.
+      names: the names of the classes.
       left_out: reason -> names of files and folders.
     """
 
     def __init__(self, listing: Listing, splits: Sequence[str]):
-        """Args: `splits` are the first folders, or () where the classes are."""
+        """Finds the class folders: below the folders `splits`, or at the top if there are none."""
         self._listing, self._splits, self._depth = listing, splits, 2 if splits else 1
         self.left_out: dict[str, list[str]] = collections.defaultdict(list)
         for reason, found in listing.left_out.items():
@@ -151,7 +148,7 @@ class _Classes:
         self.names = {cell_values.label(name.rpartition("/")[2]) for name in every}
 
     def rows(self, problems: Problems) -> list[Row]:
-        """A row for each image, by split, class and name; what cannot be read goes to `problems`."""
+        """Returns a row for each image, sorted by split, class and name; adds what cannot be read to `problems`."""
         self._report(problems)
         inside, outside = [], []
         for name in self._listing.files:
@@ -161,10 +158,10 @@ class _Classes:
         masks = companions.masks_among(images, self._depth)
         self.left_out[companions.REASON] += masks
         images = [name for name in images if name not in masks]
-        # Links to one image of the same patient, class and split are one sample; of others the pixels tell.
+        # Links to one image in the same folder are one sample. Other copies are found by their pixels.
         again = {
             name
-            for name, first in self._listing.twice(images).items()
+            for name, first in self._listing.repeated(images).items()
             if name.rpartition("/")[0] == first.rpartition("/")[0]
         }
         self.left_out[AGAIN] += again
@@ -190,12 +187,12 @@ class _Classes:
         return Row(0, name, label, split=parts[0] if self._splits else None)
 
     def _report(self, problems: Problems) -> None:
-        """Adds what cannot be read, and folders that are in two classes by a link."""
+        """Adds a problem for what cannot be read, and for each folder that a link puts into a second class."""
         listing = self._listing
         for name, text in listing.unreadable.items():
             problems.add(text, file=name)
         for name, text in listing.broken.items():
-            # A link without an ending may be one to the folder of a class or a patient.
+            # A link without an ending may lead to the folder of a class or a patient.
             no_ending = "." not in name.rpartition("/")[2] and self._in_split(name)
             if no_ending or (is_image(name) and self._is_inside(name)):
                 problems.add(text, file=name)
@@ -209,7 +206,7 @@ class _Classes:
                 problems.add(f"is the same folder as {first}/, in another class or split: remove one", file=f"{name}/")
 
     def _others(self, found: Sequence[str], problems: Problems) -> None:
-        """Files of class folders that are no images by their ending: those that may hold some are problems."""
+        """Sorts files of class folders without an image's ending: those that may hold images are problems."""
         by_step: dict[str, list[str]] = collections.defaultdict(list)
         for name in found:
             by_step[advice(self._listing.files[name])].append(name)
@@ -219,7 +216,7 @@ class _Classes:
 
 
 def _check_no_splits(folder: pathlib.Path, names: Iterable[str], hint: str) -> None:
-    """Raises UserError where folders that would be taken for classes are named as others name splits."""
+    """Raises UserError if folders that would be taken for classes have usual names of splits."""
     if alike := [f"{name}/" for name in sorted(names) if companions.is_split(name)]:
         raise UserError(
             f"{folder}: {', '.join(alike)} look like splits and would be taken for classes: name them"
@@ -228,49 +225,12 @@ def _check_no_splits(folder: pathlib.Path, names: Iterable[str], hint: str) -> N
         )
 
 
-def _with_patients(rows: Sequence[Row]) -> list[Row]:
-    """`rows` of class folders, where the files in a folder within their class, at any depth, are of one patient.
-
-    Folders of the same name are of one patient, whatever their class and split: the person who is filed under two
-    classes must not come to two splits. Names that differ in case, Unicode form or blanks around them are the same:
-    some file systems and archives change these. A patient is called CLASS/NAME where one class has the name, else NAME.
-    """
-
-    def key(name: str) -> str:
-        return unicodedata.normalize("NFC", name).strip().casefold()
-
-    # Below the class, without folders that hold all images of it, such as CLASS/images/.
-    inner = [
-        tuple(
-            name
-            for name in pathlib.PurePath(row.file).parts[1 + (row.split is not None) : -1]
-            if name.lower() not in _OF_ALL_IMAGES
-        )
-        for row in rows
-    ]
-    if not any(inner):
-        return list(rows)
-    # A name's key -> its classes with how each writes it first.
-    classes: dict[str, dict[str, str]] = {}
-    for row, folders in zip(rows, inner, strict=True):
-        if folders:
-            classes.setdefault(key(folders[0]), {}).setdefault(row.label, folders[0])
-
-    def patient(row: Row, folders: Sequence[str]) -> str:
-        if not folders:
-            return row.file
-        found = classes[key(folders[0])]
-        return "/".join(next(iter(found.items()))) if len(found) == 1 else next(iter(found.values()))
-
-    return [dataclasses.replace(row, patient=patient(row, folders)) for row, folders in zip(rows, inner, strict=True)]
-
-
 def locate(
     folder: pathlib.Path, rows: Sequence[Row], ndim: int, problems: Problems, masks: pathlib.Path | None
 ) -> dict[Row, pathlib.Path]:
-    """The files of the rows that can be tried; what is wrong with the others goes to `problems`.
+    """Returns the files of the rows that may be readable; adds the problems of the others to `problems`.
 
-    A row's file is looked for below images/ first, where there is such a folder, and then below `folder`.
+    A file of a table is looked for below images/ first, if there is such a folder, and then below `folder`.
     """
     if rows[0].number:
         paths = _of_table(folder, rows, ndim, problems, masks)
@@ -279,8 +239,8 @@ def locate(
         paths = {row: escaped.get(row.file, folder / row.file) for row in rows}
     found = {}
     for row, path in paths.items():
-        if problem := wrong_ending(path, ndim):
-            problems.add(problem, row=row.number, file=row.file)
+        if text := wrong_ending(path, ndim):
+            row.report(problems, text)
         else:
             found[row] = path
     return _readable(found, problems)
@@ -289,8 +249,8 @@ def locate(
 def _of_table(
     folder: pathlib.Path, rows: Sequence[Row], ndim: int, problems: Problems, masks: pathlib.Path | None
 ) -> dict[Row, pathlib.Path]:
-    """The files that the rows of a table name, each in one row."""
-    shelf = file_names.Shelf(folder, masks)
+    """Returns the files that the rows of a table name; each file may be in one row only."""
+    index = file_names.FileIndex(folder, masks)
     first_of: dict[str, Row] = {}
     found: dict[Row, pathlib.Path] = {}
     for row in rows:
@@ -298,28 +258,28 @@ def _of_table(
             problems.add("file is empty", row=row.number)
             continue
         try:
-            path = shelf.find(row.file)
-        except ProblemError as problem:
-            problems.add(str(problem), row=row.number, file=row.file)
+            path = index.find(row.file)
+        except ProblemError as error:
+            row.report(problems, str(error))
             continue
         if (first := first_of.setdefault(str(path), row)) is not row:
-            problems.add(f"is listed{first.place} already", row=row.number, file=row.file)
+            row.report(problems, f"is listed{first.place} already")
         else:
             found[row] = path
-    wrong = shelf.settle()
+    wrong = index.check_guesses()
     pairs = companions.masks_among([row.file for row in found])
     for row in list(found):
         if row.file in wrong:
-            problems.add(wrong[row.file], row=row.number, file=row.file)
+            row.report(problems, wrong[row.file])
         elif row.file in pairs:
-            text = f"seems to be a mask or small copy of {pairs[row.file]}: leave its row out, or give it another name"
-            problems.add(text, row=row.number, file=row.file)
+            fix = "leave its row out, or give it another name"
+            row.report(problems, f"seems to be a mask or small copy of {pairs[row.file]}: {fix}")
         else:
             continue
         del found[row]
-    listing = shelf.listing
+    listing = index.listing
     for name, text in listing.unreadable.items():
-        problems.add(text, file=str(shelf.base / name))
+        problems.add(text, file=str(index.base / name))
     left_out = dict(listing.left_out)
     images = {name: path for name, path in listing.files.items() if suffix_of(name) in SUFFIXES[ndim]}
     left_out[f"images without a row in {labels.FILE}"] = [
@@ -336,7 +296,7 @@ def _of_table(
 
 
 def _readable(found: Mapping[Row, pathlib.Path], problems: Problems) -> dict[Row, pathlib.Path]:
-    """`found` without files whose package is not installed: that is one problem for all of them."""
+    """Returns `found` without files whose package is not installed; that is one problem for all of them."""
     readable = dict(found)
     for suffixes, kind, package, extra in _OPTIONAL:
         files = {row for row, path in readable.items() if suffix_of(path.name) in suffixes}

@@ -1,9 +1,8 @@
-"""Lung masks of radiographs: a folder of PNG files, or a table of run lengths as CheXmask publishes them.
+"""Lung masks of radiographs: a folder of PNG files, or a table of run lengths in the format of CheXmask.
 
-CheXmask (Gaggion et al., Scientific Data 11:511 (2024)): a CSV file with a column that names the image, then
-'Left Lung', 'Right Lung' and 'Heart' as run lengths, and 'Height' and 'Width' of the mask. A run is "start length"; the
-data dictionary does not define it further, and the code beside it takes starts from 1 and counts pixels row by row, as
-is done here.
+CheXmask (Gaggion et al., Scientific Data 11:511 (2024)): a CSV file with a column that names the image, the run lengths
+'Left Lung', 'Right Lung' and 'Heart', and the 'Height' and 'Width' of the mask. A run is "start length". Its data
+dictionary says no more; its code counts pixels row by row from 1, and so does this module.
 """
 
 import csv
@@ -13,43 +12,53 @@ import gzip
 import math
 import os
 import pathlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 
-from jaxboost.data.problems import ProblemError
+from jaxboost.data.problems import ProblemError, Problems
 from jaxboost.data.readers.arrays import MAX_PIXELS
 from jaxboost.data.readers.csv_text import long_cells
 from jaxboost.data.readers.pictures import SUFFIXES, read_picture
+from jaxboost.data.sources.folder.labels import Row
 from jaxboost.data.walk import not_fetched, unreadable
 from jaxboost.errors import UserError
 
-# The names of the column that names the image, in CheXmask's files and others, without case, blanks and underscores.
+# Names of the column with the image's name, in CheXmask and others, without case, blanks and underscores.
 _ID_COLUMNS = ("file", "filename", "image", "imageid", "imageindex", "dicomid", "path", "stem")
 _LUNGS = ("Left Lung", "Right Lung")
-# Lungs are compared with the image by their share of its sides, so these must have the same proportions.
+# How far the height-to-width ratios of mask and image may differ, relative to each other.
 _PROPORTIONS = 0.02
 
-# stem of the image, (H, W) of the image -> mask, bool (h, w); raises ProblemError
+# Called with the stem of an image and its (H, W); returns its mask, bool (h, w), or raises ProblemError.
 Lookup = Callable[[str, tuple[int, int]], np.ndarray]
 
 
 def stem(name: str) -> str:
-    """The name of an image's file, without folders and without the suffix of an image; other dots belong to it."""
+    """Returns the name of an image's file without folders and without the suffix of an image; other dots stay."""
     base = name.strip().replace("\\", "/").rpartition("/")[2]
     suffix = next((suffix for suffix in SUFFIXES if base.lower().endswith(suffix)), "")
     return base[: len(base) - len(suffix)]
 
 
+def by_stem(rows: Iterable[Row], problems: Problems) -> dict[str, Row]:
+    """Returns the row of each stem, and adds a problem for each row with the stem, and so the mask, of another row."""
+    first_of: dict[str, Row] = {}
+    for row in rows:
+        if (first := first_of.setdefault(stem(row.file), row)) is not row:
+            row.report(problems, f"has the same mask as {first.file}{first.in_row}: rename one of them")
+    return first_of
+
+
 def open_masks(path: pathlib.Path, wanted: Collection[str]) -> Lookup:
-    """Access to the masks in `path`, a folder of `{stem}.png` (lungs are above 0) or a .csv or .csv.gz table.
+    """Opens the masks in `path`: a folder of `{stem}.png` (lungs are above 0), or a .csv or .csv.gz table.
 
     Args:
-      path: the folder or file.
-      wanted: stems of the images; only their rows of a table are kept, for CheXmask's have some GB.
+      path: the folder or the table.
+      wanted: stems of the images. Other rows of a table are not kept, because tables of CheXmask have some GB.
 
     Raises:
-      UserError: no such folder or file, or not a table with lung masks.
+      UserError: there is no such folder or file, or it is not a table with lung masks.
     """
     if path.is_dir():
         return functools.partial(_from_folder, path)
@@ -64,12 +73,12 @@ def open_masks(path: pathlib.Path, wanted: Collection[str]) -> Lookup:
 
 
 def bounding_box(mask: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The smallest rectangle around all of the mask, (left, top, right, bottom) in pixels of an image (H, W).
+    """Returns the smallest rectangle around the mask, (left, top, right, bottom), in pixels of an image (H, W).
 
-    A mask of another resolution is scaled to the image, outwards to whole pixels.
+    A mask of another resolution is scaled to the image; the rectangle is rounded outwards to whole pixels.
 
     Raises:
-      ProblemError: the mask is empty or has other proportions than the image.
+      ProblemError: the mask is empty, or its proportions differ from the image's.
     """
     (height, width), (rows, columns) = shape, mask.shape
     if abs(rows * width / (columns * height) - 1) > _PROPORTIONS:
@@ -89,7 +98,7 @@ def bounding_box(mask: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, in
 
 
 def _most(shape: tuple[int, int]) -> int:
-    """Pixels that the mask of an image (H, W) may have: as many as the image had to be read."""
+    """Returns the most pixels that the mask of an image (H, W) may have: the image itself was accepted."""
     return max(MAX_PIXELS, math.prod(shape))
 
 
@@ -101,14 +110,14 @@ def _from_folder(folder: pathlib.Path, name: str, shape: tuple[int, int]) -> np.
         raise ProblemError(f"its mask {path} {text}")
     try:
         mask = read_picture(path, max_pixels=_most(shape)) > 0
-        return mask.any(2) if mask.ndim == 3 else mask
+        return np.any(mask, axis=2) if mask.ndim == 3 else mask
     except ProblemError as problem:
         raise ProblemError(f"its mask {path} {not_fetched(path) or problem}") from problem
 
 
 @dataclasses.dataclass(frozen=True)
 class _Runs:
-    """A row of a table: run lengths of both lungs as text, and the size of the mask as text, "" where not given."""
+    """A row of a table: the run lengths of both lungs and the size of the mask, all as text, "" if missing."""
 
     row: int
     lungs: tuple[str, ...]
@@ -144,7 +153,7 @@ def _from_table(table: dict[str, list[_Runs]], where: str, name: str, shape: tup
         raise ProblemError(f"{where} has several masks for it, in rows {', '.join(str(runs.row) for runs in found)}")
     (runs,) = found
     try:
-        # pandas writes whole numbers with a fraction where a column has gaps.
+        # pandas writes whole numbers with a fraction in a column with gaps.
         height = int(float(runs.height)) if runs.height else shape[0]
         width = int(float(runs.width)) if runs.width else shape[1]
         if height < 1 or width < 1 or height * width > _most(shape):

@@ -1,22 +1,27 @@
-"""The patients of a user's files where no table names them: by names of folders, or by tags of DICOM files.
+"""The patients of a user's files: from the table, from folders below the classes, or from tags of DICOM files.
 
-A wrong answer is a leak: the images of one person come to two splits. What can be read in two ways is refused with the
-fix for each.
+A wrong patient is a leak: images of one person end up in two splits. A case that can be read in two ways is refused,
+and the message gives the fix for each of them.
 """
 
-import collections
 import dataclasses
+import logging
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from jaxboost.data.problems import Problems
 from jaxboost.data.readers.pictures import DICOM_SUFFIXES
-from jaxboost.data.sources.folder import labels, samples
+from jaxboost.data.sources.folder import cell_values, samples
+from jaxboost.data.sources.folder.extensions import suffix_of
 from jaxboost.data.sources.folder.labels import Row
-from jaxboost.data.sources.folder.layouts import some, suffix_of
+from jaxboost.data.splits.patients import in_two
+from jaxboost.data.walk import some
 
-FOLDERS, TAG = "folders", "tag"
-# How the patients of two files are known to be one, and the fix where they are two people.
+TABLE, FOLDERS, TAG = "table", "folders", "tag"
+# Folders within a class that hold all of its images: they are not patients.
+_ALL_IMAGES = frozenset(("image", "images", "img", "imgs"))
+# Source -> why two files count as one patient's, and the fix if they are two people's.
 _SAME = {
     FOLDERS: (
         "are folders of the same name and are taken as one patient",
@@ -30,50 +35,97 @@ _SAME = {
     ),
 }
 
+logger = logging.getLogger(__name__)
 
-def check(rows: Sequence[Row], problems: Problems, source: str, *, multi_label: bool, allow_mixed: bool) -> None:
-    """Adds a problem where a patient is in two splits and, unless `allow_mixed`, one where a patient has two labels.
 
-    One problem names all such patients: where folders are numbered from 1 in every class, they are all of them.
+def find(
+    name: str,
+    rows: list[Row],
+    paths: dict[Row, pathlib.Path],
+    problems: Problems,
+    *,
+    tags: bool,
+    multi_label: bool,
+    allow_mixed: bool,
+) -> tuple[list[Row], dict[Row, pathlib.Path]]:
+    """Finds and checks the patients of all files.
 
     Args:
-      source: FOLDERS or TAG, where the patients of `rows` come from.
+      name: the name of the data set, for the log.
+      rows: the rows, with the patients of the table or of the folders, if there are any.
+      paths: the file of each row.
+      problems: receives what `check` and `from_tags` find.
+      tags: whether DICOM files are asked for their patients.
+      multi_label: whether a row may have several labels.
+      allow_mixed: whether images of one patient may have different labels.
+
+    Returns:
+      `rows` and `paths` with the patients.
     """
-    same, fix = _SAME[source]
+    source = TABLE if rows[0].number else FOLDERS
+    if rows[0].patient is None:
+        source = TAG if tags else TABLE
+        if not tags:
+            logger.warning("%s has no patient ids: every file is taken as a patient of its own", name)
+    elif source == FOLDERS:
+        logger.info("files in one folder below their class's folder are taken as one patient")
+        if loose := [row.file for row in rows if row.patient == row.file]:
+            logger.warning("not in a patient's folder, each taken as a patient of its own: %s", some(loose))
+    if tags:
+        rows, paths = from_tags(rows, paths, problems)
+    check(rows, problems, source, multi_label=multi_label, allow_mixed=allow_mixed)
+    return rows, paths
 
-    def report(what: str, if_one: str, differ: Callable[[Row, Row], bool]) -> None:
-        pairs = _pairs(rows, differ)
-        if not pairs:
-            return
-        first, other = pairs[0]
-        more = [_place(one, source) for one, _ in pairs[1:]]
-        also = f" (so are {some(more)})" if more else ""
-        problems.add(
-            f"{_place(first, source)} and {_place(other, source)} {same}, who {what}{also}: if they are one person, "
-            f"{if_one}; if they are two, {fix}",
-            row=first.number,
-        )
 
-    report("is in two splits", "give all images to one split", lambda one, other: one.split != other.split)
-    if not allow_mixed:
-        report(
-            "has two labels",
-            "set data.allow_mixed_patients=True, or correct a label",
-            lambda one, other: not labels.same_labels(one, other, multi_label=multi_label),
-        )
+def from_folders(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows of class folders with their patients: all files in a folder within a class are one patient's.
+
+    Folders of the same name are one patient's in all classes and splits, because a person in two classes must not be
+    in two splits. Names that differ only in case, Unicode form or outer blanks are the same, because some file systems
+    and archives change these. A patient is called CLASS/NAME if one class has the name, otherwise NAME. Without such
+    folders the rows keep None.
+    """
+
+    def key(name: str) -> str:
+        return unicodedata.normalize("NFC", name).strip().casefold()
+
+    # Folders below the class, without those that hold all of its images, such as CLASS/images/.
+    inner = [
+        [
+            name
+            for name in pathlib.PurePath(row.file).parts[1 + (row.split is not None) : -1]
+            if name.lower() not in _ALL_IMAGES
+        ]
+        for row in rows
+    ]
+    if not any(inner):
+        return list(rows)
+    # Key of a name -> class -> how the class first writes it.
+    classes: dict[str, dict[str, str]] = {}
+    for row, folders in zip(rows, inner, strict=True):
+        if folders:
+            classes.setdefault(key(folders[0]), {}).setdefault(row.label, folders[0])
+
+    def patient(row: Row, folders: Sequence[str]) -> str:
+        if not folders:
+            return row.file
+        found = classes[key(folders[0])]
+        return "/".join(next(iter(found.items()))) if len(found) == 1 else next(iter(found.values()))
+
+    return [dataclasses.replace(row, patient=patient(row, folders)) for row, folders in zip(rows, inner, strict=True)]
 
 
 def from_tags(
     rows: Sequence[Row], paths: Mapping[Row, pathlib.Path], problems: Problems
 ) -> tuple[list[Row], dict[Row, pathlib.Path]]:
-    """`rows` and `paths` with the patients that the tags of the DICOM files name, as hashes, where rows have none.
+    """Returns `rows` and `paths` with the patients that the tags of the DICOM files name, as hashes.
 
-    A file without such a tag, or of another kind, is a problem then: taken as a patient of its own it may be a leak.
-    Where rows have patients, they stay, and files of two patients with the same tag are a problem.
+    If the rows have no patients, a file without such a tag, or of another kind, is a problem: as a patient of its own
+    it could be a leak. If the rows have patients, these stay, and two patients with the same tag are a problem.
     """
     tagged = {row: path for row, path in paths.items() if suffix_of(path.name) in DICOM_SUFFIXES}
     found = samples.read_all(tagged, _hash, 2, problems, what="reading patients")
-    # A file whose header cannot be read is a problem already, and would be a second one if its pixels were read.
+    # A file whose header cannot be read is a problem already; reading its pixels would add a second one.
     paths = {row: path for row, path in paths.items() if row in found or row not in tagged}
     if rows[0].patient is not None:
         _check_contradictions(rows, found, problems)
@@ -85,59 +137,116 @@ def from_tags(
         )
     for row, patient in found.items():
         if not patient:
-            problems.add(
+            row.report(
+                problems,
                 "has no patient id in its tags, or one that stands for a removed id: write it there (PatientID), or "
                 "name all patients in labels.csv (column patient_id) and leave data.patient empty",
-                row=row.number,
-                file=row.file,
             )
-    # Where a problem is known already, the file's name takes the place of the patient.
+    # A row with a problem takes the file's name as its patient.
     owned = {row: dataclasses.replace(row, patient=found.get(row) or row.file) for row in rows}
     return list(owned.values()), {owned[row]: path for row, path in paths.items()}
 
 
 def _hash(path: pathlib.Path) -> str:
-    """The hash of the patient of a DICOM file, "" where its tags name none; see `dicom_patient`."""
-    # Only here: pydicom is an optional package.
+    """Returns the hash of a DICOM file's patient, "" if its tags name none."""
+    # Imported here because pydicom is an optional package.
     from jaxboost.data.readers import dicom_patient
 
     patient = dicom_patient.patient_of(path)
-    # Only the hash is kept: a run writes patients to its files and messages.
+    # Only the hash is kept, because a run writes patients to its files and messages.
     return dicom_patient.hashed(patient) if patient else ""
 
 
 def _check_contradictions(rows: Sequence[Row], tags: Mapping[Row, str], problems: Problems) -> None:
     first_of: dict[str, Row] = {}
-    known: set[tuple[str, str]] = set()
+    known: set[tuple[str | None, str | None]] = set()
     for row in rows:
         tag = tags.get(row)
         first = first_of.setdefault(tag, row) if tag else row
         if first.patient != row.patient and (tag, row.patient) not in known:
             known.add((tag, row.patient))
-            where = f" in row {first.number}" if first.number else ""
-            problems.add(
-                f"has the same patient id in its tags as {first.file}{where}, and is of {row.patient!r}, not of "
+            row.report(
+                problems,
+                f"has the same patient id in its tags as {first.file}{first.in_row}, and is of {row.patient!r}, not of "
                 f"{first.patient!r}: if they are one person, give both one patient; if the tags do not tell people "
                 "apart, leave data.patient empty",
-                row=row.number,
-                file=row.file,
             )
 
 
-def _pairs(rows: Sequence[Row], differ: Callable[[Row, Row], bool]) -> list[tuple[Row, Row]]:
-    """Of each patient with rows that differ, the first row and the first that differs from it."""
-    by_patient: dict[str | None, list[Row]] = collections.defaultdict(list)
+def check(rows: Sequence[Row], problems: Problems, source: str, *, multi_label: bool, allow_mixed: bool) -> None:
+    """Adds the problems with the patients: in two splits, with two labels, or with an unclear name in the table.
+
+    Args:
+      rows: all rows, with their patients.
+      problems: receives one problem for each patient of a table. Of patients from folders or tags it receives one for
+        all of them: if folders are numbered from 1 in every class, all folders are concerned.
+      source: TABLE, FOLDERS or TAG, where the patients come from.
+      multi_label: whether a row may have several labels.
+      allow_mixed: whether images of one patient may have different labels.
+    """
+    if source == TABLE:
+        rows = _check_names(rows, problems)
+    in_two_splits = _conflicts(rows, lambda row: row.split)
+    two_labels = [] if allow_mixed else _conflicts(rows, lambda row: frozenset(row.labels(multi_label)))
+    if source != TABLE:
+        _report_together(in_two_splits, problems, source, "is in two splits", "give all images to one split")
+        fix = "set data.allow_mixed_patients=True, or correct a label"
+        _report_together(two_labels, problems, source, "has two labels", fix)
+        return
+    for first, other in in_two_splits:
+        text = f"is in {first.split} here and in {other.split}{other.place}: give every patient to one split"
+        first.report(problems, f"patient {first.patient!r} {text}")
+    for first, other in two_labels:
+        text = f"is {first.label!r} here and {other.label!r}{other.place}: correct one"
+        first.report(problems, f"patient {first.patient!r} {text}, or set data.allow_mixed_patients=True")
+
+
+def _check_names(rows: Sequence[Row], problems: Problems) -> list[Row]:
+    """Adds the problems with the names in column patient_id; returns the rows that have a usable one."""
+    usable = []
     for row in rows:
-        by_patient[row.patient].append(row)
-    return [
-        (first, other)
-        for first, *others in by_patient.values()
-        if (other := next((row for row in others if differ(first, row)), None))
-    ]
+        if row.number and row.patient and cell_values.is_missing(row.patient):
+            row.report(problems, f"patient_id is {row.patient!r}, which means a missing value: give an id")
+        elif row.number and row.patient and cell_values.is_shortened(row.patient):
+            text = f"patient_id is {row.patient!r}, a number that a spreadsheet has cut short, so that several patients"
+            row.report(problems, f"{text} may have it: save the column as text")
+        elif row.patient:
+            usable.append(row)
+        elif row.patient is not None:
+            row.report(problems, "patient_id is empty")
+    # Names that may mean one patient, such as 007 and 7, or p1 and P1. A file that is its own patient has no such name.
+    first_of: dict[str, Row] = {}
+    for row in usable:
+        first_of.setdefault(row.patient or "", row)
+    names = [patient for patient, first in first_of.items() if patient != first.file]
+    for name, other in cell_values.alike(names, fractions=False):
+        text = f"patient {other!r} is written nearly like {name!r}{first_of[name].place}"
+        fix = "write them alike if they are one, and otherwise differently"
+        first_of[other].report(problems, f"{text}: {fix}")
+    return usable
+
+
+def _conflicts(rows: Sequence[Row], value: Callable[[Row], Hashable]) -> list[tuple[Row, Row]]:
+    """Returns, for each patient whose rows differ in `value`, its first row and the first row with another value."""
+    return [(rows[first], rows[other]) for first, other in in_two((row.patient for row in rows), map(value, rows))]
+
+
+def _report_together(pairs: Sequence[tuple[Row, Row]], problems: Problems, source: str, what: str, if_one: str) -> None:
+    """Adds one problem for all pairs of rows that have one patient according to `source`."""
+    if not pairs:
+        return
+    (first, other), *others = pairs
+    same, if_two = _SAME[source]
+    also = f" (so are {some([_place(row, source) for row, _ in others])})" if others else ""
+    problems.add(
+        f"{_place(first, source)} and {_place(other, source)} {same}, who {what}{also}: if they are one person, "
+        f"{if_one}; if they are two, {if_two}",
+        row=first.number,
+    )
 
 
 def _place(row: Row, source: str) -> str:
-    """The folder of the row's patient, or its file, as they are below the root."""
+    """Returns the folder of the row's patient, or its file, relative to the root."""
     if source == TAG:
         return row.file
     return "".join(f"{part}/" for part in pathlib.PurePath(row.file).parts[: 2 + (row.split is not None)])

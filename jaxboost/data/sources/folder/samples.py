@@ -1,8 +1,8 @@
-"""The images of a user's folder, read in threads, and the copies among them."""
+"""The images of a user's files, read in threads."""
 
-import collections
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -18,12 +18,11 @@ from jaxboost.data.problems import ProblemError, Problems
 from jaxboost.data.readers.arrays import MAX_PIXELS, MAX_VOXELS
 from jaxboost.data.readers.pictures import read_shown
 from jaxboost.data.readers.volumes import read_volume, resample
-from jaxboost.data.sources.folder import labels
 from jaxboost.data.sources.folder.labels import Row
 from jaxboost.data.sources.folder.masks import Lookup, bounding_box, stem
 from jaxboost.data.walk import not_fetched, some, unreadable
 
-# A volume may hold some GB.
+# Spatial dimensions -> threads. One volume can take some GB.
 _THREADS = {2: 8, 3: 2}
 _DIGEST_BYTES = 1 << 22
 _DARK = 32
@@ -35,9 +34,12 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """An image uint8 (S, S) or (S, S, 3), or a volume (S, S, S), and the digest of the pixels that it was made of.
+    """One image or volume.
 
-    `own_range`: see `pictures.read_shown`; None for volumes.
+    Attributes:
+      image: uint8 (S, S) or (S, S, 3), or a volume (S, S, S).
+      digest: SHA-256 of the stored pixels that it was made from.
+      own_range: whether it is shown over its own range of values, see `pictures.read_shown`; None for volumes.
     """
 
     image: np.ndarray
@@ -45,68 +47,47 @@ class Sample:
     own_range: bool | None = None
 
 
-def read_all(
-    paths: Mapping[Row, pathlib.Path],
-    read: Callable[[pathlib.Path], T],
+def reader(
     ndim: int,
-    problems: Problems,
     *,
-    what: str = "reading",
-) -> dict[Row, T]:
-    """`read` of every file; what it raises goes to `problems`.
-
-    Args:
-      what: is done, for the progress bar.
-    """
-
-    def attempt(path: pathlib.Path) -> T | ProblemError:
-        # Opening a named pipe would wait for ever.
-        if text := unreadable(path):
-            return ProblemError(text)
-        try:
-            return read(path)
-        except ProblemError as problem:
-            return ProblemError(text) if (text := not_fetched(path)) else problem
-
-    samples = {}
-    # Decoders, numpy, scipy and pillow let go of the interpreter lock.
-    with concurrent.futures.ThreadPoolExecutor(min(_THREADS[ndim], os.cpu_count() or 1)) as pool:
-        results = pool.map(attempt, paths.values())
-        bar = tqdm(results, total=len(paths), desc=what, unit="image", disable=None)
-        for row, result in zip(paths, bar, strict=True):
-            if isinstance(result, ProblemError):
-                problems.add(str(result), row=row.number, file=row.file)
-            else:
-                samples[row] = result
-    return samples
-
-
-def warn_of_ranges(samples: Mapping[Row, Sample]) -> None:
-    """Warns where some images are shown over their own range and others, of 8 bits, as they are."""
-    own = [row.file for row, sample in samples.items() if sample.own_range]
-    if own and any(sample.own_range is False for sample in samples.values()):
-        logger.warning(
-            "images of more than 8 bits, each shown from its own least to its own greatest value, are among others of "
-            "8 bits, which are shown as they are: %s: where their values have one scale, set data.window to its ends",
-            some(own),
-        )
+    size: int,
+    window: Sequence[float],
+    spacing: float,
+    nan: float | None,
+    max_pixels: int = MAX_PIXELS,
+    max_voxels: int = MAX_VOXELS,
+    masks: Lookup | None = None,
+) -> Callable[[pathlib.Path], Sample]:
+    """Returns the function that reads one file: `read_2d` or `read_3d` with these options."""
+    if ndim == 2:
+        return functools.partial(read_2d, size=size, window=window, masks=masks, nan=nan, max_pixels=max_pixels)
+    return functools.partial(read_3d, size=size, window=window, spacing=spacing, nan=nan, max_voxels=max_voxels)
 
 
 def read_2d(
     path: pathlib.Path,
     size: int,
     window: Sequence[float],
-    lungs: Lookup | None,
+    masks: Lookup | None,
     *,
     nan: float | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Sample:
-    """A 2-D image, cut to its mask where there is one and resized to a square, bicubic; see `pictures.read_image`."""
+    """Reads a 2-D image, crops it to its mask if there are masks, and resizes it to a square (bicubic).
+
+    Args:
+      path: the file.
+      size: S, pixels per side.
+      window: see `pictures.read_image`; so are `nan` and `max_pixels`.
+      masks: gives the mask of the image; None: the whole image is used.
+      nan: the number that replaces values that are not finite; None: such a file is refused.
+      max_pixels: the most pixels that the file may hold.
+    """
     image, own_range = read_shown(path, window, nan=nan, max_pixels=max_pixels)
     part = image
-    if lungs is not None:
+    if masks is not None:
         shape = image.shape[:2]
-        left, top, right, bottom = bounding_box(lungs(stem(path.name), shape), shape)
+        left, top, right, bottom = bounding_box(masks(stem(path.name), shape), shape)
         part = np.ascontiguousarray(image[top:bottom, left:right])
     picture = Image.fromarray(part).resize((size, size), Image.Resampling.BICUBIC)
     return Sample(np.asarray(picture), _digest(image), own_range)
@@ -121,65 +102,84 @@ def read_3d(
     nan: float | None = None,
     max_voxels: int = MAX_VOXELS,
 ) -> Sample:
-    """A volume on its grid; see `volumes.read_volume` and `volumes.resample`."""
+    """Reads a volume and resamples it to its grid; see `volumes.read_volume` and `volumes.resample`."""
     volume = read_volume(path, nan=nan, max_voxels=max_voxels)
     return Sample(resample(volume, size, window=window, spacing=spacing), _digest(volume.values))
 
 
+def read_all(
+    paths: Mapping[Row, pathlib.Path],
+    read: Callable[[pathlib.Path], T],
+    ndim: int,
+    problems: Problems,
+    *,
+    what: str = "reading",
+) -> dict[Row, T]:
+    """Calls `read` for every file, in threads.
+
+    Args:
+      paths: the file of each row.
+      read: reads one file.
+      ndim: 2 or 3, which decides the number of threads.
+      problems: receives each ProblemError that `read` raises.
+      what: names the work in the progress bar.
+
+    Returns:
+      The results of the files without problems.
+    """
+
+    def attempt(path: pathlib.Path) -> T | ProblemError:
+        # Opening a named pipe would wait forever.
+        if text := unreadable(path):
+            return ProblemError(text)
+        try:
+            return read(path)
+        except ProblemError as error:
+            return ProblemError(text) if (text := not_fetched(path)) else error
+
+    found = {}
+    # Decoders, numpy, scipy and Pillow release the interpreter lock.
+    with concurrent.futures.ThreadPoolExecutor(min(_THREADS[ndim], os.cpu_count() or 1)) as pool:
+        results = pool.map(attempt, paths.values())
+        bar = tqdm(results, total=len(paths), desc=what, unit="image", disable=None)
+        for row, result in zip(paths, bar, strict=True):
+            if isinstance(result, ProblemError):
+                row.report(problems, str(result))
+            else:
+                found[row] = result
+    return found
+
+
+def warn_of_ranges(samples: Mapping[Row, Sample]) -> None:
+    """Warns if images with more than 8 bits, each shown over its own range, are mixed with images of 8 bits."""
+    own = [row.file for row, sample in samples.items() if sample.own_range]
+    if own and any(sample.own_range is False for sample in samples.values()):
+        logger.warning(
+            "images of more than 8 bits, each shown from its own least to its own greatest value, are among others of "
+            "8 bits, which are shown as they are: %s: if their values have one scale, set data.window to its ends",
+            some(own),
+        )
+
+
 def stack(samples: Sequence[Sample], ndim: int) -> np.ndarray:
-    """uint8 (n, S, S, C), with three channels where any image is in colour, or (n, S, S, S, 1)."""
+    """Stacks images to uint8 (n, S, S, C), with C = 3 if any of them is in colour, or volumes to (n, S, S, S, 1)."""
     images = [sample.image for sample in samples]
     if ndim == 2 and any(image.ndim == 3 for image in images):
         return np.stack([np.broadcast_to(np.atleast_3d(image), (*image.shape[:2], 3)) for image in images])
-    volumes = np.stack(images)[..., np.newaxis]
-    if ndim == 3 and volumes.max() < _DARK:
+    stacked = np.stack(images)[..., np.newaxis]
+    if ndim == 3 and stacked.max() < _DARK:
         logger.warning(
-            "the greatest value of all volumes is %d of 255, for 8-bit files are taken as they are: for masks and the "
-            "like set data.window to the values that are to be 0 and 255",
-            volumes.max(),
+            "the greatest value of all volumes is %d of 255, because 8-bit files are taken as they are: for masks and "
+            "the like set data.window to the values that should become 0 and 255",
+            stacked.max(),
         )
-    return volumes
-
-
-def join_copies(
-    rows: Sequence[Row], samples: Mapping[Row, Sample], problems: Problems, *, multi_label: bool
-) -> list[Row]:
-    """`rows`, where files with the same pixels and no patients are files of one patient.
-
-    Copies whose patients, labels or splits differ are a problem; of the others a warning tells.
-    """
-    by_digest: dict[str, list[Row]] = collections.defaultdict(list)
-    for row in rows:
-        if row in samples:
-            by_digest[samples[row].digest].append(row)
-    harmless, patient_of = [], {}
-    for first, *copies in by_digest.values():
-        for copy in copies:
-            problem = ""
-            if copy.patient != first.patient:
-                problem = f"{copy.patient!r} and {first.patient!r} are one patient, or one file is wrong"
-            elif not labels.same_labels(first, copy, multi_label=multi_label):
-                problem = f"their labels differ, {copy.label!r} and {first.label!r}"
-            elif copy.split != first.split:
-                problem = f"their splits differ, {copy.split} and {first.split}"
-            if problem:
-                where = f" in row {first.number}" if first.number else ""
-                text = f"has the same pixels as {first.file}{where}: {problem}"
-                problems.add(text, row=copy.number, file=copy.file)
-            else:
-                harmless.append(f"{first.file} = {copy.file}")
-                patient_of[copy] = first.file
-    if harmless:
-        logger.warning("images with the same pixels, each taken as one patient: %s", some(harmless))
-    if not patient_of or rows[0].patient is not None:
-        return list(rows)
-    return [dataclasses.replace(row, patient=patient_of.get(row, row.file)) for row in rows]
+    return stacked
 
 
 def _digest(pixels: np.ndarray) -> str:
     digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype.str}".encode())
-    # In parts: a volume may take some GB, and its axes may lie in another order.
+    # In parts, because a volume can take some GB and its axes can lie in another order.
     step = max(1, _DIGEST_BYTES * len(pixels) // pixels.nbytes)
     for start in range(0, len(pixels), step):
-        digest.update(np.ascontiguousarray(pixels[start : start + step]))
+        digest.update(np.ascontiguousarray(pixels[start : start + step]).data)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""A user's folder of 2-D images: what is read of it, and everything that can be wrong with it."""
+"""A user's folder of 2-D images: its data set, and the problems that it can have."""
 
 import csv
 import functools
@@ -226,7 +226,7 @@ def test_without_pydicom(folder, monkeypatch):
     assert "2 DICOM files need the package pydicom: `pip install 'jaxboost[dicom]'`" in folder.problem()
 
 
-def test_every_fault_at_once(folder, monkeypatch):
+def test_all_problems_at_once(folder, monkeypatch):
     monkeypatch.setattr("jaxboost.data.problems._LISTED", 99)
     images, masks = folder.path / "images", folder.path / "masks"
     masks.mkdir()
@@ -338,7 +338,7 @@ def test_images_that_would_share_a_mask(folder):
     assert len(folder.load().splits["all"]) == 7
 
 
-def test_masks_that_are_not_there(folder):
+def test_missing_masks(folder):
     folder.rows[0] = ("P1", "0.png", "norml")
     message = folder.problem(masks="none", classes=CLASSES, allow_mixed_patients=True)
     assert "2 problems to fix" in message
@@ -377,7 +377,7 @@ def test_tables_that_cannot_be_read(folder, content, message):
         assert message in str(error.value)
 
 
-def test_folders_that_are_not_there(tmp_path):
+def test_missing_folders(tmp_path):
     with pytest.raises(UserError, match=r"^data.root is empty: set it to the folder that holds labels.csv or a folder"):
         load("mine", source="folder", size=16, root="")
     with pytest.raises(UserError, match=r"^data.root: there is no folder .*/none: check the path"):
@@ -387,7 +387,7 @@ def test_folders_that_are_not_there(tmp_path):
         load("mine", source="folder", size=16, root=str(tmp_path))
 
 
-def test_options_are_for_a_folder_alone(tmp_path):
+def test_options_of_the_folder_source_only(tmp_path):
     for option in ({"classes": ("a", "b")}, {"multi_label": True}, {"masks": "x"}):
         with pytest.raises(UserError, match=r"config field data.*is for data.source='folder' only, breastmnist has"):
             describe_dataset("breastmnist", 28, **option)
@@ -416,7 +416,7 @@ def test_sources_and_names():
         ({"ndim": 3, "masks": "m"}, r"^data.masks='m' is for 2-D images, and model.backbone takes volumes"),
     ],
 )
-def test_options_that_cannot_be(folder, options, message):
+def test_invalid_options(folder, options, message):
     with pytest.raises(UserError, match=message):
         folder.load(**options)
 
@@ -472,7 +472,7 @@ def test_official_splits(folder):
     assert dataset.splits["test"].labels.tolist() == [[0], [1]]
 
 
-def test_splits_that_cannot_be(folder):
+def test_invalid_splits(folder):
     add_splits(folder)
     folder.add("P1", "6.png", CLASSES[1], picture(6))
     folder.rows[-1] = ("P1", "6.png", CLASSES[1], "test")
@@ -491,7 +491,7 @@ def test_splits_that_cannot_be(folder):
     add_splits(folder)
     folder.rows = [(*row[:3], row[3].replace("test", "train")) for row in folder.rows]
     folder.write(header=HEADER)
-    fix = "give train and test, and val where there is one, or no splits at all"
+    fix = "give train and test, and val if there is one, or no splits at all"
     assert f"1 problem to fix: split 'test' has no sample: {fix}" in folder.problem()
     folder.rows = [(*row[:3], row[3].replace("val", "test")) for row in folder.rows]
     folder.write(header=HEADER)
@@ -584,7 +584,7 @@ def test_class_folders_of_splits(tmp_path):
 
 
 @pytest.mark.parametrize("names", [("Training", "Testing"), ("TRAIN", "valid"), ("training", "validation", "testing")])
-def test_splits_of_another_name_are_no_classes(names, tmp_path):
+def test_splits_of_another_name_are_not_classes(names, tmp_path):
     write_class_folders(tmp_path, names)
     with pytest.raises(
         UserError, match="look like splits and would be taken for classes: name them train/, val/, test/"
@@ -592,7 +592,7 @@ def test_splits_of_another_name_are_no_classes(names, tmp_path):
         load("mine", source="folder", size=16, root=str(tmp_path))
 
 
-def test_class_folders_that_cannot_be(tmp_path):
+def test_invalid_class_folders(tmp_path):
     write_class_folders(tmp_path)
     (tmp_path / "normal" / "text.png").write_text("text")
     (tmp_path / "normal" / "brain.nii.gz").write_text("")
@@ -643,7 +643,7 @@ def test_8_bits_among_16(folder, caplog):
     folder.write()
     folder.load()
     assert "images of more than 8 bits, each shown from its own least" in caplog.text
-    assert ": deep.png: where their values have one scale, set data.window to its ends" in caplog.text
+    assert ": deep.png: if their values have one scale, set data.window to its ends" in caplog.text
     caplog.clear()
     folder.load(window=(0, 65535))
     assert "more than 8 bits" not in caplog.text

@@ -118,7 +118,7 @@ def test_groups_of_more_frames_than_there_are(tmp_path):
         (RAMP, 32768, {"PixelPaddingValue": 32768, "bits": 12}),
     ],
 )
-def test_padding_has_no_part_in_the_range_and_is_black(tmp_path, pixels, padding, tags, photometric):
+def test_padding_is_black_and_not_in_the_range(tmp_path, pixels, padding, tags, photometric):
     pixels = pixels.copy()
     pixels[:4] = padding
     grey = read(tmp_path, pixels, PhotometricInterpretation=photometric, **tags)
@@ -163,7 +163,7 @@ def test_padding_of_floating_point_pixels(tmp_path):
     assert not grey[0].any()
 
 
-def test_a_limit_without_a_value_is_no_padding(tmp_path):
+def test_a_limit_without_a_value_is_not_padding(tmp_path):
     np.testing.assert_array_equal(read(tmp_path, PixelPaddingRangeLimit=100), stretched(RAMP))
 
 

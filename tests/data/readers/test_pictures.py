@@ -17,7 +17,7 @@ from jaxboost.data.problems import ProblemError
 from jaxboost.data.readers.pictures import read_image, read_picture
 from jaxboost.data.readers.pixels import upright
 from jaxboost.data.sources.folder.masks import open_masks
-from tests.data.files_of_pictures import GREY, GREY_ALPHA, PALETTE, RGB, RGBA, chunk, exif, png
+from tests.data.files_of_pictures import GREY, GREY_ALPHA, PALETTE, RGB, RGBA, chunk, exif, png, smooth, turned
 
 H, W = 9, 13
 
@@ -25,12 +25,6 @@ H, W = 9, 13
 def values(depth, channels=1, seed=0):
     shape = (H, W) if channels == 1 else (H, W, channels)
     return np.random.default_rng(seed).integers(0, 2**depth, shape)
-
-
-def smooth(channels):
-    """uint8 (40, 56, channels), which JPEG hardly changes."""
-    coarse = np.random.default_rng(1).integers(0, 256, (5, 7, channels), dtype=np.uint8)
-    return np.stack([np.asarray(Image.fromarray(coarse[..., c]).resize((56, 40))) for c in range(channels)], -1)
 
 
 def write(folder, content, name="a.png"):
@@ -89,7 +83,7 @@ def test_the_colours_of_a_palette(tmp_path, depth):
     ],
     ids=lambda content: content[4:8].decode(),
 )
-def test_what_stands_beside_the_pixels_is_not_applied(tmp_path, beside, capfd):
+def test_profiles_and_transparency_are_not_applied(tmp_path, beside, capfd):
     for depth in (8, 16):
         stored = values(depth, 3)
         found = read_picture(write(tmp_path, png(stored, depth, RGB, before=beside)))
@@ -120,18 +114,6 @@ def test_png_turned_as_its_tag_says(tmp_path, kind, orientation):
     where = {"after": tag} if kind == "behind" else {"before": before + tag}
     found = read_picture(write(tmp_path, png(stored, depth, color, **where)))
     np.testing.assert_array_equal(found, turned(colours[stored] if color == PALETTE else stored, orientation))
-
-
-def turned(image, orientation):
-    """Where pixel (y, x) of the file belongs, by the words of the standard: sides of its first row and first column."""
-    sides = {1: "top left", 2: "top right", 3: "bottom right", 4: "bottom left"}
-    sides |= {5: "left top", 6: "right top", 7: "right bottom", 8: "left bottom"}
-    first_row, first_column = sides.get(orientation, "top left").split()
-    if first_row in ("left", "right"):
-        image = np.stack(list(image), axis=1)
-        first_row, first_column = first_column, first_row
-    image = image if first_row == "top" else np.flip(image, 0)
-    return image if first_column == "left" else np.flip(image, 1)
 
 
 def test_orientations_agree_with_pillow():
@@ -190,7 +172,7 @@ def test_jpeg_of_sixteen_bits_without_loss(tmp_path):
     np.testing.assert_array_equal(read_picture(write(tmp_path, content, "a.jpeg")), stored)
 
 
-def test_content_decides_about_the_kind(tmp_path):
+def test_content_decides_the_format(tmp_path):
     stored = values(8)
     np.testing.assert_array_equal(read_image(write(tmp_path, png(stored, 8, GREY), "a.jpg")), stored)
 
@@ -235,7 +217,7 @@ def test_sizes_are_compared_before_decoding(tmp_path):
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_what_inflates_to_more_than_the_pixels(tmp_path, depth):
+def test_inflating_to_more_than_the_pixels(tmp_path, depth):
     stored = values(depth, 3)
     rows = b"".join(b"\0" + row.astype(f">u{depth // 8}").tobytes() for row in stored)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", W, H, depth, RGB, 0, 0, 0))
@@ -341,6 +323,6 @@ def test_libraries_print_nothing(tmp_path):
         "for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):\n"
         "    try:\n        read_image(path)\n    except ProblemError:\n        pass\n"
     )
-    root = pathlib.Path(__file__).parents[2]
+    root = pathlib.Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=root)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

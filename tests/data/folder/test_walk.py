@@ -1,4 +1,4 @@
-"""What training and prediction find in a folder: links, thumbnails, masks, pipes, and names of any kind."""
+"""Files that training and prediction find in a folder: links, thumbnails, masks, pipes, and unusual names."""
 
 import logging
 import os
@@ -79,7 +79,7 @@ def refused(attempt):
         "$RECYCLE.BIN/0.png",
     ],
 )
-def test_what_systems_make_is_left_out_and_counted(root, name, caplog):
+def test_files_made_by_systems_are_left_out_and_counted(root, name, caplog):
     picture(root / name)
     assert files(root) == OWN
     assert "left out: " in caplog.text
@@ -89,7 +89,7 @@ def test_what_systems_make_is_left_out_and_counted(root, name, caplog):
     assert ": 1 (" in caplog.text
 
 
-def test_what_systems_make_is_no_split_and_no_class(tmp_path):
+def test_folders_made_by_systems_are_neither_splits_nor_classes(tmp_path):
     for split in ("train", "test"):
         for label in "ab":
             picture(tmp_path / split / label / "0.png")
@@ -103,7 +103,7 @@ def test_what_systems_make_is_no_split_and_no_class(tmp_path):
     ]
 
 
-def test_a_row_of_a_thumbnail_is_a_fault(root):
+def test_a_row_of_a_thumbnail_is_a_problem(root):
     picture(root / "a/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg")
     (root / "a/._1.png").write_bytes(b"\0\5\x16\7")
     table = ["file,label", *(f"{name},{name[0]}" for name in OWN)]
@@ -122,7 +122,7 @@ LINKED = [
 
 
 @pytest.mark.parametrize(("target", "step"), LINKED)
-def test_links_to_nothing_are_faults(root, target, step):
+def test_links_to_nothing_are_problems(root, target, step):
     (root / "a/c.png").symlink_to(target)
     for attempt in (lambda: files(root), lambda: found(root)):
         message = refused(attempt)
@@ -134,7 +134,7 @@ def test_links_to_nothing_are_faults(root, target, step):
     assert step in refused(lambda: load("mine", source="folder", size=8, root=str(root)))
 
 
-def test_links_to_folders_that_are_not_here(root):
+def test_links_to_missing_folders(root):
     (root / "c").symlink_to("../.git/annex/objects/c")
     assert "1 problem to fix: c: is a link to" in refused(lambda: files(root))
     (root / "c").unlink()
@@ -143,7 +143,7 @@ def test_links_to_folders_that_are_not_here(root):
     assert "1 problem to fix: a/patient: is a link to /nowhere" in refused(lambda: found(root))
 
 
-def test_links_of_no_concern_are_counted(root, caplog):
+def test_irrelevant_broken_links_are_counted(root, caplog):
     (root / "a/notes.txt").symlink_to("nowhere.txt")
     assert files(root) == found(root) == OWN
     assert caplog.text.count("links and other entries that cannot be read: 1 (") == 2
@@ -189,7 +189,7 @@ def test_one_file_under_two_names_is_read_once(root, caplog):
     assert found(root) == expected
 
 
-def test_one_folder_in_two_classes_is_a_fault(root):
+def test_one_folder_in_two_classes_is_a_problem(root):
     picture(root / "a/p1/7.png")
     (root / "b/p1").symlink_to("../a/p1")
     assert "b/p1/: is the same folder as a/p1/, in another class or split: remove one" in refused(lambda: files(root))
@@ -205,7 +205,7 @@ def test_linked_classes_beside_the_folder_that_they_are_in(root):
     assert "a/: is the same folder as pool/a/, in another class or split: remove one" in message
 
 
-def test_one_file_in_two_classes_is_a_fault(root):
+def test_one_file_in_two_classes_is_a_problem(root):
     (root / "b/a0.png").symlink_to("../a/0.png")
     message = refused(lambda: load("mine", source="folder", size=8, root=str(root)))
     assert "has the same pixels as" in message
@@ -223,13 +223,13 @@ def test_one_file_in_two_classes_is_a_fault(root):
     ],
 )
 @pytest.mark.parametrize("name", ["c.png", "c.npy", "c.tif"])
-def test_texts_in_the_place_of_files_are_faults(root, name, content, step):
+def test_placeholder_texts_are_problems(root, name, content, step):
     (root / "a" / name).write_bytes(content)
     message = refused(lambda: load("mine", source="folder", size=8, root=str(root)))
     assert f"1 problem to fix: a/{name}: is a " in message
     assert step in message
-    preparation = inputs.Preparation(ndim=2, size=8, window=(), spacing=0.0, masked=False, image_size=8, resize=0)
-    assert step in refused(lambda: inputs.read(inputs.find([str(root)], 2), preparation))
+    preprocessing = inputs.Preprocessing(ndim=2, size=8, window=(), spacing=0.0, masked=False, image_size=8, resize=0)
+    assert step in refused(lambda: inputs.read(inputs.find([str(root)], 2), preprocessing))
     (root / "labels.csv").write_bytes(content)
     assert step in refused(lambda: files(root))
 
@@ -238,7 +238,7 @@ def test_texts_in_the_place_of_files_are_faults(root, name, content, step):
     ("name", "said", "step"),
     [("c.png.dvc", "a/c.png: is kept by DVC", "`dvc pull`"), (".c.png.icloud", "a/c.png: is in iCloud", "Finder")],
 )
-def test_placeholders_of_files_that_are_elsewhere(root, name, said, step):
+def test_placeholders_of_files_that_were_not_fetched(root, name, said, step):
     (root / "a" / name).write_text("md5: 0")
     for attempt in (lambda: files(root), lambda: found(root)):
         message = refused(attempt)
@@ -303,7 +303,7 @@ def test_only_regular_files_are_opened(root, tmp_path, kind, monkeypatch):
     assert f"root is {kind}, not a folder" in refused(lambda: layouts.open_folder(str(tmp_path / "root")))
 
 
-def test_roots_that_are_no_folders(root, tmp_path):
+def test_roots_that_are_not_folders(root, tmp_path):
     assert "0.png is a file, not a folder: give the folder" in refused(
         lambda: layouts.open_folder(str(root / "a/0.png"))
     )
@@ -366,7 +366,7 @@ def test_masks_beside_images_are_recognised(mask, image):
         ["x_label.png", "x_left.png"],
     ],
 )
-def test_what_is_no_mask(names):
+def test_names_that_are_not_masks(names):
     assert companions.masks_among(names) == {}
 
 
@@ -383,7 +383,7 @@ def test_masks_are_left_out_and_counted(root, caplog):
     assert "row 3, a/0_mask.png: seems to be a mask or small copy of a/0.png" in message
 
 
-def test_images_and_masks_are_no_classes(tmp_path):
+def test_images_and_masks_are_not_classes(tmp_path):
     for name in ("images/0.png", "masks/0.png"):
         picture(tmp_path / name)
     assert "images/, masks/ would be taken for a class: write labels.csv" in refused(lambda: files(tmp_path))
@@ -398,7 +398,7 @@ def test_images_and_masks_are_no_classes(tmp_path):
         ("training-data", "a"),
     ],
 )
-def test_folders_of_splits_are_no_classes(tmp_path, names):
+def test_folders_of_splits_are_not_classes(tmp_path, names):
     for name in names:
         picture(tmp_path / name / "0.png")
     splits = ", ".join(f"{name}/" for name in sorted(names) if name != "a")
@@ -406,7 +406,7 @@ def test_folders_of_splits_are_no_classes(tmp_path, names):
 
 
 @pytest.mark.parametrize("names", [("images_001", "images_002"), ("Images 1", "b"), ("mask", "b"), ("a", "b", "masks")])
-def test_folders_of_all_images_are_no_classes(tmp_path, names):
+def test_folders_of_all_images_are_not_classes(tmp_path, names):
     for name in names:
         picture(tmp_path / name / "0.png")
     assert "would be taken for a class" in refused(lambda: files(tmp_path))
@@ -458,7 +458,7 @@ def test_tables_of_other_names_are_named(tmp_path, table):
 def test_archives_of_windows_without_folders(tmp_path):
     for name in ("a\\0.png", "b\\0.png"):
         picture(tmp_path / name)
-    assert "; a\\0.png has back-slashes in the place of folders: unpack its archive again" in refused(
+    assert "; a\\0.png has backslashes in place of folders: unpack its archive again" in refused(
         lambda: files(tmp_path)
     )
 
@@ -479,7 +479,7 @@ def test_archives_of_windows_without_folders(tmp_path):
         ("c.jfif", "it holds a JPEG file: give its name the ending .jpg"),
     ],
 )
-def test_what_may_hold_images_says_what_to_do(root, name, step, caplog):
+def test_other_formats_say_what_to_do(root, name, step, caplog):
     mark = b"\xff\xd8\xff" if name.endswith("jfif") else bytes(128) + b"DICM"
     (root / "a" / name).write_bytes(mark)
     assert f"a/{name}: is not read: {step}" in refused(lambda: files(root))
@@ -560,7 +560,7 @@ def test_no_file_is_asked_for_its_type(root, monkeypatch):
     assert len(counted) < 20
 
 
-def test_what_is_left_out_is_said_in_one_line(root, caplog):
+def test_left_out_files_are_logged_in_one_line(root, caplog):
     caplog.set_level(logging.INFO)
     picture(root / "a/@eaDir/0.png")
     (root / "a/notes.txt").write_text("")

@@ -1,4 +1,4 @@
-"""Cells of labels.csv that mean the same, or nothing, and tables that are written in other ways."""
+"""Cells of labels.csv that mean the same or are missing, and the forms that a table can have."""
 
 import contextlib
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 from jaxboost.data import load
 from jaxboost.data.problems import Problems
-from jaxboost.data.sources.folder import labels
+from jaxboost.data.sources.folder import labels, patients
 from jaxboost.errors import UserError
 from tests.mutations import mutations
 
@@ -273,7 +273,7 @@ def test_lines_before_the_header(tmp_path, content, first):
         (b"# nothing\n", "column 'file' or 'path' is missing"),
     ],
 )
-def test_tables_that_are_not_certain(tmp_path, content, said):
+def test_ambiguous_tables(tmp_path, content, said):
     with pytest.raises(UserError) as error:
         table(tmp_path, content)
     assert said in str(error.value)
@@ -306,7 +306,7 @@ def test_messages_without_a_table_name_no_row():
         labels.Row(0, "test/b/P/3.png", "b", "P", "test"),
     ]
     problems = Problems("folder")
-    labels.check_patients(rows, problems, multi_label=False, allow_mixed=False)
+    patients.check(rows, problems, patients.TABLE, multi_label=False, allow_mixed=False)
     with pytest.raises(UserError) as error:
         problems.raise_any()
     message = str(error.value)

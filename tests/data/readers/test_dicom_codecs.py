@@ -1,4 +1,4 @@
-"""Compressed pixel data of DICOM files: every codec gives the values that were put in, or a reason."""
+"""Compressed pixel data of DICOM files: every codec returns the values that were written, or the file is refused."""
 
 import logging
 import struct

@@ -1,4 +1,4 @@
-"""Arrays of an archive: in memory, or mapped from copies that belong to that archive and to no other."""
+"""Arrays of an archive: in memory, or mapped from copies that were made from this archive."""
 
 import io
 import json
@@ -67,7 +67,7 @@ def test_large_arrays_are_mapped_and_small_ones_read(archive, tmp_path, monkeypa
     np.testing.assert_array_equal(open_all(archive, folder)[LARGE], whole[LARGE])
 
 
-def test_nothing_is_kept_of_small_arrays(archive, tmp_path, monkeypatch):
+def test_small_arrays_are_not_copied(archive, tmp_path, monkeypatch):
     monkeypatch.setattr(npz, "LARGE_BYTES", 1 << 20)
     assert type(open_all(archive, tmp_path / "folder")[LARGE]) is np.ndarray
     assert list(content(tmp_path)) == ["data.npz"]
@@ -130,7 +130,7 @@ def test_copies_that_were_changed_are_made_again(damage, archive, tmp_path):
     assert json.loads(note.read_bytes()) == {"size": 2128, "mtime_ns": copy.stat().st_mtime_ns, "md5": "a"}
 
 
-def test_folders_that_cannot_be_written_are_passed_over(archive, tmp_path, monkeypatch):
+def test_folders_that_cannot_be_written_are_skipped(archive, tmp_path, monkeypatch):
     first, second = tmp_path / "read-only" / "data", tmp_path / "cache" / "data"
     first.parent.mkdir()
     monkeypatch.setattr(npz.os, "access", lambda path, mode: path != first.parent)
@@ -205,7 +205,7 @@ def test_a_broken_archive_leaves_nothing_behind(damage, archive, tmp_path):
 
 
 @pytest.mark.parametrize("folders", [(), ("folder",)])
-def test_what_is_wrong_with_an_archive(folders, archive, tmp_path):
+def test_problems_of_an_archive(folders, archive, tmp_path):
     folders = [tmp_path / name for name in folders]
     with pytest.raises(UserError, match=r"data\.npz: array masks is missing; found: images, labels$"):
         npz.open_npz(archive, ["masks"], md5="a", folders=folders)
@@ -234,7 +234,7 @@ def npy(shape, values=b"", dtype="|u1"):
         (npy((8,), bytes(8))[:20], "."),
     ],
 )
-def test_headers_of_arrays_that_are_wrong(archive, member, message):
+def test_wrong_headers_of_arrays(archive, member, message):
     """A header of 373 GB would be believed, and its memory be asked for."""
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("images.npy", member)
@@ -287,7 +287,7 @@ def test_damaged_archives_are_read_or_refused(archive, tmp_path):
     assert refused > 10
 
 
-def test_a_note_is_of_one_state_of_a_file(tmp_path):
+def test_a_note_describes_one_state_of_a_file(tmp_path):
     file, folders = tmp_path / "file", [tmp_path / "first", tmp_path / "second"]
     file.write_bytes(b"abc")
     assert not npz.is_noted(file, folders, "a")

@@ -99,7 +99,7 @@ def test_axes_of_length_1(tmp_path, shape, expected):
         ((H, W, 0), "^is empty"),
     ],
 )
-def test_shapes_that_are_no_picture(tmp_path, shape, match):
+def test_shapes_that_are_not_a_picture(tmp_path, shape, match):
     refused(saved(tmp_path, np.zeros(shape, np.uint8)), match)
 
 
@@ -113,7 +113,7 @@ def test_shapes_that_are_no_picture(tmp_path, shape, match):
         (np.zeros((H, W), "m8[s]"), "^holds values of type timedelta64"),
     ],
 )
-def test_types_that_are_no_numbers(tmp_path, array, match):
+def test_types_that_are_not_numbers(tmp_path, array, match):
     refused(saved(tmp_path, array), match)
 
 
@@ -134,7 +134,7 @@ def test_types_that_are_no_numbers(tmp_path, array, match):
         (b"", r"cannot be read as an .npy file \("),
     ],
 )
-def test_headers_that_are_not_true(tmp_path, content, match):
+def test_headers_that_do_not_match_the_file(tmp_path, content, match):
     (tmp_path / "a.npy").write_bytes(content)
     refused(tmp_path / "a.npy", match)
 

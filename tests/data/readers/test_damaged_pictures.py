@@ -1,4 +1,4 @@
-"""Damaged pictures: every one gives an image or is refused, without much memory and without a word on the terminal."""
+"""Damaged pictures: each is read or refused, without much memory and without output on the terminal."""
 
 import io
 import tracemalloc

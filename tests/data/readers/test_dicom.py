@@ -169,7 +169,7 @@ def test_real_files(name):
         ({"NumberOfFrames": 2, "Rows": 32}, "has 2 frames: give one file for each image"),
         ({"NumberOfFrames": -1}, "has -1 frames"),
         ({"PixelData": None}, "is a DICOM file without an image"),
-        ({"Rows": 0}, "has 0 rows and 64 columns"),
+        ({"Rows": 0}, "has no pixels: its size is 64 x 0"),
         ({"Rows": 1000}, "has 8192 bytes of pixel data where its tags say 128000: correct its tags"),
         ({"Columns": 30}, "has 8192 bytes of pixel data where its tags say 3840: correct its tags"),
         ({"Columns": 63}, "has 8192 bytes of pixel data where its tags say 8064: correct its tags"),

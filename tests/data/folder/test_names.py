@@ -1,4 +1,4 @@
-"""What the names in labels.csv mean on the disk."""
+"""Names in labels.csv and the files that they mean."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxboost.data import load
 from jaxboost.data.problems import Problems
-from jaxboost.data.sources.folder import file_names, labels, layouts
+from jaxboost.data.sources.folder import file_names, labels, layouts, patients
 from jaxboost.errors import UserError
 
 
@@ -85,7 +85,7 @@ def test_absolute_links_stay_links(tmp_path):
     check(root, [0, 1], ["0.png", "1.png"])
 
 
-def test_absolute_paths_that_are_elsewhere(tmp_path):
+def test_absolute_paths_outside_of_the_folder(tmp_path):
     root = tmp_path / "data"
     write(root, "a/0.png", "a/1.png")
     write(tmp_path / "other", "a/0.png")
@@ -155,7 +155,7 @@ def test_names_that_may_mean_several_files(tmp_path, files, cell):
     assert f"can mean {files[1]} or {files[0]}: " in message or f"can mean {files[0]} or {files[1]}: " in message
 
 
-def test_names_that_differ_by_their_form_alone(tmp_path):
+def test_names_that_differ_only_by_their_form(tmp_path):
     """Each is the file that has exactly this name."""
     write(tmp_path, "x.png", "X.png", COMPOSED, DECOMPOSED)
     table(tmp_path, "X.png", "x.png", DECOMPOSED, COMPOSED)
@@ -187,7 +187,7 @@ def test_paths_of_windows_from_two_folders(tmp_path):
 @pytest.mark.parametrize(
     ("cell", "hint"), [("x", "is a/x.png meant?"), ("x.png", "is a/x.png meant?"), ("b/x.tif", "is a/x.png meant?")]
 )
-def test_what_may_be_meant(tmp_path, cell, hint):
+def test_hints_about_the_meant_file(tmp_path, cell, hint):
     write(tmp_path, "a/x.png", "y.png")
     table(tmp_path, cell, "y.png")
     assert f"row 2, {cell}: not found in {tmp_path}: {hint}" in refused(tmp_path)
@@ -205,7 +205,7 @@ def test_many_rows(tmp_path, monkeypatch):
     problems = Problems(tmp_path)
     rows = layouts.read_rows(tmp_path, problems)
     problems.raise_any()
-    labels.check_patients(rows, problems, multi_label=False, allow_mixed=False)
+    patients.check(rows, problems, patients.TABLE, multi_label=False, allow_mixed=False)
     labels.encode(rows, ("0", "1"), problems, multi_label=False)
     found = layouts.locate(tmp_path, rows, 2, Problems(tmp_path), None)
     assert len(found) == count

@@ -76,7 +76,7 @@ def test_warn(folder, caplog):
     assert dataset.splits["all"].groups.tolist()[-3:] == ["Q1", "Q2", "P2"]
 
 
-def test_nothing_is_said_where_nothing_is_alike(folder, caplog):
+def test_no_warning_without_near_duplicates(folder, caplog):
     folder.rows = [row for row in folder.rows if not row["file"].startswith("copy")]
     for mode in (duplicates.WARN, duplicates.JOIN, duplicates.REFUSE):
         folder.load(duplicates=mode)
@@ -188,7 +188,7 @@ def test_volumes(tmp_path, caplog):
     assert "a/p0/0.npy ~ a/q0/0.npy, b/p1/0.npy ~ b/q1/0.npy (2 pairs)" in caplog.text
 
 
-def test_limits_are_said(folder, caplog, monkeypatch):
+def test_limits_of_the_search_warn(folder, caplog, monkeypatch):
     monkeypatch.setattr(duplicates.near_duplicates, "MOST_FOR_PARTS", 10)
     folder.load()
     assert "more than 10 images: nearly equal ones are looked for, but not images that are a part of another" in (

@@ -1,4 +1,4 @@
-"""Volume files that are large, damaged, or no files at all, .npy volumes, and grids that cannot be."""
+"""Large and damaged volume files, pipes, .npy volumes, and impossible grids."""
 
 import gzip
 import io
@@ -82,7 +82,7 @@ def test_the_limit_of_the_config_reaches_the_reader(tmp_path):
         load("mine", **options, max_voxels=100)
 
 
-def test_not_more_is_unpacked_than_announced(tmp_path):
+def test_no_more_is_unpacked_than_announced(tmp_path):
     """Behind the voxels is a megabyte of noise, in which the stream is damaged: that place is not reached."""
     noise = np.random.default_rng(0).bytes(2**20)
     packed = bytearray(gzip.compress(volume_bytes(random()) + noise, 1))
@@ -99,7 +99,7 @@ def test_not_more_is_unpacked_than_announced(tmp_path):
     refuse(tmp_path / "c.nii.gz", "vox_offset is 2.14748e")
 
 
-def test_as_tight_as_gzip_packs(tmp_path):
+def test_the_tightest_gzip_file(tmp_path):
     """All zeros but one: near the highest ratio there is, and read."""
     values = np.zeros((128, 128, 128), np.float64)
     values[3, 4, 5] = 1
@@ -187,7 +187,7 @@ def test_npy_axes_of_length_one(tmp_path, shape):
         (np.zeros((5, 6, 7), object), r"^cannot be read as an \.npy file \("),
     ],
 )
-def test_npy_arrays_that_are_no_volumes(tmp_path, array, message):
+def test_npy_arrays_that_are_not_volumes(tmp_path, array, message):
     np.save(tmp_path / "a.npy", array)
     refuse(tmp_path / "a.npy", message)
 
@@ -241,7 +241,7 @@ def test_nan(tmp_path, suffix, nan):
     assert image[1, :, :].min() == image[1, :, :].max() == (255 if nan == 1e300 else 0)
 
 
-def test_nan_is_what_is_read_and_not_what_is_stored(tmp_path):
+def test_nan_applies_to_scaled_values(tmp_path):
     """After slope and intercept."""
     values = random(dtype=np.float32)
     values[0] = np.nan
@@ -280,7 +280,7 @@ VALUES = np.random.default_rng(0).random((8, 9, 10))
         (np.arange(2**16 + 1).reshape(-1, 1, 1), (1, 1, 1), {}, "^has a side of 65,537 voxels"),
     ],
 )
-def test_grids_that_cannot_be(values, edges, options, message):
+def test_impossible_grids(values, edges, options, message):
     with pytest.raises(ProblemError, match=message):
         resample(Volume(values, edges), 12, **options)
 

@@ -52,7 +52,7 @@ def test_a_real_file_is_turned_to_ras():
     assert image[:4].max() == image[37:].max() == image[:, :, :8].max() == image[:, :, 33:].max() == 0
 
 
-def test_a_real_file_with_values_that_are_no_numbers():
+def test_a_real_file_with_values_that_are_not_numbers():
     with pytest.raises(ProblemError, match="has 153 values that are NaN or infinite"):
         read_volume(packaged("resampled_anat_moved.nii"))
 
@@ -174,7 +174,7 @@ def test_no_aliasing():
     ],
 )
 @pytest.mark.parametrize("suffix", [".npy", ".nii"])
-def test_arrays_that_are_no_volumes(tmp_path, array, message, suffix):
+def test_arrays_that_are_not_volumes(tmp_path, array, message, suffix):
     path = tmp_path / f"a{suffix}"
     if suffix == ".npy":
         np.save(path, array)
@@ -232,7 +232,7 @@ def test_a_folder_of_volumes(tmp_path, suffix):
         np.testing.assert_array_equal(split.images[number, ..., 0], cube(number))
 
 
-def test_faults_of_a_folder_of_volumes(tmp_path, monkeypatch):
+def test_problems_of_a_folder_of_volumes(tmp_path, monkeypatch):
     write_folder(tmp_path, count=2)
     (tmp_path / "a" / "slice.png").write_bytes(b"")
     (tmp_path / "b" / "series.dcm").write_bytes(b"")
@@ -255,7 +255,7 @@ def test_faults_of_a_folder_of_volumes(tmp_path, monkeypatch):
         load("mine", source="folder", size=12, ndim=3, root=str(tmp_path))
 
 
-def test_dark_volumes_are_told(tmp_path, caplog):
+def test_dark_volumes_warn(tmp_path, caplog):
     write_folder(tmp_path, lambda number: (cube(number) > 128).astype(np.uint8), count=1)
     options = dict(source="folder", size=12, ndim=3, root=str(tmp_path))
     load("mine", **options)

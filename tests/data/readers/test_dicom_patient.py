@@ -1,4 +1,4 @@
-"""Whose a DICOM file is."""
+"""The patient of a DICOM file."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""TIFF files: every type of value as it is stored, and a refusal of what cannot be read exactly."""
+"""TIFF files: every type of value as it is stored, and refusals of files that cannot be read exactly."""
 
 import struct
 
@@ -9,8 +9,7 @@ import tifffile
 
 from jaxboost.data.problems import ProblemError
 from jaxboost.data.readers.pictures import read_image, read_picture
-from tests.data.files_of_pictures import LONG, SHORT, packed, tiff
-from tests.data.test_pictures import smooth, turned
+from tests.data.files_of_pictures import LONG, SHORT, packed, smooth, tiff, turned
 
 H, W = 21, 19
 RGB = {262: (SHORT, [2]), 277: (SHORT, [3]), 258: (SHORT, [8, 8, 8])}
@@ -241,7 +240,7 @@ def test_values_for_no_data(tmp_path, kind, text):
     np.testing.assert_array_equal(read_image(path), drawn("u1"))
 
 
-def test_smaller_copies_are_no_images(tmp_path):
+def test_smaller_copies_are_not_images(tmp_path):
     stored = drawn("u2")
     with tifffile.TiffWriter(path := tmp_path / "a.tif") as file:
         file.write(stored, subifds=1)
@@ -313,7 +312,7 @@ GREY = drawn("u1").tobytes()
         ({42113: (2, b"none\0")}, (), "cannot be read|has the value 'none' for no data"),
     ],
 )
-def test_what_cannot_be_read_exactly(tmp_path, tags, leave_out, match):
+def test_files_that_cannot_be_read_exactly(tmp_path, tags, leave_out, match):
     data = GREY
     if 339 in tags:
         data = np.ones((H, W), np.complex64).tobytes()
@@ -334,7 +333,7 @@ def test_tags_of_absurd_length(tmp_path):
     np.testing.assert_array_equal(read_image(write(tmp_path, beside)), drawn("u1"))
 
 
-def test_pages_that_lead_back(tmp_path):
+def test_a_loop_of_pages(tmp_path):
     """A chain of 150 pages whose last one leads to the first."""
     content = bytearray(tiff(GREY, H, W, {}))
     (start,) = struct.unpack("<I", content[4:8])
@@ -346,7 +345,7 @@ def test_pages_that_lead_back(tmp_path):
     refused(write(tmp_path, bytes(content)), "has many pages: give one file for each image")
 
 
-def test_what_inflates_to_more_than_the_pixels(tmp_path):
+def test_inflating_to_more_than_the_pixels(tmp_path):
     data = {8: imagecodecs.zlib_encode, 50000: imagecodecs.zstd_encode, 5: imagecodecs.lzw_encode}
     for code, encode in data.items():
         path = write(tmp_path, tiff(encode(GREY + bytes(2**22)), H, W, {259: (SHORT, [code])}))

@@ -1,4 +1,4 @@
-"""Whose the files of a folder are, where no table says it: no person's images may come to two splits in silence."""
+"""Patients from folders and tags: images of one person are never in two splits without a message."""
 
 import hashlib
 
@@ -61,7 +61,7 @@ def test_a_patient_is_the_folder_below_the_class_whatever_is_below_that(tmp_path
     assert list(groups(tmp_path).values()) == ["a/p1", "a/p1", "a/p1", "b/p2"]
 
 
-def test_a_folder_of_all_images_of_a_class_is_no_patient(tmp_path):
+def test_a_folder_of_all_images_of_a_class_is_not_a_patient(tmp_path):
     write(tmp_path / "flat", *(f"{label}/images/{number}.png" for label in "ab" for number in range(3)))
     assert load(tmp_path / "flat").splits["all"].groups is None
     write(tmp_path / "deep", *(f"{label}/Images/{label}{number}/0.png" for label in "ab" for number in range(3)))
@@ -105,7 +105,7 @@ def test_patients_of_two_classes_come_to_one_split(tmp_path):
         assert all(len(found) == 1 for found in where.values())
 
 
-def test_folders_that_are_numbered_in_each_class_are_one_fault(tmp_path):
+def test_folders_that_are_numbered_in_each_class_are_one_problem(tmp_path):
     write(tmp_path, *(f"{label}/{number}/0.png" for label in "ab" for number in range(20)))
     message = problem(tmp_path)
     assert "1 problem to fix: a/0/ and b/0/ are folders" in message

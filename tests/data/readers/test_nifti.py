@@ -1,4 +1,4 @@
-"""Headers of NIfTI files: units, affines that contradict each other, types, slopes, and what is no volume."""
+"""NIfTI headers: units, affines that contradict each other, types, slopes, and shapes that are not a volume."""
 
 import logging
 import subprocess
@@ -17,8 +17,8 @@ from tests.data.niftis import volume_bytes, write_volume
 
 
 @pytest.fixture(autouse=True)
-def nothing_said():
-    volumes._said.clear()
+def no_warnings_yet():
+    volumes._warned.clear()
 
 
 def random(shape=(5, 6, 7), dtype=np.int16, number=0):
@@ -53,7 +53,7 @@ def test_micron_are_the_same_object(tmp_path):
         assert (images[0].max(axes) > images[0].min()).sum() == 20
 
 
-def test_sizes_that_no_body_has_are_said_once(tmp_path, caplog):
+def test_impossible_body_sizes_warn_once(tmp_path, caplog):
     for number in range(2):
         # mm, and named metre.
         path = write_volume(tmp_path / f"{number}.nii", random(number=number), xyzt_units=1)
@@ -94,7 +94,7 @@ def test_sizes_that_no_body_has_are_said_once(tmp_path, caplog):
         (dict(qform_code=-2), r"^has qform_code=-2"),
     ],
 )
-def test_geometries_that_contradict_or_are_none(tmp_path, fields, message):
+def test_contradictory_or_missing_geometries(tmp_path, fields, message):
     with pytest.raises(ProblemError, match=message):
         read_volume(write_volume(tmp_path / "a.nii", random(), **fields))
 
@@ -113,7 +113,7 @@ def test_geometries_that_contradict_or_are_none(tmp_path, fields, message):
         ),
     ],
 )
-def test_the_named_repairs_help(tmp_path, fields, repairs):
+def test_the_fixes_in_messages_work(tmp_path, fields, repairs):
     values = random()
     path = write_volume(tmp_path / "a.nii", values, **fields)
     with pytest.raises(ProblemError) as error:
@@ -151,7 +151,7 @@ def test_the_named_repairs_help(tmp_path, fields, repairs):
         (dict(cal_max=3, descrip=b"text", toffset=np.nan), np.s_[:]),
     ],
 )
-def test_geometries_that_are_clear(tmp_path, fields, expected):
+def test_clear_geometries(tmp_path, fields, expected):
     values = random()
     volume = read_volume(write_volume(tmp_path / "a.nii", values, **fields))
     np.testing.assert_array_equal(volume.values, values[expected])
@@ -198,7 +198,7 @@ TYPES = (np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int64, 
 
 @pytest.mark.parametrize("endianness", ["<", ">"])
 @pytest.mark.parametrize("dtype", TYPES)
-def test_values_are_those_that_are_stored(tmp_path, dtype, endianness):
+def test_stored_values_are_read(tmp_path, dtype, endianness):
     """With the least and the greatest value of the type."""
     values = random(dtype=dtype)
     limits = np.finfo(dtype) if dtype in (np.float32, np.float64) else np.iinfo(dtype)
@@ -235,7 +235,7 @@ def test_no_slope(tmp_path, slope, inter):
 
 
 @pytest.mark.parametrize(("slope", "inter"), [(np.inf, 0), (-np.inf, 0), (1, np.nan), (2, np.inf)])
-def test_slopes_that_are_no_numbers(tmp_path, slope, inter):
+def test_slopes_that_are_not_numbers(tmp_path, slope, inter):
     with pytest.raises(ProblemError, match=r"^has scl_slope=.* and scl_inter=.*: correct them with nibabel"):
         read_volume(write_volume(tmp_path / "a.nii", random(), scl_slope=slope, scl_inter=inter))
 
@@ -264,7 +264,7 @@ def test_whole_numbers_that_a_slope_would_round(tmp_path):
         (3, r"^cannot be read as a NIfTI file \(datatype 3 is unknown\)"),
     ],
 )
-def test_types_that_are_no_real_numbers(tmp_path, code, message):
+def test_types_that_are_not_real_numbers(tmp_path, code, message):
     with pytest.raises(ProblemError, match=message):
         read_volume(write_volume(tmp_path / "a.nii", random(), datatype=code))
 
@@ -277,7 +277,7 @@ def test_colours_that_nibabel_writes(tmp_path):
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_extensions_are_passed_over(tmp_path, version):
+def test_extensions_are_skipped(tmp_path, version):
     values = random()
     note = nibabel.nifti1.Nifti1Extension("comment", b"some words " * 9)
     path = write_volume(tmp_path / "a.nii.gz", values, version=version, extensions=[note, note])
