@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import math
 import os
 import pathlib
@@ -17,6 +18,8 @@ from jaxboost.errors import UserError
 
 # No JSON file of ours is nearly as large.
 MAX_JSON_BYTES = 64 << 20
+
+logger = logging.getLogger(__name__)
 
 # What the operating system says of a write that it refuses -> how a user helps.
 _REMEDIES = {
@@ -122,6 +125,35 @@ def write_text(path: pathlib.Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def set_aside(path: pathlib.Path) -> pathlib.Path:
+    """Renames a damaged file or folder to NAME.damaged-1, or the next free number, and logs a warning.
+
+    Returns:
+      The new path.
+    """
+    number = 1
+    while (target := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    path.rename(target)
+    logger.warning("%s was damaged: it is kept as %s", path, target.name)
+    return target
+
+
+def digest_of(path: pathlib.Path, algorithm: str = "sha256") -> str:
+    """The digest of a file's bytes, in hexadecimal.
+
+    Args:
+      path: the file.
+      algorithm: a name that `hashlib.new` takes.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        # MD5 detects damage here: without the flag, systems in FIPS mode refuse it.
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
