@@ -228,8 +228,8 @@ def test_texts_in_the_place_of_files_are_faults(root, name, content, step):
     message = refused(lambda: load("mine", source="folder", size=8, root=str(root)))
     assert f"1 problem to fix: a/{name}: is a " in message
     assert step in message
-    preparation = inputs.Preparation(ndim=2, size=8, window=(), spacing=0.0, masked=False, image_size=8, resize=0)
-    assert step in refused(lambda: inputs.read(inputs.find([str(root)], 2), preparation))
+    preprocessing = inputs.Preprocessing(ndim=2, size=8, window=(), spacing=0.0, masked=False, image_size=8, resize=0)
+    assert step in refused(lambda: inputs.read(inputs.find([str(root)], 2), preprocessing))
     (root / "labels.csv").write_bytes(content)
     assert step in refused(lambda: files(root))
 

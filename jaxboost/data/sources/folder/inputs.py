@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Preparation:
+class Preprocessing:
     """How a file becomes what a model takes.
 
     Attributes:
@@ -33,7 +33,7 @@ class Preparation:
       window, spacing, max_pixels, max_voxels: see `folder.load`.
       nan: what values that are not finite are read as; None: such files are refused.
       masked: images are cut to the masks of their lungs.
-      image_size: pixels a side that the model takes, to which `fitting.fitted` brings images.
+      image_size: pixels a side that the model takes, to which `resize.fitted` brings images.
       resize: its `first`.
     """
 
@@ -96,7 +96,7 @@ def find(inputs: Sequence[str], ndim: int, *, skip_faulty: bool = False) -> list
 
 
 def read(
-    paths: Sequence[pathlib.Path], preparation: Preparation, *, masks: str = "", skip_faulty: bool = False
+    paths: Sequence[pathlib.Path], preprocessing: Preprocessing, *, masks: str = "", skip_faulty: bool = False
 ) -> tuple[list[pathlib.Path], np.ndarray]:
     """The files that could be read, and their images uint8 (n, S, S, C), or volumes (n, S, S, S, 1), S being `size`.
 
@@ -114,15 +114,15 @@ def read(
     problems = Problems(pathlib.Path("--input"))
     accepted = {}
     for row, path in rows.items():
-        if suffix_of(path.name) in SUFFIXES[preparation.ndim]:
+        if suffix_of(path.name) in SUFFIXES[preprocessing.ndim]:
             accepted[row] = path
         else:
             step = advice(path)
-            text = f"is not a file that the model takes ({_endings(preparation.ndim)}){f': {step}' if step else ''}"
+            text = f"is not a file that the model takes ({_endings(preprocessing.ndim)}){f': {step}' if step else ''}"
             problems.add(text, file=row.file)
-    lungs = _open_masks(masks, accepted, preparation)
+    lungs = _open_masks(masks, accepted, preprocessing)
     try:
-        images = samples.read_all(accepted, _reader(preparation, lungs), preparation.ndim, problems)
+        images = samples.read_all(accepted, _reader(preprocessing, lungs), preprocessing.ndim, problems)
     except ModuleNotFoundError as error:
         raise UserError(
             f"--input: the package {error.name}, which reads some of the files, is not installed: `pip install"
@@ -136,7 +136,7 @@ def read(
         logger.warning("left out: %s", error)
     samples.warn_of_ranges(images)
     kept = [row for row in accepted if row in images]
-    return [rows[row] for row in kept], samples.stack([images[row] for row in kept], preparation.ndim)
+    return [rows[row] for row in kept], samples.stack([images[row] for row in kept], preprocessing.ndim)
 
 
 def _files(
@@ -182,8 +182,8 @@ def _endings(ndim: int) -> str:
     return f"{'2-D images' if ndim == 2 else 'volumes'}: {', '.join(SUFFIXES[ndim])}"
 
 
-def _open_masks(masks: str, rows: Iterable[Row], preparation: Preparation) -> Lookup | None:
-    if not preparation.masked:
+def _open_masks(masks: str, rows: Iterable[Row], preprocessing: Preprocessing) -> Lookup | None:
+    if not preprocessing.masked:
         if masks:
             raise UserError(f"--masks {masks}: the model was trained on whole images: leave it out")
         return None
@@ -200,8 +200,10 @@ def _open_masks(masks: str, rows: Iterable[Row], preparation: Preparation) -> Lo
     return open_masks(pathlib.Path(masks).expanduser(), first_of)
 
 
-def _reader(preparation: Preparation, lungs: Lookup | None) -> functools.partial[Sample]:
-    common = dict(size=preparation.size, window=preparation.window, nan=preparation.nan)
-    if preparation.ndim == 2:
-        return functools.partial(samples.read_2d, lungs=lungs, max_pixels=preparation.max_pixels, **common)
-    return functools.partial(samples.read_3d, spacing=preparation.spacing, max_voxels=preparation.max_voxels, **common)
+def _reader(preprocessing: Preprocessing, lungs: Lookup | None) -> functools.partial[Sample]:
+    common = dict(size=preprocessing.size, window=preprocessing.window, nan=preprocessing.nan)
+    if preprocessing.ndim == 2:
+        return functools.partial(samples.read_2d, lungs=lungs, max_pixels=preprocessing.max_pixels, **common)
+    return functools.partial(
+        samples.read_3d, spacing=preprocessing.spacing, max_voxels=preprocessing.max_voxels, **common
+    )
