@@ -97,6 +97,7 @@ class Task:
         """Predicted labels int64 (n, L) of probabilities (n, C).
 
         Args:
+          probabilities: (n, C).
           threshold: of a binary task: class 1 is predicted where its probability is at least this. None: where it is
             above .5, as in MedMNIST.
         """
@@ -111,7 +112,7 @@ class Task:
     def text(self, labels: np.ndarray, classes: Sequence[str]) -> str:
         """The class names of one example's labels (L,), as tables show them; several are joined by "|"."""
         numbers = np.flatnonzero(labels) if self.multi_label else labels
-        return "|".join(classes[number] for number in numbers)
+        return "|".join(classes[number] for number in numbers.tolist())
 
     def one_against_rest(self, labels: np.ndarray, scores: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The binary problems whose AUCs MedMNIST averages: positive or not, bool (n,), and score (n,), of each."""

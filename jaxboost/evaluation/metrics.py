@@ -76,7 +76,8 @@ def sensitivity_and_specificity(truth: np.ndarray, predicted: np.ndarray) -> dic
     """Recall of class 1 ("sensitivity") and of class 0 ("specificity"); NaN where no example has the class.
 
     Args:
-      truth, predicted: 0 or 1, (n,).
+      truth: 0 or 1, (n,).
+      predicted: 0 or 1, (n,).
     """
 
     def recall(number: int) -> float:
@@ -168,7 +169,8 @@ def is_better(value: float, best: float, *, ties: str) -> bool:
     """Whether an epoch replaces the best one so far.
 
     Args:
-      value, best: the metric of both. A split without one of the classes has no AUC (NaN): the first epoch stays.
+      value: the epoch's metric. A split without one of the classes has no AUC (NaN): the first epoch stays.
+      best: that of the best epoch so far.
       ties: "earlier" or "later": which of two equal epochs is the best.
     """
     return value > best or (ties == "later" and value == best)

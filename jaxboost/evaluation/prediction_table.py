@@ -64,8 +64,9 @@ def is_table(path: pathlib.Path) -> bool:
 def named_table(dataset: Dataset, split: str, probabilities: np.ndarray) -> str:
     """CSV of a split whose samples have names: file, patient, label, and the probability of each class."""
     members, classes, task = dataset.splits[split], dataset.info.classes, TASKS[dataset.info.task]
-    groups = members.names if members.groups is None else members.groups
-    rows = zip(members.names, groups, members.labels, probabilities, strict=True)
+    names = np.asarray(members.names)
+    groups = names if members.groups is None else members.groups
+    rows = zip(names, groups, members.labels, probabilities, strict=True)
     return _csv(
         ["file", "patient_id", "label", *classes],
         ([name, group, task.text(labels, classes), *map(_number, row)] for name, group, labels, row in rows),
@@ -85,7 +86,10 @@ def write_medmnist(
       scores: probabilities (n, classes).
       name: the data set's flag.
       size: edge length in pixels; the name has none for 28.
-      split, auc, acc, run: for the file's name.
+      split: "val" or "test", for the file's name.
+      auc: for the file's name.
+      acc: for the file's name.
+      run: for the file's name, such as "seed0".
 
     Returns:
       The file's path.

@@ -7,7 +7,7 @@ import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -86,13 +86,14 @@ def lower(
 
     Args:
       run: the run.
-      weights, as_trees: what `flat_weights` gives.
+      weights: what `flat_weights` gives.
+      as_trees: likewise.
     """
     side, channels = run.preprocessing.image_size, CHANNELS[run.preprocessing.ndim]
     shapes = {name: jax.ShapeDtypeStruct(weight.shape, weight.dtype) for name, weight in weights.items()}
     task = TASKS[run.labels.task]
 
-    def export_with(names: Collection[str], batch: Any, platforms: Collection[str]) -> jax.export.Exported:
+    def export_with(names: Collection[str], batch: Any, platforms: Sequence[str]) -> jax.export.Exported:
         def program(given: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
             # A weight that is not given is not used: its value does not matter.
             unused = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items() if name not in given}

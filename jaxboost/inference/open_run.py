@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -121,7 +122,7 @@ class FinishedRun:
 
         @functools.partial(jax.jit, out_shardings=self.replicated)
         def features(weights: tuple[Tree, Tree, Tree], precomputed: Any, images: jax.Array) -> jax.Array:
-            return merge(graphdef, *weights).features(images, precomputed)
+            return merge(graphdef, *weights).features(images, precomputed).astype(jnp.float32)
 
         return lambda batch: features(self.weights, precomputed, batch["image"])
 

@@ -37,7 +37,8 @@ def predict_or_export(
       files: see `inputs.find`; none for an export alone.
       out: the table of predictions. An older table of that name is replaced; any other file is not.
       target: the new folder to export to.
-      masks, skip_faulty: see `inputs.read`.
+      masks: of the lungs, see `inputs.read`.
+      skip_faulty: leave out files that cannot be read, with a warning.
       batch_size: see `open_run.FinishedRun.predict`.
       places: see `open_run.open_run`.
 
@@ -56,20 +57,20 @@ def predict_or_export(
         raise UserError(f"--run {folder} is an export: leave --{'set' if places else 'export'} out, it is complete")
     if files:
         _check_out(out)
-    if is_export:
-        model = exported.load(folder)
-    else:
+    run = None
+    if not is_export:
         from jaxboost.inference import export, open_run
 
         if target:
             export.check_target(target)
             if outputs.is_inside(target, folder):
                 raise UserError(f"--export {target} lies in the run that is exported: give a folder elsewhere")
-        model = open_run.open_run(folder, places)
+        run = open_run.open_run(folder, places)
+    model = exported.load(folder) if run is None else run
     found = inputs.find(files, model.preprocessing.ndim, skip_faulty=skip_faulty) if files else []
     outputs.check_not_among(out, "--out", found, "one of the inputs")
-    if target:
-        export.export(model, target)
+    if target and run is not None:
+        export.export(run, target)
     if found:
         kept, images = inputs.read(found, model.preprocessing, masks=masks, skip_faulty=skip_faulty)
         probabilities = model.predict(images, batch_size=batch_size)

@@ -6,7 +6,7 @@ import pathlib
 import platform
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any
+from typing import Literal
 
 import jax
 import numpy as np
@@ -67,7 +67,9 @@ def make_result(
     """The result of a run.
 
     Args:
-      experiment, dataset, config: what was run.
+      experiment: the model.
+      dataset: what it was trained on.
+      config: of the run.
       fingerprints: of the pretrained parts, by their role, and of a user's own data set as "data" and "splits".
       scores: split -> probabilities (n, classes), of all splits but "train".
       selection: the best epoch.
@@ -75,6 +77,7 @@ def make_result(
       seconds: time spent.
     """
     described = experiment.describe
+    figures = _figures(scores, dataset, resamples=config.eval.bootstrap)
     return RunResult(
         dataset=dataset.info.name,
         task=dataset.info.task,
@@ -96,7 +99,8 @@ def make_result(
         config=workdir.to_dict(config),
         versions=versions(),
         selection=selection,
-        **_figures(scores, dataset, resamples=config.eval.bootstrap),
+        val=figures.get("val"),
+        test=figures["test"],
         baselines=_baselines(dataset),
         threshold=_threshold(scores, dataset, selection.split, config.eval.specificity),
         steps=steps,
@@ -125,7 +129,8 @@ def write_predictions(
     Args:
       folder: of the run.
       scores: split -> probabilities (n, classes).
-      dataset, config: what was run.
+      dataset: with the labels.
+      config: of the run.
     """
     info, mark = dataset.info, "reference-" if config.eval.protocol == "reference" else ""
     for split, probabilities in scores.items():
@@ -206,7 +211,7 @@ def _baselines(dataset: Dataset) -> dict[str, dict[str, float]]:
 
 
 def _threshold(
-    scores: Mapping[str, np.ndarray], dataset: Dataset, selection: str, specificity: float
+    scores: Mapping[str, np.ndarray], dataset: Dataset, selection: Literal["val", "test"], specificity: float
 ) -> Threshold | None:
     """The operating point of the split that picks the epoch, and its figures on all splits; None where not asked for.
 
@@ -218,10 +223,13 @@ def _threshold(
     """
     if not specificity:
         return None
-    found: dict[str, Any] = {name: (dataset.splits[name].labels[:, 0], values[:, 1]) for name, values in scores.items()}
-    value = thresholds.choose_threshold(*found[selection], specificity)
+    found = {name: (dataset.splits[name].labels[:, 0], values[:, 1]) for name, values in scores.items()}
+    labels, positive = found[selection]
+    value = thresholds.choose_threshold(labels, positive, specificity)
     figures = {name: thresholds.score_at(labels, values, value) for name, (labels, values) in found.items()}
-    return Threshold(split=selection, specificity=specificity, value=value, **figures)
+    return Threshold(
+        split=selection, specificity=specificity, value=value, val=figures.get("val"), test=figures["test"]
+    )
 
 
 def _number(value: float) -> str:

@@ -1,7 +1,6 @@
-"""Class weights and thresholds against scikit-learn, torch and plain counting."""
+"""Class weights against scikit-learn and torch."""
 
 import functools
-import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +12,6 @@ from torch.nn import functional
 
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
-from jaxboost.evaluation import thresholds
 from jaxboost.models import frozen
 from jaxboost.tasks import MULTI_LABEL, TASKS
 from jaxboost.training import imbalance, step
@@ -77,37 +75,6 @@ def test_columns_weigh_examples_by_their_class():
     logits, targets = np.array([[1.0, -1.0], [0.5, 2.0]], np.float32), jnp.eye(2)
     losses = functools.partial(TASKS["binary-class"].losses, jnp.asarray(logits), targets, loss="columns")
     np.testing.assert_allclose(losses(class_weights=(1.0, 3.0)), losses() * np.array([1, 3]))
-
-
-def test_threshold_is_the_most_sensitive_that_is_specific_enough():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, 60)
-    scores = np.round(np.clip(0.3 * labels + 0.5 * rng.random(60), 0, 1), 2)  # with ties
-    for wanted in (0.5, 0.8, 0.9, 0.95):
-        value = thresholds.choose_threshold(labels, scores, wanted)
-        figures = thresholds.score_at(labels, scores, value)
-        assert figures["specificity"] >= wanted
-        candidates = [thresholds.score_at(labels, scores, other) for other in np.unique(scores)]
-        allowed = [found["sensitivity"] for found in candidates if found["specificity"] >= wanted]
-        assert figures["sensitivity"] == max(allowed)
-
-
-def test_threshold_counts_exactly():
-    """Nine of ten are right at .9: floating point must not make it ten of ten."""
-    labels = np.array([0] * 10 + [1])
-    scores = np.array([*np.linspace(0, 0.45, 9), 0.9, 0.8])
-    assert thresholds.choose_threshold(labels, scores, 0.9) == pytest.approx(0.8)
-
-
-def test_no_threshold_is_specific_enough():
-    value = thresholds.choose_threshold(np.array([1, 0]), np.array([0.2, 0.9]), 0.99)
-    assert value == np.inf
-    assert thresholds.score_at(np.array([1, 0]), np.array([0.2, 0.9]), value) == {
-        "sensitivity": 0.0,
-        "specificity": 1.0,
-        "acc": 0.5,
-    }
-    assert math.isnan(thresholds.score_at(np.array([1]), np.array([0.2]), value)["specificity"])
 
 
 class _Linear(nnx.Module):

@@ -1,5 +1,6 @@
 """Prediction with finished runs: the same figures as the run's own, the table, and what is refused."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -13,6 +14,7 @@ from jaxboost.convert import convert
 from jaxboost.data.sources.folder import inputs
 from jaxboost.errors import UserError
 from jaxboost.evaluation.prediction_table import Labels
+from jaxboost.inference import images as given_images
 from jaxboost.inference import open_run
 from jaxboost.inference.export import export
 from jaxboost.inference.predict import predict_or_export
@@ -85,6 +87,52 @@ def test_another_batch_size_is_the_same(colours):
     _, images = inputs.read(files, model.preprocessing)
     expected, found = model.predict(images), model.predict(images, batch_size=3)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_arrays_are_predicted_as_files_are(volumes, colours):
+    for folder, files, run_folder in ((volumes[1], None, volumes[0]), (None, colours[1], colours[0])):
+        run = open_run.open_run(str(run_folder))
+        _, images = inputs.read(files or sorted(folder.iterdir()), run.preprocessing)
+        own = finished_runs.own_predictions(run_folder)
+        np.testing.assert_allclose(run.predict(images), own, rtol=0, atol=1e-6)
+        # The axis of channels may be left out.
+        if images.shape[-1] == 1:
+            np.testing.assert_array_equal(run.predict(images[..., 0]), run.predict(images))
+
+
+def test_features_are_what_the_head_reads(volumes):
+    run = open_run.open_run(volumes[0])
+    _, images = inputs.read(sorted(volumes[1].iterdir())[:40], run.preprocessing)
+    head, features = run.weights[0]["head"], run.features(images)
+    assert features.shape == (40, head["kernel"].shape[0])
+    assert features.dtype == np.float32
+    logits = features @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(run.predict(images), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(run.features(images, batch_size=7), features, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ndim", "shape", "dtype", "match"),
+    [
+        (
+            2,
+            (3, 8, 8),
+            np.float32,
+            r"float32 \(3, 8, 8\), the model takes uint8 \(n, 8, 8\) or .*: scale them",
+        ),
+        (2, (8, 8), np.uint8, r"images are uint8 \(8, 8\), .*give a single one as images\[np\.newaxis\]"),
+        (2, (3, 9, 9), np.uint8, r"\(n, 8, 8, 1 or 3\): resize them as the training data were"),
+        (2, (3, 8, 8, 2), np.uint8, "resize them"),
+        (2, (0, 8, 8), np.uint8, "there are no images"),
+        (3, (3, 8, 8), np.uint8, r"takes uint8 \(n, 8, 8, 8\) or \(n, 8, 8, 8, 1\)"),
+        (3, (3, 8, 8, 8, 3), np.uint8, "resize them"),
+    ],
+)
+def test_arrays_of_another_kind(ndim, shape, dtype, match):
+    preprocessing = dataclasses.replace(PREPROCESSING, ndim=ndim)
+    with pytest.raises(UserError, match=match):
+        given_images.checked(np.zeros(shape, dtype), preprocessing)
 
 
 @pytest.mark.parametrize(

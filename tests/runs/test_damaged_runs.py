@@ -402,23 +402,6 @@ def test_a_result_of_a_later_version_is_kept(run, pictures):
     assert json.loads((run / "result.json").read_text())["format"] == 2
 
 
-@pytest.mark.parametrize("figure", [0.5, None])
-def test_a_result_comes_back_from_its_json(figure, whole):
-    """Whole, with what is undefined in JSON's own way: null, also for an infinite threshold."""
-    content = json.loads((whole / "result.json").read_text())
-    assert results.from_json(content).to_json() == content
-    at = {"sensitivity": 1.0, "specificity": figure, "acc": 0.5}
-    content["threshold"] = {"split": "val", "specificity": 0.9, "value": figure, "val": at, "test": at}
-    content["test"] |= {"auc": figure, "sensitivity": figure}
-    content["selection"]["value"] = figure
-    del content["val"], content["sha256"]
-    found = results.RunResult.from_json(content)
-    assert found.to_json() == content
-    assert found.threshold.value == (math.inf if figure is None else figure)
-    assert math.isnan(found.test.auc) == (figure is None)
-    assert found.val is None
-
-
 def test_mutants_of_the_metrics(tmp_path):
     """The records that are whole stay, in their order; nothing else does."""
     content = "".join(json.dumps({"step": step, "train_loss": 1 / step}) + "\n" for step in range(1, 21)).encode()

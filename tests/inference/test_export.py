@@ -83,6 +83,15 @@ def test_adapters_are_merged(pneumollm):
     assert np.abs(loaded.predict(images) - before).max() > 1e-4
 
 
+def test_features_are_what_the_head_reads(pneumollm):
+    run, files, _ = pneumollm
+    model = open_run.open_run(run)
+    _, images = inputs.read(files, model.preprocessing)
+    logits = model.features(images) @ np.asarray(model.weights[0]["head"]["kernel"])
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(model.predict(images), expected, rtol=0, atol=1e-5)
+
+
 def test_a_batch_of_any_size(pneumollm):
     _, files, folder = pneumollm
     loaded = exported.load(folder)
