@@ -70,6 +70,8 @@ def predict_or_export(
     found = inputs.find(files, model.preprocessing.ndim, skip_faulty=skip_faulty) if files else []
     outputs.check_not_among(out, "--out", found, "one of the inputs")
     if target and run is not None:
+        from jaxboost.inference import export
+
         export.export(run, target)
     if found:
         kept, images = inputs.read(found, model.preprocessing, masks=masks, skip_faulty=skip_faulty)

@@ -77,6 +77,7 @@ def make_result(
       seconds: time spent.
     """
     described = experiment.describe
+    parts = {part.role: Part(**part.about, sha256=fingerprints[part.role]) for part in experiment.pretrained}
     figures = _figures(scores, dataset, resamples=config.eval.bootstrap)
     return RunResult(
         dataset=dataset.info.name,
@@ -88,7 +89,10 @@ def make_result(
         warning=REFERENCE_WARNING if config.eval.protocol == "reference" else None,
         model=described["model"],
         boost=described["boost"],
-        **{part.role: Part(**part.about, sha256=fingerprints[part.role]) for part in experiment.pretrained},
+        encoder=parts.get("encoder"),
+        block=parts.get("block"),
+        vision=parts.get("vision"),
+        llama=parts.get("llama"),
         parameters=Parameters(
             trainable=count(experiment.params),
             frozen=count(experiment.frozen),
