@@ -1,4 +1,4 @@
-"""What a JSON file of ours may hold: checked against a type with bounds, so that nothing else gets any further."""
+"""JSON that jaxboost wrote, checked against a type with bounds before anything reads it."""
 
 import json
 from typing import Any, TypeVar
@@ -10,11 +10,13 @@ _NAMED = 3
 
 
 def parse(kind: type[T], value: Any, *, where: str, fix: str) -> T:
-    """What `json.loads` gave, as a `kind`: see `check`.
+    """As `check`, with an error for the user.
 
     Args:
+      kind: the type.
+      value: what `json.loads` gave.
       where: the value comes from, such as a file's path.
-      fix: what the user can do, for the message.
+      fix: what the user can do about a wrong entry.
 
     Raises:
       UserError: names the first entries that are wrong.
@@ -26,15 +28,19 @@ def parse(kind: type[T], value: Any, *, where: str, fix: str) -> T:
 
 
 def check(kind: type[T], value: Any) -> T:
-    """What `json.loads` gave, as a `kind`: a dataclass or another annotated type, with `pydantic.Field`s as bounds.
+    """The value as a `kind`.
 
     Types are strict: no text becomes a number, no fraction a whole number; NaN and infinities are refused. A list may
     become a tuple. Entries that `kind` does not name are left out.
 
+    Args:
+      kind: a dataclass or another annotated type, with `pydantic.Field` as bounds.
+      value: what `json.loads` gave.
+
     Raises:
       ValueError: names the first entries that are wrong.
     """
-    # Only here: it takes a tenth of a second to import.
+    # Imported here, because it takes a tenth of a second.
     from pydantic import TypeAdapter, ValidationError
 
     try:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxboost import tasks
 from jaxboost.errors import UserError, check_choice
 from jaxboost.training import step
 
@@ -95,7 +96,7 @@ def check_numbers(config: ConfigDict) -> None:
 
 def check(config: ConfigDict) -> None:
     """Raises UserError for numbers that mean nothing; other choices are checked where they are used."""
-    check_choice(config.train.loss, step.LOSSES, "config field train.loss")
+    check_choice(config.train.loss, tasks.LOSSES, "config field train.loss")
     check_numbers(config)
     if config.train.max_steps and config.train.max_steps < config.train.accumulate:
         raise UserError(

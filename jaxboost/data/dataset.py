@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from jaxboost.errors import UserError
+from jaxboost.tasks import TASKS
 
 SPLITS = ("train", "val", "test")
 ALL = "all"  # the only split of a data set without official ones
-MULTI_LABEL = "multi-label, binary-class"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class DatasetInfo:
 
     Attributes:
       name: such as "breastmnist".
-      task: "binary-class", "multi-class", "ordinal-regression" or "multi-label, binary-class" (MedMNIST's names).
+      task: MedMNIST's name, a key of `tasks.TASKS`.
       classes: class names in label order.
       channels: 1 or 3, as stored.
       ndim: spatial dimensions, 2 or 3.
@@ -41,7 +41,7 @@ class DatasetInfo:
     @property
     def labels_per_sample(self) -> int:
         """L: the number of classes for a multi-label task, else 1."""
-        return len(self.classes) if self.task == MULTI_LABEL else 1
+        return TASKS[self.task].labels_per_example(len(self.classes))
 
 
 class MappedRows:
@@ -201,7 +201,7 @@ def make_split(info: DatasetInfo, split: str, images: np.ndarray, labels: np.nda
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (len(images), info.labels_per_sample):
         wanted = f"({len(images)}, {info.labels_per_sample})"
         raise UserError(f"{where}: {split}_labels is {labels.dtype} {labels.shape}, expected integers {wanted}")
-    highest = 1 if info.task == MULTI_LABEL else len(info.classes) - 1
+    highest = TASKS[info.task].highest_label(len(info.classes))
     if labels.min() < 0 or labels.max() > highest:
         found = f"{labels.min()}..{labels.max()}"
         raise UserError(f"{where}: {split}_labels has values {found}, expected 0..{highest}")

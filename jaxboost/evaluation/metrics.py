@@ -1,29 +1,28 @@
-"""Scores of a split: MedMNIST's own AUC and ACC, bootstrap intervals, and what belongs beside them."""
+"""Scores of a split: MedMNIST's AUC and ACC with bootstrap intervals, sensitivity and specificity."""
 
 import contextlib
 import functools
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from jaxboost.data.dataset import MULTI_LABEL
+from jaxboost.tasks import TASKS
 
-# scipy.stats and scikit-learn are imported where they are used, here and elsewhere: that takes seconds, and a mistake
-# in a config should be told without them.
+# scipy.stats and scikit-learn take seconds to import. They are imported inside functions, so that a mistake in a config
+# is reported at once.
 
-BINARY = "binary-class"
-SELECTION = ("auc", "acc", "avg")  # metrics that can pick the epoch
+SELECTION = ("auc", "acc", "avg")  # metrics that can pick the best epoch
 
-# Resamples are made by the block: about 10 arrays of so many int64 are in memory at a time.
+# Resamples are drawn in blocks: about 10 arrays of this many int64 numbers are in memory at a time.
 _BLOCK = 1 << 19
 
 
 @functools.cache
 def _medmnist_evaluator() -> Any:
-    # medmnist prints a line where torch, which only its data sets need, is not installed.
+    # medmnist prints a line where torch is not installed, which only its data sets need.
     with contextlib.redirect_stdout(io.StringIO()):
         from medmnist import evaluator
     return evaluator
@@ -36,7 +35,7 @@ def auc(labels: np.ndarray, scores: np.ndarray, task: str) -> float:
         try:
             return float(_medmnist_evaluator().getAUC(labels, scores, task))
         except ValueError:
-            if _every_class_present(labels, scores, task):
+            if TASKS[task].has_every_class(labels, scores.shape[1]):
                 raise
             return float("nan")
 
@@ -47,31 +46,49 @@ def acc(labels: np.ndarray, scores: np.ndarray, task: str) -> float:
 
 
 def score(labels: np.ndarray, scores: np.ndarray, task: str) -> dict[str, float]:
-    """ACC and AUC, the accuracy of always answering the majority class, and for binary tasks four more.
+    """ACC, AUC, and the ACC of always predicting the majority class; for a binary task also the four figures below.
 
-    Sensitivity is the recall of class 1, specificity that of class 0, at threshold .5. "avg" is the mean of
-    sensitivity, specificity, ACC and AUC (PneumoLLM, Table 2).
+    "sensitivity" and "specificity" at threshold .5 (see `sensitivity_and_specificity`), "balanced_acc", their mean, and
+    "avg", the mean of sensitivity, specificity, ACC and AUC (PneumoLLM, Table 2).
+
+    Args:
+      labels: (n, L).
+      scores: probabilities (n, classes).
+      task: a key of `tasks.TASKS`.
+
+    Returns:
+      A figure is NaN where it is undefined.
     """
     result = {
         "acc": acc(labels, scores, task),
         "auc": auc(labels, scores, task),
         "majority_acc": majority_accuracy(labels),
     }
-    if task == BINARY:
-        from sklearn.metrics import balanced_accuracy_score, recall_score
-
-        truth, predicted = labels[:, 0], scores[:, -1] > 0.5
-        result["sensitivity"] = float(recall_score(truth, predicted, pos_label=1, zero_division=np.nan))
-        result["specificity"] = float(recall_score(truth, predicted, pos_label=0, zero_division=np.nan))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="y_pred contains classes not in y_true")
-            result["balanced_acc"] = float(balanced_accuracy_score(truth, predicted))
+    if TASKS[task].binary:
+        result |= sensitivity_and_specificity(labels[:, 0], TASKS[task].decide(scores)[:, 0])
+        # The mean over the classes that the split has.
+        result["balanced_acc"] = float(np.nanmean([result["specificity"], result["sensitivity"]]))
         result["avg"] = float(np.mean([result[name] for name in ("sensitivity", "specificity", "acc", "auc")]))
     return result
 
 
+def sensitivity_and_specificity(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Recall of class 1 ("sensitivity") and of class 0 ("specificity"); NaN where no example has the class.
+
+    Args:
+      truth: 0 or 1, (n,).
+      predicted: 0 or 1, (n,).
+    """
+
+    def recall(number: int) -> float:
+        of_class = predicted[truth == number]
+        return float((of_class == number).mean()) if of_class.size else float("nan")
+
+    return {"sensitivity": recall(1), "specificity": recall(0)}
+
+
 def majority_accuracy(labels: np.ndarray) -> float:
-    """Accuracy of the best constant answer; for several labels, the mean over them."""
+    """ACC of the best constant prediction; with several labels, the mean over them."""
     return float(np.mean([np.bincount(column).max() / len(column) for column in labels.T]))
 
 
@@ -80,18 +97,30 @@ def intervals(
 ) -> dict[str, tuple[float, float]]:
     """95 % percentile bootstrap intervals of ACC and AUC over the examples of a split.
 
-    Resamples that miss a class have no AUC and are left out of its interval.
+    The figures are MedMNIST's, of whole resamples. They follow from how often each example was drawn, so the scores are
+    sorted once and not for every resample. A resample without one of the classes has no AUC and is left out.
 
-    Both are MedMNIST's, of whole resamples: ACC and AUC follow from how often each example was drawn, so the scores are
-    sorted once, not for every resample.
+    Args:
+      labels: (n, L).
+      scores: probabilities (n, classes).
+      task: a key of `tasks.TASKS`.
+      resamples: their number.
+      seed: of the random draws.
+
+    Returns:
+      "acc" and "auc": (low, high).
+
+    Raises:
+      ValueError: a score is not finite.
     """
     from scipy import stats
     from sklearn.utils import assert_all_finite
 
     assert_all_finite(scores)
     examples = len(labels)
-    right = _right(labels, scores, task)
-    problems = [_drawn_auc(positive, score) for positive, score in _binary_problems(labels, scores, task)]
+    # The fraction of its labels that is right: an example's part in the ACC.
+    right = (TASKS[task].decide(scores) == labels).mean(1)
+    problems = [_drawn_auc(*problem) for problem in TASKS[task].one_against_rest(labels, scores)]
 
     def resampled(rows: np.ndarray, axis: int) -> np.ndarray:
         """Drawn examples (b, n) -> ACC and AUC (2, b)."""
@@ -99,7 +128,7 @@ def intervals(
         return np.stack([drawn @ right / examples, np.mean([auc_of(drawn) for auc_of in problems], axis=0)])
 
     with warnings.catch_warnings():
-        # scipy warns where some resamples have no AUC; its own interval is not used.
+        # scipy warns where some resamples have no AUC. Its own interval is not used.
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         distribution = stats.bootstrap(
             (np.arange(examples),),
@@ -114,28 +143,11 @@ def intervals(
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(("acc", "auc"))}
 
 
-def _right(labels: np.ndarray, scores: np.ndarray, task: str) -> np.ndarray:
-    """The share of its labels in which each example is right, (n,): its part in MedMNIST's ACC."""
-    if task == MULTI_LABEL:
-        return ((scores > 0.5) == labels).mean(1)
-    predicted = scores[:, -1] > 0.5 if task == BINARY else scores.argmax(1)
-    return (predicted == labels[:, 0]).astype(float)
-
-
-def _binary_problems(labels: np.ndarray, scores: np.ndarray, task: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positive or not, bool (n,), and score (n,), of each of the problems over which MedMNIST averages the AUC."""
-    if task == BINARY:
-        yield labels[:, 0] == 1, scores[:, -1]
-        return
-    for number in range(scores.shape[1]):
-        yield labels[:, number] == 1 if task == MULTI_LABEL else labels[:, 0] == number, scores[:, number]
-
-
 def _drawn_auc(positive: np.ndarray, score: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The AUC as a function of how often each example is drawn, int64 (b, n) -> (b,); NaN where a side is not drawn.
+    """The AUC as a function of how often each example is drawn, int64 (b, n) -> (b,); NaN without both classes.
 
-    That is the share of the pairs of a positive and a negative in which the positive has the higher score, equal ones
-    counted half (Mann and Whitney). Pairs are counted in integers: exact up to the last division.
+    The AUC is the fraction of pairs of a positive and a negative example in which the positive has the higher score;
+    ties count half (Mann and Whitney). Pairs are counted in integers, so the result is exact up to the last division.
     """
     order = np.argsort(score)
     positive, ascending = positive[order], score[order]
@@ -143,7 +155,7 @@ def _drawn_auc(positive: np.ndarray, score: np.ndarray) -> Callable[[np.ndarray]
 
     def auc_of(drawn: np.ndarray) -> np.ndarray:
         drawn = drawn[:, order]
-        # By distinct score.
+        # One column per distinct score.
         positives = np.add.reduceat(drawn * positive, starts, axis=1)
         negatives = np.add.reduceat(drawn, starts, axis=1) - positives
         twice_ordered = (positives * (2 * negatives.cumsum(1) - negatives)).sum(1)
@@ -153,15 +165,12 @@ def _drawn_auc(positive: np.ndarray, score: np.ndarray) -> Callable[[np.ndarray]
     return auc_of
 
 
-def _every_class_present(labels: np.ndarray, scores: np.ndarray, task: str) -> bool:
-    if task == MULTI_LABEL:
-        return all(len(np.unique(column)) == 2 for column in labels.T)
-    return len(np.unique(labels)) == scores.shape[1]
-
-
 def is_better(value: float, best: float, *, ties: str) -> bool:
-    """Whether an epoch of this metric takes the place of the best so far.
+    """Whether an epoch replaces the best one so far.
 
-    A split that lacks a class has no AUC (NaN): then the first epoch stays.
+    Args:
+      value: the epoch's metric. A split without one of the classes has no AUC (NaN): the first epoch stays.
+      best: that of the best epoch so far.
+      ties: "earlier" or "later": which of two equal epochs is the best.
     """
     return value > best or (ties == "later" and value == best)

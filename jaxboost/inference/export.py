@@ -1,4 +1,4 @@
-"""Writes a finished run as an export, which `jaxboost.exported` reads without the models and the training."""
+"""Writes a finished run as an export, which `jaxboost.exported` reads without the code of models and training."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,14 +18,13 @@ from safetensors.numpy import save_file
 
 from jaxboost import io, outputs
 from jaxboost.errors import UserError
-from jaxboost.inference.exported import CHANNELS, DESCRIPTION, FORMAT, PROGRAM, digest_of
+from jaxboost.inference.exported import CHANNELS, DESCRIPTION, FORMAT, PROGRAM
 from jaxboost.inference.open_run import FinishedRun
-from jaxboost.io import json_sha256, to_json
+from jaxboost.io import digest_of, json_sha256, to_json
 from jaxboost.models.frozen import merge
 from jaxboost.models.transformer import portable
 from jaxboost.runs import report
-from jaxboost.systems.pretrained import ROLES
-from jaxboost.training.step import probabilities
+from jaxboost.tasks import TASKS
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Each file's weights are in memory while it is written.
@@ -37,17 +36,21 @@ logger = logging.getLogger(__name__)
 
 
 def check_target(folder: pathlib.Path) -> None:
-    """Raises UserError where `folder` is there already, or cannot be made."""
+    """Raises UserError where `folder` exists, or cannot be made."""
     if os.path.lexists(folder):
         raise UserError(f"--export {folder}: it is there already: give another name, or remove it")
     outputs.check_folder(folder, "--export")
 
 
 def export(run: FinishedRun, folder: pathlib.Path) -> None:
-    """Writes the run to the new `folder`, which is there whole or not at all. See `jaxboost.exported` for its files.
+    """Writes the run to a new folder, whole or not at all; `inference.exported` describes its files.
 
-    The program is lowered for all PLATFORMS and for batches of any size, where the model's way of computing does not
-    depend on that; otherwise for the batch size of the run's evaluation.
+    The program is lowered for all PLATFORMS and for batches of any size. Where the cheapest way to compute the model
+    depends on the batch size, it is lowered for that of the run's evaluation alone.
+
+    Args:
+      run: what `open_run` gave.
+      folder: must not exist.
 
     Raises:
       UserError: see `check_target`; the folder cannot be written.
@@ -79,28 +82,31 @@ def export(run: FinishedRun, folder: pathlib.Path) -> None:
 def lower(
     run: FinishedRun, weights: Mapping[str, jax.Array], as_trees: Callable[[Mapping[str, Any]], tuple[Any, ...]]
 ) -> tuple[jax.export.Exported, int | None]:
-    """The program, of those weights alone that it needs, and its batch size, None for any.
+    """The program, which takes only the weights that it needs, and its batch size, None for any.
 
     Args:
-      weights, as_trees: what `flat_weights` gives.
+      run: the run.
+      weights: what `flat_weights` gives.
+      as_trees: likewise.
     """
-    side, channels = run.preparation.image_size, CHANNELS[run.preparation.ndim]
+    side, channels = run.preprocessing.image_size, CHANNELS[run.preprocessing.ndim]
     shapes = {name: jax.ShapeDtypeStruct(weight.shape, weight.dtype) for name, weight in weights.items()}
+    task = TASKS[run.labels.task]
 
-    def export_with(names: Collection[str], batch: Any, platforms: Collection[str]) -> jax.export.Exported:
+    def export_with(names: Collection[str], batch: Any, platforms: Sequence[str]) -> jax.export.Exported:
         def program(given: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
-            # What is not needed is not computed with, whatever it is.
+            # A weight that is not given is not used: its value does not matter.
             unused = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items() if name not in given}
             *trees, precomputed = as_trees({**unused, **given})
-            return probabilities(merge(run.experiment.graphdef, *trees)(images, precomputed), run.labels.task)
+            return task.probabilities(merge(run.experiment.graphdef, *trees)(images, precomputed))
 
-        images = jax.ShapeDtypeStruct((batch, *[side] * run.preparation.ndim, channels), jnp.uint8)
+        images = jax.ShapeDtypeStruct((batch, *[side] * run.preprocessing.ndim, channels), jnp.uint8)
         with portable():
             return jax.export.export(jax.jit(program), platforms=platforms)(
                 {name: shapes[name] for name in names}, images
             )
 
-    # With a batch of any size everything is kept.
+    # With a fixed batch size jax drops unused weights; with any size it keeps all.
     fixed = export_with(shapes, run.batch_size, PLATFORMS[:1])
     arguments = [*sorted(shapes), None]
     needed = [arguments[index] for index in fixed.module_kept_var_idx if arguments[index] is not None]
@@ -112,10 +118,10 @@ def lower(
 
 
 def flat_weights(run: FinishedRun) -> tuple[dict[str, jax.Array], Callable[[Mapping[str, Any]], tuple[Any, ...]]]:
-    """Everything that the model computes with, by name, and a function that makes the trees of `merge` again.
+    """All weights of the model by name, and a function that makes the trees for `merge` from them.
 
-    The last tree holds what is precomputed from the weights: in float32, PneumoLLM's adapters merged into the
-    projections after them. In 16 bits they stay apart.
+    The last tree holds what `precompute` gave: in float32, PneumoLLM's adapters merged into the projections that follow
+    them. In bfloat16 adapters stay separate.
     """
     graphdef = run.experiment.graphdef
     precomputed = jax.jit(lambda *trees: merge(graphdef, *trees).precompute())(*run.weights)
@@ -130,7 +136,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _write_weights(folder: pathlib.Path, weights: Mapping[str, jax.Array]) -> list[str]:
-    """Writes safetensors files of up to MAX_FILE_BYTES, unless a single weight is larger; their names."""
+    """Writes safetensors files of up to MAX_FILE_BYTES, more where a single weight is larger; returns their names."""
     groups: list[list[str]] = []
     size = MAX_FILE_BYTES
     for name, weight in weights.items():
@@ -143,7 +149,7 @@ def _write_weights(folder: pathlib.Path, weights: Mapping[str, jax.Array]) -> li
     if len(groups) == 1:
         files = ["weights.safetensors"]
     for file, names in zip(files, groups, strict=True):
-        # The library makes its files readable for their owner alone: the others have the process's usual permissions.
+        # safetensors makes its files readable for their owner alone; these get the process's usual permissions.
         (folder / file).touch()
         mode = (folder / file).stat().st_mode
         save_file({name: np.asarray(weights[name], order="C") for name in names}, folder / file)
@@ -152,7 +158,7 @@ def _write_weights(folder: pathlib.Path, weights: Mapping[str, jax.Array]) -> li
 
 
 def _describe(run: FinishedRun, program: jax.export.Exported, batch: int | None) -> dict[str, Any]:
-    result = run.result
+    result = run.result.to_json()
     _, *shape = program.in_avals[-1].shape
     return {
         "format": FORMAT,
@@ -160,13 +166,13 @@ def _describe(run: FinishedRun, program: jax.export.Exported, batch: int | None)
         "task": run.labels.task,
         "classes": list(run.labels.classes),
         "threshold": result["threshold"],
-        "preparation": dataclasses.asdict(run.preparation),
+        "preprocessing": dataclasses.asdict(run.preprocessing),
         "images": {"batch": batch, "shape": shape, "dtype": "uint8"},
         "batch_size": run.batch_size,
         "platforms": list(program.platforms),
         "provenance": {
             **{name: result[name] for name in ("model", "boost", "seed", "protocol", "warning", "selection", "test")},
-            "pretrained": {role: result[role] for role in ROLES if result.get(role)},
+            "pretrained": {role: part for role, part in run.result.parts.items() if part},
             "data_sha256": result["data_sha256"],
             "versions": result["versions"],
             "exported_with": report.versions(),

@@ -1,24 +1,24 @@
-"""Predicts with an exported model: it needs jax, numpy, safetensors and the readers of files, no model and no training.
+"""Predicts with an exported model. It needs jax and the readers of files, but no code of models and training.
 
-An export is a folder with three things:
+An export is a folder with these files:
 
-* export.json: classes, preparation of the images, threshold, what it was made of, and the digests of the other files.
-* weights.safetensors, or several of its kind: all weights, by the names that the program knows them by.
-* program.bin: a StableHLO program as `jax.export` serialises it, (weights by name, images uint8 (B, S, S, 3) or
+* export.json: classes, preprocessing of the images, threshold, provenance, and the digests of the other files.
+* weights.safetensors, or weights-00001-of-00002.safetensors and so on: all weights by name.
+* program.bin: a StableHLO program in the format of `jax.export`: (weights by name, images uint8 (B, S, S, 3) or volumes
   (B, S, S, S, 1)) -> probabilities float32 (B, classes).
 """
 
 import dataclasses
-import hashlib
+import math
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.export
 import numpy as np
 import safetensors
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from tqdm import tqdm
 
 from jaxboost import io, schema
@@ -26,11 +26,15 @@ from jaxboost.data.pipeline.resize import fitted
 from jaxboost.data.readers.arrays import MAX_PIXELS, MAX_VOXELS
 from jaxboost.data.sources.folder.inputs import Preprocessing
 from jaxboost.errors import UserError
-from jaxboost.evaluation.prediction_table import Labels, threshold_from_json
+from jaxboost.evaluation import evaluate
+from jaxboost.evaluation.prediction_table import Labels
+from jaxboost.inference import images as given_images
+from jaxboost.tasks import TaskName
 
 DESCRIPTION = "export.json"
 PROGRAM = "program.bin"
-FORMAT = 1
+# Format 1 has "preparation" where format 2 has "preprocessing".
+FORMAT = 2
 CHANNELS = {2: 3, 3: 1}  # spatial dimensions -> channels of the program's images
 
 
@@ -38,27 +42,27 @@ _Text = Annotated[str, Field(max_length=10_000)]
 _Side = Annotated[int, Field(ge=1, le=8192)]
 _Batch = Annotated[int, Field(ge=1, le=2**16)]
 _Limit = Annotated[int, Field(ge=1, le=2**40)]
-# No other file is read, and none outside the folder.
+# No other file is read, and none outside of the folder.
 _File = Annotated[str, Field(pattern=r"^(program\.bin|weights(-\d{5}-of-\d{5})?\.safetensors)$")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Images:
-    """What the program takes: images of a fixed batch, or of any (None)."""
+    """The images that the program takes: in batches of a fixed size, or of any (None)."""
 
     batch: _Batch | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """Of a binary task; None for infinity."""
+    """The threshold of a binary task; null is infinity."""
 
-    value: float | None
+    value: Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """`inputs.Preprocessing` with bounds."""
+class PreprocessingFields:
+    """The fields of `inputs.Preprocessing`, with bounds."""
 
     ndim: Literal[2, 3]
     size: _Side
@@ -74,13 +78,13 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Description:
-    """What is read of export.json."""
+    """The entries of export.json that a prediction reads."""
 
-    format: Literal[1]
-    task: Literal["binary-class", "multi-class", "ordinal-regression", "multi-label, binary-class"]
+    format: Literal[2]
+    task: TaskName
     classes: Annotated[tuple[_Text, ...], Field(min_length=1, max_length=10_000)]
     threshold: Threshold | None
-    preparation: Prepared
+    preprocessing: PreprocessingFields
     images: Images
     batch_size: _Batch
     platforms: Annotated[tuple[_Text, ...], Field(max_length=10)]
@@ -89,66 +93,62 @@ class Description:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportedModel:
-    """A model that can be asked for probabilities.
+    """An exported model; `load` makes it.
 
     Attributes:
-      labels, preparation: what its outputs mean, and how its inputs are made.
+      labels: what its outputs mean.
+      preprocessing: how its inputs are made.
       weights: by name, on all devices.
       program: (weights, images of a whole batch) -> probabilities.
-      batch_size: that it was evaluated with.
-      fixed_batch: it takes this one alone.
+      batch_size: the one that the run was evaluated with.
+      fixed_batch: whether it takes no other batch size.
       by_batch: sharding of the images.
     """
 
     labels: Labels
-    preparation: Preprocessing
+    preprocessing: Preprocessing
     weights: dict[str, jax.Array]
     program: Callable[[dict[str, jax.Array], jax.Array], jax.Array]
     batch_size: int
     fixed_batch: bool
     by_batch: jax.NamedSharding
 
-    def probabilities(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
-        """(n, classes) of uint8 images (n, S, S, C) or volumes (n, S, S, S, 1) as `inputs.read` gives them.
-
-        Args:
-          batch_size: images at once, rounded up to a multiple of the devices; 0: as it was evaluated.
+    def predict(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
+        """Probabilities float32 (n, classes); see `open_run.FinishedRun.predict`.
 
         Raises:
-          UserError: a batch size that the program does not take.
+          UserError: images of another type or shape, or a batch size that the program does not take.
         """
         size = batch_size or self.batch_size
         if self.fixed_batch and size != self.batch_size:
             raise UserError(f"--batch_size {size}: the exported program takes only {self.batch_size}: leave it out")
         devices = self.by_batch.mesh.size
-        size = -(-size // devices) * devices
-        found = []
-        for start in tqdm(range(0, len(images), size), desc="predicting", unit="batch", disable=None):
-            batch = self._prepared(images[start : start + size], size)
-            scores = self.program(self.weights, jax.device_put(batch, self.by_batch))
-            found.append(np.asarray(scores)[: len(images) - start])
-        return np.concatenate(found)
+        images = given_images.checked(images, self.preprocessing)
+        batches = self._batches(images, -(-size // devices) * devices)
+        return evaluate.run_batches(lambda batch: self.program(self.weights, batch["image"]), batches, self.by_batch)
 
-    def _prepared(self, images: np.ndarray, size: int) -> np.ndarray:
-        """A whole batch at the model's size, with zeros after the images."""
-        preparation = self.preparation
-        side, channels = preparation.image_size, CHANNELS[preparation.ndim]
-        batch = np.zeros((size, *[side] * preparation.ndim, channels), np.uint8)
-        for place, image in zip(batch, images, strict=False):
-            place[...] = fitted(image, side, preparation.resize)
-        return batch
+    def _batches(self, images: np.ndarray, size: int) -> Iterator[dict[str, np.ndarray]]:
+        """Whole batches at the model's size, the last one filled up with zeros."""
+        preprocessing = self.preprocessing
+        side, channels = preprocessing.image_size, CHANNELS[preprocessing.ndim]
+        for start in tqdm(range(0, len(images), size), desc="predicting", unit="batch", disable=None):
+            part = images[start : start + size]
+            batch = np.zeros((size, *[side] * preprocessing.ndim, channels), np.uint8)
+            for target, image in zip(batch, part, strict=False):
+                target[...] = fitted(image, side, preprocessing.resize)
+            yield {"image": batch, "mask": np.arange(size) < len(part)}
 
 
 def is_export(folder: pathlib.Path) -> bool:
-    """Whether `folder` says that it is an export."""
+    """Whether `folder` has the description of an export."""
     return (folder / DESCRIPTION).is_file()
 
 
 def load(folder: pathlib.Path) -> ExportedModel:
-    """The exported model in `folder`, its weights on all local devices.
+    """The exported model in `folder`, with its weights on all local devices.
 
     Raises:
-      UserError: it is no export, was made for other platforms or by a later version, or its files are missing or
+      UserError: it is not an export, was made for other platforms or by a later version, or files are missing or
         altered.
     """
     described = read_description(folder)
@@ -161,7 +161,7 @@ def load(folder: pathlib.Path) -> ExportedModel:
         )
     fixed = described.images.batch
     devices = jax.local_devices()
-    # A program of one batch size may not divide over the devices.
+    # A fixed batch size may be no multiple of the devices.
     if fixed and fixed % len(devices):
         devices = devices[:1]
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
@@ -171,23 +171,15 @@ def load(folder: pathlib.Path) -> ExportedModel:
         labels=Labels(
             classes=described.classes,
             task=described.task,
-            threshold=threshold_from_json(
-                None if described.threshold is None else {"value": described.threshold.value}
-            ),
+            threshold=None if described.threshold is None else described.threshold.value,
         ),
-        preparation=Preprocessing(**dataclasses.asdict(described.preparation)),
+        preprocessing=Preprocessing(**dataclasses.asdict(described.preprocessing)),
         weights=weights,
         program=jax.jit(program.call),
         batch_size=described.batch_size,
         fixed_batch=fixed is not None,
         by_batch=jax.NamedSharding(mesh, jax.P("data")),
     )
-
-
-def digest_of(path: pathlib.Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_description(folder: pathlib.Path) -> Description:
@@ -204,14 +196,24 @@ def read_description(folder: pathlib.Path) -> Description:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): export the run again") from error
     version = content.get("format") if isinstance(content, dict) else None
-    if type(version) is int and version != FORMAT:
-        raise UserError(f"{path} has the format {version}, this jaxboost reads {FORMAT}: export the run again with it")
-    described = schema.parse(Description, content, where=str(path), fix="export the run again")
-    # Earlier versions wrote none.
+    if type(version) is int and version > FORMAT:
+        raise UserError(
+            f"{path} has the format {version}, this jaxboost reads up to {FORMAT}: export the run again with it"
+        )
+    described = schema.parse(Description, _upgraded(content), where=str(path), fix="export the run again")
+    # Earlier versions wrote no checksum.
     rest = {name: value for name, value in content.items() if name != "sha256"}
     if "sha256" in content and content["sha256"] != io.json_sha256(rest):
         raise UserError(f"{path} was altered since it was exported, its checksum does not match: export the run again")
     return described
+
+
+def _upgraded(content: Any) -> Any:
+    """The content of an export.json, with the entries of the latest format."""
+    if not isinstance(content, dict) or type(content.get("format")) is not int or content["format"] != 1:
+        return content
+    renamed = {"preprocessing" if name == "preparation" else name: value for name, value in content.items()}
+    return renamed | {"format": FORMAT}
 
 
 def _check_files(folder: pathlib.Path, files: Mapping[str, str]) -> None:
@@ -224,7 +226,7 @@ def _check_files(folder: pathlib.Path, files: Mapping[str, str]) -> None:
             raise UserError(f"{path} is missing: export the run again")
         if not path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{path} is a link out of the export: put the file itself there")
-        if digest_of(path) != digest:
+        if io.digest_of(path) != digest:
             raise UserError(f"{path} was altered since it was exported: export the run again")
 
 
@@ -233,12 +235,12 @@ def _read_program(folder: pathlib.Path, described: Description) -> jax.export.Ex
     try:
         program = jax.export.deserialize(bytearray(path.read_bytes()))
         images, scores = program.in_avals[-1].shape, program.out_avals[0].shape
-    # It is a library's format: damage shows as nearly any error.
+    # The format is a library's: damage raises nearly any error.
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path} cannot be read by this version of jax ({reason}): export the run again") from error
-    preparation = described.preparation
-    expected = (*[preparation.image_size] * preparation.ndim, CHANNELS[preparation.ndim])
+    size, ndim = described.preprocessing.image_size, described.preprocessing.ndim
+    expected = (*[size] * ndim, CHANNELS[ndim])
     if tuple(images[1:]) != expected or scores[-1] != len(described.classes):
         raise UserError(f"{path} is not the program that {DESCRIPTION} describes: export the run again")
     return program

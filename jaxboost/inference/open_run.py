@@ -2,47 +2,53 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxboost import schema
-from jaxboost.config import continuing, ranges
-from jaxboost.data.dataset import MULTI_LABEL, DatasetInfo, Split
+from jaxboost.data.dataset import DatasetInfo, Split
+from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.data.readers import arrays
 from jaxboost.data.sources.folder.inputs import Preprocessing
 from jaxboost.errors import UserError, check_choice
 from jaxboost.evaluation import evaluate
-from jaxboost.evaluation.prediction_table import Labels, threshold_from_json
+from jaxboost.evaluation.prediction_table import Labels
+from jaxboost.inference import images as given_images
 from jaxboost.models.classifier import BACKBONES
-from jaxboost.models.frozen import Tree, count
-from jaxboost.runs import datasets, workdir
-from jaxboost.runs.result_schema import Config, LlamaArguments
+from jaxboost.models.frozen import Tree, count, merge
+from jaxboost.runs import finished, workdir
+from jaxboost.runs.result import RunResult
+from jaxboost.runs.saved_config import LlamaArguments
 from jaxboost.systems import encoders, experiment, systems
 from jaxboost.systems.experiment import Experiment
-from jaxboost.systems.pretrained import RANDOM, ROLES
-from jaxboost.training import loop, step
+from jaxboost.systems.pretrained import RANDOM
+from jaxboost.tasks import TASKS
+from jaxboost.training import step
+from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoints import checkpoint_folder
 
-# Where frozen weights may lie elsewhere than when the run was made: the weights are held to their fingerprint.
+# Frozen weights may have moved since the run was made: these fields name their folder, their fingerprint is checked.
 PLACES = ("model.weights", "boost.block", "pneumollm.vision", "llama.block")
-# Fields of the section model that R-LLM alone has.
-_OF_BOOSTED = ("weights", "weights_source", "weights_convert", "frozen", "drop_path")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """A run's model and weights.
+    """The model of a run with the weights of its best epoch; `open_run` makes it.
 
     Attributes:
       folder: of the run.
-      config, result: its config.json, and its result.json.
-      labels, preparation: what the outputs mean, and how the inputs are made.
+      config: its config.json, as far as a prediction needs it.
+      result: its result.json.
+      labels: what the outputs mean.
+      preprocessing: how inputs are made.
       experiment: see `systems.prepare`.
       weights: (trained, frozen, statistics), on all local devices.
       replicated, by_batch: see `step.make_mesh`.
@@ -50,9 +56,9 @@ class FinishedRun:
 
     folder: pathlib.Path
     config: ConfigDict
-    result: dict[str, Any]
+    result: RunResult
     labels: Labels
-    preparation: Preprocessing
+    preprocessing: Preprocessing
     experiment: Experiment
     weights: tuple[Tree, Tree, Tree]
     replicated: jax.NamedSharding
@@ -60,62 +66,100 @@ class FinishedRun:
 
     @property
     def batch_size(self) -> int:
-        """That the run was evaluated with."""
+        """The batch size that the run was evaluated with."""
         return self.config.eval.batch_size
 
-    def probabilities(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
-        """(n, classes) of uint8 images (n, S, S, C) or volumes (n, S, S, S, 1) as `inputs.read` gives them.
+    def predict(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
+        """Probabilities float32 (n, classes), in the order of `labels.classes`.
+
+        The images are resized and normalised as in the run's evaluation. Where the run was trained on images that were
+        cut to masks of the lungs (`preprocessing.masked`), give such images.
 
         Args:
-          batch_size: images at once, rounded up to a multiple of the devices; 0: as the run was evaluated.
+          images: uint8 (n, S, S), (n, S, S, 1) or (n, S, S, 3), or volumes (n, S, S, S) or (n, S, S, S, 1), where S is
+            the run's `data.size`.
+          batch_size: images per batch, rounded up to a multiple of the devices; 0: as the run was evaluated.
+
+        Raises:
+          UserError: images of another type or shape.
         """
+        return self._run(self._probabilities, images, batch_size)
+
+    def features(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
+        """What the model's last linear layer reads, float32 (n, width); the arguments are those of `predict`.
+
+        That is the pooled and normalised CLS token after the boost (R-LLM), the pooled feature of a ResNet, or the mean
+        of LLaMA's output tokens (PneumoLLM).
+        """
+        return self._run(self._features, images, batch_size)
+
+    def _run(self, function: Callable[[evaluate.Batch], jax.Array], images: np.ndarray, batch_size: int) -> np.ndarray:
+        return evaluate.run_batches(function, self._batches(images, batch_size), self.by_batch)
+
+    def _batches(self, images: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        images = given_images.checked(images, self.preprocessing)
         devices = self.by_batch.mesh.size
-        size = -(-(batch_size or self.batch_size) // devices) * devices
-        # The evaluation step gives losses too; the labels that they are of do not matter.
-        columns = len(self.labels.classes) if self.labels.task == MULTI_LABEL else 1
-        split = Split(images=images, labels=np.zeros((len(images), columns), np.int64))
-        return evaluate.predict(
-            self._step,
-            split,
-            batch_size=size,
-            image_size=self.config.model.image_size,
-            augment=Augment(resize=self.config.augment.resize),
-            by_batch=self.by_batch,
-        )[1]
+        # The pipeline wants labels; they are not used.
+        columns = TASKS[self.labels.task].labels_per_example(len(self.labels.classes))
+        return batches.eval_batches(
+            Split(images=images, labels=np.zeros((len(images), columns), np.int64)),
+            batch_size=-(-(batch_size or self.batch_size) // devices) * devices,
+            image_size=self.preprocessing.image_size,
+            augment=Augment(resize=self.preprocessing.resize),
+        )
 
     @functools.cached_property
-    def _step(self) -> Callable[[step.Batch], tuple[jax.Array, jax.Array]]:
+    def _probabilities(self) -> Callable[[evaluate.Batch], jax.Array]:
         objective = step.Objective(task=self.labels.task, classes=len(self.labels.classes), loss=self.config.train.loss)
-        return step.make_eval_step(self.experiment.graphdef, objective, self.replicated)(*self.weights)
+        # The step of the run's own evaluation, so that the figures are the same.
+        evaluated = step.make_eval_step(self.experiment.graphdef, objective, self.replicated)(*self.weights)
+        return lambda batch: evaluated(batch)[1]
+
+    @functools.cached_property
+    def _features(self) -> Callable[[evaluate.Batch], jax.Array]:
+        graphdef = self.experiment.graphdef
+        precomputed = jax.jit(lambda *weights: merge(graphdef, *weights).precompute())(*self.weights)
+
+        @functools.partial(jax.jit, out_shardings=self.replicated)
+        def features(weights: tuple[Tree, Tree, Tree], precomputed: Any, images: jax.Array) -> jax.Array:
+            return merge(graphdef, *weights).features(images, precomputed).astype(jnp.float32)
+
+        return lambda batch: features(self.weights, precomputed, batch["image"])
 
 
-def open_run(folder: pathlib.Path, places: Sequence[str] = ()) -> FinishedRun:
+def open_run(folder: str | os.PathLike[str], places: Sequence[str] = ()) -> FinishedRun:
     """The finished run in `folder`.
 
+    Example:
+      run = open_run("runs/quickstart/seed0")
+      probabilities = run.predict(np.zeros((4, 28, 28, 28), np.uint8))  # (4, 2)
+
     Args:
-      places: "FIELD=DIR", where the frozen weights of a config field of PLACES are now.
+      folder: of a run, or of one fold of a cross-validation.
+      places: "FIELD=DIR" entries: DIR is where the frozen weights of a config field of PLACES are now.
 
     Raises:
-      UserError: it is no run, is not finished or is a whole cross-validation; weights are missing or are others.
+      UserError: it is not a run, is not finished or is a whole cross-validation; weights are missing or have changed.
     """
-    config, result = _read(folder)
+    folder = pathlib.Path(folder).expanduser()
+    config, result = finished.read(folder)
     _replace(config, places)
     info = DatasetInfo(
-        name=result["dataset"],
-        task=result["task"],
-        classes=tuple(result["classes"]),
+        name=result.dataset,
+        task=result.task,
+        classes=result.classes,
         channels=1,
         ndim=2 if "pneumollm" in config else BACKBONES[config.model.backbone].ndim,
         size=config.data.size,
         n_samples={},
         license="",
     )
-    best = folder / checkpoint_folder.FOLDER / checkpoint_folder.BEST / str(result["selection"]["step"])
+    best = folder / checkpoint_folder.FOLDER / checkpoint_folder.BEST / str(result.selection.step)
     if not best.is_dir():
         raise UserError(f"{folder}: the weights of the best epoch are missing, {best}: they were moved or removed")
-    loop.keep_compiled_programs(config.train.compilation_cache)
-    # What was trained on comes from the checkpoint as a whole.
-    trained = {role: _with_tuples(result[role]) for role in ROLES if result.get(role)}
+    keep_compiled_programs(config.train.compilation_cache)
+    # The parts that were trained come from the checkpoint.
+    trained = {role: _with_tuples(part) for role, part in result.parts.items() if part}
     _check_trained(folder, config, trained)
     built = systems.prepare(config, info, trained=trained)
     _check_size(folder, built, result)
@@ -127,74 +171,21 @@ def open_run(folder: pathlib.Path, places: Sequence[str] = ()) -> FinishedRun:
         int(best.name),
         params,
         stats,
-        sha256=result["selection"].get("sha256", ""),
+        sha256=result.selection.sha256,
         fix="bring the folder back from a backup, or train again",
     )
+    threshold = None if result.threshold is None else result.threshold.value
     return FinishedRun(
         folder=folder,
         config=config,
         result=result,
-        labels=Labels(classes=info.classes, task=info.task, threshold=threshold_from_json(result["threshold"])),
-        preparation=_preparation(config, info.ndim),
+        labels=Labels(classes=info.classes, task=info.task, threshold=threshold),
+        preprocessing=_preprocessing(config, info.ndim),
         experiment=built,
         weights=(params, frozen, stats),
         replicated=replicated,
         by_batch=by_batch,
     )
-
-
-def _read(folder: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
-    """The run's config, as far as a prediction needs it, and its result."""
-    if not folder.is_dir():
-        raise UserError(f"--run {folder}: there is no such folder: give that of a finished run, or of an export")
-    contents: dict[str, dict[str, Any]] = {}
-    for name in (workdir.CONFIG, workdir.RESULT):
-        if (folder / name).exists():
-            try:
-                contents[name] = workdir.read(folder / name)
-            except ValueError as error:
-                raise UserError(
-                    f"{folder / name} is damaged ({error}): give the run's training command again, it writes the file"
-                    " anew from the checkpoints"
-                ) from error
-    if workdir.CONFIG not in contents and contents:
-        raise UserError(
-            f"{folder / workdir.CONFIG} is missing: give the run's training command again, it writes the file anew"
-        )
-    if workdir.CONFIG not in contents:
-        raise UserError(f"--run {folder} is neither a run nor an export: it has no config.json and no export.json")
-    result = contents.get(workdir.RESULT)
-    where = str(folder / workdir.CONFIG)
-    parsed = schema.parse(Config, contents[workdir.CONFIG], where=where, fix="bring it back from a backup")
-    config = ConfigDict(_without_none(dataclasses.asdict(parsed)))
-    ranges.check_numbers(config)
-    if ("boost" in config) == ("pneumollm" in config and "llama" in config):
-        raise UserError(f"{where} is not the config of a run: it should have either boost, or pneumollm and llama")
-    if "boost" in config:
-        lacking = [name for name in _OF_BOOSTED if name not in config.model]
-        if lacking:
-            raise UserError(f"{where} is not the config of a run: model lacks {', '.join(lacking)}")
-        check_choice(config.model.backbone, BACKBONES, f"{where}: model.backbone")
-    if config.data.folds and config.data.fold == datasets.ALL_FOLDS:
-        raise UserError(f"--run {folder} is a whole cross-validation: give one of its folds, such as {folder}/fold0")
-    if result is None:
-        raise UserError(f"--run {folder} is not finished, it has no result.json: run its training command again")
-    saved = continuing.held(contents[workdir.CONFIG]), continuing.held(result["config"])
-    if "folds" in result or (differing := continuing.differing(*saved)):
-        what = "is that of a cross-validation" if "folds" in result else f"differs in {', '.join(differing)}"
-        raise UserError(
-            f"{where} was altered, the config in {workdir.RESULT} {what}: bring it back from a backup, or train again"
-        )
-    return config, result
-
-
-def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
-    """Without the sections and fields that the run's system does not have."""
-    return {
-        name: _without_none(value) if isinstance(value, dict) else value
-        for name, value in tree.items()
-        if value is not None
-    }
 
 
 def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[str, Mapping[str, Any]]) -> None:
@@ -215,13 +206,14 @@ def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[st
             raise UserError(f"{where} encoder are not those of {config.model.backbone}: {', '.join(differing)}: {fix}")
 
 
-def _check_size(folder: pathlib.Path, built: Experiment, result: dict[str, Any]) -> None:
-    """Raises UserError where the model is not of the size that the result is of, before anything large is made."""
+def _check_size(folder: pathlib.Path, built: Experiment, result: RunResult) -> None:
+    """Raises UserError where the model has not the size of the result's, before anything large is made."""
+    expected = {"trainable": result.parameters.trainable, "frozen": result.parameters.frozen}
     for name, weights in (("trainable", built.params), ("frozen", built.frozen)):
-        if (found := count(weights)) != result["parameters"][name]:
+        if (found := count(weights)) != expected[name]:
             raise UserError(
                 f"{folder}: config.json gives a model of {found:,} {name} parameters, result.json is of one with"
-                f" {result['parameters'][name]:,}: one of them was altered, bring it back from a backup"
+                f" {expected[name]:,}: one of them was altered, bring it back from a backup"
             )
 
 
@@ -243,24 +235,25 @@ def _replace(config: ConfigDict, places: Sequence[str]) -> None:
 
 
 def _check_fingerprints(
-    folder: pathlib.Path, built: Experiment, fingerprints: dict[str, str], result: dict[str, Any]
+    folder: pathlib.Path, built: Experiment, fingerprints: Mapping[str, str], result: RunResult
 ) -> None:
     """Raises UserError where frozen weights are not the run's."""
     for part in built.pretrained:
-        expected, found = (result.get(part.role) or {}).get("sha256", ""), fingerprints[part.role]
+        expected, found = (result.parts[part.role] or {}).get("sha256", ""), fingerprints[part.role]
         if found == expected:
             continue
         where = f"{folder} was made with the {part.role} {expected[:12] or 'of none'}, not {found[:12]}"
         if part.about["source"] == RANDOM:
+            made_on = result.versions
             raise UserError(
                 f"{where}: random frozen weights can come out otherwise on another device or version, and the run's"
-                f" were made on {result['versions']['device']} with jax {result['versions']['jax']}: predict there,"
+                f" were made on {made_on.get('device')} with jax {made_on.get('jax')}: predict there,"
                 " or export the run there"
             )
         raise UserError(f"{where}: give the folder of the former with --set, for its config's field")
 
 
-def _preparation(config: ConfigDict, ndim: int) -> Preprocessing:
+def _preprocessing(config: ConfigDict, ndim: int) -> Preprocessing:
     data = config.data
     return Preprocessing(
         ndim=ndim,

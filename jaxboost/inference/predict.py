@@ -30,26 +30,26 @@ def predict_or_export(
     batch_size: int = 0,
     places: Sequence[str] = (),
 ) -> None:
-    """Does what the command is asked for; mistakes are found before anything is computed, as far as they can be.
+    """Predicts for files with a run or an export, or exports a run. Mistakes are reported before anything is computed.
 
     Args:
       folder: of a run or an export.
-      files: see `inputs.find`.
-      out: the table of predictions, which is replaced where it is there; no other file is.
-      target: the new folder of an export.
-      masks, skip_faulty: see `inputs.read`.
-      batch_size: see the model's `probabilities`.
+      files: see `inputs.find`; none for an export alone.
+      out: the table of predictions. An older table of that name is replaced; any other file is not.
+      target: the new folder to export to.
+      masks: of the lungs, see `inputs.read`.
+      skip_faulty: leave out files that cannot be read, with a warning.
+      batch_size: see `open_run.FinishedRun.predict`.
       places: see `open_run.open_run`.
 
     Raises:
-      UserError: for each mistake.
+      UserError: a mistake in the arguments, or in the files that they name.
     """
     if not (files or target):
         raise UserError("nothing to do: give --input, what to predict, or --export, where to write the model")
-    # After the flags: a mistyped one should not wait for jax to load.
+    # Imported here, because a mistyped flag should not wait for jax to load.
     from jaxboost import outputs
     from jaxboost.data.sources.folder import inputs
-    from jaxboost.evaluation import prediction_table
     from jaxboost.inference import exported
 
     is_export = exported.is_export(folder)
@@ -57,30 +57,32 @@ def predict_or_export(
         raise UserError(f"--run {folder} is an export: leave --{'set' if places else 'export'} out, it is complete")
     if files:
         _check_out(out)
-    if is_export:
-        model: prediction_table.Model = exported.load(folder)
-    else:
+    run = None
+    if not is_export:
         from jaxboost.inference import export, open_run
 
         if target:
             export.check_target(target)
             if outputs.is_inside(target, folder):
                 raise UserError(f"--export {target} lies in the run that is exported: give a folder elsewhere")
-        model = open_run.open_run(folder, places)
-    found = inputs.find(files, model.preparation.ndim, skip_faulty=skip_faulty) if files else []
+        run = open_run.open_run(folder, places)
+    model = exported.load(folder) if run is None else run
+    found = inputs.find(files, model.preprocessing.ndim, skip_faulty=skip_faulty) if files else []
     outputs.check_not_among(out, "--out", found, "one of the inputs")
-    if target:
-        export.export(model, target)
+    if target and run is not None:
+        from jaxboost.inference import export
+
+        export.export(run, target)
     if found:
-        kept, images = inputs.read(found, model.preparation, masks=masks, skip_faulty=skip_faulty)
-        probabilities = model.probabilities(images, batch_size=batch_size)
+        kept, images = inputs.read(found, model.preprocessing, masks=masks, skip_faulty=skip_faulty)
+        probabilities = model.predict(images, batch_size=batch_size)
         with io.writing(f"--out {out}"):
-            prediction_table.write(out, model.labels.table(kept, probabilities))
+            io.write_text(out, model.labels.table(kept, probabilities))
         logger.info("%d predictions in %s", len(kept), out)
 
 
 def _check_out(out: pathlib.Path) -> None:
-    """Raises UserError where the table cannot be written to `out`, or would take the place of something else."""
+    """Raises UserError where the table cannot be written to `out`, or would replace something else."""
     from jaxboost import outputs
     from jaxboost.data.sources.folder.layouts import SUFFIXES, suffix_of
     from jaxboost.evaluation import prediction_table

@@ -127,6 +127,12 @@ class Classifier(nnx.Module):
           key: of what is random in training (drop path). Its presence says that the model is trained, which a ResNet
             has to know.
         """
+        return self.head(self.features(images, precomputed, key=key)).astype(jnp.float32)
+
+    def features(
+        self, images: jax.Array, precomputed: Precomputed | None = None, *, key: jax.Array | None = None
+    ) -> jax.Array:
+        """What the head's linear layer reads, (B, width)."""
         x = normalised(images, self.mean, self.std)
         if isinstance(self.encoder, ResNet):
             cls = self.encoder(x, train=key is not None)
@@ -138,7 +144,7 @@ class Classifier(nnx.Module):
         pooled = cls[:, 0]
         if self.head_norm is not None:
             pooled = self.head_norm(pooled)
-        return self.head(pooled).astype(jnp.float32)
+        return pooled
 
     def precompute(self) -> Precomputed | None:
         """What a call can reuse as long as the weights stay: see `Boost.precompute`."""

@@ -146,9 +146,7 @@ class PneumoLLM(nnx.Module):
           precomputed: what `precompute` gave for these weights, None to do without; the logits are the same.
           key: of the adapters' dropout, None for none.
         """
-        vision_key, llama_key = (None, None) if key is None else jax.random.split(key)
-        x = images if images.ndim == 3 else self.encode(images, precomputed, key=vision_key)
-        return self.head(self.features(x, precomputed, key=llama_key)).astype(jnp.float32)
+        return self.head(self.features(images, precomputed, key=key)).astype(jnp.float32)
 
     def encode(
         self, images: jax.Array, precomputed: Merged | None = None, *, key: jax.Array | None = None
@@ -161,8 +159,12 @@ class PneumoLLM(nnx.Module):
         cls = self.encoder.first_tokens(x, _adaptation(self.vision_adapters, merged, self.encoder.depth, key))
         return cls[self.spec.every - 1 :: self.spec.every].swapaxes(0, 1)
 
-    def features(self, x: jax.Array, precomputed: Merged | None = None, *, key: jax.Array | None = None) -> jax.Array:
-        """What the head reads, the mean over LLaMA's output tokens (B, D), from source tokens x (B, d, W)."""
+    def features(
+        self, images: jax.Array, precomputed: Merged | None = None, *, key: jax.Array | None = None
+    ) -> jax.Array:
+        """What the head's linear layer reads, the mean over LLaMA's output tokens (B, D)."""
+        vision_key, llama_key = (None, None) if key is None else jax.random.split(key)
+        x = images if images.ndim == 3 else self.encode(images, precomputed, key=vision_key)
         # Source tokens that were kept come in float32, whatever the computation.
         x, d = x.astype(self.dtype), x.shape[1]
         if self.engine is not None:
@@ -171,7 +173,7 @@ class PneumoLLM(nnx.Module):
         if self.llama is not None:
             mask = (jnp.arange(y.shape[1]) < d)[None] if self.spec.emitter else None
             merged = None if precomputed is None else precomputed.llama
-            adaptation = _adaptation(self.llama_adapters, merged, self.spec.depth, key)
+            adaptation = _adaptation(self.llama_adapters, merged, self.spec.depth, llama_key)
             y = self.llama(y, rope=True, causal=self.spec.causal, mask=mask, adaptation=adaptation)
         return y.astype(jnp.float32).mean(axis=1)
 

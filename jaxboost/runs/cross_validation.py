@@ -17,6 +17,7 @@ from jaxboost.data.dataset import Dataset
 from jaxboost.errors import UserError
 from jaxboost.runs import datasets, workdir
 from jaxboost.runs.datasets import ALL_FOLDS
+from jaxboost.runs.result import RunResult, Threshold
 from jaxboost.systems.pretrained import ROLES
 from jaxboost.training import loop
 
@@ -85,7 +86,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict[str, An
     return result
 
 
-def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(results: Sequence[RunResult]) -> dict[str, Any]:
     """The figures of a cross-validation's result.json.
 
     Args:
@@ -95,35 +96,36 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
       What the folds share; "folds": the test figures of each; "test": mean and standard deviation (n - 1) over them,
       None for a metric that is undefined in a fold.
     """
-    names = [name for name in METRICS if name in results[0]["test"]]
-    figures = {name: [result["test"][name] for result in results] for name in names}
+    first = results[0].to_json()
+    names = [name for name in METRICS if getattr(results[0].test, name) is not None]
+    figures = {name: [getattr(result.test, name) for result in results] for name in names}
     return {
-        **{name: results[0][name] for name in SHARED if name in results[0]},
+        **{name: first[name] for name in SHARED if name in first},
         "folds": [
-            {"fold": number, "splits": result["splits"], "selection": result["selection"]}
-            | {name: result["test"][name] for name in names}
-            | ({"threshold": result["threshold"]} if result["threshold"] else {})
+            {"fold": number, "splits": result.splits, "selection": dataclasses.asdict(result.selection)}
+            | {name: getattr(result.test, name) for name in names}
+            | ({"threshold": result.to_json()["threshold"]} if result.threshold else {})
             for number, result in enumerate(results)
         ],
         "test": {name: _mean_and_sd(values) for name, values in figures.items()},
-        "threshold": _at_thresholds([result["threshold"] for result in results]),
-        "seconds": round(sum(result["seconds"] for result in results), 1),
+        "threshold": _at_thresholds([result.threshold for result in results]),
+        "seconds": round(sum(result.seconds for result in results), 1),
     }
 
 
-def _at_thresholds(thresholds: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+def _at_thresholds(thresholds: Sequence[Threshold | None]) -> dict[str, Any] | None:
     """The figures at the folds' own thresholds; None where none were asked for."""
     if thresholds[0] is None:
         return None
-    tests = [threshold["test"] for threshold in thresholds]
+    tests = [threshold.test for threshold in thresholds]
     return {
-        "wanted": thresholds[0]["specificity"],
+        "wanted": thresholds[0].specificity,
         "test": {name: _mean_and_sd([test[name] for test in tests]) for name in tests[0]},
     }
 
 
-def _mean_and_sd(values: Sequence[float | None]) -> dict[str, float] | None:
-    if None in values:
+def _mean_and_sd(values: Sequence[float]) -> dict[str, float] | None:
+    if not np.isfinite(values).all():
         return None
     return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
 
@@ -196,18 +198,18 @@ def _prepare(dataset: Dataset, together: ConfigDict, folder: pathlib.Path) -> No
             shutil.copyfile(pathlib.Path(together.data.folds_file).expanduser(), temporary)
 
 
-def _check_alike(results: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> None:
+def _check_alike(results: Sequence[RunResult], folder: pathlib.Path) -> None:
     """Raises UserError where folds were run with other weights or data than each other.
 
     Their configs are the same already.
     """
-    if len({result["data_sha256"] for result in results}) > 1:
+    if len({result.data_sha256 for result in results}) > 1:
         raise UserError(
             f"the data changed while the folds in {folder} were run: remove those of before and run again, or give"
             " another --workdir"
         )
     for role in ROLES:
-        found = {(result.get(role) or {}).get("sha256") for result in results}
+        found = {(result.parts[role] or {}).get("sha256") for result in results}
         # Random parts are drawn from the same seed.
         if len(found) > 1:
             raise UserError(

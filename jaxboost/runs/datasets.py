@@ -5,8 +5,7 @@ import functools
 import hashlib
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -18,6 +17,7 @@ from jaxboost.data.splits import official, ratios
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.classifier import BACKBONES
 from jaxboost.runs import workdir
+from jaxboost.runs.result import RunResult
 
 logger = logging.getLogger(__name__)
 
@@ -154,24 +154,23 @@ def fingerprint(dataset: Dataset, config: ConfigDict) -> dict[str, str]:
     return {name: hashlib.sha256("".join(sorted(lines)).encode()).hexdigest() for name, lines in digests.items()}
 
 
-def check_same_data(
-    config: ConfigDict, finished: Mapping[str, Any], folder: pathlib.Path, splits: Splits | None
-) -> None:
+def check_same_data(config: ConfigDict, finished: RunResult, folder: pathlib.Path, splits: Splits | None) -> None:
     """Raises UserError where a finished run in `folder` has other data than the config now names.
 
     They are read again only where the config names another place: what lies there decides. A published data set is
     known by its name.
 
     Args:
-      finished: the run's result.json.
+      finished: the run's result.
       splits: None for those of `own_splits`.
     """
-    before = finished["config"].get("data", {})
+    before = finished.config.get("data", {})
     if not config.data.source or all(before.get(name) == config.data[name] for name in _PLACES):
         return
     logger.info("data.root or another place of the data has changed: comparing the data with those of %s", folder)
     found = fingerprint((splits or own_splits(config, folder)).load(), config)
-    differing = [name for name, digest in found.items() if finished.get(f"{name}_sha256") not in (None, digest)]
+    known = {"data": finished.data_sha256, "splits": finished.splits_sha256}
+    differing = [name for name, digest in found.items() if known[name] not in (None, digest)]
     if differing:
         raise UserError(
             f"{folder} is a finished run with other {' and '.join(differing)} than there are at {config.data.root}:"

@@ -1,9 +1,10 @@
 """One process at a time on the folder of a run.
 
-The lock is a file, `run.lock`, since the kernel's own locks do not hold on every network file system. It says which
-process holds it (`filelock.SoftFileLease`: host, process, and when that process was started) and is touched every
-`_HEARTBEAT` seconds. It is taken over where its owner is gone: at once where the owner was on this machine, otherwise
-after it was not touched for `_LEASE` seconds of this machine's own, monotonic time; clocks are not compared.
+The lock is a file, `run.lock`, because the kernel's own locks do not work on every network file system. It names its
+owner (`filelock.SoftFileLease`: host, process, and when that process was started) and is touched every `_HEARTBEAT`
+seconds. Another process takes it over once its owner is gone: at once where the owner was on this machine, otherwise
+after the file was not touched for `_LEASE` seconds. That time is measured with this machine's monotonic clock, so the
+clocks of two machines need not agree.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from jaxboost import io
 from jaxboost.errors import UserError
 
 FILE = "run.lock"
-# A process may be busy, or swapped out, for as long as this without losing its run.
+# A process may be busy or swapped out for this long without losing its run.
 _LEASE = 120.0  # seconds
 _HEARTBEAT = 15.0
 _POLL = 1.0
@@ -31,16 +32,17 @@ logger = logging.getLogger(__name__)
 
 
 class RunLock:
-    """What a process holds while it works on a run; see `held`."""
+    """The lock of one run; `held` acquires and releases it."""
 
     def __init__(self, folder: pathlib.Path):
+        """Args: `folder` of the run, which exists."""
         self.folder, self.file = folder, folder / FILE
         self._lease = filelock.SoftFileLease(
             self.file, lease_duration=_LEASE, heartbeat_interval=_HEARTBEAT, thread_local=False
         )
 
     def acquire(self) -> None:
-        """Takes the lock, or waits to see whether the owner of another machine is gone.
+        """Takes the lock. Where its owner is on another machine, waits to see whether that process is gone.
 
         Raises:
           UserError: another process holds it, or the folder cannot be written.
@@ -56,7 +58,7 @@ class RunLock:
             time.sleep(_POLL)
 
     def check(self) -> None:
-        """Raises UserError where this process lost the run: the folder is gone, or another process works on it."""
+        """Raises UserError where this process no longer owns the run: its folder is gone, or another took it over."""
         owner = self._lease.owner
         if owner is not None and owner.token == self._lease.token:
             return
@@ -71,15 +73,15 @@ class RunLock:
         )
 
     def release(self) -> None:
-        """Removes the file, where it is still this process's."""
+        """Removes the file if this process still owns it."""
         with contextlib.suppress(OSError):
             self._lease.release(force=True)
 
     def _try(self) -> bool:
         if self.file.is_dir():
-            raise UserError(f"{self.file} is a folder: remove it, the file of that name tells who works on the run")
+            raise UserError(f"{self.file} is a folder: remove it, a file of that name says who works on the run")
         with contextlib.suppress(OSError):
-            # A power cut can leave an empty file, which filelock takes for that of an old version of itself.
+            # A power cut can leave an empty file, which filelock takes for the file of one of its old versions.
             if not self.file.stat().st_size and self._is_left_empty():
                 self.file.unlink()
         left = self._lease.owner
@@ -95,12 +97,12 @@ class RunLock:
         return True
 
     def _is_left_empty(self) -> bool:
-        """Whether the file stays empty: an owner writes it at once."""
+        """Whether the file stays empty; an owner writes to it at once."""
         time.sleep(_POLL)
         return not self.file.stat().st_size
 
     def _note_time(self) -> None:
-        """Adds a line of our own to the file; filelock passes over fields that it does not know."""
+        """Adds the time to the file; filelock ignores fields that it does not know."""
         with contextlib.suppress(OSError), self.file.open("a", encoding="ascii") as file:
             file.write(f"since={time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n")
 
@@ -113,19 +115,19 @@ class RunLock:
 
     def _touched(self) -> int | None:
         try:
-            # Opened, because a network file system may answer from its cache when only the name is looked at.
+            # Opened, because a network file system may answer a plain stat from its cache.
             with self.file.open("rb") as file:
                 return os.fstat(file.fileno()).st_mtime_ns
         except OSError:
             return None
 
     def _is_here(self) -> bool:
-        """Whether the owner is on this machine, where its end would have been seen."""
+        """Whether the owner is on this machine, where filelock sees whether it has ended."""
         owner = self._lease.owner
         if owner is None:
             return False
         name, _, namespace = owner.hostname.partition(_NAMESPACE)
-        # Containers may share a host's name, but not its processes.
+        # Containers can have the host's name without seeing its processes.
         return name == socket.gethostname() and namespace in ("", _pid_namespace())
 
     def _held_by_another(self) -> str:
@@ -134,7 +136,7 @@ class RunLock:
             return f"{self.folder} is in use by another process, see {self.file}"
         since = self._since()
         if since is None:
-            # Its owner adds it a moment after the rest.
+            # The owner adds it a moment after the rest.
             time.sleep(0.2)
             since = self._since()
         return (
@@ -146,7 +148,7 @@ class RunLock:
 
 @contextlib.contextmanager
 def held(folder: pathlib.Path) -> Iterator[RunLock]:
-    """The lock of a run's folder, which is made where it is missing, and removed again where nothing came into it.
+    """Holds the lock of a run's folder. The folder is made where it is missing, and removed again if it stays empty.
 
     Raises:
       UserError: see `RunLock.acquire`.
@@ -164,7 +166,7 @@ def held(folder: pathlib.Path) -> Iterator[RunLock]:
         yield lock
     finally:
         lock.release()
-        # A folder that holds something stays.
+        # rmdir leaves a folder that is not empty.
         with contextlib.suppress(OSError):
             for parent in made:
                 parent.rmdir()

@@ -1,36 +1,43 @@
-"""What is said of a run: the lines at its start and end, the prediction files, and the content of result.json."""
+"""What is reported of a run: the lines at its start and its end, its prediction files, and its result."""
 
-import csv
-import io
 import logging
+import math
 import pathlib
 import platform
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any
+from typing import Literal
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 import jaxboost
-from jaxboost.data.dataset import MULTI_LABEL, Dataset
-from jaxboost.evaluation import evaluate, metrics, thresholds
+from jaxboost.data.dataset import Dataset
+from jaxboost.evaluation import metrics, prediction_table, thresholds
 from jaxboost.io import write_text
 from jaxboost.models.frozen import count, mib
 from jaxboost.runs import workdir
+from jaxboost.runs.result import Figures, Parameters, Part, RunResult, Selection, Threshold
 from jaxboost.systems.experiment import Experiment
 
 REFERENCE_WARNING = (
     "protocol reference: the epoch is picked on the test split, as in the paper's released code;"
     " the test figures are optimistic and only good for comparison with it"
 )
+# Field of `Figures` -> its name in the log.
+_LOGGED = {
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "balanced_acc": "balanced ACC",
+    "avg": "AVG",
+}
 
 logger = logging.getLogger(__name__)
 
 
 def log_start(experiment: Experiment, dataset: Dataset, config: ConfigDict) -> None:
-    """Says what is trained on what."""
+    """Logs what is trained on which data."""
     sizes = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
     logger.info("%s: %s; %d classes (%s)", dataset.info.name, sizes, len(dataset.info.classes), dataset.info.task)
     logger.info(
@@ -46,41 +53,67 @@ def log_start(experiment: Experiment, dataset: Dataset, config: ConfigDict) -> N
         logger.warning(REFERENCE_WARNING)
 
 
-def describe_run(
-    experiment: Experiment, dataset: Dataset, config: ConfigDict, fingerprints: Mapping[str, str]
-) -> dict[str, Any]:
-    """The part of result.json that says what was run.
+def make_result(
+    experiment: Experiment,
+    dataset: Dataset,
+    config: ConfigDict,
+    *,
+    fingerprints: Mapping[str, str],
+    scores: Mapping[str, np.ndarray],
+    selection: Selection,
+    steps: int,
+    seconds: float,
+) -> RunResult:
+    """The result of a run.
 
     Args:
-      fingerprints: of the pretrained parts, by their role, and of a user's own data set as "data" and
-        "splits".
+      experiment: the model.
+      dataset: what it was trained on.
+      config: of the run.
+      fingerprints: of the pretrained parts, by their role, and of a user's own data set as "data" and "splits".
+      scores: split -> probabilities (n, classes), of all splits but "train".
+      selection: the best epoch.
+      steps: number of training steps.
+      seconds: time spent.
     """
-    parts = {part.role: {**part.about, "sha256": fingerprints[part.role]} for part in experiment.pretrained}
-    reference = config.eval.protocol == "reference"
-    return {
-        "dataset": dataset.info.name,
-        "task": dataset.info.task,
-        "classes": list(dataset.info.classes),
-        "splits": {name: len(split) for name, split in dataset.splits.items()},
-        "seed": config.seed,
-        "protocol": config.eval.protocol,
-        "warning": REFERENCE_WARNING if reference else None,
-        **experiment.describe,
-        "parameters": {
-            "trainable": count(experiment.params),
-            "frozen": count(experiment.frozen),
-            "trainable_mib": round(mib(experiment.params), 2),
-        },
-        **parts,
-        "data_sha256": fingerprints.get("data"),
-        "splits_sha256": fingerprints.get("splits"),
-        "config": workdir.to_dict(config),
-        "versions": versions(),
-    }
+    described = experiment.describe
+    parts = {part.role: Part(**part.about, sha256=fingerprints[part.role]) for part in experiment.pretrained}
+    figures = _figures(scores, dataset, resamples=config.eval.bootstrap)
+    return RunResult(
+        dataset=dataset.info.name,
+        task=dataset.info.task,
+        classes=dataset.info.classes,
+        splits={name: len(split) for name, split in dataset.splits.items()},
+        seed=config.seed,
+        protocol=config.eval.protocol,
+        warning=REFERENCE_WARNING if config.eval.protocol == "reference" else None,
+        model=described["model"],
+        boost=described["boost"],
+        encoder=parts.get("encoder"),
+        block=parts.get("block"),
+        vision=parts.get("vision"),
+        llama=parts.get("llama"),
+        parameters=Parameters(
+            trainable=count(experiment.params),
+            frozen=count(experiment.frozen),
+            trainable_mib=round(mib(experiment.params), 2),
+        ),
+        data_sha256=fingerprints.get("data"),
+        splits_sha256=fingerprints.get("splits"),
+        config=workdir.to_dict(config),
+        versions=versions(),
+        selection=selection,
+        val=figures.get("val"),
+        test=figures["test"],
+        baselines=_baselines(dataset),
+        threshold=_threshold(scores, dataset, selection.split, config.eval.specificity),
+        steps=steps,
+        seconds=seconds,
+    )
 
 
 def versions() -> dict[str, str]:
-    """Of what computes here, and its device."""
+    """Versions of Python and the packages, and the kind of device."""
     return {
         "python": platform.python_version(),
         "device": jax.local_devices()[0].device_kind,
@@ -89,134 +122,119 @@ def versions() -> dict[str, str]:
     }
 
 
-def score_splits(scores: Mapping[str, np.ndarray], dataset: Dataset, *, resamples: int) -> dict[str, Any]:
-    """Figures of each split with 95 % intervals, and what a single given score reaches on the test split.
+def write_predictions(
+    folder: pathlib.Path, scores: Mapping[str, np.ndarray], dataset: Dataset, config: ConfigDict
+) -> None:
+    """Writes the prediction files of each split to `folder`/predictions.
+
+    MedMNIST's standard file, whose name says where the protocol is `reference`; and, where the samples have names,
+    `{split}.csv` with file, patient, label and the probability of each class.
 
     Args:
+      folder: of the run.
       scores: split -> probabilities (n, classes).
+      dataset: with the labels.
+      config: of the run.
     """
+    info, mark = dataset.info, "reference-" if config.eval.protocol == "reference" else ""
+    for split, probabilities in scores.items():
+        labels = dataset.splits[split].labels
+        prediction_table.write_medmnist(
+            folder / workdir.PREDICTIONS,
+            probabilities,
+            name=info.name,
+            size=info.size,
+            split=split,
+            auc=metrics.auc(labels, probabilities, info.task),
+            acc=metrics.acc(labels, probabilities, info.task),
+            run=f"{mark}seed{config.seed}",
+        )
+        if dataset.splits[split].names is not None:
+            text = prediction_table.named_table(dataset, split, probabilities)
+            write_text(folder / workdir.PREDICTIONS / f"{mark}{split}.csv", text)
+
+
+def log_result(result: RunResult) -> None:
+    """Logs the figures of a result, with what to compare them with."""
+    selection = result.selection
+    logger.info(
+        "epoch %d has the best %s %s, %s",
+        selection.epoch,
+        selection.split,
+        selection.metric.upper(),
+        _number(selection.value),
+    )
+    for split, figures in (("val", result.val), ("test", result.test)):
+        if figures is None:
+            continue
+        texts = [
+            f"{name.upper()} {_number(getattr(figures, name))} [{', '.join(map(_number, figures.ci95[name]))}]"
+            for name in ("acc", "auc")
+        ]
+        binary = {text: getattr(figures, name) for name, text in _LOGGED.items()}
+        texts += [f"{text} {_number(value)}" for text, value in binary.items() if value is not None]
+        logger.info(
+            "%s (n = %d, 95 %% intervals): %s; the majority class alone: ACC %s",
+            split,
+            figures.n,
+            ", ".join(texts),
+            _number(figures.majority_acc),
+        )
+    if threshold := result.threshold:
+        logger.info(
+            "test, positive from %s on (specificity %s on %s): %s",
+            _number(threshold.value),
+            _number(threshold.specificity),
+            threshold.split,
+            ", ".join(f"{name} {_number(value)}" for name, value in threshold.test.items()),
+        )
+    for name, baseline in result.baselines.items():
+        logger.info("test: %s alone: AUC %s", name, _number(baseline["auc"]))
+    if result.warning:
+        logger.warning(result.warning)
+
+
+def _figures(scores: Mapping[str, np.ndarray], dataset: Dataset, *, resamples: int) -> dict[str, Figures]:
+    """Split -> its scores with 95 % intervals."""
+    found = {}
+    for name, probabilities in scores.items():
+        labels, task = dataset.splits[name].labels, dataset.info.task
+        intervals = metrics.intervals(labels, probabilities, task, resamples=resamples)
+        found[name] = Figures(**metrics.score(labels, probabilities, task), n=len(labels), ci95=intervals)
+    return found
+
+
+def _baselines(dataset: Dataset) -> dict[str, dict[str, float]]:
+    """What a single given score reaches on the test split."""
+    if not dataset.baselines:
+        return {}
     from sklearn.metrics import roc_auc_score
 
-    result: dict[str, Any] = {}
-    task = dataset.info.task
-    for name, probabilities in scores.items():
-        labels = dataset.splits[name].labels
-        result[name] = {
-            **metrics.score(labels, probabilities, task),
-            "n": len(labels),
-            "ci95": metrics.intervals(labels, probabilities, task, resamples=resamples),
-        }
     labels = dataset.splits["test"].labels[:, 0]
-    result["baselines"] = {
-        name: {"auc": float(roc_auc_score(labels, values["test"]))} for name, values in dataset.baselines.items()
-    }
-    return result
+    return {name: {"auc": float(roc_auc_score(labels, values["test"]))} for name, values in dataset.baselines.items()}
 
 
-def score_threshold(
-    scores: Mapping[str, np.ndarray], dataset: Dataset, selection: str, specificity: float
-) -> dict[str, Any] | None:
-    """The threshold that a split has for a specificity, and what it gives on all splits; None where none is asked for.
+def _threshold(
+    scores: Mapping[str, np.ndarray], dataset: Dataset, selection: Literal["val", "test"], specificity: float
+) -> Threshold | None:
+    """The operating point of the split that picks the epoch, and its figures on all splits; None where not asked for.
 
     Args:
       scores: split -> probabilities (n, 2).
-      selection: the split that picks it, as it picks the epoch.
+      dataset: with the labels.
+      selection: the split.
+      specificity: 0 where no operating point is asked for.
     """
     if not specificity:
         return None
     found = {name: (dataset.splits[name].labels[:, 0], values[:, 1]) for name, values in scores.items()}
-    value = thresholds.choose_threshold(*found[selection], specificity)
+    labels, positive = found[selection]
+    value = thresholds.choose_threshold(labels, positive, specificity)
     figures = {name: thresholds.score_at(labels, values, value) for name, (labels, values) in found.items()}
-    return {"split": selection, "specificity": specificity, "value": value, **figures}
-
-
-def write_predictions(
-    folder: pathlib.Path, scores: Mapping[str, np.ndarray], dataset: Dataset, config: ConfigDict
-) -> None:
-    """Writes MedMNIST's standard prediction file of each split; the reference protocol is marked in its name.
-
-    Where samples have names, `{split}.csv` says which is which: file, patient, label, and a probability per class.
-    """
-    mark = "reference-" if config.eval.protocol == "reference" else ""
-    for split, probabilities in scores.items():
-        labels = dataset.splits[split].labels
-        evaluate.write_predictions(
-            folder / "predictions",
-            probabilities,
-            name=dataset.info.name,
-            size=dataset.info.size,
-            split=split,
-            auc=metrics.auc(labels, probabilities, dataset.info.task),
-            acc=metrics.acc(labels, probabilities, dataset.info.task),
-            run=f"{mark}seed{config.seed}",
-        )
-        if dataset.splits[split].names is not None:
-            text = _named_predictions(dataset, split, probabilities)
-            write_text(folder / "predictions" / f"{mark}{split}.csv", text)
-
-
-def _named_predictions(dataset: Dataset, split: str, probabilities: np.ndarray) -> str:
-    members, classes = dataset.splits[split], dataset.info.classes
-    groups = members.names if members.groups is None else members.groups
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "patient_id", "label", *classes])
-    for name, group, labels, row in zip(members.names, groups, members.labels, probabilities, strict=True):
-        found = np.flatnonzero(labels) if dataset.info.task == MULTI_LABEL else labels
-        label = "|".join(classes[number] for number in found)
-        writer.writerow([name, group, label, *(f"{value:.9g}" for value in row)])
-    return text.getvalue()
-
-
-def log_result(result: Mapping[str, Any]) -> None:
-    """Says the figures of result.json, with what they have to be held against."""
-    selection = result["selection"]
-    logger.info(
-        "epoch %d has the best %s %s, %s",
-        selection["epoch"],
-        selection["split"],
-        selection["metric"].upper(),
-        _number(selection["value"]),
+    return Threshold(
+        split=selection, specificity=specificity, value=value, val=figures.get("val"), test=figures["test"]
     )
-    for split in ("val", "test"):
-        if split not in result:
-            continue
-        figures = result[split]
-        texts = [
-            f"{name.upper()} {_number(figures[name])} [{', '.join(map(_number, figures['ci95'][name]))}]"
-            for name in ("acc", "auc")
-        ]
-        texts += [
-            f"{name} {_number(figures[key])}"
-            for key, name in (
-                ("sensitivity", "sensitivity"),
-                ("specificity", "specificity"),
-                ("balanced_acc", "balanced ACC"),
-                ("avg", "AVG"),
-            )
-            if key in figures
-        ]
-        logger.info(
-            "%s (n = %d, 95 %% intervals): %s; the majority class alone: ACC %s",
-            split,
-            figures["n"],
-            ", ".join(texts),
-            _number(figures["majority_acc"]),
-        )
-    if threshold := result["threshold"]:
-        texts = [f"{name} {_number(value)}" for name, value in threshold["test"].items()]
-        logger.info(
-            "test, positive from %s on (specificity %s on %s): %s",
-            _number(threshold["value"]),
-            _number(threshold["specificity"]),
-            threshold["split"],
-            ", ".join(texts),
-        )
-    for name, figures in result["baselines"].items():
-        logger.info("test: %s alone: AUC %s", name, _number(figures["auc"]))
-    if result["warning"]:
-        logger.warning(result["warning"])
 
 
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
+def _number(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else "undefined"

@@ -1,8 +1,9 @@
-"""The folder of a run: which config it belongs to, and its result. What in it is damaged is set aside, not removed."""
+"""The folder of a run: its config and its result. A damaged file is renamed, never removed."""
 
 import json
 import logging
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,7 +13,9 @@ from jaxboost.config import continuing
 from jaxboost.config.continuing import to_dict
 from jaxboost.errors import UserError
 from jaxboost.io import set_aside, write_text
-from jaxboost.runs import result_schema
+from jaxboost.runs import result as results
+from jaxboost.runs import saved_config
+from jaxboost.runs.result import FoldsResult, RunResult
 from jaxboost.training.checkpoints import checkpoint_folder
 
 CONFIG, RESULT = "config.json", "result.json"
@@ -27,19 +30,20 @@ __all__ = [
     "create",
     "has_config",
     "named_before",
-    "read",
+    "read_config",
     "read_result",
+    "result_in",
     "set_aside",
     "to_dict",
     "write_result",
 ]
 
 
-def check(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | None:
-    """Returns the result of a finished run in `workdir`; None where the run is new or unfinished. Writes nothing.
+def check(workdir: pathlib.Path, config: ConfigDict) -> RunResult | FoldsResult | None:
+    """The result of a finished run in `workdir`; None where the run is new or unfinished. Writes nothing.
 
-    A config.json that is missing or damaged is replaced by what the result or a checkpoint say of the config, and a
-    damaged result counts as none.
+    Where config.json is missing or damaged, the result or a checkpoint say what the config was. A damaged result counts
+    as none.
 
     Raises:
       UserError: the folder belongs to a run of another config.
@@ -59,84 +63,97 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | None:
 def named_before(workdir: pathlib.Path, section: str, field: str) -> Any:
     """A field of the config.json in `workdir`; None where it cannot be read."""
     try:
-        return read(workdir / CONFIG)[section].get(field)
+        return read_config(workdir)[section].get(field)
     except (ValueError, UserError):
         return None
 
 
 def has_config(workdir: pathlib.Path) -> bool:
     """Whether the config.json in `workdir` is there and can be read."""
-    return (workdir / CONFIG).exists() and _is_sound(workdir / CONFIG)
+    return (workdir / CONFIG).exists() and _is_whole(workdir / CONFIG)
 
 
 def create(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Makes the folder and notes its config. What is damaged, or a file in the place of a folder, is set aside."""
+    """Makes the folder and writes its config. Damaged files, and files where a folder should be, are renamed."""
     workdir.mkdir(parents=True, exist_ok=True)
     for name in (BOARD, PREDICTIONS):
         if (workdir / name).exists() and not (workdir / name).is_dir():
             set_aside(workdir / name)
     for name in (CONFIG, RESULT):
-        if (workdir / name).exists() and not _is_sound(workdir / name):
+        if (workdir / name).exists() and not _is_whole(workdir / name):
             set_aside(workdir / name)
     write_text(workdir / CONFIG, json.dumps(to_dict(config), indent=2) + "\n")
 
 
-def write_result(workdir: pathlib.Path, result: dict[str, Any]) -> dict[str, Any]:
-    """Writes result.json, which marks the run as finished; returns what a reader of the file gets.
+def write_result(workdir: pathlib.Path, result: RunResult | Mapping[str, Any]) -> dict[str, Any]:
+    """Writes result.json, which marks the run as finished.
 
-    Its entry `sha256` is a checksum of the others, see `result_schema.checksum`.
+    Args:
+      workdir: the folder of the run.
+      result: of a run, or the content of a cross-validation's.
+
+    Returns:
+      The content of the file.
     """
-    content = json.loads(io.to_json(result))
-    content["sha256"] = result_schema.checksum(content)
+    content = results.sealed(result.to_json() if isinstance(result, RunResult) else result)
     write_text(workdir / RESULT, json.dumps(content, indent=2) + "\n")
     return content
 
 
-def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The result of a finished run, None where there is none, or a damaged one."""
+def read_result(workdir: pathlib.Path) -> RunResult | FoldsResult | None:
+    """The result of a finished run; None where there is none, or a damaged one."""
     path = workdir / RESULT
     if not path.exists():
         return None
     try:
-        return read(path)
+        return result_in(workdir)
     except ValueError as error:
         logger.warning("%s is damaged (%s): the run counts as unfinished", path, error)
         return None
 
 
-def _is_sound(path: pathlib.Path) -> bool:
+def result_in(workdir: pathlib.Path) -> RunResult | FoldsResult:
+    """What the result.json in `workdir` says; raises as `read_config`, and where a later version wrote it."""
+    return results.from_json(_read(workdir / RESULT))
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """The content of the config.json in `workdir`.
+
+    Raises:
+      ValueError: it is not what was written there; the message is for people.
+      UserError: it may not be read.
+    """
+    return saved_config.check_config(_read(workdir / CONFIG))
+
+
+def _is_whole(path: pathlib.Path) -> bool:
     try:
-        read(path)
+        read_config(path.parent) if path.name == CONFIG else result_in(path.parent)
     except ValueError:
         return False
     return True
 
 
-def _saved_config(workdir: pathlib.Path, result: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What the folder's run was made with, as `continuing.held` gives it; None where nothing says it."""
+def _saved_config(workdir: pathlib.Path, result: RunResult | FoldsResult | None) -> dict[str, Any] | None:
+    """The config that the folder's run was made with, as `continuing.held` gives it; None where nothing says it."""
     path = workdir / CONFIG
     if path.exists():
         try:
-            return continuing.held(read(path))
+            return continuing.held(read_config(workdir))
         except ValueError as error:
             logger.warning(
                 "%s is damaged (%s): the config is taken from the run's result or checkpoint instead", path, error
             )
-    if result is not None and isinstance(result.get("config"), dict):
-        return continuing.held(result["config"])
+    if result is not None:
+        return continuing.held(result.config)
     return checkpoint_folder.saved_config(workdir / checkpoint_folder.FOLDER)
 
 
-def read(path: pathlib.Path) -> dict[str, Any]:
-    """The content of config.json or result.json.
-
-    Raises:
-      ValueError: it is not what was written there; the message is for people.
-    """
+def _read(path: pathlib.Path) -> Any:
     try:
-        content = io.read_json(path)
+        return io.read_json(path)
     except OSError as error:
         if isinstance(error, PermissionError):
             raise UserError(f"{path} may not be read: give yourself the permission, then try again") from error
         raise ValueError(error.strerror or str(error)) from error
-    return result_schema.check_result(content) if path.name == RESULT else result_schema.check_config(content)

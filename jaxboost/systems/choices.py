@@ -6,8 +6,8 @@ from ml_collections import ConfigDict
 
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
-from jaxboost.evaluation import metrics
 from jaxboost.systems.experiment import Experiment
+from jaxboost.tasks import TASKS
 from jaxboost.training.mixing import Mixing
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def check_partial_batches(experiment: Experiment, mixing: Mixing) -> None:
 
 def check_binary(config: ConfigDict, info: DatasetInfo) -> None:
     """Raises UserError where a choice of binary tasks is made for another."""
-    if info.task == metrics.BINARY:
+    if TASKS[info.task].binary:
         return
     for name, asked, fix in (
         ("metric", config.eval.metric == "avg", "auc"),

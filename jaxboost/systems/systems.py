@@ -33,11 +33,11 @@ def prepare(
     return _system(config).prepare(config, info, with_weights=with_weights, trained=trained)
 
 
-def check_same_weights(config: ConfigDict, finished: dict[str, Any], folder: pathlib.Path) -> None:
+def check_same_weights(config: ConfigDict, finished: Mapping[str, Any], folder: pathlib.Path) -> None:
     """Raises UserError where a finished run in `folder` used other pretrained weights than the config now names.
 
     Args:
-      finished: the run's result.json.
+      finished: role -> what its result.json says of the pretrained part, see `RunResult.parts`.
     """
     _system(config).check_same_weights(config, finished, folder)
 

@@ -22,8 +22,9 @@ from jaxboost.evaluation import evaluate, metrics, thresholds
 from jaxboost.models.frozen import Tree
 from jaxboost.runs import datasets, places, report, workdir
 from jaxboost.runs.lock import RunLock, held
+from jaxboost.runs.result import RunResult, Selection
 from jaxboost.systems import choices, experiment, systems
-from jaxboost.training import features, layer_decay, optim, step
+from jaxboost.training import features, imbalance, layer_decay, optim, step
 from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoints import checkpoint_folder
 from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer, Progress
@@ -67,12 +68,12 @@ def train_and_evaluate(
             with held(folder) as lock:
                 # Another process may have come to the end while this one waited.
                 if finished := workdir.check(folder, config):
-                    _finished(config, finished, folder, splits)
+                    content = _finished(config, finished, folder, splits)
                     if not workdir.has_config(folder):
                         # A prediction reads it.
                         with io.writing(folder):
                             workdir.create(folder, config)
-                    return finished
+                    return content
                 return Run(config, folder, splits).complete(lock)
         except stopping.Stopped:
             if stop.exit_code:
@@ -82,15 +83,15 @@ def train_and_evaluate(
 
 
 def _finished(
-    config: ConfigDict, result: dict[str, Any], folder: pathlib.Path, splits: datasets.Splits | None
+    config: ConfigDict, result: RunResult, folder: pathlib.Path, splits: datasets.Splits | None
 ) -> dict[str, Any]:
-    """Says what a finished run found, and returns it."""
-    systems.check_same_weights(config, result, folder)
+    """Logs what a finished run found, and returns the content of its result.json."""
+    systems.check_same_weights(config, result.parts, folder)
     datasets.check_same_data(config, result, folder, splits)
-    checkpoint_folder.tidy(folder / checkpoint_folder.FOLDER, result["selection"]["step"])
+    checkpoint_folder.tidy(folder / checkpoint_folder.FOLDER, result.selection.step)
     logger.info("%s is finished:", folder)
     report.log_result(result)
-    return result
+    return result.to_json()
 
 
 class Run:
@@ -198,14 +199,11 @@ class Run:
         return self._predict(params, stats, self.dataset.splits[split])
 
     def _predict(self, params: Tree, stats: Tree, split: Split) -> tuple[float, np.ndarray]:
-        return evaluate.predict(
-            self.bind_eval_step(params, self.frozen, stats),
-            split,
-            batch_size=self.config.eval.batch_size,
-            image_size=self.image_size,
-            augment=self.augment,
-            by_batch=self.by_batch,
+        evaluated = batches.eval_batches(
+            split, batch_size=self.config.eval.batch_size, image_size=self.image_size, augment=self.augment
         )
+        losses, scores = evaluate.run_batches(self.bind_eval_step(params, self.frozen, stats), evaluated, self.by_batch)
+        return float(losses.mean()), scores
 
     def _evaluated(self) -> tuple[Tree, Tree]:
         return self.state.evaluated(ema=self.config.eval.ema)
@@ -218,7 +216,7 @@ class Run:
             task=info.task,
             classes=len(info.classes),
             loss=config.train.loss,
-            class_weights=thresholds.class_weights(
+            class_weights=imbalance.class_weights(
                 config.train.class_weights, self.dataset.splits["train"].labels, info
             ),
             mixing=mixing,
@@ -375,20 +373,20 @@ class Run:
         self.lock.check()
         with io.writing(self.folder, checkpointer.kept):
             report.write_predictions(self.folder, scores, self.dataset, self.config)
-        result = {
-            **report.describe_run(self.experiment, self.dataset, self.config, self.fingerprints),
-            "selection": {"split": self.selection_split, "metric": self.config.eval.metric, **dataclasses.asdict(best)},
-            **report.score_splits(scores, self.dataset, resamples=self.config.eval.bootstrap),
-            "threshold": report.score_threshold(
-                scores, self.dataset, self.selection_split, self.config.eval.specificity
-            ),
-            "steps": self.last_step,
-            "seconds": round(self.seconds(), 1),
-        }
+        result = report.make_result(
+            self.experiment,
+            self.dataset,
+            self.config,
+            fingerprints=self.fingerprints,
+            scores=scores,
+            selection=Selection(split=self.selection_split, metric=self.config.eval.metric, **dataclasses.asdict(best)),
+            steps=self.last_step,
+            seconds=round(self.seconds(), 1),
+        )
         # The result marks the run as finished: nothing may be half done then.
         checkpointer.wait()
         self.lock.check()
         with io.writing(self.folder, checkpointer.kept):
-            result = workdir.write_result(self.folder, result)
+            content = workdir.write_result(self.folder, result)
         report.log_result(result)
-        return result
+        return content

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxboost.data.dataset import MULTI_LABEL
 from jaxboost.errors import UserError
 
 # Random erasing (Zhong et al. 2020) as the reference uses it: shares of the area, and aspect ratios up to.
@@ -53,17 +52,6 @@ class Mixing:
             raise UserError(f"config field mix.label_smoothing: {self.label_smoothing} should be 0 to below 1")
         if self.erase and ndim != 2:
             raise UserError("config field mix.erase: it is of 2-D images, set it to 0")
-
-
-def make_targets(labels: jax.Array, classes: int, task: str, smoothing: float) -> jax.Array:
-    """Targets float32 (B, classes) of labels int (B, L).
-
-    One-hot rows become (1 - s) y + s / classes (Szegedy et al. 2016), and each column of a multi-label task, a choice
-    of two, (1 - s) y + s / 2.
-    """
-    multi_label = task == MULTI_LABEL
-    y = labels.astype(jnp.float32) if multi_label else jax.nn.one_hot(labels[:, 0], classes)
-    return y * (1 - smoothing) + smoothing / (2 if multi_label else classes)
 
 
 def augment_batch(

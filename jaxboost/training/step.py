@@ -1,24 +1,22 @@
 """One training step and one evaluation step, pure and jitted over a mesh of all local devices."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
-from jaxboost.data.dataset import MULTI_LABEL
 from jaxboost.errors import UserError
+from jaxboost.evaluation.evaluate import Batch
+from jaxboost.evaluation.evaluate import put as put
 from jaxboost.models.frozen import Tree, merge, statistics
-from jaxboost.training.mixing import Mixing, augment_batch, make_targets
-
-Batch = Mapping[str, jax.Array]
-LOSSES = ("auto", "columns")
+from jaxboost.tasks import TASKS
+from jaxboost.training.mixing import Mixing, augment_batch
 
 
 @flax.struct.dataclass
@@ -48,12 +46,9 @@ class Objective:
     """What is trained for.
 
     Attributes:
-      task: MedMNIST's name. Ordinal regression is trained as classification, as MedMNIST scores it.
-      classes: how many.
-      loss: "auto", the task's own: softmax cross-entropy (for two classes the binary one of the logits' difference), or
-        for several labels the mean of binary ones; "columns": the mean of binary ones for all tasks, as PneumoLLM's
-        code has it.
-      class_weights: of the loss, one for each class; () for none. See `imbalance.class_weights`.
+      task: a key of `tasks.TASKS`.
+      classes: their number.
+      loss, class_weights: see `tasks.Task.losses`.
       mixing: what is done to training batches.
       mean, std: of normalised pixels.
     """
@@ -81,11 +76,6 @@ def check_batch_size(batch_size: int, field: str) -> None:
         raise UserError(f"config field {field}: {batch_size} should be above 0")
     if batch_size % devices:
         raise UserError(f"config field {field}: {batch_size} is no multiple of the {devices} local devices")
-
-
-def put(batch: Mapping[str, np.ndarray], by_batch: jax.NamedSharding) -> Batch:
-    """Copies a host batch to the devices, each its share."""
-    return {name: jax.make_array_from_process_local_data(by_batch, array) for name, array in batch.items()}
 
 
 def init_state(
@@ -117,25 +107,6 @@ def averaged_weights(params: Tree, stats: Tree) -> Tree:
     return {"params": params} | ({"stats": stats} if stats else {})
 
 
-def losses(logits: jax.Array, targets: jax.Array, objective: Objective, *, weighted: bool = False) -> jax.Array:
-    """Loss of each example (B,), of logits and targets (B, classes).
-
-    With `weighted` the terms of class c count `class_weights[c]` times; of a multi-label task those where c is present.
-    """
-    weights = jnp.asarray(objective.class_weights if weighted and objective.class_weights else 1.0)
-    if objective.task == MULTI_LABEL:
-        present, absent = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-        return -(weights * targets * present + (1 - targets) * absent).mean(-1)
-    if objective.loss == "columns":
-        return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1) * (weights * targets).sum(-1)
-    return optax.softmax_cross_entropy(logits, weights * targets)
-
-
-def probabilities(logits: jax.Array, task: str) -> jax.Array:
-    """(B, classes), of several labels each on its own."""
-    return jax.nn.sigmoid(logits) if task == MULTI_LABEL else jax.nn.softmax(logits)
-
-
 def make_train_step(
     graphdef: nnx.GraphDef,
     tx: optax.GradientTransformation,
@@ -158,15 +129,16 @@ def make_train_step(
     @partial(jax.jit, donate_argnames="state", out_shardings=replicated)
     def train_step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         model_key, batch_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-        mixing = objective.mixing
-        targets = make_targets(batch["label"], objective.classes, objective.task, mixing.label_smoothing)
+        mixing, task = objective.mixing, TASKS[objective.task]
+        targets = task.targets(batch["label"], objective.classes, mixing.label_smoothing)
         images, targets = augment_batch(
             batch["image"], targets, mixing, mean=objective.mean, std=objective.std, key=batch_key
         )
 
         def loss_fn(params: Tree) -> tuple[jax.Array, Tree]:
             model = merge(graphdef, params, frozen, state.stats)
-            each = losses(model(images, key=model_key), targets, objective, weighted=True)
+            logits = model(images, key=model_key)
+            each = task.losses(logits, targets, loss=objective.loss, class_weights=objective.class_weights)
             # Only a batch that may lack samples has a mask.
             mask = batch.get("mask")
             mean = each.mean() if mask is None else (each * mask).sum() / mask.sum()
@@ -205,8 +177,9 @@ def make_eval_step(
         params: Tree, frozen: Tree, stats: Tree | None, precomputed: Any, batch: Batch
     ) -> tuple[jax.Array, jax.Array]:
         logits = merge(graphdef, params, frozen, stats)(batch["image"], precomputed)
-        targets = make_targets(batch["label"], objective.classes, objective.task, 0.0)
-        return losses(logits, targets, objective), probabilities(logits, objective.task)
+        task = TASKS[objective.task]
+        targets = task.targets(batch["label"], objective.classes)
+        return task.losses(logits, targets, loss=objective.loss), task.probabilities(logits)
 
     def bind(params: Tree, frozen: Tree, stats: Tree | None = None) -> Callable[[Batch], tuple[jax.Array, jax.Array]]:
         return partial(eval_step, params, frozen, stats, precompute(params, frozen, stats))

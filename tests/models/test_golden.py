@@ -19,7 +19,8 @@ from jaxboost.models import classifier, frozen, pneumollm
 from jaxboost.models.classifier import BACKBONES, BoostSpec
 from jaxboost.models.llama import LlamaConfig
 from jaxboost.models.pneumollm import PneumoSpec
-from jaxboost.training.step import Objective, losses
+from jaxboost.tasks import TASKS
+from jaxboost.training.step import Objective
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden" / "released_code.json").read_text())
 BLOCK = LlamaConfig(width=64, heads=4, kv_heads=4, head_dim=16, mlp_width=192, eps=1e-6, rope_base=1e4)
@@ -65,7 +66,7 @@ def value_and_gradients(build, call, labels, objective):
     def run(params):
         def loss(params):
             logits = call(frozen.merge(graphdef, params, held))
-            return losses(logits, targets, objective).mean(), logits
+            return TASKS[objective.task].losses(logits, targets, loss=objective.loss).mean(), logits
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxboost import convert
 from jaxboost.errors import UserError
 from jaxboost.models import classifier, frozen
+from jaxboost.tasks import TASKS
 from jaxboost.training import loop, step
 from tests.reference import llama_checkpoints
 from tests.training.small_runs import assert_same, on_host, small_config, take_steps
@@ -230,7 +231,7 @@ def test_remat_changes_neither_loss_nor_gradients(backbone):
         def loss_fn(params, graphdef=graphdef, none=none):
             logits = frozen.merge(graphdef, params, none)(batch["image"])
             targets = jax.nn.one_hot(batch["label"][:, 0], 2)
-            return step.losses(logits, targets, step.Objective(task="binary-class", classes=2)).mean()
+            return TASKS["binary-class"].losses(logits, targets).mean()
 
         gradient = jax.jit(jax.value_and_grad(loss_fn)).trace(params)
         programs[remat] = str(gradient.jaxpr)

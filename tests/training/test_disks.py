@@ -21,7 +21,7 @@ from tensorboardX.proto import event_pb2
 
 from jaxboost import io
 from jaxboost.errors import UserError
-from jaxboost.evaluation import evaluate
+from jaxboost.evaluation import prediction_table
 from jaxboost.training import cache, loop, step
 from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer
 from jaxboost.training.log import MetricsLog
@@ -175,7 +175,7 @@ PLACES = {
     "config.json": ((loop.workdir, "create"), "run cannot be written", "there is no checkpoint yet"),
     "the first record": ((MetricsLog, "__init__"), "tensorboard cannot be written", "there is no checkpoint yet"),
     "a record": ((MetricsLog, "write"), "metrics.jsonl cannot be written", "there is no checkpoint yet"),
-    "predictions": ((evaluate, "write_predictions"), "run cannot be written", "the checkpoint of step 1 is whole"),
+    "predictions": ((prediction_table, "write_medmnist"), "run cannot be written", "the checkpoint of step 1 is whole"),
     "the result": ((loop.workdir, "write_result"), "run cannot be written", "the checkpoint of step 1 is whole"),
 }
 

@@ -10,8 +10,8 @@ import torch
 from scipy import stats
 from torch.nn import functional
 
-from jaxboost.data.dataset import MULTI_LABEL
 from jaxboost.errors import UserError
+from jaxboost.tasks import MULTI_LABEL, TASKS
 from jaxboost.training import mixing
 from jaxboost.training.mixing import Mixing
 
@@ -27,7 +27,7 @@ def _batch(shape=(4, 16, 16, 1), classes=4):
 def test_targets_have_torchs_smoothed_loss(smoothing):
     rng = np.random.default_rng(0)
     logits, labels = rng.standard_normal((6, 5)).astype(np.float32), rng.integers(0, 5, (6, 1))
-    targets = mixing.make_targets(jnp.asarray(labels), 5, "multi-class", smoothing)
+    targets = TASKS["multi-class"].targets(jnp.asarray(labels), 5, smoothing)
     ours = -(targets * jax.nn.log_softmax(logits)).sum(-1)
     theirs = functional.cross_entropy(
         torch.from_numpy(logits), torch.from_numpy(labels[:, 0]), label_smoothing=smoothing, reduction="none"
@@ -36,7 +36,7 @@ def test_targets_have_torchs_smoothed_loss(smoothing):
 
 
 def test_several_labels_are_smoothed_each_for_itself():
-    targets = mixing.make_targets(jnp.array([[1, 0, 1]]), 3, MULTI_LABEL, 0.2)
+    targets = TASKS[MULTI_LABEL].targets(jnp.array([[1, 0, 1]]), 3, 0.2)
     np.testing.assert_allclose(targets, [[0.9, 0.1, 0.9]], rtol=1e-6)
 
 

@@ -16,6 +16,7 @@ from configs import pneumollm
 from jaxboost.errors import UserError
 from jaxboost.models import frozen
 from jaxboost.runs import cross_validation, datasets
+from jaxboost.tasks import TASKS
 from jaxboost.training import loop, optim, step
 from tests.scripts import KILL, REPOSITORY, assert_mistake, devices, interrupted_training, run_script
 from tests.training.small_runs import on_host, take_steps
@@ -314,7 +315,7 @@ def test_columns_is_the_codes_loss():
 
 def _loss(logits: np.ndarray, labels: np.ndarray, loss: str) -> jax.Array:
     targets = jax.nn.one_hot(labels[:, 0], 2)
-    return step.losses(logits, targets, step.Objective(task="binary-class", classes=2, loss=loss))
+    return TASKS["binary-class"].losses(logits, targets, loss=loss)
 
 
 def test_two_class_cross_entropy_is_the_papers_binary_one():

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from jaxboost.models import frozen
+from jaxboost.tasks import TASKS
 from jaxboost.training import loop, mixing, step
 from tests.scripts import devices, run_script
 from tests.training.small_runs import assert_same, on_host, small_config
@@ -108,9 +109,8 @@ def test_losses_and_probabilities_are_torchs(task):
         labels = rng.integers(0, classes, (7, 1))
         loss = functional.cross_entropy(theirs, torch.from_numpy(labels[:, 0]), reduction="none")
         scores = theirs.softmax(-1)
-    objective = step.Objective(task=task, classes=classes)
-    targets = mixing.make_targets(jnp.asarray(labels, jnp.int32), classes, task, 0.0)
-    our_loss, our_scores = step.losses(logits, targets, objective), step.probabilities(logits, task)
+    targets = TASKS[task].targets(jnp.asarray(labels, jnp.int32), classes)
+    our_loss, our_scores = TASKS[task].losses(logits, targets), TASKS[task].probabilities(logits)
     assert our_loss.shape == (7,)
     np.testing.assert_allclose(our_loss, loss, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(our_scores, scores, rtol=1e-5, atol=1e-6)
@@ -197,7 +197,7 @@ def test_a_step_trains_on_what_mixing_makes_of_its_batch():
     state, train_step = _toy(mixing=settings)
     kernel, batch = np.array(state.params["kernel"]), _toy_batch(0)
     _, key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
-    targets = mixing.make_targets(jnp.asarray(batch["label"]), 3, "multi-class", 0.2)
+    targets = TASKS["multi-class"].targets(jnp.asarray(batch["label"]), 3, 0.2)
     images, targets = mixing.augment_batch(
         jnp.asarray(batch["image"]), targets, settings, mean=(0.0,), std=(1.0,), key=key
     )

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from jaxboost.data.dataset import ALL, MULTI_LABEL, SPLITS, Dataset, DatasetInfo, Split, check_size, make_split
+from jaxboost import tasks
+from jaxboost.data.dataset import ALL, SPLITS, Dataset, DatasetInfo, Split, check_size, make_split
 from jaxboost.data.problems import ProblemError, reason
 from jaxboost.data.sources.tfds_features import Fields, find_fields
 from jaxboost.errors import UserError, nearest
@@ -160,7 +161,7 @@ def _describe(name: str, builder: "tfds.core.DatasetBuilder", fields: Fields, si
     return DatasetInfo(
         # The name is used in file names.
         name="-".join(["tfds", *info.full_name.split("/")]),
-        task=MULTI_LABEL if labels.multi_label else "binary-class" if len(labels.classes) == 2 else "multi-class",
+        task=tasks.name_for(len(labels.classes), multi_label=labels.multi_label),
         classes=labels.classes,
         channels=images.channels,
         ndim=images.ndim,

@@ -10,10 +10,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxboost.data.dataset import MULTI_LABEL, Dataset, DatasetInfo, Split
+from jaxboost.data.dataset import Dataset, DatasetInfo, Split
 from jaxboost.data.sources import lidc, medmnist
 from jaxboost.data.sources.nodules import EDGE_MM
 from jaxboost.errors import UserError, nearest
+from jaxboost.tasks import TASKS
 
 # Random access, and written without TensorFlow.
 _FILE_FORMAT = "array_record"
@@ -121,7 +122,7 @@ class _OurBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             image, labels = split.images[row], split.labels[row]
             # TFDS would encode an array with TensorFlow.
             picture = Image.fromarray(image[..., 0] if info.channels == 1 else image) if info.ndim == 2 else image
-            label = np.flatnonzero(labels).tolist() if info.task == MULTI_LABEL else int(labels[0])
+            label = np.flatnonzero(labels).tolist() if TASKS[info.task].multi_label else int(labels[0])
             example = {_image_name(info): picture, "label": label}
             yield row, example if split.groups is None else {**example, "patient": str(split.groups[row])}
 
@@ -209,7 +210,7 @@ def _features(info: DatasetInfo, *, patients: bool) -> tfds.features.FeaturesDic
     label = tfds.features.ClassLabel(names=info.classes)
     features = {
         _image_name(info): image,
-        "label": tfds.features.Sequence(label) if info.task == MULTI_LABEL else label,
+        "label": tfds.features.Sequence(label) if TASKS[info.task].multi_label else label,
     }
     return tfds.features.FeaturesDict(features | ({"patient": tfds.features.Text()} if patients else {}))
 

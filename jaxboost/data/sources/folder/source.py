@@ -29,7 +29,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxboost.data.dataset import MULTI_LABEL, SPLITS, Dataset, DatasetInfo, Split
+from jaxboost import tasks
+from jaxboost.data.dataset import SPLITS, Dataset, DatasetInfo, Split
 from jaxboost.data.problems import Problems
 from jaxboost.data.readers import arrays
 from jaxboost.data.sources.folder import labels, layouts, patients, samples
@@ -222,7 +223,7 @@ def _dataset(info: DatasetInfo, rows: Sequence[Row], images: np.ndarray, targets
 def _info(name: str, size: int, ndim: int, classes: tuple[str, ...], multi_label: bool) -> DatasetInfo:
     if size < 1:
         raise UserError(f"data.size={size}: use 1 or more")
-    task = MULTI_LABEL if multi_label else "binary-class" if len(classes) == 2 else "multi-class"
+    task = tasks.name_for(len(classes), multi_label=multi_label)
     return DatasetInfo(
         name=name, task=task, classes=classes, channels=1, ndim=ndim, size=size, n_samples={}, license=""
     )

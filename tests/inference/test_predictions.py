@@ -12,14 +12,15 @@ import pytest
 
 from jaxboost.cli import app
 from jaxboost.errors import UserError
-from jaxboost.evaluation.prediction_table import Labels, write
+from jaxboost.evaluation.prediction_table import Labels
+from jaxboost.io import write_text
 
 
 def test_names_that_are_not_utf8(tmp_path):
     names = [os.fsdecode(name) for name in (b"caf\xe9.png", "한.png".encode(), b"a, b.png", b"two\nlines.png")]
     labels = Labels(classes=("a", "b"), task="binary-class")
     probabilities = np.array([[0.25, 0.75], [0.75, 0.25], [1, 0], [0, 1]])
-    write(tmp_path / "p.csv", labels.table([pathlib.Path("x") / name for name in names], probabilities))
+    write_text(tmp_path / "p.csv", labels.table([pathlib.Path("x") / name for name in names], probabilities))
     with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
     assert rows == [

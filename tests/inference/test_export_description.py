@@ -1,6 +1,7 @@
 """export.json as a stranger's file: what is read of it is what was written, or it is refused in one line."""
 
 import json
+import math
 
 import pytest
 
@@ -10,12 +11,12 @@ from jaxboost.io import json_sha256
 from tests.mutations import mutations
 
 DESCRIBED = {
-    "format": 1,
+    "format": 2,
     "dataset": "mine",
     "task": "binary-class",
     "classes": ["healthy", "sick"],
     "threshold": {"split": "val", "specificity": 0.9, "value": 0.75, "test": {"acc": 0.5}},
-    "preparation": {
+    "preprocessing": {
         "ndim": 2,
         "size": 224,
         "window": [0.0, 100.0],
@@ -59,11 +60,18 @@ def test_what_is_read(tmp_path):
         found = exported.read_description(write(tmp_path, DESCRIBED, checksum=checksum))
         assert (found.task, found.classes, found.batch_size) == ("binary-class", ("healthy", "sick"), 128)
         assert (found.images.batch, found.threshold.value) == (None, 0.75)
-        assert (found.preparation.window, found.preparation.masked) == ((0.0, 100.0), False)
+        assert (found.preprocessing.window, found.preprocessing.masked) == ((0.0, 100.0), False)
         assert found.files == DESCRIBED["files"]
     # Earlier versions had fewer fields.
-    older = {name: DESCRIBED["preparation"][name] for name in list(DESCRIBED["preparation"])[:7]}
-    assert exported.read_description(write(tmp_path, DESCRIBED | {"preparation": older})) == found
+    older = {name: DESCRIBED["preprocessing"][name] for name in list(DESCRIBED["preprocessing"])[:7]}
+    assert exported.read_description(write(tmp_path, DESCRIBED | {"preprocessing": older})) == found
+    # JSON has no infinity: null is a threshold that nothing reaches.
+    unreached = exported.read_description(write(tmp_path, DESCRIBED | {"threshold": {"value": None}}))
+    assert unreached.threshold.value == math.inf
+    assert exported.read_description(write(tmp_path, DESCRIBED | {"threshold": None})).threshold is None
+    # Format 1 had another name for the preprocessing.
+    first = {name: value for name, value in DESCRIBED.items() if name != "preprocessing"}
+    assert exported.read_description(write(tmp_path, first | {"format": 1, "preparation": older})) == found
 
 
 def test_mutants(tmp_path):
@@ -96,7 +104,7 @@ def test_wild_values(path, tmp_path):
         if found is not None:
             assert found.files.keys() <= {"program.bin", "weights-00001-of-00002.safetensors"}
             assert found.batch_size <= 2**16
-            assert 1 <= found.preparation.image_size <= 8192
+            assert 1 <= found.preprocessing.image_size <= 8192
 
 
 @pytest.mark.parametrize(
@@ -116,5 +124,5 @@ def test_a_folder_in_its_place(tmp_path):
 
 
 def test_another_format(tmp_path):
-    with pytest.raises(UserError, match="has the format 2, this jaxboost reads 1"):
-        exported.read_description(write(tmp_path, DESCRIBED | {"format": 2}))
+    with pytest.raises(UserError, match="has the format 3, this jaxboost reads up to 2"):
+        exported.read_description(write(tmp_path, DESCRIBED | {"format": 3}))

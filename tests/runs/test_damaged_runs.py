@@ -13,7 +13,8 @@ from configs import default
 from jaxboost.config import continuing
 from jaxboost.errors import UserError
 from jaxboost.inference import open_run
-from jaxboost.runs import cross_validation, datasets, result_schema, workdir
+from jaxboost.runs import cross_validation, datasets, finished, saved_config, workdir
+from jaxboost.runs import result as results
 from jaxboost.training import features, loop
 from jaxboost.training.log import MetricsLog
 from tests.mutations import mutations
@@ -52,7 +53,7 @@ def run(whole, tmp_path):
 def _figures(folder):
     """What the result says, without what is another each time."""
     result = json.loads((folder / "result.json").read_text())
-    assert result.pop("sha256") == result_schema.checksum(result)
+    assert result.pop("sha256") == results.checksum(result)
     return {name: value for name, value in result.items() if name not in ("seconds", "config")}
 
 
@@ -154,7 +155,7 @@ def test_damaged_config_and_result_do_not_block_a_run(name, run, pictures, log):
     before = (run / "config.json").read_bytes()
     _damage(run / "config.json", DAMAGES[name])
     # The result says what the config was.
-    assert workdir.check(run, config)["steps"] == LAST
+    assert workdir.check(run, config).steps == LAST
     _damage(run / "result.json", DAMAGES[name])
     assert workdir.check(run, config) is None
     other = make_config(pictures, optim__lr=2e-2)
@@ -193,10 +194,10 @@ def test_another_config_is_refused_whatever_is_left(run, pictures):
 @pytest.mark.parametrize(
     ("section", "kind", "config"),
     [
-        ("boost", result_schema.Boost, default.get_config()),
-        ("model", result_schema.Model, default.get_config()),
-        ("llama", result_schema.Llama, default.get_pneumollm_config()),
-        ("pneumollm", result_schema.Pneumo, default.get_pneumollm_config()),
+        ("boost", saved_config.Boost, default.get_config()),
+        ("model", saved_config.Model, default.get_config()),
+        ("llama", saved_config.Llama, default.get_pneumollm_config()),
+        ("pneumollm", saved_config.Pneumo, default.get_pneumollm_config()),
     ],
 )
 def test_sections_that_a_model_is_built_from_are_read_whole(section, kind, config):
@@ -300,7 +301,7 @@ def test_mutants_of_run_files(name, whole, tmp_path):
     constant, time = ({"data.root": "/data"}, {"seconds": 1.0}), {"seconds": 0}
     whole = _altered(whole, tmp_path / "whole", *constant)
     config, content = make_config("/data"), (whole / name).read_bytes()
-    said, (expected, _) = workdir.check(whole, config), open_run._read(whole)
+    said, (expected, _) = workdir.check(whole, config).to_json(), finished.read(whole)
     outcomes = set()
     for number, (_, damaged) in enumerate(mutations(content, 60, header=len(content))):
         run = tmp_path / str(number)
@@ -310,10 +311,13 @@ def test_mutants_of_run_files(name, whole, tmp_path):
         (run / name).write_bytes(damaged)
         found = _or_mistake(workdir.check, run, config)
         outcomes.add(found if isinstance(found, str) else found is None)
-        assert found in (None, "refused") or found | time == said | time
-        opened = _or_mistake(open_run._read, run)
+        assert found in (None, "refused") or found.to_json() | time == said | time
+        opened = _or_mistake(finished.read, run)
         # What decides of a prediction is what it was.
-        assert opened == "refused" or (opened[0].to_dict(), opened[1] | time) == (expected.to_dict(), said | time)
+        assert opened == "refused" or (opened[0].to_dict(), opened[1].to_json() | time) == (
+            expected.to_dict(),
+            said | time,
+        )
     # Another config is refused, another result is none.
     assert outcomes - {False} == ({"refused"} if name == "config.json" else {True})
 
@@ -334,7 +338,7 @@ def _altered(whole, folder, config=None, result=None):
                 section, _, field = path.rpartition(".")
                 (content["config"][section] if section else content["config"])[field] = value
             content.pop("sha256")
-            content["sha256"] = result_schema.checksum(content)
+            content["sha256"] = results.checksum(content)
         (run / name).write_text(json.dumps(content))
     return run
 
@@ -380,8 +384,22 @@ def test_a_result_of_an_earlier_version_is_read(whole, tmp_path, pictures):
     for place, name in ((result, "sha256"), (result, "splits_sha256"), (result["selection"], "sha256")):
         del place[name]
     (run / "result.json").write_text(json.dumps(result))
-    assert workdir.check(run, make_config(pictures)) == result
-    assert open_run._read(run)[1] == result
+    for found in (workdir.check(run, make_config(pictures)), finished.read(run)[1]):
+        before = {"format": 1, "splits_sha256": None, "selection": result["selection"] | {"sha256": ""}}
+        assert found.to_json() == result | before
+    images = np.zeros((2, 28, 28), np.uint8)
+    np.testing.assert_array_equal(open_run.open_run(run).predict(images), open_run.open_run(whole).predict(images))
+
+
+def test_a_result_of_a_later_version_is_kept(run, pictures):
+    """It is not taken for damaged, which would evaluate the run again and rename the file."""
+    result = json.loads((run / "result.json").read_text())
+    later = {name: value for name, value in result.items() if name != "sha256"} | {"format": 2, "scores": []}
+    (run / "result.json").write_text(json.dumps(later | {"sha256": results.checksum(later)}))
+    for attempt in (lambda: workdir.check(run, make_config(pictures)), lambda: open_run.open_run(run)):
+        with pytest.raises(UserError, match="has the format 2, this jaxboost reads up to 1: install the version"):
+            attempt()
+    assert json.loads((run / "result.json").read_text())["format"] == 2
 
 
 def test_mutants_of_the_metrics(tmp_path):
@@ -451,7 +469,7 @@ def test_kept_features_that_are_damaged(tmp_path, log):
 def test_the_config_of_a_finished_run_is_written_anew(damage, whole, run, pictures):
     """A prediction, which reads it, says that the training command does that."""
     damage(run / "config.json")
-    assert loop.train_and_evaluate(make_config(pictures), run) == workdir.read_result(whole)
+    assert loop.train_and_evaluate(make_config(pictures), run) == workdir.read_result(whole).to_json()
     assert json.loads((run / "config.json").read_text()) == json.loads((whole / "config.json").read_text())
     assert _figures(run) == _figures(whole)
     assert not (run / "run.lock").exists()
@@ -461,12 +479,18 @@ def test_the_config_of_a_finished_run_is_written_anew(damage, whole, run, pictur
 def test_a_damaged_result_of_finished_folds_is_set_aside(kind, whole, pictures, tmp_path, monkeypatch):
     config = make_config(pictures)
     config.data.folds = 2
-    # The run's own config has no folds.
-    result = {name: value for name, value in workdir.read_result(whole).items() if name != "config"}
+    result = workdir.read_result(whole)
+
+    def read_result(folder):
+        if not folder.name.startswith("fold"):
+            return None
+        fold = {"folds": 2, "fold": int(folder.name.removeprefix("fold"))}
+        return dataclasses.replace(result, config=result.config | {"data": result.config["data"] | fold})
+
     for number in range(2):
         (tmp_path / f"fold{number}").mkdir()
-    monkeypatch.setattr(loop, "train_and_evaluate", lambda *given: result)
-    monkeypatch.setattr(workdir, "read_result", lambda folder: result if folder.name.startswith("fold") else None)
+    monkeypatch.setattr(loop, "train_and_evaluate", lambda *given: result.to_json())
+    monkeypatch.setattr(workdir, "read_result", read_result)
     path = tmp_path / "result.json"
     if kind == "half":
         path.write_text('{"dataset": "pict')
@@ -474,6 +498,6 @@ def test_a_damaged_result_of_finished_folds_is_set_aside(kind, whole, pictures, 
         path.mkdir()
     found = cross_validation.train_and_evaluate(config, tmp_path)
     assert json.loads(path.read_text()) == found
-    assert [fold["auc"] for fold in found["folds"]] == [result["test"]["auc"]] * 2
+    assert [fold["auc"] for fold in found["folds"]] == [result.test.auc] * 2
     assert (tmp_path / "result.json.damaged-1").is_dir() == (kind == "folder")
     assert (tmp_path / "result.json.damaged-1").exists()

@@ -45,15 +45,15 @@ def names_of(folder):
 def same_as_run(run, files, folder):
     """Exports the run to `folder`; all three give the same probabilities, the last two bit by bit."""
     model = open_run.open_run(run)
-    _, images = inputs.read(files, model.preparation)
-    found = model.probabilities(images)
+    _, images = inputs.read(files, model.preprocessing)
+    found = model.predict(images)
     np.testing.assert_allclose(found, finished_runs.own_predictions(run), rtol=0, atol=1e-6)
     assert np.ptp(found[:, 0]) > 1e-4
     export.export(model, folder)
     loaded = exported.load(folder)
     assert loaded.labels == model.labels
-    assert loaded.preparation == model.preparation
-    np.testing.assert_array_equal(loaded.probabilities(images), found)
+    assert loaded.preprocessing == model.preprocessing
+    np.testing.assert_array_equal(loaded.predict(images), found)
     assert not list(folder.parent.glob(".*"))
     return loaded
 
@@ -74,22 +74,31 @@ def test_adapters_are_merged(pneumollm):
         assert {f"merged.{part}.kernel", f"merged.{part}.bias"} <= names.keys()
     assert not [name for name in names if "adapters" in name or name.endswith((".qkv.kernel", "llama.layers.q"))]
     model = open_run.open_run(run)
-    _, images = inputs.read(files, model.preparation)
+    _, images = inputs.read(files, model.preprocessing)
     merged = model.weights[0]["llama_adapters"]
     assert float(np.abs(merged["up"]).max()) > 0
     loaded = exported.load(folder)
-    before = loaded.probabilities(images)
+    before = loaded.predict(images)
     loaded.weights["merged.llama.v.bias"] = loaded.weights["merged.llama.v.bias"] + 1
-    assert np.abs(loaded.probabilities(images) - before).max() > 1e-4
+    assert np.abs(loaded.predict(images) - before).max() > 1e-4
+
+
+def test_features_are_what_the_head_reads(pneumollm):
+    run, files, _ = pneumollm
+    model = open_run.open_run(run)
+    _, images = inputs.read(files, model.preprocessing)
+    logits = model.features(images) @ np.asarray(model.weights[0]["head"]["kernel"])
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(model.predict(images), expected, rtol=0, atol=1e-5)
 
 
 def test_a_batch_of_any_size(pneumollm):
     _, files, folder = pneumollm
     loaded = exported.load(folder)
-    _, images = inputs.read(files, loaded.preparation)
+    _, images = inputs.read(files, loaded.preprocessing)
     assert not loaded.fixed_batch
-    expected = loaded.probabilities(images)
-    np.testing.assert_allclose(loaded.probabilities(images, batch_size=3), expected, rtol=0, atol=1e-6)
+    expected = loaded.predict(images)
+    np.testing.assert_allclose(loaded.predict(images, batch_size=3), expected, rtol=0, atol=1e-6)
 
 
 def test_files_have_the_same_permissions(pneumollm):
@@ -142,9 +151,9 @@ def test_a_way_that_depends_on_the_batch(tmp_path, monkeypatch):
     assert described["images"]["batch"] == 8
     assert len([name for name in described["files"] if name.endswith("safetensors")]) > 2
     assert "weights-00001-of-" in " ".join(described["files"])
-    _, images = inputs.read(files, loaded.preparation)
+    _, images = inputs.read(files, loaded.preprocessing)
     with pytest.raises(UserError, match="takes only 8"):
-        loaded.probabilities(images, batch_size=4)
+        loaded.predict(images, batch_size=4)
 
 
 WITHOUT_THE_CODE = """
@@ -158,11 +167,11 @@ class Blocker(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Blocker())
 from jaxboost import exported
 from jaxboost.data.sources.folder import inputs
-from jaxboost.evaluation import prediction_table
+from jaxboost import io
 folder, images, out = sys.argv[1:]
 model = exported.load(pathlib.Path(folder))
-files, pixels = inputs.read(inputs.find([images], model.preparation.ndim), model.preparation)
-prediction_table.write(pathlib.Path(out), model.labels.table(files, model.probabilities(pixels)))
+files, pixels = inputs.read(inputs.find([images], model.preprocessing.ndim), model.preprocessing)
+io.write_text(pathlib.Path(out), model.labels.table(files, model.predict(pixels)))
 import jax
 assert len(jax.local_devices()) == 2 and not set(BLOCKED) & set(sys.modules)
 """
@@ -246,12 +255,14 @@ def test_what_is_altered_is_refused(pneumollm, tmp_path):
     attempt(lambda copy: alter(copy / "program.bin"), r"program\.bin was altered")
     attempt(lambda copy: os.remove(copy / "weights.safetensors"), r"weights\.safetensors is missing")
     attempt(lambda copy: (copy / "export.json").write_text("{"), "cannot be read.*export the run again")
-    attempt(lambda copy: describe(copy, format=2), "has the format 2, this jaxboost reads 1")
+    attempt(lambda copy: describe(copy, format=3), "has the format 3, this jaxboost reads up to 2")
     attempt(lambda copy: describe(copy, files={"../run/config.json": "0" * 64}), r"export\.json is damaged .*files")
     attempt(lambda copy: describe(copy, classes=["one"]), "is not the program that export.json describes")
     attempt(lambda copy: describe(copy, batch_size=10**12), r"export\.json is damaged .*batch_size")
-    attempt(lambda copy: describe(copy, preparation=described["preparation"] | {"image_size": 56}), "not the program")
-    attempt(lambda copy: describe(copy, preparation=described["preparation"] | {"image_size": 1e9}), "is damaged")
+    attempt(
+        lambda copy: describe(copy, preprocessing=described["preprocessing"] | {"image_size": 56}), "not the program"
+    )
+    attempt(lambda copy: describe(copy, preprocessing=described["preprocessing"] | {"image_size": 1e9}), "is damaged")
     attempt(
         lambda copy: _swap(copy / "export.json", '"masked": false', '"masked": true'), "its checksum does not match"
     )

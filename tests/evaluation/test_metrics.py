@@ -9,26 +9,24 @@ from medmnist.evaluator import Evaluator, getACC, getAUC
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from jaxboost.data import describe_dataset
-from jaxboost.data.dataset import MULTI_LABEL
 from jaxboost.data.sources.medmnist import names as medmnist_names
-from jaxboost.evaluation import evaluate, metrics
-
-TASKS = (metrics.BINARY, "multi-class", "ordinal-regression", MULTI_LABEL)
+from jaxboost.evaluation import metrics, prediction_table
+from jaxboost.tasks import BINARY, MULTI_LABEL, TASKS
 
 
 def _example(task: str, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     if task == MULTI_LABEL:
         return rng.integers(0, 2, (n, 4)), rng.random((n, 4))
-    classes = 2 if task == metrics.BINARY else 3
+    classes = 2 if task == BINARY else 3
     labels = rng.integers(0, classes, (n, 1))
     scores = rng.random((n, classes)) + 0.5 * np.eye(classes)[labels[:, 0]]
     return labels, scores / scores.sum(1, keepdims=True)
 
 
 def test_binary_scores_are_those_of_class_one():
-    labels, scores = _example(metrics.BINARY)
-    result = metrics.score(labels, scores, metrics.BINARY)
+    labels, scores = _example(BINARY)
+    result = metrics.score(labels, scores, BINARY)
     truth, predicted = labels[:, 0], scores[:, 1] > 0.5
     assert result["acc"] == accuracy_score(truth, predicted)
     assert result["auc"] == roc_auc_score(truth, scores[:, 1])
@@ -51,13 +49,13 @@ def test_other_tasks_average_over_classes(task):
 
 def test_absent_class_has_no_auc_but_an_accuracy():
     scores = np.array([[0.8, 0.2], [0.3, 0.7]])
-    result = metrics.score(np.zeros((2, 1), int), scores, metrics.BINARY)
+    result = metrics.score(np.zeros((2, 1), int), scores, BINARY)
     assert np.isnan(result["auc"])
     assert result["acc"] == 0.5
     assert np.isnan(result["sensitivity"])
 
 
-@pytest.mark.parametrize("task", [metrics.BINARY, "multi-class", MULTI_LABEL])
+@pytest.mark.parametrize("task", [BINARY, "multi-class", MULTI_LABEL])
 def test_intervals_hold_the_estimate_and_are_repeatable(task):
     labels, scores = _example(task)
     result = metrics.intervals(labels, scores, task, resamples=200)
@@ -71,14 +69,14 @@ def test_interval_of_accuracy_is_the_binomial_one():
     labels = np.arange(400)[:, None] % 2
     right = np.arange(400) % 10 > 0  # 90 % right
     scores = np.where(right[:, None] == (np.arange(2) == labels), 0.9, 0.1)
-    low, high = metrics.intervals(labels, scores, metrics.BINARY, resamples=2000)["acc"]
+    low, high = metrics.intervals(labels, scores, BINARY, resamples=2000)["acc"]
     assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.9 * 0.1 / 400), rel=0.1)
 
 
 def test_resamples_without_a_class_are_left_out_of_the_auc_interval():
     labels = np.array([[0], [0], [0], [1]])
     scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
-    assert metrics.intervals(labels, scores, metrics.BINARY, resamples=100)["auc"] == (1.0, 1.0)
+    assert metrics.intervals(labels, scores, BINARY, resamples=100)["auc"] == (1.0, 1.0)
 
 
 def test_the_flags_have_these_tasks():
@@ -110,7 +108,7 @@ def test_figures_and_files_are_those_of_medmnists_evaluator(flag, tmp_path):
         ours = (result["auc"], result["acc"])
         assert 0.5 < result["auc"] < 1
         assert tuple(Official(flag, "test", size).evaluate(scores)) == ours
-        file = evaluate.write_predictions(
+        file = prediction_table.write_medmnist(
             tmp_path / "run", scores, name=flag, size=size, split="test", auc=ours[0], acc=ours[1], run="seed0"
         )
         # The evaluator writes into the folder of the file that it reads.
@@ -166,10 +164,10 @@ def test_resamples_without_a_rare_label_are_left_out():
 
 
 def test_scores_that_are_no_numbers_are_refused():
-    labels, scores = _example(metrics.BINARY)
+    labels, scores = _example(BINARY)
     scores[3, 1] = np.nan
     with pytest.raises(ValueError, match="contains NaN"):
-        metrics.intervals(labels, scores, metrics.BINARY, resamples=10)
+        metrics.intervals(labels, scores, BINARY, resamples=10)
 
 
 def test_memory_of_intervals_does_not_grow_with_the_resamples(monkeypatch):

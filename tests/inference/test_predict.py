@@ -1,5 +1,6 @@
 """Prediction with finished runs: the same figures as the run's own, the table, and what is refused."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -10,15 +11,15 @@ from PIL import Image
 
 from jaxboost import data
 from jaxboost.convert import convert
-from jaxboost.data.dataset import MULTI_LABEL
 from jaxboost.data.sources.folder import inputs
 from jaxboost.errors import UserError
-from jaxboost.evaluation import prediction_table
 from jaxboost.evaluation.prediction_table import Labels
+from jaxboost.inference import images as given_images
 from jaxboost.inference import open_run
 from jaxboost.inference.export import export
 from jaxboost.inference.predict import predict_or_export
 from jaxboost.runs import workdir
+from jaxboost.tasks import MULTI_LABEL
 from tests import finished_runs
 from tests.convert import vision_checkpoints as vision
 from tests.reference import llama_checkpoints
@@ -83,9 +84,55 @@ def test_several_labels_of_resized_colours(colours, tmp_path):
 def test_another_batch_size_is_the_same(colours):
     run, files = colours
     model = open_run.open_run(run)
-    _, images = inputs.read(files, model.preparation)
-    expected, found = model.probabilities(images), model.probabilities(images, batch_size=3)
+    _, images = inputs.read(files, model.preprocessing)
+    expected, found = model.predict(images), model.predict(images, batch_size=3)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_arrays_are_predicted_as_files_are(volumes, colours):
+    for folder, files, run_folder in ((volumes[1], None, volumes[0]), (None, colours[1], colours[0])):
+        run = open_run.open_run(str(run_folder))
+        _, images = inputs.read(files or sorted(folder.iterdir()), run.preprocessing)
+        own = finished_runs.own_predictions(run_folder)
+        np.testing.assert_allclose(run.predict(images), own, rtol=0, atol=1e-6)
+        # The axis of channels may be left out.
+        if images.shape[-1] == 1:
+            np.testing.assert_array_equal(run.predict(images[..., 0]), run.predict(images))
+
+
+def test_features_are_what_the_head_reads(volumes):
+    run = open_run.open_run(volumes[0])
+    _, images = inputs.read(sorted(volumes[1].iterdir())[:40], run.preprocessing)
+    head, features = run.weights[0]["head"], run.features(images)
+    assert features.shape == (40, head["kernel"].shape[0])
+    assert features.dtype == np.float32
+    logits = features @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(run.predict(images), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(run.features(images, batch_size=7), features, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ndim", "shape", "dtype", "match"),
+    [
+        (
+            2,
+            (3, 8, 8),
+            np.float32,
+            r"float32 \(3, 8, 8\), the model takes uint8 \(n, 8, 8\), .*: scale them",
+        ),
+        (2, (8, 8), np.uint8, r"images are uint8 \(8, 8\), .*give a single one as images\[np\.newaxis\]"),
+        (2, (3, 9, 9), np.uint8, r"\(n, 8, 8, 1\) or \(n, 8, 8, 3\): resize them as the training data were"),
+        (2, (3, 8, 8, 2), np.uint8, "resize them"),
+        (2, (0, 8, 8), np.uint8, "there are no images"),
+        (3, (3, 8, 8), np.uint8, r"takes uint8 \(n, 8, 8, 8\) or \(n, 8, 8, 8, 1\)"),
+        (3, (3, 8, 8, 8, 3), np.uint8, "resize them"),
+    ],
+)
+def test_arrays_of_another_kind(ndim, shape, dtype, match):
+    preprocessing = dataclasses.replace(PREPROCESSING, ndim=ndim)
+    with pytest.raises(UserError, match=match):
+        given_images.checked(np.zeros(shape, dtype), preprocessing)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +150,6 @@ def test_another_batch_size_is_the_same(colours):
 )
 def test_decisions(labels, row, expected):
     assert Labels(classes=("a", "b"), **labels).predictions(np.array([row], np.float32)) == [expected]
-
-
-def test_a_threshold_that_nothing_reaches_is_null_in_json():
-    assert prediction_table.threshold_from_json({"value": None}) == math.inf
-    assert prediction_table.threshold_from_json({"value": 0.25}) == 0.25
-    assert prediction_table.threshold_from_json(None) is None
 
 
 def test_faults_are_told_together_or_left_out(colours, tmp_path, caplog):
@@ -151,7 +192,7 @@ def test_hidden_files_do_not_count(tmp_path):
     assert inputs.find([str(tmp_path / "b.png"), str(tmp_path)], 2) == [tmp_path / "b.png", tmp_path / "a/deep/c.PNG"]
 
 
-PREPARATION = inputs.Preprocessing(ndim=2, size=8, window=(), spacing=0.0, masked=True, image_size=8, resize=0)
+PREPROCESSING = inputs.Preprocessing(ndim=2, size=8, window=(), spacing=0.0, masked=True, image_size=8, resize=0)
 
 
 def test_images_are_cut_to_their_masks(tmp_path):
@@ -161,12 +202,12 @@ def test_images_are_cut_to_their_masks(tmp_path):
     (tmp_path / "masks").mkdir()
     Image.fromarray(mask).save(tmp_path / "masks" / "x.png")
     Image.fromarray(pixels).save(tmp_path / "x.png")
-    _, (image,) = inputs.read([tmp_path / "x.png"], PREPARATION, masks=str(tmp_path / "masks"))
+    _, (image,) = inputs.read([tmp_path / "x.png"], PREPROCESSING, masks=str(tmp_path / "masks"))
     np.testing.assert_array_equal(image[..., 0], pixels[2:10, 5:13])
     with pytest.raises(UserError, match="--masks is missing"):
-        inputs.read([tmp_path / "x.png"], PREPARATION)
+        inputs.read([tmp_path / "x.png"], PREPROCESSING)
     with pytest.raises(UserError, match=r"masks/x\.png: has the same mask as .*/x\.png"):
-        inputs.read([tmp_path / "x.png", tmp_path / "masks" / "x.png"], PREPARATION, masks=str(tmp_path / "masks"))
+        inputs.read([tmp_path / "x.png", tmp_path / "masks" / "x.png"], PREPROCESSING, masks=str(tmp_path / "masks"))
 
 
 def test_masks_that_are_not_wanted(colours, tmp_path):
@@ -242,9 +283,9 @@ def test_frozen_weights_may_move_but_not_change(tmp_path):
         open_run.open_run(run, [f"boost.block={tmp_path / 'block1'}"])
     model = open_run.open_run(run, [f"boost.block={tmp_path / 'elsewhere'}"])
     files = [tmp_path / "data" / "images" / name for name in finished_runs.named_predictions(run)]
-    _, images = inputs.read(files, model.preparation)
+    _, images = inputs.read(files, model.preprocessing)
     own = finished_runs.own_predictions(run)
-    np.testing.assert_allclose(model.probabilities(images), own, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(model.predict(images), own, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -274,9 +315,9 @@ def test_first_weights_of_trained_parts_are_not_wanted(tmp_path):
         shutil.rmtree(tmp_path / name)
     files = [tmp_path / "data" / "images" / name for name in finished_runs.named_predictions(run)]
     opened = open_run.open_run(run)
-    _, images = inputs.read(files, opened.preparation)
+    _, images = inputs.read(files, opened.preprocessing)
     own = finished_runs.own_predictions(run)
-    np.testing.assert_allclose(opened.probabilities(images), own, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(opened.predict(images), own, rtol=0, atol=1e-6)
     hash(opened.experiment.graphdef)
     export(opened, tmp_path / "export")
     pretrained = json.loads((tmp_path / "export" / "export.json").read_text())["provenance"]["pretrained"]

@@ -1,0 +1,37 @@
+"""Images as NumPy arrays: checked before a model predicts from them."""
+
+import numpy as np
+
+from jaxboost.data.sources.folder.inputs import Preprocessing
+from jaxboost.errors import UserError
+
+
+def checked(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """The images with an axis of channels: uint8 (n, S, S, C), C = 1 or 3, or volumes (n, S, S, S, 1).
+
+    Args:
+      images: uint8, with or without the axis of channels. S is the run's `data.size`.
+      preprocessing: of the model.
+
+    Raises:
+      UserError: another type or shape.
+    """
+    ndim, size = preprocessing.ndim, preprocessing.size
+    spatial = (size,) * ndim
+    side = ", ".join(map(str, spatial))
+    wanted = (
+        f"uint8 (n, {side}), (n, {side}, 1) or (n, {side}, 3)" if ndim == 2 else f"uint8 (n, {side}) or (n, {side}, 1)"
+    )
+    found = f"images are {images.dtype} {images.shape}, the model takes {wanted}"
+    if images.dtype != np.uint8:
+        raise UserError(f"{found}: scale them to grey levels 0 to 255 as the training data were, then convert them")
+    if images.shape[1:] == spatial:
+        images = images[..., np.newaxis]
+    if images.shape[1:-1] != spatial or images.shape[-1] not in ((1, 3) if ndim == 2 else (1,)):
+        raise UserError(
+            f"{found}: resize them as the training data were (`jaxboost predict` does so with image files), and give a"
+            " single one as images[np.newaxis]"
+        )
+    if not len(images):
+        raise UserError("there are no images to predict: give one at least")
+    return images

@@ -1,0 +1,161 @@
+"""config.json of a run, as far as a prediction reads it: its types are checked before anything is built from it.
+
+The ranges of its numbers are checked by `ranges`.
+"""
+
+import dataclasses
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from jaxboost import schema
+from jaxboost.config import continuing
+
+Scalar = bool | int | float | str | None
+# A config has no deeper nesting.
+ConfigJson = dict[str, Scalar | dict[str, Scalar | list[Scalar]]]
+_Text = Annotated[str, Field(max_length=10_000)]
+_Layers = Annotated[tuple[Annotated[int, Field(ge=0, lt=10_000)], ...], Field(max_length=1000)]
+_Floats = Annotated[tuple[float, ...], Field(max_length=1000)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """Fields of the section `data` that a prediction reads."""
+
+    source: _Text
+    size: int
+    masks: _Text
+    window: _Floats
+    spacing: float
+    folds: int
+    fold: int
+    nan: _Text = continuing.ADDED["data.nan"]
+    max_pixels: int = continuing.ADDED["data.max_pixels"]
+    max_voxels: int = continuing.ADDED["data.max_voxels"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """The section `model`. PneumoLLM does not have the fields with the default None."""
+
+    backbone: _Text
+    image_size: int
+    mean: _Floats
+    std: _Floats
+    dtype: _Text
+    remat: bool
+    weights: _Text | None = None
+    weights_source: _Text | None = None
+    weights_convert: bool | None = None
+    frozen: bool | None = None
+    drop_path: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentFields:
+    """Fields of the section `augment` that a prediction reads."""
+
+    resize: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """Fields of the section `train` that a prediction reads."""
+
+    loss: _Text
+    compilation_cache: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Fields of the section `eval` that a prediction reads."""
+
+    protocol: _Text
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Llama:
+    family: _Text
+    block: _Text
+    source: _Text
+    convert: bool
+    layers: _Layers
+    final_norm: _Text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Boost(_Llama):
+    """The section `boost`."""
+
+    kind: _Text
+    trainable: bool
+    rope: bool
+    path: _Text
+    causal: bool
+    init: _Text = continuing.ADDED["boost.init"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Llama(_Llama):
+    """The section `llama`."""
+
+    used: bool
+    causal: bool
+    remat: bool
+    shard: bool
+    weights: _Text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pneumo:
+    """The section `pneumollm`."""
+
+    vision: _Text
+    vision_source: _Text
+    vision_convert: bool
+    every: int
+    vision_adapters: bool
+    llama_adapters: bool
+    tokens: _Text
+    count: int
+    emitter: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What a prediction reads of a config: R-LLM's has `boost`, PneumoLLM's has `pneumollm` and `llama`."""
+
+    seed: int
+    data: Data
+    model: Model
+    augment: AugmentFields
+    train: Train
+    eval: Evaluation
+    boost: Boost | None = None
+    pneumollm: Pneumo | None = None
+    llama: Llama | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaArguments:
+    """The entry "arguments" of pretrained LLaMA layers, see `models.llama.LlamaConfig`."""
+
+    width: Annotated[int, Field(ge=1, le=2**16)]
+    heads: Annotated[int, Field(ge=1, le=1024)]
+    kv_heads: Annotated[int, Field(ge=1, le=1024)]
+    head_dim: Annotated[int, Field(ge=2, le=1024, multiple_of=2)]
+    mlp_width: Annotated[int, Field(ge=1, le=2**18)]
+    eps: Annotated[float, Field(gt=0, le=1)]
+    rope_base: Annotated[float, Field(gt=0, le=1e12)]
+    rope_factors: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(max_length=512)] | None
+
+
+def check_config(content: Any) -> dict[str, Any]:
+    """Returns the content of a config.json unchanged; raises ValueError where it is not the config of a run."""
+    schema.check(ConfigJson, content)
+    lacking = [name for name in ("seed", "data", "model", "train", "eval") if name not in content]
+    if lacking:
+        raise ValueError(f"it lacks {', '.join(lacking)}")
+    return content

@@ -1,0 +1,53 @@
+"""Class weights in the loss, against classes of unequal size."""
+
+import numpy as np
+
+from jaxboost.data.dataset import DatasetInfo
+from jaxboost.errors import UserError
+from jaxboost.tasks import TASKS
+
+BALANCED = "balanced"
+
+
+def class_weights(spec: str, labels: np.ndarray, info: DatasetInfo) -> tuple[float, ...]:
+    """The class weights for `step.Objective`.
+
+    Args:
+      spec: the config's train.class_weights: "" for none, "balanced", or one number per class, such as "1,2.5".
+      labels: of the training split, (n, L).
+      info: of the data set.
+
+    Returns:
+      () for none. "balanced": n / (C n_c) for class c of C classes, so that all classes contribute equally and the mean
+      weight over the examples is 1. With several labels the odds against each one, (n - n_c) / n_c, so that presence
+      and absence contribute equally.
+
+    Raises:
+      UserError: another value, or a class that "balanced" cannot weight because no example, or every one, has it.
+    """
+    task, classes = TASKS[info.task], len(info.classes)
+    if not spec:
+        return ()
+    if spec != BALANCED:
+        return _numbers(spec, classes)
+    counts, n = task.class_counts(labels, classes), len(labels)
+    if not counts.all() or (task.multi_label and (counts == n).any()):
+        which = info.classes[int(np.argmin(counts) if not counts.all() else np.argmax(counts))]
+        raise UserError(
+            f"config field train.class_weights: {'every' if counts.all() else 'no'} training example is {which!r},"
+            f" which cannot be balanced: give {classes} numbers"
+        )
+    return tuple(((n - counts) / counts if task.multi_label else n / (classes * counts)).tolist())
+
+
+def _numbers(spec: str, classes: int) -> tuple[float, ...]:
+    try:
+        weights = tuple(float(text) for text in spec.split(","))
+    except ValueError:
+        weights = ()
+    if len(weights) != classes or not all(0 <= weight < np.inf for weight in weights) or not any(weights):
+        raise UserError(
+            f'config field train.class_weights: {spec!r} should be empty, "balanced", or {classes} numbers from 0 with'
+            " commas between them, not all of them 0"
+        )
+    return weights
