@@ -19,7 +19,7 @@ from jaxboost.data.sources.folder.inputs import Preparation
 from jaxboost.errors import UserError, check_choice
 from jaxboost.evaluation import evaluate
 from jaxboost.evaluation.prediction_table import Labels, threshold_from_json
-from jaxboost.models.classifier import BACKBONES
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.frozen import Tree, count
 from jaxboost.runs import datasets, workdir
 from jaxboost.runs.result_schema import Config, LlamaArguments

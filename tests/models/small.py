@@ -7,8 +7,8 @@ to be told apart.
 import jax
 import pytest
 
-from jaxboost.models import absorbed, classifier
-from jaxboost.models.classifier import Backbone
+from jaxboost.models import absorbed
+from jaxboost.models.backbones import BACKBONES, Backbone
 from jaxboost.models.llama import LlamaBlock
 from jaxboost.models.vit import ViT
 from jaxboost.models.vit3d import ViT3D
@@ -41,7 +41,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     whole would take minutes.
     """
     for name, backbone in SMALL.items():
-        monkeypatch.setitem(classifier.BACKBONES, name, backbone)
+        monkeypatch.setitem(BACKBONES, name, backbone)
     for encoder, compiled in _COMPILED_ENCODERS.items():
         monkeypatch.setattr(encoder, "__call__", compiled)
     monkeypatch.setattr(LlamaBlock, "__call__", _COMPILED_BLOCK)

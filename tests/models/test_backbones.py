@@ -13,7 +13,8 @@ from torch import nn
 from transformers import ViTConfig, ViTModel
 from vit_pytorch import vit_3d, vivit
 
-from jaxboost.models.classifier import BACKBONES, BoostSpec, Classifier, build
+from jaxboost.models.backbones import BACKBONES
+from jaxboost.models.classifier import BoostSpec, Classifier, build
 from jaxboost.models.frozen import merge, split
 from jaxboost.models.layers import layer_of
 from jaxboost.models.transformer import Transformer

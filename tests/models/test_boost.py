@@ -12,8 +12,9 @@ import torch
 from flax import nnx
 from torch import nn
 
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import KINDS, VARIANTS, Boost
-from jaxboost.models.classifier import BACKBONES, BoostSpec, build
+from jaxboost.models.classifier import BoostSpec, build
 from jaxboost.models.frozen import freeze
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
 from tests.models.huggingface import HuggingFaceBlock

@@ -13,8 +13,9 @@ from flax import nnx
 
 from jaxboost.analysis.flops import count_flops
 from jaxboost.models import absorbed
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import PATHS, VARIANTS, Boost, check_path
-from jaxboost.models.classifier import BACKBONES, BoostSpec, Classifier, build
+from jaxboost.models.classifier import BoostSpec, Classifier, build
 from jaxboost.models.frozen import freeze, merge, split
 from jaxboost.models.llama import FAMILIES, LlamaBlock, LlamaConfig
 from tests.models.parity import (
@@ -272,7 +273,7 @@ def test_check_path() -> None:
         for path in PATHS:
             for rope in (False, True):
                 if path == "absorbed" and (rope or not form.layer):
-                    with pytest.raises(ValueError, match="rope turns them" if form.layer else f"kind {kind} has no"):
+                    with pytest.raises(ValueError, match="rope rotates them" if form.layer else f"kind {kind} has no"):
                         check_path(path, kind, rope=rope)
                 else:
                     check_path(path, kind, rope=rope)

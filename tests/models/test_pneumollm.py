@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxboost.models import adapters, frozen, pneumollm
 from jaxboost.models.adapters import RepAdapter
-from jaxboost.models.classifier import BACKBONES
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.llama import FAMILIES, LlamaConfig
 from jaxboost.models.pneumollm import PneumoLLM, PneumoSpec
 from tests.models.parity import (
