@@ -1,7 +1,7 @@
 """One small encoder of each family, as entries of the table of backbones, each compiled once for all tests.
 
-Shallow and narrow, for float32 noise grows with depth; width, heads' total width and MLP width differ where they may,
-to be told apart.
+They are shallow and narrow because float32 noise grows with depth. Width, the heads' total width and MLP width differ
+where they may, so that a test notices if one is taken for another.
 """
 
 import jax
@@ -35,10 +35,10 @@ _COMPILED_ABSORBED = jax.jit(absorbed.run_block, static_argnames="causal")
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets `build` know the small backbones, and compiles encoders and LLaMA layers by themselves.
+    """Adds the small backbones to the table, and compiles encoders and LLaMA layers as separate functions.
 
-    A classifier that is not compiled then shares these parts, and their pull-backs, with all others; compiling each
-    whole would take minutes.
+    Classifiers that are not compiled as a whole then share these compiled parts and their gradients; to compile each
+    classifier would take minutes.
     """
     for name, backbone in SMALL.items():
         monkeypatch.setitem(BACKBONES, name, backbone)
