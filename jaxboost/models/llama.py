@@ -232,7 +232,7 @@ class LlamaBlock(nnx.Module):
         *,
         rope: bool,
         causal: bool,
-        mask: jax.Array | None,
+        mask: jax.Array | None = None,
         queries: int | None = None,
         adaptation: Adaptation | None = None,
     ) -> jax.Array:

@@ -11,6 +11,7 @@ from jaxboost.convert import encoders
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models import pneumollm
+from jaxboost.models.frozen import merge
 from jaxboost.models.pneumollm import ENCODERS, TOKENS, PneumoLLM, PneumoSpec
 from jaxboost.systems.encoders import resolve_encoder
 from jaxboost.systems.experiment import Experiment, check_model, check_patch, model_arguments, trace
@@ -57,7 +58,7 @@ def prepare(
         pretrained=parts,
         title=f"{backbone} + pneumollm" + "".join(f" ({part.text})" for part in parts),
         describe={"model": backbone, "boost": "pneumollm", "vision": None, "llama": None},
-        tokens=nnx.eval_shape(lambda: build(nnx.Rngs(0))).tokens,
+        tokens=merge(graphdef, params, frozen, stats).tokens,
         encoder_key=None if not _is_pretrained(backbone) or spec.vision_adapters else f"{config.model} {spec.every}",
     )
 

@@ -14,6 +14,7 @@ from jaxboost.models import classifier
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import INITS, KINDS, PATHS, VARIANTS, check_path
 from jaxboost.models.classifier import BoostSpec, Classifier
+from jaxboost.models.frozen import merge
 from jaxboost.models.llama import LlamaConfig
 from jaxboost.systems.encoders import resolve_encoder
 from jaxboost.systems.experiment import Experiment, check_model, check_patch, model_arguments, trace
@@ -57,7 +58,7 @@ def prepare(
         pretrained=parts,
         title=f"{backbone} + {kind}" + "".join(f" ({part.text})" for part in parts),
         describe={"model": backbone, "boost": kind, "encoder": None, "block": None},
-        tokens=nnx.eval_shape(lambda: build(nnx.Rngs(0))).tokens,
+        tokens=merge(graphdef, params, frozen, stats).tokens,
     )
 
 
