@@ -75,34 +75,10 @@ def patches_2d(images: jax.Array, patch: int) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, n * n, patch * patch * C)
 
 
-def patches_3d(volumes: jax.Array, patch: int) -> jax.Array:
-    """(B, S, S, S, C) -> (B, frames, N, patch**3 * C): frames are groups of `patch` slices along the first axis.
-
-    Within a patch the order is (rows, columns, slices, channels), as in the reference.
-    """
-    B, S, _, _, C = volumes.shape
-    n = S // patch
-    x = volumes.reshape(B, n, patch, n, patch, n, patch, C)
-    return x.transpose(0, 1, 3, 5, 4, 6, 2, 7).reshape(B, n, n * n, patch**3 * C)
-
-
 def prepend(token: jax.Array, x: jax.Array) -> jax.Array:
     """Puts one learned token (D,) before the tokens x (B, N, D) -> (B, 1 + N, D)."""
     cls = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
     return jnp.concatenate([cls, x], axis=1)
-
-
-class PatchEmbedding3D(nnx.Module):
-    """LayerNorm - Linear - LayerNorm on flattened patches (..., patch**3 * C) -> (..., D)."""
-
-    def __init__(self, patch_width: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.norm_in = layer_norm(patch_width, eps=1e-5, dtype=dtype, rngs=rngs)
-        self.linear = linear(patch_width, width, init=torch_init, dtype=dtype, rngs=rngs)
-        self.norm_out = layer_norm(width, eps=1e-5, dtype=dtype, rngs=rngs)
-
-    def __call__(self, patches: jax.Array) -> jax.Array:
-        """Flattened patches (..., patch**3 * C) -> tokens (..., D)."""
-        return self.norm_out(self.linear(self.norm_in(patches)))
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> Any:

@@ -2,7 +2,6 @@
 
 import contextlib
 import contextvars
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxboost.models.adapters import Adaptation, Projection
-from jaxboost.models.layers import LinearInit, flat_product, layer_norm, layer_of, linear, stack, torch_init
+from jaxboost.models.layers import LinearInit, flat_product, layer_norm, layer_of, linear, stack
 
 # The activations of a block that `Transformer` keeps for the backward pass, by their `checkpoint_name`.
 SAVED = ("qkv", "mixed", "hidden", "up")
@@ -326,32 +325,3 @@ class Transformer(nnx.Module):
         if self.blocks is not None:
             x, between = jax.lax.scan(step, x, (self.blocks, jax.tree.map(lambda leaf: leaf[:-1], extras)))
         return call(self.last, layer_of(extras, -1), x, queries), between
-
-
-def volume_transformer(
-    width: int,
-    depth: int,
-    *,
-    heads: int,
-    head_dim: int,
-    mlp_width: int,
-    remat: bool,
-    drop_path: float,
-    dtype: jnp.dtype,
-    rngs: nnx.Rngs,
-) -> Transformer:
-    """The transformer of both 3D encoders: no bias in q, k and v, LayerNorm eps 1e-5, torch's initialisation."""
-    block = functools.partial(
-        Block,
-        width,
-        heads=heads,
-        head_dim=head_dim,
-        mlp_width=mlp_width,
-        qkv_bias=False,
-        activation="gelu",
-        layer_scale=False,
-        eps=1e-5,
-        init=torch_init,
-        dtype=dtype,
-    )
-    return Transformer(block, depth, remat=remat, drop_path=drop_path, rngs=rngs)

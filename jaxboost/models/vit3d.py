@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxboost.models.encoder import Stack, Traits
-from jaxboost.models.layers import PatchEmbedding3D, patches_3d, prepend
-from jaxboost.models.transformer import volume_transformer
+from jaxboost.models.layers import prepend
+from jaxboost.models.volumes import PatchEmbedding3D, patches_3d, volume_transformer
 
 
 class ViT3D(nnx.Module):

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxboost.models.encoder import Stack, Traits
-from jaxboost.models.layers import PatchEmbedding3D, layer_norm, patches_3d, prepend
-from jaxboost.models.transformer import Transformer, volume_transformer
+from jaxboost.models.layers import layer_norm, prepend
+from jaxboost.models.transformer import Transformer
+from jaxboost.models.volumes import PatchEmbedding3D, patches_3d, volume_transformer
 
 
 class ViViT(nnx.Module):
