@@ -292,8 +292,8 @@ class Transformer(nnx.Module):
     def qkv(self) -> Projection:
         """The blocks' projections to queries, keys and values, stacked: kernel (depth, D, 3HK), bias (depth, 3HK)."""
         stacks = [] if self.blocks is None else [_values(self.blocks.attention.qkv)]
-        last = jax.tree.map(lambda leaf: leaf[None], _values(self.last.attention.qkv))
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *stacks, last)
+        last = _values(self.last.attention.qkv)
+        return jax.tree.map(lambda *parts: jnp.concatenate([*parts[:-1], parts[-1][None]]), *stacks, last)
 
     def _run(
         self,

@@ -82,7 +82,7 @@ def test_layer_decay_counts_every_block(name: str) -> None:
 
 def classifier(name: str, kind: str = "none", dtype: Any = jnp.float32) -> Classifier:
     spec = BoostSpec(kind=kind, config=FAMILIES["llama-tiny"])
-    common = dict(classes=3, image_size=SIZE, mean=(0.0,), std=(1.0,), dtype=dtype)
+    common: dict[str, Any] = dict(classes=3, image_size=SIZE, mean=(0.0,), std=(1.0,), dtype=dtype)
     return build(name, boost=spec, rngs=nnx.Rngs(0), **common)
 
 
