@@ -30,13 +30,13 @@ class Case:
 
     @property
     def image_size(self) -> int:
-        from jaxboost.models.classifier import BACKBONES
+        from jaxboost.models.backbones import BACKBONES
 
         return 224 if BACKBONES[self.model].arguments["patch"] == 16 else 28
 
     def images(self) -> np.ndarray:
         """Random uint8 images or volumes with one channel."""
-        from jaxboost.models.classifier import BACKBONES
+        from jaxboost.models.backbones import BACKBONES
 
         shape = (self.batch, *[self.image_size] * BACKBONES[self.model].ndim, 1)
         return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -71,7 +71,7 @@ class Weights:
         import torch
         from flax import nnx
 
-        from jaxboost.models.classifier import BACKBONES
+        from jaxboost.models.backbones import BACKBONES
         from jaxboost.models.frozen import split
         from tests.reference import weights
 
@@ -186,7 +186,8 @@ class TorchEager:
         self._call = self._module
 
     def _restate(self, case: Case) -> Any:
-        from jaxboost.models.classifier import BACKBONES, CHANNELS
+        from jaxboost.models.backbones import BACKBONES
+        from jaxboost.models.layers import CHANNELS
         from jaxboost.models.llama import FAMILIES
         from tests.reference import rllm
 

@@ -130,12 +130,12 @@ if __name__ == "__main__":
 
     def main() -> None:
         outputs.check_figures(json_file.value, "--json")
+        from jaxboost.models.backbones import BACKBONES
         from jaxboost.models.boost import KINDS
-        from jaxboost.models.classifier import BACKBONES
         from jaxboost.models.llama import FAMILIES
 
         # PyTorch's side restates what gives tokens.
-        check_choice(model.value, [name for name, b in BACKBONES.items() if not b.pooled], "--model")
+        check_choice(model.value, [name for name, b in BACKBONES.items() if b.traits.gives_tokens], "--model")
         check_choice(boost.value, KINDS, "--boost")
         check_choice(family.value, FAMILIES, "--family")
         for name in contenders.value:

@@ -98,7 +98,7 @@ def _shared() -> ConfigDict:
     data.folds_file = ""  # folds to use, a CSV file as a run writes it; empty: made, and written to the run
 
     config.model = model = ConfigDict()
-    model.backbone = ""  # a key of jaxboost.models.classifier.BACKBONES
+    model.backbone = ""  # a key of jaxboost.models.backbones.BACKBONES
     model.image_size = 28  # pixels a side of what the encoder sees; 2D images are resized to it, bicubic
     model.mean = (0.0,)  # pixels in [0, 1] become (pixel - mean) / std, a value for all channels or one for each
     model.std = (1.0,)

@@ -22,7 +22,7 @@ from jaxboost.errors import UserError, check_choice
 from jaxboost.evaluation import evaluate
 from jaxboost.evaluation.prediction_table import Labels
 from jaxboost.inference import images as given_images
-from jaxboost.models.classifier import BACKBONES
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.frozen import Tree, count, merge
 from jaxboost.runs import finished, workdir
 from jaxboost.runs.result import RunResult

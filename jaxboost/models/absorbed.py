@@ -1,14 +1,15 @@
-"""A decoder layer for the first token alone, without any other token's query, key or value.
+"""A decoder layer's output for the first token, computed without the queries, keys and values of the other tokens.
 
-Exact algebra for tokens r_t = x_t E, with E of rank d at most. Under RMSNorm, r_t becomes r_t g / rms_t, so that
+The result is exact for tokens r_t = x_t E, where E is (d, D). RMSNorm turns r_t into r_t g / rms_t, so that
 
     k_t = x_t M_k / rms_t,  M_k = (E g) W_k  (d x D),  and v_t likewise;
     score_t = q . k_t = (M_k q) . x_t / rms_t;
     sum_t a_t v_t = (sum_t a_t x_t / rms_t) M_v;
     mean(r_t^2) = x_t (E E^T / D) x_t^T.
 
-One query is mapped to the tokens' width and one mixture of tokens back, for each head; nothing of width D is formed for
-the other tokens. In which order the products run, and whether r is formed after all, follows from the shapes.
+For each head, one query is projected to the tokens' width d, and one weighted sum of tokens is projected back. Nothing
+of width D is computed for the other tokens. The shapes decide the order of the products, and whether it is cheaper to
+compute r after all.
 """
 
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from jaxboost.models.llama import LlamaBlock, LlamaConfig, LlamaLayer, attention
 
 
 class Precomputed(NamedTuple):
-    """What follows from the weights alone: formed once for many batches that share the weights.
+    """Precomputed projections: they depend on the weights only, so that many batches can share them.
 
     Attributes:
       key, value: M_k and M_v, (d, G, K).
@@ -34,13 +35,14 @@ class Precomputed(NamedTuple):
 
 
 def multiply_adds(config: LlamaConfig, *, batch: int, tokens: int, width: int) -> dict[str, int]:
-    """Costs of the layer's attention for one query a head, for each way to have it, without what they share.
+    """Multiply-adds of the layer's attention for the first token, for each way to compute it.
 
-    Ways: "pooled" forms r and every key and value; "wide" forms r; "narrow" forms neither.
+    "pooled" computes r and every key and value, "wide" computes r, "narrow" neither. Costs that all ways have in common
+    are left out.
     """
     all_tokens, d, D = batch * tokens, width, config.width
     q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    through_weights = batch * q_width * D  # a vector of width D for each head, from or to K features
+    through_weights = batch * q_width * D  # for each head, K features to or from width D
     fold = min(through_weights + batch * config.heads * D * d, d * D * kv_width + batch * q_width * d)
     return {
         "pooled": all_tokens * D * (d + 2 * kv_width) + 2 * all_tokens * q_width,
@@ -50,7 +52,7 @@ def multiply_adds(config: LlamaConfig, *, batch: int, tokens: int, width: int) -
 
 
 def precompute(layer: LlamaLayer, encode: jax.Array) -> Precomputed:
-    """The precomputed for tokens r = x `encode`, `encode` being (d, D)."""
+    """The precomputed projections of a layer for tokens r = x `encode`, where `encode` is (d, D)."""
     scaled = encode * layer.attention_norm[...].astype(encode.dtype)
     key, value = (_heads(w[...].astype(encode.dtype), layer) for w in (layer.k, layer.v))
     return Precomputed(
@@ -69,24 +71,29 @@ def run_block(
     mask: jax.Array | None,
     precomputed: Precomputed | None = None,
 ) -> jax.Array:
-    """block(x @ encode, rope=False, queries=1): x (B, N, d), encode (d, D) -> (B, 1, D) in float32.
+    """The result of block(x @ encode, rope=False, queries=1), (B, 1, D) in float32.
 
-    Of several layers the last is reduced; its tokens have full rank.
+    With several layers only the last is computed in this way; its input is no longer x E.
 
     Args:
-      precomputed: `precompute` of the only layer and `encode`, where they are at hand.
+      block: the LLaMA layers.
+      x: tokens (B, N, d).
+      encode: E, (d, D).
+      causal: see `LlamaLayer`.
+      mask: see `LlamaLayer`.
+      precomputed: `precompute` of the only layer and `encode`, None to do without.
     """
-    x, encode = x.astype(block.dtype), encode.astype(block.dtype)
+    x, matrix = x.astype(block.dtype), encode.astype(block.dtype)
     layer = layer_of(block.layers, -1)
     if block.depth > 1:
-        x, encode, precomputed = block.below_last(x @ encode, rope=False, causal=causal, mask=mask), None, None
+        x, matrix, precomputed = block.below_last(x @ matrix, rope=False, causal=causal, mask=mask), None, None
     elif precomputed is None:
         B, N, d = x.shape
         cost = multiply_adds(block.config, batch=B, tokens=N, width=d)
         if cost["wide"] <= cost["narrow"]:
-            x, encode = x @ encode, None
-    first = x[:, :1] if encode is None else x[:, :1] @ encode
-    return block.norm(layer.finish(first, _attend(layer, first, x, encode, causal, mask, precomputed)))
+            x, matrix = x @ matrix, None
+    first = x[:, :1] if matrix is None else x[:, :1] @ matrix
+    return block.norm(layer.finish(first, _attend(layer, first, x, matrix, causal, mask, precomputed)))
 
 
 def _attend(
@@ -98,7 +105,7 @@ def _attend(
     mask: jax.Array | None,
     precomputed: Precomputed | None,
 ) -> jax.Array:
-    """What the heads give the token `first` (B, 1, D): (B, 1, H*K). Without `encode`, x are the tokens r themselves."""
+    """The heads' output (B, 1, H*K) for the token `first` (B, 1, D); without `encode`, x are the tokens r."""
     config = layer.config
     B, N, _ = x.shape
     H, G, K = config.heads, config.kv_heads, config.head_dim
@@ -107,7 +114,7 @@ def _attend(
 
     q = rms_norm(first, layer.attention_norm[...], config.eps) @ layer.q[...].astype(x.dtype)
     q = (q * K**-0.5).reshape(B, G, H // G, K)
-    # The order of three operands' products is einsum's choice: it takes the cheapest.
+    # With three operands einsum chooses the cheapest order of the products.
     if precomputed is not None:
         query = jnp.einsum("bgrk,dgk->bgrd", q, precomputed.key)
     elif encode is not None:
@@ -151,7 +158,7 @@ def _quadratic_form(x: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array
 def _mean_square_of_product(x: jax.Array, encode: jax.Array) -> jax.Array:
     """mean((x_t E)^2) of all tokens, (B, N), through E E^T.
 
-    With a derivative of its own, for it knows that the Gram matrix and its gradient are symmetric: two products fewer.
+    Its own derivative uses that the Gram matrix and its gradient are symmetric, which saves two products.
     """
     return _forward(x, encode)[0]
 

@@ -1,4 +1,4 @@
-"""RepAdapter (Luo et al. 2023): a small trained map before a frozen attention, which merges into it exactly."""
+"""RepAdapter (Luo et al. 2023): a small trained layer in front of a frozen attention, which merges into it exactly."""
 
 from typing import Any
 
@@ -14,17 +14,22 @@ DROPOUT = 0.1
 
 @flax.struct.dataclass
 class Projection:
-    """An affine map: kernel (in, out), bias (out,)."""
+    """An affine projection.
+
+    Attributes:
+      kernel: (in, out).
+      bias: (out,), None for none.
+    """
 
     kernel: jax.Array
-    bias: jax.Array
+    bias: jax.Array | None
 
 
 class RepAdapter(nnx.Module):
-    """x + up(dropout(down(x))), (..., D) -> (..., D); without dropout an affine map.
+    """An adapter x + up(dropout(down(x))), (..., D) -> (..., D); without dropout it is affine.
 
-    down (D, 8) starts as Xavier's; up, which maps two groups of 4 to a half of D each, starts at zero, as the biases
-    do: a new adapter is the identity.
+    down (D, 8) has Xavier's initialisation. up projects two groups of 4 features to one half of D each; it and the
+    biases start at zero, so that a new adapter is the identity.
     """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
@@ -35,7 +40,12 @@ class RepAdapter(nnx.Module):
         self.up_bias = nnx.Param(jnp.zeros(width))
 
     def __call__(self, x: jax.Array, *, key: jax.Array | None) -> jax.Array:
-        """key: of the dropout, None for none."""
+        """The adapted tokens.
+
+        Args:
+          x: tokens (..., D).
+          key: random key of the dropout, None for no dropout.
+        """
         hidden = x @ self.down[...].astype(x.dtype) + self.down_bias[...].astype(x.dtype)
         if key is not None:
             kept = jax.random.bernoulli(key, 1 - DROPOUT, hidden.shape)
@@ -45,7 +55,7 @@ class RepAdapter(nnx.Module):
         return x + change.reshape(x.shape) + self.up_bias[...].astype(x.dtype)
 
     def merge(self, kernel: jax.Array, bias: jax.Array | None) -> Projection:
-        """x -> self(x) @ kernel + bias as one affine map, in float32."""
+        """The affine function x -> self(x) @ kernel + bias, without dropout, as one projection in float32."""
         kernel = kernel.astype(jnp.float32)
         up = jax.scipy.linalg.block_diag(*self.up[...])  # (8, D)
         with jax.default_matmul_precision("highest"):
@@ -56,12 +66,12 @@ class RepAdapter(nnx.Module):
 
 @flax.struct.dataclass
 class Adaptation:
-    """What stands between a layer's first norm and its attention; with leading axes, that of a stack of layers.
+    """How a layer's input to its attention is adapted; with a leading axis, for a stack of layers.
 
     Attributes:
-      adapter: applied to the normed tokens, None for nothing.
-      key: of its dropout, None for none.
-      merged: the adapter's merged form instead of the attention's own projections, None to take those.
+      adapter: applied to the normalised tokens, None for no adapter.
+      key: random key of its dropout, None for no dropout.
+      merged: projections with the adapter merged into them, used instead of the attention's own; None for its own.
     """
 
     adapter: RepAdapter | None = None
@@ -69,4 +79,5 @@ class Adaptation:
     merged: Any = None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """The adapted tokens (..., D)."""
         return x if self.adapter is None else self.adapter(x, key=self.key)

@@ -14,12 +14,12 @@ from jaxboost.models.llama import LlamaBlock
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BoostVariant:
-    """What a variant computes: F_D([F_L](r) [+ r]) [+ skip(x)] with r = F_E x.
+    """What a variant computes from tokens x: r = F_E x; h = F_L(r) [+ r]; result F_D h [+ skip(x)].
 
     Attributes:
-      layer: the LLaMA layer F_L is there (without it, F_D F_E x: a control with the adapters alone).
-      inner: r is added to F_L's output, before F_D.
-      outer: skip from the tokens x to the result.
+      layer: it has the LLaMA layers F_L. Without them h = r: a control that has the adapters alone.
+      inner: the inner residual: r is added to the output of F_L, before F_D.
+      outer: the outer residual, skip(x): none, x itself, or leaky_relu(W x) with a trained W.
     """
 
     layer: bool = True
@@ -28,16 +28,15 @@ class BoostVariant:
 
 
 VARIANTS = {
-    "rllm": BoostVariant(inner=True),  # R-LLM, eq. 2
-    "out": BoostVariant(outer="identity"),  # Out R-LLM, eq. 3
-    "hybrid": BoostVariant(inner=True, outer="identity"),  # Hybrid R-LLM, section 4.4.3
-    "bare": BoostVariant(),  # no residual: LM4VisualEncoding's form
-    "out_nn": BoostVariant(outer="leaky_relu"),  # released code only: a trained, nonlinear skip
-    "mlp": BoostVariant(layer=False),  # the paper's MLP control (section 4.4.1), as the 3D code has it
-    "mlp_out": BoostVariant(layer=False, outer="identity"),  # the same control, as the 2D code has it
+    "rllm": BoostVariant(inner=True),  # R-LLM, equation 2: F_D (F_L(r) + r)
+    "out": BoostVariant(outer="identity"),  # Out R-LLM, equation 3: F_D F_L(r) + x
+    "hybrid": BoostVariant(inner=True, outer="identity"),  # Hybrid R-LLM, section 4.4.3: F_D (F_L(r) + r) + x
+    "bare": BoostVariant(),  # no residual, as in LM4VisualEncoding: F_D F_L(r)
+    "out_nn": BoostVariant(outer="leaky_relu"),  # released code only: F_D F_L(r) + leaky_relu(W x)
+    "mlp": BoostVariant(layer=False),  # the MLP control (section 4.4.1) of the 3D code: F_D r
+    "mlp_out": BoostVariant(layer=False, outer="identity"),  # the MLP control of the 2D code: F_D r + x
 }
 KINDS = ("none", *VARIANTS)
-
 
 PATHS = ("auto", "full", "pooled", "absorbed")
 # U(+-1 / sqrt(fan_in)) as in the released 3D code, or N(0, .02) as in the 2D code.
@@ -51,23 +50,39 @@ def check_path(path: str, kind: str, *, rope: bool) -> None:
     if path == "absorbed" and not VARIANTS[kind].layer:
         raise ValueError(f"absorbed does without the layer's keys and values, but kind {kind} has no layer")
     if path == "absorbed" and rope:
-        raise ValueError("absorbed does without keys, but rope turns them: the path is pooled")
+        raise ValueError("absorbed does without keys, but rope rotates them: choose pooled instead")
 
 
 class Boost(nnx.Module):
-    """Tokens x (B, N, d) -> boosted tokens (B, N, d), through width D of the LLaMA layer.
+    """Tokens x (B, N, d) -> boosted tokens (B, N, d), through width D of the LLaMA layers.
+
+    Only the adapters F_E (d, D) and F_D (D, d) are trained, and the skip of kind "out_nn". The block is used as it is:
+    `frozen.freeze` excludes it from training.
+
+    Example::
+
+      block = jaxboost.load_block("weights/smollm2-135m")  # frozen
+      self.boost = Boost("rllm", width=384, block=block, rngs=rngs)  # in the model's constructor
+      ...
+      tokens = self.boost(tokens)  # every token (B, N, 384), for models that pool their tokens
+      cls = self.boost.pooled(tokens)  # or the first token alone (B, 1, 384), which costs less
 
     Args:
       kind: a key of VARIANTS.
-      width: d, the encoder's width.
-      block_width: D.
-      block: F_L, None for the controls without it.
-      rope, causal: whether F_L keeps LLaMA's rotary embedding and causal mask (both off in the paper, section 3.1).
-        The causal mask leaves the pooled CLS token, which comes first, nothing but itself to look at.
-      path: how `pooled` gets its result; the result is the same. "full" computes all tokens. "pooled" computes keys and
-        values of all tokens and the rest for CLS alone. "absorbed" computes no keys and values (`models.absorbed`),
-        which rope does not allow. "auto" takes the cheapest by the shapes.
-      init: a key of INITS: how the adapters' weights are drawn.
+      width: d, the width of the tokens.
+      block: the LLaMA layers F_L, None for a kind without them.
+      block_width: D. Only for a kind without layers; else it is the block's.
+      rope, causal: whether F_L keeps LLaMA's rotary embedding and causal mask. Both are off in the paper (section 3.1).
+        Under a causal mask the CLS token, which comes first, sees only itself.
+      path: how `pooled` computes its result, which is the same for all. "full" computes all tokens. "pooled" computes
+        keys and values of all tokens, and the rest for CLS alone. "absorbed" computes no keys and values (see
+        `models.absorbed`), which does not work with rope. "auto" takes the cheapest for the shapes.
+      init: a key of INITS: how the adapters are initialised.
+      dtype: of the adapters' computation; their weights are float32.
+      rngs: of the adapters' weights.
+
+    Raises:
+      ValueError: an argument is unknown, or kind, block and block_width do not go together.
     """
 
     def __init__(
@@ -75,29 +90,36 @@ class Boost(nnx.Module):
         kind: str,
         *,
         width: int,
-        block_width: int,
-        block: LlamaBlock | None,
-        rope: bool,
-        causal: bool,
-        path: str,
+        block: LlamaBlock | None = None,
+        block_width: int | None = None,
+        rope: bool = False,
+        causal: bool = False,
+        path: str = "auto",
         init: str = "uniform",
-        dtype: jnp.dtype,
+        dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.variant = VARIANTS[kind]
-        if self.variant.layer != (block is not None):
-            raise ValueError(f"boost kind {kind!r} and block {block} do not go together")
+        for name, value, choices in (("kind", kind, VARIANTS), ("init", init, INITS)):
+            if value not in choices:
+                raise ValueError(f"boost {name} {value!r} is unknown, valid: {', '.join(choices)}")
         check_path(path, kind, rope=rope)
+        hidden = _block_width(kind, block, block_width)
+        self.variant = VARIANTS[kind]
         self.rope, self.causal, self.path = rope, causal, path
-        how = INITS[init]
-        self.encode = linear(width, block_width, bias=False, init=how, dtype=dtype, rngs=rngs)  # F_E
+        draw = INITS[init]
+        self.encode = linear(width, hidden, bias=False, init=draw, dtype=dtype, rngs=rngs)  # F_E
         self.block = block  # F_L
-        self.decode = linear(block_width, width, bias=False, init=how, dtype=dtype, rngs=rngs)  # F_D
+        self.decode = linear(hidden, width, bias=False, init=draw, dtype=dtype, rngs=rngs)  # F_D
         skip = self.variant.outer == "leaky_relu"
-        self.skip = linear(width, width, bias=False, init=how, dtype=dtype, rngs=rngs) if skip else None
+        self.skip = linear(width, width, bias=False, init=draw, dtype=dtype, rngs=rngs) if skip else None
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """The definition: every token (B, N, d); mask (B, N) is True where a token is real, None where all are."""
+        """Every token, by the definition.
+
+        Args:
+          x: tokens (B, N, d).
+          mask: (B, N), True where a token is real; None if all are.
+        """
         r = self.encode(x)
         h = r
         if self.block is not None:
@@ -107,10 +129,12 @@ class Boost(nnx.Module):
     def pooled(
         self, x: jax.Array, mask: jax.Array | None = None, precomputed: absorbed.Precomputed | None = None
     ) -> jax.Array:
-        """self(x, mask)[:, :1], the boosted CLS token (B, 1, d), by `path`.
+        """The boosted CLS token (B, 1, d), self(x, mask)[:, :1], computed by `path`.
 
         Args:
-          precomputed: what `precompute` gave, None to do without.
+          x: tokens (B, N, d), CLS first.
+          mask: (B, N), True where a token is real; None if all are.
+          precomputed: what `precompute` gave for these weights, None to do without.
         """
         path = self._choose_path(*x.shape[:2], has_precomputed=precomputed is not None)
         if path == "full":
@@ -133,7 +157,10 @@ class Boost(nnx.Module):
         return self.block is not None or self.path == "full"
 
     def precompute(self) -> absorbed.Precomputed | None:
-        """What the absorbed path can form before it sees tokens; None where that path or a saving is not to be had."""
+        """The projections that the absorbed path can compute before it sees tokens.
+
+        None where the absorbed path does not apply, or would not become cheaper.
+        """
         width, block_width = self.encode.kernel.shape
         if self.block is None or self.block.depth > 1 or self.rope or width >= block_width:
             return None
@@ -142,7 +169,7 @@ class Boost(nnx.Module):
         return absorbed.precompute(layer_of(self.block.layers, 0), self.encode.kernel[...].astype(self.block.dtype))
 
     def _decode(self, h: jax.Array, r: jax.Array, x: jax.Array) -> jax.Array:
-        """F_D with the residuals, from h = F_L(r), or r without F_L, and the tokens r and x to skip from."""
+        """F_D and the residuals, from h = F_L(r) (r without F_L) and the tokens r and x that the residuals add."""
         if self.block is not None and self.variant.inner:
             h = h + r
         z = self.decode(h)
@@ -161,4 +188,20 @@ class Boost(nnx.Module):
             return "absorbed"
         width = self.encode.kernel.shape[0]
         cost = absorbed.multiply_adds(self.block.config, batch=batch, tokens=tokens, width=width)
-        return "pooled" if min(cost, key=cost.get) == "pooled" else "absorbed"
+        return "pooled" if min(cost, key=lambda way: cost[way]) == "pooled" else "absorbed"
+
+
+def _block_width(kind: str, block: LlamaBlock | None, width: int | None) -> int:
+    """D, from the block or, for a kind without layers, from the argument."""
+    has_layer = VARIANTS[kind].layer
+    if has_layer and block is None:
+        raise ValueError(f"boost kind {kind!r} and no block do not go together: pass the LLaMA layers as block")
+    if not has_layer and block is not None:
+        raise ValueError(f"boost kind {kind!r} and a block do not go together: it has no LLaMA layers, leave block out")
+    if block is None:
+        if width is None:
+            raise ValueError(f"boost kind {kind!r} has no LLaMA layers: give its hidden width as block_width")
+        return width
+    if width not in (None, block.config.width):
+        raise ValueError(f"block_width {width} is not the block's width {block.config.width}: leave it out")
+    return block.config.width

@@ -1,18 +1,20 @@
-"""Frozen weights: a variable type of their own, so that no filter can mistake them for trainable ones.
+"""Frozen weights: a variable type of their own, so that no filter takes them for trainable ones.
 
-A model's third kind of state are statistics (`nnx.BatchStat`), which a training step changes without a gradient.
+A model's third kind of state is its statistics (`nnx.BatchStat`), which a training step changes without a gradient.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
 from flax import nnx
 
-# A nested dict of arrays: what the training step, optax and the checkpoints see instead of nnx states.
+# A nested dict of arrays: the form in which the training step, optax and the checkpoints handle weights.
 Tree = Mapping[str, Any]
+
+Module = TypeVar("Module", bound=nnx.Module)
 
 
 class Frozen(nnx.Variable):
@@ -24,34 +26,34 @@ class Frozen(nnx.Variable):
 
 @flax.struct.dataclass
 class Quantized:
-    """A frozen weight held in fewer bits; see `dequantize`. To `merge` and `count` it is one array of its shape.
+    """A frozen weight stored in fewer bits. `merge` and `count` treat it as one array; `dequantize` restores it.
 
     Attributes:
-      parts: what is held, arrays with a common `shape`: that of the weight.
-      unpack: gives the weight of `parts`, in float32.
+      parts: the stored arrays, such as int8 values and their scales; its `shape` is the weight's.
+      to_float: parts -> the weight in float32.
     """
 
     parts: Any
-    unpack: Callable[[Any], jax.Array] = flax.struct.field(pytree_node=False)
+    to_float: Callable[[Any], jax.Array] = flax.struct.field(pytree_node=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight."""
+        """Shape of the weight."""
         return self.parts.shape
 
     @property
     def size(self) -> int:
-        """Number of the weight's elements; what helps to unpack them is none of them."""
+        """Number of the weight's elements; scales do not count."""
         return math.prod(self.shape)
 
 
 def dequantize(weight: jax.Array | Quantized) -> jax.Array:
-    """A weight as an array, whichever way it is held."""
-    return weight.unpack(weight.parts) if isinstance(weight, Quantized) else weight
+    """A weight as an array, quantized or not."""
+    return weight.to_float(weight.parts) if isinstance(weight, Quantized) else weight
 
 
-def freeze(module: nnx.Module) -> nnx.Module:
-    """Retypes every `nnx.Param` below `module` to `Frozen`, in place, and returns the module."""
+def freeze(module: Module) -> Module:
+    """Turns every `nnx.Param` of a module and its children into `Frozen`, in place, and returns the module."""
     for _, node in nnx.iter_modules(module):
         for name, variable in list(vars(node).items()):
             if isinstance(variable, nnx.Param):
@@ -62,8 +64,10 @@ def freeze(module: nnx.Module) -> nnx.Module:
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Splits a model into (graph definition, trainable weights, frozen weights, statistics).
 
-    All but the first are nested dicts of arrays; statistics are {} for a model without batch norms. Raises ValueError
-    where the model holds a fourth kind of state.
+    All but the first are nested dicts of arrays. Statistics are {} for a model without batch norms.
+
+    Raises:
+      ValueError: the model has another kind of state.
     """
     graphdef, *states = nnx.split(model, nnx.Param, Frozen, nnx.BatchStat)
     params, frozen, stats = map(nnx.to_pure_dict, states)
@@ -71,10 +75,16 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, An
 
 
 def merge(graphdef: nnx.GraphDef, params: Tree, frozen: Tree, stats: Tree | None = None) -> Any:
-    """Inverse of `split`, to be called inside a traced function.
+    """The model from what `split` gave, to be called inside a traced function.
 
     Args:
-      stats: None stands for {}. A model that has statistics is refused without them (ValueError).
+      graphdef: the graph definition.
+      params: trainable weights.
+      frozen: frozen weights; they may be `Quantized`.
+      stats: statistics, None for {}.
+
+    Raises:
+      ValueError: the model has statistics, but none are given.
     """
     kinds = ((nnx.Param, params), (Frozen, frozen), (nnx.BatchStat, stats or {}))
     states = (nnx.State(jax.tree.map(kind, dict(tree), is_leaf=_is_quantized)) for kind, tree in kinds)
@@ -82,7 +92,7 @@ def merge(graphdef: nnx.GraphDef, params: Tree, frozen: Tree, stats: Tree | None
 
 
 def statistics(model: nnx.Module) -> dict[str, Any]:
-    """The statistics of a model as they are now, after a call in training mode the changed ones; see `split`."""
+    """The present statistics of a model, which a call in training mode updates; see `split`."""
     return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 

@@ -1,19 +1,27 @@
-"""What the encoders are made of beside their blocks: linear maps, norms, patches, stacks of layers."""
+"""Building blocks of the encoders: normalised pixels, linear layers, norms, patches, stacks of layers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-# fan_in -> (kernel initialiser, bias initialiser) of a linear map.
+CHANNELS = 3  # every backbone sees three; grey images are repeated, as the reference does
+
+# fan_in -> (kernel initialiser, bias initialiser) of a linear layer.
 LinearInit = Callable[[int], tuple[nnx.Initializer, nnx.Initializer]]
 
 
+def normalize_pixels(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """([0, 1] - mean) / std of uint8 pixels (..., c), c in {1, 3}, grey repeated to three channels (..., 3)."""
+    x = (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
+    return jnp.broadcast_to(x, (*images.shape[:-1], CHANNELS))
+
+
 def torch_init(fan_in: int) -> tuple[nnx.Initializer, nnx.Initializer]:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for kernel and bias: what torch.nn.Linear starts from."""
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for kernel and bias, as torch.nn.Linear is initialised."""
     bound = 1 / math.sqrt(fan_in)
 
     def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
@@ -23,7 +31,7 @@ def torch_init(fan_in: int) -> tuple[nnx.Initializer, nnx.Initializer]:
 
 
 def vit_init(fan_in: int) -> tuple[nnx.Initializer, nnx.Initializer]:
-    """N(0, .02) kernels and zero biases, as the 2D ViT starts; its truncation at +-2 lies 100 sigma out."""
+    """N(0, .02) kernels and zero biases, as in the 2D ViT, whose truncation at +-2 lies 100 standard deviations out."""
     del fan_in
     return nnx.initializers.normal(0.02), nnx.initializers.zeros
 
@@ -31,7 +39,7 @@ def vit_init(fan_in: int) -> tuple[nnx.Initializer, nnx.Initializer]:
 def linear(
     fan_in: int, fan_out: int, *, bias: bool = True, init: LinearInit, dtype: jnp.dtype, rngs: nnx.Rngs
 ) -> nnx.Linear:
-    """A linear map with float32 weights that computes in `dtype`."""
+    """A linear layer with float32 weights that computes in `dtype`."""
     kernel_init, bias_init = init(fan_in)
     return nnx.Linear(
         fan_in,
@@ -46,15 +54,16 @@ def linear(
 
 
 def flat_product(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-    """x @ kernel with the leading axes of x as one: for several XLA on CPU copies activations in the backward pass.
+    """The product x @ kernel, (..., in) -> (..., out), with the leading axes of x flattened to one.
 
-    What else `nnx.Linear` passes are dimension numbers of just this product, and defaults.
+    With several leading axes, XLA on CPU copies activations in the backward pass. The other arguments that
+    `nnx.Linear` passes are the dimension numbers of this very product, and defaults.
     """
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def layer_norm(width: int, *, eps: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm whose variance is taken around the mean: Flax's one-pass default cancels where the mean is large."""
+    """LayerNorm with a two-pass variance: Flax's one-pass default loses digits where the mean is large."""
     return nnx.LayerNorm(width, epsilon=eps, dtype=dtype, use_fast_variance=False, rngs=rngs)
 
 
@@ -66,33 +75,10 @@ def patches_2d(images: jax.Array, patch: int) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, n * n, patch * patch * C)
 
 
-def patches_3d(volumes: jax.Array, patch: int) -> jax.Array:
-    """(B, S, S, S, C) -> (B, frames, N, patch**3 * C): frames are groups of `patch` slices along the first axis.
-
-    Within a patch the order is (rows, columns, slices, channels), the reference's.
-    """
-    B, S, _, _, C = volumes.shape
-    n = S // patch
-    x = volumes.reshape(B, n, patch, n, patch, n, patch, C)
-    return x.transpose(0, 1, 3, 5, 4, 6, 2, 7).reshape(B, n, n * n, patch**3 * C)
-
-
 def prepend(token: jax.Array, x: jax.Array) -> jax.Array:
     """Puts one learned token (D,) before the tokens x (B, N, D) -> (B, 1 + N, D)."""
     cls = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
     return jnp.concatenate([cls, x], axis=1)
-
-
-class PatchEmbedding3D(nnx.Module):
-    """LayerNorm - Linear - LayerNorm on flattened patches (..., patch**3 * C) -> (..., D)."""
-
-    def __init__(self, patch_width: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.norm_in = layer_norm(patch_width, eps=1e-5, dtype=dtype, rngs=rngs)
-        self.linear = linear(patch_width, width, init=torch_init, dtype=dtype, rngs=rngs)
-        self.norm_out = layer_norm(width, eps=1e-5, dtype=dtype, rngs=rngs)
-
-    def __call__(self, patches: jax.Array) -> jax.Array:
-        return self.norm_out(self.linear(self.norm_in(patches)))
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> Any:

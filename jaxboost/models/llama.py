@@ -1,6 +1,6 @@
-"""LLaMA decoder layers (Touvron et al. 2023), with the two things that R-LLM switches off as explicit arguments.
+"""LLaMA decoder layers (Touvron et al. 2023). Rotary embedding and causal mask are arguments: R-LLM has neither.
 
-Weights are stored (in, out). Query and key columns follow the half-split rotary order: feature i of a head turns
+Weights are stored (in, out). Query and key columns follow the half-split rotary order: feature i of a head is rotated
 together with feature i + K/2.
 """
 
@@ -29,8 +29,8 @@ class LlamaConfig:
       eps: added to the mean square in every RMSNorm.
       rope_base: base of the rotary embedding's geometric frequencies.
       rope_factors: divisors of the K/2 inverse frequencies (LLaMA 3.1's and linear scaling), None for all ones.
-      rope_unsupported: what of the checkpoint's rotary embedding the two above do not say, None where they say all.
-        Such layers run without rotation only.
+      rope_unsupported: the part of the checkpoint's rotary embedding that rope_base and rope_factors cannot express;
+        such layers run without rotation only. None where they express all of it.
     """
 
     width: int
@@ -71,7 +71,7 @@ FAMILIES = {
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """x / sqrt(mean(x^2) + eps) * scale over the last axis, the statistics in float32, the result in x's dtype."""
+    """RMSNorm x / sqrt(mean(x^2) + eps) * scale over the last axis: statistics in float32, result in x's dtype."""
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return normed.astype(x.dtype) * scale.astype(x.dtype)
@@ -81,7 +81,7 @@ def rotate(x: jax.Array, config: LlamaConfig) -> jax.Array:
     """Rotary embedding (Su et al. 2021) of (B, heads, N, K) at positions 0..N-1, angles in float32.
 
     Raises:
-      ValueError: the checkpoint's rotation is another one.
+      ValueError: the checkpoint's rotary embedding is of a kind that is not supported.
     """
     if config.rope_unsupported is not None:
         raise ValueError(f"these layers cannot be rotated: {config.rope_unsupported} is not supported")
@@ -96,7 +96,13 @@ def rotate(x: jax.Array, config: LlamaConfig) -> jax.Array:
 
 
 class LlamaLayer(nnx.Module):
-    """One decoder layer: RMSNorm - grouped-query attention - residual - RMSNorm - SwiGLU - residual."""
+    """One decoder layer: RMSNorm - grouped-query attention - residual - RMSNorm - SwiGLU - residual.
+
+    Args:
+      config: shape and constants.
+      dtype: of the computation.
+      rngs: of the weights.
+    """
 
     def __init__(self, config: LlamaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         D, F = config.width, config.mlp_width
@@ -104,7 +110,7 @@ class LlamaLayer(nnx.Module):
         self.config, self.dtype = config, dtype
 
         def matrix(fan_in: int, fan_out: int) -> nnx.Param:
-            # N(0, .02), the default of Hugging Face's configs: what the random-block control uses.
+            # N(0, .02), the default of Hugging Face's configs, for the control with a random block.
             return nnx.Param(0.02 * jax.random.normal(rngs.params(), (fan_in, fan_out)))
 
         self.attention_norm = nnx.Param(jnp.ones(D))
@@ -127,21 +133,27 @@ class LlamaLayer(nnx.Module):
         queries: int | None = None,
         adaptation: Adaptation | None = None,
     ) -> jax.Array:
-        """x (B, N, D) -> (B, Q, D), the first Q = `queries` tokens, all N where it is None.
+        """The first tokens (B, Q, D).
 
-        mask (B, N), or (1, N) for all, is True where a token may be seen, None where all may.
+        Args:
+          x: tokens (B, N, D).
+          rope: rotate queries and keys.
+          causal: a token sees only itself and those before it.
+          mask: (B, N) or (1, N), True where a token may be seen; None if all may.
+          queries: Q, None for all N.
+          adaptation: adapter in front of the attention.
         """
         adaptation = adaptation or Adaptation()
         normed = adaptation(rms_norm(x, self.attention_norm[...], self.config.eps))
         return self.finish(x[:, :queries], self._attend(normed, rope, causal, mask, queries, adaptation.merged))
 
     def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
-        """What follows the heads: projection of mixed (B, Q, H*K), residual on x (B, Q, D), SwiGLU with its own."""
+        """The layer's output from the heads' output `mixed` (B, Q, H*K) and the layer's input x (B, Q, D)."""
         x = x + mixed @ self._weight("o")
         return x + self._swiglu(rms_norm(x, self.mlp_norm[...], self.config.eps))
 
     def _weight(self, name: str) -> jax.Array:
-        """A matrix (in, out) in the dtype of the computation, whichever way it is held."""
+        """A matrix (in, out) in the dtype of the computation, quantized or not."""
         return dequantize(getattr(self, name).get_value()).astype(self.dtype)
 
     def _attend(
@@ -160,7 +172,8 @@ class LlamaLayer(nnx.Module):
             if merged is None:
                 y = x @ self._weight(name)
             else:
-                y = x @ merged[name].kernel.astype(self.dtype) + merged[name].bias.astype(self.dtype)
+                bias: Any = merged[name].bias
+                y = x @ merged[name].kernel.astype(self.dtype) + bias.astype(self.dtype)
             return y.reshape(B, -1, count, K).transpose(0, 2, 1, 3)
 
         q = heads(x[:, :queries], "q", H)  # (B, H, Q, K)
@@ -168,7 +181,7 @@ class LlamaLayer(nnx.Module):
         Q = q.shape[2]
         if rope:
             q, k = rotate(q, self.config), rotate(k, self.config)
-        # Query heads i*H/G ... (i+1)*H/G - 1 share key/value head i: fold them into the query axis of that head.
+        # Query heads i*H/G ... (i+1)*H/G - 1 share key/value head i: they become further queries of that head.
         q = (q * K**-0.5).reshape(B, G, H // G * Q, K)
         scores = (q @ k.swapaxes(-1, -2)).astype(jnp.float32).reshape(B, H, Q, N)
         allowed = attention_mask(N, causal=causal, mask=mask)
@@ -182,9 +195,9 @@ class LlamaLayer(nnx.Module):
 
 
 def attention_mask(tokens: int, *, causal: bool, mask: jax.Array | None) -> jax.Array | None:
-    """Which keys a query may see, broadcastable to (B, H, N, N); None where every key is visible to all.
+    """Which keys a query may see, broadcastable to (B, H, N, N); None if every query may see every key.
 
-    Under a causal mask the first token, where the encoders put CLS, sees only itself.
+    Under a causal mask the first token, which is CLS in the encoders, sees only itself.
     """
     allowed = None
     if causal:
@@ -198,10 +211,14 @@ def attention_mask(tokens: int, *, causal: bool, mask: jax.Array | None) -> jax.
 class LlamaBlock(nnx.Module):
     """F_L of R-LLM: one or more decoder layers, then the final RMSNorm; (B, N, D) -> (B, N, D) in float32.
 
-    The reference leaves the final norm's weight at ones; `convert` can also deliver the checkpoint's.
+    The final norm's weight is one in the reference; `convert` also offers the checkpoint's.
 
     Args:
+      config: shape and constants of a layer.
+      depth: number of layers.
+      dtype: of the layers' computation.
       remat: keep only each layer's input for the backward pass: less memory, more time.
+      rngs: of the weights.
     """
 
     def __init__(self, config: LlamaConfig, *, depth: int, dtype: jnp.dtype, remat: bool = False, rngs: nnx.Rngs):
@@ -215,15 +232,21 @@ class LlamaBlock(nnx.Module):
         *,
         rope: bool,
         causal: bool,
-        mask: jax.Array | None,
+        mask: jax.Array | None = None,
         queries: int | None = None,
         adaptation: Adaptation | None = None,
     ) -> jax.Array:
-        """The first `queries` tokens, which the last layer computes alone, or all where it is None.
+        """The first tokens (B, Q, D) in float32.
 
-        adaptation: that of the stack of layers; for all tokens only.
+        Args:
+          x: tokens (B, N, D).
+          rope: see `LlamaLayer`.
+          causal: see `LlamaLayer`.
+          mask: see `LlamaLayer`.
+          queries: Q, None for all N. The last layer computes queries, output projection and MLP for these tokens only.
+          adaptation: adapters of the layers, with a leading axis of the layers; only without `queries`.
         """
-        arguments = dict(rope=rope, causal=causal, mask=mask)
+        arguments: dict[str, Any] = dict(rope=rope, causal=causal, mask=mask)
         x = x.astype(self.dtype)
         if queries is None:
             return self.norm(self._run(x, self.depth, adaptation, **arguments))
@@ -231,7 +254,7 @@ class LlamaBlock(nnx.Module):
         return self.norm(layer_of(self.layers, -1)(x, queries=queries, **arguments))
 
     def below_last(self, x: jax.Array, *, rope: bool, causal: bool, mask: jax.Array | None) -> jax.Array:
-        """What the last layer gets (B, N, D)."""
+        """The input of the last layer (B, N, D), from x (B, N, D); arguments as of `LlamaLayer`."""
         return self._run(x.astype(self.dtype), self.depth - 1, None, rope=rope, causal=causal, mask=mask)
 
     def norm(self, x: jax.Array) -> jax.Array:
@@ -243,11 +266,11 @@ class LlamaBlock(nnx.Module):
             return x
 
         def step(x: jax.Array, layer: tuple[jax.Array, Adaptation | None]) -> tuple[jax.Array, None]:
-            # By number, for a slice of the stack would be a second copy of the weights.
+            # By index: to scan over the stack itself would copy the weights.
             index, adaptation = layer
             return layer_of(self.layers, index)(x, adaptation=adaptation, **arguments), None
 
-        # Without a policy the backward pass would keep each layer's slice of the stack: all weights a second time.
+        # Without a policy the backward pass would keep each layer's slice of the stack: a second copy of all weights.
         policies = jax.checkpoint_policies
         step = jax.checkpoint(
             step, policy=policies.nothing_saveable if self.remat else policies.dots_saveable, prevent_cse=False

@@ -1,11 +1,11 @@
-"""PneumoLLM (Song et al. 2024): a frozen vision encoder and a whole frozen LLaMA, joined and adapted by few weights.
+"""PneumoLLM (Song et al. 2024): a frozen vision encoder and a whole frozen LLaMA, connected by few trained weights.
 
-Shapes: d source tokens, the encoder's CLS tokens (B, d, W); m diagnosis tokens (B, m, W); D, the width of LLaMA.
+Shapes: d source tokens (B, d, W), the encoder's CLS tokens; m diagnosis tokens (B, m, W); D, the width of LLaMA.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import flax.struct
 import jax
@@ -13,33 +13,31 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxboost.models.adapters import Adaptation, Projection, RepAdapter
-from jaxboost.models.classifier import BACKBONES, CHANNELS, normalised
+from jaxboost.models.backbones import BACKBONES, Backbone
+from jaxboost.models.encoder import BlockEncoder, Encoder, Traits
 from jaxboost.models.frozen import Quantized, dequantize, freeze
-from jaxboost.models.layers import linear, patches_2d, stack, torch_init
+from jaxboost.models.layers import linear, normalize_pixels, patches_2d, stack, torch_init
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
-from jaxboost.models.vit import ViT
 
 NECK_WIDTH = 128
 ENGINE_WIDTH = 12
 COCOOP_REDUCTION = 16
 TOKENS = ("none", "coop", "cocoop", "engine")
-PATCHES = "conv14"  # the encoder of Figure 6 that is no pretrained one: a trained patch embedding
-ENCODERS = (*(name for name, backbone in BACKBONES.items() if backbone.encoder is ViT), PATCHES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PneumoSpec:
-    """Everything that shapes the model beside its encoder.
+    """Everything that shapes the model apart from its encoder.
 
     Attributes:
-      llama: shape of LLaMA's layers; where `depth` is 0, its width is still the neck's.
-      depth: LLaMA's layers, 0 for the ablation without it (Table 4).
-      every: a source token is the CLS token after each `every`-th block.
+      llama: shape of LLaMA's layers; with depth 0 its width is still the output width of the neck.
+      depth: number of LLaMA's layers, 0 for the ablation without LLaMA (Table 4).
+      every: the source tokens are the CLS tokens after each `every`-th block.
       vision_adapters, llama_adapters: RepAdapters in the encoder's and in LLaMA's layers (Table 6).
-      tokens: what makes the diagnosis tokens, one of TOKENS (Table 6).
-      count: m; not read where `tokens` is "none".
-      emitter: the information emitter mask: nobody sees the diagnosis tokens (Equation 2).
-      causal: LLaMA's own causal mask too, which the emitter's replaces.
+      tokens: how the diagnosis tokens are made, one of TOKENS (Table 6).
+      count: m; not used with tokens "none".
+      emitter: the mask of the information emitter: no token sees the diagnosis tokens (Equation 2).
+      causal: LLaMA's causal mask, which in the paper the emitter's mask replaces.
       remat: see `llama.LlamaBlock`.
     """
 
@@ -57,21 +55,57 @@ class PneumoSpec:
 
 @flax.struct.dataclass
 class Merged:
-    """Adapters merged into what follows them, stacked over the layers; None where there are none."""
+    """Adapters merged into the projections that follow them, stacked over the layers; None where there are none."""
 
     vision: Projection | None
     llama: dict[str, Projection] | None
 
 
 class PatchTokens(nnx.Module):
-    """Images (B, S, S, C) -> a source token for each patch of 14 x 14 pixels (B, (S / 14)^2, W)."""
+    """Images (B, S, S, C) -> one source token for each patch (B, N, W): a trained patch embedding, without CLS.
 
-    def __init__(self, *, width: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.patch, self.width = 14, width
-        self.embedding = linear(self.patch**2 * CHANNELS, width, init=torch_init, dtype=dtype, rngs=rngs)
+    Args:
+      image_size: S, a multiple of `patch`, both in pixels.
+      patch: side of a patch.
+      channels: C.
+      width: W.
+      remat: not used, there is nothing worth recomputing.
+      dtype: of the computation.
+      rngs: of the weights.
+    """
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        return self.embedding(patches_2d(images, self.patch))
+    traits: ClassVar[Traits] = Traits(has_stochastic_depth=False)
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch: int,
+        channels: int,
+        width: int,
+        remat: bool = False,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        del remat
+        self.patch, self.width, self.tokens = patch, width, (image_size // patch) ** 2
+        self.embedding = linear(patch**2 * channels, width, init=torch_init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: jax.Array, *, queries: int | None = None, key: jax.Array | None = None) -> jax.Array:
+        """The first tokens (B, Q, W), see `encoder.Encoder`."""
+        del key
+        return self.embedding(patches_2d(images, self.patch)[:, :queries])
+
+
+# The encoders of PneumoLLM: those whose CLS tokens can be read, and one of Figure 6 that is not pretrained.
+ENCODERS = {name: backbone for name, backbone in BACKBONES.items() if backbone.traits.has_first_tokens} | {
+    "conv14": Backbone(
+        encoder=PatchTokens,
+        ndim=2,
+        arguments=dict(patch=14, width=BACKBONES["clip_vit_l14"].arguments["width"]),
+        head_eps=None,
+    )
+}
 
 
 class Engine(nnx.Module):
@@ -85,6 +119,7 @@ class Engine(nnx.Module):
         self.scores = linear(ENGINE_WIDTH, count, init=torch_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Source tokens (B, d, W) -> diagnosis tokens (B, m, W)."""
         scores = self.scores(jax.nn.relu(self.hidden(x))).astype(jnp.float32)  # (B, d, m)
         weights = jax.nn.softmax(scores, axis=1).astype(x.dtype)
         return weights.swapaxes(1, 2) @ x
@@ -93,27 +128,37 @@ class Engine(nnx.Module):
 class Prompts(nnx.Module):
     """Learned diagnosis tokens (B, m, W), the same for all images as in CoOp (Zhou et al. 2022b).
 
-    With `conditional` all of them are shifted by a bottleneck MLP of the image's last CLS token, as in CoCoOp (Zhou et
-    al. 2022a).
+    With `conditional`, a bottleneck MLP of the image's last CLS token shifts all of them, as in CoCoOp (Zhou et al.
+    2022a).
     """
 
     def __init__(self, width: int, count: int, *, conditional: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.prompts = nnx.Param(0.02 * jax.random.normal(rngs.params(), (count, width)))
         hidden = width // COCOOP_REDUCTION
-        self.hidden = linear(width, hidden, init=torch_init, dtype=dtype, rngs=rngs) if conditional else None
+        self.hidden: Any = linear(width, hidden, init=torch_init, dtype=dtype, rngs=rngs) if conditional else None
         self.shift = linear(hidden, width, init=torch_init, dtype=dtype, rngs=rngs) if conditional else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Source tokens (B, d, W) -> diagnosis tokens (B, m, W)."""
         tokens = jnp.broadcast_to(self.prompts[...].astype(x.dtype), (x.shape[0], *self.prompts.shape))
         return tokens if self.shift is None else tokens + self.shift(jax.nn.relu(self.hidden(x[:, -1:])))
 
 
 class PneumoLLM(nnx.Module):
-    """uint8 images (B, S, S, c), c in {1, 3}, or their source tokens (B, d, W) -> logits (B, classes) in float32."""
+    """uint8 images (B, S, S, c), c in {1, 3}, or their source tokens (B, d, W) -> logits (B, classes) in float32.
+
+    Args:
+      encoder: a `BlockEncoder`, of which the CLS tokens are read, or another one, all of whose tokens are read.
+      spec: everything else that shapes the model.
+      classes: number of logits.
+      mean, std: of pixels in [0, 1], one value or three.
+      dtype: of the computation.
+      rngs: of the weights.
+    """
 
     def __init__(
         self,
-        encoder: ViT | PatchTokens,
+        encoder: Encoder,
         spec: PneumoSpec,
         *,
         classes: int,
@@ -125,7 +170,7 @@ class PneumoLLM(nnx.Module):
         W, D = encoder.width, spec.llama.width
         self.encoder, self.spec, self.dtype = encoder, spec, dtype
         self.mean, self.std = tuple(mean), tuple(std)
-        self.vision_adapters = _make_adapters(W, encoder.depth, rngs) if spec.vision_adapters else None
+        self.vision_adapters = _make_adapters(W, self._blocks.depth, rngs) if spec.vision_adapters else None
         self.engine = _make_tokens(spec, W, dtype, rngs)
         self.neck_in = linear(W, NECK_WIDTH, init=_xavier_init, dtype=dtype, rngs=rngs)
         self.neck_out = linear(NECK_WIDTH, D, init=_xavier_init, dtype=dtype, rngs=rngs)
@@ -140,32 +185,49 @@ class PneumoLLM(nnx.Module):
     def __call__(
         self, images: jax.Array, precomputed: Merged | None = None, *, key: jax.Array | None = None
     ) -> jax.Array:
-        """The logits.
-
-        Args:
-          precomputed: what `precompute` gave for these weights, None to do without; the logits are the same.
-          key: of the adapters' dropout, None for none.
-        """
+        """The logits (B, classes) in float32; arguments as of `features`."""
         return self.head(self.features(images, precomputed, key=key)).astype(jnp.float32)
-
-    def encode(
-        self, images: jax.Array, precomputed: Merged | None = None, *, key: jax.Array | None = None
-    ) -> jax.Array:
-        """Source tokens (B, d, W), those of the lower blocks first."""
-        x = normalised(images, self.mean, self.std)
-        if isinstance(self.encoder, PatchTokens):
-            return self.encoder(x)
-        merged = None if precomputed is None else precomputed.vision
-        cls = self.encoder.first_tokens(x, _adaptation(self.vision_adapters, merged, self.encoder.depth, key))
-        return cls[self.spec.every - 1 :: self.spec.every].swapaxes(0, 1)
 
     def features(
         self, images: jax.Array, precomputed: Merged | None = None, *, key: jax.Array | None = None
     ) -> jax.Array:
-        """What the head's linear layer reads, the mean over LLaMA's output tokens (B, D)."""
+        """What the head's linear layer reads (B, D) in float32: the mean of LLaMA's output tokens.
+
+        Args:
+          images: uint8 images, or source tokens (B, d, W) that `encode` gave.
+          precomputed: what `precompute` gave for these weights, None to do without; the result is the same.
+          key: random key of the adapters' dropout in training, None in evaluation.
+        """
         vision_key, llama_key = (None, None) if key is None else jax.random.split(key)
         x = images if images.ndim == 3 else self.encode(images, precomputed, key=vision_key)
-        # Source tokens that were kept come in float32, whatever the computation.
+        return self._pool(x, precomputed, key=llama_key)
+
+    def encode(
+        self, images: jax.Array, precomputed: Merged | None = None, *, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Source tokens (B, d, W), those of the lower blocks first; arguments as of `features`, for images only."""
+        x = normalize_pixels(images, self.mean, self.std)
+        if not self.encoder.traits.has_first_tokens:
+            return self.encoder(x)
+        merged = None if precomputed is None else precomputed.vision
+        cls = self._blocks.first_tokens(x, _adaptation(self.vision_adapters, merged, self._blocks.depth, key))
+        return cls[self.spec.every - 1 :: self.spec.every].swapaxes(0, 1)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that LLaMA sees, or would see if there were layers: source and diagnosis tokens."""
+        blockwise = self.encoder.traits.has_first_tokens
+        source = self._blocks.depth // self.spec.every if blockwise else self.encoder.tokens
+        return source + (self.spec.count if self.engine is not None else 0)
+
+    @property
+    def _blocks(self) -> BlockEncoder:
+        """The encoder, if it has the trait `has_first_tokens`."""
+        return cast(BlockEncoder, self.encoder)
+
+    def _pool(self, x: jax.Array, precomputed: Merged | None, *, key: jax.Array | None) -> jax.Array:
+        """The mean over LLaMA's output tokens (B, D), from source tokens x (B, d, W)."""
+        # Source tokens from a file are float32, whatever the dtype of the computation.
         x, d = x.astype(self.dtype), x.shape[1]
         if self.engine is not None:
             x = jnp.concatenate([x, self.engine(x)], axis=1)
@@ -173,27 +235,23 @@ class PneumoLLM(nnx.Module):
         if self.llama is not None:
             mask = (jnp.arange(y.shape[1]) < d)[None] if self.spec.emitter else None
             merged = None if precomputed is None else precomputed.llama
-            adaptation = _adaptation(self.llama_adapters, merged, self.spec.depth, llama_key)
+            adaptation = _adaptation(self.llama_adapters, merged, self.spec.depth, key)
             y = self.llama(y, rope=True, causal=self.spec.causal, mask=mask, adaptation=adaptation)
         return y.astype(jnp.float32).mean(axis=1)
 
     def precompute(self) -> Merged | None:
         """All adapters merged exactly into the projections that follow them.
 
-        None where there is no adapter, and in 16 bits, whose rounding would swallow what small adapters change.
+        None where there is no adapter, and for a computation in 16 bits, whose rounding would lose the small changes
+        that adapters make to a projection.
         """
         if self.dtype != jnp.float32 or (self.vision_adapters is None and self.llama_adapters is None):
             return None
         vision = llama = None
         if self.vision_adapters is not None:
-            blocks, last = self.encoder.transformer.blocks, self.encoder.transformer.last
-            qkv = jax.tree.map(
-                lambda *parts: jnp.concatenate([*parts[:-1], parts[-1][None]]),
-                *([] if blocks is None else [_values(blocks.attention.qkv)]),
-                _values(last.attention.qkv),
-            )
-            vision = _merged(self.vision_adapters, *qkv)
-        if self.llama_adapters is not None:
+            qkv = self._blocks.qkv()
+            vision = _merged(self.vision_adapters, qkv.kernel, qkv.bias)
+        if self.llama_adapters is not None and self.llama is not None:
             layers = self.llama.layers
             llama = {
                 name: _merged(self.llama_adapters, kernel.get_value(), None)
@@ -215,21 +273,25 @@ def build(
     encoder_arguments: dict[str, Any] | None = None,
     rngs: nnx.Rngs,
 ) -> PneumoLLM:
-    """Builds the model with random weights, to be called under `nnx.eval_shape` or `jax.jit`.
+    """Builds the model with random weights; under `nnx.eval_shape` it costs no memory.
 
     Args:
-      backbone: one of ENCODERS.
-      encoder_arguments: what to build it with instead of what BACKBONES says, such as its checkpoint's eps.
+      backbone: a key of ENCODERS. A pretrained one is frozen.
+      spec: everything else that shapes the model.
+      classes: number of logits.
+      image_size: side S of the images, in pixels; a multiple of the backbone's patch.
+      mean: of pixels in [0, 1], one value or three.
+      std: likewise.
+      dtype: of the computation; trained weights are always float32.
       remat: of the encoder, see `transformer.Transformer`; LLaMA's is in `spec`.
-      The others are those of `classifier.build`.
+      encoder_arguments: arguments of the encoder that take precedence over those in ENCODERS, such as the eps of its
+        checkpoint.
+      rngs: of the weights.
     """
-    if backbone == PATCHES:
-        encoder = PatchTokens(width=BACKBONES["clip_vit_l14"].arguments["width"], dtype=dtype, rngs=rngs)
-    else:
-        arguments = BACKBONES[backbone].arguments | (encoder_arguments or {})
-        encoder = freeze(
-            ViT(image_size=image_size, channels=CHANNELS, dtype=dtype, remat=remat, rngs=rngs, **arguments)
-        )
+    row = ENCODERS[backbone]
+    encoder = row.build(image_size=image_size, dtype=dtype, remat=remat, rngs=rngs, **(encoder_arguments or {}))
+    if row.traits.has_first_tokens:
+        freeze(encoder)
     return PneumoLLM(encoder, spec, classes=classes, mean=mean, std=std, dtype=dtype, rngs=rngs)
 
 
@@ -259,9 +321,5 @@ def _adaptation(adapters: RepAdapter | None, merged: Any, depth: int, key: jax.A
 
 
 def _merged(adapters: RepAdapter, kernels: jax.Array | Quantized, biases: jax.Array | None) -> Projection:
-    # One layer after the other: a product of all at once would need their size again.
+    # One layer after the other: all products at once would need as much memory as all the layers.
     return jax.lax.map(lambda layer: layer[0].merge(dequantize(layer[1]), layer[2]), (adapters, kernels, biases))
-
-
-def _values(projection: nnx.Linear) -> tuple[jax.Array, jax.Array]:
-    return projection.kernel[...], projection.bias[...]

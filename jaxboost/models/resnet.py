@@ -1,21 +1,24 @@
 """ResNet (He et al. 2016) for images and volumes, also with 2D kernels in volumes (ACS, Yang et al. 2021)."""
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-# torch.nn.BatchNorm's.
+from jaxboost.models.encoder import Traits
+
+# The defaults of torch.nn.BatchNorm.
 MOMENTUM, EPS = 0.1, 1e-5
 
-# Kernel size and stride of the first convolution: MedMNIST's own ResNet for 28 pixels, torchvision's for 224. Only the
-# latter is followed by max-pooling.
+# Kernel size and stride of the first convolution: "small" is that of MedMNIST's own ResNet for 28 pixels, "large" that
+# of torchvision's for 224. Only the large one is followed by max-pooling.
 STEMS = {"small": (3, 1), "large": (7, 2)}
 SMALL_STEM_UP_TO = 64  # pixels; MedMNIST names no stem between 28 and 224
 
-# The convolutions of a residual block from its inner width and stride: (kernel size, output width, stride) of each.
-# The bottleneck's stride is in its 3x3 convolution, as in torchvision's and MedMNIST's.
+# (inner width, stride) of a residual block -> (kernel size, output width, stride) of each of its convolutions. The
+# bottleneck's stride is in its 3x3 convolution, as in torchvision and MedMNIST.
 BLOCKS = {
     "basic": lambda width, stride: ((3, width, stride), (3, width, 1)),
     "bottleneck": lambda width, stride: ((1, width, 1), (3, width, stride), (1, 4 * width, 1)),
@@ -26,9 +29,9 @@ CONVOLUTIONS = {"2d": 2, "3d": 3, "acs": 3}  # kind -> spatial dimensions of its
 class Convolution(nnx.Module):
     """(B, S, S[, S], C) -> (B, S', S'[, S'], D) with S' = ceil(S / stride), no bias; the kernel's size is odd.
 
-    Of kind "acs" the kernel is a 2D one (k, k, C, D): its first third of output channels acts in the last two axes of a
-    volume (axial), its second in the first and last (coronal), its third in the first two (sagittal). What D / 3 leaves
-    goes to the first parts.
+    Kind "acs" has a 2D kernel (k, k, C, D): the first third of its output channels acts in the last two axes of a
+    volume (axial), the second in the first and last (coronal), the third in the first two (sagittal). The remainder of
+    D / 3 goes to the first parts.
     """
 
     def __init__(
@@ -40,11 +43,12 @@ class Convolution(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (*sides, channels, width)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """The convolved images or volumes."""
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         if self.kind != "acs":
             return _convolve(x, kernel, self.stride)
         if kernel.shape[0] == 1:
-            # One pixel is the same in all three planes.
+            # A kernel of one pixel is the same in all three planes.
             return _convolve(x, kernel[None], self.stride)
         parts = jnp.split(kernel, acs_bounds(kernel.shape[-1]), axis=-1)
         planes = [_convolve(x, jnp.expand_dims(part, axis), self.stride) for axis, part in enumerate(parts)]
@@ -52,7 +56,7 @@ class Convolution(nnx.Module):
 
 
 def acs_bounds(width: int) -> tuple[int, int]:
-    """The output channels with which the coronal and the sagittal part begin."""
+    """The first output channels of the coronal and of the sagittal part."""
     share, rest = divmod(width, 3)
     coronal = share + (rest > 0)
     return coronal, coronal + share + (rest > 1)
@@ -73,8 +77,8 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 class BatchNorm(nnx.Module):
     """torch.nn.BatchNorm over all axes but the last, with statistics in float32.
 
-    As there, a batch is normalised by its biased variance, and the running one takes the unbiased; Flax's takes the
-    biased. A batch that is spread over devices is one batch.
+    As in torch, a batch is normalised by its biased variance, while the running variance is updated with the unbiased
+    one; Flax uses the biased one for both. A batch that is sharded over devices counts as one batch.
     """
 
     def __init__(self, width: int, *, dtype: jnp.dtype):
@@ -85,7 +89,12 @@ class BatchNorm(nnx.Module):
         self.variance = nnx.BatchStat(jnp.ones(width))
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """train: normalise by the batch's statistics and move the running ones, which are taken else."""
+        """The normalised x, in `dtype`.
+
+        Args:
+          x: (..., D).
+          train: normalise by the batch's statistics and update the running ones; else normalise by the running ones.
+        """
         x = x.astype(jnp.float32)
         if train:
             axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
@@ -110,6 +119,7 @@ class ConvNorm(nnx.Module):
         self.norm = BatchNorm(width, dtype=dtype)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """The result of both; `train` as of `BatchNorm`."""
         return self.norm(self.conv(x), train=train)
 
 
@@ -131,6 +141,7 @@ class Residual(nnx.Module):
         self.projection = conv(channels, 1, self.width, stride) if projects else None
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """The block's output; `train` as of `BatchNorm`."""
         y = x
         for conv in self.convs[:-1]:
             y = jax.nn.relu(conv(y, train=train))
@@ -143,14 +154,18 @@ class ResNet(nnx.Module):
 
     Args:
       image_size: S, in pixels.
+      channels: C.
       block: a key of BLOCKS.
-      depths: blocks of each stage. From stage to stage the inner width doubles and the side is halved.
+      depths: number of blocks in each stage. From stage to stage the inner width doubles and the side is halved.
       convolution: a key of CONVOLUTIONS.
       base_width: inner width of the first stage.
       stem: a key of STEMS, or "auto": small up to SMALL_STEM_UP_TO pixels.
-      remat: keep only the input of each residual block for the backward pass, and compute all else again.
-      dtype: of the convolutions and of what the batch norms return.
+      remat: keep only the input of each residual block for the backward pass, and recompute the rest.
+      dtype: of the convolutions and of the batch norms' output.
+      rngs: of the weights.
     """
+
+    traits: ClassVar[Traits] = Traits(gives_tokens=False, has_statistics=True, has_stochastic_depth=False)
 
     def __init__(
         self,
@@ -188,17 +203,21 @@ class ResNet(nnx.Module):
                 width = made.width
         self.blocks, self.width = nnx.List(blocks), width
 
-    def __call__(self, images: jax.Array, *, queries: int | None = None, train: bool) -> jax.Array:
-        """The one token, whatever `queries`.
+    def __call__(self, images: jax.Array, *, queries: int | None = None, key: jax.Array | None = None) -> jax.Array:
+        """The pooled feature as one token (B, 1, W).
 
         Args:
-          train: see `BatchNorm`. It changes the model's statistics.
+          images: normalised pixels.
+          queries: not used, there is one token.
+          key: not None says that the model is trained: it normalises by the batch's statistics and updates its own.
         """
         del queries
+        train = key is not None
         x = jax.nn.relu(self.stem(images, train=train))
         if self.pools:
             sides = (3,) * (x.ndim - 2)
-            x = nnx.max_pool(x, sides, strides=(2,) * len(sides), padding=((1, 1),) * len(sides))
+            padding: Any = ((1, 1),) * len(sides)  # annotated as str in Flax, which takes pairs too
+            x = nnx.max_pool(x, sides, strides=(2,) * len(sides), padding=padding)
         for block in self.blocks:
             x = self._run(block, x, train=train)
         return x.mean(tuple(range(1, x.ndim - 1)))[:, None]
@@ -210,7 +229,7 @@ class ResNet(nnx.Module):
         def body(block: Residual, x: jax.Array) -> tuple[jax.Array, nnx.State]:
             return block(x, train=train), nnx.state(block, nnx.BatchStat)
 
-        # What is traced inside cannot change a variable outside: the statistics leave as a result.
+        # A traced function cannot change a variable outside it: it returns the new statistics.
         x, stats = jax.checkpoint(body)(block, x)
         nnx.update(block, stats)
         return x

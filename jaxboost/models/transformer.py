@@ -1,9 +1,9 @@
-"""Pre-norm transformer blocks that run under a scan, and the attention and MLP they are made of."""
+"""Pre-norm transformer blocks that run under a scan, with their attention and MLP."""
 
 import contextlib
 import contextvars
-import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import flax.struct
 import jax
@@ -12,9 +12,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxboost.models.adapters import Adaptation, Projection
-from jaxboost.models.layers import LinearInit, flat_product, layer_norm, layer_of, linear, stack, torch_init
+from jaxboost.models.layers import LinearInit, flat_product, layer_norm, layer_of, linear, stack
 
-# What `Transformer` keeps of a block for the backward pass, by the names that `checkpoint_name` gave.
+# The activations of a block that `Transformer` keeps for the backward pass, by their `checkpoint_name`.
 SAVED = ("qkv", "mixed", "hidden", "up")
 
 
@@ -23,10 +23,11 @@ _portable: contextvars.ContextVar[bool] = contextvars.ContextVar("portable", def
 
 @contextlib.contextmanager
 def portable() -> Iterator[None]:
-    """What is traced within runs on every platform, for it leaves the choices of `attend` to where it is lowered.
+    """A context in which traced functions can be lowered for every platform, as an export needs.
 
-    It is for forward passes alone: a gradient would keep what every platform's way needs. Nothing that was traced
-    before under the same `jax.jit` is traced anew.
+    `attend` then chooses its implementation when it is lowered instead of when it is traced. Use it for forward passes
+    only: a gradient would keep the activations of all implementations. A function that `jax.jit` traced before is not
+    traced again.
     """
     token = _portable.set(True)
     try:
@@ -36,9 +37,18 @@ def portable() -> Iterator[None]:
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(K)) v for q (B, Q, H, K), k and v (B, N, H, K) -> (B, Q, H, K), in the backend's own way."""
+    """Attention softmax(q k^T / sqrt(K)) v in the fastest implementation for the backend.
+
+    Args:
+      q: queries (B, Q, H, K).
+      k: keys (B, N, H, K).
+      v: values (B, N, H, K).
+
+    Returns:
+      (B, Q, H, K).
+    """
     if _portable.get():
-        # Without cuDNN's kernel: whether there is one depends on the version and the device that are there in the end.
+        # Without cuDNN's kernel: whether it applies depends on the device and version at run time, not known here.
         return jax.lax.platform_dependent(q, k, v, cpu=_attend_head_major, default=jax.nn.dot_product_attention)
     if jax.default_backend() != "cpu":
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _has_cudnn_kernel(q) else None)
@@ -46,7 +56,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _attend_head_major(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """As `attend`. Head-major operands make plain batched products: XLA runs them faster on CPU than einsums."""
+    """As `attend`. With the heads in front these are plain batched products: faster than einsums on CPU."""
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # (B, H, N, K)
     scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (B, H, Q, N)
     weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(v.dtype)
@@ -54,9 +64,10 @@ def _attend_head_major(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _has_cudnn_kernel(q: jax.Array) -> bool:
-    """cuDNN's fused kernel takes 16-bit floats only, and heads of a multiple of 8 up to 128."""
+    """Whether cuDNN's fused kernel applies: 16-bit floats, and head widths that are multiples of 8 up to 128."""
+    platform: Any = jax.devices()[0].client
     half = q.dtype in (jnp.bfloat16, jnp.float16)
-    return half and q.shape[-1] in range(8, 129, 8) and "cuda" in jax.devices()[0].client.platform_version
+    return half and q.shape[-1] in range(8, 129, 8) and "cuda" in platform.platform_version
 
 
 def _columns(layer: nnx.Linear | Projection, x: jax.Array, columns: slice) -> jax.Array:
@@ -84,9 +95,12 @@ class Attention(nnx.Module):
         self.out = linear(heads * head_dim, width, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, *, queries: int | None = None, projection: Projection | None = None) -> jax.Array:
-        """The result for the first Q = `queries` tokens, for all where it is None.
+        """The result (B, Q, D) for the first tokens.
 
-        projection: what makes queries, keys and values instead of `qkv`.
+        Args:
+          x: tokens (B, N, D).
+          queries: Q, None for all N.
+          projection: makes queries, keys and values instead of `qkv`.
         """
         width = self.heads * self.head_dim
         qkv = self.qkv if projection is None else projection
@@ -105,13 +119,13 @@ class Attention(nnx.Module):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x Phi(x) in float32 by erf, as torch has it; the erfc of `jax.nn.gelu` costs more on CPU."""
+    """GELU, x Phi(x), in float32 with erf as in torch; the erfc in `jax.nn.gelu` is slower on CPU."""
     wide = x.astype(jnp.float32)
     return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """x sigmoid(1.702 x): what CLIP was trained with (Hendrycks and Gimpel 2016, section 2)."""
+    """The approximation x sigmoid(1.702 x) of GELU (Hendrycks and Gimpel 2016, section 2), which CLIP uses."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -129,16 +143,17 @@ class Mlp(nnx.Module):
         self.down = linear(mlp_width, width, init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """The result (..., D)."""
         return self.down(ACTIVATIONS[self.activation](checkpoint_name(self.up(x), "up")))
 
 
 @flax.struct.dataclass
 class StochasticDepth:
-    """How often the branches of a block are left out; with leading axes, that of a stack of blocks.
+    """Stochastic depth of a block (Huang et al. 2016); with a leading axis, of a stack of blocks.
 
     Attributes:
-      rate: of the examples, below 1.
-      key: says of which.
+      rate: probability, below 1, that an example skips a branch.
+      key: random key that decides which examples.
     """
 
     rate: jax.Array
@@ -150,18 +165,28 @@ class StochasticDepth:
         return StochasticDepth(rate=self.rate, key=first), StochasticDepth(rate=self.rate, key=second)
 
 
-def drop_path(x: jax.Array, drop: StochasticDepth | None) -> jax.Array:
-    """Stochastic depth (Huang et al. 2016): a branch (B, ...) is 0 for some examples, and scaled to the same mean."""
-    if drop is None:
+def drop_path(x: jax.Array, depth: StochasticDepth | None) -> jax.Array:
+    """A branch (B, ...) set to 0 for some examples and scaled to the same mean for the others; unchanged for None."""
+    if depth is None:
         return x
-    kept = jax.random.bernoulli(drop.key, 1 - drop.rate, (x.shape[0], *[1] * (x.ndim - 1)))
-    return jnp.where(kept, x / (1 - drop.rate).astype(x.dtype), 0)
+    kept = jax.random.bernoulli(depth.key, 1 - depth.rate, (x.shape[0], *[1] * (x.ndim - 1)))
+    return jnp.where(kept, x / (1 - depth.rate).astype(x.dtype), 0)
 
 
 class Block(nnx.Module):
     """Pre-norm transformer block: x + s attention(norm(x)), then x + t mlp(norm(x)); (B, N, D) -> (B, Q, D).
 
-    With `layer_scale` s and t are trained vectors (D,) (Touvron et al. 2021), else 1.
+    Args:
+      width: D.
+      heads, head_dim: H heads of width K; H K need not equal D.
+      mlp_width: hidden width of the MLP.
+      qkv_bias: the projections to queries, keys and values have a bias.
+      activation: a key of ACTIVATIONS.
+      layer_scale: s and t are trained vectors (D,) (Touvron et al. 2021), else 1.
+      eps: of the LayerNorms.
+      init: initialisation of the linear layers.
+      dtype: of the computation.
+      rngs: of the weights.
     """
 
     def __init__(
@@ -194,41 +219,48 @@ class Block(nnx.Module):
         *,
         queries: int | None = None,
         adaptation: Adaptation | None = None,
-        drop: StochasticDepth | None = None,
+        stochastic_depth: StochasticDepth | None = None,
     ) -> jax.Array:
-        """The result for the first Q = `queries` tokens, for all where it is None."""
+        """The result (B, Q, D) for the first Q = `queries` tokens, for all if it is None."""
         adaptation = adaptation or Adaptation()
-        attention_drop, mlp_drop = (None, None) if drop is None else drop.split()
+        attention_depth, mlp_depth = (None, None) if stochastic_depth is None else stochastic_depth.split()
         normed = adaptation(self.attention_norm(x))
         mixed = self.attention(normed, queries=queries, projection=adaptation.merged)
-        mixed = drop_path(_scaled(mixed, self.attention_scale), attention_drop)
+        mixed = drop_path(_scaled(mixed, self.attention_scale), attention_depth)
         x = checkpoint_name(x[:, :queries] + mixed, "hidden")
-        return x + drop_path(_scaled(self.mlp(self.mlp_norm(x)), self.mlp_scale), mlp_drop)
+        return x + drop_path(_scaled(self.mlp(self.mlp_norm(x)), self.mlp_scale), mlp_depth)
 
 
 def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
     return x if scale is None else x * scale[...].astype(x.dtype)
 
 
-# What a block gets beside its tokens, stacked over the blocks.
+def _values(layer: nnx.Linear) -> Projection:
+    bias: Any = layer.bias
+    return Projection(kernel=layer.kernel[...], bias=None if bias is None else bias[...])
+
+
+# What a block gets apart from its tokens, stacked over the blocks.
 Extras = tuple[Adaptation | None, StochasticDepth | None]
 
 
 class Transformer(nnx.Module):
     """Pre-norm blocks, one after the other: (B, N, D) -> (B, Q, D).
 
-    All but the last run under a scan, so that compile time does not grow with depth. The last is apart because it is
-    often asked for its first token only, and to cut it out of a stack would copy all weights and their gradients in
-    each step.
+    All blocks but the last run under a scan, so that compile time does not grow with depth. The last one is separate
+    because it is often asked for its first token only, and slicing it from a stack would copy all weights and their
+    gradients in each step.
 
-    Of each block's inside the backward pass finds its input and the results of the costly products; norms, softmax and
-    GELU are computed again, which takes less time than to store and load them.
+    For the backward pass each block keeps its input and the results of its large matrix products (SAVED). Norms,
+    softmax and GELU are recomputed, which is faster than storing and loading them.
 
     Args:
       make: make(rngs=...) makes one block.
-      remat: keep the blocks' inputs only, and compute all else again: less memory for more time.
-      drop_path: in training, the share of examples for which a branch of the last block is left out; it grows
+      depth: number of blocks.
+      remat: keep only the blocks' inputs and recompute the rest: less memory, more time.
+      drop_path: stochastic depth in training: the last block's probability that an example skips a branch; it grows
         linearly from 0 in the first block.
+      rngs: of the weights.
     """
 
     def __init__(self, make: Callable[..., Block], depth: int, *, remat: bool, drop_path: float = 0.0, rngs: nnx.Rngs):
@@ -237,22 +269,31 @@ class Transformer(nnx.Module):
         self.last = make(rngs=rngs)
 
     def __call__(self, x: jax.Array, *, queries: int | None = None, key: jax.Array | None = None) -> jax.Array:
-        """The first Q = `queries` tokens, for which alone the last block has queries, projection and MLP; or all.
+        """The first tokens (B, Q, D).
 
-        key: says which branches are left out; None for none.
+        Args:
+          x: tokens (B, N, D).
+          queries: Q, None for all N. The last block computes queries, output projection and MLP for these tokens only.
+          key: random key of stochastic depth, None for none.
         """
-        drop = None
+        stochastic_depth = None
         if key is not None and self.drop_path:
-            drop = StochasticDepth(
+            stochastic_depth = StochasticDepth(
                 rate=jnp.linspace(0, self.drop_path, self.depth), key=jax.random.split(key, self.depth)
             )
-        return self._run(x, queries=queries, drop=drop)[0]
+        return self._run(x, queries=queries, stochastic_depth=stochastic_depth)[0]
 
     def first_tokens(self, x: jax.Array, adaptation: Adaptation | None = None) -> jax.Array:
-        """The first token after each block, (B, N, D) -> (depth, B, D); `adaptation` is that of the stack of blocks."""
+        """The first token after each block, (B, N, D) -> (depth, B, D); `adaptation` is stacked over the blocks."""
         x, between = self._run(x, queries=1, adaptation=adaptation, collect=True)
         last = x[None, :, 0]
         return last if between is None else jnp.concatenate([between, last])
+
+    def qkv(self) -> Projection:
+        """The blocks' projections to queries, keys and values, stacked: kernel (depth, D, 3HK), bias (depth, 3HK)."""
+        stacks = [] if self.blocks is None else [_values(self.blocks.attention.qkv)]
+        last = _values(self.last.attention.qkv)
+        return jax.tree.map(lambda *parts: jnp.concatenate([*parts[:-1], parts[-1][None]]), *stacks, last)
 
     def _run(
         self,
@@ -260,17 +301,17 @@ class Transformer(nnx.Module):
         *,
         queries: int | None,
         adaptation: Adaptation | None = None,
-        drop: StochasticDepth | None = None,
+        stochastic_depth: StochasticDepth | None = None,
         collect: bool = False,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """The last block's tokens, and where `collect` the first token after each block before it (depth - 1, B, D)."""
+        """The last block's tokens, and with `collect` the first token after each block before it (depth - 1, B, D)."""
         policy = jax.checkpoint_policies.save_only_these_names(*(() if self.remat else SAVED))
 
         def call(block: Block, extras: Extras, x: jax.Array, queries: int | None = None) -> jax.Array:
-            # prevent_cse keeps what is computed again from being merged with the first time. A scan's iterations are
-            # not merged anyway, and the last block's backward pass follows its forward pass: nothing to save there.
+            # prevent_cse would keep XLA from merging the recomputation with the first computation. Iterations of a scan
+            # are never merged, and the last block's backward pass directly follows its forward pass.
             body = jax.checkpoint(
-                lambda block, extras, x: block(x, queries=queries, adaptation=extras[0], drop=extras[1]),
+                lambda block, extras, x: block(x, queries=queries, adaptation=extras[0], stochastic_depth=extras[1]),
                 policy=policy,
                 prevent_cse=False,
             )
@@ -280,37 +321,7 @@ class Transformer(nnx.Module):
             x = call(*layer, x)
             return x, x[:, 0] if collect else None
 
-        extras, between = (adaptation, drop), None
+        extras, between = (adaptation, stochastic_depth), None
         if self.blocks is not None:
             x, between = jax.lax.scan(step, x, (self.blocks, jax.tree.map(lambda leaf: leaf[:-1], extras)))
         return call(self.last, layer_of(extras, -1), x, queries), between
-
-
-def volume_transformer(
-    width: int,
-    depth: int,
-    *,
-    heads: int,
-    head_dim: int,
-    mlp_width: int,
-    remat: bool,
-    drop_path: float,
-    dtype: jnp.dtype,
-    rngs: nnx.Rngs,
-) -> Transformer:
-    """That of both 3D encoders: no bias in q, k and v, LayerNorm eps 1e-5, torch's default initialisation."""
-
-    block = functools.partial(
-        Block,
-        width,
-        heads=heads,
-        head_dim=head_dim,
-        mlp_width=mlp_width,
-        qkv_bias=False,
-        activation="gelu",
-        layer_scale=False,
-        eps=1e-5,
-        init=torch_init,
-        dtype=dtype,
-    )
-    return Transformer(block, depth, remat=remat, drop_path=drop_path, rngs=rngs)

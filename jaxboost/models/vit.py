@@ -1,34 +1,45 @@
 """ViT (Dosovitskiy et al. 2021) for 2D images."""
 
 import functools
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.adapters import Adaptation
+from jaxboost.models.adapters import Adaptation, Projection
+from jaxboost.models.encoder import Stack, Traits
 from jaxboost.models.layers import layer_norm, linear, patches_2d, prepend, vit_init
 from jaxboost.models.transformer import Block, Transformer
 
-# What ImageNet's ViT has, and its relatives may have otherwise.
-PLAIN = dict(eps=1e-6, activation="gelu", patch_bias=True, pre_norm=False, layer_scale=False)
+# ImageNet's ViT, in the arguments by which its relatives differ.
+PLAIN: dict[str, Any] = dict(eps=1e-6, activation="gelu", patch_bias=True, pre_norm=False, layer_scale=False)
 
 
 class ViT(nnx.Module):
     """Images (B, S, S, C) -> tokens (B, 1 + R + N, D), CLS first, before the final LayerNorm.
 
-    The final LayerNorm belongs to the head: R-LLM's booster sits between the two.
+    The final LayerNorm belongs to the head, because R-LLM's booster sits between the two.
 
     Args:
       image_size: S, a multiple of `patch`, both in pixels.
+      patch: side of a patch, in pixels.
+      channels: C.
+      width, depth, heads, mlp_width: of the blocks, see `transformer.Block`.
       eps: of all LayerNorms.
       activation: a key of `transformer.ACTIVATIONS`.
-      patch_bias: CLIP's patch embedding has none.
+      patch_bias: the patch embedding has a bias (not in CLIP).
       pre_norm: a LayerNorm before the first block (CLIP).
       layer_scale: see `transformer.Block` (DINOv2).
-      registers: R, trained tokens without position between CLS and the patches (Darcet et al. 2024).
+      registers: R, number of trained tokens between CLS and the patches, without positions (Darcet et al. 2024).
       remat, drop_path: see `transformer.Transformer`.
+      dtype: of the computation.
+      rngs: of the weights.
     """
+
+    traits: ClassVar[Traits] = Traits(
+        has_first_tokens=True, stacks=(Stack(name="transformer"),), head_init=vit_init, names="vit", defaults=PLAIN
+    )
 
     def __init__(
         self,
@@ -76,12 +87,16 @@ class ViT(nnx.Module):
         self.transformer = Transformer(block, depth, remat=remat, drop_path=drop_path, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, queries: int | None = None, key: jax.Array | None = None) -> jax.Array:
-        """The first `queries` tokens, all where it is None; `key`: see `transformer.Transformer`."""
+        """The first tokens (B, Q, D), see `encoder.Encoder`."""
         return self.transformer(self._embed(images), queries=queries, key=key)
 
     def first_tokens(self, images: jax.Array, adaptation: Adaptation | None = None) -> jax.Array:
-        """The CLS token after each block, (depth, B, D); `adaptation` is that of the stack of blocks."""
+        """The CLS token after each block (depth, B, D), see `encoder.BlockEncoder`."""
         return self.transformer.first_tokens(self._embed(images), adaptation)
+
+    def qkv(self) -> Projection:
+        """The stacked projections to queries, keys and values, see `encoder.BlockEncoder`."""
+        return self.transformer.qkv()
 
     def _embed(self, images: jax.Array) -> jax.Array:
         x = self.embedding(patches_2d(images, self.patch))

@@ -1,15 +1,30 @@
 """ViT3D: one transformer over all cubic patches of a volume (vit-pytorch's 3D ViT, as R-LLM uses it)."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.layers import PatchEmbedding3D, patches_3d, prepend
-from jaxboost.models.transformer import volume_transformer
+from jaxboost.models.encoder import Stack, Traits
+from jaxboost.models.layers import prepend
+from jaxboost.models.volumes import PatchEmbedding3D, patches_3d, volume_transformer
 
 
 class ViT3D(nnx.Module):
-    """Volumes (B, S, S, S, C) -> tokens (B, 1 + N, D), CLS first; this encoder ends without a norm."""
+    """Volumes (B, S, S, S, C) -> tokens (B, 1 + N, D), CLS first; this encoder ends without a norm.
+
+    Args:
+      image_size: S, a multiple of `patch`, both in voxels.
+      patch: side of a cubic patch.
+      channels: C.
+      width, depth, heads, head_dim, mlp_width: of the blocks, see `transformer.Block`.
+      remat, drop_path: see `transformer.Transformer`.
+      dtype: of the computation.
+      rngs: of the weights.
+    """
+
+    traits: ClassVar[Traits] = Traits(stacks=(Stack(name="transformer"),))
 
     def __init__(
         self,
@@ -43,9 +58,9 @@ class ViT3D(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, volumes: jax.Array, *, queries: int | None = None, key: jax.Array | None = None) -> jax.Array:
-        """The first `queries` tokens, all where it is None; `key`: see `transformer.Transformer`."""
-        patches = patches_3d(volumes, self.patch)  # (B, frames, N / frames, patch**3 * C)
+    def __call__(self, images: jax.Array, *, queries: int | None = None, key: jax.Array | None = None) -> jax.Array:
+        """The first tokens (B, Q, D), see `encoder.Encoder`."""
+        patches = patches_3d(images, self.patch)  # (B, frames, N / frames, patch**3 * C)
         x = self.embedding(patches.reshape(patches.shape[0], -1, patches.shape[-1]))
         x = prepend(self.cls[...], x) + self.positions[...].astype(x.dtype)
         return self.transformer(x, queries=queries, key=key)

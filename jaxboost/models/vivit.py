@@ -1,19 +1,41 @@
 """ViViT with a factorised encoder (Arnab et al. 2021, model 2): space first, then time."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.layers import PatchEmbedding3D, layer_norm, patches_3d, prepend
-from jaxboost.models.transformer import Transformer, volume_transformer
+from jaxboost.models.encoder import Stack, Traits
+from jaxboost.models.layers import layer_norm, prepend
+from jaxboost.models.transformer import Transformer
+from jaxboost.models.volumes import PatchEmbedding3D, patches_3d, volume_transformer
 
 
 class ViViT(nnx.Module):
     """Volumes (B, S, S, S, C) -> temporal tokens (B, 1 + frames, D), CLS first, after the final LayerNorm.
 
-    A frame is a group of `patch` slices. A spatial encoder reduces each frame to its CLS token, a temporal encoder
-    mixes those.
+    A frame is a group of `patch` slices. A spatial encoder reduces each frame to its CLS token, and a temporal encoder
+    mixes these.
+
+    Args:
+      image_size: S, a multiple of `patch`, both in voxels.
+      patch: side of a cubic patch.
+      channels: C.
+      width, heads, head_dim, mlp_width: of the blocks, see `transformer.Block`.
+      spatial_depth, temporal_depth: number of blocks of the two encoders.
+      remat, drop_path: see `transformer.Transformer`; the rate grows from 0 in each of the two encoders.
+      dtype: of the computation.
+      rngs: of the weights.
     """
+
+    traits: ClassVar[Traits] = Traits(
+        stacks=(
+            # The temporal CLS token joins what the spatial encoder gives: it belongs to that encoder's last block.
+            Stack(name="spatial", followers=("spatial_norm", "temporal_cls")),
+            Stack(name="temporal", followers=("temporal_norm",)),
+        )
+    )
 
     def __init__(
         self,
@@ -57,9 +79,9 @@ class ViViT(nnx.Module):
         self.temporal = transformer(temporal_depth)
         self.temporal_norm = layer_norm(width, eps=1e-5, dtype=dtype, rngs=rngs)
 
-    def __call__(self, volumes: jax.Array, *, queries: int | None = None, key: jax.Array | None = None) -> jax.Array:
-        """The first `queries` tokens, all where it is None; `key`: see `transformer.Transformer`."""
-        x = self.embedding(patches_3d(volumes, self.patch))  # (B, frames, N, D)
+    def __call__(self, images: jax.Array, *, queries: int | None = None, key: jax.Array | None = None) -> jax.Array:
+        """The first tokens (B, Q, D), see `encoder.Encoder`."""
+        x = self.embedding(patches_3d(images, self.patch))  # (B, frames, N, D)
         x = x + self.positions[...].astype(x.dtype)
         B, frames, N, D = x.shape
         x = prepend(self.spatial_cls[...], x.reshape(B * frames, N, D))

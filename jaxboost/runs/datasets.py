@@ -15,7 +15,7 @@ from jaxboost.data.dataset import Dataset, DatasetInfo
 from jaxboost.data.sources.folder.source import SOURCE, WHOLE
 from jaxboost.data.splits import official, ratios
 from jaxboost.errors import UserError, check_choice
-from jaxboost.models.classifier import BACKBONES
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.runs import workdir
 from jaxboost.runs.result import RunResult
 

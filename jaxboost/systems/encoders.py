@@ -8,8 +8,7 @@ from typing import Any
 from jaxboost.convert import encoders
 from jaxboost.convert.placing import Placement
 from jaxboost.errors import UserError
-from jaxboost.models.classifier import BACKBONES
-from jaxboost.models.vit import PLAIN, ViT
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.systems.pretrained import RANDOM, Pretrained, as_trained, find_converted
 
 
@@ -58,7 +57,7 @@ def resolve_encoder(
 
 def differing(backbone: str, arguments: Mapping[str, Any]) -> list[str]:
     """What the arguments of an encoder have otherwise than a backbone, in words."""
-    expected = PLAIN | BACKBONES[backbone].arguments
+    expected = BACKBONES[backbone].recorded_arguments
     return [
         f"{name} {arguments.get(name)}, not {expected.get(name)}"
         for name in {**expected, **arguments}
@@ -70,7 +69,7 @@ def differing(backbone: str, arguments: Mapping[str, Any]) -> list[str]:
 def _check_encoder(folder: pathlib.Path, manifest: encoders.EncoderManifest, backbone: str) -> None:
     if problems := differing(backbone, manifest.arguments):
         fitting = [
-            name for name, spec in BACKBONES.items() if spec.encoder is ViT and not differing(name, manifest.arguments)
+            name for name, spec in BACKBONES.items() if spec.traits.names and not differing(name, manifest.arguments)
         ]
         raise UserError(
             f"the encoder at {folder} ({manifest.source}) has {', '.join(problems)} as model.backbone={backbone} has:"

@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from jaxboost.convert.placing import Placement
 from jaxboost.errors import UserError, check_choice
-from jaxboost.models import classifier, frozen
+from jaxboost.models import frozen
 from jaxboost.models.frozen import Tree
+from jaxboost.models.layers import CHANNELS
 from jaxboost.systems.pretrained import Pretrained, digest
 
 
@@ -125,8 +126,8 @@ def check_model(model: dict[str, Any]) -> None:
     check_choice(model["dtype"], ("float32", "bfloat16"), "config field model.dtype")
     for field in ("mean", "std"):
         values = model[field]
-        if len(values) not in (1, classifier.CHANNELS) or not all(isinstance(x, int | float) for x in values):
-            raise UserError(f"config field model.{field}: give 1 or {classifier.CHANNELS} values, not {values}")
+        if len(values) not in (1, CHANNELS) or not all(isinstance(x, int | float) for x in values):
+            raise UserError(f"config field model.{field}: give 1 or {CHANNELS} values, not {values}")
     if not 0 <= model.get("drop_path", 0) < 1:
         raise UserError(f"config field model.drop_path: {model['drop_path']} should be 0 to below 1")
     if not all(model["std"]):

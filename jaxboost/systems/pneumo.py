@@ -11,8 +11,8 @@ from jaxboost.convert import encoders
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models import pneumollm
-from jaxboost.models.classifier import BACKBONES
-from jaxboost.models.pneumollm import ENCODERS, PATCHES, TOKENS, PneumoLLM, PneumoSpec
+from jaxboost.models.frozen import merge
+from jaxboost.models.pneumollm import ENCODERS, TOKENS, PneumoLLM, PneumoSpec
 from jaxboost.systems.encoders import resolve_encoder
 from jaxboost.systems.experiment import Experiment, check_model, check_patch, model_arguments, trace
 from jaxboost.systems.pretrained import (
@@ -37,8 +37,7 @@ def prepare(
         raise UserError(f"data set {info.name} is {info.ndim}-D, PneumoLLM takes 2-D images: choose another data.name")
     check_choice(backbone, ENCODERS, "config field model.backbone")
     check_model(model)
-    patch = 14 if backbone == PATCHES else BACKBONES[backbone].arguments["patch"]
-    check_patch(backbone, patch, model["image_size"])
+    check_patch(backbone, ENCODERS[backbone].arguments["patch"], model["image_size"])
 
     vision, arguments = _resolve_vision(config, with_weights=with_weights)
     spec, llama = _resolve_llama(config, with_weights=with_weights)
@@ -59,8 +58,8 @@ def prepare(
         pretrained=parts,
         title=f"{backbone} + pneumollm" + "".join(f" ({part.text})" for part in parts),
         describe={"model": backbone, "boost": "pneumollm", "vision": None, "llama": None},
-        tokens=_source_tokens(backbone, spec, model["image_size"]) + (spec.tokens != "none") * spec.count,
-        encoder_key=None if backbone == PATCHES or spec.vision_adapters else f"{config.model} {spec.every}",
+        tokens=merge(graphdef, params, frozen, stats).tokens,
+        encoder_key=None if not _is_pretrained(backbone) or spec.vision_adapters else f"{config.model} {spec.every}",
     )
 
 
@@ -77,16 +76,14 @@ def check_same_weights(config: ConfigDict, finished: dict[str, Any], folder: pat
     )
 
 
-def _source_tokens(backbone: str, spec: PneumoSpec, image_size: int) -> int:
-    if backbone == PATCHES:
-        return (image_size // 14) ** 2
-    return BACKBONES[backbone].arguments["depth"] // spec.every
+def _is_pretrained(backbone: str) -> bool:
+    return ENCODERS[backbone].traits.has_first_tokens
 
 
 def _resolve_vision(config: ConfigDict, *, with_weights: bool) -> tuple[Pretrained | None, dict[str, Any]]:
     """The encoder's weights, and what it is built with beside what its name says."""
     backbone, fields = config.model.backbone, config.pneumollm
-    if backbone == PATCHES:
+    if not _is_pretrained(backbone):
         return None, {}
     if fields.vision != RANDOM:
         if not with_weights:
@@ -116,8 +113,8 @@ def _resolve_llama(config: ConfigDict, *, with_weights: bool) -> tuple[PneumoSpe
     for name in ("every", "count"):
         if fields[name] < 1:
             raise UserError(f"config field pneumollm.{name}: {fields[name]} should be 1 or more")
-    if config.model.backbone != PATCHES:
-        depth = BACKBONES[config.model.backbone].arguments["depth"]
+    if _is_pretrained(config.model.backbone):
+        depth = ENCODERS[config.model.backbone].arguments["depth"]
         if fields["every"] > depth:
             raise UserError(
                 f"config field pneumollm.every: {fields['every']} is more than the encoder's {depth} blocks"

@@ -11,10 +11,11 @@ from jaxboost.convert import encoders
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models import classifier
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import INITS, KINDS, PATHS, VARIANTS, check_path
-from jaxboost.models.classifier import BACKBONES, BoostSpec, Classifier
+from jaxboost.models.classifier import BoostSpec, Classifier
+from jaxboost.models.frozen import merge
 from jaxboost.models.llama import LlamaConfig
-from jaxboost.models.vit import ViT
 from jaxboost.systems.encoders import resolve_encoder
 from jaxboost.systems.experiment import Experiment, check_model, check_patch, model_arguments, trace
 from jaxboost.systems.pretrained import (
@@ -36,8 +37,7 @@ def prepare(
     check_choice(model["backbone"], BACKBONES, "config field model.backbone")
     _check_input(model["backbone"], model["image_size"], info)
     check_model(model)
-    if BACKBONES[model["backbone"]].pooled:
-        _check_pooled(config)
+    _check_traits(config)
     encoder, arguments = _resolve_encoder(config, trained.get("encoder"), with_weights=with_weights)
     spec, block = _resolve_boost(trained.get("block"), with_weights=with_weights, dtype=model["dtype"], **config.boost)
     parts = (*encoder, *block)
@@ -58,7 +58,7 @@ def prepare(
         pretrained=parts,
         title=f"{backbone} + {kind}" + "".join(f" ({part.text})" for part in parts),
         describe={"model": backbone, "boost": kind, "encoder": None, "block": None},
-        tokens=nnx.eval_shape(lambda: build(nnx.Rngs(0))).encoder.tokens,
+        tokens=merge(graphdef, params, frozen, stats).tokens,
     )
 
 
@@ -82,13 +82,14 @@ def check_same_weights(config: ConfigDict, finished: dict[str, Any], folder: pat
     )
 
 
-def _check_pooled(config: ConfigDict) -> None:
+def _check_traits(config: ConfigDict) -> None:
     backbone = config.model.backbone
-    if config.boost.kind in VARIANTS:
+    traits = BACKBONES[backbone].traits
+    if config.boost.kind in VARIANTS and not traits.gives_tokens:
         raise UserError(f"backbone {backbone} gives one pooled feature, no tokens: set boost.kind=none")
-    if config.model.drop_path:
+    if config.model.drop_path and not traits.has_stochastic_depth:
         raise UserError(f"config field model.drop_path: backbone {backbone} has no blocks to drop, set it to 0")
-    if config.model.frozen:
+    if config.model.frozen and traits.has_statistics:
         raise UserError(
             f"config field model.frozen: the batch norms of {backbone} would go on changing, set it to False"
         )
@@ -130,8 +131,8 @@ def _resolve_encoder(
         )
     if model.frozen and model.drop_path:
         raise UserError("config field model.drop_path: it would only disturb a frozen encoder, set it to 0")
-    if not is_random and spec.encoder is not ViT:
-        fitting = ", ".join(name for name, backbone in BACKBONES.items() if backbone.encoder is ViT)
+    if not is_random and spec.traits.names is None:
+        fitting = ", ".join(name for name, backbone in BACKBONES.items() if backbone.traits.names)
         raise UserError(
             f"config field model.weights: there are none to read for backbone {model.backbone}, only for {fitting}:"
             " leave it empty"

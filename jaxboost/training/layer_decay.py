@@ -8,13 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxboost.errors import UserError
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.frozen import Tree
-
-# Stacks of blocks in the order in which the encoders run them, and the norms that end one of them.
-_STACKS = ("transformer", "spatial", "temporal")
-_ENDS = {"spatial_norm": "spatial", "temporal_norm": "temporal"}
-# What makes the tokens of the second stack of ViViT out of those of the first.
-_STARTS = {"temporal_cls": "spatial"}
 
 
 def scale_by_layer(decay: float) -> optax.GradientTransformation:
@@ -24,7 +19,7 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
 
 def check(params: Tree) -> None:
     """Raises UserError where nothing that is trained is a stack of blocks."""
-    if not any(name in params.get("encoder", {}) for name in _STACKS):
+    if not _stacks(params):
         raise UserError("config field optim.layer_decay: it is of encoders with trained blocks, set it to 1")
 
 
@@ -34,31 +29,43 @@ def factors(params: Tree, decay: float) -> Tree:
     Block l of L has decay^(L + 1 - l), what comes before the first (patches, positions, CLS) is block 0, and what is
     behind the encoder has 1: booster, head and their norms.
     """
-    ends, depth = {}, 0
-    for name in _STACKS:
-        if name in params.get("encoder", {}):
-            first, depth = depth, depth + _depth(params["encoder"][name])
-            ends[name] = (first, depth)
+    stacks, followers, depth = {}, {}, 0
+    for name, following in _stacks(params).items():
+        first, depth = depth, depth + _depth(params["encoder"][name])
+        stacks[name] = (first, depth)
+        followers.update(dict.fromkeys(following, depth))
 
     def factor(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> float | jax.Array:
         names = [entry.key for entry in path]
         if names[0] != "encoder":
             return 1.0
-        return decay ** (depth + 1 - _layer(names, leaf, ends))
+        return decay ** (depth + 1 - _layer(names, leaf, stacks, followers))
 
     return jax.tree_util.tree_map_with_path(factor, params)
 
 
-def _layer(names: list[str], leaf: jax.Array, ends: dict[str, tuple[int, int]]) -> int | jax.Array:
+def _stacks(params: Tree) -> dict[str, tuple[str, ...]]:
+    """The encoder's trained stacks of blocks in the order in which they run, each with its followers (see `Stack`)."""
+    found: dict[str, tuple[str, ...]] = {}
+    for backbone in BACKBONES.values():
+        for stack in backbone.traits.stacks:
+            if stack.name in params.get("encoder", {}):
+                found[stack.name] = found.get(stack.name, ()) + stack.followers
+    return found
+
+
+def _layer(
+    names: list[str], leaf: jax.Array, stacks: dict[str, tuple[int, int]], followers: dict[str, int]
+) -> int | jax.Array:
+    """Number of the block that a weight of the encoder belongs to; an array for stacked blocks."""
     name = names[1]
-    if name in ends:
-        first, last = ends[name]
+    if name in stacks:
+        first, last = stacks[name]
         if names[2] == "last":
             return last
         numbers = jnp.arange(first + 1, last, dtype=jnp.float32)
         return numbers.reshape(-1, *[1] * (leaf.ndim - 1))
-    stack = _ENDS.get(name) or _STARTS.get(name)
-    return ends[stack][1] if stack else 0
+    return followers.get(name, 0)
 
 
 def _depth(stack: Tree) -> int:

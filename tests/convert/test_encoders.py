@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from jaxboost.convert import convert, encoder_configs, encoders, positions, store, summary
 from jaxboost.convert.settings import Settings
 from jaxboost.errors import UserError
-from jaxboost.models.classifier import BACKBONES
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.vit import PLAIN
 from tests.convert import vision_checkpoints as vision
 from tests.convert.changed_manifests import rewrite

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from jaxboost.convert import convert, encoders
 from jaxboost.convert.given import Given
 from jaxboost.errors import UserError
-from jaxboost.models.classifier import BACKBONES
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.vit import PLAIN
 from tests.convert import vision_checkpoints as vision
 

@@ -17,13 +17,13 @@ from jaxboost.inference import export, exported, open_run
 from jaxboost.inference.predict import predict_or_export
 from jaxboost.io import json_sha256
 from jaxboost.models import transformer
-from jaxboost.models.classifier import BACKBONES, Backbone
+from jaxboost.models.backbones import BACKBONES, Backbone
 from jaxboost.models.resnet import ResNet
 from tests import finished_runs
 from tests.scripts import devices, run_script
 
 SMALL_RESNET = Backbone(
-    encoder=ResNet, ndim=2, arguments=dict(block="basic", depths=(1, 1), convolution="2d"), head_eps=None, pooled=True
+    encoder=ResNet, ndim=2, arguments=dict(block="basic", depths=(1, 1), convolution="2d"), head_eps=None
 )
 
 

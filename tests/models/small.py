@@ -1,14 +1,14 @@
 """One small encoder of each family, as entries of the table of backbones, each compiled once for all tests.
 
-Shallow and narrow, for float32 noise grows with depth; width, heads' total width and MLP width differ where they may,
-to be told apart.
+They are shallow and narrow because float32 noise grows with depth. Width, the heads' total width and MLP width differ
+where they may, so that a test notices if one is taken for another.
 """
 
 import jax
 import pytest
 
-from jaxboost.models import absorbed, classifier
-from jaxboost.models.classifier import Backbone
+from jaxboost.models import absorbed
+from jaxboost.models.backbones import BACKBONES, Backbone
 from jaxboost.models.llama import LlamaBlock
 from jaxboost.models.vit import ViT
 from jaxboost.models.vit3d import ViT3D
@@ -35,13 +35,13 @@ _COMPILED_ABSORBED = jax.jit(absorbed.run_block, static_argnames="causal")
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets `build` know the small backbones, and compiles encoders and LLaMA layers by themselves.
+    """Adds the small backbones to the table, and compiles encoders and LLaMA layers as separate functions.
 
-    A classifier that is not compiled then shares these parts, and their pull-backs, with all others; compiling each
-    whole would take minutes.
+    Classifiers that are not compiled as a whole then share these compiled parts and their gradients; to compile each
+    classifier would take minutes.
     """
     for name, backbone in SMALL.items():
-        monkeypatch.setitem(classifier.BACKBONES, name, backbone)
+        monkeypatch.setitem(BACKBONES, name, backbone)
     for encoder, compiled in _COMPILED_ENCODERS.items():
         monkeypatch.setattr(encoder, "__call__", compiled)
     monkeypatch.setattr(LlamaBlock, "__call__", _COMPILED_BLOCK)

@@ -12,8 +12,9 @@ import torch
 from flax import nnx
 from torch import nn
 
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import KINDS, VARIANTS, Boost
-from jaxboost.models.classifier import BACKBONES, BoostSpec, build
+from jaxboost.models.classifier import BoostSpec, build
 from jaxboost.models.frozen import freeze
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
 from tests.models.huggingface import HuggingFaceBlock
@@ -34,7 +35,7 @@ from tests.reference import rllm, weights
 CONFIG = LlamaConfig(width=48, heads=4, kv_heads=2, head_dim=8, mlp_width=56, eps=1e-6, rope_base=10000.0)
 BATCH, CLASSES = 2, 3
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-WITH_LAYER = [kind for kind, form in VARIANTS.items() if form.layer]
+WITH_LAYER = [kind for kind, variant in VARIANTS.items() if variant.layer]
 
 small_backbones = pytest.mark.usefixtures("small_backbones")
 
@@ -264,3 +265,24 @@ def test_kind_and_block_must_go_together(kind: str) -> None:
 
     with pytest.raises(ValueError, match=f"(?s){kind!r}.*do not go together"):
         nnx.eval_shape(boost)
+
+
+def test_defaults_are_the_papers_and_the_width_comes_from_the_block() -> None:
+    block = nnx.eval_shape(lambda: freeze(LlamaBlock(CONFIG, depth=1, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    boost = nnx.eval_shape(lambda: Boost("rllm", width=WIDTH, block=block, rngs=nnx.Rngs(0)))
+    assert boost.encode.kernel.shape == (WIDTH, CONFIG.width)
+    assert (boost.rope, boost.causal, boost.path) == (False, False, "auto")
+    with pytest.raises(ValueError, match=f"block_width 7 is not the block's width {CONFIG.width}"):
+        nnx.eval_shape(lambda: Boost("rllm", width=WIDTH, block=block, block_width=7, rngs=nnx.Rngs(0)))
+
+
+def test_a_kind_without_layers_needs_a_block_width() -> None:
+    boost = nnx.eval_shape(lambda: Boost("mlp", width=WIDTH, block_width=7, rngs=nnx.Rngs(0)))
+    assert boost.encode.kernel.shape == (WIDTH, 7)
+    with pytest.raises(ValueError, match="'mlp' has no LLaMA layers: give its hidden width as block_width"):
+        Boost("mlp", width=WIDTH, rngs=nnx.Rngs(0))
+
+
+def test_unknown_kind_names_the_known() -> None:
+    with pytest.raises(ValueError, match="boost kind 'none' is unknown, valid: rllm, out, hybrid"):
+        Boost("none", width=WIDTH, rngs=nnx.Rngs(0))

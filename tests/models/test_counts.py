@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import VARIANTS
-from jaxboost.models.classifier import BACKBONES, BoostSpec, build
+from jaxboost.models.classifier import BoostSpec, build
 from jaxboost.models.frozen import count, mib, split
 from jaxboost.models.llama import FAMILIES, LlamaLayer
 

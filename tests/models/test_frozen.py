@@ -1,4 +1,4 @@
-"""Frozen weights: told apart from trainable ones everywhere, under both of Flax NNX's modes."""
+"""Frozen weights: kept apart from trainable ones everywhere, under both of Flax NNX's modes."""
 
 import os
 import pathlib

@@ -16,7 +16,8 @@ import pytest
 from flax import nnx
 
 from jaxboost.models import classifier, frozen, pneumollm
-from jaxboost.models.classifier import BACKBONES, BoostSpec
+from jaxboost.models.backbones import BACKBONES
+from jaxboost.models.classifier import BoostSpec
 from jaxboost.models.llama import LlamaConfig
 from jaxboost.models.pneumollm import PneumoSpec
 from jaxboost.tasks import TASKS

@@ -107,7 +107,7 @@ def test_adapters_may_start_as_in_the_2d_code() -> None:
     for adapter in (boost.encode, boost.decode):
         assert_normal(np.asarray(adapter.kernel[...]), 0.02)
     # An unknown name is no default.
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match=r"boost init 'torch' is unknown, valid: uniform, normal"):
         Boost("mlp", init="torch", dtype=jnp.float32, rngs=rngs, **options)
 
 

@@ -1,4 +1,4 @@
-"""LLaMA layers whose matrices are held as int8: what rounding costs, and that nothing else changes."""
+"""LLaMA layers with int8 matrices: the rounding error, and that nothing else changes."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from jaxboost.models import frozen
 from jaxboost.models.frozen import Quantized
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
 from tests.models.parity import abstract, assert_close, assert_states_close, cotangent, normal, randomise
-from tests.models.test_pneumollm import CASES, LLAMA, build, make
+from tests.models.pneumollm_cases import CASES, LLAMA, build, make
 from tests.reference.pneumollm import state_of
 
 DEPTH = 2
@@ -21,12 +21,12 @@ MATRICES = {"q", "k", "v", "o", "gate", "up", "down"}
 ARGUMENTS = dict(rope=True, causal=False, mask=None)
 
 
-def packed(tree):
-    """As `Pretrained.held` does: all stacked matrices."""
+def quantized(tree):
+    """All stacked matrices as int8, as a run stores them."""
     return jax.tree.map(lambda leaf: placing.int8(leaf) if leaf.ndim == 3 else leaf, tree)
 
 
-def unpacked(tree):
+def dequantized(tree):
     """The float32 weights that int8 ones stand for."""
     return jax.tree.map(frozen.dequantize, tree, is_leaf=lambda node: isinstance(node, Quantized))
 
@@ -39,7 +39,7 @@ def make_stack(*, remat: bool = False, config: LlamaConfig = LLAMA, depth: int =
     return (lambda weights, x: apply({}, weights, x, **ARGUMENTS)), shapes
 
 
-def test_no_weight_is_off_by_more_than_half_a_step():
+def test_rounding_errors_are_at_most_half_a_step():
     weights = jnp.asarray(normal((DEPTH, 24, 40), 0)) * jnp.geomspace(1e-3, 1e3, 40)
     held = placing.int8(weights)
     value, scale = held.parts.qvalue, held.parts.scale
@@ -58,14 +58,14 @@ def test_narrow_weights_get_a_wide_scale():
     np.testing.assert_array_equal(held.parts.qvalue, placing.int8(weights.astype(jnp.float32)).parts.qvalue)
 
 
-def test_the_stack_is_off_by_what_the_steps_allow():
-    """Errors of single weights are even over +-scale / 2: to first order an output's variance is sum g^2 scale^2 / 12.
+def test_the_stacks_error_follows_from_the_steps():
+    """The deviation of outputs is what evenly distributed rounding errors within +-scale / 2 cause.
 
-    g, its gradient with respect to the weights, is the float32 stack's.
+    To first order an output's variance is sum g^2 scale^2 / 12, g being its gradient in the float32 stack.
     """
     apply, shapes = make_stack()
     weights, x = randomise(shapes, seed=1), jnp.asarray(normal((2, 5, LLAMA.width), 2))
-    held = packed(weights)
+    held = quantized(weights)
     steps = jax.tree.map(
         lambda node: node.parts.scale if isinstance(node, Quantized) else jnp.zeros(()),
         held,
@@ -89,16 +89,16 @@ def test_the_stack_is_off_by_what_the_steps_allow():
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_the_stack_computes_with_the_unpacked_weights(remat):
+def test_the_stack_computes_with_the_dequantized_weights(remat):
     apply, shapes = make_stack(remat=remat)
-    held, x = packed(randomise(shapes, seed=1)), jnp.asarray(normal((2, 5, LLAMA.width), 2))
+    held, x = quantized(randomise(shapes, seed=1)), jnp.asarray(normal((2, 5, LLAMA.width), 2))
 
     @jax.jit
     def pulled_back(weights):
         output, vjp = jax.vjp(lambda x: apply(weights, x), x)
         return output, vjp(jnp.asarray(cotangent(x.shape)))[0]
 
-    for ours, expected in zip(pulled_back(held), pulled_back(unpacked(held)), strict=True):
+    for ours, expected in zip(pulled_back(held), pulled_back(dequantized(held)), strict=True):
         assert_close(ours, expected)
 
 
@@ -109,15 +109,15 @@ def test_the_compute_dtype_is_kept():
             lambda: frozen.freeze(LlamaBlock(LLAMA, depth=DEPTH, dtype=jnp.bfloat16, remat=False, rngs=nnx.Rngs(0)))
         )
     )[0]
-    held = packed(randomise(shapes, seed=1))
+    held = quantized(randomise(shapes, seed=1))
     block = frozen.merge(graphdef, {}, held)
     x = jnp.zeros((1, 3, LLAMA.width), jnp.bfloat16)
     assert jax.eval_shape(lambda x: block.below_last(x, **ARGUMENTS), x).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_one_layer_is_unpacked_at_a_time(remat):
-    """A stack of wide layers, too large to be there twice, forward and backward."""
+def test_one_layer_is_dequantized_at_a_time(remat):
+    """A stack of wide layers, forward and backward: memory has no room for it twice."""
     config, depth = dataclasses.replace(LLAMA, width=256, head_dim=64, mlp_width=768), 16
     apply, shapes = make_stack(remat=remat, config=config, depth=depth)
     x = jax.ShapeDtypeStruct((1, 4, config.width), jnp.float32)
@@ -126,15 +126,15 @@ def test_one_layer_is_unpacked_at_a_time(remat):
     def analysed(weights):
         return gradient.lower(x, weights).compile().memory_analysis()
 
-    plain, int8 = analysed(shapes), analysed(jax.eval_shape(packed, shapes))
+    plain, int8 = analysed(shapes), analysed(jax.eval_shape(quantized, shapes))
     whole = 4 * frozen.count(shapes)
     assert int8.argument_size_in_bytes < 0.27 * whole < 0.27 * plain.argument_size_in_bytes
     assert int8.temp_size_in_bytes - plain.temp_size_in_bytes < 2 * whole / depth
 
 
-def test_matrices_alone_are_packed_and_counts_stay():
+def test_matrices_alone_are_quantized_and_counts_stay():
     _, _, weights, _ = make(*CASES["full"])
-    held = packed(weights["llama"])
+    held = quantized(weights["llama"])
     assert {name for name, leaf in held["layers"].items() if isinstance(leaf, Quantized)} == MATRICES
     assert frozen.count(held) == frozen.count(weights["llama"])
     assert frozen.mib(held) < 0.5 * frozen.mib(weights["llama"])
@@ -143,18 +143,18 @@ def test_matrices_alone_are_packed_and_counts_stay():
 def pneumo(case: str):
     """apply, trained weights, frozen weights with an int8 stack, images."""
     apply, params, weights, images = make(*CASES[case])
-    return apply, params, weights | {"llama": packed(weights["llama"])}, images
+    return apply, params, weights | {"llama": quantized(weights["llama"])}, images
 
 
 @pytest.mark.parametrize("case", ["full", "no_emitter_remat"])
-def test_every_gradient_is_that_of_the_unpacked_weights(case):
+def test_every_gradient_is_that_of_the_dequantized_weights(case):
     apply, params, weights, images = pneumo(case)
 
     @jax.jit
     def gradients(weights):
         return jax.grad(lambda params: jnp.sum(apply(params, weights, images) * cotangent((3, 2))))(params)
 
-    ours, expected = state_of(gradients(weights)), state_of(gradients(unpacked(weights)))
+    ours, expected = state_of(gradients(weights)), state_of(gradients(dequantized(weights)))
     # One number decides for all rows of a softmax' scores what its bias adds to each: it has no gradient but rounding.
     scale = float(expected["engine.scores.weight"].abs().max())
     assert_states_close(ours, expected, scales={"engine.scores.bias": scale})
@@ -162,12 +162,12 @@ def test_every_gradient_is_that_of_the_unpacked_weights(case):
     assert any(name.startswith("llama_adapters") for name in ours)
 
 
-def test_adapters_merge_into_the_unpacked_weights():
+def test_adapters_merge_into_the_dequantized_weights():
     apply, params, weights, images = pneumo("full")
     spec, arguments = CASES["full"]
     graphdef = frozen.split(nnx.eval_shape(lambda: build(spec, arguments, nnx.Rngs(0))))[0]
     precompute = jax.jit(lambda weights: frozen.merge(graphdef, params, weights).precompute())
     precomputed = precompute(weights)
-    for name, expected in precompute(unpacked(weights)).llama.items():
+    for name, expected in precompute(dequantized(weights)).llama.items():
         assert_close(precomputed.llama[name].kernel, expected.kernel, name=name)
     assert_close(apply(params, weights, images, precomputed), apply(params, weights, images))

@@ -13,8 +13,9 @@ from flax import nnx
 
 from jaxboost.analysis.flops import count_flops
 from jaxboost.models import absorbed
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import PATHS, VARIANTS, Boost, check_path
-from jaxboost.models.classifier import BACKBONES, BoostSpec, Classifier, build
+from jaxboost.models.classifier import BoostSpec, Classifier, build
 from jaxboost.models.frozen import freeze, merge, split
 from jaxboost.models.llama import FAMILIES, LlamaBlock, LlamaConfig
 from tests.models.parity import (
@@ -34,8 +35,8 @@ UNGROUPED = dataclasses.replace(GROUPED, kv_heads=4)
 quick_jit = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 )
-WITH_LAYER = [kind for kind, form in VARIANTS.items() if form.layer]
-WITHOUT_LAYER = [kind for kind, form in VARIANTS.items() if not form.layer]
+WITH_LAYER = [kind for kind, variant in VARIANTS.items() if variant.layer]
+WITHOUT_LAYER = [kind for kind, variant in VARIANTS.items() if not variant.layer]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ class Case:
 def cls_by(case: Case, way: str, dtype: Any = jnp.float32) -> Callable[..., jax.Array]:
     """f(params, frozen, x) -> the boosted CLS token (B, 1, d).
 
-    way: "definition", a path, or "precomputed": absorbed, with what follows from the weights alone formed beforehand.
+    way: "definition", a path, or "precomputed": absorbed, with precomputed projections.
     """
     graphdef, *_ = case.make({"definition": "full", "precomputed": "absorbed"}.get(way, way), dtype)
 
@@ -181,7 +182,7 @@ def test_every_way_for_one_layer(changes: dict[str, Any]) -> None:
 def test_every_way_where_maps_save_nothing(changes: dict[str, Any]) -> None:
     case = Case(**changes)
     assert_all_equal(case, "pooled", "absorbed")
-    assert forms_maps(case) is False
+    assert precomputes(case) is False
 
 
 @pytest.mark.parametrize(
@@ -196,9 +197,9 @@ def test_every_way_with_rope(changes: dict[str, Any]) -> None:
     assert_all_equal(Case(rope=True, **changes), "pooled")
 
 
-# Shapes for which `absorbed` takes its different forms: d / D and B * N small make for "narrow", whose weights' product
+# Shapes for which `absorbed` takes its different ways: d / D and B * N small make for "narrow", whose weights' product
 # with the adapter, of a cost that does not depend on the images, pays with many of them.
-FORM_SHAPES = {
+WAY_SHAPES = {
     "wide": dict(batch=2, tokens=3, width=20),
     "wide, d > D": dict(batch=4, tokens=16, width=52),
     "narrow, few images": dict(batch=2, tokens=64, width=12),
@@ -206,42 +207,42 @@ FORM_SHAPES = {
 }
 
 
-@pytest.mark.parametrize("shape", FORM_SHAPES)
-def test_forms_of_absorbed(shape: str) -> None:
-    """Which one is taken shows in the multiply-adds, which are as announced; the result is the same."""
-    case = Case(**FORM_SHAPES[shape])
-    form = shape.split(",")[0]
+@pytest.mark.parametrize("shape", WAY_SHAPES)
+def test_ways_of_absorbed(shape: str) -> None:
+    """The multiply-adds show which way is taken, and are those of `multiply_adds`; the result is the same."""
+    case = Case(**WAY_SHAPES[shape])
+    way = shape.split(",")[0]
     cost = case.multiply_adds()
-    assert (cost["wide"] <= cost["narrow"]) == (form == "wide")
+    assert (cost["wide"] <= cost["narrow"]) == (way == "wide")
     config, B, d, D = case.config, case.batch, case.width, case.config.width
     q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    if form == "narrow":
+    if way == "narrow":
         through_adapter = d * D * kv_width + B * q_width * d < B * q_width * D + B * config.heads * D * d
         assert through_adapter == ("many" in shape)
 
     shared = B * (2 * D * q_width + 3 * D * config.mlp_width)  # q, o, SwiGLU
     adapters = 2 * B * D * d  # encode and decode of CLS
-    first = B * D * d if form == "narrow" else 0  # its residual inside the layer
+    first = B * D * d if way == "narrow" else 0  # its residual inside the layer
     _, params, frozen = case.make("full")
-    assert count_flops(cls_by(case, "absorbed"), params, frozen, case.x) == 2 * (cost[form] + shared + adapters + first)
+    assert count_flops(cls_by(case, "absorbed"), params, frozen, case.x) == 2 * (cost[way] + shared + adapters + first)
     assert count_flops(cls_by(case, "pooled"), params, frozen, case.x) == 2 * (cost["pooled"] + shared + adapters)
 
     assert_all_equal(case, "absorbed")
 
 
-def forms_maps(case: Case, path: str = "auto") -> bool:
+def precomputes(case: Case, path: str = "auto") -> bool:
     graphdef, params, frozen = case.make(path)
     return merge(graphdef, params, frozen).precompute() is not None
 
 
-def test_maps_are_formed_where_they_can_be_used() -> None:
+def test_projections_are_precomputed_where_they_can_be_used() -> None:
     case = Case()
-    assert forms_maps(case)
-    assert forms_maps(case, "absorbed")
-    assert not forms_maps(case, "full")
-    assert not forms_maps(case, "pooled")
+    assert precomputes(case)
+    assert precomputes(case, "absorbed")
+    assert not precomputes(case, "full")
+    assert not precomputes(case, "pooled")
     for changes in (dict(rope=True), dict(depth=2), dict(kind="mlp"), dict(width=48), dict(width=52)):
-        assert not forms_maps(dataclasses.replace(case, **changes)), changes
+        assert not precomputes(dataclasses.replace(case, **changes)), changes
 
 
 @pytest.mark.parametrize(
@@ -268,11 +269,13 @@ def test_auto_takes_pooled_where_absorbed_does_not_apply(changes: dict[str, Any]
 
 
 def test_check_path() -> None:
-    for kind, form in VARIANTS.items():
+    for kind, variant in VARIANTS.items():
         for path in PATHS:
             for rope in (False, True):
-                if path == "absorbed" and (rope or not form.layer):
-                    with pytest.raises(ValueError, match="rope turns them" if form.layer else f"kind {kind} has no"):
+                if path == "absorbed" and (rope or not variant.layer):
+                    with pytest.raises(
+                        ValueError, match="rope rotates them" if variant.layer else f"kind {kind} has no"
+                    ):
                         check_path(path, kind, rope=rope)
                 else:
                     check_path(path, kind, rope=rope)
@@ -286,7 +289,7 @@ def test_boost_refuses_a_path_that_does_not_apply(changes: dict[str, Any], words
 
 @pytest.mark.parametrize("shape", ["wide", "narrow, many images"])
 def test_bfloat16_is_close_to_the_definition_in_float32(shape: str) -> None:
-    case = Case(**FORM_SHAPES[shape], kind="bare")
+    case = Case(**WAY_SHAPES[shape], kind="bare")
     _, params, frozen = case.make("full")
     functions = [
         cls_by(case, "definition"),

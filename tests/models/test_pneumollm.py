@@ -12,82 +12,14 @@ from flax import nnx
 
 from jaxboost.models import adapters, frozen, pneumollm
 from jaxboost.models.adapters import RepAdapter
-from jaxboost.models.classifier import BACKBONES
-from jaxboost.models.llama import FAMILIES, LlamaConfig
-from jaxboost.models.pneumollm import PneumoLLM, PneumoSpec
-from tests.models.parity import (
-    abstract,
-    assert_close,
-    assert_states_close,
-    cotangent,
-    normal,
-    randomise,
-    relative_change,
-)
+from jaxboost.models.backbones import BACKBONES
+from jaxboost.models.llama import FAMILIES
+from jaxboost.models.pneumollm import PneumoSpec
+from tests.models.parity import assert_close, assert_states_close, cotangent, normal, relative_change
+from tests.models.pneumollm_cases import CASES, LLAMA, MEAN, SPEC, STD, build, make
 from tests.reference import pneumollm as reference
 from tests.reference import rllm
 from tests.reference.weights import copy, join
-
-LLAMA = LlamaConfig(width=32, heads=4, kv_heads=2, head_dim=8, mlp_width=48, eps=1e-5, rope_base=10000.0)
-SPEC = PneumoSpec(
-    llama=LLAMA,
-    depth=2,
-    every=1,
-    vision_adapters=True,
-    llama_adapters=True,
-    tokens="engine",
-    count=3,
-    emitter=True,
-    causal=False,
-    remat=False,
-)
-CLIP = dict(
-    patch=7,
-    width=32,
-    depth=3,
-    heads=2,
-    mlp_width=64,
-    eps=1e-5,
-    activation="quick_gelu",
-    patch_bias=False,
-    pre_norm=True,
-    layer_scale=False,
-)
-DINO = CLIP | dict(activation="gelu", patch_bias=True, pre_norm=False, layer_scale=True, eps=1e-6)
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-CASES = {
-    "full": (SPEC, CLIP),
-    "no_emitter_remat": (dataclasses.replace(SPEC, emitter=False, remat=True), DINO),
-    "simplified": (dataclasses.replace(SPEC, tokens="none", emitter=False, llama_adapters=False), DINO),
-    "baseline": (
-        dataclasses.replace(SPEC, tokens="none", emitter=False, vision_adapters=False, llama_adapters=False),
-        CLIP,
-    ),
-    "coop_of_the_last": (dataclasses.replace(SPEC, tokens="coop", every=3), CLIP),
-    "cocoop_causal": (dataclasses.replace(SPEC, tokens="cocoop", emitter=False, causal=True), CLIP),
-    "no_llama": (dataclasses.replace(SPEC, depth=0), CLIP),
-}
-
-
-def build(spec: PneumoSpec, arguments: dict, rngs: nnx.Rngs, remat: bool = False) -> PneumoLLM:
-    return pneumollm.build(
-        "clip_vit_l14",
-        spec=spec,
-        encoder_arguments=arguments,
-        classes=2,
-        image_size=28,
-        mean=MEAN,
-        std=STD,
-        dtype=jnp.float32,
-        remat=remat,
-        rngs=rngs,
-    )
-
-
-def make(spec: PneumoSpec, arguments: dict):
-    apply, params, weights = abstract(lambda: build(spec, arguments, nnx.Rngs(0), remat=spec.remat))
-    images = np.random.default_rng(2).integers(0, 256, (3, 28, 28, 1), np.uint8)
-    return apply, randomise(params, seed=3), randomise(weights, seed=1), images
 
 
 def restated(spec: PneumoSpec, arguments: dict, params, weights) -> reference.PneumoLLM:
@@ -109,7 +41,7 @@ def restated(spec: PneumoSpec, arguments: dict, params, weights) -> reference.Pn
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits_and_every_gradient_are_the_restatements(case):
+def test_logits_and_every_gradient_match_the_restatement(case):
     spec, arguments = CASES[case]
     apply, params, weights, images = make(spec, arguments)
     model = restated(spec, arguments, params, weights)
@@ -142,7 +74,7 @@ def test_merged_adapters_give_the_same_logits(case):
     precomputed = jax.jit(lambda: frozen.merge(graphdef, params, weights).precompute())()
     plain = apply(params, weights, images)
     assert_close(apply(params, weights, images, precomputed), plain)
-    # The precomputed are read: others give other logits.
+    # The precomputed projections are used: others give other logits.
     doubled = jax.tree.map(lambda leaf: 2 * leaf, precomputed)
     assert relative_change(apply(params, weights, images, doubled), plain) > 1e-2
 
@@ -187,7 +119,7 @@ def test_dropout_follows_the_key_alone():
     assert relative_change(apply(params, weights, images, key=jax.random.key(1)), one) > 1e-4
 
 
-def test_nobody_sees_the_diagnosis_tokens():
+def test_no_token_sees_the_diagnosis_tokens():
     """With the emitter the source tokens' outputs are those of a run without diagnosis tokens."""
     spec, arguments = CASES["full"]
     _, params, weights, _ = make(spec, arguments)
@@ -227,7 +159,7 @@ def _paper(**changes):
 
 @pytest.mark.parametrize(("tokens", "trained"), [("engine", 2_704_000), ("none", 2_691_648)])
 def test_the_papers_counts(tokens, trained):
-    """2.70 M of the paper's text, and 2.69 M of its simplified model."""
+    """The paper gives 2.70 M, and 2.69 M for its simplified model."""
     arguments = _paper(vision_adapters=True, tokens=tokens, count=4)
     model = nnx.eval_shape(lambda: pneumollm.build("clip_vit_l14", **arguments, rngs=nnx.Rngs(0)))
     _, params, weights, _ = frozen.split(model)
@@ -236,3 +168,18 @@ def test_the_papers_counts(tokens, trained):
     assert frozen.count(weights["llama"]) == 32 * 202_383_360 + 4096
     assert frozen.count(weights["encoder"]) == 303_179_776 - 2048
     assert BACKBONES["clip_vit_l14"].arguments["patch"] == 14
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_features_are_what_the_head_reads_and_tokens_what_llama_sees(case):
+    spec, arguments = CASES[case]
+    model = build(spec, arguments, nnx.Rngs(0))
+    images = jnp.zeros((2, 28, 28, 1), jnp.uint8)
+    features = nnx.eval_shape(lambda model: model.features(images), model)
+    assert (features.shape, features.dtype) == ((2, LLAMA.width), jnp.float32)
+    tokens = nnx.eval_shape(lambda model: model.encode(images), model).shape[1]
+    assert model.tokens == tokens + (0 if spec.tokens == "none" else spec.count)
+
+
+def test_conv14_has_a_token_for_each_patch():
+    assert nnx.eval_shape(lambda: pneumollm.build("conv14", **_paper(count=4), rngs=nnx.Rngs(0))).tokens == 16**2 + 4

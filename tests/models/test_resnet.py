@@ -11,8 +11,9 @@ import pytest
 import torch
 from flax import nnx
 
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import VARIANTS
-from jaxboost.models.classifier import BACKBONES, BoostSpec, build
+from jaxboost.models.classifier import BoostSpec, build
 from jaxboost.models.frozen import count, merge, split, statistics
 from jaxboost.models.llama import FAMILIES
 from jaxboost.models.resnet import BatchNorm, Convolution, ResNet, acs_bounds
@@ -30,6 +31,7 @@ from tests.reference.weights import join
 DEPTHS, BASE_WIDTH, CLASSES = (1, 2), 8, 5
 # Of the largest element: a batch norm's gradient is what is left of sums over the batch that nearly cancel.
 GRADIENT_TOLERANCE = 1e-4
+KEY = jax.random.key(0)  # says that the model is trained
 # block, convolution, stem, image size: odd sides show where a stride begins.
 SMALL = [
     ("basic", "2d", "small", 13),
@@ -101,11 +103,11 @@ def passes(case: tuple[Any, ...], *, remat: bool = False, dtype: str = "float32"
     @jax.jit
     def run(params: Any, stats: Any, x: jax.Array) -> Any:
         evaluated = merge(graphdef, params, {}, stats)
-        token = evaluated(x, train=False)
+        token = evaluated(x)
 
         def train(params: Any, x: jax.Array) -> tuple[jax.Array, Any]:
             model = merge(graphdef, params, {}, stats)
-            return model(x, queries=1, train=True), statistics(model)
+            return model(x, queries=1, key=KEY), statistics(model)
 
         trained, vjp, changed = jax.vjp(train, params, x, has_aux=True)
         gradients = vjp(jnp.asarray(cotangent(trained.shape), trained.dtype))
@@ -169,7 +171,7 @@ def test_remat_changes_nothing_but_what_is_computed_again() -> None:
         graphdef, params, stats = shapes(*case, remat=remat)
 
         def loss(params: Any, stats: Any, graphdef: nnx.GraphDef = graphdef) -> jax.Array:
-            return merge(graphdef, params, {}, stats)(inputs(case), train=True).sum()
+            return merge(graphdef, params, {}, stats)(inputs(case), key=KEY).sum()
 
         programs[remat] = str(jax.make_jaxpr(jax.grad(loss))(params, stats))
     assert programs[True].count("conv_general_dilated[") > programs[False].count("conv_general_dilated[")
@@ -283,7 +285,8 @@ def test_every_resnet_is_listed() -> None:
     for name, (block, depths, convolution) in FULL.items():
         spec = BACKBONES[name]
         assert spec.arguments == dict(block=block, depths=depths, convolution=convolution)
-        assert (spec.ndim, spec.head_eps, spec.pooled) == (2 if convolution == "2d" else 3, None, True)
+        assert (spec.ndim, spec.head_eps) == (2 if convolution == "2d" else 3, None)
+        assert not spec.traits.gives_tokens
 
 
 @pytest.mark.parametrize(("image_size", "pools"), [(28, False), (64, False), (65, True), (224, True)])

@@ -13,7 +13,7 @@ import torch
 from flax import nnx
 
 from jaxboost.convert import convert, encoders
-from jaxboost.models.classifier import BACKBONES
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.frozen import freeze, merge, split
 from jaxboost.models.vit import PLAIN, ViT
 from tests.convert import vision_checkpoints as reference

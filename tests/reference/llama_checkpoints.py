@@ -56,7 +56,7 @@ def tiny_llama(seed: int, **overrides):
 
 
 def layer_weights(model, layer: int) -> dict[str, np.ndarray]:
-    """Our name -> weight of a layer as a block stores it: linear maps (in, out)."""
+    """Our name -> weight of a layer as a block stores it: matrices (in, out)."""
     state = _state(model)
     return {
         weight: np.ascontiguousarray(state[f"model.layers.{layer}.{names[0]}.weight"].T)
@@ -146,7 +146,7 @@ def write_gguf(
     rope_factors: np.ndarray | None = None,
     metadata: Mapping[str, str | float | int] | None = None,
 ) -> str:
-    """llama.cpp's layout: interleaved q and k, linear maps in `dtype`, norms in float32; `metadata` is added."""
+    """llama.cpp's layout: interleaved q and k, matrices in `dtype`, norms in float32; `metadata` is added."""
     import gguf
 
     state, config = _state(model), model.config
@@ -186,7 +186,7 @@ def write_gguf(
     return str(path)
 
 
-# The float16 file rounds the linear maps; all others keep the model's float32.
+# The float16 file rounds the matrices; the others keep the model's float32.
 WRITERS: dict[str, Callable[..., str]] = {
     "safetensors": write_safetensors,
     "safetensors_sharded": write_sharded_safetensors,

@@ -85,7 +85,7 @@ class Encoder(nn.Module):
 
 
 class Llama(HuggingFaceBlock):
-    """transformers' decoder layers with an adapter before each attention; nobody sees the tokens `hidden`."""
+    """transformers' decoder layers with an adapter before each attention; no token sees those in `hidden`."""
 
     def forward(self, x: torch.Tensor, adapters: nn.ModuleList, hidden: torch.Tensor | None) -> torch.Tensor:
         mask = self.additive_mask(x)

@@ -77,14 +77,14 @@ def state(encoder: Tree, depths: Sequence[int]) -> State:
     The tree may hold weights, gradients of them, statistics, or several of these joined.
     """
     found = dict(_conv_norm(encoder["stem"], "conv1", "bn1"))
-    places = [f"layer{stage + 1}.{number}" for stage, depth in enumerate(depths) for number in range(depth)]
-    for i, place in enumerate(places):
+    names = [f"layer{stage + 1}.{number}" for stage, depth in enumerate(depths) for number in range(depth)]
+    for i, name in enumerate(names):
         block = encoder["blocks"][i]
         for j, conv in block["convs"].items():
-            found |= _conv_norm(conv, f"{place}.conv{j + 1}", f"{place}.bn{j + 1}")
+            found |= _conv_norm(conv, f"{name}.conv{j + 1}", f"{name}.bn{j + 1}")
         if "projection" in block:
-            found |= _conv_norm(block["projection"], f"{place}.downsample.0", f"{place}.downsample.1")
-    assert len(encoder["blocks"]) == len(places)
+            found |= _conv_norm(block["projection"], f"{name}.downsample.0", f"{name}.downsample.1")
+    assert len(encoder["blocks"]) == len(names)
     return found
 
 

@@ -1,7 +1,7 @@
 """Copies the package's weights into PyTorch modules: our restatement, Hugging Face's and vit-pytorch's.
 
 Every function `*_state` turns nested dicts of arrays into a state dict, by transposing, cutting and reordering only: it
-maps gradients as well as weights. `copy` loads one strictly: nothing may be missing and nothing left over.
+converts gradients as well as weights. `copy` loads a state strictly: nothing may be missing or left over.
 """
 
 from collections.abc import Mapping, Sequence

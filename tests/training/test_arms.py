@@ -13,6 +13,7 @@ from flax import nnx
 from jaxboost import convert
 from jaxboost.errors import UserError
 from jaxboost.models import classifier, frozen
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.tasks import TASKS
 from jaxboost.training import loop, step
 from tests.reference import llama_checkpoints
@@ -211,7 +212,7 @@ def test_altered_block_is_refused(make_run, blocks, tmp_path):
 @pytest.mark.parametrize("backbone", ["vit_tiny", "vit3d_tiny", "vivit_tiny"])
 def test_remat_changes_neither_loss_nor_gradients(backbone):
     rng = np.random.default_rng(0)
-    shape = (2, *(28,) * classifier.BACKBONES[backbone].ndim, 1)
+    shape = (2, *(28,) * BACKBONES[backbone].ndim, 1)
     batch = {"image": rng.integers(0, 256, shape).astype(np.uint8), "label": np.array([[0], [1]], np.int32)}
     found, programs = {}, {}
     for remat in (False, True):

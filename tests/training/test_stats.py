@@ -11,7 +11,7 @@ import pytest
 from jaxboost.analysis.describe import describe
 from jaxboost.errors import UserError
 from jaxboost.models import frozen
-from jaxboost.models.classifier import BACKBONES, Backbone
+from jaxboost.models.backbones import BACKBONES, Backbone
 from jaxboost.models.resnet import ResNet
 from jaxboost.runs import datasets
 from jaxboost.systems import systems
@@ -25,7 +25,6 @@ TINY = Backbone(
     ndim=2,
     arguments=dict(block="basic", depths=(1, 1), convolution="2d", base_width=4),
     head_eps=None,
-    pooled=True,
 )
 # Kernels of the stem, two blocks and a projection, their norms, and the head.
 KERNELS = 9 * (3 * 4 + 4 * 4 + 4 * 4 + 4 * 8 + 8 * 8) + 4 * 8

@@ -17,8 +17,8 @@ from jaxboost import convert, data
 from jaxboost.analysis.describe import describe
 from jaxboost.convert import encoders
 from jaxboost.errors import UserError
-from jaxboost.models import classifier, frozen
-from jaxboost.models.classifier import Backbone
+from jaxboost.models import frozen
+from jaxboost.models.backbones import BACKBONES, Backbone
 from jaxboost.models.llama import FAMILIES
 from jaxboost.models.vit import ViT
 from jaxboost.systems import experiment, systems
@@ -112,7 +112,7 @@ def _tiny_backbone(arguments):
     [("vit", "rllm", 20), ("vit", "none", 32), ("dinov2", "none", 20), ("clip", "none", 12)],
 )
 def test_features_equal_transformers(kind, boost, image_size, tmp_path, monkeypatch):
-    monkeypatch.setitem(classifier.BACKBONES, "tiny", _tiny_backbone(KINDS[kind]))
+    monkeypatch.setitem(BACKBONES, "tiny", _tiny_backbone(KINDS[kind]))
     model = vision.tiny(kind)
     model.save_pretrained(tmp_path / "source")
     convert.convert(str(tmp_path / "source"), "all", tmp_path / "encoder")

@@ -1,0 +1,110 @@
+"""The table of backbones. A new one is a file with its encoder class (see `encoder.Encoder`) and a row here."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxboost.models.encoder import Encoder, Traits
+from jaxboost.models.layers import CHANNELS
+from jaxboost.models.resnet import CONVOLUTIONS, ResNet
+from jaxboost.models.vit import PLAIN, ViT
+from jaxboost.models.vit3d import ViT3D
+from jaxboost.models.vivit import ViViT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A row of the table: an encoder, its size, and the norm in front of its head.
+
+    Attributes:
+      encoder: class of the encoder.
+      ndim: spatial dimensions of its input, 2 or 3.
+      arguments: what the encoder is built with, apart from the image size.
+      head_eps: eps of the LayerNorm before the linear head, None for no norm there.
+    """
+
+    encoder: type[Encoder]
+    ndim: int
+    arguments: dict[str, Any]
+    head_eps: float | None
+
+    @property
+    def traits(self) -> Traits:
+        """What is true of the encoder's class."""
+        return self.encoder.traits
+
+    @property
+    def recorded_arguments(self) -> dict[str, Any]:
+        """The arguments in the form that converted weights record: none is left to its default."""
+        return {**self.traits.defaults, **self.arguments}
+
+    def build(self, *, image_size: int, dtype: jnp.dtype, rngs: nnx.Rngs, **changes: Any) -> Any:
+        """The encoder with random weights.
+
+        Args:
+          image_size: side of the (cubic) input, in pixels.
+          dtype: of the computation.
+          rngs: of the weights.
+          **changes: other arguments of the encoder; they take precedence over the row's.
+        """
+        make: Any = self.encoder
+        return make(image_size=image_size, channels=CHANNELS, dtype=dtype, rngs=rngs, **{**self.arguments, **changes})
+
+
+def _vit(width: int, depth: int, heads: int, patch: int = 16, **published: Any) -> Backbone:
+    arguments = dict(patch=patch, width=width, depth=depth, heads=heads, mlp_width=4 * width, **published)
+    return Backbone(encoder=ViT, ndim=2, arguments=arguments, head_eps=published.get("eps", PLAIN["eps"]))
+
+
+def _vit3d(width: int, depth: int, heads: int, mlp_width: int, patch: int = 4) -> Backbone:
+    arguments = dict(patch=patch, width=width, depth=depth, heads=heads, head_dim=64, mlp_width=mlp_width)
+    return Backbone(encoder=ViT3D, ndim=3, arguments=arguments, head_eps=1e-5)
+
+
+def _vivit(width: int, depth: int, heads: int, patch: int = 4) -> Backbone:
+    arguments = dict(
+        patch=patch,
+        width=width,
+        spatial_depth=depth,
+        temporal_depth=depth,
+        heads=heads,
+        head_dim=64,
+        mlp_width=width,
+    )
+    return Backbone(encoder=ViViT, ndim=3, arguments=arguments, head_eps=None)
+
+
+def _resnet(block: str, *depths: int, convolution: str = "2d") -> Backbone:
+    arguments = dict(block=block, depths=depths, convolution=convolution)
+    return Backbone(encoder=ResNet, ndim=CONVOLUTIONS[convolution], arguments=arguments, head_eps=None)
+
+
+# CLIP (Radford et al. 2021).
+_CLIP: dict[str, Any] = dict(eps=1e-5, activation="quick_gelu", patch_bias=False, pre_norm=True)
+
+BACKBONES = {
+    "vit_ti16": _vit(width=192, depth=12, heads=3),
+    "vit_s": _vit(width=384, depth=12, heads=6),
+    "vit_b16": _vit(width=768, depth=12, heads=12),
+    "vit_l16": _vit(width=1024, depth=24, heads=16),
+    "clip_vit_b32": _vit(width=768, depth=12, heads=12, patch=32, **_CLIP),
+    "clip_vit_b16": _vit(width=768, depth=12, heads=12, **_CLIP),
+    "clip_vit_l14": _vit(width=1024, depth=24, heads=16, patch=14, **_CLIP),
+    "dinov2_s14": _vit(width=384, depth=12, heads=6, patch=14, layer_scale=True),
+    "vit3d": _vit3d(width=1024, depth=8, heads=8, mlp_width=1024),
+    "vivit_s": _vivit(width=512, depth=4, heads=8),
+    "vivit_m": _vivit(width=1024, depth=8, heads=8),
+    # MedMNIST's baselines (Yang et al. 2023).
+    "resnet18": _resnet("basic", 2, 2, 2, 2),
+    "resnet50": _resnet("bottleneck", 3, 4, 6, 3),
+    "resnet18_3d": _resnet("basic", 2, 2, 2, 2, convolution="3d"),
+    "resnet50_3d": _resnet("bottleneck", 3, 4, 6, 3, convolution="3d"),
+    "resnet18_acs": _resnet("basic", 2, 2, 2, 2, convolution="acs"),
+    "resnet50_acs": _resnet("bottleneck", 3, 4, 6, 3, convolution="acs"),
+    # Not the paper's: small enough for tests and a laptop.
+    "vit_tiny": _vit(width=128, depth=2, heads=2, patch=7),
+    "vit3d_tiny": _vit3d(width=128, depth=2, heads=2, mlp_width=128, patch=7),
+    "vivit_tiny": _vivit(width=128, depth=2, heads=2),
+}

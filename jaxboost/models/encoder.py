@@ -1,0 +1,99 @@
+"""The protocol of the encoders: what the rest of the package may ask of one without knowing its class."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+import jax
+
+from jaxboost.models.adapters import Adaptation, Projection
+from jaxboost.models.layers import LinearInit, torch_init
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stack:
+    """A stack of transformer blocks inside an encoder.
+
+    Attributes:
+      name: the encoder's attribute that holds it, a `transformer.Transformer`.
+      followers: the encoder's attributes that count as part of its last block, such as the norm behind it.
+    """
+
+    name: str
+    followers: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What is true of every encoder of a class, as a class attribute `traits`.
+
+    Attributes:
+      gives_tokens: it returns several tokens, CLS first, for a booster to mix. False: it returns one pooled feature, as
+        one token.
+      has_statistics: it has batch norms, whose running statistics change in training even where the weights do not.
+      has_stochastic_depth: its constructor takes `drop_path`.
+      has_first_tokens: it is a `BlockEncoder`: PneumoLLM can read its CLS token after each block.
+      stacks: its stacks of blocks, in the order in which they run.
+      head_init: how the linear head behind it is initialised.
+      names: the table of names in `convert` that reads its published weights, None where there is none.
+      defaults: the constructor's arguments that converted weights always record, and their defaults.
+    """
+
+    gives_tokens: bool = True
+    has_statistics: bool = False
+    has_stochastic_depth: bool = True
+    has_first_tokens: bool = False
+    stacks: tuple[Stack, ...] = ()
+    head_init: LinearInit = torch_init
+    names: str | None = None
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Encoder(Protocol):
+    """An `nnx.Module` that turns images into tokens.
+
+    The constructor takes keywords only: image_size, channels, dtype, remat, rngs, and the arguments of its row in
+    `backbones.BACKBONES`.
+
+    Attributes:
+      traits: what is true of the class.
+      width: W, features of a token.
+      tokens: N, the number of tokens, CLS included.
+    """
+
+    traits: ClassVar[Traits]
+    width: int
+    tokens: int
+
+    def __call__(self, images: jax.Array, *, queries: int | None = None, key: jax.Array | None = None) -> jax.Array:
+        """Images (B, S, S, C) or volumes (B, S, S, S, C) -> the first Q tokens (B, Q, W).
+
+        Args:
+          images: normalised pixels.
+          queries: Q, None for all N.
+          key: random key of a training step (stochastic depth, batch statistics); None in evaluation.
+        """
+        ...
+
+
+class BlockEncoder(Encoder, Protocol):
+    """An encoder whose CLS token can be read after each block, with an adapter in front of each attention.
+
+    Attributes:
+      depth: L, the number of blocks.
+    """
+
+    depth: int
+
+    def first_tokens(self, images: jax.Array, adaptation: Adaptation | None = None) -> jax.Array:
+        """The CLS token after each block, (L, B, W).
+
+        Args:
+          images: normalised pixels.
+          adaptation: what stands in front of each attention, with a leading axis of length L.
+        """
+        ...
+
+    def qkv(self) -> Projection:
+        """The blocks' projections to queries, keys and values, stacked: kernel (L, W, 3HK), bias (L, 3HK)."""
+        ...
