@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from jaxboost.convert import rope
-from jaxboost.convert.huggingface import parse_config
-from jaxboost.convert.settings import Settings
+from jaxboost.convert.formats.settings import Settings
 from jaxboost.convert.sources import open_source
+from jaxboost.convert.tables import rope
+from jaxboost.convert.tables.llama_configs import parse_config
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaConfig
 from tests.reference import llama_checkpoints as reference

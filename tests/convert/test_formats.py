@@ -9,8 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxboost.convert import convert, parse_layers
+from jaxboost.convert import convert
 from jaxboost.convert.store import load_block
+from jaxboost.convert.tables.llama import parse_layers
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaConfig
 from tests.reference import llama_checkpoints as reference

@@ -1,4 +1,4 @@
-"""A repository on the Hugging Face hub, of which only the wanted bytes are fetched."""
+"""A repository on the Hugging Face hub; only the wanted bytes are fetched."""
 
 import contextlib
 import re
@@ -44,7 +44,7 @@ class HubFolder:
           source: "owner/name" or "owner/name@revision".
 
         Raises:
-          UserError: if the repository is unknown, gated or out of reach, or a file of it cannot be read later.
+          UserError: the repository is unknown, gated or out of reach; and later, if a file cannot be read.
         """
         match = _ID.fullmatch(source)
         self._repository, revision = match["repository"], match["revision"]
