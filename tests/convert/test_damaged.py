@@ -203,12 +203,8 @@ def load(folder):
 
 def load_norm(folder):
     """The manifest and one part, which takes no compilation."""
-    if folder.name == "block":
-        return [
-            (name, np.array(array)) for name, array in store.arrays(folder, store.read_manifest(folder), "final_norm")
-        ]
-    manifest = encoders.read_manifest(folder)
-    return [(name, np.array(array)) for name, array in encoders.arrays(folder, manifest, "norm")]
+    room, key = (store, "final_norm") if folder.name == "block" else (encoders, "norm")
+    list(room.arrays(folder, room.read_manifest(folder), key))
 
 
 @pytest.mark.parametrize("name", ["block", "encoder"])
@@ -331,7 +327,8 @@ def test_pipes_are_not_opened(folders, sources, tmp_path):
 def test_damaged_folders(name, folders, tmp_path, capfd):
     """Every file: the values are right, or it is refused."""
     folder = shutil.copytree(folders / name, tmp_path / name)
-    expected = dict(all_arrays(folder))
+    read_manifest = store.read_manifest if name == "block" else encoders.read_manifest
+    expected, manifest = all_arrays(folder), read_manifest(folder)
     for path in sorted(folder.iterdir()):
         contents = path.read_bytes()
         for what, damaged in mutations(contents, COUNT):
@@ -339,7 +336,8 @@ def test_damaged_folders(name, folders, tmp_path, capfd):
             where = f"{path.name}: {what}"
             # A mutation may leave the file as it was.
             if not assert_only_user_errors(lambda: all_arrays(folder), where):
-                found = dict(all_arrays(folder))
+                found = all_arrays(folder)
+                assert read_manifest(folder) == manifest, where
                 assert found.keys() == expected.keys(), where
                 for key, array in found.items():
                     np.testing.assert_array_equal(array, expected[key], err_msg=where)

@@ -214,7 +214,7 @@ def test_broken_manifest(block, change):
 def test_other_format_version(block):
     path = block / "manifest.json"
     path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 3'))
-    with pytest.raises(UserError, match="has the format version 3, this is 2: convert again$"):
+    with pytest.raises(UserError, match=r"has the format version 3, this is 2: convert again$"):
         read_manifest(block)
 
 
@@ -342,12 +342,14 @@ def damages():
     }
 
 
-@pytest.mark.parametrize("damage", damages())
-@pytest.mark.parametrize("part", ["layer_00000", "layer_00003", "final_norm"])
+@pytest.mark.parametrize(
+    ("part", "damage"),
+    # The norm is one array alone.
+    [(part, damage) for part in ("layer_00000", "layer_00003") for damage in damages()]
+    + [("final_norm", damage) for damage in damages() if damage != "swapped"],
+)
 def test_altered_parts(block, part, damage, capfd):
     path = block / f"{part}.safetensors"
-    if damage == "swapped" and part == "final_norm":
-        pytest.skip("one array alone")
     damages()[damage](path)
     with pytest.raises(UserError) as caught:
         load_block(block, None, final_norm=True)
@@ -368,10 +370,12 @@ def test_a_file_that_changes_later_does_not_change_what_was_loaded(block, model)
     np.testing.assert_array_equal(np.asarray(loaded.final_norm), reference.final_norm_weight(model))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_part_that_may_not_be_read(block):
-    (block / "layer_00000.safetensors").chmod(0)
-    with pytest.raises(UserError, match=r"layer_00000\.safetensors cannot be read: Permission denied"):
+def test_a_part_that_the_system_cannot_read(block, monkeypatch):
+    def broken(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(np, "memmap", broken)
+    with pytest.raises(UserError, match=r"layer_00000\.safetensors cannot be read: Input/output error"):
         load_block(block, (0,), final_norm=False)
 
 
