@@ -17,8 +17,6 @@ from jaxboost.convert.store import joined_fingerprint
 from jaxboost.convert.tables import positions, shapes
 from jaxboost.convert.tables.source import EMBEDDING, NORM
 
-__all__ = ["Encoder", "EncoderManifest", "arrays", "fingerprint_at", "load_encoder", "read_manifest"]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoder:

@@ -158,5 +158,5 @@ def _update(digest: "hashlib._Hash", name: str, array: np.ndarray) -> None:
     digest.update(_bytes(array))
 
 
-def _bytes(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+def _bytes(array: np.ndarray) -> memoryview:
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))

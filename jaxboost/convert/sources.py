@@ -11,9 +11,11 @@ from jaxboost.convert.formats.settings import MAX_BYTES
 from jaxboost.convert.manifests import MANIFEST
 from jaxboost.convert.tables import llama_configs, vit_configs, vit_onnx, vit_timm
 from jaxboost.convert.tables.hints import Hints
-from jaxboost.convert.tables.source import Source
+from jaxboost.convert.tables.llama import LlamaSource
 from jaxboost.convert.tables.vit import VitSource
 from jaxboost.errors import UserError
+
+Source = LlamaSource | VitSource
 
 _PACKAGE = "package:"
 _FILE_ENDINGS = (".gguf", ".onnx", ".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".json")

@@ -13,24 +13,13 @@ import numpy as np
 from jaxboost.convert import manifests, part_file
 from jaxboost.convert.manifests import Manifest
 from jaxboost.convert.manifests import read_block as read_manifest
-from jaxboost.convert.part_file import DTYPES, fingerprint
+from jaxboost.convert.part_file import DTYPES
+from jaxboost.convert.part_file import fingerprint as fingerprint
 from jaxboost.convert.placing import Pack, Placement, first_device, placed, with_layer
 from jaxboost.convert.tables import shapes
 from jaxboost.convert.tables.source import FINAL_NORM
 from jaxboost.errors import UserError
 from jaxboost.models.frozen import Quantized
-
-__all__ = [
-    "DTYPES",
-    "Block",
-    "Manifest",
-    "arrays",
-    "fingerprint",
-    "fingerprint_of",
-    "joined_fingerprint",
-    "load_block",
-    "read_manifest",
-]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

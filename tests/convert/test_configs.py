@@ -97,9 +97,9 @@ def test_refused(changes, message):
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, None),
         (
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
-            "the rotation of a part of each head (a share of 0.5)",
+            "the rotation of a part of each head (a fraction of 0.5)",
         ),
-        ({"partial_rotary_factor": 0.25}, "the rotation of a part of each head (a share of 0.25)"),
+        ({"partial_rotary_factor": 0.25}, "the rotation of a part of each head (a fraction of 0.25)"),
     ],
 )
 def test_rotation_that_is_not_supported_is_recorded(changes, problem):

@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from jaxboost.convert.formats.huggingface import Folder
 from jaxboost.errors import UserError
 
 # Large tensors come in pieces, so that a retry repeats little.
@@ -31,7 +32,7 @@ def is_repository_id(source: str) -> bool:
     return _ID.fullmatch(source) is not None
 
 
-class HubFolder:
+class HubFolder(Folder):
     """The files of one commit; the counterpart of `huggingface.LocalFolder`."""
 
     source_format = "hub"

@@ -30,17 +30,20 @@ class Folder(Protocol):
 
     source: str
     source_format: str | None
-    files: Collection[str]
+    files: frozenset[str]
     local_path: pathlib.Path | None
 
     def where(self, name: str) -> str:
         """The file's name in messages."""
+        ...
 
     def size(self, name: str) -> int:
         """Size of a file in bytes."""
+        ...
 
     def read_range(self, name: str, start: int, stop: int) -> np.ndarray:
         """The bytes [start, stop) of a file as a new uint8 array."""
+        ...
 
 
 def safetensors_in(folder: Folder, name: str) -> SafetensorsFile:
@@ -50,7 +53,7 @@ def safetensors_in(folder: Folder, name: str) -> SafetensorsFile:
     )
 
 
-class LocalFolder:
+class LocalFolder(Folder):
     """A folder on this machine; see `Folder`."""
 
     source_format = None

@@ -19,6 +19,7 @@ class Settings:
     """A mapping whose values are checked; messages name the file (`where`) and the key."""
 
     def __init__(self, values: Mapping[str, Any], where: str):
+        """`where` names the file in messages."""
         self.values, self.where = values, where
 
     @classmethod

@@ -26,23 +26,30 @@ class TensorInfo:
 
 
 class Tensors(Protocol):
-    """Named weights of any model; nothing is read before `read`.
+    """Named weights of any model; nothing is read before `read`."""
 
-    Attributes:
-      source: what the manifest records as the origin, without any path of this machine.
-      source_format: "safetensors", "torch", "meta", "gguf", "onnx" or "hub".
-      names: all tensor names.
-    """
+    @property
+    def source(self) -> str:
+        """What the manifest records as the origin, without any path of this machine."""
+        ...
 
-    source: str
-    source_format: str
-    names: Collection[str]
+    @property
+    def source_format(self) -> str:
+        """One of "safetensors", "torch", "meta", "gguf", "onnx" and "hub"."""
+        ...
+
+    @property
+    def names(self) -> Collection[str]:
+        """All tensor names."""
+        ...
 
     def info(self, name: str) -> TensorInfo:
         """Shape of tensor `name`, and whether it can be read."""
+        ...
 
     def read(self, name: str) -> np.ndarray:
         """Tensor `name`, linear maps as (out, in), in the stored precision (quantised ones as float32)."""
+        ...
 
 
 def obstacle_of(dtype: str, readable: Collection[str] = DTYPES) -> str | None:

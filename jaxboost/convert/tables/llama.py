@@ -97,7 +97,7 @@ GGUF = Layout(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaSource:
-    """LLaMA layers in a checkpoint; see `source.Source`.
+    """LLaMA layers in a checkpoint.
 
     Attributes:
       tensors: the checkpoint.
@@ -113,7 +113,11 @@ class LlamaSource:
     n_layers: int
 
     def select(self, layers: str, *, final_norm: bool) -> Selection:
-        """See `source.Source`; `layers` is what `parse_layers` takes."""
+        """Checks layers, as `parse_layers` takes them, and returns what is converted.
+
+        Raises:
+          UserError: the checkpoint does not hold them as its configuration describes them.
+        """
         numbers = parse_layers(layers, self.n_layers)
         check(self, numbers, final_norm=final_norm)
         keys = [*map(str, numbers), *[FINAL_NORM] * final_norm]

@@ -33,8 +33,10 @@ def of_meta(tensors: MetaTensors) -> LlamaSource:
     Raises:
       UserError: params.json is incomplete, or the tensors are not those of LLaMA.
     """
-    n_layers = tensors.settings.integer("n_layers", limit=MAX_LAYERS)
-    return LlamaSource(tensors=tensors, layout=llama.META, config=_meta_config(tensors), n_layers=n_layers)
+    settings = tensors.settings
+    n_layers = settings.integer("n_layers", limit=MAX_LAYERS)
+    config = _checked(_meta_config(tensors), settings.where)
+    return LlamaSource(tensors=tensors, layout=llama.META, config=config, n_layers=n_layers)
 
 
 def of_gguf(tensors: GgufTensors) -> LlamaSource:
@@ -50,7 +52,8 @@ def of_gguf(tensors: GgufTensors) -> LlamaSource:
             "file"
         )
     n_layers = settings.integer("llama.block_count", limit=MAX_LAYERS)
-    return LlamaSource(tensors=tensors, layout=llama.GGUF, config=_gguf_config(tensors), n_layers=n_layers)
+    config = _checked(_gguf_config(tensors), settings.where)
+    return LlamaSource(tensors=tensors, layout=llama.GGUF, config=config, n_layers=n_layers)
 
 
 def parse_config(settings: Settings) -> tuple[LlamaConfig, int]:
@@ -84,11 +87,10 @@ def parse_config(settings: Settings) -> tuple[LlamaConfig, int]:
     absent_kv_heads = 8 if model_type == "mistral" and "num_key_value_heads" not in settings.values else heads
     head_dim = settings.integer("head_dim", max(1, width // heads))
     if min(rotated) != 1 or max(rotated) != 1:
-        rotation = rope.partial(f"a share of {min(rotated)}")
+        rotation = rope.partial(f"a fraction of {min(rotated)}")
     else:
         rotation = rope.fields(scaling, head_dim=head_dim, rope_base=rope_base)
-    config = _layer_config(
-        settings.where,
+    config = LlamaConfig(
         width=width,
         heads=heads,
         kv_heads=settings.integer("num_key_value_heads", absent_kv_heads),
@@ -98,7 +100,7 @@ def parse_config(settings: Settings) -> tuple[LlamaConfig, int]:
         rope_base=rope_base,
         **rotation,
     )
-    return config, settings.integer("num_hidden_layers", limit=MAX_LAYERS)
+    return _checked(config, settings.where), settings.integer("num_hidden_layers", limit=MAX_LAYERS)
 
 
 def _meta_config(tensors: MetaTensors) -> LlamaConfig:
@@ -121,8 +123,7 @@ def _meta_config(tensors: MetaTensors) -> LlamaConfig:
             high_freq_factor=settings.number("rope_high_freq_factor", 4.0),
             original_context=8192.0,
         )
-    return _layer_config(
-        settings.where,
+    return LlamaConfig(
         width=width,
         heads=heads,
         kv_heads=settings.integer("n_kv_heads", heads),
@@ -147,7 +148,7 @@ def _gguf_config(tensors: GgufTensors) -> LlamaConfig:
         rotation = rope.partial(f"{rotated} of {head_dim}")
     elif _ROPE_FACTORS in tensors.names:
         factors = tuple(float(factor) for factor in tensors.read(_ROPE_FACTORS).reshape(-1))
-        rotation = {"rope_factors": factors}
+        rotation = {"rope_factors": factors, "rope_unsupported": None}
     else:
         kind = settings.get("llama.rope.scaling.type")
         scaling = {
@@ -155,8 +156,7 @@ def _gguf_config(tensors: GgufTensors) -> LlamaConfig:
             "factor": settings.get("llama.rope.scaling.factor"),
         }
         rotation = rope.fields(Settings(scaling, settings.where), head_dim=head_dim, rope_base=rope_base)
-    return _layer_config(
-        settings.where,
+    return LlamaConfig(
         width=width,
         heads=heads,
         kv_heads=settings.integer("llama.attention.head_count_kv", heads),
@@ -168,40 +168,15 @@ def _gguf_config(tensors: GgufTensors) -> LlamaConfig:
     )
 
 
-def _layer_config(
-    where: str,
-    *,
-    width: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    mlp_width: int,
-    eps: float,
-    rope_base: float,
-    rope_factors: tuple[float, ...] | None = None,
-    rope_unsupported: str | None = None,
-) -> LlamaConfig:
-    """A `LlamaConfig` whose numbers fit together.
-
-    Raises:
-      UserError: they do not.
-    """
+def _checked(config: LlamaConfig, where: str) -> LlamaConfig:
+    """The same config. Raises UserError if its numbers do not fit together."""
+    heads, kv_heads, head_dim, factors = config.heads, config.kv_heads, config.head_dim, config.rope_factors
     if heads % kv_heads:
         raise UserError(f"{where}: {heads} heads are not a multiple of {kv_heads} key/value heads")
     if head_dim % 2:
         raise UserError(f"{where}: the head width {head_dim} is odd, the rotary embedding needs pairs")
-    if rope_factors is not None and len(rope_factors) != head_dim // 2:
-        raise UserError(f"{where}: {len(rope_factors)} rotary factors for a head width of {head_dim}")
-    if rope_factors is not None and not all(MIN_NUMBER <= factor <= MAX_NUMBER for factor in rope_factors):
+    if factors is not None and len(factors) != head_dim // 2:
+        raise UserError(f"{where}: {len(factors)} rotary factors for a head width of {head_dim}")
+    if factors is not None and not all(MIN_NUMBER <= factor <= MAX_NUMBER for factor in factors):
         raise UserError(f"{where}: its rotary factors are not all positive numbers: download it again")
-    return LlamaConfig(
-        width=width,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        mlp_width=mlp_width,
-        eps=eps,
-        rope_base=rope_base,
-        rope_factors=rope_factors,
-        rope_unsupported=rope_unsupported,
-    )
+    return config

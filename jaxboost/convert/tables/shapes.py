@@ -44,7 +44,7 @@ def vit_parts(arguments: Mapping[str, Any], image_size: int) -> dict[str, Shapes
 @functools.lru_cache(maxsize=8)
 def _vit(image_size: int, items: tuple[tuple[str, Any], ...]) -> tuple[Shapes, Shapes, Shapes]:
     # All blocks are alike.
-    arguments = dict(items) | {"depth": 1, "image_size": image_size, "channels": CHANNELS}
+    arguments: dict[str, Any] = dict(items) | {"depth": 1, "image_size": image_size, "channels": CHANNELS}
     found = _shapes(lambda: ViT(**arguments, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     block = {name.removeprefix(_BLOCK): shape for name, shape in found.items() if name.startswith(_BLOCK)}
     embedding = {name: shape for name, shape in found.items() if not name.startswith(_BLOCK)}
@@ -53,5 +53,5 @@ def _vit(image_size: int, items: tuple[tuple[str, Any], ...]) -> tuple[Shapes, S
 
 
 def _shapes(make: Callable[[], nnx.Module]) -> Shapes:
-    weights = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make), nnx.Param))
-    return {name: weight.shape for name, weight in flatten_dict(weights, sep=".").items()}
+    flat: Any = flatten_dict(nnx.to_pure_dict(nnx.state(nnx.eval_shape(make), nnx.Param)), sep=".")
+    return {name: weight.shape for name, weight in flat.items()}

@@ -1,13 +1,17 @@
-"""What every source of weights offers to the conversion: its kind, its parts, their arrays, its constants."""
+"""What every source of weights offers to the conversion: its kind, its parts, their arrays, its constants.
+
+A source (`llama.LlamaSource`, `vit.VitSource`) has a `kind`, the `tensors` of its checkpoint, and a method
+`select(layers, final_norm)`, which checks that they hold what is to be converted and returns a `Selection`.
+"""
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from jaxboost.convert.formats.tensors import Tensors, listed
+from jaxboost.convert.formats.tensors import TensorInfo, Tensors, listed
 from jaxboost.errors import UserError
 
 # Kinds of sources. The parts of the first are decoder layers and their final norm, of the second a vision encoder's
@@ -55,31 +59,15 @@ class Selection:
     notes: tuple[str, ...]
 
 
-class Source(Protocol):
-    """A checkpoint whose tensors are known by our names.
-
-    Attributes:
-      kind: LLAMA or VISION.
-      tensors: the checkpoint.
-    """
-
-    kind: str
-    tensors: Tensors
-
-    def select(self, layers: str, *, final_norm: bool) -> Selection:
-        """Checks what is to be converted, and names it.
-
-        Args:
-          layers: the user's --layers.
-          final_norm: whether the norm after the last layer is wanted too.
-
-        Raises:
-          UserError: the source does not hold it, or cannot be converted in parts.
-        """
-
-
 def check_tensors(
-    tensors: Tensors, wanted: Mapping[str, tuple[int, ...]], unread: Sequence[str], *, part: str, whole: str, kind: str
+    tensors: Tensors,
+    wanted: Mapping[str, tuple[int, ...]],
+    unread: Sequence[str],
+    *,
+    info: Callable[[str], TensorInfo] | None = None,
+    part: str,
+    whole: str,
+    kind: str,
 ) -> None:
     """Raises one `UserError` that names all missing, unexpected, misshapen and unreadable tensors.
 
@@ -87,6 +75,7 @@ def check_tensors(
       tensors: the checkpoint.
       wanted: name -> shape of every tensor that will be read.
       unread: tensors that should not be there.
+      info: instead of that of `tensors`.
       part: what is converted, for the message.
       whole: the same, as the configuration describes it.
       kind: of checkpoint that is expected.
@@ -95,11 +84,11 @@ def check_tensors(
     problems += [f"not part of {part}: {name}" for name in unread]
     for name, shape in wanted.items():
         if name in tensors.names:
-            info = tensors.info(name)
-            if info.obstacle:
-                problems.append(f"{name} {info.obstacle}")
-            elif info.shape != shape:
-                problems.append(f"{name} has the shape {info.shape} instead of {shape}")
+            found = (info or tensors.info)(name)
+            if found.obstacle:
+                problems.append(f"{name} {found.obstacle}")
+            elif found.shape != shape:
+                problems.append(f"{name} has the shape {found.shape} instead of {shape}")
     if problems:
         raise UserError(
             f"{tensors.source} does not hold {whole}: {listed(problems, '; ')}. "

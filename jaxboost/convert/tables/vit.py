@@ -16,7 +16,7 @@ from jaxboost.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VitSource:
-    """A vision encoder in a checkpoint; see `source.Source`.
+    """A vision encoder in a checkpoint.
 
     Attributes:
       tensors: the checkpoint.
@@ -50,7 +50,11 @@ class VitSource:
         return shapes.vit_parts(self.arguments, self.image_size)
 
     def select(self, layers: str, *, final_norm: bool) -> Selection:
-        """See `source.Source`; an encoder is converted whole."""
+        """Checks the encoder, which is only converted whole, and returns what is converted.
+
+        Raises:
+          UserError: a part of it is wanted, or the checkpoint does not hold it as its configuration describes it.
+        """
         if layers.strip() != "all":
             raise UserError(
                 f"--layers {layers!r}: {self.tensors.source} is a vision encoder, which is converted whole: pass "
@@ -127,7 +131,14 @@ def _shown(prefixes: Iterable[str]) -> str:
 
 def check(source: VitSource) -> None:
     """Raises one `UserError` that names every problem of the encoder; see `check_tensors`."""
-    tensors, wanted = _WithoutLeadingOnes(source.tensors), {}
+    tensors: Tensors = source.tensors
+    wanted: dict[str, tuple[int, ...]] = {}
+
+    def info(name: str) -> TensorInfo:
+        # Tokens and positions have batch axes of length 1 in some schemes.
+        found = tensors.info(name)
+        return dataclasses.replace(found, shape=_without_leading_ones(found.shape))
+
     for key, of_part in source.shapes.items():
         for weight, names in source.names(key).items():
             shape = _stored_shape(weight, of_part[weight], len(names), source)
@@ -151,6 +162,7 @@ def check(source: VitSource) -> None:
         tensors,
         wanted,
         unread,
+        info=info,
         part="a ViT's embedding, blocks and norm",
         whole="a vision encoder as its configuration describes it",
         kind="ViT, CLIP or DINOv2 checkpoint (no SwiGLU)",
@@ -220,15 +232,3 @@ def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     while len(shape) > 1 and shape[0] == 1:
         shape = shape[1:]
     return shape
-
-
-class _WithoutLeadingOnes:
-    """Tensors with shapes without leading axes of length 1, which tokens and positions have in some schemes."""
-
-    def __init__(self, tensors: Tensors):
-        self._tensors = tensors
-        self.source, self.names = tensors.source, tensors.names
-
-    def info(self, name: str) -> TensorInfo:
-        info = self._tensors.info(name)
-        return dataclasses.replace(info, shape=_without_leading_ones(info.shape))

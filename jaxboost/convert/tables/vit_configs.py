@@ -2,7 +2,6 @@
 
 import dataclasses
 import reprlib
-from collections.abc import Mapping
 from typing import Any
 
 from jaxboost.convert.formats.huggingface import HuggingFaceTensors
@@ -27,8 +26,8 @@ class Family:
       fixed: arguments of the ViT that no key gives.
     """
 
-    defaults: Mapping[str, Any]
-    fixed: Mapping[str, bool]
+    defaults: dict[str, Any]
+    fixed: dict[str, bool]
 
 
 _BASE = {

@@ -1,7 +1,6 @@
 """The naming schemes of vision checkpoints: which tensor is which weight of `models.vit.ViT`."""
 
 import dataclasses
-from collections.abc import Mapping
 
 from jaxboost.convert.tables.source import EMBEDDING, NORM
 
@@ -22,9 +21,9 @@ class VitLayout:
       ignored: beginnings of the names of tensors that the encoder's result does not depend on.
     """
 
-    embedding: Mapping[str, str]
+    embedding: dict[str, str]
     block: str
-    weights: Mapping[str, tuple[str, ...]]
+    weights: dict[str, tuple[str, ...]]
     norm: str
     ignored: tuple[str, ...]
 
