@@ -84,8 +84,8 @@ def with_layer(
 
 
 def _put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    # A copy: the array may be a mapped file, which a device of the CPU's would otherwise go on reading. Waiting frees
-    # it before the next array is placed.
+    # A copy: the array may be a mapped file, and a CPU device would keep reading from the file. Waiting frees the copy
+    # before the next array is placed.
     return jax.block_until_ready(
         jax.make_array_from_callback(array.shape, sharding, lambda index: np.array(array[index]))
     )

@@ -88,15 +88,15 @@ HOSTILE = (1e400, -1, 0, 2**60, 10**400, 0.5, True, "", "../x", None, [], {}, [[
 
 
 def hostile(document):
-    """Copies of a JSON document with each of its entries exchanged for each of HOSTILE, left out or doubled."""
+    """Copies of a JSON document with each entry replaced by each of HOSTILE, or left out."""
 
-    def places(value, path=()):
+    def paths_in(value, path=()):
         items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         for key, entry in items:
             yield (*path, key)
-            yield from places(entry, (*path, key))
+            yield from paths_in(entry, (*path, key))
 
-    for path in places(document):
+    for path in paths_in(document):
         for value in (*HOSTILE, "absent"):
             copy = json.loads(json.dumps(document))
             parent = copy

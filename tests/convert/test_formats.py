@@ -202,5 +202,5 @@ def test_config_is_complete_in_the_manifest(model, tmp_path):
     convert(reference.write_safetensors(model, tmp_path / "tiny"), "0", tmp_path / "block")
     manifest = json.loads((tmp_path / "block" / "manifest.json").read_text())
     assert manifest["config"] == dataclasses.asdict(CONFIG)
-    assert manifest["format_version"] == 1
+    assert (manifest["format_version"], manifest["kind"]) == (2, "llama")
     assert set(manifest["sha256"]) == {"0", "final_norm"}
