@@ -176,6 +176,9 @@ def _again(path: str | os.PathLike, fields: Mapping[str, Any]) -> str:
     source, numbers = fields.get("source"), fields.get("layers")
     if not isinstance(source, str) or not 0 < len(source) <= 1024 or not source.isprintable():
         source = "SOURCE"
+    if source.startswith("package:"):
+        # The manifest names the file in the package too.
+        source = source.partition("/")[0]
     layers = "all" if fields.get("kind") == VISION else "LAYERS"
     if (
         isinstance(numbers, list)

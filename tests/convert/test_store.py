@@ -240,6 +240,7 @@ def test_an_earlier_format_is_refused_with_the_command_that_converts_again(model
         ({"layers": [0, 1, 2, 3]}, "tiny --layers all --out BLOCK"),
         ({"source": "o/n@main", "kind": "vision"}, "o/n@main --layers 2,0,3 --out BLOCK"),
         ({"source": "o/n", "kind": "vision", "layers": None}, "o/n --layers all --out BLOCK"),
+        ({"source": "package:llm/tiny.gguf"}, "package:llm --layers 2,0,3 --out BLOCK"),
         ({"source": "a b; rm"}, "'a b; rm' --layers 2,0,3 --out BLOCK"),
         ({"source": "a\nb", "layers": ["3; rm"]}, "SOURCE --layers LAYERS --out BLOCK"),
         ({"source": ["a"], "layers": {}}, "SOURCE --layers LAYERS --out BLOCK"),
