@@ -47,13 +47,8 @@ _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Whether an existing block
 
 def main() -> None:
     # After the flags: a mistyped one should not wait for jax to load.
-    import jax
+    from jaxboost.convert import Hints, convert, summary
 
-    from jaxboost.convert import convert, summary
-    from jaxboost.convert.given import Given
-
-    # Nothing is computed here: an accelerator would only be blocked for others.
-    jax.config.update("jax_platforms", "cpu")
     manifest = convert(
         _SOURCE.value,
         _LAYERS.value,
@@ -61,7 +56,7 @@ def main() -> None:
         dtype=_DTYPE.value,
         final_norm=_FINAL_NORM.value,
         overwrite=_OVERWRITE.value,
-        given=Given(
+        hints=Hints(
             heads=_HEADS.value,
             eps=_EPS.value,
             activation=_ACTIVATION.value,

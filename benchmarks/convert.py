@@ -2,17 +2,17 @@
 
     python -m benchmarks.convert [--rounds 3] [--json FILE]
 
-The checkpoint has the shapes and sizes of LLaMA-7B in float16 (13.5 GB in two safetensors files), but is sparse: only
-layer 31 has values and a place on the disk. So disk time is not in the figures, beyond that layer's 0.4 GB: holes cost
-the kernel's work alone, and reading all of a true checkpoint costs more than is shown here. Every turn is a fresh
-process that has its imports behind it, and starts with the checkpoint out of the page cache.
+The checkpoint has the shapes and sizes of LLaMA-7B in float16 (13.5 GB in two safetensors files), but it is sparse:
+only layer 31 has values and takes space on the disk. So the figures contain the disk time of that layer's 0.4 GB alone:
+holes cost only the kernel's work, and reading all of a real checkpoint costs more than is shown here. Every turn is a
+fresh process that has finished its imports, and starts without the checkpoint in the page cache.
 
-- jaxboost: `jaxboost.convert` of layer 31, which leaves a checked, compressed float32 block.
+- jaxboost: `jaxboost.convert` of layer 31, which writes a verified float32 block and waits for the disk to have it.
 - torch: every tensor of every file into one state dict in memory, then the layer's tensors, as stored, to a file.
-- torch_mmap: the same, but with the files mapped (what `safetensors.torch.load_file` does unless told otherwise), so
-  that only the wanted tensors are brought in. What jaxboost takes longer than this goes into what it writes.
+- torch_mmap: the same with the files mapped (the default of `safetensors.torch.load_file`), so that only the wanted
+  tensors are read.
 
-What is written is compared before any figure is given. The whole checkpoint takes 14 GB of memory.
+The outputs are compared before any figure is printed. The whole checkpoint takes 14 GB of memory.
 """
 
 import os
@@ -38,16 +38,12 @@ class Jaxboost:
     """The package's own conversion."""
 
     def __init__(self, folder: str, layer: int):
+        """See `compare`."""
         self._folder, self._layer = folder, layer
 
     def start(self) -> None:
-        import absl.logging
-        import jax
-
-        import jaxboost.convert  # noqa: F401
-
-        absl.logging.set_verbosity(absl.logging.ERROR)  # as `app.run`
-        jax.devices()
+        """Imports what `run` needs."""
+        import jaxboost.convert.conversion  # noqa: F401
 
     def run(self, out: str) -> dict[str, float]:
         """Seconds and bytes read."""
@@ -57,14 +53,16 @@ class Jaxboost:
 
 
 class Torch:
-    """The whole checkpoint in memory, of which one layer is kept."""
+    """Loads the whole checkpoint into memory and keeps one layer."""
 
     backend = "pread"
 
     def __init__(self, folder: str, layer: int):
+        """See `compare`."""
         self._folder, self._layer = folder, layer
 
     def start(self) -> None:
+        """Imports what `run` needs."""
         import safetensors.torch  # noqa: F401
         import torch  # noqa: F401
 
@@ -85,7 +83,7 @@ class Torch:
 
 
 class TorchMapped(Torch):
-    """The checkpoint mapped into memory."""
+    """Maps the checkpoint into memory."""
 
     backend = "mmap"
 
@@ -115,8 +113,8 @@ def compare(make: Callable[[pathlib.Path], Any], *, layer: int, rounds: int) -> 
     """Runs the comparison and returns what --json writes.
 
     Args:
-      make: writes a safetensors checkpoint in Hugging Face's layout as the folder it is given.
-      layer: the one that is wanted.
+      make: writes a safetensors checkpoint in Hugging Face's layout into a folder.
+      layer: number of the layer that is converted.
       rounds: turns of each contender.
     """
     turns = {name: [] for name in CONTENDERS}
@@ -124,7 +122,7 @@ def compare(make: Callable[[pathlib.Path], Any], *, layer: int, rounds: int) -> 
         source = pathlib.Path(temporary) / "checkpoint"
         make(source)
         for number in range(rounds):
-            # Of its own, so that the disk holds the outputs of one round.
+            # A folder of its own, so that the disk holds the outputs of one round only.
             with tempfile.TemporaryDirectory(dir=temporary) as folder:
                 outs = {name: str(pathlib.Path(folder) / name) for name in CONTENDERS}
                 for name, contender in CONTENDERS.items():
@@ -165,7 +163,7 @@ def _turn(contender: Callable[..., Any], source: pathlib.Path, layer: int, out: 
 
 
 def _drop_from_cache(folder: pathlib.Path) -> None:
-    """Lets every turn find the checkpoint equally cold: all of it does not stay in the cache beside a copy of it."""
+    """Drops the checkpoint from the page cache, so that all turns start alike."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())  # only clean pages are dropped
@@ -173,11 +171,11 @@ def _drop_from_cache(folder: pathlib.Path) -> None:
 
 
 def _measured(work: Callable[[], object]) -> dict[str, float]:
-    """Runs `work` in this process: its seconds, and the bytes of files that it brought in.
+    """Runs `work` in this process: its seconds, and the bytes of files that it read.
 
-    These are the bytes that read calls returned (rchar; from the disk or the page cache alike) and the growth of the
-    resident pages of mapped files (RssFile) up to its peak. What does not belong to the checkpoint, such as modules
-    that are imported late, is counted too. What `work` returns is held until the last look at the mapped pages.
+    These are the bytes that read calls returned (rchar, from the disk or the page cache) and the growth of the resident
+    pages of mapped files (RssFile) up to their peak. Files beside the checkpoint count too, such as modules that are
+    imported late. The result of `work` is kept until the mapped pages are looked at for the last time.
     """
     done = threading.Event()
     start_mapped = peak_mapped = _mapped_bytes()
@@ -215,6 +213,7 @@ if __name__ == "__main__":
     json_file = flags.DEFINE_string("json", "", "file for the figures")
 
     def main() -> None:
+        """Prints the table and writes the figures."""
         outputs.check_figures(json_file.value, "--json")
         from tests.convert.test_memory import write_safetensors_7b
 

@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterator
@@ -111,6 +112,23 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_free_space(folder: pathlib.Path, needed: int, what: str, fix: str = "make room") -> None:
+    """Raises UserError if there is less space than `needed`.
+
+    Args:
+      folder: to be written into; it need not exist yet.
+      needed: number of bytes.
+      what: is written, for the message.
+      fix: what the user can do.
+    """
+    # Unlike pathlib's, this `exists` has an answer for a folder that may not be looked into, too.
+    existing = next(each for each in (folder, *folder.absolute().parents) if os.path.exists(each))
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        sizes = [f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB" for size in (needed, free)]
+        raise UserError(f"{what} needs {sizes[0]}, but {existing} has {sizes[1]} left: {fix}")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Converted vision encoders: the weights of `models.vit.ViT`, as one orbax checkpoint per part and a manifest."""
+"""Converted vision encoders: the weights of `models.vit.ViT` and their manifest, read back and verified."""
 
 import dataclasses
 import os
@@ -9,22 +9,23 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from jaxboost.convert import positions
-from jaxboost.convert.encoder_layouts import EMBEDDING, NORM
-from jaxboost.convert.encoder_names import part_shapes
+from jaxboost.convert import part_file
 from jaxboost.convert.manifests import EncoderManifest
 from jaxboost.convert.manifests import read_encoder as read_manifest
 from jaxboost.convert.placing import Placement, first_device, placed, with_layer
-from jaxboost.convert.store import DTYPES, joined_fingerprint, restored
+from jaxboost.convert.store import joined_fingerprint
+from jaxboost.convert.tables import positions, shapes
+from jaxboost.convert.tables.source import EMBEDDING, NORM
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """A restored vision encoder.
+    """A loaded vision encoder.
 
     Attributes:
+      manifest: of the encoder.
       weights: the nested dict that `frozen.split` gives for a frozen ViT.
-      norm: the final LayerNorm, which is no part of the ViT: scale and bias (D,).
+      norm: the final LayerNorm, which is not part of the ViT: scale and bias (D,).
       fingerprint: see `fingerprint_at`.
     """
 
@@ -37,7 +38,7 @@ class Encoder:
 def fingerprint_at(path: str | os.PathLike) -> str:
     """SHA-256 that identifies the weights of the vision encoder at `path` and the constants that go with them.
 
-    The manifest alone is read.
+    Only the manifest is read.
 
     Raises:
       UserError: see `read_manifest`.
@@ -46,7 +47,7 @@ def fingerprint_at(path: str | os.PathLike) -> str:
 
 
 def load_encoder(path: str | os.PathLike, *, image_size: int, placement: Placement | None = None) -> Encoder:
-    """Restores the vision encoder at `path`, each part verified against the manifest.
+    """Loads the vision encoder at `path`, each part verified against the manifest.
 
     Args:
       path: folder of the encoder.
@@ -54,36 +55,38 @@ def load_encoder(path: str | os.PathLike, *, image_size: int, placement: Placeme
       placement: see `store.load_block`.
 
     Raises:
-      UserError: if the encoder is missing or altered.
+      UserError: the encoder is missing or altered.
     """
     manifest = read_manifest(path)
     placement = placement or first_device
-    shapes, depth = part_shapes(manifest.arguments, manifest.image_size), manifest.arguments["depth"]
-
-    def arrays(key: str) -> Iterator[tuple[str, np.ndarray]]:
-        return restored(path, key, shapes[key], DTYPES[manifest.dtype], manifest.sha256)
-
+    depth = manifest.arguments["depth"]
     weights: dict[str, jax.Array] = {}
-    for name, array in arrays(EMBEDDING):
+    for name, array in arrays(path, manifest, EMBEDDING):
         if name == "positions":
             array = positions.resize(array, image_size // manifest.arguments["patch"], manifest.resizing)
         weights[name] = placed(array, placement)
     for layer in range(depth - 1):
-        for name, array in arrays(str(layer)):
+        for name, array in arrays(path, manifest, str(layer)):
             name = f"transformer.blocks.{name}"
             weights[name] = with_layer(weights.get(name), array, layer, depth - 1, placement)
-    for name, array in arrays(str(depth - 1)):
+    for name, array in arrays(path, manifest, str(depth - 1)):
         weights[f"transformer.last.{name}"] = placed(array, placement)
-    norm = {name: placed(array, placement) for name, array in arrays(NORM)}
+    norm = {name: placed(array, placement) for name, array in arrays(path, manifest, NORM)}
     return Encoder(
         manifest=manifest, weights=unflatten_dict(weights, sep="."), norm=norm, fingerprint=_fingerprint(manifest)
     )
 
 
+def arrays(path: str | os.PathLike, manifest: EncoderManifest, key: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of one part of the vision encoder at `path`; see `part_file.read`."""
+    of_part = shapes.vit_parts(manifest.arguments, manifest.image_size)[key]
+    return part_file.read(path, key, of_part, part_file.DTYPES[manifest.dtype], manifest.sha256[key])
+
+
 def _fingerprint(manifest: EncoderManifest) -> str:
-    parts = {key: manifest.sha256[key] for key in part_shapes(manifest.arguments, manifest.image_size)}
+    keys = (EMBEDDING, *map(str, range(manifest.arguments["depth"])), NORM)
     constants = dict(manifest.arguments)
-    # Encoders of the first release do not know of any other.
+    # So that the digests of the first release still hold.
     if manifest.resizing != positions.BICUBIC:
         constants["resizing"] = manifest.resizing
-    return joined_fingerprint(parts, constants)
+    return joined_fingerprint({key: manifest.sha256[key] for key in keys}, constants)

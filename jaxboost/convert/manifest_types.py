@@ -1,6 +1,6 @@
-"""What a manifest.json may hold, as types with bounds. Only `manifests` imports this, where it reads one.
+"""What a manifest.json may hold, as types with bounds. Only `manifests` imports this, when it reads one.
 
-The bounds are far above every published model, and low enough that no entry alone asks for all memory or time.
+The bounds are far above every published model, and low enough that no single entry takes all memory or time.
 """
 
 from typing import Annotated, Any, Literal
@@ -21,7 +21,7 @@ _Digests = Annotated[dict[Annotated[str, Field(max_length=16)], _Digest], Field(
 
 
 class _Closed(BaseModel, extra="forbid"):
-    """An entry that no field names is refused: another version wrote it, or somebody mistyped it."""
+    """Refuses entries that no field names: another version wrote them, or somebody mistyped them."""
 
 
 class Llama(_Closed):
@@ -38,6 +38,7 @@ class Llama(_Closed):
     rope_unsupported: _Text | None = None
 
     def model_post_init(self, context: Any) -> None:
+        """Checks what fields say of each other."""
         del context
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads are not a multiple of {self.kv_heads} key/value heads")
@@ -48,7 +49,7 @@ class Llama(_Closed):
 
 
 class Vit(_Closed):
-    """The arguments of `models.vit.ViT` that the weights decide."""
+    """The arguments of `models.vit.ViT` that depend on the weights."""
 
     patch: Annotated[int, Field(ge=1, le=1024)]
     width: _Width
@@ -63,6 +64,7 @@ class Vit(_Closed):
     registers: Annotated[int, Field(ge=1, le=1024)] | None = None
 
     def model_post_init(self, context: Any) -> None:
+        """Checks what fields say of each other."""
         del context
         if self.width % self.heads:
             raise ValueError(f"the width {self.width} is not a multiple of {self.heads} heads")
@@ -80,12 +82,14 @@ class _Manifest(_Closed):
 class Block(_Manifest):
     """See `manifests.Manifest`."""
 
+    kind: Literal["llama"]
     layers: Annotated[list[_Layer], Field(min_length=1, max_length=1024)]
     layers_in_source: _Depth
     final_norm: bool
     config: Llama
 
     def model_post_init(self, context: Any) -> None:
+        """Checks what fields say of each other."""
         del context
         if len(set(self.layers)) != len(self.layers) or max(self.layers) >= self.layers_in_source:
             raise ValueError(f"layers named twice, or above the {self.layers_in_source} of the source")
@@ -94,7 +98,7 @@ class Block(_Manifest):
 
 
 class Encoder(_Manifest):
-    """See `encoders.EncoderManifest`."""
+    """See `manifests.EncoderManifest`."""
 
     kind: Literal["vision"]
     arguments: Vit
@@ -102,6 +106,7 @@ class Encoder(_Manifest):
     resizing: Literal["bicubic", "antialiased"] = "bicubic"
 
     def model_post_init(self, context: Any) -> None:
+        """Checks what fields say of each other."""
         del context
         if self.image_size < self.arguments.patch:
             raise ValueError(f"images of {self.image_size} pixels are smaller than a patch")

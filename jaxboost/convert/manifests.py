@@ -1,26 +1,26 @@
-"""manifest.json: what a converted folder says that it holds. It may come from elsewhere: nothing in it is trusted."""
+"""manifest.json: what a converted folder says that it holds. It may come from elsewhere: nothing is trusted."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from jaxboost import io, schema
-from jaxboost.convert import file_kinds
+from jaxboost.convert.formats import kinds
+from jaxboost.convert.tables.source import LLAMA, VISION
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaConfig
 
-FORMAT_VERSION = 1
+# 1, of earlier versions, had Orbax checkpoints instead of safetensors files.
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 CHECKSUM = "checksum"
 
-# What a manifest can describe -> its name for users, and what they give as --layers for it. A block's manifest has no
-# "kind".
-BLOCK, VISION = "llama", "vision"
-_KINDS = {BLOCK: ("block", "LAYERS"), VISION: ("vision encoder", "all")}
+# Kind of source -> the users' name for what it is converted into, and their --layers for it.
+_KINDS = {LLAMA: ("block", "LAYERS"), VISION: ("vision encoder", "all")}
 _FIX = "convert again"
 
 
@@ -30,6 +30,7 @@ class Manifest:
 
     Attributes:
       format_version: version of this format.
+      kind: LLAMA.
       source: where the weights come from: the name of a folder or file, or id@commit on the hub.
       source_format: safetensors, torch, meta, gguf or hub.
       layers: numbers of the layers, in the order in which they are used.
@@ -42,6 +43,7 @@ class Manifest:
     """
 
     format_version: int = FORMAT_VERSION
+    kind: str = LLAMA
     source: str
     source_format: str
     layers: tuple[int, ...]
@@ -59,13 +61,13 @@ class EncoderManifest:
 
     Attributes:
       format_version: version of this format.
-      kind: what tells it from a block.
+      kind: VISION.
       source: where the weights come from: the name of a folder or file, or id@commit on the hub.
       source_format: safetensors, torch, onnx or hub.
       dtype: float32 or bfloat16.
-      arguments: of `models.vit.ViT`, all that the weights decide; "registers" only where there are some.
+      arguments: of `models.vit.ViT`, all that depend on the weights; "registers" only where there are some.
       image_size: side of the images that the stored positions are for, in pixels.
-      resizing: how positions become those of another size, one of `positions.RESIZINGS`.
+      resizing: how positions are resized to other image sizes, one of `positions.RESIZINGS`.
       sha256: fingerprint of each part: "embedding", the number of each block, and "norm", the final LayerNorm.
       jaxboost_version: version that converted.
     """
@@ -86,12 +88,12 @@ def read_block(path: str | os.PathLike) -> Manifest:
     """The manifest of the block at `path`.
 
     Raises:
-      UserError: there is no block, or its manifest is damaged or changed, or has another format version.
+      UserError: there is no block, or its manifest is damaged, changed or of another format version.
     """
     from jaxboost.convert import manifest_types
 
     fields = schema.parse(
-        manifest_types.Block, _entries(path, BLOCK), where=str(pathlib.Path(path) / MANIFEST), fix=_FIX
+        manifest_types.Block, _entries(path, LLAMA), where=str(pathlib.Path(path) / MANIFEST), fix=_FIX
     ).model_dump()
     config = fields.pop("config")
     factors = config.pop("rope_factors")
@@ -115,7 +117,7 @@ def read_encoder(path: str | os.PathLike) -> EncoderManifest:
 
 
 def check(manifest: Manifest | EncoderManifest) -> None:
-    """Raises UserError where a manifest that is to be written could not be read again."""
+    """Raises UserError if a manifest that is to be written could not be read again."""
     from jaxboost.convert import manifest_types
 
     kind = manifest_types.Block if isinstance(manifest, Manifest) else manifest_types.Encoder
@@ -123,7 +125,7 @@ def check(manifest: Manifest | EncoderManifest) -> None:
 
 
 def to_text(manifest: Manifest | EncoderManifest) -> str:
-    """What is written: the entries, and a checksum of them, so that a changed constant is not taken for the model's."""
+    """The text of the file: the entries and their checksum, so that a changed constant is not taken for the model's."""
     entries = dataclasses.asdict(manifest)
     return json.dumps(entries | {CHECKSUM: _checksum(entries)}, indent=2) + "\n"
 
@@ -133,40 +135,65 @@ def kind_at(path: str | os.PathLike) -> str:
     try:
         return _KINDS[io.read_json(pathlib.Path(path) / MANIFEST)["kind"]][0]
     except (OSError, ValueError, LookupError, TypeError):
-        return _KINDS[BLOCK][0]
+        return _KINDS[LLAMA][0]
+
+
+def command(source: str, layers: str, out: str | os.PathLike, *flags: str) -> str:
+    """The command that converts, for messages."""
+    return " ".join(["python convert_weights.py --source", source, "--layers", layers, "--out", str(out), *flags])
 
 
 def _entries(path: str | os.PathLike, kind: str) -> dict[str, Any]:
-    """The entries of the manifest at `path`, unchecked but for kind, version and checksum.
+    """The entries of the manifest at `path`; only kind, version and checksum are verified.
 
     Raises:
       UserError: there is no such folder, it holds the other kind, or its manifest is damaged, changed or of another
         format version.
     """
     file, (wanted, layers) = pathlib.Path(path) / MANIFEST, _KINDS[kind]
-    command = f"`python convert_weights.py --source SOURCE --layers {layers} --out"
     if not file.is_file():
-        raise UserError(f"there is no {wanted} at {path} (no {MANIFEST}): make one with {command} {path}`")
+        make = command("SOURCE", layers, path)
+        raise UserError(f"there is no {wanted} at {path} (no {MANIFEST}): make one with `{make}`")
     fields = _json(file)
-    found, version = fields.get("kind", BLOCK), fields.get("format_version")
+    found, version = fields.get("kind", LLAMA), fields.get("format_version")
     if not isinstance(found, str) or found not in _KINDS:
         raise UserError(f"{file} is damaged or of another version (kind: {found!r:.40}): {_FIX}")
     if found != kind:
+        make = command("SOURCE", layers, "DIR")
         raise UserError(
-            f"{path} holds a {_KINDS[found][0]}, not a {wanted}: name another folder, or make one with {command} DIR`"
+            f"{path} holds a {_KINDS[found][0]}, not a {wanted}: name another folder, or make one with `{make}`"
         )
-    if version != FORMAT_VERSION or isinstance(version, bool):
-        raise UserError(f"{path} has the format version {version!r:.40}, this is {FORMAT_VERSION}: {_FIX}")
-    # Blocks of the first release have none.
-    checksum = fields.pop(CHECKSUM, None)
-    if checksum is not None and checksum != _checksum(fields):
+    if isinstance(version, bool) or version != FORMAT_VERSION:
+        fix = f"{_FIX} with `{_again(path, fields)}`" if version == 1 and version is not True else _FIX
+        raise UserError(f"{path} has the format version {version!r:.40}, this is {FORMAT_VERSION}: {fix}")
+    if fields.pop(CHECKSUM, None) != _checksum(fields):
         raise UserError(f"{file} was changed after the conversion (its checksum is of other entries): {_FIX}")
     return fields
 
 
+def _again(path: str | os.PathLike, fields: Mapping[str, Any]) -> str:
+    """The command that made the folder of a manifest that is not verified, as far as its entries can be read."""
+    source, numbers = fields.get("source"), fields.get("layers")
+    if not isinstance(source, str) or not 0 < len(source) <= 1024 or not source.isprintable():
+        source = "SOURCE"
+    if source.startswith("package:"):
+        # The manifest names the file in the package too.
+        source = source.partition("/")[0]
+    layers = "all" if fields.get("kind") == VISION else "LAYERS"
+    if (
+        isinstance(numbers, list)
+        and 0 < len(numbers) <= 1024
+        and all(type(n) is int and 0 <= n < 1024 for n in numbers)
+    ):
+        layers = "all" if len(numbers) == fields.get("layers_in_source") else ",".join(map(str, numbers))
+    flags = ["--dtype bfloat16"] * (fields.get("dtype") == "bfloat16")
+    flags += ["--nofinal_norm"] * (fields.get("final_norm") is False)
+    return command(shlex.quote(source), layers, shlex.quote(str(path)), *flags, "--overwrite")
+
+
 def _json(file: pathlib.Path) -> dict[str, Any]:
     try:
-        file_kinds.refuse_known(str(file), file_kinds.head_of(file))
+        kinds.refuse_known(str(file), kinds.head_of(file))
         fields = io.read_json(file)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
@@ -179,6 +206,6 @@ def _json(file: pathlib.Path) -> dict[str, Any]:
 
 def _checksum(entries: Mapping[str, Any]) -> str:
     try:
-        return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+        return io.json_sha256(entries)
     except (ValueError, TypeError, RecursionError):
         return ""

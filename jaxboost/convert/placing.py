@@ -1,4 +1,4 @@
-"""Arrays on their devices: where each goes, in how many bits, and stacks of layers that are filled in place."""
+"""Arrays on devices: their sharding, their quantisation, and stacks of layers that are filled in place."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,20 +10,20 @@ import numpy as np
 from jaxboost.errors import UserError
 from jaxboost.models.frozen import Quantized
 
-# shape of an array -> where it goes
+# Shape of an array -> its sharding.
 Placement = Callable[[tuple[int, ...]], jax.sharding.Sharding]
-# matrices (L, in, out) of L layers -> how they are held
+# Matrices (L, in, out) of L layers -> the same, quantised.
 Pack = Callable[[jax.Array], Quantized]
 
 
 def first_device(shape: tuple[int, ...]) -> jax.sharding.Sharding:
-    """The placement of everything on the first local device."""
+    """The placement that puts everything on the first local device."""
     del shape
     return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def placed(array: np.ndarray, placement: Placement) -> jax.Array:
-    """`array` where the placement says."""
+    """A copy of `array` on the devices of the placement."""
     return _put(array, placement(array.shape))
 
 
@@ -41,7 +41,7 @@ def int8(weights: jax.Array) -> Quantized:
 
 
 def import_qwix() -> Any:
-    """The package that quantises. Raises UserError where it is not installed."""
+    """The package that quantises. Raises UserError if it is not installed."""
     try:
         import qwix
     except ModuleNotFoundError as error:
@@ -54,19 +54,22 @@ def import_qwix() -> Any:
 def with_layer(
     stack: Any | None, array: np.ndarray, position: int, depth: int, placement: Placement, pack: Pack | None = None
 ) -> Any:
-    """Puts one layer's array at `position` of the stack of `depth` layers, whose buffers it takes over.
+    """Puts one layer's array at `position` of a stack of `depth` layers, whose buffers are reused.
 
     Args:
-      stack: what the last call returned, None for the first layer.
-      placement: is asked for the shapes of the stack's arrays, and may split any axis but the first, that of the
-        layers.
-      pack: how the layer is held; None for as it is.
+      stack: the result of the previous call, None for the first layer.
+      array: of one layer.
+      position: of the layer, from 0.
+      depth: number of layers in the stack.
+      placement: gives the sharding for the shapes of the stack's arrays; it may split any axis but the first, which is
+        that of the layers.
+      pack: quantises the layer; None where it stays as it is.
     """
     layer: Any = _put(array[None], placement((depth, *array.shape)))
     if pack is not None:
-        places = jax.tree.map(lambda leaf: placement((depth, *leaf.shape[1:])), jax.eval_shape(pack, layer))
-        # Waiting lets the unpacked layer go before the next array is placed.
-        layer = jax.block_until_ready(jax.jit(pack, out_shardings=places)(layer))
+        shardings = jax.tree.map(lambda leaf: placement((depth, *leaf.shape[1:])), jax.eval_shape(pack, layer))
+        # Waiting frees the dequantised layer before the next array is placed.
+        layer = jax.block_until_ready(jax.jit(pack, out_shardings=shardings)(layer))
     if depth == 1:
         return layer
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((depth, *leaf.shape[1:]), leaf.dtype), layer)
@@ -81,8 +84,11 @@ def with_layer(
 
 
 def _put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    # Waiting lets the host's copy go before the next array is placed.
-    return jax.block_until_ready(jax.make_array_from_callback(array.shape, sharding, lambda index: array[index]))
+    # A copy: the array may be a mapped file, and a CPU device would keep reading from the file. Waiting frees the copy
+    # before the next array is placed.
+    return jax.block_until_ready(
+        jax.make_array_from_callback(array.shape, sharding, lambda index: np.array(array[index]))
+    )
 
 
 def _filled(stack: Any, layer: Any, position: jax.Array) -> Any:

@@ -1,81 +1,54 @@
-"""Writing a block or a vision encoder: under a temporary name beside it, so that it is whole or absent."""
+"""Writing a converted folder: under a temporary name beside it, so that it is whole or absent."""
 
 import contextlib
-import dataclasses
 import pathlib
+import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxboost import io
-from jaxboost.convert.encoder_layouts import EMBEDDING, NORM
+from jaxboost.convert import part_file
 from jaxboost.convert.manifests import MANIFEST, EncoderManifest, Manifest, kind_at, to_text
-from jaxboost.convert.names import FINAL_NORM
-from jaxboost.convert.store import fingerprint, part_name, save
+from jaxboost.convert.tables.source import Part
 from jaxboost.errors import UserError
 
+# Parts as they are written, and as Orbax wrote them for earlier versions.
+_PART = re.compile(r"(layer_\d{5}|final_norm|embedding|norm)(\.safetensors)?")
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
-    """One checkpoint of a folder, not read yet.
+
+class FolderWriter:
+    """Writes the parts of a converted folder; see `writing`.
 
     Attributes:
-      key: see `store.part_name`.
-      size: of all arrays, in elements.
-      reads: name -> what reads the array, in the precision that is to be stored.
+      sha256: key of each part that was written -> its fingerprint.
     """
 
-    key: str
-    size: int
-    reads: Mapping[str, Callable[[], np.ndarray]]
-
-
-class BlockWriter:
-    """Writes the parts of a block or vision encoder into a folder; see `writing`."""
-
     def __init__(self, folder: pathlib.Path):
+        """A writer for a folder that exists."""
         self._folder = folder
         self.sha256: dict[str, str] = {}
 
-    def add(self, part: Part, progress: Callable[[int], Any]) -> None:
-        """Reads and saves one part, which alone is in memory.
-
-        Args:
-          progress: gets the bytes of each array that was read.
-
-        Raises:
-          UserError: an array holds NaN or infinity, which nothing could be computed with; or see `writing`.
-        """
-        leaves = {}
-        for name, read in part.reads.items():
-            array = read()
-            # Both pass NaN on, and need no memory.
-            with np.errstate(invalid="ignore"):
-                ends = float(array.min()), float(array.max())
-            if not np.isfinite(ends).all():
-                raise UserError(
-                    f"{name} of {part_name(part.key)} holds NaN or infinity in {array.dtype}: the source is damaged"
-                    " or its training diverged: download it again, or choose another"
-                )
-            leaves[name] = _on_host(array)
-            progress(leaves[name].nbytes)
-        self.sha256[part.key] = fingerprint({name: np.asarray(array) for name, array in leaves.items()})
-        with _writing(self._folder):
-            save(self._folder / part_name(part.key), leaves)
+    def add(self, part: Part, dtype: np.dtype, progress: Callable[[int], Any]) -> None:
+        """Writes one part; see `part_file.write`."""
+        self.sha256[part.key] = part_file.write(self._folder, part, dtype, progress)
 
     def finish(self, manifest: Manifest | EncoderManifest) -> None:
-        """Writes the manifest."""
-        with _writing(self._folder):
+        """Writes the manifest. Raises UserError if the system refuses."""
+        with io.writing(self._folder.parent):
             io.write_text(self._folder / MANIFEST, to_text(manifest))
 
 
 @contextlib.contextmanager
-def writing(out: pathlib.Path, *, overwrite: bool) -> Iterator[BlockWriter]:
+def writing(out: pathlib.Path, *, overwrite: bool) -> Iterator[FolderWriter]:
     """A writer for the folder `out`, which appears when the context ends without an error, and not at all otherwise.
+
+    Args:
+      out: the folder.
+      overwrite: whether it may replace an earlier one of ours.
 
     Raises:
       UserError: see `check_free`; or the folder cannot be written.
@@ -86,28 +59,17 @@ def writing(out: pathlib.Path, *, overwrite: bool) -> Iterator[BlockWriter]:
     with io.writing(out.parent):
         temporary.mkdir(parents=True)
     try:
-        yield BlockWriter(temporary)
+        yield FolderWriter(temporary)
         # Another process may have made it meanwhile.
         check_free(out, overwrite=overwrite)
         with io.writing(out):
-            _move_into_place(temporary, out)
+            _move(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _writing(folder: pathlib.Path) -> Iterator[None]:
-    """Raises UserError where Orbax, or TensorStore below it, is refused to write."""
-    try:
-        yield
-    except Exception as error:
-        if (cause := io.os_error(error)) is None:
-            raise
-        raise io.refused(folder.parent, cause) from error
-
-
 def check_free(out: pathlib.Path, *, overwrite: bool) -> None:
-    """Raises a `UserError` if `out` exists, unless `writing` made it, nothing was added, and `overwrite` is set."""
+    """Raises UserError if `out` exists, unless it is a converted folder, nothing was added, and `overwrite` is set."""
     if not out.exists():
         return
     entries = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
@@ -116,26 +78,16 @@ def check_free(out: pathlib.Path, *, overwrite: bool) -> None:
     kind = kind_at(out)
     if not overwrite:
         raise UserError(f"{out} is a {kind} already: choose another folder, or replace it with --overwrite")
-    known = {MANIFEST, FINAL_NORM, EMBEDDING, NORM}
-    strangers = sorted(name for name in entries - known if not name.startswith("layer_"))
-    if strangers:
-        raise UserError(f"{out} also holds {strangers[0]!r}, which is not part of a {kind}: move it away first")
+    others = sorted(name for name in entries - {MANIFEST} if not _PART.fullmatch(name))
+    if others:
+        raise UserError(f"{out} also holds {others[0]!r}, which is not part of a {kind}: move it away first")
 
 
-def _on_host(array: np.ndarray) -> jax.Array:
-    # Orbax would copy a NumPy array before it writes, but writes a jax.Array from where it lies.
-    try:
-        device = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
-        device = jax.local_devices()[0]
-    return jax.block_until_ready(jax.device_put(array, device))
-
-
-def _move_into_place(temporary: pathlib.Path, out: pathlib.Path) -> None:
+def _move(temporary: pathlib.Path, out: pathlib.Path) -> None:
     if not out.exists():
         temporary.rename(out)
         return
-    # A folder cannot be replaced in one step: the old block steps aside, and back if the new one cannot move.
+    # A folder cannot be replaced in one step: the old one steps aside, and back if the new one cannot move.
     aside = temporary.with_suffix(".old")
     out.rename(aside)
     try:

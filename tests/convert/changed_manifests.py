@@ -1,9 +1,11 @@
-"""Manifests changed after the conversion, as by someone who leaves their checksum out."""
+"""Manifests changed after the conversion, checksum included, as by somebody who means to."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from jaxboost import io
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -12,4 +14,24 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     fields = json.loads(path.read_text())
     del fields["checksum"]
     change(fields)
-    path.write_text(json.dumps(fields))
+    path.write_text(sealed(fields))
+
+
+def sealed(fields: Any) -> str:
+    """The text of a manifest with these entries and their checksum."""
+    return json.dumps(fields | {"checksum": io.json_sha256(fields)} if isinstance(fields, dict) else fields)
+
+
+def make_earlier(folder: Path) -> None:
+    """Turns a converted folder into what an earlier version wrote: Orbax checkpoints, and no kind for blocks."""
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+        (folder / path.stem / "scale").mkdir(parents=True)
+        (folder / path.stem / "scale" / ".zarray").write_text("{}")
+
+    def change(fields):
+        fields["format_version"] = 1
+        if fields["kind"] == "llama":
+            del fields["kind"]
+
+    rewrite(folder, change)

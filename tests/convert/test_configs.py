@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from jaxboost.convert import rope
-from jaxboost.convert.huggingface import parse_config
-from jaxboost.convert.settings import Settings
+from jaxboost.convert.formats.settings import Settings
 from jaxboost.convert.sources import open_source
+from jaxboost.convert.tables import rope
+from jaxboost.convert.tables.llama_configs import parse_config
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaConfig
 from tests.reference import llama_checkpoints as reference
@@ -97,9 +97,9 @@ def test_refused(changes, message):
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, None),
         (
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
-            "the rotation of a part of each head (a share of 0.5)",
+            "the rotation of a part of each head (a fraction of 0.5)",
         ),
-        ({"partial_rotary_factor": 0.25}, "the rotation of a part of each head (a share of 0.25)"),
+        ({"partial_rotary_factor": 0.25}, "the rotation of a part of each head (a fraction of 0.25)"),
     ],
 )
 def test_rotation_that_is_not_supported_is_recorded(changes, problem):

@@ -9,14 +9,12 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from jaxboost.convert import convert, encoder_names, encoders, store
-from jaxboost.convert.encoder_names import EncoderSource
-from jaxboost.convert.given import Given
-from jaxboost.convert.names import check
+from jaxboost.convert import Hints, convert, encoders, part_file, store
 from jaxboost.convert.sources import open_source
+from jaxboost.convert.tables import shapes
 from jaxboost.errors import UserError
 from tests.convert import vision_checkpoints as vision
-from tests.convert.changed_manifests import rewrite
+from tests.convert.changed_manifests import make_earlier, rewrite, sealed
 from tests.mutations import mutations
 from tests.reference import llama_checkpoints as reference
 
@@ -64,17 +62,10 @@ def sources(tmp_path_factory):
 
 def read_all(source: str) -> None:
     """Everything that a conversion reads."""
-    reader = open_source(source, Given(heads=3) if "vit" in source else None)
-    if isinstance(reader, EncoderSource):
-        encoder_names.check(reader)
-        encoder_names.left_out(reader)
-        for key, shapes in encoder_names.part_shapes(reader.arguments, reader.image_size).items():
-            for weight in shapes:
-                encoder_names.read_weight(reader, key, weight, np.dtype(np.float32))
-        return
-    check(reader, range(reader.n_layers), final_norm=True)
-    for name in reader.layout.names(0).values():
-        reader.read(name)
+    selection = open_source(source, Hints(heads=3) if "vit" in source else None).select("all", final_norm=True)
+    for part in selection.parts:
+        for weight in part.shapes:
+            part.read(weight, np.dtype(np.float32))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -97,15 +88,15 @@ HOSTILE = (1e400, -1, 0, 2**60, 10**400, 0.5, True, "", "../x", None, [], {}, [[
 
 
 def hostile(document):
-    """Copies of a JSON document with each of its entries exchanged for each of HOSTILE, left out or doubled."""
+    """Copies of a JSON document with each entry replaced by each of HOSTILE, or left out."""
 
-    def places(value, path=()):
+    def paths_in(value, path=()):
         items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         for key, entry in items:
             yield (*path, key)
-            yield from places(entry, (*path, key))
+            yield from paths_in(entry, (*path, key))
 
-    for path in places(document):
+    for path in paths_in(document):
         for value in (*HOSTILE, "absent"):
             copy = json.loads(json.dumps(document))
             parent = copy
@@ -196,10 +187,10 @@ def test_what_no_run_would_open_is_not_written(sources, tmp_path):
 
 @pytest.fixture(scope="module")
 def folders(sources, tmp_path_factory):
-    """A block and a encoder."""
+    """A block and a vision encoder."""
     folder, written = tmp_path_factory.mktemp("converted"), sources[1]
     convert(written["config"], "all", folder / "block")
-    convert(written["timm"], "all", folder / "encoder", given=Given(heads=3))
+    convert(written["timm"], "all", folder / "encoder", hints=Hints(heads=3))
     return folder
 
 
@@ -212,13 +203,8 @@ def load(folder):
 
 def load_norm(folder):
     """The manifest and one part, which takes no compilation."""
-    if folder.name == "block":
-        manifest, key = store.read_manifest(folder), "final_norm"
-        shapes = {"scale": (manifest.config.width,)}
-    else:
-        manifest, key = encoders.read_manifest(folder), "norm"
-        shapes = encoder_names.part_shapes(manifest.arguments, manifest.image_size)[key]
-    list(store.restored(folder, key, shapes, store.DTYPES[manifest.dtype], manifest.sha256))
+    room, key = (store, "final_norm") if folder.name == "block" else (encoders, "norm")
+    list(room.arrays(folder, room.read_manifest(folder), key))
 
 
 @pytest.mark.parametrize("name", ["block", "encoder"])
@@ -230,7 +216,7 @@ def test_hostile_manifests(name, folders, tmp_path):
     del document["checksum"]
     same = 0
     for what, copy in hostile(document):
-        (folder / "manifest.json").write_text(json.dumps(copy))
+        (folder / "manifest.json").write_text(sealed(copy))
         if not assert_only_user_errors(lambda: read(folder), what):
             same += 1
             assert_only_user_errors(lambda: load_norm(folder), what)
@@ -269,41 +255,53 @@ def test_what_is_said_of_manifests(change, message, folders, tmp_path):
 
 
 def test_a_demand_for_more_than_the_files_hold(folders, tmp_path):
-    """Within the bounds of the schema, with arrays' metadata to match: still no more than the files can hold."""
+    """Within the bounds of the schema, with a header to match: still no more than the files hold."""
     folder = shutil.copytree(folders / "block", tmp_path / "block")
     rewrite(folder, lambda fields: fields["config"].update(width=65536, mlp_width=2**20))
     with pytest.raises(UserError, match="is altered or truncated: convert again"):
         load(folder)
-    for path in folder.rglob(".zarray"):
-        metadata = json.loads(path.read_text())
-        shape = [{16: 65536, 96: 2**20}.get(number, number) for number in metadata["shape"]]
-        path.write_text(json.dumps(metadata | {"shape": shape, "chunks": shape}))
+    manifest = store.read_manifest(folder)
+    for path in folder.glob("*.safetensors"):
+        key = "0" if path.name.startswith("layer") else "final_norm"
+        path.write_bytes(part_file._header(shapes.llama_part(manifest.config, key), np.dtype(np.float32)))
     with pytest.raises(UserError, match="is altered or truncated: convert again"):
         load(folder)
 
 
-@pytest.mark.parametrize("change", [{"dtype": "<i4"}, {"shape": [8, 2]}, {"order": "F"}, {"fill_value": 1.0}, {"x": 1}])
-@pytest.mark.parametrize("array", ["final_norm/scale", "layer_00000/attention_norm", "layer_00000/q"])
-def test_changed_metadata_of_arrays(array, change, folders, tmp_path):
+@pytest.mark.parametrize(
+    "change",
+    [{"dtype": "I32"}, {"shape": [4, 4]}, {"data_offsets": [8, 72]}, {"data_offsets": [0, 2**60]}, {"x": 1}, None],
+)
+@pytest.mark.parametrize(("part", "array"), [("final_norm", "scale"), ("layer_00000", "attention_norm")])
+def test_changed_headers(part, array, change, folders, tmp_path):
+    """With and without the size of the header to match."""
     folder = shutil.copytree(folders / "block", tmp_path / "block")
-    path = folder / array / ".zarray"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(UserError, match="is altered or truncated: convert again"):
-        load(folder)
+    path = folder / f"{part}.safetensors"
+    contents = path.read_bytes()
+    start = 8 + int.from_bytes(contents[:8], "little")
+    header = json.loads(contents[8:start])
+    header[array] = header[array] | change if change else None
+    text = json.dumps(header, separators=(",", ":")).encode()
+    for length in (len(text), start - 8):
+        text = text[:length].ljust(length)
+        path.write_bytes(length.to_bytes(8, "little") + text + contents[start:])
+        with pytest.raises(UserError, match="is altered or truncated: convert again"):
+            load(folder)
 
 
 def test_links_out_of_a_converted_folder(folders, tmp_path):
     folder = shutil.copytree(folders / "block", tmp_path / "block")
-    (folder / "final_norm").rename(tmp_path / "elsewhere")
-    (folder / "final_norm").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"final_norm.* is a link that leads out of .*block: copy what it links to"):
+    norm, layer = folder / "final_norm.safetensors", folder / "layer_00000.safetensors"
+    norm.rename(tmp_path / "elsewhere")
+    norm.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"final_norm.* is a link that leads out of .*block: replace it by what it"):
         load(folder)
-    (folder / "final_norm").unlink()
-    shutil.copytree(tmp_path / "elsewhere", folder / "final_norm")
+    norm.unlink()
+    shutil.copy(tmp_path / "elsewhere", norm)
     load(folder)
     # The folder itself may be a link, and links may stay inside.
-    (folder / "layer_00000").rename(folder / "layer")
-    (folder / "layer_00000").symlink_to("layer")
+    layer.rename(folder / "layer")
+    layer.symlink_to("layer")
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "block").symlink_to(folder)
     load(tmp_path / "linked" / "block")
@@ -311,9 +309,9 @@ def test_links_out_of_a_converted_folder(folders, tmp_path):
 
 def test_pipes_are_not_opened(folders, sources, tmp_path):
     folder = shutil.copytree(folders / "block", tmp_path / "block")
-    (folder / "final_norm" / "scale" / "0").unlink()
-    os.mkfifo(folder / "final_norm" / "scale" / "0")
-    with pytest.raises(UserError, match="scale/0 is not a regular file"):
+    (folder / "final_norm.safetensors").unlink()
+    os.mkfifo(folder / "final_norm.safetensors")
+    with pytest.raises(UserError, match=r"final_norm\.safetensors is not a regular file"):
         load(folder)
     os.mkfifo(tmp_path / "vit.pth")
     with pytest.raises(UserError, match=r"vit\.pth is not a regular file \(a pipe or a device\?\)"):
@@ -327,14 +325,45 @@ def test_pipes_are_not_opened(folders, sources, tmp_path):
 
 @pytest.mark.parametrize("name", ["block", "encoder"])
 def test_damaged_folders(name, folders, tmp_path, capfd):
-    """Every file of one array and of its part, manifest included: the values are right, or it is refused."""
+    """Every file: the values are right, or it is refused."""
     folder = shutil.copytree(folders / name, tmp_path / name)
-    part = folder / ("final_norm" if name == "block" else "norm")
-    for path in [folder / "manifest.json", *sorted(path for path in part.rglob("*") if path.is_file())]:
+    read_manifest = store.read_manifest if name == "block" else encoders.read_manifest
+    expected, manifest = all_arrays(folder), read_manifest(folder)
+    for path in sorted(folder.iterdir()):
         contents = path.read_bytes()
-        for what, damaged in mutations(contents, max(3, COUNT // 8)):
+        for what, damaged in mutations(contents, COUNT):
             path.write_bytes(damaged)
-            assert_only_user_errors(lambda: load_norm(folder), f"{path.relative_to(folder)}: {what}")
+            where = f"{path.name}: {what}"
+            # A mutation may leave the file as it was.
+            if not assert_only_user_errors(lambda: all_arrays(folder), where):
+                found = all_arrays(folder)
+                assert read_manifest(folder) == manifest, where
+                assert found.keys() == expected.keys(), where
+                for key, array in found.items():
+                    np.testing.assert_array_equal(array, expected[key], err_msg=where)
+                assert path.suffix == ".json" or damaged == contents, where
         path.write_bytes(contents)
     load(folder)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def all_arrays(folder):
+    """Part and name -> values, of every part of a converted folder."""
+    room = store if folder.name == "block" else encoders
+    manifest = room.read_manifest(folder)
+    return {
+        (key, name): np.array(array) for key in manifest.sha256 for name, array in room.arrays(folder, manifest, key)
+    }
+
+
+@pytest.mark.parametrize("name", ["block", "encoder"])
+def test_hostile_manifests_of_earlier_versions(name, folders, tmp_path):
+    """The command in the message is built of their entries: one line, whatever these are."""
+    folder = shutil.copytree(folders / name, tmp_path / name)
+    make_earlier(folder)
+    read = store.read_manifest if name == "block" else encoders.read_manifest
+    document = json.loads((folder / "manifest.json").read_text())
+    for what, copy in hostile(document):
+        (folder / "manifest.json").write_text(json.dumps(copy))
+        if copy.get("format_version") == 1:
+            assert assert_only_user_errors(lambda: read(folder), what)

@@ -1,4 +1,4 @@
-"""vision encoders: what is stored and loaded, what config.json may leave out, and what is refused in one line."""
+"""Vision encoders: what is stored and loaded, what config.json may leave out, and what is refused in one line."""
 
 import dataclasses
 import json
@@ -15,8 +15,9 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from jaxboost.convert import convert, encoder_configs, encoders, positions, store, summary
-from jaxboost.convert.settings import Settings
+from jaxboost.convert import convert, encoders, store, summary
+from jaxboost.convert.formats.settings import Settings
+from jaxboost.convert.tables import positions, vit_configs
 from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.vit import PLAIN
@@ -86,18 +87,18 @@ def test_manifest(folder):
     assert (manifest.image_size, manifest.dtype) == (vision.IMAGE_SIZE, "float32")
     assert set(manifest.sha256) == {"embedding", "0", "1", "2", "norm"}
     written = {path.name for path in (folder / "encoder").iterdir()}
-    assert written == {"manifest.json", "embedding", "layer_00000", "layer_00001", "layer_00002", "norm"}
-    for path in (folder / "encoder").rglob("*"):
-        assert path.is_dir() or str(folder).encode() not in path.read_bytes(), path
+    parts = ("embedding", "layer_00000", "layer_00001", "layer_00002", "norm")
+    assert written == {"manifest.json", *(f"{part}.safetensors" for part in parts)}
+    for path in (folder / "encoder").iterdir():
+        assert str(folder).encode() not in path.read_bytes(), path
 
 
 def test_fingerprint_needs_the_manifest_alone(folder, encoder):
     expected = encoders.load_encoder(folder / "encoder", image_size=12).fingerprint
     assert expected == encoders.fingerprint_at(folder / "encoder")
     assert re.fullmatch("[0-9a-f]{64}", expected)
-    for part in encoder.iterdir():
-        if part.is_dir():
-            shutil.rmtree(part)
+    for part in encoder.glob("*.safetensors"):
+        part.unlink()
     assert encoders.fingerprint_at(encoder) == expected
     rewrite(encoder, lambda fields: fields["arguments"].update(eps=0.002))
     assert encoders.fingerprint_at(encoder) != expected
@@ -185,8 +186,8 @@ def test_positions_are_resized_as_torch_does(old, new):
     ],
 )
 def test_defaults_are_those_of_transformers(model_type, config):
-    sparse = encoder_configs.parse_vision(Settings({"model_type": model_type}, "config.json"), model_type)
-    whole = encoder_configs.parse_vision(Settings(config.to_dict(), "config.json"), model_type)
+    sparse = vit_configs.parse_vision(Settings({"model_type": model_type}, "config.json"), model_type)
+    whole = vit_configs.parse_vision(Settings(config.to_dict(), "config.json"), model_type)
     assert sparse == whole
     assert sparse[0]["mlp_width"] == 3072
 
@@ -203,7 +204,7 @@ def test_the_published_models_are_the_backbones_of_their_names():
         "vit_l16": ("vit", large),
     }
     for name, (model_type, values) in published.items():
-        arguments, _ = encoder_configs.parse_vision(Settings(values, "config.json"), model_type)
+        arguments, _ = vit_configs.parse_vision(Settings(values, "config.json"), model_type)
         # Of eps the ViT's checkpoints have 1e-12, the model 1e-6.
         assert arguments | {"eps": 0} == PLAIN | BACKBONES[name].arguments | {"eps": 0}, name
 
@@ -216,7 +217,7 @@ def test_older_section_of_clip_wins(tmp_path):
     assert convert(str(tmp_path / "clip"), "all", tmp_path / "encoder").arguments["width"] == vision.WIDTH
 
 
-def test_all_faults_are_in_one_message(changed, tmp_path):
+def test_all_problems_are_in_one_message(changed, tmp_path):
     state = {
         "vit.encoder.layer.1.layernorm_after.bias": None,
         "vit.encoder.layer.2.output.dense.weight": np.zeros((3, 4), np.float32),
@@ -238,7 +239,7 @@ def test_all_faults_are_in_one_message(changed, tmp_path):
     assert "pooler" not in message
 
 
-def test_a_block_more_than_the_configuration_says_is_a_fault(changed, tmp_path):
+def test_a_block_more_than_the_configuration_says_is_a_problem(changed, tmp_path):
     message = refused(changed({"num_hidden_layers": 2}), "blocks and norm: vit.encoder.layer.2.", tmp_path)
     assert "layer.1." not in message
 
@@ -333,15 +334,14 @@ def test_broken_manifest(encoder, change):
         encoders.read_manifest(encoder)
 
 
-@pytest.mark.parametrize(
-    "part", ["embedding/positions", "layer_00001/mlp.up.kernel", "layer_00002/mlp.up.kernel", "norm"]
-)
-def test_altered_values(encoder, part):
-    path = max((path for path in (encoder / part).rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+@pytest.mark.parametrize("part", ["embedding", "layer_00001", "layer_00002", "norm"])
+@pytest.mark.parametrize("place", [0.5, 1.0])
+def test_altered_values(encoder, part, place):
+    path = encoder / f"{part}.safetensors"
     contents = bytearray(path.read_bytes())
-    contents[len(contents) // 2] ^= 1
+    contents[int((len(contents) - 1) * place)] ^= 1
     path.write_bytes(contents)
-    with pytest.raises(UserError, match=f"{part.split('/')[0]} is altered or truncated: convert again"):
+    with pytest.raises(UserError, match=rf"{part}\.safetensors is altered or truncated: convert again"):
         encoders.load_encoder(encoder, image_size=12)
 
 

@@ -9,8 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxboost.convert import convert, parse_layers
+from jaxboost.convert import convert
 from jaxboost.convert.store import load_block
+from jaxboost.convert.tables.llama import parse_layers
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaConfig
 from tests.reference import llama_checkpoints as reference
@@ -201,5 +202,5 @@ def test_config_is_complete_in_the_manifest(model, tmp_path):
     convert(reference.write_safetensors(model, tmp_path / "tiny"), "0", tmp_path / "block")
     manifest = json.loads((tmp_path / "block" / "manifest.json").read_text())
     assert manifest["config"] == dataclasses.asdict(CONFIG)
-    assert manifest["format_version"] == 1
+    assert (manifest["format_version"], manifest["kind"]) == (2, "llama")
     assert set(manifest["sha256"]) == {"0", "final_norm"}

@@ -104,7 +104,8 @@ def test_the_text_encoder_is_not_fetched(hub, repositories, tmp_path):
 def test_large_tensors_come_in_pieces(hub, repositories, tmp_path):
     program = f"""
 import sys
-from jaxboost.convert import convert, hub
+from jaxboost.convert import convert
+from jaxboost.convert.formats import hub
 hub._PIECE_BYTES = 5000
 convert("owner/single@{COMMIT}", "{LAYER}", sys.argv[1])
 """

@@ -25,7 +25,7 @@ def model():
 def refused(source, message):
     with pytest.raises(UserError, match=message) as caught:
         # Names of folders are looked up when they are asked for.
-        list(open_source(str(source)).names)
+        list(open_source(str(source)).tensors.names)
     assert "\n" not in str(caught.value)
 
 
@@ -256,7 +256,7 @@ def test_other_headers_of_safetensors(text, tmp_path):
 def test_tensors_that_repeat_their_values(tmp_path):
     """A file of a kilobyte with a weight of 4 TB."""
     torch.save({"blocks.0.mlp.fc1.weight": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "vit.pth")
-    from jaxboost.convert.torch_files import TorchFile
+    from jaxboost.convert.formats.torch_file import TorchFile
 
     info = TorchFile(tmp_path / "vit.pth").info("blocks.0.mlp.fc1.weight")
     assert info.obstacle == "repeats its values, so that its file does not hold them all"

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxboost.convert.rope import linear_factors, llama3_factors, rope_factors
-from jaxboost.convert.settings import Settings
+from jaxboost.convert.formats.settings import Settings
+from jaxboost.convert.tables.rope import linear_factors, llama3_factors, rope_factors
 from jaxboost.errors import UserError
 
 LLAMA3 = {

@@ -68,7 +68,7 @@ def test_unreadable_file(monkeypatch, written, tmp_path):
     def denied(*_):
         raise PermissionError(13, "Permission denied", source)
 
-    monkeypatch.setattr(sources_module, "GgufReader", denied)
+    monkeypatch.setattr(sources_module, "GgufTensors", denied)
     refused(tmp_path, source, f"{source} cannot be read: Permission denied")
 
 
@@ -279,7 +279,7 @@ def test_unknown_dtype(written, tmp_path):
 
 def test_disk_is_full(written, monkeypatch, tmp_path):
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr("jaxboost.convert.shutil.disk_usage", lambda path: usage(10, 9, 1))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10, 9, 1))
     refused(tmp_path, written("safetensors"), "MiB left: make room")
 
 
@@ -295,7 +295,11 @@ def test_existing_output(written, tmp_path):
     with pytest.raises(UserError, match="is a block already: choose another folder, or replace it with --overwrite"):
         convert(source, "2", out)
     assert convert(source, "2", out, overwrite=True).layers == (2,) != first.layers
-    assert {path.name for path in out.iterdir()} == {"manifest.json", "layer_00002", "final_norm"}
+    assert {path.name for path in out.iterdir()} == {
+        "manifest.json",
+        "layer_00002.safetensors",
+        "final_norm.safetensors",
+    }
     assert {path.name for path in tmp_path.iterdir()} == {"tiny", "block"}
 
 
@@ -320,7 +324,7 @@ def test_failure_half_way_leaves_the_old_block(written, monkeypatch, tmp_path):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer.BlockWriter, "finish", interrupted)
+    monkeypatch.setattr(writer.FolderWriter, "finish", interrupted)
     with pytest.raises(KeyboardInterrupt):
         convert(source, "2", out, overwrite=True)
     with pytest.raises(KeyboardInterrupt):
@@ -337,4 +341,4 @@ def test_relative_paths_and_home(written, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path / "tiny")
     assert convert(".", "3", "../other").source == "tiny"
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert open_source("~/tiny").source == "tiny"
+    assert open_source("~/tiny").tensors.source == "tiny"

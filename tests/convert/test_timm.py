@@ -13,8 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from jaxboost.convert import convert, encoders
-from jaxboost.convert.given import Given
+from jaxboost.convert import Hints, convert, encoders
 from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.vit import PLAIN
@@ -215,9 +214,9 @@ def test_encoders_of_training_checkpoints(form, state, tmp_path, caplog):
             str(tmp_path / "last.ckpt"), r"holds 2 vision encoders \(.*\): choose one with --entry", tmp_path
         )
         assert entry in message
-        refused(str(tmp_path / "last.ckpt"), "no vision encoder in --entry x: there are ", tmp_path, Given(entry="x"))
+        refused(str(tmp_path / "last.ckpt"), "no vision encoder in --entry x: there are ", tmp_path, Hints(entry="x"))
     with caplog.at_level(logging.INFO, logger="jaxboost"):
-        manifest = convert(str(tmp_path / "last.ckpt"), "all", tmp_path / "encoder", given=Given(entry=entry))
+        manifest = convert(str(tmp_path / "last.ckpt"), "all", tmp_path / "encoder", hints=Hints(entry=entry))
     assert manifest.sha256 == convert(write("safetensors", encoder, tmp_path)[0], "all", tmp_path / "plain").sha256
     assert entry in (None, ".") or f"the weights are those under '{entry}" in caplog.text
 
@@ -252,8 +251,8 @@ def test_what_is_assumed_is_said(state, tmp_path, caplog):
         )
         assert assumed in caplog.text
         caplog.clear()
-        given = Given(heads=6, eps=1e-5, activation="quick_gelu", resizing="antialiased")
-        manifest = convert(source, "all", tmp_path / "given", given=given)
+        hints = Hints(heads=6, eps=1e-5, activation="quick_gelu", resizing="antialiased")
+        manifest = convert(source, "all", tmp_path / "hinted", hints=hints)
         assert "assumed, because the weights do not say it: square images of 20 pixels" in caplog.text
         caplog.clear()
         folder = convert(write_folder(state, tmp_path / "timm"), "all", tmp_path / "folder")
@@ -262,32 +261,32 @@ def test_what_is_assumed_is_said(state, tmp_path, caplog):
     assert found == {"heads": 6, "eps": 1e-5, "activation": "quick_gelu"}
     assert (manifest.resizing, folder.resizing) == ("antialiased", "antialiased")
     # They are constants of the function, so that another is another encoder.
-    assert len({encoders.fingerprint_at(tmp_path / name) for name in ("encoder", "given", "folder")}) == 3
+    assert len({encoders.fingerprint_at(tmp_path / name) for name in ("encoder", "hinted", "folder")}) == 3
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("hints", "message"),
     [
-        (Given(heads=5), "a width of 192 is not a multiple of 5 heads: check --heads"),
-        (Given(eps=0.0), r"--eps 0\.0 is not above 0 and at most 1"),
-        (Given(eps=float("nan")), "--eps nan is not above 0"),
-        (Given(activation="relu"), "--activation 'relu' is not one of gelu, quick_gelu"),
-        (Given(resizing="nearest"), "--resizing 'nearest' is not one of bicubic, antialiased"),
+        (Hints(heads=5), "a width of 192 is not a multiple of 5 heads: check --heads"),
+        (Hints(eps=0.0), r"--eps 0\.0 is not above 0 and at most 1"),
+        (Hints(eps=float("nan")), "--eps nan is not above 0"),
+        (Hints(activation="relu"), "--activation 'relu' is not one of gelu, quick_gelu"),
+        (Hints(resizing="nearest"), "--resizing 'nearest' is not one of bicubic, antialiased"),
     ],
 )
-def test_what_is_given_is_checked(given, message, state, tmp_path):
-    refused(write("safetensors", state, tmp_path)[0], message, tmp_path, given)
+def test_hints_are_checked(hints, message, state, tmp_path):
+    refused(write("safetensors", state, tmp_path)[0], message, tmp_path, hints)
 
 
-def test_what_a_source_says_itself_is_not_given(state, tmp_path):
+def test_no_hints_for_what_a_source_says_itself(state, tmp_path):
     source = write_folder(state, tmp_path / "timm", model_args={"num_heads": 6})
-    refused(source, "says 6 heads, not 3: leave --heads out", tmp_path, Given(heads=3))
+    refused(source, "says 6 heads, not 3: leave --heads out", tmp_path, Hints(heads=3))
     vision.tiny("vit").save_pretrained(tmp_path / "vit")
     refused(
         str(tmp_path / "vit"),
         "needs no --heads, --eps, it holds these values itself: leave them out",
         tmp_path,
-        Given(heads=3, eps=1),
+        Hints(heads=3, eps=1),
     )
 
 
@@ -298,7 +297,7 @@ def test_a_width_of_its_own_needs_its_heads(state, tmp_path):
     source, _ = write("safetensors", weights, tmp_path)
     refused(source, "heads is not known for a width of 48, .*: give it with --heads", tmp_path)
     expected = convert(str(tmp_path / "source"), "all", tmp_path / "expected")
-    manifest = convert(source, "all", tmp_path / "encoder", given=Given(heads=4))
+    manifest = convert(source, "all", tmp_path / "encoder", hints=Hints(heads=4))
     assert (manifest.arguments, manifest.sha256) == (expected.arguments, expected.sha256)
 
 
@@ -322,9 +321,9 @@ def test_nothing_is_said_where_all_is_read(state, tmp_path, caplog):
     assert "not read" not in caplog.text
 
 
-def refused(source, message, tmp_path, given=None):
+def refused(source, message, tmp_path, hints=None):
     with pytest.raises(UserError, match=message) as caught:
-        convert(source, "all", tmp_path / "out" / "encoder", given=given)
+        convert(source, "all", tmp_path / "out" / "encoder", hints=hints)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     return str(caught.value)
@@ -450,9 +449,9 @@ def test_broken_files(state, tmp_path):
 def test_real_architectures_are_read_as_they_are(tmp_path):
     """The shapes, heads, eps and activation of timm's own models of these names; no weight is computed."""
     timm = pytest.importorskip("timm")
-    from jaxboost.convert import timm_vit
-    from jaxboost.convert.names import TensorInfo
-    from jaxboost.convert.settings import Settings
+    from jaxboost.convert.formats.settings import Settings
+    from jaxboost.convert.formats.tensors import TensorInfo
+    from jaxboost.convert.tables import vit_timm
 
     class Shapes:
         source, source_format = "model", "safetensors"
@@ -476,7 +475,7 @@ def test_real_architectures_are_read_as_they_are(tmp_path):
     for architecture, backbone in named.items():
         with torch.device("meta"):
             model = timm.create_model(architecture, num_classes=0)
-        found = timm_vit.encoder_of(Shapes(model), Settings({"architecture": architecture}, "config.json"), "model")
+        found = vit_timm.encoder_of(Shapes(model), Settings({"architecture": architecture}, "config.json"), "model")
         block = model.blocks[0]
         assert found.arguments["heads"] == block.attn.num_heads, architecture
         assert found.arguments["eps"] == block.norm1.eps == model.norm.eps, architecture

@@ -7,7 +7,6 @@ import lzma
 import math
 import os
 import pathlib
-import shutil
 import struct
 import tokenize
 import zipfile
@@ -25,7 +24,7 @@ from numpy.lib.format import (
 from tqdm import tqdm
 
 from jaxboost.errors import UserError
-from jaxboost.io import irregular, replacing
+from jaxboost.io import check_free_space, irregular, replacing
 
 # An array of this many bytes is mapped. Reading a smaller one at every start takes a second or two.
 LARGE_BYTES = 256 << 20
@@ -144,8 +143,8 @@ def _large_arrays(
     copies = {name: _copy(name, md5, folders) for name in names if sizes[name] >= LARGE_BYTES}
     if lacking := [name for name, copy in copies.items() if copy is None]:
         folder = _writable(folders)
-        existing = _existing(folder)
-        _check_room(path, existing, sum(sizes[name] for name in lacking))
+        existing, needed = _existing(folder), sum(sizes[name] for name in lacking)
+        check_free_space(folder, needed, f"{path}: unpacking its large arrays", _ELSEWHERE)
         logger.info("unpacking the large arrays of %s once, to %s", path, folder)
         try:
             for name in lacking:
@@ -189,15 +188,6 @@ def _chunks(path: pathlib.Path, archive: zipfile.ZipFile, name: str) -> Iterator
             while chunk := member.read(_CHUNK_BYTES):
                 bar.update(len(chunk))
                 yield chunk
-
-
-def _check_room(path: pathlib.Path, folder: pathlib.Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"{path}: its large arrays need {needed / 1e9:.1f} GB unpacked, and {folder} has {free / 1e9:.1f} GB left: "
-            f"{_ELSEWHERE}"
-        )
 
 
 def _writable(folders: Sequence[pathlib.Path]) -> pathlib.Path:

@@ -153,7 +153,7 @@ def test_no_room(archive, tmp_path, monkeypatch):
     with pytest.raises(UserError) as error:
         open_all(archive, tmp_path / "new" / "folder")
     assert str(error.value) == (
-        f"{archive}: its large arrays need 0.0 GB unpacked, and {tmp_path} has 0.0 GB left: "
+        f"{archive}: unpacking its large arrays needs 0.0 MiB, but {tmp_path} has 0.0 MiB left: "
         "make room there, or take a folder that has it (data.root or MEDMNIST_ROOT)"
     )
     assert content(tmp_path) == before

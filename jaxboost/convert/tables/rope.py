@@ -1,7 +1,7 @@
 """Rotary frequency scaling: what a checkpoint's configuration says -> `LlamaConfig.rope_factors`.
 
-R-LLM runs its layers without the rotary embedding. A scaling that is not known here is therefore no reason to refuse a
-checkpoint: it is recorded, and refused where a model would rotate.
+R-LLM runs its layers without the rotary embedding. So an unknown scaling is no reason to refuse a checkpoint: it is
+recorded, and refused where a model would rotate.
 """
 
 import reprlib
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxboost.convert.settings import Settings
+from jaxboost.convert.formats.settings import Settings
 from jaxboost.errors import UserError
 
 _KNOWN = ("default", "linear", "llama3")
@@ -19,7 +19,7 @@ def fields(scaling: Settings, *, head_dim: int, rope_base: float) -> dict[str, A
     """`rope_factors` and `rope_unsupported` of `LlamaConfig`, at least one of them None; see `rope_factors`.
 
     Raises:
-      UserError: the kind of scaling is no text, or numbers of a known kind are missing.
+      UserError: the kind of scaling is not a text, or numbers of a known kind are missing.
     """
     kind = _kind(scaling)
     if kind not in _KNOWN:
@@ -28,9 +28,9 @@ def fields(scaling: Settings, *, head_dim: int, rope_base: float) -> dict[str, A
     return {"rope_factors": factors, "rope_unsupported": None}
 
 
-def partial(share: str) -> dict[str, Any]:
-    """As `fields`, for heads that are rotated in part; `share` is that part in words."""
-    return {"rope_factors": None, "rope_unsupported": f"the rotation of a part of each head ({share})"}
+def partial(fraction: str) -> dict[str, Any]:
+    """As `fields`, for heads that are rotated in part; `fraction` is that part in words."""
+    return {"rope_factors": None, "rope_unsupported": f"the rotation of a part of each head ({fraction})"}
 
 
 def rope_factors(scaling: Settings, *, head_dim: int, rope_base: float) -> tuple[float, ...] | None:

@@ -1,31 +1,25 @@
 """ViTs in timm's names: a file of weights alone, or a folder whose config.json names the architecture.
 
-Shapes are read off the weights. What no weight says is taken from the user, from config.json or from the layouts that
-timm, MAE, DINO and DINOv2 share, in this order; whatever was assumed is named.
+The weights give the shapes. The user's hints, config.json and the habits of timm, MAE, DINO and DINOv2 give the rest,
+in this order; the log names what was assumed.
 """
 
 import math
 import pathlib
 import re
-from collections.abc import Collection
-from typing import Any
 
-import numpy as np
-
-from jaxboost.convert import file_kinds, unmerged
-from jaxboost.convert.encoder_layouts import REGISTERS, TIMM, TIMM_OF_DINOV2, EncoderLayout
-from jaxboost.convert.encoder_names import EncoderSource, locate
-from jaxboost.convert.given import Given
-from jaxboost.convert.huggingface import LocalFolder
-from jaxboost.convert.names import TensorInfo, Tensors
-from jaxboost.convert.positions import ANTIALIASED, BICUBIC, RESIZINGS
-from jaxboost.convert.safetensors_file import SafetensorsFile
-from jaxboost.convert.settings import MAX_LAYERS, Settings
+from jaxboost.convert.formats import adapters
+from jaxboost.convert.formats.settings import MAX_LAYERS, Settings
+from jaxboost.convert.formats.single_file import FileTensors
+from jaxboost.convert.formats.tensors import Tensors
+from jaxboost.convert.tables.hints import Hints
+from jaxboost.convert.tables.positions import ANTIALIASED, BICUBIC, RESIZINGS
+from jaxboost.convert.tables.vit import VitSource, locate
+from jaxboost.convert.tables.vit_names import REGISTERS, TIMM, TIMM_OF_DINOV2, VitLayout
 from jaxboost.errors import UserError
 from jaxboost.models.transformer import ACTIVATIONS
 
 LAYOUTS = (TIMM, TIMM_OF_DINOV2)
-FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _EPS, _ACTIVATION = 1e-6, "gelu"
 # Width -> heads, of all of timm's plain ViTs.
 _HEADS = {
@@ -34,9 +28,9 @@ _HEADS = {
 }
 
 _ARCHITECTURES = ("vit_", "deit")
-# Changes of the architecture, which config.json may hold, that no weight shows.
+# Changes of the architecture that config.json may hold and no weight shows.
 _INVISIBLE = ("act_layer", "norm_layer", "block_fn", "attn_layer", "mlp_layer")
-# Beginning of a tensor's name -> why a model with it is none that `models.vit.ViT` can be, and what to do.
+# Beginning of a tensor's name -> why `models.vit.ViT` cannot be a model with it, and what to do.
 _OTHER = "choose another model"
 _FOREIGN = {
     "dist_token": (
@@ -56,87 +50,42 @@ _FOREIGN = {
     "blocks.0.gamma_1": ("has LayerScale under the names of BEiT and CaiT", "choose timm's copy of the model"),
     "rope.": ("has a rotary embedding", _OTHER),
 }
-# What wrappers put in the middle of names: torch.compile, and the sharding and checkpointing of FSDP.
-_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-
-
-class FileTensors:
-    """The weights of one file, by names without wrappers; see `names.Tensors`.
-
-    Attributes:
-      others: what lies beside them and is no tensor, by name.
-      entries: the keys under which more of the file lies, as an optimizer's state.
-    """
-
-    def __init__(self, path: pathlib.Path, source: str, kind: str | None):
-        """Reads the header of a safetensors file, or maps a PyTorch file.
-
-        Args:
-          source: what the manifest records.
-          kind: see `file_kinds.kind_of`; None where only the ending says it.
-
-        Raises:
-          UserError: see `SafetensorsFile` and `TorchFile`.
-        """
-        self.source = source
-        if kind == file_kinds.SAFETENSORS or (kind is None and path.suffix == ".safetensors"):
-            folder = LocalFolder(path.parent)
-            file: Any = SafetensorsFile(
-                str(path), folder.size(path.name), lambda start, stop: folder.read_range(path.name, start, stop)
-            )
-            self.source_format, self.others, self.entries = "safetensors", (), ()
-        else:
-            # Only here: what reads such files is not needed for others.
-            from jaxboost.convert.torch_files import TorchFile
-
-            file = TorchFile(path, may_be_nested=True)
-            self.source_format, self.others, self.entries = "torch", file.others, file.entries
-        self._file = file
-        self._stored = {_WRAPPERS.sub("", name): name for name in file.names}
-        if len(self._stored) != len(file.names):
-            raise UserError(f"{path} holds its weights twice, wrapped and not: save model.state_dict() alone")
-
-    @property
-    def names(self) -> Collection[str]:
-        return self._stored.keys()
-
-    def info(self, name: str) -> TensorInfo:
-        return self._file.info(self._stored[name])
-
-    def read(self, name: str) -> np.ndarray:
-        return self._file.read(self._stored[name])
 
 
 def is_timm(settings: Settings) -> bool:
-    """Whether config.json is that of timm, alone or as transformers wraps it."""
+    """Whether config.json is timm's own, or transformers' wrapper of it."""
     return settings.get("model_type") in (None, "timm_wrapper") and isinstance(settings.get("architecture"), str)
 
 
-def encoder_of_file(path: pathlib.Path, source: str, given: Given, kind: str | None = None) -> EncoderSource:
+def encoder_of_file(path: pathlib.Path, source: str, hints: Hints, kind: str | None = None) -> VitSource:
     """The ViT in a file of weights; see `encoder_of`.
 
     Args:
+      path: the file.
       source: what the manifest records.
+      hints: what the user says of it.
       kind: see `FileTensors`.
     """
-    return encoder_of(FileTensors(path, source, kind), Settings({}, str(path)), str(path), given)
+    return encoder_of(FileTensors(path, source, kind), Settings({}, str(path)), str(path), hints)
 
 
-def encoder_of(tensors: Tensors, settings: Settings, where: str, given: Given | None = None) -> EncoderSource:
+def encoder_of(tensors: Tensors, settings: Settings, where: str, hints: Hints | None = None) -> VitSource:
     """The ViT in timm's names among `tensors`.
 
     Args:
+      tensors: the checkpoint.
       settings: config.json, empty for a file of weights alone.
       where: the weights, for messages.
+      hints: what the user says of it.
 
     Raises:
-      UserError: there is none, or several, or it is not what `models.vit.ViT` can be, or how many heads it has is not
-        known, or a file is missing or broken.
+      UserError: there is none, or several; `models.vit.ViT` cannot be it; its number of heads is not known; or a file
+        is missing or broken.
     """
-    given = given or Given()
+    hints = hints or Hints()
     _check_architecture(settings)
-    unmerged.check(tensors.names, where)
-    layout, prefix = locate(tensors.names, LAYOUTS, where=where, entry=given.entry)
+    adapters.check(tensors.names, where)
+    layout, prefix = locate(tensors.names, LAYOUTS, where=where, entry=hints.entry)
     _check_kind(tensors, prefix, settings, where)
     block = layout.names("0")
 
@@ -151,7 +100,7 @@ def encoder_of(tensors: Tensors, settings: Settings, where: str, given: Given | 
     if prefix + layout.embedding[REGISTERS] in tensors.names:
         registers = shape(layout.embedding[REGISTERS], 3)[1]
     placed, grid = _grid(shape(layout.embedding["positions"], 3)[1], registers, layout, where)
-    heads, eps, activation, resizing, assumed = _unseen(width, settings, where, given, layout, registers)
+    heads, eps, activation, resizing, assumed = _unseen(width, settings, where, hints, layout, registers)
     arguments = {
         "patch": patch,
         "width": width,
@@ -176,7 +125,7 @@ def encoder_of(tensors: Tensors, settings: Settings, where: str, given: Given | 
         )
     if others := getattr(tensors, "others", ()):
         notes.append(f"not read, because these are no tensors: {', '.join(others[:20])}")
-    return EncoderSource(
+    return VitSource(
         tensors=tensors,
         layout=layout,
         prefix=prefix,
@@ -205,7 +154,7 @@ def _check_architecture(settings: Settings) -> None:
 
 
 def _check_kind(tensors: Tensors, prefix: str, settings: Settings, where: str) -> None:
-    """Raises a `UserError` where there is no ViT in timm's names, or one with more or less than ours."""
+    """Raises UserError if there is no ViT in timm's names, or one with parts that ours lacks."""
     block = TIMM.names("0")
     needed = [TIMM.embedding["embedding.kernel"], TIMM.embedding["positions"], block["mlp.up.kernel"][0]]
     for name in needed:
@@ -224,9 +173,9 @@ def _check_kind(tensors: Tensors, prefix: str, settings: Settings, where: str) -
         )
 
 
-def _grid(tokens: int, registers: int, layout: EncoderLayout, where: str) -> tuple[int, int]:
-    """How many tokens have positions before the patches, see `EncoderSource.placed_tokens`, and the grid's side."""
-    # DINOv2's own never place registers; timm's place all tokens before the patches or none.
+def _grid(tokens: int, registers: int, layout: VitLayout, where: str) -> tuple[int, int]:
+    """`VitSource.placed_tokens`, and the side of the grid of patches."""
+    # DINOv2's own give registers no position; timm gives one to all tokens before the patches or to none.
     ways = (1,) if registers and layout is TIMM_OF_DINOV2 else (0, 1 + registers)
     fitting = [
         (placed, side)
@@ -251,17 +200,17 @@ def _depth(tensors: Tensors, prefix: str, where: str) -> int:
 
 
 def _unseen(
-    width: int, settings: Settings, where: str, given: Given, layout: EncoderLayout, registers: int
+    width: int, settings: Settings, where: str, hints: Hints, layout: VitLayout, registers: int
 ) -> tuple[int, float, str, str, list[str]]:
-    """Heads, eps, activation and resizing, and what of them was assumed, in words."""
+    """Heads, eps, activation and resizing, and which of them were assumed, in words."""
     assumed = []
     said = settings.section("model_args").get("num_heads")
     if said is not None:
         heads = settings.section("model_args").integer("num_heads")
-        if given.heads not in (None, heads):
-            raise UserError(f"{settings.where} says {heads} heads, not {given.heads}: leave --heads out")
-    elif given.heads is not None:
-        heads = given.heads
+        if hints.heads not in (None, heads):
+            raise UserError(f"{settings.where} says {heads} heads, not {hints.heads}: leave --heads out")
+    elif hints.heads is not None:
+        heads = hints.heads
     elif width in _HEADS:
         heads = _HEADS[width]
         assumed.append(f"{heads} heads of {width // heads}, as timm's ViTs of width {width} have (--heads)")
@@ -272,7 +221,7 @@ def _unseen(
         )
     if heads < 1 or width % heads:
         raise UserError(f"{where}: a width of {width} is not a multiple of {heads} heads: check --heads")
-    eps, activation = given.eps, given.activation
+    eps, activation = hints.eps, hints.activation
     if eps is None:
         eps = _EPS
         assumed.append(f"eps {eps} (--eps)")
@@ -283,13 +232,13 @@ def _unseen(
         assumed.append("GELU by erf (--activation)")
     elif activation not in ACTIVATIONS:
         raise UserError(f"--activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
-    resizing = given.resizing
+    resizing = hints.resizing
     if resizing is None:
-        # Hugging Face's copies, MAE and DINO do without antialiasing; timm, and DINOv2 with registers, have it.
+        # Hugging Face's copies, MAE and DINO resize without antialiasing; timm and DINOv2 with registers with it.
         resizing = ANTIALIASED if settings.values or registers else BICUBIC
         if not settings.values:
             assumed.append(f"{resizing} resizing of positions (--resizing)")
     elif resizing not in RESIZINGS:
         raise UserError(f"--resizing {resizing!r} is not one of {', '.join(RESIZINGS)}")
-    # An architecture of timm's that config.json names has these.
+    # A config.json with an architecture of timm's has these values: they are not assumed.
     return heads, eps, activation, resizing, [] if settings.values else assumed

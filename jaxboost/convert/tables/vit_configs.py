@@ -2,14 +2,13 @@
 
 import dataclasses
 import reprlib
-from collections.abc import Mapping
 from typing import Any
 
-from jaxboost.convert.encoder_layouts import CLIP_OF_TWO, LAYOUTS, MODEL_TYPES, REGISTERS
-from jaxboost.convert.encoder_names import EncoderSource, locate
-from jaxboost.convert.huggingface import HuggingFaceTensors
-from jaxboost.convert.positions import ANTIALIASED, BICUBIC
-from jaxboost.convert.settings import MAX_LAYERS, Settings
+from jaxboost.convert.formats.huggingface import HuggingFaceTensors
+from jaxboost.convert.formats.settings import MAX_LAYERS, Settings
+from jaxboost.convert.tables.positions import ANTIALIASED, BICUBIC
+from jaxboost.convert.tables.vit import VitSource, locate
+from jaxboost.convert.tables.vit_names import CLIP_OF_TWO, LAYOUTS, MODEL_TYPES, REGISTERS
 from jaxboost.errors import UserError
 from jaxboost.models.transformer import ACTIVATIONS
 
@@ -20,15 +19,15 @@ _MAX_SIDE = 1 << 14
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """What the models of one type share.
+    """What all models of one type have in common.
 
     Attributes:
-      defaults: those of Hugging Face's configuration class, for the keys that config.json leaves out.
-      fixed: arguments of the ViT that no key says.
+      defaults: of Hugging Face's configuration class, for keys that config.json leaves out.
+      fixed: arguments of the ViT that no key gives.
     """
 
-    defaults: Mapping[str, Any]
-    fixed: Mapping[str, bool]
+    defaults: dict[str, Any]
+    fixed: dict[str, bool]
 
 
 _BASE = {
@@ -60,15 +59,15 @@ FAMILIES = {
 
 
 def is_encoder(settings: Settings) -> bool:
-    """Whether config.json is that of a vision checkpoint, readable or not."""
+    """Whether config.json describes a vision checkpoint of a known type."""
     return settings.get("model_type") in MODEL_TYPES
 
 
-def encoder_of(tensors: HuggingFaceTensors) -> EncoderSource:
+def encoder_of(tensors: HuggingFaceTensors) -> VitSource:
     """The vision encoder of a checkpoint in Hugging Face's layout.
 
     Raises:
-      UserError: if config.json describes what `models.vit.ViT` is not, or a file is missing or broken.
+      UserError: config.json describes a model that `models.vit.ViT` cannot be, or a file is missing or broken.
     """
     settings = tensors.settings
     model_type = settings.get("model_type")
@@ -76,7 +75,7 @@ def encoder_of(tensors: HuggingFaceTensors) -> EncoderSource:
         model_type, settings = "clip_vision_model", _vision_section(settings)
     arguments, image_size = parse_vision(settings, model_type)
     layout, prefix = locate(tensors.names, LAYOUTS[model_type], where=tensors.source)
-    return EncoderSource(
+    return VitSource(
         tensors=tensors,
         layout=layout,
         prefix=prefix,
@@ -92,11 +91,11 @@ def parse_vision(settings: Settings, model_type: str) -> tuple[dict[str, Any], i
     """Arguments of `models.vit.ViT`, and the image size in pixels.
 
     Raises:
-      UserError: if the model is none.
+      UserError: `models.vit.ViT` cannot be this model.
     """
     family, where = FAMILIES[model_type], settings.where
-    given = {key: value for key, value in settings.values.items() if value is not None}
-    settings = Settings(family.defaults | given, where)
+    present = {key: value for key, value in settings.values.items() if value is not None}
+    settings = Settings(family.defaults | present, where)
     if settings.get("use_swiglu_ffn"):
         raise UserError(f"{where}: the MLPs are SwiGLU (DINOv2 giant), the ViT's are not: choose a smaller model")
     activation = settings.get("hidden_act")
@@ -140,7 +139,7 @@ def _vision_section(settings: Settings) -> Settings:
 
 
 def _side(settings: Settings, key: str) -> int:
-    """A side in pixels, given as a number or as two equal ones."""
+    """A side in pixels, written as a number or as two equal ones."""
     value = settings.get(key)
     if isinstance(value, list):
         if len(value) != 2 or value[0] != value[1]:

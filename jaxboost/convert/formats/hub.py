@@ -1,4 +1,4 @@
-"""A repository on the Hugging Face hub, of which only the wanted bytes are fetched."""
+"""A repository on the Hugging Face hub; only the wanted bytes are fetched."""
 
 import contextlib
 import re
@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from jaxboost.convert.formats.huggingface import Folder
 from jaxboost.errors import UserError
 
 # Large tensors come in pieces, so that a retry repeats little.
@@ -31,7 +32,7 @@ def is_repository_id(source: str) -> bool:
     return _ID.fullmatch(source) is not None
 
 
-class HubFolder:
+class HubFolder(Folder):
     """The files of one commit; the counterpart of `huggingface.LocalFolder`."""
 
     source_format = "hub"
@@ -44,7 +45,7 @@ class HubFolder:
           source: "owner/name" or "owner/name@revision".
 
         Raises:
-          UserError: if the repository is unknown, gated or out of reach, or a file of it cannot be read later.
+          UserError: the repository is unknown, gated or out of reach; and later, if a file cannot be read.
         """
         match = _ID.fullmatch(source)
         self._repository, revision = match["repository"], match["revision"]

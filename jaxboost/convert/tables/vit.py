@@ -1,38 +1,40 @@
-"""vision encoders in checkpoints: found by their names, checked both ways, and read weight by weight."""
+"""Vision encoders in checkpoints: found by their names, checked in both directions, read weight by weight."""
 
 import dataclasses
+import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxboost.convert import positions
-from jaxboost.convert.encoder_layouts import EMBEDDING, KERNEL, NORM, POSITIONS, QKV, REGISTERS, EncoderLayout
-from jaxboost.convert.names import TensorInfo, Tensors, check_tensors, listed
+from jaxboost.convert.formats.tensors import TensorInfo, Tensors, listed
+from jaxboost.convert.tables import positions, shapes
+from jaxboost.convert.tables.source import EMBEDDING, VISION, Part, Selection, Shapes, check_tensors
+from jaxboost.convert.tables.vit_names import KERNEL, POSITIONS, QKV, REGISTERS, VitLayout
 from jaxboost.errors import UserError
-
-_CHANNELS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderSource:
+class VitSource:
     """A vision encoder in a checkpoint.
 
     Attributes:
       tensors: the checkpoint.
-      layout, prefix: how the encoder's tensors are named.
-      arguments: of `models.vit.ViT`, those that a `encoders.EncoderManifest` records.
+      layout: the naming scheme of the encoder's tensors.
+      prefix: what their names begin with.
+      arguments: of `models.vit.ViT`, those that the manifest records.
       image_size: side of the images that the positions are for, in pixels.
-      qkv_bias: whether queries, keys and values have biases; else zeros stand for them.
-      placed_tokens: how many tokens have positions before the grid's: CLS, none (zeros stand for it), or CLS and the
-        registers, whose positions are added to them.
+      qkv_bias: whether queries, keys and values have biases; else zeros are stored.
+      placed_tokens: how many tokens before the grid have positions: only CLS; none (zeros are stored for CLS); or CLS
+        and the registers, to which their positions are added.
       resizing: one of `positions.RESIZINGS`.
-      beside: beginnings of names, below the prefix, of what belongs to something else.
+      beside: beginnings of names, after the prefix, that belong to something else.
       notes: what the user should know of how the source was read, a line each.
     """
 
+    kind = VISION
     tensors: Tensors
-    layout: EncoderLayout
+    layout: VitLayout
     prefix: str
     arguments: Mapping[str, Any]
     image_size: int
@@ -42,28 +44,60 @@ class EncoderSource:
     beside: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @functools.cached_property
+    def shapes(self) -> dict[str, Shapes]:
+        """Key of each part -> shapes of its weights."""
+        return shapes.vit_parts(self.arguments, self.image_size)
+
+    def select(self, layers: str, *, final_norm: bool) -> Selection:
+        """Checks the encoder, which is only converted whole, and returns what is converted.
+
+        Raises:
+          UserError: a part of it is wanted, or the checkpoint does not hold it as its configuration describes it.
+        """
+        if layers.strip() != "all":
+            raise UserError(
+                f"--layers {layers!r}: {self.tensors.source} is a vision encoder, which is converted whole: pass "
+                "--layers all"
+            )
+        if not final_norm:
+            raise UserError("a vision encoder is converted with its final norm: leave --nofinal_norm out")
+        check(self)
+        notes = self.notes
+        if names_left_out := left_out(self):
+            notes += (f"not part of the encoder and not read: {listed(names_left_out)}",)
+        return Selection(
+            parts=tuple(
+                Part(key=key, shapes=of_part, read=functools.partial(read_weight, self, key))
+                for key, of_part in self.shapes.items()
+            ),
+            constants={"arguments": self.arguments, "image_size": self.image_size, "resizing": self.resizing},
+            notes=notes,
+        )
+
     def names(self, key: str) -> dict[str, tuple[str, ...]]:
         """Our name of each weight of a part -> its tensors' full names, () for zeros."""
-        shapes = part_shapes(self.arguments, self.image_size)[key]
-        found = {weight: self.layout.names(key)[weight] for weight in shapes}
+        found = {weight: self.layout.names(key)[weight] for weight in self.shapes[key]}
         if not self.qkv_bias:
             found |= {weight: () for weight in found if weight == f"{QKV}.bias"}
         return {weight: tuple(self.prefix + name for name in names) for weight, names in found.items()}
 
 
 def locate(
-    names: Collection[str], layouts: Sequence[EncoderLayout], *, where: str, entry: str | None = None
-) -> tuple[EncoderLayout, str]:
-    """The naming scheme and the prefix under which most is found of what lies before the blocks, and of the first.
+    names: Collection[str], layouts: Sequence[VitLayout], *, where: str, entry: str | None = None
+) -> tuple[VitLayout, str]:
+    """The naming scheme and the prefix with the most weights of an embedding and a first block.
 
     Args:
+      names: of all tensors.
+      layouts: the naming schemes to try.
       where: the checkpoint, for messages.
-      entry: beginning of the prefix that is wanted, whole words; None where one alone is expected.
+      entry: beginning of the wanted prefix, in whole words; None where there should be one prefix.
 
     Raises:
-      UserError: several prefixes have as much, as a student and its teacher, or `entry` is none of them.
+      UserError: several prefixes have as many weights, such as a student and its teacher, or `entry` is none of them.
     """
-    found: dict[str, tuple[int, EncoderLayout]] = {}
+    found: dict[str, tuple[int, VitLayout]] = {}
     for layout in layouts:
         # The prefix is what stands before names that only a vision encoder has.
         endings = (layout.embedding[KERNEL], layout.embedding["cls"])
@@ -95,31 +129,19 @@ def _shown(prefixes: Iterable[str]) -> str:
     return listed([prefix.rstrip(".") or "." for prefix in prefixes])
 
 
-def part_shapes(arguments: Mapping[str, Any], image_size: int) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Key of each part -> our name of each weight -> its shape, linear maps as (in, out)."""
-    P, D, F = arguments["patch"], arguments["width"], arguments["mlp_width"]
-    embedding = {KERNEL: (P * P * _CHANNELS, D), "cls": (D,), POSITIONS: (1 + (image_size // P) ** 2, D)}
-    if arguments.get(REGISTERS):
-        embedding[REGISTERS] = (arguments[REGISTERS], D)
-    if arguments["patch_bias"]:
-        embedding["embedding.bias"] = (D,)
-    if arguments["pre_norm"]:
-        embedding |= {"pre_norm.scale": (D,), "pre_norm.bias": (D,)}
-    block = {f"{norm}.{name}": (D,) for norm in ("attention_norm", "mlp_norm") for name in ("scale", "bias")}
-    for name, fan_in, fan_out in ((QKV, D, 3 * D), ("attention.out", D, D), ("mlp.up", D, F), ("mlp.down", F, D)):
-        block |= {f"{name}.kernel": (fan_in, fan_out), f"{name}.bias": (fan_out,)}
-    if arguments["layer_scale"]:
-        block |= {"attention_scale": (D,), "mlp_scale": (D,)}
-    blocks = {str(layer): block for layer in range(arguments["depth"])}
-    return {EMBEDDING: embedding} | blocks | {NORM: {"scale": (D,), "bias": (D,)}}
+def check(source: VitSource) -> None:
+    """Raises one `UserError` that names every problem of the encoder; see `check_tensors`."""
+    tensors: Tensors = source.tensors
+    wanted: dict[str, tuple[int, ...]] = {}
 
+    def info(name: str) -> TensorInfo:
+        # Tokens and positions have batch axes of length 1 in some schemes.
+        found = tensors.info(name)
+        return dataclasses.replace(found, shape=_without_leading_ones(found.shape))
 
-def check(source: EncoderSource) -> None:
-    """Raises one `UserError` with everything of the encoder that is missing, unread, misshapen or unreadable."""
-    tensors, wanted = _WithoutLeadingOnes(source.tensors), {}
-    for key, shapes in part_shapes(source.arguments, source.image_size).items():
+    for key, of_part in source.shapes.items():
         for weight, names in source.names(key).items():
-            shape = _stored_shape(weight, shapes[weight], len(names), source)
+            shape = _stored_shape(weight, of_part[weight], len(names), source)
             wanted |= dict.fromkeys(names, _without_leading_ones(shape))
     beside = (
         name
@@ -130,7 +152,7 @@ def check(source: EncoderSource) -> None:
     unread = [
         name
         for name in sorted(tensors.names)
-        # A model may keep the name of registers that it has none of.
+        # A model without registers may still have an empty tensor for them.
         if name.startswith(source.prefix)
         and name not in wanted
         and not name.startswith(ignored)
@@ -140,16 +162,16 @@ def check(source: EncoderSource) -> None:
         tensors,
         wanted,
         unread,
+        info=info,
         part="a ViT's embedding, blocks and norm",
         whole="a vision encoder as its configuration describes it",
         kind="ViT, CLIP or DINOv2 checkpoint (no SwiGLU)",
     )
 
 
-def left_out(source: EncoderSource) -> list[str]:
-    """What of the checkpoint is not read, as the beginnings of names that nothing that is read shares."""
-    keys = part_shapes(source.arguments, source.image_size)
-    read = {name for key in keys for names in source.names(key).values() for name in names}
+def left_out(source: VitSource) -> list[str]:
+    """What is not read of the checkpoint, as beginnings of names that no tensor that is read has."""
+    read = {name for key in source.shapes for names in source.names(key).values() for name in names}
     shared = {".".join(words[:count]) for words in (name.split(".") for name in read) for count in range(len(words))}
     beginnings = set()
     for name in set(source.tensors.names) - read:
@@ -159,9 +181,9 @@ def left_out(source: EncoderSource) -> list[str]:
     return sorted(beginnings)
 
 
-def read_weight(source: EncoderSource, key: str, weight: str, dtype: np.dtype) -> np.ndarray:
-    """Reads one weight of a part as it is stored: linear maps (in, out), those of q, k and v side by side."""
-    out = np.zeros(part_shapes(source.arguments, source.image_size)[key][weight], dtype)
+def read_weight(source: VitSource, key: str, weight: str, dtype: np.dtype) -> np.ndarray:
+    """A weight of a part as it is stored: linear maps (in, out), those of q, k and v side by side."""
+    out = np.zeros(source.shapes[key][weight], dtype)
     names = source.names(key)[weight]
     if key == EMBEDDING and weight in (POSITIONS, REGISTERS):
         out[...] = _tokens(source, weight)
@@ -171,7 +193,7 @@ def read_weight(source: EncoderSource, key: str, weight: str, dtype: np.dtype) -
         if weight == KERNEL:
             # (D, C, P, P) to rows in the order of `layers.patches_2d`: rows, columns, channels.
             P = source.arguments["patch"]
-            columns.reshape(P, P, _CHANNELS, -1)[...] = array.transpose(2, 3, 1, 0)
+            columns.reshape(P, P, shapes.CHANNELS, -1)[...] = array.transpose(2, 3, 1, 0)
         elif weight.endswith(".kernel"):
             columns[...] = array.T
         else:
@@ -179,8 +201,8 @@ def read_weight(source: EncoderSource, key: str, weight: str, dtype: np.dtype) -
     return out
 
 
-def _tokens(source: EncoderSource, weight: str) -> np.ndarray:
-    """The positions of CLS and grid, or the registers, with which the positions that they have are merged."""
+def _tokens(source: VitSource, weight: str) -> np.ndarray:
+    """The positions of CLS and grid, or the registers with their own positions added."""
 
     def read(name: str) -> np.ndarray:
         array = source.tensors.read(source.names(EMBEDDING)[name][0])
@@ -195,10 +217,10 @@ def _tokens(source: EncoderSource, weight: str) -> np.ndarray:
     return np.concatenate([cls, rows[placed:]])
 
 
-def _stored_shape(weight: str, shape: tuple[int, ...], parts: int, source: EncoderSource) -> tuple[int, ...]:
+def _stored_shape(weight: str, shape: tuple[int, ...], parts: int, source: VitSource) -> tuple[int, ...]:
     patch = source.arguments["patch"]
     if weight == KERNEL:
-        return (shape[1], _CHANNELS, patch, patch)
+        return (shape[1], shapes.CHANNELS, patch, patch)
     if weight.endswith(".kernel"):
         return (shape[1] // parts, shape[0])
     if weight == POSITIONS:
@@ -210,15 +232,3 @@ def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     while len(shape) > 1 and shape[0] == 1:
         shape = shape[1:]
     return shape
-
-
-class _WithoutLeadingOnes:
-    """Tensors whose batch axes of length 1, as tokens and positions have in some schemes, are left out of shapes."""
-
-    def __init__(self, tensors: Tensors):
-        self._tensors = tensors
-        self.source, self.names = tensors.source, tensors.names
-
-    def info(self, name: str) -> TensorInfo:
-        info = self._tensors.info(name)
-        return dataclasses.replace(info, shape=_without_leading_ones(info.shape))

@@ -1,30 +1,29 @@
 """The naming schemes of vision checkpoints: which tensor is which weight of `models.vit.ViT`."""
 
 import dataclasses
-from collections.abc import Mapping
 
-# Keys of a encoder's parts, beside the numbers of its blocks.
-EMBEDDING, NORM = "embedding", "norm"
-# Names of ours that others need.
+from jaxboost.convert.tables.source import EMBEDDING, NORM
+
+# Our names of weights that need special care.
 KERNEL, QKV = "embedding.kernel", "attention.qkv"
 POSITIONS, REGISTERS = "positions", "registers"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderLayout:
-    """One naming scheme of vision checkpoints; names are those below the encoder's prefix.
+class VitLayout:
+    """One naming scheme of vision checkpoints; names are without the encoder's prefix.
 
     Attributes:
       embedding: our name of a weight before the first block -> the tensor's name.
       block: beginning of a block's tensor names, with `{layer}` for its number.
-      weights: our name of a block's weight -> the rest of the names of the tensors that lie in it side by side.
+      weights: our name of a block's weight -> the rest of the names of the tensors that it joins, side by side.
       norm: the final LayerNorm.
-      ignored: beginnings of what is no part of the encoder's result.
+      ignored: beginnings of the names of tensors that the encoder's result does not depend on.
     """
 
-    embedding: Mapping[str, str]
+    embedding: dict[str, str]
     block: str
-    weights: Mapping[str, tuple[str, ...]]
+    weights: dict[str, tuple[str, ...]]
     norm: str
     ignored: tuple[str, ...]
 
@@ -49,7 +48,7 @@ def _norm(ours: str, theirs: str) -> dict[str, tuple[str, ...]]:
     return {f"{ours}.scale": (f"{theirs}.weight",), f"{ours}.bias": (f"{theirs}.bias",)}
 
 
-CLIP = EncoderLayout(
+CLIP = VitLayout(
     embedding={
         KERNEL: "embeddings.patch_embedding.weight",
         "cls": "embeddings.class_embedding",
@@ -83,7 +82,7 @@ _RENAMED_ATTENTION = _linear(QKV, "attention.q_proj", "attention.k_proj", "atten
 )
 _MLP = _linear("mlp.up", "mlp.fc1") | _linear("mlp.down", "mlp.fc2")
 
-VIT = EncoderLayout(
+VIT = VitLayout(
     embedding=_EMBEDDING,
     block="encoder.layer.{layer}.",
     weights=_norm("attention_norm", "layernorm_before")
@@ -96,7 +95,7 @@ VIT = EncoderLayout(
 )
 VIT_RENAMED = dataclasses.replace(VIT, block="layers.{layer}.", weights=VIT.weights | _RENAMED_ATTENTION | _MLP)
 
-DINOV2 = EncoderLayout(
+DINOV2 = VitLayout(
     embedding=_EMBEDDING | {REGISTERS: "embeddings.register_tokens"},
     block="encoder.layer.{layer}.",
     weights=_norm("attention_norm", "norm1")
@@ -110,9 +109,9 @@ DINOV2 = EncoderLayout(
 )
 DINOV2_RENAMED = dataclasses.replace(DINOV2, weights=DINOV2.weights | _RENAMED_ATTENTION)
 
-# timm's names. LayerScale and registers are left out where a model has none. Ignored are heads, and what pretraining
-# needs beside the encoder: a decoder (MAE), a predictor, a projection.
-TIMM = EncoderLayout(
+# timm's names. LayerScale and registers are left out where a model has none. Heads are ignored, and what only
+# pretraining needs: a decoder (MAE), a predictor, a projection.
+TIMM = VitLayout(
     embedding={
         KERNEL: "patch_embed.proj.weight",
         "embedding.bias": "patch_embed.proj.bias",
@@ -146,7 +145,7 @@ TIMM = EncoderLayout(
         "ibot_head.",
     ),
 )
-# DINOv2's own checkpoints have the same names but for the registers.
+# DINOv2's own checkpoints have the same names, except for the registers.
 TIMM_OF_DINOV2 = dataclasses.replace(TIMM, embedding=TIMM.embedding | {REGISTERS: "register_tokens"})
 
 # model_type -> its naming schemes.

@@ -1,6 +1,6 @@
-"""What a file is by its first bytes, whatever its name says: people rename files, and downloads are not what they seem.
+"""What a file is by its first bytes, whatever its name says: files get renamed, and downloads may be error pages.
 
-Nothing here reads weights. A kind that no reader takes gets a message that says what the file is and what to do.
+Nothing here reads weights. For kinds that cannot be read, a message says what the file is and what to do.
 """
 
 import pathlib
@@ -12,7 +12,7 @@ from jaxboost.errors import UserError
 HEAD_BYTES = 1024
 GGUF, SAFETENSORS, ZIP, PICKLE = "GGUF", "safetensors", "zip", "pickle"
 ZIP_MAGIC = b"PK\x03\x04"
-# The greatest header that the format allows.
+# The largest header that the format allows.
 MAX_SAFETENSORS_HEADER = 100_000_000
 
 _DOWNLOAD = "download the file itself, on the hub by its `resolve` address"
@@ -37,7 +37,7 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (b"fmgg", "a model in llama.cpp's old format", "take its GGUF file"),
     (b"tjgg", "a model in llama.cpp's old format", "take its GGUF file"),
 )
-# Kinds that only their place or name shows.
+# Kinds that only bytes further on, or the name, show.
 _TFLITE = ("a TensorFlow Lite model", _OTHER_COPY)
 _TAR = ("a tar archive", _UNPACK)
 _BY_ENDING = {
@@ -74,24 +74,25 @@ def check_regular(path: pathlib.Path) -> None:
 
 
 def kind_of(head: bytes) -> str | None:
-    """GGUF, SAFETENSORS, ZIP (what torch.save writes) or PICKLE by the first bytes; None for all else."""
+    """GGUF, SAFETENSORS, ZIP (as torch.save writes) or PICKLE by the first bytes; None for anything else."""
     if head.startswith(b"GGUF"):
         return GGUF
     if head.startswith(ZIP_MAGIC):
         return ZIP
     if len(head) > 8 and head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= MAX_SAFETENSORS_HEADER:
         return SAFETENSORS
-    # A protocol from 2 on follows the opcode.
+    # The opcode, then a protocol from 2 on.
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return PICKLE
     return None
 
 
 def refuse_known(where: str, head: bytes) -> None:
-    """Raises UserError where the first bytes are those of something that holds no weights that are read here.
+    """Raises UserError if the first bytes are those of a kind of file that cannot be read here.
 
     Args:
       where: the file, for the message.
+      head: its first bytes.
     """
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for beginning, what, fix in _FOREIGN:
@@ -108,7 +109,7 @@ def refuse_known(where: str, head: bytes) -> None:
 
 
 def refuse_by_name(path: pathlib.Path) -> None:
-    """Raises UserError where the name's ending is that of weights which are not read here."""
+    """Raises UserError if the name's ending is that of weights that cannot be read here."""
     if path.suffix.lower() in _BY_ENDING:
         raise _is(str(path), _BY_ENDING[path.suffix.lower()])
     if ".data-" in path.name:
@@ -116,11 +117,7 @@ def refuse_by_name(path: pathlib.Path) -> None:
 
 
 def check_torch_archive(path: pathlib.Path) -> None:
-    """Checks that a zip file is one that torch.save wrote, and that it was not packed again.
-
-    Raises:
-      UserError: it is damaged, or another kind of archive.
-    """
+    """Raises UserError unless a zip file is one that torch.save wrote and nobody packed again."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -138,7 +135,7 @@ def check_torch_archive(path: pathlib.Path) -> None:
         if any(name.endswith(".weights.h5") for name in names):
             raise _is(str(path), ("a Keras model", _OTHER_COPY))
         raise UserError(f"{path} is a zip archive, not a PyTorch checkpoint: {_UNPACK}")
-    # torch.load maps what is stored without looking whether it is packed.
+    # torch.load maps what is stored, compressed or not.
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size > entry.compress_size for entry in entries):
         raise UserError(
             f"{path} was packed again after torch.save wrote it, so that its weights cannot be read in parts: "

@@ -1,4 +1,4 @@
-"""What the user says of a source, where its weights alone do not say it."""
+"""What the user says of a source when its weights alone do not say it."""
 
 import dataclasses
 
@@ -6,8 +6,8 @@ from jaxboost.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Given:
-    """Flags of convert_weights.py for vision encoders in timm's names, None for what is not given.
+class Hints:
+    """Flags for vision encoders in timm's names, None for those that are not set.
 
     Attributes:
       heads: of every block.
@@ -24,7 +24,7 @@ class Given:
     entry: str | None = None
 
     def check_unused(self, source: str) -> None:
-        """Raises UserError where any flag is given for a source that holds these values itself."""
+        """Raises UserError if any flag is set for a source that holds these values itself."""
         named = [f"--{name}" for name, value in dataclasses.asdict(self).items() if value is not None]
         if named:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Adapters (LoRA and its like, as the package peft saves them) that were not merged into the weights they change."""
+"""Adapters (LoRA and similar, as the package peft saves them) that were not merged into the weights."""
 
 import json
 import reprlib
@@ -21,8 +21,8 @@ def refuse_folder(where: str, config: bytes) -> None:
     """Raises UserError for a folder that holds an adapter alone.
 
     Args:
-      where: the folder as peft takes it, a path or an id.
-      config: text of its CONFIG, empty where it has none.
+      where: the folder, a path or an id, as peft takes it.
+      config: text of its CONFIG, empty where there is none.
     """
     base, task = _entry(config, "base_model_name_or_path"), _entry(config, "task_type")
     known = isinstance(base, str) and 0 < len(base) < 200 and base.isprintable()
@@ -40,7 +40,7 @@ def refuse_folder(where: str, config: bytes) -> None:
 
 
 def check(names: Iterable[str], where: str) -> None:
-    """Raises UserError where names of tensors are those of adapters beside the weights that they change."""
+    """Raises UserError if tensor names show adapters beside the weights that they change."""
     found = next((name for name in names if any(part in f"{name}." for part in _PARTS)), None)
     if found is not None:
         raise UserError(

@@ -1,25 +1,25 @@
-"""The numbers that a checkpoint's own configuration gives: config.json, params.json or GGUF metadata."""
+"""A checkpoint's own configuration: config.json, params.json or GGUF metadata, read value by value."""
 
 import json
 import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from jaxboost.convert import file_kinds
+from jaxboost.convert.formats import kinds
 from jaxboost.errors import UserError
-from jaxboost.models.llama import LlamaConfig
 
 # No model's configuration is nearly as large.
 MAX_BYTES = 64 << 20
-# Numbers beyond these are mistakes, whichever key they stand under.
+# Numbers beyond these are mistakes, whatever their key.
 MAX_LAYERS = 1024
-_MAX_INTEGER, _MIN_NUMBER, _MAX_NUMBER = 1 << 20, 1e-30, 1e30
+_MAX_INTEGER, MIN_NUMBER, MAX_NUMBER = 1 << 20, 1e-30, 1e30
 
 
 class Settings:
-    """A mapping read with messages that name the file and the key."""
+    """A mapping whose values are checked; messages name the file (`where`) and the key."""
 
     def __init__(self, values: Mapping[str, Any], where: str):
+        """`where` names the file in messages."""
         self.values, self.where = values, where
 
     @classmethod
@@ -32,7 +32,7 @@ class Settings:
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            file_kinds.refuse_known(where, text)
+            kinds.refuse_known(where, text)
             raise UserError(f"{where} is not valid JSON ({error}): download it again") from error
         if not isinstance(values, dict):
             raise UserError(f"{where} does not hold a JSON object: download it again")
@@ -51,12 +51,12 @@ class Settings:
 
     def number(self, key: str, default: float | None = None) -> float:
         """A positive number of a sensible size; without a default the key must be there."""
-        value = self._given(key, default)
+        value = self._required(key, default)
         if not _is_number(value) or not value > 0:
             raise UserError(f"{self.where}: {key!r} is {reprlib.repr(value)} instead of a positive number")
-        if not _MIN_NUMBER <= value <= _MAX_NUMBER:
+        if not MIN_NUMBER <= value <= MAX_NUMBER:
             raise UserError(
-                f"{self.where}: {key!r} is {_short(value)}, which is not between {_MIN_NUMBER} and {_MAX_NUMBER}: "
+                f"{self.where}: {key!r} is {_short(value)}, which is not between {MIN_NUMBER} and {MAX_NUMBER}: "
                 "download the file again"
             )
         return float(value)
@@ -72,10 +72,10 @@ class Settings:
 
     def count(self, key: str, default: int, *, limit: int) -> int:
         """A whole number from 0 to `limit`."""
-        value = self._given(key, default)
+        value = self._required(key, default)
         return 0 if _is_number(value) and value == 0 else self.integer(key, default, limit=limit)
 
-    def _given(self, key: str, default: float | None) -> Any:
+    def _required(self, key: str, default: float | None) -> Any:
         value = self.get(key)
         if value is None:
             value = default
@@ -89,44 +89,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _short(value: float) -> str:
-    """A number in few characters: a whole one may have thousands of digits."""
+    """A number in a few characters: an integer may have thousands of digits."""
     return reprlib.repr(int(value) if isinstance(value, float) and value.is_integer() else value)
-
-
-def layer_config(
-    where: str,
-    *,
-    width: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    mlp_width: int,
-    eps: float,
-    rope_base: float,
-    rope_factors: tuple[float, ...] | None = None,
-    rope_unsupported: str | None = None,
-) -> LlamaConfig:
-    """A `LlamaConfig` whose numbers go together.
-
-    Raises:
-      UserError: if they do not.
-    """
-    if heads % kv_heads:
-        raise UserError(f"{where}: {heads} heads are not a multiple of {kv_heads} key/value heads")
-    if head_dim % 2:
-        raise UserError(f"{where}: the head width {head_dim} is odd, the rotary embedding needs pairs")
-    if rope_factors is not None and len(rope_factors) != head_dim // 2:
-        raise UserError(f"{where}: {len(rope_factors)} rotary factors for a head width of {head_dim}")
-    if rope_factors is not None and not all(_MIN_NUMBER <= factor <= _MAX_NUMBER for factor in rope_factors):
-        raise UserError(f"{where}: its rotary factors are not all positive numbers: download it again")
-    return LlamaConfig(
-        width=width,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        mlp_width=mlp_width,
-        eps=eps,
-        rope_base=rope_base,
-        rope_factors=rope_factors,
-        rope_unsupported=rope_unsupported,
-    )

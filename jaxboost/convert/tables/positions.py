@@ -2,11 +2,11 @@
 
 import numpy as np
 
-# How the grid of positions becomes another: transformers' and MAE's way, and timm's and DINOv2 with registers'. The
-# second averages where the new grid is coarser.
+# How the grid of positions is resized: the first as in transformers and MAE, the second as in timm and DINOv2 with
+# registers, which averages where the new grid is coarser.
 BICUBIC, ANTIALIASED = "bicubic", "antialiased"
 RESIZINGS = (BICUBIC, ANTIALIASED)
-# Of the cubic convolution kernel (Keys 1981): torch's choices without and with antialiasing.
+# The parameter a of the cubic convolution kernel (Keys 1981): torch's values without and with antialiasing.
 _A = {BICUBIC: -0.75, ANTIALIASED: -0.5}
 
 
@@ -14,6 +14,8 @@ def resize(positions: np.ndarray, side: int, how: str = BICUBIC) -> np.ndarray:
     """Positions (1 + g*g, D) of the CLS token and a g x g grid -> (1 + side*side, D).
 
     Args:
+      positions: the embeddings, CLS first.
+      side: of the new grid, in patches.
       how: one of RESIZINGS. The grid is resized as torch.nn.functional.interpolate(mode="bicubic",
         align_corners=False) does, without antialiasing or with it.
     """
@@ -28,7 +30,7 @@ def resize(positions: np.ndarray, side: int, how: str = BICUBIC) -> np.ndarray:
 
 
 def _bicubic(old: int, new: int) -> np.ndarray:
-    """The (new, old) matrix of the resizing of one axis; what lies beyond an edge is as on it."""
+    """The (new, old) matrix that resizes one axis; edge values are repeated beyond the edges."""
     centre = (np.arange(new) + 0.5) * old / new - 0.5
     first = np.floor(centre).astype(int) - 1
     matrix = np.zeros((new, old))
@@ -39,7 +41,7 @@ def _bicubic(old: int, new: int) -> np.ndarray:
 
 
 def _antialiased(old: int, new: int) -> np.ndarray:
-    """As `_bicubic`, with a kernel as wide as the new grid's cells; what lies beyond an edge does not count."""
+    """As `_bicubic`, with a kernel as wide as the new grid's cells; nothing beyond the edges counts."""
     scale = max(1.0, old / new)
     centre = (np.arange(new)[:, None] + 0.5) * old / new
     distance = np.abs(np.arange(old) + 0.5 - centre) / scale

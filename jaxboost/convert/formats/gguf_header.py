@@ -1,4 +1,4 @@
-"""A look at a GGUF file's header before the gguf package reads it: the package believes every count that it finds."""
+"""Checks a GGUF file's header before the gguf package reads it: the package believes every count that it finds."""
 
 import mmap
 import pathlib
@@ -6,15 +6,15 @@ import struct
 
 _SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY = 8, 9
-# The greatest vocabularies have a quarter of a million words. The package reads each element on its own.
+# The largest vocabularies have a quarter of a million words. The package reads each element on its own.
 _MAX_ELEMENTS = 1 << 22
 _MAX_DIMENSIONS = 4
-# The lengths of the two smallest entries: a key with a byte, and a tensor's name, axes, kind and place.
-_LEAST_FIELD, _LEAST_TENSOR = 8 + 4 + 1, 8 + 4 + 4 + 8
+# Bytes of the smallest entries: a key with its kind and one byte; a tensor's name, axes, kind and offset.
+_MIN_FIELD, _MIN_TENSOR = 8 + 4 + 1, 8 + 4 + 4 + 8
 
 
 class _Reader:
-    """Steps through the header. Raises ValueError where a count is greater than what is left can hold."""
+    """Steps through the header. Raises ValueError for a count that the rest of the file cannot hold."""
 
     def __init__(self, contents: mmap.mmap):
         self._contents, self._at, self._elements = contents, 0, 0
@@ -25,10 +25,10 @@ class _Reader:
         self._at += struct.calcsize(kind)
         return value
 
-    def count(self, least: int) -> int:
-        """A number of entries that have at least so many bytes each."""
+    def count(self, min_bytes: int) -> int:
+        """A number of entries, each of at least `min_bytes`."""
         found = self.number("Q")
-        if found * least > len(self._contents) - self._at:
+        if found * min_bytes > len(self._contents) - self._at:
             raise ValueError
         return found
 
@@ -76,7 +76,7 @@ def _walk(reader: _Reader) -> None:
         reader.order = ">"
     elif version == 1:
         raise ValueError
-    tensors, fields = reader.count(_LEAST_TENSOR), reader.count(_LEAST_FIELD)
+    tensors, fields = reader.count(_MIN_TENSOR), reader.count(_MIN_FIELD)
     for _ in range(fields):
         reader.string()
         reader.value(reader.number("I"))

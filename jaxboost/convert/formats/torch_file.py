@@ -1,4 +1,4 @@
-"""PyTorch pickles (.bin, .pth, .ckpt), mapped instead of loaded. Only these readers need torch."""
+"""PyTorch pickles (.bin, .pth, .ckpt), memory-mapped. Only this reader needs torch."""
 
 import itertools
 import pathlib
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from jaxboost.convert import file_kinds
-from jaxboost.convert.names import TensorInfo
+from jaxboost.convert.formats import kinds
+from jaxboost.convert.formats.tensors import TensorInfo, obstacle_of
 from jaxboost.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
     _Contents = tuple[dict[str, torch.Tensor], tuple[str, ...], tuple[str, ...]]
 
-_DTYPES = ("float32", "float16", "bfloat16")
-# What training scripts nest is not deeper, and not more.
+# Training scripts nest no deeper, and write no more entries.
 _MAX_DEPTH, _MAX_OTHERS = 8, 1000
 _RESAVE = "python -c \"import torch; torch.save(torch.load('{path}', weights_only=True), 'weights.pth')\""
 _STATE_DICT = "save its weights alone, with torch.save(model.state_dict(), 'weights.pth')"
@@ -29,20 +28,21 @@ class TorchFile:
     """Tensors of one pickled state dict.
 
     Attributes:
-      others: what lies beside them and is no tensor, by name.
-      entries: the keys of mappings within the file's own.
+      others: names of entries that are not tensors.
+      entries: keys of the mappings inside the file's own.
     """
 
     def __init__(self, path: pathlib.Path, *, may_be_nested: bool = False):
-        """Precomputed the file.
+        """Maps the file.
 
         Args:
-          may_be_nested: whether the state dict may lie in a training checkpoint, beside an optimizer, arguments and
-            the like. The names of its tensors are then the keys that lead to them, joined by dots. Objects of classes
-            that torch does not know are left out; none of their code runs.
+          path: the file.
+          may_be_nested: whether the state dict may be inside a training checkpoint, beside an optimizer, arguments and
+            so on. The names of its tensors are then the keys that lead to them, joined by dots. Objects of unknown
+            classes are left out; none of their code runs.
 
         Raises:
-          UserError: if torch is not installed, or the file is truncated, of the old format, or holds more than tensors.
+          UserError: torch is not installed, or the file is truncated, of the old format, or holds more than tensors.
         """
         self._path = path
         _check_archive(path)
@@ -52,18 +52,21 @@ class TorchFile:
 
     @property
     def names(self) -> Collection[str]:
+        """All tensor names."""
         return self._infos.keys()
 
     def info(self, name: str) -> TensorInfo:
+        """See `tensors.Tensors`."""
         return self._infos[name]
 
     def read(self, name: str) -> np.ndarray:
+        """See `tensors.Tensors`."""
         # Mapped anew for each tensor: a lasting map would keep all that was ever read in memory.
         return _to_numpy(_mapped(self._path, self._unknown)[0][name])
 
 
 class _Unread:
-    """Takes the place of an object whose class is not known here; accepts any arguments and state."""
+    """Replaces an object of an unknown class; accepts any arguments and state."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "_Unread":
         return super().__new__(cls)
@@ -76,10 +79,11 @@ class _Unread:
 
 
 def _mapped(path: pathlib.Path, unknown: Sequence[str] | None) -> "_Contents":
-    """The tensors of a file by name, and what `TorchFile` says of others and entries.
+    """The tensors of a file by name, and `TorchFile`'s others and entries.
 
     Args:
-      unknown: classes whose objects are left out, each as an `_Unread`; None where a state dict alone is expected.
+      path: the file.
+      unknown: classes whose objects are replaced by `_Unread`; None where a state dict alone is expected.
     """
     import torch
 
@@ -109,18 +113,18 @@ def _mapped(path: pathlib.Path, unknown: Sequence[str] | None) -> "_Contents":
 
 
 def _check_archive(path: pathlib.Path) -> None:
-    """Raises UserError for a file that is none of those that torch.save writes now, or where torch is missing."""
+    """Raises UserError for a file that is not in torch.save's present format, or where torch is missing."""
     _import_torch(path)
-    head = file_kinds.head_of(path)
-    if file_kinds.kind_of(head) == file_kinds.PICKLE:
+    head = kinds.head_of(path)
+    if kinds.kind_of(head) == kinds.PICKLE:
         raise UserError(
             f"{path} has PyTorch's old format, which cannot be read in parts: save it again with "
             f"`{_RESAVE.format(path=path)}`, or convert from a safetensors copy"
         )
-    if not head.startswith(file_kinds.ZIP_MAGIC):
-        file_kinds.refuse_known(str(path), head)
+    if not head.startswith(kinds.ZIP_MAGIC):
+        kinds.refuse_known(str(path), head)
         raise UserError(f"{path} is not a PyTorch checkpoint, or its download is incomplete: download it again")
-    file_kinds.check_torch_archive(path)
+    kinds.check_torch_archive(path)
 
 
 def _import_torch(path: pathlib.Path) -> None:
@@ -136,7 +140,7 @@ def _import_torch(path: pathlib.Path) -> None:
 
 
 def _unknown_classes(path: pathlib.Path) -> list[str]:
-    """What a file names that torch does not know as harmless. Nothing is unpickled for it."""
+    """Classes in a file that torch does not know as safe. Nothing is unpickled to find them."""
     import torch
 
     try:
@@ -150,7 +154,7 @@ def _flattened(contents: Mapping[Any, Any], path: pathlib.Path) -> "_Contents":
     import torch
 
     tensors: dict[str, torch.Tensor] = {}
-    # The same mapping can be there twice, or within itself.
+    # A mapping can occur twice, or contain itself.
     seen = {id(contents)}
 
     def visit(mapping: Mapping[Any, Any], prefix: str, depth: int) -> None:
@@ -178,8 +182,8 @@ def _info(tensor: "torch.Tensor") -> TensorInfo:
 
     shape = tuple(tensor.shape)
     dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in _DTYPES:
-        return TensorInfo(shape, f"is stored as {dtype}: only {', '.join(_DTYPES)} are read")
+    if obstacle := obstacle_of(dtype):
+        return TensorInfo(shape, obstacle)
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
         return TensorInfo(shape, "is not a plain dense tensor")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():

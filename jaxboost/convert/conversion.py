@@ -1,0 +1,115 @@
+"""Converts decoder layers of a LLaMA-family checkpoint into a block, or a vision encoder into one that models load."""
+
+import logging
+import pathlib
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+import jaxboost
+from jaxboost import io, outputs
+from jaxboost.convert import manifests, writer
+from jaxboost.convert.manifests import EncoderManifest, Manifest
+from jaxboost.convert.part_file import DTYPES
+from jaxboost.convert.sources import open_source
+from jaxboost.convert.tables.hints import Hints
+from jaxboost.convert.tables.source import LLAMA
+from jaxboost.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def convert(
+    source: str,
+    layers_spec: str,
+    out: str | pathlib.Path,
+    *,
+    dtype: str = "float32",
+    final_norm: bool = True,
+    overwrite: bool = False,
+    hints: Hints | None = None,
+) -> Manifest | EncoderManifest:
+    """Converts decoder layers of a checkpoint into a block, or a vision encoder.
+
+    Only the wanted tensors are read, and one at a time is in memory. No device is needed. For a vision encoder the log
+    names the tensors that are left out, and what was assumed.
+
+    Example:
+      >>> convert("huggyllama/llama-7b", "31", "blocks/llama-7b")
+
+    Args:
+      source: see `sources.open_source`.
+      layers_spec: see `tables.llama.parse_layers`; "all" for a vision encoder.
+      out: folder of the result; it appears only when it is complete.
+      dtype: "float32" (exact for float32, float16 and bfloat16 sources) or "bfloat16".
+      final_norm: whether to take the norm after the source's last layer too; a vision encoder always has it.
+      overwrite: whether an existing block or vision encoder may be replaced.
+      hints: what the user says of a vision encoder in timm's names.
+
+    Returns:
+      The manifest of the result.
+
+    Raises:
+      UserError: the source is not a sound checkpoint of a known kind, or lacks the layers; or `out` is not free.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"the dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    out, stored = pathlib.Path(out).expanduser(), DTYPES[dtype]
+    writer.check_free(out, overwrite=overwrite)
+    if pathlib.Path(source).expanduser().is_dir() and outputs.is_inside(out, pathlib.Path(source).expanduser()):
+        raise UserError(f"--out {out} lies in --source {source}: give a folder elsewhere")
+    opened = open_source(source, hints)
+    selection = opened.select(layers_spec, final_norm=final_norm)
+    for note in selection.notes:
+        logger.info("%s", note)
+
+    def manifest_of(sha256: Mapping[str, str]) -> Manifest | EncoderManifest:
+        kind = Manifest if opened.kind == LLAMA else EncoderManifest
+        return kind(
+            source=opened.tensors.source,
+            source_format=opened.tensors.source_format,
+            dtype=dtype,
+            sha256=sha256,
+            jaxboost_version=jaxboost.__version__,
+            **selection.constants,
+        )
+
+    # Before anything is read: a manifest that no run could open is not written.
+    manifests.check(manifest_of(dict.fromkeys((part.key for part in selection.parts), "0" * 64)))
+    size = stored.itemsize * sum(part.size for part in selection.parts)
+    io.check_free_space(out, size, str(out))
+    with (
+        writer.writing(out, overwrite=overwrite) as folder,
+        tqdm(total=size, unit="B", unit_scale=True, desc="converting", disable=None) as progress,
+    ):
+        for part in selection.parts:
+            folder.add(part, stored, progress.update)
+        manifest = manifest_of(folder.sha256)
+        folder.finish(manifest)
+    return manifest
+
+
+def summary(manifest: Manifest | EncoderManifest, out: str | pathlib.Path) -> str:
+    """A few lines for the user: what was converted, where it is, and how it is used."""
+    size = sum(path.stat().st_size for path in pathlib.Path(out).expanduser().rglob("*") if path.is_file())
+    if isinstance(manifest, EncoderManifest):
+        shape = manifest.arguments
+        layers = f"all {shape['depth']} of a vision encoder of width {shape['width']}, patch {shape['patch']}"
+        used = f"--config.model.weights={out}, for PneumoLLM --config.pneumollm.vision={out}"
+    else:
+        numbers = ",".join(map(str, manifest.layers))
+        layers = f"{numbers.replace(',', ', ')} of 0 to {manifest.layers_in_source - 1}"
+        layers += ", and the final norm" if manifest.final_norm else ""
+        used = (
+            f"--config.boost.block={out} --config.boost.layers={numbers} --config.boost.family=, for PneumoLLM "
+            "--config.llama. in the place of --config.boost."
+        )
+    return "\n".join(
+        [
+            f"source  {manifest.source} ({manifest.source_format})",
+            f"layers  {layers}",
+            f"dtype   {manifest.dtype}",
+            f"wrote   {size / 2**20:.1f} MiB to {out}",
+            f"use it  {used}",
+        ]
+    )

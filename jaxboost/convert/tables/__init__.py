@@ -1,0 +1,1 @@
+"""What checkpoints call the weights of our models, and what their configurations say of them."""

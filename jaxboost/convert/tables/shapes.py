@@ -1,0 +1,57 @@
+"""Shapes of converted arrays, asked of the models themselves: no array is made, and no device is needed."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from flax.traverse_util import flatten_dict
+
+from jaxboost.convert.tables.source import EMBEDDING, FINAL_NORM, NORM, Shapes
+from jaxboost.models.layers import layer_norm
+from jaxboost.models.llama import LlamaConfig, LlamaLayer
+from jaxboost.models.vit import ViT
+
+CHANNELS = 3
+# In a ViT of one block: what its name begins with.
+_BLOCK = "transformer.last."
+
+
+@functools.lru_cache(maxsize=8)
+def llama_layer(config: LlamaConfig) -> Shapes:
+    """Shapes of a decoder layer's weights."""
+    return _shapes(lambda: LlamaLayer(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+
+
+def llama_part(config: LlamaConfig, key: str) -> Shapes:
+    """Shapes of a layer, or of the norm after the last one."""
+    return {"scale": (config.width,)} if key == FINAL_NORM else llama_layer(config)
+
+
+def vit_parts(arguments: Mapping[str, Any], image_size: int) -> dict[str, Shapes]:
+    """Key of each part of a `models.vit.ViT`, and of the norm after it -> shapes of its weights.
+
+    Args:
+      arguments: of the ViT, as its manifest records them.
+      image_size: side of the images in pixels.
+    """
+    embedding, block, norm = _vit(image_size, tuple(sorted(arguments.items())))
+    blocks = {str(layer): block for layer in range(arguments["depth"])}
+    return {EMBEDDING: embedding} | blocks | {NORM: norm}
+
+
+@functools.lru_cache(maxsize=8)
+def _vit(image_size: int, items: tuple[tuple[str, Any], ...]) -> tuple[Shapes, Shapes, Shapes]:
+    # All blocks are alike.
+    arguments: dict[str, Any] = dict(items) | {"depth": 1, "image_size": image_size, "channels": CHANNELS}
+    found = _shapes(lambda: ViT(**arguments, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    block = {name.removeprefix(_BLOCK): shape for name, shape in found.items() if name.startswith(_BLOCK)}
+    embedding = {name: shape for name, shape in found.items() if not name.startswith(_BLOCK)}
+    norm = _shapes(lambda: layer_norm(arguments["width"], eps=arguments["eps"], dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    return embedding, block, norm
+
+
+def _shapes(make: Callable[[], nnx.Module]) -> Shapes:
+    flat: Any = flatten_dict(nnx.to_pure_dict(nnx.state(nnx.eval_shape(make), nnx.Param)), sep=".")
+    return {name: weight.shape for name, weight in flat.items()}

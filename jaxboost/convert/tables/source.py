@@ -1,0 +1,96 @@
+"""What every source of weights offers to the conversion: its kind, its parts, their arrays, its constants.
+
+A source (`llama.LlamaSource`, `vit.VitSource`) has a `kind`, the `tensors` of its checkpoint, and a method
+`select(layers, final_norm)`, which checks that they hold what is to be converted and returns a `Selection`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxboost.convert.formats.tensors import TensorInfo, Tensors, listed
+from jaxboost.errors import UserError
+
+# Kinds of sources. The parts of the first are decoder layers and their final norm, of the second a vision encoder's
+# embedding, blocks and final norm.
+LLAMA, VISION = "llama", "vision"
+# Keys of parts, beside the numbers of layers.
+FINAL_NORM, EMBEDDING, NORM = "final_norm", "embedding", "norm"
+
+# Name of an array -> its shape, linear maps as (in, out).
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """One file of a converted folder, not read yet.
+
+    Attributes:
+      key: a layer's number, or FINAL_NORM, EMBEDDING or NORM.
+      shapes: of its arrays, by our names.
+      read: gives an array by its name, in the precision that is to be stored.
+    """
+
+    key: str
+    shapes: Shapes
+    read: Callable[[str, np.dtype], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return sum(map(math.prod, self.shapes.values()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What is converted of a source.
+
+    Attributes:
+      parts: in the order in which they are written.
+      constants: the manifest's entries that only this kind has.
+      notes: what the user should know of how the source was read, a line each.
+    """
+
+    parts: tuple[Part, ...]
+    constants: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+def check_tensors(
+    tensors: Tensors,
+    wanted: Mapping[str, tuple[int, ...]],
+    unread: Sequence[str],
+    *,
+    info: Callable[[str], TensorInfo] | None = None,
+    part: str,
+    whole: str,
+    kind: str,
+) -> None:
+    """Raises one `UserError` that names all missing, unexpected, misshapen and unreadable tensors.
+
+    Args:
+      tensors: the checkpoint.
+      wanted: name -> shape of every tensor that will be read.
+      unread: tensors that should not be there.
+      info: instead of that of `tensors`.
+      part: what is converted, for the message.
+      whole: the same, as the configuration describes it.
+      kind: of checkpoint that is expected.
+    """
+    problems = [f"missing: {name}" for name in wanted if name not in tensors.names]
+    problems += [f"not part of {part}: {name}" for name in unread]
+    for name, shape in wanted.items():
+        if name in tensors.names:
+            found = (info or tensors.info)(name)
+            if found.obstacle:
+                problems.append(f"{name} {found.obstacle}")
+            elif found.shape != shape:
+                problems.append(f"{name} has the shape {found.shape} instead of {shape}")
+    if problems:
+        raise UserError(
+            f"{tensors.source} does not hold {whole}: {listed(problems, '; ')}. "
+            f"Check that the download is complete and that it is a plain {kind}"
+        )
