@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from jaxboost import schema
 from jaxboost.config import continuing, ranges
 from jaxboost.errors import UserError, check_choice
-from jaxboost.models.classifier import BACKBONES
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.runs import datasets, workdir
 from jaxboost.runs.result import FoldsResult, RunResult
 from jaxboost.runs.saved_config import Config
