@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import math
 import os
 import pathlib
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxboost.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # No JSON file of ours is nearly as large.
 MAX_JSON_BYTES = 64 << 20
@@ -93,6 +96,16 @@ def refused(what: object, error: OSError, then: str = "") -> UserError:
         then = ""
     reason = error.strerror or str(error) or type(error).__name__
     return UserError(f"{what} cannot be written ({reason}): {remedy(error)}{then}")
+
+
+def set_aside(path: pathlib.Path) -> pathlib.Path:
+    """Renames a damaged file or folder to NAME.damaged-1, or the next number that is free, and logs it."""
+    number = 1
+    while (target := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    path.rename(target)
+    logger.warning("%s was damaged: it is kept as %s", path, target.name)
+    return target
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from jaxboost.cli import app
 
 if TYPE_CHECKING:
-    from jaxboost.systems.experiment import Experiment
+    from jaxboost.systems import System
 
 
 def describe(config: ConfigDict, *, memory: bool = False) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def describe(config: ConfigDict, *, memory: bool = False) -> dict[str, Any]:
     from jaxboost.analysis.memory import step_memory_gb
     from jaxboost.models.frozen import count, merge, mib
     from jaxboost.runs import datasets
-    from jaxboost.systems.systems import prepare
+    from jaxboost.systems import prepare
 
     info = datasets.describe(config)
     with_boost = prepare(config, info, with_weights=False)
@@ -43,19 +43,19 @@ def describe(config: ConfigDict, *, memory: bool = False) -> dict[str, Any]:
     without_boost = prepare(plain, info, with_weights=False)
     image = jax.ShapeDtypeStruct((1, *[config.model.image_size] * info.ndim, info.channels), jnp.uint8)
 
-    def flops(experiment: "Experiment") -> int:
+    def flops(system: "System") -> int:
         return count_flops(
-            lambda images, *weights: merge(experiment.graphdef, *weights)(images),
+            lambda images, *weights: merge(system.graphdef, *weights)(images),
             image,
-            experiment.params,
-            experiment.frozen,
-            experiment.stats,
+            system.params,
+            system.frozen,
+            system.stats,
         )
 
     return {
         "dataset": info.name,
         "backbone": config.model.backbone,
-        "boost": with_boost.describe["boost"],
+        "boost": with_boost.summary["boost"],
         "classes": len(info.classes),
         "trainable": count(with_boost.params),
         "frozen": count(with_boost.frozen),

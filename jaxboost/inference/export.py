@@ -24,7 +24,7 @@ from jaxboost.io import json_sha256, to_json
 from jaxboost.models.frozen import merge
 from jaxboost.models.transformer import portable
 from jaxboost.runs import report
-from jaxboost.systems.pretrained import ROLES
+from jaxboost.systems.weights import ROLES
 from jaxboost.training.step import probabilities
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -92,7 +92,7 @@ def lower(
             # What is not needed is not computed with, whatever it is.
             unused = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items() if name not in given}
             *trees, precomputed = as_trees({**unused, **given})
-            return probabilities(merge(run.experiment.graphdef, *trees)(images, precomputed), run.labels.task)
+            return probabilities(merge(run.system.graphdef, *trees)(images, precomputed), run.labels.task)
 
         images = jax.ShapeDtypeStruct((batch, *[side] * run.preparation.ndim, channels), jnp.uint8)
         with portable():
@@ -117,7 +117,7 @@ def flat_weights(run: FinishedRun) -> tuple[dict[str, jax.Array], Callable[[Mapp
     The last tree holds what is precomputed from the weights: in float32, PneumoLLM's adapters merged into the
     projections after them. In 16 bits they stay apart.
     """
-    graphdef = run.experiment.graphdef
+    graphdef = run.system.graphdef
     precomputed = jax.jit(lambda *trees: merge(graphdef, *trees).precompute())(*run.weights)
     leaves, structure = jax.tree.flatten_with_path((*run.weights, precomputed))
     names = [_name(path) for path, _ in leaves]

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxboost import schema
+from jaxboost import schema, systems
 from jaxboost.config import continuing, ranges
 from jaxboost.data.dataset import MULTI_LABEL, DatasetInfo, Split
 from jaxboost.data.pipeline.augment import Augment
@@ -23,10 +23,10 @@ from jaxboost.models.classifier import BACKBONES
 from jaxboost.models.frozen import Tree, count
 from jaxboost.runs import datasets, workdir
 from jaxboost.runs.result_schema import Config, LlamaArguments
-from jaxboost.systems import encoders, experiment, systems
-from jaxboost.systems.experiment import Experiment
-from jaxboost.systems.pretrained import RANDOM, ROLES
-from jaxboost.training import loop, step
+from jaxboost.systems import System, encoders, start
+from jaxboost.systems.weights import RANDOM, ROLES
+from jaxboost.training import program, step
+from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoints import checkpoint_folder
 
 # Where frozen weights may lie elsewhere than when the run was made: the weights are held to their fingerprint.
@@ -43,7 +43,7 @@ class FinishedRun:
       folder: of the run.
       config, result: its config.json, and its result.json.
       labels, preparation: what the outputs mean, and how the inputs are made.
-      experiment: see `systems.prepare`.
+      system: see `systems.prepare`.
       weights: (trained, frozen, statistics), on all local devices.
       replicated, by_batch: see `step.make_mesh`.
     """
@@ -53,7 +53,7 @@ class FinishedRun:
     result: dict[str, Any]
     labels: Labels
     preparation: Preparation
-    experiment: Experiment
+    system: System
     weights: tuple[Tree, Tree, Tree]
     replicated: jax.NamedSharding
     by_batch: jax.NamedSharding
@@ -84,9 +84,12 @@ class FinishedRun:
         )[1]
 
     @functools.cached_property
-    def _step(self) -> Callable[[step.Batch], tuple[jax.Array, jax.Array]]:
-        objective = step.Objective(task=self.labels.task, classes=len(self.labels.classes), loss=self.config.train.loss)
-        return step.make_eval_step(self.experiment.graphdef, objective, self.replicated)(*self.weights)
+    def _step(self) -> step.BoundEvalStep:
+        labels = self.labels
+        bind = program.make_eval_step(
+            self.config, self.system.graphdef, self.replicated, task=labels.task, classes=len(labels.classes)
+        )
+        return bind(*self.weights)
 
 
 def open_run(folder: pathlib.Path, places: Sequence[str] = ()) -> FinishedRun:
@@ -113,14 +116,14 @@ def open_run(folder: pathlib.Path, places: Sequence[str] = ()) -> FinishedRun:
     best = folder / checkpoint_folder.FOLDER / checkpoint_folder.BEST / str(result["selection"]["step"])
     if not best.is_dir():
         raise UserError(f"{folder}: the weights of the best epoch are missing, {best}: they were moved or removed")
-    loop.keep_compiled_programs(config.train.compilation_cache)
+    keep_compiled_programs(config.train.compilation_cache)
     # What was trained on comes from the checkpoint as a whole.
     trained = {role: _with_tuples(result[role]) for role in ROLES if result.get(role)}
     _check_trained(folder, config, trained)
     built = systems.prepare(config, info, trained=trained)
     _check_size(folder, built, result)
     replicated, by_batch = step.make_mesh()
-    params, frozen, stats, fingerprints = experiment.initialise(built, seed=config.seed, replicated=replicated)
+    params, frozen, stats, fingerprints = start.initialise(built, seed=config.seed, replicated=replicated)
     _check_fingerprints(folder, built, fingerprints, result)
     params, stats = checkpoint_folder.restore_best(
         folder / checkpoint_folder.FOLDER,
@@ -136,7 +139,7 @@ def open_run(folder: pathlib.Path, places: Sequence[str] = ()) -> FinishedRun:
         result=result,
         labels=Labels(classes=info.classes, task=info.task, threshold=threshold_from_json(result["threshold"])),
         preparation=_preparation(config, info.ndim),
-        experiment=built,
+        system=built,
         weights=(params, frozen, stats),
         replicated=replicated,
         by_batch=by_batch,
@@ -215,7 +218,7 @@ def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[st
             raise UserError(f"{where} encoder are not those of {config.model.backbone}: {', '.join(differing)}: {fix}")
 
 
-def _check_size(folder: pathlib.Path, built: Experiment, result: dict[str, Any]) -> None:
+def _check_size(folder: pathlib.Path, built: System, result: dict[str, Any]) -> None:
     """Raises UserError where the model is not of the size that the result is of, before anything large is made."""
     for name, weights in (("trainable", built.params), ("frozen", built.frozen)):
         if (found := count(weights)) != result["parameters"][name]:
@@ -243,7 +246,7 @@ def _replace(config: ConfigDict, places: Sequence[str]) -> None:
 
 
 def _check_fingerprints(
-    folder: pathlib.Path, built: Experiment, fingerprints: dict[str, str], result: dict[str, Any]
+    folder: pathlib.Path, built: System, fingerprints: dict[str, str], result: dict[str, Any]
 ) -> None:
     """Raises UserError where frozen weights are not the run's."""
     for part in built.pretrained:

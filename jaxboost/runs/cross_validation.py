@@ -9,16 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from jaxboost import io
+from jaxboost import io, systems
 from jaxboost.config import ranges
+from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.errors import UserError
-from jaxboost.runs import datasets, workdir
+from jaxboost.runs import datasets, train, workdir
 from jaxboost.runs.datasets import ALL_FOLDS
-from jaxboost.systems.pretrained import ROLES
-from jaxboost.training import loop
+from jaxboost.systems.weights import ROLES
 
 FOLDS = "folds.csv"
 METRICS = ("sensitivity", "specificity", "acc", "auc", "avg")
@@ -44,7 +43,7 @@ SHARED = (
 logger = logging.getLogger(__name__)
 
 
-def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any] | None:
+def train_and_evaluate(config: Config, folder: pathlib.Path) -> dict[str, Any] | None:
     """Runs a config: its folds one after the other, each in `folder`/fold<i>, or itself where it asks for no folds.
 
     Folds that are finished are not run again, and one that was cut off goes on where it was.
@@ -55,9 +54,9 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict[str, An
     ranges.check_numbers(config)
     datasets.check_folds(config)
     if not config.data.folds:
-        return loop.train_and_evaluate(config, folder)
-    together = _of_fold(config, ALL_FOLDS)
-    workdir.check(folder, together)
+        return train.train_and_evaluate(config, folder)
+    config = train.with_layers(config, folder)
+    workdir.check(folder, _of_fold(config, ALL_FOLDS))
     # Before anything is written to the folder of all.
     for number in range(config.data.folds):
         workdir.check(folder / f"fold{number}", _of_fold(config, number))
@@ -67,16 +66,17 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict[str, An
         logger.info("fold %d of %d", number, config.data.folds)
         splits = datasets.Splits(
             load=lambda number=number: datasets.fold_of(whole(), config, number, _folds_in(folder)),
-            prepare=lambda: _prepare(whole(), together, folder),
+            prepare=lambda: _prepare(whole(), _of_all(config), folder),
             folder=folder,
         )
-        if loop.train_and_evaluate(_of_fold(config, number), folder / f"fold{number}", splits) is None:
+        if train.train_and_evaluate(_of_fold(config, number), folder / f"fold{number}", splits) is None:
             return None
     results = [workdir.read_result(folder / f"fold{number}") for number in range(config.data.folds)]
     if missing := [str(number) for number, result in enumerate(results) if result is None]:
         logger.info("fold %s to be run before there is a result of all", ", ".join(missing))
         return None
     _check_alike(results, folder)
+    together = _of_all(config)
     with io.writing(folder):
         # Where all folds were finished before, nothing has set aside what is damaged here.
         workdir.create(folder, together)
@@ -146,13 +146,18 @@ def _listed(figures: Mapping[str, Mapping[str, float] | None]) -> str:
     )
 
 
-def _of_fold(config: ConfigDict, number: int) -> ConfigDict:
+def _of_all(config: Config) -> Config:
+    """The config of all folds together. The block is there by now, also where the first fold has converted it."""
+    return systems.with_layers(_of_fold(config, ALL_FOLDS))
+
+
+def _of_fold(config: Config, number: int) -> Config:
     one = config.copy_and_resolve_references()
     one.data.fold = number
     return one
 
 
-def _checked(config: ConfigDict, folder: pathlib.Path) -> Dataset:
+def _checked(config: Config, folder: pathlib.Path) -> Dataset:
     """The whole data set, once every fold of it was seen to be possible: not the last after days of training."""
     dataset = datasets.load(config)
     splits = {
@@ -169,7 +174,7 @@ def _folds_in(folder: pathlib.Path) -> pathlib.Path | None:
     return folder / FOLDS if (folder / FOLDS).exists() else None
 
 
-def _check_folds_file(config: ConfigDict, folder: pathlib.Path) -> None:
+def _check_folds_file(config: Config, folder: pathlib.Path) -> None:
     """Raises UserError where `data.folds_file` has other folds than the run began with: its place may change."""
     name, copy = config.data.folds_file, folder / FOLDS
     if not name:
@@ -186,7 +191,7 @@ def _check_folds_file(config: ConfigDict, folder: pathlib.Path) -> None:
         )
 
 
-def _prepare(dataset: Dataset, together: ConfigDict, folder: pathlib.Path) -> None:
+def _prepare(dataset: Dataset, together: Config, folder: pathlib.Path) -> None:
     """Notes the config of all folds, and who is in which."""
     workdir.create(folder, together)
     if not together.data.folds_file:

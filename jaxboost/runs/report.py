@@ -19,7 +19,7 @@ from jaxboost.evaluation import evaluate, metrics, thresholds
 from jaxboost.io import write_text
 from jaxboost.models.frozen import count, mib
 from jaxboost.runs import workdir
-from jaxboost.systems.experiment import Experiment
+from jaxboost.systems import System
 
 REFERENCE_WARNING = (
     "protocol reference: the epoch is picked on the test split, as in the paper's released code;"
@@ -29,16 +29,16 @@ REFERENCE_WARNING = (
 logger = logging.getLogger(__name__)
 
 
-def log_start(experiment: Experiment, dataset: Dataset, config: ConfigDict) -> None:
+def log_start(system: System, dataset: Dataset, config: ConfigDict) -> None:
     """Says what is trained on what."""
     sizes = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
     logger.info("%s: %s; %d classes (%s)", dataset.info.name, sizes, len(dataset.info.classes), dataset.info.task)
     logger.info(
         "%s: %s trainable parameters (%.2f MiB), %s frozen",
-        experiment.title,
-        f"{count(experiment.params):,}",
-        mib(experiment.params),
-        f"{count(experiment.frozen):,}",
+        system.title,
+        f"{count(system.params):,}",
+        mib(system.params),
+        f"{count(system.frozen):,}",
     )
     devices = jax.local_devices()
     logger.info("%d x %s, seed %d", len(devices), devices[0].device_kind, config.seed)
@@ -47,7 +47,7 @@ def log_start(experiment: Experiment, dataset: Dataset, config: ConfigDict) -> N
 
 
 def describe_run(
-    experiment: Experiment, dataset: Dataset, config: ConfigDict, fingerprints: Mapping[str, str]
+    system: System, dataset: Dataset, config: ConfigDict, fingerprints: Mapping[str, str]
 ) -> dict[str, Any]:
     """The part of result.json that says what was run.
 
@@ -55,7 +55,7 @@ def describe_run(
       fingerprints: of the pretrained parts, by their role, and of a user's own data set as "data" and
         "splits".
     """
-    parts = {part.role: {**part.about, "sha256": fingerprints[part.role]} for part in experiment.pretrained}
+    parts = {part.role: {**part.about, "sha256": fingerprints[part.role]} for part in system.pretrained}
     reference = config.eval.protocol == "reference"
     return {
         "dataset": dataset.info.name,
@@ -65,11 +65,11 @@ def describe_run(
         "seed": config.seed,
         "protocol": config.eval.protocol,
         "warning": REFERENCE_WARNING if reference else None,
-        **experiment.describe,
+        **system.summary,
         "parameters": {
-            "trainable": count(experiment.params),
-            "frozen": count(experiment.frozen),
-            "trainable_mib": round(mib(experiment.params), 2),
+            "trainable": count(system.params),
+            "frozen": count(system.frozen),
+            "trainable_mib": round(mib(system.params), 2),
         },
         **parts,
         "data_sha256": fingerprints.get("data"),

@@ -11,12 +11,13 @@ from jaxboost import io
 from jaxboost.config import continuing
 from jaxboost.config.continuing import to_dict
 from jaxboost.errors import UserError
-from jaxboost.io import write_text
+from jaxboost.io import set_aside, write_text
 from jaxboost.runs import result_schema
 from jaxboost.training.checkpoints import checkpoint_folder
+from jaxboost.training.log import BOARD
 
 CONFIG, RESULT = "config.json", "result.json"
-BOARD, PREDICTIONS = "tensorboard", "predictions"
+PREDICTIONS = "predictions"
 
 logger = logging.getLogger(__name__)
 
@@ -102,16 +103,6 @@ def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
     except ValueError as error:
         logger.warning("%s is damaged (%s): the run counts as unfinished", path, error)
         return None
-
-
-def set_aside(path: pathlib.Path) -> pathlib.Path:
-    """Renames a damaged file or folder to NAME.damaged-1, or the next number that is free; says so."""
-    number = 1
-    while (target := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
-    path.rename(target)
-    logger.warning("%s was damaged: it is kept as %s", path, target.name)
-    return target
 
 
 def _is_sound(path: pathlib.Path) -> bool:

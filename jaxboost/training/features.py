@@ -16,8 +16,7 @@ from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.data.readers.npz import open_npz, write_npz
 from jaxboost.errors import UserError
-from jaxboost.io import writing
-from jaxboost.runs.workdir import set_aside
+from jaxboost.io import set_aside, writing
 
 logger = logging.getLogger(__name__)
 

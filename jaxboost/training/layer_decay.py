@@ -1,7 +1,9 @@
-"""Layer-wise decay of the learning rate: lower layers, which pretraining made general, change more slowly.
+"""Layer-wise decay of the learning rate: the lower a layer, the more slowly it changes.
 
-As in BEiT's fine-tuning (Bao et al. 2021, section 3.2): a rate is multiplied by decay^(L + 1 - l) for block l of L.
+As in BEiT's fine-tuning (Bao et al. 2021, section 3.2): the rate of block l of L is multiplied by decay^(L + 1 - l).
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,29 +12,28 @@ import optax
 from jaxboost.errors import UserError
 from jaxboost.models.frozen import Tree
 
-# Stacks of blocks in the order in which the encoders run them, and the norms that end one of them.
+# The stacks of blocks, in the order in which an encoder runs them.
 _STACKS = ("transformer", "spatial", "temporal")
-_ENDS = {"spatial_norm": "spatial", "temporal_norm": "temporal"}
-# What makes the tokens of the second stack of ViViT out of those of the first.
-_STARTS = {"temporal_cls": "spatial"}
+# Other weights of an encoder -> the stack behind whose last block they belong.
+_BEHIND = {"spatial_norm": "spatial", "temporal_norm": "temporal", "temporal_cls": "spatial"}
 
 
 def scale_by_layer(decay: float) -> optax.GradientTransformation:
-    """Multiplies the updates of a classifier's encoder by the powers of `decay` that its layers have."""
+    """Multiplies the updates of a model's encoder by `factors`."""
     return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors(updates, decay)))
 
 
 def check(params: Tree) -> None:
-    """Raises UserError where nothing that is trained is a stack of blocks."""
+    """Raises UserError where the trained weights have no stack of blocks."""
     if not any(name in params.get("encoder", {}) for name in _STACKS):
-        raise UserError("config field optim.layer_decay: it is of encoders with trained blocks, set it to 1")
+        raise UserError("config field optim.layer_decay: it is for encoders with trained blocks, set it to 1")
 
 
 def factors(params: Tree, decay: float) -> Tree:
-    """What each weight's rate is multiplied by: a number, or an array that broadcasts over stacked blocks.
+    """The factor of each weight's learning rate: a number, or an array that broadcasts over stacked blocks.
 
-    Block l of L has decay^(L + 1 - l), what comes before the first (patches, positions, CLS) is block 0, and what is
-    behind the encoder has 1: booster, head and their norms.
+    Block l of L has decay^(L + 1 - l). The weights before the first block (patches, positions, CLS) count as block 0.
+    Everything behind the encoder (booster, head and their norms) has the factor 1.
     """
     ends, depth = {}, 0
     for name in _STACKS:
@@ -40,7 +41,7 @@ def factors(params: Tree, decay: float) -> Tree:
             first, depth = depth, depth + _depth(params["encoder"][name])
             ends[name] = (first, depth)
 
-    def factor(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> float | jax.Array:
+    def factor(path: tuple[Any, ...], leaf: jax.Array) -> float | jax.Array:
         names = [entry.key for entry in path]
         if names[0] != "encoder":
             return 1.0
@@ -50,6 +51,7 @@ def factors(params: Tree, decay: float) -> Tree:
 
 
 def _layer(names: list[str], leaf: jax.Array, ends: dict[str, tuple[int, int]]) -> int | jax.Array:
+    """Number of the block that a weight belongs to; of stacked blocks an array of numbers."""
     name = names[1]
     if name in ends:
         first, last = ends[name]
@@ -57,7 +59,7 @@ def _layer(names: list[str], leaf: jax.Array, ends: dict[str, tuple[int, int]]) 
             return last
         numbers = jnp.arange(first + 1, last, dtype=jnp.float32)
         return numbers.reshape(-1, *[1] * (leaf.ndim - 1))
-    stack = _ENDS.get(name) or _STARTS.get(name)
+    stack = _BEHIND.get(name)
     return ends[stack][1] if stack else 0
 
 

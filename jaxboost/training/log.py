@@ -13,10 +13,10 @@ from typing import Any
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from jaxboost.io import to_json, write_text, writing
-from jaxboost.runs.workdir import BOARD, set_aside
+from jaxboost.io import set_aside, to_json, write_text, writing
 
 METRICS = "metrics.jsonl"
+BOARD = "tensorboard"
 _FLUSH_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)

@@ -5,9 +5,8 @@ import json
 import pytest
 
 from configs import quickstart
-from jaxboost import data
+from jaxboost import data, systems
 from jaxboost.convert import store
-from jaxboost.systems import systems
 from tests.scripts import run_script
 
 
