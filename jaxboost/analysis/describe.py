@@ -7,24 +7,25 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from jaxboost.cli import app
+from jaxboost.config.types import Config
 
 if TYPE_CHECKING:
     from jaxboost.systems import System
 
 
-def describe(config: ConfigDict, *, memory: bool = False) -> dict[str, Any]:
-    """Sizes and costs of a config's model.
+def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
+    """Size and cost of a config's model.
 
     Args:
+      config: of a run. A block that is on disk gives the shapes of the LLaMA layers; else the config's family does.
       memory: compile a training step to estimate its memory, which takes some seconds.
 
     Returns:
       trainable, frozen: numbers of parameters. trainable_mib, frozen_mib: their size in float32 MiB, which the R-LLM
-      paper calls "number of parameters". tokens: that the booster sees. flops_per_image: of one forward pass, with
-      and without the booster. step_memory_gb: see `memory.step_memory_gb`, where it was asked for.
+      paper calls "number of parameters". tokens: number that the booster sees. flops_per_image: of one forward pass,
+      with and without the booster. step_memory_gb: see `memory.step_memory_gb`; left out without `memory`.
     """
     # After the flags: a mistyped one should not wait for jax to load.
     import jax

@@ -1,5 +1,7 @@
 """Estimates the memory of a training step from its compiled program, without weights or data."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -38,7 +40,7 @@ def step_memory_gb(config: Config, info: DatasetInfo) -> dict[str, float]:
     state, batch = program.state_shapes(system.params, system.stats), batch_shapes(config, info)
     computed = jnp.dtype(config.model.dtype)
     lowered = program.train_step.lower(state, held_shapes(system, computed), batch)
-    analysis = lowered.compile().memory_analysis()
+    analysis: Any = lowered.compile().memory_analysis()
     held = jax.tree.leaves((state, held_shapes(system, dtype), batch))
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in held)
     temporary = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes

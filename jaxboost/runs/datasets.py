@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from jaxboost import data
+from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset, DatasetInfo
 from jaxboost.data.sources.folder.source import SOURCE, WHOLE
 from jaxboost.data.splits import ratios
@@ -48,14 +48,14 @@ class Splits:
     folder: pathlib.Path
 
 
-def describe(config: ConfigDict) -> DatasetInfo:
+def describe(config: Config) -> DatasetInfo:
     """Its description; a user's folder is looked at only where the config does not name the classes."""
     fields = config.data
     options = {name: fields[name] for name in _DESCRIBED_BY}
     return data.describe_dataset(fields.name, fields.size, ndim=_ndim(config), **options)
 
 
-def load(config: ConfigDict) -> Dataset:
+def load(config: Config) -> Dataset:
     """The whole data set, with its official splits where it has some."""
     size, wanted = config.data.size, config.model.image_size
     if config.data.source and size < wanted:
@@ -66,7 +66,7 @@ def load(config: ConfigDict) -> Dataset:
     return data.load(config.data.name, ndim=_ndim(config), pooled=config.data.folds > 0, **options)
 
 
-def own_splits(config: ConfigDict, folder: pathlib.Path) -> Splits:
+def own_splits(config: Config, folder: pathlib.Path) -> Splits:
     """The splits of a run that is no fold: the official ones, or such as are made once and kept in `folder`."""
     file = folder / SPLITS
 
@@ -95,7 +95,7 @@ def own_splits(config: ConfigDict, folder: pathlib.Path) -> Splits:
     return Splits(load=lambda: find()[0], prepare=prepare, folder=folder)
 
 
-def check_folds(config: ConfigDict) -> None:
+def check_folds(config: Config) -> None:
     """Raises UserError where the fields that say which splits are used contradict each other."""
     fields = config.data
     folds = fields.folds
@@ -117,7 +117,7 @@ def check_folds(config: ConfigDict) -> None:
         raise UserError(f"config field data.folds_file: there is no file {fields.folds_file}: check the path")
 
 
-def fold_of(dataset: Dataset, config: ConfigDict, fold: int, file: pathlib.Path | None) -> Dataset:
+def fold_of(dataset: Dataset, config: Config, fold: int, file: pathlib.Path | None) -> Dataset:
     """The splits of one fold.
 
     Args:
@@ -135,7 +135,7 @@ def fold_of(dataset: Dataset, config: ConfigDict, fold: int, file: pathlib.Path 
     )
 
 
-def fingerprint(dataset: Dataset, config: ConfigDict) -> dict[str, str]:
+def fingerprint(dataset: Dataset, config: Config) -> dict[str, str]:
     """Those of a user's own data set; a published one is known by its name.
 
     Returns:
@@ -147,16 +147,14 @@ def fingerprint(dataset: Dataset, config: ConfigDict) -> dict[str, str]:
     for name, split in sorted(dataset.splits.items()):
         groups = split.names if split.groups is None else split.groups
         for file, group, labels, image in zip(split.names, groups, split.labels, split.images, strict=True):
-            pixels = hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
+            pixels = hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()
             samples.append(f"{file}\t{group}\t{labels.tolist()}\t{image.shape}\t{pixels}\n")
             places.append(f"{file}\t{name}\n")
     digests = {"data": samples, "splits": places}
     return {name: hashlib.sha256("".join(sorted(lines)).encode()).hexdigest() for name, lines in digests.items()}
 
 
-def check_same_data(
-    config: ConfigDict, finished: Mapping[str, Any], folder: pathlib.Path, splits: Splits | None
-) -> None:
+def check_same_data(config: Config, finished: Mapping[str, Any], folder: pathlib.Path, splits: Splits | None) -> None:
     """Raises UserError where a finished run in `folder` has other data than the config now names.
 
     They are read again only where the config names another place: what lies there decides. A published data set is
@@ -179,12 +177,12 @@ def check_same_data(
         )
 
 
-def _without_val(config: ConfigDict) -> bool:
+def _without_val(config: Config) -> bool:
     """Whether the epoch is picked on the test split."""
     return config.eval.protocol == "reference"
 
 
-def _ndim(config: ConfigDict) -> int:
+def _ndim(config: Config) -> int:
     """Spatial dimensions that the model takes; only a user's folder has no own ones."""
     if config.data.source != SOURCE or "pneumollm" in config:
         return 2

@@ -2,9 +2,8 @@
 
 import pathlib
 
-from ml_collections import ConfigDict
-
 from jaxboost import outputs
+from jaxboost.config.types import Config
 from jaxboost.data.sources.folder.source import SOURCE
 from jaxboost.errors import UserError
 
@@ -12,7 +11,7 @@ from jaxboost.errors import UserError
 _READ = ("data.masks", "model.weights", "boost.block", "pneumollm.vision", "llama.block")
 
 
-def check(workdir: pathlib.Path, config: ConfigDict) -> None:
+def check(workdir: pathlib.Path, config: Config) -> None:
     """Checks that nothing which a run writes would be read as data or weights.
 
     Raises:

@@ -20,7 +20,12 @@ _BEHIND = {"spatial_norm": "spatial", "temporal_norm": "temporal", "temporal_cls
 
 def scale_by_layer(decay: float) -> optax.GradientTransformation:
     """Multiplies the updates of a model's encoder by `factors`."""
-    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors(updates, decay)))
+
+    def scaled(updates: Any, params: Any) -> Any:
+        del params
+        return jax.tree.map(lambda update, factor: update * factor, updates, factors(updates, decay))
+
+    return optax.stateless(scaled)
 
 
 def check(params: Tree) -> None:

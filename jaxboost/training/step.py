@@ -90,8 +90,8 @@ def put(batch: Mapping[str, np.ndarray], by_batch: jax.NamedSharding) -> Batch:
     return {name: jax.make_array_from_process_local_data(by_batch, array) for name, array in batch.items()}
 
 
-# (state, frozen weights, batch) -> (state, {"loss", "grad_norm"})
-TrainStep = Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, jax.Array]]]
+# Compiled: (state, frozen weights, batch) -> (state, {"loss", "grad_norm"})
+TrainStep = jax.stages.Wrapped
 # batch -> (loss of each example (B,), probabilities (B, classes))
 BoundEvalStep = Callable[[Batch], tuple[jax.Array, jax.Array]]
 

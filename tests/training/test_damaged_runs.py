@@ -443,7 +443,7 @@ def test_kept_features_that_are_damaged(tmp_path, log):
         attempt()
         log.clear()
         assert features._read(file) == {}
-        assert log[0].startswith("making them again, the kept features are damaged: ")
+        assert log[0].startswith("the kept features are damaged, they are computed again: ")
         assert (tmp_path / f"features-x.npz.damaged-{number}").exists()
 
 

@@ -363,7 +363,6 @@ def test_multi_label_radiographs(radiographs, tmp_path):
         ({"pneumollm__count": 0}, ["pneumollm.count"]),
         ({"pneumollm__vision": ""}, ["pneumollm.vision", "convert_weights.py"]),
         ({"pneumollm__vision": "nowhere"}, ["nowhere", "convert_weights.py"]),
-        ({"llama__layers": ()}, ["llama.layers"]),
         ({"model__backbone": "vivit_m"}, ["model.backbone"]),
         ({"model__image_size": 30}, ["model.image_size"]),
         ({"data__source": "", "data__name": "lidcshapes3d", "data__classes": ()}, ["3-D"]),

@@ -329,7 +329,6 @@ def test_compiled_programs_are_not_kept_where_the_config_says_so(lidc_root, tmp_
         ({"boost.block": ""}, "boost.block is empty.*convert_weights.py"),
         ({"boost.block": "random", "boost.family": ""}, "boost.family and boost.block give no shapes"),
         ({"boost.layers": (-1,)}, "layer numbers from 0"),
-        ({"boost.layers": ()}, "boost.layers is empty"),
         ({"boost.final_norm": "loaded"}, "a random block has no norm"),
         (
             {"boost.block": "nowhere/block", "boost.source": "huggyllama/llama-7b"},

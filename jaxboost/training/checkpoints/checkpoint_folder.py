@@ -46,7 +46,7 @@ def tidy(folder: pathlib.Path, best: int) -> None:
 
 
 def saved_config(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The config of the last readable checkpoint below `folder`, as `fields.held` gives it; None where none has one."""
+    """The config of the last readable checkpoint below `folder`, see `continuing.held`; None where none has one."""
     for step in stored.steps(folder / LATEST):
         with contextlib.suppress(DamagedError, UserError):
             if config := read_progress(folder / LATEST / str(step))[0].config:

@@ -70,7 +70,7 @@ class Checkpointer:
         """
         trees = checkpoint_folder.best_items(params, stats)
         sums = stored.checksums(step, trees, {})
-        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items[CHECKSUMS] = ocp.args.JsonSave(sums)
         with self._writing():
             self._clear()
@@ -189,7 +189,7 @@ class Checkpointer:
                 checkpoint_folder.read_best(self._folder, best.step, state.params, state.stats, best.sha256)
             except DamagedError as error:
                 raise DamagedError(f"the best epoch's weights, {BEST}/{best.step}, are damaged: {error}") from error
-        return state.replace(**trees["state"]), progress
+        return dataclasses.replace(state, **trees["state"]), progress
 
     def _go_on_from(self, step: int, problems: Mapping[int, DamagedError], progress: Progress) -> None:
         """Makes `step` the latest checkpoint: sets those after it aside, removes the best weights found after it."""

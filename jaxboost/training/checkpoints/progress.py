@@ -40,7 +40,7 @@ class Progress:
       fingerprints: of what the run was given beside its config: pretrained parts by their role, a user's own data.
       best: None before the first validation.
       seconds: spent so far, over all starts of the run.
-      config: the fields that may not change, see `fields.held`; empty in runs of earlier versions.
+      config: the fields that may not change, see `continuing.held`; empty in runs of earlier versions.
       validated: False where the run was stopped between the last step of an epoch and its validation, which is then to
         be done first.
     """

@@ -72,7 +72,7 @@ def of_trees(trees: Mapping[str, Tree]) -> dict[str, str]:
     for path, leaf in _leaves(trees):
         # One at a time: all of them together may be large.
         array = np.ascontiguousarray(jax.device_get(leaf))
-        digest = hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
+        digest = hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
         found[path] = f"{_head(leaf)} {digest}"
     return found
 
