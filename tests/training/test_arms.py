@@ -106,7 +106,7 @@ def test_several_layers_run_in_the_given_order(make_run, blocks, llama):
         weights = [llama_checkpoints.layer_weights(llama, layer) for layer in layers]
         assert_same(held, {name: np.stack([layer[name] for layer in weights]) for name in weights[0]})
     one, other = runs.values()
-    assert one.fingerprints != other.progress.fingerprints
+    assert one.progress.fingerprints != other.progress.fingerprints
     assert_same(one.state.params, other.state.params)
     assert np.abs(_scores(one) - _scores(other)).max() > 1e-5
     assert np.isfinite(take_steps(one, 2)).all()
