@@ -95,6 +95,7 @@ if __name__ == "__main__":
     memory_flag = flags.DEFINE_bool("memory", True, "compile a training step to estimate its memory")
 
     def main() -> None:
+        """Prints the figures of the config on the command line."""
         result = describe(app.read_config(config_flag), memory=memory_flag.value)
         print(json.dumps(result) if json_flag.value else as_text(result))
 

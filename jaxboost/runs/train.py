@@ -124,19 +124,13 @@ def assemble(
         thresholds.check_both_classes(dataset, selection_split)
     objective = make_objective(config, dataset.info, dataset.splits["train"].labels)
     iterator = train_iterator(config, dataset.splits["train"], augment=augment, image_size=image_size)
-    steps_per_epoch = batches.steps_per_epoch(
-        dataset.splits["train"],
-        config.train.batch_size,
-        last_batch=config.train.last_batch,
-        multiple=config.train.epoch_multiple,
-    )
+    steps_per_epoch = _steps_per_epoch(config, dataset)
     if config.train.last_batch == "keep":
         check_partial_batches(objective, system.stats)
     ranges.check_steps(config, steps_per_epoch)
     program = make_program(config, system.graphdef, objective, steps_per_epoch=steps_per_epoch)
-    last_step = config.train.epochs * steps_per_epoch
-    if config.train.max_steps:
-        last_step = min(last_step, config.train.max_steps)
+    all_steps = config.train.epochs * steps_per_epoch
+    last_step = min(all_steps, config.train.max_steps or all_steps)
     _warn_of_slow_average(config, last_step)
 
     params, frozen, stats, fingerprints = start.initialise(system, seed=config.seed, replicated=program.replicated)
@@ -169,6 +163,15 @@ def assemble(
         ),
         started=started,
         check_lock=check_lock,
+    )
+
+
+def _steps_per_epoch(config: Config, dataset: Dataset) -> int:
+    return batches.steps_per_epoch(
+        dataset.splits["train"],
+        config.train.batch_size,
+        last_batch=config.train.last_batch,
+        multiple=config.train.epoch_multiple,
     )
 
 

@@ -25,7 +25,6 @@ class Program:
     """The step functions of a run.
 
     Attributes:
-      objective: what is trained for.
       tx: the optimiser.
       learning_rate: schedule of its learning rate.
       train_step: see `step.make_train_step`.
@@ -35,7 +34,6 @@ class Program:
       ema: whether the state has an average of the weights.
     """
 
-    objective: Objective
     tx: optax.GradientTransformation
     learning_rate: optim.Schedule
     train_step: TrainStep
@@ -112,7 +110,6 @@ def make_program(config: Config, graphdef: nnx.GraphDef, objective: Objective, *
         graphdef, tx, objective, replicated, seed=config.seed, ema=config.train.ema, accumulate=accumulate
     )
     return Program(
-        objective=objective,
         tx=tx,
         learning_rate=learning_rate,
         train_step=train_step,
