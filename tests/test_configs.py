@@ -5,7 +5,6 @@ import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
@@ -13,9 +12,8 @@ from configs import paper
 from jaxboost.analysis.describe import describe
 from jaxboost.data.sources.medmnist import medmnist_info
 from jaxboost.runs import datasets
-from jaxboost.systems.systems import prepare
-from jaxboost.training import optim, step
-from jaxboost.training.mixing import Mixing
+from jaxboost.systems import prepare
+from jaxboost.training import optim, program, step
 from tests.scripts import REPOSITORY
 
 TWO_D = [f"{name}mnist_vits" for name in ("breast", "retina", "pneumonia", "derma", "oct", "organa")]
@@ -55,27 +53,13 @@ def test_docstring_names_command_cost_and_figures(leaf):
     assert "Strongest" in text
 
 
-def _trace_step(config: ConfigDict) -> tuple[step.TrainState, dict[str, jax.ShapeDtypeStruct]]:
-    """Shapes of what a training step of the config returns; it is not compiled."""
+def _trace_step(config: ConfigDict) -> tuple[step.TrainState, tuple[step.TrainState, dict[str, jax.ShapeDtypeStruct]]]:
+    """Shapes of the state before a training step of the config, and of what the step returns; it is not compiled."""
     info = datasets.describe(config)
-    experiment = prepare(config, info, with_weights=False)
-    tx, _ = optim.make_optimizer(**config.optim, steps_per_epoch=100, epochs=config.train.epochs)
-    replicated, _ = step.make_mesh()
-    objective = step.Objective(task=info.task, classes=len(info.classes), mixing=Mixing(**config.mix))
-    train_step = step.make_train_step(experiment.graphdef, tx, objective, replicated, seed=0, ema=config.train.ema)
-    state = step.TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32),
-        params=experiment.params,
-        opt_state=jax.eval_shape(tx.init, experiment.params),
-        stats=experiment.stats,
-        ema=step.averaged_weights(experiment.params, experiment.stats) if config.train.ema else {},
-    )
-    size, B = config.model.image_size, config.train.batch_size
-    batch = {
-        "image": jax.ShapeDtypeStruct((B, *[size] * info.ndim, info.channels), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((B, info.labels_per_sample), jnp.int32),
-    }
-    return state, jax.eval_shape(train_step, state, experiment.frozen, batch)
+    system = prepare(config, info, with_weights=False)
+    made = program.make_program(config, system.graphdef, program.make_objective(config, info), steps_per_epoch=100)
+    state = made.state_shapes(system.params, system.stats)
+    return state, jax.eval_shape(made.train_step, state, system.frozen, program.batch_shapes(config, info))
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from jaxboost.convert.writer import writing
 from jaxboost.data.tfds_builders.__main__ import main as build_tfds
 from jaxboost.errors import UserError
 from jaxboost.inference.predict import predict_or_export
-from jaxboost.systems import pretrained
-from jaxboost.training import loop
+from jaxboost.runs import train
+from jaxboost.systems import weights
 from tests import finished_runs
 from tests.finished_runs import colours
 from tests.reference.llama_checkpoints import tiny_llama, write_safetensors
@@ -136,12 +136,12 @@ def test_a_run_does_not_lie_in_what_it_reads(field, inside, finished, tmp_path):
     (other / "link").symlink_to(".")
     config = folder_config(data, **{field: str(other)})
     with pytest.raises(UserError, match=f"--workdir .* lies in {re.escape(field)}=.*, which the run reads"):
-        loop.train_and_evaluate(config, other / inside)
+        train.train_and_evaluate(config, other / inside)
     assert list((other / "runs").iterdir()) == []
     # Published data sets have files of their own names.
     config = folder_config(other, **{"data.source": "", "data.name": "nothing"})
     with pytest.raises(UserError, match=r"data\.name"):
-        loop.train_and_evaluate(config, other / "run")
+        train.train_and_evaluate(config, other / "run")
 
 
 def test_a_block_does_not_lie_in_its_source(tmp_path):
@@ -165,15 +165,15 @@ def test_a_block_that_another_process_makes_meanwhile_stays(tmp_path, monkeypatc
     before = contents(out)
     assert before
     assert not list(tmp_path.glob(".*"))
-    real = pretrained.convert.convert
+    real = weights.convert.convert
 
     def slow(*arguments):
         (tmp_path / "aside").rename(out)
         real(*arguments)
 
     out.rename(tmp_path / "aside")
-    monkeypatch.setattr(pretrained.convert, "convert", slow)
-    assert pretrained.find_converted("block", str(out), str(source), "3", convert_missing=True) == out
+    monkeypatch.setattr(weights.convert, "convert", slow)
+    assert weights.find_converted("block", str(out), str(source), "3", convert_missing=True) == out
     assert contents(out) == before
 
 

@@ -7,24 +7,25 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from jaxboost.cli import app
+from jaxboost.config.types import Config
 
 if TYPE_CHECKING:
-    from jaxboost.systems.experiment import Experiment
+    from jaxboost.systems import System
 
 
-def describe(config: ConfigDict, *, memory: bool = False) -> dict[str, Any]:
-    """Sizes and costs of a config's model.
+def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
+    """Size and cost of a config's model.
 
     Args:
+      config: of a run. A block that is on disk gives the shapes of the LLaMA layers; else the config's family does.
       memory: compile a training step to estimate its memory, which takes some seconds.
 
     Returns:
       trainable, frozen: numbers of parameters. trainable_mib, frozen_mib: their size in float32 MiB, which the R-LLM
-      paper calls "number of parameters". tokens: that the booster sees. flops_per_image: of one forward pass, with
-      and without the booster. step_memory_gb: see `memory.step_memory_gb`, where it was asked for.
+      paper calls "number of parameters". tokens: number that the booster sees. flops_per_image: of one forward pass,
+      with and without the booster. step_memory_gb: see `memory.step_memory_gb`; left out without `memory`.
     """
     # After the flags: a mistyped one should not wait for jax to load.
     import jax
@@ -34,7 +35,7 @@ def describe(config: ConfigDict, *, memory: bool = False) -> dict[str, Any]:
     from jaxboost.analysis.memory import step_memory_gb
     from jaxboost.models.frozen import count, merge, mib
     from jaxboost.runs import datasets
-    from jaxboost.systems.systems import prepare
+    from jaxboost.systems import prepare
 
     info = datasets.describe(config)
     with_boost = prepare(config, info, with_weights=False)
@@ -43,19 +44,19 @@ def describe(config: ConfigDict, *, memory: bool = False) -> dict[str, Any]:
     without_boost = prepare(plain, info, with_weights=False)
     image = jax.ShapeDtypeStruct((1, *[config.model.image_size] * info.ndim, info.channels), jnp.uint8)
 
-    def flops(experiment: "Experiment") -> int:
+    def flops(system: "System") -> int:
         return count_flops(
-            lambda images, *weights: merge(experiment.graphdef, *weights)(images),
+            lambda images, *weights: merge(system.graphdef, *weights)(images),
             image,
-            experiment.params,
-            experiment.frozen,
-            experiment.stats,
+            system.params,
+            system.frozen,
+            system.stats,
         )
 
     return {
         "dataset": info.name,
         "backbone": config.model.backbone,
-        "boost": with_boost.describe["boost"],
+        "boost": with_boost.summary["boost"],
         "classes": len(info.classes),
         "trainable": count(with_boost.params),
         "frozen": count(with_boost.frozen),
@@ -94,6 +95,7 @@ if __name__ == "__main__":
     memory_flag = flags.DEFINE_bool("memory", True, "compile a training step to estimate its memory")
 
     def main() -> None:
+        """Prints the figures of the config on the command line."""
         result = describe(app.read_config(config_flag), memory=memory_flag.value)
         print(json.dumps(result) if json_flag.value else as_text(result))
 

@@ -11,8 +11,12 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
     """FLOPs of the matrix products and convolutions of `function(*arguments)`, two per multiply-add.
 
-    Arguments may be shapes (`jax.ShapeDtypeStruct`): nothing is computed. A scan counts as often as it runs, which
-    XLA's own cost analysis does not do; elementwise work, a few percent in a transformer, is left out.
+    The body of a scan counts once per iteration, other than in XLA's own cost analysis. Elementwise work, a few percent
+    in a transformer, is left out.
+
+    Args:
+      function: what is traced; nothing is computed.
+      *arguments: arrays, or shapes (`jax.ShapeDtypeStruct`).
     """
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -23,14 +27,14 @@ def _count(jaxpr: Jaxpr) -> int:
 
 def _count_equation(equation: JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
+    shapes: list[Any] = [getattr(variable.aval, "shape", ()) for variable in (*equation.invars, *equation.outvars)]
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        left = equation.invars[0].aval.shape
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+        return 2 * math.prod(shapes[-1]) * math.prod(shapes[0][axis] for axis in contracted)
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
+        kernel = shapes[1]
         out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_features
+        return 2 * math.prod(shapes[-1]) * math.prod(kernel) // out_features
     inner = [_count(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
     if name == "scan":
         return params["length"] * sum(inner)

@@ -98,7 +98,7 @@ def lower(
             # A weight that is not given is not used: its value does not matter.
             unused = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items() if name not in given}
             *trees, precomputed = as_trees({**unused, **given})
-            return task.probabilities(merge(run.experiment.graphdef, *trees)(images, precomputed))
+            return task.probabilities(merge(run.system.graphdef, *trees)(images, precomputed))
 
         images = jax.ShapeDtypeStruct((batch, *[side] * run.preprocessing.ndim, channels), jnp.uint8)
         with portable():
@@ -123,7 +123,7 @@ def flat_weights(run: FinishedRun) -> tuple[dict[str, jax.Array], Callable[[Mapp
     The last tree holds what `precompute` gave: in float32, PneumoLLM's adapters merged into the projections that follow
     them. In bfloat16 adapters stay separate.
     """
-    graphdef = run.experiment.graphdef
+    graphdef = run.system.graphdef
     precomputed = jax.jit(lambda *trees: merge(graphdef, *trees).precompute())(*run.weights)
     leaves, structure = jax.tree.flatten_with_path((*run.weights, precomputed))
     names = [_name(path) for path, _ in leaves]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxboost import schema
+from jaxboost import schema, systems
 from jaxboost.data.dataset import DatasetInfo, Split
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
@@ -27,11 +27,10 @@ from jaxboost.models.frozen import Tree, count, merge
 from jaxboost.runs import finished, workdir
 from jaxboost.runs.result import RunResult
 from jaxboost.runs.saved_config import LlamaArguments
-from jaxboost.systems import encoders, experiment, systems
-from jaxboost.systems.experiment import Experiment
-from jaxboost.systems.pretrained import RANDOM
+from jaxboost.systems import System, encoders, start
+from jaxboost.systems.weights import RANDOM
 from jaxboost.tasks import TASKS
-from jaxboost.training import step
+from jaxboost.training import program, step
 from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoints import checkpoint_folder
 
@@ -49,7 +48,7 @@ class FinishedRun:
       result: its result.json.
       labels: what the outputs mean.
       preprocessing: how inputs are made.
-      experiment: see `systems.prepare`.
+      system: see `systems.prepare`.
       weights: (trained, frozen, statistics), on all local devices.
       replicated, by_batch: see `step.make_mesh`.
     """
@@ -59,7 +58,7 @@ class FinishedRun:
     result: RunResult
     labels: Labels
     preprocessing: Preprocessing
-    experiment: Experiment
+    system: System
     weights: tuple[Tree, Tree, Tree]
     replicated: jax.NamedSharding
     by_batch: jax.NamedSharding
@@ -110,14 +109,16 @@ class FinishedRun:
 
     @functools.cached_property
     def _probabilities(self) -> Callable[[evaluate.Batch], jax.Array]:
-        objective = step.Objective(task=self.labels.task, classes=len(self.labels.classes), loss=self.config.train.loss)
         # The step of the run's own evaluation, so that the figures are the same.
-        evaluated = step.make_eval_step(self.experiment.graphdef, objective, self.replicated)(*self.weights)
+        labels = self.labels
+        evaluated = program.make_eval_step(
+            self.config, self.system.graphdef, self.replicated, task=labels.task, classes=len(labels.classes)
+        )(*self.weights)
         return lambda batch: evaluated(batch)[1]
 
     @functools.cached_property
     def _features(self) -> Callable[[evaluate.Batch], jax.Array]:
-        graphdef = self.experiment.graphdef
+        graphdef = self.system.graphdef
         precomputed = jax.jit(lambda *weights: merge(graphdef, *weights).precompute())(*self.weights)
 
         @functools.partial(jax.jit, out_shardings=self.replicated)
@@ -164,7 +165,7 @@ def open_run(folder: str | os.PathLike[str], places: Sequence[str] = ()) -> Fini
     built = systems.prepare(config, info, trained=trained)
     _check_size(folder, built, result)
     replicated, by_batch = step.make_mesh()
-    params, frozen, stats, fingerprints = experiment.initialise(built, seed=config.seed, replicated=replicated)
+    params, frozen, stats, fingerprints = start.initialise(built, seed=config.seed, replicated=replicated)
     _check_fingerprints(folder, built, fingerprints, result)
     params, stats = checkpoint_folder.restore_best(
         folder / checkpoint_folder.FOLDER,
@@ -181,7 +182,7 @@ def open_run(folder: str | os.PathLike[str], places: Sequence[str] = ()) -> Fini
         result=result,
         labels=Labels(classes=info.classes, task=info.task, threshold=threshold),
         preprocessing=_preprocessing(config, info.ndim),
-        experiment=built,
+        system=built,
         weights=(params, frozen, stats),
         replicated=replicated,
         by_batch=by_batch,
@@ -206,7 +207,7 @@ def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[st
             raise UserError(f"{where} encoder are not those of {config.model.backbone}: {', '.join(differing)}: {fix}")
 
 
-def _check_size(folder: pathlib.Path, built: Experiment, result: RunResult) -> None:
+def _check_size(folder: pathlib.Path, built: System, result: RunResult) -> None:
     """Raises UserError where the model has not the size of the result's, before anything large is made."""
     expected = {"trainable": result.parameters.trainable, "frozen": result.parameters.frozen}
     for name, weights in (("trainable", built.params), ("frozen", built.frozen)):
@@ -235,7 +236,7 @@ def _replace(config: ConfigDict, places: Sequence[str]) -> None:
 
 
 def _check_fingerprints(
-    folder: pathlib.Path, built: Experiment, fingerprints: Mapping[str, str], result: RunResult
+    folder: pathlib.Path, built: System, fingerprints: Mapping[str, str], result: RunResult
 ) -> None:
     """Raises UserError where frozen weights are not the run's."""
     for part in built.pretrained:

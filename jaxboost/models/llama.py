@@ -69,6 +69,16 @@ FAMILIES = {
     "llama-tiny": LlamaConfig(width=64, heads=4, kv_heads=2, head_dim=16, mlp_width=96, eps=1e-5, rope_base=10000.0),
 }
 
+# Layers of each family's model.
+DEPTHS = {
+    "llama-7b": 32,
+    "llama-2-7b": 32,
+    "llama-3-8b": 32,
+    "tinyllama-1.1b": 22,
+    "smollm2-135m": 30,
+    "llama-tiny": 4,
+}
+
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """RMSNorm x / sqrt(mean(x^2) + eps) * scale over the last axis: statistics in float32, result in x's dtype."""

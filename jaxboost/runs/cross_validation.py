@@ -1,4 +1,4 @@
-"""All folds of a cross-validation in one command, and what they come to together."""
+"""All folds of a cross-validation in one command, and their result together."""
 
 import dataclasses
 import functools
@@ -9,21 +9,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from jaxboost import io
+from jaxboost import io, systems
 from jaxboost.config import ranges
+from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.errors import UserError
-from jaxboost.runs import datasets, workdir
+from jaxboost.runs import datasets, train, workdir
 from jaxboost.runs.datasets import ALL_FOLDS
 from jaxboost.runs.result import RunResult, Threshold
-from jaxboost.systems.pretrained import ROLES
-from jaxboost.training import loop
+from jaxboost.systems.weights import ROLES
 
 FOLDS = "folds.csv"
 METRICS = ("sensitivity", "specificity", "acc", "auc", "avg")
-# What all folds have in common, and result.json says once.
+# Entries that all folds have in common; result.json of the cross-validation has them once.
 SHARED = (
     *(
         "dataset",
@@ -45,21 +44,29 @@ SHARED = (
 logger = logging.getLogger(__name__)
 
 
-def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any] | None:
-    """Runs a config: its folds one after the other, each in `folder`/fold<i>, or itself where it asks for no folds.
+def train_and_evaluate(config: Config, folder: pathlib.Path) -> dict[str, Any] | None:
+    """Runs a config: its folds one after the other, each in `folder`/fold<i>, or one run where it has no folds.
 
-    Folds that are finished are not run again, and one that was cut off goes on where it was.
+    Finished folds are not run again, and a fold that was cut off is resumed.
+
+    Args:
+      config: of the run.
+      folder: of the run; it may be missing.
 
     Returns:
-      The content of result.json; None where a signal stopped it, or where `data.fold` names one fold and others lack.
+      The content of result.json; None where a signal stopped it, or where `data.fold` names one fold and others are not
+      finished.
+
+    Raises:
+      UserError: see `train.train_and_evaluate`.
     """
     ranges.check_numbers(config)
     datasets.check_folds(config)
     if not config.data.folds:
-        return loop.train_and_evaluate(config, folder)
-    together = _of_fold(config, ALL_FOLDS)
-    workdir.check(folder, together)
-    # Before anything is written to the folder of all.
+        return train.train_and_evaluate(config, folder)
+    config = train.with_layers(config, folder)
+    workdir.check(folder, _of_fold(config, ALL_FOLDS))
+    # Before anything is written to the common folder.
     for number in range(config.data.folds):
         workdir.check(folder / f"fold{number}", _of_fold(config, number))
     _check_folds_file(config, folder)
@@ -68,18 +75,19 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict[str, An
         logger.info("fold %d of %d", number, config.data.folds)
         splits = datasets.Splits(
             load=lambda number=number: datasets.fold_of(whole(), config, number, _folds_in(folder)),
-            prepare=lambda: _prepare(whole(), together, folder),
+            prepare=lambda: _prepare(whole(), _of_all(config), folder),
             folder=folder,
         )
-        if loop.train_and_evaluate(_of_fold(config, number), folder / f"fold{number}", splits) is None:
+        if train.train_and_evaluate(_of_fold(config, number), folder / f"fold{number}", splits) is None:
             return None
     results = [workdir.read_result(folder / f"fold{number}") for number in range(config.data.folds)]
     if missing := [str(number) for number, result in enumerate(results) if result is None]:
-        logger.info("fold %s to be run before there is a result of all", ", ".join(missing))
+        logger.info("fold %s must be run before there is a result of all folds", ", ".join(missing))
         return None
     _check_alike(results, folder)
+    together = _of_all(config)
     with io.writing(folder):
-        # Where all folds were finished before, nothing has set aside what is damaged here.
+        # Sets damaged files aside, also where all folds were finished already.
         workdir.create(folder, together)
         result = workdir.write_result(folder, {**summarise(results), "config": workdir.to_dict(together)})
     log_summary(result)
@@ -93,8 +101,8 @@ def summarise(results: Sequence[RunResult]) -> dict[str, Any]:
       results: of the folds, in order.
 
     Returns:
-      What the folds share; "folds": the test figures of each; "test": mean and standard deviation (n - 1) over them,
-      None for a metric that is undefined in a fold.
+      The entries that the folds have in common; "folds": the test figures of each; "test": mean and standard deviation
+      (n - 1) over the folds, None for a metric that is undefined in a fold.
     """
     first = results[0].to_json()
     names = [name for name in METRICS if getattr(results[0].test, name) is not None]
@@ -114,7 +122,7 @@ def summarise(results: Sequence[RunResult]) -> dict[str, Any]:
 
 
 def _at_thresholds(thresholds: Sequence[Threshold | None]) -> dict[str, Any] | None:
-    """The figures at the folds' own thresholds; None where none were asked for."""
+    """The figures at the folds' own thresholds; None where the config asks for no threshold."""
     if thresholds[0] is None:
         return None
     tests = [threshold.test for threshold in thresholds]
@@ -131,7 +139,7 @@ def _mean_and_sd(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def log_summary(result: Mapping[str, Any]) -> None:
-    """Says the figures over all folds."""
+    """Logs the figures over all folds."""
     logger.info("test, mean over %d folds: %s", len(result["folds"]), _listed(result["test"]))
     if threshold := result["threshold"]:
         logger.info(
@@ -148,17 +156,22 @@ def _listed(figures: Mapping[str, Mapping[str, float] | None]) -> str:
     )
 
 
-def _of_fold(config: ConfigDict, number: int) -> ConfigDict:
+def _of_all(config: Config) -> Config:
+    """The config of all folds together. The block is there by now, also where the first fold has converted it."""
+    return systems.with_layers(_of_fold(config, ALL_FOLDS))
+
+
+def _of_fold(config: Config, number: int) -> Config:
     one = config.copy_and_resolve_references()
     one.data.fold = number
     return one
 
 
-def _checked(config: ConfigDict, folder: pathlib.Path) -> Dataset:
-    """The whole data set, once every fold of it was seen to be possible: not the last after days of training."""
+def _checked(config: Config, folder: pathlib.Path) -> Dataset:
+    """The whole data set. Every fold is checked first, so that none fails after days of training."""
     dataset = datasets.load(config)
     splits = {
-        # Without the images, which each fold would copy.
+        # Without the images: each fold would copy them.
         name: dataclasses.replace(split, images=np.zeros((len(split), 0), np.uint8))
         for name, split in dataset.splits.items()
     }
@@ -171,8 +184,8 @@ def _folds_in(folder: pathlib.Path) -> pathlib.Path | None:
     return folder / FOLDS if (folder / FOLDS).exists() else None
 
 
-def _check_folds_file(config: ConfigDict, folder: pathlib.Path) -> None:
-    """Raises UserError where `data.folds_file` has other folds than the run began with: its place may change."""
+def _check_folds_file(config: Config, folder: pathlib.Path) -> None:
+    """Raises UserError where `data.folds_file` has other folds than those the run began with; it may have moved."""
     name, copy = config.data.folds_file, folder / FOLDS
     if not name:
         return
@@ -188,8 +201,8 @@ def _check_folds_file(config: ConfigDict, folder: pathlib.Path) -> None:
         )
 
 
-def _prepare(dataset: Dataset, together: ConfigDict, folder: pathlib.Path) -> None:
-    """Notes the config of all folds, and who is in which."""
+def _prepare(dataset: Dataset, together: Config, folder: pathlib.Path) -> None:
+    """Writes the config of all folds, and the table of the folds."""
     workdir.create(folder, together)
     if not together.data.folds_file:
         datasets.fold_of(dataset, together, 0, folder / FOLDS)
@@ -199,10 +212,7 @@ def _prepare(dataset: Dataset, together: ConfigDict, folder: pathlib.Path) -> No
 
 
 def _check_alike(results: Sequence[RunResult], folder: pathlib.Path) -> None:
-    """Raises UserError where folds were run with other weights or data than each other.
-
-    Their configs are the same already.
-    """
+    """Raises UserError where the folds were run with different weights or data; their configs are equal."""
     if len({result.data_sha256 for result in results}) > 1:
         raise UserError(
             f"the data changed while the folds in {folder} were run: remove those of before and run again, or give"
@@ -210,7 +220,7 @@ def _check_alike(results: Sequence[RunResult], folder: pathlib.Path) -> None:
         )
     for role in ROLES:
         found = {(result.parts[role] or {}).get("sha256") for result in results}
-        # Random parts are drawn from the same seed.
+        # Random parts have the same seed, and so the same fingerprint.
         if len(found) > 1:
             raise UserError(
                 f"the folds in {folder} were run with different weights ({role}): remove those of the wrong one and run"

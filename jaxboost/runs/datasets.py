@@ -8,9 +8,9 @@ import pathlib
 from collections.abc import Callable
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from jaxboost import data
+from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset, DatasetInfo
 from jaxboost.data.sources.folder.source import SOURCE, WHOLE
 from jaxboost.data.splits import official, ratios
@@ -25,8 +25,8 @@ ALL_FOLDS = -1
 SPLITS = "splits.csv"
 
 _DESCRIBED_BY = ("source", "root", "classes", "multi_label", "masks")
-# Where the data lie: they may move, their fingerprint tells that they are the same.
-_PLACES = ("root", "masks", "folds_file")
+# Where the data are. They may move: their fingerprint shows that they are the same.
+_MOVABLE = ("root", "masks", "folds_file")
 _LOADED_BY = (
     *_DESCRIBED_BY,
     *("size", "allow_mixed_patients", "window", "spacing", "nan", "max_pixels", "max_voxels", "patient", "duplicates"),
@@ -35,12 +35,12 @@ _LOADED_BY = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Splits:
-    """Where a run has its splits from.
+    """The splits of a run.
 
     Attributes:
-      load: gives the data set with its splits "train", "val" and "test".
-      prepare: writes what others have to find again, once no mistake of the user is left to be found.
-      folder: of what is kept beside: the run's, or that of the cross-validation that it is a fold of.
+      load: loads the data set with its splits "train", "val" and "test".
+      prepare: writes the table of the splits. It is called after all checks, so that a mistake leaves no file behind.
+      folder: of files that several runs may use: that of the run, or of the cross-validation that it is a fold of.
     """
 
     load: Callable[[], Dataset]
@@ -48,15 +48,15 @@ class Splits:
     folder: pathlib.Path
 
 
-def describe(config: ConfigDict) -> DatasetInfo:
-    """Its description; a user's folder is looked at only where the config does not name the classes."""
+def describe(config: Config) -> DatasetInfo:
+    """The description of a config's data set; a user's folder is read only where the config names no classes."""
     fields = config.data
     options = {name: fields[name] for name in _DESCRIBED_BY}
     return data.describe_dataset(fields.name, fields.size, ndim=_ndim(config), **options)
 
 
-def load(config: ConfigDict) -> Dataset:
-    """The whole data set, with its official splits where it has some."""
+def load(config: Config) -> Dataset:
+    """The whole data set, with its official splits where there are any."""
     size, wanted = config.data.size, config.model.image_size
     if config.data.source and size < wanted:
         logger.warning(
@@ -66,8 +66,8 @@ def load(config: ConfigDict) -> Dataset:
     return data.load(config.data.name, ndim=_ndim(config), pooled=config.data.folds > 0, **options)
 
 
-def own_splits(config: ConfigDict, folder: pathlib.Path) -> Splits:
-    """The splits of a run that is no fold: the official ones, or such as are made once and kept in `folder`."""
+def own_splits(config: Config, folder: pathlib.Path) -> Splits:
+    """The splits of a run that is no fold: the official ones, or splits that are made once and kept in `folder`."""
     file = folder / SPLITS
 
     @functools.cache
@@ -95,12 +95,12 @@ def own_splits(config: ConfigDict, folder: pathlib.Path) -> Splits:
     return Splits(load=lambda: find()[0], prepare=prepare, folder=folder)
 
 
-def check_folds(config: ConfigDict) -> None:
+def check_folds(config: Config) -> None:
     """Raises UserError where the fields that say which splits are used contradict each other."""
     fields = config.data
     folds = fields.folds
     if not folds and (fields.folds_file or fields.fold != ALL_FOLDS):
-        raise UserError("config fields data.fold and data.folds_file are of a cross-validation: set data.folds")
+        raise UserError("config fields data.fold and data.folds_file are for a cross-validation: set data.folds")
     if not folds:
         ratios.check_ratios(fields.shares, without_val=_without_val(config))
         return
@@ -110,18 +110,21 @@ def check_folds(config: ConfigDict) -> None:
         raise UserError(f"config field data.fold: {fields.fold} should be 0 to {folds - 1}, or {ALL_FOLDS} for all")
     if not _without_val(config) and not 0 < fields.val_share <= 0.5:
         raise UserError(
-            f"config field data.val_share: {fields.val_share} should be above 0, for validation picks the epoch, and at"
-            " most 0.5"
+            f"config field data.val_share: {fields.val_share} should be above 0, because validation picks the epoch,"
+            " and at most 0.5"
         )
     if fields.folds_file and not pathlib.Path(fields.folds_file).expanduser().is_file():
         raise UserError(f"config field data.folds_file: there is no file {fields.folds_file}: check the path")
 
 
-def fold_of(dataset: Dataset, config: ConfigDict, fold: int, file: pathlib.Path | None) -> Dataset:
+def fold_of(dataset: Dataset, config: Config, fold: int, file: pathlib.Path | None) -> Dataset:
     """The splits of one fold.
 
     Args:
-      file: of the folds, written where it is missing, unless the config names another; None for a new assignment.
+      dataset: the whole data set.
+      config: of the run.
+      fold: number of the fold, from 0.
+      file: table of the folds, written where it is missing, unless the config names another; None: not kept.
     """
     fields = config.data
     return data.fold_of(
@@ -129,43 +132,44 @@ def fold_of(dataset: Dataset, config: ConfigDict, fold: int, file: pathlib.Path 
         count=fields.folds,
         fold=fold,
         seed=fields.fold_seed,
-        # The reference has no validation part: it trains on all other folds and picks the epoch on the test fold.
+        # The reference code has no validation split: it trains on all other folds and picks the epoch on the test fold.
         val_share=0 if _without_val(config) else fields.val_share,
         file=pathlib.Path(fields.folds_file).expanduser() if fields.folds_file else file,
     )
 
 
-def fingerprint(dataset: Dataset, config: ConfigDict) -> dict[str, str]:
-    """Those of a user's own data set; a published one is known by its name.
+def fingerprint(dataset: Dataset, config: Config) -> dict[str, str]:
+    """SHA-256 of a user's own data set; {} for a published one, which its name identifies.
 
     Returns:
-      data: of all samples together, the same for each fold; splits: of who is where.
+      data: of all samples together, the same for each fold. splits: of the assignment of samples to splits.
     """
     if not config.data.source:
         return {}
-    samples, places = [], []
+    samples, assignment = [], []
     for name, split in sorted(dataset.splits.items()):
         groups = split.names if split.groups is None else split.groups
         for file, group, labels, image in zip(split.names, groups, split.labels, split.images, strict=True):
-            pixels = hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
+            pixels = hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()
             samples.append(f"{file}\t{group}\t{labels.tolist()}\t{image.shape}\t{pixels}\n")
-            places.append(f"{file}\t{name}\n")
-    digests = {"data": samples, "splits": places}
+            assignment.append(f"{file}\t{name}\n")
+    digests = {"data": samples, "splits": assignment}
     return {name: hashlib.sha256("".join(sorted(lines)).encode()).hexdigest() for name, lines in digests.items()}
 
 
-def check_same_data(config: ConfigDict, finished: RunResult, folder: pathlib.Path, splits: Splits | None) -> None:
+def check_same_data(config: Config, finished: RunResult, folder: pathlib.Path, splits: Splits | None) -> None:
     """Raises UserError where a finished run in `folder` has other data than the config now names.
 
-    They are read again only where the config names another place: what lies there decides. A published data set is
-    known by its name.
+    The data are read again only where the config names another folder or file. The name identifies a published set.
 
     Args:
+      config: of the run, as it is given now.
       finished: the run's result.
+      folder: of the run.
       splits: None for those of `own_splits`.
     """
     before = finished.config.get("data", {})
-    if not config.data.source or all(before.get(name) == config.data[name] for name in _PLACES):
+    if not config.data.source or all(before.get(name) == config.data[name] for name in _MOVABLE):
         return
     logger.info("data.root or another place of the data has changed: comparing the data with those of %s", folder)
     found = fingerprint((splits or own_splits(config, folder)).load(), config)
@@ -178,13 +182,13 @@ def check_same_data(config: ConfigDict, finished: RunResult, folder: pathlib.Pat
         )
 
 
-def _without_val(config: ConfigDict) -> bool:
+def _without_val(config: Config) -> bool:
     """Whether the epoch is picked on the test split."""
     return config.eval.protocol == "reference"
 
 
-def _ndim(config: ConfigDict) -> int:
-    """Spatial dimensions that the model takes; only a user's folder has no own ones."""
+def _ndim(config: Config) -> int:
+    """Spatial dimensions that the model takes, which decide how the files of a user's folder are read."""
     if config.data.source != SOURCE or "pneumollm" in config:
         return 2
     return BACKBONES[check_choice(config.model.backbone, BACKBONES, "config field model.backbone")].ndim

@@ -19,7 +19,7 @@ from jaxboost.io import write_text
 from jaxboost.models.frozen import count, mib
 from jaxboost.runs import workdir
 from jaxboost.runs.result import Figures, Parameters, Part, RunResult, Selection, Threshold
-from jaxboost.systems.experiment import Experiment
+from jaxboost.systems import System
 
 REFERENCE_WARNING = (
     "protocol reference: the epoch is picked on the test split, as in the paper's released code;"
@@ -36,16 +36,16 @@ _LOGGED = {
 logger = logging.getLogger(__name__)
 
 
-def log_start(experiment: Experiment, dataset: Dataset, config: ConfigDict) -> None:
+def log_start(system: System, dataset: Dataset, config: ConfigDict) -> None:
     """Logs what is trained on which data."""
     sizes = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
     logger.info("%s: %s; %d classes (%s)", dataset.info.name, sizes, len(dataset.info.classes), dataset.info.task)
     logger.info(
         "%s: %s trainable parameters (%.2f MiB), %s frozen",
-        experiment.title,
-        f"{count(experiment.params):,}",
-        mib(experiment.params),
-        f"{count(experiment.frozen):,}",
+        system.title,
+        f"{count(system.params):,}",
+        mib(system.params),
+        f"{count(system.frozen):,}",
     )
     devices = jax.local_devices()
     logger.info("%d x %s, seed %d", len(devices), devices[0].device_kind, config.seed)
@@ -54,7 +54,7 @@ def log_start(experiment: Experiment, dataset: Dataset, config: ConfigDict) -> N
 
 
 def make_result(
-    experiment: Experiment,
+    system: System,
     dataset: Dataset,
     config: ConfigDict,
     *,
@@ -67,7 +67,7 @@ def make_result(
     """The result of a run.
 
     Args:
-      experiment: the model.
+      system: the model.
       dataset: what it was trained on.
       config: of the run.
       fingerprints: of the pretrained parts, by their role, and of a user's own data set as "data" and "splits".
@@ -76,8 +76,8 @@ def make_result(
       steps: number of training steps.
       seconds: time spent.
     """
-    described = experiment.describe
-    parts = {part.role: Part(**part.about, sha256=fingerprints[part.role]) for part in experiment.pretrained}
+    described = system.summary
+    parts = {part.role: Part(**part.about, sha256=fingerprints[part.role]) for part in system.pretrained}
     figures = _figures(scores, dataset, resamples=config.eval.bootstrap)
     return RunResult(
         dataset=dataset.info.name,
@@ -94,9 +94,9 @@ def make_result(
         vision=parts.get("vision"),
         llama=parts.get("llama"),
         parameters=Parameters(
-            trainable=count(experiment.params),
-            frozen=count(experiment.frozen),
-            trainable_mib=round(mib(experiment.params), 2),
+            trainable=count(system.params),
+            frozen=count(system.frozen),
+            trainable_mib=round(mib(system.params), 2),
         ),
         data_sha256=fingerprints.get("data"),
         splits_sha256=fingerprints.get("splits"),

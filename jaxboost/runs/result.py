@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 from jaxboost import io, schema
 from jaxboost.errors import UserError
 from jaxboost.runs.saved_config import ConfigJson, Scalar
-from jaxboost.systems.pretrained import ROLES
+from jaxboost.systems.weights import ROLES
 from jaxboost.tasks import TaskName
 
 # Results of earlier versions have no format number, and otherwise the entries of format 1.

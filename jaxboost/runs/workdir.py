@@ -17,9 +17,10 @@ from jaxboost.runs import result as results
 from jaxboost.runs import saved_config
 from jaxboost.runs.result import FoldsResult, RunResult
 from jaxboost.training.checkpoints import checkpoint_folder
+from jaxboost.training.log import BOARD
 
 CONFIG, RESULT = "config.json", "result.json"
-BOARD, PREDICTIONS = "tensorboard", "predictions"
+PREDICTIONS = "predictions"
 
 logger = logging.getLogger(__name__)
 

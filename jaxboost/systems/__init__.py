@@ -1,1 +1,79 @@
-"""A config becomes a model and a plan for its weights."""
+"""A config becomes a model and a plan for its weights.
+
+`prepare` checks the choices of a config and traces the model (`rllm`, or `pneumollm` where the config has a section of
+that name). `blocks` and `encoders` find the converted weights that it starts from, each a `weights.Pretrained`.
+`start.initialise` then makes the weights of the first step.
+"""
+
+import contextlib
+import pathlib
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from jaxboost.config.types import Config
+from jaxboost.data.dataset import DatasetInfo
+from jaxboost.errors import UserError
+from jaxboost.systems import pneumollm, rllm
+from jaxboost.systems.system import System
+
+__all__ = ["System", "check_same_weights", "prepare", "with_layers"]
+
+
+def prepare(
+    config: Config,
+    info: DatasetInfo,
+    *,
+    with_weights: bool = True,
+    trained: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({}),
+) -> System:
+    """Checks what a config says about its model, and traces the model; nothing large is read or computed.
+
+    Args:
+      config: of a run.
+      info: the data set that the model is for.
+      with_weights: find the pretrained weights, and convert them where the config asks for that. Without, a block that
+        is missing has the shapes of the family that the config names.
+      trained: role -> what result.json says about a pretrained part. Given for a finished run: the parts that it
+        trained come from its checkpoint, so their first weights are not looked for.
+
+    Raises:
+      UserError: an unknown choice, weights that are missing or do not fit, a backbone that does not fit the data.
+    """
+    return _system(config).prepare(config, info, with_weights=with_weights, trained=trained)
+
+
+def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib.Path) -> None:
+    """Raises UserError where a finished run in `folder` used other pretrained weights than the config now names.
+
+    Args:
+      config: of the run, as it is given now.
+      finished: the run's result.json.
+      folder: of the run.
+    """
+    _system(config).check_same_weights(config, finished, folder)
+
+
+def with_layers(config: Config, before: Mapping[str, Any] | None = None) -> Config:
+    """The config with the numbers of its LLaMA layers in place of `layers=()`, as a run records them.
+
+    Args:
+      config: of a run.
+      before: the config.json of the run's folder, which decides where the block is missing.
+    """
+    system = _system(config)
+    if config[system.SECTION].layers:
+        return config
+    layers: tuple[int, ...] = ()
+    # A block that cannot be read is reported by `prepare`.
+    with contextlib.suppress(UserError):
+        layers = system.layers(config)
+    if not layers and before:
+        layers = tuple(before.get(system.SECTION, {}).get("layers", ()))
+    named = config.copy_and_resolve_references()
+    named[system.SECTION].layers = layers
+    return named
+
+
+def _system(config: Config) -> types.ModuleType:
+    return pneumollm if "pneumollm" in config else rllm

@@ -1,4 +1,4 @@
-"""Pretrained vision encoders that a run starts from: which one, whether it is the config's backbone, its weights."""
+"""The pretrained vision encoder that a config names: whether it is the config's backbone, and its weights."""
 
 import functools
 import pathlib
@@ -9,7 +9,7 @@ from jaxboost.convert import encoders
 from jaxboost.convert.placing import Placement
 from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
-from jaxboost.systems.pretrained import RANDOM, Pretrained, as_trained, find_converted
+from jaxboost.systems.weights import RANDOM, Pretrained, as_trained, find_converted
 
 
 def resolve_encoder(
@@ -24,17 +24,19 @@ def resolve_encoder(
     trainable: bool,
     with_norm: bool,
 ) -> tuple[Pretrained, dict[str, Any]]:
-    """The weights of a model's `encoder`, and what it is built with beside what `backbone` says.
+    """The weights of a model's `encoder`, and the arguments that replace those of the backbone.
 
     Args:
       role, trainable: see `Pretrained`.
-      weights: the folder of the vision encoder, or "random" for the control, a frozen one.
+      backbone: a key of BACKBONES.
+      weights: the folder of the vision encoder, or "random" for the control, a frozen random encoder.
       source, convert_missing: see `find_converted`.
-      dtype: of random weights that stay as they are.
+      image_size: side of the images in pixels.
+      dtype: of random weights.
       with_norm: whether the encoder's final norm is wanted too, as the model's `head_norm`.
 
     Raises:
-      UserError: the encoder is missing or is another model than `backbone`.
+      UserError: the encoder is missing, or is another model than `backbone`.
     """
     paths = (("encoder",), ("head_norm",))[: 1 + with_norm]
     if weights == RANDOM:
@@ -56,7 +58,7 @@ def resolve_encoder(
 
 
 def differing(backbone: str, arguments: Mapping[str, Any]) -> list[str]:
-    """What the arguments of an encoder have otherwise than a backbone, in words."""
+    """The differences between the arguments of an encoder and those of a backbone, in words."""
     expected = BACKBONES[backbone].recorded_arguments
     return [
         f"{name} {arguments.get(name)}, not {expected.get(name)}"

@@ -1,12 +1,12 @@
-"""R-LLM from a config: checks the choices and finds the block's weights."""
+"""R-LLM from a config: checks its choices, and finds the weights of its encoder and of its block."""
 
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
-from ml_collections import ConfigDict
 
+from jaxboost.config.types import Config
 from jaxboost.convert import encoders
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError, check_choice
@@ -14,25 +14,20 @@ from jaxboost.models import classifier
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import INITS, KINDS, PATHS, VARIANTS, check_path
 from jaxboost.models.classifier import BoostSpec, Classifier
-from jaxboost.models.frozen import merge
 from jaxboost.models.llama import LlamaConfig
+from jaxboost.systems import blocks
 from jaxboost.systems.encoders import resolve_encoder
-from jaxboost.systems.experiment import Experiment, check_model, check_patch, model_arguments, trace
-from jaxboost.systems.pretrained import (
-    RANDOM,
-    Pretrained,
-    check_rope,
-    check_same,
-    llama_fingerprint,
-    llama_weights,
-    resolve_llama,
-)
+from jaxboost.systems.system import System, check_model, check_patch, model_arguments, texts, trace
+from jaxboost.systems.weights import RANDOM, Pretrained, check_same
+
+# The section of the config that names the LLaMA layers.
+SECTION = "boost"
 
 
 def prepare(
-    config: ConfigDict, info: DatasetInfo, *, with_weights: bool, trained: Mapping[str, Mapping[str, Any]]
-) -> Experiment:
-    """See `systems.prepare`."""
+    config: Config, info: DatasetInfo, *, with_weights: bool, trained: Mapping[str, Mapping[str, Any]]
+) -> System:
+    """Prepares R-LLM, see `systems.prepare`."""
     model = dict(config.model)
     check_choice(model["backbone"], BACKBONES, "config field model.backbone")
     _check_input(model["backbone"], model["image_size"], info)
@@ -47,23 +42,24 @@ def prepare(
             boost=spec, classes=len(info.classes), encoder_arguments=arguments, rngs=rngs, **model_arguments(config)
         )
 
-    graphdef, params, frozen, stats = trace(build)
     backbone, kind = config.model.backbone, config.boost.kind
-    return Experiment(
-        build=build,
-        graphdef=graphdef,
-        params=params,
-        frozen=frozen,
-        stats=stats,
+    return System(
+        **trace(build),
+        title=f"{backbone} + {kind}{texts(parts)}",
         pretrained=parts,
-        title=f"{backbone} + {kind}" + "".join(f" ({part.text})" for part in parts),
-        describe={"model": backbone, "boost": kind, "encoder": None, "block": None},
-        tokens=merge(graphdef, params, frozen, stats).tokens,
+        summary={"model": backbone, "boost": kind, "encoder": None, "block": None},
     )
 
 
-def check_same_weights(config: ConfigDict, finished: dict[str, Any], folder: pathlib.Path) -> None:
-    """See `systems.check_same_weights`."""
+def layers(config: Config) -> tuple[int, ...]:
+    """The layers of a config whose `boost.layers` is empty, see `blocks.named_layers`."""
+    boost = config.boost
+    used = boost.kind in VARIANTS and VARIANTS[boost.kind].layer
+    return blocks.named_layers(family=boost.family, block=boost.block, used=used, default=blocks.LAST)
+
+
+def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib.Path) -> None:
+    """Compares the weights of R-LLM's encoder and block, see `systems.check_same_weights`."""
     boost = config.boost
     # The random start of a trained encoder is not recorded.
     check_same(
@@ -77,12 +73,12 @@ def check_same_weights(config: ConfigDict, finished: dict[str, Any], folder: pat
         "block",
         boost.block,
         finished["block"],
-        lambda path: llama_fingerprint(path, layers=boost.layers, final_norm=boost.final_norm),
+        lambda path: blocks.fingerprint(path, layers=boost.layers, final_norm=boost.final_norm),
         folder,
     )
 
 
-def _check_traits(config: ConfigDict) -> None:
+def _check_traits(config: Config) -> None:
     backbone = config.model.backbone
     traits = BACKBONES[backbone].traits
     if config.boost.kind in VARIANTS and not traits.gives_tokens:
@@ -115,12 +111,14 @@ def _check_input(backbone: str, image_size: int, info: DatasetInfo) -> None:
 
 
 def _resolve_encoder(
-    config: ConfigDict, trained: Mapping[str, Any] | None, *, with_weights: bool
+    config: Config, trained: Mapping[str, Any] | None, *, with_weights: bool
 ) -> tuple[tuple[Pretrained, ...], dict[str, Any]]:
-    """The encoder's weights, where they are not just its trained rest, and what it is built with.
+    """The encoder as a pretrained part, none where it starts at random and is trained, and its own arguments.
 
     Args:
-      trained: what a result says of it, see `systems.prepare`.
+      config: of the run.
+      trained: what result.json says about the encoder, see `systems.prepare`.
+      with_weights: see `systems.prepare`.
     """
     model = config.model
     spec, is_random = BACKBONES[model.backbone], model.weights in ("", RANDOM)
@@ -178,27 +176,23 @@ def _resolve_boost(
     except ValueError as error:
         raise UserError(f"config field boost.path: {error}; set it to auto") from None
     has_layer = VARIANTS[kind].layer
+    # A block that was trained comes from the checkpoint: only its shape is needed.
     kept = trained if trainable else None
     if kept:
-        shape, depth, ref = LlamaConfig(**kept["arguments"]), len(kept["layers"]), None
+        found = blocks.Layers(config=LlamaConfig(**kept["arguments"]), numbers=kept["layers"])
     else:
-        shape, depth, ref = resolve_llama("boost", reads_block=has_layer, with_weights=with_weights, **llama)
-    check_rope("boost", shape, used=has_layer and rope)
-    if not depth:
-        raise UserError("config field boost.layers is empty, which needs a block to take them from: name them")
+        found = blocks.find_layers(SECTION, used=has_layer, default=blocks.LAST, with_weights=with_weights, **llama)
+    blocks.check_rope(SECTION, found.config, used=has_layer and rope)
     spec = BoostSpec(
-        kind=kind, config=shape, depth=depth, trainable=trainable, rope=rope, causal=causal, path=path, init=init
+        kind=kind,
+        config=found.config,
+        depth=len(found.numbers),
+        trainable=trainable,
+        rope=rope,
+        causal=causal,
+        path=path,
+        init=init,
     )
     if kept or not has_layer:
         return spec, ()
-    part = llama_weights(
-        "block",
-        ("boost", "block"),
-        ref,
-        shape=shape,
-        layers=tuple(llama["layers"]),
-        depth=depth,
-        trainable=trainable,
-        dtype=dtype,
-    )
-    return spec, (part,)
+    return spec, (blocks.pretrained_layers("block", ("boost", "block"), found, trainable=trainable, dtype=dtype),)

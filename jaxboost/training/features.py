@@ -1,4 +1,4 @@
-"""What a frozen encoder makes of the images, made once and kept: where nothing before it is trained or random."""
+"""The tokens of a frozen encoder, computed once and kept on disk, where nothing before them is trained or random."""
 
 import dataclasses
 import hashlib
@@ -31,17 +31,18 @@ def encode(
     folder: pathlib.Path,
     key: str,
 ) -> Dataset:
-    """The data set with source tokens float32 (n, d, W) in the place of its images.
+    """The data set with source tokens float32 (n, d, W) in place of its images.
 
     Args:
+      dataset: with images.
       encoder: batch -> source tokens (B, d, W).
-      batch_size, image_size, augment: of the batches that it gets, see `batches.eval_batches`.
-      folder: where tokens are kept, by their image's digest; those that are there already are not made again.
-      key: identifies the encoder, each of which has a file of its own.
+      batch_size, image_size, augment: of the encoder's batches, see `batches.eval_batches`.
+      folder: of the file with the tokens, by the digests of their images. Tokens in the file are not computed again.
+      key: identifies the encoder; each encoder has its own file.
 
     Raises:
       UserError: the file cannot be written.
-      Stopped: a signal came; what was made before it is kept.
+      Stopped: a signal came; the tokens that were computed before it are kept.
     """
     file = folder / f"features-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz"
     digests = {name: _digests(split.images) for name, split in dataset.splits.items()}
@@ -75,7 +76,7 @@ def encode(
 
 
 def _digests(images: np.ndarray | MappedRows) -> list[str]:
-    return [hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image in images]
+    return [hashlib.sha256(np.ascontiguousarray(image).data).hexdigest() for image in images]
 
 
 def _write(file: pathlib.Path, known: Mapping[str, np.ndarray], before: int) -> None:

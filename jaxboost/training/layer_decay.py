@@ -1,7 +1,9 @@
-"""Layer-wise decay of the learning rate: lower layers, which pretraining made general, change more slowly.
+"""Layer-wise decay of the learning rate: the lower a layer, the more slowly it changes.
 
-As in BEiT's fine-tuning (Bao et al. 2021, section 3.2): a rate is multiplied by decay^(L + 1 - l) for block l of L.
+As in BEiT's fine-tuning (Bao et al. 2021, section 3.2): the rate of block l of L is multiplied by decay^(L + 1 - l).
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,21 +15,26 @@ from jaxboost.models.frozen import Tree
 
 
 def scale_by_layer(decay: float) -> optax.GradientTransformation:
-    """Multiplies the updates of a classifier's encoder by the powers of `decay` that its layers have."""
-    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors(updates, decay)))
+    """Multiplies the updates of a model's encoder by `factors`."""
+
+    def scaled(updates: Any, params: Any) -> Any:
+        del params
+        return jax.tree.map(lambda update, factor: update * factor, updates, factors(updates, decay))
+
+    return optax.stateless(scaled)
 
 
 def check(params: Tree) -> None:
-    """Raises UserError where nothing that is trained is a stack of blocks."""
+    """Raises UserError where the trained weights have no stack of blocks."""
     if not _stacks(params):
-        raise UserError("config field optim.layer_decay: it is of encoders with trained blocks, set it to 1")
+        raise UserError("config field optim.layer_decay: it is for encoders with trained blocks, set it to 1")
 
 
 def factors(params: Tree, decay: float) -> Tree:
-    """What each weight's rate is multiplied by: a number, or an array that broadcasts over stacked blocks.
+    """The factor of each weight's learning rate: a number, or an array that broadcasts over stacked blocks.
 
-    Block l of L has decay^(L + 1 - l), what comes before the first (patches, positions, CLS) is block 0, and what is
-    behind the encoder has 1: booster, head and their norms.
+    Block l of L has decay^(L + 1 - l). The weights before the first block (patches, positions, CLS) count as block 0.
+    Everything behind the encoder (booster, head and their norms) has the factor 1.
     """
     stacks, followers, depth = {}, {}, 0
     for name, following in _stacks(params).items():
@@ -35,7 +42,7 @@ def factors(params: Tree, decay: float) -> Tree:
         stacks[name] = (first, depth)
         followers.update(dict.fromkeys(following, depth))
 
-    def factor(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> float | jax.Array:
+    def factor(path: tuple[Any, ...], leaf: jax.Array) -> float | jax.Array:
         names = [entry.key for entry in path]
         if names[0] != "encoder":
             return 1.0

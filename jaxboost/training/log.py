@@ -1,4 +1,4 @@
-"""What a run tells while it works: metrics.jsonl, TensorBoard files, log lines, and a progress bar on a terminal."""
+"""The log of a running run: metrics.jsonl, TensorBoard files, log lines, and a progress bar on a terminal."""
 
 import contextlib
 import json
@@ -13,10 +13,10 @@ from typing import Any
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from jaxboost.io import to_json, write_text, writing
-from jaxboost.runs.workdir import BOARD, set_aside
+from jaxboost.io import set_aside, to_json, write_text, writing
 
 METRICS = "metrics.jsonl"
+BOARD = "tensorboard"
 _FLUSH_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
@@ -27,10 +27,10 @@ class MetricsLog:
 
     Args:
       workdir: folder of the run.
-      resume_step: records after this step, left by a run that was cut off later than its checkpoint, are dropped. A
-        file with lines that are no records is set aside, and its records are kept.
-      validated: False where the validation after that step is done again: its record is dropped too.
-      kept: see `io.writing`.
+      resume_step: the step of the checkpoint that the run goes on from, or 0. Later records are dropped. A file with
+        other lines than records is set aside, and its records are kept.
+      validated: False where the validation after that step is done again; its record is dropped too.
+      kept: gives the end of an error message: which checkpoint is whole.
 
     Raises:
       UserError: now and in `write`: a file cannot be written.
@@ -49,7 +49,7 @@ class MetricsLog:
             self._board = _Board(workdir / BOARD, purge_step=resume_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Writes one record; a value is a number, or None where there is none."""
+        """Writes one record; a value is a number, or None where it is not known."""
         with writing(self._path, self._kept):
             self._file.write(to_json({"step": step, **values}) + "\n")
             self._file.flush()
@@ -60,7 +60,7 @@ class MetricsLog:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        # An error that is on its way says more than what comes of it here.
+        # An error that is being raised says more than one that follows from it here.
         failed = error[0] is not None
         for file, path in ((self._file, self._path), (self._board, self._board.folder)):
             with contextlib.suppress(OSError) if failed else writing(path, self._kept):
@@ -70,23 +70,24 @@ class MetricsLog:
 class _Board:
     """A TensorBoard event file.
 
-    tensorboardX's `SummaryWriter` writes in a thread: where that fails, it ends with a traceback, and training waits
-    for it for ever.
+    Not tensorboardX's `SummaryWriter`, which writes in a thread: where a write fails, the thread ends with a traceback,
+    and training waits for it for ever.
     """
 
     def __init__(self, folder: pathlib.Path, purge_step: int):
-        # Imported late: it loads torch where that is installed, which a mistaken command should not wait for.
+        # Imported late: it imports torch where that is installed, and a mistake in a command should show at once.
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
 
+        messages: Any = event_pb2
         self.folder = folder
-        self._event, self._scalar = event_pb2.Event, summary.scalar
+        self._event, self._scalar = messages.Event, summary.scalar
         folder.mkdir(parents=True, exist_ok=True)
         self._file = event_file_writer.EventsWriter(str(folder / "events"))
-        # Hides what was written before a stop, but after the checkpoint from which the run now goes on.
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        # Hides events that were written after the checkpoint that the run goes on from.
+        start = messages.SessionLog(status=messages.SessionLog.START)
         self._flushed = -math.inf
-        self._write(event_pb2.Event(step=purge_step, session_log=start))
+        self._write(messages.Event(step=purge_step, session_log=start))
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Adds the values of a step."""
@@ -96,7 +97,7 @@ class _Board:
         for event in events:
             event.wall_time = time.time()
             self._file.write_event(event)
-        # It waits for the disk.
+        # A flush waits for the disk.
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._file.flush()
             self._flushed = time.monotonic()
@@ -107,12 +108,12 @@ class _Board:
 
 
 def _kept_lines(path: pathlib.Path, resume_step: int, validated: bool) -> list[str]:
-    """The records of metrics.jsonl that the run goes on after; a file with anything else between them is set aside."""
+    """The records of metrics.jsonl that are kept; a file with other lines than records is set aside."""
     if not path.is_file():
         set_aside(path)
         return []
     content = path.read_bytes()
-    # The last line of a killed run may be cut off in the middle.
+    # A kill may have cut off the last line in the middle.
     lines = content[: content.rfind(b"\n") + 1].splitlines()
     records = [(line, _record(line)) for line in lines]
     if any(record is None for _, record in records):
@@ -125,7 +126,7 @@ def _is_before(record: dict[str, Any], resume_step: int, validated: bool) -> boo
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """A line that is a record, else None."""
+    """The record in a line; None where there is none."""
     try:
         record = json.loads(line.decode())
         return record if type(record["step"]) is int else None
@@ -157,7 +158,7 @@ class ProgressBar:
         self._bar.update(1)
 
     def report(self, step: int, *, loss: float, images_per_second: float | None) -> None:
-        """Shows the state after a step; the rate is None where it was not measured."""
+        """Shows the figures after a step; the rate is None where it was not measured."""
         text = f"loss {loss:.4f}" + (f", {images_per_second:.0f} images/s" if images_per_second else "")
         if self._terminal:
             self._bar.set_postfix_str(text)

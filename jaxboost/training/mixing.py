@@ -1,7 +1,7 @@
-"""What a training step does to its batch: random erasing, mixup, cutmix, label smoothing. Pure, inside jit.
+"""Random changes of a training batch: random erasing, mixup, cutmix, label smoothing. Pure functions, inside jit.
 
-Images are floating point in grey levels, 0..255, for the model takes those as it takes uint8; labels become targets,
-floats (B, classes), that a loss can be taken of.
+Changed images are floats in grey levels, 0 to 255, which the model takes like uint8. Labels become targets, floats
+(B, classes).
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxboost.errors import UserError
 
-# Random erasing (Zhong et al. 2020) as the reference uses it: shares of the area, and aspect ratios up to.
+# Random erasing (Zhong et al. 2020) as the reference uses it: range of the area ratio, and the largest aspect ratio.
 _ERASED_AREA = (0.02, 1 / 3)
 _ERASED_RATIO = 1 / 0.3
 _ERASE_ATTEMPTS = 10
@@ -32,12 +32,12 @@ class Mixing:
 
     @property
     def mixes(self) -> bool:
-        """Whether examples are joined with others."""
+        """Whether examples are mixed with others."""
         return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     @property
     def changes_images(self) -> bool:
-        """Whether images are no longer what they were."""
+        """Whether images are changed."""
         return self.mixes or self.erase > 0
 
     def check(self, ndim: int) -> None:
@@ -51,7 +51,7 @@ class Mixing:
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"config field mix.label_smoothing: {self.label_smoothing} should be 0 to below 1")
         if self.erase and ndim != 2:
-            raise UserError("config field mix.erase: it is of 2-D images, set it to 0")
+            raise UserError("config field mix.erase: it is for 2-D images, set it to 0")
 
 
 def augment_batch(
@@ -63,15 +63,17 @@ def augment_batch(
     std: Sequence[float],
     key: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Erases from each image, and joins each with its partner: the last with the first, and so on.
+    """Erases a rectangle of some images, and mixes each example with its partner: the first with the last, and so on.
 
     Args:
       images: uint8 (B, S, S[, S], C).
       targets: (B, classes).
-      mean, std: of normalised pixels, for the noise that is put in the place of what is erased.
+      mixing: what is done.
+      mean, std: that pixels are normalised with; the noise in an erased rectangle follows from them.
+      key: random key.
 
     Returns:
-      Both as they are trained on; uint8 images where nothing is done to them.
+      Images and targets of the loss; the images stay uint8 where they are not changed.
     """
     erase_key, mix_key = jax.random.split(key)
     if mixing.erase:
@@ -84,9 +86,9 @@ def augment_batch(
 def mix(images: jax.Array, targets: jax.Array, mixing: Mixing, *, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) of the whole batch with itself in reverse order.
 
-    With probability `prob` there is either; where both have an alpha above 0, cutmix with probability `switch`. The
-    share l of the example itself is Beta(alpha, alpha). Cutmix puts a box of the partner with sides S (1 - l)^(1/n), n
-    spatial dimensions, around a random centre; the share is corrected to what lies inside the image.
+    A batch is mixed with probability `prob`; where both have an alpha above 0, by cutmix with probability `switch`. The
+    weight l of the example itself is Beta(alpha, alpha). Cutmix takes a box of the partner with sides S (1 - l)^(1/n),
+    n spatial dimensions, around a random centre; l is then corrected to the part of the box inside the image.
     """
     on_key, which_key, share_key, box_key = jax.random.split(key, 4)
     other_images, other_targets = images[::-1], targets[::-1]
@@ -108,7 +110,7 @@ def mix(images: jax.Array, targets: jax.Array, mixing: Mixing, *, key: jax.Array
 
 
 def _box(shape: tuple[int, ...], share: jax.Array, *, key: jax.Array) -> jax.Array:
-    """Cutmix's box, bool `shape`: the share of the image outside is about `share`, more where it is cut off."""
+    """Cutmix's box, bool `shape`: about `share` of the image is outside, more where the border cuts the box off."""
     inside = jnp.ones((), bool)
     ratio = (1 - share) ** (1 / len(shape))
     for axis, (size, axis_key) in enumerate(zip(shape, jax.random.split(key, len(shape)), strict=True)):
@@ -123,10 +125,10 @@ def _box(shape: tuple[int, ...], share: jax.Array, *, key: jax.Array) -> jax.Arr
 def erase(
     images: jax.Array, probability: float, *, mean: Sequence[float], std: Sequence[float], key: jax.Array
 ) -> jax.Array:
-    """Puts normal noise in the place of a rectangle of some images, float (B, S, S, C).
+    """Replaces a rectangle of some images, float (B, S, S, C), by normal noise.
 
-    The rectangle has 2 to 33 % of the area and an aspect ratio of .3 to 1 / .3, both drawn until it fits, at most ten
-    times. A grey image gets the same noise in all channels, scaled by the mean of `mean` and `std`.
+    The rectangle has 2 to 33 % of the area and an aspect ratio of 0.3 to 1 / 0.3. Both are drawn up to ten times, until
+    the rectangle fits. The noise of a grey image is scaled by the means of `mean` and `std`.
     """
     B, height, width, C = images.shape
     on_key, area_key, ratio_key, place_key, noise_key = jax.random.split(key, 5)

@@ -1,4 +1,4 @@
-"""What watches the training loop: losses that must stay finite, and the rate of images."""
+"""Checks and measurements of the training loop: losses must stay finite, and images are counted per second."""
 
 import math
 import pathlib
@@ -12,7 +12,7 @@ from jaxboost.training.checkpoints.checkpointer import Checkpointer
 
 
 class PendingLosses:
-    """Losses and gradient norms that still lie on the device: fetched together, so that steps need not wait."""
+    """Losses and gradient norms that are still on the device; they are fetched together, so that no step waits."""
 
     def __init__(self, checkpointer: Checkpointer, folder: pathlib.Path):
         self._checkpointer, self._folder = checkpointer, folder
@@ -20,11 +20,11 @@ class PendingLosses:
         self._last = math.nan
 
     def add(self, number: int, loss: jax.Array, grad_norm: jax.Array) -> None:
-        """Notes the loss of a step and the norm of its gradient, which makes the next weights."""
+        """Adds the loss of a step and the norm of its gradient, which the next weights depend on."""
         self._pending.append((number, loss, grad_norm))
 
     def check(self) -> float:
-        """Returns the last loss; raises UserError at the first step that was not finite."""
+        """Fetches all losses and returns the last one; raises UserError for the first step that was not finite."""
         for number, loss, grad_norm in jax.device_get(self._pending):
             self.stop_unless_finite(number, "loss", loss)
             self.stop_unless_finite(number, "gradient's norm", grad_norm)
@@ -33,7 +33,7 @@ class PendingLosses:
         return self._last
 
     def stop_unless_finite(self, number: int, what: str, value: float) -> None:
-        """Raises UserError that names the step and the last checkpoint where `value` is not finite."""
+        """Raises UserError where `value` is not finite; it names the step and the last checkpoint."""
         if not np.isfinite(value):
             saved = self._checkpointer.latest_step()
             good = "there is no checkpoint yet" if saved is None else f"last good checkpoint: step {saved}"
@@ -52,11 +52,11 @@ class RateMeter:
         self._time = 0.0
 
     def restart(self, number: int) -> None:
-        """Starts anew at a step, leaving out what came before it."""
+        """Starts a new measurement at a step."""
         self._step, self._time = number, time.monotonic()
 
     def measure(self, number: int) -> float | None:
-        """Images per second up to this step; None the first time, when the step was compiled."""
+        """Images per second since the last measurement; None the first time, which includes the compilation."""
         since, now = self._time, time.monotonic()
         steps = None if self._step is None else number - self._step
         self._step, self._time = number, now

@@ -1,6 +1,8 @@
-"""Optimiser and learning rate schedule."""
+"""The optimiser and the schedule of its learning rate."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,9 @@ import optax
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.frozen import Tree
 from jaxboost.training.layer_decay import scale_by_layer
+
+# step, from 0 -> learning rate. A type checker allows no arithmetic with what `optax.Schedule` takes and returns.
+Schedule = Callable[[Any], Any]
 
 
 def make_optimizer(
@@ -31,31 +36,36 @@ def make_optimizer(
     steps_per_epoch: int,
     epochs: int,
     accumulate: int = 1,
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Builds the optimiser from the config's `optim` section; fields are explained in configs/default.py.
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """Builds the optimiser from the fields of the config's `optim` section, which configs/default.py explains.
 
     Args:
-      accumulate: the weights change in every `accumulate`-th step, by the mean of the gradients since the last change.
+      steps_per_epoch, epochs: of the run.
+      accumulate: micro-batches per optimiser update: every `accumulate`-th step changes the weights, by the mean of the
+        gradients since the last update.
 
     Returns:
-      The transformation, and the schedule: step, from 0 -> learning rate.
+      The transformation, and the schedule of its learning rate.
+
+    Raises:
+      UserError: an unknown choice, or a warm-up that does not fit into the steps.
     """
     check_choice(name, ("adamw", "adam"), "config field optim.name")
     if name == "adam" and weight_decay:
         raise UserError(f"config field optim.weight_decay: adam has none, set it to 0 (it is {weight_decay})")
-    changes = steps_per_epoch / accumulate
+    updates = steps_per_epoch / accumulate
     whole = make_schedule(
         schedule,
         lr=lr,
         final_lr=final_lr,
         warmup_from=warmup_from,
-        warmup_steps=round(warmup_epochs * changes),
-        total_steps=math.floor((schedule_epochs or epochs) * changes),
+        warmup_steps=round(warmup_epochs * updates),
+        total_steps=math.floor((schedule_epochs or epochs) * updates),
     )
-    start = round(schedule_from * changes)
+    start = round(schedule_from * updates)
     rate = whole if not start else lambda step: whole(step + start)
     if by_epoch:
-        rate = _by_epoch(rate, changes, warmup_from)
+        rate = _by_epoch(rate, updates, warmup_from)
     adam = (
         optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask)
         if name == "adamw"
@@ -70,30 +80,35 @@ def make_optimizer(
     return tx, lambda step: rate(step // accumulate)
 
 
-def _by_epoch(rate: optax.Schedule, changes: float, first: float) -> optax.Schedule:
-    """A rate for each whole epoch: that of `rate` at the start of the epoch before, `first` in the first epoch.
+def _by_epoch(rate: Schedule, updates: float, first: float) -> Schedule:
+    """One rate for each whole epoch: `rate` at the start of the previous epoch, `first` in the first epoch.
 
-    The 2D code of R-LLM gets this from timm: after each epoch it asks the scheduler for the rate by that epoch's
-    number, which counts from 0.
+    R-LLM's 2D code does this: after each epoch it asks timm's scheduler for the rate of that epoch's number, which
+    counts from 0.
 
     Args:
-      changes: of the weights, in one epoch.
+      rate: the schedule by optimiser updates.
+      updates: of the optimiser in one epoch.
+      first: rate of the first epoch.
     """
 
     def held(step: jax.Array) -> jax.Array:
-        epoch = step // changes
-        return jnp.where(epoch > 0, rate((epoch - 1) * changes), first)
+        epoch = step // updates
+        return jnp.where(epoch > 0, rate((epoch - 1) * updates), first)
 
     return held
 
 
 def make_schedule(
     kind: str, *, lr: float, final_lr: float, warmup_from: float, warmup_steps: int, total_steps: int
-) -> optax.Schedule:
-    """Linear from `warmup_from` to `lr` in `warmup_steps`, then cosine, constant, or steps.
+) -> Schedule:
+    """A linear warm-up from `warmup_from` to `lr` in `warmup_steps`, then a cosine, a constant, or steps.
 
-    Cosine: to `final_lr` at `total_steps`. Steps: a tenth after half and again after three quarters of them, as
-    MedMNIST trains its baselines.
+    "cosine" ends with `final_lr` at `total_steps`. "steps" multiplies the rate by 0.1 after half and after three
+    quarters of `total_steps`, as MedMNIST trains its baselines (Yang et al. 2023).
+
+    Raises:
+      UserError: an unknown kind, or a warm-up that does not fit into the steps.
     """
     check_choice(kind, ("cosine", "constant", "steps"), "config field optim.schedule")
     if not total_steps:
@@ -117,9 +132,9 @@ def make_schedule(
 
 
 def decay_mask(params: Tree) -> Tree:
-    """True for weights that decay: all but biases, norms, positions and CLS tokens, recognised by their names."""
+    """True for the weights that decay: all except biases, norms, positions and learned tokens, known by their names."""
 
-    def decays(path: tuple[jax.tree_util.DictKey, ...], _: jax.Array) -> bool:
+    def decays(path: tuple[Any, ...], _: jax.Array) -> bool:
         return not path[-1].key.endswith(("bias", "scale", "norm", "positions", "cls", "registers", "prompts"))
 
     return jax.tree_util.tree_map_with_path(decays, params)

@@ -24,6 +24,9 @@ class TrainState:
     """What a step changes. Frozen weights are not part of it: they would be copied at every step.
 
     Attributes:
+      step: number of steps so far.
+      params: trainable weights.
+      opt_state: state of the optimiser.
       stats: the model's statistics (see `frozen.split`), {} for a model without any.
       ema: moving average of `params` and `stats`, under these names; {} where none is kept.
     """
@@ -35,7 +38,7 @@ class TrainState:
     ema: Tree
 
     def evaluated(self, *, ema: bool) -> tuple[Tree, Tree]:
-        """The weights and statistics that evaluation takes and a run reports; with `ema` their average where it is."""
+        """The weights and statistics that are evaluated: with `ema` their moving average, where the state has one."""
         if ema and self.ema:
             return self.ema["params"], self.ema.get("stats", {})
         return self.params, self.stats
@@ -63,7 +66,7 @@ class Objective:
 
 
 def make_mesh() -> tuple[jax.NamedSharding, jax.NamedSharding]:
-    """Two shardings over all local devices: `replicated`, and `by_batch` (first axis split)."""
+    """Two shardings over all local devices: `replicated`, a copy on each, and `by_batch`, the first axis split."""
     devices = jax.local_devices()
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
     return jax.NamedSharding(mesh, jax.P()), jax.NamedSharding(mesh, jax.P("data"))
@@ -78,6 +81,12 @@ def check_batch_size(batch_size: int, field: str) -> None:
         raise UserError(f"config field {field}: {batch_size} is no multiple of the {devices} local devices")
 
 
+# Compiled: (state, frozen weights, batch) -> (state, {"loss", "grad_norm"})
+TrainStep = jax.stages.Wrapped
+# batch -> (loss of each example (B,), probabilities (B, classes))
+BoundEvalStep = Callable[[Batch], tuple[jax.Array, jax.Array]]
+
+
 def init_state(
     params: Tree,
     tx: optax.GradientTransformation,
@@ -89,13 +98,16 @@ def init_state(
     """The state before the first step.
 
     Args:
-      stats: as in `frozen.merge`.
-      ema: whether an average of weights and statistics is kept.
+      params: trainable weights.
+      tx: the optimiser.
+      replicated: see `make_mesh`.
+      stats: the model's statistics, as in `frozen.merge`.
+      ema: whether the state has a moving average of weights and statistics.
     """
     opt_state = jax.jit(tx.init, out_shardings=replicated)(params)
     average = {}
     if ema:
-        # A copy: a step gives away the buffers of the whole state.
+        # A copy: a step takes over the buffers of the whole state.
         copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=replicated)
         average = copied(averaged_weights(params, stats or {}))
     number = jax.device_put(jnp.int32(0), replicated)
@@ -103,7 +115,7 @@ def init_state(
 
 
 def averaged_weights(params: Tree, stats: Tree) -> Tree:
-    """What an average is kept of, as `TrainState.ema` has it."""
+    """The tree that a moving average is taken of, see `TrainState.ema`."""
     return {"params": params} | ({"stats": stats} if stats else {})
 
 
@@ -116,14 +128,18 @@ def make_train_step(
     seed: int,
     ema: float = 0.0,
     accumulate: int = 1,
-) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> TrainStep:
     """Returns step(state, frozen, batch) -> (state, {"loss", "grad_norm"}); the old state's buffers are reused.
 
     Args:
-      seed: what is drawn in a step follows from it and the step's number. To the model the key that it is given says
-        that it is trained: then batch norms take the batch's statistics and move their own.
-      ema: decay of the average of the weights, where the state has one.
-      accumulate: the weights change in every so many-th step, and their average with them.
+      graphdef: of the model.
+      tx: the optimiser.
+      objective: what is trained for.
+      replicated: see `make_mesh`; the sharding of the results.
+      seed: random numbers follow from it and the number of the step. The model gets a key in training only: its batch
+        norms then normalise by the batch's statistics and update their own.
+      ema: decay of the moving average of the weights, where the state has one.
+      accumulate: micro-batches per optimiser update, see `optim.make_optimizer`; the average changes with the weights.
     """
 
     @partial(jax.jit, donate_argnames="state", out_shardings=replicated)
@@ -139,14 +155,14 @@ def make_train_step(
             model = merge(graphdef, params, frozen, state.stats)
             logits = model(images, key=model_key)
             each = task.losses(logits, targets, loss=objective.loss, class_weights=objective.class_weights)
-            # Only a batch that may lack samples has a mask.
+            # A batch has a mask only where it may be filled up.
             mask = batch.get("mask")
             mean = each.mean() if mask is None else (each * mask).sum() / mask.sum()
             return mean, statistics(model)
 
         (value, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         step = state.step + 1
         average = _averaged(state.ema, averaged_weights(params, stats), jnp.where(step % accumulate == 0, ema, 1.0))
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
@@ -163,13 +179,13 @@ def _averaged(average: Tree, weights: Tree, decay: jax.Array) -> Tree:
 
 def make_eval_step(
     graphdef: nnx.GraphDef, objective: Objective, replicated: jax.NamedSharding
-) -> Callable[..., Callable[[Batch], tuple[jax.Array, jax.Array]]]:
+) -> Callable[..., BoundEvalStep]:
     """Returns bind(params, frozen, stats) -> step(batch) -> (loss of each example (B,), probabilities (B, classes)).
 
-    What follows from the weights alone is formed once, by `bind`; its `stats` may be left out as in `frozen.merge`.
-    Labels are not smoothed, and classes not weighted.
+    `bind` computes once what depends on the weights alone; its `stats` may be left out as in `frozen.merge`. Labels are
+    not smoothed, and classes not weighted.
     """
-    # Where the weights are spread over the devices, so is what follows from them.
+    # No sharding is given: where weights are split over the devices, the precomputed arrays are split too.
     precompute = jax.jit(lambda *weights: merge(graphdef, *weights).precompute())
 
     @partial(jax.jit, out_shardings=replicated)
@@ -181,7 +197,7 @@ def make_eval_step(
         targets = task.targets(batch["label"], objective.classes)
         return task.losses(logits, targets, loss=objective.loss), task.probabilities(logits)
 
-    def bind(params: Tree, frozen: Tree, stats: Tree | None = None) -> Callable[[Batch], tuple[jax.Array, jax.Array]]:
+    def bind(params: Tree, frozen: Tree, stats: Tree | None = None) -> BoundEvalStep:
         return partial(eval_step, params, frozen, stats, precompute(params, frozen, stats))
 
     return bind

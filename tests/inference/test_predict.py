@@ -318,7 +318,7 @@ def test_first_weights_of_trained_parts_are_not_wanted(tmp_path):
     _, images = inputs.read(files, opened.preprocessing)
     own = finished_runs.own_predictions(run)
     np.testing.assert_allclose(opened.predict(images), own, rtol=0, atol=1e-6)
-    hash(opened.experiment.graphdef)
+    hash(opened.system.graphdef)
     export(opened, tmp_path / "export")
     pretrained = json.loads((tmp_path / "export" / "export.json").read_text())["provenance"]["pretrained"]
     assert {role: about["source"] for role, about in pretrained.items()} == {

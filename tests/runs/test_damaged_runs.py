@@ -13,9 +13,9 @@ from configs import default
 from jaxboost.config import continuing
 from jaxboost.errors import UserError
 from jaxboost.inference import open_run
-from jaxboost.runs import cross_validation, datasets, finished, saved_config, workdir
+from jaxboost.runs import cross_validation, datasets, finished, saved_config, train, workdir
 from jaxboost.runs import result as results
-from jaxboost.training import features, loop
+from jaxboost.training import features
 from jaxboost.training.log import MetricsLog
 from tests.mutations import mutations
 from tests.training.test_damaged_checkpoints import Log, _flip, _largest
@@ -41,7 +41,7 @@ def pictures(tmp_path_factory):
 def whole(pictures, tmp_path_factory):
     """A finished run of two epochs, with checkpoints after the steps 4 and 8."""
     folder = tmp_path_factory.mktemp("runs") / "seed0"
-    loop.train_and_evaluate(make_config(pictures), folder)
+    train.train_and_evaluate(make_config(pictures), folder)
     return folder
 
 
@@ -83,7 +83,7 @@ def test_a_run_whose_files_are_all_damaged_comes_to_the_same_end(whole, run, pic
     (run / "tensorboard").write_text("")
     _flip(_largest(run / f"checkpoints/latest/{LAST}/state"))
     moved = shutil.copytree(pictures, tmp_path / "moved")
-    result = loop.train_and_evaluate(make_config(moved), run)
+    result = train.train_and_evaluate(make_config(moved), run)
     assert result["steps"] == LAST
     # The result marks the run as finished: everything else was written before it.
     assert sorted(left) == ["4", str(LAST)]
@@ -104,7 +104,7 @@ def test_a_run_whose_files_are_all_damaged_comes_to_the_same_end(whole, run, pic
         assert words in text
     # From then on it is an ordinary finished run.
     log.clear()
-    assert loop.train_and_evaluate(make_config(pictures), run)["test"] == result["test"]
+    assert train.train_and_evaluate(make_config(pictures), run)["test"] == result["test"]
     assert not [line for line in log if "damaged" in line]
 
 
@@ -112,7 +112,7 @@ def test_what_a_kill_at_the_end_left_is_removed_by_the_next_start(run, pictures)
     for name in ("latest/9.orbax-checkpoint-tmp", "best/9.orbax-checkpoint-tmp"):
         (run / "checkpoints" / name).mkdir()
     shutil.copytree(run / "checkpoints/latest/4", run / "checkpoints/latest/2")
-    loop.train_and_evaluate(make_config(pictures), run)
+    train.train_and_evaluate(make_config(pictures), run)
     left = sorted(path.relative_to(run / "checkpoints").as_posix() for path in (run / "checkpoints").glob("*/*"))
     assert [name for name in left if name.startswith("latest")] == ["latest/4", f"latest/{LAST}"]
     assert not [name for name in left if "tmp" in name]
@@ -182,13 +182,13 @@ def test_another_config_is_refused_whatever_is_left(run, pictures):
         (run / name).unlink()
         files = sorted(run.rglob("*"))
         with pytest.raises(UserError, match=match):
-            loop.train_and_evaluate(other, run)
+            train.train_and_evaluate(other, run)
         assert sorted(run.rglob("*")) == files
     assert workdir.check(run, make_config(pictures)) is None
     # A config.json of another run does not help.
     workdir.create(run, other)
     with pytest.raises(UserError, match=match):
-        loop.train_and_evaluate(other, run)
+        train.train_and_evaluate(other, run)
 
 
 @pytest.mark.parametrize(
@@ -224,20 +224,20 @@ def test_what_may_change_between_sessions(pictures):
 def test_data_of_a_finished_run_that_moved(run, pictures, tmp_path, log):
     result = json.loads((run / "result.json").read_text())
     moved = shutil.copytree(pictures, tmp_path / "moved")
-    assert loop.train_and_evaluate(make_config(moved), run) == result
+    assert train.train_and_evaluate(make_config(moved), run) == result
     changed = write_pictures(tmp_path / "changed")
     shutil.copyfile(changed / "dark" / "00.png", changed / "bright" / "00.png")
     (changed / "dark" / "00.png").unlink()
     for others in (changed, tmp_path / "nowhere"):
         with pytest.raises(UserError) as error:
-            loop.train_and_evaluate(make_config(others), run)
+            train.train_and_evaluate(make_config(others), run)
         assert "\n" not in str(error.value)
     images = write_pictures(tmp_path / "other pixels")
     shutil.copyfile(images / "dark" / "00.png", tmp_path / "kept.png")
     shutil.copyfile(images / "dark" / "02.png", images / "dark" / "00.png")
     shutil.copyfile(tmp_path / "kept.png", images / "dark" / "02.png")
     with pytest.raises(UserError, match=r"is a finished run with other data than there are at .*other pixels: give"):
-        loop.train_and_evaluate(make_config(images), run)
+        train.train_and_evaluate(make_config(images), run)
 
 
 def test_folds_of_another_config_without_any_config(whole, pictures, tmp_path):
@@ -469,7 +469,7 @@ def test_kept_features_that_are_damaged(tmp_path, log):
 def test_the_config_of_a_finished_run_is_written_anew(damage, whole, run, pictures):
     """A prediction, which reads it, says that the training command does that."""
     damage(run / "config.json")
-    assert loop.train_and_evaluate(make_config(pictures), run) == workdir.read_result(whole).to_json()
+    assert train.train_and_evaluate(make_config(pictures), run) == workdir.read_result(whole).to_json()
     assert json.loads((run / "config.json").read_text()) == json.loads((whole / "config.json").read_text())
     assert _figures(run) == _figures(whole)
     assert not (run / "run.lock").exists()
@@ -489,7 +489,7 @@ def test_a_damaged_result_of_finished_folds_is_set_aside(kind, whole, pictures, 
 
     for number in range(2):
         (tmp_path / f"fold{number}").mkdir()
-    monkeypatch.setattr(loop, "train_and_evaluate", lambda *given: result.to_json())
+    monkeypatch.setattr(train, "train_and_evaluate", lambda *given: result.to_json())
     monkeypatch.setattr(workdir, "read_result", read_result)
     path = tmp_path / "result.json"
     if kind == "half":

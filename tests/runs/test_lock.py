@@ -12,8 +12,8 @@ import time
 import pytest
 
 from jaxboost.errors import UserError
-from jaxboost.runs import cross_validation, lock
-from jaxboost.training import loop
+from jaxboost.runs import cross_validation, lock, train
+from jaxboost.training.loop import Loop
 from tests.scripts import REPOSITORY, run_script
 from tests.training.small_runs import small_config
 from tests.training.test_folder import make_config
@@ -49,7 +49,7 @@ def test_a_second_process_is_refused_until_the_first_ends(holder, lidc_root, tmp
     folder = tmp_path / "run"
     start = time.strftime("%Y-%m-%dT")
     with pytest.raises(UserError) as error:
-        loop.train_and_evaluate(small_config(lidc_root), folder)
+        train.train_and_evaluate(small_config(lidc_root), folder)
     message = str(error.value)
     assert f"{folder} is in use by the process {holder.pid} on {socket.gethostname()} since {start}" in message
     assert f"remove {folder / lock.FILE}" in message
@@ -190,16 +190,16 @@ def test_a_parent_that_is_a_file(tmp_path):
 
 def test_the_run_stops_where_another_process_took_its_folder(lidc_root, tmp_path, monkeypatch):
     """The checkpoints of that process stay as they are."""
-    folder, validate = tmp_path / "run", loop.Run._validate
+    folder, validate = tmp_path / "run", Loop._validate
 
     def taken(self, *arguments):
         text = (folder / lock.FILE).read_text()
         (folder / lock.FILE).write_text(re.sub(r"token=\w+", "token=" + "0" * 32, text))
         validate(self, *arguments)
 
-    monkeypatch.setattr(loop.Run, "_validate", taken)
+    monkeypatch.setattr(Loop, "_validate", taken)
     with pytest.raises(UserError, match="this process stops, because two would damage the checkpoints"):
-        loop.train_and_evaluate(small_config(lidc_root, {"train.max_steps": 1}), folder)
+        train.train_and_evaluate(small_config(lidc_root, {"train.max_steps": 1}), folder)
     assert not list((folder / "checkpoints" / "latest").iterdir())
     assert not list((folder / "checkpoints" / "best").iterdir())
 

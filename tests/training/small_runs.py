@@ -8,7 +8,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from jaxboost.training import loop, step
+from jaxboost.training import step
+from jaxboost.training.loop import Loop
 
 
 def small_config(root: pathlib.Path, changes: dict[str, Any] | None = None) -> ConfigDict:
@@ -34,11 +35,13 @@ def small_config(root: pathlib.Path, changes: dict[str, Any] | None = None) -> C
     return config
 
 
-def take_steps(run: loop.Run, count: int) -> list[float]:
+def take_steps(run: Loop, count: int) -> list[float]:
     """Trains `run` for `count` steps and returns their losses; nothing is written."""
     losses = []
     for _ in range(count):
-        run.state, outputs = run.train_step(run.state, run.frozen, step.put(next(run.iterator), run.by_batch))
+        run.state, outputs = run.program.train_step(
+            run.state, run.frozen, step.put(next(run.iterator), run.program.by_batch)
+        )
         losses.append(float(outputs["loss"]))
     return losses
 

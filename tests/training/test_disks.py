@@ -22,7 +22,8 @@ from tensorboardX.proto import event_pb2
 from jaxboost import io
 from jaxboost.errors import UserError
 from jaxboost.evaluation import prediction_table
-from jaxboost.training import cache, loop, step
+from jaxboost.runs import train
+from jaxboost.training import cache, step
 from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer
 from jaxboost.training.log import MetricsLog
 from tests.finished_runs import colours
@@ -172,11 +173,11 @@ def test_a_clock_that_jumps(tmp_path, monkeypatch):
 
 # What refuses in which function of a run -> what the message names, and the checkpoint that is whole.
 PLACES = {
-    "config.json": ((loop.workdir, "create"), "run cannot be written", "there is no checkpoint yet"),
+    "config.json": ((train.workdir, "create"), "run cannot be written", "there is no checkpoint yet"),
     "the first record": ((MetricsLog, "__init__"), "tensorboard cannot be written", "there is no checkpoint yet"),
     "a record": ((MetricsLog, "write"), "metrics.jsonl cannot be written", "there is no checkpoint yet"),
     "predictions": ((prediction_table, "write_medmnist"), "run cannot be written", "the checkpoint of step 1 is whole"),
-    "the result": ((loop.workdir, "write_result"), "run cannot be written", "the checkpoint of step 1 is whole"),
+    "the result": ((train.workdir, "write_result"), "run cannot be written", "the checkpoint of step 1 is whole"),
 }
 
 

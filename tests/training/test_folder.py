@@ -12,6 +12,7 @@ from configs import default, pneumollm, quickstart
 from jaxboost.analysis.describe import describe
 from jaxboost.errors import UserError
 from jaxboost.runs import cross_validation, datasets
+from jaxboost.training import step
 
 COUNT = 16
 
@@ -122,7 +123,7 @@ def test_the_splits_of_a_run_are_read_again(finished, pictures, tmp_path):
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_end(finished, pictures, tmp_path, monkeypatch):
     _, result = finished
-    put, calls = cross_validation.loop.step.put, []
+    put, calls = step.put, []
 
     def put_or_die(*arguments):
         calls.append(1)
@@ -131,7 +132,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_end(finished, pictures, tmp_
         return put(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cross_validation.loop.step, "put", put_or_die)
+        patch.setattr(step, "put", put_or_die)
         with pytest.raises(KeyboardInterrupt):
             cross_validation.train_and_evaluate(make_config(pictures), tmp_path)
     assert (tmp_path / "splits.csv").exists()

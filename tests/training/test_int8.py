@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxboost import systems
 from jaxboost.analysis import memory
 from jaxboost.convert import convert, placing
 from jaxboost.convert.store import load_block
@@ -15,7 +16,7 @@ from jaxboost.errors import UserError
 from jaxboost.models import frozen
 from jaxboost.models.frozen import Quantized
 from jaxboost.runs import cross_validation, datasets
-from jaxboost.systems import experiment, systems
+from jaxboost.systems import start
 from jaxboost.training import step
 from tests.reference import llama_checkpoints
 from tests.scripts import devices, run_script
@@ -78,7 +79,7 @@ def test_weights_on_the_device_are_int8_and_stay(radiographs, block, tmp_path, s
         assert layers[name].parts.scale.shape == (2, 1, layers[name].shape[-1])
     # The norms are as they come.
     assert layers["mlp_norm"].dtype == (jnp.bfloat16 if source == "loaded" else jnp.float32)
-    assert frozen.count(run.frozen) == frozen.count(run.experiment.frozen)
+    assert frozen.count(run.frozen) == frozen.count(run.system.frozen)
     before, kept = on_host(run.state.params), on_host(run.frozen)
     losses = take_steps(run, 3)
     after = on_host(run.state.params)
@@ -149,7 +150,7 @@ for source in ("random", "loaded"):
         up = run.frozen["llama"]["layers"]["up"].parts
         places = [[x.dtype.name, x.addressable_shards[0].data.shape[-1]] for x in (up.qvalue, up.scale)]
         values = [*take_steps(run, 3), run.scores(run.state.params, {}, "val")[0]]
-        found[f"{source} {shard}"] = [places, run.fingerprints["llama"], values]
+        found[f"{source} {shard}"] = [places, run.progress.fingerprints["llama"], values]
 print(json.dumps(found))
 """
 
@@ -173,7 +174,7 @@ def test_memory_is_estimated_as_held(radiographs):
     config = small(radiographs, llama__family="smollm2-135m", llama__layers=(0, 1), llama__weights="int8")
     info = datasets.describe(config)
     prepared = systems.prepare(config, info, with_weights=False)
-    llama = experiment.held_shapes(prepared, jnp.bfloat16)["llama"]
+    llama = start.held_shapes(prepared, jnp.bfloat16)["llama"]
     D, q_width, kv_width, F = 576, 576, 192, 1536
     matrices = 2 * (D * q_width + 2 * D * kv_width + q_width * D + 3 * D * F)
     scales, norms = 2 * (q_width + 2 * kv_width + D + 2 * F + D), (2 * 2 + 1) * D

@@ -138,7 +138,7 @@ def test_everywhere_may_be_erased():
         ({"mixup": -1.0}, "mix.mixup: -1.0 should be 0 or more"),
         ({"switch": 1.5}, "mix.switch: 1.5 should be 0 to 1"),
         ({"label_smoothing": 1.0}, "mix.label_smoothing: 1.0 should be 0 to below 1"),
-        ({"erase": 0.5}, "mix.erase: it is of 2-D images"),
+        ({"erase": 0.5}, "mix.erase: it is for 2-D images"),
     ],
 )
 def test_mistakes(fields, words):

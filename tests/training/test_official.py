@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from medmnist.evaluator import Evaluator
 
-from jaxboost.training import loop
+from jaxboost.runs import train
 from tests.training.small_runs import on_host, small_config, take_steps
 
 SIZES = {
@@ -40,7 +40,7 @@ def test_two_steps_of_the_configs_run(name, official_root, tmp_path):
             "train.batch_size": 4,
         }
     )
-    run = loop.Run(config, tmp_path / "run")
+    run = train.assemble(config, tmp_path / "run")
     assert {split: len(held) for split, held in run.dataset.splits.items()} == SIZES[config.data.name]
     before, frozen = on_host(run.state.params), on_host(run.frozen)
     losses = take_steps(run, 2)
@@ -61,7 +61,7 @@ def test_whole_run_and_medmnists_own_evaluator(name, backbone, majority, officia
     _needs(official_root, name)
     files_before = {path: path.stat().st_mtime_ns for path in official_root.iterdir()}
     config = small_config(official_root, {"data.name": name, "model.backbone": backbone, "model.image_size": 28})
-    loop.train_and_evaluate(config, tmp_path / "run")
+    train.train_and_evaluate(config, tmp_path / "run")
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["dataset"] == name
     assert result["task"] == "binary-class"

@@ -170,5 +170,5 @@ def test_layer_decay_multiplies_the_rate_weight_decay_included():
 def test_layer_decay_needs_blocks():
     layer_decay.check({"encoder": _encoder(("transformer", 2))})
     for params in ({"encoder": {"stem": jnp.ones(2)}}, {"head": {"kernel": jnp.ones(2)}}):
-        with pytest.raises(UserError, match=r"optim\.layer_decay: it is of encoders with trained blocks"):
+        with pytest.raises(UserError, match=r"optim\.layer_decay: it is for encoders with trained blocks"):
             layer_decay.check(params)

@@ -15,9 +15,10 @@ from PIL import Image
 from configs import pneumollm
 from jaxboost.errors import UserError
 from jaxboost.models import frozen
-from jaxboost.runs import cross_validation, datasets
+from jaxboost.runs import cross_validation, datasets, train
 from jaxboost.tasks import TASKS
-from jaxboost.training import loop, optim, step
+from jaxboost.training import optim, step
+from jaxboost.training.loop import Loop
 from tests.scripts import KILL, REPOSITORY, assert_mistake, devices, interrupted_training, run_script
 from tests.training.small_runs import on_host, take_steps
 
@@ -215,7 +216,7 @@ def test_one_fold_alone_is_the_same(finished, radiographs, tmp_path):
 
 def test_checkpoints_hold_the_trained_weights_alone(finished, radiographs, tmp_path):
     folder, result = finished
-    with loop.Checkpointer(folder / "fold0" / "checkpoints") as checkpointer:
+    with train.Checkpointer(folder / "fold0" / "checkpoints") as checkpointer:
         fold = json.loads((folder / "fold0" / "result.json").read_text())
         run = make_run(small(radiographs), tmp_path)
         params, stats = checkpointer.restore_best(fold["selection"]["step"], run.state.params, {})
@@ -225,14 +226,14 @@ def test_checkpoints_hold_the_trained_weights_alone(finished, radiographs, tmp_p
     assert size < 2 * 4 * (result["parameters"]["trainable"] + 50_000)
 
 
-def make_run(config, folder: pathlib.Path) -> loop.Run:
+def make_run(config, folder: pathlib.Path) -> Loop:
     """The run of the first fold, before its first step."""
     one = config.copy_and_resolve_references()
     one.data.fold = 0
     fold = datasets.Splits(
         load=lambda: datasets.fold_of(datasets.load(one), one, 0, None), prepare=lambda: None, folder=folder
     )
-    return loop.Run(one, folder / "fold0", fold)
+    return train.assemble(one, folder / "fold0", fold)
 
 
 def test_everything_that_is_to_be_trained_is(radiographs, tmp_path):
@@ -264,8 +265,8 @@ def test_images_are_encoded_once_where_the_encoder_stays_as_it_is(radiographs, t
         patch.setattr(step, "make_encode", lambda *_: refuse)
         again = make_run(config, tmp_path / "once")
     assert take_steps(again, 3) == losses
-    prepare = loop.systems.prepare
-    monkeypatch.setattr(loop.systems, "prepare", lambda *args: dataclasses.replace(prepare(*args), encoder_key=None))
+    prepare = train.systems.prepare
+    monkeypatch.setattr(train.systems, "prepare", lambda *args: dataclasses.replace(prepare(*args), encoder_key=None))
     plain = make_run(config, tmp_path / "each")
     np.testing.assert_allclose(take_steps(plain, 3), losses, rtol=1e-5)
 
@@ -363,7 +364,6 @@ def test_multi_label_radiographs(radiographs, tmp_path):
         ({"pneumollm__count": 0}, ["pneumollm.count"]),
         ({"pneumollm__vision": ""}, ["pneumollm.vision", "convert_weights.py"]),
         ({"pneumollm__vision": "nowhere"}, ["nowhere", "convert_weights.py"]),
-        ({"llama__layers": ()}, ["llama.layers"]),
         ({"model__backbone": "vivit_m"}, ["model.backbone"]),
         ({"model__image_size": 30}, ["model.image_size"]),
         ({"data__source": "", "data__name": "lidcshapes3d", "data__classes": ()}, ["3-D"]),

@@ -7,8 +7,7 @@ import pytest
 from configs import pneumollm, quickstart
 from jaxboost.config import ranges
 from jaxboost.errors import UserError
-from jaxboost.runs import cross_validation
-from jaxboost.training import loop
+from jaxboost.runs import cross_validation, train
 
 
 @pytest.mark.parametrize(
@@ -55,9 +54,9 @@ from jaxboost.training import loop
 def test_numbers_that_mean_nothing(changes, words, tmp_path):
     config = quickstart.get_config()
     config.update_from_flattened_dict({"data.root": str(tmp_path / "nowhere"), **changes})
-    for train in (loop.train_and_evaluate, cross_validation.train_and_evaluate):
+    for run in (train.train_and_evaluate, cross_validation.train_and_evaluate):
         with pytest.raises(UserError) as error:
-            train(config, tmp_path / "run")
+            run(config, tmp_path / "run")
         assert words in str(error.value)
         assert len(str(error.value)) < 200
     assert list(tmp_path.iterdir()) == []

@@ -7,14 +7,14 @@ import pytest
 
 from jaxboost.errors import UserError
 from jaxboost.evaluation import metrics
-from jaxboost.training import loop
+from jaxboost.runs import train
 from tests.training.small_runs import small_config, take_steps
 
 
 def test_a_run_keeps_the_last_batch(lidc_root, tmp_path):
     """1,402 nodules in batches of 128: eleven steps, the last with 122."""
     changes = {"train.last_batch": "keep", "train.batch_size": 128, "eval.batch_size": 128, "boost.kind": "none"}
-    run = loop.Run(small_config(lidc_root, changes), tmp_path / "run")
+    run = train.assemble(small_config(lidc_root, changes), tmp_path / "run")
     assert run.steps_per_epoch == 11
     masks = [next(run.iterator)["mask"].sum() for _ in range(11)]
     assert masks == [128] * 10 + [122]
@@ -30,7 +30,7 @@ def test_a_run_keeps_the_last_batch(lidc_root, tmp_path):
 )
 def test_partial_batches_that_would_be_other_ones(lidc_root, tmp_path, changes, what):
     with pytest.raises(UserError, match=rf'config field train\.last_batch: {what}: set it to "drop"'):
-        loop.Run(small_config(lidc_root, {"train.last_batch": "keep", **changes}), tmp_path / "run")
+        train.assemble(small_config(lidc_root, {"train.last_batch": "keep", **changes}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -46,4 +46,4 @@ def test_epochs_with_the_same_metric(value, earlier, later):
 def test_unknown_switches(lidc_root, tmp_path):
     for field, message in (("boost.init", "'random' is unknown"), ("eval.ties", "'random' is unknown")):
         with pytest.raises(UserError, match=f"config field {field}: {message}"):
-            loop.train_and_evaluate(small_config(lidc_root, {field: "random"}), tmp_path / "run")
+            train.train_and_evaluate(small_config(lidc_root, {field: "random"}), tmp_path / "run")

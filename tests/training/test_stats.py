@@ -8,14 +8,14 @@ import numpy as np
 import optax
 import pytest
 
+from jaxboost import systems
 from jaxboost.analysis.describe import describe
 from jaxboost.errors import UserError
 from jaxboost.models import frozen
 from jaxboost.models.backbones import BACKBONES, Backbone
 from jaxboost.models.resnet import ResNet
-from jaxboost.runs import datasets
-from jaxboost.systems import systems
-from jaxboost.training import loop, optim, step
+from jaxboost.runs import datasets, train
+from jaxboost.training import optim, step
 from jaxboost.training.checkpoints.checkpointer import Checkpointer
 from tests.scripts import devices, run_script
 from tests.training.small_runs import assert_same, on_host, small_config, take_steps
@@ -53,7 +53,7 @@ def tiny_config(root, changes=None):
 
 @pytest.fixture
 def run(lidc_root, tmp_path):
-    return loop.Run(tiny_config(lidc_root), tmp_path / "run")
+    return train.assemble(tiny_config(lidc_root), tmp_path / "run")
 
 
 def test_a_step_moves_all_statistics(run):
@@ -79,26 +79,28 @@ def test_statistics_are_not_trained(run):
 
 def test_evaluation_takes_the_running_averages(run):
     take_steps(run, 3)
-    batch = step.put(next(run.iterator), run.by_batch)
-    losses, scores = run.bind_eval_step(run.state.params, run.frozen, run.state.stats)(batch)
+    batch = step.put(next(run.iterator), run.program.by_batch)
+    losses, scores = run.program.bind_eval_step(run.state.params, run.frozen, run.state.stats)(batch)
     # The first image keeps its score whatever is in the batch beside it.
     alone = {"image": batch["image"].at[1:].set(255 - batch["image"][1:]), "label": batch["label"]}
-    _, others = run.bind_eval_step(run.state.params, run.frozen, run.state.stats)(alone)
+    _, others = run.program.bind_eval_step(run.state.params, run.frozen, run.state.stats)(alone)
     np.testing.assert_allclose(others[0], scores[0], rtol=1e-5)
     assert not np.allclose(others[1:], scores[1:], rtol=1e-2)
     shifted = jax.tree.map(lambda leaf: leaf + 1, run.state.stats)
-    assert not np.allclose(run.bind_eval_step(run.state.params, run.frozen, shifted)(batch)[1], scores, rtol=1e-2)
-    _, outputs = run.train_step(run.state, run.frozen, batch)
+    assert not np.allclose(
+        run.program.bind_eval_step(run.state.params, run.frozen, shifted)(batch)[1], scores, rtol=1e-2
+    )
+    _, outputs = run.program.train_step(run.state, run.frozen, batch)
     assert abs(float(outputs["loss"]) - float(losses.mean())) > 1e-3
 
 
 def test_evaluation_refuses_to_go_without_them(run):
     with pytest.raises(ValueError, match="leaves"):
-        run.bind_eval_step(run.state.params, run.frozen)
+        run.program.bind_eval_step(run.state.params, run.frozen)
 
 
 def test_each_accumulated_step_moves_the_statistics(lidc_root, tmp_path):
-    run = loop.Run(tiny_config(lidc_root, {"train.accumulate": 2}), tmp_path / "run")
+    run = train.assemble(tiny_config(lidc_root, {"train.accumulate": 2}), tmp_path / "run")
     states = [on_host((run.state.params, run.state.stats))]
     for _ in range(2):
         take_steps(run, 1)
@@ -113,7 +115,7 @@ def test_each_accumulated_step_moves_the_statistics(lidc_root, tmp_path):
 
 def test_resumed_run_ends_the_same(lidc_root, tmp_path, monkeypatch):
     config = tiny_config(lidc_root)
-    result = loop.train_and_evaluate(config, tmp_path / "whole")
+    result = train.train_and_evaluate(config, tmp_path / "whole")
     put, calls = step.put, []
 
     def put_or_die(*arguments):
@@ -125,19 +127,19 @@ def test_resumed_run_ends_the_same(lidc_root, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(step, "put", put_or_die)
         with pytest.raises(KeyboardInterrupt):
-            loop.train_and_evaluate(config, tmp_path / "cut")
+            train.train_and_evaluate(config, tmp_path / "cut")
     with Checkpointer(tmp_path / "cut" / "checkpoints") as checkpointer:
         assert checkpointer.latest_step() == 2
-    again = loop.train_and_evaluate(config, tmp_path / "cut")
+    again = train.train_and_evaluate(config, tmp_path / "cut")
     assert again | {"seconds": 0} == result | {"seconds": 0}
     assert result["parameters"] == {"trainable": TRAINABLE, "frozen": 0, "trainable_mib": round(TRAINABLE / 2**18, 2)}
 
     states = {}
     for name in ("whole", "cut"):
-        run = loop.Run(config, tmp_path / "none")
+        run = train.assemble(config, tmp_path / "none")
         start = on_host(run.state.stats)
         with Checkpointer(tmp_path / name / "checkpoints") as checkpointer:
-            state, _ = checkpointer.restore_latest(run.state, run.iterator, run.fingerprints)
+            state, _ = checkpointer.restore_latest(run.state, run.iterator, run.progress.fingerprints)
             best = checkpointer.restore_best(4, run.state.params, run.state.stats)
         # The only validation is after the last step.
         assert_same(best, (state.params, state.stats))
@@ -153,12 +155,12 @@ def test_resumed_run_ends_the_same(lidc_root, tmp_path, monkeypatch):
 STEPS = """
 import json, pathlib, sys
 import jax
-from jaxboost.training import loop
+from jaxboost.runs import train
 from tests.training import test_stats
 from tests.training.small_runs import take_steps
 
 test_stats.BACKBONES["resnet_tiny"] = test_stats.TINY
-run = loop.Run(test_stats.tiny_config(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]))
+run = train.assemble(test_stats.tiny_config(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]))
 losses = take_steps(run, 2)
 print(json.dumps([len(jax.local_devices()), losses, [leaf.tolist() for leaf in jax.tree.leaves(run.state.stats)]]))
 """

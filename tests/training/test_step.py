@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 
 from jaxboost.models import frozen
+from jaxboost.runs import train
 from jaxboost.tasks import TASKS
-from jaxboost.training import loop, mixing, step
+from jaxboost.training import mixing, step
 from tests.scripts import devices, run_script
 from tests.training.small_runs import assert_same, on_host, small_config
 
@@ -20,7 +21,7 @@ FROZEN_SHAPE = (1, 64, 96)  # gate and up of the one llama-tiny layer; nothing t
 
 @pytest.fixture(scope="module")
 def untouched(lidc_root, tmp_path_factory):
-    return loop.Run(small_config(lidc_root), tmp_path_factory.mktemp("run") / "run")
+    return train.assemble(small_config(lidc_root), tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture
@@ -32,12 +33,12 @@ def run(untouched):
 
 
 def _batch(run):
-    return step.put(next(run.iterator), run.by_batch)
+    return step.put(next(run.iterator), run.program.by_batch)
 
 
 def test_frozen_weights_are_not_outputs(run):
     assert FROZEN_SHAPE in {leaf.shape for leaf in jax.tree.leaves(run.frozen)}
-    compiled = run.train_step.lower(run.state, run.frozen, _batch(run)).compile()
+    compiled = run.program.train_step.lower(run.state, run.frozen, _batch(run)).compile()
     state, metrics = compiled.out_info
     assert jax.tree.structure(state) == jax.tree.structure(run.state)
     assert [leaf.shape for leaf in jax.tree.leaves(state)] == [leaf.shape for leaf in jax.tree.leaves(run.state)]
@@ -66,7 +67,7 @@ def test_step_donates_the_state_and_leaves_the_rest(run):
     pointers = [leaf.unsafe_buffer_pointer() for leaf in frozen_leaves]
     old, batch = run.state, _batch(run)
     for number in (1, 2, 3):
-        run.state, outputs = run.train_step(old, run.frozen, batch)
+        run.state, outputs = run.program.train_step(old, run.frozen, batch)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
         assert np.isfinite(outputs["loss"])
         assert outputs["grad_norm"] > 0
@@ -81,7 +82,7 @@ def test_step_donates_the_state_and_leaves_the_rest(run):
 
 def test_eval_step_agrees_with_the_train_step(run):
     batch = _batch(run)
-    losses, scores = run.bind_eval_step(run.state.params, run.frozen)(batch)
+    losses, scores = run.program.bind_eval_step(run.state.params, run.frozen)(batch)
     assert losses.shape == (64,)
     assert scores.shape == (64, 2)
     np.testing.assert_allclose(np.sum(scores, -1), 1, rtol=1e-6)
@@ -89,7 +90,7 @@ def test_eval_step_agrees_with_the_train_step(run):
     np.testing.assert_allclose(losses, -np.log(own), rtol=1e-4, atol=1e-6)
     params = run.state.params
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
-    run.state, outputs = run.train_step(run.state, run.frozen, batch)
+    run.state, outputs = run.program.train_step(run.state, run.frozen, batch)
     assert float(outputs["loss"]) == pytest.approx(float(losses.mean()), rel=1e-5)
 
 

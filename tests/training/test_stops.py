@@ -12,8 +12,8 @@ from jaxboost import stopping
 from jaxboost.data.dataset import Dataset, DatasetInfo, Split
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.evaluation import evaluate, metrics
-from jaxboost.runs import datasets, lock
-from jaxboost.training import features, loop, step
+from jaxboost.runs import datasets, lock, train
+from jaxboost.training import features, step
 from jaxboost.training.checkpoints import checkpointer
 from tests.finished_runs import colours
 
@@ -82,7 +82,7 @@ PHASES = {
     ),
     "in the last test": ((evaluate, "put"), {"call": 9}, "after the last step", 6),
     "while intervals are computed": ((metrics, "intervals"), {"call": 2}, "after the last step", 6),
-    "before the result is written": ((loop.workdir, "write_result"), {}, "after the last step", 6),
+    "before the result is written": ((train.workdir, "write_result"), {}, "after the last step", 6),
 }
 
 

@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 from configs import pneumollm
+from jaxboost import systems
 from jaxboost.convert import convert, store
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaBlock
-from jaxboost.systems import systems
 from tests.reference import llama_checkpoints as reference
 from tests.training.small_runs import small_config
 
@@ -60,7 +60,7 @@ def test_without_rotation_it_is_the_same_layer(folder):
 
 
 def test_rllm(folder, tmp_path):
-    assert prepared(folder, tmp_path).describe["boost"]
+    assert prepared(folder, tmp_path).summary["boost"]
     with pytest.raises(UserError, match=r"boost\.block: its layers cannot use .*'yarn'.*: set boost\.rope to F"):
         prepared(folder, tmp_path, **{"boost.rope": True})
     # No layer, no rotation.

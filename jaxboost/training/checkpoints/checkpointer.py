@@ -49,7 +49,7 @@ class Checkpointer:
         self._folder = folder.absolute()
         _check_folders(self._folder)
         self._latest = ocp.CheckpointManager(self._folder / LATEST, options=_options(max_to_keep=KEPT))
-        # What is not needed is removed here: the older latest may refer to another one than the last.
+        # This class removes old ones: the older `latest` may refer to another `best` than the last.
         self._best = ocp.CheckpointManager(self._folder / BEST, options=_options(max_to_keep=None))
         # Step of a latest checkpoint -> step of the best that it refers to.
         self._best_of: dict[int, int | None] = {}
@@ -57,20 +57,20 @@ class Checkpointer:
         self._cleared = False
 
     def latest_step(self) -> int | None:
-        """Step of the latest checkpoint, whether it can be read or not; None where there is none."""
+        """Step of the latest checkpoint, readable or not; None where there is none."""
         return max([*self._latest.all_steps(), *stored.steps(self._folder / LATEST)], default=None)
 
     def save_best(self, step: int, params: Tree, stats: Tree) -> str:
-        """Saves the trained weights and statistics of the best epoch, and waits.
+        """Saves the trained weights and statistics of the best epoch.
 
-        A later `latest` must not point to a missing best.
+        Waits until they are written: a later `latest` must not point to a missing best.
 
         Returns:
-          The fingerprint of what was saved, for `Best`.
+          The fingerprint of the saved weights, for `Best`.
         """
         trees = checkpoint_folder.best_items(params, stats)
         sums = stored.checksums(step, trees, {})
-        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items[CHECKSUMS] = ocp.args.JsonSave(sums)
         with self._writing():
             self._clear()
@@ -99,7 +99,7 @@ class Checkpointer:
             self._latest.save(step, args=args, force=True)
 
     def wait(self) -> None:
-        """Waits until everything is written, and what is no longer needed is removed."""
+        """Waits until everything is written, and removes checkpoints that are no longer needed."""
         with self._writing():
             self._latest.wait_until_finished()
             self._remove_unneeded()
@@ -117,8 +117,8 @@ class Checkpointer:
         before is taken.
 
         Args:
-          fingerprints: of what the run is given now.
-          config: what the run is given now, see `continuing.held`; None: not compared.
+          fingerprints: of the run's weights and data as they are now.
+          config: of the run as it is now, see `continuing.held`; None: not compared.
 
         Raises:
           UserError: the run was made with other weights, data or config, or no checkpoint can be read.
@@ -157,7 +157,6 @@ class Checkpointer:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        # Waits for pending writes.
         if not any(error):
             self.wait()
         with self._writing():
@@ -172,7 +171,7 @@ class Checkpointer:
         fingerprints: Mapping[str, str],
         config: Mapping[str, Any] | None,
     ) -> tuple[TrainState, Progress]:
-        """What the latest checkpoint of a step holds. Raises DamagedError, or UserError as `restore_latest` does."""
+        """Reads the latest checkpoint of a step. Raises DamagedError, or UserError like `restore_latest`."""
         folder = self._folder / LATEST / str(step)
         progress, sums = checkpoint_folder.read_progress(folder)
         _check_same_run(self._folder, progress, fingerprints, config)
@@ -189,10 +188,10 @@ class Checkpointer:
                 checkpoint_folder.read_best(self._folder, best.step, state.params, state.stats, best.sha256)
             except DamagedError as error:
                 raise DamagedError(f"the best epoch's weights, {BEST}/{best.step}, are damaged: {error}") from error
-        return state.replace(**trees["state"]), progress
+        return dataclasses.replace(state, **trees["state"]), progress
 
     def _go_on_from(self, step: int, problems: Mapping[int, DamagedError], progress: Progress) -> None:
-        """Makes `step` the latest checkpoint: sets those after it aside, removes the best weights found after it."""
+        """Makes `step` the latest checkpoint: sets later ones aside, and removes best weights that were found later."""
         for later, error in problems.items():
             place = self._set_aside(self._folder / LATEST / str(later))
             logger.warning(
@@ -211,7 +210,7 @@ class Checkpointer:
         self._best_of[step] = progress.best.step if progress.best else None
 
     def _remove_unneeded(self) -> None:
-        """Removes the best weights that no latest checkpoint refers to, nor the next one will."""
+        """Removes best weights that no latest checkpoint refers to, and that the next one will not refer to."""
         needed = {self._last_best}
         for step in self._latest.all_steps():
             if step not in self._best_of:
@@ -222,7 +221,7 @@ class Checkpointer:
                 self._best.delete(step)
 
     def _clear(self) -> None:
-        """Before anything is saved: removes half-written steps, and renames what Orbax may take for a step."""
+        """Before the first save: removes half-written steps, and renames folders that Orbax may take for a step."""
         if self._cleared:
             return
         self._cleared = True
@@ -230,7 +229,7 @@ class Checkpointer:
             checkpoint_folder.remove_temporary(self._folder / name)
             whole = set(map(str, stored.steps(self._folder / name)))
             for path in sorted((self._folder / name).iterdir()):
-                # Orbax takes more names for numbers.
+                # Orbax takes names such as "007" for numbers too.
                 if path.name.isdigit() and path.name not in whole:
                     logger.warning("%s is no checkpoint: it is kept as %s", path, self._set_aside(path))
             manager.reload()
@@ -247,14 +246,14 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Raises UserError where what is saved, now or before in the background, cannot be written."""
+        """Raises UserError where a save, now or before in the background, cannot be written."""
         try:
             yield
         except Exception as error:
             folder = self._latest.directory.parent
             cause = io.os_error(error)
             if not self._latest.directory.is_dir() or _is_removed(error):
-                # Which error the storage raises then depends on where it was.
+                # The storage raises different errors then, depending on how far it was.
                 cause = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             if cause is None:
                 raise
@@ -264,16 +263,16 @@ class Checkpointer:
         """How a message on a failed write ends: which checkpoint is whole."""
         step = None
         with contextlib.suppress(OSError):
-            # From disk: what is being written counts as there already.
+            # From disk: the manager counts a step that is still being written.
             step = max(stored.steps(self._folder / LATEST), default=None)
         whole = "there is no checkpoint yet" if step is None else f"the checkpoint of step {step} is whole"
         return f"; then run the same command again; {whole}"
 
 
 def _is_removed(error: Exception) -> bool:
-    """Whether a save did not find again what it had written: somebody removed it, or is at it.
+    """Whether a save lost the files that it had written: somebody has removed them.
 
-    Orbax reads a part of it before it gives it its name.
+    Orbax reads some of them before it gives the step its name.
     """
     return isinstance(error, ValueError) and str(error).startswith(("NOT_FOUND: ", "No ArrayMetadata found "))
 
@@ -281,14 +280,14 @@ def _is_removed(error: Exception) -> bool:
 def _options(*, max_to_keep: int | None) -> ocp.CheckpointManagerOptions:
     """How checkpoints are written.
 
-    Orbax measures its time-outs with the system's clock, which may jump: none of them may end a save, so the longest
-    is taken. Folders are made at once: where that fails in the background, other threads wait for minutes.
+    Orbax measures its time-outs with the system's clock, which may jump, and no time-out may end a save: hence a
+    century. Folders are made in the foreground: where that fails in the background, other threads wait for minutes.
     """
     waits = ocp.options.AsyncOptions(timeout_secs=_CENTURY, create_directories_asynchronously=False)
     return ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True, async_options=waits)
 
 
-# Orbax refuses a checkpoint that lacks a field which is empty, such as one written before there was that field.
+# Empty fields are left out: Orbax would refuse an older checkpoint that lacks such a field.
 
 
 def _state_item(state: TrainState) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run knows beside its state, and how a checkpoint keeps it as JSON."""
+"""The progress of a run, beside its state, and its JSON form in a checkpoint."""
 
 import dataclasses
 import math
@@ -34,15 +34,15 @@ class Best:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a run knows beside its state.
+    """The progress of a run, beside its state.
 
     Attributes:
-      fingerprints: of what the run was given beside its config: pretrained parts by their role, a user's own data.
+      fingerprints: role of a pretrained part -> SHA-256; of a user's own data also "data" and "splits".
       best: None before the first validation.
       seconds: spent so far, over all starts of the run.
-      config: the fields that may not change, see `fields.held`; empty in runs of earlier versions.
-      validated: False where the run was stopped between the last step of an epoch and its validation, which is then to
-        be done first.
+      config: the fields that may not change, see `continuing.held`; empty in runs of earlier versions.
+      validated: False where the run was stopped between the last step of an epoch and its validation; a resumed run
+        validates first.
     """
 
     fingerprints: Mapping[str, str]
@@ -85,7 +85,7 @@ def to_json(progress: Progress) -> dict[str, Any]:
 
 
 def from_json(folder: pathlib.Path, note: Any) -> Progress:
-    """What `to_json` gave, read from the checkpoint at `folder`.
+    """The progress in a note that `to_json` gave, read from the checkpoint at `folder`.
 
     Raises:
       DamagedError: it is not what `to_json` gives.

@@ -1,4 +1,4 @@
-"""One saved step of a run on disk: reading it, and the checksums that tell whether it is what was saved.
+"""Reads one saved step of a run, and checks with checksums that nothing in it has changed.
 
 A step is a folder that Orbax wrote, named by the number of the step. Beside its trees of arrays and its notes (JSON)
 it has an item `checksums`: SHA-256 of every array and of every note, of the step's number, and of the item itself.
@@ -31,17 +31,17 @@ DATA = "data"
 TEMPORARY = ".orbax-checkpoint-tmp"
 # Orbax's name of the file in which it keeps a JSON item.
 _JSON_FILE = "metadata"
-# Messages of reads that were going on while another one failed.
+# Messages of reads that were in progress while another read failed.
 _OTHER_READS = ("Event loop is closed", "Encountered error while reading array")
 
 
 class DamagedError(Exception):
-    """A saved step that cannot be read, or is not what was saved. The message is the reason, for people."""
+    """A saved step cannot be read, or has changed since it was saved. The message gives the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checksums:
-    """What the item `checksums` holds.
+    """The content of the item `checksums`.
 
     Attributes:
       step: number of the step.
@@ -72,7 +72,7 @@ def of_trees(trees: Mapping[str, Tree]) -> dict[str, str]:
     for path, leaf in _leaves(trees):
         # One at a time: all of them together may be large.
         array = np.ascontiguousarray(jax.device_get(leaf))
-        digest = hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
+        digest = hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
         found[path] = f"{_head(leaf)} {digest}"
     return found
 

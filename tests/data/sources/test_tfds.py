@@ -527,12 +527,12 @@ def test_no_tensorflow(shapes, tmp_path):
 @pytest.mark.slow
 def test_a_training_run(shapes, tmp_path):
     # Only here: the other tests of this file need no jax.
-    from jaxboost.training import loop
+    from jaxboost.runs import train
     from tests.training.small_runs import small_config
 
     folder, expected = shapes
     config = small_config(folder, {"data.source": "tfds:lidc_shapes", "train.batch_size": 8})
-    result = loop.train_and_evaluate(config, tmp_path / "run")
+    result = train.train_and_evaluate(config, tmp_path / "run")
     assert result["dataset"] == f"tfds-lidc_shapes-{lidc.BUILD_VERSION}.0.0"
     assert result["steps"] == 2
     assert result["splits"] == {name: len(split) for name, split in expected.splits.items()}

@@ -1,36 +1,30 @@
-"""PneumoLLM from a config: checks the choices and finds the weights of its encoder and of LLaMA."""
+"""PneumoLLM from a config: checks its choices, and finds the weights of its encoder and of LLaMA."""
 
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
-from ml_collections import ConfigDict
 
+from jaxboost.config.types import Config
 from jaxboost.convert import encoders
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models import pneumollm
-from jaxboost.models.frozen import merge
 from jaxboost.models.pneumollm import ENCODERS, TOKENS, PneumoLLM, PneumoSpec
+from jaxboost.systems import blocks
 from jaxboost.systems.encoders import resolve_encoder
-from jaxboost.systems.experiment import Experiment, check_model, check_patch, model_arguments, trace
-from jaxboost.systems.pretrained import (
-    RANDOM,
-    WEIGHTS,
-    Pretrained,
-    check_rope,
-    check_same,
-    llama_fingerprint,
-    llama_weights,
-    resolve_llama,
-)
+from jaxboost.systems.system import System, check_model, check_patch, model_arguments, texts, trace
+from jaxboost.systems.weights import RANDOM, Pretrained, check_same
+
+# The section of the config that names the LLaMA layers.
+SECTION = "llama"
 
 
 def prepare(
-    config: ConfigDict, info: DatasetInfo, *, with_weights: bool, trained: Mapping[str, Mapping[str, Any]]
-) -> Experiment:
-    """See `systems.prepare`. Its pretrained parts are all frozen."""
+    config: Config, info: DatasetInfo, *, with_weights: bool, trained: Mapping[str, Mapping[str, Any]]
+) -> System:
+    """Prepares PneumoLLM, see `systems.prepare`. Its pretrained parts are all frozen."""
     del trained
     model, backbone = dict(config.model), config.model.backbone
     if info.ndim != 2:
@@ -48,30 +42,30 @@ def prepare(
             spec=spec, classes=len(info.classes), encoder_arguments=arguments, rngs=rngs, **model_arguments(config)
         )
 
-    graphdef, params, frozen, stats = trace(build)
-    return Experiment(
-        build=build,
-        graphdef=graphdef,
-        params=params,
-        frozen=frozen,
-        stats=stats,
+    return System(
+        **trace(build),
+        title=f"{backbone} + pneumollm{texts(parts)}",
         pretrained=parts,
-        title=f"{backbone} + pneumollm" + "".join(f" ({part.text})" for part in parts),
-        describe={"model": backbone, "boost": "pneumollm", "vision": None, "llama": None},
-        tokens=merge(graphdef, params, frozen, stats).tokens,
+        summary={"model": backbone, "boost": "pneumollm", "vision": None, "llama": None},
         encoder_key=None if not _is_pretrained(backbone) or spec.vision_adapters else f"{config.model} {spec.every}",
     )
 
 
-def check_same_weights(config: ConfigDict, finished: dict[str, Any], folder: pathlib.Path) -> None:
-    """See `systems.check_same_weights`."""
+def layers(config: Config) -> tuple[int, ...]:
+    """The layers of a config whose `llama.layers` is empty, see `blocks.named_layers`."""
+    llama = config.llama
+    return blocks.named_layers(family=llama.family, block=llama.block, used=llama.used, default=blocks.ALL)
+
+
+def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib.Path) -> None:
+    """Compares the weights of PneumoLLM's encoder and layers, see `systems.check_same_weights`."""
     llama = config.llama
     check_same("encoder", config.pneumollm.vision, finished["vision"], encoders.fingerprint_at, folder)
     check_same(
         "block",
         llama.block,
         finished["llama"],
-        lambda path: llama_fingerprint(path, layers=llama.layers, final_norm=llama.final_norm),
+        lambda path: blocks.fingerprint(path, layers=llama.layers, final_norm=llama.final_norm),
         folder,
     )
 
@@ -80,8 +74,8 @@ def _is_pretrained(backbone: str) -> bool:
     return ENCODERS[backbone].traits.has_first_tokens
 
 
-def _resolve_vision(config: ConfigDict, *, with_weights: bool) -> tuple[Pretrained | None, dict[str, Any]]:
-    """The encoder's weights, and what it is built with beside what its name says."""
+def _resolve_vision(config: Config, *, with_weights: bool) -> tuple[Pretrained | None, dict[str, Any]]:
+    """The encoder's weights, None where it is trained, and the arguments that replace those of the backbone."""
     backbone, fields = config.model.backbone, config.pneumollm
     if not _is_pretrained(backbone):
         return None, {}
@@ -105,7 +99,7 @@ def _resolve_vision(config: ConfigDict, *, with_weights: bool) -> tuple[Pretrain
     )
 
 
-def _resolve_llama(config: ConfigDict, *, with_weights: bool) -> tuple[PneumoSpec, Pretrained | None]:
+def _resolve_llama(config: Config, *, with_weights: bool) -> tuple[PneumoSpec, Pretrained | None]:
     fields, llama = dict(config.pneumollm), dict(config.llama)
     for name in ("vision", "vision_source", "vision_convert"):
         fields.pop(name)
@@ -121,28 +115,16 @@ def _resolve_llama(config: ConfigDict, *, with_weights: bool) -> tuple[PneumoSpe
             )
     else:
         fields["vision_adapters"] = False
-    used, remat, shards, causal, held = (llama.pop(name) for name in ("used", "remat", "shard", "causal", "weights"))
-    check_choice(held, WEIGHTS, "config field llama.weights")
+    used, remat, shards, causal, storage = (llama.pop(name) for name in ("used", "remat", "shard", "causal", "weights"))
+    check_choice(storage, blocks.STORAGE, "config field llama.weights")
     if not used:
-        llama |= {"block": "", "final_norm": "ones"}
-    shape, depth, ref = resolve_llama("llama", reads_block=used, with_weights=with_weights, **llama)
-    check_rope("llama", shape, used=used)
-    if used and not depth:
-        raise UserError("config field llama.layers is empty, which needs a block to take them from: name them")
-    spec = PneumoSpec(llama=shape, depth=depth if used else 0, causal=causal, remat=remat, **fields)
+        llama |= {"final_norm": "ones"}
+    found = blocks.find_layers(SECTION, used=used, default=blocks.ALL, with_weights=with_weights, **llama)
+    blocks.check_rope(SECTION, found.config, used=used)
+    spec = PneumoSpec(llama=found.config, depth=len(found.numbers) if used else 0, causal=causal, remat=remat, **fields)
     if not used:
         return spec, None
-    layers = tuple(llama["layers"])
-    part = llama_weights(
-        "llama",
-        ("llama",),
-        ref,
-        shape=shape,
-        layers=layers,
-        depth=depth,
-        trainable=False,
-        shards=shards,
-        weights=held,
-        dtype=config.model.dtype,
+    part = blocks.pretrained_layers(
+        "llama", ("llama",), found, trainable=False, shards=shards, storage=storage, dtype=config.model.dtype
     )
     return spec, part

@@ -1,0 +1,287 @@
+"""One run from its config to its result, in its folder."""
+
+import contextlib
+import dataclasses
+import logging
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jaxboost import io, stopping, systems
+from jaxboost.config import continuing, ranges
+from jaxboost.config.types import Config
+from jaxboost.data.dataset import Dataset, DatasetInfo
+from jaxboost.data.pipeline import batches
+from jaxboost.data.pipeline.augment import Augment
+from jaxboost.errors import UserError, check_choice
+from jaxboost.evaluation import metrics, thresholds
+from jaxboost.models.frozen import Tree
+from jaxboost.runs import datasets, places, report, workdir
+from jaxboost.runs.lock import held
+from jaxboost.runs.result import RunResult, Selection
+from jaxboost.systems import start
+from jaxboost.tasks import TASKS
+from jaxboost.training import features, layer_decay, step
+from jaxboost.training.cache import keep_compiled_programs
+from jaxboost.training.checkpoints import checkpoint_folder
+from jaxboost.training.checkpoints.checkpointer import Checkpointer, Progress
+from jaxboost.training.loop import Loop, train_iterator
+from jaxboost.training.program import Program, check_partial_batches, make_objective, make_program
+
+logger = logging.getLogger(__name__)
+
+TIES = ("earlier", "later")
+PROTOCOLS = {"validation": "val", "reference": "test"}  # protocol -> split that picks the epoch
+
+
+def train_and_evaluate(
+    config: Config, folder: pathlib.Path, splits: datasets.Splits | None = None
+) -> dict[str, Any] | None:
+    """Runs a config to its end, and goes on with a run that `folder` already holds.
+
+    Every mistake of the user is found before anything is written to `folder`, except the lock, which is removed again.
+
+    Args:
+      config: of the run.
+      folder: of the run; it may be missing.
+      splits: those of a fold, where the run is one of a cross-validation; None for the data set's own.
+
+    Returns:
+      The content of result.json; None where SIGTERM or SIGHUP, or after a step Ctrl-C, stopped the run before its end.
+
+    Raises:
+      UserError: a mistake, a folder that cannot be written, or that another process works on.
+      Stopped: Ctrl-C, where nothing had to be saved.
+    """
+    ranges.check_numbers(config)
+    check_choice(config.eval.protocol, PROTOCOLS, "config field eval.protocol")
+    check_choice(config.eval.metric, metrics.SELECTION, "config field eval.metric")
+    check_choice(config.eval.ties, TIES, "config field eval.ties")
+    places.check(folder, config)
+    config = with_layers(config, folder)
+    if (finished := workdir.check(folder, config)) and workdir.has_config(folder):
+        return _finished(config, finished, folder, splits)
+    with stopping.watch(resumable=True) as stop:
+        stopping.say(" before the first step: run the same command again")
+        try:
+            with held(folder) as lock:
+                # Another process may have finished the run while this one waited.
+                if finished := workdir.check(folder, config):
+                    content = _finished(config, finished, folder, splits)
+                    if not workdir.has_config(folder):
+                        # A prediction needs it.
+                        with io.writing(folder):
+                            workdir.create(folder, config)
+                    return content
+                return _complete(assemble(config, folder, splits, check_lock=lock.check))
+        except stopping.Stopped:
+            if stop.exit_code:
+                raise
+            logger.info(stop.line)
+            return None
+
+
+def with_layers(config: Config, folder: pathlib.Path) -> Config:
+    """The config as the run in `folder` records it, see `systems.with_layers`."""
+    try:
+        before = workdir.read_config(folder)
+    except (ValueError, UserError):
+        before = None
+    return systems.with_layers(config, before)
+
+
+def assemble(
+    config: Config,
+    folder: pathlib.Path,
+    splits: datasets.Splits | None = None,
+    *,
+    check_lock: Callable[[], None] = lambda: None,
+) -> Loop:
+    """Checks the config, loads the data, and makes the model, its weights and its step functions.
+
+    Args:
+      config, folder, splits: see `train_and_evaluate`.
+      check_lock: see `Loop`.
+
+    Raises:
+      UserError: a mistake in the config, the data or the weights.
+    """
+    started = time.monotonic()
+    ranges.check(config)
+    keep_compiled_programs(config.train.compilation_cache)
+    info = datasets.describe(config)
+    _check_binary(config, info)
+    system = systems.prepare(config, info)
+    # A block that was missing has been converted now.
+    config = systems.with_layers(config)
+    if config.optim.layer_decay != 1:
+        layer_decay.check(system.params)
+    augment, image_size = Augment(**config.augment), config.model.image_size
+    augment.check(info.ndim)
+    splits = splits or datasets.own_splits(config, folder)
+    dataset = splits.load()
+    selection_split = PROTOCOLS[config.eval.protocol]
+    if config.eval.specificity:
+        thresholds.check_both_classes(dataset, selection_split)
+    objective = make_objective(config, dataset.info, dataset.splits["train"].labels)
+    iterator = train_iterator(config, dataset.splits["train"], augment=augment, image_size=image_size)
+    steps_per_epoch = _steps_per_epoch(config, dataset)
+    if config.train.last_batch == "keep":
+        check_partial_batches(objective, system.stats)
+    ranges.check_steps(config, steps_per_epoch)
+    program = make_program(config, system.graphdef, objective, steps_per_epoch=steps_per_epoch)
+    all_steps = config.train.epochs * steps_per_epoch
+    last_step = min(all_steps, config.train.max_steps or all_steps)
+    _warn_of_slow_average(config, last_step)
+
+    params, frozen, stats, fingerprints = start.initialise(system, seed=config.seed, replicated=program.replicated)
+    # Other labels for the same images are another data set.
+    fingerprints |= datasets.fingerprint(dataset, config)
+    with io.writing(splits.folder):
+        splits.prepare()
+    # Images that change at random are encoded in each step.
+    if system.encoder_key is not None and not (augment.random_fields or objective.mixing.changes_images):
+        key = f"{fingerprints['vision']} {system.encoder_key} {augment.resize}"
+        dataset = _encoded(config, dataset, augment, program, (params, frozen), splits.folder, key)
+        image_size = None
+        iterator = train_iterator(config, dataset.splits["train"], augment=augment, image_size=None)
+    return Loop(
+        config=config,
+        folder=folder,
+        system=system,
+        program=program,
+        dataset=dataset,
+        augment=augment,
+        image_size=image_size,
+        iterator=iterator,
+        selection_split=selection_split,
+        steps_per_epoch=steps_per_epoch,
+        last_step=last_step,
+        state=program.init_state(params, stats),
+        frozen=frozen,
+        progress=Progress(
+            fingerprints=fingerprints, best=None, seconds=0.0, config=continuing.held(continuing.to_dict(config))
+        ),
+        started=started,
+        check_lock=check_lock,
+    )
+
+
+def _steps_per_epoch(config: Config, dataset: Dataset) -> int:
+    return batches.steps_per_epoch(
+        dataset.splits["train"],
+        config.train.batch_size,
+        last_batch=config.train.last_batch,
+        multiple=config.train.epoch_multiple,
+    )
+
+
+def _encoded(
+    config: Config,
+    dataset: Dataset,
+    augment: Augment,
+    program: Program,
+    weights: tuple[Tree, Tree],
+    folder: pathlib.Path,
+    key: str,
+) -> Dataset:
+    """The data set with the frozen encoder's tokens in place of its images; the tokens are kept in `folder`."""
+    return features.encode(
+        dataset,
+        lambda batch: program.encode(*weights, step.put(batch, program.by_batch)),
+        batch_size=config.eval.batch_size,
+        image_size=config.model.image_size,
+        augment=augment,
+        folder=folder,
+        key=key,
+    )
+
+
+def _complete(loop: Loop) -> dict[str, Any] | None:
+    """Resumes, trains, and evaluates; see `train_and_evaluate`."""
+    folder = loop.folder
+    report.log_start(loop.system, loop.dataset, loop.config)
+    with contextlib.ExitStack() as stack:
+        with io.writing(folder):
+            checkpointer = stack.enter_context(Checkpointer(folder / checkpoint_folder.FOLDER))
+        loop.resume(checkpointer)
+        with io.writing(folder, checkpointer.kept):
+            workdir.create(folder, loop.config)
+        if not loop.train(checkpointer):
+            return None
+        stopping.say(" after the last step: run the same command again for the result")
+        # From here on everything can be done again.
+        stopping.poll()
+        return _finish(loop, checkpointer)
+
+
+def _finish(loop: Loop, checkpointer: Checkpointer) -> dict[str, Any]:
+    """Evaluates the best epoch, and writes predictions and result.
+
+    The only place that reads the test split, unless the protocol is `reference`.
+    """
+    config, dataset, best = loop.config, loop.dataset, loop.progress.best
+    assert best is not None  # The last step is validated.
+    weights = checkpointer.restore_best(best.step, loop.state.params, loop.state.stats, best.sha256)
+    scores = {name: loop.scores(*weights, name)[1] for name in dataset.splits if name != "train"}
+    loop.check_lock()
+    with io.writing(loop.folder, checkpointer.kept):
+        report.write_predictions(loop.folder, scores, dataset, config)
+    result = report.make_result(
+        loop.system,
+        dataset,
+        config,
+        fingerprints=loop.progress.fingerprints,
+        scores=scores,
+        selection=Selection(split=loop.selection_split, metric=config.eval.metric, **dataclasses.asdict(best)),
+        steps=loop.last_step,
+        seconds=round(loop.seconds(), 1),
+    )
+    # The result marks the run as finished: everything else must be on the disk before.
+    checkpointer.wait()
+    loop.check_lock()
+    with io.writing(loop.folder, checkpointer.kept):
+        content = workdir.write_result(loop.folder, result)
+    report.log_result(result)
+    return content
+
+
+def _finished(
+    config: Config, result: RunResult, folder: pathlib.Path, splits: datasets.Splits | None
+) -> dict[str, Any]:
+    """Logs the figures of a finished run, and returns the content of its result.json."""
+    systems.check_same_weights(config, result.parts, folder)
+    datasets.check_same_data(config, result, folder, splits)
+    checkpoint_folder.tidy(folder / checkpoint_folder.FOLDER, result.selection.step)
+    logger.info("%s is finished:", folder)
+    report.log_result(result)
+    return result.to_json()
+
+
+def _check_binary(config: Config, info: DatasetInfo) -> None:
+    """Raises UserError where a choice for binary tasks is made for another task."""
+    if TASKS[info.task].binary:
+        return
+    for name, chosen, fix in (
+        ("metric", config.eval.metric == "avg", "auc"),
+        ("specificity", config.eval.specificity, 0),
+    ):
+        if chosen:
+            raise UserError(
+                f"config field eval.{name}: {config.eval[name]} is for binary tasks, and {info.name} is {info.task}:"
+                f" set it to {fix}"
+            )
+
+
+def _warn_of_slow_average(config: Config, steps: int) -> None:
+    """Warns where the evaluated average of the weights still consists mostly of the weights at the start."""
+    rest = config.train.ema ** (steps // config.train.accumulate)
+    if config.train.ema and config.eval.ema and rest > 0.1:
+        logger.warning(
+            "train.ema=%s: after %d steps %.0f %% of the average that is evaluated are the weights at the start: lower"
+            " it, or set eval.ema=False",
+            config.train.ema,
+            steps,
+            100 * rest,
+        )

@@ -1,0 +1,129 @@
+"""Parts of a model whose weights come from elsewhere: converted weights, or their random control."""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxboost import convert
+from jaxboost.convert import store
+from jaxboost.convert.placing import Pack, Placement
+from jaxboost.errors import UserError
+from jaxboost.models.frozen import Tree
+
+RANDOM = "random"
+# The pretrained parts of R-LLM, and those of PneumoLLM.
+ROLES = ("encoder", "block", "vision", "llama")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A part of a model that does not start like its trainable rest: with converted weights, or frozen random ones.
+
+    Attributes:
+      role: its name in result.json, one of ROLES.
+      paths: where its weights are in the model's tree of weights.
+      trainable: whether they are trained too.
+      about: what result.json says about them beside the fingerprint.
+      text: what the log says about them.
+      load: placement -> (a tree for each path, fingerprint); None for random weights.
+      shards: whether large weights are split over the devices instead of copied to each.
+      pack: how the matrices of its layers are held; None: as they are stored.
+    """
+
+    role: str
+    paths: tuple[tuple[str, ...], ...]
+    trainable: bool
+    about: Mapping[str, Any]
+    text: str
+    load: Callable[[Placement], tuple[tuple[dict[str, Any], ...], str]] | None
+    shards: bool = False
+    pack: Pack | None = None
+
+    def held(self, weights: Tree) -> Tree:
+        """The part's weights as a run holds them; under `jax.eval_shape` their shapes."""
+        pack = self.pack
+        if pack is None:
+            return weights
+        return jax.tree.map(lambda leaf: pack(leaf) if leaf.ndim == 3 else leaf, weights)
+
+
+def as_trained(weights: dict[str, Any]) -> dict[str, Any]:
+    """The weights in float32, which the optimiser's small steps need, whatever dtype they were stored in."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), weights)
+
+
+def digest(weights: Mapping[str, Any]) -> str:
+    """Fingerprint of weights that no manifest describes."""
+    leaves, _ = jax.tree.flatten_with_path(weights)
+    return store.fingerprint({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
+
+
+def find_converted(what: str, folder: str, source: str, layers: str, *, convert_missing: bool) -> pathlib.Path:
+    """The folder of converted weights. A missing one is converted first where the config asks for that.
+
+    Args:
+      what: it holds, for messages: "block" or "encoder".
+      folder: path of the folder, as the config has it.
+      source: what they are converted from, "" where the config names nothing.
+      layers: the value of --layers of convert_weights.py.
+      convert_missing: whether a missing folder is converted from the source.
+
+    Raises:
+      UserError: it is missing, and the config does not ask to convert it.
+    """
+    path = pathlib.Path(folder).expanduser()
+    if not path.exists():
+        if not (convert_missing and source):
+            raise UserError(
+                f"no {what} at {path}: make it with `python convert_weights.py --source {source or 'SOURCE'}"
+                f" --layers {layers} --out {path}`"
+            )
+        text = {"all": "all layers", "-1": "the last layer"}.get(layers, f"layer {layers}")
+        logger.info("no %s at %s: converting %s of %s", what, path, text, source)
+        try:
+            convert.convert(source, layers, path)
+        except UserError:
+            # Several runs of a sweep may find it missing at once: the one that finishes first converts for all.
+            if not path.exists():
+                raise
+            logger.info("another process has made %s meanwhile: it is used", path)
+    return path
+
+
+def check_same(
+    what: str,
+    named: str,
+    finished: Mapping[str, Any] | None,
+    fingerprint: Callable[[pathlib.Path], str],
+    folder: pathlib.Path,
+) -> None:
+    """Raises UserError where a finished run in `folder` used other weights than the config now names.
+
+    Args:
+      what: the weights are, for the message: "block" or "encoder".
+      named: the config's folder of weights, or "random". A folder that is no longer there is not compared.
+      finished: what result.json says about the weights; None where the run had none.
+      fingerprint: gives that of the weights in a folder.
+      folder: of the run.
+    """
+    if finished is None:
+        return
+    was_random = finished["source"] == RANDOM
+    path = pathlib.Path(named).expanduser()
+    same = was_random == (named == RANDOM)
+    if same and not was_random and path.exists():
+        same = fingerprint(path) == finished["sha256"]
+    if not same:
+        digits = f" ({finished['sha256'][:12]})" if finished["sha256"] else ""
+        raise UserError(
+            f"{folder} is a finished run with the {what} from {finished['source']}{digits}, not with {named}:"
+            " give another --workdir"
+        )

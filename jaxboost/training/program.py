@@ -1,0 +1,143 @@
+"""A config becomes the step functions of its run: the only place where they are put together."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from jaxboost.config.types import Config
+from jaxboost.data.dataset import DatasetInfo
+from jaxboost.errors import UserError
+from jaxboost.models.frozen import Tree
+from jaxboost.training import imbalance, optim, step
+from jaxboost.training.mixing import Mixing
+from jaxboost.training.step import BoundEvalStep, Objective, TrainState, TrainStep
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """The step functions of a run.
+
+    Attributes:
+      tx: the optimiser.
+      learning_rate: schedule of its learning rate.
+      train_step: see `step.make_train_step`.
+      bind_eval_step: see `step.make_eval_step`.
+      encode: see `step.make_encode`; for models that can encode images once.
+      replicated, by_batch: see `step.make_mesh`.
+      ema: whether the state has an average of the weights.
+    """
+
+    tx: optax.GradientTransformation
+    learning_rate: optim.Schedule
+    train_step: TrainStep
+    bind_eval_step: Callable[..., BoundEvalStep]
+    encode: Callable[[Tree, Tree, step.Batch], jax.Array]
+    replicated: jax.NamedSharding
+    by_batch: jax.NamedSharding
+    ema: bool
+
+    def init_state(self, params: Tree, stats: Tree) -> TrainState:
+        """The state before the first step, from the trainable weights and the statistics."""
+        return step.init_state(params, self.tx, self.replicated, stats=stats, ema=self.ema)
+
+    def state_shapes(self, params: Tree, stats: Tree) -> TrainState:
+        """The shapes of `init_state`, from those of the weights and the statistics; nothing is computed."""
+        number: Any = jax.ShapeDtypeStruct((), jnp.int32)
+        return TrainState(
+            step=number,
+            params=params,
+            opt_state=jax.eval_shape(self.tx.init, params),
+            stats=stats,
+            ema=step.averaged_weights(params, stats) if self.ema else {},
+        )
+
+
+def make_objective(config: Config, info: DatasetInfo, labels: np.ndarray | None = None) -> Objective:
+    """What a config trains for.
+
+    Args:
+      config: of the run.
+      info: its data set.
+      labels: of the training split, (n, L), which "balanced" class weights follow from. None: not known; classes that
+        are weighted then all have the weight 1, which is enough for shapes.
+
+    Raises:
+      UserError: a choice that is unknown, or does not fit the data set.
+    """
+    mixing = Mixing(**config.mix)
+    mixing.check(info.ndim)
+    weights: tuple[float, ...] = ()
+    if labels is not None:
+        weights = imbalance.class_weights(config.train.class_weights, labels, info)
+    elif config.train.class_weights:
+        weights = (1.0,) * len(info.classes)
+    return Objective(
+        task=info.task,
+        classes=len(info.classes),
+        loss=config.train.loss,
+        class_weights=weights,
+        mixing=mixing,
+        mean=tuple(config.model.mean),
+        std=tuple(config.model.std),
+    )
+
+
+def make_program(config: Config, graphdef: nnx.GraphDef, objective: Objective, *, steps_per_epoch: int) -> Program:
+    """The step functions of a config.
+
+    Args:
+      config: of the run.
+      graphdef: of its model, see `frozen.split`.
+      objective: what `make_objective` gave for the config.
+      steps_per_epoch: of the training split, which the learning rate's schedule follows.
+
+    Raises:
+      UserError: an optimiser or a schedule that does not exist, or does not fit the number of steps.
+    """
+    accumulate = config.train.accumulate
+    tx, learning_rate = optim.make_optimizer(
+        **config.optim, steps_per_epoch=steps_per_epoch, epochs=config.train.epochs, accumulate=accumulate
+    )
+    replicated, by_batch = step.make_mesh()
+    train_step = step.make_train_step(
+        graphdef, tx, objective, replicated, seed=config.seed, ema=config.train.ema, accumulate=accumulate
+    )
+    return Program(
+        tx=tx,
+        learning_rate=learning_rate,
+        train_step=train_step,
+        bind_eval_step=step.make_eval_step(graphdef, objective, replicated),
+        encode=step.make_encode(graphdef, by_batch),
+        replicated=replicated,
+        by_batch=by_batch,
+        ema=config.train.ema > 0,
+    )
+
+
+def make_eval_step(
+    config: Config, graphdef: nnx.GraphDef, replicated: jax.NamedSharding, *, task: str, classes: int
+) -> Callable[..., BoundEvalStep]:
+    """The evaluation step of a config alone, see `step.make_eval_step`; `task` and `classes` as in `Objective`."""
+    return step.make_eval_step(graphdef, Objective(task=task, classes=classes, loss=config.train.loss), replicated)
+
+
+def batch_shapes(config: Config, info: DatasetInfo) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a training batch of a config."""
+    size, B = config.model.image_size, config.train.batch_size
+    return {
+        "image": jax.ShapeDtypeStruct((B, *[size] * info.ndim, info.channels), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((B, info.labels_per_sample), jnp.int32),
+    }
+
+
+def check_partial_batches(objective: Objective, stats: Tree) -> None:
+    """Raises UserError where a batch filled up with zeros would not compute the same as a smaller batch."""
+    if stats or objective.mixing.mixes:
+        what = "batch norms" if stats else "mixup and cutmix"
+        raise UserError(f'config field train.last_batch: {what} need whole batches: set it to "drop"')
