@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxboost import schema
-from jaxboost.config import continuing, ranges
+from jaxboost.config import continuing, validation
 from jaxboost.data.dataset import MULTI_LABEL, DatasetInfo, Split
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.data.readers import arrays
@@ -167,7 +167,7 @@ def _read(folder: pathlib.Path) -> tuple[ConfigDict, dict[str, Any]]:
     where = str(folder / workdir.CONFIG)
     parsed = schema.parse(Config, contents[workdir.CONFIG], where=where, fix="bring it back from a backup")
     config = ConfigDict(_without_none(dataclasses.asdict(parsed)))
-    ranges.check_numbers(config)
+    validation.check_numbers(config)
     if ("boost" in config) == ("pneumollm" in config and "llama" in config):
         raise UserError(f"{where} is not the config of a run: it should have either boost, or pneumollm and llama")
     if "boost" in config:

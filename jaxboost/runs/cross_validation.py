@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxboost import io
-from jaxboost.config import ranges
+from jaxboost.config import validate
 from jaxboost.data.dataset import Dataset
 from jaxboost.errors import UserError
 from jaxboost.runs import datasets, workdir
@@ -52,7 +52,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> dict[str, An
     Returns:
       The content of result.json; None where a signal stopped it, or where `data.fold` names one fold and others lack.
     """
-    ranges.check_numbers(config)
+    validate(config)
     datasets.check_folds(config)
     if not config.data.folds:
         return loop.train_and_evaluate(config, folder)

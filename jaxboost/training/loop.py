@@ -13,11 +13,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxboost import io, stopping
-from jaxboost.config import continuing, ranges
+from jaxboost.config import continuing, validate
+from jaxboost.config.validation import check_steps
 from jaxboost.data.dataset import Split
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
-from jaxboost.errors import check_choice
 from jaxboost.evaluation import evaluate, metrics, thresholds
 from jaxboost.models.frozen import Tree
 from jaxboost.runs import datasets, places, report, workdir
@@ -33,7 +33,6 @@ from jaxboost.training.monitor import PendingLosses, RateMeter
 
 logger = logging.getLogger(__name__)
 
-TIES = ("earlier", "later")
 PROTOCOLS = {"validation": "val", "reference": "test"}  # protocol -> split that picks the epoch
 
 
@@ -54,10 +53,7 @@ def train_and_evaluate(
       UserError: a mistake, a folder that cannot be written, or that another process works on.
       Stopped: Ctrl-C, where nothing had to be saved.
     """
-    ranges.check_numbers(config)
-    check_choice(config.eval.protocol, PROTOCOLS, "config field eval.protocol")
-    check_choice(config.eval.metric, metrics.SELECTION, "config field eval.metric")
-    check_choice(config.eval.ties, TIES, "config field eval.ties")
+    validate(config)
     places.check(folder, config)
     if (finished := workdir.check(folder, config)) and workdir.has_config(folder):
         return _finished(config, finished, folder, splits)
@@ -98,7 +94,8 @@ class Run:
 
     def __init__(self, config: ConfigDict, folder: pathlib.Path, splits: datasets.Splits | None = None):
         self.config, self.folder, self.started = config, folder, time.monotonic()
-        ranges.check(config)
+        step.check_batch_size(config.train.batch_size, "train.batch_size")
+        step.check_batch_size(config.eval.batch_size, "eval.batch_size")
         keep_compiled_programs(config.train.compilation_cache)
         info = datasets.describe(config)
         choices.check_binary(config, info)
@@ -123,7 +120,7 @@ class Run:
         )
         if config.train.last_batch == "keep":
             choices.check_partial_batches(self.experiment, objective.mixing)
-        ranges.check_steps(config, self.steps_per_epoch)
+        check_steps(config, self.steps_per_epoch)
         tx, self.learning_rate = optim.make_optimizer(
             **config.optim,
             steps_per_epoch=self.steps_per_epoch,

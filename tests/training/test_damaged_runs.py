@@ -9,8 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from configs import default
-from jaxboost.config import continuing
+from jaxboost.config import continuing, table
 from jaxboost.errors import UserError
 from jaxboost.inference import open_run
 from jaxboost.runs import cross_validation, datasets, result_schema, workdir
@@ -193,10 +192,10 @@ def test_another_config_is_refused_whatever_is_left(run, pictures):
 @pytest.mark.parametrize(
     ("section", "kind", "config"),
     [
-        ("boost", result_schema.Boost, default.get_config()),
-        ("model", result_schema.Model, default.get_config()),
-        ("llama", result_schema.Llama, default.get_pneumollm_config()),
-        ("pneumollm", result_schema.Pneumo, default.get_pneumollm_config()),
+        ("boost", result_schema.Boost, table.get_config()),
+        ("model", result_schema.Model, table.get_config()),
+        ("llama", result_schema.Llama, table.get_pneumollm_config()),
+        ("pneumollm", result_schema.Pneumo, table.get_pneumollm_config()),
     ],
 )
 def test_sections_that_a_model_is_built_from_are_read_whole(section, kind, config):

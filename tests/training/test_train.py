@@ -373,8 +373,8 @@ def test_mistakes_end_in_one_line_and_exit_code_two(arguments, words, tmp_path):
 def test_misspelt_field_in_a_config_file(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from configs import default\n\n\ndef get_config():\n"
-        "    config = default.get_config()\n    config.optim.lrr = 1.0\n    return config\n"
+        "from jaxboost.config import table\n\n\ndef get_config():\n"
+        "    config = table.get_config()\n    config.optim.lrr = 1.0\n    return config\n"
     )
     assert_mistake(run_script("train.py", f"--config={file}"), str(file), 'Did you mean "lr"')
 

@@ -1,4 +1,4 @@
-"""What the configs of R-LLM's Tables 1 and 3 share, with the argument of --config configs/X.py:ARGUMENT.
+"""What the configs of R-LLM's Tables 1 and 3 have in common, with the argument of --config configs/X.py:ARGUMENT.
 
 `reference`: what the paper's released code does, the choice of the epoch on the test split included; README.md,
 "Known differences", lists what that code does otherwise.
@@ -8,7 +8,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import default
+from jaxboost.config.table import get_config
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -101,7 +101,7 @@ def volumes(flag: str, backbone: str, argument: str) -> ConfigDict:
 
 
 def _config(flag: str) -> ConfigDict:
-    config = default.get_config()
+    config = get_config()
     config.data.name = flag
     config.boost.block = "blocks/llama-7b"
     config.boost.source = "huggyllama/llama-7b"
