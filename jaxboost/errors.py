@@ -1,6 +1,7 @@
-"""The one exception that a user is meant to see."""
+"""The one exception that a user is meant to see, and phrases that its messages have in common."""
 
 import difflib
+import pathlib
 from collections.abc import Iterable
 
 
@@ -28,3 +29,15 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """'did you mean ...?' with the choice that is spelt most like `name`."""
     folded = {choice.lower(): choice for choice in choices}
     return f"did you mean {folded[difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0)[0]]!r}?"
+
+
+def missing_extra(extra: str) -> str:
+    """How a user gets the packages of one of the project's extras, such as "dicom", for the end of a message."""
+    install = f"`pip install 'jaxboost[{extra}]'`"
+    # The package of a checkout lies beside its project file.
+    is_checkout = (pathlib.Path(__file__).parents[1] / "pyproject.toml").is_file()
+    return (
+        f"run this with `uv run --extra {extra.replace(',', ' --extra ')} ...`, or {install}"
+        if is_checkout
+        else install
+    )

@@ -1,12 +1,10 @@
-"""What the scripts share: flags and configs that fail in one line, exit codes, and log lines on stdout."""
+"""What all commands have in common: mistakes that end in one line, exit codes, help, and log lines on stdout."""
 
 import contextlib
-import itertools
 import logging
 import logging.handlers
 import os
 import pathlib
-import re
 import signal
 import sys
 import threading
@@ -17,29 +15,32 @@ from typing import Any, TextIO
 
 import absl.logging
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
-from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from jaxboost import io, stopping
-from jaxboost.errors import UserError, nearest
+from jaxboost.cli import config_flag
+from jaxboost.errors import UserError
 
 USAGE_EXIT_CODE = 2
 PIPE_EXIT_CODE = 128 + getattr(signal, "SIGPIPE", 13)
 
 
-def run(main: Callable[[], None], *, resumable: bool = False) -> None:
+def run(main: Callable[[], None], *, resumable: bool = False, description: str | None = None) -> None:
     """Parses absl flags, calls `main()`, and ends the process; docs/interruptions.md has its exit codes.
 
     A `UserError`, and a disk that cannot be written, become one line on stderr and exit code 2; a signal becomes one
     line on stdout; a reader of stdout that is gone (`| head`) ends the process without a word.
 
     Args:
-      resumable: the same command goes on where it was: SIGTERM and SIGHUP are then no failure.
+      resumable: the same command continues where it was: SIGTERM and SIGHUP are then no failure.
+      description: the text of --help above the flags; None: absl's help.
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
+        if description and {"--help", "-h", "-help", "--helpshort"}.intersection(argv[1:]):
+            print(_help(description, main.__module__))
+            sys.exit()
         try:
-            _check_overrides(argv)
+            config_flag.check_overrides(argv)
             return flags.FLAGS(argv)
         except (flags.Error, UserError) as error:
             fail(error)
@@ -80,25 +81,6 @@ def _stopped_cleanly(resumable: bool) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 print(stop.line, flush=True)
             stopping.leave(stop.exit_code)
-
-
-def define_config() -> flags.FlagHolder:
-    """Declares --config FILE[:ARGUMENT] with --config.section.field=value overrides; read it with `read_config`."""
-    return config_flags.DEFINE_config_file(
-        "config", help_string="a file of configs/, with overrides such as --config.optim.lr=1e-4"
-    )
-
-
-def read_config(flag: flags.FlagHolder) -> ConfigDict:
-    """The parsed config; raises UserError where --config is missing."""
-    if flag.value is None:
-        raise UserError("--config is missing: give a file, such as --config configs/quickstart.py")
-    return flag.value
-
-
-def config_file(flag: flags.FlagHolder) -> str:
-    """What --config was given, such as `configs/quickstart.py`."""
-    return flags.FLAGS[flag.name].config_filename
 
 
 class _Lines(logging.StreamHandler):
@@ -233,41 +215,8 @@ def fail(message: object) -> None:
     sys.exit(USAGE_EXIT_CODE)
 
 
-def _check_overrides(argv: Sequence[str]) -> None:
-    """Raises UserError for a config that cannot be loaded and for overrides of fields that it does not have."""
-    path = _config_path(argv)
-    if path is None:
-        return
-    try:
-        config = ConfigFileFlagParser("config").parse(path)
-        config.seed  # noqa: B018  a file that was not found fails only here
-    except OSError:
-        raise UserError(f"--config {path}: no such file; see configs/") from None
-    except (AttributeError, ImportError, LookupError, NameError, SyntaxError, TypeError, ValueError) as error:
-        # What a config file raises itself arrives wrapped in its traceback's text.
-        reason = error.__context__ or error
-        raise UserError(f"--config {path}: {type(reason).__name__}: {reason}".replace("\\n", " ")) from error
-    for argument in argv[1:]:
-        if match := re.match(r"^--?(?:no)?config\.([^=]+)", argument):
-            _check_field(config, match[1])
-
-
-def _config_path(argv: Sequence[str]) -> str | None:
-    for argument, following in itertools.pairwise([*argv, None]):
-        if match := re.match(r"^--?config(?:=(.*))?$", argument):
-            return following if match[1] is None else match[1]
-    return None
-
-
-def _check_field(config: ConfigDict, path: str) -> None:
-    section, names = config, path.split(".")
-    for depth, name in enumerate(names):
-        where = ".".join(["config", *names[:depth]])
-        if not isinstance(section, ConfigDict):
-            raise UserError(f"unknown config field --config.{path}: {where} is a value, it has no fields")
-        if name not in section:
-            fields = ", ".join(section)
-            raise UserError(
-                f"unknown config field --config.{path}: {nearest(name, section)} the fields of {where} are {fields}"
-            )
-        section = section[name]
+def _help(description: str, module: str) -> str:
+    """The text of --help: what the command does, and its flags."""
+    found = [flag for name in (module, config_flag.__name__) for flag in flags.FLAGS.get_flags_for_module(name)]
+    lines = [f"  --{flag.name}: {flag.help}" + (f" (default: {flag.value})" if flag.value else "") for flag in found]
+    return f"{description.strip()}\n\nflags:\n" + "\n".join(lines)

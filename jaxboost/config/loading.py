@@ -109,9 +109,7 @@ def find(name_or_path: str) -> tuple[pathlib.Path, str | None]:
         return packaged_folder() / f"{name}.py", argument
     path = pathlib.Path(name).expanduser()
     if not path.is_file():
-        raise UserError(
-            f"config {name_or_path}: no such file; packaged configs are given by name: {', '.join(packaged_names())}"
-        )
+        raise UserError(f"config {name_or_path}: no such file; packaged configs are given by name, such as quickstart")
     return path, argument
 
 

