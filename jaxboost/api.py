@@ -101,9 +101,11 @@ def build(
         raise ValueError(f"boost={boost!r} needs a block, see jaxboost.load_block")
     # Raises for a backbone without tokens. Only shapes: the block is not drawn a second time.
     spec = BoostSpec(kind=boost, config=block.config if block else None, depth=block.depth if block else 1)
-    options = dict(classes=classes, image_size=image_size, mean=tuple(mean), std=tuple(std), dtype=dtype)
+    options: dict[str, Any] = dict(
+        classes=classes, image_size=image_size, mean=tuple(mean), std=tuple(std), dtype=dtype
+    )
     nnx.eval_shape(lambda: build_classifier(backbone, boost=spec, rngs=nnx.Rngs(0), **options))
-    plain = build_classifier(backbone, boost=BoostSpec(kind="none"), rngs=rngs, **options)
+    plain: Any = build_classifier(backbone, boost=BoostSpec(kind="none"), rngs=rngs, **options)
     if block is None or boost == "none":
         return plain
     booster = Boost(

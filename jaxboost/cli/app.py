@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from io import TextIOWrapper
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import absl.logging
 from absl import app, flags
@@ -209,7 +209,7 @@ def warnings_on_stderr() -> Iterator[None]:
                 handler.handle(record)
 
 
-def fail(message: object) -> None:
+def fail(message: object) -> NoReturn:
     """Ends the process as a user's mistake does."""
     print("error: " + " ".join(str(message).split()), file=sys.stderr)
     sys.exit(USAGE_EXIT_CODE)

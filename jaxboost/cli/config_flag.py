@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -48,7 +49,8 @@ def read(flag: flags.FlagHolder) -> ConfigDict:
 
 def named(flag: flags.FlagHolder) -> str:
     """The text that --config was given, such as `configs/quickstart.py`."""
-    return flags.FLAGS[flag.name].config_filename
+    holder: Any = flags.FLAGS[flag.name]
+    return holder.config_filename
 
 
 def check_overrides(argv: Sequence[str]) -> None:
@@ -56,7 +58,7 @@ def check_overrides(argv: Sequence[str]) -> None:
     name = _named_in(argv)
     if NAME not in flags.FLAGS or name is None:
         return
-    config = flags.FLAGS[NAME].parser.parse(name)
+    config: Any = flags.FLAGS[NAME].parser.parse(name)
     for argument in argv[1:]:
         if match := re.match(r"^--?(?:no)?config\.([^=]+)", argument):
             check_field(config, match[1], flag="--config.")

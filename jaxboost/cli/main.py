@@ -45,7 +45,7 @@ def usage() -> str:
     lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     return f"""usage: jaxboost SUBCOMMAND [--flag=value ...]
 
-{jaxboost.__doc__.splitlines()[0]}
+{(jaxboost.__doc__ or "").splitlines()[0]}
 
 subcommands:
 {lines}

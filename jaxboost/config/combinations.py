@@ -4,9 +4,7 @@ Each check is a generator of problems. It is left out where a field that it read
 """
 
 from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING, Any
 
 from jaxboost.errors import UserError
 
@@ -14,10 +12,12 @@ if TYPE_CHECKING:
     from jaxboost.data.dataset import DatasetInfo
     from jaxboost.models.classifier import Backbone
 
-Check = Callable[[ConfigDict], Iterator[str]]
+# A ConfigDict: ml_collections types each field as a union that fits nothing.
+Config = Any
+Check = Callable[[Config], Iterator[str]]
 
 
-def combination_problems(config: ConfigDict, wrong: Collection[str]) -> list[str]:
+def combination_problems(config: Config, wrong: Collection[str]) -> list[str]:
     """The problems of fields that are each right in itself.
 
     Args:
@@ -38,18 +38,18 @@ def combination_problems(config: ConfigDict, wrong: Collection[str]) -> list[str
     return found
 
 
-def data_problems(config: ConfigDict, info: "DatasetInfo") -> list[str]:
+def data_problems(config: Config, info: "DatasetInfo") -> list[str]:
     """The fields that do not go with the data set of a config."""
     return [text for check in _WITH_DATA for text in check(config, info)]
 
 
-def check_data(config: ConfigDict, info: "DatasetInfo") -> None:
+def check_data(config: Config, info: "DatasetInfo") -> None:
     """Raises UserError with all fields that do not go with the data set."""
     if found := data_problems(config, info):
         raise UserError("; ".join(found))
 
 
-def _described(config: ConfigDict) -> tuple["DatasetInfo | None", str]:
+def _described(config: Config) -> tuple["DatasetInfo | None", str]:
     """The description of the data set if no file is needed for it, and what is wrong with the fields that name it."""
     from jaxboost import data
 
@@ -64,7 +64,7 @@ def _described(config: ConfigDict) -> tuple["DatasetInfo | None", str]:
         return None, str(error)
 
 
-def _ndim(config: ConfigDict) -> int | None:
+def _ndim(config: Config) -> int | None:
     """Spatial dimensions of the model's images; None if the backbone is unknown."""
     if "pneumollm" in config:
         return 2
@@ -72,7 +72,7 @@ def _ndim(config: ConfigDict) -> int | None:
     return backbone.ndim if backbone else None
 
 
-def _backbone(config: ConfigDict) -> "Backbone | None":
+def _backbone(config: Config) -> "Backbone | None":
     """The row of the table of backbones; None if there is none, as for PneumoLLM's patch embedding."""
     from jaxboost.models.classifier import BACKBONES
 
@@ -93,7 +93,7 @@ def _caught(check: Callable[[], object]) -> Iterator[str]:
         yield str(error)
 
 
-def _max_steps(config: ConfigDict) -> Iterator[str]:
+def _max_steps(config: Config) -> Iterator[str]:
     if config.train.max_steps and config.train.max_steps < config.train.accumulate:
         yield (
             f"config field train.max_steps: {config.train.max_steps} is less than train.accumulate,"
@@ -101,7 +101,7 @@ def _max_steps(config: ConfigDict) -> Iterator[str]:
         )
 
 
-def _schedule(config: ConfigDict) -> Iterator[str]:
+def _schedule(config: Config) -> Iterator[str]:
     optim, epochs = config.optim, config.train.epochs
     total = optim.schedule_epochs or epochs
     if optim.schedule_from + epochs > total:
@@ -113,13 +113,13 @@ def _schedule(config: ConfigDict) -> Iterator[str]:
         yield f"config field optim.warmup_epochs: {optim.warmup_epochs} warm-up epochs do not fit in {total} epochs"
 
 
-def _adam(config: ConfigDict) -> Iterator[str]:
+def _adam(config: Config) -> Iterator[str]:
     if config.optim.name == "adam" and config.optim.weight_decay:
         decay = config.optim.weight_decay
         yield f"config field optim.weight_decay: adam has none, set it to 0 (it is {decay})"
 
 
-def _splits(config: ConfigDict) -> Iterator[str]:
+def _splits(config: Config) -> Iterator[str]:
     """The fields that say how the data are split."""
     from jaxboost.data.splits import ratios
 
@@ -141,7 +141,7 @@ def _splits(config: ConfigDict) -> Iterator[str]:
         )
 
 
-def _folder(config: ConfigDict) -> Iterator[str]:
+def _folder(config: Config) -> Iterator[str]:
     """The fields of a user's own folder."""
     from jaxboost.data.readers import arrays
 
@@ -150,7 +150,7 @@ def _folder(config: ConfigDict) -> Iterator[str]:
         yield from _caught(lambda: arrays.nan_value(config.data.nan))
 
 
-def _pixels(config: ConfigDict) -> Iterator[str]:
+def _pixels(config: Config) -> Iterator[str]:
     for field in ("mean", "std"):
         values = config.model[field]
         if len(values) not in (1, 3) or not all(isinstance(x, int | float) for x in values):
@@ -159,7 +159,7 @@ def _pixels(config: ConfigDict) -> Iterator[str]:
         yield f"config field model.std: {config.model.std} should not be 0"
 
 
-def _patch(config: ConfigDict) -> Iterator[str]:
+def _patch(config: Config) -> Iterator[str]:
     backbone, size = _backbone(config), config.model.image_size
     patch = backbone.arguments.get("patch") if backbone else 14
     if patch and (size <= 0 or size % patch):
@@ -171,7 +171,7 @@ def _patch(config: ConfigDict) -> Iterator[str]:
         yield f"config field model.image_size: {size} should be above 0"
 
 
-def _augmentation(config: ConfigDict) -> Iterator[str]:
+def _augmentation(config: Config) -> Iterator[str]:
     """The fields of `augment` and `mix` that the images of the model cannot have."""
     from jaxboost.data.pipeline.augment import Augment
 
@@ -179,10 +179,10 @@ def _augmentation(config: ConfigDict) -> Iterator[str]:
     for name, value in config.augment.items():
         yield from _caught(lambda name=name, value=value: Augment(**{name: value}).check(ndim))
     if config.mix.erase and ndim != 2:
-        yield "config field mix.erase: it is of 2-D images, set it to 0"
+        yield "config field mix.erase: it is for 2-D images, set it to 0"
 
 
-def _last_batch(config: ConfigDict) -> Iterator[str]:
+def _last_batch(config: Config) -> Iterator[str]:
     mix, backbone = config.mix, _backbone(config)
     mixes = mix.prob > 0 and (mix.mixup > 0 or mix.cutmix > 0)
     pooled = backbone is not None and _is_pooled(backbone)
@@ -191,7 +191,7 @@ def _last_batch(config: ConfigDict) -> Iterator[str]:
         yield f'config field train.last_batch: {what} need whole batches: set it to "drop"'
 
 
-def _pooled(config: ConfigDict) -> Iterator[str]:
+def _pooled(config: Config) -> Iterator[str]:
     """What does not go with an encoder that gives one pooled feature."""
     name, backbone = config.model.backbone, _backbone(config)
     if backbone is None or not _is_pooled(backbone):
@@ -204,7 +204,7 @@ def _pooled(config: ConfigDict) -> Iterator[str]:
         yield f"config field model.frozen: the batch norms of {name} would go on changing, set it to False"
 
 
-def _encoder_weights(config: ConfigDict) -> Iterator[str]:
+def _encoder_weights(config: Config) -> Iterator[str]:
     from jaxboost.models.classifier import BACKBONES
     from jaxboost.models.vit import ViT
 
@@ -213,7 +213,7 @@ def _encoder_weights(config: ConfigDict) -> Iterator[str]:
     if model.frozen and not pooled and not model.weights:
         yield (
             "config field model.frozen: an untrained encoder would stay as it is: set model.weights to the folder that"
-            ' convert_weights.py made, or to "random": the control'
+            ' `jaxboost convert` made, or to "random": the control'
         )
     if model.frozen and not pooled and model.drop_path:
         yield "config field model.drop_path: it would only disturb a frozen encoder, set it to 0"
@@ -225,7 +225,7 @@ def _encoder_weights(config: ConfigDict) -> Iterator[str]:
         )
 
 
-def _path(config: ConfigDict) -> Iterator[str]:
+def _path(config: Config) -> Iterator[str]:
     from jaxboost.models.boost import check_path
 
     boost = config.boost
@@ -238,7 +238,7 @@ def _path(config: ConfigDict) -> Iterator[str]:
 
 
 def _llm(section: str) -> Check:
-    def check(config: ConfigDict) -> Iterator[str]:
+    def check(config: Config) -> Iterator[str]:
         fields = config[section]
         layers = fields.layers
         if not all(isinstance(layer, int) and layer >= 0 for layer in layers):
@@ -253,14 +253,14 @@ def _llm(section: str) -> Check:
     return check
 
 
-def _every(config: ConfigDict) -> Iterator[str]:
+def _every(config: Config) -> Iterator[str]:
     every, backbone = config.pneumollm.every, _backbone(config)
     if backbone is not None and every > backbone.arguments["depth"]:
         depth = backbone.arguments["depth"]
         yield f"config field pneumollm.every: {every} is more than the encoder's {depth} blocks"
 
 
-def _dimensions(config: ConfigDict, info: "DatasetInfo") -> Iterator[str]:
+def _dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
     from jaxboost.models.classifier import BACKBONES
 
     name, size = config.model.backbone, config.model.image_size
@@ -280,7 +280,7 @@ def _dimensions(config: ConfigDict, info: "DatasetInfo") -> Iterator[str]:
         )
 
 
-def _binary(config: ConfigDict, info: "DatasetInfo") -> Iterator[str]:
+def _binary(config: Config, info: "DatasetInfo") -> Iterator[str]:
     for name, asked, fix in (
         ("metric", config.eval.metric == "avg", "auc"),
         ("specificity", config.eval.specificity, 0),

@@ -6,6 +6,8 @@
 2 and 4, trained as MedMNIST's own code trains them, the epoch picked on validation.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from jaxboost.config.table import get_config
@@ -82,7 +84,7 @@ ARGUMENTS_3D = {
 
 def vit_s(flag: str, argument: str) -> ConfigDict:
     """A 2D set at 224 pixels with ViT-S/16 from ImageNet weights."""
-    config = _config(flag)
+    config: Any = _config(flag)
     config.model.backbone = "vit_s"
     config.model.weights = "blocks/deit-s16"
     config.model.weights_source = "facebook/deit-small-patch16-224"
@@ -95,13 +97,13 @@ def vit_s(flag: str, argument: str) -> ConfigDict:
 
 def volumes(flag: str, backbone: str, argument: str) -> ConfigDict:
     """A 3D set with one of the paper's three encoders."""
-    config = _config(flag)
+    config: Any = _config(flag)
     config.model.backbone = backbone
     return _apply(config, argument, ARGUMENTS_3D)
 
 
 def _config(flag: str) -> ConfigDict:
-    config = get_config()
+    config: Any = get_config()
     config.data.name = flag
     config.boost.block = "blocks/llama-7b"
     config.boost.source = "huggyllama/llama-7b"

@@ -1,5 +1,7 @@
 """What PneumoLLM's configs have in common, and the rows of its tables: --config configs/pneumollm.py:ROW."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from jaxboost.config.table import get_pneumollm_config
@@ -40,7 +42,7 @@ REFERENCE = {"eval.protocol": "reference", "train.loss": "columns", "train.last_
 
 def radiographs() -> ConfigDict:
     """The paper's model on a folder of radiographs, in five folds by patient."""
-    config = get_pneumollm_config()
+    config: Any = get_pneumollm_config()
     config.data.source = "folder"
     config.data.name = "radiographs"
     config.data.size = 224

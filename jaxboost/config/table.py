@@ -4,6 +4,8 @@ R-LLM's config has the sections data, model, augment, mix, optim, train, eval an
 llama instead of boost. The sections that both have are the same, except that `model` has more fields in R-LLM.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from jaxboost.config.data_fields import AUGMENT, DATA, MIX
@@ -50,10 +52,8 @@ def get_pneumollm_config() -> ConfigDict:
 
 
 def _defaults(fields: dict[str, Field]) -> ConfigDict:
-    config = ConfigDict()
+    tree: dict[str, Any] = {}
     for name, field in fields.items():
         section, _, last = name.rpartition(".")
-        if section and section not in config:
-            config[section] = ConfigDict()
-        (config[section] if section else config)[last] = field.default
-    return config.lock()
+        (tree.setdefault(section, {}) if section else tree)[last] = field.default
+    return ConfigDict(tree).lock()

@@ -64,7 +64,7 @@ def check_numbers(config: ConfigDict) -> None:
         raise UserError("; ".join(found))
 
 
-def check_steps(config: ConfigDict, steps_per_epoch: int) -> None:
+def check_steps(config: Any, steps_per_epoch: int) -> None:
     """Raises UserError if there are more steps than the training state can count."""
     epochs = max(config.train.epochs, config.optim.schedule_epochs)
     if epochs * steps_per_epoch > MAX_STEPS:
@@ -86,7 +86,7 @@ def _field_problem(name: str, field: Field, values: Mapping[str, Any]) -> str:
         return text
     if field.choices and not (field.optional and not value):
         try:
-            check_choice(value, field.allowed(), f"config field {name}")
+            check_choice(str(value), field.allowed(), f"config field {name}")
         except UserError as error:
             return str(error)
     return ""
