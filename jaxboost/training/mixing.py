@@ -52,7 +52,7 @@ class Mixing:
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"config field mix.label_smoothing: {self.label_smoothing} should be 0 to below 1")
         if self.erase and ndim != 2:
-            raise UserError("config field mix.erase: it is for 2-D images, set it to 0")
+            raise UserError("config field mix.erase: it is of 2-D images, set it to 0")
 
 
 def make_targets(labels: jax.Array, classes: int, task: str, smoothing: float) -> jax.Array:
