@@ -8,13 +8,13 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A mistake that the user can correct: the scripts print its message as one line and exit with code 2.
 
-    The message says what is wrong, where, and how to fix it. Everything else that goes wrong is ours and keeps its
+    The message says what is wrong, where, and how to fix it. Every other error is ours and keeps its
     traceback.
     """
 
 
 def check_choice(value: str, choices: Iterable[str], what: str) -> str:
-    """Returns `value` where it is one of `choices`; otherwise raises UserError with the nearest one and all of them.
+    """Returns `value` if it is one of `choices`; otherwise raises UserError that names the nearest one and all of them.
 
     Args:
       what: what is chosen, as the user knows it, such as "config field model.backbone".

@@ -27,8 +27,8 @@ PIPE_EXIT_CODE = 128 + getattr(signal, "SIGPIPE", 13)
 def run(main: Callable[[], None], *, resumable: bool = False, description: str | None = None) -> None:
     """Parses absl flags, calls `main()`, and ends the process; docs/interruptions.md has its exit codes.
 
-    A `UserError`, and a disk that cannot be written, become one line on stderr and exit code 2; a signal becomes one
-    line on stdout; a reader of stdout that is gone (`| head`) ends the process without a word.
+    A `UserError`, and a disk that cannot be written, become one line on stderr and exit code 2. A signal becomes one
+    line on stdout. If the reader of stdout is gone (`| head`), the process ends without a message.
 
     Args:
       resumable: the same command continues where it was: SIGTERM and SIGHUP are then no failure.
@@ -49,7 +49,7 @@ def run(main: Callable[[], None], *, resumable: bool = False, description: str |
         if len(argv) > 1:
             fail(f"unexpected argument {argv[1]!r}: every option starts with --")
         log_to_stdout()
-        # Orbax tells of every file it touches.
+        # Orbax logs every file that it touches.
         if not flags.FLAGS["verbosity"].present:
             absl.logging.set_verbosity(absl.logging.ERROR)
             silence_repeated_errors()
@@ -84,7 +84,7 @@ def _stopped_cleanly(resumable: bool) -> Iterator[None]:
 
 
 class _Lines(logging.StreamHandler):
-    """Log lines, as long as stdout can be written. Where its reader is gone or its disk is full, the run goes on.
+    """Log lines, as long as stdout can be written. If its reader is gone or its disk is full, the run continues.
 
     The run's figures are in its folder.
     """
@@ -101,7 +101,7 @@ class _Lines(logging.StreamHandler):
 
 
 def _drop(stream: TextIO) -> None:
-    """Discards what is still written to a stream, also what Python writes when it ends."""
+    """Discards everything that is still written to a stream, also what Python writes at its end."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -109,7 +109,7 @@ def _drop(stream: TextIO) -> None:
 
 
 class _RepeatedErrors(logging.Filter):
-    """Drops logged tracebacks of errors that are also raised: a user reads each error once, in one line.
+    """Drops logged tracebacks of errors that are raised too: a user reads each error once, in one line.
 
     Orbax raises what it logs. asyncio logs what its writes to a full disk raised after the first of them.
     """
@@ -124,16 +124,16 @@ class _RepeatedErrors(logging.Filter):
 
 
 def silence_repeated_errors() -> None:
-    """Leaves out what libraries print of errors that the process reports itself."""
+    """Suppresses what libraries print about errors that the process reports itself."""
     repeated = _RepeatedErrors()
     absl.logging.get_absl_logger().addFilter(repeated)
     logging.getLogger("asyncio").addFilter(repeated)
-    # What was to be written after that.
+    # Writes that were scheduled after the failed one.
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
     hook = sys.unraisablehook
 
     def without_late_ones(found: Any) -> None:
-        # TensorStore's threads come with results after the first failed write has ended the loop that waited for them.
+        # TensorStore's threads still deliver results after the first failed write has closed their event loop.
         late = isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"
         if not late or threading.current_thread() is threading.main_thread():
             hook(found)
@@ -141,7 +141,7 @@ def silence_repeated_errors() -> None:
     sys.unraisablehook = without_late_ones
 
 
-# Launcher -> the environment variables in which it gives each task the number of tasks, and this task's own number.
+# Launcher -> the environment variables with the number of tasks and with this task's own number.
 _LAUNCHERS = {
     "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
     "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
@@ -151,9 +151,9 @@ _LAUNCHERS = {
 
 
 def check_single_task() -> None:
-    """Raises UserError where a launcher has started several tasks of this command: each would train the same run.
+    """Raises UserError if a launcher has started several tasks of this command: each would train the same run.
 
-    A batch script of a job with several tasks is not one of them: Slurm's variables of the step count, not of the job.
+    A job's batch script alone is no problem: the variables are those of Slurm's step, not of the job.
     """
     for launcher, (size, rank) in _LAUNCHERS.items():
         count, number = os.environ.get(size, ""), os.environ.get(rank, "")
@@ -169,7 +169,7 @@ def check_single_task() -> None:
 def log_to_stdout() -> None:
     """Prints the package's log as plain lines; other libraries keep their own handlers."""
     logger = logging.getLogger("jaxboost")
-    # A file's name may have characters that the terminal's encoding lacks; Python's stderr escapes them already.
+    # File names may have characters that the terminal's encoding lacks; Python's stderr escapes them already.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     handler = _Lines(sys.stdout)
@@ -181,9 +181,9 @@ def log_to_stdout() -> None:
 
 @contextlib.contextmanager
 def warnings_on_stderr() -> Iterator[None]:
-    """Warnings of the block go to stderr once it has ended well, because they concern a result that others may use.
+    """Holds warnings back until the block ends: then they go to stderr, because they concern a result that is used.
 
-    Where it raises, they go to stdout like all other lines: stderr has the one line of the mistake then.
+    If the block raises, they go to stdout like all other lines, because stderr has the one line of the mistake.
     """
     logger = logging.getLogger("jaxboost")
     lines = list(logger.handlers)
@@ -210,7 +210,7 @@ def warnings_on_stderr() -> Iterator[None]:
 
 
 def fail(message: object) -> NoReturn:
-    """Ends the process as a user's mistake does."""
+    """Ends the process with a user's mistake: one line on stderr, exit code 2."""
     print("error: " + " ".join(str(message).split()), file=sys.stderr)
     sys.exit(USAGE_EXIT_CODE)
 
