@@ -16,4 +16,5 @@ from jaxboost.config import paper
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config; `argument` is what follows the colon in --config FILE:ARGUMENT."""
     return paper.volumes("nodulemnist3d", "vivit_m", argument)

@@ -1,6 +1,6 @@
-"""PneumoLLM on a folder of chest radiographs: CLIP ViT-L/14 and the whole of LLaMA-7B, five folds by patient.
+r"""PneumoLLM on a folder of chest radiographs: CLIP ViT-L/14 and the whole of LLaMA-7B, five folds by patient.
 
-    python convert_weights.py --source openai/clip-vit-large-patch14 --layers all --dtype bfloat16 \\
+    python convert_weights.py --source openai/clip-vit-large-patch14 --layers all --dtype bfloat16 \
         --out blocks/clip-vit-l14
     python convert_weights.py --source huggyllama/llama-7b --layers all --dtype bfloat16 --out blocks/llama-7b-all
     python train.py --config configs/pneumollm.py --config.data.root=FOLDER
@@ -18,4 +18,5 @@ from jaxboost.config import pneumollm
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config; `argument` is what follows the colon in --config FILE:ARGUMENT."""
     return pneumollm.apply(pneumollm.radiographs(), argument)

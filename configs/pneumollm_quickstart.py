@@ -13,6 +13,7 @@ from jaxboost.config import pneumollm
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config; `argument` is what follows the colon in --config FILE:ARGUMENT."""
     config = pneumollm.radiographs()
     config.model.backbone = "dinov2_s14"
     config.model.dtype = "float32"

@@ -12,6 +12,7 @@ from jaxboost.config import table
 
 
 def get_config() -> ConfigDict:
+    """The config."""
     config = table.get_config()
     config.data.name = "lidcshapes3d"
     config.model.backbone = "vivit_tiny"

@@ -84,7 +84,8 @@ def build(
       image_size: side of the square or cubic images, in pixels; a multiple of the backbone's patch.
       boost: variant of the booster, or "none" for the encoder alone.
       block: the LLM layers; the variants "mlp" and "mlp_out" only take their hidden width from it.
-      mean, std: pixels in [0, 1] become (pixel - mean) / std; one value, or three.
+      mean: pixels in [0, 1] become (pixel - mean) / std; one value, or three.
+      std: likewise.
       dtype: of the computation; trained weights are float32.
       rngs: of the weights.
 

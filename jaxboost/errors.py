@@ -17,6 +17,8 @@ def check_choice(value: str, choices: Iterable[str], what: str) -> str:
     """Returns `value` if it is one of `choices`; otherwise raises UserError that names the nearest one and all of them.
 
     Args:
+      value: what the user gave.
+      choices: what is valid.
       what: what is chosen, as the user knows it, such as "config field model.backbone".
     """
     choices = list(choices)

@@ -15,6 +15,7 @@ def check_file(path: pathlib.Path, flag: str, *, kind: str, is_ours: Callable[[p
     """Checks the file that a flag names as the output.
 
     Args:
+      path: of the file.
       flag: such as "--out".
       kind: of the file that the command writes, for the message.
       is_ours: tells whether an existing file that is not empty was written by the command before.

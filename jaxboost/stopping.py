@@ -45,7 +45,7 @@ class StopSignal:
         self._kills, self._deferred, self._open = kills, 0, True
         self._since = 0.0
         self._before: dict[int, Any] = {}
-        # Lost: raised where Python ignores exceptions. It is raised again by a signal of our own, which the second thread
+        # Lost: raised where Python ignores exceptions. A signal of our own raises it again, which the second thread
         # sees as well.
         self._lost = self._again = False
         self._own_signals = 0
@@ -98,7 +98,7 @@ class StopSignal:
             if self._deferred:
                 return
             if self._kills and _is_importing(frame):
-                # Compiled modules turn an exception into other errors, or abort. A lock that is left behind is taken over.
+                # Compiled modules turn an exception into other errors, or abort. A stale lock is taken over.
                 _write(1, self.line)
                 leave(self.exit_code)
             raise Stopped(self.line)

@@ -31,6 +31,7 @@ def run(main: Callable[[], None], *, resumable: bool = False, description: str |
     line on stdout. If the reader of stdout is gone (`| head`), the process ends without a message.
 
     Args:
+      main: the command; it reads its flags when it is called.
       resumable: the same command continues where it was: SIGTERM and SIGHUP are then no failure.
       description: the text of --help above the flags; None: absl's help.
     """

@@ -21,6 +21,7 @@ def combination_problems(config: Config, wrong: Collection[str]) -> list[str]:
     """The problems of fields that are each right in itself.
 
     Args:
+      config: see `validation.validate`.
       wrong: dotted names of the fields that are wrong already.
     """
     checks = _SHARED + (_PNEUMOLLM if "pneumollm" in config else _RLLM)

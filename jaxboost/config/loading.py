@@ -52,6 +52,8 @@ def check_field(config: ConfigDict, path: str, flag: str = "") -> None:
     """Raises UserError if a config has no field of a dotted name.
 
     Args:
+      config: to look in.
+      path: the dotted name.
       flag: how messages begin the field's name, such as "--config."
     """
     section, names = config, path.split(".")
