@@ -88,7 +88,7 @@ class Jaxboost:
         import jax
         from flax import nnx
 
-        from configs import default
+        from jaxboost.config import table
         from jaxboost.models.frozen import split
         from jaxboost.training import program, step
 
@@ -96,7 +96,7 @@ class Jaxboost:
         self._batch_size = case.batch
         graphdef = split(nnx.eval_shape(lambda: case.build(nnx.Rngs(0))))[0]
         params, frozen = pickle.loads((pathlib.Path(folder) / "weights.pickle").read_bytes())
-        config = default.get_config()
+        config = table.get_config()
         config.update_from_flattened_dict(
             {
                 "model.image_size": case.image_size,

@@ -7,13 +7,14 @@ Cost: 17.1 M trained parameters, 4.4 GFLOP an image forward (3.9 without the boo
 The paper (Table 3): ACC 81.21, AUC 82.12; without the booster 79.87, 81.04.
 Strongest other method in the paper (Table 4, auto-sklearn): ACC 80.2. ResNet-50 3D, five runs by a third party:
 ACC 80.92, AUC 84.43.
-Without the booster: --config.boost.kind=none. `:reference`, `:resnet18_3d` and others: see configs/paper.py.
+Without the booster: --config.boost.kind=none. `:reference`, `:resnet18_3d` and others: see jaxboost/config/paper.py.
 """
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from jaxboost.config import paper
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config; `argument` is what follows the colon in --config FILE:ARGUMENT."""
     return paper.volumes("adrenalmnist3d", "vivit_s", argument)

@@ -8,13 +8,14 @@ Cost: 24.8 M trained parameters, 10.3 GFLOP an image forward (8.6 without the bo
 The paper (Table 1): ACC 87.17, AUC 88.23; without the booster 87.17, 86.17.
 Strongest published, chosen on validation (any size, three seeds): ACC 90.60, AUC 93.97; chosen on test
 (MedViTV2-L, 224 pixels): ACC 91.0.
-Without the booster: --config.boost.kind=none. `:reference`, `:resnet18`, `:resnet50`: see configs/paper.py.
+Without the booster: --config.boost.kind=none. `:reference`, `:resnet18`, `:resnet50`: see jaxboost/config/paper.py.
 """
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from jaxboost.config import paper
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config; `argument` is what follows the colon in --config FILE:ARGUMENT."""
     return paper.vit_s("breastmnist", argument)

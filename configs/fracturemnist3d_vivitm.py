@@ -7,13 +7,14 @@ Cost: 76.2 M trained parameters, 22.7 GFLOP an image forward (22.2 without the b
 The paper (Table 3): ACC 56.25, AUC 66.87; without the booster 53.33, 65.21.
 Strongest other method in the paper (Table 4, auto-sklearn): ACC 51.7. ResNet-50 3D, five runs by a third party:
 ACC 47.55, AUC 61.29.
-Without the booster: --config.boost.kind=none. `:reference`, `:resnet18_3d` and others: see configs/paper.py.
+Without the booster: --config.boost.kind=none. `:reference`, `:resnet18_3d` and others: see jaxboost/config/paper.py.
 """
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from jaxboost.config import paper
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config; `argument` is what follows the colon in --config FILE:ARGUMENT."""
     return paper.volumes("fracturemnist3d", "vivit_m", argument)

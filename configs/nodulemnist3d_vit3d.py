@@ -7,13 +7,14 @@ Cost: 42.6 M trained parameters, 28.6 GFLOP an image forward (22.8 without the b
 The paper (Table 3): ACC 89.68, AUC 92.39; without the booster 86.77, 91.48.
 Strongest other method in the paper (Table 4, auto-sklearn): ACC 87.4. ResNet-50 3D, five runs by a third party:
 ACC 84.55, AUC 86.09.
-Without the booster: --config.boost.kind=none. `:reference`, `:resnet18_3d` and others: see configs/paper.py.
+Without the booster: --config.boost.kind=none. `:reference`, `:resnet18_3d` and others: see jaxboost/config/paper.py.
 """
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from jaxboost.config import paper
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config; `argument` is what follows the colon in --config FILE:ARGUMENT."""
     return paper.volumes("nodulemnist3d", "vit3d", argument)

@@ -7,13 +7,14 @@ Cost: 17.1 M trained parameters, 4.4 GFLOP an image forward (3.9 without the boo
 The paper (Table 3): ACC 86.45, AUC 88.76; without the booster 85.81, 86.55.
 Strongest other method in the paper (Table 4, auto-sklearn): ACC 87.4. ResNet-50 3D, five runs by a third party:
 ACC 84.55, AUC 86.09.
-Without the booster: --config.boost.kind=none. `:reference`, `:resnet18_3d` and others: see configs/paper.py.
+Without the booster: --config.boost.kind=none. `:reference`, `:resnet18_3d` and others: see jaxboost/config/paper.py.
 """
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from jaxboost.config import paper
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config; `argument` is what follows the colon in --config FILE:ARGUMENT."""
     return paper.volumes("nodulemnist3d", "vivit_s", argument)

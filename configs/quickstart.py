@@ -8,11 +8,12 @@ paper: none, it does not use this set; nodule volume alone is printed beside the
 
 from ml_collections import ConfigDict
 
-from configs import default
+from jaxboost.config import table
 
 
 def get_config() -> ConfigDict:
-    config = default.get_config()
+    """The config."""
+    config = table.get_config()
     config.data.name = "lidcshapes3d"
     config.model.backbone = "vivit_tiny"
     config.boost.family = "smollm2-135m"

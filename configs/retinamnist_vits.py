@@ -8,13 +8,14 @@ Cost: 24.8 M trained parameters, 10.3 GFLOP an image forward (8.6 without the bo
 The paper (Table 1): ACC 57.00, AUC 74.78; without the booster 54.25, 74.09.
 Strongest published, chosen on validation (any size, three seeds): ACC 64.17, AUC 87.82; chosen on test
 (MedViTV2-L, 224 pixels): ACC 57.8.
-Without the booster: --config.boost.kind=none. `:reference`, `:resnet18`, `:resnet50`: see configs/paper.py.
+Without the booster: --config.boost.kind=none. `:reference`, `:resnet18`, `:resnet50`: see jaxboost/config/paper.py.
 """
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from jaxboost.config import paper
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config; `argument` is what follows the colon in --config FILE:ARGUMENT."""
     return paper.vit_s("retinamnist", argument)

@@ -7,13 +7,14 @@ Cost: 76.2 M trained parameters, 22.7 GFLOP an image forward (22.2 without the b
 The paper (Table 3): ACC 90.58, AUC 87.03; without the booster 89.27, 82.31.
 Strongest other method in the paper (Table 4, ResNet-18 ACS): ACC 92.8. ResNet-50 3D, five runs by a third party:
 ACC 93.20, AUC 88.83.
-Without the booster: --config.boost.kind=none. `:reference`, `:resnet18_3d` and others: see configs/paper.py.
+Without the booster: --config.boost.kind=none. `:reference`, `:resnet18_3d` and others: see jaxboost/config/paper.py.
 """
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from jaxboost.config import paper
 
 
 def get_config(argument: str = "") -> ConfigDict:
+    """The config; `argument` is what follows the colon in --config FILE:ARGUMENT."""
     return paper.volumes("vesselmnist3d", "vivit_m", argument)

@@ -1,8 +1,67 @@
-"""A frozen LLM layer as a booster for biomedical image classifiers, in JAX and Flax."""
+"""A frozen LLM layer as a booster for biomedical image classifiers, in JAX and Flax.
 
+    import jaxboost
+
+    block = jaxboost.load_block("blocks/smollm2")  # frozen LLM layers, see jaxboost.convert
+    boost = jaxboost.Boost("rllm", width=384, block=block, rngs=rngs)  # a module for your own Flax NNX model
+    model = jaxboost.build("vit_s", classes=2, image_size=224, block=block, rngs=rngs)  # or a complete classifier
+
+    result = jaxboost.train(jaxboost.load_config("quickstart"), "runs/mine")  # what `jaxboost train` does
+    run = jaxboost.open_run("runs/mine")
+    probabilities = run.predict(images)
+
+Names are imported when they are first used: `import jaxboost` alone imports neither jax nor numpy.
+"""
+
+import importlib
 from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
-try:
-    __version__ = metadata.version("jaxboost")
-except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = "unknown"
+if TYPE_CHECKING:
+    from jaxboost.api import build, load_block, open_run, train
+    from jaxboost.config import load_config
+    from jaxboost.convert.conversion import convert
+    from jaxboost.errors import UserError
+    from jaxboost.models.backbones import BACKBONES
+    from jaxboost.models.boost import Boost
+    from jaxboost.models.llama import LlamaBlock
+
+__all__ = [
+    "BACKBONES",
+    "Boost",
+    "LlamaBlock",
+    "UserError",
+    "build",
+    "convert",
+    "load_block",
+    "load_config",
+    "open_run",
+    "train",
+]
+
+_MODULES = {
+    "BACKBONES": "jaxboost.models.backbones",
+    "Boost": "jaxboost.models.boost",
+    "LlamaBlock": "jaxboost.models.llama",
+    "UserError": "jaxboost.errors",
+    "load_config": "jaxboost.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        try:
+            return metadata.version("jaxboost")
+        except metadata.PackageNotFoundError:  # a checkout that is not installed
+            return "unknown"
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "convert":  # a package that can be called
+        return importlib.import_module("jaxboost.convert")
+    value = getattr(importlib.import_module(_MODULES.get(name, "jaxboost.api")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])

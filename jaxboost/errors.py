@@ -1,21 +1,24 @@
-"""The one exception that a user is meant to see."""
+"""The one exception that a user is meant to see, and phrases that its messages have in common."""
 
 import difflib
+import pathlib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
     """A mistake that the user can correct: the scripts print its message as one line and exit with code 2.
 
-    The message says what is wrong, where, and how to fix it. Everything else that goes wrong is ours and keeps its
+    The message says what is wrong, where, and how to fix it. Every other error is ours and keeps its
     traceback.
     """
 
 
 def check_choice(value: str, choices: Iterable[str], what: str) -> str:
-    """Returns `value` where it is one of `choices`; otherwise raises UserError with the nearest one and all of them.
+    """Returns `value` if it is one of `choices`; otherwise raises UserError that names the nearest one and all of them.
 
     Args:
+      value: what the user gave.
+      choices: what is valid.
       what: what is chosen, as the user knows it, such as "config field model.backbone".
     """
     choices = list(choices)
@@ -28,3 +31,15 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """'did you mean ...?' with the choice that is spelt most like `name`."""
     folded = {choice.lower(): choice for choice in choices}
     return f"did you mean {folded[difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0)[0]]!r}?"
+
+
+def missing_extra(extra: str) -> str:
+    """How a user gets the packages of one of the project's extras, such as "dicom", for the end of a message."""
+    install = f"`pip install 'jaxboost[{extra}]'`"
+    # The package of a checkout lies beside its project file.
+    is_checkout = (pathlib.Path(__file__).parents[1] / "pyproject.toml").is_file()
+    return (
+        f"run this with `uv run --extra {extra.replace(',', ' --extra ')} ...`, or {install}"
+        if is_checkout
+        else install
+    )

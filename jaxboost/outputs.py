@@ -1,4 +1,4 @@
-"""What a command writes, checked before it computes: never over its inputs, nor over any file that is not its own."""
+"""Checks of a command's outputs before it computes: it never overwrites its inputs, or files that it did not write."""
 
 import errno
 import os
@@ -15,9 +15,10 @@ def check_file(path: pathlib.Path, flag: str, *, kind: str, is_ours: Callable[[p
     """Checks the file that a flag names as the output.
 
     Args:
+      path: of the file.
       flag: such as "--out".
-      kind: what the command writes, for the message.
-      is_ours: whether an existing file, which is not empty, is one that the command wrote before.
+      kind: of the file that the command writes, for the message.
+      is_ours: tells whether an existing file that is not empty was written by the command before.
 
     Raises:
       UserError: it is a folder, a device or a file of another kind; its folder is missing or cannot be written.
@@ -38,10 +39,10 @@ def check_file(path: pathlib.Path, flag: str, *, kind: str, is_ours: Callable[[p
 
 
 def check_folder(path: pathlib.Path, flag: str) -> None:
-    """Raises UserError where `path`, which a flag names, cannot be made: its folder is missing or cannot be written."""
+    """Raises UserError if `path`, which a flag names, cannot be created: its folder is missing or cannot be written."""
     if not path.parent.is_dir():
         raise UserError(f"{flag} {path}: there is no folder {path.parent}: make it first")
-    # By trying: permissions do not show that a file system is read-only.
+    # By writing: permissions do not show that a file system is read-only.
     with io.writing(f"{flag} {path}"), tempfile.TemporaryFile(dir=path.parent):
         pass
     try:
@@ -54,14 +55,14 @@ def check_folder(path: pathlib.Path, flag: str) -> None:
 
 
 def check_not_among(path: pathlib.Path, flag: str, inputs: Iterable[pathlib.Path], what: str) -> None:
-    """Raises UserError where `path` is one of the inputs, by whatever name or link."""
+    """Raises UserError if `path` is one of the inputs, under any name or link."""
     for other in inputs:
         if is_same(path, other):
             raise UserError(f"{flag} {path} is {what} ({other}), which would be overwritten: give another name")
 
 
 def is_same(a: pathlib.Path, b: pathlib.Path) -> bool:
-    """Whether two names are of one file or folder, be it there or not."""
+    """Whether two names are of the same file or folder, which need not exist."""
     try:
         return os.path.samefile(a, b)
     except OSError:
@@ -69,13 +70,13 @@ def is_same(a: pathlib.Path, b: pathlib.Path) -> bool:
 
 
 def is_inside(path: pathlib.Path, folder: pathlib.Path) -> bool:
-    """Whether `path` is the folder, or would lie in it at any depth."""
+    """Whether `path` is the folder, or inside it at any depth."""
     real = pathlib.Path(os.path.realpath(path))
     return any(is_same(parent, folder) for parent in (real, *real.parents))
 
 
 def check_figures(path: str, flag: str) -> None:
-    """Checks the JSON file of figures that a flag names, empty for none; see `check_file`."""
+    """Checks the JSON file of figures that a flag names; nothing if the flag is empty. See `check_file`."""
     if path:
         check_file(pathlib.Path(path), flag, kind="a JSON file of figures", is_ours=_is_json_object)
 

@@ -1,11 +1,11 @@
-"""SIGTERM, SIGHUP and Ctrl-C: a process ends by them where nothing is lost, with one line instead of a traceback.
+"""SIGTERM, SIGHUP and Ctrl-C end a process without losing work, with one line instead of a traceback.
 
-Most of a command's work is lost by no stop: files are written whole or not at all, and a run goes on from its
-checkpoints. There a signal raises `Stopped` at once. Where work would be lost, code runs under `deferred()`: a signal
-is only noted, and the code asks `received()` or calls `poll()` where it can stop.
+Most of a command can stop anywhere: files are written whole or not at all, and a run continues from its checkpoints.
+There a signal raises `Stopped` at once. Code that would lose work runs under `deferred()`: a signal is only noted, and
+the code asks `received()` or calls `poll()` when it can stop.
 
-Python runs a signal's handler between two of its own instructions: not while XLA compiles, which can take minutes.
-So a second thread waits for signals too, and ends the process where the main thread does not come to it.
+Python runs a signal's handler between two of its own instructions, so not while XLA compiles, which can take minutes.
+Therefore a second thread waits for signals too, and ends the process if the main thread does not react.
 """
 
 import contextlib
@@ -21,23 +21,23 @@ from typing import Any
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
 )  # Windows has no SIGHUP
-# The main thread has so long to end by itself and to remove its temporary files.
+# Time that the main thread gets to end by itself and to remove its temporary files.
 GRACE_SECONDS = 4.0
-# Ctrl-C reaches a process twice where its parent passes it on; a person's second one takes longer.
+# Ctrl-C reaches a process twice if its parent passes it on; a person needs longer for a second one.
 _ONE_SIGNAL_SECONDS = 0.3
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal stops the command. No `Exception`: what handles failures should not handle this."""
+    """A signal stops the command. Not an `Exception`, because code that handles failures should not handle this."""
 
 
 class StopSignal:
-    """What the signals do while a `watch` is open.
+    """State of the signals while a `watch` is open.
 
     Attributes:
       received: name of the first signal, empty before.
-      ending: what follows "stopped by SIGTERM" in the line that a user reads.
-      resumable: the command goes on where it was when it is given again: SIGTERM is then no failure.
+      ending: text behind "stopped by SIGTERM" in the line that a user reads.
+      resumable: the same command continues later where it was, so that SIGTERM is no failure.
     """
 
     def __init__(self, *, resumable: bool, kills: bool):
@@ -45,8 +45,8 @@ class StopSignal:
         self._kills, self._deferred, self._open = kills, 0, True
         self._since = 0.0
         self._before: dict[int, Any] = {}
-        # Raised where Python passes over exceptions: raised again by a signal of our own, of which the second thread
-        # gets a byte as well.
+        # Lost: raised where Python ignores exceptions. A signal of our own raises it again, which the second thread
+        # sees as well.
         self._lost = self._again = False
         self._own_signals = 0
 
@@ -57,11 +57,11 @@ class StopSignal:
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number, as in a shell; 0 where a scheduler stopped a command that can go on."""
+        """128 + the signal's number, as in a shell; 0 if a scheduler stopped a command that can continue."""
         return 0 if self.resumable and self.number != signal.SIGINT else 128 + self.number
 
     def install(self) -> None:
-        """Takes the signals over; those that are ignored, as by nohup, stay so."""
+        """Installs the handlers; signals that are ignored, as under nohup, stay ignored."""
         for number in SIGNALS:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 self._before[number] = signal.signal(number, self._receive)
@@ -73,7 +73,7 @@ class StopSignal:
             threading.Thread(target=self._wait, args=(self._reader,), name="stop signals", daemon=True).start()
 
     def uninstall(self) -> None:
-        """Gives the signals back to who had them."""
+        """Restores the handlers that were there before."""
         self._open = False
         if self._kills:
             sys.unraisablehook = self._hook_before
@@ -83,7 +83,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _passed_over(self, found: Any) -> None:
-        """Python's hook for exceptions in callbacks of the garbage collector and the like, which go no further."""
+        """Python's hook for exceptions that it cannot raise, as in callbacks of the garbage collector."""
         if isinstance(found.exc_value, Stopped):
             self._lost = True
         else:
@@ -98,7 +98,7 @@ class StopSignal:
             if self._deferred:
                 return
             if self._kills and _is_importing(frame):
-                # Compiled modules make other errors of an exception, or abort. A lock that is left is taken over.
+                # Compiled modules turn an exception into other errors, or abort. A stale lock is taken over.
                 _write(1, self.line)
                 leave(self.exit_code)
             raise Stopped(self.line)
@@ -109,7 +109,7 @@ class StopSignal:
         self._since, self.number, self.received = time.monotonic(), number, signal.Signals(number).name
 
     def _wait(self, reader: int) -> None:
-        """The second thread: it gets a byte for each signal, whatever the main thread does."""
+        """The second thread: it gets one byte per signal, whatever the main thread does."""
         first: float | None = None
         while data := os.read(reader, 1):
             if data[0] not in self._before:
@@ -119,7 +119,7 @@ class StopSignal:
                 continue
             if first is None:
                 first = time.monotonic()
-                # Where the signal is deferred now, the work asks for it, and may save for long after that.
+                # If the signal is deferred, the code asks for it later, and may then save for a long time.
                 if not self._deferred:
                     threading.Thread(target=self._end_late, args=(data[0],), name="stop late", daemon=True).start()
             elif time.monotonic() - first > _ONE_SIGNAL_SECONDS:
@@ -129,8 +129,8 @@ class StopSignal:
         os.close(reader)
 
     def _end_late(self, number: int) -> None:
-        """Ends the process where the main thread does not come to the signal, and nothing is lost by that."""
-        # Where the work ends while this waits, the process ends by itself.
+        """Ends the process if the main thread does not react to the signal, unless work would be lost."""
+        # If the work ends meanwhile, the process ends by itself.
         deadline = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < deadline:
             time.sleep(0.05)
@@ -153,13 +153,13 @@ _active: StopSignal | None = None
 
 @contextlib.contextmanager
 def watch(*, resumable: bool = False, kills: bool = False) -> Iterator[StopSignal]:
-    """The process's signals stop it while this is open; see the module. In one that is open already: that one.
+    """Signals stop the process while this is open; see the module. Inside another `watch` it gives that one.
 
-    Only the main thread can take signals over: elsewhere nothing changes.
+    Only the main thread can handle signals: in other threads nothing changes.
 
     Args:
       resumable: see `StopSignal`.
-      kills: the process is a command of its own, which may be ended where its main thread does not answer.
+      kills: the process is a command of its own, which may be ended if its main thread does not react.
     """
     global _active
     if _active is not None:
@@ -180,7 +180,7 @@ def watch(*, resumable: bool = False, kills: bool = False) -> Iterator[StopSigna
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Within it a signal is only noted: ask `received` or `poll` for it."""
+    """A signal inside it is only noted: ask for it with `received` or `poll`."""
     stop = _active
     if stop is None:
         yield
@@ -193,24 +193,24 @@ def deferred() -> Iterator[None]:
 
 
 def received() -> str:
-    """The name of the signal that came, empty where none did."""
+    """The name of the signal that came, empty if none did."""
     return "" if _active is None else _active.received
 
 
 def say(ending: str) -> None:
-    """Sets what follows "stopped by SIGTERM" in the line that a user reads."""
+    """Sets the text behind "stopped by SIGTERM" in the line that a user reads."""
     if _active is not None:
         _active.ending = ending
 
 
 def poll() -> None:
-    """Raises `Stopped` where a signal came."""
+    """Raises `Stopped` if a signal came."""
     if _active is not None and _active.received:
         raise Stopped(_active.line)
 
 
 def leave(code: int) -> None:
-    """Ends the process now: threads of libraries, which would be waited for, have nothing left to do."""
+    """Ends the process now, without waiting for the threads of libraries, which have nothing left to do."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -226,13 +226,13 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _write(descriptor: int, line: str) -> None:
-    # The streams of Python may be locked by the thread that does not answer.
+    # Python's streams may be locked by the thread that does not react.
     with contextlib.suppress(OSError):
         os.write(descriptor, (line + "\n").encode())
 
 
 def _forget_in_child() -> None:
-    """A forked child would write its signals into its parent's pipe."""
+    """Restores the signals in a forked child, which would otherwise write them into its parent's pipe."""
     if _active is not None:
         signal.set_wakeup_fd(-1)
         for number in _active._before:

@@ -8,8 +8,8 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from configs import paper
 from jaxboost.analysis.describe import describe
+from jaxboost.config import paper
 from jaxboost.data.sources.medmnist import medmnist_info
 from jaxboost.runs import datasets
 from jaxboost.systems import prepare

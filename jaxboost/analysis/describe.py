@@ -3,12 +3,8 @@
 Needs neither weights nor data on disk.
 """
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
-
-from jaxboost.cli import app
 from jaxboost.config.types import Config
 
 if TYPE_CHECKING:
@@ -88,15 +84,6 @@ def as_text(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    # Flags are global: only the program declares them, so that others can import this module.
-    config_flag = app.define_config()
-    json_flag = flags.DEFINE_bool("json", False, "print one JSON object instead of text")
+    from jaxboost.cli import describe as command
 
-    memory_flag = flags.DEFINE_bool("memory", True, "compile a training step to estimate its memory")
-
-    def main() -> None:
-        """Prints the figures of the config on the command line."""
-        result = describe(app.read_config(config_flag), memory=memory_flag.value)
-        print(json.dumps(result) if json_flag.value else as_text(result))
-
-    app.run(main)
+    command.run()

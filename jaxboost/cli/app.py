@@ -1,45 +1,47 @@
-"""What the scripts share: flags and configs that fail in one line, exit codes, and log lines on stdout."""
+"""What all commands have in common: mistakes that end in one line, exit codes, help, and log lines on stdout."""
 
 import contextlib
-import itertools
 import logging
 import logging.handlers
 import os
 import pathlib
-import re
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from io import TextIOWrapper
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import absl.logging
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
-from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from jaxboost import io, stopping
-from jaxboost.errors import UserError, nearest
+from jaxboost.cli import config_flag
+from jaxboost.errors import UserError
 
 USAGE_EXIT_CODE = 2
 PIPE_EXIT_CODE = 128 + getattr(signal, "SIGPIPE", 13)
 
 
-def run(main: Callable[[], None], *, resumable: bool = False) -> None:
+def run(main: Callable[[], None], *, resumable: bool = False, description: str | None = None) -> None:
     """Parses absl flags, calls `main()`, and ends the process; docs/interruptions.md has its exit codes.
 
-    A `UserError`, and a disk that cannot be written, become one line on stderr and exit code 2; a signal becomes one
-    line on stdout; a reader of stdout that is gone (`| head`) ends the process without a word.
+    A `UserError`, and a disk that cannot be written, become one line on stderr and exit code 2. A signal becomes one
+    line on stdout. If the reader of stdout is gone (`| head`), the process ends without a message.
 
     Args:
-      resumable: the same command goes on where it was: SIGTERM and SIGHUP are then no failure.
+      main: the command; it reads its flags when it is called.
+      resumable: the same command continues where it was: SIGTERM and SIGHUP are then no failure.
+      description: the text of --help above the flags; None: absl's help.
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
+        if description and {"--help", "-h", "-help", "--helpshort"}.intersection(argv[1:]):
+            print(_help(description, main.__module__))
+            sys.exit()
         try:
-            _check_overrides(argv)
+            config_flag.check_overrides(argv)
             return flags.FLAGS(argv)
         except (flags.Error, UserError) as error:
             fail(error)
@@ -48,7 +50,7 @@ def run(main: Callable[[], None], *, resumable: bool = False) -> None:
         if len(argv) > 1:
             fail(f"unexpected argument {argv[1]!r}: every option starts with --")
         log_to_stdout()
-        # Orbax tells of every file it touches.
+        # Orbax logs every file that it touches.
         if not flags.FLAGS["verbosity"].present:
             absl.logging.set_verbosity(absl.logging.ERROR)
             silence_repeated_errors()
@@ -82,27 +84,8 @@ def _stopped_cleanly(resumable: bool) -> Iterator[None]:
             stopping.leave(stop.exit_code)
 
 
-def define_config() -> flags.FlagHolder:
-    """Declares --config FILE[:ARGUMENT] with --config.section.field=value overrides; read it with `read_config`."""
-    return config_flags.DEFINE_config_file(
-        "config", help_string="a file of configs/, with overrides such as --config.optim.lr=1e-4"
-    )
-
-
-def read_config(flag: flags.FlagHolder) -> ConfigDict:
-    """The parsed config; raises UserError where --config is missing."""
-    if flag.value is None:
-        raise UserError("--config is missing: give a file, such as --config configs/quickstart.py")
-    return flag.value
-
-
-def config_file(flag: flags.FlagHolder) -> str:
-    """What --config was given, such as `configs/quickstart.py`."""
-    return flags.FLAGS[flag.name].config_filename
-
-
 class _Lines(logging.StreamHandler):
-    """Log lines, as long as stdout can be written. Where its reader is gone or its disk is full, the run goes on.
+    """Log lines, as long as stdout can be written. If its reader is gone or its disk is full, the run continues.
 
     The run's figures are in its folder.
     """
@@ -119,7 +102,7 @@ class _Lines(logging.StreamHandler):
 
 
 def _drop(stream: TextIO) -> None:
-    """Discards what is still written to a stream, also what Python writes when it ends."""
+    """Discards everything that is still written to a stream, also what Python writes at its end."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -127,7 +110,7 @@ def _drop(stream: TextIO) -> None:
 
 
 class _RepeatedErrors(logging.Filter):
-    """Drops logged tracebacks of errors that are also raised: a user reads each error once, in one line.
+    """Drops logged tracebacks of errors that are raised too: a user reads each error once, in one line.
 
     Orbax raises what it logs. asyncio logs what its writes to a full disk raised after the first of them.
     """
@@ -142,16 +125,16 @@ class _RepeatedErrors(logging.Filter):
 
 
 def silence_repeated_errors() -> None:
-    """Leaves out what libraries print of errors that the process reports itself."""
+    """Suppresses what libraries print about errors that the process reports itself."""
     repeated = _RepeatedErrors()
     absl.logging.get_absl_logger().addFilter(repeated)
     logging.getLogger("asyncio").addFilter(repeated)
-    # What was to be written after that.
+    # Writes that were scheduled after the failed one.
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
     hook = sys.unraisablehook
 
     def without_late_ones(found: Any) -> None:
-        # TensorStore's threads come with results after the first failed write has ended the loop that waited for them.
+        # TensorStore's threads still deliver results after the first failed write has closed their event loop.
         late = isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"
         if not late or threading.current_thread() is threading.main_thread():
             hook(found)
@@ -159,7 +142,7 @@ def silence_repeated_errors() -> None:
     sys.unraisablehook = without_late_ones
 
 
-# Launcher -> the environment variables in which it gives each task the number of tasks, and this task's own number.
+# Launcher -> the environment variables with the number of tasks and with this task's own number.
 _LAUNCHERS = {
     "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
     "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
@@ -169,9 +152,9 @@ _LAUNCHERS = {
 
 
 def check_single_task() -> None:
-    """Raises UserError where a launcher has started several tasks of this command: each would train the same run.
+    """Raises UserError if a launcher has started several tasks of this command: each would train the same run.
 
-    A batch script of a job with several tasks is not one of them: Slurm's variables of the step count, not of the job.
+    A job's batch script alone is no problem: the variables are those of Slurm's step, not of the job.
     """
     for launcher, (size, rank) in _LAUNCHERS.items():
         count, number = os.environ.get(size, ""), os.environ.get(rank, "")
@@ -187,7 +170,7 @@ def check_single_task() -> None:
 def log_to_stdout() -> None:
     """Prints the package's log as plain lines; other libraries keep their own handlers."""
     logger = logging.getLogger("jaxboost")
-    # A file's name may have characters that the terminal's encoding lacks; Python's stderr escapes them already.
+    # File names may have characters that the terminal's encoding lacks; Python's stderr escapes them already.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     handler = _Lines(sys.stdout)
@@ -199,9 +182,9 @@ def log_to_stdout() -> None:
 
 @contextlib.contextmanager
 def warnings_on_stderr() -> Iterator[None]:
-    """Warnings of the block go to stderr once it has ended well, because they concern a result that others may use.
+    """Holds warnings back until the block ends: then they go to stderr, because they concern a result that is used.
 
-    Where it raises, they go to stdout like all other lines: stderr has the one line of the mistake then.
+    If the block raises, they go to stdout like all other lines, because stderr has the one line of the mistake.
     """
     logger = logging.getLogger("jaxboost")
     lines = list(logger.handlers)
@@ -227,47 +210,14 @@ def warnings_on_stderr() -> Iterator[None]:
                 handler.handle(record)
 
 
-def fail(message: object) -> None:
-    """Ends the process as a user's mistake does."""
+def fail(message: object) -> NoReturn:
+    """Ends the process with a user's mistake: one line on stderr, exit code 2."""
     print("error: " + " ".join(str(message).split()), file=sys.stderr)
     sys.exit(USAGE_EXIT_CODE)
 
 
-def _check_overrides(argv: Sequence[str]) -> None:
-    """Raises UserError for a config that cannot be loaded and for overrides of fields that it does not have."""
-    path = _config_path(argv)
-    if path is None:
-        return
-    try:
-        config = ConfigFileFlagParser("config").parse(path)
-        config.seed  # noqa: B018  a file that was not found fails only here
-    except OSError:
-        raise UserError(f"--config {path}: no such file; see configs/") from None
-    except (AttributeError, ImportError, LookupError, NameError, SyntaxError, TypeError, ValueError) as error:
-        # What a config file raises itself arrives wrapped in its traceback's text.
-        reason = error.__context__ or error
-        raise UserError(f"--config {path}: {type(reason).__name__}: {reason}".replace("\\n", " ")) from error
-    for argument in argv[1:]:
-        if match := re.match(r"^--?(?:no)?config\.([^=]+)", argument):
-            _check_field(config, match[1])
-
-
-def _config_path(argv: Sequence[str]) -> str | None:
-    for argument, following in itertools.pairwise([*argv, None]):
-        if match := re.match(r"^--?config(?:=(.*))?$", argument):
-            return following if match[1] is None else match[1]
-    return None
-
-
-def _check_field(config: ConfigDict, path: str) -> None:
-    section, names = config, path.split(".")
-    for depth, name in enumerate(names):
-        where = ".".join(["config", *names[:depth]])
-        if not isinstance(section, ConfigDict):
-            raise UserError(f"unknown config field --config.{path}: {where} is a value, it has no fields")
-        if name not in section:
-            fields = ", ".join(section)
-            raise UserError(
-                f"unknown config field --config.{path}: {nearest(name, section)} the fields of {where} are {fields}"
-            )
-        section = section[name]
+def _help(description: str, module: str) -> str:
+    """The text of --help: what the command does, and its flags."""
+    found = [flag for name in (module, config_flag.__name__) for flag in flags.FLAGS.get_flags_for_module(name)]
+    lines = [f"  --{flag.name}: {flag.help}" + (f" (default: {flag.value})" if flag.value else "") for flag in found]
+    return f"{description.strip()}\n\nflags:\n" + "\n".join(lines)

@@ -1,9 +1,12 @@
 """Conversion of pretrained weights: LLaMA-family layers into blocks, vision encoders into ones that the models load.
 
 `formats` reads files, `tables` knows which tensor is which weight, `store` and `encoders` read back what was written.
-The functions below are imported when they are first used.
+The functions below are imported when they are first used. The package itself can be called: `jaxboost.convert(...)` is
+`jaxboost.convert.convert(...)`, because the public function and the package have the same name.
 """
 
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,3 +22,13 @@ def __getattr__(name: str) -> Any:
     from jaxboost.convert import conversion
 
     return getattr(conversion, name)
+
+
+class _CallablePackage(types.ModuleType):
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        from jaxboost.convert import conversion
+
+        return conversion.convert(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

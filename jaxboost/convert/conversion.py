@@ -2,7 +2,7 @@
 
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def convert(
     source: str,
-    layers_spec: str,
+    layers: str | int | Sequence[int],
     out: str | pathlib.Path,
     *,
     dtype: str = "float32",
@@ -35,11 +35,13 @@ def convert(
     names the tensors that are left out, and what was assumed.
 
     Example:
-      >>> convert("huggyllama/llama-7b", "31", "blocks/llama-7b")
+      >>> convert("huggyllama/llama-7b", 31, "blocks/llama-7b")
+      >>> convert("google/vit-base-patch16-224-in21k", "all", "blocks/vit-b16")
 
     Args:
       source: see `sources.open_source`.
-      layers_spec: see `tables.llama.parse_layers`; "all" for a vision encoder.
+      layers: 31, (15, 31), or text as `tables.llama.parse_layers` reads it: "-1" is the last layer; "all" for a vision
+        encoder.
       out: folder of the result; it appears only when it is complete.
       dtype: "float32" (exact for float32, float16 and bfloat16 sources) or "bfloat16".
       final_norm: whether to take the norm after the source's last layer too; a vision encoder always has it.
@@ -58,8 +60,9 @@ def convert(
     writer.check_free(out, overwrite=overwrite)
     if pathlib.Path(source).expanduser().is_dir() and outputs.is_inside(out, pathlib.Path(source).expanduser()):
         raise UserError(f"--out {out} lies in --source {source}: give a folder elsewhere")
+    text = str(layers) if isinstance(layers, str | int) else ",".join(map(str, layers))
     opened = open_source(source, hints)
-    selection = opened.select(layers_spec, final_norm=final_norm)
+    selection = opened.select(text, final_norm=final_norm)
     for note in selection.notes:
         logger.info("%s", note)
 
@@ -100,10 +103,7 @@ def summary(manifest: Manifest | EncoderManifest, out: str | pathlib.Path) -> st
         numbers = ",".join(map(str, manifest.layers))
         layers = f"{numbers.replace(',', ', ')} of 0 to {manifest.layers_in_source - 1}"
         layers += ", and the final norm" if manifest.final_norm else ""
-        used = (
-            f"--config.boost.block={out} --config.boost.layers={numbers} --config.boost.family=, for PneumoLLM "
-            "--config.llama. in the place of --config.boost."
-        )
+        used = f"--config.boost.block={out}, for PneumoLLM --config.llama.block={out}"
     return "\n".join(
         [
             f"source  {manifest.source} ({manifest.source_format})",

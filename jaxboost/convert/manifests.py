@@ -140,7 +140,7 @@ def kind_at(path: str | os.PathLike) -> str:
 
 def command(source: str, layers: str, out: str | os.PathLike, *flags: str) -> str:
     """The command that converts, for messages."""
-    return " ".join(["python convert_weights.py --source", source, "--layers", layers, "--out", str(out), *flags])
+    return " ".join(["jaxboost convert --source", source, "--layers", layers, "--out", str(out), *flags])
 
 
 def _entries(path: str | os.PathLike, kind: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxboost.errors import UserError
+from jaxboost.errors import UserError, missing_extra
 from jaxboost.models.frozen import Quantized
 
 # Shape of an array -> its sharding.
@@ -47,7 +47,7 @@ def import_qwix() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "qwix":
             raise
-        raise UserError("8-bit weights need qwix: run this with `uv run --extra int8 ...`, or install qwix") from error
+        raise UserError(f"8-bit weights need qwix: {missing_extra('int8')}") from error
     return qwix
 
 

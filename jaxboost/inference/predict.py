@@ -1,19 +1,10 @@
-"""Predicts with a finished run, or exports it.
-
-python -m jaxboost.predict --run RUN --input FILES|FOLDER [--out prediction_table.csv]
-python -m jaxboost.predict --run RUN --export DIR
-
-RUN is the folder of a run, of one fold of a cross-validation, or of an export.
-"""
+"""Predicts with a finished run, or exports it: what `jaxboost predict` and `jaxboost export` do."""
 
 import logging
 import pathlib
 from collections.abc import Sequence
 
-from absl import flags
-
 from jaxboost import io
-from jaxboost.cli import app
 from jaxboost.errors import UserError
 
 logger = logging.getLogger("jaxboost.predict")
@@ -90,36 +81,3 @@ def _check_out(out: pathlib.Path) -> None:
     outputs.check_file(out, "--out", kind="a table of predictions, in CSV", is_ours=prediction_table.is_table)
     if any(suffix_of(out.name) in suffixes for suffixes in SUFFIXES.values()):
         raise UserError(f"--out {out}: a table of this name would be taken for an image: give a name with .csv")
-
-
-def run() -> None:
-    """The command `python -m jaxboost.predict`."""
-    run_flag = flags.DEFINE_string("run", "", "folder of a finished run, of a fold, or of an export")
-    input_flag = flags.DEFINE_multi_string("input", [], "files, with commas between them, or folders; may be repeated")
-    out_flag = flags.DEFINE_string("out", "predictions.csv", "the table of predictions")
-    export_flag = flags.DEFINE_string("export", "", "new folder, to which the run is exported")
-    masks_flag = flags.DEFINE_string("masks", "", "of the lungs in --input, where the run was trained with data.masks")
-    skip_flag = flags.DEFINE_bool("skip_faulty", False, "leave files out that cannot be read, with a warning")
-    batch_flag = flags.DEFINE_integer("batch_size", 0, "images at once; 0: as the run was evaluated", lower_bound=0)
-    set_flag = flags.DEFINE_multi_string("set", [], "FIELD=DIR, where frozen weights are now, as boost.block=DIR")
-
-    def main() -> None:
-        if not run_flag.value:
-            raise UserError("--run is missing: give the folder of a finished run, or of an export")
-        with app.warnings_on_stderr():
-            predict_or_export(
-                pathlib.Path(run_flag.value).expanduser(),
-                files=input_flag.value,
-                out=pathlib.Path(out_flag.value).expanduser(),
-                target=pathlib.Path(export_flag.value).expanduser() if export_flag.value else None,
-                masks=masks_flag.value,
-                skip_faulty=skip_flag.value,
-                batch_size=batch_flag.value,
-                places=set_flag.value,
-            )
-
-    app.run(main)
-
-
-if __name__ == "__main__":
-    run()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxboost import io, systems
-from jaxboost.config import ranges
+from jaxboost.config import validate
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.errors import UserError
@@ -60,7 +60,7 @@ def train_and_evaluate(config: Config, folder: pathlib.Path) -> dict[str, Any] |
     Raises:
       UserError: see `train.train_and_evaluate`.
     """
-    ranges.check_numbers(config)
+    validate(config)
     datasets.check_folds(config)
     if not config.data.folds:
         return train.train_and_evaluate(config, folder)

@@ -96,25 +96,10 @@ def own_splits(config: Config, folder: pathlib.Path) -> Splits:
 
 
 def check_folds(config: Config) -> None:
-    """Raises UserError where the fields that say which splits are used contradict each other."""
-    fields = config.data
-    folds = fields.folds
-    if not folds and (fields.folds_file or fields.fold != ALL_FOLDS):
-        raise UserError("config fields data.fold and data.folds_file are for a cross-validation: set data.folds")
-    if not folds:
-        ratios.check_ratios(fields.shares, without_val=_without_val(config))
-        return
-    if folds < 2:
-        raise UserError(f"config field data.folds: {folds} should be 2 or more, or 0 for no cross-validation")
-    if not ALL_FOLDS <= fields.fold < folds:
-        raise UserError(f"config field data.fold: {fields.fold} should be 0 to {folds - 1}, or {ALL_FOLDS} for all")
-    if not _without_val(config) and not 0 < fields.val_share <= 0.5:
-        raise UserError(
-            f"config field data.val_share: {fields.val_share} should be above 0, because validation picks the epoch,"
-            " and at most 0.5"
-        )
-    if fields.folds_file and not pathlib.Path(fields.folds_file).expanduser().is_file():
-        raise UserError(f"config field data.folds_file: there is no file {fields.folds_file}: check the path")
+    """Raises UserError where the file of folds that a config names is not there."""
+    file = config.data.folds_file
+    if file and not pathlib.Path(file).expanduser().is_file():
+        raise UserError(f"config field data.folds_file: there is no file {file}: check the path")
 
 
 def fold_of(dataset: Dataset, config: Config, fold: int, file: pathlib.Path | None) -> Dataset:

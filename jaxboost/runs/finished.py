@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from jaxboost import schema
-from jaxboost.config import continuing, ranges
+from jaxboost.config import continuing, validation
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.runs import datasets, workdir
@@ -67,7 +67,7 @@ def _read(folder: pathlib.Path, name: str, reader: Callable[[pathlib.Path], T]) 
 def _parsed(content: dict[str, Any], path: pathlib.Path) -> ConfigDict:
     parsed = schema.parse(Config, content, where=str(path), fix="bring it back from a backup")
     config = ConfigDict(_without_none(dataclasses.asdict(parsed)))
-    ranges.check_numbers(config)
+    validation.check_numbers(config)
     if ("boost" in config) == ("pneumollm" in config and "llama" in config):
         raise UserError(f"{path} is not the config of a run: it should have either boost, or pneumollm and llama")
     if "boost" in config:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxboost import io, stopping, systems
-from jaxboost.config import continuing, ranges
+from jaxboost.config import continuing, validate, validation
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset, DatasetInfo
 from jaxboost.data.pipeline import batches
@@ -54,7 +54,7 @@ def train_and_evaluate(
       UserError: a mistake, a folder that cannot be written, or that another process works on.
       Stopped: Ctrl-C, where nothing had to be saved.
     """
-    ranges.check_numbers(config)
+    validate(config)
     check_choice(config.eval.protocol, PROTOCOLS, "config field eval.protocol")
     check_choice(config.eval.metric, metrics.SELECTION, "config field eval.metric")
     check_choice(config.eval.ties, TIES, "config field eval.ties")
@@ -108,7 +108,8 @@ def assemble(
       UserError: a mistake in the config, the data or the weights.
     """
     started = time.monotonic()
-    ranges.check(config)
+    step.check_batch_size(config.train.batch_size, "train.batch_size")
+    step.check_batch_size(config.eval.batch_size, "eval.batch_size")
     keep_compiled_programs(config.train.compilation_cache)
     info = datasets.describe(config)
     _check_binary(config, info)
@@ -129,7 +130,7 @@ def assemble(
     steps_per_epoch = _steps_per_epoch(config, dataset)
     if config.train.last_batch == "keep":
         check_partial_batches(objective, system.stats)
-    ranges.check_steps(config, steps_per_epoch)
+    validation.check_steps(config, steps_per_epoch)
     program = make_program(config, system.graphdef, objective, steps_per_epoch=steps_per_epoch)
     all_steps = config.train.epochs * steps_per_epoch
     last_step = min(all_steps, config.train.max_steps or all_steps)

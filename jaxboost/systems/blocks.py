@@ -74,7 +74,7 @@ def find_layers(
     wanted = used and with_weights and block != RANDOM
     if wanted and not block:
         raise UserError(
-            f'config field {section}.block is empty: give the folder that convert_weights.py made, or "random"'
+            f'config field {section}.block is empty: give the folder that `jaxboost convert` made, or "random"'
         )
     is_there = block not in ("", RANDOM) and pathlib.Path(block).expanduser().exists()
     if not (wanted or is_there) and family:
@@ -214,9 +214,7 @@ def _layers_of_block(
     )
     if max(absent) < depth:
         spec = ",".join(map(str, layers))
-        problem += (
-            f"; or convert what is needed with `python convert_weights.py --source SOURCE --layers {spec} --out DIR`"
-        )
+        problem += f"; or convert what is needed with `jaxboost convert --source SOURCE --layers {spec} --out DIR`"
     else:
         problem += f" ({manifest.source} has {depth} layers, 0 to {depth - 1})"
     raise UserError(problem)

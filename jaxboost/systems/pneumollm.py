@@ -84,7 +84,7 @@ def _resolve_vision(config: Config, *, with_weights: bool) -> tuple[Pretrained |
             return None, {}
         if not fields.vision:
             raise UserError(
-                'config field pneumollm.vision is empty: give the folder that convert_weights.py made, or "random"'
+                'config field pneumollm.vision is empty: give the folder that `jaxboost convert` made, or "random"'
             )
     return resolve_encoder(
         "vision",

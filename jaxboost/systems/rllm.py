@@ -125,7 +125,7 @@ def _resolve_encoder(
     if model.frozen and not model.weights:
         raise UserError(
             "config field model.frozen: an untrained encoder would stay as it is: set model.weights to the folder that"
-            ' convert_weights.py made, or to "random": the control'
+            ' `jaxboost convert` made, or to "random": the control'
         )
     if model.frozen and model.drop_path:
         raise UserError("config field model.drop_path: it would only disturb a frozen encoder, set it to 0")

@@ -73,7 +73,7 @@ def find_converted(what: str, folder: str, source: str, layers: str, *, convert_
       what: it holds, for messages: "block" or "encoder".
       folder: path of the folder, as the config has it.
       source: what they are converted from, "" where the config names nothing.
-      layers: the value of --layers of convert_weights.py.
+      layers: the value of --layers of `jaxboost convert`.
       convert_missing: whether a missing folder is converted from the source.
 
     Raises:
@@ -83,7 +83,7 @@ def find_converted(what: str, folder: str, source: str, layers: str, *, convert_
     if not path.exists():
         if not (convert_missing and source):
             raise UserError(
-                f"no {what} at {path}: make it with `python convert_weights.py --source {source or 'SOURCE'}"
+                f"no {what} at {path}: make it with `jaxboost convert --source {source or 'SOURCE'}"
                 f" --layers {layers} --out {path}`"
             )
         text = {"all": "all layers", "-1": "the last layer"}.get(layers, f"layer {layers}")

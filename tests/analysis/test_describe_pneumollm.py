@@ -4,8 +4,8 @@ import importlib
 
 import pytest
 
-from configs import pneumollm
 from jaxboost.analysis.describe import as_text, describe
+from jaxboost.config import pneumollm
 
 
 def _config(argument: str = "", leaf: str = "pneumollm"):

@@ -162,7 +162,7 @@ def test_summary(whole):
 def test_layer_that_is_not_there(whole):
     message = (
         "the block from tiny holds the layers 2,0,3, not layer 1, 7: convert what is needed with "
-        "`python convert_weights.py --source SOURCE --layers 0,1,7 --out DIR`"
+        "`jaxboost convert --source SOURCE --layers 0,1,7 --out DIR`"
     )
     with pytest.raises(UserError, match=re.escape(message)):
         load_block(whole, (0, 1, 7), final_norm=False)
@@ -221,7 +221,7 @@ def test_other_format_version(block):
 def test_an_earlier_format_is_refused_with_the_command_that_converts_again(model, block, tmp_path):
     make_earlier(block)
     message = (
-        f"{block} has the format version 1, this is 2: convert again with `python convert_weights.py --source tiny "
+        f"{block} has the format version 1, this is 2: convert again with `jaxboost convert --source tiny "
         f"--layers 2,0,3 --out {block} --overwrite`"
     )
     for read in (read_manifest, lambda path: load_block(path, (0,), final_norm=False)):

@@ -9,8 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from configs import default
-from jaxboost.config import continuing
+from jaxboost.config import continuing, table
 from jaxboost.errors import UserError
 from jaxboost.inference import open_run
 from jaxboost.runs import cross_validation, datasets, finished, saved_config, train, workdir
@@ -194,10 +193,10 @@ def test_another_config_is_refused_whatever_is_left(run, pictures):
 @pytest.mark.parametrize(
     ("section", "kind", "config"),
     [
-        ("boost", saved_config.Boost, default.get_config()),
-        ("model", saved_config.Model, default.get_config()),
-        ("llama", saved_config.Llama, default.get_pneumollm_config()),
-        ("pneumollm", saved_config.Pneumo, default.get_pneumollm_config()),
+        ("boost", saved_config.Boost, table.get_config()),
+        ("model", saved_config.Model, table.get_config()),
+        ("llama", saved_config.Llama, table.get_pneumollm_config()),
+        ("pneumollm", saved_config.Pneumo, table.get_pneumollm_config()),
     ],
 )
 def test_sections_that_a_model_is_built_from_are_read_whole(section, kind, config):

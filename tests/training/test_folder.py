@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import default, pneumollm, quickstart
+from configs import pneumollm, quickstart
 from jaxboost.analysis.describe import describe
+from jaxboost.config import table
 from jaxboost.errors import UserError
 from jaxboost.runs import cross_validation, datasets
 from jaxboost.training import step
@@ -263,7 +264,7 @@ def test_describe_needs_no_folder_where_the_classes_are_named():
 
 
 def test_both_systems_have_the_same_data_fields():
-    assert default.get_config().data.keys() == default.get_pneumollm_config().data.keys()
-    assert (default.get_config().data.source, default.get_config().data.folds) == ("", 0)
+    assert table.get_config().data.keys() == table.get_pneumollm_config().data.keys()
+    assert (table.get_config().data.source, table.get_config().data.folds) == ("", 0)
     data = json.loads(pneumollm.get_config().to_json())["data"]
     assert (data["source"], data["name"], data["folds"]) == ("folder", "radiographs", 5)

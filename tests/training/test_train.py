@@ -326,13 +326,13 @@ def test_compiled_programs_are_not_kept_where_the_config_says_so(lidc_root, tmp_
         ({"boost.layers": ("x",)}, "boost.layers.*layer numbers"),
         ({"boost.family": "llama-8b"}, "boost.family.*did you mean"),
         ({"boost.final_norm": "zeros"}, "boost.final_norm"),
-        ({"boost.block": ""}, "boost.block is empty.*convert_weights.py"),
+        ({"boost.block": ""}, "boost.block is empty.*jaxboost convert"),
         ({"boost.block": "random", "boost.family": ""}, "boost.family and boost.block give no shapes"),
         ({"boost.layers": (-1,)}, "layer numbers from 0"),
         ({"boost.final_norm": "loaded"}, "a random block has no norm"),
         (
             {"boost.block": "nowhere/block", "boost.source": "huggyllama/llama-7b"},
-            "python convert_weights.py --source huggyllama/llama-7b --layers 0 --out nowhere/block",
+            "jaxboost convert --source huggyllama/llama-7b --layers 0 --out nowhere/block",
         ),
         ({"optim.name": "sgd"}, "optim.name"),
         ({"train.batch_size": 5000}, "5000"),
@@ -372,8 +372,8 @@ def test_mistakes_end_in_one_line_and_exit_code_two(arguments, words, tmp_path):
 def test_misspelt_field_in_a_config_file(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from configs import default\n\n\ndef get_config():\n"
-        "    config = default.get_config()\n    config.optim.lrr = 1.0\n    return config\n"
+        "from jaxboost.config import table\n\n\ndef get_config():\n"
+        "    config = table.get_config()\n    config.optim.lrr = 1.0\n    return config\n"
     )
     assert_mistake(run_script("train.py", f"--config={file}"), str(file), 'Did you mean "lr"')
 

@@ -12,9 +12,10 @@ import orbax.checkpoint as ocp
 import pytest
 import torch
 
-from configs import default, pneumollm
+from configs import pneumollm
 from jaxboost import convert, data, systems
 from jaxboost.analysis.describe import describe
+from jaxboost.config import table
 from jaxboost.convert import encoders
 from jaxboost.errors import UserError
 from jaxboost.models import frozen
@@ -117,7 +118,7 @@ def test_features_equal_transformers(kind, boost, image_size, tmp_path, monkeypa
     model = vision.tiny(kind)
     model.save_pretrained(tmp_path / "source")
     convert.convert(str(tmp_path / "source"), "all", tmp_path / "encoder")
-    config = default.get_config()
+    config = table.get_config()
     config.update_from_flattened_dict(
         {
             "data.name": "breastmnist",

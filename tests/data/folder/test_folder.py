@@ -223,7 +223,7 @@ def test_without_pydicom(folder, monkeypatch):
         (folder.path / "images" / f"{number}.dcm").write_text("")
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pydicom" else find(name))
-    assert "2 DICOM files need the package pydicom: `pip install 'jaxboost[dicom]'`" in folder.problem()
+    assert "2 DICOM files need the package pydicom: run this with `uv run --extra dicom ...`" in folder.problem()
 
 
 def test_all_problems_at_once(folder, monkeypatch):

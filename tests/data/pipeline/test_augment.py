@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, functional
 
-from configs import default
+from jaxboost.config import table
 from jaxboost.data.pipeline.augment import (
     Augment,
     augment_image,
@@ -47,7 +47,7 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-@pytest.mark.parametrize("config", [default.get_config(), default.get_pneumollm_config()])
+@pytest.mark.parametrize("config", [table.get_config(), table.get_pneumollm_config()])
 def test_the_config_section_has_the_fields_and_their_defaults(config):
     assert config.augment.to_dict() == dataclasses.asdict(Augment())
     assert Augment(**config.augment) == Augment()

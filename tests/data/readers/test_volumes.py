@@ -251,7 +251,7 @@ def test_problems_of_a_folder_of_volumes(tmp_path, monkeypatch):
         assert problem in message
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nibabel" else find(name))
-    with pytest.raises(UserError, match=r"5 NIfTI files need the package nibabel: `pip install 'jaxboost\[nifti\]'`"):
+    with pytest.raises(UserError, match=r"5 NIfTI files need the package nibabel: .*`pip install 'jaxboost\[nifti\]'`"):
         load("mine", source="folder", size=12, ndim=3, root=str(tmp_path))
 
 

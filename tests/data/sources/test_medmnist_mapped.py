@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
+from jaxboost.config import table
 from jaxboost.data import Split, fold_of, join_splits, load
 from jaxboost.data.dataset import MappedRows
 from jaxboost.data.pipeline import batches
@@ -188,7 +188,7 @@ def test_folds_of_a_mapped_data_set(both):
         for each in (mapped, in_memory)
     )
     np.testing.assert_array_equal(left["image"], right["image"])
-    config = default.get_config()
+    config = table.get_config()
     config.data.source = "folder"
     assert datasets.fingerprint(mapped, config) == datasets.fingerprint(in_memory, config) != {}
     config.data.source = ""

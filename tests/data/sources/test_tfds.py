@@ -405,7 +405,7 @@ def test_without_the_package(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     message = "the package tensorflow-datasets cannot be imported"
     for read in (tfds_source.load, tfds_source.describe):
-        with pytest.raises(UserError, match=f"{message} .*: run again with `uv run --extra tfds ...`, or `pip install"):
+        with pytest.raises(UserError, match=f"{message} .*: run this with `uv run --extra tfds ...`, or `pip install"):
             read("mnist", size=28, root="")
     with pytest.raises(SystemExit) as error:
         command.main(["--name", "lidc_shapes", "--data_dir", "unused"])

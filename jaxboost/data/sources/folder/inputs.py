@@ -16,7 +16,7 @@ from jaxboost.data.sources.folder.extensions import SUFFIXES, advice, is_image, 
 from jaxboost.data.sources.folder.labels import Row
 from jaxboost.data.sources.folder.masks import Lookup, by_stem, open_masks
 from jaxboost.data.walk import AGAIN, UNREAD, printable, some, summary, unreadable, walk
-from jaxboost.errors import UserError
+from jaxboost.errors import UserError, missing_extra
 
 logger = logging.getLogger(__name__)
 
@@ -142,8 +142,8 @@ def read(
         images = samples.read_all(accepted, reader, preprocessing.ndim, problems)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"--input: the package {error.name}, which reads some of the files, is not installed: `pip install"
-            " 'jaxboost[dicom,nifti]'`"
+            f"--input: the package {error.name}, which reads some of the files, is not installed:"
+            f" {missing_extra('dicom,nifti')}"
         ) from error
     try:
         problems.raise_any()

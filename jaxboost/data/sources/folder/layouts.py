@@ -14,7 +14,7 @@ from jaxboost.data.sources.folder import cell_values, companions, file_names, la
 from jaxboost.data.sources.folder.extensions import ALL, SUFFIXES, advice, is_image, suffix_of, wrong_ending
 from jaxboost.data.sources.folder.labels import Row
 from jaxboost.data.walk import AGAIN, UNREAD, Listing, some, summary, unreadable, walk
-from jaxboost.errors import UserError, nearest
+from jaxboost.errors import UserError, missing_extra, nearest
 from jaxboost.io import irregular
 
 # Suffixes, name of the format, and the package and the extra that are needed to read it.
@@ -301,6 +301,6 @@ def _readable(found: Mapping[Row, pathlib.Path], problems: Problems) -> dict[Row
     for suffixes, kind, package, extra in _OPTIONAL:
         files = {row for row, path in readable.items() if suffix_of(path.name) in suffixes}
         if files and importlib.util.find_spec(package) is None:
-            problems.add(f"{len(files)} {kind} files need the package {package}: `pip install 'jaxboost[{extra}]'`")
+            problems.add(f"{len(files)} {kind} files need the package {package}: {missing_extra(extra)}")
             readable = {row: path for row, path in readable.items() if row not in files}
     return readable

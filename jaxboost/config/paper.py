@@ -1,4 +1,4 @@
-"""What the configs of R-LLM's Tables 1 and 3 share, with the argument of --config configs/X.py:ARGUMENT.
+"""What the configs of R-LLM's Tables 1 and 3 have in common, with the argument of --config configs/X.py:ARGUMENT.
 
 `reference`: what the paper's released code does, the choice of the epoch on the test split included; README.md,
 "Known differences", lists what that code does otherwise.
@@ -6,9 +6,11 @@
 2 and 4, trained as MedMNIST's own code trains them, the epoch picked on validation.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from configs import default
+from jaxboost.config.table import get_config
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -82,7 +84,7 @@ ARGUMENTS_3D = {
 
 def vit_s(flag: str, argument: str) -> ConfigDict:
     """A 2D set at 224 pixels with ViT-S/16 from ImageNet weights."""
-    config = _config(flag)
+    config: Any = _config(flag)
     config.model.backbone = "vit_s"
     config.model.weights = "blocks/deit-s16"
     config.model.weights_source = "facebook/deit-small-patch16-224"
@@ -95,13 +97,13 @@ def vit_s(flag: str, argument: str) -> ConfigDict:
 
 def volumes(flag: str, backbone: str, argument: str) -> ConfigDict:
     """A 3D set with one of the paper's three encoders."""
-    config = _config(flag)
+    config: Any = _config(flag)
     config.model.backbone = backbone
     return _apply(config, argument, ARGUMENTS_3D)
 
 
 def _config(flag: str) -> ConfigDict:
-    config = default.get_config()
+    config: Any = get_config()
     config.data.name = flag
     config.boost.block = "blocks/llama-7b"
     config.boost.source = "huggyllama/llama-7b"

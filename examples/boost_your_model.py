@@ -1,0 +1,64 @@
+"""Somebody else's Flax NNX classifier with a frozen LLM layer put into it: the four lines marked `boost`.
+
+    python examples/boost_your_model.py [BLOCK]
+
+BLOCK is a folder that `jaxboost convert` made. Without it a small random block shows that everything works.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+import jaxboost  # boost
+
+
+class YourClassifier(nnx.Module):
+    def __init__(self, block: jaxboost.LlamaBlock, rngs: nnx.Rngs):
+        self.patches = nnx.Conv(1, 32, (7, 7), strides=7, rngs=rngs)
+        self.boost = jaxboost.Boost("rllm", width=32, block=block, rngs=rngs)  # boost
+        self.head = nnx.Linear(32, 2, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        tokens = nnx.relu(self.patches(images)).reshape(len(images), -1, 32)  # (B, 16, 32)
+        tokens = self.boost(tokens)  # boost
+        return self.head(tokens.mean(1))
+
+
+@nnx.jit
+def train_step(model: nnx.Module, optimizer: nnx.Optimizer, images: jax.Array, labels: jax.Array) -> jax.Array:
+    def loss_of(model: YourClassifier) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
+
+    loss, gradients = nnx.value_and_grad(loss_of)(model)  # of nnx.Param: the block's weights are `Frozen`
+    optimizer.update(model, gradients)
+    return loss
+
+
+def train(folder: str | None, images: jax.Array, labels: jax.Array, steps: int) -> tuple[YourClassifier, list[float]]:
+    """The model after some steps, and the loss of each."""
+    block = jaxboost.load_block(folder) if folder else random_block()  # boost
+    model = YourClassifier(block, nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+    return model, [float(train_step(model, optimizer, images, labels)) for _ in range(steps)]
+
+
+def random_block() -> jaxboost.LlamaBlock:
+    """A frozen random block of a small shape."""
+    from jaxboost.models.frozen import freeze
+    from jaxboost.models.llama import FAMILIES
+
+    return freeze(jaxboost.LlamaBlock(FAMILIES["llama-tiny"], depth=1, dtype=jnp.float32, rngs=nnx.Rngs(1)))
+
+
+def two_kinds(count: int = 16) -> tuple[jax.Array, jax.Array]:
+    """Random images (count, 28, 28, 1) that are darker or brighter, and which of the two they are."""
+    labels = jnp.arange(count) % 2
+    return jax.random.normal(jax.random.key(0), (count, 28, 28, 1)) + labels[:, None, None, None], labels
+
+
+if __name__ == "__main__":
+    _, losses = train(sys.argv[1] if len(sys.argv) > 1 else None, *two_kinds(), steps=30)
+    print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")

@@ -1,0 +1,71 @@
+"""The flag --config: a config by name or path, loaded once, with overrides of its fields."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from jaxboost.config import load_config
+from jaxboost.config.loading import check_field
+from jaxboost.errors import UserError
+
+NAME = "config"
+
+
+class _Parser(flags.ArgumentParser):
+    """Executes a config file once: the overrides are checked against the same config that absl parses."""
+
+    def __init__(self):
+        self._loaded: dict[str, ConfigDict] = {}
+
+    def parse(self, argument: str) -> ConfigDict:
+        if argument not in self._loaded:
+            self._loaded[argument] = load_config(argument)
+        return self._loaded[argument]
+
+    def flag_type(self) -> str:
+        return "config"
+
+
+def define() -> flags.FlagHolder:
+    """Declares --config NAME|FILE[:ARGUMENT] with --config.section.field=value overrides; read it with `read`."""
+    holder = config_flags.DEFINE_config_file(
+        NAME,
+        help_string="name of a packaged config or path of a config file; overrides are such as --config.optim.lr=1e-4",
+    )
+    flags.FLAGS[NAME].parser = _Parser()
+    return holder
+
+
+def read(flag: flags.FlagHolder) -> ConfigDict:
+    """The parsed config; raises UserError if --config is missing."""
+    if flag.value is None:
+        raise UserError("--config is missing: give a name or a file, such as --config quickstart")
+    return flag.value
+
+
+def named(flag: flags.FlagHolder) -> str:
+    """The text that --config was given, such as `configs/quickstart.py`."""
+    holder: Any = flags.FLAGS[flag.name]
+    return holder.config_filename
+
+
+def check_overrides(argv: Sequence[str]) -> None:
+    """Raises UserError for a config that cannot be loaded and for overrides of fields that it does not have."""
+    name = _named_in(argv)
+    if NAME not in flags.FLAGS or name is None:
+        return
+    config: Any = flags.FLAGS[NAME].parser.parse(name)
+    for argument in argv[1:]:
+        if match := re.match(r"^--?(?:no)?config\.([^=]+)", argument):
+            check_field(config, match[1], flag="--config.")
+
+
+def _named_in(argv: Sequence[str]) -> str | None:
+    for argument, following in itertools.pairwise([*argv, None]):
+        if argument and (match := re.match(r"^--?config(?:=(.*))?$", argument)):
+            return following if match[1] is None else match[1]
+    return None

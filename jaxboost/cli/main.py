@@ -1,0 +1,54 @@
+"""The command `jaxboost`, which is also `python -m jaxboost`: its first argument names the subcommand."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import jaxboost
+from jaxboost.cli import app
+from jaxboost.errors import nearest
+
+# Subcommand, which is a module of this package with a function `run` -> what it does.
+COMMANDS = {
+    "train": "train a classifier, or continue a run that was stopped",
+    "convert": "convert pretrained weights: LLM layers, or a vision encoder",
+    "describe": "parameters, memory and cost of a config's model",
+    "predict": "predict images with a finished run or an export",
+    "export": "export a finished run: one folder that needs no training code",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a subcommand and ends the process as `app.run` does.
+
+    Args:
+      argv: the arguments behind the program's name; None for the process's.
+    """
+    command, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
+    if command in ("--help", "-h", "help"):
+        print(usage())
+    elif command in ("--version", "version"):
+        print(f"jaxboost {jaxboost.__version__}")
+    elif command in COMMANDS:
+        # absl and ml_collections read the arguments from here.
+        sys.argv = [f"jaxboost {command}", *rest]
+        # Only now: flags are global in a process, and each subcommand has its own.
+        importlib.import_module(f"jaxboost.cli.{command}").run()
+    else:
+        near = "" if command.startswith("-") else f", {nearest(command, COMMANDS)}"
+        app.fail(f"unknown subcommand {command!r}{near} subcommands are {', '.join(COMMANDS)}; see jaxboost --help")
+
+
+def usage() -> str:
+    """The help text of `jaxboost --help`."""
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return f"""usage: jaxboost SUBCOMMAND [--flag=value ...]
+
+{(jaxboost.__doc__ or "").splitlines()[0]}
+
+subcommands:
+{lines}
+
+jaxboost SUBCOMMAND --help lists its flags; jaxboost --version prints the version.
+example: jaxboost train --config quickstart --config.train.epochs=2"""

@@ -1,0 +1,37 @@
+"""Trains a classifier, or continues a run that was stopped.
+
+jaxboost train --config quickstart [--config.section.field=value ...] [--workdir DIR]
+
+--config takes the name of a packaged config, or the path of a file such as configs/quickstart.py; behind a colon its
+argument, as in breastmnist_vits:reference.
+"""
+
+import pathlib
+
+from absl import flags
+
+from jaxboost.cli import app, config_flag
+from jaxboost.config import loading
+
+
+def run() -> None:
+    """The command `jaxboost train`."""
+    config = config_flag.define()
+    workdir_flag = flags.DEFINE_string("workdir", "", "folder of the run; empty: runs/<config>/seed<k>")
+    independent_flag = flags.DEFINE_bool(
+        "independent_tasks", False, "each task of one srun or mpirun trains a run of its own, in a --workdir of its own"
+    )
+
+    def main() -> None:
+        fields = config_flag.read(config)
+        if not independent_flag.value:
+            app.check_single_task()
+        # After the flags: a mistyped one should not wait for jax to load.
+        from jaxboost.runs import cross_validation
+
+        file, argument = loading.split_argument(config_flag.named(config))
+        name = pathlib.Path(file).stem + (f"_{argument}" if argument else "")
+        workdir = workdir_flag.value or f"runs/{name}/seed{fields.seed}"
+        cross_validation.train_and_evaluate(fields, pathlib.Path(workdir).expanduser())
+
+    app.run(main, resumable=True, description=__doc__)

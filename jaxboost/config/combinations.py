@@ -1,0 +1,317 @@
+"""Fields of a config that do not go together, or not with the data set that it names.
+
+Each check is a generator of problems. It is left out where a field that it reads is wrong already.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+from jaxboost.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxboost.data.dataset import DatasetInfo
+    from jaxboost.models.backbones import Backbone
+
+# A ConfigDict: ml_collections types each field as a union that fits nothing.
+Config = Any
+Check = Callable[[Config], Iterator[str]]
+
+
+def combination_problems(config: Config, wrong: Collection[str]) -> list[str]:
+    """The problems of fields that are each right in itself.
+
+    Args:
+      config: see `validation.validate`.
+      wrong: dotted names of the fields that are wrong already.
+    """
+    checks = _SHARED + (_PNEUMOLLM if "pneumollm" in config else _RLLM)
+
+    def is_right(name: str) -> bool:
+        return name not in wrong and not any(each.startswith(f"{name}.") for each in wrong)
+
+    found = [text for names, check in checks if all(map(is_right, names)) for text in check(config)]
+    info = None
+    if is_right("data"):
+        info, text = _described(config)
+        found += [text] if text else []
+    if info and all(map(is_right, _READ_WITH_DATA)):
+        found += data_problems(config, info)
+    return found
+
+
+def data_problems(config: Config, info: "DatasetInfo") -> list[str]:
+    """The fields that do not go with the data set of a config."""
+    return [text for check in _WITH_DATA for text in check(config, info)]
+
+
+def check_data(config: Config, info: "DatasetInfo") -> None:
+    """Raises UserError with all fields that do not go with the data set."""
+    if found := data_problems(config, info):
+        raise UserError("; ".join(found))
+
+
+def _described(config: Config) -> tuple["DatasetInfo | None", str]:
+    """The description of the data set if no file is needed for it, and what is wrong with the fields that name it."""
+    from jaxboost import data
+
+    fields = config.data
+    # The classes of a user's folder, and a prepared set's own description, are read later.
+    if fields.source.startswith("tfds:") or (fields.source == "folder" and not fields.classes):
+        return None, ""
+    options = {name: fields[name] for name in ("source", "root", "classes", "multi_label", "masks")}
+    try:
+        return data.describe_dataset(fields.name, fields.size, ndim=_ndim(config) or 2, **options), ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _ndim(config: Config) -> int | None:
+    """Spatial dimensions of the model's images; None if the backbone is unknown."""
+    if "pneumollm" in config:
+        return 2
+    backbone = _backbone(config)
+    return backbone.ndim if backbone else None
+
+
+def _backbone(config: Config) -> "Backbone | None":
+    """The row of the table of backbones; None if there is none, as for PneumoLLM's patch embedding."""
+    from jaxboost.models.backbones import BACKBONES
+
+    return BACKBONES.get(config.model.backbone)
+
+
+def _is_pooled(backbone: "Backbone") -> bool:
+    return not backbone.traits.gives_tokens
+
+
+def _caught(check: Callable[[], object]) -> Iterator[str]:
+    """What a check of another room raises."""
+    try:
+        check()
+    except UserError as error:
+        yield str(error)
+
+
+def _max_steps(config: Config) -> Iterator[str]:
+    if config.train.max_steps and config.train.max_steps < config.train.accumulate:
+        yield (
+            f"config field train.max_steps: {config.train.max_steps} is less than train.accumulate,"
+            f" {config.train.accumulate}: nothing would be trained"
+        )
+
+
+def _schedule(config: Config) -> Iterator[str]:
+    optim, epochs = config.optim, config.train.epochs
+    total = optim.schedule_epochs or epochs
+    if optim.schedule_from + epochs > total:
+        yield (
+            "config field optim.schedule_epochs: the schedule ends before the run, after"
+            f" {optim.schedule_epochs} epochs: set it to optim.schedule_from + train.epochs or more"
+        )
+    if optim.warmup_epochs >= total:
+        yield f"config field optim.warmup_epochs: {optim.warmup_epochs} warm-up epochs do not fit in {total} epochs"
+
+
+def _adam(config: Config) -> Iterator[str]:
+    if config.optim.name == "adam" and config.optim.weight_decay:
+        decay = config.optim.weight_decay
+        yield f"config field optim.weight_decay: adam has none, set it to 0 (it is {decay})"
+
+
+def _splits(config: Config) -> Iterator[str]:
+    """The fields that say how the data are split."""
+    from jaxboost.data.splits import ratios
+
+    fields, without_val = config.data, config.eval.protocol == "reference"
+    folds = fields.folds
+    if not folds:
+        if fields.folds_file or fields.fold != -1:
+            yield "config fields data.fold and data.folds_file are of a cross-validation: set data.folds"
+        yield from _caught(lambda: ratios.check_ratios(fields.shares, without_val=without_val))
+        return
+    if folds < 2:
+        yield f"config field data.folds: {folds} should be 2 or more, or 0 for no cross-validation"
+    elif not -1 <= fields.fold < folds:
+        yield f"config field data.fold: {fields.fold} should be 0 to {folds - 1}, or -1 for all"
+    if not without_val and not 0 < fields.val_share <= 0.5:
+        yield (
+            f"config field data.val_share: {fields.val_share} should be above 0, for validation picks the epoch, and at"
+            " most 0.5"
+        )
+
+
+def _folder(config: Config) -> Iterator[str]:
+    """The fields of a user's own folder."""
+    from jaxboost.data.readers import arrays
+
+    if config.data.source == "folder":
+        yield from _caught(lambda: arrays.check_window(config.data.window))
+        yield from _caught(lambda: arrays.nan_value(config.data.nan))
+
+
+def _pixels(config: Config) -> Iterator[str]:
+    for field in ("mean", "std"):
+        values = config.model[field]
+        if len(values) not in (1, 3) or not all(isinstance(x, int | float) for x in values):
+            yield f"config field model.{field}: give 1 or 3 values, not {values}"
+    if not all(config.model.std):
+        yield f"config field model.std: {config.model.std} should not be 0"
+
+
+def _patch(config: Config) -> Iterator[str]:
+    backbone, size = _backbone(config), config.model.image_size
+    patch = backbone.arguments.get("patch") if backbone else 14
+    if patch and (size <= 0 or size % patch):
+        yield (
+            f"config field model.image_size: {size} is no multiple of the patch {patch} of backbone"
+            f" {config.model.backbone}"
+        )
+    elif size <= 0:
+        yield f"config field model.image_size: {size} should be above 0"
+
+
+def _augmentation(config: Config) -> Iterator[str]:
+    """The fields of `augment` and `mix` that the images of the model cannot have."""
+    from jaxboost.data.pipeline.augment import Augment
+
+    ndim = _ndim(config) or 2
+    for name, value in config.augment.items():
+        yield from _caught(lambda name=name, value=value: Augment(**{name: value}).check(ndim))
+    if config.mix.erase and ndim != 2:
+        yield "config field mix.erase: it is for 2-D images, set it to 0"
+
+
+def _last_batch(config: Config) -> Iterator[str]:
+    mix, backbone = config.mix, _backbone(config)
+    mixes = mix.prob > 0 and (mix.mixup > 0 or mix.cutmix > 0)
+    pooled = backbone is not None and _is_pooled(backbone)
+    if config.train.last_batch == "keep" and (pooled or mixes):
+        what = "batch norms" if pooled else "mixup and cutmix"
+        yield f'config field train.last_batch: {what} need whole batches: set it to "drop"'
+
+
+def _pooled(config: Config) -> Iterator[str]:
+    """What does not go with an encoder that gives one pooled feature."""
+    name, backbone = config.model.backbone, _backbone(config)
+    if backbone is None or not _is_pooled(backbone):
+        return
+    if config.boost.kind != "none":
+        yield f"backbone {name} gives one pooled feature, no tokens: set boost.kind=none"
+    if config.model.drop_path:
+        yield f"config field model.drop_path: backbone {name} has no blocks to drop, set it to 0"
+    if config.model.frozen:
+        yield f"config field model.frozen: the batch norms of {name} would go on changing, set it to False"
+
+
+def _encoder_weights(config: Config) -> Iterator[str]:
+    from jaxboost.models.backbones import BACKBONES
+    from jaxboost.models.vit import ViT
+
+    model, backbone = config.model, _backbone(config)
+    pooled = backbone is not None and _is_pooled(backbone)
+    if model.frozen and not pooled and not model.weights:
+        yield (
+            "config field model.frozen: an untrained encoder would stay as it is: set model.weights to the folder that"
+            ' `jaxboost convert` made, or to "random": the control'
+        )
+    if model.frozen and not pooled and model.drop_path:
+        yield "config field model.drop_path: it would only disturb a frozen encoder, set it to 0"
+    if model.weights not in ("", "random") and backbone is not None and backbone.encoder is not ViT:
+        fitting = ", ".join(name for name, row in BACKBONES.items() if row.encoder is ViT)
+        yield (
+            f"config field model.weights: there are none to read for backbone {model.backbone}, only for {fitting}:"
+            " leave it empty"
+        )
+
+
+def _path(config: Config) -> Iterator[str]:
+    from jaxboost.models.boost import check_path
+
+    boost = config.boost
+    if boost.kind == "none":
+        return
+    try:
+        check_path(boost.path, boost.kind, rope=boost.rope)
+    except ValueError as error:
+        yield f"config field boost.path: {error}; set it to auto"
+
+
+def _llm(section: str) -> Check:
+    def check(config: Config) -> Iterator[str]:
+        fields = config[section]
+        layers = fields.layers
+        if not all(isinstance(layer, int) and layer >= 0 for layer in layers):
+            yield (
+                f"config field {section}.layers: {layers} should be layer numbers from 0, such as (31,) or (15, 31), or"
+                " () for all layers of the block"
+            )
+        used = fields.used if section == "llama" else fields.kind != "none"
+        if used and fields.block == "random" and fields.final_norm == "loaded":
+            yield f"config field {section}.final_norm: a random block has no norm to load, set it to ones"
+
+    return check
+
+
+def _every(config: Config) -> Iterator[str]:
+    every, backbone = config.pneumollm.every, _backbone(config)
+    if backbone is not None and every > backbone.arguments["depth"]:
+        depth = backbone.arguments["depth"]
+        yield f"config field pneumollm.every: {every} is more than the encoder's {depth} blocks"
+
+
+def _dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
+    from jaxboost.models.backbones import BACKBONES
+
+    name, size = config.model.backbone, config.model.image_size
+    if "pneumollm" in config:
+        if info.ndim != 2:
+            yield f"data set {info.name} is {info.ndim}-D, PneumoLLM takes 2-D images: choose another data.name"
+        return
+    if _ndim(config) != info.ndim:
+        fitting = ", ".join(other for other, row in BACKBONES.items() if row.ndim == info.ndim)
+        yield (
+            f"data set {info.name} is {info.ndim}-D but backbone {name} takes {_ndim(config)}-D input:"
+            f" set model.backbone to one of {fitting}"
+        )
+    elif info.ndim == 3 and size != info.size:
+        yield (
+            f"config field model.image_size: volumes are not resampled, set it to data.size ({info.size}), not {size}"
+        )
+
+
+def _binary(config: Config, info: "DatasetInfo") -> Iterator[str]:
+    for name, asked, fix in (
+        ("metric", config.eval.metric == "avg", "auc"),
+        ("specificity", config.eval.specificity, 0),
+    ):
+        if asked and info.task != "binary-class":
+            yield (
+                f"config field eval.{name}: {config.eval[name]} is for binary tasks, and {info.name} is {info.task}:"
+                f" set it to {fix}"
+            )
+
+
+# (fields or sections that a check reads, the check)
+_SHARED: tuple[tuple[tuple[str, ...], Check], ...] = (
+    (("train.max_steps", "train.accumulate"), _max_steps),
+    (("optim", "train.epochs"), _schedule),
+    (("optim",), _adam),
+    (("data", "eval.protocol"), _splits),
+    (("data",), _folder),
+    (("model.mean", "model.std"), _pixels),
+    (("model.backbone", "model.image_size"), _patch),
+    (("model.backbone", "augment", "mix.erase"), _augmentation),
+    (("model.backbone", "train.last_batch", "mix"), _last_batch),
+)
+_RLLM: tuple[tuple[tuple[str, ...], Check], ...] = (
+    (("model", "boost.kind"), _pooled),
+    (("model",), _encoder_weights),
+    (("boost.path", "boost.kind", "boost.rope"), _path),
+    (("boost",), _llm("boost")),
+)
+_PNEUMOLLM: tuple[tuple[tuple[str, ...], Check], ...] = (
+    (("llama",), _llm("llama")),
+    (("model.backbone", "pneumollm.every"), _every),
+)
+_WITH_DATA = (_dimensions, _binary)
+_READ_WITH_DATA = ("model.backbone", "model.image_size", "eval")

@@ -1,0 +1,171 @@
+"""The fields of the sections `data`, `augment` and `mix`: images, and what is changed in them while training."""
+
+from jaxboost.config.fields import MAX_SIDE, PROBABILITY, Field, Range
+
+DATA = {
+    "source": Field(
+        "",
+        'where the images come from: "": the published data set `data.name`; "folder": your own files in `data.root`;'
+        ' "tfds:NAME": a prepared set of tensorflow-datasets in `data.root` (empty: its default folder)',
+    ),
+    "name": Field(
+        "",
+        'published data set: a MedMNIST flag such as "vesselmnist3d", or "lidcshapes3d", "lidcsilhouettes"; with'
+        ' source "folder": any name; with "tfds:NAME": not read',
+    ),
+    "root": Field("", "folder of the data files; empty: $MEDMNIST_ROOT, else ~/.medmnist", resume="free"),
+    "size": Field(
+        28,
+        "side of the stored images: 28, 64, 128 or 224 (published, 2D), 28 or 64 (published, 3D); a folder's images are"
+        " resampled to it",
+        unit="pixels",
+        range=Range(above=0, most=MAX_SIDE),
+    ),
+    "classes": Field((), 'folder: class names in label order, such as "normal,sick"; (): those found, sorted'),
+    "multi_label": Field(False, "folder: an image has any number of labels, separated by |"),
+    "allow_mixed_patients": Field(False, "folder: images of one patient may have different labels"),
+    "masks": Field(
+        "",
+        "folder, 2D: lung masks to crop to: a folder of PNG files, or a CSV file in CheXmask's format; empty: no crop",
+        resume="given",
+    ),
+    "window": Field(
+        (),
+        "folder: (low, high), the stored values that become 0 and 255 (2D: of images with more than 8 bits); (): each"
+        " file's own range",
+    ),
+    "spacing": Field(
+        0.0,
+        "folder, 3D: voxel spacing of the model's grid; 0: each volume's longest physical side fills the grid",
+        unit="mm",
+        range=Range(least=0, most=1000),
+    ),
+    "nan": Field(
+        "",
+        'folder: a number, such as "0", that replaces NaN and infinite values; "": files with such values are refused',
+        before="",
+    ),
+    "max_pixels": Field(
+        2**26,
+        "folder, 2D: larger image files are refused before they are decoded",
+        unit="pixels",
+        range=Range(above=0, most=2**40),
+        resume="free",
+        before=2**26,
+    ),
+    "max_voxels": Field(
+        2**29,
+        "folder, 3D: larger volume files are refused before they are read",
+        unit="voxels",
+        range=Range(above=0, most=2**40),
+        resume="free",
+        before=2**29,
+    ),
+    "patient": Field(
+        "",
+        'folder: "tag": DICOM tags identify the patients if neither labels.csv nor folders do; "": tags are not read',
+        choices=("tag",),
+        optional=True,
+        before="",
+    ),
+    "duplicates": Field(
+        "warn",
+        'folder: near-duplicate images of different patients in different splits: "warn", "join" (treat them as one'
+        ' patient) or "refuse"',
+        choices=("warn", "join", "refuse"),
+        before="warn",
+    ),
+    "shares": Field(
+        (0.7, 0.1, 0.2),
+        "split ratios of train, val and test, by patient, for data without splits and data.folds 0; with train and test"
+        " alone, a part of train becomes val, in the ratio of theirs",
+    ),
+    "folds": Field(
+        0,
+        "folds of a cross-validation by patient; 0: the data's own splits, or data.shares",
+        range=Range(least=0, most=1000),
+    ),
+    "fold": Field(-1, "the one fold to run, from 0; -1: all, one after the other"),
+    "fold_seed": Field(0, "random seed of the assignment of patients to folds, and to the splits of data.shares"),
+    "val_share": Field(0.2, "validation ratio of a fold's training part, by patient; validation picks the epoch"),
+    "folds_file": Field(
+        "",
+        "folds to use, a CSV file as a run writes it; empty: they are drawn and written to the run's folder",
+        resume="given",
+    ),
+}
+
+_LEVEL = Range(least=0, most=10, words="0 to 10")
+AUGMENT = {
+    # Of 2D images. The first one applies to evaluation too: it is not random.
+    "resize": Field(
+        0,
+        "2D: bicubic resize before a centre crop to model.image_size; 0: images are resized straight to"
+        " model.image_size",
+        unit="pixels",
+        range=Range(least=0, most=MAX_SIDE),
+    ),
+    "crop_scale": Field((), "2D: random resized crop: (low, high) fraction of the area; (): no random crop"),
+    "crop_ratio": Field((3 / 4, 4 / 3), "2D: random resized crop: (low, high) aspect ratio, width / height"),
+    "interpolation": Field(
+        "bicubic",
+        'of random crops and RandAugment: "bicubic", or "random": bicubic or bilinear, each half of the time',
+        choices=("bicubic", "random"),
+    ),
+    "flip": Field(
+        0.0,
+        "2D: probability of a left-right flip; leave it at 0 where left and right matter",
+        range=PROBABILITY,
+    ),
+    "vertical_flip": Field(0.0, "2D: probability of an upside-down flip", range=PROBABILITY),
+    "color_jitter": Field(
+        0.0, "2D: strength x: brightness, contrast and saturation times U(1 - x, 1 + x)", range=PROBABILITY
+    ),
+    "rand_augment_ops": Field(
+        0, "2D: RandAugment: operations per image (timm's n); 0: no RandAugment", range=Range(least=0)
+    ),
+    "rand_augment_magnitude": Field(
+        9.0, "2D: RandAugment: mean level of the operations, 0 to 10 (timm's m)", range=_LEVEL
+    ),
+    "rand_augment_std": Field(
+        0.5, "2D: RandAugment: standard deviation of the level, 0 to 10 (timm's mstd)", range=_LEVEL
+    ),
+    "rand_augment_increasing": Field(
+        False, "2D: RandAugment: every operation gets stronger as the level increases (timm's inc1)"
+    ),
+    "rgb": Field(
+        False,
+        "2D: convert grey training images to RGB first, so that filled borders and erased regions have colour",
+        before=False,
+    ),
+    "volume_flips": Field(False, "3D: flip along each axis with probability 1/2"),
+    "volume_rotations": Field(False, "3D: rotate by multiples of 90 degrees; the 24 orientations are equally likely"),
+    "shift": Field(
+        0, "3D: largest translation along each axis; zeros are filled in", unit="voxels", range=Range(least=0)
+    ),
+    "noise": Field(0.0, "3D: standard deviation of Gaussian noise, with grey values from 0 to 1", range=PROBABILITY),
+    "repeats": Field(
+        1,
+        "repeated augmentation: draws per image per epoch; an epoch keeps its length",
+        range=Range(least=1, most=10**6),
+    ),
+}
+
+MIX = {
+    "mixup": Field(
+        0.0,
+        "mixup: alpha of Beta(alpha, alpha), from which a batch's weight is drawn; 0: off",
+        range=Range(least=0, most=1e6),
+    ),
+    "cutmix": Field(
+        0.0, "cutmix: alpha, likewise, for the fraction of the area that stays; 0: off", range=Range(least=0, most=1e6)
+    ),
+    "switch": Field(0.5, "probability of cutmix where mixup and cutmix are both on", range=PROBABILITY),
+    "prob": Field(1.0, "probability that a batch is mixed", range=PROBABILITY),
+    "erase": Field(0.0, "2D: random erasing: probability that a rectangle becomes noise", range=PROBABILITY),
+    "label_smoothing": Field(
+        0.0,
+        "label smoothing: fraction of the label that is spread evenly over all classes",
+        range=Range(least=0, below=1, words="0 to below 1"),
+    ),
+}

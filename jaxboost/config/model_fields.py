@@ -1,0 +1,153 @@
+"""The fields of the sections `model`, `boost`, `pneumollm` and `llama`."""
+
+from collections.abc import Iterable
+
+from jaxboost.config.fields import MAX_SIDE, Field, Range
+
+
+def _backbones() -> Iterable[str]:
+    from jaxboost.models.backbones import BACKBONES
+
+    return BACKBONES
+
+
+def _pneumollm_encoders() -> Iterable[str]:
+    from jaxboost.models.pneumollm import ENCODERS
+
+    return ENCODERS
+
+
+def _families() -> Iterable[str]:
+    from jaxboost.models.llama import FAMILIES
+
+    return FAMILIES
+
+
+# Of both systems.
+MODEL = {
+    "backbone": Field("", "image encoder, a key of jaxboost.BACKBONES", choices=_backbones),
+    "image_size": Field(
+        28,
+        "side of the images that the encoder sees; 2D images are resized to it, bicubic",
+        unit="pixels",
+        range=Range(most=MAX_SIDE),
+    ),
+    "mean": Field((0.0,), "pixels in [0, 1] become (pixel - mean) / std; one value for all channels, or one for each"),
+    "std": Field((1.0,), "see model.mean"),
+    "dtype": Field(
+        "float32",
+        "precision of the computation; trained weights stay float32",
+        choices=("float32", "bfloat16"),
+    ),
+    "remat": Field(False, "rematerialise encoder blocks in the backward pass: less memory, more time"),
+}
+# Of R-LLM alone.
+ENCODER = {
+    "weights": Field(
+        "",
+        'pretrained weights of the 2D encoder: a folder made by `jaxboost convert`; "" or "random": a random start',
+        resume="free",
+    ),
+    "weights_source": Field("", "where these weights come from, named in the error if they are missing", resume="free"),
+    "weights_convert": Field(False, "convert missing weights from there at the start of the run", resume="free"),
+    "frozen": Field(False, 'do not train the encoder and its final norm; model.weights is then given, or "random"'),
+    "drop_path": Field(
+        0.0,
+        "stochastic depth: probability of dropping a branch of the last encoder block, increasing linearly from 0",
+        range=Range(least=0, below=1, words="0 to below 1"),
+    ),
+}
+# Of PneumoLLM alone.
+PNEUMOLLM_MODEL = MODEL | {
+    "backbone": Field("", "image encoder: a plain ViT of jaxboost.BACKBONES, or conv14", choices=_pneumollm_encoders)
+}
+
+
+def _llama(final_norm: str, default: str) -> dict[str, Field]:
+    return {
+        "family": Field(
+            "llama-7b",
+            "shapes of the layers where no block is read: of random layers, and to describe a missing block",
+            choices=_families,
+            optional=True,
+        ),
+        "block": Field(
+            "",
+            'the layers: a folder made by `jaxboost convert`, or "random": a frozen random block, the control',
+            resume="free",
+        ),
+        "source": Field("", "where that block comes from, named in the error if it is missing", resume="free"),
+        "convert": Field(False, "convert a missing block from the source at the start of the run", resume="free"),
+        "layers": Field(
+            (),
+            "layers of the LLM, in the order in which they run; (): all that the block holds. Where no block is read, or a"
+            f" missing block is converted, () is {default}",
+        ),
+        "final_norm": Field(
+            final_norm,
+            'weight of the RMSNorm after the last layer: "ones" or "loaded"',
+            choices=("ones", "loaded"),
+        ),
+    }
+
+
+BOOST = {
+    "kind": Field(
+        "rllm",
+        "variant of the booster: none, rllm, out, hybrid, bare, out_nn, mlp, mlp_out",
+        choices=("none", "rllm", "out", "hybrid", "bare", "out_nn", "mlp", "mlp_out"),
+    ),
+    **_llama("ones", "the last layer"),
+    "trainable": Field(False, "train the block too: the paper's fine-tuning arm"),
+    "rope": Field(False, "keep the LLM's rotary position embedding"),
+    "path": Field(
+        "auto",
+        'how the same result is computed: "full" (all tokens), "pooled" (the CLS token alone), "absorbed" (without'
+        ' keys and values), "auto" (the cheapest)',
+        choices=("auto", "full", "pooled", "absorbed"),
+    ),
+    "init": Field(
+        "uniform",
+        'initial weights of the adapters: "uniform", U(+-1 / sqrt(fan_in)), as the released 3D code; "normal",'
+        " N(0, 0.02), as the 2D code",
+        choices=("uniform", "normal"),
+        before="uniform",
+    ),
+    "causal": Field(False, "keep the LLM's causal mask; CLS comes first and then attends to itself alone"),
+}
+
+# With model.backbone="conv14" the encoder is trained: the first five do nothing.
+PNEUMOLLM = {
+    "vision": Field(
+        "",
+        'the encoder\'s weights: a folder made by `jaxboost convert`, or "random": the control',
+        resume="free",
+    ),
+    "vision_source": Field("", "where they come from, named in the error if they are missing", resume="free"),
+    "vision_convert": Field(False, "convert missing weights from there at the start of the run", resume="free"),
+    "every": Field(
+        4,
+        "source tokens: the CLS token after every so many blocks of the encoder",
+        unit="blocks",
+        range=Range(least=1, most=1000),
+    ),
+    "vision_adapters": Field(True, "RepAdapters in the encoder's blocks; without them images are encoded only once"),
+    "llama_adapters": Field(True, "RepAdapters in the LLM's layers"),
+    "tokens": Field("engine", "diagnosis tokens", choices=("none", "coop", "cocoop", "engine")),
+    "count": Field(4, "number of diagnosis tokens", range=Range(least=1, most=4096)),
+    "emitter": Field(True, "information emitter mask: no token attends to the diagnosis tokens"),
+}
+LLAMA = {
+    "used": Field(
+        True, "False: the neck's tokens go to the head (Table 4); of this section only `family` is read then"
+    ),
+    **_llama("loaded", "all layers"),
+    "causal": Field(False, "keep the LLM's causal mask, which PneumoLLM replaces by the emitter's"),
+    "remat": Field(False, "rematerialise the layers in the backward pass: less memory, more time"),
+    "shard": Field(False, "shard the matrices over the devices instead of replicating them"),
+    "weights": Field(
+        "stored",
+        'precision of the matrices: "stored" (as the block has them), or "int8" (rounded as they are loaded)',
+        choices=("stored", "int8"),
+    ),
+}

@@ -1,0 +1,81 @@
+"""What PneumoLLM's configs have in common, and the rows of its tables: --config configs/pneumollm.py:ROW."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxboost.config.table import get_pneumollm_config
+
+# Table 6 from its first line to its last, Tables 4 and 5, Figure 6, and the control that the paper lacks.
+ROWS: dict[str, dict[str, object]] = {
+    "baseline": {
+        "pneumollm.tokens": "none",
+        "pneumollm.emitter": False,
+        "pneumollm.vision_adapters": False,
+        "pneumollm.llama_adapters": False,
+    },
+    "simplified": {"pneumollm.tokens": "none", "pneumollm.emitter": False},
+    "coop": {"pneumollm.tokens": "coop", "pneumollm.emitter": False},
+    "cocoop": {"pneumollm.tokens": "cocoop", "pneumollm.emitter": False},
+    "engine": {"pneumollm.emitter": False},
+    "full": {},
+    "no_llama": {"llama.used": False},
+    "random_llama": {"llama.block": "random", "llama.final_norm": "ones"},
+    **{f"m{count}": {"pneumollm.count": count} for count in (1, 2, 4, 6, 8)},
+    # Figure 6's encoders.
+    "conv14": {"model.backbone": "conv14", "pneumollm.vision": "", "pneumollm.vision_adapters": False},
+    "vit_b16": {
+        "model.backbone": "vit_b16",
+        "pneumollm.every": 2,
+        "pneumollm.vision": "blocks/vit-b16",
+        "pneumollm.vision_source": "google/vit-base-patch16-224-in21k",
+    },
+    "vit_l16": {
+        "model.backbone": "vit_l16",
+        "pneumollm.vision": "blocks/vit-l16",
+        "pneumollm.vision_source": "google/vit-large-patch16-224-in21k",
+    },
+    "clip_vit_l14": {},
+}
+REFERENCE = {"eval.protocol": "reference", "train.loss": "columns", "train.last_batch": "keep"}
+
+
+def radiographs() -> ConfigDict:
+    """The paper's model on a folder of radiographs, in five folds by patient."""
+    config: Any = get_pneumollm_config()
+    config.data.source = "folder"
+    config.data.name = "radiographs"
+    config.data.size = 224
+    config.data.classes = ("normal", "pneumoconiosis")
+    config.data.folds = 5
+    config.model.backbone = "clip_vit_l14"
+    config.model.image_size = 224
+    config.model.mean = (0.485, 0.456, 0.406)
+    config.model.std = (0.229, 0.224, 0.225)
+    config.model.dtype = "bfloat16"
+    config.pneumollm.vision = "blocks/clip-vit-l14"
+    config.pneumollm.vision_source = "openai/clip-vit-large-patch14"
+    config.llama.block = "blocks/llama-7b-all"
+    config.llama.source = "huggyllama/llama-7b"
+    config.optim.lr = 3e-4
+    config.optim.b2 = 0.95
+    config.optim.weight_decay = 0.02
+    config.optim.warmup_epochs = 2.0
+    config.optim.warmup_from = 5e-7
+    config.optim.final_lr = 1e-7
+    config.train.batch_size = 16
+    config.eval.batch_size = 16
+    config.eval.metric = "avg"
+    return config
+
+
+def apply(config: ConfigDict, argument: str) -> ConfigDict:
+    """Applies `ROW`, `reference` or `ROW+reference`; "" changes nothing. Raises ValueError for another word."""
+    words = argument.split("+") if argument else []
+    if len([word for word in words if word != "reference"]) > 1:
+        raise ValueError(f"{argument!r} names two rows: give one")
+    for word in words:
+        if word != "reference" and word not in ROWS:
+            raise ValueError(f"no row {word!r}: give one of {', '.join(ROWS)}, reference, or ROW+reference")
+        config.update_from_flattened_dict(REFERENCE if word == "reference" else ROWS[word])
+    return config

@@ -1,0 +1,59 @@
+"""All fields of a run's config by their dotted names, and the configs with their defaults.
+
+R-LLM's config has the sections data, model, augment, mix, optim, train, eval and boost; PneumoLLM's has pneumollm and
+llama instead of boost. The sections that both have are the same, except that `model` has more fields in R-LLM.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxboost.config.data_fields import AUGMENT, DATA, MIX
+from jaxboost.config.fields import Field, Range
+from jaxboost.config.model_fields import BOOST, ENCODER, LLAMA, MODEL, PNEUMOLLM, PNEUMOLLM_MODEL
+from jaxboost.config.training_fields import EVAL, OPTIM, TRAIN
+
+SEED = Field(0, "random seed of the initial weights and of the order of the data", range=Range(least=0, below=2**32))
+
+
+def _table(model: dict[str, Field], **own: dict[str, Field]) -> dict[str, Field]:
+    shared = {
+        "data": DATA,
+        "model": model,
+        "augment": AUGMENT,
+        "mix": MIX,
+        "optim": OPTIM,
+        "train": TRAIN,
+        "eval": EVAL,
+    }
+    sections = shared | own
+    named = {f"{section}.{name}": field for section, fields in sections.items() for name, field in fields.items()}
+    return {"seed": SEED} | named
+
+
+RLLM_FIELDS = _table(MODEL | ENCODER, boost=BOOST)
+PNEUMOLLM_FIELDS = _table(PNEUMOLLM_MODEL, pneumollm=PNEUMOLLM, llama=LLAMA)
+ALL_FIELDS = PNEUMOLLM_FIELDS | RLLM_FIELDS
+
+
+def fields_of(config: ConfigDict) -> dict[str, Field]:
+    """The fields of the system that a config is for, by their dotted names."""
+    return PNEUMOLLM_FIELDS if "pneumollm" in config else RLLM_FIELDS
+
+
+def get_config() -> ConfigDict:
+    """R-LLM's config with its defaults. It is locked: a field that does not exist cannot be set."""
+    return _defaults(RLLM_FIELDS)
+
+
+def get_pneumollm_config() -> ConfigDict:
+    """PneumoLLM's config with its defaults, locked likewise."""
+    return _defaults(PNEUMOLLM_FIELDS)
+
+
+def _defaults(fields: dict[str, Field]) -> ConfigDict:
+    tree: dict[str, Any] = {}
+    for name, field in fields.items():
+        section, _, last = name.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[last] = field.default
+    return ConfigDict(tree).lock()

@@ -1,0 +1,113 @@
+"""All problems of a config, found before anything is loaded."""
+
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxboost.config.continuing import flat
+from jaxboost.config.fields import MAX_STEPS, Field
+from jaxboost.config.table import ALL_FIELDS, fields_of
+from jaxboost.errors import UserError, check_choice, nearest
+
+_FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+_MAX_ENTRIES = 10_000  # of a tuple, such as classes
+# The type of a default -> the types that a value may have, and their name in a message.
+_TYPES: Mapping[type, tuple[tuple[type, ...], str]] = types.MappingProxyType(
+    {
+        bool: ((bool,), "True or False"),
+        int: ((int,), "a whole number"),
+        float: ((int, float), "a number"),
+        str: ((str,), "text"),
+        tuple: ((list, tuple), "a tuple"),
+    }
+)
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks all that can be seen in a config without its data and its weights.
+
+    Example::
+
+      config = jaxboost.load_config("quickstart")
+      config.train.epochs = 0
+      validate(config)  # UserError: config field train.epochs: 0 should be above 0
+
+    Raises:
+      UserError: names all problems: unknown or missing fields, wrong types, numbers out of range, unknown choices, and
+        fields that do not go together.
+    """
+    if found := problems(config):
+        raise UserError("; ".join(found))
+
+
+def problems(config: ConfigDict) -> list[str]:
+    """The problems of a config, one text each; see `validate`."""
+    from jaxboost.config.combinations import combination_problems
+
+    fields, values = fields_of(config), flat(config)
+    wrong = {name: text for name, field in fields.items() if (text := _field_problem(name, field, values))}
+    unknown = [f"config field {name} is unknown: {nearest(name, fields)}" for name in values if name not in fields]
+    return [*unknown, *wrong.values(), *combination_problems(config, wrong)]
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Checks the numbers of a config that may lack fields, as that of a run's folder.
+
+    Raises:
+      UserError: names all numbers that are not finite, or out of their range.
+    """
+    values = flat(config)
+    texts = (_number_problem(name, ALL_FIELDS.get(name), value) for name, value in values.items())
+    if found := [text for text in texts if text]:
+        raise UserError("; ".join(found))
+
+
+def check_steps(config: Any, steps_per_epoch: int) -> None:
+    """Raises UserError if there are more steps than the training state can count."""
+    epochs = max(config.train.epochs, config.optim.schedule_epochs)
+    if epochs * steps_per_epoch > MAX_STEPS:
+        raise UserError(
+            f"config field train.epochs: {epochs} epochs of {steps_per_epoch} steps are more than {MAX_STEPS} steps:"
+            " give fewer"
+        )
+
+
+def _field_problem(name: str, field: Field, values: Mapping[str, Any]) -> str:
+    """What is wrong with one field, empty if nothing is."""
+    if name not in values:
+        return f"config field {name} is missing: start from jaxboost.config.get_config() or get_pneumollm_config()"
+    value = values[name]
+    allowed, words = _TYPES[type(field.default)]
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        return f"config field {name}: {value!r} should be {words}"
+    if text := _number_problem(name, field, value):
+        return text
+    if field.choices and not (field.optional and not value):
+        try:
+            check_choice(str(value), field.allowed(), f"config field {name}")
+        except UserError as error:
+            return str(error)
+    return ""
+
+
+def _number_problem(name: str, field: Field | None, value: Any) -> str:
+    if isinstance(value, list | tuple) and len(value) > _MAX_ENTRIES:
+        return f"config field {name}: {len(value)} entries should be at most {_MAX_ENTRIES}"
+    for number in _numbers(value):
+        # Not the other way round: every comparison with NaN is false.
+        if not abs(number) <= _FLOAT32_MAX:
+            shown = number if isinstance(number, float) else "a number of so many digits"
+            return f"config field {name}: {shown} is not finite in float32, give a usual number"
+        if field and field.range and (wanted := field.range.wanted(number)):
+            return f"config field {name}: {number} should be {wanted}"
+    return ""
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, list | tuple):
+        for entry in value:
+            yield from _numbers(entry)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value

@@ -1,0 +1,207 @@
+"""Numbers of a config that mean nothing end in one line, before anything is read or made."""
+
+import math
+
+import pytest
+
+from jaxboost.config import load_config, table, validate, validation
+from jaxboost.config.loading import packaged_names
+from jaxboost.data.pipeline import augment, batches
+from jaxboost.errors import UserError
+from jaxboost.evaluation import metrics
+from jaxboost.models import boost, pneumollm
+from jaxboost.models.backbones import BACKBONES
+from jaxboost.runs import cross_validation
+from jaxboost.training import step
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optim.lr": math.inf}, "optim.lr: inf is not finite"),
+        ({"optim.lr": math.nan}, "optim.lr: nan is not finite"),
+        ({"optim.lr": -1e-3}, "optim.lr: -0.001 should be above 0"),
+        # The computation has it as 0.
+        ({"optim.lr": 1e-60}, "optim.lr: 1e-60 should be above 0"),
+        ({"optim.eps": 1e-50}, "optim.eps: 1e-50 should be above 0"),
+        ({"optim.weight_decay": 1e39}, "optim.weight_decay: 1e+39 is not finite in float32"),
+        ({"optim.b1": math.nan}, "optim.b1: nan is not finite"),
+        ({"optim.b2": 1.0}, "optim.b2: 1.0 should be below 1"),
+        ({"optim.clip_norm": math.inf}, "optim.clip_norm: inf is not finite"),
+        ({"optim.layer_decay": 1.5}, "optim.layer_decay: 1.5 should be at most 1"),
+        ({"optim.warmup_epochs": 1e300}, "optim.warmup_epochs: 1e+300 is not finite in float32"),
+        ({"train.epochs": 10**30}, "train.epochs: 1000000000000000000000000000000 should be at most 1000000"),
+        ({"train.epochs": 10**5000}, "train.epochs: a number of so many digits is not finite"),
+        ({"train.max_steps": 2**31}, "train.max_steps: 2147483648 should be at most 2147483647"),
+        ({"train.batch_size": 10**9}, "train.batch_size: 1000000000 should be at most 65536"),
+        ({"train.batch_size": -8}, "train.batch_size: -8 should be above 0"),
+        ({"train.log_every": 0}, "train.log_every: 0 should be above 0"),
+        ({"train.ema": math.nan}, "train.ema: nan is not finite"),
+        ({"eval.batch_size": 2**40}, "eval.batch_size: 1099511627776 should be at most 65536"),
+        ({"eval.bootstrap": 10**12}, "eval.bootstrap: 1000000000000 should be at most 1000000"),
+        ({"seed": -1}, "seed: -1 should be 0 or more"),
+        ({"seed": 2**70}, "seed: 1180591620717411303424 should be below 4294967296"),
+        ({"data.spacing": 1e308}, "data.spacing: 1e+308 is not finite in float32"),
+        ({"data.spacing": 1e30}, "data.spacing: 1e+30 should be at most 1000"),
+        ({"data.window": (0.0, math.inf)}, "data.window: inf is not finite"),
+        ({"data.size": 10**9}, "data.size: 1000000000 should be at most 8192"),
+        ({"data.shares": (math.nan, 0.5, 0.5)}, "data.shares: nan is not finite"),
+        ({"data.max_pixels": 0}, "data.max_pixels: 0 should be above 0"),
+        ({"data.max_voxels": 10**30}, "data.max_voxels: 1000000000000000000000000000000 should be at most"),
+        ({"model.image_size": 7 * 10**9}, "model.image_size: 7000000000 should be at most 8192"),
+        ({"model.std": (math.inf,)}, "model.std: inf is not finite"),
+        ({"mix.mixup": math.nan}, "mix.mixup: nan is not finite"),
+        ({"augment.resize": 10**9}, "augment.resize: 1000000000 should be at most 8192"),
+        ({"boost.layers": (10**5000,)}, "boost.layers: a number of so many digits"),
+        ({"boost.layers": tuple(range(20_000))}, "boost.layers: 20000 entries should be at most 10000"),
+    ],
+)
+def test_numbers_that_mean_nothing(changes, words, tmp_path):
+    config = load_config("quickstart")
+    config.update_from_flattened_dict({"data.root": str(tmp_path / "nowhere"), **changes})
+    with pytest.raises(UserError) as error:
+        cross_validation.train_and_evaluate(config, tmp_path / "run")
+    assert words in str(error.value)
+    assert len(str(error.value)) < 200
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_of_pneumollm():
+    config = load_config("pneumollm")
+    validation.check_numbers(config)
+    config.pneumollm.count = 10**9
+    with pytest.raises(UserError, match=r"pneumollm\.count: 1000000000 should be at most 4096"):
+        validation.check_numbers(config)
+
+
+def test_more_steps_than_can_be_counted():
+    config = load_config("quickstart")
+    config.train.epochs = 10**6
+    validation.check_steps(config, 2147)
+    with pytest.raises(UserError, match=r"train\.epochs: 1000000 epochs of 2148 steps are more than 2147483647 steps"):
+        validation.check_steps(config, 2148)
+
+
+@pytest.mark.parametrize("name", [name for name, field in table.ALL_FIELDS.items() if field.range])
+def test_the_bounds_themselves_are_allowed(name):
+    found = table.ALL_FIELDS[name].range
+    for bound in (found.least, found.most):
+        assert bound is None or found.wanted(bound) == ""
+    for bound in (found.above, found.below):
+        assert bound is None or found.wanted(bound) != ""
+
+
+@pytest.mark.parametrize("name", packaged_names())
+@pytest.mark.parametrize("argument", ["", ":reference"])
+def test_packaged_configs_have_no_problem(name, argument):
+    if argument and name in ("quickstart", "pneumollm_quickstart"):
+        argument = ""
+    assert validation.problems(load_config(name + argument)) == []
+
+
+def test_all_problems_are_in_one_message():
+    config = load_config("quickstart")
+    config.optim.lr = -1.0
+    config.model.backbone = "vivit_tny"
+    config.data.folds = 1
+    config.train.max_steps, config.train.accumulate = 2, 4
+    with pytest.raises(UserError) as error:
+        validate(config)
+    assert str(error.value) == (
+        "config field model.backbone: 'vivit_tny' is unknown, did you mean 'vivit_tiny'?; valid: "
+        f"{', '.join(BACKBONES)}; config field optim.lr: -1.0 should be above 0;"
+        " config field train.max_steps: 2 is less than train.accumulate, 4: nothing would be trained;"
+        " config field data.folds: 1 should be 2 or more, or 0 for no cross-validation"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("quickstart", {"optim.schedule_from": 1.0}, "schedule_epochs: the schedule ends before the run"),
+        ("quickstart", {"optim.warmup_epochs": 5.0}, "warmup_epochs: 5.0 warm-up epochs do not fit in 5 epochs"),
+        ("quickstart", {"optim.name": "adam"}, "weight_decay: adam has none, set it to 0 (it is 0.05)"),
+        ("quickstart", {"data.fold": 1}, "data.fold and data.folds_file are of a cross-validation"),
+        ("quickstart", {"data.folds": 5, "data.fold": 5}, "data.fold: 5 should be 0 to 4, or -1 for all"),
+        ("quickstart", {"data.folds": 5, "data.val_share": 0.0}, "data.val_share: 0.0 should be above 0"),
+        ("quickstart", {"data.shares": (0.5, 0.5)}, "data.shares=(0.5, 0.5)"),
+        ("quickstart", {"data.name": "lidcshapes"}, "data.name: 'lidcshapes' is unknown"),
+        ("quickstart", {"data.size": 30}, "size"),
+        ("quickstart", {"model.backbone": "vit_tiny"}, "is 3-D but backbone vit_tiny takes 2-D input"),
+        ("quickstart", {"model.image_size": 56}, "volumes are not resampled"),
+        ("breastmnist_vits", {"model.image_size": 230}, "230 is no multiple of the patch 16 of backbone vit_s"),
+        ("quickstart", {"model.mean": (1.0, 2.0)}, "model.mean: give 1 or 3 values"),
+        ("quickstart", {"model.std": (0.0,)}, "model.std: (0.0,) should not be 0"),
+        ("quickstart", {"model.weights": "blocks/x"}, "model.weights: there are none to read for backbone vivit_tiny"),
+        ("quickstart", {"model.frozen": True}, "model.frozen: an untrained encoder would stay as it is"),
+        ("quickstart", {"boost.path": "absorbed", "boost.rope": True}, "boost.path: absorbed does without keys"),
+        ("quickstart", {"boost.layers": (-1,)}, "boost.layers: (-1,) should be layer numbers from 0"),
+        ("quickstart", {"boost.block": "random", "boost.final_norm": "loaded"}, "a random block has no norm to load"),
+        ("quickstart", {"augment.flip": 0.5}, "augment.flip: 0.5 is for 2-D images, these are 3-D"),
+        ("quickstart", {"mix.erase": 0.5}, "mix.erase: it is for 2-D images"),
+        ("quickstart", {"mix.mixup": 0.5, "train.last_batch": "keep"}, "last_batch: mixup and cutmix need whole"),
+        ("breastmnist_vits:resnet18", {"boost.kind": "rllm"}, "backbone resnet18 gives one pooled feature"),
+        ("breastmnist_vits:resnet18", {"train.last_batch": "keep"}, "last_batch: batch norms need whole batches"),
+        ("breastmnist_vits:resnet18", {"model.frozen": True}, "model.frozen: the batch norms of resnet18"),
+        (
+            "breastmnist_vits",
+            {"augment.crop_scale": (1.0, 0.5)},
+            "augment.crop_scale: (1.0, 0.5) should be (low, high)",
+        ),
+        (
+            "dermamnist_vits",
+            {"eval.metric": "avg"},
+            "eval.metric: avg is for binary tasks, and dermamnist is multi-class",
+        ),
+        ("pneumollm", {"pneumollm.every": 25}, "pneumollm.every: 25 is more than the encoder's 24 blocks"),
+        ("pneumollm", {"pneumollm.tokens": "prompts"}, "pneumollm.tokens: 'prompts' is unknown"),
+        ("pneumollm", {"llama.weights": "int4"}, "llama.weights: 'int4' is unknown"),
+        ("pneumollm", {"data.window": (2.0, 1.0)}, "data.window=(2.0, 1.0)"),
+        ("pneumollm", {"data.nan": "zero"}, "data.nan='zero'"),
+        ("pneumollm_quickstart", {"data.name": "lidcshapes3d"}, "PneumoLLM takes 2-D images"),
+    ],
+)
+def test_fields_that_do_not_go_together(name, changes, words):
+    (problem,) = validation.problems(load_config(name, **changes))
+    assert words in problem
+
+
+def test_types_and_names():
+    config = load_config("quickstart").unlock()
+    with config.ignore_type():
+        config.train.epochs = "5"
+        config.seed = True
+        config.model.mean = 0.5
+    config.optim.lrr = 1.0
+    del config.data.folds
+    assert validation.problems(config) == [
+        "config field optim.lrr is unknown: did you mean 'optim.lr'?",
+        "config field seed: True should be a whole number",
+        "config field data.folds is missing: start from jaxboost.config.get_config() or get_pneumollm_config()",
+        "config field model.mean: 0.5 should be a tuple",
+        "config field train.epochs: '5' should be a whole number",
+    ]
+
+
+def test_the_table_has_the_choices_of_the_code():
+    """What is written out in the table, so that it needs no import, is what the other rooms know."""
+    for name, known in {
+        "boost.kind": boost.KINDS,
+        "boost.path": boost.PATHS,
+        "boost.init": boost.INITS,
+        "pneumollm.tokens": pneumollm.TOKENS,
+        "train.loss": step.LOSSES,
+        "train.sampling": batches.SAMPLINGS,
+        "train.last_batch": batches.LAST_BATCHES,
+        "eval.metric": metrics.SELECTION,
+        "augment.interpolation": augment.FILTERS,
+    }.items():
+        assert table.ALL_FIELDS[name].allowed() == tuple(known), name
+
+
+@pytest.mark.parametrize("name", table.ALL_FIELDS)
+def test_each_field_says_what_it_means(name):
+    field = table.ALL_FIELDS[name]
+    assert len(field.meaning) > 5
+    # Only fields of the first version have no value for what earlier versions did.
+    assert field.before in (None, field.default)
