@@ -21,7 +21,12 @@ def tables() -> str:
         sections.setdefault(section, []).append(_row(name, field))
     lines = []
     for section, rows in sections.items():
-        lines += [f"## {section or 'Top level'}", "", "| Field | Default | Meaning | Allowed |", "| --- | --- | --- | --- |"]
+        lines += [
+            f"## {section or 'Top level'}",
+            "",
+            "| Field | Default | Meaning | Allowed |",
+            "| --- | --- | --- | --- |",
+        ]
         lines += [*rows, ""]
     return "\n".join(lines)
 

@@ -1,0 +1,161 @@
+"""README and the documentation name files, configs, fields, extras and flags that exist, and commands that parse."""
+
+import ast
+import importlib
+import itertools
+import pathlib
+import re
+import shlex
+import tomllib
+
+import pytest
+import yaml
+from ml_collections import ConfigDict
+
+import jaxboost
+from configs import default
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+PAGES = sorted(
+    [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").glob("*.md")],
+    key=lambda path: path.name,
+)
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
+SUBCOMMANDS = ("train", "convert", "describe", "predict", "export")
+RLLM, PNEUMOLLM = default.get_config(), default.get_pneumollm_config()
+# What looks like a field in the section `model`.
+NOT_FIELDS = {"model.safetensors"}
+PLACEHOLDERS = {"...", "configs/X.py"}
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+
+
+def braces(text: str) -> list[str]:
+    """`{a,b}c` -> `ac`, `bc`, as a shell expands it."""
+    parts = [part.split(",") for part in re.split(r"[{}]", text)]
+    # Only every second part was between braces.
+    return [
+        "".join(words) for words in itertools.product(*(p if i % 2 else [",".join(p)] for i, p in enumerate(parts)))
+    ]
+
+
+def blocks(text: str, *languages: str) -> list[str]:
+    """The fenced blocks of a page in some languages; "" for those that name none."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [block for language, block in found if language in languages]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The commands of a page, each from `jaxboost`, `train.py` or `convert_weights.py` on, as a shell splits them."""
+    outside = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    inline = [code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", outside)]
+    lines = [re.sub(r"\\\n\s*", "", shown) for shown in (*blocks(text, "", "bash"), *inline)]
+    found = re.findall(r"(?:\bjaxboost|\bpython (?:train|convert_weights)\.py) [a-z-].*", "\n".join(lines))
+    return [shlex.split(command.replace("'", ""), comments=True) for command in found]
+
+
+def load(config: str) -> ConfigDict:
+    """The config that `--config NAME[:ARGUMENT]` or `--config configs/NAME.py[:ARGUMENT]` names."""
+    name, _, argument = config.partition(":")
+    module = importlib.import_module(f"configs.{pathlib.PurePath(name).stem}")
+    return module.get_config(argument) if argument else module.get_config()
+
+
+def has_field(config: ConfigDict, field: str) -> bool:
+    section, _, name = field.rpartition(".")
+    return name in (config[section] if section and section in config else {} if section else config)
+
+
+def parsed_flags() -> set[str]:
+    """Every flag that the commands define."""
+    sources = [*(REPOSITORY / "jaxboost" / "cli").rglob("*.py"), *(REPOSITORY / "jaxboost").glob("*/predict.py")]
+    sources += [REPOSITORY / "jaxboost" / "analysis" / "describe.py"]
+    sources += [REPOSITORY / "train.py", REPOSITORY / "convert_weights.py"]
+    text = "\n".join(path.read_text("utf-8") for path in sources if path.exists())
+    defined = re.findall(r'(?:DEFINE_\w+|add_argument)\(\s*"(?:--)?(\w+)"', text)
+    return {"config", *defined, *(f"no{name}" for name in defined)}
+
+
+def test_readme_is_short():
+    lines = (REPOSITORY / "README.md").read_text("utf-8").splitlines()
+    assert len(lines) <= 120
+    assert max(map(len, lines)) <= 120
+
+
+@each_page
+def test_links_lead_to_files(page):
+    text = page.read_text("utf-8")
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL))
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+@each_page
+def test_named_files_exist(page):
+    text = page.read_text("utf-8")
+    named = re.findall(r"(?<![\w/.~])(?:configs|docs|jaxboost|benchmarks|tests|examples)/[\w./{},-]*\w", text)
+    named += [f"configs/{name}.py" for name in re.findall(r"`([\w{},]*mnist[\w{},]*_[\w{},]+)`", text)]
+    paths = {path.rstrip("/.,") for name in named for path in braces(name)}
+    assert sorted(path for path in paths if not (REPOSITORY / path).exists()) == []
+
+
+@each_page
+def test_named_fields_exist(page):
+    text = page.read_text("utf-8")
+    sections = [
+        name for name in {*RLLM, *PNEUMOLLM} if isinstance((RLLM if name in RLLM else PNEUMOLLM)[name], ConfigDict)
+    ]
+    named = set(re.findall(r"--config\.([a-z_.0-9]*[a-z_0-9])", text))
+    named |= set(re.findall(rf"`((?:{'|'.join(sections)})\.[a-z_0-9]+)(?=[=`])", text))
+    unknown = {field for field in named if not (has_field(RLLM, field) or has_field(PNEUMOLLM, field))}
+    assert unknown - NOT_FIELDS == set()
+
+
+@each_page
+def test_commands_parse(page):
+    known = parsed_flags()
+    for words in commands(page.read_text("utf-8")):
+        if words[0] == "jaxboost":
+            assert words[1] in SUBCOMMANDS, words
+        given = [word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")]
+        flags = [flag for flag in given if not flag.startswith("config.")]
+        assert set(flags) <= known, words
+        name = words[words.index("--config") + 1] if "--config" in words else "..."
+        for one in [] if name in PLACEHOLDERS else braces(name):
+            config = load(one)
+            assert [flag for flag in given if flag.startswith("config.") and not has_field(config, flag[7:])] == [], (
+                words
+            )
+
+
+@each_page
+def test_extras_groups_and_modules_exist(page):
+    text = page.read_text("utf-8")
+    assert set(re.findall(r"--extra (\w+)", text)) <= set(PROJECT["project"]["optional-dependencies"])
+    assert set(re.findall(r"--group (\w+)", text)) <= set(PROJECT["dependency-groups"])
+    for module in re.findall(r"-m ((?:jaxboost|benchmarks)\.[\w.]*\w)", text):
+        path = REPOSITORY / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
+@each_page
+def test_python_compiles_and_uses_public_names(page):
+    for block in blocks(page.read_text("utf-8"), "python"):
+        ast.parse(block)
+        used = set(re.findall(r"\bjb\.(\w+)", block))
+        assert used <= set(getattr(jaxboost, "__all__", used))
+
+
+def test_citation_has_the_projects_version_and_both_papers():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text("utf-8"))
+    assert citation["version"] == PROJECT["project"]["version"]
+    assert citation["license"] == PROJECT["project"]["license"]
+    papers = [identifier["value"] for paper in citation["references"] for identifier in paper["identifiers"]]
+    assert papers == ["arXiv:2403.17343", "arXiv:2312.03490"]
+
+
+def test_figure_is_svg_with_a_title_and_both_colour_schemes():
+    text = (REPOSITORY / "docs" / "figures" / "rllm.svg").read_text("utf-8")
+    assert text.startswith("<svg")
+    assert "<title" in text
+    assert "prefers-color-scheme: dark" in text
