@@ -13,7 +13,8 @@ import yaml
 from ml_collections import ConfigDict
 
 import jaxboost
-from configs import default
+from jaxboost.cli import main
+from jaxboost.config import table
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 PAGES = sorted(
@@ -21,8 +22,8 @@ PAGES = sorted(
     key=lambda path: path.name,
 )
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
-SUBCOMMANDS = ("train", "convert", "describe", "predict", "export")
-RLLM, PNEUMOLLM = default.get_config(), default.get_pneumollm_config()
+# What a clone has at its top level, and what it stands for.
+SCRIPTS = {"train.py": "train", "convert_weights.py": "convert"}
 # What looks like a field in the section `model`.
 NOT_FIELDS = {"model.safetensors"}
 PLACEHOLDERS = {"...", "configs/X.py"}
@@ -54,26 +55,24 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(command.replace("'", ""), comments=True) for command in found]
 
 
-def load(config: str) -> ConfigDict:
-    """The config that `--config NAME[:ARGUMENT]` or `--config configs/NAME.py[:ARGUMENT]` names."""
+def load(config: str) -> set[str]:
+    """The fields of the config that `--config NAME[:ARGUMENT]` or `--config configs/NAME.py[:ARGUMENT]` names."""
     name, _, argument = config.partition(":")
     module = importlib.import_module(f"configs.{pathlib.PurePath(name).stem}")
-    return module.get_config(argument) if argument else module.get_config()
+    loaded = module.get_config(argument) if argument else module.get_config()
+    return {field for field in table.ALL_FIELDS if _has(loaded, field)}
 
 
-def has_field(config: ConfigDict, field: str) -> bool:
+def _has(config: ConfigDict, field: str) -> bool:
     section, _, name = field.rpartition(".")
-    return name in (config[section] if section and section in config else {} if section else config)
+    return name in (config.get(section, {}) if section else config)
 
 
-def parsed_flags() -> set[str]:
-    """Every flag that the commands define."""
-    sources = [*(REPOSITORY / "jaxboost" / "cli").rglob("*.py"), *(REPOSITORY / "jaxboost").glob("*/predict.py")]
-    sources += [REPOSITORY / "jaxboost" / "analysis" / "describe.py"]
-    sources += [REPOSITORY / "train.py", REPOSITORY / "convert_weights.py"]
-    text = "\n".join(path.read_text("utf-8") for path in sources if path.exists())
-    defined = re.findall(r'(?:DEFINE_\w+|add_argument)\(\s*"(?:--)?(\w+)"', text)
-    return {"config", *defined, *(f"no{name}" for name in defined)}
+def flags_of(command: str) -> set[str]:
+    """The flags of a subcommand of `jaxboost`."""
+    text = (REPOSITORY / "jaxboost" / "cli" / f"{command}.py").read_text("utf-8")
+    defined = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text)
+    return {"config", "help", *defined, *(f"no{name}" for name in defined)}
 
 
 def test_readme_is_short():
@@ -102,30 +101,23 @@ def test_named_files_exist(page):
 @each_page
 def test_named_fields_exist(page):
     text = page.read_text("utf-8")
-    sections = [
-        name for name in {*RLLM, *PNEUMOLLM} if isinstance((RLLM if name in RLLM else PNEUMOLLM)[name], ConfigDict)
-    ]
+    sections = {name.partition(".")[0] for name in table.ALL_FIELDS if "." in name}
     named = set(re.findall(r"--config\.([a-z_.0-9]*[a-z_0-9])", text))
     named |= set(re.findall(rf"`((?:{'|'.join(sections)})\.[a-z_0-9]+)(?=[=`])", text))
-    unknown = {field for field in named if not (has_field(RLLM, field) or has_field(PNEUMOLLM, field))}
-    assert unknown - NOT_FIELDS == set()
+    assert named - {*table.ALL_FIELDS} - NOT_FIELDS == set()
 
 
 @each_page
 def test_commands_parse(page):
-    known = parsed_flags()
     for words in commands(page.read_text("utf-8")):
-        if words[0] == "jaxboost":
-            assert words[1] in SUBCOMMANDS, words
+        command = words[1] if words[0] == "jaxboost" else SCRIPTS[words[1]]
+        assert command in main.COMMANDS, words
         given = [word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")]
-        flags = [flag for flag in given if not flag.startswith("config.")]
-        assert set(flags) <= known, words
+        assert {flag for flag in given if not flag.startswith("config.")} <= flags_of(command), words
         name = words[words.index("--config") + 1] if "--config" in words else "..."
         for one in [] if name in PLACEHOLDERS else braces(name):
-            config = load(one)
-            assert [flag for flag in given if flag.startswith("config.") and not has_field(config, flag[7:])] == [], (
-                words
-            )
+            fields = load(one)
+            assert [flag for flag in given if flag.startswith("config.") and flag[7:] not in fields] == [], words
 
 
 @each_page
