@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import itertools
 import pathlib
 import re
@@ -136,6 +137,17 @@ def test_python_compiles_and_uses_public_names(page):
         ast.parse(block)
         used = set(re.findall(r"\bjb\.(\w+)", block))
         assert used <= set(getattr(jaxboost, "__all__", used))
+
+
+def test_page_of_the_config_has_every_field():
+    path = REPOSITORY / "docs" / "hooks" / "config_fields.py"
+    spec = importlib.util.spec_from_file_location("config_fields", path)
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    assert hook.MARKER in (REPOSITORY / "docs" / hook.PAGE).read_text("utf-8")
+    rows = [line for line in hook.tables().splitlines() if line.startswith("| `")]
+    assert sorted(re.match(r"\| `([\w.]+)`", row)[1] for row in rows) == sorted(table.ALL_FIELDS)
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}
 
 
 def test_citation_has_the_projects_version_and_both_papers():
