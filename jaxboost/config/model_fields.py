@@ -80,8 +80,8 @@ def _llama(final_norm: str, default: str) -> dict[str, Field]:
         "convert": Field(False, "convert a missing block from the source at the start of the run", resume="free"),
         "layers": Field(
             (),
-            "layers of the LLM, in the order in which they run; (): all that the block holds. Where no block is read, or a"
-            f" missing block is converted, () is {default}",
+            "layers of the LLM, in the order in which they run; (): all that the block holds. Where no block is read,"
+            f" or a missing block is converted, () is {default}",
         ),
         "final_norm": Field(
             final_norm,
