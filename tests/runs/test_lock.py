@@ -225,7 +225,6 @@ def test_folds_have_locks_of_their_own(request, tmp_path):
     assert (tmp_path / "folds.csv").read_bytes() == before
 
 
-@pytest.mark.slow
 def test_two_commands_at_once_make_one_run(lidc_root, tmp_path):
     """Both start together; one is refused in one line, and the other's result is whole."""
     arguments = [

@@ -155,7 +155,6 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.slow
 def test_spread_over_devices_gives_the_same(radiographs, block, tmp_path):
     process = run_script("-c", SHARDED, radiographs, block, tmp_path, env=devices(2))
     assert process.returncode == 0, process.stderr

@@ -23,7 +23,6 @@ def _needs(root: pathlib.Path, name: str) -> None:
         pytest.skip(f"official MedMNIST file not found: {name}.npz in MEDMNIST_ROOT")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["vesselmnist3d_vivitm", "vesselmnist3d_vivits", "vesselmnist3d_vit3d", "breastmnist_vits"]
 )

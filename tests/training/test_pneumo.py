@@ -149,7 +149,6 @@ def test_folds_of_another_config_are_not_mixed(finished, radiographs, tmp_path):
 KILLED_IN_SECOND_FOLD = interrupted_training(10, "fold1/checkpoints/latest/3", KILL)
 
 
-@pytest.mark.slow
 def test_killed_fold_goes_on_to_the_same_end(finished, radiographs, tmp_path):
     _, result = finished
     workdir = tmp_path / "killed"
@@ -441,7 +440,6 @@ print(json.dumps(losses))
 """
 
 
-@pytest.mark.slow
 def test_llama_spread_over_devices_gives_the_same(radiographs, tmp_path):
     process = run_script("-c", SHARDED, radiographs, tmp_path, env=devices(2))
     assert process.returncode == 0, process.stderr

@@ -24,7 +24,6 @@ def _quickstart(root, block, workdir):
     return process.stdout + process.stderr, json.loads((workdir / "result.json").read_text())
 
 
-@pytest.mark.slow
 def test_quickstart_converts_once(lidc_root, tmp_path):
     block = tmp_path / "block"
     log, result = _quickstart(lidc_root, block, tmp_path / "first")

@@ -67,7 +67,6 @@ def uninterrupted(lidc_root, tmp_path_factory):
     return workdir, process
 
 
-@pytest.mark.slow
 def test_kill_and_resume_is_bitwise_equal(uninterrupted, lidc_root, tmp_path):
     whole, _ = uninterrupted
     workdir = tmp_path / "killed"
@@ -90,7 +89,6 @@ def test_kill_and_resume_is_bitwise_equal(uninterrupted, lidc_root, tmp_path):
 
 # The weights of the best epoch are written at once, after step 6; the state in the background, which tells at step 9.
 @pytest.mark.parametrize("steps", [6, 12])
-@pytest.mark.slow
 def test_full_disk_leaves_the_last_checkpoint(steps, lidc_root, tmp_path):
     workdir = tmp_path / "full"
     arguments = _small(lidc_root, workdir, f"--config.train.max_steps={steps}")
@@ -182,7 +180,6 @@ def test_workdir_of_another_config(uninterrupted, lidc_root):
     assert_mistake(process, "another config", "optim.lr (0.0005 there, 0.001 now)", "--workdir")
 
 
-@pytest.mark.slow
 def test_sigterm_saves_and_stops_cleanly(lidc_root, tmp_path):
     workdir = tmp_path / "run"
     arguments = _small(lidc_root, workdir, "--config.train.max_steps=0", "--config.train.epochs=500")
@@ -266,7 +263,6 @@ def test_reference_protocol_is_marked(lidc_root, tmp_path, caplog, monkeypatch):
     assert all("@reference-seed0" in file.name for file in (tmp_path / "run/predictions").iterdir())
 
 
-@pytest.mark.slow
 def test_two_devices_give_the_same_losses(uninterrupted, lidc_root, tmp_path):
     whole, _ = uninterrupted
     workdir = tmp_path / "run"
@@ -281,7 +277,6 @@ def test_two_devices_give_the_same_losses(uninterrupted, lidc_root, tmp_path):
 ONE_PLAIN_STEP = ("--config.train.max_steps=1", "--config.boost.kind=none")
 
 
-@pytest.mark.slow
 def test_compiled_programs_are_kept_for_the_next_start(lidc_root, tmp_path):
     cache = tmp_path / "cache"
     # Empty, the variable names no folder.
@@ -297,7 +292,6 @@ def test_compiled_programs_are_kept_for_the_next_start(lidc_root, tmp_path):
     assert train("second") == kept
 
 
-@pytest.mark.slow
 def test_compiled_programs_are_not_kept_where_the_config_says_so(lidc_root, tmp_path):
     cache = tmp_path / "cache"
     env = {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": ""}

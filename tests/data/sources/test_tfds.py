@@ -524,7 +524,6 @@ def test_no_tensorflow(shapes, tmp_path):
     assert process.stdout.splitlines()[-2:] == ["[]", str(package / "__init__.py")]
 
 
-@pytest.mark.slow
 def test_a_training_run(shapes, tmp_path):
     # Only here: the other tests of this file need no jax.
     from jaxboost.runs import train
