@@ -227,7 +227,7 @@ def test_old_pickle_format(model, written, tmp_path):
 def test_torch_is_not_installed(name, written, monkeypatch, tmp_path):
     source = written(name)
     monkeypatch.setitem(sys.modules, "torch", None)
-    refused(tmp_path, source, "torch is not installed: run this with `uv run --extra convert`")
+    refused(tmp_path, source, "torch is not installed: run this with `uv run --extra convert ...`")
 
 
 def test_meta_without_params(written, tmp_path):
