@@ -27,6 +27,7 @@ class Case:
     batch: int
     path: str = "auto"
     dtype: str = "float32"
+    tf32: bool = False  # on a GPU: matrix products of float32 may round their operands to 10 bits
 
     @property
     def image_size(self) -> int:
@@ -93,6 +94,8 @@ class Jaxboost:
         from jaxboost.training import program, step
 
         jax.config.update("jax_enable_compilation_cache", False)
+        # Said to both frameworks, because their defaults differ on a GPU.
+        jax.config.update("jax_default_matmul_precision", "tensorfloat32" if case.tf32 else "highest")
         self._batch_size = case.batch
         graphdef = split(nnx.eval_shape(lambda: case.build(nnx.Rngs(0))))[0]
         params, frozen = pickle.loads((pathlib.Path(folder) / "weights.pickle").read_bytes())
@@ -143,6 +146,12 @@ class Jaxboost:
         """Seconds of one step, the mean of `count`."""
         return _time(self.step, count)
 
+    def device_peak_mb(self) -> float:
+        """Largest memory on the device, in MB; 0 on a CPU, which has no count of its own."""
+        import jax
+
+        return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) / 1e6
+
     def product(self, size: int) -> float:
         """Seconds of one float32 matrix product."""
         import jax
@@ -169,6 +178,10 @@ class TorchEager:
             self._module = self._restate(case)
         state = torch.load(pathlib.Path(folder) / "weights.pt", weights_only=True)
         self._module.load_state_dict(state, strict=True, assign=True)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._module.to(self._device)
+        torch.set_float32_matmul_precision("high" if case.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = case.tf32
         # Loaded tensors need no gradient of their own.
         for name, parameter in self._module.named_parameters():
             parameter.requires_grad_(not name.startswith("boost.block."))
@@ -181,8 +194,8 @@ class TorchEager:
             betas=BETAS,
             eps=EPS,
         )
-        self._images = torch.from_numpy(case.images())
-        self._labels = torch.from_numpy(case.labels()[:, 0]).long()
+        self._images = torch.from_numpy(case.images()).to(self._device)
+        self._labels = torch.from_numpy(case.labels()[:, 0]).long().to(self._device)
         self._pixels = rllm.pixels
         self._call = self._module
 
@@ -223,6 +236,12 @@ class TorchEager:
     def time_steps(self, count: int) -> float:
         return _time(self.step, count)
 
+    def device_peak_mb(self) -> float:
+        """As `Jaxboost.device_peak_mb`."""
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 1e6 if self._device == "cuda" else 0.0
+
     def _loss(self) -> Any:
         from torch.nn import functional
 
@@ -231,10 +250,10 @@ class TorchEager:
     def product(self, size: int) -> float:
         import torch
 
-        a = torch.full((size, size), 0.5)
-        torch.matmul(a, a)
+        a = torch.full((size, size), 0.5, device=self._device)
+        torch.matmul(a, a).sum().item()
         start = time.perf_counter()
-        torch.matmul(a, a)
+        torch.matmul(a, a).sum().item()
         return time.perf_counter() - start
 
 

@@ -50,7 +50,8 @@ def compare(case: Case, contenders: list[str], rounds: int) -> dict[str, Any]:
 def _compare(case: Case, remotes: dict[str, Remote], rounds: int) -> dict[str, Any]:
     results = {name: remote.call("compile") for name, remote in remotes.items()}
     losses = {name: [remote.call("step") for _ in range(WARM_STEPS)] for name, remote in remotes.items()}
-    _check_losses({name: values for name, values in losses.items() if name != PLAIN}, case.dtype)
+    tolerance = 1e-4 if case.dtype == "float32" and not case.tf32 else 3e-2
+    _check_losses({name: values for name, values in losses.items() if name != PLAIN}, tolerance)
     seconds = {name: [] for name in remotes}
     turn = {name: 1 for name in remotes}
     for remote in remotes.values():
@@ -64,6 +65,7 @@ def _compare(case: Case, remotes: dict[str, Remote], rounds: int) -> dict[str, A
                 seconds[name].append(elapsed)
     for name, remote in remotes.items():
         results[name]["peak_mb"] = remote.peak_mb()
+        results[name]["device_peak_mb"] = remote.call("device_peak_mb")
     products = [remote.call("product", PRODUCT_SIZE) for _ in range(rounds) for remote in remotes.values()]
     peak_flops = 2 * PRODUCT_SIZE**3 / min(products)
     for name, result in results.items():
@@ -86,9 +88,8 @@ def _compare(case: Case, remotes: dict[str, Remote], rounds: int) -> dict[str, A
     return summary
 
 
-def _check_losses(losses: dict[str, list[float]], dtype: str) -> None:
+def _check_losses(losses: dict[str, list[float]], tolerance: float) -> None:
     """The first loss shows the same function, those after updates the same gradients and the same optimiser."""
-    tolerance = 1e-4 if dtype == "float32" else 3e-2
     reference_name, reference = next(iter(losses.items()))
     for name, values in losses.items():
         if not all(math.isclose(a, b, rel_tol=tolerance) for a, b in zip(values, reference, strict=True)):
@@ -108,6 +109,9 @@ def as_text(summary: dict[str, Any]) -> str:
                 f"{name:15} {result['compile_s']:9.1f} {result['step_s']:8.3f} {result['images_per_second']:9.2f}"
                 f" {result['peak_mb']:8.0f} {result['flops_per_image'] / 1e9:12.2f} {result['share_of_peak']:8.0%}"
             )
+    devices = {name: summary[name]["device_peak_mb"] for name in (*CONTENDERS, PLAIN) if name in summary}
+    if any(devices.values()):
+        lines.append("peak memory of the device, MB: " + ", ".join(f"{name} {mb:.0f}" for name, mb in devices.items()))
     if "ratio" in summary:
         lines.append(f"jaxboost is {summary['ratio']:.2f} times as fast as torch_eager")
     if "ratio_torch_compile" in summary:
@@ -123,6 +127,7 @@ if __name__ == "__main__":
     family = flags.DEFINE_string("family", "llama-7b", "shapes of the LLaMA layer")
     path = flags.DEFINE_string("path", "auto", "boost.path")
     dtype = flags.DEFINE_string("dtype", "float32", "of jaxboost's computation")
+    tf32 = flags.DEFINE_bool("tf32", False, "on a GPU: tensor cores for float32, in both frameworks")
     batch = flags.DEFINE_integer("batch", 8, "images in a step", lower_bound=1)
     rounds = flags.DEFINE_integer("rounds", 3, "turns of each contender", lower_bound=1)
     contenders = flags.DEFINE_list("contenders", list(CONTENDERS), "which to run")
@@ -147,6 +152,7 @@ if __name__ == "__main__":
             batch=batch.value,
             path=path.value,
             dtype=dtype.value,
+            tf32=tf32.value,
         )
         summary = compare(case, contenders.value, rounds.value)
         print(as_text(summary))

@@ -46,14 +46,14 @@ def test_train_step(monkeypatch):
 
 def test_losses_that_differ_are_refused():
     equal = {"jaxboost": [1.5, 1.25], "torch_eager": [1.5, 1.25 * (1 + 5e-5)]}
-    train_step._check_losses(equal, "float32")
+    train_step._check_losses(equal, 1e-4)
     # From the second step on: the gradients or the optimiser differ.
     other = equal | {"torch_compile": [1.5, 1.26]}
     with pytest.raises(AssertionError, match=r"losses differ: jaxboost \[1\.5, 1\.25\], torch_compile \[1\.5, 1\.26\]"):
-        train_step._check_losses(other, "float32")
-    train_step._check_losses(other, "bfloat16")
+        train_step._check_losses(other, 1e-4)
+    train_step._check_losses(other, 3e-2)
     with pytest.raises(AssertionError, match="losses differ"):
-        train_step._check_losses({"jaxboost": [math.nan], "torch_eager": [math.nan]}, "bfloat16")
+        train_step._check_losses({"jaxboost": [math.nan], "torch_eager": [math.nan]}, 3e-2)
 
 
 IMAGES = (
