@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -51,7 +52,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         # Without cuDNN's kernel: whether it applies depends on the device and version at run time, not known here.
         return jax.lax.platform_dependent(q, k, v, cpu=_attend_head_major, default=jax.nn.dot_product_attention)
     if jax.default_backend() != "cpu":
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _has_cudnn_kernel(q) else None)
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _has_cudnn_kernel(q, k, v) else None)
     return _attend_head_major(q, k, v)
 
 
@@ -63,11 +64,27 @@ def _attend_head_major(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return (weights @ v).swapaxes(1, 2)
 
 
-def _has_cudnn_kernel(q: jax.Array) -> bool:
-    """Whether cuDNN's fused kernel applies: 16-bit floats, and head widths that are multiples of 8 up to 128."""
+def _has_cudnn_kernel(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
+    """Whether cuDNN's fused kernel applies: 16-bit floats, head widths that are multiples of 8 up to 128, and lengths.
+
+    Which lengths it takes depends on the versions of jax and of cuDNN. One query, for the CLS token alone, is refused
+    by some, and costs next to nothing without the kernel.
+    """
     platform: Any = jax.devices()[0].client
     half = q.dtype in (jnp.bfloat16, jnp.float16)
-    return half and q.shape[-1] in range(8, 129, 8) and "cuda" in platform.platform_version
+    if not half or q.shape[-1] not in range(8, 129, 8) or "cuda" not in platform.platform_version or q.shape[1] == 1:
+        return False
+    return _cudnn_accepts(q, k, v)
+
+
+def _cudnn_accepts(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
+    """Whether jax traces cuDNN's kernel for these shapes, its gradient too: it raises where there is no kernel."""
+    fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    try:
+        jax.eval_shape(lambda *given: jax.vjp(fused, *given)[0], q, k, v)
+    except (NotImplementedError, RuntimeError, ValueError):
+        return False
+    return True
 
 
 def _columns(layer: nnx.Linear | Projection, x: jax.Array, columns: slice) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxboost.models import transformer
 from jaxboost.models.transformer import attend
 from tests.models.parity import assert_close, cotangent, normal
 
@@ -28,17 +29,26 @@ def test_both_layouts_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("platform", "dtype", "width", "implementation"),
+    ("platform", "dtype", "width", "queries", "accepts", "implementation"),
     [
-        ("cuda 12080", jnp.bfloat16, 64, "cudnn"),
-        ("cuda 12080", jnp.float16, 64, "cudnn"),
-        ("cuda 12080", jnp.float32, 64, None),
-        ("cuda 12080", jnp.bfloat16, 12, None),
-        ("rocm 60300", jnp.bfloat16, 64, None),
+        ("cuda 12080", jnp.bfloat16, 64, 2, True, "cudnn"),
+        ("cuda 12080", jnp.float16, 64, 2, True, "cudnn"),
+        ("cuda 12080", jnp.float32, 64, 2, True, None),
+        ("cuda 12080", jnp.bfloat16, 12, 2, True, None),
+        ("rocm 60300", jnp.bfloat16, 64, 2, True, None),
+        # The CLS token alone, and lengths that the version of jax refuses.
+        ("cuda 12080", jnp.bfloat16, 64, 1, True, None),
+        ("cuda 12080", jnp.bfloat16, 64, 2, False, None),
     ],
 )
 def test_the_fused_kernel_is_taken_where_it_applies(
-    platform: str, dtype: Any, width: int, implementation: str | None, monkeypatch: pytest.MonkeyPatch
+    platform: str,
+    dtype: Any,
+    width: int,
+    queries: int,
+    accepts: bool,
+    implementation: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No GPU here: this holds the choice, not the kernel."""
     chosen = []
@@ -51,6 +61,15 @@ def test_the_fused_kernel_is_taken_where_it_applies(
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [device])
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    monkeypatch.setattr(transformer, "_cudnn_accepts", lambda q, k, v: accepts)
     x = jnp.zeros((1, 2, 1, width), dtype)
-    attend(x, x, x)
+    attend(x[:, :queries], x, x)
     assert chosen == [implementation]
+
+
+def test_a_kernel_that_jax_refuses_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = jnp.zeros((1, 2, 1, 64), jnp.bfloat16)
+    # There is no cuDNN here.
+    assert not transformer._cudnn_accepts(x, x, x)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, *, implementation: q)
+    assert transformer._cudnn_accepts(x, x, x)
