@@ -1,14 +1,14 @@
 """All problems of a config, found before anything is loaded."""
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxboost.config.continuing import flat
 from jaxboost.config.fields import MAX_STEPS, Field
-from jaxboost.config.table import ALL_FIELDS, fields_of
+from jaxboost.config.table import fields_of
 from jaxboost.errors import UserError, check_choice, nearest
 
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
@@ -44,23 +44,24 @@ def validate(config: ConfigDict) -> None:
 
 def problems(config: ConfigDict) -> list[str]:
     """The problems of a config, one text each; see `validate`."""
-    from jaxboost.config.combinations import combination_problems
-
     fields, values = fields_of(config), flat(config)
-    wrong = {name: text for name, field in fields.items() if (text := _field_problem(name, field, values))}
     unknown = [f"config field {name} is unknown: {nearest(name, fields)}" for name in values if name not in fields]
-    return [*unknown, *wrong.values(), *combination_problems(config, wrong)]
+    missing = {
+        name: f"config field {name} is missing: start from jaxboost.config.get_config() or get_pneumollm_config()"
+        for name in fields
+        if name not in values
+    }
+    return [*unknown, *missing.values(), *_present_problems(config, missing)]
 
 
-def check_numbers(config: ConfigDict) -> None:
-    """Checks the numbers of a config that may lack fields, as that of a run's folder.
+def validate_present(config: ConfigDict) -> None:
+    """Like `validate`, for a config that lacks fields: that of a finished run, as far as a prediction reads it.
 
     Raises:
-      UserError: names all numbers that are not finite, or out of their range.
+      UserError: see `validate`; a field that is missing is no problem.
     """
-    values = flat(config)
-    texts = (_number_problem(name, ALL_FIELDS.get(name), value) for name, value in values.items())
-    if found := [text for text in texts if text]:
+    fields, values = fields_of(config), flat(config)
+    if found := _present_problems(config, [name for name in fields if name not in values]):
         raise UserError("; ".join(found))
 
 
@@ -74,11 +75,18 @@ def check_steps(config: Any, steps_per_epoch: int) -> None:
         )
 
 
-def _field_problem(name: str, field: Field, values: Mapping[str, Any]) -> str:
-    """What is wrong with one field, empty if nothing is."""
-    if name not in values:
-        return f"config field {name} is missing: start from jaxboost.config.get_config() or get_pneumollm_config()"
-    value = values[name]
+def _present_problems(config: ConfigDict, missing: Collection[str]) -> list[str]:
+    """The problems of the fields that a config has, and of their combinations where none of the fields is missing."""
+    from jaxboost.config.combinations import combination_problems
+
+    fields, values = fields_of(config), flat(config)
+    texts = {name: _field_problem(name, fields[name], value) for name, value in values.items() if name in fields}
+    wrong = {name: text for name, text in texts.items() if text}
+    return [*wrong.values(), *combination_problems(config, {*wrong, *missing})]
+
+
+def _field_problem(name: str, field: Field, value: Any) -> str:
+    """The problem of one field, empty if there is none."""
     allowed, words = _TYPES[type(field.default)]
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
         return f"config field {name}: {value!r} should be {words}"
