@@ -1,7 +1,7 @@
 """All problems of a config, found before anything is loaded."""
 
 import types
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,6 +12,7 @@ from jaxboost.config.table import fields_of
 from jaxboost.errors import UserError, check_choice, nearest
 
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+_MISSING = "config field {name} is missing: start from jaxboost.config.get_config() or get_pneumollm_config()"
 _MAX_ENTRIES = 10_000  # of a tuple, such as classes
 # The type of a default -> the types that a value may have, and their name in a message.
 _TYPES: Mapping[type, tuple[tuple[type, ...], str]] = types.MappingProxyType(
@@ -44,24 +45,16 @@ def validate(config: ConfigDict) -> None:
 
 def problems(config: ConfigDict) -> list[str]:
     """The problems of a config, one text each; see `validate`."""
-    fields, values = fields_of(config), flat(config)
-    unknown = [f"config field {name} is unknown: {nearest(name, fields)}" for name in values if name not in fields]
-    missing = {
-        name: f"config field {name} is missing: start from jaxboost.config.get_config() or get_pneumollm_config()"
-        for name in fields
-        if name not in values
-    }
-    return [*unknown, *missing.values(), *_present_problems(config, missing)]
+    return _problems(config, may_lack_fields=False)
 
 
 def validate_present(config: ConfigDict) -> None:
-    """Like `validate`, for a config that lacks fields: that of a finished run, as far as a prediction reads it.
+    """Like `validate`, for a config that may lack fields: that of a finished run, as far as a prediction reads it.
 
     Raises:
-      UserError: see `validate`; a field that is missing is no problem.
+      UserError: see `validate`; a missing field is no problem.
     """
-    fields, values = fields_of(config), flat(config)
-    if found := _present_problems(config, [name for name in fields if name not in values]):
+    if found := _problems(config, may_lack_fields=True):
         raise UserError("; ".join(found))
 
 
@@ -75,14 +68,19 @@ def check_steps(config: Any, steps_per_epoch: int) -> None:
         )
 
 
-def _present_problems(config: ConfigDict, missing: Collection[str]) -> list[str]:
-    """The problems of the fields that a config has, and of their combinations where none of the fields is missing."""
+def _problems(config: ConfigDict, *, may_lack_fields: bool) -> list[str]:
     from jaxboost.config.combinations import combination_problems
 
     fields, values = fields_of(config), flat(config)
-    texts = {name: _field_problem(name, fields[name], value) for name, value in values.items() if name in fields}
-    wrong = {name: text for name, text in texts.items() if text}
-    return [*wrong.values(), *combination_problems(config, {*wrong, *missing})]
+    unknown = [f"config field {name} is unknown: {nearest(name, fields)}" for name in values if name not in fields]
+    wrong: dict[str, str] = {}
+    for name, field in fields.items():
+        text = _field_problem(name, field, values[name]) if name in values else _MISSING.format(name=name)
+        if text:
+            wrong[name] = text
+    # A combination is checked only if all of its fields are there and right.
+    texts = [text for name, text in wrong.items() if name in values or not may_lack_fields]
+    return [*unknown, *texts, *combination_problems(config, wrong)]
 
 
 def _field_problem(name: str, field: Field, value: Any) -> str:
