@@ -51,7 +51,7 @@ def loaded(block, **changes):
     }
 
 
-def test_layers_are_packed_one_by_one(block):
+def test_layers_are_quantized_one_by_one(block):
     seen = []
 
     def quantize(layer):
