@@ -169,7 +169,7 @@ class TorchEager:
             self._module = self._restate(case)
         state = torch.load(pathlib.Path(folder) / "weights.pt", weights_only=True)
         self._module.load_state_dict(state, strict=True, assign=True)
-        # `assign` replaces the parameters by tensors without gradients.
+        # Loaded tensors need no gradient of their own.
         for name, parameter in self._module.named_parameters():
             parameter.requires_grad_(not name.startswith("boost.block."))
         trained = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
