@@ -1,6 +1,6 @@
-"""One training step as jaxboost takes it and as PyTorch does, from the same weights, on the same batch.
+"""One training step in jaxboost and in PyTorch, from the same weights, on the same batch.
 
-Every class here is made in a process of its own (`benchmarks.process`) and imports its framework there.
+Every class here is made in a separate process (`benchmarks.process`) and imports its framework there.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is trained: a backbone and a kind of booster by name, the LLaMA family's shapes, and the batch."""
+    """What is trained: backbone, kind of booster, the LLaMA family that gives the shapes, and batch size."""
 
     model: str
     boost: str
@@ -135,7 +135,7 @@ class Jaxboost:
         return {"compile_s": seconds, "flops_per_image": flops / self._batch_size}
 
     def step(self) -> float:
-        """One step; returns its loss when the step is through."""
+        """Runs one step, waits for it, and returns its loss."""
         import jax
 
         self._state, metrics = self._step(self._state, self._frozen, self._batch)
@@ -143,7 +143,7 @@ class Jaxboost:
         return float(metrics["loss"])
 
     def time_steps(self, count: int) -> float:
-        """Seconds of one step, the mean of `count`."""
+        """Mean seconds of a step over `count` steps."""
         return _time(self.step, count)
 
     def device_peak_mb(self) -> float:
@@ -166,7 +166,7 @@ class Jaxboost:
 
 
 class TorchEager:
-    """Our PyTorch restatement of the reference, every operation on its own, as its authors run it."""
+    """Our PyTorch restatement of the reference, every operation separate, as its authors run it."""
 
     def __init__(self, case: Case, folder: str):
         import torch
@@ -261,7 +261,7 @@ class TorchCompile(TorchEager):
     """The same module under `torch.compile`."""
 
     def compile(self) -> dict[str, float]:
-        """Compiles by a forward and backward pass; the second one is taken off, to leave compilation."""
+        """Compiles by a forward and backward pass; the time of a second pass is subtracted."""
         import torch
 
         counted = super().compile()

@@ -4,12 +4,12 @@
 
 The checkpoint has the shapes and sizes of LLaMA-7B in float16 (13.5 GB in two safetensors files), but it is sparse:
 only layer 31 has values and takes space on the disk. So the figures contain the disk time of that layer's 0.4 GB alone:
-holes cost only the kernel's work, and reading all of a real checkpoint costs more than is shown here. Every turn is a
+holes cost only work of the kernel, and reading a whole real checkpoint takes longer than shown here. Every turn is a
 fresh process that has finished its imports, and starts without the checkpoint in the page cache.
 
 - jaxboost: `jaxboost.convert` of layer 31, which writes a verified float32 block and waits for the disk to have it.
 - torch: every tensor of every file into one state dict in memory, then the layer's tensors, as stored, to a file.
-- torch_mmap: the same with the files mapped (the default of `safetensors.torch.load_file`), so that only the wanted
+- torch_mmap: the same with the files mapped (the default of `safetensors.torch.load_file`), so that only the needed
   tensors are read.
 
 The outputs are compared before any figure is printed. The whole checkpoint takes 14 GB of memory.
@@ -95,7 +95,7 @@ class Outputs:
     """What the contenders wrote."""
 
     def check(self, block: str, files: list[str], layer: int) -> None:
-        """Raises AssertionError where a file of PyTorch's holds other values than the block."""
+        """Raises AssertionError if a file from PyTorch does not hold the values of the block."""
         import numpy as np
         import torch
 
@@ -122,7 +122,7 @@ def compare(make: Callable[[pathlib.Path], Any], *, layer: int, rounds: int) -> 
         source = pathlib.Path(temporary) / "checkpoint"
         make(source)
         for number in range(rounds):
-            # A folder of its own, so that the disk holds the outputs of one round only.
+            # A separate folder, so that the disk holds the outputs of one round only.
             with tempfile.TemporaryDirectory(dir=temporary) as folder:
                 outs = {name: str(pathlib.Path(folder) / name) for name in CONTENDERS}
                 for name, contender in CONTENDERS.items():
@@ -174,8 +174,8 @@ def _measured(work: Callable[[], object]) -> dict[str, float]:
     """Runs `work` in this process: its seconds, and the bytes of files that it read.
 
     These are the bytes that read calls returned (rchar, from the disk or the page cache) and the growth of the resident
-    pages of mapped files (RssFile) up to their peak. Files beside the checkpoint count too, such as modules that are
-    imported late. The result of `work` is kept until the mapped pages are looked at for the last time.
+    pages of mapped files (RssFile) up to their peak. Other files count too, such as modules that are
+    imported late. The result of `work` is kept until the mapped pages are counted for the last time.
     """
     done = threading.Event()
     start_mapped = peak_mapped = _mapped_bytes()

@@ -1,11 +1,11 @@
-"""Times the training pipeline, and next to it the training steps that it has to feed.
+"""Times the training pipeline, and the training steps that it feeds.
 
     python -m benchmarks.data [--steps] [--rounds 3] [--json FILE]
 
 `jaxboost.data.pipeline.batches.train_iterator` shuffles, resizes and batches random images in memory. With
 --steps, a step of every paper backbone that takes such images (R-LLM with a LLaMA-7B layer) takes turns with it: each
 is timed alone, with all cores to itself, and medians over the turns are compared. A ratio far above 1 says that the
-pipeline does not hold the step up; training runs both at once, so that 1 would not be enough. Copies to a device are
+pipeline does not slow down the step. Training runs both at once, so 1 would not be enough. Copies to a device are
 in neither figure.
 """
 
@@ -36,13 +36,13 @@ TURN_SECONDS = 1.0  # a turn is as many batches or steps as fill this
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Images:
-    """What the pipeline is given and what it makes of it.
+    """Input and output of the pipeline.
 
     Attributes:
       name: for the table.
       shape: of one stored image (S, S[, S], C).
       image_size: edge length in pixels that is delivered.
-      backbones: those that take it.
+      backbones: that take these images.
       samples: in the split; at least a batch.
     """
 
@@ -69,7 +69,7 @@ IMAGES = (
 
 
 class Loader:
-    """The training pipeline on its own."""
+    """The training pipeline alone."""
 
     def __init__(self, images: Images):
         self._split, self._image_size = images.split(), images.image_size
@@ -77,15 +77,15 @@ class Loader:
     def deliver(self, batch_size: int, seconds: float) -> float:
         """Images per second over at least `seconds`."""
         iterator = train_iterator(self._split, batch_size=batch_size, seed=0, image_size=self._image_size)
-        # The reading threads start with the first batch. From then on this takes batches as they come, and none are
-        # stored up.
+        # The reading threads start with the first batch. From then on batches are taken as soon as they are ready,
+        # so none accumulate.
         next(iterator)
         count, elapsed, start = 0, 0.0, time.perf_counter()
         while elapsed < seconds:
             next(iterator)
             count += 1
             elapsed = time.perf_counter() - start
-        # What was read ahead would be finished in the next contender's turn.
+        # Else the threads would go on reading ahead during the next contender's turn.
         iterator.close()
         return count * batch_size / elapsed
 

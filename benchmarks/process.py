@@ -1,4 +1,4 @@
-"""Contenders in processes of their own, so that each has its memory, its threads and its libraries to itself."""
+"""Contenders in separate processes, so that each has its own memory, threads and libraries."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -34,7 +34,7 @@ class Remote:
         return value
 
     def reset_peak(self) -> None:
-        """Lets `peak_mb` start over from what the process holds now."""
+        """Resets the peak of `peak_mb` to the current memory."""
         self.call("reset_peak")
 
     def peak_mb(self) -> float:
@@ -63,7 +63,7 @@ def _serve(connection: multiprocessing.connection.Connection, make: Callable[...
                 thing = make(*arguments)
             function = memory.get(method) or getattr(thing, method)
             connection.send((True, function(*call_arguments)))
-        except Exception:  # whatever it is belongs to the caller, who raises it
+        except Exception:  # the caller raises it
             connection.send((False, traceback.format_exc()))
 
 

@@ -29,11 +29,15 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
 
     from jaxboost.analysis.flops import count_flops
     from jaxboost.analysis.memory import step_memory_gb
+    from jaxboost.config import validate
+    from jaxboost.config.combinations import check_data
     from jaxboost.models.frozen import count, merge, mib
     from jaxboost.runs import datasets
     from jaxboost.systems import prepare
 
+    validate(config)
     info = datasets.describe(config)
+    check_data(config, info)
     with_boost = prepare(config, info, with_weights=False)
     plain = config.copy_and_resolve_references()
     plain.update_from_flattened_dict({"llama.used": False} if "pneumollm" in config else {"boost.kind": "none"})

@@ -18,7 +18,7 @@ _STEPS_PER_EPOCH = 1000
 def step_memory_gb(config: Config, info: DatasetInfo) -> dict[str, float]:
     """Estimates the memory of one training step of `train.batch_size` images on one device, in GB (1e9 bytes).
 
-    The frozen weights count in the dtype `model.dtype` where they are not packed (see `llama.weights`). Each device is
+    The frozen weights count in the dtype `model.dtype` if they are not quantized (see `llama.weights`). Each device is
     taken to hold all of them, and the encoder to be part of the step. Evaluation, which may merge adapters into copies
     of projections, is left out.
 

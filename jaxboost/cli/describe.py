@@ -19,9 +19,7 @@ def run() -> None:
     def main() -> None:
         fields = config_flag.read(config)
         from jaxboost.analysis import describe
-        from jaxboost.config import validate
 
-        validate(fields)
         result = describe.describe(fields, memory=memory_flag.value)
         print(json.dumps(result) if json_flag.value else describe.as_text(result))
 

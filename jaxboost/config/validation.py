@@ -8,10 +8,11 @@ from ml_collections import ConfigDict
 
 from jaxboost.config.continuing import flat
 from jaxboost.config.fields import MAX_STEPS, Field
-from jaxboost.config.table import ALL_FIELDS, fields_of
+from jaxboost.config.table import fields_of
 from jaxboost.errors import UserError, check_choice, nearest
 
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+_MISSING = "config field {name} is missing: start from jaxboost.config.get_config() or get_pneumollm_config()"
 _MAX_ENTRIES = 10_000  # of a tuple, such as classes
 # The type of a default -> the types that a value may have, and their name in a message.
 _TYPES: Mapping[type, tuple[tuple[type, ...], str]] = types.MappingProxyType(
@@ -44,23 +45,16 @@ def validate(config: ConfigDict) -> None:
 
 def problems(config: ConfigDict) -> list[str]:
     """The problems of a config, one text each; see `validate`."""
-    from jaxboost.config.combinations import combination_problems
-
-    fields, values = fields_of(config), flat(config)
-    wrong = {name: text for name, field in fields.items() if (text := _field_problem(name, field, values))}
-    unknown = [f"config field {name} is unknown: {nearest(name, fields)}" for name in values if name not in fields]
-    return [*unknown, *wrong.values(), *combination_problems(config, wrong)]
+    return _problems(config, may_lack_fields=False)
 
 
-def check_numbers(config: ConfigDict) -> None:
-    """Checks the numbers of a config that may lack fields, as that of a run's folder.
+def validate_present(config: ConfigDict) -> None:
+    """Like `validate`, for a config that may lack fields: that of a finished run, as far as a prediction reads it.
 
     Raises:
-      UserError: names all numbers that are not finite, or out of their range.
+      UserError: see `validate`; a missing field is no problem.
     """
-    values = flat(config)
-    texts = (_number_problem(name, ALL_FIELDS.get(name), value) for name, value in values.items())
-    if found := [text for text in texts if text]:
+    if found := _problems(config, may_lack_fields=True):
         raise UserError("; ".join(found))
 
 
@@ -74,11 +68,23 @@ def check_steps(config: Any, steps_per_epoch: int) -> None:
         )
 
 
-def _field_problem(name: str, field: Field, values: Mapping[str, Any]) -> str:
-    """What is wrong with one field, empty if nothing is."""
-    if name not in values:
-        return f"config field {name} is missing: start from jaxboost.config.get_config() or get_pneumollm_config()"
-    value = values[name]
+def _problems(config: ConfigDict, *, may_lack_fields: bool) -> list[str]:
+    from jaxboost.config.combinations import combination_problems
+
+    fields, values = fields_of(config), flat(config)
+    unknown = [f"config field {name} is unknown: {nearest(name, fields)}" for name in values if name not in fields]
+    wrong: dict[str, str] = {}
+    for name, field in fields.items():
+        text = _field_problem(name, field, values[name]) if name in values else _MISSING.format(name=name)
+        if text:
+            wrong[name] = text
+    # A combination is checked only if all of its fields are there and right.
+    texts = [text for name, text in wrong.items() if name in values or not may_lack_fields]
+    return [*unknown, *texts, *combination_problems(config, wrong)]
+
+
+def _field_problem(name: str, field: Field, value: Any) -> str:
+    """The problem of one field, empty if there is none."""
     allowed, words = _TYPES[type(field.default)]
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
         return f"config field {name}: {value!r} should be {words}"

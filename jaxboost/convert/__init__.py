@@ -1,6 +1,6 @@
-"""Conversion of pretrained weights: LLaMA-family layers into blocks, vision encoders into ones that the models load.
+"""Conversion of pretrained weights: LLaMA-family layers and vision encoders.
 
-`formats` reads files, `tables` knows which tensor is which weight, `store` and `encoders` read back what was written.
+`formats` reads files. `tables` maps tensors to weights of the models. `store` and `encoders` load converted weights.
 The functions below are imported when they are first used. The package itself can be called: `jaxboost.convert(...)` is
 `jaxboost.convert.convert(...)`, because the public function and the package have the same name.
 """

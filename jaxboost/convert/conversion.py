@@ -1,4 +1,4 @@
-"""Converts decoder layers of a LLaMA-family checkpoint into a block, or a vision encoder into one that models load."""
+"""Converts decoder layers of a LLaMA-family checkpoint into a block, or a whole vision encoder."""
 
 import logging
 import pathlib
@@ -31,8 +31,8 @@ def convert(
 ) -> Manifest | EncoderManifest:
     """Converts decoder layers of a checkpoint into a block, or a vision encoder.
 
-    Only the wanted tensors are read, and one at a time is in memory. No device is needed. For a vision encoder the log
-    names the tensors that are left out, and what was assumed.
+    Only the needed tensors are read, and only one at a time is in memory. No device is needed. For a vision encoder the
+    log names the tensors that are not read, and the values that were assumed.
 
     Example:
       >>> convert("huggyllama/llama-7b", 31, "blocks/llama-7b")
@@ -46,13 +46,13 @@ def convert(
       dtype: "float32" (exact for float32, float16 and bfloat16 sources) or "bfloat16".
       final_norm: whether to take the norm after the source's last layer too; a vision encoder always has it.
       overwrite: whether an existing block or vision encoder may be replaced.
-      hints: what the user says of a vision encoder in timm's names.
+      hints: what the user states about a vision encoder in timm's names.
 
     Returns:
       The manifest of the result.
 
     Raises:
-      UserError: the source is not a sound checkpoint of a known kind, or lacks the layers; or `out` is not free.
+      UserError: the source is not an intact checkpoint of a known kind, or lacks the layers; or `out` exists already.
     """
     if dtype not in DTYPES:
         raise UserError(f"the dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -77,7 +77,7 @@ def convert(
             **selection.constants,
         )
 
-    # Before anything is read: a manifest that no run could open is not written.
+    # Checked before anything is read, so that no manifest is written that no run can open.
     manifests.check(manifest_of(dict.fromkeys((part.key for part in selection.parts), "0" * 64)))
     size = stored.itemsize * sum(part.size for part in selection.parts)
     io.check_free_space(out, size, str(out))

@@ -86,7 +86,7 @@ def arrays(path: str | os.PathLike, manifest: EncoderManifest, key: str) -> Iter
 def _fingerprint(manifest: EncoderManifest) -> str:
     keys = (EMBEDDING, *map(str, range(manifest.arguments["depth"])), NORM)
     constants = dict(manifest.arguments)
-    # So that the digests of the first release still hold.
+    # The digests of the first release have no such entry.
     if manifest.resizing != positions.BICUBIC:
         constants["resizing"] = manifest.resizing
     return joined_fingerprint({key: manifest.sha256[key] for key in keys}, constants)

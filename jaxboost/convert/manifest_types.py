@@ -1,4 +1,4 @@
-"""What a manifest.json may hold, as types with bounds. Only `manifests` imports this, when it reads one.
+"""The types of the entries of manifest.json, with bounds. Only `manifests` imports this module, and late.
 
 The bounds are far above every published model, and low enough that no single entry takes all memory or time.
 """
@@ -21,7 +21,7 @@ _Digests = Annotated[dict[Annotated[str, Field(max_length=16)], _Digest], Field(
 
 
 class _Closed(BaseModel, extra="forbid"):
-    """Refuses entries that no field names: another version wrote them, or somebody mistyped them."""
+    """Refuses unknown entries: another version wrote them, or they are mistyped."""
 
 
 class Llama(_Closed):
@@ -38,7 +38,7 @@ class Llama(_Closed):
     rope_unsupported: _Text | None = None
 
     def model_post_init(self, context: Any) -> None:
-        """Checks what fields say of each other."""
+        """Checks that the fields fit together."""
         del context
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads are not a multiple of {self.kv_heads} key/value heads")
@@ -64,7 +64,7 @@ class Vit(_Closed):
     registers: Annotated[int, Field(ge=1, le=1024)] | None = None
 
     def model_post_init(self, context: Any) -> None:
-        """Checks what fields say of each other."""
+        """Checks that the fields fit together."""
         del context
         if self.width % self.heads:
             raise ValueError(f"the width {self.width} is not a multiple of {self.heads} heads")
@@ -89,7 +89,7 @@ class Block(_Manifest):
     config: Llama
 
     def model_post_init(self, context: Any) -> None:
-        """Checks what fields say of each other."""
+        """Checks that the fields fit together."""
         del context
         if len(set(self.layers)) != len(self.layers) or max(self.layers) >= self.layers_in_source:
             raise ValueError(f"layers named twice, or above the {self.layers_in_source} of the source")
@@ -106,7 +106,7 @@ class Encoder(_Manifest):
     resizing: Literal["bicubic", "antialiased"] = "bicubic"
 
     def model_post_init(self, context: Any) -> None:
-        """Checks what fields say of each other."""
+        """Checks that the fields fit together."""
         del context
         if self.image_size < self.arguments.patch:
             raise ValueError(f"images of {self.image_size} pixels are smaller than a patch")

@@ -1,4 +1,4 @@
-"""manifest.json: what a converted folder says that it holds. It may come from elsewhere: nothing is trusted."""
+"""manifest.json: the description of a converted folder. The folder may come from anybody, so every entry is checked."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 CHECKSUM = "checksum"
 
-# Kind of source -> the users' name for what it is converted into, and their --layers for it.
+# Kind of source -> the name of the converted folder in messages, and the value of --layers in commands.
 _KINDS = {LLAMA: ("block", "LAYERS"), VISION: ("vision encoder", "all")}
 _FIX = "convert again"
 
@@ -65,7 +65,7 @@ class EncoderManifest:
       source: where the weights come from: the name of a folder or file, or id@commit on the hub.
       source_format: safetensors, torch, onnx or hub.
       dtype: float32 or bfloat16.
-      arguments: of `models.vit.ViT`, all that depend on the weights; "registers" only where there are some.
+      arguments: of `models.vit.ViT`, all that depend on the weights; "registers" only if there are some.
       image_size: side of the images that the stored positions are for, in pixels.
       resizing: how positions are resized to other image sizes, one of `positions.RESIZINGS`.
       sha256: fingerprint of each part: "embedding", the number of each block, and "norm", the final LayerNorm.
@@ -117,7 +117,7 @@ def read_encoder(path: str | os.PathLike) -> EncoderManifest:
 
 
 def check(manifest: Manifest | EncoderManifest) -> None:
-    """Raises UserError if a manifest that is to be written could not be read again."""
+    """Raises UserError if a manifest, once written, could not be read again."""
     from jaxboost.convert import manifest_types
 
     kind = manifest_types.Block if isinstance(manifest, Manifest) else manifest_types.Encoder
@@ -125,13 +125,13 @@ def check(manifest: Manifest | EncoderManifest) -> None:
 
 
 def to_text(manifest: Manifest | EncoderManifest) -> str:
-    """The text of the file: the entries and their checksum, so that a changed constant is not taken for the model's."""
+    """The text of the file: the entries and their checksum, which shows if a constant was changed."""
     entries = dataclasses.asdict(manifest)
     return json.dumps(entries | {CHECKSUM: _checksum(entries)}, indent=2) + "\n"
 
 
 def kind_at(path: str | os.PathLike) -> str:
-    """The users' name for what is at `path`: "vision encoder", or "block", also where its manifest is broken."""
+    """The kind of the folder at `path` for messages: "vision encoder" or "block"; "block" if its manifest is broken."""
     try:
         return _KINDS[io.read_json(pathlib.Path(path) / MANIFEST)["kind"]][0]
     except (OSError, ValueError, LookupError, TypeError):
@@ -172,7 +172,7 @@ def _entries(path: str | os.PathLike, kind: str) -> dict[str, Any]:
 
 
 def _again(path: str | os.PathLike, fields: Mapping[str, Any]) -> str:
-    """The command that made the folder of a manifest that is not verified, as far as its entries can be read."""
+    """The command that made a folder, from those entries of its unverified manifest that can be read."""
     source, numbers = fields.get("source"), fields.get("layers")
     if not isinstance(source, str) or not 0 < len(source) <= 1024 or not source.isprintable():
         source = "SOURCE"

@@ -1,7 +1,7 @@
 """One part of a converted folder: a safetensors file, written array by array and read memory-mapped.
 
-The manifest decides which arrays a file has. So its header is known before the file is opened, and another header is
-refused without being parsed. Any safetensors reader can open these files.
+The manifest determines which arrays a file has. So the file's header is known before it is opened, and a different
+header is refused without parsing it. Any safetensors reader can open these files.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def write(folder: pathlib.Path, part: Part, dtype: np.dtype, progress: Callable[
       The part's `fingerprint`.
 
     Raises:
-      UserError: an array holds NaN or infinity, which nothing could be computed with; or the system refuses to write.
+      UserError: an array holds NaN or infinity; or the system refuses to write.
     """
     digest, path = hashlib.sha256(), folder / file_name(part.key)
     with contextlib.ExitStack() as stack:
@@ -82,9 +82,9 @@ def write(folder: pathlib.Path, part: Part, dtype: np.dtype, progress: Callable[
 def read(
     root: str | os.PathLike, key: str, shapes: Shapes, dtype: np.dtype, sha256: str
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields a part's arrays in the order of their names, and fails at the end if their values were altered.
+    """Yields a part's arrays in the order of their names, and raises at the end if their values were altered.
 
-    The arrays are views of the mapped file, for reading; a caller who keeps one copies it.
+    The arrays are read-only views of the mapped file. Copy an array to keep it.
 
     Args:
       root: the converted folder.
@@ -104,11 +104,11 @@ def read(
     try:
         _check_inside(pathlib.Path(root), path)
         with path.open("rb") as file:
-            # Before anything is mapped: a manifest may demand more than the file holds.
+            # Checked before anything is mapped: the manifest may describe more bytes than the file has.
             if os.fstat(file.fileno()).st_size != size or file.read(len(header)) != header:
                 raise altered
             for name, shape in sorted(shapes.items()):
-                # A map of its own, so that its pages are given back before the next array.
+                # One map for each array, so that its pages are released before the next array.
                 array = np.memmap(file, dtype, "r", offset, shape)
                 offset += array.nbytes
                 _update(digest, name, array)
@@ -134,7 +134,7 @@ def _header(shapes: Shapes, dtype: np.dtype) -> bytes:
 
 
 def _check_finite(array: np.ndarray, what: str) -> None:
-    # NaN passes through both, and neither needs memory.
+    # min and max both propagate NaN, and need no memory.
     with np.errstate(invalid="ignore"):
         ends = float(array.min()), float(array.max())
     if not np.isfinite(ends).all():

@@ -1,4 +1,4 @@
-"""Opens what the user names as the source, whatever its format."""
+"""Opens the source that the user names, in any format."""
 
 import pathlib
 import re
@@ -28,7 +28,7 @@ def open_source(source: str, hints: Hints | None = None) -> Source:
       source: a folder in Hugging Face's, Meta's or timm's layout, a GGUF or ONNX file, `package:NAME` for such a file
         that an installed Python package carries, a file of weights in timm's names (safetensors or PyTorch), or the id
         of a repository on the Hugging Face hub (owner/name[@revision]).
-      hints: what the user says of a vision encoder in timm's names.
+      hints: what the user states about a vision encoder in timm's names.
 
     Raises:
       UserError: there is no such source; it is neither a LLaMA-family checkpoint nor a vision encoder that
@@ -57,7 +57,7 @@ def _opened(source: str, hints: Hints) -> Source:
         raise UserError(f"{path} is a link to a file that is not there: fetch it (git annex get, dvc pull)")
     if source.startswith((".", "/", "~")) or source.endswith(_FILE_ENDINGS) or source.count("/") > 1:
         raise UserError(f"there is no file or folder {source}: check the path")
-    # Only here: the hub's package takes a second to import, and most sources do not need it.
+    # Imported late: the hub's package takes a second to import, and most sources do not need it.
     from jaxboost.convert.formats.hub import HubFolder, is_repository_id
 
     if not is_repository_id(source):
@@ -69,7 +69,7 @@ def _opened(source: str, hints: Hints) -> Source:
 
 
 def _open_file(path: pathlib.Path, source: str, hints: Hints) -> Source:
-    """Decides by the first bytes of the file, and only where they say nothing by its name."""
+    """Opens a file by its first bytes; if they do not show its kind, by its name."""
     if path.name in adapters.WEIGHTS or path.name == adapters.CONFIG:
         return _open_folder(path.parent, hints)
     head = kinds.head_of(path)
@@ -107,7 +107,7 @@ def _open_folder(path: pathlib.Path, hints: Hints) -> Source:
 
 
 def _refuse_folder(path: pathlib.Path, folder: LocalFolder) -> None:
-    """Raises UserError for a folder without WEIGHT_FILES, unless it has nothing but config.json."""
+    """Raises UserError for a folder without WEIGHT_FILES, unless config.json is there and no other weights are."""
     if MANIFEST in folder.files:
         raise UserError(f"{path} is converted already: name it in the config, or pass the source that it was made from")
     for kind in (".gguf", ".onnx"):
@@ -122,8 +122,9 @@ def _refuse_folder(path: pathlib.Path, folder: LocalFolder) -> None:
         )
     if weights:
         raise UserError(
-            f"{path} holds {weights[0]} but none of {', '.join(WEIGHT_FILES)}: rename it so where it is a checkpoint "
-            f"in Hugging Face's layout, or pass {path / weights[0]} where it is a ViT in timm's names"
+            f"{path} holds {weights[0]} but none of {', '.join(WEIGHT_FILES)}: if it is a checkpoint in "
+            f"Hugging Face's layout, rename it to one of these; if it is a ViT in timm's names, pass "
+            f"{path / weights[0]}"
         )
     for name in sorted(folder.files):
         kinds.refuse_by_name(path / name)

@@ -15,7 +15,7 @@ from jaxboost.convert.manifests import Manifest
 from jaxboost.convert.manifests import read_block as read_manifest
 from jaxboost.convert.part_file import DTYPES
 from jaxboost.convert.part_file import fingerprint as fingerprint
-from jaxboost.convert.placing import Pack, Placement, first_device, placed, with_layer
+from jaxboost.convert.placing import Placement, Quantize, first_device, placed, with_layer
 from jaxboost.convert.tables import shapes
 from jaxboost.convert.tables.source import FINAL_NORM
 from jaxboost.errors import UserError
@@ -29,8 +29,8 @@ class Block:
     Attributes:
       manifest: of the block.
       layers: the L layers used, in order.
-      weights: name -> array stacked over the layers: (L, D), or (L, in, out) for linear maps, which may be quantised.
-      final_norm: (D,), None if it was not asked for.
+      weights: name -> array stacked over the layers: (L, D), or (L, in, out) for linear maps, which may be quantized.
+      final_norm: (D,); None if it was not loaded.
       fingerprint: see `fingerprint_of`.
     """
 
@@ -42,7 +42,7 @@ class Block:
 
 
 def fingerprint_of(manifest: Manifest, layers: tuple[int, ...] | None, final_norm: bool) -> str:
-    """SHA-256 that identifies the used weights and the constants that go with them.
+    """SHA-256 of the weights that are used, and of the constants that belong to them.
 
     Only the manifest is needed.
 
@@ -59,15 +59,15 @@ def fingerprint_of(manifest: Manifest, layers: tuple[int, ...] | None, final_nor
         _check_final_norm(manifest)
         used.append(FINAL_NORM)
     constants = dataclasses.asdict(manifest.config)
-    # So that the digests of the first release still hold.
+    # The digests of the first release have no such entry.
     if constants["rope_unsupported"] is None:
         del constants["rope_unsupported"]
-    # Another eps or rope_base makes another function of the same weights.
+    # The same weights with another eps or rope_base are another function.
     return joined_fingerprint({key: manifest.sha256[key] for key in used}, constants)
 
 
 def joined_fingerprint(sha256: Mapping[str, str], constants: Mapping[str, Any]) -> str:
-    """SHA-256 over the fingerprints of parts, in this order, and the constants that go with their weights."""
+    """SHA-256 over the fingerprints of parts, in this order, and the constants that belong to their weights."""
     lines = [f"{key} {value}\n" for key, value in sha256.items()]
     lines.append(json.dumps(constants, sort_keys=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -79,17 +79,17 @@ def load_block(
     *,
     final_norm: bool,
     placement: Placement | None = None,
-    pack: Pack | None = None,
+    quantize: Quantize | None = None,
 ) -> Block:
     """Loads layers of the block at `path`, each verified against the manifest.
 
     Args:
       path: folder of the block.
       layers: numbers of the layers, in the order of use; None for all.
-      final_norm: whether the final norm is wanted too.
+      final_norm: whether to load the final norm too.
       placement: shape of an array of the result -> its sharding, which may split any axis of stacked weights but the
         first. Default: the first local device.
-      pack: quantises linear maps, each as soon as it is read. Default: they stay as they are stored.
+      quantize: quantizes linear maps, each as soon as it is read. Default: they stay as they are stored.
 
     Raises:
       UserError: the block is missing or altered, or does not hold these layers.
@@ -101,8 +101,8 @@ def load_block(
     weights: dict[str, jax.Array | Quantized] = {}
     for position, layer in enumerate(layers):
         for name, array in arrays(path, manifest, str(layer)):
-            quantise = pack if array.ndim == 2 else None
-            weights[name] = with_layer(weights.get(name), array, position, len(layers), placement, quantise)
+            convert = quantize if array.ndim == 2 else None
+            weights[name] = with_layer(weights.get(name), array, position, len(layers), placement, convert)
     norm = None
     if final_norm:
         ((_, scale),) = arrays(path, manifest, FINAL_NORM)

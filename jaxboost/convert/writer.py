@@ -1,4 +1,4 @@
-"""Writing a converted folder: under a temporary name beside it, so that it is whole or absent."""
+"""Writes a converted folder under a temporary name next to it, then renames it: it is complete or absent."""
 
 import contextlib
 import pathlib
@@ -16,7 +16,7 @@ from jaxboost.convert.manifests import MANIFEST, EncoderManifest, Manifest, kind
 from jaxboost.convert.tables.source import Part
 from jaxboost.errors import UserError
 
-# Parts as they are written, and as Orbax wrote them for earlier versions.
+# The names of parts, as written now and as Orbax wrote them in earlier versions.
 _PART = re.compile(r"(layer_\d{5}|final_norm|embedding|norm)(\.safetensors)?")
 
 
@@ -69,7 +69,7 @@ def writing(out: pathlib.Path, *, overwrite: bool) -> Iterator[FolderWriter]:
 
 
 def check_free(out: pathlib.Path, *, overwrite: bool) -> None:
-    """Raises UserError if `out` exists, unless it is a converted folder, nothing was added, and `overwrite` is set."""
+    """Raises UserError if `out` exists, unless it is a converted folder without other files and `overwrite` is set."""
     if not out.exists():
         return
     entries = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
@@ -87,7 +87,7 @@ def _move(temporary: pathlib.Path, out: pathlib.Path) -> None:
     if not out.exists():
         temporary.rename(out)
         return
-    # A folder cannot be replaced in one step: the old one steps aside, and back if the new one cannot move.
+    # A folder cannot be replaced in one step: the old one is renamed first, and renamed back if the new one cannot be.
     aside = temporary.with_suffix(".old")
     out.rename(aside)
     try:

@@ -8,8 +8,8 @@ The result is exact for tokens r_t = x_t E, where E is (d, D). RMSNorm turns r_t
     mean(r_t^2) = x_t (E E^T / D) x_t^T.
 
 For each head, one query is projected to the tokens' width d, and one weighted sum of tokens is projected back. Nothing
-of width D is computed for the other tokens. The shapes decide the order of the products, and whether it is cheaper to
-compute r after all.
+of width D is computed for the other tokens. The shapes decide the order of the products, and whether computing r is
+cheaper.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from jaxboost.models.llama import LlamaBlock, LlamaConfig, LlamaLayer, attention
 
 
 class Precomputed(NamedTuple):
-    """Precomputed projections: they depend on the weights only, so that many batches can share them.
+    """Precomputed projections. They depend on the weights only, so many batches reuse them.
 
     Attributes:
       key, value: M_k and M_v, (d, G, K).
@@ -37,8 +37,8 @@ class Precomputed(NamedTuple):
 def multiply_adds(config: LlamaConfig, *, batch: int, tokens: int, width: int) -> dict[str, int]:
     """Multiply-adds of the layer's attention for the first token, for each way to compute it.
 
-    "pooled" computes r and every key and value, "wide" computes r, "narrow" neither. Costs that all ways have in common
-    are left out.
+    "pooled" computes r and every key and value. "wide" computes r, but no keys and values. "narrow" computes neither.
+    Costs that all three share are left out.
     """
     all_tokens, d, D = batch * tokens, width, config.width
     q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -51,39 +51,39 @@ def multiply_adds(config: LlamaConfig, *, batch: int, tokens: int, width: int) -
     }
 
 
-def precompute(layer: LlamaLayer, encode: jax.Array) -> Precomputed:
-    """The precomputed projections of a layer for tokens r = x `encode`, where `encode` is (d, D)."""
-    scaled = encode * layer.attention_norm[...].astype(encode.dtype)
-    key, value = (_heads(w[...].astype(encode.dtype), layer) for w in (layer.k, layer.v))
+def precompute(layer: LlamaLayer, kernel: jax.Array) -> Precomputed:
+    """The precomputed projections of a layer for tokens r = x E; `kernel` is E, (d, D)."""
+    scaled = kernel * layer.attention_norm[...].astype(kernel.dtype)
+    key, value = (_heads(w[...].astype(kernel.dtype), layer) for w in (layer.k, layer.v))
     return Precomputed(
         key=jnp.einsum("dw,wgk->dgk", scaled, key),
         value=jnp.einsum("dw,wgk->dgk", scaled, value),
-        gram=encode @ encode.T / layer.config.width,
+        gram=kernel @ kernel.T / layer.config.width,
     )
 
 
 def run_block(
     block: LlamaBlock,
     x: jax.Array,
-    encode: jax.Array,
+    kernel: jax.Array,
     *,
     causal: bool,
     mask: jax.Array | None,
     precomputed: Precomputed | None = None,
 ) -> jax.Array:
-    """The result of block(x @ encode, rope=False, queries=1), (B, 1, D) in float32.
+    """Computes block(x @ kernel, rope=False, queries=1), (B, 1, D) in float32.
 
-    With several layers only the last is computed in this way; its input is no longer x E.
+    With several layers only the last one is computed in this way, and its input is not x E.
 
     Args:
       block: the LLaMA layers.
       x: tokens (B, N, d).
-      encode: E, (d, D).
+      kernel: E, (d, D).
       causal: see `LlamaLayer`.
       mask: see `LlamaLayer`.
-      precomputed: `precompute` of the only layer and `encode`, None to do without.
+      precomputed: the result of `precompute` for the only layer and `kernel`; None if it was not computed.
     """
-    x, matrix = x.astype(block.dtype), encode.astype(block.dtype)
+    x, matrix = x.astype(block.dtype), kernel.astype(block.dtype)
     layer = layer_of(block.layers, -1)
     if block.depth > 1:
         x, matrix, precomputed = block.below_last(x @ matrix, rope=False, causal=causal, mask=mask), None, None
@@ -100,12 +100,12 @@ def _attend(
     layer: LlamaLayer,
     first: jax.Array,
     x: jax.Array,
-    encode: jax.Array | None,
+    kernel: jax.Array | None,
     causal: bool,
     mask: jax.Array | None,
     precomputed: Precomputed | None,
 ) -> jax.Array:
-    """The heads' output (B, 1, H*K) for the token `first` (B, 1, D); without `encode`, x are the tokens r."""
+    """The heads' output (B, 1, H*K) for the token `first` (B, 1, D). If `kernel` is None, x are the tokens r."""
     config = layer.config
     B, N, _ = x.shape
     H, G, K = config.heads, config.kv_heads, config.head_dim
@@ -117,12 +117,12 @@ def _attend(
     # With three operands einsum chooses the cheapest order of the products.
     if precomputed is not None:
         query = jnp.einsum("bgrk,dgk->bgrd", q, precomputed.key)
-    elif encode is not None:
-        query = jnp.einsum("bgrk,wgk,dw->bgrd", q, key, encode * norm)
+    elif kernel is not None:
+        query = jnp.einsum("bgrk,wgk,dw->bgrd", q, key, kernel * norm)
     else:
         query = jnp.einsum("bgrk,dgk->bgrd", q, key) * norm
 
-    inverse_rms = jax.lax.rsqrt(_mean_square(x, encode, precomputed) + config.eps)[:, None, None]  # (B, 1, 1, N)
+    inverse_rms = jax.lax.rsqrt(_mean_square(x, kernel, precomputed) + config.eps)[:, None, None]  # (B, 1, 1, N)
     scores = jnp.einsum("bgrd,bnd->bgrn", query, x, preferred_element_type=jnp.float32) * inverse_rms
     allowed = attention_mask(N, causal=causal, mask=mask)
     if allowed is not None:
@@ -132,19 +132,19 @@ def _attend(
 
     if precomputed is not None:
         mixed = jnp.einsum("bgrd,dgk->bgrk", mixed, precomputed.value)
-    elif encode is not None:
-        mixed = jnp.einsum("bgrd,dw,wgk->bgrk", mixed, encode * norm, value)
+    elif kernel is not None:
+        mixed = jnp.einsum("bgrd,dw,wgk->bgrk", mixed, kernel * norm, value)
     else:
         mixed = jnp.einsum("bgrd,dgk->bgrk", mixed * norm, value)
     return mixed.reshape(B, 1, H * K)
 
 
-def _mean_square(x: jax.Array, encode: jax.Array | None, precomputed: Precomputed | None) -> jax.Array:
+def _mean_square(x: jax.Array, kernel: jax.Array | None, precomputed: Precomputed | None) -> jax.Array:
     """mean(r_t^2) of all tokens, (B, N) in float32."""
     if precomputed is not None:
         return _quadratic_form(x, precomputed.gram)[0]
-    if encode is not None:
-        return _mean_square_of_product(x, encode)
+    if kernel is not None:
+        return _mean_square_of_product(x, kernel)
     return jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1)
 
 
@@ -155,24 +155,24 @@ def _quadratic_form(x: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array
 
 
 @jax.custom_vjp
-def _mean_square_of_product(x: jax.Array, encode: jax.Array) -> jax.Array:
+def _mean_square_of_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """mean((x_t E)^2) of all tokens, (B, N), through E E^T.
 
-    Its own derivative uses that the Gram matrix and its gradient are symmetric, which saves two products.
+    The derivative is written by hand: the Gram matrix and its gradient are symmetric, which saves two products.
     """
-    return _forward(x, encode)[0]
+    return _forward(x, kernel)[0]
 
 
-def _forward(x: jax.Array, encode: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    value, product = _quadratic_form(x, encode @ encode.T / encode.shape[1])
-    return value, (x, encode, product)
+def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    value, product = _quadratic_form(x, kernel @ kernel.T / kernel.shape[1])
+    return value, (x, kernel, product)
 
 
 def _backward(residuals: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, encode, product = residuals
+    x, kernel, product = residuals
     twice = 2 * cotangent[..., None]
-    gram_gradient = jnp.einsum("bnd,bne->de", (twice * x).astype(x.dtype), x) / encode.shape[1]
-    return (twice * product).astype(x.dtype), gram_gradient @ encode
+    gram_gradient = jnp.einsum("bnd,bne->de", (twice * x).astype(x.dtype), x) / kernel.shape[1]
+    return (twice * product).astype(x.dtype), gram_gradient @ kernel
 
 
 _mean_square_of_product.defvjp(_forward, _backward)

@@ -18,7 +18,7 @@ class Projection:
 
     Attributes:
       kernel: (in, out).
-      bias: (out,), None for none.
+      bias: (out,), or None.
     """
 
     kernel: jax.Array
@@ -28,8 +28,8 @@ class Projection:
 class RepAdapter(nnx.Module):
     """An adapter x + up(dropout(down(x))), (..., D) -> (..., D); without dropout it is affine.
 
-    down (D, 8) has Xavier's initialisation. up projects two groups of 4 features to one half of D each; it and the
-    biases start at zero, so that a new adapter is the identity.
+    `down` (D, 8) has Xavier's initialisation. `up` projects two groups of 4 features, each to one half of D. `up` and
+    the biases start at zero, so a new adapter is the identity.
     """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
@@ -66,12 +66,13 @@ class RepAdapter(nnx.Module):
 
 @flax.struct.dataclass
 class Adaptation:
-    """How a layer's input to its attention is adapted; with a leading axis, for a stack of layers.
+    """How the input of a layer's attention is adapted. With a leading axis: for a stack of layers.
 
     Attributes:
       adapter: applied to the normalised tokens, None for no adapter.
       key: random key of its dropout, None for no dropout.
-      merged: projections with the adapter merged into them, used instead of the attention's own; None for its own.
+      merged: projections with the adapter merged into them; they replace the attention's own. None: the attention's
+        own are used.
     """
 
     adapter: RepAdapter | None = None

@@ -21,7 +21,7 @@ class Backbone:
     Attributes:
       encoder: class of the encoder.
       ndim: spatial dimensions of its input, 2 or 3.
-      arguments: what the encoder is built with, apart from the image size.
+      arguments: of the encoder's constructor, except the image size.
       head_eps: eps of the LayerNorm before the linear head, None for no norm there.
     """
 
@@ -32,12 +32,12 @@ class Backbone:
 
     @property
     def traits(self) -> Traits:
-        """What is true of the encoder's class."""
+        """The traits of the encoder's class."""
         return self.encoder.traits
 
     @property
     def recorded_arguments(self) -> dict[str, Any]:
-        """The arguments in the form that converted weights record: none is left to its default."""
+        """The arguments as converted weights record them: with all defaults written out."""
         return {**self.traits.defaults, **self.arguments}
 
     def build(self, *, image_size: int, dtype: jnp.dtype, rngs: nnx.Rngs, **changes: Any) -> Any:
@@ -103,7 +103,7 @@ BACKBONES = {
     "resnet50_3d": _resnet("bottleneck", 3, 4, 6, 3, convolution="3d"),
     "resnet18_acs": _resnet("basic", 2, 2, 2, 2, convolution="acs"),
     "resnet50_acs": _resnet("bottleneck", 3, 4, 6, 3, convolution="acs"),
-    # Not the paper's: small enough for tests and a laptop.
+    # Not in the paper: small enough for tests and a laptop.
     "vit_tiny": _vit(width=128, depth=2, heads=2, patch=7),
     "vit3d_tiny": _vit3d(width=128, depth=2, heads=2, mlp_width=128, patch=7),
     "vivit_tiny": _vivit(width=128, depth=2, heads=2),

@@ -17,7 +17,7 @@ class BoostVariant:
     """What a variant computes from tokens x: r = F_E x; h = F_L(r) [+ r]; result F_D h [+ skip(x)].
 
     Attributes:
-      layer: it has the LLaMA layers F_L. Without them h = r: a control that has the adapters alone.
+      layer: whether it has the LLaMA layers F_L. Without them h = r: the control with adapters only.
       inner: the inner residual: r is added to the output of F_L, before F_D.
       outer: the outer residual, skip(x): none, x itself, or leaky_relu(W x) with a trained W.
     """
@@ -44,7 +44,7 @@ INITS = {"uniform": torch_init, "normal": vit_init}
 
 
 def check_path(path: str, kind: str, *, rope: bool) -> None:
-    """Raises ValueError where a way to compute the booster does not apply; "auto" always does."""
+    """Raises ValueError if a path is unknown or cannot compute this kind of booster; "auto" always can."""
     if path not in PATHS:
         raise ValueError(f"{path!r} is none of {', '.join(PATHS)}")
     if path == "absorbed" and not VARIANTS[kind].layer:
@@ -56,8 +56,8 @@ def check_path(path: str, kind: str, *, rope: bool) -> None:
 class Boost(nnx.Module):
     """Tokens x (B, N, d) -> boosted tokens (B, N, d), through width D of the LLaMA layers.
 
-    Only the adapters F_E (d, D) and F_D (D, d) are trained, and the skip of kind "out_nn". The block is used as it is:
-    `frozen.freeze` excludes it from training.
+    Trained are the adapters F_E (d, D) and F_D (D, d), and W of kind "out_nn". The block is trained too unless the
+    caller freezes it with `frozen.freeze`; `load_block` returns it frozen.
 
     Example::
 
@@ -70,13 +70,13 @@ class Boost(nnx.Module):
     Args:
       kind: a key of VARIANTS.
       width: d, the width of the tokens.
-      block: the LLaMA layers F_L, None for a kind without them.
-      block_width: D. Only for a kind without layers; else it is the block's.
+      block: the LLaMA layers F_L; None for a kind without them.
+      block_width: D, for a kind without layers. Other kinds take it from the block.
       rope, causal: whether F_L keeps LLaMA's rotary embedding and causal mask. Both are off in the paper (section 3.1).
         Under a causal mask the CLS token, which comes first, sees only itself.
-      path: how `pooled` computes its result, which is the same for all. "full" computes all tokens. "pooled" computes
+      path: how `pooled` computes its result; all give the same result. "full" computes all tokens. "pooled" computes
         keys and values of all tokens, and the rest for CLS alone. "absorbed" computes no keys and values (see
-        `models.absorbed`), which does not work with rope. "auto" takes the cheapest for the shapes.
+        `models.absorbed`), which does not work with rope. "auto" chooses the cheapest path for the shapes.
       init: a key of INITS: how the adapters are initialised.
       dtype: of the adapters' computation; their weights are float32.
       rngs: of the adapters' weights.
@@ -114,7 +114,7 @@ class Boost(nnx.Module):
         self.skip = linear(width, width, bias=False, init=draw, dtype=dtype, rngs=rngs) if skip else None
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Every token, by the definition.
+        """Boosts every token (B, N, d).
 
         Args:
           x: tokens (B, N, d).
@@ -129,12 +129,12 @@ class Boost(nnx.Module):
     def pooled(
         self, x: jax.Array, mask: jax.Array | None = None, precomputed: absorbed.Precomputed | None = None
     ) -> jax.Array:
-        """The boosted CLS token (B, 1, d), self(x, mask)[:, :1], computed by `path`.
+        """Boosts the CLS token only: self(x, mask)[:, :1], (B, 1, d), computed by `path`.
 
         Args:
           x: tokens (B, N, d), CLS first.
           mask: (B, N), True where a token is real; None if all are.
-          precomputed: what `precompute` gave for these weights, None to do without.
+          precomputed: the result of `precompute` for these weights; None if it was not computed.
         """
         path = self._choose_path(*x.shape[:2], has_precomputed=precomputed is not None)
         if path == "full":
@@ -153,13 +153,13 @@ class Boost(nnx.Module):
 
     @property
     def reads_all_tokens(self) -> bool:
-        """Whether `pooled` needs more of its tokens than the first."""
+        """Whether `pooled` needs all tokens, not only the first."""
         return self.block is not None or self.path == "full"
 
     def precompute(self) -> absorbed.Precomputed | None:
         """The projections that the absorbed path can compute before it sees tokens.
 
-        None where the absorbed path does not apply, or would not become cheaper.
+        None if the absorbed path cannot be used, or if precomputing would not make it cheaper.
         """
         width, block_width = self.encode.kernel.shape
         if self.block is None or self.block.depth > 1 or self.rope or width >= block_width:
@@ -169,7 +169,7 @@ class Boost(nnx.Module):
         return absorbed.precompute(layer_of(self.block.layers, 0), self.encode.kernel[...].astype(self.block.dtype))
 
     def _decode(self, h: jax.Array, r: jax.Array, x: jax.Array) -> jax.Array:
-        """F_D and the residuals, from h = F_L(r) (r without F_L) and the tokens r and x that the residuals add."""
+        """Applies F_D and the residuals to h = F_L(r), or h = r without F_L; r and x are what the residuals add."""
         if self.block is not None and self.variant.inner:
             h = h + r
         z = self.decode(h)

@@ -21,7 +21,7 @@ class Classifier(nnx.Module):
     """uint8 images (B, S, S, c) or volumes (B, S, S, S, c), c in {1, 3} -> logits (B, classes) in float32.
 
     Pixels become ([0, 1] - mean) / std; grey is repeated to three channels. The head reads the first token: CLS, or the
-    one token of an encoder that gives no others.
+    single token of a pooling encoder.
     """
 
     def __init__(
@@ -40,17 +40,17 @@ class Classifier(nnx.Module):
     def __call__(
         self, images: jax.Array, precomputed: Precomputed | None = None, *, key: jax.Array | None = None
     ) -> jax.Array:
-        """The logits (B, classes) in float32; arguments as of `features`."""
+        """The logits (B, classes) in float32; arguments: see `features`."""
         return self.head(self.features(images, precomputed, key=key)).astype(jnp.float32)
 
     def features(
         self, images: jax.Array, precomputed: Precomputed | None = None, *, key: jax.Array | None = None
     ) -> jax.Array:
-        """What the head's linear layer reads (B, W) in float32: the boosted CLS token behind the norm before the head.
+        """The input of the head's linear layer (B, W) in float32: the boosted CLS token after the norm before the head.
 
         Args:
           images: uint8 images or volumes.
-          precomputed: what `precompute` gave for these weights, None to do without; the result is the same.
+          precomputed: the result of `precompute` for these weights; None: not computed, same features.
           key: random key of a training step (stochastic depth), None in evaluation. With a key, batch norms use the
             batch's statistics.
         """
@@ -66,7 +66,7 @@ class Classifier(nnx.Module):
         return pooled.astype(jnp.float32)
 
     def precompute(self) -> Precomputed | None:
-        """What calls can reuse as long as the weights stay: see `Boost.precompute`."""
+        """What all calls with the same weights can reuse, see `Boost.precompute`."""
         return None if self.boost is None else self.boost.precompute()
 
     @property
@@ -120,17 +120,17 @@ def build(
       classes: number of logits.
       image_size: side S of the (cubic) input, in pixels; a multiple of the backbone's patch, if it has one.
       mean: of pixels in [0, 1], one value or three.
-      std: likewise.
+      std: see `mean`.
       dtype: of the computation; trained weights are always float32.
       remat: recompute activations in the backward pass, see `transformer.Transformer` and `resnet.ResNet`.
       drop_path: stochastic depth, see `transformer.Transformer`.
       frozen: the encoder and the norm before the head are not trained.
       encoder_arguments: arguments of the encoder that take precedence over those in BACKBONES, such as the eps of its
-        checkpoint, which the norm before the head then has too.
+        checkpoint. The norm before the head then has the same eps.
       rngs: of the weights.
 
     Raises:
-      ValueError: the backbone has no tokens for a booster, or no stochastic depth, but was asked for it.
+      ValueError: a booster for a backbone without tokens, or stochastic depth for one without that option.
     """
     spec, changes = BACKBONES[backbone], dict(encoder_arguments or {})
     if boost.kind != "none" and not spec.traits.gives_tokens:

@@ -1,4 +1,4 @@
-"""The protocol of the encoders: what the rest of the package may ask of one without knowing its class."""
+"""The protocol of the encoders: what the rest of the package uses of an encoder, whatever its class."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ class Stack:
     """A stack of transformer blocks inside an encoder.
 
     Attributes:
-      name: the encoder's attribute that holds it, a `transformer.Transformer`.
-      followers: the encoder's attributes that count as part of its last block, such as the norm behind it.
+      name: the encoder's attribute with the stack, a `transformer.Transformer`.
+      followers: the encoder's attributes that count as part of the stack's last block, such as the norm after it.
     """
 
     name: str
@@ -25,17 +25,17 @@ class Stack:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What is true of every encoder of a class, as a class attribute `traits`.
+    """Properties of an encoder's class, its class attribute `traits`.
 
     Attributes:
-      gives_tokens: it returns several tokens, CLS first, for a booster to mix. False: it returns one pooled feature, as
-        one token.
-      has_statistics: it has batch norms, whose running statistics change in training even where the weights do not.
+      gives_tokens: it returns several tokens, CLS first, as a booster needs them. False: it returns one pooled feature,
+        as one token.
+      has_statistics: it has batch norms. Their running statistics change in training even if the weights are frozen.
       has_stochastic_depth: its constructor takes `drop_path`.
       has_first_tokens: it is a `BlockEncoder`: PneumoLLM can read its CLS token after each block.
       stacks: its stacks of blocks, in the order in which they run.
-      head_init: how the linear head behind it is initialised.
-      names: the table of names in `convert` that reads its published weights, None where there is none.
+      head_init: initialisation of the linear head after it.
+      names: the table of names in `convert` that reads its published weights, None if there is none.
       defaults: the constructor's arguments that converted weights always record, and their defaults.
     """
 
@@ -56,7 +56,7 @@ class Encoder(Protocol):
     `backbones.BACKBONES`.
 
     Attributes:
-      traits: what is true of the class.
+      traits: see `Traits`.
       width: W, features of a token.
       tokens: N, the number of tokens, CLS included.
     """
@@ -90,7 +90,7 @@ class BlockEncoder(Encoder, Protocol):
 
         Args:
           images: normalised pixels.
-          adaptation: what stands in front of each attention, with a leading axis of length L.
+          adaptation: the adapter in front of each attention, with a leading axis of length L.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Frozen weights: a variable type of their own, so that no filter takes them for trainable ones.
+"""Frozen weights have a separate variable type, so that no filter selects them as trainable weights.
 
 A model's third kind of state is its statistics (`nnx.BatchStat`), which a training step changes without a gradient.
 """
@@ -20,7 +20,7 @@ Module = TypeVar("Module", bound=nnx.Module)
 class Frozen(nnx.Variable):
     """A pretrained weight: no gradient, no optimiser state, never in a run's checkpoint.
 
-    Not a subclass of `nnx.Param`: a filter for `nnx.Param` would swallow it.
+    It is not a subclass of `nnx.Param`, because a filter for `nnx.Param` would then select it too.
     """
 
 
@@ -43,7 +43,7 @@ class Quantized:
 
     @property
     def size(self) -> int:
-        """Number of the weight's elements; scales do not count."""
+        """Number of elements of the weight, without scales."""
         return math.prod(self.shape)
 
 
@@ -75,13 +75,13 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, An
 
 
 def merge(graphdef: nnx.GraphDef, params: Tree, frozen: Tree, stats: Tree | None = None) -> Any:
-    """The model from what `split` gave, to be called inside a traced function.
+    """Makes the model again from the results of `split`. Call it inside a traced function.
 
     Args:
       graphdef: the graph definition.
       params: trainable weights.
       frozen: frozen weights; they may be `Quantized`.
-      stats: statistics, None for {}.
+      stats: statistics; None is the same as {}.
 
     Raises:
       ValueError: the model has statistics, but none are given.
@@ -92,7 +92,7 @@ def merge(graphdef: nnx.GraphDef, params: Tree, frozen: Tree, stats: Tree | None
 
 
 def statistics(model: nnx.Module) -> dict[str, Any]:
-    """The present statistics of a model, which a call in training mode updates; see `split`."""
+    """The current statistics of a model, see `split`. A call in training mode updates them."""
     return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 

@@ -31,7 +31,7 @@ def torch_init(fan_in: int) -> tuple[nnx.Initializer, nnx.Initializer]:
 
 
 def vit_init(fan_in: int) -> tuple[nnx.Initializer, nnx.Initializer]:
-    """N(0, .02) kernels and zero biases, as in the 2D ViT, whose truncation at +-2 lies 100 standard deviations out."""
+    """N(0, .02) kernels and zero biases, as in the 2D ViT, whose truncation at +-2 (100 deviations) has no effect."""
     del fan_in
     return nnx.initializers.normal(0.02), nnx.initializers.zeros
 
@@ -56,8 +56,8 @@ def linear(
 def flat_product(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
     """The product x @ kernel, (..., in) -> (..., out), with the leading axes of x flattened to one.
 
-    With several leading axes, XLA on CPU copies activations in the backward pass. The other arguments that
-    `nnx.Linear` passes are the dimension numbers of this very product, and defaults.
+    With several leading axes, XLA on CPU copies activations in the backward pass. `nnx.Linear` passes more arguments:
+    the dimension numbers of this same product, and defaults. They are ignored.
     """
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
@@ -76,7 +76,7 @@ def patches_2d(images: jax.Array, patch: int) -> jax.Array:
 
 
 def prepend(token: jax.Array, x: jax.Array) -> jax.Array:
-    """Puts one learned token (D,) before the tokens x (B, N, D) -> (B, 1 + N, D)."""
+    """Prepends a learned token (D,) to the tokens x (B, N, D) -> (B, 1 + N, D)."""
     cls = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
     return jnp.concatenate([cls, x], axis=1)
 

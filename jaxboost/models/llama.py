@@ -29,8 +29,8 @@ class LlamaConfig:
       eps: added to the mean square in every RMSNorm.
       rope_base: base of the rotary embedding's geometric frequencies.
       rope_factors: divisors of the K/2 inverse frequencies (LLaMA 3.1's and linear scaling), None for all ones.
-      rope_unsupported: the part of the checkpoint's rotary embedding that rope_base and rope_factors cannot express;
-        such layers run without rotation only. None where they express all of it.
+      rope_unsupported: a feature of the checkpoint's rotary embedding that rope_base and rope_factors cannot express.
+        Layers with it run only without rotation. None if there is no such feature.
     """
 
     width: int
@@ -148,8 +148,8 @@ class LlamaLayer(nnx.Module):
         Args:
           x: tokens (B, N, D).
           rope: rotate queries and keys.
-          causal: a token sees only itself and those before it.
-          mask: (B, N) or (1, N), True where a token may be seen; None if all may.
+          causal: a token attends only to itself and to tokens before it.
+          mask: (B, N) or (1, N), True for tokens that the others may attend to; None for all.
           queries: Q, None for all N.
           adaptation: adapter in front of the attention.
         """
@@ -205,9 +205,9 @@ class LlamaLayer(nnx.Module):
 
 
 def attention_mask(tokens: int, *, causal: bool, mask: jax.Array | None) -> jax.Array | None:
-    """Which keys a query may see, broadcastable to (B, H, N, N); None if every query may see every key.
+    """Which keys a query attends to, broadcastable to (B, H, N, N); None if every query attends to every key.
 
-    Under a causal mask the first token, which is CLS in the encoders, sees only itself.
+    Under a causal mask the first token, which is CLS in the encoders, attends only to itself.
     """
     allowed = None
     if causal:
@@ -221,13 +221,13 @@ def attention_mask(tokens: int, *, causal: bool, mask: jax.Array | None) -> jax.
 class LlamaBlock(nnx.Module):
     """F_L of R-LLM: one or more decoder layers, then the final RMSNorm; (B, N, D) -> (B, N, D) in float32.
 
-    The final norm's weight is one in the reference; `convert` also offers the checkpoint's.
+    In the reference the weight of the final norm is one; `convert` can also take the checkpoint's.
 
     Args:
       config: shape and constants of a layer.
       depth: number of layers.
       dtype: of the layers' computation.
-      remat: keep only each layer's input for the backward pass: less memory, more time.
+      remat: store only each layer's input for the backward pass: less memory, more time.
       rngs: of the weights.
     """
 
@@ -264,7 +264,7 @@ class LlamaBlock(nnx.Module):
         return self.norm(layer_of(self.layers, -1)(x, queries=queries, **arguments))
 
     def below_last(self, x: jax.Array, *, rope: bool, causal: bool, mask: jax.Array | None) -> jax.Array:
-        """The input of the last layer (B, N, D), from x (B, N, D); arguments as of `LlamaLayer`."""
+        """The input of the last layer (B, N, D), from x (B, N, D); arguments: see `LlamaLayer`."""
         return self._run(x.astype(self.dtype), self.depth - 1, None, rope=rope, causal=causal, mask=mask)
 
     def norm(self, x: jax.Array) -> jax.Array:

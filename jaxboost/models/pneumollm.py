@@ -27,17 +27,17 @@ TOKENS = ("none", "coop", "cocoop", "engine")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PneumoSpec:
-    """Everything that shapes the model apart from its encoder.
+    """The choices that shape the model, except its encoder.
 
     Attributes:
-      llama: shape of LLaMA's layers; with depth 0 its width is still the output width of the neck.
+      llama: shape of LLaMA's layers. Its width is the output width of the neck, also with depth 0.
       depth: number of LLaMA's layers, 0 for the ablation without LLaMA (Table 4).
       every: the source tokens are the CLS tokens after each `every`-th block.
       vision_adapters, llama_adapters: RepAdapters in the encoder's and in LLaMA's layers (Table 6).
       tokens: how the diagnosis tokens are made, one of TOKENS (Table 6).
       count: m; not used with tokens "none".
-      emitter: the mask of the information emitter: no token sees the diagnosis tokens (Equation 2).
-      causal: LLaMA's causal mask, which in the paper the emitter's mask replaces.
+      emitter: the mask of the information emitter: no token attends to the diagnosis tokens (Equation 2).
+      causal: LLaMA's causal mask. The paper replaces it by the emitter's mask.
       remat: see `llama.LlamaBlock`.
     """
 
@@ -55,7 +55,7 @@ class PneumoSpec:
 
 @flax.struct.dataclass
 class Merged:
-    """Adapters merged into the projections that follow them, stacked over the layers; None where there are none."""
+    """Adapters merged into the projections that follow them, stacked over the layers; None if there are none."""
 
     vision: Projection | None
     llama: dict[str, Projection] | None
@@ -69,7 +69,7 @@ class PatchTokens(nnx.Module):
       patch: side of a patch.
       channels: C.
       width: W.
-      remat: not used, there is nothing worth recomputing.
+      remat: not used: there is nothing to recompute.
       dtype: of the computation.
       rngs: of the weights.
     """
@@ -148,7 +148,7 @@ class PneumoLLM(nnx.Module):
     """uint8 images (B, S, S, c), c in {1, 3}, or their source tokens (B, d, W) -> logits (B, classes) in float32.
 
     Args:
-      encoder: a `BlockEncoder`, of which the CLS tokens are read, or another one, all of whose tokens are read.
+      encoder: a `BlockEncoder`, whose CLS tokens are read, or another encoder, whose tokens are all read.
       spec: everything else that shapes the model.
       classes: number of logits.
       mean, std: of pixels in [0, 1], one value or three.
@@ -185,17 +185,17 @@ class PneumoLLM(nnx.Module):
     def __call__(
         self, images: jax.Array, precomputed: Merged | None = None, *, key: jax.Array | None = None
     ) -> jax.Array:
-        """The logits (B, classes) in float32; arguments as of `features`."""
+        """The logits (B, classes) in float32; arguments: see `features`."""
         return self.head(self.features(images, precomputed, key=key)).astype(jnp.float32)
 
     def features(
         self, images: jax.Array, precomputed: Merged | None = None, *, key: jax.Array | None = None
     ) -> jax.Array:
-        """What the head's linear layer reads (B, D) in float32: the mean of LLaMA's output tokens.
+        """The input of the head's linear layer (B, D) in float32: the mean of LLaMA's output tokens.
 
         Args:
           images: uint8 images, or source tokens (B, d, W) that `encode` gave.
-          precomputed: what `precompute` gave for these weights, None to do without; the result is the same.
+          precomputed: the result of `precompute` for these weights; None: not computed, same features.
           key: random key of the adapters' dropout in training, None in evaluation.
         """
         vision_key, llama_key = (None, None) if key is None else jax.random.split(key)
@@ -205,7 +205,7 @@ class PneumoLLM(nnx.Module):
     def encode(
         self, images: jax.Array, precomputed: Merged | None = None, *, key: jax.Array | None = None
     ) -> jax.Array:
-        """Source tokens (B, d, W), those of the lower blocks first; arguments as of `features`, for images only."""
+        """Source tokens (B, d, W), those of the lower blocks first; arguments: see `features`; images only."""
         x = normalize_pixels(images, self.mean, self.std)
         if not self.encoder.traits.has_first_tokens:
             return self.encoder(x)
@@ -240,10 +240,10 @@ class PneumoLLM(nnx.Module):
         return y.astype(jnp.float32).mean(axis=1)
 
     def precompute(self) -> Merged | None:
-        """All adapters merged exactly into the projections that follow them.
+        """Merges all adapters exactly into the projections that follow them.
 
-        None where there is no adapter, and for a computation in 16 bits, whose rounding would lose the small changes
-        that adapters make to a projection.
+        Returns None if there is no adapter. Also for a computation in 16 bits: its rounding would lose the small
+        changes that adapters make to a projection.
         """
         if self.dtype != jnp.float32 or (self.vision_adapters is None and self.llama_adapters is None):
             return None
@@ -281,7 +281,7 @@ def build(
       classes: number of logits.
       image_size: side S of the images, in pixels; a multiple of the backbone's patch.
       mean: of pixels in [0, 1], one value or three.
-      std: likewise.
+      std: see `mean`.
       dtype: of the computation; trained weights are always float32.
       remat: of the encoder, see `transformer.Transformer`; LLaMA's is in `spec`.
       encoder_arguments: arguments of the encoder that take precedence over those in ENCODERS, such as the eps of its

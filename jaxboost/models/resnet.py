@@ -27,7 +27,7 @@ CONVOLUTIONS = {"2d": 2, "3d": 3, "acs": 3}  # kind -> spatial dimensions of its
 
 
 class Convolution(nnx.Module):
-    """(B, S, S[, S], C) -> (B, S', S'[, S'], D) with S' = ceil(S / stride), no bias; the kernel's size is odd.
+    """(B, S, S[, S], C) -> (B, S', S'[, S'], D) with S' = ceil(S / stride), without bias. The kernel's size is odd.
 
     Kind "acs" has a 2D kernel (k, k, C, D): the first third of its output channels acts in the last two axes of a
     volume (axial), the second in the first and last (coronal), the third in the first two (sagittal). The remainder of
@@ -110,7 +110,7 @@ class BatchNorm(nnx.Module):
 
 
 class ConvNorm(nnx.Module):
-    """A convolution and the batch norm after it; arguments as of `Convolution`."""
+    """A convolution and the batch norm after it; arguments: see `Convolution`."""
 
     def __init__(
         self, channels: int, width: int, *, size: int, stride: int, kind: str, dtype: jnp.dtype, rngs: nnx.Rngs
@@ -119,12 +119,12 @@ class ConvNorm(nnx.Module):
         self.norm = BatchNorm(width, dtype=dtype)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """The result of both; `train` as of `BatchNorm`."""
+        """The result of both; `train`: see `BatchNorm`."""
         return self.norm(self.conv(x), train=train)
 
 
 class Residual(nnx.Module):
-    """A residual block: relu(convolutions(x) + x), with x projected where its shape changes."""
+    """A residual block: relu(convolutions(x) + x), with x projected if its shape changes."""
 
     def __init__(
         self, channels: int, width: int, *, block: str, stride: int, kind: str, dtype: jnp.dtype, rngs: nnx.Rngs
@@ -141,7 +141,7 @@ class Residual(nnx.Module):
         self.projection = conv(channels, 1, self.width, stride) if projects else None
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """The block's output; `train` as of `BatchNorm`."""
+        """The block's output; `train`: see `BatchNorm`."""
         y = x
         for conv in self.convs[:-1]:
             y = jax.nn.relu(conv(y, train=train))
@@ -160,7 +160,7 @@ class ResNet(nnx.Module):
       convolution: a key of CONVOLUTIONS.
       base_width: inner width of the first stage.
       stem: a key of STEMS, or "auto": small up to SMALL_STEM_UP_TO pixels.
-      remat: keep only the input of each residual block for the backward pass, and recompute the rest.
+      remat: store only the input of each residual block for the backward pass, and recompute the rest.
       dtype: of the convolutions and of the batch norms' output.
       rngs: of the weights.
     """
@@ -208,8 +208,8 @@ class ResNet(nnx.Module):
 
         Args:
           images: normalised pixels.
-          queries: not used, there is one token.
-          key: not None says that the model is trained: it normalises by the batch's statistics and updates its own.
+          queries: not used: there is one token.
+          key: not None in training: batch norms then use the batch's statistics and update the running ones.
         """
         del queries
         train = key is not None

@@ -88,7 +88,7 @@ def _cudnn_accepts(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
 
 
 def _columns(layer: nnx.Linear | Projection, x: jax.Array, columns: slice) -> jax.Array:
-    """Some of the columns of layer(x)."""
+    """The given columns of layer(x)."""
     y = flat_product(x, layer.kernel[:, columns].astype(x.dtype))
     return y if layer.bias is None else y + layer.bias[columns].astype(x.dtype)
 
@@ -117,7 +117,7 @@ class Attention(nnx.Module):
         Args:
           x: tokens (B, N, D).
           queries: Q, None for all N.
-          projection: makes queries, keys and values instead of `qkv`.
+          projection: replaces `qkv` to make queries, keys and values.
         """
         width = self.heads * self.head_dim
         qkv = self.qkv if projection is None else projection
@@ -177,7 +177,7 @@ class StochasticDepth:
     key: jax.Array
 
     def split(self) -> tuple["StochasticDepth", "StochasticDepth"]:
-        """One for each branch."""
+        """Splits the key: one for each of the two branches."""
         first, second = jax.random.split(self.key)
         return StochasticDepth(rate=self.rate, key=first), StochasticDepth(rate=self.rate, key=second)
 
@@ -238,7 +238,7 @@ class Block(nnx.Module):
         adaptation: Adaptation | None = None,
         stochastic_depth: StochasticDepth | None = None,
     ) -> jax.Array:
-        """The result (B, Q, D) for the first Q = `queries` tokens, for all if it is None."""
+        """The result (B, Q, D) for the first Q = `queries` tokens; None: for all tokens."""
         adaptation = adaptation or Adaptation()
         attention_depth, mlp_depth = (None, None) if stochastic_depth is None else stochastic_depth.split()
         normed = adaptation(self.attention_norm(x))
@@ -257,7 +257,7 @@ def _values(layer: nnx.Linear) -> Projection:
     return Projection(kernel=layer.kernel[...], bias=None if bias is None else bias[...])
 
 
-# What a block gets apart from its tokens, stacked over the blocks.
+# The inputs of a block other than its tokens, stacked over the blocks.
 Extras = tuple[Adaptation | None, StochasticDepth | None]
 
 
@@ -265,16 +265,16 @@ class Transformer(nnx.Module):
     """Pre-norm blocks, one after the other: (B, N, D) -> (B, Q, D).
 
     All blocks but the last run under a scan, so that compile time does not grow with depth. The last one is separate
-    because it is often asked for its first token only, and slicing it from a stack would copy all weights and their
+    because often only its first token is needed, and slicing it from a stack would copy all weights and their
     gradients in each step.
 
-    For the backward pass each block keeps its input and the results of its large matrix products (SAVED). Norms,
+    For the backward pass each block stores its input and the results of its large matrix products (SAVED). Norms,
     softmax and GELU are recomputed, which is faster than storing and loading them.
 
     Args:
       make: make(rngs=...) makes one block.
       depth: number of blocks.
-      remat: keep only the blocks' inputs and recompute the rest: less memory, more time.
+      remat: store only the blocks' inputs and recompute the rest: less memory, more time.
       drop_path: stochastic depth in training: the last block's probability that an example skips a branch; it grows
         linearly from 0 in the first block.
       rngs: of the weights.
@@ -291,7 +291,7 @@ class Transformer(nnx.Module):
         Args:
           x: tokens (B, N, D).
           queries: Q, None for all N. The last block computes queries, output projection and MLP for these tokens only.
-          key: random key of stochastic depth, None for none.
+          key: random key of stochastic depth; None: no stochastic depth.
         """
         stochastic_depth = None
         if key is not None and self.drop_path:
@@ -321,7 +321,7 @@ class Transformer(nnx.Module):
         stochastic_depth: StochasticDepth | None = None,
         collect: bool = False,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """The last block's tokens, and with `collect` the first token after each block before it (depth - 1, B, D)."""
+        """The last block's tokens, and with `collect` the first token after each earlier block (depth - 1, B, D)."""
         policy = jax.checkpoint_policies.save_only_these_names(*(() if self.remat else SAVED))
 
         def call(block: Block, extras: Extras, x: jax.Array, queries: int | None = None) -> jax.Array:

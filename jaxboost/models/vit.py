@@ -12,14 +12,14 @@ from jaxboost.models.encoder import Stack, Traits
 from jaxboost.models.layers import layer_norm, linear, patches_2d, prepend, vit_init
 from jaxboost.models.transformer import Block, Transformer
 
-# ImageNet's ViT, in the arguments by which its relatives differ.
+# The arguments in which CLIP and DINOv2 differ from ImageNet's ViT, with ImageNet's values.
 PLAIN: dict[str, Any] = dict(eps=1e-6, activation="gelu", patch_bias=True, pre_norm=False, layer_scale=False)
 
 
 class ViT(nnx.Module):
     """Images (B, S, S, C) -> tokens (B, 1 + R + N, D), CLS first, before the final LayerNorm.
 
-    The final LayerNorm belongs to the head, because R-LLM's booster sits between the two.
+    The final LayerNorm belongs to the head: R-LLM's booster comes between the two.
 
     Args:
       image_size: S, a multiple of `patch`, both in pixels.

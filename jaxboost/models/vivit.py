@@ -31,7 +31,7 @@ class ViViT(nnx.Module):
 
     traits: ClassVar[Traits] = Traits(
         stacks=(
-            # The temporal CLS token joins what the spatial encoder gives: it belongs to that encoder's last block.
+            # The temporal CLS token is added after the spatial encoder, so it counts as part of its last block.
             Stack(name="spatial", followers=("spatial_norm", "temporal_cls")),
             Stack(name="temporal", followers=("temporal_norm",)),
         )

@@ -9,8 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxboost import schema
 from jaxboost.config import continuing, validation
-from jaxboost.errors import UserError, check_choice
-from jaxboost.models.backbones import BACKBONES
+from jaxboost.errors import UserError
 from jaxboost.runs import datasets, workdir
 from jaxboost.runs.result import FoldsResult, RunResult
 from jaxboost.runs.saved_config import Config
@@ -67,14 +66,13 @@ def _read(folder: pathlib.Path, name: str, reader: Callable[[pathlib.Path], T]) 
 def _parsed(content: dict[str, Any], path: pathlib.Path) -> ConfigDict:
     parsed = schema.parse(Config, content, where=str(path), fix="bring it back from a backup")
     config = ConfigDict(_without_none(dataclasses.asdict(parsed)))
-    validation.check_numbers(config)
     if ("boost" in config) == ("pneumollm" in config and "llama" in config):
         raise UserError(f"{path} is not the config of a run: it should have either boost, or pneumollm and llama")
     if "boost" in config:
         lacking = [name for name in _OF_BOOSTED if name not in config.model]
         if lacking:
             raise UserError(f"{path} is not the config of a run: model lacks {', '.join(lacking)}")
-        check_choice(config.model.backbone, BACKBONES, f"{path}: model.backbone")
+    validation.validate_present(config)
     return config
 
 

@@ -44,13 +44,14 @@ class Parameters:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """A pretrained part of the model, or its random control; see `pretrained.Pretrained.about`.
+    """A pretrained part of the model, or its random control; see `systems.weights.Pretrained.about`.
 
     Attributes:
       source: where the weights come from, or "random".
       dtype: of the stored weights.
       layers: numbers of LLaMA's layers.
       arguments: what the part is built with.
+      weights: "int8" if the matrices were quantized.
       sha256: fingerprint of the weights.
     """
 
@@ -58,6 +59,7 @@ class Part:
     layers: _Layers | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     arguments: dict[_Text, Scalar | list[float]] | None = None
+    weights: Literal["int8"] | None = None
     sha256: _Digest
 
 

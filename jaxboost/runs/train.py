@@ -10,18 +10,18 @@ from typing import Any
 
 from jaxboost import io, stopping, systems
 from jaxboost.config import continuing, validate, validation
+from jaxboost.config.combinations import check_data
 from jaxboost.config.types import Config
-from jaxboost.data.dataset import Dataset, DatasetInfo
+from jaxboost.data.dataset import Dataset
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
-from jaxboost.errors import UserError, check_choice
-from jaxboost.evaluation import metrics, thresholds
+from jaxboost.errors import UserError
+from jaxboost.evaluation import thresholds
 from jaxboost.models.frozen import Tree
 from jaxboost.runs import datasets, places, report, workdir
 from jaxboost.runs.lock import held
 from jaxboost.runs.result import RunResult, Selection
 from jaxboost.systems import start
-from jaxboost.tasks import TASKS
 from jaxboost.training import features, layer_decay, step
 from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoints import checkpoint_folder
@@ -31,7 +31,6 @@ from jaxboost.training.program import Program, check_partial_batches, make_objec
 
 logger = logging.getLogger(__name__)
 
-TIES = ("earlier", "later")
 PROTOCOLS = {"validation": "val", "reference": "test"}  # protocol -> split that picks the epoch
 
 
@@ -55,9 +54,6 @@ def train_and_evaluate(
       Stopped: Ctrl-C, where nothing had to be saved.
     """
     validate(config)
-    check_choice(config.eval.protocol, PROTOCOLS, "config field eval.protocol")
-    check_choice(config.eval.metric, metrics.SELECTION, "config field eval.metric")
-    check_choice(config.eval.ties, TIES, "config field eval.ties")
     places.check(folder, config)
     config = with_layers(config, folder)
     if (finished := workdir.check(folder, config)) and workdir.has_config(folder):
@@ -112,12 +108,12 @@ def assemble(
     step.check_batch_size(config.eval.batch_size, "eval.batch_size")
     keep_compiled_programs(config.train.compilation_cache)
     info = datasets.describe(config)
-    _check_binary(config, info)
+    check_data(config, info)
     system = systems.prepare(config, info)
     # A block that was missing has been converted now.
     config = systems.with_layers(config)
     if config.optim.layer_decay != 1:
-        layer_decay.check(system.params)
+        layer_decay.check_has_blocks(system.params)
     augment, image_size = Augment(**config.augment), config.model.image_size
     augment.check(info.ndim)
     splits = splits or datasets.own_splits(config, folder)
@@ -258,21 +254,6 @@ def _finished(
     logger.info("%s is finished:", folder)
     report.log_result(result)
     return result.to_json()
-
-
-def _check_binary(config: Config, info: DatasetInfo) -> None:
-    """Raises UserError where a choice for binary tasks is made for another task."""
-    if TASKS[info.task].binary:
-        return
-    for name, chosen, fix in (
-        ("metric", config.eval.metric == "avg", "auc"),
-        ("specificity", config.eval.specificity, 0),
-    ):
-        if chosen:
-            raise UserError(
-                f"config field eval.{name}: {config.eval[name]} is for binary tasks, and {info.name} is {info.task}:"
-                f" set it to {fix}"
-            )
 
 
 def _warn_of_slow_average(config: Config, steps: int) -> None:

@@ -1,7 +1,8 @@
 """A config becomes a model and a plan for its weights.
 
-`prepare` checks the choices of a config and traces the model (`rllm`, or `pneumollm` where the config has a section of
-that name). `blocks` and `encoders` find the converted weights that it starts from, each a `weights.Pretrained`.
+`prepare` traces the model of a config that `config.validate` has accepted: `rllm`, or `pneumollm` if the config has a
+section of that name. `blocks` and `encoders` find the converted weights that the model starts from; each is a
+`weights.Pretrained`.
 `start.initialise` then makes the weights of the first step.
 """
 
@@ -27,24 +28,24 @@ def prepare(
     with_weights: bool = True,
     trained: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({}),
 ) -> System:
-    """Checks what a config says about its model, and traces the model; nothing large is read or computed.
+    """Traces the model of a config, and finds its weights; nothing large is read or computed.
 
     Args:
-      config: of a run.
-      info: the data set that the model is for.
-      with_weights: find the pretrained weights, and convert them where the config asks for that. Without, a block that
-        is missing has the shapes of the family that the config names.
-      trained: role -> what result.json says about a pretrained part. Given for a finished run: the parts that it
-        trained come from its checkpoint, so their first weights are not looked for.
+      config: of a run; `config.validate` and `check_data` have accepted it.
+      info: the data set of the run.
+      with_weights: find the pretrained weights, and convert them if the config asks for that. If False, a block that is
+        missing has the shapes of the family that the config names.
+      trained: for a finished run: role -> the entry of result.json about a pretrained part. Parts that the run trained
+        come from its checkpoint, so their initial weights are not needed.
 
     Raises:
-      UserError: an unknown choice, weights that are missing or do not fit, a backbone that does not fit the data.
+      UserError: weights are missing, or do not fit the model.
     """
     return _system(config).prepare(config, info, with_weights=with_weights, trained=trained)
 
 
 def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib.Path) -> None:
-    """Raises UserError where a finished run in `folder` used other pretrained weights than the config now names.
+    """Raises UserError if a finished run in `folder` used other pretrained weights than the config now names.
 
     Args:
       config: of the run, as it is given now.
@@ -55,11 +56,11 @@ def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib
 
 
 def with_layers(config: Config, before: Mapping[str, Any] | None = None) -> Config:
-    """The config with the numbers of its LLaMA layers in place of `layers=()`, as a run records them.
+    """Replaces `layers=()` in a config by the numbers of its LLaMA layers, as a run records them.
 
     Args:
       config: of a run.
-      before: the config.json of the run's folder, which decides where the block is missing.
+      before: the config.json of the run's folder. It gives the numbers if the block is missing.
     """
     system = _system(config)
     if config[system.SECTION].layers:

@@ -10,15 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxboost.convert import placing, store
-from jaxboost.convert.placing import Pack, Placement
+from jaxboost.convert.placing import Placement, Quantize
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.llama import DEPTHS, FAMILIES, LlamaConfig
 from jaxboost.systems.weights import RANDOM, Pretrained, as_trained, find_converted
 
 INT8 = "int8"
-STORAGE = ("stored", INT8)
-FINAL_NORMS = ("ones", "loaded")
-# What a config that names no layers takes of a family, and converts of a source: `boost` and `llama`.
+# The layers of a family, or of a source to convert, if a config names none: `boost` takes the last, `llama` all.
 LAST, ALL = "-1", "all"
 
 logger = logging.getLogger(__name__)
@@ -31,9 +29,9 @@ class Layers:
     Attributes:
       config: shape and constants of each.
       numbers: of the layers in their LLaMA model, in the order in which they run.
-      folder: of the block that holds them; None: they are random, or only their shapes are wanted.
+      folder: of the block that holds them; None: they are random, or only their shapes are needed.
       manifest: of that block.
-      final_norm: whether the block's final norm is taken too; otherwise its weight is ones.
+      final_norm: whether the block's final norm is loaded; otherwise its weight is ones.
     """
 
     config: LlamaConfig
@@ -56,21 +54,20 @@ def find_layers(
     default: str,
     with_weights: bool,
 ) -> Layers:
-    """The LLaMA layers that a config section names.
+    """Finds the LLaMA layers that a config section names.
 
-    A block says itself which width, layers and constants it has. The family counts only where no block is read: for
-    random layers, and for a block that is not there where its weights are not wanted.
+    The manifest of a block gives its width, layers and constants. The family is used only if no block is read: for
+    random layers, and for a missing block if only shapes are needed.
 
     Args:
       section: name of the section, for messages; the arguments up to `final_norm` are its fields.
-      used: whether the model has such layers at all; some controls only take their width.
-      default: the layers of a family, or of a source to convert, where `layers` names none: LAST or ALL.
-      with_weights: whether the block is wanted (and converted where the config says so), or shapes are enough.
+      used: whether the model has these layers; some controls take only their width.
+      default: the layers of a family, or of a source to convert, if `layers` is empty: LAST or ALL.
+      with_weights: whether the block is needed (and converted if the config says so), or only shapes.
 
     Raises:
-      UserError: an unknown choice, or a block that is missing or lacks a layer.
+      UserError: the block is missing, or lacks a layer.
     """
-    _check(section, family=family, block=block, layers=layers, final_norm=final_norm)
     wanted = used and with_weights and block != RANDOM
     if wanted and not block:
         raise UserError(
@@ -90,7 +87,7 @@ def find_layers(
     if not used:
         return Layers(config=manifest.config, numbers=tuple(layers) or manifest.layers)
     numbers = _layers_of_block(section, folder, manifest, tuple(layers))
-    # Raises where the block has no final norm to load.
+    # Raises if the block has no final norm to load.
     store.fingerprint_of(manifest, numbers, final_norm == "loaded")
     if wanted:
         _log_choice(section, family, folder, manifest, chosen=bool(layers))
@@ -104,7 +101,7 @@ def find_layers(
 
 
 def named_layers(*, family: str, block: str, used: bool, default: str) -> tuple[int, ...]:
-    """The layers that a config section takes where its field `layers` is empty; () where its block is not there.
+    """The layers of a config section whose field `layers` is empty; () if its block is missing.
 
     Raises:
       UserError: the block, or the family, cannot be read.
@@ -122,7 +119,7 @@ def layers_of_family(family: str, default: str) -> tuple[int, ...]:
 
 
 def check_rope(section: str, config: LlamaConfig, *, used: bool) -> None:
-    """Raises UserError where layers are to be rotated whose checkpoint rotates in a way that is not supported."""
+    """Raises UserError if the rotary embedding is used, but that of the layers' checkpoint is not supported."""
     if used and config.rope_unsupported is not None:
         fix = "set boost.rope to False, or take" if section == "boost" else "take"
         raise UserError(
@@ -146,22 +143,22 @@ def pretrained_layers(
     shards: bool = False,
     storage: str = "stored",
 ) -> Pretrained:
-    """The part of a model that `find_layers` found, or its random control.
+    """The pretrained part of a model that `find_layers` found, or its random control.
 
     Args:
       role, trainable, shards: see `Pretrained`.
       path: the only one of its `paths`.
       layers: what `find_layers` returned.
       dtype: of random weights that stay as they are; trained ones are float32.
-      storage: one of STORAGE, how frozen weights are held.
+      storage: of frozen weights: "stored" (as the block has them), or INT8.
 
     Raises:
-      UserError: the package that quantises them is not installed.
+      UserError: qwix, which quantizes them, is not installed.
     """
-    pack, ending = None, ""
+    quantize, ending = None, ""
     if storage == INT8:
         placing.import_qwix()
-        pack, ending = placing.int8, ", held as int8"
+        quantize, ending = placing.int8, ", held as int8"
     if layers.manifest is None:
         source, dtype = RANDOM, "float32" if trainable else dtype
         text = f"a random block of {len(layers.numbers)} layer(s): the control without pretraining{ending}"
@@ -173,37 +170,24 @@ def pretrained_layers(
         "layers": list(layers.numbers),
         "dtype": dtype,
         "arguments": dataclasses.asdict(layers.config),
-        **({} if pack is None else {"weights": storage}),
+        **({} if quantize is None else {"weights": storage}),
     }
     return Pretrained(
         role=role,
         paths=(path,),
         trainable=trainable,
         shards=shards,
-        pack=pack,
+        quantize=quantize,
         about=about,
         text=text,
-        load=None if layers.manifest is None else functools.partial(_load, layers, trainable, pack),
+        load=None if layers.manifest is None else functools.partial(_load, layers, trainable, quantize),
     )
-
-
-def _check(section: str, *, family: str, block: str, layers: tuple[int, ...], final_norm: str) -> None:
-    check_choice(final_norm, FINAL_NORMS, f"config field {section}.final_norm")
-    if family:
-        check_choice(family, FAMILIES, f"config field {section}.family")
-    if not all(isinstance(layer, int) and layer >= 0 for layer in layers):
-        raise UserError(
-            f"config field {section}.layers: {layers} should be layer numbers from 0, such as (31,) or (15, 31), or ()"
-            " for all layers of the block"
-        )
-    if block == RANDOM and final_norm == "loaded":
-        raise UserError(f"config field {section}.final_norm: a random block has no norm to load, set it to ones")
 
 
 def _layers_of_block(
     section: str, folder: pathlib.Path, manifest: store.Manifest, layers: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """The layers that are chosen, or all. Raises UserError where the block does not hold them."""
+    """The chosen layers, or all. Raises UserError if the block does not hold them."""
     absent = [layer for layer in layers if layer not in manifest.layers]
     if not absent:
         return layers or manifest.layers
@@ -221,7 +205,7 @@ def _layers_of_block(
 
 
 def _log_choice(section: str, family: str, folder: pathlib.Path, manifest: store.Manifest, *, chosen: bool) -> None:
-    """Says where the block, and not the config, decides about shapes or layers."""
+    """Logs that the block decides about shapes or layers, if the config suggests others or none."""
     if family and manifest.config.shape != FAMILIES[family].shape:
         shape = ", ".join(f"{name} {value}" for name, value in manifest.config.shape.items())
         logger.info("the block at %s is not of the family %s: its own shapes are used, %s", folder, family, shape)
@@ -235,11 +219,11 @@ def _log_choice(section: str, family: str, folder: pathlib.Path, manifest: store
 
 
 def _load(
-    layers: Layers, trainable: bool, pack: Pack | None, placement: Placement
+    layers: Layers, trainable: bool, quantize: Quantize | None, placement: Placement
 ) -> tuple[tuple[dict[str, Any], ...], str]:
     assert layers.folder is not None
     loaded = store.load_block(
-        layers.folder, layers.numbers, final_norm=layers.final_norm, placement=placement, pack=pack
+        layers.folder, layers.numbers, final_norm=layers.final_norm, placement=placement, quantize=quantize
     )
     norm = loaded.final_norm
     if norm is None:

@@ -1,4 +1,4 @@
-"""The pretrained vision encoder that a config names: whether it is the config's backbone, and its weights."""
+"""Finds the pretrained vision encoder that a config names, and checks that it is the config's backbone."""
 
 import functools
 import pathlib
@@ -24,7 +24,7 @@ def resolve_encoder(
     trainable: bool,
     with_norm: bool,
 ) -> tuple[Pretrained, dict[str, Any]]:
-    """The weights of a model's `encoder`, and the arguments that replace those of the backbone.
+    """Finds the weights of a model's `encoder`, and the arguments that replace those of the backbone.
 
     Args:
       role, trainable: see `Pretrained`.
@@ -33,7 +33,7 @@ def resolve_encoder(
       source, convert_missing: see `find_converted`.
       image_size: side of the images in pixels.
       dtype: of random weights.
-      with_norm: whether the encoder's final norm is wanted too, as the model's `head_norm`.
+      with_norm: whether the encoder's final norm is needed too, as the model's `head_norm`.
 
     Raises:
       UserError: the encoder is missing, or is another model than `backbone`.

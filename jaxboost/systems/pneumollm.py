@@ -1,4 +1,4 @@
-"""PneumoLLM from a config: checks its choices, and finds the weights of its encoder and of LLaMA."""
+"""PneumoLLM from a config: the model, and the weights of its encoder and of LLaMA."""
 
 import pathlib
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from flax import nnx
 from jaxboost.config.types import Config
 from jaxboost.convert import encoders
 from jaxboost.data.dataset import DatasetInfo
-from jaxboost.errors import UserError, check_choice
+from jaxboost.errors import UserError
 from jaxboost.models import pneumollm
-from jaxboost.models.pneumollm import ENCODERS, TOKENS, PneumoLLM, PneumoSpec
+from jaxboost.models.pneumollm import ENCODERS, PneumoLLM, PneumoSpec
 from jaxboost.systems import blocks
 from jaxboost.systems.encoders import resolve_encoder
-from jaxboost.systems.system import System, check_model, check_patch, model_arguments, texts, trace
+from jaxboost.systems.system import System, model_arguments, texts, trace
 from jaxboost.systems.weights import RANDOM, Pretrained, check_same
 
 # The section of the config that names the LLaMA layers.
@@ -26,13 +26,7 @@ def prepare(
 ) -> System:
     """Prepares PneumoLLM, see `systems.prepare`. Its pretrained parts are all frozen."""
     del trained
-    model, backbone = dict(config.model), config.model.backbone
-    if info.ndim != 2:
-        raise UserError(f"data set {info.name} is {info.ndim}-D, PneumoLLM takes 2-D images: choose another data.name")
-    check_choice(backbone, ENCODERS, "config field model.backbone")
-    check_model(model)
-    check_patch(backbone, ENCODERS[backbone].arguments["patch"], model["image_size"])
-
+    backbone = config.model.backbone
     vision, arguments = _resolve_vision(config, with_weights=with_weights)
     spec, llama = _resolve_llama(config, with_weights=with_weights)
     parts = tuple(part for part in (vision, llama) if part is not None)
@@ -75,7 +69,7 @@ def _is_pretrained(backbone: str) -> bool:
 
 
 def _resolve_vision(config: Config, *, with_weights: bool) -> tuple[Pretrained | None, dict[str, Any]]:
-    """The encoder's weights, None where it is trained, and the arguments that replace those of the backbone."""
+    """The encoder's weights (None if it is trained), and the arguments that replace those of the backbone."""
     backbone, fields = config.model.backbone, config.pneumollm
     if not _is_pretrained(backbone):
         return None, {}
@@ -103,20 +97,9 @@ def _resolve_llama(config: Config, *, with_weights: bool) -> tuple[PneumoSpec, P
     fields, llama = dict(config.pneumollm), dict(config.llama)
     for name in ("vision", "vision_source", "vision_convert"):
         fields.pop(name)
-    check_choice(fields["tokens"], TOKENS, "config field pneumollm.tokens")
-    for name in ("every", "count"):
-        if fields[name] < 1:
-            raise UserError(f"config field pneumollm.{name}: {fields[name]} should be 1 or more")
-    if _is_pretrained(config.model.backbone):
-        depth = ENCODERS[config.model.backbone].arguments["depth"]
-        if fields["every"] > depth:
-            raise UserError(
-                f"config field pneumollm.every: {fields['every']} is more than the encoder's {depth} blocks"
-            )
-    else:
+    if not _is_pretrained(config.model.backbone):
         fields["vision_adapters"] = False
     used, remat, shards, causal, storage = (llama.pop(name) for name in ("used", "remat", "shard", "causal", "weights"))
-    check_choice(storage, blocks.STORAGE, "config field llama.weights")
     if not used:
         llama |= {"final_norm": "ones"}
     found = blocks.find_layers(SECTION, used=used, default=blocks.ALL, with_weights=with_weights, **llama)

@@ -1,4 +1,4 @@
-"""The weights at the start of a run: random ones are drawn on their devices, pretrained ones are loaded there."""
+"""The initial weights of a run: random ones are drawn on their devices, pretrained ones are loaded there."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def initialise(
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, str]]:
     """Makes the weights at the start of a run.
 
-    Random weights are drawn under jit straight on their devices; those that pretrained ones replace are never made.
+    Random weights are drawn under jit directly on their devices. Weights that pretrained ones replace are never made.
 
     Args:
       system: the model, and the plan for its weights.
@@ -26,8 +26,8 @@ def initialise(
       replicated: sharding that copies an array to each device.
 
     Returns:
-      Trainable weights, frozen weights, statistics, and role -> fingerprint of each pretrained part. That of a random
-      part is the digest of its bytes.
+      Trainable weights, frozen weights, statistics, and role -> fingerprint of each pretrained part. The fingerprint
+      of a random part is the digest of its bytes.
     """
 
     def draw() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -66,7 +66,7 @@ def initialise(
 
 
 def held_shapes(system: System, dtype: jnp.dtype) -> dict[str, Any]:
-    """Shapes of the frozen weights as a run holds them: packed where its config says so, the others in `dtype`."""
+    """Shapes of the frozen weights in memory: quantized if the config says so, the others in `dtype`."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), system.frozen)
     for part in system.pretrained:
         if not part.trainable:

@@ -1,4 +1,4 @@
-"""Parts of a model whose weights come from elsewhere: converted weights, or their random control."""
+"""Parts of a model with pretrained weights: converted ones, or their random control."""
 
 import dataclasses
 import logging
@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxboost import convert
 from jaxboost.convert import store
-from jaxboost.convert.placing import Pack, Placement
+from jaxboost.convert.placing import Placement, Quantize
 from jaxboost.errors import UserError
 from jaxboost.models.frozen import Tree
 
@@ -25,17 +25,17 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """A part of a model that does not start like its trainable rest: with converted weights, or frozen random ones.
+    """A part of a model that starts with converted weights, or with frozen random ones as the control.
 
     Attributes:
       role: its name in result.json, one of ROLES.
       paths: where its weights are in the model's tree of weights.
-      trainable: whether they are trained too.
-      about: what result.json says about them beside the fingerprint.
-      text: what the log says about them.
+      trainable: whether its weights are trained too.
+      about: the entry of result.json about them, without the fingerprint.
+      text: their description in the log.
       load: placement -> (a tree for each path, fingerprint); None for random weights.
       shards: whether large weights are split over the devices instead of copied to each.
-      pack: how the matrices of its layers are held; None: as they are stored.
+      quantize: quantizes the matrices of its layers; None: they are not quantized.
     """
 
     role: str
@@ -45,34 +45,34 @@ class Pretrained:
     text: str
     load: Callable[[Placement], tuple[tuple[dict[str, Any], ...], str]] | None
     shards: bool = False
-    pack: Pack | None = None
+    quantize: Quantize | None = None
 
     def held(self, weights: Tree) -> Tree:
-        """The part's weights as a run holds them; under `jax.eval_shape` their shapes."""
-        pack = self.pack
-        if pack is None:
+        """The part's weights as they are in memory in a run; under `jax.eval_shape` their shapes."""
+        quantize = self.quantize
+        if quantize is None:
             return weights
-        return jax.tree.map(lambda leaf: pack(leaf) if leaf.ndim == 3 else leaf, weights)
+        return jax.tree.map(lambda leaf: quantize(leaf) if leaf.ndim == 3 else leaf, weights)
 
 
 def as_trained(weights: dict[str, Any]) -> dict[str, Any]:
-    """The weights in float32, which the optimiser's small steps need, whatever dtype they were stored in."""
+    """Casts weights to float32, which the optimiser's small steps need."""
     return jax.tree.map(lambda x: x.astype(jnp.float32), weights)
 
 
 def digest(weights: Mapping[str, Any]) -> str:
-    """Fingerprint of weights that no manifest describes."""
+    """Fingerprint of weights that have no manifest."""
     leaves, _ = jax.tree.flatten_with_path(weights)
     return store.fingerprint({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
 
 
 def find_converted(what: str, folder: str, source: str, layers: str, *, convert_missing: bool) -> pathlib.Path:
-    """The folder of converted weights. A missing one is converted first where the config asks for that.
+    """The folder of converted weights. A missing one is converted first if the config asks for that.
 
     Args:
-      what: it holds, for messages: "block" or "encoder".
+      what: the kind of weights, for messages: "block" or "encoder".
       folder: path of the folder, as the config has it.
-      source: what they are converted from, "" where the config names nothing.
+      source: what they are converted from, "" if the config names nothing.
       layers: the value of --layers of `jaxboost convert`.
       convert_missing: whether a missing folder is converted from the source.
 
@@ -91,10 +91,10 @@ def find_converted(what: str, folder: str, source: str, layers: str, *, convert_
         try:
             convert.convert(source, layers, path)
         except UserError:
-            # Several runs of a sweep may find it missing at once: the one that finishes first converts for all.
+            # Several runs of a sweep may convert it at the same time: all use the result of the first that finishes.
             if not path.exists():
                 raise
-            logger.info("another process has made %s meanwhile: it is used", path)
+            logger.info("another process has made %s in the meantime: it is used", path)
     return path
 
 
@@ -105,13 +105,13 @@ def check_same(
     fingerprint: Callable[[pathlib.Path], str],
     folder: pathlib.Path,
 ) -> None:
-    """Raises UserError where a finished run in `folder` used other weights than the config now names.
+    """Raises UserError if a finished run in `folder` used other weights than the config now names.
 
     Args:
-      what: the weights are, for the message: "block" or "encoder".
+      what: the kind of weights, for the message: "block" or "encoder".
       named: the config's folder of weights, or "random". A folder that is no longer there is not compared.
-      finished: what result.json says about the weights; None where the run had none.
-      fingerprint: gives that of the weights in a folder.
+      finished: the entry of result.json about the weights; None if the run had none.
+      fingerprint: folder of weights -> their fingerprint.
       folder: of the run.
     """
     if finished is None:

@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk for the next start."""
+"""Keeps compiled programs on disk for the next start."""
 
 import logging
 import pathlib
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 def keep_compiled_programs(enabled: bool) -> None:
     """Sets JAX's persistent compilation cache to the user's cache folder.
 
-    Where the folder cannot be written, a warning says so, and programs are compiled again at each start.
+    If the folder cannot be written, a warning says so, and programs are compiled again at each start.
 
     Args:
       enabled: False switches the cache off.
@@ -40,7 +40,7 @@ def keep_compiled_programs(enabled: bool) -> None:
 
 
 def _refusal(folder: pathlib.Path) -> str:
-    """Why a folder, which is made where it is missing, cannot be written; "" where it can."""
+    """Why a folder cannot be written, "" if it can. A missing folder is made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Permissions do not show that a file system is read-only or full, so a file is written.

@@ -1,4 +1,4 @@
-"""The tokens of a frozen encoder, computed once and kept on disk, where nothing before them is trained or random."""
+"""Computes the tokens of a frozen encoder once and keeps them on disk, if nothing before them is trained or random."""
 
 import dataclasses
 import hashlib
@@ -31,13 +31,13 @@ def encode(
     folder: pathlib.Path,
     key: str,
 ) -> Dataset:
-    """The data set with source tokens float32 (n, d, W) in place of its images.
+    """Replaces the images of a data set by source tokens, float32 (n, d, W).
 
     Args:
       dataset: with images.
       encoder: batch -> source tokens (B, d, W).
       batch_size, image_size, augment: of the encoder's batches, see `batches.eval_batches`.
-      folder: of the file with the tokens, by the digests of their images. Tokens in the file are not computed again.
+      folder: of the file with the tokens and the digests of their images. Tokens in the file are not computed again.
       key: identifies the encoder; each encoder has its own file.
 
     Raises:
@@ -86,7 +86,7 @@ def _write(file: pathlib.Path, known: Mapping[str, np.ndarray], before: int) -> 
 
 
 def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """Digest of an image -> tokens, from a file that `encode` wrote; {} where there is none, or it is damaged."""
+    """Digest of an image -> tokens, from a file that `encode` wrote; {} if there is none, or it is damaged."""
     return array_cache.read(file, ["digests", "tokens"], _by_digest) or {}
 
 

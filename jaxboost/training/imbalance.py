@@ -1,4 +1,4 @@
-"""Class weights in the loss, against classes of unequal size."""
+"""Class weights in the loss, for classes of unequal size."""
 
 import numpy as np
 
@@ -19,11 +19,11 @@ def class_weights(spec: str, labels: np.ndarray, info: DatasetInfo) -> tuple[flo
 
     Returns:
       () for none. "balanced": n / (C n_c) for class c of C classes, so that all classes contribute equally and the mean
-      weight over the examples is 1. With several labels the odds against each one, (n - n_c) / n_c, so that presence
-      and absence contribute equally.
+      weight over the examples is 1. With several labels per image: (n - n_c) / n_c, the odds against a label, so that
+      presence and absence contribute equally.
 
     Raises:
-      UserError: another value, or a class that "balanced" cannot weight because no example, or every one, has it.
+      UserError: an invalid value, or a class that "balanced" cannot weight because no example, or every one, has it.
     """
     task, classes = TASKS[info.task], len(info.classes)
     if not spec:

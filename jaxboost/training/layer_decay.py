@@ -1,4 +1,4 @@
-"""Layer-wise decay of the learning rate: the lower a layer, the more slowly it changes.
+"""Layer-wise decay of the learning rate: lower layers have lower rates.
 
 As in BEiT's fine-tuning (Bao et al. 2021, section 3.2): the rate of block l of L is multiplied by decay^(L + 1 - l).
 """
@@ -24,8 +24,8 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
     return optax.stateless(scaled)
 
 
-def check(params: Tree) -> None:
-    """Raises UserError where the trained weights have no stack of blocks."""
+def check_has_blocks(params: Tree) -> None:
+    """Raises UserError if the trained weights have no stack of blocks."""
     if not _stacks(params):
         raise UserError("config field optim.layer_decay: it is for encoders with trained blocks, set it to 1")
 
@@ -34,7 +34,7 @@ def factors(params: Tree, decay: float) -> Tree:
     """The factor of each weight's learning rate: a number, or an array that broadcasts over stacked blocks.
 
     Block l of L has decay^(L + 1 - l). The weights before the first block (patches, positions, CLS) count as block 0.
-    Everything behind the encoder (booster, head and their norms) has the factor 1.
+    Everything after the encoder (booster, head and their norms) has the factor 1.
     """
     stacks, followers, depth = {}, {}, 0
     for name, following in _stacks(params).items():

@@ -27,13 +27,13 @@ class MetricsLog:
 
     Args:
       workdir: folder of the run.
-      resume_step: the step of the checkpoint that the run goes on from, or 0. Later records are dropped. A file with
-        other lines than records is set aside, and its records are kept.
-      validated: False where the validation after that step is done again; its record is dropped too.
-      kept: gives the end of an error message: which checkpoint is whole.
+      resume_step: the step of the checkpoint from which the run is resumed, or 0. Later records are removed. A file
+        with lines that are no records is set aside, and its records are kept.
+      validated: False if the validation after that step is repeated; its record is removed too.
+      kept: gives the end of an error message: which checkpoint is intact.
 
     Raises:
-      UserError: now and in `write`: a file cannot be written.
+      UserError: a file cannot be written; also in `write`.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class MetricsLog:
             self._board = _Board(workdir / BOARD, purge_step=resume_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Writes one record; a value is a number, or None where it is not known."""
+        """Writes one record; a value is a number, or None if it is not known."""
         with writing(self._path, self._kept):
             self._file.write(to_json({"step": step, **values}) + "\n")
             self._file.flush()
@@ -60,7 +60,7 @@ class MetricsLog:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        # An error that is being raised says more than one that follows from it here.
+        # An error that is being raised says more than the errors on closing that follow from it.
         failed = error[0] is not None
         for file, path in ((self._file, self._path), (self._board, self._board.folder)):
             with contextlib.suppress(OSError) if failed else writing(path, self._kept):
@@ -70,12 +70,12 @@ class MetricsLog:
 class _Board:
     """A TensorBoard event file.
 
-    Not tensorboardX's `SummaryWriter`, which writes in a thread: where a write fails, the thread ends with a traceback,
-    and training waits for it for ever.
+    It replaces tensorboardX's `SummaryWriter`, which writes in a thread: if a write fails, the thread ends with a
+    traceback, and training waits for it forever.
     """
 
     def __init__(self, folder: pathlib.Path, purge_step: int):
-        # Imported late: it imports torch where that is installed, and a mistake in a command should show at once.
+        # Imported late: it imports torch if that is installed, and a mistake in a command should be reported at once.
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
 
@@ -84,7 +84,7 @@ class _Board:
         self._event, self._scalar = messages.Event, summary.scalar
         folder.mkdir(parents=True, exist_ok=True)
         self._file = event_file_writer.EventsWriter(str(folder / "events"))
-        # Hides events that were written after the checkpoint that the run goes on from.
+        # Hides events that were written after the checkpoint from which the run is resumed.
         start = messages.SessionLog(status=messages.SessionLog.START)
         self._flushed = -math.inf
         self._write(messages.Event(step=purge_step, session_log=start))
@@ -113,7 +113,7 @@ def _kept_lines(path: pathlib.Path, resume_step: int, validated: bool) -> list[s
         set_aside(path)
         return []
     content = path.read_bytes()
-    # A kill may have cut off the last line in the middle.
+    # If the process was killed, the last line may be incomplete.
     lines = content[: content.rfind(b"\n") + 1].splitlines()
     records = [(line, _record(line)) for line in lines]
     if any(record is None for _, record in records):
@@ -126,7 +126,7 @@ def _is_before(record: dict[str, Any], resume_step: int, validated: bool) -> boo
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """The record in a line; None where there is none."""
+    """The record in a line; None if there is none."""
     try:
         record = json.loads(line.decode())
         return record if type(record["step"]) is int else None
@@ -135,7 +135,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 class ProgressBar:
-    """A bar with loss, images/s and time left on a terminal; elsewhere plain log lines."""
+    """On a terminal a bar with loss, images/s and time left; else plain log lines."""
 
     def __init__(self, first_step: int, last_step: int):
         self._terminal = sys.stderr.isatty()
@@ -158,7 +158,7 @@ class ProgressBar:
         self._bar.update(1)
 
     def report(self, step: int, *, loss: float, images_per_second: float | None) -> None:
-        """Shows the figures after a step; the rate is None where it was not measured."""
+        """Shows the figures after a step; the rate is None if it was not measured."""
         text = f"loss {loss:.4f}" + (f", {images_per_second:.0f} images/s" if images_per_second else "")
         if self._terminal:
             self._bar.set_postfix_str(text)

@@ -1,4 +1,4 @@
-"""The training loop: steps, validation after each epoch, checkpoints, and going on from where a run was cut off."""
+"""The training loop: steps, validation after each epoch, checkpoints, and resuming a run that was stopped."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(kw_only=True)
 class Loop:
-    """A run between its start and its result: what it is made of, and how far it is.
+    """A run between its start and its result: its parts and its progress.
 
     Attributes:
       config, folder: of the run.
@@ -39,15 +39,15 @@ class Loop:
       program: its step functions.
       dataset: with the splits "train" and "test", and "val" unless the test split picks the epoch.
       augment: random changes of training images.
-      image_size: side in pixels of what the model sees; None where the data set has features instead of images.
+      image_size: side of the model's input in pixels; None if the data set has features instead of images.
       iterator: of training batches; its position is part of a checkpoint.
       selection_split: the split that picks the best epoch.
       steps_per_epoch, last_step: numbers of steps.
       state: what a step changes.
       frozen: the frozen weights.
-      progress: the best epoch so far, and what a resumed run is compared with.
-      started: when this start of the run began, on the monotonic clock.
-      check_lock: is called before each write that would damage the run of another process; raises UserError.
+      progress: the best epoch so far, and what must be the same when the run is resumed.
+      started: time of this start of the run, on the monotonic clock.
+      check_lock: called before each write that would damage the run of another process; raises UserError then.
     """
 
     config: Config
@@ -68,7 +68,7 @@ class Loop:
     check_lock: Callable[[], None]
 
     def resume(self, checkpointer: Checkpointer) -> None:
-        """Goes back to the latest checkpoint, where there is one."""
+        """Restores the latest checkpoint, if there is one."""
         if checkpointer.latest_step() is not None:
             config = self.progress.config
             self.state, found = checkpointer.restore_latest(
@@ -82,7 +82,7 @@ class Loop:
             logger.warning("%s has records but no checkpoint: it starts again from the first step", self.folder)
 
     def train(self, checkpointer: Checkpointer) -> bool:
-        """Steps up to the last one, with validation and checkpoints between; False where a signal cut it off."""
+        """Trains up to the last step, with validation and checkpoints. Returns False if a signal stopped it."""
         first, config = int(self.state.step), self.config.train
         losses = PendingLosses(checkpointer, self.folder)
         save_every = config.checkpoint_every or self.last_step
@@ -99,14 +99,14 @@ class Loop:
                 batch = step.put(next(self.iterator), self.program.by_batch)
                 self.state, outputs = self.program.train_step(self.state, self.frozen, batch)
                 if number == first + 1:
-                    # The step is compiled: from here on a stop would lose work, and need not wait long for a step.
+                    # The step is compiled now, and later steps are short: a signal waits for their end.
                     stack.enter_context(stopping.deferred())
                 losses.add(number, outputs["loss"], outputs["grad_norm"])
                 bar.advance()
                 at_end = number % self.steps_per_epoch == 0 or number == self.last_step
                 if number % config.log_every == 0 or at_end:
                     values = {
-                        "train_loss": losses.check(),
+                        "train_loss": losses.fetch(),
                         "grad_norm": float(outputs["grad_norm"]),
                         "learning_rate": float(self.program.learning_rate(number - 1)),
                         "images_per_second": rate.measure(number),
@@ -117,7 +117,7 @@ class Loop:
                 if at_end:
                     rate.restart(number)
                 if at_end or number % save_every == 0 or stopping.received():
-                    losses.check()
+                    losses.fetch()
                     self._save(checkpointer, validated=validated)
                 if stopping.received():
                     break
@@ -152,7 +152,7 @@ class Loop:
         return self.state.evaluated(ema=self.config.eval.ema)
 
     def _catch_up(self, first: int, log: MetricsLog, losses: PendingLosses, checkpointer: Checkpointer) -> None:
-        """Validates where a signal left that out; else compiles the validation, which no stop has to wait for then."""
+        """Validates if a signal prevented it. Else compiles the validation, so that no later signal waits for that."""
         if not self.progress.validated:
             self._validate(first, log, losses, checkpointer)
         elif first < self.last_step:
@@ -162,7 +162,7 @@ class Loop:
     def _validate_unless_stopped(
         self, number: int, log: MetricsLog, losses: PendingLosses, checkpointer: Checkpointer
     ) -> bool:
-        """Validates; False where a signal came before its end, which then leaves nothing behind."""
+        """Validates. Returns False, and writes nothing, if a signal came before the end."""
         try:
             stopping.poll()
             self._validate(number, log, losses, checkpointer)

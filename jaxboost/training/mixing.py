@@ -1,7 +1,6 @@
 """Random changes of a training batch: random erasing, mixup, cutmix, label smoothing. Pure functions, inside jit.
 
-Changed images are floats in grey levels, 0 to 255, which the model takes like uint8. Labels become targets, floats
-(B, classes).
+Changed images are floats from 0 to 255, which the model takes like uint8. Labels become targets, floats (B, classes).
 """
 
 import dataclasses
@@ -11,8 +10,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxboost.errors import UserError
-
 # Random erasing (Zhong et al. 2020) as the reference uses it: range of the area ratio, and the largest aspect ratio.
 _ERASED_AREA = (0.02, 1 / 3)
 _ERASED_RATIO = 1 / 0.3
@@ -21,7 +18,7 @@ _ERASE_ATTEMPTS = 10
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """The config's section `mix`, whose fields configs/default.py explains."""
+    """The config's section `mix`, whose fields config/data_fields.py explains."""
 
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -40,19 +37,6 @@ class Mixing:
         """Whether images are changed."""
         return self.mixes or self.erase > 0
 
-    def check(self, ndim: int) -> None:
-        """Raises UserError for a value out of its range, and for erasing in volumes."""
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise UserError(f"config field mix.{name}: {getattr(self, name)} should be 0 or more")
-        for name in ("switch", "prob", "erase"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"config field mix.{name}: {getattr(self, name)} should be 0 to 1")
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"config field mix.label_smoothing: {self.label_smoothing} should be 0 to below 1")
-        if self.erase and ndim != 2:
-            raise UserError("config field mix.erase: it is for 2-D images, set it to 0")
-
 
 def augment_batch(
     images: jax.Array,
@@ -68,12 +52,12 @@ def augment_batch(
     Args:
       images: uint8 (B, S, S[, S], C).
       targets: (B, classes).
-      mixing: what is done.
-      mean, std: that pixels are normalised with; the noise in an erased rectangle follows from them.
+      mixing: the changes and their strengths.
+      mean, std: of the normalisation of pixels; the noise in an erased rectangle has them too.
       key: random key.
 
     Returns:
-      Images and targets of the loss; the images stay uint8 where they are not changed.
+      Images and targets of the loss; images that are not changed stay uint8.
     """
     erase_key, mix_key = jax.random.split(key)
     if mixing.erase:
@@ -86,7 +70,7 @@ def augment_batch(
 def mix(images: jax.Array, targets: jax.Array, mixing: Mixing, *, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) of the whole batch with itself in reverse order.
 
-    A batch is mixed with probability `prob`; where both have an alpha above 0, by cutmix with probability `switch`. The
+    A batch is mixed with probability `prob`; if both have an alpha above 0, by cutmix with probability `switch`. The
     weight l of the example itself is Beta(alpha, alpha). Cutmix takes a box of the partner with sides S (1 - l)^(1/n),
     n spatial dimensions, around a random centre; l is then corrected to the part of the box inside the image.
     """
@@ -110,7 +94,7 @@ def mix(images: jax.Array, targets: jax.Array, mixing: Mixing, *, key: jax.Array
 
 
 def _box(shape: tuple[int, ...], share: jax.Array, *, key: jax.Array) -> jax.Array:
-    """Cutmix's box, bool `shape`: about `share` of the image is outside, more where the border cuts the box off."""
+    """Cutmix's box, bool `shape`: `share` of the image is outside, or more if the border of the image cuts the box."""
     inside = jnp.ones((), bool)
     ratio = (1 - share) ** (1 / len(shape))
     for axis, (size, axis_key) in enumerate(zip(shape, jax.random.split(key, len(shape)), strict=True)):

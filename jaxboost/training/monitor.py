@@ -12,7 +12,7 @@ from jaxboost.training.checkpoints.checkpointer import Checkpointer
 
 
 class PendingLosses:
-    """Losses and gradient norms that are still on the device; they are fetched together, so that no step waits."""
+    """Losses and gradient norms that are still on the device; fetched together, so that no step waits for them."""
 
     def __init__(self, checkpointer: Checkpointer, folder: pathlib.Path):
         self._checkpointer, self._folder = checkpointer, folder
@@ -20,11 +20,11 @@ class PendingLosses:
         self._last = math.nan
 
     def add(self, number: int, loss: jax.Array, grad_norm: jax.Array) -> None:
-        """Adds the loss of a step and the norm of its gradient, which the next weights depend on."""
+        """Adds the loss of a step and the norm of its gradient."""
         self._pending.append((number, loss, grad_norm))
 
-    def check(self) -> float:
-        """Fetches all losses and returns the last one; raises UserError for the first step that was not finite."""
+    def fetch(self) -> float:
+        """Fetches all losses and returns the last one. Raises UserError for the first that is not finite."""
         for number, loss, grad_norm in jax.device_get(self._pending):
             self.stop_unless_finite(number, "loss", loss)
             self.stop_unless_finite(number, "gradient's norm", grad_norm)
@@ -33,7 +33,7 @@ class PendingLosses:
         return self._last
 
     def stop_unless_finite(self, number: int, what: str, value: float) -> None:
-        """Raises UserError where `value` is not finite; it names the step and the last checkpoint."""
+        """Raises UserError if `value` is not finite; it names the step and the last checkpoint."""
         if not np.isfinite(value):
             saved = self._checkpointer.latest_step()
             good = "there is no checkpoint yet" if saved is None else f"last good checkpoint: step {saved}"

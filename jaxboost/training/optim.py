@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxboost.errors import UserError, check_choice
+from jaxboost.errors import UserError
 from jaxboost.models.frozen import Tree
 from jaxboost.training.layer_decay import scale_by_layer
 
-# step, from 0 -> learning rate. A type checker allows no arithmetic with what `optax.Schedule` takes and returns.
+# step, from 0 -> learning rate. Not `optax.Schedule`: a type checker allows no arithmetic with its types.
 Schedule = Callable[[Any], Any]
 
 
@@ -37,7 +37,7 @@ def make_optimizer(
     epochs: int,
     accumulate: int = 1,
 ) -> tuple[optax.GradientTransformation, Schedule]:
-    """Builds the optimiser from the fields of the config's `optim` section, which configs/default.py explains.
+    """Builds the optimiser from the fields of the config's section `optim`, which config/training_fields.py explains.
 
     Args:
       steps_per_epoch, epochs: of the run.
@@ -48,11 +48,8 @@ def make_optimizer(
       The transformation, and the schedule of its learning rate.
 
     Raises:
-      UserError: an unknown choice, or a warm-up that does not fit into the steps.
+      UserError: the warm-up does not fit into the steps, or there is no update.
     """
-    check_choice(name, ("adamw", "adam"), "config field optim.name")
-    if name == "adam" and weight_decay:
-        raise UserError(f"config field optim.weight_decay: adam has none, set it to 0 (it is {weight_decay})")
     updates = steps_per_epoch / accumulate
     whole = make_schedule(
         schedule,
@@ -81,14 +78,14 @@ def make_optimizer(
 
 
 def _by_epoch(rate: Schedule, updates: float, first: float) -> Schedule:
-    """One rate for each whole epoch: `rate` at the start of the previous epoch, `first` in the first epoch.
+    """A constant rate in each epoch: `rate` at the start of the previous epoch, and `first` in the first epoch.
 
     R-LLM's 2D code does this: after each epoch it asks timm's scheduler for the rate of that epoch's number, which
     counts from 0.
 
     Args:
-      rate: the schedule by optimiser updates.
-      updates: of the optimiser in one epoch.
+      rate: the schedule, a function of the number of updates.
+      updates: number of optimiser updates in an epoch.
       first: rate of the first epoch.
     """
 
@@ -108,9 +105,8 @@ def make_schedule(
     quarters of `total_steps`, as MedMNIST trains its baselines (Yang et al. 2023).
 
     Raises:
-      UserError: an unknown kind, or a warm-up that does not fit into the steps.
+      UserError: the warm-up does not fit into the steps, or there is no step.
     """
-    check_choice(kind, ("cosine", "constant", "steps"), "config field optim.schedule")
     if not total_steps:
         raise UserError(
             "config field train.accumulate: it is more than the steps of all epochs, nothing would be trained"
@@ -132,7 +128,7 @@ def make_schedule(
 
 
 def decay_mask(params: Tree) -> Tree:
-    """True for the weights that decay: all except biases, norms, positions and learned tokens, known by their names."""
+    """True for weights with weight decay: all except biases, norms, positions and learned tokens, by their names."""
 
     def decays(path: tuple[Any, ...], _: jax.Array) -> bool:
         return not path[-1].key.endswith(("bias", "scale", "norm", "positions", "cls", "registers", "prompts"))

@@ -1,4 +1,4 @@
-"""A config becomes the step functions of its run: the only place where they are put together."""
+"""Makes the step functions of a run from its config. This is the only place where they are assembled."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Program:
       learning_rate: schedule of its learning rate.
       train_step: see `step.make_train_step`.
       bind_eval_step: see `step.make_eval_step`.
-      encode: see `step.make_encode`; for models that can encode images once.
+      encode: see `step.make_encode`; only for models whose images can be encoded once.
       replicated, by_batch: see `step.make_mesh`.
       ema: whether the state has an average of the weights.
     """
@@ -59,19 +59,18 @@ class Program:
 
 
 def make_objective(config: Config, info: DatasetInfo, labels: np.ndarray | None = None) -> Objective:
-    """What a config trains for.
+    """The training objective of a config.
 
     Args:
       config: of the run.
       info: its data set.
-      labels: of the training split, (n, L), which "balanced" class weights follow from. None: not known; classes that
-        are weighted then all have the weight 1, which is enough for shapes.
+      labels: of the training split, (n, L); "balanced" class weights are computed from them. None: not known. All
+        class weights are 1 then, which is enough to trace shapes.
 
     Raises:
-      UserError: a choice that is unknown, or does not fit the data set.
+      UserError: class weights that do not fit the data set.
     """
     mixing = Mixing(**config.mix)
-    mixing.check(info.ndim)
     weights: tuple[float, ...] = ()
     if labels is not None:
         weights = imbalance.class_weights(config.train.class_weights, labels, info)
@@ -94,11 +93,11 @@ def make_program(config: Config, graphdef: nnx.GraphDef, objective: Objective, *
     Args:
       config: of the run.
       graphdef: of its model, see `frozen.split`.
-      objective: what `make_objective` gave for the config.
+      objective: the result of `make_objective` for the config.
       steps_per_epoch: of the training split, which the learning rate's schedule follows.
 
     Raises:
-      UserError: an optimiser or a schedule that does not exist, or does not fit the number of steps.
+      UserError: the schedule does not fit the number of steps.
     """
     accumulate = config.train.accumulate
     tx, learning_rate = optim.make_optimizer(
@@ -137,7 +136,7 @@ def batch_shapes(config: Config, info: DatasetInfo) -> dict[str, jax.ShapeDtypeS
 
 
 def check_partial_batches(objective: Objective, stats: Tree) -> None:
-    """Raises UserError where a batch filled up with zeros would not compute the same as a smaller batch."""
+    """Raises UserError if a padded batch would not give the same result as a smaller batch."""
     if stats or objective.mixing.mixes:
         what = "batch norms" if stats else "mixup and cutmix"
         raise UserError(f'config field train.last_batch: {what} need whole batches: set it to "drop"')

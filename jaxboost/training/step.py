@@ -21,14 +21,14 @@ from jaxboost.training.mixing import Mixing, augment_batch
 
 @flax.struct.dataclass
 class TrainState:
-    """What a step changes. Frozen weights are not part of it: they would be copied at every step.
+    """The state that a step changes. Frozen weights are not part of it: they would be copied at every step.
 
     Attributes:
       step: number of steps so far.
       params: trainable weights.
       opt_state: state of the optimiser.
-      stats: the model's statistics (see `frozen.split`), {} for a model without any.
-      ema: moving average of `params` and `stats`, under these names; {} where none is kept.
+      stats: the model's statistics (see `frozen.split`); {} for a model without them.
+      ema: moving average of `params` and `stats`, under these names; {} if there is none.
     """
 
     step: jax.Array
@@ -38,7 +38,7 @@ class TrainState:
     ema: Tree
 
     def evaluated(self, *, ema: bool) -> tuple[Tree, Tree]:
-        """The weights and statistics that are evaluated: with `ema` their moving average, where the state has one."""
+        """The weights and statistics to evaluate: with `ema` their moving average, if the state has one."""
         if ema and self.ema:
             return self.ema["params"], self.ema.get("stats", {})
         return self.params, self.stats
@@ -46,14 +46,14 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What is trained for.
+    """The training objective.
 
     Attributes:
       task: a key of `tasks.TASKS`.
-      classes: their number.
+      classes: number of classes.
       loss, class_weights: see `tasks.Task.losses`.
-      mixing: what is done to training batches.
-      mean, std: of normalised pixels.
+      mixing: random changes of training batches.
+      mean, std: of the normalisation of pixels.
     """
 
     task: str
@@ -73,7 +73,7 @@ def make_mesh() -> tuple[jax.NamedSharding, jax.NamedSharding]:
 
 
 def check_batch_size(batch_size: int, field: str) -> None:
-    """Raises UserError where a batch cannot be split evenly over the devices."""
+    """Raises UserError if a batch cannot be split evenly over the devices."""
     devices = len(jax.local_devices())
     if batch_size <= 0:
         raise UserError(f"config field {field}: {batch_size} should be above 0")
@@ -107,7 +107,7 @@ def init_state(
     opt_state = jax.jit(tx.init, out_shardings=replicated)(params)
     average = {}
     if ema:
-        # A copy: a step takes over the buffers of the whole state.
+        # A copy, because a step reuses the buffers of the whole state.
         copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=replicated)
         average = copied(averaged_weights(params, stats or {}))
     number = jax.device_put(jnp.int32(0), replicated)
@@ -115,7 +115,7 @@ def init_state(
 
 
 def averaged_weights(params: Tree, stats: Tree) -> Tree:
-    """The tree that a moving average is taken of, see `TrainState.ema`."""
+    """The weights and statistics whose moving average is computed, see `TrainState.ema`."""
     return {"params": params} | ({"stats": stats} if stats else {})
 
 
@@ -134,12 +134,12 @@ def make_train_step(
     Args:
       graphdef: of the model.
       tx: the optimiser.
-      objective: what is trained for.
+      objective: see `Objective`.
       replicated: see `make_mesh`; the sharding of the results.
-      seed: random numbers follow from it and the number of the step. The model gets a key in training only: its batch
-        norms then normalise by the batch's statistics and update their own.
-      ema: decay of the moving average of the weights, where the state has one.
-      accumulate: micro-batches per optimiser update, see `optim.make_optimizer`; the average changes with the weights.
+      seed: it determines the random numbers, with the number of the step. Only in training the model gets a random key;
+        batch norms then use the batch's statistics and update the running ones.
+      ema: decay of the moving average of the weights, if the state has one.
+      accumulate: micro-batches per optimiser update, see `optim.make_optimizer`; averages change only at updates.
     """
 
     @partial(jax.jit, donate_argnames="state", out_shardings=replicated)
@@ -155,7 +155,7 @@ def make_train_step(
             model = merge(graphdef, params, frozen, state.stats)
             logits = model(images, key=model_key)
             each = task.losses(logits, targets, loss=objective.loss, class_weights=objective.class_weights)
-            # A batch has a mask only where it may be filled up.
+            # A batch has a mask only if it may be padded.
             mask = batch.get("mask")
             mean = each.mean() if mask is None else (each * mask).sum() / mask.sum()
             return mean, statistics(model)
@@ -182,10 +182,10 @@ def make_eval_step(
 ) -> Callable[..., BoundEvalStep]:
     """Returns bind(params, frozen, stats) -> step(batch) -> (loss of each example (B,), probabilities (B, classes)).
 
-    `bind` computes once what depends on the weights alone; its `stats` may be left out as in `frozen.merge`. Labels are
-    not smoothed, and classes not weighted.
+    `bind` precomputes what depends only on the weights; `stats` is optional as in `frozen.merge`. There is no label
+    smoothing and no class weight.
     """
-    # No sharding is given: where weights are split over the devices, the precomputed arrays are split too.
+    # No sharding is given: if weights are split over the devices, the precomputed arrays are split too.
     precompute = jax.jit(lambda *weights: merge(graphdef, *weights).precompute())
 
     @partial(jax.jit, out_shardings=replicated)

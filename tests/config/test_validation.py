@@ -68,10 +68,10 @@ def test_numbers_that_mean_nothing(changes, words, tmp_path):
 
 def test_numbers_of_pneumollm():
     config = load_config("pneumollm")
-    validation.check_numbers(config)
+    validation.validate_present(config)
     config.pneumollm.count = 10**9
     with pytest.raises(UserError, match=r"pneumollm\.count: 1000000000 should be at most 4096"):
-        validation.check_numbers(config)
+        validation.validate_present(config)
 
 
 def test_more_steps_than_can_be_counted():
@@ -120,6 +120,11 @@ def test_all_problems_are_in_one_message():
     [
         ("quickstart", {"optim.schedule_from": 1.0}, "schedule_epochs: the schedule ends before the run"),
         ("quickstart", {"optim.warmup_epochs": 5.0}, "warmup_epochs: 5.0 warm-up epochs do not fit in 5 epochs"),
+        ("quickstart", {"optim.name": "adamm"}, "optim.name: 'adamm' is unknown, did you mean 'adam'"),
+        ("quickstart", {"optim.schedule": "cos"}, "optim.schedule: 'cos' is unknown, did you mean 'cosine'"),
+        ("quickstart", {"mix.mixup": -1.0}, "mix.mixup: -1.0 should be 0 or more"),
+        ("quickstart", {"mix.switch": 1.5}, "mix.switch: 1.5 should be 0 to 1"),
+        ("quickstart", {"mix.label_smoothing": 1.0}, "mix.label_smoothing: 1.0 should be 0 to below 1"),
         ("quickstart", {"optim.name": "adam"}, "weight_decay: adam has none, set it to 0 (it is 0.05)"),
         ("quickstart", {"data.fold": 1}, "data.fold and data.folds_file are of a cross-validation"),
         ("quickstart", {"data.folds": 5, "data.fold": 5}, "data.fold: 5 should be 0 to 4, or -1 for all"),

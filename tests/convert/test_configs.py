@@ -70,7 +70,7 @@ def test_older_and_newer_rope_entries_agree():
         ({"model_type": "qwen2"}, "this is a 'qwen2' checkpoint, not of the LLaMA family"),
         ({"model_type": None}, "this is a None checkpoint"),
         ({"hidden_act": "gelu"}, "the activation is 'gelu'"),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"the weights are quantised \(gptq\)"),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"the weights are quantized \(gptq\)"),
         ({"rope_scaling": {"type": ["yarn"]}}, r"the kind of rotary scaling is \['yarn'\] instead of a name"),
         ({"rope_parameters": [1]}, r"'rope_parameters' is \[1\] instead of an object"),
         ({"hidden_size": None}, "has no 'hidden_size'"),

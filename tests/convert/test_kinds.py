@@ -104,7 +104,7 @@ def test_a_checkpoint_that_was_packed_again(tmp_path):
     with zipfile.ZipFile(tmp_path / "vit.pth", "w", zipfile.ZIP_DEFLATED) as after:
         for name, contents in entries.items():
             after.writestr(name, contents)
-    refused(tmp_path / "vit.pth", "was packed again after torch.save wrote it")
+    refused(tmp_path / "vit.pth", "was compressed again after torch.save wrote it")
 
 
 def test_the_contents_decide_not_the_name(model, tmp_path):
@@ -192,7 +192,7 @@ def test_adapters_that_were_not_merged(model, tmp_path):
         ),
         (
             ["config.json", "model.fp16.safetensors"],
-            "rename it so where it is a checkpoint in Hugging Face's layout, or",
+            "if it is a checkpoint in Hugging Face's layout, rename it to one of these; if",
         ),
         (["vit.pth"], "holds vit.pth but none of model.safetensors"),
         (["config.json", "flax_model.msgpack"], "flax_model.msgpack is Flax weights"),
@@ -222,7 +222,7 @@ def test_shards_outside_of_the_folder(model, tmp_path):
     name = "model.layers.0.mlp.up_proj.weight"
     for file in ("../model.safetensors", "/etc/passwd", "a/../../b", 3, None, ["x"]):
         index.write_text(json.dumps(contents | {"weight_map": contents["weight_map"] | {name: file}}))
-        refused(tmp_path / "tiny", f"says that {re.escape(name)} is in .*, which is no file beside it")
+        refused(tmp_path / "tiny", f"says that {re.escape(name)} is in .*, which is not a file of the same folder")
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ def test_quantisation_that_gguf_cannot_read(written, monkeypatch, tmp_path):
         raise NotImplementedError
 
     monkeypatch.setattr(gguf.quants, "dequantize", unknown)
-    refused(tmp_path, written("gguf"), "blk.3.attn_q.weight is quantised as F32, which the gguf package cannot read")
+    refused(tmp_path, written("gguf"), "blk.3.attn_q.weight is quantized as F32, which the gguf package cannot read")
 
 
 def test_unknown_dtype(written, tmp_path):

@@ -363,14 +363,14 @@ def test_a_whole_block_is_missing(state, tmp_path):
     [
         (
             {"dist_token": (1, 1, 192)},
-            r"has a distillation token beside CLS \(DeiT, distilled\).* without distillation",
+            r"has CLS and a distillation token \(DeiT, distilled\).* without distillation",
         ),
         (
             {"fc_norm.weight": (192,), "norm.weight": None},
             r"mean of its patches as its result \(fc_norm.* pretrained c",
         ),
         ({"norm_pre.weight": (192,)}, r"a norm before the first block \(CLIP\).*Hugging Face's copy"),
-        ({"blocks.0.attn.q_bias": (192,)}, r"has biases of queries and values apart \(BEiT, EVA\)"),
+        ({"blocks.0.attn.q_bias": (192,)}, r"has separate biases of queries and values \(BEiT, EVA\)"),
         ({"rel_pos_bias.relative_position_bias_table": (4, 3)}, r"has relative positions \(BEiT\)"),
         ({"blocks.0.gamma_1": (192,)}, "LayerScale under the names of BEiT"),
         ({"blocks.0.attn.q_norm.weight": (64,)}, r"norms of queries and keys \(qk_norm\)"),

@@ -1,6 +1,6 @@
-"""A tiny random LLaMA and writers of it in every format that `jaxboost.convert` reads.
+"""A tiny random LLaMA, and functions that write it in every format that `jaxboost.convert` reads.
 
-Each writer takes the model and a folder and returns what goes to `--source`.
+Each function takes the model and a folder, and returns the value of `--source`.
 """
 
 import json
@@ -204,7 +204,7 @@ def _state(model) -> dict[str, np.ndarray]:
 
 
 def _state_with_old_buffers(model) -> dict:
-    """The state dict with the rotary constants that older releases saved along."""
+    """The state dict with the rotary constants that older releases saved too."""
     import torch
 
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

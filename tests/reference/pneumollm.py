@@ -14,7 +14,7 @@ from tests.reference.weights import State, Tree, huggingface_llama_state, layers
 
 
 class RepAdapter(nn.Module):
-    """x + up(down(x)) over tokens (B, N, D), with the convolutions of kernel size 1 that the paper's code has."""
+    """x + up(down(x)) over tokens (B, N, D), with convolutions of kernel size 1 as in the paper's code."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -85,7 +85,7 @@ class Encoder(nn.Module):
 
 
 class Llama(HuggingFaceBlock):
-    """transformers' decoder layers with an adapter before each attention; no token sees those in `hidden`."""
+    """transformers' decoder layers with an adapter before each attention; no token attends to those in `hidden`."""
 
     def forward(self, x: torch.Tensor, adapters: nn.ModuleList, hidden: torch.Tensor | None) -> torch.Tensor:
         mask = self.additive_mask(x)
@@ -130,7 +130,7 @@ class PneumoLLM(nn.Module):
 
 
 def adapters(width: int, depth: int, used: bool) -> nn.ModuleList:
-    """One for each layer, or none."""
+    """An adapter for each layer, or identities if `used` is False."""
     return nn.ModuleList(RepAdapter(width) if used else nn.Identity() for _ in range(depth))
 
 

@@ -1,6 +1,6 @@
 """torchvision's ResNets with a small stem, in three dimensions, with ACS convolutions, and narrow ones for tests.
 
-All are made from a torchvision module by exchanging its convolutions and norms: the wiring stays torchvision's.
+All are torchvision modules whose convolutions and norms are replaced; the architecture stays torchvision's.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
 class AcsConv(nn.Conv2d):
-    """As a 3D convolution whose kernels are zero outside of one plane: axial, coronal, then sagittal ones."""
+    """A 3D convolution whose kernels are zero outside one plane: first axial, then coronal, then sagittal kernels."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out, channels, side, _ = self.weight.shape
@@ -38,7 +38,7 @@ CONVOLUTIONS = {"2d": nn.Conv2d, "3d": nn.Conv3d, "acs": AcsConv}
 def make(
     block: str, depths: Sequence[int], *, convolution: str, stem: str, classes: int, base_width: int = 64
 ) -> ResNet:
-    """A randomly initialised ResNet; arguments as of ours, with up to four stages."""
+    """A randomly initialised ResNet; arguments: see ours, with up to four stages."""
     model = ResNet(BLOCKS[block], [*depths, *[1] * (4 - len(depths))], num_classes=classes)
     for stage in range(len(depths), 4):
         setattr(model, f"layer{stage + 1}", nn.Identity())
@@ -105,7 +105,7 @@ def head_state(head: Tree) -> State:
 
 
 def load(weights: State, model: ResNet) -> ResNet:
-    """Loads a state that lacks nothing but the counters of batches, which play no part, and returns the module."""
+    """Loads a state that lacks only the counters of batches, which are not used, and returns the module."""
     missing, left = model.load_state_dict(weights, strict=False)
     assert not left
     assert all(name.endswith("num_batches_tracked") for name in missing), missing

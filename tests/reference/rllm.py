@@ -1,9 +1,9 @@
 """R-LLM (Lai et al. 2024) restated in plain eager PyTorch.
 
 The tests compare the package with it. It runs the models the way their authors do: channels first, float32, every
-product, softmax and norm an operation of its own, every layer a module of its own, norms on all tokens although only
-CLS is pooled. What the authors' experiments never switch on (dropout, rotary embedding, masks) is left out. Modules and
-keyword arguments have the names of the package's, so that weights can be copied by name (`tests.reference.weights`);
+product, softmax and norm a separate operation, every layer a separate module, norms on all tokens although only
+CLS is pooled. Options that the authors never use (dropout, rotary embedding, masks) are left out. Modules and keyword
+arguments have the names of the package's, so that weights can be copied by name (`tests.reference.weights`);
 nothing here imports the package.
 """
 
@@ -202,7 +202,7 @@ class RmsNorm(nn.Module):
 
 
 class LlamaLayer(nn.Module):
-    """A LLaMA decoder layer as R-LLM applies it, (B, N, D) -> (B, N, D): every token sees all, positions play no part.
+    """A LLaMA decoder layer as R-LLM applies it, (B, N, D) -> (B, N, D): every token attends to all, without positions.
 
     With fewer key/value heads than heads, each serves a group of neighbouring query heads.
     """
@@ -252,7 +252,7 @@ class LlamaBlock(nn.Module):
 
 
 class Boost(nn.Module):
-    """The boost variants on tokens x (B, N, D), each formula written out; `block` is F_L, None for the MLP controls."""
+    """The boost variants on tokens x (B, N, D), each formula written out. `block` is F_L; None for the MLP controls."""
 
     KINDS = ("rllm", "out", "hybrid", "bare", "out_nn", "mlp", "mlp_out")
 
@@ -286,7 +286,7 @@ class Boost(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Normalised images (`pixels`) -> logits (B, classes); no LayerNorm before the head where `head_eps` is None."""
+    """Normalised images (`pixels`) -> logits (B, classes); no LayerNorm before the head if `head_eps` is None."""
 
     def __init__(self, encoder: nn.Module, boost: Boost | None, *, width: int, classes: int, head_eps: float | None):
         super().__init__()

@@ -23,13 +23,13 @@ LLAMA_NORMS = ("attention_norm", "mlp_norm", "final_norm")
 
 
 def copy(state: State, module: nn.Module) -> nn.Module:
-    """Loads a state dict into a module, both ways exact, and returns the module."""
+    """Loads a state dict into a module strictly, and returns the module."""
     module.load_state_dict(state, strict=True)
     return module
 
 
 def join(params: Tree, frozen: Tree) -> dict[str, Any]:
-    """One tree out of the trainable and the frozen one, which share no leaf."""
+    """Merges the trainable and the frozen tree, which share no leaf."""
     joined = dict(params)
     for key, value in frozen.items():
         joined[key] = join(joined[key], value) if key in joined else value
@@ -121,7 +121,7 @@ def huggingface_llama_layer_state(layer: Tree, prefix: str = "") -> State:
 
 
 def huggingface_llama_state(block: Tree) -> State:
-    """State of transformers' `LlamaModel`, less the token embedding, from the tree of a LlamaBlock."""
+    """State of transformers' `LlamaModel` without the token embedding, from the tree of a LlamaBlock."""
     state = {"norm.weight": tensor(block["final_norm"])}
     for i, layer in enumerate(layers_of(block["layers"])):
         state |= huggingface_llama_layer_state(layer, f"layers.{i}.")
@@ -129,7 +129,7 @@ def huggingface_llama_state(block: Tree) -> State:
 
 
 def layers_of(tree: Tree) -> Sequence[Tree]:
-    """The layers of a stack, whose weights have a leading axis, or of a transformer, whose last block is apart."""
+    """The layers of a stack, whose weights have a leading axis, or of a transformer, whose last block is separate."""
     if "last" in tree:
         return [*(layers_of(tree["blocks"]) if "blocks" in tree else []), tree["last"]]
     depth = jax.tree.leaves(tree)[0].shape[0]
@@ -166,7 +166,7 @@ def _volume_embedding(name: str, tree: Tree, patch: int) -> State:
 
     linear = {"kernel": slices_first(tree["linear"]["kernel"]), "bias": tree["linear"]["bias"]}
     norm_in = {key: slices_first(value) for key, value in tree["norm_in"].items()}
-    # Index 0 is the rearrangement itself.
+    # Index 0 is the rearrangement, which has no weights.
     return _norm(f"{name}.1", norm_in) | _linear(f"{name}.2", linear) | _norm(f"{name}.3", tree["norm_out"])
 
 

@@ -51,21 +51,21 @@ def loaded(block, **changes):
     }
 
 
-def test_layers_are_packed_one_by_one(block):
+def test_layers_are_quantized_one_by_one(block):
     seen = []
 
-    def pack(layer):
+    def quantize(layer):
         seen.append(layer.shape)
         return placing.int8(layer)
 
     plain = load_block(block, (3, 0, 2), final_norm=True)
-    held = load_block(block, (3, 0, 2), final_norm=True, pack=pack)
+    held = load_block(block, (3, 0, 2), final_norm=True, quantize=quantize)
     assert {name for name, weight in held.weights.items() if isinstance(weight, Quantized)} == MATRICES
     assert {shape[0] for shape in seen} == {1}
     expected = {name: placing.int8(w) if name in MATRICES else w for name, w in plain.weights.items()}
     assert_same(held.weights, expected)
     assert held.fingerprint == plain.fingerprint
-    one = load_block(block, (0,), final_norm=False, pack=placing.int8)
+    one = load_block(block, (0,), final_norm=False, quantize=placing.int8)
     assert_same(jax.tree.map(lambda leaf: leaf[0], one.weights), jax.tree.map(lambda leaf: leaf[1], held.weights))
 
 

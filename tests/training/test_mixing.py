@@ -10,7 +10,6 @@ import torch
 from scipy import stats
 from torch.nn import functional
 
-from jaxboost.errors import UserError
 from jaxboost.tasks import MULTI_LABEL, TASKS
 from jaxboost.training import mixing
 from jaxboost.training.mixing import Mixing
@@ -130,17 +129,3 @@ def test_everywhere_may_be_erased():
     # Nothing prefers one side.
     rate = erased[..., 0].mean(0)
     np.testing.assert_allclose(rate, rate[::-1, ::-1], atol=0.04)
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"mixup": -1.0}, "mix.mixup: -1.0 should be 0 or more"),
-        ({"switch": 1.5}, "mix.switch: 1.5 should be 0 to 1"),
-        ({"label_smoothing": 1.0}, "mix.label_smoothing: 1.0 should be 0 to below 1"),
-        ({"erase": 0.5}, "mix.erase: it is for 2-D images"),
-    ],
-)
-def test_mistakes(fields, words):
-    with pytest.raises(UserError, match=words):
-        Mixing(**fields).check(3)

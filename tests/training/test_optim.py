@@ -94,18 +94,9 @@ def test_decay_spares_biases_norms_positions_and_cls():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"name": "adamm"}, "did you mean 'adam'"),
-        ({"schedule": "cos"}, "did you mean 'cosine'"),
-        ({"name": "adam"}, "optim.weight_decay: adam has none"),
-        ({"warmup_epochs": 4.0}, "20 warm-up steps do not fit in 20 steps"),
-    ],
-)
-def test_mistakes(change, message):
-    with pytest.raises(UserError, match=message):
-        optim.make_optimizer(**{**SECTION, **change})
+def test_a_warm_up_that_does_not_fit():
+    with pytest.raises(UserError, match="20 warm-up steps do not fit in 20 steps"):
+        optim.make_optimizer(**{**SECTION, "warmup_epochs": 4.0})
 
 
 def test_schedule_that_began_before_the_run():
@@ -168,7 +159,7 @@ def test_layer_decay_multiplies_the_rate_weight_decay_included():
 
 
 def test_layer_decay_needs_blocks():
-    layer_decay.check({"encoder": _encoder(("transformer", 2))})
+    layer_decay.check_has_blocks({"encoder": _encoder(("transformer", 2))})
     for params in ({"encoder": {"stem": jnp.ones(2)}}, {"head": {"kernel": jnp.ones(2)}}):
         with pytest.raises(UserError, match=r"optim\.layer_decay: it is for encoders with trained blocks"):
-            layer_decay.check(params)
+            layer_decay.check_has_blocks(params)

@@ -8,13 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxboost import systems
 from jaxboost.analysis.describe import describe
+from jaxboost.config import validate
 from jaxboost.errors import UserError
 from jaxboost.models import frozen
 from jaxboost.models.backbones import BACKBONES, Backbone
 from jaxboost.models.resnet import ResNet
-from jaxboost.runs import datasets, train
+from jaxboost.runs import train
 from jaxboost.training import optim, step
 from jaxboost.training.checkpoints.checkpointer import Checkpointer
 from tests.scripts import devices, run_script
@@ -199,4 +199,4 @@ def test_describe(lidc_root):
 def test_mistakes(changes, words, lidc_root):
     config = tiny_config(lidc_root, changes)
     with pytest.raises(UserError, match=words):
-        systems.prepare(config, datasets.describe(config), with_weights=False)
+        validate(config)

@@ -18,11 +18,11 @@ def is_alone(files: Collection[str], weight_files: Collection[str]) -> bool:
 
 
 def refuse_folder(where: str, config: bytes) -> None:
-    """Raises UserError for a folder that holds an adapter alone.
+    """Raises UserError for a folder that holds only an adapter.
 
     Args:
       where: the folder, a path or an id, as peft takes it.
-      config: text of its CONFIG, empty where there is none.
+      config: text of its CONFIG, empty if there is none.
     """
     base, task = _entry(config, "base_model_name_or_path"), _entry(config, "task_type")
     known = isinstance(base, str) and 0 < len(base) < 200 and base.isprintable()
@@ -40,7 +40,7 @@ def refuse_folder(where: str, config: bytes) -> None:
 
 
 def check(names: Iterable[str], where: str) -> None:
-    """Raises UserError if tensor names show adapters beside the weights that they change."""
+    """Raises UserError if the tensor names include adapters that are not merged."""
     found = next((name for name in names if any(part in f"{name}." for part in _PARTS)), None)
     if found is not None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""GGUF files (llama.cpp), quantised or not."""
+"""GGUF files (llama.cpp), quantized or not."""
 
 import pathlib
 from collections.abc import Collection
@@ -19,7 +19,7 @@ class GgufTensors:
     """The tensors of one GGUF file; see `tensors.Tensors`.
 
     Attributes:
-      architecture: what the file says of its model's kind, such as "llama".
+      architecture: the file's name of its kind of model, such as "llama".
       settings: the metadata under `general.`, `split.` and the architecture's name.
     """
 
@@ -65,7 +65,7 @@ class GgufTensors:
             # One row shows whether this type can be read, at no cost.
             dequantize(tensor.data[:1], tensor.tensor_type)
         except NotImplementedError:
-            return TensorInfo(shape, f"is quantised as {tensor.tensor_type.name}, which the gguf package cannot read")
+            return TensorInfo(shape, f"is quantized as {tensor.tensor_type.name}, which the gguf package cannot read")
         return TensorInfo(shape)
 
     def read(self, name: str) -> np.ndarray:
@@ -74,7 +74,7 @@ class GgufTensors:
         from gguf.quants import dequantize
 
         tensor = self._tensors[name]
-        # Not from the reader's map, which would keep all that was ever read in memory.
+        # Not from the reader's map, which would keep everything that was read in memory.
         raw = np.fromfile(self._path, np.uint8, count=tensor.n_bytes, offset=tensor.data_offset)
         data = raw.view(tensor.data.dtype).reshape(tensor.data.shape)
         # The unquantised kinds are cast later, while they are transposed.
@@ -84,7 +84,7 @@ class GgufTensors:
 
 
 def _value(field: "ReaderField") -> Any:
-    """A field's value; a float32 such as 1e-5 as the number that was written, not with the digits of its rounding."""
+    """A field's value. A float32 such as 1e-5 becomes the nearest short decimal, without the digits of its rounding."""
     from gguf import GGUFValueType
 
     value = field.contents()

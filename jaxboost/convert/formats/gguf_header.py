@@ -1,4 +1,4 @@
-"""Checks a GGUF file's header before the gguf package reads it: the package believes every count that it finds."""
+"""Checks the counts in a GGUF file's header before the gguf package reads it, which does not check them."""
 
 import mmap
 import pathlib
@@ -14,7 +14,7 @@ _MIN_FIELD, _MIN_TENSOR = 8 + 4 + 1, 8 + 4 + 4 + 8
 
 
 class _Reader:
-    """Steps through the header. Raises ValueError for a count that the rest of the file cannot hold."""
+    """Steps through the header. Raises ValueError for a count that is too large for the rest of the file."""
 
     def __init__(self, contents: mmap.mmap):
         self._contents, self._at, self._elements = contents, 0, 0
@@ -60,7 +60,7 @@ class _Reader:
 
 
 def is_sound(path: pathlib.Path) -> bool:
-    """Whether every count in the header fits into the file. What the entries mean is left to the package."""
+    """Whether every count in the header fits into the file. The gguf package reads what the entries mean."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
             _walk(_Reader(contents))

@@ -1,4 +1,4 @@
-"""A repository on the Hugging Face hub; only the wanted bytes are fetched."""
+"""A repository on the Hugging Face hub; only the needed bytes are fetched."""
 
 import contextlib
 import re

@@ -23,7 +23,7 @@ class Folder(Protocol):
 
     Attributes:
       source: what the manifest records.
-      source_format: "hub", or None where the weight files decide.
+      source_format: "hub"; None: the format of the weight files.
       files: names of the files.
       local_path: the folder, None if it is not on this machine.
     """
@@ -93,7 +93,7 @@ class HuggingFaceTensors:
         self._folder = folder
         self.source = folder.source
         if "config.json" not in folder.files:
-            raise UserError(f"{folder.where('config.json')} is missing: it says how the layers are built")
+            raise UserError(f"{folder.where('config.json')} is missing: it describes the layers")
         self.settings = self._read_settings("config.json")
         self._files: dict[str, SafetensorsFile | TorchFile] = {}
 
@@ -140,8 +140,8 @@ class HuggingFaceTensors:
         for name, file in file_of.items():
             if not isinstance(file, str) or file.startswith("/") or ".." in file.split("/"):
                 raise UserError(
-                    f"{folder.where(found)} says that {name:.100} is in {reprlib.repr(file)}, which is no file beside "
-                    "it: download it again"
+                    f"{folder.where(found)} says that {name:.100} is in {reprlib.repr(file)}, which is "
+                    "not a file of the same folder: download it again"
                 )
         absent = sorted(set(file_of.values()) - folder.files)
         if absent or not file_of:

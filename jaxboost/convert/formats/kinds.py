@@ -1,6 +1,6 @@
-"""What a file is by its first bytes, whatever its name says: files get renamed, and downloads may be error pages.
+"""Recognises a file by its first bytes, not its name: files get renamed, and a download may be an error page.
 
-Nothing here reads weights. For kinds that cannot be read, a message says what the file is and what to do.
+Nothing here reads weights. For a kind that is not supported, the message names the kind and a fix.
 """
 
 import pathlib
@@ -37,7 +37,7 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (b"fmgg", "a model in llama.cpp's old format", "take its GGUF file"),
     (b"tjgg", "a model in llama.cpp's old format", "take its GGUF file"),
 )
-# Kinds that only bytes further on, or the name, show.
+# Kinds that the very first bytes do not show.
 _TFLITE = ("a TensorFlow Lite model", _OTHER_COPY)
 _TAR = ("a tar archive", _UNPACK)
 _BY_ENDING = {
@@ -59,7 +59,7 @@ def head_of(path: pathlib.Path) -> bytes:
     """The first bytes of a file.
 
     Raises:
-      UserError: it is not a regular file; nothing is opened then: opening a named pipe would wait for ever.
+      UserError: it is not a regular file. It is not opened then, because opening a named pipe would wait forever.
       OSError: it cannot be read.
     """
     check_regular(path)
@@ -117,7 +117,7 @@ def refuse_by_name(path: pathlib.Path) -> None:
 
 
 def check_torch_archive(path: pathlib.Path) -> None:
-    """Raises UserError unless a zip file is one that torch.save wrote and nobody packed again."""
+    """Raises UserError unless torch.save wrote the zip file and nothing compressed it again."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -138,7 +138,7 @@ def check_torch_archive(path: pathlib.Path) -> None:
     # torch.load maps what is stored, compressed or not.
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size > entry.compress_size for entry in entries):
         raise UserError(
-            f"{path} was packed again after torch.save wrote it, so that its weights cannot be read in parts: "
+            f"{path} was compressed again after torch.save wrote it, so that its weights cannot be read in parts: "
             "download the original, or load it and save it again"
         )
 

@@ -1,8 +1,8 @@
 """ONNX files that torch.onnx.export wrote.
 
 The exporter keeps the names of most weights, but folds two kinds into anonymous constants: kernels of linear maps, as
-(in, out), whose MatMul nodes are named after their modules; and position embeddings, CLS and grid separately, where
-they are interpolated.
+(in, out), whose MatMul nodes are named after their modules; and position embeddings that are interpolated, CLS and grid
+separately.
 """
 
 import math
@@ -31,7 +31,7 @@ class OnnxTensors:
         Args:
           path: the file.
           source: what the manifest records.
-          cls: ending of the name of the CLS token, beside which the positions are.
+          cls: ending of the CLS token's name; the positions are in the same module.
 
         Raises:
           UserError: onnx is not installed, or the file is truncated or no ONNX file.

@@ -8,9 +8,9 @@ from typing import Any
 from jaxboost.convert.formats import kinds
 from jaxboost.errors import UserError
 
-# No model's configuration is nearly as large.
+# Far above the size of every published configuration.
 MAX_BYTES = 64 << 20
-# Numbers beyond these are mistakes, whatever their key.
+# Larger or smaller numbers are mistakes, for every key.
 MAX_LAYERS = 1024
 _MAX_INTEGER, MIN_NUMBER, MAX_NUMBER = 1 << 20, 1e-30, 1e30
 
@@ -39,11 +39,11 @@ class Settings:
         return cls(values, where)
 
     def get(self, key: str) -> Any:
-        """The value, None where it is null or absent."""
+        """The value, None if it is null or absent."""
         return self.values.get(key)
 
     def section(self, key: str) -> "Settings":
-        """The object under `key`, empty where it is null or absent."""
+        """The object under `key`, empty if it is null or absent."""
         value = self.get(key)
         if value is not None and not isinstance(value, dict):
             raise UserError(f"{self.where}: {key!r} is {reprlib.repr(value)} instead of an object")

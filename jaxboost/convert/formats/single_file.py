@@ -1,4 +1,4 @@
-"""A file of weights alone, safetensors or PyTorch, whose names may have been changed by training frameworks."""
+"""A single file of weights, safetensors or PyTorch; training frameworks may have changed the names."""
 
 import pathlib
 import re
@@ -32,7 +32,7 @@ class FileTensors:
         Args:
           path: the file.
           source: what the manifest records.
-          kind: see `kinds.kind_of`; None where only the ending of the name says it.
+          kind: see `kinds.kind_of`; None: by the ending of the file's name.
 
         Raises:
           UserError: see `SafetensorsFile` and `TorchFile`.

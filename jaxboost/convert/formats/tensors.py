@@ -1,4 +1,4 @@
-"""What every reader of a checkpoint offers: named tensors, read one by one."""
+"""The protocol of the readers of checkpoints: named tensors, read one by one."""
 
 import dataclasses
 import re
@@ -18,7 +18,7 @@ class TensorInfo:
 
     Attributes:
       shape: of the tensor, linear maps as (out, in).
-      obstacle: why it cannot be read, None where it can.
+      obstacle: why it cannot be read, None if it can.
     """
 
     shape: tuple[int, ...]
@@ -30,7 +30,7 @@ class Tensors(Protocol):
 
     @property
     def source(self) -> str:
-        """What the manifest records as the origin, without any path of this machine."""
+        """The origin that the manifest records, without paths of this machine."""
         ...
 
     @property
@@ -48,17 +48,17 @@ class Tensors(Protocol):
         ...
 
     def read(self, name: str) -> np.ndarray:
-        """Tensor `name`, linear maps as (out, in), in the stored precision (quantised ones as float32)."""
+        """Tensor `name`, linear maps as (out, in), in the stored precision (quantized ones as float32)."""
         ...
 
 
 def obstacle_of(dtype: str, readable: Collection[str] = DTYPES) -> str | None:
-    """Why tensors of a dtype cannot be read, None where they can."""
+    """Why tensors of a dtype cannot be read, None if they can."""
     return None if dtype in readable else f"is stored as {dtype}: only {', '.join(readable)} are read"
 
 
 def listed(items: Sequence[str], separator: str = ", ", limit: int = _MAX_LISTED) -> str:
-    """The first items, and how many more there are. Names come from files: they are cut and kept to one line."""
+    """The first items, and how many more there are. Names come from files: they are shortened, and kept on one line."""
     shown = [re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", "?", item[:_MAX_CHARACTERS]) for item in items[:limit]]
     more = [f"and {len(items) - limit} more"] if len(items) > limit else []
     return separator.join([*shown, *more])

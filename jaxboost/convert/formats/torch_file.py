@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     _Contents = tuple[dict[str, torch.Tensor], tuple[str, ...], tuple[str, ...]]
 
-# Training scripts nest no deeper, and write no more entries.
+# Checkpoints of training scripts stay far below these limits.
 _MAX_DEPTH, _MAX_OTHERS = 8, 1000
 _RESAVE = "python -c \"import torch; torch.save(torch.load('{path}', weights_only=True), 'weights.pth')\""
 _STATE_DICT = "save its weights alone, with torch.save(model.state_dict(), 'weights.pth')"
@@ -37,7 +37,7 @@ class TorchFile:
 
         Args:
           path: the file.
-          may_be_nested: whether the state dict may be inside a training checkpoint, beside an optimizer, arguments and
+          may_be_nested: whether the state dict may be part of a training checkpoint with an optimizer, arguments and
             so on. The names of its tensors are then the keys that lead to them, joined by dots. Objects of unknown
             classes are left out; none of their code runs.
 
@@ -61,7 +61,7 @@ class TorchFile:
 
     def read(self, name: str) -> np.ndarray:
         """See `tensors.Tensors`."""
-        # Mapped anew for each tensor: a lasting map would keep all that was ever read in memory.
+        # Mapped again for each tensor: a lasting map would keep everything that was read in memory.
         return _to_numpy(_mapped(self._path, self._unknown)[0][name])
 
 
@@ -83,7 +83,7 @@ def _mapped(path: pathlib.Path, unknown: Sequence[str] | None) -> "_Contents":
 
     Args:
       path: the file.
-      unknown: classes whose objects are replaced by `_Unread`; None where a state dict alone is expected.
+      unknown: classes whose objects are replaced by `_Unread`; None: the file must be a plain state dict.
     """
     import torch
 
@@ -113,7 +113,7 @@ def _mapped(path: pathlib.Path, unknown: Sequence[str] | None) -> "_Contents":
 
 
 def _check_archive(path: pathlib.Path) -> None:
-    """Raises UserError for a file that is not in torch.save's present format, or where torch is missing."""
+    """Raises UserError for a file that is not in torch.save's current format, or if torch is missing."""
     _import_torch(path)
     head = kinds.head_of(path)
     if kinds.kind_of(head) == kinds.PICKLE:

@@ -1,1 +1,1 @@
-"""What checkpoints call the weights of our models, and what their configurations say of them."""
+"""Tensor names and configurations of checkpoints -> weights and arguments of our models."""

@@ -1,4 +1,4 @@
-"""What the user says of a source when its weights alone do not say it."""
+"""What the user states about a source because its weights do not show it."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ class Hints:
       eps: of all LayerNorms.
       activation: of the MLPs, a key of `models.transformer.ACTIVATIONS`.
       resizing: one of `positions.RESIZINGS`.
-      entry: which of several encoders in one file, by the beginning of its tensors' names.
+      entry: selects one of several encoders in a file: the beginning of its tensors' names.
     """
 
     heads: int | None = None

@@ -1,4 +1,4 @@
-"""Decoder layers of the LLaMA family: one table of names per naming scheme, checked in both directions."""
+"""Decoder layers of the LLaMA family: a table of names for each naming scheme, and checks of the tensors."""
 
 import dataclasses
 import re
@@ -56,7 +56,7 @@ HUGGING_FACE = Layout(
     buffers=("rotary_emb.inv_freq",),
 )
 
-# A LlamaModel saved without its language-model head.
+# A LlamaModel that was saved without its language-model head.
 HUGGING_FACE_HEADLESS = dataclasses.replace(HUGGING_FACE, prefix="layers.{layer}.", final_norm="norm.weight")
 
 META = Layout(
@@ -179,7 +179,7 @@ def parse_layers(spec: str, n_layers: int) -> tuple[int, ...]:
 
 
 def check(source: LlamaSource, layers: Sequence[int], *, final_norm: bool) -> None:
-    """Raises one `UserError` that names every problem of the wanted layers; see `check_tensors`."""
+    """Raises one `UserError` with every problem of the layers to convert; see `check_tensors`."""
     tensors, layout = source.tensors, source.layout
     of_weights = shapes.llama_layer(source.config)
     wanted: dict[str, tuple[int, ...]] = {}

@@ -60,7 +60,7 @@ def parse_config(settings: Settings) -> tuple[LlamaConfig, int]:
     """Shape and number of the layers, from config.json with the defaults of Hugging Face's LlamaConfig.
 
     Raises:
-      UserError: the model is not of the LLaMA family, is quantised, or has another activation.
+      UserError: the model is not of the LLaMA family, is quantized, or has another activation.
     """
     model_type = settings.get("model_type")
     if model_type not in MODEL_TYPES:
@@ -74,16 +74,16 @@ def parse_config(settings: Settings) -> tuple[LlamaConfig, int]:
         raise UserError(f"{settings.where}: the activation is {activation!r}, LLaMA layers have 'silu'")
     if settings.get("quantization_config"):
         method = settings.section("quantization_config").get("quant_method")
-        raise UserError(f"{settings.where}: the weights are quantised ({method}): convert from the original model")
+        raise UserError(f"{settings.where}: the weights are quantized ({method}): convert from the original model")
 
-    # Since transformers 5 one section holds the base and the scaling; before, they were apart.
+    # Since transformers 5 one section holds the base and the scaling; before, there were two.
     scaling = (
         settings.section("rope_parameters") if settings.get("rope_parameters") else settings.section("rope_scaling")
     )
     rope_base = scaling.number("rope_theta", settings.number("rope_theta", 10000.0))
     rotated = [section.number("partial_rotary_factor", 1.0) for section in (settings, scaling)]
     width, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
-    # The two families differ in this default alone; a null means one key/value head per head in both.
+    # The two families differ only in this default. A null means one key/value head per head in both.
     absent_kv_heads = 8 if model_type == "mistral" and "num_key_value_heads" not in settings.values else heads
     head_dim = settings.integer("head_dim", max(1, width // heads))
     if min(rotated) != 1 or max(rotated) != 1:

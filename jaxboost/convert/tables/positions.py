@@ -3,7 +3,7 @@
 import numpy as np
 
 # How the grid of positions is resized: the first as in transformers and MAE, the second as in timm and DINOv2 with
-# registers, which averages where the new grid is coarser.
+# registers, which averages if the new grid is coarser.
 BICUBIC, ANTIALIASED = "bicubic", "antialiased"
 RESIZINGS = (BICUBIC, ANTIALIASED)
 # The parameter a of the cubic convolution kernel (Keys 1981): torch's values without and with antialiasing.

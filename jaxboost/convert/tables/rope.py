@@ -1,7 +1,7 @@
 """Rotary frequency scaling: what a checkpoint's configuration says -> `LlamaConfig.rope_factors`.
 
-R-LLM runs its layers without the rotary embedding. So an unknown scaling is no reason to refuse a checkpoint: it is
-recorded, and refused where a model would rotate.
+R-LLM runs its layers without the rotary embedding, so a checkpoint with an unknown scaling can be converted. The
+scaling is recorded, and a model that needs the rotary embedding refuses the block.
 """
 
 import reprlib

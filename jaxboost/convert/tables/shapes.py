@@ -1,4 +1,4 @@
-"""Shapes of converted arrays, asked of the models themselves: no array is made, and no device is needed."""
+"""Shapes of converted arrays, from tracing the models: no array is made, and no device is needed."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from jaxboost.models.llama import LlamaConfig, LlamaLayer
 from jaxboost.models.vit import ViT
 
 CHANNELS = 3
-# In a ViT of one block: what its name begins with.
+# The beginning of the names of the block in a ViT with one block.
 _BLOCK = "transformer.last."
 
 
@@ -43,7 +43,7 @@ def vit_parts(arguments: Mapping[str, Any], image_size: int) -> dict[str, Shapes
 
 @functools.lru_cache(maxsize=8)
 def _vit(image_size: int, items: tuple[tuple[str, Any], ...]) -> tuple[Shapes, Shapes, Shapes]:
-    # All blocks are alike.
+    # All blocks have the same shapes.
     arguments: dict[str, Any] = dict(items) | {"depth": 1, "image_size": image_size, "channels": CHANNELS}
     found = _shapes(lambda: ViT(**arguments, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     block = {name.removeprefix(_BLOCK): shape for name, shape in found.items() if name.startswith(_BLOCK)}

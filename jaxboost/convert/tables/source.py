@@ -1,7 +1,7 @@
-"""What every source of weights offers to the conversion: its kind, its parts, their arrays, its constants.
+"""The interface of every source of weights: its kind, its parts, their arrays and its constants.
 
 A source (`llama.LlamaSource`, `vit.VitSource`) has a `kind`, the `tensors` of its checkpoint, and a method
-`select(layers, final_norm)`, which checks that they hold what is to be converted and returns a `Selection`.
+`select(layers, final_norm)`, which checks the tensors to convert and returns a `Selection`.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from jaxboost.errors import UserError
 # Kinds of sources. The parts of the first are decoder layers and their final norm, of the second a vision encoder's
 # embedding, blocks and final norm.
 LLAMA, VISION = "llama", "vision"
-# Keys of parts, beside the numbers of layers.
+# Keys of parts, in addition to the numbers of layers.
 FINAL_NORM, EMBEDDING, NORM = "final_norm", "embedding", "norm"
 
 # Name of an array -> its shape, linear maps as (in, out).
@@ -31,7 +31,7 @@ class Part:
     Attributes:
       key: a layer's number, or FINAL_NORM, EMBEDDING or NORM.
       shapes: of its arrays, by our names.
-      read: gives an array by its name, in the precision that is to be stored.
+      read: (name, dtype) -> an array in the precision in which it is stored.
     """
 
     key: str
@@ -46,12 +46,12 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What is converted of a source.
+    """The parts of a source to convert.
 
     Attributes:
       parts: in the order in which they are written.
-      constants: the manifest's entries that only this kind has.
-      notes: what the user should know of how the source was read, a line each.
+      constants: the entries of the manifest that are specific to the kind.
+      notes: lines for the log about how the source was read.
     """
 
     parts: tuple[Part, ...]
@@ -77,7 +77,7 @@ def check_tensors(
       unread: tensors that should not be there.
       info: instead of that of `tensors`.
       part: what is converted, for the message.
-      whole: the same, as the configuration describes it.
+      whole: the layers or the encoder as the configuration describes them, for the message.
       kind: of checkpoint that is expected.
     """
     problems = [f"missing: {name}" for name in wanted if name not in tensors.names]

@@ -1,4 +1,4 @@
-"""Vision encoders in checkpoints: found by their names, checked in both directions, read weight by weight."""
+"""Vision encoders in checkpoints: found by their tensor names, checked, and read weight by weight."""
 
 import dataclasses
 import functools
@@ -21,15 +21,15 @@ class VitSource:
     Attributes:
       tensors: the checkpoint.
       layout: the naming scheme of the encoder's tensors.
-      prefix: what their names begin with.
+      prefix: the beginning of the names.
       arguments: of `models.vit.ViT`, those that the manifest records.
       image_size: side of the images that the positions are for, in pixels.
       qkv_bias: whether queries, keys and values have biases; else zeros are stored.
       placed_tokens: how many tokens before the grid have positions: only CLS; none (zeros are stored for CLS); or CLS
         and the registers, to which their positions are added.
       resizing: one of `positions.RESIZINGS`.
-      beside: beginnings of names, after the prefix, that belong to something else.
-      notes: what the user should know of how the source was read, a line each.
+      others: beginnings of names, after the prefix, that do not belong to the encoder.
+      notes: lines for the log about how the source was read.
     """
 
     kind = VISION
@@ -41,7 +41,7 @@ class VitSource:
     qkv_bias: bool
     placed_tokens: int = 1
     resizing: str = positions.BICUBIC
-    beside: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @functools.cached_property
@@ -53,7 +53,7 @@ class VitSource:
         """Checks the encoder, which is only converted whole, and returns what is converted.
 
         Raises:
-          UserError: a part of it is wanted, or the checkpoint does not hold it as its configuration describes it.
+          UserError: `layers` is not "all", or the checkpoint is not the encoder that its configuration describes.
         """
         if layers.strip() != "all":
             raise UserError(
@@ -92,7 +92,7 @@ def locate(
       names: of all tensors.
       layouts: the naming schemes to try.
       where: the checkpoint, for messages.
-      entry: beginning of the wanted prefix, in whole words; None where there should be one prefix.
+      entry: beginning of the prefix to choose, in whole words; None: there must be only one prefix.
 
     Raises:
       UserError: several prefixes have as many weights, such as a student and its teacher, or `entry` is none of them.
@@ -143,12 +143,12 @@ def check(source: VitSource) -> None:
         for weight, names in source.names(key).items():
             shape = _stored_shape(weight, of_part[weight], len(names), source)
             wanted |= dict.fromkeys(names, _without_leading_ones(shape))
-    beside = (
+    others = (
         name
-        for name in source.beside
+        for name in source.others
         if not any(wanted_name.startswith(source.prefix + name) for wanted_name in wanted)
     )
-    ignored = tuple(source.prefix + beginning for beginning in (*source.layout.ignored, *beside))
+    ignored = tuple(source.prefix + beginning for beginning in (*source.layout.ignored, *others))
     unread = [
         name
         for name in sorted(tensors.names)
@@ -170,7 +170,7 @@ def check(source: VitSource) -> None:
 
 
 def left_out(source: VitSource) -> list[str]:
-    """What is not read of the checkpoint, as beginnings of names that no tensor that is read has."""
+    """The tensors that are not read, as beginnings of names that no tensor of the encoder shares."""
     read = {name for key in source.shapes for names in source.names(key).values() for name in names}
     shared = {".".join(words[:count]) for words in (name.split(".") for name in read) for count in range(len(words))}
     beginnings = set()

@@ -18,7 +18,7 @@ class VitLayout:
       block: beginning of a block's tensor names, with `{layer}` for its number.
       weights: our name of a block's weight -> the rest of the names of the tensors that it joins, side by side.
       norm: the final LayerNorm.
-      ignored: beginnings of the names of tensors that the encoder's result does not depend on.
+      ignored: beginnings of the names of tensors that do not affect the encoder's result.
     """
 
     embedding: dict[str, str]
@@ -109,8 +109,8 @@ DINOV2 = VitLayout(
 )
 DINOV2_RENAMED = dataclasses.replace(DINOV2, weights=DINOV2.weights | _RENAMED_ATTENTION)
 
-# timm's names. LayerScale and registers are left out where a model has none. Heads are ignored, and what only
-# pretraining needs: a decoder (MAE), a predictor, a projection.
+# timm's names. A model without LayerScale or registers has no tensors for them. Ignored are heads, and the parts
+# that only pretraining needs: a decoder (MAE), a predictor, a projection.
 TIMM = VitLayout(
     embedding={
         KERNEL: "patch_embed.proj.weight",
@@ -156,5 +156,5 @@ LAYOUTS = {
     "dinov2": (DINOV2, DINOV2_RENAMED),
     "dinov2_with_registers": (DINOV2, DINOV2_RENAMED),
 }
-CLIP_OF_TWO = "clip"  # a text encoder beside the vision encoder
+CLIP_OF_TWO = "clip"  # with a text encoder and a vision encoder
 MODEL_TYPES = (CLIP_OF_TWO, *LAYOUTS)

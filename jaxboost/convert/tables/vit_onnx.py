@@ -1,6 +1,6 @@
-"""DINOv2 encoders in ONNX files, with whatever follows them in the graph.
+"""DINOv2 encoders in ONNX files. The graph may hold more after the encoder.
 
-Shapes say most; `_heads`, `_eps` and `_check_activation` find the rest in the graph.
+Most arguments follow from shapes; `_heads`, `_eps` and `_check_activation` read the others from the graph.
 """
 
 import math

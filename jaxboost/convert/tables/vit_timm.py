@@ -1,7 +1,7 @@
-"""ViTs in timm's names: a file of weights alone, or a folder whose config.json names the architecture.
+"""ViTs in timm's names: a single file of weights, or a folder whose config.json names the architecture.
 
-The weights give the shapes. The user's hints, config.json and the habits of timm, MAE, DINO and DINOv2 give the rest,
-in this order; the log names what was assumed.
+The weights give the shapes. The other arguments come from the user's hints, config.json, or the defaults of timm, MAE,
+DINO and DINOv2, in this order. The log names what was assumed.
 """
 
 import math
@@ -28,13 +28,13 @@ _HEADS = {
 }
 
 _ARCHITECTURES = ("vit_", "deit")
-# Changes of the architecture that config.json may hold and no weight shows.
+# Changes of the architecture that config.json may name and that no weight shows.
 _INVISIBLE = ("act_layer", "norm_layer", "block_fn", "attn_layer", "mlp_layer")
 # Beginning of a tensor's name -> why `models.vit.ViT` cannot be a model with it, and what to do.
 _OTHER = "choose another model"
 _FOREIGN = {
     "dist_token": (
-        "has a distillation token beside CLS (DeiT, distilled), and its result is the mean of both",
+        "has CLS and a distillation token (DeiT, distilled), and its result is the mean of both",
         "choose the model without distillation, such as deit_base_patch16_224",
     ),
     "fc_norm.": (
@@ -44,7 +44,7 @@ _FOREIGN = {
     ),
     "norm_pre.": ("has a norm before the first block (CLIP)", "choose Hugging Face's copy of the model"),
     "blocks.0.attn.q_norm.": ("has norms of queries and keys (qk_norm)", _OTHER),
-    "blocks.0.attn.q_bias": ("has biases of queries and values apart (BEiT, EVA)", _OTHER),
+    "blocks.0.attn.q_bias": ("has separate biases of queries and values (BEiT, EVA)", _OTHER),
     "blocks.0.attn.relative_position": ("has relative positions (BEiT)", _OTHER),
     "rel_pos_bias.": ("has relative positions (BEiT)", _OTHER),
     "blocks.0.gamma_1": ("has LayerScale under the names of BEiT and CaiT", "choose timm's copy of the model"),
@@ -63,7 +63,7 @@ def encoder_of_file(path: pathlib.Path, source: str, hints: Hints, kind: str | N
     Args:
       path: the file.
       source: what the manifest records.
-      hints: what the user says of it.
+      hints: what the user states about the encoder.
       kind: see `FileTensors`.
     """
     return encoder_of(FileTensors(path, source, kind), Settings({}, str(path)), str(path), hints)
@@ -74,12 +74,12 @@ def encoder_of(tensors: Tensors, settings: Settings, where: str, hints: Hints | 
 
     Args:
       tensors: the checkpoint.
-      settings: config.json, empty for a file of weights alone.
+      settings: config.json; empty for a single file of weights.
       where: the weights, for messages.
-      hints: what the user says of it.
+      hints: what the user states about the encoder.
 
     Raises:
-      UserError: there is none, or several; `models.vit.ViT` cannot be it; its number of heads is not known; or a file
+      UserError: there is no ViT, or several; it is not a `models.vit.ViT`; its number of heads is not known; or a file
         is missing or broken.
     """
     hints = hints or Hints()
@@ -135,7 +135,7 @@ def encoder_of(tensors: Tensors, settings: Settings, where: str, hints: Hints | 
         placed_tokens=placed,
         resizing=resizing,
         notes=tuple(notes),
-        beside=() if prefix else tuple(f"{entry}." for entry in getattr(tensors, "entries", ())),
+        others=() if prefix else tuple(f"{entry}." for entry in getattr(tensors, "entries", ())),
     )
 
 
@@ -154,7 +154,7 @@ def _check_architecture(settings: Settings) -> None:
 
 
 def _check_kind(tensors: Tensors, prefix: str, settings: Settings, where: str) -> None:
-    """Raises UserError if there is no ViT in timm's names, or one with parts that ours lacks."""
+    """Raises UserError if there is no ViT in timm's names, or if it has parts that `models.vit.ViT` lacks."""
     block = TIMM.names("0")
     needed = [TIMM.embedding["embedding.kernel"], TIMM.embedding["positions"], block["mlp.up.kernel"][0]]
     for name in needed:
@@ -175,7 +175,7 @@ def _check_kind(tensors: Tensors, prefix: str, settings: Settings, where: str) -
 
 def _grid(tokens: int, registers: int, layout: VitLayout, where: str) -> tuple[int, int]:
     """`VitSource.placed_tokens`, and the side of the grid of patches."""
-    # DINOv2's own give registers no position; timm gives one to all tokens before the patches or to none.
+    # In DINOv2's checkpoints registers have no positions. In timm's all tokens before the patches have one, or none.
     ways = (1,) if registers and layout is TIMM_OF_DINOV2 else (0, 1 + registers)
     fitting = [
         (placed, side)
@@ -183,9 +183,9 @@ def _grid(tokens: int, registers: int, layout: VitLayout, where: str) -> tuple[i
         if (side := math.isqrt(max(0, tokens - placed))) and placed + side**2 == tokens
     ]
     if len(fitting) != 1:
-        beside = f"CLS, {registers} registers" if registers else "a CLS token"
+        expected = f"CLS, {registers} registers" if registers else "a CLS token"
         raise UserError(
-            f"{where}: there are positions for {tokens} tokens, which are not {beside} and a square grid: "
+            f"{where}: there are positions for {tokens} tokens, which are not {expected} and a square grid: "
             "choose another model"
         )
     return fitting[0]
@@ -202,7 +202,7 @@ def _depth(tensors: Tensors, prefix: str, where: str) -> int:
 def _unseen(
     width: int, settings: Settings, where: str, hints: Hints, layout: VitLayout, registers: int
 ) -> tuple[int, float, str, str, list[str]]:
-    """Heads, eps, activation and resizing, and which of them were assumed, in words."""
+    """Heads, eps, activation and resizing, and texts about those that were assumed."""
     assumed = []
     said = settings.section("model_args").get("num_heads")
     if said is not None:

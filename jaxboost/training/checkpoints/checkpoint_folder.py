@@ -1,6 +1,6 @@
-"""Reads and tidies the folder of a run's checkpoints; `checkpointer` writes it.
+"""Reads and cleans up the folder of a run's checkpoints; `checkpointer` writes it.
 
-`latest` has the last states of the run, `best` the weights that they refer to. Both hold steps as `stored` reads them.
+`latest` holds the last states of the run, `best` the weights of their best epochs. `stored` reads the steps of both.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from jaxboost.training.checkpoints.progress import Progress, from_json
 from jaxboost.training.checkpoints.stored import CHECKSUMS, TEMPORARY, Checksums, DamagedError
 
 FOLDER, LATEST, BEST, PROGRESS = "checkpoints", "latest", "best", "progress"
-# A run is resumed from the last state, or from the one before where the last is damaged.
+# A run is resumed from the last state, or from the state before it if the last one is damaged.
 KEPT = 2
 NO_CHECKSUMS = "%s has no checksums, an earlier version made it: damage to its arrays would not be noticed"
 
@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 def tidy(folder: pathlib.Path, best: int) -> None:
-    """Removes the rest of a kill at the end of a run: half-written checkpoints, and more than are kept.
+    """Cleans up at the end of a run: half-written checkpoints of a killed process, and superfluous ones.
 
     Args:
-      folder: of the checkpoints. A file that the system does not let us remove stays.
+      folder: of the checkpoints. Files that the system refuses to remove are left.
       best: the step whose weights the run's result has.
     """
     with contextlib.suppress(OSError):
@@ -46,7 +46,7 @@ def tidy(folder: pathlib.Path, best: int) -> None:
 
 
 def saved_config(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The config of the last readable checkpoint below `folder`, see `continuing.held`; None where none has one."""
+    """The config in the last readable checkpoint below `folder`, see `continuing.held`; None if there is none."""
     for step in stored.steps(folder / LATEST):
         with contextlib.suppress(DamagedError, UserError):
             if config := read_progress(folder / LATEST / str(step))[0].config:
@@ -69,7 +69,7 @@ def restore_best(
     """The best epoch's (weights, statistics) below `folder`; nothing is written. See `Checkpointer.restore_best`.
 
     Args:
-      fix: what the user can do where they are damaged, for the message.
+      fix: what the user can do if they are damaged, for the message.
     """
     try:
         weights = read_best(folder, step, params, stats, sha256)
@@ -86,7 +86,7 @@ def damaged_best(folder: pathlib.Path, step: int, error: DamagedError, fix: str)
 
 
 def best_of(folder: pathlib.Path) -> int | None:
-    """Step of the best epoch that the latest checkpoint at `folder` refers to; None where it is not known."""
+    """Step of the best epoch that the latest checkpoint at `folder` refers to; None if it is not known."""
     with contextlib.suppress(DamagedError, UserError):
         best = read_progress(folder)[0].best
         return best.step if best else None
@@ -104,12 +104,12 @@ def read_best(folder: pathlib.Path, step: int, params: Tree, stats: Tree, sha256
 
 
 def best_items(params: Tree, stats: Tree) -> dict[str, Tree]:
-    """The trees that a step of `best` holds: Orbax refuses one that is empty."""
+    """The trees of a step of `best`, without an empty one, which Orbax refuses."""
     return {"params": params} | ({"stats": stats} if stats else {})
 
 
 def remove_temporary(folder: pathlib.Path) -> None:
-    """Removes half-written steps that a kill left in a folder of steps."""
+    """Removes half-written steps of a killed process."""
     if folder.is_dir():
         for path in folder.glob(f"*{TEMPORARY}*"):
             remove(path)

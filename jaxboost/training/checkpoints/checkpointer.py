@@ -1,6 +1,6 @@
 """Run checkpoints: the latest states to resume from, and the trained weights of the best epoch.
 
-They never hold frozen weights, only their fingerprints. Everything that is restored is compared with its checksums.
+They hold fingerprints of the frozen weights, not the weights. Everything that is restored is verified by checksums.
 """
 
 import contextlib
@@ -37,19 +37,19 @@ logger = logging.getLogger(__name__)
 class Checkpointer:
     """Keeps `latest` and `best` checkpoints below a folder.
 
-    Orbax writes to a temporary name and renames, and removes a predecessor only afterwards: a kill at any moment
-    leaves a usable `latest`, and the `best` that it refers to. Of `latest` the last two are kept, of `best` what they
-    refer to.
+    Orbax writes to a temporary name and renames, and older checkpoints are removed only afterwards. A process that is
+    killed at any time leaves a usable `latest`, and the `best` that it refers to. The last two of `latest` are kept,
+    and the steps of `best` that they refer to.
 
     Raises:
-      UserError: a file is where a folder should be.
+      UserError: there is a file instead of a folder.
     """
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder.absolute()
         _check_folders(self._folder)
         self._latest = ocp.CheckpointManager(self._folder / LATEST, options=_options(max_to_keep=KEPT))
-        # This class removes old ones: the older `latest` may refer to another `best` than the last.
+        # This class removes old ones itself: the two of `latest` may refer to different steps of `best`.
         self._best = ocp.CheckpointManager(self._folder / BEST, options=_options(max_to_keep=None))
         # Step of a latest checkpoint -> step of the best that it refers to.
         self._best_of: dict[int, int | None] = {}
@@ -57,13 +57,13 @@ class Checkpointer:
         self._cleared = False
 
     def latest_step(self) -> int | None:
-        """Step of the latest checkpoint, readable or not; None where there is none."""
+        """Step of the latest checkpoint, readable or not; None if there is none."""
         return max([*self._latest.all_steps(), *stored.steps(self._folder / LATEST)], default=None)
 
     def save_best(self, step: int, params: Tree, stats: Tree) -> str:
         """Saves the trained weights and statistics of the best epoch.
 
-        Waits until they are written: a later `latest` must not point to a missing best.
+        Waits until they are written: no `latest` may refer to a missing `best`.
 
         Returns:
           The fingerprint of the saved weights, for `Best`.
@@ -111,10 +111,10 @@ class Checkpointer:
         fingerprints: Mapping[str, str],
         config: Mapping[str, Any] | None = None,
     ) -> tuple[TrainState, Progress]:
-        """Restores into the shapes and shardings of `state`, sets the iterator's position.
+        """Restores into the shapes and shardings of `state`, and sets the iterator's position.
 
-        A checkpoint that is damaged, or whose best epoch's weights are, is set aside under another name, and the one
-        before is taken.
+        If a checkpoint or its best epoch's weights are damaged, it is set aside under another name, and the checkpoint
+        before it is restored.
 
         Args:
           fingerprints: of the run's weights and data as they are now.
@@ -191,7 +191,7 @@ class Checkpointer:
         return dataclasses.replace(state, **trees["state"]), progress
 
     def _go_on_from(self, step: int, problems: Mapping[int, DamagedError], progress: Progress) -> None:
-        """Makes `step` the latest checkpoint: sets later ones aside, and removes best weights that were found later."""
+        """Makes `step` the latest checkpoint: sets later ones aside, and removes later steps of `best`."""
         for later, error in problems.items():
             place = self._set_aside(self._folder / LATEST / str(later))
             logger.warning(
@@ -210,7 +210,7 @@ class Checkpointer:
         self._best_of[step] = progress.best.step if progress.best else None
 
     def _remove_unneeded(self) -> None:
-        """Removes best weights that no latest checkpoint refers to, and that the next one will not refer to."""
+        """Removes best weights that no latest checkpoint refers to, nor the next one will."""
         needed = {self._last_best}
         for step in self._latest.all_steps():
             if step not in self._best_of:
@@ -246,21 +246,21 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Raises UserError where a save, now or before in the background, cannot be written."""
+        """Raises UserError if a save fails, now or earlier in the background."""
         try:
             yield
         except Exception as error:
             folder = self._latest.directory.parent
             cause = io.os_error(error)
             if not self._latest.directory.is_dir() or _is_removed(error):
-                # The storage raises different errors then, depending on how far it was.
+                # Orbax raises different errors then, depending on how far the save was.
                 cause = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             if cause is None:
                 raise
             raise io.refused(folder, cause, self.kept()) from error
 
     def kept(self) -> str:
-        """How a message on a failed write ends: which checkpoint is whole."""
+        """The end of the message about a failed write: which checkpoint is intact."""
         step = None
         with contextlib.suppress(OSError):
             # From disk: the manager counts a step that is still being written.
@@ -270,7 +270,7 @@ class Checkpointer:
 
 
 def _is_removed(error: Exception) -> bool:
-    """Whether a save lost the files that it had written: somebody has removed them.
+    """Whether somebody removed the files of a save while it was written.
 
     Orbax reads some of them before it gives the step its name.
     """
@@ -280,8 +280,8 @@ def _is_removed(error: Exception) -> bool:
 def _options(*, max_to_keep: int | None) -> ocp.CheckpointManagerOptions:
     """How checkpoints are written.
 
-    Orbax measures its time-outs with the system's clock, which may jump, and no time-out may end a save: hence a
-    century. Folders are made in the foreground: where that fails in the background, other threads wait for minutes.
+    No time-out may end a save. Orbax measures them with the system's clock, which may jump, hence a century. Folders
+    are made in the foreground: if that fails in the background, other threads wait for minutes.
     """
     waits = ocp.options.AsyncOptions(timeout_secs=_CENTURY, create_directories_asynchronously=False)
     return ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True, async_options=waits)
@@ -298,7 +298,7 @@ def _state_item(state: TrainState) -> dict[str, Any]:
 def _check_same_run(
     folder: pathlib.Path, progress: Progress, fingerprints: Mapping[str, str], config: Mapping[str, Any] | None
 ) -> None:
-    """Raises UserError where the run was made with other weights, data or config."""
+    """Raises UserError if the run was made with other weights, data or config."""
     if config is not None and progress.config and (differing := continuing.differing(progress.config, config)):
         raise UserError(
             f"{folder} is of a run of another config, which differs in {', '.join(differing)}: give another --workdir,"

@@ -1,4 +1,4 @@
-"""The progress of a run, beside its state, and its JSON form in a checkpoint."""
+"""The progress of a run, which a checkpoint holds as JSON next to the state."""
 
 import dataclasses
 import math
@@ -21,8 +21,8 @@ class Best:
 
     Attributes:
       epoch: its number, from 1.
-      step: after which it was validated.
-      value: of the selection metric there; NaN where the metric has none.
+      step: its last step, after which it was validated.
+      value: of the selection metric; NaN if the metric is not defined.
       sha256: fingerprint of its weights, as `Checkpointer.save_best` gives it; empty in runs of earlier versions.
     """
 
@@ -34,14 +34,14 @@ class Best:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """The progress of a run, beside its state.
+    """The progress of a run, in addition to its state.
 
     Attributes:
       fingerprints: role of a pretrained part -> SHA-256; of a user's own data also "data" and "splits".
       best: None before the first validation.
       seconds: spent so far, over all starts of the run.
       config: the fields that may not change, see `continuing.held`; empty in runs of earlier versions.
-      validated: False where the run was stopped between the last step of an epoch and its validation; a resumed run
+      validated: False if the run was stopped between the last step of an epoch and its validation; a resumed run
         validates first.
     """
 
@@ -54,7 +54,7 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class _Best:
-    """`Best` as JSON has it."""
+    """`Best` in JSON."""
 
     epoch: _COUNT
     step: _COUNT
@@ -64,7 +64,7 @@ class _Best:
 
 @dataclasses.dataclass(frozen=True)
 class _Progress:
-    """`Progress` as JSON has it."""
+    """`Progress` in JSON."""
 
     fingerprints: dict[str, str]
     best: _Best | None
@@ -77,7 +77,7 @@ _NAMES = {field.name for field in dataclasses.fields(Progress)}
 
 
 def to_json(progress: Progress) -> dict[str, Any]:
-    """The note of a checkpoint."""
+    """The JSON item of a checkpoint."""
     note = dataclasses.asdict(progress)
     if progress.best and math.isnan(progress.best.value):
         note["best"]["value"] = None
@@ -85,7 +85,7 @@ def to_json(progress: Progress) -> dict[str, Any]:
 
 
 def from_json(folder: pathlib.Path, note: Any) -> Progress:
-    """The progress in a note that `to_json` gave, read from the checkpoint at `folder`.
+    """The progress in the result of `to_json`, read from the checkpoint at `folder`.
 
     Raises:
       DamagedError: it is not what `to_json` gives.

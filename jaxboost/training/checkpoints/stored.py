@@ -1,8 +1,8 @@
-"""Reads one saved step of a run, and checks with checksums that nothing in it has changed.
+"""Reads a saved step of a run, and verifies its checksums.
 
-A step is a folder that Orbax wrote, named by the number of the step. Beside its trees of arrays and its notes (JSON)
-it has an item `checksums`: SHA-256 of every array and of every note, of the step's number, and of the item itself.
-Steps of runs that were made before there were checksums have no such item.
+A step is a folder that Orbax wrote, named by the number of the step. In addition to its trees of arrays and its notes
+(JSON) it has an item `checksums`: SHA-256 of every array and of every note, of the step's number, and of the item
+itself. Steps of earlier versions have no checksums.
 """
 
 import contextlib
@@ -86,7 +86,7 @@ def steps(folder: pathlib.Path) -> list[int]:
 
 
 def read_checksums(folder: pathlib.Path) -> Checksums | None:
-    """Those of the step at `folder`; None where it has none.
+    """The checksums of the step at `folder`; None if it has none.
 
     Raises:
       DamagedError: they cannot be read, or are of another step.
@@ -163,7 +163,7 @@ def reading(folder: pathlib.Path) -> Iterator[None]:
         yield
     except (DamagedError, MemoryError):
         raise
-    # The storage has no error classes of its own: damage shows as nearly any of Python's.
+    # Orbax has no error classes for damage: nearly any error may be raised.
     except Exception as error:
         reason = " ".join(str(error).split())
         if isinstance(error, PermissionError) or "PERMISSION_DENIED" in reason:
@@ -188,11 +188,11 @@ def _quietly() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # Those that are waiting to be reported, and those that never began.
+        # Reads that failed and wait to be reported, and reads that never started.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             gc.collect()
-        # The hook stays: some reads end later, in threads of their own.
+        # The hook stays: some reads end later, in other threads.
         raise
     else:
         sys.unraisablehook = before
@@ -206,7 +206,7 @@ def _check_note(name: str, value: Any, sums: Checksums | None) -> None:
 
 
 def _check_shapes(targets: Mapping[str, Tree], sums: Checksums) -> None:
-    """Raises DamagedError where other arrays than those of `targets` were saved, before anything large is read."""
+    """Raises DamagedError, before anything large is read, if the saved arrays are not those of `targets`."""
     saved = {path: text.partition(" ")[0] for path, text in sums.arrays.items()}
     wanted = {path: _head(leaf) for path, leaf in _leaves(targets)}
     if wrong := [path for path in sorted({*saved, *wanted}) if saved.get(path) != wanted.get(path)]:
