@@ -86,9 +86,7 @@ def _check_traits(config: Config) -> None:
     if config.model.drop_path and not traits.has_stochastic_depth:
         raise UserError(f"config field model.drop_path: backbone {backbone} has no blocks to drop, set it to 0")
     if config.model.frozen and traits.has_statistics:
-        raise UserError(
-            f"config field model.frozen: the batch norms of {backbone} would go on changing, set it to False"
-        )
+        raise UserError(f"config field model.frozen: the batch norms of {backbone} would still change, set it to False")
 
 
 def _check_input(backbone: str, image_size: int, info: DatasetInfo) -> None:
@@ -124,7 +122,7 @@ def _resolve_encoder(
     spec, is_random = BACKBONES[model.backbone], model.weights in ("", RANDOM)
     if model.frozen and not model.weights:
         raise UserError(
-            "config field model.frozen: an untrained encoder would stay as it is: set model.weights to the folder that"
+            "config field model.frozen: an untrained encoder would stay untrained: set model.weights to the folder that"
             ' `jaxboost convert` made, or to "random": the control'
         )
     if model.frozen and model.drop_path:
@@ -132,7 +130,7 @@ def _resolve_encoder(
     if not is_random and spec.traits.names is None:
         fitting = ", ".join(name for name, backbone in BACKBONES.items() if backbone.traits.names)
         raise UserError(
-            f"config field model.weights: there are none to read for backbone {model.backbone}, only for {fitting}:"
+            f"config field model.weights: backbone {model.backbone} cannot load weights, only {fitting} can:"
             " leave it empty"
         )
     if not with_weights or (is_random and not model.frozen):

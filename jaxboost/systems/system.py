@@ -76,10 +76,11 @@ def check_model(model: dict[str, Any]) -> None:
 
 
 def check_patch(backbone: str, patch: int, image_size: int) -> None:
-    """Raises UserError where the side of an image is no multiple of the patch."""
+    """Raises UserError if the side of an image is not a multiple of the patch size."""
     if image_size <= 0 or image_size % patch:
         raise UserError(
-            f"config field model.image_size: {image_size} is no multiple of the patch {patch} of backbone {backbone}"
+            f"config field model.image_size: {image_size} is not a multiple of the patch size {patch} of backbone"
+            f" {backbone}"
         )
 
 
