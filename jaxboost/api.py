@@ -128,6 +128,8 @@ def build(
 def train(config: ConfigDict, folder: str | os.PathLike[str]) -> Any:
     """Trains a config, or continues the run that `folder` already holds.
 
+    Progress goes to the logger "jaxboost"; `logging.basicConfig(level=logging.INFO)` shows it.
+
     Example::
 
       config = jaxboost.load_config("quickstart", **{"train.epochs": 2})

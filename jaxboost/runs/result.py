@@ -51,6 +51,7 @@ class Part:
       dtype: dtype of the stored weights.
       layers: numbers of the LLM layers.
       arguments: arguments that the part is built with.
+      weights: "int8" if the matrices are quantized as they are loaded, see `llama.weights`; else None.
       sha256: fingerprint of the weights.
     """
 
@@ -58,6 +59,7 @@ class Part:
     layers: _Layers | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     arguments: dict[_Text, Scalar | list[float]] | None = None
+    weights: _Text | None = None
     sha256: _Digest
 
 

@@ -153,7 +153,7 @@ def test_all_problems_are_in_one_message():
             {"eval.metric": "avg"},
             "eval.metric: avg is for binary tasks, and dermamnist is multi-class",
         ),
-        ("pneumollm", {"pneumollm.every": 25}, "pneumollm.every: 25 is more than the encoder's 24 blocks"),
+        ("pneumollm", {"pneumollm.every": 25}, "pneumollm.every: 25 is more than the 24 blocks of the encoder"),
         ("pneumollm", {"pneumollm.tokens": "prompts"}, "pneumollm.tokens: 'prompts' is unknown"),
         ("pneumollm", {"llama.weights": "int4"}, "llama.weights: 'int4' is unknown"),
         ("pneumollm", {"data.window": (2.0, 1.0)}, "data.window=(2.0, 1.0)"),
