@@ -1,4 +1,4 @@
-"""Trains a classifier: python train.py --config configs/quickstart.py, the same as `jaxboost train`."""
+"""Trains a classifier: python train.py --config configs/quickstart.py. The same as `jaxboost train`."""
 
 from jaxboost.cli import train
 

@@ -8,8 +8,8 @@ r"""PneumoLLM on a folder of chest radiographs: CLIP ViT-L/14 and the whole of L
 FOLDER holds images (DICOM, PNG, JPEG, ...) and labels.csv (file, label, patient_id), see docs.
 `describe` estimates 16 GB for a step.
 The paper (630 private radiographs, Table 2): sensitivity 80.54, specificity 67.66, ACC 75.87, AUC 78.98, AVG 75.76.
-`configs/pneumollm.py:ROW` is a row of its tables (jaxboost/config/pneumollm.py lists them), `:reference` what its
-released code does, and `:ROW+reference` both.
+`configs/pneumollm.py:ROW` is a row of its tables (jaxboost/config/pneumollm.py lists them), `:reference` has the
+settings of its released code, and `:ROW+reference` combines both.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
     uv run --extra quickstart python train.py --config configs/pneumollm_quickstart.py
 
-Trains on BreastMNIST's official splits (546 images), which are downloaded where they are missing. `:lidc` takes
+Trains on BreastMNIST's official splits (546 images), which are downloaded if they are missing. `:lidc` uses
 silhouettes of LIDC-IDRI's nodules instead, without a network, in five folds by patient. `:ROW` is a row of the paper's
 tables, as in configs/pneumollm.py, and `:lidc+ROW` one on the silhouettes.
 """

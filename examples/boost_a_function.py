@@ -1,6 +1,8 @@
-"""The same for a model that is a plain function of its parameters: the booster through `nnx.split` and `nnx.merge`.
+"""A model that is a plain function of its parameters, boosted through `nnx.split` and `nnx.merge`.
 
-python examples/boost_a_function.py [BLOCK]
+    python examples/boost_a_function.py [BLOCK]
+
+BLOCK is a folder that `jaxboost convert` wrote. Without it the example uses a small random block.
 """
 
 import sys
@@ -19,7 +21,7 @@ else:
 
 
 def train(folder: str | None, images: jax.Array, labels: jax.Array, steps: int) -> tuple[dict[str, Any], list[float]]:
-    """The parameters after some steps, and the loss of each."""
+    """Trains for some steps. Returns the parameters and the loss of each step."""
     block = jaxboost.load_block(folder) if folder else random_block()
     boost = jaxboost.Boost("rllm", width=32, block=block, rngs=nnx.Rngs(0))
     graphdef, adapters, frozen = nnx.split(boost, nnx.Param, ...)  # the adapters are trained, the rest is not

@@ -1,8 +1,8 @@
-"""Somebody else's Flax NNX classifier with a frozen LLM layer put into it: the four lines marked `boost`.
+"""Your own Flax NNX classifier, boosted with a frozen LLM layer: only the four lines marked `boost` are new.
 
     python examples/boost_your_model.py [BLOCK]
 
-BLOCK is a folder that `jaxboost convert` made. Without it a small random block shows that everything works.
+BLOCK is a folder that `jaxboost convert` wrote. Without it the example uses a small random block.
 """
 
 import sys
@@ -32,13 +32,13 @@ def train_step(model: nnx.Module, optimizer: nnx.Optimizer, images: jax.Array, l
     def loss_of(model: YourClassifier) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
 
-    loss, gradients = nnx.value_and_grad(loss_of)(model)  # of nnx.Param: the block's weights are `Frozen`
+    loss, gradients = nnx.value_and_grad(loss_of)(model)  # only for nnx.Param: the block's weights are `Frozen`
     optimizer.update(model, gradients)
     return loss
 
 
 def train(folder: str | None, images: jax.Array, labels: jax.Array, steps: int) -> tuple[YourClassifier, list[float]]:
-    """The model after some steps, and the loss of each."""
+    """Trains for some steps. Returns the model and the loss of each step."""
     block = jaxboost.load_block(folder) if folder else random_block()  # boost
     model = YourClassifier(block, nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
@@ -46,7 +46,7 @@ def train(folder: str | None, images: jax.Array, labels: jax.Array, steps: int) 
 
 
 def random_block() -> jaxboost.LlamaBlock:
-    """A frozen random block of a small shape."""
+    """Returns a small frozen block with random weights."""
     from jaxboost.models.frozen import freeze
     from jaxboost.models.llama import FAMILIES
 
@@ -54,7 +54,7 @@ def random_block() -> jaxboost.LlamaBlock:
 
 
 def two_kinds(count: int = 16) -> tuple[jax.Array, jax.Array]:
-    """Random images (count, 28, 28, 1) that are darker or brighter, and which of the two they are."""
+    """Returns dark and bright random images (count, 28, 28, 1), and their labels 0 (dark) or 1 (bright)."""
     labels = jnp.arange(count) % 2
     return jax.random.normal(jax.random.key(0), (count, 28, 28, 1)) + labels[:, None, None, None], labels
 

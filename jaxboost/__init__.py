@@ -2,15 +2,15 @@
 
     import jaxboost
 
-    block = jaxboost.load_block("blocks/smollm2")  # frozen LLM layers, see jaxboost.convert
+    block = jaxboost.load_block("blocks/smollm2")  # frozen LLM layers, made by jaxboost.convert
     boost = jaxboost.Boost("rllm", width=384, block=block, rngs=rngs)  # a module for your own Flax NNX model
     model = jaxboost.build("vit_s", classes=2, image_size=224, block=block, rngs=rngs)  # or a complete classifier
 
-    result = jaxboost.train(jaxboost.load_config("quickstart"), "runs/mine")  # what `jaxboost train` does
+    result = jaxboost.train(jaxboost.load_config("quickstart"), "runs/mine")  # the same as `jaxboost train`
     run = jaxboost.open_run("runs/mine")
     probabilities = run.predict(images)
 
-Names are imported when they are first used: `import jaxboost` alone imports neither jax nor numpy.
+Names are imported on first use: `import jaxboost` alone imports neither jax nor numpy.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The functions that `import jaxboost` offers, with friendly arguments: a block, a model, a run, a conversion."""
+"""The public functions of `import jaxboost`: load a block, build a model, train, and open a run."""
 
 import os
 import pathlib
@@ -26,7 +26,7 @@ def load_block(
     final_norm: str = "ones",
     dtype: Any = jnp.float32,
 ) -> LlamaBlock:
-    """Loads LLM layers that `jaxboost convert` made, frozen: no gradient and no optimiser state for them.
+    """Loads LLM layers that `jaxboost convert` wrote. They are frozen: no gradients, no optimiser state.
 
     Example::
 
@@ -35,13 +35,13 @@ def load_block(
       tokens = block(tokens, rope=False, causal=False, mask=None)  # (B, N, 576) -> (B, N, 576)
 
     Args:
-      folder: of the block.
-      layers: numbers of the layers, in the order in which they run; None for all that the block holds.
-      final_norm: weight of the RMSNorm after the last layer: "ones", as R-LLM's code has it, or "loaded".
-      dtype: of the computation. The weights stay in the precision in which they are stored.
+      folder: folder of the block.
+      layers: numbers of the layers, in the order in which they run; None: all layers of the block.
+      final_norm: weight of the RMSNorm after the last layer: "ones", as in R-LLM's code, or "loaded".
+      dtype: dtype of the computation. The weights keep the dtype in which they are stored.
 
     Raises:
-      UserError: the block is missing or altered, or does not hold these layers or the norm.
+      UserError: the block is missing or altered, or lacks these layers or the norm.
       ValueError: `final_norm` is neither of the two.
     """
     from jaxboost.convert import store
@@ -79,17 +79,17 @@ def build(
 
     Args:
       backbone: a key of `jaxboost.BACKBONES`.
-      classes: number of logits.
-      image_size: side of the square or cubic images, in pixels; a multiple of the backbone's patch.
-      boost: variant of the booster, or "none" for the encoder alone.
-      block: the LLM layers; the variants "mlp" and "mlp_out" only take their hidden width from it.
-      mean: pixels in [0, 1] become (pixel - mean) / std; one value, or three.
-      std: likewise.
-      dtype: of the computation; trained weights are float32.
-      rngs: of the weights.
+      classes: number of classes, which is the number of logits.
+      image_size: side of the square or cubic images, in pixels; a multiple of the backbone's patch size.
+      boost: variant of the booster, or "none" for the encoder without a booster.
+      block: the LLM layers; the variants "mlp" and "mlp_out" only read their hidden width.
+      mean: pixels in [0, 1] become (pixel - mean) / std; one value for all channels, or three.
+      std: see mean.
+      dtype: dtype of the computation; trained weights are float32.
+      rngs: random number generators for the initial weights.
 
     Raises:
-      ValueError: a booster without a block, or for a backbone that gives no tokens.
+      ValueError: a booster without a block, a backbone without tokens, or a wrong image size.
       UserError: an unknown backbone or variant.
     """
     from jaxboost.errors import check_choice
@@ -99,7 +99,10 @@ def build(
     check_choice(boost, ("none", *VARIANTS), "boost")
     if boost != "none" and block is None:
         raise ValueError(f"boost={boost!r} needs a block, see jaxboost.load_block")
-    # Raises for a backbone without tokens. Only shapes: the block is not drawn a second time.
+    patch = BACKBONES[backbone].arguments.get("patch")
+    if patch and image_size % patch:
+        raise ValueError(f"image_size={image_size} is not a multiple of the patch size {patch} of backbone {backbone}")
+    # Raises ValueError for a backbone without tokens. eval_shape creates no weights for the second block.
     spec = BoostSpec(kind=boost, config=block.config if block else None, depth=block.depth if block else 1)
     options: dict[str, Any] = dict(
         classes=classes, image_size=image_size, mean=tuple(mean), std=tuple(std), dtype=dtype
@@ -123,7 +126,9 @@ def build(
 
 
 def train(config: ConfigDict, folder: str | os.PathLike[str]) -> Any:
-    """Trains a config, or continues the run that `folder` holds.
+    """Trains a config, or continues the run that `folder` already holds.
+
+    Progress goes to the logger "jaxboost"; `logging.basicConfig(level=logging.INFO)` shows it.
 
     Example::
 
@@ -132,11 +137,12 @@ def train(config: ConfigDict, folder: str | os.PathLike[str]) -> Any:
       print(result["test"]["auc"])
 
     Args:
-      config: see `load_config`.
-      folder: of the run; docs/ describes its files.
+      config: a config, see `load_config`.
+      folder: folder of the run. docs/runs.md describes its files.
 
     Returns:
-      The content of result.json; None if a signal stopped the run, or if one fold was asked for and others are missing.
+      The content of result.json; None if a signal stopped the run, or if the config selects one fold of a
+      cross-validation and other folds are missing.
 
     Raises:
       UserError: a mistake in the config, missing weights or data, a folder that cannot be written.
@@ -152,14 +158,14 @@ def open_run(folder: str | os.PathLike[str]) -> "FinishedRun":
     Example::
 
       run = jaxboost.open_run("runs/quickstart/seed0")
-      probabilities = run.predict(images)  # uint8 (n, S, S[, S], c) -> (n, classes)
-      features = run.features(images)  # -> (n, width), what the head's linear layer reads
+      probabilities = run.predict(images)  # uint8 (n, S, S, C) or (n, S, S, S, 1) -> (n, classes)
+      features = run.features(images)  # -> (n, width), the input of the last linear layer
 
     Args:
-      folder: of a run, or of one fold of a cross-validation. For an export see `jaxboost.exported.load`.
+      folder: folder of a run, or of one fold of a cross-validation. For an export use `jaxboost.exported.load`.
 
     Raises:
-      UserError: it is no finished run, it was altered, or its frozen weights are missing or other ones.
+      UserError: the folder is not a finished run, it was altered, or its frozen weights are missing or differ.
     """
     from jaxboost.inference import open_run as opening
 

@@ -1,4 +1,4 @@
-"""`jaxboost.inference.exported` by a shorter name: loads an export and predicts with it."""
+"""Short name for `jaxboost.inference.exported`: loads an export and predicts with it."""
 
 from jaxboost.inference.exported import ExportedModel, is_export, load
 

@@ -1,4 +1,4 @@
-"""python -m jaxboost.predict: another name of the command `jaxboost predict`."""
+"""python -m jaxboost.predict: the same as the command `jaxboost predict`."""
 
 from jaxboost.cli import predict
 

@@ -105,5 +105,5 @@ def test_reference_3d_is_adam_at_a_constant_rate():
 
 @pytest.mark.parametrize("leaf", ["breastmnist_vits", "vesselmnist3d_vit3d"])
 def test_unknown_argument(leaf):
-    with pytest.raises(ValueError, match="no argument 'referense': give one of reference, resnet18"):
+    with pytest.raises(ValueError, match="unknown argument 'referense': give one of reference, resnet18"):
         _config(leaf, "referense")

@@ -65,8 +65,8 @@ def place(finished, tmp_path):
         ("binary.csv", "already exists and is not a table of predictions"),
         ("pipe", "is not a regular file and would be replaced by one"),
         ("folder", "is a folder: give the name of a file"),
-        ("new.png", "a table of this name would be taken for an image: give a name with .csv"),
-        ("new.nii.gz", "a table of this name would be taken for an image"),
+        ("new.png", "this is the name of an image file: give a name that ends with .csv"),
+        ("new.nii.gz", "this is the name of an image file"),
         ("nowhere/new.csv", "there is no folder"),
         ("hard/new.csv", "there is no folder"),
     ],
@@ -107,7 +107,7 @@ def test_an_export_lies_outside_of_its_run(inside, finished, tmp_path):
     (tmp_path / "link").symlink_to(run)
     before = contents(run)
     for folder in (run, tmp_path / "link"):
-        with pytest.raises(UserError, match="lies in the run that is exported: give a folder elsewhere"):
+        with pytest.raises(UserError, match="would lie in the run that is exported: give a folder elsewhere"):
             predict_or_export(folder, out=tmp_path / "table.csv", target=folder / inside)
     assert contents(run) == before
 

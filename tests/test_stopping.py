@@ -244,7 +244,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_work(target):
     os.close(descriptor)
     assert done.returncode == 0
     warning, end = done.stderr.splitlines()
-    assert "nothing more is logged, stdout cannot be written (" in warning
+    assert "logging stops: stdout cannot be written (" in warning
     assert end == "done"
 
 
@@ -274,10 +274,13 @@ def test_other_errors_keep_their_traceback():
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, ["task 1 of 2 of one srun", "srun -n 1", "--array"]),
-        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}, ["task 0 of 4 of one mpirun", "mpirun -n 1"]),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, ["task 1 of 2 that srun started", "srun -n 1", "--array"]),
+        (
+            {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"},
+            ["task 0 of 4 that mpirun started", "mpirun -n 1"],
+        ),
         ({"PMI_SIZE": "3", "PMI_RANK": "2"}, ["task 2 of 3 of one mpiexec"]),
-        ({"WORLD_SIZE": "8", "RANK": "7"}, ["task 7 of 8 of one torchrun", "`python`"]),
+        ({"WORLD_SIZE": "8", "RANK": "7"}, ["task 7 of 8 that torchrun started", "`python`"]),
         # A batch script with several tasks, an array, one task of a step, and variables that say nothing.
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}, None),
         ({"SLURM_ARRAY_TASK_COUNT": "9", "SLURM_ARRAY_TASK_ID": "3"}, None),
@@ -306,5 +309,5 @@ def test_train_under_a_launcher(tmp_path):
     """The processes of a step: before anything is loaded or written."""
     environment = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
     arguments = ("train.py", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}")
-    assert_mistake(run_script(*arguments, env=environment), "task 0 of 2 of one srun", "srun -n 1")
+    assert_mistake(run_script(*arguments, env=environment), "task 0 of 2 that srun started", "srun -n 1")
     assert list(tmp_path.iterdir()) == []

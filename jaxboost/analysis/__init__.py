@@ -1,1 +1,1 @@
-"""Tools that read configs and runs and never train."""
+"""Tools that read configs and runs but never train."""

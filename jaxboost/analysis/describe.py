@@ -1,6 +1,6 @@
-"""Describes the model of a config: python -m jaxboost.analysis.describe --config configs/quickstart.py [--json]
+"""Size and cost of a config's model, computed without weights or data: the work of `jaxboost describe`.
 
-Needs neither weights nor data on disk.
+The command can also be started as python -m jaxboost.analysis.describe.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,18 +12,20 @@ if TYPE_CHECKING:
 
 
 def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
-    """Size and cost of a config's model.
+    """Computes the size and the cost of a config's model.
 
     Args:
-      config: of a run. A block that is on disk gives the shapes of the LLaMA layers; else the config's family does.
+      config: config of a run. The shapes of the LLM layers come from the block if it is on disk, else from the
+        config's `family`.
       memory: compile a training step to estimate its memory, which takes some seconds.
 
     Returns:
-      trainable, frozen: numbers of parameters. trainable_mib, frozen_mib: their size in float32 MiB, which the R-LLM
-      paper calls "number of parameters". tokens: number that the booster sees. flops_per_image: of one forward pass,
-      with and without the booster. step_memory_gb: see `memory.step_memory_gb`; left out without `memory`.
+      A dict. trainable, frozen: numbers of parameters. trainable_mib, frozen_mib: their size as float32 in MiB, which
+      the R-LLM paper calls "number of parameters". tokens: number of tokens that the booster gets. flops_per_image:
+      FLOPs of one forward pass, with and without the booster. step_memory_gb: see `memory.step_memory_gb`; only with
+      `memory`.
     """
-    # After the flags: a mistyped one should not wait for jax to load.
+    # Imported here: a mistyped flag should be reported before jax loads.
     import jax
     import jax.numpy as jnp
 
@@ -69,7 +71,7 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """The figures of `describe` as a few lines."""
+    """Formats the result of `describe` as a few lines of text."""
     cost = result["flops_per_image"]
     lines = [
         f"{result['dataset']}, {result['backbone']}, boost {result['boost']}, {result['classes']} classes",

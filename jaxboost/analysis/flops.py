@@ -9,13 +9,13 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
-    """FLOPs of the matrix products and convolutions of `function(*arguments)`, two per multiply-add.
+    """Counts the FLOPs of the matrix products and convolutions of `function(*arguments)`, two per multiply-add.
 
-    The body of a scan counts once per iteration, other than in XLA's own cost analysis. Elementwise work, a few percent
-    in a transformer, is left out.
+    The body of a scan counts once per iteration, unlike in XLA's cost analysis. Elementwise operations, a few percent
+    in a transformer, are not counted.
 
     Args:
-      function: what is traced; nothing is computed.
+      function: the function; it is traced, nothing is computed.
       *arguments: arrays, or shapes (`jax.ShapeDtypeStruct`).
     """
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)

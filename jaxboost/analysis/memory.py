@@ -11,25 +11,25 @@ from jaxboost.data.dataset import DatasetInfo
 from jaxboost.systems.start import held_shapes
 from jaxboost.training.program import batch_shapes, make_objective, make_program
 
-# The schedule has a number of steps; the memory does not depend on it.
+# The learning rate schedule needs a number of steps, but the memory does not depend on it.
 _STEPS_PER_EPOCH = 1000
 
 
 def step_memory_gb(config: Config, info: DatasetInfo) -> dict[str, float]:
     """Estimates the memory of one training step of `train.batch_size` images on one device, in GB (1e9 bytes).
 
-    The frozen weights count in the dtype `model.dtype` if they are not quantized (see `llama.weights`). Each device is
-    taken to hold all of them, and the encoder to be part of the step. Evaluation, which may merge adapters into copies
-    of projections, is left out.
+    Frozen weights that are not quantized (see `llama.weights`) count in `model.dtype`. The estimate assumes
+    that each device holds all of them, and that the encoder is part of the step. The evaluation, which may merge
+    adapters into copies of projections, is left out.
 
     Args:
-      config: of the run.
-      info: its data set.
+      config: config of the run.
+      info: description of its data set.
 
     Returns:
-      weights: frozen and trained weights, optimiser state and batch. temporary: the rest at its peak, as planned by
-      this machine's compiler; on CPU, which would widen all 16-bit products, as planned for the float32 step and scaled
-      to the bytes of `model.dtype`. total: the sum of both.
+      A dict. weights: frozen and trained weights, optimiser state and batch. temporary: the peak of all other buffers,
+      as this machine's compiler plans them. A CPU compiler would widen 16-bit products, so there the float32 step is
+      planned and its size is scaled to `model.dtype`. total: the sum of both.
     """
     dtype = jnp.dtype(config.model.dtype)
     config = config.copy_and_resolve_references()

@@ -1,1 +1,1 @@
-"""The commands."""
+"""The command `jaxboost` and its subcommands, one module each."""

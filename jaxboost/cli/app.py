@@ -1,10 +1,11 @@
-"""What all commands have in common: mistakes that end in one line, exit codes, help, and log lines on stdout."""
+"""Common code of all commands: one-line error messages, exit codes, help, and log lines on stdout."""
 
 import contextlib
 import logging
 import logging.handlers
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
@@ -25,15 +26,15 @@ PIPE_EXIT_CODE = 128 + getattr(signal, "SIGPIPE", 13)
 
 
 def run(main: Callable[[], None], *, resumable: bool = False, description: str | None = None) -> None:
-    """Parses absl flags, calls `main()`, and ends the process; docs/interruptions.md has its exit codes.
+    """Parses absl flags, calls `main()`, and ends the process; docs/interruptions.md lists the exit codes.
 
-    A `UserError`, and a disk that cannot be written, become one line on stderr and exit code 2. A signal becomes one
-    line on stdout. If the reader of stdout is gone (`| head`), the process ends without a message.
+    After a `UserError`, or if a disk cannot be written, it prints one line on stderr and the exit code is 2.
+    After a signal it prints one line on stdout. If the reader of stdout is gone (`| head`), it prints nothing.
 
     Args:
       main: the command; it reads its flags when it is called.
-      resumable: the same command continues where it was: SIGTERM and SIGHUP are then no failure.
-      description: the text of --help above the flags; None: absl's help.
+      resumable: whether the same command continues after a stop: then SIGTERM and SIGHUP are not failures.
+      description: the text of --help above the flags; None: the help of absl.
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
@@ -44,7 +45,7 @@ def run(main: Callable[[], None], *, resumable: bool = False, description: str |
             config_flag.check_overrides(argv)
             return flags.FLAGS(argv)
         except (flags.Error, UserError) as error:
-            fail(error)
+            fail(_without_absl_terms(error))
 
     def checked(argv: Sequence[str]) -> None:
         if len(argv) > 1:
@@ -85,9 +86,9 @@ def _stopped_cleanly(resumable: bool) -> Iterator[None]:
 
 
 class _Lines(logging.StreamHandler):
-    """Log lines, as long as stdout can be written. If its reader is gone or its disk is full, the run continues.
+    """Writes log lines to stdout. If stdout cannot be written any more, the run continues without them.
 
-    The run's figures are in its folder.
+    That happens if its reader is gone or its disk is full. The figures are in the folder of the run.
     """
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
@@ -98,11 +99,11 @@ class _Lines(logging.StreamHandler):
         logging.getLogger("jaxboost").removeHandler(self)
         _drop(self.stream)
         with contextlib.suppress(OSError):
-            print(f"nothing more is logged, stdout cannot be written ({error.strerror})", file=sys.stderr)
+            print(f"logging stops: stdout cannot be written ({error.strerror})", file=sys.stderr)
 
 
 def _drop(stream: TextIO) -> None:
-    """Discards everything that is still written to a stream, also what Python writes at its end."""
+    """Discards everything that is still written to a stream, including what Python flushes at exit."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -110,9 +111,9 @@ def _drop(stream: TextIO) -> None:
 
 
 class _RepeatedErrors(logging.Filter):
-    """Drops logged tracebacks of errors that are raised too: a user reads each error once, in one line.
+    """Drops logged tracebacks of errors that are also raised, so that a user sees each error once, in one line.
 
-    Orbax raises what it logs. asyncio logs what its writes to a full disk raised after the first of them.
+    Orbax logs errors and raises them. asyncio logs the errors of all writes to a full disk after the first one.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -125,11 +126,11 @@ class _RepeatedErrors(logging.Filter):
 
 
 def silence_repeated_errors() -> None:
-    """Suppresses what libraries print about errors that the process reports itself."""
+    """Suppresses the output of libraries about errors that the process reports itself."""
     repeated = _RepeatedErrors()
     absl.logging.get_absl_logger().addFilter(repeated)
     logging.getLogger("asyncio").addFilter(repeated)
-    # Writes that were scheduled after the failed one.
+    # These are writes that were scheduled after the failed one.
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
     hook = sys.unraisablehook
 
@@ -142,7 +143,7 @@ def silence_repeated_errors() -> None:
     sys.unraisablehook = without_late_ones
 
 
-# Launcher -> the environment variables with the number of tasks and with this task's own number.
+# Launcher -> the environment variables for the number of tasks and for the number of this task.
 _LAUNCHERS = {
     "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
     "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
@@ -154,23 +155,23 @@ _LAUNCHERS = {
 def check_single_task() -> None:
     """Raises UserError if a launcher has started several tasks of this command: each would train the same run.
 
-    A job's batch script alone is no problem: the variables are those of Slurm's step, not of the job.
+    The batch script of a Slurm job is accepted: these variables belong to a step, not to the job.
     """
     for launcher, (size, rank) in _LAUNCHERS.items():
         count, number = os.environ.get(size, ""), os.environ.get(rank, "")
         if count.isdecimal() and int(count) > 1 and number.isdecimal():
             one = {"srun": "start it with `srun -n 1`", "torchrun": "start it with `python`"}
             raise UserError(
-                f"this is task {number} of {count} of one {launcher}, and each would train the same run:"
+                f"this is task {number} of {count} that {launcher} started, and each would train the same run:"
                 f" {one.get(launcher, f'start it with `{launcher} -n 1`')}; for several separate runs use an array"
-                " of jobs (`sbatch --array`), or give --independent_tasks and each task its own --workdir"
+                " of jobs (`sbatch --array`), or give --independent_tasks and a different --workdir to each task"
             )
 
 
 def log_to_stdout() -> None:
-    """Prints the package's log as plain lines; other libraries keep their own handlers."""
+    """Prints the log of this package as plain lines. Other libraries keep their handlers."""
     logger = logging.getLogger("jaxboost")
-    # File names may have characters that the terminal's encoding lacks; Python's stderr escapes them already.
+    # The terminal's encoding may lack characters of file names. Python's stderr already escapes them.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     handler = _Lines(sys.stdout)
@@ -182,9 +183,9 @@ def log_to_stdout() -> None:
 
 @contextlib.contextmanager
 def warnings_on_stderr() -> Iterator[None]:
-    """Holds warnings back until the block ends: then they go to stderr, because they concern a result that is used.
+    """Delays warnings until the block ends and prints them on stderr, because they concern the result.
 
-    If the block raises, they go to stdout like all other lines, because stderr has the one line of the mistake.
+    If the block raises, they go to stdout like all other lines: stderr then has only the line of the error.
     """
     logger = logging.getLogger("jaxboost")
     lines = list(logger.handlers)
@@ -211,13 +212,22 @@ def warnings_on_stderr() -> Iterator[None]:
 
 
 def fail(message: object) -> NoReturn:
-    """Ends the process with a user's mistake: one line on stderr, exit code 2."""
+    """Prints an error as one line on stderr and ends the process with exit code 2."""
     print("error: " + " ".join(str(message).split()), file=sys.stderr)
     sys.exit(USAGE_EXIT_CODE)
 
 
+def _without_absl_terms(error: Exception) -> str:
+    """Rewords absl's message about missing flags; other messages stay as they are."""
+    missing = re.findall(r"Flag --(\w+) must have a value other than None", str(error))
+    if not missing:
+        return str(error)
+    names = ", ".join(f"--{name}" for name in missing)
+    return f"{names} {'is' if len(missing) == 1 else 'are'} missing: see --help"
+
+
 def _help(description: str, module: str) -> str:
-    """The text of --help: what the command does, and its flags."""
+    """Returns the text of --help: the description of the command, and its flags."""
     found = [flag for name in (module, config_flag.__name__) for flag in flags.FLAGS.get_flags_for_module(name)]
     lines = [f"  --{flag.name}: {flag.help}" + (f" (default: {flag.value})" if flag.value else "") for flag in found]
     return f"{description.strip()}\n\nflags:\n" + "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The flag --config: a config by name or path, loaded once, with overrides of its fields."""
+"""The flag --config: name or path of a config, which is loaded once, and overrides of its fields."""
 
 import itertools
 import re
@@ -16,7 +16,7 @@ NAME = "config"
 
 
 class _Parser(flags.ArgumentParser):
-    """Executes a config file once: the overrides are checked against the same config that absl parses."""
+    """Executes each config file once: overrides are checked against the same config that absl parses."""
 
     def __init__(self):
         self._loaded: dict[str, ConfigDict] = {}
@@ -31,30 +31,30 @@ class _Parser(flags.ArgumentParser):
 
 
 def define() -> flags.FlagHolder:
-    """Declares --config NAME|FILE[:ARGUMENT] with --config.section.field=value overrides; read it with `read`."""
+    """Declares --config NAME|FILE[:ARGUMENT] and its overrides --config.section.field=value; see `read`."""
     holder = config_flags.DEFINE_config_file(
         NAME,
-        help_string="name of a packaged config or path of a config file; overrides are such as --config.optim.lr=1e-4",
+        help_string="name of a packaged config or path of a config file; override fields like --config.optim.lr=1e-4",
     )
     flags.FLAGS[NAME].parser = _Parser()
     return holder
 
 
 def read(flag: flags.FlagHolder) -> ConfigDict:
-    """The parsed config; raises UserError if --config is missing."""
+    """Returns the parsed config; raises UserError if --config is missing."""
     if flag.value is None:
         raise UserError("--config is missing: give a name or a file, such as --config quickstart")
     return flag.value
 
 
 def named(flag: flags.FlagHolder) -> str:
-    """The text that --config was given, such as `configs/quickstart.py`."""
+    """Returns the value of --config as the user wrote it, for example `configs/quickstart.py`."""
     holder: Any = flags.FLAGS[flag.name]
     return holder.config_filename
 
 
 def check_overrides(argv: Sequence[str]) -> None:
-    """Raises UserError for a config that cannot be loaded and for overrides of fields that it does not have."""
+    """Raises UserError if the config cannot be loaded, or if an override names an unknown field."""
     name = _named_in(argv)
     if NAME not in flags.FLAGS or name is None:
         return

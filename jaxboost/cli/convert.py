@@ -1,4 +1,4 @@
-"""Converts pretrained weights for a config: decoder layers of a LLaMA-family checkpoint, or a vision encoder.
+"""Converts pretrained weights: decoder layers of a LLaMA-family checkpoint, or a vision encoder.
 
 jaxboost convert --source meta-llama/Llama-2-7b-hf --layers 31 --out blocks/llama-2-7b
 jaxboost convert --source openai/clip-vit-large-patch14 --layers all --out blocks/clip-vit-l14
@@ -24,18 +24,20 @@ def run() -> None:
     layers = flags.DEFINE_string(
         "layers", None, "Layers: 31 or 0,15,31 or -1 (the last) or all; all for a vision encoder.", required=True
     )
-    out = flags.DEFINE_string("out", None, "Folder of the result; it must not exist.", required=True)
+    out = flags.DEFINE_string(
+        "out", None, "Folder of the result; it must not exist, except with --overwrite.", required=True
+    )
     dtype = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Precision of the result.")
     final_norm = flags.DEFINE_boolean(
         "final_norm",
         True,
-        "Whether to take the norm after LLaMA's last layer too; a vision encoder's is always taken.",
+        "Also convert the norm after LLaMA's last layer; for a vision encoder it is always converted.",
     )
-    overwrite = flags.DEFINE_boolean("overwrite", False, "Whether an existing block or vision encoder may be replaced.")
+    overwrite = flags.DEFINE_boolean("overwrite", False, "Replace an existing block or vision encoder.")
     hints = _define_hints()
 
     def main() -> None:
-        # After the flags: a mistyped one should not wait for jax to load.
+        # Imported here: a mistyped flag should be reported before jax loads.
         from jaxboost.convert import Hints, convert, summary
 
         manifest = convert(
@@ -53,31 +55,31 @@ def run() -> None:
 
 
 def _define_hints() -> dict[str, flags.FlagHolder]:
-    """The flags of what a vision encoder in timm's names does not say itself, by the names of `Hints`' fields."""
+    """Declares flags for what weights in timm's names do not contain; the keys are the fields of `Hints`."""
     return {
         "heads": flags.DEFINE_integer(
             "heads",
             None,
-            "Attention heads of a vision encoder in timm's names, which its weights do not say.",
+            "Vision encoder in timm's names: number of attention heads, which its weights do not contain.",
             lower_bound=1,
         ),
-        "eps": flags.DEFINE_float("eps", None, "eps of all LayerNorms of such an encoder. Default: 1e-6."),
+        "eps": flags.DEFINE_float("eps", None, "Vision encoder in timm's names: eps of all LayerNorms. Default: 1e-6."),
         "activation": flags.DEFINE_enum(
             "activation",
             None,
             ["gelu", "quick_gelu"],
-            "Activation of the MLPs of such an encoder. Default: gelu, by erf.",
+            "Vision encoder in timm's names: activation of the MLPs. Default: gelu (exact, with erf).",
         ),
         "resizing": flags.DEFINE_enum(
             "resizing",
             None,
             ["bicubic", "antialiased"],
-            "How the positions of such an encoder are resized to other image sizes: bicubic as in transformers, MAE and"
-            " DINO, or antialiased as in timm and DINOv2 with registers.",
+            "Vision encoder in timm's names: how position embeddings are resized to other image sizes: bicubic as in"
+            " transformers, MAE and DINO, or antialiased as in timm and DINOv2 with registers.",
         ),
         "entry": flags.DEFINE_string(
             "entry",
             None,
-            "Which encoder to take from a file with several: the beginning of its names, such as teacher or model_ema.",
+            "File with several encoders: prefix of the tensor names of one of them, for example teacher or model_ema.",
         ),
     }

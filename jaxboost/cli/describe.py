@@ -1,4 +1,4 @@
-"""Describes the model of a config: parameters, memory, tokens, FLOPs. Needs neither weights nor data on disk.
+"""Prints parameters, memory, tokens and FLOPs of a config's model. Needs neither weights nor data on disk.
 
 jaxboost describe --config quickstart [--config.section.field=value ...] [--json] [--nomemory]
 """

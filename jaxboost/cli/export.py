@@ -16,9 +16,11 @@ from jaxboost.errors import UserError
 
 def run() -> None:
     """The command `jaxboost export`."""
-    run_flag = flags.DEFINE_string("run", "", "folder of a finished run, or of a fold")
-    out_flag = flags.DEFINE_string("out", "", "new folder of the export")
-    set_flag = flags.DEFINE_multi_string("set", [], "FIELD=DIR, where frozen weights are now, as boost.block=DIR")
+    run_flag = flags.DEFINE_string("run", "", "folder of a finished run, or of one fold")
+    out_flag = flags.DEFINE_string("out", "", "new folder for the export")
+    set_flag = flags.DEFINE_multi_string(
+        "set", [], "FIELD=DIR: new folder of frozen weights that have moved, for example boost.block=DIR"
+    )
 
     def main() -> None:
         folder = required_folder(run_flag.value)
@@ -31,7 +33,7 @@ def run() -> None:
                 folder,
                 out=pathlib.Path("predictions.csv"),
                 target=pathlib.Path(out_flag.value).expanduser(),
-                places=set_flag.value,
+                moved=set_flag.value,
             )
 
     app.run(main, description=__doc__)

@@ -1,4 +1,4 @@
-"""The command `jaxboost`, which is also `python -m jaxboost`: its first argument names the subcommand."""
+"""The command `jaxboost`, also started as `python -m jaxboost`. Its first argument names the subcommand."""
 
 import importlib
 import sys
@@ -8,13 +8,13 @@ import jaxboost
 from jaxboost.cli import app
 from jaxboost.errors import nearest
 
-# Subcommand, which is a module of this package with a function `run` -> what it does.
+# Subcommand -> what it does. Each is a module of this package with a function `run`.
 COMMANDS = {
     "train": "train a classifier, or continue a run that was stopped",
     "convert": "convert pretrained weights: LLM layers, or a vision encoder",
-    "describe": "parameters, memory and cost of a config's model",
+    "describe": "print the number of parameters, the memory and the FLOPs of a config's model",
     "predict": "predict images with a finished run or an export",
-    "export": "export a finished run: one folder that needs no training code",
+    "export": "export a finished run to one folder that needs no training code",
 }
 
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs a subcommand and ends the process as `app.run` does.
 
     Args:
-      argv: the arguments behind the program's name; None for the process's.
+      argv: the arguments after the program's name; None: those of the process.
     """
     command, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     if command in ("--help", "-h", "help"):
@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Only now: flags are global in a process, and each subcommand has its own.
         importlib.import_module(f"jaxboost.cli.{command}").run()
     else:
-        near = "" if command.startswith("-") else f", {nearest(command, COMMANDS)}"
-        app.fail(f"unknown subcommand {command!r}{near} subcommands are {', '.join(COMMANDS)}; see jaxboost --help")
+        hint = ";" if command.startswith("-") else f", {nearest(command, COMMANDS)}"
+        app.fail(f"unknown subcommand {command!r}{hint} subcommands are {', '.join(COMMANDS)}; see jaxboost --help")
 
 
 def usage() -> str:

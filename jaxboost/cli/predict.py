@@ -1,4 +1,4 @@
-"""Predicts images with a finished run or an export; with --export it exports the run instead or as well.
+"""Predicts images with a finished run or an export. With --export it also exports the run, or only exports it.
 
 jaxboost predict --run RUN --input FILES|FOLDER [--out predictions.csv]
 
@@ -15,14 +15,18 @@ from jaxboost.errors import UserError
 
 def run() -> None:
     """The command `jaxboost predict`."""
-    run_flag = flags.DEFINE_string("run", "", "folder of a finished run, of a fold, or of an export")
-    input_flag = flags.DEFINE_multi_string("input", [], "files, with commas between them, or folders; may be repeated")
-    out_flag = flags.DEFINE_string("out", "predictions.csv", "the table of predictions")
-    export_flag = flags.DEFINE_string("export", "", "new folder, to which the run is exported")
-    masks_flag = flags.DEFINE_string("masks", "", "of the lungs in --input, where the run was trained with data.masks")
-    skip_flag = flags.DEFINE_bool("skip_faulty", False, "leave files out that cannot be read, with a warning")
-    batch_flag = flags.DEFINE_integer("batch_size", 0, "images at once; 0: as the run was evaluated", lower_bound=0)
-    set_flag = flags.DEFINE_multi_string("set", [], "FIELD=DIR, where frozen weights are now, as boost.block=DIR")
+    run_flag = flags.DEFINE_string("run", "", "folder of a finished run, of one fold, or of an export")
+    input_flag = flags.DEFINE_multi_string("input", [], "image files, separated by commas, or folders")
+    out_flag = flags.DEFINE_string("out", "predictions.csv", "CSV file for the predictions")
+    export_flag = flags.DEFINE_string("export", "", "new folder for an export of the run")
+    masks_flag = flags.DEFINE_string(
+        "masks", "", "lung masks of the images in --input, needed if the run was trained with data.masks"
+    )
+    skip_flag = flags.DEFINE_bool("skip_faulty", False, "skip files that cannot be read, with a warning")
+    batch_flag = flags.DEFINE_integer("batch_size", 0, "images per batch; 0: eval.batch_size of the run", lower_bound=0)
+    set_flag = flags.DEFINE_multi_string(
+        "set", [], "FIELD=DIR: new folder of frozen weights that have moved, for example boost.block=DIR"
+    )
 
     def main() -> None:
         folder = required_folder(run_flag.value)
@@ -37,14 +41,14 @@ def run() -> None:
                 masks=masks_flag.value,
                 skip_faulty=skip_flag.value,
                 batch_size=batch_flag.value,
-                places=set_flag.value,
+                moved=set_flag.value,
             )
 
     app.run(main, description=__doc__)
 
 
 def required_folder(value: str) -> pathlib.Path:
-    """The folder that --run names; raises UserError if it is missing."""
+    """Returns the folder that --run names; raises UserError if the flag is missing."""
     if not value:
         raise UserError("--run is missing: give the folder of a finished run, or of an export")
     return pathlib.Path(value).expanduser()

@@ -2,8 +2,8 @@
 
 jaxboost train --config quickstart [--config.section.field=value ...] [--workdir DIR]
 
---config takes the name of a packaged config, or the path of a file such as configs/quickstart.py; behind a colon its
-argument, as in breastmnist_vits:reference.
+--config takes the name of a packaged config, or the path of a config file such as configs/quickstart.py. Some configs
+take an argument after a colon, for example breastmnist_vits:reference.
 """
 
 import pathlib
@@ -19,14 +19,16 @@ def run() -> None:
     config = config_flag.define()
     workdir_flag = flags.DEFINE_string("workdir", "", "folder of the run; empty: runs/<config>/seed<k>")
     independent_flag = flags.DEFINE_bool(
-        "independent_tasks", False, "each task of one srun or mpirun trains a run of its own, in a --workdir of its own"
+        "independent_tasks",
+        False,
+        "the tasks of one srun or mpirun train different runs, each with a different --workdir",
     )
 
     def main() -> None:
         fields = config_flag.read(config)
         if not independent_flag.value:
             app.check_single_task()
-        # After the flags: a mistyped one should not wait for jax to load.
+        # Imported here: a mistyped flag should be reported before jax loads.
         from jaxboost.runs import cross_validation
 
         file, argument = loading.split_argument(config_flag.named(config))

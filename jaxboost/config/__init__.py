@@ -1,4 +1,4 @@
-"""The fields of a run: every one declared once, all checked in one pass, and the files that set them."""
+"""Configs: the tables of all fields, their validation in one pass, and the loading of config files."""
 
 from jaxboost.config.loading import load_config
 from jaxboost.config.table import get_config, get_pneumollm_config

@@ -1,6 +1,6 @@
-"""Fields of a config that do not go together, or not with the data set that it names.
+"""Checks of fields that contradict each other or the data set of a config.
 
-Each check is a generator of problems. It is left out where a field that it reads is wrong already.
+Each check is a generator of problems. It is skipped if one of the fields that it reads is invalid by itself.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from jaxboost.data.dataset import DatasetInfo
     from jaxboost.models.backbones import Backbone
 
-# A ConfigDict: ml_collections types each field as a union that fits nothing.
+# A ConfigDict. Its fields have no useful static types, see `config.types`.
 Config = Any
 Check = Callable[[Config], Iterator[str]]
 
 
 def combination_problems(config: Config, wrong: Collection[str]) -> list[str]:
-    """The problems of fields that are each right in itself.
+    """Returns the problems of fields that are valid one by one but contradict each other.
 
     Args:
       config: see `validation.validate`.
-      wrong: dotted names of the fields that are wrong already.
+      wrong: dotted names of the fields that are invalid by themselves.
     """
     checks = _SHARED + (_PNEUMOLLM if "pneumollm" in config else _RLLM)
 
@@ -40,18 +40,18 @@ def combination_problems(config: Config, wrong: Collection[str]) -> list[str]:
 
 
 def data_problems(config: Config, info: "DatasetInfo") -> list[str]:
-    """The fields that do not go with the data set of a config."""
+    """Returns the problems of fields that contradict the data set of a config."""
     return [text for check in _WITH_DATA for text in check(config, info)]
 
 
 def check_data(config: Config, info: "DatasetInfo") -> None:
-    """Raises UserError with all fields that do not go with the data set."""
+    """Raises UserError that names all fields that contradict the data set."""
     if found := data_problems(config, info):
         raise UserError("; ".join(found))
 
 
 def _described(config: Config) -> tuple["DatasetInfo | None", str]:
-    """The description of the data set if no file is needed for it, and what is wrong with the fields that name it."""
+    """Describes the data set if that needs no file. Returns the description or None, and the problem or ""."""
     from jaxboost import data
 
     fields = config.data
@@ -66,7 +66,7 @@ def _described(config: Config) -> tuple["DatasetInfo | None", str]:
 
 
 def _ndim(config: Config) -> int | None:
-    """Spatial dimensions of the model's images; None if the backbone is unknown."""
+    """Number of spatial dimensions of the model's images; None if the backbone is unknown."""
     if "pneumollm" in config:
         return 2
     backbone = _backbone(config)
@@ -74,7 +74,7 @@ def _ndim(config: Config) -> int | None:
 
 
 def _backbone(config: Config) -> "Backbone | None":
-    """The row of the table of backbones; None if there is none, as for PneumoLLM's patch embedding."""
+    """The row of the table of backbones; None if it has none: unknown names, and PneumoLLM's patch embedding."""
     from jaxboost.models.backbones import BACKBONES
 
     return BACKBONES.get(config.model.backbone)
@@ -85,7 +85,7 @@ def _is_pooled(backbone: "Backbone") -> bool:
 
 
 def _caught(check: Callable[[], object]) -> Iterator[str]:
-    """What a check of another room raises."""
+    """Turns the UserError of a check in another package into a problem."""
     try:
         check()
     except UserError as error:
@@ -119,29 +119,29 @@ def _adam(config: Config) -> Iterator[str]:
 
 
 def _splits(config: Config) -> Iterator[str]:
-    """The fields that say how the data are split."""
+    """The fields about splits and folds."""
     from jaxboost.data.splits import ratios
 
     fields, without_val = config.data, config.eval.protocol == "reference"
     folds = fields.folds
     if not folds:
         if fields.folds_file or fields.fold != -1:
-            yield "config fields data.fold and data.folds_file are of a cross-validation: set data.folds"
+            yield "config fields data.fold and data.folds_file belong to a cross-validation: set data.folds"
         yield from _caught(lambda: ratios.check_ratios(fields.shares, without_val=without_val))
         return
     if folds < 2:
         yield f"config field data.folds: {folds} should be 2 or more, or 0 for no cross-validation"
     elif not -1 <= fields.fold < folds:
-        yield f"config field data.fold: {fields.fold} should be 0 to {folds - 1}, or -1 for all"
+        yield f"config field data.fold: {fields.fold} should be 0 to {folds - 1}, or -1 for all folds"
     if not without_val and not 0 < fields.val_share <= 0.5:
         yield (
-            f"config field data.val_share: {fields.val_share} should be above 0, for validation picks the epoch, and at"
-            " most 0.5"
+            f"config field data.val_share: {fields.val_share} should be above 0 and at most 0.5: the"
+            " validation split picks the epoch"
         )
 
 
 def _folder(config: Config) -> Iterator[str]:
-    """The fields of a user's own folder."""
+    """The fields about a folder of the user's own images."""
     from jaxboost.data.readers import arrays
 
     if config.data.source == "folder":
@@ -163,7 +163,7 @@ def _patch(config: Config) -> Iterator[str]:
     patch = backbone.arguments.get("patch") if backbone else 14
     if patch and (size <= 0 or size % patch):
         yield (
-            f"config field model.image_size: {size} is no multiple of the patch {patch} of backbone"
+            f"config field model.image_size: {size} is not a multiple of the patch size {patch} of backbone"
             f" {config.model.backbone}"
         )
     elif size <= 0:
@@ -171,14 +171,14 @@ def _patch(config: Config) -> Iterator[str]:
 
 
 def _augmentation(config: Config) -> Iterator[str]:
-    """The fields of `augment` and `mix` that the images of the model cannot have."""
+    """The fields of `augment` and `mix` that do not apply to the number of dimensions of the images."""
     from jaxboost.data.pipeline.augment import Augment
 
     ndim = _ndim(config) or 2
     for name, value in config.augment.items():
         yield from _caught(lambda name=name, value=value: Augment(**{name: value}).check(ndim))
     if config.mix.erase and ndim != 2:
-        yield "config field mix.erase: it is for 2-D images, set it to 0"
+        yield "config field mix.erase: it is only for 2-D images, set it to 0"
 
 
 def _last_batch(config: Config) -> Iterator[str]:
@@ -191,7 +191,7 @@ def _last_batch(config: Config) -> Iterator[str]:
 
 
 def _pooled(config: Config) -> Iterator[str]:
-    """What does not go with an encoder that gives one pooled feature."""
+    """The fields that an encoder with one pooled feature does not support."""
     name, backbone = config.model.backbone, _backbone(config)
     if backbone is None or not _is_pooled(backbone):
         return
@@ -200,26 +200,25 @@ def _pooled(config: Config) -> Iterator[str]:
     if config.model.drop_path:
         yield f"config field model.drop_path: backbone {name} has no blocks to drop, set it to 0"
     if config.model.frozen:
-        yield f"config field model.frozen: the batch norms of {name} would go on changing, set it to False"
+        yield f"config field model.frozen: the batch norms of {name} would still change, set it to False"
 
 
 def _encoder_weights(config: Config) -> Iterator[str]:
     from jaxboost.models.backbones import BACKBONES
-    from jaxboost.models.vit import ViT
 
     model, backbone = config.model, _backbone(config)
     pooled = backbone is not None and _is_pooled(backbone)
     if model.frozen and not pooled and not model.weights:
         yield (
-            "config field model.frozen: an untrained encoder would stay as it is: set model.weights to the folder that"
+            "config field model.frozen: an untrained encoder would stay untrained: set model.weights to the folder that"
             ' `jaxboost convert` made, or to "random": the control'
         )
     if model.frozen and not pooled and model.drop_path:
         yield "config field model.drop_path: it would only disturb a frozen encoder, set it to 0"
-    if model.weights not in ("", "random") and backbone is not None and backbone.encoder is not ViT:
-        fitting = ", ".join(name for name, row in BACKBONES.items() if row.encoder is ViT)
+    if model.weights not in ("", "random") and backbone is not None and not backbone.traits.names:
+        fitting = ", ".join(name for name, row in BACKBONES.items() if row.traits.names)
         yield (
-            f"config field model.weights: there are none to read for backbone {model.backbone}, only for {fitting}:"
+            f"config field model.weights: backbone {model.backbone} cannot load weights, only {fitting} can:"
             " leave it empty"
         )
 
@@ -256,7 +255,7 @@ def _every(config: Config) -> Iterator[str]:
     every, backbone = config.pneumollm.every, _backbone(config)
     if backbone is not None and every > backbone.arguments["depth"]:
         depth = backbone.arguments["depth"]
-        yield f"config field pneumollm.every: {every} is more than the encoder's {depth} blocks"
+        yield f"config field pneumollm.every: {every} is more than the {depth} blocks of the encoder"
 
 
 def _dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Which configs are the same run's: fields that may change when the run continues are not compared."""
+"""Compares configs of the same run. Fields that may change when a run continues are ignored."""
 
 import json
 from collections.abc import Mapping
@@ -8,19 +8,19 @@ from ml_collections import ConfigDict
 
 from jaxboost.config.table import ALL_FIELDS
 
-# A message names so many fields, with values of so many characters.
-_NAMED, _SHOWN = 10, 80
-# Fields that a config of an earlier version lacks -> the value for what that version did.
+_NAMED = 10  # most fields that a message names
+_SHOWN = 80  # most characters of each name and value
+# Fields that configs of earlier versions lack -> the value that matches the behaviour of those versions.
 ADDED = {name: field.before for name, field in ALL_FIELDS.items() if field.before is not None}
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
-    """The config as JSON has it: tuples as lists."""
+    """Converts a config to JSON types: tuples become lists."""
     return json.loads(config.to_json())
 
 
 def flat(tree: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value of each field of a config, or of what `to_dict` made of it."""
+    """Returns dotted name -> value for all fields of a config, or of the result of `to_dict`."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
         is_section = isinstance(value, dict | ConfigDict)
@@ -29,10 +29,10 @@ def flat(tree: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, An
 
 
 def held(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted name -> value of what may not change when a run continues.
+    """Returns dotted name -> value of the fields that must not change when a run continues.
 
     Args:
-      config: as `to_dict` gives it.
+      config: a result of `to_dict`.
     """
     found = {}
     for name, value in {**ADDED, **flat(config)}.items():
@@ -43,7 +43,7 @@ def held(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two configs, in words; both as `held` gives them."""
+    """Describes the differences between two configs, both results of `held`, in words."""
     names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     texts = [
         f"{name[:_SHOWN]} ({_text(before.get(name))} there, {_text(now.get(name))} now)" for name in names[:_NAMED]

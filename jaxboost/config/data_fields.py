@@ -1,4 +1,4 @@
-"""The fields of the sections `data`, `augment` and `mix`: images, and what is changed in them while training."""
+"""The fields of the sections `data`, `augment` and `mix`: images, splits and augmentation."""
 
 from jaxboost.config.fields import MAX_SIDE, PROBABILITY, Field, Range
 
@@ -16,8 +16,8 @@ DATA = {
     "root": Field("", "folder of the data files; empty: $MEDMNIST_ROOT, else ~/.medmnist", resume="free"),
     "size": Field(
         28,
-        "side of the stored images: 28, 64, 128 or 224 (published, 2D), 28 or 64 (published, 3D); a folder's images are"
-        " resampled to it",
+        "side of the stored images: 28, 64, 128 or 224 (published, 2D), 28 or 64 (published, 3D); a folder's images"
+        " are resampled to it",
         unit="pixels",
         range=Range(above=0, most=MAX_SIDE),
     ),
@@ -47,7 +47,7 @@ DATA = {
     ),
     "max_pixels": Field(
         2**26,
-        "folder, 2D: larger image files are refused before they are decoded",
+        "folder, 2D: largest image; larger files are refused before they are decoded",
         unit="pixels",
         range=Range(above=0, most=2**40),
         resume="free",
@@ -55,7 +55,7 @@ DATA = {
     ),
     "max_voxels": Field(
         2**29,
-        "folder, 3D: larger volume files are refused before they are read",
+        "folder, 3D: largest volume; larger files are refused before they are read",
         unit="voxels",
         range=Range(above=0, most=2**40),
         resume="free",
@@ -77,8 +77,8 @@ DATA = {
     ),
     "shares": Field(
         (0.7, 0.1, 0.2),
-        "split ratios of train, val and test, by patient, for data without splits and data.folds 0; with train and test"
-        " alone, a part of train becomes val, in the ratio of theirs",
+        "split ratios of train, val and test, by patient, for data without splits, if data.folds is 0; data with only"
+        " train and test: a part of train becomes val, in the ratio of train and val",
     ),
     "folds": Field(
         0,
@@ -90,14 +90,14 @@ DATA = {
     "val_share": Field(0.2, "validation ratio of a fold's training part, by patient; validation picks the epoch"),
     "folds_file": Field(
         "",
-        "folds to use, a CSV file as a run writes it; empty: they are drawn and written to the run's folder",
+        "CSV file of the folds, in the format that a run writes; empty: the run draws folds and keeps them",
         resume="given",
     ),
 }
 
 _LEVEL = Range(least=0, most=10, words="0 to 10")
 AUGMENT = {
-    # Of 2D images. The first one applies to evaluation too: it is not random.
+    # For 2D images. `resize` is not random and is also applied in evaluation.
     "resize": Field(
         0,
         "2D: bicubic resize before a centre crop to model.image_size; 0: images are resized straight to"
@@ -114,7 +114,7 @@ AUGMENT = {
     ),
     "flip": Field(
         0.0,
-        "2D: probability of a left-right flip; leave it at 0 where left and right matter",
+        "2D: probability of a left-right flip; leave it at 0 if left and right matter",
         range=PROBABILITY,
     ),
     "vertical_flip": Field(0.0, "2D: probability of an upside-down flip", range=PROBABILITY),
@@ -158,9 +158,11 @@ MIX = {
         range=Range(least=0, most=1e6),
     ),
     "cutmix": Field(
-        0.0, "cutmix: alpha, likewise, for the fraction of the area that stays; 0: off", range=Range(least=0, most=1e6)
+        0.0,
+        "cutmix: alpha of Beta(alpha, alpha) for the fraction of the area that stays; 0: off",
+        range=Range(least=0, most=1e6),
     ),
-    "switch": Field(0.5, "probability of cutmix where mixup and cutmix are both on", range=PROBABILITY),
+    "switch": Field(0.5, "probability of cutmix if mixup and cutmix are both on", range=PROBABILITY),
     "prob": Field(1.0, "probability that a batch is mixed", range=PROBABILITY),
     "erase": Field(0.0, "2D: random erasing: probability that a rectangle becomes noise", range=PROBABILITY),
     "label_smoothing": Field(

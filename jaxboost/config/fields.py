@@ -1,4 +1,4 @@
-"""What the table says of a field: default, meaning, unit, choices or range, and whether a resumed run may change it."""
+"""The declaration of a config field: default, meaning, unit, choices, range, and whether resuming may change it."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """A range of numbers; a bound that is None does not exist.
+    """A range of numbers. A bound that is None does not exist.
 
     Attributes:
-      above, least: the lower bound, without and with itself.
-      below, most: the upper bound, likewise.
-      words: the whole range for messages; empty: only the bound that is broken is named.
+      above, least: the lower bound, exclusive and inclusive.
+      below, most: the upper bound, exclusive and inclusive.
+      words: text for the whole range in messages; empty: messages name only the violated bound.
     """
 
     above: float | None = None
@@ -22,7 +22,7 @@ class Range:
     words: str = ""
 
     def wanted(self, value: float) -> str:
-        """What `value` should be, in words; empty if it is in the range."""
+        """Returns what `value` should be, in words; empty if it is in the range."""
         import numpy as np
 
         # The model computes in float32: a number that is 0 there is not above 0.
@@ -42,16 +42,16 @@ class Field:
     """One field of a config.
 
     Attributes:
-      default: its value where a config file does not set it; it also gives the field's type.
-      meaning: what it does, in words.
-      unit: of a number, such as "pixels".
-      choices: the texts that it may hold, or a function that gives them, because a module below has to be imported.
-      optional: the empty text is allowed beside `choices`.
-      range: of a number.
-      resume: whether it may change when a run continues. "same": no. "free": yes, because it says where something is,
-        how often something is reported, or sets a limit that only refuses; weights and data are compared by their
-        fingerprints. "given": the value may change, but not whether there is one.
-      before: the value that stands for what versions without the field did; None for fields of the first version.
+      default: the value if a config file does not set the field; its type is the type of the field.
+      meaning: description of the field.
+      unit: unit of a number, such as "pixels".
+      choices: allowed texts, or a function that imports and returns them.
+      optional: whether the empty text is allowed in addition to `choices`.
+      range: range of a number.
+      resume: whether the field may change when a run continues. "same": no. "free": yes, because it is a path, a
+        reporting interval, or a limit that only rejects input; weights and data are compared by their fingerprints.
+        "given": the value may change, but an empty value must stay empty and a set value must stay set.
+      before: the value that matches versions without the field; None: the first version had the field.
     """
 
     default: Any
@@ -64,11 +64,11 @@ class Field:
     before: Any = dataclasses.field(default=None, kw_only=True)
 
     def allowed(self) -> tuple[str, ...]:
-        """The choices, imported where they are a function's."""
+        """Returns the choices; calls `choices` if it is a function."""
         return tuple(self.choices() if callable(self.choices) else self.choices)
 
 
-# Generous limits: no number overflows below them, and no machine lacks the memory that they ask for by mistake.
+# Generous limits: smaller numbers do not overflow, and a mistyped larger number cannot exhaust the memory.
 MAX_SIDE = 8192  # pixels
 MAX_STEPS = 2**31 - 1  # the training state counts steps in int32
 MAX_EPOCHS = 10**6

@@ -1,4 +1,4 @@
-"""Config files: found by name or path, and executed once."""
+"""Finds config files by name or path, and executes each once."""
 
 import importlib.util
 import itertools
@@ -8,13 +8,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxboost.config.continuing import flat
 from jaxboost.errors import UserError, nearest
 
 _numbers = itertools.count()
 
 
 def load_config(name_or_path: str, **overrides: Any) -> ConfigDict:
-    """Loads a config, locked: a field that does not exist cannot be set.
+    """Loads a config. It is locked: setting an unknown field raises an error.
 
     Example::
 
@@ -23,28 +24,31 @@ def load_config(name_or_path: str, **overrides: Any) -> ConfigDict:
       config = jaxboost.load_config("my/config.py")
 
     Args:
-      name_or_path: the name of a config that comes with the package, such as "quickstart", or the path of a Python file
-        with a function `get_config`; behind a colon its argument.
-      **overrides: values of fields by their dotted names.
+      name_or_path: the name of a packaged config, such as "quickstart", or the path of a Python file with a function
+        `get_config`. An argument for that function may follow after a colon.
+      **overrides: dotted names of fields and their new values.
 
     Raises:
-      UserError: there is no such config, it cannot be executed, or an override names no field or has another type.
+      UserError: there is no such config, it cannot be executed, or an override has an unknown name or a wrong type.
     """
     return with_overrides(_execute(name_or_path), overrides)
 
 
 def with_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
-    """The same config with other values, by the dotted names of their fields.
+    """Sets fields of a config, given by their dotted names, and returns the same config.
 
     Raises:
-      UserError: there is no such field, or the value is of another type.
+      UserError: there is no such field, or the value has the wrong type.
     """
     for name, value in overrides.items():
         check_field(config, name)
         try:
             config.update_from_flattened_dict({name: value})
-        except (TypeError, ValueError) as error:
-            raise UserError(f"config field {name}: {value!r} cannot be set: {error}") from None
+        except (TypeError, ValueError):
+            wanted = type(flat(config)[name]).__name__ if name in flat(config) else "section"
+            raise UserError(
+                f"config field {name}: {value!r} has the type {type(value).__name__}, the field needs {wanted}"
+            ) from None
     return config
 
 
@@ -52,15 +56,15 @@ def check_field(config: ConfigDict, path: str, flag: str = "") -> None:
     """Raises UserError if a config has no field of a dotted name.
 
     Args:
-      config: to look in.
+      config: the config.
       path: the dotted name.
-      flag: how messages begin the field's name, such as "--config."
+      flag: prefix of the name in messages, such as "--config."
     """
     section, names = config, path.split(".")
     for depth, name in enumerate(names):
         where = ".".join(["config", *names[:depth]])
         if not isinstance(section, ConfigDict):
-            raise UserError(f"unknown config field {flag}{path}: {where} is a value, it has no fields")
+            raise UserError(f"unknown config field {flag}{path}: {where} is a value and has no fields")
         if name not in section:
             fields = ", ".join(section)
             raise UserError(
@@ -70,7 +74,7 @@ def check_field(config: ConfigDict, path: str, flag: str = "") -> None:
 
 
 def split_argument(name_or_path: str) -> tuple[str, str | None]:
-    """Name or path, and the argument behind the colon; None if there is no colon."""
+    """Splits off the argument after the colon; None if there is no colon."""
     name, colon, argument = name_or_path.partition(".py:")
     if colon:
         return f"{name}.py", argument
@@ -81,20 +85,20 @@ def split_argument(name_or_path: str) -> tuple[str, str | None]:
 
 
 def packaged_folder() -> pathlib.Path:
-    """The folder of the configs that come with the package."""
+    """Returns the folder of the packaged configs."""
     package = pathlib.Path(__file__).parents[1]
     inside = package / "configs"
-    # In a checkout they are beside the package, where users edit them.
+    # In a checkout, configs/ is next to the package, so that users can edit it.
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def packaged_names() -> list[str]:
-    """The names of the configs that come with the package."""
+    """Returns the names of the packaged configs."""
     return sorted(path.stem for path in packaged_folder().glob("[!_]*.py"))
 
 
 def find(name_or_path: str) -> tuple[pathlib.Path, str | None]:
-    """The file of a config and its argument.
+    """Finds the file of a config. Returns its path and the argument.
 
     Raises:
       UserError: there is no such file, or no packaged config of that name.
@@ -105,24 +109,24 @@ def find(name_or_path: str) -> tuple[pathlib.Path, str | None]:
         if name not in names:
             near = f"{nearest(name, names)}; " if names else ""
             raise UserError(
-                f"config {name_or_path}: there is no packaged config {name!r}, {near}packaged are {', '.join(names)};"
-                " your own file is given by its path, such as ./mine.py"
+                f"config {name_or_path}: there is no packaged config {name!r}, {near}packaged configs are"
+                f" {', '.join(names)}; for your own file give its path, such as ./mine.py"
             )
         return packaged_folder() / f"{name}.py", argument
     path = pathlib.Path(name).expanduser()
     if not path.is_file():
-        raise UserError(f"config {name_or_path}: no such file; packaged configs are given by name, such as quickstart")
+        raise UserError(f"config {name_or_path}: no such file; for a packaged config give its name, such as quickstart")
     return path, argument
 
 
 def _execute(name_or_path: str) -> ConfigDict:
     path, argument = find(name_or_path)
-    # A module name of its own: two files of one name may be loaded, and a changed file again.
+    # A unique module name: files of the same name do not clash, and a changed file can be loaded again.
     spec = importlib.util.spec_from_file_location(f"jaxboost_config_{next(_numbers)}", path.absolute())
     if spec is None or spec.loader is None:
-        raise UserError(f"config {name_or_path}: it is no Python file")
+        raise UserError(f"config {name_or_path}: it is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    # Config files may import others from the current folder, whatever started the process.
+    # Config files may import other files from the current folder, however the process was started.
     here = str(pathlib.Path.cwd())
     added = here not in sys.path
     if added:
@@ -151,7 +155,7 @@ def _execute(name_or_path: str) -> ConfigDict:
 
 
 def _hint(error: Exception) -> str:
-    """How a file that was written for an earlier version imports the defaults now."""
+    """Tells how a config file for an earlier version has to import the defaults now."""
     if isinstance(error, ImportError) and error.name and error.name.partition(".")[0] == "configs":
         return ": the defaults are now in the package: from jaxboost.config import get_config, get_pneumollm_config"
     return ""

@@ -23,7 +23,7 @@ def _families() -> Iterable[str]:
     return FAMILIES
 
 
-# Of both systems.
+# Fields of both systems.
 MODEL = {
     "backbone": Field("", "image encoder, a key of jaxboost.BACKBONES", choices=_backbones),
     "image_size": Field(
@@ -41,23 +41,27 @@ MODEL = {
     ),
     "remat": Field(False, "rematerialise encoder blocks in the backward pass: less memory, more time"),
 }
-# Of R-LLM alone.
+# Fields of R-LLM only.
 ENCODER = {
     "weights": Field(
         "",
         'pretrained weights of the 2D encoder: a folder made by `jaxboost convert`; "" or "random": a random start',
         resume="free",
     ),
-    "weights_source": Field("", "where these weights come from, named in the error if they are missing", resume="free"),
-    "weights_convert": Field(False, "convert missing weights from there at the start of the run", resume="free"),
-    "frozen": Field(False, 'do not train the encoder and its final norm; model.weights is then given, or "random"'),
+    "weights_source": Field(
+        "", "source of these weights for `jaxboost convert`; the error for missing weights names it", resume="free"
+    ),
+    "weights_convert": Field(
+        False, "convert missing weights from model.weights_source at the start of the run", resume="free"
+    ),
+    "frozen": Field(False, 'do not train the encoder and its final norm; needs model.weights, which may be "random"'),
     "drop_path": Field(
         0.0,
         "stochastic depth: probability of dropping a branch of the last encoder block, increasing linearly from 0",
         range=Range(least=0, below=1, words="0 to below 1"),
     ),
 }
-# Of PneumoLLM alone.
+# Fields of PneumoLLM only.
 PNEUMOLLM_MODEL = MODEL | {
     "backbone": Field("", "image encoder: a plain ViT of jaxboost.BACKBONES, or conv14", choices=_pneumollm_encoders)
 }
@@ -67,7 +71,7 @@ def _llama(final_norm: str, default: str) -> dict[str, Field]:
     return {
         "family": Field(
             "llama-7b",
-            "shapes of the layers where no block is read: of random layers, and to describe a missing block",
+            "shapes of the layers if no block is read: for random layers, and to describe a missing block",
             choices=_families,
             optional=True,
         ),
@@ -76,12 +80,14 @@ def _llama(final_norm: str, default: str) -> dict[str, Field]:
             'the layers: a folder made by `jaxboost convert`, or "random": a frozen random block, the control',
             resume="free",
         ),
-        "source": Field("", "where that block comes from, named in the error if it is missing", resume="free"),
-        "convert": Field(False, "convert a missing block from the source at the start of the run", resume="free"),
+        "source": Field(
+            "", "source of that block for `jaxboost convert`; the error for a missing block names it", resume="free"
+        ),
+        "convert": Field(False, "convert a missing block from `source` at the start of the run", resume="free"),
         "layers": Field(
             (),
-            "layers of the LLM, in the order in which they run; (): all that the block holds. Where no block is read,"
-            f" or a missing block is converted, () is {default}",
+            "layers of the LLM, in the order in which they run; (): all layers of the block. If no block is read,"
+            f" or if a missing block is converted, () means {default}",
         ),
         "final_norm": Field(
             final_norm,
@@ -102,36 +108,38 @@ BOOST = {
     "rope": Field(False, "keep the LLM's rotary position embedding"),
     "path": Field(
         "auto",
-        'how the same result is computed: "full" (all tokens), "pooled" (the CLS token alone), "absorbed" (without'
+        'algorithm for the same result: "full" (all tokens), "pooled" (only the CLS token), "absorbed" (without'
         ' keys and values), "auto" (the cheapest)',
         choices=("auto", "full", "pooled", "absorbed"),
     ),
     "init": Field(
         "uniform",
-        'initial weights of the adapters: "uniform", U(+-1 / sqrt(fan_in)), as the released 3D code; "normal",'
-        " N(0, 0.02), as the 2D code",
+        'initial weights of the adapters: "uniform", U(+-1 / sqrt(fan_in)), as in the released 3D code; "normal",'
+        " N(0, 0.02), as in the 2D code",
         choices=("uniform", "normal"),
         before="uniform",
     ),
-    "causal": Field(False, "keep the LLM's causal mask; CLS comes first and then attends to itself alone"),
+    "causal": Field(False, "keep the LLM's causal mask; the CLS token is first, so it then attends only to itself"),
 }
 
-# With model.backbone="conv14" the encoder is trained: the first five do nothing.
+# With model.backbone="conv14" the encoder is trained, and the first five fields have no effect.
 PNEUMOLLM = {
     "vision": Field(
         "",
         'the encoder\'s weights: a folder made by `jaxboost convert`, or "random": the control',
         resume="free",
     ),
-    "vision_source": Field("", "where they come from, named in the error if they are missing", resume="free"),
-    "vision_convert": Field(False, "convert missing weights from there at the start of the run", resume="free"),
+    "vision_source": Field(
+        "", "source of these weights for `jaxboost convert`; the error for missing weights names it", resume="free"
+    ),
+    "vision_convert": Field(False, "convert missing weights from vision_source at the start of the run", resume="free"),
     "every": Field(
         4,
-        "source tokens: the CLS token after every so many blocks of the encoder",
+        "interval of the source tokens: the CLS token is taken after every N blocks of the encoder",
         unit="blocks",
         range=Range(least=1, most=1000),
     ),
-    "vision_adapters": Field(True, "RepAdapters in the encoder's blocks; without them images are encoded only once"),
+    "vision_adapters": Field(True, "RepAdapters in the encoder's blocks; without them each image is encoded only once"),
     "llama_adapters": Field(True, "RepAdapters in the LLM's layers"),
     "tokens": Field("engine", "diagnosis tokens", choices=("none", "coop", "cocoop", "engine")),
     "count": Field(4, "number of diagnosis tokens", range=Range(least=1, most=4096)),
@@ -139,10 +147,11 @@ PNEUMOLLM = {
 }
 LLAMA = {
     "used": Field(
-        True, "False: the neck's tokens go to the head (Table 4); of this section only `family` is read then"
+        True,
+        "use the LLM; False: the neck's tokens go to the head (Table 4), and only `family` of this section is read",
     ),
     **_llama("loaded", "all layers"),
-    "causal": Field(False, "keep the LLM's causal mask, which PneumoLLM replaces by the emitter's"),
+    "causal": Field(False, "keep the LLM's causal mask, which PneumoLLM replaces by that of the information emitter"),
     "remat": Field(False, "rematerialise the layers in the backward pass: less memory, more time"),
     "shard": Field(False, "shard the matrices over the devices instead of replicating them"),
     "weights": Field(

@@ -1,9 +1,9 @@
-"""What the configs of R-LLM's Tables 1 and 3 have in common, with the argument of --config configs/X.py:ARGUMENT.
+"""The shared part of the configs of R-LLM's Tables 1 and 3, and the arguments of --config configs/X.py:ARGUMENT.
 
-`reference`: what the paper's released code does, the choice of the epoch on the test split included; README.md,
-"Known differences", lists what that code does otherwise.
+`reference`: the settings of the paper's released code, which picks the epoch on the test split; docs/papers.md lists
+the remaining differences.
 `resnet18`, `resnet50` (2D), `resnet18_3d`, `resnet18_acs`, `resnet50_3d`, `resnet50_acs` (3D): the baselines of Tables
-2 and 4, trained as MedMNIST's own code trains them, the epoch picked on validation.
+2 and 4, trained like in MedMNIST's code, with the epoch picked on validation.
 """
 
 from typing import Any
@@ -19,9 +19,8 @@ REFERENCE = {
     "eval.protocol": "reference",
     "eval.metric": "acc",
 }
-# Its ViT goes on with the last quarter of DeiT's 400 epochs (Touvron et al. 2021). The colour jitter that it asks for
-# is left out by the library it uses, since RandAugment is on. It keeps an average of the weights and does not evaluate
-# it.
+# The released code trains the last quarter of DeiT's 400 epochs (Touvron et al. 2021). It sets a colour jitter, which
+# its library ignores because RandAugment is on. It keeps a moving average of the weights but does not evaluate it.
 REFERENCE_2D = {
     **REFERENCE,
     "optim.lr": 5e-4 * 128 / 512,
@@ -39,7 +38,7 @@ REFERENCE_2D = {
     "augment.repeats": 3,
     "augment.rgb": True,
     "boost.init": "normal",
-    # Its sampler of repeats rounds an epoch down to whole 256 samples.
+    # Its repeated augmentation sampler rounds an epoch down to a multiple of 256 samples.
     "train.epoch_multiple": 256,
     "mix.mixup": 0.8,
     "mix.cutmix": 1.0,
@@ -57,7 +56,7 @@ REFERENCE_3D = {
     "train.last_batch": "keep",
     "eval.ties": "later",
 }
-# MedMNIST v2 (Yang et al. 2023): Adam, a tenth of the rate after half and after three quarters of 100 epochs.
+# MedMNIST v2 (Yang et al. 2023): Adam; the learning rate is divided by 10 after 50 and after 75 of 100 epochs.
 _BASELINE = {
     "boost.kind": "none",
     "model.weights": "",
@@ -83,7 +82,7 @@ ARGUMENTS_3D = {
 
 
 def vit_s(flag: str, argument: str) -> ConfigDict:
-    """A 2D set at 224 pixels with ViT-S/16 from ImageNet weights."""
+    """Config of a 2D data set at 224 pixels with ViT-S/16 and ImageNet weights."""
     config: Any = _config(flag)
     config.model.backbone = "vit_s"
     config.model.weights = "blocks/deit-s16"
@@ -96,7 +95,7 @@ def vit_s(flag: str, argument: str) -> ConfigDict:
 
 
 def volumes(flag: str, backbone: str, argument: str) -> ConfigDict:
-    """A 3D set with one of the paper's three encoders."""
+    """Config of a 3D data set with one of the paper's three encoders."""
     config: Any = _config(flag)
     config.model.backbone = backbone
     return _apply(config, argument, ARGUMENTS_3D)
@@ -112,6 +111,6 @@ def _config(flag: str) -> ConfigDict:
 
 def _apply(config: ConfigDict, argument: str, known: dict[str, dict[str, object]]) -> ConfigDict:
     if argument and argument not in known:
-        raise ValueError(f"no argument {argument!r}: give one of {', '.join(known)}")
+        raise ValueError(f"unknown argument {argument!r}: give one of {', '.join(known)}")
     config.update_from_flattened_dict(known.get(argument, {}))
     return config

@@ -1,4 +1,4 @@
-"""What PneumoLLM's configs have in common, and the rows of its tables: --config configs/pneumollm.py:ROW."""
+"""The shared part of PneumoLLM's configs, and the rows of its tables: --config configs/pneumollm.py:ROW."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from jaxboost.config.table import get_pneumollm_config
 
-# Table 6 from its first line to its last, Tables 4 and 5, Figure 6, and the control that the paper lacks.
+# Table 6 from top to bottom, Tables 4 and 5, Figure 6, and a control with random layers, which the paper lacks.
 ROWS: dict[str, dict[str, object]] = {
     "baseline": {
         "pneumollm.tokens": "none",
@@ -22,7 +22,7 @@ ROWS: dict[str, dict[str, object]] = {
     "no_llama": {"llama.used": False},
     "random_llama": {"llama.block": "random", "llama.final_norm": "ones"},
     **{f"m{count}": {"pneumollm.count": count} for count in (1, 2, 4, 6, 8)},
-    # Figure 6's encoders.
+    # The encoders of Figure 6.
     "conv14": {"model.backbone": "conv14", "pneumollm.vision": "", "pneumollm.vision_adapters": False},
     "vit_b16": {
         "model.backbone": "vit_b16",
@@ -41,7 +41,7 @@ REFERENCE = {"eval.protocol": "reference", "train.loss": "columns", "train.last_
 
 
 def radiographs() -> ConfigDict:
-    """The paper's model on a folder of radiographs, in five folds by patient."""
+    """Config of the paper's model on a folder of radiographs, in five folds by patient."""
     config: Any = get_pneumollm_config()
     config.data.source = "folder"
     config.data.name = "radiographs"
@@ -70,12 +70,12 @@ def radiographs() -> ConfigDict:
 
 
 def apply(config: ConfigDict, argument: str) -> ConfigDict:
-    """Applies `ROW`, `reference` or `ROW+reference`; "" changes nothing. Raises ValueError for another word."""
+    """Applies `ROW`, `reference` or `ROW+reference`; "" changes nothing. Raises ValueError for an unknown word."""
     words = argument.split("+") if argument else []
     if len([word for word in words if word != "reference"]) > 1:
         raise ValueError(f"{argument!r} names two rows: give one")
     for word in words:
         if word != "reference" and word not in ROWS:
-            raise ValueError(f"no row {word!r}: give one of {', '.join(ROWS)}, reference, or ROW+reference")
+            raise ValueError(f"unknown row {word!r}: give one of {', '.join(ROWS)}, reference, or ROW+reference")
         config.update_from_flattened_dict(REFERENCE if word == "reference" else ROWS[word])
     return config

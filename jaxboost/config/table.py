@@ -1,7 +1,7 @@
-"""All fields of a run's config by their dotted names, and the configs with their defaults.
+"""All config fields by their dotted names, and the default configs.
 
 R-LLM's config has the sections data, model, augment, mix, optim, train, eval and boost; PneumoLLM's has pneumollm and
-llama instead of boost. The sections that both have are the same, except that `model` has more fields in R-LLM.
+llama instead of boost. The common sections are equal, except that `model` has more fields in R-LLM.
 """
 
 from typing import Any
@@ -37,17 +37,17 @@ ALL_FIELDS = PNEUMOLLM_FIELDS | RLLM_FIELDS
 
 
 def fields_of(config: ConfigDict) -> dict[str, Field]:
-    """The fields of the system that a config is for, by their dotted names."""
+    """Returns the fields of a config's system, R-LLM or PneumoLLM, by their dotted names."""
     return PNEUMOLLM_FIELDS if "pneumollm" in config else RLLM_FIELDS
 
 
 def get_config() -> ConfigDict:
-    """R-LLM's config with its defaults. It is locked: a field that does not exist cannot be set."""
+    """Returns R-LLM's default config. It is locked: setting an unknown field raises an error."""
     return _defaults(RLLM_FIELDS)
 
 
 def get_pneumollm_config() -> ConfigDict:
-    """PneumoLLM's config with its defaults, locked likewise."""
+    """Returns PneumoLLM's default config, which is also locked."""
     return _defaults(PNEUMOLLM_FIELDS)
 
 

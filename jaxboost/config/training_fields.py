@@ -33,8 +33,8 @@ OPTIM = {
     ),
     "by_epoch": Field(
         False,
-        "keep the learning rate constant within an epoch: the schedule's value at the start of the epoch before; the"
-        " first epoch has warmup_from",
+        "keep the learning rate constant within an epoch, at the schedule's value at the start of the previous epoch;"
+        " the first epoch has warmup_from",
         before=False,
     ),
     "layer_decay": Field(
@@ -58,7 +58,7 @@ TRAIN = {
     "batch_size": Field(128, "samples per step, over all devices", range=BATCH_SIZE),
     "last_batch": Field(
         "drop",
-        'samples at the end of an epoch that do not fill a batch: "drop" (other ones in each epoch) or "keep" (a'
+        'samples at the end of an epoch that do not fill a batch: "drop" (different samples in each epoch) or "keep" (a'
         " smaller batch)",
         choices=("drop", "keep"),
         before="drop",
@@ -77,7 +77,7 @@ TRAIN = {
     ),
     "sampling": Field(
         "uniform",
-        '"uniform", or "balanced": class-balanced sampling, as many samples of each class per epoch',
+        '"uniform", or "balanced": class-balanced sampling, equally many samples of each class per epoch',
         choices=("uniform", "balanced"),
     ),
     "loss": Field(
@@ -95,7 +95,7 @@ TRAIN = {
     ),
     "max_steps": Field(
         0,
-        "stop after this many steps, without changing the schedule; 0: do not",
+        "stop after this many steps, without changing the schedule; 0: no limit",
         unit="steps",
         range=Range(least=0, most=MAX_STEPS),
     ),
@@ -133,11 +133,11 @@ EVAL = {
         choices=("earlier", "later"),
         before="earlier",
     ),
-    "ema": Field(True, "evaluate the moving average of the weights where train.ema keeps one"),
+    "ema": Field(True, "evaluate the moving average of the weights if train.ema is on"),
     "specificity": Field(
         0.0,
-        "binary tasks: also report the operating point with at least this specificity on validation; 0: threshold 0.5"
-        " alone",
+        "binary tasks: also report the operating point with at least this specificity on validation; 0: only"
+        " threshold 0.5",
         range=Range(least=0, below=1),
     ),
     "batch_size": Field(128, "samples per evaluation step, over all devices", range=BATCH_SIZE),

@@ -1,7 +1,7 @@
 """The type of a run's config in signatures.
 
-`ml_collections.ConfigDict` returns each field as an unspecified value, so a type checker would reject nearly every use
-of a section. For the checker a `Config` is therefore `Any`; at run time it is a `ConfigDict`.
+`ml_collections.ConfigDict` gives its fields no useful static types, so a type checker would reject most uses of a
+section. For the type checker `Config` is therefore `Any`; at run time it is `ConfigDict`.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""All problems of a config, found before anything is loaded."""
+"""Finds all problems of a config before data or weights are loaded."""
 
 import types
 from collections.abc import Iterator, Mapping
@@ -27,7 +27,7 @@ _TYPES: Mapping[type, tuple[tuple[type, ...], str]] = types.MappingProxyType(
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks all that can be seen in a config without its data and its weights.
+    """Checks everything in a config that can be checked without data and weights.
 
     Example::
 
@@ -36,8 +36,8 @@ def validate(config: ConfigDict) -> None:
       validate(config)  # UserError: config field train.epochs: 0 should be above 0
 
     Raises:
-      UserError: names all problems: unknown or missing fields, wrong types, numbers out of range, unknown choices, and
-        fields that do not go together.
+      UserError: one message with all problems: unknown or missing fields, wrong types, numbers out of range, unknown
+        choices, and fields that contradict each other.
     """
     if found := problems(config):
         raise UserError("; ".join(found))
@@ -59,7 +59,7 @@ def validate_present(config: ConfigDict) -> None:
 
 
 def check_steps(config: Any, steps_per_epoch: int) -> None:
-    """Raises UserError if there are more steps than the training state can count."""
+    """Raises UserError if the run has more steps than the training state can count."""
     epochs = max(config.train.epochs, config.optim.schedule_epochs)
     if epochs * steps_per_epoch > MAX_STEPS:
         raise UserError(
@@ -104,8 +104,8 @@ def _number_problem(name: str, field: Field | None, value: Any) -> str:
     for number in _numbers(value):
         # Not the other way round: every comparison with NaN is false.
         if not abs(number) <= _FLOAT32_MAX:
-            shown = number if isinstance(number, float) else "a number of so many digits"
-            return f"config field {name}: {shown} is not finite in float32, give a usual number"
+            shown = number if isinstance(number, float) else "a number with this many digits"
+            return f"config field {name}: {shown} is not finite in float32, give a smaller number"
         if field and field.range and (wanted := field.range.wanted(number)):
             return f"config field {name}: {number} should be {wanted}"
     return ""

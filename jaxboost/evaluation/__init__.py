@@ -1,1 +1,1 @@
-"""Predictions of a split and what they are worth: scores, intervals, thresholds."""
+"""Batched inference, metrics of the predictions with intervals, thresholds, and prediction tables."""

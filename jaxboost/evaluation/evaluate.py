@@ -1,4 +1,4 @@
-"""Batched inference: what a function of batches gives for all samples, in their order."""
+"""Batched inference: applies a function to batches and returns its outputs for all samples, in order."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,25 +12,25 @@ Batch = Mapping[str, jax.Array]
 
 
 def put(batch: Mapping[str, np.ndarray], by_batch: jax.NamedSharding) -> Batch:
-    """Copies a host batch to the devices, each its part."""
+    """Copies a batch from the host to the devices; each device gets its shard."""
     return {name: jax.make_array_from_process_local_data(by_batch, array) for name, array in batch.items()}
 
 
 def run_batches(
     step: Callable[[Batch], Any], batches: Iterable[Mapping[str, np.ndarray]], by_batch: jax.NamedSharding
 ) -> Any:
-    """The outputs of `step` for all samples, without those of the padding.
+    """Returns the outputs of `step` for all samples, without the padding.
 
     Args:
-      step: gives an array (B, ...), or a tuple of them, for a batch on the devices without its mask.
-      batches: on the host; their entry "mask", bool (B,), is False for padding (see `batches.eval_batches`).
+      step: maps a batch on the devices, without its entry "mask", to an array (B, ...) or a tuple of arrays.
+      batches: batches on the host. Their entry "mask", bool (B,), is False for padding (see `batches.eval_batches`).
       by_batch: sharding of the batches.
 
     Returns:
-      The array (n, ...), or the tuple of them, on the host.
+      The array (n, ...), or the tuple of arrays, on the host.
 
     Raises:
-      Stopped: a signal came while it was deferred.
+      Stopped: a signal arrived while signals were deferred.
     """
     found = []
     for batch in batches:

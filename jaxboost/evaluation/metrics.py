@@ -1,4 +1,4 @@
-"""Scores of a split: MedMNIST's AUC and ACC with bootstrap intervals, sensitivity and specificity."""
+"""Metrics of a split: MedMNIST's AUC and ACC with bootstrap intervals, sensitivity and specificity."""
 
 import contextlib
 import functools
@@ -22,14 +22,14 @@ _BLOCK = 1 << 19
 
 @functools.cache
 def _medmnist_evaluator() -> Any:
-    # medmnist prints a line where torch is not installed, which only its data sets need.
+    # medmnist prints a line if torch is not installed, although only its data sets need torch.
     with contextlib.redirect_stdout(io.StringIO()):
         from medmnist import evaluator
     return evaluator
 
 
 def auc(labels: np.ndarray, scores: np.ndarray, task: str) -> float:
-    """MedMNIST's `getAUC`: labels (n, L), scores (n, classes); NaN where a class is absent."""
+    """MedMNIST's `getAUC`: labels (n, L), scores (n, classes); NaN if a class is absent."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Only one class is present")
         try:
@@ -46,10 +46,10 @@ def acc(labels: np.ndarray, scores: np.ndarray, task: str) -> float:
 
 
 def score(labels: np.ndarray, scores: np.ndarray, task: str) -> dict[str, float]:
-    """ACC, AUC, and the ACC of always predicting the majority class; for a binary task also the four figures below.
+    """Computes the metrics of a split: "acc", "auc" and "majority_acc", the ACC of predicting the majority class.
 
-    "sensitivity" and "specificity" at threshold .5 (see `sensitivity_and_specificity`), "balanced_acc", their mean, and
-    "avg", the mean of sensitivity, specificity, ACC and AUC (PneumoLLM, Table 2).
+    A binary task also has "sensitivity" and "specificity" at threshold .5 (see `sensitivity_and_specificity`), their
+    mean "balanced_acc", and "avg", the mean of sensitivity, specificity, ACC and AUC (PneumoLLM, Table 2).
 
     Args:
       labels: (n, L).
@@ -57,7 +57,7 @@ def score(labels: np.ndarray, scores: np.ndarray, task: str) -> dict[str, float]
       task: a key of `tasks.TASKS`.
 
     Returns:
-      A figure is NaN where it is undefined.
+      Name -> value; NaN if the metric is undefined.
     """
     result = {
         "acc": acc(labels, scores, task),
@@ -73,7 +73,7 @@ def score(labels: np.ndarray, scores: np.ndarray, task: str) -> dict[str, float]
 
 
 def sensitivity_and_specificity(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Recall of class 1 ("sensitivity") and of class 0 ("specificity"); NaN where no example has the class.
+    """Recall of class 1 ("sensitivity") and of class 0 ("specificity"); NaN if no example has the class.
 
     Args:
       truth: 0 or 1, (n,).
@@ -88,7 +88,7 @@ def sensitivity_and_specificity(truth: np.ndarray, predicted: np.ndarray) -> dic
 
 
 def majority_accuracy(labels: np.ndarray) -> float:
-    """ACC of the best constant prediction; with several labels, the mean over them."""
+    """ACC of the best constant prediction; in a multi-label task the mean over the labels."""
     return float(np.mean([np.bincount(column).max() / len(column) for column in labels.T]))
 
 
@@ -97,15 +97,15 @@ def intervals(
 ) -> dict[str, tuple[float, float]]:
     """95 % percentile bootstrap intervals of ACC and AUC over the examples of a split.
 
-    The figures are MedMNIST's, of whole resamples. They follow from how often each example was drawn, so the scores are
-    sorted once and not for every resample. A resample without one of the classes has no AUC and is left out.
+    ACC and AUC of a resample are MedMNIST's. They are computed from how often each example was drawn, so the scores are
+    sorted only once and not per resample. A resample in which a class is absent has no AUC and is left out.
 
     Args:
       labels: (n, L).
       scores: probabilities (n, classes).
       task: a key of `tasks.TASKS`.
-      resamples: their number.
-      seed: of the random draws.
+      resamples: number of bootstrap resamples.
+      seed: random seed.
 
     Returns:
       "acc" and "auc": (low, high).
@@ -118,7 +118,7 @@ def intervals(
 
     assert_all_finite(scores)
     examples = len(labels)
-    # The fraction of its labels that is right: an example's part in the ACC.
+    # The fraction of correct labels of each example: its contribution to the ACC.
     right = (TASKS[task].decide(scores) == labels).mean(1)
     problems = [_drawn_auc(*problem) for problem in TASKS[task].one_against_rest(labels, scores)]
 
@@ -128,7 +128,7 @@ def intervals(
         return np.stack([drawn @ right / examples, np.mean([auc_of(drawn) for auc_of in problems], axis=0)])
 
     with warnings.catch_warnings():
-        # scipy warns where some resamples have no AUC. Its own interval is not used.
+        # scipy warns if some resamples have no AUC. Its interval is not used.
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         distribution = stats.bootstrap(
             (np.arange(examples),),
@@ -144,7 +144,7 @@ def intervals(
 
 
 def _drawn_auc(positive: np.ndarray, score: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The AUC as a function of how often each example is drawn, int64 (b, n) -> (b,); NaN without both classes.
+    """Returns the AUC as a function of how often each example is drawn, int64 (b, n) -> (b,); NaN without both classes.
 
     The AUC is the fraction of pairs of a positive and a negative example in which the positive has the higher score;
     ties count half (Mann and Whitney). Pairs are counted in integers, so the result is exact up to the last division.
@@ -169,8 +169,8 @@ def is_better(value: float, best: float, *, ties: str) -> bool:
     """Whether an epoch replaces the best one so far.
 
     Args:
-      value: the epoch's metric. A split without one of the classes has no AUC (NaN): the first epoch stays.
-      best: that of the best epoch so far.
-      ties: "earlier" or "later": which of two equal epochs is the best.
+      value: the metric of the epoch. It is NaN if a class is absent; then the first epoch stays the best.
+      best: the metric of the best epoch so far.
+      ties: which of two epochs with the same metric is better: "earlier" or "later".
     """
     return value > best or (ties == "later" and value == best)

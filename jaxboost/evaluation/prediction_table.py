@@ -1,4 +1,4 @@
-"""Predictions as text: what a model's probabilities say, and the three tables of them."""
+"""Predictions as text: predicted classes, and the three kinds of prediction tables."""
 
 import csv
 import dataclasses
@@ -13,19 +13,19 @@ from jaxboost.data.walk import printable
 from jaxboost.io import write_text
 from jaxboost.tasks import TASKS
 
-# The longest first line that `is_table` reads: more than the names of any classes need.
+# The longest first line that `is_table` reads; class names need less.
 _MAX_HEADER = 1 << 20  # bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labels:
-    """What a model's outputs mean.
+    """Task, class names and threshold: what the outputs of a model mean.
 
     Attributes:
-      classes: names in the order of the outputs.
+      classes: class names in the order of the outputs.
       task: a key of `tasks.TASKS`.
-      threshold: of a binary task, where one was chosen: class 1 is predicted from this probability on (infinity:
-        never). None: above .5, as in the figures of a run.
+      threshold: threshold of a binary task: class 1 is predicted if its probability is at least this; infinity: never.
+        None: above .5, as in the metrics of a run.
     """
 
     classes: tuple[str, ...]
@@ -38,9 +38,9 @@ class Labels:
         return [task.text(labels, self.classes) for labels in task.decide(probabilities, self.threshold)]
 
     def table(self, files: Sequence[pathlib.Path], probabilities: np.ndarray) -> str:
-        """CSV: file, the probability of each class, prediction, and the threshold where there is one.
+        """Returns a CSV table: file, probability of each class, prediction, and the threshold if there is one.
 
-        Names that are not plain UTF-8 are escaped, see `walk.printable`.
+        File names that are not plain UTF-8 are escaped, see `walk.printable`.
         """
         ending = [] if self.threshold is None else [_number(self.threshold)]
         header = ["file", *self.classes, "prediction", *(["threshold"] if ending else [])]
@@ -55,14 +55,14 @@ class Labels:
 
 
 def is_table(path: pathlib.Path) -> bool:
-    """Whether a file is a table as `Labels.table` gives it, by its first line."""
+    """Whether a file is a table of `Labels.table`, judged by its first line."""
     with path.open("rb") as file:
         header = next(csv.reader([file.readline(_MAX_HEADER).decode("utf-8")]), [])
     return header[:1] == ["file"] and "prediction" in header[-2:]
 
 
 def named_table(dataset: Dataset, split: str, probabilities: np.ndarray) -> str:
-    """CSV of a split whose samples have names: file, patient, label, and the probability of each class."""
+    """Returns the CSV table of a split with named samples: file, patient, label, probability of each class."""
     members, classes, task = dataset.splits[split], dataset.info.classes, TASKS[dataset.info.task]
     names = np.asarray(members.names)
     groups = names if members.groups is None else members.groups
@@ -76,23 +76,22 @@ def named_table(dataset: Dataset, split: str, probabilities: np.ndarray) -> str:
 def write_medmnist(
     folder: pathlib.Path, scores: np.ndarray, *, name: str, size: int, split: str, auc: float, acc: float, run: str
 ) -> pathlib.Path:
-    """Writes MedMNIST's standard file: an index, then a probability per class, for each example.
+    """Writes MedMNIST's standard file: for each example an index and the probability of each class.
 
-    Its name, `{name}{_size}_{split}_[AUC]x_[ACC]y@{run}.csv`, and its content are those that
-    `medmnist.Evaluator.parse_and_evaluate` reads.
+    Its name is `{name}{_size}_{split}_[AUC]x_[ACC]y@{run}.csv`. `medmnist.Evaluator.parse_and_evaluate` reads it.
 
     Args:
-      folder: is made where it is missing.
+      folder: folder of the file; it is created if it is missing.
       scores: probabilities (n, classes).
       name: the data set's flag.
-      size: edge length in pixels; the name has none for 28.
-      split: "val" or "test", for the file's name.
-      auc: for the file's name.
-      acc: for the file's name.
-      run: for the file's name, such as "seed0".
+      size: side in pixels; the file name leaves out 28.
+      split: "val" or "test", for the file name.
+      auc: AUC of the split, for the file name.
+      acc: ACC of the split, for the file name.
+      run: name of the run, for the file name, such as "seed0".
 
     Returns:
-      The file's path.
+      The path of the file.
     """
     size_flag = "" if size == 28 else f"_{size}"
     path = folder / f"{name}{size_flag}_{split}_[AUC]{auc:.3f}_[ACC]{acc:.3f}@{run}.csv"
@@ -113,5 +112,5 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _number(value: float) -> str:
-    # Nine digits give back the same float32.
+    # Nine digits identify a float32 exactly.
     return f"{value:.9g}"

@@ -1,4 +1,4 @@
-"""The operating point of a binary classifier: the most sensitive threshold with a given specificity."""
+"""The operating point of a binary classifier: the threshold of best sensitivity with at least a given specificity."""
 
 import numpy as np
 
@@ -8,28 +8,28 @@ from jaxboost.evaluation.metrics import sensitivity_and_specificity
 
 
 def check_both_classes(dataset: Dataset, split: str) -> None:
-    """Raises UserError where a split has only one of the two classes, so that no threshold can be chosen on it."""
+    """Raises UserError if a split has only one of the two classes, so that no threshold can be chosen on it."""
     found = np.unique(dataset.splits[split].labels)
     if len(found) < 2:
         only = dataset.info.classes[found[0]]
         raise UserError(
-            f"config field eval.specificity: every example of the {split} split is {only!r}, no threshold can be chosen"
-            " on it: set it to 0"
+            f"config field eval.specificity: every example of the {split} split is {only!r}, so no threshold can be"
+            " chosen on it: set it to 0"
         )
 
 
 def choose_threshold(labels: np.ndarray, scores: np.ndarray, specificity: float) -> float:
-    """The threshold with the best sensitivity among those with at least this specificity.
+    """Returns the threshold with the best sensitivity among those with at least this specificity.
 
     A score at or above the threshold is a positive prediction.
 
     Args:
-      labels: 0 or 1, (n,), with both classes.
+      labels: 0 or 1, (n,); both classes are present.
       scores: probability of class 1, (n,).
-      specificity: 0 to 1.
+      specificity: the smallest specificity that is accepted, 0 to 1.
 
     Returns:
-      Infinity where only "always negative" is specific enough.
+      The threshold; infinity if only "always negative" is specific enough.
     """
     from sklearn.metrics import roc_curve
 
@@ -42,7 +42,7 @@ def choose_threshold(labels: np.ndarray, scores: np.ndarray, specificity: float)
 
 
 def score_at(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
-    """Sensitivity, specificity and ACC at a threshold; NaN where no example has the class.
+    """Sensitivity, specificity and ACC at a threshold; NaN if no example has the class.
 
     Args:
       labels: 0 or 1, (n,).

@@ -1,1 +1,1 @@
-"""What a finished run is used for: prediction and export."""
+"""Prediction with a finished run, and its export."""

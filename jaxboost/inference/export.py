@@ -1,4 +1,4 @@
-"""Writes a finished run as an export, which `jaxboost.exported` reads without the code of models and training."""
+"""Exports a finished run to a folder that `jaxboost.exported` reads without the code of models and training."""
 
 import dataclasses
 import json
@@ -36,21 +36,21 @@ logger = logging.getLogger(__name__)
 
 
 def check_target(folder: pathlib.Path) -> None:
-    """Raises UserError where `folder` exists, or cannot be made."""
+    """Raises UserError if `folder` exists already or cannot be created."""
     if os.path.lexists(folder):
-        raise UserError(f"--export {folder}: it is there already: give another name, or remove it")
-    outputs.check_folder(folder, "--export")
+        raise UserError(f"the export {folder} already exists: give another name, or remove it")
+    outputs.check_folder(folder, "the export")
 
 
 def export(run: FinishedRun, folder: pathlib.Path) -> None:
-    """Writes the run to a new folder, whole or not at all; `inference.exported` describes its files.
+    """Exports the run to a new folder, complete or not at all; `inference.exported` describes the files.
 
-    The program is lowered for all PLATFORMS and for batches of any size. Where the cheapest way to compute the model
-    depends on the batch size, it is lowered for that of the run's evaluation alone.
+    The program is lowered for all PLATFORMS and for batches of any size. If the cheapest way to compute the model
+    depends on the batch size, it is lowered only for the batch size of the run's evaluation.
 
     Args:
-      run: what `open_run` gave.
-      folder: must not exist.
+      run: a run that `open_run` opened.
+      folder: the new folder; it must not exist.
 
     Raises:
       UserError: see `check_target`; the folder cannot be written.
@@ -72,7 +72,7 @@ def export(run: FinishedRun, folder: pathlib.Path) -> None:
     except Exception as error:
         if (cause := io.os_error(error)) is None:
             raise
-        raise io.refused(f"--export {folder}", cause) from error
+        raise io.refused(f"the export {folder}", cause) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     size = sum(weight.nbytes for weight in needed.values())
@@ -82,12 +82,15 @@ def export(run: FinishedRun, folder: pathlib.Path) -> None:
 def lower(
     run: FinishedRun, weights: Mapping[str, jax.Array], as_trees: Callable[[Mapping[str, Any]], tuple[Any, ...]]
 ) -> tuple[jax.export.Exported, int | None]:
-    """The program, which takes only the weights that it needs, and its batch size, None for any.
+    """Lowers the model to a program that takes only the weights that it needs.
 
     Args:
       run: the run.
-      weights: what `flat_weights` gives.
-      as_trees: likewise.
+      weights: all weights by name, the first result of `flat_weights`.
+      as_trees: the second result of `flat_weights`.
+
+    Returns:
+      The program, and its batch size; None: it takes any batch size.
     """
     side, channels = run.preprocessing.image_size, CHANNELS[run.preprocessing.ndim]
     shapes = {name: jax.ShapeDtypeStruct(weight.shape, weight.dtype) for name, weight in weights.items()}
@@ -95,7 +98,7 @@ def lower(
 
     def export_with(names: Collection[str], batch: Any, platforms: Sequence[str]) -> jax.export.Exported:
         def program(given: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
-            # A weight that is not given is not used: its value does not matter.
+            # Weights that are not given are not used, so their values do not matter.
             unused = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items() if name not in given}
             *trees, precomputed = as_trees({**unused, **given})
             return task.probabilities(merge(run.system.graphdef, *trees)(images, precomputed))
@@ -113,15 +116,18 @@ def lower(
     try:
         return export_with(needed, jax.export.symbolic_shape("batch")[0], PLATFORMS), None
     except jax.errors.InconclusiveDimensionOperation:
-        logger.info("the cheapest way to compute the model depends on the batch: it is exported for %d", run.batch_size)
+        logger.info(
+            "the cheapest way to compute the model depends on the batch size: it is exported for batches of %d",
+            run.batch_size,
+        )
         return export_with(needed, run.batch_size, PLATFORMS), run.batch_size
 
 
 def flat_weights(run: FinishedRun) -> tuple[dict[str, jax.Array], Callable[[Mapping[str, Any]], tuple[Any, ...]]]:
-    """All weights of the model by name, and a function that makes the trees for `merge` from them.
+    """Returns all weights of the model by name, and a function that turns them back into the trees for `merge`.
 
-    The last tree holds what `precompute` gave: in float32, PneumoLLM's adapters merged into the projections that follow
-    them. In bfloat16 adapters stay separate.
+    The last tree holds the precomputed projections: in float32, PneumoLLM's adapters are merged into the projections
+    that follow them. In bfloat16 adapters stay separate.
     """
     graphdef = run.system.graphdef
     precomputed = jax.jit(lambda *trees: merge(graphdef, *trees).precompute())(*run.weights)
@@ -136,7 +142,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _write_weights(folder: pathlib.Path, weights: Mapping[str, jax.Array]) -> list[str]:
-    """Writes safetensors files of up to MAX_FILE_BYTES, more where a single weight is larger; returns their names."""
+    """Writes safetensors files of up to MAX_FILE_BYTES, or one larger weight each; returns the names of the files."""
     groups: list[list[str]] = []
     size = MAX_FILE_BYTES
     for name, weight in weights.items():

@@ -1,4 +1,4 @@
-"""Predicts with an exported model. It needs jax and the readers of files, but no code of models and training.
+"""Predicts with an exported model. It needs jax and the file readers, but not the code of models and training.
 
 An export is a folder with these files:
 
@@ -33,7 +33,7 @@ from jaxboost.tasks import TaskName
 
 DESCRIPTION = "export.json"
 PROGRAM = "program.bin"
-# Format 1 has "preparation" where format 2 has "preprocessing".
+# Format 1 has the entry "preparation" instead of "preprocessing".
 FORMAT = 2
 CHANNELS = {2: 3, 3: 1}  # spatial dimensions -> channels of the program's images
 
@@ -42,20 +42,20 @@ _Text = Annotated[str, Field(max_length=10_000)]
 _Side = Annotated[int, Field(ge=1, le=8192)]
 _Batch = Annotated[int, Field(ge=1, le=2**16)]
 _Limit = Annotated[int, Field(ge=1, le=2**40)]
-# No other file is read, and none outside of the folder.
+# Only these names are accepted, so no file outside of the folder is read.
 _File = Annotated[str, Field(pattern=r"^(program\.bin|weights(-\d{5}-of-\d{5})?\.safetensors)$")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Images:
-    """The images that the program takes: in batches of a fixed size, or of any (None)."""
+    """The images that the program takes. `batch` is the fixed batch size; None: any batch size."""
 
     batch: _Batch | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """The threshold of a binary task; null is infinity."""
+    """The threshold of a binary task; null stands for infinity."""
 
     value: Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
 
@@ -93,15 +93,15 @@ class Description:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportedModel:
-    """An exported model; `load` makes it.
+    """An exported model, created by `load`.
 
     Attributes:
-      labels: what its outputs mean.
-      preprocessing: how its inputs are made.
-      weights: by name, on all devices.
+      labels: task, class names and threshold: what the outputs mean.
+      preprocessing: how images are read and resized.
+      weights: weights by name, on all devices.
       program: (weights, images of a whole batch) -> probabilities.
-      batch_size: the one that the run was evaluated with.
-      fixed_batch: whether it takes no other batch size.
+      batch_size: the batch size of the run's evaluation.
+      fixed_batch: whether the program takes only this batch size.
       by_batch: sharding of the images.
     """
 
@@ -121,14 +121,14 @@ class ExportedModel:
         """
         size = batch_size or self.batch_size
         if self.fixed_batch and size != self.batch_size:
-            raise UserError(f"--batch_size {size}: the exported program takes only {self.batch_size}: leave it out")
+            raise UserError(f"batch_size {size}: the exported program takes only {self.batch_size}: leave it out")
         devices = self.by_batch.mesh.size
         images = given_images.checked(images, self.preprocessing)
         batches = self._batches(images, -(-size // devices) * devices)
         return evaluate.run_batches(lambda batch: self.program(self.weights, batch["image"]), batches, self.by_batch)
 
     def _batches(self, images: np.ndarray, size: int) -> Iterator[dict[str, np.ndarray]]:
-        """Whole batches at the model's size, the last one filled up with zeros."""
+        """Yields full batches of resized images; the last batch is padded with zeros."""
         preprocessing = self.preprocessing
         side, channels = preprocessing.image_size, CHANNELS[preprocessing.ndim]
         for start in tqdm(range(0, len(images), size), desc="predicting", unit="batch", disable=None):
@@ -145,11 +145,11 @@ def is_export(folder: pathlib.Path) -> bool:
 
 
 def load(folder: pathlib.Path) -> ExportedModel:
-    """The exported model in `folder`, with its weights on all local devices.
+    """Loads the exported model in `folder`, with its weights on all local devices.
 
     Raises:
-      UserError: it is not an export, was made for other platforms or by a later version, or files are missing or
-        altered.
+      UserError: the folder is not an export, it was made for other platforms or by a later version, or files are
+        missing or altered.
     """
     described = read_description(folder)
     _check_files(folder, described.files)
@@ -161,7 +161,7 @@ def load(folder: pathlib.Path) -> ExportedModel:
         )
     fixed = described.images.batch
     devices = jax.local_devices()
-    # A fixed batch size may be no multiple of the devices.
+    # A fixed batch size need not be a multiple of the number of devices.
     if fixed and fixed % len(devices):
         devices = devices[:1]
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
@@ -183,7 +183,7 @@ def load(folder: pathlib.Path) -> ExportedModel:
 
 
 def read_description(folder: pathlib.Path) -> Description:
-    """What export.json in `folder` says, checked.
+    """Reads and checks export.json in `folder`.
 
     Raises:
       UserError: it is missing, damaged, or of another version.
@@ -209,7 +209,7 @@ def read_description(folder: pathlib.Path) -> Description:
 
 
 def _upgraded(content: Any) -> Any:
-    """The content of an export.json, with the entries of the latest format."""
+    """Converts the content of an export.json to the latest format."""
     if not isinstance(content, dict) or type(content.get("format")) is not int or content["format"] != 1:
         return content
     renamed = {"preprocessing" if name == "preparation" else name: value for name, value in content.items()}
@@ -217,7 +217,7 @@ def _upgraded(content: Any) -> Any:
 
 
 def _check_files(folder: pathlib.Path, files: Mapping[str, str]) -> None:
-    """Raises UserError where a file is not the one that was exported."""
+    """Raises UserError if a file is not the one that was exported."""
     if PROGRAM not in files:
         raise UserError(f"{folder / DESCRIPTION} names no {PROGRAM}: export the run again")
     for name, digest in files.items():
@@ -225,7 +225,7 @@ def _check_files(folder: pathlib.Path, files: Mapping[str, str]) -> None:
         if not path.is_file():
             raise UserError(f"{path} is missing: export the run again")
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{path} is a link out of the export: put the file itself there")
+            raise UserError(f"{path} is a link to a file outside of the export: put the file itself there")
         if io.digest_of(path) != digest:
             raise UserError(f"{path} was altered since it was exported: export the run again")
 
@@ -235,7 +235,7 @@ def _read_program(folder: pathlib.Path, described: Description) -> jax.export.Ex
     try:
         program = jax.export.deserialize(bytearray(path.read_bytes()))
         images, scores = program.in_avals[-1].shape, program.out_avals[0].shape
-    # The format is a library's: damage raises nearly any error.
+    # jax parses the file: a damaged one raises nearly any error.
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path} cannot be read by this version of jax ({reason}): export the run again") from error
@@ -262,5 +262,5 @@ def _read_weights(
     if {key: (value.shape, value.dtype) for key, value in wanted.items()} != {
         key: (value.shape, value.dtype) for key, value in weights.items()
     }:
-        raise UserError(f"{folder}: the weights are not those that the program takes: export the run again")
+        raise UserError(f"{folder}: the weights do not match the program: export the run again")
     return weights

@@ -1,4 +1,4 @@
-"""Images as NumPy arrays: checked before a model predicts from them."""
+"""Checks images in NumPy arrays before a prediction."""
 
 import numpy as np
 
@@ -7,14 +7,14 @@ from jaxboost.errors import UserError
 
 
 def checked(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """The images with an axis of channels: uint8 (n, S, S, C), C = 1 or 3, or volumes (n, S, S, S, 1).
+    """Checks images and adds a missing channel axis: uint8 (n, S, S, C), C = 1 or 3, or volumes (n, S, S, S, 1).
 
     Args:
-      images: uint8, with or without the axis of channels. S is the run's `data.size`.
-      preprocessing: of the model.
+      images: uint8, with or without the channel axis. S is the run's `data.size`.
+      preprocessing: the model's preprocessing.
 
     Raises:
-      UserError: another type or shape.
+      UserError: the images have another type or shape, or there are none.
     """
     ndim, size = preprocessing.ndim, preprocessing.size
     spatial = (size,) * ndim
@@ -24,14 +24,16 @@ def checked(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     )
     found = f"images are {images.dtype} {images.shape}, the model takes {wanted}"
     if images.dtype != np.uint8:
-        raise UserError(f"{found}: scale them to grey levels 0 to 255 as the training data were, then convert them")
+        raise UserError(
+            f"{found}: scale them to grey levels 0 to 255 like the training data, then convert them to uint8"
+        )
     if images.shape[1:] == spatial:
         images = images[..., np.newaxis]
     if images.shape[1:-1] != spatial or images.shape[-1] not in ((1, 3) if ndim == 2 else (1,)):
         raise UserError(
-            f"{found}: resize them as the training data were (`jaxboost predict` does so with image files), and give a"
-            " single one as images[np.newaxis]"
+            f"{found}: resize them like the training data (`jaxboost predict` does this for image files), and give"
+            " a single one as image[np.newaxis]"
         )
     if not len(images):
-        raise UserError("there are no images to predict: give one at least")
+        raise UserError("there are no images to predict: give at least one")
     return images

@@ -1,4 +1,4 @@
-"""A finished run, rebuilt from its folder: its model with the weights of the best epoch, to predict with."""
+"""Opens a finished run: rebuilds its model with the weights of the best epoch, for predictions."""
 
 import dataclasses
 import functools
@@ -34,20 +34,20 @@ from jaxboost.training import program, step
 from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoints import checkpoint_folder
 
-# Frozen weights may have moved since the run was made: these fields name their folder, their fingerprint is checked.
-PLACES = ("model.weights", "boost.block", "pneumollm.vision", "llama.block")
+# Config fields that name a folder of frozen weights. It may have moved since the training; the fingerprint is checked.
+WEIGHT_FOLDERS = ("model.weights", "boost.block", "pneumollm.vision", "llama.block")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """The model of a run with the weights of its best epoch; `open_run` makes it.
+    """The model of a run with the weights of its best epoch, created by `open_run`.
 
     Attributes:
-      folder: of the run.
-      config: its config.json, as far as a prediction needs it.
-      result: its result.json.
-      labels: what the outputs mean.
-      preprocessing: how inputs are made.
+      folder: folder of the run.
+      config: content of config.json, limited to the fields that a prediction needs.
+      result: content of result.json.
+      labels: task, class names and threshold: what the outputs mean.
+      preprocessing: how images are read and resized.
       system: see `systems.prepare`.
       weights: (trained, frozen, statistics), on all local devices.
       replicated, by_batch: see `step.make_mesh`.
@@ -71,21 +71,21 @@ class FinishedRun:
     def predict(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
         """Probabilities float32 (n, classes), in the order of `labels.classes`.
 
-        The images are resized and normalised as in the run's evaluation. Where the run was trained on images that were
-        cut to masks of the lungs (`preprocessing.masked`), give such images.
+        The images are resized and normalised as in the run's evaluation. If the run was trained on images that were
+        cropped to lung masks (`preprocessing.masked`), crop the images likewise.
 
         Args:
-          images: uint8 (n, S, S), (n, S, S, 1) or (n, S, S, 3), or volumes (n, S, S, S) or (n, S, S, S, 1), where S is
-            the run's `data.size`.
-          batch_size: images per batch, rounded up to a multiple of the devices; 0: as the run was evaluated.
+          images: uint8 (n, S, S), (n, S, S, 1) or (n, S, S, 3), or volumes (n, S, S, S) or (n, S, S, S, 1); S is the
+            run's `data.size`.
+          batch_size: images per batch, rounded up to a multiple of the number of devices; 0: the run's eval.batch_size.
 
         Raises:
-          UserError: images of another type or shape.
+          UserError: the images have another type or shape.
         """
         return self._run(self._probabilities, images, batch_size)
 
     def features(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
-        """What the model's last linear layer reads, float32 (n, width); the arguments are those of `predict`.
+        """Returns the input of the model's last linear layer, float32 (n, width). The arguments are those of `predict`.
 
         That is the pooled and normalised CLS token after the boost (R-LLM), the pooled feature of a ResNet, or the mean
         of LLaMA's output tokens (PneumoLLM).
@@ -98,7 +98,7 @@ class FinishedRun:
     def _batches(self, images: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         images = given_images.checked(images, self.preprocessing)
         devices = self.by_batch.mesh.size
-        # The pipeline wants labels; they are not used.
+        # The pipeline requires labels; they are not used.
         columns = TASKS[self.labels.task].labels_per_example(len(self.labels.classes))
         return batches.eval_batches(
             Split(images=images, labels=np.zeros((len(images), columns), np.int64)),
@@ -128,23 +128,25 @@ class FinishedRun:
         return lambda batch: features(self.weights, precomputed, batch["image"])
 
 
-def open_run(folder: str | os.PathLike[str], places: Sequence[str] = ()) -> FinishedRun:
-    """The finished run in `folder`.
+def open_run(folder: str | os.PathLike[str], moved: Sequence[str] = ()) -> FinishedRun:
+    """Opens the finished run in `folder`.
 
-    Example:
+    Example::
+
       run = open_run("runs/quickstart/seed0")
       probabilities = run.predict(np.zeros((4, 28, 28, 28), np.uint8))  # (4, 2)
 
     Args:
-      folder: of a run, or of one fold of a cross-validation.
-      places: "FIELD=DIR" entries: DIR is where the frozen weights of a config field of PLACES are now.
+      folder: folder of a run, or of one fold of a cross-validation.
+      moved: frozen weights that have moved, as "FIELD=DIR": a config field of WEIGHT_FOLDERS and its new folder.
 
     Raises:
-      UserError: it is not a run, is not finished or is a whole cross-validation; weights are missing or have changed.
+      UserError: the folder is not a run, the run is not finished or is a whole cross-validation, or weights are missing
+        or have changed.
     """
     folder = pathlib.Path(folder).expanduser()
     config, result = finished.read(folder)
-    _replace(config, places)
+    _replace(config, moved)
     info = DatasetInfo(
         name=result.dataset,
         task=result.task,
@@ -157,7 +159,9 @@ def open_run(folder: str | os.PathLike[str], places: Sequence[str] = ()) -> Fini
     )
     best = folder / checkpoint_folder.FOLDER / checkpoint_folder.BEST / str(result.selection.step)
     if not best.is_dir():
-        raise UserError(f"{folder}: the weights of the best epoch are missing, {best}: they were moved or removed")
+        raise UserError(
+            f"{folder}: the weights of the best epoch are missing ({best}): restore a backup, or train again"
+        )
     keep_compiled_programs(config.train.compilation_cache)
     # The parts that were trained come from the checkpoint.
     trained = {role: _with_tuples(part) for role, part in result.parts.items() if part}
@@ -190,7 +194,7 @@ def open_run(folder: str | os.PathLike[str], places: Sequence[str] = ()) -> Fini
 
 
 def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises UserError where the arguments of a pretrained part in result.json do not fit its model."""
+    """Raises UserError if the arguments of a pretrained part in result.json do not fit its model."""
     where = f"{folder / workdir.RESULT}: the arguments of"
     fix = "bring it back from a backup, or train again"
     if (block := trained.get("block")) and config.boost.trainable:
@@ -208,29 +212,29 @@ def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[st
 
 
 def _check_size(folder: pathlib.Path, built: System, result: RunResult) -> None:
-    """Raises UserError where the model has not the size of the result's, before anything large is made."""
+    """Raises UserError if the model does not have as many parameters as result.json says, before it is created."""
     expected = {"trainable": result.parameters.trainable, "frozen": result.parameters.frozen}
     for name, weights in (("trainable", built.params), ("frozen", built.frozen)):
         if (found := count(weights)) != expected[name]:
             raise UserError(
-                f"{folder}: config.json gives a model of {found:,} {name} parameters, result.json is of one with"
-                f" {expected[name]:,}: one of them was altered, bring it back from a backup"
+                f"{folder}: the model of config.json has {found:,} {name} parameters, that of result.json"
+                f" {expected[name]:,}: one of the files was altered: bring it back from a backup"
             )
 
 
 def _with_tuples(value: Any) -> Any:
-    """JSON has lists where a config has tuples."""
+    """Turns lists, as JSON has them, into tuples, as a config has them."""
     if isinstance(value, dict):
         return {name: _with_tuples(entry) for name, entry in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
-def _replace(config: ConfigDict, places: Sequence[str]) -> None:
-    known = [name for name in PLACES if name.split(".")[1] in config.get(name.split(".")[0], {})]
-    for place in places:
-        field, equals, value = place.partition("=")
+def _replace(config: ConfigDict, moved: Sequence[str]) -> None:
+    known = [name for name in WEIGHT_FOLDERS if name.split(".")[1] in config.get(name.split(".")[0], {})]
+    for entry in moved:
+        field, equals, value = entry.partition("=")
         if not (equals and value):
-            raise UserError(f"--set {place}: give FIELD=DIR, such as {known[-1]}=weights/block")
+            raise UserError(f"--set {entry}: give FIELD=DIR, such as {known[-1]}=weights/block")
         check_choice(field, known, "--set")
         config.update_from_flattened_dict({field: value})
 
@@ -238,20 +242,20 @@ def _replace(config: ConfigDict, places: Sequence[str]) -> None:
 def _check_fingerprints(
     folder: pathlib.Path, built: System, fingerprints: Mapping[str, str], result: RunResult
 ) -> None:
-    """Raises UserError where frozen weights are not the run's."""
+    """Raises UserError if frozen weights are not those that the run was trained with."""
     for part in built.pretrained:
         expected, found = (result.parts[part.role] or {}).get("sha256", ""), fingerprints[part.role]
         if found == expected:
             continue
-        where = f"{folder} was made with the {part.role} {expected[:12] or 'of none'}, not {found[:12]}"
+        where = f"{folder} was trained with the {part.role} {expected[:12] or '(none)'}, not {found[:12]}"
         if part.about["source"] == RANDOM:
             made_on = result.versions
             raise UserError(
-                f"{where}: random frozen weights can come out otherwise on another device or version, and the run's"
+                f"{where}: random frozen weights can differ between devices and versions, and those of the run"
                 f" were made on {made_on.get('device')} with jax {made_on.get('jax')}: predict there,"
                 " or export the run there"
             )
-        raise UserError(f"{where}: give the folder of the former with --set, for its config's field")
+        raise UserError(f"{where}: give the folder of the weights that it was trained with, with --set FIELD=DIR")
 
 
 def _preprocessing(config: ConfigDict, ndim: int) -> Preprocessing:

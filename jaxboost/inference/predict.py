@@ -1,4 +1,4 @@
-"""Predicts with a finished run, or exports it: what `jaxboost predict` and `jaxboost export` do."""
+"""Predicts with a finished run or exports it: the work of `jaxboost predict` and `jaxboost export`."""
 
 import logging
 import pathlib
@@ -19,33 +19,35 @@ def predict_or_export(
     masks: str = "",
     skip_faulty: bool = False,
     batch_size: int = 0,
-    places: Sequence[str] = (),
+    moved: Sequence[str] = (),
 ) -> None:
-    """Predicts for files with a run or an export, or exports a run. Mistakes are reported before anything is computed.
+    """Predicts files with a run or an export, or exports a run. Mistakes are reported before anything is computed.
 
     Args:
-      folder: of a run or an export.
-      files: see `inputs.find`; none for an export alone.
-      out: the table of predictions. An older table of that name is replaced; any other file is not.
-      target: the new folder to export to.
-      masks: of the lungs, see `inputs.read`.
+      folder: folder of a run or an export.
+      files: files and folders to predict, see `inputs.find`; empty: only export.
+      out: CSV file for the predictions. An older table of predictions is replaced; any other file is not.
+      target: the new folder of the export; None: do not export.
+      masks: lung masks, see `inputs.read`.
       skip_faulty: leave out files that cannot be read, with a warning.
       batch_size: see `open_run.FinishedRun.predict`.
-      places: see `open_run.open_run`.
+      moved: see `open_run.open_run`.
 
     Raises:
       UserError: a mistake in the arguments, or in the files that they name.
     """
     if not (files or target):
-        raise UserError("nothing to do: give --input, what to predict, or --export, where to write the model")
+        raise UserError("nothing to do: give --input (images to predict) or --export (a new folder for the model)")
     # Imported here, because a mistyped flag should not wait for jax to load.
     from jaxboost import outputs
     from jaxboost.data.sources.folder import inputs
     from jaxboost.inference import exported
 
     is_export = exported.is_export(folder)
-    if is_export and (places or target):
-        raise UserError(f"--run {folder} is an export: leave --{'set' if places else 'export'} out, it is complete")
+    if is_export and target:
+        raise UserError(f"--run {folder} is an export already: give the folder of a run to export")
+    if is_export and moved:
+        raise UserError(f"--run {folder} is an export, which contains its weights: leave --set out")
     if files:
         _check_out(out)
     run = None
@@ -55,8 +57,8 @@ def predict_or_export(
         if target:
             export.check_target(target)
             if outputs.is_inside(target, folder):
-                raise UserError(f"--export {target} lies in the run that is exported: give a folder elsewhere")
-        run = open_run.open_run(folder, places)
+                raise UserError(f"the export {target} would lie in the run that is exported: give a folder elsewhere")
+        run = open_run.open_run(folder, moved)
     model = exported.load(folder) if run is None else run
     found = inputs.find(files, model.preprocessing.ndim, skip_faulty=skip_faulty) if files else []
     outputs.check_not_among(out, "--out", found, "one of the inputs")
@@ -73,11 +75,11 @@ def predict_or_export(
 
 
 def _check_out(out: pathlib.Path) -> None:
-    """Raises UserError where the table cannot be written to `out`, or would replace something else."""
+    """Raises UserError if the table cannot be written to `out`, or would replace another kind of file."""
     from jaxboost import outputs
     from jaxboost.data.sources.folder.layouts import SUFFIXES, suffix_of
     from jaxboost.evaluation import prediction_table
 
     outputs.check_file(out, "--out", kind="a table of predictions, in CSV", is_ours=prediction_table.is_table)
     if any(suffix_of(out.name) in suffixes for suffixes in SUFFIXES.values()):
-        raise UserError(f"--out {out}: a table of this name would be taken for an image: give a name with .csv")
+        raise UserError(f"--out {out}: this is the name of an image file: give a name that ends with .csv")

@@ -1,4 +1,4 @@
-"""All folds of a cross-validation in one command, and their result together."""
+"""Runs all folds of a cross-validation, and summarises their results."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from jaxboost.systems.weights import ROLES
 
 FOLDS = "folds.csv"
 METRICS = ("sensitivity", "specificity", "acc", "auc", "avg")
-# Entries that all folds have in common; result.json of the cross-validation has them once.
+# Entries with the same value in all folds. They appear once in result.json of the cross-validation.
 SHARED = (
     *(
         "dataset",
@@ -45,17 +45,17 @@ logger = logging.getLogger(__name__)
 
 
 def train_and_evaluate(config: Config, folder: pathlib.Path) -> dict[str, Any] | None:
-    """Runs a config: its folds one after the other, each in `folder`/fold<i>, or one run where it has no folds.
+    """Runs a config: all folds one after the other, each in `folder`/fold<i>, or one run if the config has no folds.
 
-    Finished folds are not run again, and a fold that was cut off is resumed.
+    Finished folds are not run again, and interrupted folds are resumed.
 
     Args:
-      config: of the run.
-      folder: of the run; it may be missing.
+      config: config of the run.
+      folder: folder of the run; it may be missing.
 
     Returns:
-      The content of result.json; None where a signal stopped it, or where `data.fold` names one fold and others are not
-      finished.
+      The content of result.json; None if a signal stopped the run, or if `data.fold` selects one fold and others
+      are not finished.
 
     Raises:
       UserError: see `train.train_and_evaluate`.
@@ -66,7 +66,7 @@ def train_and_evaluate(config: Config, folder: pathlib.Path) -> dict[str, Any] |
         return train.train_and_evaluate(config, folder)
     config = train.with_layers(config, folder)
     workdir.check(folder, _of_fold(config, ALL_FOLDS))
-    # Before anything is written to the common folder.
+    # Checks every fold before anything is written to the common folder.
     for number in range(config.data.folds):
         workdir.check(folder / f"fold{number}", _of_fold(config, number))
     _check_folds_file(config, folder)
@@ -82,12 +82,12 @@ def train_and_evaluate(config: Config, folder: pathlib.Path) -> dict[str, Any] |
             return None
     results = [workdir.read_result(folder / f"fold{number}") for number in range(config.data.folds)]
     if missing := [str(number) for number, result in enumerate(results) if result is None]:
-        logger.info("fold %s must be run before there is a result of all folds", ", ".join(missing))
+        logger.info("no result of all folds yet: run fold %s first", ", ".join(missing))
         return None
     _check_alike(results, folder)
     together = _of_all(config)
     with io.writing(folder):
-        # Sets damaged files aside, also where all folds were finished already.
+        # Also renames damaged files, if all folds were finished already.
         workdir.create(folder, together)
         result = workdir.write_result(folder, {**summarise(results), "config": workdir.to_dict(together)})
     log_summary(result)
@@ -95,14 +95,14 @@ def train_and_evaluate(config: Config, folder: pathlib.Path) -> dict[str, Any] |
 
 
 def summarise(results: Sequence[RunResult]) -> dict[str, Any]:
-    """The figures of a cross-validation's result.json.
+    """Summarises the results of all folds for result.json of the cross-validation.
 
     Args:
-      results: of the folds, in order.
+      results: results of the folds, in order.
 
     Returns:
-      The entries that the folds have in common; "folds": the test figures of each; "test": mean and standard deviation
-      (n - 1) over the folds, None for a metric that is undefined in a fold.
+      The entries that are equal in all folds; "folds": the test metrics of each fold; "test": mean and standard
+      deviation (n - 1) over the folds, None for a metric that is undefined in a fold.
     """
     first = results[0].to_json()
     names = [name for name in METRICS if getattr(results[0].test, name) is not None]
@@ -122,7 +122,7 @@ def summarise(results: Sequence[RunResult]) -> dict[str, Any]:
 
 
 def _at_thresholds(thresholds: Sequence[Threshold | None]) -> dict[str, Any] | None:
-    """The figures at the folds' own thresholds; None where the config asks for no threshold."""
+    """Returns mean and standard deviation of the test metrics at each fold's threshold; None without thresholds."""
     if thresholds[0] is None:
         return None
     tests = [threshold.test for threshold in thresholds]
@@ -139,7 +139,7 @@ def _mean_and_sd(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def log_summary(result: Mapping[str, Any]) -> None:
-    """Logs the figures over all folds."""
+    """Logs mean and standard deviation over all folds."""
     logger.info("test, mean over %d folds: %s", len(result["folds"]), _listed(result["test"]))
     if threshold := result["threshold"]:
         logger.info(
@@ -157,7 +157,7 @@ def _listed(figures: Mapping[str, Mapping[str, float] | None]) -> str:
 
 
 def _of_all(config: Config) -> Config:
-    """The config of all folds together. The block is there by now, also where the first fold has converted it."""
+    """Returns the config of the whole cross-validation. By now the block exists: the first fold converts it."""
     return systems.with_layers(_of_fold(config, ALL_FOLDS))
 
 
@@ -168,10 +168,10 @@ def _of_fold(config: Config, number: int) -> Config:
 
 
 def _checked(config: Config, folder: pathlib.Path) -> Dataset:
-    """The whole data set. Every fold is checked first, so that none fails after days of training."""
+    """Loads the whole data set and checks all folds, so that no fold fails after days of training."""
     dataset = datasets.load(config)
     splits = {
-        # Without the images: each fold would copy them.
+        # Without the images, because each fold would copy them.
         name: dataclasses.replace(split, images=np.zeros((len(split), 0), np.uint8))
         for name, split in dataset.splits.items()
     }
@@ -185,24 +185,24 @@ def _folds_in(folder: pathlib.Path) -> pathlib.Path | None:
 
 
 def _check_folds_file(config: Config, folder: pathlib.Path) -> None:
-    """Raises UserError where `data.folds_file` has other folds than those the run began with; it may have moved."""
+    """Raises UserError if `data.folds_file` has other folds than the run started with. The file may have moved."""
     name, copy = config.data.folds_file, folder / FOLDS
     if not name:
         return
     if copy.is_file():
         same = pathlib.Path(name).expanduser().read_bytes() == copy.read_bytes()
     else:
-        # The splits of a user's own data have a fingerprint.
+        # For a user's own data the fingerprint of the splits is compared later.
         same = config.data.source or workdir.named_before(folder, "data", "folds_file") in (None, name)
     if not same:
         raise UserError(
-            f"config field data.folds_file: {name} has other folds than {copy}, with which the run began: give the"
-            " same, or another --workdir"
+            f"config field data.folds_file: {name} has other folds than {copy}, with which the run started: give"
+            " the same folds, or another --workdir"
         )
 
 
 def _prepare(dataset: Dataset, together: Config, folder: pathlib.Path) -> None:
-    """Writes the config of all folds, and the table of the folds."""
+    """Writes the config of the whole cross-validation, and the table of the folds."""
     workdir.create(folder, together)
     if not together.data.folds_file:
         datasets.fold_of(dataset, together, 0, folder / FOLDS)
@@ -212,17 +212,17 @@ def _prepare(dataset: Dataset, together: Config, folder: pathlib.Path) -> None:
 
 
 def _check_alike(results: Sequence[RunResult], folder: pathlib.Path) -> None:
-    """Raises UserError where the folds were run with different weights or data; their configs are equal."""
+    """Raises UserError if the folds were run with different weights or data; their configs are equal."""
     if len({result.data_sha256 for result in results}) > 1:
         raise UserError(
-            f"the data changed while the folds in {folder} were run: remove those of before and run again, or give"
+            f"the data changed while the folds in {folder} were run: remove the older folds and run again, or give"
             " another --workdir"
         )
     for role in ROLES:
         found = {(result.parts[role] or {}).get("sha256") for result in results}
-        # Random parts have the same seed, and so the same fingerprint.
+        # Random parts have the same seed and therefore the same fingerprint.
         if len(found) > 1:
             raise UserError(
-                f"the folds in {folder} were run with different weights ({role}): remove those of the wrong one and run"
-                " again, or give another --workdir"
+                f"the folds in {folder} were run with different weights ({role}): remove the folds with the wrong"
+                " weights and run again, or give another --workdir"
             )

@@ -25,7 +25,7 @@ ALL_FOLDS = -1
 SPLITS = "splits.csv"
 
 _DESCRIBED_BY = ("source", "root", "classes", "multi_label", "masks")
-# Where the data are. They may move: their fingerprint shows that they are the same.
+# Fields with paths of the data. The data may move, because their fingerprint is compared.
 _MOVABLE = ("root", "masks", "folds_file")
 _LOADED_BY = (
     *_DESCRIBED_BY,
@@ -40,7 +40,7 @@ class Splits:
     Attributes:
       load: loads the data set with its splits "train", "val" and "test".
       prepare: writes the table of the splits. It is called after all checks, so that a mistake leaves no file behind.
-      folder: of files that several runs may use: that of the run, or of the cross-validation that it is a fold of.
+      folder: folder for files that several folds share: that of the run, or that of the whole cross-validation.
     """
 
     load: Callable[[], Dataset]
@@ -49,14 +49,14 @@ class Splits:
 
 
 def describe(config: Config) -> DatasetInfo:
-    """The description of a config's data set; a user's folder is read only where the config names no classes."""
+    """Describes a config's data set. A user's folder is read only if the config names no classes."""
     fields = config.data
     options = {name: fields[name] for name in _DESCRIBED_BY}
     return data.describe_dataset(fields.name, fields.size, ndim=_ndim(config), **options)
 
 
 def load(config: Config) -> Dataset:
-    """The whole data set, with its official splits where there are any."""
+    """Loads the whole data set, with its official splits if it has any."""
     size, wanted = config.data.size, config.model.image_size
     if config.data.source and size < wanted:
         logger.warning(
@@ -67,12 +67,12 @@ def load(config: Config) -> Dataset:
 
 
 def own_splits(config: Config, folder: pathlib.Path) -> Splits:
-    """The splits of a run that is no fold: the official ones, or splits that are made once and kept in `folder`."""
+    """The splits of a run without folds: the official ones, or splits that are drawn once and kept in `folder`."""
     file = folder / SPLITS
 
     @functools.cache
     def find() -> tuple[Dataset, bool]:
-        """The data set, and whether its splits are made here."""
+        """Returns the data set, and whether its splits were drawn here."""
         whole = load(config)
         official.check_patients(whole)
         if WHOLE not in whole.splits and ("val" in whole.splits or _without_val(config)):
@@ -96,20 +96,20 @@ def own_splits(config: Config, folder: pathlib.Path) -> Splits:
 
 
 def check_folds(config: Config) -> None:
-    """Raises UserError where the file of folds that a config names is not there."""
+    """Raises UserError if the config's file of folds is missing."""
     file = config.data.folds_file
     if file and not pathlib.Path(file).expanduser().is_file():
         raise UserError(f"config field data.folds_file: there is no file {file}: check the path")
 
 
 def fold_of(dataset: Dataset, config: Config, fold: int, file: pathlib.Path | None) -> Dataset:
-    """The splits of one fold.
+    """Returns the data set with the splits of one fold.
 
     Args:
       dataset: the whole data set.
-      config: of the run.
+      config: config of the run.
       fold: number of the fold, from 0.
-      file: table of the folds, written where it is missing, unless the config names another; None: not kept.
+      file: table of the folds; it is written if it is missing, unless the config names a file. None: do not write it.
     """
     fields = config.data
     return data.fold_of(
@@ -124,10 +124,10 @@ def fold_of(dataset: Dataset, config: Config, fold: int, file: pathlib.Path | No
 
 
 def fingerprint(dataset: Dataset, config: Config) -> dict[str, str]:
-    """SHA-256 of a user's own data set; {} for a published one, which its name identifies.
+    """Returns SHA-256 digests of a user's own data set; {} for a published one, which its name identifies.
 
     Returns:
-      data: of all samples together, the same for each fold. splits: of the assignment of samples to splits.
+      "data": digest of all samples, equal in all folds. "splits": digest of the assignment of samples to splits.
     """
     if not config.data.source:
         return {}
@@ -143,27 +143,27 @@ def fingerprint(dataset: Dataset, config: Config) -> dict[str, str]:
 
 
 def check_same_data(config: Config, finished: RunResult, folder: pathlib.Path, splits: Splits | None) -> None:
-    """Raises UserError where a finished run in `folder` has other data than the config now names.
+    """Raises UserError if the data of the config differ from those of the finished run in `folder`.
 
-    The data are read again only where the config names another folder or file. The name identifies a published set.
+    The data are read again only if the config names another folder or file. A published set is identified by its name.
 
     Args:
-      config: of the run, as it is given now.
-      finished: the run's result.
-      folder: of the run.
-      splits: None for those of `own_splits`.
+      config: the current config.
+      finished: the result of the run.
+      folder: folder of the run.
+      splits: splits of the run; None: those of `own_splits`.
     """
     before = finished.config.get("data", {})
     if not config.data.source or all(before.get(name) == config.data[name] for name in _MOVABLE):
         return
-    logger.info("data.root or another place of the data has changed: comparing the data with those of %s", folder)
+    logger.info("the path of the data has changed: comparing the data with those of %s", folder)
     found = fingerprint((splits or own_splits(config, folder)).load(), config)
     known = {"data": finished.data_sha256, "splits": finished.splits_sha256}
     differing = [name for name, digest in found.items() if known[name] not in (None, digest)]
     if differing:
         raise UserError(
-            f"{folder} is a finished run with other {' and '.join(differing)} than there are at {config.data.root}:"
-            " give the data that it had, or another --workdir"
+            f"{folder} is a finished run with other {' and '.join(differing)} than those in {config.data.root}:"
+            " give the data of the run, or another --workdir"
         )
 
 
@@ -173,7 +173,7 @@ def _without_val(config: Config) -> bool:
 
 
 def _ndim(config: Config) -> int:
-    """Spatial dimensions that the model takes, which decide how the files of a user's folder are read."""
+    """Returns the number of spatial dimensions of the model, which decides how a user's files are read."""
     if config.data.source != SOURCE or "pneumollm" in config:
         return 2
     return BACKBONES[check_choice(config.model.backbone, BACKBONES, "config field model.backbone")].ndim

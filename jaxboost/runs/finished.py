@@ -15,36 +15,37 @@ from jaxboost.runs.result import FoldsResult, RunResult
 from jaxboost.runs.saved_config import Config
 
 # Fields of the section model that R-LLM has and PneumoLLM lacks.
-_OF_BOOSTED = ("weights", "weights_source", "weights_convert", "frozen", "drop_path")
+_RLLM_MODEL_FIELDS = ("weights", "weights_source", "weights_convert", "frozen", "drop_path")
 T = TypeVar("T")
 
 
 def read(folder: pathlib.Path) -> tuple[ConfigDict, RunResult]:
-    """The config of the finished run in `folder`, as far as a prediction needs it, and its result.
+    """Reads the config of the finished run in `folder`, limited to the fields that a prediction needs, and its result.
 
     Raises:
-      UserError: it is not a run, is not finished or is a whole cross-validation; a file is damaged or was altered.
+      UserError: the folder is not a run, the run is not finished or is a whole cross-validation, or a file is damaged
+        or altered.
     """
     if not folder.is_dir():
-        raise UserError(f"--run {folder}: there is no such folder: give that of a finished run, or of an export")
+        raise UserError(f"{folder}: there is no such folder: give the folder of a finished run, or of an export")
     content, result = (
         _read(folder, workdir.CONFIG, workdir.read_config),
         _read(folder, workdir.RESULT, workdir.result_in),
     )
     path = folder / workdir.CONFIG
     if content is None and result is None:
-        raise UserError(f"--run {folder} is neither a run nor an export: it has no config.json and no export.json")
+        raise UserError(f"{folder} is neither a run nor an export: it has no config.json and no export.json")
     if content is None:
-        raise UserError(f"{path} is missing: give the run's training command again, it writes the file anew")
+        raise UserError(f"{path} is missing: run its training command again, which writes the file again")
     config = _parsed(content, path)
     if config.data.folds and config.data.fold == datasets.ALL_FOLDS:
-        raise UserError(f"--run {folder} is a whole cross-validation: give one of its folds, such as {folder}/fold0")
+        raise UserError(f"{folder} is a whole cross-validation: give one of its folds, such as {folder}/fold0")
     if result is None:
-        raise UserError(f"--run {folder} is not finished, it has no result.json: run its training command again")
+        raise UserError(f"{folder} is not finished, it has no result.json: run its training command again")
     differing = continuing.differing(continuing.held(content), continuing.held(result.config))
     if isinstance(result, FoldsResult) or differing:
         is_folds = isinstance(result, FoldsResult)
-        what = "is that of a cross-validation" if is_folds else f"differs in {', '.join(differing)}"
+        what = "is of a cross-validation" if is_folds else f"differs in {', '.join(differing)}"
         raise UserError(
             f"{path} was altered, the config in {workdir.RESULT} {what}: bring it back from a backup, or train again"
         )
@@ -58,8 +59,8 @@ def _read(folder: pathlib.Path, name: str, reader: Callable[[pathlib.Path], T]) 
         return reader(folder)
     except ValueError as error:
         raise UserError(
-            f"{folder / name} is damaged ({error}): give the run's training command again, it writes the file"
-            " anew from the checkpoints"
+            f"{folder / name} is damaged ({error}): run its training command again, which writes the file"
+            " again from the checkpoints"
         ) from error
 
 
@@ -67,17 +68,17 @@ def _parsed(content: dict[str, Any], path: pathlib.Path) -> ConfigDict:
     parsed = schema.parse(Config, content, where=str(path), fix="bring it back from a backup")
     config = ConfigDict(_without_none(dataclasses.asdict(parsed)))
     if ("boost" in config) == ("pneumollm" in config and "llama" in config):
-        raise UserError(f"{path} is not the config of a run: it should have either boost, or pneumollm and llama")
+        raise UserError(f"{path} is not the config of a run: it needs either the section boost, or pneumollm and llama")
     if "boost" in config:
-        lacking = [name for name in _OF_BOOSTED if name not in config.model]
+        lacking = [name for name in _RLLM_MODEL_FIELDS if name not in config.model]
         if lacking:
-            raise UserError(f"{path} is not the config of a run: model lacks {', '.join(lacking)}")
+            raise UserError(f"{path} is not the config of a run: the section model lacks {', '.join(lacking)}")
     validation.validate_present(config)
     return config
 
 
 def _without_none(tree: dict[str, Any]) -> dict[str, Any]:
-    """Without the sections and fields that the run's system does not have."""
+    """Removes the sections and fields that the run's system does not have."""
     return {
         name: _without_none(value) if isinstance(value, dict) else value
         for name, value in tree.items()

@@ -1,10 +1,10 @@
-"""One process at a time on the folder of a run.
+"""A lock: only one process at a time may use the folder of a run.
 
 The lock is a file, `run.lock`, because the kernel's own locks do not work on every network file system. It names its
 owner (`filelock.SoftFileLease`: host, process, and when that process was started) and is touched every `_HEARTBEAT`
-seconds. Another process takes it over once its owner is gone: at once where the owner was on this machine, otherwise
-after the file was not touched for `_LEASE` seconds. That time is measured with this machine's monotonic clock, so the
-clocks of two machines need not agree.
+seconds. Another process takes it over after its owner has ended: immediately if the owner was on this machine, else
+after the file has not been touched for `_LEASE` seconds. That time is measured with this machine's monotonic clock, so
+the clocks of two machines need not agree.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from jaxboost import io
 from jaxboost.errors import UserError
 
 FILE = "run.lock"
-# A process may be busy or swapped out for this long without losing its run.
+# A process may be busy or swapped out for this long without losing the lock.
 _LEASE = 120.0  # seconds
 _HEARTBEAT = 15.0
 _POLL = 1.0
@@ -35,14 +35,14 @@ class RunLock:
     """The lock of one run; `held` acquires and releases it."""
 
     def __init__(self, folder: pathlib.Path):
-        """Args: `folder` of the run, which exists."""
+        """Creates the lock without acquiring it. `folder` of the run must exist."""
         self.folder, self.file = folder, folder / FILE
         self._lease = filelock.SoftFileLease(
             self.file, lease_duration=_LEASE, heartbeat_interval=_HEARTBEAT, thread_local=False
         )
 
     def acquire(self) -> None:
-        """Takes the lock. Where its owner is on another machine, waits to see whether that process is gone.
+        """Acquires the lock. If its owner is on another machine, first waits to see whether that process has ended.
 
         Raises:
           UserError: another process holds it, or the folder cannot be written.
@@ -53,23 +53,23 @@ class RunLock:
             if self._is_here() or seen not in (None, touched) or time.monotonic() > deadline:
                 raise UserError(self._held_by_another())
             if seen is None:
-                logger.info("%s; waiting %d s to see whether it is still there", self._held_by_another(), _LEASE)
+                logger.info("%s; waiting %d s to see whether it is still running", self._held_by_another(), _LEASE)
                 seen = touched
             time.sleep(_POLL)
 
     def check(self) -> None:
-        """Raises UserError where this process no longer owns the run: its folder is gone, or another took it over."""
+        """Raises UserError if this process no longer owns the run: its folder is gone, or another took it over."""
         owner = self._lease.owner
         if owner is not None and owner.token == self._lease.token:
             return
         if not self.folder.is_dir():
-            raise UserError(f"{self.folder} is gone: it was removed, moved or unmounted while its run was going on")
+            raise UserError(f"{self.folder} is gone: it was removed, moved or unmounted during the run")
         what = f"{self.file} was removed"
         if owner is not None:
-            what = f"the process {owner.pid} on {_host(owner.hostname)} took {self.folder} over"
+            what = f"the process {owner.pid} on {_host(owner.hostname)} took over {self.folder}"
         raise UserError(
-            f"{what} while the run was going on: this process stops, because two would damage the checkpoints; where no"
-            " other works on it, give the same command again"
+            f"{what} during the run: this process stops, because two processes would damage the checkpoints; if no"
+            " other process uses the folder, run the same command again"
         )
 
     def release(self) -> None:
@@ -79,25 +79,24 @@ class RunLock:
 
     def _try(self) -> bool:
         if self.file.is_dir():
-            raise UserError(f"{self.file} is a folder: remove it, a file of that name says who works on the run")
+            raise UserError(f"{self.file} is a folder: remove it, the run needs a file of that name as its lock")
         with contextlib.suppress(OSError):
-            # A power cut can leave an empty file, which filelock takes for the file of one of its old versions.
+            # A power cut can leave an empty file, which filelock mistakes for a lock of one of its old versions.
             if not self.file.stat().st_size and self._is_left_empty():
                 self.file.unlink()
-        left = self._lease.owner
+        previous = self._lease.owner
         try:
             self._lease.acquire(timeout=0)
         except filelock.Timeout:
             return False
-        if left is not None:
-            logger.info(
-                "%s: the process %d on %s, which had this run, is gone", self.folder, left.pid, _host(left.hostname)
-            )
+        if previous is not None:
+            host = _host(previous.hostname)
+            logger.info("%s: the process %d on %s, which used it, has ended", self.folder, previous.pid, host)
         self._note_time()
         return True
 
     def _is_left_empty(self) -> bool:
-        """Whether the file stays empty; an owner writes to it at once."""
+        """Whether the file stays empty; a running owner would write to it immediately."""
         time.sleep(_POLL)
         return not self.file.stat().st_size
 
@@ -115,19 +114,19 @@ class RunLock:
 
     def _touched(self) -> int | None:
         try:
-            # Opened, because a network file system may answer a plain stat from its cache.
+            # The file is opened, because a network file system may answer a plain stat from its cache.
             with self.file.open("rb") as file:
                 return os.fstat(file.fileno()).st_mtime_ns
         except OSError:
             return None
 
     def _is_here(self) -> bool:
-        """Whether the owner is on this machine, where filelock sees whether it has ended."""
+        """Whether the owner is on this machine; then filelock can see whether it has ended."""
         owner = self._lease.owner
         if owner is None:
             return False
         name, _, namespace = owner.hostname.partition(_NAMESPACE)
-        # Containers can have the host's name without seeing its processes.
+        # A container can have the name of its host without seeing the processes of the host.
         return name == socket.gethostname() and namespace in ("", _pid_namespace())
 
     def _held_by_another(self) -> str:
@@ -136,19 +135,19 @@ class RunLock:
             return f"{self.folder} is in use by another process, see {self.file}"
         since = self._since()
         if since is None:
-            # The owner adds it a moment after the rest.
+            # The owner writes this entry a moment after the others.
             time.sleep(0.2)
             since = self._since()
         return (
             f"{self.folder} is in use by the process {owner.pid} on {_host(owner.hostname)}"
-            f"{f' since {since}' if since else ''}: wait for its end, or give another --workdir; only if that"
-            f" process is gone, remove {self.file}"
+            f"{f' since {since}' if since else ''}: wait until it ends, or give another --workdir; only if it has"
+            f" ended already, remove {self.file}"
         )
 
 
 @contextlib.contextmanager
 def held(folder: pathlib.Path) -> Iterator[RunLock]:
-    """Holds the lock of a run's folder. The folder is made where it is missing, and removed again if it stays empty.
+    """Holds the lock of a run's folder. A missing folder is created, and removed again if it stays empty.
 
     Raises:
       UserError: see `RunLock.acquire`.

@@ -1,4 +1,4 @@
-"""What is reported of a run: the lines at its start and its end, its prediction files, and its result."""
+"""Reports of a run: log lines at its start and end, prediction files, and the result."""
 
 import logging
 import math
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def log_start(system: System, dataset: Dataset, config: ConfigDict) -> None:
-    """Logs what is trained on which data."""
+    """Logs the model, the data, the devices and the seed."""
     sizes = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
     logger.info("%s: %s; %d classes (%s)", dataset.info.name, sizes, len(dataset.info.classes), dataset.info.task)
     logger.info(
@@ -64,17 +64,17 @@ def make_result(
     steps: int,
     seconds: float,
 ) -> RunResult:
-    """The result of a run.
+    """Creates the result of a run.
 
     Args:
       system: the model.
-      dataset: what it was trained on.
-      config: of the run.
-      fingerprints: of the pretrained parts, by their role, and of a user's own data set as "data" and "splits".
-      scores: split -> probabilities (n, classes), of all splits but "train".
+      dataset: the data set with its splits.
+      config: config of the run.
+      fingerprints: role -> fingerprint of each pretrained part; for a user's own data set also "data" and "splits".
+      scores: split -> probabilities (n, classes), for all splits except "train".
       selection: the best epoch.
       steps: number of training steps.
-      seconds: time spent.
+      seconds: duration of the run.
     """
     described = system.summary
     parts = {part.role: Part(**part.about, sha256=fingerprints[part.role]) for part in system.pretrained}
@@ -113,7 +113,7 @@ def make_result(
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and the packages, and the kind of device."""
+    """Returns the versions of Python and of the packages, and the kind of device."""
     return {
         "python": platform.python_version(),
         "device": jax.local_devices()[0].device_kind,
@@ -127,14 +127,14 @@ def write_predictions(
 ) -> None:
     """Writes the prediction files of each split to `folder`/predictions.
 
-    MedMNIST's standard file, whose name says where the protocol is `reference`; and, where the samples have names,
-    `{split}.csv` with file, patient, label and the probability of each class.
+    These are MedMNIST's standard file and, if the samples have names, `{split}.csv` with file, patient, label and the
+    probability of each class. With the protocol `reference` the file names contain "reference-".
 
     Args:
-      folder: of the run.
+      folder: folder of the run.
       scores: split -> probabilities (n, classes).
-      dataset: with the labels.
-      config: of the run.
+      dataset: the data set with its labels.
+      config: config of the run.
     """
     info, mark = dataset.info, "reference-" if config.eval.protocol == "reference" else ""
     for split, probabilities in scores.items():
@@ -155,7 +155,7 @@ def write_predictions(
 
 
 def log_result(result: RunResult) -> None:
-    """Logs the figures of a result, with what to compare them with."""
+    """Logs the metrics of a result, next to baselines for comparison."""
     selection = result.selection
     logger.info(
         "epoch %d has the best %s %s, %s",
@@ -195,7 +195,7 @@ def log_result(result: RunResult) -> None:
 
 
 def _figures(scores: Mapping[str, np.ndarray], dataset: Dataset, *, resamples: int) -> dict[str, Figures]:
-    """Split -> its scores with 95 % intervals."""
+    """Returns split -> metrics with 95 % intervals."""
     found = {}
     for name, probabilities in scores.items():
         labels, task = dataset.splits[name].labels, dataset.info.task
@@ -205,7 +205,7 @@ def _figures(scores: Mapping[str, np.ndarray], dataset: Dataset, *, resamples: i
 
 
 def _baselines(dataset: Dataset) -> dict[str, dict[str, float]]:
-    """What a single given score reaches on the test split."""
+    """Returns the test AUC of each baseline score of the data set, such as the volume of a nodule."""
     if not dataset.baselines:
         return {}
     from sklearn.metrics import roc_auc_score
@@ -217,13 +217,13 @@ def _baselines(dataset: Dataset) -> dict[str, dict[str, float]]:
 def _threshold(
     scores: Mapping[str, np.ndarray], dataset: Dataset, selection: Literal["val", "test"], specificity: float
 ) -> Threshold | None:
-    """The operating point of the split that picks the epoch, and its figures on all splits; None where not asked for.
+    """Chooses the operating point on the split that picks the epoch, and computes its metrics on all splits.
 
     Args:
       scores: split -> probabilities (n, 2).
-      dataset: with the labels.
-      selection: the split.
-      specificity: 0 where no operating point is asked for.
+      dataset: the data set with its labels.
+      selection: the split that picks the epoch.
+      specificity: the smallest accepted specificity; 0: choose no operating point and return None.
     """
     if not specificity:
         return None

@@ -1,4 +1,4 @@
-"""result.json: what a finished run found. docs/runs.md explains it field by field."""
+"""The schema of result.json, the result of a finished run. docs/runs.md explains each field."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from jaxboost.runs.saved_config import ConfigJson, Scalar
 from jaxboost.systems.weights import ROLES
 from jaxboost.tasks import TaskName
 
-# Results of earlier versions have no format number, and otherwise the entries of format 1.
+# Results of earlier versions have the entries of format 1, but no format number.
 FORMAT = 1
 
 _Text = Annotated[str, Field(max_length=10_000)]
@@ -22,7 +22,7 @@ _Digest = Annotated[str, Field(max_length=64)]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Step = Annotated[int, Field(ge=1, lt=2**31)]
 _Layers = Annotated[tuple[Annotated[int, Field(ge=0, lt=10_000)], ...], Field(max_length=1000)]
-# JSON has null where a figure is undefined, and where a threshold is infinite.
+# In JSON, null stands for an undefined metric and for an infinite threshold.
 _Figure = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 _BinaryFigure = Annotated[float | None, BeforeValidator(lambda value: math.nan if value is None else value)]
 _ThresholdValue = Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
@@ -30,11 +30,11 @@ _ThresholdValue = Annotated[float, BeforeValidator(lambda value: math.inf if val
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """How many numbers the model has.
+    """The parameter counts of the model.
 
     Attributes:
-      trainable, frozen: their counts.
-      trainable_mib: size of the trainable ones in float32, in MiB.
+      trainable, frozen: number of trainable and of frozen parameters.
+      trainable_mib: size of the trainable parameters as float32, in MiB.
     """
 
     trainable: _Count
@@ -44,14 +44,14 @@ class Parameters:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """A pretrained part of the model, or its random control; see `systems.weights.Pretrained.about`.
+    """A pretrained part of the model, or its random control; see `systems.weights`.
 
     Attributes:
-      source: where the weights come from, or "random".
-      dtype: of the stored weights.
-      layers: numbers of LLaMA's layers.
-      arguments: what the part is built with.
-      weights: "int8" if the matrices were quantized.
+      source: source of the weights, or "random".
+      dtype: dtype of the stored weights.
+      layers: numbers of the LLM layers.
+      arguments: arguments that the part is built with.
+      weights: "int8" if the matrices are quantized as they are loaded, see `llama.weights`; else None.
       sha256: fingerprint of the weights.
     """
 
@@ -65,7 +65,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The best epoch and the metric that picked it, see `progress.Best`."""
+    """The best epoch and the metric that picked it."""
 
     split: Literal["val", "test"]
     metric: _Text
@@ -77,7 +77,7 @@ class Selection:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figures:
-    """The scores of a split, see `metrics.score`; NaN where one is undefined, None where the task has no such score.
+    """The metrics of a split, see `metrics.score`: NaN if one is undefined, None if the task does not have it.
 
     Attributes:
       n: number of examples.
@@ -97,13 +97,13 @@ class Figures:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """An operating point and its figures, see `thresholds.choose_threshold` and `thresholds.score_at`.
+    """An operating point and its metrics, see `thresholds.choose_threshold` and `thresholds.score_at`.
 
     Attributes:
-      split: on which it was chosen.
-      specificity: at least this much was asked for.
-      value: infinity where no positive prediction is specific enough.
-      val, test: sensitivity, specificity and ACC there.
+      split: the split on which it was chosen.
+      specificity: the smallest accepted specificity, from the config.
+      value: the threshold; infinity if no positive prediction is specific enough.
+      val, test: sensitivity, specificity and ACC of the split at this threshold.
     """
 
     split: Literal["val", "test"]
@@ -115,27 +115,27 @@ class Threshold:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """The result of one run. In JSON an entry whose default is None is left out where it is None.
+    """The result of one run. JSON leaves out entries that are None and have the default None.
 
     Attributes:
       format: FORMAT of the version that wrote it.
-      dataset, task, classes, splits: the data set: its name, its kind of label (see `tasks`), its class names, and the
-        number of examples in each split.
-      seed, protocol, config: what was asked for; `config` as config.json has it.
-      warning: what to know before the figures are compared with others.
+      dataset, task, classes, splits: name of the data set, task (a key of `tasks.TASKS`), class names, and number of
+        examples in each split.
+      seed, protocol, config: settings of the run; `config` is the content of config.json.
+      warning: a warning about comparing the metrics with others; None: no warning.
       model, boost: the backbone, and the boost variant or "pneumollm".
-      parameters: how many numbers the model has.
+      parameters: parameter counts of the model.
       encoder, block: the pretrained parts of R-LLM.
-      vision, llama: those of PneumoLLM.
+      vision, llama: the pretrained parts of PneumoLLM.
       data_sha256, splits_sha256: fingerprints of a user's own data set.
       versions: of Python, the device and the packages that computed the result.
-      selection: the epoch whose weights the figures are of.
-      val, test: figures of the splits.
-      baselines: figures of a single given score, such as the volume of a nodule, on the test split.
-      threshold: the operating point, where the config asked for one.
+      selection: the best epoch; its weights were evaluated.
+      val, test: metrics of the splits.
+      baselines: test metrics of single scores, such as the volume of a nodule.
+      threshold: the operating point; None if the config has no eval.specificity.
       steps: number of training steps.
-      seconds: time spent, over all starts of the run.
-      sha256: checksum, see `checksum`; None until it is written.
+      seconds: duration, summed over all starts of the run.
+      sha256: checksum, see `checksum`; None before the file is written.
     """
 
     format: int = FORMAT
@@ -168,14 +168,14 @@ class RunResult:
 
     @property
     def parts(self) -> dict[str, dict[str, Any] | None]:
-        """Role -> what JSON says of the pretrained part, None where the model has none."""
+        """Returns role -> JSON entry of the pretrained part; None if the model does not have the part."""
         parts = {role: getattr(self, role) for role in ROLES}
         return {role: None if part is None else _clean(part) for role, part in parts.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """The content of result.json."""
+        """Returns the content of result.json, without its checksum."""
         content = _clean(self)
-        # Both parts of the run's system are named.
+        # Both parts of the run's system have an entry, even if it is null.
         for name in ("vision", "llama") if self.boost == "pneumollm" else ("encoder", "block"):
             content.setdefault(name, None)
         content.setdefault("splits_sha256", None)
@@ -183,10 +183,10 @@ class RunResult:
 
     @classmethod
     def from_json(cls, content: Any) -> "RunResult":
-        """The result of which `content` is the JSON.
+        """Parses the content of result.json.
 
         Raises:
-          ValueError: it is not what a run wrote; the message is for people.
+          ValueError: the content is damaged or altered; the message says how.
           UserError: a later version of jaxboost wrote it.
         """
         _check_origin(content)
@@ -195,32 +195,32 @@ class RunResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FoldsResult:
-    """What is read of the result of a whole cross-validation, see `cross_validation.summarise`."""
+    """The entries that are read from the result of a whole cross-validation, see `cross_validation.summarise`."""
 
     folds: list[dict[str, Any]]
     config: ConfigJson
 
     @classmethod
     def from_json(cls, content: Any) -> "FoldsResult":
-        """As `RunResult.from_json`."""
+        """Parses the content of result.json; raises what `RunResult.from_json` raises."""
         _check_origin(content)
         return schema.check(cls, content)
 
 
 def from_json(content: Any) -> RunResult | FoldsResult:
-    """The result of a run or of a cross-validation; raises as `RunResult.from_json`."""
+    """Parses the result of a run or of a cross-validation; raises what `RunResult.from_json` raises."""
     kind = FoldsResult if isinstance(content, dict) and "folds" in content else RunResult
     return kind.from_json(content)
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a result.json with its format and its checksum, as the file has it."""
+    """Adds the format number and the checksum to the content of result.json."""
     content = {"format": FORMAT, **json.loads(io.to_json(content))}
     return content | {"sha256": checksum(content)}
 
 
 def checksum(content: Mapping[str, Any]) -> str:
-    """SHA-256 of all entries except itself and `seconds`: equal results have equal checksums."""
+    """Returns the SHA-256 of all entries except `sha256` and `seconds`: equal results have equal checksums."""
     return io.json_sha256({name: value for name, value in content.items() if name not in ("sha256", "seconds")})
 
 
@@ -243,7 +243,7 @@ def _check_origin(content: Any) -> None:
 
 
 def _clean(value: Any) -> Any:
-    """A dataclass as a dict without entries that are None by default."""
+    """Converts a dataclass to a dict, without entries that are None and have the default None."""
     if dataclasses.is_dataclass(value):
         fields = {field.name: (getattr(value, field.name), field.default) for field in dataclasses.fields(value)}
         return {name: _clean(found) for name, (found, default) in fields.items() if (found, default) != (None, None)}

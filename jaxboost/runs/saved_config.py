@@ -1,6 +1,6 @@
-"""config.json of a run, as far as a prediction reads it: its types are checked before anything is built from it.
+"""The schema of config.json, for the fields that a prediction reads: types are checked before a model is built.
 
-The ranges of its numbers are checked by `ranges`.
+`config.validation.check_numbers` checks the ranges of the numbers.
 """
 
 import dataclasses
@@ -109,7 +109,7 @@ class Llama(_Llama):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pneumo:
+class PneumoLLM:
     """The section `pneumollm`."""
 
     vision: _Text
@@ -125,7 +125,7 @@ class Pneumo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What a prediction reads of a config: R-LLM's has `boost`, PneumoLLM's has `pneumollm` and `llama`."""
+    """The sections that a prediction reads. R-LLM's configs have `boost`, PneumoLLM's have `pneumollm` and `llama`."""
 
     seed: int
     data: Data
@@ -134,7 +134,7 @@ class Config:
     train: Train
     eval: Evaluation
     boost: Boost | None = None
-    pneumollm: Pneumo | None = None
+    pneumollm: PneumoLLM | None = None
     llama: Llama | None = None
 
 
@@ -153,7 +153,7 @@ class LlamaArguments:
 
 
 def check_config(content: Any) -> dict[str, Any]:
-    """Returns the content of a config.json unchanged; raises ValueError where it is not the config of a run."""
+    """Returns the content of a config.json unchanged; raises ValueError if it is not the config of a run."""
     schema.check(ConfigJson, content)
     lacking = [name for name in ("seed", "data", "model", "train", "eval") if name not in content]
     if lacking:

@@ -1,4 +1,4 @@
-"""One run from its config to its result, in its folder."""
+"""Trains and evaluates one run: from a config to result.json in the folder of the run."""
 
 import contextlib
 import dataclasses
@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxboost import io, stopping, systems
-from jaxboost.config import continuing, validate, validation
-from jaxboost.config.combinations import check_data
+from jaxboost.config import combinations, continuing, validate, validation
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.data.pipeline import batches
@@ -18,7 +17,7 @@ from jaxboost.data.pipeline.augment import Augment
 from jaxboost.errors import UserError
 from jaxboost.evaluation import thresholds
 from jaxboost.models.frozen import Tree
-from jaxboost.runs import datasets, places, report, workdir
+from jaxboost.runs import datasets, report, workdir
 from jaxboost.runs.lock import held
 from jaxboost.runs.result import RunResult, Selection
 from jaxboost.systems import start
@@ -37,24 +36,24 @@ PROTOCOLS = {"validation": "val", "reference": "test"}  # protocol -> split that
 def train_and_evaluate(
     config: Config, folder: pathlib.Path, splits: datasets.Splits | None = None
 ) -> dict[str, Any] | None:
-    """Runs a config to its end, and goes on with a run that `folder` already holds.
+    """Trains and evaluates a config, or continues the run that `folder` already holds.
 
-    Every mistake of the user is found before anything is written to `folder`, except the lock, which is removed again.
+    All mistakes of the user are found before anything is written to `folder`, except the lock, which is removed again.
 
     Args:
-      config: of the run.
-      folder: of the run; it may be missing.
-      splits: those of a fold, where the run is one of a cross-validation; None for the data set's own.
+      config: config of the run.
+      folder: folder of the run; it may be missing.
+      splits: splits of a fold, if the run is part of a cross-validation; None for the splits of the data set.
 
     Returns:
-      The content of result.json; None where SIGTERM or SIGHUP, or after a step Ctrl-C, stopped the run before its end.
+      The content of result.json; None if SIGTERM, SIGHUP or (after a step) Ctrl-C stopped the run before its end.
 
     Raises:
-      UserError: a mistake, a folder that cannot be written, or that another process works on.
-      Stopped: Ctrl-C, where nothing had to be saved.
+      UserError: a mistake in the config, or a folder that cannot be written or that another process uses.
+      Stopped: Ctrl-C, when nothing had to be saved.
     """
     validate(config)
-    places.check(folder, config)
+    workdir.check_location(folder, config)
     config = with_layers(config, folder)
     if (finished := workdir.check(folder, config)) and workdir.has_config(folder):
         return _finished(config, finished, folder, splits)
@@ -79,7 +78,7 @@ def train_and_evaluate(
 
 
 def with_layers(config: Config, folder: pathlib.Path) -> Config:
-    """The config as the run in `folder` records it, see `systems.with_layers`."""
+    """Returns the config as config.json of the run in `folder` has it, see `systems.with_layers`."""
     try:
         before = workdir.read_config(folder)
     except (ValueError, UserError):
@@ -108,9 +107,9 @@ def assemble(
     step.check_batch_size(config.eval.batch_size, "eval.batch_size")
     keep_compiled_programs(config.train.compilation_cache)
     info = datasets.describe(config)
-    check_data(config, info)
+    combinations.check_data(config, info)
     system = systems.prepare(config, info)
-    # A block that was missing has been converted now.
+    # By now a missing block has been converted.
     config = systems.with_layers(config)
     if config.optim.layer_decay != 1:
         layer_decay.check_has_blocks(system.params)
@@ -137,7 +136,7 @@ def assemble(
     fingerprints |= datasets.fingerprint(dataset, config)
     with io.writing(splits.folder):
         splits.prepare()
-    # Images that change at random are encoded in each step.
+    # Randomly augmented images must be encoded in every step; others are encoded once.
     if system.encoder_key is not None and not (augment.random_fields or objective.mixing.changes_images):
         key = f"{fingerprints['vision']} {system.encoder_key} {augment.resize}"
         dataset = _encoded(config, dataset, augment, program, (params, frozen), splits.folder, key)
@@ -183,7 +182,7 @@ def _encoded(
     folder: pathlib.Path,
     key: str,
 ) -> Dataset:
-    """The data set with the frozen encoder's tokens in place of its images; the tokens are kept in `folder`."""
+    """Replaces the images of the data set by the frozen encoder's tokens, which are cached in `folder`."""
     return features.encode(
         dataset,
         lambda batch: program.encode(*weights, step.put(batch, program.by_batch)),
@@ -208,7 +207,7 @@ def _complete(loop: Loop) -> dict[str, Any] | None:
         if not loop.train(checkpointer):
             return None
         stopping.say(" after the last step: run the same command again for the result")
-        # From here on everything can be done again.
+        # A stop from here on loses nothing: the same command repeats the evaluation.
         stopping.poll()
         return _finish(loop, checkpointer)
 
@@ -257,7 +256,7 @@ def _finished(
 
 
 def _warn_of_slow_average(config: Config, steps: int) -> None:
-    """Warns where the evaluated average of the weights still consists mostly of the weights at the start."""
+    """Warns if the initial weights still make up more than a tenth of the moving average that is evaluated."""
     rest = config.train.ema ** (steps // config.train.accumulate)
     if config.train.ema and config.eval.ema and rest > 0.1:
         logger.warning(

@@ -8,9 +8,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxboost import io
+from jaxboost import io, outputs
 from jaxboost.config import continuing
 from jaxboost.config.continuing import to_dict
+from jaxboost.config.types import Config
+from jaxboost.data.sources.folder.source import SOURCE
 from jaxboost.errors import UserError
 from jaxboost.io import set_aside, write_text
 from jaxboost.runs import result as results
@@ -21,6 +23,8 @@ from jaxboost.training.log import BOARD
 
 CONFIG, RESULT = "config.json", "result.json"
 PREDICTIONS = "predictions"
+# Config fields that name a folder of inputs, in addition to data.root.
+_INPUT_FOLDERS = ("data.masks", "model.weights", "boost.block", "pneumollm.vision", "llama.block")
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,7 @@ __all__ = [
     "CONFIG",
     "RESULT",
     "check",
+    "check_location",
     "create",
     "has_config",
     "named_before",
@@ -41,10 +46,10 @@ __all__ = [
 
 
 def check(workdir: pathlib.Path, config: ConfigDict) -> RunResult | FoldsResult | None:
-    """The result of a finished run in `workdir`; None where the run is new or unfinished. Writes nothing.
+    """Returns the result of a finished run in `workdir`; None if the run is new or unfinished. Writes nothing.
 
-    Where config.json is missing or damaged, the result or a checkpoint say what the config was. A damaged result counts
-    as none.
+    If config.json is missing or damaged, the config is read from the result or from a checkpoint. A damaged result
+    counts as a missing one.
 
     Raises:
       UserError: the folder belongs to a run of another config.
@@ -61,8 +66,30 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> RunResult | FoldsResult 
     return result
 
 
+def check_location(workdir: pathlib.Path, config: Config) -> None:
+    """Checks that the run does not write into a folder that it reads data or weights from.
+
+    Args:
+      workdir: folder of the run; it may be missing.
+      config: config of the run.
+
+    Raises:
+      UserError: the folder is an input folder of the config, or lies inside one.
+    """
+    names = (*(("data.root",) if config.data.source == SOURCE else ()), *_INPUT_FOLDERS)
+    for name in names:
+        section, field = name.split(".")
+        value = config.get(section, {}).get(field, "")
+        folder = pathlib.Path(value).expanduser() if value else None
+        if folder is not None and folder.is_dir() and outputs.is_inside(workdir, folder):
+            raise UserError(
+                f"--workdir {workdir} lies in {name}={value}, which the run reads: the next run would read the files"
+                " of this one as input: give a folder elsewhere"
+            )
+
+
 def named_before(workdir: pathlib.Path, section: str, field: str) -> Any:
-    """A field of the config.json in `workdir`; None where it cannot be read."""
+    """Returns a field of the config.json in `workdir`; None if the file cannot be read."""
     try:
         return read_config(workdir)[section].get(field)
     except (ValueError, UserError):
@@ -70,12 +97,12 @@ def named_before(workdir: pathlib.Path, section: str, field: str) -> Any:
 
 
 def has_config(workdir: pathlib.Path) -> bool:
-    """Whether the config.json in `workdir` is there and can be read."""
+    """Whether `workdir` has a config.json that can be read."""
     return (workdir / CONFIG).exists() and _is_whole(workdir / CONFIG)
 
 
 def create(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Makes the folder and writes its config. Damaged files, and files where a folder should be, are renamed."""
+    """Creates the folder and writes config.json. Renames damaged files, and files that have the name of a folder."""
     workdir.mkdir(parents=True, exist_ok=True)
     for name in (BOARD, PREDICTIONS):
         if (workdir / name).exists() and not (workdir / name).is_dir():
@@ -91,7 +118,7 @@ def write_result(workdir: pathlib.Path, result: RunResult | Mapping[str, Any]) -
 
     Args:
       workdir: the folder of the run.
-      result: of a run, or the content of a cross-validation's.
+      result: result of a run, or content of the result.json of a cross-validation.
 
     Returns:
       The content of the file.
@@ -102,7 +129,7 @@ def write_result(workdir: pathlib.Path, result: RunResult | Mapping[str, Any]) -
 
 
 def read_result(workdir: pathlib.Path) -> RunResult | FoldsResult | None:
-    """The result of a finished run; None where there is none, or a damaged one."""
+    """Reads the result of a run; None if it is missing or damaged."""
     path = workdir / RESULT
     if not path.exists():
         return None
@@ -114,16 +141,16 @@ def read_result(workdir: pathlib.Path) -> RunResult | FoldsResult | None:
 
 
 def result_in(workdir: pathlib.Path) -> RunResult | FoldsResult:
-    """What the result.json in `workdir` says; raises as `read_config`, and where a later version wrote it."""
+    """Reads result.json in `workdir`. Raises what `read_config` raises, and UserError if a later version wrote it."""
     return results.from_json(_read(workdir / RESULT))
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-    """The content of the config.json in `workdir`.
+    """Reads config.json in `workdir`.
 
     Raises:
-      ValueError: it is not what was written there; the message is for people.
-      UserError: it may not be read.
+      ValueError: the file is damaged or altered; the message says how.
+      UserError: there is no permission to read it.
     """
     return saved_config.check_config(_read(workdir / CONFIG))
 
@@ -137,7 +164,7 @@ def _is_whole(path: pathlib.Path) -> bool:
 
 
 def _saved_config(workdir: pathlib.Path, result: RunResult | FoldsResult | None) -> dict[str, Any] | None:
-    """The config that the folder's run was made with, as `continuing.held` gives it; None where nothing says it."""
+    """Returns the config of the run in the folder, as `continuing.held` gives it; None if no file has it."""
     path = workdir / CONFIG
     if path.exists():
         try:
@@ -156,5 +183,5 @@ def _read(path: pathlib.Path) -> Any:
         return io.read_json(path)
     except OSError as error:
         if isinstance(error, PermissionError):
-            raise UserError(f"{path} may not be read: give yourself the permission, then try again") from error
+            raise UserError(f"{path} cannot be read, permission denied: allow reading it, then try again") from error
         raise ValueError(error.strerror or str(error)) from error

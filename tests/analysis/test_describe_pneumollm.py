@@ -57,7 +57,7 @@ def test_the_papers_configuration():
 
 
 def test_an_unknown_row_is_named():
-    with pytest.raises(ValueError, match="no row 'engin': give one of baseline, simplified"):
+    with pytest.raises(ValueError, match="unknown row 'engin': give one of baseline, simplified"):
         _config("engin")
 
 

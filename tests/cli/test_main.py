@@ -50,7 +50,7 @@ def test_help_of_a_subcommand(name):
         (["describe", "--config=quickstart", "--config.seed=-1"], ["seed: -1 should be 0 or more"]),
         (["predict"], ["--run is missing"]),
         (["export", "--run=x"], ["--out is missing"]),
-        (["convert", "--source=x", "--out=y"], ["flag --layers=None"]),
+        (["convert", "--source=x", "--out=y"], ["--layers is missing"]),
     ],
 )
 def test_mistakes(arguments, words, tmp_path):

@@ -50,7 +50,7 @@ def test_success(source, tmp_path):
         (["--layers", "0", "--source", "word"], "error: 'word' is neither an existing file or folder"),
         (["--layers", "0", "--dtype", "float16"], "error: flag --dtype=float16: value should be one of"),
         (["--layers", "0", "--sauce", "x"], "error: Unknown command line flag 'sauce'"),
-        ([], "error: flag --layers=None: Flag --layers must have a value other than None."),
+        ([], "error: --layers is missing: see --help"),
     ],
 )
 def test_mistakes(flags, message, source, tmp_path):

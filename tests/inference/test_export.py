@@ -263,10 +263,10 @@ def test_what_is_altered_is_refused(pneumollm, tmp_path):
     attempt(
         lambda copy: _swap(copy / "export.json", '"masked": false', '"masked": true'), "its checksum does not match"
     )
-    attempt(lambda copy: _link(copy / "weights.safetensors", folder), "is a link out of the export")
+    attempt(lambda copy: _link(copy / "weights.safetensors", folder), "is a link to a file outside")
     attempt(lambda copy: describe(copy, platforms=["tpu"]), "was exported for tpu, not for cpu")
-    attempt(lambda copy: None, "leave --set out", places=["llama.block=x"])
-    attempt(lambda copy: None, "leave --export out", target=tmp_path / "again")
+    attempt(lambda copy: None, "leave --set out", moved=["llama.block=x"])
+    attempt(lambda copy: None, "is an export already", target=tmp_path / "again")
     assert not (tmp_path / "table.csv").exists()
     with pytest.raises(UserError, match="is not an export"):
         exported.load(run)
@@ -284,7 +284,7 @@ def _link(path, folder):
 
 def test_where_no_export_can_be_written(pneumollm, tmp_path, monkeypatch):
     run, _, folder = pneumollm
-    with pytest.raises(UserError, match="it is there already"):
+    with pytest.raises(UserError, match="already exists"):
         predict_or_export(run, target=folder, out=tmp_path / "table.csv")
     with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
         predict_or_export(run, target=tmp_path / "nowhere" / "export", out=tmp_path / "table.csv")

@@ -228,7 +228,7 @@ def test_what_is_no_finished_run(colours, volumes, tmp_path):
         with pytest.raises(UserError, match=match):
             predict_or_export(folder, **{"files": [str(colours[1][0])], "out": out, **arguments})
 
-    attempt(tmp_path / "nowhere", "--run .*nowhere: there is no such folder")
+    attempt(tmp_path / "nowhere", "nowhere: there is no such folder")
     attempt(tmp_path, "is neither a run nor an export: it has no config.json")
     attempt(copy_of(run, tmp_path / "unfinished", names=["result.json"]), "is not finished, it has no result.json")
     attempt(copy_of(run, tmp_path / "moved", names=["best"]), "the weights of the best epoch are missing")
@@ -239,7 +239,7 @@ def test_what_is_no_finished_run(colours, volumes, tmp_path):
     (folds / "config.json").write_text(json.dumps({"data": {}}))
     attempt(folds, r"config\.json is damaged \(it lacks seed, model, train, eval\)")
     (folds / "config.json").write_text("{")
-    attempt(folds, r"config\.json is damaged \(.*\): give the run's training command again")
+    attempt(folds, r"config\.json is damaged \(.*\): run its training command again")
     cut = copy_of(run, tmp_path / "cut")
     for file in (cut / "checkpoints" / "best").rglob("*"):
         if file.is_file() and "/d/" in str(file):
@@ -251,12 +251,12 @@ def test_what_is_no_finished_run(colours, volumes, tmp_path):
     attempt(run, "there is no folder .*elsewhere", out=tmp_path / "elsewhere" / "table.csv")
     attempt(run, "is a folder: give the name of a file, a table of predictions, in CSV", out=tmp_path)
     attempt(run, "nothing to do: give --input", files=[])
-    attempt(run, "--set: 'boost.blok' is unknown, did you mean 'boost.block'", places=["boost.blok=x"])
-    attempt(run, "--set boost.block: give FIELD=DIR", places=["boost.block"])
+    attempt(run, "--set: 'boost.blok' is unknown, did you mean 'boost.block'", moved=["boost.blok=x"])
+    attempt(run, "--set boost.block: give FIELD=DIR", moved=["boost.block"])
     assert not out.exists()
 
 
-def test_random_weights_that_come_out_otherwise_are_refused(volumes, tmp_path):
+def test_random_weights_that_differ_are_refused(volumes, tmp_path):
     run = copy_of(volumes[0], tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(config | {"seed": 1}))
@@ -265,7 +265,7 @@ def test_random_weights_that_come_out_otherwise_are_refused(volumes, tmp_path):
     result = json.loads((run / "result.json").read_text())
     del result["sha256"]
     workdir.write_result(run, result | {"config": config | {"seed": 1}})
-    with pytest.raises(UserError, match=r"was made with the block .*random frozen weights can come out otherwise"):
+    with pytest.raises(UserError, match=r"was trained with the block .*random frozen weights can differ"):
         open_run.open_run(run)
 
 
@@ -278,7 +278,7 @@ def test_frozen_weights_may_move_but_not_change(tmp_path):
     (tmp_path / "block0").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"no block at .*block0"):
         open_run.open_run(run)
-    with pytest.raises(UserError, match=r"was made with the block .*, not .*give the folder of the former with --set"):
+    with pytest.raises(UserError, match=r"was trained with the block .*, not .*give the folder of .* with --set"):
         open_run.open_run(run, [f"boost.block={tmp_path / 'block1'}"])
     model = open_run.open_run(run, [f"boost.block={tmp_path / 'elsewhere'}"])
     files = [tmp_path / "data" / "images" / name for name in finished_runs.named_predictions(run)]
@@ -327,4 +327,4 @@ def test_first_weights_of_trained_parts_are_not_wanted(tmp_path):
 
 def test_a_mistake_is_one_line():
     process = run_script("-m", "jaxboost.predict", "--run=nowhere", "--input=x.png")
-    assert_mistake(process, "--run nowhere", "no such folder")
+    assert_mistake(process, "nowhere", "no such folder")

@@ -196,7 +196,7 @@ def test_another_config_is_refused_whatever_is_left(run, pictures):
         ("boost", saved_config.Boost, table.get_config()),
         ("model", saved_config.Model, table.get_config()),
         ("llama", saved_config.Llama, table.get_pneumollm_config()),
-        ("pneumollm", saved_config.Pneumo, table.get_pneumollm_config()),
+        ("pneumollm", saved_config.PneumoLLM, table.get_pneumollm_config()),
     ],
 )
 def test_sections_that_a_model_is_built_from_are_read_whole(section, kind, config):
@@ -235,7 +235,7 @@ def test_data_of_a_finished_run_that_moved(run, pictures, tmp_path, log):
     shutil.copyfile(images / "dark" / "00.png", tmp_path / "kept.png")
     shutil.copyfile(images / "dark" / "02.png", images / "dark" / "00.png")
     shutil.copyfile(tmp_path / "kept.png", images / "dark" / "02.png")
-    with pytest.raises(UserError, match=r"is a finished run with other data than there are at .*other pixels: give"):
+    with pytest.raises(UserError, match=r"is a finished run with other data than those in .*other pixels: give"):
         train.train_and_evaluate(make_config(images), run)
 
 
@@ -260,7 +260,7 @@ def test_a_folds_file_that_moved(pictures, tmp_path):
     config.data.folds_file = str(tmp_path / "same")
     cross_validation._check_folds_file(config, tmp_path / "run")
     config.data.folds_file = str(tmp_path / "other")
-    with pytest.raises(UserError, match=r"other has other folds than .*folds\.csv, with which the run began"):
+    with pytest.raises(UserError, match=r"other has other folds than .*folds\.csv, with which the run started"):
         cross_validation.train_and_evaluate(config, tmp_path / "run")
 
 

@@ -66,7 +66,7 @@ def test_a_lock_whose_owner_was_killed_is_taken_over(holder, tmp_path, caplog):
     assert (folder / lock.FILE).exists()
     with caplog.at_level("INFO", "jaxboost"), lock.held(folder) as held:
         held.check()
-        assert f"the process {holder.pid} on {socket.gethostname()}, which had this run, is gone" in caplog.text
+        assert f"the process {holder.pid} on {socket.gethostname()}, which used it, has ended" in caplog.text
         assert f"pid={os.getpid()}\n" in (folder / lock.FILE).read_text()
     assert not folder.exists() or not list(folder.iterdir())
 
@@ -113,7 +113,7 @@ def test_an_owner_on_another_machine_that_gives_no_sign_is_gone(short, tmp_path,
         held.check()
     assert time.monotonic() - start >= 1.5
     assert "on elsewhere" in caplog.text
-    assert "to see whether it is still there" in caplog.text
+    assert "to see whether it is still running" in caplog.text
     assert not file.exists()
 
 
@@ -145,10 +145,10 @@ def test_the_lock_is_this_processs_only_while_its_file_says_so(tmp_path):
         held.check()
         mine = (folder / lock.FILE).read_text()
         (folder / lock.FILE).write_text(re.sub(r"token=\w+", "token=" + "0" * 32, mine))
-        with pytest.raises(UserError, match=r"took .*run over while the run was going on: this process stops"):
+        with pytest.raises(UserError, match=r"took over .*run during the run: this process stops"):
             held.check()
         (folder / lock.FILE).unlink()
-        with pytest.raises(UserError, match=r"run\.lock was removed while the run was going on"):
+        with pytest.raises(UserError, match=r"run\.lock was removed during the run"):
             held.check()
         folder.rmdir()
         with pytest.raises(UserError, match="run is gone: it was removed, moved or unmounted"):

@@ -209,7 +209,7 @@ def test_a_runs_folder_that_is_removed_is_not_made_again(tmp_path, monkeypatch):
         return put(*arguments)
 
     monkeypatch.setattr(step, "put", remove)
-    with pytest.raises(UserError, match="run is gone: it was removed, moved or unmounted while its run was going on"):
+    with pytest.raises(UserError, match="run is gone: it was removed, moved or unmounted during the run"):
         colours(tmp_path / "data", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -138,7 +138,7 @@ def test_folds_of_another_config_are_not_mixed(finished, radiographs, tmp_path):
     (moved / "labels.csv").write_text(
         table.replace("p00_0.png,healthy", "p00_0.png,sick").replace("p00_1.png,healthy", "p00_1.png,sick")
     )
-    with pytest.raises(UserError, match=r"fold0 is a finished run with other data than there are at .*moved"):
+    with pytest.raises(UserError, match=r"fold0 is a finished run with other data than those in .*moved"):
         cross_validation.train_and_evaluate(small(moved), folder)
     with pytest.raises(UserError, match=r"data\.folds \(3 there, 0 now\)"):
         cross_validation.train_and_evaluate(

@@ -307,7 +307,7 @@ def test_compiled_programs_are_not_kept_where_the_config_says_so(lidc_root, tmp_
         ({"data.name": "vesselmnist"}, "did you mean 'vesselmnist3d'"),
         ({"model.backbone": "vivit"}, "did you mean 'vivit_"),
         ({"model.backbone": "vit_s"}, "is 3-D but backbone vit_s takes 2-D input: .*vivit_tiny"),
-        ({"model.image_size": 27}, "27 is no multiple of the patch 7"),
+        ({"model.image_size": 27}, "27 is not a multiple of the patch size 7"),
         ({"model.image_size": 56}, "volumes are not resampled, set it to data.size"),
         ({"model.mean": ("x",)}, "model.mean: give 1 or 3 values"),
         ({"model.std": (0.0,)}, "model.std.*not be 0"),

@@ -340,9 +340,9 @@ def test_missing_encoder_is_made_from_its_source(config, folder, tmp_path, caplo
         ),
         (
             {"model.backbone": "vit3d_tiny", "data.name": "lidcshapes3d"},
-            r"model\.weights: there are none to read for backbone vit3d_tiny, only for vit_ti16, vit_s, .*: leave it",
+            r"model\.weights: backbone vit3d_tiny cannot load weights, only vit_ti16, vit_s, .* can: leave it",
         ),
-        ({"model.image_size": 30}, r"model\.image_size: 30 is no multiple of the patch 7"),
+        ({"model.image_size": 30}, r"model\.image_size: 30 is not a multiple of the patch size 7"),
     ],
 )
 def test_mistakes(changes, message, config, folder, tmp_path):
