@@ -31,7 +31,7 @@ LARGE_BYTES = 256 << 20
 
 _SUFFIX = ".npy"
 _CHUNK_BYTES = 1 << 20
-_ELSEWHERE = "make room there, or take a folder that has it (data.root or MEDMNIST_ROOT)"
+_ELSEWHERE = "make room there, or choose a folder with more space (data.root or MEDMNIST_ROOT)"
 # What numpy and zipfile raise for a damaged archive (RuntimeError: damage that looks like encryption or an unknown
 # compression method; SyntaxError, TypeError, TokenError: headers of arrays, which are Python expressions).
 _DAMAGE = (

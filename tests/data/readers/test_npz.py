@@ -154,7 +154,7 @@ def test_no_room(archive, tmp_path, monkeypatch):
         open_all(archive, tmp_path / "new" / "folder")
     assert str(error.value) == (
         f"{archive}: unpacking its large arrays needs 0.0 MiB, but {tmp_path} has 0.0 MiB left: "
-        "make room there, or take a folder that has it (data.root or MEDMNIST_ROOT)"
+        "make room there, or choose a folder with more space (data.root or MEDMNIST_ROOT)"
     )
     assert content(tmp_path) == before
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=2128))
