@@ -101,7 +101,7 @@ class Augment:
                 )
         self._check_ranges()
 
-    def check_encoded(self) -> None:
+    def check_features(self) -> None:
         """Raises UserError if a field is out of range, or needs images while training uses precomputed features."""
         if fields := self.random_fields:
             raise UserError(

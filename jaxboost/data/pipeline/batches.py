@@ -304,7 +304,7 @@ def _check(split: Split, batch_size: int, image_size: int | None, process_count:
     if batch_size < 1 or batch_size % process_count:
         raise UserError(f"batch size {batch_size} is not a positive multiple of the {process_count} processes")
     if split.images.ndim == 3:
-        augment.check_encoded()
+        augment.check_features()
     else:
         augment.check(split.images.ndim - 2)
         if augment.shift >= (size := split.images.shape[1]):

@@ -113,7 +113,7 @@ def _require(path: pathlib.Path, *, url: str, md5: str, folders: Sequence[pathli
                 return
             logger.info("checking the MD5 sum of %s", path)
         # Before the sum is computed: a file that changes meanwhile then does not match the note.
-        content = npz.seal(path, md5)
+        content = npz.make_note(path, md5)
         found = digest_of(path, "md5")
     except FileNotFoundError:
         _download(path, url=url, md5=md5, folders=folders)
@@ -158,7 +158,7 @@ def _download(path: pathlib.Path, *, url: str, md5: str, folders: Sequence[pathl
                     f"{url}: the downloaded file is altered or truncated (MD5 {found}, expected {md5}): "
                     f"run again, {by_hand}"
                 )
-            content = npz.seal(temporary, md5)
+            content = npz.make_note(temporary, md5)
     # Errors of the HTTP client are OSErrors too.
     except OSError as error:
         raise UserError(f"{path}: not found, and {url} cannot be downloaded: {error}: run again, {by_hand}") from error

@@ -331,5 +331,5 @@ def test_very_many_classes_are_not_compared(caplog):
     labels.check_classes(classes, "x", multi_label=False)
     labels.warn_of_misspelling(rows, classes, multi_label=False)
     problems = Problems("folder")
-    labels.encode([labels.Row(2, "x.png", "lable")] * 1000, classes, problems, multi_label=False)
+    labels.to_numbers([labels.Row(2, "x.png", "lable")] * 1000, classes, problems, multi_label=False)
     assert not caplog.text

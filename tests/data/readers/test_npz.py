@@ -291,7 +291,7 @@ def test_a_note_describes_one_state_of_a_file(tmp_path):
     file, folders = tmp_path / "file", [tmp_path / "first", tmp_path / "second"]
     file.write_bytes(b"abc")
     assert not npz.is_noted(file, folders, "a")
-    npz.write_note(file, folders[1:], npz.seal(file, "a"))
+    npz.write_note(file, folders[1:], npz.make_note(file, "a"))
     assert npz.is_noted(file, folders, "a")
     assert not npz.is_noted(file, folders, "b")
     assert not npz.is_noted(file, folders[:1], "a")

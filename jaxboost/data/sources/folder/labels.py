@@ -205,8 +205,8 @@ def check_classes(classes: Sequence[str], where: str, *, multi_label: bool) -> t
     return tuple(names)
 
 
-def encode(rows: Sequence[Row], classes: Sequence[str], problems: Problems, *, multi_label: bool) -> np.ndarray:
-    """Encodes the labels as numbers.
+def to_numbers(rows: Sequence[Row], classes: Sequence[str], problems: Problems, *, multi_label: bool) -> np.ndarray:
+    """Converts the labels to numbers.
 
     Returns:
       int64 (n, L): 0 or 1 for each class of a multi-label task; otherwise the number of the class, (n, 1). A label that
@@ -214,7 +214,7 @@ def encode(rows: Sequence[Row], classes: Sequence[str], problems: Problems, *, m
     """
     index = {name: number for number, name in enumerate(classes)}
     guess = functools.cache(lambda name: nearest(name, classes))
-    encoded = np.zeros((len(rows), len(classes) if multi_label else 1), np.int64)
+    numbers = np.zeros((len(rows), len(classes) if multi_label else 1), np.int64)
     for position, row in enumerate(rows):
         found = row.labels(multi_label)
         if not multi_label and not found:
@@ -223,13 +223,13 @@ def encode(rows: Sequence[Row], classes: Sequence[str], problems: Problems, *, m
             row.report(problems, f"{row.label!r} is several labels: give one, or set data.multi_label=True")
         for name in found:
             if name in index:
-                encoded[position, index[name] if multi_label else 0] = 1 if multi_label else index[name]
+                numbers[position, index[name] if multi_label else 0] = 1 if multi_label else index[name]
             elif row.number and is_missing(name):
                 fix = "give a label, or name it in data.classes if it is a class"
                 row.report(problems, f"label {name!r} means a missing label: {fix}")
             elif multi_label or _BETWEEN_LABELS not in name:
                 row.report(problems, f"label {name!r} is unknown, {guess(name)}")
-    return encoded
+    return numbers
 
 
 def check_splits(rows: Sequence[Row], classes: Sequence[str], problems: Problems, *, multi_label: bool) -> None:

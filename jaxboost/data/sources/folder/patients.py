@@ -62,18 +62,18 @@ def find(
     Returns:
       `rows` and `paths` with the patients.
     """
-    source = TABLE if rows[0].number else FOLDERS
+    origin = TABLE if rows[0].number else FOLDERS
     if rows[0].patient is None:
-        source = TAG if tags else TABLE
+        origin = TAG if tags else TABLE
         if not tags:
             logger.warning("%s has no patient ids: every file counts as a separate patient", name)
-    elif source == FOLDERS:
+    elif origin == FOLDERS:
         logger.info("files in one folder below their class's folder are taken as one patient")
         if loose := [row.file for row in rows if row.patient == row.file]:
             logger.warning("not in a patient's folder, each counts as a separate patient: %s", some(loose))
     if tags:
         rows, paths = from_tags(rows, paths, problems)
-    check(rows, problems, source, multi_label=multi_label, allow_mixed=allow_mixed)
+    check(rows, problems, origin, multi_label=multi_label, allow_mixed=allow_mixed)
     return rows, paths
 
 
@@ -173,25 +173,25 @@ def _check_contradictions(rows: Sequence[Row], tags: Mapping[Row, str], problems
             )
 
 
-def check(rows: Sequence[Row], problems: Problems, source: str, *, multi_label: bool, allow_mixed: bool) -> None:
+def check(rows: Sequence[Row], problems: Problems, origin: str, *, multi_label: bool, allow_mixed: bool) -> None:
     """Adds the problems with the patients: in two splits, with two labels, or with an unclear name in the table.
 
     Args:
       rows: all rows, with their patients.
       problems: receives one problem for each patient of a table. Of patients from folders or tags it receives one for
         all of them: if folders are numbered from 1 in every class, all folders are concerned.
-      source: origin of the patients: TABLE, FOLDERS or TAG.
+      origin: TABLE, FOLDERS or TAG: where the patients are named.
       multi_label: whether a row may have several labels.
       allow_mixed: whether images of one patient may have different labels.
     """
-    if source == TABLE:
+    if origin == TABLE:
         rows = _check_names(rows, problems)
     in_two_splits = _conflicts(rows, lambda row: row.split)
     two_labels = [] if allow_mixed else _conflicts(rows, lambda row: frozenset(row.labels(multi_label)))
-    if source != TABLE:
-        _report_together(in_two_splits, problems, source, "is in two splits", "give all images to one split")
+    if origin != TABLE:
+        _report_together(in_two_splits, problems, origin, "is in two splits", "give all images to one split")
         fix = "set data.allow_mixed_patients=True, or correct a label"
-        _report_together(two_labels, problems, source, "has two labels", fix)
+        _report_together(two_labels, problems, origin, "has two labels", fix)
         return
     for first, other in in_two_splits:
         text = f"is in {first.split} here and in {other.split}{other.place}: give every patient to one split"
@@ -231,22 +231,22 @@ def _conflicts(rows: Sequence[Row], value: Callable[[Row], Hashable]) -> list[tu
     return [(rows[first], rows[other]) for first, other in in_two((row.patient for row in rows), map(value, rows))]
 
 
-def _report_together(pairs: Sequence[tuple[Row, Row]], problems: Problems, source: str, what: str, if_one: str) -> None:
-    """Adds one problem for all pairs of rows that have one patient according to `source`."""
+def _report_together(pairs: Sequence[tuple[Row, Row]], problems: Problems, origin: str, what: str, if_one: str) -> None:
+    """Adds one problem for all pairs of rows that have one patient according to `origin`."""
     if not pairs:
         return
     (first, other), *others = pairs
-    same, if_two = _SAME[source]
-    also = f" (so are {some([_place(row, source) for row, _ in others])})" if others else ""
+    same, if_two = _SAME[origin]
+    also = f" (so are {some([_place(row, origin) for row, _ in others])})" if others else ""
     problems.add(
-        f"{_place(first, source)} and {_place(other, source)} {same}, who {what}{also}: if they are one person, "
+        f"{_place(first, origin)} and {_place(other, origin)} {same}, who {what}{also}: if they are one person, "
         f"{if_one}; if they are two, {if_two}",
         row=first.number,
     )
 
 
-def _place(row: Row, source: str) -> str:
+def _place(row: Row, origin: str) -> str:
     """Returns the folder of the row's patient, or its file, relative to the root."""
-    if source == TAG:
+    if origin == TAG:
         return row.file
     return "".join(f"{part}/" for part in pathlib.PurePath(row.file).parts[: 2 + (row.split is not None)])

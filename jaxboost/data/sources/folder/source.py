@@ -132,7 +132,7 @@ def load(
     all_rows = layouts.read_rows(folder, problems, masks_path)
     rows, known = _rows_and_classes(folder, all_rows, classes, problems, multi_label)
     info = _info(name, size, ndim, known, multi_label)
-    targets = labels.encode(rows, info.classes, problems, multi_label=multi_label)
+    targets = labels.to_numbers(rows, info.classes, problems, multi_label=multi_label)
     labels.check_splits(rows, info.classes, problems, multi_label=multi_label)
     paths = layouts.locate(folder, rows, ndim, problems, masks_path)
     options = {"multi_label": multi_label, "allow_mixed": allow_mixed_patients}
