@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to see, and phrases that its messages have in common."""
+"""The exception for users' mistakes, and phrases that several of its messages use."""
 
 import difflib
 import pathlib
@@ -8,8 +8,8 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A mistake that the user can correct: the scripts print its message as one line and exit with code 2.
 
-    The message says what is wrong, where, and how to fix it. Every other error is ours and keeps its
-    traceback.
+    The message says what is wrong, where, and how to fix it. Every other exception is a
+    bug of ours and keeps its traceback.
     """
 
 
@@ -17,9 +17,9 @@ def check_choice(value: str, choices: Iterable[str], what: str) -> str:
     """Returns `value` if it is one of `choices`; otherwise raises UserError that names the nearest one and all of them.
 
     Args:
-      value: what the user gave.
-      choices: what is valid.
-      what: what is chosen, as the user knows it, such as "config field model.backbone".
+      value: the user's value.
+      choices: the valid values.
+      what: the name of the value, for the message, such as "config field model.backbone".
     """
     choices = list(choices)
     if value in choices:
@@ -34,9 +34,9 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 
 def missing_extra(extra: str) -> str:
-    """How a user gets the packages of one of the project's extras, such as "dicom", for the end of a message."""
+    """Returns how to install an extra of this package, such as "dicom", for the end of a message."""
     install = f"`pip install 'jaxboost[{extra}]'`"
-    # The package of a checkout lies beside its project file.
+    # In a checkout, the project file is in the folder above this package.
     is_checkout = (pathlib.Path(__file__).parents[1] / "pyproject.toml").is_file()
     return (
         f"run this with `uv run --extra {extra.replace(',', ' --extra ')} ...`, or {install}"

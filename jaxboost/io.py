@@ -1,4 +1,4 @@
-"""Files: atomic writes, digests, JSON with a size limit, and messages for refused writes."""
+"""Helpers for files: atomic writes, digests, JSON with a size limit, and messages for writes that fail."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ from typing import Any
 
 from jaxboost.errors import UserError
 
-# No JSON file of this package is nearly as large.
+# Limit for reading. The JSON files of this package are far smaller.
 MAX_JSON_BYTES = 64 << 20
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _REMEDIES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "your quota is used up: make room, or ask for more",
-    errno.EFBIG: "it is a limit on the size of files: raise it (`ulimit -f`)",
+    errno.EFBIG: "the size of files is limited: raise the limit (`ulimit -f`)",
     errno.EROFS: "the file system is read-only: mount it for writing, or write elsewhere",
     errno.EACCES: "get the right to write there, or write elsewhere",
     errno.EPERM: "get the right to write there, or write elsewhere",
@@ -35,14 +35,14 @@ _REMEDIES = {
     errno.ENOTDIR: "the folder is gone: a file is in its place",
     errno.ESTALE: "the folder is gone: it was removed or unmounted on its server",
     errno.ENAMETOOLONG: "give a shorter name",
-    errno.EMFILE: "it is a limit on the number of open files: raise it (`ulimit -n`)",
-    errno.ENFILE: "the machine has too many files open: end what opens them",
+    errno.EMFILE: "the number of open files is limited: raise the limit (`ulimit -n`)",
+    errno.ENFILE: "the machine has too many open files: end other programs",
     errno.ENODEV: "the disk is gone: connect it again",
     errno.ENXIO: "the disk is gone: connect it again",
 }
 # Only writing raises these, so commands report them wherever they occur. Reading may raise the others too.
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# The folder is gone: it may be half removed, so nothing can be said about the files in it.
+# The folder is gone. It may be partly removed, so messages say nothing about the files in it.
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ENXIO)
 
 
@@ -57,9 +57,9 @@ def is_of_disk(error: OSError) -> bool:
 
 
 def os_error(error: Exception) -> OSError | None:
-    """The operating system's error that an exception is or quotes; None for other exceptions.
+    """Returns the OSError behind an exception: the exception itself, or one made from its text; None if there is none.
 
-    TensorStore, which Orbax writes with, and safetensors raise errors of their own and quote the system's number.
+    TensorStore (which Orbax uses for writing) and safetensors raise other exceptions, whose text has the error number.
     """
     if isinstance(error, OSError):
         return error
@@ -78,8 +78,8 @@ def writing(what: object, then: Callable[[], str] = str) -> Iterator[None]:
     """Reports a refused write in the `with` block as one line with the cause and the remedy.
 
     Args:
-      what: the file or folder, in words that the user knows.
-      then: returns the rest of the message, such as which checkpoint is complete.
+      what: the file or folder, for the message.
+      then: returns the end of the message, such as which checkpoint is complete.
 
     Raises:
       UserError: the system refuses to write.
@@ -118,12 +118,12 @@ def check_free_space(folder: pathlib.Path, needed: int, what: str, fix: str = "m
     """Raises UserError if there is less space than `needed`.
 
     Args:
-      folder: to be written into; it need not exist yet.
+      folder: where the files will be written; it need not exist yet.
       needed: number of bytes.
-      what: is written, for the message.
+      what: what will be written, for the message.
       fix: what the user can do.
     """
-    # Unlike pathlib's, this `exists` has an answer for a folder that may not be looked into, too.
+    # Unlike pathlib's `exists`, this one does not raise an error below a folder without permissions.
     existing = next(each for each in (folder, *folder.absolute().parents) if os.path.exists(each))
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -132,7 +132,7 @@ def check_free_space(folder: pathlib.Path, needed: int, what: str, fix: str = "m
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file in UTF-8 atomically, also with respect to a power cut.
+    """Writes a file in UTF-8 atomically, and syncs it to disk, so that it survives a power cut.
 
     Raises:
       OSError: it cannot be written; an existing file is unchanged.
@@ -221,10 +221,10 @@ _KINDS = (
 
 
 def irregular(path: str | os.PathLike[str]) -> str:
-    """The kind of a path, or of the target of a link, that is not a regular file, such as "a named pipe".
+    """Returns what a path is if it is not a regular file, such as "a named pipe". Links are followed.
 
     Returns:
-      "" for a regular file, and where the path cannot be examined: then opening it raises the reason.
+      "" for a regular file. "" also if the path cannot be examined: opening it then raises the reason.
     """
     try:
         mode = os.stat(path).st_mode

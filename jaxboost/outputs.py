@@ -1,4 +1,4 @@
-"""Checks of a command's outputs before it computes: it never overwrites its inputs, or files that it did not write."""
+"""Checks a command's outputs before it computes: it never overwrites its inputs, or files that it did not write."""
 
 import errno
 import os
@@ -15,10 +15,10 @@ def check_file(path: pathlib.Path, flag: str, *, kind: str, is_ours: Callable[[p
     """Checks the file that a flag names as the output.
 
     Args:
-      path: of the file.
-      flag: such as "--out".
-      kind: of the file that the command writes, for the message.
-      is_ours: tells whether an existing file that is not empty was written by the command before.
+      path: the file.
+      flag: the flag, such as "--out".
+      kind: the kind of file that the command writes, for the message.
+      is_ours: returns whether an existing file that is not empty was written by this command earlier.
 
     Raises:
       UserError: it is a folder, a device or a file of another kind; its folder is missing or cannot be written.
@@ -42,7 +42,7 @@ def check_folder(path: pathlib.Path, flag: str) -> None:
     """Raises UserError if `path`, which a flag names, cannot be created: its folder is missing or cannot be written."""
     if not path.parent.is_dir():
         raise UserError(f"{flag} {path}: there is no folder {path.parent}: make it first")
-    # By writing: permissions do not show that a file system is read-only.
+    # Tested by writing, because permissions do not show that a file system is read-only.
     with io.writing(f"{flag} {path}"), tempfile.TemporaryFile(dir=path.parent):
         pass
     try:
@@ -62,7 +62,7 @@ def check_not_among(path: pathlib.Path, flag: str, inputs: Iterable[pathlib.Path
 
 
 def is_same(a: pathlib.Path, b: pathlib.Path) -> bool:
-    """Whether two names are of the same file or folder, which need not exist."""
+    """Whether two paths are the same file or folder; they need not exist."""
     try:
         return os.path.samefile(a, b)
     except OSError:
@@ -76,13 +76,13 @@ def is_inside(path: pathlib.Path, folder: pathlib.Path) -> bool:
 
 
 def check_figures(path: str, flag: str) -> None:
-    """Checks the JSON file of figures that a flag names; nothing if the flag is empty. See `check_file`."""
+    """Checks the JSON file of results that a flag names; does nothing if the flag is empty. See `check_file`."""
     if path:
-        check_file(pathlib.Path(path), flag, kind="a JSON file of figures", is_ours=_is_json_object)
+        check_file(pathlib.Path(path), flag, kind="a JSON file of results", is_ours=_is_json_object)
 
 
 def write_figures(path: str, figures: dict[str, Any]) -> None:
-    """Writes a JSON file of figures. Raises UserError where the system refuses."""
+    """Writes a JSON file of results. Raises UserError if the file cannot be written."""
     with io.writing(path):
         io.write_text(pathlib.Path(path), io.to_json(figures, indent=2) + "\n")
 

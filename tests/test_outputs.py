@@ -181,7 +181,7 @@ def test_a_block_that_another_process_makes_meanwhile_stays(tmp_path, monkeypatc
 def test_figures_replace_figures_alone(content, allowed, tmp_path):
     (tmp_path / "figures.json").write_text(content)
     if not allowed:
-        with pytest.raises(UserError, match=r"--json .* already exists and is not a JSON file of figures"):
+        with pytest.raises(UserError, match=r"--json .* already exists and is not a JSON file of results"):
             outputs.check_figures(str(tmp_path / "figures.json"), "--json")
         return
     outputs.check_figures(str(tmp_path / "figures.json"), "--json")

@@ -1,4 +1,4 @@
-"""Arrays that are computed once and kept in an .npz file: checked when read, set aside when damaged."""
+"""Cached arrays in .npz files. They are checked when they are read; a damaged file is renamed."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 def read(
     path: pathlib.Path,
     names: Sequence[str],
-    check: Callable[[Mapping[str, np.ndarray]], T],
+    convert: Callable[[Mapping[str, np.ndarray]], T],
     *,
     most_bytes: float = math.inf,
 ) -> T | None:
@@ -28,18 +28,17 @@ def read(
 
     Args:
       path: the file.
-      names: of the arrays to read.
-      check: converts the arrays, and raises UserError, ValueError, TypeError or KeyError where they are damaged.
+      names: names of the arrays to read.
+      convert: converts the arrays, and raises UserError, ValueError, TypeError or KeyError if they are damaged.
       most_bytes: limit for all arrays together; a damaged header may ask for any amount of memory.
 
     Returns:
-      The value of `check`; None where the arrays have to be computed: there is no file, or it is damaged. A damaged
-      file is set aside, with a warning.
+      The value of `convert`; None if there is no file, or if it is damaged. A damaged file is renamed, with a warning.
     """
     if not path.exists():
         return None
     try:
-        return check(open_npz(path, names, most_bytes=most_bytes))
+        return convert(open_npz(path, names, most_bytes=most_bytes))
     except (UserError, ValueError, TypeError, KeyError, MemoryError) as error:
         logger.warning("the cached arrays in %s are damaged and are computed again: %s", path.name, error)
     try:

@@ -25,7 +25,7 @@ class DatasetInfo:
       channels: 1 or 3, as stored.
       ndim: spatial dimensions, 2 or 3.
       size: edge length S in pixels.
-      n_samples: samples per split: the published numbers or, once loaded, the actual ones; empty where unknown.
+      n_samples: samples per split: the published numbers or, once loaded, the actual ones; empty if unknown.
       license: licence of the data.
     """
 
@@ -45,20 +45,20 @@ class DatasetInfo:
 
 
 class MappedRows:
-    """Rows of memory-mapped arrays: takes the place of an array in a `Split` that is too large for memory.
+    """Rows of memory-mapped arrays, for a `Split` whose array is too large for memory.
 
     A row is read from disk when it is indexed; `np.asarray` reads all of them.
 
     Attributes:
       shape: (n, ...).
-      dtype: of the arrays.
+      dtype: type of the values.
     """
 
     def __init__(self, parts: "Sequence[np.ndarray | MappedRows]", rows: np.ndarray | None = None):
         """Concatenates arrays without reading them.
 
         Args:
-          parts: the arrays, of the same shape but for their length.
+          parts: the arrays; their shapes may differ in the first axis only.
           rows: indices into the concatenation, int (n,); None: all rows.
         """
         self._parts = parts
@@ -85,7 +85,7 @@ class MappedRows:
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError("rows of several arrays make no array without a copy")
+            raise ValueError("MappedRows cannot become one array without a copy")
         return np.array(list(self), dtype or self.dtype).reshape(self.shape)
 
     def take(self, rows: np.ndarray) -> "MappedRows":
@@ -99,7 +99,7 @@ class Split:
 
     Attributes:
       images: uint8 (n, S, S, C) or (n, S, S, S, C) with values 0..255; or float32 features (n, d, W). Large ones stay
-        on disk: an np.memmap, or `MappedRows` after samples were selected or pooled.
+        on disk, as an np.memmap, or as `MappedRows` after samples were selected or joined.
       labels: int64 (n, L).
       groups: patients, str (n,); None: unknown, every sample counts as its own patient.
       names: files, str (n,), or None.
@@ -115,7 +115,7 @@ class Split:
 
     @property
     def patients(self) -> np.ndarray:
-        """`groups`, or `names` where the patients are unknown, str (n,)."""
+        """`groups`, or `names` if the patients are unknown, str (n,)."""
         found = self.names if self.groups is None else self.groups
         if found is None:
             raise ValueError("samples without patients have no names either")
@@ -127,7 +127,7 @@ class Split:
         return Split(**{name: None if array is None else _take(array, rows) for name, array in fields.items()})
 
     def named(self, split: str) -> "Split":
-        """The samples with names: `{split}/{index}` where they have none."""
+        """Returns the split with names; if it has none, they are `{split}/{index}`."""
         if self.names is not None:
             return self
         return dataclasses.replace(self, names=np.array([f"{split}/{index}" for index in range(len(self))]))
@@ -139,9 +139,9 @@ class Dataset:
 
     Attributes:
       info: its description.
-      splits: "train", "val" and "test"; or only "all" where there are no official splits.
+      splits: "train", "val" and "test"; or only "all" if there are no official splits.
       baselines: score name -> split -> values (n,) of a scalar score, larger for class 1, that a model should beat;
-        empty where no such score is known.
+        empty if no such score is known.
     """
 
     info: DatasetInfo
@@ -149,7 +149,7 @@ class Dataset:
     baselines: Mapping[str, Mapping[str, np.ndarray]]
 
     def pooled(self) -> "Dataset":
-        """The data set with the one split "all": every sample, with a name, in the order of the splits."""
+        """Joins all splits, in their order, to the one split "all"; every sample gets a name."""
         whole = join_splits([split.named(name) for name, split in self.splits.items()])
         baselines = {
             score: {ALL: np.concatenate([values[name] for name in self.splits])}
@@ -176,7 +176,7 @@ def data_root(root: str) -> pathlib.Path:
 
 
 def check_size(name: str, size: int, sizes: Sequence[int]) -> None:
-    """Raises UserError where `size` is not one of the `sizes` of the data set."""
+    """Raises UserError if `size` is not one of the `sizes` of the data set."""
     if size not in sizes:
         raise UserError(f"data.size={size}: {name} comes in {', '.join(map(str, sizes))}")
 
@@ -211,7 +211,7 @@ def make_split(info: DatasetInfo, split: str, images: np.ndarray, labels: np.nda
 
 
 def join_splits(splits: Sequence[Split]) -> Split:
-    """Concatenates splits; `groups` and `names` are kept only where every split has them."""
+    """Concatenates splits. The result has `groups` and `names` only if every split has them."""
     arrays = {}
     for field in dataclasses.fields(Split):
         parts = [getattr(split, field.name) for split in splits]

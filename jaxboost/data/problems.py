@@ -6,13 +6,13 @@ import pathlib
 from jaxboost.errors import UserError
 
 _LISTED = 12
-_LONGEST_REASON = 160
+_MAX_REASON = 160
 
 logger = logging.getLogger(__name__)
 
 
 class ProblemError(Exception):
-    """What is wrong with one file, without its name. `Problems` collects it; it is never shown alone."""
+    """A problem with one file; the message does not name the file. `Problems` collects it and adds the name."""
 
 
 class Problems:
@@ -27,8 +27,8 @@ class Problems:
 
         Args:
           text: what is wrong and how to fix it.
-          row: the row of labels.csv that it is about; 0 if it is about no single row.
-          file: the file that it is about; "" if it is about no single file.
+          row: the row of labels.csv that has the problem; 0 if it concerns no single row.
+          file: the file that has the problem; "" if it concerns no single file.
         """
         where = ", ".join(part for part in (f"row {row}" if row else "", file) if part)
         self._found.append((row, f"{where}: {text}" if where else text))
@@ -45,7 +45,7 @@ class Problems:
         if len(texts) > _LISTED:
             for text in texts:
                 logger.error("%s", text)
-            more = f"; and {len(texts) - _LISTED} more, all listed in the lines before"
+            more = f"; and {len(texts) - _LISTED} more, all listed in the lines above"
         count = "1 problem" if len(texts) == 1 else f"{len(texts)} problems"
         rows = " (rows of labels.csv)" if any(row for row, _ in self._found) else ""
         raise UserError(f"{self._folder}: {count} to fix{rows}: {'; '.join(texts[:_LISTED])}{more}")
@@ -54,4 +54,4 @@ class Problems:
 def reason(error: Exception) -> str:
     """Returns the message of another package's exception on one line, shortened if it is long."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
+    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}..."

@@ -1,7 +1,7 @@
 """All data sets, by source and name: the only module that knows every source.
 
-A source is a module with `describe(name, size, *, root, **options)` and `load(name, *, size, root, **options)`; one of
-published data sets also has `names()`. A new source is such a module and a row here.
+A source is a module with `describe(name, size, *, root, **options)` and `load(name, *, size, root, **options)`; a
+module of published data sets also has `names()`. To add a source, write such a module and add a row here.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ class _Source:
     """A source of data sets.
 
     Attributes:
-      module: describes and loads them.
+      module: the module that describes and loads them.
       describe_options: options of `module.describe`, with their defaults.
-      load_options: those of `module.load`.
-      check_splits: whether its official splits have to be checked; published ones are known to be right, and a
-        folder's are checked as it is read.
+      load_options: options of `module.load`, with their defaults.
+      check_splits: whether the official splits are checked after loading. Published splits are known to be right, and
+        the splits of a folder are checked while it is read.
     """
 
     module: ModuleType
@@ -37,11 +37,11 @@ class _Source:
 PUBLISHED = ""
 _PUBLISHED = (_Source(module=medmnist), _Source(module=lidc))
 _TFDS = _Source(module=tfds_source, check_splits=True)
-_FOLDER_DESCRIBED_BY = {"ndim": 2, "classes": (), "multi_label": False, "masks": ""}
+_FOLDER_OPTIONS = {"ndim": 2, "classes": (), "multi_label": False, "masks": ""}
 _FOLDER = _Source(
     module=folder_source,
-    describe_options=_FOLDER_DESCRIBED_BY,
-    load_options=_FOLDER_DESCRIBED_BY | {"allow_mixed_patients": False, "window": (), "spacing": 0.0},
+    describe_options=_FOLDER_OPTIONS,
+    load_options=_FOLDER_OPTIONS | {"allow_mixed_patients": False, "window": (), "spacing": 0.0},
 )
 SOURCES = (PUBLISHED, folder_source.SOURCE, f"{tfds_source.PREFIX}NAME")
 
@@ -60,7 +60,7 @@ def describe_dataset(name: str, size: int, *, source: str = PUBLISHED, root: str
     No data file is read, except in a user's folder without `classes`.
 
     Args:
-      name: of a published data set, or the name that a user gives the data set in `root`; not used with "tfds:NAME".
+      name: a published data set, or the user's name for the data set in `root`; not used with "tfds:NAME".
       size: edge length S in pixels.
       source: "": a published data set; "folder": the user's files in `root`; "tfds:NAME": a prepared data set of
         tensorflow-datasets, see `sources.tfds_source`.
@@ -77,7 +77,7 @@ def describe_dataset(name: str, size: int, *, source: str = PUBLISHED, root: str
 
 
 def load(name: str, *, source: str = PUBLISHED, size: int, root: str, **options: Any) -> Dataset:
-    """Loads a data set at `size` pixels from the folder `root`, "" for the default, see `dataset.data_root`.
+    """Loads a data set at `size` pixels from the folder `root`; "" is the default folder, see `dataset.data_root`.
 
     Missing MedMNIST files are downloaded. The LIDC shapes are computed on first use. A user's folder without splits
     has the one split "all"; other data sets have their official ones.
@@ -87,11 +87,11 @@ def load(name: str, *, source: str = PUBLISHED, size: int, root: str, **options:
       source: as for `describe_dataset`.
       size: edge length S in pixels.
       root: folder of the data.
-      **options: of a user's folder, see `sources.folder.source.load`.
+      **options: options of a user's folder, see `sources.folder.source.load`.
 
     Raises:
       UserError: the source, data set or size does not exist; a file is altered, missing or unreadable; an option is for
-        a user's folder only; or anything is wrong with a user's folder.
+        a user's folder only; or a user's folder has problems.
     """
     row, known_as = _find(source, name)
     accepted = _accepted(row.load_options, options, source or name)
@@ -112,13 +112,13 @@ def _find(source: str, name: str) -> tuple[_Source, str]:
     if name in dataset_names():
         raise UserError(
             f"config field data.name: {name!r} is a published data set, and data.source={source!r} is your own: "
-            "give it a name of its own"
+            "give it another name"
         )
     return _FOLDER, name
 
 
 def _accepted(defaults: Mapping[str, Any], options: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The options to pass on; those of a folder are refused where they are given for another data set."""
+    """Returns the options for the source. Raises UserError if an option of a folder is set for another source."""
     if defaults:
         return {**defaults, **options}
     for field, value in options.items():

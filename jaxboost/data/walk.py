@@ -1,8 +1,8 @@
-"""The contents of a folder: every regular file once, and everything that is left out, with the reason.
+"""Lists a folder: every regular file once, and everything that is left out, with the reason.
 
-Training and prediction walk folders through this module alone, so both find the same files. Links are followed. A
+Training and prediction list folders only with this module, so both find the same files. Links are followed. A
 folder that has several names is read once: under its own name if it has one below the root, otherwise under the first
-link. A loop of links therefore ends. Only names are read: no file is opened, and only links are asked for their type.
+link. A loop of links therefore ends. Only names are read: no file is opened, and only links need a further system call.
 """
 
 import collections
@@ -17,7 +17,7 @@ from jaxboost.io import irregular
 _LISTED = 12  # names in a message
 HIDDEN = "hidden files and folders"
 SYSTEM = "thumbnails and other files that systems make"
-AGAIN = "links to what is read under another name"
+AGAIN = "links to files and folders that are read under another name"
 LOOP = "links that lead back to a folder that contains them"
 UNREAD = "links and other entries that cannot be read"
 # Folders that NAS devices, macOS and Windows make, in lower case. Hidden ones start with a dot and need no entry.
@@ -46,7 +46,7 @@ class Listing:
       files: name -> path, sorted part by part.
       folders: names of the folders that were read.
       same_folders: name of a folder -> the other name under which it is read.
-      broken: name -> what is wrong: a link to nothing, a file that was not fetched, a pipe, or two equal names.
+      broken: name -> problem: a link to nothing, a file that was not fetched, a pipe, or two equal names.
       unreadable: name of a folder -> why it cannot be listed.
       left_out: reason -> names; names of folders end with "/".
       links: names of the files that are links.
@@ -71,7 +71,7 @@ class Listing:
         return os.path.join(self._parents[path.parent], path.name)
 
     def repeated(self, names: Iterable[str]) -> dict[str, str]:
-        """Returns which of the files `names` are the same file as another of them: link -> name of that file."""
+        """Finds links among the files `names` whose target is also among them: link -> name of the target."""
         # The file itself comes before links to it.
         ordered = sorted(names, key=lambda name: name in self.links)
         if not ordered or ordered[-1] not in self.links:
@@ -82,14 +82,14 @@ class Listing:
 
 
 def walk(folder: pathlib.Path, *, skip: pathlib.Path | None = None) -> Listing:
-    """Lists everything below `folder`, whatever its ending.
+    """Lists everything below `folder`, with any file ending.
 
     Args:
       folder: the folder, which exists.
       skip: a folder below it that is not walked, such as the folder of masks.
 
     Returns:
-      The files and folders, and what is left out.
+      The files and folders, and the names that are left out.
     """
     listing = Listing()
     skipped = _identity(skip) if skip is not None and skip.exists() else None
@@ -159,7 +159,7 @@ def _left_out(name: str) -> str:
     """Returns why an entry of this name is left out, "" if it is not."""
     folded = name.lower()
     if folded.startswith("."):
-        # macOS writes resource forks beside every file of a foreign disk: the user did not hide them.
+        # macOS writes a resource fork for every file on disks of other systems: the user did not hide these files.
         return SYSTEM if folded.startswith(("._", ".appledouble", ".ds_store")) else HIDDEN
     if folded in MACHINE_MADE or folded in _THUMBNAILS or folded in _SYSTEM_FILES:
         return SYSTEM
@@ -175,7 +175,9 @@ def is_machine_made(name: str) -> bool:
 def _not_here(name: str, present: Collection[str]) -> tuple[str, str] | None:
     """Returns the name of the file that the placeholder `name` stands for, and how to fetch it; otherwise None."""
     if name.endswith(".dvc") and len(name) > 4 and name[:-4] not in present:
-        return name[:-4], f"is kept by DVC and not here: fetch it with `dvc pull`, or remove {printable(name)}"
+        return name[
+            :-4
+        ], f"is tracked by DVC and was not fetched: fetch it with `dvc pull`, or remove {printable(name)}"
     if name.startswith(".") and name.endswith(".icloud") and name[1:-7] not in present:
         return name[1:-7], "is in iCloud and not on this machine: download it in the Finder"
     return None
@@ -203,7 +205,7 @@ def unreadable(path: str | os.PathLike[str]) -> str:
 
 
 def not_fetched(path: pathlib.Path) -> str:
-    """Returns why a file that no reader accepts lacks its real content, "" if it has it.
+    """Returns why a file that no reader accepts does not have its real content; "" if it has.
 
     Git LFS and git-annex leave a small text in place of a file that was not fetched. Servers answer a download that
     fails with a web page.

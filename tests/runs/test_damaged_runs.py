@@ -273,7 +273,7 @@ def test_a_splits_file_that_is_damaged(whole, run, pictures):
             (run / "splits.csv").mkdir()
         else:
             (run / "splits.csv").write_bytes(content)
-        with pytest.raises(UserError, match=r"splits\.csv.*where it was damaged, remove it"):
+        with pytest.raises(UserError, match=r"splits\.csv.*if it is damaged, remove it"):
             datasets.own_splits(make_config(pictures), run).load()
     (run / "splits.csv").rmdir()
     splits = datasets.own_splits(make_config(pictures), run)

@@ -129,7 +129,7 @@ def test_a_limit_on_files(tmp_path):
 
     with contextlib.ExitStack() as stack:
         message = save_until_refused(tmp_path / "run", limit)
-    assert "cannot be written (File too large): it is a limit on the size of files: raise it (`ulimit -f`)" in message
+    assert "cannot be written (File too large): the size of files is limited: raise the limit (`ulimit -f`)" in message
     assert_whole(tmp_path / "run", message)
 
 

@@ -90,7 +90,7 @@ class Augment:
         return tuple(name for name in (*_RANDOM_2D, *_RANDOM_3D) if getattr(self, name))
 
     def check(self, ndim: int) -> None:
-        """Raises UserError where a field is out of range, or is not for images of `ndim` dimensions, 2 or 3."""
+        """Raises UserError if a field is out of range, or is not for images of `ndim` dimensions, 2 or 3."""
         other, dimensions = (_RANDOM_3D, 3) if ndim == 2 else (_ONLY_2D, 2)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -101,8 +101,8 @@ class Augment:
                 )
         self._check_ranges()
 
-    def check_encoded(self) -> None:
-        """Raises UserError where a field is out of range, or needs images while training uses precomputed features."""
+    def check_features(self) -> None:
+        """Raises UserError if a field is out of range, or needs images while training uses precomputed features."""
         if fields := self.random_fields:
             raise UserError(
                 f"config field augment.{fields[0]}: {getattr(self, fields[0])!r} changes images, but the encoder that "
@@ -126,7 +126,7 @@ class Augment:
 def augment_image(image: np.ndarray, rng: np.random.Generator, augment: Augment, *, image_size: int) -> np.ndarray:
     """Augments a 2-D image in timm's order: crop, flips, RandAugment, color jitter.
 
-    timm itself leaves out the jitter where it uses RandAugment.
+    timm leaves out the jitter if it uses RandAugment.
 
     Args:
       image: uint8 (S', S', C), C = 1 or 3.
@@ -206,8 +206,8 @@ def augment_volume(volume: np.ndarray, rng: np.random.Generator, augment: Augmen
     return volume
 
 
-# A rotation of the cube moves axis axes[i] to axis i, reversed where signs[i] is -1. Half of the 48 combinations are
-# reflections, whose matrix has the determinant -1.
+# A rotation of the cube moves axis axes[i] to axis i, and reverses it if signs[i] is -1. Half of the 48 combinations
+# are reflections, whose matrix has the determinant -1.
 _ROTATIONS = tuple(
     (axes, signs)
     for axes in itertools.permutations(range(3))

@@ -1,6 +1,6 @@
 """Batches for training and evaluation, with grain.
 
-Splits are in memory as stored, or memory-mapped where they are large. Images are resized and augmented when they are
+Splits are in memory as stored, or memory-mapped if they are large. Images are resized and augmented when they are
 read, in grain's threads: Pillow releases the global interpreter lock, so all cores are used, and memory holds only the
 stored split and a few batches (OCTMNIST's training split alone would be 4.9 GB at 224 pixels). The random numbers of an
 augmentation depend only on the seed and the position in the training order.
@@ -40,7 +40,7 @@ class SplitSource:
         return len(self._labels)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        # A plain array also where the split is memory-mapped.
+        # A plain array, also if the split is memory-mapped.
         image = np.asarray(self._images[index]).view()
         image.flags.writeable = False
         return {"image": image, "label": self._labels[index]}
@@ -81,8 +81,8 @@ class EpochOrder:
     """The sample index at each position of an endless training order with epochs of `size` samples.
 
     An epoch draws ceil(size / repeats) samples, repeats each draw `repeats` times (the last one perhaps fewer times),
-    and shuffles all of them: the repeats of an image are anywhere in one epoch. (The reference's sampler, for one
-    process, puts them next to each other, so that they are in one batch.) Draws are
+    and shuffles all of them: the repeats of an image are anywhere in one epoch. (The sampler of
+    the reference code, in one process, puts them next to each other, so that they are in one batch.) Draws are
 
     * uniform: a random subset of the split without replacement, new in each epoch;
     * balanced: from each class of the split in turn. A class draws all its samples in random order before it draws one
@@ -304,7 +304,7 @@ def _check(split: Split, batch_size: int, image_size: int | None, process_count:
     if batch_size < 1 or batch_size % process_count:
         raise UserError(f"batch size {batch_size} is not a positive multiple of the {process_count} processes")
     if split.images.ndim == 3:
-        augment.check_encoded()
+        augment.check_features()
     else:
         augment.check(split.images.ndim - 2)
         if augment.shift >= (size := split.images.shape[1]):

@@ -18,7 +18,7 @@ SUFFIX = ".npy"
 MAX_PIXELS = 2**26
 MAX_VOXELS = 2**29
 # Values that are converted to levels at a time: their copies in float64 take 32 MiB.
-_BLOCK = 2**22
+_CHUNK_VALUES = 2**22
 _SLAB_VALUES = 2**18
 # Bytes of an .npy file's header; the header of an array of numbers has about 100.
 _MAX_HEADER = 10_000
@@ -110,7 +110,7 @@ def check_numbers(values: np.ndarray, nan: float | None = None) -> np.ndarray:
     if nan is None:
         raise ProblemError(
             f"has {wrong} values that are NaN or infinite, of {values.size}: set data.nan=0 (or another number) to"
-            " read them as that"
+            " replace them"
         )
     if not values.flags.writeable:
         values = values.copy()
@@ -145,7 +145,9 @@ def check_window(window: Sequence[float]) -> None:
     """Raises UserError if data.window is neither empty nor a range."""
     numbers = all(isinstance(end, int | float) for end in window)
     if window and not (numbers and len(window) == 2 and np.isfinite(window).all() and window[0] < window[1]):
-        raise UserError(f"data.window={tuple(window)}: give (low, high) with low below high, or () for each file's own")
+        raise UserError(
+            f"data.window={tuple(window)}: give (low, high) with low below high, or () for the range of each file"
+        )
 
 
 def nan_value(text: str) -> float | None:
@@ -169,8 +171,8 @@ def check_limits(max_pixels: int, max_voxels: int) -> None:
 def to_levels(values: np.ndarray, window: Sequence[float] = ()) -> np.ndarray:
     """Converts values to float32 levels: 0 at the lower end of the window and below, 255 at its upper end and above.
 
-    False and True become 0 and 255. Without a window, 8-bit values are levels already; of others the least and the
-    greatest value, which must differ, become 0 and 255.
+    False and True become 0 and 255. Without a window, 8-bit values are levels already; of other types the least and
+    the greatest value, which must differ, become 0 and 255.
     """
     if values.dtype == np.bool_:
         return values.astype(np.float32) * 255
@@ -232,7 +234,7 @@ def to_bytes(values: np.ndarray, window: Sequence[float] = (), *, inverted: bool
         table = rounded(np.arange(2 ** (8 * unsigned.itemsize), dtype=unsigned).view(values.dtype.newbyteorder("=")))
         return table[np.ascontiguousarray(values).astype(values.dtype.newbyteorder("="), copy=False).view(unsigned)]
     levels = np.empty(values.shape, np.uint8)
-    rows = max(1, _BLOCK * len(values) // values.size)
+    rows = max(1, _CHUNK_VALUES * len(values) // values.size)
     for start in range(0, len(values), rows):
         levels[start : start + rows] = rounded(values[start : start + rows])
     return levels

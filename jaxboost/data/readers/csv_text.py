@@ -16,8 +16,8 @@ _SEPARATORS = (",", ";", "\t")
 _FIRST_LINE = re.compile(r"[^\r\n]*")
 _SEPARATOR_LINE = re.compile(r'"?sep=([,;\t])"?[ \t]*\r?\n', re.IGNORECASE)
 _COMMENT = re.compile(r"#[^\r\n]*(?:\r\n|\r|\n)")
-# A row of a million images has some 100 bytes.
-_MOST_BYTES = 1 << 30
+# A row has about 100 bytes, so a table of a million images has 100 MB.
+_MAX_BYTES = 1 << 30
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _ARCHIVES = ((b"PK\x03\x04", "an Excel or a zip file"), (b"\xd0\xcf\x11\xe0", "an Excel file"), (b"\x1f\x8b", "a gzip"))
 
@@ -31,7 +31,7 @@ def read(path: pathlib.Path) -> str:
     if reason := "" if path.is_dir() else unreadable(path):
         raise UserError(f"{path}: {reason}")
     try:
-        if (size := path.stat().st_size) > _MOST_BYTES:
+        if (size := path.stat().st_size) > _MAX_BYTES:
             raise UserError(f"{path}: has {size} bytes, too many for a table of labels: leave other columns out")
         content = path.read_bytes()
     except OSError as error:

@@ -27,7 +27,7 @@ def read_dicom(path: pathlib.Path, *, max_pixels: int = MAX_PIXELS, nan: float |
 
     Raises:
       ProblemError: it is not a DICOM file, holds no image or several, has a compression that no installed package can
-        read, is damaged, or its tags leave the meaning of its values open.
+        read, is damaged, or its tags do not define the meaning of its values.
     """
     with open_dicom(path) as file:
         layout = read_layout(file, max_pixels)

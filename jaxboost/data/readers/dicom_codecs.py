@@ -1,8 +1,8 @@
 """Decompresses pixel data of DICOM files. Needs the package imagecodecs (the extra `dicom`).
 
 The size in the header of the compressed image is compared with the tags before it is decoded. imagecodecs decodes all
-compressions. GDCM is not used because it ends the whole process at some damaged files and reads neither 12-bit JPEG nor
-HTJ2K; pydicom decodes run lengths byte by byte and without a limit.
+compressions. GDCM is not used because some damaged files make it end the process, and it reads neither 12-bit JPEG
+nor HTJ2K; pydicom decodes run lengths byte by byte and without a limit.
 """
 
 import dataclasses
@@ -61,9 +61,9 @@ def decompress(value: bytes, syntax: uid.UID, layout: "Layout") -> tuple[np.ndar
     if (stream.rows, stream.columns, stream.components) != (layout.rows, layout.columns, layout.samples):
         found = f"{stream.rows} x {stream.columns} pixels of {stream.components} samples"
         said = f"{layout.rows} x {layout.columns} of {layout.samples}"
-        raise ProblemError(f"holds a compressed image of {found}, where its tags say {said}: correct its tags")
+        raise ProblemError(f"holds a compressed image of {found}, but its tags say {said}: correct its tags")
     if stream.precision > layout.allocated:
-        text = f"holds a compressed image of {stream.precision} bits, where its tags say {layout.allocated}"
+        text = f"holds a compressed image of {stream.precision} bits, but its tags say {layout.allocated}"
         raise ProblemError(f"{text}: correct its tags")
     try:
         pixels, colours = _decode(frame, stream, syntax, layout, codecs)
@@ -124,7 +124,7 @@ def _with_sign(pixels: np.ndarray, stream: _Stream, syntax: uid.UID, layout: "La
             pixels = (bits << bits.dtype.type(unused)).view(f"{kind}{size // 8}")
             pixels = pixels >> pixels.dtype.type(unused)
         if syntax in _LOSSY:
-            # If the codec works with more bits than are stored, lossy values can lie a little outside of their range.
+            # If the codec works with more bits than are stored, lossy values can be slightly outside of their range.
             least = -(2 ** (layout.stored - 1)) if layout.signed else 0
             info = np.iinfo(pixels.dtype)
             pixels = np.clip(pixels, max(least, info.min), min(least + 2**layout.stored - 1, info.max))

@@ -22,7 +22,8 @@ _PADDING = {
     "FloatPixelData": ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
     "DoubleFloatPixelData": ("DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit"),
 }
-# Alternatives of a step; the tags of one alternative belong together. A dataset with one of them gives all tags.
+# Alternatives of a step. The tags of an alternative are used together. All tags of a step come from one dataset: the
+# first one that has all tags of any alternative.
 _RESCALE = (("RescaleSlope",), ("RescaleIntercept",), ("ModalityLUTSequence",))
 _VOI = (("WindowCenter", "WindowWidth"), ("VOILUTSequence",))
 # Functional group of a step, and its alternatives.
@@ -64,7 +65,7 @@ def to_grey(pixels: np.ndarray, layout: Layout, header: pydicom.Dataset, nan: fl
 
 
 def _is_inverted(photometric: str, header: pydicom.Dataset) -> bool:
-    """Returns whether the least value is white. PresentationLUTShape must agree; it does not invert again."""
+    """Returns whether the least value is white. PresentationLUTShape must agree; it does not invert a second time."""
     inverted = photometric == "MONOCHROME1"
     shape = word(header, "PresentationLUTShape")
     if shape == "LIN OD":
@@ -93,7 +94,7 @@ def _has(dataset: pydicom.Dataset, name: str) -> bool:
 
 
 def _padding(pixels: np.ndarray, stored: np.ndarray, layout: Layout, header: pydicom.Dataset) -> np.ndarray:
-    """Returns where the samples are padding (PS3.3 C.7.5.1.1.2); the tag is a stored value, before any rescale."""
+    """Returns which samples are padding, bool (PS3.3 C.7.5.1.1.2). The tag is a stored value, before any rescale."""
     value, limit = (numbers(header, name)[:1] for name in _PADDING[layout.keyword])
     if not value:
         return np.zeros(stored.shape, np.bool_)

@@ -94,7 +94,7 @@ def _photometric(header: pydicom.Dataset) -> tuple[int, str]:
     if not photometric and samples == 1:
         command = fix("d.PhotometricInterpretation = 'MONOCHROME2'")
         text = "has no PhotometricInterpretation, so black and white could be swapped"
-        raise ProblemError(f"{text}: if its lowest value is black, {command}; if it is white, 'MONOCHROME1' in there")
+        raise ProblemError(f"{text}: if its lowest value is black, {command}; if it is white, use 'MONOCHROME1'")
     if not photometric:
         command = fix("d.PhotometricInterpretation = 'RGB'")
         raise ProblemError(f"has no PhotometricInterpretation: {command}, or 'YBR_FULL', as its source says")
@@ -160,7 +160,7 @@ def _native(file: DicomFile, layout: Layout) -> tuple[np.ndarray, str]:
     value, representation = file.read_pixels()
     padded = layout.bytes + layout.bytes % 2
     if any(value[padded:]):
-        raise ProblemError(f"has {len(value)} bytes of pixel data where its tags say {layout.bytes}: correct its tags")
+        raise ProblemError(f"has {len(value)} bytes of pixel data, but its tags say {layout.bytes}: correct its tags")
     pixels, properties = pydicom.pixels.get_decoder(file.syntax or file.encoding).as_array(
         value[:padded],
         raw=True,
@@ -194,7 +194,7 @@ def _check_length(file: DicomFile, layout: Layout) -> None:
         return
     unknown = "" if file.syntax else f" (it names no transfer syntax: if its pixels are compressed, {command})"
     raise ProblemError(
-        f"has {file.length} bytes of pixel data where its tags say {layout.bytes}: correct its tags{unknown}"
+        f"has {file.length} bytes of pixel data, but its tags say {layout.bytes}: correct its tags{unknown}"
     )
 
 

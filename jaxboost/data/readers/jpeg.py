@@ -17,18 +17,18 @@ from jaxboost.data.readers.pixels import ORIENTATION, Picture, check_pixels, upr
 
 SIGNATURE = b"\xff\xd8\xff"
 _SOS, _EOI, _APP1, _LS = 0xDA, 0xD9, 0xE1, 0xF7
-# Start of frame, without DHT, JPG and DAC, whose numbers lie between.
+# Start of frame, without DHT, JPG and DAC, whose numbers are in the same range.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Markers without a length: TEM, RSTn and SOI.
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))
 # Any other marker, which begins a segment; FF 00 is a value of the data.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 # Programs write about a dozen.
-_MOST_SCANS = 500
-_LONGEST_GAP = 2**16
+_MAX_SCANS = 500
+_MAX_GAP = 2**16
 _EXIF = b"Exif\0\0"
-# The most bytes beside the pixels, such as profiles and previews.
-_BESIDE = 2**26
+# The most bytes of other data than pixels, such as profiles and previews.
+_MAX_OTHER_BYTES = 2**26
 
 
 def read_jpeg(file: BinaryIO, max_pixels: int) -> Picture:
@@ -60,7 +60,7 @@ def read_jpeg(file: BinaryIO, max_pixels: int) -> Picture:
     if channels not in (1, 3):
         raise ProblemError(f"has {channels} channels of {bits} bits: save it in grey or RGB")
     size = os.fstat(file.fileno()).st_size
-    if size > 4 * width * height * channels + _BESIDE:
+    if size > 4 * width * height * channels + _MAX_OTHER_BYTES:
         raise ProblemError(f"has {size} bytes, far more than {width} x {height} pixels need: save it again")
     # Imported here because few files need it.
     import imagecodecs
@@ -82,7 +82,7 @@ def find_frame(file: BinaryIO) -> tuple[int, int, int, int, bytes]:
     file.read(2)
     while True:
         byte, gap = file.read(1), 0
-        while byte not in (b"\xff", b"") and gap < _LONGEST_GAP:
+        while byte not in (b"\xff", b"") and gap < _MAX_GAP:
             byte, gap = file.read(1), gap + 1
         if byte != b"\xff":
             break
@@ -110,8 +110,8 @@ def _check_scans(file: BinaryIO) -> None:
     content, position, scans = file.read(), 0, 0
     while (found := _MARKER.search(content, position)) and found[0][1] != _EOI:
         scans += found[0][1] == _SOS
-        if scans > _MOST_SCANS:
-            raise ProblemError(f"has more than {_MOST_SCANS} scans, which no program writes: save it again")
+        if scans > _MAX_SCANS:
+            raise ProblemError(f"has more than {_MAX_SCANS} scans, which no program writes: save it again")
         position = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
 
 

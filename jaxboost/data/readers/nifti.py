@@ -43,7 +43,7 @@ _RATIO = 1032
 _CHUNK_BYTES = 1 << 20
 # The most zeros after the voxels, with which a writer fills a block.
 _PADDING_BYTES = 511
-_LARGEST_EXTENSION = 1 << 26
+_MAX_EXTENSION = 1 << 26
 # float32 and float64 represent all integers up to here exactly.
 _FLOAT32_WHOLE = 2**24
 FLOAT64_WHOLE = 2**53
@@ -77,9 +77,9 @@ def read(path: pathlib.Path, max_voxels: int) -> tuple[np.ndarray, Geometry]:
 def _step(error: Exception) -> str:
     """Returns what to do about an error of a stream."""
     if isinstance(error, MemoryError):
-        return "it needs more memory than there is"
+        return "it needs more memory than is available"
     if "Not a gzipped file" in str(error):
-        return "something is appended behind its compressed data: unpack it with gzip, and pack it again"
+        return "something is appended after its compressed data: unpack it with gzip, and pack it again"
     return "it is cut off or damaged: copy it again"
 
 
@@ -159,8 +159,8 @@ def _shape(header: "nibabel.Nifti1Header") -> tuple[int, ...]:
     if len(shape) > 4 and shape[4] > 1:
         intent = int(header["intent_code"])
         raise ProblemError(
-            f"has {shape[4]} values a voxel (shape {shape}, intent_code {intent}), such as the parts of a vector: give "
-            "one file of one value a voxel for each volume"
+            f"has {shape[4]} values per voxel (shape {shape}, intent_code {intent}), such as vector components: "
+            "give one file for each volume, with one value per voxel"
         )
     check_shape(shape)
     return shape[:3]
@@ -170,7 +170,7 @@ def _dtype(header: "nibabel.Nifti1Header") -> np.dtype:
     code = int(header["datatype"])
     if code in _COLOURS:
         raise ProblemError(
-            f"holds colours ({_COLOURS[code]}): the backbone takes volumes of one number a voxel: save the labels or "
+            f"holds colours ({_COLOURS[code]}): the backbone takes volumes of one number per voxel: save the labels or "
             "the grey values that the colours stand for"
         )
     if code in _OTHERS:
@@ -188,8 +188,8 @@ def _offset(header: "nibabel.Nifti1Header") -> int:
     # Some writers leave it empty if there are no extensions.
     if offset == 0:
         return least
-    if not (least <= offset <= _LARGEST_EXTENSION and offset == int(offset)):
-        raise ProblemError(f"cannot be read as a NIfTI file (vox_offset is {offset:g}, and {least} or more is right)")
+    if not (least <= offset <= _MAX_EXTENSION and offset == int(offset)):
+        raise ProblemError(f"cannot be read as a NIfTI file (vox_offset is {offset:g}, expected {least} or more)")
     return int(offset)
 
 

@@ -25,7 +25,7 @@ _CODES = range(6)
 # The largest relative difference of two voxel sizes of one axis, and the largest cosine between two axes. Headers have
 # four digits or more; 1 % is 3 mm over the length of a head and a torso.
 _TOLERANCE = 0.01
-# Two affines within so few degrees agree, even if they lie on two sides of a diagonal and have different closest axes.
+# Two affines agree if they differ by at most this angle, even if their closest axes differ, as near a diagonal.
 _SAME_DEGREES = 10
 _OBLIQUE_DEGREES = 30
 # Limits in mm. No voxel is smaller than 1 nm or larger than 10 m. No body is longer than 3 m, no cell under 10 micron.
@@ -77,7 +77,7 @@ def _geometry(header: "nibabel.Nifti1Header", shape: Sequence[int]) -> Geometry:
     if not _SIDES[0] <= longest <= _SIDES[1]:
         remarks["size"] = f"its longest side has {longest:g} mm: check xyzt_units and the voxel sizes of its header"
     if affine is None:
-        remarks["orientation"] = "its sform_code and qform_code are 0: its axes are taken as they are stored"
+        remarks["orientation"] = "its sform_code and qform_code are 0: the stored order of its axes is used"
         return Geometry(None, tuple(mm), remarks)
     _check_angles(affine / sizes)
     if sform is not None:
@@ -85,7 +85,7 @@ def _geometry(header: "nibabel.Nifti1Header", shape: Sequence[int]) -> Geometry:
     orientation = _orientation(affine)
     if (tilt := _tilt(affine / sizes, orientation)) > _OBLIQUE_DEGREES:
         remarks["oblique"] = (
-            f"its axes are turned by {tilt:.0f} degrees from the closest ones of the body: taken as those"
+            f"its axes are rotated by {tilt:.0f} degrees from the closest axes of the body, which are used instead"
         )
     return Geometry(orientation, tuple(mm), remarks)
 
@@ -154,8 +154,8 @@ def _check_sizes(sizes: np.ndarray) -> None:
     """Raises ProblemError if one of three voxel sizes in mm is not possible."""
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
         raise ProblemError(
-            f"has no usable voxel sizes: the affine of its header is not finite or is singular ({_mm(sizes)} mm): give "
-            "it another with nibabel and save: image.set_sform(affine, 1); image.set_qform(affine, 1)"
+            f"has no usable voxel sizes: the affine of its header is not finite or is singular ({_mm(sizes)} mm): set "
+            "another one with nibabel and save: image.set_sform(affine, 1); image.set_qform(affine, 1)"
         )
     if sizes.min() < _VOXELS[0] or sizes.max() > _VOXELS[1]:
         raise ProblemError(

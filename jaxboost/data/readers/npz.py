@@ -31,7 +31,7 @@ LARGE_BYTES = 256 << 20
 
 _SUFFIX = ".npy"
 _CHUNK_BYTES = 1 << 20
-_ELSEWHERE = "make room there, or take a folder that has it (data.root or MEDMNIST_ROOT)"
+_ELSEWHERE = "make room there, or choose a folder with more space (data.root or MEDMNIST_ROOT)"
 # What numpy and zipfile raise for a damaged archive (RuntimeError: damage that looks like encryption or an unknown
 # compression method; SyntaxError, TypeError, TokenError: headers of arrays, which are Python expressions).
 _DAMAGE = (
@@ -111,14 +111,14 @@ def _read(archive: zipfile.ZipFile, name: str, most_bytes: float) -> np.ndarray:
     return array
 
 
-def seal(file: pathlib.Path, md5: str) -> str:
+def make_note(file: pathlib.Path, md5: str) -> str:
     """Returns a note about the current state of `file`: its size in bytes, its time in ns, and `md5`."""
     status = file.stat()
     return json.dumps({"size": status.st_size, "mtime_ns": status.st_mtime_ns, "md5": md5})
 
 
 def write_note(file: pathlib.Path, folders: Sequence[pathlib.Path], content: str) -> None:
-    """Writes the note that `seal` made about `file` to the first writable folder. Raises OSError if there is none.
+    """Writes the note that `make_note` made about `file` to the first writable folder. Raises OSError if there is none.
 
     The note of an archive has its own MD5 sum; the note of an unpacked array has the sum of its archive.
     """
@@ -131,7 +131,7 @@ def is_noted(file: pathlib.Path, folders: Sequence[pathlib.Path], md5: str) -> b
     for folder in folders:
         with contextlib.suppress(OSError):
             note = folder / f"{file.name}.json"
-            if os.path.isfile(note) and note.read_bytes() == seal(file, md5).encode():
+            if os.path.isfile(note) and note.read_bytes() == make_note(file, md5).encode():
                 return True
     return False
 
@@ -174,7 +174,7 @@ def _unpack(path: pathlib.Path, archive: zipfile.ZipFile, name: str, md5: str, f
             with _reading(path, f"array {name}"):
                 np.load(temporary, mmap_mode="r", allow_pickle=False)
             # Made here, because another process may replace this copy right after it is renamed.
-            content = seal(temporary, md5)
+            content = make_note(temporary, md5)
         write_note(target, [folder], content)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}): {_ELSEWHERE}") from error

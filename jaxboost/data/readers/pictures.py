@@ -26,8 +26,9 @@ def read_image(
 ) -> np.ndarray:
     """Reads an image.
 
-    A DICOM file is shown as its tags say. Other files: values of 8 bits and fewer stay as they are; of other values the
-    ends of `window` become 0 and 255. A picture is turned as its orientation tag (EXIF or TIFF) says.
+    A DICOM file is shown as its tags say. Other files: values of 8 bits and fewer stay unchanged; other values are
+    scaled so that the ends of `window` become 0 and 255. A picture is rotated as its orientation tag (EXIF or TIFF)
+    says.
 
     Args:
       path: the file; its suffix says whether it is DICOM, .npy or a picture.
@@ -47,7 +48,7 @@ def read_image(
 def read_shown(
     path: pathlib.Path, window: Sequence[float] = (), *, nan: float | None = None, max_pixels: int = MAX_PIXELS
 ) -> tuple[np.ndarray, bool | None]:
-    """Reads an image as `read_image`; also says whether it has more than 8 bits and is shown over its own range.
+    """Reads an image as `read_image`; also says whether it has more than 8 bits and is scaled by its own range.
 
     The second result is None for DICOM, where the tags give the range.
     """
@@ -61,7 +62,7 @@ def read_shown(
     try:
         image = to_bytes(stored.values, used, inverted=stored.inverted)
     except MemoryError:
-        raise ProblemError("needs more memory than there is") from None
+        raise ProblemError("needs more memory than is available") from None
     check_shows(image, used)
     if image.ndim == 3 and (image == image[..., :1]).all():
         image = np.ascontiguousarray(image[..., 0])
@@ -104,7 +105,7 @@ def _read_stored(path: pathlib.Path, nan: float | None, max_pixels: int) -> Pict
         except ProblemError:
             raise
         except MemoryError:
-            raise ProblemError("needs more memory than there is") from None
+            raise ProblemError("needs more memory than is available") from None
         # Damaged files make the decoders raise nearly anything.
         except Exception as error:
             # Messages of other types explain nothing; that of a KeyError is only the key.

@@ -31,8 +31,8 @@ _USED = frozenset((b"IHDR", b"PLTE", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT"
 _TEXTS = frozenset((b"tEXt", b"zTXt", b"iTXt"))
 # Texts that can hold an orientation: XMP, and EXIF in the form of ImageMagick.
 _TAGS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
-# The most bytes beside the pixels, such as profiles and text.
-_BESIDE = 2**26
+# The most bytes of other data than pixels, such as profiles and text.
+_MAX_OTHER_BYTES = 2**26
 # Names and contents of chunks, in the order of the file.
 Chunks = list[tuple[bytes, bytes]]
 # Passes of an interlaced image: first row, first column, and steps along rows and columns.
@@ -48,12 +48,12 @@ def read_png(file: BinaryIO, max_pixels: int) -> Picture:
     """
     header = file.read(33)
     if header[8:16] != b"\0\0\0\rIHDR":
-        raise ProblemError("is a damaged PNG file: its header is not the first")
+        raise ProblemError("is a damaged PNG file: its header is not its first chunk")
     width, height, depth, colour = struct.unpack(">IIBB", header[16:26])
     check_pixels(width, height, max_pixels)
     # Compressed data are never much larger than the raw data, whose rows interlacing can only double.
     raw_size = 2 * (height + 8) * (width * depth * _CHANNELS.get(colour, 4) // 8 + 8)
-    if (size := os.fstat(file.fileno()).st_size) > raw_size + _BESIDE:
+    if (size := os.fstat(file.fileno()).st_size) > raw_size + _MAX_OTHER_BYTES:
         raise ProblemError(f"has {size} bytes, far more than {width} x {height} pixels need: save it again")
     chunks = _chunks(file)
     passes = _passes(chunks, header)

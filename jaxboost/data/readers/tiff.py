@@ -1,4 +1,4 @@
-"""Reads TIFF files with tifffile and imagecodecs: every type of value as it is stored.
+"""Reads TIFF files with tifffile and imagecodecs: all types of values, as stored.
 
 tifffile returns the stored values and the tags. This module checks what tifffile accepts without a message: missing
 parts, tags that cannot be read, further planes, and channels whose meaning is unknown. libtiff converts 8-bit YCbCr
@@ -41,7 +41,7 @@ _UNKNOWN, _ASSOCIATED = 0, 1  # values of ExtraSamples
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _NO_DATA = 42113  # GDAL
 _COLOUR_MAP = 320
-_MOST_PAGES = 64
+_MAX_PAGES = 64
 # The tags that affect the pixels.
 _NEEDED = {254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325}
 _NEEDED |= {330, 338, 339, 347, 530, 32997, _NO_DATA}
@@ -118,12 +118,12 @@ def _check_single(tiff: Any, page: Any) -> None:
     """Raises ProblemError if there are other images than smaller copies and masks of the first."""
     if page.subfiletype & _REDUCED:
         raise ProblemError("has a reduced copy of an image in front of the image: save the image alone")
-    others = list(itertools.islice(_pages_after(tiff), _MOST_PAGES))
+    others = list(itertools.islice(_pages_after(tiff), _MAX_PAGES))
     if page.subifds:
-        others += itertools.islice(page.pages, _MOST_PAGES)
+        others += itertools.islice(page.pages, _MAX_PAGES)
     count = 1 + sum(not other.aspage().subfiletype & (_REDUCED | _MASK) for other in others)
-    if count > 1 or len(others) >= _MOST_PAGES:
-        raise ProblemError(f"has {count if len(others) < _MOST_PAGES else 'many'} pages: give one file for each image")
+    if count > 1 or len(others) >= _MAX_PAGES:
+        raise ProblemError(f"has {count if len(others) < _MAX_PAGES else 'many'} pages: give one file for each image")
     # Files of microscopes have the number of planes in their descriptions.
     planes = max(series.size for series in tiff.series) // max(page.size, 1)
     if page.imagedepth != 1 or planes > 1:
@@ -149,7 +149,7 @@ def _check_colours(page: Any) -> None:
         raise ProblemError(f"is a damaged TIFF file: it has {page.samplesperpixel} of {expected} channels")
     if others > 1:
         kind = "grey" if expected == 1 else "colour"
-        raise ProblemError(f"has {others} channels beside its {kind}: save the ones that are meant, in grey or RGB")
+        raise ProblemError(f"has {others} channels in addition to {kind}: save only the image, in grey or RGB")
     # Integers of 17 to 31 bits are refused because writers differ in their byte order.
     if page.dtype is None or page.bitspersample not in (*range(1, 17), 32, 64):
         raise ProblemError(
@@ -220,7 +220,7 @@ def _check_extra(extra: np.ndarray, page: Any) -> None:
         if not opaque:
             raise ProblemError("has colours that are multiplied by their transparency: save it without transparency")
     elif kind == _UNKNOWN and not constant:
-        raise ProblemError("has a channel of unknown meaning beside its colours: save it in grey or RGB")
+        raise ProblemError("has an additional channel of unknown meaning: save it in grey or RGB")
 
 
 def _look_up(values: np.ndarray, page: Any) -> np.ndarray:

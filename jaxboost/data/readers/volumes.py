@@ -142,7 +142,7 @@ def _warn_once(path: pathlib.Path, remarks: Mapping[str, str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Scale:
-    """How values become levels: `base` is subtracted, then `ends` become 0 and 255.
+    """The conversion of values to levels: `base` is subtracted, then `ends` become 0 and 255.
 
     Without ends, the values (8 bits or booleans) are levels already.
     """
@@ -161,7 +161,7 @@ class _Scale:
 
 
 def _scale(values: np.ndarray, window: Sequence[float]) -> tuple[_Scale, float]:
-    """Returns how values become levels, and the lowest level.
+    """Returns the conversion of values to levels, and the lowest level.
 
     Raises:
       ProblemError: all levels are equal.
@@ -198,7 +198,7 @@ def _pitch(shape: Sequence[int], edges: Sequence[float], size: int, spacing: flo
     if not all(edge > 0 and math.isfinite(side) for edge, side in zip(edges, sides, strict=True)):
         raise ProblemError(f"has no usable voxel sizes: {tuple(edges)} mm")
     if not (spacing >= 0 and math.isfinite(spacing)):
-        raise ProblemError(f"cannot be shown with data.spacing={spacing:g}: give mm a voxel, or 0")
+        raise ProblemError(f"cannot be shown with data.spacing={spacing:g}: give mm per voxel, or 0")
     if spacing and max(sides) < 2 * spacing:
         raise ProblemError(
             f"shows nothing with data.spacing={spacing:g} mm: its longest side is {max(sides):.4g} mm, less than two "

@@ -1,1 +1,1 @@
-"""Where a data set comes from: MedMNIST, LIDC shapes, a user's folder, tensorflow-datasets."""
+"""Sources of data sets: MedMNIST, LIDC shapes, a user's folder, tensorflow-datasets."""

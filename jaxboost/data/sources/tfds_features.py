@@ -45,7 +45,7 @@ class LabelKind:
     Attributes:
       classes: class names.
       multi_label: a sample may have several labels.
-      listed: these are a list of class numbers; otherwise 0 or 1 for each class.
+      listed: the labels are a list of class numbers; otherwise there is a 0 or 1 for each class.
     """
 
     classes: tuple[str, ...]
@@ -65,7 +65,7 @@ class Fields:
     label_kind: LabelKind
 
     def image_of(self, example: Mapping[str, Any], size: int) -> np.ndarray:
-        """The image uint8 (S, S, C), resized to S = `size` where needed, or the stored volume uint8 (S, S, S, 1).
+        """The image uint8 (S, S, C), resized to S = `size` if needed, or the stored volume uint8 (S, S, S, 1).
 
         Args:
           example: a record; encoded images are bytes.
@@ -105,9 +105,9 @@ class Fields:
 
 
 def find_fields(info: "tfds.core.DatasetInfo", where: str) -> Fields:
-    """Finds the features to read: those of the right type.
+    """Finds the features to read by their types.
 
-    Where several have it, the one in `supervised_keys` is chosen, then the one named `image` or `label`.
+    If several have the right type, the one in `supervised_keys` is chosen, then the one named `image` or `label`.
 
     Args:
       info: TFDS's description of the data set.

@@ -1,6 +1,6 @@
 """Prepared data sets of tensorflow-datasets (TFDS), read without TensorFlow. Needs that package (the extra `tfds`).
 
-A data set is found by its TFDS name, `name[/config][:version]`, in data.root or, where that is empty, in TFDS's own
+A data set is found by its TFDS name, `name[/config][:version]`, in data.root or, if that is empty, in TFDS's own
 folder: $TFDS_DATA_DIR, else ~/tensorflow_datasets. Nothing is downloaded or built. The code that built a data set is
 not run: everything is read from its files. They must have random access (array_record or parquet); the TFRecord files
 that TFDS writes by default need TensorFlow.
@@ -35,7 +35,7 @@ PREFIX = "tfds:"
 OWN = ("lidc_shapes", "medmnist")
 # TFDS's name of a split -> ours.
 _SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}
-# Not community data sets (namespace:name) or builder arguments: these need the builder's code.
+# Without community data sets (namespace:name) and builder arguments, which need the builder's code.
 _NAME = re.compile(r"(?P<name>[A-Za-z_]\w*)(/[\w.\-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?")
 # Records per read; array_record reads them in parallel.
 _CHUNK = 256
@@ -63,7 +63,7 @@ def load(name: str, *, size: int, root: str) -> Dataset:
     """Reads a data set into memory, in the order of its files; arguments as for `describe`.
 
     Returns:
-      The splits "train", "val" (in TFDS: validation or val) where it exists, and "test"; other splits are left out. A
+      The splits "train", "val" (in TFDS: validation or val) if it exists, and "test"; other splits are left out. A
       data set with a single split of any name has the split "all". Patients come from a feature `patient` or
       `patient_id`, text or integers. Names come from a text feature `file`, else they are `{split}/{index}`.
 
@@ -82,7 +82,7 @@ def load(name: str, *, size: int, root: str) -> Dataset:
 
 
 def import_tfds() -> Any:
-    """Imports tensorflow_datasets, which is optional. Raises UserError where it is not installed."""
+    """Imports tensorflow_datasets, which is optional. Raises UserError if it is not installed."""
     try:
         import tensorflow_datasets
     except ImportError as error:

@@ -11,9 +11,9 @@ import numpy as np
 
 # Images are downsampled to this edge length.
 SIDE = 32
-# Of a fitted crop, as fractions of the image's side: its smallest side, and the largest step of an edge.
+# For the fit of a crop, as fractions of the image's side: the smallest side, and the largest step of an edge.
 MIN_CROP, MAX_STEP = 0.65, 0.08
-_MOVE = 0.01  # of an edge, for finite differences
+_MOVE = 0.01  # shift of an edge for finite differences
 
 
 def downsampled(images: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Cross-validation: folds by patient, stratified by label, and kept in a file that is checked when read again."""
+"""Cross-validation: folds by patient, stratified by label, and stored in a file that is checked when it is read."""
 
 import logging
 import pathlib
@@ -24,15 +24,15 @@ def fold_of(
     folds. Both are by patient and stratified.
 
     Args:
-      dataset: with any splits.
+      dataset: a data set with any splits.
       count: number of folds.
       fold: 0 <= fold < count.
-      seed: of the random assignment of patients to folds, and to validation.
+      seed: seed of the random assignment of patients to folds, and to validation.
       val_share: 0 < val_share <= 0.5, or 0 for no validation split.
-      file: keeps the folds; read where it exists, whatever the seed, and written where it does not. None: no file.
+      file: the file of the folds. If it exists, it is read, whatever the seed; otherwise it is written. None: no file.
 
     Returns:
-      The data set with the splits of the fold. Every sample has a name, `{split}/{index}` where the data set has none.
+      The data set with the splits of the fold. Every sample has a name, `{split}/{index}` if the data set has none.
 
     Raises:
       UserError: a number is out of range, a class has too few patients, a split would lack a class, or the file
@@ -43,7 +43,7 @@ def fold_of(
     pooled = dataset.pooled()
     samples, info = pooled.splits[ALL], dataset.info
     if samples.groups is None:
-        logger.warning("%s has no patient ids: images of one patient may lie in several folds", info.name)
+        logger.warning("%s has no patient ids: images of one patient may be in several folds", info.name)
     if file is not None and file.exists():
         folds = read(file, samples, count=count)
     else:
@@ -134,7 +134,7 @@ def split(
 
 
 def write(path: pathlib.Path, samples: Split, info: DatasetInfo, folds: np.ndarray) -> None:
-    """Writes the file of folds, see `table.write`. Raises UserError where it cannot be written."""
+    """Writes the file of folds, see `table.write`. Raises UserError if it cannot be written."""
     table.write(path, _COLUMN, samples, info, folds, fix="give another data.folds_file")
 
 

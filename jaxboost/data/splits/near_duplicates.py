@@ -6,7 +6,7 @@ binarized: the similarity of two images is the cosine similarity of their featur
 not change it.
 
 All pairs are compared with few coefficients, which selects candidates. Candidates are compared with many coefficients,
-after the crop that one image shows of the other was fitted. docs/leaks.md has the detection rates.
+after a fit of the crop of the other image that one image shows. docs/leaks.md has the detection rates.
 """
 
 import dataclasses
@@ -37,17 +37,17 @@ _FRACTIONS, _STEP = (0.92, 0.84, 0.77, 0.7), 0.08
 # With more images only whole images are compared: the time grows with the square of their number.
 MOST_FOR_PARTS = 20_000
 # Candidates of one search, which take some minutes. Very similar images, such as shapes, would take hours.
-_MOST_CANDIDATES = {2: 4_000_000, 3: 100_000}
+_MAX_CANDIDATES = {2: 4_000_000, 3: 100_000}
 # Pairs above this similarity that are no duplicates: with more than this number, and more than this fraction of a
 # sample of pairs, the images are probably shapes, where copies cannot be distinguished from other images.
 _SIMILAR, _MAX_SIMILAR, _MAX_SIMILAR_FRACTION = 0.75, 20, 0.01
-_BLOCK = 2**22  # similarities in memory at once
+_MAX_SIMILARITIES = 2**22  # in memory at once
 _BATCH = 256  # images in memory as float32 at once
 _WHOLE = (0.0, 1.0)
 
 
 class Pair(NamedTuple):
-    """Two images, as indices first < second, and how they differ, in words; "": only in details."""
+    """Two images, as indices first < second, and their difference in words; "": only details differ."""
 
     first: int
     second: int
@@ -62,7 +62,7 @@ class Search:
 
     Attributes:
       pairs: in the order of the images.
-      gap: why there may be more pairs, in words; "": the search was complete.
+      gap: the reason why there may be more pairs; "": the search was complete.
     """
 
     pairs: tuple[Pair, ...]
@@ -107,7 +107,7 @@ def find(images: np.ndarray, patients: np.ndarray, splits: np.ndarray) -> Search
     targets = np.concatenate(
         [dct.features(dct.downsampled(images[rows]), _COARSE[ndim]) for rows in _batches(len(images))]
     )
-    # Only here: it takes half a second to import.
+    # Imported here because it takes half a second.
     from scipy.cluster.hierarchy import DisjointSet
 
     joined = DisjointSet(range(int(patients.max()) + 1))
@@ -121,7 +121,7 @@ def find(images: np.ndarray, patients: np.ndarray, splits: np.ndarray) -> Search
     common = _CommonContent(images, targets, views)
     for found in _in_batches(filter(wanted, _candidates(images, targets, views, common))):
         compared += len(found)
-        if compared > _MOST_CANDIDATES[ndim]:
+        if compared > _MAX_CANDIDATES[ndim]:
             gap = "more pairs look alike than can be compared closely"
             break
         for candidate, how in _confirmed(images, found):
@@ -213,33 +213,33 @@ class _CommonContent:
             return np.ones(len(similarity), bool)
         ours, theirs = np.einsum("md,mdp->mp", queries, self._planes[number]), self._targets[number, second]
         length = np.sqrt(np.maximum(1 - (ours**2).sum(1), 0) * np.maximum(1 - (theirs**2).sum(1), 0))
-        # Vectors of nearly no length say nothing, so these pairs stay.
+        # Very short vectors carry no information, so these pairs stay.
         return (length < _MIN_LENGTH) | (similarity - (ours * theirs).sum(1) > _MIN_RESIDUAL * length)
 
 
 def _candidates(
     images: np.ndarray, targets: np.ndarray, views: Sequence[_View], common: _CommonContent
 ) -> Iterator[_Candidate]:
-    """Pairs where a view of the first image is similar to the second, with the most similar view."""
+    """Yields pairs of images with the view of the first one that is most similar to the second one."""
     ndim, total = images.ndim - 2, len(images)
-    step = max(1, _BLOCK // (len(views) * total))
+    step = max(1, _MAX_SIMILARITIES // (len(views) * total))
     space = np.empty((step * len(views), total), np.float32)
     with tqdm(total=total, desc="comparing", unit="image", disable=None) as bar:
         for rows in _batches(total):
             queries = _queries(dct.downsampled(images[rows]), views)
             for start in range(0, len(queries), step):
-                block = queries[start : start + step].reshape(-1, queries.shape[-1])
-                similarity = np.matmul(block, targets.T, out=space[: len(block)])
+                chunk = queries[start : start + step].reshape(-1, queries.shape[-1])
+                similarity = np.matmul(chunk, targets.T, out=space[: len(chunk)])
                 # Not np.nonzero, which takes as long as the product.
                 found = np.flatnonzero(similarity > _MIN_SIMILARITY[ndim])
-                first, number, second = np.unravel_index(found, (len(block) // len(views), len(views), total))
+                first, number, second = np.unravel_index(found, (len(chunk) // len(views), len(views), total))
                 scores = similarity.ravel()[found]
                 order = np.lexsort((-scores, second, first))
                 best = order[np.append(True, np.diff(first[order] * total + second[order]) != 0)[: len(order)]]
-                kept = common.exceeded_by(block[found[best] // total], scores[best], number[best], second[best])
+                kept = common.exceeded_by(chunk[found[best] // total], scores[best], number[best], second[best])
                 for row in best[kept].tolist():
                     yield _Candidate(int(first[row]) + rows.start + start, int(second[row]), views[number[row]])
-                bar.update(len(block) // len(views))
+                bar.update(len(chunk) // len(views))
 
 
 def _in_batches(candidates: Iterator[_Candidate]) -> Iterator[list[_Candidate]]:

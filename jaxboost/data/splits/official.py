@@ -1,4 +1,4 @@
-"""Checks of the splits that a data set comes with."""
+"""Checks the official splits of a data set."""
 
 import numpy as np
 
@@ -22,7 +22,7 @@ def check(dataset: Dataset, where: str) -> None:
 
 
 def check_patients(dataset: Dataset, where: str = "") -> None:
-    """Raises UserError where a patient is in two splits; `where`: name of the data set in the message."""
+    """Raises UserError if a patient is in two splits; `where` is the name of the data set in the message."""
     known = {name: split for name, split in dataset.splits.items() if split.groups is not None}
     patients.check(
         {name: split.groups for name, split in known.items()},

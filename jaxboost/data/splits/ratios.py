@@ -1,4 +1,4 @@
-"""Random splits by given ratios, for data without official ones: by patient, stratified, and kept in a file."""
+"""Random splits by given ratios, for data without official ones: by patient, stratified, and stored in a file."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from jaxboost.errors import UserError
 
 _COLUMN = "split"
 _FIX_FILE = (
-    "undo what changed in the data or in this file (where it was damaged, remove it: the same data and seed give the"
+    "undo what changed in the data or in this file (if it is damaged, remove it: the same data and seed give the"
     " same splits), or give another --workdir"
 )
 _FIX_RATIOS = "use other ratios (data.shares) or another seed (data.fold_seed), or leave that class out"
@@ -22,13 +22,13 @@ def divide(
 ) -> Dataset:
     """Divides a data set with the one split "all", or with "train" and "test", into "train", "val" and "test".
 
-    A test split that the data set already has is kept. Then "train" is divided into "train" and "val" by the ratio of
-    these two.
+    A test split that the data set already has stays unchanged. Then "train" is divided into "train" and "val" by the
+    ratio of these two.
 
     Args:
-      dataset: with a name for each sample.
+      dataset: the data set; each sample has a name.
       ratios: fractions of the samples for train, val and test; they add up to 1.
-      seed: of the random assignment of patients to splits.
+      seed: seed of the random assignment of patients to splits.
       file: a table that `write` made; it is read instead of a new assignment, whatever the seed. None: no file.
       without_val: allows a ratio of 0 for val; then there is no such split.
 
@@ -116,7 +116,7 @@ def assign(
       labels: (n, L).
       groups: patients (n,), or None: every sample is its own patient.
       ratios: fraction of the samples for each split, each above 0.
-      seed: of the random order of patients.
+      seed: seed of the random order of patients.
       classes: names for messages.
 
     Raises:
@@ -124,7 +124,7 @@ def assign(
     """
     owner = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)
     sizes = np.bincount(owner)
-    # Class -> which patients have it.
+    # Class -> whether each patient has it.
     holders = {name: np.bincount(owner, has, len(sizes)) > 0 for name, has in stratify.members(labels, classes).items()}
     if rare := [f"{name!r} has {has.sum()}" for name, has in holders.items() if has.sum() < len(ratios)]:
         raise UserError(

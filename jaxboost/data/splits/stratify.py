@@ -13,12 +13,12 @@ def partition(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: i
       labels: (n, L).
       groups: patients (n,), or None: every sample is its own patient.
       count: number of parts.
-      seed: of the shuffling.
+      seed: seed of the shuffling.
 
     Returns:
       Indices of the samples of each part.
     """
-    # Only here: it takes seconds to import, and most uses of this package have official splits.
+    # Imported here because it takes seconds, and most uses of this package have official splits.
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     # StratifiedGroupKFold with a group for each sample would take a minute for the largest data sets.
@@ -42,7 +42,7 @@ def strata(labels: np.ndarray, count: int) -> np.ndarray:
         numbers = numbers.reshape(-1)
         frequent = np.where(sets.any(1), (sets * labels.sum(0)).argmax(1), -1)
         numbers = np.where(sizes[numbers] < count, len(sets) + 1 + frequent[numbers], numbers)
-    # Where every stratum is smaller than that, stratification is impossible.
+    # If every stratum is smaller than `count`, stratification is impossible.
     return numbers if np.unique(numbers, return_counts=True)[1].max() >= count else np.zeros_like(numbers)
 
 

@@ -1,4 +1,4 @@
-"""The file that keeps the split or fold of every sample: written once by a run, checked whenever it is read again."""
+"""The table with the split or fold of every sample: a run writes it once, and checks it whenever it reads it again."""
 
 import csv
 import io
@@ -22,10 +22,10 @@ def write(path: pathlib.Path, column: str, samples: Split, info: DatasetInfo, va
     """Writes the columns patient_id, file, label and `column`, with a row for each sample.
 
     Args:
-      path: the CSV file; its folder is made where it is missing.
+      path: the CSV file; its folder is made if it is missing.
       column: "split" or "fold".
-      samples: with names.
-      info: describes the labels.
+      samples: samples with names.
+      info: the description of the labels.
       values: split or fold of each sample, (n,).
       fix: what the user can do about a problem, for the message.
 
@@ -48,12 +48,12 @@ def read(
 ) -> list[T]:
     """Reads the split or fold of every sample, in the order of `samples`, from a file that `write` made.
 
-    The column of labels is not read: it is there for people.
+    The column of labels is for people only: it is not read.
 
     Args:
       path: the CSV file.
       column: "split" or "fold".
-      samples: with names.
+      samples: samples with names.
       parse: converts a cell of `column`; None for an invalid one.
       allowed: the valid values in words, for the message.
       fix: what the user can do about a problem, for the message.
@@ -105,7 +105,7 @@ def _header(column: str) -> tuple[str, ...]:
 
 def _rows(path: pathlib.Path, column: str, fix: str) -> list[list[str]]:
     """The rows below the header, which is checked."""
-    # Opening a named pipe would block, so this comes first.
+    # Checked first, because opening a named pipe would block.
     text = unreadable(path) or (path.stat().st_size > _MAX_BYTES and f"it has more than {_MAX_BYTES >> 20} MiB")
     if text:
         raise UserError(f"{path}: cannot be read as a table of {column}s ({text}): {fix}")

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tfds = import_tfds()
         if not sys.stderr.isatty():
             tfds.disable_progress_bar()
-        # Only here: this module cannot be imported where the package is missing.
+        # Imported here, because the import fails if the package is missing.
         from jaxboost.data.tfds_builders.builders import build
 
         print(build(options.name, data_dir=options.data_dir, root=options.root))

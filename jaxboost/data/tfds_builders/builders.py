@@ -90,7 +90,7 @@ class _OurBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A builder of a data set that `jaxboost.data.sources` loads.
 
     Its features are `image` or, for volumes, `volume`; `label`, the number of a class, or several for a multi-label
-    task; and `patient`, where the patients are known. `root` is the folder of the files, see `dataset.data_root`.
+    task; and `patient`, if the patients are known. `root` is the folder of the files, see `dataset.data_root`.
     """
 
     def __init__(self, *, root: str = "", file_format: str = _FILE_FORMAT, **kwargs: Any):
@@ -174,7 +174,7 @@ def names() -> tuple[str, ...]:
 
 
 def build(name: str, *, data_dir: str, root: str) -> pathlib.Path:
-    """Prepares a data set. One that is prepared already is kept as it is.
+    """Prepares a data set. If it is already prepared, nothing changes.
 
     Args:
       name: one of `names()`.

@@ -191,11 +191,11 @@ def test_volumes(tmp_path, caplog):
 def test_limits_of_the_search_warn(folder, caplog, monkeypatch):
     monkeypatch.setattr(duplicates.near_duplicates, "MOST_FOR_PARTS", 10)
     folder.load()
-    assert "more than 10 images: nearly equal ones are looked for, but not images that are a part of another" in (
+    assert "more than 10 images: nearly equal ones are looked for, but not images that are a crop of another" in (
         caplog.text
     )
     assert "00.png ~ copy2.jpg (1 pair)" in caplog.text
-    monkeypatch.setattr(duplicates.near_duplicates, "_MOST_CANDIDATES", {2: 0})
+    monkeypatch.setattr(duplicates.near_duplicates, "_MAX_CANDIDATES", {2: 0})
     folder.load()
     assert "there may be more nearly equal images of different patients than are listed: more pairs look" in caplog.text
     message = folder.problem(duplicates="join")

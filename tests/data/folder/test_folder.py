@@ -265,7 +265,7 @@ def test_all_problems_at_once(folder, monkeypatch):
         "row 12, text.png: is neither a PNG nor a JPEG nor a TIFF file that can be read",
         "row 13, cut.png: the label is empty",
         "row 13, cut.png: is a damaged PNG file: it ends early",
-        "row 14, film.gif: 'normal|pneumoconiosis' are several labels: give one, or set data.multi_label=True",
+        "row 14, film.gif: 'normal|pneumoconiosis' is several labels: give one, or set data.multi_label=True",
         "row 14, film.gif: is not one of .dcm, .dicom, .png, .jpg, .jpeg, .tif, .tiff, .npy",
         f"row 15, ../labels.csv: is not below {folder.path}",
         "row 16: file is empty",
@@ -287,7 +287,7 @@ def test_a_dozen_is_listed_and_all_are_in_the_log(empty, caplog):
     message = empty.problem(classes=CLASSES)
     assert "20 problems to fix" in message
     assert message.count("not found in") == 12
-    assert message.endswith("; and 8 more, all listed in the lines before")
+    assert message.endswith("; and 8 more, all listed in the lines above")
     assert "row 13, 11.png" in message
     listed = [record.message for record in caplog.records if record.levelno == logging.ERROR]
     assert listed == [f"row {number + 2}, {number}.png: not found in {empty.path / 'images'}" for number in range(20)]
@@ -352,8 +352,8 @@ def test_missing_masks(folder):
         (None, ": found neither labels.csv nor two class folders or more: write labels.csv, a table with the columns"),
         (b"", "labels.csv: column 'file' or 'path' is missing; found: "),
         (b"patient_id,File\n", "labels.csv: column 'label' is missing; found: patient_id, file"),
-        (b"patient_id,file,label,label\n", "labels.csv: column 'label' is there twice"),
-        (b"path,file,label\n", "labels.csv: column 'file' or 'path' is there twice: path, file, label"),
+        (b"patient_id,file,label,label\n", "labels.csv: column 'label' appears twice"),
+        (b"path,file,label\n", "labels.csv: column 'file' or 'path' appears twice: path, file, label"),
         (b"patient_id,file,label\n\n,,\n", "labels.csv: no rows: write one for each image"),
         (
             "patient_id,file,label\nMüller,0.png,normal\n".encode("latin-1"),
@@ -400,7 +400,7 @@ def test_sources_and_names():
     with pytest.raises(UserError, match=r"config field data.source: 'foldr' is unknown, did you mean 'folder'\?"):
         describe_dataset("mine", 28, source="foldr", classes=CLASSES)
     for name in ("", "my set", "a/b", "-a"):
-        with pytest.raises(UserError, match=rf"config field data.name: '{name}' is what results and files"):
+        with pytest.raises(UserError, match=rf"config field data.name: '{name}' names the results and files"):
             describe(name, 28, classes=CLASSES)
     with pytest.raises(UserError, match=r"data.name: 'breastmnist' is a published data set, and data.source='folder'"):
         describe("breastmnist", 28, classes=CLASSES)
@@ -441,7 +441,7 @@ def test_without_patients(folder, caplog):
     folder.rows = [(file, label) for _, file, label in folder.rows]
     folder.write(header=("file", "label"))
     assert folder.load().splits["all"].groups is None
-    assert "mine has no patient ids: every file is taken as a patient of its own" in caplog.text
+    assert "mine has no patient ids: every file counts as a separate patient" in caplog.text
     # Files with the same pixels are of one patient, so that they do not come to different splits.
     Image.fromarray(picture(0)).save(folder.path / "images" / "copy.png")
     folder.rows.append(("copy.png", "normal"))
@@ -577,7 +577,7 @@ def test_class_folders_of_splits(tmp_path):
     (tmp_path / "val").rename(tmp_path / "valid")
     with pytest.raises(UserError) as error:
         load("mine", source="folder", size=16, root=root)
-    assert f"{tmp_path}: 1 problem to fix: the folder valid/ is beside train, val, test: did you mean 'val'?" in str(
+    assert f"{tmp_path}: 1 problem to fix: the folder valid/ is next to train, val, test: did you mean 'val'?" in str(
         error.value
     )
     assert "no sample" not in str(error.value)
@@ -642,8 +642,8 @@ def test_8_bits_among_16(folder, caplog):
     folder.add("P9", "deep.png", "normal", picture(9).astype(np.uint16) * 100 + 7)
     folder.write()
     folder.load()
-    assert "images of more than 8 bits, each shown from its own least" in caplog.text
-    assert ": deep.png: if their values have one scale, set data.window to its ends" in caplog.text
+    assert "images of more than 8 bits, each scaled from its least" in caplog.text
+    assert ": deep.png: if their values have a common scale, set data.window to its ends" in caplog.text
     caplog.clear()
     folder.load(window=(0, 65535))
     assert "more than 8 bits" not in caplog.text

@@ -267,8 +267,8 @@ def test_lines_before_the_header(tmp_path, content, first):
             "a cell of the row that begins in line 2 holds whole rows, up to line 4: a quote is not closed",
         ),
         (b"file,label\n" + b"x" * 5000 + b",a\n", "row 2: file has 5000 characters: look for a missing quote"),
-        (b"file,label,Label \nx.png,a,a\n", "column 'label' is there twice"),
-        (b"file,path,label\nx.png,x.png,a\n", "column 'file' or 'path' is there twice"),
+        (b"file,label,Label \nx.png,a,a\n", "column 'label' appears twice"),
+        (b"file,path,label\nx.png,x.png,a\n", "column 'file' or 'path' appears twice"),
         (b"", "column 'file' or 'path' is missing"),
         (b"# nothing\n", "column 'file' or 'path' is missing"),
     ],
@@ -331,5 +331,5 @@ def test_very_many_classes_are_not_compared(caplog):
     labels.check_classes(classes, "x", multi_label=False)
     labels.warn_of_misspelling(rows, classes, multi_label=False)
     problems = Problems("folder")
-    labels.encode([labels.Row(2, "x.png", "lable")] * 1000, classes, problems, multi_label=False)
+    labels.to_numbers([labels.Row(2, "x.png", "lable")] * 1000, classes, problems, multi_label=False)
     assert not caplog.text

@@ -140,9 +140,9 @@ def test_long_run_lengths(tmp_path):
     [
         ({"Left Lung": "1 2 3"}, "cannot reshape"),
         ({"Left Lung": "1 x"}, "invalid literal"),
-        ({"Left Lung": "0 2"}, "run 0 2 lies outside of 30 x 20 pixels"),
-        ({"Left Lung": "600 2"}, "run 600 2 lies outside of 30 x 20 pixels"),
-        ({"Left Lung": "5 -2"}, "run 5 -2 lies outside"),
+        ({"Left Lung": "0 2"}, "run 0 2 is outside of 30 x 20 pixels"),
+        ({"Left Lung": "600 2"}, "run 600 2 is outside of 30 x 20 pixels"),
+        ({"Left Lung": "5 -2"}, "run 5 -2 is outside"),
         ({"Height": "tall"}, "could not convert"),
         ({"Height": "-3"}, "negative"),
     ],

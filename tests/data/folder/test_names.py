@@ -206,7 +206,7 @@ def test_many_rows(tmp_path, monkeypatch):
     rows = layouts.read_rows(tmp_path, problems)
     problems.raise_any()
     patients.check(rows, problems, patients.TABLE, multi_label=False, allow_mixed=False)
-    labels.encode(rows, ("0", "1"), problems, multi_label=False)
+    labels.to_numbers(rows, ("0", "1"), problems, multi_label=False)
     found = layouts.locate(tmp_path, rows, 2, Problems(tmp_path), None)
     assert len(found) == count
     assert found[rows[7]] == listing["i7.png"]

@@ -53,7 +53,7 @@ def test_folders_within_a_class_are_patients(tmp_path, caplog):
     write(tmp_path, *files, "a/loose.png")
     # The names, and so the splits, that such folders had before folders of one name became one patient.
     assert groups(tmp_path) == {file: file.rpartition("/")[0] for file in files} | {"a/loose.png": "a/loose.png"}
-    assert "not in a patient's folder, each taken as a patient of its own: a/loose.png" in caplog.text
+    assert "not in a patient's folder, each counts as a separate patient: a/loose.png" in caplog.text
 
 
 def test_a_patient_is_the_folder_below_the_class_whatever_is_below_that(tmp_path):

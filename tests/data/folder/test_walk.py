@@ -109,7 +109,7 @@ def test_a_row_of_a_thumbnail_is_a_problem(root):
     table = ["file,label", *(f"{name},{name[0]}" for name in OWN)]
     (root / "labels.csv").write_text("\n".join([*table, "a/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg,a", "a/._1.png,a"]))
     message = refused(lambda: load("mine", source="folder", size=8, root=str(root)))
-    assert message.count("is a file that a system made beside the images") == 2
+    assert message.count("is a file that a system made, such as a thumbnail") == 2
     assert "2 problems" in message
 
 
@@ -185,7 +185,7 @@ def test_one_file_under_two_names_is_read_once(root, caplog):
     (root / "a/second").symlink_to("../.a2/p1")
     expected = [*OWN[:2], "a/first/9.png", *OWN[2:]]
     assert files(root) == expected
-    assert "links to what is read under another name: 2 (a/again.png, a/second/)" in caplog.text
+    assert "links to files and folders that are read under another name: 2 (a/again.png, a/second/)" in caplog.text
     assert found(root) == expected
 
 
@@ -236,7 +236,7 @@ def test_placeholder_texts_are_problems(root, name, content, step):
 
 @pytest.mark.parametrize(
     ("name", "said", "step"),
-    [("c.png.dvc", "a/c.png: is kept by DVC", "`dvc pull`"), (".c.png.icloud", "a/c.png: is in iCloud", "Finder")],
+    [("c.png.dvc", "a/c.png: is tracked by DVC", "`dvc pull`"), (".c.png.icloud", "a/c.png: is in iCloud", "Finder")],
 )
 def test_placeholders_of_files_that_were_not_fetched(root, name, said, step):
     (root / "a" / name).write_text("md5: 0")
@@ -374,10 +374,10 @@ def test_masks_are_left_out_and_counted(root, caplog):
     picture(root / "a/0_mask.png")
     (root / "b/0_label.nii.gz").write_bytes(b"")
     assert files(root) == OWN
-    assert "masks or small copies beside their images: 2 (a/0_mask.png, b/0_label.nii.gz)" in caplog.text
+    assert "masks or small copies of other images: 2 (a/0_mask.png, b/0_label.nii.gz)" in caplog.text
     caplog.clear()
     assert found(root) == OWN
-    assert "masks or small copies beside their images: 1 (" in caplog.text
+    assert "masks or small copies of other images: 1 (" in caplog.text
     (root / "labels.csv").write_text("file,label\na/0.png,a\na/0_mask.png,a\nb/0.png,b\n")
     message = refused(lambda: load("mine", source="folder", size=8, root=str(root)))
     assert "row 3, a/0_mask.png: seems to be a mask or small copy of a/0.png" in message
@@ -436,7 +436,7 @@ def test_small_copies_are_left_out_and_counted(root, caplog):
         picture(root / name)
     picture(root / "b/thumbs/2.png")
     assert files(root) == sorted([*OWN, "b/thumbs/2.png"])
-    assert "small copies beside their images: 3 (a/1_superpixels.png, a/thumbs/0.png, b/Preview/1.jpg)" in caplog.text
+    assert "small copies of other images: 3 (a/1_superpixels.png, a/thumbs/0.png, b/Preview/1.jpg)" in caplog.text
     assert found(root) == sorted([*OWN, "b/thumbs/2.png"])
 
 

@@ -373,12 +373,12 @@ def test_ranges_of_volumes(changes, message):
 
 
 def test_features_cannot_be_augmented():
-    Augment(resize=256, repeats=2).check_encoded()
+    Augment(resize=256, repeats=2).check_features()
     with pytest.raises(UserError) as raised:
-        Augment(flip=0.5).check_encoded()
+        Augment(flip=0.5).check_features()
     assert str(raised.value) == (
         "config field augment.flip: 0.5 changes images, but the encoder that sees them is frozen and sees each only "
         "once: leave it at 0.0"
     )
     with pytest.raises(UserError, match=r"augment.repeats: 0 should be 1 or more"):
-        Augment(repeats=0).check_encoded()
+        Augment(repeats=0).check_features()

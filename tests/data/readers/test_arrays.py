@@ -190,7 +190,7 @@ def test_levels_of_any_numbers(values, window):
 
 @pytest.mark.parametrize("kind", ["i2", ">u2", "i4", "f4"])
 def test_bytes_are_rounded_levels(kind, monkeypatch):
-    monkeypatch.setattr("jaxboost.data.readers.arrays._BLOCK", 50)
+    monkeypatch.setattr("jaxboost.data.readers.arrays._CHUNK_VALUES", 50)
     values = drawn(kind, (40, 30, 3))[::-1, ::2]
     for window in ((), (100, 3000.5)):
         np.testing.assert_array_equal(to_bytes(values, window), np.rint(to_levels(values, window)))

@@ -157,7 +157,7 @@ def test_zeros_after_the_pixels_are_left_out(tmp_path):
     path = write_dicom(tmp_path / "image.dcm", RAMP, PixelData=RAMP.tobytes() + bytes(128))
     np.testing.assert_array_equal(read_dicom(path), stretched(RAMP))
     path = write_dicom(tmp_path / "image.dcm", RAMP, PixelData=RAMP.tobytes() + b"\1" * 128)
-    with pytest.raises(ProblemError, match="has 8320 bytes of pixel data where its tags say 8192"):
+    with pytest.raises(ProblemError, match="has 8320 bytes of pixel data, but its tags say 8192"):
         read_dicom(path)
 
 

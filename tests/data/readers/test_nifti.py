@@ -177,7 +177,7 @@ def test_oblique_axes(tmp_path, caplog, degrees, said):
     volume = read_volume(write_volume(tmp_path / "a.nii", values, rotation(degrees) @ np.diag([1, 2, 3, 1])))
     np.testing.assert_array_equal(volume.values, values)
     assert volume.spacing == pytest.approx((1, 2, 3), rel=1e-5)
-    assert (f"its axes are turned by {degrees} degrees" in caplog.text) == said
+    assert (f"its axes are rotated by {degrees} degrees" in caplog.text) == said
 
 
 def test_without_an_affine_the_axes_are_taken_as_they_are_stored(tmp_path, caplog):
@@ -190,7 +190,7 @@ def test_without_an_affine_the_axes_are_taken_as_they_are_stored(tmp_path, caplo
         volume = read_volume(path)
         np.testing.assert_array_equal(volume.values, values)
         assert volume.spacing == pytest.approx((1, 2, 3))
-    assert caplog.text.count("its sform_code and qform_code are 0: its axes are taken as they are stored") == 1
+    assert caplog.text.count("its sform_code and qform_code are 0: the stored order of its axes is used") == 1
 
 
 TYPES = (np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, np.float32, np.float64)
@@ -297,7 +297,7 @@ def test_axes_of_length_one_at_the_end(tmp_path, extra):
 @pytest.mark.parametrize(
     ("values", "fields", "message"),
     [
-        (random((5, 6, 7, 1, 3)), dict(intent_code=1007), r"^has 3 values a voxel \(shape .*, intent_code 1007\)"),
+        (random((5, 6, 7, 1, 3)), dict(intent_code=1007), r"^has 3 values per voxel \(shape .*, intent_code 1007\)"),
         (random((5, 6, 7, 4)), {}, r"^has 4 dimensions, \(5, 6, 7, 4\): give one file for each volume$"),
         (random((5, 6, 7, 4)), dict(dim=(3, 5, 6, 7, 4, 1, 1, 1)), r"^holds more than the 210 voxels of 2 bytes"),
         (random(), dict(dim=(2, 5, 6, 7, 1, 1, 1, 1)), r"^is 2-D, with the shape \(5, 6\)"),
@@ -313,7 +313,7 @@ def test_axes_of_length_one_at_the_end(tmp_path, extra):
         (random(), dict(dim=(4, 5, 6, 7, 0, 1, 1, 1)), r"^is empty: its shape is \(5, 6, 7, 0\)"),
         (random(), dict(dim=(3, 210, 1, 1, 1, 1, 1, 1)), r"^is 2-D, with the shape \(210, 1, 1\)"),
         (random(), dict(datatype=2), "^holds more than the 210 voxels of 1 bytes"),
-        (random(), dict(vox_offset=100), r"^cannot be read as a NIfTI file \(vox_offset is 100, and 352"),
+        (random(), dict(vox_offset=100), r"^cannot be read as a NIfTI file \(vox_offset is 100, expected 352"),
         (random(), dict(vox_offset=352.5), r"^cannot be read as a NIfTI file \(vox_offset"),
         (random(), dict(vox_offset=np.nan), r"^cannot be read as a NIfTI file \(vox_offset"),
         (random(), dict(vox_offset=1e30), r"^cannot be read as a NIfTI file \(vox_offset"),

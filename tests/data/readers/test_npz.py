@@ -154,7 +154,7 @@ def test_no_room(archive, tmp_path, monkeypatch):
         open_all(archive, tmp_path / "new" / "folder")
     assert str(error.value) == (
         f"{archive}: unpacking its large arrays needs 0.0 MiB, but {tmp_path} has 0.0 MiB left: "
-        "make room there, or take a folder that has it (data.root or MEDMNIST_ROOT)"
+        "make room there, or choose a folder with more space (data.root or MEDMNIST_ROOT)"
     )
     assert content(tmp_path) == before
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=2128))
@@ -291,7 +291,7 @@ def test_a_note_describes_one_state_of_a_file(tmp_path):
     file, folders = tmp_path / "file", [tmp_path / "first", tmp_path / "second"]
     file.write_bytes(b"abc")
     assert not npz.is_noted(file, folders, "a")
-    npz.write_note(file, folders[1:], npz.seal(file, "a"))
+    npz.write_note(file, folders[1:], npz.make_note(file, "a"))
     assert npz.is_noted(file, folders, "a")
     assert not npz.is_noted(file, folders, "b")
     assert not npz.is_noted(file, folders[:1], "a")

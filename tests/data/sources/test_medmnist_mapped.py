@@ -153,7 +153,7 @@ def test_a_check_that_cannot_be_noted(write_official, tmp_path, monkeypatch, cap
     monkeypatch.setattr(medmnist.pooch, "os_cache", lambda name: tmp_path / "unpacked" / name)
     with caplog.at_level(logging.WARNING):
         dataset = load_flag(tmp_path)
-    assert f"{path}: its sum will be checked at every start, because this cannot be noted: " in caplog.text
+    assert f"{path}: its MD5 sum will be checked at every start, because the result cannot be saved: " in caplog.text
     assert not isinstance(dataset.splits["train"].images, np.memmap)
 
 

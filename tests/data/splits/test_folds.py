@@ -321,7 +321,7 @@ def test_an_existing_file_overrides_the_seed(tmp_path):
 def test_fold_of_a_data_set_without_patients(tmp_path, caplog):
     labels = np.arange(30)[:, None] % 2
     found = fold_of(data_set(labels), count=3, fold=2, seed=0, val_share=0.25, file=tmp_path / "folds.csv")
-    assert "some has no patient ids: images of one patient may lie in several folds" in caplog.text
+    assert "some has no patient ids: images of one patient may be in several folds" in caplog.text
     assert {name: part.groups for name, part in found.splits.items()} == {"train": None, "val": None, "test": None}
     assert found.info.n_samples == {"train": 15, "val": 5, "test": 10}
     assert (tmp_path / "folds.csv").read_text().splitlines()[1].startswith("train/0,train/0,normal,")

@@ -139,7 +139,7 @@ def test_limits(monkeypatch):
     assert [pair[:2] for pair in find(images).pairs] == [(0, 24), (1, 25)]
     monkeypatch.setattr(near_duplicates, "MOST_FOR_PARTS", 10)
     assert [pair[:2] for pair in find(images).pairs] == [(1, 25)]
-    monkeypatch.setattr(near_duplicates, "_MOST_CANDIDATES", {2: 0})
+    monkeypatch.setattr(near_duplicates, "_MAX_CANDIDATES", {2: 0})
     assert find(images).gap == "more pairs look alike than can be compared closely"
 
 

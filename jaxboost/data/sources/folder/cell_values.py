@@ -63,7 +63,8 @@ def alike(texts: Iterable[str], *, fractions: bool = True) -> list[tuple[str, st
 
     Args:
       texts: the texts.
-      fractions: whether `1.1` and `1.10` are such a pair. As patients they are the first and the tenth of hospital 1.
+      fractions: whether `1.1` and `1.10` are such a pair. Not for patients: there they may be the first and the tenth
+        of hospital 1.
     """
     groups: dict[str, list[str]] = collections.defaultdict(list)
     for text in dict.fromkeys(texts):
@@ -72,7 +73,7 @@ def alike(texts: Iterable[str], *, fractions: bool = True) -> list[tuple[str, st
 
 
 def two_words_for_truth(texts: Iterable[str]) -> tuple[str, str] | None:
-    """Returns two of the texts that mean the same answer, such as `True` and `1`; None if there are none."""
+    """Returns two of the texts with the same meaning, such as `True` and `1`; None if there are none."""
     folded = {text.lower(): text for text in texts}
     for words in _TRUTH:
         found = [folded[word] for word in words if word in folded]

@@ -1,4 +1,4 @@
-"""Recognises masks and small copies that lie among their images, by the names that people give them."""
+"""Recognises masks and small copies that are stored with their images, by their usual names."""
 
 import bisect
 import collections
@@ -16,7 +16,7 @@ _AFTER = re.compile(rf"^(?P<stem>.+?)[ _.-]+{_WORD}(?:[ _.-]*\(?\d+\)?)?$")
 _BEFORE = re.compile(rf"^{_WORD}[ _.-]+(?P<stem>.+)$")
 # These words always mean a mask, so x_t1 counts as the image of x_seg.
 _SURE = re.compile(r"[ _.-]+(?:masks?|seg|segmentations?)(?:[ _.-]*\(?\d+\)?)?$")
-# x_image beside x_mask
+# x_image with x_mask
 _NEUTRAL = re.compile(r"^(?:image|img|volume|vol)s?[ _.-]+|[ _.-]+(?:image|img|volume|vol)s?$")
 _FOLDER = re.compile(rf"^(?:{_WORD}|thumbs?|previews?)$")
 # Also with a number, as images_001 of ChestX-ray14.
@@ -27,7 +27,7 @@ _SET_WORDS = frozenset(
     ("set", "data", "dataset", "stage", "phase", "image", "images", "img", "imgs", "dicom", "dicoms", "png", "jpeg")
 )
 # The reason for leaving files out, for the log.
-REASON = "masks or small copies beside their images"
+REASON = "masks or small copies of other images"
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "volumes", "scans", None)
 
 
@@ -51,8 +51,8 @@ def is_split(name: str) -> bool:
 def masks_among(names: Sequence[str], depth: int = 0) -> dict[str, str]:
     """Finds masks and small copies of other images.
 
-    A mask lies beside its image and has the image's name with a word such as `mask` after or before it; or it has the
-    same name and lies in a folder such as `masks` or `thumbs`, beside the image or beside the image's folder `images`.
+    A mask is in the folder of its image and has the image's name with a word such as `mask` after or before it. Or it
+    has the same name and is in a folder such as `masks` or `thumbs`, next to the image or to its folder `images`.
 
     Args:
       names: names of image files, with "/" between their folders.

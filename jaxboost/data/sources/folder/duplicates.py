@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 def join_copies(
     rows: Sequence[Row], samples: Mapping[Row, Sample], problems: Problems, *, multi_label: bool
 ) -> list[Row]:
-    """Returns `rows`; if they have no patients and some files have equal pixels, these files become one patient's.
+    """Returns `rows`; if they have no patients and some files have equal pixels, these files get one common patient.
 
     Copies whose patients, labels or splits differ are a problem. The log warns of the others.
     """
@@ -110,7 +110,7 @@ def treat_near_duplicates(
         elif one.split != other.split and not pooled:
             fix = (
                 "data.duplicates=join moves no image out of its split: delete one, give both one split, or give no "
-                "splits, for them to be made"
+                "splits, so that they are made"
             )
         elif not allow_mixed and not same_labels(one, other, multi_label=multi_label):
             fix = "one patient with two labels: correct one, delete one, or set data.allow_mixed_patients=True"
@@ -128,7 +128,7 @@ def _warn_of_limits(images: np.ndarray) -> None:
         logger.warning("data.size=%d is too small to look for nearly equal images: none are looked for", size)
     elif images.ndim == 4 and count > near_duplicates.MOST_FOR_PARTS:
         logger.warning(
-            "more than %d images: nearly equal ones are looked for, but not images that are a part of another",
+            "more than %d images: nearly equal ones are looked for, but not images that are a crop of another",
             near_duplicates.MOST_FOR_PARTS,
         )
 
@@ -143,7 +143,7 @@ def _sides(rows: Sequence[Row], pooled: bool) -> np.ndarray:
     alone = np.arange(len(rows))
     if pooled or splits[0] is None:
         return alone
-    # If there is no split val, it is taken from train, so images of train may be split apart.
+    # If there is no split val, it is taken from train, so two images of train may get into different splits.
     fixed = [split for split in dict.fromkeys(splits) if split != "train" or "val" in splits]
     return np.array([-1 - fixed.index(split) if split in fixed else row for row, split in enumerate(splits)])
 

@@ -1,4 +1,4 @@
-"""Finds the files that a table names, also if another system or program has written the names in another way."""
+"""Finds the files that a table names, also if another system or program wrote the names in another form."""
 
 import collections
 import functools
@@ -47,7 +47,7 @@ def relative(folder: pathlib.Path, files: Sequence[str]) -> list[str]:
 
 
 def base_of(folder: pathlib.Path) -> pathlib.Path:
-    """Returns where the files of a table are looked for first: images/ if there is such a folder, else the folder."""
+    """Returns the folder that is searched first for the files of a table: images/ if it exists, else the folder."""
     return folder / IMAGES if (folder / IMAGES).is_dir() else folder
 
 
@@ -64,7 +64,7 @@ class FileIndex:
         self._folder, self._skip = folder, skip
         self.base = base_of(folder)
         self._guessed: list[str] = []
-        # Beginning that was cut off -> names.
+        # Start of a path that was cut off -> names.
         self._cut: dict[str, list[str]] = collections.defaultdict(list)
 
     @functools.cached_property
@@ -133,7 +133,7 @@ class FileIndex:
         for start, names in self._cut.items():
             if not wrong:
                 logger.warning(
-                    "%d files of the table are named below %r: taken as below this folder", len(names), start
+                    "%d files of the table have paths below %r, which is taken to be this folder", len(names), start
                 )
         if self._guessed:
             logger.warning(
@@ -147,7 +147,7 @@ class FileIndex:
         if (found := self.listing.files.get(name)) is not None:
             return found
         if is_machine_made(name):
-            raise ProblemError("is a file that a system made beside the images, such as a thumbnail: leave its row out")
+            raise ProblemError("is a file that a system made, such as a thumbnail: leave its row out")
         # Hidden files, and files below a link to a folder that is read under another name.
         for path in (self.base / name, self._folder / name):
             if os.path.lexists(path):

@@ -28,11 +28,11 @@ class Preprocessing:
     Attributes:
       ndim: 2 or 3.
       size: S, pixels or voxels per side after reading; see `samples.read_2d` and `samples.read_3d`.
-      window: see `source.load`, as for `spacing`, `max_pixels` and `max_voxels`.
+      window: see `source.load`.
       spacing: mm per voxel, or 0.
       masked: whether images are cropped to their lung masks.
       image_size: pixels per side of the model's input, see `pipeline.resize.fitted`.
-      resize: argument `first` of `fitted`.
+      resize: the argument `first` of `fitted`.
       nan: the number that replaces values that are not finite; None: files with such values are refused.
       max_pixels: the most pixels that a file may hold.
       max_voxels: the most voxels that a file may hold.
@@ -54,15 +54,15 @@ def find(inputs: Sequence[str], ndim: int, *, skip_faulty: bool = False) -> list
     """Finds the files to predict.
 
     Args:
-      inputs: files with any ending, and folders. Of a folder, the files at any depth with an ending for `ndim`
-        dimensions are taken, without those that `walk` leaves out and without masks or small copies of images. One
-        entry may name several files or folders, separated by commas.
+      inputs: files with any ending, and folders. A folder stands for its files at any depth with an ending for `ndim`
+        dimensions, without those that `walk` leaves out and without masks or small copies of images. One entry may
+        name several files or folders, separated by commas.
       ndim: 2 or 3.
       skip_faulty: whether entries of a folder that cannot be read are left out with a warning.
 
     Returns:
-      Each file once, in the order of `inputs`; the files of a folder are sorted. One line of the log says what is left
-      out of the folders.
+      Each file once, in the order of `inputs`; the files of a folder are sorted. One line of the log lists the files
+      that are left out.
 
     Raises:
       UserError: an input is missing or not a regular file, a folder has no file that is taken, or it has entries that
@@ -106,7 +106,7 @@ def read(
     Args:
       paths: the files.
       preprocessing: how they are read.
-      masks: lung masks, a folder or a table for `masks.open_masks`, if the model needs them; otherwise "".
+      masks: a folder or a table of lung masks, see `masks.open_masks`, if the model needs them; otherwise "".
       skip_faulty: whether files with problems are left out with a warning.
 
     Returns:

@@ -41,7 +41,7 @@ _CLEAN = {
     "patient": cell_values.clean,
     "split": cell_values.clean,
 }
-_LONGEST = 4096  # characters of such a cell
+_LONGEST = 4096  # characters of a cell that is used
 _BETWEEN_LABELS = "|"
 _ALIKE = 0.8  # difflib's ratio of two spellings of one class
 _FEW = 200  # the most classes that are compared with each other
@@ -82,7 +82,7 @@ class Row:
         problems.add(text, row=self.number, file=self.file)
 
     def labels(self, multi_label: bool) -> list[str]:
-        """The labels that the row names: those between "|" for a multi-label task, otherwise one; [] for none."""
+        """The labels of the row: those between "|" in a multi-label task, otherwise one; [] if there is none."""
         parts = self.label.split(_BETWEEN_LABELS) if multi_label else [self.label]
         return [name for part in parts if (name := cell_values.label(part))]
 
@@ -150,7 +150,7 @@ def _columns(names: list[str], path: pathlib.Path) -> dict[str, int]:
     for field, accepted in _COLUMNS.items():
         found = [number for number, name in enumerate(names) if name in accepted]
         if len(found) > 1:
-            raise UserError(f"{path}: column {' or '.join(map(repr, accepted))} is there twice: {', '.join(names)}")
+            raise UserError(f"{path}: column {' or '.join(map(repr, accepted))} appears twice: {', '.join(names)}")
         if not found and field in _REQUIRED:
             wanted = " or ".join(map(repr, accepted))
             meant = [name for name in names if name.replace(" ", "").replace("_", "") in _SIMILAR[field]]
@@ -174,11 +174,11 @@ def missing_labels(rows: Sequence[Row], *, multi_label: bool) -> tuple[str, ...]
 
 
 def check_classes(classes: Sequence[str], where: str, *, multi_label: bool) -> tuple[str, ...]:
-    """Returns `classes` as clean text and checks that they can be told apart.
+    """Returns `classes` as clean text and checks that they can be distinguished.
 
     Args:
       classes: the classes; one text with commas names all of them.
-      where: where they come from, for messages.
+      where: the origin of the classes, for messages.
       multi_label: whether an image may have several labels.
 
     Raises:
@@ -191,7 +191,7 @@ def check_classes(classes: Sequence[str], where: str, *, multi_label: bool) -> t
         raise UserError(f"{where}: {len(names)} classes ({', '.join(names)}), at least 2 are needed")
     if len(set(names)) < len(names):
         name, _ = collections.Counter(names).most_common(1)[0]
-        raise UserError(f"{where}: the class {name!r} is there twice")
+        raise UserError(f"{where}: the class {name!r} appears twice")
     if pairs := cell_values.alike(names):
         first, other = pairs[0]
         but = "case" if first.casefold() == other.casefold() else "their form"
@@ -205,31 +205,31 @@ def check_classes(classes: Sequence[str], where: str, *, multi_label: bool) -> t
     return tuple(names)
 
 
-def encode(rows: Sequence[Row], classes: Sequence[str], problems: Problems, *, multi_label: bool) -> np.ndarray:
-    """Encodes the labels as numbers.
+def to_numbers(rows: Sequence[Row], classes: Sequence[str], problems: Problems, *, multi_label: bool) -> np.ndarray:
+    """Converts the labels to numbers.
 
     Returns:
       int64 (n, L): 0 or 1 for each class of a multi-label task; otherwise the number of the class, (n, 1). A label that
-      is not one of `classes` is a problem, and 0 here.
+      is not one of `classes` is a problem, and becomes 0.
     """
     index = {name: number for number, name in enumerate(classes)}
     guess = functools.cache(lambda name: nearest(name, classes))
-    encoded = np.zeros((len(rows), len(classes) if multi_label else 1), np.int64)
+    numbers = np.zeros((len(rows), len(classes) if multi_label else 1), np.int64)
     for position, row in enumerate(rows):
         found = row.labels(multi_label)
         if not multi_label and not found:
             row.report(problems, "the label is empty")
         elif not multi_label and _BETWEEN_LABELS in row.label:
-            row.report(problems, f"{row.label!r} are several labels: give one, or set data.multi_label=True")
+            row.report(problems, f"{row.label!r} is several labels: give one, or set data.multi_label=True")
         for name in found:
             if name in index:
-                encoded[position, index[name] if multi_label else 0] = 1 if multi_label else index[name]
+                numbers[position, index[name] if multi_label else 0] = 1 if multi_label else index[name]
             elif row.number and is_missing(name):
                 fix = "give a label, or name it in data.classes if it is a class"
                 row.report(problems, f"label {name!r} means a missing label: {fix}")
             elif multi_label or _BETWEEN_LABELS not in name:
                 row.report(problems, f"label {name!r} is unknown, {guess(name)}")
-    return encoded
+    return numbers
 
 
 def check_splits(rows: Sequence[Row], classes: Sequence[str], problems: Problems, *, multi_label: bool) -> None:

@@ -60,8 +60,8 @@ def read_rows(
     Args:
       folder: the user's folder.
       problems: receives the problems of single rows and folders.
-      masks: a folder that is not a class.
-      quiet: whether the log says nothing about files that are left out.
+      masks: the folder of masks, which is not a class.
+      quiet: whether the log does not list the files that are left out.
 
     Raises:
       UserError: there are neither a table nor class folders, or labels.csv cannot be read.
@@ -75,7 +75,7 @@ def read_rows(
     top = {name.partition("/")[0] for name in (*listing.folders, *listing.same_folders) if name}
     if top & set(SPLITS):
         for name in sorted(top - set(SPLITS)):
-            problems.add(f"the folder {name}/ is beside {', '.join(SPLITS)}: {nearest(name, SPLITS)}")
+            problems.add(f"the folder {name}/ is next to {', '.join(SPLITS)}: {nearest(name, SPLITS)}")
         found = _Classes(listing, SPLITS)
     else:
         _check_no_splits(folder, top, _hint(folder, listing))
@@ -220,8 +220,8 @@ def _check_no_splits(folder: pathlib.Path, names: Iterable[str], hint: str) -> N
     if alike := [f"{name}/" for name in sorted(names) if companions.is_split(name)]:
         raise UserError(
             f"{folder}: {', '.join(alike)} look like splits and would be taken for classes: name them"
-            f" {', '.join(f'{name}/' for name in SPLITS)} and put a folder of each class into each; or join them, for"
-            f" splits to be made; or write {labels.FILE}{hint}"
+            f" {', '.join(f'{name}/' for name in SPLITS)} and put a folder of each class into each; or join them, so"
+            f" that splits are made; or write {labels.FILE}{hint}"
         )
 
 

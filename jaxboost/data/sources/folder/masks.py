@@ -2,7 +2,7 @@
 
 CheXmask (Gaggion et al., Scientific Data 11:511 (2024)): a CSV file with a column that names the image, the run lengths
 'Left Lung', 'Right Lung' and 'Heart', and the 'Height' and 'Width' of the mask. A run is "start length". Its data
-dictionary says no more; its code counts pixels row by row from 1, and so does this module.
+dictionary does not define `start`; its code counts pixels row by row from 1, and so does this module.
 """
 
 import csv
@@ -42,7 +42,7 @@ def stem(name: str) -> str:
 
 
 def by_stem(rows: Iterable[Row], problems: Problems) -> dict[str, Row]:
-    """Returns the row of each stem, and adds a problem for each row with the stem, and so the mask, of another row."""
+    """Returns the row of each stem. A second row with the same stem is a problem: it would have the same mask."""
     first_of: dict[str, Row] = {}
     for row in rows:
         if (first := first_of.setdefault(stem(row.file), row)) is not row:
@@ -55,7 +55,7 @@ def open_masks(path: pathlib.Path, wanted: Collection[str]) -> Lookup:
 
     Args:
       path: the folder or the table.
-      wanted: stems of the images. Other rows of a table are not kept, because tables of CheXmask have some GB.
+      wanted: stems of the images. Other rows of a table are not stored, because tables of CheXmask have some GB.
 
     Raises:
       UserError: there is no such folder or file, or it is not a table with lung masks.
@@ -97,8 +97,8 @@ def bounding_box(mask: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, in
     )
 
 
-def _most(shape: tuple[int, int]) -> int:
-    """Returns the most pixels that the mask of an image (H, W) may have: the image itself was accepted."""
+def _max_pixels(shape: tuple[int, int]) -> int:
+    """Returns the most pixels that the mask of an image (H, W) may have: at least as many as the image."""
     return max(MAX_PIXELS, math.prod(shape))
 
 
@@ -109,7 +109,7 @@ def _from_folder(folder: pathlib.Path, name: str, shape: tuple[int, int]) -> np.
     if text := unreadable(path):
         raise ProblemError(f"its mask {path} {text}")
     try:
-        mask = read_picture(path, max_pixels=_most(shape)) > 0
+        mask = read_picture(path, max_pixels=_max_pixels(shape)) > 0
         return np.any(mask, axis=2) if mask.ndim == 3 else mask
     except ProblemError as problem:
         raise ProblemError(f"its mask {path} {not_fetched(path) or problem}") from problem
@@ -156,13 +156,13 @@ def _from_table(table: dict[str, list[_Runs]], where: str, name: str, shape: tup
         # pandas writes whole numbers with a fraction in a column with gaps.
         height = int(float(runs.height)) if runs.height else shape[0]
         width = int(float(runs.width)) if runs.width else shape[1]
-        if height < 1 or width < 1 or height * width > _most(shape):
+        if height < 1 or width < 1 or height * width > _max_pixels(shape):
             raise ValueError(f"its size of {width} x {height} is negative, zero or too large")
         mask = np.zeros(height * width, bool)
         for text in runs.lungs:
             for start, length in np.array(text.split(), np.int64).reshape(-1, 2):
                 if start < 1 or length < 0 or start - 1 + length > mask.size:
-                    raise ValueError(f"run {start} {length} lies outside of {width} x {height} pixels")
+                    raise ValueError(f"run {start} {length} is outside of {width} x {height} pixels")
                 mask[start - 1 : start - 1 + length] = True
         return mask.reshape(height, width)
     except (ValueError, OverflowError) as error:

@@ -21,7 +21,7 @@ from jaxboost.data.walk import some
 TABLE, FOLDERS, TAG = "table", "folders", "tag"
 # Folders within a class that hold all of its images: they are not patients.
 _ALL_IMAGES = frozenset(("image", "images", "img", "imgs"))
-# Source -> why two files count as one patient's, and the fix if they are two people's.
+# Origin of the patients -> why two files count as one patient's, and the fix if they belong to two people.
 _SAME = {
     FOLDERS: (
         "are folders of the same name and are taken as one patient",
@@ -30,7 +30,7 @@ _SAME = {
     ),
     TAG: (
         "have the same patient id in their tags and are taken as one patient",
-        "the tags do not tell people apart: name the patients in labels.csv (column patient_id) and leave data.patient"
+        "the tags do not distinguish people: name the patients in labels.csv (column patient_id) and leave data.patient"
         " empty",
     ),
 }
@@ -55,35 +55,35 @@ def find(
       rows: the rows, with the patients of the table or of the folders, if there are any.
       paths: the file of each row.
       problems: receives what `check` and `from_tags` find.
-      tags: whether DICOM files are asked for their patients.
+      tags: whether the patients are read from the tags of DICOM files.
       multi_label: whether a row may have several labels.
       allow_mixed: whether images of one patient may have different labels.
 
     Returns:
       `rows` and `paths` with the patients.
     """
-    source = TABLE if rows[0].number else FOLDERS
+    origin = TABLE if rows[0].number else FOLDERS
     if rows[0].patient is None:
-        source = TAG if tags else TABLE
+        origin = TAG if tags else TABLE
         if not tags:
-            logger.warning("%s has no patient ids: every file is taken as a patient of its own", name)
-    elif source == FOLDERS:
+            logger.warning("%s has no patient ids: every file counts as a separate patient", name)
+    elif origin == FOLDERS:
         logger.info("files in one folder below their class's folder are taken as one patient")
         if loose := [row.file for row in rows if row.patient == row.file]:
-            logger.warning("not in a patient's folder, each taken as a patient of its own: %s", some(loose))
+            logger.warning("not in a patient's folder, each counts as a separate patient: %s", some(loose))
     if tags:
         rows, paths = from_tags(rows, paths, problems)
-    check(rows, problems, source, multi_label=multi_label, allow_mixed=allow_mixed)
+    check(rows, problems, origin, multi_label=multi_label, allow_mixed=allow_mixed)
     return rows, paths
 
 
 def from_folders(rows: Sequence[Row]) -> list[Row]:
     """Returns the rows of class folders with their patients: all files in a folder within a class are one patient's.
 
-    Folders of the same name are one patient's in all classes and splits, because a person in two classes must not be
-    in two splits. Names that differ only in case, Unicode form or outer blanks are the same, because some file systems
-    and archives change these. A patient is called CLASS/NAME if one class has the name, otherwise NAME. Without such
-    folders the rows keep None.
+    Folders of the same name belong to one patient in all classes and splits, because a person in two classes must not
+    be in two splits. Names that differ only in case, Unicode form or outer blanks are the same, because some file
+    systems and archives change these. A patient is called CLASS/NAME if one class has the name, otherwise NAME.
+    Without such folders the rows keep None.
     """
 
     def key(name: str) -> str:
@@ -120,8 +120,8 @@ def from_tags(
 ) -> tuple[list[Row], dict[Row, pathlib.Path]]:
     """Returns `rows` and `paths` with the patients that the tags of the DICOM files name, as hashes.
 
-    If the rows have no patients, a file without such a tag, or of another kind, is a problem: as a patient of its own
-    it could be a leak. If the rows have patients, these stay, and two patients with the same tag are a problem.
+    If the rows have no patients, a file without such a tag, or of another kind, is a problem: as a separate
+    patient it could be a leak. If the rows have patients, these stay, and two patients with the same tag are a problem.
     """
     tagged = {row: path for row, path in paths.items() if suffix_of(path.name) in DICOM_SUFFIXES}
     found = samples.read_all(tagged, _hash, 2, problems, what="reading patients")
@@ -168,30 +168,30 @@ def _check_contradictions(rows: Sequence[Row], tags: Mapping[Row, str], problems
             row.report(
                 problems,
                 f"has the same patient id in its tags as {first.file}{first.in_row}, and is of {row.patient!r}, not of "
-                f"{first.patient!r}: if they are one person, give both one patient; if the tags do not tell people "
-                "apart, leave data.patient empty",
+                f"{first.patient!r}: if they are one person, give both one patient; if the tags do not "
+                "distinguish people, leave data.patient empty",
             )
 
 
-def check(rows: Sequence[Row], problems: Problems, source: str, *, multi_label: bool, allow_mixed: bool) -> None:
+def check(rows: Sequence[Row], problems: Problems, origin: str, *, multi_label: bool, allow_mixed: bool) -> None:
     """Adds the problems with the patients: in two splits, with two labels, or with an unclear name in the table.
 
     Args:
       rows: all rows, with their patients.
       problems: receives one problem for each patient of a table. Of patients from folders or tags it receives one for
         all of them: if folders are numbered from 1 in every class, all folders are concerned.
-      source: TABLE, FOLDERS or TAG, where the patients come from.
+      origin: TABLE, FOLDERS or TAG: where the patients are named.
       multi_label: whether a row may have several labels.
       allow_mixed: whether images of one patient may have different labels.
     """
-    if source == TABLE:
+    if origin == TABLE:
         rows = _check_names(rows, problems)
     in_two_splits = _conflicts(rows, lambda row: row.split)
     two_labels = [] if allow_mixed else _conflicts(rows, lambda row: frozenset(row.labels(multi_label)))
-    if source != TABLE:
-        _report_together(in_two_splits, problems, source, "is in two splits", "give all images to one split")
+    if origin != TABLE:
+        _report_together(in_two_splits, problems, origin, "is in two splits", "give all images to one split")
         fix = "set data.allow_mixed_patients=True, or correct a label"
-        _report_together(two_labels, problems, source, "has two labels", fix)
+        _report_together(two_labels, problems, origin, "has two labels", fix)
         return
     for first, other in in_two_splits:
         text = f"is in {first.split} here and in {other.split}{other.place}: give every patient to one split"
@@ -231,22 +231,22 @@ def _conflicts(rows: Sequence[Row], value: Callable[[Row], Hashable]) -> list[tu
     return [(rows[first], rows[other]) for first, other in in_two((row.patient for row in rows), map(value, rows))]
 
 
-def _report_together(pairs: Sequence[tuple[Row, Row]], problems: Problems, source: str, what: str, if_one: str) -> None:
-    """Adds one problem for all pairs of rows that have one patient according to `source`."""
+def _report_together(pairs: Sequence[tuple[Row, Row]], problems: Problems, origin: str, what: str, if_one: str) -> None:
+    """Adds one problem for all pairs of rows that have one patient according to `origin`."""
     if not pairs:
         return
     (first, other), *others = pairs
-    same, if_two = _SAME[source]
-    also = f" (so are {some([_place(row, source) for row, _ in others])})" if others else ""
+    same, if_two = _SAME[origin]
+    also = f" (so are {some([_place(row, origin) for row, _ in others])})" if others else ""
     problems.add(
-        f"{_place(first, source)} and {_place(other, source)} {same}, who {what}{also}: if they are one person, "
+        f"{_place(first, origin)} and {_place(other, origin)} {same}, who {what}{also}: if they are one person, "
         f"{if_one}; if they are two, {if_two}",
         row=first.number,
     )
 
 
-def _place(row: Row, source: str) -> str:
+def _place(row: Row, origin: str) -> str:
     """Returns the folder of the row's patient, or its file, relative to the root."""
-    if source == TAG:
+    if origin == TAG:
         return row.file
     return "".join(f"{part}/" for part in pathlib.PurePath(row.file).parts[: 2 + (row.split is not None)])

@@ -39,7 +39,7 @@ class Sample:
     Attributes:
       image: uint8 (S, S) or (S, S, 3), or a volume (S, S, S).
       digest: SHA-256 of the stored pixels that it was made from.
-      own_range: whether it is shown over its own range of values, see `pictures.read_shown`; None for volumes.
+      own_range: whether it is scaled by its own range of values, see `pictures.read_shown`; None for volumes.
     """
 
     image: np.ndarray
@@ -151,12 +151,12 @@ def read_all(
 
 
 def warn_of_ranges(samples: Mapping[Row, Sample]) -> None:
-    """Warns if images with more than 8 bits, each shown over its own range, are mixed with images of 8 bits."""
+    """Warns if images with more than 8 bits, each scaled by its own range, are mixed with images of 8 bits."""
     own = [row.file for row, sample in samples.items() if sample.own_range]
     if own and any(sample.own_range is False for sample in samples.values()):
         logger.warning(
-            "images of more than 8 bits, each shown from its own least to its own greatest value, are among others of "
-            "8 bits, which are shown as they are: %s: if their values have one scale, set data.window to its ends",
+            "images of more than 8 bits, each scaled from its least to its greatest value, are mixed with 8-bit images,"
+            " which are not scaled: %s: if their values have a common scale, set data.window to its ends",
             some(own),
         )
 
@@ -169,8 +169,8 @@ def stack(samples: Sequence[Sample], ndim: int) -> np.ndarray:
     stacked = np.stack(images)[..., np.newaxis]
     if ndim == 3 and stacked.max() < _DARK:
         logger.warning(
-            "the greatest value of all volumes is %d of 255, because 8-bit files are taken as they are: for masks and "
-            "the like set data.window to the values that should become 0 and 255",
+            "the greatest value of all volumes is %d of 255, because 8-bit files are not scaled: for masks and other "
+            "small values set data.window to the values that should become 0 and 255",
             stacked.max(),
         )
     return stacked
@@ -178,7 +178,7 @@ def stack(samples: Sequence[Sample], ndim: int) -> np.ndarray:
 
 def _digest(pixels: np.ndarray) -> str:
     digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype.str}".encode())
-    # In parts, because a volume can take some GB and its axes can lie in another order.
+    # In parts, because a volume can take some GB and its axes can be in another order in memory.
     step = max(1, _DIGEST_BYTES * len(pixels) // pixels.nbytes)
     for start in range(0, len(pixels), step):
         digest.update(np.ascontiguousarray(pixels[start : start + step]).data)

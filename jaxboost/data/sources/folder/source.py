@@ -4,13 +4,13 @@ The folder data.root has one of two layouts:
 
 * A table: labels.csv has the columns `file` (or `path`) and `label`. Files are relative to data.root/images/ if there
   is such a folder, otherwise to data.root. An optional column `patient_id` (or `patient`) names the patients; without
-  it every file counts as a patient of its own. An optional column `split` (train, test and, optionally, val) gives the
+  it every file counts as a separate patient. An optional column `split` (train, test and, optionally, val) gives the
   official splits; no patient may be in two.
 * Class folders, if there is no labels.csv: data.root/CLASS/files, or data.root/{train,val,test}/CLASS/files, where val/
-  may be missing. CLASS/PATIENT/files names the patients; folders of the same name below two classes or splits are one
-  patient's.
+  may be missing. CLASS/PATIENT/files names the patients; folders of the same name below two classes or splits belong
+  to one patient.
 
-If neither names the patients, the tags of DICOM files do, with data.patient=tag.
+If neither the table nor the folders name the patients, data.patient=tag takes them from the tags of DICOM files.
 
 2-D images are DICOM (.dcm, .dicom), PNG, JPEG, TIFF, or .npy with (H, W) or (H, W, 3); see `readers.pictures`. They are
 resized to a square (bicubic, proportions are not kept) and keep their colours. If data.masks gives lung masks, an image
@@ -59,11 +59,11 @@ def describe(
       ndim: 2 or 3.
       root: the folder.
       classes: the classes in label order, or none.
-      multi_label: whether a label may be several, separated by "|", or none.
+      multi_label: whether an image may have several labels, separated by "|", or none.
       masks: see `load`.
 
     Raises:
-      UserError: the name or the size is not valid, two classes cannot be told apart, or the folder cannot be read.
+      UserError: the name or the size is not valid, two classes cannot be distinguished, or the folder cannot be read.
     """
     _check_name(name)
     if classes:
@@ -102,8 +102,8 @@ def load(
       ndim: 2 or 3.
       root: the folder.
       classes: the classes in label order; empty: those of the folder, sorted.
-      multi_label: whether a label may be several, separated by "|", or none.
-      masks: lung masks of 2-D images: a folder or a table, relative to `root` or as a path of its own; "": none.
+      multi_label: whether an image may have several labels, separated by "|", or none.
+      masks: lung masks of 2-D images: path of a folder or a table, relative to `root` if it exists there; "": none.
       allow_mixed_patients: whether the images of one patient may have different labels.
       window: (low, high), the stored values that become 0 and 255 in files with more than 8 bits; (): the least and the
         greatest value of each file.
@@ -111,7 +111,7 @@ def load(
       nan: the number, as text, that replaces values that are not finite; "": files with such values are refused.
       max_pixels: the most pixels that a file may hold; a larger one is refused before it is decoded.
       max_voxels: the same for the voxels of a volume.
-      patient: "tag": DICOM files name their patients if nothing else does; "": their tags are not read for that.
+      patient: "tag": the tags of DICOM files name the patients if nothing else does; "": these tags are not read.
       duplicates: "warn", "join" or "refuse": what to do about nearly equal images in different splits.
       pooled: whether the folder's own splits are ignored, because a cross-validation divides all images anew.
 
@@ -132,7 +132,7 @@ def load(
     all_rows = layouts.read_rows(folder, problems, masks_path)
     rows, known = _rows_and_classes(folder, all_rows, classes, problems, multi_label)
     info = _info(name, size, ndim, known, multi_label)
-    targets = labels.encode(rows, info.classes, problems, multi_label=multi_label)
+    targets = labels.to_numbers(rows, info.classes, problems, multi_label=multi_label)
     labels.check_splits(rows, info.classes, problems, multi_label=multi_label)
     paths = layouts.locate(folder, rows, ndim, problems, masks_path)
     options = {"multi_label": multi_label, "allow_mixed": allow_mixed_patients}
@@ -232,8 +232,8 @@ def _info(name: str, size: int, ndim: int, classes: tuple[str, ...], multi_label
 def _check_name(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UserError(
-            f"config field data.name: {name!r} is what results and files of a data set of your own are called: give "
-            "letters, digits, '-', '_' and '.'"
+            f"config field data.name: {name!r} names the results and files of your data set: use only letters, digits, "
+            "'-', '_' and '.'"
         )
 
 
