@@ -1,6 +1,6 @@
 """The schema of config.json, for the fields that a prediction reads: types are checked before a model is built.
 
-`config.validation.check_numbers` checks the ranges of the numbers.
+`config.validation.validate_present` checks the ranges of the numbers.
 """
 
 import dataclasses
