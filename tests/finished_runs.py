@@ -10,8 +10,8 @@ from PIL import Image
 from configs import quickstart
 from jaxboost.data.dataset import Split
 from jaxboost.runs import cross_validation, train
+from tests.training.radiographs import small, write_radiographs
 from tests.training.small_runs import small_config
-from tests.training.test_pneumo import small, write_radiographs
 
 SHORT = {"train.epochs": 1, "train.max_steps": 2, "eval.bootstrap": 10}
 

@@ -24,7 +24,6 @@ from tests import finished_runs
 from tests.convert import vision_checkpoints as vision
 from tests.reference import llama_checkpoints
 from tests.scripts import assert_mistake, run_script
-from tests.training.test_weights import VIT_TINY
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +291,7 @@ def test_first_weights_of_trained_parts_are_not_wanted(tmp_path):
     rope = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
     model = llama_checkpoints.tiny_llama(seed=0, rope_parameters=rope)
     convert(llama_checkpoints.write_safetensors(model, tmp_path / "llama"), "3", tmp_path / "block")
-    vision.tiny("vit", **VIT_TINY, layer_norm_eps=0.03).save_pretrained(tmp_path / "vit")
+    vision.tiny("vit", **vision.VIT_TINY, layer_norm_eps=0.03).save_pretrained(tmp_path / "vit")
     convert(str(tmp_path / "vit"), "all", tmp_path / "encoder")
     run = finished_runs.colours(
         tmp_path / "data",

@@ -15,9 +15,8 @@ from jaxboost.errors import UserError
 from jaxboost.runs import cross_validation, lock, train
 from jaxboost.training.loop import Loop
 from tests.scripts import REPOSITORY, run_script
+from tests.training.own_folders import make_config, write_pictures
 from tests.training.small_runs import small_config
-from tests.training.test_folder import make_config
-from tests.training.test_folder import pictures as class_folders  # noqa: F401  a fixture
 
 # Holds the lock of the folder that is its argument until it is told to end.
 HOLDER = """
@@ -27,6 +26,11 @@ with lock.held(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()
 """
+
+
+@pytest.fixture(scope="module")
+def class_folders(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("data") / "pictures")
 
 
 @pytest.fixture

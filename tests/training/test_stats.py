@@ -12,20 +12,14 @@ from jaxboost import systems
 from jaxboost.analysis.describe import describe
 from jaxboost.errors import UserError
 from jaxboost.models import frozen
-from jaxboost.models.backbones import BACKBONES, Backbone
-from jaxboost.models.resnet import ResNet
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.runs import datasets, train
 from jaxboost.training import optim, step
 from jaxboost.training.checkpoints.checkpointer import Checkpointer
 from tests.scripts import devices, run_script
-from tests.training.small_runs import assert_same, on_host, small_config, take_steps
+from tests.training.small_runs import assert_same, on_host, take_steps
+from tests.training.tiny_resnet import TINY, tiny_config
 
-TINY = Backbone(
-    encoder=ResNet,
-    ndim=2,
-    arguments=dict(block="basic", depths=(1, 1), convolution="2d", base_width=4),
-    head_eps=None,
-)
 # Kernels of the stem, two blocks and a projection, their norms, and the head.
 KERNELS = 9 * (3 * 4 + 4 * 4 + 4 * 4 + 4 * 8 + 8 * 8) + 4 * 8
 NORMED = 3 * 4 + 3 * 8
@@ -37,18 +31,6 @@ def _tiny_resnet():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKBONES, "resnet_tiny", TINY)
         yield
-
-
-def tiny_config(root, changes=None):
-    fields = {
-        "data.name": "lidcsilhouettes",
-        "model.backbone": "resnet_tiny",
-        "boost.kind": "none",
-        "optim.lr": 1e-2,
-        "train.max_steps": 4,
-        "train.checkpoint_every": 2,
-    }
-    return small_config(root, fields | (changes or {}))
 
 
 @pytest.fixture
@@ -156,11 +138,12 @@ STEPS = """
 import json, pathlib, sys
 import jax
 from jaxboost.runs import train
-from tests.training import test_stats
+from jaxboost.models.backbones import BACKBONES
 from tests.training.small_runs import take_steps
+from tests.training.tiny_resnet import TINY, tiny_config
 
-test_stats.BACKBONES["resnet_tiny"] = test_stats.TINY
-run = train.assemble(test_stats.tiny_config(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]))
+BACKBONES["resnet_tiny"] = TINY
+run = train.assemble(tiny_config(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]))
 losses = take_steps(run, 2)
 print(json.dumps([len(jax.local_devices()), losses, [leaf.tolist() for leaf in jax.tree.leaves(run.state.stats)]]))
 """

@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from configs import quickstart
 from jaxboost import data, systems
 from jaxboost.convert import store
