@@ -5,7 +5,9 @@ import re
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 # In programs that a test starts too, which are strings.
-TEST_MODULE = re.compile(r"^\s*(?:from\s+tests[\w.]*\.test_|from\s+tests[\w.]*\s+import\s.*\btest_|import\s+tests[\w.]*\.test_)")
+TEST_MODULE = re.compile(
+    r"^\s*(?:from\s+tests[\w.]*\.test_|from\s+tests[\w.]*\s+import\s.*\btest_|import\s+tests[\w.]*\.test_)"
+)
 
 
 def test_no_test_module_is_imported():

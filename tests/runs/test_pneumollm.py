@@ -17,7 +17,7 @@ from jaxboost.models import frozen
 from jaxboost.runs import cross_validation, datasets, train
 from jaxboost.tasks import TASKS
 from jaxboost.training import optim, step
-from tests.scripts import KILL, REPOSITORY, assert_mistake, devices, interrupted_training, run_script
+from tests.scripts import KILL, devices, interrupted_training, run_script
 from tests.training.radiographs import PATIENTS, PER_PATIENT, SMALL, make_run, small, write_radiographs
 from tests.training.small_runs import on_host, take_steps
 
@@ -357,11 +357,6 @@ def test_avg_is_of_binary_tasks(tmp_path):
     config = small(folder, data__classes=("healthy", "other", "sick"), data__fold=0)
     with pytest.raises(UserError, match=r"eval\.metric: avg"):
         cross_validation.train_and_evaluate(config, tmp_path / "run")
-
-
-def test_a_mistake_in_a_script_is_one_line(radiographs):
-    process = run_script("train.py", f"--config={REPOSITORY}/configs/pneumollm.py:engin")
-    assert_mistake(process, "engin", "engine")
 
 
 SHARDED = """

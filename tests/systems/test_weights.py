@@ -52,12 +52,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def config(lidc_root, folder):
+def config(few_lidc_root, folder):
     """A small run on the silhouettes from the encoder, with changes, as {field: value}."""
 
     def make(changes=()):
         return small_config(
-            lidc_root,
+            few_lidc_root,
             {
                 "data.name": "lidcsilhouettes",
                 "model.backbone": "vit_tiny",
