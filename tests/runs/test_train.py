@@ -274,7 +274,7 @@ def test_two_devices_give_the_same_losses(uninterrupted, lidc_root, tmp_path):
             assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
 
 
-ONE_PLAIN_STEP = ("--config.train.max_steps=1", "--config.boost.kind=none")
+ONE_PLAIN_STEP = ("--config.train.max_steps=1", "--config.train.batch_size=16", "--config.boost.kind=none")
 
 
 def test_compiled_programs_are_kept_for_the_next_start(few_lidc_root, tmp_path):
