@@ -215,7 +215,7 @@ if __name__ == "__main__":
     def main() -> None:
         """Prints the table and writes the figures."""
         outputs.check_figures(json_file.value, "--json")
-        from tests.convert.test_memory import write_safetensors_7b
+        from tests.convert.checkpoints_7b import write_safetensors_7b
 
         summary = compare(write_safetensors_7b, layer=LAYER, rounds=rounds.value)
         print(as_text(summary))

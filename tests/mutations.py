@@ -1,5 +1,6 @@
 """Damaged copies of files, for small fuzz tests: always the same ones for the same bytes."""
 
+import pathlib
 import random
 import zlib
 from collections.abc import Iterator
@@ -31,3 +32,15 @@ def mutations(content: bytes, count: int, *, header: int = 512) -> Iterator[tupl
         )
         damaged = content[:place] if replacement is None else content[:place] + replacement + content[place + length :]
         yield f"{number}: {length} bytes at {place}: {name}", damaged
+
+
+def largest_file(folder: pathlib.Path) -> pathlib.Path:
+    """The largest file at any depth below `folder`."""
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip_bit(path: pathlib.Path) -> None:
+    """Flips one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)

@@ -1,9 +1,11 @@
 """Runs the project's scripts as a user does: in a process of their own."""
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -20,6 +22,74 @@ def run_script(
         text=True,
         timeout=timeout,
     )
+
+
+# Forks a process for each command of its stdin; what they all import is loaded before, without jax and its threads.
+_FORKS = """
+import atexit, json, os, runpy, sys, tempfile, traceback
+import jaxboost.cli.main, jaxboost.cli.train, jaxboost.cli.convert, jaxboost.config.loading
+assert "jax" not in sys.modules
+sys.path[0] = ""
+
+def run(script, *arguments):
+    sys.argv = [script, *arguments]
+    if script == "-m":
+        sys.argv = list(arguments)
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(script, run_name="__main__")
+
+def child(command, out, err):
+    os.dup2(out.fileno(), 1)
+    os.dup2(err.fileno(), 2)
+    code = 0
+    try:
+        run(*command)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+found = []
+for command in json.load(sys.stdin):
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        pid = os.fork()
+        if pid == 0:
+            child(command, out, err)
+        _, status = os.waitpid(pid, 0)
+        texts = [file.seek(0) or file.read().decode() for file in (out, err)]
+        found.append((os.waitstatus_to_exitcode(status), *texts))
+json.dump(found, sys.stdout)
+"""
+
+
+def run_each(commands: Sequence[Sequence[object]], *, timeout: float = 300) -> list[subprocess.CompletedProcess[str]]:
+    """Runs `python COMMAND` for each command as `run_script` does, each in a fork of one process.
+
+    The start of Python and the imports that all commands need are paid once. A command is the path of a script, or
+    "-m" and a module, with its arguments.
+    """
+    texts = [[str(argument) for argument in command] for command in commands]
+    process = subprocess.run(
+        [sys.executable, "-c", _FORKS],
+        input=json.dumps(texts),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert process.returncode == 0, process.stderr
+    return [
+        subprocess.CompletedProcess(text, *result)
+        for text, result in zip(texts, json.loads(process.stdout), strict=True)
+    ]
 
 
 def devices(count: int) -> dict[str, str]:

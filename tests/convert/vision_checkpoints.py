@@ -32,6 +32,17 @@ KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
+# The shape of the backbone `vit_tiny`, with another grid of positions.
+VIT_TINY = {
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "intermediate_size": 512,
+    "patch_size": 7,
+    "image_size": 35,
+}
+
+
 def tiny(kind: str, **overrides: Any):
     """A float32 model of KINDS; `overrides` of its configuration."""
     import transformers

@@ -24,16 +24,15 @@ from tests import finished_runs
 from tests.convert import vision_checkpoints as vision
 from tests.reference import llama_checkpoints
 from tests.scripts import assert_mistake, run_script
-from tests.training.test_weights import VIT_TINY
 
 
 @pytest.fixture(scope="module")
-def volumes(lidc_root, tmp_path_factory):
+def volumes(few_lidc_root, tmp_path_factory):
     """A run on volumes with a random block, and a folder of its test images."""
     folder = tmp_path_factory.mktemp("volumes")
-    split = data.load("lidcshapes3d", size=28, root=str(lidc_root)).splits["test"]
+    split = data.load("lidcshapes3d", size=28, root=str(few_lidc_root)).splits["test"]
     images = finished_runs.write_test_images(split, folder / "images")
-    return finished_runs.volumes(lidc_root, folder / "run"), images
+    return finished_runs.volumes(few_lidc_root, folder / "run"), images
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +101,9 @@ def test_arrays_are_predicted_as_files_are(volumes, colours):
 
 def test_features_are_what_the_head_reads(volumes):
     run = open_run.open_run(volumes[0])
-    _, images = inputs.read(sorted(volumes[1].iterdir())[:40], run.preprocessing)
+    _, images = inputs.read(sorted(volumes[1].iterdir())[:20], run.preprocessing)
     head, features = run.weights[0]["head"], run.features(images)
-    assert features.shape == (40, head["kernel"].shape[0])
+    assert features.shape == (20, head["kernel"].shape[0])
     assert features.dtype == np.float32
     logits = features @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -292,7 +291,7 @@ def test_first_weights_of_trained_parts_are_not_wanted(tmp_path):
     rope = {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
     model = llama_checkpoints.tiny_llama(seed=0, rope_parameters=rope)
     convert(llama_checkpoints.write_safetensors(model, tmp_path / "llama"), "3", tmp_path / "block")
-    vision.tiny("vit", **VIT_TINY, layer_norm_eps=0.03).save_pretrained(tmp_path / "vit")
+    vision.tiny("vit", **vision.VIT_TINY, layer_norm_eps=0.03).save_pretrained(tmp_path / "vit")
     convert(str(tmp_path / "vit"), "all", tmp_path / "encoder")
     run = finished_runs.colours(
         tmp_path / "data",

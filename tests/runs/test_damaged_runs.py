@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import math
 import shutil
 
@@ -16,19 +15,10 @@ from jaxboost.runs import cross_validation, datasets, finished, saved_config, tr
 from jaxboost.runs import result as results
 from jaxboost.training import features
 from jaxboost.training.log import MetricsLog
-from tests.mutations import mutations
-from tests.training.test_damaged_checkpoints import Log, _flip, _largest
-from tests.training.test_folder import make_config, write_pictures
+from tests.mutations import flip_bit, largest_file, mutations
+from tests.training.own_folders import make_config, write_pictures
 
 LAST = 8
-
-
-@pytest.fixture
-def log():
-    handler, logger = Log(), logging.getLogger("jaxboost")
-    logger.addHandler(handler)
-    yield handler.texts
-    logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +55,9 @@ def _records(folder):
     return [{name: value for name, value in each.items() if name != "images_per_second"} for each in records]
 
 
-def test_a_run_whose_files_are_all_damaged_comes_to_the_same_end(whole, run, pictures, tmp_path, log, monkeypatch):
+def test_a_run_whose_files_are_all_damaged_comes_to_the_same_end(
+    whole, run, pictures, tmp_path, package_warnings, monkeypatch
+):
     """The last state too, and the data have moved."""
     write, left = workdir.write_result, []
 
@@ -80,7 +72,7 @@ def test_a_run_whose_files_are_all_damaged_comes_to_the_same_end(whole, run, pic
     (run / "metrics.jsonl").write_bytes(lines[0] + b"\0\0\0\0" + lines[1] + b'{"step": 4, "train_lo\n\xff\n' + lines[1])
     shutil.rmtree(run / "tensorboard")
     (run / "tensorboard").write_text("")
-    _flip(_largest(run / f"checkpoints/latest/{LAST}/state"))
+    flip_bit(largest_file(run / f"checkpoints/latest/{LAST}/state"))
     moved = shutil.copytree(pictures, tmp_path / "moved")
     result = train.train_and_evaluate(make_config(moved), run)
     assert result["steps"] == LAST
@@ -92,7 +84,7 @@ def test_a_run_whose_files_are_all_damaged_comes_to_the_same_end(whole, run, pic
     assert json.loads((run / "config.json").read_text())["data"]["root"] == str(moved)
     kept = ["config.json", "metrics.jsonl", "result.json", "tensorboard"]
     assert sorted(path.name for path in run.glob("*.damaged-*")) == [f"{name}.damaged-1" for name in kept]
-    text = "\n".join(log)
+    text = "\n".join(package_warnings)
     for words in (
         "result.json is damaged (",
         "config.json is damaged (",
@@ -102,9 +94,9 @@ def test_a_run_whose_files_are_all_damaged_comes_to_the_same_end(whole, run, pic
     ):
         assert words in text
     # From then on it is an ordinary finished run.
-    log.clear()
+    package_warnings.clear()
     assert train.train_and_evaluate(make_config(pictures), run)["test"] == result["test"]
-    assert not [line for line in log if "damaged" in line]
+    assert not [line for line in package_warnings if "damaged" in line]
 
 
 def test_what_a_kill_at_the_end_left_is_removed_by_the_next_start(run, pictures):
@@ -119,7 +111,7 @@ def test_what_a_kill_at_the_end_left_is_removed_by_the_next_start(run, pictures)
 
 def test_damaged_weights_are_not_predicted_with(run):
     step = run / f"checkpoints/best/{json.loads((run / 'result.json').read_text())['selection']['step']}"
-    _flip(_largest(step / "params"))
+    flip_bit(largest_file(step / "params"))
     with pytest.raises(
         UserError, match=r"the weights of the best epoch, step .*, are damaged .*: bring the folder back"
     ):
@@ -149,7 +141,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damaged_config_and_result_do_not_block_a_run(name, run, pictures, log):
+def test_damaged_config_and_result_do_not_block_a_run(name, run, pictures, package_warnings):
     config = make_config(pictures)
     before = (run / "config.json").read_bytes()
     _damage(run / "config.json", DAMAGES[name])
@@ -162,13 +154,13 @@ def test_damaged_config_and_result_do_not_block_a_run(name, run, pictures, log):
         workdir.check(run, other)
     with pytest.raises(UserError, match=r"(config|result)\.json is damaged|has no config\.json"):
         open_run.open_run(run)
-    log.clear()
+    package_warnings.clear()
     workdir.create(run, config)
     assert (run / "config.json").read_bytes() == before
     assert (run / "config.json.damaged-1").exists()
     assert (run / "result.json.damaged-1").exists()
     assert not (run / "result.json").exists()
-    assert log == [
+    assert package_warnings == [
         f"{run}/{name} was damaged: it is kept as {name}.damaged-1" for name in ("config.json", "result.json")
     ]
 
@@ -220,7 +212,7 @@ def test_what_may_change_between_sessions(pictures):
     assert continuing.differing(continuing.held(older), {**now, "data.nan": "0"}) == ["data.nan ('' there, '0' now)"]
 
 
-def test_data_of_a_finished_run_that_moved(run, pictures, tmp_path, log):
+def test_data_of_a_finished_run_that_moved(run, pictures, tmp_path, package_warnings):
     result = json.loads((run / "result.json").read_text())
     moved = shutil.copytree(pictures, tmp_path / "moved")
     assert train.train_and_evaluate(make_config(moved), run) == result
@@ -421,12 +413,12 @@ def test_mutants_of_the_metrics(tmp_path):
         assert not aside.exists() or aside.read_bytes() == damaged
 
 
-def test_a_metrics_file_that_is_none(tmp_path, log):
+def test_a_metrics_file_that_is_none(tmp_path, package_warnings):
     (tmp_path / "metrics.jsonl").mkdir()
     with MetricsLog(tmp_path, resume_step=3):
         pass
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""
-    assert log == [f"{tmp_path}/metrics.jsonl was damaged: it is kept as metrics.jsonl.damaged-1"]
+    assert package_warnings == [f"{tmp_path}/metrics.jsonl was damaged: it is kept as metrics.jsonl.damaged-1"]
 
 
 def test_set_aside_twice(tmp_path):
@@ -436,7 +428,7 @@ def test_set_aside_twice(tmp_path):
     assert (tmp_path / "x.json.damaged-2").read_text() == "2"
 
 
-def test_kept_features_that_are_damaged(tmp_path, log):
+def test_kept_features_that_are_damaged(tmp_path, package_warnings):
     good = {"digests": np.array(["a", "b"]), "tokens": np.ones((2, 3, 4), np.float32)}
     file = tmp_path / "features-x.npz"
 
@@ -458,9 +450,11 @@ def test_kept_features_that_are_damaged(tmp_path, log):
     ]
     for number, attempt in enumerate(attempts, 1):
         attempt()
-        log.clear()
+        package_warnings.clear()
         assert features._read(file) == {}
-        assert log[0].startswith("the cached arrays in features-x.npz are damaged and are computed again: ")
+        assert package_warnings[0].startswith(
+            "the cached arrays in features-x.npz are damaged and are computed again: "
+        )
         assert (tmp_path / f"features-x.npz.damaged-{number}").exists()
 
 

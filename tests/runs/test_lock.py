@@ -15,9 +15,8 @@ from jaxboost.errors import UserError
 from jaxboost.runs import cross_validation, lock, train
 from jaxboost.training.loop import Loop
 from tests.scripts import REPOSITORY, run_script
+from tests.training.own_folders import make_config, write_pictures
 from tests.training.small_runs import small_config
-from tests.training.test_folder import make_config
-from tests.training.test_folder import pictures as class_folders  # noqa: F401  a fixture
 
 # Holds the lock of the folder that is its argument until it is told to end.
 HOLDER = """
@@ -27,6 +26,11 @@ with lock.held(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()
 """
+
+
+@pytest.fixture(scope="module")
+def class_folders(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("data") / "pictures")
 
 
 @pytest.fixture
@@ -45,11 +49,11 @@ def holder(tmp_path):
     process.communicate()
 
 
-def test_a_second_process_is_refused_until_the_first_ends(holder, lidc_root, tmp_path):
+def test_a_second_process_is_refused_until_the_first_ends(holder, few_lidc_root, tmp_path):
     folder = tmp_path / "run"
     start = time.strftime("%Y-%m-%dT")
     with pytest.raises(UserError) as error:
-        train.train_and_evaluate(small_config(lidc_root), folder)
+        train.train_and_evaluate(small_config(few_lidc_root), folder)
     message = str(error.value)
     assert f"{folder} is in use by the process {holder.pid} on {socket.gethostname()} since {start}" in message
     assert f"remove {folder / lock.FILE}" in message
@@ -188,7 +192,7 @@ def test_a_parent_that_is_a_file(tmp_path):
         pass
 
 
-def test_the_run_stops_where_another_process_took_its_folder(lidc_root, tmp_path, monkeypatch):
+def test_the_run_stops_where_another_process_took_its_folder(few_lidc_root, tmp_path, monkeypatch):
     """The checkpoints of that process stay as they are."""
     folder, validate = tmp_path / "run", Loop._validate
 
@@ -199,7 +203,7 @@ def test_the_run_stops_where_another_process_took_its_folder(lidc_root, tmp_path
 
     monkeypatch.setattr(Loop, "_validate", taken)
     with pytest.raises(UserError, match="this process stops, because two would damage the checkpoints"):
-        train.train_and_evaluate(small_config(lidc_root, {"train.max_steps": 1}), folder)
+        train.train_and_evaluate(small_config(few_lidc_root, {"train.max_steps": 1}), folder)
     assert not list((folder / "checkpoints" / "latest").iterdir())
     assert not list((folder / "checkpoints" / "best").iterdir())
 
@@ -225,12 +229,13 @@ def test_folds_have_locks_of_their_own(request, tmp_path):
     assert (tmp_path / "folds.csv").read_bytes() == before
 
 
-def test_two_commands_at_once_make_one_run(lidc_root, tmp_path):
+def test_two_commands_at_once_make_one_run(few_lidc_root, tmp_path):
     """Both start together; one is refused in one line, and the other's result is whole."""
     arguments = [
         *("train.py", "--config=configs/quickstart.py", "--config.model.backbone=vit3d_tiny"),
         *("--config.boost.kind=none", "--config.train.max_steps=1", "--config.eval.bootstrap=10"),
-        *(f"--config.data.root={lidc_root}", f"--workdir={tmp_path / 'run'}"),
+        "--config.train.batch_size=16",
+        *(f"--config.data.root={few_lidc_root}", f"--workdir={tmp_path / 'run'}"),
     ]
     other = subprocess.Popen(
         [sys.executable, *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -161,10 +161,16 @@ def test_each_family_has_a_number_of_layers():
     assert DEPTHS.keys() == FAMILIES.keys()
 
 
-def test_a_run_of_the_quick_start_records_the_layers(blocks, lidc_root, tmp_path):
+def test_a_run_of_the_quick_start_records_the_layers(blocks, few_lidc_root, tmp_path):
     """The same command goes on, also the one that names the layers, and also when the block is gone."""
     config = quickstart.get_config()
-    changes = {"data.root": str(lidc_root), "boost.convert": False, "train.max_steps": 1, "eval.bootstrap": 5}
+    changes = {
+        "data.root": str(few_lidc_root),
+        "boost.convert": False,
+        "train.max_steps": 1,
+        "train.batch_size": 16,
+        "eval.bootstrap": 5,
+    }
     config.update_from_flattened_dict({**changes, "boost.block": str(blocks / "one")})
     result = train.train_and_evaluate(config, tmp_path / "run")
     assert result["block"]["layers"] == result["config"]["boost"]["layers"] == [3]

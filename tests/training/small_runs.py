@@ -13,7 +13,10 @@ from jaxboost.training.loop import Loop
 
 
 def small_config(root: pathlib.Path, changes: dict[str, Any] | None = None) -> ConfigDict:
-    """The quick start's config made small, with a random block and no warm-up; `changes` maps field to value."""
+    """The quick start's config made small, with a random block and no warm-up; `changes` maps field to value.
+
+    `root` has the LIDC shapes: of the fixture `few_lidc_root` where the figures do not count, else of `lidc_root`.
+    """
     config = quickstart.get_config()
     config.update_from_flattened_dict(
         {
@@ -26,7 +29,7 @@ def small_config(root: pathlib.Path, changes: dict[str, Any] | None = None) -> C
             "boost.convert": False,
             # A warm-up starts from a rate of 0: the first step would change nothing.
             "optim.warmup_epochs": 0.0,
-            "train.batch_size": 64,
+            "train.batch_size": 16,
             "train.max_steps": 2,
             "eval.bootstrap": 20,
             **(changes or {}),

@@ -1,7 +1,6 @@
 """Damaged checkpoints: noticed, set aside, and the one before taken; never used without a word."""
 
 import json
-import logging
 import shutil
 
 import jax
@@ -11,30 +10,11 @@ import pytest
 from jaxboost.errors import UserError
 from jaxboost.training.checkpoints import checkpoint_folder, stored
 from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer, Progress
-from tests.mutations import mutations
+from tests.mutations import flip_bit, largest_file, mutations
 from tests.training.small_runs import assert_same, on_host
-from tests.training.test_checkpoint import FINGERPRINTS, _best, _iterator, _saved_steps, _state
+from tests.training.states import FINGERPRINTS, best_weights, saved_steps, train_iterator, train_state
 
 CONFIG = {"optim.lr": 0.1, "seed": 0}
-
-
-class Log(logging.Handler):
-    """The warnings of this package."""
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.texts = []
-
-    def emit(self, record):
-        self.texts.append(record.getMessage())
-
-
-@pytest.fixture
-def log():
-    handler, logger = Log(), logging.getLogger("jaxboost")
-    logger.addHandler(handler)
-    yield handler.texts
-    logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="module")
@@ -52,43 +32,33 @@ def folder(two_steps, tmp_path):
 
 def _save(folder, bests):
     """Saves the steps of `bests` (step -> step of the best then)."""
-    iterator, sums = _iterator(), {}
+    iterator, sums = train_iterator(), {}
     with Checkpointer(folder) as checkpointer:
         for number, best in bests.items():
             next(iterator)
             if best == number:
-                sums[best] = checkpointer.save_best(best, *_best(best))
+                sums[best] = checkpointer.save_best(best, *best_weights(best))
             progress = Progress(
                 fingerprints=FINGERPRINTS,
                 best=Best(epoch=best, step=best, value=best / 10, sha256=sums[best]),
                 seconds=float(number),
                 config=CONFIG,
             )
-            checkpointer.save_latest(_state(number, number), iterator, progress)
+            checkpointer.save_latest(train_state(number, number), iterator, progress)
 
 
 def _resume(folder, config=CONFIG):
     """The step that is gone on from, once all that was restored is seen to be that step's."""
-    iterator = _iterator()
+    iterator = train_iterator()
     with Checkpointer(folder) as checkpointer:
-        state, progress = checkpointer.restore_latest(_state(99, 0), iterator, FINGERPRINTS, config)
+        state, progress = checkpointer.restore_latest(train_state(99, 0), iterator, FINGERPRINTS, config)
         best = checkpointer.restore_best(progress.best.step, state.params, state.stats, progress.best.sha256)
     number = int(state.step)
-    assert_same(state, _state(number, number))
-    assert_same(best, _best(progress.best.step))
+    assert_same(state, train_state(number, number))
+    assert_same(best, best_weights(progress.best.step))
     assert iterator.get_state() == {"next_index": number}
     assert progress.seconds == number
     return number
-
-
-def _largest(folder):
-    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-
-
-def _flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(content)
 
 
 def _change(path, change):
@@ -97,15 +67,15 @@ def _change(path, change):
     path.write_text(json.dumps(content))
 
 
-def test_nothing_is_said_of_a_whole_checkpoint(folder, log):
+def test_nothing_is_said_of_a_whole_checkpoint(folder, package_warnings):
     assert _resume(folder) == 2
-    assert not log
+    assert not package_warnings
     assert sorted(path.name for path in folder.iterdir()) == ["best", "latest"]
 
 
 DAMAGES = {
-    "bit of an array": lambda step: _flip(_largest(step / "state")),
-    "cut off": lambda step: _largest(step / "state").write_bytes(_largest(step / "state").read_bytes()[:-7]),
+    "bit of an array": lambda step: flip_bit(largest_file(step / "state")),
+    "cut off": lambda step: largest_file(step / "state").write_bytes(largest_file(step / "state").read_bytes()[:-7]),
     "empty file": lambda step: (step / "state" / "manifest.ocdbt").write_bytes(b""),
     "part is missing": lambda step: shutil.rmtree(step / "state"),
     "position is missing": lambda step: shutil.rmtree(step / "data"),
@@ -130,7 +100,7 @@ DAMAGES = {
     ),
     "no JSON": lambda step: (step / "progress" / "metadata").write_bytes(b"\0" * 300),
     "deep JSON": lambda step: (step / "progress" / "metadata").write_bytes(b"[" * 100_000),
-    "best's weights": lambda step: _flip(_largest(step.parents[1] / "best/2/params")),
+    "best's weights": lambda step: flip_bit(largest_file(step.parents[1] / "best/2/params")),
     "best is missing": lambda step: shutil.rmtree(step.parents[1] / "best/2"),
     "best of another step": lambda step: (
         shutil.rmtree(step.parents[1] / "best/2"),
@@ -140,27 +110,27 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_the_one_before_is_taken(name, folder, log):
+def test_the_one_before_is_taken(name, folder, package_warnings):
     DAMAGES[name](folder / "latest" / "2")
     assert _resume(folder) == 1
-    (warning,) = log
+    (warning,) = package_warnings
     assert warning.startswith("the checkpoint of step 2 is damaged (")
     assert "going on from step 1, what came after is done again" in warning
     assert warning.endswith(f"is kept as {folder}/damaged-latest-2")
-    assert _saved_steps(folder / "latest") == [1]
-    assert _saved_steps(folder / "best") == [1]
-    log.clear()
+    assert saved_steps(folder / "latest") == [1]
+    assert saved_steps(folder / "best") == [1]
+    package_warnings.clear()
     # Another time there is nothing more to say, and what is saved then is found.
     assert _resume(folder) == 1
-    assert not log
+    assert not package_warnings
     with Checkpointer(folder) as checkpointer:
-        _, progress = checkpointer.restore_latest(_state(99, 0), _iterator(), FINGERPRINTS, CONFIG)
-        checkpointer.save_latest(_state(2, 2), _moved(2), Progress(FINGERPRINTS, progress.best, 2.0, CONFIG))
+        _, progress = checkpointer.restore_latest(train_state(99, 0), train_iterator(), FINGERPRINTS, CONFIG)
+        checkpointer.save_latest(train_state(2, 2), _moved(2), Progress(FINGERPRINTS, progress.best, 2.0, CONFIG))
     assert _resume(folder) == 2
 
 
 def _moved(count):
-    iterator = _iterator()
+    iterator = train_iterator()
     for _ in range(count):
         next(iterator)
     return iterator
@@ -168,7 +138,7 @@ def _moved(count):
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("part", ["latest/2", "best/2"])
-def test_any_damage_of_any_file_is_noticed(part, two_steps, tmp_path, log):
+def test_any_damage_of_any_file_is_noticed(part, two_steps, tmp_path, package_warnings):
     """What comes back is step 2 as it was saved, or step 1 with a warning."""
     found = set()
     files = sorted(path.relative_to(two_steps) for path in (two_steps / part).rglob("*") if path.is_file())
@@ -176,43 +146,43 @@ def test_any_damage_of_any_file_is_noticed(part, two_steps, tmp_path, log):
         _, damaged = list(mutations((two_steps / file).read_bytes(), 2))[number % 2]
         folder = shutil.copytree(two_steps, tmp_path / str(number))
         (folder / file).write_bytes(damaged)
-        log.clear()
+        package_warnings.clear()
         step = _resume(folder)
-        assert len(log) == (step == 1)
+        assert len(package_warnings) == (step == 1)
         found.add(step)
     assert found == {1, 2}
 
 
 @pytest.mark.parametrize("name", ["7.bak", "old_9", "junk", "-3"])
-def test_other_folders_are_no_checkpoints(name, folder, log):
+def test_other_folders_are_no_checkpoints(name, folder, package_warnings):
     (folder / "latest" / name).mkdir()
     assert _resume(folder) == 2
     _save_third(folder)
     assert (folder / "latest" / name).is_dir()
-    assert not log
+    assert not package_warnings
 
 
 def _save_third(folder):
     with Checkpointer(folder) as checkpointer:
-        _, progress = checkpointer.restore_latest(_state(99, 0), _iterator(), FINGERPRINTS, CONFIG)
-        checkpointer.save_latest(_state(3, 3), _moved(3), Progress(FINGERPRINTS, progress.best, 3.0, CONFIG))
+        _, progress = checkpointer.restore_latest(train_state(99, 0), train_iterator(), FINGERPRINTS, CONFIG)
+        checkpointer.save_latest(train_state(3, 3), _moved(3), Progress(FINGERPRINTS, progress.best, 3.0, CONFIG))
     assert _resume(folder) == 3
 
 
 @pytest.mark.parametrize("name", ["3", "007", "\u0663", "9" * 30])
-def test_what_is_no_step_but_has_such_a_name(name, folder, log):
+def test_what_is_no_step_but_has_such_a_name(name, folder, package_warnings):
     """A file, and names that are numbers for Orbax."""
     path = folder / "latest" / name
     path.write_text("x") if name == "3" else path.mkdir()
     assert _resume(folder) == 2
-    assert log == [f"{path} is no checkpoint: it is kept as {folder}/damaged-latest-{name}"]
+    assert package_warnings == [f"{path} is no checkpoint: it is kept as {folder}/damaged-latest-{name}"]
     _save_third(folder)
 
 
-def test_an_empty_folder_of_a_higher_number(folder, log):
+def test_an_empty_folder_of_a_higher_number(folder, package_warnings):
     (folder / "latest" / "900").mkdir()
     assert _resume(folder) == 2
-    assert "the checkpoint of step 900 is damaged (it is empty): going on from step 2" in log[0]
+    assert "the checkpoint of step 900 is damaged (it is empty): going on from step 2" in package_warnings[0]
     assert (folder / "damaged-latest-900").is_dir()
 
 
@@ -225,7 +195,7 @@ def test_what_a_kill_left_half_written_is_removed(folder):
 
 def test_none_can_be_read(folder):
     for step in (1, 2):
-        _flip(_largest(folder / "latest" / str(step) / "state"))
+        flip_bit(largest_file(folder / "latest" / str(step) / "state"))
     before = sorted(folder.rglob("*"))
     with pytest.raises(
         UserError, match=r"no checkpoint in .* can be used \(step 2: .*; step 1: .*\): bring the folder"
@@ -238,8 +208,8 @@ def test_none_can_be_read(folder):
 def test_a_best_that_both_refer_to(tmp_path):
     folder = tmp_path / "checkpoints"
     _save(folder, {1: 1, 2: 1})
-    assert _saved_steps(folder / "best") == [1]
-    _flip(_largest(folder / "best/1/params"))
+    assert saved_steps(folder / "best") == [1]
+    flip_bit(largest_file(folder / "best/1/params"))
     with pytest.raises(UserError, match=r"step 2: the best epoch's weights, best/1, are damaged: .*; step 1: the best"):
         _resume(folder)
 
@@ -248,17 +218,17 @@ def test_the_best_of_the_older_one_is_kept(tmp_path):
     """Of four bests those of the last two latest checkpoints stay, in spite of newer ones."""
     folder = tmp_path / "checkpoints"
     _save(folder, {1: 1, 2: 2, 3: 2, 4: 4})
-    assert _saved_steps(folder / "latest") == [3, 4]
-    assert _saved_steps(folder / "best") == [2, 4]
-    _flip(_largest(folder / "latest/4/state"))
+    assert saved_steps(folder / "latest") == [3, 4]
+    assert saved_steps(folder / "best") == [2, 4]
+    flip_bit(largest_file(folder / "latest/4/state"))
     assert _resume(folder) == 3
 
 
 def test_damage_of_the_best_that_shows_at_the_end(folder):
-    target = _state(99, 0)
+    target = train_state(99, 0)
     with Checkpointer(folder) as checkpointer:
-        _, progress = checkpointer.restore_latest(target, _iterator(), FINGERPRINTS, CONFIG)
-        _flip(_largest(folder / "best/2/params"))
+        _, progress = checkpointer.restore_latest(target, train_iterator(), FINGERPRINTS, CONFIG)
+        flip_bit(largest_file(folder / "best/2/params"))
         with pytest.raises(
             UserError, match=r"best/2: the weights of the best epoch, step 2, are damaged .*same command"
         ):
@@ -268,20 +238,20 @@ def test_damage_of_the_best_that_shows_at_the_end(folder):
 def test_weights_of_another_run_are_noticed(folder, tmp_path):
     """They are whole, and of the same step."""
     with Checkpointer(tmp_path / "other") as checkpointer:
-        checkpointer.save_best(2, *_best(77))
+        checkpointer.save_best(2, *best_weights(77))
     shutil.rmtree(folder / "best/2")
     shutil.copytree(tmp_path / "other/best/2", folder / "best/2")
     assert _resume(folder) == 1
 
 
 def test_another_model_is_noticed(folder):
-    state = _state(99, 0)
+    state = train_state(99, 0)
     params = {**state.params, "head": {"bias": np.zeros(3, np.float32)}}
     with (
         Checkpointer(folder) as checkpointer,
         pytest.raises(UserError, match=r"of another model: array state\.params\.head\.bias is float32\[2\] there"),
     ):
-        checkpointer.restore_latest(state.replace(params=params), _iterator(), FINGERPRINTS, CONFIG)
+        checkpointer.restore_latest(state.replace(params=params), train_iterator(), FINGERPRINTS, CONFIG)
     assert _resume(folder) == 2
 
 
@@ -299,11 +269,11 @@ def _as_before(step):
         _change(step / "progress" / "metadata", lambda note: (note.pop("config"), note["best"].pop("sha256")))
 
 
-def test_checkpoints_of_earlier_versions_go_on(folder, log):
+def test_checkpoints_of_earlier_versions_go_on(folder, package_warnings):
     for step in ("latest/1", "latest/2", "best/1", "best/2"):
         _as_before(folder / step)
     assert _resume(folder) == 2
-    assert log == [checkpoint_folder.NO_CHECKSUMS % (folder / "latest/2")]
+    assert package_warnings == [checkpoint_folder.NO_CHECKSUMS % (folder / "latest/2")]
     # Even there the position must be that of the step.
     _change(folder / "latest/2/data/process_0-of-1.json", lambda content: content.update(next_index=3))
     assert _resume(folder) == 1
@@ -325,7 +295,7 @@ def test_tidying_a_finished_run(folder):
         (folder / name).mkdir()
     checkpoint_folder.tidy(folder, 7)
     assert sorted(path.name for path in (folder / "latest").iterdir()) == ["1", "2", "900"]
-    assert _saved_steps(folder / "best") == [1, 2, 7]
+    assert saved_steps(folder / "best") == [1, 2, 7]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     checkpoint_folder.tidy(folder, 7)
     checkpoint_folder.tidy(folder / "missing", 7)

@@ -28,7 +28,7 @@ from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer
 from jaxboost.training.log import MetricsLog
 from tests.finished_runs import colours
 from tests.training.small_runs import assert_same
-from tests.training.test_checkpoint import _best, _iterator, _progress, _restore, _state
+from tests.training.states import best_weights, progress_note, restore_state, train_iterator, train_state
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX"),
@@ -69,9 +69,9 @@ def save(folder: pathlib.Path, count: int, before=lambda number: None) -> None:
     with Checkpointer(folder) as checkpointer:
         for number in range(1, count + 1):
             before(number)
-            checkpointer.save_best(number, *_best(number))
+            checkpointer.save_best(number, *best_weights(number))
             best = Best(epoch=1, step=number, value=0.5)
-            checkpointer.save_latest(_state(number, number), _iterator(), _progress(best))
+            checkpointer.save_latest(train_state(number, number), train_iterator(), progress_note(best))
 
 
 def save_until_refused(folder: pathlib.Path, before=lambda number: None) -> str:
@@ -88,9 +88,9 @@ def assert_whole(folder: pathlib.Path, message: str) -> None:
             assert checkpointer.latest_step() is None
             return
         named = int(message.split("the checkpoint of step ")[1].split(" ")[0])
-        state, progress = _restore(checkpointer)
-        assert_same(state, _state(named, named))
-        assert_same(checkpointer.restore_best(progress.best.step, *_best(0)), _best(named))
+        state, progress = restore_state(checkpointer)
+        assert_same(state, train_state(named, named))
+        assert_same(checkpointer.restore_best(progress.best.step, *best_weights(0)), best_weights(named))
 
 
 # Bytes and entries: in files, in folders, in the first save and in later ones. Orbax meets them in different threads.

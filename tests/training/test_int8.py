@@ -20,8 +20,8 @@ from jaxboost.systems import start
 from jaxboost.training import step
 from tests.reference import llama_checkpoints
 from tests.scripts import devices, run_script
+from tests.training.radiographs import int8_layers, make_run, small, write_radiographs
 from tests.training.small_runs import assert_same, on_host, take_steps
-from tests.training.test_pneumo import make_run, small, write_radiographs
 
 MATRICES = {"q", "k", "v", "o", "gate", "up", "down"}
 
@@ -38,17 +38,6 @@ def block(tmp_path_factory):
     source = llama_checkpoints.write_safetensors(llama_checkpoints.tiny_llama(seed=7), folder / "source")
     convert(source, "all", folder / "block", dtype="bfloat16")
     return folder / "block"
-
-
-def loaded(block, **changes):
-    """Config fields for the block's layers 2 and 0."""
-    return {
-        "llama__block": str(block),
-        "llama__layers": (2, 0),
-        "llama__final_norm": "loaded",
-        "llama__weights": "int8",
-        **changes,
-    }
 
 
 def test_layers_are_quantized_one_by_one(block):
@@ -71,7 +60,7 @@ def test_layers_are_quantized_one_by_one(block):
 
 @pytest.mark.parametrize("source", ["random", "loaded"])
 def test_weights_on_the_device_are_int8_and_stay(radiographs, block, tmp_path, source):
-    changes = loaded(block) if source == "loaded" else {"llama__weights": "int8"}
+    changes = int8_layers(block) if source == "loaded" else {"llama__weights": "int8"}
     run = make_run(small(radiographs, **changes), tmp_path)
     layers = run.frozen["llama"]["layers"]
     for name in MATRICES:
@@ -103,7 +92,7 @@ def test_weights_on_the_device_are_int8_and_stay(radiographs, block, tmp_path, s
 
 
 def test_a_run_that_is_cut_off_goes_on_to_the_same_end(radiographs, block, tmp_path, monkeypatch):
-    config = small(radiographs, **loaded(block), data__fold=0)
+    config = small(radiographs, **int8_layers(block), data__fold=0)
     cross_validation.train_and_evaluate(config, tmp_path / "whole")
     whole = json.loads((tmp_path / "whole" / "fold0" / "result.json").read_text())
     put, calls = step.put, []
@@ -121,7 +110,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_end(radiographs, block, tmp_p
             cross_validation.train_and_evaluate(config, folder)
     assert (folder / "fold0" / "checkpoints").exists()
     assert not (folder / "fold0" / "result.json").exists()
-    stored = small(radiographs, **loaded(block, llama__weights="stored"), data__fold=0)
+    stored = small(radiographs, **int8_layers(block, llama__weights="stored"), data__fold=0)
     with pytest.raises(UserError, match=r"differs in llama\.weights \('int8' there, 'stored' now\)"):
         cross_validation.train_and_evaluate(stored, folder)
     cross_validation.train_and_evaluate(config, folder)
@@ -137,16 +126,16 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_end(radiographs, block, tmp_p
 
 SHARDED = """
 import json, sys
-import jax, numpy as np
-from tests.training import test_int8, test_pneumo
+import pathlib
+from tests.training.radiographs import int8_layers, make_run, small
 from tests.training.small_runs import take_steps
-root, block, folder = map(test_pneumo.pathlib.Path, sys.argv[1:])
+root, block, folder = map(pathlib.Path, sys.argv[1:])
 found = {}
 for source in ("random", "loaded"):
     for shard in (False, True):
-        changes = test_int8.loaded(block) if source == "loaded" else {"llama__weights": "int8"}
-        config = test_pneumo.small(root, llama__shard=shard, **changes)
-        run = test_pneumo.make_run(config, folder / f"{source}{shard}")
+        changes = int8_layers(block) if source == "loaded" else {"llama__weights": "int8"}
+        config = small(root, llama__shard=shard, **changes)
+        run = make_run(config, folder / f"{source}{shard}")
         up = run.frozen["llama"]["layers"]["up"].parts
         places = [[x.dtype.name, x.addressable_shards[0].data.shape[-1]] for x in (up.qvalue, up.scale)]
         values = [*take_steps(run, 3), run.scores(run.state.params, {}, "val")[0]]

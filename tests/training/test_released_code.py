@@ -28,9 +28,9 @@ def test_a_run_keeps_the_last_batch(lidc_root, tmp_path):
         ({"mix.mixup": 0.8}, "mixup and cutmix need whole batches"),
     ],
 )
-def test_partial_batches_that_would_be_other_ones(lidc_root, tmp_path, changes, what):
+def test_partial_batches_that_would_be_other_ones(few_lidc_root, tmp_path, changes, what):
     with pytest.raises(UserError, match=rf'config field train\.last_batch: {what}: set it to "drop"'):
-        train.assemble(small_config(lidc_root, {"train.last_batch": "keep", **changes}), tmp_path / "run")
+        train.assemble(small_config(few_lidc_root, {"train.last_batch": "keep", **changes}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -43,7 +43,7 @@ def test_epochs_with_the_same_metric(value, earlier, later):
     assert metrics.is_better(value, 0.7, ties="later") is later
 
 
-def test_unknown_switches(lidc_root, tmp_path):
+def test_unknown_switches(few_lidc_root, tmp_path):
     for field, message in (("boost.init", "'random' is unknown"), ("eval.ties", "'random' is unknown")):
         with pytest.raises(UserError, match=f"config field {field}: {message}"):
-            train.train_and_evaluate(small_config(lidc_root, {field: "random"}), tmp_path / "run")
+            train.train_and_evaluate(small_config(few_lidc_root, {field: "random"}), tmp_path / "run")

@@ -12,20 +12,14 @@ from jaxboost.analysis.describe import describe
 from jaxboost.config import validate
 from jaxboost.errors import UserError
 from jaxboost.models import frozen
-from jaxboost.models.backbones import BACKBONES, Backbone
-from jaxboost.models.resnet import ResNet
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.runs import train
 from jaxboost.training import optim, step
 from jaxboost.training.checkpoints.checkpointer import Checkpointer
 from tests.scripts import devices, run_script
-from tests.training.small_runs import assert_same, on_host, small_config, take_steps
+from tests.training.small_runs import assert_same, on_host, take_steps
+from tests.training.tiny_resnet import TINY, tiny_config
 
-TINY = Backbone(
-    encoder=ResNet,
-    ndim=2,
-    arguments=dict(block="basic", depths=(1, 1), convolution="2d", base_width=4),
-    head_eps=None,
-)
 # Kernels of the stem, two blocks and a projection, their norms, and the head.
 KERNELS = 9 * (3 * 4 + 4 * 4 + 4 * 4 + 4 * 8 + 8 * 8) + 4 * 8
 NORMED = 3 * 4 + 3 * 8
@@ -39,21 +33,9 @@ def _tiny_resnet():
         yield
 
 
-def tiny_config(root, changes=None):
-    fields = {
-        "data.name": "lidcsilhouettes",
-        "model.backbone": "resnet_tiny",
-        "boost.kind": "none",
-        "optim.lr": 1e-2,
-        "train.max_steps": 4,
-        "train.checkpoint_every": 2,
-    }
-    return small_config(root, fields | (changes or {}))
-
-
 @pytest.fixture
-def run(lidc_root, tmp_path):
-    return train.assemble(tiny_config(lidc_root), tmp_path / "run")
+def run(few_lidc_root, tmp_path):
+    return train.assemble(tiny_config(few_lidc_root), tmp_path / "run")
 
 
 def test_a_step_moves_all_statistics(run):
@@ -99,8 +81,8 @@ def test_evaluation_refuses_to_go_without_them(run):
         run.program.bind_eval_step(run.state.params, run.frozen)
 
 
-def test_each_accumulated_step_moves_the_statistics(lidc_root, tmp_path):
-    run = train.assemble(tiny_config(lidc_root, {"train.accumulate": 2}), tmp_path / "run")
+def test_each_accumulated_step_moves_the_statistics(few_lidc_root, tmp_path):
+    run = train.assemble(tiny_config(few_lidc_root, {"train.accumulate": 2}), tmp_path / "run")
     states = [on_host((run.state.params, run.state.stats))]
     for _ in range(2):
         take_steps(run, 1)
@@ -113,8 +95,8 @@ def test_each_accumulated_step_moves_the_statistics(lidc_root, tmp_path):
     assert moved[1] == set(states[0])
 
 
-def test_resumed_run_ends_the_same(lidc_root, tmp_path, monkeypatch):
-    config = tiny_config(lidc_root)
+def test_resumed_run_ends_the_same(few_lidc_root, tmp_path, monkeypatch):
+    config = tiny_config(few_lidc_root)
     result = train.train_and_evaluate(config, tmp_path / "whole")
     put, calls = step.put, []
 
@@ -156,18 +138,19 @@ STEPS = """
 import json, pathlib, sys
 import jax
 from jaxboost.runs import train
-from tests.training import test_stats
+from jaxboost.models.backbones import BACKBONES
 from tests.training.small_runs import take_steps
+from tests.training.tiny_resnet import TINY, tiny_config
 
-test_stats.BACKBONES["resnet_tiny"] = test_stats.TINY
-run = train.assemble(test_stats.tiny_config(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]))
+BACKBONES["resnet_tiny"] = TINY
+run = train.assemble(tiny_config(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]))
 losses = take_steps(run, 2)
 print(json.dumps([len(jax.local_devices()), losses, [leaf.tolist() for leaf in jax.tree.leaves(run.state.stats)]]))
 """
 
 
-def test_statistics_are_of_the_batch_over_all_devices(run, lidc_root, tmp_path):
-    process = run_script("-c", STEPS, lidc_root, tmp_path, env=devices(8))
+def test_statistics_are_of_the_batch_over_all_devices(run, few_lidc_root, tmp_path):
+    process = run_script("-c", STEPS, few_lidc_root, tmp_path, env=devices(8))
     assert process.returncode == 0, process.stderr
     count, losses, stats = json.loads(process.stdout.splitlines()[-1])
     assert count == 8
@@ -176,8 +159,8 @@ def test_statistics_are_of_the_batch_over_all_devices(run, lidc_root, tmp_path):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_describe(lidc_root):
-    result = describe(tiny_config(lidc_root, {"train.batch_size": 8}), memory=True)
+def test_describe(few_lidc_root):
+    result = describe(tiny_config(few_lidc_root, {"train.batch_size": 8}), memory=True)
     assert (result["trainable"], result["frozen"], result["tokens"]) == (TRAINABLE, 0, 1)
     # Stem and first block at 28 x 28 pixels, the second block with its projection at 14 x 14, and the head.
     expected = 28**2 * 9 * (3 * 4 + 2 * 4 * 4) + 14**2 * (9 * (4 * 8 + 8 * 8) + 4 * 8) + 2 * 8
@@ -196,7 +179,7 @@ def test_describe(lidc_root):
         ({"model.backbone": "resnet81"}, "did you mean 'resnet"),
     ],
 )
-def test_mistakes(changes, words, lidc_root):
-    config = tiny_config(lidc_root, changes)
+def test_mistakes(changes, words, few_lidc_root):
+    config = tiny_config(few_lidc_root, changes)
     with pytest.raises(UserError, match=words):
         validate(config)

@@ -20,8 +20,8 @@ FROZEN_SHAPE = (1, 64, 96)  # gate and up of the one llama-tiny layer; nothing t
 
 
 @pytest.fixture(scope="module")
-def untouched(lidc_root, tmp_path_factory):
-    return train.assemble(small_config(lidc_root), tmp_path_factory.mktemp("run") / "run")
+def untouched(few_lidc_root, tmp_path_factory):
+    return train.assemble(small_config(few_lidc_root), tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture
@@ -83,8 +83,8 @@ def test_step_donates_the_state_and_leaves_the_rest(run):
 def test_eval_step_agrees_with_the_train_step(run):
     batch = _batch(run)
     losses, scores = run.program.bind_eval_step(run.state.params, run.frozen)(batch)
-    assert losses.shape == (64,)
-    assert scores.shape == (64, 2)
+    assert losses.shape == (16,)
+    assert scores.shape == (16, 2)
     np.testing.assert_allclose(np.sum(scores, -1), 1, rtol=1e-6)
     own = np.take_along_axis(np.asarray(scores), np.asarray(batch["label"]), axis=-1)[:, 0]
     np.testing.assert_allclose(losses, -np.log(own), rtol=1e-4, atol=1e-6)

@@ -37,9 +37,9 @@ def blocks(llama, tmp_path_factory):
 
 
 @pytest.fixture
-def make_run(lidc_root, tmp_path):
+def make_run(few_lidc_root, tmp_path):
     """Makes a run of the small config with changes, as {field: value}."""
-    return lambda changes: train.assemble(small_config(lidc_root, changes), tmp_path / "run")
+    return lambda changes: train.assemble(small_config(few_lidc_root, changes), tmp_path / "run")
 
 
 def _with_block(blocks, **changes):
@@ -71,10 +71,10 @@ def test_trainable_block_starts_from_the_pretrained_weights(make_run, blocks, ll
     assert all(np.abs(after[path] - block[path]).max() < 5e-3 for path in block)
 
 
-def test_trainable_block_is_in_the_checkpoint(lidc_root, blocks, llama, tmp_path, caplog):
+def test_trainable_block_is_in_the_checkpoint(few_lidc_root, blocks, llama, tmp_path, caplog):
     changes = _with_block(blocks, boost__trainable=True)
     with caplog.at_level(logging.INFO, logger="jaxboost"):
-        result = train.train_and_evaluate(small_config(lidc_root, changes), tmp_path / "run")
+        result = train.train_and_evaluate(small_config(few_lidc_root, changes), tmp_path / "run")
     assert "layer 3 of source, trained too" in caplog.text
     assert result["parameters"]["frozen"] == 0
     assert result["block"]["layers"] == [3]
@@ -156,14 +156,14 @@ def test_bfloat16_block_that_is_trained_becomes_float32(make_run, blocks):
 
 
 @pytest.mark.parametrize("kind", ["none", "mlp", "mlp_out"])
-def test_arms_without_a_layer_need_no_block(kind, lidc_root, tmp_path):
+def test_arms_without_a_layer_need_no_block(kind, few_lidc_root, tmp_path):
     changes = {"boost.kind": kind, "boost.block": "", "train.max_steps": 1}
-    result = train.train_and_evaluate(small_config(lidc_root, changes), tmp_path / "run")
+    result = train.train_and_evaluate(small_config(few_lidc_root, changes), tmp_path / "run")
     assert result["boost"] == kind
     assert result["block"] is None
     assert result["parameters"]["frozen"] == 0
     # Without the adapters F_E and F_D, or with them: 2 x 128 x 64.
-    bare = small_config(lidc_root, {"boost.kind": "none"})
+    bare = small_config(few_lidc_root, {"boost.kind": "none"})
     adapters = result["parameters"]["trainable"] - frozen.count(train.assemble(bare, tmp_path).system.params)
     assert adapters == (0 if kind == "none" else 2 * 128 * 64)
 

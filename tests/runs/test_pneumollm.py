@@ -10,7 +10,6 @@ import signal
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from configs import pneumollm
 from jaxboost.errors import UserError
@@ -18,63 +17,14 @@ from jaxboost.models import frozen
 from jaxboost.runs import cross_validation, datasets, train
 from jaxboost.tasks import TASKS
 from jaxboost.training import optim, step
-from jaxboost.training.loop import Loop
-from tests.scripts import KILL, REPOSITORY, assert_mistake, devices, interrupted_training, run_script
+from tests.scripts import KILL, devices, interrupted_training, run_script
+from tests.training.radiographs import PATIENTS, PER_PATIENT, SMALL, make_run, small, write_radiographs
 from tests.training.small_runs import on_host, take_steps
-
-PATIENTS, PER_PATIENT = 24, 2
-
-
-def write_radiographs(folder: pathlib.Path) -> pathlib.Path:
-    """48 images of 24 patients, half of them with a brighter middle: label "sick"."""
-    rng = np.random.default_rng(0)
-    (folder / "images").mkdir(parents=True)
-    rows = []
-    for patient in range(PATIENTS):
-        for number in range(PER_PATIENT):
-            image = rng.integers(0, 100, (28, 28), np.uint8)
-            if patient % 2:
-                image[8:20, 8:20] += 100
-            name = f"p{patient:02d}_{number}.png"
-            Image.fromarray(image).save(folder / "images" / name)
-            rows.append((f"p{patient:02d}", name, "sick" if patient % 2 else "healthy"))
-    with (folder / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("patient_id", "file", "label"), *rows])
-    return folder
 
 
 @pytest.fixture(scope="module")
 def radiographs(tmp_path_factory):
     return write_radiographs(tmp_path_factory.mktemp("radiographs"))
-
-
-SMALL = {
-    "data.size": 28,
-    "data.classes": ("healthy", "sick"),
-    "data.folds": 3,
-    "data.val_share": 0.25,
-    "model.backbone": "vit_tiny",
-    "model.image_size": 28,
-    "model.dtype": "float32",
-    "pneumollm.vision": "random",
-    "pneumollm.every": 1,
-    "llama.family": "llama-tiny",
-    "llama.block": "random",
-    "llama.layers": (0, 1),
-    "llama.final_norm": "ones",
-    "optim.lr": 1e-2,
-    "optim.warmup_epochs": 0.0,
-    "train.epochs": 2,
-    "train.batch_size": 8,
-    "eval.bootstrap": 20,
-}
-
-
-def small(root: pathlib.Path, argument: str = "", **changes):
-    config = pneumollm.get_config(argument)
-    changes = {name.replace("__", "."): value for name, value in changes.items()}
-    config.update_from_flattened_dict({**SMALL, "data.root": str(root), **changes})
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -223,16 +173,6 @@ def test_checkpoints_hold_the_trained_weights_alone(finished, radiographs, tmp_p
     assert frozen.count(params) == result["parameters"]["trainable"]
     size = sum(path.stat().st_size for path in (folder / "fold0" / "checkpoints" / "best").rglob("*") if path.is_file())
     assert size < 2 * 4 * (result["parameters"]["trainable"] + 50_000)
-
-
-def make_run(config, folder: pathlib.Path) -> Loop:
-    """The run of the first fold, before its first step."""
-    one = config.copy_and_resolve_references()
-    one.data.fold = 0
-    fold = datasets.Splits(
-        load=lambda: datasets.fold_of(datasets.load(one), one, 0, None), prepare=lambda: None, folder=folder
-    )
-    return train.assemble(one, folder / "fold0", fold)
 
 
 def test_everything_that_is_to_be_trained_is(radiographs, tmp_path):
@@ -419,20 +359,15 @@ def test_avg_is_of_binary_tasks(tmp_path):
         cross_validation.train_and_evaluate(config, tmp_path / "run")
 
 
-def test_a_mistake_in_a_script_is_one_line(radiographs):
-    process = run_script("train.py", f"--config={REPOSITORY}/configs/pneumollm.py:engin")
-    assert_mistake(process, "engin", "engine")
-
-
 SHARDED = """
 import json, sys
-import jax, numpy as np
-from tests.training import test_pneumo
+import pathlib, numpy as np
+from tests.training.radiographs import make_run, small
 from tests.training.small_runs import take_steps
-root, folder = map(test_pneumo.pathlib.Path, sys.argv[1:])
+root, folder = map(pathlib.Path, sys.argv[1:])
 losses = {}
 for shard in (False, True):
-    run = test_pneumo.make_run(test_pneumo.small(root, llama__shard=shard), folder / str(shard))
+    run = make_run(small(root, llama__shard=shard), folder / str(shard))
     up = run.frozen["llama"]["layers"]["up"]
     steps = take_steps(run, 3)
     losses[str(shard)] = [up.sharding.is_fully_replicated, *steps, run.scores(run.state.params, {}, "val")[0]]

@@ -31,15 +31,6 @@ from tests.reference import rllm
 from tests.reference.weights import copy, module_state
 from tests.training.small_runs import assert_same, on_host, small_config, take_steps
 
-# What `vit_tiny` is, but for another grid of positions.
-VIT_TINY = {
-    "hidden_size": 128,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 2,
-    "intermediate_size": 512,
-    "patch_size": 7,
-    "image_size": 35,
-}
 TRAINED_HEAD = 128 * 2 + 2
 
 
@@ -47,7 +38,7 @@ TRAINED_HEAD = 128 * 2 + 2
 def folder(tmp_path_factory):
     """Encoders `encoder` and `half` (bfloat16) of a tiny ViT, `other` of other weights, `wide` of another shape."""
     folder = tmp_path_factory.mktemp("encoders")
-    model = vision.tiny("vit", **VIT_TINY)
+    model = vision.tiny("vit", **vision.VIT_TINY)
     model.save_pretrained(folder / "source")
     convert.convert(str(folder / "source"), "all", folder / "encoder")
     convert.convert(str(folder / "source"), "all", folder / "half", dtype="bfloat16")
@@ -55,18 +46,18 @@ def folder(tmp_path_factory):
         model.layernorm.bias += 1
     model.save_pretrained(folder / "other-source")
     convert.convert(str(folder / "other-source"), "all", folder / "other")
-    vision.tiny("dinov2", **VIT_TINY | {"hidden_size": 64}).save_pretrained(folder / "wide-source")
+    vision.tiny("dinov2", **vision.VIT_TINY | {"hidden_size": 64}).save_pretrained(folder / "wide-source")
     convert.convert(str(folder / "wide-source"), "all", folder / "wide")
     return folder
 
 
 @pytest.fixture(scope="module")
-def config(lidc_root, folder):
+def config(few_lidc_root, folder):
     """A small run on the silhouettes from the encoder, with changes, as {field: value}."""
 
     def make(changes=()):
         return small_config(
-            lidc_root,
+            few_lidc_root,
             {
                 "data.name": "lidcsilhouettes",
                 "model.backbone": "vit_tiny",

@@ -18,7 +18,7 @@ from jaxboost import convert, data
 from jaxboost.errors import UserError
 from jaxboost.runs import train
 from tests.reference.llama_checkpoints import tiny_llama, write_safetensors
-from tests.scripts import KILL, REPOSITORY, assert_mistake, devices, interrupted_training, run_script
+from tests.scripts import KILL, REPOSITORY, assert_mistake, devices, interrupted_training, run_each, run_script
 from tests.training.small_runs import small_config
 
 # Six steps of a small ViT3D with a random block, and a checkpoint after the third.
@@ -161,14 +161,14 @@ def test_finished_run_is_not_run_again(uninterrupted, lidc_root):
     assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
 
 
-def test_finished_run_does_not_answer_for_another_block(uninterrupted, lidc_root, tmp_path):
+def test_finished_run_does_not_answer_for_another_block(uninterrupted, few_lidc_root, tmp_path):
     workdir, _ = uninterrupted
-    config = _config(lidc_root, **{"boost.block": str(tmp_path), "boost.convert": True})
+    config = _config(few_lidc_root, **{"boost.block": str(tmp_path), "boost.convert": True})
     with pytest.raises(UserError, match="finished run with the block from random"):
         train.train_and_evaluate(config, workdir)
 
 
-def test_workdir_that_is_a_file(lidc_root, tmp_path):
+def test_workdir_that_is_a_file(few_lidc_root, tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match="is a file: give another --workdir"):
         train.train_and_evaluate(quickstart.get_config(), tmp_path / "run")
@@ -214,8 +214,8 @@ def _config(root: pathlib.Path, **changes: object):
         ({"optim.warmup_epochs": 0.0, "train.max_steps": 1}, "val loss is nan at step 1", False),
     ],
 )
-def test_nan_names_the_step_and_the_checkpoint(changes, message, saved, lidc_root, tmp_path):
-    config = _config(lidc_root, **{"optim.lr": 1e30, "optim.warmup_epochs": 0.1, **changes})
+def test_nan_names_the_step_and_the_checkpoint(changes, message, saved, few_lidc_root, tmp_path):
+    config = _config(few_lidc_root, **{"optim.lr": 1e30, "optim.warmup_epochs": 1.0, **changes})
     with pytest.raises(UserError, match=message) as error:
         train.train_and_evaluate(config, tmp_path / "run")
     assert "optim.lr" in str(error.value)
@@ -228,7 +228,7 @@ def test_nan_names_the_step_and_the_checkpoint(changes, message, saved, lidc_roo
     assert all(np.isfinite(leaf).all() for path, leaf in _leaves(state) if path.startswith("/params"))
 
 
-def test_another_block_is_refused(lidc_root, tmp_path):
+def test_another_block_is_refused(few_lidc_root, tmp_path):
     for seed in (0, 1):
         source = write_safetensors(tiny_llama(seed), tmp_path / f"llama{seed}")
         convert.convert(str(source), "3", tmp_path / f"block{seed}")
@@ -236,7 +236,7 @@ def test_another_block_is_refused(lidc_root, tmp_path):
 
     def config(seed: int):
         block = {"boost.family": "", "boost.block": str(tmp_path / f"block{seed}"), "boost.layers": (3,)}
-        return _config(lidc_root, **block, **{"train.max_steps": 2})
+        return _config(few_lidc_root, **block, **{"train.max_steps": 2})
 
     result = train.train_and_evaluate(config(0), workdir)
     assert result["block"]["layers"] == [3]
@@ -253,9 +253,9 @@ def test_another_block_is_refused(lidc_root, tmp_path):
     assert {**again, "seconds": 0} == {**result, "seconds": 0}
 
 
-def test_reference_protocol_is_marked(lidc_root, tmp_path, caplog, monkeypatch):
+def test_reference_protocol_is_marked(few_lidc_root, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("jaxboost"), "propagate", True)
-    result = train.train_and_evaluate(_config(lidc_root, **{"eval.protocol": "reference"}), tmp_path / "run")
+    result = train.train_and_evaluate(_config(few_lidc_root, **{"eval.protocol": "reference"}), tmp_path / "run")
     assert "picked on the test split" in caplog.text
     assert result["protocol"] == "reference"
     assert result["selection"]["split"] == "test"
@@ -274,16 +274,16 @@ def test_two_devices_give_the_same_losses(uninterrupted, lidc_root, tmp_path):
             assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
 
 
-ONE_PLAIN_STEP = ("--config.train.max_steps=1", "--config.boost.kind=none")
+ONE_PLAIN_STEP = ("--config.train.max_steps=1", "--config.train.batch_size=16", "--config.boost.kind=none")
 
 
-def test_compiled_programs_are_kept_for_the_next_start(lidc_root, tmp_path):
+def test_compiled_programs_are_kept_for_the_next_start(few_lidc_root, tmp_path):
     cache = tmp_path / "cache"
     # Empty, the variable names no folder.
     env = {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": ""}
 
     def train(run: str) -> dict[str, int]:
-        process = run_script(*_small(lidc_root, tmp_path / run, *ONE_PLAIN_STEP), env=env)
+        process = run_script(*_small(few_lidc_root, tmp_path / run, *ONE_PLAIN_STEP), env=env)
         assert process.returncode == 0, process.stderr
         return {path.name: path.stat().st_mtime_ns for path in cache.rglob("jit_train_step*-cache")}
 
@@ -292,11 +292,11 @@ def test_compiled_programs_are_kept_for_the_next_start(lidc_root, tmp_path):
     assert train("second") == kept
 
 
-def test_compiled_programs_are_not_kept_where_the_config_says_so(lidc_root, tmp_path):
+def test_compiled_programs_are_not_kept_where_the_config_says_so(few_lidc_root, tmp_path):
     cache = tmp_path / "cache"
     env = {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": ""}
     off = "--config.train.compilation_cache=False"
-    process = run_script(*_small(lidc_root, tmp_path / "run", *ONE_PLAIN_STEP, off), env=env)
+    process = run_script(*_small(few_lidc_root, tmp_path / "run", *ONE_PLAIN_STEP, off), env=env)
     assert process.returncode == 0, process.stderr
     assert not cache.exists()
 
@@ -339,43 +339,40 @@ def test_compiled_programs_are_not_kept_where_the_config_says_so(lidc_root, tmp_
         ({"eval.protocol": "test"}, "eval.protocol.*valid: validation, reference"),
     ],
 )
-def test_mistakes_write_nothing(change, words, lidc_root, tmp_path):
-    config = _config(lidc_root, **change)
+def test_mistakes_write_nothing(change, words, few_lidc_root, tmp_path):
+    config = _config(few_lidc_root, **change)
     with pytest.raises(UserError, match=words):
         train.train_and_evaluate(config, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
+def test_mistakes_end_in_one_line_and_exit_code_two(tmp_path):
+    def config_file(name: str, text: str) -> pathlib.Path:
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    misspelt = config_file(
+        "misspelt.py",
+        "from jaxboost.config import table\n\n\ndef get_config():\n"
+        "    config = table.get_config()\n    config.optim.lrr = 1.0\n    return config\n",
+    )
+    unknown = config_file("unknown.py", "import nothing_of_that_name\n")
+    invalid = config_file("invalid.py", "def get_config(:\n")
+    quickstart = "--config=configs/quickstart.py"
+    mistakes = [
         ([], ["--config is missing"]),
         (["--config=configs/nothing.py"], ["configs/nothing.py: no such file"]),
-        (["--config=configs/quickstart.py", "--wrkdir=x"], ["wrkdir"]),
-        (["--config=configs/quickstart.py", "more"], ["unexpected argument 'more'"]),
-        (["--config=configs/quickstart.py", "--config.optim.lrr=1"], ["--config.optim.lrr", "did you mean 'lr'"]),
-        (["--config=configs/quickstart.py", "--config.optim.lr=fast"], ["--config.optim.lr=fast"]),
-        (["--config=configs/quickstart.py", "--config.model.backbone=vit_x"], ["model.backbone", "vit_s"]),
-    ],
-)
-def test_mistakes_end_in_one_line_and_exit_code_two(arguments, words, tmp_path):
-    assert_mistake(run_script("train.py", f"--workdir={tmp_path / 'run'}", *arguments), *words)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_misspelt_field_in_a_config_file(tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text(
-        "from jaxboost.config import table\n\n\ndef get_config():\n"
-        "    config = table.get_config()\n    config.optim.lrr = 1.0\n    return config\n"
-    )
-    assert_mistake(run_script("train.py", f"--config={file}"), str(file), 'Did you mean "lr"')
-
-
-@pytest.mark.parametrize(
-    ("text", "words"), [("import nothing_of_that_name", "No module"), ("def get_config(:", "invalid")]
-)
-def test_config_file_that_cannot_be_run(text, words, tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text(text + "\n")
-    assert_mistake(run_script("train.py", f"--config={file}"), str(file), words)
+        ([quickstart, "--wrkdir=x"], ["wrkdir"]),
+        ([quickstart, "more"], ["unexpected argument 'more'"]),
+        ([quickstart, "--config.optim.lrr=1"], ["--config.optim.lrr", "did you mean 'lr'"]),
+        ([quickstart, "--config.optim.lr=fast"], ["--config.optim.lr=fast"]),
+        ([quickstart, "--config.model.backbone=vit_x"], ["model.backbone", "vit_s"]),
+        ([f"--config={REPOSITORY}/configs/pneumollm.py:engin"], ["engin", "engine"]),
+        ([f"--config={misspelt}"], [str(misspelt), 'Did you mean "lr"']),
+        ([f"--config={unknown}"], [str(unknown), "No module"]),
+        ([f"--config={invalid}"], [str(invalid), "invalid"]),
+    ]
+    processes = run_each([("train.py", f"--workdir={tmp_path / 'run'}", *arguments) for arguments, _ in mistakes])
+    for (_, words), process in zip(mistakes, processes, strict=True):
+        assert_mistake(process, *words)
+    assert not (tmp_path / "run").exists()
