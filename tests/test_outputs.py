@@ -134,7 +134,8 @@ def test_a_run_does_not_lie_in_what_it_reads(field, inside, finished, tmp_path):
     other = tmp_path / "other"
     (other / "runs").mkdir(parents=True)
     (other / "link").symlink_to(".")
-    config = folder_config(data, **{field: str(other)})
+    # A 2-D encoder, which can load weights.
+    config = folder_config(data, **{"model.backbone": "vit_tiny", field: str(other)})
     with pytest.raises(UserError, match=f"--workdir .* lies in {re.escape(field)}=.*, which the run reads"):
         train.train_and_evaluate(config, other / inside)
     assert list((other / "runs").iterdir()) == []

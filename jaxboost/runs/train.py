@@ -14,7 +14,6 @@ from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
-from jaxboost.errors import UserError
 from jaxboost.evaluation import thresholds
 from jaxboost.models.frozen import Tree
 from jaxboost.runs import datasets, report, workdir
@@ -79,11 +78,7 @@ def train_and_evaluate(
 
 def with_layers(config: Config, folder: pathlib.Path) -> Config:
     """Returns the config as config.json of the run in `folder` has it, see `systems.with_layers`."""
-    try:
-        before = workdir.read_config(folder)
-    except (ValueError, UserError):
-        before = None
-    return systems.with_layers(config, before)
+    return systems.with_layers(config, lambda: workdir.saved_config(folder))
 
 
 def assemble(

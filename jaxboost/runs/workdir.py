@@ -57,7 +57,7 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> RunResult | FoldsResult 
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file: give another --workdir")
     result = read_result(workdir)
-    before = _saved_config(workdir, result)
+    before = saved_config(workdir, result)
     if before is not None and (differing := continuing.differing(before, continuing.held(to_dict(config)))):
         raise UserError(
             f"{workdir} holds a run of another config, which differs in {', '.join(differing)}:"
@@ -163,8 +163,13 @@ def _is_whole(path: pathlib.Path) -> bool:
     return True
 
 
-def _saved_config(workdir: pathlib.Path, result: RunResult | FoldsResult | None) -> dict[str, Any] | None:
-    """Returns the config of the run in the folder, as `continuing.held` gives it; None if no file has it."""
+def saved_config(workdir: pathlib.Path, result: RunResult | FoldsResult | None = None) -> dict[str, Any] | None:
+    """Returns the config of the run in the folder, as `continuing.held` gives it; None if no file has it.
+
+    Args:
+      workdir: folder of the run; it may be missing.
+      result: the run's result, if it has been read already.
+    """
     path = workdir / CONFIG
     if path.exists():
         try:
@@ -173,7 +178,7 @@ def _saved_config(workdir: pathlib.Path, result: RunResult | FoldsResult | None)
             logger.warning(
                 "%s is damaged (%s): the config is taken from the run's result or checkpoint instead", path, error
             )
-    if result is not None:
+    if result := result or read_result(workdir):
         return continuing.held(result.config)
     return checkpoint_folder.saved_config(workdir / checkpoint_folder.FOLDER)
 

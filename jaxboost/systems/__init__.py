@@ -9,7 +9,7 @@ section of that name. `blocks` and `encoders` find the converted weights that th
 import contextlib
 import pathlib
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxboost.config.types import Config
@@ -55,12 +55,13 @@ def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib
     _system(config).check_same_weights(config, finished, folder)
 
 
-def with_layers(config: Config, before: Mapping[str, Any] | None = None) -> Config:
+def with_layers(config: Config, before: Callable[[], Mapping[str, Any] | None] = lambda: None) -> Config:
     """Replaces `layers=()` in a config by the numbers of its LLaMA layers, as a run records them.
 
     Args:
       config: of a run.
-      before: the config.json of the run's folder. It gives the numbers if the block is missing.
+      before: returns the config that the run's folder has, flat as `continuing.held` gives it, or None. It gives the
+        numbers if the block is missing.
     """
     system = _system(config)
     if config[system.SECTION].layers:
@@ -69,8 +70,8 @@ def with_layers(config: Config, before: Mapping[str, Any] | None = None) -> Conf
     # A block that cannot be read is reported by `prepare`.
     with contextlib.suppress(UserError):
         layers = system.layers(config)
-    if not layers and before:
-        layers = tuple(before.get(system.SECTION, {}).get("layers", ()))
+    if not layers and (recorded := before()):
+        layers = tuple(recorded.get(f"{system.SECTION}.layers", ()))
     named = config.copy_and_resolve_references()
     named[system.SECTION].layers = layers
     return named

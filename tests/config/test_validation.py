@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from jaxboost import tasks
 from jaxboost.config import load_config, table, validate, validation
 from jaxboost.config.loading import packaged_names
 from jaxboost.data.pipeline import augment, batches
@@ -12,7 +13,6 @@ from jaxboost.evaluation import metrics
 from jaxboost.models import boost, pneumollm
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.runs import cross_validation
-from jaxboost.training import step
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_the_table_has_the_choices_of_the_code():
         "boost.path": boost.PATHS,
         "boost.init": boost.INITS,
         "pneumollm.tokens": pneumollm.TOKENS,
-        "train.loss": step.LOSSES,
+        "train.loss": tasks.LOSSES,
         "train.sampling": batches.SAMPLINGS,
         "train.last_batch": batches.LAST_BATCHES,
         "eval.metric": metrics.SELECTION,

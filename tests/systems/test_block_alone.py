@@ -124,7 +124,7 @@ def test_a_chosen_layer_that_the_block_lacks(block, layers, words, converts, blo
     config = config_of("quickstart", boost__block=str(blocks / block), boost__layers=layers)
     with pytest.raises(UserError, match=rf"config field boost\.layers: the block at .* {words}") as mistake:
         prepare(config)
-    assert ("convert_weights.py --source SOURCE --layers 0,3" in str(mistake.value)) == converts
+    assert ("jaxboost convert --source SOURCE --layers 0,3" in str(mistake.value)) == converts
 
 
 def test_a_missing_block_is_converted_from_the_end_of_its_own_model(blocks, tmp_path, log):
@@ -134,7 +134,7 @@ def test_a_missing_block_is_converted_from_the_end_of_its_own_model(blocks, tmp_
     config = config_of("vesselmnist3d_vivitm", boost__convert=True, **changes)
     assert systems.with_layers(config).boost.layers == ()
     # What a run has recorded before its block was removed.
-    assert systems.with_layers(config, {"boost": {"layers": [3]}}).boost.layers == (3,)
+    assert systems.with_layers(config, lambda: {"boost.layers": [3]}).boost.layers == (3,)
     (part,) = prepare(config).pretrained
     assert f"converting the last layer of {blocks / 'source'}" in log.text
     assert part.about["layers"] == [3]
@@ -174,7 +174,7 @@ def test_a_run_of_the_quick_start_records_the_layers(blocks, few_lidc_root, tmp_
     config.update_from_flattened_dict({**changes, "boost.block": str(blocks / "one")})
     result = train.train_and_evaluate(config, tmp_path / "run")
     assert result["block"]["layers"] == result["config"]["boost"]["layers"] == [3]
-    assert workdir.read(tmp_path / "run" / "config.json")["boost"]["layers"] == [3]
+    assert workdir.read_config(tmp_path / "run")["boost"]["layers"] == [3]
     assert config.boost.layers == ()
     named = config.copy_and_resolve_references()
     named.boost.layers = (3,)
