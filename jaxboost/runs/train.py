@@ -78,7 +78,7 @@ def train_and_evaluate(
 
 def with_layers(config: Config, folder: pathlib.Path) -> Config:
     """Returns the config as config.json of the run in `folder` has it, see `systems.with_layers`."""
-    return systems.with_layers(config, lambda: workdir.saved_config(folder))
+    return systems.with_layers(config, lambda: workdir.config_in(folder))
 
 
 def assemble(

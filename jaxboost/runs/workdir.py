@@ -57,7 +57,7 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> RunResult | FoldsResult 
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file: give another --workdir")
     result = read_result(workdir)
-    before = saved_config(workdir, result)
+    before = config_in(workdir, result)
     if before is not None and (differing := continuing.differing(before, continuing.held(to_dict(config)))):
         raise UserError(
             f"{workdir} holds a run of another config, which differs in {', '.join(differing)}:"
@@ -163,7 +163,7 @@ def _is_whole(path: pathlib.Path) -> bool:
     return True
 
 
-def saved_config(workdir: pathlib.Path, result: RunResult | FoldsResult | None = None) -> dict[str, Any] | None:
+def config_in(workdir: pathlib.Path, result: RunResult | FoldsResult | None = None) -> dict[str, Any] | None:
     """Returns the config of the run in the folder, as `continuing.held` gives it; None if no file has it.
 
     Args:
