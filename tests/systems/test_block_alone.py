@@ -174,7 +174,7 @@ def test_a_run_of_the_quick_start_records_the_layers(blocks, few_lidc_root, tmp_
     config.update_from_flattened_dict({**changes, "boost.block": str(blocks / "one")})
     result = train.train_and_evaluate(config, tmp_path / "run")
     assert result["block"]["layers"] == result["config"]["boost"]["layers"] == [3]
-    assert workdir.read(tmp_path / "run" / "config.json")["boost"]["layers"] == [3]
+    assert workdir.read_config(tmp_path / "run")["boost"]["layers"] == [3]
     assert config.boost.layers == ()
     named = config.copy_and_resolve_references()
     named.boost.layers = (3,)
