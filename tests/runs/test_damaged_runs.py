@@ -177,7 +177,7 @@ def test_another_config_is_refused_whatever_is_left(run, pictures):
         assert sorted(run.rglob("*")) == files
     assert workdir.check(run, train.with_layers(make_config(pictures), run)) is None
     # A config.json of another run does not help.
-    workdir.create(run, other)
+    workdir.create(run, train.with_layers(other, run))
     with pytest.raises(UserError, match=match):
         train.train_and_evaluate(other, run)
 
@@ -338,9 +338,9 @@ def _altered(whole, folder, config=None, result=None):
     ("config", "result", "match"),
     [
         ({"model.image_size": 10**9}, {}, "model.image_size: 1000000000 should be at most 8192"),
-        ({"model.image_size": 5600}, {}, "a model of .* trainable parameters, result.json is of one with"),
+        ({"model.image_size": 5600}, {}, "the model of config.json has .* trainable parameters, that of result.json"),
         ({"model.image_size": "28"}, {}, "model.image_size: Input should be a valid integer"),
-        ({"model.backbone": "vit_b16"}, {}, "patch 16|a model of"),
+        ({"model.backbone": "vit_b16"}, {}, "patch size 16|the model of"),
         ({"model.backbone": 5}, {}, "model.backbone: Input should be a valid string"),
         ({"model.backbone": "none"}, {}, "model.backbone: 'none' is unknown"),
         ({"model.mean": [math.pi] * 5000}, {}, "model.mean"),
@@ -352,10 +352,10 @@ def _altered(whole, folder, config=None, result=None):
         ({}, {"selection.step": 10**30}, "selection.step"),
         ({}, {"selection.step": -1}, "selection.step"),
         ({}, {"selection.step": "../../x"}, "selection.step"),
-        ({}, {"selection.step": 5}, "best epoch are missing, .*best/5"),
+        ({}, {"selection.step": 5}, "best epoch are missing .*best/5"),
         ({}, {"selection.sha256": "0" * 64}, "are damaged .they are another run's"),
         ({}, {"classes": []}, "classes"),
-        ({}, {"classes": ["a", "b", "c"]}, "a model of .* trainable parameters"),
+        ({}, {"classes": ["a", "b", "c"]}, "the model of config.json has .* trainable parameters"),
         ({}, {"task": "x"}, "task"),
         ({}, {"threshold": {"value": "x"}}, "threshold"),
         ({}, {"parameters": None}, "parameters"),
