@@ -279,7 +279,7 @@ def test_other_errors_keep_their_traceback():
             {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"},
             ["task 0 of 4 that mpirun started", "mpirun -n 1"],
         ),
-        ({"PMI_SIZE": "3", "PMI_RANK": "2"}, ["task 2 of 3 of one mpiexec"]),
+        ({"PMI_SIZE": "3", "PMI_RANK": "2"}, ["task 2 of 3 that mpiexec started"]),
         ({"WORLD_SIZE": "8", "RANK": "7"}, ["task 7 of 8 that torchrun started", "`python`"]),
         # A batch script with several tasks, an array, one task of a step, and variables that say nothing.
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}, None),

@@ -202,7 +202,7 @@ def test_the_run_stops_where_another_process_took_its_folder(few_lidc_root, tmp_
         validate(self, *arguments)
 
     monkeypatch.setattr(Loop, "_validate", taken)
-    with pytest.raises(UserError, match="this process stops, because two would damage the checkpoints"):
+    with pytest.raises(UserError, match="this process stops, because two processes would damage the checkpoints"):
         train.train_and_evaluate(small_config(few_lidc_root, {"train.max_steps": 1}), folder)
     assert not list((folder / "checkpoints" / "latest").iterdir())
     assert not list((folder / "checkpoints" / "best").iterdir())

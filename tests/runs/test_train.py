@@ -163,7 +163,7 @@ def test_finished_run_is_not_run_again(uninterrupted, lidc_root):
 
 def test_finished_run_does_not_answer_for_another_block(uninterrupted, few_lidc_root, tmp_path):
     workdir, _ = uninterrupted
-    config = _config(few_lidc_root, **{"boost.block": str(tmp_path), "boost.convert": True})
+    config = _config(few_lidc_root, **{"boost.block": str(tmp_path), "boost.convert": True, "train.batch_size": 64})
     with pytest.raises(UserError, match="finished run with the block from random"):
         train.train_and_evaluate(config, workdir)
 
