@@ -275,7 +275,7 @@ def test_a_splits_file_that_is_damaged(whole, run, pictures):
 
 
 def _or_mistake(function, *arguments):
-    """What the function returns, or "refused" for a mistake that is told in one short line."""
+    """What the function returns, or "refused" for a mistake that is reported in one short line."""
     try:
         return function(*arguments)
     except UserError as error:

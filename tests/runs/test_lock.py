@@ -18,7 +18,7 @@ from tests.scripts import REPOSITORY, run_script
 from tests.training.own_folders import make_config, write_pictures
 from tests.training.small_runs import small_config
 
-# Holds the lock of the folder that is its argument until it is told to end.
+# Holds the lock of the folder that is its argument until its standard input ends.
 HOLDER = """
 import pathlib, sys
 from jaxboost.runs import lock

@@ -636,7 +636,7 @@ def test_windows_are_of_floating_point_images(folder):
 
 
 def test_8_bits_among_16(folder, caplog):
-    """Both kinds are read, and the user is told that they have no common scale."""
+    """Both kinds are read, and a warning says that they have no common scale."""
     folder.load()
     assert "more than 8 bits" not in caplog.text
     folder.add("P9", "deep.png", "normal", picture(9).astype(np.uint16) * 100 + 7)
