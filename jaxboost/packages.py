@@ -59,10 +59,11 @@ def _fetch(module: str, target: pathlib.Path) -> None:
         if done.returncode or not (temporary / module).is_dir():
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise UserError(f"{missing}, and pip cannot fetch it ({reason[:200]}): {missing_extra('quickstart')}")
-        # Another process may have fetched it meanwhile.
-        if not target.exists():
-            os.replace(temporary, target)
+        os.replace(temporary, target)
     except (OSError, subprocess.TimeoutExpired) as error:
+        # Another process has fetched it meanwhile.
+        if (target / module).is_dir():
+            return
         raise UserError(f"{missing}, and pip cannot fetch it ({error}): {missing_extra('quickstart')}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

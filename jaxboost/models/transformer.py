@@ -78,10 +78,15 @@ def _has_cudnn_kernel(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
 
 
 def _cudnn_accepts(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
-    """Whether jax traces cuDNN's kernel for these shapes, its gradient too: it raises where there is no kernel."""
+    """Whether jax can trace cuDNN's kernel and its gradient for these shapes; it raises an error if not."""
     fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+
+    def with_gradient(*given: jax.Array) -> Any:
+        mixed, pull = jax.vjp(fused, *given)
+        return pull(mixed)
+
     try:
-        jax.eval_shape(lambda *given: jax.vjp(fused, *given)[0], q, k, v)
+        jax.eval_shape(with_gradient, q, k, v)
     except (NotImplementedError, RuntimeError, ValueError):
         return False
     return True
