@@ -19,9 +19,15 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 # Most of the tests' time goes into compiling programs that run for milliseconds. What is left out here is LLVM's
-# optimisation of single loops; XLA's own of whole programs stays. `XLA_FLAGS= pytest` tests what users run, as .ci/run
-# does for the models.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# optimisation of single loops, and the newer of XLA's two generators of fused loops, which takes twice as long as the
+# older; XLA's own optimisation of whole programs stays. `XLA_FLAGS= pytest` tests what users run, as .ci/run does for
+# the golden figures, PneumoLLM, the LLM layers and the paths.
+QUICK_TO_COMPILE = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_TO_COMPILE))
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and with them the processes that they start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -21,7 +21,7 @@ from tests.reference.llama_checkpoints import tiny_llama, write_safetensors
 from tests.scripts import KILL, REPOSITORY, assert_mistake, devices, interrupted_training, run_each, run_script
 from tests.training.small_runs import small_config
 
-# Six steps of a small ViT3D with a random block, and a checkpoint after the third.
+# One epoch of six steps of a small ViT3D with a random block, and a checkpoint after the third.
 SMALL = (
     "train.py",
     "--config=configs/quickstart.py",
@@ -31,6 +31,7 @@ SMALL = (
     "--config.boost.layers=0",
     "--config.boost.source=",
     "--config.optim.warmup_epochs=0.0",
+    "--config.train.batch_size=8",
     "--config.train.max_steps=6",
     "--config.train.checkpoint_every=3",
     "--config.train.log_every=1",
@@ -60,21 +61,21 @@ def _state(workdir: pathlib.Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(lidc_root, tmp_path_factory):
+def uninterrupted(few_lidc_root, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "whole"
-    process = run_script(*_small(lidc_root, workdir))
+    process = run_script(*_small(few_lidc_root, workdir))
     assert process.returncode == 0, process.stderr
     return workdir, process
 
 
-def test_kill_and_resume_is_bitwise_equal(uninterrupted, lidc_root, tmp_path):
+def test_kill_and_resume_is_bitwise_equal(uninterrupted, few_lidc_root, tmp_path):
     whole, _ = uninterrupted
     workdir = tmp_path / "killed"
-    killed = run_script("-c", KILLED_IN_FIFTH_STEP, workdir, *_small(lidc_root, workdir)[1:])
+    killed = run_script("-c", KILLED_IN_FIFTH_STEP, workdir, *_small(few_lidc_root, workdir)[1:])
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (workdir / "result.json").exists()
 
-    resumed = run_script(*_small(lidc_root, workdir))
+    resumed = run_script(*_small(few_lidc_root, workdir))
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from step 3" in resumed.stdout
     assert _records(workdir) == _records(whole)
@@ -87,11 +88,13 @@ def test_kill_and_resume_is_bitwise_equal(uninterrupted, lidc_root, tmp_path):
         assert (workdir / "predictions" / file.name).read_bytes() == file.read_bytes()
 
 
-# The weights of the best epoch are written at once, after step 6; the state in the background, which tells at step 9.
-@pytest.mark.parametrize("steps", [6, 12])
-def test_full_disk_leaves_the_last_checkpoint(steps, lidc_root, tmp_path):
+# The weights of the best epoch are written at once, after step 6; the state in the background, which tells at step 9
+# where an epoch has twelve steps.
+@pytest.mark.parametrize(("steps", "batch_size"), [(6, 8), (12, 4)])
+def test_full_disk_leaves_the_last_checkpoint(steps, batch_size, few_lidc_root, tmp_path):
     workdir = tmp_path / "full"
-    arguments = _small(lidc_root, workdir, f"--config.train.max_steps={steps}")
+    options = (f"--config.train.max_steps={steps}", f"--config.train.batch_size={batch_size}")
+    arguments = _small(few_lidc_root, workdir, *options)
     full = run_script("-c", FULL_FROM_FIFTH_STEP, workdir, *arguments[1:])
     assert_mistake(full, "cannot be written", "File too large", "ulimit -f", "the checkpoint of step 3 is whole")
     assert not (workdir / "result.json").exists()
@@ -113,10 +116,10 @@ def _leaves(tree, path=""):
         yield path, np.asarray(tree)
 
 
-def test_result_and_predictions(uninterrupted, lidc_root):
+def test_result_and_predictions(uninterrupted, few_lidc_root):
     workdir, process = uninterrupted
     result = json.loads((workdir / "result.json").read_text())
-    dataset = data.load("lidcshapes3d", size=28, root=str(lidc_root))
+    dataset = data.load("lidcshapes3d", size=28, root=str(few_lidc_root))
     assert result["splits"] == {name: len(split) for name, split in dataset.splits.items()}
     assert result["protocol"] == "validation"
     assert result["selection"]["split"] == "val"
@@ -149,10 +152,10 @@ def test_checkpoints_hold_no_frozen_weights(uninterrupted):
     assert set(best["boost"]) == {"encode", "decode"}
 
 
-def test_finished_run_is_not_run_again(uninterrupted, lidc_root):
+def test_finished_run_is_not_run_again(uninterrupted, few_lidc_root):
     workdir, first = uninterrupted
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    again = run_script(*_small(lidc_root, workdir))
+    again = run_script(*_small(few_lidc_root, workdir))
     assert again.returncode == 0
     assert "is finished" in again.stdout
     assert [line for line in first.stdout.splitlines() if line.startswith("test")] == [
@@ -163,7 +166,7 @@ def test_finished_run_is_not_run_again(uninterrupted, lidc_root):
 
 def test_finished_run_does_not_answer_for_another_block(uninterrupted, few_lidc_root, tmp_path):
     workdir, _ = uninterrupted
-    config = _config(few_lidc_root, **{"boost.block": str(tmp_path), "boost.convert": True, "train.batch_size": 64})
+    config = _config(few_lidc_root, **{"boost.block": str(tmp_path), "boost.convert": True, "train.batch_size": 8})
     with pytest.raises(UserError, match="finished run with the block from random"):
         train.train_and_evaluate(config, workdir)
 
@@ -174,15 +177,15 @@ def test_workdir_that_is_a_file(few_lidc_root, tmp_path):
         train.train_and_evaluate(quickstart.get_config(), tmp_path / "run")
 
 
-def test_workdir_of_another_config(uninterrupted, lidc_root):
+def test_workdir_of_another_config(uninterrupted, few_lidc_root):
     workdir, _ = uninterrupted
-    process = run_script(*_small(lidc_root, workdir, "--config.optim.lr=1e-3"))
+    process = run_script(*_small(few_lidc_root, workdir, "--config.optim.lr=1e-3"))
     assert_mistake(process, "another config", "optim.lr (0.0005 there, 0.001 now)", "--workdir")
 
 
-def test_sigterm_saves_and_stops_cleanly(lidc_root, tmp_path):
+def test_sigterm_saves_and_stops_cleanly(few_lidc_root, tmp_path):
     workdir = tmp_path / "run"
-    arguments = _small(lidc_root, workdir, "--config.train.max_steps=0", "--config.train.epochs=500")
+    arguments = _small(few_lidc_root, workdir, "--config.train.max_steps=0", "--config.train.epochs=500")
     process = subprocess.Popen(
         [sys.executable, *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -263,10 +266,10 @@ def test_reference_protocol_is_marked(few_lidc_root, tmp_path, caplog, monkeypat
     assert all("@reference-seed0" in file.name for file in (tmp_path / "run/predictions").iterdir())
 
 
-def test_two_devices_give_the_same_losses(uninterrupted, lidc_root, tmp_path):
+def test_two_devices_give_the_same_losses(uninterrupted, few_lidc_root, tmp_path):
     whole, _ = uninterrupted
     workdir = tmp_path / "run"
-    process = run_script(*_small(lidc_root, workdir), env=devices(2))
+    process = run_script(*_small(few_lidc_root, workdir), env=devices(2))
     assert process.returncode == 0, process.stderr
     assert "2 x cpu" in process.stdout
     for ours, theirs in zip(_records(workdir), _records(whole), strict=True):
@@ -279,8 +282,9 @@ ONE_PLAIN_STEP = ("--config.train.max_steps=1", "--config.train.batch_size=16", 
 
 def test_compiled_programs_are_kept_for_the_next_start(few_lidc_root, tmp_path):
     cache = tmp_path / "cache"
-    # Empty, the variable names no folder.
-    env = {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": ""}
+    # Empty, the variable names no folder. Programs that compile within a second are not kept, and with the tests' flags
+    # all do.
+    env = {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": "", "XLA_FLAGS": ""}
 
     def train(run: str) -> dict[str, int]:
         process = run_script(*_small(few_lidc_root, tmp_path / run, *ONE_PLAIN_STEP), env=env)
