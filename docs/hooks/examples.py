@@ -6,7 +6,8 @@ from typing import Any
 
 import griffe
 
-_EXAMPLE = re.compile(r"^Examples?::\n\n((?:[ \t]+.*\n|\n)+)", re.MULTILINE)
+# `Example::` with plain code, or `Example:` with `>>>` before each line.
+_EXAMPLE = re.compile(r"^Examples?::?\n\n?((?:[ \t]+.*\n|\n)+)", re.MULTILINE)
 _SECTION = re.compile(r"^(?:Args|Attributes):\n(?: +.*\n)+", re.MULTILINE)
 # `heads, head_dim: text`, with the lines of the text.
 _JOINED = re.compile(r"^  (\w+(?:, \w+)+): (.*\n(?:   .*\n)*)", re.MULTILINE)
@@ -25,7 +26,8 @@ def fenced(text: str) -> str:
     """A docstring with its examples as fenced blocks."""
 
     def block(match: re.Match[str]) -> str:
-        return f"```python\n{textwrap.dedent(match[1]).strip()}\n```\n\n"
+        code = re.sub(r"^>>> ", "", textwrap.dedent(match[1]).strip(), flags=re.MULTILINE)
+        return f"```python\n{code}\n```\n\n"
 
     return _EXAMPLE.sub(block, text + "\n").rstrip()
 
