@@ -5,7 +5,7 @@ r"""PneumoLLM on a folder of chest radiographs: CLIP ViT-L/14 and the whole of L
     python convert_weights.py --source huggyllama/llama-7b --layers all --dtype bfloat16 --out blocks/llama-7b-all
     python train.py --config configs/pneumollm.py --config.data.root=FOLDER
 
-FOLDER holds images (DICOM, PNG, JPEG, ...) and labels.csv (file, label, patient_id), see docs.
+FOLDER holds images (DICOM, PNG, JPEG, ...) and labels.csv (file, label, patient_id): see docs/pneumollm.md.
 `describe` estimates 16 GB for a step.
 The paper (630 private radiographs, Table 2): sensitivity 80.54, specificity 67.66, ACC 75.87, AUC 78.98, AVG 75.76.
 `configs/pneumollm.py:ROW` is a row of its tables (jaxboost/config/pneumollm.py lists them), `:reference` has the
