@@ -11,9 +11,9 @@ import numpy as np
 
 from jaxboost import data
 from jaxboost.config.types import Config
-from jaxboost.data.dataset import Dataset, DatasetInfo
-from jaxboost.data.sources.folder.source import SOURCE, WHOLE
-from jaxboost.data.splits import official, ratios
+from jaxboost.data.dataset import ALL, Dataset, DatasetInfo
+from jaxboost.data.sources.folder.source import SOURCE
+from jaxboost.data.splits import ratios
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.runs import workdir
@@ -56,14 +56,14 @@ def describe(config: Config) -> DatasetInfo:
 
 
 def load(config: Config) -> Dataset:
-    """Loads the whole data set, with its official splits if it has any."""
+    """Loads the whole data set, with its official splits if it has any and the config has no folds."""
     size, wanted = config.data.size, config.model.image_size
     if config.data.source and size < wanted:
         logger.warning(
             "images lose detail: data.size=%d is less than model.image_size=%d: set it to that", size, wanted
         )
     options = {name: config.data[name] for name in _LOADED_BY}
-    return data.load(config.data.name, ndim=_ndim(config), pooled=config.data.folds > 0, **options)
+    return data.load(config.data.name, ndim=_ndim(config), ignore_splits=config.data.folds > 0, **options)
 
 
 def own_splits(config: Config, folder: pathlib.Path) -> Splits:
@@ -74,8 +74,7 @@ def own_splits(config: Config, folder: pathlib.Path) -> Splits:
     def find() -> tuple[Dataset, bool]:
         """Returns the data set, and whether its splits were drawn here."""
         whole = load(config)
-        official.check_patients(whole)
-        if WHOLE not in whole.splits and ("val" in whole.splits or _without_val(config)):
+        if ALL not in whole.splits and ("val" in whole.splits or _without_val(config)):
             return whole, False
         divided = data.divide(
             whole,
