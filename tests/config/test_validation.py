@@ -7,7 +7,7 @@ import pytest
 from jaxboost import tasks
 from jaxboost.config import load_config, table, validate, validation
 from jaxboost.config.loading import packaged_names
-from jaxboost.data.pipeline import augment, batches
+from jaxboost.data.pipeline import augment
 from jaxboost.errors import UserError
 from jaxboost.evaluation import metrics
 from jaxboost.models import boost, pneumollm
@@ -199,8 +199,6 @@ def test_the_table_has_the_choices_of_the_code():
         "boost.init": boost.INITS,
         "pneumollm.tokens": pneumollm.TOKENS,
         "train.loss": tasks.LOSSES,
-        "train.sampling": batches.SAMPLINGS,
-        "train.last_batch": batches.LAST_BATCHES,
         "eval.metric": metrics.SELECTION,
         "augment.interpolation": augment.FILTERS,
     }.items():
