@@ -35,7 +35,8 @@ def describe_dataset(name: str, size: int, *, source: str = PUBLISHED, root: str
       source: "": a published data set; "folder": the user's files in `root`; "tfds:NAME": a prepared data set of
         tensorflow-datasets, see `sources.tfds_source`.
       root: folder of the data.
-      **options: options of a user's folder, see `sources.folder.source.describe`.
+      **options: options of a user's folder, see `sources.folder.source.load`; those that do not matter here are only
+        refused for other data sets.
 
     Raises:
       UserError: the source, data set or size does not exist; an option is for a user's folder only; or the folder has
@@ -43,7 +44,9 @@ def describe_dataset(name: str, size: int, *, source: str = PUBLISHED, root: str
     """
     module, known_as = _find(source, name)
     if module is folder_source:
-        return folder_source.describe(known_as, size, root=root, **options)
+        known = inspect.signature(folder_source.describe).parameters
+        used = {option: value for option, value in options.items() if option in known}
+        return folder_source.describe(known_as, size, root=root, **used)
     _refuse(options, source or name)
     return module.describe(known_as, size, root=root)
 

@@ -24,12 +24,11 @@ logger = logging.getLogger(__name__)
 ALL_FOLDS = -1
 SPLITS = "splits.csv"
 
-_DESCRIBED_BY = ("source", "root", "classes", "multi_label", "masks")
 # Fields with paths of the data. The data may move, because their fingerprint is compared.
 _MOVABLE = ("root", "masks", "folds_file")
-_LOADED_BY = (
-    *_DESCRIBED_BY,
-    *("size", "allow_mixed_patients", "window", "spacing", "nan", "max_pixels", "max_voxels", "patient", "duplicates"),
+_OPTIONS = (
+    *("source", "root", "size", "classes", "multi_label", "masks", "allow_mixed_patients", "window", "spacing", "nan"),
+    *("max_pixels", "max_voxels", "patient", "duplicates"),
 )
 
 
@@ -50,9 +49,8 @@ class Splits:
 
 def describe(config: Config) -> DatasetInfo:
     """Describes a config's data set. A user's folder is read only if the config names no classes."""
-    fields = config.data
-    options = {name: fields[name] for name in _DESCRIBED_BY}
-    return data.describe_dataset(fields.name, fields.size, ndim=_ndim(config), **options)
+    options = {name: config.data[name] for name in _OPTIONS}
+    return data.describe_dataset(config.data.name, ndim=_ndim(config), **options)
 
 
 def load(config: Config) -> Dataset:
@@ -62,7 +60,7 @@ def load(config: Config) -> Dataset:
         logger.warning(
             "images lose detail: data.size=%d is less than model.image_size=%d: set it to that", size, wanted
         )
-    options = {name: config.data[name] for name in _LOADED_BY}
+    options = {name: config.data[name] for name in _OPTIONS}
     return data.load(config.data.name, ndim=_ndim(config), ignore_splits=config.data.folds > 0, **options)
 
 

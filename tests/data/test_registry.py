@@ -77,8 +77,9 @@ def test_options_of_a_folder_are_refused_for_other_data_sets():
     }
     for field, (value, default) in given.items():
         for source, name in (("tfds:mnist", "tfds:mnist"), ("", "lidcshapes3d")):
-            with pytest.raises(UserError, match=message.format(field, name, default)):
-                load("lidcshapes3d", size=28, source=source, root="", **{field: value})
+            for attempt in (load, describe_dataset):
+                with pytest.raises(UserError, match=message.format(field, name, default)):
+                    attempt("lidcshapes3d", size=28, source=source, root="", **{field: value})
     # A config gives these for every data set.
     info = describe_dataset("breastmnist", 28, ndim=3, classes=(), multi_label=False, masks="")
     assert info == describe_dataset("breastmnist", 28)
