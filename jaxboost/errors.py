@@ -4,6 +4,8 @@ import difflib
 import pathlib
 from collections.abc import Iterable
 
+LISTED = 12  # names or problems in one message
+
 
 class UserError(Exception):
     """A mistake that the user can correct: the scripts print its message as one line and exit with code 2.

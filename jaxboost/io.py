@@ -211,6 +211,11 @@ def read_json(path: pathlib.Path) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def user_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The path with ~ expanded; an unknown user's ~name stays as it is."""
+    return pathlib.Path(os.path.expanduser(path))
+
+
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),

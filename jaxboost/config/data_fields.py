@@ -86,7 +86,11 @@ DATA = {
         range=Range(least=0, most=1000),
     ),
     "fold": Field(-1, "the one fold to run, from 0; -1: all, one after the other"),
-    "fold_seed": Field(0, "random seed of the assignment of patients to folds, and to the splits of data.shares"),
+    "fold_seed": Field(
+        0,
+        "random seed of the assignment of patients to folds, and to the splits of data.shares",
+        range=Range(least=0, below=2**32),
+    ),
     "val_share": Field(0.2, "validation ratio of a fold's training part, by patient; validation picks the epoch"),
     "folds_file": Field(
         "",

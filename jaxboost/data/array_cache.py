@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -35,7 +36,7 @@ def read(
     Returns:
       The value of `convert`; None if there is no file, or if it is damaged. A damaged file is renamed, with a warning.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         return None
     try:
         return convert(open_npz(path, names, most_bytes=most_bytes))

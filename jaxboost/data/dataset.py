@@ -1,5 +1,6 @@
 """A data set: its description, its splits, and the scalar scores that models are compared with."""
 
+import collections
 import dataclasses
 import os
 import pathlib
@@ -8,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from jaxboost.errors import UserError
+from jaxboost.io import user_path
 from jaxboost.tasks import TASKS
 
 SPLITS = ("train", "val", "test")
@@ -149,8 +151,9 @@ class Dataset:
     baselines: Mapping[str, Mapping[str, np.ndarray]]
 
     def pooled(self) -> "Dataset":
-        """Joins all splits, in their order, to the one split "all"; every sample gets a name."""
+        """Joins all splits, in their order, to the one split "all"; every sample gets a name of its own."""
         whole = join_splits([split.named(name) for name, split in self.splits.items()])
+        whole = dataclasses.replace(whole, names=_numbered(whole.names))
         baselines = {
             score: {ALL: np.concatenate([values[name] for name in self.splits])}
             for score, values in self.baselines.items()
@@ -172,7 +175,7 @@ class Dataset:
 
 def data_root(root: str) -> pathlib.Path:
     """The folder of the data files: `root` if not empty, else $MEDMNIST_ROOT, else ~/.medmnist."""
-    return pathlib.Path(root or os.environ.get("MEDMNIST_ROOT") or "~/.medmnist").expanduser()
+    return user_path(root or os.environ.get("MEDMNIST_ROOT") or "~/.medmnist")
 
 
 def check_size(name: str, size: int, sizes: Sequence[int]) -> None:
@@ -217,6 +220,23 @@ def join_splits(splits: Sequence[Split]) -> Split:
         parts = [getattr(split, field.name) for split in splits]
         arrays[field.name] = None if any(part is None for part in parts) else _join(parts)
     return Split(**arrays)
+
+
+def _numbered(names: np.ndarray) -> np.ndarray:
+    """Returns names, str (n,), with a number after each that came before: tables of splits and folds go by names."""
+    used = set(names.tolist())
+    if len(used) == len(names):
+        return names
+    counts: collections.Counter[str] = collections.Counter()
+    found = []
+    for name in names.tolist():
+        counts[name] += 1
+        numbered = name
+        while counts[name] > 1 and (numbered := f"{name} ({counts[name]})") in used:
+            counts[name] += 1
+        used.add(numbered)
+        found.append(numbered)
+    return np.array(found)
 
 
 def _take(array: np.ndarray | MappedRows, rows: np.ndarray) -> np.ndarray | MappedRows:

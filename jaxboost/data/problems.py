@@ -3,16 +3,31 @@
 import logging
 import pathlib
 
-from jaxboost.errors import UserError
+from jaxboost.errors import LISTED, UserError
 
-_LISTED = 12
 _MAX_REASON = 160
 
 logger = logging.getLogger(__name__)
 
 
 class ProblemError(Exception):
-    """A problem with one file; the message does not name the file. `Problems` collects it and adds the name."""
+    """A problem with one file; the message does not name the file. `Problems` collects it and adds the name.
+
+    Attributes:
+      found: the message without `fix`.
+      setting: what the settings of the data set are, such as "data.nan=''"; "" if no setting is a fix.
+    """
+
+    def __init__(self, found: str, *, fix: str = "", setting: str = ""):
+        """Makes the message from what was found and, if the settings can be changed, how to do that."""
+        super().__init__(f"{found}: {fix}" if fix else found)
+        self.found, self.setting = found, setting
+
+    def for_trained(self) -> str:
+        """The message where a trained model is used, whose settings cannot be changed."""
+        if not self.setting:
+            return str(self)
+        return f"{self.found}: change the file; the model was trained with {self.setting}"
 
 
 class Problems:
@@ -42,13 +57,13 @@ class Problems:
             return
         texts = [text for _, text in sorted(self._found, key=lambda found: found[0])]
         more = ""
-        if len(texts) > _LISTED:
+        if len(texts) > LISTED:
             for text in texts:
                 logger.error("%s", text)
-            more = f"; and {len(texts) - _LISTED} more, all listed in the lines above"
+            more = f"; and {len(texts) - LISTED} more, all listed in the lines above"
         count = "1 problem" if len(texts) == 1 else f"{len(texts)} problems"
         rows = " (rows of labels.csv)" if any(row for row, _ in self._found) else ""
-        raise UserError(f"{self._folder}: {count} to fix{rows}: {'; '.join(texts[:_LISTED])}{more}")
+        raise UserError(f"{self._folder}: {count} to fix{rows}: {'; '.join(texts[:LISTED])}{more}")
 
 
 def reason(error: Exception) -> str:

@@ -7,14 +7,16 @@ link. A loop of links therefore ends. Only names are read: no file is opened, an
 
 import collections
 import dataclasses
+import errno
 import os
 import pathlib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from jaxboost.errors import LISTED
 from jaxboost.io import irregular
 
-_LISTED = 12  # names in a message
+ABSENT = "is not there"
 HIDDEN = "hidden files and folders"
 SYSTEM = "thumbnails and other files that systems make"
 AGAIN = "links to files and folders that are read under another name"
@@ -82,7 +84,7 @@ class Listing:
 
 
 def walk(folder: pathlib.Path, *, skip: pathlib.Path | None = None) -> Listing:
-    """Lists everything below `folder`, with any file ending.
+    """Lists everything below `folder`, with any extension.
 
     Args:
       folder: the folder, which exists.
@@ -92,7 +94,7 @@ def walk(folder: pathlib.Path, *, skip: pathlib.Path | None = None) -> Listing:
       The files and folders, and the names that are left out.
     """
     listing = Listing()
-    skipped = _identity(skip) if skip is not None and skip.exists() else None
+    skipped = _identity(skip) if skip is not None and os.path.exists(skip) else None
     around = {_identity(parent) for parent in folder.resolve().parents}
     seen: dict[tuple[int, int], str] = {}
     # Folders behind links come last, so that a folder below the root is read under its own name.
@@ -192,7 +194,8 @@ def unreadable(path: str | os.PathLike[str]) -> str:
         return f"cannot be read ({error})"
     except OSError as error:
         if not os.path.islink(path):
-            return f"cannot be read ({error.strerror})" if os.path.lexists(path) else "is not there"
+            # Other errors, such as a folder that may not be entered, do not say whether it is there.
+            return ABSENT if error.errno in (errno.ENOENT, errno.ENOTDIR) else f"cannot be read ({error.strerror})"
         target = os.readlink(path)
         step = "restore what it leads to, or remove the link"
         if "annex/objects/" in target:
@@ -244,8 +247,8 @@ def _escaped(found: re.Match[str]) -> str:
 
 def some(names: Sequence[str]) -> str:
     """Returns the first dozen names as text, and how many more there are."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def summary(left_out: Mapping[str, Sequence[str]]) -> str:

@@ -18,12 +18,11 @@ import jax
 import jax.export
 import numpy as np
 import safetensors
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from tqdm import tqdm
 
 from jaxboost import io, schema
 from jaxboost.data.pipeline.resize import fitted
-from jaxboost.data.readers.arrays import MAX_PIXELS, MAX_VOXELS
 from jaxboost.data.sources.folder.inputs import Preprocessing
 from jaxboost.errors import UserError
 from jaxboost.evaluation import evaluate
@@ -35,13 +34,12 @@ DESCRIPTION = "export.json"
 PROGRAM = "program.bin"
 # Format 1 has the entry "preparation" instead of "preprocessing".
 FORMAT = 2
+MAX_SIDE = 8192
 CHANNELS = {2: 3, 3: 1}  # spatial dimensions -> channels of the program's images
 
 
 _Text = Annotated[str, Field(max_length=10_000)]
-_Side = Annotated[int, Field(ge=1, le=8192)]
 _Batch = Annotated[int, Field(ge=1, le=2**16)]
-_Limit = Annotated[int, Field(ge=1, le=2**40)]
 # Only these names are accepted, so no file outside of the folder is read.
 _File = Annotated[str, Field(pattern=r"^(program\.bin|weights(-\d{5}-of-\d{5})?\.safetensors)$")]
 
@@ -60,20 +58,22 @@ class Threshold:
     value: Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PreprocessingFields:
-    """The fields of `inputs.Preprocessing`, with bounds."""
-
-    ndim: Literal[2, 3]
-    size: _Side
-    window: Annotated[tuple[float, ...], Field(max_length=2)]
-    spacing: Annotated[float, Field(ge=0, le=1000)]
-    masked: bool
-    image_size: _Side
-    resize: Annotated[int, Field(ge=0, le=8192)]
-    nan: float | None = None
-    max_pixels: _Limit = MAX_PIXELS
-    max_voxels: _Limit = MAX_VOXELS
+def _bounded(found: Preprocessing) -> Preprocessing:
+    bounds = {
+        "ndim": (2, 3),
+        "size": (1, MAX_SIDE),
+        "spacing": (0, 1000),
+        "image_size": (1, MAX_SIDE),
+        "resize": (0, MAX_SIDE),
+        "max_pixels": (1, 2**40),
+        "max_voxels": (1, 2**40),
+    }
+    for name, (least, most) in bounds.items():
+        if not least <= (value := getattr(found, name)) <= most:
+            raise ValueError(f"{name} is {value}, not {least} to {most}")
+    if len(found.window) > 2:
+        raise ValueError(f"window has {len(found.window)} numbers, not 2")
+    return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class Description:
     task: TaskName
     classes: Annotated[tuple[_Text, ...], Field(min_length=1, max_length=10_000)]
     threshold: Threshold | None
-    preprocessing: PreprocessingFields
+    preprocessing: Annotated[Preprocessing, AfterValidator(_bounded)]
     images: Images
     batch_size: _Batch
     platforms: Annotated[tuple[_Text, ...], Field(max_length=10)]
@@ -173,7 +173,7 @@ def load(folder: pathlib.Path) -> ExportedModel:
             task=described.task,
             threshold=None if described.threshold is None else described.threshold.value,
         ),
-        preprocessing=Preprocessing(**dataclasses.asdict(described.preprocessing)),
+        preprocessing=described.preprocessing,
         weights=weights,
         program=jax.jit(program.call),
         batch_size=described.batch_size,

@@ -11,9 +11,9 @@ import numpy as np
 
 from jaxboost import data
 from jaxboost.config.types import Config
-from jaxboost.data.dataset import Dataset, DatasetInfo
-from jaxboost.data.sources.folder.source import SOURCE, WHOLE
-from jaxboost.data.splits import official, ratios
+from jaxboost.data.dataset import ALL, Dataset, DatasetInfo
+from jaxboost.data.sources.folder.source import SOURCE
+from jaxboost.data.splits import ratios
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.runs import workdir
@@ -24,12 +24,11 @@ logger = logging.getLogger(__name__)
 ALL_FOLDS = -1
 SPLITS = "splits.csv"
 
-_DESCRIBED_BY = ("source", "root", "classes", "multi_label", "masks")
 # Fields with paths of the data. The data may move, because their fingerprint is compared.
 _MOVABLE = ("root", "masks", "folds_file")
-_LOADED_BY = (
-    *_DESCRIBED_BY,
-    *("size", "allow_mixed_patients", "window", "spacing", "nan", "max_pixels", "max_voxels", "patient", "duplicates"),
+_OPTIONS = (
+    *("source", "root", "size", "classes", "multi_label", "masks", "allow_mixed_patients", "window", "spacing", "nan"),
+    *("max_pixels", "max_voxels", "patient", "duplicates"),
 )
 
 
@@ -50,20 +49,19 @@ class Splits:
 
 def describe(config: Config) -> DatasetInfo:
     """Describes a config's data set. A user's folder is read only if the config names no classes."""
-    fields = config.data
-    options = {name: fields[name] for name in _DESCRIBED_BY}
-    return data.describe_dataset(fields.name, fields.size, ndim=_ndim(config), **options)
+    options = {name: config.data[name] for name in _OPTIONS}
+    return data.describe_dataset(config.data.name, ndim=_ndim(config), **options)
 
 
 def load(config: Config) -> Dataset:
-    """Loads the whole data set, with its official splits if it has any."""
+    """Loads the whole data set, with its official splits if it has any and the config has no folds."""
     size, wanted = config.data.size, config.model.image_size
     if config.data.source and size < wanted:
         logger.warning(
             "images lose detail: data.size=%d is less than model.image_size=%d: set it to that", size, wanted
         )
-    options = {name: config.data[name] for name in _LOADED_BY}
-    return data.load(config.data.name, ndim=_ndim(config), pooled=config.data.folds > 0, **options)
+    options = {name: config.data[name] for name in _OPTIONS}
+    return data.load(config.data.name, ndim=_ndim(config), ignore_splits=config.data.folds > 0, **options)
 
 
 def own_splits(config: Config, folder: pathlib.Path) -> Splits:
@@ -74,8 +72,7 @@ def own_splits(config: Config, folder: pathlib.Path) -> Splits:
     def find() -> tuple[Dataset, bool]:
         """Returns the data set, and whether its splits were drawn here."""
         whole = load(config)
-        official.check_patients(whole)
-        if WHOLE not in whole.splits and ("val" in whole.splits or _without_val(config)):
+        if ALL not in whole.splits and ("val" in whole.splits or _without_val(config)):
             return whole, False
         divided = data.divide(
             whole,

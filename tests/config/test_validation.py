@@ -7,7 +7,7 @@ import pytest
 from jaxboost import tasks
 from jaxboost.config import load_config, table, validate, validation
 from jaxboost.config.loading import packaged_names
-from jaxboost.data.pipeline import augment, batches
+from jaxboost.data.pipeline import augment
 from jaxboost.errors import UserError
 from jaxboost.evaluation import metrics
 from jaxboost.models import boost, pneumollm
@@ -47,6 +47,8 @@ from jaxboost.runs import cross_validation
         ({"data.size": 10**9}, "data.size: 1000000000 should be at most 8192"),
         ({"data.shares": (math.nan, 0.5, 0.5)}, "data.shares: nan is not finite"),
         ({"data.max_pixels": 0}, "data.max_pixels: 0 should be above 0"),
+        ({"data.fold_seed": -1}, "data.fold_seed: -1 should be 0 or more"),
+        ({"data.fold_seed": 2**32}, "data.fold_seed: 4294967296 should be below 4294967296"),
         ({"data.max_voxels": 10**30}, "data.max_voxels: 1000000000000000000000000000000 should be at most"),
         ({"model.image_size": 7 * 10**9}, "model.image_size: 7000000000 should be at most 8192"),
         ({"model.std": (math.inf,)}, "model.std: inf is not finite"),
@@ -161,7 +163,8 @@ def test_all_problems_are_in_one_message():
         ("pneumollm", {"pneumollm.every": 25}, "pneumollm.every: 25 is more than the 24 blocks of the encoder"),
         ("pneumollm", {"pneumollm.tokens": "prompts"}, "pneumollm.tokens: 'prompts' is unknown"),
         ("pneumollm", {"llama.weights": "int4"}, "llama.weights: 'int4' is unknown"),
-        ("pneumollm", {"data.window": (2.0, 1.0)}, "data.window=(2.0, 1.0)"),
+        ("pneumollm", {"data.window": (2.0, 1.0)}, "data.window=(2.0, 1.0): give (low, high) with low below high"),
+        ("pneumollm", {"data.window": (1.0,)}, "data.window=(1.0,): give (low, high) with low below high"),
         ("pneumollm", {"data.nan": "zero"}, "data.nan='zero'"),
         ("pneumollm_quickstart", {"data.name": "lidcshapes3d"}, "PneumoLLM takes 2-D images"),
     ],
@@ -196,8 +199,6 @@ def test_the_table_has_the_choices_of_the_code():
         "boost.init": boost.INITS,
         "pneumollm.tokens": pneumollm.TOKENS,
         "train.loss": tasks.LOSSES,
-        "train.sampling": batches.SAMPLINGS,
-        "train.last_batch": batches.LAST_BATCHES,
         "eval.metric": metrics.SELECTION,
         "augment.interpolation": augment.FILTERS,
     }.items():

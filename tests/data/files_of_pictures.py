@@ -6,11 +6,17 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from jaxboost.data.readers.pictures import read_shown
+
 # x of the first pixel, y of it, step along x, step along y of the seven passes of an interlaced PNG.
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 SHORT, LONG = 3, 4
 _SIZES = {1: 1, 2: 1, SHORT: 2, LONG: 4}
+
+
+def read_image(path, window=(), **options) -> np.ndarray:
+    return read_shown(path, window, **options)[0]
 
 
 def chunk(name: bytes, content: bytes) -> bytes:

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 import jaxboost.data
-from jaxboost.data import data_root, dataset_names, describe_dataset, load
+from jaxboost.data import dataset_names, describe_dataset, load
+from jaxboost.data.dataset import data_root
 from jaxboost.errors import UserError
 
 FLAGS_2D = [
@@ -63,13 +64,24 @@ def test_unknown_name():
 
 
 def test_options_of_a_folder_are_refused_for_other_data_sets():
-    message = r"data\.{}: .* is for data.source='folder' only, {} has its own"
-    with pytest.raises(UserError, match=message.format("classes", "breastmnist")):
+    message = r"data\.{}: .* is for data.source='folder' only, not for {}: leave it at {}$"
+    with pytest.raises(UserError, match=message.format("classes", "breastmnist", r"\(\)")):
         describe_dataset("breastmnist", 28, classes=("a", "b"))
-    with pytest.raises(UserError, match=message.format("spacing", "tfds:mnist")):
-        load("mine", size=28, source="tfds:mnist", root="", spacing=1.0)
+    given = {
+        "spacing": (1.0, "0.0"),
+        "duplicates": ("refuse", "'warn'"),
+        "max_pixels": (7, 2**26),
+        "max_voxels": (7, 2**29),
+        "patient": ("tag", "''"),
+        "nan": ("0", "''"),
+    }
+    for field, (value, default) in given.items():
+        for source, name in (("tfds:mnist", "tfds:mnist"), ("", "lidcshapes3d")):
+            for attempt in (load, describe_dataset):
+                with pytest.raises(UserError, match=message.format(field, name, default)):
+                    attempt("lidcshapes3d", size=28, source=source, root="", **{field: value})
     # A config gives these for every data set.
-    info = describe_dataset("breastmnist", 28, ndim=3, classes=(), multi_label=False, masks="", max_pixels=7)
+    info = describe_dataset("breastmnist", 28, ndim=3, classes=(), multi_label=False, masks="")
     assert info == describe_dataset("breastmnist", 28)
 
 

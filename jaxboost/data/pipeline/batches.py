@@ -17,10 +17,7 @@ import numpy as np
 from jaxboost.data.dataset import Split
 from jaxboost.data.pipeline.augment import Augment, augment_image, augment_volume
 from jaxboost.data.pipeline.resize import fitted, resize
-from jaxboost.errors import UserError, check_choice
-
-SAMPLINGS = ("uniform", "balanced")
-LAST_BATCHES = ("drop", "keep")
+from jaxboost.errors import UserError
 
 # A thread makes a whole batch. The buffer is limited: 16 batches of 128 RGB images of 224 pixels are 0.3 GB.
 _READ_OPTIONS = grain.ReadOptions(num_threads=min(8, os.cpu_count() or 1), prefetch_buffer_size=16)
@@ -81,8 +78,8 @@ class EpochOrder:
     """The sample index at each position of an endless training order with epochs of `size` samples.
 
     An epoch draws ceil(size / repeats) samples, repeats each draw `repeats` times (the last one perhaps fewer times),
-    and shuffles all of them: the repeats of an image are anywhere in one epoch. (The sampler of
-    the reference code, in one process, puts them next to each other, so that they are in one batch.) Draws are
+    and shuffles all of them: the repeats of an image are anywhere in one epoch. (The sampler of the reference code, in
+    one process, puts them next to each other, so that they are in one batch.) Draws are
 
     * uniform: a random subset of the split without replacement, new in each epoch;
     * balanced: from each class of the split in turn. A class draws all its samples in random order before it draws one
@@ -138,7 +135,6 @@ def steps_per_epoch(split: Split, batch_size: int, *, last_batch: str = "drop", 
     Raises:
       UserError: an argument is out of range, `multiple` is larger than the split, or a batch is larger than an epoch.
     """
-    check_choice(last_batch, LAST_BATCHES, "config field train.last_batch")
     if not 0 <= multiple <= len(split):
         raise UserError(
             f"config field train.epoch_multiple: {multiple} should be 0 to {len(split)}, the samples of the training"
@@ -320,7 +316,6 @@ def _check(split: Split, batch_size: int, image_size: int | None, process_count:
 
 
 def _check_sampling(split: Split, sampling: str) -> None:
-    check_choice(sampling, SAMPLINGS, "config field train.sampling")
     if sampling == "balanced" and split.labels.shape[1] > 1:
         raise UserError(
             "config field train.sampling: balanced draws a sample by its class, but these have several labels: set it "

@@ -73,7 +73,7 @@ def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
         return shape, dtype
     start = file.tell()
     if (length := int.from_bytes(file.read(4), "little")) > _MAX_HEADER:
-        raise ProblemError(f"cannot be read as an .npy file (its header has {length} bytes)")
+        raise ProblemError(f"cannot be read as an .npy file (its header has {length} bytes): write it again")
     file.seek(start)
     # Version 3 differs from 2 only in the names of fields, which an array of numbers does not have.
     shape, _, dtype = np.lib.format.read_array_header_2_0(file, max_header_size=_MAX_HEADER)
@@ -84,11 +84,13 @@ def _check_type(dtype: np.dtype, shape: tuple[int, ...]) -> None:
     if dtype.hasobject:
         raise ProblemError("cannot be read as an .npy file (it holds Python objects): save an array of numbers")
     if dtype.kind not in "buif":
-        raise ProblemError(f"holds values of type {dtype}, not real numbers")
+        raise ProblemError(
+            f"holds values of type {dtype}, not real numbers: save them as real numbers, such as float32"
+        )
     if any(side < 0 for side in shape):
-        raise ProblemError(f"has the shape {shape}")
+        raise ProblemError(f"has the shape {shape}: write it again")
     if not math.prod(shape):
-        raise ProblemError(f"is empty: its shape is {shape}")
+        raise ProblemError(f"is empty: its shape is {shape}: write it again")
 
 
 def check_numbers(values: np.ndarray, nan: float | None = None) -> np.ndarray:
@@ -109,8 +111,9 @@ def check_numbers(values: np.ndarray, nan: float | None = None) -> np.ndarray:
         return values
     if nan is None:
         raise ProblemError(
-            f"has {wrong} values that are NaN or infinite, of {values.size}: set data.nan=0 (or another number) to"
-            " replace them"
+            f"has {wrong} values that are NaN or infinite, of {values.size}",
+            fix="set data.nan=0 (or another number) to replace them",
+            setting="data.nan=''",
         )
     if not values.flags.writeable:
         values = values.copy()
@@ -159,13 +162,6 @@ def nan_value(text: str) -> float | None:
     if value is not None and not math.isfinite(value):
         raise UserError(f"data.nan={text!r}: give a number, such as 0, or nothing")
     return value
-
-
-def check_limits(max_pixels: int, max_voxels: int) -> None:
-    """Raises UserError if data.max_pixels or data.max_voxels is below 1."""
-    for name, limit in (("max_pixels", max_pixels), ("max_voxels", max_voxels)):
-        if limit < 1:
-            raise UserError(f"data.{name}={limit}: give 1 or more")
 
 
 def to_levels(values: np.ndarray, window: Sequence[float] = ()) -> np.ndarray:
@@ -243,5 +239,10 @@ def to_bytes(values: np.ndarray, window: Sequence[float] = (), *, inverted: bool
 def check_shows(image: np.ndarray, window: Sequence[float] = ()) -> None:
     """Raises ProblemError if all values of an image are equal."""
     if image.min() == image.max():
-        within = f" within data.window={tuple(window)}" if window else ""
-        raise ProblemError(f"shows nothing{within}: every value is {float(image.flat[0]):g}")
+        setting = f"data.window={tuple(window)}" if window else ""
+        within = f" within {setting}" if window else ""
+        raise ProblemError(
+            f"shows nothing{within}: every value is {float(image.flat[0]):g}",
+            fix="give another data.window, or leave the file out" if window else "leave the file out",
+            setting=setting,
+        )

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import itertools
+import os
 import pathlib
 import re
 import sys
@@ -28,11 +29,11 @@ def read(path: pathlib.Path) -> str:
     Raises:
       UserError: the file cannot be read, or is not UTF-8 text; the message says how to save it.
     """
-    if reason := "" if path.is_dir() else unreadable(path):
+    if reason := "" if os.path.isdir(path) else unreadable(path):
         raise UserError(f"{path}: {reason}")
     try:
         if (size := path.stat().st_size) > _MAX_BYTES:
-            raise UserError(f"{path}: has {size} bytes, too many for a table of labels: leave other columns out")
+            raise UserError(f"{path}: has {size} bytes, too many for a table: leave other columns out")
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot read the file: {error.strerror}") from error
@@ -55,7 +56,7 @@ def read(path: pathlib.Path) -> str:
         raise UserError(f"{path}: not UTF-8 text: save it as CSV in UTF-8 (line {line})") from None
 
 
-def rows(path: pathlib.Path, text: str) -> tuple[str, Iterator[tuple[int, list[str]]]]:
+def rows(path: pathlib.Path, text: str, *, trimmed: bool = True) -> tuple[str, Iterator[tuple[int, list[str]]]]:
     """Splits the text of a file into rows and cells.
 
     Lines before the header that begin with # are skipped.
@@ -63,6 +64,7 @@ def rows(path: pathlib.Path, text: str) -> tuple[str, Iterator[tuple[int, list[s
     Args:
       path: the file, for messages.
       text: its text.
+      trimmed: whether blanks at the start of a cell are dropped.
 
     Returns:
       The separator (a comma, a semicolon or a tab), and an iterator over the number and the cells of each row. The
@@ -78,11 +80,13 @@ def rows(path: pathlib.Path, text: str) -> tuple[str, Iterator[tuple[int, list[s
         text, before = text[match.end() :], before + 1
     header = _FIRST_LINE.match(text)[0]
     separator = separator or max(_SEPARATORS, key=header.count)
-    return separator, _cells(path, text, separator, before)
+    return separator, _cells(path, text, separator, before, trimmed)
 
 
-def _cells(path: pathlib.Path, text: str, separator: str, before: int) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+def _cells(
+    path: pathlib.Path, text: str, separator: str, before: int, trimmed: bool
+) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=trimmed, strict=True)
     width = 0
     for number in itertools.count(before + 1):
         line = before + reader.line_num + 1

@@ -54,7 +54,9 @@ def to_grey(pixels: np.ndarray, layout: Layout, header: pydicom.Dataset, nan: fl
         values = _modality_values(values, rescale)
         wrong = ~np.isfinite(values)
         if wrong.any() and nan is None:
-            raise ProblemError("has pixels that are not finite numbers: data.nan=0 reads them as 0")
+            raise ProblemError(
+                "has pixels that are not finite numbers", fix="data.nan=0 reads them as 0", setting="data.nan=''"
+            )
         values = np.where(wrong, nan, values) if wrong.any() else values
         grey = np.rint(np.clip(_display_values(values, voi), 0, 255)).astype(np.uint8)
         return 255 - grey if inverted else grey

@@ -80,7 +80,8 @@ class DicomFile:
         element = next(data_element_generator(file, implicit, little), None)
         value = b"" if element is None or element.value is None else element.value
         if self.length is not None and len(value) < self.length:
-            raise ProblemError(f"is cut off: {len(value)} of {self.length} bytes of its pixel data are there")
+            text = f"{len(value)} of {self.length} bytes of its pixel data are there"
+            raise ProblemError(f"is cut off: {text}: copy it again")
         return value, (element.VR if element else None) or "OW"
 
 
@@ -98,10 +99,10 @@ def open_dicom(path: pathlib.Path) -> Iterator[DicomFile]:
     except ProblemError:
         raise
     except OSError as error:
-        raise ProblemError(f"cannot be read ({reason(error)})") from error
+        raise ProblemError(f"cannot be read ({reason(error)}): copy it again") from error
     # Damaged files make pydicom and its decoders raise nearly anything.
     except Exception as error:
-        raise ProblemError(f"is damaged or violates the standard ({reason(error)})") from error
+        raise ProblemError(f"is damaged or violates the standard ({reason(error)}): copy it again") from error
 
 
 def _read_header(file: BinaryIO) -> DicomFile:
@@ -110,7 +111,7 @@ def _read_header(file: BinaryIO) -> DicomFile:
         file.seek(0)
         if _encoding(_peek(file), groups=(0x0002, 0x0008)) is None:
             other = content(file.read(HEAD))
-            raise ProblemError(f"is not a DICOM file{f': it {other}' if other else ''}")
+            raise ProblemError(f"is not a DICOM file{f': it {other}' if other else ': copy it again'}")
     syntax = None
     deflated = b""
     if _peek(file)[:2] == b"\x02\x00":
@@ -126,7 +127,8 @@ def _read_header(file: BinaryIO) -> DicomFile:
 
     def at_pixels(tag: int, vr: str | None, length: int) -> bool:
         if next(count) > _MAX_ELEMENTS:
-            raise ProblemError(f"is damaged: it has more than {_MAX_ELEMENTS} elements before its pixel data")
+            text = f"it has more than {_MAX_ELEMENTS} elements before its pixel data"
+            raise ProblemError(f"is damaged: {text}: copy it again")
         if tag in _PIXELS:
             found.append((_PIXELS[tag], None if length == _UNDEFINED else length))
         return tag in _PIXELS
@@ -136,9 +138,11 @@ def _read_header(file: BinaryIO) -> DicomFile:
         # The file names one encoding and is written in the other; pydicom sees that in the first element.
         encoding = ImplicitVRLittleEndian if header.original_encoding[0] else ExplicitVRLittleEndian
     if not found and deflated and file.tell() >= _MAX_DEFLATED_HEADER:
-        raise ProblemError(f"inflates to more than {_MAX_DEFLATED_HEADER >> 20} MiB before its pixel data")
+        raise ProblemError(
+            f"inflates to more than {_MAX_DEFLATED_HEADER >> 20} MiB before its pixel data: copy it again"
+        )
     if not (found or with_preamble or "SOPClassUID" in header):
-        raise ProblemError("is not a DICOM file")
+        raise ProblemError("is not a DICOM file: copy it again")
     pixels, length = found[0] if found else ("", 0)
     return DicomFile(header, syntax, encoding, pixels, length, file, deflated)
 
@@ -171,7 +175,8 @@ def _written_in(start: bytes, syntax: UID | None) -> UID:
     if syntax is None:
         if start and (found := _encoding(start)) is None:
             raise ProblemError(
-                "names no transfer syntax, and its elements are written in none of the uncompressed ones"
+                "names no transfer syntax, and its elements cannot be read as uncompressed ones: copy it again, or set"
+                " TransferSyntaxUID"
             )
         return found if start else ExplicitVRLittleEndian
     # The headers of compressed and deflated files have explicit VRs.

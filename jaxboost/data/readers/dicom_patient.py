@@ -14,11 +14,13 @@ PLACEHOLDERS = frozenset(
 _LENGTH = 16
 
 
-def patient_of(path: pathlib.Path) -> str | None:
-    """Returns the patient's id without outer blanks; None if it is absent, empty or one of `PLACEHOLDERS`.
+def patient_of(path: pathlib.Path) -> tuple[str, str] | None:
+    """Returns the patient's id and its issuer, "" if the file names none; without outer blanks.
 
-    Two hospitals may both have a patient 17: if the file names the issuer of the id, the result is `ID^^^ISSUER`, as in
-    HL7. Only the header is read.
+    Two hospitals may both have a patient 17. Only the header is read.
+
+    Returns:
+      None if the id is absent, empty or one of `PLACEHOLDERS`.
 
     Raises:
       ProblemError: the file cannot be read.
@@ -27,15 +29,18 @@ def patient_of(path: pathlib.Path) -> str | None:
         number, issuer = (_text(file.header.get(name)) for name in ("PatientID", "IssuerOfPatientID"))
     if not number or number.lower() in PLACEHOLDERS:
         return None
-    return f"{number}^^^{issuer}" if issuer else number
+    return number, issuer
 
 
-def hashed(text: str) -> str:
+def hashed(number: str, issuer: str = "") -> str:
     """Returns 16 hexadecimal digits of the SHA-256 of an id, which stand for the id in every file that we write.
+
+    An id with an issuer is hashed as `ID^^^ISSUER`, as HL7 writes it.
 
     This only keeps ids out of files. Anyone who can list all possible ids, such as numbers of a few digits, can find an
     id by hashing them all; a salt in public code would not prevent that.
     """
+    text = f"{number}^^^{issuer}" if issuer else number
     return hashlib.sha256(f"jaxboost patient {text}".encode()).hexdigest()[:_LENGTH]
 
 

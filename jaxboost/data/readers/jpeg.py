@@ -47,7 +47,7 @@ def read_jpeg(file: BinaryIO, max_pixels: int) -> Picture:
     if bits == 8:
         picture = JpegImageFile(file)
         if picture.size != (width, height):
-            raise ProblemError("is a damaged JPEG file: it has several headers")
+            raise ProblemError("is a damaged JPEG file: it has several headers: copy it again, or save it again")
         if picture.mode == "CMYK" and "adobe" not in picture.info:
             raise ProblemError(
                 "has the colours cyan, magenta, yellow and black, and does not say whether they are inverted: save it"
@@ -102,7 +102,7 @@ def find_frame(file: BinaryIO) -> tuple[int, int, int, int, bytes]:
             return bits, width, height, channels, exif
         if marker == _APP1 and content.startswith(_EXIF):
             exif = content
-    raise ProblemError("is a damaged JPEG file: it does not say how large it is")
+    raise ProblemError("is a damaged JPEG file: it does not say how large it is: copy it again, or save it again")
 
 
 def _check_scans(file: BinaryIO) -> None:

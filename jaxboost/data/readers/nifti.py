@@ -86,11 +86,15 @@ def _step(error: Exception) -> str:
 def check_shape(shape: tuple[int, ...]) -> None:
     """Raises ProblemError if a shape, apart from axes of length 1 at its end, is not that of one volume."""
     if min(shape, default=0) < 1:
-        raise ProblemError(f"is empty: its shape is {shape}")
+        raise ProblemError(f"is empty: its shape is {shape}: copy it again, or leave it out")
     if any(count != 1 for count in shape[3:]):
         check_one(shape)
     if len(shape) < 3 or min(shape[:3]) == 1:
-        raise ProblemError(f"is 2-D, with the shape {shape}: the backbone takes volumes")
+        raise ProblemError(
+            f"is 2-D, with the shape {shape}: the backbone takes volumes",
+            fix="give volumes, or set model.backbone to a 2D encoder",
+            setting="volumes",
+        )
 
 
 def check_one(shape: tuple[int, ...], channels: bool = False) -> None:
@@ -104,8 +108,9 @@ def check_count(count: int, max_voxels: int) -> None:
     """Raises ProblemError if a file holds more than `max_voxels`."""
     if count > max_voxels:
         raise ProblemError(
-            f"holds {count:,} voxels, and data.max_voxels is {max_voxels:,}: make it smaller, or raise data.max_voxels "
-            "if there is enough memory"
+            f"holds {count:,} voxels, and data.max_voxels is {max_voxels:,}",
+            fix="make it smaller, or raise data.max_voxels if there is enough memory",
+            setting=f"data.max_voxels={max_voxels}",
         )
 
 

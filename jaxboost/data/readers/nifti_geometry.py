@@ -133,7 +133,9 @@ def _orientation(affine: np.ndarray) -> np.ndarray:
 
     orientation = io_orientation(_matrix(affine))
     if not np.isfinite(orientation).all():
-        raise ProblemError("has no usable voxel sizes: the affine of its header is singular")
+        raise ProblemError(
+            "has no usable voxel sizes: the affine of its header is singular: set another affine with nibabel"
+        )
     return orientation
 
 

@@ -21,9 +21,9 @@ SUFFIXES = (*DICOM_SUFFIXES, *PICTURE_SUFFIXES, SUFFIX)
 warnings.filterwarnings("ignore", module=r"PIL\.|tifffile")
 
 
-def read_image(
+def read_shown(
     path: pathlib.Path, window: Sequence[float] = (), *, nan: float | None = None, max_pixels: int = MAX_PIXELS
-) -> np.ndarray:
+) -> tuple[np.ndarray, bool | None]:
     """Reads an image.
 
     A DICOM file is shown as its tags say. Other files: values of 8 bits and fewer stay unchanged; other values are
@@ -31,26 +31,17 @@ def read_image(
     says.
 
     Args:
-      path: the file; its suffix says whether it is DICOM, .npy or a picture.
+      path: the file; its extension says whether it is DICOM, .npy or a picture.
       window: (low, high); (): the least and the greatest value of all channels.
       nan: the number that replaces values that are not finite; None: such a file is refused.
       max_pixels: the most pixels that the file may hold; compared with its header before it is decoded.
 
     Returns:
-      uint8 (H, W), or (H, W, 3) if the image is in colour.
+      uint8 (H, W), or (H, W, 3) if the image is in colour; and whether it has more than 8 bits and is scaled by its own
+      range, None for DICOM, where the tags give the range.
 
     Raises:
       ProblemError: the file cannot be read exactly, or shows nothing.
-    """
-    return read_shown(path, window, nan=nan, max_pixels=max_pixels)[0]
-
-
-def read_shown(
-    path: pathlib.Path, window: Sequence[float] = (), *, nan: float | None = None, max_pixels: int = MAX_PIXELS
-) -> tuple[np.ndarray, bool | None]:
-    """Reads an image as `read_image`; also says whether it has more than 8 bits and is scaled by its own range.
-
-    The second result is None for DICOM, where the tags give the range.
     """
     suffix = path.suffix.lower()
     if suffix in DICOM_SUFFIXES:
@@ -113,7 +104,7 @@ def _read_stored(path: pathlib.Path, nan: float | None, max_pixels: int) -> Pict
             text = reason(error) if explained else "it is damaged"
             raise ProblemError(f"cannot be read ({text}): copy it again, or save it again") from error
     if not start:
-        raise ProblemError("is empty: it has 0 bytes")
+        raise ProblemError("is empty: it has 0 bytes: copy it again")
     if other := content(start):
         raise ProblemError(other)
     raise ProblemError("is neither a PNG nor a JPEG nor a TIFF file that can be read: convert it to PNG")

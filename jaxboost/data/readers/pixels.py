@@ -26,11 +26,12 @@ class Picture:
 def check_pixels(width: int, height: int, limit: int) -> None:
     """Raises ProblemError if an image has no pixels, or more than `limit`."""
     if width < 1 or height < 1:
-        raise ProblemError(f"has no pixels: its size is {width} x {height}")
+        raise ProblemError(f"has no pixels: its size is {width} x {height}: copy it again, or leave it out")
     if width * height > limit:
         raise ProblemError(
-            f"has {width} x {height} = {width * height} pixels, more than data.max_pixels={limit}: make it smaller, or"
-            " raise data.max_pixels if there is enough memory"
+            f"has {width} x {height} = {width * height} pixels, more than data.max_pixels={limit}",
+            fix="make it smaller, or raise data.max_pixels if there is enough memory",
+            setting=f"data.max_pixels={limit}",
         )
 
 

@@ -1,6 +1,6 @@
-"""Recognises the content of a file by its first bytes: for messages about files with a wrong ending."""
+"""Recognises the content of a file by its first bytes: for messages about files with a wrong extension."""
 
-# Offset, the bytes there, the format, and the ending that the file should have.
+# Offset, the bytes there, the format, and the extension that the file should have.
 _CONTENTS = (
     (128, b"DICM", "DICOM", ".dcm"),
     (0, b"\x89PNG\r\n\x1a\n", "PNG", ".png"),
@@ -15,7 +15,7 @@ HEAD = 512
 
 def content(head: bytes) -> str:
     """Returns what a file with these first HEAD bytes holds, such as "holds a PNG file: ..."; "" if it is unknown."""
-    for offset, mark, kind, ending in _CONTENTS:
+    for offset, mark, kind, suffix in _CONTENTS:
         if head[offset:].startswith(mark):
-            return f"holds a {kind} file: give its name the ending {ending}"
+            return f"holds a {kind} file: give its name the extension {suffix}"
     return ""

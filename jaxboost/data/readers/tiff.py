@@ -47,6 +47,10 @@ _NEEDED = {254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284,
 _NEEDED |= {330, 338, 339, 347, 530, 32997, _NO_DATA}
 
 
+def _damaged(what: str) -> ProblemError:
+    return ProblemError(f"is a damaged TIFF file: {what}: copy it again, or save it again")
+
+
 class _Bounded(io.BufferedReader):
     """A file that never allocates memory for more bytes than it has, however many are asked for."""
 
@@ -90,7 +94,7 @@ def read_tiff(file: BinaryIO, max_pixels: int, nan: float | None = None) -> Pict
         _check_parts(file, page)
         values = page.asarray(maxworkers=1)
         if values.shape != page.shape:
-            raise ProblemError(f"is a damaged TIFF file: it holds {values.shape} instead of {page.shape} values")
+            raise _damaged(f"it holds {values.shape} instead of {page.shape} values")
         values = _colours(values, page)
         if values.dtype != np.uint8:
             values = _without_no_data(values, page, nan)
@@ -109,7 +113,7 @@ def _check_tags(tiff: Any, page: Any) -> None:
     for start in range(0, len(entries), form.tagsize):
         (code,) = struct.unpack(tiff.byteorder + "H", entries[start : start + 2])
         if code in _NEEDED and page.tags.valueof(code) is None:
-            raise ProblemError(f"is a damaged TIFF file: its tag {code} cannot be read")
+            raise _damaged(f"its tag {code} cannot be read")
     if page.tags.valueof(262) is None and page.compression != _OLD_JPEG:
         raise ProblemError("does not say what its values mean (tag PhotometricInterpretation): save it again")
 
@@ -146,7 +150,7 @@ def _check_colours(page: Any) -> None:
         raise ProblemError(f"has the colours of {name}: save it in grey or RGB")
     others = page.samplesperpixel - expected
     if others < 0:
-        raise ProblemError(f"is a damaged TIFF file: it has {page.samplesperpixel} of {expected} channels")
+        raise _damaged(f"it has {page.samplesperpixel} of {expected} channels")
     if others > 1:
         kind = "grey" if expected == 1 else "colour"
         raise ProblemError(f"has {others} channels in addition to {kind}: save only the image, in grey or RGB")
@@ -170,25 +174,23 @@ def _check_parts(file: BinaryIO, page: Any) -> None:
     count, size = math.prod(page.chunked), os.fstat(file.fileno()).st_size
     parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))[:count]
     if len(parts) < count or any(start < 8 or length < 1 or start + length > size for start, length in parts):
-        raise ProblemError("is a damaged TIFF file: parts of its pixels are missing")
+        raise _damaged("parts of its pixels are missing")
     # The size of a tile, or of every strip except the last one, which may be lower.
     width, height = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
     if height * width > 4 * page.imagewidth * page.imagelength + 2**20:
-        raise ProblemError(f"is a damaged TIFF file: its tiles have {width} x {height} pixels")
+        raise _damaged(f"its tiles have {width} x {height} pixels")
     channels = page.samplesperpixel if page.planarconfig == 1 else 1
     strips = math.ceil(page.imagelength / height)
     for number, (start, length) in enumerate(parts):
         last = not page.is_tiled and number % strips == strips - 1
         rows = page.imagelength - (strips - 1) * height if last else height
         if page.compression == 1 and length < rows * ((width * channels * page.bitspersample + 7) // 8):
-            raise ProblemError("is a damaged TIFF file: parts of its pixels are missing")
+            raise _damaged("parts of its pixels are missing")
         if page.compression == _JPEG:
             file.seek(start)
             bits, wide, high, found, _ = find_frame(file)
             if bits != page.bitspersample or wide > width or high > height or found > channels:
-                raise ProblemError(
-                    f"is a damaged TIFF file: a part has {wide} x {high} x {found} values of {bits} bits"
-                )
+                raise _damaged(f"a part has {wide} x {high} x {found} values of {bits} bits")
 
 
 def _colours(values: np.ndarray, page: Any) -> np.ndarray:
@@ -227,7 +229,7 @@ def _look_up(values: np.ndarray, page: Any) -> np.ndarray:
     """Returns the colours of a palette image, uint8 (H, W, 3)."""
     table = np.ravel(page.tags.valueof(_COLOUR_MAP, ()))
     if values.dtype.kind not in "bu" or values.dtype.itemsize > 2 or len(table) != 3 * 2**page.bitspersample:
-        raise ProblemError(f"is a damaged TIFF file: its palette has {len(table) // 3} colours")
+        raise _damaged(f"its palette has {len(table) // 3} colours")
     # Entries have 16 bits, but some writers use 8. libtiff accepts both as well.
     table = (table >> 8 if table.max() > 255 else table).astype(np.uint8)
     return table.reshape(3, -1).T[values.astype(np.uint16)]
@@ -247,8 +249,9 @@ def _without_no_data(values: np.ndarray, page: Any, nan: float | None) -> np.nda
         return values
     if nan is None:
         raise ProblemError(
-            f"has {np.count_nonzero(missing)} values that stand for no data ({number:g}): correct them, or set data.nan"
-            " to the number that they are read as, such as data.nan=0"
+            f"has {np.count_nonzero(missing)} values that stand for no data ({number:g})",
+            fix="correct them, or set data.nan to the number that they are read as, such as data.nan=0",
+            setting="data.nan=''",
         )
     return replaced(values, missing, nan)
 

@@ -10,10 +10,8 @@ first, against aliasing. Grid voxels outside of the volume have the volume's low
 """
 
 import dataclasses
-import logging
 import math
 import pathlib
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -31,10 +29,6 @@ SUFFIXES = (*NIFTI_SUFFIXES, SUFFIX)
 # The most voxels per side, because the interpolation matrices grow with it. No scanner makes so many slices or rows.
 _LONGEST = 2**16
 
-logger = logging.getLogger(__name__)
-_warned: set[str] = set()
-_warning = threading.Lock()
-
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
@@ -43,10 +37,12 @@ class Volume:
     Attributes:
       values: stored values (D, H, W), with NIfTI's slope and intercept applied.
       spacing: size of a voxel along each axis in mm; 1 for an .npy file.
+      remarks: kind -> a remark on the file that the user should see.
     """
 
     values: np.ndarray
     spacing: tuple[float, float, float]
+    remarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def read_volume(path: pathlib.Path, *, nan: float | None = None, max_voxels: int = MAX_VOXELS) -> Volume:
@@ -64,14 +60,13 @@ def read_volume(path: pathlib.Path, *, nan: float | None = None, max_voxels: int
         return Volume(_read_npy(path, nan, max_voxels), (1.0, 1.0, 1.0))
     values, geometry = nifti.read(path, max_voxels)
     values, sizes = check_numbers(values, nan), geometry.sizes
-    _warn_once(path, geometry.remarks)
     if geometry.orientation is not None:
         from nibabel.orientations import apply_orientation
 
         values = apply_orientation(values, geometry.orientation)
         order = np.argsort(geometry.orientation[:, 0])
         sizes = tuple(sizes[axis] for axis in order)
-    return Volume(values, sizes)
+    return Volume(values, sizes, geometry.remarks)
 
 
 def resample(volume: Volume, size: int, *, window: Sequence[float] = (), spacing: float = 0.0) -> np.ndarray:
@@ -103,7 +98,11 @@ def resample(volume: Volume, size: int, *, window: Sequence[float] = (), spacing
         levels[(slice(None),) * axis + (~_inside(count, size, factor),)] = lowest
     image = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
     if image.min() == image.max():
-        raise ProblemError(f"shows nothing on a grid of {size}^3 voxels of {pitch:.4g} mm: check data.spacing")
+        raise ProblemError(
+            f"shows nothing on a grid of {size}^3 voxels of {pitch:.4g} mm",
+            fix="check data.spacing",
+            setting=f"data.spacing={spacing:g}",
+        )
     return image
 
 
@@ -128,16 +127,6 @@ def _npy_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
         nifti.check_one(shape, bool({shape[0], shape[-1]} & {3, 4}))
     nifti.check_shape(plain)
     return plain
-
-
-def _warn_once(path: pathlib.Path, remarks: Mapping[str, str]) -> None:
-    """Warns of the first file with each kind of remark only, because a folder may hold thousands of files."""
-    for kind, text in remarks.items():
-        with _warning:
-            new = kind not in _warned
-            _warned.add(kind)
-        if new:
-            logger.warning("%s: %s (further files of this kind are not named)", path, text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +170,11 @@ def _scale(values: np.ndarray, window: Sequence[float]) -> tuple[_Scale, float]:
     else:
         scale = _Scale((0.0, float(high - low)), low) if whole else _Scale((float(low), float(high)))
     if scale.ends and not 0 < scale.ends[1] - scale.ends[0] < math.inf:
-        given = f"data.window={tuple(window)} is not a range" if window else "give data.window"
-        raise ProblemError(f"has values from {low:g} to {high:g}, too far apart or too near to each other: {given}")
+        raise ProblemError(
+            f"has values from {low:g} to {high:g}, too far apart or too near to each other",
+            fix=f"data.window={tuple(window)} is not a range" if window else "give data.window",
+            setting=f"data.window={tuple(window)}",
+        )
     levels = scale.levels(extremes)
     check_shows(levels, window)
     return scale, float(levels.min())
@@ -197,12 +189,12 @@ def _pitch(shape: Sequence[int], edges: Sequence[float], size: int, spacing: flo
     sides = [count * edge for count, edge in zip(shape, edges, strict=True)]
     if not all(edge > 0 and math.isfinite(side) for edge, side in zip(edges, sides, strict=True)):
         raise ProblemError(f"has no usable voxel sizes: {tuple(edges)} mm")
-    if not (spacing >= 0 and math.isfinite(spacing)):
-        raise ProblemError(f"cannot be shown with data.spacing={spacing:g}: give mm per voxel, or 0")
     if spacing and max(sides) < 2 * spacing:
         raise ProblemError(
             f"shows nothing with data.spacing={spacing:g} mm: its longest side is {max(sides):.4g} mm, less than two "
-            "voxels of the grid: make data.spacing smaller, or correct the voxel sizes of the file"
+            "voxels of the grid",
+            fix="make data.spacing smaller, or correct the voxel sizes of the file",
+            setting=f"data.spacing={spacing:g}",
         )
     pitch = spacing or max(sides) / size
     if not pitch > 0:

@@ -50,7 +50,7 @@ def names() -> tuple[str, ...]:
 def describe(name: str, size: int, *, root: str = "") -> DatasetInfo:
     """Describes a data set, without a file of `root`. Raises UserError if it is not published in that size."""
     entry = medmnist_info()[name]
-    check_size(name, size, _sizes(entry))
+    check_size(name, size, sizes(entry))
     return DatasetInfo(
         name=name,
         task=entry["task"],
@@ -75,7 +75,7 @@ def load(name: str, *, size: int, root: str) -> Dataset:
       UserError: the size is not published; or the file is altered, or cannot be downloaded, read or unpacked.
     """
     info = describe(name, size)
-    entry, suffix = medmnist_info()[name], _suffix(size)
+    entry, suffix = medmnist_info()[name], suffix_of(size)
     path, md5 = data_root(root) / f"{name}{suffix}.npz", entry[f"MD5{suffix}"]
     folders = _folders(path)
     _require(path, url=entry[f"url{suffix}"], md5=md5, folders=folders)
@@ -88,11 +88,13 @@ def load(name: str, *, size: int, root: str) -> Dataset:
     return Dataset(info=info, splits=splits, baselines={})
 
 
-def _suffix(size: int) -> str:
+def suffix_of(size: int) -> str:
+    """The end of the name of a file at `size` pixels: "" at 28, otherwise such as "_64"."""
     return "" if size == _BASE_SIZE else f"_{size}"
 
 
-def _sizes(entry: Mapping[str, Any]) -> list[int]:
+def sizes(entry: Mapping[str, Any]) -> list[int]:
+    """The published sizes of a data set, ascending; `entry` is its row in `medmnist_info`."""
     return [_BASE_SIZE, *sorted(int(key.removeprefix("url_")) for key in entry if key.startswith("url_"))]
 
 

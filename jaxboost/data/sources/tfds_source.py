@@ -25,7 +25,9 @@ from jaxboost import tasks
 from jaxboost.data.dataset import ALL, SPLITS, Dataset, DatasetInfo, Split, check_size, make_split
 from jaxboost.data.problems import ProblemError, reason
 from jaxboost.data.sources.tfds_features import Fields, find_fields
+from jaxboost.data.splits import patients, stratify
 from jaxboost.errors import UserError, missing_extra, nearest
+from jaxboost.io import user_path
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -59,8 +61,14 @@ def describe(name: str, size: int, *, root: str) -> DatasetInfo:
     return _describe(name, builder, find_fields(builder.info, f"{PREFIX}{name}"), size)
 
 
-def load(name: str, *, size: int, root: str) -> Dataset:
-    """Reads a data set into memory, in the order of its files; arguments as for `describe`.
+def load(name: str, *, size: int, root: str, ignore_splits: bool = False) -> Dataset:
+    """Reads a data set into memory, in the order of its files.
+
+    Args:
+      name: as for `describe`.
+      size: as for `describe`.
+      root: as for `describe`.
+      ignore_splits: whether its splits are not checked, because all samples are divided anew.
 
     Returns:
       The splits "train", "val" (in TFDS: validation or val) if it exists, and "test"; other splits are left out. A
@@ -68,8 +76,8 @@ def load(name: str, *, size: int, root: str) -> Dataset:
       `patient_id`, text or integers. Names come from a text feature `file`, else they are `{split}/{index}`.
 
     Raises:
-      UserError: as `describe`; or the files have no random access or are damaged, a label is out of range, or a patient
-        is empty.
+      UserError: as `describe`; or the files have no random access or are damaged, a label is out of range, a patient is
+        empty or in two splits, or a split lacks a class.
     """
     builder = open_prepared(name, root)
     fields = find_fields(builder.info, f"{PREFIX}{name}")
@@ -78,6 +86,8 @@ def load(name: str, *, size: int, root: str) -> Dataset:
     if left_out := [split for split in builder.info.splits if split not in mapped]:
         logger.info("%s%s: not used: the splits %s", PREFIX, name, ", ".join(left_out))
     splits = {ours: _read(name, builder, theirs, fields, info) for theirs, ours in mapped.items()}
+    if not ignore_splits:
+        _check_splits(splits, info, f"{PREFIX}{name}")
     return Dataset(info=info, splits=splits, baselines={})
 
 
@@ -101,7 +111,7 @@ def open_prepared(name: str, root: str) -> "tfds.core.DatasetBuilder":
     if match is None:
         text = f"{PREFIX}NAME, {PREFIX}NAME/CONFIG or {PREFIX}NAME/CONFIG:1.0.0"
         raise UserError(f"config field data.source: {PREFIX + name!r} should be {text}")
-    folder = pathlib.Path(root or constants.DATA_DIR).expanduser()
+    folder = user_path(root or constants.DATA_DIR)
     try:
         with _damage(f"{folder / match['name']}", name):
             return read_only_builder.builder_from_files(name, data_dir=os.fspath(folder))
@@ -145,7 +155,7 @@ def _not_found(name: str, dataset: str, folder: pathlib.Path) -> str:
             f"{missing}: set data.root to the folder that has it, or prepare it with tensorflow_datasets.{call} "
             "(for many data sets this needs tensorflow; reading does not)"
         )
-    found = [path.name for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
+    found = [path.name for path in sorted(folder.iterdir()) if os.path.isdir(path)] if os.path.isdir(folder) else []
     guess = nearest(dataset, [*found, *OWN, *known])
     return f"{missing}, and tensorflow-datasets has no data set of that name, {guess}"
 
@@ -154,8 +164,6 @@ def _describe(name: str, builder: "tfds.core.DatasetBuilder", fields: Fields, si
     images, labels, info = fields.image_kind, fields.label_kind, builder.info
     if images.ndim == 3:
         check_size(f"{PREFIX}{name}", size, [images.edge])
-    elif size < 1:
-        raise UserError(f"data.size={size}: use 1 or more")
     mapped = _mapped_splits(name, builder)
     return DatasetInfo(
         # The name is used in file names.
@@ -180,6 +188,22 @@ def _mapped_splits(name: str, builder: "tfds.core.DatasetBuilder") -> Mapping[st
         has = f"{PREFIX}{name} has the splits {', '.join(theirs)}" if theirs else f"{PREFIX}{name} has no splits"
         raise UserError(f"{has}, {' and '.join(missing)} missing: train and test are needed, or a single split")
     return {mapped[ours]: ours for ours in SPLITS if ours in mapped}
+
+
+def _check_splits(splits: Mapping[str, Split], info: DatasetInfo, where: str) -> None:
+    """Raises UserError if a patient is in two splits, or a split lacks a class."""
+    known = {name: split for name, split in splits.items() if split.groups is not None}
+    patients.check(
+        {name: split.groups for name, split in known.items()},
+        where,
+        names={name: split.names for name, split in known.items()},
+        fix="give every patient to one split, or set data.folds for a cross-validation of all of them",
+    )
+    for name, split in splits.items():
+        for _, label in stratify.missing_classes(split.labels, info.classes, {name: np.arange(len(split))}):
+            raise UserError(
+                f"{where}: its {name} split has no {label!r}: divide the data set again, or leave that class out"
+            )
 
 
 def _as_text(value: bytes | np.integer) -> str:

@@ -1,12 +1,13 @@
 """Cross-validation: folds by patient, stratified by label, and stored in a file that is checked when it is read."""
 
 import logging
+import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from jaxboost.data.dataset import ALL, Dataset, DatasetInfo, Split
+from jaxboost.data.dataset import ALL, Dataset, Split
 from jaxboost.data.splits import patients, stratify, table
 from jaxboost.errors import UserError
 
@@ -44,12 +45,12 @@ def fold_of(
     samples, info = pooled.splits[ALL], dataset.info
     if samples.groups is None:
         logger.warning("%s has no patient ids: images of one patient may be in several folds", info.name)
-    if file is not None and file.exists():
+    if file is not None and os.path.exists(file):
         folds = read(file, samples, count=count)
     else:
         folds = assign(samples.labels, samples.groups, count=count, seed=seed, classes=info.classes)
         if file is not None:
-            write(file, samples, info, folds)
+            table.write(file, _COLUMN, samples, info, folds, fix="give another data.folds_file")
     rows = split(samples.labels, samples.groups, folds, fold, val_share=val_share, seed=seed, classes=info.classes)
     return pooled.divided(rows)
 
@@ -73,8 +74,6 @@ def assign(
     """
     if count < 2:
         raise UserError(f"data.folds={count}: use 2 or more")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"data.fold_seed={seed} is out of range: use 0 <= seed < 2**32")
     for name, members in stratify.members(labels, classes).items():
         number = members.sum() if groups is None else len(np.unique(groups[members]))
         if number < count:
@@ -133,13 +132,8 @@ def split(
     return found
 
 
-def write(path: pathlib.Path, samples: Split, info: DatasetInfo, folds: np.ndarray) -> None:
-    """Writes the file of folds, see `table.write`. Raises UserError if it cannot be written."""
-    table.write(path, _COLUMN, samples, info, folds, fix="give another data.folds_file")
-
-
 def read(path: pathlib.Path, samples: Split, *, count: int) -> np.ndarray:
-    """Reads the fold of every sample, int64 (n,), from a file that `write` made.
+    """Reads the fold of every sample, int64 (n,), from a file that `fold_of` wrote.
 
     Raises:
       UserError: as `table.read`; or one of the `count` folds is empty.

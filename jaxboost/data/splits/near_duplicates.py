@@ -31,7 +31,7 @@ _FINE, _ENDS = 16, ((16, 0.9), (12, 0.95))
 _MIN_RESIDUAL, _MIN_LENGTH, _SAMPLE = 0.5, 0.1, 256
 _FINE_3D, _ALIKE_3D = 10, 0.95
 # Smaller images have too few coefficients to be distinguished: whole images, and crops.
-LEAST_SIZE, _LEAST_SIZE_OF_PARTS = 8, 20
+_LEAST_SIZE, _LEAST_SIZE_OF_PARTS = 8, 20
 # Crops that one image may show of another: fractions of its side, and the step between their positions.
 _FRACTIONS, _STEP = (0.92, 0.84, 0.77, 0.7), 0.08
 # With more images only whole images are compared: the time grows with the square of their number.
@@ -99,11 +99,14 @@ def find(images: np.ndarray, patients: np.ndarray, splits: np.ndarray) -> Search
       splits: int (n,); images in one split are not compared.
     """
     ndim, size = images.ndim - 2, images.shape[1]
-    if size < LEAST_SIZE or len(images) < 2:
+    if len(np.unique(patients)) < 2 or len(np.unique(splits)) < 2:
         return Search(())
+    if size < _LEAST_SIZE:
+        return Search((), f"data.size={size} is too small to look for them, which takes {_LEAST_SIZE} or more")
     if not _are_distinguishable(images):
         return Search((), "most images look alike, as shapes do, and copies cannot be distinguished from other images")
-    views = _views(ndim, crops=size >= _LEAST_SIZE_OF_PARTS and len(images) <= MOST_FOR_PARTS)
+    gap = _no_parts(len(images), size) if ndim == 2 else ""
+    views = _views(ndim, crops=not gap)
     targets = np.concatenate(
         [dct.features(dct.downsampled(images[rows]), _COARSE[ndim]) for rows in _batches(len(images))]
     )
@@ -112,7 +115,7 @@ def find(images: np.ndarray, patients: np.ndarray, splits: np.ndarray) -> Search
 
     joined = DisjointSet(range(int(patients.max()) + 1))
     pairs: list[Pair] = []
-    compared, gap = 0, ""
+    compared = 0
 
     def wanted(candidate: _Candidate) -> bool:
         one, other = patients[candidate.first], patients[candidate.second]
@@ -122,13 +125,23 @@ def find(images: np.ndarray, patients: np.ndarray, splits: np.ndarray) -> Search
     for found in _in_batches(filter(wanted, _candidates(images, targets, views, common))):
         compared += len(found)
         if compared > _MAX_CANDIDATES[ndim]:
-            gap = "more pairs look alike than can be compared closely"
+            more = "more pairs look alike than can be compared closely"
+            gap = f"{gap}; {more}" if gap else more
             break
         for candidate, how in _confirmed(images, found):
             first, second = sorted((candidate.first, candidate.second))
             if joined.merge(patients[first], patients[second]):
                 pairs.append(Pair(first, second, how))
     return Search(tuple(sorted(pairs)), gap)
+
+
+def _no_parts(count: int, size: int) -> str:
+    """Returns why images are not compared with parts of each other, "" if they are."""
+    if size < _LEAST_SIZE_OF_PARTS:
+        return f"data.size={size} is too small to find a crop of another image, which takes {_LEAST_SIZE_OF_PARTS}"
+    if count > MOST_FOR_PARTS:
+        return f"crops of another image are not looked for among more than {MOST_FOR_PARTS} images"
+    return ""
 
 
 def _are_distinguishable(images: np.ndarray) -> bool:
@@ -275,4 +288,4 @@ def _confirmed(images: np.ndarray, candidates: Sequence[_Candidate]) -> Iterator
         kept = np.flatnonzero(similarity > _ALIKE_3D)
         cut = np.zeros(len(kept), bool)
     for row, is_part in zip(kept.tolist(), cut.tolist(), strict=True):
-        yield candidates[row], "cut out" if is_part else views[row].how
+        yield candidates[row], "one is a crop of the other" if is_part else views[row].how

@@ -1,4 +1,4 @@
-"""Random splits by given ratios, for data without official ones: by patient, stratified, and stored in a file."""
+"""Random splits by split ratios, for data without official ones: by patient, stratified, and stored in a file."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ _FIX_FILE = (
     "undo what changed in the data or in this file (if it is damaged, remove it: the same data and seed give the"
     " same splits), or give another --workdir"
 )
-_FIX_RATIOS = "use other ratios (data.shares) or another seed (data.fold_seed), or leave that class out"
+_FIX_RATIOS = "use other split ratios (data.shares) or another seed (data.fold_seed), or leave that class out"
 
 
 def divide(
@@ -33,12 +33,10 @@ def divide(
       without_val: allows a ratio of 0 for val; then there is no such split.
 
     Raises:
-      UserError: a ratio or the seed is out of range, a class has too few patients or is missing from a split, or the
+      UserError: a ratio is out of range, a class has too few patients or is missing from a split, or the
         file belongs to another data set, or changes the data set's own test split.
     """
     wanted = check_ratios(ratios, without_val=without_val)
-    if not 0 <= seed < 2**32:
-        raise UserError(f"data.fold_seed={seed} is out of range: use 0 <= seed < 2**32")
     pooled = dataset.pooled()
     samples, classes = pooled.splits[ALL], dataset.info.classes
     # Samples in a test split that the data set already has.
@@ -91,7 +89,7 @@ def check_ratios(ratios: Sequence[float], *, without_val: bool) -> dict[str, flo
     wanted = dict(zip(SPLITS, ratios, strict=False))
     numbers = all(isinstance(ratio, int | float) and ratio >= 0 for ratio in ratios)
     if len(ratios) != len(SPLITS) or not numbers or abs(sum(ratios) - 1) > 1e-6:
-        raise UserError(f"data.shares={tuple(ratios)}: give the ratios of train, val and test, which add up to 1")
+        raise UserError(f"data.shares={tuple(ratios)}: give the split ratios of train, val and test, which add up to 1")
     empty = [name for name, ratio in wanted.items() if not ratio and not (without_val and name == "val")]
     if empty:
         raise UserError(f"data.shares={tuple(ratios)}: the ratio of {empty[0]} should be above 0")

@@ -1,21 +1,23 @@
 """The table with the split or fold of every sample: a run writes it once, and checks it whenever it reads it again."""
 
+import collections
 import csv
 import io
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
 
 from jaxboost.data.dataset import DatasetInfo, Split
+from jaxboost.data.readers import csv_text
 from jaxboost.data.splits import patients
-from jaxboost.data.walk import printable, unreadable
+from jaxboost.data.walk import printable, some
 from jaxboost.errors import UserError
 from jaxboost.io import write_text
+from jaxboost.tasks import TASKS
 
 T = TypeVar("T")
-_MAX_BYTES = 1 << 30
 
 
 def write(path: pathlib.Path, column: str, samples: Split, info: DatasetInfo, values: np.ndarray, *, fix: str) -> None:
@@ -30,13 +32,18 @@ def write(path: pathlib.Path, column: str, samples: Split, info: DatasetInfo, va
       fix: what the user can do about a problem, for the message.
 
     Raises:
-      UserError: the file cannot be written.
+      UserError: two samples have one name, or the file cannot be written.
     """
+    names = samples.names.tolist()
+    if repeated := [name for name, count in collections.Counter(names).items() if count > 1]:
+        raise UserError(
+            f"{path}: the {column}s cannot be written: several samples are named {repeated[0]!r}: rename all but one"
+        )
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow(_header(column))
-    labels = label_texts(samples.labels, info)
-    table.writerows(zip(samples.patients.tolist(), samples.names.tolist(), labels, values.tolist(), strict=True))
+    labels = (TASKS[info.task].text(labels, info.classes) for labels in samples.labels)
+    table.writerows(zip(samples.patients.tolist(), names, labels, values.tolist(), strict=True))
     try:
         write_text(path, text.getvalue())
     except OSError as error:
@@ -48,7 +55,8 @@ def read(
 ) -> list[T]:
     """Reads the split or fold of every sample, in the order of `samples`, from a file that `write` made.
 
-    The column of labels is for people only: it is not read.
+    A spreadsheet may have saved it again, with another separator. The column of labels is for people only: it is not
+    read.
 
     Args:
       path: the CSV file.
@@ -64,7 +72,8 @@ def read(
     """
     expected = dict(zip(samples.names.tolist(), samples.patients.tolist(), strict=True))
     values: dict[str, T] = {}
-    for row, cells in enumerate(_rows(path, column, fix), 2):
+    row_of: dict[str, int] = {}
+    for row, cells in _rows(path, column, fix):
         problem = ""
         patient, name, _, cell = cells if len(cells) == len(_header(column)) else ("", "", "", "")
         value = parse(cell)
@@ -80,41 +89,35 @@ def read(
             problem = f"{column} {cell!r} is not one of {allowed}"
         if problem or value is None:
             raise UserError(f"{path} row {row}: {problem}: {fix}")
-        values[name] = value
+        values[name], row_of[name] = value, row
     names = list(values)
-    for first, other in patients.in_two((expected[name] for name in names), values.values()):
+    for pair in patients.in_two((expected[name] for name in names), values.values()):
+        first, other = (names[index] for index in pair)
         raise UserError(
-            f"{path} row {other + 2}: patient {expected[names[other]]!r} is in {column} {values[names[other]]} here and"
-            f" in {column} {values[names[first]]} in row {first + 2}: {fix}"
+            f"{path} row {row_of[other]}: patient {expected[other]!r} is in {column} {values[other]} here and in"
+            f" {column} {values[first]} in row {row_of[first]}: {fix}"
         )
     if missing := [name for name in expected if name not in values]:
-        raise UserError(f"{path}: no row for {missing[0]!r} and {len(missing) - 1} others: {fix}")
+        raise UserError(f"{path}: no row for {some(missing)}: {fix}")
     return [values[name] for name in expected]
-
-
-def label_texts(labels: np.ndarray, info: DatasetInfo) -> list[str]:
-    """The class names of each sample's label (n, L), several separated by "|"."""
-    if info.labels_per_sample == 1 and labels.shape[1] == 1 and len(info.classes) > 1:
-        return [info.classes[label] for label in labels[:, 0]]
-    return ["|".join(name for name, has in zip(info.classes, row, strict=True) if has) for row in labels]
 
 
 def _header(column: str) -> tuple[str, ...]:
     return ("patient_id", "file", "label", column)
 
 
-def _rows(path: pathlib.Path, column: str, fix: str) -> list[list[str]]:
-    """The rows below the header, which is checked."""
-    # Checked first, because opening a named pipe would block.
-    text = unreadable(path) or (path.stat().st_size > _MAX_BYTES and f"it has more than {_MAX_BYTES >> 20} MiB")
-    if text:
-        raise UserError(f"{path}: cannot be read as a table of {column}s ({text}): {fix}")
+def _rows(path: pathlib.Path, column: str, fix: str) -> Iterator[tuple[int, list[str]]]:
+    """The number and the cells of each row below the header, which is checked. Empty rows are skipped."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a table of {column}s ({error}): {fix}") from error
+        # As they are written: a name may begin with a blank.
+        _, table = csv_text.rows(path, csv_text.read(path), trimmed=False)
+        with csv_text.long_cells():
+            rows = [(number, cells) for number, cells in table if any(cells)]
+    except UserError as error:
+        text = str(error).removeprefix(f"{path}: ")
+        raise UserError(f"{path}: cannot be read as a table of {column}s ({text}): {fix}") from error
+    header = rows[0][1] if rows else []
     if tuple(header) != _header(column):
         found = printable(", ".join(header)[:200])
         raise UserError(f"{path}: its columns are {found}, not {', '.join(_header(column))}: {fix}")
-    return rows
+    return iter(rows[1:])

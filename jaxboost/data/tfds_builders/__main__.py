@@ -1,7 +1,7 @@
 """The command that prepares a data set; see the package's docstring."""
 
 import argparse
-import pathlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,9 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--root", default="", help="folder of the MedMNIST files or the LIDC shapes; else MEDMNIST_ROOT, or ~/.medmnist"
     )
     options = parser.parse_args(arguments)
-    folder = pathlib.Path(options.data_dir).expanduser()
+    folder = io.user_path(options.data_dir)
     try:
-        if folder.exists() and not folder.is_dir():
+        if os.path.exists(folder) and not os.path.isdir(folder):
             raise UserError(f"--data_dir {folder} is a file: give a folder")
         tfds = import_tfds()
         if not sys.stderr.isatty():

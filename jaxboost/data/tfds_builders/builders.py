@@ -14,6 +14,7 @@ from jaxboost.data.dataset import Dataset, DatasetInfo, Split
 from jaxboost.data.sources import lidc, medmnist
 from jaxboost.data.sources.nodules import EDGE_MM
 from jaxboost.errors import UserError, nearest
+from jaxboost.io import user_path
 from jaxboost.tasks import TASKS
 
 # Random access, and written without TensorFlow.
@@ -70,20 +71,12 @@ class MedMNISTConfig(tfds.core.BuilderConfig):
 
 
 def _configs() -> list[MedMNISTConfig]:
-    configs = []
-    for flag, entry in medmnist.medmnist_info().items():
-        # As in the names of the files: "" for 28 pixels, "_64" for 64 pixels.
-        suffixes = [key.removeprefix("url") for key in entry if key.startswith("url")]
-        configs += [
-            MedMNISTConfig(
-                name=f"{flag}{suffix}",
-                flag=flag,
-                size=int(suffix.removeprefix("_") or 28),
-                description=entry["description"],
-            )
-            for suffix in suffixes
-        ]
-    return configs
+    return [
+        # Named as the files are.
+        MedMNISTConfig(name=f"{flag}{medmnist.suffix_of(size)}", flag=flag, size=size, description=entry["description"])
+        for flag, entry in medmnist.medmnist_info().items()
+        for size in medmnist.sizes(entry)
+    ]
 
 
 class _OurBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -192,7 +185,7 @@ def build(name: str, *, data_dir: str, root: str) -> pathlib.Path:
         raise UserError(f"--name: {name!r} is unknown, {nearest(name, names())}; valid: {kinds}")
     dataset, _, config = name.partition("/")
     builders = {MedMNIST.name: MedMNIST, LidcShapes.name: LidcShapes}
-    folder = pathlib.Path(data_dir).expanduser()
+    folder = user_path(data_dir)
     try:
         builder = builders[dataset](root=root, data_dir=os.fspath(folder), config=config or None)
         builder.download_and_prepare()

@@ -33,7 +33,7 @@ class Folder:
             table = csv.DictWriter(file, columns, extrasaction="ignore")
             table.writeheader()
             table.writerows(self.rows)
-        return data.load("mine", source="folder", size=32, root=str(self.root), **options)
+        return data.load("mine", source="folder", root=str(self.root), **{"size": 32, **options})
 
     def problem(self, **options):
         with pytest.raises(UserError) as error:
@@ -62,7 +62,7 @@ def folder(tmp_path):
     return made
 
 
-PAIRS = "00.png ~ copy1.png (cut out), 00.png ~ copy2.jpg"
+PAIRS = "00.png ~ copy1.png (one is a crop of the other), 00.png ~ copy2.jpg"
 
 
 def test_warn(folder, caplog):
@@ -86,7 +86,8 @@ def test_no_warning_without_near_duplicates(folder, caplog):
 def test_refuse(folder):
     message = folder.problem(duplicates="refuse")
     assert "2 problems to fix (rows of labels.csv): row 2: nearly equal images of different patients, 00.png" in message
-    assert "00.png ~ copy1.png (cut out): delete one, give both one patient, or set data.duplicates=join" in message
+    fix = "delete one, give both one patient, or set data.duplicates=join"
+    assert f"00.png ~ copy1.png (one is a crop of the other): {fix}" in message
     assert "00.png ~ copy2.jpg" in message
 
 
@@ -138,9 +139,12 @@ def test_the_fingerprint_changes_with_what_is_joined(folder):
 def test_labels_that_differ(folder, caplog):
     folder.rows[12]["label"] = "b"
     folder.load()
-    assert "00.png ~ copy1.png (cut out; labels 'a' and 'b')" in caplog.text
+    assert "00.png ~ copy1.png (one is a crop of the other; labels 'a' and 'b')" in caplog.text
     message = folder.problem(duplicates="join")
-    assert "00.png ~ copy1.png (cut out; labels 'a' and 'b'): one patient with two labels: correct one" in message
+    assert (
+        "00.png ~ copy1.png (one is a crop of the other; labels 'a' and 'b'): one patient with two labels: correct one"
+        in message
+    )
     assert folder.load(duplicates="join", allow_mixed_patients=True).splits["all"].groups[12] == "P0"
 
 
@@ -155,14 +159,17 @@ def split(folder, **places):
 def test_splits_of_the_folder(folder, caplog):
     split(folder, copy1="test")
     folder.load()
-    assert "00.png ~ copy1.png (cut out; splits train and test), copy1.png ~ copy2.jpg" in caplog.text
+    assert (
+        "00.png ~ copy1.png (one is a crop of the other; splits train and test), copy1.png ~ copy2.jpg" in caplog.text
+    )
     assert "2 problems to fix" in folder.problem(duplicates="refuse")
     message = folder.problem(duplicates="join")
     assert "data.duplicates=join moves no image out of its split: delete one, give both one split" in message
     # In a cross-validation all are divided anew.
-    dataset = folder.load(duplicates="join", pooled=True)
-    assert [dataset.splits[name].groups[-1] for name in ("train", "test")] == ["P2", "P0"]
-    assert "2 problems" in folder.problem(duplicates="refuse", pooled=True)
+    whole = folder.load(duplicates="join", ignore_splits=True).splits["all"]
+    owner = dict(zip(whole.names.tolist(), whole.groups.tolist(), strict=True))
+    assert [owner[name] for name in ("00.png", "copy1.png", "copy2.jpg", "own.png")] == ["P0", "P0", "P0", "P2"]
+    assert "2 problems" in folder.problem(duplicates="refuse", ignore_splits=True)
 
 
 def test_copies_in_one_split(folder, caplog):
@@ -191,12 +198,35 @@ def test_volumes(tmp_path, caplog):
 def test_limits_of_the_search_warn(folder, caplog, monkeypatch):
     monkeypatch.setattr(duplicates.near_duplicates, "MOST_FOR_PARTS", 10)
     folder.load()
-    assert "more than 10 images: nearly equal ones are looked for, but not images that are a crop of another" in (
-        caplog.text
-    )
+    gap = "crops of another image are not looked for among more than 10 images"
+    assert f"nearly equal images of different patients may have been missed: {gap}" in caplog.text
     assert "00.png ~ copy2.jpg (1 pair)" in caplog.text
+    for mode in ("join", "refuse"):
+        message = folder.problem(duplicates=mode)
+        assert f"data.duplicates={mode}: {gap}: name the patients, or set data.duplicates=warn" in message
     monkeypatch.setattr(duplicates.near_duplicates, "_MAX_CANDIDATES", {2: 0})
     folder.load()
-    assert "there may be more nearly equal images of different patients than are listed: more pairs look" in caplog.text
+    assert f"may have been missed: {gap}; more pairs look alike than can be compared closely" in caplog.text
+    monkeypatch.setattr(duplicates.near_duplicates, "MOST_FOR_PARTS", 100)
     message = folder.problem(duplicates="join")
     assert "data.duplicates=join: more pairs look alike than can be compared closely: name the patients" in message
+
+
+@pytest.mark.parametrize(
+    ("size", "gap"),
+    [
+        (7, "data.size=7 is too small to look for them, which takes 8 or more"),
+        (19, "data.size=19 is too small to find a crop of another image, which takes 20"),
+        (20, ""),
+    ],
+)
+def test_small_images_are_a_gap(folder, size, gap, caplog):
+    """What is not looked for is said, and stops a run that relies on it."""
+    folder.rows = [row for row in folder.rows if not row["file"].startswith("copy")]
+    folder.load(size=size)
+    assert ("may have been missed: " + gap in caplog.text) == bool(gap)
+    for mode in ("join", "refuse"):
+        if gap:
+            assert f"1 problem to fix: data.duplicates={mode}: {gap}: " in folder.problem(duplicates=mode, size=size)
+        else:
+            folder.load(duplicates=mode, size=size)

@@ -70,7 +70,7 @@ def test_one_class_in_two_forms(tmp_path, given, classes, expected):
 def test_columns_of_other_names(tmp_path, header, expected):
     (tmp_path / "labels.csv").write_text(f"{header}\n0.png,1\n")
     with pytest.raises(UserError) as error:
-        labels.read_rows(tmp_path / "labels.csv", Problems(tmp_path))
+        labels.read_entries(tmp_path / "labels.csv", Problems(tmp_path))
     assert expected in str(error.value)
 
 
@@ -103,8 +103,8 @@ def test_a_table_that_is_too_large(tmp_path):
     with (tmp_path / "labels.csv").open("wb") as file:
         file.write(b"file,label\n0.png,1\n")
         file.truncate(1 << 40)
-    with pytest.raises(UserError, match="has 1099511627776 bytes, too many for a table of labels"):
-        labels.read_rows(tmp_path / "labels.csv", Problems(tmp_path))
+    with pytest.raises(UserError, match="has 1099511627776 bytes, too many for a table: leave other columns out"):
+        labels.read_entries(tmp_path / "labels.csv", Problems(tmp_path))
 
 
 @pytest.mark.parametrize("classes", [(0, 1), ("0.0", "1.0"), ("0,1",), (0.0, 1.0)])
@@ -208,7 +208,7 @@ def test_missing_patients(tmp_path, cell):
 def table(tmp_path, content):
     (tmp_path / "labels.csv").write_bytes(content)
     problems = Problems(tmp_path)
-    found = labels.read_rows(tmp_path / "labels.csv", problems)
+    found = labels.read_entries(tmp_path / "labels.csv", problems)
     problems.raise_any()
     return [(row.number, row.file, row.label, row.patient) for row in found]
 
@@ -300,13 +300,13 @@ def test_a_folder_may_be_named_none(tmp_path):
 
 def test_messages_without_a_table_name_no_row():
     rows = [
-        labels.Row(0, "train/a/p/0.png", "a", "p", "train"),
-        labels.Row(0, "test/a/p/1.png", "a", "p", "test"),
-        labels.Row(0, "test/b/p/2.png", "b", "p", "test"),
-        labels.Row(0, "test/b/P/3.png", "b", "P", "test"),
+        labels.Entry(0, "train/a/p/0.png", "a", ("a",), "p", "train"),
+        labels.Entry(0, "test/a/p/1.png", "a", ("a",), "p", "test"),
+        labels.Entry(0, "test/b/p/2.png", "b", ("b",), "p", "test"),
+        labels.Entry(0, "test/b/P/3.png", "b", ("b",), "P", "test"),
     ]
     problems = Problems("folder")
-    patients.check(rows, problems, patients.TABLE, multi_label=False, allow_mixed=False)
+    patients.add_problems(rows, problems, patients.TABLE, allow_mixed=False)
     with pytest.raises(UserError) as error:
         problems.raise_any()
     message = str(error.value)
@@ -326,10 +326,10 @@ def test_damaged_tables(tmp_path):
 
 def test_very_many_classes_are_not_compared(caplog):
     """A column of names in the place of labels."""
-    rows = [labels.Row(number + 2, f"{number}.png", f"label{number}") for number in range(20_000)]
-    classes = labels.find_classes(rows, multi_label=False)
+    rows = [labels.Entry(number + 2, f"{number}.png", labels=(f"label{number}",)) for number in range(20_000)]
+    classes, _ = labels.find_classes(rows)
     labels.check_classes(classes, "x", multi_label=False)
-    labels.warn_of_misspelling(rows, classes, multi_label=False)
+    labels.warn_of_misspelling(rows, classes)
     problems = Problems("folder")
-    labels.to_numbers([labels.Row(2, "x.png", "lable")] * 1000, classes, problems, multi_label=False)
+    labels.to_numbers([labels.Entry(2, "x.png", labels=("lable",))] * 1000, classes, problems, multi_label=False)
     assert not caplog.text

@@ -162,8 +162,8 @@ def test_two_masks_for_an_image(tmp_path):
 def test_no_masks(tmp_path):
     with pytest.raises(UserError, match=r"^data.masks: .*/none is neither a folder of PNG files nor a \.csv"):
         open_masks(tmp_path / "none", set())
-    with pytest.raises(UserError, match=r"^data.masks: .*none\.csv cannot be read \(.*No such file"):
-        open_masks(tmp_path / "none.csv", set())
+    with pytest.raises(UserError, match=r"^--masks: .*none\.csv is not there: check the path$"):
+        open_masks(tmp_path / "none.csv", set(), "--masks")
     (tmp_path / "bad.csv.gz").write_bytes(b"text")
     with pytest.raises(UserError, match=r"bad\.csv\.gz cannot be read \(Not a gzipped file"):
         open_masks(tmp_path / "bad.csv.gz", set())

@@ -203,9 +203,9 @@ def test_many_rows(tmp_path, monkeypatch):
     (tmp_path / "labels.csv").write_text("\n".join(["file,patient_id,label", *cells, "x.dcm,P0,1"]))
     (tmp_path / "x.dcm").write_bytes(b"")
     problems = Problems(tmp_path)
-    rows = layouts.read_rows(tmp_path, problems)
+    rows = layouts.read_entries(tmp_path, problems)
     problems.raise_any()
-    patients.check(rows, problems, patients.TABLE, multi_label=False, allow_mixed=False)
+    patients.add_problems(rows, problems, patients.TABLE, allow_mixed=False)
     labels.to_numbers(rows, ("0", "1"), problems, multi_label=False)
     found = layouts.locate(tmp_path, rows, 2, Problems(tmp_path), None)
     assert len(found) == count

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxboost import data
-from jaxboost.data.splits import official, ratios
+from jaxboost.data.splits import ratios
 from jaxboost.errors import UserError
 from tests.data.dicoms import write_dicom
 
@@ -97,7 +97,6 @@ def test_patients_of_two_classes_come_to_one_split(tmp_path):
         dataset = ratios.divide(
             load(tmp_path, allow_mixed_patients=True), ratios=(0.5, 0.25, 0.25), seed=seed, file=None
         )
-        official.check_patients(dataset)
         where = {}
         for name, split in dataset.splits.items():
             for file in split.names.tolist():
@@ -156,6 +155,62 @@ def test_tags_with_a_table(tmp_path):
     message = problem(tmp_path, patient="tag")
     assert "row 3, a/a_1.dcm: has the same patient id in its tags as a/a_0.dcm in row 2, and is of 'P3'" in message
     assert list(groups(tmp_path).values()) == ["P1", "P3", "P2", "P2"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("P1", "p1"),
+        ("007", "7"),
+        ("a-b", "A_B"),
+        ("7", "\uff17"),
+        (("17", ""), ("17", "H")),
+        (("017", "H"), ("17", "h")),
+    ],
+)
+def test_ids_in_tags_that_may_be_one_are_refused(one, other, tmp_path):
+    """As two patients they might be a leak; and a message must not have the ids themselves."""
+    for number, patient in enumerate((one, other, "Bob", "Cid")):
+        name, issuer = (patient, "") if isinstance(patient, str) else patient
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        path = tmp_path / "ab"[number % 2] / f"{number}.dcm"
+        write_dicom(path, pixels(number), PatientID=name, IssuerOfPatientID=issuer, SpecificCharacterSet="ISO_IR 192")
+    message = problem(tmp_path, patient="tag")
+    assert "1 problem to fix: b/1.dcm: has a patient id in its tags that " in message
+    how = "differs only in having or not having an issuer" if one == ("17", "") else "is written nearly like"
+    assert how in message
+    assert " that of a/0.dcm: if they are one person, write the tags alike; if they are two, name the pat" in message
+    assert "17" not in message
+    # A table says who they are.
+    rows = [f"{'ab'[number % 2]}/{number}.dcm,{'ab'[number % 2]},{number}" for number in range(4)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label,patient_id", *rows]))
+    assert len(set(groups(tmp_path, patient="tag").values())) == 4
+
+
+def test_one_number_of_two_issuers_is_two_patients(tmp_path):
+    for number, issuer in enumerate(("A", "B", "C", "D")):
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        path = tmp_path / "ab"[number % 2] / f"{number}.dcm"
+        write_dicom(path, pixels(number), PatientID="17", IssuerOfPatientID=issuer)
+    found = groups(tmp_path, patient="tag")
+    assert len(set(found.values())) == 4
+    assert found["a/0.dcm"] == hashlib.sha256(b"jaxboost patient 17^^^A").hexdigest()[:16]
+
+
+@pytest.mark.parametrize(("one", "other"), [("007", "7"), ("p 1", "p1 "), ("a-b", "a_b"), ("7", "\uff17")])
+def test_folders_of_patients_that_may_be_one_are_refused(one, other, tmp_path):
+    if one == "p 1":
+        one, other = "p-a", "p a"
+    write(tmp_path, f"a/{one}/0.png", f"b/{other}/1.png", "a/x/2.png", "b/y/3.png")
+    message = problem(tmp_path)
+    assert f"1 problem to fix: folders of patients that are named nearly alike: a/{one}/ and b/{other}/: if" in message
+    # Also where the run allows patients with two labels.
+    assert "named nearly alike" in problem(tmp_path, allow_mixed_patients=True)
+
+
+def test_the_folders_of_patients_below_ignored_splits_are_named(tmp_path):
+    write(tmp_path, "train/a/p1/0.png", "train/b/p1/1.png", "test/a/p2/2.png", "test/b/p3/3.png")
+    assert "train/a/p1/ and train/b/p1/ are folders" in problem(tmp_path, ignore_splits=True)
 
 
 def test_files_whose_tags_name_no_patient(tmp_path):

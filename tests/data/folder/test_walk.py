@@ -35,7 +35,7 @@ OWN = ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
 
 def rows(root, **options):
     problems = Problems(root)
-    found = layouts.read_rows(root, problems, **options)
+    found = layouts.read_entries(root, problems, **options)
     problems.raise_any()
     return found
 
@@ -474,9 +474,9 @@ def test_archives_of_windows_without_folders(tmp_path):
         *((f"c{ending}", "convert it to NIfTI (.nii.gz)") for ending in (".mha", ".nrrd", ".mgz", ".img", ".hdr")),
         *((f"c{ending}", "write each image of it as an .npy file") for ending in (".mat", ".h5", ".npz")),
         *((f"c{ending}", "decompress it") for ending in (".zip", ".tar", ".tar.gz", ".7z", ".rar", ".png.gz")),
-        ("IM000001", "it holds a DICOM file: give its name the ending .dcm"),
-        ("1.2.840.113619.2.55", "it holds a DICOM file: give its name the ending .dcm"),
-        ("c.jfif", "it holds a JPEG file: give its name the ending .jpg"),
+        ("IM000001", "it holds a DICOM file: give its name the extension .dcm"),
+        ("1.2.840.113619.2.55", "it holds a DICOM file: give its name the extension .dcm"),
+        ("c.jfif", "it holds a JPEG file: give its name the extension .jpg"),
     ],
 )
 def test_other_formats_say_what_to_do(root, name, step, caplog):

@@ -8,7 +8,7 @@ import pytest
 
 from jaxboost.data.problems import ProblemError
 from jaxboost.data.readers.arrays import check_numbers, read_npy, to_bytes, to_levels
-from jaxboost.data.readers.pictures import read_image
+from tests.data.files_of_pictures import read_image
 
 H, W = 6, 5
 

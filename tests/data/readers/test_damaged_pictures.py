@@ -10,8 +10,7 @@ import tifffile
 from PIL import Image
 
 from jaxboost.data.problems import ProblemError
-from jaxboost.data.readers.pictures import read_image
-from tests.data.files_of_pictures import GREY, PALETTE, RGB, SHORT, chunk, exif, packed, png, tiff
+from tests.data.files_of_pictures import GREY, PALETTE, RGB, SHORT, chunk, exif, packed, png, read_image, tiff
 from tests.mutations import mutations
 
 DRAW = np.random.default_rng(6).integers(0, 4096, (12, 10, 3)).astype(np.uint16)

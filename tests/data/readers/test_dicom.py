@@ -284,7 +284,8 @@ def test_other_content(tmp_path):
     for content in (b"", b"text", b"\x89PNG\r\n\x1a\n" + bytes(200)):
         path.write_bytes(content)
         with pytest.raises(
-            ProblemError, match=r"^is not a DICOM file(: it holds a PNG file: give its name the ending .png)?$"
+            ProblemError,
+            match=r"^is not a DICOM file: (it holds a PNG file: give its name the extension .png|copy it again)$",
         ):
             read_dicom(path)
     path.write_bytes(bytes(128) + b"DICM" + b"\x02\x00\x10\x00UI\xff\xff")

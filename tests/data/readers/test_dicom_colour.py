@@ -20,8 +20,8 @@ from pydicom.uid import (
 
 from jaxboost.data.problems import ProblemError
 from jaxboost.data.readers.dicom import read_dicom
-from jaxboost.data.readers.pictures import read_image
 from tests.data.dicoms import write_dicom
+from tests.data.files_of_pictures import read_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
 

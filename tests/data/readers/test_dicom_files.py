@@ -19,8 +19,8 @@ from jaxboost.data.readers import dicom_codecs
 from jaxboost.data.readers.arrays import MAX_PIXELS
 from jaxboost.data.readers.dicom import read_dicom
 from jaxboost.data.readers.dicom_patient import patient_of
-from jaxboost.data.readers.pictures import read_image
 from tests.data.dicoms import write_dicom
+from tests.data.files_of_pictures import read_image
 from tests.mutations import mutations
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
@@ -134,7 +134,8 @@ def test_other_content(tmp_path, content):
     path.write_bytes(content)
     for read in (read_dicom, patient_of):
         with pytest.raises(
-            ProblemError, match=r"^is not a DICOM file(: it holds a PNG file: give its name the ending .png)?$"
+            ProblemError,
+            match=r"^is not a DICOM file: (it holds a PNG file: give its name the extension .png|copy it again)$",
         ):
             read(path)
 
@@ -146,7 +147,7 @@ def test_a_file_that_is_cut_off(tmp_path):
     for end, message in (
         (pixels, "is a DICOM file without an image: its pixel data is missing: it may be cut off"),
         (pixels + 6, "is a DICOM file without an image: its pixel data is missing: it may be cut off"),
-        (len(content) - 1, "is cut off: 8191 of 8192 bytes of its pixel data are there"),
+        (len(content) - 1, "is cut off: 8191 of 8192 bytes of its pixel data are there: copy it again"),
     ):
         path.write_bytes(content[:end])
         with pytest.raises(ProblemError, match=f"^{message}$"):

@@ -10,15 +10,13 @@ import pytest
 
 from jaxboost.data import load
 from jaxboost.data.problems import ProblemError
-from jaxboost.data.readers import volumes
-from jaxboost.data.readers.volumes import read_volume, resample
+from jaxboost.data.readers.volumes import Volume, read_volume, resample
 from jaxboost.data.sources.folder import samples
 from tests.data.niftis import volume_bytes, write_volume
 
 
-@pytest.fixture(autouse=True)
-def no_warnings_yet():
-    volumes._warned.clear()
+def read_3d(path, size, **options):
+    return samples.read_3d(path, samples.Reading(ndim=3, size=size, **options))
 
 
 def random(shape=(5, 6, 7), dtype=np.int16, number=0):
@@ -46,19 +44,25 @@ def test_micron_are_the_same_object(tmp_path):
     images = []
     for name, edge, code in (("mm", 0.025, 2), ("micron", 25, 3), ("metre", 2.5e-5, 1)):
         path = write_volume(tmp_path / f"{name}.nii", values, np.diag([edge] * 3 + [1]), xyzt_units=code)
-        images.append(samples.read_3d(path, 28, (0, 200), 0.02).image)
+        images.append(read_3d(path, 28, window=(0, 200), spacing=0.02).image)
     np.testing.assert_array_equal(images[0], images[1])
     np.testing.assert_array_equal(images[0], images[2])
     for axes in ((0, 1), (0, 2), (1, 2)):
         assert (images[0].max(axes) > images[0].min()).sum() == 20
 
 
-def test_impossible_body_sizes_warn_once(tmp_path, caplog):
-    for number in range(2):
+def test_impossible_body_sizes_warn_once_in_each_load(tmp_path, caplog):
+    """Also in the second one of a process, as in a notebook."""
+    for number in range(4):
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
         # mm, and named metre.
-        path = write_volume(tmp_path / f"{number}.nii", random(number=number), xyzt_units=1)
+        path = write_volume(tmp_path / "ab"[number % 2] / f"{number}.nii", random(number=number), xyzt_units=1)
         assert read_volume(path).spacing == pytest.approx((1000, 1000, 1000))
-    assert caplog.text.count("its longest side has 7000 mm: check xyzt_units") == 1
+    for _ in range(2):
+        caplog.clear()
+        load("mine", source="folder", size=8, root=str(tmp_path), ndim=3)
+        assert caplog.text.count("a/0.nii: its longest side has 7000 mm: check xyzt_units") == 1
+        assert caplog.text.count("7000 mm") == caplog.text.count("(4 files are of this kind)") == 1
 
 
 @pytest.mark.parametrize(
@@ -172,15 +176,15 @@ def test_an_sform_of_a_template_may_turn_a_little(tmp_path):
 
 
 @pytest.mark.parametrize(("degrees", "said"), [(0, False), (25, False), (35, True)])
-def test_oblique_axes(tmp_path, caplog, degrees, said):
+def test_oblique_axes(tmp_path, degrees, said):
     values = random()
     volume = read_volume(write_volume(tmp_path / "a.nii", values, rotation(degrees) @ np.diag([1, 2, 3, 1])))
     np.testing.assert_array_equal(volume.values, values)
     assert volume.spacing == pytest.approx((1, 2, 3), rel=1e-5)
-    assert (f"its axes are rotated by {degrees} degrees" in caplog.text) == said
+    assert (f"its axes are rotated by {degrees} degrees" in str(volume.remarks)) == said
 
 
-def test_without_an_affine_the_axes_are_taken_as_they_are_stored(tmp_path, caplog):
+def test_without_an_affine_the_axes_are_taken_as_they_are_stored(tmp_path):
     values = random()
     for number in range(2):
         path = tmp_path / f"{number}.nii.gz"
@@ -190,7 +194,8 @@ def test_without_an_affine_the_axes_are_taken_as_they_are_stored(tmp_path, caplo
         volume = read_volume(path)
         np.testing.assert_array_equal(volume.values, values)
         assert volume.spacing == pytest.approx((1, 2, 3))
-    assert caplog.text.count("its sform_code and qform_code are 0: the stored order of its axes is used") == 1
+        remark = "its sform_code and qform_code are 0: the stored order of its axes is used"
+        assert volume.remarks == {"orientation": remark}
 
 
 TYPES = (np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, np.float32, np.float64)
@@ -246,9 +251,9 @@ def test_whole_numbers_that_a_slope_would_round(tmp_path):
         read_volume(write_volume(tmp_path / "a.nii", values, scl_slope=2, scl_inter=0))
     # Without a slope they are exact, on the grid too.
     found = resample(read_volume(write_volume(tmp_path / "b.nii", values)), 7)
-    np.testing.assert_array_equal(found, resample(volumes.Volume(values - 2**60, (1, 1, 1)), 7))
+    np.testing.assert_array_equal(found, resample(Volume(values - 2**60, (1, 1, 1)), 7))
     with pytest.raises(ProblemError, match=r"^has whole numbers above 2\^53, for which data.window is not exact"):
-        resample(volumes.Volume(values, (1, 1, 1)), 7, window=(0, 1))
+        resample(Volume(values, (1, 1, 1)), 7, window=(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -372,7 +377,7 @@ def test_both_ends_of_a_big_endian_file(tmp_path):
     """A copy in the other byte order has the same digest, so that it is found as a copy."""
     values = random()
     digests = {
-        samples.read_3d(write_volume(tmp_path / name, values, endianness=order), 7, (), 0.0).digest
+        read_3d(write_volume(tmp_path / name, values, endianness=order), 7).digest
         for name, order in (("a.nii", "<"), ("b.nii", ">"))
     }
     assert len(digests) == 1

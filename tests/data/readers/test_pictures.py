@@ -14,10 +14,22 @@ import pytest
 from PIL import Image, ImageOps
 
 from jaxboost.data.problems import ProblemError
-from jaxboost.data.readers.pictures import read_image, read_picture
+from jaxboost.data.readers.pictures import read_picture
 from jaxboost.data.readers.pixels import upright
 from jaxboost.data.sources.folder.masks import open_masks
-from tests.data.files_of_pictures import GREY, GREY_ALPHA, PALETTE, RGB, RGBA, chunk, exif, png, smooth, turned
+from tests.data.files_of_pictures import (
+    GREY,
+    GREY_ALPHA,
+    PALETTE,
+    RGB,
+    RGBA,
+    chunk,
+    exif,
+    png,
+    read_image,
+    smooth,
+    turned,
+)
 
 H, W = 9, 13
 
@@ -279,8 +291,8 @@ def test_only_regular_files_are_opened(tmp_path):
         refused(tmp_path / f"none{suffix}", "^is not there")
     refused(write(tmp_path, b""), "^is empty: it has 0 bytes")
     refused(write(tmp_path, b"GIF89a" + bytes(50)), "^is neither a PNG nor a JPEG nor a TIFF file that can be read")
-    refused(write(tmp_path, bytes(128) + b"DICM"), "^holds a DICOM file: give its name the ending .dcm")
-    refused(write(tmp_path, b"\x93NUMPY"), "^holds a NumPy file: give its name the ending .npy")
+    refused(write(tmp_path, bytes(128) + b"DICM"), "^holds a DICOM file: give its name the extension .dcm")
+    refused(write(tmp_path, b"\x93NUMPY"), "^holds a NumPy file: give its name the extension .npy")
     refused(write(tmp_path, b"\xff\xd8\xff\xf7\0\x0b\x08" + bytes(20)), "^is a JPEG-LS file: convert it to PNG")
     refused(write(tmp_path, b"\xff\xd8\xff" + b"x" * 100_000), "it does not say how large it is")
 
@@ -319,9 +331,9 @@ def test_libraries_print_nothing(tmp_path):
     write(tmp_path, png(few, 8, PALETTE, before=before), "b.png")
     write(tmp_path, b"II*\0\x08\0\0\0\x02\0" + b"\xff" * 40, "c.tif")
     code = (
-        "import pathlib, sys\nfrom jaxboost.data.readers.pictures import ProblemError, read_image\n"
+        "import pathlib, sys\nfrom jaxboost.data.readers.pictures import ProblemError, read_shown\n"
         "for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):\n"
-        "    try:\n        read_image(path)\n    except ProblemError:\n        pass\n"
+        "    try:\n        read_shown(path)\n    except ProblemError:\n        pass\n"
     )
     root = pathlib.Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=root)

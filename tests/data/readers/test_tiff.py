@@ -8,8 +8,8 @@ import pytest
 import tifffile
 
 from jaxboost.data.problems import ProblemError
-from jaxboost.data.readers.pictures import read_image, read_picture
-from tests.data.files_of_pictures import LONG, SHORT, packed, smooth, tiff, turned
+from jaxboost.data.readers.pictures import read_picture
+from tests.data.files_of_pictures import LONG, SHORT, packed, read_image, smooth, tiff, turned
 
 H, W = 21, 19
 RGB = {262: (SHORT, [2]), 277: (SHORT, [3]), 258: (SHORT, [8, 8, 8])}

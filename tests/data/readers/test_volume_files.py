@@ -19,6 +19,10 @@ from tests.data.niftis import volume_bytes, with_fields, write_volume
 from tests.mutations import mutations
 
 
+def read_3d(path, size, **options):
+    return samples.read_3d(path, samples.Reading(ndim=3, size=size, **options))
+
+
 def random(shape=(5, 6, 7), dtype=np.int16, number=0):
     return np.random.default_rng(number).integers(0, 100, shape).astype(dtype)
 
@@ -237,7 +241,7 @@ def test_nan(tmp_path, suffix, nan):
     refuse(path, r"^has 44 values that are NaN or infinite, of 210: set data\.nan=0 \(or another number\)")
     expected = np.where(np.isfinite(values), values.astype(np.float64), nan)
     np.testing.assert_array_equal(read_volume(path, nan=nan).values, expected)
-    image = samples.read_3d(path, 7, (0, 100), 0.0, nan=nan).image
+    image = read_3d(path, 7, window=(0, 100), nan=nan).image
     assert image[1, :, :].min() == image[1, :, :].max() == (255 if nan == 1e300 else 0)
 
 
@@ -264,8 +268,6 @@ VALUES = np.random.default_rng(0).random((8, 9, 10))
         ),
         (VALUES, (1, 1, 1), dict(spacing=6), "less than two voxels of the grid"),
         (VALUES, (1, 1, 1), dict(spacing=1e-308), "^shows nothing on a grid of 12.3 voxels of 1e-308 mm"),
-        (VALUES, (1, 1, 1), dict(spacing=np.inf), r"^cannot be shown with data\.spacing=inf"),
-        (VALUES, (1, 1, 1), dict(spacing=np.nan), r"^cannot be shown with data\.spacing=nan"),
         (VALUES, (1, 1, 0), {}, "^has no usable voxel sizes"),
         (VALUES, (1, np.nan, 1), {}, "^has no usable voxel sizes"),
         (VALUES, (1e308, 1e308, 1e308), {}, "^has no usable voxel sizes"),
@@ -340,10 +342,10 @@ def test_the_grid_is_that_of_scipy(size, edges, spacing):
 def test_memory(tmp_path):
     """Beside the values, as they are read, there is no array of their size."""
     # Once before, for the imports.
-    samples.read_3d(write_volume(tmp_path / "small.nii", random()), 16, (), 0.0)
+    read_3d(write_volume(tmp_path / "small.nii", random()), 16)
     values = random((128, 128, 128), np.float32)
     path = write_volume(tmp_path / "a.nii", values, np.diag([-1, -1, 1, 1]))
-    assert peak_bytes(lambda: samples.read_3d(path, 16, (), 0.0)) < values.nbytes + 12 * 2**20
+    assert peak_bytes(lambda: read_3d(path, 16)) < values.nbytes + 12 * 2**20
 
 
 def test_copies_have_the_same_digest(tmp_path):
@@ -351,9 +353,9 @@ def test_copies_have_the_same_digest(tmp_path):
     values = random((40, 50, 60))
     np.save(tmp_path / "a.npy", values[::-1, ::-1])
     path = write_volume(tmp_path / "a.nii.gz", values, np.diag([-1, -1, 1, 1]))
-    digest = samples.read_3d(path, 16, (), 0.0).digest
-    assert digest == samples.read_3d(tmp_path / "a.npy", 16, (), 0.0).digest
-    assert digest != samples.read_3d(write_volume(tmp_path / "b.nii", values), 16, (), 0.0).digest
+    digest = read_3d(path, 16).digest
+    assert digest == read_3d(tmp_path / "a.npy", 16).digest
+    assert digest != read_3d(write_volume(tmp_path / "b.nii", values), 16).digest
 
 
 SMALL = random((6, 7, 8))
@@ -381,7 +383,7 @@ def test_damaged_files_are_read_or_refused(tmp_path, capfd, suffix, content, pac
     def read():
         nonlocal refused
         try:
-            image = samples.read_3d(path, 8, (), 0.0).image
+            image = read_3d(path, 8).image
             assert (image.shape, image.dtype) == ((8, 8, 8), np.uint8)
         except ProblemError:
             refused += 1

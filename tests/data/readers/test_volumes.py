@@ -165,7 +165,10 @@ def test_no_aliasing():
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((8, 8), np.uint8), r"^is 2-D, with the shape \(8, 8\): the backbone takes volumes$"),
+        (
+            np.zeros((8, 8), np.uint8),
+            r"^is 2-D, with the shape \(8, 8\): the backbone takes volumes: give volumes, or set",
+        ),
         (np.zeros((1, 8, 8), np.uint8), r"^is 2-D, with the shape \(1, 8, 8\)"),
         (np.zeros((2, 8, 8, 2), np.uint8), r"^has 4 dimensions, \(2, 8, 8, 2\): give one file for each volume$"),
         (np.full((4, 4, 4), np.nan), "^has 64 values that are NaN or infinite"),

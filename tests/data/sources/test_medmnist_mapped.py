@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jaxboost.config import table
-from jaxboost.data import Split, fold_of, join_splits, load
-from jaxboost.data.dataset import MappedRows
+from jaxboost.data import fold_of, load
+from jaxboost.data.dataset import MappedRows, Split, join_splits
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.data.readers import npz

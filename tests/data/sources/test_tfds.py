@@ -12,6 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from jaxboost import data
 from jaxboost.data.problems import ProblemError
 from jaxboost.data.sources import lidc, medmnist, tfds_features, tfds_source
 from jaxboost.data.tfds_builders import __main__ as command
@@ -51,7 +52,8 @@ def prepare(folder, features, examples, *, supervised_keys=None, splits=SPLITS, 
 
 
 def load(folder, name="small", size=EDGE):
-    return tfds_source.load(name, size=size, root=str(folder))
+    """The splits of `prepare` are copies of each other, with the same patients."""
+    return tfds_source.load(name, size=size, root=str(folder), ignore_splits=True)
 
 
 def pixels(*shape):
@@ -230,8 +232,6 @@ def test_a_tensor_is_resized(tmp_path):
     prepare(tmp_path, features, [{"image": array, "label": 1}])
     wanted = np.asarray(Image.fromarray(array[..., 0]).resize((EDGE, EDGE), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(load(tmp_path).splits["train"].images[0, ..., 0], wanted)
-    with pytest.raises(UserError, match=r"data\.size=0: use 1 or more"):
-        load(tmp_path, size=0)
 
 
 @pytest.mark.parametrize(
@@ -330,6 +330,35 @@ def test_patients_and_files(name, tmp_path):
     for split in load(tmp_path).splits.values():
         assert split.groups.tolist() == ["P1", "P2", "Ä"]
         assert split.names.tolist() == ["a.png", "b.png", "c.png"]
+
+
+def test_files_of_one_name_are_told_apart_in_folds(tmp_path):
+    """Slices of one file, or files of the same name in each split: the table of folds goes by the names."""
+    count, names = 12, ["a.png", "a.png", "b.png", "a.png (2)"] * 3
+    features = {"image": GREY, "label": two_classes(), "file": tfds.features.Text()}
+    prepare(tmp_path / "data", features, grey_examples(count, file=names), splits=("train", "test"))
+    dataset = data.load("", source="tfds:small", size=EDGE, root=str(tmp_path / "data"), ignore_splits=True)
+    assert dataset.splits["test"].names.tolist() == names
+    file = tmp_path / "folds.csv"
+    tested = []
+    for fold in range(3):
+        splits = data.fold_of(dataset, count=3, fold=fold, seed=0, val_share=0.5, file=file).splits
+        tested += splits["test"].names.tolist()
+    assert len(set(tested)) == len(tested) == 2 * count
+    assert {"a.png", "a.png (2)", "a.png (3)", "b.png", "b.png (6)"} <= set(tested)
+
+
+def test_splits_are_checked_unless_all_samples_are_divided_anew(tmp_path):
+    small(tmp_path, patient=(tfds.features.Text(), ["P1", "P2", "P3"]))
+    message = (
+        r"^tfds:small: patient 'P1' is in train \(train/0\) and in val \(validation/0\): give every patient to one"
+    )
+    with pytest.raises(UserError, match=message):
+        data.load("", source="tfds:small", size=EDGE, root=str(tmp_path))
+    with pytest.raises(UserError, match=r"or set data\.folds for a cross-validation of all of them$"):
+        data.load("", source="tfds:small", size=EDGE, root=str(tmp_path))
+    dataset = data.load("", source="tfds:small", size=EDGE, root=str(tmp_path), ignore_splits=True)
+    assert dataset.pooled().splits["all"].groups.tolist() == ["P1", "P2", "P3"] * 3
 
 
 def test_invalid_patients(tmp_path):

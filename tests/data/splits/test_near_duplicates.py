@@ -53,11 +53,14 @@ COPIES = {
         "mirrored or turned",
     ),
     "inverted": (lambda number, picture: picture.point(lambda value: 255 - value), "inverted"),
-    "cut to 90 %": (lambda number, picture: cut(number, picture, 0.9, 0.9), "cut out"),
-    "cut to 80 %": (lambda number, picture: cut(number, picture, 0.8, 0.8), "cut out"),
-    "cut to 75 %": (lambda number, picture: cut(number, picture, 0.75, 0.75), "cut out"),
-    "cut at the sides": (lambda number, picture: cut(number, picture, 0.75, 1), "cut out"),
-    "cut and saved": (lambda number, picture: saved(cut(number, picture, 0.8, 0.8).resize((64, 64)), 70), "cut out"),
+    "cut to 90 %": (lambda number, picture: cut(number, picture, 0.9, 0.9), "one is a crop of the other"),
+    "cut to 80 %": (lambda number, picture: cut(number, picture, 0.8, 0.8), "one is a crop of the other"),
+    "cut to 75 %": (lambda number, picture: cut(number, picture, 0.75, 0.75), "one is a crop of the other"),
+    "cut at the sides": (lambda number, picture: cut(number, picture, 0.75, 1), "one is a crop of the other"),
+    "cut and saved": (
+        lambda number, picture: saved(cut(number, picture, 0.8, 0.8).resize((64, 64)), 70),
+        "one is a crop of the other",
+    ),
 }
 
 
@@ -139,8 +142,10 @@ def test_limits(monkeypatch):
     assert [pair[:2] for pair in find(images).pairs] == [(0, 24), (1, 25)]
     monkeypatch.setattr(near_duplicates, "MOST_FOR_PARTS", 10)
     assert [pair[:2] for pair in find(images).pairs] == [(1, 25)]
+    no_parts = "crops of another image are not looked for among more than 10 images"
+    assert find(images).gap == no_parts
     monkeypatch.setattr(near_duplicates, "_MAX_CANDIDATES", {2: 0})
-    assert find(images).gap == "more pairs look alike than can be compared closely"
+    assert find(images).gap == f"{no_parts}; more pairs look alike than can be compared closely"
 
 
 def test_shapes_are_not_distinguishable():

@@ -7,8 +7,9 @@ import os
 import numpy as np
 import pytest
 
-from jaxboost.data import Dataset, DatasetInfo, Split, divide
-from jaxboost.data.splits.official import check_patients
+from jaxboost.data import divide
+from jaxboost.data.dataset import Dataset, DatasetInfo, Split
+from jaxboost.data.splits import patients
 from jaxboost.data.splits.ratios import assign, write
 from jaxboost.data.walk import printable
 from jaxboost.errors import UserError
@@ -135,9 +136,16 @@ def test_an_existing_test_split_is_kept(tmp_path):
         divided(dataset, file=path)
 
 
+def check(dataset):
+    groups, names = (
+        {name: getattr(split, field) for name, split in dataset.splits.items()} for field in ("groups", "names")
+    )
+    patients.check(groups, dataset.info.name, names=names)
+
+
 def test_a_patient_in_two_splits():
     dataset = with_test_split()
-    check_patients(dataset)
+    check(dataset)
     moved = dataset.splits["test"].groups.copy()
     moved[1] = patient = dataset.splits["train"].groups[0]
     splits = dataset.splits | {"test": dataclasses.replace(dataset.splits["test"], groups=moved)}
@@ -145,18 +153,18 @@ def test_a_patient_in_two_splits():
         rf"^mine: patient '{patient}' is in train \(\d+, a.png\) and in test \(\d+, a.png\): give every patient to"
     )
     with pytest.raises(UserError, match=message):
-        check_patients(dataclasses.replace(dataset, splits=splits))
+        check(dataclasses.replace(dataset, splits=splits))
 
 
 @pytest.mark.parametrize("ratios", [(0.8, 0.2), (0.7, 0.2, 0.2), (1.2, -0.4, 0.2), (70.0, 10.0, 20.0)])
 def test_invalid_ratios(ratios):
-    with pytest.raises(UserError, match=r"^data.shares=.*: give the ratios of train, val and test, which add up to 1"):
+    with pytest.raises(
+        UserError, match=r"^data.shares=.*: give the split ratios of train, val and test, which add up to 1"
+    ):
         divided(data_set(*cohort()), ratios=ratios)
 
 
-def test_invalid_seed_and_too_few_patients():
-    with pytest.raises(UserError, match=r"^data.fold_seed=-1 is out of range"):
-        divided(data_set(*cohort()), seed=-1)
+def test_too_few_patients():
     labels = np.repeat([0, 1], [9, 4])[:, None]
     groups = np.array([f"P{index}" for index in range(9)] + ["Q1", "Q1", "Q2", "Q2"])
     with pytest.raises(
@@ -210,7 +218,7 @@ def test_a_folder_that_changed(table):
         divided(data_set(whole.labels, other), file=path)
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:-1]))
-    with pytest.raises(UserError, match=rf"no row for '[0-9]+, a.png' and 0 others: {FIX}"):
+    with pytest.raises(UserError, match=rf"no row for [0-9]+, a.png: {FIX}"):
         divided(dataset, file=path)
     path.write_text("\n".join(lines).replace(",val", ",valid"))
     with pytest.raises(UserError, match=rf"split 'valid' is not one of train, val, test: {FIX}"):

@@ -48,6 +48,11 @@ def whole(text: str) -> str:
     return match[1] if match else ""
 
 
+def column(name: str) -> str:
+    """Returns the name of a column in lower case, without blanks and underscores, to compare it with others."""
+    return name.lower().replace(" ", "").replace("_", "")
+
+
 def is_shortened(text: str) -> bool:
     """Returns whether a cell is a long number that lost its last digits to a power of ten."""
     return _SHORTENED.fullmatch(text) is not None
@@ -68,7 +73,7 @@ def alike(texts: Iterable[str], *, fractions: bool = True) -> list[tuple[str, st
     """
     groups: dict[str, list[str]] = collections.defaultdict(list)
     for text in dict.fromkeys(texts):
-        groups[_key(text, fractions)].append(text)
+        groups[form(text, fractions=fractions)].append(text)
     return [(first, other) for first, *others in groups.values() for other in others]
 
 
@@ -82,7 +87,8 @@ def two_words_for_truth(texts: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def _key(text: str, fractions: bool) -> str:
+def form(text: str, *, fractions: bool = True) -> str:
+    """Returns the common form of all texts that are `alike`."""
     text = unicodedata.normalize("NFKC", text).casefold()
     text = " ".join("".join(char for char in text if unicodedata.category(char) != "Cf").split())
     if _NUMBER.fullmatch(text):

@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Collection, Iterable, Sequence
 
-from jaxboost.data.sources.folder.extensions import ALL
+from jaxboost.data.sources.folder.extensions import without_suffix
 
 _WORD = (
     r"(?:masks?|segm?|segmentations?|labels?|rois?|gt|ground[ _-]?truth|annotations?|contours?|overlay|superpixels?)"
@@ -83,8 +83,7 @@ def masks_among(names: Sequence[str], depth: int = 0) -> dict[str, str]:
 
 def _split(name: str) -> tuple[str, str]:
     folder, _, file = name.lower().rpartition("/")
-    suffix = next((suffix for suffix in ALL if file.endswith(suffix)), "")
-    return folder, file[: len(file) - len(suffix)]
+    return folder, without_suffix(file)
 
 
 def _sibling(ordered: Sequence[str], names: dict[str, str], start: str) -> str | None:

@@ -1,12 +1,13 @@
-"""Endings of file names: which files are images, and what to do with files that are not read."""
+"""Extensions of file names: which files are images, and what to do with files that are not read."""
 
 import pathlib
+from collections.abc import Sequence
 
 from jaxboost.data.readers import pictures, volumes
 from jaxboost.data.readers.signatures import HEAD, content
 from jaxboost.data.walk import unreadable
 
-# Spatial dimensions -> suffixes of the files that are read.
+# Spatial dimensions -> extensions of the files that are read.
 SUFFIXES = {2: pictures.SUFFIXES, 3: volumes.SUFFIXES}
 ALL = tuple(dict.fromkeys((*volumes.SUFFIXES, *pictures.SUFFIXES)))
 _AS_PNG = "convert it to PNG or TIFF"
@@ -25,7 +26,7 @@ _ADVICE = {
     **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "decompress it, and move the archive away"),
     **dict.fromkeys((".gz", ".bz2", ".xz", ".zst"), "decompress it, and move the compressed file away"),
 }
-# Files without images. Of files with other endings, the first bytes decide.
+# Files without images. Of files with other extensions, the first bytes decide.
 _NO_IMAGES = frozenset(
     (
         *(".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".pdf", ".db", ".ini", ".html", ".log", ".yaml", ".yml"),
@@ -37,21 +38,27 @@ _NO_IMAGES = frozenset(
 
 
 def suffix_of(name: str) -> str:
-    """Returns the suffix of a file's name in lower case; ".nii.gz" is one suffix."""
+    """Returns the extension of a file's name in lower case; ".nii.gz" is one."""
     name = name.lower()
     if name.endswith(".nii.gz"):
         return ".nii.gz"
-    _, dot, ending = name.rpartition("/")[2].rpartition(".")
-    return f".{ending}" if dot and ending else ""
+    _, dot, last = name.rpartition("/")[2].rpartition(".")
+    return f".{last}" if dot and last else ""
+
+
+def without_suffix(name: str, suffixes: Sequence[str] = ALL) -> str:
+    """Returns the name without its extension if that is one of `suffixes`, in any letter case; other dots stay."""
+    folded = name.lower()
+    return name[: len(name) - next((len(suffix) for suffix in suffixes if folded.endswith(suffix)), 0)]
 
 
 def is_image(name: str) -> bool:
-    """Returns whether a file has the ending of an image, 2-D or 3-D."""
+    """Returns whether a file has the extension of an image, 2-D or 3-D."""
     return name.lower().endswith(ALL)
 
 
-def wrong_ending(path: pathlib.Path, ndim: int) -> str:
-    """Returns why a file is not read as an image of `ndim` dimensions, and what to do; "" if its ending is right."""
+def wrong_suffix(path: pathlib.Path, ndim: int) -> str:
+    """Returns why a file is not read as an image of `ndim` dimensions, and what to do; "" if its extension is right."""
     suffix, accepted = suffix_of(path.name), ", ".join(SUFFIXES[ndim])
     if suffix in SUFFIXES[ndim]:
         return ""
@@ -64,7 +71,7 @@ def wrong_ending(path: pathlib.Path, ndim: int) -> str:
 
 
 def advice(path: pathlib.Path) -> str:
-    """Returns how to make a file without an image's ending readable; "" if it does not seem to hold an image."""
+    """Returns how to make a file without an image's extension readable; "" if it does not seem to hold an image."""
     suffix = suffix_of(path.name)
     if suffix in ALL:
         return ""

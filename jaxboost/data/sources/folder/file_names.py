@@ -48,7 +48,7 @@ def relative(folder: pathlib.Path, files: Sequence[str]) -> list[str]:
 
 def base_of(folder: pathlib.Path) -> pathlib.Path:
     """Returns the folder that is searched first for the files of a table: images/ if it exists, else the folder."""
-    return folder / IMAGES if (folder / IMAGES).is_dir() else folder
+    return folder / IMAGES if os.path.isdir(folder / IMAGES) else folder
 
 
 class FileIndex:
@@ -87,7 +87,7 @@ class FileIndex:
 
     @functools.cached_property
     def _by_end(self) -> dict[str, list[str]]:
-        """Last part of a name, with and without its ending -> names: for messages."""
+        """Last part of a name, with and without its extension -> names: for messages."""
         ends: dict[str, list[str]] = collections.defaultdict(list)
         for name in self.listing.files:
             last = _form(name).rpartition("/")[2]

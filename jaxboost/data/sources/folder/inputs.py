@@ -5,58 +5,44 @@ import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from jaxboost.data.problems import Problems
-from jaxboost.data.readers.arrays import MAX_PIXELS, MAX_VOXELS
 from jaxboost.data.sources.folder import companions, samples
 from jaxboost.data.sources.folder.extensions import SUFFIXES, advice, is_image, suffix_of
-from jaxboost.data.sources.folder.labels import Row
+from jaxboost.data.sources.folder.labels import Entry
 from jaxboost.data.sources.folder.masks import Lookup, by_stem, open_masks
-from jaxboost.data.walk import AGAIN, UNREAD, printable, some, summary, unreadable, walk
+from jaxboost.data.walk import ABSENT, AGAIN, UNREAD, printable, some, summary, unreadable, walk
 from jaxboost.errors import UserError, missing_extra
+from jaxboost.io import user_path
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Preprocessing:
+class Preprocessing(samples.Reading):
     """How a file becomes the input of a model.
 
     Attributes:
-      ndim: 2 or 3.
-      size: S, pixels or voxels per side after reading; see `samples.read_2d` and `samples.read_3d`.
-      window: see `source.load`.
-      spacing: mm per voxel, or 0.
       masked: whether images are cropped to their lung masks.
       image_size: pixels per side of the model's input, see `pipeline.resize.fitted`.
       resize: the argument `first` of `fitted`.
-      nan: the number that replaces values that are not finite; None: files with such values are refused.
-      max_pixels: the most pixels that a file may hold.
-      max_voxels: the most voxels that a file may hold.
     """
 
-    ndim: int
-    size: int
-    window: tuple[float, ...]
-    spacing: float
     masked: bool
     image_size: int
     resize: int
-    nan: float | None = None
-    max_pixels: int = MAX_PIXELS
-    max_voxels: int = MAX_VOXELS
 
 
 def find(inputs: Sequence[str], ndim: int, *, skip_faulty: bool = False) -> list[pathlib.Path]:
     """Finds the files to predict.
 
     Args:
-      inputs: files with any ending, and folders. A folder stands for its files at any depth with an ending for `ndim`
-        dimensions, without those that `walk` leaves out and without masks or small copies of images. One entry may
-        name several files or folders, separated by commas.
+      inputs: files with any extension, and folders. A folder stands for its files at any depth with an extension for
+        `ndim` dimensions, without those that `walk` leaves out and without masks or small copies of images. One entry
+        may name several files or folders, separated by commas.
       ndim: 2 or 3.
       skip_faulty: whether entries of a folder that cannot be read are left out with a warning.
 
@@ -74,12 +60,12 @@ def find(inputs: Sequence[str], ndim: int, *, skip_faulty: bool = False) -> list
     for entry in inputs:
         # A comma may be part of a name.
         for name in [entry] if os.path.lexists(os.path.expanduser(entry)) else filter(None, entry.split(",")):
-            path = pathlib.Path(name).expanduser()
-            if path.is_dir():
+            path = user_path(name)
+            if os.path.isdir(path):
                 found += _files(path, ndim, left_out, skip_faulty)
-            elif not os.path.lexists(path):
+            elif (problem := unreadable(path)) == ABSENT:
                 raise UserError(f"--input {printable(name)}: there is no such file or folder: check the path")
-            elif problem := unreadable(path):
+            elif problem:
                 raise UserError(f"--input {printable(name)}: {problem}")
             else:
                 found.append((path, os.path.realpath(path)))
@@ -116,30 +102,21 @@ def read(
       UserError: files have problems (the message has all of them), or no file is left without them; masks are missing
         or not used by the model; or the package for a file format is not installed.
     """
-    rows = {Row(0, printable(path), ""): path for path in paths}
-    if len(rows) < len(paths):
+    entries = {Entry(0, printable(path)): path for path in paths}
+    if len(entries) < len(paths):
         raise UserError("--input: two files have the same name once it is written in UTF-8: rename one of them")
     problems = Problems(pathlib.Path("--input"))
     accepted = {}
-    for row, path in rows.items():
+    for entry, path in entries.items():
         if suffix_of(path.name) in SUFFIXES[preprocessing.ndim]:
-            accepted[row] = path
+            accepted[entry] = path
         else:
             step = advice(path)
-            text = f"is not a file that the model takes ({_endings(preprocessing.ndim)}){f': {step}' if step else ''}"
-            row.report(problems, text)
-    reader = samples.reader(
-        preprocessing.ndim,
-        size=preprocessing.size,
-        window=preprocessing.window,
-        spacing=preprocessing.spacing,
-        nan=preprocessing.nan,
-        max_pixels=preprocessing.max_pixels,
-        max_voxels=preprocessing.max_voxels,
-        masks=_open_masks(masks, accepted, masked=preprocessing.masked),
-    )
+            text = f"is not a file that the model takes ({_accepted(preprocessing.ndim)}){f': {step}' if step else ''}"
+            entry.report(problems, text)
+    reader = samples.reader(preprocessing, _open_masks(masks, accepted, masked=preprocessing.masked))
     try:
-        images = samples.read_all(accepted, reader, preprocessing.ndim, problems)
+        images = samples.read_all(accepted, reader, preprocessing.ndim, problems, trained=True)
     except ModuleNotFoundError as error:
         raise UserError(
             f"--input: the package {error.name}, which reads some of the files, is not installed:"
@@ -151,9 +128,10 @@ def read(
         if not skip_faulty or not images:
             raise
         logger.warning("left out: %s", error)
-    samples.warn_of_ranges(images)
-    kept = [row for row in accepted if row in images]
-    return [rows[row] for row in kept], samples.stack([images[row] for row in kept], preprocessing.ndim)
+    samples.warn(images, trained=True)
+    kept = [entry for entry in accepted if entry in images]
+    stacked = samples.stack([images[entry] for entry in kept], preprocessing.ndim, trained=True)
+    return [entries[entry] for entry in kept], stacked
 
 
 def _files(
@@ -163,7 +141,7 @@ def _files(
     listing = walk(folder)
     problems = Problems(folder)
     for name, text in (listing.unreadable | listing.broken).items():
-        # A link without an ending may lead to a folder.
+        # A link without an extension may lead to a folder.
         if name in listing.unreadable or suffix_of(name) in SUFFIXES[ndim] or "." not in name.rpartition("/")[2]:
             problems.add(text, file=name)
         else:
@@ -181,7 +159,7 @@ def _files(
         names = list(listing.files)
         step = next(filter(None, (advice(listing.files[name]) for name in names)), "")
         others = f"; it has {some(names)}{f': {step}' if step else ''}" if names else ""
-        raise UserError(f"--input {folder}: the folder holds no file that the model takes ({_endings(ndim)}){others}")
+        raise UserError(f"--input {folder}: the folder holds no file that the model takes ({_accepted(ndim)}){others}")
     for reason, names in listing.left_out.items():
         left_out[reason] += [f"{printable(folder)}/{name}" for name in names]
     left_out[companions.REASON] += [printable(folder / name) for name in found if name in masks]
@@ -194,11 +172,11 @@ def _files(
     return [(listing.files[name], listing.real(name)) for name in found if name not in masks and name not in again]
 
 
-def _endings(ndim: int) -> str:
+def _accepted(ndim: int) -> str:
     return f"{'2-D images' if ndim == 2 else 'volumes'}: {', '.join(SUFFIXES[ndim])}"
 
 
-def _open_masks(masks: str, rows: Iterable[Row], *, masked: bool) -> Lookup | None:
+def _open_masks(masks: str, paths: Mapping[Entry, pathlib.Path], *, masked: bool) -> Lookup | None:
     if not masked:
         if masks:
             raise UserError(f"--masks {masks}: the model was trained on whole images: leave it out")
@@ -209,6 +187,6 @@ def _open_masks(masks: str, rows: Iterable[Row], *, masked: bool) -> Lookup | No
             " of --input, a folder of PNG files or a table in the format of CheXmask"
         )
     problems = Problems(pathlib.Path("--input"))
-    first_of = by_stem(rows, problems)
+    first_of = by_stem(paths, problems)
     problems.raise_any()
-    return open_masks(pathlib.Path(masks).expanduser(), first_of)
+    return open_masks(user_path(masks), first_of, "--masks")

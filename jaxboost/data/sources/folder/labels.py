@@ -1,4 +1,4 @@
-"""labels.csv of a user's folder: its rows, its classes, and the problems with them."""
+"""labels.csv of a user's folder: its entries, its classes, and the problems with them."""
 
 import collections
 import dataclasses
@@ -19,7 +19,7 @@ from jaxboost.data.sources.folder.cell_values import is_missing
 from jaxboost.errors import UserError, nearest
 
 FILE = "labels.csv"
-# Field of a row -> accepted names of its column. The first two are required.
+# Field of an entry -> accepted names of its column. The first two are required.
 _COLUMNS = {
     "file": ("file", "path"),
     "label": ("label",),
@@ -27,7 +27,7 @@ _COLUMNS = {
     "split": ("split",),
 }
 _REQUIRED = ("file", "label")
-# Names that other tables give these columns, without case, blanks and underscores: for messages.
+# Names that other tables give these columns, as `cell_values.column` writes them: for messages.
 _SIMILAR = {
     "file": (
         *("image", "imageid", "imageindex", "imagename", "imagepath", "filename", "filepath", "id", "idcode", "name"),
@@ -50,22 +50,26 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Entry:
     """One file: a row of labels.csv with clean cells, or a file of a class folder.
 
     Attributes:
       number: the row's number in a spreadsheet (the header is row 1); 0 without a table.
       file: its path in the table, or its path below the folder.
-      label: the label as text.
+      label: the cell of the label.
+      labels: the labels in it: several or none in a multi-label task, otherwise one, or none if the cell is empty.
       patient: the patient; None if there is no such column.
       split: the split; None if there is no such column.
+      patient_folder: the folder that names the patient, below the user's folder; "" if no folder does.
     """
 
     number: int
     file: str
-    label: str
+    label: str = ""
+    labels: tuple[str, ...] = ()
     patient: str | None = None
     split: str | None = None
+    patient_folder: str = ""
 
     @property
     def in_row(self) -> str:
@@ -78,30 +82,32 @@ class Row:
         return self.in_row or f" ({self.file})"
 
     def report(self, problems: Problems, text: str) -> None:
-        """Adds a problem with this row's file."""
+        """Adds a problem with this entry's file."""
         problems.add(text, row=self.number, file=self.file)
 
-    def labels(self, multi_label: bool) -> list[str]:
-        """The labels of the row: those between "|" in a multi-label task, otherwise one; [] if there is none."""
-        parts = self.label.split(_BETWEEN_LABELS) if multi_label else [self.label]
-        return [name for part in parts if (name := cell_values.label(part))]
+
+def parse(cell: str, *, multi_label: bool) -> tuple[str, ...]:
+    """Returns the labels in a cell: those between "|" in a multi-label task, otherwise one; () if there is none."""
+    parts = cell.split(_BETWEEN_LABELS) if multi_label else [cell]
+    return tuple(name for part in parts if (name := cell_values.label(part)))
 
 
-def read_rows(path: pathlib.Path, problems: Problems) -> list[Row]:
+def read_entries(path: pathlib.Path, problems: Problems, *, multi_label: bool = False) -> list[Entry]:
     """Reads the table. Its columns may be in any order; columns of other names are ignored.
 
     Args:
       path: labels.csv, separated by commas, semicolons or tabs.
       problems: receives the problems with single rows.
+      multi_label: whether a row may have several labels.
 
     Returns:
-      The rows that could be read.
+      The entries of the rows that could be read.
 
     Raises:
       UserError: the file cannot be read, a column is missing, or there are no rows.
     """
     separator, table = csv_text.rows(path, csv_text.read(path))
-    rows = []
+    entries = []
     with csv_text.long_cells():
         _, header = next(table, (0, []))
         names = [cell_values.clean(name).lower() for name in header]
@@ -117,23 +123,23 @@ def read_rows(path: pathlib.Path, problems: Problems) -> list[Row]:
             if long := [field for field, cell in found.items() if len(cell) > _LONGEST]:
                 problems.add(f"{long[0]} has {len(found[long[0]])} characters: look for a missing quote", row=number)
                 continue
-            rows.append(Row(number, **found))
-    if not rows:
+            entries.append(Entry(number, labels=parse(found["label"], multi_label=multi_label), **found))
+    if not entries:
         problems.raise_any()
         raise UserError(f"{path}: no rows: write one for each image")
-    return _same_patients(rows)
+    return _same_patients(entries)
 
 
-def _same_patients(rows: list[Row]) -> list[Row]:
+def _same_patients(entries: list[Entry]) -> list[Entry]:
     """Writes patient 7.0 as 7 if the column has numbers in both forms: pandas writes 7 as 7.0 in a column with gaps."""
-    patients = {row.patient for row in rows if row.patient}
+    patients = {entry.patient for entry in entries if entry.patient}
     wholes = {patient: number for patient in patients if (number := cell_values.whole(patient))}
     # Beside 1.1, the id 1.0 is not the number 1.
     fractions = any("." in patient and patient not in wholes and _is_number(patient) for patient in patients)
     if fractions or not patients.intersection(wholes.values()):
-        return rows
+        return entries
     logger.warning("patient_id has numbers with and without .0: they are taken as the same, 7.0 as 7")
-    return [dataclasses.replace(row, patient=wholes.get(row.patient or "", row.patient)) for row in rows]
+    return [dataclasses.replace(entry, patient=wholes.get(entry.patient or "", entry.patient)) for entry in entries]
 
 
 def _is_number(text: str) -> bool:
@@ -153,7 +159,7 @@ def _columns(names: list[str], path: pathlib.Path) -> dict[str, int]:
             raise UserError(f"{path}: column {' or '.join(map(repr, accepted))} appears twice: {', '.join(names)}")
         if not found and field in _REQUIRED:
             wanted = " or ".join(map(repr, accepted))
-            meant = [name for name in names if name.replace(" ", "").replace("_", "") in _SIMILAR[field]]
+            meant = [name for name in names if cell_values.column(name) in _SIMILAR[field]]
             step = f": if {meant[0]!r} is it, rename that column to {accepted[0]!r}" if meant else ""
             raise UserError(f"{path}: column {wanted} is missing; found: {', '.join(names)}{step}")
         if found:
@@ -161,16 +167,11 @@ def _columns(names: list[str], path: pathlib.Path) -> dict[str, int]:
     return columns
 
 
-def find_classes(rows: Sequence[Row], *, multi_label: bool) -> tuple[str, ...]:
-    """Returns the labels that occur, sorted; without labels of a table that mean a missing value, such as nan."""
-    found = {label for row in rows for label in row.labels(multi_label) if not (row.number and is_missing(label))}
-    return tuple(sorted(found))
-
-
-def missing_labels(rows: Sequence[Row], *, multi_label: bool) -> tuple[str, ...]:
-    """Returns the labels of a table that mean a missing value, sorted."""
-    found = {label for row in rows if row.number for label in row.labels(multi_label) if is_missing(label)}
-    return tuple(sorted(found))
+def find_classes(entries: Sequence[Entry]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the labels that occur, sorted, and apart from them those of a table that mean a missing value, as nan."""
+    every = {label for entry in entries for label in entry.labels}
+    missing = {label for label in every if is_missing(label)} if entries[0].number else set()
+    return tuple(sorted(every - missing)), tuple(sorted(missing))
 
 
 def check_classes(classes: Sequence[str], where: str, *, multi_label: bool) -> tuple[str, ...]:
@@ -205,7 +206,9 @@ def check_classes(classes: Sequence[str], where: str, *, multi_label: bool) -> t
     return tuple(names)
 
 
-def to_numbers(rows: Sequence[Row], classes: Sequence[str], problems: Problems, *, multi_label: bool) -> np.ndarray:
+def to_numbers(
+    entries: Sequence[Entry], classes: Sequence[str], problems: Problems, *, multi_label: bool
+) -> np.ndarray:
     """Converts the labels to numbers.
 
     Returns:
@@ -214,44 +217,43 @@ def to_numbers(rows: Sequence[Row], classes: Sequence[str], problems: Problems, 
     """
     index = {name: number for number, name in enumerate(classes)}
     guess = functools.cache(lambda name: nearest(name, classes))
-    numbers = np.zeros((len(rows), len(classes) if multi_label else 1), np.int64)
-    for position, row in enumerate(rows):
-        found = row.labels(multi_label)
-        if not multi_label and not found:
-            row.report(problems, "the label is empty")
-        elif not multi_label and _BETWEEN_LABELS in row.label:
-            row.report(problems, f"{row.label!r} is several labels: give one, or set data.multi_label=True")
-        for name in found:
+    numbers = np.zeros((len(entries), len(classes) if multi_label else 1), np.int64)
+    for position, entry in enumerate(entries):
+        if not multi_label and not entry.labels:
+            entry.report(problems, "the label is empty")
+        elif not multi_label and _BETWEEN_LABELS in entry.label:
+            entry.report(problems, f"{entry.label!r} is several labels: give one, or set data.multi_label=True")
+        for name in entry.labels:
             if name in index:
                 numbers[position, index[name] if multi_label else 0] = 1 if multi_label else index[name]
-            elif row.number and is_missing(name):
+            elif entry.number and is_missing(name):
                 fix = "give a label, or name it in data.classes if it is a class"
-                row.report(problems, f"label {name!r} means a missing label: {fix}")
+                entry.report(problems, f"label {name!r} means a missing label: {fix}")
             elif multi_label or _BETWEEN_LABELS not in name:
-                row.report(problems, f"label {name!r} is unknown, {guess(name)}")
+                entry.report(problems, f"label {name!r} is unknown, {guess(name)}")
     return numbers
 
 
-def check_splits(rows: Sequence[Row], classes: Sequence[str], problems: Problems, *, multi_label: bool) -> None:
-    """Adds a problem for each row whose split is not train, val or test, and for each split without all classes.
+def check_splits(entries: Sequence[Entry], classes: Sequence[str], problems: Problems) -> None:
+    """Adds a problem for each entry whose split is not train, val or test, and for each split without all classes.
 
-    The split val may be missing. If the rows name no split, all of them together must have all classes.
+    The split val may be missing. If the entries name no split, all of them together must have all classes.
     """
     guess = functools.cache(lambda name: nearest(name, SPLITS))
-    by_split: dict[str | None, list[Row]] = {name: [] for name in SPLITS}
-    if rows[0].split is None:
-        by_split = {None: list(rows)}
-    for row in rows:
-        if row.split in SPLITS:
-            by_split[row.split].append(row)
-        elif row.split is not None:
-            row.report(
-                problems, f"split {row.split!r} is unknown, {guess(row.split)}" if row.split else "split is empty"
+    by_split: dict[str | None, list[Entry]] = {name: [] for name in SPLITS}
+    if entries[0].split is None:
+        by_split = {None: list(entries)}
+    for entry in entries:
+        if entry.split in SPLITS:
+            by_split[entry.split].append(entry)
+        elif entry.split is not None:
+            entry.report(
+                problems, f"split {entry.split!r} is unknown, {guess(entry.split)}" if entry.split else "split is empty"
             )
     if not by_split.get("val", True):
         del by_split["val"]
     for split, members in by_split.items():
-        found = {label for row in members for label in row.labels(multi_label)}
+        found = {label for entry in members for label in entry.labels}
         where = f"split {split!r}" if split else "the data set"
         if not members:
             problems.add(f"{where} has no sample: give train and test, and val if there is one, or no splits at all")
@@ -259,11 +261,11 @@ def check_splits(rows: Sequence[Row], classes: Sequence[str], problems: Problems
             problems.add(f"{where} has no sample of class {', '.join(missing)}")
 
 
-def warn_of_misspelling(rows: Sequence[Row], classes: Sequence[str], *, multi_label: bool) -> None:
+def warn_of_misspelling(entries: Sequence[Entry], classes: Sequence[str]) -> None:
     """Warns of each class that has one sample and is spelt nearly like another class."""
     if len(classes) > _FEW:
         return
-    counts = collections.Counter(label for row in rows for label in row.labels(multi_label))
+    counts = collections.Counter(label for entry in entries for label in entry.labels)
     for name in classes:
         others = {other.casefold(): other for other in classes if other != name}
         close = difflib.get_close_matches(name.casefold(), others, n=1, cutoff=_ALIKE)
@@ -275,6 +277,6 @@ def warn_of_misspelling(rows: Sequence[Row], classes: Sequence[str], *, multi_la
             )
 
 
-def same_labels(one: Row, other: Row, *, multi_label: bool) -> bool:
-    """Returns whether two rows name the same labels, in any order."""
-    return set(one.labels(multi_label)) == set(other.labels(multi_label))
+def same_labels(one: Entry, other: Entry) -> bool:
+    """Returns whether two entries name the same labels, in any order."""
+    return set(one.labels) == set(other.labels)

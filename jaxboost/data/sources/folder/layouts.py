@@ -1,9 +1,10 @@
-"""The two layouts of a user's folder: their rows, and the file of each row."""
+"""The two layouts of a user's folder: their entries, and the file of each entry."""
 
 import collections
 import dataclasses
 import importlib.util
 import logging
+import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -11,13 +12,13 @@ from jaxboost.data.dataset import SPLITS
 from jaxboost.data.problems import ProblemError, Problems
 from jaxboost.data.readers import pictures, volumes
 from jaxboost.data.sources.folder import cell_values, companions, file_names, labels, patients
-from jaxboost.data.sources.folder.extensions import ALL, SUFFIXES, advice, is_image, suffix_of, wrong_ending
-from jaxboost.data.sources.folder.labels import Row
-from jaxboost.data.walk import AGAIN, UNREAD, Listing, some, summary, unreadable, walk
+from jaxboost.data.sources.folder.extensions import ALL, SUFFIXES, advice, is_image, suffix_of, wrong_suffix
+from jaxboost.data.sources.folder.labels import Entry
+from jaxboost.data.walk import ABSENT, AGAIN, UNREAD, Listing, some, summary, unreadable, walk
 from jaxboost.errors import UserError, missing_extra, nearest
-from jaxboost.io import irregular
+from jaxboost.io import irregular, user_path
 
-# Suffixes, name of the format, and the package and the extra that are needed to read it.
+# Extensions, name of the format, and the package and the extra that are needed to read it.
 _OPTIONAL = (
     (pictures.DICOM_SUFFIXES, "DICOM", "pydicom", "dicom"),
     (volumes.NIFTI_SUFFIXES, "NIfTI", "nibabel", "nifti"),
@@ -30,16 +31,16 @@ def open_folder(root: str) -> pathlib.Path:
     """Returns the folder `root`; raises UserError if there is none."""
     if not root:
         raise UserError(f"data.root is empty: set it to the folder that holds {labels.FILE} or a folder for each class")
-    folder = pathlib.Path(root).expanduser()
-    if folder.is_dir():
+    folder = user_path(root)
+    if os.path.isdir(folder):
         return folder
-    if folder.is_file():
+    if os.path.isfile(folder):
         step = advice(folder) or "give the folder that holds it"
         raise UserError(f"data.root: {folder} is a file, not a folder: {step}")
-    if folder.exists():
-        raise UserError(f"data.root: {folder} is {irregular(folder)}, not a folder")
-    if folder.is_symlink():
-        raise UserError(f"data.root: {folder} {unreadable(folder)}")
+    if os.path.exists(folder):
+        raise UserError(f"data.root: {folder} is {irregular(folder)}, not a folder: give a folder")
+    if (text := unreadable(folder)) != ABSENT:
+        raise UserError(f"data.root: {folder} {text}")
     raise UserError(f"data.root: there is no folder {folder}: check the path")
 
 
@@ -47,39 +48,45 @@ def masks_in(folder: pathlib.Path, masks: str) -> pathlib.Path | None:
     """Returns the path of data.masks: relative to `folder` if it exists there, otherwise as given; None for ""."""
     if not masks:
         return None
-    path = pathlib.Path(masks).expanduser()
+    path = user_path(masks)
     below = folder / path
-    return below if below.exists() else path
+    return below if os.path.exists(below) else path
 
 
-def read_rows(
-    folder: pathlib.Path, problems: Problems, masks: pathlib.Path | None = None, *, quiet: bool = False
-) -> list[Row]:
-    """Returns the rows of labels.csv if there is one, otherwise the files of the class folders, sorted.
+def read_entries(
+    folder: pathlib.Path,
+    problems: Problems,
+    masks: pathlib.Path | None = None,
+    *,
+    multi_label: bool = False,
+    quiet: bool = False,
+) -> list[Entry]:
+    """Returns the entries of labels.csv if there is one, otherwise the files of the class folders, sorted.
 
     Args:
       folder: the user's folder.
       problems: receives the problems of single rows and folders.
       masks: the folder of masks, which is not a class.
+      multi_label: whether an image may have several labels, separated by "|", or none.
       quiet: whether the log does not list the files that are left out.
 
     Raises:
       UserError: there are neither a table nor class folders, or labels.csv cannot be read.
     """
     if _has_table(folder):
-        rows = labels.read_rows(folder / labels.FILE, problems)
-        files = file_names.relative(folder, [row.file for row in rows])
-        pairs = zip(rows, files, strict=True)
-        return [row if row.file == file else dataclasses.replace(row, file=file) for row, file in pairs]
+        entries = labels.read_entries(folder / labels.FILE, problems, multi_label=multi_label)
+        files = file_names.relative(folder, [entry.file for entry in entries])
+        pairs = zip(entries, files, strict=True)
+        return [entry if entry.file == file else dataclasses.replace(entry, file=file) for entry, file in pairs]
     listing = walk(folder, skip=masks)
     top = {name.partition("/")[0] for name in (*listing.folders, *listing.same_folders) if name}
     if top & set(SPLITS):
         for name in sorted(top - set(SPLITS)):
             problems.add(f"the folder {name}/ is next to {', '.join(SPLITS)}: {nearest(name, SPLITS)}")
-        found = _Classes(listing, SPLITS)
+        found = _Classes(listing, SPLITS, multi_label)
     else:
         _check_no_splits(folder, top, _hint(folder, listing))
-        found = _Classes(listing, ())
+        found = _Classes(listing, (), multi_label)
     if len(found.names) < 2:
         for name, text in listing.unreadable.items():
             raise UserError(f"{folder / name}: {text}")
@@ -94,15 +101,15 @@ def read_rows(
             " images without class folders; give a folder of masks as data.masks, or move it away"
             f"{_hint(folder, listing)}"
         )
-    rows = found.rows(problems)
+    entries = found.entries(problems)
     if not quiet and (text := summary(found.left_out)):
         logger.warning("%s", text)
-    if len({row.label for row in rows}) < 2:
+    if len({entry.label for entry in entries}) < 2:
         # Perhaps no file of a class could be read.
         problems.raise_any()
-    if not rows:
+    if not entries:
         raise UserError(f"{folder}: its class folders hold no images ({', '.join(ALL)}){_hint(folder, listing)}")
-    return patients.from_folders(rows)
+    return patients.from_folders(entries)
 
 
 def _has_table(folder: pathlib.Path) -> bool:
@@ -138,8 +145,9 @@ class _Classes:
       left_out: reason -> names of files and folders.
     """
 
-    def __init__(self, listing: Listing, splits: Sequence[str]):
+    def __init__(self, listing: Listing, splits: Sequence[str], multi_label: bool):
         """Finds the class folders: below the folders `splits`, or at the top if there are none."""
+        self._multi_label = multi_label
         self._listing, self._splits, self._depth = listing, splits, 2 if splits else 1
         self.left_out: dict[str, list[str]] = collections.defaultdict(list)
         for reason, found in listing.left_out.items():
@@ -147,8 +155,8 @@ class _Classes:
         every = (name for name in (*listing.folders, *listing.same_folders) if self._is_class(name))
         self.names = {cell_values.label(name.rpartition("/")[2]) for name in every}
 
-    def rows(self, problems: Problems) -> list[Row]:
-        """Returns a row for each image, sorted by split, class and name; adds what cannot be read to `problems`."""
+    def entries(self, problems: Problems) -> list[Entry]:
+        """Returns an entry for each image, sorted by split, class and name; adds what cannot be read to `problems`."""
         self._report(problems)
         inside, outside = [], []
         for name in self._listing.files:
@@ -166,11 +174,11 @@ class _Classes:
         }
         self.left_out[AGAIN] += again
         self._others([name for name in inside if not is_image(name)], problems)
-        rows = [self._row(name) for name in images if name not in again]
-        used = {"/".join(row.file.split("/")[: self._depth]) for row in rows}
+        entries = [self._entry(name) for name in images if name not in again]
+        used = {"/".join(entry.file.split("/")[: self._depth]) for entry in entries}
         empty = (name for name in self._listing.folders if self._is_class(name) and name not in used)
         self.left_out["class folders without images"] += [f"{name}/" for name in empty]
-        return sorted(rows, key=lambda row: SPLITS.index(row.split)) if self._splits else rows
+        return sorted(entries, key=lambda entry: SPLITS.index(entry.split)) if self._splits else entries
 
     def _is_class(self, name: str) -> bool:
         return name.count("/") == self._depth - 1 and bool(name) and self._in_split(name)
@@ -181,10 +189,11 @@ class _Classes:
     def _in_split(self, name: str) -> bool:
         return not self._splits or name.partition("/")[0] in self._splits
 
-    def _row(self, name: str) -> Row:
+    def _entry(self, name: str) -> Entry:
         parts = name.split("/")
         label = cell_values.label(parts[self._depth - 1])
-        return Row(0, name, label, split=parts[0] if self._splits else None)
+        found = labels.parse(label, multi_label=self._multi_label)
+        return Entry(0, name, label, found, split=parts[0] if self._splits else None)
 
     def _report(self, problems: Problems) -> None:
         """Adds a problem for what cannot be read, and for each folder that a link puts into a second class."""
@@ -192,9 +201,9 @@ class _Classes:
         for name, text in listing.unreadable.items():
             problems.add(text, file=name)
         for name, text in listing.broken.items():
-            # A link without an ending may lead to the folder of a class or a patient.
-            no_ending = "." not in name.rpartition("/")[2] and self._in_split(name)
-            if no_ending or (is_image(name) and self._is_inside(name)):
+            # A link without an extension may lead to the folder of a class or a patient.
+            no_suffix = "." not in name.rpartition("/")[2] and self._in_split(name)
+            if no_suffix or (is_image(name) and self._is_inside(name)):
                 problems.add(text, file=name)
             else:
                 self.left_out[UNREAD].append(name)
@@ -206,7 +215,7 @@ class _Classes:
                 problems.add(f"is the same folder as {first}/, in another class or split: remove one", file=f"{name}/")
 
     def _others(self, found: Sequence[str], problems: Problems) -> None:
-        """Sorts files of class folders without an image's ending: those that may hold images are problems."""
+        """Sorts files of class folders without an image's extension: those that may hold images are problems."""
         by_step: dict[str, list[str]] = collections.defaultdict(list)
         for name in found:
             by_step[advice(self._listing.files[name])].append(name)
@@ -226,57 +235,57 @@ def _check_no_splits(folder: pathlib.Path, names: Iterable[str], hint: str) -> N
 
 
 def locate(
-    folder: pathlib.Path, rows: Sequence[Row], ndim: int, problems: Problems, masks: pathlib.Path | None
-) -> dict[Row, pathlib.Path]:
-    """Returns the files of the rows that may be readable; adds the problems of the others to `problems`.
+    folder: pathlib.Path, entries: Sequence[Entry], ndim: int, problems: Problems, masks: pathlib.Path | None
+) -> dict[Entry, pathlib.Path]:
+    """Returns the files of the entries that may be readable; adds the problems of the others to `problems`.
 
     A file of a table is looked for below images/ first, if there is such a folder, and then below `folder`.
     """
-    if rows[0].number:
-        paths = _of_table(folder, rows, ndim, problems, masks)
+    if entries[0].number:
+        paths = _of_table(folder, entries, ndim, problems, masks)
     else:
-        escaped = walk(folder, skip=masks).files if any("\\" in row.file for row in rows) else {}
-        paths = {row: escaped.get(row.file, folder / row.file) for row in rows}
+        escaped = walk(folder, skip=masks).files if any("\\" in entry.file for entry in entries) else {}
+        paths = {entry: escaped.get(entry.file, folder / entry.file) for entry in entries}
     found = {}
-    for row, path in paths.items():
-        if text := wrong_ending(path, ndim):
-            row.report(problems, text)
+    for entry, path in paths.items():
+        if text := wrong_suffix(path, ndim):
+            entry.report(problems, text)
         else:
-            found[row] = path
+            found[entry] = path
     return _readable(found, problems)
 
 
 def _of_table(
-    folder: pathlib.Path, rows: Sequence[Row], ndim: int, problems: Problems, masks: pathlib.Path | None
-) -> dict[Row, pathlib.Path]:
+    folder: pathlib.Path, entries: Sequence[Entry], ndim: int, problems: Problems, masks: pathlib.Path | None
+) -> dict[Entry, pathlib.Path]:
     """Returns the files that the rows of a table name; each file may be in one row only."""
     index = file_names.FileIndex(folder, masks)
-    first_of: dict[str, Row] = {}
-    found: dict[Row, pathlib.Path] = {}
-    for row in rows:
-        if not row.file:
-            problems.add("file is empty", row=row.number)
+    first_of: dict[str, Entry] = {}
+    found: dict[Entry, pathlib.Path] = {}
+    for entry in entries:
+        if not entry.file:
+            problems.add("file is empty", row=entry.number)
             continue
         try:
-            path = index.find(row.file)
+            path = index.find(entry.file)
         except ProblemError as error:
-            row.report(problems, str(error))
+            entry.report(problems, str(error))
             continue
-        if (first := first_of.setdefault(str(path), row)) is not row:
-            row.report(problems, f"is listed{first.place} already")
+        if (first := first_of.setdefault(str(path), entry)) is not entry:
+            entry.report(problems, f"is listed{first.place} already")
         else:
-            found[row] = path
+            found[entry] = path
     wrong = index.check_guesses()
-    pairs = companions.masks_among([row.file for row in found])
-    for row in list(found):
-        if row.file in wrong:
-            row.report(problems, wrong[row.file])
-        elif row.file in pairs:
+    pairs = companions.masks_among([entry.file for entry in found])
+    for entry in list(found):
+        if entry.file in wrong:
+            entry.report(problems, wrong[entry.file])
+        elif entry.file in pairs:
             fix = "leave its row out, or give it another name"
-            row.report(problems, f"seems to be a mask or small copy of {pairs[row.file]}: {fix}")
+            entry.report(problems, f"seems to be a mask or small copy of {pairs[entry.file]}: {fix}")
         else:
             continue
-        del found[row]
+        del found[entry]
     listing = index.listing
     for name, text in listing.unreadable.items():
         problems.add(text, file=str(index.base / name))
@@ -288,19 +297,19 @@ def _of_table(
     left_out["files that are not images"] = [
         name for name in listing.files if name not in images and name != labels.FILE and not is_image(name)
     ]
-    files = {row.file for row in rows}
+    files = {entry.file for entry in entries}
     left_out[UNREAD] = [name for name in listing.broken if is_image(name) and name not in files]
     if text := summary(left_out):
         logger.warning("%s", text)
     return found
 
 
-def _readable(found: Mapping[Row, pathlib.Path], problems: Problems) -> dict[Row, pathlib.Path]:
+def _readable(found: Mapping[Entry, pathlib.Path], problems: Problems) -> dict[Entry, pathlib.Path]:
     """Returns `found` without files whose package is not installed; that is one problem for all of them."""
     readable = dict(found)
     for suffixes, kind, package, extra in _OPTIONAL:
-        files = {row for row, path in readable.items() if suffix_of(path.name) in suffixes}
+        files = {entry for entry, path in readable.items() if suffix_of(path.name) in suffixes}
         if files and importlib.util.find_spec(package) is None:
             problems.add(f"{len(files)} {kind} files need the package {package}: {missing_extra(extra)}")
-            readable = {row: path for row, path in readable.items() if row not in files}
+            readable = {entry: path for entry, path in readable.items() if entry not in files}
     return readable

@@ -12,7 +12,7 @@ import gzip
 import math
 import os
 import pathlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
@@ -20,11 +20,13 @@ from jaxboost.data.problems import ProblemError, Problems
 from jaxboost.data.readers.arrays import MAX_PIXELS
 from jaxboost.data.readers.csv_text import long_cells
 from jaxboost.data.readers.pictures import SUFFIXES, read_picture
-from jaxboost.data.sources.folder.labels import Row
-from jaxboost.data.walk import not_fetched, unreadable
+from jaxboost.data.sources.folder import cell_values
+from jaxboost.data.sources.folder.extensions import without_suffix
+from jaxboost.data.sources.folder.labels import Entry
+from jaxboost.data.walk import ABSENT, not_fetched, unreadable
 from jaxboost.errors import UserError
 
-# Names of the column with the image's name, in CheXmask and others, without case, blanks and underscores.
+# Names of the column with the image's name, in CheXmask and others, as `cell_values.column` writes them.
 _ID_COLUMNS = ("file", "filename", "image", "imageid", "imageindex", "dicomid", "path", "stem")
 _LUNGS = ("Left Lung", "Right Lung")
 # How far the height-to-width ratios of mask and image may differ, relative to each other.
@@ -35,41 +37,46 @@ Lookup = Callable[[str, tuple[int, int]], np.ndarray]
 
 
 def stem(name: str) -> str:
-    """Returns the name of an image's file without folders and without the suffix of an image; other dots stay."""
-    base = name.strip().replace("\\", "/").rpartition("/")[2]
-    suffix = next((suffix for suffix in SUFFIXES if base.lower().endswith(suffix)), "")
-    return base[: len(base) - len(suffix)]
+    """Returns the name of an image's file without folders and without the extension of an image; other dots stay."""
+    return without_suffix(name.strip().replace("\\", "/").rpartition("/")[2], SUFFIXES)
 
 
-def by_stem(rows: Iterable[Row], problems: Problems) -> dict[str, Row]:
-    """Returns the row of each stem. A second row with the same stem is a problem: it would have the same mask."""
-    first_of: dict[str, Row] = {}
-    for row in rows:
-        if (first := first_of.setdefault(stem(row.file), row)) is not row:
-            row.report(problems, f"has the same mask as {first.file}{first.in_row}: rename one of them")
+def by_stem(paths: Mapping[Entry, pathlib.Path], problems: Problems) -> dict[str, Entry]:
+    """Returns the entry of each stem. A second one with the same stem is a problem: it would have the same mask.
+
+    The names are those of the files: a table may spell them differently.
+    """
+    first_of: dict[str, Entry] = {}
+    for entry, path in paths.items():
+        if (first := first_of.setdefault(stem(path.name), entry)) is not entry:
+            entry.report(problems, f"has the same mask as {first.file}{first.in_row}: rename one of them")
     return first_of
 
 
-def open_masks(path: pathlib.Path, wanted: Collection[str]) -> Lookup:
+def open_masks(path: pathlib.Path, wanted: Collection[str], option: str = "data.masks") -> Lookup:
     """Opens the masks in `path`: a folder of `{stem}.png` (lungs are above 0), or a .csv or .csv.gz table.
 
     Args:
       path: the folder or the table.
       wanted: stems of the images. Other rows of a table are not stored, because tables of CheXmask have some GB.
+      option: what the user gave the path as, for messages.
 
     Raises:
       UserError: there is no such folder or file, or it is not a table with lung masks.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return functools.partial(_from_folder, path)
     if not path.name.lower().endswith((".csv", ".csv.gz")):
-        raise UserError(f"data.masks: {path} is neither a folder of PNG files nor a .csv or .csv.gz file")
-    if path.exists() and (text := unreadable(path)):
-        raise UserError(f"data.masks: {path} {text}")
+        raise UserError(f"{option}: {path} is neither a folder of PNG files nor a .csv or .csv.gz file")
+    if text := unreadable(path):
+        raise UserError(f"{option}: {path} {text}: check the path" if text == ABSENT else f"{option}: {path} {text}")
     try:
-        return functools.partial(_from_table, _read_table(path, frozenset(wanted)), path.name)
+        table = _read_table(path, frozenset(wanted))
+    except ProblemError as problem:
+        raise UserError(f"{option}: {path} {problem}") from problem
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"data.masks: {path} cannot be read ({error})") from error
+        raise UserError(f"{option}: {path} cannot be read ({error}): check the file") from error
+    return functools.partial(_from_table, table, path.name)
 
 
 def bounding_box(mask: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -112,7 +119,9 @@ def _from_folder(folder: pathlib.Path, name: str, shape: tuple[int, int]) -> np.
         mask = read_picture(path, max_pixels=_max_pixels(shape)) > 0
         return np.any(mask, axis=2) if mask.ndim == 3 else mask
     except ProblemError as problem:
-        raise ProblemError(f"its mask {path} {not_fetched(path) or problem}") from problem
+        # The limit of a mask is not that of data.max_pixels.
+        text = f"{problem.found}: give a smaller mask" if problem.setting else problem
+        raise ProblemError(f"its mask {path} {not_fetched(path) or text}") from problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,11 +139,11 @@ def _read_table(path: pathlib.Path, wanted: frozenset[str]) -> dict[str, list[_R
     with long_cells(), opened(path, "rt", encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         columns = list(reader.fieldnames or ())
-        key = next((name for name in columns if name.lower().replace(" ", "").replace("_", "") in _ID_COLUMNS), None)
+        key = next((name for name in columns if cell_values.column(name) in _ID_COLUMNS), None)
         missing = [name for name in _LUNGS if name not in columns]
         if key is None or missing:
             lacks = f"column {missing[0]!r}" if missing else "a column that names the image, such as 'image_id'"
-            raise UserError(f"data.masks: {path} lacks {lacks}; found: {', '.join(columns)}")
+            raise ProblemError(f"lacks {lacks}; found: {', '.join(columns)}")
         table: dict[str, list[_Runs]] = {}
         for number, row in enumerate(reader, 2):
             name = stem(row[key] or "")

@@ -22,56 +22,53 @@ The whole folder is read before training starts, and all problems with it are re
 
 import dataclasses
 import logging
-import math
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from jaxboost import tasks
-from jaxboost.data.dataset import SPLITS, Dataset, DatasetInfo, Split
+from jaxboost.data.dataset import ALL, SPLITS, Dataset, DatasetInfo, Split
 from jaxboost.data.problems import Problems
 from jaxboost.data.readers import arrays
 from jaxboost.data.sources.folder import labels, layouts, patients, samples
-from jaxboost.data.sources.folder.duplicates import JOIN, REFUSE, WARN, join_copies, treat_near_duplicates
-from jaxboost.data.sources.folder.labels import Row
+from jaxboost.data.sources.folder.duplicates import WARN, join_copies, treat_near_duplicates
+from jaxboost.data.sources.folder.labels import Entry
 from jaxboost.data.sources.folder.masks import Lookup, by_stem, open_masks
-from jaxboost.errors import UserError, check_choice, nearest
+from jaxboost.errors import UserError, nearest
 
 SOURCE = "folder"
-WHOLE = "all"
-PATIENT_SOURCES = ("", patients.TAG)
 
 logger = logging.getLogger(__name__)
 
 
 def describe(
-    name: str, size: int, *, ndim: int, root: str, classes: Sequence[str], multi_label: bool, masks: str
+    name: str,
+    size: int,
+    *,
+    root: str,
+    ndim: int = 2,
+    classes: Sequence[str] = (),
+    multi_label: bool = False,
+    masks: str = "",
 ) -> DatasetInfo:
     """Describes the data set without opening an image: colour is not known, and `channels` is 1.
 
-    If `classes` are given, no file is touched. Otherwise the classes are those of the folder, sorted.
-
-    Args:
-      name: name of the data set, for results and files.
-      size: S, pixels or voxels per side.
-      ndim: 2 or 3.
-      root: the folder.
-      classes: the classes in label order, or none.
-      multi_label: whether an image may have several labels, separated by "|", or none.
-      masks: see `load`.
+    If `classes` are given, no file is touched. Otherwise the classes are those of the folder, sorted. The arguments are
+    those of `load`.
 
     Raises:
-      UserError: the name or the size is not valid, two classes cannot be distinguished, or the folder cannot be read.
+      UserError: the name is not valid, two classes cannot be distinguished, or the folder cannot be read.
     """
     _check_name(name)
     if classes:
         known = labels.check_classes(classes, "data.classes", multi_label=multi_label)
     else:
         folder = layouts.open_folder(root)
-        rows = layouts.read_rows(folder, Problems(folder), layouts.masks_in(folder, masks), quiet=True)
-        known = _found_classes(folder, rows, multi_label)
+        where = layouts.masks_in(folder, masks)
+        entries = layouts.read_entries(folder, Problems(folder), where, multi_label=multi_label, quiet=True)
+        known = _found_classes(folder, entries, multi_label)
     return _info(name, size, ndim, known, multi_label)
 
 
@@ -79,28 +76,28 @@ def load(
     name: str,
     *,
     size: int,
-    ndim: int,
     root: str,
-    classes: Sequence[str],
-    multi_label: bool,
-    masks: str,
-    allow_mixed_patients: bool,
-    window: Sequence[float],
-    spacing: float,
+    ndim: int = 2,
+    classes: Sequence[str] = (),
+    multi_label: bool = False,
+    masks: str = "",
+    allow_mixed_patients: bool = False,
+    window: Sequence[float] = (),
+    spacing: float = 0.0,
     nan: str = "",
     max_pixels: int = arrays.MAX_PIXELS,
     max_voxels: int = arrays.MAX_VOXELS,
     patient: str = "",
     duplicates: str = WARN,
-    pooled: bool = False,
+    ignore_splits: bool = False,
 ) -> Dataset:
-    """Reads the folder.
+    """Reads the folder. The options that have a field in the config were checked there.
 
     Args:
       name: name of the data set, for results and files.
       size: S, pixels or voxels per side of the prepared images.
-      ndim: 2 or 3.
       root: the folder.
+      ndim: 2 or 3.
       classes: the classes in label order; empty: those of the folder, sorted.
       multi_label: whether an image may have several labels, separated by "|", or none.
       masks: lung masks of 2-D images: path of a folder or a table, relative to `root` if it exists there; "": none.
@@ -113,67 +110,70 @@ def load(
       max_voxels: the same for the voxels of a volume.
       patient: "tag": the tags of DICOM files name the patients if nothing else does; "": these tags are not read.
       duplicates: "warn", "join" or "refuse": what to do about nearly equal images in different splits.
-      pooled: whether the folder's own splits are ignored, because a cross-validation divides all images anew.
+      ignore_splits: whether the folder's own splits do not count, because a cross-validation divides all images anew.
 
     Returns:
-      The official splits, with or without val, or one split "all", in the order of the rows: images uint8
-      (n, S, S, C) or (n, S, S, S, 1), the patients as `groups` (None if unknown), and the files as `names`.
+      The official splits, with or without val, or one split "all": images uint8 (n, S, S, C) or (n, S, S, S, 1), the
+      patients as `groups` (None if unknown), and the files as `names`, in the order of the entries; where splits are
+      ignored, in the order of the splits.
 
     Raises:
       UserError: an option is not valid, or the folder has problems; the message has all of them.
     """
     _check_name(name)
-    _check_options(ndim, masks, window, spacing, patient, duplicates)
-    arrays.check_limits(max_pixels, max_voxels)
-    replacement = arrays.nan_value(nan)
+    _check_ndim(ndim, masks, spacing)
+    reading = samples.Reading(
+        ndim=ndim,
+        size=size,
+        window=tuple(window),
+        spacing=spacing,
+        nan=arrays.nan_value(nan),
+        max_pixels=max_pixels,
+        max_voxels=max_voxels,
+    )
     folder = layouts.open_folder(root)
     problems = Problems(folder)
     masks_path = layouts.masks_in(folder, masks)
-    all_rows = layouts.read_rows(folder, problems, masks_path)
-    rows, known = _rows_and_classes(folder, all_rows, classes, problems, multi_label)
+    entries = layouts.read_entries(folder, problems, masks_path, multi_label=multi_label)
+    ignored: dict[str, str | None] = {}
+    if ignore_splits:
+        ignored = {entry.file: entry.split for entry in entries}
+        entries = [dataclasses.replace(entry, split=None) for entry in entries]
+    entries, known = _entries_and_classes(folder, entries, classes, problems, multi_label)
     info = _info(name, size, ndim, known, multi_label)
-    targets = labels.to_numbers(rows, info.classes, problems, multi_label=multi_label)
-    labels.check_splits(rows, info.classes, problems, multi_label=multi_label)
-    paths = layouts.locate(folder, rows, ndim, problems, masks_path)
-    options = {"multi_label": multi_label, "allow_mixed": allow_mixed_patients}
-    rows, paths = patients.find(name, rows, paths, problems, tags=patient == patients.TAG, **options)
-    read = samples.reader(
-        ndim,
-        size=size,
-        window=window,
-        spacing=spacing,
-        nan=replacement,
-        max_pixels=max_pixels,
-        max_voxels=max_voxels,
-        masks=_open_masks(masks_path, list(paths), problems) if masks_path else None,
+    targets = labels.to_numbers(entries, info.classes, problems, multi_label=multi_label)
+    labels.check_splits(entries, info.classes, problems)
+    paths = layouts.locate(folder, entries, ndim, problems, masks_path)
+    entries, paths = patients.find(
+        name, entries, paths, problems, tags=patient == patients.TAG, allow_mixed=allow_mixed_patients
     )
-    found = samples.read_all(paths, read, ndim, problems)
-    samples.warn_of_ranges(found)
-    joined = join_copies(rows, found, problems, multi_label=multi_label)
+    masks_of = _open_masks(masks_path, paths, problems) if masks_path else None
+    found = samples.read_all(paths, samples.reader(reading, masks_of), ndim, problems)
+    samples.warn(found)
+    joined = join_copies(entries, found, problems)
     problems.raise_any()
-    images = samples.stack([found[row] for row in rows], ndim)
-    rows = treat_near_duplicates(joined, images, problems, mode=duplicates, pooled=pooled, **options)
+    images = samples.stack([found[entry] for entry in entries], ndim)
+    entries = treat_near_duplicates(joined, images, problems, mode=duplicates, allow_mixed=allow_mixed_patients)
     problems.raise_any()
-    return _dataset(info, rows, images, targets)
+    return _dataset(info, entries, images, targets, ignored)
 
 
-def _rows_and_classes(
-    folder: pathlib.Path, rows: list[Row], classes: Sequence[str], problems: Problems, multi_label: bool
-) -> tuple[list[Row], tuple[str, ...]]:
-    """Returns the rows to use, and the classes: those given, or those found."""
+def _entries_and_classes(
+    folder: pathlib.Path, entries: list[Entry], classes: Sequence[str], problems: Problems, multi_label: bool
+) -> tuple[list[Entry], tuple[str, ...]]:
+    """Returns the entries to use, and the classes: those given, or those found."""
     if classes:
         known = labels.check_classes(classes, "data.classes", multi_label=multi_label)
-        return _of_known_folders(rows, known, problems), known
-    found = _found_classes(folder, rows, multi_label)
+        return _of_known_folders(entries, known, problems), known
+    found = _found_classes(folder, entries, multi_label)
     logger.info("classes found, in label order (of two the second is the positive one): %s", ", ".join(found))
-    labels.warn_of_misspelling(rows, found, multi_label=multi_label)
-    return rows, found
+    labels.warn_of_misspelling(entries, found)
+    return entries, found
 
 
-def _found_classes(folder: pathlib.Path, rows: Sequence[Row], multi_label: bool) -> tuple[str, ...]:
-    found = labels.find_classes(rows, multi_label=multi_label)
-    where = folder / labels.FILE if rows[0].number else folder
-    missing = labels.missing_labels(rows, multi_label=multi_label)
+def _found_classes(folder: pathlib.Path, entries: Sequence[Entry], multi_label: bool) -> tuple[str, ...]:
+    found, missing = labels.find_classes(entries)
+    where = folder / labels.FILE if entries[0].number else folder
     if len(found) < 2 and missing:
         raise UserError(
             f"{where}: labels: {', '.join((*found, *missing))}; {', '.join(missing)} would mean a missing label: if it"
@@ -182,20 +182,20 @@ def _found_classes(folder: pathlib.Path, rows: Sequence[Row], multi_label: bool)
     return labels.check_classes(found, str(where), multi_label=multi_label)
 
 
-def _of_known_folders(rows: list[Row], classes: Sequence[str], problems: Problems) -> list[Row]:
-    """Returns the rows without those of class folders that are not one of `classes`; each such folder is a problem."""
-    if rows[0].number:
-        return rows
-    for name in sorted({row.label for row in rows} - set(classes)):
+def _of_known_folders(entries: list[Entry], classes: Sequence[str], problems: Problems) -> list[Entry]:
+    """Returns the entries without those of class folders that are no class; each such folder is a problem."""
+    if entries[0].number:
+        return entries
+    for name in sorted({entry.label for entry in entries} - set(classes)):
         problems.add(f"the folder {name}/ is not one of data.classes, {nearest(name, classes)}")
-    kept = [row for row in rows if row.label in classes]
+    kept = [entry for entry in entries if entry.label in classes]
     if not kept:
         problems.raise_any()
     return kept
 
 
-def _open_masks(path: pathlib.Path, rows: Sequence[Row], problems: Problems) -> Lookup | None:
-    first_of = by_stem(rows, problems)
+def _open_masks(path: pathlib.Path, paths: Mapping[Entry, pathlib.Path], problems: Problems) -> Lookup | None:
+    first_of = by_stem(paths, problems)
     try:
         return open_masks(path, first_of)
     except UserError as error:
@@ -203,17 +203,30 @@ def _open_masks(path: pathlib.Path, rows: Sequence[Row], problems: Problems) -> 
         return None
 
 
-def _dataset(info: DatasetInfo, rows: Sequence[Row], images: np.ndarray, targets: np.ndarray) -> Dataset:
-    """Builds the data set with the splits of the rows, or with one split of all."""
+def _dataset(
+    info: DatasetInfo,
+    entries: Sequence[Entry],
+    images: np.ndarray,
+    targets: np.ndarray,
+    ignored: Mapping[str, str | None],
+) -> Dataset:
+    """Builds the data set with the splits of the entries, or with one split of all.
+
+    The latter is in the order of the splits that are `ignored`, file -> split, because folds depend on the order.
+    """
     whole = Split(
         images=images,
         labels=targets,
-        groups=None if rows[0].patient is None else np.array([row.patient for row in rows]),
-        names=np.array([row.file for row in rows]),
+        groups=None if entries[0].patient is None else np.array([entry.patient for entry in entries]),
+        names=np.array([entry.file for entry in entries]),
     )
-    splits = {WHOLE: whole}
-    if rows[0].split:
-        split_of = np.array([row.split for row in rows])
+    if any(ignored.values()):
+        order = {split: number for number, split in enumerate(SPLITS)}
+        ranks = [order.get(ignored[entry.file] or "", len(order)) for entry in entries]
+        whole = whole.take(np.argsort(ranks, kind="stable"))
+    splits = {ALL: whole}
+    if entries[0].split:
+        split_of = np.array([entry.split for entry in entries])
         splits = {split: whole.take(np.flatnonzero(split_of == split)) for split in SPLITS if split in split_of}
     sizes = {split: len(members) for split, members in splits.items()}
     info = dataclasses.replace(info, channels=whole.images.shape[-1], n_samples=sizes)
@@ -221,8 +234,6 @@ def _dataset(info: DatasetInfo, rows: Sequence[Row], images: np.ndarray, targets
 
 
 def _info(name: str, size: int, ndim: int, classes: tuple[str, ...], multi_label: bool) -> DatasetInfo:
-    if size < 1:
-        raise UserError(f"data.size={size}: use 1 or more")
     task = tasks.name_for(len(classes), multi_label=multi_label)
     return DatasetInfo(
         name=name, task=task, classes=classes, channels=1, ndim=ndim, size=size, n_samples={}, license=""
@@ -237,14 +248,7 @@ def _check_name(name: str) -> None:
         )
 
 
-def _check_options(
-    ndim: int, masks: str, window: Sequence[float], spacing: float, patient: str, duplicates: str
-) -> None:
-    check_choice(patient, PATIENT_SOURCES, "config field data.patient")
-    check_choice(duplicates, (WARN, JOIN, REFUSE), "config field data.duplicates")
-    arrays.check_window(window)
-    if not 0 <= spacing < math.inf:
-        raise UserError(f"data.spacing={spacing}: give mm, or 0")
+def _check_ndim(ndim: int, masks: str, spacing: float) -> None:
     if ndim == 2 and spacing:
         raise UserError(f"data.spacing={spacing} is for volumes, and model.backbone takes 2-D images: set it to 0")
     if ndim == 3 and masks:
