@@ -4,16 +4,17 @@ Each check is a generator of problems. It is skipped if one of the fields that i
 """
 
 from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from jaxboost.config import class_weights
+from jaxboost.config.types import Config
 from jaxboost.errors import UserError
+from jaxboost.tasks import TASKS
 
 if TYPE_CHECKING:
     from jaxboost.data.dataset import DatasetInfo
     from jaxboost.models.backbones import Backbone
 
-# A ConfigDict. Its fields have no useful static types, see `config.types`.
-Config = Any
 Check = Callable[[Config], Iterator[str]]
 
 
@@ -32,7 +33,7 @@ def combination_problems(config: Config, wrong: Collection[str]) -> list[str]:
     found = [text for names, check in checks if all(map(is_right, names)) for text in check(config)]
     info = None
     if is_right("data"):
-        info, text = _described(config)
+        info, text = _described(config, _ndim(config) if is_right("model.backbone") else None)
         found += [text] if text else []
     if info and all(map(is_right, _READ_WITH_DATA)):
         found += data_problems(config, info)
@@ -50,8 +51,13 @@ def check_data(config: Config, info: "DatasetInfo") -> None:
         raise UserError("; ".join(found))
 
 
-def _described(config: Config) -> tuple["DatasetInfo | None", str]:
-    """Describes the data set if that needs no file. Returns the description or None, and the problem or ""."""
+def _described(config: Config, ndim: int | None) -> tuple["DatasetInfo | None", str]:
+    """Describes the data set if that needs no file. Returns the description or None, and the problem or "".
+
+    Args:
+      config: its section `data` is right.
+      ndim: spatial dimensions of the model's images; None: unknown.
+    """
     from jaxboost import data
 
     fields = config.data
@@ -60,28 +66,23 @@ def _described(config: Config) -> tuple["DatasetInfo | None", str]:
         return None, ""
     options = {name: fields[name] for name in ("source", "root", "classes", "multi_label", "masks")}
     try:
-        return data.describe_dataset(fields.name, fields.size, ndim=_ndim(config) or 2, **options), ""
+        return data.describe_dataset(fields.name, fields.size, ndim=ndim or 2, **options), ""
     except UserError as error:
         return None, str(error)
 
 
 def _ndim(config: Config) -> int | None:
     """Number of spatial dimensions of the model's images; None if the backbone is unknown."""
-    if "pneumollm" in config:
-        return 2
     backbone = _backbone(config)
     return backbone.ndim if backbone else None
 
 
 def _backbone(config: Config) -> "Backbone | None":
-    """The row of the table of backbones; None if it has none: unknown names, and PneumoLLM's patch embedding."""
+    """The backbone's row in the table of the config's system; None if the backbone is unknown."""
     from jaxboost.models.backbones import BACKBONES
+    from jaxboost.models.pneumollm import ENCODERS
 
-    return BACKBONES.get(config.model.backbone)
-
-
-def _is_pooled(backbone: "Backbone") -> bool:
-    return not backbone.traits.gives_tokens
+    return (ENCODERS if "pneumollm" in config else BACKBONES).get(config.model.backbone)
 
 
 def _caught(check: Callable[[], object]) -> Iterator[str]:
@@ -106,7 +107,7 @@ def _schedule(config: Config) -> Iterator[str]:
     if optim.schedule_from + epochs > total:
         yield (
             "config field optim.schedule_epochs: the schedule ends before the run, after"
-            f" {optim.schedule_epochs} epochs: set it to optim.schedule_from + train.epochs or more"
+            f" {total} epochs: set it to optim.schedule_from + train.epochs or more"
         )
     if optim.warmup_epochs >= total:
         yield f"config field optim.warmup_epochs: {optim.warmup_epochs} warm-up epochs do not fit in {total} epochs"
@@ -160,7 +161,7 @@ def _pixels(config: Config) -> Iterator[str]:
 
 def _patch(config: Config) -> Iterator[str]:
     backbone, size = _backbone(config), config.model.image_size
-    patch = backbone.arguments.get("patch") if backbone else 14
+    patch = backbone.arguments.get("patch") if backbone else None
     if patch and (size <= 0 or size % patch):
         yield (
             f"config field model.image_size: {size} is not a multiple of the patch size {patch} of backbone"
@@ -181,24 +182,45 @@ def _augmentation(config: Config) -> Iterator[str]:
         yield "config field mix.erase: it is only for 2-D images, set it to 0"
 
 
+def _resize(config: Config) -> Iterator[str]:
+    first, size = config.augment.resize, config.model.image_size
+    if 0 < first < size:
+        yield (
+            f"config field augment.resize: {first} is less than model.image_size={size}, to which it is cropped: use 0,"
+            f" or {size} or more"
+        )
+
+
+def _class_weights(config: Config) -> Iterator[str]:
+    yield from _caught(lambda: class_weights.parse(config.train.class_weights))
+
+
+def _layer_decay(config: Config) -> Iterator[str]:
+    backbone = _backbone(config)
+    # PneumoLLM trains no encoder with layers.
+    trained = backbone is not None and "pneumollm" not in config and not config.model.frozen and backbone.traits.stacks
+    if backbone is not None and config.optim.layer_decay != 1 and not trained:
+        yield "config field optim.layer_decay: it is for encoders with trained layers, set it to 1"
+
+
 def _last_batch(config: Config) -> Iterator[str]:
     mix, backbone = config.mix, _backbone(config)
     mixes = mix.prob > 0 and (mix.mixup > 0 or mix.cutmix > 0)
-    pooled = backbone is not None and _is_pooled(backbone)
-    if config.train.last_batch == "keep" and (pooled or mixes):
-        what = "batch norms" if pooled else "mixup and cutmix"
+    norms = backbone is not None and backbone.traits.has_statistics
+    if config.train.last_batch == "keep" and (norms or mixes):
+        what = "batch norms" if norms else "mixup and cutmix"
         yield f'config field train.last_batch: {what} need whole batches: set it to "drop"'
 
 
 def _pooled(config: Config) -> Iterator[str]:
     """The fields that an encoder with one pooled feature does not support."""
     name, backbone = config.model.backbone, _backbone(config)
-    if backbone is None or not _is_pooled(backbone):
+    if backbone is None or backbone.traits.gives_tokens:
         return
     if config.boost.kind != "none":
         yield f"backbone {name} gives one pooled feature, no tokens: set boost.kind=none"
     if config.model.drop_path:
-        yield f"config field model.drop_path: backbone {name} has no blocks to drop, set it to 0"
+        yield f"config field model.drop_path: backbone {name} has no layers to drop, set it to 0"
     if config.model.frozen:
         yield f"config field model.frozen: the batch norms of {name} would still change, set it to False"
 
@@ -207,7 +229,7 @@ def _encoder_weights(config: Config) -> Iterator[str]:
     from jaxboost.models.backbones import BACKBONES
 
     model, backbone = config.model, _backbone(config)
-    pooled = backbone is not None and _is_pooled(backbone)
+    pooled = backbone is not None and not backbone.traits.gives_tokens
     if model.frozen and not pooled and not model.weights:
         yield (
             "config field model.frozen: an untrained encoder would stay untrained: set model.weights to the folder that"
@@ -237,6 +259,8 @@ def _path(config: Config) -> Iterator[str]:
 
 def _llm(section: str) -> Check:
     def check(config: Config) -> Iterator[str]:
+        from jaxboost.models.boost import VARIANTS
+
         fields = config[section]
         layers = fields.layers
         if not all(isinstance(layer, int) and layer >= 0 for layer in layers):
@@ -244,7 +268,7 @@ def _llm(section: str) -> Check:
                 f"config field {section}.layers: {layers} should be layer numbers from 0, such as (31,) or (15, 31), or"
                 " () for all layers of the block"
             )
-        used = fields.used if section == "llama" else fields.kind != "none"
+        used = fields.used if section == "llama" else fields.kind != "none" and VARIANTS[fields.kind].layer
         if used and fields.block == "random" and fields.final_norm == "loaded":
             yield f"config field {section}.final_norm: a random block has no norm to load, set it to ones"
 
@@ -253,9 +277,10 @@ def _llm(section: str) -> Check:
 
 def _every(config: Config) -> Iterator[str]:
     every, backbone = config.pneumollm.every, _backbone(config)
-    if backbone is not None and every > backbone.arguments["depth"]:
-        depth = backbone.arguments["depth"]
-        yield f"config field pneumollm.every: {every} is more than the {depth} blocks of the encoder"
+    # conv14 has no layers, and reads no interval.
+    depth = backbone.arguments.get("depth") if backbone else None
+    if depth and every > depth:
+        yield f"config field pneumollm.every: {every} is more than the {depth} layers of the encoder"
 
 
 def _dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
@@ -290,6 +315,19 @@ def _binary(config: Config, info: "DatasetInfo") -> Iterator[str]:
             )
 
 
+def _labels(config: Config, info: "DatasetInfo") -> Iterator[str]:
+    """The fields that do not suit the labels of the data set."""
+    fields = config.train
+    # What is no list of weights at all has been reported without the data set.
+    if not any(_class_weights(config)):
+        yield from _caught(lambda: class_weights.parse(fields.class_weights, len(info.classes)))
+    if fields.sampling == "balanced" and TASKS[info.task].multi_label:
+        yield (
+            "config field train.sampling: balanced draws a sample by its class, but these have several labels: set it"
+            " to uniform"
+        )
+
+
 # (fields or sections that a check reads, the check)
 _SHARED: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("train.max_steps", "train.accumulate"), _max_steps),
@@ -299,6 +337,9 @@ _SHARED: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("data",), _folder),
     (("model.mean", "model.std"), _pixels),
     (("model.backbone", "model.image_size"), _patch),
+    (("augment.resize", "model.image_size"), _resize),
+    (("train.class_weights",), _class_weights),
+    (("model", "optim.layer_decay"), _layer_decay),
     (("model.backbone", "augment", "mix.erase"), _augmentation),
     (("model.backbone", "train.last_batch", "mix"), _last_batch),
 )
@@ -312,5 +353,5 @@ _PNEUMOLLM: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("llama",), _llm("llama")),
     (("model.backbone", "pneumollm.every"), _every),
 )
-_WITH_DATA = (_dimensions, _binary)
-_READ_WITH_DATA = ("model.backbone", "model.image_size", "eval")
+_WITH_DATA = (_dimensions, _binary, _labels)
+_READ_WITH_DATA = ("model.backbone", "model.image_size", "eval", "train.class_weights", "train.sampling")

@@ -197,19 +197,21 @@ def test_sections_that_a_model_is_built_from_are_read_whole(section, kind, confi
 
 
 def test_what_may_change_between_sessions(pictures):
-    now = continuing.held(continuing.to_dict(make_config(pictures)))
+    now = continuing.fixed_fields(continuing.to_dict(make_config(pictures)))
     assert {"data.root", "train.log_every", "boost.block"}.isdisjoint(now)
     moved = make_config("elsewhere", data__masks="a", data__max_pixels=5)
-    before = continuing.held(continuing.to_dict(make_config(pictures, data__masks="b")))
-    assert continuing.differing(before, continuing.held(continuing.to_dict(moved))) == []
+    before = continuing.fixed_fields(continuing.to_dict(make_config(pictures, data__masks="b")))
+    assert continuing.differing(before, continuing.fixed_fields(continuing.to_dict(moved))) == []
     assert continuing.differing(before, now) == ["data.masks (True there, False now)"]
     # A config of an earlier version has fewer fields, and is the same where the new ones are as they were.
     older = continuing.to_dict(make_config(pictures))
     for name in continuing.ADDED:
         section, _, field = name.partition(".")
         del older[section][field]
-    assert continuing.differing(continuing.held(older), now) == []
-    assert continuing.differing(continuing.held(older), {**now, "data.nan": "0"}) == ["data.nan ('' there, '0' now)"]
+    assert continuing.differing(continuing.fixed_fields(older), now) == []
+    assert continuing.differing(continuing.fixed_fields(older), {**now, "data.nan": "0"}) == [
+        "data.nan ('' there, '0' now)"
+    ]
 
 
 def test_data_of_a_finished_run_that_moved(run, pictures, tmp_path, package_warnings):
