@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxboost.config.continuing import flat
+from jaxboost.config.table import fields_of
 from jaxboost.errors import UserError, nearest
 
 _numbers = itertools.count()
@@ -72,9 +73,9 @@ def check_field(config: ConfigDict, path: str, flag: str = "") -> None:
             )
         section = section[name]
     if isinstance(section, ConfigDict):
-        raise UserError(
-            f"config field {flag}{path} is a section: give its fields, such as {flag}{path}.{next(iter(section))}"
-        )
+        names = (name for name in fields_of(config) if name.startswith(f"{path}."))
+        example = next(names, f"{path}.{next(iter(section))}")
+        raise UserError(f"config field {flag}{path} is a section: give its fields, such as {flag}{example}")
 
 
 def split_argument(name_or_path: str) -> tuple[str, str | None]:

@@ -8,13 +8,13 @@ from jaxboost.tasks import LOSSES
 
 
 def _samplings() -> Iterable[str]:
-    from jaxboost.data.pipeline.batches import SAMPLINGS
+    from jaxboost.data.pipeline import SAMPLINGS
 
     return SAMPLINGS
 
 
 def _last_batches() -> Iterable[str]:
-    from jaxboost.data.pipeline.batches import LAST_BATCHES
+    from jaxboost.data.pipeline import LAST_BATCHES
 
     return LAST_BATCHES
 

@@ -15,12 +15,10 @@ import grain
 import numpy as np
 
 from jaxboost.data.dataset import Split
+from jaxboost.data.pipeline import LAST_BATCHES, SAMPLINGS
 from jaxboost.data.pipeline.augment import Augment, augment_image, augment_volume
 from jaxboost.data.pipeline.resize import fitted, resize
 from jaxboost.errors import UserError, check_choice
-
-SAMPLINGS = ("uniform", "balanced")
-LAST_BATCHES = ("drop", "keep")
 
 # A thread makes a whole batch. The buffer is limited: 16 batches of 128 RGB images of 224 pixels are 0.3 GB.
 _READ_OPTIONS = grain.ReadOptions(num_threads=min(8, os.cpu_count() or 1), prefetch_buffer_size=16)
