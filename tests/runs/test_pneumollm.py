@@ -299,7 +299,7 @@ def test_multi_label_radiographs(radiographs, tmp_path):
     ("changes", "words"),
     [
         ({"pneumollm__tokens": "engin"}, ["pneumollm.tokens", "engine"]),
-        ({"pneumollm__every": 3}, ["pneumollm.every", "2 blocks"]),
+        ({"pneumollm__every": 3}, ["pneumollm.every", "2 layers"]),
         ({"pneumollm__count": 0}, ["pneumollm.count"]),
         ({"pneumollm__vision": ""}, ["pneumollm.vision", "jaxboost convert"]),
         ({"pneumollm__vision": "nowhere"}, ["nowhere", "jaxboost convert"]),
