@@ -66,12 +66,12 @@ def check_overrides(argv: Sequence[str]) -> None:
             check_field(config, match[1], flag="--config.")
 
 
-def in_words(error: flags.IllegalFlagValueError, argv: Sequence[str]) -> str:
-    """The message about a flag's value of a wrong type; of an override it names the field and the type."""
+def in_words(error: Exception, argv: Sequence[str]) -> str:
+    """The message about an override whose value has a wrong type: field, value and type; "" for other errors."""
     match = re.match(r"flag --config\.([\w.]+)=", str(error))
     name = _named_in(argv)
     if match is None or name is None:
-        return str(error)
+        return ""
     value = flat(flags.FLAGS[NAME].parser.parse(name))[match[1]]
     given = [
         argument.partition("=")[2] for argument in argv if re.match(rf"^--?config\.{re.escape(match[1])}=", argument)

@@ -88,7 +88,7 @@ def problems(config: ConfigDict, *, may_lack_fields: bool = False) -> list[str]:
 
 def type_in_words(value: Any) -> str:
     """What the value of a field should be, in words, from a value of the right type."""
-    return _TYPES[type(value)][1]
+    return _TYPES[type(value)][1] if type(value) in _TYPES else type(value).__name__
 
 
 def _field_problem(name: str, field: Field, value: Any) -> str:
