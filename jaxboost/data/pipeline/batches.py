@@ -186,8 +186,8 @@ def train_iterator(
 
     Raises:
       UserError: the batch is larger than the split or not a multiple of process_count; the seed is out of range;
-        volumes do not have the model's size; a field of `augment` is no (low, high), or not for these images; or balanced
-        sampling of a multi-label task.
+        volumes do not have the model's size; a field of `augment` is no (low, high), or not for these images; or
+        balanced sampling of a multi-label task.
     """
     augment = augment or Augment()
     steps = steps_per_epoch(split, batch_size, last_batch=last_batch, multiple=multiple)
