@@ -27,10 +27,6 @@ def get_config(argument: str = "") -> ConfigDict:
     config.train.epochs = 5
     config.optim.warmup_epochs = 0.5
     config.eval.batch_size = 32
-    words = argument.split("+") if argument else []
     config.data.source, config.data.classes = "", ()
     config.data.name, config.data.size, config.data.folds = "breastmnist", 28, 0
-    if "lidc" in words:
-        words.remove("lidc")
-        config.data.name, config.data.folds = "lidcsilhouettes", 5
-    return pneumollm.apply(config, "+".join(words))
+    return pneumollm.apply(config, argument, {"lidc": {"data.name": "lidcsilhouettes", "data.folds": 5}})

@@ -58,7 +58,7 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
     return {
         "dataset": info.name,
         "backbone": config.model.backbone,
-        "boost": with_boost.summary["boost"],
+        "boost": with_boost.boost,
         "classes": len(info.classes),
         "trainable": count(with_boost.params),
         "frozen": count(with_boost.frozen),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxboost import systems
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import DatasetInfo
-from jaxboost.systems.start import held_shapes
+from jaxboost.systems.start import shapes_in_memory
 from jaxboost.training.program import batch_shapes, make_objective, make_program
 
 # The learning rate schedule needs a number of steps, but the memory does not depend on it.
@@ -39,9 +39,9 @@ def step_memory_gb(config: Config, info: DatasetInfo) -> dict[str, float]:
     program = make_program(config, system.graphdef, make_objective(config, info), steps_per_epoch=_STEPS_PER_EPOCH)
     state, batch = program.state_shapes(system.params, system.stats), batch_shapes(config, info)
     computed = jnp.dtype(config.model.dtype)
-    lowered = program.train_step.lower(state, held_shapes(system, computed), batch)
+    lowered = program.train_step.lower(state, shapes_in_memory(system, computed), batch)
     analysis: Any = lowered.compile().memory_analysis()
-    held = jax.tree.leaves((state, held_shapes(system, dtype), batch))
+    held = jax.tree.leaves((state, shapes_in_memory(system, dtype), batch))
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in held)
     temporary = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     temporary *= dtype.itemsize / computed.itemsize

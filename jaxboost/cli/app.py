@@ -45,7 +45,7 @@ def run(main: Callable[[], None], *, resumable: bool = False, description: str |
             config_flag.check_overrides(argv)
             return flags.FLAGS(argv)
         except (flags.Error, UserError) as error:
-            fail(_without_absl_terms(error))
+            fail(config_flag.in_words(error, argv) or _without_absl_terms(error))
 
     def checked(argv: Sequence[str]) -> None:
         if len(argv) > 1:

@@ -9,7 +9,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxboost.config import load_config
+from jaxboost.config.continuing import flat
 from jaxboost.config.loading import check_field
+from jaxboost.config.validation import type_in_words
 from jaxboost.errors import UserError
 
 NAME = "config"
@@ -62,6 +64,20 @@ def check_overrides(argv: Sequence[str]) -> None:
     for argument in argv[1:]:
         if match := re.match(r"^--?(?:no)?config\.([^=]+)", argument):
             check_field(config, match[1], flag="--config.")
+
+
+def in_words(error: Exception, argv: Sequence[str]) -> str:
+    """The message about an override whose value has a wrong type: field, value and type; "" for other errors."""
+    match = re.match(r"flag --config\.([\w.]+)=", str(error))
+    name = _named_in(argv)
+    if match is None or name is None:
+        return ""
+    value = flat(flags.FLAGS[NAME].parser.parse(name))[match[1]]
+    given = [
+        argument.partition("=")[2] for argument in argv if re.match(rf"^--?config\.{re.escape(match[1])}=", argument)
+    ]
+    shown = f"{given[-1]!r} " if given else ""
+    return f"config field {match[1]}: {shown}should be {type_in_words(value)}"
 
 
 def _named_in(argv: Sequence[str]) -> str | None:

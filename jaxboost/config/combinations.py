@@ -3,18 +3,17 @@
 Each check is a generator of problems. It is skipped if one of the fields that it reads is invalid by itself.
 """
 
-from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
 
+from jaxboost.config import class_weights, model_combinations
+from jaxboost.config.model_combinations import Table, backbone_of, caught, ndim_of
+from jaxboost.config.types import Config
 from jaxboost.errors import UserError
+from jaxboost.tasks import TASKS
 
 if TYPE_CHECKING:
     from jaxboost.data.dataset import DatasetInfo
-    from jaxboost.models.backbones import Backbone
-
-# A ConfigDict. Its fields have no useful static types, see `config.types`.
-Config = Any
-Check = Callable[[Config], Iterator[str]]
 
 
 def combination_problems(config: Config, wrong: Collection[str]) -> list[str]:
@@ -24,7 +23,7 @@ def combination_problems(config: Config, wrong: Collection[str]) -> list[str]:
       config: see `validation.validate`.
       wrong: dotted names of the fields that are invalid by themselves.
     """
-    checks = _SHARED + (_PNEUMOLLM if "pneumollm" in config else _RLLM)
+    checks = _SHARED + model_combinations.checks(config)
 
     def is_right(name: str) -> bool:
         return name not in wrong and not any(each.startswith(f"{name}.") for each in wrong)
@@ -32,7 +31,7 @@ def combination_problems(config: Config, wrong: Collection[str]) -> list[str]:
     found = [text for names, check in checks if all(map(is_right, names)) for text in check(config)]
     info = None
     if is_right("data"):
-        info, text = _described(config)
+        info, text = _described(config, ndim_of(config) if is_right("model.backbone") else None)
         found += [text] if text else []
     if info and all(map(is_right, _READ_WITH_DATA)):
         found += data_problems(config, info)
@@ -50,8 +49,13 @@ def check_data(config: Config, info: "DatasetInfo") -> None:
         raise UserError("; ".join(found))
 
 
-def _described(config: Config) -> tuple["DatasetInfo | None", str]:
-    """Describes the data set if that needs no file. Returns the description or None, and the problem or ""."""
+def _described(config: Config, ndim: int | None) -> tuple["DatasetInfo | None", str]:
+    """Describes the data set if that needs no file. Returns the description or None, and the problem or "".
+
+    Args:
+      config: its section `data` is right.
+      ndim: spatial dimensions of the model's images; None: unknown.
+    """
     from jaxboost import data
 
     fields = config.data
@@ -60,36 +64,9 @@ def _described(config: Config) -> tuple["DatasetInfo | None", str]:
         return None, ""
     options = {name: fields[name] for name in ("source", "root", "classes", "multi_label", "masks")}
     try:
-        return data.describe_dataset(fields.name, fields.size, ndim=_ndim(config) or 2, **options), ""
+        return data.describe_dataset(fields.name, fields.size, ndim=ndim or 2, **options), ""
     except UserError as error:
         return None, str(error)
-
-
-def _ndim(config: Config) -> int | None:
-    """Number of spatial dimensions of the model's images; None if the backbone is unknown."""
-    if "pneumollm" in config:
-        return 2
-    backbone = _backbone(config)
-    return backbone.ndim if backbone else None
-
-
-def _backbone(config: Config) -> "Backbone | None":
-    """The row of the table of backbones; None if it has none: unknown names, and PneumoLLM's patch embedding."""
-    from jaxboost.models.backbones import BACKBONES
-
-    return BACKBONES.get(config.model.backbone)
-
-
-def _is_pooled(backbone: "Backbone") -> bool:
-    return not backbone.traits.gives_tokens
-
-
-def _caught(check: Callable[[], object]) -> Iterator[str]:
-    """Turns the UserError of a check in another package into a problem."""
-    try:
-        check()
-    except UserError as error:
-        yield str(error)
 
 
 def _max_steps(config: Config) -> Iterator[str]:
@@ -106,7 +83,7 @@ def _schedule(config: Config) -> Iterator[str]:
     if optim.schedule_from + epochs > total:
         yield (
             "config field optim.schedule_epochs: the schedule ends before the run, after"
-            f" {optim.schedule_epochs} epochs: set it to optim.schedule_from + train.epochs or more"
+            f" {total} epochs: set it to optim.schedule_from + train.epochs or more"
         )
     if optim.warmup_epochs >= total:
         yield f"config field optim.warmup_epochs: {optim.warmup_epochs} warm-up epochs do not fit in {total} epochs"
@@ -127,7 +104,7 @@ def _splits(config: Config) -> Iterator[str]:
     if not folds:
         if fields.folds_file or fields.fold != -1:
             yield "config fields data.fold and data.folds_file belong to a cross-validation: set data.folds"
-        yield from _caught(lambda: ratios.check_ratios(fields.shares, without_val=without_val))
+        yield from caught(lambda: ratios.check_ratios(fields.shares, without_val=without_val))
         return
     if folds < 2:
         yield f"config field data.folds: {folds} should be 2 or more, or 0 for no cross-validation"
@@ -145,117 +122,41 @@ def _folder(config: Config) -> Iterator[str]:
     from jaxboost.data.readers import arrays
 
     if config.data.source == "folder":
-        yield from _caught(lambda: arrays.check_window(config.data.window))
-        yield from _caught(lambda: arrays.nan_value(config.data.nan))
-
-
-def _pixels(config: Config) -> Iterator[str]:
-    for field in ("mean", "std"):
-        values = config.model[field]
-        if len(values) not in (1, 3) or not all(isinstance(x, int | float) for x in values):
-            yield f"config field model.{field}: give 1 or 3 values, not {values}"
-    if not all(config.model.std):
-        yield f"config field model.std: {config.model.std} should not be 0"
-
-
-def _patch(config: Config) -> Iterator[str]:
-    backbone, size = _backbone(config), config.model.image_size
-    patch = backbone.arguments.get("patch") if backbone else 14
-    if patch and (size <= 0 or size % patch):
-        yield (
-            f"config field model.image_size: {size} is not a multiple of the patch size {patch} of backbone"
-            f" {config.model.backbone}"
-        )
-    elif size <= 0:
-        yield f"config field model.image_size: {size} should be above 0"
+        yield from caught(lambda: arrays.check_window(config.data.window))
+        yield from caught(lambda: arrays.nan_value(config.data.nan))
 
 
 def _augmentation(config: Config) -> Iterator[str]:
     """The fields of `augment` and `mix` that do not apply to the number of dimensions of the images."""
     from jaxboost.data.pipeline.augment import Augment
 
-    ndim = _ndim(config) or 2
+    ndim = ndim_of(config) or 2
     for name, value in config.augment.items():
-        yield from _caught(lambda name=name, value=value: Augment(**{name: value}).check(ndim))
+        yield from caught(lambda name=name, value=value: Augment(**{name: value}).check(ndim))
     if config.mix.erase and ndim != 2:
         yield "config field mix.erase: it is only for 2-D images, set it to 0"
 
 
+def _resize(config: Config) -> Iterator[str]:
+    first, size = config.augment.resize, config.model.image_size
+    if 0 < first < size:
+        yield (
+            f"config field augment.resize: {first} is less than model.image_size={size}, to which it is cropped: use 0,"
+            f" or {size} or more"
+        )
+
+
+def _class_weights(config: Config) -> Iterator[str]:
+    yield from caught(lambda: class_weights.parse(config.train.class_weights))
+
+
 def _last_batch(config: Config) -> Iterator[str]:
-    mix, backbone = config.mix, _backbone(config)
+    mix, backbone = config.mix, backbone_of(config)
     mixes = mix.prob > 0 and (mix.mixup > 0 or mix.cutmix > 0)
-    pooled = backbone is not None and _is_pooled(backbone)
-    if config.train.last_batch == "keep" and (pooled or mixes):
-        what = "batch norms" if pooled else "mixup and cutmix"
+    norms = backbone is not None and backbone.traits.has_statistics
+    if config.train.last_batch == "keep" and (norms or mixes):
+        what = "batch norms" if norms else "mixup and cutmix"
         yield f'config field train.last_batch: {what} need whole batches: set it to "drop"'
-
-
-def _pooled(config: Config) -> Iterator[str]:
-    """The fields that an encoder with one pooled feature does not support."""
-    name, backbone = config.model.backbone, _backbone(config)
-    if backbone is None or not _is_pooled(backbone):
-        return
-    if config.boost.kind != "none":
-        yield f"backbone {name} gives one pooled feature, no tokens: set boost.kind=none"
-    if config.model.drop_path:
-        yield f"config field model.drop_path: backbone {name} has no blocks to drop, set it to 0"
-    if config.model.frozen:
-        yield f"config field model.frozen: the batch norms of {name} would still change, set it to False"
-
-
-def _encoder_weights(config: Config) -> Iterator[str]:
-    from jaxboost.models.backbones import BACKBONES
-
-    model, backbone = config.model, _backbone(config)
-    pooled = backbone is not None and _is_pooled(backbone)
-    if model.frozen and not pooled and not model.weights:
-        yield (
-            "config field model.frozen: an untrained encoder would stay untrained: set model.weights to the folder that"
-            ' `jaxboost convert` made, or to "random": the control'
-        )
-    if model.frozen and not pooled and model.drop_path:
-        yield "config field model.drop_path: it would only disturb a frozen encoder, set it to 0"
-    if model.weights not in ("", "random") and backbone is not None and not backbone.traits.names:
-        fitting = ", ".join(name for name, row in BACKBONES.items() if row.traits.names)
-        yield (
-            f"config field model.weights: backbone {model.backbone} cannot load weights, only {fitting} can:"
-            " leave it empty"
-        )
-
-
-def _path(config: Config) -> Iterator[str]:
-    from jaxboost.models.boost import check_path
-
-    boost = config.boost
-    if boost.kind == "none":
-        return
-    try:
-        check_path(boost.path, boost.kind, rope=boost.rope)
-    except ValueError as error:
-        yield f"config field boost.path: {error}; set it to auto"
-
-
-def _llm(section: str) -> Check:
-    def check(config: Config) -> Iterator[str]:
-        fields = config[section]
-        layers = fields.layers
-        if not all(isinstance(layer, int) and layer >= 0 for layer in layers):
-            yield (
-                f"config field {section}.layers: {layers} should be layer numbers from 0, such as (31,) or (15, 31), or"
-                " () for all layers of the block"
-            )
-        used = fields.used if section == "llama" else fields.kind != "none"
-        if used and fields.block == "random" and fields.final_norm == "loaded":
-            yield f"config field {section}.final_norm: a random block has no norm to load, set it to ones"
-
-    return check
-
-
-def _every(config: Config) -> Iterator[str]:
-    every, backbone = config.pneumollm.every, _backbone(config)
-    if backbone is not None and every > backbone.arguments["depth"]:
-        depth = backbone.arguments["depth"]
-        yield f"config field pneumollm.every: {every} is more than the {depth} blocks of the encoder"
 
 
 def _dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
@@ -266,10 +167,10 @@ def _dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
         if info.ndim != 2:
             yield f"data set {info.name} is {info.ndim}-D, PneumoLLM takes 2-D images: choose another data.name"
         return
-    if _ndim(config) != info.ndim:
+    if ndim_of(config) != info.ndim:
         fitting = ", ".join(other for other, row in BACKBONES.items() if row.ndim == info.ndim)
         yield (
-            f"data set {info.name} is {info.ndim}-D but backbone {name} takes {_ndim(config)}-D input:"
+            f"data set {info.name} is {info.ndim}-D but backbone {name} takes {ndim_of(config)}-D input:"
             f" set model.backbone to one of {fitting}"
         )
     elif info.ndim == 3 and size != info.size:
@@ -290,27 +191,29 @@ def _binary(config: Config, info: "DatasetInfo") -> Iterator[str]:
             )
 
 
-# (fields or sections that a check reads, the check)
-_SHARED: tuple[tuple[tuple[str, ...], Check], ...] = (
+def _labels(config: Config, info: "DatasetInfo") -> Iterator[str]:
+    """The fields that do not suit the labels of the data set."""
+    fields = config.train
+    # What is no list of weights at all has been reported without the data set.
+    if not any(_class_weights(config)):
+        yield from caught(lambda: class_weights.parse(fields.class_weights, len(info.classes)))
+    if fields.sampling == "balanced" and TASKS[info.task].multi_label:
+        yield (
+            "config field train.sampling: balanced draws a sample by its class, but these have several labels: set it"
+            " to uniform"
+        )
+
+
+_SHARED: Table = (
     (("train.max_steps", "train.accumulate"), _max_steps),
     (("optim", "train.epochs"), _schedule),
     (("optim",), _adam),
     (("data", "eval.protocol"), _splits),
     (("data",), _folder),
-    (("model.mean", "model.std"), _pixels),
-    (("model.backbone", "model.image_size"), _patch),
+    (("augment.resize", "model.image_size"), _resize),
+    (("train.class_weights",), _class_weights),
     (("model.backbone", "augment", "mix.erase"), _augmentation),
     (("model.backbone", "train.last_batch", "mix"), _last_batch),
 )
-_RLLM: tuple[tuple[tuple[str, ...], Check], ...] = (
-    (("model", "boost.kind"), _pooled),
-    (("model",), _encoder_weights),
-    (("boost.path", "boost.kind", "boost.rope"), _path),
-    (("boost",), _llm("boost")),
-)
-_PNEUMOLLM: tuple[tuple[tuple[str, ...], Check], ...] = (
-    (("llama",), _llm("llama")),
-    (("model.backbone", "pneumollm.every"), _every),
-)
-_WITH_DATA = (_dimensions, _binary)
-_READ_WITH_DATA = ("model.backbone", "model.image_size", "eval")
+_WITH_DATA = (_dimensions, _binary, _labels)
+_READ_WITH_DATA = ("model.backbone", "model.image_size", "eval", "train.class_weights", "train.sampling")

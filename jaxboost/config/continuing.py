@@ -28,7 +28,7 @@ def flat(tree: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, An
     return found
 
 
-def held(config: Mapping[str, Any]) -> dict[str, Any]:
+def fixed_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns dotted name -> value of the fields that must not change when a run continues.
 
     Args:
@@ -36,19 +36,24 @@ def held(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = {}
     for name, value in {**ADDED, **flat(config)}.items():
-        resume = ALL_FIELDS[name].resume if name in ALL_FIELDS else "same"
-        if resume != "free":
-            found[name] = bool(value) if resume == "given" else value
+        if not _is_free(name):
+            is_given = name in ALL_FIELDS and ALL_FIELDS[name].resume == "given"
+            found[name] = bool(value) if is_given else value
     return found
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Describes the differences between two configs, both results of `held`, in words."""
-    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    """Describes the differences between two configs, both results of `fixed_fields`, in words."""
+    # An earlier version may have recorded a field that may change now.
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name) and not _is_free(name)]
     texts = [
         f"{name[:_SHOWN]} ({_text(before.get(name))} there, {_text(now.get(name))} now)" for name in names[:_NAMED]
     ]
     return [*texts, f"{len(names) - _NAMED} more"] if len(names) > _NAMED else texts
+
+
+def _is_free(name: str) -> bool:
+    return name in ALL_FIELDS and ALL_FIELDS[name].resume == "free"
 
 
 def _text(value: Any) -> str:

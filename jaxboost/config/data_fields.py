@@ -1,6 +1,15 @@
 """The fields of the sections `data`, `augment` and `mix`: images, splits and augmentation."""
 
+from collections.abc import Iterable
+
 from jaxboost.config.fields import MAX_SIDE, PROBABILITY, Field, Range
+
+
+def _filters() -> Iterable[str]:
+    from jaxboost.data.pipeline.augment import FILTERS
+
+    return FILTERS
+
 
 DATA = {
     "source": Field(
@@ -99,7 +108,7 @@ DATA = {
     ),
 }
 
-_LEVEL = Range(least=0, most=10, words="0 to 10")
+_LEVEL = Range(least=0, most=10, words="0 to 10")  # rand_augment.HIGHEST
 AUGMENT = {
     # For 2D images. `resize` is not random and is also applied in evaluation.
     "resize": Field(
@@ -114,7 +123,7 @@ AUGMENT = {
     "interpolation": Field(
         "bicubic",
         'of random crops and RandAugment: "bicubic", or "random": bicubic or bilinear, each half of the time',
-        choices=("bicubic", "random"),
+        choices=_filters,
     ),
     "flip": Field(
         0.0,

@@ -49,8 +49,8 @@ class Field:
       optional: whether the empty text is allowed in addition to `choices`.
       range: range of a number.
       resume: whether the field may change when a run continues. "same": no. "free": yes, because it is a path, a
-        reporting interval, or a limit that only rejects input; weights and data are compared by their fingerprints.
-        "given": the value may change, but an empty value must stay empty and a set value must stay set.
+        reporting interval, a cache, or a limit that only rejects input; weights and data are compared by their
+        fingerprints. "given": the value may change, but an empty value must stay empty and a set value must stay set.
       before: the value that matches versions without the field; None: the first version had the field.
     """
 

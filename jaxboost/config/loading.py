@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxboost.config.continuing import flat
+from jaxboost.config.table import fields_of
 from jaxboost.errors import UserError, nearest
 
 _numbers = itertools.count()
@@ -45,7 +46,7 @@ def with_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
         try:
             config.update_from_flattened_dict({name: value})
         except (TypeError, ValueError):
-            wanted = type(flat(config)[name]).__name__ if name in flat(config) else "section"
+            wanted = type(flat(config)[name]).__name__
             raise UserError(
                 f"config field {name}: {value!r} has the type {type(value).__name__}, the field needs {wanted}"
             ) from None
@@ -53,7 +54,7 @@ def with_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
 
 
 def check_field(config: ConfigDict, path: str, flag: str = "") -> None:
-    """Raises UserError if a config has no field of a dotted name.
+    """Raises UserError if a config has no field of a dotted name; a section is no field.
 
     Args:
       config: the config.
@@ -71,6 +72,10 @@ def check_field(config: ConfigDict, path: str, flag: str = "") -> None:
                 f"unknown config field {flag}{path}: {nearest(name, section)} the fields of {where} are {fields}"
             )
         section = section[name]
+    if isinstance(section, ConfigDict):
+        names = (name for name in fields_of(config) if name.startswith(f"{path}."))
+        example = next(names, f"{path}.{next(iter(section))}")
+        raise UserError(f"config field {flag}{path} is a section: give its fields, such as {flag}{example}")
 
 
 def split_argument(name_or_path: str) -> tuple[str, str | None]:
@@ -134,18 +139,12 @@ def _execute(name_or_path: str) -> ConfigDict:
     try:
         spec.loader.exec_module(module)
         config = module.get_config() if argument is None else module.get_config(argument)
-    except (
-        ArithmeticError,
-        AttributeError,
-        ImportError,
-        LookupError,
-        NameError,
-        SyntaxError,
-        TypeError,
-        ValueError,
-        OSError,
-    ) as error:
-        raise UserError(f"config {name_or_path}: {type(error).__name__}: {error}{_hint(error)}") from error
+    except UserError:
+        raise
+    # The file is the user's own code: it may raise anything, with or without a text.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise UserError(f"config {name_or_path}: {reason}{_hint(error)}") from error
     finally:
         if added:
             sys.path.remove(here)

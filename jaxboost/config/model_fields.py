@@ -17,6 +17,30 @@ def _pneumollm_encoders() -> Iterable[str]:
     return ENCODERS
 
 
+def _tokens() -> Iterable[str]:
+    from jaxboost.models.pneumollm import TOKENS
+
+    return TOKENS
+
+
+def _kinds() -> Iterable[str]:
+    from jaxboost.models.boost import KINDS
+
+    return KINDS
+
+
+def _paths() -> Iterable[str]:
+    from jaxboost.models.boost import PATHS
+
+    return PATHS
+
+
+def _inits() -> Iterable[str]:
+    from jaxboost.models.boost import INITS
+
+    return INITS
+
+
 def _families() -> Iterable[str]:
     from jaxboost.models.llama import FAMILIES
 
@@ -39,7 +63,7 @@ MODEL = {
         "precision of the computation; trained weights stay float32",
         choices=("float32", "bfloat16"),
     ),
-    "remat": Field(False, "rematerialise encoder blocks in the backward pass: less memory, more time"),
+    "remat": Field(False, "rematerialise encoder layers in the backward pass: less memory, more time"),
 }
 # Fields of R-LLM only.
 ENCODER = {
@@ -57,7 +81,7 @@ ENCODER = {
     "frozen": Field(False, 'do not train the encoder and its final norm; needs model.weights, which may be "random"'),
     "drop_path": Field(
         0.0,
-        "stochastic depth: probability of dropping a branch of the last encoder block, increasing linearly from 0",
+        "stochastic depth: probability of dropping a branch of the last encoder layer, increasing linearly from 0",
         range=Range(least=0, below=1, words="0 to below 1"),
     ),
 }
@@ -100,8 +124,8 @@ def _llama(final_norm: str, default: str) -> dict[str, Field]:
 BOOST = {
     "kind": Field(
         "rllm",
-        "variant of the booster: none, rllm, out, hybrid, bare, out_nn, mlp, mlp_out",
-        choices=("none", "rllm", "out", "hybrid", "bare", "out_nn", "mlp", "mlp_out"),
+        'variant of the booster, a key of jaxboost.models.boost.VARIANTS, or "none"',
+        choices=_kinds,
     ),
     **_llama("ones", "the last layer"),
     "trainable": Field(False, "train the block too: the paper's fine-tuning arm"),
@@ -110,13 +134,13 @@ BOOST = {
         "auto",
         'algorithm for the same result: "full" (all tokens), "pooled" (only the CLS token), "absorbed" (without'
         ' keys and values), "auto" (the cheapest)',
-        choices=("auto", "full", "pooled", "absorbed"),
+        choices=_paths,
     ),
     "init": Field(
         "uniform",
-        'initial weights of the adapters: "uniform", U(+-1 / sqrt(fan_in)), as in the released 3D code; "normal",'
-        " N(0, 0.02), as in the 2D code",
-        choices=("uniform", "normal"),
+        'initial weights of the linear maps F_E and F_D: "uniform", U(+-1 / sqrt(fan_in)), as in the released 3D code;'
+        ' "normal", N(0, 0.02), as in the 2D code',
+        choices=_inits,
         before="uniform",
     ),
     "causal": Field(False, "keep the LLM's causal mask; the CLS token is first, so it then attends only to itself"),
@@ -135,20 +159,21 @@ PNEUMOLLM = {
     "vision_convert": Field(False, "convert missing weights from vision_source at the start of the run", resume="free"),
     "every": Field(
         4,
-        "interval of the source tokens: the CLS token is taken after every N blocks of the encoder",
-        unit="blocks",
+        "interval of the source tokens: the CLS token is taken after every N layers of the encoder",
+        unit="layers",
         range=Range(least=1, most=1000),
     ),
-    "vision_adapters": Field(True, "RepAdapters in the encoder's blocks; without them each image is encoded only once"),
+    "vision_adapters": Field(True, "RepAdapters in the encoder's layers; without them each image is encoded only once"),
     "llama_adapters": Field(True, "RepAdapters in the LLM's layers"),
-    "tokens": Field("engine", "diagnosis tokens", choices=("none", "coop", "cocoop", "engine")),
+    "tokens": Field("engine", "diagnosis tokens", choices=_tokens),
     "count": Field(4, "number of diagnosis tokens", range=Range(least=1, most=4096)),
     "emitter": Field(True, "information emitter mask: no token attends to the diagnosis tokens"),
 }
 LLAMA = {
     "used": Field(
         True,
-        "use the LLM; False: the neck's tokens go to the head (Table 4), and only `family` of this section is read",
+        "use the LLM; False: the neck's tokens go to the head (Table 4), and this section gives only the width: of the"
+        " block if it is named, else of `family`",
     ),
     **_llama("loaded", "all layers"),
     "causal": Field(False, "keep the LLM's causal mask, which PneumoLLM replaces by that of the information emitter"),

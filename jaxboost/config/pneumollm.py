@@ -1,5 +1,7 @@
 """The shared part of PneumoLLM's configs, and the rows of its tables: --config configs/pneumollm.py:ROW."""
 
+import types
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -19,7 +21,8 @@ ROWS: dict[str, dict[str, object]] = {
     "cocoop": {"pneumollm.tokens": "cocoop", "pneumollm.emitter": False},
     "engine": {"pneumollm.emitter": False},
     "full": {},
-    "no_llama": {"llama.used": False},
+    # The width is that of `llama.family`, so that nobody has to convert a LLaMA for it.
+    "no_llama": {"llama.used": False, "llama.block": ""},
     "random_llama": {"llama.block": "random", "llama.final_norm": "ones"},
     **{f"m{count}": {"pneumollm.count": count} for count in (1, 2, 4, 6, 8)},
     # The encoders of Figure 6.
@@ -35,7 +38,11 @@ ROWS: dict[str, dict[str, object]] = {
         "pneumollm.vision": "blocks/vit-l16",
         "pneumollm.vision_source": "google/vit-large-patch16-224-in21k",
     },
-    "clip_vit_l14": {},
+    "clip_vit_l14": {
+        "model.backbone": "clip_vit_l14",
+        "pneumollm.vision": "blocks/clip-vit-l14",
+        "pneumollm.vision_source": "openai/clip-vit-large-patch14",
+    },
 }
 REFERENCE = {"eval.protocol": "reference", "train.loss": "columns", "train.last_batch": "keep"}
 
@@ -48,13 +55,11 @@ def radiographs() -> ConfigDict:
     config.data.size = 224
     config.data.classes = ("normal", "pneumoconiosis")
     config.data.folds = 5
-    config.model.backbone = "clip_vit_l14"
     config.model.image_size = 224
     config.model.mean = (0.485, 0.456, 0.406)
     config.model.std = (0.229, 0.224, 0.225)
     config.model.dtype = "bfloat16"
-    config.pneumollm.vision = "blocks/clip-vit-l14"
-    config.pneumollm.vision_source = "openai/clip-vit-large-patch14"
+    config.update_from_flattened_dict(ROWS["clip_vit_l14"])
     config.llama.block = "blocks/llama-7b-all"
     config.llama.source = "huggyllama/llama-7b"
     config.optim.lr = 3e-4
@@ -69,13 +74,29 @@ def radiographs() -> ConfigDict:
     return config
 
 
-def apply(config: ConfigDict, argument: str) -> ConfigDict:
-    """Applies `ROW`, `reference` or `ROW+reference`; "" changes nothing. Raises ValueError for an unknown word."""
+def apply(
+    config: ConfigDict, argument: str, own: Mapping[str, dict[str, object]] = types.MappingProxyType({})
+) -> ConfigDict:
+    """Applies the words of an argument, with + between them: a row, `reference`, and words of the config file.
+
+    Args:
+      config: it is changed.
+      argument: what follows the colon in --config FILE:ARGUMENT; "" changes nothing.
+      own: word of the config file -> what it changes.
+
+    Raises:
+      ValueError: an unknown word, a word twice, or two rows.
+    """
     words = argument.split("+") if argument else []
-    if len([word for word in words if word != "reference"]) > 1:
+    options = {**own, "reference": REFERENCE}
+    for word in words:
+        if word not in ROWS and word not in options:
+            known = ", ".join((*ROWS, *options))
+            raise ValueError(f"unknown row {word!r}: give one of {known}, or several with + between them")
+        if words.count(word) > 1:
+            raise ValueError(f"{argument!r} names {word} twice: give it once")
+    if len([word for word in words if word in ROWS]) > 1:
         raise ValueError(f"{argument!r} names two rows: give one")
     for word in words:
-        if word != "reference" and word not in ROWS:
-            raise ValueError(f"unknown row {word!r}: give one of {', '.join(ROWS)}, reference, or ROW+reference")
-        config.update_from_flattened_dict(REFERENCE if word == "reference" else ROWS[word])
+        config.update_from_flattened_dict(ROWS[word] if word in ROWS else options[word])
     return config

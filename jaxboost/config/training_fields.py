@@ -1,6 +1,23 @@
 """The fields of the sections `optim`, `train` and `eval`."""
 
+from collections.abc import Iterable
+
 from jaxboost.config.fields import BATCH_SIZE, MAX_EPOCHS, MAX_STEPS, Field, Range
+from jaxboost.evaluation.metrics import SELECTION
+from jaxboost.tasks import LOSSES
+
+
+def _samplings() -> Iterable[str]:
+    from jaxboost.data.pipeline import SAMPLINGS
+
+    return SAMPLINGS
+
+
+def _last_batches() -> Iterable[str]:
+    from jaxboost.data.pipeline import LAST_BATCHES
+
+    return LAST_BATCHES
+
 
 OPTIM = {
     "name": Field("adamw", "optimiser", choices=("adamw", "adam")),
@@ -39,7 +56,7 @@ OPTIM = {
     ),
     "layer_decay": Field(
         1.0,
-        "layer-wise learning rate decay: factor from each encoder block to the block below it; 1: none",
+        "layer-wise learning rate decay: factor from each encoder layer to the layer below it; 1: none",
         range=Range(above=0, most=1),
     ),
     "weight_decay": Field(
@@ -60,7 +77,7 @@ TRAIN = {
         "drop",
         'samples at the end of an epoch that do not fill a batch: "drop" (different samples in each epoch) or "keep" (a'
         " smaller batch)",
-        choices=("drop", "keep"),
+        choices=_last_batches,
         before="drop",
     ),
     "epoch_multiple": Field(
@@ -71,19 +88,20 @@ TRAIN = {
     ),
     "accumulate": Field(
         1,
-        "gradient accumulation: micro-batches per optimiser update; the run's last update may have fewer",
+        "gradient accumulation: micro-batches per optimiser update; micro-batches left over at the end of the run"
+        " change nothing",
         unit="steps",
         range=Range(above=0, most=10**6),
     ),
     "sampling": Field(
         "uniform",
         '"uniform", or "balanced": class-balanced sampling, equally many samples of each class per epoch',
-        choices=("uniform", "balanced"),
+        choices=_samplings,
     ),
     "loss": Field(
         "auto",
         '"auto": the loss of the task, or "columns": binary cross-entropy on each column of the one-hot label',
-        choices=("auto", "columns"),
+        choices=LOSSES,
     ),
     "class_weights": Field(
         "", 'class weights in the loss: "balanced", one number per class such as "1,2.5", or empty for none'
@@ -106,7 +124,9 @@ TRAIN = {
         range=Range(above=0, most=MAX_STEPS),
         resume="free",
     ),
-    "compilation_cache": Field(True, "keep compiled programs in the user's cache folder for the next start"),
+    "compilation_cache": Field(
+        True, "keep compiled programs in the user's cache folder for the next start", resume="free"
+    ),
     "checkpoint_every": Field(
         0,
         "interval of checkpoints within an epoch; 0: only at the end of each epoch",
@@ -125,7 +145,7 @@ EVAL = {
     "metric": Field(
         "auc",
         'metric that picks the epoch: "auc", "acc", or "avg": the mean of both, sensitivity and specificity',
-        choices=("auc", "acc", "avg"),
+        choices=SELECTION,
     ),
     "ties": Field(
         "earlier",

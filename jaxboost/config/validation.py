@@ -43,32 +43,35 @@ def validate(config: ConfigDict) -> None:
         raise UserError("; ".join(found))
 
 
-def problems(config: ConfigDict) -> list[str]:
-    """The problems of a config, one text each; see `validate`."""
-    return _problems(config, may_lack_fields=False)
-
-
 def validate_present(config: ConfigDict) -> None:
     """Like `validate`, for a config that may lack fields: that of a finished run, as far as a prediction reads it.
 
     Raises:
       UserError: see `validate`; a missing field is no problem.
     """
-    if found := _problems(config, may_lack_fields=True):
+    if found := problems(config, may_lack_fields=True):
         raise UserError("; ".join(found))
 
 
 def check_steps(config: Any, steps_per_epoch: int) -> None:
-    """Raises UserError if the run has more steps than the training state can count."""
-    epochs = max(config.train.epochs, config.optim.schedule_epochs)
-    if epochs * steps_per_epoch > MAX_STEPS:
+    """Raises UserError if the run has more steps than the training state can count, or too few for one update."""
+    lengths = {"train.epochs": config.train.epochs, "optim.schedule_epochs": config.optim.schedule_epochs}
+    for name, epochs in lengths.items():
+        if epochs * steps_per_epoch > MAX_STEPS:
+            raise UserError(
+                f"config field {name}: {epochs} epochs of {steps_per_epoch} steps are more than {MAX_STEPS} steps:"
+                " give fewer"
+            )
+    steps, accumulate = config.train.epochs * steps_per_epoch, config.train.accumulate
+    if steps < accumulate:
         raise UserError(
-            f"config field train.epochs: {epochs} epochs of {steps_per_epoch} steps are more than {MAX_STEPS} steps:"
-            " give fewer"
+            f"config field train.accumulate: {accumulate} is more than the {steps} steps of all epochs, nothing would"
+            " be trained: give a smaller number, or more train.epochs"
         )
 
 
-def _problems(config: ConfigDict, *, may_lack_fields: bool) -> list[str]:
+def problems(config: ConfigDict, *, may_lack_fields: bool = False) -> list[str]:
+    """The problems of a config, one text each; see `validate` and `validate_present`."""
     from jaxboost.config.combinations import combination_problems
 
     fields, values = fields_of(config), flat(config)
@@ -81,6 +84,11 @@ def _problems(config: ConfigDict, *, may_lack_fields: bool) -> list[str]:
     # A combination is checked only if all of its fields are there and right.
     texts = [text for name, text in wrong.items() if name in values or not may_lack_fields]
     return [*unknown, *texts, *combination_problems(config, wrong)]
+
+
+def type_in_words(value: Any) -> str:
+    """What the value of a field should be, in words, from a value of the right type."""
+    return _TYPES[type(value)][1] if type(value) in _TYPES else type(value).__name__
 
 
 def _field_problem(name: str, field: Field, value: Any) -> str:
@@ -98,7 +106,7 @@ def _field_problem(name: str, field: Field, value: Any) -> str:
     return ""
 
 
-def _number_problem(name: str, field: Field | None, value: Any) -> str:
+def _number_problem(name: str, field: Field, value: Any) -> str:
     if isinstance(value, list | tuple) and len(value) > _MAX_ENTRIES:
         return f"config field {name}: {len(value)} entries should be at most {_MAX_ENTRIES}"
     for number in _numbers(value):
@@ -106,7 +114,7 @@ def _number_problem(name: str, field: Field | None, value: Any) -> str:
         if not abs(number) <= _FLOAT32_MAX:
             shown = number if isinstance(number, float) else "a number with this many digits"
             return f"config field {name}: {shown} is not finite in float32, give a smaller number"
-        if field and field.range and (wanted := field.range.wanted(number)):
+        if field.range and (wanted := field.range.wanted(number)):
             return f"config field {name}: {number} should be {wanted}"
     return ""
 

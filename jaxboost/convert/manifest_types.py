@@ -1,4 +1,6 @@
-"""The types of the entries of manifest.json, with bounds. Only `manifests` imports this module, and late.
+"""The types of the entries of manifest.json, with bounds.
+
+`manifests` imports this module late, because importing pydantic takes a tenth of a second.
 
 The bounds are far above every published model, and low enough that no single entry takes all memory or time.
 """

@@ -100,8 +100,8 @@ class Split:
     """Samples: row i of every array belongs to sample i.
 
     Attributes:
-      images: uint8 (n, S, S, C) or (n, S, S, S, C) with values 0..255; or float32 features (n, d, W). Large ones stay
-        on disk, as an np.memmap, or as `MappedRows` after samples were selected or joined.
+      images: uint8 (n, S, S, C) or (n, S, S, S, C) with values 0..255; or float32 source tokens (n, d, W). Large
+        ones stay on disk, as an np.memmap, or as `MappedRows` after samples were selected or joined.
       labels: int64 (n, L).
       groups: patients, str (n,); None: unknown, every sample counts as its own patient.
       names: files, str (n,), or None.

@@ -5,13 +5,14 @@ import numpy as np
 from jaxboost.data.dataset import Dataset
 from jaxboost.errors import UserError
 from jaxboost.evaluation.metrics import sensitivity_and_specificity
+from jaxboost.tasks import TASKS
 
 
 def check_both_classes(dataset: Dataset, split: str) -> None:
     """Raises UserError if a split has only one of the two classes, so that no threshold can be chosen on it."""
-    found = np.unique(dataset.splits[split].labels)
-    if len(found) < 2:
-        only = dataset.info.classes[found[0]]
+    info, labels = dataset.info, dataset.splits[split].labels
+    if not TASKS[info.task].has_every_class(labels, len(info.classes)):
+        only = info.classes[labels[0, 0]]
         raise UserError(
             f"config field eval.specificity: every example of the {split} split is {only!r}, so no threshold can be"
             " chosen on it: set it to 0"

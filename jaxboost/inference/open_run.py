@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxboost import schema, systems
+from jaxboost.convert import manifest_types
 from jaxboost.data.dataset import DatasetInfo, Split
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
@@ -26,11 +27,10 @@ from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.frozen import Tree, count, merge
 from jaxboost.runs import finished, workdir
 from jaxboost.runs.result import RunResult
-from jaxboost.runs.saved_config import LlamaArguments
 from jaxboost.systems import System, encoders, start
 from jaxboost.systems.weights import RANDOM
 from jaxboost.tasks import TASKS
-from jaxboost.training import program, step
+from jaxboost.training import step
 from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoints import checkpoint_folder
 
@@ -111,9 +111,8 @@ class FinishedRun:
     def _probabilities(self) -> Callable[[evaluate.Batch], jax.Array]:
         # The step of the run's own evaluation, so that the figures are the same.
         labels = self.labels
-        evaluated = program.make_eval_step(
-            self.config, self.system.graphdef, self.replicated, task=labels.task, classes=len(labels.classes)
-        )(*self.weights)
+        objective = step.Objective(task=labels.task, classes=len(labels.classes), loss=self.config.train.loss)
+        evaluated = step.make_eval_step(self.system.graphdef, objective, self.replicated)(*self.weights)
         return lambda batch: evaluated(batch)[1]
 
     @functools.cached_property
@@ -166,7 +165,7 @@ def open_run(folder: str | os.PathLike[str], moved: Sequence[str] = ()) -> Finis
     # The parts that were trained come from the checkpoint.
     trained = {role: _with_tuples(part) for role, part in result.parts.items() if part}
     _check_trained(folder, config, trained)
-    built = systems.prepare(config, info, trained=trained)
+    built = systems.prepare(config, info, recorded=systems.Recorded(parts=trained, width=result.width))
     _check_size(folder, built, result)
     replicated, by_batch = step.make_mesh()
     params, frozen, stats, fingerprints = start.initialise(built, seed=config.seed, replicated=replicated)
@@ -198,9 +197,9 @@ def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[st
     where = f"{folder / workdir.RESULT}: the arguments of"
     fix = "bring it back from a backup, or train again"
     if (block := trained.get("block")) and config.boost.trainable:
-        parsed = schema.parse(LlamaArguments, block.get("arguments"), where=f"{where} block", fix=fix)
-        if parsed.heads % parsed.kv_heads or block.get("layers") is None:
-            raise UserError(f"{where} block do not fit together: {fix}")
+        schema.parse(manifest_types.Llama, block.get("arguments"), where=f"{where} block", fix=fix)
+        if block.get("layers") is None:
+            raise UserError(f"{folder / workdir.RESULT}: the block has no layers: {fix}")
     if encoder := trained.get("encoder"):
         arguments = encoder.get("arguments") or {}
         differing = encoders.differing(config.model.backbone, arguments)
@@ -234,7 +233,7 @@ def _replace(config: ConfigDict, moved: Sequence[str]) -> None:
     for entry in moved:
         field, equals, value = entry.partition("=")
         if not (equals and value):
-            raise UserError(f"--set {entry}: give FIELD=DIR, such as {known[-1]}=weights/block")
+            raise UserError(f"--set {entry}: give FIELD=DIR, such as {known[-1]}=blocks/llama-7b")
         check_choice(field, known, "--set")
         config.update_from_flattened_dict({field: value})
 

@@ -93,6 +93,7 @@ BACKBONES = {
     "clip_vit_b16": _vit(width=768, depth=12, heads=12, **_CLIP),
     "clip_vit_l14": _vit(width=1024, depth=24, heads=16, patch=14, **_CLIP),
     "dinov2_s14": _vit(width=384, depth=12, heads=6, patch=14, layer_scale=True),
+    "dinov2_s14_reg4": _vit(width=384, depth=12, heads=6, patch=14, layer_scale=True, registers=4),
     "vit3d": _vit3d(width=1024, depth=8, heads=8, mlp_width=1024),
     "vivit_s": _vivit(width=512, depth=4, heads=8),
     "vivit_m": _vivit(width=1024, depth=8, heads=8),

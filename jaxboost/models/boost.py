@@ -1,4 +1,4 @@
-"""The booster of R-LLM (Lai et al. 2024): two linear adapters around a frozen LLaMA layer, in all its variants."""
+"""The booster of R-LLM (Lai et al. 2024): two linear maps around a frozen LLaMA layer, in all its variants."""
 
 import dataclasses
 from typing import Literal
@@ -17,7 +17,7 @@ class BoostVariant:
     """What a variant computes from tokens x: r = F_E x; h = F_L(r) [+ r]; result F_D h [+ skip(x)].
 
     Attributes:
-      layer: whether it has the LLaMA layers F_L. Without them h = r: the control with adapters only.
+      layer: whether it has the LLaMA layers F_L. Without them h = r: the control with the linear maps only.
       inner: the inner residual: r is added to the output of F_L, before F_D.
       outer: the outer residual, skip(x): none, x itself, or leaky_relu(W x) with a trained W.
     """
@@ -56,12 +56,12 @@ def check_path(path: str, kind: str, *, rope: bool) -> None:
 class Boost(nnx.Module):
     """Tokens x (B, N, d) -> boosted tokens (B, N, d), through width D of the LLaMA layers.
 
-    Trained are the adapters F_E (d, D) and F_D (D, d), and W of kind "out_nn". The block is trained too unless the
+    Trained are the linear maps F_E (d, D) and F_D (D, d), and W of kind "out_nn". The block is trained too unless the
     caller freezes it with `frozen.freeze`; `load_block` returns it frozen.
 
     Example::
 
-      block = jaxboost.load_block("weights/smollm2-135m")  # frozen
+      block = jaxboost.load_block("blocks/smollm2-135m")  # frozen
       self.boost = Boost("rllm", width=384, block=block, rngs=rngs)  # in the model's constructor
       ...
       tokens = self.boost(tokens)  # every token (B, N, 384), for models that pool their tokens
@@ -77,9 +77,9 @@ class Boost(nnx.Module):
       path: how `pooled` computes its result; all give the same result. "full" computes all tokens. "pooled" computes
         keys and values of all tokens, and the rest for CLS alone. "absorbed" computes no keys and values (see
         `models.absorbed`), which does not work with rope. "auto" chooses the cheapest path for the shapes.
-      init: a key of INITS: how the adapters are initialised.
-      dtype: of the adapters' computation; their weights are float32.
-      rngs: of the adapters' weights.
+      init: a key of INITS: how the linear maps are initialised.
+      dtype: of the linear maps' computation; their weights are float32.
+      rngs: of the linear maps' weights.
 
     Raises:
       ValueError: an argument is unknown, or kind, block and block_width do not go together.

@@ -49,35 +49,35 @@ class LlamaConfig:
         return {k: getattr(self, k) for k in ("width", "heads", "kv_heads", "head_dim", "mlp_width")}
 
 
-# Published shapes, so that a model can be described and traced without its weights.
-FAMILIES = {
-    "llama-7b": LlamaConfig(
-        width=4096, heads=32, kv_heads=32, head_dim=128, mlp_width=11008, eps=1e-6, rope_base=10000.0
+# Published shapes, so that a model can be described and traced without its weights: (number of layers, each layer).
+_PUBLISHED = {
+    "llama-7b": (
+        32,
+        LlamaConfig(width=4096, heads=32, kv_heads=32, head_dim=128, mlp_width=11008, eps=1e-6, rope_base=10000.0),
     ),
-    "llama-2-7b": LlamaConfig(
-        width=4096, heads=32, kv_heads=32, head_dim=128, mlp_width=11008, eps=1e-5, rope_base=10000.0
+    "llama-2-7b": (
+        32,
+        LlamaConfig(width=4096, heads=32, kv_heads=32, head_dim=128, mlp_width=11008, eps=1e-5, rope_base=10000.0),
     ),
-    "llama-3-8b": LlamaConfig(
-        width=4096, heads=32, kv_heads=8, head_dim=128, mlp_width=14336, eps=1e-5, rope_base=500000.0
+    "llama-3-8b": (
+        32,
+        LlamaConfig(width=4096, heads=32, kv_heads=8, head_dim=128, mlp_width=14336, eps=1e-5, rope_base=500000.0),
     ),
-    "tinyllama-1.1b": LlamaConfig(
-        width=2048, heads=32, kv_heads=4, head_dim=64, mlp_width=5632, eps=1e-5, rope_base=10000.0
+    "tinyllama-1.1b": (
+        22,
+        LlamaConfig(width=2048, heads=32, kv_heads=4, head_dim=64, mlp_width=5632, eps=1e-5, rope_base=10000.0),
     ),
-    "smollm2-135m": LlamaConfig(
-        width=576, heads=9, kv_heads=3, head_dim=64, mlp_width=1536, eps=1e-5, rope_base=100000.0
+    "smollm2-135m": (
+        30,
+        LlamaConfig(width=576, heads=9, kv_heads=3, head_dim=64, mlp_width=1536, eps=1e-5, rope_base=100000.0),
     ),
-    "llama-tiny": LlamaConfig(width=64, heads=4, kv_heads=2, head_dim=16, mlp_width=96, eps=1e-5, rope_base=10000.0),
+    "llama-tiny": (
+        4,
+        LlamaConfig(width=64, heads=4, kv_heads=2, head_dim=16, mlp_width=96, eps=1e-5, rope_base=10000.0),
+    ),
 }
-
-# Layers of each family's model.
-DEPTHS = {
-    "llama-7b": 32,
-    "llama-2-7b": 32,
-    "llama-3-8b": 32,
-    "tinyllama-1.1b": 22,
-    "smollm2-135m": 30,
-    "llama-tiny": 4,
-}
+DEPTHS = {name: depth for name, (depth, _) in _PUBLISHED.items()}
+FAMILIES = {name: config for name, (_, config) in _PUBLISHED.items()}
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:

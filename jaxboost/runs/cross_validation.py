@@ -33,6 +33,7 @@ SHARED = (
         "warning",
         "model",
         "boost",
+        "width",
         "parameters",
         "encoder",
         "vision",

@@ -42,7 +42,7 @@ def read(folder: pathlib.Path) -> tuple[ConfigDict, RunResult]:
         raise UserError(f"{folder} is a whole cross-validation: give one of its folds, such as {folder}/fold0")
     if result is None:
         raise UserError(f"{folder} is not finished, it has no result.json: run its training command again")
-    differing = continuing.differing(continuing.held(content), continuing.held(result.config))
+    differing = continuing.differing(continuing.fixed_fields(content), continuing.fixed_fields(result.config))
     if isinstance(result, FoldsResult) or differing:
         is_folds = isinstance(result, FoldsResult)
         what = "is of a cross-validation" if is_folds else f"differs in {', '.join(differing)}"

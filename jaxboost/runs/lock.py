@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunLock:
-    """The lock of one run; `held` acquires and releases it."""
+    """The lock of one run; `locked` acquires and releases it."""
 
     def __init__(self, folder: pathlib.Path):
         """Creates the lock without acquiring it. `folder` of the run must exist."""
@@ -146,7 +146,7 @@ class RunLock:
 
 
 @contextlib.contextmanager
-def held(folder: pathlib.Path) -> Iterator[RunLock]:
+def locked(folder: pathlib.Path) -> Iterator[RunLock]:
     """Holds the lock of a run's folder. A missing folder is created, and removed again if it stays empty.
 
     Raises:

@@ -76,7 +76,6 @@ def make_result(
       steps: number of training steps.
       seconds: duration of the run.
     """
-    described = system.summary
     parts = {part.role: Part(**part.about, sha256=fingerprints[part.role]) for part in system.pretrained}
     figures = _figures(scores, dataset, resamples=config.eval.bootstrap)
     return RunResult(
@@ -87,8 +86,9 @@ def make_result(
         seed=config.seed,
         protocol=config.eval.protocol,
         warning=REFERENCE_WARNING if config.eval.protocol == "reference" else None,
-        model=described["model"],
-        boost=described["boost"],
+        model=config.model.backbone,
+        boost=system.boost,
+        width=system.width,
         encoder=parts.get("encoder"),
         block=parts.get("block"),
         vision=parts.get("vision"),

@@ -124,6 +124,7 @@ class RunResult:
       seed, protocol, config: settings of the run; `config` is the content of config.json.
       warning: a warning about comparing the metrics with others; None: no warning.
       model, boost: the backbone, and the boost variant or "pneumollm".
+      width: see `systems.System`; None also in results of earlier versions.
       parameters: parameter counts of the model.
       encoder, block: the pretrained parts of R-LLM.
       vision, llama: the pretrained parts of PneumoLLM.
@@ -148,6 +149,7 @@ class RunResult:
     warning: _Text | None
     model: _Text
     boost: _Text
+    width: Annotated[int, Field(ge=1, le=2**16)] | None = None
     encoder: Part | None = None
     block: Part | None = None
     vision: Part | None = None

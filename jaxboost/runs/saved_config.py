@@ -138,20 +138,6 @@ class Config:
     llama: Llama | None = None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LlamaArguments:
-    """The entry "arguments" of pretrained LLaMA layers, see `models.llama.LlamaConfig`."""
-
-    width: Annotated[int, Field(ge=1, le=2**16)]
-    heads: Annotated[int, Field(ge=1, le=1024)]
-    kv_heads: Annotated[int, Field(ge=1, le=1024)]
-    head_dim: Annotated[int, Field(ge=2, le=1024, multiple_of=2)]
-    mlp_width: Annotated[int, Field(ge=1, le=2**18)]
-    eps: Annotated[float, Field(gt=0, le=1)]
-    rope_base: Annotated[float, Field(gt=0, le=1e12)]
-    rope_factors: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(max_length=512)] | None
-
-
 def check_config(content: Any) -> dict[str, Any]:
     """Returns the content of a config.json unchanged; raises ValueError if it is not the config of a run."""
     schema.check(ConfigJson, content)

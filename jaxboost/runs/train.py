@@ -17,15 +17,15 @@ from jaxboost.data.pipeline.augment import Augment
 from jaxboost.evaluation import thresholds
 from jaxboost.models.frozen import Tree
 from jaxboost.runs import datasets, report, workdir
-from jaxboost.runs.lock import held
+from jaxboost.runs.lock import locked
 from jaxboost.runs.result import RunResult, Selection
 from jaxboost.systems import start
-from jaxboost.training import features, layer_decay, step
+from jaxboost.training import source_tokens, step
 from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoints import checkpoint_folder
 from jaxboost.training.checkpoints.checkpointer import Checkpointer, Progress
 from jaxboost.training.loop import Loop, train_iterator
-from jaxboost.training.program import Program, check_partial_batches, make_objective, make_program
+from jaxboost.training.program import Program, make_objective, make_program
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def train_and_evaluate(
     with stopping.watch(resumable=True) as stop:
         stopping.say(" before the first step: run the same command again")
         try:
-            with held(folder) as lock:
+            with locked(folder) as lock:
                 # Another process may have finished the run while this one waited.
                 if finished := workdir.check(folder, config):
                     content = _finished(config, finished, folder, splits)
@@ -106,8 +106,6 @@ def assemble(
     system = systems.prepare(config, info)
     # By now a missing block has been converted.
     config = systems.with_layers(config)
-    if config.optim.layer_decay != 1:
-        layer_decay.check_has_blocks(system.params)
     augment, image_size = Augment(**config.augment), config.model.image_size
     augment.check(info.ndim)
     splits = splits or datasets.own_splits(config, folder)
@@ -118,8 +116,6 @@ def assemble(
     objective = make_objective(config, dataset.info, dataset.splits["train"].labels)
     iterator = train_iterator(config, dataset.splits["train"], augment=augment, image_size=image_size)
     steps_per_epoch = _steps_per_epoch(config, dataset)
-    if config.train.last_batch == "keep":
-        check_partial_batches(objective, system.stats)
     validation.check_steps(config, steps_per_epoch)
     program = make_program(config, system.graphdef, objective, steps_per_epoch=steps_per_epoch)
     all_steps = config.train.epochs * steps_per_epoch
@@ -152,7 +148,10 @@ def assemble(
         state=program.init_state(params, stats),
         frozen=frozen,
         progress=Progress(
-            fingerprints=fingerprints, best=None, seconds=0.0, config=continuing.held(continuing.to_dict(config))
+            fingerprints=fingerprints,
+            best=None,
+            seconds=0.0,
+            config=continuing.fixed_fields(continuing.to_dict(config)),
         ),
         started=started,
         check_lock=check_lock,
@@ -178,7 +177,7 @@ def _encoded(
     key: str,
 ) -> Dataset:
     """Replaces the images of the data set by the frozen encoder's tokens, which are cached in `folder`."""
-    return features.encode(
+    return source_tokens.encode(
         dataset,
         lambda batch: program.encode(*weights, step.put(batch, program.by_batch)),
         batch_size=config.eval.batch_size,
@@ -210,7 +209,7 @@ def _complete(loop: Loop) -> dict[str, Any] | None:
 def _finish(loop: Loop, checkpointer: Checkpointer) -> dict[str, Any]:
     """Evaluates the best epoch, and writes predictions and result.
 
-    The only place that reads the test split, unless the protocol is `reference`.
+    The only place that evaluates the test split, unless the protocol is `reference`.
     """
     config, dataset, best = loop.config, loop.dataset, loop.progress.best
     assert best is not None  # The last step is validated.
@@ -255,8 +254,8 @@ def _warn_of_slow_average(config: Config, steps: int) -> None:
     rest = config.train.ema ** (steps // config.train.accumulate)
     if config.train.ema and config.eval.ema and rest > 0.1:
         logger.warning(
-            "train.ema=%s: after %d steps %.0f %% of the average that is evaluated are the weights at the start: lower"
-            " it, or set eval.ema=False",
+            "train.ema=%s: after %d steps, %.0f %% of the evaluated average is still the initial weights: in another"
+            " --workdir, lower train.ema or set eval.ema=False",
             config.train.ema,
             steps,
             100 * rest,

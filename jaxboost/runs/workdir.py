@@ -58,7 +58,7 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> RunResult | FoldsResult 
         raise UserError(f"{workdir} is a file: give another --workdir")
     result = read_result(workdir)
     before = config_in(workdir, result)
-    if before is not None and (differing := continuing.differing(before, continuing.held(to_dict(config)))):
+    if before is not None and (differing := continuing.differing(before, continuing.fixed_fields(to_dict(config)))):
         raise UserError(
             f"{workdir} holds a run of another config, which differs in {', '.join(differing)}:"
             " give another --workdir, or remove it"
@@ -164,7 +164,7 @@ def _is_whole(path: pathlib.Path) -> bool:
 
 
 def config_in(workdir: pathlib.Path, result: RunResult | FoldsResult | None = None) -> dict[str, Any] | None:
-    """Returns the config of the run in the folder, as `continuing.held` gives it; None if no file has it.
+    """Returns the config of the run in the folder, as `continuing.fixed_fields` gives it; None if no file has it.
 
     Args:
       workdir: folder of the run; it may be missing.
@@ -173,13 +173,13 @@ def config_in(workdir: pathlib.Path, result: RunResult | FoldsResult | None = No
     path = workdir / CONFIG
     if path.exists():
         try:
-            return continuing.held(read_config(workdir))
+            return continuing.fixed_fields(read_config(workdir))
         except ValueError as error:
             logger.warning(
                 "%s is damaged (%s): the config is taken from the run's result or checkpoint instead", path, error
             )
     if result := result or read_result(workdir):
-        return continuing.held(result.config)
+        return continuing.fixed_fields(result.config)
     return checkpoint_folder.saved_config(workdir / checkpoint_folder.FOLDER)
 
 

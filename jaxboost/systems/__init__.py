@@ -16,9 +16,9 @@ from jaxboost.config.types import Config
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
 from jaxboost.systems import pneumollm, rllm
-from jaxboost.systems.system import System
+from jaxboost.systems.system import Recorded, System
 
-__all__ = ["System", "check_same_weights", "prepare", "with_layers"]
+__all__ = ["Recorded", "System", "check_same_weights", "prepare", "with_layers"]
 
 
 def prepare(
@@ -26,7 +26,7 @@ def prepare(
     info: DatasetInfo,
     *,
     with_weights: bool = True,
-    trained: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({}),
+    recorded: Recorded | None = None,
 ) -> System:
     """Traces the model of a config, and finds its weights; nothing large is read or computed.
 
@@ -35,13 +35,12 @@ def prepare(
       info: the data set of the run.
       with_weights: find the pretrained weights, and convert them if the config asks for that. If False, a block that is
         missing has the shapes of the family that the config names.
-      trained: for a finished run: role -> the entry of result.json about a pretrained part. Parts that the run trained
-        come from its checkpoint, so their initial weights are not needed.
+      recorded: of a finished run, what its result says; None: the run is new or unfinished.
 
     Raises:
       UserError: weights are missing, or do not fit the model.
     """
-    return _system(config).prepare(config, info, with_weights=with_weights, trained=trained)
+    return _system(config).prepare(config, info, with_weights=with_weights, recorded=recorded)
 
 
 def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib.Path) -> None:
@@ -49,7 +48,7 @@ def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib
 
     Args:
       config: of the run, as it is given now.
-      finished: the run's result.json.
+      finished: role -> entry of result.json, `RunResult.parts`.
       folder: of the run.
     """
     _system(config).check_same_weights(config, finished, folder)
@@ -60,8 +59,8 @@ def with_layers(config: Config, before: Callable[[], Mapping[str, Any] | None] =
 
     Args:
       config: of a run.
-      before: returns the config that the run's folder has, flat as `continuing.held` gives it, or None. It gives the
-        numbers if the block is missing.
+      before: returns the config that the run's folder has, flat as `continuing.fixed_fields` gives it, or None. It
+        gives the numbers if the block is missing.
     """
     system = _system(config)
     if config[system.SECTION].layers:

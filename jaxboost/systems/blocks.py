@@ -9,11 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxboost.config.types import Config
 from jaxboost.convert import placing, store
 from jaxboost.convert.placing import Placement, Quantize
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.llama import DEPTHS, FAMILIES, LlamaConfig
-from jaxboost.systems.weights import RANDOM, Pretrained, as_trained, find_converted
+from jaxboost.systems.system import Recorded
+from jaxboost.systems.weights import RANDOM, Pretrained, as_trained, empty, find_converted, stored_dtype
 
 INT8 = "int8"
 # The layers of a family, or of a source to convert, if a config names none: `boost` takes the last, `llama` all.
@@ -42,53 +44,59 @@ class Layers:
 
 
 def find_layers(
-    section: str,
-    *,
-    family: str,
-    block: str,
-    source: str,
-    convert: bool,
-    layers: tuple[int, ...],
-    final_norm: str,
-    used: bool,
-    default: str,
-    with_weights: bool,
+    section: str, config: Config, *, used: bool, default: str, with_weights: bool, recorded: Recorded | None
 ) -> Layers:
     """Finds the LLaMA layers that a config section names.
 
-    The manifest of a block gives its width, layers and constants. The family is used only if no block is read: for
-    random layers, and for a missing block if only shapes are needed.
+    The manifest of a block gives its width, layers and constants. The family is used only if no block is named: for
+    random layers; and for a missing block if only shapes are needed.
 
     Args:
-      section: name of the section, for messages; the arguments up to `final_norm` are its fields.
+      section: name of the section.
+      config: the whole config.
       used: whether the model has these layers; some controls take only their width.
       default: the layers of a family, or of a source to convert, if `layers` is empty: LAST or ALL.
       with_weights: whether the block is needed (and converted if the config says so), or only shapes.
+      recorded: see `systems.prepare`. A finished run without these layers needs no block.
 
     Raises:
       UserError: the block is missing, or lacks a layer.
     """
+    fields = config[section]
+    family, block, layers = fields.family, fields.block, tuple(fields.layers)
     wanted = used and with_weights and block != RANDOM
     if wanted and not block:
-        raise UserError(
-            f'config field {section}.block is empty: give the folder that `jaxboost convert` made, or "random"'
-        )
-    is_there = block not in ("", RANDOM) and pathlib.Path(block).expanduser().exists()
-    if not (wanted or is_there) and family:
-        return Layers(config=FAMILIES[family], numbers=tuple(layers) or layers_of_family(family, default))
-    if block in ("", RANDOM):
+        raise empty(f"{section}.block")
+    if not used and recorded and recorded.width:
+        # Nothing but the width is read.
+        return Layers(config=dataclasses.replace(FAMILIES["llama-tiny"], width=recorded.width), numbers=layers)
+    if used and not recorded:
+        _check_random(section, fields)
+    is_named = block not in ("", RANDOM)
+    # Finished runs of earlier versions took the width of the family if the block was missing.
+    is_needed = with_weights and (used or not recorded)
+    if family and not (is_named and (is_needed or pathlib.Path(block).expanduser().exists())):
+        return Layers(config=FAMILIES[family], numbers=layers or layers_of_family(family, default))
+    if not is_named:
         raise UserError(
             f"config fields {section}.family and {section}.block give no shapes: set {section}.family to one of "
             + ", ".join(FAMILIES)
         )
-    spec = ",".join(map(str, layers)) or default
-    folder = find_converted("block", block, source, spec, convert_missing=convert and with_weights)
+    folder = find_converted(
+        "block",
+        block,
+        fields.source,
+        ",".join(map(str, layers)) or default,
+        dtype=stored_dtype(config.model.dtype, trainable=fields.get("trainable", False)),
+        convert_missing=fields.convert and with_weights,
+        instead="" if used else f"; or leave {section}.block empty: only a width is needed, {section}.family has one",
+    )
     manifest = store.read_manifest(folder)
     if not used:
-        return Layers(config=manifest.config, numbers=tuple(layers) or manifest.layers)
-    numbers = _layers_of_block(section, folder, manifest, tuple(layers))
+        return Layers(config=manifest.config, numbers=layers or manifest.layers)
+    numbers = _layers_of_block(section, folder, manifest, layers)
     # Raises if the block has no final norm to load.
-    store.fingerprint_of(manifest, numbers, final_norm == "loaded")
+    store.fingerprint_of(manifest, numbers, fields.final_norm == "loaded")
     if wanted:
         _log_choice(section, family, folder, manifest, chosen=bool(layers))
     return Layers(
@@ -96,20 +104,20 @@ def find_layers(
         numbers=numbers,
         folder=folder if wanted else None,
         manifest=manifest if wanted else None,
-        final_norm=wanted and final_norm == "loaded",
+        final_norm=wanted and fields.final_norm == "loaded",
     )
 
 
-def named_layers(*, family: str, block: str, used: bool, default: str) -> tuple[int, ...]:
+def named_layers(fields: Config, *, used: bool, default: str) -> tuple[int, ...]:
     """The layers of a config section whose field `layers` is empty; () if its block is missing.
 
     Raises:
       UserError: the block, or the family, cannot be read.
     """
-    if used and block not in ("", RANDOM):
-        folder = pathlib.Path(block).expanduser()
+    if used and fields.block not in ("", RANDOM):
+        folder = pathlib.Path(fields.block).expanduser()
         return store.read_manifest(folder).layers if folder.exists() else ()
-    return layers_of_family(check_choice(family, FAMILIES, "family"), default) if family else ()
+    return layers_of_family(check_choice(fields.family, FAMILIES, "family"), default) if fields.family else ()
 
 
 def layers_of_family(family: str, default: str) -> tuple[int, ...]:
@@ -128,9 +136,11 @@ def check_rope(section: str, config: LlamaConfig, *, used: bool) -> None:
         )
 
 
-def fingerprint(folder: pathlib.Path, *, layers: tuple[int, ...], final_norm: str) -> str:
+def fingerprint(folder: pathlib.Path, fields: Config) -> str:
     """SHA-256 of the weights that a config section names in the block at `folder`."""
-    return store.fingerprint_of(store.read_manifest(folder), tuple(layers) or None, final_norm == "loaded")
+    return store.fingerprint_of(
+        store.read_manifest(folder), tuple(fields.layers) or None, fields.final_norm == "loaded"
+    )
 
 
 def pretrained_layers(
@@ -182,6 +192,18 @@ def pretrained_layers(
         text=text,
         load=None if layers.manifest is None else functools.partial(_load, layers, trainable, quantize),
     )
+
+
+def _check_random(section: str, fields: Config) -> None:
+    """Raises UserError if random layers have numbers that their family does not have."""
+    if fields.block != RANDOM or not fields.family:
+        return
+    depth = DEPTHS[fields.family]
+    if absent := [layer for layer in fields.layers if layer >= depth]:
+        raise UserError(
+            f"config field {section}.layers: {fields.family} has {depth} layers, 0 to {depth - 1}, not layer"
+            f" {_listed(absent)}: choose among them, or set {section}.family to another family"
+        )
 
 
 def _layers_of_block(

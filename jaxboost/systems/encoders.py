@@ -5,54 +5,51 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from jaxboost.config.types import Config
 from jaxboost.convert import encoders
 from jaxboost.convert.placing import Placement
 from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
-from jaxboost.systems.weights import RANDOM, Pretrained, as_trained, find_converted
+from jaxboost.systems.weights import RANDOM, Pretrained, as_trained, find_converted, stored_dtype
 
 
 def resolve_encoder(
-    role: str,
-    backbone: str,
-    weights: str,
-    *,
-    source: str,
-    convert_missing: bool,
-    image_size: int,
-    dtype: str,
-    trainable: bool,
-    with_norm: bool,
+    role: str, model: Config, fields: Config, name: str, *, trainable: bool, with_norm: bool
 ) -> tuple[Pretrained, dict[str, Any]]:
     """Finds the weights of a model's `encoder`, and the arguments that replace those of the backbone.
 
     Args:
       role, trainable: see `Pretrained`.
-      backbone: a key of BACKBONES.
-      weights: the folder of the vision encoder, or "random" for the control, a frozen random encoder.
-      source, convert_missing: see `find_converted`.
-      image_size: side of the images in pixels.
-      dtype: of random weights.
+      model: the config's section `model`; its backbone is a key of BACKBONES.
+      fields, name: a section of the config, and its field with the folder of the vision encoder, or with "random" for
+        the control, a frozen random encoder. `{name}_source` and `{name}_convert` are fields of that section too.
       with_norm: whether the encoder's final norm is needed too, as the model's `head_norm`.
 
     Raises:
       UserError: the encoder is missing, or is another model than `backbone`.
     """
     paths = (("encoder",), ("head_norm",))[: 1 + with_norm]
-    if weights == RANDOM:
-        about = {"source": RANDOM, "dtype": dtype}
+    if fields[name] == RANDOM:
+        about = {"source": RANDOM, "dtype": model.dtype}
         text = "a random encoder: the control without pretraining"
         return Pretrained(role=role, paths=paths, trainable=False, about=about, text=text, load=None), {}
-    folder = find_converted("encoder", weights, source, "all", convert_missing=convert_missing)
+    folder = find_converted(
+        "encoder",
+        fields[name],
+        fields[f"{name}_source"],
+        "all",
+        dtype=stored_dtype(model.dtype, trainable=trainable),
+        convert_missing=fields[f"{name}_convert"],
+    )
     manifest = encoders.read_manifest(folder)
-    _check_encoder(folder, manifest, backbone)
+    _check_encoder(folder, manifest, model.backbone)
     part = Pretrained(
         role=role,
         paths=paths,
         trainable=trainable,
         about={"source": manifest.source, "dtype": manifest.dtype, "arguments": dict(manifest.arguments)},
         text=f"encoder of {manifest.source}, {'trained too' if trainable else 'frozen'}",
-        load=functools.partial(_load_encoder, folder, image_size, trainable, with_norm),
+        load=functools.partial(_load_encoder, folder, model.image_size, trainable, with_norm),
     )
     return part, dict(manifest.arguments)
 
@@ -73,9 +70,10 @@ def _check_encoder(folder: pathlib.Path, manifest: encoders.EncoderManifest, bac
         fitting = [
             name for name, spec in BACKBONES.items() if spec.traits.names and not differing(name, manifest.arguments)
         ]
+        fix = f"choose the backbone that it is, {' or '.join(fitting)}" if fitting else "no backbone fits it"
         raise UserError(
             f"the encoder at {folder} ({manifest.source}) has {', '.join(problems)} as model.backbone={backbone} has:"
-            f" choose the backbone that it is{', ' if fitting else ''}{' or '.join(fitting)}"
+            f" {fix}"
         )
 
 

@@ -1,7 +1,6 @@
 """R-LLM from a config: the model, and the weights of its encoder and of its block."""
 
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
@@ -16,21 +15,17 @@ from jaxboost.models.classifier import BoostSpec, Classifier
 from jaxboost.models.llama import LlamaConfig
 from jaxboost.systems import blocks
 from jaxboost.systems.encoders import resolve_encoder
-from jaxboost.systems.system import System, model_arguments, texts, trace
+from jaxboost.systems.system import Recorded, System, model_arguments, texts, trace
 from jaxboost.systems.weights import RANDOM, Pretrained, check_same
 
 # The section of the config that names the LLaMA layers.
 SECTION = "boost"
 
 
-def prepare(
-    config: Config, info: DatasetInfo, *, with_weights: bool, trained: Mapping[str, Mapping[str, Any]]
-) -> System:
+def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: Recorded | None) -> System:
     """Prepares R-LLM, see `systems.prepare`."""
-    encoder, arguments = _resolve_encoder(config, trained.get("encoder"), with_weights=with_weights)
-    spec, block = _resolve_boost(
-        trained.get("block"), with_weights=with_weights, dtype=config.model.dtype, **config.boost
-    )
+    encoder, arguments = _resolve_encoder(config, recorded, with_weights=with_weights)
+    spec, block = _resolve_boost(config, recorded, with_weights=with_weights)
     parts = (*encoder, *block)
 
     def build(rngs: nnx.Rngs) -> Classifier:
@@ -43,7 +38,8 @@ def prepare(
         **trace(build),
         title=f"{backbone} + {kind}{texts(parts)}",
         pretrained=parts,
-        summary={"model": backbone, "boost": kind, "encoder": None, "block": None},
+        boost=kind,
+        width=spec.config.width if spec.config and not VARIANTS[kind].layer else None,
     )
 
 
@@ -51,7 +47,7 @@ def layers(config: Config) -> tuple[int, ...]:
     """The layers of a config whose `boost.layers` is empty, see `blocks.named_layers`."""
     boost = config.boost
     used = boost.kind in VARIANTS and VARIANTS[boost.kind].layer
-    return blocks.named_layers(family=boost.family, block=boost.block, used=used, default=blocks.LAST)
+    return blocks.named_layers(boost, used=used, default=blocks.LAST)
 
 
 def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib.Path) -> None:
@@ -60,6 +56,7 @@ def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib
     # The random start of a trained encoder is not recorded.
     check_same(
         "encoder",
+        "model.weights",
         config.model.weights or RANDOM,
         finished.get("encoder") or {"source": RANDOM, "sha256": ""},
         encoders.fingerprint_at,
@@ -67,76 +64,57 @@ def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib
     )
     check_same(
         "block",
+        "boost.block",
         boost.block,
         finished["block"],
-        lambda path: blocks.fingerprint(path, layers=boost.layers, final_norm=boost.final_norm),
+        lambda path: blocks.fingerprint(path, boost),
         folder,
     )
 
 
 def _resolve_encoder(
-    config: Config, trained: Mapping[str, Any] | None, *, with_weights: bool
+    config: Config, recorded: Recorded | None, *, with_weights: bool
 ) -> tuple[tuple[Pretrained, ...], dict[str, Any]]:
     """The encoder as a pretrained part, and its arguments. No part if it has a random start and is trained.
 
     Args:
       config: of the run.
-      trained: the entry of result.json about the encoder, see `systems.prepare`.
-      with_weights: see `systems.prepare`.
+      recorded, with_weights: see `systems.prepare`.
     """
     model = config.model
     spec, is_random = BACKBONES[model.backbone], model.weights in ("", RANDOM)
     if not with_weights or (is_random and not model.frozen):
         return (), {}
+    trained = recorded and recorded.parts.get("encoder")
     if trained and not model.frozen:
         return (), dict(trained["arguments"])
     part, arguments = resolve_encoder(
-        "encoder",
-        model.backbone,
-        model.weights,
-        source=model.weights_source,
-        convert_missing=model.weights_convert,
-        image_size=model.image_size,
-        dtype=model.dtype,
-        trainable=not model.frozen,
-        with_norm=spec.head_eps is not None,
+        "encoder", model, model, "weights", trainable=not model.frozen, with_norm=spec.head_eps is not None
     )
     return (part,), arguments
 
 
 def _resolve_boost(
-    trained: Mapping[str, Any] | None,
-    *,
-    with_weights: bool,
-    dtype: str,
-    kind: str,
-    trainable: bool,
-    rope: bool,
-    causal: bool,
-    path: str,
-    init: str,
-    **llama: Any,
+    config: Config, recorded: Recorded | None, *, with_weights: bool
 ) -> tuple[BoostSpec, tuple[Pretrained, ...]]:
-    if kind == "none":
-        return BoostSpec(kind=kind), ()
-    has_layer = VARIANTS[kind].layer
+    fields = config.boost
+    if fields.kind == "none":
+        return BoostSpec(kind=fields.kind), ()
+    has_layer = VARIANTS[fields.kind].layer
     # A block that was trained comes from the checkpoint: only its shape is needed.
-    kept = trained if trainable else None
+    kept = recorded.parts.get("block") if recorded and fields.trainable else None
     if kept:
         found = blocks.Layers(config=LlamaConfig(**kept["arguments"]), numbers=kept["layers"])
     else:
-        found = blocks.find_layers(SECTION, used=has_layer, default=blocks.LAST, with_weights=with_weights, **llama)
-    blocks.check_rope(SECTION, found.config, used=has_layer and rope)
-    spec = BoostSpec(
-        kind=kind,
-        config=found.config,
-        depth=len(found.numbers),
-        trainable=trainable,
-        rope=rope,
-        causal=causal,
-        path=path,
-        init=init,
-    )
+        found = blocks.find_layers(
+            SECTION, config, used=has_layer, default=blocks.LAST, with_weights=with_weights, recorded=recorded
+        )
+    blocks.check_rope(SECTION, found.config, used=has_layer and fields.rope)
+    own = {name: fields[name] for name in ("kind", "trainable", "rope", "causal", "path", "init")}
+    spec = BoostSpec(config=found.config, depth=len(found.numbers), **own)
     if kept or not has_layer:
         return spec, ()
-    return spec, (blocks.pretrained_layers("block", ("boost", "block"), found, trainable=trainable, dtype=dtype),)
+    part = blocks.pretrained_layers(
+        "block", ("boost", "block"), found, trainable=fields.trainable, dtype=config.model.dtype
+    )
+    return spec, (part,)

@@ -40,7 +40,7 @@ def initialise(
                     # The dtype that loaded weights would have.
                     dtype = jnp.dtype(part.about["dtype"])
                     weights = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), weights)
-                    _put(holder, path, part.held(weights))
+                    _put(holder, path, part.in_memory(weights))
         return params, frozen_weights, stats
 
     shapes = jax.eval_shape(draw)
@@ -65,13 +65,13 @@ def initialise(
     return params, frozen_weights, stats, fingerprints
 
 
-def held_shapes(system: System, dtype: jnp.dtype) -> dict[str, Any]:
+def shapes_in_memory(system: System, dtype: jnp.dtype) -> dict[str, Any]:
     """Shapes of the frozen weights in memory: quantized if the config says so, the others in `dtype`."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), system.frozen)
     for part in system.pretrained:
         if not part.trainable:
             for path in part.paths:
-                _put(shapes, path, jax.eval_shape(part.held, _get(shapes, path)))
+                _put(shapes, path, jax.eval_shape(part.in_memory, _get(shapes, path)))
     return shapes
 
 

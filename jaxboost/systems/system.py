@@ -1,7 +1,7 @@
 """A model that can be built, with a plan for its weights; and what all systems share."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,7 +22,8 @@ class System:
         `frozen.split` gives them.
       pretrained: the parts with pretrained weights, and their random controls.
       title: the model's name in the log.
-      summary: entries of result.json about the model, "model" and "boost" among them.
+      boost: the boost variant, "none", or "pneumollm".
+      width: D, the width of the LLaMA layers that would be there, if the model has none but depends on it; else None.
       tokens: number of tokens that enter the LLaMA layers, or would if there were any.
       encoder_key: together with the encoder's weights it identifies the output of the model's `encode`, if that output
         is the same at every step and can be computed once; else None.
@@ -35,9 +36,24 @@ class System:
     stats: dict[str, Any]
     pretrained: tuple[Pretrained, ...]
     title: str
-    summary: dict[str, Any]
+    boost: str
     tokens: int
+    width: int | None = None
     encoder_key: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What the result.json of a finished run says about its model.
+
+    Attributes:
+      parts: role -> entry about a pretrained part. Parts that the run trained come from its checkpoint, so their
+        initial weights are not needed.
+      width: see `System`; also None for runs of earlier versions.
+    """
+
+    parts: Mapping[str, Mapping[str, Any]]
+    width: int | None = None
 
 
 def trace(build: Callable[[nnx.Rngs], nnx.Module]) -> dict[str, Any]:

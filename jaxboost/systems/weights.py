@@ -47,7 +47,7 @@ class Pretrained:
     shards: bool = False
     quantize: Quantize | None = None
 
-    def held(self, weights: Tree) -> Tree:
+    def in_memory(self, weights: Tree) -> Tree:
         """The part's weights as they are in memory in a run; under `jax.eval_shape` their shapes."""
         quantize = self.quantize
         if quantize is None:
@@ -66,7 +66,19 @@ def digest(weights: Mapping[str, Any]) -> str:
     return store.fingerprint({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
 
 
-def find_converted(what: str, folder: str, source: str, layers: str, *, convert_missing: bool) -> pathlib.Path:
+def empty(field: str) -> UserError:
+    """The mistake of a config field for weights that are needed, but not named."""
+    return UserError(f'config field {field} is empty: give the folder that `jaxboost convert` made, or "random"')
+
+
+def stored_dtype(computed: str, *, trainable: bool) -> str:
+    """The dtype in which weights are converted for a computation; trained ones start from exact weights."""
+    return "float32" if trainable else computed
+
+
+def find_converted(
+    what: str, folder: str, source: str, layers: str, *, dtype: str, convert_missing: bool, instead: str = ""
+) -> pathlib.Path:
     """The folder of converted weights. A missing one is converted first if the config asks for that.
 
     Args:
@@ -74,7 +86,9 @@ def find_converted(what: str, folder: str, source: str, layers: str, *, convert_
       folder: path of the folder, as the config has it.
       source: what they are converted from, "" if the config names nothing.
       layers: the value of --layers of `jaxboost convert`.
+      dtype: the value of --dtype of `jaxboost convert`.
       convert_missing: whether a missing folder is converted from the source.
+      instead: what else the user can do, for the end of the message.
 
     Raises:
       UserError: it is missing, and the config does not ask to convert it.
@@ -84,12 +98,12 @@ def find_converted(what: str, folder: str, source: str, layers: str, *, convert_
         if not (convert_missing and source):
             raise UserError(
                 f"no {what} at {path}: make it with `jaxboost convert --source {source or 'SOURCE'}"
-                f" --layers {layers} --out {path}`"
+                f" --layers {layers}{'' if dtype == 'float32' else f' --dtype {dtype}'} --out {path}`{instead}"
             )
         text = {"all": "all layers", "-1": "the last layer"}.get(layers, f"layer {layers}")
         logger.info("no %s at %s: converting %s of %s", what, path, text, source)
         try:
-            convert.convert(source, layers, path)
+            convert.convert(source, layers, path, dtype=dtype)
         except UserError:
             # Several runs of a sweep may convert it at the same time: all use the result of the first that finishes.
             if not path.exists():
@@ -100,22 +114,26 @@ def find_converted(what: str, folder: str, source: str, layers: str, *, convert_
 
 def check_same(
     what: str,
+    field: str,
     named: str,
     finished: Mapping[str, Any] | None,
     fingerprint: Callable[[pathlib.Path], str],
     folder: pathlib.Path,
 ) -> None:
-    """Raises UserError if a finished run in `folder` used other weights than the config now names.
+    """Raises UserError if a finished run in `folder` used other weights than the config now names, or if it names none.
 
     Args:
       what: the kind of weights, for the message: "block" or "encoder".
-      named: the config's folder of weights, or "random". A folder that is no longer there is not compared.
+      field: the config field that names the weights.
+      named: its value, the folder of weights, or "random". A folder that is no longer there is not compared.
       finished: the entry of result.json about the weights; None if the run had none.
       fingerprint: folder of weights -> their fingerprint.
       folder: of the run.
     """
     if finished is None:
         return
+    if not named:
+        raise empty(field)
     was_random = finished["source"] == RANDOM
     path = pathlib.Path(named).expanduser()
     same = was_random == (named == RANDOM)

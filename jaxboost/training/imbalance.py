@@ -2,11 +2,10 @@
 
 import numpy as np
 
+from jaxboost.config.class_weights import BALANCED, parse
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
 from jaxboost.tasks import TASKS
-
-BALANCED = "balanced"
 
 
 def class_weights(spec: str, labels: np.ndarray, info: DatasetInfo) -> tuple[float, ...]:
@@ -26,10 +25,8 @@ def class_weights(spec: str, labels: np.ndarray, info: DatasetInfo) -> tuple[flo
       UserError: an invalid value, or a class that "balanced" cannot weight because no example, or every one, has it.
     """
     task, classes = TASKS[info.task], len(info.classes)
-    if not spec:
-        return ()
     if spec != BALANCED:
-        return _numbers(spec, classes)
+        return parse(spec, classes)
     counts, n = task.class_counts(labels, classes), len(labels)
     if not counts.all() or (task.multi_label and (counts == n).any()):
         which = info.classes[int(np.argmin(counts) if not counts.all() else np.argmax(counts))]
@@ -38,16 +35,3 @@ def class_weights(spec: str, labels: np.ndarray, info: DatasetInfo) -> tuple[flo
             f" which cannot be balanced: give {classes} numbers"
         )
     return tuple(((n - counts) / counts if task.multi_label else n / (classes * counts)).tolist())
-
-
-def _numbers(spec: str, classes: int) -> tuple[float, ...]:
-    try:
-        weights = tuple(float(text) for text in spec.split(","))
-    except ValueError:
-        weights = ()
-    if len(weights) != classes or not all(0 <= weight < np.inf for weight in weights) or not any(weights):
-        raise UserError(
-            f'config field train.class_weights: {spec!r} should be empty, "balanced", or {classes} numbers from 0 with'
-            " commas between them, not all of them 0"
-        )
-    return weights

@@ -1,6 +1,6 @@
 """Layer-wise decay of the learning rate: lower layers have lower rates.
 
-As in BEiT's fine-tuning (Bao et al. 2021, section 3.2): the rate of block l of L is multiplied by decay^(L + 1 - l).
+As in BEiT's fine-tuning (Bao et al. 2021, section 3.2): the rate of layer l of L is multiplied by decay^(L + 1 - l).
 """
 
 from typing import Any
@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.frozen import Tree
 
@@ -24,16 +23,10 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
     return optax.stateless(scaled)
 
 
-def check_has_blocks(params: Tree) -> None:
-    """Raises UserError if the trained weights have no stack of blocks."""
-    if not _stacks(params):
-        raise UserError("config field optim.layer_decay: it is for encoders with trained blocks, set it to 1")
-
-
 def factors(params: Tree, decay: float) -> Tree:
-    """The factor of each weight's learning rate: a number, or an array that broadcasts over stacked blocks.
+    """The factor of each weight's learning rate: a number, or an array that broadcasts over stacked layers.
 
-    Block l of L has decay^(L + 1 - l). The weights before the first block (patches, positions, CLS) count as block 0.
+    Layer l of L has decay^(L + 1 - l). The weights before the first layer (patches, positions, CLS) count as layer 0.
     Everything after the encoder (booster, head and their norms) has the factor 1.
     """
     stacks, followers, depth = {}, {}, 0
@@ -52,7 +45,7 @@ def factors(params: Tree, decay: float) -> Tree:
 
 
 def _stacks(params: Tree) -> dict[str, tuple[str, ...]]:
-    """The encoder's trained stacks of blocks in the order in which they run, each with its followers (see `Stack`)."""
+    """The encoder's trained stacks of layers in the order in which they run, each with its followers (see `Stack`)."""
     found: dict[str, tuple[str, ...]] = {}
     for backbone in BACKBONES.values():
         for stack in backbone.traits.stacks:
@@ -64,7 +57,7 @@ def _stacks(params: Tree) -> dict[str, tuple[str, ...]]:
 def _layer(
     names: list[str], leaf: jax.Array, stacks: dict[str, tuple[int, int]], followers: dict[str, int]
 ) -> int | jax.Array:
-    """Number of the block that a weight of the encoder belongs to; an array for stacked blocks."""
+    """Number of the layer that a weight of the encoder belongs to; an array for stacked layers."""
     name = names[1]
     if name in stacks:
         first, last = stacks[name]

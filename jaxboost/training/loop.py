@@ -39,7 +39,7 @@ class Loop:
       program: its step functions.
       dataset: with the splits "train" and "test", and "val" unless the test split picks the epoch.
       augment: random changes of training images.
-      image_size: side of the model's input in pixels; None if the data set has features instead of images.
+      image_size: side of the model's input in pixels; None if the data set has source tokens instead of images.
       iterator: of training batches; its position is part of a checkpoint.
       selection_split: the split that picks the best epoch.
       steps_per_epoch, last_step: numbers of steps.

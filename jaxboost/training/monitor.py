@@ -38,8 +38,8 @@ class PendingLosses:
             saved = self._checkpointer.latest_step()
             good = "there is no checkpoint yet" if saved is None else f"last good checkpoint: step {saved}"
             raise UserError(
-                f"the {what} is {value} at step {number}: lower optim.lr or set optim.clip_norm;"
-                f" {good} in {self._folder}"
+                f"the {what} is {value} at step {number}: start again in another --workdir with a lower optim.lr, or"
+                f" with optim.clip_norm; {good} in {self._folder}"
             )
 
 

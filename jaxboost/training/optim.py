@@ -48,7 +48,7 @@ def make_optimizer(
       The transformation, and the schedule of its learning rate.
 
     Raises:
-      UserError: the warm-up does not fit into the steps, or there is no update.
+      UserError: the warm-up does not fit into the steps.
     """
     updates = steps_per_epoch / accumulate
     whole = make_schedule(
@@ -57,7 +57,8 @@ def make_optimizer(
         final_lr=final_lr,
         warmup_from=warmup_from,
         warmup_steps=round(warmup_epochs * updates),
-        total_steps=math.floor((schedule_epochs or epochs) * updates),
+        # Not 0 by rounding: `validation.check_steps` has seen that there is an update.
+        total_steps=max(1, math.floor((schedule_epochs or epochs) * updates)),
     )
     start = round(schedule_from * updates)
     rate = whole if not start else lambda step: whole(step + start)
@@ -89,11 +90,11 @@ def _by_epoch(rate: Schedule, updates: float, first: float) -> Schedule:
       first: rate of the first epoch.
     """
 
-    def held(step: jax.Array) -> jax.Array:
+    def constant(step: jax.Array) -> jax.Array:
         epoch = step // updates
         return jnp.where(epoch > 0, rate((epoch - 1) * updates), first)
 
-    return held
+    return constant
 
 
 def make_schedule(
@@ -105,18 +106,14 @@ def make_schedule(
     quarters of `total_steps`, as MedMNIST trains its baselines (Yang et al. 2023).
 
     Raises:
-      UserError: the warm-up does not fit into the steps, or there is no step.
+      UserError: the warm-up does not fit into the steps.
     """
-    if not total_steps:
-        raise UserError(
-            "config field train.accumulate: it is more than the steps of all epochs, nothing would be trained"
-        )
     if warmup_steps >= total_steps:
         raise UserError(
             f"config field optim.warmup_epochs: {warmup_steps} warm-up steps do not fit in {total_steps} steps"
         )
     if kind == "cosine":
-        main = optax.cosine_decay_schedule(lr, total_steps - warmup_steps, alpha=final_lr / lr if lr else 0.0)
+        main = optax.cosine_decay_schedule(lr, total_steps - warmup_steps, alpha=final_lr / lr)
     elif kind == "steps":
         ends = (total_steps // 2 - warmup_steps, 3 * total_steps // 4 - warmup_steps)
         main = optax.piecewise_constant_schedule(lr, dict.fromkeys(ends, 0.1))

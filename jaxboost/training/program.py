@@ -12,7 +12,6 @@ from flax import nnx
 
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import DatasetInfo
-from jaxboost.errors import UserError
 from jaxboost.models.frozen import Tree
 from jaxboost.training import imbalance, optim, step
 from jaxboost.training.mixing import Mixing
@@ -119,13 +118,6 @@ def make_program(config: Config, graphdef: nnx.GraphDef, objective: Objective, *
     )
 
 
-def make_eval_step(
-    config: Config, graphdef: nnx.GraphDef, replicated: jax.NamedSharding, *, task: str, classes: int
-) -> Callable[..., BoundEvalStep]:
-    """The evaluation step of a config alone, see `step.make_eval_step`; `task` and `classes` as in `Objective`."""
-    return step.make_eval_step(graphdef, Objective(task=task, classes=classes, loss=config.train.loss), replicated)
-
-
 def batch_shapes(config: Config, info: DatasetInfo) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a training batch of a config."""
     size, B = config.model.image_size, config.train.batch_size
@@ -133,10 +125,3 @@ def batch_shapes(config: Config, info: DatasetInfo) -> dict[str, jax.ShapeDtypeS
         "image": jax.ShapeDtypeStruct((B, *[size] * info.ndim, info.channels), jnp.uint8),
         "label": jax.ShapeDtypeStruct((B, info.labels_per_sample), jnp.int32),
     }
-
-
-def check_partial_batches(objective: Objective, stats: Tree) -> None:
-    """Raises UserError if a padded batch would not give the same result as a smaller batch."""
-    if stats or objective.mixing.mixes:
-        what = "batch norms" if stats else "mixup and cutmix"
-        raise UserError(f'config field train.last_batch: {what} need whole batches: set it to "drop"')

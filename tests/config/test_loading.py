@@ -4,7 +4,7 @@ import pytest
 
 from jaxboost.config import get_config, load_config, loading, table
 from jaxboost.errors import UserError
-from tests.scripts import REPOSITORY, assert_mistake, run_script
+from tests.scripts import REPOSITORY, assert_mistake, run_each, run_script
 
 
 def _write(folder, text):
@@ -46,6 +46,8 @@ def test_overrides():
         load_config("quickstart", **{"train.epoch": 2})
     with pytest.raises(UserError, match=r"unknown config field train\.epochs\.more: config\.train\.epochs is a value"):
         load_config("quickstart", **{"train.epochs.more": 2})
+    with pytest.raises(UserError, match=r"^config field train is a section: give its fields, such as train\.epochs$"):
+        load_config("quickstart", train={"epochs": 2})
     with pytest.raises(UserError, match=r"config field train\.epochs: 'two' has the type str, the field needs int"):
         load_config("quickstart", **{"train.epochs": "two"})
 
@@ -64,6 +66,10 @@ def test_a_config_is_locked():
         ("quikstart", "there is no packaged config 'quikstart', did you mean 'quickstart'"),
         ("./quikstart.py", "no such file"),
         ("breastmnist_vits:referense", "unknown argument 'referense': give one of reference, resnet18"),
+        ("pneumollm:x", "unknown row 'x': give one of baseline, .*, clip_vit_l14, reference, or several with"),
+        ("pneumollm:m1+m2", "names two rows"),
+        ("pneumollm_quickstart:x", "unknown row 'x': give one of baseline, .*, lidc, reference, or several with"),
+        ("pneumollm_quickstart:lidc+lidc", "names lidc twice: give it once"),
         ("quickstart:x", r"TypeError: get_config\(\) takes 0 positional"),
     ],
 )
@@ -81,6 +87,8 @@ def test_configs_that_are_not_there(name, words):
         ("x = 1", "AttributeError: .* has no attribute 'get_config'"),
         ("def get_config():\n    return {}", "get_config returns dict, not a ConfigDict"),
         ("def get_config():\n    return 1 / 0", "ZeroDivisionError"),
+        ("def get_config():\n    assert False", "AssertionError$"),
+        ("def get_config():\n    raise RuntimeError('no such GPU')", "RuntimeError: no such GPU$"),
     ],
 )
 def test_files_that_are_no_config(text, words, tmp_path):
@@ -88,6 +96,40 @@ def test_files_that_are_no_config(text, words, tmp_path):
     with pytest.raises(UserError, match=words) as error:
         load_config(str(file))
     assert str(error.value).startswith(f"config {file}: ")
+
+
+def test_a_mistake_that_a_config_file_reports_stays_as_it_is(tmp_path):
+    file = _write(tmp_path, "from jaxboost.errors import UserError\nraise UserError('set MY_DATA')\n")
+    with pytest.raises(UserError, match=r"^set MY_DATA$"):
+        load_config(str(file))
+
+
+def test_rows_of_pneumollm():
+    paper, small = load_config("pneumollm"), load_config("pneumollm_quickstart")
+    assert load_config("pneumollm:clip_vit_l14").to_dict() == load_config("pneumollm:full").to_dict() == paper.to_dict()
+    assert small.model.backbone == "dinov2_s14"
+    named = load_config("pneumollm_quickstart:clip_vit_l14")
+    for section, fields in (("model", ["backbone"]), ("pneumollm", ["vision", "vision_source", "every"])):
+        for field in fields:
+            assert named[section][field] == paper[section][field], field
+    both = load_config("pneumollm_quickstart:m1+lidc+reference")
+    assert (both.pneumollm.count, both.data.name, both.train.loss) == (1, "lidcsilhouettes", "columns")
+
+
+VALUES = [
+    ("train.epochs=abc", "config field train.epochs: 'abc' should be a whole number"),
+    ("train.epochs=1.5", "config field train.epochs: '1.5' should be a whole number"),
+    ("optim.lr=1e", "config field optim.lr: '1e' should be a number"),
+    ("boost.convert=maybe", "config field boost.convert: 'maybe' should be True or False"),
+    ("data.shares=(1, 2", "config field data.shares: '(1, 2' should be a tuple"),
+    ("train=3", "config field --config.train is a section: give its fields, such as --config.train.epochs"),
+]
+
+
+def test_values_of_a_wrong_type_on_the_command_line():
+    commands = [("-m", "jaxboost", "train", "--config=quickstart", f"--config.{text}") for text, _ in VALUES]
+    for (_, line), process in zip(VALUES, run_each(commands), strict=True):
+        assert (process.returncode, process.stderr, process.stdout) == (2, f"error: {line}\n", "")
 
 
 def test_the_command_executes_a_config_file_once(tmp_path):

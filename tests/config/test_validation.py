@@ -4,13 +4,10 @@ import math
 
 import pytest
 
-from jaxboost import tasks
 from jaxboost.config import load_config, table, validate, validation
 from jaxboost.config.loading import packaged_names
 from jaxboost.data.pipeline import augment
 from jaxboost.errors import UserError
-from jaxboost.evaluation import metrics
-from jaxboost.models import boost, pneumollm
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.runs import cross_validation
 
@@ -54,6 +51,17 @@ from jaxboost.runs import cross_validation
         ({"model.std": (math.inf,)}, "model.std: inf is not finite"),
         ({"mix.mixup": math.nan}, "mix.mixup: nan is not finite"),
         ({"augment.resize": 10**9}, "augment.resize: 1000000000 should be at most 8192"),
+        ({"augment.flip": 1.2}, "augment.flip: 1.2 should be 0 to 1"),
+        ({"augment.vertical_flip": -0.1}, "augment.vertical_flip: -0.1 should be 0 to 1"),
+        ({"augment.color_jitter": 1.5}, "augment.color_jitter: 1.5 should be 0 to 1"),
+        ({"augment.rand_augment_magnitude": 11.0}, "rand_augment_magnitude: 11.0 should be 0 to 10"),
+        ({"augment.rand_augment_std": math.inf}, "rand_augment_std: inf is not finite"),
+        ({"augment.rand_augment_ops": -1}, "rand_augment_ops: -1 should be 0 or more"),
+        ({"augment.resize": -224}, "augment.resize: -224 should be 0 or more"),
+        ({"augment.repeats": 0}, "augment.repeats: 0 should be 1 or more"),
+        ({"augment.shift": -1}, "augment.shift: -1 should be 0 or more"),
+        ({"augment.noise": 1.5}, "augment.noise: 1.5 should be 0 to 1"),
+        ({"augment.interpolation": "bicubik"}, "interpolation: 'bicubik' is unknown, did you mean 'bicubic'?"),
         ({"boost.layers": (10**5000,)}, "boost.layers: a number with this many digits"),
         ({"boost.layers": tuple(range(20_000))}, "boost.layers: 20000 entries should be at most 10000"),
     ],
@@ -76,12 +84,23 @@ def test_numbers_of_pneumollm():
         validation.validate_present(config)
 
 
-def test_more_steps_than_can_be_counted():
-    config = load_config("quickstart")
-    config.train.epochs = 10**6
+@pytest.mark.parametrize(("field", "value"), [("train.epochs", 10**6), ("optim.schedule_epochs", 1e6)])
+def test_more_steps_than_can_be_counted(field, value):
+    config = load_config("quickstart", **{field: value})
     validation.check_steps(config, 2147)
-    with pytest.raises(UserError, match=r"train\.epochs: 1000000 epochs of 2148 steps are more than 2147483647 steps"):
+    with pytest.raises(UserError, match=rf"{field}: 1000000(\.0)? epochs of 2148 steps are more than 2147483647 steps"):
         validation.check_steps(config, 2148)
+
+
+def test_fewer_steps_than_an_update_needs():
+    # A longer schedule adds no step.
+    config = load_config("quickstart", **{"train.accumulate": 16, "optim.schedule_epochs": 50.0})
+    config.train.epochs = 4
+    validation.check_steps(config, 4)
+    with pytest.raises(
+        UserError, match=r"train\.accumulate: 16 is more than the 12 steps of all epochs, nothing would"
+    ):
+        validation.check_steps(config, 3)
 
 
 @pytest.mark.parametrize("name", [name for name, field in table.ALL_FIELDS.items() if field.range])
@@ -121,6 +140,7 @@ def test_all_problems_are_in_one_message():
     ("name", "changes", "words"),
     [
         ("quickstart", {"optim.schedule_from": 1.0}, "schedule_epochs: the schedule ends before the run"),
+        ("quickstart", {"optim.schedule_from": 1.0}, "before the run, after 5 epochs: set it to optim.schedule_from"),
         ("quickstart", {"optim.warmup_epochs": 5.0}, "warmup_epochs: 5.0 warm-up epochs do not fit in 5 epochs"),
         ("quickstart", {"optim.name": "adamm"}, "optim.name: 'adamm' is unknown, did you mean 'adam'"),
         ("quickstart", {"optim.schedule": "cos"}, "optim.schedule: 'cos' is unknown, did you mean 'cosine'"),
@@ -151,6 +171,34 @@ def test_all_problems_are_in_one_message():
         ("breastmnist_vits:resnet18", {"train.last_batch": "keep"}, "last_batch: batch norms need whole batches"),
         ("breastmnist_vits:resnet18", {"model.frozen": True}, "model.frozen: the batch norms of resnet18"),
         (
+            "breastmnist_vits:resnet18",
+            {"optim.layer_decay": 0.7},
+            "layer_decay: it is for encoders with trained layers",
+        ),
+        ("breastmnist_vits", {"optim.layer_decay": 0.7, "model.frozen": True}, "layer_decay: it is for encoders with"),
+        ("pneumollm", {"optim.layer_decay": 0.7}, "layer_decay: it is for encoders with trained layers, set it to 1"),
+        ("breastmnist_vits", {"augment.resize": 200}, "resize: 200 is less than model.image_size=224, to which it is"),
+        (
+            "quickstart",
+            {"train.class_weights": "1;2"},
+            "'1;2' should be empty, \"balanced\", or a number from 0 for each",
+        ),
+        (
+            "quickstart",
+            {"train.class_weights": "0,0"},
+            "class_weights: '0,0' should be empty, \"balanced\", or a number",
+        ),
+        (
+            "quickstart",
+            {"train.class_weights": "1,2,3"},
+            "class_weights: '1,2,3' should be empty, \"balanced\", or 2 numb",
+        ),
+        (
+            "breastmnist_vits",
+            {"data.name": "chestmnist", "train.sampling": "balanced", "eval.metric": "auc"},
+            "train.sampling: balanced draws a sample by its class, but these have several labels",
+        ),
+        (
             "breastmnist_vits",
             {"augment.crop_scale": (1.0, 0.5)},
             "augment.crop_scale: (1.0, 0.5) should be (low, high)",
@@ -160,7 +208,8 @@ def test_all_problems_are_in_one_message():
             {"eval.metric": "avg"},
             "eval.metric: avg is for binary tasks, and dermamnist is multi-class",
         ),
-        ("pneumollm", {"pneumollm.every": 25}, "pneumollm.every: 25 is more than the 24 blocks of the encoder"),
+        ("pneumollm", {"pneumollm.every": 25}, "pneumollm.every: 25 is more than the 24 layers of the encoder"),
+        ("pneumollm:conv14", {"model.image_size": 230}, "not a multiple of the patch size 14 of backbone conv14"),
         ("pneumollm", {"pneumollm.tokens": "prompts"}, "pneumollm.tokens: 'prompts' is unknown"),
         ("pneumollm", {"llama.weights": "int4"}, "llama.weights: 'int4' is unknown"),
         ("pneumollm", {"data.window": (2.0, 1.0)}, "data.window=(2.0, 1.0): give (low, high) with low below high"),
@@ -193,16 +242,33 @@ def test_types_and_names():
 
 def test_the_table_has_the_choices_of_the_code():
     """What is written out in the table, so that it needs no import, is what the other rooms know."""
-    for name, known in {
-        "boost.kind": boost.KINDS,
-        "boost.path": boost.PATHS,
-        "boost.init": boost.INITS,
-        "pneumollm.tokens": pneumollm.TOKENS,
-        "train.loss": tasks.LOSSES,
-        "eval.metric": metrics.SELECTION,
-        "augment.interpolation": augment.FILTERS,
-    }.items():
-        assert table.ALL_FIELDS[name].allowed() == tuple(known), name
+    assert table.ALL_FIELDS["augment.interpolation"].allowed() == tuple(augment.FILTERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("breastmnist_vits", {"optim.layer_decay": 0.7}),
+        ("quickstart", {"optim.layer_decay": 0.7}),
+        ("breastmnist_vits", {"augment.resize": 224}),
+        ("quickstart", {"train.class_weights": "1,2.5"}),
+        # A control without a layer reads no norm of one.
+        ("quickstart", {"boost.kind": "mlp", "boost.block": "random", "boost.final_norm": "loaded"}),
+        # conv14 has no layers to take tokens from.
+        ("pneumollm:conv14", {"pneumollm.every": 25}),
+    ],
+)
+def test_fields_that_go_together(name, changes):
+    assert validation.problems(load_config(name, **changes)) == []
+
+
+@pytest.mark.parametrize("name", table.RLLM_FIELDS)
+def test_a_field_that_is_missing_is_one_problem(name):
+    config = load_config("quickstart").unlock()
+    section, _, field = name.rpartition(".")
+    del (config[section] if section else config)[field]
+    (problem,) = validation.problems(config)
+    assert problem.startswith(f"config field {name} is missing")
 
 
 @pytest.mark.parametrize("name", table.ALL_FIELDS)

@@ -200,6 +200,7 @@ def test_the_published_models_are_the_backbones_of_their_names():
         "clip_vit_b32": ("clip_vision_model", {}),
         "clip_vit_b16": ("clip_vision_model", {"patch_size": [16, 16]}),
         "dinov2_s14": ("dinov2", {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518}),
+        "dinov2_s14_reg4": ("dinov2_with_registers", {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518}),
         "vit_b16": ("vit", {}),
         "vit_l16": ("vit", large),
     }

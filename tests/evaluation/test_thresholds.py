@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from jaxboost.data.dataset import Dataset, DatasetInfo, Split
+from jaxboost.errors import UserError
 from jaxboost.evaluation import thresholds
 
 
@@ -19,6 +21,17 @@ def test_threshold_is_the_most_sensitive_that_is_specific_enough():
         candidates = [thresholds.score_at(labels, scores, other) for other in np.unique(scores)]
         allowed = [found["sensitivity"] for found in candidates if found["specificity"] >= wanted]
         assert figures["sensitivity"] == max(allowed)
+
+
+def test_a_split_of_one_class_has_no_threshold():
+    info = DatasetInfo("x", "binary-class", ("well", "sick"), 1, 2, 2, {}, "")
+    images = np.zeros((3, 2, 2, 1), np.uint8)
+    labels = {"val": [[1], [1], [1]], "test": [[1], [0], [1]]}
+    splits = {name: Split(images=images, labels=np.array(rows)) for name, rows in labels.items()}
+    dataset = Dataset(info=info, splits=splits, baselines={})
+    thresholds.check_both_classes(dataset, "test")
+    with pytest.raises(UserError, match=r"specificity: every example of the val split is 'sick', so no threshold"):
+        thresholds.check_both_classes(dataset, "val")
 
 
 def test_threshold_counts_exactly():

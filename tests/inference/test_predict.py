@@ -324,6 +324,32 @@ def test_first_weights_of_trained_parts_are_not_wanted(tmp_path):
     }
 
 
+def test_a_control_without_layers_needs_no_block(tmp_path):
+    """The run records the width that it took from the block; results of earlier versions name none."""
+    model = llama_checkpoints.tiny_llama(seed=0, hidden_size=32, intermediate_size=48)
+    convert(llama_checkpoints.write_safetensors(model, tmp_path / "source"), "3", tmp_path / "block")
+    fields = {"boost.kind": "mlp", "boost.family": "llama-tiny", "boost.block": str(tmp_path / "block")}
+    run = finished_runs.colours(tmp_path / "data", tmp_path / "run", **fields)
+    content = json.loads((run / "result.json").read_text())
+    assert content["width"] == 32
+    files = [tmp_path / "data" / "images" / name for name in finished_runs.named_predictions(run)]
+    own = finished_runs.own_predictions(run)
+
+    def check(folder):
+        opened = open_run.open_run(folder)
+        _, images = inputs.read(files, opened.preprocessing)
+        np.testing.assert_allclose(opened.predict(images), own, rtol=0, atol=1e-6)
+
+    older = shutil.copytree(run, tmp_path / "older")
+    del content["width"], content["sha256"]
+    workdir.write_result(older, content)
+    check(older)
+    shutil.rmtree(tmp_path / "block")
+    check(run)
+    with pytest.raises(UserError, match="parameters, that of result"):
+        open_run.open_run(older)
+
+
 def test_a_mistake_is_one_line():
     process = run_script("-m", "jaxboost.predict", "--run=nowhere", "--input=x.png")
     assert_mistake(process, "nowhere", "no such folder")

@@ -22,7 +22,7 @@ from tests.training.small_runs import small_config
 HOLDER = """
 import pathlib, sys
 from jaxboost.runs import lock
-with lock.held(pathlib.Path(sys.argv[1])):
+with lock.locked(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -59,7 +59,7 @@ def test_a_second_process_is_refused_until_the_first_ends(holder, few_lidc_root,
     assert f"remove {folder / lock.FILE}" in message
     assert [path.name for path in folder.iterdir()] == [lock.FILE]
     holder.communicate("end\n", timeout=60)
-    with lock.held(folder):
+    with lock.locked(folder):
         pass
 
 
@@ -68,7 +68,7 @@ def test_a_lock_whose_owner_was_killed_is_taken_over(holder, tmp_path, caplog):
     holder.send_signal(signal.SIGKILL)
     holder.wait(60)
     assert (folder / lock.FILE).exists()
-    with caplog.at_level("INFO", "jaxboost"), lock.held(folder) as held:
+    with caplog.at_level("INFO", "jaxboost"), lock.locked(folder) as held:
         held.check()
         assert f"the process {holder.pid} on {socket.gethostname()}, which used it, has ended" in caplog.text
         assert f"pid={os.getpid()}\n" in (folder / lock.FILE).read_text()
@@ -77,7 +77,7 @@ def test_a_lock_whose_owner_was_killed_is_taken_over(holder, tmp_path, caplog):
 
 def written(folder: pathlib.Path, **changes: object) -> pathlib.Path:
     """A lock file as this process would write it, with other values."""
-    with lock.held(folder):
+    with lock.locked(folder):
         text = (folder / lock.FILE).read_text()
     for name, value in changes.items():
         text = re.sub(rf"^{name}=.*$", f"{name}={value}", text, flags=re.MULTILINE)
@@ -89,7 +89,7 @@ def written(folder: pathlib.Path, **changes: object) -> pathlib.Path:
 def test_another_process_with_the_number_of_the_owner_is_not_the_owner(tmp_path):
     """Numbers come again, after a start of the machine at the latest."""
     written(tmp_path / "run", start=12345, token="0" * 32)
-    with lock.held(tmp_path / "run"):
+    with lock.locked(tmp_path / "run"):
         pass
 
 
@@ -99,7 +99,7 @@ def test_another_process_with_the_number_of_the_owner_is_not_the_owner(tmp_path)
 def test_what_a_power_cut_left_of_a_lock_is_no_obstacle(content, tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "_POLL", 0.5)
     (tmp_path / lock.FILE).write_bytes(content)
-    with lock.held(tmp_path):
+    with lock.locked(tmp_path):
         assert f"pid={os.getpid()}\n" in (tmp_path / lock.FILE).read_text()
 
 
@@ -113,7 +113,7 @@ def short(monkeypatch):
 def test_an_owner_on_another_machine_that_gives_no_sign_is_gone(short, tmp_path, caplog):
     file = written(tmp_path / "run", host="elsewhere", token="0" * 32)
     start = time.monotonic()
-    with caplog.at_level("INFO", "jaxboost"), lock.held(tmp_path / "run") as held:
+    with caplog.at_level("INFO", "jaxboost"), lock.locked(tmp_path / "run") as held:
         held.check()
     assert time.monotonic() - start >= 1.5
     assert "on elsewhere" in caplog.text
@@ -134,7 +134,7 @@ def test_an_owner_on_another_machine_that_gives_signs_is_there(short, tmp_path):
     try:
         with (
             pytest.raises(UserError, match=r"in use by the process \d+ on elsewhere since"),
-            lock.held(tmp_path / "run"),
+            lock.locked(tmp_path / "run"),
         ):
             pass
     finally:
@@ -145,7 +145,7 @@ def test_an_owner_on_another_machine_that_gives_signs_is_there(short, tmp_path):
 
 def test_the_lock_is_this_processs_only_while_its_file_says_so(tmp_path):
     folder = tmp_path / "run"
-    with lock.held(folder) as held:
+    with lock.locked(folder) as held:
         held.check()
         mine = (folder / lock.FILE).read_text()
         (folder / lock.FILE).write_text(re.sub(r"token=\w+", "token=" + "0" * 32, mine))
@@ -161,25 +161,25 @@ def test_the_lock_is_this_processs_only_while_its_file_says_so(tmp_path):
 
 def test_twice_in_one_process(tmp_path):
     with (
-        lock.held(tmp_path / "run"),
+        lock.locked(tmp_path / "run"),
         pytest.raises(UserError, match=f"in use by the process {os.getpid()}"),
-        lock.held(tmp_path / "run"),
+        lock.locked(tmp_path / "run"),
     ):
         pass
 
 
 def test_folders_that_were_made_for_nothing_go_again(tmp_path):
-    with pytest.raises(UserError, match="a mistake"), lock.held(tmp_path / "a" / "b" / "run"):
+    with pytest.raises(UserError, match="a mistake"), lock.locked(tmp_path / "a" / "b" / "run"):
         raise UserError("a mistake")
     assert list(tmp_path.iterdir()) == []
-    with lock.held(tmp_path / "a" / "run"):
+    with lock.locked(tmp_path / "a" / "run"):
         (tmp_path / "a" / "run" / "config.json").touch()
     assert [path.name for path in (tmp_path / "a" / "run").iterdir()] == ["config.json"]
 
 
 def test_a_folder_in_the_place_of_the_lock(tmp_path):
     (tmp_path / lock.FILE).mkdir()
-    with pytest.raises(UserError, match=r"run\.lock is a folder: remove it"), lock.held(tmp_path):
+    with pytest.raises(UserError, match=r"run\.lock is a folder: remove it"), lock.locked(tmp_path):
         pass
 
 
@@ -187,7 +187,7 @@ def test_a_parent_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     with (
         pytest.raises(UserError, match=r"run cannot be written \(Not a directory\): the folder is gone"),
-        lock.held(tmp_path / "file" / "run"),
+        lock.locked(tmp_path / "file" / "run"),
     ):
         pass
 
@@ -212,7 +212,7 @@ def test_folds_have_locks_of_their_own(request, tmp_path):
     """Two processes may share the folds of a cross-validation; what they both write is written whole."""
     pictures = request.getfixturevalue("class_folders")
     options = {"data__folds": 2, "data__val_share": 0.25, "train__epochs": 1, "eval__bootstrap": 5}
-    with lock.held(tmp_path / "fold1"):
+    with lock.locked(tmp_path / "fold1"):
         config = make_config(pictures, data__fold=0, **options)
         assert cross_validation.train_and_evaluate(config, tmp_path) is None
         assert (tmp_path / "fold0" / "result.json").exists()

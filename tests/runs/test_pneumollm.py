@@ -194,7 +194,7 @@ def test_images_are_encoded_once_where_the_encoder_stays_as_it_is(radiographs, t
     tokens = once.dataset.splits["train"].images
     assert tokens.dtype == np.float32
     assert tokens.shape[1:] == (2, 128)
-    assert len(list((tmp_path / "once").glob("features-*.npz"))) == 1
+    assert len(list((tmp_path / "once").glob("source-tokens-*.npz"))) == 1
     losses = take_steps(once, 3)
 
     def refuse(*_, **__):
@@ -299,7 +299,7 @@ def test_multi_label_radiographs(radiographs, tmp_path):
     ("changes", "words"),
     [
         ({"pneumollm__tokens": "engin"}, ["pneumollm.tokens", "engine"]),
-        ({"pneumollm__every": 3}, ["pneumollm.every", "2 blocks"]),
+        ({"pneumollm__every": 3}, ["pneumollm.every", "2 layers"]),
         ({"pneumollm__count": 0}, ["pneumollm.count"]),
         ({"pneumollm__vision": ""}, ["pneumollm.vision", "jaxboost convert"]),
         ({"pneumollm__vision": "nowhere"}, ["nowhere", "jaxboost convert"]),

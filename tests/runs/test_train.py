@@ -221,7 +221,7 @@ def test_nan_names_the_step_and_the_checkpoint(changes, message, saved, few_lidc
     config = _config(few_lidc_root, **{"optim.lr": 1e30, "optim.warmup_epochs": 1.0, **changes})
     with pytest.raises(UserError, match=message) as error:
         train.train_and_evaluate(config, tmp_path / "run")
-    assert "optim.lr" in str(error.value)
+    assert "start again in another --workdir with a lower optim.lr, or with optim.clip_norm; " in str(error.value)
     if not saved:
         assert "there is no checkpoint yet" in str(error.value)
         return
@@ -246,6 +246,10 @@ def test_another_block_is_refused(few_lidc_root, tmp_path):
     assert result["block"]["source"] == "llama0"
     with pytest.raises(UserError, match="is a finished run with the block from llama0"):
         train.train_and_evaluate(config(1), workdir)
+    unnamed = config(0)
+    unnamed.boost.block = ""
+    with pytest.raises(UserError, match=r'^config field boost\.block is empty: give the folder .*, or "random"$'):
+        train.train_and_evaluate(unnamed, workdir)
     # Without its result, the run counts as unfinished.
     (workdir / "result.json").unlink()
     before = (workdir / "config.json").read_bytes()

@@ -10,7 +10,7 @@ from jaxboost import convert, systems
 from jaxboost.analysis.describe import describe
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
-from jaxboost.models.llama import DEPTHS, FAMILIES
+from jaxboost.models.llama import FAMILIES
 from jaxboost.runs import datasets, train, workdir
 from tests.reference import llama_checkpoints
 
@@ -70,6 +70,39 @@ def test_the_control_without_a_layer_has_the_width_of_the_block(blocks):
     narrow = prepare(config_of("quickstart", boost__block=str(blocks / "narrow"), boost__kind="mlp"))
     assert narrow.pretrained == ()
     assert narrow.params["boost"]["encode"]["kernel"].shape == (128, 32)
+    assert narrow.width == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("quickstart", {"boost__kind": "mlp"}), ("pneumollm_quickstart", {"llama__used": False})]
+)
+def test_a_named_block_that_is_missing_gives_no_width(name, changes, blocks, tmp_path):
+    """The width of the family would be another model than the named one; without a name it is what is asked for."""
+    section = "boost" if name == "quickstart" else "llama"
+    changes = changes if section == "boost" else {**changes, "pneumollm__vision": "random"}
+    missing = {f"{section}__block": str(tmp_path / "none"), f"{section}__convert": False}
+    config = config_of(name, **changes, **missing)
+    with pytest.raises(UserError, match=rf"no block at .*none: make it .*; or leave {section}\.block empty"):
+        systems.prepare(config, IMAGES)
+    config[section].block = ""
+    assert systems.prepare(config, IMAGES).width == FAMILIES["smollm2-135m"].width
+    # It is converted where the config says so, and shapes alone need no block.
+    made = {f"{section}__block": str(tmp_path / "made"), f"{section}__source": str(blocks / "other")}
+    config = config_of(name, **changes, **made)
+    assert systems.prepare(config, IMAGES, with_weights=False).width == FAMILIES["smollm2-135m"].width
+    assert systems.prepare(config, IMAGES).width == 32
+
+
+def test_random_layers_are_those_of_the_family():
+    random = {"boost__block": "random", "boost__family": "llama-tiny"}
+    (part,) = prepare(config_of("quickstart", **random, boost__layers=(3, 0))).pretrained
+    assert part.about["layers"] == [3, 0]
+    with pytest.raises(UserError, match=r"boost\.layers: llama-tiny has 4 layers, 0 to 3, not layer 4, 99: choose"):
+        prepare(config_of("quickstart", **random, boost__layers=(3, 4, 99)))
+    # A run of an earlier version may have them.
+    config = config_of("quickstart", **random, boost__layers=(99,))
+    recorded = systems.Recorded(parts={}, width=None)
+    assert systems.prepare(config, datasets.describe(config), recorded=recorded).pretrained
 
 
 def test_a_block_under_pneumollm(blocks, log):
@@ -131,6 +164,8 @@ def test_a_missing_block_is_converted_from_the_end_of_its_own_model(blocks, tmp_
     changes = {"boost__block": str(tmp_path / "made"), "boost__source": str(blocks / "source")}
     with pytest.raises(UserError, match=r"no block at .*made: make it with .* --layers -1 --out .*made"):
         prepare(config_of("vesselmnist3d_vivitm", **changes))
+    with pytest.raises(UserError, match=r"make it with .* --layers -1 --dtype bfloat16 --out .*made`$"):
+        prepare(config_of("vesselmnist3d_vivitm", model__dtype="bfloat16", **changes))
     config = config_of("vesselmnist3d_vivitm", boost__convert=True, **changes)
     assert systems.with_layers(config).boost.layers == ()
     # What a run has recorded before its block was removed.
@@ -155,10 +190,6 @@ def test_a_missing_block_is_converted_from_the_end_of_its_own_model(blocks, tmp_
 def test_without_a_block_the_layers_are_those_of_the_family(name, changes, layers):
     config = systems.with_layers(config_of(name, **changes))
     assert config["llama" if "llama" in config else "boost"].layers == layers
-
-
-def test_each_family_has_a_number_of_layers():
-    assert DEPTHS.keys() == FAMILIES.keys()
 
 
 def test_a_run_of_the_quick_start_records_the_layers(blocks, few_lidc_root, tmp_path):

@@ -60,7 +60,7 @@ def test_without_rotation_it_is_the_same_layer(folder):
 
 
 def test_rllm(folder, tmp_path):
-    assert prepared(folder, tmp_path).summary["boost"]
+    assert prepared(folder, tmp_path).boost
     with pytest.raises(UserError, match=r"boost\.block: its layers cannot use .*'yarn'.*: set boost\.rope to F"):
         prepared(folder, tmp_path, **{"boost.rope": True})
     # No layer, no rotation.

@@ -306,6 +306,9 @@ def test_missing_encoder_is_made_from_its_source(config, folder, tmp_path, caplo
         run = train.assemble(config(changes), tmp_path / "run")
     assert f"no encoder at {made}: converting all layers of {folder / 'source'}" in caplog.text
     assert run.progress.fingerprints["encoder"] == encoders.fingerprint_at(folder / "encoder")
+    half = {"model.weights": str(tmp_path / "half"), "model.dtype": "bfloat16", "model.frozen": True}
+    run = train.assemble(config(changes | half), tmp_path / "frozen")
+    assert run.progress.fingerprints["encoder"] == encoders.fingerprint_at(folder / "half")
 
 
 @pytest.mark.parametrize(
@@ -316,6 +319,12 @@ def test_missing_encoder_is_made_from_its_source(config, folder, tmp_path, caplo
             {"model.weights": "nowhere", "model.weights_source": "a/b"},
             "no encoder at nowhere: .* --source a/b --layers",
         ),
+        # Trained weights are float32, frozen ones have the precision of the computation.
+        ({"model.weights": "nowhere", "model.dtype": "bfloat16"}, "--layers all --out nowhere`$"),
+        (
+            {"model.weights": "nowhere", "model.dtype": "bfloat16", "model.frozen": True},
+            "--layers all --dtype bfloat16 --out nowhere`$",
+        ),
         (
             {"model.weights": "", "model.frozen": True},
             'model.frozen: an untrained encoder .* model.weights .* "random"',
@@ -323,7 +332,7 @@ def test_missing_encoder_is_made_from_its_source(config, folder, tmp_path, caplo
         (
             {"model.weights": "wide"},
             r"the encoder at .*wide \(wide-source\) has layer_scale True, not False, width 64, not 128, .* 512 as "
-            r"model\.backbone=vit_tiny has: choose the backbone that it is$",
+            r"model\.backbone=vit_tiny has: no backbone fits it$",
         ),
         (
             {"model.backbone": "vit_ti16", "model.image_size": 32},
@@ -364,6 +373,7 @@ def test_pneumollm_has_fields_of_its_own(folder):
             "pneumollm.vision": str(folder / "encoder"),
             "pneumollm.every": 1,
             "llama.used": False,
+            "llama.block": "",
             "llama.family": "llama-tiny",
         }
     )
@@ -373,12 +383,15 @@ def test_pneumollm_has_fields_of_its_own(folder):
     assert_same(kept["encoder"], _encoder(folder / "encoder")["encoder"])
     assert fingerprints == {"vision": encoders.fingerprint_at(folder / "encoder")}
     config.pneumollm.vision = str(folder / "wide")
-    with pytest.raises(UserError, match=r"the encoder at .* choose the backbone that it is"):
+    with pytest.raises(UserError, match=r"the encoder at .* no backbone fits it"):
         systems.prepare(config, info)
     config.pneumollm.vision = "nowhere"
     with pytest.raises(UserError, match="no encoder at nowhere"):
         systems.prepare(config, info)
     finished = {"vision": {"source": "a", "sha256": "0" * 64}, "llama": None}
+    config.pneumollm.vision = ""
+    with pytest.raises(UserError, match=r"config field pneumollm\.vision is empty: give the folder"):
+        systems.check_same_weights(config, finished, folder)
     config.pneumollm.vision = str(folder / "encoder")
     with pytest.raises(UserError, match=r"finished run with the encoder from a \(000000000000\)"):
         systems.check_same_weights(config, finished, folder)

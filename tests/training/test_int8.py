@@ -162,7 +162,7 @@ def test_memory_is_estimated_as_held(radiographs):
     config = small(radiographs, llama__family="smollm2-135m", llama__layers=(0, 1), llama__weights="int8")
     info = datasets.describe(config)
     prepared = systems.prepare(config, info, with_weights=False)
-    llama = start.held_shapes(prepared, jnp.bfloat16)["llama"]
+    llama = start.shapes_in_memory(prepared, jnp.bfloat16)["llama"]
     D, q_width, kv_width, F = 576, 576, 192, 1536
     matrices = 2 * (D * q_width + 2 * D * kv_width + q_width * D + 3 * D * F)
     scales, norms = 2 * (q_width + 2 * kv_width + D + 2 * F + D), (2 * 2 + 1) * D

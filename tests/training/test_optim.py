@@ -156,10 +156,3 @@ def test_layer_decay_multiplies_the_rate_weight_decay_included():
     assert float(steps[0]["head"]["kernel"][0, 0]) != 0
     expected = jax.tree.map(lambda u, f: u * f, steps[0], layer_decay.factors(params, 0.5))
     jax.tree.map(lambda ours, wanted: np.testing.assert_allclose(ours, wanted, rtol=1e-6), steps[1], expected)
-
-
-def test_layer_decay_needs_blocks():
-    layer_decay.check_has_blocks({"encoder": _encoder(("transformer", 2))})
-    for params in ({"encoder": {"stem": jnp.ones(2)}}, {"head": {"kernel": jnp.ones(2)}}):
-        with pytest.raises(UserError, match=r"optim\.layer_decay: it is for encoders with trained blocks"):
-            layer_decay.check_has_blocks(params)

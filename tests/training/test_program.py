@@ -7,7 +7,6 @@ from flax import nnx
 
 from jaxboost import systems
 from jaxboost.data.dataset import DatasetInfo
-from jaxboost.errors import UserError
 from jaxboost.models import frozen
 from jaxboost.training import program
 from tests.training.small_runs import small_config
@@ -46,12 +45,3 @@ def test_a_step_without_data_has_all_that_the_config_asks_for(tmp_path):
 def test_class_weights_follow_from_the_labels(tmp_path):
     _, objective, _ = made(small_config(tmp_path, CHANGES), np.array([[0], [0], [1], [2]]))
     assert objective.class_weights == pytest.approx((4 / 6, 4 / 3, 4 / 3))
-
-
-def test_a_batch_that_is_not_whole(tmp_path):
-    objective = program.make_objective(small_config(tmp_path, {"mix.mixup": 0.2}), INFO)
-    with pytest.raises(UserError, match="mixup and cutmix need whole batches"):
-        program.check_partial_batches(objective, {})
-    with pytest.raises(UserError, match="batch norms need whole batches"):
-        program.check_partial_batches(objective, {"mean": np.zeros(1)})
-    program.check_partial_batches(program.make_objective(small_config(tmp_path), INFO), {})

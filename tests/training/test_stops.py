@@ -13,7 +13,7 @@ from jaxboost.data.dataset import Dataset, DatasetInfo, Split
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.evaluation import evaluate, metrics
 from jaxboost.runs import datasets, lock, train
-from jaxboost.training import features, step
+from jaxboost.training import source_tokens, step
 from jaxboost.training.checkpoints import checkpointer
 from tests.finished_runs import colours
 
@@ -164,7 +164,7 @@ def test_what_was_encoded_before_a_stop_is_kept(tmp_path, monkeypatch):
     def run():
         dataset = Dataset(info=info, splits=splits, baselines={})
         options = dict(batch_size=2, image_size=4, augment=Augment(), folder=tmp_path, key="k")
-        return features.encode(dataset, encode, **options)
+        return source_tokens.encode(dataset, encode, **options)
 
     # In the fourth batch: three are done.
     stop_after = 8
@@ -173,6 +173,11 @@ def test_what_was_encoded_before_a_stop_is_kept(tmp_path, monkeypatch):
     assert len(encoded) == 8
     encoded.clear()
     tokens = run()
+    assert len(encoded) == 6
+    # Earlier versions had another name for the file.
+    (file,) = tmp_path.glob("source-tokens-*.npz")
+    file.rename(tmp_path / file.name.replace("source-tokens", "features"))
+    run()
     assert len(encoded) == 6
     for name, split in splits.items():
         np.testing.assert_array_equal(tokens.splits[name].images, split.images[..., 0])

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from jaxboost.data.pipeline import rand_augment
-from jaxboost.errors import UserError, check_choice
+from jaxboost.errors import UserError
 
 FILTERS = {
     "bicubic": (Image.Resampling.BICUBIC,),
@@ -26,44 +26,15 @@ _ONLY_2D = (
     *("resize", "crop_ratio", "interpolation", "rgb"),
     *("rand_augment_magnitude", "rand_augment_std", "rand_augment_increasing"),
 )
-_RANGES = {
-    **dict.fromkeys(("flip", "vertical_flip", "color_jitter", "noise"), (0, 1)),
-    **dict.fromkeys(("rand_augment_magnitude", "rand_augment_std"), (0, rand_augment.HIGHEST)),
-    **dict.fromkeys(("resize", "rand_augment_ops", "shift"), (0, math.inf)),
-    "repeats": (1, math.inf),
-}
 # Attempts to draw a crop that fits into the image.
 _ATTEMPTS = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
-    """The config section `augment`; by default nothing is changed. Sources: timm 0.4.12, torchvision.
+    """The config section `augment`, whose fields config/data_fields.py explains; by default nothing is changed.
 
-    Attributes:
-      resize: 2-D: pixels; images are resized to this size (bicubic), then centre-cropped to the model's size. 0: they
-        are resized to the model's size. Always used in evaluation, and in training without a random crop.
-      crop_scale: 2-D: (low, high) fraction of the image's area that a random crop covers before it is resized; (): no
-        random crop.
-      crop_ratio: 2-D: (low, high) aspect ratio, width / height, of the random crop, before it is resized to a square.
-      interpolation: 2-D: of random crops and RandAugment: "bicubic", or "random": bicubic or bilinear with equal
-        probability.
-      flip: 2-D: probability of a horizontal flip.
-      vertical_flip: 2-D: probability of a vertical flip.
-      color_jitter: 2-D: x; brightness, contrast and saturation, in random order, are multiplied by factors from
-        U(1 - x, 1 + x).
-      rand_augment_ops: 2-D: RandAugment operations per image; 0: no RandAugment.
-      rand_augment_magnitude: 2-D: mean of the operations' magnitude, 0 to 10.
-      rand_augment_std: 2-D: standard deviation of the magnitude, 0 to 10.
-      rand_augment_increasing: 2-D: the severity of every operation increases with the magnitude, timm's `inc1`.
-      rgb: 2-D: grey training images are converted to RGB first. Then pixels from outside the image have ImageNet's mean
-        colour instead of its grey value, and the noise of `mix.erase` is drawn for each channel.
-      volume_flips: 3-D: a flip along each axis with probability 0.5.
-      volume_rotations: 3-D: a random one of the 24 rotations by multiples of 90 degrees.
-      shift: 3-D: largest translation in voxels along each axis, in both directions; new voxels are 0.
-      noise: 3-D: standard deviation of Gaussian noise, for grey values from 0 to 1.
-      repeats: repeated augmentation (Hoffer et al. 2020): draws per image per epoch. An epoch keeps its length, so it
-        sees 1 / repeats of the images.
+    Sources: timm 0.4.12, torchvision; repeated augmentation: Hoffer et al. 2020.
     """
 
     resize: int = 0
@@ -90,7 +61,7 @@ class Augment:
         return tuple(name for name in (*_RANDOM_2D, *_RANDOM_3D) if getattr(self, name))
 
     def check(self, ndim: int) -> None:
-        """Raises UserError if a field is out of range, or is not for images of `ndim` dimensions, 2 or 3."""
+        """Raises UserError if a field is no pair (low, high), or is not for images of `ndim` dimensions, 2 or 3."""
         other, dimensions = (_RANDOM_3D, 3) if ndim == 2 else (_ONLY_2D, 2)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -99,25 +70,18 @@ class Augment:
                     f"config field augment.{field.name}: {value!r} is for {dimensions}-D images, these are {ndim}-D: "
                     f"leave it at {field.default!r}"
                 )
-        self._check_ranges()
+        self._check_pairs()
 
-    def check_features(self) -> None:
-        """Raises UserError if a field is out of range, or needs images while training uses precomputed features."""
+    def check_source_tokens(self) -> None:
+        """Raises UserError if a field is no pair (low, high), or changes images that are encoded only once."""
         if fields := self.random_fields:
             raise UserError(
                 f"config field augment.{fields[0]}: {getattr(self, fields[0])!r} changes images, but the encoder that "
                 f"sees them is frozen and sees each only once: leave it at {getattr(Augment, fields[0])!r}"
             )
-        self._check_ranges()
+        self._check_pairs()
 
-    def _check_ranges(self) -> None:
-        check_choice(self.interpolation, FILTERS, "config field augment.interpolation")
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            # Written so that NaN is refused: every comparison with NaN is false.
-            if not (low <= value <= high and value < math.inf):
-                wanted = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
-                raise UserError(f"config field augment.{name}: {value!r} should be {wanted}")
+    def _check_pairs(self) -> None:
         if self.crop_scale:
             _check_pair("crop_scale", self.crop_scale, highest=1)
         _check_pair("crop_ratio", self.crop_ratio, highest=math.inf)

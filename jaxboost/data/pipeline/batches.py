@@ -26,7 +26,7 @@ _READ_OPTIONS = grain.ReadOptions(num_threads=min(8, os.cpu_count() or 1), prefe
 class SplitSource:
     """Random access to a split: element i is {"image": uint8 (S, S[, S], C) or float32 (d, W), "label": int32 (L,)}.
 
-    Images or features are read-only views of the split.
+    Images or source tokens are read-only views of the split.
     """
 
     def __init__(self, split: Split):
@@ -174,7 +174,7 @@ def train_iterator(
       split: the training split.
       batch_size: samples per step over all processes; each process gets B = batch_size / process_count.
       seed: 0 <= seed < 2^32.
-      image_size: S, edge length of the model's input in pixels; None: images or features as stored.
+      image_size: S, edge length of the model's input in pixels; None: images or source tokens as stored.
       augment: augmentation of the images; None: none.
       sampling: "uniform", or "balanced": the same number of samples of every class.
       last_batch: see `steps_per_epoch`.
@@ -184,8 +184,8 @@ def train_iterator(
 
     Raises:
       UserError: the batch is larger than the split or not a multiple of process_count; the seed is out of range;
-        volumes do not have the model's size; a field of `augment` is out of range or not for these images; or balanced
-        sampling of a multi-label task.
+        volumes do not have the model's size; a field of `augment` is no (low, high), or not for these images; or
+        balanced sampling of a multi-label task.
     """
     augment = augment or Augment()
     steps = steps_per_epoch(split, batch_size, last_batch=last_batch, multiple=multiple)
@@ -300,7 +300,7 @@ def _check(split: Split, batch_size: int, image_size: int | None, process_count:
     if batch_size < 1 or batch_size % process_count:
         raise UserError(f"batch size {batch_size} is not a positive multiple of the {process_count} processes")
     if split.images.ndim == 3:
-        augment.check_features()
+        augment.check_source_tokens()
     else:
         augment.check(split.images.ndim - 2)
         if augment.shift >= (size := split.images.shape[1]):

@@ -46,7 +46,7 @@ def tidy(folder: pathlib.Path, best: int) -> None:
 
 
 def saved_config(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The config in the last readable checkpoint below `folder`, see `continuing.held`; None if there is none."""
+    """The config in the last readable checkpoint below `folder`, as `continuing.fixed_fields` gives it; or None."""
     for step in stored.steps(folder / LATEST):
         with contextlib.suppress(DamagedError, UserError):
             if config := read_progress(folder / LATEST / str(step))[0].config:

@@ -118,7 +118,7 @@ class Checkpointer:
 
         Args:
           fingerprints: of the run's weights and data as they are now.
-          config: of the run as it is now, see `continuing.held`; None: not compared.
+          config: of the run as it is now, see `continuing.fixed_fields`; None: not compared.
 
         Raises:
           UserError: the run was made with other weights, data or config, or no checkpoint can be read.

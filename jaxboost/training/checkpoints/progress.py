@@ -6,13 +6,15 @@ import pathlib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from jaxboost import schema
 from jaxboost.errors import UserError
 from jaxboost.training.checkpoints.stored import DamagedError
 
-_COUNT = Annotated[int, Field(ge=1, lt=2**31)]
+_Count = Annotated[int, Field(ge=1, lt=2**31)]
+# In JSON, null stands for NaN.
+_Figure = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +28,9 @@ class Best:
       sha256: fingerprint of its weights, as `Checkpointer.save_best` gives it; empty in runs of earlier versions.
     """
 
-    epoch: int
-    step: int
-    value: float
+    epoch: _Count
+    step: _Count
+    value: _Figure
     sha256: str = ""
 
 
@@ -40,36 +42,15 @@ class Progress:
       fingerprints: role of a pretrained part -> SHA-256; of a user's own data also "data" and "splits".
       best: None before the first validation.
       seconds: spent so far, over all starts of the run.
-      config: the fields that may not change, see `continuing.held`; empty in runs of earlier versions.
+      config: the fields that may not change, see `continuing.fixed_fields`; empty in runs of earlier versions.
       validated: False if the run was stopped between the last step of an epoch and its validation; a resumed run
         validates first.
     """
 
     fingerprints: Mapping[str, str]
     best: Best | None
-    seconds: float
-    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    validated: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class _Best:
-    """`Best` in JSON."""
-
-    epoch: _COUNT
-    step: _COUNT
-    value: float | None
-    sha256: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Progress:
-    """`Progress` in JSON."""
-
-    fingerprints: dict[str, str]
-    best: _Best | None
     seconds: Annotated[float, Field(ge=0)]
-    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     validated: bool = True
 
 
@@ -97,18 +78,6 @@ def from_json(folder: pathlib.Path, note: Any) -> Progress:
     if isinstance(best, dict) and isinstance(best.get("value"), float) and math.isnan(best["value"]):
         note = {**note, "best": {**best, "value": None}}
     try:
-        found = schema.parse(_Progress, note, where=f"{folder}: its progress", fix="")
+        return schema.parse(Progress, note, where=f"{folder}: its progress", fix="")
     except UserError as error:
         raise DamagedError(str(error).removesuffix(": ")) from error
-    if found.best is None:
-        best = None
-    else:
-        value = math.nan if found.best.value is None else found.best.value
-        best = Best(epoch=found.best.epoch, step=found.best.step, value=value, sha256=found.best.sha256)
-    return Progress(
-        fingerprints=found.fingerprints,
-        best=best,
-        seconds=found.seconds,
-        config=found.config,
-        validated=found.validated,
-    )

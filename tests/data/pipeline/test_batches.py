@@ -573,7 +573,11 @@ def test_wrong_sampling(split):
             r"augment.resize: 9 is for 2-D images, these are 3-D: leave it at 0",
         ),
         (textured((9, 9, 9, 1)), Augment(shift=9), r"augment.shift: 9 voxels of 9 leave nothing of the volume"),
-        (textured((9, 9, 1)), Augment(flip=2.0), r"augment.flip: 2.0 should be 0 to 1"),
+        (
+            textured((9, 9, 1)),
+            Augment(crop_ratio=(2.0, 1.0)),
+            r"augment.crop_ratio: \(2.0, 1.0\) should be \(low, high\)",
+        ),
     ],
 )
 def test_wrong_augmentation(given, augment, message):

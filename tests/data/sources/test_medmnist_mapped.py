@@ -19,7 +19,7 @@ from jaxboost.data.readers import npz
 from jaxboost.data.sources import medmnist
 from jaxboost.errors import UserError
 from jaxboost.runs import datasets
-from jaxboost.training import features
+from jaxboost.training import source_tokens
 
 FLAG = "pathmnist"
 LARGE_BYTES = 600
@@ -195,7 +195,7 @@ def test_folds_of_a_mapped_data_set(both):
     assert datasets.fingerprint(mapped, config) == {}
 
 
-def test_features_of_a_mapped_data_set(both, tmp_path):
+def test_source_tokens_of_a_mapped_data_set(both, tmp_path):
     encoded, seen = [], []
 
     def encoder(batch):
@@ -203,7 +203,7 @@ def test_features_of_a_mapped_data_set(both, tmp_path):
         return jnp.asarray(batch["image"][:, :2, :3, 0], jnp.float32)
 
     for name, dataset in zip(("memory", "mapped"), both, strict=True):
-        found = features.encode(
+        found = source_tokens.encode(
             dataset, encoder, batch_size=8, image_size=28, augment=Augment(), folder=tmp_path / name, key="an encoder"
         )
         encoded.append(found.splits)

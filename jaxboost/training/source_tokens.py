@@ -1,4 +1,7 @@
-"""Computes the tokens of a frozen encoder once and keeps them on disk, if nothing before them is trained or random."""
+"""Computes the source tokens of a frozen encoder once, and keeps them on disk.
+
+That is possible if nothing before them is trained or random.
+"""
 
 import dataclasses
 import hashlib
@@ -44,12 +47,14 @@ def encode(
       UserError: the file cannot be written.
       Stopped: a signal came; the tokens that were computed before it are kept.
     """
-    file = folder / f"features-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz"
+    name = f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz"
+    file, older = folder / f"source-tokens-{name}", folder / f"features-{name}"
     digests = {name: _digests(split.images) for name, split in dataset.splits.items()}
-    known = _read(file)
+    # Earlier versions had another name for the file.
+    known = _read(older if older.exists() and not file.exists() else file)
     missing = {name: [i for i, digest in enumerate(found) if digest not in known] for name, found in digests.items()}
     if total := sum(map(len, missing.values())):
-        logger.info("encoding %d images once: the encoder is frozen and has no adapters", total)
+        logger.info("encoding %d images once: the encoder is frozen and has no RepAdapters", total)
     before = len(known)
     with tqdm(total=total, unit="image", disable=None) as bar:
         try:

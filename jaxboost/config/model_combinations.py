@@ -1,0 +1,158 @@
+"""Checks of the fields about the model that contradict each other; see `combinations`."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from jaxboost.config.types import Config
+from jaxboost.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxboost.models.backbones import Backbone
+
+Check = Callable[[Config], Iterator[str]]
+# (fields or sections that a check reads, the check)
+Table = tuple[tuple[tuple[str, ...], Check], ...]
+
+
+def checks(config: Config) -> Table:
+    """The checks for the config's system."""
+    return _BOTH + (_PNEUMOLLM if "pneumollm" in config else _RLLM)
+
+
+def ndim_of(config: Config) -> int | None:
+    """Number of spatial dimensions of the model's images; None if the backbone is unknown."""
+    backbone = backbone_of(config)
+    return backbone.ndim if backbone else None
+
+
+def backbone_of(config: Config) -> "Backbone | None":
+    """The backbone's row in the table of the config's system; None if the backbone is unknown."""
+    from jaxboost.models.backbones import BACKBONES
+    from jaxboost.models.pneumollm import ENCODERS
+
+    return (ENCODERS if "pneumollm" in config else BACKBONES).get(config.model.backbone)
+
+
+def caught(check: Callable[[], object]) -> Iterator[str]:
+    """Turns the UserError of a check in another package into a problem."""
+    try:
+        check()
+    except UserError as error:
+        yield str(error)
+
+
+def _pixels(config: Config) -> Iterator[str]:
+    for field in ("mean", "std"):
+        values = config.model[field]
+        if len(values) not in (1, 3) or not all(isinstance(x, int | float) for x in values):
+            yield f"config field model.{field}: give 1 or 3 values, not {values}"
+    if not all(config.model.std):
+        yield f"config field model.std: {config.model.std} should not be 0"
+
+
+def _patch(config: Config) -> Iterator[str]:
+    backbone, size = backbone_of(config), config.model.image_size
+    patch = backbone.arguments.get("patch") if backbone else None
+    if patch and (size <= 0 or size % patch):
+        yield (
+            f"config field model.image_size: {size} is not a multiple of the patch size {patch} of backbone"
+            f" {config.model.backbone}"
+        )
+    elif size <= 0:
+        yield f"config field model.image_size: {size} should be above 0"
+
+
+def _layer_decay(config: Config) -> Iterator[str]:
+    backbone = backbone_of(config)
+    # PneumoLLM trains no encoder with layers.
+    trained = backbone is not None and "pneumollm" not in config and not config.model.frozen and backbone.traits.stacks
+    if backbone is not None and config.optim.layer_decay != 1 and not trained:
+        yield "config field optim.layer_decay: it is for encoders with trained layers, set it to 1"
+
+
+def _pooled(config: Config) -> Iterator[str]:
+    """The fields that an encoder with one pooled feature does not support."""
+    name, backbone = config.model.backbone, backbone_of(config)
+    if backbone is None or backbone.traits.gives_tokens:
+        return
+    if config.boost.kind != "none":
+        yield f"backbone {name} gives one pooled feature, no tokens: set boost.kind=none"
+    if config.model.drop_path:
+        yield f"config field model.drop_path: backbone {name} has no layers to drop, set it to 0"
+    if config.model.frozen:
+        yield f"config field model.frozen: the batch norms of {name} would still change, set it to False"
+
+
+def _encoder_weights(config: Config) -> Iterator[str]:
+    from jaxboost.models.backbones import BACKBONES
+
+    model, backbone = config.model, backbone_of(config)
+    pooled = backbone is not None and not backbone.traits.gives_tokens
+    if model.frozen and not pooled and not model.weights:
+        yield (
+            "config field model.frozen: an untrained encoder would stay untrained: set model.weights to the folder that"
+            ' `jaxboost convert` made, or to "random": the control'
+        )
+    if model.frozen and not pooled and model.drop_path:
+        yield "config field model.drop_path: it would only disturb a frozen encoder, set it to 0"
+    if model.weights not in ("", "random") and backbone is not None and not backbone.traits.names:
+        fitting = ", ".join(name for name, row in BACKBONES.items() if row.traits.names)
+        yield (
+            f"config field model.weights: backbone {model.backbone} cannot load weights, only {fitting} can:"
+            " leave it empty"
+        )
+
+
+def _path(config: Config) -> Iterator[str]:
+    from jaxboost.models.boost import check_path
+
+    boost = config.boost
+    if boost.kind == "none":
+        return
+    try:
+        check_path(boost.path, boost.kind, rope=boost.rope)
+    except ValueError as error:
+        yield f"config field boost.path: {error}; set it to auto"
+
+
+def _llm(section: str) -> Check:
+    def check(config: Config) -> Iterator[str]:
+        from jaxboost.models.boost import VARIANTS
+
+        fields = config[section]
+        layers = fields.layers
+        if not all(isinstance(layer, int) and layer >= 0 for layer in layers):
+            yield (
+                f"config field {section}.layers: {layers} should be layer numbers from 0, such as (31,) or (15, 31), or"
+                " () for all layers of the block"
+            )
+        used = fields.used if section == "llama" else fields.kind != "none" and VARIANTS[fields.kind].layer
+        if used and fields.block == "random" and fields.final_norm == "loaded":
+            yield f"config field {section}.final_norm: a random block has no norm to load, set it to ones"
+
+    return check
+
+
+def _every(config: Config) -> Iterator[str]:
+    every, backbone = config.pneumollm.every, backbone_of(config)
+    # conv14 has no layers, and reads no interval.
+    depth = backbone.arguments.get("depth") if backbone else None
+    if depth and every > depth:
+        yield f"config field pneumollm.every: {every} is more than the {depth} layers of the encoder"
+
+
+_BOTH: Table = (
+    (("model.mean", "model.std"), _pixels),
+    (("model.backbone", "model.image_size"), _patch),
+    (("model", "optim.layer_decay"), _layer_decay),
+)
+_RLLM: Table = (
+    (("model", "boost.kind"), _pooled),
+    (("model",), _encoder_weights),
+    (("boost.path", "boost.kind", "boost.rope"), _path),
+    (("boost",), _llm("boost")),
+)
+_PNEUMOLLM: Table = (
+    (("llama",), _llm("llama")),
+    (("model.backbone", "pneumollm.every"), _every),
+)
