@@ -13,7 +13,7 @@ from jaxboost.convert.manifests import EncoderManifest, Manifest
 from jaxboost.convert.part_file import DTYPES
 from jaxboost.convert.sources import open_source
 from jaxboost.convert.tables.hints import Hints
-from jaxboost.convert.tables.source import LLAMA
+from jaxboost.convert.tables.parts import LLAMA
 from jaxboost.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxboost import io, schema
 from jaxboost.convert.formats import kinds
-from jaxboost.convert.tables.source import LLAMA, VISION
+from jaxboost.convert.tables.parts import LLAMA, VISION
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaConfig
 

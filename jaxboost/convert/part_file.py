@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxboost import io
 from jaxboost.convert.formats import kinds
-from jaxboost.convert.tables.source import Part, Shapes
+from jaxboost.convert.tables.parts import Part, Shapes
 from jaxboost.errors import UserError
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}

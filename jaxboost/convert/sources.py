@@ -18,7 +18,7 @@ from jaxboost.errors import UserError
 Source = LlamaSource | VitSource
 
 _PACKAGE = "package:"
-_FILE_ENDINGS = (".gguf", ".onnx", ".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".json")
+_FILE_SUFFIXES = (".gguf", ".onnx", ".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".json")
 
 
 def open_source(source: str, hints: Hints | None = None) -> Source:
@@ -55,7 +55,7 @@ def _opened(source: str, hints: Hints) -> Source:
         return _open_file(path, path.name, hints)
     if source and path.is_symlink():
         raise UserError(f"{path} is a link to a file that is not there: fetch it (git annex get, dvc pull)")
-    if source.startswith((".", "/", "~")) or source.endswith(_FILE_ENDINGS) or source.count("/") > 1:
+    if source.startswith((".", "/", "~")) or source.endswith(_FILE_SUFFIXES) or source.count("/") > 1:
         raise UserError(f"there is no file or folder {source}: check the path")
     # Imported late: the hub's package takes a second to import, and most sources do not need it.
     from jaxboost.convert.formats.hub import HubFolder, is_repository_id

@@ -17,7 +17,7 @@ from jaxboost.convert.part_file import DTYPES
 from jaxboost.convert.part_file import fingerprint as fingerprint
 from jaxboost.convert.placing import Placement, Quantize, first_device, placed, with_layer
 from jaxboost.convert.tables import shapes
-from jaxboost.convert.tables.source import FINAL_NORM
+from jaxboost.convert.tables.parts import FINAL_NORM
 from jaxboost.errors import UserError
 from jaxboost.models.frozen import Quantized
 

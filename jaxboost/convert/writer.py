@@ -13,7 +13,7 @@ import numpy as np
 from jaxboost import io
 from jaxboost.convert import part_file
 from jaxboost.convert.manifests import MANIFEST, EncoderManifest, Manifest, kind_at, to_text
-from jaxboost.convert.tables.source import Part
+from jaxboost.convert.tables.parts import Part
 from jaxboost.errors import UserError
 
 # The names of parts, as written now and as Orbax wrote them in earlier versions.

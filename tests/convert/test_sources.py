@@ -262,7 +262,7 @@ def test_other_model_of_meta(tmp_path):
     refused(tmp_path, source, "has no tensor 'layers.0.feed_forward.w1.weight': it is not a LLaMA checkpoint")
 
 
-def test_quantisation_that_gguf_cannot_read(written, monkeypatch, tmp_path):
+def test_quantization_that_gguf_cannot_read(written, monkeypatch, tmp_path):
     import gguf.quants
 
     def unknown(data, kind):
