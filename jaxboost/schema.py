@@ -10,7 +10,7 @@ _MAX_LISTED = 3
 
 
 def parse(kind: type[T], value: Any, *, where: str, fix: str) -> T:
-    """Does the same as `check`, but raises an error for the user.
+    """Does the same as `validated`, but raises an error for the user.
 
     Args:
       kind: the type.
@@ -22,13 +22,13 @@ def parse(kind: type[T], value: Any, *, where: str, fix: str) -> T:
       UserError: entries are wrong; the message names the first ones.
     """
     try:
-        return check(kind, value)
+        return validated(kind, value)
     except ValueError as error:
         raise UserError(f"{where} is damaged or of another version ({error}): {fix}") from None
 
 
-def check(kind: type[T], value: Any) -> T:
-    """Validates a value and converts it to the type `kind`.
+def validated(kind: type[T], value: Any) -> T:
+    """Returns a value that was checked and converted to the type `kind`.
 
     Types are strict: a string is not converted to a number, nor a float to an integer; NaN and infinities are refused.
     A list may become a tuple. Entries that `kind` does not have are ignored.

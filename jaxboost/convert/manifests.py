@@ -151,7 +151,7 @@ def _entries(path: str | os.PathLike, kind: str) -> dict[str, Any]:
         format version.
     """
     file, (wanted, layers) = pathlib.Path(path) / MANIFEST, _KINDS[kind]
-    if not file.is_file():
+    if not os.path.isfile(file):
         make = command("SOURCE", layers, path)
         raise UserError(f"there is no {wanted} at {path} (no {MANIFEST}): make one with `{make}`")
     fields = _json(file)

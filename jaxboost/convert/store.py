@@ -40,6 +40,17 @@ class Block:
     final_norm: jax.Array | None
     fingerprint: str
 
+    def tree(self, placement: Placement | None = None) -> dict[str, Any]:
+        """The nested dict that `frozen.split` gives for these layers; a norm that was not loaded is ones.
+
+        Args:
+          placement: of that norm, see `load_block`.
+        """
+        norm = self.final_norm
+        if norm is None:
+            norm = placed(np.ones(self.manifest.config.width, np.float32), placement or first_device)
+        return {"layers": dict(self.weights), "final_norm": norm}
+
 
 def fingerprint_of(manifest: Manifest, layers: tuple[int, ...] | None, final_norm: bool) -> str:
     """SHA-256 of the weights that are used, and of the constants that belong to them.

@@ -6,9 +6,6 @@ import logging
 import pathlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from jaxboost.convert import placing, store
 from jaxboost.convert.placing import Placement, Quantize
 from jaxboost.errors import UserError, check_choice
@@ -225,11 +222,7 @@ def _load(
     loaded = store.load_block(
         layers.folder, layers.numbers, final_norm=layers.final_norm, placement=placement, quantize=quantize
     )
-    norm = loaded.final_norm
-    if norm is None:
-        shape = (layers.config.width,)
-        norm = jax.device_put(jnp.ones(shape), placement(shape))
-    weights = {"layers": dict(loaded.weights), "final_norm": norm}
+    weights = loaded.tree(placement)
     return (as_trained(weights) if trainable else weights,), loaded.fingerprint
 
 

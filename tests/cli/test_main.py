@@ -46,8 +46,18 @@ MISTAKES = [
     (["train", "--config", "quickstart", "--wrkdir=x"], ["Unknown command line flag 'wrkdir'"]),
     (["train", "--config", "quickstart", "--config.optim.lrr=1"], ["--config.optim.lrr", "did you mean 'lr'"]),
     (["describe", "--config=quickstart", "--config.seed=-1"], ["seed: -1 should be 0 or more"]),
-    (["predict"], ["--run is missing"]),
+    (["predict"], ["--run is missing: give the folder of a finished run, or of an export"]),
+    (["predict", "--run=x"], ["nothing to do: give --input (images to predict)"]),
+    (["predict", "--run=~nobody_of_this_name/x", "--input=x.png"], ["~nobody_of_this_name/x: there is no such folder"]),
+    (["predict", f"--run={'x' * 300}", "--input=x.png"], ["xxx: there is no such folder"]),
+    (
+        ["predict", "--run=tests", "--input=x.png", f"--out={'x' * 300}"],
+        ["--out x", "cannot be written", "shorter name"],
+    ),
+    (["export"], ["--run is missing: give the folder of a finished run"]),
     (["export", "--run=x"], ["--out is missing"]),
+    (["convert", "--source=x.gguf", "--layers=1", f"--out={'x' * 300}"], ["there is no file or folder x.gguf"]),
+    (["train", "--config=quickstart", f"--workdir={'x' * 300}"], ["xxx cannot be written", "shorter name"]),
     (["convert", "--source=x", "--out=y"], ["--layers is missing"]),
 ]
 
