@@ -85,7 +85,7 @@ def _open_file(path: pathlib.Path, source: str, hints: Hints) -> Source:
     if path.suffix == ".onnx":
         return vit_onnx.encoder_of(path, source)
     kinds.refuse_by_name(path)
-    if path.suffix in single_file.ENDINGS:
+    if path.suffix in single_file.SUFFIXES:
         return vit_timm.encoder_of_file(path, source, hints)
     if path.name.startswith("sha256-"):
         raise UserError(
@@ -94,7 +94,7 @@ def _open_file(path: pathlib.Path, source: str, hints: Hints) -> Source:
         )
     raise UserError(
         f"{path} is a file: pass the folder that holds it, or a .gguf file, a .onnx file, or a ViT of timm as "
-        + ", ".join(single_file.ENDINGS)
+        + ", ".join(single_file.SUFFIXES)
     )
 
 
@@ -114,7 +114,7 @@ def _refuse_folder(path: pathlib.Path, folder: LocalFolder) -> None:
     for kind in (".gguf", ".onnx"):
         if found := sorted(name for name in folder.files if name.endswith(kind)):
             raise UserError(f"{path} holds {kind[1:].upper()} files: pass the file itself, such as {path / found[0]}")
-    weights = sorted(name for name in folder.files if name.endswith(single_file.ENDINGS))
+    weights = sorted(name for name in folder.files if name.endswith(single_file.SUFFIXES))
     shards = [name for name in weights if re.search(r"-\d+-of-\d+\.", name)]
     if shards:
         raise UserError(

@@ -40,7 +40,7 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
 # Kinds that the very first bytes do not show.
 _TFLITE = ("a TensorFlow Lite model", _OTHER_COPY)
 _TAR = ("a tar archive", _UNPACK)
-_BY_ENDING = {
+_BY_SUFFIX = {
     ".msgpack": ("Flax weights (msgpack)", _OTHER_COPY),
     ".h5": ("HDF5 weights (Keras, TensorFlow)", _OTHER_COPY),
     ".tflite": _TFLITE,
@@ -110,10 +110,10 @@ def refuse_known(where: str, head: bytes) -> None:
 
 def refuse_by_name(path: pathlib.Path) -> None:
     """Raises UserError if the name's ending is that of weights that cannot be read here."""
-    if path.suffix.lower() in _BY_ENDING:
-        raise _is(str(path), _BY_ENDING[path.suffix.lower()])
+    if path.suffix.lower() in _BY_SUFFIX:
+        raise _is(str(path), _BY_SUFFIX[path.suffix.lower()])
     if ".data-" in path.name:
-        raise _is(str(path), _BY_ENDING[".index"])
+        raise _is(str(path), _BY_SUFFIX[".index"])
 
 
 def check_torch_archive(path: pathlib.Path) -> None:
@@ -131,7 +131,7 @@ def check_torch_archive(path: pathlib.Path) -> None:
         )
     if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
         if names and all(name.endswith(".npy") for name in names):
-            raise _is(str(path), _BY_ENDING[".npz"])
+            raise _is(str(path), _BY_SUFFIX[".npz"])
         if any(name.endswith(".weights.h5") for name in names):
             raise _is(str(path), ("a Keras model", _OTHER_COPY))
         raise UserError(f"{path} is a zip archive, not a PyTorch checkpoint: {_UNPACK}")

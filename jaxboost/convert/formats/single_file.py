@@ -13,7 +13,7 @@ from jaxboost.convert.formats.tensors import TensorInfo
 from jaxboost.convert.formats.torch_file import TorchFile
 from jaxboost.errors import UserError
 
-ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 # torch.compile, and FSDP's sharding and checkpointing, put these in the middle of names.
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
