@@ -7,7 +7,6 @@ from typing import Any
 
 from jaxboost import io
 
-
 # What is said of a manifest that `change_text` has changed.
 BROKEN = r"manifest\.json (is damaged or of another version \(.*\)|was changed after .*): convert again"
 
