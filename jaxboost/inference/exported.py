@@ -148,7 +148,7 @@ def is_export(folder: str | os.PathLike[str]) -> bool:
 def check_not_moved(folder: pathlib.Path, moved: Sequence[str]) -> None:
     """Raises UserError if `moved`, the new folders of frozen weights, is not empty for an export."""
     if moved:
-        raise UserError(f"{folder} is an export, which contains its weights: leave --set out")
+        raise UserError(f"{folder} is an export, which contains its weights: leave --set (in Python: moved) out")
 
 
 def load(folder: str | os.PathLike[str]) -> ExportedModel:

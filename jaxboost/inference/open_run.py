@@ -262,7 +262,10 @@ def _check_fingerprints(
                 f" were made on {made_on.get('device')} with jax {made_on.get('jax')}: predict there,"
                 " or export the run there"
             )
-        raise UserError(f"{where}: give the folder of the weights that it was trained with, with --set FIELD=DIR")
+        raise UserError(
+            f"{where}: give the folder of the weights that it was trained with, with --set FIELD=DIR"
+            " (in Python: moved=['FIELD=DIR'])"
+        )
 
 
 def _preprocessing(config: ConfigDict, ndim: int) -> Preprocessing:

@@ -198,7 +198,9 @@ def test_an_export_in_python(pneumollm, monkeypatch):
     expected = model.predict(images)
     np.testing.assert_array_equal(jaxboost.open_run(home).predict(images), expected)
     np.testing.assert_array_equal(model.predict(list(images)), expected)
-    with pytest.raises(UserError, match="is an export, which contains its weights: leave --set out"):
+    with pytest.raises(
+        UserError, match=r"is an export, which contains its weights: leave --set \(in Python: moved\) out"
+    ):
         jaxboost.open_run(home, ["llama.block=x"])
     for wrong in (-1, 1.5):
         with pytest.raises(UserError, match=f"batch_size {wrong}: give the number of images in a batch"):
@@ -286,7 +288,7 @@ def test_what_is_altered_is_refused(pneumollm, tmp_path):
     )
     attempt(lambda copy: _link(copy / "weights.safetensors", folder), "is a link to a file outside")
     attempt(lambda copy: describe(copy, platforms=["tpu"]), "was exported for tpu, not for cpu")
-    attempt(lambda copy: None, "leave --set out", moved=["llama.block=x"])
+    attempt(lambda copy: None, r"leave --set \(in Python: moved\) out", moved=["llama.block=x"])
     assert not (tmp_path / "table.csv").exists()
     with pytest.raises(UserError, match="is not an export"):
         exported.load(run)
