@@ -32,7 +32,7 @@ _Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Llama:
+class Llama:
     """The fields of `models.llama.LlamaConfig`."""
 
     __pydantic_config__ = _CLOSED
@@ -47,20 +47,22 @@ class _Llama:
     rope_factors: Annotated[tuple[_Factor, ...], Field(max_length=1 << 15)] | None
     rope_unsupported: _Text | None = None
 
+    def __post_init__(self) -> None:
+        """Checks that the fields fit together."""
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} heads are not a multiple of {self.kv_heads} key/value heads")
+        if self.head_dim % 2:
+            raise ValueError(f"the head width {self.head_dim} is odd")
+        if self.rope_factors is not None and len(self.rope_factors) != self.head_dim // 2:
+            raise ValueError(f"{len(self.rope_factors)} rotary factors for a head width of {self.head_dim}")
 
-def _as_config(fields: _Llama) -> LlamaConfig:
-    """Raises ValueError if the fields do not fit together."""
-    if fields.heads % fields.kv_heads:
-        raise ValueError(f"{fields.heads} heads are not a multiple of {fields.kv_heads} key/value heads")
-    if fields.head_dim % 2:
-        raise ValueError(f"the head width {fields.head_dim} is odd")
-    if fields.rope_factors is not None and len(fields.rope_factors) != fields.head_dim // 2:
-        raise ValueError(f"{len(fields.rope_factors)} rotary factors for a head width of {fields.head_dim}")
+
+def _as_config(fields: Llama) -> LlamaConfig:
     return LlamaConfig(**dataclasses.asdict(fields))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Vit:
+class Vit:
     """The arguments of `models.vit.ViT` that depend on the weights."""
 
     __pydantic_config__ = _CLOSED
@@ -77,11 +79,13 @@ class _Vit:
     layer_scale: bool
     registers: Annotated[int, Field(ge=1, le=1024)] | None = None
 
+    def __post_init__(self) -> None:
+        """Checks that the fields fit together."""
+        if self.width % self.heads:
+            raise ValueError(f"the width {self.width} is not a multiple of {self.heads} heads")
 
-def _as_arguments(fields: _Vit) -> dict[str, Any]:
-    """Raises ValueError if the fields do not fit together."""
-    if fields.width % fields.heads:
-        raise ValueError(f"the width {fields.width} is not a multiple of {fields.heads} heads")
+
+def _as_arguments(fields: Vit) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(fields).items() if value is not None}
 
 
@@ -118,7 +122,7 @@ class Manifest:
     layers_in_source: _Depth
     final_norm: bool
     dtype: _Dtype
-    config: Annotated[LlamaConfig, _read_as(Annotated[_Llama, AfterValidator(_as_config)])]
+    config: Annotated[LlamaConfig, _read_as(Annotated[Llama, AfterValidator(_as_config)])]
     sha256: _Digests
     jaxboost_version: _Text
 
@@ -147,7 +151,7 @@ class EncoderManifest:
     source: _Text
     source_format: _Text
     dtype: _Dtype
-    arguments: Annotated[Mapping[str, Any], _read_as(Annotated[_Vit, AfterValidator(_as_arguments)])]
+    arguments: Annotated[Mapping[str, Any], _read_as(Annotated[Vit, AfterValidator(_as_arguments)])]
     image_size: _Pixels
     resizing: Literal["bicubic", "antialiased"] = "bicubic"
     sha256: _Digests

@@ -198,9 +198,7 @@ def test_an_export_in_python(pneumollm, monkeypatch):
     expected = model.predict(images)
     np.testing.assert_array_equal(jaxboost.open_run(home).predict(images), expected)
     np.testing.assert_array_equal(model.predict(list(images)), expected)
-    with pytest.raises(
-        UserError, match=r"is an export, .*: leave --set \(in Python: moved\) out"
-    ):
+    with pytest.raises(UserError, match=r"is an export, .*: leave --set \(in Python: moved\) out"):
         jaxboost.open_run(home, ["llama.block=x"])
     for wrong in (-1, 1.5):
         with pytest.raises(UserError, match=f"batch_size {wrong}: give the number of images in a batch"):
