@@ -163,7 +163,8 @@ def config_in(workdir: pathlib.Path, result: RunResult | FoldsResult | None = No
             )
     if result := result or read_result(workdir):
         return continuing.held(result.config)
-    return checkpoint_folder.saved_config(workdir / checkpoint_folder.FOLDER)
+    folder = workdir / checkpoint_folder.FOLDER
+    return checkpoint_folder.saved_config(folder) if os.path.isdir(folder) else None
 
 
 def _read(path: pathlib.Path) -> Any:

@@ -228,6 +228,7 @@ def test_what_is_no_finished_run(colours, volumes, tmp_path):
             predict(folder, **{"files": [str(colours[1][0])], "out": out, **arguments})
 
     attempt(tmp_path / "nowhere", "nowhere: there is no such folder")
+    attempt(tmp_path / ("x" * 300), "xxx: there is no such folder")
     attempt(tmp_path, "is neither a run nor an export: it has no config.json")
     attempt(copy_of(run, tmp_path / "unfinished", names=["result.json"]), "is not finished, it has no result.json")
     attempt(copy_of(run, tmp_path / "moved", names=["best"]), "the weights of the best epoch are missing")
@@ -248,6 +249,7 @@ def test_what_is_no_finished_run(colours, volumes, tmp_path):
     (tmp_path / "hollow").mkdir()
     attempt(run, "hollow: the folder holds no file", files=[str(tmp_path / "hollow")])
     attempt(run, "there is no folder .*elsewhere", out=tmp_path / "elsewhere" / "table.csv")
+    attempt(run, r"cannot be written \(File name too long\): give a shorter name", out=tmp_path / ("x" * 300))
     attempt(run, "is a folder: give the name of a file, a table of predictions, in CSV", out=tmp_path)
     attempt(run, "--set: 'boost.blok' is unknown, did you mean 'boost.block'", moved=["boost.blok=x"])
     attempt(run, "--set boost.block: give FIELD=DIR", moved=["boost.block"])
