@@ -7,6 +7,8 @@ from jaxboost.errors import UserError
 
 T = TypeVar("T")
 _MAX_LISTED = 3
+# pydantic speaks of a dataclass's constructor here.
+_MESSAGES = {"unexpected_keyword_argument": "Unknown entry"}
 
 
 def parse(kind: type[T], value: Any, *, where: str, fix: str) -> T:
@@ -31,7 +33,7 @@ def validated(kind: type[T], value: Any) -> T:
     """Returns a value that was checked and converted to the type `kind`.
 
     Types are strict: a string is not converted to a number, nor a float to an integer; NaN and infinities are refused.
-    A list may become a tuple. Entries that `kind` does not have are ignored.
+    A list may become a tuple. Entries that `kind` does not have are ignored, unless its `__pydantic_config__` forbids them.
 
     Args:
       kind: a dataclass or another annotated type, with `pydantic.Field` as bounds.
@@ -47,7 +49,10 @@ def validated(kind: type[T], value: Any) -> T:
         return TypeAdapter(kind).validate_json(json.dumps(value, allow_nan=False), strict=True)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        texts = [f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in found[:_MAX_LISTED]]
+        texts = [
+            f"{'.'.join(map(str, each['loc'])) or 'the file'}: {_MESSAGES.get(each['type'], each['msg'])}"
+            for each in found[:_MAX_LISTED]
+        ]
         reason = "; ".join(texts) + (f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else "")
     except RecursionError:
         reason = "it is nested too deeply"
