@@ -33,7 +33,8 @@ def validated(kind: type[T], value: Any) -> T:
     """Returns a value that was checked and converted to the type `kind`.
 
     Types are strict: a string is not converted to a number, nor a float to an integer; NaN and infinities are refused.
-    A list may become a tuple. Entries that `kind` does not have are ignored, unless its `__pydantic_config__` forbids them.
+    A list may become a tuple. Entries that `kind` does not have are ignored, unless its
+    `__pydantic_config__` forbids them.
 
     Args:
       kind: a dataclass or another annotated type, with `pydantic.Field` as bounds.

@@ -66,7 +66,8 @@ def run(main: Callable[[], None], *, resumable: bool = False, description: str |
         except OSError as error:
             if io.is_of_disk(error):
                 fail(f"{error.filename or 'a file'} cannot be written ({error.strerror}): {io.remedy(error)}")
-            if error.filename is None:
+            # The commands report a user's missing files themselves, so one that is missing here is a bug of ours.
+            if error.filename is None or isinstance(error, FileNotFoundError):
                 raise
             fail(f"{error.filename} cannot be used ({error.strerror}): check this path, and the right to use it")
 
