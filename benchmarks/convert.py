@@ -26,8 +26,8 @@ from typing import Any
 
 from absl import flags
 
+from benchmarks.figures import check_figures, write_figures
 from benchmarks.process import Remote
-from jaxboost import outputs
 from jaxboost.cli import app
 
 LAYER = 31
@@ -214,12 +214,12 @@ if __name__ == "__main__":
 
     def main() -> None:
         """Prints the table and writes the figures."""
-        outputs.check_figures(json_file.value, "--json")
+        check_figures(json_file.value, "--json")
         from tests.convert.checkpoints_7b import write_safetensors_7b
 
         summary = compare(write_safetensors_7b, layer=LAYER, rounds=rounds.value)
         print(as_text(summary))
         if json_file.value:
-            outputs.write_figures(json_file.value, summary)
+            write_figures(json_file.value, summary)
 
     app.run(main)

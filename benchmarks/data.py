@@ -22,8 +22,8 @@ import numpy as np
 from absl import flags
 
 from benchmarks.contenders import Case, Jaxboost, Weights
+from benchmarks.figures import check_figures, write_figures
 from benchmarks.process import Remote
-from jaxboost import outputs
 from jaxboost.cli import app
 from jaxboost.data.dataset import Split
 from jaxboost.data.pipeline.batches import train_iterator
@@ -166,10 +166,10 @@ if __name__ == "__main__":
     json_file = flags.DEFINE_string("json", "", "file for the figures")
 
     def main() -> None:
-        outputs.check_figures(json_file.value, "--json")
+        check_figures(json_file.value, "--json")
         summary = compare(rounds=rounds.value, steps=steps.value)
         print(as_text(summary))
         if json_file.value:
-            outputs.write_figures(json_file.value, summary)
+            write_figures(json_file.value, summary)
 
     app.run(main)

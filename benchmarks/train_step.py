@@ -18,16 +18,44 @@ from typing import Any
 from absl import flags
 
 from benchmarks.contenders import Case, Jaxboost, TorchCompile, TorchEager, Weights
+from benchmarks.figures import check_figures, write_figures
 from benchmarks.process import Remote
-from jaxboost import outputs
 from jaxboost.cli import app
-from jaxboost.errors import check_choice
+from jaxboost.errors import UserError, check_choice
 
 CONTENDERS = {"jaxboost": Jaxboost, "torch_eager": TorchEager, "torch_compile": TorchCompile}
 PLAIN = "jaxboost_plain"  # the same backbone without the booster
 WARM_STEPS = 3
 TURN_SECONDS = 1.0  # a turn is as many steps as fill this
 PRODUCT_SIZE = 2048
+
+
+def check(case: Case, contenders: list[str]) -> None:
+    """Raises UserError if PyTorch's side does not restate this model, or another value cannot be benchmarked."""
+    from jaxboost.models.backbones import BACKBONES
+    from jaxboost.models.boost import KINDS, PATHS, check_path
+    from jaxboost.models.llama import FAMILIES
+
+    # PyTorch's side has the encoders that give tokens, without the options of CLIP and DINOv2.
+    restated = [
+        name
+        for name, backbone in BACKBONES.items()
+        if backbone.traits.gives_tokens and backbone.traits.defaults.keys().isdisjoint(backbone.arguments)
+    ]
+    check_choice(case.model, restated, "--model")
+    check_choice(case.boost, KINDS, "--boost")
+    check_choice(case.family, FAMILIES, "--family")
+    check_choice(case.path, PATHS, "--path")
+    check_choice(case.dtype, ("float32", "bfloat16"), "--dtype")
+    if case.boost != "none":
+        try:
+            check_path(case.path, case.boost, rope=False)
+        except UserError as error:
+            raise UserError(f"--path {case.path}: {error}: leave it out") from error
+    for name in contenders:
+        check_choice(name, CONTENDERS, "--contenders")
+    if not contenders:
+        raise UserError(f"--contenders is empty: give some of {', '.join(CONTENDERS)}")
 
 
 def compare(case: Case, contenders: list[str], rounds: int) -> dict[str, Any]:
@@ -134,17 +162,7 @@ if __name__ == "__main__":
     json_file = flags.DEFINE_string("json", "", "file for the figures")
 
     def main() -> None:
-        outputs.check_figures(json_file.value, "--json")
-        from jaxboost.models.backbones import BACKBONES
-        from jaxboost.models.boost import KINDS
-        from jaxboost.models.llama import FAMILIES
-
-        # PyTorch's side restates what gives tokens.
-        check_choice(model.value, [name for name, b in BACKBONES.items() if b.traits.gives_tokens], "--model")
-        check_choice(boost.value, KINDS, "--boost")
-        check_choice(family.value, FAMILIES, "--family")
-        for name in contenders.value:
-            check_choice(name, CONTENDERS, "--contenders")
+        check_figures(json_file.value, "--json")
         case = Case(
             model=model.value,
             boost=boost.value,
@@ -154,9 +172,10 @@ if __name__ == "__main__":
             dtype=dtype.value,
             tf32=tf32.value,
         )
+        check(case, contenders.value)
         summary = compare(case, contenders.value, rounds.value)
         print(as_text(summary))
         if json_file.value:
-            outputs.write_figures(json_file.value, summary)
+            write_figures(json_file.value, summary)
 
     app.run(main)

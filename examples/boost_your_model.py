@@ -1,4 +1,4 @@
-"""Your own Flax NNX classifier, boosted with a frozen LLM layer: only the four lines marked `boost` are new.
+"""Your own Flax NNX classifier, boosted with a frozen LLM layer: only the six lines marked `boost` are new or changed.
 
     python examples/boost_your_model.py [BLOCK]
 
@@ -16,7 +16,7 @@ import jaxboost  # boost
 
 
 class YourClassifier(nnx.Module):
-    def __init__(self, block: jaxboost.LlamaBlock, rngs: nnx.Rngs):
+    def __init__(self, block: jaxboost.LlamaBlock, rngs: nnx.Rngs):  # boost
         self.patches = nnx.Conv(1, 32, (7, 7), strides=7, rngs=rngs)
         self.boost = jaxboost.Boost("rllm", width=32, block=block, rngs=rngs)  # boost
         self.head = nnx.Linear(32, 2, rngs=rngs)
@@ -40,7 +40,7 @@ def train_step(model: nnx.Module, optimizer: nnx.Optimizer, images: jax.Array, l
 def train(folder: str | None, images: jax.Array, labels: jax.Array, steps: int) -> tuple[YourClassifier, list[float]]:
     """Trains for some steps. Returns the model and the loss of each step."""
     block = jaxboost.load_block(folder) if folder else random_block()  # boost
-    model = YourClassifier(block, nnx.Rngs(0))
+    model = YourClassifier(block, nnx.Rngs(0))  # boost
     optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
     return model, [float(train_step(model, optimizer, images, labels)) for _ in range(steps)]
 

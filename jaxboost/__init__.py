@@ -9,6 +9,7 @@
     result = jaxboost.train(jaxboost.load_config("quickstart"), "runs/mine")  # the same as `jaxboost train`
     run = jaxboost.open_run("runs/mine")
     probabilities = run.predict(images)
+    model = jaxboost.exported.load("MODEL")  # the same for an export, without the code of models and training
 
 Names are imported on first use: `import jaxboost` alone imports neither jax nor numpy.
 """
@@ -18,10 +19,12 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxboost.api import build, load_block, open_run, train
+    from jaxboost import exported
+    from jaxboost.api import build, load_block, train
     from jaxboost.config import load_config
     from jaxboost.convert.conversion import convert
     from jaxboost.errors import UserError
+    from jaxboost.inference.open_run import open_run
     from jaxboost.models.backbones import BACKBONES
     from jaxboost.models.boost import Boost
     from jaxboost.models.llama import LlamaBlock
@@ -33,6 +36,7 @@ __all__ = [
     "UserError",
     "build",
     "convert",
+    "exported",
     "load_block",
     "load_config",
     "open_run",
@@ -45,6 +49,7 @@ _MODULES = {
     "LlamaBlock": "jaxboost.models.llama",
     "UserError": "jaxboost.errors",
     "load_config": "jaxboost.config",
+    "open_run": "jaxboost.inference.open_run",
 }
 
 
@@ -56,8 +61,8 @@ def __getattr__(name: str) -> Any:
             return "unknown"
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "convert":  # a package that can be called
-        return importlib.import_module("jaxboost.convert")
+    if name in ("convert", "exported"):  # modules; `convert` can be called
+        return importlib.import_module(f"jaxboost.{name}")
     value = getattr(importlib.import_module(_MODULES.get(name, "jaxboost.api")), name)
     globals()[name] = value
     return value

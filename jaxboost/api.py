@@ -1,22 +1,21 @@
-"""The public functions of `import jaxboost`: load a block, build a model, train, and open a run."""
+"""Public functions of `import jaxboost`: load a block, build a model, and train."""
 
 import os
-import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from jaxboost.errors import ArgumentError, check_choice
+from jaxboost.io import user_path
 from jaxboost.models import frozen
-from jaxboost.models.boost import VARIANTS, Boost
+from jaxboost.models.backbones import BACKBONES
+from jaxboost.models.boost import KINDS
 from jaxboost.models.classifier import BoostSpec, Classifier
 from jaxboost.models.classifier import build as build_classifier
 from jaxboost.models.llama import LlamaBlock
-
-if TYPE_CHECKING:
-    from jaxboost.inference.open_run import FinishedRun
 
 
 def load_block(
@@ -41,20 +40,18 @@ def load_block(
       dtype: dtype of the computation. The weights keep the dtype in which they are stored.
 
     Raises:
-      UserError: the block is missing or altered, or lacks these layers or the norm.
-      ValueError: `final_norm` is neither of the two.
+      UserError: the block is missing or altered, or lacks these layers or the norm; `final_norm` is neither of the two.
     """
     from jaxboost.convert import store
 
     if final_norm not in ("ones", "loaded"):
-        raise ValueError(f"final_norm={final_norm!r} should be 'ones' or 'loaded'")
+        raise ArgumentError(f"final_norm={final_norm!r} should be 'ones' or 'loaded'")
     numbers = (layers,) if isinstance(layers, int) else layers if layers is None else tuple(layers)
-    loaded = store.load_block(pathlib.Path(folder).expanduser(), numbers, final_norm=final_norm == "loaded")
+    loaded = store.load_block(user_path(folder), numbers, final_norm=final_norm == "loaded")
     config, depth = loaded.manifest.config, len(loaded.layers)
     shapes = nnx.eval_shape(lambda: frozen.freeze(LlamaBlock(config, depth=depth, dtype=dtype, rngs=nnx.Rngs(0))))
     graphdef, *_ = frozen.split(shapes)
-    norm = jnp.ones(config.width) if loaded.final_norm is None else loaded.final_norm
-    return frozen.merge(graphdef, {}, {"layers": dict(loaded.weights), "final_norm": norm})
+    return frozen.merge(graphdef, {}, loaded.tree())
 
 
 def build(
@@ -89,40 +86,31 @@ def build(
       rngs: random number generators for the initial weights.
 
     Raises:
-      ValueError: a booster without a block, a backbone without tokens, or a wrong image size.
-      UserError: an unknown backbone or variant.
+      UserError: an unknown backbone or variant, a booster without a block, a backbone without tokens, or a wrong image
+        size.
     """
-    from jaxboost.errors import check_choice
-    from jaxboost.models.backbones import BACKBONES
-
     check_choice(backbone, BACKBONES, "backbone")
-    check_choice(boost, ("none", *VARIANTS), "boost")
+    check_choice(boost, KINDS, "boost")
     if boost != "none" and block is None:
-        raise ValueError(f"boost={boost!r} needs a block, see jaxboost.load_block")
+        raise ArgumentError(f"boost={boost!r} needs a block, see jaxboost.load_block")
     patch = BACKBONES[backbone].arguments.get("patch")
     if patch and image_size % patch:
-        raise ValueError(f"image_size={image_size} is not a multiple of the patch size {patch} of backbone {backbone}")
-    # Raises ValueError for a backbone without tokens. eval_shape creates no weights for the second block.
-    spec = BoostSpec(kind=boost, config=block.config if block else None, depth=block.depth if block else 1)
-    options: dict[str, Any] = dict(
-        classes=classes, image_size=image_size, mean=tuple(mean), std=tuple(std), dtype=dtype
-    )
-    nnx.eval_shape(lambda: build_classifier(backbone, boost=spec, rngs=nnx.Rngs(0), **options))
-    plain: Any = build_classifier(backbone, boost=BoostSpec(kind="none"), rngs=rngs, **options)
-    if block is None or boost == "none":
-        return plain
-    booster = Boost(
-        boost,
-        width=plain.encoder.width,
-        block_width=block.config.width,
-        block=block if VARIANTS[boost].layer else None,
-        rope=False,
-        causal=False,
-        path="auto",
+        raise ArgumentError(
+            f"image_size={image_size} is not a multiple of the patch size {patch} of backbone {backbone}"
+        )
+    # A block that was given is never built here, so its depth in the spec does not matter.
+    spec = BoostSpec(kind=boost, config=None if block is None else block.config)
+    return build_classifier(
+        backbone,
+        boost=spec,
+        classes=classes,
+        image_size=image_size,
+        mean=tuple(mean),
+        std=tuple(std),
         dtype=dtype,
+        block=block,
         rngs=rngs,
     )
-    return Classifier(plain.encoder, booster, head_norm=plain.head_norm, head=plain.head, mean=mean, std=std)
 
 
 def train(config: ConfigDict, folder: str | os.PathLike[str]) -> Any:
@@ -141,32 +129,13 @@ def train(config: ConfigDict, folder: str | os.PathLike[str]) -> Any:
       folder: folder of the run. docs/runs.md describes its files.
 
     Returns:
-      The content of result.json; None if a signal stopped the run, or if the config selects one fold of a
-      cross-validation and other folds are missing.
+      The content of result.json; None if a signal stopped the run (Ctrl-C after the first step), or if the config
+      selects one fold of a cross-validation and other folds are missing.
 
     Raises:
       UserError: a mistake in the config, missing weights or data, a folder that cannot be written.
+      jaxboost.stopping.Stopped: Ctrl-C before the first step; a KeyboardInterrupt.
     """
     from jaxboost.runs.cross_validation import train_and_evaluate
 
-    return train_and_evaluate(config, pathlib.Path(folder).expanduser())
-
-
-def open_run(folder: str | os.PathLike[str]) -> "FinishedRun":
-    """Opens a finished run for predictions.
-
-    Example::
-
-      run = jaxboost.open_run("runs/quickstart/seed0")
-      probabilities = run.predict(images)  # uint8 (n, S, S, C) or (n, S, S, S, 1) -> (n, classes)
-      features = run.features(images)  # -> (n, width), the input of the last linear layer
-
-    Args:
-      folder: folder of a run, or of one fold of a cross-validation. For an export use `jaxboost.exported.load`.
-
-    Raises:
-      UserError: the folder is not a finished run, it was altered, or its frozen weights are missing or differ.
-    """
-    from jaxboost.inference import open_run as opening
-
-    return opening.open_run(pathlib.Path(folder).expanduser())
+    return train_and_evaluate(config, user_path(folder))

@@ -15,6 +15,10 @@ class UserError(Exception):
     """
 
 
+class ArgumentError(UserError, ValueError):
+    """A wrong argument in a user's Python code. It is a ValueError too, as Python code expects."""
+
+
 def check_choice(value: str, choices: Iterable[str], what: str) -> str:
     """Returns `value` if it is one of `choices`; otherwise raises UserError that names the nearest one and all of them.
 

@@ -46,6 +46,11 @@ _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ENXIO)
 
 
+def user_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The path with ~ expanded; an unknown user's ~name stays as it is."""
+    return pathlib.Path(os.path.expanduser(path))
+
+
 def remedy(error: OSError) -> str:
     """What the user can do about a refused write."""
     return _REMEDIES.get(error.errno or 0, "find out why the system refuses it")
@@ -209,11 +214,6 @@ def read_json(path: pathlib.Path) -> Any:
         raise ValueError("it is not text in UTF-8") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-
-
-def user_path(path: str | os.PathLike[str]) -> pathlib.Path:
-    """The path with ~ expanded; an unknown user's ~name stays as it is."""
-    return pathlib.Path(os.path.expanduser(path))
 
 
 _KINDS = (

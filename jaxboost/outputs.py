@@ -5,7 +5,6 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from jaxboost import io
 from jaxboost.errors import UserError
@@ -23,12 +22,12 @@ def check_file(path: pathlib.Path, flag: str, *, kind: str, is_ours: Callable[[p
     Raises:
       UserError: it is a folder, a device or a file of another kind; its folder is missing or cannot be written.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{flag} {path} is a folder: give the name of a file, {kind}")
     check_folder(path, flag)
     if not os.path.lexists(path):
         return
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{flag} {path} is not a regular file and would be replaced by one: give another name")
     try:
         replaceable = path.stat().st_size == 0 or is_ours(path)
@@ -40,7 +39,7 @@ def check_file(path: pathlib.Path, flag: str, *, kind: str, is_ours: Callable[[p
 
 def check_folder(path: pathlib.Path, flag: str) -> None:
     """Raises UserError if `path`, which a flag names, cannot be created: its folder is missing or cannot be written."""
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise UserError(f"{flag} {path}: there is no folder {path.parent}: make it first")
     # Tested by writing, because permissions do not show that a file system is read-only.
     with io.writing(f"{flag} {path}"), tempfile.TemporaryFile(dir=path.parent):
@@ -73,19 +72,3 @@ def is_inside(path: pathlib.Path, folder: pathlib.Path) -> bool:
     """Whether `path` is the folder, or inside it at any depth."""
     real = pathlib.Path(os.path.realpath(path))
     return any(is_same(parent, folder) for parent in (real, *real.parents))
-
-
-def check_figures(path: str, flag: str) -> None:
-    """Checks the JSON file of results that a flag names; does nothing if the flag is empty. See `check_file`."""
-    if path:
-        check_file(pathlib.Path(path), flag, kind="a JSON file of results", is_ours=_is_json_object)
-
-
-def write_figures(path: str, figures: dict[str, Any]) -> None:
-    """Writes a JSON file of results. Raises UserError if the file cannot be written."""
-    with io.writing(path):
-        io.write_text(pathlib.Path(path), io.to_json(figures, indent=2) + "\n")
-
-
-def _is_json_object(path: pathlib.Path) -> bool:
-    return isinstance(io.read_json(path), dict)

@@ -7,10 +7,12 @@ from jaxboost.errors import UserError
 
 T = TypeVar("T")
 _MAX_LISTED = 3
+# pydantic speaks of a dataclass's constructor here.
+_MESSAGES = {"unexpected_keyword_argument": "Unknown entry"}
 
 
 def parse(kind: type[T], value: Any, *, where: str, fix: str) -> T:
-    """Does the same as `check`, but raises an error for the user.
+    """Does the same as `validated`, but raises an error for the user.
 
     Args:
       kind: the type.
@@ -22,16 +24,17 @@ def parse(kind: type[T], value: Any, *, where: str, fix: str) -> T:
       UserError: entries are wrong; the message names the first ones.
     """
     try:
-        return check(kind, value)
+        return validated(kind, value)
     except ValueError as error:
         raise UserError(f"{where} is damaged or of another version ({error}): {fix}") from None
 
 
-def check(kind: type[T], value: Any) -> T:
-    """Validates a value and converts it to the type `kind`.
+def validated(kind: type[T], value: Any) -> T:
+    """Returns a value that was checked and converted to the type `kind`.
 
     Types are strict: a string is not converted to a number, nor a float to an integer; NaN and infinities are refused.
-    A list may become a tuple. Entries that `kind` does not have are ignored.
+    A list may become a tuple. Entries that `kind` does not have are ignored, unless its
+    `__pydantic_config__` forbids them.
 
     Args:
       kind: a dataclass or another annotated type, with `pydantic.Field` as bounds.
@@ -47,7 +50,10 @@ def check(kind: type[T], value: Any) -> T:
         return TypeAdapter(kind).validate_json(json.dumps(value, allow_nan=False), strict=True)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        texts = [f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in found[:_MAX_LISTED]]
+        texts = [
+            f"{'.'.join(map(str, each['loc'])) or 'the file'}: {_MESSAGES.get(each['type'], each['msg'])}"
+            for each in found[:_MAX_LISTED]
+        ]
         reason = "; ".join(texts) + (f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else "")
     except RecursionError:
         reason = "it is nested too deeply"

@@ -36,12 +36,12 @@ class StopSignal:
 
     Attributes:
       received: name of the first signal, empty before.
-      ending: text after "stopped by SIGTERM" in the message for the user.
+      advice: text after "stopped by SIGTERM" in the message for the user.
       resumable: the same command can continue the work later, so SIGTERM is not a failure.
     """
 
     def __init__(self, *, resumable: bool, kills: bool):
-        self.received, self.number, self.ending, self.resumable = "", 0, "", resumable
+        self.received, self.number, self.advice, self.resumable = "", 0, "", resumable
         self._kills, self._deferred, self._open = kills, 0, True
         self._since = 0.0
         self._before: dict[int, Any] = {}
@@ -53,7 +53,7 @@ class StopSignal:
     @property
     def line(self) -> str:
         """The message for the user."""
-        return f"stopped by {'Ctrl-C' if self.number == signal.SIGINT else self.received}{self.ending}"
+        return f"stopped by {'Ctrl-C' if self.number == signal.SIGINT else self.received}{self.advice}"
 
     @property
     def exit_code(self) -> int:
@@ -197,10 +197,10 @@ def received() -> str:
     return "" if _active is None else _active.received
 
 
-def say(ending: str) -> None:
+def say(advice: str) -> None:
     """Sets the text after "stopped by SIGTERM" in the message for the user."""
     if _active is not None:
-        _active.ending = ending
+        _active.advice = advice
 
 
 def poll() -> None:

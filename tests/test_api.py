@@ -64,7 +64,7 @@ def test_load_block_with_its_own_norm(folder):
     loaded = store.load_block(folder, None, final_norm=True)
     block = jaxboost.load_block(folder, final_norm="loaded")
     np.testing.assert_array_equal(frozen.split(block)[2]["final_norm"], loaded.final_norm)
-    with pytest.raises(ValueError, match="should be 'ones' or 'loaded'"):
+    with pytest.raises(UserError, match="should be 'ones' or 'loaded'"):
         jaxboost.load_block(folder, final_norm="zeros")
     with pytest.raises(UserError, match="holds the layers 1,3, not layer 2"):
         jaxboost.load_block(folder, (1, 2))
@@ -83,12 +83,18 @@ def test_build(kind, folder):
 
 def test_build_mistakes(folder):
     options = dict(classes=2, image_size=28, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="boost='rllm' needs a block"):
+    with pytest.raises(UserError, match="boost='rllm' needs a block"):
         jaxboost.build("vit_tiny", **options)
     with pytest.raises(UserError, match="backbone: 'vit_tny' is unknown, did you mean 'vit_tiny'"):
         jaxboost.build("vit_tny", **options)
-    with pytest.raises(ValueError, match="gives one pooled feature, no tokens"):
+    with pytest.raises(UserError, match="gives one pooled feature, no tokens"):
         jaxboost.build("resnet18", block=jaxboost.load_block(folder), **options)
+    with pytest.raises(UserError, match="image_size=30 is not a multiple of the patch size 7 of backbone vit_tiny"):
+        jaxboost.build("vit_tiny", boost="none", **options | {"image_size": 30})
+    with pytest.raises(UserError, match="boost kind 'rlm' is unknown") as caught:
+        jaxboost.Boost("rlm", width=8, block=jaxboost.load_block(folder), rngs=nnx.Rngs(0))
+    # As for any function of Python.
+    assert isinstance(caught.value, ValueError)
 
 
 def test_convert_train_and_open(tmp_path, few_lidc_root):
@@ -111,3 +117,7 @@ def test_convert_train_and_open(tmp_path, few_lidc_root):
     probabilities = run.predict(np.zeros((3, 28, 28, 28, 1), np.uint8))
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
     assert run.features(np.zeros((3, 28, 28, 28, 1), np.uint8)).shape == (3, 128)
+    # Frozen weights may move.
+    (tmp_path / "block").rename(tmp_path / "elsewhere")
+    moved = jaxboost.open_run(tmp_path / "run", [f"boost.block={tmp_path / 'elsewhere'}"])
+    np.testing.assert_array_equal(moved.predict(np.zeros((3, 28, 28, 28, 1), np.uint8)), probabilities)

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import convert, data, train_step
+from benchmarks import contenders, convert, data, figures, train_step
 from benchmarks.contenders import Case
 from benchmarks.process import Remote
+from jaxboost.errors import UserError
 from tests.reference.llama_checkpoints import LAYERS, tiny_llama, write_sharded_safetensors
 
 TINY = Case(model="vit3d_tiny", boost="rllm", family="llama-tiny", batch=2)
@@ -54,6 +55,34 @@ def test_losses_that_differ_are_refused():
     train_step._check_losses(other, 3e-2)
     with pytest.raises(AssertionError, match="losses differ"):
         train_step._check_losses({"jaxboost": [math.nan], "torch_eager": [math.nan]}, 3e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named", "message"),
+    [
+        ({"model": "clip_vit_b16"}, ["jaxboost"], "--model: 'clip_vit_b16' is unknown"),
+        ({"model": "dinov2_s14"}, ["jaxboost"], "--model: 'dinov2_s14' is unknown"),
+        ({"model": "resnet18"}, ["jaxboost"], "--model: 'resnet18' is unknown"),
+        ({"path": "short"}, ["jaxboost"], "--path: 'short' is unknown"),
+        ({"path": "absorbed", "boost": "mlp"}, ["jaxboost"], "--path absorbed: .*kind mlp has no layer: leave it out"),
+        ({"dtype": "float64"}, ["jaxboost"], "--dtype: 'float64' is unknown"),
+        ({}, [], "--contenders is empty: give some of jaxboost, torch_eager"),
+        ({}, ["torch"], "--contenders: 'torch' is unknown, did you mean 'torch_eager'"),
+    ],
+)
+def test_values_that_cannot_be_benchmarked(changes, named, message):
+    with pytest.raises(UserError, match=message):
+        train_step.check(dataclasses.replace(TINY, **changes), named)
+
+
+@pytest.mark.parametrize("model", ["vit_ti16", "vit_s", "vit_b16", "vit_l16", "vit_tiny", "vivit_tiny", "vit3d"])
+def test_pytorch_restates_the_models_that_can_be_benchmarked(model):
+    import torch
+
+    case = dataclasses.replace(TINY, model=model)
+    train_step.check(case, ["torch_eager"])
+    with torch.device("meta"):
+        assert contenders.TorchEager._restate(None, case) is not None
 
 
 IMAGES = (
@@ -148,3 +177,16 @@ def test_remote():
         with pytest.raises(RuntimeError, match="on purpose"):
             remote.call("fail")
         assert remote.call("hold", 1) == 1
+
+
+@pytest.mark.parametrize(("content", "allowed"), [('{"a": 1}', True), ("", True), ("# Title\n", False), ("[1]", False)])
+def test_figures_replace_figures_alone(content, allowed, tmp_path):
+    (tmp_path / "figures.json").write_text(content)
+    if not allowed:
+        with pytest.raises(UserError, match=r"--json .* already exists and is not a JSON file of results"):
+            figures.check_figures(str(tmp_path / "figures.json"), "--json")
+        return
+    figures.check_figures(str(tmp_path / "figures.json"), "--json")
+    figures.write_figures(str(tmp_path / "figures.json"), {"b": float("nan")})
+    assert (tmp_path / "figures.json").read_text() == '{\n  "b": null\n}\n'
+    figures.check_figures("", "--json")

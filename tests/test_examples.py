@@ -26,8 +26,8 @@ def test_a_function_is_trained():
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_the_boosting_is_four_lines_of_twenty():
-    assert sum(line.endswith("# boost") for line in TEXT.splitlines()) == 4
+def test_the_boosting_is_six_lines_of_twenty():
+    assert sum(line.endswith("# boost") for line in TEXT.splitlines()) == 6
     start, end = TEXT.index("class YourClassifier"), TEXT.index("def random_block")
     lines = [line for line in TEXT[start:end].splitlines() if line.strip() and '"""' not in line]
     assert len(lines) <= 22

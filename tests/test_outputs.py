@@ -15,7 +15,8 @@ from jaxboost.convert import convert
 from jaxboost.convert.writer import writing
 from jaxboost.data.tfds_builders.__main__ import main as build_tfds
 from jaxboost.errors import UserError
-from jaxboost.inference.predict import predict_or_export
+from jaxboost.inference.export import export_run
+from jaxboost.inference.predict import predict
 from jaxboost.runs import train
 from jaxboost.systems import weights
 from tests import finished_runs
@@ -76,7 +77,7 @@ def test_predictions_overwrite_nothing(out, words, place, finished):
     regular = [path for path in place.iterdir() if path.is_file()]
     before = {path: path.read_bytes() for path in regular}
     with pytest.raises(UserError, match=f"^--out .*{words}"):
-        predict_or_export(run, files=[str(place / "00.png")], out=place / out)
+        predict(run, files=[str(place / "00.png")], out=place / out)
     assert {path: path.read_bytes() for path in regular} == before
 
 
@@ -85,19 +86,19 @@ def test_predictions_replace_predictions(place, finished):
     out = place / "table.csv"
     # As a shell's `> table.csv` or mktemp leaves it.
     out.touch()
-    predict_or_export(run, files=[str(place / "00.png")], out=out)
+    predict(run, files=[str(place / "00.png")], out=out)
     assert [row["file"] for row in finished_runs.read_table(out)] == [str(place / "00.png")]
-    predict_or_export(run, files=[str(place / "01.png")], out=out)
+    predict(run, files=[str(place / "01.png")], out=out)
     assert [row["file"] for row in finished_runs.read_table(out)] == [str(place / "01.png")]
 
 
 def test_a_table_that_is_an_input_too(place, finished):
     run, _ = finished
     out = place / "table.csv"
-    predict_or_export(run, files=[str(place / "00.png")], out=out)
+    predict(run, files=[str(place / "00.png")], out=out)
     before = out.read_bytes()
     with pytest.raises(UserError, match=r"is one of the inputs .*which would be overwritten"):
-        predict_or_export(run, files=[str(place / "00.png"), str(out)], out=out, skip_faulty=True)
+        predict(run, files=[str(place / "00.png"), str(out)], out=out, skip_faulty=True)
     assert out.read_bytes() == before
 
 
@@ -108,7 +109,7 @@ def test_an_export_lies_outside_of_its_run(inside, finished, tmp_path):
     before = contents(run)
     for folder in (run, tmp_path / "link"):
         with pytest.raises(UserError, match="would lie in the run that is exported: give a folder elsewhere"):
-            predict_or_export(folder, out=tmp_path / "table.csv", target=folder / inside)
+            export_run(folder, folder / inside)
     assert contents(run) == before
 
 
@@ -117,7 +118,7 @@ def test_a_file_of_a_run_is_not_overwritten(finished):
     before = contents(run)
     for path in before:
         with pytest.raises(UserError, match="--out"):
-            predict_or_export(run, files=[str(data / "images")], out=path)
+            predict(run, files=[str(data / "images")], out=path)
     assert contents(run) == before
 
 
@@ -176,19 +177,6 @@ def test_a_block_that_another_process_makes_meanwhile_stays(tmp_path, monkeypatc
     monkeypatch.setattr(weights.convert, "convert", slow)
     assert weights.find_converted("block", str(out), str(source), "3", convert_missing=True) == out
     assert contents(out) == before
-
-
-@pytest.mark.parametrize(("content", "allowed"), [('{"a": 1}', True), ("", True), ("# Title\n", False), ("[1]", False)])
-def test_figures_replace_figures_alone(content, allowed, tmp_path):
-    (tmp_path / "figures.json").write_text(content)
-    if not allowed:
-        with pytest.raises(UserError, match=r"--json .* already exists and is not a JSON file of results"):
-            outputs.check_figures(str(tmp_path / "figures.json"), "--json")
-        return
-    outputs.check_figures(str(tmp_path / "figures.json"), "--json")
-    outputs.write_figures(str(tmp_path / "figures.json"), {"b": float("nan")})
-    assert (tmp_path / "figures.json").read_text() == '{\n  "b": null\n}\n'
-    outputs.check_figures("", "--json")
 
 
 def test_a_tfds_folder_that_is_a_file(tmp_path, capsys):

@@ -1,7 +1,4 @@
-"""Size and cost of a config's model, computed without weights or data: the work of `jaxboost describe`.
-
-The command can also be started as python -m jaxboost.analysis.describe.
-"""
+"""Size and cost of a config's model, computed without weights or data: the work of `jaxboost describe`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +84,3 @@ def as_text(result: dict[str, Any]) -> str:
             " weights, optimiser and batch"
         )
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    from jaxboost.cli import describe as command
-
-    command.run()

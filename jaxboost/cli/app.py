@@ -28,7 +28,7 @@ PIPE_EXIT_CODE = 128 + getattr(signal, "SIGPIPE", 13)
 def run(main: Callable[[], None], *, resumable: bool = False, description: str | None = None) -> None:
     """Parses absl flags, calls `main()`, and ends the process; docs/interruptions.md lists the exit codes.
 
-    After a `UserError`, or if a disk cannot be written, it prints one line on stderr and the exit code is 2.
+    After a `UserError`, or if the system refuses a file, it prints one line on stderr and the exit code is 2.
     After a signal it prints one line on stdout. If the reader of stdout is gone (`| head`), it prints nothing.
 
     Args:
@@ -64,9 +64,12 @@ def run(main: Callable[[], None], *, resumable: bool = False, description: str |
             _drop(sys.stdout)
             sys.exit(PIPE_EXIT_CODE)
         except OSError as error:
-            if not io.is_of_disk(error):
+            if io.is_of_disk(error):
+                fail(f"{error.filename or 'a file'} cannot be written ({error.strerror}): {io.remedy(error)}")
+            # The commands report a user's missing files themselves, so one that is missing here is a bug of ours.
+            if error.filename is None or isinstance(error, FileNotFoundError):
                 raise
-            fail(f"{error.filename or 'a file'} cannot be written ({error.strerror}): {io.remedy(error)}")
+            fail(f"{error.filename} cannot be used ({error.strerror}): check this path, and the right to use it")
 
     with _stopped_cleanly(resumable):
         app.run(checked, flags_parser=parse)
@@ -76,7 +79,7 @@ def run(main: Callable[[], None], *, resumable: bool = False, description: str |
 def _stopped_cleanly(resumable: bool) -> Iterator[None]:
     again = ": run the same command again" if resumable else ""
     with stopping.watch(resumable=resumable, kills=True) as stop:
-        stop.ending = again
+        stop.advice = again
         try:
             yield
         except stopping.Stopped:

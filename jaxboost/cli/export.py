@@ -5,10 +5,9 @@ jaxboost export --run RUN --out FOLDER
 RUN is the folder of a run, or of one fold of a cross-validation.
 """
 
-import pathlib
-
 from absl import flags
 
+from jaxboost import io
 from jaxboost.cli import app
 from jaxboost.cli.predict import required_folder
 from jaxboost.errors import UserError
@@ -23,17 +22,12 @@ def run() -> None:
     )
 
     def main() -> None:
-        folder = required_folder(run_flag.value)
+        folder = required_folder(run_flag.value, "the folder of a finished run")
         if not out_flag.value:
             raise UserError("--out is missing: give the new folder of the export")
-        from jaxboost.inference.predict import predict_or_export
+        from jaxboost.inference.export import export_run
 
         with app.warnings_on_stderr():
-            predict_or_export(
-                folder,
-                out=pathlib.Path("predictions.csv"),
-                target=pathlib.Path(out_flag.value).expanduser(),
-                moved=set_flag.value,
-            )
+            export_run(folder, io.user_path(out_flag.value), set_flag.value)
 
     app.run(main, description=__doc__)

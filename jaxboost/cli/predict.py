@@ -1,4 +1,4 @@
-"""Predicts images with a finished run or an export. With --export it also exports the run, or only exports it.
+"""Predicts images with a finished run or an export.
 
 jaxboost predict --run RUN --input FILES|FOLDER [--out predictions.csv]
 
@@ -9,6 +9,7 @@ import pathlib
 
 from absl import flags
 
+from jaxboost import io
 from jaxboost.cli import app
 from jaxboost.errors import UserError
 
@@ -18,7 +19,7 @@ def run() -> None:
     run_flag = flags.DEFINE_string("run", "", "folder of a finished run, of one fold, or of an export")
     input_flag = flags.DEFINE_multi_string("input", [], "image files, separated by commas, or folders")
     out_flag = flags.DEFINE_string("out", "predictions.csv", "CSV file for the predictions")
-    export_flag = flags.DEFINE_string("export", "", "new folder for an export of the run")
+    export_flag = flags.DEFINE_string("export", "", "first do what `jaxboost export` does, into this new folder")
     masks_flag = flags.DEFINE_string(
         "masks", "", "lung masks of the images in --input, needed if the run was trained with data.masks"
     )
@@ -29,26 +30,32 @@ def run() -> None:
     )
 
     def main() -> None:
-        folder = required_folder(run_flag.value)
-        from jaxboost.inference.predict import predict_or_export
-
+        folder = required_folder(run_flag.value, "the folder of a finished run, or of an export")
+        if not (input_flag.value or export_flag.value):
+            raise UserError("nothing to do: give --input (images to predict)")
         with app.warnings_on_stderr():
-            predict_or_export(
-                folder,
-                files=input_flag.value,
-                out=pathlib.Path(out_flag.value).expanduser(),
-                target=pathlib.Path(export_flag.value).expanduser() if export_flag.value else None,
-                masks=masks_flag.value,
-                skip_faulty=skip_flag.value,
-                batch_size=batch_flag.value,
-                moved=set_flag.value,
-            )
+            if export_flag.value:
+                from jaxboost.inference.export import export_run
+
+                export_run(folder, io.user_path(export_flag.value), set_flag.value)
+            if input_flag.value:
+                from jaxboost.inference.predict import predict
+
+                predict(
+                    folder,
+                    files=input_flag.value,
+                    out=io.user_path(out_flag.value),
+                    masks=masks_flag.value,
+                    skip_faulty=skip_flag.value,
+                    batch_size=batch_flag.value,
+                    moved=set_flag.value,
+                )
 
     app.run(main, description=__doc__)
 
 
-def required_folder(value: str) -> pathlib.Path:
-    """Returns the folder that --run names; raises UserError if the flag is missing."""
+def required_folder(value: str, what: str) -> pathlib.Path:
+    """Returns the folder that --run names, `what` in words; raises UserError if the flag is missing."""
     if not value:
-        raise UserError("--run is missing: give the folder of a finished run, or of an export")
-    return pathlib.Path(value).expanduser()
+        raise UserError(f"--run is missing: give {what}")
+    return io.user_path(value)

@@ -10,6 +10,7 @@ import pathlib
 
 from absl import flags
 
+from jaxboost import io
 from jaxboost.cli import app, config_flag
 from jaxboost.config import loading
 
@@ -34,6 +35,6 @@ def run() -> None:
         file, argument = loading.split_argument(config_flag.named(config))
         name = pathlib.Path(file).stem + (f"_{argument}" if argument else "")
         workdir = workdir_flag.value or f"runs/{name}/seed{fields.seed}"
-        cross_validation.train_and_evaluate(fields, pathlib.Path(workdir).expanduser())
+        cross_validation.train_and_evaluate(fields, io.user_path(workdir))
 
     app.run(main, resumable=True, description=__doc__)

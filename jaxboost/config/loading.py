@@ -2,12 +2,14 @@
 
 import importlib.util
 import itertools
+import os
 import pathlib
 import sys
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxboost import io
 from jaxboost.config.continuing import flat
 from jaxboost.config.table import fields_of
 from jaxboost.errors import UserError, nearest
@@ -118,8 +120,8 @@ def find(name_or_path: str) -> tuple[pathlib.Path, str | None]:
                 f" {', '.join(names)}; for your own file give its path, such as ./mine.py"
             )
         return packaged_folder() / f"{name}.py", argument
-    path = pathlib.Path(name).expanduser()
-    if not path.is_file():
+    path = io.user_path(name)
+    if not os.path.isfile(path):
         raise UserError(f"config {name_or_path}: no such file; for a packaged config give its name, such as quickstart")
     return path, argument
 

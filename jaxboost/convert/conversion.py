@@ -1,7 +1,7 @@
 """Converts decoder layers of a LLaMA-family checkpoint into a block, or a whole vision encoder."""
 
 import logging
-import pathlib
+import os
 from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
@@ -13,16 +13,16 @@ from jaxboost.convert.manifests import EncoderManifest, Manifest
 from jaxboost.convert.part_file import DTYPES
 from jaxboost.convert.sources import open_source
 from jaxboost.convert.tables.hints import Hints
-from jaxboost.convert.tables.source import LLAMA
+from jaxboost.convert.tables.parts import LLAMA
 from jaxboost.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
 def convert(
-    source: str,
+    source: str | os.PathLike[str],
     layers: str | int | Sequence[int],
-    out: str | pathlib.Path,
+    out: str | os.PathLike[str],
     *,
     dtype: str = "float32",
     final_norm: bool = True,
@@ -56,9 +56,9 @@ def convert(
     """
     if dtype not in DTYPES:
         raise UserError(f"the dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    out, stored = pathlib.Path(out).expanduser(), DTYPES[dtype]
+    source, out, stored = os.fspath(source), io.user_path(out), DTYPES[dtype]
     writer.check_free(out, overwrite=overwrite)
-    if pathlib.Path(source).expanduser().is_dir() and outputs.is_inside(out, pathlib.Path(source).expanduser()):
+    if os.path.isdir(io.user_path(source)) and outputs.is_inside(out, io.user_path(source)):
         raise UserError(f"--out {out} lies in --source {source}: give a folder elsewhere")
     text = str(layers) if isinstance(layers, str | int) else ",".join(map(str, layers))
     opened = open_source(source, hints)
@@ -92,9 +92,9 @@ def convert(
     return manifest
 
 
-def summary(manifest: Manifest | EncoderManifest, out: str | pathlib.Path) -> str:
+def summary(manifest: Manifest | EncoderManifest, out: str | os.PathLike[str]) -> str:
     """A few lines for the user: what was converted, where it is, and how it is used."""
-    size = sum(path.stat().st_size for path in pathlib.Path(out).expanduser().rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in io.user_path(out).rglob("*") if path.is_file())
     if isinstance(manifest, EncoderManifest):
         shape = manifest.arguments
         layers = f"all {shape['depth']} of a vision encoder of width {shape['width']}, patch {shape['patch']}"

@@ -15,7 +15,7 @@ from jaxboost.convert.manifests import read_encoder as read_manifest
 from jaxboost.convert.placing import Placement, first_device, placed, with_layer
 from jaxboost.convert.store import joined_fingerprint
 from jaxboost.convert.tables import positions, shapes
-from jaxboost.convert.tables.source import EMBEDDING, NORM
+from jaxboost.convert.tables.parts import EMBEDDING, NORM
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,21 @@
-"""The types of the entries of manifest.json, with bounds.
-
-`manifests` imports this module late, because importing pydantic takes a tenth of a second.
+"""The entries of manifest.json, with bounds.
 
 The bounds are far above every published model, and low enough that no single entry takes all memory or time.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema
+
+from jaxboost.convert.tables.parts import EMBEDDING, FINAL_NORM, LLAMA, NORM, VISION
+from jaxboost.models.llama import LlamaConfig
+
+# 1, of earlier versions, had Orbax checkpoints instead of safetensors files.
+FORMAT_VERSION = 2
+# Unknown entries are refused: another version wrote them, or they are mistyped.
+_CLOSED = ConfigDict(extra="forbid")
 
 _Width = Annotated[int, Field(ge=1, le=1 << 16)]
 _MlpWidth = Annotated[int, Field(ge=1, le=1 << 20)]
@@ -20,14 +28,14 @@ _Factor = Annotated[float, Field(ge=1e-30, le=1e30)]
 _Text = Annotated[str, Field(min_length=1, max_length=1024)]
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Digests = Annotated[dict[Annotated[str, Field(max_length=16)], _Digest], Field(max_length=1026)]
+_Dtype = Literal["float32", "bfloat16"]
 
 
-class _Closed(BaseModel, extra="forbid"):
-    """Refuses unknown entries: another version wrote them, or they are mistyped."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Llama:
+    """The fields of `models.llama.LlamaConfig`."""
 
-
-class Llama(_Closed):
-    """See `models.llama.LlamaConfig`."""
+    __pydantic_config__ = _CLOSED
 
     width: _Width
     heads: _Heads
@@ -36,12 +44,11 @@ class Llama(_Closed):
     mlp_width: _MlpWidth
     eps: _Eps
     rope_base: _Factor
-    rope_factors: Annotated[list[_Factor], Field(max_length=1 << 15)] | None
+    rope_factors: Annotated[tuple[_Factor, ...], Field(max_length=1 << 15)] | None
     rope_unsupported: _Text | None = None
 
-    def model_post_init(self, context: Any) -> None:
+    def __post_init__(self) -> None:
         """Checks that the fields fit together."""
-        del context
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads are not a multiple of {self.kv_heads} key/value heads")
         if self.head_dim % 2:
@@ -50,8 +57,15 @@ class Llama(_Closed):
             raise ValueError(f"{len(self.rope_factors)} rotary factors for a head width of {self.head_dim}")
 
 
-class Vit(_Closed):
+def _as_config(fields: Llama) -> LlamaConfig:
+    return LlamaConfig(**dataclasses.asdict(fields))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Vit:
     """The arguments of `models.vit.ViT` that depend on the weights."""
+
+    __pydantic_config__ = _CLOSED
 
     patch: Annotated[int, Field(ge=1, le=1024)]
     width: _Width
@@ -65,52 +79,105 @@ class Vit(_Closed):
     layer_scale: bool
     registers: Annotated[int, Field(ge=1, le=1024)] | None = None
 
-    def model_post_init(self, context: Any) -> None:
+    def __post_init__(self) -> None:
         """Checks that the fields fit together."""
-        del context
         if self.width % self.heads:
             raise ValueError(f"the width {self.width} is not a multiple of {self.heads} heads")
 
 
-class _Manifest(_Closed):
-    format_version: int
+def _as_arguments(fields: Vit) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(fields).items() if value is not None}
+
+
+def _read_as(kind: Any) -> GetPydanticSchema:
+    """Annotates a field that is validated as another type."""
+    return GetPydanticSchema(lambda _, handler: handler.generate_schema(kind))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a block holds.
+
+    Attributes:
+      format_version: version of this format.
+      kind: LLAMA.
+      source: where the weights come from: the name of a folder or file, or id@commit on the hub.
+      source_format: safetensors, torch, meta, gguf or hub.
+      layers: numbers of the layers, in the order in which they are used.
+      layers_in_source: how many layers the source has.
+      final_norm: whether the norm after the source's last layer is there too.
+      dtype: float32 or bfloat16.
+      config: shape and constants of the layers.
+      sha256: fingerprint of each layer (key: its number) and of the final norm (key: "final_norm").
+      jaxboost_version: version that converted.
+    """
+
+    __pydantic_config__ = _CLOSED
+
+    format_version: int = FORMAT_VERSION
+    kind: Literal["llama"] = LLAMA
     source: _Text
     source_format: _Text
-    dtype: Literal["float32", "bfloat16"]
+    layers: Annotated[tuple[_Layer, ...], Field(min_length=1, max_length=1024)]
+    layers_in_source: _Depth
+    final_norm: bool
+    dtype: _Dtype
+    config: Annotated[LlamaConfig, _read_as(Annotated[Llama, AfterValidator(_as_config)])]
     sha256: _Digests
     jaxboost_version: _Text
 
 
-class Block(_Manifest):
-    """See `manifests.Manifest`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderManifest:
+    """What a converted vision encoder holds.
 
-    kind: Literal["llama"]
-    layers: Annotated[list[_Layer], Field(min_length=1, max_length=1024)]
-    layers_in_source: _Depth
-    final_norm: bool
-    config: Llama
+    Attributes:
+      format_version: version of this format.
+      kind: VISION.
+      source: where the weights come from: the name of a folder or file, or id@commit on the hub.
+      source_format: safetensors, torch, onnx or hub.
+      dtype: float32 or bfloat16.
+      arguments: of `models.vit.ViT`, all that depend on the weights; "registers" only if there are some.
+      image_size: side of the images that the stored positions are for, in pixels.
+      resizing: how positions are resized to other image sizes, one of `positions.RESIZINGS`.
+      sha256: fingerprint of each part: "embedding", the number of each block, and "norm", the final LayerNorm.
+      jaxboost_version: version that converted.
+    """
 
-    def model_post_init(self, context: Any) -> None:
-        """Checks that the fields fit together."""
-        del context
-        if len(set(self.layers)) != len(self.layers) or max(self.layers) >= self.layers_in_source:
-            raise ValueError(f"layers named twice, or above the {self.layers_in_source} of the source")
-        if set(self.sha256) != {*map(str, self.layers), *["final_norm"] * self.final_norm}:
-            raise ValueError("sha256 does not name the layers and the norm that are there")
+    __pydantic_config__ = _CLOSED
 
-
-class Encoder(_Manifest):
-    """See `manifests.EncoderManifest`."""
-
-    kind: Literal["vision"]
-    arguments: Vit
+    format_version: int = FORMAT_VERSION
+    kind: Literal["vision"] = VISION
+    source: _Text
+    source_format: _Text
+    dtype: _Dtype
+    arguments: Annotated[Mapping[str, Any], _read_as(Annotated[Vit, AfterValidator(_as_arguments)])]
     image_size: _Pixels
     resizing: Literal["bicubic", "antialiased"] = "bicubic"
+    sha256: _Digests
+    jaxboost_version: _Text
 
-    def model_post_init(self, context: Any) -> None:
-        """Checks that the fields fit together."""
-        del context
-        if self.image_size < self.arguments.patch:
-            raise ValueError(f"images of {self.image_size} pixels are smaller than a patch")
-        if set(self.sha256) != {"embedding", *map(str, range(self.arguments.depth)), "norm"}:
-            raise ValueError("sha256 does not name the embedding, the blocks and the norm that are there")
+
+def _whole_block(manifest: Manifest) -> Manifest:
+    """Raises ValueError if the entries do not fit together."""
+    if len(set(manifest.layers)) != len(manifest.layers) or max(manifest.layers) >= manifest.layers_in_source:
+        raise ValueError(f"layers named twice, or above the {manifest.layers_in_source} of the source")
+    if set(manifest.sha256) != {*map(str, manifest.layers), *[FINAL_NORM] * manifest.final_norm}:
+        raise ValueError("sha256 does not name the layers and the norm that are there")
+    return manifest
+
+
+def _whole_encoder(manifest: EncoderManifest) -> EncoderManifest:
+    """Raises ValueError if the entries do not fit together."""
+    if manifest.image_size < manifest.arguments["patch"]:
+        raise ValueError(f"images of {manifest.image_size} pixels are smaller than a patch")
+    if set(manifest.sha256) != {EMBEDDING, *map(str, range(manifest.arguments["depth"])), NORM}:
+        raise ValueError("sha256 does not name the embedding, the blocks and the norm that are there")
+    return manifest
+
+
+# Kind of source -> the type of its manifest, with all checks.
+CHECKED: dict[str, Any] = {
+    LLAMA: Annotated[Manifest, AfterValidator(_whole_block)],
+    VISION: Annotated[EncoderManifest, AfterValidator(_whole_encoder)],
+}

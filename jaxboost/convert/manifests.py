@@ -10,12 +10,10 @@ from typing import Any
 
 from jaxboost import io, schema
 from jaxboost.convert.formats import kinds
-from jaxboost.convert.tables.source import LLAMA, VISION
+from jaxboost.convert.manifest_types import CHECKED, FORMAT_VERSION, EncoderManifest, Manifest
+from jaxboost.convert.tables.parts import LLAMA, VISION
 from jaxboost.errors import UserError
-from jaxboost.models.llama import LlamaConfig
 
-# 1, of earlier versions, had Orbax checkpoints instead of safetensors files.
-FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 CHECKSUM = "checksum"
 
@@ -24,81 +22,13 @@ _KINDS = {LLAMA: ("block", "LAYERS"), VISION: ("vision encoder", "all")}
 _FIX = "convert again"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a block holds.
-
-    Attributes:
-      format_version: version of this format.
-      kind: LLAMA.
-      source: where the weights come from: the name of a folder or file, or id@commit on the hub.
-      source_format: safetensors, torch, meta, gguf or hub.
-      layers: numbers of the layers, in the order in which they are used.
-      layers_in_source: how many layers the source has.
-      final_norm: whether the norm after the source's last layer is there too.
-      dtype: float32 or bfloat16.
-      config: shape and constants of the layers.
-      sha256: fingerprint of each layer (key: its number) and of the final norm (key: "final_norm").
-      jaxboost_version: version that converted.
-    """
-
-    format_version: int = FORMAT_VERSION
-    kind: str = LLAMA
-    source: str
-    source_format: str
-    layers: tuple[int, ...]
-    layers_in_source: int
-    final_norm: bool
-    dtype: str
-    config: LlamaConfig
-    sha256: Mapping[str, str]
-    jaxboost_version: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderManifest:
-    """What a converted vision encoder holds.
-
-    Attributes:
-      format_version: version of this format.
-      kind: VISION.
-      source: where the weights come from: the name of a folder or file, or id@commit on the hub.
-      source_format: safetensors, torch, onnx or hub.
-      dtype: float32 or bfloat16.
-      arguments: of `models.vit.ViT`, all that depend on the weights; "registers" only if there are some.
-      image_size: side of the images that the stored positions are for, in pixels.
-      resizing: how positions are resized to other image sizes, one of `positions.RESIZINGS`.
-      sha256: fingerprint of each part: "embedding", the number of each block, and "norm", the final LayerNorm.
-      jaxboost_version: version that converted.
-    """
-
-    format_version: int = FORMAT_VERSION
-    kind: str = VISION
-    source: str
-    source_format: str
-    dtype: str
-    arguments: Mapping[str, Any]
-    image_size: int
-    resizing: str = "bicubic"
-    sha256: Mapping[str, str]
-    jaxboost_version: str
-
-
 def read_block(path: str | os.PathLike) -> Manifest:
     """The manifest of the block at `path`.
 
     Raises:
       UserError: there is no block, or its manifest is damaged, changed or of another format version.
     """
-    from jaxboost.convert import manifest_types
-
-    fields = schema.parse(
-        manifest_types.Block, _entries(path, LLAMA), where=str(pathlib.Path(path) / MANIFEST), fix=_FIX
-    ).model_dump()
-    config = fields.pop("config")
-    factors = config.pop("rope_factors")
-    config = LlamaConfig(**config, rope_factors=None if factors is None else tuple(factors))
-    return Manifest(**fields | {"layers": tuple(fields["layers"]), "config": config})
+    return _read(path, LLAMA)
 
 
 def read_encoder(path: str | os.PathLike) -> EncoderManifest:
@@ -107,21 +37,13 @@ def read_encoder(path: str | os.PathLike) -> EncoderManifest:
     Raises:
       UserError: see `read_block`.
     """
-    from jaxboost.convert import manifest_types
-
-    fields = schema.parse(
-        manifest_types.Encoder, _entries(path, VISION), where=str(pathlib.Path(path) / MANIFEST), fix=_FIX
-    ).model_dump()
-    fields["arguments"] = {name: value for name, value in fields["arguments"].items() if value is not None}
-    return EncoderManifest(**fields)
+    return _read(path, VISION)
 
 
 def check(manifest: Manifest | EncoderManifest) -> None:
     """Raises UserError if a manifest, once written, could not be read again."""
-    from jaxboost.convert import manifest_types
-
-    kind = manifest_types.Block if isinstance(manifest, Manifest) else manifest_types.Encoder
-    schema.parse(kind, dataclasses.asdict(manifest), where=manifest.source, fix="choose another checkpoint")
+    entries = dataclasses.asdict(manifest)
+    schema.parse(CHECKED[manifest.kind], entries, where=manifest.source, fix="choose another checkpoint")
 
 
 def to_text(manifest: Manifest | EncoderManifest) -> str:
@@ -143,6 +65,10 @@ def command(source: str, layers: str, out: str | os.PathLike, *flags: str) -> st
     return " ".join(["jaxboost convert --source", source, "--layers", layers, "--out", str(out), *flags])
 
 
+def _read(path: str | os.PathLike, kind: str) -> Any:
+    return schema.parse(CHECKED[kind], _entries(path, kind), where=str(pathlib.Path(path) / MANIFEST), fix=_FIX)
+
+
 def _entries(path: str | os.PathLike, kind: str) -> dict[str, Any]:
     """The entries of the manifest at `path`; only kind, version and checksum are verified.
 
@@ -151,7 +77,7 @@ def _entries(path: str | os.PathLike, kind: str) -> dict[str, Any]:
         format version.
     """
     file, (wanted, layers) = pathlib.Path(path) / MANIFEST, _KINDS[kind]
-    if not file.is_file():
+    if not os.path.isfile(file):
         make = command("SOURCE", layers, path)
         raise UserError(f"there is no {wanted} at {path} (no {MANIFEST}): make one with `{make}`")
     fields = _json(file)

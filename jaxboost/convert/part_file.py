@@ -18,11 +18,11 @@ import numpy as np
 
 from jaxboost import io
 from jaxboost.convert.formats import kinds
-from jaxboost.convert.tables.source import Part, Shapes
+from jaxboost.convert.tables.parts import Part, Shapes
 from jaxboost.errors import UserError
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-ENDING = ".safetensors"
+SUFFIX = ".safetensors"
 _FORMAT_NAMES = {"float32": "F32", "bfloat16": "BF16"}
 
 
@@ -33,7 +33,7 @@ def stem(key: str) -> str:
 
 def file_name(key: str) -> str:
     """Name of a part's file, by the part's key in the manifest."""
-    return stem(key) + ENDING
+    return stem(key) + SUFFIX
 
 
 def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:

@@ -1,9 +1,10 @@
 """Opens the source that the user names, in any format."""
 
+import os
 import pathlib
 import re
 
-from jaxboost import packages
+from jaxboost import io, packages
 from jaxboost.convert.formats import adapters, kinds, meta, single_file
 from jaxboost.convert.formats.gguf_file import GgufTensors
 from jaxboost.convert.formats.huggingface import WEIGHT_FILES, Folder, HuggingFaceTensors, LocalFolder
@@ -18,7 +19,7 @@ from jaxboost.errors import UserError
 Source = LlamaSource | VitSource
 
 _PACKAGE = "package:"
-_FILE_ENDINGS = (".gguf", ".onnx", ".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".json")
+_FILE_SUFFIXES = (".gguf", ".onnx", ".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".json")
 
 
 def open_source(source: str, hints: Hints | None = None) -> Source:
@@ -48,14 +49,14 @@ def _opened(source: str, hints: Hints) -> Source:
     if source.startswith(_PACKAGE):
         path = _file_in_package(source.removeprefix(_PACKAGE))
         return _open_file(path, f"{source}/{path.name}", hints)
-    path = pathlib.Path(source).expanduser()
-    if source and path.is_dir():
+    path = io.user_path(source)
+    if source and os.path.isdir(path):
         return _open_folder(path, hints)
-    if source and path.exists():
+    if source and os.path.exists(path):
         return _open_file(path, path.name, hints)
-    if source and path.is_symlink():
+    if source and os.path.islink(path):
         raise UserError(f"{path} is a link to a file that is not there: fetch it (git annex get, dvc pull)")
-    if source.startswith((".", "/", "~")) or source.endswith(_FILE_ENDINGS) or source.count("/") > 1:
+    if source.startswith((".", "/", "~")) or source.endswith(_FILE_SUFFIXES) or source.count("/") > 1:
         raise UserError(f"there is no file or folder {source}: check the path")
     # Imported late: the hub's package takes a second to import, and most sources do not need it.
     from jaxboost.convert.formats.hub import HubFolder, is_repository_id

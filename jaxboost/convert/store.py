@@ -17,7 +17,7 @@ from jaxboost.convert.part_file import DTYPES
 from jaxboost.convert.part_file import fingerprint as fingerprint
 from jaxboost.convert.placing import Placement, Quantize, first_device, placed, with_layer
 from jaxboost.convert.tables import shapes
-from jaxboost.convert.tables.source import FINAL_NORM
+from jaxboost.convert.tables.parts import FINAL_NORM
 from jaxboost.errors import UserError
 from jaxboost.models.frozen import Quantized
 
@@ -39,6 +39,17 @@ class Block:
     weights: Mapping[str, jax.Array | Quantized]
     final_norm: jax.Array | None
     fingerprint: str
+
+    def tree(self, placement: Placement | None = None) -> dict[str, Any]:
+        """The nested dict that `frozen.split` gives for these layers; a norm that was not loaded is ones.
+
+        Args:
+          placement: of that norm, see `load_block`.
+        """
+        norm = self.final_norm
+        if norm is None:
+            norm = placed(np.ones(self.manifest.config.width, np.float32), placement or first_device)
+        return {"layers": dict(self.weights), "final_norm": norm}
 
 
 def fingerprint_of(manifest: Manifest, layers: tuple[int, ...] | None, final_norm: bool) -> str:

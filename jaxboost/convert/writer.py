@@ -1,6 +1,7 @@
 """Writes a converted folder under a temporary name next to it, then renames it: it is complete or absent."""
 
 import contextlib
+import os
 import pathlib
 import re
 import shutil
@@ -10,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxboost import io
+from jaxboost import io, stopping
 from jaxboost.convert import part_file
 from jaxboost.convert.manifests import MANIFEST, EncoderManifest, Manifest, kind_at, to_text
-from jaxboost.convert.tables.source import Part
+from jaxboost.convert.tables.parts import Part
 from jaxboost.errors import UserError
 
 # The names of parts, as written now and as Orbax wrote them in earlier versions.
@@ -70,9 +71,12 @@ def writing(out: pathlib.Path, *, overwrite: bool) -> Iterator[FolderWriter]:
 
 def check_free(out: pathlib.Path, *, overwrite: bool) -> None:
     """Raises UserError if `out` exists, unless it is a converted folder without other files and `overwrite` is set."""
-    if not out.exists():
+    if not os.path.exists(out):
         return
-    entries = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    try:
+        entries = set(os.listdir(out)) if os.path.isdir(out) else set()
+    except PermissionError as error:
+        raise UserError(f"{out} exists and cannot be read, permission denied: choose another folder") from error
     if MANIFEST not in entries:
         raise UserError(f"{out} exists and is not a block or vision encoder (no {MANIFEST}): choose another folder")
     kind = kind_at(out)
@@ -84,15 +88,18 @@ def check_free(out: pathlib.Path, *, overwrite: bool) -> None:
 
 
 def _move(temporary: pathlib.Path, out: pathlib.Path) -> None:
-    if not out.exists():
+    if not os.path.exists(out):
         temporary.rename(out)
         return
     # A folder cannot be replaced in one step: the old one is renamed first, and renamed back if the new one cannot be.
     aside = temporary.with_suffix(".old")
-    out.rename(aside)
-    try:
-        temporary.rename(out)
-    except OSError:
-        aside.rename(out)
-        raise
-    shutil.rmtree(aside)
+    with stopping.deferred():
+        try:
+            out.rename(aside)
+            temporary.rename(out)
+        # Ctrl-C too: without `stopping.watch`, as in a notebook, it is not deferred.
+        except BaseException:
+            if not os.path.lexists(out):
+                aside.rename(out)
+            raise
+        shutil.rmtree(aside)

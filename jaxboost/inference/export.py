@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from jaxboost import io, outputs
 from jaxboost.errors import UserError
+from jaxboost.inference import exported, open_run
 from jaxboost.inference.exported import CHANNELS, DESCRIPTION, FORMAT, PROGRAM
 from jaxboost.inference.open_run import FinishedRun
 from jaxboost.io import digest_of, json_sha256, to_json
@@ -33,6 +34,27 @@ MAX_FILE_BYTES = 4 << 30
 _KINDS = ("trained", "frozen", "statistics", "merged")
 
 logger = logging.getLogger(__name__)
+
+
+def export_run(run: pathlib.Path, target: pathlib.Path, moved: Sequence[str] = ()) -> None:
+    """Exports the finished run in a folder: the work of `jaxboost export`.
+
+    Args:
+      run: folder of the run, or of one fold of a cross-validation.
+      target: the new folder; it must not exist, nor lie in `run`.
+      moved: see `open_run.open_run`.
+
+    Raises:
+      UserError: see `open_run.open_run` and `export`; or `run` is an export already.
+    """
+    if exported.is_export(run):
+        raise UserError(f"--run {run} is an export already: give the folder of a run to export")
+    check_target(target)
+    if outputs.is_inside(target, run):
+        raise UserError(f"the export {target} would lie in the run that is exported: give a folder elsewhere")
+    opened = open_run.open_run(run, moved)
+    assert isinstance(opened, FinishedRun)  # no export, see above
+    export(opened, target)
 
 
 def check_target(folder: pathlib.Path) -> None:

@@ -10,8 +10,9 @@ An export is a folder with these files:
 
 import dataclasses
 import math
+import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
@@ -119,11 +120,11 @@ class ExportedModel:
         Raises:
           UserError: images of another type or shape, or a batch size that the program does not take.
         """
+        images = given_images.checked(images, self.preprocessing, batch_size)
         size = batch_size or self.batch_size
         if self.fixed_batch and size != self.batch_size:
             raise UserError(f"batch_size {size}: the exported program takes only {self.batch_size}: leave it out")
         devices = self.by_batch.mesh.size
-        images = given_images.checked(images, self.preprocessing)
         batches = self._batches(images, -(-size // devices) * devices)
         return evaluate.run_batches(lambda batch: self.program(self.weights, batch["image"]), batches, self.by_batch)
 
@@ -139,18 +140,30 @@ class ExportedModel:
             yield {"image": batch, "mask": np.arange(size) < len(part)}
 
 
-def is_export(folder: pathlib.Path) -> bool:
+def is_export(folder: str | os.PathLike[str]) -> bool:
     """Whether `folder` has the description of an export."""
-    return (folder / DESCRIPTION).is_file()
+    return os.path.isfile(io.user_path(folder) / DESCRIPTION)
 
 
-def load(folder: pathlib.Path) -> ExportedModel:
+def check_not_moved(folder: pathlib.Path, moved: Sequence[str]) -> None:
+    """Raises UserError if `moved`, the new folders of frozen weights, is not empty for an export."""
+    if moved:
+        raise UserError(f"{folder} is an export, which contains its weights: leave --set (in Python: moved) out")
+
+
+def load(folder: str | os.PathLike[str]) -> ExportedModel:
     """Loads the exported model in `folder`, with its weights on all local devices.
+
+    Example::
+
+      model = jaxboost.exported.load("MODEL")
+      probabilities = model.predict(images)  # uint8, as the run was trained on -> (n, classes)
 
     Raises:
       UserError: the folder is not an export, it was made for other platforms or by a later version, or files are
         missing or altered.
     """
+    folder = io.user_path(folder)
     described = read_description(folder)
     _check_files(folder, described.files)
     platform = jax.default_backend()
@@ -189,7 +202,7 @@ def read_description(folder: pathlib.Path) -> Description:
       UserError: it is missing, damaged, or of another version.
     """
     path = folder / DESCRIPTION
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"{folder} is not an export: it has no {DESCRIPTION}")
     try:
         content = io.read_json(path)
@@ -222,7 +235,7 @@ def _check_files(folder: pathlib.Path, files: Mapping[str, str]) -> None:
         raise UserError(f"{folder / DESCRIPTION} names no {PROGRAM}: export the run again")
     for name, digest in files.items():
         path = folder / name
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f"{path} is missing: export the run again")
         if not path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{path} is a link to a file outside of the export: put the file itself there")

@@ -1,21 +1,29 @@
 """Checks images in NumPy arrays before a prediction."""
 
 import numpy as np
+import numpy.typing as npt
 
 from jaxboost.data.sources.folder.inputs import Preprocessing
 from jaxboost.errors import UserError
 
 
-def checked(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+def checked(images: npt.ArrayLike, preprocessing: Preprocessing, batch_size: int = 0) -> np.ndarray:
     """Checks images and adds a missing channel axis: uint8 (n, S, S, C), C = 1 or 3, or volumes (n, S, S, S, 1).
 
     Args:
-      images: uint8, with or without the channel axis. S is the run's `data.size`.
+      images: uint8, with or without the channel axis; an array, or a list of arrays. S is the run's `data.size`.
       preprocessing: the model's preprocessing.
+      batch_size: the user's batch size; 0: that of the model.
 
     Raises:
-      UserError: the images have another type or shape, or there are none.
+      UserError: the images have another type or shape, or there are none; or the batch size is no count.
     """
+    if not isinstance(batch_size, int | np.integer) or batch_size < 0:
+        raise UserError(f"batch_size {batch_size!r}: give the number of images in a batch, or leave it out")
+    try:
+        images = np.asarray(images)
+    except ValueError as error:
+        raise UserError(f"images are no array ({error}): give images of one size") from error
     ndim, size = preprocessing.ndim, preprocessing.size
     spatial = (size,) * ndim
     side = ", ".join(map(str, spatial))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxboost import schema, systems
+from jaxboost import io, schema, systems
 from jaxboost.convert import manifest_types
 from jaxboost.data.dataset import DatasetInfo, Split
 from jaxboost.data.pipeline import batches
@@ -22,6 +22,7 @@ from jaxboost.data.sources.folder.inputs import Preprocessing
 from jaxboost.errors import UserError, check_choice
 from jaxboost.evaluation import evaluate
 from jaxboost.evaluation.prediction_table import Labels
+from jaxboost.inference import exported
 from jaxboost.inference import images as given_images
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.frozen import Tree, count, merge
@@ -33,9 +34,6 @@ from jaxboost.tasks import TASKS
 from jaxboost.training import step
 from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoints import checkpoint_folder
-
-# Config fields that name a folder of frozen weights. It may have moved since the training; the fingerprint is checked.
-WEIGHT_FOLDERS = ("model.weights", "boost.block", "pneumollm.vision", "llama.block")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +78,7 @@ class FinishedRun:
           batch_size: images per batch, rounded up to a multiple of the number of devices; 0: the run's eval.batch_size.
 
         Raises:
-          UserError: the images have another type or shape.
+          UserError: the images have another type or shape, or the batch size is negative.
         """
         return self._run(self._probabilities, images, batch_size)
 
@@ -96,7 +94,7 @@ class FinishedRun:
         return evaluate.run_batches(function, self._batches(images, batch_size), self.by_batch)
 
     def _batches(self, images: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        images = given_images.checked(images, self.preprocessing)
+        images = given_images.checked(images, self.preprocessing, batch_size)
         devices = self.by_batch.mesh.size
         # The pipeline requires labels; they are not used.
         columns = TASKS[self.labels.task].labels_per_example(len(self.labels.classes))
@@ -127,23 +125,32 @@ class FinishedRun:
         return lambda batch: features(self.weights, precomputed, batch["image"])
 
 
-def open_run(folder: str | os.PathLike[str], moved: Sequence[str] = ()) -> FinishedRun:
-    """Opens the finished run in `folder`.
+def open_run(folder: str | os.PathLike[str], moved: Sequence[str] = ()) -> FinishedRun | exported.ExportedModel:
+    """Opens a finished run, or an export, for predictions.
 
     Example::
 
-      run = open_run("runs/quickstart/seed0")
-      probabilities = run.predict(np.zeros((4, 28, 28, 28), np.uint8))  # (4, 2)
+      run = jaxboost.open_run("runs/quickstart/seed0")
+      probabilities = run.predict(images)  # uint8 (n, S, S, C) or (n, S, S, S, 1) -> (n, classes)
+      features = run.features(images)  # -> (n, width), the input of the last linear layer; an export has none
 
     Args:
-      folder: folder of a run, or of one fold of a cross-validation.
-      moved: frozen weights that have moved, as "FIELD=DIR": a config field of WEIGHT_FOLDERS and its new folder.
+      folder: folder of a run, of one fold of a cross-validation, or of an export. `jaxboost.exported.load` opens an
+        export without the code of models and training.
+      moved: frozen weights of a run that have moved, as "FIELD=DIR", for example "boost.block=blocks/llama-7b".
 
     Raises:
-      UserError: the folder is not a run, the run is not finished or is a whole cross-validation, or weights are missing
-        or have changed.
+      UserError: the folder is neither, the run is not finished or is a whole cross-validation, a file was altered, or
+        weights are missing or have changed.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = io.user_path(folder)
+    if not exported.is_export(folder):
+        return _open(folder, moved)
+    exported.check_not_moved(folder, moved)
+    return exported.load(folder)
+
+
+def _open(folder: pathlib.Path, moved: Sequence[str]) -> FinishedRun:
     config, result = finished.read(folder)
     _replace(config, moved)
     info = DatasetInfo(
@@ -157,7 +164,7 @@ def open_run(folder: str | os.PathLike[str], moved: Sequence[str] = ()) -> Finis
         license="",
     )
     best = folder / checkpoint_folder.FOLDER / checkpoint_folder.BEST / str(result.selection.step)
-    if not best.is_dir():
+    if not os.path.isdir(best):
         raise UserError(
             f"{folder}: the weights of the best epoch are missing ({best}): restore a backup, or train again"
         )
@@ -229,7 +236,7 @@ def _with_tuples(value: Any) -> Any:
 
 
 def _replace(config: ConfigDict, moved: Sequence[str]) -> None:
-    known = [name for name in WEIGHT_FOLDERS if name.split(".")[1] in config.get(name.split(".")[0], {})]
+    known = [name for name in workdir.WEIGHT_FOLDERS if name.split(".")[1] in config.get(name.split(".")[0], {})]
     for entry in moved:
         field, equals, value = entry.partition("=")
         if not (equals and value):
@@ -254,7 +261,10 @@ def _check_fingerprints(
                 f" were made on {made_on.get('device')} with jax {made_on.get('jax')}: predict there,"
                 " or export the run there"
             )
-        raise UserError(f"{where}: give the folder of the weights that it was trained with, with --set FIELD=DIR")
+        raise UserError(
+            f"{where}: give the folder of the weights that it was trained with, with --set FIELD=DIR"
+            " (in Python: moved=['FIELD=DIR'])"
+        )
 
 
 def _preprocessing(config: ConfigDict, ndim: int) -> Preprocessing:

@@ -1,33 +1,33 @@
-"""Predicts with a finished run or exports it: the work of `jaxboost predict` and `jaxboost export`."""
+"""Predicts files with a finished run or an export: the work of `jaxboost predict`."""
 
 import logging
 import pathlib
 from collections.abc import Sequence
 
-from jaxboost import io
+from jaxboost import io, outputs
+from jaxboost.data.sources.folder import inputs
 from jaxboost.errors import UserError
+from jaxboost.inference import exported
 
-logger = logging.getLogger("jaxboost.predict")
+logger = logging.getLogger(__name__)
 
 
-def predict_or_export(
+def predict(
     folder: pathlib.Path,
     *,
-    files: Sequence[str] = (),
+    files: Sequence[str],
     out: pathlib.Path,
-    target: pathlib.Path | None = None,
     masks: str = "",
     skip_faulty: bool = False,
     batch_size: int = 0,
     moved: Sequence[str] = (),
 ) -> None:
-    """Predicts files with a run or an export, or exports a run. Mistakes are reported before anything is computed.
+    """Predicts files with a run or an export. Mistakes are reported before anything is computed.
 
     Args:
       folder: folder of a run or an export.
-      files: files and folders to predict, see `inputs.find`; empty: only export.
+      files: files and folders to predict, see `inputs.find`.
       out: CSV file for the predictions. An older table of predictions is replaced; any other file is not.
-      target: the new folder of the export; None: do not export.
       masks: lung masks, see `inputs.read`.
       skip_faulty: leave out files that cannot be read, with a warning.
       batch_size: see `open_run.FinishedRun.predict`.
@@ -36,47 +36,28 @@ def predict_or_export(
     Raises:
       UserError: a mistake in the arguments, or in the files that they name.
     """
-    if not (files or target):
-        raise UserError("nothing to do: give --input (images to predict) or --export (a new folder for the model)")
-    # Imported here, because a mistyped flag should not wait for jax to load.
-    from jaxboost import outputs
-    from jaxboost.data.sources.folder import inputs
-    from jaxboost.inference import exported
-
     is_export = exported.is_export(folder)
-    if is_export and target:
-        raise UserError(f"--run {folder} is an export already: give the folder of a run to export")
-    if is_export and moved:
-        raise UserError(f"--run {folder} is an export, which contains its weights: leave --set out")
-    if files:
-        _check_out(out)
-    run = None
-    if not is_export:
-        from jaxboost.inference import export, open_run
+    if is_export:
+        exported.check_not_moved(folder, moved)
+    _check_out(out)
+    if is_export:
+        model = exported.load(folder)
+    else:
+        # Imported here, because an export needs neither models nor training.
+        from jaxboost.inference import open_run
 
-        if target:
-            export.check_target(target)
-            if outputs.is_inside(target, folder):
-                raise UserError(f"the export {target} would lie in the run that is exported: give a folder elsewhere")
-        run = open_run.open_run(folder, moved)
-    model = exported.load(folder) if run is None else run
-    found = inputs.find(files, model.preprocessing.ndim, skip_faulty=skip_faulty) if files else []
+        model = open_run.open_run(folder, moved)
+    found = inputs.find(files, model.preprocessing.ndim, skip_faulty=skip_faulty)
     outputs.check_not_among(out, "--out", found, "one of the inputs")
-    if target and run is not None:
-        from jaxboost.inference import export
-
-        export.export(run, target)
-    if found:
-        kept, images = inputs.read(found, model.preprocessing, masks=masks, skip_faulty=skip_faulty)
-        probabilities = model.predict(images, batch_size=batch_size)
-        with io.writing(f"--out {out}"):
-            io.write_text(out, model.labels.table(kept, probabilities))
-        logger.info("%d predictions in %s", len(kept), out)
+    kept, images = inputs.read(found, model.preprocessing, masks=masks, skip_faulty=skip_faulty)
+    probabilities = model.predict(images, batch_size=batch_size)
+    with io.writing(f"--out {out}"):
+        io.write_text(out, model.labels.table(kept, probabilities))
+    logger.info("%d predictions in %s", len(kept), out)
 
 
 def _check_out(out: pathlib.Path) -> None:
     """Raises UserError if the table cannot be written to `out`, or would replace another kind of file."""
-    from jaxboost import outputs
     from jaxboost.data.sources.folder.layouts import SUFFIXES, suffix_of
     from jaxboost.evaluation import prediction_table
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxboost.errors import ArgumentError
 from jaxboost.models import absorbed
 from jaxboost.models.layers import layer_of, linear, torch_init, vit_init
 from jaxboost.models.llama import LlamaBlock
@@ -44,13 +45,13 @@ INITS = {"uniform": torch_init, "normal": vit_init}
 
 
 def check_path(path: str, kind: str, *, rope: bool) -> None:
-    """Raises ValueError if a path is unknown or cannot compute this kind of booster; "auto" always can."""
+    """Raises ArgumentError if a path is unknown or cannot compute this kind of booster; "auto" always can."""
     if path not in PATHS:
-        raise ValueError(f"{path!r} is none of {', '.join(PATHS)}")
+        raise ArgumentError(f"{path!r} is none of {', '.join(PATHS)}")
     if path == "absorbed" and not VARIANTS[kind].layer:
-        raise ValueError(f"absorbed does without the layer's keys and values, but kind {kind} has no layer")
+        raise ArgumentError(f"absorbed does without the layer's keys and values, but kind {kind} has no layer")
     if path == "absorbed" and rope:
-        raise ValueError("absorbed does without keys, but rope rotates them: choose pooled instead")
+        raise ArgumentError("absorbed does without keys, but rope rotates them: choose pooled instead")
 
 
 class Boost(nnx.Module):
@@ -82,7 +83,7 @@ class Boost(nnx.Module):
       rngs: of the linear maps' weights.
 
     Raises:
-      ValueError: an argument is unknown, or kind, block and block_width do not go together.
+      UserError: an argument is unknown, or kind, block and block_width do not go together.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Boost(nnx.Module):
     ):
         for name, value, choices in (("kind", kind, VARIANTS), ("init", init, INITS)):
             if value not in choices:
-                raise ValueError(f"boost {name} {value!r} is unknown, valid: {', '.join(choices)}")
+                raise ArgumentError(f"boost {name} {value!r} is unknown, valid: {', '.join(choices)}")
         check_path(path, kind, rope=rope)
         hidden = _block_width(kind, block, block_width)
         self.variant = VARIANTS[kind]
@@ -195,13 +196,15 @@ def _block_width(kind: str, block: LlamaBlock | None, width: int | None) -> int:
     """D, from the block or, for a kind without layers, from the argument."""
     has_layer = VARIANTS[kind].layer
     if has_layer and block is None:
-        raise ValueError(f"boost kind {kind!r} and no block do not go together: pass the LLaMA layers as block")
+        raise ArgumentError(f"boost kind {kind!r} and no block do not go together: pass the LLaMA layers as block")
     if not has_layer and block is not None:
-        raise ValueError(f"boost kind {kind!r} and a block do not go together: it has no LLaMA layers, leave block out")
+        raise ArgumentError(
+            f"boost kind {kind!r} and a block do not go together: it has no LLaMA layers, leave block out"
+        )
     if block is None:
         if width is None:
-            raise ValueError(f"boost kind {kind!r} has no LLaMA layers: give its hidden width as block_width")
+            raise ArgumentError(f"boost kind {kind!r} has no LLaMA layers: give its hidden width as block_width")
         return width
     if width not in (None, block.config.width):
-        raise ValueError(f"block_width {width} is not the block's width {block.config.width}: leave it out")
+        raise ArgumentError(f"block_width {width} is not the block's width {block.config.width}: leave it out")
     return block.config.width

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxboost.errors import ArgumentError
 from jaxboost.models.absorbed import Precomputed
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import VARIANTS, Boost
@@ -110,6 +111,7 @@ def build(
     drop_path: float = 0.0,
     frozen: bool = False,
     encoder_arguments: Mapping[str, Any] | None = None,
+    block: LlamaBlock | None = None,
     rngs: nnx.Rngs,
 ) -> Classifier:
     """Builds a classifier with random weights; under `nnx.eval_shape` it costs no memory.
@@ -127,19 +129,20 @@ def build(
       frozen: the encoder and the norm before the head are not trained.
       encoder_arguments: arguments of the encoder that take precedence over those in BACKBONES, such as the eps of its
         checkpoint. The norm before the head then has the same eps.
+      block: LLaMA layers with the booster's `config`; None: new random ones.
       rngs: of the weights.
 
     Raises:
-      ValueError: a booster for a backbone without tokens, or stochastic depth for one without that option.
+      UserError: a booster for a backbone without tokens, or stochastic depth for one without that option.
     """
     spec, changes = BACKBONES[backbone], dict(encoder_arguments or {})
     if boost.kind != "none" and not spec.traits.gives_tokens:
-        raise ValueError(f"backbone {backbone} gives one pooled feature, no tokens for boost {boost.kind}")
+        raise ArgumentError(f"backbone {backbone} gives one pooled feature, no tokens for boost {boost.kind}")
     if drop_path and not spec.traits.has_stochastic_depth:
-        raise ValueError(f"backbone {backbone} has no drop path")
+        raise ArgumentError(f"backbone {backbone} has no drop path")
     depth_rate = {"drop_path": drop_path} if spec.traits.has_stochastic_depth else {}
     encoder = spec.build(image_size=image_size, dtype=dtype, remat=remat, rngs=rngs, **{**changes, **depth_rate})
-    booster = _build_boost(boost, encoder.width, dtype, rngs)
+    booster = _build_boost(boost, encoder.width, dtype, rngs, block)
     norm = None
     if spec.head_eps is not None:
         norm = layer_norm(encoder.width, eps=changes.get("eps", spec.head_eps), dtype=dtype, rngs=rngs)
@@ -151,13 +154,16 @@ def build(
     return Classifier(encoder, booster, head_norm=norm, head=head, mean=mean, std=std)
 
 
-def _build_boost(spec: BoostSpec, width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> Boost | None:
+def _build_boost(
+    spec: BoostSpec, width: int, dtype: jnp.dtype, rngs: nnx.Rngs, block: LlamaBlock | None
+) -> Boost | None:
     if spec.kind == "none":
         return None
     if spec.config is None:
-        raise ValueError(f"boost kind {spec.kind} needs the LLaMA layers' config")
-    block = None
-    if VARIANTS[spec.kind].layer:
+        raise ArgumentError(f"boost kind {spec.kind} needs the LLaMA layers' config")
+    if not VARIANTS[spec.kind].layer:
+        block = None
+    elif block is None:
         block = LlamaBlock(spec.config, depth=spec.depth, dtype=dtype, rngs=rngs)
         if not spec.trainable:
             freeze(block)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxboost.errors import ArgumentError
 from jaxboost.models.adapters import Adaptation, Projection
 from jaxboost.models.frozen import dequantize
 from jaxboost.models.layers import layer_of, stack
@@ -91,10 +92,10 @@ def rotate(x: jax.Array, config: LlamaConfig) -> jax.Array:
     """Rotary embedding (Su et al. 2021) of (B, heads, N, K) at positions 0..N-1, angles in float32.
 
     Raises:
-      ValueError: the checkpoint's rotary embedding is of a kind that is not supported.
+      UserError: the checkpoint's rotary embedding is of a kind that is not supported.
     """
     if config.rope_unsupported is not None:
-        raise ValueError(f"these layers cannot be rotated: {config.rope_unsupported} is not supported")
+        raise ArgumentError(f"these layers cannot be rotated: {config.rope_unsupported} is not supported")
     half = config.head_dim // 2
     inverse_frequency = config.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if config.rope_factors is not None:

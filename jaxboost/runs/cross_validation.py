@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import os
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxboost import io, systems
-from jaxboost.config import validate
+from jaxboost.config import continuing, validate
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.errors import UserError
@@ -23,24 +24,12 @@ from jaxboost.systems.weights import ROLES
 FOLDS = "folds.csv"
 METRICS = ("sensitivity", "specificity", "acc", "auc", "avg")
 # Entries with the same value in all folds. They appear once in result.json of the cross-validation.
+# fmt: off
 SHARED = (
-    *(
-        "dataset",
-        "task",
-        "classes",
-        "seed",
-        "protocol",
-        "warning",
-        "model",
-        "boost",
-        "width",
-        "parameters",
-        "encoder",
-        "vision",
-        "llama",
-    ),
-    *("block", "versions"),
+    "dataset", "task", "classes", "seed", "protocol", "warning", "model", "boost", "width", "parameters", "encoder",
+    "vision", "llama", "block", "versions",
 )
+# fmt: on
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +55,14 @@ def train_and_evaluate(config: Config, folder: pathlib.Path) -> dict[str, Any] |
     if not config.data.folds:
         return train.train_and_evaluate(config, folder)
     config = train.with_layers(config, folder)
-    workdir.check(folder, _of_fold(config, ALL_FOLDS))
+    workdir.finished_result(folder, _of_fold(config, ALL_FOLDS))
     # Checks every fold before anything is written to the common folder.
     for number in range(config.data.folds):
-        workdir.check(folder / f"fold{number}", _of_fold(config, number))
+        workdir.finished_result(folder / f"fold{number}", _of_fold(config, number))
     _check_folds_file(config, folder)
     whole = functools.cache(lambda: _checked(config, folder))
     for number in range(config.data.folds) if config.data.fold == ALL_FOLDS else (config.data.fold,):
-        logger.info("fold %d of %d", number, config.data.folds)
+        logger.info("fold %d (folds are 0 to %d)", number, config.data.folds - 1)
         splits = datasets.Splits(
             load=lambda number=number: datasets.fold_of(whole(), config, number, _folds_in(folder)),
             prepare=lambda: _prepare(whole(), _of_all(config), folder),
@@ -83,14 +72,14 @@ def train_and_evaluate(config: Config, folder: pathlib.Path) -> dict[str, Any] |
             return None
     results = [workdir.read_result(folder / f"fold{number}") for number in range(config.data.folds)]
     if missing := [str(number) for number, result in enumerate(results) if result is None]:
-        logger.info("no result of all folds yet: run fold %s first", ", ".join(missing))
+        logger.info("fold(s) %s not finished yet: run them for the result of all folds", ", ".join(missing))
         return None
     _check_alike(results, folder)
     together = _of_all(config)
     with io.writing(folder):
         # Also renames damaged files, if all folds were finished already.
         workdir.create(folder, together)
-        result = workdir.write_result(folder, {**summarise(results), "config": workdir.to_dict(together)})
+        result = workdir.write_result(folder, {**summarise(results), "config": continuing.to_dict(together)})
     log_summary(result)
     return result
 
@@ -171,18 +160,22 @@ def _of_fold(config: Config, number: int) -> Config:
 def _checked(config: Config, folder: pathlib.Path) -> Dataset:
     """Loads the whole data set and checks all folds, so that no fold fails after days of training."""
     dataset = datasets.load(config)
-    splits = {
-        # Without the images, because each fold would copy them.
-        name: dataclasses.replace(split, images=np.zeros((len(split), 0), np.uint8))
-        for name, split in dataset.splits.items()
-    }
     for number in range(config.data.folds):
-        datasets.fold_of(dataclasses.replace(dataset, splits=splits), config, number, _folds_in(folder))
+        datasets.fold_of(_without_images(dataset), config, number, _folds_in(folder))
     return dataset
 
 
+def _without_images(dataset: Dataset) -> Dataset:
+    """Returns the data set with empty images, for its assignment to folds alone: each fold copies its images."""
+    splits = {
+        name: dataclasses.replace(split, images=np.zeros((len(split), 0), np.uint8))
+        for name, split in dataset.splits.items()
+    }
+    return dataclasses.replace(dataset, splits=splits)
+
+
 def _folds_in(folder: pathlib.Path) -> pathlib.Path | None:
-    return folder / FOLDS if (folder / FOLDS).exists() else None
+    return folder / FOLDS if os.path.exists(folder / FOLDS) else None
 
 
 def _check_folds_file(config: Config, folder: pathlib.Path) -> None:
@@ -190,8 +183,8 @@ def _check_folds_file(config: Config, folder: pathlib.Path) -> None:
     name, copy = config.data.folds_file, folder / FOLDS
     if not name:
         return
-    if copy.is_file():
-        same = pathlib.Path(name).expanduser().read_bytes() == copy.read_bytes()
+    if os.path.isfile(copy):
+        same = io.user_path(name).read_bytes() == copy.read_bytes()
     else:
         # For a user's own data the fingerprint of the splits is compared later.
         same = config.data.source or workdir.named_before(folder, "data", "folds_file") in (None, name)
@@ -205,11 +198,13 @@ def _check_folds_file(config: Config, folder: pathlib.Path) -> None:
 def _prepare(dataset: Dataset, together: Config, folder: pathlib.Path) -> None:
     """Writes the config of the whole cross-validation, and the table of the folds."""
     workdir.create(folder, together)
-    if not together.data.folds_file:
-        datasets.fold_of(dataset, together, 0, folder / FOLDS)
-    elif not (folder / FOLDS).exists():
+    if os.path.exists(folder / FOLDS):
+        return
+    if together.data.folds_file:
         with io.replacing(folder / FOLDS) as temporary:
-            shutil.copyfile(pathlib.Path(together.data.folds_file).expanduser(), temporary)
+            shutil.copyfile(io.user_path(together.data.folds_file), temporary)
+    else:
+        datasets.fold_of(_without_images(dataset), together, 0, folder / FOLDS)
 
 
 def _check_alike(results: Sequence[RunResult], folder: pathlib.Path) -> None:

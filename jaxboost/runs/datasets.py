@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import os
 import pathlib
 from collections.abc import Callable
 
 import numpy as np
 
-from jaxboost import data
+from jaxboost import data, io
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import ALL, Dataset, DatasetInfo
 from jaxboost.data.sources.folder.source import SOURCE
@@ -78,14 +79,14 @@ def own_splits(config: Config, folder: pathlib.Path) -> Splits:
             whole,
             ratios=config.data.shares,
             seed=config.data.fold_seed,
-            file=file if file.exists() else None,
+            file=file if os.path.exists(file) else None,
             without_val=_without_val(config),
         )
         return divided, True
 
     def prepare() -> None:
         dataset, made = find()
-        if made and not file.exists():
+        if made and not os.path.exists(file):
             workdir.create(folder, config)
             ratios.write(file, dataset)
 
@@ -95,7 +96,7 @@ def own_splits(config: Config, folder: pathlib.Path) -> Splits:
 def check_folds(config: Config) -> None:
     """Raises UserError if the config's file of folds is missing."""
     file = config.data.folds_file
-    if file and not pathlib.Path(file).expanduser().is_file():
+    if file and not os.path.isfile(io.user_path(file)):
         raise UserError(f"config field data.folds_file: there is no file {file}: check the path")
 
 
@@ -116,7 +117,7 @@ def fold_of(dataset: Dataset, config: Config, fold: int, file: pathlib.Path | No
         seed=fields.fold_seed,
         # The reference code has no validation split: it trains on all other folds and picks the epoch on the test fold.
         val_share=0 if _without_val(config) else fields.val_share,
-        file=pathlib.Path(fields.folds_file).expanduser() if fields.folds_file else file,
+        file=io.user_path(fields.folds_file) if fields.folds_file else file,
     )
 
 

@@ -1,6 +1,7 @@
 """The config and the result of a finished run, read from its folder and checked against each other."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from jaxboost.config import continuing, validation
 from jaxboost.errors import UserError
 from jaxboost.runs import datasets, workdir
 from jaxboost.runs.result import FoldsResult, RunResult
-from jaxboost.runs.saved_config import Config
+from jaxboost.runs.saved_config import SavedConfig
 
 # Fields of the section model that R-LLM has and PneumoLLM lacks.
 _RLLM_MODEL_FIELDS = ("weights", "weights_source", "weights_convert", "frozen", "drop_path")
@@ -26,8 +27,10 @@ def read(folder: pathlib.Path) -> tuple[ConfigDict, RunResult]:
       UserError: the folder is not a run, the run is not finished or is a whole cross-validation, or a file is damaged
         or altered.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"{folder}: there is no such folder: give the folder of a finished run, or of an export")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UserError(f"{folder} cannot be read, permission denied: allow reading it, then try again")
     content, result = (
         _read(folder, workdir.CONFIG, workdir.read_config),
         _read(folder, workdir.RESULT, workdir.result_in),
@@ -53,7 +56,7 @@ def read(folder: pathlib.Path) -> tuple[ConfigDict, RunResult]:
 
 
 def _read(folder: pathlib.Path, name: str, reader: Callable[[pathlib.Path], T]) -> T | None:
-    if not (folder / name).exists():
+    if not os.path.exists(folder / name):
         return None
     try:
         return reader(folder)
@@ -65,7 +68,7 @@ def _read(folder: pathlib.Path, name: str, reader: Callable[[pathlib.Path], T]) 
 
 
 def _parsed(content: dict[str, Any], path: pathlib.Path) -> ConfigDict:
-    parsed = schema.parse(Config, content, where=str(path), fix="bring it back from a backup")
+    parsed = schema.parse(SavedConfig, content, where=str(path), fix="bring it back from a backup")
     config = ConfigDict(_without_none(dataclasses.asdict(parsed)))
     if ("boost" in config) == ("pneumollm" in config and "llama" in config):
         raise UserError(f"{path} is not the config of a run: it needs either the section boost, or pneumollm and llama")

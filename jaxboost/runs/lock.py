@@ -62,7 +62,7 @@ class RunLock:
         owner = self._lease.owner
         if owner is not None and owner.token == self._lease.token:
             return
-        if not self.folder.is_dir():
+        if not os.path.isdir(self.folder):
             raise UserError(f"{self.folder} is gone: it was removed, moved or unmounted during the run")
         what = f"{self.file} was removed"
         if owner is not None:
@@ -78,7 +78,7 @@ class RunLock:
             self._lease.release(force=True)
 
     def _try(self) -> bool:
-        if self.file.is_dir():
+        if os.path.isdir(self.file):
             raise UserError(f"{self.file} is a folder: remove it, the run needs a file of that name as its lock")
         with contextlib.suppress(OSError):
             # A power cut can leave an empty file, which filelock mistakes for a lock of one of its old versions.
@@ -156,7 +156,7 @@ def locked(folder: pathlib.Path) -> Iterator[RunLock]:
     made: list[pathlib.Path] = []
     with io.writing(folder):
         for parent in (folder, *folder.parents):
-            if parent.exists():
+            if os.path.exists(parent):
                 break
             made.append(parent)
         folder.mkdir(parents=True, exist_ok=True)

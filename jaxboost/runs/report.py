@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jaxboost
+from jaxboost.config import continuing
 from jaxboost.data.dataset import Dataset
 from jaxboost.evaluation import metrics, prediction_table, thresholds
 from jaxboost.io import write_text
@@ -100,7 +101,7 @@ def make_result(
         ),
         data_sha256=fingerprints.get("data"),
         splits_sha256=fingerprints.get("splits"),
-        config=workdir.to_dict(config),
+        config=continuing.to_dict(config),
         versions=versions(),
         selection=selection,
         val=figures.get("val"),

@@ -183,17 +183,6 @@ class RunResult:
         content.setdefault("splits_sha256", None)
         return json.loads(io.to_json(content))
 
-    @classmethod
-    def from_json(cls, content: Any) -> "RunResult":
-        """Parses the content of result.json.
-
-        Raises:
-          ValueError: the content is damaged or altered; the message says how.
-          UserError: a later version of jaxboost wrote it.
-        """
-        _check_origin(content)
-        return schema.check(cls, content)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FoldsResult:
@@ -202,17 +191,16 @@ class FoldsResult:
     folds: list[dict[str, Any]]
     config: ConfigJson
 
-    @classmethod
-    def from_json(cls, content: Any) -> "FoldsResult":
-        """Parses the content of result.json; raises what `RunResult.from_json` raises."""
-        _check_origin(content)
-        return schema.check(cls, content)
-
 
 def from_json(content: Any) -> RunResult | FoldsResult:
-    """Parses the result of a run or of a cross-validation; raises what `RunResult.from_json` raises."""
-    kind = FoldsResult if isinstance(content, dict) and "folds" in content else RunResult
-    return kind.from_json(content)
+    """Parses the content of result.json, of a run or of a cross-validation.
+
+    Raises:
+      ValueError: the content is damaged or altered; the message says how.
+      UserError: a later version of jaxboost wrote it.
+    """
+    _check_origin(content)
+    return schema.validated(FoldsResult if "folds" in content else RunResult, content)
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class PneumoLLM:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class SavedConfig:
     """The sections that a prediction reads. R-LLM's configs have `boost`, PneumoLLM's have `pneumollm` and `llama`."""
 
     seed: int
@@ -140,7 +140,7 @@ class Config:
 
 def check_config(content: Any) -> dict[str, Any]:
     """Returns the content of a config.json unchanged; raises ValueError if it is not the config of a run."""
-    schema.check(ConfigJson, content)
+    schema.validated(ConfigJson, content)
     lacking = [name for name in ("seed", "data", "model", "train", "eval") if name not in content]
     if lacking:
         raise ValueError(f"it lacks {', '.join(lacking)}")

@@ -54,14 +54,14 @@ def train_and_evaluate(
     validate(config)
     workdir.check_location(folder, config)
     config = with_layers(config, folder)
-    if (finished := workdir.check(folder, config)) and workdir.has_config(folder):
+    if (finished := workdir.finished_result(folder, config)) and workdir.has_config(folder):
         return _finished(config, finished, folder, splits)
     with stopping.watch(resumable=True) as stop:
         stopping.say(" before the first step: run the same command again")
         try:
             with locked(folder) as lock:
                 # Another process may have finished the run while this one waited.
-                if finished := workdir.check(folder, config):
+                if finished := workdir.finished_result(folder, config):
                     content = _finished(config, finished, folder, splits)
                     if not workdir.has_config(folder):
                         # A prediction needs it.

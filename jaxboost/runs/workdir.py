@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +11,9 @@ from ml_collections import ConfigDict
 
 from jaxboost import io, outputs
 from jaxboost.config import continuing
-from jaxboost.config.continuing import to_dict
 from jaxboost.config.types import Config
 from jaxboost.data.sources.folder.source import SOURCE
 from jaxboost.errors import UserError
-from jaxboost.io import set_aside, write_text
 from jaxboost.runs import result as results
 from jaxboost.runs import saved_config
 from jaxboost.runs.result import FoldsResult, RunResult
@@ -23,29 +22,13 @@ from jaxboost.training.log import BOARD
 
 CONFIG, RESULT = "config.json", "result.json"
 PREDICTIONS = "predictions"
-# Config fields that name a folder of inputs, in addition to data.root.
-_INPUT_FOLDERS = ("data.masks", "model.weights", "boost.block", "pneumollm.vision", "llama.block")
+# Config fields that name a folder of frozen weights. It may move after the training; the fingerprint is checked.
+WEIGHT_FOLDERS = ("model.weights", "boost.block", "pneumollm.vision", "llama.block")
 
 logger = logging.getLogger(__name__)
 
-__all__ = [
-    "CONFIG",
-    "RESULT",
-    "check",
-    "check_location",
-    "create",
-    "has_config",
-    "named_before",
-    "read_config",
-    "read_result",
-    "result_in",
-    "set_aside",
-    "to_dict",
-    "write_result",
-]
 
-
-def check(workdir: pathlib.Path, config: ConfigDict) -> RunResult | FoldsResult | None:
+def finished_result(workdir: pathlib.Path, config: ConfigDict) -> RunResult | FoldsResult | None:
     """Returns the result of a finished run in `workdir`; None if the run is new or unfinished. Writes nothing.
 
     If config.json is missing or damaged, the config is read from the result or from a checkpoint. A damaged result
@@ -54,11 +37,12 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> RunResult | FoldsResult 
     Raises:
       UserError: the folder belongs to a run of another config.
     """
-    if workdir.exists() and not workdir.is_dir():
+    if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise UserError(f"{workdir} is a file: give another --workdir")
     result = read_result(workdir)
     before = config_in(workdir, result)
-    if before is not None and (differing := continuing.differing(before, continuing.fixed_fields(to_dict(config)))):
+    fixed = continuing.fixed_fields(continuing.to_dict(config))
+    if before is not None and (differing := continuing.differing(before, fixed)):
         raise UserError(
             f"{workdir} holds a run of another config, which differs in {', '.join(differing)}:"
             " give another --workdir, or remove it"
@@ -76,12 +60,12 @@ def check_location(workdir: pathlib.Path, config: Config) -> None:
     Raises:
       UserError: the folder is an input folder of the config, or lies inside one.
     """
-    names = (*(("data.root",) if config.data.source == SOURCE else ()), *_INPUT_FOLDERS)
+    names = (*(("data.root",) if config.data.source == SOURCE else ()), "data.masks", *WEIGHT_FOLDERS)
     for name in names:
         section, field = name.split(".")
         value = config.get(section, {}).get(field, "")
-        folder = pathlib.Path(value).expanduser() if value else None
-        if folder is not None and folder.is_dir() and outputs.is_inside(workdir, folder):
+        folder = io.user_path(value) if value else None
+        if folder is not None and os.path.isdir(folder) and outputs.is_inside(workdir, folder):
             raise UserError(
                 f"--workdir {workdir} lies in {name}={value}, which the run reads: the next run would read the files"
                 " of this one as input: give a folder elsewhere"
@@ -98,19 +82,19 @@ def named_before(workdir: pathlib.Path, section: str, field: str) -> Any:
 
 def has_config(workdir: pathlib.Path) -> bool:
     """Whether `workdir` has a config.json that can be read."""
-    return (workdir / CONFIG).exists() and _is_whole(workdir / CONFIG)
+    return os.path.exists(workdir / CONFIG) and _is_whole(workdir / CONFIG)
 
 
 def create(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Creates the folder and writes config.json. Renames damaged files, and files that have the name of a folder."""
     workdir.mkdir(parents=True, exist_ok=True)
     for name in (BOARD, PREDICTIONS):
-        if (workdir / name).exists() and not (workdir / name).is_dir():
-            set_aside(workdir / name)
+        if os.path.exists(workdir / name) and not os.path.isdir(workdir / name):
+            io.set_aside(workdir / name)
     for name in (CONFIG, RESULT):
-        if (workdir / name).exists() and not _is_whole(workdir / name):
-            set_aside(workdir / name)
-    write_text(workdir / CONFIG, json.dumps(to_dict(config), indent=2) + "\n")
+        if os.path.exists(workdir / name) and not _is_whole(workdir / name):
+            io.set_aside(workdir / name)
+    io.write_text(workdir / CONFIG, json.dumps(continuing.to_dict(config), indent=2) + "\n")
 
 
 def write_result(workdir: pathlib.Path, result: RunResult | Mapping[str, Any]) -> dict[str, Any]:
@@ -124,14 +108,14 @@ def write_result(workdir: pathlib.Path, result: RunResult | Mapping[str, Any]) -
       The content of the file.
     """
     content = results.sealed(result.to_json() if isinstance(result, RunResult) else result)
-    write_text(workdir / RESULT, json.dumps(content, indent=2) + "\n")
+    io.write_text(workdir / RESULT, json.dumps(content, indent=2) + "\n")
     return content
 
 
 def read_result(workdir: pathlib.Path) -> RunResult | FoldsResult | None:
     """Reads the result of a run; None if it is missing or damaged."""
     path = workdir / RESULT
-    if not path.exists():
+    if not os.path.exists(path):
         return None
     try:
         return result_in(workdir)
@@ -171,7 +155,7 @@ def config_in(workdir: pathlib.Path, result: RunResult | FoldsResult | None = No
       result: the run's result, if it has been read already.
     """
     path = workdir / CONFIG
-    if path.exists():
+    if os.path.exists(path):
         try:
             return continuing.fixed_fields(read_config(workdir))
         except ValueError as error:
@@ -180,7 +164,8 @@ def config_in(workdir: pathlib.Path, result: RunResult | FoldsResult | None = No
             )
     if result := result or read_result(workdir):
         return continuing.fixed_fields(result.config)
-    return checkpoint_folder.saved_config(workdir / checkpoint_folder.FOLDER)
+    folder = workdir / checkpoint_folder.FOLDER
+    return checkpoint_folder.saved_config(folder) if os.path.isdir(folder) else None
 
 
 def _read(path: pathlib.Path) -> Any:

@@ -3,12 +3,11 @@
 import dataclasses
 import functools
 import logging
+import os
 import pathlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
+from jaxboost import io
 from jaxboost.config.types import Config
 from jaxboost.convert import placing, store
 from jaxboost.convert.placing import Placement, Quantize
@@ -75,7 +74,7 @@ def find_layers(
     is_named = block not in ("", RANDOM)
     # Finished runs of earlier versions took the width of the family if the block was missing.
     is_needed = with_weights and (used or not recorded)
-    if family and not (is_named and (is_needed or pathlib.Path(block).expanduser().exists())):
+    if family and not (is_named and (is_needed or os.path.exists(io.user_path(block)))):
         return Layers(config=FAMILIES[family], numbers=layers or layers_of_family(family, default))
     if not is_named:
         raise UserError(
@@ -115,8 +114,8 @@ def named_layers(fields: Config, *, used: bool, default: str) -> tuple[int, ...]
       UserError: the block, or the family, cannot be read.
     """
     if used and fields.block not in ("", RANDOM):
-        folder = pathlib.Path(fields.block).expanduser()
-        return store.read_manifest(folder).layers if folder.exists() else ()
+        folder = io.user_path(fields.block)
+        return store.read_manifest(folder).layers if os.path.exists(folder) else ()
     return layers_of_family(check_choice(fields.family, FAMILIES, "family"), default) if fields.family else ()
 
 
@@ -247,11 +246,7 @@ def _load(
     loaded = store.load_block(
         layers.folder, layers.numbers, final_norm=layers.final_norm, placement=placement, quantize=quantize
     )
-    norm = loaded.final_norm
-    if norm is None:
-        shape = (layers.config.width,)
-        norm = jax.device_put(jnp.ones(shape), placement(shape))
-    weights = {"layers": dict(loaded.weights), "final_norm": norm}
+    weights = loaded.tree(placement)
     return (as_trained(weights) if trainable else weights,), loaded.fingerprint
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxboost import convert
+from jaxboost import convert, io
 from jaxboost.convert import store
 from jaxboost.convert.placing import Placement, Quantize
 from jaxboost.errors import UserError
@@ -93,8 +94,8 @@ def find_converted(
     Raises:
       UserError: it is missing, and the config does not ask to convert it.
     """
-    path = pathlib.Path(folder).expanduser()
-    if not path.exists():
+    path = io.user_path(folder)
+    if not os.path.exists(path):
         if not (convert_missing and source):
             raise UserError(
                 f"no {what} at {path}: make it with `jaxboost convert --source {source or 'SOURCE'}"
@@ -106,7 +107,7 @@ def find_converted(
             convert.convert(source, layers, path, dtype=dtype)
         except UserError:
             # Several runs of a sweep may convert it at the same time: all use the result of the first that finishes.
-            if not path.exists():
+            if not os.path.exists(path):
                 raise
             logger.info("another process has made %s in the meantime: it is used", path)
     return path
@@ -135,9 +136,9 @@ def check_same(
     if not named:
         raise empty(field)
     was_random = finished["source"] == RANDOM
-    path = pathlib.Path(named).expanduser()
+    path = io.user_path(named)
     same = was_random == (named == RANDOM)
-    if same and not was_random and path.exists():
+    if same and not was_random and os.path.exists(path):
         same = fingerprint(path) == finished["sha256"]
     if not same:
         digits = f" ({finished['sha256'][:12]})" if finished["sha256"] else ""

@@ -98,7 +98,7 @@ def test_fast_paths_cost_less():
 
 def test_script_prints_json_and_needs_neither_data_nor_weights(tmp_path):
     process = run_script(
-        "-m", "jaxboost.analysis.describe", "--config=configs/vesselmnist3d_vivitm.py", "--json",
+        "-m", "jaxboost", "describe", "--config=configs/vesselmnist3d_vivitm.py", "--json",
         env={"MEDMNIST_ROOT": str(tmp_path)},
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
@@ -109,7 +109,5 @@ def test_script_prints_json_and_needs_neither_data_nor_weights(tmp_path):
 
 
 def test_script_names_a_mistake():
-    process = run_script(
-        "-m", "jaxboost.analysis.describe", "--config=configs/quickstart.py", "--config.boost.kind=rlm"
-    )
+    process = run_script("-m", "jaxboost", "describe", "--config=configs/quickstart.py", "--config.boost.kind=rlm")
     assert_mistake(process, "boost.kind", "did you mean 'rllm'")

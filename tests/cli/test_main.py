@@ -46,8 +46,12 @@ MISTAKES = [
     (["train", "--config", "quickstart", "--wrkdir=x"], ["Unknown command line flag 'wrkdir'"]),
     (["train", "--config", "quickstart", "--config.optim.lrr=1"], ["--config.optim.lrr", "did you mean 'lr'"]),
     (["describe", "--config=quickstart", "--config.seed=-1"], ["seed: -1 should be 0 or more"]),
-    (["predict"], ["--run is missing"]),
+    (["predict"], ["--run is missing: give the folder of a finished run, or of an export"]),
+    (["predict", "--run=x"], ["nothing to do: give --input (images to predict)"]),
+    (["predict", "--run=~nobody_of_this_name/x", "--input=x.png"], ["~nobody_of_this_name/x: there is no such folder"]),
+    (["export"], ["--run is missing: give the folder of a finished run"]),
     (["export", "--run=x"], ["--out is missing"]),
+    (["train", "--config=quickstart", f"--workdir={'x' * 300}"], ["xxx cannot be written", "shorter name"]),
     (["convert", "--source=x", "--out=y"], ["--layers is missing"]),
 ]
 
@@ -61,6 +65,11 @@ def test_mistakes():
 def test_a_mistake_in_a_process_of_its_own():
     arguments, words = MISTAKES[1]
     assert_mistake(run_script("-m", "jaxboost", *arguments), *words)
+
+
+def test_a_path_that_the_system_refuses_is_one_line():
+    process = run_script("-c", "import os; from jaxboost.cli import app; app.run(lambda: os.listdir('x' * 300))")
+    assert_mistake(process, "xxx cannot be used (File name too long): check this path")
 
 
 def test_describe_by_name():

@@ -7,6 +7,17 @@ from typing import Any
 
 from jaxboost import io
 
+# What is said of a manifest that `change_text` has changed.
+BROKEN = r"manifest\.json (is damaged or of another version \(.*\)|was changed after .*): convert again"
+
+
+def change_text(folder: Path, change: Callable[[str], str]) -> None:
+    """Changes the text of the manifest in a converted folder, and keeps its checksum."""
+    path = folder / "manifest.json"
+    text = path.read_text()
+    path.write_text(change(text))
+    assert path.read_text() != text
+
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Changes the entries of the manifest in a converted folder."""

@@ -166,11 +166,37 @@ def test_rope_factors_of_gguf(tmp_path):
     assert open_source(source).config.rope_factors == tuple(factors.tolist())
 
 
-@pytest.mark.parametrize(("kind", "factors"), [("none", None), ("linear", (4.0,) * 8)])
-def test_rope_scaling_of_gguf(kind, factors, tmp_path):
-    settings = {"llama.rope.scaling.type": kind, "llama.rope.scaling.factor": 4.0}
-    source = reference.write_gguf(reference.tiny_llama(seed=1), tmp_path / "gguf", metadata=settings)
-    assert open_source(source).config.rope_factors == factors
+TYPE, FACTOR, OLD_FACTOR = "llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.rope.scale_linear"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "factors"),
+    [
+        ({TYPE: "none", FACTOR: 4.0}, None),
+        ({TYPE: "linear", FACTOR: 4.0}, (4.0,) * 8),
+        # As llama.cpp reads them: linear is the default, and the key of 2023 counts if the present one is missing.
+        ({FACTOR: 4.0}, (4.0,) * 8),
+        ({FACTOR: 1.0}, None),
+        ({FACTOR: 0.0}, None),
+        ({OLD_FACTOR: 2.0}, (2.0,) * 8),
+        ({FACTOR: 4.0, OLD_FACTOR: 2.0}, (4.0,) * 8),
+        ({TYPE: "none", OLD_FACTOR: 2.0}, None),
+    ],
+)
+def test_rope_scaling_of_gguf(metadata, factors, tmp_path):
+    source = reference.write_gguf(reference.tiny_llama(seed=1), tmp_path / "gguf", metadata=metadata)
+    config = open_source(source).config
+    assert (config.rope_factors, config.rope_unsupported) == (factors, None)
+
+
+def test_gguf_with_both_factors_and_scaling(tmp_path):
+    factors = np.linspace(1, 8, 8, dtype=np.float32)
+    model = reference.tiny_llama(seed=1)
+    for metadata, scale in (({FACTOR: 4.0}, 4.0), ({TYPE: "none", FACTOR: 4.0}, 1.0)):
+        source = reference.write_gguf(model, tmp_path / "gguf", rope_factors=factors, metadata=metadata)
+        assert open_source(source).config.rope_factors == tuple((scale * factors).tolist())
+    source = reference.write_gguf(model, tmp_path / "gguf", rope_factors=factors, metadata={TYPE: "yarn"})
+    assert open_source(source).config.rope_unsupported == "the rotary scaling 'yarn'"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxboost.convert.formats.settings import Settings
-from jaxboost.convert.tables.rope import linear_factors, llama3_factors, rope_factors
+from jaxboost.convert.tables.rope import fields, linear_factors, llama3_factors
 from jaxboost.errors import UserError
 
 LLAMA3 = {
@@ -14,6 +14,12 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+
+
+def factors_of(scaling, **shape):
+    found = fields(Settings(scaling, "here"), **shape)
+    assert found["rope_unsupported"] is None
+    return found["rope_factors"]
 
 
 @pytest.mark.parametrize("scaling", [LLAMA3, LLAMA3 | {"factor": 32.0}, {"rope_type": "linear", "factor": 4.0}])
@@ -28,7 +34,7 @@ def test_factors_agree_with_transformers(scaling):
         rope_parameters=scaling | {"rope_theta": 500000.0},
     )
     expected, _ = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, "cpu")
-    factors = rope_factors(Settings(scaling, "config.json"), head_dim=128, rope_base=500000.0)
+    factors = factors_of(scaling, head_dim=128, rope_base=500000.0)
     unscaled = 500000.0 ** (-np.arange(0, 128, 2) / 128)
     np.testing.assert_allclose(unscaled / np.array(factors), expected.numpy(), rtol=2e-6)
     assert len(factors) == 64
@@ -49,18 +55,12 @@ def test_llama3_keeps_short_wavelengths_and_stretches_long_ones():
 
 
 def test_older_key_and_default():
-    assert rope_factors(Settings({"type": "linear", "factor": 2}, "x"), head_dim=8, rope_base=1e4) == (2.0,) * 4
+    assert factors_of({"type": "linear", "factor": 2}, head_dim=8, rope_base=1e4) == (2.0,) * 4
     assert linear_factors(head_dim=8, factor=2.0) == (2.0,) * 4
-    assert rope_factors(Settings({}, "x"), head_dim=8, rope_base=1e4) is None
-    assert rope_factors(Settings({"rope_type": "default"}, "x"), head_dim=8, rope_base=1e4) is None
-
-
-@pytest.mark.parametrize("kind", ["yarn", "dynamic", "longrope"])
-def test_other_scalings_are_refused(kind):
-    with pytest.raises(UserError, match=f"here: the rotary scaling '{kind}' is not supported"):
-        rope_factors(Settings({"rope_type": kind, "factor": 2.0}, "here"), head_dim=8, rope_base=1e4)
+    assert factors_of({}, head_dim=8, rope_base=1e4) is None
+    assert factors_of({"rope_type": "default"}, head_dim=8, rope_base=1e4) is None
 
 
 def test_incomplete_scaling():
-    with pytest.raises(UserError, match="has no 'low_freq_factor'"):
-        rope_factors(Settings({"rope_type": "llama3", "factor": 2.0}, "here"), head_dim=8, rope_base=1e4)
+    with pytest.raises(UserError, match="here has no 'low_freq_factor'"):
+        factors_of({"rope_type": "llama3", "factor": 2.0}, head_dim=8, rope_base=1e4)

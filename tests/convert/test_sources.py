@@ -3,14 +3,17 @@
 import collections
 import importlib.util
 import json
+import pathlib
 import re
+import signal
 import sys
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxboost.convert import convert, writer
+from jaxboost import stopping
+from jaxboost.convert import convert, store, writer
 from jaxboost.convert import sources as sources_module
 from jaxboost.convert.sources import open_source
 from jaxboost.errors import UserError
@@ -262,7 +265,7 @@ def test_other_model_of_meta(tmp_path):
     refused(tmp_path, source, "has no tensor 'layers.0.feed_forward.w1.weight': it is not a LLaMA checkpoint")
 
 
-def test_quantisation_that_gguf_cannot_read(written, monkeypatch, tmp_path):
+def test_quantization_that_gguf_cannot_read(written, monkeypatch, tmp_path):
     import gguf.quants
 
     def unknown(data, kind):
@@ -334,6 +337,47 @@ def test_failure_half_way_leaves_the_old_block(written, monkeypatch, tmp_path):
     assert first.layers == (3,)
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_stop_between_the_two_renames_leaves_the_old_block(error, written, monkeypatch, tmp_path):
+    source, out = written("safetensors"), tmp_path / "block"
+    convert(source, "3", out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    rename = pathlib.Path.rename
+
+    def interrupted(path, target):
+        if path.suffix == ".partial":
+            raise error
+        return rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", interrupted)
+    with pytest.raises((KeyboardInterrupt, UserError)):
+        convert(source, "2", out, overwrite=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny", "block"}
+
+
+def test_a_signal_between_the_two_renames_waits_for_the_second(written, monkeypatch, tmp_path):
+    source, out = written("safetensors"), tmp_path / "block"
+    convert(source, "3", out)
+    rename = pathlib.Path.rename
+
+    def signalled(path, target):
+        if path.suffix == ".partial":
+            signal.raise_signal(signal.SIGTERM)
+        return rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", signalled)
+    with stopping.watch():
+        assert convert(source, "2", out, overwrite=True).layers == (2,)
+        assert stopping.received() == "SIGTERM"
+    assert store.read_manifest(out).layers == (2,)
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny", "block"}
+
+
+def test_a_path_as_source(written, tmp_path):
+    assert convert(pathlib.Path(written("safetensors")), 3, tmp_path / "block").layers == (3,)
+
+
 def test_relative_paths_and_home(written, monkeypatch, tmp_path):
     written("safetensors")
     monkeypatch.chdir(tmp_path)
@@ -342,3 +386,5 @@ def test_relative_paths_and_home(written, monkeypatch, tmp_path):
     assert convert(".", "3", "../other").source == "tiny"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert open_source("~/tiny").tensors.source == "tiny"
+    with pytest.raises(UserError, match="there is no file or folder ~nobody_of_this_name/tiny: check the path"):
+        open_source("~nobody_of_this_name/tiny")

@@ -284,7 +284,7 @@ def test_no_hints_for_what_a_source_says_itself(state, tmp_path):
     vision.tiny("vit").save_pretrained(tmp_path / "vit")
     refused(
         str(tmp_path / "vit"),
-        "needs no --heads, --eps, it holds these values itself: leave them out",
+        "vit does not take --heads, --eps: they are only for vision encoders in timm.s names: leave them out",
         tmp_path,
         Hints(heads=3, eps=1),
     )

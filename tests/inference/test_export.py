@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import safetensors
 
+import jaxboost
 from jaxboost.data.sources.folder import inputs
 from jaxboost.errors import UserError
 from jaxboost.inference import export, exported, open_run
-from jaxboost.inference.predict import predict_or_export
+from jaxboost.inference.predict import predict
 from jaxboost.io import json_sha256
 from jaxboost.models import transformer
 from jaxboost.models.backbones import BACKBONES, Backbone
@@ -186,16 +187,36 @@ def test_without_the_code_of_models_and_training(pneumollm, tmp_path):
     np.testing.assert_allclose(scores, finished_runs.own_predictions(run), rtol=0, atol=1e-6)
 
 
+def test_an_export_in_python(pneumollm, monkeypatch):
+    _, files, folder = pneumollm
+    monkeypatch.setenv("HOME", str(folder.parent))
+    home = f"~/{folder.name}"
+    assert jaxboost.exported.is_export(home)
+    assert not jaxboost.exported.is_export(f"{folder}/{'x' * 300}")
+    model = jaxboost.exported.load(home)
+    _, images = inputs.read(files, model.preprocessing)
+    expected = model.predict(images)
+    np.testing.assert_array_equal(jaxboost.open_run(home).predict(images), expected)
+    np.testing.assert_array_equal(model.predict(list(images)), expected)
+    with pytest.raises(UserError, match=r"is an export, .*: leave --set \(in Python: moved\) out"):
+        jaxboost.open_run(home, ["llama.block=x"])
+    for wrong in (-1, 1.5):
+        with pytest.raises(UserError, match=f"batch_size {wrong}: give the number of images in a batch"):
+            model.predict(images, batch_size=wrong)
+    with pytest.raises(UserError, match=r"images are no array .*: give images of one size"):
+        model.predict([images[0], images[0][:-1]])
+
+
 def test_command_exports_and_predicts_from_the_export(pneumollm, tmp_path):
     run, files, _ = pneumollm
     images = f"--input={','.join(map(str, files))}"
-    first = run_script("-m", "jaxboost.predict", f"--run={run}", f"--export={tmp_path / 'export'}")
+    first = run_script("-m", "jaxboost", "predict", f"--run={run}", f"--export={tmp_path / 'export'}")
     assert first.returncode == 0, first.stderr
     second = run_script(
-        "-m", "jaxboost.predict", f"--run={tmp_path / 'export'}", images, f"--out={tmp_path / 'from_export.csv'}"
+        "-m", "jaxboost", "predict", f"--run={tmp_path / 'export'}", images, f"--out={tmp_path / 'from_export.csv'}"
     )
     assert second.returncode == 0, second.stderr
-    predict_or_export(run, files=list(map(str, files)), out=tmp_path / "from_run.csv")
+    predict(run, files=list(map(str, files)), out=tmp_path / "from_run.csv")
     assert (tmp_path / "from_export.csv").read_text() == (tmp_path / "from_run.csv").read_text()
 
 
@@ -233,7 +254,7 @@ def test_what_is_altered_is_refused(pneumollm, tmp_path):
         copy = shutil.copytree(folder, tmp_path / "copy")
         change(copy)
         with pytest.raises(UserError, match=match):
-            predict_or_export(copy, **{"files": [str(files[0])], "out": tmp_path / "table.csv", **arguments})
+            predict(copy, **{"files": [str(files[0])], "out": tmp_path / "table.csv", **arguments})
 
     def alter(path):
         content = bytearray(path.read_bytes())
@@ -265,11 +286,12 @@ def test_what_is_altered_is_refused(pneumollm, tmp_path):
     )
     attempt(lambda copy: _link(copy / "weights.safetensors", folder), "is a link to a file outside")
     attempt(lambda copy: describe(copy, platforms=["tpu"]), "was exported for tpu, not for cpu")
-    attempt(lambda copy: None, "leave --set out", moved=["llama.block=x"])
-    attempt(lambda copy: None, "is an export already", target=tmp_path / "again")
+    attempt(lambda copy: None, r"leave --set \(in Python: moved\) out", moved=["llama.block=x"])
     assert not (tmp_path / "table.csv").exists()
     with pytest.raises(UserError, match="is not an export"):
         exported.load(run)
+    with pytest.raises(UserError, match="is an export already: give the folder of a run to export"):
+        export.export_run(folder, tmp_path / "again")
 
 
 def _swap(path, before, after):
@@ -285,14 +307,14 @@ def _link(path, folder):
 def test_where_no_export_can_be_written(pneumollm, tmp_path, monkeypatch):
     run, _, folder = pneumollm
     with pytest.raises(UserError, match="already exists"):
-        predict_or_export(run, target=folder, out=tmp_path / "table.csv")
+        export.export_run(run, folder)
     with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
-        predict_or_export(run, target=tmp_path / "nowhere" / "export", out=tmp_path / "table.csv")
+        export.export_run(run, tmp_path / "nowhere" / "export")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export, "save_file", full)
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\): make room"):
-        predict_or_export(run, target=tmp_path / "export", out=tmp_path / "table.csv")
+        export.export_run(run, tmp_path / "export")
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ from jaxboost.evaluation.prediction_table import Labels
 from jaxboost.inference import images as given_images
 from jaxboost.inference import open_run
 from jaxboost.inference.export import export
-from jaxboost.inference.predict import predict_or_export
+from jaxboost.inference.predict import predict
 from jaxboost.runs import workdir
 from jaxboost.tasks import MULTI_LABEL
 from tests import finished_runs
@@ -50,7 +50,7 @@ def probabilities(table, classes):
 def test_command_predicts_what_the_run_did(volumes, tmp_path):
     run, images = volumes
     out = tmp_path / "table.csv"
-    process = run_script("-m", "jaxboost.predict", f"--run={run}", f"--input={images}", f"--out={out}")
+    process = run_script("-m", "jaxboost", "predict", f"--run={run}", f"--input={images}", f"--out={out}")
     assert process.returncode == 0, process.stderr
     result = json.loads((run / "result.json").read_text())
     classes, own, table = result["classes"], finished_runs.own_predictions(run), finished_runs.read_table(out)
@@ -69,7 +69,7 @@ def test_several_labels_of_resized_colours(colours, tmp_path):
     run, files = colours
     # One given twice, and two ways to give several.
     given = [str(files[0]), ",".join(map(str, files[1:])), str(files[2])]
-    predict_or_export(run, files=given, out=tmp_path / "table.csv")
+    predict(run, files=given, out=tmp_path / "table.csv")
     own, table = finished_runs.own_predictions(run), finished_runs.read_table(tmp_path / "table.csv")
     classes = ("blue", "green", "red")
     assert [row["file"] for row in table] == list(map(str, files))
@@ -162,25 +162,25 @@ def test_faults_are_told_together_or_left_out(colours, tmp_path, caplog):
     volume.touch()
     given, out = [str(tmp_path / "in"), str(volume)], tmp_path / "table.csv"
     with pytest.raises(UserError, match=r"3 problems to fix.*scan\.nii: is not a file that .*broken\.png.*empty\.png"):
-        predict_or_export(run, files=given, out=out)
+        predict(run, files=given, out=out)
     assert not out.exists()
-    predict_or_export(run, files=given, out=out, skip_faulty=True)
+    predict(run, files=given, out=out, skip_faulty=True)
     assert "left out: --input: 3 problems to fix" in caplog.text
     kept = sorted(tmp_path / "in" / file.name for file in files[:2])
     assert [row["file"] for row in finished_runs.read_table(out)] == list(map(str, kept))
     with pytest.raises(UserError, match="1 problem to fix"):
-        predict_or_export(run, files=[str(volume)], out=out, skip_faulty=True)
+        predict(run, files=[str(volume)], out=out, skip_faulty=True)
 
 
 def test_files_of_another_dimension(colours, volumes, tmp_path):
     (run, files), (other, images) = colours, volumes
     with pytest.raises(UserError, match=r"has the shape \(28, 28, 28\), not \(H, W\)"):
-        predict_or_export(run, files=[str(images / "0000.npy")], out=tmp_path / "table.csv")
+        predict(run, files=[str(images / "0000.npy")], out=tmp_path / "table.csv")
     np.save(tmp_path / "flat.npy", np.arange(64).reshape(8, 8))
     with pytest.raises(UserError, match=r"flat\.npy: is 2-D, with the shape \(8, 8\)"):
-        predict_or_export(other, files=[str(tmp_path / "flat.npy")], out=tmp_path / "table.csv")
+        predict(other, files=[str(tmp_path / "flat.npy")], out=tmp_path / "table.csv")
     with pytest.raises(UserError, match=r"holds no file that the model takes \(volumes: .*\); it has 00\.png"):
-        predict_or_export(other, files=[str(files[0].parent)], out=tmp_path / "table.csv")
+        predict(other, files=[str(files[0].parent)], out=tmp_path / "table.csv")
 
 
 def test_hidden_files_do_not_count(tmp_path):
@@ -212,7 +212,7 @@ def test_images_are_cut_to_their_masks(tmp_path):
 def test_masks_that_are_not_wanted(colours, tmp_path):
     run, files = colours
     with pytest.raises(UserError, match=r"--masks .*whole images"):
-        predict_or_export(run, files=[str(files[0])], out=tmp_path / "table.csv", masks=str(tmp_path))
+        predict(run, files=[str(files[0])], out=tmp_path / "table.csv", masks=str(tmp_path))
 
 
 def copy_of(run, folder, **left_out):
@@ -225,9 +225,10 @@ def test_what_is_no_finished_run(colours, volumes, tmp_path):
 
     def attempt(folder, match, **arguments):
         with pytest.raises(UserError, match=match):
-            predict_or_export(folder, **{"files": [str(colours[1][0])], "out": out, **arguments})
+            predict(folder, **{"files": [str(colours[1][0])], "out": out, **arguments})
 
     attempt(tmp_path / "nowhere", "nowhere: there is no such folder")
+    attempt(tmp_path / ("x" * 300), "xxx: there is no such folder")
     attempt(tmp_path, "is neither a run nor an export: it has no config.json")
     attempt(copy_of(run, tmp_path / "unfinished", names=["result.json"]), "is not finished, it has no result.json")
     attempt(copy_of(run, tmp_path / "moved", names=["best"]), "the weights of the best epoch are missing")
@@ -248,8 +249,8 @@ def test_what_is_no_finished_run(colours, volumes, tmp_path):
     (tmp_path / "hollow").mkdir()
     attempt(run, "hollow: the folder holds no file", files=[str(tmp_path / "hollow")])
     attempt(run, "there is no folder .*elsewhere", out=tmp_path / "elsewhere" / "table.csv")
+    attempt(run, r"cannot be written \(File name too long\): give a shorter name", out=tmp_path / ("x" * 300))
     attempt(run, "is a folder: give the name of a file, a table of predictions, in CSV", out=tmp_path)
-    attempt(run, "nothing to do: give --input", files=[])
     attempt(run, "--set: 'boost.blok' is unknown, did you mean 'boost.block'", moved=["boost.blok=x"])
     attempt(run, "--set boost.block: give FIELD=DIR", moved=["boost.block"])
     assert not out.exists()
@@ -351,5 +352,5 @@ def test_a_control_without_layers_needs_no_block(tmp_path):
 
 
 def test_a_mistake_is_one_line():
-    process = run_script("-m", "jaxboost.predict", "--run=nowhere", "--input=x.png")
+    process = run_script("-m", "jaxboost", "predict", "--run=nowhere", "--input=x.png")
     assert_mistake(process, "nowhere", "no such folder")

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+from jaxboost import io
 from jaxboost.config import continuing, table
 from jaxboost.errors import UserError
 from jaxboost.inference import open_run
@@ -146,12 +147,12 @@ def test_damaged_config_and_result_do_not_block_a_run(name, run, pictures, packa
     before = (run / "config.json").read_bytes()
     _damage(run / "config.json", DAMAGES[name])
     # The result says what the config was.
-    assert workdir.check(run, config).steps == LAST
+    assert workdir.finished_result(run, config).steps == LAST
     _damage(run / "result.json", DAMAGES[name])
-    assert workdir.check(run, config) is None
+    assert workdir.finished_result(run, config) is None
     other = train.with_layers(make_config(pictures, optim__lr=2e-2), run)
     with pytest.raises(UserError, match=r"of another config, which differs in optim\.lr \(0\.01 there, 0\.02 now\)"):
-        workdir.check(run, other)
+        workdir.finished_result(run, other)
     with pytest.raises(UserError, match=r"(config|result)\.json is damaged|has no config\.json"):
         open_run.open_run(run)
     package_warnings.clear()
@@ -175,7 +176,7 @@ def test_another_config_is_refused_whatever_is_left(run, pictures):
         with pytest.raises(UserError, match=match):
             train.train_and_evaluate(other, run)
         assert sorted(run.rglob("*")) == files
-    assert workdir.check(run, train.with_layers(make_config(pictures), run)) is None
+    assert workdir.finished_result(run, train.with_layers(make_config(pictures), run)) is None
     # A config.json of another run does not help.
     workdir.create(run, train.with_layers(other, run))
     with pytest.raises(UserError, match=match):
@@ -296,7 +297,7 @@ def test_mutants_of_run_files(name, whole, tmp_path):
     constant, time = ({"data.root": "/data"}, {"seconds": 1.0}), {"seconds": 0}
     whole = _altered(whole, tmp_path / "whole", *constant)
     config, content = train.with_layers(make_config("/data"), whole), (whole / name).read_bytes()
-    said, (expected, _) = workdir.check(whole, config).to_json(), finished.read(whole)
+    said, (expected, _) = workdir.finished_result(whole, config).to_json(), finished.read(whole)
     outcomes = set()
     for number, (_, damaged) in enumerate(mutations(content, 60, header=len(content))):
         run = tmp_path / str(number)
@@ -304,7 +305,7 @@ def test_mutants_of_run_files(name, whole, tmp_path):
         for other in ("config.json", "result.json"):
             shutil.copyfile(whole / other, run / other)
         (run / name).write_bytes(damaged)
-        found = _or_mistake(workdir.check, run, config)
+        found = _or_mistake(workdir.finished_result, run, config)
         outcomes.add(found if isinstance(found, str) else found is None)
         assert found in (None, "refused") or found.to_json() | time == said | time
         opened = _or_mistake(finished.read, run)
@@ -379,7 +380,7 @@ def test_a_result_of_an_earlier_version_is_read(whole, tmp_path, pictures):
     for place, name in ((result, "sha256"), (result, "splits_sha256"), (result["selection"], "sha256")):
         del place[name]
     (run / "result.json").write_text(json.dumps(result))
-    for found in (workdir.check(run, train.with_layers(make_config(pictures), run)), finished.read(run)[1]):
+    for found in (workdir.finished_result(run, train.with_layers(make_config(pictures), run)), finished.read(run)[1]):
         before = {"format": 1, "splits_sha256": None, "selection": result["selection"] | {"sha256": ""}}
         assert found.to_json() == result | before
     images = np.zeros((2, 28, 28), np.uint8)
@@ -392,7 +393,7 @@ def test_a_result_of_a_later_version_is_kept(run, pictures):
     later = {name: value for name, value in result.items() if name != "sha256"} | {"format": 2, "scores": []}
     (run / "result.json").write_text(json.dumps(later | {"sha256": results.checksum(later)}))
     for attempt in (
-        lambda: workdir.check(run, train.with_layers(make_config(pictures), run)),
+        lambda: workdir.finished_result(run, train.with_layers(make_config(pictures), run)),
         lambda: open_run.open_run(run),
     ):
         with pytest.raises(UserError, match="has the format 2, this jaxboost reads up to 1: install the version"):
@@ -431,7 +432,7 @@ def test_a_metrics_file_that_is_none(tmp_path, package_warnings):
 def test_set_aside_twice(tmp_path):
     for number in (1, 2, 3):
         (tmp_path / "x.json").write_text(str(number))
-        assert workdir.set_aside(tmp_path / "x.json").name == f"x.json.damaged-{number}"
+        assert io.set_aside(tmp_path / "x.json").name == f"x.json.damaged-{number}"
     assert (tmp_path / "x.json.damaged-2").read_text() == "2"
 
 

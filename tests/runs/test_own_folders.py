@@ -141,10 +141,24 @@ def test_volumes_end_to_end(tmp_path):
     assert len(split_of) == 24
 
 
-def test_folds_of_a_folder(pictures, tmp_path):
+def test_folds_of_a_folder(pictures, tmp_path, monkeypatch, caplog):
     """R-LLM has folds too; nothing is written of shares."""
+    caplog.set_level("INFO", "jaxboost")
+    fold_of, with_images = datasets.fold_of, []
+
+    def counted(dataset, *arguments):
+        with_images.append(any(split.images.size for split in dataset.splits.values()))
+        return fold_of(dataset, *arguments)
+
+    monkeypatch.setattr(datasets, "fold_of", counted)
     config = make_config(pictures, data__folds=2, data__val_share=0.25, train__epochs=1)
+    first = make_config(pictures, data__folds=2, data__val_share=0.25, train__epochs=1, data__fold=0)
+    assert cross_validation.train_and_evaluate(first, tmp_path) is None
+    assert "fold 0 (folds are 0 to 1)" in caplog.text
+    assert "fold(s) 1 not finished yet: run them for the result of all folds" in caplog.text
     result = cross_validation.train_and_evaluate(config, tmp_path)
+    # A fold copies its images, so each is made with them once.
+    assert sum(with_images) == 2
     assert [fold["splits"]["test"] for fold in result["folds"]] == [16, 16]
     assert (tmp_path / "folds.csv").exists()
     assert not list(tmp_path.rglob("splits.csv"))

@@ -46,7 +46,7 @@ def test_undefined_figures_are_null(figure, content):
     changed["test"] |= {"auc": figure, "sensitivity": figure}
     changed["selection"]["value"] = figure
     del changed["val"]
-    found = RunResult.from_json(changed)
+    found = results.from_json(changed)
     assert found.to_json() == changed
     assert found.threshold.value == (math.inf if figure is None else figure)
     assert math.isnan(found.test.auc) == (figure is None)

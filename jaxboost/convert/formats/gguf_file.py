@@ -77,7 +77,7 @@ class GgufTensors:
         # Not from the reader's map, which would keep everything that was read in memory.
         raw = np.fromfile(self._path, np.uint8, count=tensor.n_bytes, offset=tensor.data_offset)
         data = raw.view(tensor.data.dtype).reshape(tensor.data.shape)
-        # The unquantised kinds are cast later, while they are transposed.
+        # The unquantized kinds are cast later, while they are transposed.
         if tensor.tensor_type in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
             return data
         return dequantize(data, tensor.tensor_type)

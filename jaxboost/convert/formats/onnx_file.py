@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxboost.convert.formats import kinds
 from jaxboost.convert.formats.tensors import TensorInfo, obstacle_of
-from jaxboost.errors import UserError, missing_extra
+from jaxboost.errors import UserError
 
 if TYPE_CHECKING:
     import onnx
@@ -118,7 +118,7 @@ def _opened(path: pathlib.Path) -> "onnx.ModelProto":
         if error.name not in ("onnx", "google", "google.protobuf"):
             raise
         raise UserError(
-            f"{path} is an ONNX file and the Python package onnx is not installed: {missing_extra('quickstart')}"
+            f"{path} is an ONNX file and the Python package onnx is not installed: `pip install onnx`"
         ) from error
     try:
         kinds.refuse_known(str(path), kinds.head_of(path))

@@ -28,6 +28,6 @@ class Hints:
         named = [f"--{name}" for name, value in dataclasses.asdict(self).items() if value is not None]
         if named:
             raise UserError(
-                f"{source} needs no {', '.join(named)}, it holds these values itself: leave them out, they are for "
-                "vision encoders in timm's names"
+                f"{source} does not take {', '.join(named)}: they are only for vision encoders in timm's names: leave "
+                "them out"
             )

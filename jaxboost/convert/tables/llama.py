@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxboost.convert.formats.tensors import Tensors
 from jaxboost.convert.tables import shapes
-from jaxboost.convert.tables.source import FINAL_NORM, LLAMA, Part, Selection, check_tensors
+from jaxboost.convert.tables.parts import FINAL_NORM, LLAMA, Part, Selection, check_tensors
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaConfig
 

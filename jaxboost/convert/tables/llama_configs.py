@@ -146,16 +146,13 @@ def _gguf_config(tensors: GgufTensors) -> LlamaConfig:
     rotated = settings.integer("llama.rope.dimension_count", head_dim)
     if rotated != head_dim:
         rotation = rope.partial(f"{rotated} of {head_dim}")
-    elif _ROPE_FACTORS in tensors.names:
-        factors = tuple(float(factor) for factor in tensors.read(_ROPE_FACTORS).reshape(-1))
-        rotation = {"rope_factors": factors, "rope_unsupported": None}
     else:
-        kind = settings.get("llama.rope.scaling.type")
-        scaling = {
-            "rope_type": None if kind == "none" else kind,
-            "factor": settings.get("llama.rope.scaling.factor"),
-        }
-        rotation = rope.fields(Settings(scaling, settings.where), head_dim=head_dim, rope_base=rope_base)
+        rotation = rope.fields(_gguf_scaling(settings), head_dim=head_dim, rope_base=rope_base)
+        if _ROPE_FACTORS in tensors.names and rotation["rope_unsupported"] is None:
+            # llama.cpp divides by both.
+            linear = (rotation["rope_factors"] or (1.0,))[0]
+            factors = tuple(linear * float(factor) for factor in tensors.read(_ROPE_FACTORS).reshape(-1))
+            rotation = {"rope_factors": factors, "rope_unsupported": None}
     return LlamaConfig(
         width=width,
         heads=heads,
@@ -166,6 +163,19 @@ def _gguf_config(tensors: GgufTensors) -> LlamaConfig:
         rope_base=rope_base,
         **rotation,
     )
+
+
+def _gguf_scaling(settings: Settings) -> Settings:
+    """The scaling of a GGUF file under Hugging Face's names, as llama.cpp reads it.
+
+    Without a type, a factor other than 0 and 1 is linear. Files of 2023 have another key for the factor.
+    """
+    kind, factor = settings.get("llama.rope.scaling.type"), settings.get("llama.rope.scaling.factor")
+    if factor is None:
+        factor = settings.get("llama.rope.scale_linear")
+    if kind is None and factor not in (None, 0, 1):
+        kind = "linear"
+    return Settings({"rope_type": None if kind == "none" else kind, "factor": factor}, settings.where)
 
 
 def _checked(config: LlamaConfig, where: str) -> LlamaConfig:

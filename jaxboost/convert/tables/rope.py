@@ -12,45 +12,27 @@ import numpy as np
 from jaxboost.convert.formats.settings import Settings
 from jaxboost.errors import UserError
 
-_KNOWN = ("default", "linear", "llama3")
-
 
 def fields(scaling: Settings, *, head_dim: int, rope_base: float) -> dict[str, Any]:
-    """`rope_factors` and `rope_unsupported` of `LlamaConfig`, at least one of them None; see `rope_factors`.
-
-    Raises:
-      UserError: the kind of scaling is not a text, or numbers of a known kind are missing.
-    """
-    kind = _kind(scaling)
-    if kind not in _KNOWN:
-        return {"rope_factors": None, "rope_unsupported": f"the rotary scaling {reprlib.repr(kind)}"}
-    factors = rope_factors(scaling, head_dim=head_dim, rope_base=rope_base)
-    return {"rope_factors": factors, "rope_unsupported": None}
-
-
-def partial(fraction: str) -> dict[str, Any]:
-    """As `fields`, for heads that are rotated in part; `fraction` is that part in words."""
-    return {"rope_factors": None, "rope_unsupported": f"the rotation of a part of each head ({fraction})"}
-
-
-def rope_factors(scaling: Settings, *, head_dim: int, rope_base: float) -> tuple[float, ...] | None:
-    """Divisors of the K/2 inverse frequencies, None when they are not scaled.
+    """`rope_factors` and `rope_unsupported` of `LlamaConfig`, at least one of them None.
 
     Args:
       scaling: Hugging Face's `rope_parameters` or `rope_scaling` (`rope_type`, formerly `type`, and its numbers).
       head_dim: K.
       rope_base: base of the unscaled frequencies.
 
+    Returns:
+      rope_factors: the divisors of the K/2 inverse frequencies, None if they are not scaled. rope_unsupported: the
+      scaling in words, if it is of another kind than "default", "linear" and "llama3".
+
     Raises:
-      UserError: for a scaling other than "default", "linear" and "llama3", or one whose numbers are missing.
+      UserError: the kind of scaling is not a text, or numbers of a known kind are missing.
     """
-    kind = _kind(scaling)
-    if kind == "default":
-        return None
+    kind, factors, unsupported = _kind(scaling), None, None
     if kind == "linear":
-        return linear_factors(head_dim=head_dim, factor=scaling.number("factor"))
-    if kind == "llama3":
-        return llama3_factors(
+        factors = linear_factors(head_dim=head_dim, factor=scaling.number("factor"))
+    elif kind == "llama3":
+        factors = llama3_factors(
             head_dim=head_dim,
             rope_base=rope_base,
             factor=scaling.number("factor"),
@@ -58,10 +40,14 @@ def rope_factors(scaling: Settings, *, head_dim: int, rope_base: float) -> tuple
             high_freq_factor=scaling.number("high_freq_factor"),
             original_context=scaling.number("original_max_position_embeddings"),
         )
-    raise UserError(
-        f"{scaling.where}: the rotary scaling {kind!r} is not supported, only {', '.join(_KNOWN)} are: "
-        "choose another checkpoint"
-    )
+    elif kind != "default":
+        unsupported = f"the rotary scaling {reprlib.repr(kind)}"
+    return {"rope_factors": factors, "rope_unsupported": unsupported}
+
+
+def partial(fraction: str) -> dict[str, Any]:
+    """As `fields`, for heads that are rotated in part; `fraction` is that part in words."""
+    return {"rope_factors": None, "rope_unsupported": f"the rotation of a part of each head ({fraction})"}
 
 
 def _kind(scaling: Settings) -> str:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from jaxboost.convert.tables.source import EMBEDDING, FINAL_NORM, NORM, Shapes
+from jaxboost.convert.tables.parts import EMBEDDING, FINAL_NORM, NORM, Shapes
 from jaxboost.models.layers import layer_norm
 from jaxboost.models.llama import LlamaConfig, LlamaLayer
 from jaxboost.models.vit import ViT

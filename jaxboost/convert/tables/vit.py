@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxboost.convert.formats.tensors import TensorInfo, Tensors, listed
 from jaxboost.convert.tables import positions, shapes
-from jaxboost.convert.tables.source import EMBEDDING, VISION, Part, Selection, Shapes, check_tensors
+from jaxboost.convert.tables.parts import EMBEDDING, VISION, Part, Selection, Shapes, check_tensors
 from jaxboost.convert.tables.vit_names import KERNEL, POSITIONS, QKV, REGISTERS, VitLayout
 from jaxboost.errors import UserError
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxboost.convert.tables.source import EMBEDDING, NORM
+from jaxboost.convert.tables.parts import EMBEDDING, NORM
 
 # Our names of weights that need special care.
 KERNEL, QKV = "embedding.kernel", "attention.qkv"
