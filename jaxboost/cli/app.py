@@ -43,7 +43,7 @@ def run(main: Callable[[], None], *, resumable: bool = False, description: str |
             sys.exit()
         try:
             config_flag.check_overrides(argv)
-            return flags.FLAGS(argv)
+            return flags.FLAGS(config_flag.with_tuples(argv))
         except (flags.Error, UserError) as error:
             fail(config_flag.in_words(error, argv) or _without_absl_terms(error))
 

@@ -1,5 +1,6 @@
 """The flag --config: name or path of a config, which is loaded once, and overrides of its fields."""
 
+import ast
 import itertools
 import re
 from collections.abc import Sequence
@@ -64,6 +65,39 @@ def check_overrides(argv: Sequence[str]) -> None:
     for argument in argv[1:]:
         if match := re.match(r"^--?(?:no)?config\.([^=]+)", argument):
             check_field(config, match[1], flag="--config.")
+
+
+def with_tuples(argv: Sequence[str]) -> list[str]:
+    """Writes plain words for a tuple, as in --config.data.classes=normal,sick, as Python's tuple of texts.
+
+    ml_collections would take them as one text with a comma in it.
+    """
+    name = _named_in(argv)
+    if NAME not in flags.FLAGS or name is None:
+        return [*argv]
+    fields = flat(flags.FLAGS[NAME].parser.parse(name))
+
+    def quoted(field: str, value: str) -> str:
+        if not isinstance(fields.get(field), tuple) or "," not in value:
+            return value
+        try:
+            ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            words = [word.strip() for word in value.strip("() ").split(",")]
+            return repr(tuple(word for word in words if word))
+        return value
+
+    found, field = [], ""
+    for argument in argv:
+        match = re.match(r"^--?config\.([^=]+)(?:=(.*))?$", argument, re.DOTALL)
+        if field:
+            found.append(quoted(field, argument))
+        elif match and match[2] is not None:
+            found.append(f"--config.{match[1]}={quoted(match[1], match[2])}")
+        else:
+            found.append(argument)
+        field = match[1] if match and match[2] is None else ""
+    return found
 
 
 def in_words(error: Exception, argv: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ DATA = {
         unit="pixels",
         range=Range(above=0, most=MAX_SIDE),
     ),
-    "classes": Field((), 'folder: class names in label order, such as "normal,sick"; (): those found, sorted'),
+    "classes": Field((), "folder: class names in label order, such as normal,sick; (): those found, sorted"),
     "multi_label": Field(False, "folder: an image has any number of labels, separated by |"),
     "allow_mixed_patients": Field(False, "folder: images of one patient may have different labels"),
     "masks": Field(
