@@ -169,13 +169,13 @@ def test_a_block_that_another_process_makes_meanwhile_stays(tmp_path, monkeypatc
     assert not list(tmp_path.glob(".*"))
     real = weights.convert.convert
 
-    def slow(*arguments):
+    def slow(*arguments, **options):
         (tmp_path / "aside").rename(out)
-        real(*arguments)
+        real(*arguments, **options)
 
     out.rename(tmp_path / "aside")
     monkeypatch.setattr(weights.convert, "convert", slow)
-    assert weights.find_converted("block", str(out), str(source), "3", convert_missing=True) == out
+    assert weights.find_converted("block", str(out), str(source), "3", dtype="float32", convert_missing=True) == out
     assert contents(out) == before
 
 

@@ -68,7 +68,7 @@ def check_overrides(argv: Sequence[str]) -> None:
 
 
 def with_tuples(argv: Sequence[str]) -> list[str]:
-    """Writes plain words for a tuple, as in --config.data.classes=normal,sick, as Python's tuple of texts.
+    """Writes plain words for a tuple of texts, as in --config.data.classes=normal,sick, as Python writes it.
 
     ml_collections would take them as one text with a comma in it.
     """
@@ -78,7 +78,8 @@ def with_tuples(argv: Sequence[str]) -> list[str]:
     fields = flat(flags.FLAGS[NAME].parser.parse(name))
 
     def quoted(field: str, value: str) -> str:
-        if not isinstance(fields.get(field), tuple) or "," not in value:
+        now = fields.get(field)
+        if not isinstance(now, tuple) or not all(isinstance(entry, str) for entry in now) or "," not in value:
             return value
         try:
             ast.literal_eval(value)

@@ -373,7 +373,7 @@ def test_mistakes_end_in_one_line_and_exit_code_two(tmp_path):
         ([quickstart, "--wrkdir=x"], ["wrkdir"]),
         ([quickstart, "more"], ["unexpected argument 'more'"]),
         ([quickstart, "--config.optim.lrr=1"], ["--config.optim.lrr", "did you mean 'lr'"]),
-        ([quickstart, "--config.optim.lr=fast"], ["--config.optim.lr=fast"]),
+        ([quickstart, "--config.optim.lr=fast"], ["optim.lr: 'fast' should be a number"]),
         ([quickstart, "--config.model.backbone=vit_x"], ["model.backbone", "vit_s"]),
         ([f"--config={REPOSITORY}/configs/pneumollm.py:engin"], ["engin", "engine"]),
         ([f"--config={misspelt}"], [str(misspelt), 'Did you mean "lr"']),

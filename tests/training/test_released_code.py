@@ -30,7 +30,7 @@ def test_a_run_keeps_the_last_batch(lidc_root, tmp_path):
 )
 def test_partial_batches_that_would_be_other_ones(few_lidc_root, tmp_path, changes, what):
     with pytest.raises(UserError, match=rf'config field train\.last_batch: {what}: set it to "drop"'):
-        train.assemble(small_config(few_lidc_root, {"train.last_batch": "keep", **changes}), tmp_path / "run")
+        train.train_and_evaluate(small_config(few_lidc_root, {"train.last_batch": "keep", **changes}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
