@@ -92,12 +92,9 @@ def delong(
     total = int(numbers.max()) + 1
     at_positives, at_negatives = numbers[positive], numbers[~positive]
     # What each group contributes, (s, g): the sums over its positives and over its negatives.
-    first = np.stack(
-        [np.bincount(at_positives, won / k - auc, total) for (won, _), auc in zip(wins, aucs, strict=True)]
-    )
-    second = np.stack(
-        [np.bincount(at_negatives, won / m - auc, total) for (_, won), auc in zip(wins, aucs, strict=True)]
-    )
+    shares = [(above / k - auc, below / m - auc) for (above, below), auc in zip(wins, aucs, strict=True)]
+    first = np.stack([np.bincount(at_positives, share, total) for share, _ in shares])
+    second = np.stack([np.bincount(at_negatives, share, total) for _, share in shares])
     together = first @ second.T
     covariance = (
         _unbiased(len(np.unique(at_positives))) * (first @ first.T) / m**2

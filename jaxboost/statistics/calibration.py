@@ -141,7 +141,7 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray, task: str) ->
     # The likelihood has one minimum in 1 / temperature, and so in its logarithm.
     bounds = tuple(map(math.log, _TEMPERATURES))
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
-    return math.exp(found.x) if found.fun < loss(0.0) else 1.0
+    return math.exp(found.x) if found.fun < loss(0.0) - 1e-12 else 1.0
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float, task: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""95 % intervals of the figures of a split: Wilson, DeLong on the logit scale, BCa, and score intervals as a last resort.
+"""95 % intervals of the figures of a split: Wilson, DeLong on the logit scale, BCa, and else score intervals.
 
 Wald intervals and plain percentile bootstraps cover too little where a set is small, a figure is close to 1, or a
 patient has several items.

@@ -62,14 +62,15 @@ def delong_test(
     aucs, covariance = delong(positive, [score_a, score_b], groups)
     auc_a, auc_b = map(float, aucs)
     difference = auc_a - auc_b
-    # Rounding may make the variance of equal scores slightly negative.
-    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    se = math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.nan
+    separate = float(covariance.trace())
+    variance = separate - 2 * float(covariance[0, 1])
+    if abs(variance) <= 1e-12 * separate:  # the rounding error of 0
+        variance = 0.0
+    se = math.sqrt(variance)
     if math.isnan(difference):
         p, (low, high) = math.nan, UNDEFINED
-    elif se > 1e-9:
+    elif se > 0:
         reach = float(ndtri((1 + level) / 2)) * se
-        # A difference of two AUCs is between -1 and 1.
         p, low, high = 2 * float(ndtr(-abs(difference) / se)), difference - reach, difference + reach
     else:
         numbers = group_numbers(groups, len(positive))
@@ -77,6 +78,7 @@ def delong_test(
         each = [(auc, newcombe(auc, *counts, level=level)) for auc in (auc_a, auc_b)]
         p = 1.0 if difference == 0 else math.nan
         low, high = square_and_add(*each)
+    # A difference of two AUCs is between -1 and 1.
     return DelongTest(
         auc_a=auc_a, auc_b=auc_b, difference=difference, se=se, p=p, low=max(low, -1.0), high=min(high, 1.0)
     )
@@ -224,10 +226,8 @@ def compare(
     mean_a, mean_b = float(values_a.mean()), float(values_b.mean())
     difference = mean_a - mean_b
     if not math.isfinite(difference):
-        undefined = dict.fromkeys(
-            ("mean_a", "mean_b", "difference", "low", "high", "p_better", "p_mean_better"), math.nan
-        )
-        return Comparison(**undefined, method=NONE)
+        names = [field.name for field in dataclasses.fields(Comparison) if field.name != "method"]
+        return Comparison(**dict.fromkeys(names, math.nan), method=NONE)
 
     blocks = [
         [np.stack([figure.of(drawn) for figure in arm]) for arm in arms]
