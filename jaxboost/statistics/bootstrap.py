@@ -11,14 +11,22 @@ import numpy as np
 Statistic = Callable[[np.ndarray], np.ndarray]
 Interval = tuple[float, float]
 UNDEFINED: Interval = (float("nan"), float("nan"))
+# Two figures that should be equal, such as two differences of the same fractions, are at most this far apart.
+ROUNDING = 1e-12
 
 # Resamples are drawn in blocks: about 10 arrays of this many int64 numbers are in memory at a time.
 _BLOCK = 1 << 19
 
 
 def group_numbers(groups: np.ndarray | None, items: int) -> np.ndarray:
-    """The number of each item's group, int (n,), from 0 without gaps; None: each item is its own group."""
-    return np.arange(items) if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)
+    """The number of each item's group, int (n,), from 0 in the order of first items; None: each item is its own group.
+
+    So an interval does not depend on the names of the groups.
+    """
+    if groups is None:
+        return np.arange(items)
+    _, first, numbers = np.unique(groups, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[numbers.reshape(-1)]
 
 
 def draws(numbers: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
@@ -113,16 +121,24 @@ def bca_limits(
     from scipy.special import ndtr, ndtri
 
     distribution = distribution[np.isfinite(distribution)]
-    if not np.isfinite(estimate) or not distribution.size or distribution.min() == distribution.max():
+    if not np.isfinite(estimate) or not distribution.size:
+        return UNDEFINED
+    rounding = ROUNDING * max(abs(estimate), np.abs(distribution).max())
+    if np.ptp(distribution) <= rounding:
         return UNDEFINED
     # Resamples equal to the estimate count half, as for scipy.
-    bias = ndtri(((distribution < estimate).mean() + (distribution <= estimate).mean()) / 2)
+    bias = ndtri(fraction_above(estimate - distribution, rounding))
     shifted = bias + ndtri([(1 - level) / 2, (1 + level) / 2])
     stretch = 1 - _acceleration(left_out) * shifted
     if not np.isfinite(bias) or (stretch <= 0).any():
         return UNDEFINED
     low, high = np.quantile(distribution, ndtr(bias + shifted / stretch))
     return float(low), float(high)
+
+
+def fraction_above(values: np.ndarray, rounding: float = ROUNDING) -> float:
+    """The fraction of values above 0, NaN of none. Values that are 0, up to a rounding error, count half."""
+    return float(((values > rounding).mean() + (values >= -rounding).mean()) / 2) if values.size else float("nan")
 
 
 def _acceleration(left_out: Sequence[np.ndarray]) -> float:

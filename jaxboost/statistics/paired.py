@@ -64,7 +64,7 @@ def delong_test(
     difference = auc_a - auc_b
     separate = float(covariance.trace())
     variance = separate - 2 * float(covariance[0, 1])
-    if abs(variance) <= 1e-12 * separate:  # the rounding error of 0
+    if abs(variance) <= bootstrap.ROUNDING * separate:
         variance = 0.0
     se = math.sqrt(variance)
     if math.isnan(difference):
@@ -255,8 +255,8 @@ def compare(
         low=low,
         high=high,
         method=method,
-        p_better=_above_zero(pairs),
-        p_mean_better=_above_zero(differences),
+        p_better=bootstrap.fraction_above(pairs),
+        p_mean_better=bootstrap.fraction_above(differences),
     )
 
 
@@ -290,7 +290,3 @@ def _without_seed(values_a: np.ndarray, values_b: np.ndarray, paired_seeds: bool
         return [rest(values_a - values_b)] if len(values_a) > 1 else []
     of_a = [rest(values_a) - values_b.mean()] if len(values_a) > 1 else []
     return of_a + ([values_a.mean() - rest(values_b)] if len(values_b) > 1 else [])
-
-
-def _above_zero(values: np.ndarray) -> float:
-    return float(((values > 0).mean() + (values >= 0).mean()) / 2) if values.size else math.nan

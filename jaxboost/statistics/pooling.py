@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from jaxboost.errors import UserError
+from jaxboost.statistics.bootstrap import group_numbers
 from jaxboost.tasks import TASKS
 
 
@@ -40,10 +41,9 @@ def pool(labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray, ta
     """
     if not len(labels):
         raise ValueError("there are no items to pool: one or more are needed")
-    names, first, sorted_numbers = np.unique(patients, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    numbers = np.argsort(order)[sorted_numbers.reshape(-1)]
-    names, first = names[order], first[order]
+    numbers = group_numbers(patients, len(labels))
+    _, first = np.unique(numbers, return_index=True)
+    names = patients[first]
     sums = np.zeros((len(names), probabilities.shape[1]))
     np.add.at(sums, numbers, probabilities)
     pooled = labels[first].copy()

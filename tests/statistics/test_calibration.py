@@ -39,7 +39,7 @@ def test_bins_are_those_of_scikit_learn(bins):
 
 
 def test_empty_bins_are_left_out():
-    scores = np.array([[0.9, 0.1], [0.88, 0.12], [0.2, 0.8]])
+    scores = np.array([[0.89, 0.11], [0.88, 0.12], [0.2, 0.8]])
     found = calibration.reliability(np.array([[0], [1], [1]]), scores, BINARY, bins=10)
     assert [(each.n, each.observed) for each in found] == [(2, 0.5), (1, 1.0)]
     assert [each.low for each in found] == pytest.approx([0.1, 0.7])

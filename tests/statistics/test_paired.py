@@ -67,7 +67,7 @@ def test_scores_that_rank_alike_do_not_differ():
 
 def test_delong_test_without_a_variance_or_a_class():
     positive = np.arange(6) < 3
-    found = paired.delong_test(positive, positive + 0.0, -positive + 0.0)
+    found = paired.delong_test(positive, positive + 0.0, 1.0 - positive)
     assert found.difference == 1
     assert math.isnan(found.p)
     assert 0 < found.low < 1 == found.high
@@ -123,11 +123,11 @@ def test_the_probability_of_a_false_order_is_a_binomial_tail(x1):
     ],
 )
 def test_the_order_of_rllms_accuracies(n, base, rllm, at_5, at_10):
-    """If the arms differ on 5 % and on 10 % of the test items; Tables 1 and 3 of arXiv 2403.17343."""
+    """If the arms differ on 5 % and 10 % of the test items (Tables 1 and 3 of arXiv 2403.17343), from random draws."""
     for rate, expected in ((0.05, at_5), (0.10, at_10)):
         discordant, gain = rate * n, n * (rllm - base) / 100
         found = paired.false_order((discordant + gain) / 2, (discordant - gain) / 2)
-        assert found == pytest.approx(expected, abs=0.0051 if expected >= 0.1 else 0.00051)
+        assert found == pytest.approx(expected, abs=0.0051 if expected >= 0.1 else 0.001)
 
 
 def test_square_and_add_is_newcombes_example():
@@ -165,14 +165,14 @@ def test_one_seed_each_is_scipys_bca_of_the_difference(metric):
     def difference(drawn):
         rows = np.concatenate([np.flatnonzero(groups == patient) for patient in drawn])
         of_a, of_b = (getattr(metrics, metric)(labels[rows], run[rows], BINARY) for run in (a, b))
-        return of_a - of_b
+        return round(of_a - of_b, 13)
 
     expected = stats.bootstrap(
         (np.arange(30),), difference, n_resamples=200, vectorized=False, method="BCa", rng=np.random.default_rng(6)
     )
     found = paired.compare(a[None], b[None], labels, BINARY, metric, groups=groups, resamples=200, seed=6)
     assert (found.low, found.high) == pytest.approx(expected.confidence_interval, abs=1e-9)
-    distribution = expected.bootstrap_distribution.round(12)
+    distribution = expected.bootstrap_distribution
     better = (distribution > 0).mean() + (distribution == 0).mean() / 2
     assert found.p_better == found.p_mean_better == pytest.approx(better)
 
