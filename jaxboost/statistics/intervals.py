@@ -145,27 +145,37 @@ def split_intervals(
         raise ValueError("the split has no items: an interval needs one or more")
     if not np.isfinite(probabilities).all():
         raise ValueError("the probabilities contain NaN or an infinite number")
-    kind = TASKS[task]
     numbers = group_numbers(groups, len(labels))
-    alone = int(numbers.max()) + 1 == len(labels)
-    suffix = "" if alone else PATIENTS
-    found = {
+    proportions = {
         name: _of_proportion(right, whole, numbers, resamples, seed)
         for name, (right, whole) in _proportions(labels, probabilities, task).items()
     }
-    if not kind.has_every_class(labels, probabilities.shape[1]):
-        found["auc"] = UNDEFINED, NONE
-    elif kind.binary and alone:
-        found["auc"] = auc_interval(*next(kind.one_against_rest(labels, probabilities)))
-    else:
-        auc = figures.metric(labels, probabilities, task, "auc")
-        interval = _bca(auc, numbers, resamples, seed)
-        if interval is None:
-            value = float(auc.of(np.ones((1, len(labels)), np.int64))[0])
-            found["auc"] = score_interval(labels, task, "auc", value, numbers), NEWCOMBE + suffix
-        else:
-            found["auc"] = interval, BCA + suffix
+    auc = _of_auc(labels, probabilities, task, numbers, resamples, seed)
+    found = {"acc": proportions.pop("acc"), "auc": auc, **proportions}
     return {name: interval for name, (interval, _) in found.items()}, {name: how for name, (_, how) in found.items()}
+
+
+def _of_auc(
+    labels: np.ndarray, probabilities: np.ndarray, task: str, numbers: np.ndarray, resamples: int, seed: int
+) -> tuple[Interval, str]:
+    """Interval of MedMNIST's AUC, and its method."""
+    kind = TASKS[task]
+    if not kind.has_every_class(labels, probabilities.shape[1]):
+        return UNDEFINED, NONE
+    alone = _alone(numbers)
+    if kind.binary and alone:
+        return auc_interval(*next(kind.one_against_rest(labels, probabilities)))
+    figure = figures.metric(labels, probabilities, task, "auc")
+    interval, method = _bca(figure, numbers, resamples, seed), BCA
+    if interval is None:
+        value = float(figure.of(np.ones((1, len(labels)), np.int64))[0])
+        interval, method = score_interval(labels, task, "auc", value, numbers), NEWCOMBE
+    return interval, method if alone else method + PATIENTS
+
+
+def _alone(numbers: np.ndarray) -> bool:
+    """Whether each item is its own group."""
+    return int(numbers.max()) + 1 == len(numbers)
 
 
 def _proportions(labels: np.ndarray, probabilities: np.ndarray, task: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -185,15 +195,14 @@ def _of_proportion(
     """Interval of sum(right) / sum(whole), and its method."""
     if not whole.any():
         return UNDEFINED, NONE
-    alone = int(numbers.max()) + 1 == len(numbers)
+    alone = _alone(numbers)
     if alone and whole.max() == 1:
         return wilson(int(right.sum()), int(whole.sum())), WILSON
-    suffix = "" if alone else PATIENTS
-    interval = _bca(figures.fraction(right, whole), numbers, resamples, seed)
-    if interval is not None:
-        return interval, BCA + suffix
-    groups = len(np.unique(numbers[whole > 0]))
-    return wilson(groups * (right.sum() / whole.sum()), groups), WILSON + suffix
+    interval, method = _bca(figures.fraction(right, whole), numbers, resamples, seed), BCA
+    if interval is None:
+        groups = len(np.unique(numbers[whole > 0]))
+        interval, method = wilson(groups * (right.sum() / whole.sum()), groups), WILSON
+    return interval, method if alone else method + PATIENTS
 
 
 def _bca(figure: figures.Figure, numbers: np.ndarray, resamples: int, seed: int) -> Interval | None:
