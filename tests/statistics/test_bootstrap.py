@@ -41,6 +41,17 @@ def test_limits_over_patients_are_those_of_scipy():
     assert found == pytest.approx(_scipy(of_patients, 25), abs=1e-12)
 
 
+def test_limits_of_two_factors_are_those_of_scipys_two_samples():
+    rng = np.random.default_rng(2)
+    a, b = rng.exponential(size=12), 3 * rng.exponential(size=20)
+    expected = stats.bootstrap(
+        (a, b), lambda x, y, axis=-1: x.mean(axis) - y.mean(axis), n_resamples=300, method="BCa", rng=rng
+    )
+    left_out = [(a.sum() - a) / 11 - b.mean(), a.mean() - (b.sum() - b) / 19]
+    found = bootstrap.bca_limits(a.mean() - b.mean(), expected.bootstrap_distribution, left_out)
+    assert found == pytest.approx(tuple(expected.confidence_interval), abs=1e-12)
+
+
 def test_limits_with_a_given_jackknife_are_those_with_a_computed_one():
     values = np.random.default_rng(0).exponential(size=30)
 

@@ -168,9 +168,9 @@ def test_one_seed_each_is_scipys_bca_of_the_difference(metric):
         return round(of_a - of_b, 13)
 
     expected = stats.bootstrap(
-        (np.arange(30),), difference, n_resamples=200, vectorized=False, method="BCa", rng=np.random.default_rng(6)
+        (np.arange(30),), difference, n_resamples=100, vectorized=False, method="BCa", rng=np.random.default_rng(6)
     )
-    found = paired.compare(a[None], b[None], labels, BINARY, metric, groups=groups, resamples=200, seed=6)
+    found = paired.compare(a[None], b[None], labels, BINARY, metric, groups=groups, resamples=100, seed=6)
     assert (found.low, found.high) == pytest.approx(expected.confidence_interval, abs=1e-9)
     distribution = expected.bootstrap_distribution
     better = (distribution > 0).mean() + (distribution == 0).mean() / 2
@@ -182,6 +182,21 @@ def test_seed_weights_give_the_mean_its_variance():
     weights = paired._seed_weights(np.random.default_rng(1), 4, 200_000)
     np.testing.assert_allclose(weights.sum(0), 1)
     assert (weights * values[:, None]).sum(0).var() == pytest.approx(values.var(ddof=1) / 4, rel=0.02)
+
+
+def test_the_difference_without_each_seed():
+    a, b = np.random.default_rng(0).random((2, 3))
+
+    def difference(rows_a, rows_b):
+        return np.delete(a, rows_a).mean() - np.delete(b, rows_b).mean()
+
+    of_a, of_b = paired._without_seed(a, b, paired_seeds=False)
+    np.testing.assert_allclose(of_a, [difference([s], []) for s in range(3)])
+    np.testing.assert_allclose(of_b, [difference([], [s]) for s in range(3)])
+    (together,) = paired._without_seed(a, b, paired_seeds=True)
+    np.testing.assert_allclose(together, [difference([s], [s]) for s in range(3)])
+    assert paired._without_seed(a[:1], b[:1], paired_seeds=False) == []
+    assert paired._without_seed(a[:1], b[:1], paired_seeds=True) == []
 
 
 def _simulate(rng, paired_seeds):
