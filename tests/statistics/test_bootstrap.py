@@ -90,6 +90,17 @@ def test_a_statistic_that_never_changes_has_no_limits():
     assert np.isnan(bootstrap.bca(lambda drawn: np.full(len(drawn), np.nan), 5, resamples=20)).all()
 
 
+def test_figures_that_are_equal_but_for_rounding_are_equal():
+    rng = np.random.default_rng(0)
+    exact = rng.integers(-2, 4, 200) / 10
+    noisy = exact + rng.choice([-1e-16, 0, 1e-16], 200)
+    left_out = [np.array([0.1, 0.2, 0.4])]
+    assert bootstrap.bca_limits(0.1, noisy, left_out) == pytest.approx(bootstrap.bca_limits(0.1, exact, left_out))
+    assert np.isnan(bootstrap.bca_limits(0.1, 0.1 + (noisy - exact), left_out)).all()
+    assert bootstrap.fraction_above(np.array([0.2, 1e-16, -1e-16, -0.1])) == 0.5
+    assert np.isnan(bootstrap.fraction_above(np.zeros(0)))
+
+
 def test_resamples_without_a_value_are_left_out():
     positive, score = np.arange(8) < 2, np.array([3, 5, 1, 2, 4, 6, 2, 1.0])  # a tenth of the resamples lack a positive
     low, high = bootstrap.bca(drawn_auc(positive, score), 8, resamples=500)
