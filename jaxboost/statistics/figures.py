@@ -60,9 +60,46 @@ def metric(labels: np.ndarray, probabilities: np.ndarray, task: str, name: Metri
     """
     if name == "auc":
         return mean_auc(TASKS[task].one_against_rest(labels, probabilities))
+    return fraction(*proportions(labels, probabilities, task)["acc"])
+
+
+def proportions(labels: np.ndarray, probabilities: np.ndarray, task: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The parts of `fraction` of "acc" and, for a binary task, of "sensitivity" and "specificity" at threshold .5.
+
+    Args:
+      labels: (n, L).
+      probabilities: (n, classes).
+      task: a key of `tasks.TASKS`.
+
+    Returns:
+      Name -> of each item, how many of its labels are right and how many count, both int (n,).
+    """
     # Counts of right labels, not fractions: sums of integers are exact, so that equal figures are equal.
-    right = (TASKS[task].decide(probabilities) == labels).sum(1)
-    return fraction(right, np.full(len(labels), labels.shape[1]))
+    equal = TASKS[task].decide(probabilities) == labels
+    found = {"acc": (equal.sum(1), np.full(len(labels), labels.shape[1]))}
+    if TASKS[task].binary:
+        for name, number in (("sensitivity", 1), ("specificity", 0)):
+            of_class = labels[:, 0] == number
+            found[name] = ((equal[:, 0] & of_class).astype(int), of_class.astype(int))
+    return found
+
+
+def all_figures(labels: np.ndarray, probabilities: np.ndarray, task: str) -> dict[str, Figure]:
+    """All figures of a split: "auc", "acc" and, for a binary task, "sensitivity", "specificity" and "balanced_acc".
+
+    The balanced ACC is the mean of sensitivity and specificity; it is undefined where one of them is.
+    """
+    found = {name: fraction(*parts) for name, parts in proportions(labels, probabilities, task).items()}
+    if TASKS[task].binary:
+        found["balanced_acc"] = _mean([found["sensitivity"], found["specificity"]])
+    return {"auc": metric(labels, probabilities, task, "auc"), **found}
+
+
+def _mean(parts: list[Figure]) -> Figure:
+    return Figure(
+        lambda drawn: np.mean([part.of(drawn) for part in parts], axis=0),
+        lambda numbers: np.mean([part.without_each(numbers) for part in parts], axis=0),
+    )
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -148,7 +148,7 @@ def split_intervals(
     numbers = group_numbers(groups, len(labels))
     proportions = {
         name: _of_proportion(right, whole, numbers, resamples, seed)
-        for name, (right, whole) in _proportions(labels, probabilities, task).items()
+        for name, (right, whole) in figures.proportions(labels, probabilities, task).items()
     }
     auc = _of_auc(labels, probabilities, task, numbers, resamples, seed)
     found = {"acc": proportions.pop("acc"), "auc": auc, **proportions}
@@ -176,17 +176,6 @@ def _of_auc(
 def _alone(numbers: np.ndarray) -> bool:
     """Whether each item is its own group."""
     return int(numbers.max()) + 1 == len(numbers)
-
-
-def _proportions(labels: np.ndarray, probabilities: np.ndarray, task: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Name -> of each item, how many of its labels are right and how many count, both int (n,)."""
-    equal = TASKS[task].decide(probabilities) == labels
-    found = {"acc": (equal.sum(1), np.full(len(labels), labels.shape[1]))}
-    if TASKS[task].binary:
-        for name, number in (("sensitivity", 1), ("specificity", 0)):
-            of_class = labels[:, 0] == number
-            found[name] = ((equal[:, 0] & of_class).astype(int), of_class.astype(int))
-    return found
 
 
 def _of_proportion(

@@ -1,16 +1,16 @@
-"""Two arms, A and B, on the same test items: paired tests, and a bootstrap over patients and seeds together."""
+"""Two arms, A and B, on the same test items: paired tests of their AUC and of their ACC."""
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from jaxboost.statistics import bootstrap, figures
 from jaxboost.statistics.auc import delong
 from jaxboost.statistics.bootstrap import UNDEFINED, Interval, group_numbers
-from jaxboost.statistics.intervals import BCA, NONE, newcombe, score_interval
-
-SQUARE_AND_ADD = "square-and-add"
+from jaxboost.statistics.intervals import newcombe, score_interval
+from jaxboost.tasks import TASKS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,8 @@ def delong_test(
     """Paired test that two AUCs of the same items are equal (DeLong et al. 1988; with groups Obuchowski 1997).
 
     The difference divided by its standard error is taken as normal. If the standard error is 0 or undefined (two arms
-    that rank each pair alike; a class with one item), the interval is `square_and_add`, and p is 1 for a difference of
-    0 and else undefined.
+    that rank each pair alike; a class with one item), the interval is `square_and_add`. Then p is 1 for a difference of
+    0; else, if each class has two patients, the smallest alpha whose interval excludes 0; else undefined.
 
     Args:
       positive: bool (n,).
@@ -57,31 +57,118 @@ def delong_test(
     Raises:
       ValueError: a score is not finite.
     """
+    aucs, covariance = delong(positive, [score_a, score_b], groups)
+    separate = float(covariance.trace())
+    numbers = group_numbers(groups, len(positive))
+    counts = [len(np.unique(numbers[of_class])) for of_class in (positive, ~positive)]
+
+    def interval_of(auc: float, level: float) -> Interval:
+        return newcombe(auc, *counts, level=level)
+
+    return _normal_test(*map(float, aucs), separate - 2 * float(covariance[0, 1]), separate, interval_of, level)
+
+
+def auc_test(
+    labels: np.ndarray,
+    probabilities_a: np.ndarray,
+    probabilities_b: np.ndarray,
+    task: str,
+    *,
+    groups: np.ndarray | None = None,
+    level: float = 0.95,
+) -> DelongTest:
+    """Paired test that two AUCs in MedMNIST's sense are equal: `delong_test` where there is one binary problem.
+
+    The AUC of more classes or labels is a mean of several AUCs. Its standard error is that of the jackknife over the
+    patients (Arvesen 1969), which for one binary problem differs from DeLong's by a factor of 1 + O(1 / m) alone.
+
+    Args:
+      labels: (n, L).
+      probabilities_a, probabilities_b: (n, classes).
+      task: a key of `tasks.TASKS`.
+      groups: the patient of each item, (n,); None: each item is its own patient.
+      level: the coverage asked for.
+
+    Raises:
+      ValueError: a probability is not finite.
+    """
+    both = (probabilities_a, probabilities_b)
+    if TASKS[task].binary:
+        (positive, a), (_, b) = (next(TASKS[task].one_against_rest(labels, each)) for each in both)
+        return delong_test(positive, a, b, groups=groups, level=level)
+    if not all(np.isfinite(each).all() for each in both):
+        raise ValueError("the probabilities contain NaN or an infinite number: these have no rank")
+    numbers = group_numbers(groups, len(labels))
+    arms = [figures.metric(labels, each, task, "auc") for each in both]
+    every = np.ones((1, len(labels)), np.int64)
+    auc_a, auc_b = (float(figure.of(every)[0]) for figure in arms)
+    without_a, without_b = (figure.without_each(numbers) for figure in arms)
+    separate = _jackknife_variance(without_a) + _jackknife_variance(without_b)
+
+    def interval_of(auc: float, level: float) -> Interval:
+        return score_interval(labels, task, "auc", auc, numbers, level=level)
+
+    return _normal_test(auc_a, auc_b, _jackknife_variance(without_a - without_b), separate, interval_of, level)
+
+
+def _jackknife_variance(left_out: np.ndarray) -> float:
+    """The jackknife's variance of a figure from its values without each group; NaN if one of them is undefined."""
+    return float((len(left_out) - 1) * left_out.var())
+
+
+def _normal_test(
+    auc_a: float,
+    auc_b: float,
+    variance: float,
+    separate: float,
+    interval_of: Callable[[float, float], Interval],
+    level: float,
+) -> DelongTest:
+    """The test of `delong_test` from the variance of the difference.
+
+    Args:
+      auc_a, auc_b: the two AUCs.
+      variance: of their difference; NaN: unknown.
+      separate: the sum of their variances.
+      interval_of: AUC and coverage -> an interval of the AUC alone.
+      level: the coverage asked for.
+    """
     from scipy.special import ndtr, ndtri
 
-    aucs, covariance = delong(positive, [score_a, score_b], groups)
-    auc_a, auc_b = map(float, aucs)
     difference = auc_a - auc_b
-    separate = float(covariance.trace())
-    variance = separate - 2 * float(covariance[0, 1])
-    if abs(variance) <= bootstrap.ROUNDING * separate:
+    # Also one that is left of the rounding errors of equal figures.
+    if abs(variance) <= max(bootstrap.ROUNDING * separate, bootstrap.ROUNDING**2):
         variance = 0.0
     se = math.sqrt(variance)
+
+    def apart(level: float) -> Interval:
+        return square_and_add((auc_a, interval_of(auc_a, level)), (auc_b, interval_of(auc_b, level)))
+
     if math.isnan(difference):
         p, (low, high) = math.nan, UNDEFINED
     elif se > 0:
         reach = float(ndtri((1 + level) / 2)) * se
         p, low, high = 2 * float(ndtr(-abs(difference) / se)), difference - reach, difference + reach
     else:
-        numbers = group_numbers(groups, len(positive))
-        counts = [len(np.unique(numbers[of_class])) for of_class in (positive, ~positive)]
-        each = [(auc, newcombe(auc, *counts, level=level)) for auc in (auc_a, auc_b)]
-        p = 1.0 if difference == 0 else math.nan
-        low, high = square_and_add(*each)
+        low, high = apart(level)
+        p = 1.0 if difference == 0 else _touching(apart) if se == 0 else math.nan
     # A difference of two AUCs is between -1 and 1.
     return DelongTest(
         auc_a=auc_a, auc_b=auc_b, difference=difference, se=se, p=p, low=max(low, -1.0), high=min(high, 1.0)
     )
+
+
+def _touching(interval_of: Callable[[float], Interval]) -> float:
+    """The alpha at which an interval of coverage 1 - alpha just reaches 0, by bisection of its logarithm.
+
+    Smaller ones than 1e-9 are given as 1e-9, and larger ones than .5 as .5.
+    """
+    below, above = math.log(1e-9), math.log(0.5)
+    for _ in range(30):
+        middle = (below + above) / 2
+        low, high = interval_of(1 - math.exp(middle))
+        below, above = (middle, above) if low <= 0 <= high else (below, middle)
+    return math.exp(above)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,138 +242,3 @@ def square_and_add(a: tuple[float, Interval], b: tuple[float, Interval]) -> Inte
         difference - math.hypot(value_a - low_a, high_b - value_b),
         difference + math.hypot(high_a - value_a, value_b - low_b),
     )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Two arms compared over patients and seeds; see `compare`.
-
-    Attributes:
-      mean_a, mean_b: the metric, averaged over the seeds.
-      difference: mean_a - mean_b.
-      low, high: 95 % interval of the difference.
-      method: "bca", "square-and-add" or "undefined".
-      p_better: P(A > B): the probability that one run of A has a higher metric than one run of B, over resampled
-        patients and over seeds; ties count half.
-      p_mean_better: the fraction of the resamples in which the mean over the seeds is higher for A; ties count half.
-    """
-
-    mean_a: float
-    mean_b: float
-    difference: float
-    low: float
-    high: float
-    method: str
-    p_better: float
-    p_mean_better: float
-
-
-def compare(
-    scores_a: np.ndarray,
-    scores_b: np.ndarray,
-    labels: np.ndarray,
-    task: str,
-    metric: figures.Metric,
-    *,
-    groups: np.ndarray | None = None,
-    paired_seeds: bool = False,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Comparison:
-    """Compares the mean metric of two arms by a bootstrap in which patients and seeds are crossed.
-
-    A resample draws patients, the same for all runs of both arms, and seeds of each arm. The limits are BCa, with the
-    jackknife over patients and over seeds. A mean over S drawn seeds varies by (S - 1) / S too little, so the weights
-    of the seeds are stretched by sqrt(S / (S - 1)) (Rao and Wu 1988). With one seed, the interval knows of patients
-    only. P(A > B) is that of Bouthillier et al. 2021.
-
-    Args:
-      scores_a: probabilities of the runs of A, (seeds, n, classes).
-      scores_b: probabilities of the runs of B, (seeds, n, classes).
-      labels: (n, L).
-      task: a key of `tasks.TASKS`.
-      metric: "auc" or "acc", in MedMNIST's sense.
-      groups: the patient of each item, (n,); None: each item is its own patient.
-      paired_seeds: run s of A and run s of B have the same seed (order of data, initial weights): draw them together.
-      resamples: number of resamples.
-      seed: random seed.
-
-    Returns:
-      The comparison; all its numbers are NaN if the metric is undefined, as an AUC without one of the classes.
-
-    Raises:
-      ValueError: there are no items or no seeds, a score is not finite, or the arms have different numbers of paired
-        seeds.
-    """
-    _check(scores_a, scores_b, labels, paired_seeds)
-    numbers = group_numbers(groups, len(labels))
-    arms = [[figures.metric(labels, scores, task, metric) for scores in arm] for arm in (scores_a, scores_b)]
-    every = np.ones((1, len(labels)), np.int64)
-    values_a, values_b = (np.array([figure.of(every)[0] for figure in arm]) for arm in arms)
-    mean_a, mean_b = float(values_a.mean()), float(values_b.mean())
-    difference = mean_a - mean_b
-    if not math.isfinite(difference):
-        names = [field.name for field in dataclasses.fields(Comparison) if field.name != "method"]
-        return Comparison(**dict.fromkeys(names, math.nan), method=NONE)
-
-    blocks = [
-        [np.stack([figure.of(drawn) for figure in arm]) for arm in arms]
-        for drawn in bootstrap.draws(numbers, resamples, seed)
-    ]
-    drawn_a, drawn_b = (np.concatenate(parts, axis=1) for parts in zip(*blocks, strict=True))
-    defined = np.isfinite(drawn_a).all(0)  # without a class, the metric of no run is defined
-    drawn_a, drawn_b = drawn_a[:, defined], drawn_b[:, defined]
-    rng = np.random.default_rng([seed, 1])
-    weights_a = _seed_weights(rng, *drawn_a.shape)
-    weights_b = weights_a if paired_seeds else _seed_weights(rng, *drawn_b.shape)
-    differences = (weights_a * drawn_a).sum(0) - (weights_b * drawn_b).sum(0)
-
-    without_patient = [np.mean([figure.without_each(numbers) for figure in arm], axis=0) for arm in arms]
-    left_out = [without_patient[0] - without_patient[1], *_without_seed(values_a, values_b, paired_seeds)]
-    (low, high), method = bootstrap.bca_limits(difference, differences, left_out), BCA
-    if not low < high:
-        each = [(mean, score_interval(labels, task, metric, mean, numbers)) for mean in (mean_a, mean_b)]
-        (low, high), method = square_and_add(*each), SQUARE_AND_ADD
-    pairs = drawn_a - drawn_b if paired_seeds else drawn_a[:, np.newaxis] - drawn_b
-    return Comparison(
-        mean_a=mean_a,
-        mean_b=mean_b,
-        difference=difference,
-        low=low,
-        high=high,
-        method=method,
-        p_better=bootstrap.fraction_above(pairs),
-        p_mean_better=bootstrap.fraction_above(differences),
-    )
-
-
-def _check(scores_a: np.ndarray, scores_b: np.ndarray, labels: np.ndarray, paired_seeds: bool) -> None:
-    if not len(labels):
-        raise ValueError("there are no items: a comparison needs one or more")
-    for name, scores in (("A", scores_a), ("B", scores_b)):
-        if scores.ndim != 3 or not len(scores) or scores.shape[1] != len(labels):
-            raise ValueError(f"the scores of {name} have the shape {scores.shape}, not (seeds, {len(labels)}, classes)")
-        if not np.isfinite(scores).all():
-            raise ValueError(f"the scores of {name} contain NaN or an infinite number")
-    if paired_seeds and len(scores_a) != len(scores_b):
-        raise ValueError(f"A has {len(scores_a)} seeds and B has {len(scores_b)}: they cannot be paired")
-
-
-def _seed_weights(rng: np.random.Generator, seeds: int, resamples: int) -> np.ndarray:
-    """The weight of each seed in the mean of each resample, (seeds, resamples); the weights of a resample sum to 1."""
-    if seeds == 1:
-        return np.ones((1, resamples))
-    counts = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples).T
-    return (1 + math.sqrt(seeds / (seeds - 1)) * (counts - 1)) / seeds
-
-
-def _without_seed(values_a: np.ndarray, values_b: np.ndarray, paired_seeds: bool) -> list[np.ndarray]:
-    """The difference of the means without each seed: one array for each set of seeds that is drawn."""
-
-    def rest(values: np.ndarray) -> np.ndarray:
-        return (values.sum() - values) / (len(values) - 1)
-
-    if paired_seeds:
-        return [rest(values_a - values_b)] if len(values_a) > 1 else []
-    of_a = [rest(values_a) - values_b.mean()] if len(values_a) > 1 else []
-    return of_a + ([values_a.mean() - rest(values_b)] if len(values_b) > 1 else [])
