@@ -69,8 +69,11 @@ def on_validation(record: Record, arms: pairs.Arms, by_name: Mapping[str, Json])
 
 def with_auc(entry: Json) -> str:
     """An arm with its AUC and interval, such as "Linear probe, AUC .91 [.87, .94]"."""
-    auc = entry["metrics"]["auc"]
-    return f"{entry['title']}, AUC {short(auc['mean'], 2)} [{short(auc['low'], 2)}, {short(auc['high'], 2)}]"
+    values = [entry["metrics"]["auc"][name] for name in ("mean", "low", "high")]
+    # A third digit where two would make 1 of less than 1.
+    digits = 3 if any(0.995 <= value < 1 for value in values) else 2
+    mean, low, high = (short(value, digits) for value in values)
+    return f"{entry['title']}, AUC {mean} [{low}, {high}]"
 
 
 def short(value: float, digits: int, *, sign: bool = False) -> str:
@@ -127,7 +130,7 @@ def _why(row: Json, what: str) -> list[str]:
         reasons.append(f"its interval is {side} 0, and Holm's p over the study's comparisons is {smallest}")
     elif not reasons:
         reasons.append("the averaged probabilities of the runs do not differ in the same direction")
-    found = [f"{what} is {row['shown']}: {' and '.join(reasons)}"]
+    found = [f"{what}: {row['shown']}, because {' and '.join(reasons)}"]
     if (detectable := row["detectable"]["auc"]) is not None:
         found.append(
             f"a difference in AUC of {short(detectable, 3)} is the smallest that this test split shows with 80 % power"
