@@ -35,10 +35,10 @@ def limits(record: Record, arms: pairs.Arms, entries: Sequence[Json], mcnemar: S
         found += _of_patients(record, test)
     found += _of_runs(record, arms, entries)
     found += [f"{reason}." for reason in mcnemar]
-    if len(test.classes) > 2 and entries:
+    if not test.kind.binary:
         found.append(
-            "The AUC is the mean over the classes, each against the rest. Where tables name DeLong's test, its standard"
-            " error is that of the jackknife over patients, because DeLong's is for two classes."
+            "The AUC is the mean over the classes or labels. Where tables name DeLong's test, its standard"
+            " error is that of the jackknife over patients, because DeLong's is for a single one."
         )
     if not any(entry["best_on_test_minus_reported"] for entry in entries):
         found.append(

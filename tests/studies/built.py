@@ -10,7 +10,8 @@ from jaxboost.tasks import BINARY, MULTI_LABEL
 
 
 def _items(split: str, n: int, task: str, classes: int, per_patient: int) -> Items:
-    patients = np.arange(n) // per_patient
+    # The splits begin with different classes.
+    patients = (np.arange(n) + (split == "val")) // per_patient
     if task == MULTI_LABEL:
         labels = np.stack([(patients >> column) & 1 for column in range(classes)], 1)
     else:

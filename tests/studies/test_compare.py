@@ -11,7 +11,8 @@ from MLstatkit import Delong_test
 from scipy import stats
 from sklearn.metrics import confusion_matrix, recall_score, roc_auc_score
 
-from jaxboost.statistics import calibration, crossed, intervals, pooling, resampled
+from jaxboost.statistics import calibration, crossed, intervals, paired, pooling, resampled
+from jaxboost.studies import pairs, record
 from jaxboost.studies.compare import analyse
 from jaxboost.tasks import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
 from tests.studies.built import build, with_items, with_results
@@ -20,8 +21,8 @@ from tests.studies.built import build, with_items, with_results
 WEAK, MIDDLE, STRONG = 0.0, 1.0, 3.0
 
 
-def _analyse(record, resamples=200):
-    found = analyse(record, resamples=resamples)
+def _analyse(study, resamples=200):
+    found = analyse(study, resamples=resamples)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     return found
 
@@ -57,10 +58,41 @@ def test_equal_arms_are_not_shown_and_the_opposite_is():
     assert ": the opposite is shown; the simplest arm" in found["verdict"]["sentence"]
 
 
+def test_a_difference_that_depends_on_the_seed_is_not_shown():
+    """The averaged probabilities of four seeds are better, beyond doubt over patients, but two of the seeds are not."""
+    study = build({"plain": MIDDLE, "rllm": 6.0, "weak": 0.4}, seeds=4, pairs=[("rllm", "plain")])
+    scores = dict(study.scores)
+    for seed in (0, 1):
+        scores["rllm", seed, "test"] = scores["weak", seed, "test"]
+    (row,) = _analyse(dataclasses.replace(study, scores=scores))["comparisons"]
+    assert row["delong_difference"] > 0
+    assert row["delong_p_holm"] < 0.05
+    assert row["low"] < 0 < row["high"]
+    assert row["shown"] == "not shown"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "averaged", "shown"),
+    [
+        (0.01, 0.03, 0.049, 0.02, "shown"),
+        (0.01, 0.03, 0.05, 0.02, "not shown"),
+        (0.01, 0.03, np.nan, 0.02, "not shown"),
+        (0.01, 0.03, 0.001, -0.01, "not shown"),
+        (0.0, 0.03, 0.001, 0.02, "not shown"),
+        (-0.03, -0.01, 0.049, -0.02, "opposite"),
+        (-0.03, 0.0, 0.001, -0.02, "not shown"),
+        (-0.03, -0.01, 0.001, 0.01, "not shown"),
+    ],
+)
+def test_what_is_shown_needs_the_interval_and_the_test(low, high, p, averaged, shown):
+    row = {"difference": (low + high) / 2, "low": low, "high": high, "delong_p_holm": p, "delong_difference": averaged}
+    assert pairs._shown(row) == shown
+
+
 def test_the_same_scores_differ_by_nothing():
-    record = build({"plain": MIDDLE, "rllm": MIDDLE}, pairs=[("rllm", "plain")])
-    scores = {key: record.scores["plain", *key[1:]] for key in record.scores}
-    (row,) = _analyse(dataclasses.replace(record, scores=scores))["comparisons"]
+    study = build({"plain": MIDDLE, "rllm": MIDDLE}, pairs=[("rllm", "plain")])
+    scores = {key: study.scores["plain", *key[1:]] for key in study.scores}
+    (row,) = _analyse(dataclasses.replace(study, scores=scores))["comparisons"]
     assert (row["difference"], row["better"], row["delong_p"], row["mcnemar"]["p"]) == (0, 0.5, 1, 1)
     assert row["low"] < 0 < row["high"]
     assert (row["false_order"], row["shown"], row["detectable"]) == (0.5, "not shown", {"auc": None, "acc": None})
@@ -82,26 +114,26 @@ def test_the_simplest_rung_that_nothing_beats(order):
 
 
 def test_rungs_not_the_order_of_arms_make_the_ladder():
-    record = build({"a": STRONG, "b": MIDDLE, "c": MIDDLE}, seeds=2)
-    arms = tuple(dataclasses.replace(arm, rung=rung) for arm, rung in zip(record.arms, (7, 3, None), strict=True))
-    found = _analyse(dataclasses.replace(record, arms=arms))
+    study = build({"a": STRONG, "b": MIDDLE, "c": MIDDLE}, seeds=2)
+    arms = tuple(dataclasses.replace(arm, rung=rung) for arm, rung in zip(study.arms, (7, 3, None), strict=True))
+    found = _analyse(dataclasses.replace(study, arms=arms))
     assert [(row["arm"], row["reference"]) for row in found["ladder"]] == [("a", "b")]
     assert found["verdict"]["simplest"] == "a"
 
 
 @pytest.mark.parametrize("per_patient", [1, 2])
 def test_a_comparison_is_what_its_parts_say(per_patient):
-    record = build(
+    study = build(
         {"plain": MIDDLE, "rllm": 1.4, "other": 1.6},
         seeds={"plain": 3, "rllm": 3, "other": 2},
         per_patient=per_patient,
         pairs=[("rllm", "plain"), ("other", "plain"), ("other", "rllm")],
     )
-    rows = _analyse(record)["comparisons"]
-    labels, patients = record.items["test"].labels, record.items["test"].patients
+    rows = _analyse(study)["comparisons"]
+    labels, patients = study.items["test"].labels, study.items["test"].patients
     groups = patients if per_patient > 1 else None
     for row in rows:
-        a, b = (record.scores_of(row[end], "test").astype(float) for end in ("arm", "reference"))
+        a, b = (study.scores_of(row[end], "test").astype(float) for end in ("arm", "reference"))
         paired_seeds = len(a) == len(b)
         options = {"groups": groups, "paired_seeds": paired_seeds, "resamples": 200}
         expected = crossed.compare(a, b, labels, BINARY, "auc", **options)
@@ -113,6 +145,8 @@ def test_a_comparison_is_what_its_parts_say(per_patient):
             assert row["delong_p"] == pytest.approx(p)
             se = abs(row["delong_difference"]) / stats.norm.isf(p / 2)
             assert row["detectable"]["auc"] == pytest.approx((1.959964 + 0.841621) * se, rel=1e-4)
+        else:
+            assert row["delong_p"] == paired.delong_test(labels[:, 0] == 1, mean_a[:, 1], mean_b[:, 1], groups=groups).p
         areas = [roc_auc_score(labels[:, 0], mean[:, 1]) for mean in (mean_a, mean_b)]
         assert row["delong_difference"] == pytest.approx(areas[0] - areas[1])
         of_patients = [pooling.pool(labels, mean, patients, BINARY) for mean in (mean_a, mean_b)]
@@ -139,9 +173,9 @@ def _holm(values):
 
 def test_the_crossed_bootstrap_on_a_tiny_case_by_brute_force():
     """P(A > B) over all draws of 4 patients and all pairs of 2 and 3 seeds, whose draws are too many for one sample."""
-    record = build({"b": 0.3, "a": 0.8}, n=4, seeds={"a": 2, "b": 3}, pairs=[("a", "b")])
-    labels = record.items["test"].labels[:, 0]
-    a, b = (record.scores_of(name, "test")[..., 1] for name in "ab")
+    study = build({"b": 0.3, "a": 0.8}, n=4, seeds={"a": 2, "b": 3}, pairs=[("a", "b")])
+    labels = study.items["test"].labels[:, 0]
+    a, b = (study.scores_of(name, "test")[..., 1] for name in "ab")
 
     def auc(run, drawn):
         above, below = run[drawn[labels[drawn] == 1]][:, None], run[drawn[labels[drawn] == 0]]
@@ -152,7 +186,7 @@ def test_the_crossed_bootstrap_on_a_tiny_case_by_brute_force():
         if len(set(labels[drawn])) == 2:
             of_a, of_b = ([auc(run, drawn) for run in arm] for arm in (a, b))
             wins += [np.sign(x - y) / 2 + 0.5 for x, y in itertools.product(of_a, of_b)]
-    (row,) = _analyse(record, resamples=20_000)["comparisons"]
+    (row,) = _analyse(study, resamples=20_000)["comparisons"]
     assert row["better"] == pytest.approx(np.mean(wins), abs=0.01)
     assert 0.05 < row["better"] < 0.95
 
@@ -162,12 +196,12 @@ def test_the_crossed_bootstrap_on_a_tiny_case_by_brute_force():
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_the_figures_of_an_arm(task, per_patient, seeds):
     classes = 2 if task == BINARY else 3
-    record = build({"a": MIDDLE, "b": 2.0}, task=task, classes=classes, per_patient=per_patient, seeds=seeds)
-    found = _analyse(record)
-    test, val = record.items["test"], record.items["val"]
+    study = build({"a": MIDDLE, "b": 2.0}, task=task, classes=classes, per_patient=per_patient, seeds=seeds)
+    found = _analyse(study)
+    test, val = study.items["test"], study.items["val"]
     groups = test.patients if per_patient > 1 else None
     for arm in found["arms"]:
-        runs = record.scores_of(arm["name"], "test").astype(float)
+        runs = study.scores_of(arm["name"], "test").astype(float)
         expected = resampled.figures_of_runs(test.labels, runs, task, groups=groups, resamples=200)
         assert set(arm["metrics"]) == set(expected)
         for name, figure in expected.items():
@@ -181,7 +215,7 @@ def test_the_figures_of_an_arm(task, per_patient, seeds):
         if seeds == 1:
             limits, _ = intervals.split_intervals(test.labels, runs[0], task, groups=groups, resamples=200)
             assert (arm["metrics"]["auc"]["low"], arm["metrics"]["auc"]["high"]) == limits["auc"]
-        on_val = record.scores_of(arm["name"], "val").astype(float)
+        on_val = study.scores_of(arm["name"], "val").astype(float)
         temperatures = [calibration.fit_temperature(val.labels, run, task) for run in on_val]
         assert arm["calibration"]["temperature"] == pytest.approx(np.mean(temperatures))
         scaled = [calibration.apply_temperature(*each, task) for each in zip(runs, temperatures, strict=True)]
@@ -228,23 +262,29 @@ def test_a_roc_curve_has_no_more_points_than_can_be_seen(monkeypatch):
 
 
 def test_the_same_record_gives_the_same_analysis():
-    record = build({"a": MIDDLE, "b": STRONG}, pairs=[("b", "a")], per_patient=2)
-    assert json.dumps(_analyse(record)) == json.dumps(_analyse(record))
-    shuffled = dataclasses.replace(record, runs=record.runs[::-1], scores=dict(reversed(record.scores.items())))
-    assert _analyse(shuffled) == _analyse(record)
+    study = build({"a": MIDDLE, "b": STRONG}, pairs=[("b", "a")], per_patient=2)
+    assert json.dumps(_analyse(study)) == json.dumps(_analyse(study))
+    shuffled = dataclasses.replace(study, runs=study.runs[::-1], scores=dict(reversed(study.scores.items())))
+    assert _analyse(shuffled) == _analyse(study)
+
+
+def test_a_record_from_disk_gives_the_same_analysis(tmp_path):
+    ours = build({"a": MIDDLE, "b": STRONG}, pairs=[("b", "a")], seeds=2)
+    record.write(ours, tmp_path)
+    assert _analyse(record.read(tmp_path)) == _analyse(ours)
 
 
 def test_a_learning_curve():
     strengths = {"ten": 0.5, "thirty": 1.0, "all": 2.0}
-    record = build(strengths, seeds=2)
+    study = build(strengths, seeds=2)
     changes = ({"data.train_fraction": 0.1}, {"data.train_fraction": 0.3}, {})
-    record = dataclasses.replace(
-        record,
-        arms=tuple(dataclasses.replace(arm, changes=each) for arm, each in zip(record.arms, changes, strict=True)),
+    study = dataclasses.replace(
+        study,
+        arms=tuple(dataclasses.replace(arm, changes=each) for arm, each in zip(study.arms, changes, strict=True)),
     )
     for name, n in (("ten", 10), ("thirty", 30)):
-        record = with_results(record, name, splits={"train": n})
-    found = _analyse(record)
+        study = with_results(study, name, splits={"train": n})
+    found = _analyse(study)
     assert [(point["arm"], point["fraction"], point["n"]) for point in found["learning_curve"]] == [
         ("ten", 0.1, 10),
         ("thirty", 0.3, 30),
@@ -254,47 +294,47 @@ def test_a_learning_curve():
         auc = _arm(found, point["arm"])["metrics"]["auc"]
         assert (point["auc"], point["low"], point["high"]) == (auc["mean"], auc["low"], auc["high"])
     # The fraction that all configs have in common is no curve.
-    record = build({"a": 1.0, "b": 1.0}, seeds=1)
+    study = build({"a": 1.0, "b": 1.0}, seeds=1)
     for name in "ab":
-        record = with_results(record, name, config={"data": {"train_fraction": 0.3}})
-    assert _analyse(record)["learning_curve"] == []
-    record = with_results(record, "b", config={"data": {"train_fraction": 0.6}})
-    assert [point["fraction"] for point in _analyse(record)["learning_curve"]] == [0.3, 0.6]
+        study = with_results(study, name, config={"data": {"train_fraction": 0.3}})
+    assert _analyse(study)["learning_curve"] == []
+    study = with_results(study, "b", config={"data": {"train_fraction": 0.6}})
+    assert [point["fraction"] for point in _analyse(study)["learning_curve"]] == [0.3, 0.6]
 
 
 def test_subgroups_of_the_main_comparison():
-    record = build({"plain": MIDDLE, "rllm": STRONG, "other": MIDDLE}, pairs=[("rllm", "plain")], seeds=2)
-    n = len(record.items["test"].labels)
+    study = build({"plain": MIDDLE, "rllm": STRONG, "other": MIDDLE}, pairs=[("rllm", "plain")], seeds=2)
+    n = len(study.items["test"].labels)
     columns = {
         "site": np.where(np.arange(n) < 50, "A", "B"),
         "rare": np.where(np.arange(n) < 9, "few", "many"),
         "unknown": np.where(np.arange(n) < 50, "", np.where(np.arange(n) < 80, "x", "y")),
         "many": np.array([str(number % 11) for number in range(n)]),
     }
-    found = _analyse(with_items(record, "test", columns=columns))["subgroups"]
+    found = _analyse(with_items(study, "test", columns=columns))["subgroups"]
     assert [(row["arm"], row["column"], row["value"], row["n"]) for row in found] == [
         (arm, *rest)
         for arm in ("rllm", "plain")
         for rest in (("site", "A", 50), ("site", "B", 70), ("unknown", "x", 30), ("unknown", "y", 40))
     ]
-    labels = record.items["test"].labels[:50, 0]
-    runs = record.scores_of("rllm", "test")[:, :50, 1]
+    labels = study.items["test"].labels[:50, 0]
+    runs = study.scores_of("rllm", "test")[:, :50, 1]
     assert found[0]["auc"] == pytest.approx(np.mean([roc_auc_score(labels, run) for run in runs]))
     assert found[0]["low"] < found[0]["auc"] < found[0]["high"]
 
 
 def test_what_the_best_epoch_on_test_adds():
-    record = build({"a": MIDDLE}, seeds=2)
-    found = _analyse(record)
+    study = build({"a": MIDDLE}, seeds=2)
+    found = _analyse(study)
     assert _arm(found, "a")["best_on_test_minus_reported"] is None
     assert any("picking the epoch on the test split would add is not known" in limit for limit in found["limits"])
     reported = _arm(found, "a")["metrics"]
     curves = [[{"step": 1, "test_auc": 0.1, "test_acc": 0.2}, {"step": 2, "test_auc": 0.99, "test_acc": 0.98}]] * 2
     added = {name: best - np.mean(reported[name]["per_seed"]) for name, best in (("auc", 0.99), ("acc", 0.98))}
-    runs = tuple(dataclasses.replace(run, curve=curve) for run, curve in zip(record.runs, curves, strict=True))
-    found = _analyse(dataclasses.replace(record, runs=runs))
+    runs = tuple(dataclasses.replace(run, curve=curve) for run, curve in zip(study.runs, curves, strict=True))
+    found = _analyse(dataclasses.replace(study, runs=runs))
     assert _arm(found, "a")["best_on_test_minus_reported"] == pytest.approx(added)
     # The record leaves epochs out: the reported one may be better than those that are left.
     runs = tuple(dataclasses.replace(run, curve=run.curve[:1]) for run in runs)
-    found = _analyse(dataclasses.replace(record, runs=runs))
+    found = _analyse(dataclasses.replace(study, runs=runs))
     assert _arm(found, "a")["best_on_test_minus_reported"] == {"auc": 0, "acc": 0}
