@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxboost.studies import arms as arms_
 from jaxboost.studies import limits, pairs, provenance, published, scored, verdict
+from jaxboost.studies.arms import entry, figures_of, learning_curve, subgroups
 from jaxboost.studies.record import Record
 
 FORMAT = 1
@@ -45,9 +45,9 @@ def analyse(record: Record, *, resamples: int = 2000, seed: int = 0) -> dict[str
     members = record.items.get("val")
     val_labels = members.labels if members is not None and len(members.labels) else None
     options = {"resamples": resamples, "seed": seed}
-    found = {name: arms_.figures_of(arm, test, **options) for name, arm in by_name.items()}
-    entries = [arms_.entry(arm, test, val_labels, found[name]) for name, arm in by_name.items()]
-    entries = [_plain(entry) for entry in entries]
+    found = {name: figures_of(arm, test, **options) for name, arm in by_name.items()}
+    entries = [entry(arm, test, val_labels, found[name]) for name, arm in by_name.items()]
+    entries = [_plain(each) for each in entries]
     all_arms = pairs.Arms(test=test, scored=by_name, found=found, seed=seed)
     comparisons, without_mcnemar = pairs.comparisons(all_arms, record.comparisons)
     ladder = pairs.ladder(all_arms)
@@ -61,11 +61,11 @@ def analyse(record: Record, *, resamples: int = 2000, seed: int = 0) -> dict[str
             "arms": entries,
             "comparisons": comparisons,
             "ladder": ladder,
-            "learning_curve": arms_.learning_curve(by_name.values(), entries),
+            "learning_curve": learning_curve(by_name.values(), entries),
             "subgroups": [
                 row
                 for name in _of_interest(record, all_arms, entries, said, comparisons)
-                for row in arms_.subgroups(by_name[name], test, **options)
+                for row in subgroups(by_name[name], test, **options)
             ],
             "left_out": [{"what": each.what, "why": each.why} for each in left_out],
             "published": published.figures(record.data.get("name")),
@@ -83,7 +83,7 @@ def _of_interest(
     if said["main"] is not None:
         row = comparisons[said["main"]]
         return [name for name in (row["arm"], row["reference"]) if arms.has(name)]
-    best = said["simplest"] or verdict.best_arm(record, arms, {entry["name"]: entry for entry in entries})
+    best = said["simplest"] or verdict.best_arm(record, arms, {each["name"]: each for each in entries})
     return [best] if best else []
 
 
