@@ -40,7 +40,7 @@ def limits(record: Record, arms: pairs.Arms, entries: Sequence[Json], mcnemar: S
             "The AUC is the mean over the classes or labels. Where tables name DeLong's test, its standard"
             " error is that of the jackknife over patients, because DeLong's is for a single one."
         )
-    if not any(entry["best_on_test_minus_reported"] for entry in entries):
+    if record.protocol == "validation" and not any(entry["best_on_test_minus_reported"] for entry in entries):
         found.append(
             "What picking the epoch on the test split would add is not known: the test split was read once, at the end"
             " of each run."

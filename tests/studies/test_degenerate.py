@@ -216,6 +216,7 @@ def test_the_reference_protocol_is_named():
         "Reference protocol, epochs picked on the test split, so all figures are too high: Arm rllm minus Arm plain: "
     )
     assert any(limit.startswith("Reference protocol: ") for limit in found["limits"])
+    assert not any("read once" in limit for limit in found["limits"])
 
 
 def test_trials_are_named():
