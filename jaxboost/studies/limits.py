@@ -110,17 +110,23 @@ def _of_data(record: Record, test: HeldOut) -> list[str]:
     sites = [name for name in test.columns if name.lower() in _SITES and len(np.unique(test.columns[name])) > 1]
     if not sites:
         found.append("No second site: how the arms do with images of another hospital or scanner is not known.")
-    duplicates = record.data.get("duplicates")
-    if _any(duplicates):
-        found.append("The data set has duplicates: figures are too high where they are in several splits.")
-    elif duplicates is None:
-        found.append("Duplicates across the splits were not looked for.")
+    found += _of_duplicates(record.data)
     found.append("One split of the data was used: another split would give other figures.")
     return found
+
+
+def _of_duplicates(data: Mapping[str, Any]) -> list[str]:
+    """Words about entries such as "duplicates" or "near_duplicates": numbers, or a text that begins with one."""
+    entries = {name: value for name, value in data.items() if name.endswith("duplicates")}
+    found = [name for name, value in entries.items() if _any(value)]
+    if found:
+        words = " and ".join(name.replace("_", "-") for name in found)
+        return [f"The data set has {words}: where they are in several splits, figures are too high."]
+    return [] if entries else ["Duplicates across the splits were not looked for."]
 
 
 def _any(value: Any) -> bool:
     """Whether an entry about duplicates counts any."""
     if isinstance(value, Mapping):
         return any(map(_any, value.values()))
-    return bool(value)
+    return not value.startswith("0 ") if isinstance(value, str) and value else bool(value)

@@ -129,6 +129,10 @@ def test_limits_say_what_is_not_known():
         assert part not in text
     text = _limits(dataclasses.replace(patients, data={"duplicates": {"test": 2}}))
     assert "The data set has duplicates" in text
+    for text, known in (("3 pairs in different splits", True), ("0 pairs in different splits", False)):
+        found = _limits(dataclasses.replace(patients, data={"near_duplicates": text}))
+        assert ("The data set has near-duplicates: " in found) == known
+        assert "not looked for" not in found
     arms = tuple(dataclasses.replace(arm, learning_rates={"0.1": 0.5}) for arm in patients.arms)
     assert "Learning rates were chosen on validation" in _limits(dataclasses.replace(patients, arms=arms))
     shared = with_items(patients, "val", patients=patients.items["test"].patients[:60])
