@@ -24,6 +24,7 @@ class Comparison:
       difference: mean_a - mean_b.
       low, high: 95 % interval of the difference.
       method: "bca", "square-and-add" or "undefined".
+      p: two-sided p value over patients and seeds, see `_t_test`; NaN where all resamples are the same.
       p_better: P(A > B): the probability that one run of A has a higher metric than one run of B, over resampled
         patients and over seeds; ties count half.
       p_mean_better: the fraction of the resamples in which the mean over the seeds is higher for A; ties count half.
@@ -35,6 +36,7 @@ class Comparison:
     low: float
     high: float
     method: str
+    p: float
     p_better: float
     p_mean_better: float
 
@@ -128,9 +130,36 @@ def compare_resampled(
         low=low,
         high=high,
         method=method,
+        p=_t_test(a, b, differences, without_patient.size, paired_seeds=paired_seeds),
         p_better=bootstrap.fraction_above(pairs),
         p_mean_better=bootstrap.fraction_above(differences),
     )
+
+
+def _t_test(a: Resampled, b: Resampled, differences: np.ndarray, patients: int, *, paired_seeds: bool) -> float:
+    """The p value of the difference of the means over the seeds.
+
+    The difference is divided by its standard error over the resamples, and compared with the t distribution. A few
+    seeds tell little about their own spread, so the degrees of freedom are Satterthwaite's (1946): the part of the
+    variance that is due to the seeds has one less than there are seeds, the rest one less than there are patients.
+
+    Args:
+      a, b: the figures.
+      differences: of the resamples, (b,).
+      patients: number of patients.
+      paired_seeds: as for `compare`.
+    """
+    from scipy.special import stdtr
+
+    variance = float(differences.var()) if differences.size else 0.0
+    if variance <= bootstrap.ROUNDING**2 or patients < 2:
+        return math.nan
+    over_seeds = [a.values - b.values] if paired_seeds else [a.values, b.values]
+    parts = [(float(each.var(ddof=1)) / each.size, each.size - 1) for each in over_seeds if each.size > 1]
+    rest = max(variance - sum(part for part, _ in parts), 0.0)
+    parts.append((rest, patients - 1))
+    freedom = sum(part for part, _ in parts) ** 2 / sum(part**2 / freedom for part, freedom in parts)
+    return 2 * float(stdtr(freedom, -abs(a.mean - b.mean) / math.sqrt(variance)))
 
 
 def _check(scores_a: np.ndarray, scores_b: np.ndarray, labels: np.ndarray, paired_seeds: bool) -> None:

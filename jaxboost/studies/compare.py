@@ -5,10 +5,11 @@ Its entries:
 - "study", "data", "left_out", "provenance", "limits": what was run, on what, and what it does not show.
 - "verdict": the sentence, the place of the main comparison, the name of the simplest arm that nothing beats, reasons.
 - "arms": of each arm the figures with intervals over patients (the seeds are fixed), validation, calibration, curves.
-- "comparisons": the study's pairs, one family for Holm's correction. "difference" and its interval are of the mean AUC
-  over the seeds, patients and seeds drawn; "better" is P(A > B) of two single runs; "delong_p" (with
+- "comparisons": the study's pairs, one family for Holm's correction. "difference", its interval and "p" are of the mean
+  AUC over the seeds, with patients and seeds drawn; "better" is P(A > B) of two single runs; "delong_p" (with
   "delong_difference"), "mcnemar" and "false_order" are of the probabilities averaged over the seeds. A difference is
-  "shown" if its interval is above 0, Holm's p is below .05, and "delong_difference" is above 0 too.
+  "shown" if its interval is above 0, Holm's p of both tests is below .05, and "delong_difference" is above 0 too.
+  DeLong's test alone knows nothing of the spread over seeds, and the interval alone nothing of other comparisons.
 - "ladder": each rung against all lower ones, a family of its own. The simplest arm that nothing beats is the lowest
   rung against which no higher one is "shown".
 - "learning_curve", "subgroups", "published": where they are known.

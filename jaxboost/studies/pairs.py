@@ -108,7 +108,7 @@ def _comparison(arms: Arms, each: ComparisonRecord) -> tuple[Json, str]:
 
 def _auc_difference(arms: Arms, arm: str, reference: str) -> tuple[Json, float]:
     """What a row says about the AUCs, before Holm's correction, and the standard error of their difference."""
-    names = ("difference", "low", "high", "method", "better", "delong_difference", "delong_p")
+    names = ("difference", "low", "high", "method", "better", "p", "delong_difference", "delong_p")
     if not arms.has(arm, reference):
         return dict.fromkeys(names), math.nan
     test, a, b = arms.test, arms.scored[arm], arms.scored[reference]
@@ -126,7 +126,9 @@ def _auc_difference(arms: Arms, arm: str, reference: str) -> tuple[Json, float]:
     if not math.isfinite(over_runs.difference):
         return dict.fromkeys(names) | {"method": over_runs.method}, math.nan
     averaged = paired.auc_test(test.labels, a.mean, b.mean, test.task, groups=test.groups)
-    values = (over_runs.difference, over_runs.low, over_runs.high, over_runs.method, over_runs.p_better)
+    # Where all resamples are the same, the test of the averaged probabilities stands for both.
+    p = over_runs.p if math.isfinite(over_runs.p) else averaged.p
+    values = (over_runs.difference, over_runs.low, over_runs.high, over_runs.method, over_runs.p_better, p)
     return dict(zip(names, (*values, averaged.difference, averaged.p), strict=True)), averaged.se
 
 
@@ -148,8 +150,10 @@ def _right(test: HeldOut, mean_a: np.ndarray, mean_b: np.ndarray) -> tuple[tuple
 
 def _correct(rows: Sequence[Json]) -> None:
     """Adds Holm's p values and what is shown."""
-    for row, adjusted in zip(rows, _holm([row["delong_p"] for row in rows]), strict=True):
-        row["delong_p_holm"] = adjusted
+    for name in ("p", "delong_p"):
+        for row, adjusted in zip(rows, _holm([row[name] for row in rows]), strict=True):
+            row[f"{name}_holm"] = adjusted
+    for row in rows:
         row["shown"] = _shown(row)
 
 
@@ -158,8 +162,8 @@ def _holm(p_values: Sequence[float | None]) -> list[float]:
 
 
 def _shown(row: Json) -> str:
-    """What a row shows: the interval excludes 0, Holm's p is below .05, and both are on one side."""
-    if row["difference"] is None or not row["delong_p_holm"] < ALPHA:
+    """What a row shows: the interval excludes 0, both of Holm's p are below .05, and all are on one side."""
+    if row["difference"] is None or not (row["p_holm"] < ALPHA and row["delong_p_holm"] < ALPHA):
         return NOT_SHOWN
     if row["low"] > 0 and row["delong_difference"] > 0:
         return SHOWN

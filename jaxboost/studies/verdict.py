@@ -116,7 +116,8 @@ def _main(row: Json, arms: pairs.Arms, by_name: Mapping[str, Json], *, trial: bo
 
 def _why(row: Json, what: str) -> list[str]:
     """Why a comparison is shown or not, and what the test split could show."""
-    p = row["delong_p_holm"]
+    # The larger one counts; NaN counts first.
+    p = max((row["p_holm"], row["delong_p_holm"]), key=lambda p: (p != p, p))
     reasons = []
     if row["low"] <= 0 <= row["high"]:
         reasons.append("its interval holds 0")

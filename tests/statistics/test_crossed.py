@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from jaxboost.evaluation import metrics
-from jaxboost.statistics import bootstrap, crossed, intervals
+from jaxboost.statistics import bootstrap, crossed, intervals, paired, resampled
 from jaxboost.tasks import BINARY, MULTI_CLASS, TASKS
 from tests.statistics import brute
 
@@ -88,18 +88,50 @@ def _simulate(rng, paired_seeds):
 
 @pytest.mark.parametrize("paired_seeds", [False, True])
 def test_the_interval_covers_over_patients_and_seeds(paired_seeds):
-    hits, alone = [], []
+    hits, alone, found_by_test = [], [], []
     for seed in range(150):
         (a, b), labels, groups = _simulate(np.random.default_rng(seed), paired_seeds)
         found = crossed.compare(
             a, b, labels, BINARY, "auc", groups=groups, paired_seeds=paired_seeds, resamples=200, seed=seed
         )
         hits.append(found.low <= 0 <= found.high)
+        found_by_test.append(found.p < 0.05)
         one = crossed.compare(a[:1], b[:1], labels, BINARY, "auc", groups=groups, resamples=200, seed=seed)
         alone.append(one.low <= 0 <= one.high)
     assert np.mean(hits) >= 0.9
+    # Patients and seeds that act together count in both draws: with paired seeds the test is on the safe side.
+    assert np.mean(found_by_test) < 0.085
     if not paired_seeds:
         assert np.mean(alone) < np.mean(hits)  # one seed knows nothing of the others
+
+
+def _by_seeds_alone(values, resamples=4000):
+    """A figure that depends on the seed alone, and not on the patients."""
+    values = np.array(values)
+    return resampled.Resampled(
+        values=values, drawn=np.tile(values[:, None], resamples), left_out=np.tile(values[:, None], 1000)
+    )
+
+
+def test_the_test_is_students_where_only_the_seeds_vary():
+    """Welch's test of seeds that are drawn apart, and the paired test of seeds that are drawn together."""
+    a, b = [0.91, 0.88, 0.93, 0.90], [0.86, 0.89, 0.87, 0.84]
+    for paired_seeds, test in ((False, stats.ttest_ind(a, b, equal_var=False)), (True, stats.ttest_rel(a, b))):
+        pair = _by_seeds_alone(a), _by_seeds_alone(b)
+        found = crossed.compare_resampled(*pair, lambda mean: (mean, mean), paired_seeds=paired_seeds)
+        # The variance is that of 4000 draws.
+        assert found.p == pytest.approx(test.pvalue, rel=0.1)
+
+
+def test_the_test_of_single_runs_is_over_patients():
+    labels, (a, b) = _runs(BINARY, 2)
+    found = crossed.compare(a[None], b[None], labels, BINARY, "auc", resamples=2000)
+    delong = paired.delong_test(labels[:, 0] == 1, a[:, 1], b[:, 1])
+    # The bootstrap's standard error is nearly DeLong's, and t has 59 degrees of freedom.
+    expected = 2 * stats.t.sf(abs(delong.difference) / delong.se, 59)
+    assert found.p == pytest.approx(expected, rel=0.15)
+    same = crossed.compare(a[None], a[None], labels, BINARY, "auc", resamples=50)
+    assert np.isnan(same.p)
 
 
 def test_paired_seeds_are_drawn_together():

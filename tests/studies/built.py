@@ -24,9 +24,13 @@ def _items(split: str, n: int, task: str, classes: int, per_patient: int) -> Ite
 
 
 def probabilities(labels: np.ndarray, strength: float, task: str, classes: int, rng: np.random.Generator) -> np.ndarray:
-    """Probabilities float32 (n, classes) that tell the labels (n, L) apart by `strength` standard deviations."""
+    """Probabilities float32 (n, classes) that tell the labels (n, L) apart by `strength` standard deviations.
+
+    Most of the noise is that of the items, which is the same for all runs.
+    """
     truth = labels if task == MULTI_LABEL else np.eye(classes)[labels[:, 0]]
-    logits = strength * truth + rng.normal(size=truth.shape)
+    hardness = np.random.default_rng(len(labels)).normal(size=truth.shape)
+    logits = strength * truth + 0.9 * hardness + 0.44 * rng.normal(size=truth.shape)
     if task == MULTI_LABEL:
         return (1 / (1 + np.exp(strength / 2 - logits))).astype(np.float32)
     odds = np.exp(logits)

@@ -68,6 +68,7 @@ def test_a_difference_that_depends_on_the_seed_is_not_shown():
     assert row["delong_difference"] > 0
     assert row["delong_p_holm"] < 0.05
     assert row["low"] < 0 < row["high"]
+    assert row["p_holm"] > 0.05
     assert row["shown"] == "not shown"
 
 
@@ -85,8 +86,9 @@ def test_a_difference_that_depends_on_the_seed_is_not_shown():
     ],
 )
 def test_what_is_shown_needs_the_interval_and_the_test(low, high, p, averaged, shown):
-    row = {"difference": (low + high) / 2, "low": low, "high": high, "delong_p_holm": p, "delong_difference": averaged}
-    assert pairs._shown(row) == shown
+    row = {"difference": (low + high) / 2, "low": low, "high": high, "delong_difference": averaged}
+    for other in ("p_holm", "delong_p_holm"):
+        assert pairs._shown({**row, "p_holm": p, "delong_p_holm": p, other: 0.0}) == shown
 
 
 def test_the_same_scores_differ_by_nothing():
@@ -138,7 +140,7 @@ def test_a_comparison_is_what_its_parts_say(per_patient):
         options = {"groups": groups, "paired_seeds": paired_seeds, "resamples": 200}
         expected = crossed.compare(a, b, labels, BINARY, "auc", **options)
         assert (row["difference"], row["low"], row["high"]) == (expected.difference, expected.low, expected.high)
-        assert row["better"] == expected.p_better
+        assert (row["better"], row["p"]) == (expected.p_better, expected.p)
         mean_a, mean_b = a.mean(0), b.mean(0)
         if groups is None:
             _, p, *_ = Delong_test(labels[:, 0], mean_a[:, 1], mean_b[:, 1], verbose=0)
@@ -157,9 +159,8 @@ def test_a_comparison_is_what_its_parts_say(per_patient):
         assert row["false_order"] == pytest.approx(stats.beta.cdf(0.5, only[0] + 1, only[1] + 1))
         accs = [np.mean([(run[:, 1] > 0.5) == labels[:, 0] for run in arm]) for arm in (a, b)]
         assert row["acc_difference"] == pytest.approx(accs[0] - accs[1])
-    for p, adjusted in (("delong_p", "delong_p_holm"), ("p", "p_holm")):
-        parts = [row if p == "delong_p" else row["mcnemar"] for row in rows]
-        assert [part[adjusted] for part in parts] == pytest.approx(_holm([part[p] for part in parts]))
+    for name, parts in (("delong_p", rows), ("p", rows), ("p", [row["mcnemar"] for row in rows])):
+        assert [part[f"{name}_holm"] for part in parts] == pytest.approx(_holm([part[name] for part in parts]))
 
 
 def _holm(values):
@@ -303,7 +304,7 @@ def test_a_learning_curve():
 
 
 def test_subgroups_of_the_main_comparison():
-    study = build({"plain": MIDDLE, "rllm": STRONG, "other": MIDDLE}, pairs=[("rllm", "plain")], seeds=2)
+    study = build({"plain": MIDDLE, "rllm": 1.5, "other": MIDDLE}, pairs=[("rllm", "plain")], seeds=2)
     n = len(study.items["test"].labels)
     columns = {
         "site": np.where(np.arange(n) < 50, "A", "B"),

@@ -21,7 +21,7 @@ def _analyse(record):
 
 
 def _undefined(row):
-    names = ("difference", "low", "high", "better", "delong_p", "delong_p_holm")
+    names = ("difference", "low", "high", "better", "p", "p_holm", "delong_p", "delong_p_holm")
     return {row[name] for name in names} == {None} and row["shown"] == "not shown"
 
 
