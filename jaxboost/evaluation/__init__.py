@@ -1,1 +1,1 @@
-"""Batched inference, metrics of the predictions with intervals, thresholds, and prediction tables."""
+"""Batched inference, metrics of the predictions, thresholds, and prediction tables."""

@@ -20,6 +20,7 @@ from jaxboost.io import write_text
 from jaxboost.models.frozen import count, mib
 from jaxboost.runs import workdir
 from jaxboost.runs.result import Figures, Parameters, Part, RunResult, Selection, Threshold
+from jaxboost.statistics import intervals
 from jaxboost.systems import System
 
 REFERENCE_WARNING = (
@@ -28,6 +29,8 @@ REFERENCE_WARNING = (
 )
 # Field of `Figures` -> its name in the log.
 _LOGGED = {
+    "acc": "ACC",
+    "auc": "AUC",
     "sensitivity": "sensitivity",
     "specificity": "specificity",
     "balanced_acc": "balanced ACC",
@@ -168,12 +171,12 @@ def log_result(result: RunResult) -> None:
     for split, figures in (("val", result.val), ("test", result.test)):
         if figures is None:
             continue
+        found = {name: getattr(figures, name) for name in _LOGGED}
         texts = [
-            f"{name.upper()} {_number(getattr(figures, name))} [{', '.join(map(_number, figures.ci95[name]))}]"
-            for name in ("acc", "auc")
+            f"{_LOGGED[name]} {_number(value)}{_interval(figures.ci95.get(name))}"
+            for name, value in found.items()
+            if value is not None
         ]
-        binary = {text: getattr(figures, name) for name, text in _LOGGED.items()}
-        texts += [f"{text} {_number(value)}" for text, value in binary.items() if value is not None]
         logger.info(
             "%s (n = %d, 95 %% intervals): %s; the majority class alone: ACC %s",
             split,
@@ -199,9 +202,12 @@ def _figures(scores: Mapping[str, np.ndarray], dataset: Dataset, *, resamples: i
     """Returns split -> metrics with 95 % intervals."""
     found = {}
     for name, probabilities in scores.items():
-        labels, task = dataset.splits[name].labels, dataset.info.task
-        intervals = metrics.intervals(labels, probabilities, task, resamples=resamples)
-        found[name] = Figures(**metrics.score(labels, probabilities, task), n=len(labels), ci95=intervals)
+        split, task = dataset.splits[name], dataset.info.task
+        limits, methods = intervals.split_intervals(
+            split.labels, probabilities, task, groups=split.groups, resamples=resamples
+        )
+        values = metrics.score(split.labels, probabilities, task)
+        found[name] = Figures(**values, n=len(split), ci95=limits, ci_method=methods)
     return found
 
 
@@ -235,6 +241,10 @@ def _threshold(
     return Threshold(
         split=selection, specificity=specificity, value=value, val=figures.get("val"), test=figures["test"]
     )
+
+
+def _interval(limits: tuple[float, float] | None) -> str:
+    return "" if limits is None else f" [{', '.join(map(_number, limits))}]"
 
 
 def _number(value: float) -> str:

@@ -81,7 +81,9 @@ class Figures:
 
     Attributes:
       n: number of examples.
-      ci95: 95 % intervals of "acc" and "auc".
+      ci95: 95 % intervals of "acc" and "auc" and, in a binary task, of "sensitivity" and "specificity".
+      ci_method: how each interval was computed, see `intervals.split_intervals`; None: by an earlier version, whose
+        intervals of ACC and AUC are percentile bootstraps over the examples.
     """
 
     acc: _Figure
@@ -93,6 +95,7 @@ class Figures:
     avg: _BinaryFigure = None
     n: _Count
     ci95: dict[_Text, tuple[_Figure, _Figure]]
+    ci_method: dict[_Text, _Text] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,10 @@
 """Scores against MedMNIST's evaluator, closed forms, and scikit-learn."""
 
 import shutil
-import tracemalloc
 
 import numpy as np
 import pytest
-from medmnist.evaluator import Evaluator, getACC, getAUC
+from medmnist.evaluator import Evaluator
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from jaxboost.data import describe_dataset
@@ -55,30 +54,6 @@ def test_absent_class_has_no_auc_but_an_accuracy():
     assert np.isnan(result["sensitivity"])
 
 
-@pytest.mark.parametrize("task", [BINARY, "multi-class", MULTI_LABEL])
-def test_intervals_hold_the_estimate_and_are_repeatable(task):
-    labels, scores = _example(task)
-    result = metrics.intervals(labels, scores, task, resamples=200)
-    assert result == metrics.intervals(labels, scores, task, resamples=200)
-    for name, (low, high) in result.items():
-        assert low < getattr(metrics, name)(labels, scores, task) < high
-
-
-def test_interval_of_accuracy_is_the_binomial_one():
-    """A percentile bootstrap of a proportion has the binomial's standard error."""
-    labels = np.arange(400)[:, None] % 2
-    right = np.arange(400) % 10 > 0  # 90 % right
-    scores = np.where(right[:, None] == (np.arange(2) == labels), 0.9, 0.1)
-    low, high = metrics.intervals(labels, scores, BINARY, resamples=2000)["acc"]
-    assert (high - low) / 2 == pytest.approx(1.96 * np.sqrt(0.9 * 0.1 / 400), rel=0.1)
-
-
-def test_resamples_without_a_class_are_left_out_of_the_auc_interval():
-    labels = np.array([[0], [0], [0], [1]])
-    scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
-    assert metrics.intervals(labels, scores, BINARY, resamples=100)["auc"] == (1.0, 1.0)
-
-
 def test_the_flags_have_these_tasks():
     assert {describe_dataset(flag, 28).task for flag in medmnist_names()} == set(TASKS)
 
@@ -115,68 +90,3 @@ def test_figures_and_files_are_those_of_medmnists_evaluator(flag, tmp_path):
         copy = shutil.copytree(tmp_path / "run", tmp_path / f"copy{size}")
         assert tuple(Official.parse_and_evaluate(str(copy / file.name))) == ours
         assert sorted(path.name for path in copy.iterdir()) == sorted(path.name for path in file.parent.iterdir())
-
-
-def _resamples(labels, scores, count):
-    """Those that `metrics.intervals` makes, one after the other."""
-    rng = np.random.default_rng(0)
-    for _ in range(count):
-        rows = rng.integers(0, len(labels), len(labels))
-        yield labels[rows], scores[rows]
-
-
-@pytest.mark.parametrize("decimals", [1, 6])
-@pytest.mark.parametrize("task", TASKS)
-def test_intervals_are_those_of_medmnists_scores_of_the_resamples(task, decimals, monkeypatch):
-    labels, scores = _example(task)
-    scores = scores.round(decimals).astype(np.float32)  # one decimal: many equal scores
-    found = metrics.intervals(labels, scores, task, resamples=50)
-    for name, of_medmnist in {"acc": getACC, "auc": getAUC}.items():
-        figures = [of_medmnist(*resample, task) for resample in _resamples(labels, scores, 50)]
-        np.testing.assert_allclose(found[name], np.quantile(figures, [0.025, 0.975]), rtol=0, atol=1e-12)
-    # However many resamples are made at a time.
-    for block in (1, 7 * len(labels)):
-        monkeypatch.setattr(metrics, "_BLOCK", block)
-        assert metrics.intervals(labels, scores, task, resamples=50) == found
-
-
-@pytest.mark.parametrize("decimals", [1, 9])
-def test_auc_of_drawn_examples_is_that_of_scikit_learn(decimals):
-    rng = np.random.default_rng(1)
-    positive, score = rng.random(300) < 0.1, rng.random(300).round(decimals)
-    drawn = rng.integers(0, 4, (20, 300))
-    expected = [roc_auc_score(np.repeat(positive, row), np.repeat(score, row)) for row in drawn]
-    np.testing.assert_allclose(metrics._drawn_auc(positive, score)(drawn), expected, rtol=0, atol=1e-12)
-    # Without a positive there is none.
-    drawn[0, positive] = 0
-    drawn[1, ~positive] = 0
-    assert np.isnan(metrics._drawn_auc(positive, score)(drawn)).tolist() == [True, True] + [False] * 18
-
-
-def test_resamples_without_a_rare_label_are_left_out():
-    rng = np.random.default_rng(0)
-    labels, scores = rng.integers(0, 2, (40, 3)), rng.random((40, 3))
-    labels[:, 2] = np.arange(40) == 0  # about a third of the resamples lack it
-    found = metrics.intervals(labels, scores, MULTI_LABEL, resamples=100)
-    figures = [metrics.auc(*resample, MULTI_LABEL) for resample in _resamples(labels, scores, 100)]
-    assert 20 < np.isnan(figures).sum() < 60
-    np.testing.assert_allclose(found["auc"], np.nanquantile(figures, [0.025, 0.975]), rtol=0, atol=1e-12)
-
-
-def test_scores_that_are_no_numbers_are_refused():
-    labels, scores = _example(BINARY)
-    scores[3, 1] = np.nan
-    with pytest.raises(ValueError, match="contains NaN"):
-        metrics.intervals(labels, scores, BINARY, resamples=10)
-
-
-def test_memory_of_intervals_does_not_grow_with_the_resamples(monkeypatch):
-    monkeypatch.setattr(metrics, "_BLOCK", 20_000)
-    labels, scores = _example(MULTI_LABEL, n=4000)
-    tracemalloc.start()
-    try:
-        metrics.intervals(labels, scores, MULTI_LABEL, resamples=300)
-        # All resamples at once are 4000 x 300 x 8 bytes in every array.
-        assert tracemalloc.get_traced_memory()[1] < 5e6
-    finally:
-        tracemalloc.stop()

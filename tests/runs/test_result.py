@@ -60,6 +60,15 @@ def test_results_without_a_format_are_read(content):
     assert results.from_json(older).test == expected
 
 
+def test_results_without_methods_of_their_intervals_are_read(content):
+    older = unsealed(content)
+    for split in ("val", "test"):
+        del older[split]["ci_method"], older[split]["ci95"]["sensitivity"], older[split]["ci95"]["specificity"]
+    found = results.from_json(older)
+    assert found.test.ci_method is None
+    assert found.to_json() == older
+
+
 def test_a_later_format_is_no_damage(content):
     later = unsealed(content) | {"format": 2, "test": []}
     with pytest.raises(UserError, match="has the format 2, this jaxboost reads up to 1"):

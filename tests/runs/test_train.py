@@ -3,6 +3,7 @@
 import json
 import logging
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -136,6 +137,11 @@ def test_result_and_predictions(uninterrupted, few_lidc_root):
     assert f"[AUC]{result['test']['auc']:.3f}_[ACC]{result['test']['acc']:.3f}" in file.name
     low, high = result["test"]["ci95"]["auc"]
     assert low <= result["test"]["auc"] <= high
+    # Patients have several nodules, so patients are drawn.
+    methods = result["test"]["ci_method"]
+    assert set(methods) == set(result["test"]["ci95"]) == {"acc", "auc", "sensitivity", "specificity"}
+    assert {method.rpartition("-")[2] for method in methods.values()} == {"patients"}
+    assert re.search(r"test \(n = .* AUC [.\d]+ \[[.\d]+, [.\d]+\], sensitivity [.\d]+ \[", process.stdout)
     assert 0.7 < result["baselines"]["nodule volume"]["auc"] < 0.95
     assert "nodule volume alone: AUC" in process.stdout
     assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))

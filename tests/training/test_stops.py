@@ -11,8 +11,9 @@ import pytest
 from jaxboost import stopping
 from jaxboost.data.dataset import Dataset, DatasetInfo, Split
 from jaxboost.data.pipeline.augment import Augment
-from jaxboost.evaluation import evaluate, metrics
+from jaxboost.evaluation import evaluate
 from jaxboost.runs import datasets, lock, train
+from jaxboost.statistics import intervals
 from jaxboost.training import source_tokens, step
 from jaxboost.training.checkpoints import checkpointer
 from tests.finished_runs import colours
@@ -81,7 +82,7 @@ PHASES = {
         6,
     ),
     "in the last test": ((evaluate, "put"), {"call": 9}, "after the last step", 6),
-    "while intervals are computed": ((metrics, "intervals"), {"call": 2}, "after the last step", 6),
+    "while intervals are computed": ((intervals, "split_intervals"), {"call": 2}, "after the last step", 6),
     "before the result is written": ((train.workdir, "write_result"), {}, "after the last step", 6),
 }
 
