@@ -19,6 +19,7 @@ TEXTS = {
     "llm_attention": "of the pooled token in the last layer of the block",
     "encoder_attention": "of the pooled token in the last layer of the encoder",
 }
+_TEMPORAL = " (over the frames)"
 
 
 def maps(
@@ -33,7 +34,7 @@ def maps(
     place = place or _place(tapped, seen)
     relevance = np.maximum(seen.values[place] * seen.gradients[place], 0)  # (n, H, Q, N)
     pooled = relevance.mean(1)[:, 0]
-    text = f"{METHOD} {TEXTS[place.partition('/')[0]]}"
+    text = f"{METHOD} {TEXTS[place.partition('/')[0]]}" + (_TEMPORAL if "/" in place else "")
     return Maps(grid=tapped.grid_of(pooled[..., np.newaxis])[..., 0], place=place, text=text)
 
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxboost.config import continuing
 from jaxboost.data.dataset import SPLITS, Split
+from jaxboost.data.pipeline.resize import fitted
 from jaxboost.data.sources.folder import inputs
 from jaxboost.data.walk import printable
 from jaxboost.errors import UserError, check_choice
@@ -63,9 +64,7 @@ def from_split(run: FinishedRun, name: str, root: str = "") -> Samples:
     if config.data.folds:
         folder = run.folder.absolute().parent
         file = folder / cross_validation.FOLDS
-        dataset = datasets.fold_of(
-            datasets.load(config), config, config.data.fold, file if file.exists() else None
-        )
+        dataset = datasets.fold_of(datasets.load(config), config, config.data.fold, file if file.exists() else None)
     else:
         dataset = datasets.own_splits(config, run.folder).load()
     known = {"data": run.result.data_sha256, "splits": run.result.splits_sha256}
@@ -98,7 +97,7 @@ def worst(run: FinishedRun, samples: Samples, probabilities: np.ndarray, most: i
 
 
 def full_config(content: Mapping[str, Any]) -> ConfigDict:
-    """The config of a run from its result.json; fields that its version lacked have the values of `continuing.ADDED`."""
+    """The config of a run from its result.json; fields that its version lacked are as in `continuing.ADDED`."""
     tree: dict[str, Any] = {}
     for name, value in {**continuing.ADDED, **continuing.flat(content)}.items():
         section, _, field = name.rpartition(".")
@@ -110,10 +109,8 @@ def full_config(content: Mapping[str, Any]) -> ConfigDict:
 
 def check_alike(run: FinishedRun, other: FinishedRun) -> None:
     """Raises UserError if two runs do not read the same images in the same way, or have other classes."""
-    read = [
-        {name: value for name, value in dataclasses.asdict(each.preprocessing).items() if name not in ("image_size", "resize")}
-        for each in (run, other)
-    ]
+    # The size of the model's input may differ: the maps are drawn over it.
+    read = [dataclasses.asdict(each.preprocessing) | {"image_size": 0, "resize": 0} for each in (run, other)]
     differing = [f"{name} ({value} and {read[1][name]})" for name, value in read[0].items() if read[1][name] != value]
     if run.labels.classes != other.labels.classes:
         differing.append("classes")
@@ -125,8 +122,6 @@ def check_alike(run: FinishedRun, other: FinishedRun) -> None:
 
 def inputs_of(run: FinishedRun, images: np.ndarray) -> list[np.ndarray]:
     """The images as the run's model reads them: resized and cropped, uint8 (S, S, C) or (S, S, S, 1)."""
-    from jaxboost.data.pipeline.resize import fitted
-
     return [fitted(image, run.preprocessing.image_size, run.preprocessing.resize) for image in images]
 
 

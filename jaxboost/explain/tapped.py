@@ -16,6 +16,7 @@ from jaxboost.errors import UserError, check_choice
 from jaxboost.inference.open_run import FinishedRun
 from jaxboost.models import taps
 from jaxboost.models.frozen import Tree, merge
+from jaxboost.systems.weights import RANDOM
 from jaxboost.tasks import TASKS
 
 Weights = tuple[Tree, Tree, Tree]
@@ -71,8 +72,9 @@ class Tapped:
 
     @property
     def title(self) -> str:
-        """The model's name, such as "vit_s + rllm"."""
-        return self.run.system.title
+        """A short name of the model, such as "vit_s + rllm" or "vit_s + rllm, random block"."""
+        random = any(part.role != "encoder" and part.about["source"] == RANDOM for part in self.run.system.pretrained)
+        return self.run.system.title.partition(" (")[0] + (", random block" if random else "")
 
     @property
     def boost(self) -> Any:

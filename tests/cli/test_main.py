@@ -47,6 +47,8 @@ MISTAKES = [
     (["train", "--config", "quickstart", "--config.optim.lrr=1"], ["--config.optim.lrr", "did you mean 'lr'"]),
     (["describe", "--config=quickstart", "--config.seed=-1"], ["seed: -1 should be 0 or more"]),
     (["predict"], ["--run is missing"]),
+    (["explain"], ["--run is missing"]),
+    (["explain", "--run=x", "--method=cam"], ["--method", "gradcam"]),
     (["export", "--run=x"], ["--out is missing"]),
     (["convert", "--source=x", "--out=y"], ["--layers is missing"]),
 ]
