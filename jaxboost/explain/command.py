@@ -1,5 +1,6 @@
 """The work of `jaxboost explain`: a folder of pictures, their table, and the raw maps."""
 
+import contextlib
 import csv
 import dataclasses
 import io as text_io
@@ -123,26 +124,16 @@ def _samples(request: Request, runs: Sequence[open_run.FinishedRun]) -> tuple[Sa
     return given, given.take(rows)
 
 
-class _NewFolder:
-    """A temporary folder that gets its name if no exception is raised."""
-
-    def __init__(self, path: pathlib.Path):
-        self.path = path
-        self.temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-
-    def __enter__(self) -> pathlib.Path:
-        self.temporary.mkdir()
-        return self.temporary
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            if kind is None:
-                os.rename(self.temporary, self.path)
-        finally:
-            shutil.rmtree(self.temporary, ignore_errors=True)
-
-
-_new_folder = _NewFolder
+@contextlib.contextmanager
+def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary folder that gets the name `path` at the end of the block, and is removed after an exception."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        temporary.mkdir()
+        yield temporary
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_pictures(folder: pathlib.Path, found: Sequence[Explained], shown: Samples) -> int:

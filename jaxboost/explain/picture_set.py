@@ -157,7 +157,9 @@ def picture(
     panels = [pictures.Panel(title="image", image=explained[0].images[number])]
     for each in explained:
         for name, maps in each.checked[method].maps.items() if method in each.checked else ():
-            title = each.tapped.title if method != "activation" else name.replace("_", ": ")
+            title = each.tapped.title
+            if method == "activation":
+                title = f"{title}, {name.replace('_', ': ')}" if len(explained) > 1 else name.replace("_", ": ")
             panels.append(pictures.Panel(title=title, image=each.images[number], grid=maps.grid[number]))
     text = ""
     if captioned:

@@ -48,19 +48,19 @@ def upsampled(grid: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return scaled / highest if highest > 0 else np.zeros(tuple(shape), np.float32)
 
 
-def slices(panel: Panel) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
+def slices(panel: Panel, centre: tuple[int, ...] | None = None) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
     """The pictures of a panel: (note, image (S, S) or (S, S, 3), map (S, S) or None).
 
-    For a volume these are the three orthogonal slices through the voxel where the map is highest, or through the middle
-    if there is no map, or one of zeros.
+    For a volume these are the three orthogonal slices through the voxel where the map is highest. Without a map, or
+    with one of zeros, they go through `centre`; None: the middle.
     """
     image, spatial = panel.image, panel.image.shape[:-1]
     full = None if panel.grid is None else upsampled(panel.grid, spatial)
     if len(spatial) == 2:
         return [("", image[..., 0] if image.shape[-1] == 1 else image, full)]
-    centre = tuple(side // 2 for side in spatial)
     if full is not None and full.max() > 0:
         centre = tuple(map(int, np.unravel_index(full.argmax(), spatial)))
+    centre = centre or tuple(side // 2 for side in spatial)
     return [
         (
             f"axis {axis}, slice {place}",
@@ -72,8 +72,11 @@ def slices(panel: Panel) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
 
 
 def draw(panels: Sequence[Panel], caption: str = "") -> bytes:
-    """A PNG with one column per panel in 2D, and one row per panel in 3D; the caption is below."""
-    rows = [slices(panel) for panel in panels]
+    """A PNG with one column per panel in 2D, and one row per panel in 3D; the caption is below.
+
+    A volume without a map is shown at the slices of the first map.
+    """
+    rows = [slices(panel, _centre(panels)) for panel in panels]
     titles = [[f"{panel.title} {note}".strip() for note, *_ in row] for panel, row in zip(panels, rows, strict=True)]
     if len(rows[0]) == 1:
         rows, titles = [[row[0] for row in rows]], [[title[0] for title in titles]]
@@ -97,6 +100,15 @@ def draw(panels: Sequence[Panel], caption: str = "") -> bytes:
     if lines:
         figure.text(0.02, 0.05 / total, "\n".join(lines), fontsize=FONT_SIZE, va="bottom", linespacing=1.3)
     return png(figure)
+
+
+def _centre(panels: Sequence[Panel]) -> tuple[int, ...] | None:
+    """The voxel where the first map of the panels is highest; None if it is zero everywhere, or there is none."""
+    for panel in panels:
+        if panel.grid is not None and panel.grid.any():
+            shape = panel.image.shape[:-1]
+            return tuple(map(int, np.unravel_index(upsampled(panel.grid, shape).argmax(), shape)))
+    return None
 
 
 def png(figure: Figure) -> bytes:

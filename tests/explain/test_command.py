@@ -191,5 +191,5 @@ def test_runs_that_read_images_differently(runs, tmp_path):
     for path in data.rglob("*.*"):
         (changed / path.relative_to(data)).write_bytes(path.read_bytes())
     Image.new("L", (28, 28), 9).save(changed / "images" / "p00_0.png")
-    with pytest.raises(UserError, match="has other data than .* was trained with"):
+    with pytest.raises(UserError, match=r"has other data than .* was trained with"):
         command.explain(Request(run=boosted, split="test", root=str(changed), out=tmp_path / "out"))

@@ -41,6 +41,11 @@ def test_slices_go_through_the_maximum():
     for axis, (_, image, part) in enumerate(found):
         np.testing.assert_array_equal(image, volume[..., 0].take(centre[axis], axis))
         assert part.max() == 1
+    # The volume alone is shown at the same place.
+    assert pictures._centre([Panel(title="", image=volume), Panel(title="", image=volume, grid=grid)]) == centre
+    alone = pictures.slices(Panel(title="", image=volume), centre)
+    for axis, (_, image, _) in enumerate(alone):
+        np.testing.assert_array_equal(image, volume[..., 0].take(centre[axis], axis))
     middle = pictures.slices(Panel(title="", image=volume, grid=np.zeros((4, 4, 4))))
     assert [note for note, *_ in middle] == [f"axis {axis}, slice 4" for axis in range(3)]
 
