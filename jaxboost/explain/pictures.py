@@ -16,8 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 COLOURS = "inferno"
-OPACITY = 0.65  # of the map where it is highest
+OPACITY = 0.75  # of the map where it is highest
 PANEL = 1.9  # inches
+GAP = 0.02  # of a panel's width, so that dark volumes do not touch
 DPI = 100
 LINE = 0.13  # inches, height of a line of a caption
 FONT_SIZE = 7
@@ -77,11 +78,14 @@ def draw(panels: Sequence[Panel], caption: str = "") -> bytes:
     A volume without a map is shown at the slices of the first map.
     """
     rows = [slices(panel, _centre(panels)) for panel in panels]
-    titles = [[f"{panel.title} {note}".strip() for note, *_ in row] for panel, row in zip(panels, rows, strict=True)]
+    titles = [
+        [": ".join(filter(None, (panel.title, note))) for note, *_ in row]
+        for panel, row in zip(panels, rows, strict=True)
+    ]
     if len(rows[0]) == 1:
         rows, titles = [[row[0] for row in rows]], [[title[0] for title in titles]]
     height, width = len(rows), len(rows[0])
-    lines = [line for part in caption.splitlines() for line in textwrap.wrap(part, int(30 * width))]
+    lines = [line for part in caption.splitlines() for line in textwrap.wrap(part, 36 * width)]
     title_lines = max(len(textwrap.wrap(title, 30)) for row in titles for title in row)
     cell = PANEL + LINE * title_lines if any(map(any, titles)) else PANEL
     total = height * cell + LINE * len(lines) + (0.1 if lines else 0)
@@ -90,7 +94,7 @@ def draw(panels: Sequence[Panel], caption: str = "") -> bytes:
     for number, (row, names) in enumerate(zip(rows, titles, strict=True)):
         for column, ((_, image, full), title) in enumerate(zip(row, names, strict=True)):
             bottom = 1 - (number * cell + cell) / total
-            axes = figure.add_axes((column / width, bottom, 1 / width, PANEL / total))
+            axes = figure.add_axes((column / width, bottom, (1 - GAP) / width, PANEL / total))
             axes.axis("off")
             axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             if full is not None:
