@@ -171,7 +171,7 @@ def _rows(
                 "class": each.run.labels.classes[target],
                 "probability": f"{each.probabilities[number, target]:.9g}",
                 "rank_correlation": picture_set.correlation_of(each, method, number),
-                "map": next(iter(each.checked[method].maps.values())).text,
+                "map": picture_set.shown_by(each, method),
             }
 
 

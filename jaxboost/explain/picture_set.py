@@ -124,22 +124,29 @@ def caption(explained: Explained, given: Samples, method: str, number: int) -> s
     return f"{head}\n{_finding(explained, method, number, labels.classes)}"
 
 
+def shown_by(explained: Explained, method: str) -> str:
+    """What the maps of a method show, in words."""
+    if method == "activation":
+        return f"{activation.METHOD} before and after the block"
+    return explained.checked[method].maps[method].text
+
+
 def _finding(explained: Explained, method: str, number: int, classes: Sequence[str]) -> str:
     """The prediction of a run for an image, and what its map shows, in words."""
-    target = explained.targets[number]
-    predicted = explained.predictions[number] or "none"
-    text = f"{explained.tapped.title}: predicted {predicted}, probability of {classes[target]}"
-    text += f" {explained.probabilities[number, target]:.2f}"
+    target, predicted = classes[explained.targets[number]], explained.predictions[number]
+    probability = f"probability {explained.probabilities[number, explained.targets[number]]:.2f}"
+    text = f"{explained.tapped.title}: predicted {predicted or 'none'}"
+    is_other = predicted != target
+    text += f"; {target}: {probability}" if is_other else f" ({probability})"
     if method not in explained.checked:
         return f"{text}; no such map"
-    checked = explained.checked[method]
-    shown = next(iter(checked.maps.values())).text
+    text += f"; {shown_by(explained, method)}"
     if method == "activation":
-        return f"{text}; {activation.METHOD} around the block"
+        return text
     note = correlation_of(explained, method, number) or "undefined"
-    if not next(iter(checked.maps.values())).grid[number].any():
+    if not explained.checked[method].maps[method].grid[number].any():
         note += " (the map is zero)"
-    return f"{text}; {shown}, for {classes[target]}; rank correlation with random weights {note}"
+    return f"{text}{f', for {target}' if is_other else ''}; rank correlation with random weights {note}"
 
 
 def picture(
@@ -154,12 +161,13 @@ def picture(
       number: of the image.
       captioned: write the caption below.
     """
+    several = sum(method in each.checked for each in explained) > 1
     panels = [pictures.Panel(title="image", image=explained[0].images[number])]
     for each in explained:
         for name, maps in each.checked[method].maps.items() if method in each.checked else ():
             title = each.tapped.title
             if method == "activation":
-                title = f"{title}, {name.replace('_', ': ')}" if len(explained) > 1 else name.replace("_", ": ")
+                title = f"{title}, {name.replace('_', ': ')}" if several else name.replace("_", ": ")
             panels.append(pictures.Panel(title=title, image=each.images[number], grid=maps.grid[number]))
     text = ""
     if captioned:
