@@ -43,9 +43,9 @@ def maps(tapped: Tapped, images: np.ndarray) -> dict[str, Maps]:
         has_layers = getattr(tapped.model, "llama", None) is not None and tapped.has_grid
     if not has_layers:
         raise no_map(METHOD, tapped, "it has no LLM layers that see tokens of patches")
-    compute = jax.jit(functools.partial(_around, tapped.run.system.graphdef), out_shardings=tapped.run.replicated)
+    graphdef, weights = tapped.run.system.graphdef, tapped.run.weights
     before, after = tapped.run.apply(
-        lambda batch: compute(tapped.run.weights, batch["image"]), images, tapped.batch_size
+        lambda batch: _around(graphdef, weights, batch["image"]), images, tapped.batch_size
     )
     found = {}
     for name, tokens in (("before", before), ("after", after)):
@@ -70,6 +70,7 @@ def activation(tokens: np.ndarray, view: str) -> np.ndarray:
     return np.linalg.norm(centred, axis=-1).astype(np.float32)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _around(graphdef: Any, weights: Weights, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The tokens before and after the LLM layers, both (B, N, D) in float32."""
     model = merge(graphdef, *weights)

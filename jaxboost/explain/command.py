@@ -90,6 +90,8 @@ def explain(request: Request) -> None:
     for other in runs[1:]:
         samples.check_alike(runs[0], other)
     everything, shown = _samples(request, runs)
+    if request.tsne:
+        features.check_count(len(everything.names))
     methods = METHODS if request.method == "all" else (request.method,)
     found = []
     if shown.names:

@@ -23,15 +23,20 @@ def embed(features: np.ndarray, seed: int = 0) -> np.ndarray:
     The start is the two principal components. The perplexity is PERPLEXITY, or less for few samples.
 
     Raises:
-      UserError: there are fewer than FEWEST samples.
+      UserError: there are fewer than FEWEST samples, or they do not differ.
     """
-    if len(features) < FEWEST:
-        raise UserError(f"--tsne: {len(features)} images are too few to place: give {FEWEST} or more")
+    check_count(len(features))
     perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
     # Features that all images share would make the components of the start undefined.
     if np.ptp(features, axis=0).max() == 0:
         raise UserError("--tsne: all images have the same features: the model tells none of them apart")
     return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(features)
+
+
+def check_count(count: int) -> None:
+    """Raises UserError if there are too few samples for t-SNE."""
+    if count < FEWEST:
+        raise UserError(f"--tsne: {count} images are too few to place: give {FEWEST} or more")
 
 
 def scatter(places: Sequence[np.ndarray], titles: Sequence[str], groups: np.ndarray, classes: Sequence[str]) -> Figure:

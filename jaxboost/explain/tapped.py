@@ -5,7 +5,7 @@ Shapes: B or n images, N tokens, F frames of a volume, D channels, H heads.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -68,7 +68,6 @@ class Tapped:
         system = run.system
         # Shapes instead of weights: enough to ask what the model consists of.
         self.model = merge(system.graphdef, system.params, system.frozen, system.stats)
-        self._readers: dict[tuple[tuple[str, ...], str], Callable[..., Any]] = {}
 
     @property
     def title(self) -> str:
@@ -129,28 +128,22 @@ class Tapped:
           path: how the booster computes the CLS token, see `boost.Boost`; "": as in the run.
           weights: other weights than the run's.
         """
-        reader, given = self._reader(names, path), self.run.weights if weights is None else weights
+        graphdef, given = self.run.system.graphdef, self.run.weights if weights is None else weights
         parts: list[tuple[np.ndarray, Any]] = []
         for target in np.unique(targets):
             rows = np.flatnonzero(targets == target)
 
             def read(batch: Mapping[str, jax.Array], target: int = int(target)) -> Any:
-                return reader(given, batch["image"], target)
+                return _read(graphdef, names, path, given, batch["image"], target)
 
             parts.append((rows, self.run.apply(read, images[rows], self.batch_size)))
         order = np.argsort(np.concatenate([rows for rows, _ in parts]))
         values, gradients = jax.tree.map(lambda *arrays: np.concatenate(arrays)[order], *[part for _, part in parts])
         return Seen(values=values, gradients=gradients)
 
-    def _reader(self, names: tuple[str, ...], path: str) -> Callable[..., Any]:
-        """The compiled function (weights, images, target) -> values and gradients."""
-        if (names, path) not in self._readers:
-            self._readers[names, path] = jax.jit(
-                functools.partial(_read, self.run.system.graphdef, names, path), out_shardings=self.run.replicated
-            )
-        return self._readers[names, path]
 
-
+# At the level of the module: several readers of one model compile once.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _read(
     graphdef: Any, names: tuple[str, ...], path: str, weights: Weights, images: jax.Array, target: jax.Array
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:

@@ -3,6 +3,7 @@
 import csv
 import errno
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from jaxboost.explain import command, for_report, picture_set, samples
 from jaxboost.explain.command import Request
 from jaxboost.inference import open_run
 from tests import finished_runs
+from tests.explain import untrained
 from tests.scripts import run_script
 from tests.training.radiographs import write_radiographs
 
@@ -36,19 +38,31 @@ def runs(tmp_path_factory):
     return boosted, finished_runs.colours(data, folder / "plain", **CHANGES), data
 
 
+@pytest.fixture(scope="module")
+def opened(runs):
+    return {folder: open_run.open_run(folder) for folder in runs[:2]}
+
+
+@pytest.fixture
+def opened_once(opened, monkeypatch):
+    """The two runs are opened, and their functions compiled, once for all tests."""
+    monkeypatch.setattr(open_run, "open_run", lambda folder, moved=(): opened[folder])
+    return opened
+
+
 def table(folder):
     with (folder / "index.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_errors_of_a_split_with_two_runs(runs, tmp_path):
+def test_errors_of_a_split_with_two_runs(runs, opened_once, tmp_path):
     boosted, plain, _ = runs
     out = tmp_path / "out"
-    command.explain(Request(run=boosted, against=plain, split="test", worst=3, tsne=True, out=out))
+    command.explain(Request(run=boosted, against=plain, split="test", worst=2, tsne=True, out=out))
     rows = table(out)
     own = finished_runs.read_table(boosted / "predictions" / "test.csv")
     wrong = {row["file"]: float(row[row["label"]]) for row in own if float(row[row["label"]]) < 0.5}
-    worst = sorted(wrong, key=wrong.get)[:3]
+    worst = sorted(wrong, key=wrong.get)[:2]
     assert list(dict.fromkeys(row["file"] for row in rows)) == worst
     assert {(row["method"], row["run"]) for row in rows} == {
         *((method, run) for method in ("gradcam", "attention") for run in ("run", "against")),
@@ -68,7 +82,7 @@ def test_errors_of_a_split_with_two_runs(runs, tmp_path):
         assert list(maps["names"]) == worst
         grids = {name for name in maps.files if "tsne" not in name} - {"names"}
         assert {"run/gradcam", "against/gradcam", "run/attention", "run/activation_before_detail"} <= grids
-        assert {maps[name].shape for name in grids} == {(3, 4, 4)}
+        assert {maps[name].shape for name in grids} == {(2, 4, 4)}
         assert maps["run/tsne"].shape == maps["against/tsne"].shape == (len(own), 2)
         assert list(maps["tsne_names"]) == [row["file"] for row in own]
     assert Image.open(out / "tsne.png").size[0] > 2 * 300
@@ -81,7 +95,7 @@ def test_errors_of_a_split_with_two_runs(runs, tmp_path):
     }
 
 
-def test_files_with_the_command_twice_are_the_same_bytes(runs, tmp_path):
+def test_files_with_the_command_twice_are_the_same_bytes(runs, opened_once, tmp_path):
     boosted, _, data = runs
     files = ",".join(str(data / "images" / name) for name in ("p01_0.png", "p02_1.png"))
     arguments = [f"--run={boosted}", f"--input={files}", "--method=gradcam", "--class=sick"]
@@ -97,13 +111,11 @@ def test_files_with_the_command_twice_are_the_same_bytes(runs, tmp_path):
     assert first == second
     rows = table(tmp_path / "second")
     assert [(row["label"], row["class"]) for row in rows] == [("", "sick")] * 2
-    probabilities = open_run.open_run(boosted).predict(
-        np.stack([np.asarray(Image.open(file)) for file in files.split(",")])
-    )
+    probabilities = opened_once[boosted].predict(np.stack([np.asarray(Image.open(file)) for file in files.split(",")]))
     np.testing.assert_allclose([float(row["probability"]) for row in rows], probabilities[:, 1], atol=1e-6)
 
 
-def test_pictures_for_a_report(runs):
+def test_pictures_for_a_report(runs, opened_once):
     boosted, plain, _ = runs
     for run in (boosted, plain):
         found = for_report.worst_errors(run, most=2)
@@ -139,19 +151,15 @@ def test_worst_errors_first():
     np.testing.assert_array_equal(samples.worst(run, given, np.array([[0.9, 0.4], [0.1, 0.2]]), 12), [0])
 
 
-def test_a_fold_of_pneumollm(tmp_path):
+def test_a_fold_of_pneumollm_has_its_own_split(tmp_path):
     run = finished_runs.radiographs(tmp_path / "data", tmp_path / "run")
-    command.explain(Request(run=run, split="test", method="gradcam", out=tmp_path / "out", worst=2))
-    own = {row["file"] for row in finished_runs.read_table(run / "predictions" / "test.csv")}
-    rows = table(tmp_path / "out")
-    assert 1 <= len(rows) <= 2
-    assert {row["file"] for row in rows} <= own
-    with pytest.raises(UserError, match="no LLM layers that see tokens of patches"):
-        command.explain(Request(run=run, split="test", method="activation", out=tmp_path / "other"))
-    assert not (tmp_path / "other").exists()
+    given = samples.from_split(open_run.open_run(run), "test")
+    own = finished_runs.read_table(run / "predictions" / "test.csv")
+    assert given.names == [row["file"] for row in own]
+    assert [("healthy", "sick")[label] for label in given.labels[:, 0]] == [row["label"] for row in own]
 
 
-def test_mistakes_leave_nothing(runs, tmp_path, monkeypatch):
+def test_mistakes_leave_nothing(runs, opened_once, tmp_path, monkeypatch):
     boosted, plain, data = runs
     image = str(data / "images" / "p01_0.png")
 
@@ -170,7 +178,7 @@ def test_mistakes_leave_nothing(runs, tmp_path, monkeypatch):
     attempt("too few to place", tsne=True)
     attempt("no LLM layers", run=plain, method="activation")
     attempt("there is no such file", files=[str(tmp_path / "nothing.png")])
-    attempt("there is no such folder", files=[], split="test", root=str(tmp_path / "nowhere"))
+    attempt("there is no folder .*nowhere", files=[], split="test", root=str(tmp_path / "nowhere"))
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -180,16 +188,22 @@ def test_mistakes_leave_nothing(runs, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_runs_that_read_images_differently(runs, tmp_path):
+def test_runs_that_read_images_differently():
+    first = untrained.rllm("small_vit", "none")
+    second = untrained.rllm("vit_tiny", "none", data__size=14, model__image_size=14)
+    samples.check_alike(first, first)
+    with pytest.raises(UserError, match=r"differ in size \(12 and 14\): compare runs on the same images"):
+        samples.check_alike(first, second)
+
+
+def test_data_that_changed(runs, opened_once, tmp_path):
     boosted, _, data = runs
-    other = finished_runs.colours(data, tmp_path / "run", **CHANGES | {"data.size": 32, "model.image_size": 28})
-    with pytest.raises(UserError, match=r"differ in size \(28 and 32\)"):
-        command.explain(Request(run=boosted, against=other, split="test", out=tmp_path / "out"))
-    changed = data.parent / "changed"
-    changed.mkdir()
-    (changed / "images").mkdir()
-    for path in data.rglob("*.*"):
-        (changed / path.relative_to(data)).write_bytes(path.read_bytes())
-    Image.new("L", (28, 28), 9).save(changed / "images" / "p00_0.png")
-    with pytest.raises(UserError, match=r"has other data than .* was trained with"):
-        command.explain(Request(run=boosted, split="test", root=str(changed), out=tmp_path / "out"))
+    changed = tmp_path / "changed"
+    shutil.copytree(data, changed)
+    assert samples.from_split(opened_once[boosted], "test", str(changed)).names
+    file = changed / "images" / "p00_0.png"
+    Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
+    with pytest.raises(
+        UserError, match=r"has other data than .* was trained with: give the data of the run with --root"
+    ):
+        samples.from_split(opened_once[boosted], "test", str(changed))
