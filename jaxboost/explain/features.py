@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+import threadpoolctl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
@@ -30,7 +31,9 @@ def embed(features: np.ndarray, seed: int = 0) -> np.ndarray:
     # Features that all images share would make the components of the start undefined.
     if np.ptp(features, axis=0).max() == 0:
         raise UserError("--tsne: all images have the same features: the model tells none of them apart")
-    return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(features)
+    # One thread: several add up in an order that changes, and wait for each other on a busy machine.
+    with threadpoolctl.threadpool_limits(1):
+        return TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(features)
 
 
 def check_count(count: int) -> None:

@@ -120,13 +120,9 @@ def test_the_patch_that_matters_is_lit(backbone, kind):
     ("kind", "changes", "place"),
     [
         ("rllm", {}, "tokens"),
-        ("out_nn", {}, "tokens"),
-        ("rllm", {"boost__path": "absorbed"}, "tokens"),
-        ("rllm", {"boost__rope": True}, "tokens"),
+        ("out_nn", {"boost__rope": True}, "tokens"),
         ("rllm", {"boost__causal": True}, "encoder_last"),
-        ("mlp", {}, "encoder_last"),
         ("mlp_out", {"boost__path": "full"}, "encoder_last"),
-        ("none", {}, "encoder_last"),
     ],
 )
 def test_tokens_that_are_used(kind, changes, place):
