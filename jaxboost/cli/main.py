@@ -14,6 +14,7 @@ COMMANDS = {
     "convert": "convert pretrained weights: LLM layers, or a vision encoder",
     "describe": "print the number of parameters, the memory and the FLOPs of a config's model",
     "predict": "predict images with a finished run or an export",
+    "explain": "draw where a finished run looks: maps over images, t-SNE of the features",
     "export": "export a finished run to one folder that needs no training code",
 }
 

@@ -80,7 +80,7 @@ class FinishedRun:
         Raises:
           UserError: the images have another type or shape, or the batch size is negative.
         """
-        return self._run(self._probabilities, images, batch_size)
+        return self.apply(self._probabilities, images, batch_size)
 
     def features(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
         """Returns the input of the model's last linear layer, float32 (n, width). The arguments are those of `predict`.
@@ -88,9 +88,15 @@ class FinishedRun:
         That is the pooled and normalised CLS token after the boost (R-LLM), the pooled feature of a ResNet, or the mean
         of LLaMA's output tokens (PneumoLLM).
         """
-        return self._run(self._features, images, batch_size)
+        return self.apply(self._features, images, batch_size)
 
-    def _run(self, function: Callable[[evaluate.Batch], jax.Array], images: np.ndarray, batch_size: int) -> np.ndarray:
+    def apply(self, function: Callable[[evaluate.Batch], Any], images: np.ndarray, batch_size: int = 0) -> Any:
+        """The outputs of a function of a batch "image", uint8 as the model reads it, for all images.
+
+        Args:
+          function: gives an array (B, ...) or a tree of arrays; see `evaluate.run_batches`.
+          images, batch_size: see `predict`.
+        """
         return evaluate.run_batches(function, self._batches(images, batch_size), self.by_batch)
 
     def _batches(self, images: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:

@@ -16,6 +16,7 @@ from jaxboost.models.encoder import Encoder
 from jaxboost.models.frozen import freeze
 from jaxboost.models.layers import layer_norm, linear, normalize_pixels
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
+from jaxboost.models.taps import tap
 
 
 class Classifier(nnx.Module):
@@ -60,7 +61,7 @@ class Classifier(nnx.Module):
             cls = self.encoder(x, queries=1, key=key)
         else:
             tokens = self.encoder(x, queries=None if self.boost.reads_all_tokens else 1, key=key)
-            cls = self.boost.pooled(tokens, precomputed=precomputed)
+            cls = self.boost.pooled(tap("tokens", tokens), precomputed=precomputed)
         pooled = cls[:, 0]
         if self.head_norm is not None:
             pooled = self.head_norm(pooled)

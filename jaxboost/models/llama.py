@@ -15,6 +15,7 @@ from jaxboost.errors import ArgumentError
 from jaxboost.models.adapters import Adaptation, Projection
 from jaxboost.models.frozen import dequantize
 from jaxboost.models.layers import layer_of, stack
+from jaxboost.models.taps import closed, tap
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,8 +199,8 @@ class LlamaLayer(nnx.Module):
         allowed = attention_mask(N, causal=causal, mask=mask)
         if allowed is not None:
             scores = jnp.where(allowed[:, :, :queries], scores, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(B, G, H // G * Q, N)
-        return (weights @ v).reshape(B, H, Q, K).transpose(0, 2, 1, 3).reshape(B, Q, H * K)
+        weights = tap("llm_attention", jax.nn.softmax(scores, axis=-1).astype(v.dtype))
+        return (weights.reshape(B, G, H // G * Q, N) @ v).reshape(B, H, Q, K).transpose(0, 2, 1, 3).reshape(B, Q, H * K)
 
     def _swiglu(self, x: jax.Array) -> jax.Array:
         return (jax.nn.silu(x @ self._weight("gate")) * (x @ self._weight("up"))) @ self._weight("down")
@@ -286,4 +287,5 @@ class LlamaBlock(nnx.Module):
         step = jax.checkpoint(
             step, policy=policies.nothing_saveable if self.remat else policies.dots_saveable, prevent_cse=False
         )
-        return jax.lax.scan(step, x, (jnp.arange(depth), adaptation))[0]
+        with closed():
+            return jax.lax.scan(step, x, (jnp.arange(depth), adaptation))[0]

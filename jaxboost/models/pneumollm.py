@@ -18,6 +18,7 @@ from jaxboost.models.encoder import BlockEncoder, Encoder, Traits
 from jaxboost.models.frozen import Quantized, dequantize, freeze
 from jaxboost.models.layers import linear, normalize_pixels, patches_2d, stack, torch_init
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
+from jaxboost.models.taps import tap
 
 NECK_WIDTH = 128
 ENGINE_WIDTH = 12
@@ -200,7 +201,7 @@ class PneumoLLM(nnx.Module):
         """
         vision_key, llama_key = (None, None) if key is None else jax.random.split(key)
         x = images if images.ndim == 3 else self.encode(images, precomputed, key=vision_key)
-        return self._pool(x, precomputed, key=llama_key)
+        return self._pool(tap("tokens", x), precomputed, key=llama_key)
 
     def encode(
         self, images: jax.Array, precomputed: Merged | None = None, *, key: jax.Array | None = None
@@ -236,7 +237,8 @@ class PneumoLLM(nnx.Module):
             mask = (jnp.arange(y.shape[1]) < d)[None] if self.spec.emitter else None
             merged = None if precomputed is None else precomputed.llama
             adaptation = _adaptation(self.llama_adapters, merged, self.spec.depth, key)
-            y = self.llama(y, rope=True, causal=self.spec.causal, mask=mask, adaptation=adaptation)
+            y = self.llama(tap("llm_in", y), rope=True, causal=self.spec.causal, mask=mask, adaptation=adaptation)
+            y = tap("llm_out", y)
         return y.astype(jnp.float32).mean(axis=1)
 
     def precompute(self) -> Merged | None:

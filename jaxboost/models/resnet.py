@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxboost.models.encoder import Traits
+from jaxboost.models.taps import tap
 
 # The defaults of torch.nn.BatchNorm.
 MOMENTUM, EPS = 0.1, 1e-5
@@ -220,7 +221,7 @@ class ResNet(nnx.Module):
             x = nnx.max_pool(x, sides, strides=(2,) * len(sides), padding=padding)
         for block in self.blocks:
             x = self._run(block, x, train=train)
-        return x.mean(tuple(range(1, x.ndim - 1)))[:, None]
+        return tap("feature_map", x).mean(tuple(range(1, x.ndim - 1)))[:, None]
 
     def _run(self, block: Residual, x: jax.Array, *, train: bool) -> jax.Array:
         if not self.remat:

@@ -14,10 +14,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxboost.models.adapters import Adaptation, Projection
 from jaxboost.models.layers import LinearInit, flat_product, layer_norm, layer_of, linear, stack
+from jaxboost.models.taps import closed, is_open, tap
 
 # The activations of a block that `Transformer` keeps for the backward pass, by their `checkpoint_name`.
 SAVED = ("qkv", "mixed", "hidden", "up")
-
 
 _portable: contextvars.ContextVar[bool] = contextvars.ContextVar("portable", default=False)
 
@@ -51,7 +51,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     if _portable.get():
         # Without cuDNN's kernel: whether it applies depends on the device and version at run time, not known here.
         return jax.lax.platform_dependent(q, k, v, cpu=_attend_head_major, default=jax.nn.dot_product_attention)
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" and not is_open():
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _has_cudnn_kernel(q, k, v) else None)
     return _attend_head_major(q, k, v)
 
@@ -60,7 +60,7 @@ def _attend_head_major(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """As `attend`. With the heads in front these are plain batched products: faster than einsums on CPU."""
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # (B, H, N, K)
     scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (B, H, Q, N)
-    weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(v.dtype)
+    weights = tap("encoder_attention", jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(v.dtype))
     return (weights @ v).swapaxes(1, 2)
 
 
@@ -332,12 +332,11 @@ class Transformer(nnx.Module):
         def call(block: Block, extras: Extras, x: jax.Array, queries: int | None = None) -> jax.Array:
             # prevent_cse would keep XLA from merging the recomputation with the first computation. Iterations of a scan
             # are never merged, and the last block's backward pass directly follows its forward pass.
-            body = jax.checkpoint(
-                lambda block, extras, x: block(x, queries=queries, adaptation=extras[0], stochastic_depth=extras[1]),
-                policy=policy,
-                prevent_cse=False,
-            )
-            return body(block, extras, x)
+            def body(block: Block, extras: Extras, x: jax.Array) -> jax.Array:
+                return block(x, queries=queries, adaptation=extras[0], stochastic_depth=extras[1])
+
+            # What a tap stores cannot leave a function that `jax.checkpoint` traces.
+            return (body if is_open() else jax.checkpoint(body, policy=policy, prevent_cse=False))(block, extras, x)
 
         def step(x: jax.Array, layer: tuple[Block, Extras]) -> tuple[jax.Array, jax.Array | None]:
             x = call(*layer, x)
@@ -345,5 +344,6 @@ class Transformer(nnx.Module):
 
         extras, between = (adaptation, stochastic_depth), None
         if self.blocks is not None:
-            x, between = jax.lax.scan(step, x, (self.blocks, jax.tree.map(lambda leaf: leaf[:-1], extras)))
-        return call(self.last, layer_of(extras, -1), x, queries), between
+            with closed():
+                x, between = jax.lax.scan(step, x, (self.blocks, jax.tree.map(lambda leaf: leaf[:-1], extras)))
+        return call(self.last, layer_of(extras, -1), tap("encoder_last", x), queries), between

@@ -50,6 +50,8 @@ MISTAKES = [
     (["predict", "--run=x"], ["nothing to do: give --input (images to predict)"]),
     (["predict", "--run=~nobody_of_this_name/x", "--input=x.png"], ["~nobody_of_this_name/x: there is no such folder"]),
     (["export"], ["--run is missing: give the folder of a finished run"]),
+    (["explain"], ["--run is missing"]),
+    (["explain", "--run=x", "--method=cam"], ["--method", "gradcam"]),
     (["export", "--run=x"], ["--out is missing"]),
     (["train", "--config=quickstart", f"--workdir={'x' * 300}"], ["xxx cannot be written", "shorter name"]),
     (["convert", "--source=x", "--out=y"], ["--layers is missing"]),

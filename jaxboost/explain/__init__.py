@@ -1,0 +1,1 @@
+"""Pictures that explain finished runs: where a model looks, and how its features lie."""

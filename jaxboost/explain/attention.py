@@ -1,0 +1,58 @@
+"""Where the pooled token looks: its attention, weighted by the gradient (Chefer et al. 2021).
+
+With the attention A of the CLS token to all tokens, for each head, and the logit y of a class, the map is the mean over
+the heads of relu(A dy/dA), on the patches. Which layer:
+
+- the last LLM layer of the block, where the block attends to all tokens. Its attention is computed with the block's own
+  weights by `boost.path="pooled"`, which has the CLS token's row of the attention matrix, also where the run itself
+  used a path without one. A ViViT's block sees one token per frame: the map has one value per frame.
+- otherwise (no block, a kind without layers, a causal mask, PneumoLLM) the last layer of the encoder; for a ViViT that
+  of its temporal encoder.
+"""
+
+import numpy as np
+
+from jaxboost.explain.tapped import Maps, Seen, Tapped, Weights, no_map
+
+METHOD = "gradient-weighted attention"
+TEXTS = {
+    "llm_attention": "of the pooled token in the last layer of the block",
+    "encoder_attention": "of the pooled token in the last layer of the encoder",
+}
+_TEMPORAL = " (over the frames)"
+
+
+def maps(
+    tapped: Tapped, images: np.ndarray, targets: np.ndarray, *, place: str = "", weights: Weights | None = None
+) -> Maps:
+    """The maps of some images; arguments: see `gradcam.maps`.
+
+    Raises:
+      UserError: the model has no pooled token that attends to patches.
+    """
+    seen = _read(tapped, images, targets, weights)
+    place = place or _place(tapped, seen)
+    relevance = np.maximum(seen.values[place] * seen.gradients[place], 0)  # (n, H, Q, N)
+    pooled = relevance.mean(1)[:, 0]
+    text = f"{METHOD} {TEXTS[place.partition('/')[0]]}" + (_TEMPORAL if "/" in place else "")
+    return Maps(grid=tapped.grid_of(pooled[..., np.newaxis])[..., 0], place=place, text=text)
+
+
+def rows(tapped: Tapped, images: np.ndarray) -> np.ndarray:
+    """The attention of the pooled token to all tokens, of each head: (n, H, N). Each row adds up to 1."""
+    seen = _read(tapped, images, np.zeros(len(images), int), None)
+    return seen.values[_place(tapped, seen)][:, :, 0]
+
+
+def _read(tapped: Tapped, images: np.ndarray, targets: np.ndarray, weights: Weights | None) -> Seen:
+    return tapped.read(images, targets, tuple(TEXTS), path="pooled", weights=weights)
+
+
+def _place(tapped: Tapped, seen: Seen) -> str:
+    # Under a causal mask the first token attends to itself only.
+    if "llm_attention" in seen.values and seen.values["llm_attention"][..., 0, 1:].any():
+        return "llm_attention"
+    # A ViViT has two encoders, the temporal one last.
+    if found := [name for name in seen.values if name.startswith("encoder_attention")]:
+        return found[-1]
+    raise no_map(METHOD, tapped, "it has no pooled token that attends to patches")
