@@ -1,0 +1,136 @@
+"""What a section of a report is made of. The template knows how each kind of block is shown."""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+from jaxboost.reporting.tables import Table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture from another room, such as an image that was classified wrongly.
+
+    Attributes:
+      kind: "error" for the section of the worst errors, "looks" for where the model looks.
+      caption: one or two sentences below it; it is also its text alternative.
+      png: the bytes of a PNG file.
+    """
+
+    kind: Literal["error", "looks"]
+    caption: str
+    png: bytes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A drawing.
+
+    Attributes:
+      svg: an `<svg>` element.
+      caption: what it shows.
+      legend: (title, number of its colour) of the curves.
+      wide: whether it takes the width of the page.
+    """
+
+    svg: str
+    caption: str
+    legend: tuple[tuple[str, int], ...] = ()
+    wide: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """The confusion matrix of an arm: counts (true class, predicted class)."""
+
+    title: str
+    classes: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+    def share(self, row: int, column: int) -> float | None:
+        """The part of a true class that was predicted as `column`; None for a class without samples."""
+        total = sum(self.counts[row])
+        return self.counts[row][column] / total if total else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+    """A paragraph; `kind` "note" is set smaller, "warning" as a banner."""
+
+    name: ClassVar[str] = "text"
+    text: str
+    kind: Literal["", "note", "warning"] = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Terms and values."""
+
+    name: ClassVar[str] = "facts"
+    rows: tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tabled:
+    """A table."""
+
+    name: ClassVar[str] = "table"
+    table: Table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plots:
+    """Plots side by side."""
+
+    name: ClassVar[str] = "plots"
+    plots: tuple[Plot, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Matrices:
+    """Confusion matrices side by side."""
+
+    name: ClassVar[str] = "matrices"
+    matrices: tuple[Matrix, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Pictures side by side."""
+
+    name: ClassVar[str] = "pictures"
+    pictures: tuple[Picture, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Items:
+    """A list of sentences."""
+
+    name: ClassVar[str] = "items"
+    items: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Details:
+    """A text that is shown on a click, such as a config."""
+
+    name: ClassVar[str] = "details"
+    title: str
+    text: str
+
+
+Block = Text | Facts | Tabled | Plots | Matrices | Pictures | Items | Details
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """A section of the page.
+
+    Attributes:
+      id: its anchor.
+      title: its heading.
+      blocks: its content; a section without any is left out.
+    """
+
+    id: str
+    title: str
+    blocks: tuple[Block, ...]

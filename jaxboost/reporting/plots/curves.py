@@ -1,0 +1,137 @@
+"""ROC, reliability, learning and training curves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxboost.reporting import numbers
+from jaxboost.reporting.blocks import Plot
+from jaxboost.reporting.plots import canvas
+from jaxboost.reporting.plots.canvas import DASHES, SERIES
+
+Arm = Mapping[str, Any]
+
+
+def _style(number: int) -> dict[str, Any]:
+    style: dict[str, Any] = {"color": SERIES[number]}
+    return {**style, "dashes": DASHES[number]} if DASHES[number] else style
+
+
+def roc(arms: Sequence[Arm]) -> Plot | None:
+    """The ROC of the arms that have one (binary tasks); None if none has."""
+    drawn = [arm for arm in arms if arm.get("roc")]
+    if not drawn:
+        return None
+    with canvas.drawing():
+        figure, axes = canvas.figure(3.5, 3.4)
+        axes.plot([0, 1], [0, 1], color=canvas.MUTED, linewidth=0.8, dashes=(2, 2))
+        for number, arm in enumerate(drawn):
+            axes.plot(*zip(*arm["roc"], strict=True), **_style(number))
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+        axes.set_xlabel("false positive rate (1 − specificity)")
+        axes.set_ylabel("true positive rate (sensitivity)")
+        legend = tuple((f"{arm['title']}, AUC {numbers.score(_auc(arm))}", at) for at, arm in enumerate(drawn))
+        svg = canvas.to_svg(figure, "roc", "ROC curves: " + "; ".join(title for title, _ in legend))
+    caption = (
+        "ROC on the test split, from the mean scores over the seeds. The dashed diagonal is a guess. A curve nearer to"
+        " the upper left is better; curves that cross are better at different operating points."
+    )
+    return Plot(svg=svg, caption=caption, legend=legend)
+
+
+def _auc(arm: Arm) -> Any:
+    return ((arm.get("metrics") or {}).get("auc") or {}).get("mean")
+
+
+def reliability(arm: Arm, name: str, number: int) -> Plot | None:
+    """The reliability diagram of one arm; None without bins."""
+    calibration = arm.get("calibration") or {}
+    bins = [
+        each
+        for each in calibration.get("bins") or ()
+        if numbers.is_number(each.get("probability")) and numbers.is_number(each.get("frequency")) and each.get("count")
+    ]
+    if not bins:
+        return None
+    total = sum(each["count"] for each in bins)
+    with canvas.drawing():
+        figure, axes = canvas.figure(2.7, 2.7)
+        axes.plot([0, 1], [0, 1], color=canvas.MUTED, linewidth=0.8, dashes=(2, 2))
+        colour = SERIES[number]
+        for each in bins:
+            x, y = each["probability"], each["frequency"]
+            if numbers.is_number(each.get("low")) and numbers.is_number(each.get("high")):
+                axes.plot([x, x], [each["low"], each["high"]], color=colour, linewidth=1, alpha=0.7)
+            axes.scatter([x], [y], s=10 + 80 * each["count"] / total, color=colour, edgecolors="none", zorder=3)
+        axes.plot([each["probability"] for each in bins], [each["frequency"] for each in bins], **_style(number))
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axes.set_xlabel("predicted probability")
+        axes.set_ylabel("observed frequency")
+        ece = numbers.score(calibration.get("ece"))
+        svg = canvas.to_svg(figure, name, f"Reliability diagram of {arm['title']}, ECE {ece}, {len(bins)} bins")
+    return Plot(svg=svg, caption="", legend=((f"{arm['title']}, ECE {ece}", number),))
+
+
+def learning(series: Sequence[tuple[str, Sequence[tuple[float, Arm]]]]) -> Plot | None:
+    """Test AUC over the part of the training patients; None without arms that had parts of them.
+
+    Args:
+      series: (title, points) of at most as many curves as there are colours; a point is (fraction, arm).
+    """
+    curves = [
+        (title, [(fraction, arm["metrics"]["auc"]) for fraction, arm in points if numbers.is_number(_auc(arm))])
+        for title, points in series
+    ]
+    curves = [(title, points) for title, points in curves if len(points) > 1]
+    if not curves:
+        return None
+    with canvas.drawing():
+        figure, axes = canvas.figure(3.5, 2.9)
+        for number, (_, points) in enumerate(curves):
+            x = [100 * fraction * (1 + 0.02 * number) for fraction, _ in points]
+            axes.plot(x, [auc["mean"] for _, auc in points], marker="o", markersize=4, **_style(number))
+            for at, (_, auc) in zip(x, points, strict=True):
+                if numbers.is_number(auc.get("low")) and numbers.is_number(auc.get("high")):
+                    axes.plot([at, at], [auc["low"], auc["high"]], color=SERIES[number], linewidth=1, alpha=0.7)
+        axes.set_xscale("log")
+        ticks = sorted({100 * fraction for _, points in curves for fraction, _ in points})
+        axes.set_xticks(ticks, [f"{tick:g} %" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("part of the training patients")
+        axes.set_ylabel("test AUC")
+        legend = tuple((title, number) for number, (title, _) in enumerate(curves))
+        ends = (f"{title}: AUC {', '.join(numbers.score(auc['mean']) for _, auc in points)}" for title, points in curves)
+        svg = canvas.to_svg(figure, "learning", "Learning curves. " + "; ".join(ends))
+    caption = (
+        "Test AUC with 95 % intervals over patients, when the arm was trained on a part of the training patients. A"
+        " curve that still rises at its right end says that more data would help."
+    )
+    return Plot(svg=svg, caption=caption, legend=legend)
+
+
+def training(curves: Sequence[tuple[str, Sequence[Sequence[tuple[float, float]]]]]) -> Plot | None:
+    """Validation AUC over the steps, a thin line for each seed; None without points.
+
+    Args:
+      curves: (title, runs) of at most as many arms as there are colours; a run is a list of (step, AUC).
+    """
+    drawn = [(title, [run for run in runs if run]) for title, runs in curves]
+    drawn = [(title, runs) for title, runs in drawn if runs]
+    if not drawn:
+        return None
+    with canvas.drawing():
+        figure, axes = canvas.figure(3.5, 2.9)
+        for number, (_, runs) in enumerate(drawn):
+            for run in runs:
+                marker = "o" if len(run) == 1 else None
+                axes.plot(*zip(*run, strict=True), linewidth=0.9, marker=marker, markersize=3, **_style(number))
+        axes.set_xlabel("training step")
+        axes.set_ylabel("validation AUC")
+        axes.locator_params(axis="x", nbins=6)
+        legend = tuple((title, number) for number, (title, _) in enumerate(drawn))
+        ends = (f"{title}: {numbers.score(runs[0][-1][1])} at the end of the first seed" for title, runs in drawn)
+        svg = canvas.to_svg(figure, "training", "Training curves, validation AUC. " + "; ".join(ends))
+    caption = (
+        "Validation AUC during training, one line for each seed. Curves that still rise at their end, or stay at 0.5,"
+        " belong to runs that show nothing yet."
+    )
+    return Plot(svg=svg, caption=caption, legend=legend)

@@ -1,0 +1,122 @@
+"""Tables of arms and of comparisons: these are also written as CSV and LaTeX."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxboost.reporting import choice, numbers, tables
+from jaxboost.reporting.tables import Cell, Column, Row, Table
+
+_SCORES = {
+    "auc": ("AUC", "area under the ROC curve: how well the arm ranks ill above healthy; 0.5 is a guess"),
+    "acc": ("ACC", "accuracy: the part of the test items that is classified correctly"),
+    "sensitivity": ("Sensitivity", "the part of the positive class that is found"),
+    "specificity": ("Specificity", "the part of the negative class that is left alone"),
+    "balanced_acc": ("Balanced ACC", "mean of sensitivity and specificity"),
+}
+# Tones of a comparison's result.
+_TONES = {"shown": "good", "opposite": "bad"}
+
+
+def ladder(analysis: choice.Analysis) -> Table:
+    """The ladder, from the simplest arm up."""
+    caption = "Scores on the test split with 95 % intervals over patients, from the simplest arm to the largest"
+    return _arms(analysis, "ladder", "ladder", caption)
+
+
+def controls(analysis: choice.Analysis) -> Table:
+    """The controls."""
+    caption = "Controls: each differs from the boosted model in one thing. Scores on the test split, 95 % intervals"
+    return _arms(analysis, "control", "controls", caption)
+
+
+def sweeps(analysis: choice.Analysis) -> Table:
+    """The arms of sweeps, such as over layers."""
+    return _arms(analysis, "sweep", "sweeps", "Sweeps: scores on the test split, 95 % intervals over patients")
+
+
+def _arms(analysis: choice.Analysis, group: str, name: str, caption: str) -> Table:
+    arms = choice.by_group(analysis, group)
+    everywhere = choice.entries(analysis, "arms")
+    scores = [key for key in _SCORES if any((arm.get("metrics") or {}).get(key) for arm in everywhere)]
+    columns = [Column(key="arm", title="Arm", numeric=False)]
+    for key in scores:
+        columns.append(Column(key=key, title=_SCORES[key][0], help=_SCORES[key][1], ends=True))
+        if key in ("auc", "acc"):
+            columns.append(
+                Column(key=f"{key}_sd", title="SD", help=f"standard deviation of {_SCORES[key][0]} over the seeds")
+            )
+    columns += [
+        Column(key="seeds", title="Seeds", help="number of runs that differ in their random numbers alone"),
+        Column(key="trained", title="Trained", help="number of parameters that training changes"),
+        Column(key="frozen", title="Frozen", help="number of parameters that stay as they were loaded"),
+        Column(key="seconds", title="Time", help="mean duration of a run"),
+        Column(key="memory_gb", title="GB", help="memory of a training step"),
+    ]
+    simplest = (analysis.get("verdict") or {}).get("simplest")
+    rows = [Row(cells=tuple(_arm(arm, scores, simplest)), marked=arm["name"] == simplest) for arm in arms]
+    return Table(name=name, caption=caption, columns=tuple(columns), rows=tuple(rows))
+
+
+def _arm(arm: choice.Arm, scores: Sequence[str], simplest: str | None) -> list[Cell]:
+    badge = "simplest that nothing beats" if arm["name"] == simplest else ""
+    cells = [tables.name_cell(arm["title"], arm.get("note") or "", badge=badge, tone="good")]
+    metrics = arm.get("metrics") or {}
+    for key in scores:
+        cells.append(tables.interval_cell(metrics.get(key)))
+        if key in ("auc", "acc"):
+            cells.append(tables.number_cell((metrics.get(key) or {}).get("sd")))
+    parameters = arm.get("parameters") or {}
+    return [
+        *cells,
+        tables.number_cell(len(arm.get("seeds") or ()), numbers.count),
+        tables.number_cell(parameters.get("trainable"), numbers.count),
+        tables.number_cell(parameters.get("frozen"), numbers.count),
+        tables.number_cell(arm.get("seconds"), numbers.duration),
+        tables.number_cell(arm.get("memory_gb"), numbers.gigabytes),
+    ]
+
+
+def comparisons(analysis: choice.Analysis) -> Table:
+    """The comparisons, one family for Holm's correction."""
+    rows = choice.entries(analysis, "comparisons")
+    titles = choice.titles(analysis)
+    metric = str(next((row.get("metric", "auc") for row in rows), "auc")).upper()
+    columns = (
+        Column(key="comparison", title="Comparison", numeric=False),
+        Column(key="shown", title="Result", numeric=False, help="shown: interval without zero and Holm's p below 0.05"),
+        Column(key="difference", title=f"Δ {metric}", help="first arm minus second, with its 95 % interval", ends=True),
+        Column(key="better", title="P(A > B)", help="how often the first arm is the better one when all is drawn again"),
+        Column(key="delong_p", title="p", help="DeLong's test of the two AUC"),
+        Column(key="delong_p_holm", title="p, Holm", help="the same, corrected for the number of comparisons"),
+        Column(key="false_order", title="P(order false)", help="probability that the claimed order in ACC is false"),
+        Column(key="detectable", title="Detectable", help="smallest difference that this test set shows at 80 % power"),
+        Column(key="acc_difference", title="Δ ACC", help="difference in accuracy"),
+        Column(key="only_arm", title="Only A", help="test items that only the first arm gets right"),
+        Column(key="only_reference", title="Only B", help="test items that only the second arm gets right"),
+        Column(key="mcnemar_p_holm", title="McNemar, Holm", help="exact McNemar test, corrected as above"),
+    )
+    return Table(
+        name="comparisons",
+        caption="Pairs of arms on the same test items: first arm (A) minus second (B)",
+        columns=columns,
+        rows=tuple(Row(cells=tuple(_comparison(row, titles)), marked=bool(row.get("main"))) for row in rows),
+    )
+
+
+def _comparison(row: Mapping[str, Any], titles: Mapping[str, str]) -> list[Cell]:
+    mcnemar, detectable = row.get("mcnemar") or {}, row.get("detectable") or {}
+    shown = row.get("shown") or numbers.UNDEFINED
+    return [
+        tables.name_cell(f"{titles[row['arm']]} minus {titles[row['reference']]}", row.get("claim") or ""),
+        Cell(text="", value=shown, badge=shown, tone=_TONES.get(shown, "")),
+        tables.interval_cell(row, "difference", numbers.difference),
+        tables.number_cell(row.get("better"), numbers.p_value),
+        tables.number_cell(row.get("delong_p"), numbers.p_value),
+        tables.number_cell(row.get("delong_p_holm"), numbers.p_value),
+        tables.number_cell(row.get("false_order"), numbers.p_value),
+        tables.number_cell(detectable.get(row.get("metric", "auc"))),
+        tables.number_cell(row.get("acc_difference"), numbers.difference),
+        tables.number_cell(mcnemar.get("only_arm"), numbers.plain),
+        tables.number_cell(mcnemar.get("only_reference"), numbers.plain),
+        tables.number_cell(mcnemar.get("p_holm"), numbers.p_value),
+    ]
