@@ -29,13 +29,13 @@ class Plot:
       svg: an `<svg>` element.
       caption: what it shows.
       legend: (title, number of its colour) of the curves.
-      wide: whether it takes the width of the page.
+      size: "wide" takes the width of the page, of "small" ones four stand side by side.
     """
 
     svg: str
     caption: str
     legend: tuple[tuple[str, int], ...] = ()
-    wide: bool = False
+    size: Literal["small", "", "wide"] = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,11 +111,11 @@ class Items:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Details:
-    """A text that is shown on a click, such as a config."""
+    """Texts (title, text) that are shown on a click, such as configs."""
 
     name: ClassVar[str] = "details"
     title: str
-    text: str
+    texts: tuple[tuple[str, str], ...]
 
 
 Block = Text | Facts | Tabled | Plots | Matrices | Pictures | Items | Details

@@ -30,7 +30,10 @@ def by_group(analysis: Analysis, group: str) -> list[Arm]:
 def titles(analysis: Analysis) -> dict[str, str]:
     """Name of an arm -> its title. Arms that are only named in a comparison keep their names."""
     named = {row[end] for row in entries(analysis, "comparisons") for end in ("arm", "reference")}
-    return {**{name: name for name in sorted(named)}, **{arm["name"]: arm["title"] for arm in entries(analysis, "arms")}}
+    return {
+        **{name: name for name in sorted(named)},
+        **{arm["name"]: arm["title"] for arm in entries(analysis, "arms")},
+    }
 
 
 def main_comparison(analysis: Analysis) -> Mapping[str, Any] | None:
@@ -54,6 +57,13 @@ def main_arms(analysis: Analysis, limit: int = CURVES) -> list[Arm]:
     names = {arm["name"] for arm in arms}
     chosen = [name for name in dict.fromkeys(wanted) if name in names][:limit]
     return [arm for arm in arms if arm["name"] in chosen]
+
+
+def others(analysis: Analysis) -> list[Arm]:
+    """The arms that are not among `main_arms`: those of the ladder first."""
+    main = main_arms(analysis)
+    found = [arm for arm in entries(analysis, "arms") if arm not in main]
+    return sorted(found, key=lambda arm: arm.get("group", "ladder") != "ladder")
 
 
 def card_arm(analysis: Analysis) -> Arm | None:

@@ -4,7 +4,7 @@ Source: Tejani et al., Checklist for Artificial Intelligence in Medical Imaging 
 Artificial Intelligence 6 (4), 2024. The numbers are the checklist's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from jaxboost.reporting import choice, numbers
@@ -14,11 +14,16 @@ Analysis = Mapping[str, Any]
 _Fill = Callable[[Analysis, Record], str]
 
 
-def checklist(analysis: Analysis, record: Record) -> list[dict[str, Any]]:
-    """All items: [{"item", "text", "filled"}]; "text" is "" where only the authors can write it."""
+def checklist(analysis: Analysis, record: Record, pictures: Collection[str] = ()) -> list[dict[str, Any]]:
+    """All items: [{"item", "text", "filled"}]; "text" is "" where only the authors can write it.
+
+    Args:
+      analysis, record: what the report is made from.
+      pictures: the kinds of pictures that the report has, "error" and "looks".
+    """
     found = []
     for number, (item, fill) in enumerate(_ITEMS, start=1):
-        text = fill(analysis, record) if fill else ""
+        text = fill(analysis, record) if callable(fill) else "the pictures above" if fill in pictures else ""
         found.append({"item": f"{number}. {item}", "text": text, "filled": bool(text)})
     return found
 
@@ -50,9 +55,11 @@ def _configs(analysis: Analysis) -> Mapping[str, Any]:
 
 
 def _level(analysis: Analysis, record: Record) -> str:
-    if (analysis.get("data") or {}).get("patients"):
-        return "splits hold whole patients"
-    return "splits hold images; patients are not known"
+    if not (analysis.get("data") or {}).get("patients"):
+        return "images: patients are not known"
+    patients = [set(record.items[split].patients.tolist()) for split in ("val", "test") if split in record.items]
+    shared = len(patients[0] & patients[1]) if len(patients) == 2 else 0
+    return f"images: {shared} patients are in validation and in test" if shared else "patients"
 
 
 def _partitions(analysis: Analysis, record: Record) -> str:
@@ -126,7 +133,8 @@ def _limits(analysis: Analysis, record: Record) -> str:
     return "the section Limits" if analysis.get("limits") else ""
 
 
-_ITEMS: tuple[tuple[str, _Fill | None], ...] = (
+# The item, and what fills it: a function, a kind of pictures, or None.
+_ITEMS: tuple[tuple[str, _Fill | str | None], ...] = (
     ("The title says that AI is used, and of which kind", None),
     ("The abstract summarises design, methods, results and conclusions", None),
     ("Background, and the role that the method should play in care", None),
@@ -157,7 +165,7 @@ _ITEMS: tuple[tuple[str, _Fill | None], ...] = (
     ("Metrics of performance", _metrics),
     ("Statistical significance and uncertainty", _statistics),
     ("Analysis of robustness or sensitivity", _robustness),
-    ("Methods that explain predictions", None),
+    ("Methods that explain predictions", "looks"),
     ("Evaluation on internal data", _always("the test split of the same data set")),
     ("Evaluation on data from elsewhere", None),
     ("Registration of a clinical trial", None),
@@ -165,10 +173,10 @@ _ITEMS: tuple[tuple[str, _Fill | None], ...] = (
     ("Who the patients are, in each partition", None),
     ("Performance on the partitions, with its uncertainty", _performance),
     ("Diagnostic accuracy and its precision", _performance),
-    ("Analysis of the cases that were classified wrongly", None),
+    ("Analysis of the cases that were classified wrongly", "error"),
     ("Limits of the study", _limits),
     ("What follows for practice", None),
-    ("Where the full protocol is", _always("the study file and the configs, under Provenance")),
+    ("Where the full protocol is", _always("the study and its configs, under Provenance")),
     ("Availability of software, model and data", None),
     ("Funding, and the role of funders", None),
 )

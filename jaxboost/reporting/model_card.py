@@ -9,7 +9,7 @@ from jaxboost.studies.record import Record
 _METRICS = {"auc": ("roc_auc", "AUC"), "acc": ("accuracy", "accuracy")}
 _NOT_FOR = (
     "Diagnosis, triage, treatment, or any other decision about a patient. It is no medical device.",
-    "Images from other scanners, sites, protocols or patient groups than those of its data, without a test there first.",
+    "Images from other scanners, sites, protocols or patient groups than those of its data, before a test there.",
     "Images of anything else than its classes: it has no class for what it does not know, and always answers.",
     "A probability that is taken at its word: see the calibration in the report.",
     "Proof that a method is better: see the intervals and the verdict in the report.",
@@ -78,7 +78,10 @@ def _body(
         for key, entry in metrics.items()
     ]
     calibration = arm.get("calibration") or {}
-    lines += ["", f"Brier score {numbers.score(calibration.get('brier'))}, ECE {numbers.score(calibration.get('ece'))}."]
+    lines += [
+        "",
+        f"Brier score {numbers.score(calibration.get('brier'))}, ECE {numbers.score(calibration.get('ece'))}.",
+    ]
     lines += ["", f"Verdict of the study: {_markdown(str(verdict.get('sentence') or numbers.UNDEFINED))}", ""]
     lines += ["## Data and training", ""]
     data = analysis.get("data") or {}

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 UNDEFINED = "undefined"
+# Of the width of a digit, unlike the hyphen.
+MINUS = "\N{MINUS SIGN}"
 # Longer lists of a data set's entries are cut.
 MAX_ENTRIES = 12
 
@@ -16,15 +18,15 @@ def is_number(value: Any) -> bool:
 
 def score(value: Any) -> str:
     """A metric or a probability, with three decimals: "0.912"."""
-    return f"{value:.3f}".replace("-", "−") if is_number(value) else UNDEFINED
+    return f"{value:.3f}".replace("-", MINUS) if is_number(value) else UNDEFINED
 
 
 def difference(value: Any) -> str:
-    """A difference with its sign: "+0.004", "−0.011"; "0.000" has none."""
+    """A difference with its sign: "+0.004"; "0.000" has none. The minus is U+2212."""
     if not is_number(value):
         return UNDEFINED
-    text = f"{value:+.3f}".replace("-", "−")
-    return "0.000" if text.strip("+−") == "0.000" else text
+    text = f"{value:+.3f}".replace("-", MINUS)
+    return "0.000" if text.strip("+" + MINUS) == "0.000" else text
 
 
 def interval(low: Any, high: Any, number: Any = score) -> str:
@@ -58,8 +60,8 @@ def duration(value: Any) -> str:
 
 
 def gigabytes(value: Any) -> str:
-    """A size of memory in GB: "2.4"; "not measured" without a value."""
-    return f"{value:.1f}" if is_number(value) else "not measured"
+    """A size of memory : "2.4 GB"; "not measured" without a value."""
+    return f"{value:.1f} GB" if is_number(value) else "not measured"
 
 
 def percent(value: Any) -> str:

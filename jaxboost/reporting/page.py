@@ -55,7 +55,7 @@ def render(analysis: choice.Analysis, record: Record, sections: Sequence[Section
 
 def _headline(main: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """The main comparison in a few numbers, to stand below the sentence of the verdict."""
-    if main is None:
+    if main is None or not numbers.is_number(main.get("difference")):
         return []
     metric = str(main.get("metric", "auc"))
     low, high = main.get("low"), main.get("high")

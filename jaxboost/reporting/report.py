@@ -59,7 +59,7 @@ def contents(
 ) -> dict[str, str]:
     """The files of a report: path below its folder -> text, the page last; arguments as for `write_report`."""
     if not analysis.get("claim"):
-        analysis = {**analysis, "claim": claim.checklist(analysis, record)}
+        analysis = {**analysis, "claim": claim.checklist(analysis, record, {picture.kind for picture in pictures})}
     prefix = "" if name == "report" else f"{name}_"
     tables = (arms.ladder(analysis), arms.controls(analysis), arms.sweeps(analysis), arms.comparisons(analysis))
     files = {}

@@ -25,7 +25,7 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
-    "−": r"$-$",
+    numbers.MINUS: r"$-$",
 }
 
 
@@ -39,6 +39,7 @@ class Column:
       numeric: whether it is aligned to the right and sorted by number.
       help: what it means, for people who do not know the term.
       ends: whether its cells have an interval: CSV then has the columns KEY_low and KEY_high too.
+      shown: whether the page and LaTeX have it; CSV has all columns.
     """
 
     key: str
@@ -46,6 +47,7 @@ class Column:
     numeric: bool = True
     help: str = ""
     ends: bool = False
+    shown: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,12 +88,14 @@ class Table:
       name: of its files.
       caption: what it shows.
       columns, rows: its content; the first column names the row.
+      explained: whether the page explains the columns below the table.
     """
 
     name: str
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    explained: bool = True
 
     def to_csv(self) -> str:
         """The table as CSV (RFC 4180), with all digits; "undefined" where a value is undefined."""
@@ -105,23 +109,27 @@ class Table:
         for row in self.rows:
             values = []
             for column, cell in zip(self.columns, row.cells, strict=True):
-                values += [_csv_value(value) for value in ([cell.value, cell.low, cell.high][: 3 if column.ends else 1])]
+                ends = (cell.low, cell.high) if column.ends else ()
+                values += [_csv_value(value) for value in (cell.value, *ends)]
             writer.writerow(values)
         return text.getvalue()
 
     def to_latex(self) -> str:
         """The table as a LaTeX `tabular`, for the package booktabs."""
-        kinds = "".join("r" if column.numeric else "l" for column in self.columns)
-        lines = [" & ".join(latex(column.title) for column in self.columns) + r" \\", r"\midrule"]
+        shown = [column for column in self.columns if column.shown]
+        kinds = "".join("r" if column.numeric else "l" for column in shown)
+        lines = [" & ".join(latex(column.title) for column in shown) + r" \\", r"\midrule"]
         for row in self.rows:
             cells = [
                 # The notes of a row's name are too long for a printed table.
-                cell.text if not column.numeric else f"{cell.text} {cell.detail}".strip()
+                f"{cell.text} {cell.detail}".strip() if column.numeric else cell.text or cell.badge
                 for column, cell in zip(self.columns, row.cells, strict=True)
+                if column.shown
             ]
             lines.append(" & ".join(map(latex, cells)) + r" \\")
         body = "\n".join(lines)
-        return f"% {latex(self.caption)}\n\\begin{{tabular}}{{{kinds}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
+        head = f"% {latex(self.caption)}\n\\begin{{tabular}}{{{kinds}}}\n\\toprule\n"
+        return f"{head}{body}\n\\bottomrule\n\\end{{tabular}}\n"
 
 
 def latex(text: str) -> str:

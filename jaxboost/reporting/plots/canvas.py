@@ -119,5 +119,6 @@ def _attribute(key: str, value: str, name: str) -> str:
 def wrapped(text: str, width: int, lines: int = 1) -> str:
     """A text in at most so many lines of at most `width` characters; what is longer ends with "…"."""
     # A file's name may hold bytes that are no text, and characters that XML does not allow.
-    text = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in " ".join(text.split()))
+    text = " ".join(text.split())
+    text = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
     return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …")) or " "

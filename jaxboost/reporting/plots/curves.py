@@ -27,7 +27,7 @@ def roc(arms: Sequence[Arm]) -> Plot | None:
         for number, arm in enumerate(drawn):
             axes.plot(*zip(*arm["roc"], strict=True), **_style(number))
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-        axes.set_xlabel("false positive rate (1 − specificity)")
+        axes.set_xlabel("false positive rate (1 \N{MINUS SIGN} specificity)")
         axes.set_ylabel("true positive rate (sensitivity)")
         legend = tuple((f"{arm['title']}, AUC {numbers.score(_auc(arm))}", at) for at, arm in enumerate(drawn))
         svg = canvas.to_svg(figure, "roc", "ROC curves: " + "; ".join(title for title, _ in legend))
@@ -54,7 +54,7 @@ def reliability(arm: Arm, name: str, number: int) -> Plot | None:
         return None
     total = sum(each["count"] for each in bins)
     with canvas.drawing():
-        figure, axes = canvas.figure(2.7, 2.7)
+        figure, axes = canvas.figure(2.2, 2.2)
         axes.plot([0, 1], [0, 1], color=canvas.MUTED, linewidth=0.8, dashes=(2, 2))
         colour = SERIES[number]
         for each in bins:
@@ -64,11 +64,12 @@ def reliability(arm: Arm, name: str, number: int) -> Plot | None:
             axes.scatter([x], [y], s=10 + 80 * each["count"] / total, color=colour, edgecolors="none", zorder=3)
         axes.plot([each["probability"] for each in bins], [each["frequency"] for each in bins], **_style(number))
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axes.set(xticks=(0, 0.25, 0.5, 0.75, 1), yticks=(0, 0.25, 0.5, 0.75, 1))
         axes.set_xlabel("predicted probability")
         axes.set_ylabel("observed frequency")
         ece = numbers.score(calibration.get("ece"))
         svg = canvas.to_svg(figure, name, f"Reliability diagram of {arm['title']}, ECE {ece}, {len(bins)} bins")
-    return Plot(svg=svg, caption="", legend=((f"{arm['title']}, ECE {ece}", number),))
+    return Plot(svg=svg, caption="", legend=((f"{arm['title']}, ECE {ece}", number),), size="small")
 
 
 def learning(series: Sequence[tuple[str, Sequence[tuple[float, Arm]]]]) -> Plot | None:
@@ -99,7 +100,9 @@ def learning(series: Sequence[tuple[str, Sequence[tuple[float, Arm]]]]) -> Plot 
         axes.set_xlabel("part of the training patients")
         axes.set_ylabel("test AUC")
         legend = tuple((title, number) for number, (title, _) in enumerate(curves))
-        ends = (f"{title}: AUC {', '.join(numbers.score(auc['mean']) for _, auc in points)}" for title, points in curves)
+        ends = (
+            f"{title}: AUC {', '.join(numbers.score(auc['mean']) for _, auc in points)}" for title, points in curves
+        )
         svg = canvas.to_svg(figure, "learning", "Learning curves. " + "; ".join(ends))
     caption = (
         "Test AUC with 95 % intervals over patients, when the arm was trained on a part of the training patients. A"
@@ -108,30 +111,32 @@ def learning(series: Sequence[tuple[str, Sequence[tuple[float, Arm]]]]) -> Plot 
     return Plot(svg=svg, caption=caption, legend=legend)
 
 
-def training(curves: Sequence[tuple[str, Sequence[Sequence[tuple[float, float]]]]]) -> Plot | None:
-    """Validation AUC over the steps, a thin line for each seed; None without points.
+def training(curves: Sequence[tuple[str, int, Sequence[Sequence[tuple[float, float]]]]]) -> tuple[Plot, ...]:
+    """A plot for each arm: validation AUC over the steps, a thin line for each seed; all have the same axes.
 
     Args:
-      curves: (title, runs) of at most as many arms as there are colours; a run is a list of (step, AUC).
+      curves: (title, number of its colour, runs) of each arm; a run is a list of (step, AUC), and none is empty.
     """
-    drawn = [(title, [run for run in runs if run]) for title, runs in curves]
-    drawn = [(title, runs) for title, runs in drawn if runs]
-    if not drawn:
-        return None
-    with canvas.drawing():
-        figure, axes = canvas.figure(3.5, 2.9)
-        for number, (_, runs) in enumerate(drawn):
+    points = [point for _, _, runs in curves for run in runs for point in run]
+    if not points:
+        return ()
+    last = max(step for step, _ in points)
+    lowest, highest = min(auc for _, auc in points), max(auc for _, auc in points)
+    margin = 0.05 * (highest - lowest) or 0.05
+    plots = []
+    for title, number, runs in curves:
+        with canvas.drawing():
+            figure, axes = canvas.figure(2.2, 2.0)
             for run in runs:
                 marker = "o" if len(run) == 1 else None
-                axes.plot(*zip(*run, strict=True), linewidth=0.9, marker=marker, markersize=3, **_style(number))
-        axes.set_xlabel("training step")
-        axes.set_ylabel("validation AUC")
-        axes.locator_params(axis="x", nbins=6)
-        legend = tuple((title, number) for number, (title, _) in enumerate(drawn))
-        ends = (f"{title}: {numbers.score(runs[0][-1][1])} at the end of the first seed" for title, runs in drawn)
-        svg = canvas.to_svg(figure, "training", "Training curves, validation AUC. " + "; ".join(ends))
-    caption = (
-        "Validation AUC during training, one line for each seed. Curves that still rise at their end, or stay at 0.5,"
-        " belong to runs that show nothing yet."
-    )
-    return Plot(svg=svg, caption=caption, legend=legend)
+                axes.plot(*zip(*run, strict=True), linewidth=0.8, marker=marker, markersize=3, color=SERIES[number])
+            axes.set(xlim=(0, 1.02 * last), ylim=(lowest - margin, highest + margin))
+            axes.set_xlabel("training step")
+            axes.set_ylabel("validation AUC")
+            axes.locator_params(axis="x", nbins=4)
+            ends = ", ".join(numbers.score(run[-1][1]) for run in runs)
+            svg = canvas.to_svg(
+                figure, f"training{number}", f"Validation AUC of {title} during training; at the end {ends}"
+            )
+        plots.append(Plot(svg=svg, caption=f"{title}: {len(runs)} run{'s' * (len(runs) > 1)}", size="small"))
+    return tuple(plots)

@@ -6,7 +6,7 @@ from typing import Any
 from jaxboost.reporting import choice, numbers, tables
 from jaxboost.reporting.tables import Cell, Column, Row, Table
 
-_SCORES = {
+SCORES = {
     "auc": ("AUC", "area under the ROC curve: how well the arm ranks ill above healthy; 0.5 is a guess"),
     "acc": ("ACC", "accuracy: the part of the test items that is classified correctly"),
     "sensitivity": ("Sensitivity", "the part of the positive class that is found"),
@@ -37,24 +37,25 @@ def sweeps(analysis: choice.Analysis) -> Table:
 def _arms(analysis: choice.Analysis, group: str, name: str, caption: str) -> Table:
     arms = choice.by_group(analysis, group)
     everywhere = choice.entries(analysis, "arms")
-    scores = [key for key in _SCORES if any((arm.get("metrics") or {}).get(key) for arm in everywhere)]
+    scores = [key for key in SCORES if any((arm.get("metrics") or {}).get(key) for arm in everywhere)]
     columns = [Column(key="arm", title="Arm", numeric=False)]
     for key in scores:
-        columns.append(Column(key=key, title=_SCORES[key][0], help=_SCORES[key][1], ends=True))
+        columns.append(Column(key=key, title=SCORES[key][0], help=SCORES[key][1], ends=True))
         if key in ("auc", "acc"):
             columns.append(
-                Column(key=f"{key}_sd", title="SD", help=f"standard deviation of {_SCORES[key][0]} over the seeds")
+                # Its explanation below the table stands for the second as well.
+                Column(key=f"{key}_sd", title="SD", help="standard deviation over the seeds" if key == "auc" else "")
             )
     columns += [
         Column(key="seeds", title="Seeds", help="number of runs that differ in their random numbers alone"),
-        Column(key="trained", title="Trained", help="number of parameters that training changes"),
-        Column(key="frozen", title="Frozen", help="number of parameters that stay as they were loaded"),
-        Column(key="seconds", title="Time", help="mean duration of a run"),
-        Column(key="memory_gb", title="GB", help="memory of a training step"),
+        Column(key="trained", title="Trained", help="parameters that training changes; below, those that stay frozen"),
+        Column(key="frozen", title="Frozen", shown=False),
+        Column(key="seconds", title="Time", help="mean duration of a run; below, memory"),
+        Column(key="memory_gb", title="GB", shown=False),
     ]
     simplest = (analysis.get("verdict") or {}).get("simplest")
     rows = [Row(cells=tuple(_arm(arm, scores, simplest)), marked=arm["name"] == simplest) for arm in arms]
-    return Table(name=name, caption=caption, columns=tuple(columns), rows=tuple(rows))
+    return Table(name=name, caption=caption, columns=tuple(columns), rows=tuple(rows), explained=group == "ladder")
 
 
 def _arm(arm: choice.Arm, scores: Sequence[str], simplest: str | None) -> list[Cell]:
@@ -66,13 +67,15 @@ def _arm(arm: choice.Arm, scores: Sequence[str], simplest: str | None) -> list[C
         if key in ("auc", "acc"):
             cells.append(tables.number_cell((metrics.get(key) or {}).get("sd")))
     parameters = arm.get("parameters") or {}
+    frozen, memory = parameters.get("frozen"), arm.get("memory_gb")
+    below = f"+ {numbers.count(frozen)} frozen" if numbers.is_number(frozen) and frozen else ""
     return [
         *cells,
         tables.number_cell(len(arm.get("seeds") or ()), numbers.count),
-        tables.number_cell(parameters.get("trainable"), numbers.count),
-        tables.number_cell(parameters.get("frozen"), numbers.count),
-        tables.number_cell(arm.get("seconds"), numbers.duration),
-        tables.number_cell(arm.get("memory_gb"), numbers.gigabytes),
+        tables.number_cell(parameters.get("trainable"), numbers.count, below),
+        tables.number_cell(frozen, numbers.count),
+        tables.number_cell(arm.get("seconds"), numbers.duration, numbers.gigabytes(memory) if memory else ""),
+        tables.number_cell(memory, numbers.gigabytes),
     ]
 
 
@@ -85,15 +88,23 @@ def comparisons(analysis: choice.Analysis) -> Table:
         Column(key="comparison", title="Comparison", numeric=False),
         Column(key="shown", title="Result", numeric=False, help="shown: interval without zero and Holm's p below 0.05"),
         Column(key="difference", title=f"Δ {metric}", help="first arm minus second, with its 95 % interval", ends=True),
-        Column(key="better", title="P(A > B)", help="how often the first arm is the better one when all is drawn again"),
-        Column(key="delong_p", title="p", help="DeLong's test of the two AUC"),
-        Column(key="delong_p_holm", title="p, Holm", help="the same, corrected for the number of comparisons"),
+        Column(
+            key="better",
+            title="P(A\N{NO-BREAK SPACE}>\N{NO-BREAK SPACE}B)",
+            help="how often the first wins when patients and seeds are drawn again",
+        ),
+        Column(key="delong_p", title="p", shown=False),
+        Column(
+            key="delong_p_holm",
+            title="p, Holm",
+            help="p of DeLong's test after Holm's correction for the number of comparisons; below, before it",
+        ),
         Column(key="false_order", title="P(order false)", help="probability that the claimed order in ACC is false"),
         Column(key="detectable", title="Detectable", help="smallest difference that this test set shows at 80 % power"),
         Column(key="acc_difference", title="Δ ACC", help="difference in accuracy"),
         Column(key="only_arm", title="Only A", help="test items that only the first arm gets right"),
         Column(key="only_reference", title="Only B", help="test items that only the second arm gets right"),
-        Column(key="mcnemar_p_holm", title="McNemar, Holm", help="exact McNemar test, corrected as above"),
+        Column(key="mcnemar_p_holm", title="McNemar p, Holm", help="p of the exact McNemar test of the accuracies"),
     )
     return Table(
         name="comparisons",
@@ -105,14 +116,17 @@ def comparisons(analysis: choice.Analysis) -> Table:
 
 def _comparison(row: Mapping[str, Any], titles: Mapping[str, str]) -> list[Cell]:
     mcnemar, detectable = row.get("mcnemar") or {}, row.get("detectable") or {}
+    p = row.get("delong_p")
     shown = row.get("shown") or numbers.UNDEFINED
     return [
         tables.name_cell(f"{titles[row['arm']]} minus {titles[row['reference']]}", row.get("claim") or ""),
         Cell(text="", value=shown, badge=shown, tone=_TONES.get(shown, "")),
         tables.interval_cell(row, "difference", numbers.difference),
         tables.number_cell(row.get("better"), numbers.p_value),
-        tables.number_cell(row.get("delong_p"), numbers.p_value),
-        tables.number_cell(row.get("delong_p_holm"), numbers.p_value),
+        tables.number_cell(p, numbers.p_value),
+        tables.number_cell(
+            row.get("delong_p_holm"), numbers.p_value, numbers.p_value(p) if numbers.is_number(p) else ""
+        ),
         tables.number_cell(row.get("false_order"), numbers.p_value),
         tables.number_cell(detectable.get(row.get("metric", "auc"))),
         tables.number_cell(row.get("acc_difference"), numbers.difference),

@@ -75,8 +75,8 @@ def _best_on_test(analysis: choice.Analysis) -> Section:
         return Section(id="best_on_test", title="What picking the epoch on test would add", blocks=())
     columns = (
         Column(key="arm", title="Arm", numeric=False),
-        Column(key="auc", title="AUC", help="best epoch on test minus reported epoch"),
-        Column(key="acc", title="ACC", help="best epoch on test minus reported epoch"),
+        Column(key="auc", title="Δ AUC"),
+        Column(key="acc", title="Δ ACC"),
     )
     caption = "Best epoch on the test split minus the epoch that validation picked"
     table = Table(name="best_on_test", caption=caption, columns=columns, rows=tuple(rows))
@@ -96,14 +96,22 @@ def _provenance(analysis: choice.Analysis) -> Section:
         if name == "blocks" and isinstance(value, Mapping):
             facts += [(f"Pretrained: {role}", numbers.plain(entry)) for role, entry in value.items()]
         elif name != "configs":
-            facts.append((name.replace("_", " ").replace("sha256", "SHA-256").capitalize(), numbers.plain(value)))
+            facts.append((_term(name), numbers.plain(value)))
     if facts:
         blocks.append(Facts(rows=tuple(facts)))
     titles = choice.titles(analysis)
-    for arm, config in (provenance.get("configs") or {}).items():
-        text = json.dumps(config, indent=2, ensure_ascii=False)
-        blocks.append(Details(title=f"Config of {titles.get(arm, arm)}", text=text))
+    configs = provenance.get("configs") or {}
+    if configs:
+        texts = (
+            (titles.get(arm, arm), json.dumps(entry, indent=2, ensure_ascii=False)) for arm, entry in configs.items()
+        )
+        blocks.append(Details(title=f"Configs of the {len(configs)} arms", texts=tuple(texts)))
     return Section(id="provenance", title="Provenance", blocks=tuple(blocks))
+
+
+def _term(name: str) -> str:
+    words = name.replace("_", " ").replace("sha256", "SHA-256")
+    return words[:1].upper() + words[1:]
 
 
 def _claim(analysis: choice.Analysis) -> Section:

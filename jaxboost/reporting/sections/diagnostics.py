@@ -75,19 +75,26 @@ def _confusion(analysis: choice.Analysis, record: Record) -> Section:
 
 def _training(analysis: choice.Analysis, record: Record) -> Section:
     found = []
-    # Baselines have no curve: they give their place to the next arms.
-    for arm in choice.main_arms(analysis, limit=10_000):
-        runs = []
-        for run in record.runs_of(arm["name"]):
-            points = [(each.get("step"), each.get("val_auc")) for each in run.curve]
-            runs.append([(x, y) for x, y in points if numbers.is_number(x) and numbers.is_number(y)])
-        if any(runs):
-            found.append((arm["name"], arm["title"], runs))
-    first = [arm["name"] for arm in choice.main_arms(analysis)]
-    found.sort(key=lambda each: each[0] not in first)
+    # Baselines have no curve: they give their places to other arms.
+    for arm in choice.main_arms(analysis) + choice.others(analysis):
+        runs = [run for run in (_validation(record, arm["name"], seed) for seed in arm.get("seeds") or ()) if run]
+        if runs and len(found) < choice.CURVES:
+            found.append((arm, runs))
+    # The colours of the other plots; arms that are not in those get what is left.
+    taken = {arm["name"]: number for number, arm in enumerate(choice.main_arms(analysis))}
+    free = [number for number in range(choice.CURVES) if number not in [taken.get(arm["name"]) for arm, _ in found]]
+    curves_of = [
+        (arm["title"], taken[arm["name"]] if arm["name"] in taken else free.pop(0), runs) for arm, runs in found
+    ]
     blocks: list[Block] = []
-    if plot := curves.training([(title, runs) for _, title, runs in found[: choice.CURVES]]):
-        blocks.append(Plots(plots=(plot,)))
+    if plots := curves.training(curves_of):
+        blocks.append(
+            Text(
+                text="AUC on validation during training, a line for each seed. Curves that still rise at their end, or"
+                " that stay at 0.5, belong to runs that show nothing yet."
+            )
+        )
+        blocks.append(Plots(plots=plots))
     if table := _rates(analysis):
         blocks.append(Tabled(table=table))
     return Section(id="training", title="Training", blocks=tuple(blocks))
@@ -184,17 +191,21 @@ def _pictures(pictures: Sequence[Picture]) -> Section:
     errors = tuple(each for each in pictures if each.kind == "error")
     looks = tuple(each for each in pictures if each.kind == "looks")
     if errors:
-        blocks += [Text(text="The test images that were classified wrongly with the highest probability."), _shown(errors)]
+        blocks.append(Text(text="The test images that were classified wrongly with the highest probability."))
+        blocks.append(Pictures(pictures=errors))
     if looks:
-        blocks += [
+        blocks.append(
             Text(
-                text="Where the model looks: bright places change the score most. A bright place is no evidence that the"
-                " model looks at the disease, and a map that stays when the weights are random says nothing."
-            ),
-            _shown(looks),
-        ]
+                text="Where the model looks: bright places change the score most. That is no evidence that the model"
+                " looks at the disease, and a map that stays when the weights are random says nothing."
+            )
+        )
+        blocks.append(Pictures(pictures=looks))
     return Section(id="pictures", title="Worst errors, and where the model looks", blocks=tuple(blocks))
 
 
-def _shown(pictures: tuple[Picture, ...]) -> Pictures:
-    return Pictures(pictures=pictures)
+def _validation(record: Record, arm: str, seed: int) -> list[tuple[float, float]]:
+    """The validation AUC of a run: (step, AUC)."""
+    runs = [run for run in record.runs if run.arm == arm and run.seed == seed]
+    points = [(each.get("step"), each.get("val_auc")) for run in runs for each in run.curve]
+    return [(step, auc) for step, auc in points if numbers.is_number(step) and numbers.is_number(auc)]

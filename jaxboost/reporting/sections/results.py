@@ -59,7 +59,7 @@ def _splits(data: Mapping[str, Any], classes: tuple[str, ...]) -> Table | None:
     columns = [Column(key="split", title="Split", numeric=False)]
     columns += [Column(key="patients", title="Patients")] if patients else []
     columns += [Column(key="images", title="Images")]
-    columns += [Column(key=name, title=name, help="part of the images with this label") for name in shown]
+    columns += [Column(key=name, title=name) for name in shown]
     rows = []
     for split in splits:
         cells = [tables.name_cell(split)]
@@ -69,7 +69,7 @@ def _splits(data: Mapping[str, Any], classes: tuple[str, ...]) -> Table | None:
         rows.append(Row(cells=tuple(cells)))
     return Table(
         name="splits",
-        caption="Patients, images and prevalence in each split",
+        caption="Each split: patients, images, and the part of the images with each label",
         columns=tuple(columns),
         rows=tuple(rows),
     )
@@ -79,20 +79,18 @@ def _ladder(analysis: choice.Analysis) -> Section:
     table = arms.ladder(analysis)
     if not table.rows:
         return Section(id="ladder", title="The ladder", blocks=())
-    methods = sorted(
-        {
-            f"{name.upper()}: {entry['method']}"
-            for arm in choice.by_group(analysis, "ladder")
-            for name, entry in (arm.get("metrics") or {}).items()
-            if entry and entry.get("method")
-        }
-    )
+    methods: dict[str, list[str]] = {}
+    for arm in choice.by_group(analysis, "ladder"):
+        for name, entry in (arm.get("metrics") or {}).items():
+            if entry and entry.get("method"):
+                methods.setdefault(entry["method"], []).append(arms.SCORES[name][0] if name in arms.SCORES else name)
+    formed = "; ".join(f"{method} ({', '.join(dict.fromkeys(names))})" for method, names in methods.items())
     lead = Text(
         text="From the simplest arm to the largest. The number is the mean over the seeds; below it is its 95 %"
         " interval over patients. Two arms whose intervals overlap may still differ, and the reverse: the comparisons"
         " below decide, because they use the same test items for both. Click on a heading to sort."
     )
-    notes = (Text(text="How the intervals were formed. " + "; ".join(methods) + ".", kind="note"),) if methods else ()
+    notes = (Text(text=f"How the intervals were formed: {formed}.", kind="note"),) if formed else ()
     return Section(id="ladder", title="The ladder", blocks=(lead, Tabled(table=table), *notes))
 
 
