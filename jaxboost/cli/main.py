@@ -15,6 +15,7 @@ COMMANDS = {
     "describe": "print the number of parameters, the memory and the FLOPs of a config's model",
     "predict": "predict images with a finished run or an export",
     "export": "export a finished run to one folder that needs no training code",
+    "report": "make a report from finished runs or a study: one page, tables and a model card",
 }
 
 

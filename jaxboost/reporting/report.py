@@ -40,9 +40,11 @@ def write_report(
       UserError: the folder cannot be written, or has a page of this name that is no report.
     """
     folder = pathlib.Path(folder).expanduser()
-    html = folder / f"{name}.html"
-    _check(folder, html)
+    replaces = check_out(folder, name)
     files = contents(analysis, record, name, pictures)
+    for path in files:
+        if (folder / path).is_dir():
+            raise UserError(f"{folder / path} is a folder, where the report has a file: give another folder")
     with io.writing(f"the report in {folder}", then=lambda: "; no file was replaced"), contextlib.ExitStack() as stack:
         # All are written under temporary names before the first gets its own; the page is renamed last.
         for path in reversed(files):
@@ -51,7 +53,43 @@ def write_report(
                 file.write(files[path])
                 file.flush()
                 os.fsync(file.fileno())
-    return html
+    if replaces:
+        # Files of the earlier report that this one does not have, such as a table of controls.
+        for path in _possible(name) - set(files):
+            (folder / path).unlink(missing_ok=True)
+    return folder / f"{name}.html"
+
+
+def check_out(folder: pathlib.Path, name: str = "report") -> bool:
+    """Whether a folder has an earlier report of this name.
+
+    Raises:
+      UserError: it is no folder, or has a page of this name that is no report.
+    """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give another one for the report")
+    page_file = folder / f"{name}.html"
+    if not os.path.lexists(page_file):
+        return False
+    ours = False
+    with contextlib.suppress(OSError), page_file.open(encoding="utf-8", errors="replace") as file:
+        ours = page.GENERATOR in file.read(1000)
+    if not ours:
+        raise UserError(f"{page_file} already exists and is no report of jaxboost: give another folder")
+    return True
+
+
+def _possible(name: str) -> set[str]:
+    """All files besides the page and the JSON file that a report may have."""
+    prefix = _prefix(name)
+    tables = ("ladder", "controls", "sweeps", "comparisons")
+    return {f"tables/{prefix}{table}.{kind}" for table in tables for kind in ("csv", "tex")} | {
+        f"{prefix}model_card.md"
+    }
+
+
+def _prefix(name: str) -> str:
+    return "" if name == "report" else f"{name}_"
 
 
 def contents(
@@ -60,7 +98,7 @@ def contents(
     """The files of a report: path below its folder -> text, the page last; arguments as for `write_report`."""
     if not analysis.get("claim"):
         analysis = {**analysis, "claim": claim.checklist(analysis, record, {picture.kind for picture in pictures})}
-    prefix = "" if name == "report" else f"{name}_"
+    prefix = _prefix(name)
     tables = (arms.ladder(analysis), arms.controls(analysis), arms.sweeps(analysis), arms.comparisons(analysis))
     files = {}
     for table in tables:
@@ -78,18 +116,3 @@ def contents(
     ]
     files[f"{name}.html"] = page.render(analysis, record, sections)
     return {path: text.encode("utf-8", "backslashreplace").decode() for path, text in files.items()}
-
-
-def _check(folder: pathlib.Path, html: pathlib.Path) -> None:
-    """Raises UserError where the report would replace something else."""
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give another one for the report")
-    if not os.path.lexists(html):
-        return
-    try:
-        with html.open(encoding="utf-8", errors="replace") as file:
-            ours = page.GENERATOR in file.read(1000)
-    except OSError:
-        ours = False
-    if not ours:
-        raise UserError(f"{html} already exists and is no report of jaxboost: give another folder")

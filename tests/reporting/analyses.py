@@ -36,6 +36,18 @@ def binary(seeds: int = 5, arms: dict[str, tuple[str, str, float, int]] | None =
     return _make(("benign", "malignant"), "binary-class", seeds, arms or LADDER)
 
 
+def small() -> tuple[dict[str, Any], Record]:
+    """The first without what plots are made from, which takes most of a report's time."""
+    analysis, record = binary()
+    for arm in analysis["arms"]:
+        arm["roc"] = None
+        arm["calibration"]["bins"] = []
+    for row in analysis["comparisons"]:
+        row["low"] = None
+    del analysis["provenance"]["configs"]
+    return analysis, dataclasses.replace(record, runs=())
+
+
 def three_classes() -> tuple[dict[str, Any], Record]:
     """The same on three classes: no ROC, no sensitivity."""
     return _make(("no finding", "mild", "severe, with a long name"), "multi-class", 3, LADDER)
