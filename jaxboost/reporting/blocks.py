@@ -8,15 +8,15 @@ from jaxboost.reporting.tables import Table
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture from another room, such as an image that was classified wrongly.
+    """A picture of a test image, as other rooms make them.
 
     Attributes:
-      kind: "error" for the section of the worst errors, "looks" for where the model looks.
-      caption: one or two sentences below it; it is also its text alternative.
+      kind: "image" for an image that was classified wrongly, "gradcam" for one with the map of where the model looked.
+      caption: two lines below it; it is also its text alternative.
       png: the bytes of a PNG file.
     """
 
-    kind: Literal["error", "looks"]
+    kind: str
     caption: str
     png: bytes
 

@@ -10,8 +10,8 @@ Analysis = Mapping[str, Any]
 Arm = Mapping[str, Any]
 # Curves in one plot: as many as can be told apart.
 CURVES = 4
-# The fields of `data` that may say which part of the training patients an arm was trained on.
-_FRACTIONS = ("train_fraction", "fraction")
+# Sections in which arms of one learning curve may differ: fewer images take more epochs, and other learning rates.
+_TRAINING = ("train", "optim", "seed")
 
 
 def entries(analysis: Analysis, name: str) -> Sequence[Mapping[str, Any]]:
@@ -29,7 +29,8 @@ def by_group(analysis: Analysis, group: str) -> list[Arm]:
 
 def titles(analysis: Analysis) -> dict[str, str]:
     """Name of an arm -> its title. Arms that are only named in a comparison keep their names."""
-    named = {row[end] for row in entries(analysis, "comparisons") for end in ("arm", "reference")}
+    pairs = [*entries(analysis, "comparisons"), *entries(analysis, "ladder")]
+    named = {row[end] for row in pairs for end in ("arm", "reference")}
     return {
         **{name: name for name in sorted(named)},
         **{arm["name"]: arm["title"] for arm in entries(analysis, "arms")},
@@ -82,23 +83,26 @@ def card_arm(analysis: Analysis) -> Arm | None:
     return max(known, key=lambda arm: arm["val"]["auc"], default=None)
 
 
-def learning_series(analysis: Analysis) -> list[tuple[str, list[tuple[float, Arm]]]]:
-    """The arms that differ in nothing but the part of the training patients: (title, [(fraction, arm), ...])."""
+def learning_series(analysis: Analysis) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """The arms that differ in the part of the training patients, and in how they are trained on it, alone.
+
+    Returns:
+      (title, points) of each series; points are entries of the analysis' "learning_curve", by their "fraction".
+    """
     configs = (analysis.get("provenance") or {}).get("configs") or {}
-    groups: dict[str, list[tuple[float, Arm]]] = {}
-    for arm in entries(analysis, "arms"):
-        config = configs.get(arm["name"]) or {}
-        data = config.get("data") if isinstance(config.get("data"), Mapping) else {}
-        name = next((name for name in _FRACTIONS if numbers.is_number(data.get(name))), None)
-        if name is None:
+    known = titles(analysis)
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for point in entries(analysis, "learning_curve"):
+        config = configs.get(point["arm"])
+        if not isinstance(config, Mapping) or not numbers.is_number(point.get("fraction")):
             continue
-        # A seed is no part of what an arm is, and neither is the rate that was tuned for it.
-        rest = {section: entry for section, entry in config.items() if section not in ("data", "seed", "optim")}
-        rest["data"] = {field: entry for field, entry in data.items() if field != name}
-        groups.setdefault(io.json_sha256(rest), []).append((float(data[name]), arm))
+        rest = {section: entry for section, entry in config.items() if section not in _TRAINING}
+        if isinstance(rest.get("data"), Mapping):
+            rest["data"] = {name: entry for name, entry in rest["data"].items() if name != "train_fraction"}
+        groups.setdefault(io.json_sha256(rest), []).append(point)
     found = []
     for points in groups.values():
-        points.sort(key=lambda point: point[0])
-        if len({fraction for fraction, _ in points}) == len(points) > 1:
-            found.append((str(points[-1][1]["title"]), points))
+        points.sort(key=lambda point: point["fraction"])
+        if len({point["fraction"] for point in points}) == len(points) > 1:
+            found.append((known[points[-1]["arm"]], points))
     return found[:CURVES]

@@ -19,11 +19,11 @@ def checklist(analysis: Analysis, record: Record, pictures: Collection[str] = ()
 
     Args:
       analysis, record: what the report is made from.
-      pictures: the kinds of pictures that the report has, "error" and "looks".
+      pictures: the kinds of pictures that the report has; those with maps show errors too.
     """
-    found = []
+    found, kinds = [], {*pictures} | ({"image"} if pictures else set())
     for number, (item, fill) in enumerate(_ITEMS, start=1):
-        text = fill(analysis, record) if callable(fill) else "the pictures above" if fill in pictures else ""
+        text = fill(analysis, record) if callable(fill) else "the pictures above" if fill in kinds else ""
         found.append({"item": f"{number}. {item}", "text": text, "filled": bool(text)})
     return found
 
@@ -165,7 +165,7 @@ _ITEMS: tuple[tuple[str, _Fill | str | None], ...] = (
     ("Metrics of performance", _metrics),
     ("Statistical significance and uncertainty", _statistics),
     ("Analysis of robustness or sensitivity", _robustness),
-    ("Methods that explain predictions", "looks"),
+    ("Methods that explain predictions", "gradcam"),
     ("Evaluation on internal data", _always("the test split of the same data set")),
     ("Evaluation on data from elsewhere", None),
     ("Registration of a clinical trial", None),
@@ -173,7 +173,7 @@ _ITEMS: tuple[tuple[str, _Fill | str | None], ...] = (
     ("Who the patients are, in each partition", None),
     ("Performance on the partitions, with its uncertainty", _performance),
     ("Diagnostic accuracy and its precision", _performance),
-    ("Analysis of the cases that were classified wrongly", "error"),
+    ("Analysis of the cases that were classified wrongly", "image"),
     ("Limits of the study", _limits),
     ("What follows for practice", None),
     ("Where the full protocol is", _always("the study and its configs, under Provenance")),

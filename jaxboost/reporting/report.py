@@ -31,7 +31,7 @@ def write_report(
       record: the record that was analysed.
       folder: where the files go; it is made where it is missing.
       name: of the page and the JSON file. Tables and card have it in their names too, unless it is "report".
-      pictures: of errors, and of where the model looks.
+      pictures: of errors, and of where the model looks; see `explain.for_report`, whose pictures have the same fields.
 
     Returns:
       The path of the page.
@@ -82,7 +82,7 @@ def check_out(folder: pathlib.Path, name: str = "report") -> bool:
 def _possible(name: str) -> set[str]:
     """All files besides the page and the JSON file that a report may have."""
     prefix = _prefix(name)
-    tables = ("ladder", "controls", "sweeps", "comparisons")
+    tables = ("ladder", "controls", "sweeps", "comparisons", "rungs")
     return {f"tables/{prefix}{table}.{kind}" for table in tables for kind in ("csv", "tex")} | {
         f"{prefix}model_card.md"
     }
@@ -100,6 +100,7 @@ def contents(
         analysis = {**analysis, "claim": claim.checklist(analysis, record, {picture.kind for picture in pictures})}
     prefix = _prefix(name)
     tables = (arms.ladder(analysis), arms.controls(analysis), arms.sweeps(analysis), arms.comparisons(analysis))
+    tables += (arms.rungs(analysis),)
     files = {}
     for table in tables:
         if table.rows:

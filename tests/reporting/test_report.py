@@ -17,6 +17,8 @@ from tests.reporting import analyses
 from tests.reporting.pages import contents, parse
 from tests.scripts import run_script
 
+TABLES = ("ladder", "controls", "sweeps", "comparisons", "rungs")
+
 
 def _page(made, **arguments):
     return parse(report.contents(*made, **arguments)["report.html"])
@@ -27,9 +29,7 @@ def test_the_files(tmp_path):
     page = report.write_report(analysis, record, tmp_path / "new" / "report")
     folder = page.parent
     assert page == tmp_path / "new" / "report" / "report.html"
-    tables = {
-        f"tables/{name}.{kind}" for name in ("ladder", "controls", "sweeps", "comparisons") for kind in ("csv", "tex")
-    }
+    tables = {f"tables/{name}.{kind}" for name in TABLES for kind in ("csv", "tex")}
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert found == tables | {"report.html", "report.json", "model_card.md"}
     written = json.loads((folder / "report.json").read_text())
@@ -131,7 +131,7 @@ def test_names_are_never_html():
 
 def test_nothing_is_loaded():
     made = analyses.binary()
-    pictures = [Picture(kind=kind, caption="x", png=b"\x89PNG") for kind in ("error", "looks")]
+    pictures = [Picture(kind=kind, caption="x", png=b"\x89PNG") for kind in ("image", "gradcam")]
     page = _page(made, pictures=pictures)
     for _, attributes in page.tags:
         for name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
@@ -169,11 +169,15 @@ def test_banners(quick, protocol):
 
 def test_pictures_have_their_section_only_where_there_are_some():
     made = analyses.small()
-    pictures = [Picture(kind="error", caption="a <b>wrong</b> one", png=b"\x89PNG")]
+    pictures = [Picture(kind="image", caption="a <b>wrong</b> one", png=b"\x89PNG")]
     page = _page(made, pictures=pictures)
     assert [each["alt"] for name, each in page.tags if name == "img"] == ["a <b>wrong</b> one"]
-    assert "Where the model looks:" not in page.text
+    assert "where the model looked:" not in page.text
     assert "39. Analysis of the cases that were classified wrongly filled" in page.text.replace("\n", " ")
+    assert "31. Methods that explain predictions open" in page.text
+    with_maps = _page(made, pictures=[dataclasses.replace(pictures[0], kind="gradcam")])
+    assert "where the model looked:" in with_maps.text
+    assert "31. Methods that explain predictions filled" in with_maps.text
     assert _page(made).count("img") == 0
 
 
@@ -246,7 +250,7 @@ def test_tables_of_an_earlier_report_do_not_stay(tmp_path):
     report.write_report(analysis, record, tmp_path)
     (tmp_path / "tables" / "mine.csv").write_text("mine")
     analysis["arms"] = [arm for arm in analysis["arms"] if arm["group"] == "ladder"]
-    analysis["comparisons"] = []
+    analysis["comparisons"] = analysis["ladder"] = []
     analysis["verdict"]["main"] = None
     report.write_report(analysis, record, tmp_path)
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {"ladder.csv", "ladder.tex", "mine.csv"}

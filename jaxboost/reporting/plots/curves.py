@@ -72,37 +72,35 @@ def reliability(arm: Arm, name: str, number: int) -> Plot | None:
     return Plot(svg=svg, caption="", legend=((f"{arm['title']}, ECE {ece}", number),), size="small")
 
 
-def learning(series: Sequence[tuple[str, Sequence[tuple[float, Arm]]]]) -> Plot | None:
+def learning(series: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> Plot | None:
     """Test AUC over the part of the training patients; None without arms that had parts of them.
 
     Args:
-      series: (title, points) of at most as many curves as there are colours; a point is (fraction, arm).
+      series: (title, points) of at most as many curves as there are colours; points have "fraction", "auc", "low" and
+        "high".
     """
-    curves = [
-        (title, [(fraction, arm["metrics"]["auc"]) for fraction, arm in points if numbers.is_number(_auc(arm))])
-        for title, points in series
-    ]
+    curves = [(title, [point for point in points if numbers.is_number(point.get("auc"))]) for title, points in series]
     curves = [(title, points) for title, points in curves if len(points) > 1]
     if not curves:
         return None
     with canvas.drawing():
         figure, axes = canvas.figure(3.5, 2.9)
         for number, (_, points) in enumerate(curves):
-            x = [100 * fraction * (1 + 0.02 * number) for fraction, _ in points]
-            axes.plot(x, [auc["mean"] for _, auc in points], marker="o", markersize=4, **_style(number))
-            for at, (_, auc) in zip(x, points, strict=True):
-                if numbers.is_number(auc.get("low")) and numbers.is_number(auc.get("high")):
-                    axes.plot([at, at], [auc["low"], auc["high"]], color=SERIES[number], linewidth=1, alpha=0.7)
+            # Side by side, so that the intervals do not cover each other.
+            x = [100 * point["fraction"] * (1 + 0.02 * number) for point in points]
+            axes.plot(x, [point["auc"] for point in points], marker="o", markersize=4, **_style(number))
+            for at, point in zip(x, points, strict=True):
+                if numbers.is_number(point.get("low")) and numbers.is_number(point.get("high")):
+                    axes.plot([at, at], [point["low"], point["high"]], color=SERIES[number], linewidth=1, alpha=0.7)
         axes.set_xscale("log")
-        ticks = sorted({100 * fraction for _, points in curves for fraction, _ in points})
+        ticks = sorted({100 * point["fraction"] for _, points in curves for point in points})
         axes.set_xticks(ticks, [f"{tick:g} %" for tick in ticks])
         axes.minorticks_off()
         axes.set_xlabel("part of the training patients")
         axes.set_ylabel("test AUC")
         legend = tuple((title, number) for number, (title, _) in enumerate(curves))
-        ends = (
-            f"{title}: AUC {', '.join(numbers.score(auc['mean']) for _, auc in points)}" for title, points in curves
-        )
+        means = [", ".join(numbers.score(point["auc"]) for point in points) for _, points in curves]
+        ends = (f"{title}: AUC {values}" for (title, _), values in zip(curves, means, strict=True))
         svg = canvas.to_svg(figure, "learning", "Learning curves. " + "; ".join(ends))
     caption = (
         "Test AUC with 95 % intervals over patients, when the arm was trained on a part of the training patients. A"

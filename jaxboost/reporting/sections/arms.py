@@ -114,6 +114,22 @@ def comparisons(analysis: choice.Analysis) -> Table:
     )
 
 
+def rungs(analysis: choice.Analysis, arm: str | None = None) -> Table:
+    """Each rung of the ladder against all lower ones; with `arm` the pairs that it is in."""
+    titles = choice.titles(analysis)
+    rows = [row for row in choice.entries(analysis, "ladder") if arm in (None, row["arm"], row["reference"])]
+    columns = ("comparison", "shown", "difference", "better", "delong_p", "delong_p_holm")
+    whole = comparisons({**analysis, "comparisons": rows})
+    places = [place for place, column in enumerate(whole.columns) if column.key in columns]
+    return Table(
+        name="rungs",
+        caption=f"{titles.get(arm, arm)} against each other rung" if arm else "Each rung against all lower ones",
+        columns=tuple(whole.columns[place] for place in places),
+        rows=tuple(Row(cells=tuple(row.cells[place] for place in places)) for row in whole.rows),
+        explained=False,
+    )
+
+
 def _comparison(row: Mapping[str, Any], titles: Mapping[str, str]) -> list[Cell]:
     mcnemar, detectable = row.get("mcnemar") or {}, row.get("detectable") or {}
     p = row.get("delong_p")

@@ -187,21 +187,16 @@ def _classes(analysis: choice.Analysis) -> Table | None:
 
 
 def _pictures(pictures: Sequence[Picture]) -> Section:
-    blocks: list[Block] = []
-    errors = tuple(each for each in pictures if each.kind == "error")
-    looks = tuple(each for each in pictures if each.kind == "looks")
-    if errors:
-        blocks.append(Text(text="The test images that were classified wrongly with the highest probability."))
-        blocks.append(Pictures(pictures=errors))
-    if looks:
-        blocks.append(
-            Text(
-                text="Where the model looks: bright places change the score most. That is no evidence that the model"
-                " looks at the disease, and a map that stays when the weights are random says nothing."
-            )
+    title = "Worst errors, and where the model looks"
+    if not pictures:
+        return Section(id="pictures", title=title, blocks=())
+    text = "The test images that were classified wrongly with the highest probability."
+    if any(picture.kind != "image" for picture in pictures):
+        text += (
+            " The map shows where the model looked: bright places change the score most. That is no evidence that it"
+            " looks at the disease, and a map that stays when the weights are random says nothing."
         )
-        blocks.append(Pictures(pictures=looks))
-    return Section(id="pictures", title="Worst errors, and where the model looks", blocks=tuple(blocks))
+    return Section(id="pictures", title=title, blocks=(Text(text=text), Pictures(pictures=tuple(pictures))))
 
 
 def _validation(record: Record, arm: str, seed: int) -> list[tuple[float, float]]:

@@ -82,7 +82,7 @@ def _ladder(analysis: choice.Analysis) -> Section:
     methods: dict[str, list[str]] = {}
     for arm in choice.by_group(analysis, "ladder"):
         for name, entry in (arm.get("metrics") or {}).items():
-            if entry and entry.get("method"):
+            if entry and entry.get("method") and numbers.is_number(entry.get("mean")):
                 methods.setdefault(entry["method"], []).append(arms.SCORES[name][0] if name in arms.SCORES else name)
     formed = "; ".join(f"{method} ({', '.join(dict.fromkeys(names))})" for method, names in methods.items())
     lead = Text(
@@ -101,6 +101,17 @@ def _differences(analysis: choice.Analysis) -> Section:
     table = arms.comparisons(analysis)
     if table.rows:
         blocks.append(Tabled(table=table))
+    simplest = (analysis.get("verdict") or {}).get("simplest")
+    rungs = arms.rungs(analysis, simplest)
+    if simplest and rungs.rows:
+        blocks.append(
+            Text(
+                text="Which arm is the simplest that nothing beats is decided by comparing each rung of the ladder with"
+                " all lower ones. These comparisons are a family of their own for Holm's correction; all of them are in"
+                " a file beside this page."
+            )
+        )
+        blocks.append(Tabled(table=rungs))
     return Section(id="differences", title="What beats what", blocks=tuple(blocks))
 
 
