@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxboost import io
 from jaxboost.reporting import numbers
+from jaxboost.studies.record import Record
 
 Analysis = Mapping[str, Any]
 Arm = Mapping[str, Any]
@@ -35,6 +36,13 @@ def titles(analysis: Analysis) -> dict[str, str]:
         **{name: name for name in sorted(named)},
         **{arm["name"]: arm["title"] for arm in entries(analysis, "arms")},
     }
+
+
+def patients_known(analysis: Analysis, record: Record) -> bool:
+    """Whether some patient has several images, or the data set tells their number."""
+    if (analysis.get("data") or {}).get("patients"):
+        return True
+    return any((items.patients != items.names).any() for items in record.items.values())
 
 
 def main_comparison(analysis: Analysis) -> Mapping[str, Any] | None:

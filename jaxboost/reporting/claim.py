@@ -55,7 +55,7 @@ def _configs(analysis: Analysis) -> Mapping[str, Any]:
 
 
 def _level(analysis: Analysis, record: Record) -> str:
-    if not (analysis.get("data") or {}).get("patients"):
+    if not choice.patients_known(analysis, record):
         return "images: patients are not known"
     patients = [set(record.items[split].patients.tolist()) for split in ("val", "test") if split in record.items]
     shared = len(patients[0] & patients[1]) if len(patients) == 2 else 0

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from jaxboost.reporting import choice, claim, model_card, numbers, tables
-from jaxboost.reporting.sections import arms
+from jaxboost.reporting.sections import arms, results
 from tests.reporting import analyses
 
 NUMBERS = [
@@ -197,3 +197,29 @@ def test_pairs_of_rungs():
         "better",
         "delong_p_holm",
     ]
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("bca-patients", "BCa bootstrap, over patients (AUC, ACC)"),
+        ("wilson", "Wilson's score interval (AUC, ACC)"),
+        ("a new one-patients", "a new one-patients (AUC, ACC)"),
+    ],
+)
+def test_the_methods_of_intervals_in_words(method, words):
+    analysis, record = analyses.small()
+    for arm in analysis["arms"]:
+        arm["metrics"] = {name: arm["metrics"][name] | {"method": method} for name in ("auc", "acc")}
+        arm["metrics"]["acc"]["low"] = None
+    ladder = next(section for section in results.sections(analysis, record) if section.id == "ladder")
+    assert ladder.blocks[-1].text == f"How the intervals were formed: {words}."
+
+
+def test_patients_are_known_from_the_items_too():
+    analysis, record = analyses.small()
+    assert choice.patients_known(analysis, record)
+    del analysis["data"]["patients"]
+    assert choice.patients_known(analysis, record)
+    items = {split: dataclasses.replace(each, patients=each.names) for split, each in record.items.items()}
+    assert not choice.patients_known(analysis, dataclasses.replace(record, items=items))

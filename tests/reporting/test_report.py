@@ -197,7 +197,7 @@ def test_an_analysis_with_nothing_optional():
     record = dataclasses.replace(record, question="", expected="", runs=(), items={}, comparisons=())
     page = _page((bare, record))
     assert "Nothing: all runs are in this report." in page.text
-    assert "Patients are not known here" in page.text
+    assert "Each image counts as a patient" in page.text
     assert page.tables["table-ladder"][1][0][0] == "A"
 
 

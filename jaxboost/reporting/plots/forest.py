@@ -10,7 +10,7 @@ from jaxboost.reporting.plots import canvas
 
 # An interval that reaches so many times further than the median one is cut.
 _OUTLIER = 4
-_WIDTH = 4.0  # inches
+_WIDTH, _BELOW = 4.0, 0.75  # inches; below the axis are its labels
 _CHARACTERS = 38  # of a label that leaves room for the numbers
 # In units of the axis of rows: a line of a label, and the space for the interval below it.
 _TEXT, _BAR = 0.66, 0.85
@@ -30,7 +30,7 @@ def plot(comparisons: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) ->
     metrics = " and ".join(sorted({str(row.get("metric", "auc")).upper() for row in rows}))
     heights = [_TEXT * (label.count("\n") + 1) + _BAR for label in labels]
     with canvas.drawing():
-        figure, axes = canvas.figure(_WIDTH, 0.5 + 0.2 * sum(heights))
+        figure, axes = canvas.figure(_WIDTH, _BELOW + 0.2 * sum(heights))
         limits = _limits(rows)
         axes.set_xlim(*limits)
         top = 0.0

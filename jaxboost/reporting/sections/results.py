@@ -10,6 +10,13 @@ from jaxboost.reporting.sections import arms
 from jaxboost.reporting.tables import Column, Row, Table
 from jaxboost.studies.record import Record
 
+# Method of an interval, as the analysis names it -> in words.
+_METHODS = {
+    "wilson": "Wilson's score interval",
+    "delong-logit": "DeLong's on the logit scale",
+    "newcombe": "Newcombe's score interval",
+    "bca": "BCa bootstrap",
+}
 _KNOWN = ("splits", "patients", "prevalence", "name", "ndim", "size", "license", "source", "sha256")
 
 
@@ -36,11 +43,11 @@ def _who(analysis: choice.Analysis, record: Record) -> Section:
     blocks: list[Block] = [Facts(rows=tuple(fact for fact in facts if fact[1]))]
     if table := _splits(data, record.classes):
         blocks.append(Tabled(table=table))
-    if not data.get("patients"):
+    if not choice.patients_known(analysis, record):
         blocks.append(
             Text(
-                text="Patients are not known here: every image counts as a patient. If a patient has several images,"
-                " the intervals below are too narrow.",
+                text="Each image counts as a patient: patients are not known here, or each has one image. If a patient"
+                " has several, the intervals below are too narrow.",
                 kind="note",
             )
         )
@@ -84,7 +91,7 @@ def _ladder(analysis: choice.Analysis) -> Section:
         for name, entry in (arm.get("metrics") or {}).items():
             if entry and entry.get("method") and numbers.is_number(entry.get("mean")):
                 methods.setdefault(entry["method"], []).append(arms.SCORES[name][0] if name in arms.SCORES else name)
-    formed = "; ".join(f"{method} ({', '.join(dict.fromkeys(names))})" for method, names in methods.items())
+    formed = "; ".join(f"{_method(name)} ({', '.join(dict.fromkeys(used))})" for name, used in methods.items())
     lead = Text(
         text="From the simplest arm to the largest. The number is the mean over the seeds; below it is its 95 %"
         " interval over patients. Two arms whose intervals overlap may still differ, and the reverse: the comparisons"
@@ -92,6 +99,12 @@ def _ladder(analysis: choice.Analysis) -> Section:
     )
     notes = (Text(text=f"How the intervals were formed: {formed}.", kind="note"),) if formed else ()
     return Section(id="ladder", title="The ladder", blocks=(lead, Tabled(table=table), *notes))
+
+
+def _method(name: str) -> str:
+    """A method in words; one that is not known here as it is."""
+    words = _METHODS.get(name.removesuffix("-patients"), name)
+    return f"{words}, over patients" if name in {f"{known}-patients" for known in _METHODS} else words
 
 
 def _differences(analysis: choice.Analysis) -> Section:
