@@ -33,7 +33,8 @@ def run() -> None:
         check_out(out)
         with app.warnings_on_stderr():
             record = collect.collect(runs)
-            page = write_report(compare.analyse(record), record, out)
-        print(page)
+            analysis = compare.analyse(record)
+            page = write_report(analysis, record, out)
+        print(f"{analysis['verdict']['sentence']}\n{page}")
 
     app.run(main, description=__doc__)

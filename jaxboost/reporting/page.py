@@ -7,8 +7,6 @@ from importlib import resources
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
-
 from jaxboost.reporting import choice, numbers
 from jaxboost.reporting.blocks import Section
 from jaxboost.reporting.plots.canvas import DASHES
@@ -42,12 +40,11 @@ def render(analysis: choice.Analysis, record: Record, sections: Sequence[Section
         protocol=record.protocol,
         quick=record.quick,
         sections=[section for section in sections if section.blocks],
-        style=Markup(style),
-        script=Markup(script),
+        style=style,
+        script=script,
         script_sha256=digest,
         dashes=[" ".join(f"{length * 1.4:g}" for length in dashes) for dashes in DASHES],
         undefined_text=numbers.UNDEFINED,
-        safe=Markup,
     )
     # A file's name may hold bytes that are no text.
     return text.encode("utf-8", "backslashreplace").decode()

@@ -26,6 +26,7 @@ _LATEX = {
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
     numbers.MINUS: r"$-$",
+    "Δ": r"$\Delta$",
 }
 
 

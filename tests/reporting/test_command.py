@@ -29,7 +29,9 @@ def test_a_report(tmp_path):
     (tmp_path / "study" / "runs").mkdir(parents=True)
     process = run_script("-c", PROGRAM, "--runs", tmp_path / "study", "--out", tmp_path / "out" / "report")
     assert process.returncode == 0, process.stderr
-    assert process.stdout == f"{tmp_path / 'out' / 'report' / 'report.html'}\n"
+    sentence, page = process.stdout.splitlines()
+    assert sentence.startswith("R-LLM minus plain ViT: AUC +0.004 ")
+    assert page == str(tmp_path / "out" / "report" / "report.html")
     assert (tmp_path / "out" / "report" / "report.html").is_file()
 
 

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from jaxboost.reporting import choice, claim, model_card, numbers, tables
-from jaxboost.reporting.sections import arms, results
+from jaxboost.reporting.sections import arms, diagnostics, results
 from tests.reporting import analyses
 
 NUMBERS = [
@@ -223,3 +223,13 @@ def test_patients_are_known_from_the_items_too():
     assert choice.patients_known(analysis, record)
     items = {split: dataclasses.replace(each, patients=each.names) for split, each in record.items.items()}
     assert not choice.patients_known(analysis, dataclasses.replace(record, items=items))
+
+
+def test_confusion_matrices_of_many_classes_are_not_shown():
+    analysis, record = analyses.small()
+    for arm in analysis["arms"]:
+        arm["confusion"] = [[1] * 31] * 31
+    section = next(each for each in diagnostics.sections(analysis, record, ()) if each.id == "confusion")
+    assert [block.text for block in section.blocks] == [
+        "There are 31 classes, too many for a page: the counts are in the JSON file beside it."
+    ]

@@ -8,6 +8,9 @@ from jaxboost.reporting.plots import curves
 from jaxboost.reporting.tables import Column, Row, Table
 from jaxboost.studies.record import Record
 
+# A matrix of more classes fits no page.
+_MAX_CLASSES = 30
+
 
 def sections(analysis: choice.Analysis, record: Record, pictures: Sequence[Picture]) -> list[Section]:
     """The sections, in their order."""
@@ -58,11 +61,14 @@ def _calibration(analysis: choice.Analysis) -> Section:
 
 
 def _confusion(analysis: choice.Analysis, record: Record) -> Section:
-    matrices = []
+    matrices: list[Matrix] = []
     for arm in choice.main_arms(analysis):
         counts = tuple(tuple(row) for row in arm.get("confusion") or ())
         if not counts:
             continue
+        if len(counts) > _MAX_CLASSES:
+            text = f"There are {len(counts)} classes, too many for a page: the counts are in the JSON file beside it."
+            return Section(id="confusion", title="Confusion matrices", blocks=(Text(text=text),))
         known = len(record.classes) == len(counts)
         classes = record.classes if known else tuple(str(number) for number in range(len(counts)))
         matrices.append(Matrix(title=arm["title"], classes=classes, counts=counts))
