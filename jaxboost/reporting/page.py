@@ -7,6 +7,7 @@ from importlib import resources
 from typing import Any
 
 import jinja2
+
 from jaxboost.reporting import choice, numbers
 from jaxboost.reporting.blocks import Section
 from jaxboost.reporting.plots.canvas import DASHES
