@@ -161,7 +161,7 @@ _ITEMS: tuple[tuple[str, _Fill | str | None], ...] = (
     ("How weights were initialised", _weights),
     ("How training was done", _training),
     ("How the final model was chosen", _selection),
-    ("Ensembles", _always("none: runs are scored one by one")),
+    ("Ensembles", _always("figures are of single runs; the paired tests and the ROC average the runs of an arm")),
     ("Metrics of performance", _metrics),
     ("Statistical significance and uncertainty", _statistics),
     ("Analysis of robustness or sensitivity", _robustness),

@@ -32,8 +32,9 @@ def roc(arms: Sequence[Arm]) -> Plot | None:
         legend = tuple((f"{arm['title']}, AUC {numbers.score(_auc(arm))}", at) for at, arm in enumerate(drawn))
         svg = canvas.to_svg(figure, "roc", "ROC curves: " + "; ".join(title for title, _ in legend))
     caption = (
-        "ROC on the test split, from the mean scores over the seeds. The dashed diagonal is a guess. A curve nearer to"
-        " the upper left is better; curves that cross are better at different operating points."
+        "ROC on the test split, of the probabilities averaged over the seeds; the AUC beside a name is the mean of its"
+        " runs. The dashed diagonal is a guess. A curve nearer to the upper left is better; curves that cross are better"
+        " at different operating points."
     )
     return Plot(svg=svg, caption=caption, legend=legend)
 

@@ -91,7 +91,7 @@ def comparisons(analysis: choice.Analysis) -> Table:
         Column(
             key="better",
             title="P(A\N{NO-BREAK SPACE}>\N{NO-BREAK SPACE}B)",
-            help="how often the first wins when patients and seeds are drawn again",
+            help="how often a run of the first beats one of the second, patients and seeds drawn again",
         ),
         Column(key="delong_p", title="p", shown=False),
         Column(
@@ -102,8 +102,12 @@ def comparisons(analysis: choice.Analysis) -> Table:
         Column(key="false_order", title="P(order false)", help="probability that the claimed order in ACC is false"),
         Column(key="detectable", title="Detectable", help="smallest difference that this test set shows at 80 % power"),
         Column(key="acc_difference", title="Δ ACC", help="difference in accuracy"),
-        Column(key="only_arm", title="Only A", help="test items that only the first arm gets right"),
-        Column(key="only_reference", title="Only B", help="test items that only the second arm gets right"),
+        Column(
+            key="only_arm",
+            title="Only A",
+            help="test items (patients, where they have several) that only the first gets right",
+        ),
+        Column(key="only_reference", title="Only B", help="those that only the second gets right"),
         Column(key="mcnemar_p_holm", title="McNemar p, Holm", help="p of the exact McNemar test of the accuracies"),
     )
     return Table(

@@ -50,7 +50,8 @@ def _calibration(analysis: choice.Analysis) -> Section:
     lead = Text(
         text="Of all items that get a probability near 0.8, about 80 % should be positive: then the dots lie on the"
         " dashed diagonal. Dots below it on the right: the arm is too sure. The size of a dot is the number of items,"
-        " the line through it an interval of the frequency."
+        " the line through it an interval of the frequency. The diagrams are of the probabilities averaged over the"
+        " seeds; the figures are means over the seeds."
     )
     drawn: list[Plot] = []
     for number, arm in enumerate(choice.main_arms(analysis)):
