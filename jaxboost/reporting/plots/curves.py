@@ -33,8 +33,8 @@ def roc(arms: Sequence[Arm]) -> Plot | None:
         svg = canvas.to_svg(figure, "roc", "ROC curves: " + "; ".join(title for title, _ in legend))
     caption = (
         "ROC on the test split, of the probabilities averaged over the seeds; the AUC beside a name is the mean of its"
-        " runs. The dashed diagonal is a guess. A curve nearer to the upper left is better; curves that cross are better"
-        " at different operating points."
+        " runs. The dashed diagonal is a guess. A curve nearer to the upper left is better; where curves cross, each is"
+        " better at some operating points."
     )
     return Plot(svg=svg, caption=caption, legend=legend)
 
