@@ -49,7 +49,7 @@ def test_a_name_of_its_own(tmp_path):
 def test_the_same_analysis_gives_the_same_bytes():
     """In another process, with other hashes and another setting of matplotlib, too."""
     program = (
-        "import hashlib, matplotlib; matplotlib.rcParams['font.size'] = 30\n"
+        "import hashlib, matplotlib; matplotlib.rcParams['axes.linewidth'] = 9\n"
         "from jaxboost.reporting import report; from tests.reporting import analyses\n"
         "print(hashlib.sha256(repr(report.contents(*analyses.binary())).encode()).hexdigest())"
     )
@@ -125,6 +125,9 @@ def test_names_are_never_html():
     assert analyses.HOSTILE in page.text
     headings = {text for text, _ in page.tables["table-splits"][0]}
     assert {analyses.HOSTILE, "=1+1"} <= headings
+    # A "$" makes no formula in a plot.
+    plot = html[html.index('id="forest-') :].partition("</svg>")[0]
+    assert "$x_1$" in re.sub(r"<[^>]*>", "", plot)
     # Each arm's title is whole in the ladder, and cut in the forest plot at most.
     assert all(row[0][1]["data-value"] == analyses.HOSTILE for row in page.tables["table-ladder"][1:])
 
