@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-UNDEFINED = "undefined"
+# A figure that cannot be computed, and an entry that nobody gave.
+UNDEFINED, NOT_KNOWN = "undefined", "not known"
 # Of the width of a digit, unlike the hyphen.
 MINUS = "\N{MINUS SIGN}"
 # Longer lists of a data set's entries are cut.
@@ -35,10 +36,15 @@ def interval(low: Any, high: Any, number: Any = score) -> str:
 
 
 def p_value(value: Any) -> str:
-    """A p-value or probability of a comparison; what rounds to 0 or 1 is written as a bound."""
+    """A p-value; what rounds to 0 or 1 is written as a bound, but 1 itself, which Holm's correction gives, is "1.000"."""
     if not is_number(value):
         return UNDEFINED
     return "<0.001" if value < 0.0005 else ">0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
+
+
+def probability(value: Any) -> str:
+    """A probability that was estimated: unlike a p-value it is never exactly 1."""
+    return ">0.999" if is_number(value) and value >= 0.9995 else p_value(value)
 
 
 def count(value: Any) -> str:
@@ -65,10 +71,15 @@ def gigabytes(value: Any) -> str:
 
 
 def percent(value: Any) -> str:
-    """A fraction in percent: "24 %"; with a decimal below 10 %."""
+    """A fraction in percent: "24 %"; with a decimal below 10 %; "not known" without a value."""
     if not is_number(value):
-        return UNDEFINED
+        return NOT_KNOWN
     return f"{100 * value:.1f} %" if 0 < value < 0.1 else f"{100 * value:.0f} %"
+
+
+def known(value: Any) -> str:
+    """A count of the data, "not known" without a value."""
+    return NOT_KNOWN if value is None else plain(value)
 
 
 def plain(value: Any) -> str:

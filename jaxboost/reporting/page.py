@@ -33,7 +33,7 @@ def render(analysis: choice.Analysis, record: Record, sections: Sequence[Section
     study = analysis.get("study") or {}
     text = environment.get_template("report.html.jinja").render(
         generator=GENERATOR,
-        title=study.get("name") or "Runs",
+        title=f"Study {study['name']}" if study.get("name") else "Runs",
         dataset=(analysis.get("data") or {}).get("name"),
         study=study,
         verdict=analysis.get("verdict") or {},
@@ -46,6 +46,7 @@ def render(analysis: choice.Analysis, record: Record, sections: Sequence[Section
         script_sha256=digest,
         dashes=[" ".join(f"{length * 1.4:g}" for length in dashes) for dashes in DASHES],
         undefined_text=numbers.UNDEFINED,
+        undefined_texts=(numbers.UNDEFINED, numbers.NOT_KNOWN, "not measured", "not given"),
     )
     # A file's name may hold bytes that are no text.
     return text.encode("utf-8", "backslashreplace").decode()
@@ -60,7 +61,7 @@ def _headline(main: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     return [
         (f"difference in {metric.upper()}", numbers.difference(main.get("difference"))),
         ("95 % interval", numbers.interval(low, high, numbers.difference)),
-        ("P(first is better)", numbers.p_value(main.get("better"))),
+        ("P(first is better)", numbers.probability(main.get("better"))),
         ("p, Holm", numbers.p_value(main.get("delong_p_holm"))),
         ("smallest detectable", numbers.score((main.get("detectable") or {}).get(metric))),
     ]

@@ -142,12 +142,12 @@ def _comparison(row: Mapping[str, Any], titles: Mapping[str, str]) -> list[Cell]
         tables.name_cell(f"{titles[row['arm']]} minus {titles[row['reference']]}", row.get("claim") or ""),
         Cell(text="", value=shown, badge=shown, tone=_TONES.get(shown, "")),
         tables.interval_cell(row, "difference", numbers.difference),
-        tables.number_cell(row.get("better"), numbers.p_value),
+        tables.number_cell(row.get("better"), numbers.probability),
         tables.number_cell(p, numbers.p_value),
         tables.number_cell(
             row.get("delong_p_holm"), numbers.p_value, numbers.p_value(p) if numbers.is_number(p) else ""
         ),
-        tables.number_cell(row.get("false_order"), numbers.p_value),
+        tables.number_cell(row.get("false_order"), numbers.probability),
         tables.number_cell(detectable.get(row.get("metric", "auc"))),
         tables.number_cell(row.get("acc_difference"), numbers.difference),
         tables.number_cell(mcnemar.get("only_arm"), numbers.plain),

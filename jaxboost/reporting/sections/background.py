@@ -96,7 +96,7 @@ def _provenance(analysis: choice.Analysis) -> Section:
         if name == "blocks" and isinstance(value, Mapping):
             facts += [(f"Pretrained: {role}", numbers.plain(entry)) for role, entry in value.items()]
         elif name != "configs":
-            facts.append((_term(name), numbers.plain(value)))
+            facts.append((_term(name), numbers.known(value)))
     if facts:
         blocks.append(Facts(rows=tuple(facts)))
     titles = choice.titles(analysis)

@@ -30,7 +30,7 @@ def _who(analysis: choice.Analysis, record: Record) -> Section:
     size = data.get("size")
     axes = {2: "images", 3: "volumes"}.get(data.get("ndim"), "images")
     facts = [
-        ("Data set", numbers.plain(data.get("name"))),
+        ("Data set", numbers.known(data.get("name"))),
         ("Kind", f"{axes}{f', {numbers.plain(size)}' if size is not None else ''}, task: {record.task}"),
         ("Classes", ", ".join(record.classes)),
         ("Source", numbers.plain(data["source"]) if data.get("source") else ""),
@@ -39,7 +39,7 @@ def _who(analysis: choice.Analysis, record: Record) -> Section:
     # Such as excluded and duplicates; a data set may have more.
     for name, value in data.items():
         if name not in _KNOWN:
-            facts.append((name.replace("_", " ").capitalize(), numbers.plain(value)))
+            facts.append((name.replace("_", " ").capitalize(), numbers.known(value)))
     blocks: list[Block] = [Facts(rows=tuple(fact for fact in facts if fact[1]))]
     if table := _splits(data, record.classes):
         blocks.append(Tabled(table=table))
@@ -70,8 +70,8 @@ def _splits(data: Mapping[str, Any], classes: tuple[str, ...]) -> Table | None:
     rows = []
     for split in splits:
         cells = [tables.name_cell(split)]
-        cells += [tables.number_cell(patients.get(split), numbers.plain)] if patients else []
-        cells += [tables.number_cell(images.get(split), numbers.plain)]
+        cells += [tables.number_cell(patients.get(split), numbers.known)] if patients else []
+        cells += [tables.number_cell(images.get(split), numbers.known)]
         cells += [tables.number_cell((prevalence.get(split) or {}).get(name), numbers.percent) for name in shown]
         rows.append(Row(cells=tuple(cells)))
     return Table(
