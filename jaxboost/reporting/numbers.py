@@ -36,7 +36,7 @@ def interval(low: Any, high: Any, number: Any = score) -> str:
 
 
 def p_value(value: Any) -> str:
-    """A p-value; what rounds to 0 or 1 is written as a bound, but 1 itself, which Holm's correction gives, is "1.000"."""
+    """A p-value; what rounds to 0 or 1 is written as a bound, but 1 itself, as Holm's correction gives, is "1.000"."""
     if not is_number(value):
         return UNDEFINED
     return "<0.001" if value < 0.0005 else ">0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
