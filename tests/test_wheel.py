@@ -29,10 +29,14 @@ def test_content(unpacked):
     names = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
     code = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "jaxboost").rglob("*.py")}
     facts = {"jaxboost/studies/published.json"}
+    templates = {
+        path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "jaxboost/reporting/templates").iterdir()
+    }
     configs = {f"jaxboost/configs/{path.name}" for path in (REPOSITORY / "configs").glob("*.py")}
     (meta,) = {name.partition("/")[0] for name in names if ".dist-info/" in name}
     of_wheel = {f"{meta}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")}
-    assert names == code | facts | configs | of_wheel | {"jaxboost/py.typed"}
+    assert names == code | facts | configs | of_wheel | templates | {"jaxboost/py.typed"}
+    assert {path.rpartition(".")[2] for path in templates} == {"jinja", "css", "js"}
     assert "jaxboost = jaxboost.cli.main:main" in (unpacked / meta / "entry_points.txt").read_text()
 
 

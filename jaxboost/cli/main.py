@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": "predict images with a finished run or an export",
     "explain": "draw where a finished run looks: maps over images, t-SNE of the features",
     "export": "export a finished run to one folder that needs no training code",
+    "report": "make a report from finished runs or a study: one page, tables and a model card",
 }
 
 

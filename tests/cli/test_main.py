@@ -37,7 +37,7 @@ def test_help_of_the_subcommands():
     for name, process in zip(main.COMMANDS, run_each(commands), strict=True):
         assert (process.returncode, process.stderr) == (0, "")
         assert f"jaxboost {name} --" in process.stdout
-        flag = {"train": "workdir", "convert": "source", "describe": "json"}.get(name, "run")
+        flag = {"train": "workdir", "convert": "source", "describe": "json", "report": "runs"}.get(name, "run")
         assert f"\n  --{flag}: " in process.stdout
 
 
@@ -55,6 +55,9 @@ MISTAKES = [
     (["export", "--run=x"], ["--out is missing"]),
     (["train", "--config=quickstart", f"--workdir={'x' * 300}"], ["xxx cannot be written", "shorter name"]),
     (["convert", "--source=x", "--out=y"], ["--layers is missing"]),
+    (["report", "--out=x"], ["--runs is missing"]),
+    (["report", "--runs=x"], ["--out is missing"]),
+    (["report", "--runs=nothing", "--out=x"], ["--runs nothing is not a folder"]),
 ]
 
 

@@ -1,0 +1,1 @@
+"""Reports: one page, tables and a model card, made from the analysis of a study."""

@@ -1,0 +1,75 @@
+"""The page: sections of blocks become one HTML file that needs nothing else."""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+
+from jaxboost.reporting import choice, numbers
+from jaxboost.reporting.blocks import Section
+from jaxboost.reporting.plots.canvas import DASHES
+from jaxboost.studies.record import Record
+
+# By this a page is known as ours, see `report`.
+GENERATOR = "jaxboost report"
+_TEMPLATES = "templates"
+
+
+def render(analysis: choice.Analysis, record: Record, sections: Sequence[Section]) -> str:
+    """The HTML of a report. Names are escaped; the browser may load nothing and run no script but ours."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["data_uri"] = _data_uri
+    script, style = _read("sort.js"), _read("report.css")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    study = analysis.get("study") or {}
+    text = environment.get_template("report.html.jinja").render(
+        generator=GENERATOR,
+        title=f"Study {study['name']}" if study.get("name") else "Runs",
+        dataset=(analysis.get("data") or {}).get("name"),
+        study=study,
+        verdict=analysis.get("verdict") or {},
+        headline=_headline(choice.main_comparison(analysis)),
+        protocol=record.protocol,
+        quick=record.quick,
+        sections=[section for section in sections if section.blocks],
+        style=style,
+        script=script,
+        script_sha256=digest,
+        dashes=[" ".join(f"{length * 1.4:g}" for length in dashes) for dashes in DASHES],
+        undefined_text=numbers.UNDEFINED,
+        undefined_texts=(numbers.UNDEFINED, numbers.NOT_KNOWN, "not measured", "not given"),
+    )
+    # A file's name may hold bytes that are no text.
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _headline(main: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """The main comparison in a few numbers, to stand below the sentence of the verdict."""
+    if main is None or not numbers.is_number(main.get("difference")):
+        return []
+    metric = str(main.get("metric", "auc"))
+    low, high = main.get("low"), main.get("high")
+    return [
+        (f"difference in {metric.upper()}", numbers.difference(main.get("difference"))),
+        ("95 % interval", numbers.interval(low, high, numbers.difference)),
+        ("P(first is better)", numbers.probability(main.get("better"))),
+        ("p, Holm", numbers.p_value(main.get("delong_p_holm"))),
+        ("smallest detectable", numbers.score((main.get("detectable") or {}).get(metric))),
+    ]
+
+
+def _read(name: str) -> str:
+    return resources.files("jaxboost.reporting").joinpath(_TEMPLATES, name).read_text("utf-8")
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

