@@ -10,10 +10,11 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxboost.models import frozen
-from jaxboost.models.boost import VARIANTS, Boost
+from jaxboost.models.boost import INITS, KINDS, LAYER, Boost, has_block
 from jaxboost.models.classifier import BoostSpec, Classifier
 from jaxboost.models.classifier import build as build_classifier
 from jaxboost.models.llama import LlamaBlock
+from jaxboost.models.trained_layer import TrainedLayer
 
 if TYPE_CHECKING:
     from jaxboost.inference.open_run import FinishedRun
@@ -82,7 +83,7 @@ def build(
       classes: number of classes, which is the number of logits.
       image_size: side of the square or cubic images, in pixels; a multiple of the backbone's patch size.
       boost: variant of the booster, or "none" for the encoder without a booster.
-      block: the LLM layers; the variants "mlp" and "mlp_out" only read their hidden width.
+      block: the LLM layers, with or without `block.add_lora`; controls without LLM layers only read their width.
       mean: pixels in [0, 1] become (pixel - mean) / std; one value for all channels, or three.
       std: see mean.
       dtype: dtype of the computation; trained weights are float32.
@@ -96,7 +97,7 @@ def build(
     from jaxboost.models.backbones import BACKBONES
 
     check_choice(backbone, BACKBONES, "backbone")
-    check_choice(boost, ("none", *VARIANTS), "boost")
+    check_choice(boost, KINDS, "boost")
     if boost != "none" and block is None:
         raise ValueError(f"boost={boost!r} needs a block, see jaxboost.load_block")
     patch = BACKBONES[backbone].arguments.get("patch")
@@ -111,16 +112,13 @@ def build(
     plain: Any = build_classifier(backbone, boost=BoostSpec(kind="none"), rngs=rngs, **options)
     if block is None or boost == "none":
         return plain
-    booster = Boost(
-        boost,
-        width=plain.encoder.width,
-        block_width=block.config.width,
-        block=block if VARIANTS[boost].layer else None,
-        rope=False,
-        causal=False,
-        path="auto",
-        dtype=dtype,
-        rngs=rngs,
+    shared: dict[str, Any] = dict(
+        width=plain.encoder.width, block_width=block.config.width, path="auto", dtype=dtype, rngs=rngs
+    )
+    booster = (
+        TrainedLayer(init=INITS["uniform"], **shared)
+        if boost == LAYER
+        else Boost(boost, block=block if has_block(boost) else None, rope=False, causal=False, **shared)
     )
     return Classifier(plain.encoder, booster, head_norm=plain.head_norm, head=plain.head, mean=mean, std=std)
 
