@@ -31,8 +31,10 @@ def randomise(tree: Tree, seed: int) -> dict[str, Any]:
         name = path[-1]
         if name in ("q", "k") or path[-2:] == ("qkv", "kernel"):
             return 1.5 * noise / np.float32(np.sqrt(shape[-2]))
-        # The factors of LoRA's changes: large enough to count.
-        if name in ("kernel", "v", "o", "gate", "up", "down") or path[-2:-1] == ("lora",):
+        if path[-2:-1] == ("lora",):
+            # The changes are smaller than the matrices: float32 noise grows with them.
+            return (0.3 if name.endswith("_b") else 1) * noise / np.float32(np.sqrt(shape[-2]))
+        if name in ("kernel", "v", "o", "gate", "up", "down"):
             return noise / np.float32(np.sqrt(shape[-2]))
         if name in ("scale", "attention_norm", "mlp_norm", "final_norm", "attention_scale", "mlp_scale"):
             return 1 + 0.3 * noise
