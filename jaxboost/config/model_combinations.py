@@ -151,7 +151,10 @@ def _controls(config: Config) -> Iterator[str]:
     if boost.control_seed and not boost.control:
         yield "config field boost.control_seed: it has no effect without boost.control, set it to 0"
     if boost.lora_rank and boost.trainable:
-        yield "config field boost.lora_rank: boost.trainable=True trains the whole matrices, set one of them to 0"
+        yield (
+            "config field boost.lora_rank: boost.trainable=True trains the whole matrices, set boost.lora_rank to 0 or"
+            " boost.trainable to False"
+        )
     if boost.lora_alpha and not boost.lora_rank:
         yield "config field boost.lora_alpha: it has no effect without boost.lora_rank, set it to 0"
 
