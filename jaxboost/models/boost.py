@@ -49,7 +49,7 @@ KINDS = ("none", *VARIANTS, LAYER)
 PATHS = ("auto", "full", "pooled", "absorbed")
 # U(+-1 / sqrt(fan_in)) as in the released 3D code, or N(0, .02) as in the 2D code.
 INITS = {"uniform": torch_init, "normal": vit_init}
-
+_ABSORBED_LORA = "absorbed does without keys and values, but LoRA trains them: choose pooled instead"
 
 # What one set of weights allows to compute once: projections for the absorbed path, or the matrices of the layers with
 # LoRA merged into them.
@@ -59,9 +59,6 @@ Precomputed = absorbed.Precomputed | dict[str, jax.Array]
 def has_block(kind: str) -> bool:
     """Whether a kind of booster has LLaMA layers."""
     return kind in VARIANTS and VARIANTS[kind].layer
-
-
-_ABSORBED_LORA = "absorbed does without keys and values, but LoRA trains them: choose pooled instead"
 
 
 def check_path(path: str, kind: str, *, rope: bool, lora: bool = False) -> None:
