@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors
 
-from jaxboost import convert, systems
+from jaxboost import convert, data, systems
 from jaxboost.convert import store
 from jaxboost.errors import UserError
 from jaxboost.inference import export, exported, open_run
@@ -21,7 +21,7 @@ from jaxboost.systems.controls import Control
 from jaxboost.training import step
 from tests import finished_runs
 from tests.reference import llama_checkpoints
-from tests.training.small_runs import assert_same, on_host, small_config, take_steps
+from tests.training.small_runs import assert_same, on_host, small_config
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -166,25 +166,28 @@ def test_a_trained_block_may_start_from_a_control(config):
     assert_same(params["boost"]["block"], frozen["boost"]["block"])
 
 
-@pytest.mark.parametrize("block", ["random", "float32"])
-def test_a_trainable_block_is_trained_and_comes_back(block, config, blocks, tmp_path):
-    changes = {"boost__block": block if block == "random" else str(blocks / block), "boost__trainable": True}
-    changes |= {"boost__layers": (3,), "train__epochs": 1, "eval__bootstrap": 5}
-    run = train.assemble(config(**changes), tmp_path / "run")
-    before = on_host(run.state.params["boost"]["block"])
-    assert np.isfinite(take_steps(run, 2)).all()
-    after = on_host(run.state.params["boost"]["block"])
-    assert not any(np.array_equal(after[path], before[path]) for path in before)
-    result = train.train_and_evaluate(config(**changes), tmp_path / "run")
+def test_a_trainable_random_block_is_trained_and_comes_back(config, images, tmp_path):
+    """From real weights: tests/systems/test_arms.py."""
+    given = config(boost__block="random", boost__trainable=True, train__epochs=1, eval__bootstrap=5)
+    start_of_run = on_host(made(given)[0]["boost"]["block"])
+    result = train.train_and_evaluate(given, tmp_path / "run")
     assert result["parameters"]["frozen"] == 0
-    assert result["block"]["source"] == ("random" if block == "random" else "source")
-    same_predictions(tmp_path / "run", run.dataset, tmp_path)
+    assert result["block"]["source"] == "random"
+    opened = same_predictions(tmp_path / "run", images, tmp_path)
+    trained = on_host(opened.weights[0]["boost"]["block"])
+    assert trained.keys() == start_of_run.keys()
+    assert not any(np.array_equal(trained[path], start_of_run[path]) for path in trained)
 
 
-def same_predictions(folder, dataset, tmp_path):
+@pytest.fixture(scope="module")
+def images(few_lidc_root):
+    """Of the test split."""
+    return data.load("lidcshapes3d", size=28, root=str(few_lidc_root)).splits["test"].images
+
+
+def same_predictions(folder, images, tmp_path):
     """The run's own, those of the opened run, and of its export; returns the opened run."""
     opened = open_run.open_run(folder)
-    images = dataset.splits["test"].images
     found = opened.predict(images)
     np.testing.assert_allclose(found, finished_runs.own_predictions(folder), rtol=0, atol=1e-6)
     export.export(opened, tmp_path / "export")
@@ -195,7 +198,7 @@ def same_predictions(folder, dataset, tmp_path):
 @pytest.fixture(scope="module")
 def lora_run(config, tmp_path_factory):
     """A finished run with LoRA on the shuffled block, and the changes of its config."""
-    changes = {"boost__control": "shuffled", "boost__control_seed": 2, "boost__lora_rank": 3, "optim__lr": 3e-2}
+    changes = {"boost__control": "shuffled", "boost__control_seed": 2, "boost__lora_rank": 3, "optim__lr": 3e-3}
     changes |= {"train__epochs": 1, "eval__bootstrap": 5}
     folder = tmp_path_factory.mktemp("lora") / "run"
     return changes, train.train_and_evaluate(config(**changes), folder), folder
@@ -218,15 +221,14 @@ def test_a_run_with_lora_on_a_changed_block(lora_run, config, blocks, tmp_path):
         open_run.open_run(folder, moved=[f"boost.block={blocks / 'other'}"])
 
 
-def test_lora_is_trained_and_merged(lora_run, config, tmp_path):
+def test_lora_is_trained_and_merged(lora_run, config, images, tmp_path):
     changes, result, folder = lora_run
-    loop = train.assemble(config(**changes), tmp_path / "again")
-    opened = same_predictions(folder, loop.dataset, tmp_path)
+    opened = same_predictions(folder, images, tmp_path)
     trained, held, _ = opened.weights
     lora = trained["boost"]["block"]["layers"]["lora"]
     assert set(lora) == {f"{name}_{part}" for name in MATRICES for part in "ab"}
     assert all(float(np.abs(lora[f"{name}_b"]).max()) > 0 for name in MATRICES)
-    assert_same(held, loop.frozen)
+    assert_same(held, made(config(**changes))[1])
     assert result["parameters"]["frozen"] == sum(leaf.size for leaf in jax.tree.leaves(held))
     with safetensors.safe_open(tmp_path / "export" / "weights.safetensors", framework="numpy") as file:
         names = set(file.keys())
@@ -234,13 +236,13 @@ def test_lora_is_trained_and_merged(lora_run, config, tmp_path):
     assert not [name for name in names if "lora" in name or name.endswith(tuple(f"layers.{m}" for m in MATRICES))]
 
 
-def test_evaluation_never_uses_old_merged_matrices(config, tmp_path):
-    run = train.assemble(config(boost__lora_rank=2), tmp_path / "run")
-    batch = step.put(next(run.iterator), run.program.by_batch)
-    before, after = [], []
-    for found in (before, after):
-        found.append(np.asarray(run.program.bind_eval_step(run.state.params, run.frozen)(batch)[1]))
-        changed = jax.tree.map(lambda leaf: leaf + 0.3, run.state.params["boost"]["block"])
-        boost = {**run.state.params["boost"], "block": changed}
-        run.state = run.state.replace(params={**run.state.params, "boost": boost})
-    assert np.abs(before[0] - after[0]).max() > 1e-4
+def test_evaluation_never_uses_old_merged_matrices(lora_run, images):
+    opened = open_run.open_run(lora_run[2])
+    objective = step.Objective(task="binary-class", classes=2)
+    bind = step.make_eval_step(opened.system.graphdef, objective, opened.replicated)
+    params, held, _ = opened.weights
+    changed = {**params["boost"], "block": jax.tree.map(lambda leaf: leaf + 0.3, params["boost"]["block"])}
+    batch = {"image": images[:4], "label": np.zeros((4, 1), np.int32)}
+    before, after = (np.asarray(bind(each, held)(batch)[1]) for each in (params, {**params, "boost": changed}))
+    np.testing.assert_allclose(before, opened.predict(images[:4], batch_size=4), rtol=0, atol=1e-6)
+    assert np.abs(before - after).max() > 1e-4
