@@ -79,7 +79,7 @@ def build(
       classes: number of classes, which is the number of logits.
       image_size: side of the square or cubic images, in pixels; a multiple of the backbone's patch size.
       boost: variant of the booster, or "none" for the encoder without a booster.
-      block: the LLM layers; the variants "mlp" and "mlp_out" only read their hidden width.
+      block: the LLM layers, with or without `block.add_lora`; controls without LLM layers only read their width.
       mean: pixels in [0, 1] become (pixel - mean) / std; one value for all channels, or three.
       std: see mean.
       dtype: dtype of the computation; trained weights are float32.

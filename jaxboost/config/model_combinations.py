@@ -110,14 +110,14 @@ def _path(config: Config) -> Iterator[str]:
     if boost.kind == "none":
         return
     try:
-        check_path(boost.path, boost.kind, rope=boost.rope)
+        check_path(boost.path, boost.kind, rope=boost.rope, lora=boost.lora_rank > 0)
     except ValueError as error:
         yield f"config field boost.path: {error}; set it to auto"
 
 
 def _llm(section: str) -> Check:
     def check(config: Config) -> Iterator[str]:
-        from jaxboost.models.boost import VARIANTS
+        from jaxboost.models.boost import has_block
 
         fields = config[section]
         layers = fields.layers
@@ -126,11 +126,37 @@ def _llm(section: str) -> Check:
                 f"config field {section}.layers: {layers} should be layer numbers from 0, such as (31,) or (15, 31), or"
                 " () for all layers of the block"
             )
-        used = fields.used if section == "llama" else fields.kind != "none" and VARIANTS[fields.kind].layer
+        used = fields.used if section == "llama" else has_block(fields.kind)
         if used and fields.block == "random" and fields.final_norm == "loaded":
             yield f"config field {section}.final_norm: a random block has no norm to load, set it to ones"
 
     return check
+
+
+def _controls(config: Config) -> Iterator[str]:
+    """The fields about other weights of the block, and about LoRA."""
+    from jaxboost.models.boost import has_block
+
+    boost = config.boost
+    used = has_block(boost.kind)
+    for field, empty in (("control", '""'), ("lora_rank", "0")):
+        if boost[field] and not used:
+            yield f"config field boost.{field}: boost.kind={boost.kind} has no LLM layers, set it to {empty}"
+    if boost.control and used and boost.block in ("", "random"):
+        named = f"is {boost.block}" if boost.block else "is empty"
+        yield (
+            f"config field boost.control: {boost.control} changes the weights of a converted block, but boost.block"
+            f' {named}: name its folder, or set boost.control to ""'
+        )
+    if boost.control_seed and not boost.control:
+        yield "config field boost.control_seed: it has no effect without boost.control, set it to 0"
+    if boost.lora_rank and boost.trainable:
+        yield (
+            "config field boost.lora_rank: boost.trainable=True trains the whole matrices, set boost.lora_rank to 0 or"
+            " boost.trainable to False"
+        )
+    if boost.lora_alpha and not boost.lora_rank:
+        yield "config field boost.lora_alpha: it has no effect without boost.lora_rank, set it to 0"
 
 
 def _every(config: Config) -> Iterator[str]:
@@ -149,8 +175,9 @@ _BOTH: Table = (
 _RLLM: Table = (
     (("model", "boost.kind"), _pooled),
     (("model",), _encoder_weights),
-    (("boost.path", "boost.kind", "boost.rope"), _path),
+    (("boost.path", "boost.kind", "boost.rope", "boost.lora_rank"), _path),
     (("boost",), _llm("boost")),
+    (("boost",), _controls),
 )
 _PNEUMOLLM: Table = (
     (("llama",), _llm("llama")),

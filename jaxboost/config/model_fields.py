@@ -124,11 +124,38 @@ def _llama(final_norm: str, default: str) -> dict[str, Field]:
 BOOST = {
     "kind": Field(
         "rllm",
-        'variant of the booster, a key of jaxboost.models.boost.VARIANTS, or "none"',
+        'variant of the booster, a key of jaxboost.models.boost.VARIANTS; "none"; or "layer", a trained layer in its'
+        " place",
         choices=_kinds,
     ),
     **_llama("ones", "the last layer"),
+    "control": Field(
+        "",
+        'what replaces the weights of the block: "shuffled", the same numbers in random places of each tensor;'
+        ' "matched", random numbers with each tensor\'s mean square',
+        choices=("shuffled", "matched"),
+        optional=True,
+        before="",
+    ),
+    "control_seed": Field(
+        0,
+        "draw of boost.control, the same for all values of seed",
+        range=Range(least=0, below=2**32),
+        before=0,
+    ),
     "trainable": Field(False, "train the block too: the paper's fine-tuning arm"),
+    "lora_rank": Field(
+        0,
+        "rank of trained low-rank changes (LoRA) of the frozen block's seven matrices; 0: none",
+        range=Range(least=0, most=4096),
+        before=0,
+    ),
+    "lora_alpha": Field(
+        0.0,
+        "alpha of LoRA, whose changes are scaled by alpha / boost.lora_rank; 0: a scale of 1",
+        range=Range(least=0),
+        before=0.0,
+    ),
     "rope": Field(False, "keep the LLM's rotary position embedding"),
     "path": Field(
         "auto",

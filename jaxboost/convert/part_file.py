@@ -44,6 +44,21 @@ def fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+class RunningFingerprint:
+    """The `fingerprint` of arrays that are given one after the other, in the order of their names."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, name: str, array: np.ndarray) -> None:
+        """Adds the next array."""
+        _update(self._digest, name, array)
+
+    def value(self) -> str:
+        """The fingerprint of all arrays so far."""
+        return self._digest.hexdigest()
+
+
 def write(folder: pathlib.Path, part: Part, dtype: np.dtype, progress: Callable[[int], Any]) -> str:
     """Reads a part from its source and writes it into `folder`; one array at a time is in memory.
 

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,9 @@ from jaxboost.convert.tables.parts import FINAL_NORM
 from jaxboost.errors import UserError
 from jaxboost.models.frozen import Quantized
 
+# (part's key in the manifest, name, array) -> the array that replaces it, of the same shape and dtype.
+Change = Callable[[str, str, np.ndarray], np.ndarray]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Block:
@@ -31,7 +34,7 @@ class Block:
       layers: the L layers used, in order.
       weights: name -> array stacked over the layers: (L, D), or (L, in, out) for linear maps, which may be quantized.
       final_norm: (D,); None if it was not loaded.
-      fingerprint: see `fingerprint_of`.
+      fingerprint: see `fingerprint_of`; of the weights as they are here, if they were changed.
     """
 
     manifest: Manifest
@@ -69,12 +72,16 @@ def fingerprint_of(manifest: Manifest, layers: tuple[int, ...] | None, final_nor
     if final_norm:
         _check_final_norm(manifest)
         used.append(FINAL_NORM)
+    return _identity({key: manifest.sha256[key] for key in used}, manifest)
+
+
+def _identity(sha256: Mapping[str, str], manifest: Manifest) -> str:
     constants = dataclasses.asdict(manifest.config)
     # The digests of the first release have no such entry.
     if constants["rope_unsupported"] is None:
         del constants["rope_unsupported"]
     # The same weights with another eps or rope_base are another function.
-    return joined_fingerprint({key: manifest.sha256[key] for key in used}, constants)
+    return joined_fingerprint(sha256, constants)
 
 
 def joined_fingerprint(sha256: Mapping[str, str], constants: Mapping[str, Any]) -> str:
@@ -91,6 +98,7 @@ def load_block(
     final_norm: bool,
     placement: Placement | None = None,
     quantize: Quantize | None = None,
+    change: Change | None = None,
 ) -> Block:
     """Loads layers of the block at `path`, each verified against the manifest.
 
@@ -101,6 +109,7 @@ def load_block(
       placement: shape of an array of the result -> its sharding, which may split any axis of stacked weights but the
         first. Default: the first local device.
       quantize: quantizes linear maps, each as soon as it is read. Default: they stay as they are stored.
+      change: replaces each array as it is read, and before it is quantized. Default: nothing is changed.
 
     Raises:
       UserError: the block is missing or altered, or does not hold these layers.
@@ -110,14 +119,16 @@ def load_block(
     identity = fingerprint_of(manifest, layers, final_norm)
     placement = placement or first_device
     weights: dict[str, jax.Array | Quantized] = {}
+    changed: dict[str, str] = {}
     for position, layer in enumerate(layers):
-        for name, array in arrays(path, manifest, str(layer)):
+        for name, array in _changed(path, manifest, str(layer), change, changed):
             convert = quantize if array.ndim == 2 else None
             weights[name] = with_layer(weights.get(name), array, position, len(layers), placement, convert)
     norm = None
     if final_norm:
-        ((_, scale),) = arrays(path, manifest, FINAL_NORM)
+        ((_, scale),) = _changed(path, manifest, FINAL_NORM, change, changed)
         norm = placed(scale, placement)
+    identity = _identity(changed, manifest) if change else identity
     return Block(manifest=manifest, layers=layers, weights=weights, final_norm=norm, fingerprint=identity)
 
 
@@ -125,6 +136,21 @@ def arrays(path: str | os.PathLike, manifest: Manifest, key: str) -> Iterator[tu
     """The arrays of one part of the block at `path`; see `part_file.read`."""
     of_part = shapes.llama_part(manifest.config, key)
     return part_file.read(path, key, of_part, DTYPES[manifest.dtype], manifest.sha256[key])
+
+
+def _changed(
+    path: str | os.PathLike, manifest: Manifest, key: str, change: Change | None, sha256: dict[str, str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of one part, changed if `change` is given; then `sha256` gets the part's fingerprint at the end."""
+    if change is None:
+        yield from arrays(path, manifest, key)
+        return
+    digest = part_file.RunningFingerprint()
+    for name, array in arrays(path, manifest, key):
+        new = change(key, name, array)
+        digest.add(name, new)
+        yield name, new
+    sha256[key] = digest.value()
 
 
 def _checked_layers(manifest: Manifest, layers: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -267,6 +267,12 @@ def _check_fingerprints(
                 f" were made on {made_on.get('device')} with jax {made_on.get('jax')}: predict there,"
                 " or export the run there"
             )
+        before = (result.parts[part.role] or {}).get("loaded_sha256")
+        if before and before == part.about.get("loaded_sha256"):
+            raise UserError(
+                f"{where}: the block is the same, but its control was drawn otherwise: numpy's random numbers may"
+                " differ between versions: predict where the run was made, or export the run there"
+            )
         raise UserError(
             f"{where}: give the folder of the weights that it was trained with, with --set FIELD=DIR"
             " (in Python: moved=['FIELD=DIR'])"

@@ -11,6 +11,7 @@ from jaxboost.errors import ArgumentError
 from jaxboost.models import absorbed
 from jaxboost.models.layers import layer_of, linear, torch_init, vit_init
 from jaxboost.models.llama import LlamaBlock
+from jaxboost.models.transformer import gelu
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,12 +19,14 @@ class BoostVariant:
     """What a variant computes from tokens x: r = F_E x; h = F_L(r) [+ r]; result F_D h [+ skip(x)].
 
     Attributes:
-      layer: whether it has the LLaMA layers F_L. Without them h = r: the control with the linear maps only.
+      layer: whether it has the LLaMA layers F_L. Without them F_L(r) is r, or GELU(r): controls.
+      gelu: without layers, F_L(r) is GELU(r).
       inner: the inner residual: r is added to the output of F_L, before F_D.
       outer: the outer residual, skip(x): none, x itself, or leaky_relu(W x) with a trained W.
     """
 
     layer: bool = True
+    gelu: bool = False
     inner: bool = False
     outer: Literal["none", "identity", "leaky_relu"] = "none"
 
@@ -36,20 +39,37 @@ VARIANTS = {
     "out_nn": BoostVariant(outer="leaky_relu"),  # released code only: F_D F_L(r) + leaky_relu(W x)
     "mlp": BoostVariant(layer=False),  # the MLP control (section 4.4.1) of the 3D code: F_D r
     "mlp_out": BoostVariant(layer=False, outer="identity"),  # the MLP control of the 2D code: F_D r + x
+    # Controls that the paper lacks. The first has the weights of "rllm", so it can also evaluate a trained R-LLM
+    # without its block.
+    "identity": BoostVariant(layer=False, inner=True),  # F_L is the identity: F_D (r + r)
+    "mlp_gelu": BoostVariant(layer=False, gelu=True),  # an MLP with a nonlinearity, no residual: F_D GELU(r)
 }
-KINDS = ("none", *VARIANTS)
+LAYER = "layer"  # the control with a trained layer, `trained_layer.TrainedLayer`
+KINDS = ("none", *VARIANTS, LAYER)
 
 PATHS = ("auto", "full", "pooled", "absorbed")
 # U(+-1 / sqrt(fan_in)) as in the released 3D code, or N(0, .02) as in the 2D code.
 INITS = {"uniform": torch_init, "normal": vit_init}
+_ABSORBED_LORA = "absorbed does without keys and values, but LoRA trains them: choose pooled instead"
+
+# What one set of weights allows to compute once: projections for the absorbed path, or the matrices of the layers with
+# LoRA merged into them.
+Precomputed = absorbed.Precomputed | dict[str, jax.Array]
 
 
-def check_path(path: str, kind: str, *, rope: bool) -> None:
+def has_block(kind: str) -> bool:
+    """Whether a kind of booster has LLaMA layers."""
+    return kind in VARIANTS and VARIANTS[kind].layer
+
+
+def check_path(path: str, kind: str, *, rope: bool, lora: bool = False) -> None:
     """Raises ArgumentError if a path is unknown or cannot compute this kind of booster; "auto" always can."""
     if path not in PATHS:
         raise ArgumentError(f"{path!r} is none of {', '.join(PATHS)}")
-    if path == "absorbed" and not VARIANTS[kind].layer:
-        raise ArgumentError(f"absorbed does without the layer's keys and values, but kind {kind} has no layer")
+    if path == "absorbed" and not has_block(kind):
+        raise ArgumentError(f"absorbed does without the LLM layer's keys and values, but kind {kind} has no LLM layer")
+    if path == "absorbed" and lora:
+        raise ArgumentError(_ABSORBED_LORA)
     if path == "absorbed" and rope:
         raise ArgumentError("absorbed does without keys, but rope rotates them: choose pooled instead")
 
@@ -71,13 +91,14 @@ class Boost(nnx.Module):
     Args:
       kind: a key of VARIANTS.
       width: d, the width of the tokens.
-      block: the LLaMA layers F_L; None for a kind without them.
+      block: the LLaMA layers F_L, with or without LoRA (`LlamaBlock.add_lora`); None for a kind without them.
       block_width: D, for a kind without layers. Other kinds take it from the block.
       rope, causal: whether F_L keeps LLaMA's rotary embedding and causal mask. Both are off in the paper (section 3.1).
         Under a causal mask the CLS token, which comes first, sees only itself.
       path: how `pooled` computes its result; all give the same result. "full" computes all tokens. "pooled" computes
         keys and values of all tokens, and the rest for CLS alone. "absorbed" computes no keys and values (see
-        `models.absorbed`), which does not work with rope. "auto" chooses the cheapest path for the shapes.
+        `models.absorbed`), which works neither with rope nor with LoRA. "auto" chooses the cheapest path for the
+        shapes.
       init: a key of INITS: how the linear maps are initialised.
       dtype: of the linear maps' computation; their weights are float32.
       rngs: of the linear maps' weights.
@@ -121,15 +142,9 @@ class Boost(nnx.Module):
           x: tokens (B, N, d).
           mask: (B, N), True where a token is real; None if all are.
         """
-        r = self.encode(x)
-        h = r
-        if self.block is not None:
-            h = self.block(r, rope=self.rope, causal=self.causal, mask=mask)
-        return self._decode(h, r, x)
+        return self._all(self.block, x, mask)
 
-    def pooled(
-        self, x: jax.Array, mask: jax.Array | None = None, precomputed: absorbed.Precomputed | None = None
-    ) -> jax.Array:
+    def pooled(self, x: jax.Array, mask: jax.Array | None = None, precomputed: Precomputed | None = None) -> jax.Array:
         """Boosts the CLS token only: self(x, mask)[:, :1], (B, 1, d), computed by `path`.
 
         Args:
@@ -138,17 +153,22 @@ class Boost(nnx.Module):
           precomputed: the result of `precompute` for these weights; None if it was not computed.
         """
         path = self._choose_path(*x.shape[:2], has_precomputed=precomputed is not None)
+        block, projections = self.block, None
+        if isinstance(precomputed, absorbed.Precomputed):
+            projections = precomputed
+        elif block is not None and precomputed is not None:
+            block = block.with_merged(precomputed)
         if path == "full":
-            return self(x, mask)[:, :1]
+            return self._all(block, x, mask)[:, :1]
         cls = x[:, :1]
         r = self.encode(cls)
-        if self.block is None:
-            h = r
+        if block is None:
+            h = self._without_layers(r)
         elif path == "pooled":
-            h = self.block(self.encode(x), rope=self.rope, causal=self.causal, mask=mask, queries=1)
+            h = block(self.encode(x), rope=self.rope, causal=self.causal, mask=mask, queries=1)
         else:
             h = absorbed.run_block(
-                self.block, x, self.encode.kernel[...], causal=self.causal, mask=mask, precomputed=precomputed
+                block, x, self.encode.kernel[...], causal=self.causal, mask=mask, precomputed=projections
             )
         return self._decode(h, r, cls)
 
@@ -157,21 +177,35 @@ class Boost(nnx.Module):
         """Whether `pooled` needs all tokens, not only the first."""
         return self.block is not None or self.path == "full"
 
-    def precompute(self) -> absorbed.Precomputed | None:
-        """The projections that the absorbed path can compute before it sees tokens.
+    def precompute(self) -> Precomputed | None:
+        """What one set of weights allows to compute before tokens are seen; made again whenever a weight changes.
 
-        None if the absorbed path cannot be used, or if precomputing would not make it cheaper.
+        With LoRA these are the merged matrices. In bfloat16 they are not merged, because small changes would be lost.
+        Else they are the projections of the absorbed path: None if that path cannot be used, or if precomputing would
+        not make it cheaper.
         """
         width, block_width = self.encode.kernel.shape
+        if self.block is not None and self.block.has_lora:
+            return self.block.merged_lora() if self.block.dtype == jnp.float32 else None
         if self.block is None or self.block.depth > 1 or self.rope or width >= block_width:
             return None
         if self.path not in ("auto", "absorbed"):
             return None
         return absorbed.precompute(layer_of(self.block.layers, 0), self.encode.kernel[...].astype(self.block.dtype))
 
+    def _all(self, block: LlamaBlock | None, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Every boosted token (B, N, d), by the layers `block`."""
+        r = self.encode(x)
+        h = self._without_layers(r) if block is None else block(r, rope=self.rope, causal=self.causal, mask=mask)
+        return self._decode(h, r, x)
+
+    def _without_layers(self, r: jax.Array) -> jax.Array:
+        """F_L(r) of the kinds without LLaMA layers."""
+        return gelu(r) if self.variant.gelu else r
+
     def _decode(self, h: jax.Array, r: jax.Array, x: jax.Array) -> jax.Array:
-        """Applies F_D and the residuals to h = F_L(r), or h = r without F_L; r and x are what the residuals add."""
-        if self.block is not None and self.variant.inner:
+        """Applies F_D and the residuals to h = F_L(r); r and x are what the residuals add."""
+        if self.variant.inner:
             h = h + r
         z = self.decode(h)
         if self.variant.outer == "identity":
@@ -181,9 +215,12 @@ class Boost(nnx.Module):
         return z
 
     def _choose_path(self, batch: int, tokens: int, *, has_precomputed: bool) -> str:
+        has_lora = self.block is not None and self.block.has_lora
+        if self.path == "absorbed" and has_lora:
+            raise ArgumentError(_ABSORBED_LORA)
         if self.path != "auto":
             return self.path
-        if self.block is None or self.rope:
+        if self.block is None or self.rope or has_lora:
             return "pooled"
         if has_precomputed or self.block.depth > 1:
             return "absorbed"

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxboost.errors import ArgumentError
-from jaxboost.models.absorbed import Precomputed
 from jaxboost.models.backbones import BACKBONES
-from jaxboost.models.boost import VARIANTS, Boost
+from jaxboost.models.boost import INITS, LAYER, Boost, Precomputed, check_path, has_block
 from jaxboost.models.encoder import Encoder
 from jaxboost.models.frozen import freeze
 from jaxboost.models.layers import layer_norm, linear, normalize_pixels
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
 from jaxboost.models.taps import tap
+from jaxboost.models.trained_layer import TrainedLayer
 
 
 class Classifier(nnx.Module):
@@ -29,7 +29,7 @@ class Classifier(nnx.Module):
     def __init__(
         self,
         encoder: Encoder,
-        boost: Boost | None,
+        boost: Boost | TrainedLayer | None,
         *,
         head_norm: nnx.LayerNorm | None,
         head: nnx.Linear,
@@ -82,11 +82,13 @@ class BoostSpec:
     """Everything about the booster that shapes the model.
 
     Attributes:
-      kind: "none" or a key of `boost.VARIANTS`.
+      kind: one of `boost.KINDS`.
       config: the LLaMA layers' shape, for all kinds but "none"; a kind without layers takes its hidden width from it.
       depth: number of consecutive LLaMA layers.
       trainable: the LLaMA layers are trained too: the paper's fine-tuning control.
       rope, causal, path, init: see `Boost`.
+      lora_rank: rank of LoRA on the LLaMA layers, which are frozen then; 0: no LoRA.
+      lora_alpha: its scale is lora_alpha / lora_rank; 0: 1.
     """
 
     kind: str
@@ -97,6 +99,8 @@ class BoostSpec:
     causal: bool = False
     path: str = "auto"
     init: str = "uniform"
+    lora_rank: int = 0
+    lora_alpha: float = 0.0
 
 
 def build(
@@ -152,17 +156,25 @@ def build(
         if norm is not None:
             freeze(norm)
     head = linear(encoder.width, classes, init=spec.traits.head_init, dtype=jnp.float32, rngs=rngs)
+    if boost.lora_rank and isinstance(booster, Boost) and booster.block is not None:
+        # Last, so that the other weights are drawn as without it.
+        booster.block.add_lora(boost.lora_rank, alpha=boost.lora_alpha or None, rngs=rngs)
     return Classifier(encoder, booster, head_norm=norm, head=head, mean=mean, std=std)
 
 
 def _build_boost(
     spec: BoostSpec, width: int, dtype: jnp.dtype, rngs: nnx.Rngs, block: LlamaBlock | None
-) -> Boost | None:
+) -> Boost | TrainedLayer | None:
     if spec.kind == "none":
         return None
     if spec.config is None:
         raise ArgumentError(f"boost kind {spec.kind} needs the LLaMA layers' config")
-    if not VARIANTS[spec.kind].layer:
+    check_path(spec.path, spec.kind, rope=spec.rope, lora=spec.lora_rank > 0)
+    if spec.kind == LAYER:
+        return TrainedLayer(
+            width=width, block_width=spec.config.width, path=spec.path, init=INITS[spec.init], dtype=dtype, rngs=rngs
+        )
+    if not has_block(spec.kind):
         block = None
     elif block is None:
         block = LlamaBlock(spec.config, depth=spec.depth, dtype=dtype, rngs=rngs)

@@ -13,8 +13,9 @@ from flax import nnx
 
 from jaxboost.errors import ArgumentError
 from jaxboost.models.adapters import Adaptation, Projection
-from jaxboost.models.frozen import dequantize
+from jaxboost.models.frozen import Frozen, dequantize
 from jaxboost.models.layers import layer_of, stack
+from jaxboost.models.lora import Lora
 from jaxboost.models.taps import closed, tap
 
 
@@ -82,6 +83,10 @@ DEPTHS = {name: depth for name, (depth, _) in _PUBLISHED.items()}
 FAMILIES = {name: config for name, (_, config) in _PUBLISHED.items()}
 
 
+# The matrices of a layer, which LoRA changes.
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+
+
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """RMSNorm x / sqrt(mean(x^2) + eps) * scale over the last axis: statistics in float32, result in x's dtype."""
     wide = x.astype(jnp.float32)
@@ -134,6 +139,7 @@ class LlamaLayer(nnx.Module):
         self.gate = matrix(D, F)
         self.up = matrix(D, F)
         self.down = matrix(F, D)
+        self.lora: Lora | None = None  # see `LlamaBlock.add_lora`
 
     def __call__(
         self,
@@ -161,12 +167,17 @@ class LlamaLayer(nnx.Module):
 
     def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
         """The layer's output from the heads' output `mixed` (B, Q, H*K) and the layer's input x (B, Q, D)."""
-        x = x + mixed @ self._weight("o")
+        x = x + self._product(mixed, "o")
         return x + self._swiglu(rms_norm(x, self.mlp_norm[...], self.config.eps))
 
     def _weight(self, name: str) -> jax.Array:
         """A matrix (in, out) in the dtype of the computation, quantized or not."""
         return dequantize(getattr(self, name).get_value()).astype(self.dtype)
+
+    def _product(self, x: jax.Array, name: str) -> jax.Array:
+        """The product of x (..., in) with a matrix, and LoRA's change of it."""
+        y = x @ self._weight(name)
+        return y if self.lora is None else y + self.lora(x, name)
 
     def _attend(
         self,
@@ -182,7 +193,7 @@ class LlamaLayer(nnx.Module):
 
         def heads(x: jax.Array, name: str, count: int) -> jax.Array:
             if merged is None:
-                y = x @ self._weight(name)
+                y = self._product(x, name)
             else:
                 bias: Any = merged[name].bias
                 y = x @ merged[name].kernel.astype(self.dtype) + bias.astype(self.dtype)
@@ -203,7 +214,7 @@ class LlamaLayer(nnx.Module):
         return (weights.reshape(B, G, H // G * Q, N) @ v).reshape(B, H, Q, K).transpose(0, 2, 1, 3).reshape(B, Q, H * K)
 
     def _swiglu(self, x: jax.Array) -> jax.Array:
-        return (jax.nn.silu(x @ self._weight("gate")) * (x @ self._weight("up"))) @ self._weight("down")
+        return self._product(jax.nn.silu(self._product(x, "gate")) * self._product(x, "up"), "down")
 
 
 def attention_mask(tokens: int, *, causal: bool, mask: jax.Array | None) -> jax.Array | None:
@@ -268,6 +279,38 @@ class LlamaBlock(nnx.Module):
     def below_last(self, x: jax.Array, *, rope: bool, causal: bool, mask: jax.Array | None) -> jax.Array:
         """The input of the last layer (B, N, D), from x (B, N, D); arguments: see `LlamaLayer`."""
         return self._run(x.astype(self.dtype), self.depth - 1, None, rope=rope, causal=causal, mask=mask)
+
+    def add_lora(self, rank: int, *, alpha: float | None = None, rngs: nnx.Rngs) -> None:
+        """Adds trained low-rank changes to the seven matrices of each layer (`lora.Lora`); they are zero at first.
+
+        They are trained even if the block is frozen, provided that it was frozen before.
+
+        Args:
+          rank: r.
+          alpha: the changes are scaled by alpha / r; None: alpha is r.
+          rngs: of the changes' first factors.
+        """
+        shapes: dict[str, Any] = {name: getattr(self.layers, name).get_value().shape for name in MATRICES}
+        lora = Lora(shapes, rank=rank, alpha=rank if alpha is None else alpha, rngs=rngs)
+        self.layers.lora = nnx.data(lora)  # `data`, because the attribute was None
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether `add_lora` was called."""
+        return self.layers.lora is not None
+
+    def merged_lora(self) -> dict[str, jax.Array]:
+        """The matrices of all layers with LoRA's changes merged into them: name -> (L, in, out) in float32."""
+        layers = self.layers
+        return {name: layers.lora.merged(name, dequantize(getattr(layers, name).get_value())) for name in MATRICES}
+
+    def with_merged(self, matrices: dict[str, jax.Array]) -> "LlamaBlock":
+        """A copy without LoRA that computes with `matrices`, the result of `merged_lora`; inside a traced function."""
+        copy = jax.tree.map(lambda leaf: leaf, self)
+        copy.layers.lora = None
+        for name, matrix in matrices.items():
+            setattr(copy.layers, name, Frozen(matrix))
+        return copy
 
     def norm(self, x: jax.Array) -> jax.Array:
         """The final RMSNorm, in float32."""

@@ -52,7 +52,9 @@ class Part:
       layers: numbers of the LLM layers.
       arguments: arguments that the part is built with.
       weights: "int8" if the matrices are quantized as they are loaded, see `llama.weights`; else None.
-      sha256: fingerprint of the weights.
+      control, control_seed: how the loaded weights were changed, see `systems.controls`; None: they were not.
+      loaded_sha256: fingerprint of the weights before that.
+      sha256: fingerprint of the weights as they were used.
     """
 
     source: _Text
@@ -60,6 +62,9 @@ class Part:
     dtype: Literal["float32", "bfloat16"] | None = None
     arguments: dict[_Text, Scalar | list[float]] | None = None
     weights: Literal["int8"] | None = None
+    control: Literal["shuffled", "matched"] | None = None
+    control_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    loaded_sha256: _Digest | None = None
     sha256: _Digest
 
 

@@ -95,6 +95,10 @@ class Boost(_Llama):
     path: _Text
     causal: bool
     init: _Text = continuing.ADDED["boost.init"]
+    control: _Text = continuing.ADDED["boost.control"]
+    control_seed: int = continuing.ADDED["boost.control_seed"]
+    lora_rank: int = continuing.ADDED["boost.lora_rank"]
+    lora_alpha: float = continuing.ADDED["boost.lora_alpha"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,8 @@ from jaxboost.convert import placing, store
 from jaxboost.convert.placing import Placement, Quantize
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.llama import DEPTHS, FAMILIES, LlamaConfig
+from jaxboost.systems import controls
+from jaxboost.systems.controls import Control
 from jaxboost.systems.system import Recorded
 from jaxboost.systems.weights import RANDOM, Pretrained, as_trained, empty, find_converted, stored_dtype
 
@@ -151,6 +153,7 @@ def pretrained_layers(
     dtype: str,
     shards: bool = False,
     storage: str = "stored",
+    control: Control | None = None,
 ) -> Pretrained:
     """The pretrained part of a model that `find_layers` found, or its random control.
 
@@ -160,6 +163,8 @@ def pretrained_layers(
       layers: what `find_layers` returned.
       dtype: of random weights that stay as they are; trained ones are float32.
       storage: of frozen weights: "stored" (as the block has them), or INT8.
+      control: changes the weights of a block; None: they are used as they are. `validate` has seen that there is a
+        block.
 
     Raises:
       UserError: qwix, which quantizes them, is not installed.
@@ -173,7 +178,10 @@ def pretrained_layers(
         text = f"a random block of {len(layers.numbers)} layer(s): the control without pretraining{ending}"
     else:
         source, dtype = layers.manifest.source, layers.manifest.dtype
-        text = f"layer {_listed(layers.numbers)} of {source}, {'trained too' if trainable else 'frozen'}{ending}"
+        changed = "" if control is None else f", {controls.TEXTS[control.kind]} (draw {control.seed})"
+        text = (
+            f"layer {_listed(layers.numbers)} of {source}{changed}, {'trained too' if trainable else 'frozen'}{ending}"
+        )
     about = {
         "source": source,
         "layers": list(layers.numbers),
@@ -181,6 +189,10 @@ def pretrained_layers(
         "arguments": dataclasses.asdict(layers.config),
         **({} if quantize is None else {"weights": storage}),
     }
+    if control is not None and layers.manifest is not None:
+        # The part's own fingerprint is that of the changed weights.
+        loaded = store.fingerprint_of(layers.manifest, layers.numbers, layers.final_norm)
+        about |= {"control": control.kind, "control_seed": control.seed, "loaded_sha256": loaded}
     return Pretrained(
         role=role,
         paths=(path,),
@@ -189,7 +201,7 @@ def pretrained_layers(
         quantize=quantize,
         about=about,
         text=text,
-        load=None if layers.manifest is None else functools.partial(_load, layers, trainable, quantize),
+        load=None if layers.manifest is None else functools.partial(_load, layers, trainable, quantize, control),
     )
 
 
@@ -240,11 +252,16 @@ def _log_choice(section: str, family: str, folder: pathlib.Path, manifest: store
 
 
 def _load(
-    layers: Layers, trainable: bool, quantize: Quantize | None, placement: Placement
+    layers: Layers, trainable: bool, quantize: Quantize | None, control: Control | None, placement: Placement
 ) -> tuple[tuple[dict[str, Any], ...], str]:
     assert layers.folder is not None
     loaded = store.load_block(
-        layers.folder, layers.numbers, final_norm=layers.final_norm, placement=placement, quantize=quantize
+        layers.folder,
+        layers.numbers,
+        final_norm=layers.final_norm,
+        placement=placement,
+        quantize=quantize,
+        change=control,
     )
     weights = loaded.tree(placement)
     return (as_trained(weights) if trainable else weights,), loaded.fingerprint

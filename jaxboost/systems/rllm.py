@@ -10,16 +10,19 @@ from jaxboost.convert import encoders
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.models import classifier
 from jaxboost.models.backbones import BACKBONES
-from jaxboost.models.boost import VARIANTS
+from jaxboost.models.boost import has_block
 from jaxboost.models.classifier import BoostSpec, Classifier
 from jaxboost.models.llama import LlamaConfig
 from jaxboost.systems import blocks
+from jaxboost.systems.controls import Control
 from jaxboost.systems.encoders import resolve_encoder
 from jaxboost.systems.system import Recorded, System, model_arguments, texts, trace
 from jaxboost.systems.weights import RANDOM, Pretrained, check_same
 
 # The section of the config that names the LLaMA layers.
 SECTION = "boost"
+# Its fields that `BoostSpec` has too.
+_SPEC_FIELDS = ("kind", "trainable", "rope", "causal", "path", "init", "lora_rank", "lora_alpha")
 
 
 def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: Recorded | None) -> System:
@@ -39,15 +42,14 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
         title=f"{backbone} + {kind}{texts(parts)}",
         pretrained=parts,
         boost=kind,
-        width=spec.config.width if spec.config and not VARIANTS[kind].layer else None,
+        width=spec.config.width if spec.config and not has_block(kind) else None,
     )
 
 
 def layers(config: Config) -> tuple[int, ...]:
     """The layers of a config whose `boost.layers` is empty, see `blocks.named_layers`."""
     boost = config.boost
-    used = boost.kind in VARIANTS and VARIANTS[boost.kind].layer
-    return blocks.named_layers(boost, used=used, default=blocks.LAST)
+    return blocks.named_layers(boost, used=has_block(boost.kind), default=blocks.LAST)
 
 
 def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib.Path) -> None:
@@ -100,7 +102,7 @@ def _resolve_boost(
     fields = config.boost
     if fields.kind == "none":
         return BoostSpec(kind=fields.kind), ()
-    has_layer = VARIANTS[fields.kind].layer
+    has_layer = has_block(fields.kind)
     # A block that was trained comes from the checkpoint: only its shape is needed.
     kept = recorded.parts.get("block") if recorded and fields.trainable else None
     if kept:
@@ -110,11 +112,16 @@ def _resolve_boost(
             SECTION, config, used=has_layer, default=blocks.LAST, with_weights=with_weights, recorded=recorded
         )
     blocks.check_rope(SECTION, found.config, used=has_layer and fields.rope)
-    own = {name: fields[name] for name in ("kind", "trainable", "rope", "causal", "path", "init")}
+    own = {name: fields[name] for name in _SPEC_FIELDS}
     spec = BoostSpec(config=found.config, depth=len(found.numbers), **own)
     if kept or not has_layer:
         return spec, ()
     part = blocks.pretrained_layers(
-        "block", ("boost", "block"), found, trainable=fields.trainable, dtype=config.model.dtype
+        "block",
+        ("boost", "block"),
+        found,
+        trainable=fields.trainable,
+        dtype=config.model.dtype,
+        control=Control(kind=fields.control, seed=fields.control_seed) if fields.control else None,
     )
     return spec, (part,)

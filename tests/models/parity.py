@@ -31,6 +31,9 @@ def randomise(tree: Tree, seed: int) -> dict[str, Any]:
         name = path[-1]
         if name in ("q", "k") or path[-2:] == ("qkv", "kernel"):
             return 1.5 * noise / np.float32(np.sqrt(shape[-2]))
+        if path[-2:-1] == ("lora",):
+            # The changes are smaller than the matrices: float32 noise grows with them.
+            return (0.3 if name.endswith("_b") else 1) * noise / np.float32(np.sqrt(shape[-2]))
         if name in ("kernel", "v", "o", "gate", "up", "down"):
             return noise / np.float32(np.sqrt(shape[-2]))
         if name in ("scale", "attention_norm", "mlp_norm", "final_norm", "attention_scale", "mlp_scale"):

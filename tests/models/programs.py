@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxboost.models import frozen
-from jaxboost.models.boost import VARIANTS
+from jaxboost.models.boost import KINDS
 from jaxboost.models.classifier import BoostSpec, build
 from tests.models import pneumollm_cases
 from tests.models.pneumollm_cases import CASES, LLAMA
@@ -26,15 +26,20 @@ def digests() -> dict[str, str]:
 def _cases() -> Iterator[tuple[str, Callable[[nnx.Rngs], nnx.Module], tuple[int, ...]]]:
     def classifier(backbone: str, **options: Any) -> Callable[[nnx.Rngs], nnx.Module]:
         spec = BoostSpec(
-            kind=options.pop("kind", "none"), config=LLAMA, depth=2, trainable=options.pop("trainable", False)
+            kind=options.pop("kind", "none"),
+            config=LLAMA,
+            depth=2,
+            trainable=options.pop("trainable", False),
+            lora_rank=options.pop("lora_rank", 0),
         )
         given = dict(boost=spec, classes=3, image_size=SIZE, mean=(0.5,), std=(0.5,), dtype=jnp.float32) | options
         return lambda rngs: build(backbone, **given, rngs=rngs)
 
     flat, cube = (2, SIZE, SIZE, 3), (2, SIZE, SIZE, SIZE, 1)
-    for kind in ("none", *VARIANTS):
+    for kind in KINDS:
         yield f"vit_tiny {kind}", classifier("vit_tiny", kind=kind), flat
     yield "vit_tiny trainable", classifier("vit_tiny", kind="rllm", trainable=True), flat
+    yield "vit_tiny LoRA", classifier("vit_tiny", kind="rllm", lora_rank=2), flat
     yield "vit_tiny frozen", classifier("vit_tiny", kind="rllm", frozen=True), flat
     yield "vit_tiny stochastic depth, remat", classifier("vit_tiny", kind="rllm", drop_path=0.1, remat=True), flat
     yield "vit3d_tiny", classifier("vit3d_tiny", kind="rllm"), cube

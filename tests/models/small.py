@@ -10,6 +10,7 @@ import pytest
 from jaxboost.models import absorbed
 from jaxboost.models.backbones import BACKBONES, Backbone
 from jaxboost.models.llama import LlamaBlock
+from jaxboost.models.trained_layer import TrainedLayer
 from jaxboost.models.vit import ViT
 from jaxboost.models.vit3d import ViT3D
 from jaxboost.models.vivit import ViViT
@@ -31,6 +32,7 @@ RESTATED = {ViT: rllm.ViT, ViT3D: rllm.ViT3D, ViViT: rllm.ViViT}
 
 _COMPILED_ENCODERS = {encoder: jax.jit(encoder.__call__, static_argnames="queries") for encoder in RESTATED}
 _COMPILED_BLOCK = jax.jit(LlamaBlock.__call__, static_argnames=("rope", "causal", "queries"))
+_COMPILED_LAYER = jax.jit(TrainedLayer.pooled)
 _COMPILED_ABSORBED = jax.jit(absorbed.run_block, static_argnames="causal")
 
 
@@ -45,4 +47,5 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     for encoder, compiled in _COMPILED_ENCODERS.items():
         monkeypatch.setattr(encoder, "__call__", compiled)
     monkeypatch.setattr(LlamaBlock, "__call__", _COMPILED_BLOCK)
+    monkeypatch.setattr(TrainedLayer, "pooled", _COMPILED_LAYER)
     monkeypatch.setattr(absorbed, "run_block", _COMPILED_ABSORBED)

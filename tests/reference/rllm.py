@@ -252,21 +252,30 @@ class LlamaBlock(nn.Module):
 
 
 class Boost(nn.Module):
-    """The boost variants on tokens x (B, N, D), each formula written out. `block` is F_L; None for the MLP controls."""
+    """The boost variants on tokens x (B, N, D), each formula written out.
 
-    KINDS = ("rllm", "out", "hybrid", "bare", "out_nn", "mlp", "mlp_out")
+    `block` is F_L; None for the controls without it. "layer" is a whole transformer layer in the place of F_E, F_L and
+    F_D, with the first MLP whose two products and biases bring it closest to the weights of F_E and F_D.
+    """
+
+    KINDS = ("rllm", "out", "hybrid", "bare", "out_nn", "mlp", "mlp_out", "identity", "mlp_gelu", "layer")
 
     def __init__(self, kind: str, *, width: int, block_width: int, block: nn.Module | None):
         super().__init__()
         if kind not in self.KINDS:
             raise ValueError(f"unknown kind {kind!r}, known: {', '.join(self.KINDS)}")
         self.kind = kind
+        if kind == "layer":
+            self.layer = closest_layer(width, 2 * width * block_width)
+            return
         self.encode = nn.Linear(width, block_width, bias=False)  # F_E
         self.block = block
         self.decode = nn.Linear(block_width, width, bias=False)  # F_D
         self.skip = nn.Linear(width, width, bias=False) if kind == "out_nn" else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "layer":
+            return self.layer(x)
         r = self.encode(x)
         match self.kind:
             case "rllm":
@@ -283,6 +292,25 @@ class Boost(nn.Module):
                 return self.decode(r)
             case "mlp_out":
                 return self.decode(r) + x
+            case "identity":
+                return self.decode(2 * r)
+            case "mlp_gelu":
+                return self.decode(functional.gelu(r))
+
+
+def closest_layer(width: int, weights: int) -> Block:
+    """Of layers of one head the one whose number of weights is closest, with an MLP of a quarter of the width or more.
+
+    Only for widths below 64, the width of a head elsewhere.
+    """
+
+    def make(mlp_width: int) -> Block:
+        return Block(width, heads=1, head_dim=width, mlp_width=mlp_width, qkv_bias=True, eps=1e-6)
+
+    def distance(mlp_width: int) -> int:
+        return abs(sum(each.numel() for each in make(mlp_width).parameters()) - weights)
+
+    return make(min(range(width // 4, 2 * width), key=distance))
 
 
 class Classifier(nn.Module):
