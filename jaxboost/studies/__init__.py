@@ -1,0 +1,1 @@
+"""Studies: many runs on the same splits, their comparisons, and the record from which a report is made."""
