@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 import jaxboost
 from jaxboost.data.dataset import Dataset
-from jaxboost.evaluation import metrics, prediction_table, thresholds
+from jaxboost.evaluation import metrics, patients, prediction_table, thresholds
 from jaxboost.io import write_text
 from jaxboost.models.frozen import count, mib
 from jaxboost.runs import workdir
@@ -77,12 +77,15 @@ def make_result(
       seconds: duration of the run.
     """
     parts = {part.role: Part(**part.about, sha256=fingerprints[part.role]) for part in system.pretrained}
+    sizes = {name: len(split) for name, split in dataset.splits.items()}
+    # All figures are over images or over patients, as the config says.
+    dataset, scores = patients.pooled(dataset, scores, unit=config.eval.unit)
     figures = _figures(scores, dataset, resamples=config.eval.bootstrap)
     return RunResult(
         dataset=dataset.info.name,
         task=dataset.info.task,
         classes=dataset.info.classes,
-        splits={name: len(split) for name, split in dataset.splits.items()},
+        splits=sizes,
         seed=config.seed,
         protocol=config.eval.protocol,
         warning=REFERENCE_WARNING if config.eval.protocol == "reference" else None,

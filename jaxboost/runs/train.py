@@ -14,7 +14,7 @@ from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
-from jaxboost.evaluation import thresholds
+from jaxboost.evaluation import patients, thresholds
 from jaxboost.models.frozen import Tree
 from jaxboost.runs import datasets, report, workdir
 from jaxboost.runs.lock import locked
@@ -111,6 +111,7 @@ def assemble(
     splits = splits or datasets.own_splits(config, folder)
     dataset = splits.load()
     selection_split = PROTOCOLS[config.eval.protocol]
+    patients.check(dataset, unit=config.eval.unit)
     if config.eval.specificity:
         thresholds.check_both_classes(dataset, selection_split)
     objective = make_objective(config, dataset.info, dataset.splits["train"].labels)
