@@ -61,7 +61,7 @@ def make_result(
     fingerprints: Mapping[str, str],
     scores: Mapping[str, np.ndarray],
     selection: Selection,
-    steps: int,
+    steps: int | None,
     seconds: float,
 ) -> RunResult:
     """Creates the result of a run.
@@ -73,7 +73,7 @@ def make_result(
       fingerprints: role -> fingerprint of each pretrained part; for a user's own data set also "data" and "splits".
       scores: split -> probabilities (n, classes), for all splits except "train".
       selection: the best epoch.
-      steps: number of training steps.
+      steps: number of training steps; None if there were none.
       seconds: duration of the run.
     """
     parts = {part.role: Part(**part.about, sha256=fingerprints[part.role]) for part in system.pretrained}
@@ -160,9 +160,10 @@ def write_predictions(
 def log_result(result: RunResult) -> None:
     """Logs the metrics of a result, next to baselines for comparison."""
     selection = result.selection
+    what = f"epoch {selection.epoch}" if selection.chosen is None else hyper_text(selection.chosen)
     logger.info(
-        "epoch %d has the best %s %s, %s",
-        selection.epoch,
+        "%s has the best %s %s, %s",
+        what or "the classifier",
         selection.split,
         selection.metric.upper(),
         _number(selection.value),
@@ -195,6 +196,11 @@ def log_result(result: RunResult) -> None:
         logger.info("test: %s alone: AUC %s", name, _number(baseline["auc"]))
     if result.warning:
         logger.warning(result.warning)
+
+
+def hyper_text(hyper: Mapping[str, float]) -> str:
+    """Hyper-parameters as a line of the log has them: "C=0.01"."""
+    return ", ".join(f"{name}={value:g}" for name, value in hyper.items())
 
 
 def _figures(scores: Mapping[str, np.ndarray], dataset: Dataset, *, resamples: int) -> dict[str, Figures]:
