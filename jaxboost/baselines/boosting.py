@@ -20,6 +20,8 @@ class Boosting:
     RATES: ClassVar[tuple[float, ...]] = (0.1, 0.03)
     ROUNDS = 500
     PATIENCE = 10
+    # Samples of a leaf, at least: scikit-learn's number, but not more than a twentieth of a small train split.
+    LEAF = 20
     # What is left of 32-bit sums in another order.
     _TOLERANCE = 1e-6
 
@@ -54,6 +56,7 @@ class Boosting:
             model = HistGradientBoostingClassifier(
                 learning_rate=rate,
                 max_leaf_nodes=leaves,
+                min_samples_leaf=max(1, min(cls.LEAF, len(target) // 20)),
                 max_iter=cls.ROUNDS if stops else 100,
                 early_stopping=stops,
                 n_iter_no_change=cls.PATIENCE,

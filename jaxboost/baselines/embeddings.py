@@ -18,7 +18,7 @@ from jaxboost.training import source_tokens
 
 # batch on the devices -> embeddings (B, 2W), see `models.embedder`
 Encode = Callable[[evaluate.Batch], jax.Array]
-_VIEWS = 3
+VIEWS = 3
 
 
 def make_encode(system: System, weights: tuple[Tree, Tree, Tree], replicated: jax.NamedSharding) -> Encode:
@@ -43,7 +43,7 @@ def middle_views(volumes: np.ndarray | MappedRows) -> np.ndarray:
     The middle of an even S is S / 2. Returns (3n, S, S, C).
     """
     middle = volumes.shape[1] // 2
-    views = [np.take(np.asarray(volume), middle, axis) for volume in volumes for axis in range(_VIEWS)]
+    views = [np.take(np.asarray(volume), middle, axis) for volume in volumes for axis in range(VIEWS)]
     return np.array(views, volumes.dtype).reshape(-1, *volumes.shape[2:])
 
 
@@ -99,7 +99,7 @@ def of_images(
 def _as_images(split: Split) -> Split:
     if len(split.images.shape) == 4:
         return Split(images=split.images, labels=split.labels)
-    return Split(images=middle_views(split.images), labels=np.repeat(split.labels, _VIEWS, axis=0))
+    return Split(images=middle_views(split.images), labels=np.repeat(split.labels, VIEWS, axis=0))
 
 
 def _averaged(found: np.ndarray, samples: int) -> np.ndarray:

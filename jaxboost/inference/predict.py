@@ -26,7 +26,8 @@ def predict_or_export(
     Args:
       folder: folder of a run or an export.
       files: files and folders to predict, see `inputs.find`; empty: only export.
-      out: CSV file for the predictions. An older table of predictions is replaced; any other file is not.
+      out: CSV file for the predictions. An older table of predictions is replaced; any other file is not. If the run
+        counts patients (`eval.unit`), their predictions are written beside it, see `patient_table`.
       target: the new folder of the export; None: do not export.
       masks: lung masks, see `inputs.read`.
       skip_faulty: leave out files that cannot be read, with a warning.
@@ -40,7 +41,7 @@ def predict_or_export(
         raise UserError("nothing to do: give --input (images to predict) or --export (a new folder for the model)")
     # Imported here, because a mistyped flag should not wait for jax to load.
     from jaxboost import outputs
-    from jaxboost.data.sources.folder import inputs
+    from jaxboost.data.sources.folder import input_patients, inputs
     from jaxboost.inference import exported
 
     is_export = exported.is_export(folder)
@@ -60,6 +61,9 @@ def predict_or_export(
                 raise UserError(f"the export {target} would lie in the run that is exported: give a folder elsewhere")
         run = open_run.open_run(folder, moved)
     model = exported.load(folder) if run is None else run
+    by_patient = run is not None and run.config.eval.unit == "patient"
+    if files and by_patient:
+        _check_out(patient_table(out))
     found = inputs.find(files, model.preprocessing.ndim, skip_faulty=skip_faulty) if files else []
     outputs.check_not_among(out, "--out", found, "one of the inputs")
     if target and run is not None:
@@ -72,6 +76,16 @@ def predict_or_export(
         with io.writing(f"--out {out}"):
             io.write_text(out, model.labels.table(kept, probabilities))
         logger.info("%d predictions in %s", len(kept), out)
+        if by_patient:
+            owners = input_patients.find(files, kept, model.labels.classes)
+            with io.writing(patient_table(out)):
+                io.write_text(patient_table(out), model.labels.patient_table(owners, probabilities))
+            logger.info("%d patients in %s", len(set(owners)), patient_table(out))
+
+
+def patient_table(out: pathlib.Path) -> pathlib.Path:
+    """The file of the patients' predictions beside that of the images: predictions_patients.csv."""
+    return out.with_name(f"{out.stem}_patients{out.suffix}")
 
 
 def _check_out(out: pathlib.Path) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxboost.baselines.boosting import Boosting
+from jaxboost.baselines.linear import Logistic
 from jaxboost.errors import UserError
 from jaxboost.inference import open_run
 from jaxboost.inference.export import export
@@ -21,6 +23,14 @@ RUNGS = ("prevalence", "trivial", "knn", "logistic", "boosting")
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("small") / "images")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_rounds():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Boosting, "ROUNDS", 10)
+        patch.setattr(Boosting, "LEAVES", (4,))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +157,6 @@ def test_damaged_classifier(runs, tmp_path, damage):
 
 
 def test_boosting_that_cannot_be_repeated_is_refused(runs, monkeypatch):
-    from jaxboost.baselines.boosting import Boosting
-
-    monkeypatch.setattr(Boosting, "PATIENCE", 1)
     monkeypatch.setattr(Boosting, "ROUNDS", 3)
     with pytest.raises(UserError, match="are not those of the run"):
         open_run.open_run(runs["boosting"])
@@ -194,8 +201,6 @@ def test_val_labels_change_the_choice_alone(images, runs, tmp_path):
     chosen = workdir.result_in(tmp_path / "run").selection.chosen
     assert chosen != workdir.result_in(runs["trivial"]).selection.chosen
     # The run on the right labels, with the same C, predicts the same.
-    from jaxboost.baselines.linear import Logistic
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Logistic, "C", (chosen["C"],))
         train.train_and_evaluate(small_config(images, "trivial"), tmp_path / "same")

@@ -134,6 +134,13 @@ def read_entries(
     return _same_patients(entries)
 
 
+def has_column(path: pathlib.Path, field: str) -> bool:
+    """Whether the table has a column for a field of `Entry`. Raises UserError if it cannot be read."""
+    _, table = csv_text.rows(path, csv_text.read(path))
+    _, header = next(table, (0, []))
+    return any(cell_values.clean(name).lower() in _COLUMNS[field] for name in header)
+
+
 def _same_patients(entries: list[Entry]) -> list[Entry]:
     """Writes patient 7.0 as 7 if the column has numbers in both forms: pandas writes 7 as 7.0 in a column with gaps."""
     patients = {entry.patient for entry in entries if entry.patient}
