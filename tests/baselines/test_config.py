@@ -4,7 +4,8 @@ import pytest
 
 from jaxboost.analysis import describe
 from jaxboost.config import get_baseline_config, load_config, validate, validation
-from jaxboost.errors import UserError
+from jaxboost.config.table import BASELINE_FIELDS
+from jaxboost.errors import UserError, nearest
 from jaxboost.runs import saved_config
 
 RUNGS = ("prevalence", "trivial", "knn", "logistic", "boosting")
@@ -99,11 +100,4 @@ def test_fields_of_an_encoder_that_is_not_used(changes):
 def test_a_section_of_another_system_is_unknown():
     config = load_config("baseline:knn").unlock()
     config.optim = {"lr": 1.0}
-    assert validation.problems(config) == ["config field optim.lr is unknown: " + _nearest("optim.lr")]
-
-
-def _nearest(name):
-    from jaxboost.config.table import BASELINE_FIELDS
-    from jaxboost.errors import nearest
-
-    return nearest(name, BASELINE_FIELDS)
+    assert validation.problems(config) == [f"config field optim.lr is unknown: {nearest('optim.lr', BASELINE_FIELDS)}"]

@@ -32,7 +32,7 @@ def with_patients(dataset: Dataset, table: str, *, ignore_splits: bool) -> Datas
     if any(split.groups is not None for split in dataset.splits.values()):
         raise UserError(f"config field data.groups: {name} has patient ids already: leave it empty")
     path = user_path(table)
-    problems = Problems(path)
+    problems = Problems(path.parent, path.name)
     entries = labels.read_entries(path, problems, required=("file", "patient"))
     named = {split: members.named(split).names for split, members in dataset.splits.items()}
     split_of = {str(file): split for split, names in named.items() for file in names}
