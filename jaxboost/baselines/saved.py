@@ -13,7 +13,7 @@ from jaxboost.baselines.problem import Classifier
 from jaxboost.data.readers.npz import open_npz, write_npz
 from jaxboost.errors import UserError
 
-FILE = "baseline.npz"
+FILE = "classifier.npz"
 _ABOUT = "about"
 
 

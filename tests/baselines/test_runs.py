@@ -64,7 +64,7 @@ def test_folder_of_a_run(runs, rung):
     assert content["encoder"] is None if not embeds else content["encoder"]["source"] == "random"
     assert (result.parameters.frozen > 0) == embeds
     files = {path.name for path in run.iterdir() if not path.name.startswith(".")}
-    expected = {"config.json", "result.json", "baseline.npz", "predictions"}
+    expected = {"config.json", "result.json", "classifier.npz", "predictions"}
     assert {name for name in files if not name.startswith("source-tokens-")} == expected
     assert (run / "predictions" / "test.csv").exists()
 
@@ -149,10 +149,10 @@ def test_runs_share_a_folder_of_embeddings(images, runs, tmp_path):
 def test_damaged_classifier(runs, tmp_path, damage):
     run = shutil.copytree(runs["trivial"], tmp_path / "run")
     if damage == "missing":
-        (run / "baseline.npz").unlink()
+        (run / "classifier.npz").unlink()
     else:
-        (run / "baseline.npz").write_bytes((run / "baseline.npz").read_bytes() + b"x")
-    with pytest.raises(UserError, match=r"baseline\.npz.*" + damage):
+        (run / "classifier.npz").write_bytes((run / "classifier.npz").read_bytes() + b"x")
+    with pytest.raises(UserError, match=r"classifier\.npz.*" + damage):
         open_run.open_run(run)
 
 
