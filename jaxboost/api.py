@@ -16,6 +16,7 @@ from jaxboost.models.classifier import build as build_classifier
 from jaxboost.models.llama import LlamaBlock
 
 if TYPE_CHECKING:
+    from jaxboost.inference.baseline_run import BaselineRun
     from jaxboost.inference.open_run import FinishedRun
 
 
@@ -152,7 +153,7 @@ def train(config: ConfigDict, folder: str | os.PathLike[str]) -> Any:
     return train_and_evaluate(config, pathlib.Path(folder).expanduser())
 
 
-def open_run(folder: str | os.PathLike[str]) -> "FinishedRun":
+def open_run(folder: str | os.PathLike[str]) -> "FinishedRun | BaselineRun":
     """Opens a finished run for predictions.
 
     Example::

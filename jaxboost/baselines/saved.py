@@ -57,8 +57,14 @@ def load(
     if io.digest_of(path) != sha256:
         raise UserError(f"{path} was altered, its checksum does not match that in result.json: {fix}")
     about = json.loads(str(open_npz(path, [_ABOUT])[_ABOUT]))
+    arrays = open_npz(path, about["arrays"])
     try:
-        restored = CLASSIFIERS[kind].restore(open_npz(path, about["arrays"]), task=task, classes=classes, hyper=hyper)
+        restored = CLASSIFIERS[kind].restore(arrays, task=task, classes=classes, hyper=hyper)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} does not fit {kind} with {dict(hyper)}, which config.json and result.json name: one of the files was"
+            f" altered: {fix}"
+        ) from error
     return restored, about["channels"]

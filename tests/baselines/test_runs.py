@@ -219,3 +219,14 @@ def test_folds(images, tmp_path):
     assert len(list((tmp_path / "run").glob("source-tokens-*.npz"))) == 1
     tested = [finished_runs.named_predictions(tmp_path / "run" / f"fold{number}") for number in range(3)]
     assert sorted(name for names in tested for name in names) == sorted(path.name for path in images.glob("*.png"))
+
+
+def test_a_result_of_another_classifier(runs, tmp_path):
+    """Results of earlier versions have no checksum; this one's is taken away."""
+    run = shutil.copytree(runs["knn"], tmp_path / "run")
+    content = json.loads((run / "result.json").read_text())
+    del content["sha256"]
+    content["selection"]["chosen"] = {"C": 1.0}
+    (run / "result.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"classifier\.npz does not fit knn with {'C': 1\.0}"):
+        open_run.open_run(run)
