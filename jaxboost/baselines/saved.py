@@ -64,7 +64,7 @@ def load(
         raise UserError(f"{folder}: {error}") from error
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"{path} does not fit {kind} with {dict(hyper)}, which config.json and result.json name: one of the files was"
-            f" altered: {fix}"
+            f"{path} does not fit {kind} with {dict(hyper)}, which config.json and result.json name: one of these files"
+            f" was altered: {fix}"
         ) from error
     return restored, about["channels"]

@@ -7,12 +7,13 @@ import shutil
 import numpy as np
 import pytest
 
+from jaxboost import data
 from jaxboost.config import load_config
 from jaxboost.data.sources.folder import input_patients
 from jaxboost.errors import UserError
 from jaxboost.evaluation import metrics
 from jaxboost.inference.predict import predict_or_export
-from jaxboost.runs import train, workdir
+from jaxboost.runs import datasets, train, workdir
 from jaxboost.tasks import BINARY
 from tests import finished_runs
 from tests.baselines.small import SIDE, small_config, write_images
@@ -190,3 +191,58 @@ def test_patients_of_a_table(tmp_path):
     # A table without patients leaves them to the folders.
     (tmp_path / "labels.csv").write_text("file,label\na.png,x\n")
     assert input_patients.find([str(tmp_path)], files[:1], []) == [str(files[0])]
+
+
+@pytest.fixture(scope="module")
+def grouped(official_root, tmp_path_factory):
+    """BreastMNIST with two images of the same class for each patient: a config, and its table."""
+    table = tmp_path_factory.mktemp("table") / "patients.csv"
+    rows = ["file,patient_id"]
+    with np.load(official_root / "breastmnist.npz") as arrays:
+        for split in ("train", "val", "test"):
+            labels = arrays[f"{split}_labels"][:, 0]
+            for label in (0, 1):
+                members = np.flatnonzero(labels == label)
+                rows += [f"{split}/{row},{split}-{label}-{number // 2}" for number, row in enumerate(members)]
+    table.write_text("\n".join(rows) + "\n")
+    config = load_config(
+        "baseline:trivial+2d",
+        **{
+            "data.name": "breastmnist",
+            "data.root": str(official_root),
+            "data.groups": str(table),
+            "eval.unit": "patient",
+            "eval.bootstrap": 10,
+        },
+    )
+    return config, table
+
+
+def test_patients_of_a_published_set(grouped, tmp_path):
+    config, table = grouped
+    train.train_and_evaluate(config, tmp_path / "run")
+    result = workdir.result_in(tmp_path / "run")
+    assert (result.splits["test"], result.test.n) == (156, 78)
+    # They make it a data set of the user's own: another table is other data, and the same table may move.
+    assert result.data_sha256
+    assert result.splits_sha256
+    moved = shutil.copyfile(table, tmp_path / "moved.csv")
+    config.data.groups = str(moved)
+    train.train_and_evaluate(config, tmp_path / "run")
+    other = moved.read_text().replace("test-0-0\n", "test-0-1\n")
+    assert other != moved.read_text()
+    (tmp_path / "other.csv").write_text(other)
+    config.data.groups = str(tmp_path / "other.csv")
+    with pytest.raises(UserError, match="is a finished run with other data than"):
+        train.train_and_evaluate(config, tmp_path / "run")
+    config.data.groups = str(table)
+
+
+def test_folds_go_by_the_given_patients(grouped):
+    config, table = grouped
+    whole = datasets.load(config.copy_and_resolve_references())
+    fold = data.fold_of(whole, count=3, fold=0, seed=0, val_share=0.2, file=None)
+    groups = {name: set(split.groups) for name, split in fold.splits.items()}
+    assert not groups["train"] & groups["test"]
+    assert not groups["train"] & groups["val"]
+    assert sum(map(len, groups.values())) == len({line.split(",")[1] for line in table.read_text().splitlines()[1:]})

@@ -1,5 +1,6 @@
 """Runs of baselines: the folder, prediction with it, what validation and the test split may change, what is refused."""
 
+import errno
 import json
 import shutil
 
@@ -13,7 +14,7 @@ from jaxboost.errors import UserError
 from jaxboost.inference import open_run
 from jaxboost.inference.export import export
 from jaxboost.inference.predict import predict_or_export
-from jaxboost.runs import cross_validation, train, workdir
+from jaxboost.runs import cross_validation, report, train, workdir
 from tests import finished_runs
 from tests.baselines.small import small_config, write_images
 
@@ -132,6 +133,20 @@ def test_the_same_command_completes_a_run(runs, images, tmp_path):
     after = json.loads((run / "result.json").read_text())
     assert after["sha256"] == before["sha256"]
     assert cache.stat().st_mtime_ns == written
+
+
+def test_a_full_disk_leaves_no_result(images, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write_predictions", full)
+        with pytest.raises(UserError, match="cannot be written .No space left"):
+            train.train_and_evaluate(small_config(images, "trivial"), tmp_path / "run")
+    assert not (tmp_path / "run" / "result.json").exists()
+    with pytest.raises(UserError, match="is not finished"):
+        open_run.open_run(tmp_path / "run")
+    assert train.train_and_evaluate(small_config(images, "trivial"), tmp_path / "run")["boost"] == "baseline"
 
 
 def test_runs_share_a_folder_of_embeddings(images, runs, tmp_path):
