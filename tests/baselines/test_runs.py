@@ -141,7 +141,7 @@ def test_a_full_disk_leaves_no_result(images, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(report, "write_predictions", full)
-        with pytest.raises(UserError, match="cannot be written .No space left"):
+        with pytest.raises(UserError, match=r"cannot be written \(No space left"):
             train.train_and_evaluate(small_config(images, "trivial"), tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
     with pytest.raises(UserError, match="is not finished"):
