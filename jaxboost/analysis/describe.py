@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from jaxboost.config.types import Config
 
 if TYPE_CHECKING:
+    from jaxboost.data.dataset import DatasetInfo
     from jaxboost.systems import System
 
 
@@ -20,7 +21,7 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
       A dict. trainable, frozen: numbers of parameters. trainable_mib, frozen_mib: their size as float32 in MiB, which
       the R-LLM paper calls "number of parameters". tokens: number of tokens that the booster gets. flops_per_image:
       FLOPs of one forward pass, with and without the booster. step_memory_gb: see `memory.step_memory_gb`; only with
-      `memory`.
+      `memory`. A baseline has no training step and other entries, see `_describe_baseline`.
     """
     # Imported here: a mistyped flag should be reported before jax loads.
     import jax
@@ -37,6 +38,8 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
     validate(config)
     info = datasets.describe(config)
     check_data(config, info)
+    if "baseline" in config:
+        return _describe_baseline(config, info)
     with_boost = prepare(config, info, with_weights=False)
     plain = config.copy_and_resolve_references()
     plain.update_from_flattened_dict({"llama.used": False} if "pneumollm" in config else {"boost.kind": "none"})
@@ -67,8 +70,66 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
     }
 
 
+def _describe_baseline(config: Config, info: "DatasetInfo") -> dict[str, Any]:
+    """Describes a baseline.
+
+    Returns:
+      As `describe`. boost: "baseline". trainable: numbers that are fitted; None: they depend on the data. features:
+      numbers that the classifier sees of an image. flops_per_image: of all views of an image, without the classifier.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from jaxboost.analysis.flops import count_flops
+    from jaxboost.baselines import embeddings, features
+    from jaxboost.models.frozen import count, merge, mib
+    from jaxboost.systems import prepare
+    from jaxboost.tasks import TASKS
+
+    fields, classes = config.baseline, len(info.classes)
+    system, flops, width = prepare(config, info, with_weights=False), 0, 0
+    if fields.features == "trivial":
+        width = len(features.names(info.ndim, info.channels))
+    elif fields.features == "encoder":
+
+        def embed(images: jax.Array, *weights: Any) -> jax.Array:
+            return merge(system.graphdef, *weights)(images)
+
+        side, channels = config.model.image_size, info.channels
+        arguments = (jax.ShapeDtypeStruct((1, side, side, channels), jnp.uint8), system.params, system.frozen)
+        flops = count_flops(embed, *arguments, system.stats) * (embeddings.VIEWS if info.ndim == 3 else 1)
+        width = jax.eval_shape(embed, *arguments, system.stats).shape[-1]
+    # A binary problem has one row of coefficients.
+    rows = 1 if TASKS[info.task].binary else classes
+    trainable = {"prevalence": classes, "knn": 0, "logistic": rows * (width + 1), "boosting": None}[fields.classifier]
+    return {
+        "dataset": info.name,
+        "backbone": config.model.backbone if fields.features == "encoder" else fields.features,
+        "boost": system.boost,
+        "classifier": fields.classifier,
+        "features": width,
+        "classes": classes,
+        "trainable": trainable,
+        "frozen": count(system.frozen),
+        "frozen_mib": round(mib(system.frozen), 2),
+        "tokens": system.tokens,
+        "flops_per_image": flops,
+    }
+
+
 def as_text(result: dict[str, Any]) -> str:
     """Formats the result of `describe` as a few lines of text."""
+    if "classifier" in result:
+        fitted = result["trainable"]
+        return "\n".join(
+            [
+                f"{result['dataset']}, {result['classifier']} on {result['backbone']}, {result['classes']} classes",
+                f"features   {result['features']:>13,} numbers per image",
+                f"fitted     {'with the data' if fitted is None else f'{fitted:,}':>13} numbers",
+                f"frozen     {result['frozen']:>13,} parameters {result['frozen_mib']:>9.2f} MiB",
+                f"forward    {result['flops_per_image'] / 1e9:>13.3f} GFLOP per image",
+            ]
+        )
     cost = result["flops_per_image"]
     lines = [
         f"{result['dataset']}, {result['backbone']}, boost {result['boost']}, {result['classes']} classes",

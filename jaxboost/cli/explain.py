@@ -6,10 +6,9 @@ jaxboost explain --run RUN --split test --worst 12 --out DIR [--tsne]
 RUN is the folder of a run or of one fold of a cross-validation. DIR is new.
 """
 
-import pathlib
-
 from absl import flags
 
+from jaxboost import io
 from jaxboost.cli import app
 from jaxboost.errors import UserError
 
@@ -45,9 +44,9 @@ def run() -> None:
         with app.warnings_on_stderr():
             command.explain(
                 command.Request(
-                    run=pathlib.Path(run_flag.value).expanduser(),
-                    against=pathlib.Path(against_flag.value).expanduser() if against_flag.value else None,
-                    out=pathlib.Path(out_flag.value).expanduser(),
+                    run=io.user_path(run_flag.value),
+                    against=io.user_path(against_flag.value) if against_flag.value else None,
+                    out=io.user_path(out_flag.value),
                     files=input_flag.value,
                     split=split_flag.value,
                     worst=worst_flag.value,

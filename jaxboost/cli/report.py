@@ -5,10 +5,9 @@ jaxboost report --runs STUDY|RUNS --out DIR [--pictures N]
 The pictures are of one run of the main comparison's first arm; they need the run's checkpoint and the data.
 """
 
-import pathlib
-
 from absl import flags
 
+from jaxboost import io
 from jaxboost.cli import app
 from jaxboost.errors import UserError
 
@@ -27,7 +26,7 @@ def run() -> None:
             if not value:
                 fix = "the folder of a study or of runs" if flag == "runs" else "a folder for the report"
                 raise UserError(f"--{flag} is missing: give {fix}")
-        runs, out = (pathlib.Path(value).expanduser() for value in folders.values())
+        runs, out = (io.user_path(value) for value in folders.values())
         if not runs.is_dir():
             raise UserError(f"--runs {runs} is not a folder: give the folder of a study or of runs")
         # They import scikit-learn and matplotlib: a mistyped flag is refused before.

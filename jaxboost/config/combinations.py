@@ -23,7 +23,9 @@ def combination_problems(config: Config, wrong: Collection[str]) -> list[str]:
       config: see `validation.validate`.
       wrong: dotted names of the fields that are invalid by themselves.
     """
-    checks = _SHARED + model_combinations.checks(config)
+    # A baseline has no training that fields could contradict.
+    shared = _SHARED if "baseline" in config else _TRAINED + _SHARED
+    checks = shared + model_combinations.checks(config)
 
     def is_right(name: str) -> bool:
         return name not in wrong and not any(each.startswith(f"{name}.") for each in wrong)
@@ -31,7 +33,8 @@ def combination_problems(config: Config, wrong: Collection[str]) -> list[str]:
     found = [text for names, check in checks if all(map(is_right, names)) for text in check(config)]
     info = None
     if is_right("data"):
-        info, text = _described(config, ndim_of(config) if is_right("model.backbone") else None)
+        known = is_right("baseline.ndim" if "baseline" in config else "model.backbone")
+        info, text = _described(config, ndim_of(config) if known else None)
         found += [text] if text else []
     if info and all(map(is_right, _READ_WITH_DATA)):
         found += data_problems(config, info)
@@ -40,7 +43,8 @@ def combination_problems(config: Config, wrong: Collection[str]) -> list[str]:
 
 def data_problems(config: Config, info: "DatasetInfo") -> list[str]:
     """Returns the problems of fields that contradict the data set of a config."""
-    return [text for check in _WITH_DATA for text in check(config, info)]
+    checks = (_baseline_dimensions, _binary) if "baseline" in config else _WITH_DATA
+    return [text for check in checks for text in check(config, info)]
 
 
 def check_data(config: Config, info: "DatasetInfo") -> None:
@@ -122,6 +126,11 @@ def _folder(config: Config) -> Iterator[str]:
     from jaxboost.data.readers import arrays
 
     if config.data.source == "folder":
+        if config.data.groups:
+            yield (
+                "config field data.groups: it is for published sets; a folder names its patients in labels.csv (column"
+                " patient_id): leave it empty"
+            )
         yield from caught(lambda: arrays.check_window(config.data.window))
         yield from caught(lambda: arrays.nan_value(config.data.nan))
 
@@ -179,6 +188,14 @@ def _dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
         )
 
 
+def _baseline_dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
+    if config.baseline.ndim != info.ndim:
+        yield (
+            f"config field baseline.ndim: data set {info.name} is {info.ndim}-D, set it to {info.ndim}, not"
+            f" {config.baseline.ndim}"
+        )
+
+
 def _binary(config: Config, info: "DatasetInfo") -> Iterator[str]:
     for name, asked, fix in (
         ("metric", config.eval.metric == "avg", "auc"),
@@ -205,15 +222,17 @@ def _labels(config: Config, info: "DatasetInfo") -> Iterator[str]:
 
 
 _SHARED: Table = (
+    (("data", "eval.protocol"), _splits),
+    (("data",), _folder),
+)
+_TRAINED: Table = (
     (("train.max_steps", "train.accumulate"), _max_steps),
     (("optim", "train.epochs"), _schedule),
     (("optim",), _adam),
-    (("data", "eval.protocol"), _splits),
-    (("data",), _folder),
     (("augment.resize", "model.image_size"), _resize),
     (("train.class_weights",), _class_weights),
     (("model.backbone", "augment", "mix.erase"), _augmentation),
     (("model.backbone", "train.last_batch", "mix"), _last_batch),
 )
 _WITH_DATA = (_dimensions, _binary, _labels)
-_READ_WITH_DATA = ("model.backbone", "model.image_size", "eval", "train.class_weights", "train.sampling")
+_READ_WITH_DATA = ("model.backbone", "model.image_size", "baseline", "eval", "train.class_weights", "train.sampling")

@@ -84,6 +84,13 @@ DATA = {
         choices=("warn", "join", "refuse"),
         before="warn",
     ),
+    "groups": Field(
+        "",
+        "published and prepared sets: CSV file with the columns file (`train/0`, `val/3`, ...) and patient_id, which"
+        " names the patients; empty: as the data set knows them",
+        resume="given",
+        before="",
+    ),
     "shares": Field(
         (0.7, 0.1, 0.2),
         "split ratios of train, val and test, by patient, for data without splits, if data.folds is 0; data with only"

@@ -16,11 +16,15 @@ Table = tuple[tuple[tuple[str, ...], Check], ...]
 
 def checks(config: Config) -> Table:
     """The checks for the config's system."""
+    if "baseline" in config:
+        return _BASELINE
     return _BOTH + (_PNEUMOLLM if "pneumollm" in config else _RLLM)
 
 
 def ndim_of(config: Config) -> int | None:
     """Number of spatial dimensions of the model's images; None if the backbone is unknown."""
+    if "baseline" in config:
+        return config.baseline.ndim
     backbone = backbone_of(config)
     return backbone.ndim if backbone else None
 
@@ -167,10 +171,42 @@ def _every(config: Config) -> Iterator[str]:
         yield f"config field pneumollm.every: {every} is more than the {depth} layers of the encoder"
 
 
+def _baseline(config: Config) -> Iterator[str]:
+    """The features that a baseline's classifier needs, and the encoder that gives them."""
+    from jaxboost.models.backbones import BACKBONES
+
+    fields, backbone = config.baseline, backbone_of(config)
+    if (fields.features == "none") != (fields.classifier == "prevalence"):
+        if fields.features == "none":
+            needs = f"{fields.classifier} needs features"
+            yield f'config field baseline.features: {needs}, set it to "trivial" or "encoder"'
+        else:
+            yield 'config field baseline.features: prevalence reads none, set it to "none"'
+    if fields.features != "encoder":
+        return
+    if backbone is None or not (backbone.traits.names and backbone.ndim == 2):
+        fitting = ", ".join(name for name, row in BACKBONES.items() if row.traits.names and row.ndim == 2)
+        yield (
+            f"config field model.backbone: {config.model.backbone!r} gives no features of a pretrained encoder: set it"
+            f" to one of {fitting}"
+        )
+        return
+    if not config.model.weights:
+        yield (
+            "config field model.weights is empty: set it to the folder that `jaxboost convert` made, or to"
+            ' "random": the control'
+        )
+    yield from _patch(config)
+
+
 _BOTH: Table = (
     (("model.mean", "model.std"), _pixels),
     (("model.backbone", "model.image_size"), _patch),
     (("model", "optim.layer_decay"), _layer_decay),
+)
+_BASELINE: Table = (
+    (("model.mean", "model.std"), _pixels),
+    (("model", "baseline"), _baseline),
 )
 _RLLM: Table = (
     (("model", "boost.kind"), _pooled),

@@ -1,4 +1,4 @@
-"""The fields of the sections `model`, `boost`, `pneumollm` and `llama`."""
+"""The fields of the sections `model`, `boost`, `pneumollm`, `llama` and `baseline`."""
 
 from collections.abc import Iterable
 
@@ -84,6 +84,17 @@ ENCODER = {
         "stochastic depth: probability of dropping a branch of the last encoder layer, increasing linearly from 0",
         range=Range(least=0, below=1, words="0 to below 1"),
     ),
+}
+# A baseline's encoder is always frozen, and its runs train nothing.
+BASELINE_MODEL = {
+    **{name: MODEL[name] for name in ("image_size", "mean", "std", "dtype")},
+    "backbone": Field(
+        "",
+        "image encoder, a key of jaxboost.BACKBONES; only read for encoder features",
+        choices=_backbones,
+        optional=True,
+    ),
+    **{name: ENCODER[name] for name in ("weights", "weights_source", "weights_convert")},
 }
 # Fields of PneumoLLM only.
 PNEUMOLLM_MODEL = MODEL | {
@@ -210,5 +221,36 @@ LLAMA = {
         "stored",
         'precision of the matrices: "stored" (as the block has them), or "int8" (rounded as they are loaded)',
         choices=("stored", "int8"),
+    ),
+}
+
+BASELINE = {
+    "features": Field(
+        "encoder",
+        'what the classifier sees of an image: "none", "trivial" (intensities and size, see docs/baselines.md), or'
+        ' "encoder" (the embedding of a frozen pretrained encoder)',
+        choices=("none", "trivial", "encoder"),
+    ),
+    "classifier": Field(
+        "logistic",
+        '"prevalence" (the frequencies of the classes), "logistic" (L2 logistic regression), "knn" (nearest'
+        ' neighbours) or "boosting" (gradient-boosted trees)',
+        choices=("prevalence", "logistic", "knn", "boosting"),
+    ),
+    "ndim": Field(
+        2,
+        "spatial dimensions of the images: 2 or 3; a folder's files are read so, other data must agree",
+        range=Range(least=2, most=3, words="2 or 3"),
+    ),
+    "views": Field(
+        "middle",
+        'what a 2D encoder sees of a volume: "middle": the three orthogonal middle slices, whose embeddings are'
+        " averaged",
+        choices=("middle",),
+    ),
+    "cache": Field(
+        "",
+        "folder of computed embeddings, which several runs may share; empty: the folder of the run",
+        resume="free",
     ),
 }

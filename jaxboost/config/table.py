@@ -1,7 +1,9 @@
 """All config fields by their dotted names, and the default configs.
 
 R-LLM's config has the sections data, model, augment, mix, optim, train, eval and boost; PneumoLLM's has pneumollm and
-llama instead of boost. The common sections are equal, except that `model` has more fields in R-LLM.
+llama instead of boost. The common sections are equal, except that `model` has more fields in R-LLM. A baseline's config
+has only data, model, baseline and eval, because nothing in it is trained by gradients; `model` and `eval` have fewer
+fields there.
 """
 
 from typing import Any
@@ -10,8 +12,17 @@ from ml_collections import ConfigDict
 
 from jaxboost.config.data_fields import AUGMENT, DATA, MIX
 from jaxboost.config.fields import Field, Range
-from jaxboost.config.model_fields import BOOST, ENCODER, LLAMA, MODEL, PNEUMOLLM, PNEUMOLLM_MODEL
-from jaxboost.config.training_fields import EVAL, OPTIM, TRAIN
+from jaxboost.config.model_fields import (
+    BASELINE,
+    BASELINE_MODEL,
+    BOOST,
+    ENCODER,
+    LLAMA,
+    MODEL,
+    PNEUMOLLM,
+    PNEUMOLLM_MODEL,
+)
+from jaxboost.config.training_fields import BASELINE_EVAL, EVAL, OPTIM, TRAIN
 
 SEED = Field(0, "random seed of the initial weights and of the order of the data", range=Range(least=0, below=2**32))
 
@@ -26,18 +37,24 @@ def _table(model: dict[str, Field], **own: dict[str, Field]) -> dict[str, Field]
         "train": TRAIN,
         "eval": EVAL,
     }
-    sections = shared | own
+    return _named(shared | own)
+
+
+def _named(sections: dict[str, dict[str, Field]]) -> dict[str, Field]:
     named = {f"{section}.{name}": field for section, fields in sections.items() for name, field in fields.items()}
     return {"seed": SEED} | named
 
 
 RLLM_FIELDS = _table(MODEL | ENCODER, boost=BOOST)
 PNEUMOLLM_FIELDS = _table(PNEUMOLLM_MODEL, pneumollm=PNEUMOLLM, llama=LLAMA)
-ALL_FIELDS = PNEUMOLLM_FIELDS | RLLM_FIELDS
+BASELINE_FIELDS = _named({"data": DATA, "model": BASELINE_MODEL, "baseline": BASELINE, "eval": BASELINE_EVAL})
+ALL_FIELDS = PNEUMOLLM_FIELDS | BASELINE_FIELDS | RLLM_FIELDS
 
 
 def fields_of(config: ConfigDict) -> dict[str, Field]:
-    """Returns the fields of a config's system, R-LLM or PneumoLLM, by their dotted names."""
+    """Returns the fields of a config's system, R-LLM, PneumoLLM or a baseline, by their dotted names."""
+    if "baseline" in config:
+        return BASELINE_FIELDS
     return PNEUMOLLM_FIELDS if "pneumollm" in config else RLLM_FIELDS
 
 
@@ -49,6 +66,11 @@ def get_config() -> ConfigDict:
 def get_pneumollm_config() -> ConfigDict:
     """Returns PneumoLLM's default config, which is also locked."""
     return _defaults(PNEUMOLLM_FIELDS)
+
+
+def get_baseline_config() -> ConfigDict:
+    """Returns the default config of a baseline, which is also locked."""
+    return _defaults(BASELINE_FIELDS)
 
 
 def _defaults(fields: dict[str, Field]) -> ConfigDict:

@@ -161,5 +161,22 @@ EVAL = {
         range=Range(least=0, below=1),
     ),
     "batch_size": Field(128, "samples per evaluation step, over all devices", range=BATCH_SIZE),
+    "unit": Field(
+        "image",
+        'what metrics, intervals, the choice by validation and the threshold count: "image", or "patient": the mean of'
+        " the probabilities of a patient's images",
+        choices=("image", "patient"),
+        before="image",
+    ),
     "bootstrap": Field(1000, "bootstrap resamples for the 95 % intervals", range=Range(above=0, most=10**6)),
+}
+# Validation chooses a baseline's hyper-parameters: test figures of the protocol "reference" would be useless.
+BASELINE_EVAL = {
+    "protocol": Field("validation", 'split that picks the hyper-parameters: "validation"', choices=("validation",)),
+    "metric": Field(
+        "auc",
+        'metric that picks the hyper-parameters: "auc", "acc", or "avg", see eval.metric of a trained model',
+        choices=SELECTION,
+    ),
+    **{name: EVAL[name] for name in ("specificity", "batch_size", "unit", "bootstrap")},
 }

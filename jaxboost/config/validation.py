@@ -12,7 +12,10 @@ from jaxboost.config.table import fields_of
 from jaxboost.errors import UserError, check_choice, nearest
 
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
-_MISSING = "config field {name} is missing: start from jaxboost.config.get_config() or get_pneumollm_config()"
+_MISSING = (
+    "config field {name} is missing: start from jaxboost.config.get_config(), get_pneumollm_config() or"
+    " get_baseline_config()"
+)
 _MAX_ENTRIES = 10_000  # of a tuple, such as classes
 # The type of a default -> the types that a value may have, and their name in a message.
 _TYPES: Mapping[type, tuple[tuple[type, ...], str]] = types.MappingProxyType(

@@ -31,10 +31,10 @@ class ProblemError(Exception):
 
 
 class Problems:
-    """The problems found so far in `folder`."""
+    """The problems found so far in `folder`; rows are those of its file `table`."""
 
-    def __init__(self, folder: pathlib.Path):
-        self._folder = folder
+    def __init__(self, folder: pathlib.Path, table: str = "labels.csv"):
+        self._folder, self._table = folder, table
         self._found: list[tuple[int, str]] = []
 
     def add(self, text: str, *, row: int = 0, file: str = "") -> None:
@@ -42,7 +42,7 @@ class Problems:
 
         Args:
           text: what is wrong and how to fix it.
-          row: the row of labels.csv that has the problem; 0 if it concerns no single row.
+          row: the row of the table that has the problem; 0 if it concerns no single row.
           file: the file that has the problem; "" if it concerns no single file.
         """
         where = ", ".join(part for part in (f"row {row}" if row else "", file) if part)
@@ -62,7 +62,7 @@ class Problems:
                 logger.error("%s", text)
             more = f"; and {len(texts) - LISTED} more, all listed in the lines above"
         count = "1 problem" if len(texts) == 1 else f"{len(texts)} problems"
-        rows = " (rows of labels.csv)" if any(row for row, _ in self._found) else ""
+        rows = f" (rows of {self._table})" if any(row for row, _ in self._found) else ""
         raise UserError(f"{self._folder}: {count} to fix{rows}: {'; '.join(texts[:LISTED])}{more}")
 
 

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from jaxboost.data.dataset import Dataset, DatasetInfo
-from jaxboost.data.sources import lidc, medmnist, tfds_source
+from jaxboost.data.sources import lidc, medmnist, patient_table, tfds_source
 from jaxboost.data.sources.folder import source as folder_source
 from jaxboost.errors import UserError, check_choice
 
@@ -52,7 +52,14 @@ def describe_dataset(name: str, size: int, *, source: str = PUBLISHED, root: str
 
 
 def load(
-    name: str, *, source: str = PUBLISHED, size: int, root: str, ignore_splits: bool = False, **options: Any
+    name: str,
+    *,
+    source: str = PUBLISHED,
+    size: int,
+    root: str,
+    ignore_splits: bool = False,
+    groups: str = "",
+    **options: Any,
 ) -> Dataset:
     """Loads a data set at `size` pixels from the folder `root`; "" is the default folder, see `dataset.data_root`.
 
@@ -66,6 +73,7 @@ def load(
       root: folder of the data.
       ignore_splits: whether the official splits do not matter, because a cross-validation divides all samples anew:
         they are not checked, and a user's folder has the one split "all".
+      groups: table of the patients of a data set that is no user's folder, see `patient_table.with_patients`; "": none.
       **options: options of a user's folder, see `sources.folder.source.load`.
 
     Raises:
@@ -77,9 +85,11 @@ def load(
         return folder_source.load(known_as, size=size, root=root, ignore_splits=ignore_splits, **options)
     _refuse(options, source or name)
     if module is tfds_source:
-        return tfds_source.load(known_as, size=size, root=root, ignore_splits=ignore_splits)
-    # Published splits are known to be right.
-    return module.load(known_as, size=size, root=root)
+        dataset = tfds_source.load(known_as, size=size, root=root, ignore_splits=ignore_splits)
+    else:
+        # Published splits are known to be right.
+        dataset = module.load(known_as, size=size, root=root)
+    return patient_table.with_patients(dataset, groups, ignore_splits=ignore_splits) if groups else dataset
 
 
 def _find(source: str, name: str) -> tuple[ModuleType, str]:

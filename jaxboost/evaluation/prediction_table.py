@@ -53,12 +53,29 @@ class Labels:
             ),
         )
 
+    def patient_table(self, patients: Sequence[str], probabilities: np.ndarray) -> str:
+        """Returns a CSV table of patients: patient_id, their number of images, and then as `table`.
+
+        Args:
+          patients: the patient of each image; rows are in the order of their first images.
+          probabilities: of the images, (n, classes); those of a patient are averaged.
+        """
+        order = {name: number for number, name in enumerate(dict.fromkeys(patients))}
+        numbers = np.array([order[name] for name in patients])
+        sums, counts = np.zeros((len(order), len(self.classes))), np.bincount(numbers)
+        np.add.at(sums, numbers, probabilities)
+        means = sums / counts[:, np.newaxis]
+        ending = [] if self.threshold is None else [_number(self.threshold)]
+        header = ["patient_id", "images", *self.classes, "prediction", *(["threshold"] if ending else [])]
+        rows = zip(order, counts.tolist(), means, self.predictions(means), strict=True)
+        return _csv(header, ([name, count, *map(_number, row), answer, *ending] for name, count, row, answer in rows))
+
 
 def is_table(path: pathlib.Path) -> bool:
-    """Whether a file is a table of `Labels.table`, judged by its first line."""
+    """Whether a file is a table of `Labels.table` or `Labels.patient_table`, judged by its first line."""
     with path.open("rb") as file:
         header = next(csv.reader([file.readline(_MAX_HEADER).decode("utf-8")]), [])
-    return header[:1] == ["file"] and "prediction" in header[-2:]
+    return header[:1] in (["file"], ["patient_id"]) and "prediction" in header[-2:]
 
 
 def named_table(dataset: Dataset, split: str, probabilities: np.ndarray) -> str:

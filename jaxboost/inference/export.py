@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from jaxboost import io, outputs
 from jaxboost.errors import UserError
 from jaxboost.inference import exported, open_run
+from jaxboost.inference.baseline_run import BaselineRun
 from jaxboost.inference.exported import CHANNELS, DESCRIPTION, FORMAT, PROGRAM
 from jaxboost.inference.open_run import FinishedRun
 from jaxboost.io import digest_of, json_sha256, to_json
@@ -64,7 +65,7 @@ def check_target(folder: pathlib.Path) -> None:
     outputs.check_folder(folder, "the export")
 
 
-def export(run: FinishedRun, folder: pathlib.Path) -> None:
+def export(run: FinishedRun | BaselineRun, folder: pathlib.Path) -> None:
     """Exports the run to a new folder, complete or not at all; `inference.exported` describes the files.
 
     The program is lowered for all PLATFORMS and for batches of any size. If the cheapest way to compute the model
@@ -75,9 +76,11 @@ def export(run: FinishedRun, folder: pathlib.Path) -> None:
       folder: the new folder; it must not exist.
 
     Raises:
-      UserError: see `check_target`; the folder cannot be written.
+      UserError: see `check_target`; the folder cannot be written; or the run is of a baseline.
     """
     check_target(folder)
+    if isinstance(run, BaselineRun):
+        raise UserError(f"{run.folder} is the run of a baseline, which cannot be exported: predict with the run itself")
     weights, as_trees = flat_weights(run)
     program, batch = lower(run, weights, as_trees)
     needed = {name: weights[name] for name in program.in_tree.unflatten(program.in_avals)[0][0]}

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxboost import io, schema, systems
+from jaxboost.baselines import embeddings, saved
 from jaxboost.convert import manifest_types
 from jaxboost.data.dataset import DatasetInfo, Split
 from jaxboost.data.pipeline import batches
@@ -24,6 +25,7 @@ from jaxboost.evaluation import evaluate
 from jaxboost.evaluation.prediction_table import Labels
 from jaxboost.inference import exported
 from jaxboost.inference import images as given_images
+from jaxboost.inference.baseline_run import BaselineRun
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.frozen import Tree, count, merge
 from jaxboost.runs import finished, workdir
@@ -131,8 +133,10 @@ class FinishedRun:
         return lambda batch: features(self.weights, precomputed, batch["image"])
 
 
-def open_run(folder: str | os.PathLike[str], moved: Sequence[str] = ()) -> FinishedRun | exported.ExportedModel:
-    """Opens a finished run, or an export, for predictions.
+def open_run(
+    folder: str | os.PathLike[str], moved: Sequence[str] = ()
+) -> FinishedRun | BaselineRun | exported.ExportedModel:
+    """Opens a finished run, or an export, for predictions. The run of a baseline is a `BaselineRun`.
 
     Example::
 
@@ -164,11 +168,15 @@ def _open(folder: pathlib.Path, moved: Sequence[str]) -> FinishedRun:
         task=result.task,
         classes=result.classes,
         channels=1,
-        ndim=2 if "pneumollm" in config else BACKBONES[config.model.backbone].ndim,
+        ndim=_ndim(config),
         size=config.data.size,
         n_samples={},
         license="",
     )
+    threshold = None if result.threshold is None else result.threshold.value
+    labels = Labels(classes=info.classes, task=info.task, threshold=threshold)
+    if "baseline" in config:
+        return _open_baseline(folder, config, result, info, labels)
     best = folder / checkpoint_folder.FOLDER / checkpoint_folder.BEST / str(result.selection.step)
     if not os.path.isdir(best):
         raise UserError(
@@ -191,18 +199,53 @@ def _open(folder: pathlib.Path, moved: Sequence[str]) -> FinishedRun:
         sha256=result.selection.sha256,
         fix="bring the folder back from a backup, or train again",
     )
-    threshold = None if result.threshold is None else result.threshold.value
     return FinishedRun(
         folder=folder,
         config=config,
         result=result,
-        labels=Labels(classes=info.classes, task=info.task, threshold=threshold),
+        labels=labels,
         preprocessing=_preprocessing(config, info.ndim),
         system=built,
         weights=(params, frozen, stats),
         replicated=replicated,
         by_batch=by_batch,
     )
+
+
+def _open_baseline(
+    folder: pathlib.Path, config: ConfigDict, result: RunResult, info: DatasetInfo, labels: Labels
+) -> BaselineRun:
+    keep_compiled_programs(True)
+    _check_trained(folder, config, {role: _with_tuples(part) for role, part in result.parts.items() if part})
+    built = systems.prepare(config, info)
+    replicated, by_batch = step.make_mesh()
+    *weights, fingerprints = start.initialise(built, seed=config.seed, replicated=replicated)
+    _check_fingerprints(folder, built, fingerprints, result)
+    classifier, channels = saved.load(
+        folder,
+        kind=config.baseline.classifier,
+        task=info.task,
+        classes=len(info.classes),
+        hyper=result.selection.chosen or {},
+        sha256=result.selection.sha256,
+    )
+    return BaselineRun(
+        folder=folder,
+        config=config,
+        result=result,
+        labels=labels,
+        preprocessing=_preprocessing(config, info.ndim),
+        classifier=classifier,
+        channels=channels,
+        encode=embeddings.make_encode(built, (weights[0], weights[1], weights[2]), replicated),
+        by_batch=by_batch,
+    )
+
+
+def _ndim(config: ConfigDict) -> int:
+    if "baseline" in config:
+        return config.baseline.ndim
+    return 2 if "pneumollm" in config else BACKBONES[config.model.backbone].ndim
 
 
 def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[str, Mapping[str, Any]]) -> None:
@@ -288,7 +331,7 @@ def _preprocessing(config: ConfigDict, ndim: int) -> Preprocessing:
         spacing=data.spacing,
         masked=bool(data.masks),
         image_size=config.model.image_size,
-        resize=config.augment.resize,
+        resize=config.augment.resize if "augment" in config else 0,
         nan=arrays.nan_value(data.nan),
         max_pixels=data.max_pixels,
         max_voxels=data.max_voxels,

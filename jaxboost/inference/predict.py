@@ -27,7 +27,8 @@ def predict(
     Args:
       folder: folder of a run or an export.
       files: files and folders to predict, see `inputs.find`.
-      out: CSV file for the predictions. An older table of predictions is replaced; any other file is not.
+      out: CSV file for the predictions. An older table of predictions is replaced; any other file is not. If the run
+        counts patients (`eval.unit`), their predictions are written beside it, see `patient_table`.
       masks: lung masks, see `inputs.read`.
       skip_faulty: leave out files that cannot be read, with a warning.
       batch_size: see `open_run.FinishedRun.predict`.
@@ -47,6 +48,9 @@ def predict(
         from jaxboost.inference import open_run
 
         model = open_run.open_run(folder, moved)
+    by_patient = not is_export and model.config.eval.unit == "patient"
+    if by_patient:
+        _check_out(patient_table(out))
     found = inputs.find(files, model.preprocessing.ndim, skip_faulty=skip_faulty)
     outputs.check_not_among(out, "--out", found, "one of the inputs")
     kept, images = inputs.read(found, model.preprocessing, masks=masks, skip_faulty=skip_faulty)
@@ -54,6 +58,18 @@ def predict(
     with io.writing(f"--out {out}"):
         io.write_text(out, model.labels.table(kept, probabilities))
     logger.info("%d predictions in %s", len(kept), out)
+    if by_patient:
+        from jaxboost.data.sources.folder import input_patients
+
+        owners = input_patients.find(files, kept, model.labels.classes)
+        with io.writing(patient_table(out)):
+            io.write_text(patient_table(out), model.labels.patient_table(owners, probabilities))
+        logger.info("%d patients in %s", len(set(owners)), patient_table(out))
+
+
+def patient_table(out: pathlib.Path) -> pathlib.Path:
+    """The file of the patients' predictions beside that of the images: predictions_patients.csv."""
+    return out.with_name(f"{out.stem}_patients{out.suffix}")
 
 
 def _check_out(out: pathlib.Path) -> None:

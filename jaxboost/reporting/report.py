@@ -39,7 +39,7 @@ def write_report(
     Raises:
       UserError: the folder cannot be written, or has a page of this name that is no report.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = io.user_path(folder)
     replaces = check_out(folder, name)
     files = contents(analysis, record, name, pictures)
     for path in files:

@@ -18,7 +18,7 @@ from jaxboost.data.dataset import Dataset
 from jaxboost.errors import UserError
 from jaxboost.runs import datasets, train, workdir
 from jaxboost.runs.datasets import ALL_FOLDS
-from jaxboost.runs.result import RunResult, Threshold
+from jaxboost.runs.result import RunResult, Selection, Threshold
 from jaxboost.systems.weights import ROLES
 
 FOLDS = "folds.csv"
@@ -100,7 +100,7 @@ def summarise(results: Sequence[RunResult]) -> dict[str, Any]:
     return {
         **{name: first[name] for name in SHARED if name in first},
         "folds": [
-            {"fold": number, "splits": result.splits, "selection": dataclasses.asdict(result.selection)}
+            {"fold": number, "splits": result.splits, "selection": _without_none(result.selection)}
             | {name: getattr(result.test, name) for name in names}
             | ({"threshold": result.to_json()["threshold"]} if result.threshold else {})
             for number, result in enumerate(results)
@@ -109,6 +109,10 @@ def summarise(results: Sequence[RunResult]) -> dict[str, Any]:
         "threshold": _at_thresholds([result.threshold for result in results]),
         "seconds": round(sum(result.seconds for result in results), 1),
     }
+
+
+def _without_none(selection: Selection) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(selection).items() if value is not None}
 
 
 def _at_thresholds(thresholds: Sequence[Threshold | None]) -> dict[str, Any] | None:

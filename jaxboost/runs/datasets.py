@@ -26,7 +26,7 @@ ALL_FOLDS = -1
 SPLITS = "splits.csv"
 
 # Fields with paths of the data. The data may move, because their fingerprint is compared.
-_MOVABLE = ("root", "masks", "folds_file")
+_MOVABLE = ("root", "masks", "folds_file", "groups")
 _OPTIONS = (
     *("source", "root", "size", "classes", "multi_label", "masks", "allow_mixed_patients", "window", "spacing", "nan"),
     *("max_pixels", "max_voxels", "patient", "duplicates"),
@@ -57,12 +57,19 @@ def describe(config: Config) -> DatasetInfo:
 def load(config: Config) -> Dataset:
     """Loads the whole data set, with its official splits if it has any and the config has no folds."""
     size, wanted = config.data.size, config.model.image_size
-    if config.data.source and size < wanted:
+    resized = "baseline" not in config or (config.baseline.features, config.baseline.ndim) == ("encoder", 2)
+    if config.data.source and size < wanted and resized:
         logger.warning(
             "images lose detail: data.size=%d is less than model.image_size=%d: set it to that", size, wanted
         )
     options = {name: config.data[name] for name in _OPTIONS}
-    return data.load(config.data.name, ndim=_ndim(config), ignore_splits=config.data.folds > 0, **options)
+    return data.load(
+        config.data.name,
+        ndim=_ndim(config),
+        ignore_splits=config.data.folds > 0,
+        groups=config.data.groups,
+        **options,
+    )
 
 
 def own_splits(config: Config, folder: pathlib.Path) -> Splits:
@@ -124,13 +131,15 @@ def fold_of(dataset: Dataset, config: Config, fold: int, file: pathlib.Path | No
 def fingerprint(dataset: Dataset, config: Config) -> dict[str, str]:
     """Returns SHA-256 digests of a user's own data set; {} for a published one, which its name identifies.
 
+    A published set with patients of the user's own (`data.groups`) is the user's own.
+
     Returns:
       "data": digest of all samples, equal in all folds. "splits": digest of the assignment of samples to splits.
     """
-    if not config.data.source:
+    if not _is_own(config):
         return {}
     samples, assignment = [], []
-    for name, split in sorted(dataset.splits.items()):
+    for name, split in sorted((name, split.named(name)) for name, split in dataset.splits.items()):
         groups = split.names if split.groups is None else split.groups
         for file, group, labels, image in zip(split.names, groups, split.labels, split.images, strict=True):
             pixels = hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()
@@ -152,7 +161,8 @@ def check_same_data(config: Config, finished: RunResult, folder: pathlib.Path, s
       splits: splits of the run; None: those of `own_splits`.
     """
     before = finished.config.get("data", {})
-    if not config.data.source or all(before.get(name) == config.data[name] for name in _MOVABLE):
+    # Runs of earlier versions have no `groups`.
+    if not _is_own(config) or all(before.get(name, "") == config.data[name] for name in _MOVABLE):
         return
     logger.info("the path of the data has changed: comparing the data with those of %s", folder)
     found = fingerprint((splits or own_splits(config, folder)).load(), config)
@@ -170,8 +180,14 @@ def _without_val(config: Config) -> bool:
     return config.eval.protocol == "reference"
 
 
+def _is_own(config: Config) -> bool:
+    return bool(config.data.source or config.data.groups)
+
+
 def _ndim(config: Config) -> int:
     """Returns the number of spatial dimensions of the model, which decides how a user's files are read."""
+    if "baseline" in config:
+        return config.baseline.ndim
     if config.data.source != SOURCE or "pneumollm" in config:
         return 2
     return BACKBONES[check_choice(config.model.backbone, BACKBONES, "config field model.backbone")].ndim

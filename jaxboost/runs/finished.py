@@ -15,8 +15,15 @@ from jaxboost.runs import datasets, workdir
 from jaxboost.runs.result import FoldsResult, RunResult
 from jaxboost.runs.saved_config import SavedConfig
 
-# Fields of the section model that R-LLM has and PneumoLLM lacks.
-_RLLM_MODEL_FIELDS = ("weights", "weights_source", "weights_convert", "frozen", "drop_path")
+# A section that tells the system -> the sections and the fields of `model` that configs of this system have, and
+# configs of another may lack.
+_WEIGHTS = ("weights", "weights_source", "weights_convert")
+_TRAINED = ("augment", "train")
+_SYSTEMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "boost": (_TRAINED, ("remat", *_WEIGHTS, "frozen", "drop_path")),
+    "pneumollm": (("llama", *_TRAINED), ("remat",)),
+    "baseline": ((), _WEIGHTS),
+}
 T = TypeVar("T")
 
 
@@ -70,12 +77,16 @@ def _read(folder: pathlib.Path, name: str, reader: Callable[[pathlib.Path], T]) 
 def _parsed(content: dict[str, Any], path: pathlib.Path) -> ConfigDict:
     parsed = schema.parse(SavedConfig, content, where=str(path), fix="bring it back from a backup")
     config = ConfigDict(_without_none(dataclasses.asdict(parsed)))
-    if ("boost" in config) == ("pneumollm" in config and "llama" in config):
-        raise UserError(f"{path} is not the config of a run: it needs either the section boost, or pneumollm and llama")
-    if "boost" in config:
-        lacking = [name for name in _RLLM_MODEL_FIELDS if name not in config.model]
-        if lacking:
-            raise UserError(f"{path} is not the config of a run: the section model lacks {', '.join(lacking)}")
+    named = [name for name in _SYSTEMS if name in config]
+    if len(named) != 1:
+        raise UserError(
+            f"{path} is not the config of a run: it needs either the section boost, or pneumollm and llama, or baseline"
+        )
+    sections, fields = _SYSTEMS[named[0]]
+    if lacking := [name for name in sections if name not in config]:
+        raise UserError(f"{path} is not the config of a run: it lacks the section {', '.join(lacking)}")
+    if lacking := [name for name in fields if name not in config.model]:
+        raise UserError(f"{path} is not the config of a run: the section model lacks {', '.join(lacking)}")
     validation.validate_present(config)
     return config
 

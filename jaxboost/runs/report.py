@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 import jaxboost
 from jaxboost.config import continuing
 from jaxboost.data.dataset import Dataset
-from jaxboost.evaluation import metrics, prediction_table, thresholds
+from jaxboost.evaluation import metrics, patients, prediction_table, thresholds
 from jaxboost.io import write_text
 from jaxboost.models.frozen import count, mib
 from jaxboost.runs import workdir
@@ -65,7 +65,7 @@ def make_result(
     fingerprints: Mapping[str, str],
     scores: Mapping[str, np.ndarray],
     selection: Selection,
-    steps: int,
+    steps: int | None,
     seconds: float,
 ) -> RunResult:
     """Creates the result of a run.
@@ -77,16 +77,19 @@ def make_result(
       fingerprints: role -> fingerprint of each pretrained part; for a user's own data set also "data" and "splits".
       scores: split -> probabilities (n, classes), for all splits except "train".
       selection: the best epoch.
-      steps: number of training steps.
+      steps: number of training steps; None if there were none.
       seconds: duration of the run.
     """
     parts = {part.role: Part(**part.about, sha256=fingerprints[part.role]) for part in system.pretrained}
+    sizes = {name: len(split) for name, split in dataset.splits.items()}
+    # All figures are over images or over patients, as the config says.
+    dataset, scores = patients.pooled(dataset, scores, unit=config.eval.unit)
     figures = _figures(scores, dataset, resamples=config.eval.bootstrap)
     return RunResult(
         dataset=dataset.info.name,
         task=dataset.info.task,
         classes=dataset.info.classes,
-        splits={name: len(split) for name, split in dataset.splits.items()},
+        splits=sizes,
         seed=config.seed,
         protocol=config.eval.protocol,
         warning=REFERENCE_WARNING if config.eval.protocol == "reference" else None,
@@ -161,9 +164,10 @@ def write_predictions(
 def log_result(result: RunResult) -> None:
     """Logs the metrics of a result, next to baselines for comparison."""
     selection = result.selection
+    what = f"epoch {selection.epoch}" if selection.chosen is None else hyper_text(selection.chosen)
     logger.info(
-        "epoch %d has the best %s %s, %s",
-        selection.epoch,
+        "%s has the best %s %s, %s",
+        what or "the classifier",
         selection.split,
         selection.metric.upper(),
         _number(selection.value),
@@ -196,6 +200,11 @@ def log_result(result: RunResult) -> None:
         logger.info("test: %s alone: AUC %s", name, _number(baseline["auc"]))
     if result.warning:
         logger.warning(result.warning)
+
+
+def hyper_text(hyper: Mapping[str, float]) -> str:
+    """Hyper-parameters as a line of the log has them: "C=0.01"."""
+    return ", ".join(f"{name}={value:g}" for name, value in hyper.items())
 
 
 def _figures(scores: Mapping[str, np.ndarray], dataset: Dataset, *, resamples: int) -> dict[str, Figures]:

@@ -16,6 +16,10 @@ from jaxboost.tasks import TaskName
 
 # Results of earlier versions have the entries of format 1, but no format number.
 FORMAT = 1
+# The entry `boost` of a run without gradient training.
+BASELINE = "baseline"
+# Other entries `boost` than R-LLM's variants -> the pretrained parts of the system.
+_PARTS = {"pneumollm": ("vision", "llama"), BASELINE: ("encoder",)}
 
 _Text = Annotated[str, Field(max_length=10_000)]
 _Digest = Annotated[str, Field(max_length=64)]
@@ -70,13 +74,23 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The best epoch and the metric that picked it."""
+    """The best epoch and the metric that picked it; of a baseline, the best hyper-parameters.
+
+    Attributes:
+      split: the split that picked.
+      metric, value: the metric of `eval.metric`, and its value on that split.
+      epoch, step: the best epoch and its last step; None for a baseline.
+      chosen: name -> value of the hyper-parameters of a baseline's classifier, empty if it has none; None for a trained
+        model.
+      sha256: digest of the weights of the epoch, or of a baseline's file with the fitted classifier.
+    """
 
     split: Literal["val", "test"]
     metric: _Text
-    epoch: _Step
-    step: _Step
+    epoch: _Step | None = None
+    step: _Step | None = None
     value: _Figure
+    chosen: dict[_Text, int | float] | None = None
     sha256: _Digest = ""
 
 
@@ -131,10 +145,11 @@ class RunResult:
         examples in each split.
       seed, protocol, config: settings of the run; `config` is the content of config.json.
       warning: a warning about comparing the metrics with others; None: no warning.
-      model, boost: the backbone, and the boost variant or "pneumollm".
+      model, boost: the backbone, and the boost variant, "pneumollm", or BASELINE; a baseline without an encoder has the
+        name of its features as `model`.
       width: see `systems.System`; None also in results of earlier versions.
       parameters: parameter counts of the model.
-      encoder, block: the pretrained parts of R-LLM.
+      encoder, block: the pretrained parts of R-LLM; a baseline has only the encoder.
       vision, llama: the pretrained parts of PneumoLLM.
       data_sha256, splits_sha256: fingerprints of a user's own data set.
       versions: of Python, the device and the packages that computed the result.
@@ -142,7 +157,7 @@ class RunResult:
       val, test: metrics of the splits.
       baselines: test metrics of single scores, such as the volume of a nodule.
       threshold: the operating point; None if the config has no eval.specificity.
-      steps: number of training steps.
+      steps: number of training steps; None also for a baseline.
       seconds: duration, summed over all starts of the run.
       sha256: checksum, see `checksum`; None before the file is written.
     """
@@ -185,8 +200,8 @@ class RunResult:
     def to_json(self) -> dict[str, Any]:
         """Returns the content of result.json, without its checksum."""
         content = _clean(self)
-        # Both parts of the run's system have an entry, even if it is null.
-        for name in ("vision", "llama") if self.boost == "pneumollm" else ("encoder", "block"):
+        # All parts of the run's system have an entry, even if it is null.
+        for name in _PARTS.get(self.boost, ("encoder", "block")):
             content.setdefault(name, None)
         content.setdefault("splits_sha256", None)
         return json.loads(io.to_json(content))
@@ -208,7 +223,19 @@ def from_json(content: Any) -> RunResult | FoldsResult:
       UserError: a later version of jaxboost wrote it.
     """
     _check_origin(content)
-    return schema.validated(FoldsResult if "folds" in content else RunResult, content)
+    kind = FoldsResult if "folds" in content else RunResult
+    result = schema.validated(kind, content)
+    if (
+        isinstance(result, RunResult)
+        and result.boost != BASELINE
+        and None
+        in (
+            result.selection.epoch,
+            result.selection.step,
+        )
+    ):
+        raise ValueError("selection has no epoch or no step")
+    return result
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:

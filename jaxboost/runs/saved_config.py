@@ -37,14 +37,14 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """The section `model`. PneumoLLM does not have the fields with the default None."""
+    """The section `model`. The fields with the default None are those that not every system has."""
 
     backbone: _Text
     image_size: int
     mean: _Floats
     std: _Floats
     dtype: _Text
-    remat: bool
+    remat: bool | None = None
     weights: _Text | None = None
     weights_source: _Text | None = None
     weights_convert: bool | None = None
@@ -73,6 +73,7 @@ class Evaluation:
 
     protocol: _Text
     batch_size: int
+    unit: _Text = continuing.ADDED["eval.unit"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,15 +129,31 @@ class PneumoLLM:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """The section `baseline`."""
+
+    features: _Text
+    classifier: _Text
+    ndim: int
+    views: _Text
+    cache: _Text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SavedConfig:
-    """The sections that a prediction reads. R-LLM's configs have `boost`, PneumoLLM's have `pneumollm` and `llama`."""
+    """The sections that a prediction reads.
+
+    R-LLM's configs have `boost`, PneumoLLM's `pneumollm` and `llama`; those of baselines have `baseline`, and neither
+    `augment` nor `train`.
+    """
 
     seed: int
     data: Data
     model: Model
-    augment: AugmentFields
-    train: Train
+    augment: AugmentFields | None = None
+    train: Train | None = None
     eval: Evaluation
+    baseline: Baseline | None = None
     boost: Boost | None = None
     pneumollm: PneumoLLM | None = None
     llama: Llama | None = None
@@ -145,7 +162,8 @@ class SavedConfig:
 def check_config(content: Any) -> dict[str, Any]:
     """Returns the content of a config.json unchanged; raises ValueError if it is not the config of a run."""
     schema.validated(ConfigJson, content)
-    lacking = [name for name in ("seed", "data", "model", "train", "eval") if name not in content]
+    needed = ("seed", "data", "model", *(() if "baseline" in content else ("train",)), "eval")
+    lacking = [name for name in needed if name not in content]
     if lacking:
         raise ValueError(f"it lacks {', '.join(lacking)}")
     return content

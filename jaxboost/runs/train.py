@@ -14,9 +14,9 @@ from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
-from jaxboost.evaluation import thresholds
+from jaxboost.evaluation import patients, thresholds
 from jaxboost.models.frozen import Tree
-from jaxboost.runs import datasets, report, workdir
+from jaxboost.runs import baseline, datasets, report, workdir
 from jaxboost.runs.lock import locked
 from jaxboost.runs.result import RunResult, Selection
 from jaxboost.systems import start
@@ -68,6 +68,8 @@ def train_and_evaluate(
                         with io.writing(folder):
                             workdir.create(folder, config)
                     return content
+                if "baseline" in config:
+                    return baseline.complete(config, folder, splits, lock.check)
                 return _complete(assemble(config, folder, splits, check_lock=lock.check))
         except stopping.Stopped:
             if stop.exit_code:
@@ -111,6 +113,7 @@ def assemble(
     splits = splits or datasets.own_splits(config, folder)
     dataset = splits.load()
     selection_split = PROTOCOLS[config.eval.protocol]
+    patients.check(dataset, unit=config.eval.unit)
     if config.eval.specificity:
         thresholds.check_both_classes(dataset, selection_split)
     objective = make_objective(config, dataset.info, dataset.splits["train"].labels)
@@ -243,7 +246,8 @@ def _finished(
     """Logs the figures of a finished run, and returns the content of its result.json."""
     systems.check_same_weights(config, result.parts, folder)
     datasets.check_same_data(config, result, folder, splits)
-    checkpoint_folder.tidy(folder / checkpoint_folder.FOLDER, result.selection.step)
+    if result.selection.step is not None:
+        checkpoint_folder.tidy(folder / checkpoint_folder.FOLDER, result.selection.step)
     logger.info("%s is finished:", folder)
     report.log_result(result)
     return result.to_json()

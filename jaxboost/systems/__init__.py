@@ -1,8 +1,8 @@
 """A config becomes a model and a plan for its weights.
 
-`prepare` traces the model of a config that `config.validate` has accepted: `rllm`, or `pneumollm` if the config has a
-section of that name. `blocks` and `encoders` find the converted weights that the model starts from; each is a
-`weights.Pretrained`.
+`prepare` traces the model of a config that `config.validate` has accepted: `rllm`, or `pneumollm` or `baseline` if the
+config has a section of that name. `blocks` and `encoders` find the converted weights that the model starts from; each
+is a `weights.Pretrained`.
 `start.initialise` then makes the weights of the first step.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
-from jaxboost.systems import pneumollm, rllm
+from jaxboost.systems import baseline, pneumollm, rllm
 from jaxboost.systems.system import Recorded, System
 
 __all__ = ["Recorded", "System", "check_same_weights", "prepare", "with_layers"]
@@ -63,7 +63,8 @@ def with_layers(config: Config, before: Callable[[], Mapping[str, Any] | None] =
         gives the numbers if the block is missing.
     """
     system = _system(config)
-    if config[system.SECTION].layers:
+    # A baseline has no such layers.
+    if not system.SECTION or config[system.SECTION].layers:
         return config
     layers: tuple[int, ...] = ()
     # A block that cannot be read is reported by `prepare`.
@@ -77,4 +78,6 @@ def with_layers(config: Config, before: Callable[[], Mapping[str, Any] | None] =
 
 
 def _system(config: Config) -> types.ModuleType:
+    if "baseline" in config:
+        return baseline
     return pneumollm if "pneumollm" in config else rllm

@@ -16,7 +16,7 @@ from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset, Split
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
-from jaxboost.evaluation import evaluate, metrics
+from jaxboost.evaluation import evaluate, metrics, patients
 from jaxboost.models.frozen import Tree
 from jaxboost.systems import System
 from jaxboost.training import step
@@ -174,7 +174,9 @@ class Loop:
         split, metric = self.selection_split, self.config.eval.metric
         loss, scores = self.scores(*self._evaluated(), split)
         losses.stop_unless_finite(number, f"{split} loss", loss)
-        result = metrics.score(self.dataset.splits[split].labels, scores, self.dataset.info.task)
+        task = self.dataset.info.task
+        counted = patients.counted(self.dataset.splits[split], scores, task, unit=self.config.eval.unit)
+        result = metrics.score(counted.labels, counted.probabilities, task)
         names = [name for name in metrics.SELECTION if name in result]
         log.write(number, {f"{split}_loss": loss, **{f"{split}_{name}": result[name] for name in names}})
         epoch, best = math.ceil(number / self.steps_per_epoch), self.progress.best

@@ -120,7 +120,7 @@ def test_the_bounds_themselves_are_allowed(name):
 @pytest.mark.parametrize("name", packaged_names())
 @pytest.mark.parametrize("argument", ["", ":reference"])
 def test_packaged_configs_have_no_problem(name, argument):
-    if argument and name in ("quickstart", "pneumollm_quickstart"):
+    if argument and name in ("baseline", "quickstart", "pneumollm_quickstart"):
         argument = ""
     assert validation.problems(load_config(name + argument)) == []
 
@@ -265,7 +265,8 @@ def test_types_and_names():
     assert validation.problems(config) == [
         "config field optim.lrr is unknown: did you mean 'optim.lr'?",
         "config field seed: True should be a whole number",
-        "config field data.folds is missing: start from jaxboost.config.get_config() or get_pneumollm_config()",
+        "config field data.folds is missing: start from jaxboost.config.get_config(), get_pneumollm_config() or"
+        " get_baseline_config()",
         "config field model.mean: 0.5 should be a tuple",
         "config field train.epochs: '5' should be a whole number",
     ]

@@ -19,19 +19,20 @@ from jaxboost.data.sources.folder.cell_values import is_missing
 from jaxboost.errors import UserError, nearest
 
 FILE = "labels.csv"
-# Field of an entry -> accepted names of its column. The first two are required.
+# Field of an entry -> accepted names of its column.
 _COLUMNS = {
     "file": ("file", "path"),
     "label": ("label",),
     "patient": ("patient_id", "patient"),
     "split": ("split",),
 }
-_REQUIRED = ("file", "label")
+REQUIRED = ("file", "label")
 # Names that other tables give these columns, as `cell_values.column` writes them: for messages.
 _SIMILAR = {
     "file": (
         *("image", "imageid", "imageindex", "imagename", "imagepath", "filename", "filepath", "id", "idcode", "name"),
     ),
+    "patient": ("patientid", "subject", "subjectid", "case", "caseid", "group", "groups"),
     "label": ("labels", "class", "target", "diagnosis", "dx", "finding", "findings", "findinglabels", "category"),
 }
 # Field -> the function that cleans its cells.
@@ -92,13 +93,16 @@ def parse(cell: str, *, multi_label: bool) -> tuple[str, ...]:
     return tuple(name for part in parts if (name := cell_values.label(part)))
 
 
-def read_entries(path: pathlib.Path, problems: Problems, *, multi_label: bool = False) -> list[Entry]:
+def read_entries(
+    path: pathlib.Path, problems: Problems, *, multi_label: bool = False, required: Sequence[str] = REQUIRED
+) -> list[Entry]:
     """Reads the table. Its columns may be in any order; columns of other names are ignored.
 
     Args:
       path: labels.csv, separated by commas, semicolons or tabs.
       problems: receives the problems with single rows.
       multi_label: whether a row may have several labels.
+      required: fields whose columns must be there; a field of `Entry` without a column keeps its default.
 
     Returns:
       The entries of the rows that could be read.
@@ -111,7 +115,7 @@ def read_entries(path: pathlib.Path, problems: Problems, *, multi_label: bool = 
     with csv_text.long_cells():
         _, header = next(table, (0, []))
         names = [cell_values.clean(name).lower() for name in header]
-        columns = _columns(names, path)
+        columns = _columns(names, path, required)
         for number, cells in table:
             if not any(map(cell_values.trim, cells)):
                 continue
@@ -123,11 +127,18 @@ def read_entries(path: pathlib.Path, problems: Problems, *, multi_label: bool = 
             if long := [field for field, cell in found.items() if len(cell) > _LONGEST]:
                 problems.add(f"{long[0]} has {len(found[long[0]])} characters: look for a missing quote", row=number)
                 continue
-            entries.append(Entry(number, labels=parse(found["label"], multi_label=multi_label), **found))
+            entries.append(Entry(number, labels=parse(found.get("label", ""), multi_label=multi_label), **found))
     if not entries:
         problems.raise_any()
         raise UserError(f"{path}: no rows: write one for each image")
     return _same_patients(entries)
+
+
+def has_column(path: pathlib.Path, field: str) -> bool:
+    """Whether the table has a column for a field of `Entry`. Raises UserError if it cannot be read."""
+    _, table = csv_text.rows(path, csv_text.read(path))
+    _, header = next(table, (0, []))
+    return any(cell_values.clean(name).lower() in _COLUMNS[field] for name in header)
 
 
 def _same_patients(entries: list[Entry]) -> list[Entry]:
@@ -150,14 +161,14 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _columns(names: list[str], path: pathlib.Path) -> dict[str, int]:
+def _columns(names: list[str], path: pathlib.Path, required: Sequence[str]) -> dict[str, int]:
     """Returns the number of the column of each field that the table has."""
     columns = {}
     for field, accepted in _COLUMNS.items():
         found = [number for number, name in enumerate(names) if name in accepted]
         if len(found) > 1:
             raise UserError(f"{path}: column {' or '.join(map(repr, accepted))} appears twice: {', '.join(names)}")
-        if not found and field in _REQUIRED:
+        if not found and field in required:
             wanted = " or ".join(map(repr, accepted))
             meant = [name for name in names if cell_values.column(name) in _SIMILAR[field]]
             step = f": if {meant[0]!r} is it, rename that column to {accepted[0]!r}" if meant else ""

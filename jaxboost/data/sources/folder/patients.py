@@ -20,7 +20,7 @@ from jaxboost.data.walk import some
 
 TABLE, FOLDERS, TAG = "table", "folders", "tag"
 # Folders within a class that hold all of its images: they are not patients.
-_ALL_IMAGES = frozenset(("image", "images", "img", "imgs"))
+ALL_IMAGES = frozenset(("image", "images", "img", "imgs"))
 # Origin of the patients -> why two files count as one patient's, and the fix if they belong to two people.
 _SAME = {
     FOLDERS: (
@@ -91,7 +91,7 @@ def from_folders(entries: Sequence[Entry]) -> list[Entry]:
         """The first folder below the class that does not hold all of its images, as CLASS/images/ does; or ""."""
         parts = pathlib.PurePath(entry.file).parts
         for depth in range(1 + (entry.split is not None), len(parts) - 1):
-            if parts[depth].lower() not in _ALL_IMAGES:
+            if parts[depth].lower() not in ALL_IMAGES:
                 return "/".join(parts[: depth + 1])
         return ""
 

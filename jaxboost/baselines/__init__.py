@@ -1,0 +1,1 @@
+"""Baselines without gradient training: features of images, and scikit-learn's classifiers on them."""

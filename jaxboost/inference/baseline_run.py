@@ -1,0 +1,67 @@
+"""A finished run of a baseline, opened for predictions."""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxboost.baselines import embeddings, features
+from jaxboost.baselines.problem import Classifier
+from jaxboost.data.sources.folder.inputs import Preprocessing
+from jaxboost.evaluation.prediction_table import Labels
+from jaxboost.inference import images as given_images
+from jaxboost.runs.result import RunResult
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaselineRun:
+    """The encoder and the fitted classifier of a baseline's run, created by `open_run`.
+
+    Attributes:
+      folder, config, result, labels, preprocessing: see `open_run.FinishedRun`.
+      classifier: the fitted classifier.
+      channels: of the images that it was fitted to.
+      encode: see `embeddings.make_encode`; it is only used for embeddings.
+      by_batch: see `step.make_mesh`.
+    """
+
+    folder: pathlib.Path
+    config: ConfigDict
+    result: RunResult
+    labels: Labels
+    preprocessing: Preprocessing
+    classifier: Classifier
+    channels: int
+    encode: embeddings.Encode
+    by_batch: jax.NamedSharding
+
+    @property
+    def batch_size(self) -> int:
+        """The batch size of the encoder in the run."""
+        return self.config.eval.batch_size
+
+    def predict(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
+        """Probabilities float32 (n, classes); arguments and errors as in `open_run.FinishedRun.predict`."""
+        return self.classifier.probabilities(self.features(images, batch_size=batch_size))
+
+    def features(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
+        """What the classifier sees of the images, not standardised: (n, F); arguments as in `predict`.
+
+        That is the embedding, float32, or the trivial features, float64; F is 0 for the prevalence.
+        """
+        images = given_images.checked(images, self.preprocessing)
+        kind = self.config.baseline.features
+        if kind == "none":
+            return np.zeros((len(images), 0))
+        if kind == "trivial":
+            return features.trivial(images, self.channels)
+        devices = self.by_batch.mesh.size
+        return embeddings.of_images(
+            images,
+            self.encode,
+            batch_size=-(-(batch_size or self.batch_size) // devices) * devices,
+            image_size=self.preprocessing.image_size,
+            by_batch=self.by_batch,
+        )

@@ -1,0 +1,52 @@
+"""A baseline from a config: its frozen encoder, if its classifier sees embeddings."""
+
+import pathlib
+from typing import Any
+
+from flax import nnx
+
+from jaxboost.config.types import Config
+from jaxboost.convert import encoders
+from jaxboost.data.dataset import DatasetInfo
+from jaxboost.models import embedder
+from jaxboost.systems.encoders import resolve_encoder
+from jaxboost.systems.system import Recorded, System, model_arguments, texts, trace
+from jaxboost.systems.weights import Pretrained, check_same
+
+# There are no LLaMA layers in a baseline.
+SECTION = ""
+ENCODER = "encoder"
+
+
+class NoEncoder(nnx.Module):
+    """The model of a baseline without an encoder: it has no weights."""
+
+    tokens = 0
+
+
+def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: Recorded | None) -> System:
+    """Prepares the encoder of a baseline, see `systems.prepare`. The system has no trainable weights."""
+    del info, recorded
+    fields = config.baseline
+    parts: tuple[Pretrained, ...] = ()
+    title = fields.classifier if fields.features == "none" else f"{fields.classifier} on {fields.features} features"
+    if fields.features != ENCODER:
+        return System(**trace(lambda _: NoEncoder()), title=title, pretrained=(), boost="baseline")
+    arguments: dict[str, Any] = {}
+    if with_weights:
+        part, arguments = resolve_encoder(
+            "encoder", config.model, config.model, "weights", trainable=False, with_norm=True
+        )
+        parts = (part,)
+
+    def build(rngs: nnx.Rngs) -> embedder.Embedder:
+        return embedder.build(encoder_arguments=arguments, rngs=rngs, **model_arguments(config))
+
+    title = f"{fields.classifier} on embeddings of {config.model.backbone}{texts(parts)}"
+    return System(**trace(build), title=title, pretrained=parts, boost="baseline")
+
+
+def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib.Path) -> None:
+    """Compares the weights of a baseline's encoder, see `systems.check_same_weights`."""
+    weights = config.model.weights
+    check_same("encoder", "model.weights", weights, finished[ENCODER], encoders.fingerprint_at, folder)
