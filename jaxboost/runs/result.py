@@ -206,6 +206,14 @@ class RunResult:
         content.setdefault("splits_sha256", None)
         return json.loads(io.to_json(content))
 
+    @classmethod
+    def from_json(cls, content: Any) -> "RunResult":
+        """Parses the content of a run's result.json; raises what the function `from_json` raises."""
+        result = from_json(content)
+        if not isinstance(result, cls):
+            raise ValueError("it is the result of a whole cross-validation: read that of a fold")
+        return result
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FoldsResult:

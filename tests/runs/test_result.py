@@ -26,6 +26,21 @@ def test_the_documented_result_is_a_real_one(content):
     assert content["test"]["auc"] == 0.9024166666666666
 
 
+def test_the_documented_python_lines(content, tmp_path, monkeypatch, capsys):
+    (code,) = [text for text in re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL) if "RunResult" in text]
+    file = tmp_path / "runs/quickstart/seed0/result.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert capsys.readouterr().out.startswith("0.9024166666666666")
+
+
+def test_the_result_of_all_folds_is_no_run():
+    with pytest.raises(ValueError, match="of a whole cross-validation: read that of a fold"):
+        RunResult.from_json(results.sealed({"folds": [], "config": {}}))
+
+
 def test_every_field_is_explained():
     table = "".join(line for line in DOCS.splitlines() if line.startswith("|"))
     kinds = (RunResult, results.Part, results.Parameters, results.Selection, results.Figures, results.Threshold)
