@@ -1,0 +1,126 @@
+"""How long the runs of a study will take: from finished runs, or from FLOPs."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxboost.config.types import Config
+from jaxboost.errors import UserError
+from jaxboost.studies.plan import Plan, PlannedRun
+
+# A training step costs about three forward passes; XLA reaches about this share of a plain matrix product's speed.
+_PASSES, _SHARE = 3, 0.25
+# Tracing a model takes seconds: after this time the other arms stay without an estimate.
+_PATIENCE = 30.0  # seconds
+
+
+def with_seconds(plan: Plan, *, flops: bool = False) -> Plan:
+    """The plan with estimated seconds for the runs that are not finished.
+
+    They are the mean of the arm's finished runs; else that of the finished runs of arms with the same backbone, by
+    epoch; else, with `flops`, the FLOPs of the arm's training over the speed of a matrix product, which is a rough
+    guess; else None.
+    """
+    done = [run for run in plan.runs if run.state == "finished" and run.seconds is not None]
+    by_flops: dict[str, float | None] = {}
+    deadline, found = time.monotonic() + _PATIENCE, []
+    for run in plan.runs:
+        seconds = run.seconds if run.state == "finished" else _from_finished(run, done)
+        if seconds is None and flops:
+            if run.arm.name not in by_flops:
+                by_flops[run.arm.name] = _from_flops(run) if time.monotonic() < deadline else None
+            seconds = by_flops[run.arm.name]
+        found.append(dataclasses.replace(run, seconds=seconds))
+    return dataclasses.replace(plan, runs=tuple(found))
+
+
+def remaining(runs: Sequence[PlannedRun]) -> tuple[float, int]:
+    """Sum of the estimated seconds of the runs that are not finished, and how many of them have no estimate."""
+    todo = [run.seconds for run in runs if run.state != "finished"]
+    return sum(seconds for seconds in todo if seconds is not None), sum(seconds is None for seconds in todo)
+
+
+def in_words(seconds: float | None) -> str:
+    """A duration as text, such as "40 s", "12 min" or "3.5 h"; "?" if it is not known."""
+    if seconds is None:
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def table(plan: Plan) -> str:
+    """The runs with their states and times, one a line, and the sum: the text of --dry_run."""
+    rows = [("arm", "run", "state", "time")]
+    for run in plan.runs:
+        name = run.key.partition(":")[2]
+        about = "" if run.state == "finished" or run.seconds is None else "~"
+        label = f"seed {name}" if name.isdigit() else name
+        rows.append((run.arm.name, label, run.state, about + in_words(run.seconds)))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    total, unknown = remaining(plan.runs)
+    todo = sum(run.state != "finished" for run in plan.runs)
+    left = f"about {in_words(total)}" + (f" and {unknown} runs of unknown length" if unknown else "")
+    ending = f"{todo} to do: {left}" if todo else "nothing to do"
+    lines.append(f"{len(plan.runs)} runs, {len(plan.runs) - todo} finished, {ending}")
+    return "\n".join(lines)
+
+
+def _from_finished(run: PlannedRun, done: Sequence[PlannedRun]) -> float | None:
+    own = [other.seconds for other in done if other.arm.name == run.arm.name]
+    if own:
+        return float(np.mean([seconds for seconds in own if seconds is not None]))
+    if run.arm.after:
+        return None
+    alike = [
+        other.seconds / _epochs(other.config)
+        for other in done
+        if other.seconds is not None and not other.arm.after and _kind(other.config) == _kind(run.config)
+    ]
+    return float(np.mean(alike)) * _epochs(run.config) if alike else None
+
+
+def _kind(config: Config) -> tuple[object, ...]:
+    """Runs of one kind take about as long for an epoch."""
+    sections = {"baseline", "pneumollm"} & {*config}
+    return (config.get("model", {}).get("backbone"), config.get("model", {}).get("image_size"), *sections)
+
+
+def _epochs(config: Config) -> float:
+    """Passes over the training split; folds train on most of it each."""
+    epochs = config.get("train", {}).get("epochs", 1) * config.data.train_fraction
+    return epochs * max(1, config.data.folds)
+
+
+def _from_flops(run: PlannedRun) -> float | None:
+    if "baseline" in run.config:
+        return None
+    from jaxboost.analysis import describe
+    from jaxboost.runs import datasets
+
+    try:
+        images = _images(datasets.describe(run.config).n_samples)
+        if not images:
+            return None
+        cost = describe.describe(run.config)["flops_per_image"]["with_boost"]
+    except UserError:
+        return None
+    passes = 1.0 if run.arm.after else _PASSES * _epochs(run.config)
+    return cost * images * passes / (_SHARE * _speed())
+
+
+def _images(samples: Mapping[str, int]) -> int:
+    return samples.get("train", 0) or sum(samples.values())
+
+
+def _speed() -> float:
+    """FLOP/s of a matrix product on this machine's processor."""
+    matrix = np.ones((512, 512), np.float32)
+    matrix @ matrix
+    started = time.perf_counter()
+    for _ in range(8):
+        matrix @ matrix
+    return 8 * 2 * 512**3 / (time.perf_counter() - started)
