@@ -71,7 +71,10 @@ def _of_study(folder: pathlib.Path, study: Definition) -> Record:
     for arm in study.arms:
         _take_arm(folder, study, arm, found)
     taken = _keep_alike(found, folder)
-    fields: dict[str, Any] = {name: getattr(study, name) for name in ("name", "question", "expected", "quick")}
+    fields: dict[str, Any] = {
+        **{name: getattr(study, name) for name in ("name", "question", "expected", "quick", "comparisons")},
+        "figures": study.data,
+    }
     arms = [
         ArmRecord(
             **{name: getattr(arm, name) for name in ("name", "title", "group", "rung", "note")},
@@ -81,17 +84,15 @@ def _of_study(folder: pathlib.Path, study: Definition) -> Record:
         for arm in study.arms
         if arm.name in taken
     ]
-    return _record(
-        taken, found, arms=arms, comparisons=study.comparisons, figures=[each for each in study.data], **fields
-    )
+    return _record(taken, found, arms=arms, **fields)
 
 
 def _take_arm(folder: pathlib.Path, study: Definition, arm: ArmDefinition, found: _Found) -> None:
     """Reads the runs of an arm of a study."""
     arm_folder = folder / RUNS / arm.name
-    count = study.seeds if arm.seeds is None else arm.seeds
+    count = min(arm.seeds or study.seeds, study.seeds)
     seeds = {number: arm_folder / f"seed{number}" for number in range(count)}
-    if arm.tuned and len(study.lr_grid) > 1 and not (seeds[0] / workdir.RESULT).exists():
+    if arm.tuned and len(study.lr_grid) > 1:
         chosen = _tuned(folder, study, arm, list(seeds.values())[1:], found)
         if chosen is None:
             del seeds[0]
@@ -124,9 +125,7 @@ def _tuned(
             open_ones += 1
     found.rates[arm.name] = tuning.as_json(values)
     if open_ones or not values:
-        why = (
-            f"{open_ones} of the runs that tune the learning rate are not finished" if open_ones else "no rate finished"
-        )
+        why = f"{open_ones} runs that tune the learning rate are not finished" if open_ones else "no rate finished"
         found.leave_out(f"{arm.name}, seed 0", why)
         return None
     return tuning.kept(values, others)

@@ -118,12 +118,7 @@ def make(
     configs = _configs(study, overrides)
     _check(study, configs, overrides)
     wanted = {*(arms or (arm.name for arm in study.arms))}
-    runs = [
-        run
-        for arm in study.arms
-        if arm.name in wanted
-        for run in _runs(study, arm, configs[arm.name], folder, limited=seeds > 0)
-    ]
+    runs = [run for arm in study.arms if arm.name in wanted for run in _runs(study, arm, configs[arm.name], folder)]
     return Plan(study=study, folder=folder, configs=configs, runs=tuple(runs)).refreshed()
 
 
@@ -249,7 +244,7 @@ def _of_arm(arm: Arm, study: Study, configs: Mapping[str, Config]) -> Iterator[s
                 yield f"config field {name}: it evaluates the runs of {arm.after} again, so it has to be the same there"
 
 
-def _runs(study: Study, arm: Arm, config: Config, folder: pathlib.Path, *, limited: bool) -> Iterator[PlannedRun]:
+def _runs(study: Study, arm: Arm, config: Config, folder: pathlib.Path) -> Iterator[PlannedRun]:
     """The runs of an arm: first those that tune its learning rate, with the first seed."""
     arm_folder = folder / RUNS / arm.name
     tunes = is_tuned(study, arm)
@@ -263,7 +258,7 @@ def _runs(study: Study, arm: Arm, config: Config, folder: pathlib.Path, *, limit
                 failure=folder / FAILURES / f"{arm.name}_{rate_text(rate)}.txt",
                 rate=rate,
             )
-    for seed in range(1 if tunes else 0, seeds_of(study, arm, limited=limited)):
+    for seed in range(1 if tunes else 0, seeds_of(study, arm)):
         yield PlannedRun(
             arm=arm,
             seed=seed,
@@ -279,10 +274,10 @@ def is_tuned(study: Study, arm: Arm) -> bool:
     return arm.tuned and len(study.lr_grid) > 1
 
 
-def seeds_of(study: Study, arm: Arm, *, limited: bool = False) -> int:
-    """The number of seeds of an arm; `limited`: the user has given the study's."""
+def seeds_of(study: Study, arm: Arm) -> int:
+    """The number of seeds of an arm."""
     own = arm.seeds or (study.arm(arm.after).seeds if arm.after else None) or study.seeds
-    return min(own, study.seeds) if limited else own
+    return min(own, study.seeds)
 
 
 def _spent(run: PlannedRun) -> float | None:

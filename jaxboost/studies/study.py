@@ -21,7 +21,7 @@ class Arm:
       overrides: dotted field -> value, on top of the config.
       group: LADDER, CONTROL or SWEEP.
       rung: for the ladder: its place, from 0, the simplest. The verdict names the lowest rung that nothing beats.
-      seeds: number of seeds; None: those of the study. An arm without random numbers needs one.
+      seeds: number of seeds, at most the study's; None: those of the study. An arm without random numbers needs one.
       tuned: whether the learning rate is chosen on validation, from the study's `lr_grid`.
       after: name of an arm whose finished runs this one evaluates again instead of training; "" for none.
       note: what the arm tells a reader, one sentence.
