@@ -1,4 +1,7 @@
-"""The data of a study: figures for its report, and fingerprints that show whether the data changed since its start."""
+"""Checks the data and the weights of a study before its first run.
+
+Fingerprints show whether the data changed since its start, and figures about the data go into its report.
+"""
 
 import hashlib
 import pathlib
@@ -7,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxboost import systems
 from jaxboost.config import combinations
 from jaxboost.config.types import Config
-from jaxboost.data.dataset import Dataset
+from jaxboost.data.dataset import Dataset, DatasetInfo
 from jaxboost.data.splits import stratify
 from jaxboost.errors import UserError
 from jaxboost.runs import datasets
@@ -19,11 +23,19 @@ from jaxboost.studies.plan import PlannedRun
 # Fields of `config.data` that do not tell one data set from another: paths, and how it is divided.
 _LEFT_OUT = ("root", "masks", "folds_file", "fold", "train_fraction", "max_pixels", "max_voxels")
 
+# Fields of the sections about the LLM that decide which weights are read.
+_WEIGHTS = (
+    *("kind", "used", "family", "block", "source", "convert", "layers", "control", "final_norm", "weights"),
+    *("vision", "vision_source", "vision_convert"),
+)
+
 
 def check(
     runs: Iterable[PlannedRun], known: Sequence[DataDefinition], folder: pathlib.Path
 ) -> tuple[DataDefinition, ...]:
-    """Loads the data of runs that are to be done, and compares them with those of the study's earlier starts.
+    """Loads the data of runs that are to be done, and finds their weights.
+
+    The data are compared with those of the study's earlier starts.
 
     Args:
       runs: the runs that remain.
@@ -34,11 +46,13 @@ def check(
       All data sets of the study, those that were added now at the end.
 
     Raises:
-      UserError: data cannot be loaded, do not suit an arm, or have changed.
+      UserError: data cannot be loaded, do not suit an arm, or have changed; or weights are missing. One message has
+        the problems of all arms.
     """
     found = {each.about: each for each in known}
     seen: dict[str, Dataset] = {}
-    problems: dict[str, None] = {}
+    weights: dict[str, str] = {}
+    problems: dict[str, list[str]] = {}
     for run in runs:
         text = about(run.config)
         if text not in seen:
@@ -49,11 +63,33 @@ def check(
             before = found.setdefault(text, now)
             if before.fingerprint != now.fingerprint:
                 raise UserError(_changed(before, now, run.config, folder))
-        for problem in combinations.data_problems(run.config, seen[text].info):
-            problems[f"arm {run.arm.name}: {problem}"] = None
+        texts = combinations.data_problems(run.config, seen[text].info)
+        texts = texts or _weights_problem(run.config, seen[text].info, weights)
+        for problem in texts:
+            arms = problems.setdefault(problem, [])
+            if run.arm.name not in arms:
+                arms.append(run.arm.name)
     if problems:
-        raise UserError("; ".join(problems))
+        named = [f"arm{'s' * (len(arms) > 1)} {', '.join(arms)}: {problem}" for problem, arms in problems.items()]
+        raise UserError("; ".join(named))
     return tuple(found.values())
+
+
+def _weights_problem(config: Config, info: DatasetInfo, known: dict[str, str]) -> list[str]:
+    """Finds the pretrained weights of a config, or converts them if it asks for that; returns what is wrong."""
+    if "baseline" in config:
+        return []
+    sections = [config[name].to_dict() for name in ("boost", "pneumollm", "llama") if name in config]
+    fields = [config.model.get(name) for name in ("backbone", "weights", "weights_source", "weights_convert")]
+    # Most arms have the weights of another arm, and tracing a model takes seconds.
+    key = repr([*fields, [{name: each.get(name) for name in _WEIGHTS} for each in sections]])
+    if key not in known:
+        try:
+            systems.prepare(config, info)
+            known[key] = ""
+        except UserError as error:
+            known[key] = str(error)
+    return [known[key]] if known[key] else []
 
 
 def about(config: Config) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -74,7 +74,9 @@ def _from_finished(run: PlannedRun, done: Sequence[PlannedRun]) -> float | None:
     if own:
         return float(np.mean([seconds for seconds in own if seconds is not None]))
     if run.arm.after:
-        return None
+        source = [other.seconds for other in done if other.arm.name == run.arm.after and other.seconds is not None]
+        # About the time of an epoch.
+        return float(np.mean(source)) / _epochs(run.config) if source else None
     alike = [
         other.seconds / _epochs(other.config)
         for other in done
@@ -99,10 +101,9 @@ def _from_flops(run: PlannedRun) -> float | None:
     if "baseline" in run.config:
         return None
     from jaxboost.analysis import describe
-    from jaxboost.runs import datasets
 
     try:
-        images = _images(datasets.describe(run.config).n_samples)
+        images = _images(run.config)
         if not images:
             return None
         cost = describe.describe(run.config)["flops_per_image"]["with_boost"]
@@ -112,7 +113,14 @@ def _from_flops(run: PlannedRun) -> float | None:
     return cost * images * passes / (_SHARE * _speed())
 
 
-def _images(samples: Mapping[str, int]) -> int:
+def _images(config: Config) -> int:
+    """Number of training images; 0 if only reading a user's folder would tell."""
+    from jaxboost.runs import datasets
+
+    samples = datasets.describe(config).n_samples
+    if not samples and not config.data.source:
+        # The LIDC shapes: they are small, and computed on first use.
+        samples = {name: len(split) for name, split in datasets.load(config).splits.items()}
     return samples.get("train", 0) or sum(samples.values())
 
 

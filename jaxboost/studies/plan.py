@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,6 +12,8 @@ from jaxboost import io
 from jaxboost.config import load_config, loading, validation
 from jaxboost.config.continuing import flat
 from jaxboost.config.types import Config
+from jaxboost.data import dataset_names
+from jaxboost.data.sources.folder.source import SOURCE
 from jaxboost.errors import UserError, check_choice, nearest
 from jaxboost.runs import lock, workdir
 from jaxboost.studies.study import Arm, Study
@@ -111,6 +114,8 @@ def make(
         raise UserError(f"--seeds={seeds}: give 1 or more")
     for name in arms:
         check_choice(name, [arm.name for arm in study.arms], "--arms")
+    if overrides.get("data.source") == SOURCE and "data.name" not in overrides:
+        overrides["data.name"] = own_name(overrides.get("data.root", ""))
     if RATE in overrides:
         # All arms get the given rate.
         study = dataclasses.replace(study, lr_grid=())
@@ -120,6 +125,12 @@ def make(
     wanted = {*(arms or (arm.name for arm in study.arms))}
     runs = [run for arm in study.arms if arm.name in wanted for run in _runs(study, arm, configs[arm.name], folder)]
     return Plan(study=study, folder=folder, configs=configs, runs=tuple(runs)).refreshed()
+
+
+def own_name(root: str) -> str:
+    """A name for the data set in a user's folder, after the folder."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", pathlib.Path(root).name).strip("_.-")
+    return name if name and name not in dataset_names() else "own_images"
 
 
 def state_of(run: PlannedRun) -> State:
