@@ -4,10 +4,10 @@
 
 The argument is fracturemnist3d or adrenalmnist3d (without one).
 
-Needs the converted layer of configs/adrenalmnist3d_vivitm.py, and an accelerator: ViViT-M takes minutes a step of 128
-on two CPU cores, and training the layer some 4 GB more memory. Figures of the paper (ACC, AUC in percent): Fracture:
-plain 53.33, 65.21; MLP 54.17, 65.11; R-LLM 56.25, 66.87; trained 53.57, 64.70. Adrenal: plain 81.54, 81.70; MLP 81.88,
-82.89; R-LLM 83.22, 84.91; trained 79.87, 81.10.
+Needs the converted layer of configs/adrenalmnist3d_vivitm.py. Cost: ViViT-M takes minutes a step of 128 on two CPU
+cores; an accelerator is needed, with some 4 GB more to train the layer.
+Figures of the paper (ACC, AUC in percent): Fracture: plain 53.33, 65.21; MLP 54.17, 65.11; R-LLM 56.25, 66.87; trained
+53.57, 64.70. Adrenal: plain 81.54, 81.70; MLP 81.88, 82.89; R-LLM 83.22, 84.91; trained 79.87, 81.10.
 Expected: the order of the four is not shown with 240 and 298 test volumes.
 """
 

@@ -4,10 +4,10 @@
 
 The argument is fracturemnist3d or adrenalmnist3d (without one).
 
-Needs the converted layer of configs/adrenalmnist3d_vivitm.py, and an accelerator: ViViT-M takes minutes a step of 128
-on two CPU cores. Figures of the paper (ACC, AUC in percent): Fracture: plain 53.33, 65.21; R-LLM 56.25, 66.87; out
-55.83, 65.60; hybrid 55.00, 65.50. Adrenal: plain 81.54, 81.70; R-LLM 83.22, 84.91; out 82.55, 82.96; hybrid 82.55,
-82.68.
+Needs the converted layer of configs/adrenalmnist3d_vivitm.py. Cost: ViViT-M takes minutes a step of 128 on two CPU
+cores; an accelerator is needed.
+Figures of the paper (ACC, AUC in percent): Fracture: plain 53.33, 65.21; R-LLM 56.25, 66.87; out 55.83, 65.60; hybrid
+55.00, 65.50. Adrenal: plain 81.54, 81.70; R-LLM 83.22, 84.91; out 82.55, 82.96; hybrid 82.55, 82.68.
 Expected: the variants do not differ by more than the test sets can show, 240 and 298 volumes.
 """
 

@@ -64,10 +64,9 @@ def run() -> None:
         if commands_flag.value:
             _print_commands(planned.runs, arguments)
             return
-        if not worker_flag.value:
-            runner.prepare(planned, stated, only=only_flag.value)
         outcome = runner.run(
             planned,
+            stated,
             only=only_flag.value,
             worker=worker_flag.value,
             helpers=lambda: _helpers(jobs_flag.value - 1, arguments),

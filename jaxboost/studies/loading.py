@@ -25,9 +25,14 @@ def load_study(name_or_path: str) -> Study:
     study = loading.execute(name_or_path, loading.STUDY)
     if not isinstance(study, Study):
         raise UserError(f"study {name_or_path}: get_study returns {type(study).__name__}, not a Study")
-    if found := list(problems(study)):
-        raise UserError(f"study {name_or_path}: {'; '.join(found)}")
+    check(study, name_or_path)
     return study
+
+
+def check(study: Study, name: str) -> None:
+    """Raises UserError that names all that does not fit together in a study, called `name`."""
+    if found := list(problems(study)):
+        raise UserError(f"study {name}: {'; '.join(found)}")
 
 
 def problems(study: Study) -> Iterator[str]:

@@ -251,7 +251,8 @@ def _of_arm(arm: Arm, study: Study, configs: Mapping[str, Config]) -> Iterator[s
             yield "the runs of a cross-validation are not evaluated again: set data.folds=0"
         ours, theirs = flat(config), flat(configs[arm.after])
         for name in sorted({*ours, *theirs}):
-            if ours.get(name) != theirs.get(name) and name.partition(".")[0] not in _AFTER:
+            # The rate is that of the finished run.
+            if ours.get(name) != theirs.get(name) and name != RATE and name.partition(".")[0] not in _AFTER:
                 yield f"config field {name}: it evaluates the runs of {arm.after} again, so it has to be the same there"
 
 

@@ -46,6 +46,7 @@ class Outcome:
 
 def run(
     given: Plan,
+    stated: Definition,
     *,
     only: str = "",
     worker: bool = False,
@@ -55,23 +56,25 @@ def run(
 
     Args:
       given: the plan.
+      stated: the definition of the study, see `definition.check`.
       only: key of the one run to do, with the runs that it needs; "": all.
       helpers: gives a context manager that starts processes that help, and ends them.
-      worker: whether another process started this one to help: it does not repeat what failed, and does not wait for
-        runs of other processes.
+      worker: whether another process started this one to help: it checks nothing again, and ends when there is
+        nothing left to start.
 
     Raises:
-      UserError: a disk is full, or cannot be written.
+      UserError: see `prepare`; or a disk is full.
       Stopped: a signal stopped the study where nothing had to be saved.
     """
     runs = needed(given, only) if only else list(given.runs)
-    with (
-        stopping.watch(resumable=True) as stop,
-        datasets.shared(given.folder / CACHE),
-        log.without_bars(),
-        _Bar(given, runs) as bar,
-        helpers(),
-    ):
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(stopping.watch(resumable=True))
+        stack.enter_context(datasets.shared(given.folder / CACHE))
+        stack.enter_context(log.without_bars())
+        if not worker:
+            prepare(given, stated, runs)
+        bar = stack.enter_context(_Bar(given, runs))
+        stack.enter_context(helpers())
         failed: list[str] = []
         while runs:
             begun = len(runs)
@@ -93,18 +96,17 @@ def run(
     return Outcome(failed=tuple(failed))
 
 
-def prepare(given: Plan, stated: Definition, *, only: str = "") -> None:
-    """Checks the data of a plan, writes study.json, and forgets the failures of earlier starts.
+def prepare(given: Plan, stated: Definition, runs: Sequence[PlannedRun]) -> None:
+    """Checks data and weights of runs, writes study.json, and forgets the failures of earlier starts.
 
     Args:
       given: the plan.
       stated: see `definition.check`.
-      only: see `run`.
+      runs: the runs that may be started.
 
     Raises:
       UserError: data or weights cannot be loaded, do not suit an arm, or have changed; or the folder cannot be written.
     """
-    runs = needed(given, only) if only else list(given.runs)
     todo = [each for each in runs if each.state != "finished"]
     data = data_check.check(todo, stated.data, given.folder)
     definition.write(given.folder, dataclasses.replace(stated, data=data))
@@ -129,6 +131,8 @@ def _visit(each: PlannedRun, given: Plan) -> bool | None:
     if state == "finished":
         return True
     if state == "failed":
+        # Another process tried it.
+        logger.error("%s failed: see %s", each.key, each.failure)
         return False
     if state == "running":
         return None
