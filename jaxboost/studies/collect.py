@@ -214,7 +214,8 @@ def _arm_name(folder: pathlib.Path, run_folder: pathlib.Path) -> str:
     parts = list(run_folder.relative_to(folder).parts)
     if parts and _SEED.fullmatch(parts[-1]):
         parts.pop()
-    return "_".join(parts) or folder.absolute().name
+    above = folder.absolute()
+    return "_".join(parts) or (above.parent.name if _SEED.fullmatch(above.name) else above.name)
 
 
 def _keep_alike(found: _Found, folder: pathlib.Path) -> dict[str, list[FinishedRun]]:

@@ -59,7 +59,9 @@ def small_study(root: pathlib.Path | str = "", **changes: Any) -> Study:
 
 def dataset(n: int = 24, shift: int = 0) -> Dataset:
     """Samples without images; `shift` moves their labels."""
-    info = DatasetInfo(name="lidcshapes3d", task="binary-class", classes=CLASSES, channels=1, ndim=3, size=28)
+    info = DatasetInfo(
+        name="lidcshapes3d", task="binary-class", classes=CLASSES, channels=1, ndim=3, size=28, license="CC"
+    )
     splits = {}
     for split in ("train", "val", "test"):
         labels = (np.arange(n) + shift) % 3 // 2
