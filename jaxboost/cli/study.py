@@ -35,7 +35,6 @@ def run() -> None:
     jobs_flag = flags.DEFINE_integer("jobs", 1, "number of processes that share the runs", lower_bound=1)
     only_flag = flags.DEFINE_string("only", "", "do one run, ARM:SEED, as --commands prints them; no report is made")
     worker_flag = flags.DEFINE_bool("worker", False, "help another process with this study; no report is made")
-    arguments = sys.argv[1:]
     # absl knows no fields of configs here: they depend on the study.
     sys.argv, overrides = split_overrides(sys.argv)
 
@@ -61,15 +60,20 @@ def run() -> None:
         if dry_flag.value:
             print(estimate.table(estimate.with_seconds(planned, flops=True)))
             return
+        # What another process needs to know of the same study.
+        same = [f"--study={study_flag.value}", f"--out={out_flag.value}", *overrides]
+        same += [f"--seeds={seeds_flag.value}"] * (seeds_flag.value > 0) + ["--quick"] * quick_flag.value
         if commands_flag.value:
-            _print_commands(planned.runs, arguments)
+            for each in planned.runs:
+                if each.state != "finished":
+                    print(shlex.join(["jaxboost", "study", *same, f"--only={each.key}"]))
             return
         outcome = runner.run(
             planned,
             stated,
             only=only_flag.value,
             worker=worker_flag.value,
-            helpers=lambda: _helpers(jobs_flag.value - 1, arguments),
+            helpers=lambda: _helpers(jobs_flag.value - 1, [*same, f"--arms={','.join(arms_flag.value)}"]),
         )
         if outcome.stopped:
             return
@@ -109,18 +113,10 @@ def _report(folder: pathlib.Path) -> None:
     report.write_report(compare.analyse(found), found, folder / REPORT)
 
 
-def _print_commands(runs: Sequence[object], arguments: Sequence[str]) -> None:
-    """Prints one command for each run that is not finished."""
-    again = [word for word in arguments if word not in ("--commands", "--commands=true", "-commands")]
-    for each in runs:
-        if each.state != "finished":
-            print(shlex.join(["jaxboost", "study", *again, "--only", each.key]))
-
-
 @contextlib.contextmanager
 def _helpers(count: int, arguments: Sequence[str]) -> Iterator[None]:
     """Starts processes that share the runs; at the end of the block those that still run are asked to stop."""
-    command = [sys.executable, "-m", "jaxboost", "study", *arguments, "--worker", "--jobs=1"]
+    command = [sys.executable, "-m", "jaxboost", "study", *arguments, "--worker"]
     processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
     try:
         yield

@@ -37,7 +37,7 @@ def test_help_of_the_subcommands():
     for name, process in zip(main.COMMANDS, run_each(commands), strict=True):
         assert (process.returncode, process.stderr) == (0, "")
         assert f"jaxboost {name} --" in process.stdout
-        flag = {"train": "workdir", "convert": "source", "describe": "json"}.get(name, "run")
+        flag = {"train": "workdir", "convert": "source", "describe": "json", "study": "study"}.get(name, "run")
         assert f"\n  --{flag}: " in process.stdout
 
 
@@ -48,6 +48,10 @@ MISTAKES = [
     (["describe", "--config=quickstart", "--config.seed=-1"], ["seed: -1 should be 0 or more"]),
     (["predict"], ["--run is missing"]),
     (["export", "--run=x"], ["--out is missing"]),
+    (["study", "--out=x"], ["--study is missing"]),
+    (["study", "--study=ladder"], ["--out is missing"]),
+    (["study", "--study=lader", "--out=x"], ["there is no packaged study 'lader'"]),
+    (["study", "--study=layer_sweep", "--out=x", "--config.train.epoch=1"], ["did you mean 'train.epochs'"]),
     (["convert", "--source=x", "--out=y"], ["--layers is missing"]),
 ]
 
