@@ -28,7 +28,7 @@ def unpacked(tmp_path_factory):
 def test_content(unpacked):
     names = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
     code = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "jaxboost").rglob("*.py")}
-    configs = {f"jaxboost/configs/{path.name}" for path in (REPOSITORY / "configs").glob("*.py")}
+    configs = {f"jaxboost/{path.relative_to(REPOSITORY).as_posix()}" for path in (REPOSITORY / "configs").rglob("*.py")}
     (meta,) = {name.partition("/")[0] for name in names if ".dist-info/" in name}
     of_wheel = {f"{meta}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")}
     assert names == code | configs | of_wheel | {"jaxboost/py.typed"}
