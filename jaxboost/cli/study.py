@@ -77,7 +77,8 @@ def run() -> None:
         )
         if outcome.stopped:
             return
-        if not (worker_flag.value or only_flag.value):
+        is_whole = not (worker_flag.value or only_flag.value)
+        if is_whole and any(each.state == "finished" for each in planned.refreshed().runs):
             _report(folder)
         if outcome.failed:
             print(f"{len(outcome.failed)} runs failed: {', '.join(outcome.failed)}", file=sys.stderr)

@@ -146,8 +146,7 @@ def _unfinished(folder: pathlib.Path, why: str) -> str:
 
 def _differing(arm: ArmDefinition, run: FinishedRun) -> list[str]:
     own = (*_OWN, RATE) if arm.tuned or arm.after else _OWN
-    configs = [definition.fixed(config) for config in (arm.config, run.result["config"])]
-    return continuing.differing(*({name: value for name, value in each.items() if name not in own} for each in configs))
+    return definition.differing(arm.config, run.result["config"], own)
 
 
 def _changes(arm: ArmDefinition, study: Definition) -> dict[str, Any]:

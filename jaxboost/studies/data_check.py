@@ -14,12 +14,14 @@ from jaxboost import systems
 from jaxboost.config import combinations
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset, DatasetInfo
-from jaxboost.data.splits import stratify
+from jaxboost.data.splits import near_duplicates, stratify
 from jaxboost.errors import UserError
 from jaxboost.runs import datasets
 from jaxboost.studies.definition import DataDefinition
 from jaxboost.studies.plan import PlannedRun
 
+# Larger data sets are not searched for near duplicates: it would take minutes.
+_MOST_COMPARED = 5000
 # Fields of `config.data` that do not tell one data set from another: paths, and how it is divided.
 _LEFT_OUT = ("root", "masks", "folds_file", "fold", "train_fraction", "max_pixels", "max_voxels")
 
@@ -59,10 +61,11 @@ def check(
             dataset = _with_splits(run.config, folder)
             # Only its description is kept.
             seen[text] = Dataset(info=dataset.info, splits={}, baselines={})
-            now = DataDefinition(about=text, fingerprint=fingerprint(dataset, run.config), figures=figures(dataset))
-            before = found.setdefault(text, now)
-            if before.fingerprint != now.fingerprint:
-                raise UserError(_changed(before, now, run.config, folder))
+            digests = fingerprint(dataset, run.config)
+            if text not in found:
+                found[text] = DataDefinition(about=text, fingerprint=digests, figures=figures(dataset))
+            elif found[text].fingerprint != digests:
+                raise UserError(_changed(found[text].figures, dataset, run.config, folder))
         texts = combinations.data_problems(run.config, seen[text].info)
         texts = texts or _weights_problem(run.config, seen[text].info, weights)
         for problem in texts:
@@ -115,6 +118,7 @@ def fingerprint(dataset: Dataset, config: Config) -> dict[str, str]:
 def figures(dataset: Dataset) -> dict[str, Any]:
     """Entries about a data set for reports, see `record.Record.data`."""
     info = dataset.info
+    duplicates = near_duplicate_images(dataset)
     return {
         "name": info.name,
         "ndim": info.ndim,
@@ -125,7 +129,24 @@ def figures(dataset: Dataset) -> dict[str, Any]:
             name: len(np.unique(split.groups)) for name, split in dataset.splits.items() if split.groups is not None
         },
         "prevalence": {name: prevalence(split.labels, info.classes) for name, split in dataset.splits.items()},
+        **({"near_duplicates": duplicates} if duplicates else {}),
     }
+
+
+def near_duplicate_images(dataset: Dataset) -> str:
+    """How many near-duplicate images of different patients are in different splits, in words; "" if not searched."""
+    splits = list(dataset.splits.values())
+    images = [split.images for split in splits]
+    count = sum(map(len, splits))
+    if len(splits) < 2 or count > _MOST_COMPARED or any(each.ndim < 4 or each.dtype != np.uint8 for each in images):
+        return ""
+    owners = [f"{name} {row}" for name, split in dataset.splits.items() for row in range(len(split))]
+    if all(split.groups is not None for split in splits):
+        owners = np.concatenate([split.groups for split in splits])
+    patients = np.unique(owners, return_inverse=True)[1].reshape(-1)
+    sides = np.repeat(np.arange(len(splits)), [len(split) for split in splits])
+    search = near_duplicates.find(np.concatenate([np.asarray(each) for each in images]), patients, sides)
+    return f"{len(search.pairs)} pairs in different splits" + (f"; {search.gap}" if search.gap else "")
 
 
 def prevalence(labels: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
@@ -142,15 +163,16 @@ def _with_splits(config: Config, folder: pathlib.Path) -> Dataset:
     return datasets.own_splits(whole, folder / "no run").load()
 
 
-def _changed(before: DataDefinition, now: DataDefinition, config: Config, folder: pathlib.Path) -> str:
-    counts = [_counted(each.figures) for each in (before, now)]
+def _changed(before: Mapping[str, Any], now: Dataset, config: Config, folder: pathlib.Path) -> str:
+    sizes = {name: len(split) for name, split in now.splits.items()}
+    counts = [_counted(each) for each in (before.get("splits", {}), sizes)]
     how = f"{counts[0]} then, {counts[1]} now" if counts[0] != counts[1] else "as many samples, with other content"
     where = f" in {config.data.root}" if config.data.root else ""
     return (
-        f"the data {now.figures['name']}{where} have changed since the study in {folder} began ({how}): bring the data"
+        f"the data {now.info.name}{where} have changed since the study in {folder} began ({how}): bring the data"
         " back, or give another --out"
     )
 
 
-def _counted(entries: Mapping[str, Any]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in entries.get("splits", {}).items())
+def _counted(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sizes.items())

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from ml_collections import ConfigDict
@@ -153,14 +153,20 @@ def differences(theirs: Definition, ours: Definition) -> list[str]:
         for name in ("group", "rung", "seeds", "tuned", "after"):
             if getattr(before, name) != getattr(now, name):
                 found.append(f"{name} of arm {now.name} ({getattr(before, name)!r} there, {getattr(now, name)!r} now)")
-        texts = continuing.differing(fixed(before.config), fixed(now.config))
-        found += [f"{text} of arm {now.name}" for text in texts]
+        found += [f"{text} of arm {now.name}" for text in differing(before.config, now.config)]
     pairs = [
         {(each.arm, each.reference, each.main) for each in definition.comparisons} for definition in (theirs, ours)
     ]
     if pairs[0] != pairs[1]:
         found.append(f"the comparisons ({len(pairs[0])} there, {len(pairs[1])} now)")
     return found
+
+
+def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any], leave_out: Sequence[str] = ()) -> list[str]:
+    """How two configs differ in what makes their runs what they are, one text for each field."""
+    before, now = fixed(theirs), fixed(ours)
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name) and name not in leave_out]
+    return [f"{name} ({before.get(name)!r} there, {now.get(name)!r} now)" for name in names]
 
 
 def fixed(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Study files: found as configs are, and checked as a whole."""
 
 import dataclasses
+import re
 
 import pytest
 
 from jaxboost.config import loading as config_loading
 from jaxboost.errors import UserError
-from jaxboost.studies import loading
+from jaxboost.studies import loading, plan
 from jaxboost.studies.study import Comparison
 from tests.scripts import REPOSITORY
 from tests.studies.small_studies import BARE, CLAIM, PLAIN, RLLM, small_study
@@ -95,6 +96,33 @@ def test_a_packaged_study_has_question_cost_and_expectation():
         assert study.question.endswith("?"), name
         assert study.expected, name
         assert sum(each.main for each in study.comparisons) == 1, name
+
+
+def test_the_study_of_the_docs(tmp_path):
+    text = (REPOSITORY / "docs" / "studies.md").read_text("utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    (tmp_path / "encoders.py").write_text(code)
+    study = loading.load_study(str(tmp_path / "encoders.py"))
+    assert len(plan.make(study, tmp_path / "out").runs) == 2 * (3 + 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [
+        ("layer_sweep", 8 * 7),
+        ("layer_sweep:0+29", 3 * 7),
+        ("pneumollm_tables", 15 * 3),
+        ("pneumollm_tables:quickstart", 12 * 3),
+        *((f"rllm_table1:{name}mnist", 4 * 5) for name in ("breast", "retina", "pneumonia", "derma", "oct", "organa")),
+        *((f"rllm_table3:{name}mnist3d", 6 * 5) for name in ("fracture", "adrenal", "nodule", "vessel")),
+        *((f"rllm_table5:{name}mnist3d", 4 * 5) for name in ("fracture", "adrenal")),
+        *((f"rllm_table6:{name}mnist3d", 5 * 5) for name in ("fracture", "adrenal")),
+    ],
+)
+def test_the_configs_of_packaged_studies_are_right(tmp_path, name, runs):
+    study = loading.load_study(name)
+    assert len(plan.make(study, tmp_path).runs) == runs
+    assert len(plan.make(study.as_trial(), tmp_path).runs) == len(study.arms)
 
 
 def test_the_ladder_has_its_rungs_in_order():
