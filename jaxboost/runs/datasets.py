@@ -33,6 +33,8 @@ _LOADED_BY = (
     *_DESCRIBED_BY,
     *("size", "allow_mixed_patients", "window", "spacing", "nan", "max_pixels", "max_voxels", "patient", "duplicates"),
 )
+# Fields that decide how a loaded data set is divided.
+_DIVIDED_BY = ("shares", "train_fraction", "folds", "fold", "fold_seed", "val_share", "folds_file")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,8 @@ def cache_folder(folder: pathlib.Path) -> pathlib.Path:
 
 def data_key(config: Config) -> tuple[Any, ...]:
     """What decides which data set `load` loads: configs with equal keys have the same one."""
-    return (config.data.name, _ndim(config), config.data.folds > 0, *(repr(config.data[name]) for name in _LOADED_BY))
+    fields = {name: repr(value) for name, value in config.data.items() if name not in _DIVIDED_BY}
+    return (_ndim(config), config.data.folds > 0, *fields.items())
 
 
 def load(config: Config) -> Dataset:
