@@ -32,7 +32,7 @@ _RESNET = {
     "optim.warmup_epochs": 0.0,
     "train.batch_size": 64,
 }
-# 98 pixels are 7 x 7 patches of the encoder: stored images of 28 pixels have no more detail.
+# 98 pixels are 7 x 7 patches of the encoder: images of 28 pixels have no detail that more could show.
 _ENCODER = {"model.image_size": 98}
 
 

@@ -98,7 +98,8 @@ def cache_folder(folder: pathlib.Path) -> pathlib.Path:
 def data_key(config: Config) -> tuple[Any, ...]:
     """What decides which data set `load` loads: configs with equal keys have the same one."""
     fields = {name: repr(value) for name, value in config.data.items() if name not in _DIVIDED_BY}
-    return (_ndim(config), config.data.folds > 0, *fields.items())
+    # Only a folder is read according to the model's dimensions.
+    return (config.data.source == SOURCE and _ndim(config), config.data.folds > 0, *fields.items())
 
 
 def load(config: Config) -> Dataset:

@@ -76,10 +76,9 @@ def read(folder: pathlib.Path) -> FinishedRun:
         ]
         items[split] = _joined([found for found, _ in tables])
         scores[split] = np.concatenate([found for _, found in tables])
-    if not folds:
-        for split, found in scores.items():
-            if len(found) != content[split]["n"]:
-                raise ValueError(f"its predictions/{split}.csv has {len(found)} samples, not {content[split]['n']}")
+    for split, found in scores.items() if not folds else ():
+        if len(found) != (wanted := content["splits"][split]):
+            raise ValueError(f"its predictions/{split}.csv has {len(found)} samples, not {wanted}")
     return FinishedRun(
         folder=folder,
         result=content,
