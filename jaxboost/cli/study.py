@@ -111,7 +111,9 @@ def _report(folder: pathlib.Path) -> None:
     found = collect.collect(folder)
     with io.writing(folder):
         record.write(found, folder)
-    report.write_report(compare.analyse(found), found, folder / REPORT)
+    analysis = compare.analyse(found)
+    page = report.write_report(analysis, found, folder / REPORT)
+    print(f"{analysis['verdict']['sentence']}\n{page}")
 
 
 @contextlib.contextmanager

@@ -150,15 +150,16 @@ def _differing(arm: ArmDefinition, run: FinishedRun) -> list[str]:
 
 
 def _changes(arm: ArmDefinition, study: Definition) -> dict[str, Any]:
-    first = next(each for each in study.arms if each.group == arm.group)
-    return _difference(first.config, arm.config)
+    # Of another system only few fields could be compared.
+    alike = [each for each in study.arms if each.group == arm.group and {*each.config} == {*arm.config}]
+    return _difference(alike[0].config, arm.config)
 
 
 def _difference(first: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted field -> value of a config where it differs from the first; null where it lacks the field."""
+    """Dotted field -> value of a config where it differs from the first, of the fields that both have."""
     before, now = continuing.flat(first), continuing.flat(config)
-    names = [name for name in {**now, **before} if before.get(name) != now.get(name) and name not in _OWN]
-    return {name: now.get(name) for name in sorted(names)}
+    names = [name for name in now if name in before and before[name] != now[name] and name not in _OWN]
+    return {name: now[name] for name in sorted(names)}
 
 
 def _of_runs(folder: pathlib.Path) -> Record:

@@ -13,6 +13,7 @@ from jaxboost.studies.plan import Plan, PlannedRun
 # A training step costs about three forward passes; XLA reaches about this share of a plain matrix product's speed.
 _PASSES, _SHARE = 3, 0.25
 # Tracing a model takes seconds: after this time the other arms stay without an estimate.
+_LEAST = 5.0  # seconds for the classifier of a baseline
 _PATIENCE = 30.0  # seconds
 
 
@@ -24,16 +25,40 @@ def with_seconds(plan: Plan, *, flops: bool = False) -> Plan:
     guess; else None.
     """
     done = [run for run in plan.runs if run.state == "finished" and run.seconds is not None]
-    by_flops: dict[str, float | None] = {}
-    deadline, found = time.monotonic() + _PATIENCE, []
+    guess = _Guess()
+    found = []
     for run in plan.runs:
         seconds = run.seconds if run.state == "finished" else _from_finished(run, done)
         if seconds is None and flops:
-            if run.arm.name not in by_flops:
-                by_flops[run.arm.name] = _from_flops(run) if time.monotonic() < deadline else None
-            seconds = by_flops[run.arm.name]
+            seconds = guess.seconds(run)
         found.append(dataclasses.replace(run, seconds=seconds))
     return dataclasses.replace(plan, runs=tuple(found))
+
+
+class _Guess:
+    """Estimates runs from FLOPs, each arm once, and only as long as patience lasts."""
+
+    def __init__(self) -> None:
+        self._deadline = time.monotonic() + _PATIENCE
+        self._by_arm: dict[str, float | None] = {}
+        self._encoders: set[str] = set()
+
+    def seconds(self, run: PlannedRun) -> float | None:
+        if run.arm.name not in self._by_arm:
+            encoder = _encoder(run.config)
+            if encoder in self._encoders:
+                # Another arm has encoded the images by then.
+                self._by_arm[run.arm.name] = _LEAST
+            else:
+                self._by_arm[run.arm.name] = _from_flops(run) if time.monotonic() < self._deadline else None
+            self._encoders |= {encoder} - {""}
+        return self._by_arm[run.arm.name]
+
+
+def _encoder(config: Config) -> str:
+    """What identifies the frozen encoder of a baseline; "" for other configs."""
+    is_encoded = "baseline" in config and config.baseline.features == "encoder"
+    return repr(config.model.to_dict()) if is_encoded else ""
 
 
 def remaining(runs: Sequence[PlannedRun]) -> tuple[float, int]:
@@ -98,17 +123,19 @@ def _epochs(config: Config) -> float:
 
 
 def _from_flops(run: PlannedRun) -> float | None:
-    if "baseline" in run.config:
-        return None
     from jaxboost.analysis import describe
 
     try:
         images = _images(run.config)
         if not images:
             return None
-        cost = describe.describe(run.config)["flops_per_image"]["with_boost"]
+        cost = describe.describe(run.config)["flops_per_image"]
     except UserError:
         return None
+    if "baseline" in run.config:
+        # Each image is encoded once, for all arms with the same encoder.
+        return _LEAST + cost * images / (_SHARE * _speed())
+    cost = cost["with_boost"]
     passes = 1.0 if run.arm.after else _PASSES * _epochs(run.config)
     return cost * images * passes / (_SHARE * _speed())
 

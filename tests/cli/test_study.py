@@ -69,14 +69,20 @@ def test_overrides_are_split_off():
     assert overrides == ["--config.a.b=1", "--config.c=2", "--noconfig.d", "-config.e=3"]
 
 
-def test_the_report_is_made_from_the_record(tmp_path, monkeypatch):
+def test_the_report_is_made_from_the_record(tmp_path, monkeypatch, capsys):
     made = plan.make(small_study(lr_grid=()), tmp_path)
     for run in made.runs:
         write_run(run.config, run.folder)
     written = []
     compare, reporting, report = (types.ModuleType(name) for name in ("compare", "reporting", "report"))
-    compare.analyse = lambda found: {"name": found.name}
-    report.write_report = lambda analysis, found, folder: written.append((analysis, len(found.runs), folder))
+    analysis = {"verdict": {"sentence": "Not shown."}}
+    compare.analyse = lambda found: analysis
+
+    def write_report(analysis, found, folder):
+        written.append((analysis, len(found.runs), folder))
+        return folder / "report.html"
+
+    report.write_report = write_report
     reporting.report = report
     monkeypatch.setitem(sys.modules, "jaxboost.studies.compare", compare)
     monkeypatch.setattr("jaxboost.studies.compare", compare, raising=False)
@@ -86,7 +92,8 @@ def test_the_report_is_made_from_the_record(tmp_path, monkeypatch):
 
     definition.write(tmp_path, definition.check(made))
     command._report(tmp_path)
-    assert written == [({"name": "small"}, 6, tmp_path / "report")]
+    assert written == [(analysis, 6, tmp_path / "report")]
+    assert capsys.readouterr().out == f"Not shown.\n{tmp_path / 'report' / 'report.html'}\n"
     assert (tmp_path / "record.json").exists()
 
 

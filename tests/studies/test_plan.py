@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from jaxboost.analysis import describe
 from jaxboost.errors import UserError
 from jaxboost.runs import lock
 from jaxboost.studies import definition, estimate, plan
@@ -170,17 +171,55 @@ def test_states_and_the_table(tmp_path):
     assert text.splitlines()[-1] == "7 runs, 1 finished, 6 to do: about 5 min and 2 runs of unknown length"
 
 
+def test_the_lock_of_a_process_that_has_ended_is_not_in_use(tmp_path, monkeypatch):
+    def gone(pid, signal):
+        raise ProcessLookupError
+
+    with lock.RunLock(tmp_path)._lease:
+        assert lock.in_use(tmp_path)
+        monkeypatch.setattr(lock.os, "kill", gone)
+        assert not lock.in_use(tmp_path)
+    assert not lock.in_use(tmp_path / "none")
+
+
 def _made(folder):
     folder.mkdir(parents=True)
     return folder
 
 
-def test_estimates_by_epochs_and_by_flops(tmp_path):
+def test_estimates_by_epochs(tmp_path):
     longer = dataclasses.replace(RLLM, tuned=False, overrides={"train.epochs": 3})
     made = plan.make(small_study(arms=(PLAIN, longer), seeds=1), tmp_path)
     assert [run.seconds for run in estimate.with_seconds(made).runs] == [None, None]
     write_run(made.run("plain:0").config, made.run("plain:0").folder, seconds=100.0)
     assert [run.seconds for run in estimate.with_seconds(made.refreshed()).runs] == [100.0, 300.0]
+
+
+def test_estimates_by_flops(tmp_path, few_lidc_root, monkeypatch):
+    """Where nothing has run yet."""
+    monkeypatch.setattr(estimate, "_speed", lambda: 1e9)
+    longer = dataclasses.replace(PLAIN, name="longer", overrides={"boost.kind": "none", "train.epochs": 3})
+    made = plan.make(small_study(few_lidc_root, arms=(PLAIN, longer, RLLM, BARE), seeds=1, lr_grid=()), tmp_path)
+    found = {run.arm.name: run.seconds for run in estimate.with_seconds(made, flops=True).runs}
+    flops = describe.describe(made.configs["plain"])["flops_per_image"]["with_boost"]
+    # Three passes over 48 samples, at a quarter of the speed of a matrix product.
+    assert found["plain"] == pytest.approx(3 * 48 * flops / 0.25e9)
+    assert found["longer"] == pytest.approx(3 * found["plain"])
+    assert found["rllm"] > found["plain"] > found["bare"] > 0
+
+
+def test_an_arm_that_is_evaluated_again_takes_about_an_epoch(tmp_path):
+    study = small_study(arms=(dataclasses.replace(RLLM, tuned=False), BARE), comparisons=(), seeds=1)
+    made = plan.make(study, tmp_path, overrides={"train.epochs": 4})
+    write_run(made.run("rllm:0").config, made.run("rllm:0").folder, seconds=100.0)
+    assert [run.seconds for run in estimate.with_seconds(made.refreshed()).runs] == [100.0, 25.0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "?"), (89.4, "89 s"), (100, "2 min"), (5000, "83 min"), (9000, "2.5 h")]
+)
+def test_times_in_words(seconds, text):
+    assert estimate.in_words(seconds) == text
 
 
 def test_a_folder_holds_one_study(tmp_path):

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pathlib
+import signal
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from jaxboost.io import refused
 from jaxboost.runs import cross_validation, lock, workdir
 from jaxboost.stopping import Stopped
 from jaxboost.studies import collect, data_check, definition, derived, plan, record, runner
+from jaxboost.training import log
 from tests.studies.small_studies import BARE, PLAIN, RLLM, dataset, small_study, write_run
 
 
@@ -160,8 +162,6 @@ def test_a_full_disk_stops_the_study_and_loses_nothing(tmp_path, trainer, error)
 
 
 def test_a_signal_stops_the_study(tmp_path, trainer):
-    import signal
-
     def stop(folder):
         if folder.name == "seed1":
             os.kill(os.getpid(), signal.SIGTERM)
@@ -230,6 +230,16 @@ def test_an_arm_that_needs_another(tmp_path, trainer):
     assert "name it in --arms too" in (tmp_path / "failures" / "bare_seed0.txt").read_text()
 
 
+def test_a_study_has_the_only_bar(caplog):
+    with caplog.at_level("INFO", logger="jaxboost"), log.ProgressBar(0, 3) as bar:
+        bar.report(1, loss=0.5, images_per_second=None)
+    assert [record.getMessage() for record in caplog.records] == ["step 1/3: loss 0.5000"]
+    caplog.clear()
+    with log.without_bars(), caplog.at_level("INFO", logger="jaxboost"), log.ProgressBar(0, 3) as bar:
+        bar.report(1, loss=0.5, images_per_second=None)
+    assert caplog.records == []
+
+
 def _check(folder, given, monkeypatch, known=()):
     monkeypatch.setattr(data_check, "_with_splits", lambda config, folder: given)
     monkeypatch.setattr(data_check, "_weights_problem", lambda *arguments: [])
@@ -277,10 +287,6 @@ def _without_times(folder: pathlib.Path) -> tuple[dict, dict]:
 
 def test_an_interrupted_study_ends_with_the_same_record(tmp_path, few_lidc_root, monkeypatch):
     """Trains: a signal comes during the second run of the study."""
-    import signal
-
-    from jaxboost.training import log
-
     study = small_study(few_lidc_root, seeds=1, arms=(PLAIN, dataclasses.replace(RLLM, tuned=False), BARE))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert run(whole, study=study) == runner.Outcome()
