@@ -90,13 +90,14 @@ def run() -> None:
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Splits off the overrides --config.section.field=value; a value may follow as an argument of its own."""
     rest, overrides = [], []
-    words = iter(argv)
-    for word in words:
+    words = [*argv]
+    while words:
+        word = words.pop(0)
         if not _OVERRIDE.match(word):
             rest.append(word)
             continue
-        if "=" not in word and not re.match(r"--?no", word) and (value := next(words, None)) is not None:
-            word = f"{word}={value}"
+        if "=" not in word and words and not words[0].startswith("--"):
+            word = f"{word}={words.pop(0)}"
         overrides.append(word)
     return rest, overrides
 

@@ -1,11 +1,12 @@
 """A study becomes a list of runs: which config, which folder, and what is done already."""
 
+import ast
 import dataclasses
 import itertools
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from jaxboost import io
@@ -150,11 +151,11 @@ def rate_text(rate: float) -> str:
 
 
 def parse_overrides(study: Study, arguments: Sequence[str]) -> dict[str, Any]:
-    """Parses overrides of the command line, as `jaxboost train` does.
+    """Parses overrides of the command line.
 
     Args:
       study: the study, whose arms' configs give the fields and their types.
-      arguments: `--config.section.field=value`, ...
+      arguments: `--config.section.field=value`; of a field that is True or False also `--noconfig.section.field`.
 
     Returns:
       Dotted field -> value.
@@ -164,30 +165,41 @@ def parse_overrides(study: Study, arguments: Sequence[str]) -> dict[str, Any]:
     """
     if not arguments:
         return {}
-    from absl import flags
-    from ml_collections import ConfigDict, config_flags
-
     fields = {name: value for config in _configs(study, {}).values() for name, value in flat(config).items()}
-    names = [_field_of(argument) for argument in arguments]
-    _check_fields(names, fields)
-    tree: dict[str, Any] = {}
-    for name, value in fields.items():
-        section, _, last = name.rpartition(".")
-        (tree.setdefault(section, {}) if section else tree)[last] = value
-    # A set of flags of its own: absl's global one belongs to the command.
-    own = flags.FlagValues()
-    argv = ["study", *arguments]
-    holder = config_flags.DEFINE_config_dict("config", ConfigDict(tree), flag_values=own, sys_argv=argv)
+    found = {}
+    for argument in arguments:
+        word, equals, text = argument.lstrip("-").partition("=")
+        name = word.removeprefix("no").removeprefix("config.")
+        _check_fields([name], fields)
+        found[name] = _parsed(name, text if equals else str(not word.startswith("no")), fields[name])
+    return found
+
+
+# Type of a field -> what its text is parsed by, and its name in a message.
+_PARSERS: Mapping[type, tuple[Callable[[str], Any], str]] = {
+    bool: (lambda text: {"true": True, "1": True, "false": False, "0": False}[text.lower()], "True or False"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    str: (str, "text"),
+    tuple: (lambda text: _entries(text), "a tuple, such as 1,2"),
+}
+
+
+def _parsed(name: str, text: str, example: Any) -> Any:
+    parse, words = _PARSERS[type(example)]
     try:
-        own(argv)
-    except flags.Error as error:
-        raise UserError(str(error)) from None
-    values = flat(holder.value)
-    return {name: values[name] for name in names}
+        return parse(text)
+    except (ValueError, KeyError):
+        raise UserError(f"config field {name}: {text!r} should be {words}") from None
 
 
-def _field_of(argument: str) -> str:
-    return argument.lstrip("-").partition("=")[0].removeprefix("no").removeprefix("config.")
+def _entries(text: str) -> tuple[Any, ...]:
+    """The entries of a tuple: Python's values such as (1, 2), or words such as normal,sick."""
+    try:
+        value = ast.literal_eval(text)
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
+    except (ValueError, SyntaxError):
+        return tuple(word.strip() for word in text.strip("()[] ").split(",") if word.strip())
 
 
 def _check_fields(names: Sequence[str], fields: Mapping[str, Any]) -> None:

@@ -59,13 +59,40 @@ def test_overrides_hold_for_all_arms_that_have_the_field(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("argument", "name", "value"),
+    [
+        ("--config.train.epochs=7", "train.epochs", 7),
+        ("--config.optim.lr=1e-3", "optim.lr", 1e-3),
+        ("--config.optim.lr=1", "optim.lr", 1.0),
+        ("--config.boost.rope=True", "boost.rope", True),
+        ("--config.boost.rope", "boost.rope", True),
+        ("--noconfig.boost.rope", "boost.rope", False),
+        ("-config.boost.rope=0", "boost.rope", False),
+        ("--config.data.root=/a=b", "data.root", "/a=b"),
+        ("--config.data.classes=normal,sick", "data.classes", ("normal", "sick")),
+        ("--config.data.classes=('normal', 'sick')", "data.classes", ("normal", "sick")),
+        ("--config.boost.layers=(3,)", "boost.layers", (3,)),
+        ("--config.boost.layers=3", "boost.layers", (3,)),
+        ("--config.boost.layers=()", "boost.layers", ()),
+        ("--config.data.shares=0.5,0.25,0.25", "data.shares", (0.5, 0.25, 0.25)),
+    ],
+)
+def test_values_of_overrides(argument, name, value):
+    found = plan.parse_overrides(small_study(), [argument])
+    assert found == {name: value}
+    assert type(found[name]) is type(value)
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (
             ["--config.train.epoch=3"],
             r"--config\.train\.epoch: no arm of the study has it, did you mean 'train\.epochs'",
         ),
-        (["--config.train.epochs=few"], r"config\.train\.epochs"),
+        (["--config.train.epochs=few"], r"config field train\.epochs: 'few' should be a whole number"),
+        (["--config.train.epochs"], r"config field train\.epochs: 'True' should be a whole number"),
+        (["--config.boost.rope=maybe"], r"config field boost\.rope: 'maybe' should be True or False"),
     ],
 )
 def test_wrong_overrides(arguments, words):
