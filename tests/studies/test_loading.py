@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from jaxboost.config import get_config
 from jaxboost.config import loading as config_loading
 from jaxboost.errors import UserError
 from jaxboost.studies import loading, plan
@@ -120,6 +121,25 @@ def test_the_study_of_the_docs(tmp_path):
     ],
 )
 def test_the_configs_of_packaged_studies_are_right(tmp_path, name, runs):
+    study = loading.load_study(name)
+    assert len(plan.make(study, tmp_path).runs) == runs
+    assert len(plan.make(study.as_trial(), tmp_path).runs) == len(study.arms)
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [
+        # Five baselines with a seed each; three tuned arms with 3 + 4 runs.
+        ("ladder", 5 + 3 * 7),
+        ("ladder:resnet", 5 + 3 * 7 + 5),
+        ("ladder:2d", 5 + 3 * 7 + 5 + 5),
+        ("controls", 18 * 7 + 5),
+        ("learning_curve", 3 * (5 + 2 * 7)),
+    ],
+)
+def test_the_configs_of_studies_with_baselines_and_controls_are_right(tmp_path, name, runs):
+    if "baseline" not in config_loading.packaged_names() or "control" not in get_config().boost:
+        pytest.skip("there are no baselines or no controls yet")
     study = loading.load_study(name)
     assert len(plan.make(study, tmp_path).runs) == runs
     assert len(plan.make(study.as_trial(), tmp_path).runs) == len(study.arms)
