@@ -65,5 +65,5 @@ def kept(found: Mapping[float, float], others: Sequence[pathlib.Path]) -> float:
 
 
 def as_json(found: Mapping[float, float]) -> dict[str, Any]:
-    """Learning rate -> value, with the rates as text, for a record."""
-    return {f"{rate:g}": rounded for rate, rounded in sorted(found.items())}
+    """Learning rate -> value, with the rates as text, for a record; undefined values are left out."""
+    return {f"{rate:g}": value for rate, value in sorted(found.items()) if math.isfinite(value)}

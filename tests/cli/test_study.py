@@ -63,17 +63,8 @@ def test_dry_run_and_commands(study, tmp_path):
 
 
 def test_overrides_are_split_off():
-    argv = [
-        "study",
-        "--study=x",
-        "--config.a.b=1",
-        "--config.c",
-        "-2",
-        "--noconfig.d",
-        "--quick",
-        "-config.e=3",
-        "--config.f",
-    ]
+    argv = ["study", "--study=x", "--config.a.b=1", "--config.c", "-2", "--noconfig.d", "--quick", "-config.e=3"]
+    argv.append("--config.f")
     rest, overrides = command.split_overrides(argv)
     assert rest == ["study", "--study=x", "--quick"]
     assert overrides == ["--config.a.b=1", "--config.c=-2", "--noconfig.d", "-config.e=3", "--config.f"]
