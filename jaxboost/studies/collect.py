@@ -25,8 +25,8 @@ from jaxboost.training.checkpoints import checkpoint_folder
 _SEED = re.compile(r"seed\d+")
 # Folders of a run that hold no other run.
 _INSIDE = (checkpoint_folder.FOLDER, "predictions", "tensorboard")
-# Fields in which the runs of one arm may differ; numbers of layers are filled in when a run starts.
-_OWN = ("seed", "boost.layers", "llama.layers")
+# Numbers of layers are filled in when a run starts, if a config leaves them open.
+_LAYERS = ("boost.layers", "llama.layers")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -145,21 +145,15 @@ def _unfinished(folder: pathlib.Path, why: str) -> str:
 
 
 def _differing(arm: ArmDefinition, run: FinishedRun) -> list[str]:
-    own = (*_OWN, RATE) if arm.tuned or arm.after else _OWN
-    return definition.differing(arm.config, run.result["config"], own)
+    given = continuing.flat(arm.config)
+    own = ["seed", *(name for name in _LAYERS if not given.get(name))]
+    return definition.differing(arm.config, run.result["config"], [*own, RATE] if arm.tuned or arm.after else own)
 
 
 def _changes(arm: ArmDefinition, study: Definition) -> dict[str, Any]:
     # Of another system only few fields could be compared.
     alike = [each for each in study.arms if each.group == arm.group and {*each.config} == {*arm.config}]
-    return _difference(alike[0].config, arm.config)
-
-
-def _difference(first: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted field -> value of a config where it differs from the first, of the fields that both have."""
-    before, now = continuing.flat(first), continuing.flat(config)
-    names = [name for name in now if name in before and before[name] != now[name] and name not in _OWN]
-    return {name: now[name] for name in sorted(names)}
+    return definition.changes(alike[0].config, arm.config)
 
 
 def _of_runs(folder: pathlib.Path) -> Record:
@@ -173,7 +167,7 @@ def _of_runs(folder: pathlib.Path) -> Record:
             found.leave_out(where, str(error))
             continue
         name = _arm_name(folder, run_folder)
-        if name in first and _difference(first[name].result["config"], run.result["config"]):
+        if name in first and definition.changes(first[name].result["config"], run.result["config"]):
             name = f"{name}_{run_folder.name}"
         first.setdefault(name, run)
         if run.seed in {other.seed for other in found.runs.get(name, [])}:
@@ -186,7 +180,7 @@ def _of_runs(folder: pathlib.Path) -> Record:
         ArmRecord(
             name=name,
             title=name,
-            changes=_difference(taken[names[0]][0].result["config"], runs[0].result["config"]),
+            changes=definition.changes(taken[names[0]][0].result["config"], runs[0].result["config"]),
         )
         for name, runs in taken.items()
     ]

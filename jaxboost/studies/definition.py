@@ -21,7 +21,7 @@ FILE, FORMAT = "study.json", 1
 _NAMED = 5  # most differences that a message names
 
 _WEIGHTS = ("model.weights", "boost.block", "pneumollm.vision", "llama.block")
-_TEXTS = ("name", "title", "group", "rung", "note", "seeds", "tuned", "after")
+_TEXTS = ("name", "title", "group", "rung", "note", "tuned", "after")
 _Text = Annotated[str, Field(max_length=10_000)]
 
 
@@ -82,6 +82,7 @@ def of(plan: Plan) -> Definition:
     arms = tuple(
         ArmDefinition(
             **{name: getattr(arm, name) for name in _TEXTS},
+            seeds=arm.seeds or (study.arm(arm.after).seeds if arm.after else None),
             config=continuing.to_dict(plan.configs[arm.name]),
         )
         for arm in study.arms
@@ -160,6 +161,17 @@ def differences(theirs: Definition, ours: Definition) -> list[str]:
     if pairs[0] != pairs[1]:
         found.append(f"the comparisons ({len(pairs[0])} there, {len(pairs[1])} now)")
     return found
+
+
+def changes(first: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted field -> JSON value of a config where it differs from the first, of the fields that both have.
+
+    Seeds, and fields that do not matter for a run, such as where the data are, do not count.
+    """
+    before, now = continuing.flat(first), continuing.flat(config)
+    free = [name for name, field in ALL_FIELDS.items() if field.resume != "same" and name not in _WEIGHTS]
+    names = [name for name in now if name in before and before[name] != now[name]]
+    return {name: now[name] for name in sorted(names) if name not in ("seed", *free)}
 
 
 def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any], leave_out: Sequence[str] = ()) -> list[str]:

@@ -15,7 +15,7 @@ from jaxboost.errors import UserError
 from jaxboost.studies import collect, data_check, definition, finished_run, plan, record
 from jaxboost.tasks import MULTI_LABEL
 from tests.studies.records import made_up
-from tests.studies.small_studies import SMALL, dataset, small_study, write_run
+from tests.studies.small_studies import BARE, PLAIN, RLLM, SMALL, dataset, small_study, write_run
 
 
 @pytest.fixture
@@ -91,6 +91,33 @@ def test_what_has_not_run(study):
         "bare, seed 0": "it is not finished: it has no result.json",
     }
     assert [run.seed for run in found.runs_of("bare")] == [1]
+
+
+def test_seeds_of_arms_that_have_fewer(tmp_path):
+    one = dataclasses.replace(RLLM, tuned=False, seeds=1)
+    made = plan.make(small_study(arms=(PLAIN, one, BARE)), tmp_path)
+    definition.write(tmp_path, definition.check(made))
+    for run in made.runs:
+        write_run(run.config, run.folder)
+    found = collect.collect(tmp_path)
+    assert [len(found.runs_of(arm)) for arm in ("plain", "rllm", "bare")] == [2, 1, 1]
+    assert found.left_out == ()
+
+
+def test_layers_are_part_of_a_config_where_it_names_them(tmp_path):
+    """Where it leaves them open, a run fills them in."""
+    arms = [
+        dataclasses.replace(RLLM, name=name, tuned=False, seeds=1, overrides={"boost.layers": layers})
+        for name, layers in (("open", ()), ("first", (0,)), ("last", (3,)))
+    ]
+    made = plan.make(small_study(arms=tuple(arms), comparisons=()), tmp_path)
+    definition.write(tmp_path, definition.check(made))
+    for run in made.runs:
+        write_run(plan.loading.with_overrides(run.config, {"boost.layers": (3,)}), run.folder)
+    found = collect.collect(tmp_path)
+    assert [arm.name for arm in found.arms] == ["open", "last"]
+    assert found.arms[1].changes == {"boost.layers": [3]}
+    assert "differs in boost.layers ([0] there, [3] now)" in left_out(found)["first, seed 0"]
 
 
 def test_an_arm_without_runs_leaves_its_comparisons(study):
@@ -223,6 +250,9 @@ def test_runs_of_one_name_with_other_configs_are_other_arms(tmp_path):
     found = collect.collect(tmp_path)
     assert [arm.name for arm in found.arms] == ["x", "x_seed1"]
     assert left_out(found) == {"x/seed2": "another run of x has the seed 0 too"}
+    # Where the data are does not matter.
+    write_run(load_config("quickstart", **{**SMALL, "seed": 4, "data.root": "moved"}), tmp_path / "x" / "seed4")
+    assert [run.seed for run in collect.collect(tmp_path).runs_of("x")] == [0, 4]
 
 
 @pytest.mark.parametrize("name", ["gone", "empty"])
