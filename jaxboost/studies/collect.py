@@ -1,5 +1,6 @@
 """Collects finished runs to a record: those of a study, or any on the same samples. What does not fit is left out."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -313,6 +314,13 @@ def _record(
     )
 
 
+def _with_tuples(value: Any) -> Any:
+    """Turns lists, as JSON has them, into tuples, as a config has them."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(entry) for name, entry in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _data(model: FinishedRun, known: Sequence[definition.DataDefinition]) -> dict[str, Any]:
     """Entries about the data, see `record.Record.data`: those of study.json, else what the run tells."""
     content, source = model.result, model.result["config"]["data"]["source"]
@@ -332,8 +340,10 @@ def _data(model: FinishedRun, known: Sequence[definition.DataDefinition]) -> dic
         "sha256": content.get("data_sha256"),
     }
     if not source:
-        info = datasets.describe(ConfigDict(content["config"]))
-        entries |= {"ndim": info.ndim, "license": info.license}
+        # An earlier version may have had a data set that is not there any more.
+        with contextlib.suppress(UserError):
+            info = datasets.describe(ConfigDict(_with_tuples(content["config"])))
+            entries |= {"ndim": info.ndim, "license": info.license}
     for each in known:
         if each.figures.get("name") == content["dataset"]:
             whole = each.fingerprint.get("data") or each.fingerprint.get("labels")
