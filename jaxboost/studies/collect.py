@@ -1,6 +1,5 @@
 """Collects finished runs to a record: those of a study, or any on the same samples. What does not fit is left out."""
 
-import contextlib
 import dataclasses
 import hashlib
 import os
@@ -10,12 +9,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from ml_collections import ConfigDict
-
 from jaxboost.config import continuing
 from jaxboost.errors import UserError
-from jaxboost.runs import datasets, workdir
+from jaxboost.runs import workdir
 from jaxboost.studies import data_check, definition, finished_run, record, subgroups, tuning
 from jaxboost.studies.definition import ArmDefinition, Definition
 from jaxboost.studies.finished_run import REFERENCE, FinishedRun
@@ -304,7 +300,7 @@ def _record(
         protocol=model.result["protocol"],
         task=model.result["task"],
         classes=tuple(model.result["classes"]),
-        data=_data(model, figures),
+        data=data_check.of_record(model, figures),
         arms=tuple(arms),
         comparisons=tuple(each for each in comparisons if {each.arm, each.reference} <= {*taken}),
         runs=tuple(RunRecord(arm=arm, seed=run.seed, result=run.result, curve=run.curve) for arm, run in runs),
@@ -312,40 +308,3 @@ def _record(
         scores={(arm, run.seed, split): scores for arm, run in runs for split, scores in run.scores.items()},
         left_out=tuple(found.left_out),
     )
-
-
-def _with_tuples(value: Any) -> Any:
-    """Turns lists, as JSON has them, into tuples, as a config has them."""
-    if isinstance(value, dict):
-        return {name: _with_tuples(entry) for name, entry in value.items()}
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _data(model: FinishedRun, known: Sequence[definition.DataDefinition]) -> dict[str, Any]:
-    """Entries about the data, see `record.Record.data`: those of study.json, else what the run tells."""
-    content, source = model.result, model.result["config"]["data"]["source"]
-    entries: dict[str, Any] = {
-        "name": content["dataset"],
-        "source": source or "published",
-        "size": content["config"]["data"]["size"],
-        "splits": content.get("splits") or {split: len(items.names) for split, items in model.items.items()},
-        "patients": {
-            split: len(np.unique(items.patients))
-            for split, items in model.items.items()
-            if (items.patients != items.names).any()
-        },
-        "prevalence": {
-            split: data_check.prevalence(items.labels, content["classes"]) for split, items in model.items.items()
-        },
-        "sha256": content.get("data_sha256"),
-    }
-    if not source:
-        # An earlier version may have had a data set that is not there any more.
-        with contextlib.suppress(UserError):
-            info = datasets.describe(ConfigDict(_with_tuples(content["config"])))
-            entries |= {"ndim": info.ndim, "license": info.license}
-    for each in known:
-        if each.figures.get("name") == content["dataset"]:
-            whole = each.fingerprint.get("data") or each.fingerprint.get("labels")
-            return entries | each.figures | {"sha256": entries["sha256"] or whole}
-    return entries

@@ -3,12 +3,14 @@
 Fingerprints show whether the data changed since its start, and figures about the data go into its report.
 """
 
+import contextlib
 import hashlib
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxboost import systems
 from jaxboost.config import combinations
@@ -18,6 +20,7 @@ from jaxboost.data.splits import near_duplicates, stratify
 from jaxboost.errors import UserError
 from jaxboost.runs import datasets
 from jaxboost.studies.definition import DataDefinition
+from jaxboost.studies.finished_run import FinishedRun
 from jaxboost.studies.plan import PlannedRun
 
 # Larger data sets are not searched for near duplicates: it would take minutes.
@@ -176,3 +179,43 @@ def _changed(before: Mapping[str, Any], now: Dataset, config: Config, folder: pa
 
 def _counted(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sizes.items())
+
+
+def of_record(model: FinishedRun, known: Sequence[DataDefinition]) -> dict[str, Any]:
+    """Entries about the data, see `record.Record.data`: those of study.json, else what a run tells.
+
+    Args:
+      model: a run of the record.
+      known: the data sets of study.json.
+    """
+    content, source = model.result, model.result["config"]["data"]["source"]
+    entries: dict[str, Any] = {
+        "name": content["dataset"],
+        "source": source or "published",
+        "size": content["config"]["data"]["size"],
+        "splits": content.get("splits") or {split: len(items.names) for split, items in model.items.items()},
+        "patients": {
+            split: len(np.unique(items.patients))
+            for split, items in model.items.items()
+            if (items.patients != items.names).any()
+        },
+        "prevalence": {split: prevalence(items.labels, content["classes"]) for split, items in model.items.items()},
+        "sha256": content.get("data_sha256"),
+    }
+    if not source:
+        # An earlier version may have had a data set that is not there any more.
+        with contextlib.suppress(UserError):
+            info = datasets.describe(ConfigDict(_with_tuples(content["config"])))
+            entries |= {"ndim": info.ndim, "license": info.license}
+    for each in known:
+        if each.figures.get("name") == content["dataset"]:
+            whole = each.fingerprint.get("data") or each.fingerprint.get("labels")
+            return entries | each.figures | {"sha256": entries["sha256"] or whole}
+    return entries
+
+
+def _with_tuples(value: Any) -> Any:
+    """Turns lists, as JSON has them, into tuples, as a config has them."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(entry) for name, entry in value.items()}
+    return tuple(value) if isinstance(value, list) else value
