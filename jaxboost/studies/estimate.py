@@ -1,6 +1,7 @@
 """How long the runs of a study will take: from finished runs, or from FLOPs."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 
@@ -151,11 +152,12 @@ def _images(config: Config) -> int:
     return samples.get("train", 0) or sum(samples.values())
 
 
+@functools.cache
 def _speed() -> float:
-    """FLOP/s of a matrix product on this machine's processor."""
-    matrix = np.ones((512, 512), np.float32)
-    matrix @ matrix
-    started = time.perf_counter()
-    for _ in range(8):
+    """FLOP/s of a matrix product on this machine's processor: the best of some, as other programs may disturb it."""
+    matrix, times = np.ones((1024, 1024), np.float32), []
+    for _ in range(20):
+        started = time.perf_counter()
         matrix @ matrix
-    return 8 * 2 * 512**3 / (time.perf_counter() - started)
+        times.append(time.perf_counter() - started)
+    return 2 * 1024**3 / min(times)
