@@ -1,5 +1,6 @@
 """Validates JSON that jaxboost wrote against a type with bounds, before other code uses it."""
 
+import functools
 import json
 from typing import Any, TypeVar
 
@@ -44,10 +45,10 @@ def validated(kind: type[T], value: Any) -> T:
       ValueError: entries are wrong; the message names the first ones.
     """
     # Imported here, because it takes a tenth of a second.
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(value, allow_nan=False), strict=True)
+        return _adapter(kind).validate_json(json.dumps(value, allow_nan=False), strict=True)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         texts = [
@@ -60,3 +61,11 @@ def validated(kind: type[T], value: Any) -> T:
     except ValueError:
         reason = "it holds NaN or an infinite number"
     raise ValueError(reason)
+
+
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    """The validator of a type, which takes longer to make than to use."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)

@@ -32,7 +32,7 @@ def test_content(unpacked):
     templates = {
         path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "jaxboost/reporting/templates").iterdir()
     }
-    configs = {f"jaxboost/configs/{path.name}" for path in (REPOSITORY / "configs").glob("*.py")}
+    configs = {f"jaxboost/{path.relative_to(REPOSITORY).as_posix()}" for path in (REPOSITORY / "configs").rglob("*.py")}
     (meta,) = {name.partition("/")[0] for name in names if ".dist-info/" in name}
     of_wheel = {f"{meta}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")}
     assert names == code | facts | configs | of_wheel | templates | {"jaxboost/py.typed"}

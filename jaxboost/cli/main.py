@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a classifier, or continue a run that was stopped",
     "convert": "convert pretrained weights: LLM layers, or a vision encoder",
     "describe": "print the number of parameters, the memory and the FLOPs of a config's model",
+    "study": "run several arms with several seeds on the same data, and compare them in a report",
     "predict": "predict images with a finished run or an export",
     "explain": "draw where a finished run looks: maps over images, t-SNE of the features",
     "export": "export a finished run to one folder that needs no training code",

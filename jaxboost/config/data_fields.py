@@ -96,6 +96,13 @@ DATA = {
         "split ratios of train, val and test, by patient, for data without splits, if data.folds is 0; data with only"
         " train and test: a part of train becomes val, in the ratio of train and val",
     ),
+    "train_fraction": Field(
+        1.0,
+        "fraction of the training patients that are kept, for learning curves: drawn with `seed` in each class, a"
+        " smaller part inside a larger one",
+        range=Range(above=0, most=1),
+        before=1.0,
+    ),
     "folds": Field(
         0,
         "folds of a cross-validation by patient; 0: the data's own splits, or data.shares",

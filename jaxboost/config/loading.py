@@ -1,5 +1,6 @@
-"""Finds config files by name or path, and executes each once."""
+"""Finds config files and study files by name or path, and executes each once."""
 
+import dataclasses
 import importlib.util
 import itertools
 import os
@@ -15,6 +16,27 @@ from jaxboost.config.table import fields_of
 from jaxboost.errors import UserError, nearest
 
 _numbers = itertools.count()
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of file that is found by name or path.
+
+    Attributes:
+      what: its name in messages.
+      folder: below the folder of the packaged configs.
+      function: what the file has to define.
+      example: a packaged name, for messages.
+    """
+
+    what: str
+    folder: str
+    function: str
+    example: str
+
+
+CONFIG = Kind("config", "", "get_config", "quickstart")
+STUDY = Kind("study", "studies", "get_study", "ladder")
 
 
 def load_config(name_or_path: str, **overrides: Any) -> ConfigDict:
@@ -34,7 +56,10 @@ def load_config(name_or_path: str, **overrides: Any) -> ConfigDict:
     Raises:
       UserError: there is no such config, it cannot be executed, or an override has an unknown name or a wrong type.
     """
-    return with_overrides(_execute(name_or_path), overrides)
+    config = execute(name_or_path)
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config {name_or_path}: get_config returns {type(config).__name__}, not a ConfigDict")
+    return with_overrides(config.lock(), overrides)
 
 
 def with_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
@@ -91,47 +116,56 @@ def split_argument(name_or_path: str) -> tuple[str, str | None]:
     return name, argument if colon else None
 
 
-def packaged_folder() -> pathlib.Path:
-    """Returns the folder of the packaged configs."""
+def packaged_folder(kind: Kind = CONFIG) -> pathlib.Path:
+    """Returns the folder of the packaged files of a kind."""
     package = pathlib.Path(__file__).parents[1]
     inside = package / "configs"
     # In a checkout, configs/ is next to the package, so that users can edit it.
-    return inside if inside.is_dir() else package.parent / "configs"
+    return (inside if inside.is_dir() else package.parent / "configs") / kind.folder
 
 
-def packaged_names() -> list[str]:
-    """Returns the names of the packaged configs."""
-    return sorted(path.stem for path in packaged_folder().glob("[!_]*.py"))
+def packaged_names(kind: Kind = CONFIG) -> list[str]:
+    """Returns the names of the packaged files of a kind."""
+    return sorted(path.stem for path in packaged_folder(kind).glob("[!_]*.py"))
 
 
-def find(name_or_path: str) -> tuple[pathlib.Path, str | None]:
-    """Finds the file of a config. Returns its path and the argument.
+def find(name_or_path: str, kind: Kind = CONFIG) -> tuple[pathlib.Path, str | None]:
+    """Finds the file of a config or of a study. Returns its path and the argument.
 
     Raises:
-      UserError: there is no such file, or no packaged config of that name.
+      UserError: there is no such file, or no packaged one of that name.
     """
     name, argument = split_argument(name_or_path)
+    what = kind.what
     if not name.endswith(".py") and not {"/", "\\"} & set(name):
-        names = packaged_names()
+        names = packaged_names(kind)
         if name not in names:
             near = f"{nearest(name, names)}; " if names else ""
+            plural = "studies" if what == "study" else f"{what}s"
             raise UserError(
-                f"config {name_or_path}: there is no packaged config {name!r}, {near}packaged configs are"
+                f"{what} {name_or_path}: there is no packaged {what} {name!r}, {near}packaged {plural} are"
                 f" {', '.join(names)}; for your own file give its path, such as ./mine.py"
             )
-        return packaged_folder() / f"{name}.py", argument
+        return packaged_folder(kind) / f"{name}.py", argument
     path = io.user_path(name)
     if not os.path.isfile(path):
-        raise UserError(f"config {name_or_path}: no such file; for a packaged config give its name, such as quickstart")
+        raise UserError(
+            f"{what} {name_or_path}: no such file; for a packaged {what} give its name, such as {kind.example}"
+        )
     return path, argument
 
 
-def _execute(name_or_path: str) -> ConfigDict:
-    path, argument = find(name_or_path)
+def execute(name_or_path: str, kind: Kind = CONFIG) -> Any:
+    """Executes the file of a config or of a study, and returns what its function returns.
+
+    Raises:
+      UserError: there is no such file, or it cannot be executed.
+    """
+    path, argument = find(name_or_path, kind)
     # A unique module name: files of the same name do not clash, and a changed file can be loaded again.
     spec = importlib.util.spec_from_file_location(f"jaxboost_config_{next(_numbers)}", path.absolute())
     if spec is None or spec.loader is None:
-        raise UserError(f"config {name_or_path}: it is not a Python file")
+        raise UserError(f"{kind.what} {name_or_path}: it is not a Python file")
     module = importlib.util.module_from_spec(spec)
     # Config files may import other files from the current folder, however the process was started.
     here = str(pathlib.Path.cwd())
@@ -140,19 +174,17 @@ def _execute(name_or_path: str) -> ConfigDict:
         sys.path.append(here)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config() if argument is None else module.get_config(argument)
+        function = getattr(module, kind.function)
+        return function() if argument is None else function(argument)
     except UserError:
         raise
     # The file is the user's own code: it may raise anything, with or without a text.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".removesuffix(": ")
-        raise UserError(f"config {name_or_path}: {reason}{_hint(error)}") from error
+        raise UserError(f"{kind.what} {name_or_path}: {reason}{_hint(error)}") from error
     finally:
         if added:
             sys.path.remove(here)
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"config {name_or_path}: get_config returns {type(config).__name__}, not a ConfigDict")
-    return config.lock()
 
 
 def _hint(error: Exception) -> str:

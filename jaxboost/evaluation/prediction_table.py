@@ -79,11 +79,9 @@ def is_table(path: pathlib.Path) -> bool:
 
 
 def named_table(dataset: Dataset, split: str, probabilities: np.ndarray) -> str:
-    """Returns the CSV table of a split with named samples: file, patient, label, probability of each class."""
-    members, classes, task = dataset.splits[split], dataset.info.classes, TASKS[dataset.info.task]
-    names = np.asarray(members.names)
-    groups = names if members.groups is None else members.groups
-    rows = zip(names, groups, members.labels, probabilities, strict=True)
+    """Returns the CSV table of a split: file, patient, label, probability of each class; see `Split.named`."""
+    members, classes, task = dataset.splits[split].named(split), dataset.info.classes, TASKS[dataset.info.task]
+    rows = zip(np.asarray(members.names), members.patients, members.labels, probabilities, strict=True)
     return _csv(
         ["file", "patient_id", "label", *classes],
         ([name, group, task.text(labels, classes), *map(_number, row)] for name, group, labels, row in rows),

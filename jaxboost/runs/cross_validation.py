@@ -66,7 +66,7 @@ def train_and_evaluate(config: Config, folder: pathlib.Path) -> dict[str, Any] |
         splits = datasets.Splits(
             load=lambda number=number: datasets.fold_of(whole(), config, number, _folds_in(folder)),
             prepare=lambda: _prepare(whole(), _of_all(config), folder),
-            folder=folder,
+            folder=datasets.cache_folder(folder),
         )
         if train.train_and_evaluate(_of_fold(config, number), folder / f"fold{number}", splits) is None:
             return None

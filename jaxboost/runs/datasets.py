@@ -1,12 +1,14 @@
 """The data set that a config names, and the splits of a run."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import logging
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from jaxboost import data, io
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import ALL, Dataset, DatasetInfo
 from jaxboost.data.sources.folder.source import SOURCE
-from jaxboost.data.splits import ratios
+from jaxboost.data.splits import fraction, ratios
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.runs import workdir
@@ -31,6 +33,8 @@ _OPTIONS = (
     *("source", "root", "size", "classes", "multi_label", "masks", "allow_mixed_patients", "window", "spacing", "nan"),
     *("max_pixels", "max_voxels", "patient", "duplicates"),
 )
+# Fields that decide how a loaded data set is divided.
+_DIVIDED_BY = ("shares", "train_fraction", "folds", "fold", "fold_seed", "val_share", "folds_file")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,8 +58,55 @@ def describe(config: Config) -> DatasetInfo:
     return data.describe_dataset(config.data.name, ndim=_ndim(config), **options)
 
 
+class _Shared:
+    """What the runs of a study have in common: the folder of cached tokens, and the last data set."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        self._key: tuple[Any, ...] = ()
+        self._dataset: Dataset | None = None
+
+    def load(self, config: Config) -> Dataset:
+        key = data_key(config)
+        if self._dataset is None or self._key != key:
+            # Only the last one is kept: several might not fit into memory.
+            self._dataset = None
+            self._key, self._dataset = key, _load(config)
+        return self._dataset
+
+
+_shared: _Shared | None = None
+
+
+@contextlib.contextmanager
+def shared(folder: pathlib.Path) -> Iterator[None]:
+    """Inside the `with` block, runs of the same data decode them once, and keep the tokens of encoders in `folder`."""
+    global _shared
+    before, _shared = _shared, _Shared(folder)
+    try:
+        yield
+    finally:
+        _shared = before
+
+
+def cache_folder(folder: pathlib.Path) -> pathlib.Path:
+    """Where a run in `folder` keeps the tokens of a frozen encoder."""
+    return folder if _shared is None else _shared.folder
+
+
+def data_key(config: Config) -> tuple[Any, ...]:
+    """What decides which data set `load` loads: configs with equal keys have the same one."""
+    fields = {name: repr(value) for name, value in config.data.items() if name not in _DIVIDED_BY}
+    # Only a folder is read according to the model's dimensions.
+    return (config.data.source == SOURCE and _ndim(config), config.data.folds > 0, *fields.items())
+
+
 def load(config: Config) -> Dataset:
     """Loads the whole data set, with its official splits if it has any and the config has no folds."""
+    return _load(config) if _shared is None else _shared.load(config)
+
+
+def _load(config: Config) -> Dataset:
     size, wanted = config.data.size, config.model.image_size
     resized = "baseline" not in config or (config.baseline.features, config.baseline.ndim) == ("encoder", 2)
     if config.data.source and size < wanted and resized:
@@ -97,7 +148,11 @@ def own_splits(config: Config, folder: pathlib.Path) -> Splits:
             workdir.create(folder, config)
             ratios.write(file, dataset)
 
-    return Splits(load=lambda: find()[0], prepare=prepare, folder=folder)
+    def load_part() -> Dataset:
+        # The table of the splits has all samples, as it is read again when the run continues.
+        return _fraction_of(find()[0], config)
+
+    return Splits(load=functools.cache(load_part), prepare=prepare, folder=cache_folder(folder))
 
 
 def check_folds(config: Config) -> None:
@@ -117,7 +172,7 @@ def fold_of(dataset: Dataset, config: Config, fold: int, file: pathlib.Path | No
       file: table of the folds; it is written if it is missing, unless the config names a file. None: do not write it.
     """
     fields = config.data
-    return data.fold_of(
+    divided = data.fold_of(
         dataset,
         count=fields.folds,
         fold=fold,
@@ -126,6 +181,11 @@ def fold_of(dataset: Dataset, config: Config, fold: int, file: pathlib.Path | No
         val_share=0 if _without_val(config) else fields.val_share,
         file=io.user_path(fields.folds_file) if fields.folds_file else file,
     )
+    return _fraction_of(divided, config)
+
+
+def _fraction_of(dataset: Dataset, config: Config) -> Dataset:
+    return fraction.take(dataset, config.data.train_fraction, config.seed)
 
 
 def fingerprint(dataset: Dataset, config: Config) -> dict[str, str]:

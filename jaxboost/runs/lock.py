@@ -31,6 +31,10 @@ _NAMESPACE = "?pidns-"
 logger = logging.getLogger(__name__)
 
 
+class InUseError(UserError):
+    """Another process uses the folder of the run."""
+
+
 class RunLock:
     """The lock of one run; `locked` acquires and releases it."""
 
@@ -45,13 +49,14 @@ class RunLock:
         """Acquires the lock. If its owner is on another machine, first waits to see whether that process has ended.
 
         Raises:
-          UserError: another process holds it, or the folder cannot be written.
+          InUseError: another process holds it.
+          UserError: the folder cannot be written.
         """
         seen, deadline = None, time.monotonic() + 1.5 * _LEASE
         while not self._try():
             touched = self._touched()
             if self._is_here() or seen not in (None, touched) or time.monotonic() > deadline:
-                raise UserError(self._held_by_another())
+                raise InUseError(self._held_by_another())
             if seen is None:
                 logger.info("%s; waiting %d s to see whether it is still running", self._held_by_another(), _LEASE)
                 seen = touched
@@ -169,6 +174,18 @@ def locked(folder: pathlib.Path) -> Iterator[RunLock]:
         with contextlib.suppress(OSError):
             for parent in made:
                 parent.rmdir()
+
+
+def in_use(folder: pathlib.Path) -> bool:
+    """Whether a process seems to use the folder of a run; nothing is waited for, so it is only good for display."""
+    lock = RunLock(folder)
+    with contextlib.suppress(OSError):
+        touched = lock.file.stat().st_mtime
+        owner = lock._lease.owner
+        if owner is not None and lock._is_here() and owner.pid is not None:
+            os.kill(owner.pid, 0)
+        return time.time() - touched < _LEASE
+    return False
 
 
 def _host(name: str) -> str:

@@ -134,8 +134,8 @@ def write_predictions(
 ) -> None:
     """Writes the prediction files of each split to `folder`/predictions.
 
-    These are MedMNIST's standard file and, if the samples have names, `{split}.csv` with file, patient, label and the
-    probability of each class. With the protocol `reference` the file names contain "reference-".
+    These are MedMNIST's standard file, and `{split}.csv` with file, patient, label and the probability of each class.
+    Samples without names are called `test/0`, ... With the protocol `reference` the file names contain "reference-".
 
     Args:
       folder: folder of the run.
@@ -156,9 +156,8 @@ def write_predictions(
             acc=metrics.acc(labels, probabilities, info.task),
             run=f"{mark}seed{config.seed}",
         )
-        if dataset.splits[split].names is not None:
-            text = prediction_table.named_table(dataset, split, probabilities)
-            write_text(folder / workdir.PREDICTIONS / f"{mark}{split}.csv", text)
+        text = prediction_table.named_table(dataset, split, probabilities)
+        write_text(folder / workdir.PREDICTIONS / f"{mark}{split}.csv", text)
 
 
 def log_result(result: RunResult) -> None:

@@ -23,7 +23,7 @@ class ArmRecord:
     """An arm as it was run; fields as in `study.Arm`.
 
     Attributes:
-      changes: dotted field -> value: how its configs differ from those of the first arm of its group.
+      changes: dotted field -> value: how its configs differ from those of the first arm of its group and system.
       learning_rates: learning rate -> value of the selection metric on validation, if the rate was tuned.
     """
 

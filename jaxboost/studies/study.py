@@ -6,6 +6,8 @@ from typing import Any
 
 # Groups of arms, in the order in which reports show them.
 LADDER, CONTROL, SWEEP = "ladder", "control", "sweep"
+# A trial of a study that does not say what its trial is.
+SHORT = {"train.epochs": 2, "optim.warmup_epochs": 0.0, "eval.bootstrap": 200}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,7 @@ class Arm:
       overrides: dotted field -> value, on top of the config.
       group: LADDER, CONTROL or SWEEP.
       rung: for the ladder: its place, from 0, the simplest. The verdict names the lowest rung that nothing beats.
-      seeds: number of seeds; None: those of the study. An arm without random numbers needs one.
+      seeds: number of seeds, at most the study's; None: those of the study. An arm without random numbers needs one.
       tuned: whether the learning rate is chosen on validation, from the study's `lr_grid`.
       after: name of an arm whose finished runs this one evaluates again instead of training; "" for none.
       note: what the arm tells a reader, one sentence.
@@ -66,6 +68,7 @@ class Study:
       seeds: number of seeds of each arm.
       lr_grid: learning rates that a tuned arm tries with its first seed; () for no tuning.
       shared: dotted field -> value, for all arms that have the field.
+      trial: dotted field -> value, likewise, for a trial: what --quick changes besides one seed and no tuning.
       quick: whether this is a trial with few epochs and one seed, which shows nothing but that all works.
     """
 
@@ -77,8 +80,20 @@ class Study:
     seeds: int = 5
     lr_grid: tuple[float, ...] = ()
     shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trial: Mapping[str, Any] = dataclasses.field(default_factory=lambda: dict(SHORT))
     quick: bool = False
 
     def arm(self, name: str) -> Arm:
         """The arm of this name; KeyError if there is none."""
         return {arm.name: arm for arm in self.arms}[name]
+
+    def as_trial(self) -> "Study":
+        """A trial of the study: one seed, no tuning, and the fields of `trial`."""
+        return dataclasses.replace(
+            self,
+            quick=True,
+            seeds=1,
+            lr_grid=(),
+            shared={**self.shared, **self.trial},
+            arms=tuple(dataclasses.replace(arm, seeds=None) for arm in self.arms),
+        )

@@ -7,7 +7,7 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tqdm
@@ -134,11 +134,26 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return None
 
 
+_bars_off = False
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Inside the `with` block runs show neither a bar nor a line for each log interval: a study has its own bar."""
+    global _bars_off
+    before, _bars_off = _bars_off, True
+    try:
+        yield
+    finally:
+        _bars_off = before
+
+
 class ProgressBar:
-    """On a terminal a bar with loss, images/s and time left; else plain log lines."""
+    """On a terminal a bar with loss, images/s and time left; else plain log lines; nothing in `without_bars`."""
 
     def __init__(self, first_step: int, last_step: int):
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr.isatty() and not _bars_off
+        self._lines = not (self._terminal or _bars_off)
         self._last_step = last_step
         self._bar = tqdm.tqdm(total=last_step, initial=first_step, unit="step", disable=not self._terminal)
         self._redirect = logging_redirect_tqdm([logging.getLogger("jaxboost")])
@@ -162,5 +177,5 @@ class ProgressBar:
         text = f"loss {loss:.4f}" + (f", {images_per_second:.0f} images/s" if images_per_second else "")
         if self._terminal:
             self._bar.set_postfix_str(text)
-        else:
+        elif self._lines:
             logger.info("step %d/%d: %s", step, self._last_step, text)

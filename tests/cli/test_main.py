@@ -37,7 +37,8 @@ def test_help_of_the_subcommands():
     for name, process in zip(main.COMMANDS, run_each(commands), strict=True):
         assert (process.returncode, process.stderr) == (0, "")
         assert f"jaxboost {name} --" in process.stdout
-        flag = {"train": "workdir", "convert": "source", "describe": "json", "report": "runs"}.get(name, "run")
+        flags = {"train": "workdir", "convert": "source", "describe": "json", "report": "runs", "study": "study"}
+        flag = flags.get(name, "run")
         assert f"\n  --{flag}: " in process.stdout
 
 
@@ -54,6 +55,10 @@ MISTAKES = [
     (["explain", "--run=x", "--method=cam"], ["--method", "gradcam"]),
     (["export", "--run=x"], ["--out is missing"]),
     (["train", "--config=quickstart", f"--workdir={'x' * 300}"], ["xxx cannot be written", "shorter name"]),
+    (["study", "--out=x"], ["--study is missing"]),
+    (["study", "--study=ladder"], ["--out is missing"]),
+    (["study", "--study=lader", "--out=x"], ["there is no packaged study 'lader'"]),
+    (["study", "--study=layer_sweep", "--out=x", "--config.train.epoch=1"], ["did you mean 'train.epochs'"]),
     (["convert", "--source=x", "--out=y"], ["--layers is missing"]),
     (["report", "--out=x"], ["--runs is missing"]),
     (["report", "--runs=x"], ["--out is missing"]),

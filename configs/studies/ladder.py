@@ -1,0 +1,150 @@
+r"""Does a frozen LLM layer help on these images, and does anything beat a linear probe?
+
+    jaxboost study --study ladder --out DIR
+    jaxboost study --study ladder --out DIR --config.data.source=folder --config.data.root=FOLDER --config.data.size=28
+    jaxboost study --study ladder:2d --out DIR --config.data.source=folder --config.data.root=FOLDER \
+        --config.data.size=98
+
+The rungs go from the prevalence of the classes up to R-LLM (volumes) or PneumoLLM (images), all on the same splits.
+`ladder` is for volumes: with nothing else it takes 28^3 nodule shapes of LIDC-IDRI and a layer of SmolLM2-135M.
+`:2d` is for images: with nothing else it takes the silhouettes of the same nodules. `:resnet` adds ResNet-18 3D to the
+rungs for volumes. It needs an accelerator: 36 GFLOP a volume forward, some 30 minutes an epoch on two cores.
+
+Cost, estimated for two CPU cores: about 40 minutes with --seeds 3 for volumes, about an hour for images; 5 minutes with
+--quick. The embeddings of the frozen encoder are computed once for all rungs that use them.
+Expected: on the shapes the volume of a nodule alone reaches an AUC of .90. Rungs with trained encoders should come near
+it, and no difference between R-LLM and the plain ViT should be shown.
+"""
+
+from jaxboost.studies.study import CONTROL, LADDER, Arm, Comparison, Study
+
+QUESTION = "Does a frozen LLM layer help on these images, and does anything beat a linear probe?"
+EXPECTED = (
+    "R-LLM minus the plain ViT is smaller than this test set can show; a logistic regression on frozen embeddings or on"
+    " trivial features is not beaten."
+)
+_TRAINED = {"train.epochs": 12, "optim.warmup_epochs": 0.5, "train.batch_size": 64}
+_RESNET = {
+    "boost.kind": "none",
+    "optim.name": "adam",
+    "optim.weight_decay": 0.0,
+    "optim.schedule": "steps",
+    "optim.warmup_epochs": 0.0,
+    "train.batch_size": 64,
+}
+# 98 pixels are 7 x 7 patches of the encoder: images of 28 pixels have no detail that more could show.
+_ENCODER = {"model.image_size": 98}
+
+
+def get_study(argument: str = "") -> Study:
+    """The study; `argument` is "2d", "3d" or "resnet", or several words joined by "+"."""
+    words = set(argument.split("+")) - {"", "3d"}
+    if unknown := words - {"2d", "resnet"}:
+        raise ValueError(f"unknown argument {sorted(unknown)[0]!r}: give 2d, 3d, resnet, or several joined by +")
+    is_2d = "2d" in words
+    arms = [*_baselines(is_2d), *_trained(is_2d, with_resnet=is_2d or "resnet" in words)]
+    ladder = [_with_rung(arm, number) for number, arm in enumerate(arms)]
+    random = Arm(
+        name="random_block",
+        title="R-LLM, random block",
+        config="quickstart",
+        overrides={**_vit(is_2d), "boost.block": "random", "boost.layers": (29,)},
+        group=CONTROL,
+        tuned=True,
+        note="The layer of R-LLM with random frozen weights: the control that the papers lack.",
+    )
+    return Study(
+        name="ladder_2d" if is_2d else "ladder",
+        question=QUESTION,
+        expected=EXPECTED,
+        arms=(*ladder, random),
+        comparisons=_comparisons(is_2d),
+        lr_grid=(2e-4, 5e-4, 1.5e-3),
+        shared={"data.name": "lidcsilhouettes" if is_2d else "lidcshapes3d", "eval.bootstrap": 1000},
+    )
+
+
+def _baselines(is_2d: bool) -> list[Arm]:
+    ndim = {"baseline.ndim": 2 if is_2d else 3}
+    views = {**ndim, **_ENCODER} if is_2d else {**ndim, **_ENCODER, "baseline.views": "middle"}
+    rows = (
+        ("prevalence", "Prevalence of the classes", ndim, "What a score says that knows no image."),
+        (
+            "trivial",
+            "Logistic regression on trivial features",
+            ndim,
+            "Size and grey values; volume and surface.",
+        ),
+        ("knn", "Nearest neighbours of embeddings", views, "A frozen pretrained encoder; nothing is trained."),
+        ("logistic", "Linear probe of embeddings", views, "A frozen pretrained encoder, its strength by validation."),
+        ("boosting", "Gradient boosting on embeddings", views, "Stands in for the AutoML rows of the papers."),
+    )
+    return [
+        Arm(name=name, title=title, config=f"baseline:{name}", overrides=overrides, seeds=1, note=note)
+        for name, title, overrides, note in rows
+    ]
+
+
+def _trained(is_2d: bool, *, with_resnet: bool) -> list[Arm]:
+    backbone = "resnet18" if is_2d else "resnet18_3d"
+    resnet = Arm(
+        name="resnet18",
+        title=f"ResNet-18{'' if is_2d else ' 3D'}",
+        config="quickstart",
+        overrides={**_RESNET, "model.backbone": backbone, "optim.lr": 1e-3, "train.epochs": 12},
+        note="The baseline of MedMNIST, trained from random weights.",
+    )
+    plain = Arm(
+        name="plain",
+        title="Plain ViT",
+        config="quickstart",
+        overrides={**_vit(is_2d), "boost.kind": "none"},
+        tuned=True,
+        note="R-LLM without the layer, and without its linear maps.",
+    )
+    rllm = Arm(
+        name="rllm",
+        title="R-LLM",
+        config="quickstart",
+        overrides=_vit(is_2d),
+        tuned=True,
+        note="The plain ViT with a frozen layer of SmolLM2-135M before its head.",
+    )
+    pneumollm = Arm(
+        name="pneumollm",
+        title="PneumoLLM, small",
+        config="pneumollm_quickstart",
+        overrides={
+            **_ENCODER,
+            "pneumollm.vision_adapters": False,
+            # The last layers alone, in a folder of their own.
+            "llama.block": "blocks/smollm2-135m-last4",
+            "llama.layers": (26, 27, 28, 29),
+            "train.epochs": 5,
+            "eval.metric": "auc",
+        },
+        note="Without adapters in its encoder, which then encodes each image once, and with the last four LLM layers.",
+    )
+    return [*([resnet] if with_resnet else []), plain, rllm, *([pneumollm] if is_2d else [])]
+
+
+def _vit(is_2d: bool) -> dict[str, object]:
+    return {**_TRAINED, "model.backbone": "vit_tiny" if is_2d else "vivit_tiny"}
+
+
+def _with_rung(arm: Arm, number: int) -> Arm:
+    fields = {**vars(arm), "group": LADDER, "rung": number}
+    return Arm(**fields)
+
+
+def _comparisons(is_2d: bool) -> tuple[Comparison, ...]:
+    found = [
+        Comparison(arm="rllm", reference="plain", claim="the frozen LLM layer helps", main=True),
+        Comparison(arm="rllm", reference="random_block", claim="the weights of the LLM help"),
+        Comparison(arm="rllm", reference="logistic", claim="R-LLM beats the linear probe"),
+        Comparison(arm="plain", reference="logistic", claim="the trained ViT beats the linear probe"),
+        Comparison(arm="logistic", reference="trivial", claim="embeddings beat trivial features"),
+    ]
+    if is_2d:
+        found.append(Comparison(arm="pneumollm", reference="logistic", claim="PneumoLLM beats the linear probe"))
+    return tuple(found)

@@ -1,0 +1,131 @@
+"""Runs a study: several arms with several seeds on the same data, compared in one report.
+
+jaxboost study --study ladder --out DIR [--config.section.field=value ...] [--seeds N] [--quick] [--dry_run]
+
+--study takes the name of a packaged study, or the path of a study file. The same command continues a study that was
+stopped. Overrides hold for all arms that have the field, such as --config.data.source=folder --config.data.root=FOLDER.
+"""
+
+import contextlib
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+from absl import flags
+
+from jaxboost.cli import app
+from jaxboost.errors import UserError
+
+_OVERRIDE = re.compile(r"--?(?:no)?config\.")
+FAILED_EXIT_CODE = 1
+
+
+def run() -> None:
+    """The command `jaxboost study`."""
+    study_flag = flags.DEFINE_string("study", "", "name of a packaged study, or path of a study file")
+    out_flag = flags.DEFINE_string("out", "", "folder of the study")
+    seeds_flag = flags.DEFINE_integer("seeds", 0, "number of seeds; 0: the study's", lower_bound=0)
+    arms_flag = flags.DEFINE_list("arms", [], "names of the arms to run; empty: all")
+    quick_flag = flags.DEFINE_bool("quick", False, "a trial: one seed and few epochs, which shows that all works")
+    dry_flag = flags.DEFINE_bool("dry_run", False, "only print the runs, with what is done and how long they will take")
+    commands_flag = flags.DEFINE_bool("commands", False, "only print a command for each run that remains, one a line")
+    jobs_flag = flags.DEFINE_integer("jobs", 1, "number of processes that share the runs", lower_bound=1)
+    only_flag = flags.DEFINE_string("only", "", "do one run, ARM:SEED, as --commands prints them; no report is made")
+    worker_flag = flags.DEFINE_bool("worker", False, "help another process with this study; no report is made")
+    # absl knows no fields of configs here: they depend on the study.
+    sys.argv, overrides = split_overrides(sys.argv)
+
+    def main() -> None:
+        if not study_flag.value:
+            raise UserError("--study is missing: give a name or a file, such as --study ladder")
+        if not out_flag.value:
+            raise UserError("--out is missing: give the folder of the study")
+        from jaxboost.studies import definition, estimate, loading, plan, runner
+
+        study = loading.load_study(study_flag.value)
+        if quick_flag.value:
+            study = study.as_trial()
+        folder = pathlib.Path(out_flag.value).expanduser()
+        planned = plan.make(
+            study,
+            folder,
+            overrides=plan.parse_overrides(study, overrides),
+            seeds=seeds_flag.value,
+            arms=arms_flag.value,
+        )
+        stated = definition.check(planned)
+        if dry_flag.value:
+            print(estimate.table(estimate.with_seconds(planned, flops=True)))
+            return
+        # What another process needs to know of the same study.
+        same = [f"--study={study_flag.value}", f"--out={out_flag.value}", *overrides]
+        same += [f"--seeds={seeds_flag.value}"] * (seeds_flag.value > 0) + ["--quick"] * quick_flag.value
+        if commands_flag.value:
+            for each in planned.runs:
+                if each.state != "finished":
+                    print(shlex.join(["jaxboost", "study", *same, f"--only={each.key}"]))
+            return
+        outcome = runner.run(
+            planned,
+            stated,
+            only=only_flag.value,
+            worker=worker_flag.value,
+            helpers=lambda: _helpers(jobs_flag.value - 1, [*same, f"--arms={','.join(arms_flag.value)}"]),
+        )
+        if outcome.stopped:
+            return
+        is_whole = not (worker_flag.value or only_flag.value)
+        if is_whole and any(each.state == "finished" for each in planned.refreshed().runs):
+            _report(folder)
+        if outcome.failed:
+            print(f"{len(outcome.failed)} runs failed: {', '.join(outcome.failed)}", file=sys.stderr)
+            sys.exit(FAILED_EXIT_CODE)
+
+    app.run(main, resumable=True, description=__doc__)
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits off the overrides --config.section.field=value; a value may follow as an argument of its own."""
+    rest, overrides = [], []
+    words = [*argv]
+    while words:
+        word = words.pop(0)
+        if not _OVERRIDE.match(word):
+            rest.append(word)
+            continue
+        if "=" not in word and words and not words[0].startswith("--"):
+            word = f"{word}={words.pop(0)}"
+        overrides.append(word)
+    return rest, overrides
+
+
+def _report(folder: pathlib.Path) -> None:
+    """Writes record.json and the report."""
+    from jaxboost import io
+    from jaxboost.reporting import report
+    from jaxboost.studies import collect, compare, record
+    from jaxboost.studies.plan import REPORT
+
+    found = collect.collect(folder)
+    with io.writing(folder):
+        record.write(found, folder)
+    analysis = compare.analyse(found)
+    page = report.write_report(analysis, found, folder / REPORT)
+    print(f"{analysis['verdict']['sentence']}\n{page}")
+
+
+@contextlib.contextmanager
+def _helpers(count: int, arguments: Sequence[str]) -> Iterator[None]:
+    """Starts processes that share the runs; at the end of the block those that still run are asked to stop."""
+    command = [sys.executable, "-m", "jaxboost", "study", *arguments, "--worker"]
+    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()

@@ -1,0 +1,107 @@
+"""Evaluates a finished run again with a changed config, such as another function in the place of the block."""
+
+import logging
+import pathlib
+import time
+from typing import Any
+
+from jaxboost import io
+from jaxboost.config import continuing, validate
+from jaxboost.config.types import Config
+from jaxboost.errors import UserError
+from jaxboost.models.frozen import count
+from jaxboost.runs import datasets, finished, report, train, workdir
+from jaxboost.runs.lock import RunLock
+from jaxboost.runs.result import RunResult
+from jaxboost.training.checkpoints import checkpoint_folder
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_again(source: pathlib.Path, config: Config, folder: pathlib.Path) -> dict[str, Any]:
+    """Evaluates the best epoch of a finished run with another config, and writes a folder of its own.
+
+    Nothing is trained: the trained weights and the epoch are those of the run; what is frozen, or has no weights, is
+    that of the config. Predictions and result are as those of a run.
+
+    Args:
+      source: folder of the finished run.
+      config: has to give a model with the same trained weights.
+      folder: folder of the new run; it may be missing.
+
+    Returns:
+      The content of result.json.
+
+    Raises:
+      UserError: the run is not finished, or its weights do not fit the config's model.
+      InUseError: another process uses the folder.
+    """
+    validate(config)
+    _, result = finished.read(source)
+    lock = RunLock(folder)
+    with io.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        return _evaluate(source, result, train.with_layers(config, folder), folder)
+    finally:
+        lock.release()
+
+
+def _evaluate(source: pathlib.Path, result: RunResult, config: Config, folder: pathlib.Path) -> dict[str, Any]:
+    started, selection = time.monotonic(), result.selection
+    # The run's table of splits is read, if it drew them.
+    loop = train.assemble(config, folder, datasets.own_splits(config, source))
+    if count(loop.system.params) != result.parameters.trainable:
+        raise UserError(
+            f"{source} has {result.parameters.trainable:,} trained parameters, and the model of the new config"
+            f" {count(loop.system.params):,}: give a variant with the same trained weights"
+        )
+    _check_same(source, result, loop.progress.fingerprints)
+    params, stats = checkpoint_folder.restore_best(
+        source / checkpoint_folder.FOLDER,
+        selection.step,
+        loop.state.params,
+        loop.state.stats,
+        sha256=selection.sha256,
+        fix="bring the folder back from a backup, or train again",
+    )
+    logger.info("evaluating epoch %d of %s again: %s", selection.epoch, source, loop.system.title)
+    scores = {name: loop.scores(params, stats, name)[1] for name in loop.dataset.splits if name != "train"}
+    with io.writing(folder):
+        workdir.create(folder, loop.config)
+        report.write_predictions(folder, scores, loop.dataset, loop.config)
+    again = report.make_result(
+        loop.system,
+        loop.dataset,
+        loop.config,
+        fingerprints=loop.progress.fingerprints,
+        scores=scores,
+        selection=selection,
+        steps=result.steps or selection.step,
+        seconds=round(time.monotonic() - started, 1),
+    )
+    with io.writing(folder):
+        content = workdir.write_result(folder, again)
+    report.log_result(again)
+    return content
+
+
+def _check_same(source: pathlib.Path, result: RunResult, fingerprints: dict[str, str]) -> None:
+    """Raises UserError if the data or the pretrained parts are not those of the run."""
+    known = {role: part["sha256"] for role, part in result.parts.items() if part}
+    known |= {name: digest for name in ("data", "splits") if (digest := getattr(result, f"{name}_sha256"))}
+    if changed := [name for name, digest in fingerprints.items() if known.get(name, digest) != digest]:
+        raise UserError(
+            f"{source} was trained with other {' and '.join(changed)}: bring them back, or train it again in another"
+            " folder"
+        )
+
+
+def with_rate_of(config: Config, source: pathlib.Path) -> Config:
+    """The config with the learning rate of the run in `source`, so that its result names it."""
+    rate = continuing.flat(finished.read(source)[1].config).get("optim.lr")
+    changed = config.copy_and_resolve_references()
+    if rate is not None:
+        changed.optim.lr = rate
+    return changed

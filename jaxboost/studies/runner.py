@@ -1,0 +1,256 @@
+"""Runs what a study still lacks, one run after the other; several processes may share a study's folder.
+
+No process leads: a run's lock decides which process works on it. A run that is finished is skipped, one that was
+stopped is resumed, and one that fails is noted and does not stop the others.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+
+import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from jaxboost import io, stopping
+from jaxboost.config import loading
+from jaxboost.errors import UserError
+from jaxboost.runs import cross_validation, datasets
+from jaxboost.runs.lock import InUseError
+from jaxboost.studies import data_check, definition, derived, estimate, plan, tuning
+from jaxboost.studies.definition import Definition
+from jaxboost.studies.plan import CACHE, RATE, Plan, PlannedRun
+from jaxboost.training import log
+
+logger = logging.getLogger(__name__)
+
+_POLL = 2.0  # seconds between two looks at the runs of other processes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a study ended.
+
+    Attributes:
+      failed: keys of the runs that failed.
+      stopped: whether a signal stopped it before its end.
+    """
+
+    failed: tuple[str, ...] = ()
+    stopped: bool = False
+
+
+def run(
+    given: Plan,
+    stated: Definition,
+    *,
+    only: str = "",
+    worker: bool = False,
+    helpers: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Outcome:
+    """Runs what remains of a plan.
+
+    Args:
+      given: the plan.
+      stated: the definition of the study, see `definition.check`.
+      only: key of the one run to do, with the runs that it needs; "": all.
+      helpers: gives a context manager that starts processes that help, and ends them.
+      worker: whether another process started this one to help: it checks nothing again, and ends when there is
+        nothing left to start.
+
+    Raises:
+      UserError: see `prepare`; or a disk is full.
+      Stopped: a signal stopped the study where nothing had to be saved.
+    """
+    runs = needed(given, only) if only else list(given.runs)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(stopping.watch(resumable=True))
+        stack.enter_context(datasets.shared(given.folder / CACHE))
+        stack.enter_context(log.without_bars())
+        if not worker:
+            prepare(given, stated, runs)
+        bar = stack.enter_context(_Bar(given, runs))
+        stack.enter_context(helpers())
+        failed: list[str] = []
+        while runs:
+            begun = len(runs)
+            for each in list(runs):
+                stopping.poll()
+                done = _visit(each, given)
+                if stop.received:
+                    logger.info("%d runs of the study remain: run the same command again", len(runs))
+                    return Outcome(failed=tuple(failed), stopped=True)
+                if done is None:
+                    continue
+                runs.remove(each)
+                failed += [] if done else [each.key]
+                bar.show(runs)
+            if len(runs) == begun:
+                if worker and all(plan.state_of(each) == "running" for each in runs):
+                    break
+                _wait()
+    return Outcome(failed=tuple(failed))
+
+
+def prepare(given: Plan, stated: Definition, runs: Sequence[PlannedRun]) -> None:
+    """Checks data and weights of runs, writes study.json, and forgets the failures of earlier starts.
+
+    Args:
+      given: the plan.
+      stated: see `definition.check`.
+      runs: the runs that may be started.
+
+    Raises:
+      UserError: data or weights cannot be loaded, do not suit an arm, or have changed; or the folder cannot be written.
+    """
+    todo = [each for each in runs if each.state != "finished"]
+    data = data_check.check(todo, stated.data, given.folder)
+    definition.write(given.folder, dataclasses.replace(stated, data=data))
+    for each in runs:
+        with io.writing(each.failure), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            each.failure.unlink()
+
+
+def needed(given: Plan, key: str) -> list[PlannedRun]:
+    """The run of a key, after the runs that it needs: those that tune its learning rate, and that it evaluates."""
+    wanted = given.run(key)
+    found = [] if not wanted.follows else [each for each in given.of(wanted.arm.name) if each.rate is not None]
+    if wanted.arm.after:
+        source = [each for each in given.of(wanted.arm.after) if each.rate is not None or each.seed == wanted.seed]
+        found += source
+    return [*found, wanted]
+
+
+def _visit(each: PlannedRun, given: Plan) -> bool | None:
+    """Does a run. Returns True if it is finished, False if it failed, None if it has to be visited again."""
+    state = plan.state_of(each)
+    if state == "finished":
+        return True
+    if state == "failed":
+        # Another process tried it.
+        logger.error("%s failed: see %s", each.key, each.failure)
+        return False
+    if state == "running":
+        return None
+    try:
+        if not _do(each, given):
+            return None
+    except InUseError:
+        return None
+    except Exception as error:
+        if _is_of_disk(error):
+            raise
+        _note_failure(each, error)
+        return False
+    with contextlib.suppress(OSError):
+        each.failure.unlink(missing_ok=True)
+    return True
+
+
+def _do(each: PlannedRun, given: Plan) -> bool:
+    """Returns False if runs that the run needs are not finished, or if a signal stopped it."""
+    config = each.config
+    if each.follows and not each.arm.after:
+        chosen = tuning.chosen(given.of(each.arm.name))
+        if chosen is None:
+            return False
+        config = loading.with_overrides(config.copy_and_resolve_references(), {RATE: float(chosen.rate or 0)})
+    if each.arm.after:
+        source = source_of(each, given)
+        if source is None:
+            return False
+        logger.info("%s: %s evaluated again, seed %d", each.arm.name, each.arm.after, each.seed)
+        derived.evaluate_again(source.folder, derived.with_rate_of(config, source.folder), each.folder)
+        return True
+    what = f"seed {each.seed}" if each.rate is None else f"learning rate {each.rate:g}"
+    logger.info("%s (%s), %s", each.arm.name, each.arm.title, what)
+    finished = cross_validation.train_and_evaluate(config, each.folder) is not None
+    # Programs and weights of a run are in reference cycles.
+    gc.collect()
+    return finished
+
+
+def source_of(each: PlannedRun, given: Plan) -> PlannedRun | None:
+    """The finished run that a run evaluates again; None if it is not finished yet.
+
+    Raises:
+      UserError: it failed.
+    """
+    runs = given.of(each.arm.after)
+    if not runs:
+        raise UserError(f"arm {each.arm.name} evaluates the runs of {each.arm.after} again: name it in --arms too")
+    source = next((run for run in runs if run.rate is None and run.seed == each.seed), None)
+    if source is None:
+        source = tuning.chosen(runs)
+        if source is None:
+            return None
+    state = plan.state_of(source)
+    if state == "failed":
+        raise UserError(f"the run {source.key}, which it evaluates again, failed: see {source.failure}")
+    return source if state == "finished" else None
+
+
+def _note_failure(each: PlannedRun, error: Exception) -> None:
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    text = f"{each.key} in {each.folder}\n{' '.join(reason.split())}\n\n" + "".join(traceback.format_exception(error))
+    with io.writing(each.failure):
+        io.write_text(each.failure, text)
+    logger.error("%s failed, the others go on: %s (see %s)", each.key, " ".join(reason.split()), each.failure)
+
+
+def _is_of_disk(error: BaseException | None) -> bool:
+    """Whether a full or broken disk is behind an exception: then no other run could be written either."""
+    while error is not None:
+        if isinstance(error, Exception) and (found := io.os_error(error)) and io.is_of_disk(found):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _wait() -> None:
+    deadline = time.monotonic() + _POLL
+    while time.monotonic() < deadline:
+        stopping.poll()
+        time.sleep(0.1)
+
+
+class _Bar:
+    """On a terminal one bar over all runs, with the time left; else a log line after each run."""
+
+    def __init__(self, given: Plan, runs: Sequence[PlannedRun]):
+        self._given, self._keys = given, {each.key for each in runs}
+        self._terminal = sys.stderr.isatty()
+        todo = sum(plan.state_of(each) != "finished" for each in runs)
+        self._before = len(runs) - todo
+        layout = "{desc}{n_fmt}/{total_fmt} runs |{bar}| {elapsed}{postfix}"
+        self._bar = tqdm.tqdm(total=len(runs), initial=self._before, bar_format=layout, disable=not self._terminal)
+        self._shown = self._before
+
+    def __enter__(self) -> "_Bar":
+        self._stack = contextlib.ExitStack()
+        if self._terminal:
+            self._stack.enter_context(logging_redirect_tqdm([logging.getLogger("jaxboost")]))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+        self._bar.close()
+
+    def show(self, runs: Sequence[PlannedRun]) -> None:
+        """Shows how many runs are done, and the time that the others are estimated to take."""
+        done, total = len(self._keys) - len(runs), len(self._keys)
+        if done <= self._before:
+            return
+        keys = {each.key for each in runs}
+        now = estimate.with_seconds(self._given.refreshed())
+        seconds, unknown = estimate.remaining([each for each in now.runs if each.key in keys])
+        left = f"about {estimate.in_words(seconds)} left" if not unknown else "time left not known yet"
+        if self._terminal:
+            self._bar.n = done
+            self._bar.set_postfix_str(left)
+        elif runs:
+            logger.info("%d of %d runs are done, %s", done, total, left)

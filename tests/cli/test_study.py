@@ -1,0 +1,120 @@
+"""The command `jaxboost study`: what it prints, the commands for schedulers, its exit code and its report."""
+
+import shlex
+import sys
+import types
+
+import pytest
+
+from jaxboost.cli import study as command
+from jaxboost.studies import plan
+from tests.scripts import run_each
+from tests.studies.small_studies import small_study, write_run
+
+FILE = """
+import dataclasses
+from tests.studies.small_studies import BARE, PLAIN, RLLM, small_study
+def get_study():
+    # Fewer samples than a batch: it fails when the data are there.
+    fails = dataclasses.replace(PLAIN, name="fails", overrides={{"boost.kind": "none", "train.batch_size": 64}})
+    return small_study({root!r}, arms=(PLAIN, RLLM, BARE, fails), lr_grid=(1e-3, 1e-4))
+"""
+
+
+@pytest.fixture
+def study(tmp_path, few_lidc_root):
+    file = tmp_path / "mine.py"
+    file.write_text(FILE.format(root=str(few_lidc_root)))
+    return ("-m", "jaxboost", "study", f"--study={file}", f"--out={tmp_path / 'out'}")
+
+
+def test_dry_run_and_commands(study, tmp_path):
+    """One of the printed commands is run."""
+    dry, commands = run_each(
+        [[*study, "--dry_run"], [*study, "--commands", "--seeds", "1", "--config.eval.bootstrap=10"]]
+    )
+    assert (dry.returncode, dry.stderr) == (0, "")
+    lines = [line.split() for line in dry.stdout.splitlines()]
+    assert lines[0] == ["arm", "run", "state", "time"]
+    assert [line[0] for line in lines[1:-1]] == ["plain"] * 2 + ["rllm"] * 3 + ["bare"] * 2 + ["fails"] * 2
+    assert {"waiting"} == {line[2 if "lr=" in line[1] else 3] for line in lines[1:-1]}
+    assert " ".join(lines[-1]).startswith("9 runs, 0 finished, 9 to do: about ")
+    assert not (tmp_path / "out").exists()
+
+    assert (commands.returncode, commands.stderr) == (0, "")
+    found = [shlex.split(line) for line in commands.stdout.splitlines()]
+    keys = [words[-1].removeprefix("--only=") for words in found]
+    assert keys == ["plain:0", "rllm:lr=0.0001", "rllm:lr=0.001", "bare:0", "fails:0"]
+    assert {tuple(words[:2]) for words in found} == {("jaxboost", "study")}
+    first, fails = run_each([["-m", *found[0]], ["-m", *found[-1]]])
+    assert (first.returncode, first.stderr) == (0, "")
+    assert (tmp_path / "out" / "runs" / "plain" / "seed0" / "result.json").exists()
+    assert not (tmp_path / "out" / "record.json").exists()
+    # A run that failed gives exit code 1, and says where to look.
+    assert (fails.returncode, fails.stderr.strip()) == (1, "1 runs failed: fails:0")
+    assert f"see {tmp_path / 'out' / 'failures' / 'fails_seed0.txt'}" in fails.stdout
+
+    again, other = run_each(
+        [[*study, "--commands", "--seeds=1", "--config.eval.bootstrap=10"], [*study, "--commands", "--seeds=1"]]
+    )
+    assert len(again.stdout.splitlines()) == 4
+    assert other.returncode == 2
+    assert "holds another study, which differs in eval.bootstrap (10 there, 20 now) of arm plain" in other.stderr
+
+
+def test_overrides_are_split_off():
+    argv = ["study", "--study=x", "--config.a.b=1", "--config.c", "-2", "--noconfig.d", "--quick", "-config.e=3"]
+    argv.append("--config.f")
+    rest, overrides = command.split_overrides(argv)
+    assert rest == ["study", "--study=x", "--quick"]
+    assert overrides == ["--config.a.b=1", "--config.c=-2", "--noconfig.d", "-config.e=3", "--config.f"]
+
+
+def test_the_report_is_made_from_the_record(tmp_path, monkeypatch, capsys):
+    made = plan.make(small_study(lr_grid=()), tmp_path)
+    for run in made.runs:
+        write_run(run.config, run.folder)
+    written = []
+    compare, reporting, report = (types.ModuleType(name) for name in ("compare", "reporting", "report"))
+    analysis = {"verdict": {"sentence": "Not shown."}}
+    compare.analyse = lambda found: analysis
+
+    def write_report(analysis, found, folder):
+        written.append((analysis, len(found.runs), folder))
+        return folder / "report.html"
+
+    report.write_report = write_report
+    reporting.report = report
+    monkeypatch.setitem(sys.modules, "jaxboost.studies.compare", compare)
+    monkeypatch.setattr("jaxboost.studies.compare", compare, raising=False)
+    monkeypatch.setitem(sys.modules, "jaxboost.reporting", reporting)
+    monkeypatch.setitem(sys.modules, "jaxboost.reporting.report", report)
+    from jaxboost.studies import definition
+
+    definition.write(tmp_path, definition.check(made))
+    command._report(tmp_path)
+    assert written == [(analysis, 6, tmp_path / "report")]
+    assert capsys.readouterr().out == f"Not shown.\n{tmp_path / 'report' / 'report.html'}\n"
+    assert (tmp_path / "record.json").exists()
+
+
+def test_helpers_are_told_the_study_and_are_stopped_at_the_end(monkeypatch):
+    events = []
+
+    class Process:
+        def __init__(self, words, stdout):
+            events.append(words)
+
+        def terminate(self):
+            events.append("terminate")
+
+        def wait(self):
+            events.append("wait")
+
+    monkeypatch.setattr(command.subprocess, "Popen", Process)
+    with command._helpers(2, ["--study=x", "--out=y"]):
+        assert events == [[sys.executable, "-m", "jaxboost", "study", "--study=x", "--out=y", "--worker"]] * 2
+        events.clear()
+    assert events == ["terminate", "terminate", "wait", "wait"]
+    with command._helpers(0, []):
+        assert events[4:] == []
