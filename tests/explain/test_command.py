@@ -4,19 +4,22 @@ import csv
 import errno
 import io
 import shutil
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jaxboost.config import continuing
 from jaxboost.errors import UserError
 from jaxboost.explain import command, for_report, picture_set, samples
 from jaxboost.explain.command import Request
 from jaxboost.inference import open_run
+from jaxboost.runs import cross_validation, datasets
 from tests import finished_runs
 from tests.explain import untrained
 from tests.scripts import run_script
-from tests.training.radiographs import write_radiographs
+from tests.training import radiographs
 
 CHANGES = {
     "data.name": "radiographs",
@@ -33,7 +36,7 @@ BLOCK = {"boost.kind": "rllm", "boost.family": "llama-tiny", "boost.block": "ran
 def runs(tmp_path_factory):
     """R-LLM and the same without its block, on drawn radiographs of two classes."""
     folder = tmp_path_factory.mktemp("runs")
-    data = write_radiographs(folder / "data")
+    data = radiographs.write_radiographs(folder / "data")
     boosted = finished_runs.colours(data, folder / "boosted", **CHANGES, **BLOCK)
     return boosted, finished_runs.colours(data, folder / "plain", **CHANGES), data
 
@@ -151,12 +154,27 @@ def test_worst_errors_first():
     np.testing.assert_array_equal(samples.worst(run, given, np.array([[0.9, 0.4], [0.1, 0.2]]), 12), [0])
 
 
-def test_a_fold_of_pneumollm_has_its_own_split(tmp_path):
-    run = finished_runs.radiographs(tmp_path / "data", tmp_path / "run")
-    given = samples.from_split(open_run.open_run(run), "test")
-    own = finished_runs.read_table(run / "predictions" / "test.csv")
-    assert given.names == [row["file"] for row in own]
-    assert [("healthy", "sick")[label] for label in given.labels[:, 0]] == [row["label"] for row in own]
+def test_a_fold_has_the_split_of_its_file(tmp_path):
+    """The file beside the folds decides, whatever the seed says; the digest of the splits is that of the run."""
+    config = radiographs.small(radiographs.write_radiographs(tmp_path / "data"), data__fold=1)
+    whole, file = datasets.load(config), tmp_path / "run" / cross_validation.FOLDS
+    file.parent.mkdir()
+    written = config.copy_and_resolve_references()
+    written.data.fold_seed = 7
+    datasets.fold_of(whole, written, 1, file)
+    expected = datasets.fold_of(whole, config, 1, file)
+    digests = datasets.fingerprint(expected, config)
+    result = types.SimpleNamespace(
+        config=continuing.to_dict(config), data_sha256=digests["data"], splits_sha256=digests["splits"]
+    )
+    run = types.SimpleNamespace(folder=file.parent / "fold1", result=result)
+    given = samples.from_split(run, "test")
+    assert given.names == list(expected.splits["test"].names)
+    np.testing.assert_array_equal(given.images, expected.splits["test"].images)
+    np.testing.assert_array_equal(given.labels, expected.splits["test"].labels)
+    file.unlink()
+    with pytest.raises(UserError, match="has other splits than"):
+        samples.from_split(run, "test")
 
 
 def test_mistakes_leave_nothing(runs, opened_once, tmp_path, monkeypatch):
