@@ -246,3 +246,13 @@ def test_evaluation_never_uses_old_merged_matrices(lora_run, images):
     before, after = (np.asarray(bind(each, held)(batch)[1]) for each in (params, {**params, "boost": changed}))
     np.testing.assert_allclose(before, opened.predict(images[:4], batch_size=4), rtol=0, atol=1e-6)
     assert np.abs(before - after).max() > 1e-4
+
+
+def test_a_run_with_a_trained_layer(config, images, tmp_path):
+    """It needs no block: the width of the LLM's layers, which decides its size, is recorded."""
+    given = config(boost__kind="layer", boost__block="", train__epochs=1, train__max_steps=1, eval__bootstrap=5)
+    result = train.train_and_evaluate(given, tmp_path / "run")
+    assert (result["boost"], result["block"], result["width"]) == ("layer", None, 64)
+    assert result["parameters"]["frozen"] == 0
+    opened = same_predictions(tmp_path / "run", images, tmp_path)
+    assert set(opened.weights[0]["boost"]) == {"layer"}
