@@ -20,7 +20,7 @@ class Neighbours:
     Of equally near samples the first in the train split is taken.
     """
 
-    K: ClassVar[tuple[int, ...]] = (65, 33, 17, 9, 5, 3, 1)
+    K: ClassVar[tuple[int, ...]] = (129, 65, 33, 17, 9, 5, 3, 1)
     numbers = 0
 
     def __init__(self, features: np.ndarray, targets: np.ndarray, scaling: Scaling, k: int):

@@ -12,7 +12,7 @@ from tests.scripts import REPOSITORY, assert_mistake, run_script
 LEAVES = sorted(
     path.stem
     for path in (REPOSITORY / "configs").glob("*.py")
-    if not path.stem.startswith(("default", "paper", "pneumollm"))
+    if not path.stem.startswith(("baseline", "default", "paper", "pneumollm"))
 )
 
 # (trainable, frozen, tokens) as configured, and trainable without the booster; two classes each.
