@@ -81,7 +81,7 @@ def run() -> None:
         if is_whole and any(each.state == "finished" for each in planned.refreshed().runs):
             _report(folder)
         if outcome.failed:
-            print(f"{len(outcome.failed)} runs failed: {', '.join(outcome.failed)}", file=sys.stderr)
+            print(f"runs that failed: {', '.join(outcome.failed)}", file=sys.stderr)
             sys.exit(FAILED_EXIT_CODE)
 
     app.run(main, resumable=True, description=__doc__)

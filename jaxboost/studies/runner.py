@@ -82,7 +82,7 @@ def run(
                 stopping.poll()
                 done = _visit(each, given)
                 if stop.received:
-                    logger.info("%d runs of the study remain: run the same command again", len(runs))
+                    logger.info("runs of the study that remain: %d: run the same command again", len(runs))
                     return Outcome(failed=tuple(failed), stopped=True)
                 if done is None:
                     continue

@@ -51,7 +51,7 @@ def test_dry_run_and_commands(study, tmp_path):
     assert (tmp_path / "out" / "runs" / "plain" / "seed0" / "result.json").exists()
     assert not (tmp_path / "out" / "record.json").exists()
     # A run that failed gives exit code 1, and says where to look.
-    assert (fails.returncode, fails.stderr.strip()) == (1, "1 runs failed: fails:0")
+    assert (fails.returncode, fails.stderr.strip()) == (1, "runs that failed: fails:0")
     assert f"see {tmp_path / 'out' / 'failures' / 'fails_seed0.txt'}" in fails.stdout
 
     again, other = run_each(
