@@ -98,7 +98,7 @@ def test_the_report_is_made_from_the_record(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "record.json").exists()
 
 
-def test_helpers_are_told_the_study_and_are_stopped_at_the_end(monkeypatch):
+def test_workers_are_told_the_study_and_are_stopped_at_the_end(monkeypatch):
     events = []
 
     class Process:
@@ -112,9 +112,9 @@ def test_helpers_are_told_the_study_and_are_stopped_at_the_end(monkeypatch):
             events.append("wait")
 
     monkeypatch.setattr(command.subprocess, "Popen", Process)
-    with command._helpers(2, ["--study=x", "--out=y"]):
+    with command._workers(2, ["--study=x", "--out=y"]):
         assert events == [[sys.executable, "-m", "jaxboost", "study", "--study=x", "--out=y", "--worker"]] * 2
         events.clear()
     assert events == ["terminate", "terminate", "wait", "wait"]
-    with command._helpers(0, []):
+    with command._workers(0, []):
         assert events[4:] == []
