@@ -73,7 +73,7 @@ def run() -> None:
             stated,
             only=only_flag.value,
             worker=worker_flag.value,
-            helpers=lambda: _helpers(jobs_flag.value - 1, [*same, f"--arms={','.join(arms_flag.value)}"]),
+            workers=lambda: _workers(jobs_flag.value - 1, [*same, f"--arms={','.join(arms_flag.value)}"]),
         )
         if outcome.stopped:
             return
@@ -81,7 +81,7 @@ def run() -> None:
         if is_whole and any(each.state == "finished" for each in planned.refreshed().runs):
             _report(folder)
         if outcome.failed:
-            print(f"{len(outcome.failed)} runs failed: {', '.join(outcome.failed)}", file=sys.stderr)
+            print(f"runs that failed: {', '.join(outcome.failed)}", file=sys.stderr)
             sys.exit(FAILED_EXIT_CODE)
 
     app.run(main, resumable=True, description=__doc__)
@@ -118,7 +118,7 @@ def _report(folder: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _helpers(count: int, arguments: Sequence[str]) -> Iterator[None]:
+def _workers(count: int, arguments: Sequence[str]) -> Iterator[None]:
     """Starts processes that share the runs; at the end of the block those that still run are asked to stop."""
     command = [sys.executable, "-m", "jaxboost", "study", *arguments, "--worker"]
     processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]

@@ -122,7 +122,7 @@ def _tuned(
             open_ones += 1
     found.rates[arm.name] = tuning.as_json(values)
     if open_ones or not values:
-        why = f"{open_ones} runs that tune the learning rate are not finished" if open_ones else "no rate finished"
+        why = f"of the runs that tune the learning rate, {open_ones} remain" if open_ones else "no rate finished"
         found.leave_out(f"{arm.name}, seed 0", why)
         return None
     return tuning.kept(values, others)

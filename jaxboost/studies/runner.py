@@ -50,7 +50,7 @@ def run(
     *,
     only: str = "",
     worker: bool = False,
-    helpers: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    workers: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Outcome:
     """Runs what remains of a plan.
 
@@ -58,7 +58,7 @@ def run(
       given: the plan.
       stated: the definition of the study, see `definition.check`.
       only: key of the one run to do, with the runs that it needs; "": all.
-      helpers: gives a context manager that starts processes that help, and ends them.
+      workers: gives a context manager that starts processes that help, and ends them.
       worker: whether another process started this one to help: it checks nothing again, and ends when there is
         nothing left to start.
 
@@ -74,7 +74,7 @@ def run(
         if not worker:
             prepare(given, stated, runs)
         bar = stack.enter_context(_Bar(given, runs))
-        stack.enter_context(helpers())
+        stack.enter_context(workers())
         failed: list[str] = []
         while runs:
             begun = len(runs)
@@ -82,7 +82,7 @@ def run(
                 stopping.poll()
                 done = _visit(each, given)
                 if stop.received:
-                    logger.info("%d runs of the study remain: run the same command again", len(runs))
+                    logger.info("runs of the study that remain: %d: run the same command again", len(runs))
                     return Outcome(failed=tuple(failed), stopped=True)
                 if done is None:
                     continue

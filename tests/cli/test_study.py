@@ -51,7 +51,7 @@ def test_dry_run_and_commands(study, tmp_path):
     assert (tmp_path / "out" / "runs" / "plain" / "seed0" / "result.json").exists()
     assert not (tmp_path / "out" / "record.json").exists()
     # A run that failed gives exit code 1, and says where to look.
-    assert (fails.returncode, fails.stderr.strip()) == (1, "1 runs failed: fails:0")
+    assert (fails.returncode, fails.stderr.strip()) == (1, "runs that failed: fails:0")
     assert f"see {tmp_path / 'out' / 'failures' / 'fails_seed0.txt'}" in fails.stdout
 
     again, other = run_each(
@@ -98,7 +98,7 @@ def test_the_report_is_made_from_the_record(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "record.json").exists()
 
 
-def test_helpers_are_told_the_study_and_are_stopped_at_the_end(monkeypatch):
+def test_workers_are_told_the_study_and_are_stopped_at_the_end(monkeypatch):
     events = []
 
     class Process:
@@ -112,9 +112,9 @@ def test_helpers_are_told_the_study_and_are_stopped_at_the_end(monkeypatch):
             events.append("wait")
 
     monkeypatch.setattr(command.subprocess, "Popen", Process)
-    with command._helpers(2, ["--study=x", "--out=y"]):
+    with command._workers(2, ["--study=x", "--out=y"]):
         assert events == [[sys.executable, "-m", "jaxboost", "study", "--study=x", "--out=y", "--worker"]] * 2
         events.clear()
     assert events == ["terminate", "terminate", "wait", "wait"]
-    with command._helpers(0, []):
+    with command._workers(0, []):
         assert events[4:] == []

@@ -273,7 +273,7 @@ def test_reference_protocol_is_marked(few_lidc_root, tmp_path, caplog, monkeypat
     assert result["protocol"] == "reference"
     assert result["selection"]["split"] == "test"
     assert "optimistic" in result["warning"]
-    assert all("@reference-seed0" in file.name for file in (tmp_path / "run/predictions").iterdir())
+    assert all("reference-" in file.name for file in (tmp_path / "run/predictions").iterdir())
 
 
 def test_two_devices_give_the_same_losses(uninterrupted, few_lidc_root, tmp_path):

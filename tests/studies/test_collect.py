@@ -131,7 +131,7 @@ def test_an_arm_without_runs_leaves_its_comparisons(study):
 def test_a_rate_that_is_not_chosen_yet(study):
     shutil.rmtree(study / "runs" / "rllm" / "lr=0.0001")
     found = collect.collect(study)
-    assert left_out(found) == {"rllm, seed 0": "1 runs that tune the learning rate are not finished"}
+    assert left_out(found) == {"rllm, seed 0": "of the runs that tune the learning rate, 1 remain"}
     assert [run.seed for run in found.runs_of("rllm")] == [1]
 
 

@@ -189,7 +189,7 @@ def test_a_run_of_another_process_is_passed_over_and_visited_again(tmp_path, tra
     assert trainer.runs == ALL[1:]
 
 
-def test_a_helper_ends_when_only_runs_of_others_are_left(tmp_path, trainer):
+def test_a_worker_ends_when_only_runs_of_others_are_left(tmp_path, trainer):
     folder = tmp_path / "runs" / "plain" / "seed0"
     folder.mkdir(parents=True)
     other = lock.RunLock(folder)
