@@ -8,60 +8,11 @@ import numpy as np
 
 from jaxboost.data.dataset import Dataset, Split
 from jaxboost.errors import UserError
-from jaxboost.tasks import TASKS
+from jaxboost.statistics.pooling import Pooled, pool
 
 IMAGE, PATIENT = "image", "patient"
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Pooled:
-    """Row i of every array belongs to patient i, in the order in which the patients first appear.
-
-    Attributes:
-      labels: (p, L).
-      probabilities: float64 (p, classes).
-      patients: (p,).
-    """
-
-    labels: np.ndarray
-    probabilities: np.ndarray
-    patients: np.ndarray
-
-
-def pool(labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray, task: str) -> Pooled:
-    """Pools the images of each patient: the mean of their probabilities, and their common label.
-
-    In a multi-label task, a patient has a label if any of its images has it.
-
-    Args:
-      labels: (n, L).
-      probabilities: (n, classes).
-      patients: the patient of each image, (n,).
-      task: a key of `tasks.TASKS`.
-
-    Raises:
-      UserError: the images of a patient have different classes.
-    """
-    names, first, numbers = np.unique(patients, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    # The number of each image's patient, where patients are numbered by their first image.
-    numbers = np.argsort(order)[numbers.reshape(-1)]
-    names, first = names[order], first[order]
-    sums = np.zeros((len(names), probabilities.shape[1]))
-    np.add.at(sums, numbers, probabilities)
-    pooled = labels[first].copy()
-    if TASKS[task].multi_label:
-        np.maximum.at(pooled, numbers, labels)
-    elif len(other := np.flatnonzero(labels[:, 0] != pooled[numbers, 0])):
-        patient, count = names[numbers[other[0]]], len(set(numbers[other].tolist()))
-        more = f" (and {count - 1} more patients)" if count > 1 else ""
-        raise UserError(
-            f"config field eval.unit: patient {str(patient)!r} has images of several classes{more}, so there is no one"
-            ' label to predict: correct the labels, or set it to "image"'
-        )
-    return Pooled(pooled, sums / np.bincount(numbers)[:, np.newaxis], names)
 
 
 def counted(split: Split, probabilities: np.ndarray, task: str, *, unit: str) -> Pooled:
@@ -74,18 +25,21 @@ def counted(split: Split, probabilities: np.ndarray, task: str, *, unit: str) ->
       unit: IMAGE or PATIENT; a split without patients has one for each image.
 
     Raises:
-      UserError: see `pool`.
+      UserError: the images of a patient have different classes, see `statistics.pooling.pool`.
     """
     if unit == IMAGE or split.groups is None:
         return Pooled(split.labels, probabilities, np.arange(len(split)))
-    return pool(split.labels, probabilities, split.groups, task)
+    try:
+        return pool(split.labels, probabilities, split.groups, task)
+    except UserError as error:
+        raise UserError(f'config field eval.unit: {error}, or set it to "image"') from None
 
 
 def check(dataset: Dataset, *, unit: str) -> None:
     """Checks before a run that its splits can be counted by patient, and warns if it has no patients.
 
     Raises:
-      UserError: see `pool`.
+      UserError: see `counted`.
     """
     if unit == IMAGE:
         return
@@ -110,7 +64,7 @@ def pooled(
       unit: IMAGE or PATIENT.
 
     Raises:
-      UserError: see `pool`.
+      UserError: see `counted`.
     """
     if unit == IMAGE:
         return dataset, scores

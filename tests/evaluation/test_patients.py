@@ -6,7 +6,7 @@ import pytest
 from jaxboost.data.dataset import Dataset, DatasetInfo, Split
 from jaxboost.errors import UserError
 from jaxboost.evaluation import metrics, patients
-from jaxboost.tasks import BINARY, MULTI_CLASS, MULTI_LABEL
+from jaxboost.tasks import BINARY
 
 PATIENTS = np.array(["b", "a", "b", "c", "a", "b"])
 LABELS = np.array([[1], [0], [1], [0], [0], [1]])
@@ -15,7 +15,7 @@ SCORES = np.stack([1 - POSITIVE, POSITIVE], axis=1).astype(np.float32)
 
 
 def test_by_hand():
-    found = patients.pool(LABELS, SCORES, PATIENTS, BINARY)
+    found = patients.counted(make_dataset(PATIENTS).splits["test"], SCORES, BINARY, unit="patient")
     assert found.patients.tolist() == ["b", "a", "c"]
     np.testing.assert_array_equal(found.labels, [[1], [0], [0]])
     np.testing.assert_allclose(found.probabilities[:, 1], [(0.9 + 0.2 + 0.7) / 3, (0.6 + 0.2) / 2, 0.3], atol=1e-7)
@@ -25,28 +25,20 @@ def test_by_hand():
     assert metrics.score(LABELS, SCORES, BINARY)["auc"] == pytest.approx((3 + 3 + 0.5) / 9)
 
 
-def test_labels_of_several():
-    labels = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0]])
-    found = patients.pool(labels, np.eye(3), np.array(["x", "x", "y"]), MULTI_LABEL)
-    np.testing.assert_array_equal(found.labels, [[1, 0, 1], [0, 1, 0]])
-    np.testing.assert_array_equal(labels, [[1, 0, 0], [0, 0, 1], [0, 1, 0]])
-
-
-@pytest.mark.parametrize("task", [BINARY, MULTI_CLASS])
-def test_a_patient_with_two_classes_is_refused(task):
-    labels = np.array([[1], [0], [0], [0], [1], [1]])
-    with pytest.raises(UserError) as error:
-        patients.pool(labels, SCORES, PATIENTS, task)
-    assert str(error.value) == (
-        "config field eval.unit: patient 'b' has images of several classes (and 1 more patients), so there is no one"
-        ' label to predict: correct the labels, or set it to "image"'
-    )
-
-
-def make_dataset(groups):
-    split = Split(images=np.zeros((6, 2, 2, 1), np.uint8), labels=LABELS, groups=groups)
+def make_dataset(groups, labels=LABELS):
+    split = Split(images=np.zeros((6, 2, 2, 1), np.uint8), labels=labels, groups=groups)
     info = DatasetInfo(name="x", task=BINARY, classes=("no", "yes"), channels=1, ndim=2, size=2)
     return Dataset(info=info, splits={"train": split, "test": split}, baselines={"size": {"test": POSITIVE * 100}})
+
+
+def test_a_patient_with_two_classes_is_refused():
+    labels = np.array([[1], [0], [0], [0], [1], [1]])
+    with pytest.raises(UserError) as error:
+        patients.check(make_dataset(PATIENTS, labels), unit="patient")
+    assert str(error.value) == (
+        "config field eval.unit: patient 'b' has items of the classes 1 and 0, so it has no single label to pool:"
+        ' correct its labels, or score each item by itself, or set it to "image"'
+    )
 
 
 def test_images_stay_as_they_are():
