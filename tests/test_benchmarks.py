@@ -64,7 +64,11 @@ def test_losses_that_differ_are_refused():
         ({"model": "dinov2_s14"}, ["jaxboost"], "--model: 'dinov2_s14' is unknown"),
         ({"model": "resnet18"}, ["jaxboost"], "--model: 'resnet18' is unknown"),
         ({"path": "short"}, ["jaxboost"], "--path: 'short' is unknown"),
-        ({"path": "absorbed", "boost": "mlp"}, ["jaxboost"], "--path absorbed: .*kind mlp has no layer: leave it out"),
+        (
+            {"path": "absorbed", "boost": "mlp"},
+            ["jaxboost"],
+            "--path absorbed: .*kind mlp has no LLM layer: leave it out",
+        ),
         ({"dtype": "float64"}, ["jaxboost"], "--dtype: 'float64' is unknown"),
         ({}, [], "--contenders is empty: give some of jaxboost, torch_eager"),
         ({}, ["torch"], "--contenders: 'torch' is unknown, did you mean 'torch_eager'"),

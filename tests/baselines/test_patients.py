@@ -12,7 +12,7 @@ from jaxboost.config import load_config
 from jaxboost.data.sources.folder import input_patients
 from jaxboost.errors import UserError
 from jaxboost.evaluation import metrics
-from jaxboost.inference.predict import predict_or_export
+from jaxboost.inference.predict import predict
 from jaxboost.runs import datasets, train, workdir
 from jaxboost.tasks import BINARY
 from tests import finished_runs
@@ -116,7 +116,7 @@ def test_patients_with_two_classes_are_refused_before_anything_is_written(images
     assert "00.png,dark," in table
     (mixed / "labels.csv").write_text(table.replace("00.png,dark,", "00.png,grey,"))
     config = CONFIGS[kind](mixed, eval__unit="patient", data__allow_mixed_patients=True)
-    with pytest.raises(UserError, match=r"eval\.unit: patient 'p0' has images of several classes, so"):
+    with pytest.raises(UserError, match=r"eval\.unit: patient 'p0' has items of the classes 1 and 0, so"):
         train.train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -137,7 +137,7 @@ def new_patients(images, runs, tmp_path_factory):
 def test_predictions_of_patients(runs, kind, new_patients, tmp_path, package_warnings):
     folder, loose, first = new_patients
     out = tmp_path / "out.csv"
-    predict_or_export(runs[kind], files=[str(folder)], out=out)
+    predict(runs[kind], files=[str(folder)], out=out)
     assert {path.name for path in tmp_path.iterdir()} == {"out.csv", "out_patients.csv"}
     by_image = {row["file"]: float(row["grey"]) for row in finished_runs.read_table(out)}
     rows = finished_runs.read_table(tmp_path / "out_patients.csv")
@@ -157,10 +157,10 @@ def test_predictions_of_patients(runs, kind, new_patients, tmp_path, package_war
     assert alone == pytest.approx(by_image[str(folder / loose)])
     assert [text for text in package_warnings if "the patient is unknown" in text and loose in text]
     # Both tables may be written again; another file is not replaced.
-    predict_or_export(runs[kind], files=[str(folder)], out=out)
+    predict(runs[kind], files=[str(folder)], out=out)
     (tmp_path / "out_patients.csv").write_text("mine\n")
     with pytest.raises(UserError, match=r"out_patients\.csv already exists and is not a table of predictions"):
-        predict_or_export(runs[kind], files=[str(folder)], out=out)
+        predict(runs[kind], files=[str(folder)], out=out)
 
 
 def test_patients_of_inputs(tmp_path):

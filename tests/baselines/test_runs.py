@@ -13,7 +13,7 @@ from jaxboost.baselines.linear import Logistic
 from jaxboost.errors import UserError
 from jaxboost.inference import open_run
 from jaxboost.inference.export import export
-from jaxboost.inference.predict import predict_or_export
+from jaxboost.inference.predict import predict
 from jaxboost.runs import cross_validation, report, train, workdir
 from tests import finished_runs
 from tests.baselines.small import small_config, write_images
@@ -90,7 +90,7 @@ def test_prediction_repeats_the_runs_own(runs, images, rung, tmp_path):
 def test_prediction_of_files(runs, images, tmp_path):
     run = runs["logistic"]
     files = [str(images / name) for name in finished_runs.named_predictions(run)]
-    predict_or_export(run, files=files, out=tmp_path / "table.csv")
+    predict(run, files=files, out=tmp_path / "table.csv")
     table = finished_runs.read_table(tmp_path / "table.csv")
     found = [[float(row[name]) for name in ("dark", "grey", "light")] for row in table]
     np.testing.assert_allclose(found, finished_runs.own_predictions(run), rtol=0, atol=1e-6)
