@@ -39,13 +39,13 @@ def _arms(analysis: choice.Analysis, group: str, name: str, caption: str) -> Tab
     everywhere = choice.entries(analysis, "arms")
     scores = [key for key in SCORES if any((arm.get("metrics") or {}).get(key) for arm in everywhere)]
     columns = [Column(key="arm", title="Arm", numeric=False)]
+    several = any(len(arm.get("seeds") or ()) > 1 for arm in everywhere)
     for key in scores:
         columns.append(Column(key=key, title=SCORES[key][0], help=SCORES[key][1], ends=True))
         if key in ("auc", "acc"):
-            columns.append(
-                # Its explanation below the table stands for the second as well.
-                Column(key=f"{key}_sd", title="SD", help="standard deviation over the seeds" if key == "auc" else "")
-            )
+            # Its explanation below the table stands for the second as well.
+            explanation = "standard deviation over the seeds" if key == "auc" else ""
+            columns.append(Column(key=f"{key}_sd", title="SD", help=explanation, shown=several))
     columns += [
         Column(key="seeds", title="Seeds", help="number of runs that differ in their random numbers alone"),
         Column(key="trained", title="Trained", help="parameters that training changes; below, those that stay frozen"),
@@ -86,7 +86,13 @@ def comparisons(analysis: choice.Analysis) -> Table:
     metric = str(next((row.get("metric", "auc") for row in rows), "auc")).upper()
     columns = (
         Column(key="comparison", title="Comparison", numeric=False),
-        Column(key="shown", title="Result", numeric=False, help="shown: interval without zero and Holm's p below 0.05"),
+        Column(
+            key="shown",
+            title="Result",
+            numeric=False,
+            help="shown: the interval excludes zero, and after Holm's correction DeLong's p and that over patients and"
+            " seeds are below 0.05",
+        ),
         Column(key="difference", title=f"Δ {metric}", help="first arm minus second, with its 95 % interval", ends=True),
         Column(
             key="better",
