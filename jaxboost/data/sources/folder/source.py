@@ -106,8 +106,7 @@ def load(
         greatest value of each file.
       spacing: mm per voxel of the grid; 0: the longest side of each volume fills the grid.
       nan: the number, as text, that replaces values that are not finite; "": files with such values are refused.
-      max_pixels: the most pixels that a file may hold; a larger one is refused before it is decoded.
-      max_voxels: the same for the voxels of a volume.
+      max_pixels, max_voxels: the most that a file may hold; a larger one is refused before it is decoded.
       patient: "tag": the tags of DICOM files name the patients if nothing else does; "": these tags are not read.
       duplicates: "warn", "join" or "refuse": what to do about nearly equal images in different splits.
       ignore_splits: whether the folder's own splits do not count, because a cross-validation divides all images anew.
@@ -135,10 +134,8 @@ def load(
     problems = Problems(folder)
     masks_path = layouts.masks_in(folder, masks)
     entries = layouts.read_entries(folder, problems, masks_path, multi_label=multi_label)
-    ignored: dict[str, str | None] = {}
-    if ignore_splits:
-        ignored = {entry.file: entry.split for entry in entries}
-        entries = [dataclasses.replace(entry, split=None) for entry in entries]
+    ignored = {entry.file: entry.split for entry in entries} if ignore_splits else {}
+    entries = [dataclasses.replace(entry, split=None) for entry in entries] if ignore_splits else entries
     entries, known = _entries_and_classes(folder, entries, classes, problems, multi_label)
     info = _info(name, size, ndim, known, multi_label)
     targets = labels.to_numbers(entries, info.classes, problems, multi_label=multi_label)
