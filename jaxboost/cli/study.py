@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from absl import flags
 
+from jaxboost import io
 from jaxboost.cli import app
 from jaxboost.errors import UserError
 
@@ -48,7 +49,7 @@ def run() -> None:
         study = loading.load_study(study_flag.value)
         if quick_flag.value:
             study = study.as_trial()
-        folder = pathlib.Path(out_flag.value).expanduser()
+        folder = io.user_path(out_flag.value)
         planned = plan.make(
             study,
             folder,
@@ -104,7 +105,6 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _report(folder: pathlib.Path) -> None:
     """Writes record.json and the report."""
-    from jaxboost import io
     from jaxboost.reporting import report
     from jaxboost.studies import collect, compare, record
     from jaxboost.studies.plan import REPORT

@@ -58,6 +58,7 @@ MISTAKES = [
     (["study", "--out=x"], ["--study is missing"]),
     (["study", "--study=ladder"], ["--out is missing"]),
     (["study", "--study=lader", "--out=x"], ["there is no packaged study 'lader'"]),
+    (["study", "--study=ladder", "--out=~nobody_of_this_name/x", "--config.train.epoch=1"], ["did you mean 'train.ep"]),
     (["study", "--study=layer_sweep", "--out=x", "--config.train.epoch=1"], ["did you mean 'train.epochs'"]),
     (["convert", "--source=x", "--out=y"], ["--layers is missing"]),
     (["report", "--out=x"], ["--runs is missing"]),
