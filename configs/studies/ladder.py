@@ -10,8 +10,8 @@ The rungs go from the prevalence of the classes up to R-LLM (volumes) or PneumoL
 `:2d` is for images: with nothing else it takes the silhouettes of the same nodules. `:resnet` adds ResNet-18 3D to the
 rungs for volumes. It needs an accelerator: 36 GFLOP a volume forward, some 30 minutes an epoch on two cores.
 
-Cost, estimated for two CPU cores: about 40 minutes with --seeds 3 for volumes, about an hour for images. Seen with --quick:
-3 minutes. The embeddings of the frozen encoder are computed once for all rungs that use them.
+Cost, estimated for two CPU cores: about 40 minutes with --seeds 3 for volumes, about an hour for images.
+Seen with --quick: 3 minutes. The embeddings of the frozen encoder are computed once for all rungs that use them.
 Expected: on the shapes the volume of a nodule alone reaches an AUC of .90. Rungs with trained encoders should come near
 it, and no difference between R-LLM and the plain ViT should be shown.
 """
