@@ -1,16 +1,19 @@
 """Which part of R-LLM does the work: the LLM's weights, a transformer layer, or more parameters?
 
     jaxboost study --study controls --out DIR
+    jaxboost study --study controls:2d+pretrained --out DIR --config.data.name=breastmnist
 
-Every arm is R-LLM with one thing changed: the same small ViViT, data order and seeds, on nodule shapes of LIDC-IDRI.
-Another data set of volumes: --config.data.name=vesselmnist3d.
+Every arm is R-LLM with one thing changed: the same small ViT3D, data order and seeds, on nodule shapes of LIDC-IDRI.
+Another data set of volumes: --config.data.name=vesselmnist3d. `:2d` is for images, and `:2d+pretrained` takes a frozen
+pretrained encoder, both as in `ladder`. The study `complete` has the arms of both.
 
-Cost, estimated for two CPU cores: about 3 minutes a run; 19 trained arms with three learning rates and five seeds are
-133 runs, some 7 hours. `--arms none,rllm,matched_1` runs a part of them.
+Cost, estimated for two CPU cores with --jobs 2: half a minute a run; 19 trained arms with three learning rates and five
+seeds are 133 runs, about an hour. `--arms none,rllm,matched_1` runs a part of them.
 Expected: no block, random blocks and the block of the LLM differ by less than the test set can show. If R-LLM is better
 than no block, so is a block of random weights, or a trained layer of the same size.
 """
 
+from jaxboost.studies.loading import load_study
 from jaxboost.studies.study import CONTROL, Arm, Comparison, Study
 
 _LAYER = 29  # the last one of SmolLM2-135M
@@ -60,20 +63,35 @@ ROWS: tuple[tuple[str, str, dict[str, object], str], ...] = (
 
 
 def get_study(argument: str = "") -> Study:
-    """The study; there are no arguments."""
-    if argument:
-        raise ValueError(f"unknown argument {argument!r}: there are none")
-    shared = {"train.epochs": 12, "optim.warmup_epochs": 0.5}
-    rllm = Arm(name="rllm", title="R-LLM", config="quickstart", group=CONTROL, tuned=True, note="The frozen LLM layer.")
+    """The study; `argument` is that of `ladder`, whose encoder it takes."""
+    ladder = load_study(f"ladder:{argument}" if argument else "ladder")
+    vit = ladder.arm("rllm").overrides
+    rllm = Arm(
+        name="rllm",
+        title="R-LLM",
+        config="quickstart",
+        overrides=vit,
+        group=CONTROL,
+        tuned=True,
+        note="The frozen LLM layer.",
+    )
     arms = [
-        Arm(name=name, title=title, config="quickstart", overrides=changes, group=CONTROL, tuned=True, note=note)
+        Arm(
+            name=name,
+            title=title,
+            config="quickstart",
+            overrides={**vit, **changes},
+            group=CONTROL,
+            tuned=True,
+            note=note,
+        )
         for name, title, changes, note in ROWS
     ]
     dropped = Arm(
         name="dropped",
         title="Block dropped after training",
         config="quickstart",
-        overrides={"boost.kind": "identity"},
+        overrides={**vit, "boost.kind": "identity"},
         group=CONTROL,
         after="rllm",
         note="R-LLM's runs, evaluated with the identity in the place of the layer: whether it is needed to predict.",
@@ -88,7 +106,7 @@ def get_study(argument: str = "") -> Study:
         "dropped": "the layer is needed for predictions",
     }
     return Study(
-        name="controls",
+        name=ladder.name.replace("ladder", "controls"),
         question="Which part of R-LLM does the work: the LLM's weights, a transformer layer, or more parameters?",
         expected="No block, random blocks and the LLM's block differ by less than this test set can show.",
         arms=(rllm, *arms, dropped),
@@ -101,6 +119,6 @@ def get_study(argument: str = "") -> Study:
             )
             for arm in (*arms, dropped)
         ),
-        lr_grid=(2e-4, 5e-4, 1.5e-3),
-        shared=shared,
+        lr_grid=ladder.lr_grid,
+        shared={"data.name": ladder.shared["data.name"]},
     )

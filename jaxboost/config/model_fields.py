@@ -79,6 +79,13 @@ ENCODER = {
         False, "convert missing weights from model.weights_source at the start of the run", resume="free"
     ),
     "frozen": Field(False, 'do not train the encoder and its final norm; needs model.weights, which may be "random"'),
+    "cache_gb": Field(
+        4.0,
+        "frozen encoder: its tokens are computed once and kept if those of all images take at most this much; 0: never",
+        unit="GB",
+        range=Range(least=0),
+        resume="free",
+    ),
     "drop_path": Field(
         0.0,
         "stochastic depth: probability of dropping a branch of the last encoder layer, increasing linearly from 0",

@@ -23,7 +23,8 @@ class Classifier(nnx.Module):
     """uint8 images (B, S, S, c) or volumes (B, S, S, S, c), c in {1, 3} -> logits (B, classes) in float32.
 
     Pixels become ([0, 1] - mean) / std; grey is repeated to three channels. The head reads the first token: CLS, or the
-    single token of a pooling encoder.
+    single token of a pooling encoder. In the place of images the encoder's tokens (B, Q, W) may be given, as `encode`
+    returns them.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class Classifier(nnx.Module):
         head: nnx.Linear,
         mean: Sequence[float],
         std: Sequence[float],
+        dtype: jnp.dtype,
     ):
         self.encoder, self.boost, self.head_norm, self.head = encoder, boost, head_norm, head
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
 
     def __call__(
         self, images: jax.Array, precomputed: Precomputed | None = None, *, key: jax.Array | None = None
@@ -51,21 +53,31 @@ class Classifier(nnx.Module):
         """The input of the head's linear layer (B, W) in float32: the boosted CLS token after the norm before the head.
 
         Args:
-          images: uint8 images or volumes.
+          images: uint8 images or volumes, or their tokens (B, Q, W) that `encode` gave.
           precomputed: the result of `precompute` for these weights; None: not computed, same features.
           key: random key of a training step (stochastic depth), None in evaluation. With a key, batch norms use the
             batch's statistics.
         """
-        x = normalize_pixels(images, self.mean, self.std)
-        if self.boost is None:
-            cls = self.encoder(x, queries=1, key=key)
-        else:
-            tokens = self.encoder(x, queries=None if self.boost.reads_all_tokens else 1, key=key)
-            cls = self.boost.pooled(tap("tokens", tokens), precomputed=precomputed)
-        pooled = cls[:, 0]
+        tokens = images if images.ndim == 3 else self.encode(images, key=key)
+        # Tokens from a file are float32, whatever the dtype of the computation.
+        tokens = tokens.astype(self.dtype)
+        if self.boost is not None:
+            tokens = self.boost.pooled(tap("tokens", tokens), precomputed=precomputed)
+        pooled = tokens[:, 0]
         if self.head_norm is not None:
             pooled = self.head_norm(pooled)
         return pooled.astype(jnp.float32)
+
+    def encode(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+        """The encoder's tokens (B, Q, W): all N of them, or CLS alone (Q = 1) if the booster reads no other.
+
+        Args:
+          images: uint8 images or volumes.
+          key: see `features`.
+        """
+        x = normalize_pixels(images, self.mean, self.std, keep_grey=self.encoder.traits.takes_grey)
+        all_tokens = self.boost is not None and self.boost.reads_all_tokens
+        return self.encoder(x, queries=None if all_tokens else 1, key=key)
 
     def precompute(self) -> Precomputed | None:
         """What all calls with the same weights can reuse, see `Boost.precompute`."""
@@ -159,7 +171,7 @@ def build(
     if boost.lora_rank and isinstance(booster, Boost) and booster.block is not None:
         # Last, so that the other weights are drawn as without it.
         booster.block.add_lora(boost.lora_rank, alpha=boost.lora_alpha or None, rngs=rngs)
-    return Classifier(encoder, booster, head_norm=norm, head=head, mean=mean, std=std)
+    return Classifier(encoder, booster, head_norm=norm, head=head, mean=mean, std=std, dtype=dtype)
 
 
 def _build_boost(

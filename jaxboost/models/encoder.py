@@ -32,6 +32,7 @@ class Traits:
         as one token.
       has_statistics: it has batch norms. Their running statistics change in training even if the weights are frozen.
       has_stochastic_depth: its constructor takes `drop_path`.
+      takes_grey: pixels may have a single channel, which stands for three equal ones.
       has_first_tokens: it is a `BlockEncoder`: PneumoLLM can read its CLS token after each block.
       stacks: its stacks of blocks, in the order in which they run.
       head_init: initialisation of the linear head after it.
@@ -42,6 +43,7 @@ class Traits:
     gives_tokens: bool = True
     has_statistics: bool = False
     has_stochastic_depth: bool = True
+    takes_grey: bool = False
     has_first_tokens: bool = False
     stacks: tuple[Stack, ...] = ()
     head_init: LinearInit = torch_init

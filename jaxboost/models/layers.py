@@ -14,10 +14,15 @@ CHANNELS = 3  # every backbone sees three; grey images are repeated, as the refe
 LinearInit = Callable[[int], tuple[nnx.Initializer, nnx.Initializer]]
 
 
-def normalize_pixels(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """([0, 1] - mean) / std of uint8 pixels (..., c), c in {1, 3}, grey repeated to three channels (..., 3)."""
+def normalize_pixels(
+    images: jax.Array, mean: Sequence[float], std: Sequence[float], *, keep_grey: bool = False
+) -> jax.Array:
+    """([0, 1] - mean) / std of uint8 pixels (..., c), c in {1, 3}.
+
+    Grey is repeated to three channels (..., 3). With `keep_grey` it stays one channel, where three would be equal.
+    """
     x = (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
-    return jnp.broadcast_to(x, (*images.shape[:-1], CHANNELS))
+    return x if keep_grey else jnp.broadcast_to(x, (*images.shape[:-1], CHANNELS))
 
 
 def torch_init(fan_in: int) -> tuple[nnx.Initializer, nnx.Initializer]:

@@ -24,7 +24,7 @@ class ViT3D(nnx.Module):
       rngs: of the weights.
     """
 
-    traits: ClassVar[Traits] = Traits(stacks=(Stack(name="transformer"),))
+    traits: ClassVar[Traits] = Traits(takes_grey=True, stacks=(Stack(name="transformer"),))
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class ViT3D(nnx.Module):
 
     def __call__(self, images: jax.Array, *, queries: int | None = None, key: jax.Array | None = None) -> jax.Array:
         """The first tokens (B, Q, D), see `encoder.Encoder`."""
-        patches = patches_3d(images, self.patch)  # (B, frames, N / frames, patch**3 * C)
+        patches = patches_3d(images, self.patch)  # (B, frames, N / frames, patch**3 * C or patch**3)
         x = self.embedding(patches.reshape(patches.shape[0], -1, patches.shape[-1]))
         x = prepend(self.cls[...], x) + self.positions[...].astype(x.dtype)
         return self.transformer(x, queries=queries, key=key)

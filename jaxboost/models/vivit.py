@@ -30,11 +30,12 @@ class ViViT(nnx.Module):
     """
 
     traits: ClassVar[Traits] = Traits(
+        takes_grey=True,
         stacks=(
             # The temporal CLS token is added after the spatial encoder, so it counts as part of its last block.
             Stack(name="spatial", followers=("spatial_norm", "temporal_cls")),
             Stack(name="temporal", followers=("temporal_norm",)),
-        )
+        ),
     )
 
     def __init__(

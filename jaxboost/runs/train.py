@@ -3,10 +3,14 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from jaxboost import io, stopping, systems
 from jaxboost.config import combinations, continuing, validate, validation
@@ -20,6 +24,7 @@ from jaxboost.runs import baseline, datasets, report, workdir
 from jaxboost.runs.lock import locked
 from jaxboost.runs.result import RunResult, Selection
 from jaxboost.systems import start
+from jaxboost.systems.system import FixedTokens
 from jaxboost.training import source_tokens, step
 from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoints import checkpoint_folder
@@ -131,8 +136,9 @@ def assemble(
     with io.writing(splits.folder):
         splits.prepare()
     # Randomly augmented images must be encoded in every step; others are encoded once.
-    if system.encoder_key is not None and not (augment.random_fields or objective.mixing.changes_images):
-        key = f"{fingerprints['vision']} {system.encoder_key} {augment.resize}"
+    fixed = system.fixed_tokens if not (augment.random_fields or objective.mixing.changes_images) else None
+    if fixed is not None and _fit(fixed, config, dataset, program, (params, frozen)):
+        key = f"{fingerprints[fixed.role]} {fixed.key} {augment.resize}"
         dataset = _encoded(config, dataset, augment, program, (params, frozen), splits.folder, key)
         image_size = None
         iterator = train_iterator(config, dataset.splits["train"], augment=augment, image_size=None)
@@ -168,6 +174,22 @@ def _steps_per_epoch(config: Config, dataset: Dataset) -> int:
         last_batch=config.train.last_batch,
         multiple=config.train.epoch_multiple,
     )
+
+
+def _fit(fixed: FixedTokens, config: Config, dataset: Dataset, program: Program, weights: tuple[Tree, Tree]) -> bool:
+    """Whether the tokens of all images are small enough to be kept."""
+    images = dataset.splits["train"].images
+    shape = (config.eval.batch_size, *(config.model.image_size,) * (images.ndim - 2), images.shape[-1])
+    tokens = jax.eval_shape(program.encode, *weights, {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)})
+    count = sum(len(split) for split in dataset.splits.values())
+    gigabytes = count * math.prod(tokens.shape[1:]) * 4 / 1e9
+    if gigabytes <= fixed.most_gb:
+        return True
+    logger.info(
+        "the frozen encoder's tokens of all images would take %.1f GB: they are computed at each step (model.cache_gb)",
+        gigabytes,
+    )
+    return False
 
 
 def _encoded(

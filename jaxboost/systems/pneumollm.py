@@ -12,7 +12,7 @@ from jaxboost.models import pneumollm
 from jaxboost.models.pneumollm import ENCODERS, PneumoLLM, PneumoSpec
 from jaxboost.systems import blocks
 from jaxboost.systems.encoders import resolve_encoder
-from jaxboost.systems.system import Recorded, System, model_arguments, texts, trace
+from jaxboost.systems.system import FixedTokens, Recorded, System, model_arguments, texts, trace
 from jaxboost.systems.weights import RANDOM, Pretrained, check_same, empty
 
 # The section of the config that names the LLaMA layers.
@@ -37,7 +37,11 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
         pretrained=parts,
         boost="pneumollm",
         width=None if spec.depth else spec.llama.width,
-        encoder_key=None if not _is_pretrained(backbone) or spec.vision_adapters else f"{config.model} {spec.every}",
+        fixed_tokens=(
+            FixedTokens(role="vision", key=f"{config.model} {spec.every}")
+            if _is_pretrained(backbone) and not spec.vision_adapters
+            else None
+        ),
     )
 
 

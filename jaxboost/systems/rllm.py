@@ -16,7 +16,7 @@ from jaxboost.models.llama import LlamaConfig
 from jaxboost.systems import blocks
 from jaxboost.systems.controls import Control
 from jaxboost.systems.encoders import resolve_encoder
-from jaxboost.systems.system import Recorded, System, model_arguments, texts, trace
+from jaxboost.systems.system import FixedTokens, Recorded, System, model_arguments, texts, trace
 from jaxboost.systems.weights import RANDOM, Pretrained, check_same
 
 # The section of the config that names the LLaMA layers.
@@ -43,6 +43,7 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
         pretrained=parts,
         boost=kind,
         width=spec.config.width if spec.config and not has_block(kind) else None,
+        fixed_tokens=_fixed_tokens(config),
     )
 
 
@@ -94,6 +95,15 @@ def _resolve_encoder(
         "encoder", model, model, "weights", trainable=not model.frozen, with_norm=spec.head_eps is not None
     )
     return (part,), arguments
+
+
+def _fixed_tokens(config: Config) -> FixedTokens | None:
+    model = config.model
+    # Running statistics of batch norms change in training, frozen or not.
+    if not model.frozen or model.drop_path or not model.cache_gb or BACKBONES[model.backbone].traits.has_statistics:
+        return None
+    fields = {name: model[name] for name in ("backbone", "image_size", "mean", "std", "dtype")}
+    return FixedTokens(role="encoder", key=f"rllm {fields}", most_gb=model.cache_gb)
 
 
 def _resolve_boost(

@@ -1,6 +1,7 @@
 """A model that can be built, with a plan for its weights; and what all systems share."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,21 @@ from flax import nnx
 from jaxboost.config.types import Config
 from jaxboost.models import frozen
 from jaxboost.systems.weights import Pretrained
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FixedTokens:
+    """The output of a model's `encode` is the same at every step, so it can be computed once.
+
+    Attributes:
+      role: of the pretrained part that makes them.
+      key: identifies the tokens, together with the weights of that part.
+      most_gb: they are kept only if those of all images take at most this much memory, in GB.
+    """
+
+    role: str
+    key: str
+    most_gb: float = math.inf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,8 +41,7 @@ class System:
       boost: the boost variant, "none", or "pneumollm".
       width: D, the width of the LLaMA layers that would be there, if the model has none but depends on it; else None.
       tokens: number of tokens that enter the LLaMA layers, or would if there were any.
-      encoder_key: together with the encoder's weights it identifies the output of the model's `encode`, if that output
-        is the same at every step and can be computed once; else None.
+      fixed_tokens: see `FixedTokens`; None if something in the encoder is trained or random.
     """
 
     build: Callable[[nnx.Rngs], nnx.Module]
@@ -39,7 +54,7 @@ class System:
     boost: str
     tokens: int
     width: int | None = None
-    encoder_key: str | None = None
+    fixed_tokens: FixedTokens | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,5 +91,5 @@ def texts(parts: tuple[Pretrained, ...]) -> str:
 
 def model_arguments(config: Config) -> dict[str, Any]:
     """The config's model section as keyword arguments of the `build` functions in models."""
-    model = {name: value for name, value in config.model.items() if not name.startswith("weights")}
+    model = {name: value for name, value in config.model.items() if not name.startswith(("weights", "cache"))}
     return model | {"dtype": jnp.dtype(model["dtype"])}

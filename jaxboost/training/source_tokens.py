@@ -54,7 +54,7 @@ def encode(
     known = _read(older if older.exists() and not file.exists() else file)
     missing = {name: [i for i, digest in enumerate(found) if digest not in known] for name, found in digests.items()}
     if total := sum(map(len, missing.values())):
-        logger.info("encoding %d images once: the encoder is frozen and has no RepAdapters", total)
+        logger.info("encoding %d images once: nothing in the encoder is trained or random", total)
     before = len(known)
     with tqdm(total=total, unit="image", disable=None) as bar:
         try:
@@ -87,7 +87,9 @@ def _digests(images: np.ndarray | MappedRows) -> list[str]:
 def _write(file: pathlib.Path, known: Mapping[str, np.ndarray], before: int) -> None:
     if len(known) > before:
         with writing(file):
-            write_npz(file, {"digests": np.array(list(known)), "tokens": np.stack(list(known.values()))})
+            arrays = {"digests": np.array(list(known)), "tokens": np.stack(list(known.values()))}
+            # Compression would be slow, and tokens would hardly become smaller.
+            write_npz(file, arrays, compressed=False)
 
 
 def _read(file: pathlib.Path) -> dict[str, np.ndarray]:

@@ -205,7 +205,7 @@ def test_images_are_encoded_once_where_the_encoder_stays_as_it_is(radiographs, t
         again = make_run(config, tmp_path / "once")
     assert take_steps(again, 3) == losses
     prepare = train.systems.prepare
-    monkeypatch.setattr(train.systems, "prepare", lambda *args: dataclasses.replace(prepare(*args), encoder_key=None))
+    monkeypatch.setattr(train.systems, "prepare", lambda *args: dataclasses.replace(prepare(*args), fixed_tokens=None))
     plain = make_run(config, tmp_path / "each")
     np.testing.assert_allclose(take_steps(plain, 3), losses, rtol=1e-5)
 

@@ -209,7 +209,7 @@ def _reading(path: pathlib.Path, what: str) -> Iterator[None]:
         raise UserError(f"{path}: cannot read {what}: {error}") from error
 
 
-def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a compressed archive under a temporary name, then renames it."""
+def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = True) -> None:
+    """Writes an archive under a temporary name, then renames it."""
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        (np.savez_compressed if compressed else np.savez)(file, **arrays)
