@@ -45,7 +45,9 @@ class PatchEmbedding3D(nnx.Module):
         Mean and variance do not change when values are repeated. So the channels' normalised values are equal, and the
         weights that meet them can be added up.
         """
-        assert self.norm_in.scale is not None and self.norm_in.bias is not None and self.linear.bias is not None
+        assert self.norm_in.scale is not None
+        assert self.norm_in.bias is not None
+        assert self.linear.bias is not None
         kernel = self.linear.kernel[...]
         scaled = (self.norm_in.scale[...][:, None] * kernel).reshape(patches.shape[-1], -1, kernel.shape[-1]).sum(1)
         offset = self.norm_in.bias[...] @ kernel + self.linear.bias[...]
