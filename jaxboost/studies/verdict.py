@@ -30,7 +30,10 @@ def verdict(
         text, reasons = _main(row, arms, by_name, trial=record.quick or bool(few_seeds(arms, row)))
         parts.append(text)
     if simplest is not None and len(pairs.rungs(arms)) > 1:
-        parts.append(f"the simplest arm that nothing beats is {with_auc(by_name[simplest])}")
+        # A simpler one without a run might not be beaten.
+        partial = any(entry["missing"] and entry["rung"] is not None for entry in entries)
+        which = "of the arms that have runs, the simplest" if partial else "the simplest arm"
+        parts.append(f"{which} that nothing beats is {with_auc(by_name[simplest])}")
         reasons += reasons_of_ladder
     elif row is None:
         text, more = _best(record, arms, by_name)

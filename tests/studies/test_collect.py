@@ -73,6 +73,16 @@ def test_a_study(study):
     assert found.items["test"].names[:2].tolist() == ["test/0", "test/1"]
 
 
+def test_images_that_were_left_out_are_counted(study):
+    given = dataset()
+    assert "excluded" not in data_check.figures(given)
+    excluded = {"images without a row in labels.csv": 3}
+    given = dataclasses.replace(given, info=dataclasses.replace(given.info, excluded=excluded))
+    known = definition.DataDefinition(about="x", fingerprint={"labels": "a"}, figures=data_check.figures(given))
+    definition.write(study, dataclasses.replace(definition.read(study), data=(known,)))
+    assert collect.collect(study).data["excluded"] == excluded
+
+
 def test_what_was_collected_is_read_again(study, tmp_path):
     found = collect.collect(study)
     record.write(found, tmp_path / "a")
