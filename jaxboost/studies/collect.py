@@ -320,6 +320,11 @@ def _record(
     for each in comparisons:
         if missing := [name for name in (each.arm, each.reference) if name not in taken]:
             found.leave_out(f"{each.arm} against {each.reference}", f"no run of {' and '.join(missing)}")
+    items = dict(model.items)
+    try:
+        items["test"] = subgroups.with_columns(items["test"], model.result["config"])
+    except ValueError as error:
+        found.leave_out("subgroups", str(error))
     return Record(
         **fields,
         protocol=model.result["protocol"],
@@ -329,7 +334,7 @@ def _record(
         arms=tuple(arms),
         comparisons=tuple(comparisons),
         runs=tuple(RunRecord(arm=arm, seed=run.seed, result=run.result, curve=run.curve) for arm, run in runs),
-        items={split: subgroups.with_columns(items, model.result["config"]) for split, items in model.items.items()},
+        items=items,
         scores={(arm, run.seed, split): scores for arm, run in runs for split, scores in run.scores.items()},
         left_out=tuple(found.left_out),
     )

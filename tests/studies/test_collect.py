@@ -411,8 +411,15 @@ def test_columns_of_labels_csv_are_subgroups(tmp_path, monkeypatch):
         labels=dataset().splits["test"].labels,
     )
     found = collect.subgroups.with_columns(items, config)
+    # As a spreadsheet of another country saves it, which the reader of the data takes too.
+    lines = [";".join(f" {cell}" for cell in row.values()) for row in rows]
+    text = "# export\n" + "\n".join(["Path;Label; Site;age;sex", *lines])
+    (tmp_path / "labels.csv").write_text(text.replace("test/1;", f"{tmp_path}/test/1;"), "utf-8-sig")
+    again = collect.subgroups.with_columns(items, config)
+    assert {name: values.tolist() for name, values in again.columns.items()} == {"Site": ["A", "B"] * 12}
     # A column with one value, or with many, makes no subgroups.
     assert {name: values.tolist() for name, values in found.columns.items()} == {"site": ["A", "B"] * 12}
     other = dataclasses.replace(items, names=np.array([f"other/{n}" for n in range(24)]))
-    assert collect.subgroups.with_columns(other, config).columns == {}
+    with pytest.raises(ValueError, match=r"labels\.csv lacks 24 of the samples now, such as other/0"):
+        collect.subgroups.with_columns(other, config)
     assert collect.subgroups.with_columns(items, {"data": {"source": "", "root": str(tmp_path)}}).columns == {}
