@@ -246,11 +246,15 @@ def _keep_alike(found: _Found, folder: pathlib.Path) -> dict[str, list[FinishedR
     sound = [run for run in runs if run.result["protocol"] != REFERENCE] or runs
     sizes = Counter(map(_group, sound))
     largest = max(sizes, key=lambda group: sizes[group])
-    model = next(run for run in sound if _group(run) == largest)
+    alike = [run for run in sound if _group(run) == largest]
+    model = alike[0]
+    # Runs of a part of the data do not know the content of the whole.
+    digests = Counter(digest for run in alike if (digest := _data_digest(run)))
+    content = max(digests, key=lambda digest: digests[digest], default=None)
     taken: dict[str, list[FinishedRun]] = {}
     for arm, of_arm in found.runs.items():
         for run in sorted(of_arm, key=lambda run: run.seed):
-            if why := _foreign(run, model):
+            if why := _foreign(run, model, content):
                 found.leave_out(_where(run, folder), why, arm)
             else:
                 taken.setdefault(arm, []).append(run)
@@ -268,8 +272,7 @@ def _group(run: FinishedRun) -> tuple[Any, ...]:
         items = run.items[split]
         digest.update("\n".join([split, *items.names, *items.patients]).encode())
         digest.update(items.labels.tobytes())
-    about = (content["protocol"], content["dataset"], content["task"], *content["classes"], _data_digest(run))
-    about += (run.per_patient,)
+    about = (content["protocol"], content["dataset"], content["task"], *content["classes"], run.per_patient)
     return (*about, digest.hexdigest())
 
 
@@ -279,8 +282,14 @@ def _data_digest(run: FinishedRun) -> str | None:
     return run.result.get("data_sha256") if is_whole else None
 
 
-def _foreign(run: FinishedRun, model: FinishedRun) -> str:
-    """Why the scores of a run cannot be compared with those of `model`; "" if they can."""
+def _foreign(run: FinishedRun, model: FinishedRun, content: str | None) -> str:
+    """Why the scores of a run cannot be compared with those of `model`; "" if they can.
+
+    Args:
+      run: the run.
+      model: a run that is taken.
+      content: the fingerprint of the data, see `_data_digest`.
+    """
     ours, theirs = run.result, model.result
     if ours["protocol"] != theirs["protocol"]:
         return "its epoch was picked on the test split (protocol reference): it is never mixed with sound results"
@@ -302,8 +311,9 @@ def _foreign(run: FinishedRun, model: FinishedRun) -> str:
             return f"it has other labels: those of {count} {split} samples"
         if (found.patients != items.patients).any():
             return f"it has other patients in its {split} split"
-    digests = {_data_digest(run), _data_digest(model)} - {None}
-    return "its data have other content: the images changed between the runs" if len(digests) > 1 else ""
+    if _data_digest(run) not in (None, content):
+        return "its data have other content: the images changed between the runs"
+    return ""
 
 
 def _record(

@@ -285,6 +285,22 @@ def test_data_that_changed_between_runs(study):
     }
 
 
+def test_data_that_changed_between_runs_most_of_which_have_a_part(tmp_path):
+    """Parts of the data have no fingerprint of the whole; they do not hide that it changed."""
+    for name, changes, digest in (
+        ("a", {"data.train_fraction": 0.1}, "part 1"),
+        ("b", {"data.train_fraction": 0.3}, "part 2"),
+        ("c", {}, "1"),
+        ("d", {"train.epochs": 2}, "2"),
+        ("e", {"train.epochs": 3}, "2"),
+    ):
+        config = load_config("quickstart", **{**SMALL, "data.train_fraction": 1.0, **changes})
+        write_run(config, tmp_path / name, data_sha256=digest)
+    assert left_out(collect.collect(tmp_path)) == {
+        "c": "its data have other content: the images changed between the runs"
+    }
+
+
 def _runs(folder: pathlib.Path, **arms) -> None:
     for name, changes in arms.items():
         for seed in (0, 1):
@@ -333,6 +349,14 @@ def test_runs_of_one_name_with_other_configs_are_other_arms(tmp_path):
     found = collect.collect(tmp_path)
     assert [arm.name for arm in found.arms] == ["x", "x_seed1"]
     assert left_out(found) == {"x/seed2": "another run of x has the seed 0 too"}
+    # A name that is taken becomes longer, and never joins runs of other configs.
+    write_run(load_config("quickstart", **{**SMALL, "seed": 7, "train.epochs": 4}), tmp_path / "x_seed1" / "seed7")
+    found = collect.collect(tmp_path)
+    assert [(arm.name, [run.seed for run in found.runs_of(arm.name)]) for arm in found.arms] == [
+        ("x", [0]),
+        ("x_seed1", [1]),
+        ("x_seed1_seed7", [7]),
+    ]
     # Where the data are does not matter.
     write_run(load_config("quickstart", **{**SMALL, "seed": 4, "data.root": "moved"}), tmp_path / "x" / "seed4")
     assert [run.seed for run in collect.collect(tmp_path).runs_of("x")] == [0, 4]
