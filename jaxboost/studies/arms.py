@@ -52,7 +52,6 @@ def entry(arm: Scored, test: HeldOut, val_labels: np.ndarray | None, found: Mapp
         "val": _val(arm, test.task, val_labels),
         "parameters": {name: _parameters(results, name) for name in ("trainable", "frozen")},
         "seconds": _mean(result.get("seconds") for result in results),
-        "memory_gb": _mean(result.get("memory_gb") for result in results),
         "calibration": _calibration(arm, test, val_labels),
         "roc": _roc(arm, test),
         "confusion": _confusion(arm, test),
