@@ -179,6 +179,28 @@ def test_a_comparison_is_what_its_parts_say(per_patient):
         assert [part[f"{name}_holm"] for part in parts] == pytest.approx(_holm([part[name] for part in parts]))
 
 
+@pytest.mark.parametrize("seeds", [(0, 1), (0, 2)])
+def test_runs_are_paired_by_their_seeds_and_not_by_their_places(seeds):
+    study = build({"plain": MIDDLE, "rllm": 1.4}, seeds=3, pairs=[("rllm", "plain")])
+    kept = {("plain", seed) for seed in (0, 1)} | {("rllm", seed) for seed in seeds}
+    study = dataclasses.replace(
+        study,
+        runs=tuple(run for run in study.runs if (run.arm, run.seed) in kept),
+        scores={key: value for key, value in study.scores.items() if key[:2] in kept},
+    )
+    (row,) = _analyse(study)["comparisons"]
+    labels, runs = (
+        study.items["test"].labels,
+        [study.scores_of(name, "test").astype(float) for name in ("rllm", "plain")],
+    )
+    found = [
+        crossed.compare(*runs, labels, BINARY, "auc", paired_seeds=paired_seeds, resamples=200)
+        for paired_seeds in (True, False)
+    ]
+    assert found[0].p != found[1].p
+    assert (row["low"], row["p"]) == ((expected := found[seeds != (0, 1)]).low, expected.p)
+
+
 def _holm(values):
     """Holm's p values by their definition."""
     found, highest = np.empty(len(values)), 0.0
