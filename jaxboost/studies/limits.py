@@ -110,12 +110,11 @@ def _of_runs(record: Record, arms: pairs.Arms, entries: Sequence[Json]) -> list[
         found.append(f"The trained arms have {text}; with fewer than {_SEEDS} the spread over seeds is hardly known.")
     once = [scored.arm.title for scored in arms.scored.values() if len(scored.runs) == 1 and not scored.random]
     if once:
-        found.append(f"Fitted once, so without a spread over seeds: {', '.join(once)}.")
+        found.append(f"Fitted once, so without a spread over seeds: {'; '.join(once)}.")
     if any(entry["learning_rates"] for entry in entries):
         found.append("Learning rates were chosen on validation, with the first seed of each arm.")
-    if missing := verdict.missing_arms(entries):
-        parts = [f"{', '.join(titles)} ({why})" for why, titles in missing.items()]
-        found.append(f"Without a finished run: {'; '.join(parts)}.")
+    for why, titles in verdict.missing_arms(entries).items():
+        found.append(f"Without a finished run ({why}): {'; '.join(titles)}.")
     if _has_folds(record):
         found.append(
             "Cross-validation: the test samples of all folds are taken as one split, although each fold has a model of"
@@ -134,7 +133,7 @@ def _of_comparisons(comparisons: Sequence[Json], titles: Mapping[str, str]) -> l
     ]
     if not missing:
         return []
-    text = f"Not compared, as runs are missing: {', '.join(missing)}."
+    text = f"Not compared, as runs are missing: {'; '.join(missing)}."
     if len(missing) < len(comparisons):
         text += " With them, Holm's p of the other comparisons may be larger."
     return [text]

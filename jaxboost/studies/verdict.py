@@ -44,7 +44,11 @@ def verdict(
     # A title that comes first stays as it is.
     if prefix or row is None:
         sentence = sentence[:1].upper() + sentence[1:]
-    missing = [f"{without_runs(titles)}: {why}" for why, titles in missing_arms(entries).items()]
+    # A title may have commas.
+    missing = [
+        f"no finished run of {'; '.join(titles)}: {why}" if len(titles) > 1 else f"{_without_runs(titles)}: {why}"
+        for why, titles in missing_arms(entries).items()
+    ]
     return {
         "sentence": sentence,
         "main": main,
@@ -79,12 +83,6 @@ def missing_arms(entries: Sequence[Json]) -> dict[str, list[str]]:
     return found
 
 
-def without_runs(titles: Sequence[str]) -> str:
-    """That arms have no finished run, in words."""
-    *others, last = titles
-    return f"{', '.join(others)} and {last} have no finished run" if others else f"{last} has no finished run"
-
-
 def with_auc(entry: Json) -> str:
     """An arm with its AUC and interval, such as "Linear probe, AUC .91 [.87, .94]"."""
     values = [entry["metrics"]["auc"][name] for name in ("mean", "low", "high")]
@@ -116,6 +114,11 @@ def why_undefined(test: HeldOut) -> str:
     return f"the test split has {some} of {', '.join(map(repr, test.absent))}"
 
 
+def _without_runs(titles: Sequence[str]) -> str:
+    """That one or two arms have no finished run, in words."""
+    return f"{' and '.join(titles)} {'have' if len(titles) > 1 else 'has'} no finished run"
+
+
 def _main(row: Json, arms: pairs.Arms, by_name: Mapping[str, Json], *, trial: bool) -> tuple[str, list[str]]:
     """What is said about the main comparison, and why."""
     names = (row["arm"], row["reference"])
@@ -123,7 +126,7 @@ def _main(row: Json, arms: pairs.Arms, by_name: Mapping[str, Json], *, trial: bo
     what = " minus ".join(titles)
     missing = [title for name, title in zip(names, titles, strict=True) if not arms.has(name)]
     if missing:
-        return f"{what}: not known, because {without_runs(missing)}", []
+        return f"{what}: not known, because {_without_runs(missing)}", []
     if row["difference"] is None:
         why = why_undefined(arms.test)
         return f"{what}: AUC undefined, because {why}: not shown", [f"{what}: {why}, and an AUC needs all classes"]

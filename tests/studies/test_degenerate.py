@@ -152,7 +152,7 @@ def test_an_arm_without_runs():
     assert [arm["missing"] for arm in found["arms"]] == [None, None, "it has not run yet"]
     assert "Arm mlp has no finished run: it has not run yet" in found["verdict"]["reasons"]
     for limit in (
-        "Without a finished run: Arm mlp (it has not run yet).",
+        "Without a finished run (it has not run yet): Arm mlp.",
         "Not compared, as runs are missing: Arm mlp minus Arm plain. With them, Holm's p of the other comparisons may"
         " be larger.",
     ):
@@ -166,8 +166,8 @@ def test_an_arm_without_runs():
     assert found["verdict"]["sentence"].startswith(
         "Arm rllm minus Arm plain: not known, because Arm rllm has no finished run"
     )
-    assert "Arm rllm and Arm mlp have no finished run: it has not run yet" in found["verdict"]["reasons"]
-    assert "Without a finished run: Arm rllm, Arm mlp (it has not run yet)." in found["limits"]
+    assert "no finished run of Arm rllm; Arm mlp: it has not run yet" in found["verdict"]["reasons"]
+    assert "Without a finished run (it has not run yet): Arm rllm; Arm mlp." in found["limits"]
 
 
 def test_no_runs_at_all_and_no_items():
