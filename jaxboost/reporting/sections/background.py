@@ -98,7 +98,7 @@ def _provenance(analysis: choice.Analysis) -> Section:
         elif name != "configs":
             facts.append((_term(name), numbers.known(value)))
     if facts:
-        blocks.append(Facts(rows=tuple(facts)))
+        blocks.append(Facts(members=tuple(facts)))
     titles = choice.titles(analysis)
     configs = provenance.get("configs") or {}
     if configs:
@@ -139,7 +139,7 @@ def _claim(analysis: choice.Analysis) -> Section:
 
 def _limits(analysis: choice.Analysis) -> Section:
     limits = tuple(str(limit) for limit in analysis.get("limits") or ())
-    return Section(id="limits", title="Limits", blocks=(Items(items=limits),) if limits else ())
+    return Section(id="limits", title="Limits", blocks=(Items(members=limits),) if limits else ())
 
 
 def _left_out(analysis: choice.Analysis) -> Section:

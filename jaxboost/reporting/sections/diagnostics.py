@@ -27,7 +27,7 @@ def sections(analysis: choice.Analysis, record: Record, pictures: Sequence[Pictu
 def _curves(analysis: choice.Analysis) -> Section:
     plots = [curves.roc(choice.main_arms(analysis)), curves.learning(choice.learning_series(analysis))]
     found = tuple(plot for plot in plots if plot)
-    return Section(id="roc", title="ROC and learning curves", blocks=(Plots(plots=found),) if found else ())
+    return Section(id="roc", title="ROC and learning curves", blocks=(Plots(members=found),) if found else ())
 
 
 def _calibration(analysis: choice.Analysis) -> Section:
@@ -57,7 +57,7 @@ def _calibration(analysis: choice.Analysis) -> Section:
     for number, arm in enumerate(choice.main_arms(analysis)):
         if plot := curves.reliability(arm, f"reliability{number}", number):
             drawn.append(plot)
-    blocks: list[Block] = [lead] + ([Plots(plots=tuple(drawn))] if drawn else []) + [Tabled(table=table)]
+    blocks: list[Block] = [lead] + ([Plots(members=tuple(drawn))] if drawn else []) + [Tabled(table=table)]
     return Section(id="calibration", title="Calibration", blocks=tuple(blocks))
 
 
@@ -77,7 +77,7 @@ def _confusion(analysis: choice.Analysis, record: Record) -> Section:
         return Section(id="confusion", title="Confusion matrices", blocks=())
     text = "Rows are the true classes, columns the predicted ones; counts are summed over the seeds, below them is the"
     lead = Text(text=f"{text} part of the true class.")
-    return Section(id="confusion", title="Confusion matrices", blocks=(lead, Matrices(matrices=tuple(matrices))))
+    return Section(id="confusion", title="Confusion matrices", blocks=(lead, Matrices(members=tuple(matrices))))
 
 
 def _training(analysis: choice.Analysis, record: Record) -> Section:
@@ -101,7 +101,7 @@ def _training(analysis: choice.Analysis, record: Record) -> Section:
                 " that stay at 0.5, belong to runs that show nothing yet."
             )
         )
-        blocks.append(Plots(plots=plots))
+        blocks.append(Plots(members=plots))
     if table := _rates(analysis):
         blocks.append(Tabled(table=table))
     return Section(id="training", title="Training", blocks=tuple(blocks))
@@ -203,7 +203,7 @@ def _pictures(pictures: Sequence[Picture]) -> Section:
             " The map shows where the model looked: bright places change the score most. That is no evidence that it"
             " looks at the disease, and a map that stays when the weights are random says nothing."
         )
-    return Section(id="pictures", title=title, blocks=(Text(text=text), Pictures(pictures=tuple(pictures))))
+    return Section(id="pictures", title=title, blocks=(Text(text=text), Pictures(members=tuple(pictures))))
 
 
 def _validation(record: Record, arm: str, seed: int) -> list[tuple[float, float]]:

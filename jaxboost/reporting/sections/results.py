@@ -40,7 +40,7 @@ def _who(analysis: choice.Analysis, record: Record) -> Section:
     for name, value in data.items():
         if name not in _KNOWN:
             facts.append((name.replace("_", " ").capitalize(), numbers.known(value)))
-    blocks: list[Block] = [Facts(rows=tuple(fact for fact in facts if fact[1]))]
+    blocks: list[Block] = [Facts(members=tuple(fact for fact in facts if fact[1]))]
     if table := _splits(data, record.classes):
         blocks.append(Tabled(table=table))
     if not choice.patients_known(analysis, record):
@@ -110,7 +110,7 @@ def _method(name: str) -> str:
 def _differences(analysis: choice.Analysis) -> Section:
     blocks: list[Block] = []
     if plot := forest.plot(choice.entries(analysis, "comparisons"), choice.titles(analysis)):
-        blocks.append(Plots(plots=(plot,)))
+        blocks.append(Plots(members=(plot,)))
     table = arms.comparisons(analysis)
     if table.rows:
         blocks.append(Tabled(table=table))
