@@ -3,12 +3,17 @@
 import dataclasses
 import io
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
+from jaxboost.errors import UserError
 from jaxboost.explain import picture_set, samples
+from jaxboost.explain.picture_set import Explained
+from jaxboost.explain.samples import Samples
 from jaxboost.inference import open_run
+from jaxboost.inference.open_run import FinishedRun
 
 MAX_BYTES = 40_000
 WORST = 12
@@ -19,18 +24,27 @@ class Picture:
     """A picture and its text.
 
     Attributes:
-      caption: file, label, prediction, and what the map shows; two lines.
-      png: the image and its map, without text, less than MAX_BYTES.
-      kind: "gradcam"; "image" if the run has no such map.
+      name: of the image: its file, or `test/0`.
+      target: the class that the run predicts for it, and that its map explains.
+      caption: file and label; below them a line for each run: prediction, and what its map shows.
+      png: the image and the maps, without text, less than MAX_BYTES.
+      kind: "gradcam"; "image" if no run has such a map.
     """
 
+    name: str
+    target: int
     caption: str
     png: bytes
     kind: str
 
 
 def worst_errors(
-    run_folder: str | os.PathLike[str], *, most: int = WORST, split: str = "test", root: str = ""
+    run_folder: str | os.PathLike[str],
+    *,
+    most: int = WORST,
+    split: str = "test",
+    root: str = "",
+    against: str | os.PathLike[str] | None = None,
 ) -> list[Picture]:
     """The wrongly predicted images of a split with Grad-CAM, the most wrong first; [] if there are none.
 
@@ -39,25 +53,48 @@ def worst_errors(
       most: the most pictures.
       split: a split of the run's data set.
       root: folder of the data, if it has moved.
+      against: folder of a second run, whose maps of the same images stand beside those of the first.
 
     Raises:
-      UserError: see `open_run.open_run` and `samples.from_split`.
+      UserError: a run is a baseline; or see `open_run.open_run`, `samples.from_split` and `samples.check_alike`.
     """
-    run = open_run.open_run(run_folder)
-    given = samples.from_split(run, split, root)
-    shown = given.take(samples.worst(run, given, run.predict(given.images), most))
+    runs = [_opened(folder) for folder in (run_folder, against) if folder is not None]
+    for other in runs[1:]:
+        samples.check_alike(runs[0], other)
+    given = samples.from_split(runs[0], split, root)
+    shown = given.take(samples.worst(runs[0], given, runs[0].predict(given.images), most))
     if not shown.names:
         return []
-    explained = picture_set.explain(run, shown, ["gradcam"])
-    kind = "gradcam" if "gradcam" in explained.checked else "image"
+    explained = [picture_set.explain(run, shown, ["gradcam"]) for run in runs]
+    kind = "gradcam" if any("gradcam" in each.checked for each in explained) else "image"
     return [
         Picture(
-            caption=picture_set.caption(explained, shown, "gradcam", number),
-            png=_small(picture_set.picture([explained], shown, "gradcam", number, captioned=False)),
+            name=name,
+            target=int(explained[0].targets[number]),
+            caption="\n".join([f"{name}{_label(explained[0], shown, number)}", *_findings(explained, shown, number)]),
+            png=_small(picture_set.picture(explained, shown, "gradcam", number, captioned=False)),
             kind=kind,
         )
-        for number in range(len(shown.names))
+        for number, name in enumerate(shown.names)
     ]
+
+
+def _opened(folder: str | os.PathLike[str]) -> FinishedRun:
+    run = open_run.open_run(folder)
+    # A baseline has images and scores, but no tokens that a map could be of.
+    if not isinstance(run, FinishedRun):
+        raise UserError(f"{folder} holds no trained network: pictures of errors need one")
+    return run
+
+
+def _label(explained: Explained, shown: Samples, number: int) -> str:
+    label = picture_set.label_of(explained, shown, number)
+    return f", label {label}" if label else ""
+
+
+def _findings(explained: Sequence[Explained], shown: Samples, number: int) -> list[str]:
+    """What each run predicts for an image, and what its map shows."""
+    return [picture_set.caption(each, shown, "gradcam", number).partition("\n")[2] for each in explained]
 
 
 def _small(png: bytes) -> bytes:

@@ -27,6 +27,7 @@ class Plot:
 
     Attributes:
       svg: an `<svg>` element.
+      narrow: the same for phones, where it needs another layout; "" where it does not.
       caption: what it shows.
       legend: (title, number of its colour) of the curves.
       size: "wide" takes the width of the page, of "small" ones four stand side by side.
@@ -34,6 +35,7 @@ class Plot:
 
     svg: str
     caption: str
+    narrow: str = ""
     legend: tuple[tuple[str, int], ...] = ()
     size: Literal["small", "", "wide"] = ""
 

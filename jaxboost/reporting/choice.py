@@ -1,5 +1,7 @@
 """Which arms a report shows where there is no room for all, and how it finds entries of the analysis."""
 
+import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +13,8 @@ Analysis = Mapping[str, Any]
 Arm = Mapping[str, Any]
 # Curves in one plot: as many as can be told apart.
 CURVES = 4
+# A run of a study among what is left out.
+RUN = re.compile(r"(?P<arm>[^,/]+), seed (?P<seed>\d+)")
 # Sections in which arms of one learning curve may differ: fewer images take more epochs, and other learning rates.
 _TRAINING = ("train", "optim", "seed")
 
@@ -73,6 +77,36 @@ def others(analysis: Analysis) -> list[Arm]:
     main = main_arms(analysis)
     found = [arm for arm in entries(analysis, "arms") if arm not in main]
     return sorted(found, key=lambda arm: arm.get("group", "ladder") != "ladder")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Missing:
+    """What a study planned and a report lacks.
+
+    Attributes:
+      arms: names of arms without any finished run.
+      comparisons: "A against B" of those that lack an arm.
+      runs: the number of runs that are missing from arms that have others.
+    """
+
+    arms: tuple[str, ...]
+    comparisons: tuple[str, ...]
+    runs: int
+
+
+def missing(analysis: Analysis) -> Missing:
+    """What is missing, from the entries "left_out" as `studies.collect` words them."""
+    known = {arm["name"] for arm in entries(analysis, "arms") if arm.get("seeds")}
+    arms = [arm["name"] for arm in entries(analysis, "arms") if not arm.get("seeds")]
+    comparisons, runs = [], 0
+    for row in entries(analysis, "left_out"):
+        what, why = str(row.get("what")), str(row.get("why"))
+        if found := RUN.fullmatch(what):
+            runs += found["arm"] in known
+            arms += [found["arm"]] if found["arm"] not in known else []
+        elif why.startswith("no run of ") and " against " in what:
+            comparisons.append(what)
+    return Missing(arms=tuple(dict.fromkeys(arms)), comparisons=tuple(comparisons), runs=runs)
 
 
 def card_arm(analysis: Analysis) -> Arm | None:

@@ -2,13 +2,19 @@
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from jaxboost import io
 from jaxboost.errors import UserError
-from jaxboost.reporting import choice
+from jaxboost.reporting import choice, numbers
 from jaxboost.reporting.blocks import Picture
-from jaxboost.studies.record import Record
+from jaxboost.studies.record import Record, RunRecord
+from jaxboost.tasks import TASKS
+
+if TYPE_CHECKING:
+    from jaxboost.explain import for_report
 
 
 def find(
@@ -31,14 +37,55 @@ def find(
 
     reasons = []
     for name in _arms(analysis):
-        run = _folder(folder, record, name)
+        runs = record.runs_of(name)
+        run = _folder(folder, runs[0]) if runs else None
         if run is None:
             continue
-        try:
-            return for_report.worst_errors(run, most=most), []
-        except UserError as error:
-            reasons.append({"what": f"pictures of the errors of {name}", "why": str(error)})
+        beside = _beside(analysis, record, name, runs[0].seed)
+        other = _folder(folder, beside) if beside else None
+        # Maps of both on the same images, or of the first alone where the second cannot be opened.
+        for against in (other, None) if other else (None,):
+            try:
+                found = for_report.worst_errors(run, most=most, against=against)
+            except UserError as error:
+                reasons.append({"what": f"pictures of the errors of {name}", "why": str(error)})
+                continue
+            return [_with_score(each, beside, analysis, record) for each in found], []
     return [], reasons[:1]
+
+
+def _beside(analysis: Mapping[str, Any], record: Record, name: str, seed: int) -> RunRecord | None:
+    """The run that the main comparison compares with: of the same seed, else the other arm's first."""
+    main = choice.main_comparison(analysis) or {}
+    pair = [main.get("arm"), main.get("reference")]
+    if name not in pair:
+        return None
+    runs = record.runs_of(str(pair[1 - pair.index(name)]))
+    return next((run for run in runs if run.seed == seed), runs[0] if runs else None)
+
+
+def _with_score(
+    found: "for_report.Picture", beside: RunRecord | None, analysis: Mapping[str, Any], record: Record
+) -> Picture:
+    """The picture, with the score of the other arm for the same image in its caption, where the record has it."""
+    caption = found.caption
+    if beside is not None:
+        title = choice.titles(analysis).get(beside.arm, beside.arm)
+        score = _score(found, record.scores.get((beside.arm, beside.seed, "test")), record)
+        caption += f"\n{title}, seed {beside.seed}, on this image: {score}"
+    return Picture(kind=found.kind, caption=caption, png=found.png)
+
+
+def _score(found: "for_report.Picture", scores: np.ndarray | None, record: Record) -> str:
+    """The probabilities of the class that the pictured run predicts and of the true ones."""
+    items = record.items.get("test")
+    rows = np.flatnonzero(items.names == found.name) if items is not None else ()
+    if items is None or scores is None or len(rows) != 1 or scores.shape != (len(items.names), len(record.classes)):
+        return numbers.NOT_KNOWN
+    label, values = items.labels[rows[0]], scores[rows[0]]
+    true = np.flatnonzero(label) if TASKS[record.task].multi_label else label
+    shown = dict.fromkeys([found.target, *true.tolist()])
+    return ", ".join(f"{record.classes[number]} {values[number]:.2f}" for number in shown)
 
 
 def _arms(analysis: Mapping[str, Any]) -> list[str]:
@@ -48,12 +95,9 @@ def _arms(analysis: Mapping[str, Any]) -> list[str]:
     return [name for name in dict.fromkeys([main.get("arm"), main.get("reference"), *ladder]) if name]
 
 
-def _folder(folder: pathlib.Path, record: Record, arm: str) -> pathlib.Path | None:
-    """The folder of an arm's first run, which is known by the content of its result.json; None if it is not there."""
-    runs = record.runs_of(arm)
-    if not runs:
-        return None
-    wanted = _digest(runs[0].result)
+def _folder(folder: pathlib.Path, run: RunRecord) -> pathlib.Path | None:
+    """The folder of a run, which is known by the content of its result.json; None if it is not there."""
+    wanted = _digest(run.result)
     for path in sorted(folder.rglob("result.json")):
         try:
             content = io.read_json(path)

@@ -94,7 +94,8 @@ def undefined() -> tuple[dict[str, Any], Record]:
         arm["roc"] = arm["memory_gb"] = arm["calibration"]["temperature"] = None
     analysis["ladder"] = []
     for row in analysis["comparisons"]:
-        row |= dict.fromkeys(("difference", "low", "high", "better", "delong_p", "delong_p_holm", "false_order"))
+        row |= dict.fromkeys(("difference", "low", "high", "better", "p", "p_holm", "false_order"))
+        row |= dict.fromkeys(("delong_difference", "delong_p", "delong_p_holm"))
         row |= {"detectable": {"auc": None, "acc": 0.05}, "shown": "not shown"}
     analysis["verdict"] |= {"sentence": "AUC is undefined: the test split has one class.", "simplest": None}
     return analysis, record
@@ -336,6 +337,9 @@ def _comparison(arm: str, reference: str, main: bool, arms: dict[str, tuple[str,
         "low": difference - 0.015,
         "high": difference + 0.015,
         "better": 1 / (1 + math.exp(-200 * difference)),
+        "p": 0.0002 if shown != "not shown" else 0.61,
+        "p_holm": 0.0014 if shown != "not shown" else 1.0,
+        "delong_difference": difference,
         "delong_p": 0.0001 if shown != "not shown" else 0.42,
         "delong_p_holm": 0.0007 if shown != "not shown" else 1.0,
         "acc_difference": 0.85 * difference,

@@ -1,12 +1,19 @@
 """The last sections: published figures, the papers' protocol, provenance, checklist, limits, and what is left out."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxboost.reporting import choice, numbers, tables
 from jaxboost.reporting.blocks import Block, Details, Facts, Items, Section, Tabled, Text
 from jaxboost.reporting.tables import Cell, Column, Row, Table
+
+_SOURCE = (
+    "The items of CLAIM's 2024 update in our own words, with its numbers: Tejani et al., Checklist for Artificial"
+    " Intelligence in Medical Imaging (CLAIM): 2024 Update, Radiology: Artificial Intelligence 6(4), e240300, doi"
+    " 10.1148/ryai.240300. Numbers and contents were compared with two public transcriptions of the list, not with the"
+    " article itself: check them against it before a submission."
+)
 
 
 def sections(analysis: choice.Analysis) -> list[Section]:
@@ -26,10 +33,13 @@ def _published(analysis: choice.Analysis) -> Section:
     if not published:
         return Section(id="published", title="Published figures", blocks=())
     quick = (analysis.get("study") or {}).get("quick")
+    on_test = (analysis.get("study") or {}).get("protocol") == "reference"
+    picked = "best epoch picked on the test split" if on_test else "all choices made on validation"
     rows = []
     for arm in choice.main_arms(analysis):
         metrics = arm.get("metrics") or {}
-        protocol = "this study" + (", a trial" if quick else "") + f"; {len(arm.get('seeds') or ())} seeds"
+        seeds = len(arm.get("seeds") or ())
+        protocol = f"this study{', a trial' if quick else ''}; {picked}; {seeds} run{'s' * (seeds != 1)}"
         values = [tables.interval_cell(metrics.get(key)) for key in ("auc", "acc")]
         rows.append(Row(cells=(tables.name_cell(arm["title"]), tables.name_cell(protocol), *values), marked=True))
     for row in published:
@@ -132,9 +142,9 @@ def _claim(analysis: choice.Analysis) -> Section:
         Column(key="filled", title="State", numeric=False),
         Column(key="text", title="Here", numeric=False),
     )
-    caption = f"CLAIM, 2024 update, in our words: {filled} of {len(items)} items are filled by this program"
+    caption = f"{filled} of {len(items)} items are filled by this program; the others are for the authors"
     table = Table(name="claim", caption=caption, columns=columns, rows=tuple(rows))
-    return Section(id="claim", title="Checklist for articles (CLAIM)", blocks=(Tabled(table=table),))
+    return Section(id="claim", title="Checklist for articles (CLAIM)", blocks=(Text(text=_SOURCE), Tabled(table=table)))
 
 
 def _limits(analysis: choice.Analysis) -> Section:
@@ -146,7 +156,19 @@ def _left_out(analysis: choice.Analysis) -> Section:
     found = choice.entries(analysis, "left_out")
     if not found:
         return Section(id="left_out", title="Left out", blocks=(Text(text="Nothing: all runs are in this report."),))
-    rows = (Row(cells=tuple(tables.name_cell(numbers.plain(row.get(key))) for key in ("what", "why"))) for row in found)
+    rows = (Row(cells=tuple(map(tables.name_cell, each))) for each in _joined_seeds(found))
     columns = (Column(key="what", title="What", numeric=False), Column(key="why", title="Why", numeric=False))
     table = Table(name="left_out", caption="What is not in this report, and why", columns=columns, rows=tuple(rows))
     return Section(id="left_out", title="Left out", blocks=(Tabled(table=table),))
+
+
+def _joined_seeds(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(what, why) of each entry; the seeds of an arm that are left out for one reason are one entry."""
+    seeds: dict[tuple[str, str], list[str]] = {}
+    for row in found:
+        what, why = numbers.plain(row.get("what")), numbers.plain(row.get("why"))
+        run = choice.RUN.fullmatch(what)
+        seeds.setdefault((run["arm"] if run else what, why), []).extend([run["seed"]] if run else [])
+    return [
+        (f"{what}, seed{'s' * (len(of) > 1)} {', '.join(of)}" if of else what, why) for (what, why), of in seeds.items()
+    ]

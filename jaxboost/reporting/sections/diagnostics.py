@@ -27,7 +27,9 @@ def sections(analysis: choice.Analysis, record: Record, pictures: Sequence[Pictu
 def _curves(analysis: choice.Analysis) -> Section:
     plots = [curves.roc(choice.main_arms(analysis)), curves.learning(choice.learning_series(analysis))]
     found = tuple(plot for plot in plots if plot)
-    return Section(id="roc", title="ROC and learning curves", blocks=(Plots(members=found),) if found else ())
+    names = [name for name, plot in zip(("ROC", "learning curves"), plots, strict=True) if plot]
+    title = " and ".join(names)
+    return Section(id="roc", title=title[:1].upper() + title[1:], blocks=(Plots(members=found),) if found else ())
 
 
 def _calibration(analysis: choice.Analysis) -> Section:
@@ -108,15 +110,20 @@ def _training(analysis: choice.Analysis, record: Record) -> Section:
 
 
 def _rates(analysis: choice.Analysis) -> Table | None:
-    """The learning rates that were tried, and what validation said."""
+    """The learning rates that were tried, and what validation said.
+
+    The chosen one is that of the runs: of equally good rates, or after a tuning run came late, it is not simply the
+    rate with the largest value.
+    """
+    configs = (analysis.get("provenance") or {}).get("configs") or {}
     tuned = [arm for arm in choice.entries(analysis, "arms") if arm.get("learning_rates")]
     if not tuned:
         return None
     rates = sorted({rate for arm in tuned for rate in arm["learning_rates"]}, key=_as_number)
     rows = []
     for arm in tuned:
-        known = {rate: value for rate, value in arm["learning_rates"].items() if numbers.is_number(value)}
-        best = max(known, key=lambda rate: known[rate], default="")
+        chosen = ((configs.get(arm["name"]) or {}).get("optim") or {}).get("lr")
+        best = f"{chosen:g}" if numbers.is_number(chosen) else ""
         cells = [tables.number_cell(arm["learning_rates"].get(rate)) for rate in rates]
         rows.append(Row(cells=(tables.name_cell(arm["title"], badge=f"chosen: {best}" if best else ""), *cells)))
     return Table(
@@ -197,7 +204,10 @@ def _pictures(pictures: Sequence[Picture]) -> Section:
     title = "Worst errors, and where the model looks"
     if not pictures:
         return Section(id="pictures", title=title, blocks=())
-    text = "The test images that were classified wrongly with the highest probability."
+    text = (
+        "The test images that one run classified wrongly with the highest probability, with what the arm that it is"
+        " compared with says of the same image. The two need not fail on the same images."
+    )
     if any(picture.kind != "image" for picture in pictures):
         text += (
             " The map shows where the model looked: bright places change the score most. That is no evidence that it"
