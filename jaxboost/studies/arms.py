@@ -47,6 +47,7 @@ def entry(arm: Scored, test: HeldOut, val_labels: np.ndarray | None, found: Mapp
         "note": of.note,
         "changes": dict(of.changes),
         "seeds": list(arm.seeds),
+        "missing": arm.missing or None,
         "metrics": _metrics(test, found),
         "val": _val(arm, test.task, val_labels),
         "parameters": {name: _parameters(results, name) for name in ("trainable", "frozen")},

@@ -34,14 +34,17 @@ class _Found:
       runs: arm -> its runs.
       rates: arm -> learning rate -> value on validation, if it was tuned.
       left_out: what was not taken, and why.
+      reasons: arm -> why runs of it were not taken.
     """
 
     runs: dict[str, list[FinishedRun]] = dataclasses.field(default_factory=dict)
     rates: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     left_out: list[LeftOut] = dataclasses.field(default_factory=list)
+    reasons: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
-    def leave_out(self, what: str, why: str) -> None:
+    def leave_out(self, what: str, why: str, arm: str = "") -> None:
         self.left_out.append(LeftOut(what=what, why=why))
+        self.reasons.setdefault(arm, []).append(why)
 
 
 def collect(folder: pathlib.Path) -> Record:
@@ -77,9 +80,9 @@ def _of_study(folder: pathlib.Path, study: Definition) -> Record:
             **{name: getattr(arm, name) for name in ("name", "title", "group", "rung", "note")},
             changes=_changes(arm, study),
             learning_rates=found.rates.get(arm.name),
+            missing="" if arm.name in taken else "; ".join(dict.fromkeys(found.reasons.get(arm.name, ()))),
         )
         for arm in study.arms
-        if arm.name in taken
     ]
     return _record(taken, found, arms=arms, **fields)
 
@@ -89,21 +92,26 @@ def _take_arm(folder: pathlib.Path, study: Definition, arm: ArmDefinition, found
     arm_folder = folder / RUNS / arm.name
     count = min(arm.seeds or study.seeds, study.seeds)
     seeds = {number: arm_folder / f"seed{number}" for number in range(count)}
-    if arm.tuned and len(study.lr_grid) > 1:
+    tuned, chosen = arm.tuned and len(study.lr_grid) > 1, None
+    if tuned:
         chosen = _tuned(folder, study, arm, list(seeds.values())[1:], found)
         if chosen is None:
             del seeds[0]
         else:
             seeds[0] = arm_folder / rate_text(chosen)
+    # Of the runs that an arm evaluates again, by seed.
+    rates = {run.seed: continuing.flat(run.result["config"]).get(RATE) for run in found.runs.get(arm.after, ())}
     for seed, run_folder in seeds.items():
         what = f"{arm.name}, seed {seed}"
         try:
             run = finished_run.read(run_folder)
-            if differing := _differing(arm, run):
+            differing = _differing(arm, run, seed, rate=rates.get(seed, chosen), any_rate=tuned or bool(arm.after))
+            if differing:
                 raise ValueError(f"it is a run of another config, which differs in {', '.join(differing)}")
             found.runs.setdefault(arm.name, []).append(run)
         except ValueError as error:
-            found.leave_out(what, _failure(folder, f"{arm.name}_seed{seed}") or _unfinished(run_folder, str(error)))
+            why = _failure(folder, f"{arm.name}_seed{seed}") or _unfinished(run_folder, str(error))
+            found.leave_out(what, why, arm.name)
 
 
 def _tuned(
@@ -117,13 +125,13 @@ def _tuned(
         if result is not None:
             values[rate] = tuning.value(result)
         elif why := _failure(folder, f"{arm.name}_{rate_text(rate)}"):
-            found.leave_out(f"{arm.name}, learning rate {rate:g}", why)
+            found.leave_out(f"{arm.name}, learning rate {rate:g}", why, arm.name)
         else:
             open_ones += 1
     found.rates[arm.name] = tuning.as_json(values)
     if open_ones or not values:
         why = f"of the runs that tune the learning rate, {open_ones} remain" if open_ones else "no rate finished"
-        found.leave_out(f"{arm.name}, seed 0", why)
+        found.leave_out(f"{arm.name}, seed 0", why, arm.name)
         return None
     return tuning.kept(values, others)
 
@@ -141,10 +149,23 @@ def _unfinished(folder: pathlib.Path, why: str) -> str:
     return why if os.path.exists(folder) else "it has not run yet"
 
 
-def _differing(arm: ArmDefinition, run: FinishedRun) -> list[str]:
-    given = continuing.flat(arm.config)
-    own = ["seed", *(name for name in _LAYERS if not given.get(name))]
-    return definition.differing(arm.config, run.result["config"], [*own, RATE] if arm.tuned or arm.after else own)
+def _differing(arm: ArmDefinition, run: FinishedRun, seed: int, *, rate: float | None, any_rate: bool) -> list[str]:
+    """How the config of a run differs from that of its arm, one text for each field.
+
+    Args:
+      arm: the arm.
+      run: the run.
+      seed: the seed that it should have.
+      rate: the learning rate that it should have; None: that of the arm or, with `any_rate`, any.
+      any_rate: whether the rate of the arm does not count.
+    """
+    given, own = continuing.flat(arm.config), run.result["config"]
+    free = ["seed", *(name for name in _LAYERS if not given.get(name)), *([RATE] if any_rate else [])]
+    found = definition.differing(arm.config, own, free)
+    wanted = {"seed": seed} | ({} if rate is None else {RATE: rate})
+    has = {**continuing.flat(own), "seed": run.seed}
+    pairs = [(name, value, has.get(name)) for name, value in wanted.items()]
+    return found + [f"{name} ({value!r} there, {now!r} now)" for name, value, now in pairs if value != now]
 
 
 def _changes(arm: ArmDefinition, study: Definition) -> dict[str, Any]:
@@ -164,7 +185,7 @@ def _of_runs(folder: pathlib.Path) -> Record:
             found.leave_out(where, str(error))
             continue
         name = _arm_name(folder, run_folder)
-        if name in first and definition.changes(first[name].result["config"], run.result["config"]):
+        while name in first and definition.changes(first[name].result["config"], run.result["config"]):
             name = f"{name}_{run_folder.name}"
         first.setdefault(name, run)
         if run.seed in {other.seed for other in found.runs.get(name, [])}:
@@ -230,7 +251,7 @@ def _keep_alike(found: _Found, folder: pathlib.Path) -> dict[str, list[FinishedR
     for arm, of_arm in found.runs.items():
         for run in sorted(of_arm, key=lambda run: run.seed):
             if why := _foreign(run, model):
-                found.leave_out(_where(run, folder), why)
+                found.leave_out(_where(run, folder), why, arm)
             else:
                 taken.setdefault(arm, []).append(run)
     return taken
@@ -248,6 +269,7 @@ def _group(run: FinishedRun) -> tuple[Any, ...]:
         digest.update("\n".join([split, *items.names, *items.patients]).encode())
         digest.update(items.labels.tobytes())
     about = (content["protocol"], content["dataset"], content["task"], *content["classes"], _data_digest(run))
+    about += (run.per_patient,)
     return (*about, digest.hexdigest())
 
 
@@ -266,6 +288,9 @@ def _foreign(run: FinishedRun, model: FinishedRun) -> str:
         return f"it is of another data set: {ours['dataset']}, not {theirs['dataset']}"
     if (ours["task"], ours["classes"]) != (theirs["task"], theirs["classes"]):
         return "it has another task or other classes"
+    if run.per_patient != model.per_patient:
+        kinds = [{True: "patients", False: "images"}[each.per_patient] for each in (run, model)]
+        return f"its figures are of {kinds[0]}, and those of the others of {kinds[1]} (eval.unit)"
     for split, items in model.items.items():
         found = run.items[split]
         if len(found.names) != len(items.names):
@@ -290,7 +315,7 @@ def _record(
     figures: Sequence[definition.DataDefinition],
     **fields: Any,
 ) -> Record:
-    runs = [(arm.name, run) for arm in arms for run in taken[arm.name]]
+    runs = [(arm.name, run) for arm in arms for run in taken.get(arm.name, ())]
     model = runs[0][1]
     for each in comparisons:
         if missing := [name for name in (each.arm, each.reference) if name not in taken]:
@@ -302,7 +327,7 @@ def _record(
         classes=tuple(model.result["classes"]),
         data=data_check.of_record(model, figures),
         arms=tuple(arms),
-        comparisons=tuple(each for each in comparisons if {each.arm, each.reference} <= {*taken}),
+        comparisons=tuple(comparisons),
         runs=tuple(RunRecord(arm=arm, seed=run.seed, result=run.result, curve=run.curve) for arm, run in runs),
         items={split: subgroups.with_columns(items, model.result["config"]) for split, items in model.items.items()},
         scores={(arm, run.seed, split): scores for arm, run in runs for split, scores in run.scores.items()},

@@ -18,6 +18,7 @@ from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset, DatasetInfo
 from jaxboost.data.splits import near_duplicates, stratify
 from jaxboost.errors import UserError
+from jaxboost.evaluation.patients import PATIENT
 from jaxboost.runs import datasets
 from jaxboost.studies.definition import DataDefinition
 from jaxboost.studies.finished_run import FinishedRun
@@ -202,6 +203,8 @@ def of_record(model: FinishedRun, known: Sequence[DataDefinition]) -> dict[str, 
         "prevalence": {split: prevalence(items.labels, content["classes"]) for split, items in model.items.items()},
         "sha256": content.get("data_sha256"),
     }
+    if model.per_patient:
+        entries["unit"] = PATIENT
     if not source:
         # An earlier version may have had a data set that is not there any more.
         with contextlib.suppress(UserError):

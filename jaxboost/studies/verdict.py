@@ -41,7 +41,7 @@ def verdict(
     # A title that comes first stays as it is.
     if prefix or row is None:
         sentence = sentence[:1].upper() + sentence[1:]
-    missing = [f"{entry['title']} has no finished run" for entry in entries if not entry["seeds"]]
+    missing = [f"{entry['title']} has no finished run: {entry['missing']}" for entry in entries if entry["missing"]]
     return {
         "sentence": sentence,
         "main": main,
@@ -116,35 +116,42 @@ def _main(row: Json, arms: pairs.Arms, by_name: Mapping[str, Json], *, trial: bo
 
 def _why(row: Json, what: str) -> list[str]:
     """Why a comparison is shown or not, and what the test split could show."""
-    # The larger one counts; NaN counts first.
-    p = max((row["p_holm"], row["delong_p_holm"]), key=lambda p: (p != p, p))
-    reasons = []
-    if row["low"] <= 0 <= row["high"]:
-        reasons.append("its interval holds 0")
-    if p != p:
-        reasons.append("its p value is undefined")
-    elif p >= pairs.ALPHA:
-        reasons.append(f"Holm's p over the study's comparisons is {short(p, 2)}, not below {short(pairs.ALPHA, 2)}")
-    if row["shown"] != pairs.NOT_SHOWN:
+    reasons = [_failure(name, row) for name in row["failed"]]
+    if not reasons:
         side = "above" if row["shown"] == pairs.SHOWN else "below"
-        smallest = "below .001" if p < 0.001 else short(p, 3)
-        reasons.append(f"its interval is {side} 0, and Holm's p over the study's comparisons is {smallest}")
-    elif not reasons:
-        reasons.append("the averaged probabilities of the runs do not differ in the same direction")
+        p = max(row["p_holm"], row["delong_p_holm"])
+        smallest = "below .001" if p < 0.001 else f"at most {short(p, 3)}"
+        reasons.append(f"its interval is {side} 0, and both of Holm's p over the study's comparisons are {smallest}")
     found = [f"{what}: {row['shown']}, because {' and '.join(reasons)}"]
     if (detectable := row["detectable"]["auc"]) is not None:
         found.append(
-            f"a difference in AUC of {short(detectable, 3)} is the smallest that this test split shows with 80 % power"
+            f"a difference in AUC of {short(detectable, 3)} is the smallest that a single test of the averaged"
+            " probabilities finds on this test split with 80 % power"
         )
     return found
 
 
+def _failure(name: str, row: Json) -> str:
+    """What a condition of `pairs.failed` says in words."""
+    if name == "interval":
+        return "its interval holds 0" if row["low"] <= 0 <= row["high"] else "its interval is on the other side of 0"
+    if name == "delong_difference":
+        return "the averaged probabilities of the runs do not differ in the same direction"
+    which = "over patients and seeds" if name == "p_holm" else "of DeLong's test"
+    p = row[name]
+    if p != p:
+        return f"the p value {which} is undefined"
+    return f"Holm's p {which} is {short(p, 2)}, not below {short(pairs.ALPHA, 2)}"
+
+
 def _simplest(arms: pairs.Arms, by_name: Mapping[str, Json], ladder: Sequence[Json]) -> tuple[str | None, list[str]]:
-    """The lowest rung that no higher one is shown to beat; None without rungs."""
+    """The lowest rung that no other one is shown to beat; None without rungs."""
     reasons = []
     on_rungs = pairs.rungs(arms)
     for name in on_rungs:
         better = [row["arm"] for row in ladder if row["reference"] == name and row["shown"] == pairs.SHOWN]
+        # A lower rung, which a third one beats, may do so too.
+        better += [row["reference"] for row in ladder if row["arm"] == name and row["shown"] == pairs.OPPOSITE]
         title = by_name[name]["title"]
         if not better:
             reasons.append(

@@ -12,7 +12,7 @@ import pytest
 
 from jaxboost.config import load_config
 from jaxboost.errors import UserError
-from jaxboost.studies import collect, data_check, definition, finished_run, plan, record
+from jaxboost.studies import collect, compare, data_check, definition, finished_run, plan, record
 from jaxboost.tasks import MULTI_LABEL
 from tests.studies.records import made_up
 from tests.studies.small_studies import BARE, PLAIN, RLLM, SMALL, dataset, small_study, write_run
@@ -115,17 +115,90 @@ def test_layers_are_part_of_a_config_where_it_names_them(tmp_path):
     for run in made.runs:
         write_run(plan.loading.with_overrides(run.config, {"boost.layers": (3,)}), run.folder)
     found = collect.collect(tmp_path)
-    assert [arm.name for arm in found.arms] == ["open", "last"]
-    assert found.arms[1].changes == {"boost.layers": [3]}
+    assert [(arm.name, len(found.runs_of(arm.name))) for arm in found.arms] == [("open", 1), ("first", 0), ("last", 1)]
+    assert found.arms[2].changes == {"boost.layers": [3]}
     assert "differs in boost.layers ([0] there, [3] now)" in left_out(found)["first, seed 0"]
 
 
-def test_an_arm_without_runs_leaves_its_comparisons(study):
-    shutil.rmtree(study / "runs" / "plain")
+def test_an_arm_without_runs_stays_with_its_comparisons(study):
+    """So a report names what is missing, and the main comparison is not silently another one."""
+    shutil.rmtree(study / "runs" / "plain" / "seed0")
+    _alter(study / "runs" / "plain" / "seed1", "result.json", lambda text: text[:-20])
     found = collect.collect(study)
-    assert [arm.name for arm in found.arms] == ["rllm", "bare"]
-    assert found.comparisons == ()
+    assert [arm.name for arm in found.arms] == ["plain", "rllm", "bare"]
+    assert found.arms[0].missing.startswith("it has not run yet; its result.json is damaged")
+    assert {arm.missing for arm in found.arms[1:]} == {""}
+    assert [(each.arm, each.reference, each.main) for each in found.comparisons] == [("rllm", "plain", True)]
     assert left_out(found)["rllm against plain"] == "no run of plain"
+    said = compare.analyse(found, resamples=20)
+    assert said["verdict"]["sentence"].endswith(
+        "R-LLM minus Plain ViT: not known, because Plain ViT has no finished run"
+    ), said["verdict"]["sentence"]
+
+
+def test_a_copy_of_a_run_is_no_further_seed(study):
+    """Its scores would count twice, as if two seeds had agreed."""
+    folder = study / "runs" / "plain"
+    shutil.rmtree(folder / "seed1")
+    shutil.copytree(folder / "seed0", folder / "seed1")
+    found = collect.collect(study)
+    assert [run.seed for run in found.runs_of("plain")] == [0]
+    assert left_out(found) == {"plain, seed 1": "it is a run of another config, which differs in seed (1 there, 0 now)"}
+
+
+def test_runs_of_another_learning_rate_than_the_chosen_one(study):
+    made = plan.make(small_study(), study)
+    for key in ("rllm:1", "bare:0"):
+        run = made.run(key)
+        write_run(plan.loading.with_overrides(run.config, {"optim.lr": 0.02}), run.folder)
+    text = "it is a run of another config, which differs in optim.lr (0.001 there, 0.02 now)"
+    assert left_out(collect.collect(study)) == {"bare, seed 0": text, "rllm, seed 1": text}
+
+
+def test_figures_of_patients(study):
+    """With eval.unit=patient the record has a sample for each patient, as result.json has."""
+    for run in plan.make(small_study(), study).runs:
+        changes = {"eval.unit": "patient"} | ({"optim.lr": 1e-3} if run.follows or run.arm.after else {})
+        write_run(plan.loading.with_overrides(run.config, changes), run.folder, given=dataset_of_pairs())
+    stated = definition.read(study)
+    arms = [
+        dataclasses.replace(arm, config={**arm.config, "eval": {**arm.config["eval"], "unit": "patient"}})
+        for arm in stated.arms
+    ]
+    definition.write(study, dataclasses.replace(stated, arms=tuple(arms)))
+    found = collect.collect(study)
+    assert found.left_out == ()
+    assert found.data["unit"] == "patient"
+    test = found.items["test"]
+    assert test.patients.tolist() == [f"p{number}" for number in range(12)]
+    assert test.names.tolist() == [f"test/{2 * number}" for number in range(12)]
+    assert test.labels[:, 0].tolist() == [number % 3 // 2 for number in range(12)]
+    folder = study / "runs" / "plain" / "seed0"
+    with (folder / "predictions" / "test.csv").open(newline="") as file:
+        rows = np.array([[float(cell) for cell in row[3:]] for row in list(csv.reader(file))[1:]])
+    np.testing.assert_allclose(found.scores["plain", 0, "test"], rows.reshape(12, 2, 2).mean(1), rtol=1e-6)
+    limits = compare.analyse(found, resamples=20)["limits"]
+    assert "A sample is a patient: the probabilities of a patient's images were averaged." in limits
+    # A run over images is not mixed with them.
+    run = plan.make(small_study(), study).run("plain:1")
+    images = plan.loading.with_overrides(run.config, {"eval.unit": "image"})
+    write_run(images, study / "any" / "a", given=dataset_of_pairs())
+    for seed in (1, 2):
+        patients = {"eval.unit": "patient", "seed": seed}
+        write_run(plan.loading.with_overrides(images, patients), study / "any" / f"b{seed}", given=dataset_of_pairs())
+    assert left_out(collect.collect(study / "any")) == {
+        "a": "its figures are of images, and those of the others of patients (eval.unit)"
+    }
+
+
+def dataset_of_pairs():
+    """Samples whose patients have two images of one class each."""
+    given = dataset()
+    splits = {
+        name: dataclasses.replace(split, labels=np.repeat(split.labels[:12], 2, axis=0))
+        for name, split in given.splits.items()
+    }
+    return dataclasses.replace(given, splits=splits)
 
 
 def test_a_rate_that_is_not_chosen_yet(study):
