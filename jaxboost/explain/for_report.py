@@ -26,16 +26,24 @@ class Picture:
     Attributes:
       name: of the image: its file, or `test/0`.
       target: the class that the run predicts for it, and that its map explains.
-      caption: file and label; below them a line for each run: prediction, and what its map shows.
+      label: its true class in words; "" if it is unknown.
+      findings: what each run predicts for it, and what its map shows.
       png: the image and the maps, without text, less than MAX_BYTES.
       kind: "gradcam"; "image" if no run has such a map.
     """
 
     name: str
     target: int
-    caption: str
+    label: str
+    findings: tuple[str, ...]
     png: bytes
     kind: str
+
+    @property
+    def caption(self) -> str:
+        """File and label, and below them the findings, a line each."""
+        head = f"{self.name}, label {self.label}" if self.label else self.name
+        return "\n".join([head, *self.findings])
 
 
 def worst_errors(
@@ -71,7 +79,8 @@ def worst_errors(
         Picture(
             name=name,
             target=int(explained[0].targets[number]),
-            caption="\n".join([f"{name}{_label(explained[0], shown, number)}", *_findings(explained, shown, number)]),
+            label=picture_set.label_of(explained[0], shown, number),
+            findings=_findings(explained, shown, number),
             png=_small(picture_set.picture(explained, shown, "gradcam", number, captioned=False)),
             kind=kind,
         )
@@ -87,14 +96,9 @@ def _opened(folder: str | os.PathLike[str]) -> FinishedRun:
     return run
 
 
-def _label(explained: Explained, shown: Samples, number: int) -> str:
-    label = picture_set.label_of(explained, shown, number)
-    return f", label {label}" if label else ""
-
-
-def _findings(explained: Sequence[Explained], shown: Samples, number: int) -> list[str]:
-    """What each run predicts for an image, and what its map shows."""
-    return [picture_set.caption(each, shown, "gradcam", number).partition("\n")[2] for each in explained]
+def _findings(explained: Sequence[Explained], shown: Samples, number: int) -> tuple[str, ...]:
+    captions = (picture_set.caption(each, shown, "gradcam", number) for each in explained)
+    return tuple(caption.rpartition("\n")[2] for caption in captions)
 
 
 def _small(png: bytes) -> bytes:

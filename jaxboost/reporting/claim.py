@@ -78,7 +78,7 @@ def _sample_size(analysis: Analysis, record: Record) -> str:
 
 
 def _model(analysis: Analysis, record: Record) -> str:
-    arms = choice.entries(analysis, "arms")
+    arms = choice.arms(analysis)
     return f"{len(arms)} arms, each by its config and number of parameters" if arms else ""
 
 
@@ -103,7 +103,7 @@ def _selection(analysis: Analysis, record: Record) -> str:
 
 
 def _metrics(analysis: Analysis, record: Record) -> str:
-    found = dict.fromkeys(name for arm in choice.entries(analysis, "arms") for name in arm.get("metrics") or {})
+    found = dict.fromkeys(name for arm in choice.arms(analysis) for name in arm.get("metrics") or {})
     names = [arms.SCORES[name][0] if name in arms.SCORES else name for name in found]
     return ", ".join([*names, "Brier score", "ECE"]) if found else ""
 
@@ -117,7 +117,7 @@ def _statistics(analysis: Analysis, record: Record) -> str:
 
 def _robustness(analysis: Analysis, record: Record) -> str:
     controls = choice.by_group(analysis, "control")
-    seeds = max((len(arm.get("seeds") or ()) for arm in choice.entries(analysis, "arms")), default=0)
+    seeds = max((len(arm.get("seeds") or ()) for arm in choice.arms(analysis)), default=0)
     found = [f"{seeds} seeds"] * (seeds > 1) + [f"{len(controls)} controls"] * bool(controls)
     return " and ".join(found)
 
@@ -129,7 +129,7 @@ def _included(analysis: Analysis, record: Record) -> str:
 
 
 def _performance(analysis: Analysis, record: Record) -> str:
-    return "on the test split: the ladder above, with intervals" if choice.entries(analysis, "arms") else ""
+    return "on the test split: the ladder above, with intervals" if choice.arms(analysis) else ""
 
 
 def _limits(analysis: Analysis, record: Record) -> str:

@@ -7,8 +7,8 @@ from jaxboost.reporting import choice, numbers
 from jaxboost.studies.pairs import NOT_SHOWN, SHOWN
 from jaxboost.studies.record import Record
 
-# Names in a sentence; there is a table of all at the end of the page.
-_NAMED = 8
+# Names in a sentence; the limits, at the end of the page, have all.
+_NAMED = 6
 
 
 def headline(main: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -33,19 +33,45 @@ def in_words(analysis: choice.Analysis, record: Record) -> list[str]:
         return []
     main, titles = choice.main_comparison(analysis), choice.titles(analysis)
     found = _difference(main, titles, analysis) if main is not None else []
-    simplest = (analysis.get("verdict") or {}).get("simplest")
-    if simplest:
+    simplest = next((arm for arm in choice.arms(analysis) if arm["name"] == _simplest(analysis)), None)
+    if simplest is not None:
+        of = "of the arms that have run" if choice.missing(analysis).arms else "of the ladder"
         found.append(
-            f"{titles.get(simplest, simplest)} is the simplest arm of the ladder that no larger one is shown to beat:"
-            " on this evidence, nothing larger is needed."
+            f"{simplest['title']} is the simplest arm {of} that no other is shown to beat: nothing here speaks for a"
+            " larger one."
         )
+        if record.task == "binary-class":
+            found += _at_threshold(simplest, record)
     if found and record.task == "binary-class":
-        positive = record.classes[-1]
         found.append(
-            f"AUC is the probability that a random case of {positive!r} gets a higher score than a random case of"
-            f" {record.classes[0]!r}: 0.5 is a guess, 1 is perfect."
+            f"AUC is the probability that a random case of {record.classes[-1]!r} gets a higher score than a random"
+            f" case of {record.classes[0]!r}: 0.5 is a guess, 1 is perfect."
         )
     return found
+
+
+def reasons(analysis: choice.Analysis) -> list[str]:
+    """The verdict's reasons, without what `incomplete` says."""
+    said = {f"{arm['title']} has no finished run" for arm in choice.entries(analysis, "arms") if not arm.get("seeds")}
+    given = (analysis.get("verdict") or {}).get("reasons") or ()
+    return [str(reason) for reason in given if str(reason).partition(":")[0] not in said]
+
+
+def _simplest(analysis: choice.Analysis) -> Any:
+    return (analysis.get("verdict") or {}).get("simplest")
+
+
+def _at_threshold(arm: choice.Arm, record: Record) -> list[str]:
+    """What an arm's decisions would be: a good AUC does not say that the usual threshold finds anyone."""
+    metrics = arm.get("metrics") or {}
+    found, spared = ((metrics.get(name) or {}).get("mean") for name in ("sensitivity", "specificity"))
+    if not (numbers.is_number(found) and numbers.is_number(spared)):
+        return []
+    return [
+        f"Where it calls a case {record.classes[-1]!r} from a probability of 0.5 on, it finds"
+        f" {numbers.percent(found)} of them, and is right in {numbers.percent(spared)} of the cases of"
+        f" {record.classes[0]!r}. Another threshold trades the one for the other."
+    ]
 
 
 def _difference(main: Mapping[str, Any], titles: Mapping[str, str], analysis: choice.Analysis) -> list[str]:
@@ -53,8 +79,10 @@ def _difference(main: Mapping[str, Any], titles: Mapping[str, str], analysis: ch
     if not all(map(numbers.is_number, (main.get("difference"), low, high))):
         return []
     first, second = titles[main["arm"]], titles[main["reference"]]
-    images = ((analysis.get("data") or {}).get("splits") or {}).get("test")
-    who = f"these {numbers.plain(images)} test images" if numbers.is_number(images) else "these test images"
+    data = analysis.get("data") or {}
+    unit, count = ("patients", "patients") if data.get("unit") == "patient" else ("images", "splits")
+    many = (data.get(count) or {}).get("test")
+    who = f"these {numbers.plain(many)} test {unit}" if numbers.is_number(many) else f"these test {unit}"
     ends = [numbers.difference(end) for end in (low, high)]
     if main.get("shown", NOT_SHOWN) == NOT_SHOWN:
         return [
@@ -63,7 +91,7 @@ def _difference(main: Mapping[str, Any], titles: Mapping[str, str], analysis: ch
         ]
     word = "better" if main["shown"] == SHOWN else "worse"
     return [
-        f"On images like {who}, {first} is {word} than {second}: the true difference in AUC is likely to be between"
+        f"On {unit} like {who}, {first} is {word} than {second}: the true difference in AUC is likely to be between"
         f" {ends[0]} and {ends[1]}."
     ]
 

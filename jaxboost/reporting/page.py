@@ -38,6 +38,7 @@ def render(analysis: choice.Analysis, record: Record, sections: Sequence[Section
         verdict=analysis.get("verdict") or {},
         headline=opening.headline(choice.main_comparison(analysis)),
         in_words=opening.in_words(analysis, record),
+        reasons=opening.reasons(analysis),
         incomplete=opening.incomplete(analysis),
         protocol=record.protocol,
         quick=record.quick,

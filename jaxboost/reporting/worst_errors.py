@@ -1,7 +1,7 @@
 """The worst errors of a study's main arm, as pictures for its report."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,7 +50,10 @@ def find(
             except UserError as error:
                 reasons.append({"what": f"pictures of the errors of {name}", "why": str(error)})
                 continue
-            return [_with_score(each, beside, analysis, record) for each in found], []
+            pictured = [runs[0], *([beside] if against and beside else [])]
+            named = choice.titles(analysis)
+            shown = [f"{named.get(each.arm, each.arm)}, seed {each.seed}" for each in pictured]
+            return [_captioned(each, shown, beside, analysis, record) for each in found], []
     return [], reasons[:1]
 
 
@@ -64,16 +67,28 @@ def _beside(analysis: Mapping[str, Any], record: Record, name: str, seed: int) -
     return next((run for run in runs if run.seed == seed), runs[0] if runs else None)
 
 
-def _with_score(
-    found: "for_report.Picture", beside: RunRecord | None, analysis: Mapping[str, Any], record: Record
+def _captioned(
+    found: "for_report.Picture",
+    shown: Sequence[str],
+    beside: RunRecord | None,
+    analysis: Mapping[str, Any],
+    record: Record,
 ) -> Picture:
-    """The picture, with the score of the other arm for the same image in its caption, where the record has it."""
-    caption = found.caption
+    """The picture with the arms' names in its caption, and with the other arm's score for the same image.
+
+    Args:
+      found: the picture.
+      shown: arm and seed of each run that it shows.
+      beside: the run to compare with; None for none.
+      analysis, record: what the report is made from.
+    """
+    lines = [f"{found.name}, label {found.label}" if found.label else found.name]
+    lines += [f"{who}: {finding}" for who, finding in zip(shown, found.findings, strict=True)]
     if beside is not None:
         title = choice.titles(analysis).get(beside.arm, beside.arm)
         score = _score(found, record.scores.get((beside.arm, beside.seed, "test")), record)
-        caption += f"\n{title}, seed {beside.seed}, on this image: {score}"
-    return Picture(kind=found.kind, caption=caption, png=found.png)
+        lines.append(f"{title}, seed {beside.seed}, on this image: {score}")
+    return Picture(kind=found.kind, caption="\n".join(lines), png=found.png)
 
 
 def _score(found: "for_report.Picture", scores: np.ndarray | None, record: Record) -> str:

@@ -96,7 +96,7 @@ def undefined() -> tuple[dict[str, Any], Record]:
     for row in analysis["comparisons"]:
         row |= dict.fromkeys(("difference", "low", "high", "better", "p", "p_holm", "false_order"))
         row |= dict.fromkeys(("delong_difference", "delong_p", "delong_p_holm"))
-        row |= {"detectable": {"auc": None, "acc": 0.05}, "shown": "not shown"}
+        row |= {"detectable": {"auc": None, "acc": 0.05}, "shown": "not shown", "failed": None}
     analysis["verdict"] |= {"sentence": "AUC is undefined: the test split has one class.", "simplest": None}
     return analysis, record
 
@@ -346,5 +346,7 @@ def _comparison(arm: str, reference: str, main: bool, arms: dict[str, tuple[str,
         "mcnemar": {"only_arm": 17, "only_reference": 14, "p": 0.72, "p_holm": 1.0},
         "false_order": 0.297,
         "detectable": {"auc": 0.021, "acc": 0.034},
+        "failed": ["interval", "p_holm", "delong_p_holm"] if shown == "not shown" else [],
+        "missing": {},
         "shown": shown,
     }

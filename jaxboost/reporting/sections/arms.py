@@ -36,7 +36,7 @@ def sweeps(analysis: choice.Analysis) -> Table:
 
 def _arms(analysis: choice.Analysis, group: str, name: str, caption: str) -> Table:
     arms = choice.by_group(analysis, group)
-    everywhere = choice.entries(analysis, "arms")
+    everywhere = choice.arms(analysis)
     scores = [key for key in SCORES if any((arm.get("metrics") or {}).get(key) for arm in everywhere)]
     columns = [Column(key="arm", title="Arm", numeric=False)]
     several = any(len(arm.get("seeds") or ()) > 1 for arm in everywhere)

@@ -77,7 +77,7 @@ def _published_cell(value: Any) -> Cell:
 
 def _best_on_test(analysis: choice.Analysis) -> Section:
     rows = []
-    for arm in choice.entries(analysis, "arms"):
+    for arm in choice.arms(analysis):
         if entry := arm.get("best_on_test_minus_reported"):
             cells = [tables.number_cell(entry.get(key), numbers.difference) for key in ("auc", "acc")]
             rows.append(Row(cells=(tables.name_cell(arm["title"]), *cells)))
@@ -104,7 +104,7 @@ def _provenance(analysis: choice.Analysis) -> Section:
     facts = []
     for name, value in provenance.items():
         if name == "blocks" and isinstance(value, Mapping):
-            facts += [(f"Pretrained: {role}", numbers.plain(entry)) for role, entry in value.items()]
+            facts += [(f"Pretrained: {role}", numbers.plain(_known(entry))) for role, entry in value.items()]
         elif name != "configs":
             facts.append((_term(name), numbers.known(value)))
     if facts:
@@ -117,6 +117,11 @@ def _provenance(analysis: choice.Analysis) -> Section:
         )
         blocks.append(Details(title=f"Configs of the {len(configs)} arms", texts=tuple(texts)))
     return Section(id="provenance", title="Provenance", blocks=tuple(blocks))
+
+
+def _known(entry: Any) -> Any:
+    """An entry without what it leaves open, such as the layers of an encoder, which is used whole."""
+    return {name: value for name, value in entry.items() if value is not None} if isinstance(entry, Mapping) else entry
 
 
 def _term(name: str) -> str:
@@ -153,7 +158,9 @@ def _limits(analysis: choice.Analysis) -> Section:
 
 
 def _left_out(analysis: choice.Analysis) -> Section:
-    found = choice.entries(analysis, "left_out")
+    # What has no result for want of an arm is said at the top of the page.
+    pairs = {f"{row['arm']} against {row['reference']}" for row in choice.entries(analysis, "comparisons")}
+    found = [row for row in choice.entries(analysis, "left_out") if row.get("what") not in pairs]
     if not found:
         return Section(id="left_out", title="Left out", blocks=(Text(text="Nothing: all runs are in this report."),))
     rows = (Row(cells=tuple(map(tables.name_cell, each))) for each in _joined_seeds(found))

@@ -5,13 +5,15 @@ from typing import Any
 
 from jaxboost.reporting import choice, numbers, tables
 from jaxboost.reporting.tables import Cell, Column, Row, Table
-from jaxboost.studies.pairs import ALPHA, NOT_SHOWN
+from jaxboost.studies.pairs import ALPHA
 
 Comparison = Mapping[str, Any]
 # Tones of a comparison's result.
 _TONES = {"shown": "good", "opposite": "bad"}
 # The p values that decide, and how a reason names one.
 _P = {"p_holm": "p", "delong_p_holm": "DeLong p"}
+# The other conditions.
+_FAILED = {"interval": "interval holds 0", "delong_difference": "averaged runs differ the other way"}
 # Columns of the page's tables: one metric each, since all together fit no page. The files have all in one table.
 _OF_AUC = ("comparison", "shown", "difference", "p_holm", "delong_p_holm", "better", "detectable")
 _OF_ACC = ("comparison", "acc_difference", "only_arm", "only_reference", "mcnemar_p_holm", "false_order")
@@ -21,7 +23,7 @@ _OF_RUNGS = ("comparison", "shown", "difference", "p_holm", "delong_p_holm", "be
 
 def comparisons(analysis: choice.Analysis) -> Table:
     """All that is known of the comparisons, one family for Holm's correction."""
-    rows = choice.entries(analysis, "comparisons")
+    rows = choice.comparisons(analysis)
     titles = choice.titles(analysis)
     return Table(
         name="comparisons",
@@ -39,7 +41,7 @@ def auc_table(analysis: choice.Analysis) -> Table:
 
 def acc_table(analysis: choice.Analysis) -> Table:
     """The same pairs by accuracy, without those of which nothing is known."""
-    rows = [row for row in choice.entries(analysis, "comparisons") if numbers.is_number(row.get("acc_difference"))]
+    rows = [row for row in choice.comparisons(analysis) if numbers.is_number(row.get("acc_difference"))]
     caption = "The same pairs by accuracy, first arm (A) minus second (B): these figures do not decide the result"
     return _part(comparisons({**analysis, "comparisons": rows}), "accuracies", _OF_ACC, caption)
 
@@ -56,23 +58,17 @@ def rungs(analysis: choice.Analysis, arm: str | None = None) -> Table:
 
 
 def why_not_shown(row: Comparison) -> str:
-    """Which conditions of "shown" a comparison does not meet, in a few words; "" if it is shown."""
-    if (row.get("shown") or NOT_SHOWN) != NOT_SHOWN:
-        return ""
-    low, high = row.get("low"), row.get("high")
-    if not numbers.is_number(row.get("difference")):
+    """Which conditions of "shown" a comparison does not meet, in a few words; "" if it meets all.
+
+    The conditions are those of `pairs.failed`.
+    """
+    failed = row.get("failed")
+    if failed is None:
         return "no AUC to compare"
-    reasons = []
-    if not (numbers.is_number(low) and numbers.is_number(high)):
-        reasons.append("no interval")
-    elif low <= 0 <= high:
-        reasons.append("interval holds 0")
-    # A test that is undefined shows nothing either.
-    failed = [key for key in _P if not numbers.is_number(p := row.get(key)) or p >= ALPHA]
-    if failed:
-        which = "both p" if len(failed) == len(_P) else _P[failed[0]]
-        reasons.append(f"{which} not below {ALPHA:g}")
-    return "; ".join(reasons) or "the averaged probabilities differ the other way"
+    words = [_FAILED.get(name, name) for name in failed if name not in _P]
+    if tests := [_P[name] for name in failed if name in _P]:
+        words.append(f"{tests[0] if len(tests) < len(_P) else 'both p'} not below {ALPHA:g}")
+    return "; ".join(words)
 
 
 def _part(whole: Table, name: str, columns: Sequence[str], caption: str, *, explained: bool = True) -> Table:

@@ -34,7 +34,7 @@ def _curves(analysis: choice.Analysis) -> Section:
 
 def _calibration(analysis: choice.Analysis) -> Section:
     rows = []
-    for arm in choice.entries(analysis, "arms"):
+    for arm in choice.arms(analysis):
         if entry := arm.get("calibration"):
             cells = [tables.number_cell(entry.get(key)) for key in ("brier", "ece", "temperature", "ece_scaled")]
             rows.append(Row(cells=(tables.name_cell(arm["title"]), *cells)))
@@ -116,7 +116,7 @@ def _rates(analysis: choice.Analysis) -> Table | None:
     rate with the largest value.
     """
     configs = (analysis.get("provenance") or {}).get("configs") or {}
-    tuned = [arm for arm in choice.entries(analysis, "arms") if arm.get("learning_rates")]
+    tuned = [arm for arm in choice.arms(analysis) if arm.get("learning_rates")]
     if not tuned:
         return None
     rates = sorted({rate for arm in tuned for rate in arm["learning_rates"]}, key=_as_number)

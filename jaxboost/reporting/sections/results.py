@@ -18,7 +18,8 @@ _METHODS = {
     "newcombe": "Newcombe's score interval",
     "bca": "BCa bootstrap",
 }
-_KNOWN = ("splits", "patients", "prevalence", "name", "ndim", "size", "license", "source", "excluded", "sha256")
+_KNOWN = ("splits", "patients", "prevalence", "name", "ndim", "size", "license", "source", "excluded", "unit", "sha256")
+_SOURCES = {"published": "a published data set"}
 _TASKS = {"multi-class": "one class for each", "ordinal-regression": "one grade for each"}
 
 
@@ -33,11 +34,13 @@ def _who(analysis: choice.Analysis, record: Record) -> Section:
         ("Data set", numbers.known(data.get("name"))),
         ("Kind", _kind(data, record)),
         ("Classes", ", ".join(record.classes)),
-        ("Source", numbers.plain(data["source"]) if data.get("source") else ""),
+        ("Source", _SOURCES.get(str(source), numbers.plain(source)) if (source := data.get("source")) else ""),
         ("Licence", numbers.plain(data["license"]) if data.get("license") else ""),
         # None at all, {}, is not the same as nothing written down.
         ("Excluded", "not recorded" if data.get("excluded") is None else numbers.plain(data["excluded"])),
     ]
+    if data.get("unit") == "patient":
+        facts.append(("Scores are of", "patients: the probabilities of a patient's images were averaged"))
     if not any(name.endswith("duplicates") for name in data):
         facts.append(("Duplicates", "not looked for"))
     # Such as duplicates; a data set may have more.
@@ -137,7 +140,7 @@ def _method(name: str) -> str:
 
 def _differences(analysis: choice.Analysis) -> Section:
     blocks: list[Block] = []
-    if plot := forest.plot(choice.entries(analysis, "comparisons"), choice.titles(analysis)):
+    if plot := forest.plot(choice.comparisons(analysis), choice.titles(analysis)):
         blocks.append(Plots(members=(plot,)))
     blocks += _tabled(comparisons.auc_table(analysis))
     simplest = (analysis.get("verdict") or {}).get("simplest")
