@@ -246,11 +246,15 @@ def _keep_alike(found: _Found, folder: pathlib.Path) -> dict[str, list[FinishedR
     sound = [run for run in runs if run.result["protocol"] != REFERENCE] or runs
     sizes = Counter(map(_group, sound))
     largest = max(sizes, key=lambda group: sizes[group])
-    model = next(run for run in sound if _group(run) == largest)
+    alike = [run for run in sound if _group(run) == largest]
+    model = alike[0]
+    # Runs of a part of the data do not know the content of the whole.
+    digests = Counter(digest for run in alike if (digest := _data_digest(run)))
+    content = max(digests, key=lambda digest: digests[digest], default=None)
     taken: dict[str, list[FinishedRun]] = {}
     for arm, of_arm in found.runs.items():
         for run in sorted(of_arm, key=lambda run: run.seed):
-            if why := _foreign(run, model):
+            if why := _foreign(run, model, content):
                 found.leave_out(_where(run, folder), why, arm)
             else:
                 taken.setdefault(arm, []).append(run)
@@ -268,8 +272,7 @@ def _group(run: FinishedRun) -> tuple[Any, ...]:
         items = run.items[split]
         digest.update("\n".join([split, *items.names, *items.patients]).encode())
         digest.update(items.labels.tobytes())
-    about = (content["protocol"], content["dataset"], content["task"], *content["classes"], _data_digest(run))
-    about += (run.per_patient,)
+    about = (content["protocol"], content["dataset"], content["task"], *content["classes"], run.per_patient)
     return (*about, digest.hexdigest())
 
 
@@ -279,8 +282,14 @@ def _data_digest(run: FinishedRun) -> str | None:
     return run.result.get("data_sha256") if is_whole else None
 
 
-def _foreign(run: FinishedRun, model: FinishedRun) -> str:
-    """Why the scores of a run cannot be compared with those of `model`; "" if they can."""
+def _foreign(run: FinishedRun, model: FinishedRun, content: str | None) -> str:
+    """Why the scores of a run cannot be compared with those of `model`; "" if they can.
+
+    Args:
+      run: the run.
+      model: a run that is taken.
+      content: the fingerprint of the data, see `_data_digest`.
+    """
     ours, theirs = run.result, model.result
     if ours["protocol"] != theirs["protocol"]:
         return "its epoch was picked on the test split (protocol reference): it is never mixed with sound results"
@@ -302,8 +311,9 @@ def _foreign(run: FinishedRun, model: FinishedRun) -> str:
             return f"it has other labels: those of {count} {split} samples"
         if (found.patients != items.patients).any():
             return f"it has other patients in its {split} split"
-    digests = {_data_digest(run), _data_digest(model)} - {None}
-    return "its data have other content: the images changed between the runs" if len(digests) > 1 else ""
+    if _data_digest(run) not in (None, content):
+        return "its data have other content: the images changed between the runs"
+    return ""
 
 
 def _record(
@@ -320,6 +330,11 @@ def _record(
     for each in comparisons:
         if missing := [name for name in (each.arm, each.reference) if name not in taken]:
             found.leave_out(f"{each.arm} against {each.reference}", f"no run of {' and '.join(missing)}")
+    items = dict(model.items)
+    try:
+        items["test"] = subgroups.with_columns(items["test"], model.result["config"])
+    except ValueError as error:
+        found.leave_out("subgroups", str(error))
     return Record(
         **fields,
         protocol=model.result["protocol"],
@@ -329,7 +344,7 @@ def _record(
         arms=tuple(arms),
         comparisons=tuple(comparisons),
         runs=tuple(RunRecord(arm=arm, seed=run.seed, result=run.result, curve=run.curve) for arm, run in runs),
-        items={split: subgroups.with_columns(items, model.result["config"]) for split, items in model.items.items()},
+        items=items,
         scores={(arm, run.seed, split): scores for arm, run in runs for split, scores in run.scores.items()},
         left_out=tuple(found.left_out),
     )

@@ -133,6 +133,7 @@ def figures(dataset: Dataset) -> dict[str, Any]:
             name: len(np.unique(split.groups)) for name, split in dataset.splits.items() if split.groups is not None
         },
         "prevalence": {name: prevalence(split.labels, info.classes) for name, split in dataset.splits.items()},
+        **({"excluded": dict(info.excluded)} if info.excluded else {}),
         **({"near_duplicates": duplicates} if duplicates else {}),
     }
 

@@ -97,8 +97,8 @@ def _of_runs(record: Record, arms: pairs.Arms, entries: Sequence[Json]) -> list[
     found = []
     if record.protocol == "reference":
         found.append(
-            "Reference protocol: the test split picked the epochs, so all figures are too high. They compare with"
-            " figures that were found in the same way alone."
+            "Reference protocol: the test split picked the epochs, so all figures are too high. Compare them only"
+            " with figures that were found in the same way."
         )
     if record.quick:
         found.append("This is a trial with few epochs: it shows that everything works, and nothing else.")
@@ -107,7 +107,7 @@ def _of_runs(record: Record, arms: pairs.Arms, entries: Sequence[Json]) -> list[
     if seeds and min(seeds) < _SEEDS:
         text = "one seed" if max(seeds) == 1 else f"{min(seeds)} to {max(seeds)} seeds"
         text = f"{min(seeds)} seeds" if min(seeds) == max(seeds) > 1 else text
-        found.append(f"The trained arms have {text}; with less than {_SEEDS} the spread over seeds is hardly known.")
+        found.append(f"The trained arms have {text}; with fewer than {_SEEDS} the spread over seeds is hardly known.")
     once = [scored.arm.title for scored in arms.scored.values() if len(scored.runs) == 1 and not scored.random]
     if once:
         found.append(f"Fitted once, so without a spread over seeds: {', '.join(once)}.")

@@ -30,7 +30,10 @@ def verdict(
         text, reasons = _main(row, arms, by_name, trial=record.quick or bool(few_seeds(arms, row)))
         parts.append(text)
     if simplest is not None and len(pairs.rungs(arms)) > 1:
-        parts.append(f"the simplest arm that nothing beats is {with_auc(by_name[simplest])}")
+        # A simpler one without a run might not be beaten.
+        partial = any(entry["missing"] and entry["rung"] is not None for entry in entries)
+        which = "of the arms that have runs, the simplest" if partial else "the simplest arm"
+        parts.append(f"{which} that nothing beats is {with_auc(by_name[simplest])}")
         reasons += reasons_of_ladder
     elif row is None:
         text, more = _best(record, arms, by_name)
@@ -70,8 +73,9 @@ def on_validation(record: Record, arms: pairs.Arms, by_name: Mapping[str, Json])
 def with_auc(entry: Json) -> str:
     """An arm with its AUC and interval, such as "Linear probe, AUC .91 [.87, .94]"."""
     values = [entry["metrics"]["auc"][name] for name in ("mean", "low", "high")]
-    # A third digit where two would make 1 of less than 1.
-    digits = 3 if any(0.995 <= value < 1 for value in values) else 2
+    # More digits where two would make 1 of less than 1.
+    below = [value for value in values if value < 1]
+    digits = next((digits for digits in range(2, 6) if all(round(value, digits) < 1 for value in below)), 6)
     mean, low, high = (short(value, digits) for value in values)
     return f"{entry['title']}, AUC {mean} [{low}, {high}]"
 
@@ -183,7 +187,7 @@ def _caution(record: Record, arms: pairs.Arms, main: Json | None) -> tuple[str, 
     prefix, reasons = [], []
     if record.protocol == "reference":
         prefix.append("reference protocol, epochs picked on the test split, so all figures are too high")
-        reasons.append("the epochs were picked on the test split: these figures compare with the papers' alone")
+        reasons.append("the epochs were picked on the test split: compare these figures only with the papers'")
     few = few_seeds(arms, main)
     if record.quick or few:
         prefix.append("a trial" + (" with one seed" if few else " with few epochs") + ", which shows nothing yet")

@@ -73,6 +73,16 @@ def test_a_study(study):
     assert found.items["test"].names[:2].tolist() == ["test/0", "test/1"]
 
 
+def test_images_that_were_left_out_are_counted(study):
+    given = dataset()
+    assert "excluded" not in data_check.figures(given)
+    excluded = {"images without a row in labels.csv": 3}
+    given = dataclasses.replace(given, info=dataclasses.replace(given.info, excluded=excluded))
+    known = definition.DataDefinition(about="x", fingerprint={"labels": "a"}, figures=data_check.figures(given))
+    definition.write(study, dataclasses.replace(definition.read(study), data=(known,)))
+    assert collect.collect(study).data["excluded"] == excluded
+
+
 def test_what_was_collected_is_read_again(study, tmp_path):
     found = collect.collect(study)
     record.write(found, tmp_path / "a")
@@ -275,6 +285,22 @@ def test_data_that_changed_between_runs(study):
     }
 
 
+def test_data_that_changed_between_runs_most_of_which_have_a_part(tmp_path):
+    """Parts of the data have no fingerprint of the whole; they do not hide that it changed."""
+    for name, changes, digest in (
+        ("a", {"data.train_fraction": 0.1}, "part 1"),
+        ("b", {"data.train_fraction": 0.3}, "part 2"),
+        ("c", {}, "1"),
+        ("d", {"train.epochs": 2}, "2"),
+        ("e", {"train.epochs": 3}, "2"),
+    ):
+        config = load_config("quickstart", **{**SMALL, "data.train_fraction": 1.0, **changes})
+        write_run(config, tmp_path / name, data_sha256=digest)
+    assert left_out(collect.collect(tmp_path)) == {
+        "c": "its data have other content: the images changed between the runs"
+    }
+
+
 def _runs(folder: pathlib.Path, **arms) -> None:
     for name, changes in arms.items():
         for seed in (0, 1):
@@ -323,6 +349,14 @@ def test_runs_of_one_name_with_other_configs_are_other_arms(tmp_path):
     found = collect.collect(tmp_path)
     assert [arm.name for arm in found.arms] == ["x", "x_seed1"]
     assert left_out(found) == {"x/seed2": "another run of x has the seed 0 too"}
+    # A name that is taken becomes longer, and never joins runs of other configs.
+    write_run(load_config("quickstart", **{**SMALL, "seed": 7, "train.epochs": 4}), tmp_path / "x_seed1" / "seed7")
+    found = collect.collect(tmp_path)
+    assert [(arm.name, [run.seed for run in found.runs_of(arm.name)]) for arm in found.arms] == [
+        ("x", [0]),
+        ("x_seed1", [1]),
+        ("x_seed1_seed7", [7]),
+    ]
     # Where the data are does not matter.
     write_run(load_config("quickstart", **{**SMALL, "seed": 4, "data.root": "moved"}), tmp_path / "x" / "seed4")
     assert [run.seed for run in collect.collect(tmp_path).runs_of("x")] == [0, 4]
@@ -401,8 +435,15 @@ def test_columns_of_labels_csv_are_subgroups(tmp_path, monkeypatch):
         labels=dataset().splits["test"].labels,
     )
     found = collect.subgroups.with_columns(items, config)
+    # As a spreadsheet of another country saves it, which the reader of the data takes too.
+    lines = [";".join(f" {cell}" for cell in row.values()) for row in rows]
+    text = "# export\n" + "\n".join(["Path;Label; Site;age;sex", *lines])
+    (tmp_path / "labels.csv").write_text(text.replace("test/1;", f"{tmp_path}/test/1;"), "utf-8-sig")
+    again = collect.subgroups.with_columns(items, config)
+    assert {name: values.tolist() for name, values in again.columns.items()} == {"Site": ["A", "B"] * 12}
     # A column with one value, or with many, makes no subgroups.
     assert {name: values.tolist() for name, values in found.columns.items()} == {"site": ["A", "B"] * 12}
     other = dataclasses.replace(items, names=np.array([f"other/{n}" for n in range(24)]))
-    assert collect.subgroups.with_columns(other, config).columns == {}
+    with pytest.raises(ValueError, match=r"labels\.csv lacks 24 of the samples now, such as other/0"):
+        collect.subgroups.with_columns(other, config)
     assert collect.subgroups.with_columns(items, {"data": {"source": "", "root": str(tmp_path)}}).columns == {}

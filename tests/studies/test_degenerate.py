@@ -159,6 +159,9 @@ def test_an_arm_without_runs():
         assert limit in found["limits"]
     arms = (*record.arms[:2], dataclasses.replace(record.arms[2], missing="it failed: no disk"))
     assert _analyse(dataclasses.replace(record, arms=arms))["arms"][2]["missing"] == "it failed: no disk"
+    assert (
+        "; of the arms that have runs, the simplest that nothing beats is Arm rllm, AUC" in found["verdict"]["sentence"]
+    )
     found = _analyse(_without(record, "rllm", {0, 1, 2}))
     assert found["verdict"]["sentence"].startswith(
         "Arm rllm minus Arm plain: not known, because Arm rllm has no finished run"

@@ -38,6 +38,8 @@ def test_short_numbers(value, digits, sign, text):
         ((0.914, 0.872, 0.9449), "Linear probe, AUC .91 [.87, .94]"),
         ((0.91, 0.872, 0.996), "Linear probe, AUC .910 [.872, .996]"),
         ((1.0, 0.98, 1.0), "Linear probe, AUC 1.00 [.98, 1.00]"),
+        ((0.9996, 0.98, 0.99997), "Linear probe, AUC .99960 [.98000, .99997]"),
+        ((0.995, 0.98, 0.995), "Linear probe, AUC .99 [.98, .99]"),
     ],
 )
 def test_an_auc_below_1_does_not_become_1(auc, text):
