@@ -59,6 +59,9 @@ def _configs(analysis: Analysis) -> Mapping[str, Any]:
 def _level(analysis: Analysis, record: Record) -> str:
     if not choice.patients_known(analysis, record):
         return "images: patients are not known"
+    if any(run.result.get("folds") for run in record.runs):
+        # A patient is in the test split of one fold and in the validation split of another.
+        return "patients, in each fold of the cross-validation"
     patients = [set(record.items[split].patients.tolist()) for split in ("val", "test") if split in record.items]
     shared = len(patients[0] & patients[1]) if len(patients) == 2 else 0
     return f"images: {shared} patients are in validation and in test" if shared else "patients"

@@ -84,7 +84,8 @@ def _captioned(
     """
     lines = [f"{found.name}, label {found.label}" if found.label else found.name]
     lines += [f"{who}: {finding}" for who, finding in zip(shown, found.findings, strict=True)]
-    if beside is not None:
+    # Where the images of a patient were pooled, the record has no score of an image.
+    if beside is not None and record.data.get("unit") != "patient":
         title = choice.titles(analysis).get(beside.arm, beside.arm)
         score = _score(found, record.scores.get((beside.arm, beside.seed, "test")), record)
         lines.append(f"{title}, seed {beside.seed}, on this image: {score}")

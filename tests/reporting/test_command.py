@@ -138,3 +138,7 @@ def test_the_other_arms_score_is_beside_a_worst_error(tmp_path, monkeypatch):
     first, second, third = picture.caption.splitlines()
     assert (first, second) == ("test/3", "R-LLM, last layer of SmolLM2, seed 1: wrong")
     assert third == f"Plain ViT, seed 1, on this image: {both}"
+    # Of pooled patients the record has no score of an image.
+    pooled = dataclasses.replace(record, data={**record.data, "unit": "patient"})
+    (picture,), _ = worst_errors_of_report.find(tmp_path, analysis, pooled, 12)
+    assert picture.caption.splitlines() == [first, second]

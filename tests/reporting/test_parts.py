@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 
 from jaxboost.reporting import choice, claim, model_card, numbers, tables
 from jaxboost.reporting.sections import arms, comparisons, diagnostics, results
+from jaxboost.studies.record import RunRecord
 from tests.reporting import analyses
 
 NUMBERS = [
@@ -187,6 +188,13 @@ def test_the_checklist_counts_patients_in_two_splits():
     others = dataclasses.replace(record.items["test"], patients=record.items["test"].names)
     record = dataclasses.replace(record, items={**record.items, "test": others})
     assert claim.checklist(analysis, record)[19]["text"] == "patients"
+
+
+def test_the_checklist_does_not_count_patients_across_folds():
+    """In a cross-validation each patient is in the test split of one fold and in validation in another."""
+    analysis, record = analyses.binary()
+    record = dataclasses.replace(record, runs=(RunRecord(arm="plain", seed=0, result={"folds": [{}, {}]}),))
+    assert claim.checklist(analysis, record)[19]["text"] == "patients, in each fold of the cross-validation"
 
 
 def test_pairs_of_rungs():

@@ -103,13 +103,13 @@ def test_comparisons_have_the_numbers_of_the_analysis():
         assert auc["Δ AUC"][0].replace("\N{MINUS SIGN}", "-") == difference
         why = " interval holds 0; both p not below 0.05" if entry["shown"] == "not shown" else ""
         assert auc["Result"][0] == entry["shown"] + why
-        assert float(auc["Detectable"][1]["data-value"]) == entry["detectable"]["auc"]
+        assert float(auc["Detectable Δ AUC"][1]["data-value"]) == entry["detectable"]["auc"]
         # Both p values that decide, and below each the one before Holm's correction.
         for title, name in (("p, Holm", "p"), ("DeLong p, Holm", "delong_p")):
             assert float(auc[title][1]["data-value"]) == entry[f"{name}_holm"]
             assert auc[title][0].split()[1] == ("<0.001" if entry[name] < 0.001 else f"{entry[name]:.3f}")
         assert float(acc["P(order false)"][1]["data-value"]) == entry["false_order"]
-        assert float(acc["Detectable"][1]["data-value"]) == entry["detectable"]["acc"]
+        assert float(acc["Detectable Δ ACC"][1]["data-value"]) == entry["detectable"]["acc"]
         assert (acc["Only A"][0], acc["Only B"][0]) == ("17", "14")
 
 

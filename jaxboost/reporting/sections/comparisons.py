@@ -117,7 +117,7 @@ def _columns(metric: str) -> tuple[Column, ...]:
         ),
         Column(
             key="detectable",
-            title="Detectable",
+            title=f"Detectable Δ {metric}",
             help=f"smallest difference in {metric} that a test set like this one shows in four of five studies (80 %"
             " power)",
         ),
@@ -142,7 +142,7 @@ def _columns(metric: str) -> tuple[Column, ...]:
         ),
         Column(
             key="acc_detectable",
-            title="Detectable",
+            title="Detectable Δ ACC",
             help="smallest difference in accuracy that a test set like this one shows at 80 % power; undefined where A"
             " and B disagree on too few items",
         ),
