@@ -8,12 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from jaxboost.errors import UserError
 from jaxboost.explain import picture_set, samples
 from jaxboost.explain.picture_set import Explained
 from jaxboost.explain.samples import Samples
-from jaxboost.inference import open_run
-from jaxboost.inference.open_run import FinishedRun
 
 MAX_BYTES = 40_000
 WORST = 12
@@ -64,9 +61,9 @@ def worst_errors(
       against: folder of a second run, whose maps of the same images stand beside those of the first.
 
     Raises:
-      UserError: a run is a baseline; or see `open_run.open_run`, `samples.from_split` and `samples.check_alike`.
+      UserError: see `samples.open_trained`, `samples.from_split` and `samples.check_alike`.
     """
-    runs = [_opened(folder) for folder in (run_folder, against) if folder is not None]
+    runs = [samples.open_trained(folder) for folder in (run_folder, against) if folder is not None]
     for other in runs[1:]:
         samples.check_alike(runs[0], other)
     given = samples.from_split(runs[0], split, root)
@@ -86,14 +83,6 @@ def worst_errors(
         )
         for number, name in enumerate(shown.names)
     ]
-
-
-def _opened(folder: str | os.PathLike[str]) -> FinishedRun:
-    run = open_run.open_run(folder)
-    # A baseline has images and scores, but no tokens that a map could be of.
-    if not isinstance(run, FinishedRun):
-        raise UserError(f"{folder} holds no trained network: pictures of errors need one")
-    return run
 
 
 def _findings(explained: Sequence[Explained], shown: Samples, number: int) -> tuple[str, ...]:
