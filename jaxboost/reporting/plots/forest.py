@@ -113,7 +113,7 @@ def _label(axes: Any, row: Mapping[str, Any], label: str, y: float, *, wide: boo
     """The label and the numbers of a comparison: beside its interval, or above it."""
     across = axes.get_yaxis_transform()
     weight = "bold" if row.get("main") else "normal"
-    left, right, vertical = (-0.02, 1.04, "center") if wide else (0, 1, "top")
+    left, right, vertical = (-0.04, 1.04, "center") if wide else (0, 1, "top")
     axes.text(left, y, label, transform=across, va=vertical, ha="right" if wide else "left", fontweight=weight)
     axes.text(right, y, _numbers(row), transform=across, va=vertical, ha="left" if wide else "right", fontsize=7.5)
 
