@@ -1,24 +1,23 @@
 """Collects finished runs to a record: those of a study, or any on the same samples. What does not fit is left out."""
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxboost.config import continuing
 from jaxboost.errors import UserError
 from jaxboost.runs import workdir
-from jaxboost.studies import data_check, definition, finished_run, record, subgroups, tuning
+from jaxboost.studies import alike, data_check, definition, finished_run, record, subgroups, tuning
 from jaxboost.studies.definition import ArmDefinition, Definition
-from jaxboost.studies.finished_run import REFERENCE, FinishedRun
+from jaxboost.studies.finished_run import FinishedRun
 from jaxboost.studies.plan import FAILURES, RATE, RUNS, rate_text
 from jaxboost.studies.record import ArmRecord, ComparisonRecord, LeftOut, Record, RunRecord
 from jaxboost.training.checkpoints import checkpoint_folder
 
+_WAITING = "it has not run yet"
 _SEED = re.compile(r"seed\d+")
 # Folders of a run that hold no other run.
 _INSIDE = (checkpoint_folder.FOLDER, "predictions", "tensorboard")
@@ -45,6 +44,11 @@ class _Found:
     def leave_out(self, what: str, why: str, arm: str = "") -> None:
         self.left_out.append(LeftOut(what=what, why=why))
         self.reasons.setdefault(arm, []).append(why)
+
+    def why_missing(self, arm: str) -> str:
+        """Why an arm has no run; that some have not run yet only if there is nothing else."""
+        reasons = dict.fromkeys(self.reasons.get(arm, ()))
+        return "; ".join([why for why in reasons if why != _WAITING] or reasons)
 
 
 def collect(folder: pathlib.Path) -> Record:
@@ -80,7 +84,7 @@ def _of_study(folder: pathlib.Path, study: Definition) -> Record:
             **{name: getattr(arm, name) for name in ("name", "title", "group", "rung", "note")},
             changes=_changes(arm, study),
             learning_rates=found.rates.get(arm.name),
-            missing="" if arm.name in taken else "; ".join(dict.fromkeys(found.reasons.get(arm.name, ()))),
+            missing="" if arm.name in taken else found.why_missing(arm.name),
         )
         for arm in study.arms
     ]
@@ -130,7 +134,7 @@ def _tuned(
             open_ones += 1
     found.rates[arm.name] = tuning.as_json(values)
     if open_ones or not values:
-        why = f"of the runs that tune the learning rate, {open_ones} remain" if open_ones else "no rate finished"
+        why = f"runs that tune its learning rate remain: {open_ones}" if open_ones else "no rate finished"
         found.leave_out(f"{arm.name}, seed 0", why, arm.name)
         return None
     return tuning.kept(values, others)
@@ -146,7 +150,7 @@ def _failure(folder: pathlib.Path, name: str) -> str:
 
 
 def _unfinished(folder: pathlib.Path, why: str) -> str:
-    return why if os.path.exists(folder) else "it has not run yet"
+    return why if os.path.exists(folder) else _WAITING
 
 
 def _differing(arm: ArmDefinition, run: FinishedRun, seed: int, *, rate: float | None, any_rate: bool) -> list[str]:
@@ -231,89 +235,22 @@ def _arm_name(folder: pathlib.Path, run_folder: pathlib.Path) -> str:
 
 
 def _keep_alike(found: _Found, folder: pathlib.Path) -> dict[str, list[FinishedRun]]:
-    """The runs on the same samples, by arm; the others are left out, with the reason.
-
-    The largest group of runs on the same samples is kept; of equally large ones the first. Runs of the protocol
-    `reference` are kept only if there are no others.
+    """The runs on the same samples, by arm and seed; the others are left out, with the reason, see `alike.foreign`.
 
     Raises:
       UserError: there is no finished run.
     """
-    runs = [run for of_arm in found.runs.values() for run in of_arm]
+    runs = [(arm, run) for arm, own in found.runs.items() for run in sorted(own, key=lambda run: run.seed)]
     if not runs:
         reasons = "".join(f"; {each.what}: {each.why}" for each in found.left_out[:3])
         raise UserError(f"{folder} has no finished run{reasons}: give a folder of runs or of a study")
-    sound = [run for run in runs if run.result["protocol"] != REFERENCE] or runs
-    sizes = Counter(map(_group, sound))
-    largest = max(sizes, key=lambda group: sizes[group])
-    alike = [run for run in sound if _group(run) == largest]
-    model = alike[0]
-    # Runs of a part of the data do not know the content of the whole.
-    digests = Counter(digest for run in alike if (digest := _data_digest(run)))
-    content = max(digests, key=lambda digest: digests[digest], default=None)
     taken: dict[str, list[FinishedRun]] = {}
-    for arm, of_arm in found.runs.items():
-        for run in sorted(of_arm, key=lambda run: run.seed):
-            if why := _foreign(run, model, content):
-                found.leave_out(_where(run, folder), why, arm)
-            else:
-                taken.setdefault(arm, []).append(run)
+    for (arm, run), why in zip(runs, alike.foreign([run for _, run in runs]), strict=True):
+        if why:
+            found.leave_out(str(run.folder.relative_to(folder)), why, arm)
+        else:
+            taken.setdefault(arm, []).append(run)
     return taken
-
-
-def _where(run: FinishedRun, folder: pathlib.Path) -> str:
-    return str(run.folder.relative_to(folder))
-
-
-def _group(run: FinishedRun) -> tuple[Any, ...]:
-    """Equal for runs whose scores can be compared."""
-    content, digest = run.result, hashlib.sha256()
-    for split in sorted(run.items):
-        items = run.items[split]
-        digest.update("\n".join([split, *items.names, *items.patients]).encode())
-        digest.update(items.labels.tobytes())
-    about = (content["protocol"], content["dataset"], content["task"], *content["classes"], run.per_patient)
-    return (*about, digest.hexdigest())
-
-
-def _data_digest(run: FinishedRun) -> str | None:
-    """The fingerprint of a user's own data; None where a run has only a part of them."""
-    is_whole = run.result["config"].get("data", {}).get("train_fraction", 1) == 1
-    return run.result.get("data_sha256") if is_whole else None
-
-
-def _foreign(run: FinishedRun, model: FinishedRun, content: str | None) -> str:
-    """Why the scores of a run cannot be compared with those of `model`; "" if they can.
-
-    Args:
-      run: the run.
-      model: a run that is taken.
-      content: the fingerprint of the data, see `_data_digest`.
-    """
-    ours, theirs = run.result, model.result
-    if ours["protocol"] != theirs["protocol"]:
-        return "its epoch was picked on the test split (protocol reference): it is never mixed with sound results"
-    if ours["dataset"] != theirs["dataset"]:
-        return f"it is of another data set: {ours['dataset']}, not {theirs['dataset']}"
-    if (ours["task"], ours["classes"]) != (theirs["task"], theirs["classes"]):
-        return "it has another task or other classes"
-    if run.per_patient != model.per_patient:
-        kinds = [{True: "patients", False: "images"}[each.per_patient] for each in (run, model)]
-        return f"its figures are of {kinds[0]}, and those of the others of {kinds[1]} (eval.unit)"
-    for split, items in model.items.items():
-        found = run.items[split]
-        if len(found.names) != len(items.names):
-            return f"it has other splits: {len(found.names)} {split} samples, not {len(items.names)}"
-        if (found.names != items.names).any():
-            return f"it has other splits: other {split} samples, or in another order"
-        if (found.labels != items.labels).any():
-            count = int((found.labels != items.labels).any(1).sum())
-            return f"it has other labels: those of {count} {split} samples"
-        if (found.patients != items.patients).any():
-            return f"it has other patients in its {split} split"
-    if _data_digest(run) not in (None, content):
-        return "its data have other content: the images changed between the runs"
-    return ""
 
 
 def _record(

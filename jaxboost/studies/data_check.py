@@ -213,8 +213,10 @@ def of_record(model: FinishedRun, known: Sequence[DataDefinition]) -> dict[str, 
             entries |= {"ndim": info.ndim, "license": info.license}
     for each in known:
         if each.figures.get("name") == content["dataset"]:
-            whole = each.fingerprint.get("data") or each.fingerprint.get("labels")
-            return entries | each.figures | {"sha256": entries["sha256"] or whole}
+            whole, labels = each.fingerprint.get("data"), each.fingerprint.get("labels")
+            # Of a published data set the labels of the splits have a digest, and the images none.
+            digest = entries["sha256"] or whole or (f"{labels} (of the labels)" if labels else None)
+            return entries | each.figures | {"sha256": digest}
     return entries
 
 

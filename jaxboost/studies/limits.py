@@ -113,8 +113,9 @@ def _of_runs(record: Record, arms: pairs.Arms, entries: Sequence[Json]) -> list[
         found.append(f"Fitted once, so without a spread over seeds: {', '.join(once)}.")
     if any(entry["learning_rates"] for entry in entries):
         found.append("Learning rates were chosen on validation, with the first seed of each arm.")
-    if missing := [f"{entry['title']} ({entry['missing']})" for entry in entries if entry["missing"]]:
-        found.append(f"Without a finished run: {', '.join(missing)}.")
+    if missing := verdict.missing_arms(entries):
+        parts = [f"{', '.join(titles)} ({why})" for why, titles in missing.items()]
+        found.append(f"Without a finished run: {'; '.join(parts)}.")
     if _has_folds(record):
         found.append(
             "Cross-validation: the test samples of all folds are taken as one split, although each fold has a model of"

@@ -44,7 +44,7 @@ def verdict(
     # A title that comes first stays as it is.
     if prefix or row is None:
         sentence = sentence[:1].upper() + sentence[1:]
-    missing = [f"{entry['title']} has no finished run: {entry['missing']}" for entry in entries if entry["missing"]]
+    missing = [f"{without_runs(titles)}: {why}" for why, titles in missing_arms(entries).items()]
     return {
         "sentence": sentence,
         "main": main,
@@ -68,6 +68,21 @@ def on_validation(record: Record, arms: pairs.Arms, by_name: Mapping[str, Json])
     """Whether the best arm is chosen on validation."""
     values = [entry["val"]["auc"] for name, entry in by_name.items() if arms.has(name)]
     return record.protocol == "validation" and None not in values
+
+
+def missing_arms(entries: Sequence[Json]) -> dict[str, list[str]]:
+    """Why arms have no run -> their titles."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry["missing"]:
+            found.setdefault(entry["missing"], []).append(entry["title"])
+    return found
+
+
+def without_runs(titles: Sequence[str]) -> str:
+    """That arms have no finished run, in words."""
+    *others, last = titles
+    return f"{', '.join(others)} and {last} have no finished run" if others else f"{last} has no finished run"
 
 
 def with_auc(entry: Json) -> str:
@@ -108,7 +123,7 @@ def _main(row: Json, arms: pairs.Arms, by_name: Mapping[str, Json], *, trial: bo
     what = " minus ".join(titles)
     missing = [title for name, title in zip(names, titles, strict=True) if not arms.has(name)]
     if missing:
-        return f"{what}: not known, because {' and '.join(missing)} has no finished run", []
+        return f"{what}: not known, because {without_runs(missing)}", []
     if row["difference"] is None:
         why = why_undefined(arms.test)
         return f"{what}: AUC undefined, because {why}: not shown", [f"{what}: {why}, and an AUC needs all classes"]

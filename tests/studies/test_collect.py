@@ -66,7 +66,7 @@ def test_a_study(study):
     assert found.left_out == ()
     assert found.data["patients"] == {"train": 12, "val": 12, "test": 12}
     assert found.data["license"] == "CC"
-    assert found.data["sha256"] == "abc"
+    assert found.data["sha256"] == "abc (of the labels)"
     assert found.scores_of("rllm", "test").shape == (2, 24, 2)
     assert found.items["val"].patients[:3].tolist() == ["p0", "p0", "p1"]
     np.testing.assert_array_equal(found.items["test"].labels, dataset().splits["test"].labels)
@@ -136,7 +136,7 @@ def test_an_arm_without_runs_stays_with_its_comparisons(study):
     _alter(study / "runs" / "plain" / "seed1", "result.json", lambda text: text[:-20])
     found = collect.collect(study)
     assert [arm.name for arm in found.arms] == ["plain", "rllm", "bare"]
-    assert found.arms[0].missing.startswith("it has not run yet; its result.json is damaged")
+    assert found.arms[0].missing.startswith("its result.json is damaged")
     assert {arm.missing for arm in found.arms[1:]} == {""}
     assert [(each.arm, each.reference, each.main) for each in found.comparisons] == [("rllm", "plain", True)]
     assert left_out(found)["rllm against plain"] == "no run of plain"
@@ -144,6 +144,8 @@ def test_an_arm_without_runs_stays_with_its_comparisons(study):
     assert said["verdict"]["sentence"].endswith(
         "R-LLM minus Plain ViT: not known, because Plain ViT has no finished run"
     ), said["verdict"]["sentence"]
+    shutil.rmtree(study / "runs" / "plain")
+    assert collect.collect(study).arms[0].missing == "it has not run yet"
 
 
 def test_a_copy_of_a_run_is_no_further_seed(study):
@@ -214,7 +216,7 @@ def dataset_of_pairs():
 def test_a_rate_that_is_not_chosen_yet(study):
     shutil.rmtree(study / "runs" / "rllm" / "lr=0.0001")
     found = collect.collect(study)
-    assert left_out(found) == {"rllm, seed 0": "of the runs that tune the learning rate, 1 remain"}
+    assert left_out(found) == {"rllm, seed 0": "runs that tune its learning rate remain: 1"}
     assert [run.seed for run in found.runs_of("rllm")] == [1]
 
 

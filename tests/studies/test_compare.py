@@ -271,6 +271,18 @@ def _check_classes(arm, labels, runs, task):
     assert arm["roc"][-1] == [1, 1]
 
 
+def test_both_classes_of_two_have_one_auc():
+    """Sure probabilities that are 1 as float32 have complements that differ."""
+    study = build({"a": MIDDLE})
+    scores = {key: value.copy() for key, value in study.scores.items()}
+    for value in scores.values():
+        high = value[:, 1] > 0.5
+        value[high, 1] = 1
+        value[high, 0] = np.arange(high.sum()) * 1e-12
+    (arm,) = _analyse(dataclasses.replace(study, scores=scores))["arms"]
+    assert [row["auc"] for row in arm["per_class"]] == pytest.approx([arm["metrics"]["auc"]["mean"]] * 2, abs=1e-12)
+
+
 def test_a_roc_curve_has_no_more_points_than_can_be_seen(monkeypatch):
     monkeypatch.setattr("jaxboost.studies.arms._ROC_POINTS", 6)
     (arm,) = _analyse(build({"a": MIDDLE}))["arms"]

@@ -166,6 +166,8 @@ def test_an_arm_without_runs():
     assert found["verdict"]["sentence"].startswith(
         "Arm rllm minus Arm plain: not known, because Arm rllm has no finished run"
     )
+    assert "Arm rllm and Arm mlp have no finished run: it has not run yet" in found["verdict"]["reasons"]
+    assert "Without a finished run: Arm rllm, Arm mlp (it has not run yet)." in found["limits"]
 
 
 def test_no_runs_at_all_and_no_items():
@@ -175,7 +177,7 @@ def test_no_runs_at_all_and_no_items():
     none = build({"plain": 1.0, "rllm": 2.0}, n=0, pairs=PAIR)
     for each in (empty, without_items, none):
         found = _analyse(each)
-        assert "has no finished run" in found["verdict"]["sentence"]
+        assert "Arm rllm and Arm plain have no finished run" in found["verdict"]["sentence"]
         found = _analyse(dataclasses.replace(each, comparisons=()))
         assert found["verdict"]["sentence"] == "There is no finished run, so nothing is known"
     assert {row["why"] for row in _analyse(without_items)["left_out"]} == {"it has no scores of the test split"}
