@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxboost.reporting import choice, numbers
+from jaxboost.studies import verdict
 from jaxboost.studies.pairs import NOT_SHOWN, SHOWN
 from jaxboost.studies.record import Record
 
@@ -52,9 +53,10 @@ def in_words(analysis: choice.Analysis, record: Record) -> list[str]:
 
 def reasons(analysis: choice.Analysis) -> list[str]:
     """The verdict's reasons, without what `incomplete` says."""
-    said = {f"{arm['title']} has no finished run" for arm in choice.entries(analysis, "arms") if not arm.get("seeds")}
+    without = [arm for arm in choice.entries(analysis, "arms") if arm.get("missing")]
+    said = {f"{verdict.without_runs(titles)}: {why}" for why, titles in verdict.missing_arms(without).items()}
     given = (analysis.get("verdict") or {}).get("reasons") or ()
-    return [str(reason) for reason in given if str(reason).partition(":")[0] not in said]
+    return [str(reason) for reason in given if reason not in said]
 
 
 def _simplest(analysis: choice.Analysis) -> Any:
