@@ -36,9 +36,11 @@ def in_words(analysis: choice.Analysis, record: Record) -> list[str]:
     found = _difference(main, titles, analysis) if main is not None else []
     simplest = next((arm for arm in choice.arms(analysis) if arm["name"] == _simplest(analysis)), None)
     if simplest is not None:
-        of = "of the arms that have run" if choice.missing(analysis).arms else "of the ladder"
+        title = simplest["title"]
         found.append(
-            f"{simplest['title']} is the simplest arm {of} that no other is shown to beat: nothing here speaks for a"
+            f"Of the arms that have run, {title} is the simplest that no other is shown to beat."
+            if choice.missing(analysis).arms
+            else f"{title} is the simplest arm of the ladder that no other is shown to beat: nothing here speaks for a"
             " larger one."
         )
         if record.task == "binary-class":

@@ -263,14 +263,8 @@ def _arm(
         mean = float(np.mean(per_seed))
         sd = float(np.std(per_seed, ddof=1)) if seeds > 1 else None
         method = "BCa bootstrap of the mean over seeds, patients drawn again"
-        return {
-            "mean": mean,
-            "sd": sd,
-            "per_seed": per_seed,
-            "low": mean - width,
-            "high": mean + width,
-            "method": method,
-        }
+        ends = {"low": mean - width, "high": mean + width}
+        return {"mean": mean, "sd": sd, "per_seed": per_seed, **ends, "method": method}
 
     acc = 0.5 + 0.85 * (auc - 0.5)
     n = 200
