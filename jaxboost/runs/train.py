@@ -137,8 +137,10 @@ def assemble(
         splits.prepare()
     # Randomly augmented images must be encoded in every step; others are encoded once.
     fixed = system.fixed_tokens if not (augment.random_fields or objective.mixing.changes_images) else None
-    if fixed is not None and _fit(fixed, config, dataset, program, (params, frozen)):
-        key = f"{fingerprints[fixed.role]} {fixed.key} {augment.resize}"
+    shape = None if fixed is None else _kept_shape(fixed, config, dataset, program, (params, frozen))
+    if fixed is not None and shape is not None:
+        # Runs of a study share a folder, and kinds of the booster read the first token alone, or all.
+        key = f"{fingerprints[fixed.role]} {fixed.key} {shape} {augment.resize}"
         dataset = _encoded(config, dataset, augment, program, (params, frozen), splits.folder, key)
         image_size = None
         iterator = train_iterator(config, dataset.splits["train"], augment=augment, image_size=None)
@@ -176,20 +178,23 @@ def _steps_per_epoch(config: Config, dataset: Dataset) -> int:
     )
 
 
-def _fit(fixed: FixedTokens, config: Config, dataset: Dataset, program: Program, weights: tuple[Tree, Tree]) -> bool:
-    """Whether the tokens of all images are small enough to be kept."""
+def _kept_shape(
+    fixed: FixedTokens, config: Config, dataset: Dataset, program: Program, weights: tuple[Tree, Tree]
+) -> tuple[int, ...] | None:
+    """The shape (d, W) of an image's tokens; None if those of all images are too large to be kept."""
     images = dataset.splits["train"].images
-    shape = (config.eval.batch_size, *(config.model.image_size,) * (images.ndim - 2), images.shape[-1])
-    tokens = jax.eval_shape(program.encode, *weights, {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)})
-    count = sum(len(split) for split in dataset.splits.values())
-    gigabytes = count * math.prod(tokens.shape[1:]) * 4 / 1e9
+    batch = (config.eval.batch_size, *(config.model.image_size,) * (images.ndim - 2), images.shape[-1])
+    _, *shape = jax.eval_shape(program.encode, *weights, {"image": jax.ShapeDtypeStruct(batch, jnp.uint8)}).shape
+    gigabytes = sum(len(split) for split in dataset.splits.values()) * math.prod(shape) * 4 / 1e9
     if gigabytes <= fixed.most_gb:
-        return True
+        return tuple(shape)
     logger.info(
-        "the frozen encoder's tokens of all images would take %.1f GB: they are computed at each step (model.cache_gb)",
+        "the frozen encoder's tokens of all images would take %.2g GB, more than model.cache_gb=%g: they are computed"
+        " at each step",
         gigabytes,
+        fixed.most_gb,
     )
-    return False
+    return None
 
 
 def _encoded(
