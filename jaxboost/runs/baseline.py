@@ -20,7 +20,7 @@ from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.evaluation import metrics, patients, thresholds
 from jaxboost.models.frozen import count
-from jaxboost.runs import datasets, report, workdir
+from jaxboost.runs import datasets, memory, report, workdir
 from jaxboost.runs.result import Parameters, Selection
 from jaxboost.systems import start
 from jaxboost.training import step
@@ -45,7 +45,7 @@ def complete(
       UserError: a mistake in the config, the data or the weights.
       Stopped: a signal came. The same command then goes on with the embeddings that were computed.
     """
-    started = time.monotonic()
+    started, peak = time.monotonic(), memory.Peak()
     step.check_batch_size(config.eval.batch_size, "eval.batch_size")
     keep_compiled_programs(True)
     info = datasets.describe(config)
@@ -88,6 +88,7 @@ def complete(
         ),
         steps=None,
         seconds=round(time.monotonic() - started, 1),
+        memory_gb=peak.gigabytes(),
     )
     kind = config.baseline.features
     result = dataclasses.replace(

@@ -67,6 +67,7 @@ def make_result(
     selection: Selection,
     steps: int | None,
     seconds: float,
+    memory_gb: float | None = None,
 ) -> RunResult:
     """Creates the result of a run.
 
@@ -79,6 +80,7 @@ def make_result(
       selection: the best epoch.
       steps: number of training steps; None if there were none.
       seconds: duration of the run.
+      memory_gb: the most memory that it held; None if it is not known.
     """
     parts = {part.role: Part(**part.about, sha256=fingerprints[part.role]) for part in system.pretrained}
     sizes = {name: len(split) for name, split in dataset.splits.items()}
@@ -116,6 +118,7 @@ def make_result(
         threshold=_threshold(scores, dataset, selection.split, config.eval.specificity),
         steps=steps,
         seconds=seconds,
+        memory_gb=memory_gb,
     )
 
 

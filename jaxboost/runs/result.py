@@ -18,6 +18,8 @@ from jaxboost.tasks import TaskName
 FORMAT = 1
 # The entry `boost` of a run without gradient training.
 BASELINE = "baseline"
+# What a run costs differs from machine to machine.
+COSTS = ("seconds", "memory_gb")
 # Other entries `boost` than R-LLM's variants -> the pretrained parts of the system.
 _PARTS = {"pneumollm": ("vision", "llama"), BASELINE: ("encoder",)}
 
@@ -159,6 +161,7 @@ class RunResult:
       threshold: the operating point; None if the config has no eval.specificity.
       steps: number of training steps; None also for a baseline.
       seconds: duration, summed over all starts of the run.
+      memory_gb: see `memory.Peak`, of the start that finished the run; None also in results of earlier versions.
       sha256: checksum, see `checksum`; None before the file is written.
     """
 
@@ -189,6 +192,7 @@ class RunResult:
     threshold: Threshold | None
     steps: _Count | None = None
     seconds: Annotated[float, Field(ge=0)]
+    memory_gb: Annotated[float, Field(ge=0)] | None = None
     sha256: _Digest | None = None
 
     @property
@@ -253,8 +257,8 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checksum(content: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 of all entries except `sha256` and `seconds`: equal results have equal checksums."""
-    return io.json_sha256({name: value for name, value in content.items() if name not in ("sha256", "seconds")})
+    """Returns the SHA-256 of all entries except itself and what a run costs: equal results have equal checksums."""
+    return io.json_sha256({name: value for name, value in content.items() if name not in ("sha256", *COSTS)})
 
 
 def _check_origin(content: Any) -> None:

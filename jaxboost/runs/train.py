@@ -20,7 +20,7 @@ from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.evaluation import patients, thresholds
 from jaxboost.models.frozen import Tree
-from jaxboost.runs import baseline, datasets, report, workdir
+from jaxboost.runs import baseline, datasets, memory, report, workdir
 from jaxboost.runs.lock import locked
 from jaxboost.runs.result import RunResult, Selection
 from jaxboost.systems import start
@@ -75,7 +75,8 @@ def train_and_evaluate(
                     return content
                 if "baseline" in config:
                     return baseline.complete(config, folder, splits, lock.check)
-                return _complete(assemble(config, folder, splits, check_lock=lock.check))
+                peak = memory.Peak()
+                return _complete(assemble(config, folder, splits, check_lock=lock.check), peak)
         except stopping.Stopped:
             if stop.exit_code:
                 raise
@@ -218,7 +219,7 @@ def _encoded(
     )
 
 
-def _complete(loop: Loop) -> dict[str, Any] | None:
+def _complete(loop: Loop, peak: memory.Peak) -> dict[str, Any] | None:
     """Resumes, trains, and evaluates; see `train_and_evaluate`."""
     folder = loop.folder
     report.log_start(loop.system, loop.dataset, loop.config)
@@ -233,10 +234,10 @@ def _complete(loop: Loop) -> dict[str, Any] | None:
         stopping.say(" after the last step: run the same command again for the result")
         # A stop from here on loses nothing: the same command repeats the evaluation.
         stopping.poll()
-        return _finish(loop, checkpointer)
+        return _finish(loop, checkpointer, peak)
 
 
-def _finish(loop: Loop, checkpointer: Checkpointer) -> dict[str, Any]:
+def _finish(loop: Loop, checkpointer: Checkpointer, peak: memory.Peak) -> dict[str, Any]:
     """Evaluates the best epoch, and writes predictions and result.
 
     The only place that evaluates the test split, unless the protocol is `reference`.
@@ -257,6 +258,7 @@ def _finish(loop: Loop, checkpointer: Checkpointer) -> dict[str, Any]:
         selection=Selection(split=loop.selection_split, metric=config.eval.metric, **dataclasses.asdict(best)),
         steps=loop.last_step,
         seconds=round(loop.seconds(), 1),
+        memory_gb=peak.gigabytes(),
     )
     # The result marks the run as finished: everything else must be on the disk before.
     checkpointer.wait()

@@ -44,7 +44,7 @@ def _figures(folder):
     """What the result says, without what is another each time."""
     result = json.loads((folder / "result.json").read_text())
     assert result.pop("sha256") == results.checksum(result)
-    return {name: value for name, value in result.items() if name not in ("seconds", "config")}
+    return {name: value for name, value in result.items() if name not in (*results.COSTS, "config")}
 
 
 def _predictions(folder):

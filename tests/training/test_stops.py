@@ -13,6 +13,7 @@ from jaxboost.data.dataset import Dataset, DatasetInfo, Split
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.evaluation import evaluate
 from jaxboost.runs import datasets, lock, train
+from jaxboost.runs.result import COSTS
 from jaxboost.statistics import intervals
 from jaxboost.training import source_tokens, step
 from jaxboost.training.checkpoints import checkpointer
@@ -31,7 +32,7 @@ def outcome(folder: pathlib.Path) -> dict:
     """All that a run finds, without its times."""
     result = json.loads((folder / "result.json").read_text())
     predictions = {path.name: path.read_bytes() for path in (folder / "predictions").iterdir()}
-    return {"result": {**result, "seconds": 0}, "records": records(folder), "predictions": predictions}
+    return {"result": {**result, **dict.fromkeys(COSTS)}, "records": records(folder), "predictions": predictions}
 
 
 @pytest.fixture(scope="module")
