@@ -30,8 +30,8 @@ QUICK_TO_COMPILE = (
 )
 os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_TO_COMPILE))
 
-# What compiles for more than a tenth of a second, such as a training step, is kept for later tests, the other worker and
-# the processes that tests start. JAX's own limit is a second, which hardly a program needs with the flags above.
+# What compiles for more than a tenth of a second, such as a training step, is kept for later tests, the other worker,
+# and the processes that tests start. JAX's own limit is a second, too long for the programs of tests.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 # Python's default looks for garbage each 700 new objects, and JAX's traces make millions: a twelfth of the tests' time.
