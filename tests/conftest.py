@@ -1,6 +1,7 @@
 """Fixtures that several packages' tests share."""
 
 import atexit
+import gc
 import logging
 import os
 import pathlib
@@ -21,13 +22,20 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # Most of the tests' time goes into compiling programs that run for milliseconds. What is left out here is LLVM's
 # optimisation of single loops, and the newer of XLA's two generators of fused loops, which takes twice as long as the
 # older; XLA's own optimisation of whole programs stays. `XLA_FLAGS= pytest` tests what users run, as .ci/run does for
-# the golden figures, PneumoLLM, the LLM layers and the paths.
+# the golden figures, PneumoLLM and the LLM layers.
 QUICK_TO_COMPILE = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",
 )
 os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_TO_COMPILE))
+
+# What compiles for more than a tenth of a second, such as a training step, is kept for later tests, the other worker,
+# and the processes that tests start. JAX's own limit is a second, too long for the programs of tests.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+# Python's default looks for garbage each 700 new objects, and JAX's traces make millions: a twelfth of the tests' time.
+gc.set_threshold(20_000, 20, 50)
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and with them the processes that they start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -1,11 +1,21 @@
-"""Runs the project's scripts as a user does: in a process of their own."""
+"""Runs the project's scripts as a user does: in a process of their own, or in this one where that is not the point."""
 
+import contextlib
+import io
 import json
+import logging
 import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Sequence
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+
+import absl.logging
+from absl.testing import flagsaver
+
+from jaxboost.cli import main
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -22,6 +32,50 @@ def run_script(
         text=True,
         timeout=timeout,
     )
+
+
+@contextlib.contextmanager
+def _process_settings(folder: pathlib.Path) -> Iterator[None]:
+    """Works in `folder`, and gives what a command changes for its process back: flags, logs, warnings."""
+    loggers = [logging.getLogger(name) for name in ("", "jaxboost", "asyncio", "absl")]
+    names = ("level", "propagate", "handlers", "filters")
+    kept = [{name: getattr(logger, name) for name in names} for logger in loggers]
+    argv, hook, verbosity = sys.argv, sys.unraisablehook, absl.logging.get_verbosity()
+    for logger, values in zip(loggers, kept, strict=True):
+        logger.handlers, logger.filters = [*values["handlers"]], [*values["filters"]]
+    try:
+        with flagsaver.flagsaver(), warnings.catch_warnings(), contextlib.chdir(folder):
+            yield
+    finally:
+        sys.argv, sys.unraisablehook = argv, hook
+        absl.logging.set_verbosity(verbosity)
+        for logger, values in zip(loggers, kept, strict=True):
+            for name, value in values.items():
+                setattr(logger, name, value)
+
+
+def run_inside(*arguments: object, folder: pathlib.Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    """Runs `python ARGUMENTS` as `run_script` does, but in this process, which has imported and compiled already.
+
+    For what a command does and says. Signals, other environments and what libraries print need `run_script`.
+
+    Args:
+      *arguments: a script, or "-m" and "jaxboost" and a subcommand; then the command's arguments.
+      folder: the working directory.
+    """
+    words = [str(argument) for argument in arguments]
+    script = {"train.py": "train", "convert_weights.py": "convert"}.get(words[0])
+    words = [script, *words[1:]] if script else words[2:]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with _process_settings(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main.main(words)
+        except SystemExit as stop:
+            code = stop.code or 0
+        except Exception:
+            traceback.print_exc()
+            code = 1
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 # Forks a process for each command of its stdin; what they all import is loaded before, without jax and its threads.

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from jaxboost.analysis.describe import describe
-from tests.scripts import REPOSITORY, assert_mistake, run_script
+from tests.scripts import REPOSITORY, assert_mistake, run_inside, run_script
 
 LEAVES = sorted(
     path.stem
@@ -109,5 +109,5 @@ def test_script_prints_json_and_needs_neither_data_nor_weights(tmp_path):
 
 
 def test_script_names_a_mistake():
-    process = run_script("-m", "jaxboost", "describe", "--config=configs/quickstart.py", "--config.boost.kind=rlm")
+    process = run_inside("-m", "jaxboost", "describe", "--config=configs/quickstart.py", "--config.boost.kind=rlm")
     assert_mistake(process, "boost.kind", "did you mean 'rllm'")

@@ -4,7 +4,7 @@ import pytest
 
 import jaxboost
 from jaxboost.cli import main
-from tests.scripts import assert_mistake, run_each, run_script
+from tests.scripts import assert_mistake, run_each, run_inside, run_script
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
@@ -84,5 +84,5 @@ def test_a_path_that_the_system_refuses_is_one_line():
 
 
 def test_describe_by_name():
-    process = run_script("-m", "jaxboost", "describe", "--config", "quickstart", "--nomemory")
+    process = run_inside("-m", "jaxboost", "describe", "--config", "quickstart", "--nomemory")
     assert process.stdout.startswith("lidcshapes3d, vivit_tiny, boost rllm, 2 classes\n"), process.stderr

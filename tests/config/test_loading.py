@@ -4,7 +4,7 @@ import pytest
 
 from jaxboost.config import get_config, load_config, loading, table
 from jaxboost.errors import UserError
-from tests.scripts import REPOSITORY, assert_mistake, run_each, run_script
+from tests.scripts import REPOSITORY, assert_mistake, run_each, run_inside
 
 
 def _write(folder, text):
@@ -139,6 +139,6 @@ def test_the_command_executes_a_config_file_once(tmp_path):
         f"    with pathlib.Path({str(tmp_path / 'calls')!r}).open('a') as calls:\n        calls.write('called ')\n"
         "    return table.get_config()\n",
     )
-    process = run_script("train.py", f"--config={file}", "--config.train.epochs=0", "--config.seed=-1")
+    process = run_inside("train.py", f"--config={file}", "--config.train.epochs=0", "--config.seed=-1")
     assert_mistake(process, "seed: -1 should be 0 or more; ", "train.epochs: 0 should be above 0")
     assert (tmp_path / "calls").read_text() == "called "

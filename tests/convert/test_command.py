@@ -8,6 +8,7 @@ import pytest
 
 from jaxboost.convert.store import read_manifest
 from tests.reference import llama_checkpoints as reference
+from tests.scripts import run_inside
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +34,8 @@ def test_success(source, tmp_path):
     assert (manifest.layers, manifest.dtype, manifest.final_norm) == ((3,), "bfloat16", False)
     assert [path.name for path in (tmp_path / "blocks").iterdir()] == ["tiny"]
 
-    again = run(tmp_path, *flags[:2], "--layers=-2,0", "--out=blocks/tiny", "--overwrite")
+    options = ("--layers=-2,0", "--out=blocks/tiny", "--overwrite")
+    again = run_inside("convert_weights.py", *flags[:2], *options, folder=tmp_path)
     assert again.returncode == 0, again.stderr
     manifest = read_manifest(tmp_path / "blocks" / "tiny")
     assert (manifest.layers, manifest.dtype, manifest.final_norm) == ((2, 0), "float32", True)
@@ -54,7 +56,8 @@ def test_success(source, tmp_path):
     ],
 )
 def test_mistakes(flags, message, source, tmp_path):
-    result = run(tmp_path, "--source", source, "--out", str(tmp_path / "block"), *flags)
+    arguments = ("--source", source, "--out", tmp_path / "block", *flags)
+    result = run_inside("convert_weights.py", *arguments, folder=tmp_path)
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.startswith(message)

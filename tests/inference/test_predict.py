@@ -23,7 +23,7 @@ from jaxboost.tasks import MULTI_LABEL
 from tests import finished_runs
 from tests.convert import vision_checkpoints as vision
 from tests.reference import llama_checkpoints
-from tests.scripts import assert_mistake, run_script
+from tests.scripts import assert_mistake, run_inside, run_script
 
 
 @pytest.fixture(scope="module")
@@ -352,5 +352,5 @@ def test_a_control_without_layers_needs_no_block(tmp_path):
 
 
 def test_a_mistake_is_one_line():
-    process = run_script("-m", "jaxboost", "predict", "--run=nowhere", "--input=x.png")
+    process = run_inside("-m", "jaxboost", "predict", "--run=nowhere", "--input=x.png")
     assert_mistake(process, "nowhere", "no such folder")

