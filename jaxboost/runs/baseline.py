@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
-import filelock
 import jax
 import numpy as np
 
@@ -22,14 +21,11 @@ from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.evaluation import metrics, patients, thresholds
 from jaxboost.models.frozen import count
-from jaxboost.runs import datasets, report, workdir
+from jaxboost.runs import datasets, report, turns, workdir
 from jaxboost.runs.result import Parameters, Selection
 from jaxboost.systems import start
 from jaxboost.training import step
 from jaxboost.training.cache import keep_compiled_programs
-
-# As the lock of a run: it ends by itself if its owner has ended.
-_LOCK, _LEASE = "embeddings.lock", 120.0  # seconds
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +68,7 @@ def complete(
     logger.info("%s: %s; %d classes (%s)", dataset.info.name, sizes, len(dataset.info.classes), dataset.info.task)
     logger.info("%s: %s frozen parameters", system.title, f"{count(system.frozen):,}")
     encode = embeddings.make_encode(system, (weights[0], weights[1], weights[2]), replicated)
-    with _cache(config, splits.folder) as cache:
+    with _cache(config, splits.folder, folder) as cache:
         found = _features(config, dataset, encode, by_batch, cache, str(fingerprints.get("encoder")))
     choice = _choose(config, dataset, found)
     stopping.poll()
@@ -109,27 +105,21 @@ def complete(
 
 
 @contextlib.contextmanager
-def _cache(config: Config, folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields the folder of embeddings. Runs that share one take turns, so that only the first computes them."""
-    if not config.baseline.cache or config.baseline.features != "encoder":
+def _cache(config: Config, folder: pathlib.Path, own: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields the folder of embeddings. Runs that share one take turns, so that only the first computes them.
+
+    Args:
+      config: of the run.
+      folder: where they are kept if the config names no folder.
+      own: folder of the run, which no other run writes to.
+    """
+    named = config.baseline.cache
+    cache = io.user_path(named) if named else folder
+    if config.baseline.features != "encoder" or cache == own:
         yield folder
         return
-    cache = io.user_path(config.baseline.cache)
-    with io.writing(f"config field baseline.cache: {cache}"):
-        cache.mkdir(parents=True, exist_ok=True)
-        lease = filelock.SoftFileLease(
-            cache / _LOCK, lease_duration=_LEASE, heartbeat_interval=_LEASE / 8, thread_local=False
-        )
-        try:
-            lease.acquire(timeout=0)
-        except filelock.Timeout:
-            logger.info("another run computes embeddings in %s: waiting for them", cache)
-            lease.acquire()
-    try:
+    with turns.take(cache, "embeddings", where=f"config field baseline.cache: {cache}" if named else ""):
         yield cache
-    finally:
-        with contextlib.suppress(OSError):
-            lease.release(force=True)
 
 
 def _features(

@@ -6,7 +6,7 @@ import logging
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.evaluation import patients, thresholds
 from jaxboost.models.frozen import Tree
-from jaxboost.runs import baseline, datasets, report, workdir
+from jaxboost.runs import baseline, datasets, report, turns, workdir
 from jaxboost.runs.lock import locked
 from jaxboost.runs.result import RunResult, Selection
 from jaxboost.systems import start
@@ -137,10 +137,11 @@ def assemble(
         splits.prepare()
     # Randomly augmented images must be encoded in every step; others are encoded once.
     fixed = system.fixed_tokens if not (augment.random_fields or objective.mixing.changes_images) else None
-    if fixed is not None and _fit(fixed, config, dataset, program, (params, frozen)):
-        key = f"{fingerprints[fixed.role]} {fixed.key} {augment.resize}"
-        dataset = _encoded(config, dataset, augment, program, (params, frozen), splits.folder, key)
-        image_size = None
+    tokens = fixed and _encoded(
+        fixed, config, dataset, augment, program, (params, frozen), (splits.folder, folder), fingerprints
+    )
+    if tokens is not None:
+        dataset, image_size = tokens, None
         iterator = train_iterator(config, dataset.splits["train"], augment=augment, image_size=None)
     return Loop(
         config=config,
@@ -176,41 +177,52 @@ def _steps_per_epoch(config: Config, dataset: Dataset) -> int:
     )
 
 
-def _fit(fixed: FixedTokens, config: Config, dataset: Dataset, program: Program, weights: tuple[Tree, Tree]) -> bool:
-    """Whether the tokens of all images are small enough to be kept."""
+def _kept_tokens(
+    fixed: FixedTokens, config: Config, dataset: Dataset, program: Program, weights: tuple[Tree, Tree]
+) -> tuple[int, ...]:
+    """The shape (Q, W) of an image's tokens; () if those of all images are too large to be kept."""
     images = dataset.splits["train"].images
     shape = (config.eval.batch_size, *(config.model.image_size,) * (images.ndim - 2), images.shape[-1])
-    tokens = jax.eval_shape(program.encode, *weights, {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)})
-    count = sum(len(split) for split in dataset.splits.values())
-    gigabytes = count * math.prod(tokens.shape[1:]) * 4 / 1e9
+    tokens = jax.eval_shape(program.encode, *weights, {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}).shape[1:]
+    gigabytes = sum(len(split) for split in dataset.splits.values()) * math.prod(tokens) * 4 / 1e9
     if gigabytes <= fixed.most_gb:
-        return True
+        return tokens
     logger.info(
         "the frozen encoder's tokens of all images would take %.1f GB: they are computed at each step (model.cache_gb)",
         gigabytes,
     )
-    return False
+    return ()
 
 
 def _encoded(
+    fixed: FixedTokens,
     config: Config,
     dataset: Dataset,
     augment: Augment,
     program: Program,
     weights: tuple[Tree, Tree],
-    folder: pathlib.Path,
-    key: str,
-) -> Dataset:
-    """Replaces the images of the data set by the frozen encoder's tokens, which are cached in `folder`."""
-    return source_tokens.encode(
-        dataset,
-        lambda batch: program.encode(*weights, step.put(batch, program.by_batch)),
-        batch_size=config.eval.batch_size,
-        image_size=config.model.image_size,
-        augment=augment,
-        folder=folder,
-        key=key,
-    )
+    folders: tuple[pathlib.Path, pathlib.Path],
+    fingerprints: Mapping[str, str],
+) -> Dataset | None:
+    """Replaces the images of the data set by the frozen encoder's tokens; None if these are too large to be kept.
+
+    They are cached in the first folder. The second is that of the run; runs that share the first take turns.
+    """
+    shape = _kept_tokens(fixed, config, dataset, program, weights)
+    if not shape:
+        return None
+    cache, own = folders
+    with contextlib.nullcontext() if cache == own else turns.take(cache, "tokens"):
+        return source_tokens.encode(
+            dataset,
+            lambda batch: program.encode(*weights, step.put(batch, program.by_batch)),
+            batch_size=config.eval.batch_size,
+            image_size=config.model.image_size,
+            augment=augment,
+            folder=cache,
+            # Models with the same encoder may need all of its tokens, or only the first.
+            key=f"{fingerprints[fixed.role]} {fixed.key} {augment.resize} {shape}",
+        )
 
 
 def _complete(loop: Loop) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from jaxboost.errors import UserError
 from jaxboost.models import frozen
 from jaxboost.runs import cross_validation, datasets, train
 from jaxboost.tasks import TASKS
-from jaxboost.training import optim, step
+from jaxboost.training import optim, source_tokens
 from tests.scripts import KILL, devices, interrupted_training, run_script
 from tests.training.radiographs import PATIENTS, PER_PATIENT, SMALL, make_run, small, write_radiographs
 from tests.training.small_runs import on_host, take_steps
@@ -201,7 +201,7 @@ def test_images_are_encoded_once_where_the_encoder_stays_as_it_is(radiographs, t
         raise AssertionError("encoded again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(step, "make_encode", lambda *_: refuse)
+        patch.setattr(source_tokens.batches, "eval_batches", refuse)
         again = make_run(config, tmp_path / "once")
     assert take_steps(again, 3) == losses
     prepare = train.systems.prepare
