@@ -17,6 +17,9 @@ Expected: on the shapes the volume of a nodule alone reaches an AUC of .90. Rung
 it, and no difference between R-LLM and the plain ViT should be shown.
 """
 
+from collections.abc import Mapping
+
+from jaxboost.studies.loading import folder_argument
 from jaxboost.studies.study import CONTROL, LADDER, Arm, Comparison, Study
 
 QUESTION = "Does a frozen LLM layer help on these images, and does anything beat a linear probe?"
@@ -50,6 +53,11 @@ _PRETRAINED = {
     "train.batch_size": 64,
 }
 _KINDS = {"", "3d", "2d", "resnet", "2d+pretrained"}
+
+
+def default_argument(overrides: Mapping[str, str]) -> str:
+    """The argument that a folder of images needs; `overrides`: dotted field -> text, as on the command line."""
+    return folder_argument(overrides)
 
 
 def get_study(argument: str = "") -> Study:

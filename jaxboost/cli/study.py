@@ -7,6 +7,7 @@ stopped. Overrides hold for all arms that have the field, such as --config.data.
 """
 
 import contextlib
+import logging
 import os
 import pathlib
 import re
@@ -20,6 +21,8 @@ from absl import flags
 from jaxboost import io
 from jaxboost.cli import app
 from jaxboost.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.")
 FAILED_EXIT_CODE = 1
@@ -47,7 +50,10 @@ def run() -> None:
             raise UserError("--out is missing: give the folder of the study")
         from jaxboost.studies import definition, estimate, loading, plan, runner
 
-        study = loading.load_study(study_flag.value)
+        name = loading.suited(study_flag.value, plan.texts(overrides))
+        study = loading.load_study(name)
+        if name != study_flag.value and not commands_flag.value:
+            logger.info("the study is %s, which suits what the folder holds", name)
         if quick_flag.value:
             study = study.as_trial()
         folder = io.user_path(out_flag.value)
@@ -60,22 +66,24 @@ def run() -> None:
         )
         stated = definition.check(planned)
         if dry_flag.value:
-            print(estimate.table(estimate.with_seconds(planned, flops=True)))
+            print(estimate.table(estimate.with_seconds(planned, flops=True), jobs=jobs_flag.value))
             return
         # What another process needs to know of the same study.
-        same = [f"--study={study_flag.value}", f"--out={out_flag.value}", *overrides]
+        same = [f"--study={name}", f"--out={out_flag.value}", *overrides]
         same += [f"--seeds={seeds_flag.value}"] * (seeds_flag.value > 0) + ["--quick"] * quick_flag.value
         if commands_flag.value:
             for each in planned.runs:
                 if each.state != "finished":
                     print(shlex.join(["jaxboost", "study", *same, f"--only={each.key}"]))
             return
+        helping = [*same, f"--arms={','.join(arms_flag.value)}", f"--only={only_flag.value}"]
         outcome = runner.run(
             planned,
             stated,
             only=only_flag.value,
             worker=worker_flag.value,
-            workers=lambda: _workers(jobs_flag.value, [*same, f"--arms={','.join(arms_flag.value)}"]),
+            workers=lambda: _workers(jobs_flag.value, helping),
+            jobs=jobs_flag.value,
         )
         if outcome.stopped:
             return
@@ -152,6 +160,12 @@ def _cores() -> list[int]:
 
 
 def _take(cores: Sequence[int]) -> None:
-    """This thread, and threads and processes that it starts from now on, use these cores; []: no change."""
-    if cores:
-        os.sched_setaffinity(0, cores)
+    """All threads of this process, and processes that it starts from now on, use these cores; []: no change."""
+    if not cores:
+        return
+    # Threads that compute may be there already, and keep the cores that they have.
+    threads = pathlib.Path("/proc/self/task")
+    for number in [int(path.name) for path in threads.iterdir()] if threads.is_dir() else [0]:
+        # A thread may have ended, and a container may not allow it.
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(number, cores)

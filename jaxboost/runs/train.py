@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import math
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -24,12 +23,13 @@ from jaxboost.runs import baseline, datasets, report, turns, workdir
 from jaxboost.runs.lock import locked
 from jaxboost.runs.result import RunResult, Selection
 from jaxboost.systems import start
-from jaxboost.systems.system import FixedTokens
+from jaxboost.systems.system import FixedTokens, System
 from jaxboost.training import source_tokens, step
 from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoints import checkpoint_folder
 from jaxboost.training.checkpoints.checkpointer import Checkpointer, Progress
 from jaxboost.training.loop import Loop, train_iterator
+from jaxboost.training.mixing import Mixing
 from jaxboost.training.program import Program, make_objective, make_program
 
 logger = logging.getLogger(__name__)
@@ -135,8 +135,7 @@ def assemble(
     fingerprints |= datasets.fingerprint(dataset, config)
     with io.writing(splits.folder):
         splits.prepare()
-    # Randomly augmented images must be encoded in every step; others are encoded once.
-    fixed = system.fixed_tokens if not (augment.random_fields or objective.mixing.changes_images) else None
+    fixed = fixed_tokens(system, config)
     tokens = fixed and _encoded(
         fixed, config, dataset, augment, program, (params, frozen), (splits.folder, folder), fingerprints
     )
@@ -177,6 +176,13 @@ def _steps_per_epoch(config: Config, dataset: Dataset) -> int:
     )
 
 
+def fixed_tokens(system: System, config: Config) -> FixedTokens | None:
+    """The tokens that a run computes once, if they are not too large; None if the encoder runs at each step."""
+    # Randomly changed images must be encoded at each step.
+    changes = Augment(**config.augment).random_fields or Mixing(**config.mix).changes_images
+    return None if changes else system.fixed_tokens
+
+
 def _kept_tokens(
     fixed: FixedTokens, config: Config, dataset: Dataset, program: Program, weights: tuple[Tree, Tree]
 ) -> tuple[int, ...]:
@@ -184,7 +190,7 @@ def _kept_tokens(
     images = dataset.splits["train"].images
     shape = (config.eval.batch_size, *(config.model.image_size,) * (images.ndim - 2), images.shape[-1])
     tokens = jax.eval_shape(program.encode, *weights, {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}).shape[1:]
-    gigabytes = sum(len(split) for split in dataset.splits.values()) * math.prod(tokens) * 4 / 1e9
+    gigabytes = fixed.gigabytes(tokens, sum(len(split) for split in dataset.splits.values()))
     if gigabytes <= fixed.most_gb:
         return tokens
     logger.info(

@@ -167,11 +167,25 @@ def parse_overrides(study: Study, arguments: Sequence[str]) -> dict[str, Any]:
         return {}
     fields = {name: value for config in _configs(study, {}).values() for name, value in flat(config).items()}
     found = {}
+    for name, text in texts(arguments).items():
+        _check_fields([name], fields)
+        found[name] = _parsed(name, text, fields[name])
+    return found
+
+
+def texts(arguments: Sequence[str]) -> dict[str, str]:
+    """Dotted field -> text of its value, of arguments as in `parse_overrides`.
+
+    Raises:
+      UserError: `--noconfig.` has a value.
+    """
+    found = {}
     for argument in arguments:
         word, equals, text = argument.lstrip("-").partition("=")
-        name = word.removeprefix("no").removeprefix("config.")
-        _check_fields([name], fields)
-        found[name] = _parsed(name, text if equals else str(not word.startswith("no")), fields[name])
+        negative = word.startswith("no")
+        if negative and equals:
+            raise UserError(f"{argument}: --noconfig. means False and takes no value")
+        found[word.removeprefix("no").removeprefix("config.")] = text if equals else str(not negative)
     return found
 
 

@@ -1,7 +1,9 @@
 """The command `jaxboost study`: what it prints, the commands for schedulers, its exit code and its report."""
 
+import os
 import shlex
 import sys
+import threading
 import types
 
 import pytest
@@ -98,7 +100,9 @@ def test_the_report_is_made_from_the_record(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "record.json").exists()
 
 
-def test_workers_are_told_the_study_and_are_stopped_at_the_end(monkeypatch):
+@pytest.fixture
+def started(monkeypatch):
+    """Words and signals of the processes that would be started, and the cores that are taken, in order."""
     events = []
 
     class Process:
@@ -112,9 +116,59 @@ def test_workers_are_told_the_study_and_are_stopped_at_the_end(monkeypatch):
             events.append("wait")
 
     monkeypatch.setattr(command.subprocess, "Popen", Process)
-    with command._workers(2, ["--study=x", "--out=y"]):
-        assert events == [[sys.executable, "-m", "jaxboost", "study", "--study=x", "--out=y", "--worker"]] * 2
-        events.clear()
-    assert events == ["terminate", "terminate", "wait", "wait"]
-    with command._workers(0, []):
-        assert events[4:] == []
+    monkeypatch.setattr(command.os, "sched_setaffinity", lambda number, cores: events.append([*cores]), raising=False)
+    # No threads.
+    monkeypatch.setattr(command.pathlib.Path, "is_dir", lambda self: False)
+    return events
+
+
+WORKER = [sys.executable, "-m", "jaxboost", "study", "--study=x", "--out=y", "--worker"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "jobs", "shares"),
+    [
+        ((0, 1), 2, ((1,), (0,))),
+        ((0, 2, 4, 5, 7), 2, ((2, 5), (0, 4, 7))),
+        ((0, 1, 2), 3, ((1,), (2,), (0,))),
+        # More processes than cores: each may use all of them.
+        ((3, 5), 3, ((3, 5), (3, 5), (3, 5))),
+    ],
+)
+def test_workers_get_their_part_of_the_cores(monkeypatch, started, cores, jobs, shares):
+    monkeypatch.setattr(command.os, "sched_getaffinity", lambda number: set(cores), raising=False)
+    with command._workers(jobs, ["--study=x", "--out=y"]):
+        # Processes inherit the cores that this one has when it starts them.
+        expected = [event for share in shares[:-1] for event in ([*share], WORKER)]
+        assert started == [*expected, [*shares[-1]]]
+        started.clear()
+    assert started == [[*cores], *["terminate"] * (jobs - 1), *["wait"] * (jobs - 1)]
+
+
+def test_workers_on_a_system_that_does_not_share_cores(monkeypatch, started):
+    monkeypatch.delattr(command.os, "sched_getaffinity", raising=False)
+    with command._workers(3, ["--study=x", "--out=y"]):
+        assert started == [WORKER, WORKER]
+    assert started[2:] == ["terminate", "terminate", "wait", "wait"]
+
+
+def test_workers_are_stopped_after_an_error(monkeypatch, started):
+    monkeypatch.setattr(command, "_cores", lambda: [0, 1])
+    with pytest.raises(ZeroDivisionError), command._workers(2, ["--study=x", "--out=y"]):
+        raise ZeroDivisionError
+    assert started[-3:] == [[0, 1], "terminate", "wait"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not share cores")
+def test_threads_that_are_there_already_move_too():
+    before, done = command._cores(), threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        command._take(before[-1:])
+        assert os.sched_getaffinity(thread.native_id) == os.sched_getaffinity(0) == {before[-1]}
+    finally:
+        command._take(before)
+        done.set()
+        thread.join()
+    assert command._cores() == before
