@@ -150,7 +150,7 @@ def own_splits(config: Config, folder: pathlib.Path) -> Splits:
 
     def load_part() -> Dataset:
         # The table of the splits has all samples, as it is read again when the run continues.
-        return _fraction_of(find()[0], config)
+        return fraction_of(find()[0], config)
 
     return Splits(load=functools.cache(load_part), prepare=prepare, folder=cache_folder(folder))
 
@@ -181,10 +181,11 @@ def fold_of(dataset: Dataset, config: Config, fold: int, file: pathlib.Path | No
         val_share=0 if _without_val(config) else fields.val_share,
         file=io.user_path(fields.folds_file) if fields.folds_file else file,
     )
-    return _fraction_of(divided, config)
+    return fraction_of(divided, config)
 
 
-def _fraction_of(dataset: Dataset, config: Config) -> Dataset:
+def fraction_of(dataset: Dataset, config: Config) -> Dataset:
+    """The data set with the part of its training split that a config trains on."""
     return fraction.take(dataset, config.data.train_fraction, config.seed)
 
 

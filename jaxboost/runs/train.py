@@ -118,13 +118,9 @@ def assemble(
     splits = splits or datasets.own_splits(config, folder)
     dataset = splits.load()
     selection_split = PROTOCOLS[config.eval.protocol]
-    patients.check(dataset, unit=config.eval.unit)
-    if config.eval.specificity:
-        thresholds.check_both_classes(dataset, selection_split)
+    steps_per_epoch = check_splits(config, dataset)
     objective = make_objective(config, dataset.info, dataset.splits["train"].labels)
     iterator = train_iterator(config, dataset.splits["train"], augment=augment, image_size=image_size)
-    steps_per_epoch = _steps_per_epoch(config, dataset)
-    validation.check_steps(config, steps_per_epoch)
     program = make_program(config, system.graphdef, objective, steps_per_epoch=steps_per_epoch)
     all_steps = config.train.epochs * steps_per_epoch
     last_step = min(all_steps, config.train.max_steps or all_steps)
@@ -167,13 +163,26 @@ def assemble(
     )
 
 
-def _steps_per_epoch(config: Config, dataset: Dataset) -> int:
-    return batches.steps_per_epoch(
+def check_splits(config: Config, dataset: Dataset) -> int:
+    """Checks that a config can be trained and evaluated on the splits of a run; images are not read.
+
+    Returns:
+      The number of steps in an epoch.
+
+    Raises:
+      UserError: it cannot, such as with fewer samples than a batch.
+    """
+    patients.check(dataset, unit=config.eval.unit)
+    if config.eval.specificity:
+        thresholds.check_both_classes(dataset, PROTOCOLS[config.eval.protocol])
+    steps = batches.steps_per_epoch(
         dataset.splits["train"],
         config.train.batch_size,
         last_batch=config.train.last_batch,
         multiple=config.train.epoch_multiple,
     )
+    validation.check_steps(config, steps)
+    return steps
 
 
 def fixed_tokens(system: System, config: Config) -> FixedTokens | None:

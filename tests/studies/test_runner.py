@@ -268,6 +268,17 @@ def test_data_that_do_not_suit_an_arm(tmp_path, monkeypatch):
         data_check.check(made.runs, (), tmp_path)
 
 
+def test_more_samples_in_a_batch_than_there_are(tmp_path, monkeypatch):
+    """Found before the first run, not after those that come before."""
+    monkeypatch.setattr(data_check, "_with_splits", lambda config, folder: dataset())
+    monkeypatch.setattr(data_check, "_weights_problem", lambda *arguments: [])
+    half = dataclasses.replace(RLLM, overrides={"data.train_fraction": 0.5})
+    made = plan.make(small_study(arms=(PLAIN, half)), tmp_path, overrides={"train.batch_size": 24})
+    with pytest.raises(UserError, match=r"^arm rllm: train\.batch_size=24: use 1 to 1\d, the samples of an epoch$"):
+        data_check.check(made.runs, (), tmp_path)
+    assert not (tmp_path / "study.json").exists()
+
+
 def test_missing_weights_are_found_before_the_first_run(tmp_path, few_lidc_root):
     """With the real data."""
     study = small_study(few_lidc_root, arms=(PLAIN, dataclasses.replace(RLLM, overrides={"boost.block": "gone"}), BARE))
@@ -286,23 +297,21 @@ def _without_times(folder: pathlib.Path) -> tuple[dict, dict]:
 
 
 def test_an_interrupted_study_ends_with_the_same_record(tmp_path, few_lidc_root, monkeypatch):
-    """Trains: a signal comes during the second run of the study."""
-    study = small_study(few_lidc_root, seeds=1, arms=(PLAIN, dataclasses.replace(RLLM, tuned=False), BARE))
+    """Trains: a signal comes during the first run of the study; the second evaluates it again."""
+    study = small_study(few_lidc_root, seeds=1, arms=(dataclasses.replace(RLLM, tuned=False), BARE), comparisons=())
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert run(whole, study=study) == runner.Outcome()
-    write, steps = log.MetricsLog.write, []
+    write = log.MetricsLog.write
 
     def write_and_stop(self, step, values):
         write(self, step, values)
-        steps.append(step)
-        if len(steps) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(log.MetricsLog, "write", write_and_stop)
         outcome = run(stopped, study=study)
     assert outcome.stopped
-    assert [each.state for each in plan.make(study, stopped).runs] == ["finished", "interrupted", "waiting"]
+    assert [each.state for each in plan.make(study, stopped).runs] == ["interrupted", "waiting"]
     assert run(stopped, study=study) == runner.Outcome()
     for folder in (whole, stopped):
         record.write(collect.collect(folder), folder)
