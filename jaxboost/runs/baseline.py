@@ -1,15 +1,13 @@
 """One run of a baseline: from a config to result.json, without gradient training."""
 
-import contextlib
 import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
-import filelock
 import jax
 import numpy as np
 
@@ -27,9 +25,6 @@ from jaxboost.runs.result import Parameters, Selection
 from jaxboost.systems import start
 from jaxboost.training import step
 from jaxboost.training.cache import keep_compiled_programs
-
-# As the lock of a run: it ends by itself if its owner has ended.
-_LOCK, _LEASE = "embeddings.lock", 120.0  # seconds
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +67,8 @@ def complete(
     logger.info("%s: %s; %d classes (%s)", dataset.info.name, sizes, len(dataset.info.classes), dataset.info.task)
     logger.info("%s: %s frozen parameters", system.title, f"{count(system.frozen):,}")
     encode = embeddings.make_encode(system, (weights[0], weights[1], weights[2]), replicated)
-    with _cache(config, splits.folder) as cache:
-        found = _features(config, dataset, encode, by_batch, cache, str(fingerprints.get("encoder")))
+    cache = io.user_path(config.baseline.cache) if config.baseline.cache else splits.folder
+    found = _features(config, dataset, encode, by_batch, cache, str(fingerprints.get("encoder")))
     choice = _choose(config, dataset, found)
     stopping.poll()
     # The only place where the classifier sees the test split.
@@ -106,30 +101,6 @@ def complete(
         content = workdir.write_result(folder, result)
     report.log_result(result)
     return content
-
-
-@contextlib.contextmanager
-def _cache(config: Config, folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields the folder of embeddings. Runs that share one take turns, so that only the first computes them."""
-    if not config.baseline.cache or config.baseline.features != "encoder":
-        yield folder
-        return
-    cache = io.user_path(config.baseline.cache)
-    with io.writing(f"config field baseline.cache: {cache}"):
-        cache.mkdir(parents=True, exist_ok=True)
-        lease = filelock.SoftFileLease(
-            cache / _LOCK, lease_duration=_LEASE, heartbeat_interval=_LEASE / 8, thread_local=False
-        )
-        try:
-            lease.acquire(timeout=0)
-        except filelock.Timeout:
-            logger.info("another run computes embeddings in %s: waiting for them", cache)
-            lease.acquire()
-    try:
-        yield cache
-    finally:
-        with contextlib.suppress(OSError):
-            lease.release(force=True)
 
 
 def _features(

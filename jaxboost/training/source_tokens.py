@@ -3,12 +3,14 @@
 That is possible if nothing before them is trained or random.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import filelock
 import jax
 import numpy as np
 from tqdm import tqdm
@@ -20,6 +22,9 @@ from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.data.readers.npz import write_npz
 from jaxboost.io import writing
+
+# As the lock of a run: it ends by itself if its owner has ended.
+_LEASE = 120.0  # seconds
 
 logger = logging.getLogger(__name__)
 
@@ -50,35 +55,60 @@ def encode(
     name = f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz"
     file, older = folder / f"source-tokens-{name}", folder / f"features-{name}"
     digests = {name: _digests(split.images) for name, split in dataset.splits.items()}
-    # Earlier versions had another name for the file.
-    rows, tokens = _read(older if older.exists() and not file.exists() else file)
-    before, missing = len(rows), _missing(digests, rows)
-    if total := sum(map(len, missing.values())):
-        logger.info("encoding %d images once: nothing in the encoder is trained or random", total)
-    with tqdm(total=total, unit="image", disable=None) as bar:
-        try:
-            for name, positions in missing.items():
-                if not positions:
-                    continue
-                part, found = dataset.splits[name].take(np.array(positions)), iter(positions)
-                for batch in batches.eval_batches(part, batch_size=batch_size, image_size=image_size, augment=augment):
-                    mask = batch.pop("mask")
-                    new = np.asarray(jax.device_get(encoder({"image": batch["image"]})), np.float32)[mask]
-                    if len(tokens) < before + total:
-                        tokens = _with_room(tokens, before + total, new.shape[1:])
-                    tokens[len(rows) : len(rows) + len(new)] = new
-                    rows |= {digests[name][next(found)]: row for row in range(len(rows), len(rows) + len(new))}
-                    bar.update(len(new))
-        except stopping.Stopped:
-            with stopping.deferred():
-                _write(file, rows, tokens, before)
-            raise
-    _write(file, rows, tokens, before)
+    with _alone(file):
+        # Earlier versions had another name for the file.
+        rows, tokens = _read(older if older.exists() and not file.exists() else file)
+        before, missing = len(rows), _missing(digests, rows)
+        if total := sum(map(len, missing.values())):
+            logger.info("encoding %d images once: nothing in the encoder is trained or random", total)
+        with tqdm(total=total, unit="image", disable=None) as bar:
+            try:
+                for name, positions in missing.items():
+                    if not positions:
+                        continue
+                    part, found = dataset.splits[name].take(np.array(positions)), iter(positions)
+                    options = dict(batch_size=batch_size, image_size=image_size, augment=augment)
+                    for batch in batches.eval_batches(part, **options):
+                        mask = batch.pop("mask")
+                        new = np.asarray(jax.device_get(encoder({"image": batch["image"]})), np.float32)[mask]
+                        if len(tokens) < before + total:
+                            tokens = _with_room(tokens, before + total, new.shape[1:])
+                        tokens[len(rows) : len(rows) + len(new)] = new
+                        rows |= {digests[name][next(found)]: row for row in range(len(rows), len(rows) + len(new))}
+                        bar.update(len(new))
+            except stopping.Stopped:
+                with stopping.deferred():
+                    _write(file, rows, tokens, before)
+                raise
+        _write(file, rows, tokens, before)
     splits = {
         name: dataclasses.replace(split, images=MappedRows([tokens], np.array([rows[each] for each in digests[name]])))
         for name, split in dataset.splits.items()
     }
     return dataclasses.replace(dataset, splits=splits)
+
+
+@contextlib.contextmanager
+def _alone(file: pathlib.Path) -> Iterator[None]:
+    """Runs that share a file take turns, so that only the first of them encodes the images."""
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lease = filelock.SoftFileLease(
+            file.with_name(f".{file.name}.lock"),
+            lease_duration=_LEASE,
+            heartbeat_interval=_LEASE / 8,
+            thread_local=False,
+        )
+        try:
+            lease.acquire(timeout=0)
+        except filelock.Timeout:
+            logger.info("another run encodes the images: waiting for it")
+            lease.acquire()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            lease.release(force=True)
 
 
 def _digests(images: np.ndarray | MappedRows) -> list[str]:
