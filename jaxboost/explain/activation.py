@@ -38,7 +38,7 @@ def maps(tapped: Tapped, images: np.ndarray) -> dict[str, Maps]:
       UserError: the model has no frozen layers, or the tokens that they see are not patches.
     """
     if tapped.boost is not None:
-        has_layers = tapped.boost.block is not None
+        has_layers = not tapped.has_trained_layer and tapped.boost.block is not None
     else:
         has_layers = getattr(tapped.model, "llama", None) is not None and tapped.has_grid
     if not has_layers:

@@ -6,6 +6,7 @@ the heads of relu(A dy/dA), on the patches. Which layer:
 - the last LLM layer of the block, where the block attends to all tokens. Its attention is computed with the block's own
   weights by `boost.path="pooled"`, which has the CLS token's row of the attention matrix, also where the run itself
   used a path without one. A ViViT's block sees one token per frame: the map has one value per frame.
+- the trained layer of the control `boost.kind=layer`.
 - otherwise (no block, a kind without layers, a causal mask, PneumoLLM) the last layer of the encoder; for a ViViT that
   of its temporal encoder.
 """
@@ -19,7 +20,8 @@ TEXTS = {
     "llm_attention": "of the pooled token in the last layer of the block",
     "encoder_attention": "of the pooled token in the last layer of the encoder",
 }
-_TEMPORAL = " (over the frames)"
+_TRAINED = "of the pooled token in the trained layer"
+_FRAMES = " (over the frames)"
 
 
 def maps(
@@ -34,8 +36,9 @@ def maps(
     place = place or _place(tapped, seen)
     relevance = np.maximum(seen.values[place] * seen.gradients[place], 0)  # (n, H, Q, N)
     pooled = relevance.mean(1)[:, 0]
-    text = f"{METHOD} {TEXTS[place.partition('/')[0]]}" + (_TEMPORAL if "/" in place else "")
-    return Maps(grid=tapped.grid_of(pooled[..., np.newaxis])[..., 0], place=place, text=text)
+    text = _TRAINED if tapped.has_trained_layer else TEXTS[place.partition("/")[0]]
+    frames = _FRAMES if pooled.shape[1] < tapped.side**tapped.ndim else ""
+    return Maps(grid=tapped.grid_of(pooled[..., np.newaxis])[..., 0], place=place, text=f"{METHOD} {text}{frames}")
 
 
 def rows(tapped: Tapped, images: np.ndarray) -> np.ndarray:
@@ -52,7 +55,7 @@ def _place(tapped: Tapped, seen: Seen) -> str:
     # Under a causal mask the first token attends to itself only.
     if "llm_attention" in seen.values and seen.values["llm_attention"][..., 0, 1:].any():
         return "llm_attention"
-    # A ViViT has two encoders, the temporal one last.
+    # A ViViT has two encoders, the temporal one last. A trained layer comes after the encoder.
     if found := [name for name in seen.values if name.startswith("encoder_attention")]:
         return found[-1]
     raise no_map(METHOD, tapped, "it has no pooled token that attends to patches")

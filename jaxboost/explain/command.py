@@ -86,7 +86,7 @@ def explain(request: Request) -> None:
     folders = [request.run, *([request.against] if request.against else [])]
     if any(outputs.is_inside(request.out, folder) for folder in folders):
         raise UserError(f"--out {request.out} would lie in a run: give a folder elsewhere")
-    runs = [open_run.open_run(folder, request.moved) for folder in folders]
+    runs = [samples.open_trained(folder, request.moved) for folder in folders]
     for other in runs[1:]:
         samples.check_alike(runs[0], other)
     everything, shown = _samples(request, runs)

@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image
 
 from jaxboost.explain import picture_set, samples
-from jaxboost.inference import open_run
 
 MAX_BYTES = 40_000
 WORST = 12
@@ -41,9 +40,9 @@ def worst_errors(
       root: folder of the data, if it has moved.
 
     Raises:
-      UserError: see `open_run.open_run` and `samples.from_split`.
+      UserError: see `samples.open_trained` and `samples.from_split`.
     """
-    run = open_run.open_run(run_folder)
+    run = samples.open_trained(run_folder)
     given = samples.from_split(run, split, root)
     shown = given.take(samples.worst(run, given, run.predict(given.images), most))
     if not shown.names:

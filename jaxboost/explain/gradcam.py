@@ -3,8 +3,8 @@
 With tokens x_t on the grid of the patches and the logit y of a class, the map is relu(sum_c w_c x_tc), where
 w_c = mean_t dy/dx_tc. CLS is not on the grid. Which tokens:
 
-- "tokens", those that enter the block (the encoder's output), where patch tokens matter behind them: with a block that
-  attends to all tokens, and for PneumoLLM's conv14, whose source tokens are patches.
+- "tokens", those that enter the block (the encoder's output), where patch tokens matter behind them: with a block or a
+  trained layer that attends to all tokens, and for PneumoLLM's conv14, whose source tokens are patches.
 - "encoder_last", those that enter the last layer of the encoder, everywhere else. Without a block, with a kind without
   layers, or with a causal mask, the head reads CLS alone, and the gradient at all other output tokens is zero. A ViViT
   gives its block one token per frame, so the map is made inside each frame, in its spatial encoder. PneumoLLM's LLaMA
@@ -23,6 +23,7 @@ TEXTS = {
     "encoder_last": "at the tokens that enter the last layer of the encoder",
 }
 _SPATIAL = "at the tokens that enter the last layer of the spatial encoder"
+_TRAINED = "at the tokens that enter the trained layer"
 
 
 def maps(
@@ -44,7 +45,11 @@ def maps(
     place = place or _place(tapped, seen)
     values, gradients = _on_grid(tapped, seen.values, place), _on_grid(tapped, seen.gradients, place)
     channels = gradients.mean(tuple(range(1, gradients.ndim - 1)), keepdims=True)
-    text = _SPATIAL if seen.values[place].ndim == 4 and place == "encoder_last" else TEXTS[place]
+    text = TEXTS[place]
+    if place == "tokens" and tapped.has_trained_layer:
+        text = _TRAINED
+    elif place == "encoder_last" and seen.values[place].ndim == 4:
+        text = _SPATIAL
     return Maps(grid=np.maximum((channels * values).sum(-1), 0), place=place, text=f"{METHOD} {text}")
 
 

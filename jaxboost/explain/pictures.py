@@ -1,4 +1,4 @@
-"""Draws maps over images as PNG: one panel in 2D, three orthogonal slices through the map's maximum in 3D.
+"""Draws maps over images as PNG: one panel in 2D, three orthogonal slices through the centre of mass in 3D.
 
 Figures are made without pyplot's global state, and the same input gives the same bytes.
 """
@@ -49,35 +49,28 @@ def upsampled(grid: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return scaled / highest if highest > 0 else np.zeros(tuple(shape), np.float32)
 
 
-def slices(panel: Panel, centre: tuple[int, ...] | None = None) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
+def slices(panel: Panel) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
     """The pictures of a panel: (note, image (S, S) or (S, S, 3), map (S, S) or None).
 
-    For a volume these are the three orthogonal slices through the voxel where the map is highest. Without a map, or
-    with one of zeros, they go through `centre`; None: the middle.
+    For a volume these are the three orthogonal slices through its `centre`.
     """
     image, spatial = panel.image, panel.image.shape[:-1]
     full = None if panel.grid is None else upsampled(panel.grid, spatial)
     if len(spatial) == 2:
         return [("", image[..., 0] if image.shape[-1] == 1 else image, full)]
-    if full is not None and full.max() > 0:
-        centre = tuple(map(int, np.unravel_index(full.argmax(), spatial)))
-    centre = centre or tuple(side // 2 for side in spatial)
     return [
         (
             f"axis {axis}, slice {place}",
             image[..., 0].take(place, axis),
             None if full is None else full.take(place, axis),
         )
-        for axis, place in enumerate(centre)
+        for axis, place in enumerate(centre(image[..., 0]))
     ]
 
 
 def draw(panels: Sequence[Panel], caption: str = "") -> bytes:
-    """A PNG with one column per panel in 2D, and one row per panel in 3D; the caption is below.
-
-    A volume without a map is shown at the slices of the first map.
-    """
-    rows = [slices(panel, _centre(panels)) for panel in panels]
+    """A PNG with one column per panel in 2D, and one row per panel in 3D; the caption is below."""
+    rows = [slices(panel) for panel in panels]
     titles = [
         [": ".join(filter(None, (panel.title, note))) for note, *_ in row]
         for panel, row in zip(panels, rows, strict=True)
@@ -106,13 +99,16 @@ def draw(panels: Sequence[Panel], caption: str = "") -> bytes:
     return png(figure)
 
 
-def _centre(panels: Sequence[Panel]) -> tuple[int, ...] | None:
-    """The voxel where the first map of the panels is highest; None if it is zero everywhere, or there is none."""
-    for panel in panels:
-        if panel.grid is not None and panel.grid.any():
-            shape = panel.image.shape[:-1]
-            return tuple(map(int, np.unravel_index(upsampled(panel.grid, shape).argmax(), shape)))
-    return None
+def centre(volume: np.ndarray) -> tuple[int, ...]:
+    """The voxel at the centre of mass of the grey values (S, S, S); the middle, S // 2, if all are zero.
+
+    A map is highest where it may be, often outside of a small object: slices through that place would be empty.
+    """
+    found = []
+    for axis, side in enumerate(volume.shape):
+        mass = volume.sum(tuple(other for other in range(volume.ndim) if other != axis), dtype=np.float64)
+        found.append(int(mass @ np.arange(side) / mass.sum() + 0.5) if mass.any() else side // 2)
+    return tuple(found)
 
 
 def png(figure: Figure) -> bytes:

@@ -1,6 +1,7 @@
 """The images that are explained: given files, or a split of the run's own data set, with its worst errors first."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,9 @@ from jaxboost.data.pipeline.resize import fitted
 from jaxboost.data.sources.folder import inputs
 from jaxboost.data.walk import printable
 from jaxboost.errors import UserError, check_choice
+from jaxboost.inference import open_run
+from jaxboost.inference.baseline_run import BaselineRun
+from jaxboost.inference.exported import ExportedModel
 from jaxboost.inference.open_run import FinishedRun
 from jaxboost.runs import cross_validation, datasets
 from jaxboost.tasks import TASKS
@@ -37,6 +41,20 @@ class Samples:
         """The samples `rows`, int (m,), in that order."""
         labels = None if self.labels is None else self.labels[rows]
         return Samples(names=[self.names[row] for row in rows], images=self.images[rows], labels=labels)
+
+
+def open_trained(folder: str | os.PathLike[str], moved: Sequence[str] = ()) -> FinishedRun:
+    """Opens the finished run of a network; arguments and errors: see `open_run.open_run`.
+
+    Raises:
+      UserError: it is an export or the run of a baseline.
+    """
+    run = open_run.open_run(folder, moved)
+    if isinstance(run, BaselineRun):
+        raise UserError(f"{folder} is the run of a baseline: it has no trained network to explain")
+    if isinstance(run, ExportedModel):
+        raise UserError(f"{folder} is an export, whose inner values cannot be read: give the folder of the run itself")
+    return run
 
 
 def from_files(run: FinishedRun, files: Sequence[str], *, masks: str = "", skip_faulty: bool = False) -> Samples:

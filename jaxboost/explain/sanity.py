@@ -4,6 +4,9 @@ The trained weights are drawn anew, as at the start of a training from random we
 batch norms stay. Spearman's rank correlation of an image's map with the map of that model should be low.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import numpy as np
 import scipy.stats
@@ -12,15 +15,20 @@ from flax import nnx
 from jaxboost.explain.tapped import Weights
 from jaxboost.inference.open_run import FinishedRun
 from jaxboost.models import frozen
+from jaxboost.models.frozen import Tree
 
 SEED = 1_000_003  # unlike the seeds of runs, which would draw the same weights
 
 
 def redrawn(run: FinishedRun, seed: int = SEED) -> Weights:
     """The run's weights with the trained ones drawn anew."""
-    build = run.system.build
-    draw = jax.jit(lambda: frozen.split(build(nnx.Rngs(seed)))[1], out_shardings=run.replicated)
-    return (draw(), *run.weights[1:])
+    return (jax.device_put(_draw(run.system.build, jax.random.key(seed)), run.replicated), *run.weights[1:])
+
+
+# At the level of the module: several draws of one model compile once.
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(build: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> Tree:
+    return frozen.split(build(nnx.Rngs(key)))[1]
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:

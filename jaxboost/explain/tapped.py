@@ -16,6 +16,7 @@ from jaxboost.errors import UserError, check_choice
 from jaxboost.inference.open_run import FinishedRun
 from jaxboost.models import taps
 from jaxboost.models.frozen import Tree, merge
+from jaxboost.models.trained_layer import TrainedLayer
 from jaxboost.systems.weights import RANDOM
 from jaxboost.tasks import TASKS
 
@@ -79,6 +80,11 @@ class Tapped:
     def boost(self) -> Any:
         """The booster, or None."""
         return getattr(self.model, "boost", None)
+
+    @property
+    def has_trained_layer(self) -> bool:
+        """Whether the booster is the control with a trained transformer layer, whose taps are those of an encoder."""
+        return isinstance(self.boost, TrainedLayer)
 
     @property
     def has_grid(self) -> bool:

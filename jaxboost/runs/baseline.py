@@ -1,11 +1,10 @@
 """One run of a baseline: from a config to result.json, without gradient training."""
 
-import contextlib
 import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -21,7 +20,7 @@ from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.evaluation import metrics, patients, thresholds
 from jaxboost.models.frozen import count
-from jaxboost.runs import datasets, report, turns, workdir
+from jaxboost.runs import datasets, report, workdir
 from jaxboost.runs.result import Parameters, Selection
 from jaxboost.systems import start
 from jaxboost.training import step
@@ -68,8 +67,8 @@ def complete(
     logger.info("%s: %s; %d classes (%s)", dataset.info.name, sizes, len(dataset.info.classes), dataset.info.task)
     logger.info("%s: %s frozen parameters", system.title, f"{count(system.frozen):,}")
     encode = embeddings.make_encode(system, (weights[0], weights[1], weights[2]), replicated)
-    with _cache(config, splits.folder, folder) as cache:
-        found = _features(config, dataset, encode, by_batch, cache, str(fingerprints.get("encoder")))
+    cache = io.user_path(config.baseline.cache) if config.baseline.cache else splits.folder
+    found = _features(config, dataset, encode, by_batch, cache, str(fingerprints.get("encoder")))
     choice = _choose(config, dataset, found)
     stopping.poll()
     # The only place where the classifier sees the test split.
@@ -102,24 +101,6 @@ def complete(
         content = workdir.write_result(folder, result)
     report.log_result(result)
     return content
-
-
-@contextlib.contextmanager
-def _cache(config: Config, folder: pathlib.Path, own: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields the folder of embeddings. Runs that share one take turns, so that only the first computes them.
-
-    Args:
-      config: of the run.
-      folder: where they are kept if the config names no folder.
-      own: folder of the run, which no other run writes to.
-    """
-    named = config.baseline.cache
-    cache = io.user_path(named) if named else folder
-    if config.baseline.features != "encoder" or cache == own:
-        yield folder
-        return
-    with turns.take(cache, "embeddings", where=f"config field baseline.cache: {cache}" if named else ""):
-        yield cache
 
 
 def _features(

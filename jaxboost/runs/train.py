@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.evaluation import patients, thresholds
 from jaxboost.models.frozen import Tree
-from jaxboost.runs import baseline, datasets, report, turns, workdir
+from jaxboost.runs import baseline, datasets, report, workdir
 from jaxboost.runs.lock import locked
 from jaxboost.runs.result import RunResult, Selection
 from jaxboost.systems import start
@@ -132,11 +132,12 @@ def assemble(
     with io.writing(splits.folder):
         splits.prepare()
     fixed = fixed_tokens(system, config)
-    tokens = fixed and _encoded(
-        fixed, config, dataset, augment, program, (params, frozen), (splits.folder, folder), fingerprints
-    )
-    if tokens is not None:
-        dataset, image_size = tokens, None
+    shape = None if fixed is None else _kept_shape(fixed, config, dataset, program, (params, frozen))
+    if fixed is not None and shape is not None:
+        # Runs of a study share a folder, and kinds of the booster read the first token alone, or all.
+        key = f"{fingerprints[fixed.role]} {fixed.key} {shape} {augment.resize}"
+        dataset = _encoded(config, dataset, augment, program, (params, frozen), splits.folder, key)
+        image_size = None
         iterator = train_iterator(config, dataset.splits["train"], augment=augment, image_size=None)
     return Loop(
         config=config,
@@ -192,52 +193,44 @@ def fixed_tokens(system: System, config: Config) -> FixedTokens | None:
     return None if changes else system.fixed_tokens
 
 
-def _kept_tokens(
+def _kept_shape(
     fixed: FixedTokens, config: Config, dataset: Dataset, program: Program, weights: tuple[Tree, Tree]
-) -> tuple[int, ...]:
-    """The shape (Q, W) of an image's tokens; () if those of all images are too large to be kept."""
+) -> tuple[int, ...] | None:
+    """The shape (d, W) of an image's tokens; None if those of all images are too large to be kept."""
     images = dataset.splits["train"].images
-    shape = (config.eval.batch_size, *(config.model.image_size,) * (images.ndim - 2), images.shape[-1])
-    tokens = jax.eval_shape(program.encode, *weights, {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}).shape[1:]
-    gigabytes = fixed.gigabytes(tokens, sum(len(split) for split in dataset.splits.values()))
+    batch = (config.eval.batch_size, *(config.model.image_size,) * (images.ndim - 2), images.shape[-1])
+    _, *shape = jax.eval_shape(program.encode, *weights, {"image": jax.ShapeDtypeStruct(batch, jnp.uint8)}).shape
+    gigabytes = fixed.gigabytes(shape, sum(len(split) for split in dataset.splits.values()))
     if gigabytes <= fixed.most_gb:
-        return tokens
+        return tuple(shape)
     logger.info(
-        "the frozen encoder's tokens of all images would take %.1f GB: they are computed at each step (model.cache_gb)",
+        "the frozen encoder's tokens of all images would take %.2g GB, more than model.cache_gb=%g: they are computed"
+        " at each step",
         gigabytes,
+        fixed.most_gb,
     )
-    return ()
+    return None
 
 
 def _encoded(
-    fixed: FixedTokens,
     config: Config,
     dataset: Dataset,
     augment: Augment,
     program: Program,
     weights: tuple[Tree, Tree],
-    folders: tuple[pathlib.Path, pathlib.Path],
-    fingerprints: Mapping[str, str],
-) -> Dataset | None:
-    """Replaces the images of the data set by the frozen encoder's tokens; None if these are too large to be kept.
-
-    They are cached in the first folder. The second is that of the run; runs that share the first take turns.
-    """
-    shape = _kept_tokens(fixed, config, dataset, program, weights)
-    if not shape:
-        return None
-    cache, own = folders
-    with contextlib.nullcontext() if cache == own else turns.take(cache, "tokens"):
-        return source_tokens.encode(
-            dataset,
-            lambda batch: program.encode(*weights, step.put(batch, program.by_batch)),
-            batch_size=config.eval.batch_size,
-            image_size=config.model.image_size,
-            augment=augment,
-            folder=cache,
-            # Models with the same encoder may need all of its tokens, or only the first.
-            key=f"{fingerprints[fixed.role]} {fixed.key} {augment.resize} {shape}",
-        )
+    folder: pathlib.Path,
+    key: str,
+) -> Dataset:
+    """Replaces the images of the data set by the frozen encoder's tokens, which are cached in `folder`."""
+    return source_tokens.encode(
+        dataset,
+        lambda batch: program.encode(*weights, step.put(batch, program.by_batch)),
+        batch_size=config.eval.batch_size,
+        image_size=config.model.image_size,
+        augment=augment,
+        folder=folder,
+        key=key,
+    )
 
 
 def _complete(loop: Loop) -> dict[str, Any] | None:

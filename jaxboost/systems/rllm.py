@@ -43,7 +43,8 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
         pretrained=parts,
         boost=kind,
         width=spec.config.width if spec.config and not has_block(kind) else None,
-        fixed_tokens=_fixed_tokens(config),
+        # A finished run predicts from images, and its config has only what a prediction needs.
+        fixed_tokens=None if recorded else _fixed_tokens(config),
     )
 
 
@@ -100,7 +101,7 @@ def _resolve_encoder(
 def _fixed_tokens(config: Config) -> FixedTokens | None:
     model = config.model
     # Running statistics of batch norms change in training, frozen or not.
-    if not model.frozen or model.drop_path or not model.cache_gb or BACKBONES[model.backbone].traits.has_statistics:
+    if not model.frozen or model.drop_path or BACKBONES[model.backbone].traits.has_statistics:
         return None
     fields = {name: model[name] for name in ("backbone", "image_size", "mean", "std", "dtype")}
     return FixedTokens(role="encoder", key=f"rllm {fields}", most_gb=model.cache_gb)

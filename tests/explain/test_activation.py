@@ -30,7 +30,7 @@ def test_detail_is_without_slow_waves():
 
 
 def test_tokens_around_the_block_equal_torchs():
-    run = untrained.randomised(untrained.rllm("small_vit", "out", boost__path="absorbed"))
+    run = untrained.rllm("small_vit", "rllm", boost__path="absorbed")
     images, model = untrained.images(run), restated.classifier(run)
     with torch.no_grad():
         before = model.boost.encode(model.encoder(restated.pixels(run, images)))
@@ -44,14 +44,12 @@ def test_tokens_around_the_block_equal_torchs():
             np.testing.assert_allclose(found[f"{name}_{view}"].grid, expected, rtol=1e-3)
 
 
-def test_grids_of_other_models():
-    vivit = untrained.randomised(untrained.rllm("small_vivit", "rllm"))
-    assert activation.maps(Tapped(vivit), untrained.images(vivit, 2))["after_detail"].grid.shape == (2, 3, 1, 1)
+def test_grid_of_pneumollms_patches():
     conv = untrained.pneumo("conv14")
     assert activation.maps(Tapped(conv), untrained.images(conv, 2))["before_magnitude"].grid.shape == (2, 2, 2)
 
 
-@pytest.mark.parametrize("kind", ["none", "mlp"])
+@pytest.mark.parametrize("kind", ["none", "mlp", "layer"])
 def test_models_without_layers(kind):
     run = untrained.rllm("small_vit", kind)
     with pytest.raises(UserError, match="has no token activation: it has no LLM layers"):

@@ -31,9 +31,9 @@ def last_layer(block, r):
     return weights, output
 
 
-@pytest.mark.parametrize(("layers", "path"), [((0,), "absorbed"), ((0, 1), "full")])
-def test_equals_torch(layers, path):
-    run = untrained.randomised(untrained.rllm("small_vit", "rllm", boost__layers=layers, boost__path=path))
+@pytest.mark.parametrize("changes", [{"boost__path": "absorbed"}, {"boost__layers": (0, 1), "boost__path": "full"}])
+def test_equals_torch(changes):
+    run = untrained.rllm("small_vit", "rllm", **changes)
     tapped, images = Tapped(run), untrained.images(run)
     model = restated.classifier(run)
     with torch.no_grad():
@@ -56,27 +56,41 @@ def test_equals_torch(layers, path):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "kind", "changes", "place", "grid"),
+    ("backbone", "kind", "changes", "place", "grid", "text"),
     [
-        ("small_vit", "mlp", {}, "encoder_attention", (3, 3)),
-        ("small_vit", "rllm", {"boost__causal": True}, "encoder_attention", (3, 3)),
-        ("small_vit3d", "rllm", {}, "llm_attention", (3, 3, 3)),
-        ("small_vivit", "rllm", {}, "llm_attention", (3, 1, 1)),
-        ("small_vivit", "none", {}, "encoder_attention/1", (3, 1, 1)),
+        ("small_vit", "layer", {}, "encoder_attention/1", (3, 3), "in the trained layer"),
+        (
+            "small_vit",
+            "rllm",
+            {"boost__causal": True},
+            "encoder_attention",
+            (3, 3),
+            "in the last layer of the encoder",
+        ),
+        ("small_vit3d", "rllm", {}, "llm_attention", (3, 3, 3), "in the last layer of the block"),
+        (
+            "small_vivit",
+            "none",
+            {},
+            "encoder_attention/1",
+            (3, 1, 1),
+            "in the last layer of the encoder (over the frames)",
+        ),
     ],
 )
-def test_layer_that_is_used(backbone, kind, changes, place, grid):
-    run = untrained.randomised(untrained.rllm(backbone, kind, **changes))
+def test_layer_that_is_used(backbone, kind, changes, place, grid, text):
+    run = untrained.rllm(backbone, kind, **changes)
     tapped, images = Tapped(run), untrained.images(run, 2)
     found = attention.maps(tapped, images, np.array([0, 1]))
     assert (found.place, found.grid.shape) == (place, (2, *grid))
+    assert found.text == f"gradient-weighted attention of the pooled token {text}"
     np.testing.assert_allclose(attention.rows(tapped, images).sum(-1), 1, rtol=1e-5)
     assert found.grid.min() >= 0
     assert found.grid.any()
 
 
 def test_encoders_attention_equals_torch():
-    run = untrained.randomised(untrained.rllm("small_vit", "none"))
+    run = untrained.rllm("small_vit", "none")
     images, model = untrained.images(run), restated.classifier(run)
     with torch.no_grad():
         x = model.encoder.embedding(restated.pixels(run, images)).flatten(2).transpose(1, 2)

@@ -1,6 +1,7 @@
 """`jaxboost explain` with finished runs: pictures, table, raw maps, and what is refused."""
 
 import csv
+import dataclasses
 import errno
 import io
 import shutil
@@ -15,6 +16,8 @@ from jaxboost.errors import UserError
 from jaxboost.explain import command, for_report, picture_set, samples
 from jaxboost.explain.command import Request
 from jaxboost.inference import open_run
+from jaxboost.inference.baseline_run import BaselineRun
+from jaxboost.inference.exported import ExportedModel
 from jaxboost.runs import cross_validation, datasets
 from tests import finished_runs
 from tests.explain import untrained
@@ -208,10 +211,22 @@ def test_mistakes_leave_nothing(runs, opened_once, tmp_path, monkeypatch):
 
 def test_runs_that_read_images_differently():
     first = untrained.rllm("small_vit", "none")
-    second = untrained.rllm("vit_tiny", "none", data__size=14, model__image_size=14)
+    second = dataclasses.replace(first, preprocessing=dataclasses.replace(first.preprocessing, size=14))
     samples.check_alike(first, first)
     with pytest.raises(UserError, match=r"differ in size \(12 and 14\): compare runs on the same images"):
         samples.check_alike(first, second)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [(BaselineRun, "is the run of a baseline: it has no"), (ExportedModel, "is an export, whose")]
+)
+def test_what_has_no_network_to_look_into(monkeypatch, tmp_path, kind, words):
+    """The pictures of a report say so too, instead of ending it."""
+    monkeypatch.setattr(open_run, "open_run", lambda *_: object.__new__(kind))
+    with pytest.raises(UserError, match=words):
+        command.explain(Request(run=tmp_path / "run", files=["a.png"], out=tmp_path / "out"))
+    with pytest.raises(UserError, match=words):
+        for_report.worst_errors(tmp_path / "run")
 
 
 def test_data_that_changed(runs, opened_once, tmp_path):

@@ -15,7 +15,7 @@ TARGETS = np.array([0, 2, 1])
 
 @pytest.mark.parametrize("kind", ["rllm", "none"])
 def test_equals_torch(kind):
-    run = untrained.randomised(untrained.rllm("small_vit", kind))
+    run = untrained.rllm("small_vit", kind)
     images = untrained.images(run)
     found = gradcam.maps(Tapped(run), images, TARGETS)
     model, pixels = restated.classifier(run), restated.pixels(run, images)
@@ -37,10 +37,9 @@ def test_equals_torch(kind):
     np.testing.assert_allclose(found.grid, expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("backbone", ["small_resnet", "small_resnet3d"])
-def test_resnets_map_is_that_of_the_class_weights(backbone):
+def test_resnets_map_is_that_of_the_class_weights():
     """With a mean and a linear head the gradient at each place is w_c / places: the map of Zhou et al. 2016."""
-    run = untrained.rllm(backbone, "none")
+    run = untrained.rllm("small_resnet3d", "none")
     tapped, images = Tapped(run), untrained.images(run)
     found = gradcam.maps(tapped, images, TARGETS)
     values = tapped.read(images, TARGETS, ("feature_map",)).values["feature_map"]
@@ -94,7 +93,8 @@ def quiet(tree, stacks):
     [("small_vit", "rllm"), ("small_vit", "none"), ("small_vit3d", "rllm"), ("small_vivit", "rllm")],
 )
 def test_the_patch_that_matters_is_lit(backbone, kind):
-    run = untrained.randomised(untrained.rllm(backbone, kind, model__mean=(0.0,), model__std=(1.0,)))
+    run = untrained.rllm(backbone, kind)
+    assert (tuple(run.config.model.mean), tuple(run.config.model.std)) == ((0.0,), (1.0,))
     params, frozen, stats = run.weights
     encoder = quiet(dict(params["encoder"]), False)
     # Where the map is made in front of a last block, that block has to attend.
@@ -117,19 +117,21 @@ def test_the_patch_that_matters_is_lit(backbone, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "place"),
+    ("kind", "changes", "place", "text"),
     [
-        ("rllm", {}, "tokens"),
-        ("out_nn", {"boost__rope": True}, "tokens"),
-        ("rllm", {"boost__causal": True}, "encoder_last"),
-        ("mlp_out", {"boost__path": "full"}, "encoder_last"),
+        ("rllm", {}, "tokens", "enter the block"),
+        ("layer", {}, "tokens", "enter the trained layer"),
+        # No other token has an influence on the first, and none is given to the booster.
+        ("rllm", {"boost__causal": True}, "encoder_last", "enter the last layer of the encoder"),
+        ("mlp", {}, "encoder_last", "enter the last layer of the encoder"),
     ],
 )
-def test_tokens_that_are_used(kind, changes, place):
-    run = untrained.randomised(untrained.rllm("small_vit", kind, **changes))
+def test_tokens_that_are_used(kind, changes, place, text):
+    run = untrained.rllm("small_vit", kind, **changes)
     tapped, images = Tapped(run), untrained.images(run, 1)
     found = gradcam.maps(tapped, images, np.array([0]))
     assert found.place == place
+    assert found.text == f"Grad-CAM at the tokens that {text}"
     assert found.grid.shape == (1, 3, 3)
     seen = tapped.read(images, np.array([0]), tuple(gradcam.TEXTS)).gradients
     # Without a block that attends, nothing behind the encoder depends on the patches.
@@ -137,7 +139,7 @@ def test_tokens_that_are_used(kind, changes, place):
 
 
 def test_a_vivits_map_is_inside_its_frames():
-    run = untrained.randomised(untrained.rllm("small_vivit", "rllm"))
+    run = untrained.rllm("small_vivit", "rllm")
     found = gradcam.maps(Tapped(run), untrained.images(run, 2), np.array([0, 1]))
     assert (found.place, found.grid.shape) == ("encoder_last", (2, 3, 3, 3))
     assert "spatial encoder" in found.text
@@ -152,7 +154,7 @@ def test_pneumollm(backbone, place, side):
 
 
 def test_no_token_of_the_last_block_is_read(monkeypatch):
-    run = untrained.pneumo("vit_tiny", pneumollm__every=1)
+    run = untrained.pneumo("vit_tiny")
     tapped = Tapped(run)
     seen = tapped.read(untrained.images(run, 1), np.array([0]), tuple(gradcam.TEXTS))
     seen.gradients["encoder_last"][:] = 0
@@ -168,7 +170,7 @@ def test_grid_has_neither_cls_nor_registers():
 
 
 def test_images_of_several_classes_and_batches_keep_their_order():
-    run = untrained.randomised(untrained.rllm("small_vit", "rllm"))
+    run = untrained.rllm("small_vit", "rllm")
     images, targets = untrained.images(run, 7), np.array([2, 0, 1, 1, 0, 2, 0])
     found = gradcam.maps(Tapped(run, batch_size=2), images, targets).grid
     for number in range(7):

@@ -5,19 +5,24 @@ import io
 import numpy as np
 from PIL import Image
 
-from jaxboost.explain import picture_set
+from jaxboost.explain import picture_set, sanity
 from jaxboost.explain.samples import Samples
 from tests.explain import untrained
 
 
-def test_volumes_with_a_boosted_run_and_a_resnet():
-    boosted, plain = untrained.rllm("small_vivit", "rllm"), untrained.rllm("small_resnet3d", "none")
+def test_volumes_with_a_boosted_run_and_a_resnet(monkeypatch):
+    # Tests of the sanity check draw weights. The same weights make the same map.
+    monkeypatch.setattr(sanity, "redrawn", lambda run: run.weights)
+    boosted, plain = untrained.rllm("small_vit3d", "rllm"), untrained.rllm("small_resnet3d", "none")
     given = Samples(names=["a.nii", "b.nii"], images=untrained.images(boosted, 2), labels=np.array([[2], [0]]))
-    found = [picture_set.explain(run, given, picture_set.METHODS, class_name="b") for run in (boosted, plain)]
+    found = [
+        picture_set.explain(run, given, methods, class_name="b")
+        for run, methods in ((boosted, picture_set.METHODS), (plain, ("gradcam", "activation")))
+    ]
     assert {name: checked.maps[name].grid.shape for name, checked in found[1].checked.items()} == {
         "gradcam": (2, 6, 6, 6)
     }
-    assert set(found[1].missing) == {"attention", "activation"}
+    assert set(found[1].missing) == {"activation"}
     assert set(found[0].checked) == set(picture_set.METHODS)
     for each in found:
         assert (each.targets == 1).all()
@@ -32,7 +37,7 @@ def test_volumes_with_a_boosted_run_and_a_resnet():
     text = picture_set.caption(found[0], given, "gradcam", 0)
     first, second = text.splitlines()
     assert first == "a.nii, label c"
-    assert "small_vivit + rllm, random block: predicted" in second
-    assert "rank correlation with random weights" in second
+    assert "small_vit3d + rllm, random block: predicted" in second
+    assert second.endswith("rank correlation with random weights 1.00")
     probability = f"{found[0].probabilities[0, 1]:.2f}"
     assert f"probability {probability}" in second

@@ -34,9 +34,9 @@ def test_trained_weights_are_drawn_anew_and_frozen_ones_stay():
 
 
 def test_correlation_is_one_for_the_same_weights_and_low_for_random_ones():
-    run = untrained.randomised(untrained.rllm("vit_tiny", "rllm", data__size=28, model__image_size=28))
-    tapped, images = Tapped(run), untrained.images(run, 8)
-    targets = np.arange(8) % 3
+    run = untrained.rllm("small_vit", "rllm")
+    tapped, images = Tapped(run), untrained.images(run, 32)
+    targets = np.arange(32) % 3
     own = gradcam.maps(tapped, images, targets)
     same = gradcam.maps(tapped, images, targets, place=own.place, weights=run.weights)
     redrawn = gradcam.maps(tapped, images, targets, place=own.place, weights=sanity.redrawn(run))
@@ -45,5 +45,5 @@ def test_correlation_is_one_for_the_same_weights_and_low_for_random_ones():
     assert [value for value in equal if value is not None] == pytest.approx([1] * sum(own.grid.any((1, 2))))
     found = [sanity.rank_correlation(*pair) for pair in zip(own.grid, redrawn.grid, strict=True)]
     values = [value for value in found if value is not None]
-    assert len(values) >= 4
+    assert len(values) >= 16
     assert abs(np.mean(values)) < 0.4

@@ -1,5 +1,6 @@
 """Runs that were never trained, opened as if they were finished: small models of every kind with random weights."""
 
+import dataclasses
 import functools
 import pathlib
 from typing import Any
@@ -38,7 +39,7 @@ def install(monkeypatch: Any) -> None:
 
 @functools.cache
 def rllm(backbone: str, kind: str, **changes: Any) -> FinishedRun:
-    """R-LLM with a random block of one layer; weights as in `parity.randomise`, so that attention is not uniform."""
+    """R-LLM with a random block of one layer."""
     config = quickstart.get_config()
     config.update_from_flattened_dict(
         {
@@ -89,7 +90,12 @@ def _opened(config: Any, ndim: int, size: int) -> FinishedRun:
     )
     system = systems.prepare(config, info)
     replicated, by_batch = step.make_mesh()
-    params, frozen, stats, _ = start.initialise(system, seed=0, replicated=replicated)
+    if system.stats:
+        params, frozen, stats, _ = start.initialise(system, seed=0, replicated=replicated)
+    else:
+        # None at its initial value, so that attention is not uniform; and there is nothing to compile.
+        weights = parity.randomise(system.params, 0), parity.randomise(system.frozen, 1), {}
+        params, frozen, stats = jax.device_put(jax.tree.map(jnp.asarray, weights), replicated)
     return FinishedRun(
         folder=pathlib.Path("drawn"),
         config=config,
@@ -105,17 +111,10 @@ def _opened(config: Any, ndim: int, size: int) -> FinishedRun:
     )
 
 
-def randomised(run: FinishedRun, seed: int = 0) -> FinishedRun:
-    """The run with other weights, none at its initial value; not for ResNets."""
-    params, frozen, stats = run.weights
-    return with_weights(run, parity.randomise(params, seed), parity.randomise(frozen, seed + 1), stats)
-
-
 def with_weights(run: FinishedRun, *weights: Any) -> FinishedRun:
     """The run with these weights (trained, frozen, statistics)."""
-    fields = {name: getattr(run, name) for name in FinishedRun.__dataclass_fields__}
     placed = jax.device_put(jax.tree.map(jnp.asarray, weights), run.replicated)
-    return FinishedRun(**{**fields, "weights": placed})
+    return dataclasses.replace(run, weights=placed)
 
 
 def images(run: FinishedRun, count: int = 3, seed: int = 0) -> np.ndarray:

@@ -175,6 +175,7 @@ def test_what_was_encoded_before_a_stop_is_kept(tmp_path, monkeypatch):
     encoded.clear()
     tokens = run()
     assert len(encoded) == 6
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".lock")]
     # Earlier versions had another name for the file.
     (file,) = tmp_path.glob("source-tokens-*.npz")
     file.rename(tmp_path / file.name.replace("source-tokens", "features"))

@@ -211,7 +211,7 @@ def test_source_tokens_of_a_mapped_data_set(both, tmp_path):
     for name, split in encoded[0].items():
         assert split.images.shape == (len(split), 2, 3)
         np.testing.assert_array_equal(encoded[1][name].images, split.images)
-    assert encoded[0]["test"].images[3, 0, 0] == both[0].splits["test"].images[3, 0, 0]
+    assert encoded[0]["test"].images[3][0, 0] == both[0].splits["test"].images[3, 0, 0]
 
 
 def test_pooled_and_selected_rows_stay_on_disk(large, write_official, tmp_path):
