@@ -272,7 +272,11 @@ def _of_arm(arm: Arm, study: Study, configs: Mapping[str, Config]) -> Iterator[s
         yield f"config field data.fold: a study runs all folds, set it to -1 (it is {config.data.fold})"
     if arm.tuned and study.lr_grid and RATE not in flat(config):
         yield f"it has no {RATE} to tune"
+    if is_tuned(study, arm) and config.eval.protocol == "reference":
+        yield "with eval.protocol=reference its learning rate would be chosen on the test split: give one in optim.lr"
     if arm.after:
+        if "baseline" in config:
+            yield "a baseline is not evaluated again: it has no layer of an LLM"
         if config.data.folds:
             yield "the runs of a cross-validation are not evaluated again: set data.folds=0"
         ours, theirs = flat(config), flat(configs[arm.after])

@@ -111,7 +111,11 @@ def prepare(given: Plan, stated: Definition, runs: Sequence[PlannedRun]) -> None
     """
     todo = [each for each in runs if each.state != "finished"]
     data = data_check.check(todo, stated.data, given.folder)
-    definition.write(given.folder, dataclasses.replace(stated, data=data))
+    # Another process may have started the study, or another one, while the data were read.
+    latest = definition.check(given)
+    new = [each for each in data if each.about not in {other.about for other in latest.data}]
+    seeds = max(stated.seeds, latest.seeds)
+    definition.write(given.folder, dataclasses.replace(latest, seeds=seeds, data=(*latest.data, *new)))
     for each in runs:
         with io.writing(each.failure), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             each.failure.unlink()

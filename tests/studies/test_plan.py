@@ -8,7 +8,10 @@ from jaxboost.analysis import describe
 from jaxboost.errors import UserError
 from jaxboost.runs import lock
 from jaxboost.studies import definition, estimate, plan
-from tests.studies.small_studies import BARE, CLAIM, PLAIN, RLLM, small_study, write_run
+from jaxboost.studies.study import Arm
+from tests.studies.small_studies import BARE, PLAIN, RLLM, small_study, write_run
+
+KNN = Arm(name="knn", title="Nearest neighbours", config="baseline:knn")
 
 
 def test_tuning_runs_come_first_and_are_the_run_of_the_first_seed(tmp_path):
@@ -139,6 +142,13 @@ def test_all_problems_of_all_arms_in_one_message(tmp_path):
             {},
             "eval.protocol is reference in some arms only",
         ),
+        ((PLAIN, RLLM), {"eval.protocol": "reference"}, "arm rllm: with eval.protocol=reference its learning rate"),
+        ((PLAIN, RLLM), {"eval.protocol": "reference", "optim.lr": 0.1}, ""),
+        (
+            (KNN, dataclasses.replace(KNN, name="again", after="knn")),
+            {},
+            "arm again: a baseline is not evaluated again",
+        ),
         (
             (PLAIN, RLLM, dataclasses.replace(BARE, overrides={"train.epochs": 3})),
             {},
@@ -153,7 +163,7 @@ def test_all_problems_of_all_arms_in_one_message(tmp_path):
     ],
 )
 def test_impossible_studies(tmp_path, arms, overrides, words):
-    study = small_study(arms=arms, comparisons=(CLAIM,))
+    study = small_study(arms=arms, comparisons=())
     if not words:
         plan.make(study, tmp_path, overrides=overrides)
         return

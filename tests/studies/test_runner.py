@@ -79,6 +79,29 @@ def test_all_runs_in_order_and_nothing_twice(tmp_path, trainer):
     assert definition.read(tmp_path).seeds == 3
 
 
+def test_what_another_process_wrote_meanwhile_stays(tmp_path, trainer, monkeypatch):
+    """While the data were read, another process asked for more seeds, or began another study."""
+    made = plan.make(small_study(), tmp_path)
+    stated = definition.check(made)
+    ours = definition.DataDefinition(about="a", fingerprint={"labels": "1"}, figures={})
+    theirs = dataclasses.replace(ours, about="b")
+    other = small_study()
+
+    def check(runs, known, folder):
+        written = definition.of(plan.make(other, tmp_path, seeds=3))
+        definition.write(tmp_path, dataclasses.replace(written, data=(theirs,)))
+        return (ours,)
+
+    monkeypatch.setattr(data_check, "check", check)
+    runner.prepare(made, stated, made.runs)
+    written = definition.read(tmp_path)
+    assert (written.seeds, written.data) == (3, (theirs, ours))
+    other = small_study(name="large")
+    with pytest.raises(UserError, match="holds another study, which differs in name"):
+        runner.prepare(made, stated, made.runs)
+    assert definition.read(tmp_path).name == "large"
+
+
 def test_what_was_interrupted_is_run_again(tmp_path, trainer):
     run(tmp_path)
     (tmp_path / "runs" / "plain" / "seed1" / "result.json").unlink()
