@@ -7,7 +7,7 @@ import pytest
 from jaxboost.analysis import describe
 from jaxboost.errors import UserError
 from jaxboost.runs import lock
-from jaxboost.studies import definition, estimate, plan
+from jaxboost.studies import definition, estimate, loading, plan
 from jaxboost.studies.study import Arm
 from tests.studies.small_studies import BARE, PLAIN, RLLM, small_study, write_run
 
@@ -114,6 +114,19 @@ def test_a_users_folder_gets_a_name(tmp_path):
     made = plan.make(small_study(), tmp_path / "out", overrides=overrides)
     assert made.configs["plain"].data.name == "My_images_2"
     assert plan.own_name("/data/breastmnist") == plan.own_name("") == "own_images"
+
+
+def test_a_users_images_keep_the_detail_that_an_arm_takes(tmp_path):
+    given = {"data.source": "folder", "data.root": str(tmp_path), "data.classes": ("a", "b")}
+    of_images, of_volumes = (loading.load_study(name).as_trial() for name in ("ladder:2d", "ladder"))
+
+    def sizes(study, **overrides):
+        made = plan.make(study, tmp_path / "out", overrides=given | overrides)
+        return {config.data.size for config in made.configs.values()}
+
+    assert sizes(of_images) == {98}
+    assert sizes(of_images, **{"data.size": 64}) == {64}
+    assert sizes(of_volumes) == {28}
 
 
 def test_all_problems_of_all_arms_in_one_message(tmp_path):
