@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import signal
+import types
 
 import numpy as np
 import pytest
@@ -319,11 +320,11 @@ def _without_times(folder: pathlib.Path) -> tuple[dict, dict]:
         return content, {name: arrays[name].tobytes() for name in arrays.files}
 
 
-def test_an_interrupted_study_ends_with_the_same_record(tmp_path, few_lidc_root, monkeypatch):
-    """Trains: a signal comes during the first run of the study; the second evaluates it again."""
+def test_an_interrupted_run_ends_with_the_same_record(tmp_path, few_lidc_root, monkeypatch):
+    """Trains: a signal comes during the run. Then the study goes on with its other arm."""
     study = small_study(few_lidc_root, seeds=1, arms=(dataclasses.replace(RLLM, tuned=False), BARE), comparisons=())
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert run(whole, study=study) == runner.Outcome()
+    assert run(whole, study=study, only="rllm:0") == runner.Outcome()
     write = log.MetricsLog.write
 
     def write_and_stop(self, step, values):
@@ -335,10 +336,11 @@ def test_an_interrupted_study_ends_with_the_same_record(tmp_path, few_lidc_root,
         outcome = run(stopped, study=study)
     assert outcome.stopped
     assert [each.state for each in plan.make(study, stopped).runs] == ["interrupted", "waiting"]
-    assert run(stopped, study=study) == runner.Outcome()
+    assert run(stopped, study=study, only="rllm:0") == runner.Outcome()
     for folder in (whole, stopped):
         record.write(collect.collect(folder), folder)
     assert _without_times(whole) == _without_times(stopped)
+    assert run(whole, study=study) == runner.Outcome()
     _check_evaluated_again(whole)
 
 
@@ -358,6 +360,15 @@ def _check_evaluated_again(folder: pathlib.Path) -> None:
     derived.evaluate_again(source, derived.with_rate_of(config, source), again)
     table = pathlib.Path("predictions", "test.csv")
     assert (again / table).read_bytes() == (source / table).read_bytes()
-    other = plan.make(small_study(config.data.root), folder).configs["plain"]
-    with pytest.raises(UserError, match="trained parameters, and the model of the new config"):
-        derived.evaluate_again(source, other, again / "plain")
+
+
+def test_weights_that_do_not_fit_are_not_evaluated(tmp_path, monkeypatch):
+    """Another number of trained parameters; no model is made."""
+    source = plan.make(small_study(), tmp_path).run("plain:0")
+    write_run(source.config, source.folder)
+    model = types.SimpleNamespace(system=types.SimpleNamespace(params={"kernel": np.zeros((9, 9))}))
+    monkeypatch.setattr(derived.train, "assemble", lambda *arguments: model)
+    words = "has 100 trained parameters, and the model of the new config 81: give a variant with the same"
+    with pytest.raises(UserError, match=words):
+        derived.evaluate_again(source.folder, source.config, tmp_path / "again")
+    assert not list((tmp_path / "again").iterdir())
