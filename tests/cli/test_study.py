@@ -55,9 +55,10 @@ def test_commands(study, tmp_path, capsys):
     keys = [words[-1].removeprefix("--only=") for words in found]
     assert keys == ["plain:0", "rllm:lr=0.0001", "rllm:lr=0.001", "bare:0", "fails:0"]
     assert {tuple(words[:2]) for words in found} == {("jaxboost", "study")}
-    # A file of another run is in its folder.
-    (tmp_path / "out" / "runs" / "fails" / "seed0").mkdir(parents=True)
-    (tmp_path / "out" / "runs" / "fails" / "seed0" / "config.json").write_text("{}")
+    # It cannot be locked.
+    lock = tmp_path / "out" / "runs" / "fails" / "seed0" / "run.lock"
+    lock.mkdir(parents=True)
+    os.utime(lock, (0, 0))
     (fails,) = run_each([["-m", *found[-1]]])
     # A run that failed gives exit code 1, and says where to look.
     assert (fails.returncode, fails.stderr.strip()) == (1, "runs that failed: fails:0")
