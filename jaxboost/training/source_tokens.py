@@ -9,6 +9,7 @@ import hashlib
 import logging
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import filelock
 import jax
@@ -67,7 +68,7 @@ def encode(
                     if not positions:
                         continue
                     part, found = dataset.splits[name].take(np.array(positions)), iter(positions)
-                    options = dict(batch_size=batch_size, image_size=image_size, augment=augment)
+                    options: dict[str, Any] = dict(batch_size=batch_size, image_size=image_size, augment=augment)
                     for batch in batches.eval_batches(part, **options):
                         mask = batch.pop("mask")
                         new = np.asarray(jax.device_get(encoder({"image": batch["image"]})), np.float32)[mask]

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxboost.baselines import embeddings
 from jaxboost.baselines.boosting import Boosting
 from jaxboost.baselines.linear import Logistic
 from jaxboost.errors import UserError
 from jaxboost.inference import open_run
 from jaxboost.inference.export import export
 from jaxboost.inference.predict import predict
+from jaxboost.models.frozen import count
 from jaxboost.runs import cross_validation, report, train, workdir
+from jaxboost.systems import start
 from tests import finished_runs
 from tests.baselines.small import small_config, write_images
 
@@ -31,6 +34,27 @@ def few_rounds():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Boosting, "ROUNDS", 10)
         patch.setattr(Boosting, "LEAVES", (4,))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_encoder():
+    """The tiny random encoder is drawn and compiled once for all runs of this file."""
+
+    def once(make):
+        made = {}
+
+        def get(system, *arguments, **options):
+            key = (system.boost, count(system.frozen), options.get("seed"))
+            if key not in made:
+                made[key] = make(system, *arguments, **options)
+            return made[key]
+
+        return get
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "initialise", once(start.initialise))
+        patch.setattr(embeddings, "make_encode", once(embeddings.make_encode))
         yield
 
 

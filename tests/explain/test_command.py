@@ -102,13 +102,13 @@ def test_errors_of_a_split_with_two_runs(runs, opened_once, tmp_path):
 
 
 def test_files_with_the_command_twice_are_the_same_bytes(runs, opened_once, tmp_path):
-    boosted, _, data = runs
+    _, plain, data = runs
     files = ",".join(str(data / "images" / name) for name in ("p01_0.png", "p02_1.png"))
-    arguments = [f"--run={boosted}", f"--input={files}", "--method=gradcam", "--class=sick"]
+    arguments = [f"--run={plain}", f"--input={files}", "--method=gradcam", "--class=sick"]
     process = run_script("-m", "jaxboost", "explain", *arguments, f"--out={tmp_path / 'first'}")
     assert process.returncode == 0, process.stderr
     assert "2 pictures of 2 images" in process.stdout
-    request = Request(run=boosted, files=[files], method="gradcam", class_name="sick", out=tmp_path / "second")
+    request = Request(run=plain, files=[files], method="gradcam", class_name="sick", out=tmp_path / "second")
     command.explain(request)
     first, second = (
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("first", "second")
@@ -117,7 +117,7 @@ def test_files_with_the_command_twice_are_the_same_bytes(runs, opened_once, tmp_
     assert first == second
     rows = table(tmp_path / "second")
     assert [(row["label"], row["class"]) for row in rows] == [("", "sick")] * 2
-    probabilities = opened_once[boosted].predict(np.stack([np.asarray(Image.open(file)) for file in files.split(",")]))
+    probabilities = opened_once[plain].predict(np.stack([np.asarray(Image.open(file)) for file in files.split(",")]))
     np.testing.assert_allclose([float(row["probability"]) for row in rows], probabilities[:, 1], atol=1e-6)
 
 

@@ -128,9 +128,9 @@ def test_a_trained_layer_is_no_smaller_than_one_head_and_a_quarter() -> None:
     assert parameters(128, size) > 2 * 128 * 64
 
 
-@pytest.mark.parametrize(("backbone", "family"), [("vit_tiny", "smollm2-135m"), ("vivit_m", "llama-7b")])
-def test_trainable_size_of_the_controls(backbone: str, family: str) -> None:
+def test_trainable_size_of_the_controls() -> None:
     """Counted in the model itself."""
+    backbone, family = "vivit_m", "llama-7b"
     sizes = {}
     for kind in ("none", "rllm", "identity", "mlp", "mlp_gelu", "layer"):
         model = nnx.eval_shape(lambda kind=kind: classifier(backbone, kind, config=FAMILIES[family]))
@@ -161,7 +161,7 @@ def assert_trees_close(found: Any, expected: Any) -> None:
 
 def test_the_query_of_cls_alone_is_the_trained_layers_first_token() -> None:
     made, params = {}, {}
-    for path in ("auto", "pooled", "full"):
+    for path in ("auto", "full"):
         model = nnx.eval_shape(lambda path=path: classifier("vit_tiny", "layer", path=path))
         made[path], params, _, _ = split(model)
     ways = {
@@ -169,7 +169,6 @@ def test_the_query_of_cls_alone_is_the_trained_layers_first_token() -> None:
     }
     found = run_all(ways, randomise(params, seed=2), {})
     assert_trees_close(found["auto"], found["full"])
-    assert_trees_close(found["pooled"], found["full"])
     with pytest.raises(ValueError, match="kind layer has no LLM layer"):
         nnx.eval_shape(lambda: classifier("vit_tiny", "layer", path="absorbed"))
 
@@ -190,13 +189,18 @@ def test_lora_equals_the_restatement(depth: int) -> None:
     module = rllm.Boost("rllm", width=WIDTH, block_width=CONFIG.width, block=block)
     weights.copy(_torch_state(weights.join(params, frozen)), module)
     theirs, their_x, their_gradients = torch_pull_back(module, tokens())
-    ours, pull = jax.vjp(lambda params, x: merge(graphdef, params, frozen)(x), params, jnp.asarray(tokens()))
-    gradients, x = pull(jnp.asarray(cotangent(ours.shape)))
+
+    @jax.jit
+    def run(params: Any, frozen: Any, x: jax.Array) -> Any:
+        ours, pull = jax.vjp(lambda params, x: merge(graphdef, params, frozen)(x), params, x)
+        without = {**params, "block": jax.tree.map(jnp.zeros_like, params["block"])}
+        return ours, pull(jnp.asarray(cotangent(ours.shape))), merge(graphdef, without, frozen)(x)
+
+    ours, (gradients, x), without = run(params, frozen, jnp.asarray(tokens()))
     assert_close(ours, theirs)
     assert_close(x, their_x)
     assert_states_close(_torch_state(gradients), their_gradients)
-    without = jax.tree.map(jnp.zeros_like, params["block"])
-    assert relative_change(merge(graphdef, {**params, "block": without}, frozen)(tokens()), ours) > 0.05
+    assert relative_change(without, ours) > 0.05
 
 
 def _torch_state(tree: dict[str, Any]) -> weights.State:
@@ -291,5 +295,10 @@ def test_lora_in_bfloat16_is_not_merged() -> None:
     params, frozen = randomise(params, seed=3), randomise(frozen, seed=4)
     model = merge(graphdef, params, frozen)
     assert model.precompute() is None
-    exact = merge(lora_weights(1)[0], params, frozen).pooled(tokens())
-    assert 1e-4 < relative_change(model.pooled(tokens()), exact) < 5e-2
+
+    @jax.jit
+    def both(params: Any, frozen: Any) -> list[jax.Array]:
+        return [merge(graph, params, frozen).pooled(tokens()) for graph in (graphdef, lora_weights(1)[0])]
+
+    rounded, exact = both(params, frozen)
+    assert 1e-4 < relative_change(rounded, exact) < 5e-2

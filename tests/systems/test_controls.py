@@ -122,39 +122,55 @@ def made(config):
     return params, held, fingerprints["block"], dict(system.pretrained[0].about), system.title
 
 
+def loaded(config):
+    """The block's weights as they are loaded, its fingerprint, its entry in result.json, and the model's title."""
+    system = systems.prepare(config, datasets.describe(config))
+    (part,) = system.pretrained
+    (weights,), sha256 = part.load(start.placement(part, step.make_mesh()[0]))
+    return weights, sha256, dict(part.about), system.title
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_run_starts_with_the_shuffled_block(dtype, config, blocks, llama):
-    block = {"boost__block": str(blocks / dtype), "boost__layers": (3, 1)}
-    params, held, sha256, about, title = made(
-        config(**block, boost__control="shuffled", boost__final_norm="loaded", boost__control_seed=5)
-    )
+def test_the_shuffled_block_is_loaded(dtype, config, blocks, llama):
+    block = {"boost__block": str(blocks / dtype), "boost__layers": (3, 1), "boost__final_norm": "loaded"}
+    held, sha256, about, title = loaded(config(**block, boost__control="shuffled", boost__control_seed=5))
     control = Control(kind="shuffled", seed=5)
-    held = held["boost"]["block"]
     for position, layer in enumerate((3, 1)):
         for name, weight in llama_checkpoints.layer_weights(llama, layer).items():
             expected = control(str(layer), name, np.asarray(weight).astype(DTYPES[dtype]))
             np.testing.assert_array_equal(held["layers"][name][position], expected)
     norm = np.asarray(llama_checkpoints.final_norm_weight(llama)).astype(DTYPES[dtype])
     np.testing.assert_array_equal(np.sort(held["final_norm"]), np.sort(norm))
-    plain_params, _, plain_sha256, plain_about, _ = made(config(**block, boost__final_norm="loaded"))
-    assert_same(params, plain_params)
+    _, plain_sha256, plain_about, _ = loaded(config(**block))
     assert sha256 != plain_sha256 == about["loaded_sha256"]
     assert about == {**plain_about, "control": "shuffled", "control_seed": 5, "loaded_sha256": plain_sha256}
     assert "layer 3, 1 of source, its numbers in random places of each tensor (draw 5), frozen" in title
 
 
+def test_a_run_starts_with_the_changed_block_and_all_else_as_without(config):
+    changed = config(boost__control="shuffled")
+    params, held, sha256, about, _ = made(changed)
+    weights, *expected = loaded(changed)
+    assert_same(held["boost"]["block"], weights)
+    assert [sha256, about] == expected[:2]
+    plain_params, plain_held, plain_sha256, *_ = made(config())
+    assert_same(params, plain_params)
+    assert plain_sha256 == about["loaded_sha256"] != sha256
+    assert jax.tree.structure(held) == jax.tree.structure(plain_held)
+
+
 def test_the_fingerprint_is_that_of_the_weights(config, blocks):
     """As if they were a block of their own: it depends on the draw, and not on the seed of the run."""
-    _, held, sha256, _, _ = made(config(boost__control="matched"))
+    held, sha256, _, _ = loaded(config(boost__control="matched"))
     manifest = store.read_manifest(blocks / "float32")
-    layer = {name: np.asarray(weights[0]) for name, weights in held["boost"]["block"]["layers"].items()}
+    layer = {name: np.asarray(weights[0]) for name, weights in held["layers"].items()}
     as_block = {**manifest.sha256, "3": store.fingerprint(layer)}
     assert sha256 == store.fingerprint_of(dataclasses.replace(manifest, sha256=as_block), (3,), False)
-    again = made(config(boost__control="matched", seed=7))
-    assert again[2] == sha256
-    assert_same(again[1], held)
-    assert made(config(boost__control="matched", boost__control_seed=1))[2] != sha256
-    assert made(config(boost__control="shuffled"))[2] != sha256
+    again = loaded(config(boost__control="matched", seed=7))
+    assert again[1] == sha256
+    assert_same(again[0], held)
+    assert loaded(config(boost__control="matched", boost__control_seed=1))[1] != sha256
+    assert loaded(config(boost__control="shuffled"))[1] != sha256
 
 
 def test_a_trained_block_may_start_from_a_control(config):
@@ -162,18 +178,19 @@ def test_a_trained_block_may_start_from_a_control(config):
     assert jax.tree.leaves(held) == []
     assert about["control"] == "shuffled"
     assert "trained too" in title
-    frozen = made(config(boost__control="shuffled"))[1]
-    assert_same(params["boost"]["block"], frozen["boost"]["block"])
+    assert_same(params["boost"]["block"], loaded(config(boost__control="shuffled"))[0])
 
 
 def test_a_trainable_random_block_is_trained_and_comes_back(config, images, tmp_path):
     """From real weights: tests/systems/test_arms.py."""
-    given = config(boost__block="random", boost__trainable=True, train__epochs=1, eval__bootstrap=5)
+    # "pooled" has the shortest program with gradients.
+    changes = {"boost__path": "pooled", "train__max_steps": 1, "eval__bootstrap": 5}
+    given = config(boost__block="random", boost__trainable=True, train__epochs=1, **changes)
     start_of_run = on_host(made(given)[0]["boost"]["block"])
     result = train.train_and_evaluate(given, tmp_path / "run")
     assert result["parameters"]["frozen"] == 0
     assert result["block"]["source"] == "random"
-    opened = same_predictions(tmp_path / "run", images, tmp_path)
+    opened = same_predictions(tmp_path / "run", images)
     trained = on_host(opened.weights[0]["boost"]["block"])
     assert trained.keys() == start_of_run.keys()
     assert not any(np.array_equal(trained[path], start_of_run[path]) for path in trained)
@@ -185,13 +202,14 @@ def images(few_lidc_root):
     return data.load("lidcshapes3d", size=28, root=str(few_lidc_root)).splits["test"].images
 
 
-def same_predictions(folder, images, tmp_path):
-    """The run's own, those of the opened run, and of its export; returns the opened run."""
+def same_predictions(folder, images, export_to=None):
+    """The run's own, those of the opened run, and of its export, if one is wanted; returns the opened run."""
     opened = open_run.open_run(folder)
     found = opened.predict(images)
     np.testing.assert_allclose(found, finished_runs.own_predictions(folder), rtol=0, atol=1e-6)
-    export.export(opened, tmp_path / "export")
-    np.testing.assert_array_equal(exported.load(tmp_path / "export").predict(images), found)
+    if export_to:
+        export.export(opened, export_to)
+        np.testing.assert_array_equal(exported.load(export_to).predict(images), found)
     return opened
 
 
@@ -206,7 +224,7 @@ def lora_run(config, tmp_path_factory):
 
 def test_a_run_with_lora_on_a_changed_block(lora_run, config, blocks, tmp_path):
     changes, result, folder = lora_run
-    _, _, sha256, about, _ = made(config(**changes))
+    _, sha256, about, _ = loaded(config(**changes))
     assert result["block"] == {**json.loads(json.dumps(about)), "sha256": sha256}
     # The same command finds it finished, also where the block has moved.
     moved = shutil.copytree(blocks / "float32", tmp_path / "moved")
@@ -221,23 +239,30 @@ def test_a_run_with_lora_on_a_changed_block(lora_run, config, blocks, tmp_path):
         open_run.open_run(folder, moved=[f"boost.block={blocks / 'other'}"])
 
 
-def test_lora_is_trained_and_merged(lora_run, config, images, tmp_path):
-    changes, result, folder = lora_run
-    opened = same_predictions(folder, images, tmp_path)
+@pytest.fixture(scope="module")
+def opened_lora(lora_run, images, tmp_path_factory):
+    """The opened run, and its export."""
+    target = tmp_path_factory.mktemp("export") / "export"
+    return same_predictions(lora_run[2], images, target), target
+
+
+def test_lora_is_trained_and_merged(lora_run, opened_lora, config):
+    changes, result, _ = lora_run
+    opened, target = opened_lora
     trained, held, _ = opened.weights
     lora = trained["boost"]["block"]["layers"]["lora"]
     assert set(lora) == {f"{name}_{part}" for name in MATRICES for part in "ab"}
     assert all(float(np.abs(lora[f"{name}_b"]).max()) > 0 for name in MATRICES)
-    assert_same(held, made(config(**changes))[1])
+    assert_same(held["boost"]["block"], loaded(config(**changes))[0])
     assert result["parameters"]["frozen"] == sum(leaf.size for leaf in jax.tree.leaves(held))
-    with safetensors.safe_open(tmp_path / "export" / "weights.safetensors", framework="numpy") as file:
+    with safetensors.safe_open(target / "weights.safetensors", framework="numpy") as file:
         names = set(file.keys())
     assert {f"merged.{name}" for name in MATRICES} <= names
     assert not [name for name in names if "lora" in name or name.endswith(tuple(f"layers.{m}" for m in MATRICES))]
 
 
-def test_evaluation_never_uses_old_merged_matrices(lora_run, images):
-    opened = open_run.open_run(lora_run[2])
+def test_evaluation_never_uses_old_merged_matrices(opened_lora, images):
+    opened, _ = opened_lora
     objective = step.Objective(task="binary-class", classes=2)
     bind = step.make_eval_step(opened.system.graphdef, objective, opened.replicated)
     params, held, _ = opened.weights
@@ -254,5 +279,5 @@ def test_a_run_with_a_trained_layer(config, images, tmp_path):
     result = train.train_and_evaluate(given, tmp_path / "run")
     assert (result["boost"], result["block"], result["width"]) == ("layer", None, 64)
     assert result["parameters"]["frozen"] == 0
-    opened = same_predictions(tmp_path / "run", images, tmp_path)
+    opened = same_predictions(tmp_path / "run", images, tmp_path / "export")
     assert set(opened.weights[0]["boost"]) == {"layer"}
