@@ -29,6 +29,7 @@ class DatasetInfo:
       size: edge length S in pixels.
       n_samples: samples per split: the published numbers or, once loaded, the actual ones; empty if unknown.
       license: licence of the data.
+      excluded: reason -> number of images that loading a user's folder left out; empty if there are none or before it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class DatasetInfo:
     size: int
     n_samples: Mapping[str, int] = dataclasses.field(default_factory=dict)
     license: str = ""
+    excluded: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def labels_per_sample(self) -> int:

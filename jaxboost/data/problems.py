@@ -31,11 +31,16 @@ class ProblemError(Exception):
 
 
 class Problems:
-    """The problems found so far in `folder`; rows are those of its file `table`."""
+    """The problems found so far in `folder`; rows are those of its file `table`.
+
+    Attributes:
+      excluded: reason -> number of images that are left out without being a problem.
+    """
 
     def __init__(self, folder: pathlib.Path, table: str = "labels.csv"):
         self._folder, self._table = folder, table
         self._found: list[tuple[int, str]] = []
+        self.excluded: dict[str, int] = {}
 
     def add(self, text: str, *, row: int = 0, file: str = "") -> None:
         """Adds a problem.

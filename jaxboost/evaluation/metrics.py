@@ -60,8 +60,7 @@ def score(labels: np.ndarray, scores: np.ndarray, task: str) -> dict[str, float]
     }
     if TASKS[task].binary:
         result |= sensitivity_and_specificity(labels[:, 0], TASKS[task].decide(scores)[:, 0])
-        # The mean over the classes that the split has.
-        result["balanced_acc"] = float(np.nanmean([result["specificity"], result["sensitivity"]]))
+        result["balanced_acc"] = float(np.mean([result["specificity"], result["sensitivity"]]))
         result["avg"] = float(np.mean([result[name] for name in ("sensitivity", "specificity", "acc", "auc")]))
     return result
 

@@ -1,7 +1,7 @@
 """What a section of a report is made of. The template knows how each kind of block is shown."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar, Generic, Literal, TypeVar
 
 from jaxboost.reporting.tables import Table
 
@@ -27,6 +27,7 @@ class Plot:
 
     Attributes:
       svg: an `<svg>` element.
+      narrow: the same for phones, where it needs another layout; "" where it does not.
       caption: what it shows.
       legend: (title, number of its colour) of the curves.
       size: "wide" takes the width of the page, of "small" ones four stand side by side.
@@ -34,6 +35,7 @@ class Plot:
 
     svg: str
     caption: str
+    narrow: str = ""
     legend: tuple[tuple[str, int], ...] = ()
     size: Literal["small", "", "wide"] = ""
 
@@ -62,14 +64,6 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Facts:
-    """Terms and values."""
-
-    name: ClassVar[str] = "facts"
-    rows: tuple[tuple[str, str], ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Tabled:
     """A table."""
 
@@ -77,36 +71,45 @@ class Tabled:
     table: Table
 
 
+_Member = TypeVar("_Member")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plots:
+class _Several(Generic[_Member]):
+    """Several of a kind, side by side or below each other; `name` is the kind."""
+
+    name: ClassVar[str]
+    members: tuple[_Member, ...]
+
+
+class Facts(_Several[tuple[str, str]]):
+    """Terms and values."""
+
+    name = "facts"
+
+
+class Plots(_Several[Plot]):
     """Plots side by side."""
 
-    name: ClassVar[str] = "plots"
-    plots: tuple[Plot, ...]
+    name = "plots"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Matrices:
+class Matrices(_Several[Matrix]):
     """Confusion matrices side by side."""
 
-    name: ClassVar[str] = "matrices"
-    matrices: tuple[Matrix, ...]
+    name = "matrices"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pictures:
+class Pictures(_Several[Picture]):
     """Pictures side by side."""
 
-    name: ClassVar[str] = "pictures"
-    pictures: tuple[Picture, ...]
+    name = "pictures"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Items:
+class Items(_Several[str]):
     """A list of sentences."""
 
-    name: ClassVar[str] = "items"
-    items: tuple[str, ...]
+    name = "items"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 """Which arms a report shows where there is no room for all, and how it finds entries of the analysis."""
 
+import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +13,8 @@ Analysis = Mapping[str, Any]
 Arm = Mapping[str, Any]
 # Curves in one plot: as many as can be told apart.
 CURVES = 4
+# A run of a study among what is left out.
+RUN = re.compile(r"(?P<arm>[^,/]+), seed (?P<seed>\d+)")
 # Sections in which arms of one learning curve may differ: fewer images take more epochs, and other learning rates.
 _TRAINING = ("train", "optim", "seed")
 
@@ -20,9 +24,19 @@ def entries(analysis: Analysis, name: str) -> Sequence[Mapping[str, Any]]:
     return analysis.get(name) or ()
 
 
+def arms(analysis: Analysis) -> list[Arm]:
+    """The arms that have runs: of the others there are no figures, see `missing`."""
+    return [arm for arm in entries(analysis, "arms") if arm.get("seeds")]
+
+
+def comparisons(analysis: Analysis) -> list[Mapping[str, Any]]:
+    """The comparisons of arms that have runs."""
+    return [row for row in entries(analysis, "comparisons") if not row.get("missing")]
+
+
 def by_group(analysis: Analysis, group: str) -> list[Arm]:
     """The arms of a group: the ladder from its lowest rung, other groups in their order."""
-    found = [arm for arm in entries(analysis, "arms") if arm.get("group", "ladder") == group]
+    found = [arm for arm in arms(analysis) if arm.get("group", "ladder") == group]
     if group != "ladder":
         return found
     return sorted(found, key=lambda arm: (arm.get("rung") is None, arm.get("rung") or 0))
@@ -59,20 +73,50 @@ def main_arms(analysis: Analysis, limit: int = CURVES) -> list[Arm]:
     Returns:
       At most `limit` arms, in the order of the analysis.
     """
-    arms = entries(analysis, "arms")
+    known = arms(analysis)
     main = main_comparison(analysis) or {}
     wanted = [main.get("arm"), main.get("reference"), (analysis.get("verdict") or {}).get("simplest")]
-    wanted += [arm["name"] for arm in reversed(by_group(analysis, "ladder"))] + [arm["name"] for arm in arms]
-    names = {arm["name"] for arm in arms}
+    wanted += [arm["name"] for arm in reversed(by_group(analysis, "ladder"))] + [arm["name"] for arm in known]
+    names = {arm["name"] for arm in known}
     chosen = [name for name in dict.fromkeys(wanted) if name in names][:limit]
-    return [arm for arm in arms if arm["name"] in chosen]
+    return [arm for arm in known if arm["name"] in chosen]
 
 
 def others(analysis: Analysis) -> list[Arm]:
     """The arms that are not among `main_arms`: those of the ladder first."""
     main = main_arms(analysis)
-    found = [arm for arm in entries(analysis, "arms") if arm not in main]
+    found = [arm for arm in arms(analysis) if arm not in main]
     return sorted(found, key=lambda arm: arm.get("group", "ladder") != "ladder")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Missing:
+    """What a study planned and a report lacks.
+
+    Attributes:
+      arms: titles of arms without any finished run.
+      comparisons: "A minus B" of those that lack an arm.
+      runs: the number of runs that are missing from arms that have others.
+    """
+
+    arms: tuple[str, ...]
+    comparisons: tuple[str, ...]
+    runs: int
+
+
+def missing(analysis: Analysis) -> Missing:
+    """What is missing."""
+    known, named = {arm["name"] for arm in arms(analysis)}, titles(analysis)
+    found = [RUN.fullmatch(str(row.get("what"))) for row in entries(analysis, "left_out")]
+    return Missing(
+        arms=tuple(arm["title"] for arm in entries(analysis, "arms") if not arm.get("seeds")),
+        comparisons=tuple(
+            f"{named[row['arm']]} minus {named[row['reference']]}"
+            for row in entries(analysis, "comparisons")
+            if row.get("missing")
+        ),
+        runs=sum(run is not None and run["arm"] in known for run in found),
+    )
 
 
 def card_arm(analysis: Analysis) -> Arm | None:
@@ -82,12 +126,11 @@ def card_arm(analysis: Analysis) -> Arm | None:
     """
     if (analysis.get("study") or {}).get("protocol") == "reference":
         return None
-    arms = entries(analysis, "arms")
     simplest = (analysis.get("verdict") or {}).get("simplest")
-    for arm in arms:
+    for arm in arms(analysis):
         if arm["name"] == simplest:
             return arm
-    known = [arm for arm in arms if numbers.is_number((arm.get("val") or {}).get("auc"))]
+    known = [arm for arm in arms(analysis) if numbers.is_number((arm.get("val") or {}).get("auc"))]
     return max(known, key=lambda arm: arm["val"]["auc"], default=None)
 
 

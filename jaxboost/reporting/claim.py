@@ -1,13 +1,15 @@
 """The items of CLAIM's 2024 update, in our own words, and what a program can fill in.
 
 Source: Tejani et al., Checklist for Artificial Intelligence in Medical Imaging (CLAIM): 2024 Update, Radiology:
-Artificial Intelligence 6 (4), 2024. The numbers are the checklist's.
+Artificial Intelligence 6 (4), e240300, 2024, doi 10.1148/ryai.240300. The numbers are the checklist's; they and the
+contents agree with two public transcriptions of it, and were not compared with the article itself.
 """
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from jaxboost.reporting import choice, numbers
+from jaxboost.reporting.sections import arms
 from jaxboost.studies.record import Record
 
 Analysis = Mapping[str, Any]
@@ -57,6 +59,9 @@ def _configs(analysis: Analysis) -> Mapping[str, Any]:
 def _level(analysis: Analysis, record: Record) -> str:
     if not choice.patients_known(analysis, record):
         return "images: patients are not known"
+    if any(run.result.get("folds") for run in record.runs):
+        # A patient is in the test split of one fold and in the validation split of another.
+        return "patients, in each fold of the cross-validation"
     patients = [set(record.items[split].patients.tolist()) for split in ("val", "test") if split in record.items]
     shared = len(patients[0] & patients[1]) if len(patients) == 2 else 0
     return f"images: {shared} patients are in validation and in test" if shared else "patients"
@@ -76,7 +81,7 @@ def _sample_size(analysis: Analysis, record: Record) -> str:
 
 
 def _model(analysis: Analysis, record: Record) -> str:
-    arms = choice.entries(analysis, "arms")
+    arms = choice.arms(analysis)
     return f"{len(arms)} arms, each by its config and number of parameters" if arms else ""
 
 
@@ -101,8 +106,9 @@ def _selection(analysis: Analysis, record: Record) -> str:
 
 
 def _metrics(analysis: Analysis, record: Record) -> str:
-    metrics = dict.fromkeys(name for arm in choice.entries(analysis, "arms") for name in arm.get("metrics") or {})
-    return ", ".join([*metrics, "Brier score", "ECE"]) if metrics else ""
+    found = dict.fromkeys(name for arm in choice.arms(analysis) for name in arm.get("metrics") or {})
+    names = [arms.SCORES[name][0] if name in arms.SCORES else name for name in found]
+    return ", ".join([*names, "Brier score", "ECE"]) if found else ""
 
 
 def _statistics(analysis: Analysis, record: Record) -> str:
@@ -114,7 +120,7 @@ def _statistics(analysis: Analysis, record: Record) -> str:
 
 def _robustness(analysis: Analysis, record: Record) -> str:
     controls = choice.by_group(analysis, "control")
-    seeds = max((len(arm.get("seeds") or ()) for arm in choice.entries(analysis, "arms")), default=0)
+    seeds = max((len(arm.get("seeds") or ()) for arm in choice.arms(analysis)), default=0)
     found = [f"{seeds} seeds"] * (seeds > 1) + [f"{len(controls)} controls"] * bool(controls)
     return " and ".join(found)
 
@@ -126,7 +132,7 @@ def _included(analysis: Analysis, record: Record) -> str:
 
 
 def _performance(analysis: Analysis, record: Record) -> str:
-    return "the ladder above, with intervals" if choice.entries(analysis, "arms") else ""
+    return "on the test split: the ladder above, with intervals" if choice.arms(analysis) else ""
 
 
 def _limits(analysis: Analysis, record: Record) -> str:
@@ -139,43 +145,46 @@ _ITEMS: tuple[tuple[str, _Fill | str | None], ...] = (
     ("The abstract summarises design, methods, results and conclusions", None),
     ("Background, and the role that the method should play in care", None),
     ("Aims and hypotheses", _aims),
-    ("Looking forward or back: when the data were collected", None),
+    ("Prospective or retrospective: whether the data were collected for the study", None),
     ("Goal of the study", _always("exploratory: arms are compared on one data set")),
-    ("Where the data come from", _data("source")),
-    ("Who was included and who was not", None),
+    ("Sources of the data", _data("source")),
+    ("Criteria by which patients or images were included and excluded", None),
     ("What was done to the images before training", _preprocessing),
-    ("Whether a part of the data was selected, and how", None),
+    ("Whether a part of the data was selected, how, and by whom", None),
     ("How patients' identities were removed", None),
     ("What was done about missing data", None),
     ("How the images were acquired", None),
     ("Definition of the reference standard (the labels)", None),
     ("Why this reference standard was chosen", None),
     ("Who made the labels, with which qualification", None),
-    ("How the test set was labelled", None),
-    ("How much the labels vary between and within readers", None),
-    ("How the data were divided into partitions", _partitions),
-    ("At which level the partitions are disjoint", _level),
-    ("Size of the test set, and how it was planned", _sample_size),
-    ("Description of the model", _model),
+    ("How the test set was labelled, and with which tools", None),
+    ("How much the labels vary between and within readers, and how conflicts were settled", None),
+    ("How the data were divided into partitions, and in which proportions", _partitions),
+    ("At which level the partitions are disjoint: patients, series or images", _level),
+    ("Intended size of the test set, and how it was found", _sample_size),
+    ("Full description of the model", _model),
     ("Software with versions", _software),
-    ("How weights were initialised", _weights),
-    ("How training was done", _training),
+    ("How weights were initialised, and from what if pretrained", _weights),
+    ("How training was done: augmentation, hyperparameters, when it stopped", _training),
     ("How the final model was chosen", _selection),
-    ("Ensembles", _always("figures are of single runs; the paired tests and the ROC average the runs of an arm")),
+    (
+        "Ensembles, if there are any",
+        _always("figures are of single runs; the paired tests and the ROC average the runs of an arm"),
+    ),
     ("Metrics of performance", _metrics),
     ("Statistical significance and uncertainty", _statistics),
     ("Analysis of robustness or sensitivity", _robustness),
-    ("Methods that explain predictions", "gradcam"),
+    ("Methods that explain predictions, if there are any", "gradcam"),
     ("Evaluation on internal data", _always("the test split of the same data set")),
-    ("Evaluation on data from elsewhere", None),
-    ("Registration of a clinical trial", None),
-    ("Numbers of patients or examinations, included and excluded", _included),
-    ("Who the patients are, in each partition", None),
-    ("Performance on the partitions, with its uncertainty", _performance),
-    ("Diagnostic accuracy and its precision", _performance),
+    ("Testing on data from elsewhere, or why there is none", None),
+    ("Registration, if it is a clinical trial", None),
+    ("Numbers of patients or images, included and excluded, as a flow chart", _included),
+    ("Demographic and clinical features of the patients, in each partition", None),
+    ("Performance of the final model against the reference standard, on all partitions", _performance),
+    ("Diagnostic accuracy and its precision, such as 95 % intervals", _performance),
     ("Analysis of the cases that were classified wrongly", "image"),
     ("Limits of the study", _limits),
-    ("What follows for practice", None),
+    ("What follows for practice, with the intended use", None),
     ("Where the full protocol is", _always("the study and its configs, under Provenance")),
     ("Availability of software, model and data", None),
     ("Funding, and the role of funders", None),

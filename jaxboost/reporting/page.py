@@ -2,13 +2,12 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
-from typing import Any
 
 import jinja2
 
-from jaxboost.reporting import choice, numbers
+from jaxboost.reporting import choice, numbers, opening
 from jaxboost.reporting.blocks import Section
 from jaxboost.reporting.plots.canvas import DASHES
 from jaxboost.studies.record import Record
@@ -37,7 +36,10 @@ def render(analysis: choice.Analysis, record: Record, sections: Sequence[Section
         dataset=(analysis.get("data") or {}).get("name"),
         study=study,
         verdict=analysis.get("verdict") or {},
-        headline=_headline(choice.main_comparison(analysis)),
+        headline=opening.headline(choice.main_comparison(analysis)),
+        in_words=opening.in_words(analysis, record),
+        reasons=opening.reasons(analysis),
+        incomplete=opening.incomplete(analysis),
         protocol=record.protocol,
         quick=record.quick,
         sections=[section for section in sections if section.blocks],
@@ -50,21 +52,6 @@ def render(analysis: choice.Analysis, record: Record, sections: Sequence[Section
     )
     # A file's name may hold bytes that are no text.
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _headline(main: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """The main comparison in a few numbers, to stand below the sentence of the verdict."""
-    if main is None or not numbers.is_number(main.get("difference")):
-        return []
-    metric = str(main.get("metric", "auc"))
-    low, high = main.get("low"), main.get("high")
-    return [
-        (f"difference in {metric.upper()}", numbers.difference(main.get("difference"))),
-        ("95 % interval", numbers.interval(low, high, numbers.difference)),
-        ("P(first is better)", numbers.probability(main.get("better"))),
-        ("p, Holm", numbers.p_value(main.get("delong_p_holm"))),
-        ("smallest detectable", numbers.score((main.get("detectable") or {}).get(metric))),
-    ]
 
 
 def _read(name: str) -> str:

@@ -10,7 +10,7 @@ from jaxboost import io
 from jaxboost.errors import UserError
 from jaxboost.reporting import claim, model_card, page
 from jaxboost.reporting.blocks import Picture
-from jaxboost.reporting.sections import arms, background, diagnostics, results
+from jaxboost.reporting.sections import arms, background, comparisons, diagnostics, results
 from jaxboost.studies.record import Record
 
 
@@ -99,8 +99,8 @@ def contents(
     if not analysis.get("claim"):
         analysis = {**analysis, "claim": claim.checklist(analysis, record, {picture.kind for picture in pictures})}
     prefix = _prefix(name)
-    tables = (arms.ladder(analysis), arms.controls(analysis), arms.sweeps(analysis), arms.comparisons(analysis))
-    tables += (arms.rungs(analysis),)
+    tables = (arms.ladder(analysis), arms.controls(analysis), arms.sweeps(analysis))
+    tables += (comparisons.comparisons(analysis), comparisons.rungs(analysis))
     files = {}
     for table in tables:
         if table.rows:

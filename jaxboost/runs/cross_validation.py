@@ -19,6 +19,7 @@ from jaxboost.errors import UserError
 from jaxboost.runs import datasets, train, workdir
 from jaxboost.runs.datasets import ALL_FOLDS
 from jaxboost.runs.result import RunResult, Selection, Threshold
+from jaxboost.statistics import seeds
 from jaxboost.systems.weights import ROLES
 
 FOLDS = "folds.csv"
@@ -126,10 +127,9 @@ def _at_thresholds(thresholds: Sequence[Threshold | None]) -> dict[str, Any] | N
     }
 
 
-def _mean_and_sd(values: Sequence[float]) -> dict[str, float] | None:
-    if not np.isfinite(values).all():
-        return None
-    return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}
+def _mean_and_sd(values: Sequence[float]) -> dict[str, float | None] | None:
+    found = seeds.spread(values)
+    return None if found.mean is None else {"mean": found.mean, "sd": found.sd}
 
 
 def log_summary(result: Mapping[str, Any]) -> None:

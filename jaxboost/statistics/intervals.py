@@ -19,14 +19,19 @@ PATIENTS = "-patients"
 
 
 def wilson(right: float, of: float, *, level: float = 0.95) -> Interval:
-    """Wilson's score interval of the proportion right / of (Wilson 1927); NaN if `of` is 0."""
+    """Wilson's score interval of the proportion right / of (Wilson 1927); NaN if `of` is 0.
+
+    It has all P with |right / of - P| <= z sqrt(P (1 - P) / of). The numbers need not be whole.
+    """
     if not of:
         return UNDEFINED
-    from statsmodels.stats.proportion import proportion_confint
+    from scipy.special import ndtri
 
-    low, high = proportion_confint(right, of, alpha=1 - level, method="wilson")
+    right, of, square = float(right), float(of), float(ndtri((1 + level) / 2)) ** 2
+    center = (right + square / 2) / (of + square)
+    reach = math.sqrt(square * (right * (1 - right / of) + square / 4)) / (of + square)
     # The exact limit at a proportion of 0 and of 1, which rounding misses by 1e-17.
-    return (0.0 if right == 0 else float(low)), (1.0 if right == of else float(high))
+    return (0.0 if right == 0 else center - reach), (1.0 if right == of else center + reach)
 
 
 def newcombe(auc: float, positives: int, negatives: int, *, level: float = 0.95) -> Interval:

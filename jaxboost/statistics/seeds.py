@@ -1,4 +1,4 @@
-"""The spread of a figure over seeds."""
+"""The spread of a figure over seeds, or over the folds of a cross-validation."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -47,11 +47,11 @@ def entry(arm: Scored, test: HeldOut, val_labels: np.ndarray | None, found: Mapp
         "note": of.note,
         "changes": dict(of.changes),
         "seeds": list(arm.seeds),
+        "missing": arm.missing or None,
         "metrics": _metrics(test, found),
         "val": _val(arm, test.task, val_labels),
         "parameters": {name: _parameters(results, name) for name in ("trainable", "frozen")},
         "seconds": _mean(result.get("seconds") for result in results),
-        "memory_gb": _mean(result.get("memory_gb") for result in results),
         "calibration": _calibration(arm, test, val_labels),
         "roc": _roc(arm, test),
         "confusion": _confusion(arm, test),
@@ -155,7 +155,9 @@ def _per_class(arm: Scored, test: HeldOut) -> list[Json]:
     found = []
     # In a binary task too, both classes have a row.
     kind = test.kind if test.kind.multi_label else TASKS[MULTI_CLASS]
-    problems = [list(kind.one_against_rest(test.labels, run)) for run in arm.test]
+    # Those of class 0 have the AUC of class 1: the probability of class 0 may be rounded in another way.
+    ranks = [np.stack([-run[:, 1], run[:, 1]], 1) if test.kind.binary else run for run in arm.test]
+    problems = [list(kind.one_against_rest(test.labels, run)) for run in ranks]
     decided = [test.kind.decide(run) for run in arm.test]
     for number, name in enumerate(test.classes):
         positive = problems[0][number][0]

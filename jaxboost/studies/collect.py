@@ -1,24 +1,23 @@
 """Collects finished runs to a record: those of a study, or any on the same samples. What does not fit is left out."""
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxboost.config import continuing
 from jaxboost.errors import UserError
 from jaxboost.runs import workdir
-from jaxboost.studies import data_check, definition, finished_run, record, subgroups, tuning
+from jaxboost.studies import alike, data_check, definition, finished_run, record, subgroups, tuning
 from jaxboost.studies.definition import ArmDefinition, Definition
-from jaxboost.studies.finished_run import REFERENCE, FinishedRun
+from jaxboost.studies.finished_run import FinishedRun
 from jaxboost.studies.plan import FAILURES, RATE, RUNS, rate_text
 from jaxboost.studies.record import ArmRecord, ComparisonRecord, LeftOut, Record, RunRecord
 from jaxboost.training.checkpoints import checkpoint_folder
 
+_WAITING = "it has not run yet"
 _SEED = re.compile(r"seed\d+")
 # Folders of a run that hold no other run.
 _INSIDE = (checkpoint_folder.FOLDER, "predictions", "tensorboard")
@@ -34,14 +33,22 @@ class _Found:
       runs: arm -> its runs.
       rates: arm -> learning rate -> value on validation, if it was tuned.
       left_out: what was not taken, and why.
+      reasons: arm -> why runs of it were not taken.
     """
 
     runs: dict[str, list[FinishedRun]] = dataclasses.field(default_factory=dict)
     rates: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     left_out: list[LeftOut] = dataclasses.field(default_factory=list)
+    reasons: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
-    def leave_out(self, what: str, why: str) -> None:
+    def leave_out(self, what: str, why: str, arm: str = "") -> None:
         self.left_out.append(LeftOut(what=what, why=why))
+        self.reasons.setdefault(arm, []).append(why)
+
+    def why_missing(self, arm: str) -> str:
+        """Why an arm has no run; that some have not run yet only if there is nothing else."""
+        reasons = dict.fromkeys(self.reasons.get(arm, ()))
+        return "; ".join([why for why in reasons if why != _WAITING] or reasons)
 
 
 def collect(folder: pathlib.Path) -> Record:
@@ -77,9 +84,9 @@ def _of_study(folder: pathlib.Path, study: Definition) -> Record:
             **{name: getattr(arm, name) for name in ("name", "title", "group", "rung", "note")},
             changes=_changes(arm, study),
             learning_rates=found.rates.get(arm.name),
+            missing="" if arm.name in taken else found.why_missing(arm.name),
         )
         for arm in study.arms
-        if arm.name in taken
     ]
     return _record(taken, found, arms=arms, **fields)
 
@@ -89,21 +96,26 @@ def _take_arm(folder: pathlib.Path, study: Definition, arm: ArmDefinition, found
     arm_folder = folder / RUNS / arm.name
     count = min(arm.seeds or study.seeds, study.seeds)
     seeds = {number: arm_folder / f"seed{number}" for number in range(count)}
-    if arm.tuned and len(study.lr_grid) > 1:
+    tuned, chosen = arm.tuned and len(study.lr_grid) > 1, None
+    if tuned:
         chosen = _tuned(folder, study, arm, list(seeds.values())[1:], found)
         if chosen is None:
             del seeds[0]
         else:
             seeds[0] = arm_folder / rate_text(chosen)
+    # Of the runs that an arm evaluates again, by seed.
+    rates = {run.seed: continuing.flat(run.result["config"]).get(RATE) for run in found.runs.get(arm.after, ())}
     for seed, run_folder in seeds.items():
         what = f"{arm.name}, seed {seed}"
         try:
             run = finished_run.read(run_folder)
-            if differing := _differing(arm, run):
+            differing = _differing(arm, run, seed, rate=rates.get(seed, chosen), any_rate=tuned or bool(arm.after))
+            if differing:
                 raise ValueError(f"it is a run of another config, which differs in {', '.join(differing)}")
             found.runs.setdefault(arm.name, []).append(run)
         except ValueError as error:
-            found.leave_out(what, _failure(folder, f"{arm.name}_seed{seed}") or _unfinished(run_folder, str(error)))
+            why = _failure(folder, f"{arm.name}_seed{seed}") or _unfinished(run_folder, str(error))
+            found.leave_out(what, why, arm.name)
 
 
 def _tuned(
@@ -117,13 +129,13 @@ def _tuned(
         if result is not None:
             values[rate] = tuning.value(result)
         elif why := _failure(folder, f"{arm.name}_{rate_text(rate)}"):
-            found.leave_out(f"{arm.name}, learning rate {rate:g}", why)
+            found.leave_out(f"{arm.name}, learning rate {rate:g}", why, arm.name)
         else:
             open_ones += 1
     found.rates[arm.name] = tuning.as_json(values)
     if open_ones or not values:
-        why = f"of the runs that tune the learning rate, {open_ones} remain" if open_ones else "no rate finished"
-        found.leave_out(f"{arm.name}, seed 0", why)
+        why = f"runs that tune its learning rate remain: {open_ones}" if open_ones else "no rate finished"
+        found.leave_out(f"{arm.name}, seed 0", why, arm.name)
         return None
     return tuning.kept(values, others)
 
@@ -138,13 +150,26 @@ def _failure(folder: pathlib.Path, name: str) -> str:
 
 
 def _unfinished(folder: pathlib.Path, why: str) -> str:
-    return why if os.path.exists(folder) else "it has not run yet"
+    return why if os.path.exists(folder) else _WAITING
 
 
-def _differing(arm: ArmDefinition, run: FinishedRun) -> list[str]:
-    given = continuing.flat(arm.config)
-    own = ["seed", *(name for name in _LAYERS if not given.get(name))]
-    return definition.differing(arm.config, run.result["config"], [*own, RATE] if arm.tuned or arm.after else own)
+def _differing(arm: ArmDefinition, run: FinishedRun, seed: int, *, rate: float | None, any_rate: bool) -> list[str]:
+    """How the config of a run differs from that of its arm, one text for each field.
+
+    Args:
+      arm: the arm.
+      run: the run.
+      seed: the seed that it should have.
+      rate: the learning rate that it should have; None: that of the arm or, with `any_rate`, any.
+      any_rate: whether the rate of the arm does not count.
+    """
+    given, own = continuing.flat(arm.config), run.result["config"]
+    free = ["seed", *(name for name in _LAYERS if not given.get(name)), *([RATE] if any_rate else [])]
+    found = definition.differing(arm.config, own, free)
+    wanted = {"seed": seed} | ({} if rate is None else {RATE: rate})
+    has = {**continuing.flat(own), "seed": run.seed}
+    pairs = [(name, value, has.get(name)) for name, value in wanted.items()]
+    return found + [f"{name} ({value!r} there, {now!r} now)" for name, value, now in pairs if value != now]
 
 
 def _changes(arm: ArmDefinition, study: Definition) -> dict[str, Any]:
@@ -164,7 +189,7 @@ def _of_runs(folder: pathlib.Path) -> Record:
             found.leave_out(where, str(error))
             continue
         name = _arm_name(folder, run_folder)
-        if name in first and definition.changes(first[name].result["config"], run.result["config"]):
+        while name in first and definition.changes(first[name].result["config"], run.result["config"]):
             name = f"{name}_{run_folder.name}"
         first.setdefault(name, run)
         if run.seed in {other.seed for other in found.runs.get(name, [])}:
@@ -210,75 +235,22 @@ def _arm_name(folder: pathlib.Path, run_folder: pathlib.Path) -> str:
 
 
 def _keep_alike(found: _Found, folder: pathlib.Path) -> dict[str, list[FinishedRun]]:
-    """The runs on the same samples, by arm; the others are left out, with the reason.
-
-    The largest group of runs on the same samples is kept; of equally large ones the first. Runs of the protocol
-    `reference` are kept only if there are no others.
+    """The runs on the same samples, by arm and seed; the others are left out, with the reason, see `alike.foreign`.
 
     Raises:
       UserError: there is no finished run.
     """
-    runs = [run for of_arm in found.runs.values() for run in of_arm]
+    runs = [(arm, run) for arm, own in found.runs.items() for run in sorted(own, key=lambda run: run.seed)]
     if not runs:
         reasons = "".join(f"; {each.what}: {each.why}" for each in found.left_out[:3])
         raise UserError(f"{folder} has no finished run{reasons}: give a folder of runs or of a study")
-    sound = [run for run in runs if run.result["protocol"] != REFERENCE] or runs
-    sizes = Counter(map(_group, sound))
-    largest = max(sizes, key=lambda group: sizes[group])
-    model = next(run for run in sound if _group(run) == largest)
     taken: dict[str, list[FinishedRun]] = {}
-    for arm, of_arm in found.runs.items():
-        for run in sorted(of_arm, key=lambda run: run.seed):
-            if why := _foreign(run, model):
-                found.leave_out(_where(run, folder), why)
-            else:
-                taken.setdefault(arm, []).append(run)
+    for (arm, run), why in zip(runs, alike.foreign([run for _, run in runs]), strict=True):
+        if why:
+            found.leave_out(str(run.folder.relative_to(folder)), why, arm)
+        else:
+            taken.setdefault(arm, []).append(run)
     return taken
-
-
-def _where(run: FinishedRun, folder: pathlib.Path) -> str:
-    return str(run.folder.relative_to(folder))
-
-
-def _group(run: FinishedRun) -> tuple[Any, ...]:
-    """Equal for runs whose scores can be compared."""
-    content, digest = run.result, hashlib.sha256()
-    for split in sorted(run.items):
-        items = run.items[split]
-        digest.update("\n".join([split, *items.names, *items.patients]).encode())
-        digest.update(items.labels.tobytes())
-    about = (content["protocol"], content["dataset"], content["task"], *content["classes"], _data_digest(run))
-    return (*about, digest.hexdigest())
-
-
-def _data_digest(run: FinishedRun) -> str | None:
-    """The fingerprint of a user's own data; None where a run has only a part of them."""
-    is_whole = run.result["config"].get("data", {}).get("train_fraction", 1) == 1
-    return run.result.get("data_sha256") if is_whole else None
-
-
-def _foreign(run: FinishedRun, model: FinishedRun) -> str:
-    """Why the scores of a run cannot be compared with those of `model`; "" if they can."""
-    ours, theirs = run.result, model.result
-    if ours["protocol"] != theirs["protocol"]:
-        return "its epoch was picked on the test split (protocol reference): it is never mixed with sound results"
-    if ours["dataset"] != theirs["dataset"]:
-        return f"it is of another data set: {ours['dataset']}, not {theirs['dataset']}"
-    if (ours["task"], ours["classes"]) != (theirs["task"], theirs["classes"]):
-        return "it has another task or other classes"
-    for split, items in model.items.items():
-        found = run.items[split]
-        if len(found.names) != len(items.names):
-            return f"it has other splits: {len(found.names)} {split} samples, not {len(items.names)}"
-        if (found.names != items.names).any():
-            return f"it has other splits: other {split} samples, or in another order"
-        if (found.labels != items.labels).any():
-            count = int((found.labels != items.labels).any(1).sum())
-            return f"it has other labels: those of {count} {split} samples"
-        if (found.patients != items.patients).any():
-            return f"it has other patients in its {split} split"
-    digests = {_data_digest(run), _data_digest(model)} - {None}
-    return "its data have other content: the images changed between the runs" if len(digests) > 1 else ""
 
 
 def _record(
@@ -290,11 +262,16 @@ def _record(
     figures: Sequence[definition.DataDefinition],
     **fields: Any,
 ) -> Record:
-    runs = [(arm.name, run) for arm in arms for run in taken[arm.name]]
+    runs = [(arm.name, run) for arm in arms for run in taken.get(arm.name, ())]
     model = runs[0][1]
     for each in comparisons:
         if missing := [name for name in (each.arm, each.reference) if name not in taken]:
             found.leave_out(f"{each.arm} against {each.reference}", f"no run of {' and '.join(missing)}")
+    items = dict(model.items)
+    try:
+        items["test"] = subgroups.with_columns(items["test"], model.result["config"])
+    except ValueError as error:
+        found.leave_out("subgroups", str(error))
     return Record(
         **fields,
         protocol=model.result["protocol"],
@@ -302,9 +279,9 @@ def _record(
         classes=tuple(model.result["classes"]),
         data=data_check.of_record(model, figures),
         arms=tuple(arms),
-        comparisons=tuple(each for each in comparisons if {each.arm, each.reference} <= {*taken}),
+        comparisons=tuple(comparisons),
         runs=tuple(RunRecord(arm=arm, seed=run.seed, result=run.result, curve=run.curve) for arm, run in runs),
-        items={split: subgroups.with_columns(items, model.result["config"]) for split, items in model.items.items()},
+        items=items,
         scores={(arm, run.seed, split): scores for arm, run in runs for split, scores in run.scores.items()},
         left_out=tuple(found.left_out),
     )

@@ -8,10 +8,12 @@ Its entries:
 - "comparisons": the study's pairs, one family for Holm's correction. "difference", its interval and "p" are of the mean
   AUC over the seeds, with patients and seeds drawn; "better" is P(A > B) of two single runs; "delong_p" (with
   "delong_difference"), "mcnemar" and "false_order" are of the probabilities averaged over the seeds. A difference is
-  "shown" if its interval is above 0, Holm's p of both tests is below .05, and "delong_difference" is above 0 too.
-  DeLong's test alone knows nothing of the spread over seeds, and the interval alone nothing of other comparisons.
+  "shown" if its interval is above 0, Holm's p of both tests ("p_holm", "delong_p_holm") is below .05, and
+  "delong_difference" is above 0 too; "failed" names the conditions that do not hold, see `pairs.failed`. DeLong's test
+  alone knows nothing of the spread over seeds, and the interval alone nothing of other comparisons. "missing" names the
+  arms without a run, and why.
 - "ladder": each rung against all lower ones, a family of its own. The simplest arm that nothing beats is the lowest
-  rung against which no higher one is "shown".
+  rung against which no other one is "shown".
 - "learning_curve", "subgroups", "published": where they are known.
 """
 
@@ -72,7 +74,7 @@ def analyse(record: Record, *, resamples: int = 2000, seed: int = 0) -> dict[str
             "published": published.figures(record.data.get("name")),
             "provenance": provenance.provenance(record, by_name),
             "claim": [],
-            "limits": limits.limits(record, all_arms, entries, without_mcnemar),
+            "limits": limits.limits(record, all_arms, entries, comparisons, without_mcnemar),
         }
     )
 

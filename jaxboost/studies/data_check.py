@@ -19,6 +19,7 @@ from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset, DatasetInfo
 from jaxboost.data.splits import near_duplicates, stratify
 from jaxboost.errors import UserError
+from jaxboost.evaluation.patients import PATIENT
 from jaxboost.runs import datasets, train
 from jaxboost.studies.definition import DataDefinition
 from jaxboost.studies.finished_run import FinishedRun
@@ -154,6 +155,7 @@ def figures(dataset: Dataset) -> dict[str, Any]:
             name: len(np.unique(split.groups)) for name, split in dataset.splits.items() if split.groups is not None
         },
         "prevalence": {name: prevalence(split.labels, info.classes) for name, split in dataset.splits.items()},
+        **({"excluded": dict(info.excluded)} if info.excluded else {}),
         **({"near_duplicates": duplicates} if duplicates else {}),
     }
 
@@ -224,6 +226,8 @@ def of_record(model: FinishedRun, known: Sequence[DataDefinition]) -> dict[str, 
         "prevalence": {split: prevalence(items.labels, content["classes"]) for split, items in model.items.items()},
         "sha256": content.get("data_sha256"),
     }
+    if model.per_patient:
+        entries["unit"] = PATIENT
     if not source:
         # An earlier version may have had a data set that is not there any more.
         with contextlib.suppress(UserError):
@@ -231,8 +235,10 @@ def of_record(model: FinishedRun, known: Sequence[DataDefinition]) -> dict[str, 
             entries |= {"ndim": info.ndim, "license": info.license}
     for each in known:
         if each.figures.get("name") == content["dataset"]:
-            whole = each.fingerprint.get("data") or each.fingerprint.get("labels")
-            return entries | each.figures | {"sha256": entries["sha256"] or whole}
+            whole, labels = each.fingerprint.get("data"), each.fingerprint.get("labels")
+            # Of a published data set the labels of the splits have a digest, and the images none.
+            digest = entries["sha256"] or whole or (f"{labels} (of the labels)" if labels else None)
+            return entries | each.figures | {"sha256": digest}
     return entries
 
 

@@ -13,8 +13,10 @@ import numpy as np
 
 from jaxboost import io
 from jaxboost.errors import UserError
+from jaxboost.evaluation.patients import PATIENT
 from jaxboost.runs import workdir
 from jaxboost.runs.result import RunResult
+from jaxboost.statistics.pooling import pool
 from jaxboost.studies import tuning
 from jaxboost.studies.record import Items
 from jaxboost.tasks import TASKS
@@ -33,7 +35,7 @@ class FinishedRun:
       folder: its folder.
       result: the content of its result.json.
       value: the metric that picked the epoch, on the split that picks it.
-      items: split -> its samples.
+      items: split -> its samples: images or, with eval.unit=patient, patients.
       scores: split -> probabilities float32 (n, C).
       curve: see `record.RunRecord`.
     """
@@ -49,6 +51,11 @@ class FinishedRun:
     def seed(self) -> int:
         """Its random seed."""
         return self.result["seed"]
+
+    @property
+    def per_patient(self) -> bool:
+        """Whether its samples are patients, whose images were pooled."""
+        return of_patients(self.result["config"])
 
 
 def read(folder: pathlib.Path) -> FinishedRun:
@@ -68,17 +75,20 @@ def read(folder: pathlib.Path) -> FinishedRun:
         raise ValueError(str(error)) from None
     folds = [] if isinstance(parsed, RunResult) else [folder / f"fold{number}" for number in range(len(parsed.folds))]
     reference = content["protocol"] == REFERENCE
+    per_patient = of_patients(content["config"])
     items, scores = {}, {}
     for split in ("test",) if reference else ("val", "test"):
         name = f"{REFERENCE}-{split}.csv" if reference else f"{split}.csv"
         tables = [
             _table(each / workdir.PREDICTIONS / name, content["classes"], content["task"]) for each in folds or [folder]
         ]
+        if not folds and (count := len(tables[0][1])) != (wanted := content["splits"][split]):
+            raise ValueError(f"its predictions/{split}.csv has {count} samples, not {wanted}")
+        if per_patient:
+            # The tables have a row for each image, and the figures of the run are of patients.
+            tables = [_of_patients(*table, content["task"]) for table in tables]
         items[split] = _joined([found for found, _ in tables])
         scores[split] = np.concatenate([found for _, found in tables])
-    for split, found in scores.items() if not folds else ():
-        if len(found) != (wanted := content["splits"][split]):
-            raise ValueError(f"its predictions/{split}.csv has {len(found)} samples, not {wanted}")
     return FinishedRun(
         folder=folder,
         result=content,
@@ -87,6 +97,11 @@ def read(folder: pathlib.Path) -> FinishedRun:
         scores=scores,
         curve=[] if folds else curve(folder / METRICS),
     )
+
+
+def of_patients(config: Mapping[str, Any]) -> bool:
+    """Whether the figures of a config, as JSON, are of patients, and not of images; earlier versions had images."""
+    return config.get("eval", {}).get("unit") == PATIENT
 
 
 def curve(file: pathlib.Path) -> list[dict[str, Any]]:
@@ -135,6 +150,21 @@ def _table(path: pathlib.Path, classes: Sequence[str], task: str) -> tuple[Items
         raise ValueError(f"its {where} has probabilities that are no numbers")
     names, patients = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
     return Items(names=names, patients=patients, labels=labels), scores
+
+
+def _of_patients(items: Items, scores: np.ndarray, task: str) -> tuple[Items, np.ndarray]:
+    """One sample for each patient, with the name of its first image, as `evaluation.patients.counted` counts them.
+
+    Raises:
+      ValueError: the images of a patient have different classes.
+    """
+    try:
+        found = pool(items.labels, scores, items.patients, task)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    first = np.sort(np.unique(items.patients, return_index=True)[1])
+    pooled = Items(names=items.names[first], patients=found.patients, labels=found.labels)
+    return pooled, found.probabilities.astype(np.float32)
 
 
 def _labels(text: str, numbers: Mapping[str, int], *, multi: bool) -> list[int]:

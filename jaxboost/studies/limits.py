@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxboost.evaluation.patients import PATIENT
 from jaxboost.studies import pairs, verdict
 from jaxboost.studies.record import Record
 from jaxboost.studies.scored import HeldOut
@@ -15,13 +16,16 @@ _SEEDS, _PATIENTS = 5, 30
 _SITES = ("site", "hospital", "center", "centre", "institution", "scanner")
 
 
-def limits(record: Record, arms: pairs.Arms, entries: Sequence[Json], mcnemar: Sequence[str]) -> list[str]:
+def limits(
+    record: Record, arms: pairs.Arms, entries: Sequence[Json], comparisons: Sequence[Json], mcnemar: Sequence[str]
+) -> list[str]:
     """The limits of a study.
 
     Args:
       record: the record.
       arms: all arms.
       entries: the entry of each arm.
+      comparisons: the row of each comparison.
       mcnemar: why McNemar's test is missing.
     """
     test = arms.test
@@ -34,6 +38,7 @@ def limits(record: Record, arms: pairs.Arms, entries: Sequence[Json], mcnemar: S
         found += _of_sample(test)
         found += _of_patients(record, test)
     found += _of_runs(record, arms, entries)
+    found += _of_comparisons(comparisons, {entry["name"]: entry["title"] for entry in entries})
     found += [f"{reason}." for reason in mcnemar]
     if not test.kind.binary:
         found.append(
@@ -68,23 +73,32 @@ def _patients_of_classes(test: HeldOut) -> dict[str, int]:
 
 
 def _of_patients(record: Record, test: HeldOut) -> list[str]:
-    found = []
     if np.array_equal(test.patients, record.items["test"].names):
-        found.append(
+        return [
             "Patients are not known: each sample counts as a patient. If a patient has several, the intervals are too"
             " narrow, and the splits may share patients."
-        )
-    elif "val" in record.items and (shared := np.intersect1d(record.items["val"].patients, test.patients)).size:
-        found.append(f"{shared.size} patients are in the validation and in the test split.")
+        ]
+    found = []
+    if record.data.get("unit") == PATIENT:
+        found.append("A sample is a patient: the probabilities of a patient's images were averaged.")
+    # In a cross-validation, a patient is in the test split of one fold and in the validation split of another.
+    if "val" in record.items and not _has_folds(record):
+        shared = np.intersect1d(record.items["val"].patients, test.patients)
+        found += [f"{shared.size} patients are in the validation and in the test split."] if shared.size else []
     return found
+
+
+def _has_folds(record: Record) -> bool:
+    """Whether runs are cross-validations."""
+    return any(run.result.get("folds") for run in record.runs)
 
 
 def _of_runs(record: Record, arms: pairs.Arms, entries: Sequence[Json]) -> list[str]:
     found = []
     if record.protocol == "reference":
         found.append(
-            "Reference protocol: the test split picked the epochs, so all figures are too high. They compare with"
-            " figures that were found in the same way alone."
+            "Reference protocol: the test split picked the epochs, so all figures are too high. Compare them only"
+            " with figures that were found in the same way."
         )
     if record.quick:
         found.append("This is a trial with few epochs: it shows that everything works, and nothing else.")
@@ -93,16 +107,36 @@ def _of_runs(record: Record, arms: pairs.Arms, entries: Sequence[Json]) -> list[
     if seeds and min(seeds) < _SEEDS:
         text = "one seed" if max(seeds) == 1 else f"{min(seeds)} to {max(seeds)} seeds"
         text = f"{min(seeds)} seeds" if min(seeds) == max(seeds) > 1 else text
-        found.append(f"The trained arms have {text}; with less than {_SEEDS} the spread over seeds is hardly known.")
+        found.append(f"The trained arms have {text}; with fewer than {_SEEDS} the spread over seeds is hardly known.")
     once = [scored.arm.title for scored in arms.scored.values() if len(scored.runs) == 1 and not scored.random]
     if once:
-        found.append(f"Fitted once, so without a spread over seeds: {', '.join(once)}.")
+        found.append(f"Fitted once, so without a spread over seeds: {'; '.join(once)}.")
     if any(entry["learning_rates"] for entry in entries):
         found.append("Learning rates were chosen on validation, with the first seed of each arm.")
-    missing = [entry["title"] for entry in entries if not entry["seeds"]]
-    if missing:
-        found.append(f"Without a finished run: {', '.join(missing)}.")
+    for why, titles in verdict.missing_arms(entries).items():
+        found.append(f"Without a finished run ({why}): {'; '.join(titles)}.")
+    if _has_folds(record):
+        found.append(
+            "Cross-validation: the test samples of all folds are taken as one split, although each fold has a model of"
+            " its own. Where the folds' models differ in the level of their probabilities, this AUC is not the mean of"
+            " the folds' AUCs; and intervals do not know that the folds share training samples."
+        )
     return found
+
+
+def _of_comparisons(comparisons: Sequence[Json], titles: Mapping[str, str]) -> list[str]:
+    """Comparisons that a study asks for and that have no result."""
+    missing = [
+        " minus ".join(titles.get(row[end], row[end]) for end in ("arm", "reference"))
+        for row in comparisons
+        if row["missing"]
+    ]
+    if not missing:
+        return []
+    text = f"Not compared, as runs are missing: {'; '.join(missing)}."
+    if len(missing) < len(comparisons):
+        text += " With them, Holm's p of the other comparisons may be larger."
+    return [text]
 
 
 def _of_data(record: Record, test: HeldOut) -> list[str]:
@@ -111,7 +145,8 @@ def _of_data(record: Record, test: HeldOut) -> list[str]:
     if not sites:
         found.append("No second site: how the arms do with images of another hospital or scanner is not known.")
     found += _of_duplicates(record.data)
-    found.append("One split of the data was used: another split would give other figures.")
+    if not _has_folds(record):
+        found.append("One split of the data was used: another split would give other figures.")
     return found
 
 

@@ -90,6 +90,7 @@ def _comparison(arms: Arms, each: ComparisonRecord) -> tuple[Json, str]:
     auc, se = _auc_difference(arms, each.arm, each.reference)
     row |= auc | {"acc_difference": None, "mcnemar": {"only_arm": None, "only_reference": None, "p": None}}
     row |= {"false_order": None, "detectable": {"auc": None, "acc": None}}
+    row["missing"] = {name: _missing(arms, name) for name in (each.arm, each.reference) if not arms.has(name)}
     if not arms.has(each.arm, each.reference):
         return row, ""
     if se > 0:
@@ -104,6 +105,10 @@ def _comparison(arms: Arms, each: ComparisonRecord) -> tuple[Json, str]:
         discordance = (found.only_a + found.only_b) / found.n
         row["detectable"]["acc"] = power.smallest_acc_difference(found.n, discordance)
     return row, reason
+
+
+def _missing(arms: Arms, name: str) -> str:
+    return arms.scored[name].missing if name in arms.scored else "no arm of the study has this name"
 
 
 def _auc_difference(arms: Arms, arm: str, reference: str) -> tuple[Json, float]:
@@ -154,6 +159,7 @@ def _correct(rows: Sequence[Json]) -> None:
         for row, adjusted in zip(rows, _holm([row[name] for row in rows]), strict=True):
             row[f"{name}_holm"] = adjusted
     for row in rows:
+        row["failed"] = failed(row)
         row["shown"] = _shown(row)
 
 
@@ -161,10 +167,21 @@ def _holm(p_values: Sequence[float | None]) -> list[float]:
     return holm([math.nan if p is None else p for p in p_values]).tolist() if p_values else []
 
 
+def failed(row: Json) -> list[str] | None:
+    """The names of the conditions of "shown" that a row does not fulfil; None without a difference.
+
+    They are "interval" (it excludes 0, on the side of the difference), "p_holm" and "delong_p_holm" (each below .05; an
+    undefined one is not), and "delong_difference" (it has the sign of the difference).
+    """
+    if row["difference"] is None:
+        return None
+    found = [] if (row["low"] > 0 if row["difference"] > 0 else row["high"] < 0) else ["interval"]
+    found += [name for name in ("p_holm", "delong_p_holm") if not row[name] < ALPHA]
+    return found + ([] if row["difference"] * row["delong_difference"] > 0 else ["delong_difference"])
+
+
 def _shown(row: Json) -> str:
     """What a row shows: the interval excludes 0, both of Holm's p are below .05, and all are on one side."""
-    if row["difference"] is None or not (row["p_holm"] < ALPHA and row["delong_p_holm"] < ALPHA):
+    if row["failed"] is None or row["failed"]:
         return NOT_SHOWN
-    if row["low"] > 0 and row["delong_difference"] > 0:
-        return SHOWN
-    return OPPOSITE if row["high"] < 0 and row["delong_difference"] < 0 else NOT_SHOWN
+    return SHOWN if row["low"] > 0 else OPPOSITE

@@ -25,6 +25,7 @@ class ArmRecord:
     Attributes:
       changes: dotted field -> value: how its configs differ from those of the first arm of its group and system.
       learning_rates: learning rate -> value of the selection metric on validation, if the rate was tuned.
+      missing: why it has no run; "" if it has one.
     """
 
     name: _Text
@@ -34,6 +35,7 @@ class ArmRecord:
     note: _Text = ""
     changes: _Json = dataclasses.field(default_factory=dict)
     learning_rates: dict[_Text, float] | None = None
+    missing: _Text = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,9 +99,10 @@ class Record:
       task, classes: of the data set.
       data: entries about the data set for reports: "name", "ndim", "size", "license", "source", "splits" (split ->
         number of samples), "patients" (split -> number), "prevalence" (split -> class -> fraction), "duplicates",
-        "excluded" (reason -> number), "sha256".
-      arms: in the order of reports.
-      comparisons: one family for Holm's correction.
+        "excluded" (reason -> number), "sha256"; "unit" is "patient" where the images of a patient were pooled, so that
+        items and scores are those of patients.
+      arms: in the order of reports; also those without a run, see `ArmRecord.missing`.
+      comparisons: one family for Holm's correction; also those of arms without a run.
       runs: all finished runs.
       items: "val" and "test" -> their samples. With the protocol "reference" there is no "val".
       scores: (arm, seed, split) -> probabilities float32 (n, C).

@@ -68,12 +68,14 @@ class Scored:
       runs: by seed.
       test: probabilities float64 (s, n, C).
       val: probabilities of the validation split, float64 (s, v, C); None if a run has none.
+      missing: why there is no usable run; "" if there is one.
     """
 
     arm: ArmRecord
     runs: tuple[RunRecord, ...]
     test: np.ndarray
     val: np.ndarray | None
+    missing: str
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -111,13 +113,18 @@ def of_record(record: Record) -> tuple[HeldOut, dict[str, Scored], list[LeftOut]
     ]
     arms = {}
     for arm in record.arms:
-        usable = []
+        usable, reasons = [], [arm.missing] if arm.missing else []
         for run in record.runs_of(arm.name):
-            if why := _unusable(record.scores.get((arm.name, run.seed, "test")), test):
+            why = _unusable(record.scores.get((arm.name, run.seed, "test")), test)
+            if any(run.seed == other.seed for other in usable):
+                why = "another run of the arm has this seed too"
+            if why:
                 left_out.append(LeftOut(what=f"{arm.name}, seed {run.seed}", why=why))
+                reasons.append(why)
             else:
                 usable.append(run)
-        arms[arm.name] = _scored(record, arm, tuple(usable), test)
+        missing = "" if usable else "; ".join(dict.fromkeys(reasons)) or "it has not run yet"
+        arms[arm.name] = _scored(record, arm, tuple(usable), test, missing)
     return test, arms, left_out
 
 
@@ -131,7 +138,7 @@ def _unusable(scores: np.ndarray | None, test: HeldOut) -> str:
     return "" if np.isfinite(scores).all() else "its scores contain NaN or infinite numbers"
 
 
-def _scored(record: Record, arm: ArmRecord, runs: tuple[RunRecord, ...], test: HeldOut) -> Scored:
+def _scored(record: Record, arm: ArmRecord, runs: tuple[RunRecord, ...], test: HeldOut, missing: str) -> Scored:
     classes = len(test.classes)
     found = [record.scores[arm.name, run.seed, "test"] for run in runs]
     val = [record.scores.get((arm.name, run.seed, "val")) for run in runs]
@@ -144,6 +151,7 @@ def _scored(record: Record, arm: ArmRecord, runs: tuple[RunRecord, ...], test: H
         runs=runs,
         test=np.stack(found).astype(float) if found else np.zeros((0, len(test.labels), classes)),
         val=np.stack(usable).astype(float) if good and len(usable) == len(runs) else None,
+        missing=missing,
     )
 
 

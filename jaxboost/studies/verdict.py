@@ -30,7 +30,10 @@ def verdict(
         text, reasons = _main(row, arms, by_name, trial=record.quick or bool(few_seeds(arms, row)))
         parts.append(text)
     if simplest is not None and len(pairs.rungs(arms)) > 1:
-        parts.append(f"the simplest arm that nothing beats is {with_auc(by_name[simplest])}")
+        # A simpler one without a run might not be beaten.
+        partial = any(entry["missing"] and entry["rung"] is not None for entry in entries)
+        which = "of the arms that have runs, the simplest" if partial else "the simplest arm"
+        parts.append(f"{which} that nothing beats is {with_auc(by_name[simplest])}")
         reasons += reasons_of_ladder
     elif row is None:
         text, more = _best(record, arms, by_name)
@@ -41,7 +44,11 @@ def verdict(
     # A title that comes first stays as it is.
     if prefix or row is None:
         sentence = sentence[:1].upper() + sentence[1:]
-    missing = [f"{entry['title']} has no finished run" for entry in entries if not entry["seeds"]]
+    # A title may have commas.
+    missing = [
+        f"no finished run of {'; '.join(titles)}: {why}" if len(titles) > 1 else f"{_without_runs(titles)}: {why}"
+        for why, titles in missing_arms(entries).items()
+    ]
     return {
         "sentence": sentence,
         "main": main,
@@ -67,11 +74,21 @@ def on_validation(record: Record, arms: pairs.Arms, by_name: Mapping[str, Json])
     return record.protocol == "validation" and None not in values
 
 
+def missing_arms(entries: Sequence[Json]) -> dict[str, list[str]]:
+    """Why arms have no run -> their titles."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry["missing"]:
+            found.setdefault(entry["missing"], []).append(entry["title"])
+    return found
+
+
 def with_auc(entry: Json) -> str:
     """An arm with its AUC and interval, such as "Linear probe, AUC .91 [.87, .94]"."""
     values = [entry["metrics"]["auc"][name] for name in ("mean", "low", "high")]
-    # A third digit where two would make 1 of less than 1.
-    digits = 3 if any(0.995 <= value < 1 for value in values) else 2
+    # More digits where two would make 1 of less than 1.
+    below = [value for value in values if value < 1]
+    digits = next((digits for digits in range(2, 6) if all(round(value, digits) < 1 for value in below)), 6)
     mean, low, high = (short(value, digits) for value in values)
     return f"{entry['title']}, AUC {mean} [{low}, {high}]"
 
@@ -97,6 +114,11 @@ def why_undefined(test: HeldOut) -> str:
     return f"the test split has {some} of {', '.join(map(repr, test.absent))}"
 
 
+def _without_runs(titles: Sequence[str]) -> str:
+    """That one or two arms have no finished run, in words."""
+    return f"{' and '.join(titles)} {'have' if len(titles) > 1 else 'has'} no finished run"
+
+
 def _main(row: Json, arms: pairs.Arms, by_name: Mapping[str, Json], *, trial: bool) -> tuple[str, list[str]]:
     """What is said about the main comparison, and why."""
     names = (row["arm"], row["reference"])
@@ -104,7 +126,7 @@ def _main(row: Json, arms: pairs.Arms, by_name: Mapping[str, Json], *, trial: bo
     what = " minus ".join(titles)
     missing = [title for name, title in zip(names, titles, strict=True) if not arms.has(name)]
     if missing:
-        return f"{what}: not known, because {' and '.join(missing)} has no finished run", []
+        return f"{what}: not known, because {_without_runs(missing)}", []
     if row["difference"] is None:
         why = why_undefined(arms.test)
         return f"{what}: AUC undefined, because {why}: not shown", [f"{what}: {why}, and an AUC needs all classes"]
@@ -116,35 +138,42 @@ def _main(row: Json, arms: pairs.Arms, by_name: Mapping[str, Json], *, trial: bo
 
 def _why(row: Json, what: str) -> list[str]:
     """Why a comparison is shown or not, and what the test split could show."""
-    # The larger one counts; NaN counts first.
-    p = max((row["p_holm"], row["delong_p_holm"]), key=lambda p: (p != p, p))
-    reasons = []
-    if row["low"] <= 0 <= row["high"]:
-        reasons.append("its interval holds 0")
-    if p != p:
-        reasons.append("its p value is undefined")
-    elif p >= pairs.ALPHA:
-        reasons.append(f"Holm's p over the study's comparisons is {short(p, 2)}, not below {short(pairs.ALPHA, 2)}")
-    if row["shown"] != pairs.NOT_SHOWN:
+    reasons = [_failure(name, row) for name in row["failed"]]
+    if not reasons:
         side = "above" if row["shown"] == pairs.SHOWN else "below"
-        smallest = "below .001" if p < 0.001 else short(p, 3)
-        reasons.append(f"its interval is {side} 0, and Holm's p over the study's comparisons is {smallest}")
-    elif not reasons:
-        reasons.append("the averaged probabilities of the runs do not differ in the same direction")
+        p = max(row["p_holm"], row["delong_p_holm"])
+        smallest = "below .001" if p < 0.001 else f"at most {short(p, 3)}"
+        reasons.append(f"its interval is {side} 0, and both of Holm's p over the study's comparisons are {smallest}")
     found = [f"{what}: {row['shown']}, because {' and '.join(reasons)}"]
     if (detectable := row["detectable"]["auc"]) is not None:
         found.append(
-            f"a difference in AUC of {short(detectable, 3)} is the smallest that this test split shows with 80 % power"
+            f"a difference in AUC of {short(detectable, 3)} is the smallest that a single test of the averaged"
+            " probabilities finds on this test split with 80 % power"
         )
     return found
 
 
+def _failure(name: str, row: Json) -> str:
+    """What a condition of `pairs.failed` says in words."""
+    if name == "interval":
+        return "its interval holds 0" if row["low"] <= 0 <= row["high"] else "its interval is on the other side of 0"
+    if name == "delong_difference":
+        return "the averaged probabilities of the runs do not differ in the same direction"
+    which = "over patients and seeds" if name == "p_holm" else "of DeLong's test"
+    p = row[name]
+    if p != p:
+        return f"the p value {which} is undefined"
+    return f"Holm's p {which} is {short(p, 2)}, not below {short(pairs.ALPHA, 2)}"
+
+
 def _simplest(arms: pairs.Arms, by_name: Mapping[str, Json], ladder: Sequence[Json]) -> tuple[str | None, list[str]]:
-    """The lowest rung that no higher one is shown to beat; None without rungs."""
+    """The lowest rung that no other one is shown to beat; None without rungs."""
     reasons = []
     on_rungs = pairs.rungs(arms)
     for name in on_rungs:
         better = [row["arm"] for row in ladder if row["reference"] == name and row["shown"] == pairs.SHOWN]
+        # A lower rung, which a third one beats, may do so too.
+        better += [row["reference"] for row in ladder if row["arm"] == name and row["shown"] == pairs.OPPOSITE]
         title = by_name[name]["title"]
         if not better:
             reasons.append(
@@ -176,7 +205,7 @@ def _caution(record: Record, arms: pairs.Arms, main: Json | None) -> tuple[str, 
     prefix, reasons = [], []
     if record.protocol == "reference":
         prefix.append("reference protocol, epochs picked on the test split, so all figures are too high")
-        reasons.append("the epochs were picked on the test split: these figures compare with the papers' alone")
+        reasons.append("the epochs were picked on the test split: compare these figures only with the papers'")
     few = few_seeds(arms, main)
     if record.quick or few:
         prefix.append("a trial" + (" with one seed" if few else " with few epochs") + ", which shows nothing yet")

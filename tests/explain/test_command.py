@@ -123,17 +123,20 @@ def test_files_with_the_command_twice_are_the_same_bytes(runs, opened_once, tmp_
 
 def test_pictures_for_a_report(runs, opened_once):
     boosted, plain, _ = runs
-    for run in (boosted, plain):
-        found = for_report.worst_errors(run, most=2)
+    for run, against in ((boosted, plain), (plain, None)):
+        found = for_report.worst_errors(run, most=2, against=against)
         assert len(found) == 2
         for picture in found:
             assert len(picture.png) < 40_000
-            assert Image.open(io.BytesIO(picture.png)).size[0] > 300
+            width, height = Image.open(io.BytesIO(picture.png)).size
+            # The image, and a map of each run beside it.
+            assert round(width / height) == (3 if against else 2)
             assert picture.kind == "gradcam"
-            first, second = picture.caption.splitlines()
-            assert ".png, label " in first
-            assert "predicted" in second
-            assert "rank correlation with random weights" in second
+            first, *rest = picture.caption.splitlines()
+            assert first.startswith(f"{picture.name}, label ")
+            assert len(rest) == (2 if against else 1)
+            assert all("predicted" in line and "rank correlation with random weights" in line for line in rest)
+            assert f"predicted {opened_once[run].labels.classes[picture.target]} " in rest[0]
 
 
 def test_large_pictures_are_made_small():

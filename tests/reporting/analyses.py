@@ -94,8 +94,9 @@ def undefined() -> tuple[dict[str, Any], Record]:
         arm["roc"] = arm["memory_gb"] = arm["calibration"]["temperature"] = None
     analysis["ladder"] = []
     for row in analysis["comparisons"]:
-        row |= dict.fromkeys(("difference", "low", "high", "better", "delong_p", "delong_p_holm", "false_order"))
-        row |= {"detectable": {"auc": None, "acc": 0.05}, "shown": "not shown"}
+        row |= dict.fromkeys(("difference", "low", "high", "better", "p", "p_holm", "false_order"))
+        row |= dict.fromkeys(("delong_difference", "delong_p", "delong_p_holm"))
+        row |= {"detectable": {"auc": None, "acc": 0.05}, "shown": "not shown", "failed": None}
     analysis["verdict"] |= {"sentence": "AUC is undefined: the test split has one class.", "simplest": None}
     return analysis, record
 
@@ -262,14 +263,8 @@ def _arm(
         mean = float(np.mean(per_seed))
         sd = float(np.std(per_seed, ddof=1)) if seeds > 1 else None
         method = "BCa bootstrap of the mean over seeds, patients drawn again"
-        return {
-            "mean": mean,
-            "sd": sd,
-            "per_seed": per_seed,
-            "low": mean - width,
-            "high": mean + width,
-            "method": method,
-        }
+        ends = {"low": mean - width, "high": mean + width}
+        return {"mean": mean, "sd": sd, "per_seed": per_seed, **ends, "method": method}
 
     acc = 0.5 + 0.85 * (auc - 0.5)
     n = 200
@@ -336,11 +331,16 @@ def _comparison(arm: str, reference: str, main: bool, arms: dict[str, tuple[str,
         "low": difference - 0.015,
         "high": difference + 0.015,
         "better": 1 / (1 + math.exp(-200 * difference)),
+        "p": 0.0002 if shown != "not shown" else 0.61,
+        "p_holm": 0.0014 if shown != "not shown" else 1.0,
+        "delong_difference": difference,
         "delong_p": 0.0001 if shown != "not shown" else 0.42,
         "delong_p_holm": 0.0007 if shown != "not shown" else 1.0,
         "acc_difference": 0.85 * difference,
         "mcnemar": {"only_arm": 17, "only_reference": 14, "p": 0.72, "p_holm": 1.0},
         "false_order": 0.297,
         "detectable": {"auc": 0.021, "acc": 0.034},
+        "failed": ["interval", "p_holm", "delong_p_holm"] if shown == "not shown" else [],
+        "missing": {},
         "shown": shown,
     }

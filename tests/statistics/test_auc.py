@@ -78,6 +78,33 @@ def test_each_item_twice_doubles_the_variance_without_groups_only():
     assert alone[0, 0] == pytest.approx(once[0, 0] / 2, rel=0.02)
 
 
+def test_variance_over_patients_is_obuchowskis():
+    """The formula of Obuchowski 1997, written with sums over clusters."""
+    rng = np.random.default_rng(4)
+    groups = np.repeat(np.arange(9), rng.integers(1, 5, 9))
+    positive = rng.random(len(groups)) < 0.5
+    positive[groups == 0], positive[groups == 1] = True, False  # clusters of one class too
+    scores = [(positive + rng.normal(size=len(groups))).round(1) for _ in range(2)]
+    m, k = positive.sum(), (~positive).sum()
+    parts = []
+    for score in scores:
+        table = brute.wins(positive, score)
+        above, below = table.mean(1) - table.mean(), table.mean(0) - table.mean()
+        parts.append(
+            [
+                [part[groups[rows] == g].sum() for g in range(9)]
+                for part, rows in ((above, positive), (below, ~positive))
+            ]
+        )
+    (a1, a0), (b1, b0) = np.array(parts)
+    with_1, with_0 = len(set(groups[positive])), len(set(groups[~positive]))
+    s1 = with_1 / ((with_1 - 1) * m) * (a1 @ b1)
+    s0 = with_0 / ((with_0 - 1) * k) * (a0 @ b0)
+    s10, s01 = 9 / 8 * (a1 @ b0), 9 / 8 * (a0 @ b1)
+    expected = s1 / m + s0 / k + (s10 + s01) / (m * k)
+    assert delong(positive, scores, groups)[1][0, 1] == pytest.approx(expected, rel=1e-12)
+
+
 def test_variance_over_patients_is_that_of_repeated_samples():
     """Patients have items of both classes, of a common level: the AUC varies less than that of independent items."""
     rng = np.random.default_rng(0)

@@ -134,6 +134,15 @@ def test_the_test_of_single_runs_is_over_patients():
     assert np.isnan(same.p)
 
 
+def test_few_patients_tell_little_about_their_own_spread():
+    """With one seed all the variance is that of the patients: Student's t with one less degree than there are."""
+    drawn = np.random.default_rng(0).normal(0.8, 0.05, (1, 4000))
+    a = resampled.Resampled(values=np.array([0.8]), drawn=drawn, left_out=np.full((1, 4), 0.8))
+    b = resampled.Resampled(values=np.array([0.7]), drawn=np.full((1, 4000), 0.7), left_out=np.full((1, 4), 0.7))
+    found = crossed.compare_resampled(a, b, lambda mean: (mean, mean), paired_seeds=True)
+    assert found.p == pytest.approx(2 * stats.t.sf(0.1 / drawn.std(), 3), rel=1e-6)
+
+
 def test_paired_seeds_are_drawn_together():
     """Both arms have one run for each of 4 seeds of very different skill: only pairs show the difference."""
     rng = np.random.default_rng(0)

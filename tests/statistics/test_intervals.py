@@ -37,6 +37,13 @@ def test_wilson_covers_where_the_percentile_bootstrap_does_not(n):
     assert np.mean([_covered(n, chance, percentile) for chance in chances]) < 0.85
 
 
+@pytest.mark.parametrize(("right", "of"), [(0, 5), (3, 7), (7, 7), (1, 382), (2.4, 9), (8.999, 9)])
+@pytest.mark.parametrize("level", [0.95, 0.5])
+def test_wilson_is_that_of_statsmodels(right, of, level):
+    expected = proportion_confint(right, of, alpha=1 - level, method="wilson")
+    assert intervals.wilson(right, of, level=level) == pytest.approx(expected, abs=1e-14)
+
+
 def test_wilson_at_the_ends():
     low, high = intervals.wilson(0, 10)
     assert low == 0

@@ -19,6 +19,12 @@ def test_undefined_tests_are_not_of_the_family():
     assert np.isnan(found[[1, 4]]).all()
 
 
+def test_equal_and_large_p_values_are_those_of_statsmodels():
+    p = (np.random.default_rng(0).random(60) ** 8).round(3)
+    assert len(np.unique(p)) < 50
+    np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1], rtol=1e-15)
+
+
 @pytest.mark.parametrize("p", [[], [np.nan], [np.nan, np.nan]])
 def test_no_tests(p):
     assert holm(p).shape == (len(p),)

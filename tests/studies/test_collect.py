@@ -12,7 +12,7 @@ import pytest
 
 from jaxboost.config import load_config
 from jaxboost.errors import UserError
-from jaxboost.studies import collect, data_check, definition, finished_run, plan, record
+from jaxboost.studies import collect, compare, data_check, definition, finished_run, plan, record
 from jaxboost.tasks import MULTI_LABEL
 from tests.studies.records import made_up
 from tests.studies.small_studies import BARE, PLAIN, RLLM, SMALL, dataset, small_study, write_run
@@ -66,11 +66,21 @@ def test_a_study(study):
     assert found.left_out == ()
     assert found.data["patients"] == {"train": 12, "val": 12, "test": 12}
     assert found.data["license"] == "CC"
-    assert found.data["sha256"] == "abc"
+    assert found.data["sha256"] == "abc (of the labels)"
     assert found.scores_of("rllm", "test").shape == (2, 24, 2)
     assert found.items["val"].patients[:3].tolist() == ["p0", "p0", "p1"]
     np.testing.assert_array_equal(found.items["test"].labels, dataset().splits["test"].labels)
     assert found.items["test"].names[:2].tolist() == ["test/0", "test/1"]
+
+
+def test_images_that_were_left_out_are_counted(study):
+    given = dataset()
+    assert "excluded" not in data_check.figures(given)
+    excluded = {"images without a row in labels.csv": 3}
+    given = dataclasses.replace(given, info=dataclasses.replace(given.info, excluded=excluded))
+    known = definition.DataDefinition(about="x", fingerprint={"labels": "a"}, figures=data_check.figures(given))
+    definition.write(study, dataclasses.replace(definition.read(study), data=(known,)))
+    assert collect.collect(study).data["excluded"] == excluded
 
 
 def test_what_was_collected_is_read_again(study, tmp_path):
@@ -115,23 +125,98 @@ def test_layers_are_part_of_a_config_where_it_names_them(tmp_path):
     for run in made.runs:
         write_run(plan.loading.with_overrides(run.config, {"boost.layers": (3,)}), run.folder)
     found = collect.collect(tmp_path)
-    assert [arm.name for arm in found.arms] == ["open", "last"]
-    assert found.arms[1].changes == {"boost.layers": [3]}
+    assert [(arm.name, len(found.runs_of(arm.name))) for arm in found.arms] == [("open", 1), ("first", 0), ("last", 1)]
+    assert found.arms[2].changes == {"boost.layers": [3]}
     assert "differs in boost.layers ([0] there, [3] now)" in left_out(found)["first, seed 0"]
 
 
-def test_an_arm_without_runs_leaves_its_comparisons(study):
-    shutil.rmtree(study / "runs" / "plain")
+def test_an_arm_without_runs_stays_with_its_comparisons(study):
+    """So a report names what is missing, and the main comparison is not silently another one."""
+    shutil.rmtree(study / "runs" / "plain" / "seed0")
+    _alter(study / "runs" / "plain" / "seed1", "result.json", lambda text: text[:-20])
     found = collect.collect(study)
-    assert [arm.name for arm in found.arms] == ["rllm", "bare"]
-    assert found.comparisons == ()
+    assert [arm.name for arm in found.arms] == ["plain", "rllm", "bare"]
+    assert found.arms[0].missing.startswith("its result.json is damaged")
+    assert {arm.missing for arm in found.arms[1:]} == {""}
+    assert [(each.arm, each.reference, each.main) for each in found.comparisons] == [("rllm", "plain", True)]
     assert left_out(found)["rllm against plain"] == "no run of plain"
+    said = compare.analyse(found, resamples=20)
+    assert said["verdict"]["sentence"].endswith(
+        "R-LLM minus Plain ViT: not known, because Plain ViT has no finished run"
+    ), said["verdict"]["sentence"]
+    shutil.rmtree(study / "runs" / "plain")
+    assert collect.collect(study).arms[0].missing == "it has not run yet"
+
+
+def test_a_copy_of_a_run_is_no_further_seed(study):
+    """Its scores would count twice, as if two seeds had agreed."""
+    folder = study / "runs" / "plain"
+    shutil.rmtree(folder / "seed1")
+    shutil.copytree(folder / "seed0", folder / "seed1")
+    found = collect.collect(study)
+    assert [run.seed for run in found.runs_of("plain")] == [0]
+    assert left_out(found) == {"plain, seed 1": "it is a run of another config, which differs in seed (1 there, 0 now)"}
+
+
+def test_runs_of_another_learning_rate_than_the_chosen_one(study):
+    made = plan.make(small_study(), study)
+    for key in ("rllm:1", "bare:0"):
+        run = made.run(key)
+        write_run(plan.loading.with_overrides(run.config, {"optim.lr": 0.02}), run.folder)
+    text = "it is a run of another config, which differs in optim.lr (0.001 there, 0.02 now)"
+    assert left_out(collect.collect(study)) == {"bare, seed 0": text, "rllm, seed 1": text}
+
+
+def test_figures_of_patients(study):
+    """With eval.unit=patient the record has a sample for each patient, as result.json has."""
+    for run in plan.make(small_study(), study).runs:
+        changes = {"eval.unit": "patient"} | ({"optim.lr": 1e-3} if run.follows or run.arm.after else {})
+        write_run(plan.loading.with_overrides(run.config, changes), run.folder, given=dataset_of_pairs())
+    stated = definition.read(study)
+    arms = [
+        dataclasses.replace(arm, config={**arm.config, "eval": {**arm.config["eval"], "unit": "patient"}})
+        for arm in stated.arms
+    ]
+    definition.write(study, dataclasses.replace(stated, arms=tuple(arms)))
+    found = collect.collect(study)
+    assert found.left_out == ()
+    assert found.data["unit"] == "patient"
+    test = found.items["test"]
+    assert test.patients.tolist() == [f"p{number}" for number in range(12)]
+    assert test.names.tolist() == [f"test/{2 * number}" for number in range(12)]
+    assert test.labels[:, 0].tolist() == [number % 3 // 2 for number in range(12)]
+    folder = study / "runs" / "plain" / "seed0"
+    with (folder / "predictions" / "test.csv").open(newline="") as file:
+        rows = np.array([[float(cell) for cell in row[3:]] for row in list(csv.reader(file))[1:]])
+    np.testing.assert_allclose(found.scores["plain", 0, "test"], rows.reshape(12, 2, 2).mean(1), rtol=1e-6)
+    limits = compare.analyse(found, resamples=20)["limits"]
+    assert "A sample is a patient: the probabilities of a patient's images were averaged." in limits
+    # A run over images is not mixed with them.
+    run = plan.make(small_study(), study).run("plain:1")
+    images = plan.loading.with_overrides(run.config, {"eval.unit": "image"})
+    write_run(images, study / "any" / "a", given=dataset_of_pairs())
+    for seed in (1, 2):
+        patients = {"eval.unit": "patient", "seed": seed}
+        write_run(plan.loading.with_overrides(images, patients), study / "any" / f"b{seed}", given=dataset_of_pairs())
+    assert left_out(collect.collect(study / "any")) == {
+        "a": "its figures are of images, and those of the others of patients (eval.unit)"
+    }
+
+
+def dataset_of_pairs():
+    """Samples whose patients have two images of one class each."""
+    given = dataset()
+    splits = {
+        name: dataclasses.replace(split, labels=np.repeat(split.labels[:12], 2, axis=0))
+        for name, split in given.splits.items()
+    }
+    return dataclasses.replace(given, splits=splits)
 
 
 def test_a_rate_that_is_not_chosen_yet(study):
     shutil.rmtree(study / "runs" / "rllm" / "lr=0.0001")
     found = collect.collect(study)
-    assert left_out(found) == {"rllm, seed 0": "of the runs that tune the learning rate, 1 remain"}
+    assert left_out(found) == {"rllm, seed 0": "runs that tune its learning rate remain: 1"}
     assert [run.seed for run in found.runs_of("rllm")] == [1]
 
 
@@ -202,6 +287,22 @@ def test_data_that_changed_between_runs(study):
     }
 
 
+def test_data_that_changed_between_runs_most_of_which_have_a_part(tmp_path):
+    """Parts of the data have no fingerprint of the whole; they do not hide that it changed."""
+    for name, changes, digest in (
+        ("a", {"data.train_fraction": 0.1}, "part 1"),
+        ("b", {"data.train_fraction": 0.3}, "part 2"),
+        ("c", {}, "1"),
+        ("d", {"train.epochs": 2}, "2"),
+        ("e", {"train.epochs": 3}, "2"),
+    ):
+        config = load_config("quickstart", **{**SMALL, "data.train_fraction": 1.0, **changes})
+        write_run(config, tmp_path / name, data_sha256=digest)
+    assert left_out(collect.collect(tmp_path)) == {
+        "c": "its data have other content: the images changed between the runs"
+    }
+
+
 def _runs(folder: pathlib.Path, **arms) -> None:
     for name, changes in arms.items():
         for seed in (0, 1):
@@ -250,6 +351,14 @@ def test_runs_of_one_name_with_other_configs_are_other_arms(tmp_path):
     found = collect.collect(tmp_path)
     assert [arm.name for arm in found.arms] == ["x", "x_seed1"]
     assert left_out(found) == {"x/seed2": "another run of x has the seed 0 too"}
+    # A name that is taken becomes longer, and never joins runs of other configs.
+    write_run(load_config("quickstart", **{**SMALL, "seed": 7, "train.epochs": 4}), tmp_path / "x_seed1" / "seed7")
+    found = collect.collect(tmp_path)
+    assert [(arm.name, [run.seed for run in found.runs_of(arm.name)]) for arm in found.arms] == [
+        ("x", [0]),
+        ("x_seed1", [1]),
+        ("x_seed1_seed7", [7]),
+    ]
     # Where the data are does not matter.
     write_run(load_config("quickstart", **{**SMALL, "seed": 4, "data.root": "moved"}), tmp_path / "x" / "seed4")
     assert [run.seed for run in collect.collect(tmp_path).runs_of("x")] == [0, 4]
@@ -328,8 +437,15 @@ def test_columns_of_labels_csv_are_subgroups(tmp_path, monkeypatch):
         labels=dataset().splits["test"].labels,
     )
     found = collect.subgroups.with_columns(items, config)
+    # As a spreadsheet of another country saves it, which the reader of the data takes too.
+    lines = [";".join(f" {cell}" for cell in row.values()) for row in rows]
+    text = "# export\n" + "\n".join(["Path;Label; Site;age;sex", *lines])
+    (tmp_path / "labels.csv").write_text(text.replace("test/1;", f"{tmp_path}/test/1;"), "utf-8-sig")
+    again = collect.subgroups.with_columns(items, config)
+    assert {name: values.tolist() for name, values in again.columns.items()} == {"Site": ["A", "B"] * 12}
     # A column with one value, or with many, makes no subgroups.
     assert {name: values.tolist() for name, values in found.columns.items()} == {"site": ["A", "B"] * 12}
     other = dataclasses.replace(items, names=np.array([f"other/{n}" for n in range(24)]))
-    assert collect.subgroups.with_columns(other, config).columns == {}
+    with pytest.raises(ValueError, match=r"labels\.csv lacks 24 of the samples now, such as other/0"):
+        collect.subgroups.with_columns(other, config)
     assert collect.subgroups.with_columns(items, {"data": {"source": "", "root": str(tmp_path)}}).columns == {}

@@ -35,6 +35,7 @@ def test_an_arm_that_is_truly_better_is_shown():
     found = _analyse(build({"plain": MIDDLE, "rllm": 2.0}, pairs=[("rllm", "plain")]))
     (row,) = found["comparisons"]
     assert (row["shown"], row["main"], row["claim"], row["metric"]) == ("shown", True, "it helps", "auc")
+    assert (row["failed"], row["missing"]) == ([], {})
     assert row["low"] > 0
     assert row["better"] > 0.99
     assert row["delong_p_holm"] < 0.01
@@ -69,26 +70,41 @@ def test_a_difference_that_depends_on_the_seed_is_not_shown():
     assert row["delong_p_holm"] < 0.05
     assert row["low"] < 0 < row["high"]
     assert row["p_holm"] > 0.05
-    assert row["shown"] == "not shown"
+    assert (row["shown"], row["failed"]) == ("not shown", ["interval", "p_holm"])
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "p", "averaged", "shown"),
+    ("low", "high", "p", "averaged", "shown", "failed"),
     [
-        (0.01, 0.03, 0.049, 0.02, "shown"),
-        (0.01, 0.03, 0.05, 0.02, "not shown"),
-        (0.01, 0.03, np.nan, 0.02, "not shown"),
-        (0.01, 0.03, 0.001, -0.01, "not shown"),
-        (0.0, 0.03, 0.001, 0.02, "not shown"),
-        (-0.03, -0.01, 0.049, -0.02, "opposite"),
-        (-0.03, 0.0, 0.001, -0.02, "not shown"),
-        (-0.03, -0.01, 0.001, 0.01, "not shown"),
+        (0.01, 0.03, 0.049, 0.02, "shown", []),
+        (0.01, 0.03, 0.05, 0.02, "not shown", ["p"]),
+        (0.01, 0.03, np.nan, 0.02, "not shown", ["p"]),
+        (0.01, 0.03, 0.001, -0.01, "not shown", ["delong_difference"]),
+        (0.01, 0.03, 0.001, 0.0, "not shown", ["delong_difference"]),
+        (0.0, 0.03, 0.001, 0.02, "not shown", ["interval"]),
+        (-0.03, -0.01, 0.049, -0.02, "opposite", []),
+        (-0.03, 0.0, 0.001, -0.02, "not shown", ["interval"]),
+        (-0.03, -0.01, 0.001, 0.01, "not shown", ["delong_difference"]),
+        (-0.02, 0.03, 0.5, -0.01, "not shown", ["interval", "p", "delong_difference"]),
     ],
 )
-def test_what_is_shown_needs_the_interval_and_the_test(low, high, p, averaged, shown):
+def test_what_is_shown_needs_the_interval_and_the_tests(low, high, p, averaged, shown, failed):
     row = {"difference": (low + high) / 2, "low": low, "high": high, "delong_difference": averaged}
-    for other in ("p_holm", "delong_p_holm"):
-        assert pairs._shown({**row, "p_holm": p, "delong_p_holm": p, other: 0.0}) == shown
+    for name, other in (("p_holm", "delong_p_holm"), ("delong_p_holm", "p_holm")):
+        given = {**row, name: p, other: 0.0}
+        given["failed"] = pairs.failed(given)
+        assert given["failed"] == [name if each == "p" else each for each in failed]
+        assert pairs._shown(given) == shown
+
+
+def test_an_interval_on_the_other_side_shows_nothing():
+    """A BCa interval need not hold the figure."""
+    row = {"difference": -0.01, "low": 0.001, "high": 0.03, "p_holm": 0.01, "delong_p_holm": 0.01}
+    for averaged in (-0.01, 0.01):
+        given = {**row, "delong_difference": averaged}
+        given["failed"] = pairs.failed(given)
+        assert "interval" in given["failed"]
+        assert pairs._shown(given) == "not shown"
 
 
 def test_the_same_scores_differ_by_nothing():
@@ -161,6 +177,28 @@ def test_a_comparison_is_what_its_parts_say(per_patient):
         assert row["acc_difference"] == pytest.approx(accs[0] - accs[1])
     for name, parts in (("delong_p", rows), ("p", rows), ("p", [row["mcnemar"] for row in rows])):
         assert [part[f"{name}_holm"] for part in parts] == pytest.approx(_holm([part[name] for part in parts]))
+
+
+@pytest.mark.parametrize("seeds", [(0, 1), (0, 2)])
+def test_runs_are_paired_by_their_seeds_and_not_by_their_places(seeds):
+    study = build({"plain": MIDDLE, "rllm": 1.4}, seeds=3, pairs=[("rllm", "plain")])
+    kept = {("plain", seed) for seed in (0, 1)} | {("rllm", seed) for seed in seeds}
+    study = dataclasses.replace(
+        study,
+        runs=tuple(run for run in study.runs if (run.arm, run.seed) in kept),
+        scores={key: value for key, value in study.scores.items() if key[:2] in kept},
+    )
+    (row,) = _analyse(study)["comparisons"]
+    labels, runs = (
+        study.items["test"].labels,
+        [study.scores_of(name, "test").astype(float) for name in ("rllm", "plain")],
+    )
+    found = [
+        crossed.compare(*runs, labels, BINARY, "auc", paired_seeds=paired_seeds, resamples=200)
+        for paired_seeds in (True, False)
+    ]
+    assert found[0].p != found[1].p
+    assert (row["low"], row["p"]) == ((expected := found[seeds != (0, 1)]).low, expected.p)
 
 
 def _holm(values):
@@ -255,6 +293,18 @@ def _check_classes(arm, labels, runs, task):
     assert arm["roc"][-1] == [1, 1]
 
 
+def test_both_classes_of_two_have_one_auc():
+    """Sure probabilities that are 1 as float32 have complements that differ."""
+    study = build({"a": MIDDLE})
+    scores = {key: value.copy() for key, value in study.scores.items()}
+    for value in scores.values():
+        high = value[:, 1] > 0.5
+        value[high, 1] = 1
+        value[high, 0] = np.arange(high.sum()) * 1e-12
+    (arm,) = _analyse(dataclasses.replace(study, scores=scores))["arms"]
+    assert [row["auc"] for row in arm["per_class"]] == pytest.approx([arm["metrics"]["auc"]["mean"]] * 2, abs=1e-12)
+
+
 def test_a_roc_curve_has_no_more_points_than_can_be_seen(monkeypatch):
     monkeypatch.setattr("jaxboost.studies.arms._ROC_POINTS", 6)
     (arm,) = _analyse(build({"a": MIDDLE}))["arms"]
@@ -263,10 +313,10 @@ def test_a_roc_curve_has_no_more_points_than_can_be_seen(monkeypatch):
 
 
 def test_the_same_record_gives_the_same_analysis():
-    study = build({"a": MIDDLE, "b": STRONG}, pairs=[("b", "a")], per_patient=2)
-    assert json.dumps(_analyse(study)) == json.dumps(_analyse(study))
+    """In whatever order its runs are; and twice in one process."""
+    study = build({"a": MIDDLE, "b": STRONG}, pairs=[("b", "a")], per_patient=2, n=40)
     shuffled = dataclasses.replace(study, runs=study.runs[::-1], scores=dict(reversed(study.scores.items())))
-    assert _analyse(shuffled) == _analyse(study)
+    assert json.dumps(_analyse(shuffled, 50)) == json.dumps(_analyse(study, 50))
 
 
 def test_a_record_from_disk_gives_the_same_analysis(tmp_path):

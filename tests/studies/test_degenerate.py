@@ -148,11 +148,26 @@ def test_an_arm_without_runs():
     assert good["shown"] == "shown"
     assert good["delong_p_holm"] == good["delong_p"]  # of one test
     assert _undefined(bad)
-    assert "Arm mlp has no finished run" in found["verdict"]["reasons"]
+    assert (bad["failed"], bad["missing"]) == (None, {"mlp": "it has not run yet"})
+    assert [arm["missing"] for arm in found["arms"]] == [None, None, "it has not run yet"]
+    assert "Arm mlp has no finished run: it has not run yet" in found["verdict"]["reasons"]
+    for limit in (
+        "Without a finished run (it has not run yet): Arm mlp.",
+        "Not compared, as runs are missing: Arm mlp minus Arm plain. With them, Holm's p of the other comparisons may"
+        " be larger.",
+    ):
+        assert limit in found["limits"]
+    arms = (*record.arms[:2], dataclasses.replace(record.arms[2], missing="it failed: no disk"))
+    assert _analyse(dataclasses.replace(record, arms=arms))["arms"][2]["missing"] == "it failed: no disk"
+    assert (
+        "; of the arms that have runs, the simplest that nothing beats is Arm rllm, AUC" in found["verdict"]["sentence"]
+    )
     found = _analyse(_without(record, "rllm", {0, 1, 2}))
     assert found["verdict"]["sentence"].startswith(
         "Arm rllm minus Arm plain: not known, because Arm rllm has no finished run"
     )
+    assert "no finished run of Arm rllm; Arm mlp: it has not run yet" in found["verdict"]["reasons"]
+    assert "Without a finished run (it has not run yet): Arm rllm; Arm mlp." in found["limits"]
 
 
 def test_no_runs_at_all_and_no_items():
@@ -162,7 +177,7 @@ def test_no_runs_at_all_and_no_items():
     none = build({"plain": 1.0, "rllm": 2.0}, n=0, pairs=PAIR)
     for each in (empty, without_items, none):
         found = _analyse(each)
-        assert "has no finished run" in found["verdict"]["sentence"]
+        assert "Arm rllm and Arm plain have no finished run" in found["verdict"]["sentence"]
         found = _analyse(dataclasses.replace(each, comparisons=()))
         assert found["verdict"]["sentence"] == "There is no finished run, so nothing is known"
     assert {row["why"] for row in _analyse(without_items)["left_out"]} == {"it has no scores of the test split"}
@@ -192,6 +207,17 @@ def test_runs_that_cannot_be_used_are_left_out():
         ("rllm, seed 0", "its scores contain NaN or infinite numbers"),
         ("rllm, seed 1", "its scores have the shape (5, 2), and the test split needs (120, 2)"),
     ]
+    scores["rllm", 2, "test"] = scores["rllm", 0, "test"]
+    found = _analyse(dataclasses.replace(record, scores=scores))
+    assert found["comparisons"][0]["missing"] == {
+        "rllm": "its scores contain NaN or infinite numbers;"
+        " its scores have the shape (5, 2), and the test split needs (120, 2)"
+    }
+    # Two runs of one seed have one entry of scores, and are not two seeds.
+    twice = dataclasses.replace(record, runs=(*record.runs, record.runs[-1]))
+    found = _analyse(twice)
+    assert [arm["seeds"] for arm in found["arms"]] == [[0, 1, 2], [0, 1, 2]]
+    assert found["left_out"] == [{"what": "rllm, seed 2", "why": "another run of the arm has this seed too"}]
 
 
 def test_without_scores_of_validation():

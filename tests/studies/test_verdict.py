@@ -1,11 +1,12 @@
 """The words of a verdict, its limits, provenance and published figures."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
-from jaxboost.studies import published, verdict
+from jaxboost.studies import pairs, published, verdict
 from jaxboost.studies.compare import analyse
 from tests.studies.built import build, with_items, with_results
 from tests.studies.records import made_up
@@ -37,6 +38,8 @@ def test_short_numbers(value, digits, sign, text):
         ((0.914, 0.872, 0.9449), "Linear probe, AUC .91 [.87, .94]"),
         ((0.91, 0.872, 0.996), "Linear probe, AUC .910 [.872, .996]"),
         ((1.0, 0.98, 1.0), "Linear probe, AUC 1.00 [.98, 1.00]"),
+        ((0.9996, 0.98, 0.99997), "Linear probe, AUC .99960 [.98000, .99997]"),
+        ((0.995, 0.98, 0.995), "Linear probe, AUC .99 [.98, .99]"),
     ],
 )
 def test_an_auc_below_1_does_not_become_1(auc, text):
@@ -47,7 +50,11 @@ def test_an_auc_below_1_does_not_become_1(auc, text):
 def test_reasons_say_why():
     record = build({"plain": 1.0, "rllm": 1.0, "strong": 3.0}, pairs=[("rllm", "plain")])
     reasons = analyse(record, resamples=100)["verdict"]["reasons"]
-    assert reasons[0].startswith("Arm rllm minus Arm plain: not shown, because its interval holds 0 and Holm's p")
+    assert re.fullmatch(
+        r"Arm rllm minus Arm plain: not shown, because its interval holds 0 and Holm's p over patients and seeds is"
+        r" \.\d\d, not below \.05 and Holm's p of DeLong's test is \.\d\d, not below \.05( and .* same direction)?",
+        reasons[0],
+    )
     assert reasons[1].startswith("a difference in AUC of .")
     assert reasons[2:] == [
         "Arm plain is beaten by Arm strong",
@@ -59,7 +66,34 @@ def test_reasons_say_why():
         record = build({"plain": 0.5, "rllm": 0.5} | {better: 4.0}, pairs=[("rllm", "plain")])
         reasons = analyse(record, resamples=100)["verdict"]["reasons"]
         assert reasons[0].startswith(f"Arm rllm minus Arm plain: {result}")
-        assert reasons[0].endswith("Holm's p over the study's comparisons is below .001")
+        assert reasons[0].endswith("both of Holm's p over the study's comparisons are below .001")
+
+
+def test_an_arm_that_a_lower_rung_beats_is_not_unbeaten(monkeypatch):
+    """The first rung is beaten by the third alone, which need not differ from the second."""
+    names = ["first", "second", "third"]
+    monkeypatch.setattr(pairs, "rungs", lambda arms: names)
+    shown = {("third", "first"): pairs.SHOWN, ("second", "first"): pairs.OPPOSITE}
+    ladder = [
+        {"arm": arm, "reference": reference, "shown": shown.get((arm, reference), pairs.NOT_SHOWN)}
+        for arm, reference in (("second", "first"), ("third", "first"), ("third", "second"))
+    ]
+    titles = {name: {"title": name} for name in names}
+    assert verdict._simplest(None, titles, ladder) == (
+        "third",
+        ["first is beaten by third", "second is beaten by first", "third is the top rung"],
+    )
+
+
+def test_a_cross_validation_is_several_splits():
+    record = build({"plain": 1.0, "rllm": 2.0}, per_patient=2, seeds=2)
+    record = with_items(record, "val", patients=record.items["test"].patients[:60])
+    one, several = _limits(record), _limits(with_results(record, "plain", folds=[{}, {}]))
+    for part in ("One split of the data was used", "patients are in the validation and in the test split"):
+        assert part in one
+        assert part not in several
+    assert "each fold has a model of its own" in several
+    assert "each fold has a model of its own" not in one
 
 
 def test_what_published_figures_say():

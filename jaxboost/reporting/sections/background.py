@@ -1,12 +1,19 @@
 """The last sections: published figures, the papers' protocol, provenance, checklist, limits, and what is left out."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxboost.reporting import choice, numbers, tables
 from jaxboost.reporting.blocks import Block, Details, Facts, Items, Section, Tabled, Text
 from jaxboost.reporting.tables import Cell, Column, Row, Table
+
+_SOURCE = (
+    "The items of CLAIM's 2024 update in our own words, with its numbers: Tejani et al., Checklist for Artificial"
+    " Intelligence in Medical Imaging (CLAIM): 2024 Update, Radiology: Artificial Intelligence 6(4), e240300, doi"
+    " 10.1148/ryai.240300. Numbers and contents were compared with two public transcriptions of the list, not with the"
+    " article itself: check them against it before a submission."
+)
 
 
 def sections(analysis: choice.Analysis) -> list[Section]:
@@ -26,10 +33,13 @@ def _published(analysis: choice.Analysis) -> Section:
     if not published:
         return Section(id="published", title="Published figures", blocks=())
     quick = (analysis.get("study") or {}).get("quick")
+    on_test = (analysis.get("study") or {}).get("protocol") == "reference"
+    picked = "best epoch picked on the test split" if on_test else "all choices made on validation"
     rows = []
     for arm in choice.main_arms(analysis):
         metrics = arm.get("metrics") or {}
-        protocol = "this study" + (", a trial" if quick else "") + f"; {len(arm.get('seeds') or ())} seeds"
+        seeds = len(arm.get("seeds") or ())
+        protocol = f"this study{', a trial' if quick else ''}; {picked}; {seeds} run{'s' * (seeds != 1)}"
         values = [tables.interval_cell(metrics.get(key)) for key in ("auc", "acc")]
         rows.append(Row(cells=(tables.name_cell(arm["title"]), tables.name_cell(protocol), *values), marked=True))
     for row in published:
@@ -67,7 +77,7 @@ def _published_cell(value: Any) -> Cell:
 
 def _best_on_test(analysis: choice.Analysis) -> Section:
     rows = []
-    for arm in choice.entries(analysis, "arms"):
+    for arm in choice.arms(analysis):
         if entry := arm.get("best_on_test_minus_reported"):
             cells = [tables.number_cell(entry.get(key), numbers.difference) for key in ("auc", "acc")]
             rows.append(Row(cells=(tables.name_cell(arm["title"]), *cells)))
@@ -94,11 +104,11 @@ def _provenance(analysis: choice.Analysis) -> Section:
     facts = []
     for name, value in provenance.items():
         if name == "blocks" and isinstance(value, Mapping):
-            facts += [(f"Pretrained: {role}", numbers.plain(entry)) for role, entry in value.items()]
+            facts += [(f"Pretrained: {role}", numbers.plain(_known(entry))) for role, entry in value.items()]
         elif name != "configs":
             facts.append((_term(name), numbers.known(value)))
     if facts:
-        blocks.append(Facts(rows=tuple(facts)))
+        blocks.append(Facts(members=tuple(facts)))
     titles = choice.titles(analysis)
     configs = provenance.get("configs") or {}
     if configs:
@@ -107,6 +117,11 @@ def _provenance(analysis: choice.Analysis) -> Section:
         )
         blocks.append(Details(title=f"Configs of the {len(configs)} arms", texts=tuple(texts)))
     return Section(id="provenance", title="Provenance", blocks=tuple(blocks))
+
+
+def _known(entry: Any) -> Any:
+    """An entry without what it leaves open, such as the layers of an encoder, which is used whole."""
+    return {name: value for name, value in entry.items() if value is not None} if isinstance(entry, Mapping) else entry
 
 
 def _term(name: str) -> str:
@@ -132,21 +147,35 @@ def _claim(analysis: choice.Analysis) -> Section:
         Column(key="filled", title="State", numeric=False),
         Column(key="text", title="Here", numeric=False),
     )
-    caption = f"CLAIM, 2024 update, in our words: {filled} of {len(items)} items are filled by this program"
+    caption = f"{filled} of {len(items)} items are filled by this program; the others are for the authors"
     table = Table(name="claim", caption=caption, columns=columns, rows=tuple(rows))
-    return Section(id="claim", title="Checklist for articles (CLAIM)", blocks=(Tabled(table=table),))
+    return Section(id="claim", title="Checklist for articles (CLAIM)", blocks=(Text(text=_SOURCE), Tabled(table=table)))
 
 
 def _limits(analysis: choice.Analysis) -> Section:
     limits = tuple(str(limit) for limit in analysis.get("limits") or ())
-    return Section(id="limits", title="Limits", blocks=(Items(items=limits),) if limits else ())
+    return Section(id="limits", title="Limits", blocks=(Items(members=limits),) if limits else ())
 
 
 def _left_out(analysis: choice.Analysis) -> Section:
-    found = choice.entries(analysis, "left_out")
+    # What has no result for want of an arm is said at the top of the page.
+    pairs = {f"{row['arm']} against {row['reference']}" for row in choice.entries(analysis, "comparisons")}
+    found = [row for row in choice.entries(analysis, "left_out") if row.get("what") not in pairs]
     if not found:
         return Section(id="left_out", title="Left out", blocks=(Text(text="Nothing: all runs are in this report."),))
-    rows = (Row(cells=tuple(tables.name_cell(numbers.plain(row.get(key))) for key in ("what", "why"))) for row in found)
+    rows = (Row(cells=tuple(map(tables.name_cell, each))) for each in _joined_seeds(found))
     columns = (Column(key="what", title="What", numeric=False), Column(key="why", title="Why", numeric=False))
     table = Table(name="left_out", caption="What is not in this report, and why", columns=columns, rows=tuple(rows))
     return Section(id="left_out", title="Left out", blocks=(Tabled(table=table),))
+
+
+def _joined_seeds(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(what, why) of each entry; the seeds of an arm that are left out for one reason are one entry."""
+    seeds: dict[tuple[str, str], list[str]] = {}
+    for row in found:
+        what, why = numbers.plain(row.get("what")), numbers.plain(row.get("why"))
+        run = choice.RUN.fullmatch(what)
+        seeds.setdefault((run["arm"] if run else what, why), []).extend([run["seed"]] if run else [])
+    return [
+        (f"{what}, seed{'s' * (len(of) > 1)} {', '.join(of)}" if of else what, why) for (what, why), of in seeds.items()
+    ]

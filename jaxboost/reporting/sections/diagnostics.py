@@ -27,12 +27,14 @@ def sections(analysis: choice.Analysis, record: Record, pictures: Sequence[Pictu
 def _curves(analysis: choice.Analysis) -> Section:
     plots = [curves.roc(choice.main_arms(analysis)), curves.learning(choice.learning_series(analysis))]
     found = tuple(plot for plot in plots if plot)
-    return Section(id="roc", title="ROC and learning curves", blocks=(Plots(plots=found),) if found else ())
+    names = [name for name, plot in zip(("ROC", "learning curves"), plots, strict=True) if plot]
+    title = " and ".join(names)
+    return Section(id="roc", title=title[:1].upper() + title[1:], blocks=(Plots(members=found),) if found else ())
 
 
 def _calibration(analysis: choice.Analysis) -> Section:
     rows = []
-    for arm in choice.entries(analysis, "arms"):
+    for arm in choice.arms(analysis):
         if entry := arm.get("calibration"):
             cells = [tables.number_cell(entry.get(key)) for key in ("brier", "ece", "temperature", "ece_scaled")]
             rows.append(Row(cells=(tables.name_cell(arm["title"]), *cells)))
@@ -57,7 +59,7 @@ def _calibration(analysis: choice.Analysis) -> Section:
     for number, arm in enumerate(choice.main_arms(analysis)):
         if plot := curves.reliability(arm, f"reliability{number}", number):
             drawn.append(plot)
-    blocks: list[Block] = [lead] + ([Plots(plots=tuple(drawn))] if drawn else []) + [Tabled(table=table)]
+    blocks: list[Block] = [lead] + ([Plots(members=tuple(drawn))] if drawn else []) + [Tabled(table=table)]
     return Section(id="calibration", title="Calibration", blocks=tuple(blocks))
 
 
@@ -77,7 +79,7 @@ def _confusion(analysis: choice.Analysis, record: Record) -> Section:
         return Section(id="confusion", title="Confusion matrices", blocks=())
     text = "Rows are the true classes, columns the predicted ones; counts are summed over the seeds, below them is the"
     lead = Text(text=f"{text} part of the true class.")
-    return Section(id="confusion", title="Confusion matrices", blocks=(lead, Matrices(matrices=tuple(matrices))))
+    return Section(id="confusion", title="Confusion matrices", blocks=(lead, Matrices(members=tuple(matrices))))
 
 
 def _training(analysis: choice.Analysis, record: Record) -> Section:
@@ -101,22 +103,27 @@ def _training(analysis: choice.Analysis, record: Record) -> Section:
                 " that stay at 0.5, belong to runs that show nothing yet."
             )
         )
-        blocks.append(Plots(plots=plots))
+        blocks.append(Plots(members=plots))
     if table := _rates(analysis):
         blocks.append(Tabled(table=table))
     return Section(id="training", title="Training", blocks=tuple(blocks))
 
 
 def _rates(analysis: choice.Analysis) -> Table | None:
-    """The learning rates that were tried, and what validation said."""
-    tuned = [arm for arm in choice.entries(analysis, "arms") if arm.get("learning_rates")]
+    """The learning rates that were tried, and what validation said.
+
+    The chosen one is that of the runs: of equally good rates, or after a tuning run came late, it is not simply the
+    rate with the largest value.
+    """
+    configs = (analysis.get("provenance") or {}).get("configs") or {}
+    tuned = [arm for arm in choice.arms(analysis) if arm.get("learning_rates")]
     if not tuned:
         return None
     rates = sorted({rate for arm in tuned for rate in arm["learning_rates"]}, key=_as_number)
     rows = []
     for arm in tuned:
-        known = {rate: value for rate, value in arm["learning_rates"].items() if numbers.is_number(value)}
-        best = max(known, key=lambda rate: known[rate], default="")
+        chosen = ((configs.get(arm["name"]) or {}).get("optim") or {}).get("lr")
+        best = f"{chosen:g}" if numbers.is_number(chosen) else ""
         cells = [tables.number_cell(arm["learning_rates"].get(rate)) for rate in rates]
         rows.append(Row(cells=(tables.name_cell(arm["title"], badge=f"chosen: {best}" if best else ""), *cells)))
     return Table(
@@ -197,13 +204,16 @@ def _pictures(pictures: Sequence[Picture]) -> Section:
     title = "Worst errors, and where the model looks"
     if not pictures:
         return Section(id="pictures", title=title, blocks=())
-    text = "The test images that were classified wrongly with the highest probability."
+    text = (
+        "The test images that one run classified wrongly with the highest probability. Where the other arm of the main"
+        " comparison has runs, its score for the same image is given too: the two need not fail on the same images."
+    )
     if any(picture.kind != "image" for picture in pictures):
         text += (
             " The map shows where the model looked: bright places change the score most. That is no evidence that it"
             " looks at the disease, and a map that stays when the weights are random says nothing."
         )
-    return Section(id="pictures", title=title, blocks=(Text(text=text), Pictures(pictures=tuple(pictures))))
+    return Section(id="pictures", title=title, blocks=(Text(text=text), Pictures(members=tuple(pictures))))
 
 
 def _validation(record: Record, arm: str, seed: int) -> list[tuple[float, float]]:

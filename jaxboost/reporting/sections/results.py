@@ -1,12 +1,13 @@
 """The first sections: who is in, the ladder, the comparisons and the controls."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxboost.reporting import choice, numbers, tables
 from jaxboost.reporting.blocks import Block, Facts, Plots, Section, Tabled, Text
 from jaxboost.reporting.plots import forest
-from jaxboost.reporting.sections import arms
+from jaxboost.reporting.sections import arms, comparisons
 from jaxboost.reporting.tables import Column, Row, Table
 from jaxboost.studies.record import Record
 
@@ -17,7 +18,9 @@ _METHODS = {
     "newcombe": "Newcombe's score interval",
     "bca": "BCa bootstrap",
 }
-_KNOWN = ("splits", "patients", "prevalence", "name", "ndim", "size", "license", "source", "sha256")
+_KNOWN = ("splits", "patients", "prevalence", "name", "ndim", "size", "license", "source", "excluded", "unit", "sha256")
+_SOURCES = {"published": "a published data set"}
+_TASKS = {"multi-class": "one class for each", "ordinal-regression": "one grade for each"}
 
 
 def sections(analysis: choice.Analysis, record: Record) -> list[Section]:
@@ -27,20 +30,24 @@ def sections(analysis: choice.Analysis, record: Record) -> list[Section]:
 
 def _who(analysis: choice.Analysis, record: Record) -> Section:
     data = analysis.get("data") or {}
-    size = data.get("size")
-    axes = {2: "images", 3: "volumes"}.get(data.get("ndim"), "images")
     facts = [
         ("Data set", numbers.known(data.get("name"))),
-        ("Kind", f"{axes}{f', {numbers.plain(size)}' if size is not None else ''}, task: {record.task}"),
+        ("Kind", _kind(data, record)),
         ("Classes", ", ".join(record.classes)),
-        ("Source", numbers.plain(data["source"]) if data.get("source") else ""),
+        ("Source", _SOURCES.get(str(source), numbers.plain(source)) if (source := data.get("source")) else ""),
         ("Licence", numbers.plain(data["license"]) if data.get("license") else ""),
+        # None at all, {}, is not the same as nothing written down.
+        ("Excluded", "not recorded" if data.get("excluded") is None else numbers.plain(data["excluded"])),
     ]
-    # Such as excluded and duplicates; a data set may have more.
+    if data.get("unit") == "patient":
+        facts.append(("Scores are of", "patients: the probabilities of a patient's images were averaged"))
+    if not any(name.endswith("duplicates") for name in data):
+        facts.append(("Duplicates", "not looked for"))
+    # Such as duplicates; a data set may have more.
     for name, value in data.items():
         if name not in _KNOWN:
             facts.append((name.replace("_", " ").capitalize(), numbers.known(value)))
-    blocks: list[Block] = [Facts(rows=tuple(fact for fact in facts if fact[1]))]
+    blocks: list[Block] = [Facts(members=tuple(fact for fact in facts if fact[1]))]
     if table := _splits(data, record.classes):
         blocks.append(Tabled(table=table))
     if not choice.patients_known(analysis, record):
@@ -52,6 +59,15 @@ def _who(analysis: choice.Analysis, record: Record) -> Section:
             )
         )
     return Section(id="data", title="Who is in", blocks=tuple(blocks))
+
+
+def _kind(data: Mapping[str, Any], record: Record) -> str:
+    """What is classified, in words: "volumes, 28 voxels a side; two classes"."""
+    what, unit = ("volumes", "voxels") if data.get("ndim") == 3 else ("images", "pixels")
+    size = data.get("size")
+    side = f", {numbers.plain(size)} {unit} a side" if numbers.is_number(size) else ""
+    other = f"{len(record.classes)} classes, {_TASKS.get(record.task, 'any number of them for each')}"
+    return f"{what}{side}; {'two classes' if record.task == 'binary-class' else other}"
 
 
 def _splits(data: Mapping[str, Any], classes: tuple[str, ...]) -> Table | None:
@@ -86,12 +102,7 @@ def _ladder(analysis: choice.Analysis) -> Section:
     table = arms.ladder(analysis)
     if not table.rows:
         return Section(id="ladder", title="The ladder", blocks=())
-    methods: dict[str, list[str]] = {}
-    for arm in choice.by_group(analysis, "ladder"):
-        for name, entry in (arm.get("metrics") or {}).items():
-            if entry and entry.get("method") and numbers.is_number(entry.get("mean")):
-                methods.setdefault(entry["method"], []).append(arms.SCORES[name][0] if name in arms.SCORES else name)
-    formed = "; ".join(f"{_method(name)} ({', '.join(dict.fromkeys(used))})" for name, used in methods.items())
+    formed = _formed(choice.by_group(analysis, "ladder"))
     lead = Text(
         text="From the simplest arm to the largest. The number is the mean over the seeds; below it is its 95 %"
         " interval over patients. Two arms whose intervals overlap may still differ, and the reverse: the comparisons"
@@ -99,6 +110,26 @@ def _ladder(analysis: choice.Analysis) -> Section:
     )
     notes = (Text(text=f"How the intervals were formed: {formed}.", kind="note"),) if formed else ()
     return Section(id="ladder", title="The ladder", blocks=(lead, Tabled(table=table), *notes))
+
+
+def _formed(of: Sequence[choice.Arm]) -> str:
+    """How the intervals of each metric were formed, and of how many arms each way."""
+    methods: dict[str, Counter[str]] = {}
+    for arm in of:
+        for name, entry in (arm.get("metrics") or {}).items():
+            if entry and entry.get("method") and numbers.is_number(entry.get("mean")):
+                methods.setdefault(name, Counter())[_method(entry["method"])] += 1
+    # Metrics that were treated alike are named together.
+    alike: dict[str, list[str]] = {}
+    for name, counts in methods.items():
+        several = len(counts) > 1
+        words = ", ".join(f"{method} ({_counted(n, 'arm')})" if several else method for method, n in counts.items())
+        alike.setdefault(words, []).append(arms.SCORES[name][0] if name in arms.SCORES else name)
+    return "; ".join(f"{', '.join(names)}: {words}" for words, names in alike.items())
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _method(name: str) -> str:
@@ -109,13 +140,11 @@ def _method(name: str) -> str:
 
 def _differences(analysis: choice.Analysis) -> Section:
     blocks: list[Block] = []
-    if plot := forest.plot(choice.entries(analysis, "comparisons"), choice.titles(analysis)):
-        blocks.append(Plots(plots=(plot,)))
-    table = arms.comparisons(analysis)
-    if table.rows:
-        blocks.append(Tabled(table=table))
+    if plot := forest.plot(choice.comparisons(analysis), choice.titles(analysis)):
+        blocks.append(Plots(members=(plot,)))
+    blocks += _tabled(comparisons.auc_table(analysis))
     simplest = (analysis.get("verdict") or {}).get("simplest")
-    rungs = arms.rungs(analysis, simplest)
+    rungs = comparisons.rungs(analysis, simplest)
     if simplest and rungs.rows:
         blocks.append(
             Text(
@@ -125,6 +154,7 @@ def _differences(analysis: choice.Analysis) -> Section:
             )
         )
         blocks.append(Tabled(table=rungs))
+    blocks += _tabled(comparisons.acc_table(analysis))
     return Section(id="differences", title="What beats what", blocks=tuple(blocks))
 
 
@@ -135,10 +165,13 @@ def _controls(analysis: choice.Analysis) -> Section:
         blocks.append(
             Text(
                 text="If a control does as well as the boosted model, the pretrained weights are not the reason for a"
-                " gain: the added size, the added layers or the longer search are."
+                " gain: the added size, the added layers or the longer search are. Whether two arms differ is in the"
+                " section before, not in these intervals."
             )
         )
-        blocks.append(Tabled(table=table))
-    if sweeps.rows:
-        blocks.append(Tabled(table=sweeps))
-    return Section(id="controls", title="Controls", blocks=tuple(blocks))
+    return Section(id="controls", title="Controls", blocks=(*blocks, *_tabled(table, sweeps)))
+
+
+def _tabled(*shown: Table) -> list[Tabled]:
+    """Blocks of those tables that have rows."""
+    return [Tabled(table=table) for table in shown if table.rows]

@@ -320,7 +320,9 @@ def test_images_without_a_row(folder, caplog):
     (folder.path / "images" / "._hidden.png").write_text("")
     (folder.path / "images" / "notes.txt").write_text("")
     with caplog.at_level(logging.WARNING):
-        folder.load(size=20)
+        info = folder.load(size=20).info
+    # A study's report tells how many images were not taken.
+    assert info.excluded == {"images without a row in labels.csv": 14}
     (record,) = caplog.records
     assert record.message == (
         "left out: thumbnails and other files that systems make: 1 (._hidden.png); images without a row in labels.csv:"
@@ -621,6 +623,10 @@ def test_class_folders(tmp_path, caplog):
         "left out: hidden files and folders: 1 (normal/.hidden.png); thumbnails and other files that systems make: 1"
         " (normal/Thumbs.db); files outside of the class folders: 1 (notes.txt)"
     ) in caplog.text
+    assert dataset.info.excluded == {}
+    Image.fromarray(picture(9)).save(tmp_path / "loose.png")
+    found = load("mine", source="folder", size=16, root=root, masks="masks")
+    assert found.info.excluded == {"files outside of the class folders": 1}
 
 
 def test_class_folders_of_splits(tmp_path):

@@ -134,6 +134,27 @@ def read_entries(
     return _same_patients(entries)
 
 
+def further_columns(path: pathlib.Path) -> dict[str, dict[str, str]]:
+    """File -> name of the column -> cell, of the columns that `read_entries` ignores.
+
+    Raises:
+      UserError: the file cannot be read, or has no column of files.
+    """
+    _, table = csv_text.rows(path, csv_text.read(path))
+    with csv_text.long_cells():
+        _, header = next(table, (0, []))
+        names = [cell_values.clean(name) for name in header]
+        columns = _columns([name.lower() for name in names], path, ("file",))
+        others = {number: name for number, name in enumerate(names) if name and number not in columns.values()}
+        rows = [cells for _, cells in table if len(cells) > columns["file"]]
+    return {
+        _CLEAN["file"](cells[columns["file"]]): {
+            name: cell_values.clean(cells[number]) if number < len(cells) else "" for number, name in others.items()
+        }
+        for cells in rows
+    }
+
+
 def has_column(path: pathlib.Path, field: str) -> bool:
     """Whether the table has a column for a field of `Entry`. Raises UserError if it cannot be read."""
     _, table = csv_text.rows(path, csv_text.read(path))

@@ -14,7 +14,7 @@ from jaxboost.data.readers import pictures, volumes
 from jaxboost.data.sources.folder import cell_values, companions, file_names, labels, patients
 from jaxboost.data.sources.folder.extensions import ALL, SUFFIXES, advice, is_image, suffix_of, wrong_suffix
 from jaxboost.data.sources.folder.labels import Entry
-from jaxboost.data.walk import ABSENT, AGAIN, UNREAD, Listing, some, summary, unreadable, walk
+from jaxboost.data.walk import ABSENT, AGAIN, HIDDEN, SYSTEM, UNREAD, Listing, some, summary, unreadable, walk
 from jaxboost.errors import UserError, missing_extra, nearest
 from jaxboost.io import irregular, user_path
 
@@ -23,6 +23,9 @@ _OPTIONAL = (
     (pictures.DICOM_SUFFIXES, "DICOM", "pydicom", "dicom"),
     (volumes.NIFTI_SUFFIXES, "NIfTI", "nibabel", "nifti"),
 )
+
+# Reasons to leave out what is no sample, whatever its extension.
+_NO_IMAGES = (SYSTEM, HIDDEN, companions.REASON)
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +105,7 @@ def read_entries(
             f"{_hint(folder, listing)}"
         )
     entries = found.entries(problems)
+    problems.excluded |= _count_images(found.left_out)
     if not quiet and (text := summary(found.left_out)):
         logger.warning("%s", text)
     if len({entry.label for entry in entries}) < 2:
@@ -299,9 +303,18 @@ def _of_table(
     ]
     files = {entry.file for entry in entries}
     left_out[UNREAD] = [name for name in listing.broken if is_image(name) and name not in files]
+    problems.excluded |= _count_images(left_out)
     if text := summary(left_out):
         logger.warning("%s", text)
     return found
+
+
+def _count_images(left_out: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Reason -> number of images among the files that are left out; a file of the system or a text is none."""
+    counts = {
+        reason: sum(is_image(name) for name in names) for reason, names in left_out.items() if reason not in _NO_IMAGES
+    }
+    return {reason: count for reason, count in counts.items() if count}
 
 
 def _readable(found: Mapping[Entry, pathlib.Path], problems: Problems) -> dict[Entry, pathlib.Path]:
