@@ -10,14 +10,20 @@ Expected: as in `ladder` and `controls`.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
-from jaxboost.studies.loading import load_study
+from jaxboost.studies.loading import folder_argument, load_study
 from jaxboost.studies.study import Comparison, Study
 
 # Arms of the controls that the ladder has under another name.
 _SAME = {"none": "plain", "rllm": "rllm"}
 # The ladder's random block is the control "random".
 _LEFT_OUT = "random_block"
+
+
+def default_argument(overrides: Mapping[str, str]) -> str:
+    """The argument that a folder of images needs; `overrides`: dotted field -> text, as on the command line."""
+    return folder_argument(overrides)
 
 
 def get_study(argument: str = "") -> Study:

@@ -13,7 +13,9 @@ Expected: no block, random blocks and the block of the LLM differ by less than t
 than no block, so is a block of random weights, or a trained layer of the same size.
 """
 
-from jaxboost.studies.loading import load_study
+from collections.abc import Mapping
+
+from jaxboost.studies.loading import folder_argument, load_study
 from jaxboost.studies.study import CONTROL, Arm, Comparison, Study
 
 _LAYER = 29  # the last one of SmolLM2-135M
@@ -60,6 +62,11 @@ ROWS: tuple[tuple[str, str, dict[str, object], str], ...] = (
     ("rope_causal", "With both", {"boost.rope": True, "boost.causal": True}, "The layer as it is in the LLM."),
     ("norm", "With the LLM's final norm", {"boost.final_norm": "loaded"}, "The paper's code leaves it at ones."),
 )
+
+
+def default_argument(overrides: Mapping[str, str]) -> str:
+    """The argument that a folder of images needs; `overrides`: dotted field -> text, as on the command line."""
+    return folder_argument(overrides)
 
 
 def get_study(argument: str = "") -> Study:

@@ -1,15 +1,14 @@
-r"""Does a frozen LLM layer help on these images, and does anything beat a linear probe?
+"""Does a frozen LLM layer help on these images, and does anything beat a linear probe?
 
     jaxboost study --study ladder --out DIR
-    jaxboost study --study ladder --out DIR --config.data.source=folder --config.data.root=FOLDER --config.data.size=28
-    jaxboost study --study ladder:2d --out DIR --config.data.source=folder --config.data.root=FOLDER \
-        --config.data.size=98
+    jaxboost study --study ladder --out DIR --config.data.source=folder --config.data.root=FOLDER
 
 The rungs go from the prevalence of the classes up to R-LLM (volumes) or PneumoLLM (images), all on the same splits.
 `ladder` is for volumes: with nothing else it takes 28^3 nodule shapes of LIDC-IDRI and a layer of SmolLM2-135M.
-`:2d` is for images: with nothing else it takes the silhouettes of the same nodules. `:2d+pretrained` puts the plain
-ViT and R-LLM on the frozen encoder of the linear probe, at 224 pixels. `:resnet` adds ResNet-18 3D to the rungs for
-volumes. It needs an accelerator: 36 GFLOP a volume forward, some 30 minutes an epoch on two cores.
+`:2d` is for images: with nothing else it takes the silhouettes of the same nodules. A folder of images takes it by
+itself. `:2d+pretrained` puts the plain ViT and R-LLM on the frozen encoder of the linear probe, at 224 pixels.
+`:resnet` adds ResNet-18 3D to the rungs for volumes. It needs an accelerator: 36 GFLOP a volume forward, some 30
+minutes an epoch on two cores.
 
 Cost, estimated for two CPU cores: about 40 minutes with --seeds 3 for volumes, about an hour for images.
 Seen with --quick: 3 minutes. The embeddings of the frozen encoder are computed once for all rungs that use them.
@@ -17,6 +16,9 @@ Expected: on the shapes the volume of a nodule alone reaches an AUC of .90. Rung
 it, and no difference between R-LLM and the plain ViT should be shown.
 """
 
+from collections.abc import Mapping
+
+from jaxboost.studies.loading import folder_argument
 from jaxboost.studies.study import CONTROL, LADDER, Arm, Comparison, Study
 
 QUESTION = "Does a frozen LLM layer help on these images, and does anything beat a linear probe?"
@@ -50,6 +52,11 @@ _PRETRAINED = {
     "train.batch_size": 64,
 }
 _KINDS = {"", "3d", "2d", "resnet", "2d+pretrained"}
+
+
+def default_argument(overrides: Mapping[str, str]) -> str:
+    """The argument that a folder of images needs; `overrides`: dotted field -> text, as on the command line."""
+    return folder_argument(overrides)
 
 
 def get_study(argument: str = "") -> Study:

@@ -7,6 +7,7 @@ stopped. Overrides hold for all arms that have the field, such as --config.data.
 """
 
 import contextlib
+import logging
 import os
 import pathlib
 import re
@@ -14,6 +15,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -21,72 +23,83 @@ from jaxboost import io
 from jaxboost.cli import app
 from jaxboost.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 _OVERRIDE = re.compile(r"--?(?:no)?config\.")
 FAILED_EXIT_CODE = 1
 
 
 def run() -> None:
     """The command `jaxboost study`."""
-    study_flag = flags.DEFINE_string("study", "", "name of a packaged study, or path of a study file")
-    out_flag = flags.DEFINE_string("out", "", "folder of the study")
-    seeds_flag = flags.DEFINE_integer("seeds", 0, "number of seeds; 0: the study's", lower_bound=0)
-    arms_flag = flags.DEFINE_list("arms", [], "names of the arms to run; empty: all")
-    quick_flag = flags.DEFINE_bool("quick", False, "a trial: one seed and few epochs, which shows that all works")
-    dry_flag = flags.DEFINE_bool("dry_run", False, "only print the runs, with what is done and how long they will take")
-    commands_flag = flags.DEFINE_bool("commands", False, "only print a command for each run that remains, one a line")
-    jobs_flag = flags.DEFINE_integer("jobs", 1, "number of processes that share the runs", lower_bound=1)
-    only_flag = flags.DEFINE_string("only", "", "do one run, ARM:SEED, as --commands prints them; no report is made")
-    worker_flag = flags.DEFINE_bool("worker", False, "help another process with this study; no report is made")
+    flags.DEFINE_string("study", "", "name of a packaged study, or path of a study file")
+    flags.DEFINE_string("out", "", "folder of the study")
+    flags.DEFINE_integer("seeds", 0, "number of seeds; 0: the study's", lower_bound=0)
+    flags.DEFINE_list("arms", [], "names of the arms to run; empty: all")
+    flags.DEFINE_bool("quick", False, "a trial: one seed and few epochs, which shows that all works")
+    flags.DEFINE_bool("dry_run", False, "only print the runs, with what is done and how long they will take")
+    flags.DEFINE_bool("commands", False, "only print a command for each run that remains, one a line")
+    flags.DEFINE_integer("jobs", 1, "number of processes that share the runs", lower_bound=1)
+    flags.DEFINE_string("only", "", "do one run, ARM:SEED, as --commands prints them; no report is made")
+    flags.DEFINE_bool("worker", False, "help another process with this study; no report is made")
     # absl knows no fields of configs here: they depend on the study.
     sys.argv, overrides = split_overrides(sys.argv)
 
-    def main() -> None:
-        if not study_flag.value:
-            raise UserError("--study is missing: give a name or a file, such as --study ladder")
-        if not out_flag.value:
-            raise UserError("--out is missing: give the folder of the study")
-        from jaxboost.studies import definition, estimate, loading, plan, runner
+    app.run(lambda: do(flags.FLAGS, overrides), resumable=True, description=__doc__)
 
-        study = loading.load_study(study_flag.value)
-        if quick_flag.value:
-            study = study.as_trial()
-        folder = io.user_path(out_flag.value)
-        planned = plan.make(
-            study,
-            folder,
-            overrides=plan.parse_overrides(study, overrides),
-            seeds=seeds_flag.value,
-            arms=arms_flag.value,
-        )
-        stated = definition.check(planned)
-        if dry_flag.value:
-            print(estimate.table(estimate.with_seconds(planned, flops=True)))
-            return
-        # What another process needs to know of the same study.
-        same = [f"--study={study_flag.value}", f"--out={out_flag.value}", *overrides]
-        same += [f"--seeds={seeds_flag.value}"] * (seeds_flag.value > 0) + ["--quick"] * quick_flag.value
-        if commands_flag.value:
-            for each in planned.runs:
-                if each.state != "finished":
-                    print(shlex.join(["jaxboost", "study", *same, f"--only={each.key}"]))
-            return
-        outcome = runner.run(
-            planned,
-            stated,
-            only=only_flag.value,
-            worker=worker_flag.value,
-            workers=lambda: _workers(jobs_flag.value, [*same, f"--arms={','.join(arms_flag.value)}"]),
-        )
-        if outcome.stopped:
-            return
-        is_whole = not (worker_flag.value or only_flag.value)
-        if is_whole and any(each.state == "finished" for each in planned.refreshed().runs):
-            _report(folder)
-        if outcome.failed:
-            print(f"runs that failed: {', '.join(outcome.failed)}", file=sys.stderr)
-            sys.exit(FAILED_EXIT_CODE)
 
-    app.run(main, resumable=True, description=__doc__)
+def do(given: Any, overrides: Sequence[str]) -> None:
+    """Does what the flags say.
+
+    Args:
+      given: has the flags as attributes.
+      overrides: `--config.section.field=value`.
+
+    Raises:
+      UserError: a mistake of the user.
+      SystemExit: runs failed.
+    """
+    if not given.study:
+        raise UserError("--study is missing: give a name or a file, such as --study ladder")
+    if not given.out:
+        raise UserError("--out is missing: give the folder of the study")
+    from jaxboost.studies import definition, estimate, loading, plan, runner
+
+    name = loading.suited(given.study, plan.texts(overrides))
+    study = loading.load_study(name)
+    if name != given.study and not given.commands:
+        logger.info("the study is %s, which suits what the folder holds", name)
+    if given.quick:
+        study = study.as_trial()
+    folder, values = io.user_path(given.out), plan.parse_overrides(study, overrides)
+    planned = plan.make(study, folder, overrides=values, seeds=given.seeds, arms=given.arms)
+    stated = definition.check(planned)
+    if given.dry_run:
+        print(estimate.table(estimate.with_seconds(planned, flops=True), jobs=given.jobs))
+        return
+    # What another process needs to know of the same study.
+    same = [f"--study={name}", f"--out={given.out}", *overrides]
+    same += [f"--seeds={given.seeds}"] * (given.seeds > 0) + ["--quick"] * given.quick
+    if given.commands:
+        for each in planned.runs:
+            if each.state != "finished":
+                print(shlex.join(["jaxboost", "study", *same, f"--only={each.key}"]))
+        return
+    outcome = runner.run(
+        planned,
+        stated,
+        only=given.only,
+        worker=given.worker,
+        workers=lambda: _workers(given.jobs, [*same, f"--arms={','.join(given.arms)}", f"--only={given.only}"]),
+        jobs=given.jobs,
+    )
+    if outcome.stopped:
+        return
+    is_whole = not (given.worker or given.only)
+    if is_whole and any(each.state == "finished" for each in planned.refreshed().runs):
+        _report(folder)
+    if outcome.failed:
+        print(f"runs that failed: {', '.join(outcome.failed)}", file=sys.stderr)
+        sys.exit(FAILED_EXIT_CODE)
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -152,6 +165,12 @@ def _cores() -> list[int]:
 
 
 def _take(cores: Sequence[int]) -> None:
-    """This thread, and threads and processes that it starts from now on, use these cores; []: no change."""
-    if cores:
-        os.sched_setaffinity(0, cores)
+    """All threads of this process, and processes that it starts from now on, use these cores; []: no change."""
+    if not cores:
+        return
+    # Threads that compute may be there already, and keep the cores that they have.
+    threads = pathlib.Path("/proc/self/task")
+    for number in [int(path.name) for path in threads.iterdir()] if threads.is_dir() else [0]:
+        # A thread may have ended, and a container may not allow it.
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(number, cores)

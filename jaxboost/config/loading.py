@@ -6,6 +6,8 @@ import itertools
 import os
 import pathlib
 import sys
+from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -161,7 +163,43 @@ def execute(name_or_path: str, kind: Kind = CONFIG) -> Any:
     Raises:
       UserError: there is no such file, or it cannot be executed.
     """
-    path, argument = find(name_or_path, kind)
+    _, argument = find(name_or_path, kind)
+
+    def call(module: ModuleType) -> Any:
+        function = getattr(module, kind.function)
+        return function() if argument is None else function(argument)
+
+    return _with_module(name_or_path, kind, call)
+
+
+def with_default_argument(name_or_path: str, overrides: Mapping[str, str], kind: Kind = CONFIG) -> str:
+    """Adds the argument that a file chooses itself by its function `default_argument`, if none is given.
+
+    Args:
+      name_or_path: of a config or of a study.
+      overrides: dotted field -> text, as on the command line.
+      kind: of the file.
+
+    Returns:
+      `name_or_path` with an argument, or as it is.
+
+    Raises:
+      UserError: see `execute`; or what the overrides name cannot be read.
+    """
+    if find(name_or_path, kind)[1] is not None:
+        return name_or_path
+
+    def call(module: ModuleType) -> str:
+        function = getattr(module, "default_argument", None)
+        return function(overrides) if function else ""
+
+    chosen = _with_module(name_or_path, kind, call)
+    return f"{name_or_path}:{chosen}" if chosen else name_or_path
+
+
+def _with_module(name_or_path: str, kind: Kind, call: Callable[[ModuleType], Any]) -> Any:
+    """Executes a file, and returns what `call` returns for its module."""
+    path, _ = find(name_or_path, kind)
     # A unique module name: files of the same name do not clash, and a changed file can be loaded again.
     spec = importlib.util.spec_from_file_location(f"jaxboost_config_{next(_numbers)}", path.absolute())
     if spec is None or spec.loader is None:
@@ -174,8 +212,7 @@ def execute(name_or_path: str, kind: Kind = CONFIG) -> Any:
         sys.path.append(here)
     try:
         spec.loader.exec_module(module)
-        function = getattr(module, kind.function)
-        return function() if argument is None else function(argument)
+        return call(module)
     except UserError:
         raise
     # The file is the user's own code: it may raise anything, with or without a text.

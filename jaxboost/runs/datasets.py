@@ -55,7 +55,7 @@ class Splits:
 def describe(config: Config) -> DatasetInfo:
     """Describes a config's data set. A user's folder is read only if the config names no classes."""
     options = {name: config.data[name] for name in _OPTIONS}
-    return data.describe_dataset(config.data.name, ndim=_ndim(config), **options)
+    return data.describe_dataset(config.data.name, ndim=ndim(config), **options)
 
 
 class _Shared:
@@ -98,7 +98,7 @@ def data_key(config: Config) -> tuple[Any, ...]:
     """What decides which data set `load` loads: configs with equal keys have the same one."""
     fields = {name: repr(value) for name, value in config.data.items() if name not in _DIVIDED_BY}
     # Only a folder is read according to the model's dimensions.
-    return (config.data.source == SOURCE and _ndim(config), config.data.folds > 0, *fields.items())
+    return (config.data.source == SOURCE and ndim(config), config.data.folds > 0, *fields.items())
 
 
 def load(config: Config) -> Dataset:
@@ -116,7 +116,7 @@ def _load(config: Config) -> Dataset:
     options = {name: config.data[name] for name in _OPTIONS}
     return data.load(
         config.data.name,
-        ndim=_ndim(config),
+        ndim=ndim(config),
         ignore_splits=config.data.folds > 0,
         groups=config.data.groups,
         **options,
@@ -150,7 +150,7 @@ def own_splits(config: Config, folder: pathlib.Path) -> Splits:
 
     def load_part() -> Dataset:
         # The table of the splits has all samples, as it is read again when the run continues.
-        return _fraction_of(find()[0], config)
+        return fraction_of(find()[0], config)
 
     return Splits(load=functools.cache(load_part), prepare=prepare, folder=cache_folder(folder))
 
@@ -181,10 +181,11 @@ def fold_of(dataset: Dataset, config: Config, fold: int, file: pathlib.Path | No
         val_share=0 if _without_val(config) else fields.val_share,
         file=io.user_path(fields.folds_file) if fields.folds_file else file,
     )
-    return _fraction_of(divided, config)
+    return fraction_of(divided, config)
 
 
-def _fraction_of(dataset: Dataset, config: Config) -> Dataset:
+def fraction_of(dataset: Dataset, config: Config) -> Dataset:
+    """The data set with the part of its training split that a config trains on."""
     return fraction.take(dataset, config.data.train_fraction, config.seed)
 
 
@@ -244,8 +245,8 @@ def _is_own(config: Config) -> bool:
     return bool(config.data.source or config.data.groups)
 
 
-def _ndim(config: Config) -> int:
-    """Returns the number of spatial dimensions of the model, which decides how a user's files are read."""
+def ndim(config: Config) -> int:
+    """The number of spatial dimensions of the model, 2 or 3, which decides how a user's files are read."""
     if "baseline" in config:
         return config.baseline.ndim
     if config.data.source != SOURCE or "pneumollm" in config:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -24,12 +23,13 @@ from jaxboost.runs import baseline, datasets, memory, report, workdir
 from jaxboost.runs.lock import locked
 from jaxboost.runs.result import RunResult, Selection
 from jaxboost.systems import start
-from jaxboost.systems.system import FixedTokens
+from jaxboost.systems.system import FixedTokens, System
 from jaxboost.training import source_tokens, step
 from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoints import checkpoint_folder
 from jaxboost.training.checkpoints.checkpointer import Checkpointer, Progress
 from jaxboost.training.loop import Loop, train_iterator
+from jaxboost.training.mixing import Mixing
 from jaxboost.training.program import Program, make_objective, make_program
 
 logger = logging.getLogger(__name__)
@@ -119,13 +119,9 @@ def assemble(
     splits = splits or datasets.own_splits(config, folder)
     dataset = splits.load()
     selection_split = PROTOCOLS[config.eval.protocol]
-    patients.check(dataset, unit=config.eval.unit)
-    if config.eval.specificity:
-        thresholds.check_both_classes(dataset, selection_split)
+    steps_per_epoch = check_splits(config, dataset)
     objective = make_objective(config, dataset.info, dataset.splits["train"].labels)
     iterator = train_iterator(config, dataset.splits["train"], augment=augment, image_size=image_size)
-    steps_per_epoch = _steps_per_epoch(config, dataset)
-    validation.check_steps(config, steps_per_epoch)
     program = make_program(config, system.graphdef, objective, steps_per_epoch=steps_per_epoch)
     all_steps = config.train.epochs * steps_per_epoch
     last_step = min(all_steps, config.train.max_steps or all_steps)
@@ -136,8 +132,7 @@ def assemble(
     fingerprints |= datasets.fingerprint(dataset, config)
     with io.writing(splits.folder):
         splits.prepare()
-    # Randomly augmented images must be encoded in every step; others are encoded once.
-    fixed = system.fixed_tokens if not (augment.random_fields or objective.mixing.changes_images) else None
+    fixed = fixed_tokens(system, config)
     shape = None if fixed is None else _kept_shape(fixed, config, dataset, program, (params, frozen))
     if fixed is not None and shape is not None:
         # Runs of a study share a folder, and kinds of the booster read the first token alone, or all.
@@ -170,13 +165,33 @@ def assemble(
     )
 
 
-def _steps_per_epoch(config: Config, dataset: Dataset) -> int:
-    return batches.steps_per_epoch(
+def check_splits(config: Config, dataset: Dataset) -> int:
+    """Checks that a config can be trained and evaluated on the splits of a run; images are not read.
+
+    Returns:
+      The number of steps in an epoch.
+
+    Raises:
+      UserError: it cannot, such as with fewer samples than a batch.
+    """
+    patients.check(dataset, unit=config.eval.unit)
+    if config.eval.specificity:
+        thresholds.check_both_classes(dataset, PROTOCOLS[config.eval.protocol])
+    steps = batches.steps_per_epoch(
         dataset.splits["train"],
         config.train.batch_size,
         last_batch=config.train.last_batch,
         multiple=config.train.epoch_multiple,
     )
+    validation.check_steps(config, steps)
+    return steps
+
+
+def fixed_tokens(system: System, config: Config) -> FixedTokens | None:
+    """The tokens that a run computes once, if they are not too large; None if the encoder runs at each step."""
+    # Randomly changed images must be encoded at each step.
+    changes = Augment(**config.augment).random_fields or Mixing(**config.mix).changes_images
+    return None if changes else system.fixed_tokens
 
 
 def _kept_shape(
@@ -186,7 +201,7 @@ def _kept_shape(
     images = dataset.splits["train"].images
     batch = (config.eval.batch_size, *(config.model.image_size,) * (images.ndim - 2), images.shape[-1])
     _, *shape = jax.eval_shape(program.encode, *weights, {"image": jax.ShapeDtypeStruct(batch, jnp.uint8)}).shape
-    gigabytes = sum(len(split) for split in dataset.splits.values()) * math.prod(shape) * 4 / 1e9
+    gigabytes = fixed.gigabytes(shape, sum(len(split) for split in dataset.splits.values()))
     if gigabytes <= fixed.most_gb:
         return tuple(shape)
     logger.info(

@@ -4,6 +4,7 @@ Fingerprints show whether the data changed since its start, and figures about th
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from jaxboost.data.dataset import Dataset, DatasetInfo
 from jaxboost.data.splits import near_duplicates, stratify
 from jaxboost.errors import UserError
 from jaxboost.evaluation.patients import PATIENT
-from jaxboost.runs import datasets
+from jaxboost.runs import datasets, train
 from jaxboost.studies.definition import DataDefinition
 from jaxboost.studies.finished_run import FinishedRun
 from jaxboost.studies.plan import PlannedRun
@@ -63,14 +64,14 @@ def check(
         text = about(run.config)
         if text not in seen:
             dataset = _with_splits(run.config, folder)
-            # Only its description is kept.
-            seen[text] = Dataset(info=dataset.info, splits={}, baselines={})
+            seen[text] = _without_images(dataset)
             digests = fingerprint(dataset, run.config)
             if text not in found:
                 found[text] = DataDefinition(about=text, fingerprint=digests, figures=figures(dataset))
             elif found[text].fingerprint != digests:
                 raise UserError(_changed(found[text].figures, dataset, run.config, folder))
         texts = combinations.data_problems(run.config, seen[text].info)
+        texts = texts or _splits_problem(run.config, seen[text])
         texts = texts or _weights_problem(run.config, seen[text].info, weights)
         for problem in texts:
             arms = problems.setdefault(problem, [])
@@ -80,6 +81,27 @@ def check(
         named = [f"arm{'s' * (len(arms) > 1)} {', '.join(arms)}: {problem}" for problem, arms in problems.items()]
         raise UserError("; ".join(named))
     return tuple(found.values())
+
+
+def _without_images(dataset: Dataset) -> Dataset:
+    """The data set for checks: the images of several data sets might not fit into memory."""
+    splits = {
+        name: dataclasses.replace(split, images=np.zeros((len(split), 0), np.uint8))
+        for name, split in dataset.splits.items()
+    }
+    return Dataset(info=dataset.info, splits=splits, baselines={})
+
+
+def _splits_problem(config: Config, dataset: Dataset) -> list[str]:
+    """What does not suit the splits of a run, such as a batch that is larger than the training split."""
+    # A baseline has no batches, and folds are divided when they run.
+    if "baseline" in config or config.data.folds:
+        return []
+    try:
+        train.check_splits(config, datasets.fraction_of(dataset, config))
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _weights_problem(config: Config, info: DatasetInfo, known: dict[str, str]) -> list[str]:

@@ -7,15 +7,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxboost.config.continuing import flat
 from jaxboost.config.types import Config
+from jaxboost.data.sources.folder import contents
+from jaxboost.data.sources.folder.source import SOURCE
 from jaxboost.errors import UserError
 from jaxboost.studies.plan import Plan, PlannedRun
 
 # A training step costs about three forward passes; XLA reaches about this share of a plain matrix product's speed.
 _PASSES, _SHARE = 3, 0.25
-# Tracing a model takes seconds: after this time the other arms stay without an estimate.
-_LEAST = 5.0  # seconds for the classifier of a baseline
+# A forward pass of a large encoder comes near that speed.
+_ENCODER_SHARE = 0.75
+_LEAST = 5.0  # seconds for the classifier of a baseline, and for a run whose encoder has encoded the images before
+# Tracing a model takes seconds: after this time the other models stay without an estimate.
 _PATIENCE = 30.0  # seconds
+# Fields, besides those of `optim`, that do not change how long a run takes.
+_WEIGHTS = (
+    *("seed", "model.weights", "model.weights_source", "model.weights_convert", "boost.block", "boost.source"),
+    *("boost.convert", "boost.control", "boost.control_seed"),
+)
 
 
 def with_seconds(plan: Plan, *, flops: bool = False) -> Plan:
@@ -26,7 +36,7 @@ def with_seconds(plan: Plan, *, flops: bool = False) -> Plan:
     guess; else None.
     """
     done = [run for run in plan.runs if run.state == "finished" and run.seconds is not None]
-    guess = _Guess()
+    guess = _Guess(plan.runs)
     found = []
     for run in plan.runs:
         seconds = run.seconds if run.state == "finished" else _from_finished(run, done)
@@ -37,29 +47,55 @@ def with_seconds(plan: Plan, *, flops: bool = False) -> Plan:
 
 
 class _Guess:
-    """Estimates runs from FLOPs, each arm once, and only as long as patience lasts."""
+    """Estimates runs from FLOPs, each model once, and only as long as patience lasts."""
 
-    def __init__(self) -> None:
+    def __init__(self, runs: Sequence[PlannedRun]) -> None:
         self._deadline = time.monotonic() + _PATIENCE
-        self._by_arm: dict[str, float | None] = {}
-        self._encoders: set[str] = set()
+        self._known: dict[str, _Seconds | None] = {}
+        # Runs that are finished have encoded their images.
+        self._encoded = {_encoder(run.config) for run in runs if run.state == "finished"}
 
     def seconds(self, run: PlannedRun) -> float | None:
-        if run.arm.name not in self._by_arm:
-            encoder = _encoder(run.config)
-            if encoder in self._encoders:
-                # Another arm has encoded the images by then.
-                self._by_arm[run.arm.name] = _LEAST
-            else:
-                self._by_arm[run.arm.name] = _from_flops(run) if time.monotonic() < self._deadline else None
-            self._encoders |= {encoder} - {""}
-        return self._by_arm[run.arm.name]
+        model = _model(run)
+        if model not in self._known:
+            self._known[model] = _from_flops(run) if time.monotonic() < self._deadline else None
+        found, encoder = self._known[model], _encoder(run.config)
+        if found is None:
+            return None
+        # The first run that needs the encoded images makes them for the others.
+        once = 0.0 if encoder in self._encoded else found.once
+        self._encoded.add(encoder)
+        return once + found.own
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Seconds:
+    """Estimated seconds: for the images that a frozen encoder encodes once for all runs, and for the run itself."""
+
+    once: float
+    own: float
+
+
+def _model(run: PlannedRun) -> str:
+    """Runs of equal text cost the same: they differ in weights alone, which need not be traced again."""
+    fields = {name: value for name, value in flat(run.config).items() if not _is_of_weights(name)}
+    return repr((bool(run.arm.after), fields))
+
+
+def _is_of_weights(name: str) -> bool:
+    return name in _WEIGHTS or name.partition(".")[0] == "optim"
 
 
 def _encoder(config: Config) -> str:
-    """What identifies the frozen encoder of a baseline; "" for other configs."""
-    is_encoded = "baseline" in config and config.baseline.features == "encoder"
-    return repr(config.model.to_dict()) if is_encoded else ""
+    """What identifies the images that a frozen encoder has encoded; runs of equal text share them."""
+    if "baseline" in config:
+        return repr(("baseline", config.baseline.features, config.baseline.ndim, config.model.to_dict()))
+    from jaxboost.models.boost import LAYER, has_block
+
+    boost = config.get("boost")
+    # A model without a layer keeps only the first token.
+    every = boost and (has_block(boost.kind) or boost.kind == LAYER or boost.path == "full")
+    return repr((bool(every), "pneumollm" in config, config.model.to_dict(), config.data.train_fraction))
 
 
 def remaining(runs: Sequence[PlannedRun]) -> tuple[float, int]:
@@ -77,8 +113,13 @@ def in_words(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def table(plan: Plan) -> str:
-    """The runs with their states and times, one a line, and the sum: the text of --dry_run."""
+def table(plan: Plan, *, jobs: int = 1) -> str:
+    """The runs with their states and times, one a line, and the sum: the text of --dry_run.
+
+    Args:
+      plan: with seconds, see `with_seconds`.
+      jobs: number of processes that share the runs.
+    """
     rows = [("arm", "run", "state", "time")]
     for run in plan.runs:
         name = run.key.partition(":")[2]
@@ -89,16 +130,17 @@ def table(plan: Plan) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     total, unknown = remaining(plan.runs)
     todo = sum(run.state != "finished" for run in plan.runs)
-    left = f"about {in_words(total)}" + (f" and {unknown} runs of unknown length" if unknown else "")
+    shared = f" in {jobs} processes, {in_words(total)} divided by {jobs}" if jobs > 1 else ""
+    left = f"about {in_words(total / jobs)}{shared}" + (f" and {unknown} runs of unknown length" if unknown else "")
     ending = f"{todo} to do: {left}" if todo else "nothing to do"
     lines.append(f"{len(plan.runs)} runs, {len(plan.runs) - todo} finished, {ending}")
     return "\n".join(lines)
 
 
 def _from_finished(run: PlannedRun, done: Sequence[PlannedRun]) -> float | None:
-    own = [other.seconds for other in done if other.arm.name == run.arm.name]
+    own = [other.seconds for other in done if other.arm.name == run.arm.name and other.seconds is not None]
     if own:
-        return float(np.mean([seconds for seconds in own if seconds is not None]))
+        return _typical(own, run.config)
     if run.arm.after:
         source = [other.seconds for other in done if other.arm.name == run.arm.after and other.seconds is not None]
         # About the time of an epoch.
@@ -108,13 +150,20 @@ def _from_finished(run: PlannedRun, done: Sequence[PlannedRun]) -> float | None:
         for other in done
         if other.seconds is not None and not other.arm.after and _kind(other.config) == _kind(run.config)
     ]
-    return float(np.mean(alike)) * _epochs(run.config) if alike else None
+    return _typical(alike, run.config) * _epochs(run.config) if alike else None
+
+
+def _typical(seconds: Sequence[float], config: Config) -> float:
+    """The mean; the least for a frozen encoder, as the run that took longest has encoded the images for the others."""
+    is_encoded = "baseline" in config or "pneumollm" in config or config.model.frozen
+    return min(seconds) if is_encoded else float(np.mean(seconds))
 
 
 def _kind(config: Config) -> tuple[object, ...]:
     """Runs of one kind take about as long for an epoch."""
     sections = {"baseline", "pneumollm"} & {*config}
-    return (config.get("model", {}).get("backbone"), config.get("model", {}).get("image_size"), *sections)
+    features = config.baseline.features if "baseline" in config else ""
+    return (config.get("model", {}).get("backbone"), config.get("model", {}).get("image_size"), *sections, features)
 
 
 def _epochs(config: Config) -> float:
@@ -123,33 +172,41 @@ def _epochs(config: Config) -> float:
     return epochs * max(1, config.data.folds)
 
 
-def _from_flops(run: PlannedRun) -> float | None:
+def _from_flops(run: PlannedRun) -> _Seconds | None:
     from jaxboost.analysis import describe
+    from jaxboost.analysis.training_cost import training_cost
 
+    config = run.config
     try:
-        images = _images(run.config)
-        if not images:
+        train, count = _images(config)
+        if not train:
             return None
-        cost = describe.describe(run.config)["flops_per_image"]
+        speed, of_encoder = _SHARE * _speed(), _ENCODER_SHARE * _speed()
+        if "baseline" in config:
+            # Each image is encoded once, for all arms with the same encoder.
+            return _Seconds(once=describe.describe(config)["flops_per_image"] * count / of_encoder, own=_LEAST)
+        cost = training_cost(config, count)
     except UserError:
         return None
-    if "baseline" in run.config:
-        # Each image is encoded once, for all arms with the same encoder.
-        return _LEAST + cost * images / (_SHARE * _speed())
-    cost = cost["with_boost"]
-    passes = 1.0 if run.arm.after else _PASSES * _epochs(run.config)
-    return cost * images * passes / (_SHARE * _speed())
+    least = _LEAST if cost.once else 0.0
+    passes = 1.0 if run.arm.after else _PASSES * _epochs(config)
+    return _Seconds(once=cost.once * count / of_encoder, own=least + cost.each * train * passes / speed)
 
 
-def _images(config: Config) -> int:
-    """Number of training images; 0 if only reading a user's folder would tell."""
+def _images(config: Config) -> tuple[int, int]:
+    """Numbers of images for training and in all splits; (0, 0) if they are not known without reading them."""
     from jaxboost.runs import datasets
 
+    if config.data.source == SOURCE:
+        found = contents.read(config.data.root, masks=config.data.masks)
+        shares = config.data.shares
+        return found.train or round(found.count * shares[0] / sum(shares)), found.count
     samples = datasets.describe(config).n_samples
     if not samples and not config.data.source:
         # The LIDC shapes: they are small, and computed on first use.
         samples = {name: len(split) for name, split in datasets.load(config).splits.items()}
-    return samples.get("train", 0) or sum(samples.values())
+    count = sum(samples.values())
+    return samples.get("train", 0) or count, count
 
 
 @functools.cache

@@ -2,9 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from jaxboost.config import loading
+from jaxboost.data.sources.folder import contents
+from jaxboost.data.sources.folder.source import SOURCE
 from jaxboost.errors import UserError, nearest
 from jaxboost.studies.study import CONTROL, LADDER, SWEEP, Arm, Study
 
@@ -27,6 +29,36 @@ def load_study(name_or_path: str) -> Study:
         raise UserError(f"study {name_or_path}: get_study returns {type(study).__name__}, not a Study")
     check(study, name_or_path)
     return study
+
+
+def suited(name_or_path: str, overrides: Mapping[str, str]) -> str:
+    """The name of a study with the argument that suits the overrides, if the study chooses it and none is given.
+
+    A study file chooses it by a function `default_argument(overrides)`, which returns the argument or "".
+
+    Args:
+      name_or_path: see `load_study`.
+      overrides: dotted field -> text, as on the command line.
+
+    Raises:
+      UserError: see `load_study`; or a folder that the overrides name cannot be read.
+    """
+    return loading.with_default_argument(name_or_path, overrides, loading.STUDY)
+
+
+def folder_argument(overrides: Mapping[str, str]) -> str:
+    """For studies of volumes with the argument "2d": "2d" if the overrides name a folder with images, else "".
+
+    Args:
+      overrides: dotted field -> text, as on the command line.
+
+    Raises:
+      UserError: the folder cannot be read.
+    """
+    if overrides.get("data.source") != SOURCE:
+        return ""
+    found = contents.read(overrides.get("data.root", ""), masks=overrides.get("data.masks", ""))
+    return "2d" if found.ndim == 2 else ""
 
 
 def check(study: Study, name: str) -> None:

@@ -16,7 +16,7 @@ from jaxboost.config.types import Config
 from jaxboost.data import dataset_names
 from jaxboost.data.sources.folder.source import SOURCE
 from jaxboost.errors import UserError, check_choice, nearest
-from jaxboost.runs import lock, workdir
+from jaxboost.runs import datasets, lock, workdir
 from jaxboost.studies.study import Arm, Study
 
 RUNS, FAILURES, CACHE, REPORT = "runs", "failures", "cache", "report"
@@ -102,7 +102,8 @@ def make(
     Args:
       study: see `loading.load_study`.
       folder: of the study; it may be missing.
-      overrides: dotted field -> value, for all arms that have the field.
+      overrides: dotted field -> value, for all arms that have the field. For a user's folder of images without
+        `data.size` that is the most pixels that an arm takes.
       seeds: number of seeds; 0: the study's.
       arms: names of the arms to run; (): all. The others stay in the definition of the study.
 
@@ -122,10 +123,19 @@ def make(
         study = dataclasses.replace(study, lr_grid=())
     study = dataclasses.replace(study, seeds=seeds or study.seeds, lr_grid=tuple(sorted(set(study.lr_grid))))
     configs = _configs(study, overrides)
+    if overrides.get("data.source") == SOURCE and "data.size" not in overrides and (side := _side(configs)):
+        overrides["data.size"] = side
+        configs = _configs(study, overrides)
     _check(study, configs, overrides)
     wanted = {*(arms or (arm.name for arm in study.arms))}
     runs = [run for arm in study.arms if arm.name in wanted for run in _runs(study, arm, configs[arm.name], folder)]
     return Plan(study=study, folder=folder, configs=configs, runs=tuple(runs)).refreshed()
+
+
+def _side(configs: Mapping[str, Config]) -> int:
+    """The most pixels that an arm takes of a user's 2D images, so that they lose no detail; 0 for volumes."""
+    read = [each for each in configs.values() if "baseline" not in each or each.baseline.features == "encoder"]
+    return max((each.model.image_size for each in read if datasets.ndim(each) == 2), default=0)
 
 
 def own_name(root: str) -> str:
@@ -167,11 +177,25 @@ def parse_overrides(study: Study, arguments: Sequence[str]) -> dict[str, Any]:
         return {}
     fields = {name: value for config in _configs(study, {}).values() for name, value in flat(config).items()}
     found = {}
+    for name, text in texts(arguments).items():
+        _check_fields([name], fields)
+        found[name] = _parsed(name, text, fields[name])
+    return found
+
+
+def texts(arguments: Sequence[str]) -> dict[str, str]:
+    """Dotted field -> text of its value, of arguments as in `parse_overrides`.
+
+    Raises:
+      UserError: `--noconfig.` has a value.
+    """
+    found = {}
     for argument in arguments:
         word, equals, text = argument.lstrip("-").partition("=")
-        name = word.removeprefix("no").removeprefix("config.")
-        _check_fields([name], fields)
-        found[name] = _parsed(name, text if equals else str(not word.startswith("no")), fields[name])
+        negative = word.startswith("no")
+        if negative and equals:
+            raise UserError(f"{argument}: --noconfig. means False and takes no value")
+        found[word.removeprefix("no").removeprefix("config.")] = text if equals else str(not negative)
     return found
 
 
@@ -258,7 +282,11 @@ def _of_arm(arm: Arm, study: Study, configs: Mapping[str, Config]) -> Iterator[s
         yield f"config field data.fold: a study runs all folds, set it to -1 (it is {config.data.fold})"
     if arm.tuned and study.lr_grid and RATE not in flat(config):
         yield f"it has no {RATE} to tune"
+    if is_tuned(study, arm) and config.eval.protocol == "reference":
+        yield "with eval.protocol=reference its learning rate would be chosen on the test split: give one in optim.lr"
     if arm.after:
+        if "baseline" in config:
+            yield "a baseline is not evaluated again: it has no layer of an LLM"
         if config.data.folds:
             yield "the runs of a cross-validation are not evaluated again: set data.folds=0"
         ours, theirs = flat(config), flat(configs[arm.after])

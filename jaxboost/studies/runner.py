@@ -51,6 +51,7 @@ def run(
     only: str = "",
     worker: bool = False,
     workers: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    jobs: int = 1,
 ) -> Outcome:
     """Runs what remains of a plan.
 
@@ -59,6 +60,7 @@ def run(
       stated: the definition of the study, see `definition.check`.
       only: key of the one run to do, with the runs that it needs; "": all.
       workers: gives a context manager that starts processes that help, and ends them.
+      jobs: number of processes that share the runs, for the time left.
       worker: whether another process started this one to help: it checks nothing again, and ends when there is
         nothing left to start.
 
@@ -73,7 +75,7 @@ def run(
         stack.enter_context(log.without_bars())
         if not worker:
             prepare(given, stated, runs)
-        bar = stack.enter_context(_Bar(given, runs))
+        bar = stack.enter_context(_Bar(given, runs, jobs, silent=worker))
         stack.enter_context(workers())
         failed: list[str] = []
         while runs:
@@ -109,7 +111,11 @@ def prepare(given: Plan, stated: Definition, runs: Sequence[PlannedRun]) -> None
     """
     todo = [each for each in runs if each.state != "finished"]
     data = data_check.check(todo, stated.data, given.folder)
-    definition.write(given.folder, dataclasses.replace(stated, data=data))
+    # Another process may have started the study, or another one, while the data were read.
+    latest = definition.check(given)
+    new = [each for each in data if each.about not in {other.about for other in latest.data}]
+    seeds = max(stated.seeds, latest.seeds)
+    definition.write(given.folder, dataclasses.replace(latest, seeds=seeds, data=(*latest.data, *new)))
     for each in runs:
         with io.writing(each.failure), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             each.failure.unlink()
@@ -219,11 +225,15 @@ def _wait() -> None:
 
 
 class _Bar:
-    """On a terminal one bar over all runs, with the time left; else a log line after each run."""
+    """On a terminal one bar over all runs, with the time left; else a log line after each run.
 
-    def __init__(self, given: Plan, runs: Sequence[PlannedRun]):
+    A worker is silent: its terminal has the bar of the process that started it.
+    """
+
+    def __init__(self, given: Plan, runs: Sequence[PlannedRun], jobs: int, *, silent: bool):
+        self._jobs = jobs
         self._given, self._keys = given, {each.key for each in runs}
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr.isatty() and not silent
         todo = sum(plan.state_of(each) != "finished" for each in runs)
         self._before = len(runs) - todo
         layout = "{desc}{n_fmt}/{total_fmt} runs |{bar}| {elapsed}{postfix}"
@@ -248,7 +258,7 @@ class _Bar:
         keys = {each.key for each in runs}
         now = estimate.with_seconds(self._given.refreshed())
         seconds, unknown = estimate.remaining([each for each in now.runs if each.key in keys])
-        left = f"about {estimate.in_words(seconds)} left" if not unknown else "time left not known yet"
+        left = f"about {estimate.in_words(seconds / self._jobs)} left" if not unknown else "time left not known yet"
         if self._terminal:
             self._bar.n = done
             self._bar.set_postfix_str(left)

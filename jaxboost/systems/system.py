@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,6 +26,10 @@ class FixedTokens:
     role: str
     key: str
     most_gb: float = math.inf
+
+    def gigabytes(self, shape: Sequence[int], count: int) -> float:
+        """Size of the tokens of `count` images in GB; `shape` (Q, W) is that of one image's tokens."""
+        return count * math.prod(shape) * 4 / 1e9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

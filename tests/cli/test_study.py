@@ -1,13 +1,16 @@
 """The command `jaxboost study`: what it prints, the commands for schedulers, its exit code and its report."""
 
+import os
 import shlex
 import sys
+import threading
 import types
 
 import pytest
 
 from jaxboost.cli import study as command
-from jaxboost.studies import plan
+from jaxboost.errors import UserError
+from jaxboost.studies import estimate, loading, plan, runner
 from tests.scripts import run_each
 from tests.studies.small_studies import small_study, write_run
 
@@ -15,51 +18,91 @@ FILE = """
 import dataclasses
 from tests.studies.small_studies import BARE, PLAIN, RLLM, small_study
 def get_study():
-    # Fewer samples than a batch: it fails when the data are there.
-    fails = dataclasses.replace(PLAIN, name="fails", overrides={{"boost.kind": "none", "train.batch_size": 64}})
+    fails = dataclasses.replace(PLAIN, name="fails", overrides={{"boost.kind": "none", "train.batch_size": 8}})
     return small_study({root!r}, arms=(PLAIN, RLLM, BARE, fails), lr_grid=(1e-3, 1e-4))
 """
 
 
 @pytest.fixture
 def study(tmp_path, few_lidc_root):
+    """Does the command in this process, with flags and overrides."""
     file = tmp_path / "mine.py"
     file.write_text(FILE.format(root=str(few_lidc_root)))
-    return ("-m", "jaxboost", "study", f"--study={file}", f"--out={tmp_path / 'out'}")
+
+    def do(*overrides, **changes):
+        flags = dict.fromkeys(("quick", "dry_run", "commands", "worker"), False)
+        flags |= {"study": str(file), "out": str(tmp_path / "out"), "seeds": 0, "arms": [], "jobs": 1, "only": ""}
+        command.do(types.SimpleNamespace(**flags | changes), overrides)
+
+    return do
 
 
-def test_dry_run_and_commands(study, tmp_path):
-    """One of the printed commands is run."""
-    dry, commands = run_each(
-        [[*study, "--dry_run"], [*study, "--commands", "--seeds", "1", "--config.eval.bootstrap=10"]]
-    )
-    assert (dry.returncode, dry.stderr) == (0, "")
-    lines = [line.split() for line in dry.stdout.splitlines()]
+def test_dry_run(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(estimate, "_from_flops", lambda run: estimate._Seconds(once=0.0, own=60.0))
+    study(dry_run=True)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["arm", "run", "state", "time"]
     assert [line[0] for line in lines[1:-1]] == ["plain"] * 2 + ["rllm"] * 3 + ["bare"] * 2 + ["fails"] * 2
     assert {"waiting"} == {line[2 if "lr=" in line[1] else 3] for line in lines[1:-1]}
-    assert " ".join(lines[-1]).startswith("9 runs, 0 finished, 9 to do: about ")
+    assert " ".join(lines[-1]) == "9 runs, 0 finished, 9 to do: about 9 min"
     assert not (tmp_path / "out").exists()
 
-    assert (commands.returncode, commands.stderr) == (0, "")
-    found = [shlex.split(line) for line in commands.stdout.splitlines()]
+
+def test_commands(study, tmp_path, capsys):
+    """One of the printed commands is run as a user does."""
+    study("--config.eval.bootstrap=10", commands=True, seeds=1)
+    found = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     keys = [words[-1].removeprefix("--only=") for words in found]
     assert keys == ["plain:0", "rllm:lr=0.0001", "rllm:lr=0.001", "bare:0", "fails:0"]
     assert {tuple(words[:2]) for words in found} == {("jaxboost", "study")}
-    first, fails = run_each([["-m", *found[0]], ["-m", *found[-1]]])
-    assert (first.returncode, first.stderr) == (0, "")
-    assert (tmp_path / "out" / "runs" / "plain" / "seed0" / "result.json").exists()
-    assert not (tmp_path / "out" / "record.json").exists()
+    # It cannot be locked.
+    lock = tmp_path / "out" / "runs" / "fails" / "seed0" / "run.lock"
+    lock.mkdir(parents=True)
+    os.utime(lock, (0, 0))
+    (fails,) = run_each([["-m", *found[-1]]])
     # A run that failed gives exit code 1, and says where to look.
     assert (fails.returncode, fails.stderr.strip()) == (1, "runs that failed: fails:0")
     assert f"see {tmp_path / 'out' / 'failures' / 'fails_seed0.txt'}" in fails.stdout
+    assert not (tmp_path / "out" / "record.json").exists()
 
-    again, other = run_each(
-        [[*study, "--commands", "--seeds=1", "--config.eval.bootstrap=10"], [*study, "--commands", "--seeds=1"]]
-    )
-    assert len(again.stdout.splitlines()) == 4
-    assert other.returncode == 2
-    assert "holds another study, which differs in eval.bootstrap (10 there, 20 now) of arm plain" in other.stderr
+    written = plan.make(loading.load_study(str(tmp_path / "mine.py")), tmp_path / "out", overrides={}).run("plain:0")
+    write_run(written.config, written.folder)
+    study("--config.eval.bootstrap=10", commands=True, seeds=1)
+    assert [line.rpartition("=")[2] for line in capsys.readouterr().out.splitlines()] == [
+        *("0.0001", "0.001", "bare:0", "fails:0")
+    ]
+    words = r"holds another study, which differs in eval\.bootstrap \(10 there, 20 now\) of arm plain"
+    with pytest.raises(UserError, match=words):
+        study(commands=True, seeds=1)
+
+
+@pytest.mark.parametrize(("missing", "words"), [("study", "--study is missing"), ("out", "--out is missing")])
+def test_missing_flags(study, missing, words):
+    with pytest.raises(UserError, match=words):
+        study(**{missing: ""})
+
+
+def test_the_study_that_a_folder_chooses_is_passed_on(study, tmp_path, monkeypatch, capsys):
+    """Another process need not choose again, and --commands prints nothing else."""
+    for file in ("a/1.png", "b/2.png"):
+        (tmp_path / "images" / file).parent.mkdir(parents=True)
+        (tmp_path / "images" / file).touch()
+    overrides = ("--config.data.source=folder", f"--config.data.root={tmp_path / 'images'}")
+    study(*overrides, study="ladder", commands=True, quick=True)
+    found = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert {tuple(words[:3]) for words in found} == {("jaxboost", "study", "--study=ladder:2d")}
+    assert "--only=pneumollm:0" in [words[-1] for words in found]
+    passed = {}
+    monkeypatch.setattr(runner, "run", lambda planned, stated, **given: passed.update(given) or runner.Outcome())
+    started = []
+    monkeypatch.setattr(command, "_workers", lambda jobs, words: started.append((jobs, words)))
+    study(*overrides, study="ladder", quick=True, jobs=3, only="plain:0", arms=["plain", "rllm"])
+    passed["workers"]()
+    assert (passed["jobs"], passed["only"], passed["worker"]) == (3, "plain:0", False)
+    out = f"--out={tmp_path / 'out'}"
+    # Processes that help with one run do no other.
+    words = ["--study=ladder:2d", out, *overrides, "--quick", "--arms=plain,rllm", "--only=plain:0"]
+    assert started == [(3, words)]
 
 
 def test_overrides_are_split_off():
@@ -98,7 +141,9 @@ def test_the_report_is_made_from_the_record(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "record.json").exists()
 
 
-def test_workers_are_told_the_study_and_are_stopped_at_the_end(monkeypatch):
+@pytest.fixture
+def started(monkeypatch):
+    """Words and signals of the processes that would be started, and the cores that are taken, in order."""
     events = []
 
     class Process:
@@ -112,9 +157,59 @@ def test_workers_are_told_the_study_and_are_stopped_at_the_end(monkeypatch):
             events.append("wait")
 
     monkeypatch.setattr(command.subprocess, "Popen", Process)
-    with command._workers(2, ["--study=x", "--out=y"]):
-        assert events == [[sys.executable, "-m", "jaxboost", "study", "--study=x", "--out=y", "--worker"]] * 2
-        events.clear()
-    assert events == ["terminate", "terminate", "wait", "wait"]
-    with command._workers(0, []):
-        assert events[4:] == []
+    monkeypatch.setattr(command.os, "sched_setaffinity", lambda number, cores: events.append([*cores]), raising=False)
+    # No threads.
+    monkeypatch.setattr(command.pathlib.Path, "is_dir", lambda self: False)
+    return events
+
+
+WORKER = [sys.executable, "-m", "jaxboost", "study", "--study=x", "--out=y", "--worker"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "jobs", "shares"),
+    [
+        ((0, 1), 2, ((1,), (0,))),
+        ((0, 2, 4, 5, 7), 2, ((2, 5), (0, 4, 7))),
+        ((0, 1, 2), 3, ((1,), (2,), (0,))),
+        # More processes than cores: each may use all of them.
+        ((3, 5), 3, ((3, 5), (3, 5), (3, 5))),
+    ],
+)
+def test_workers_get_their_part_of_the_cores(monkeypatch, started, cores, jobs, shares):
+    monkeypatch.setattr(command.os, "sched_getaffinity", lambda number: set(cores), raising=False)
+    with command._workers(jobs, ["--study=x", "--out=y"]):
+        # Processes inherit the cores that this one has when it starts them.
+        expected = [event for share in shares[:-1] for event in ([*share], WORKER)]
+        assert started == [*expected, [*shares[-1]]]
+        started.clear()
+    assert started == [[*cores], *["terminate"] * (jobs - 1), *["wait"] * (jobs - 1)]
+
+
+def test_workers_on_a_system_that_does_not_share_cores(monkeypatch, started):
+    monkeypatch.delattr(command.os, "sched_getaffinity", raising=False)
+    with command._workers(3, ["--study=x", "--out=y"]):
+        assert started == [WORKER, WORKER]
+    assert started[2:] == ["terminate", "terminate", "wait", "wait"]
+
+
+def test_workers_are_stopped_after_an_error(monkeypatch, started):
+    monkeypatch.setattr(command, "_cores", lambda: [0, 1])
+    with pytest.raises(ZeroDivisionError), command._workers(2, ["--study=x", "--out=y"]):
+        raise ZeroDivisionError
+    assert started[-3:] == [[0, 1], "terminate", "wait"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not share cores")
+def test_threads_that_are_there_already_move_too():
+    before, done = command._cores(), threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        command._take(before[-1:])
+        assert os.sched_getaffinity(thread.native_id) == os.sched_getaffinity(0) == {before[-1]}
+    finally:
+        command._take(before)
+        done.set()
+        thread.join()
+    assert command._cores() == before

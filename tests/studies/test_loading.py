@@ -3,10 +3,12 @@
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 
 from jaxboost.config import get_config
 from jaxboost.config import loading as config_loading
+from jaxboost.data.sources.folder import contents
 from jaxboost.errors import UserError
 from jaxboost.studies import loading, plan
 from jaxboost.studies.study import Comparison
@@ -133,7 +135,12 @@ def test_the_configs_of_packaged_studies_are_right(tmp_path, name, runs):
         ("ladder", 5 + 3 * 7),
         ("ladder:resnet", 5 + 3 * 7 + 5),
         ("ladder:2d", 5 + 3 * 7 + 5 + 5),
+        ("ladder:2d+pretrained", 5 + 3 * 7 + 5 + 5),
         ("controls", 18 * 7 + 5),
+        ("controls:2d", 18 * 7 + 5),
+        # Of the 20 arms, R-LLM and its plain ViT are in the ladder, whose random block is a control.
+        ("complete", 5 + 2 * 7 + 17 * 7 + 5 - 7),
+        ("complete:2d+pretrained", 5 + 2 * 7 + 5 + 5 + 17 * 7 + 5 - 7),
         ("learning_curve", 3 * (5 + 2 * 7)),
     ],
 )
@@ -143,6 +150,89 @@ def test_the_configs_of_studies_with_baselines_and_controls_are_right(tmp_path, 
     study = loading.load_study(name)
     assert len(plan.make(study, tmp_path).runs) == runs
     assert len(plan.make(study.as_trial(), tmp_path).runs) == len(study.arms)
+
+
+@pytest.mark.parametrize("argument", ["", ":2d", ":2d+pretrained", ":resnet"])
+def test_the_complete_study_has_the_arms_of_both(argument):
+    ladder, controls, complete = (
+        loading.load_study(f"{name}{argument}") for name in ("ladder", "controls", "complete")
+    )
+    names = [arm.name for arm in complete.arms]
+    assert names == [
+        *(arm.name for arm in ladder.arms if arm.name != "random_block"),
+        *(arm.name for arm in controls.arms if arm.name not in ("none", "rllm")),
+    ]
+
+    def in_complete(name):
+        return {"none": "plain", "random_block": "random"}.get(name, name)
+
+    def ran(study, arm):
+        """What an arm runs; what tables show is left out."""
+        fields = {**study.shared, **arm.overrides, "eval.bootstrap": 0}
+        return arm.config, fields, arm.tuned, arm.seeds, arm.after
+
+    for study in (ladder, controls):
+        for arm in study.arms:
+            assert ran(complete, complete.arm(in_complete(arm.name))) == ran(study, arm), arm.name
+    pairs = [(each.arm, each.reference) for each in complete.comparisons]
+    assert len({*pairs}) == len(pairs)
+    assert {*pairs} == {
+        (in_complete(each.arm), in_complete(each.reference))
+        for study in (ladder, controls)
+        for each in study.comparisons
+    }
+    assert [(each.arm, each.reference) for each in complete.comparisons if each.main] == [("rllm", "plain")]
+    assert complete.name not in (ladder.name, controls.name)
+
+
+FILES = {
+    "pictures": (("a/p1/1.png", "a/p1/2.jpg", "b/p2/1.dcm", "b/p2/notes.txt"), ":2d"),
+    "volumes": (("a/1.nii.gz", "b/2.nii", "b/3.nii.gz", "b/3.png"), ""),
+    "images of a table": (("images/1.png", "images/2.png", "old/1.nii", "old/2.nii", "old/3.nii"), ":2d"),
+    "arrays of pictures": (("a/1.npy", "b/2.npy"), ":2d"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("study", ["ladder", "controls", "complete"])
+def test_a_folder_chooses_the_study(tmp_path, study, name):
+    files, suffix = FILES[name]
+    for file in files:
+        path = tmp_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # No image is opened, but the header of an .npy file is read.
+        np.save(path, np.zeros((4, 5, 3), np.uint8)) if path.suffix == ".npy" else path.touch()
+    if "table" in name:
+        (tmp_path / "labels.csv").write_text("file,label\n1,sick\n2.png,well\n")
+    given = {"data.source": "folder", "data.root": str(tmp_path)}
+    assert loading.suited(study, given) == f"{study}{suffix}"
+    # Who gives an argument has chosen.
+    assert loading.suited(f"{study}:3d", given) == f"{study}:3d"
+    assert loading.suited(study, {"data.name": "breastmnist"}) == study
+    assert loading.suited("learning_curve", given) == "learning_curve"
+
+
+def test_volumes_in_arrays(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "1.npy", np.zeros((4, 5, 6), np.uint8))
+    assert contents.read(str(tmp_path)) == contents.Contents(ndim=3, count=2, train=None)
+    (tmp_path / "a" / "1.npy").write_bytes(b"no array")
+    assert contents.read(str(tmp_path)).ndim is None
+
+
+def test_a_folder_with_splits_is_counted(tmp_path):
+    for file in ("train/a/1.png", "train/b/2.png", "train/b/3.png", "test/a/4.png", "test/b/5.png"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    assert contents.read(str(tmp_path)) == contents.Contents(ndim=2, count=5, train=3)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"^data\.root: there is no folder"):
+        loading.suited("ladder", {"data.source": "folder", "data.root": str(tmp_path / "gone")})
+    with pytest.raises(UserError, match=r"^data\.root is empty"):
+        loading.suited("ladder", {"data.source": "folder"})
 
 
 def test_the_ladder_has_its_rungs_in_order():

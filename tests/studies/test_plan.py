@@ -7,8 +7,11 @@ import pytest
 from jaxboost.analysis import describe
 from jaxboost.errors import UserError
 from jaxboost.runs import lock
-from jaxboost.studies import definition, estimate, plan
-from tests.studies.small_studies import BARE, CLAIM, PLAIN, RLLM, small_study, write_run
+from jaxboost.studies import definition, estimate, loading, plan
+from jaxboost.studies.study import Arm
+from tests.studies.small_studies import BARE, PLAIN, RLLM, small_study, write_run
+
+KNN = Arm(name="knn", title="Nearest neighbours", config="baseline:knn")
 
 
 def test_tuning_runs_come_first_and_are_the_run_of_the_first_seed(tmp_path):
@@ -113,6 +116,19 @@ def test_a_users_folder_gets_a_name(tmp_path):
     assert plan.own_name("/data/breastmnist") == plan.own_name("") == "own_images"
 
 
+def test_a_users_images_keep_the_detail_that_an_arm_takes(tmp_path):
+    given = {"data.source": "folder", "data.root": str(tmp_path), "data.classes": ("a", "b")}
+    of_images, of_volumes = (loading.load_study(name).as_trial() for name in ("ladder:2d", "ladder"))
+
+    def sizes(study, **overrides):
+        made = plan.make(study, tmp_path / "out", overrides=given | overrides)
+        return {config.data.size for config in made.configs.values()}
+
+    assert sizes(of_images) == {98}
+    assert sizes(of_images, **{"data.size": 64}) == {64}
+    assert sizes(of_volumes) == {28}
+
+
 def test_all_problems_of_all_arms_in_one_message(tmp_path):
     study = small_study(
         arms=(
@@ -139,6 +155,13 @@ def test_all_problems_of_all_arms_in_one_message(tmp_path):
             {},
             "eval.protocol is reference in some arms only",
         ),
+        ((PLAIN, RLLM), {"eval.protocol": "reference"}, "arm rllm: with eval.protocol=reference its learning rate"),
+        ((PLAIN, RLLM), {"eval.protocol": "reference", "optim.lr": 0.1}, ""),
+        (
+            (KNN, dataclasses.replace(KNN, name="again", after="knn")),
+            {},
+            "arm again: a baseline is not evaluated again",
+        ),
         (
             (PLAIN, RLLM, dataclasses.replace(BARE, overrides={"train.epochs": 3})),
             {},
@@ -153,7 +176,7 @@ def test_all_problems_of_all_arms_in_one_message(tmp_path):
     ],
 )
 def test_impossible_studies(tmp_path, arms, overrides, words):
-    study = small_study(arms=arms, comparisons=(CLAIM,))
+    study = small_study(arms=arms, comparisons=())
     if not words:
         plan.make(study, tmp_path, overrides=overrides)
         return
@@ -233,6 +256,45 @@ def test_estimates_by_flops(tmp_path, few_lidc_root, monkeypatch):
     assert found["plain"] == pytest.approx(3 * 48 * flops / 0.25e9)
     assert found["longer"] == pytest.approx(3 * found["plain"])
     assert found["rllm"] > found["plain"] > found["bare"] > 0
+
+
+def test_a_frozen_encoder_is_estimated_once(tmp_path, monkeypatch):
+    """The first run that needs the encoded images makes them for all runs with the same tokens."""
+    monkeypatch.setattr(estimate, "_speed", lambda: 1e9)
+    monkeypatch.setattr(estimate, "_images", lambda config: (48, 80))
+    fields = {"model.frozen": True, "model.weights": "random", "train.epochs": 2}
+    arms = (
+        dataclasses.replace(PLAIN, overrides={"boost.kind": "none", **fields}),
+        dataclasses.replace(RLLM, overrides=fields, tuned=False),
+        dataclasses.replace(PLAIN, name="random", overrides={**fields, "optim.lr": 0.5}),
+    )
+    made = plan.make(small_study(arms=arms, comparisons=()), tmp_path)
+    found = {run.key: run.seconds for run in estimate.with_seconds(made, flops=True).runs}
+    least = estimate._LEAST
+    flops = describe.describe(made.configs["rllm"])["flops_per_image"]["with_boost"]
+    assert found["rllm:1"] == found["random:0"] == found["random:1"]
+    encoder = (found["rllm:0"] - found["rllm:1"]) * 0.75e9 / 80
+    # Three passes over 48 samples in two epochs, at a quarter of the speed.
+    assert found["rllm:1"] == pytest.approx(least + 2 * 3 * 48 * (flops - encoder) / 0.25e9)
+    assert 0 < encoder < flops
+    # The plain ViT keeps the first token alone: in its last layer the encoder has less to do.
+    assert found["plain:0"] - found["plain:1"] < found["rllm:0"] - found["rllm:1"]
+    assert found["plain:1"] == pytest.approx(least, abs=0.1)
+    # A finished run has encoded the images.
+    write_run(made.run("rllm:0").config, made.run("rllm:0").folder, seconds=100.0)
+    now = {run.key: run.seconds for run in estimate.with_seconds(made.refreshed(), flops=True).runs}
+    assert (now["rllm:1"], now["plain:0"]) == (100.0, 100.0)
+    # At each step, where the tokens are too large.
+    never = plan.make(made.study, tmp_path / "never", overrides={"model.cache_gb": 0.0})
+    every = {run.key: run.seconds for run in estimate.with_seconds(never, flops=True).runs}
+    assert every["rllm:0"] == every["rllm:1"] == pytest.approx(2 * 3 * 48 * flops / 0.25e9)
+
+
+def test_processes_share_the_time(tmp_path):
+    made = plan.make(small_study(arms=(PLAIN,), comparisons=()), tmp_path)
+    runs = tuple(dataclasses.replace(run, seconds=3600.0) for run in made.runs)
+    text = estimate.table(dataclasses.replace(made, runs=runs), jobs=3)
+    assert text.splitlines()[-1] == ("2 runs, 0 finished, 2 to do: about 40 min in 3 processes, 2.0 h divided by 3")
 
 
 def test_an_arm_that_is_evaluated_again_takes_about_an_epoch(tmp_path):

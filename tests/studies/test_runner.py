@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import signal
+import types
 
 import numpy as np
 import pytest
@@ -77,6 +78,29 @@ def test_all_runs_in_order_and_nothing_twice(tmp_path, trainer):
     assert run(tmp_path, seeds=3) == runner.Outcome()
     assert trainer.runs == ["plain/seed2", "rllm/seed2", "bare/seed2 from seed2"]
     assert definition.read(tmp_path).seeds == 3
+
+
+def test_what_another_process_wrote_meanwhile_stays(tmp_path, trainer, monkeypatch):
+    """While the data were read, another process asked for more seeds, or began another study."""
+    made = plan.make(small_study(), tmp_path)
+    stated = definition.check(made)
+    ours = definition.DataDefinition(about="a", fingerprint={"labels": "1"}, figures={})
+    theirs = dataclasses.replace(ours, about="b")
+    other = small_study()
+
+    def check(runs, known, folder):
+        written = definition.of(plan.make(other, tmp_path, seeds=3))
+        definition.write(tmp_path, dataclasses.replace(written, data=(theirs,)))
+        return (ours,)
+
+    monkeypatch.setattr(data_check, "check", check)
+    runner.prepare(made, stated, made.runs)
+    written = definition.read(tmp_path)
+    assert (written.seeds, written.data) == (3, (theirs, ours))
+    other = small_study(name="large")
+    with pytest.raises(UserError, match="holds another study, which differs in name"):
+        runner.prepare(made, stated, made.runs)
+    assert definition.read(tmp_path).name == "large"
 
 
 def test_what_was_interrupted_is_run_again(tmp_path, trainer):
@@ -268,6 +292,17 @@ def test_data_that_do_not_suit_an_arm(tmp_path, monkeypatch):
         data_check.check(made.runs, (), tmp_path)
 
 
+def test_more_samples_in_a_batch_than_there_are(tmp_path, monkeypatch):
+    """Found before the first run, not after those that come before."""
+    monkeypatch.setattr(data_check, "_with_splits", lambda config, folder: dataset())
+    monkeypatch.setattr(data_check, "_weights_problem", lambda *arguments: [])
+    half = dataclasses.replace(RLLM, overrides={"data.train_fraction": 0.5})
+    made = plan.make(small_study(arms=(PLAIN, half)), tmp_path, overrides={"train.batch_size": 24})
+    with pytest.raises(UserError, match=r"^arm rllm: train\.batch_size=24: use 1 to 1\d, the samples of an epoch$"):
+        data_check.check(made.runs, (), tmp_path)
+    assert not (tmp_path / "study.json").exists()
+
+
 def test_missing_weights_are_found_before_the_first_run(tmp_path, few_lidc_root):
     """With the real data."""
     study = small_study(few_lidc_root, arms=(PLAIN, dataclasses.replace(RLLM, overrides={"boost.block": "gone"}), BARE))
@@ -286,28 +321,27 @@ def _without_times(folder: pathlib.Path) -> tuple[dict, dict]:
         return content, {name: arrays[name].tobytes() for name in arrays.files}
 
 
-def test_an_interrupted_study_ends_with_the_same_record(tmp_path, few_lidc_root, monkeypatch):
-    """Trains: a signal comes during the second run of the study."""
-    study = small_study(few_lidc_root, seeds=1, arms=(PLAIN, dataclasses.replace(RLLM, tuned=False), BARE))
+def test_an_interrupted_run_ends_with_the_same_record(tmp_path, few_lidc_root, monkeypatch):
+    """Trains: a signal comes during the run. Then the study goes on with its other arm."""
+    study = small_study(few_lidc_root, seeds=1, arms=(dataclasses.replace(RLLM, tuned=False), BARE), comparisons=())
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert run(whole, study=study) == runner.Outcome()
-    write, steps = log.MetricsLog.write, []
+    assert run(whole, study=study, only="rllm:0") == runner.Outcome()
+    write = log.MetricsLog.write
 
     def write_and_stop(self, step, values):
         write(self, step, values)
-        steps.append(step)
-        if len(steps) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(log.MetricsLog, "write", write_and_stop)
         outcome = run(stopped, study=study)
     assert outcome.stopped
-    assert [each.state for each in plan.make(study, stopped).runs] == ["finished", "interrupted", "waiting"]
-    assert run(stopped, study=study) == runner.Outcome()
+    assert [each.state for each in plan.make(study, stopped).runs] == ["interrupted", "waiting"]
+    assert run(stopped, study=study, only="rllm:0") == runner.Outcome()
     for folder in (whole, stopped):
         record.write(collect.collect(folder), folder)
     assert _without_times(whole) == _without_times(stopped)
+    assert run(whole, study=study) == runner.Outcome()
     _check_evaluated_again(whole)
 
 
@@ -327,6 +361,15 @@ def _check_evaluated_again(folder: pathlib.Path) -> None:
     derived.evaluate_again(source, derived.with_rate_of(config, source), again)
     table = pathlib.Path("predictions", "test.csv")
     assert (again / table).read_bytes() == (source / table).read_bytes()
-    other = plan.make(small_study(config.data.root), folder).configs["plain"]
-    with pytest.raises(UserError, match="trained parameters, and the model of the new config"):
-        derived.evaluate_again(source, other, again / "plain")
+
+
+def test_weights_that_do_not_fit_are_not_evaluated(tmp_path, monkeypatch):
+    """Another number of trained parameters; no model is made."""
+    source = plan.make(small_study(), tmp_path).run("plain:0")
+    write_run(source.config, source.folder)
+    model = types.SimpleNamespace(system=types.SimpleNamespace(params={"kernel": np.zeros((9, 9))}))
+    monkeypatch.setattr(derived.train, "assemble", lambda *arguments: model)
+    words = "has 100 trained parameters, and the model of the new config 81: give a variant with the same"
+    with pytest.raises(UserError, match=words):
+        derived.evaluate_again(source.folder, source.config, tmp_path / "again")
+    assert not list((tmp_path / "again").iterdir())

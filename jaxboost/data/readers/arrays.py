@@ -66,6 +66,17 @@ def read_npy(
     return check_numbers(array.astype(array.dtype.newbyteorder("="), copy=False), nan=nan)
 
 
+def npy_shape(path: pathlib.Path) -> tuple[int, ...]:
+    """Returns the shape that the header of an .npy file has; its values are not read.
+
+    Raises:
+      ProblemError: it is no regular file, or its header is too large.
+      OSError, ValueError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        return _npy_header(file)[0]
+
+
 def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
