@@ -3,7 +3,7 @@
     python convert_weights.py --source huggyllama/llama-7b --layers 31 --out blocks/llama-7b
     python train.py --config configs/adrenalmnist3d_vivitm.py
 
-Cost: 76.2 M trained parameters, 22.7 GFLOP an image forward (22.2 without the booster); 1,188 images.
+Cost: 76.2 M trained parameters, 22.7 GFLOP an image forward (22.1 without the booster); 1,188 images.
 The paper (Table 3): ACC 83.22, AUC 84.91; without the booster 81.54, 81.70.
 Strongest other method in the paper (Table 4, auto-sklearn): ACC 80.2. ResNet-50 3D, five runs by a third party:
 ACC 80.92, AUC 84.43.

@@ -3,7 +3,7 @@
     python convert_weights.py --source huggyllama/llama-7b --layers 31 --out blocks/llama-7b
     python train.py --config configs/fracturemnist3d_vit3d.py
 
-Cost: 42.6 M trained parameters, 28.6 GFLOP an image forward (22.8 without the booster); 1,027 images.
+Cost: 42.6 M trained parameters, 28.6 GFLOP an image forward (22.7 without the booster); 1,027 images.
 The paper (Table 3): ACC 54.58, AUC 65.15; without the booster 53.33, 64.80.
 Strongest other method in the paper (Table 4, auto-sklearn): ACC 51.7. ResNet-50 3D, five runs by a third party:
 ACC 47.55, AUC 61.29.

@@ -3,7 +3,7 @@
     python convert_weights.py --source huggyllama/llama-7b --layers 31 --out blocks/llama-7b
     python train.py --config configs/fracturemnist3d_vivitm.py
 
-Cost: 76.2 M trained parameters, 22.7 GFLOP an image forward (22.2 without the booster); 1,027 images.
+Cost: 76.2 M trained parameters, 22.7 GFLOP an image forward (22.1 without the booster); 1,027 images.
 The paper (Table 3): ACC 56.25, AUC 66.87; without the booster 53.33, 65.21.
 Strongest other method in the paper (Table 4, auto-sklearn): ACC 51.7. ResNet-50 3D, five runs by a third party:
 ACC 47.55, AUC 61.29.

@@ -3,7 +3,7 @@
     python convert_weights.py --source huggyllama/llama-7b --layers 31 --out blocks/llama-7b
     python train.py --config configs/nodulemnist3d_vit3d.py
 
-Cost: 42.6 M trained parameters, 28.6 GFLOP an image forward (22.8 without the booster); 1,158 images.
+Cost: 42.6 M trained parameters, 28.6 GFLOP an image forward (22.7 without the booster); 1,158 images.
 The paper (Table 3): ACC 89.68, AUC 92.39; without the booster 86.77, 91.48.
 Strongest other method in the paper (Table 4, auto-sklearn): ACC 87.4. ResNet-50 3D, five runs by a third party:
 ACC 84.55, AUC 86.09.

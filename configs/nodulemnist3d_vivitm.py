@@ -3,7 +3,7 @@
     python convert_weights.py --source huggyllama/llama-7b --layers 31 --out blocks/llama-7b
     python train.py --config configs/nodulemnist3d_vivitm.py
 
-Cost: 76.2 M trained parameters, 22.7 GFLOP an image forward (22.2 without the booster); 1,158 images.
+Cost: 76.2 M trained parameters, 22.7 GFLOP an image forward (22.1 without the booster); 1,158 images.
 The paper (Table 3): ACC 87.42, AUC 88.49; without the booster 85.81, 88.10.
 Strongest other method in the paper (Table 4, auto-sklearn): ACC 87.4. ResNet-50 3D, five runs by a third party:
 ACC 84.55, AUC 86.09.

@@ -3,7 +3,7 @@
     python convert_weights.py --source huggyllama/llama-7b --layers 31 --out blocks/llama-7b
     python train.py --config configs/vesselmnist3d_vit3d.py
 
-Cost: 42.6 M trained parameters, 28.6 GFLOP an image forward (22.8 without the booster); 1,335 images.
+Cost: 42.6 M trained parameters, 28.6 GFLOP an image forward (22.7 without the booster); 1,335 images.
 The paper (Table 3): ACC 91.10, AUC 83.71; without the booster 90.05, 82.55.
 Strongest other method in the paper (Table 4, ResNet-18 ACS): ACC 92.8. ResNet-50 3D, five runs by a third party:
 ACC 93.20, AUC 88.83.

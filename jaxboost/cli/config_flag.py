@@ -19,10 +19,15 @@ NAME = "config"
 
 
 class _Parser(flags.ArgumentParser):
-    """Executes each config file once: overrides are checked against the same config that absl parses."""
+    """Executes each config file once: overrides are checked against the same config that absl parses.
 
-    def __init__(self):
-        self._loaded: dict[str, ConfigDict] = {}
+    Args:
+      loaded: what it has executed, name -> config. absl would share one parser without arguments among all commands of
+        a process, and with it their overrides.
+    """
+
+    def __init__(self, loaded: dict[str, ConfigDict]):
+        self._loaded = loaded
 
     def parse(self, argument: str) -> ConfigDict:
         if argument not in self._loaded:
@@ -39,7 +44,7 @@ def define() -> flags.FlagHolder:
         NAME,
         help_string="name of a packaged config or path of a config file; override fields like --config.optim.lr=1e-4",
     )
-    flags.FLAGS[NAME].parser = _Parser()
+    flags.FLAGS[NAME].parser = _Parser({})
     return holder
 
 

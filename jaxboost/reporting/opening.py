@@ -55,8 +55,7 @@ def in_words(analysis: choice.Analysis, record: Record) -> list[str]:
 
 def reasons(analysis: choice.Analysis) -> list[str]:
     """The verdict's reasons, without what `incomplete` says."""
-    without = [arm for arm in choice.entries(analysis, "arms") if arm.get("missing")]
-    said = {f"{verdict.without_runs(titles)}: {why}" for why, titles in verdict.missing_arms(without).items()}
+    said = verdict.missing_in_words(choice.entries(analysis, "arms"))
     given = (analysis.get("verdict") or {}).get("reasons") or ()
     return [str(reason) for reason in given if reason not in said]
 

@@ -49,6 +49,7 @@ class Model:
     weights_source: _Text | None = None
     weights_convert: bool | None = None
     frozen: bool | None = None
+    cache_gb: float | None = None
     drop_path: float | None = None
 
 

@@ -52,7 +52,7 @@ def entry(arm: Scored, test: HeldOut, val_labels: np.ndarray | None, found: Mapp
         "val": _val(arm, test.task, val_labels),
         "parameters": {name: _parameters(results, name) for name in ("trainable", "frozen")},
         "seconds": _mean(result.get("seconds") for result in results),
-        "memory_gb": max((gb for gb in (result.get("memory_gb") for result in results) if gb is not None), default=None),
+        "memory_gb": max((result["memory_gb"] for result in results if result.get("memory_gb")), default=None),
         "calibration": _calibration(arm, test, val_labels),
         "roc": _roc(arm, test),
         "confusion": _confusion(arm, test),

@@ -44,16 +44,11 @@ def verdict(
     # A title that comes first stays as it is.
     if prefix or row is None:
         sentence = sentence[:1].upper() + sentence[1:]
-    # A title may have commas.
-    missing = [
-        f"no finished run of {'; '.join(titles)}: {why}" if len(titles) > 1 else f"{_without_runs(titles)}: {why}"
-        for why, titles in missing_arms(entries).items()
-    ]
     return {
         "sentence": sentence,
         "main": main,
         "simplest": simplest,
-        "reasons": [*why, *reasons, *missing],
+        "reasons": [*why, *reasons, *missing_in_words(entries)],
     }
 
 
@@ -78,7 +73,7 @@ def missing_arms(entries: Sequence[Json]) -> dict[str, list[str]]:
     """Why arms have no run -> their titles."""
     found: dict[str, list[str]] = {}
     for entry in entries:
-        if entry["missing"]:
+        if entry.get("missing"):
             found.setdefault(entry["missing"], []).append(entry["title"])
     return found
 
@@ -112,6 +107,15 @@ def why_undefined(test: HeldOut) -> str:
         return f"the test split has a single class, {test.classes[int(counts.argmax())]!r}"
     some = "no sample, or only samples," if test.kind.multi_label else "no sample"
     return f"the test split has {some} of {', '.join(map(repr, test.absent))}"
+
+
+def missing_in_words(entries: Sequence[Json]) -> list[str]:
+    """Which arms have no finished run, and why; one text for each reason. `entries`: those of the arms."""
+    # A title may have commas.
+    return [
+        f"no finished run of {'; '.join(titles)}: {why}" if len(titles) > 1 else f"{_without_runs(titles)}: {why}"
+        for why, titles in missing_arms(entries).items()
+    ]
 
 
 def _without_runs(titles: Sequence[str]) -> str:
