@@ -27,7 +27,7 @@ def render(analysis: choice.Analysis, record: Record, sections: Sequence[Section
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["data_uri"] = _data_uri
-    script, style = _read("sort.js"), _read("report.css")
+    script = _read("sort.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     study = analysis.get("study") or {}
     text = environment.get_template("report.html.jinja").render(
@@ -43,7 +43,7 @@ def render(analysis: choice.Analysis, record: Record, sections: Sequence[Section
         protocol=record.protocol,
         quick=record.quick,
         sections=[section for section in sections if section.blocks],
-        style=style,
+        style=style(),
         script=script,
         script_sha256=digest,
         dashes=[" ".join(f"{length * 1.4:g}" for length in dashes) for dashes in DASHES],
@@ -52,6 +52,11 @@ def render(analysis: choice.Analysis, record: Record, sections: Sequence[Section
     )
     # A file's name may hold bytes that are no text.
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def style() -> str:
+    """The page's style sheet."""
+    return _read("report.css")
 
 
 def _read(name: str) -> str:

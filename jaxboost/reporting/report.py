@@ -1,4 +1,4 @@
-"""Writes a report: one page, its figures as JSON, CSV and LaTeX, and a model card."""
+"""Writes a report: one page, its figures as JSON, its tables as CSV, LaTeX and Markdown, plots, and a model card."""
 
 import contextlib
 import os
@@ -10,6 +10,7 @@ from jaxboost import io
 from jaxboost.errors import UserError
 from jaxboost.reporting import claim, model_card, page
 from jaxboost.reporting.blocks import Picture
+from jaxboost.reporting.plots import canvas
 from jaxboost.reporting.sections import arms, background, comparisons, diagnostics, results
 from jaxboost.studies.record import Record
 
@@ -83,9 +84,8 @@ def _possible(name: str) -> set[str]:
     """All files besides the page and the JSON file that a report may have."""
     prefix = _prefix(name)
     tables = ("ladder", "controls", "sweeps", "comparisons", "rungs")
-    return {f"tables/{prefix}{table}.{kind}" for table in tables for kind in ("csv", "tex")} | {
-        f"{prefix}model_card.md"
-    }
+    found = {f"tables/{prefix}{table}.{kind}" for table in tables for kind in ("csv", "tex", "md")}
+    return found | {f"plots/{prefix}{plot}.svg" for plot in ("scores", "forest")} | {f"{prefix}model_card.md"}
 
 
 def _prefix(name: str) -> str:
@@ -106,12 +106,16 @@ def contents(
         if table.rows:
             files[f"tables/{prefix}{table.name}.csv"] = table.to_csv()
             files[f"tables/{prefix}{table.name}.tex"] = table.to_latex()
+            files[f"tables/{prefix}{table.name}.md"] = table.to_markdown()
+    drawn = results.plots(analysis)
+    for plot_name, plot in drawn.items():
+        files[f"plots/{prefix}{plot_name}.svg"] = canvas.to_file(plot.svg, page.style())
     card = model_card.text(analysis, record)
     if card is not None:
         files[f"{prefix}model_card.md"] = card
     files[f"{name}.json"] = io.to_json(analysis, indent=1) + "\n"
     sections = [
-        *results.sections(analysis, record),
+        *results.sections(analysis, record, drawn),
         *diagnostics.sections(analysis, record, pictures),
         *background.sections(analysis),
     ]

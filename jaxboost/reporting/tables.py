@@ -1,4 +1,4 @@
-"""Tables, defined once for the page, CSV and LaTeX."""
+"""Tables, defined once for the page, CSV, LaTeX and Markdown."""
 
 import csv
 import dataclasses
@@ -10,6 +10,7 @@ from jaxboost.reporting import numbers
 
 # A spreadsheet takes a cell that begins so for a formula; names come from users.
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
+_MARKDOWN = r"\`*_{}[]<>#|~"
 _LATEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -40,7 +41,7 @@ class Column:
       numeric: whether it is aligned to the right and sorted by number.
       help: what it means, for people who do not know the term.
       ends: whether its cells have an interval: CSV then has the columns KEY_low and KEY_high too.
-      shown: whether the page and LaTeX have it; CSV has all columns.
+      shown: whether the page, LaTeX and Markdown have it; CSV has all columns.
     """
 
     key: str
@@ -131,6 +132,31 @@ class Table:
         body = "\n".join(lines)
         head = f"% {latex(self.caption)}\n\\begin{{tabular}}{{{kinds}}}\n\\toprule\n"
         return f"{head}{body}\n\\bottomrule\n\\end{{tabular}}\n"
+
+    def to_markdown(self) -> str:
+        """The table as GitHub's Markdown, without the notes of its rows."""
+        shown = [column for column in self.columns if column.shown]
+        lines = [[column.title for column in shown], ["---:" if column.numeric else "---" for column in shown]]
+        for row in self.rows:
+            cells = [
+                _markdown_cell(column, cell, marked=row.marked)
+                for column, cell in zip(self.columns, row.cells, strict=True)
+                if column.shown
+            ]
+            lines.append(cells)
+        return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def markdown(text: str) -> str:
+    """A text with the special characters of Markdown escaped, in one line."""
+    line = " ".join(text.split())
+    return "".join(f"\\{character}" if character in _MARKDOWN else character for character in line)
+
+
+def _markdown_cell(column: Column, cell: Cell, *, marked: bool) -> str:
+    badge = f"({cell.badge})" if cell.text and cell.badge else cell.badge
+    text = markdown(f"{cell.text} {cell.detail if column.numeric else badge}".strip())
+    return f"**{text}**" if marked and not column.numeric else text
 
 
 def latex(text: str) -> str:

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 
 from jaxboost.reporting import choice, claim, model_card, numbers, tables
 from jaxboost.reporting.sections import arms, comparisons, diagnostics, results
+from jaxboost.reporting.tables import Column, Row
 from jaxboost.studies.record import RunRecord
 from tests.reporting import analyses
 
@@ -285,7 +286,7 @@ def test_the_methods_of_intervals_in_words(methods, words):
         method = methods[min(number, len(methods) - 1)]
         arm["metrics"] = {name: arm["metrics"][name] | {"method": method} for name in ("auc", "acc")}
         arm["metrics"]["acc"]["low"] = None
-    ladder = next(section for section in results.sections(analysis, record) if section.id == "ladder")
+    ladder = next(section for section in results.sections(analysis, record, {}) if section.id == "ladder")
     assert ladder.blocks[-1].text == f"How the intervals were formed: {words}."
 
 
@@ -305,4 +306,22 @@ def test_confusion_matrices_of_many_classes_are_not_shown():
     section = next(each for each in diagnostics.sections(analysis, record, ()) if each.id == "confusion")
     assert [block.text for block in section.blocks] == [
         "There are 31 classes, too many for a page: the counts are in the JSON file beside it."
+    ]
+
+
+def test_markdown_of_a_table():
+    columns = (
+        Column(key="arm", title="Arm", numeric=False),
+        Column(key="auc", title="AUC"),
+        Column(key="x", title="X", shown=False),
+    )
+    auc = tables.interval_cell({"mean": 0.5, "low": 0.25, "high": 0.75})
+    first = (tables.name_cell("a|b_*", "a note", badge="best"), auc, tables.number_cell(1))
+    second = (tables.name_cell("c"), tables.interval_cell(None), tables.number_cell(None))
+    rows = (Row(cells=first, marked=True), Row(cells=second))
+    assert tables.Table(name="t", caption="", columns=columns, rows=rows).to_markdown().splitlines() == [
+        "| Arm | AUC |",
+        "| --- | ---: |",
+        r"| **a\|b\_\* (best)** | 0.500 \[0.250, 0.750\] |",
+        "| c | undefined |",
     ]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from xml.etree import ElementTree
 
 import matplotlib
 import pytest
@@ -29,12 +30,26 @@ def test_the_files(tmp_path):
     page = report.write_report(analysis, record, tmp_path / "new" / "report")
     folder = page.parent
     assert page == tmp_path / "new" / "report" / "report.html"
-    tables = {f"tables/{name}.{kind}" for name in TABLES for kind in ("csv", "tex")}
+    tables = {f"tables/{name}.{kind}" for name in TABLES for kind in ("csv", "tex", "md")}
+    tables |= {"plots/scores.svg"}
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert found == tables | {"report.html", "report.json", "model_card.md"}
     written = json.loads((folder / "report.json").read_text())
     assert len(written.pop("claim")) == 44
     assert written == {name: entry for name, entry in json.loads(json.dumps(analysis)).items() if name != "claim"}
+
+
+def test_plots_are_files_of_their_own(tmp_path):
+    """They need no style sheet, and are white in the dark too."""
+    report.write_report(*analyses.binary(), tmp_path)
+    for name in ("scores", "forest"):
+        text = (tmp_path / "plots" / f"{name}.svg").read_text(encoding="utf-8")
+        root = ElementTree.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert root[0].attrib == {"width": "100%", "height": "100%", "fill": "#ffffff"}
+        assert "var(" not in text
+        assert "#18212c" in text
+        assert "Linear probe" in text
 
 
 def test_a_name_of_its_own(tmp_path):
@@ -325,4 +340,6 @@ def test_tables_of_an_earlier_report_do_not_stay(tmp_path):
     analysis["comparisons"] = analysis["ladder"] = []
     analysis["verdict"]["main"] = None
     report.write_report(analysis, record, tmp_path)
-    assert {path.name for path in (tmp_path / "tables").iterdir()} == {"ladder.csv", "ladder.tex", "mine.csv"}
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {
+        f"ladder.{kind}" for kind in ("csv", "md", "tex")
+    } | {"mine.csv"}

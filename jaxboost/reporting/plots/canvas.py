@@ -104,6 +104,19 @@ def to_svg(made: Figure, name: str, alternative: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
+def to_file(svg: str, style: str) -> str:
+    """An SVG file on white from an element that `to_svg` made.
+
+    Args:
+      svg: the element.
+      style: the page's style sheet; its first value of a variable is that of the light theme.
+    """
+    values = dict(reversed(re.findall(r"--([\w-]+):\s*([^;]+);", style)))
+    values["font"] = "sans-serif"
+    svg = re.sub(r"var\(--([\w-]+)\)", lambda found: values[found[1]], svg)
+    return svg.replace(">", '><rect width="100%" height="100%" fill="#ffffff"/>', 1) + "\n"
+
+
 def _attribute(key: str, value: str, name: str) -> str:
     """An attribute as the page needs it: its colours, its font, and ids that no other plot has."""
     if key == "id":

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxboost.reporting import choice, numbers, tables
-from jaxboost.reporting.blocks import Block, Facts, Plots, Section, Tabled, Text
-from jaxboost.reporting.plots import forest
+from jaxboost.reporting.blocks import Block, Facts, Plot, Plots, Section, Tabled, Text
+from jaxboost.reporting.plots import forest, scores
 from jaxboost.reporting.sections import arms, comparisons
 from jaxboost.reporting.tables import Column, Row, Table
 from jaxboost.studies.record import Record
@@ -23,9 +23,9 @@ _SOURCES = {"published": "a published data set"}
 _TASKS = {"multi-class": "one class for each", "ordinal-regression": "one grade for each"}
 
 
-def sections(analysis: choice.Analysis, record: Record) -> list[Section]:
-    """The sections, in their order."""
-    return [_who(analysis, record), _ladder(analysis), _differences(analysis), _controls(analysis)]
+def sections(analysis: choice.Analysis, record: Record, drawn: Mapping[str, Plot]) -> list[Section]:
+    """The sections, in their order; `drawn` is what `plots` returns."""
+    return [_who(analysis, record), _ladder(analysis), _differences(analysis, drawn), _controls(analysis)]
 
 
 def _who(analysis: choice.Analysis, record: Record) -> Section:
@@ -98,6 +98,17 @@ def _splits(data: Mapping[str, Any], classes: tuple[str, ...]) -> Table | None:
     )
 
 
+def plots(analysis: choice.Analysis) -> dict[str, Plot]:
+    """The plots that stand for the whole study: name -> plot."""
+    simplest = (analysis.get("verdict") or {}).get("simplest")
+    of_arms = [arm for group in ("ladder", "control", "sweep") for arm in choice.by_group(analysis, group)]
+    found = {
+        "scores": scores.plot(of_arms, simplest),
+        "forest": forest.plot(choice.comparisons(analysis), choice.titles(analysis)),
+    }
+    return {name: plot for name, plot in found.items() if plot}
+
+
 def _ladder(analysis: choice.Analysis) -> Section:
     table = arms.ladder(analysis)
     if not table.rows:
@@ -138,9 +149,9 @@ def _method(name: str) -> str:
     return f"{words}, over patients" if name in {f"{known}-patients" for known in _METHODS} else words
 
 
-def _differences(analysis: choice.Analysis) -> Section:
+def _differences(analysis: choice.Analysis, drawn: Mapping[str, Plot]) -> Section:
     blocks: list[Block] = []
-    if plot := forest.plot(choice.comparisons(analysis), choice.titles(analysis)):
+    if plot := drawn.get("forest"):
         blocks.append(Plots(members=(plot,)))
     blocks += _tabled(comparisons.auc_table(analysis))
     simplest = (analysis.get("verdict") or {}).get("simplest")
