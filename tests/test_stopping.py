@@ -84,6 +84,22 @@ def test_a_signal_is_one_line_and_cleans_up(name, resumable, code):
     assert ("run the same command again" in line) == resumable
 
 
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_stopped_command_does_not_wait_for_threads(code):
+    """XLA may still compile in one, for minutes. `run` has a limit of 60 seconds."""
+    done = run(
+        f"""
+        threading.Thread(target=time.sleep, args=(100,)).start()
+        with stopping.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+        print("saved")
+        sys.exit({code})
+        """,
+        resumable=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "saved\n", "")
+
+
 def test_a_signal_that_is_ignored_stays_ignored():
     """As under nohup, and as of Ctrl-C in the background of a shell's script."""
     done = run(

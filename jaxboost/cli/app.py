@@ -86,6 +86,11 @@ def _stopped_cleanly(resumable: bool) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 print(stop.line, flush=True)
             stopping.leave(stop.exit_code)
+        except SystemExit as end:
+            # The command ended by itself after a signal. Threads that still compile would hold the process for minutes.
+            if stop.received and (end.code is None or isinstance(end.code, int)):
+                stopping.leave(end.code or 0)
+            raise
 
 
 class _Lines(logging.StreamHandler):

@@ -12,8 +12,11 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -84,6 +87,8 @@ def do(given: Any, overrides: Sequence[str]) -> None:
             if each.state != "finished":
                 print(shlex.join(["jaxboost", "study", *same, f"--only={each.key}"]))
         return
+    if given.worker:
+        threading.Thread(target=_follow, args=(os.getppid(),), name="parent", daemon=True).start()
     outcome = runner.run(
         planned,
         stated,
@@ -157,6 +162,13 @@ def _workers(jobs: int, arguments: Sequence[str]) -> Iterator[None]:
             process.terminate()
         for process in processes:
             process.wait()
+
+
+def _follow(parent: int) -> None:
+    """Stops this worker when the process that started it is gone: it may have ended without a word to its workers."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _cores() -> list[int]:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import sys
 import threading
 import types
@@ -213,3 +214,12 @@ def test_threads_that_are_there_already_move_too():
         done.set()
         thread.join()
     assert command._cores() == before
+
+
+def test_a_worker_ends_with_the_process_that_started_it(monkeypatch):
+    parents, sent = iter([7, 7, 1]), []
+    monkeypatch.setattr(command.os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(command.time, "sleep", lambda seconds: sent.append(seconds))
+    monkeypatch.setattr(command.os, "kill", lambda *words: sent.append(words))
+    command._follow(7)
+    assert sent == [1, 1, (os.getpid(), signal.SIGTERM)]
