@@ -152,8 +152,7 @@ def load(
     images = samples.stack([found[entry] for entry in entries], ndim)
     entries = treat_near_duplicates(joined, images, problems, mode=duplicates, allow_mixed=allow_mixed_patients)
     problems.raise_any()
-    info = dataclasses.replace(info, excluded=problems.excluded)
-    return _dataset(info, entries, images, targets, ignored)
+    return _dataset(dataclasses.replace(info, excluded=problems.excluded), entries, images, targets, ignored)
 
 
 def _entries_and_classes(
