@@ -42,6 +42,11 @@ class BaselineRun:
         """The batch size of the encoder in the run."""
         return self.config.eval.batch_size
 
+    @property
+    def unit(self) -> str:
+        """What the run counted, "image" or "patient", see `eval.unit`."""
+        return self.config.eval.unit
+
     def predict(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
         """Probabilities float32 (n, classes); arguments and errors as in `open_run.FinishedRun.predict`."""
         return self.classifier.probabilities(self.features(images, batch_size=batch_size))

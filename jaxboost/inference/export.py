@@ -197,6 +197,7 @@ def _describe(run: FinishedRun, program: jax.export.Exported, batch: int | None)
         "task": run.labels.task,
         "classes": list(run.labels.classes),
         "threshold": result["threshold"],
+        "unit": run.unit,
         "preprocessing": dataclasses.asdict(run.preprocessing),
         "images": {"batch": batch, "shape": shape, "dtype": "uint8"},
         "batch_size": run.batch_size,

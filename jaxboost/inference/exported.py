@@ -85,6 +85,8 @@ class Description:
     task: TaskName
     classes: Annotated[tuple[_Text, ...], Field(min_length=1, max_length=10_000)]
     threshold: Threshold | None
+    # Earlier versions did not write it, and their exports predict images alone.
+    unit: Literal["image", "patient"] = "image"
     preprocessing: Annotated[Preprocessing, AfterValidator(_bounded)]
     images: Images
     batch_size: _Batch
@@ -98,6 +100,7 @@ class ExportedModel:
 
     Attributes:
       labels: task, class names and threshold: what the outputs mean.
+      unit: what the run counted, see `eval.unit`.
       preprocessing: how images are read and resized.
       weights: weights by name, on all devices.
       program: (weights, images of a whole batch) -> probabilities.
@@ -107,6 +110,7 @@ class ExportedModel:
     """
 
     labels: Labels
+    unit: Literal["image", "patient"]
     preprocessing: Preprocessing
     weights: dict[str, jax.Array]
     program: Callable[[dict[str, jax.Array], jax.Array], jax.Array]
@@ -186,6 +190,7 @@ def load(folder: str | os.PathLike[str]) -> ExportedModel:
             task=described.task,
             threshold=None if described.threshold is None else described.threshold.value,
         ),
+        unit=described.unit,
         preprocessing=described.preprocessing,
         weights=weights,
         program=jax.jit(program.call),

@@ -68,6 +68,11 @@ class FinishedRun:
         """The batch size that the run was evaluated with."""
         return self.config.eval.batch_size
 
+    @property
+    def unit(self) -> str:
+        """What the run counted, "image" or "patient", see `eval.unit`."""
+        return self.config.eval.unit
+
     def predict(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
         """Probabilities float32 (n, classes), in the order of `labels.classes`.
 

@@ -48,7 +48,7 @@ def predict(
         from jaxboost.inference import open_run
 
         model = open_run.open_run(folder, moved)
-    by_patient = not is_export and model.config.eval.unit == "patient"
+    by_patient = model.unit == "patient"
     if by_patient:
         _check_out(patient_table(out))
     found = inputs.find(files, model.preprocessing.ndim, skip_faulty=skip_faulty)

@@ -263,9 +263,11 @@ def _check(study: Study, configs: Mapping[str, Config], overrides: Mapping[str, 
     _check_fields([*overrides], {name: None for config in configs.values() for name in flat(config)})
     if "seed" in overrides:
         raise UserError("--config.seed: a study runs the seeds 0, 1, ...: give their number with --seeds")
-    found = [f"arm {arm}: {text}" for arm, config in configs.items() for text in validation.problems(config)]
+    by_text: dict[str, list[str]] = {}
     for arm in study.arms:
-        found += [f"arm {arm.name}: {text}" for text in _of_arm(arm, study, configs)]
+        for text in (*validation.problems(configs[arm.name]), *_of_arm(arm, study, configs)):
+            by_text.setdefault(text, []).append(arm.name)
+    found = [f"{_of_arms(names, study)}: {text}" for text, names in by_text.items()]
     for one, other in itertools.combinations(study.arms, 2):
         same = one.after == other.after and flat(configs[one.name]) == flat(configs[other.name])
         if same and (one.tuned and study.lr_grid) == (other.tuned and study.lr_grid):
@@ -274,6 +276,13 @@ def _check(study: Study, configs: Mapping[str, Config], overrides: Mapping[str, 
         found.append("config field eval.protocol is reference in some arms only: such results are never mixed")
     if found:
         raise UserError(f"study {study.name}: {'; '.join(found)}")
+
+
+def _of_arms(names: Sequence[str], study: Study) -> str:
+    """Whose problem it is: a mistake in an override is that of many arms, and is said once."""
+    if len(names) == 1:
+        return f"arm {names[0]}"
+    return "all arms" if len(names) == len(study.arms) else f"arms {', '.join(names)}"
 
 
 def _of_arm(arm: Arm, study: Study, configs: Mapping[str, Config]) -> Iterator[str]:

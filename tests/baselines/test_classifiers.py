@@ -218,6 +218,23 @@ def test_boosting_stops_by_the_given_validation_split(monkeypatch):
     assert rounds[1] >= Boosting.PATIENCE
 
 
+def test_boosting_without_a_row_that_could_stop_it():
+    """Validation has only a class that the train split lacks: no loss can be computed there, so all rounds are run."""
+    data = make_data(MULTI_CLASS)
+    rows = data.labels[:, 0] < 2
+    without = dataclasses.replace(
+        data,
+        features=data.features[rows],
+        labels=data.labels[rows],
+        val_labels=np.full_like(data.val_labels, 2),
+    )
+    fitted = Boosting.fit(without, **FITS["boosting"])
+    assert fitted.numbers == 100 * 4
+    found = fitted.probabilities(data.val_features)
+    assert (found[:, 2] == 0).all()
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+
+
 def test_numbers():
     data = make_data(MULTI_LABEL)
     assert Prevalence.fit(data).numbers == 3

@@ -12,6 +12,7 @@ from jaxboost.config import load_config
 from jaxboost.data.sources.folder import input_patients
 from jaxboost.errors import UserError
 from jaxboost.evaluation import metrics
+from jaxboost.inference.export import export_run
 from jaxboost.inference.predict import predict
 from jaxboost.runs import datasets, train, workdir
 from jaxboost.tasks import BINARY
@@ -161,6 +162,29 @@ def test_predictions_of_patients(runs, kind, new_patients, tmp_path, package_war
     (tmp_path / "out_patients.csv").write_text("mine\n")
     with pytest.raises(UserError, match=r"out_patients\.csv already exists and is not a table of predictions"):
         predict(runs[kind], files=[str(folder)], out=out)
+
+
+def test_an_export_predicts_patients_as_its_run_does(runs, new_patients, tmp_path):
+    export_run(runs["trained"], tmp_path / "MODEL")
+    for source in (runs["trained"], tmp_path / "MODEL"):
+        predict(source, files=[str(new_patients[0])], out=tmp_path / f"{source.name}.csv")
+    ours, theirs = (finished_runs.read_table(tmp_path / f"{name}_patients.csv") for name in ("MODEL", "trained"))
+    numbers = ("dark", "grey")
+    assert len(ours) == 7
+    for one, other in zip(ours, theirs, strict=True):
+        assert [float(one.pop(name)) for name in numbers] == pytest.approx([float(other.pop(name)) for name in numbers])
+        assert one == other
+
+
+def test_a_name_in_several_folders(tmp_path, package_warnings):
+    files = [tmp_path / name for name in ("2019/p1/a.png", "2019/p2/b.png", "2020/p1/c.png", "2020/p3/d.png")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.touch()
+    found = input_patients.find([str(tmp_path / "2019"), str(tmp_path / "2020")], files, [])
+    assert found == ["p1", "p2", "p1", "p3"]
+    assert len(package_warnings) == 1
+    assert "count as one each: p1; if they are different people, predict the folders one at a time" in package_warnings[0]
 
 
 def test_patients_of_inputs(tmp_path):

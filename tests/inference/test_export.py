@@ -114,6 +114,7 @@ def test_description(pneumollm):
     assert described["classes"] == ["healthy", "sick"]
     assert described["images"] == {"batch": None, "shape": [28, 28, 3], "dtype": "uint8"}
     assert described["platforms"] == ["cpu", "cuda", "tpu"]
+    assert described["unit"] == "image"
     assert described["provenance"]["config"] == result["config"]
     assert described["provenance"]["pretrained"] == {name: result[name] for name in ("vision", "llama")}
     assert described["provenance"]["versions"] == result["versions"]

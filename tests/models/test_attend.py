@@ -68,8 +68,8 @@ def test_the_fused_kernel_is_taken_where_it_applies(
 
 
 def test_a_kernel_that_jax_refuses_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = jnp.zeros((1, 2, 1, 64), jnp.bfloat16)
-    # There is no cuDNN here.
+    # No kernel of cuDNN takes float32, and a CPU has none at all.
+    x = jnp.zeros((1, 2, 1, 64), jnp.float32)
     assert not transformer._cudnn_accepts(x, x, x)
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, *, implementation: q)
     assert transformer._cudnn_accepts(x, x, x)

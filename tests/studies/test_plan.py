@@ -143,13 +143,23 @@ def test_all_problems_of_all_arms_in_one_message(tmp_path):
     assert "arm rllm: data set lidcshapes3d is 3-D but backbone vit_tiny takes 2-D input" in text
 
 
+def test_a_problem_of_several_arms_is_said_once(tmp_path):
+    arms = (PLAIN, RLLM, KNN)
+    with pytest.raises(UserError) as raised:
+        plan.make(small_study(arms=arms), tmp_path, overrides={"data.source": "medmnist", "train.epochs": 0})
+    text = str(raised.value)
+    assert text.count("'medmnist' is unknown") == text.count("0 should be above 0") == 1
+    assert "all arms: config field data.source: 'medmnist' is unknown" in text
+    assert ": arms plain, rllm: config field train.epochs: 0 should be above 0" in text
+
+
 @pytest.mark.parametrize(
     ("arms", "overrides", "words"),
     [
         ((PLAIN, RLLM), {"boost.kind": "none"}, ""),
         ((PLAIN, dataclasses.replace(RLLM, tuned=False)), {"boost.kind": "none"}, "arms plain and rllm have the same"),
         ((PLAIN, RLLM), {"seed": 3}, "give their number with --seeds"),
-        ((PLAIN, RLLM), {"data.folds": 3, "data.fold": 1}, "arm plain: config field data.fold: a study runs all folds"),
+        ((PLAIN, RLLM), {"data.folds": 3, "data.fold": 1}, "all arms: config field data.fold: a study runs all folds"),
         (
             (PLAIN, dataclasses.replace(RLLM, overrides={"eval.protocol": "reference"})),
             {},

@@ -20,7 +20,8 @@ def find(inputs: Sequence[str], files: Sequence[pathlib.Path], classes: Collecti
     A folder among the inputs names the patients of its files: by the table labels.csv in it (columns `file` and
     `patient_id`), or else by its folders, FOLDER/PATIENT/file. Folders that are named like a split or a class are
     passed over, as are images/ and the like: the layouts of a user's folder for training work too. A file whose patient
-    is unknown is a patient of its own, and a warning names such files.
+    is unknown is a patient of its own, and a warning names such files. A name that several folders give is one patient,
+    and a warning names it too.
 
     Args:
       inputs: as for `inputs.find`.
@@ -35,6 +36,7 @@ def find(inputs: Sequence[str], files: Sequence[pathlib.Path], classes: Collecti
     tables = {folder: _from_table(folder) for folder in folders}
     passed = {*SPLITS, *classes}
     found, loose = [], []
+    named_by: dict[str, set[pathlib.Path]] = {}
     for file in files:
         patient = ""
         # The innermost folder, if one is inside another.
@@ -42,6 +44,7 @@ def find(inputs: Sequence[str], files: Sequence[pathlib.Path], classes: Collecti
             table = tables[folder]
             patient = _from_folders(file.relative_to(folder), passed) if table is None else table.get(_key(file), "")
             if patient:
+                named_by.setdefault(patient, set()).add(folder)
                 break
         if not patient:
             patient = printable(file)
@@ -49,6 +52,12 @@ def find(inputs: Sequence[str], files: Sequence[pathlib.Path], classes: Collecti
         found.append(patient)
     if loose:
         logger.warning("the patient is unknown, and each of these files counts as one: %s", some(loose))
+    if several := [patient for patient, by in named_by.items() if len(by) > 1]:
+        logger.warning(
+            "patients that several of the folders have count as one each: %s; if they are different people, predict the"
+            " folders one at a time",
+            some(several),
+        )
     return found
 
 
