@@ -120,13 +120,13 @@ class Jaxboost:
         self._frozen = jax.device_put(frozen, made.replicated)
         self._state = made.init_state(jax.device_put(params, made.replicated), {})
         self._batch = step.put({"image": case.images(), "label": case.labels()}, made.by_batch)
-        self._step = made.train_step
+        self._step, self._key = made.train_step, jax.random.key(0)
 
     def compile(self) -> dict[str, float]:
         """Traces and compiles the step."""
         from jaxboost.analysis.flops import count_flops
 
-        arguments = (self._state, self._frozen, self._batch)
+        arguments = (self._state, self._frozen, self._batch, self._key)
         start = time.perf_counter()
         compiled = self._step.lower(*arguments).compile()
         seconds = time.perf_counter() - start
@@ -138,7 +138,7 @@ class Jaxboost:
         """Runs one step, waits for it, and returns its loss."""
         import jax
 
-        self._state, metrics = self._step(self._state, self._frozen, self._batch)
+        self._state, metrics = self._step(self._state, self._frozen, self._batch, self._key)
         jax.block_until_ready(self._state)
         return float(metrics["loss"])
 

@@ -9,6 +9,7 @@ anything is timed. Then they take turns, and medians over the turns are compared
 
 import contextlib
 import dataclasses
+import logging
 import math
 import pathlib
 import statistics
@@ -22,6 +23,8 @@ from benchmarks.figures import check_figures, write_figures
 from benchmarks.process import Remote
 from jaxboost.cli import app
 from jaxboost.errors import UserError, check_choice
+
+logger = logging.getLogger(__name__)
 
 CONTENDERS = {"jaxboost": Jaxboost, "torch_eager": TorchEager, "torch_compile": TorchCompile}
 PLAIN = "jaxboost_plain"  # the same backbone without the booster
@@ -76,7 +79,10 @@ def compare(case: Case, contenders: list[str], rounds: int) -> dict[str, Any]:
 
 
 def _compare(case: Case, remotes: dict[str, Remote], rounds: int) -> dict[str, Any]:
-    results = {name: remote.call("compile") for name, remote in remotes.items()}
+    results = {}
+    for name, remote in remotes.items():
+        results[name] = remote.call("compile")
+        logger.info("%s is compiled, in %.1f s", name, results[name]["compile_s"])
     losses = {name: [remote.call("step") for _ in range(WARM_STEPS)] for name, remote in remotes.items()}
     tolerance = 1e-4 if case.dtype == "float32" and not case.tf32 else 3e-2
     _check_losses({name: values for name, values in losses.items() if name != PLAIN}, tolerance)

@@ -124,6 +124,19 @@ def smollm2_block(shared_folder) -> pathlib.Path:
     return folder / "block"
 
 
+@pytest.fixture(autouse=True)
+def _own_step_functions(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that replaces a part of the package does not share step functions with other tests."""
+    if "monkeypatch" not in request.fixturenames:
+        yield
+        return
+    from jaxboost.training import program
+
+    program.forget()
+    yield
+    program.forget()
+
+
 @pytest.fixture
 def package_warnings() -> Iterator[list[str]]:
     """The texts of this package's warnings, in their order."""

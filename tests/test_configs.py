@@ -59,7 +59,8 @@ def _trace_step(config: ConfigDict) -> tuple[step.TrainState, tuple[step.TrainSt
     system = prepare(config, info, with_weights=False)
     made = program.make_program(config, system.graphdef, program.make_objective(config, info), steps_per_epoch=100)
     state = made.state_shapes(system.params, system.stats)
-    return state, jax.eval_shape(made.train_step, state, system.frozen, program.batch_shapes(config, info))
+    batch = program.batch_shapes(config, info)
+    return state, jax.eval_shape(made.train_step, state, system.frozen, batch, jax.random.key(0))
 
 
 @pytest.mark.parametrize(

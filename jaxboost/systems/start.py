@@ -30,8 +30,8 @@ def initialise(
       of a random part is the digest of its bytes.
     """
 
-    def draw() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        _, params, frozen_weights, stats = frozen.split(system.build(nnx.Rngs(seed)))
+    def draw(key: jax.Array) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        _, params, frozen_weights, stats = frozen.split(system.build(nnx.Rngs(key)))
         for part in system.pretrained:
             holder = params if part.trainable else frozen_weights
             for path in part.paths:
@@ -43,7 +43,9 @@ def initialise(
                     _put(holder, path, part.in_memory(weights))
         return params, frozen_weights, stats
 
-    shapes = jax.eval_shape(draw)
+    # An argument, so that other seeds find the compiled program on disk.
+    key = jax.random.key(seed)
+    shapes = jax.eval_shape(draw, key)
     shardings = jax.tree.map(lambda _: replicated, shapes)
     for part in system.pretrained:
         if part.load is None:
@@ -52,7 +54,7 @@ def initialise(
                 place = placement(part, replicated)
                 leaves = _get(shapes[holder], path)
                 _put(shardings[holder], path, jax.tree.map(lambda leaf, place=place: place(leaf.shape), leaves))
-    params, frozen_weights, stats = jax.jit(draw, out_shardings=shardings)()
+    params, frozen_weights, stats = jax.jit(draw, out_shardings=shardings)(key)
     fingerprints = {}
     for part in system.pretrained:
         holder = params if part.trainable else frozen_weights

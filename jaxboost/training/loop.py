@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import grain
+import jax
 import numpy as np
 
 from jaxboost import stopping
@@ -87,6 +88,7 @@ class Loop:
         losses = PendingLosses(checkpointer, self.folder)
         save_every = config.checkpoint_every or self.last_step
         rate = RateMeter(config.batch_size)
+        key = jax.random.key(self.config.seed)
         with (
             MetricsLog(
                 self.folder, resume_step=first, validated=self.progress.validated, kept=checkpointer.kept
@@ -97,7 +99,7 @@ class Loop:
             self._catch_up(first, log, losses, checkpointer)
             for number in range(first + 1, self.last_step + 1):
                 batch = step.put(next(self.iterator), self.program.by_batch)
-                self.state, outputs = self.program.train_step(self.state, self.frozen, batch)
+                self.state, outputs = self.program.train_step(self.state, self.frozen, batch, key)
                 if number == first + 1:
                     # The step is compiled now, and later steps are short: a signal waits for their end.
                     stack.enter_context(stopping.deferred())

@@ -1,6 +1,7 @@
 """Makes the step functions of a run from its config. This is the only place where they are assembled."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -87,7 +88,9 @@ def make_objective(config: Config, info: DatasetInfo, labels: np.ndarray | None 
 
 
 def make_program(config: Config, graphdef: nnx.GraphDef, objective: Objective, *, steps_per_epoch: int) -> Program:
-    """The step functions of a config.
+    """The step functions of a config; those of configs that differ only in their seed, say, are the same objects.
+
+    So the runs of a study in one process trace, lower and compile them once.
 
     Args:
       config: of the run.
@@ -98,24 +101,39 @@ def make_program(config: Config, graphdef: nnx.GraphDef, objective: Objective, *
     Raises:
       UserError: the schedule does not fit the number of steps.
     """
-    accumulate = config.train.accumulate
-    tx, learning_rate = optim.make_optimizer(
-        **config.optim, steps_per_epoch=steps_per_epoch, epochs=config.train.epochs, accumulate=accumulate
-    )
+    schedule = {**config.optim, "steps_per_epoch": steps_per_epoch, "epochs": config.train.epochs}
+    train = {"ema": config.train.ema, "accumulate": config.train.accumulate}
+    return _program(graphdef, objective, (*schedule.items(),), (*train.items(),), (*jax.local_devices(),))
+
+
+# An arm of a study has a program for each learning rate that it tries, and then one for all of its seeds.
+@functools.lru_cache(maxsize=4)
+def _program(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    schedule: tuple[tuple[str, Any], ...],
+    train: tuple[tuple[str, Any], ...],
+    devices: tuple[jax.Device, ...],
+) -> Program:
+    del devices  # those of the mesh
+    ema, accumulate = dict(train)["ema"], dict(train)["accumulate"]
+    tx, learning_rate = optim.make_optimizer(**dict(schedule), accumulate=accumulate)
     replicated, by_batch = step.make_mesh()
-    train_step = step.make_train_step(
-        graphdef, tx, objective, replicated, seed=config.seed, ema=config.train.ema, accumulate=accumulate
-    )
     return Program(
         tx=tx,
         learning_rate=learning_rate,
-        train_step=train_step,
+        train_step=step.make_train_step(graphdef, tx, objective, replicated, ema=ema, accumulate=accumulate),
         bind_eval_step=step.make_eval_step(graphdef, objective, replicated),
         encode=step.make_encode(graphdef, by_batch),
         replicated=replicated,
         by_batch=by_batch,
-        ema=config.train.ema > 0,
+        ema=ema > 0,
     )
+
+
+def forget() -> None:
+    """Makes step functions anew from here on: for tests that change what they consist of."""
+    _program.cache_clear()
 
 
 def batch_shapes(config: Config, info: DatasetInfo) -> dict[str, jax.ShapeDtypeStruct]:

@@ -81,7 +81,7 @@ def check_batch_size(batch_size: int, field: str) -> None:
         raise UserError(f"config field {field}: {batch_size} is no multiple of the {devices} local devices")
 
 
-# Compiled: (state, frozen weights, batch) -> (state, {"loss", "grad_norm"})
+# Compiled: (state, frozen weights, batch, random key) -> (state, {"loss", "grad_norm"})
 TrainStep = jax.stages.Wrapped
 # batch -> (loss of each example (B,), probabilities (B, classes))
 BoundEvalStep = Callable[[Batch], tuple[jax.Array, jax.Array]]
@@ -125,26 +125,29 @@ def make_train_step(
     objective: Objective,
     replicated: jax.NamedSharding,
     *,
-    seed: int,
     ema: float = 0.0,
     accumulate: int = 1,
 ) -> TrainStep:
-    """Returns step(state, frozen, batch) -> (state, {"loss", "grad_norm"}); the old state's buffers are reused.
+    """Returns step(state, frozen, batch, key) -> (state, {"loss", "grad_norm"}); the old state's buffers are reused.
+
+    `key` is that of the run's seed; with the number of the step it determines the random numbers. It is an argument, so
+    that runs with other seeds share the compiled program. Only in training the model gets a random key; batch norms
+    then use the batch's statistics and update the running ones.
 
     Args:
       graphdef: of the model.
       tx: the optimiser.
       objective: see `Objective`.
       replicated: see `make_mesh`; the sharding of the results.
-      seed: it determines the random numbers, with the number of the step. Only in training the model gets a random key;
-        batch norms then use the batch's statistics and update the running ones.
       ema: decay of the moving average of the weights, if the state has one.
       accumulate: micro-batches per optimiser update, see `optim.make_optimizer`; averages change only at updates.
     """
 
     @partial(jax.jit, donate_argnames="state", out_shardings=replicated)
-    def train_step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        model_key, batch_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+    def train_step(
+        state: TrainState, frozen: Tree, batch: Batch, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        model_key, batch_key = jax.random.split(jax.random.fold_in(key, state.step))
         mixing, task = objective.mixing, TASKS[objective.task]
         targets = task.targets(batch["label"], objective.classes, mixing.label_smoothing)
         images, targets = augment_batch(

@@ -184,7 +184,9 @@ def test_a_name_in_several_folders(tmp_path, package_warnings):
     found = input_patients.find([str(tmp_path / "2019"), str(tmp_path / "2020")], files, [])
     assert found == ["p1", "p2", "p1", "p3"]
     assert len(package_warnings) == 1
-    assert "count as one each: p1; if they are different people, predict the folders one at a time" in package_warnings[0]
+    assert (
+        "count as one each: p1; if they are different people, predict the folders one at a time" in package_warnings[0]
+    )
 
 
 def test_patients_of_inputs(tmp_path):

@@ -38,13 +38,16 @@ def small_config(root: pathlib.Path, changes: dict[str, Any] | None = None) -> C
     return config
 
 
+def take_step(run: Loop, batch: step.Batch) -> tuple[step.TrainState, dict[str, jax.Array]]:
+    """The state after a step on a batch, and what the step returns. The old state's buffers are gone."""
+    return run.program.train_step(run.state, run.frozen, batch, jax.random.key(run.config.seed))
+
+
 def take_steps(run: Loop, count: int) -> list[float]:
     """Trains `run` for `count` steps and returns their losses; nothing is written."""
     losses = []
     for _ in range(count):
-        run.state, outputs = run.program.train_step(
-            run.state, run.frozen, step.put(next(run.iterator), run.program.by_batch)
-        )
+        run.state, outputs = take_step(run, step.put(next(run.iterator), run.program.by_batch))
         losses.append(float(outputs["loss"]))
     return losses
 

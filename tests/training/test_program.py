@@ -8,8 +8,9 @@ from flax import nnx
 from jaxboost import systems
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.models import frozen
+from jaxboost.runs import train
 from jaxboost.training import program
-from tests.training.small_runs import small_config
+from tests.training.small_runs import small_config, take_steps
 
 INFO = DatasetInfo("x", "multi-class", ("a", "b", "c"), 1, 3, 28, {}, "")
 CHANGES = {"train.accumulate": 2, "train.ema": 0.9, "train.class_weights": "balanced", "optim.clip_norm": 1.0}
@@ -37,7 +38,8 @@ def test_a_step_without_data_has_all_that_the_config_asks_for(tmp_path):
     assert objective.class_weights == (1.0, 1.0, 1.0)
     assert (objective.mean, objective.std, objective.mixing.mixup) == ((0.5,), (0.25,), 0.2)
     state = step_functions.state_shapes(system.params, system.stats)
-    after, outputs = jax.eval_shape(step_functions.train_step, state, system.frozen, program.batch_shapes(config, INFO))
+    batch = program.batch_shapes(config, INFO)
+    after, outputs = jax.eval_shape(step_functions.train_step, state, system.frozen, batch, jax.random.key(0))
     assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, state)
     assert outputs.keys() == {"loss", "grad_norm"}
 
@@ -45,3 +47,37 @@ def test_a_step_without_data_has_all_that_the_config_asks_for(tmp_path):
 def test_class_weights_follow_from_the_labels(tmp_path):
     _, objective, _ = made(small_config(tmp_path, CHANGES), np.array([[0], [0], [1], [2]]))
     assert objective.class_weights == pytest.approx((4 / 6, 4 / 3, 4 / 3))
+
+
+def test_runs_share_step_functions_unless_a_config_changes_them(tmp_path):
+    def functions(**changes):
+        return made(small_config(tmp_path, {**CHANGES, **{key.replace("__", "."): changes[key] for key in changes}}))[2]
+
+    first = functions()
+    assert functions(seed=3, train__log_every=7, train__batch_size=8) is first
+    changes = (
+        {"optim__lr": 0.1},
+        {"train__ema": 0.5},
+        {"train__accumulate": 1},
+        {"mix__mixup": 0.5},
+        {"boost__rope": True},
+    )
+    for changed in changes:
+        assert functions(**changed) is not first
+    program.forget()
+    assert functions() is not first
+
+
+def test_a_shared_program_has_no_seed_of_its_own(few_lidc_root, tmp_path):
+    """Drop path and mixing draw from the seed in each step: a run after one of another seed is as a run alone."""
+
+    def losses(seed):
+        config = small_config(few_lidc_root, {"seed": seed, "model.drop_path": 0.3, "mix.mixup": 0.5})
+        return take_steps(train.assemble(config, tmp_path / f"seed{seed}"), 2)
+
+    program.forget()
+    alone = losses(7)
+    program.forget()
+    other = losses(0)
+    assert losses(7) == alone
+    assert other != alone

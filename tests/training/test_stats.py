@@ -18,7 +18,7 @@ from jaxboost.runs.result import COSTS
 from jaxboost.training import optim, step
 from jaxboost.training.checkpoints.checkpointer import Checkpointer
 from tests.scripts import devices, run_script
-from tests.training.small_runs import assert_same, on_host, take_steps
+from tests.training.small_runs import assert_same, on_host, take_step, take_steps
 from tests.training.tiny_resnet import TINY, tiny_config
 
 # Kernels of the stem, two blocks and a projection, their norms, and the head.
@@ -73,7 +73,7 @@ def test_evaluation_takes_the_running_averages(run):
     assert not np.allclose(
         run.program.bind_eval_step(run.state.params, run.frozen, shifted)(batch)[1], scores, rtol=1e-2
     )
-    _, outputs = run.program.train_step(run.state, run.frozen, batch)
+    _, outputs = take_step(run, batch)
     assert abs(float(outputs["loss"]) - float(losses.mean())) > 1e-3
 
 

@@ -14,8 +14,9 @@ from jaxboost.runs import train
 from jaxboost.tasks import TASKS
 from jaxboost.training import mixing, step
 from tests.scripts import devices, run_script
-from tests.training.small_runs import assert_same, on_host, small_config
+from tests.training.small_runs import assert_same, on_host, small_config, take_step
 
+KEY = jax.random.key(0)
 FROZEN_SHAPE = (1, 64, 96)  # gate and up of the one llama-tiny layer; nothing trained has it
 
 
@@ -38,7 +39,7 @@ def _batch(run):
 
 def test_frozen_weights_are_not_outputs(run):
     assert FROZEN_SHAPE in {leaf.shape for leaf in jax.tree.leaves(run.frozen)}
-    compiled = run.program.train_step.lower(run.state, run.frozen, _batch(run)).compile()
+    compiled = run.program.train_step.lower(run.state, run.frozen, _batch(run), KEY).compile()
     state, metrics = compiled.out_info
     assert jax.tree.structure(state) == jax.tree.structure(run.state)
     assert [leaf.shape for leaf in jax.tree.leaves(state)] == [leaf.shape for leaf in jax.tree.leaves(run.state)]
@@ -67,7 +68,7 @@ def test_step_donates_the_state_and_leaves_the_rest(run):
     pointers = [leaf.unsafe_buffer_pointer() for leaf in frozen_leaves]
     old, batch = run.state, _batch(run)
     for number in (1, 2, 3):
-        run.state, outputs = run.program.train_step(old, run.frozen, batch)
+        run.state, outputs = run.program.train_step(old, run.frozen, batch, KEY)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
         assert np.isfinite(outputs["loss"])
         assert outputs["grad_norm"] > 0
@@ -90,7 +91,7 @@ def test_eval_step_agrees_with_the_train_step(run):
     np.testing.assert_allclose(losses, -np.log(own), rtol=1e-4, atol=1e-6)
     params = run.state.params
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
-    run.state, outputs = run.program.train_step(run.state, run.frozen, batch)
+    run.state, outputs = take_step(run, batch)
     assert float(outputs["loss"]) == pytest.approx(float(losses.mean()), rel=1e-5)
 
 
@@ -161,7 +162,7 @@ def _toy(ema=0.0, accumulate=1, **objective):
     replicated, _ = step.make_mesh()
     state = step.init_state(params, tx, replicated, ema=ema > 0)
     goal = step.Objective(task="multi-class", classes=3, **objective)
-    return state, step.make_train_step(graphdef, tx, goal, replicated, seed=0, ema=ema, accumulate=accumulate)
+    return state, step.make_train_step(graphdef, tx, goal, replicated, ema=ema, accumulate=accumulate)
 
 
 def _toy_batch(number):
@@ -181,7 +182,7 @@ def test_average_of_the_weights_is_the_closed_form(accumulate):
     state, train_step = _toy(ema=0.9, accumulate=accumulate)
     history = [np.array(state.params["kernel"])]
     for number in range(6):
-        state, _ = train_step(state, {}, _toy_batch(number))
+        state, _ = train_step(state, {}, _toy_batch(number), KEY)
         if (number + 1) % accumulate == 0:
             history.append(np.array(state.params["kernel"]))
     t = len(history) - 1
@@ -204,7 +205,7 @@ def test_a_step_trains_on_what_mixing_makes_of_its_batch():
     )
     logits = np.asarray(images).reshape(4, -1) / 255 @ kernel
     expected = -(np.asarray(targets) * np.asarray(jax.nn.log_softmax(logits))).sum(-1).mean()
-    _, outputs = train_step(state, {}, batch)
+    _, outputs = train_step(state, {}, batch, KEY)
     assert float(outputs["loss"]) == pytest.approx(expected, rel=1e-5)
 
 
@@ -214,8 +215,8 @@ def test_a_batch_that_lacks_samples_is_a_smaller_batch():
     batch = _toy_batch(0)
     smaller = {name: values[:3] for name, values in batch.items()}
     batch["image"][3] = 255
-    padded, metrics = train_step(state, {}, batch | {"mask": np.array([True, True, True, False])})
-    expected, wanted = train_step(other, {}, smaller)
+    padded, metrics = train_step(state, {}, batch | {"mask": np.array([True, True, True, False])}, KEY)
+    expected, wanted = train_step(other, {}, smaller, KEY)
     for name in ("loss", "grad_norm"):
         assert float(metrics[name]) == pytest.approx(float(wanted[name]), rel=1e-6)
     np.testing.assert_allclose(padded.params["kernel"], expected.params["kernel"], rtol=1e-6)
@@ -225,5 +226,5 @@ def test_a_step_weighs_the_classes():
     losses = {}
     for weights in ((), (2.0, 2.0, 2.0)):
         state, train_step = _toy(class_weights=weights)
-        losses[weights] = float(train_step(state, {}, _toy_batch(0))[1]["loss"])
+        losses[weights] = float(train_step(state, {}, _toy_batch(0), KEY)[1]["loss"])
     assert losses[2.0, 2.0, 2.0] == pytest.approx(2 * losses[()], rel=1e-6)
