@@ -86,7 +86,7 @@ def _body(
     lines += ["## Data and training", ""]
     data = analysis.get("data") or {}
     facts = {
-        "Classes": ", ".join(record.classes),
+        "Classes": "; ".join(record.classes),
         "Images": data.get("splits"),
         "Patients": data.get("patients"),
         "Licence of the data": data.get("license"),

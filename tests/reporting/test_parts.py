@@ -256,7 +256,7 @@ def test_memory_that_was_not_measured_is_said():
         arm["memory_gb"] = None
     helps.append(next(column.help for column in arms.ladder(analysis).columns if column.key == "seconds"))
     assert [text.partition("; ")[2] for text in helps] == [
-        "below, memory of a training step",
+        "below, the most memory that a run held",
         "memory was not recorded",
     ]
 

@@ -7,7 +7,10 @@ from jaxboost.reporting import choice, numbers, tables
 from jaxboost.reporting.tables import Cell, Column, Row, Table
 
 SCORES = {
-    "auc": ("AUC", "area under the ROC curve: how well the arm ranks ill above healthy; 0.5 is a guess"),
+    "auc": (
+        "AUC",
+        "area under the ROC curve: how well the arm ranks the cases of a class above the others; 0.5 is a guess",
+    ),
     "acc": ("ACC", "accuracy: the part of the test items that is classified correctly"),
     "sensitivity": ("Sensitivity", "the part of the positive class that is found"),
     "specificity": ("Specificity", "the part of the negative class that is left alone"),
@@ -47,7 +50,7 @@ def _arms(analysis: choice.Analysis, group: str, name: str, caption: str) -> Tab
             explanation = f"standard deviation over the seeds; {_ONE_RUN} for a single run" if key == "auc" else ""
             columns.append(Column(key=f"{key}_sd", title="SD", help=explanation, shown=several))
     measured = any(numbers.is_number(arm.get("memory_gb")) for arm in everywhere)
-    memory = "below, memory of a training step" if measured else "memory was not recorded"
+    memory = "below, the most memory that a run held" if measured else "memory was not recorded"
     columns += [
         Column(key="seeds", title="Seeds", help="number of runs that differ in their random numbers alone"),
         Column(

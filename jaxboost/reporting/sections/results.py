@@ -33,7 +33,7 @@ def _who(analysis: choice.Analysis, record: Record) -> Section:
     facts = [
         ("Data set", numbers.known(data.get("name"))),
         ("Kind", _kind(data, record)),
-        ("Classes", ", ".join(record.classes)),
+        ("Classes", "; ".join(record.classes)),
         ("Source", _SOURCES.get(str(source), numbers.plain(source)) if (source := data.get("source")) else ""),
         ("Licence", numbers.plain(data["license"]) if data.get("license") else ""),
         # None at all, {}, is not the same as nothing written down.
