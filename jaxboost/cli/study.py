@@ -65,6 +65,9 @@ def do(given: Any, overrides: Sequence[str]) -> None:
         raise UserError("--study is missing: give a name or a file, such as --study ladder")
     if not given.out:
         raise UserError("--out is missing: give the folder of the study")
+    if given.jobs > 1:
+        # jax reads it when it first uses a GPU. By default one process takes most of the memory for itself.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from jaxboost.studies import definition, estimate, loading, plan, runner
 
     name = loading.suited(given.study, plan.texts(overrides))

@@ -24,6 +24,10 @@ def get_study():
 """
 
 
+# Whether jax takes most of a GPU's memory at its start.
+PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
+
+
 @pytest.fixture
 def study(tmp_path, few_lidc_root):
     """Does the command in this process, with flags and overrides."""
@@ -97,7 +101,13 @@ def test_the_study_that_a_folder_chooses_is_passed_on(study, tmp_path, monkeypat
     monkeypatch.setattr(runner, "run", lambda planned, stated, **given: passed.update(given) or runner.Outcome())
     started = []
     monkeypatch.setattr(command, "_workers", lambda jobs, words: started.append((jobs, words)))
+    # Set first, so that it is removed again at the end.
+    monkeypatch.setenv(PREALLOCATE, "")
+    monkeypatch.delenv(PREALLOCATE)
+    study(*overrides, study="ladder", quick=True, only="plain:0")
+    assert PREALLOCATE not in os.environ
     study(*overrides, study="ladder", quick=True, jobs=3, only="plain:0", arms=["plain", "rllm"])
+    assert os.environ[PREALLOCATE] == "false"
     passed["workers"]()
     assert (passed["jobs"], passed["only"], passed["worker"]) == (3, "plain:0", False)
     out = f"--out={tmp_path / 'out'}"
