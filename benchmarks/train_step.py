@@ -9,7 +9,6 @@ anything is timed. Then they take turns, and medians over the turns are compared
 
 import contextlib
 import dataclasses
-import logging
 import math
 import pathlib
 import statistics
@@ -23,8 +22,6 @@ from benchmarks.figures import check_figures, write_figures
 from benchmarks.process import Remote
 from jaxboost.cli import app
 from jaxboost.errors import UserError, check_choice
-
-logger = logging.getLogger(__name__)
 
 CONTENDERS = {"jaxboost": Jaxboost, "torch_eager": TorchEager, "torch_compile": TorchCompile}
 PLAIN = "jaxboost_plain"  # the same backbone without the booster
@@ -82,7 +79,7 @@ def _compare(case: Case, remotes: dict[str, Remote], rounds: int) -> dict[str, A
     results = {}
     for name, remote in remotes.items():
         results[name] = remote.call("compile")
-        logger.info("%s is compiled, in %.1f s", name, results[name]["compile_s"])
+        print(f"{name} is compiled, in {results[name]['compile_s']:.1f} s", flush=True)
     losses = {name: [remote.call("step") for _ in range(WARM_STEPS)] for name, remote in remotes.items()}
     tolerance = 1e-4 if case.dtype == "float32" and not case.tf32 else 3e-2
     _check_losses({name: values for name, values in losses.items() if name != PLAIN}, tolerance)

@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -126,15 +127,19 @@ def smollm2_block(shared_folder) -> pathlib.Path:
 
 @pytest.fixture(autouse=True)
 def _own_step_functions(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that replaces a part of the package does not share step functions with other tests."""
+    """A test that replaces a part of the package with `monkeypatch` does not share step functions with other tests."""
     if "monkeypatch" not in request.fixturenames:
         yield
         return
-    from jaxboost.training import program
-
-    program.forget()
+    forget_programs()
     yield
-    program.forget()
+    forget_programs()
+
+
+def forget_programs() -> None:
+    """Step functions are traced again from here on, as in a process of its own."""
+    if module := sys.modules.get("jaxboost.training.program"):
+        module.forget()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import absl.logging
 from absl.testing import flagsaver
 
 from jaxboost.cli import main
+from jaxboost.training import program
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -63,6 +64,8 @@ def run_inside(*arguments: object, folder: pathlib.Path = REPOSITORY) -> subproc
       *arguments: a script, or "-m" and "jaxboost" and a subcommand; then the command's arguments.
       folder: the working directory.
     """
+    # A process of its own would trace its programs itself.
+    program.forget()
     words = [str(argument) for argument in arguments]
     script = {"train.py": "train", "convert_weights.py": "convert"}.get(words[0])
     words = [script, *words[1:]] if script else words[2:]

@@ -107,6 +107,7 @@ def test_convert_train_and_open(tmp_path, few_lidc_root):
         "boost.layers": (2,),
         "train.max_steps": 1,
         "train.batch_size": 16,
+        "eval.batch_size": 24,
         "eval.bootstrap": 10,
         "optim.warmup_epochs": 0.0,
     }

@@ -85,7 +85,7 @@ class Description:
     task: TaskName
     classes: Annotated[tuple[_Text, ...], Field(min_length=1, max_length=10_000)]
     threshold: Threshold | None
-    # Earlier versions did not write it, and their exports predict images alone.
+    # The earliest versions knew no patients.
     unit: Literal["image", "patient"] = "image"
     preprocessing: Annotated[Preprocessing, AfterValidator(_bounded)]
     images: Images
@@ -228,10 +228,21 @@ def read_description(folder: pathlib.Path) -> Description:
 
 def _upgraded(content: Any) -> Any:
     """Converts the content of an export.json to the latest format."""
-    if not isinstance(content, dict) or type(content.get("format")) is not int or content["format"] != 1:
+    if not isinstance(content, dict):
+        return content
+    if "unit" not in content and (unit := _recorded_unit(content)) is not None:
+        content = content | {"unit": unit}
+    if type(content.get("format")) is not int or content["format"] != 1:
         return content
     renamed = {"preprocessing" if name == "preparation" else name: value for name, value in content.items()}
     return renamed | {"format": FORMAT}
+
+
+def _recorded_unit(content: Any) -> Any:
+    """`eval.unit` of the run: earlier versions wrote it in the config alone. None if it is not there."""
+    for name in ("provenance", "config", "eval", "unit"):
+        content = content.get(name) if isinstance(content, dict) else None
+    return content
 
 
 def _check_files(folder: pathlib.Path, files: Mapping[str, str]) -> None:

@@ -28,7 +28,7 @@ def predict(
       folder: folder of a run or an export.
       files: files and folders to predict, see `inputs.find`.
       out: CSV file for the predictions. An older table of predictions is replaced; any other file is not. If the run
-        counts patients (`eval.unit`), their predictions are written beside it, see `patient_table`.
+        (of the export) counts patients (`eval.unit`), their predictions are written beside it, see `patient_table`.
       masks: lung masks, see `inputs.read`.
       skip_faulty: leave out files that cannot be read, with a warning.
       batch_size: see `open_run.FinishedRun.predict`.

@@ -290,19 +290,19 @@ def _of_arm(arm: Arm, study: Study, configs: Mapping[str, Config]) -> Iterator[s
     if config.data.folds and config.data.fold != -1:
         yield f"config field data.fold: a study runs all folds, set it to -1 (it is {config.data.fold})"
     if arm.tuned and study.lr_grid and RATE not in flat(config):
-        yield f"it has no {RATE} to tune"
+        yield f"no {RATE} to tune"
     if is_tuned(study, arm) and config.eval.protocol == "reference":
-        yield "with eval.protocol=reference its learning rate would be chosen on the test split: give one in optim.lr"
+        yield "with eval.protocol=reference the learning rate would be chosen on the test split: give one in optim.lr"
     if arm.after:
         if "baseline" in config:
-            yield "a baseline is not evaluated again: it has no layer of an LLM"
+            yield "baselines are not evaluated again: they have no layer of an LLM"
         if config.data.folds:
             yield "the runs of a cross-validation are not evaluated again: set data.folds=0"
         ours, theirs = flat(config), flat(configs[arm.after])
         for name in sorted({*ours, *theirs}):
             # The rate is that of the finished run.
             if ours.get(name) != theirs.get(name) and name != RATE and name.partition(".")[0] not in _AFTER:
-                yield f"config field {name}: it evaluates the runs of {arm.after} again, so it has to be the same there"
+                yield f"config field {name}: runs of {arm.after} are evaluated again, so it has to be the same there"
 
 
 def _runs(study: Study, arm: Arm, config: Config, folder: pathlib.Path) -> Iterator[PlannedRun]:

@@ -175,7 +175,7 @@ def _do(each: PlannedRun, given: Plan) -> bool:
     what = f"seed {each.seed}" if each.rate is None else f"learning rate {each.rate:g}"
     logger.info("%s (%s), %s", each.arm.name, each.arm.title, what)
     finished = cross_validation.train_and_evaluate(config, each.folder) is not None
-    # Programs and weights of a run are in reference cycles.
+    # Weights of a run are in reference cycles. Programs stay for the next runs, see `make_program`.
     gc.collect()
     return finished
 

@@ -88,7 +88,7 @@ class Loop:
         losses = PendingLosses(checkpointer, self.folder)
         save_every = config.checkpoint_every or self.last_step
         rate = RateMeter(config.batch_size)
-        key = jax.random.key(self.config.seed)
+        key = jax.device_put(jax.random.key(self.config.seed), self.program.replicated)
         with (
             MetricsLog(
                 self.folder, resume_step=first, validated=self.progress.validated, kept=checkpointer.kept

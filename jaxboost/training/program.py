@@ -88,9 +88,9 @@ def make_objective(config: Config, info: DatasetInfo, labels: np.ndarray | None 
 
 
 def make_program(config: Config, graphdef: nnx.GraphDef, objective: Objective, *, steps_per_epoch: int) -> Program:
-    """The step functions of a config; those of configs that differ only in their seed, say, are the same objects.
+    """The step functions of a config. Configs that give the same ones, such as those of other seeds, share them.
 
-    So the runs of a study in one process trace, lower and compile them once.
+    So the runs of a study in one process trace and compile them once.
 
     Args:
       config: of the run.
@@ -106,8 +106,9 @@ def make_program(config: Config, graphdef: nnx.GraphDef, objective: Objective, *
     return _program(graphdef, objective, (*schedule.items(),), (*train.items(),), (*jax.local_devices(),))
 
 
-# An arm of a study has a program for each learning rate that it tries, and then one for all of its seeds.
-@functools.lru_cache(maxsize=4)
+# An arm of a study has a program for each learning rate that it tries, and then one for all of its seeds. In a
+# cross-validation each fold may have one, as its number of steps and its class weights may differ.
+@functools.lru_cache(maxsize=8)
 def _program(
     graphdef: nnx.GraphDef,
     objective: Objective,

@@ -55,6 +55,20 @@ def read(folder):
     return None
 
 
+def test_the_unit_of_earlier_exports_is_that_of_their_run(tmp_path):
+    for provenance, unit in (({}, "image"), ({"config": {"eval": {"unit": "patient"}}}, "patient")):
+        found = exported.read_description(write(tmp_path, DESCRIBED | {"provenance": provenance}))
+        assert found.unit == unit
+    # What the export says itself counts.
+    assert (
+        exported.read_description(write(tmp_path, DESCRIBED | {"provenance": provenance, "unit": "image"})).unit
+        == "image"
+    )
+    for wild in ([], {"config": 3}, {"config": {"eval": {"unit": ["patient"]}}}):
+        found = read(write(tmp_path, DESCRIBED | {"provenance": wild}))
+        assert found is None or found.unit == "image"
+
+
 def test_what_is_read(tmp_path):
     for checksum in (True, False):
         found = exported.read_description(write(tmp_path, DESCRIBED, checksum=checksum))

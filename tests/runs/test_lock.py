@@ -234,7 +234,7 @@ def test_two_commands_at_once_make_one_run(few_lidc_root, tmp_path):
     arguments = [
         *("train.py", "--config=configs/quickstart.py", "--config.model.backbone=vit3d_tiny"),
         *("--config.boost.kind=none", "--config.train.max_steps=1", "--config.eval.bootstrap=10"),
-        "--config.train.batch_size=16",
+        *("--config.train.batch_size=16", "--config.eval.batch_size=24"),
         *(f"--config.data.root={few_lidc_root}", f"--workdir={tmp_path / 'run'}"),
     ]
     other = subprocess.Popen(

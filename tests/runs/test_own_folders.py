@@ -12,7 +12,7 @@ from jaxboost.analysis.describe import describe
 from jaxboost.config import table
 from jaxboost.errors import UserError
 from jaxboost.runs import cross_validation, datasets
-from jaxboost.training import step
+from jaxboost.training import program, step
 from tests.training.own_folders import COUNT, make_config, write_pictures, write_volumes
 
 
@@ -81,6 +81,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_end(finished, pictures, tmp_
         with pytest.raises(KeyboardInterrupt):
             cross_validation.train_and_evaluate(make_config(pictures), tmp_path)
     assert (tmp_path / "splits.csv").exists()
+    program.forget()  # as in another process
     again = cross_validation.train_and_evaluate(make_config(pictures), tmp_path)
     assert (again["test"], again["data_sha256"]) == (result["test"], result["data_sha256"])
 

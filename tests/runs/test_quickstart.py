@@ -14,6 +14,7 @@ def _quickstart(root, block, workdir):
         "--config=configs/quickstart.py",
         "--config.train.max_steps=2",
         "--config.train.batch_size=16",
+        "--config.eval.batch_size=24",
         "--config.eval.bootstrap=20",
         f"--config.data.root={root}",
         f"--config.boost.block={block}",

@@ -43,6 +43,7 @@ SMALL = (
     "--config.boost.source=",
     "--config.optim.warmup_epochs=0.0",
     "--config.train.batch_size=8",
+    "--config.eval.batch_size=24",
     "--config.train.max_steps=6",
     "--config.train.checkpoint_every=3",
     "--config.train.log_every=1",

@@ -24,6 +24,7 @@ SMALL = {
     "boost.convert": False,
     "optim.warmup_epochs": 0.0,
     "train.batch_size": 16,
+    "eval.batch_size": 24,
     "train.epochs": 1,
     "train.max_steps": 2,
     "eval.bootstrap": 20,

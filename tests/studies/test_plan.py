@@ -165,17 +165,17 @@ def test_a_problem_of_several_arms_is_said_once(tmp_path):
             {},
             "eval.protocol is reference in some arms only",
         ),
-        ((PLAIN, RLLM), {"eval.protocol": "reference"}, "arm rllm: with eval.protocol=reference its learning rate"),
+        ((PLAIN, RLLM), {"eval.protocol": "reference"}, "arm rllm: with eval.protocol=reference the learning rate"),
         ((PLAIN, RLLM), {"eval.protocol": "reference", "optim.lr": 0.1}, ""),
         (
             (KNN, dataclasses.replace(KNN, name="again", after="knn")),
             {},
-            "arm again: a baseline is not evaluated again",
+            "arm again: baselines are not evaluated again",
         ),
         (
             (PLAIN, RLLM, dataclasses.replace(BARE, overrides={"train.epochs": 3})),
             {},
-            "arm bare: config field train.epochs: it evaluates the runs of rllm again",
+            "arm bare: config field train.epochs: runs of rllm are evaluated again",
         ),
         ((PLAIN, dataclasses.replace(RLLM, config="quikstart")), {}, "study small, arm rllm: config quikstart"),
         (

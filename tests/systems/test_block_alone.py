@@ -200,6 +200,7 @@ def test_a_run_of_the_quick_start_records_the_layers(blocks, few_lidc_root, tmp_
         "boost.convert": False,
         "train.max_steps": 1,
         "train.batch_size": 16,
+        "eval.batch_size": 24,
         "eval.bootstrap": 5,
     }
     config.update_from_flattened_dict({**changes, "boost.block": str(blocks / "one")})

@@ -24,7 +24,7 @@ from jaxboost.models.llama import FAMILIES
 from jaxboost.models.vit import ViT
 from jaxboost.runs import train
 from jaxboost.systems import start
-from jaxboost.training import step
+from jaxboost.training import program, step
 from tests.convert import vision_checkpoints as vision
 from tests.models.parity import assert_close, randomise
 from tests.reference import rllm
@@ -237,6 +237,7 @@ def test_cut_off_run_goes_on_to_the_same_end(finished, config, folder, tmp_path,
     assert not (tmp_path / "cut" / "result.json").exists()
     # The encoder may move in between.
     moved = shutil.copytree(folder / "encoder", tmp_path / "moved")
+    program.forget()  # as in another process
     again = train.train_and_evaluate(config(changes | {"model.weights": str(moved)}), tmp_path / "cut")
     for key in ("encoder", "selection", "val", "test"):
         assert again[key] == result[key], key

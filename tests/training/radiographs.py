@@ -50,6 +50,7 @@ SMALL = {
     "optim.warmup_epochs": 0.0,
     "train.epochs": 2,
     "train.batch_size": 8,
+    "eval.batch_size": 8,
     "eval.bootstrap": 20,
 }
 

@@ -30,6 +30,8 @@ def small_config(root: pathlib.Path, changes: dict[str, Any] | None = None) -> C
             # A warm-up starts from a rate of 0: the first step would change nothing.
             "optim.warmup_epochs": 0.0,
             "train.batch_size": 16,
+            # The few samples of a split are one batch. The default pads them to 128.
+            "eval.batch_size": 24,
             "train.max_steps": 2,
             "eval.bootstrap": 20,
             **(changes or {}),

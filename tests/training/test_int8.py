@@ -17,7 +17,7 @@ from jaxboost.models import frozen
 from jaxboost.models.frozen import Quantized
 from jaxboost.runs import cross_validation, datasets
 from jaxboost.systems import start
-from jaxboost.training import step
+from jaxboost.training import program, step
 from tests.reference import llama_checkpoints
 from tests.scripts import devices, run_script
 from tests.training.radiographs import int8_layers, make_run, small, write_radiographs
@@ -119,6 +119,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_end(radiographs, block, tmp_p
     stored = small(radiographs, **int8_layers(block, llama__weights="stored"), data__fold=0)
     with pytest.raises(UserError, match=r"differs in llama\.weights \('int8' there, 'stored' now\)"):
         cross_validation.train_and_evaluate(stored, folder)
+    program.forget()  # as in another process
     cross_validation.train_and_evaluate(config, folder)
     result = json.loads((folder / "fold0" / "result.json").read_text())
     for name in ("test", "val", "selection", "llama", "parameters"):

@@ -49,23 +49,29 @@ def test_class_weights_follow_from_the_labels(tmp_path):
     assert objective.class_weights == pytest.approx((4 / 6, 4 / 3, 4 / 3))
 
 
-def test_runs_share_step_functions_unless_a_config_changes_them(tmp_path):
-    def functions(**changes):
-        return made(small_config(tmp_path, {**CHANGES, **{key.replace("__", "."): changes[key] for key in changes}}))[2]
-
-    first = functions()
-    assert functions(seed=3, train__log_every=7, train__batch_size=8) is first
-    changes = (
-        {"optim__lr": 0.1},
-        {"train__ema": 0.5},
-        {"train__accumulate": 1},
-        {"mix__mixup": 0.5},
-        {"boost__rope": True},
-    )
-    for changed in changes:
-        assert functions(**changed) is not first
+@pytest.mark.parametrize(
+    ("changes", "shared"),
+    [
+        ({"seed": 3, "train.log_every": 7, "train.batch_size": 8}, True),
+        ({"optim.lr": 0.1}, False),
+        ({"optim.clip_norm": 0.0}, False),
+        ({"train.epochs": 9}, False),
+        ({"train.ema": 0.5}, False),
+        ({"train.accumulate": 1}, False),
+        ({"train.loss": "bce"}, False),
+        ({"mix.mixup": 0.5}, False),
+        ({"boost.rope": True}, False),
+        ({"model.mean": (0.4,)}, False),
+    ],
+    ids=str,
+)
+def test_runs_share_step_functions_unless_a_config_changes_them(changes, shared, tmp_path):
     program.forget()
-    assert functions() is not first
+    first = made(small_config(tmp_path, CHANGES))[2]
+    assert (made(small_config(tmp_path, {**CHANGES, **changes}))[2] is first) == shared
+    assert made(small_config(tmp_path, CHANGES))[2] is first
+    program.forget()
+    assert made(small_config(tmp_path, CHANGES))[2] is not first
 
 
 def test_a_shared_program_has_no_seed_of_its_own(few_lidc_root, tmp_path):
@@ -73,11 +79,14 @@ def test_a_shared_program_has_no_seed_of_its_own(few_lidc_root, tmp_path):
 
     def losses(seed):
         config = small_config(few_lidc_root, {"seed": seed, "model.drop_path": 0.3, "mix.mixup": 0.5})
-        return take_steps(train.assemble(config, tmp_path / f"seed{seed}"), 2)
+        run = train.assemble(config, tmp_path / f"seed{seed}")
+        return take_steps(run, 2), run.program
 
     program.forget()
-    alone = losses(7)
+    alone, _ = losses(7)
     program.forget()
-    other = losses(0)
-    assert losses(7) == alone
+    other, shared = losses(0)
+    again, taken = losses(7)
+    assert taken is shared
+    assert again == alone
     assert other != alone

@@ -15,7 +15,7 @@ from jaxboost.models import frozen
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.runs import train
 from jaxboost.runs.result import COSTS
-from jaxboost.training import optim, step
+from jaxboost.training import optim, program, step
 from jaxboost.training.checkpoints.checkpointer import Checkpointer
 from tests.scripts import devices, run_script
 from tests.training.small_runs import assert_same, on_host, take_step, take_steps
@@ -113,6 +113,7 @@ def test_resumed_run_ends_the_same(few_lidc_root, tmp_path, monkeypatch):
             train.train_and_evaluate(config, tmp_path / "cut")
     with Checkpointer(tmp_path / "cut" / "checkpoints") as checkpointer:
         assert checkpointer.latest_step() == 2
+    program.forget()  # as in another process
     again = train.train_and_evaluate(config, tmp_path / "cut")
     assert again | dict.fromkeys(COSTS) == result | dict.fromkeys(COSTS)
     assert result["parameters"] == {"trainable": TRAINABLE, "frozen": 0, "trainable_mib": round(TRAINABLE / 2**18, 2)}

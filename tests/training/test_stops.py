@@ -15,7 +15,7 @@ from jaxboost.evaluation import evaluate
 from jaxboost.runs import datasets, lock, train
 from jaxboost.runs.result import COSTS
 from jaxboost.statistics import intervals
-from jaxboost.training import source_tokens, step
+from jaxboost.training import program, source_tokens, step
 from jaxboost.training.checkpoints import checkpointer
 from tests.finished_runs import colours
 
@@ -103,6 +103,7 @@ def test_a_stop_in_each_phase_loses_nothing(phase, whole, tmp_path, monkeypatch,
     assert not list(folder.rglob("*.part"))
     steps = [int(path.name) for path in folder.glob("checkpoints/latest/[0-9]*")]
     assert max(steps, default=0) == saved
+    program.forget()  # as in another process
     colours(data, folder, **CHANGES)
     assert (f"resumed from step {saved}" in caplog.text) == bool(saved)
     assert outcome(folder) == expected

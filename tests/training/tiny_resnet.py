@@ -26,6 +26,7 @@ def tiny_config(root: pathlib.Path, changes: dict[str, Any] | None = None) -> Co
         "optim.lr": 1e-2,
         # Six steps an epoch of 48 samples, one sample on each of eight devices.
         "train.batch_size": 8,
+        "eval.batch_size": 24,
         "train.max_steps": 4,
         "train.checkpoint_every": 2,
     }
