@@ -114,7 +114,7 @@ def _program(
     objective: Objective,
     schedule: tuple[tuple[str, Any], ...],
     train: tuple[tuple[str, Any], ...],
-    devices: tuple[jax.Device, ...],
+    devices: tuple[Any, ...],
 ) -> Program:
     del devices  # those of the mesh
     ema, accumulate = dict(train)["ema"], dict(train)["accumulate"]
