@@ -30,18 +30,15 @@ def run() -> None:
         if not runs.is_dir():
             raise UserError(f"--runs {runs} is not a folder: give the folder of a study or of runs")
         # They import scikit-learn and matplotlib: a mistyped flag is refused before.
-        from jaxboost.reporting import worst_errors
-        from jaxboost.reporting.report import check_out, write_report
+        from jaxboost.reporting import report
         from jaxboost.studies import collect, compare
 
         # Before the figures are computed, which takes a minute.
-        check_out(out)
+        report.check_out(out)
         with app.warnings_on_stderr():
             record = collect.collect(runs)
             analysis = compare.analyse(record)
-            pictures, left_out = worst_errors.find(runs, analysis, record, pictures_flag.value)
-            analysis["left_out"] = [*analysis["left_out"], *left_out]
-            page = write_report(analysis, record, out, pictures=pictures)
+            page = report.write_with_pictures(runs, analysis, record, out, pictures=pictures_flag.value)
         print(f"{analysis['verdict']['sentence']}\n{page}")
 
     app.run(main, description=__doc__)

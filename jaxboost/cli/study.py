@@ -135,7 +135,7 @@ def _report(folder: pathlib.Path) -> None:
     with io.writing(folder):
         record.write(found, folder)
     analysis = compare.analyse(found)
-    page = report.write_report(analysis, found, folder / REPORT)
+    page = report.write_with_pictures(folder, analysis, found, folder / REPORT)
     print(f"{analysis['verdict']['sentence']}\n{page}")
 
 

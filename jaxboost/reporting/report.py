@@ -8,11 +8,26 @@ from typing import Any
 
 from jaxboost import io
 from jaxboost.errors import UserError
-from jaxboost.reporting import claim, model_card, page
+from jaxboost.reporting import claim, model_card, page, worst_errors
 from jaxboost.reporting.blocks import Picture
 from jaxboost.reporting.plots import canvas
 from jaxboost.reporting.sections import arms, background, comparisons, diagnostics, results
 from jaxboost.studies.record import Record
+
+
+def write_with_pictures(
+    runs: pathlib.Path, analysis: Mapping[str, Any], record: Record, folder: pathlib.Path, *, pictures: int = 12
+) -> pathlib.Path:
+    """Writes a report as `write_report` does, with pictures of the worst errors; returns the path of the page.
+
+    Args:
+      runs: folder of the runs, see `worst_errors.find`. Where a picture is not possible, the report says why.
+      analysis, record, folder: see `write_report`.
+      pictures: the most pictures; 0: none.
+    """
+    found, left_out = worst_errors.find(runs, analysis, record, pictures)
+    analysis = {**analysis, "left_out": [*analysis["left_out"], *left_out]}
+    return write_report(analysis, record, folder, pictures=found)
 
 
 def write_report(

@@ -133,11 +133,11 @@ def test_the_report_is_made_from_the_record(tmp_path, monkeypatch, capsys):
     analysis = {"verdict": {"sentence": "Not shown."}}
     compare.analyse = lambda found: analysis
 
-    def write_report(analysis, found, folder):
-        written.append((analysis, len(found.runs), folder))
+    def write(runs, analysis, found, folder):
+        written.append((runs, analysis, len(found.runs), folder))
         return folder / "report.html"
 
-    report.write_report = write_report
+    report.write_with_pictures = write
     reporting.report = report
     monkeypatch.setitem(sys.modules, "jaxboost.studies.compare", compare)
     monkeypatch.setattr("jaxboost.studies.compare", compare, raising=False)
@@ -147,7 +147,7 @@ def test_the_report_is_made_from_the_record(tmp_path, monkeypatch, capsys):
 
     definition.write(tmp_path, definition.check(made))
     command._report(tmp_path)
-    assert written == [(analysis, 6, tmp_path / "report")]
+    assert written == [(tmp_path, analysis, 6, tmp_path / "report")]
     assert capsys.readouterr().out == f"Not shown.\n{tmp_path / 'report' / 'report.html'}\n"
     assert (tmp_path / "record.json").exists()
 
