@@ -174,7 +174,8 @@ def write(record: Record, folder: pathlib.Path) -> None:
         for value in [getattr(record, field.name)]
     }
     content = {"format": FORMAT, "scores_sha256": io.digest_of(folder / SCORES), **stored}
-    io.write_text(folder / RECORD, io.to_json(content, indent=1) + "\n")
+    # Without indentation: a study has hundreds of curves, a number on each line.
+    io.write_text(folder / RECORD, io.to_json(content) + "\n")
 
 
 _LISTS = ("arms", "comparisons", "runs", "left_out")
