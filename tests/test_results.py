@@ -15,7 +15,7 @@ FOLDERS = sorted(path.parent for path in (REPOSITORY / "results").glob(f"*/{reco
 
 def test_there_are_results():
     assert FOLDERS
-    assert sum(path.stat().st_size for path in (REPOSITORY / "results").rglob("*") if path.is_file()) < 6e6
+    assert sum(path.stat().st_size for path in (REPOSITORY / "results").rglob("*") if path.is_file()) < 5e6
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

@@ -101,9 +101,9 @@ def make_program(config: Config, graphdef: nnx.GraphDef, objective: Objective, *
     Raises:
       UserError: the schedule does not fit the number of steps.
     """
-    schedule = {**config.optim, "steps_per_epoch": steps_per_epoch, "epochs": config.train.epochs}
-    train = {"ema": config.train.ema, "accumulate": config.train.accumulate}
-    return _program(graphdef, objective, (*schedule.items(),), (*train.items(),), (*jax.local_devices(),))
+    train = config.train
+    optimiser = {**config.optim, "steps_per_epoch": steps_per_epoch, "epochs": train.epochs}
+    return _program(graphdef, objective, (*optimiser.items(),), train.ema, train.accumulate, (*jax.local_devices(),))
 
 
 # An arm of a study has a program for each learning rate that it tries, and then one for all of its seeds. In a
@@ -112,13 +112,13 @@ def make_program(config: Config, graphdef: nnx.GraphDef, objective: Objective, *
 def _program(
     graphdef: nnx.GraphDef,
     objective: Objective,
-    schedule: tuple[tuple[str, Any], ...],
-    train: tuple[tuple[str, Any], ...],
+    optimiser: tuple[tuple[str, Any], ...],
+    ema: float,
+    accumulate: int,
     devices: tuple[Any, ...],
 ) -> Program:
     del devices  # those of the mesh
-    ema, accumulate = dict(train)["ema"], dict(train)["accumulate"]
-    tx, learning_rate = optim.make_optimizer(**dict(schedule), accumulate=accumulate)
+    tx, learning_rate = optim.make_optimizer(**dict(optimiser), accumulate=accumulate)
     replicated, by_batch = step.make_mesh()
     return Program(
         tx=tx,
