@@ -1,13 +1,14 @@
 """Compares configs of the same run. Fields that may change when a run continues are ignored."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxboost.config.table import ALL_FIELDS
 
+AUTO = "auto"  # of fields whose value the first start of a run chooses
 _NAMED = 10  # most fields that a message names
 _SHOWN = 80  # most characters of each name and value
 # Fields that configs of earlier versions lack -> the value that matches the behaviour of those versions.
@@ -44,12 +45,39 @@ def fixed_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Describes the differences between two configs, both results of `fixed_fields`, in words."""
-    # An earlier version may have recorded a field that may change now.
-    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name) and not _is_free(name)]
+    names = [name for name in sorted({*before, *now}) if not _agree(name, before.get(name), now.get(name))]
     texts = [
         f"{name[:_SHOWN]} ({_text(before.get(name))} there, {_text(now.get(name))} now)" for name in names[:_NAMED]
     ]
     return [*texts, f"{len(names) - _NAMED} more"] if len(names) > _NAMED else texts
+
+
+def with_choices(config: ConfigDict, before: Callable[[], Mapping[str, Any] | None]) -> ConfigDict:
+    """Returns a config with the choices that an earlier start of its run recorded in place of "auto".
+
+    Args:
+      config: of the run.
+      before: returns what the run's folder has, as `fixed_fields` gives it, or None.
+    """
+    found = flat(config)
+    names = [name for name, field in ALL_FIELDS.items() if field.resume == "auto" and found.get(name) == AUTO]
+    recorded = (before() or {}) if names else {}
+    values = {name: recorded[name] for name in names if name in recorded}
+    return with_values(config, values) if values else config
+
+
+def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+    """Returns a copy of a config with other values, by dotted name."""
+    copy = config.copy_and_resolve_references()
+    copy.update_from_flattened_dict(dict(values))
+    return copy
+
+
+def _agree(name: str, before: Any, now: Any) -> bool:
+    # An earlier version may have recorded a field that may change now.
+    if before == now or _is_free(name):
+        return True
+    return name in ALL_FIELDS and ALL_FIELDS[name].resume == "auto" and AUTO in (before, now)
 
 
 def _is_free(name: str) -> bool:

@@ -84,6 +84,14 @@ DATA = {
         choices=("warn", "join", "refuse"),
         before="warn",
     ),
+    "on_device": Field(
+        "auto",
+        "the splits are in the memory of the devices, which also resize and augment the images, with other random"
+        ' numbers than the host: "true", "false", or "auto": if they fit into 40 % of the memory of an accelerator',
+        choices=("auto", "true", "false"),
+        resume="auto",
+        before="auto",
+    ),
     "groups": Field(
         "",
         "published and prepared sets: CSV file with the columns file (`train/0`, `val/3`, ...) and patient_id, which"

@@ -51,6 +51,8 @@ class Field:
       resume: whether the field may change when a run continues. "same": no. "free": yes, because it is a path, a
         reporting interval, a cache, or a limit that only rejects input; weights and data are compared by their
         fingerprints. "given": the value may change, but an empty value must stay empty and a set value must stay set.
+        "auto": no, but the value "auto" agrees with every other: the first start chooses, and the run records and keeps
+        its choice.
       before: the value that matches versions without the field; None: the first version had the field.
     """
 
@@ -60,7 +62,7 @@ class Field:
     choices: tuple[str, ...] | Callable[[], Iterable[str]] = dataclasses.field(default=(), kw_only=True)
     optional: bool = dataclasses.field(default=False, kw_only=True)
     range: Range | None = dataclasses.field(default=None, kw_only=True)
-    resume: Literal["same", "free", "given"] = dataclasses.field(default="same", kw_only=True)
+    resume: Literal["same", "free", "given", "auto"] = dataclasses.field(default="same", kw_only=True)
     before: Any = dataclasses.field(default=None, kw_only=True)
 
     def allowed(self) -> tuple[str, ...]:

@@ -117,6 +117,13 @@ TRAIN = {
         unit="steps",
         range=Range(least=0, most=MAX_STEPS),
     ),
+    "steps_per_call": Field(
+        1,
+        "steps that run in one call of the compiled program, with data.on_device: for small models; 0: an epoch",
+        unit="steps",
+        range=Range(least=0, most=MAX_STEPS),
+        resume="free",
+    ),
     "log_every": Field(
         10,
         "interval of the records in metrics.jsonl",

@@ -9,16 +9,15 @@ import numpy as np
 from jaxboost import stopping
 
 Batch = Mapping[str, jax.Array]
+HostBatch = Mapping[str, np.ndarray]
 
 
-def put(batch: Mapping[str, np.ndarray], by_batch: jax.NamedSharding) -> Batch:
+def put(batch: HostBatch, by_batch: jax.NamedSharding) -> Batch:
     """Copies a batch from the host to the devices; each device gets its shard."""
     return {name: jax.make_array_from_process_local_data(by_batch, array) for name, array in batch.items()}
 
 
-def run_batches(
-    step: Callable[[Batch], Any], batches: Iterable[Mapping[str, np.ndarray]], by_batch: jax.NamedSharding
-) -> Any:
+def run_batches(step: Callable[[Batch], Any], batches: Iterable[HostBatch], by_batch: jax.NamedSharding) -> Any:
     """Returns the outputs of `step` for all samples, without the padding.
 
     Args:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import pathlib
 import time
@@ -17,6 +18,7 @@ from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
+from jaxboost.errors import UserError
 from jaxboost.evaluation import patients, thresholds
 from jaxboost.models.frozen import Tree
 from jaxboost.runs import baseline, datasets, memory, report, workdir
@@ -24,11 +26,11 @@ from jaxboost.runs.lock import locked
 from jaxboost.runs.result import RunResult, Selection
 from jaxboost.systems import start
 from jaxboost.systems.system import FixedTokens, System
-from jaxboost.training import source_tokens, step
+from jaxboost.training import feed, source_tokens, step
 from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoints import checkpoint_folder
 from jaxboost.training.checkpoints.checkpointer import Checkpointer, Progress
-from jaxboost.training.loop import Loop, train_iterator
+from jaxboost.training.loop import Loop
 from jaxboost.training.mixing import Mixing
 from jaxboost.training.program import Program, make_objective, make_program
 
@@ -85,8 +87,12 @@ def train_and_evaluate(
 
 
 def with_layers(config: Config, folder: pathlib.Path) -> Config:
-    """Returns the config as config.json of the run in `folder` has it, see `systems.with_layers`."""
-    return systems.with_layers(config, lambda: workdir.config_in(folder))
+    """Returns the config as config.json of the run in `folder` has it.
+
+    See `systems.with_layers` and `continuing.with_choices`.
+    """
+    recorded = functools.cache(lambda: workdir.config_in(folder))
+    return continuing.with_choices(systems.with_layers(config, recorded), recorded)
 
 
 def assemble(
@@ -121,8 +127,9 @@ def assemble(
     selection_split = PROTOCOLS[config.eval.protocol]
     steps_per_epoch = check_splits(config, dataset)
     objective = make_objective(config, dataset.info, dataset.splits["train"].labels)
-    iterator = train_iterator(config, dataset.splits["train"], augment=augment, image_size=image_size)
     program = make_program(config, system.graphdef, objective, steps_per_epoch=steps_per_epoch)
+    # Made here for its checks: the data may be replaced, or copied to the devices, below.
+    source = feed.make(config, dataset, image_size, program, steps_per_epoch=steps_per_epoch)
     all_steps = config.train.epochs * steps_per_epoch
     last_step = min(all_steps, config.train.max_steps or all_steps)
     _warn_of_slow_average(config, last_step)
@@ -139,16 +146,25 @@ def assemble(
         key = f"{fingerprints[fixed.role]} {fixed.key} {shape} {augment.resize}"
         dataset = _encoded(config, dataset, augment, program, (params, frozen), splits.folder, key)
         image_size = None
-        iterator = train_iterator(config, dataset.splits["train"], augment=augment, image_size=None)
+        source = feed.make(config, dataset, image_size, program, steps_per_epoch=steps_per_epoch)
+    on_device = feed.on_device(config, dataset, program.by_batch)
+    config = continuing.with_values(config, {"data.on_device": "true" if on_device else "false"})
+    if on_device:
+        program = make_program(config, system.graphdef, objective, steps_per_epoch=steps_per_epoch, on_device=True)
+        logger.info("the data are on the devices: %.3g MB", feed.megabytes(dataset))
+        source = feed.make(config, dataset, image_size, program, steps_per_epoch=steps_per_epoch)
+    elif config.train.steps_per_call != 1:
+        raise UserError(
+            f"config field train.steps_per_call: {config.train.steps_per_call} needs the data on the devices: set"
+            " data.on_device=true, or train.steps_per_call=1"
+        )
     return Loop(
         config=config,
         folder=folder,
         system=system,
         program=program,
         dataset=dataset,
-        augment=augment,
-        image_size=image_size,
-        iterator=iterator,
+        feed=source,
         selection_split=selection_split,
         steps_per_epoch=steps_per_epoch,
         last_step=last_step,

@@ -168,9 +168,9 @@ class ProgressBar:
             self._redirect.__exit__(*error)
         self._bar.close()
 
-    def advance(self) -> None:
-        """Counts one step."""
-        self._bar.update(1)
+    def advance(self, steps: int) -> None:
+        """Counts steps."""
+        self._bar.update(steps)
 
     def report(self, step: int, *, loss: float, images_per_second: float | None) -> None:
         """Shows the figures after a step; the rate is None if it was not measured."""

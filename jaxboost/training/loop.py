@@ -6,24 +6,21 @@ import logging
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import grain
 import jax
 import numpy as np
 
 from jaxboost import stopping
 from jaxboost.config.types import Config
-from jaxboost.data.dataset import Dataset, Split
-from jaxboost.data.pipeline import batches
-from jaxboost.data.pipeline.augment import Augment
+from jaxboost.data.dataset import Dataset
 from jaxboost.evaluation import evaluate, metrics, patients
 from jaxboost.models.frozen import Tree
 from jaxboost.systems import System
-from jaxboost.training import step
 from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer, Progress
+from jaxboost.training.feed import Feed
 from jaxboost.training.log import METRICS, MetricsLog, ProgressBar
-from jaxboost.training.monitor import PendingLosses, RateMeter
+from jaxboost.training.monitor import PendingLosses, RateMeter, StepFigures
 from jaxboost.training.program import Program
 from jaxboost.training.step import TrainState
 
@@ -39,9 +36,7 @@ class Loop:
       system: its model.
       program: its step functions.
       dataset: with the splits "train" and "test", and "val" unless the test split picks the epoch.
-      augment: random changes of training images.
-      image_size: side of the model's input in pixels; None if the data set has source tokens instead of images.
-      iterator: of training batches; its position is part of a checkpoint.
+      feed: its batches.
       selection_split: the split that picks the best epoch.
       steps_per_epoch, last_step: numbers of steps.
       state: what a step changes.
@@ -56,9 +51,7 @@ class Loop:
     system: System
     program: Program
     dataset: Dataset
-    augment: Augment
-    image_size: int | None
-    iterator: grain.DatasetIterator
+    feed: Feed
     selection_split: str
     steps_per_epoch: int
     last_step: int
@@ -73,7 +66,7 @@ class Loop:
         if checkpointer.latest_step() is not None:
             config = self.progress.config
             self.state, found = checkpointer.restore_latest(
-                self.state, self.iterator, self.progress.fingerprints, config
+                self.state, self.feed.iterator, self.progress.fingerprints, config
             )
             # A checkpoint of an earlier version does not have the config.
             self.progress = dataclasses.replace(found, config=config)
@@ -97,24 +90,20 @@ class Loop:
             contextlib.ExitStack() as stack,
         ):
             self._catch_up(first, log, losses, checkpointer)
-            for number in range(first + 1, self.last_step + 1):
-                batch = step.put(next(self.iterator), self.program.by_batch)
+            number = first
+            while number < self.last_step:
+                count = self._count(number)
+                batch = self.feed.take(count)
                 self.state, outputs = self.program.train_step(self.state, self.frozen, batch, key)
-                if number == first + 1:
-                    # The step is compiled now, and later steps are short: a signal waits for their end.
+                if number == first:
+                    # The step is compiled now, and later calls are short: a signal waits for their end.
                     stack.enter_context(stopping.deferred())
-                losses.add(number, outputs["loss"], outputs["grad_norm"])
-                bar.advance()
+                losses.add(number + 1, count, outputs["loss"], outputs["grad_norm"])
+                begun, number = number, number + count
+                bar.advance(count)
                 at_end = number % self.steps_per_epoch == 0 or number == self.last_step
-                if number % config.log_every == 0 or at_end:
-                    values = {
-                        "train_loss": losses.fetch(),
-                        "grad_norm": float(outputs["grad_norm"]),
-                        "learning_rate": float(self.program.learning_rate(number - 1)),
-                        "images_per_second": rate.measure(number),
-                    }
-                    log.write(number, values)
-                    bar.report(number, loss=values["train_loss"], images_per_second=values["images_per_second"])
+                if begun // config.log_every < number // config.log_every or at_end:
+                    self._write_steps(losses.fetch(), number, rate, log, bar)
                 validated = not at_end or self._validate_unless_stopped(number, log, losses, checkpointer)
                 if at_end:
                     rate.restart(number)
@@ -134,20 +123,45 @@ class Loop:
         )
         return False
 
+    def _count(self, number: int) -> int:
+        """How many steps the call after step `number` takes: up to `train.steps_per_call`, and to the next save."""
+        config = self.config.train
+        wanted = config.steps_per_call or self.steps_per_epoch
+        every = config.checkpoint_every or self.last_step
+        ends = [(number // interval + 1) * interval for interval in (self.steps_per_epoch, every)]
+        return min(wanted, *(end - number for end in (*ends, self.last_step)))
+
+    def _write_steps(
+        self, found: Sequence[StepFigures], number: int, rate: RateMeter, log: MetricsLog, bar: ProgressBar
+    ) -> None:
+        """Writes the records of those of the steps up to `number` that have one, and shows the last."""
+        images_per_second = rate.measure(number)
+        for each in found:
+            if each.number % self.config.train.log_every == 0 or each.number == number:
+                values = {
+                    "train_loss": each.loss,
+                    "grad_norm": each.grad_norm,
+                    "learning_rate": float(self.program.learning_rate(each.number - 1)),
+                    "images_per_second": images_per_second,
+                }
+                log.write(each.number, values)
+        bar.report(number, loss=found[-1].loss, images_per_second=images_per_second)
+
     def scores(self, params: Tree, stats: Tree, split: str) -> tuple[float, np.ndarray]:
         """Mean loss, and probabilities (n, classes), of a split."""
-        return self._predict(params, stats, self.dataset.splits[split])
+        return self._predict(params, stats, split)
 
     def seconds(self) -> float:
         """Time spent on the run, over all its starts."""
         return self.progress.seconds + time.monotonic() - self.started
 
-    def _predict(self, params: Tree, stats: Tree, split: Split) -> tuple[float, np.ndarray]:
-        evaluated = batches.eval_batches(
-            split, batch_size=self.config.eval.batch_size, image_size=self.image_size, augment=self.augment
-        )
+    def _predict(self, params: Tree, stats: Tree, split: str, most: int | None = None) -> tuple[float, np.ndarray]:
         bound = self.program.bind_eval_step(params, self.frozen, stats)
-        losses, scores = evaluate.run_batches(bound, evaluated, self.program.by_batch)
+        losses, scores = evaluate.run_batches(
+            lambda batch: bound(self.feed.complete(split, batch)),
+            self.feed.evaluation(split, most),
+            self.program.by_batch,
+        )
         return float(losses.mean()), scores
 
     def _evaluated(self) -> tuple[Tree, Tree]:
@@ -158,8 +172,7 @@ class Loop:
         if not self.progress.validated:
             self._validate(first, log, losses, checkpointer)
         elif first < self.last_step:
-            split = self.dataset.splits[self.selection_split]
-            self._predict(*self._evaluated(), split.take(np.arange(1)))
+            self._predict(*self._evaluated(), self.selection_split, most=1)
 
     def _validate_unless_stopped(
         self, number: int, log: MetricsLog, losses: PendingLosses, checkpointer: Checkpointer
@@ -202,18 +215,4 @@ class Loop:
     def _save(self, checkpointer: Checkpointer, *, validated: bool) -> None:
         self.check_lock()
         progress = dataclasses.replace(self.progress, seconds=self.seconds(), validated=validated)
-        checkpointer.save_latest(self.state, self.iterator, progress)
-
-
-def train_iterator(config: Config, split: Split, *, augment: Augment, image_size: int | None) -> grain.DatasetIterator:
-    """The training batches of a config, without an end, from the training split; see `batches.train_iterator`."""
-    return batches.train_iterator(
-        split,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        image_size=image_size,
-        augment=augment,
-        sampling=config.train.sampling,
-        last_batch=config.train.last_batch,
-        multiple=config.train.epoch_multiple,
-    )
+        checkpointer.save_latest(self.state, self.feed.iterator, progress)

@@ -1,6 +1,6 @@
 """Checks and measurements of the training loop: losses must stay finite, and images are counted per second."""
 
-import math
+import dataclasses
 import pathlib
 import time
 
@@ -11,26 +11,38 @@ from jaxboost.errors import UserError
 from jaxboost.training.checkpoints.checkpointer import Checkpointer
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepFigures:
+    """The loss of a step and the norm of its gradient."""
+
+    number: int
+    loss: float
+    grad_norm: float
+
+
 class PendingLosses:
     """Losses and gradient norms that are still on the device; fetched together, so that no step waits for them."""
 
     def __init__(self, checkpointer: Checkpointer, folder: pathlib.Path):
         self._checkpointer, self._folder = checkpointer, folder
-        self._pending: list[tuple[int, jax.Array, jax.Array]] = []
-        self._last = math.nan
+        self._pending: list[tuple[int, int, jax.Array, jax.Array]] = []
 
-    def add(self, number: int, loss: jax.Array, grad_norm: jax.Array) -> None:
-        """Adds the loss of a step and the norm of its gradient."""
-        self._pending.append((number, loss, grad_norm))
+    def add(self, first: int, count: int, losses: jax.Array, grad_norms: jax.Array) -> None:
+        """Adds the losses and the gradients' norms of `count` steps from step `first` on, () or the first of (K,)."""
+        self._pending.append((first, count, losses, grad_norms))
 
-    def fetch(self) -> float:
-        """Fetches all losses and returns the last one. Raises UserError for the first that is not finite."""
-        for number, loss, grad_norm in jax.device_get(self._pending):
-            self.stop_unless_finite(number, "loss", loss)
-            self.stop_unless_finite(number, "gradient's norm", grad_norm)
-            self._last = float(loss)
+    def fetch(self) -> list[StepFigures]:
+        """Fetches the figures of all steps since the last call. Raises UserError for the first that is not finite."""
+        found = [
+            StepFigures(number=first + offset, loss=float(loss), grad_norm=float(grad_norm))
+            for first, count, losses, grad_norms in jax.device_get(self._pending)
+            for offset, loss, grad_norm in zip(range(count), np.ravel(losses), np.ravel(grad_norms), strict=False)
+        ]
+        for each in found:
+            self.stop_unless_finite(each.number, "loss", each.loss)
+            self.stop_unless_finite(each.number, "gradient's norm", each.grad_norm)
         self._pending.clear()
-        return self._last
+        return found
 
     def stop_unless_finite(self, number: int, what: str, value: float) -> None:
         """Raises UserError if `value` is not finite; it names the step and the last checkpoint."""

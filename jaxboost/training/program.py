@@ -13,9 +13,12 @@ from flax import nnx
 
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import DatasetInfo
+from jaxboost.data.pipeline.augment import Augment
 from jaxboost.models.frozen import Tree
 from jaxboost.training import imbalance, optim, step
 from jaxboost.training.mixing import Mixing
+from jaxboost.training.on_device.reading import Reading
+from jaxboost.training.on_device.rows import Rows
 from jaxboost.training.step import BoundEvalStep, Objective, TrainState, TrainStep
 
 
@@ -27,6 +30,8 @@ class Program:
       tx: the optimiser.
       learning_rate: schedule of its learning rate.
       train_step: see `step.make_train_step`.
+      reading: how steps read data on the devices; None: the host sends batches.
+      complete: with `reading`: `Reading.eval_batch`, compiled.
       bind_eval_step: see `step.make_eval_step`.
       encode: see `step.make_encode`; only for models whose images can be encoded once.
       replicated, by_batch: see `step.make_mesh`.
@@ -36,6 +41,8 @@ class Program:
     tx: optax.GradientTransformation
     learning_rate: optim.Schedule
     train_step: TrainStep
+    reading: Reading | None
+    complete: Callable[[Rows, step.Batch], step.Batch] | None
     bind_eval_step: Callable[..., BoundEvalStep]
     encode: Callable[[Tree, Tree, step.Batch], jax.Array]
     replicated: jax.NamedSharding
@@ -87,7 +94,9 @@ def make_objective(config: Config, info: DatasetInfo, labels: np.ndarray | None 
     )
 
 
-def make_program(config: Config, graphdef: nnx.GraphDef, objective: Objective, *, steps_per_epoch: int) -> Program:
+def make_program(
+    config: Config, graphdef: nnx.GraphDef, objective: Objective, *, steps_per_epoch: int, on_device: bool = False
+) -> Program:
     """The step functions of a config. Configs that give the same ones, such as those of other seeds, share them.
 
     So the runs of a study in one process trace and compile them once.
@@ -97,33 +106,48 @@ def make_program(config: Config, graphdef: nnx.GraphDef, objective: Objective, *
       graphdef: of its model, see `frozen.split`.
       objective: the result of `make_objective` for the config.
       steps_per_epoch: of the training split, which the learning rate's schedule follows.
+      on_device: whether steps read their data in the devices' memory.
 
     Raises:
       UserError: the schedule does not fit the number of steps.
     """
     train = config.train
     optimiser = {**config.optim, "steps_per_epoch": steps_per_epoch, "epochs": train.epochs}
-    return _program(graphdef, objective, (*optimiser.items(),), train.ema, train.accumulate, (*jax.local_devices(),))
+    reads = (Augment(**config.augment), config.model.image_size) if on_device else None
+    return _program(
+        graphdef, objective, (*optimiser.items(),), train.ema, train.accumulate, reads, (*jax.local_devices(),)
+    )
 
 
 # An arm of a study has a program for each learning rate that it tries, and then one for all of its seeds. In a
-# cross-validation each fold may have one, as its number of steps and its class weights may differ.
-@functools.lru_cache(maxsize=8)
+# cross-validation each fold may have one, as its number of steps and its class weights may differ. A run whose data are
+# on the devices has another one before they are there.
+@functools.lru_cache(maxsize=16)
 def _program(
     graphdef: nnx.GraphDef,
     objective: Objective,
     optimiser: tuple[tuple[str, Any], ...],
     ema: float,
     accumulate: int,
+    reads: tuple[Augment, int] | None,
     devices: tuple[Any, ...],
 ) -> Program:
     del devices  # those of the mesh
     tx, learning_rate = optim.make_optimizer(**dict(optimiser), accumulate=accumulate)
     replicated, by_batch = step.make_mesh()
+    reading = None
+    if reads is not None:
+        # On an accelerator the operations of all images at once take less time than a loop over the images.
+        one_by_one = jax.default_backend() == "cpu"
+        reading = Reading(augment=reads[0], image_size=reads[1], one_by_one=one_by_one, by_batch=by_batch)
     return Program(
         tx=tx,
         learning_rate=learning_rate,
-        train_step=step.make_train_step(graphdef, tx, objective, replicated, ema=ema, accumulate=accumulate),
+        train_step=step.make_train_step(
+            graphdef, tx, objective, replicated, ema=ema, accumulate=accumulate, reading=reading
+        ),
+        reading=reading,
+        complete=jax.jit(reading.eval_batch) if reading else None,
         bind_eval_step=step.make_eval_step(graphdef, objective, replicated),
         encode=step.make_encode(graphdef, by_batch),
         replicated=replicated,

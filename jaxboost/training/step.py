@@ -1,7 +1,7 @@
 """One training step and one evaluation step, pure and jitted over a mesh of all local devices."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,10 @@ from jaxboost.evaluation.evaluate import put as put
 from jaxboost.models.frozen import Tree, merge, statistics
 from jaxboost.tasks import TASKS
 from jaxboost.training.mixing import Mixing, augment_batch
+from jaxboost.training.on_device.reading import Reading
+
+# In a batch of row numbers: the split that the devices hold, and the number of steps.
+ROWS, COUNT = "rows", "count"
 
 
 @flax.struct.dataclass
@@ -127,6 +131,7 @@ def make_train_step(
     *,
     ema: float = 0.0,
     accumulate: int = 1,
+    reading: Reading | None = None,
 ) -> TrainStep:
     """Returns step(state, frozen, batch, key) -> (state, {"loss", "grad_norm"}); the old state's buffers are reused.
 
@@ -141,11 +146,14 @@ def make_train_step(
       replicated: see `make_mesh`; the sharding of the results.
       ema: decay of the moving average of the weights, if the state has one.
       accumulate: micro-batches per optimiser update, see `optim.make_optimizer`; averages change only at updates.
+      reading: makes batches of rows that the devices hold, and the function takes several steps then. Its argument
+        `batch` is {ROWS: a split, "row": int32 (K, B)[, "mask": bool (K, B)], COUNT: int32 ()}: the first COUNT of K
+        batches. "loss" and "grad_norm" are (K,), and 0 after the first COUNT. COUNT is not known when the program is
+        compiled, so one program serves all counts, and the results do not depend on how steps are divided into calls.
     """
 
-    @partial(jax.jit, donate_argnames="state", out_shardings=replicated)
     def train_step(
-        state: TrainState, frozen: Tree, batch: Batch, key: jax.Array
+        state: TrainState, frozen: Tree, batch: Mapping[str, Any], key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         model_key, batch_key = jax.random.split(jax.random.fold_in(key, state.step))
         mixing, task = objective.mixing, TASKS[objective.task]
@@ -171,7 +179,25 @@ def make_train_step(
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
         return TrainState(step=step, params=params, opt_state=opt_state, stats=stats, ema=average), metrics
 
-    return train_step
+    def train_steps(
+        state: TrainState, frozen: Tree, batch: Mapping[str, Any], key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        assert reading is not None
+        read = reading.train_batch
+        each = {name: array for name, array in batch.items() if name not in (ROWS, COUNT)}
+
+        def body(index: jax.Array, carried: tuple[TrainState, dict[str, jax.Array]]) -> Any:
+            state, found = carried
+            # A step makes two keys of this one by `split`, which are those that `fold_in` gives for 0 and 1.
+            read_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 2)
+            rows = {name: array[index] for name, array in each.items()}
+            state, metrics = train_step(state, frozen, read(batch[ROWS], rows, read_key), key)
+            return state, {name: array.at[index].set(metrics[name]) for name, array in found.items()}
+
+        nothing = jnp.zeros(len(batch["row"]), jnp.float32)
+        return jax.lax.fori_loop(0, batch[COUNT], body, (state, {"loss": nothing, "grad_norm": nothing}))
+
+    return jax.jit(train_steps if reading else train_step, donate_argnames="state", out_shardings=replicated)
 
 
 def _averaged(average: Tree, weights: Tree, decay: jax.Array) -> Tree:

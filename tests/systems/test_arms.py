@@ -53,7 +53,7 @@ def _dtypes(tree):
 
 def _scores(run):
     """Probabilities of the first training batch."""
-    batch = step.put(next(run.iterator), run.program.by_batch)
+    batch = step.put(next(run.feed.iterator), run.program.by_batch)
     return np.asarray(run.program.bind_eval_step(run.state.params, run.frozen)(batch)[1])
 
 

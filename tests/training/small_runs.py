@@ -49,7 +49,7 @@ def take_steps(run: Loop, count: int) -> list[float]:
     """Trains `run` for `count` steps and returns their losses; nothing is written."""
     losses = []
     for _ in range(count):
-        run.state, outputs = take_step(run, step.put(next(run.iterator), run.program.by_batch))
+        run.state, outputs = take_step(run, step.put(next(run.feed.iterator), run.program.by_batch))
         losses.append(float(outputs["loss"]))
     return losses
 

@@ -16,7 +16,7 @@ def test_a_run_keeps_the_last_batch(lidc_root, tmp_path):
     changes = {"train.last_batch": "keep", "train.batch_size": 128, "eval.batch_size": 128, "boost.kind": "none"}
     run = train.assemble(small_config(lidc_root, changes), tmp_path / "run")
     assert run.steps_per_epoch == 11
-    masks = [next(run.iterator)["mask"].sum() for _ in range(11)]
+    masks = [next(run.feed.iterator)["mask"].sum() for _ in range(11)]
     assert masks == [128] * 10 + [122]
     assert np.isfinite(take_steps(run, 1)).all()
 

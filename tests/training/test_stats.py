@@ -62,7 +62,7 @@ def test_statistics_are_not_trained(run):
 
 def test_evaluation_takes_the_running_averages(run):
     take_steps(run, 3)
-    batch = step.put(next(run.iterator), run.program.by_batch)
+    batch = step.put(next(run.feed.iterator), run.program.by_batch)
     losses, scores = run.program.bind_eval_step(run.state.params, run.frozen, run.state.stats)(batch)
     # The first image keeps its score whatever is in the batch beside it.
     alone = {"image": batch["image"].at[1:].set(255 - batch["image"][1:]), "label": batch["label"]}
@@ -123,7 +123,7 @@ def test_resumed_run_ends_the_same(few_lidc_root, tmp_path, monkeypatch):
         run = train.assemble(config, tmp_path / "none")
         start = on_host(run.state.stats)
         with Checkpointer(tmp_path / name / "checkpoints") as checkpointer:
-            state, _ = checkpointer.restore_latest(run.state, run.iterator, run.progress.fingerprints)
+            state, _ = checkpointer.restore_latest(run.state, run.feed.iterator, run.progress.fingerprints)
             best = checkpointer.restore_best(4, run.state.params, run.state.stats)
         # The only validation is after the last step.
         assert_same(best, (state.params, state.stats))

@@ -34,7 +34,7 @@ def run(untouched):
 
 
 def _batch(run):
-    return step.put(next(run.iterator), run.program.by_batch)
+    return step.put(next(run.feed.iterator), run.program.by_batch)
 
 
 def test_frozen_weights_are_not_outputs(run):

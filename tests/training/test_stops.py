@@ -1,8 +1,6 @@
 """A signal in each phase of a run: it ends, and the next command gives what an uninterrupted run does, bit by bit."""
 
-import json
 import logging
-import pathlib
 import signal
 
 import numpy as np
@@ -13,26 +11,14 @@ from jaxboost.data.dataset import Dataset, DatasetInfo, Split
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.evaluation import evaluate
 from jaxboost.runs import datasets, lock, train
-from jaxboost.runs.result import COSTS
 from jaxboost.statistics import intervals
 from jaxboost.training import program, source_tokens, step
 from jaxboost.training.checkpoints import checkpointer
 from tests.finished_runs import colours
+from tests.training.stopped_runs import outcome, records, send_in
 
 # Two epochs of three steps, and a checkpoint at the end of each alone.
 CHANGES = {"train.epochs": 2, "train.max_steps": 0, "train.log_every": 1, "train.batch_size": 3, "eval.batch_size": 4}
-
-
-def records(folder: pathlib.Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
-
-
-def outcome(folder: pathlib.Path) -> dict:
-    """All that a run finds, without its times."""
-    result = json.loads((folder / "result.json").read_text())
-    predictions = {path.name: path.read_bytes() for path in (folder / "predictions").iterdir()}
-    return {"result": {**result, **dict.fromkeys(COSTS)}, "records": records(folder), "predictions": predictions}
 
 
 @pytest.fixture(scope="module")
@@ -46,24 +32,6 @@ def whole(tmp_path_factory):
 def log(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("jaxboost"), "propagate", True)
     caplog.set_level(logging.INFO, "jaxboost")
-
-
-def send_in(monkeypatch, owner, name, *, call=1, after=False):
-    """SIGTERM comes in a call of a function, before or after its work."""
-    function, calls = getattr(owner, name), []
-
-    def with_signal(*arguments, **options):
-        calls.append(1)
-        if len(calls) != call:
-            return function(*arguments, **options)
-        if after:
-            value = function(*arguments, **options)
-            signal.raise_signal(signal.SIGTERM)
-            return value
-        signal.raise_signal(signal.SIGTERM)
-        return function(*arguments, **options)
-
-    monkeypatch.setattr(owner, name, with_signal)
 
 
 # Where the signal comes, what the run says, and its last saved step: 0 for none.

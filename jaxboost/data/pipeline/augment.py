@@ -27,7 +27,7 @@ _ONLY_2D = (
     *("rand_augment_magnitude", "rand_augment_std", "rand_augment_increasing"),
 )
 # Attempts to draw a crop that fits into the image.
-_ATTEMPTS = 10
+ATTEMPTS = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ def crop_box(
     fits; its position is uniform. After ten failed attempts it is the largest centre crop.
     """
     low, high = ratio
-    for _ in range(_ATTEMPTS):
+    for _ in range(ATTEMPTS):
         area = side * side * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(math.log(low), math.log(high)))
         width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -159,7 +159,7 @@ def jitter(picture: Image.Image, rng: np.random.Generator, strength: float) -> I
 def augment_volume(volume: np.ndarray, rng: np.random.Generator, augment: Augment) -> np.ndarray:
     """Augments a volume, uint8 (S, S, S, C), by rotation, flips, shift and noise, in this order."""
     if augment.volume_rotations:
-        volume = rotate(volume, int(rng.integers(len(_ROTATIONS))))
+        volume = rotate(volume, int(rng.integers(len(ROTATIONS))))
     if augment.volume_flips:
         volume = np.flip(volume, [axis for axis in range(3) if rng.random() < 0.5])
     if augment.shift:
@@ -172,7 +172,7 @@ def augment_volume(volume: np.ndarray, rng: np.random.Generator, augment: Augmen
 
 # A rotation of the cube moves axis axes[i] to axis i, and reverses it if signs[i] is -1. Half of the 48 combinations
 # are reflections, whose matrix has the determinant -1.
-_ROTATIONS = tuple(
+ROTATIONS = tuple(
     (axes, signs)
     for axes in itertools.permutations(range(3))
     for signs in itertools.product((1, -1), repeat=3)
@@ -182,7 +182,7 @@ _ROTATIONS = tuple(
 
 def rotate(volume: np.ndarray, number: int) -> np.ndarray:
     """Applies one of the 24 rotations of a cube to a volume (S, S, S, C), 0 <= number < 24; 0 is the identity."""
-    axes, signs = _ROTATIONS[number]
+    axes, signs = ROTATIONS[number]
     return volume.transpose(*axes, 3)[tuple(slice(None, None, sign) for sign in signs)]
 
 

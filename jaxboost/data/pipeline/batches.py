@@ -9,118 +9,19 @@ augmentation depend only on the seed and the position in the training order.
 import functools
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import grain
 import numpy as np
 
 from jaxboost.data.dataset import Split
 from jaxboost.data.pipeline.augment import Augment, augment_image, augment_volume
+from jaxboost.data.pipeline.elements import PaddedSource, RowSource, Source, SplitSource
+from jaxboost.data.pipeline.order import in_order, padded_order
 from jaxboost.data.pipeline.resize import fitted, resize
 from jaxboost.errors import UserError
 
 # A thread makes a whole batch. The buffer is limited: 16 batches of 128 RGB images of 224 pixels are 0.3 GB.
 _READ_OPTIONS = grain.ReadOptions(num_threads=min(8, os.cpu_count() or 1), prefetch_buffer_size=16)
-
-
-class SplitSource:
-    """Random access to a split: element i is {"image": uint8 (S, S[, S], C) or float32 (d, W), "label": int32 (L,)}.
-
-    Images or source tokens are read-only views of the split.
-    """
-
-    def __init__(self, split: Split):
-        self._images = split.images
-        self._labels = split.labels.astype(np.int32)
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        # A plain array, also if the split is memory-mapped.
-        image = np.asarray(self._images[index]).view()
-        image.flags.writeable = False
-        return {"image": image, "label": self._labels[index]}
-
-    def __repr__(self) -> str:
-        return f"SplitSource(images={self._images.shape}, labels={self._labels.shape})"
-
-
-class PaddedSource:
-    """The part of a split that one process evaluates, in order and padded to whole batches.
-
-    Global batch k has the elements [kB, (k+1)B) of the split. Process p gets the p-th of `process_count` equal slices
-    of each batch, so the concatenated slices are the split in order. Elements are those of `SplitSource` with "mask":
-    bool (); after the end of the split they are zeros with mask False.
-    """
-
-    def __init__(self, split: Split, *, batch_size: int, process_index: int, process_count: int):
-        self._source = SplitSource(split)
-        self._batch_size = batch_size
-        self._per_process = batch_size // process_count
-        self._offset = process_index * self._per_process
-
-    def __len__(self) -> int:
-        return -(-len(self._source) // self._batch_size) * self._per_process
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        batch, position = divmod(index, self._per_process)
-        position += batch * self._batch_size + self._offset
-        if position < len(self._source):
-            return self._source[position] | {"mask": np.True_}
-        return {name: np.zeros_like(value) for name, value in self._source[0].items()} | {"mask": np.False_}
-
-    def __repr__(self) -> str:
-        return f"PaddedSource({self._source!r}, {self._per_process} of {self._batch_size}, offset={self._offset})"
-
-
-class EpochOrder:
-    """The sample index at each position of an endless training order with epochs of `size` samples.
-
-    An epoch draws ceil(size / repeats) samples, repeats each draw `repeats` times (the last one perhaps fewer times),
-    and shuffles all of them: the repeats of an image are anywhere in one epoch. (The sampler of the reference code, in
-    one process, puts them next to each other, so that they are in one batch.) Draws are
-
-    * uniform: a random subset of the split without replacement, new in each epoch;
-    * balanced: from each class of the split in turn. A class draws all its samples in random order before it draws one
-      again, also across epochs: samples of rare classes appear several times in an epoch, and those of frequent classes
-      once in several epochs. Per epoch the numbers of draws of two classes differ by at most one.
-
-    After the samples of an epoch come `padding` positions with the index -1.
-
-    Everything depends only on the seed and the position, so an order can be resumed anywhere.
-    """
-
-    def __init__(self, labels: np.ndarray, *, size: int, seed: int, repeats: int, balanced: bool, padding: int = 0):
-        self._size, self._seed, self._repeats, self._padding = size, seed, repeats, padding
-        self._draws = -(-size // repeats)
-        self._count = len(labels)
-        self._classes = [np.flatnonzero(labels == label) for label in np.unique(labels)] if balanced else []
-        # Two epochs, because some threads reach the next epoch before others leave the last one. Not a cached method,
-        # because its cache would keep every object of the class alive.
-        self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
-
-    def __getitem__(self, index: int) -> int:
-        epoch, position = divmod(index, self._size + self._padding)
-        return int(self._epoch(epoch)[position]) if position < self._size else -1
-
-    def _make_epoch(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng([self._seed, 0, epoch])
-        draws = self._balanced(epoch) if self._classes else rng.permutation(self._count)[: self._draws]
-        return rng.permutation(np.repeat(draws, self._repeats)[: self._size])
-
-    def _balanced(self, epoch: int) -> np.ndarray:
-        draws = epoch * self._draws + np.arange(self._draws)
-        rows = np.empty_like(draws)
-        for number, members in enumerate(self._classes):
-            own = draws % len(self._classes) == number
-            passes, positions = np.divmod(draws[own] // len(self._classes), len(members))
-            orders = {
-                number_of_pass: np.random.default_rng([self._seed, 1, number, number_of_pass]).permutation(members)
-                for number_of_pass in np.unique(passes).tolist()
-            }
-            rows[own] = [orders[k][position] for k, position in zip(passes.tolist(), positions.tolist(), strict=True)]
-        return rows
 
 
 def steps_per_epoch(split: Split, batch_size: int, *, last_batch: str = "drop", multiple: int = 0) -> int:
@@ -188,16 +89,10 @@ def train_iterator(
         balanced sampling of a multi-label task.
     """
     augment = augment or Augment()
-    steps = steps_per_epoch(split, batch_size, last_batch=last_batch, multiple=multiple)
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed {seed} is out of range: use 0 <= seed < 2**32")
-    _check(split, batch_size, image_size, process_count, augment)
-    _check_sampling(split, sampling)
-    order = dict(seed=seed, repeats=augment.repeats, balanced=sampling == "balanced")
-    if last_batch == "keep":
-        dataset = _padded_order(split, _samples(split, multiple), steps * batch_size, **order)
-    else:
-        dataset = _in_order(split, steps * batch_size, **order)
+    options = dict(batch_size=batch_size, seed=seed, sampling=sampling, last_batch=last_batch, multiple=multiple)
+    dataset = _train_order(
+        split, SplitSource(split), image_size=image_size, augment=augment, process_count=process_count, **options
+    )
     if augment.random_fields:
         # Before the slices of the processes, by the position in the global order: otherwise every process would have
         # the same random numbers.
@@ -206,12 +101,36 @@ def train_iterator(
         dataset = dataset.map(functools.partial(_fitted, image_size=image_size, first=augment.resize))
         if augment.rgb:
             dataset = dataset.map(lambda element: element | {"image": _rgb(element["image"])})
-    dataset = (
-        dataset.slice(slice(process_index, None, process_count))
-        .batch(batch_size // process_count, drop_remainder=True)
-        .repeat()
+    return _endless(dataset, batch_size, process_index, process_count)
+
+
+def train_rows(
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    image_size: int | None,
+    augment: Augment | None = None,
+    sampling: str = "uniform",
+    last_batch: str = "drop",
+    multiple: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """The batches of `train_iterator`, with the same arguments, as row numbers of the split: {"row": int32 (B,)}.
+
+    For a split that the devices hold: they read and augment the images. With `last_batch="keep"` there is "mask" too.
+    """
+    options = dict(batch_size=batch_size, seed=seed, sampling=sampling, last_batch=last_batch, multiple=multiple)
+    dataset = _train_order(
+        split,
+        RowSource(split),
+        image_size=image_size,
+        augment=augment or Augment(),
+        process_count=process_count,
+        **options,
     )
-    return iter(dataset.to_iter_dataset(_READ_OPTIONS))
+    return _endless(dataset, batch_size, process_index, process_count)
 
 
 def eval_batches(
@@ -234,38 +153,60 @@ def eval_batches(
     """
     augment = augment or Augment()
     _check(split, batch_size, image_size, process_count, augment)
-    source = PaddedSource(split, batch_size=batch_size, process_index=process_index, process_count=process_count)
+    dataset = _padded(SplitSource(split), batch_size, process_index, process_count)
+    dataset = dataset.map(functools.partial(_fitted, image_size=image_size, first=augment.resize))
+    return iter(dataset.batch(batch_size // process_count, drop_remainder=True).to_iter_dataset(_READ_OPTIONS))
+
+
+def eval_rows(
+    split: Split, *, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches of `eval_batches` as row numbers of the split: {"row": int32 (B,), "mask": bool (B,)}."""
+    dataset = _padded(RowSource(split), batch_size, process_index, process_count)
+    return iter(dataset.batch(batch_size // process_count, drop_remainder=True).to_iter_dataset(_READ_OPTIONS))
+
+
+def _train_order(
+    split: Split,
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    image_size: int | None,
+    augment: Augment,
+    sampling: str,
+    last_batch: str,
+    multiple: int,
+    process_count: int,
+) -> grain.MapDataset:
+    """The elements of `source` in the training order of a split, one epoch; raises what `train_iterator` raises."""
+    steps = steps_per_epoch(split, batch_size, last_batch=last_batch, multiple=multiple)
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed {seed} is out of range: use 0 <= seed < 2**32")
+    _check(split, batch_size, image_size, process_count, augment)
+    _check_sampling(split, sampling)
+    order = dict(seed=seed, repeats=augment.repeats, balanced=sampling == "balanced")
+    if last_batch == "keep":
+        return padded_order(split, source, _samples(split, multiple), steps * batch_size, **order)
+    return in_order(split, source, steps * batch_size, **order)
+
+
+def _endless(
+    dataset: grain.MapDataset, batch_size: int, process_index: int, process_count: int
+) -> grain.DatasetIterator:
+    """The batches of a process, without an end, from the elements of an epoch."""
     dataset = (
-        grain.MapDataset.source(source)
-        .map(functools.partial(_fitted, image_size=image_size, first=augment.resize))
+        dataset.slice(slice(process_index, None, process_count))
         .batch(batch_size // process_count, drop_remainder=True)
+        .repeat()
     )
     return iter(dataset.to_iter_dataset(_READ_OPTIONS))
 
 
-def _in_order(split: Split, size: int, *, seed: int, repeats: int, balanced: bool) -> grain.MapDataset:
-    """The samples of `SplitSource` in training order, with epochs of `size` samples."""
-    source = SplitSource(split)
-    if repeats == 1 and not balanced:
-        # Truncated to whole batches here, before the slices of the processes: otherwise processes with one element more
-        # would have longer epochs than the others.
-        return grain.MapDataset.source(source).seed(seed).shuffle().slice(slice(0, size))
-    rows = EpochOrder(split.labels[:, 0], size=size, seed=seed, repeats=repeats, balanced=balanced)
-    # The index is not reset after an epoch.
-    return grain.MapDataset.range(size).seed(seed).map_with_index(lambda index, _: source[rows[index]])
-
-
-def _padded_order(split: Split, size: int, padded: int, **order: Any) -> grain.MapDataset:
-    """As `_in_order`, with a mask; zeros pad the `size` samples of each epoch to `padded`."""
-    source = SplitSource(split)
-    rows = EpochOrder(split.labels[:, 0], size=size, padding=padded - size, **order)
-    nothing = {name: np.zeros_like(value) for name, value in source[0].items()} | {"mask": np.False_}
-
-    def element(index: int, _: int) -> dict[str, np.ndarray]:
-        row = rows[index]
-        return nothing if row < 0 else source[row] | {"mask": np.True_}
-
-    return grain.MapDataset.range(padded).seed(order["seed"]).map_with_index(element)
+def _padded(source: Source, batch_size: int, process_index: int, process_count: int) -> grain.MapDataset:
+    return grain.MapDataset.source(
+        PaddedSource(source, batch_size=batch_size, process_index=process_index, process_count=process_count)
+    )
 
 
 def _samples(split: Split, multiple: int) -> int:

@@ -15,16 +15,18 @@ HIGHEST = 10.0  # largest magnitude
 FILL = {"RGB": (124, 116, 104), "L": 117}
 
 # Probability that a chosen operation is applied.
-_PROBABILITY = 0.5
+PROBABILITY = 0.5
 
-_ENHANCERS = {
+ENHANCERS = {
     "Color": ImageEnhance.Color,
     "Contrast": ImageEnhance.Contrast,
     "Brightness": ImageEnhance.Brightness,
     "Sharpness": ImageEnhance.Sharpness,
 }
 # At the largest magnitude: degrees; shear; translation as a fraction of the width or height.
-_GEOMETRIC = {"Rotate": 30.0, "ShearX": 0.3, "ShearY": 0.3, "TranslateXRel": 0.45, "TranslateYRel": 0.45}
+GEOMETRIC = {"Rotate": 30.0, "ShearX": 0.3, "ShearY": 0.3, "TranslateXRel": 0.45, "TranslateYRel": 0.45}
+# Posterize's bits, and Solarize's threshold.
+LEVELS = {"Posterize": 4, "Solarize": 256}
 _OTHERS: dict[str, Callable[[Image.Image, int | None], Image.Image]] = {
     "AutoContrast": lambda picture, _: ImageOps.autocontrast(picture),
     "Equalize": lambda picture, _: ImageOps.equalize(picture),
@@ -33,7 +35,7 @@ _OTHERS: dict[str, Callable[[Image.Image, int | None], Image.Image]] = {
     "Solarize": ImageOps.solarize,
     "SolarizeAdd": lambda picture, add: _add_to_dark(picture, add),
 }
-OPERATIONS = (*_OTHERS, *_GEOMETRIC, *_ENHANCERS)
+OPERATIONS = (*_OTHERS, *GEOMETRIC, *ENHANCERS)
 
 
 def rand_augment(
@@ -58,7 +60,7 @@ def rand_augment(
       filters: interpolation filters; one is drawn for each operation.
     """
     for number in rng.integers(len(OPERATIONS), size=ops):
-        name, applied = OPERATIONS[number], rng.random() < _PROBABILITY
+        name, applied = OPERATIONS[number], rng.random() < PROBABILITY
         level = float(np.clip(rng.normal(magnitude, std), 0.0, HIGHEST))
         negative, resample = rng.random() < 0.5, filters[rng.integers(len(filters))]
         if applied:
@@ -83,14 +85,14 @@ def argument(name: str, level: float, *, negative: bool, increasing: bool) -> fl
       operations without an argument.
     """
     fraction = level / HIGHEST
-    if name in _GEOMETRIC:
-        return (-fraction if negative else fraction) * _GEOMETRIC[name]
-    if name in _ENHANCERS:
+    if name in GEOMETRIC:
+        return (-fraction if negative else fraction) * GEOMETRIC[name]
+    if name in ENHANCERS:
         return max(0.1, 1.0 + (-fraction if negative else fraction) * 0.9) if increasing else 0.1 + fraction * 1.8
     if name == "SolarizeAdd":
         return int(fraction * 110)
-    if name in ("Posterize", "Solarize"):
-        highest = {"Posterize": 4, "Solarize": 256}[name]
+    if name in LEVELS:
+        highest = LEVELS[name]
         return highest - int(fraction * highest) if increasing else int(fraction * highest)
     return None
 
@@ -99,8 +101,8 @@ def apply(
     name: str, picture: Image.Image, value: float | int | None, resample: Image.Resampling = Image.Resampling.BICUBIC
 ) -> Image.Image:
     """Applies one operation with the value that `argument` returns."""
-    if name in _ENHANCERS:
-        return _ENHANCERS[name](picture).enhance(value)
+    if name in ENHANCERS:
+        return ENHANCERS[name](picture).enhance(value)
     if name in _OTHERS:
         return _OTHERS[name](picture, value)
     if name == "Rotate":

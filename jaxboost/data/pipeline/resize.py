@@ -35,6 +35,11 @@ def resize(image: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Crops the centre `size` x `size` pixels of an image (S, S, C), S >= size; odd margins round as in torchvision."""
-    start = round((image.shape[0] - size) / 2)
+    """Crops the centre `size` x `size` pixels of an image (S, S, C), S >= size."""
+    start = margin(image.shape[0], size)
     return image[start : start + size, start : start + size]
+
+
+def margin(side: int, size: int) -> int:
+    """Pixels before a centre crop of `size` pixels of a side; odd margins round as in torchvision."""
+    return round((side - size) / 2)

@@ -14,14 +14,9 @@ from torchvision.transforms import functional
 
 from jaxboost.data.dataset import Split
 from jaxboost.data.pipeline.augment import Augment
-from jaxboost.data.pipeline.batches import (
-    EpochOrder,
-    PaddedSource,
-    SplitSource,
-    eval_batches,
-    steps_per_epoch,
-    train_iterator,
-)
+from jaxboost.data.pipeline.batches import eval_batches, steps_per_epoch, train_iterator
+from jaxboost.data.pipeline.elements import PaddedSource, SplitSource
+from jaxboost.data.pipeline.order import EpochOrder
 from jaxboost.data.pipeline.resize import centre_crop, resize
 from jaxboost.errors import UserError
 
@@ -297,7 +292,7 @@ def test_repr_of_sources(split):
     source = SplitSource(split)
     assert repr(source) == "SplitSource(images=(23, 4, 4, 1), labels=(23, 1))"
     assert repr(source) == repr(SplitSource(split))
-    padded = PaddedSource(split, batch_size=8, process_index=1, process_count=2)
+    padded = PaddedSource(source, batch_size=8, process_index=1, process_count=2)
     assert repr(padded) == f"PaddedSource({source!r}, 4 of 8, offset=4)"
     assert len(padded) == 12
     assert len(source) == N

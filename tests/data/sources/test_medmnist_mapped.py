@@ -15,6 +15,7 @@ from jaxboost.data import fold_of, load
 from jaxboost.data.dataset import MappedRows, Split, join_splits
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
+from jaxboost.data.pipeline.elements import SplitSource
 from jaxboost.data.readers import npz
 from jaxboost.data.sources import medmnist
 from jaxboost.errors import UserError
@@ -158,13 +159,13 @@ def test_a_check_that_cannot_be_noted(write_official, tmp_path, monkeypatch, cap
 
 
 def test_elements_are_plain_arrays(both):
-    source = batches.SplitSource(both[1].splits["train"])
+    source = SplitSource(both[1].splits["train"])
     image = source[3]["image"]
     assert type(image) is np.ndarray
     assert (image.dtype, image.shape, image.flags.writeable) == (np.uint8, (28, 28, 1), False)
     rows = both[1].splits["train"].take(np.array([3]))
-    np.testing.assert_array_equal(batches.SplitSource(rows)[0]["image"], image)
-    assert type(batches.SplitSource(rows)[0]["image"]) is np.ndarray
+    np.testing.assert_array_equal(SplitSource(rows)[0]["image"], image)
+    assert type(SplitSource(rows)[0]["image"]) is np.ndarray
 
 
 def test_folds_of_a_mapped_data_set(both):

@@ -1,0 +1,58 @@
+"""From the row numbers that the host sends to the batch that a step sees."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jaxboost.data.pipeline.augment import Augment
+from jaxboost.training.on_device import images as on_images
+from jaxboost.training.on_device.rows import Rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a step makes its batch.
+
+    Attributes:
+      augment: random changes of training images.
+      image_size: side of the model's input in pixels.
+      one_by_one: see `images.augment_images`.
+      by_batch: sharding of the batch.
+    """
+
+    augment: Augment
+    image_size: int
+    one_by_one: bool
+    by_batch: jax.NamedSharding
+
+    def train_batch(self, rows: Rows, each: Mapping[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        """The batch {"image", "label"[, "mask"]} of row numbers {"row": int32 (B,)[, "mask": bool (B,)]}.
+
+        The random changes of an image depend on the key, which is that of the step, and on its place in the batch. They
+        do not depend on the number of devices.
+        """
+        images, labels = self._read(rows, each)
+        keys = jax.random.split(key, len(labels))
+        images = on_images.augment_images(images, keys, self.augment, self.image_size, one_by_one=self.one_by_one)
+        return {**self._placed(images, labels), **({"mask": each["mask"]} if "mask" in each else {})}
+
+    def eval_batch(self, rows: Rows, each: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """The batch {"image", "label"} of row numbers for an evaluation: images are only resized."""
+        images, labels = self._read(rows, each)
+        return self._placed(on_images.fit(images, self.augment, self.image_size), labels)
+
+    def _read(self, rows: Rows, each: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        images, labels = rows.read(each["row"])
+        if "mask" in each:
+            # As on the host: the padding of a batch is zeros.
+            images, labels = (
+                jnp.where(each["mask"].reshape(-1, *[1] * (array.ndim - 1)), array, jnp.zeros_like(array))
+                for array in (images, labels)
+            )
+        return images, labels
+
+    def _placed(self, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+        batch = {"image": images, "label": labels}
+        return {name: jax.lax.with_sharding_constraint(array, self.by_batch) for name, array in batch.items()}
