@@ -55,7 +55,7 @@ def train_and_evaluate(config: Config, folder: pathlib.Path) -> dict[str, Any] |
     datasets.check_folds(config)
     if not config.data.folds:
         return train.train_and_evaluate(config, folder)
-    config = train.with_layers(config, folder)
+    config = train.resolved(config, folder)
     workdir.finished_result(folder, _of_fold(config, ALL_FOLDS))
     # Checks every fold before anything is written to the common folder.
     for number in range(config.data.folds):

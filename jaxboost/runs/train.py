@@ -58,7 +58,7 @@ def train_and_evaluate(
     """
     validate(config)
     workdir.check_location(folder, config)
-    config = with_layers(config, folder)
+    config = resolved(config, folder)
     if (finished := workdir.finished_result(folder, config)) and workdir.has_config(folder):
         return _finished(config, finished, folder, splits)
     with stopping.watch(resumable=True) as stop:
@@ -84,9 +84,9 @@ def train_and_evaluate(
             return None
 
 
-def with_layers(config: Config, folder: pathlib.Path) -> Config:
-    """Returns the config as config.json of the run in `folder` has it, see `systems.with_layers`."""
-    return systems.with_layers(config, lambda: workdir.config_in(folder))
+def resolved(config: Config, folder: pathlib.Path) -> Config:
+    """Returns the config as config.json of the run in `folder` has it, see `systems.resolved`."""
+    return systems.resolved(config, lambda: workdir.config_in(folder, quiet=True))
 
 
 def assemble(
@@ -113,7 +113,7 @@ def assemble(
     combinations.check_data(config, info)
     system = systems.prepare(config, info)
     # By now a missing block has been converted.
-    config = systems.with_layers(config)
+    config = systems.resolved(config)
     augment, image_size = Augment(**config.augment), config.model.image_size
     augment.check(info.ndim)
     splits = splits or datasets.own_splits(config, folder)
