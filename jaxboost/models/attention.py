@@ -68,6 +68,11 @@ class Form:
     keys: int
     mask: Mask = "none"
 
+    @property
+    def is_padded(self) -> bool:
+        """Whether a length is odd: the gradient of cuDNN's kernel takes even ones (jax 0.10.2, with a mask or not)."""
+        return bool(self.queries % 2 or self.keys % 2)
+
 
 def fused_problem(given: Device, form: Form) -> str:
     """Why a device has no fused kernel for an attention and its gradient; "" if it has one.
@@ -83,8 +88,6 @@ def fused_problem(given: Device, form: Form) -> str:
         return f"heads of width {form.head_dim}: it takes multiples of 8 up to {most} on this device"
     if form.mask == "causal" and form.queries != form.keys:
         return f"a causal mask for {form.queries} queries and {form.keys} keys: it takes equally many"
-    if form.mask == "keys" and (form.queries % 2 or form.keys % 2):
-        return f"a mask for {form.queries} queries and {form.keys} keys: its gradient takes even numbers"
     return ""
 
 
@@ -104,6 +107,7 @@ def takes_fused(mode: str, q: jax.Array, k: jax.Array, v: jax.Array, *, mask: Ma
     """Whether an attention is computed by `fused`.
 
     Never for a single query, which costs next to nothing without; nor inside `portable`, or where a tap reads weights.
+    In the mode "auto" also not where `fused` would have to pad odd lengths, as those of a ViT with a CLS token.
 
     Args:
       mode: one of MODES.
@@ -118,6 +122,8 @@ def takes_fused(mode: str, q: jax.Array, k: jax.Array, v: jax.Array, *, mask: Ma
     if mode == "plain" or q.shape[1] == 1 or is_portable() or is_open():
         return False
     form = Form(dtype=q.dtype.name, head_dim=q.shape[-1], queries=q.shape[1], keys=k.shape[1], mask=mask)
+    if mode == "auto" and form.is_padded:
+        return False
     problem = fused_problem(device.current(), form) or _refusal(q, k, v, mask)
     if problem and mode == "fused":
         raise unavailable(problem)
@@ -138,7 +144,7 @@ def fused(
     mask: jax.Array | None = None,
     implementation: str = "cudnn",
 ) -> jax.Array:
-    """Attention softmax(q k^T / sqrt(K)) v by the fused kernel.
+    """Attention softmax(q k^T / sqrt(K)) v by the fused kernel. Odd lengths are padded, exactly; see `Form.is_padded`.
 
     Args:
       q: queries (B, Q, H, K).
@@ -151,10 +157,23 @@ def fused(
     Returns:
       (B, Q, H, K).
     """
-    # The kernel takes a mask as a bias of the full lengths.
-    full = None if mask is None else jnp.broadcast_to(mask[:, None, None], (len(mask), 1, q.shape[1], k.shape[1]))
+    Q, N = q.shape[1], k.shape[1]
+    q, (k, v) = _even(q), map(_even, (k, v))
+    hidden: dict[str, Any] = {}
+    if mask is not None:
+        # The kernel takes a mask as a bias of the full lengths.
+        full = _even(mask)[:, None, None]
+        hidden["mask"] = jnp.broadcast_to(full, (len(mask), 1, q.shape[1], k.shape[1]))
+    elif N % 2 and not causal:
+        # Under a causal mask only the added query sees the added key.
+        hidden["key_value_seq_lengths"] = jnp.full(len(k), N, jnp.int32)
     call: Any = jax.nn.dot_product_attention
-    return call(q, k, v, mask=full, is_causal=causal, implementation=implementation)
+    return call(q, k, v, is_causal=causal, implementation=implementation, **hidden)[:, :Q]
+
+
+def _even(x: jax.Array) -> jax.Array:
+    """X (B, N, ...) with one more token of zeros (False in a mask) if N is odd."""
+    return jnp.pad(x, [(0, 0), (0, x.shape[1] % 2), *[(0, 0)] * (x.ndim - 2)])
 
 
 def _refusal(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask) -> str:

@@ -98,14 +98,12 @@ def texts(parts: tuple[Pretrained, ...]) -> str:
 
 def with_attention(config: Config, build: Callable[[nnx.Rngs], nnx.Module]) -> Callable[[nnx.Rngs], nnx.Module]:
     """`build`, whose model computes its attention as `model.attention` says."""
-    # A prediction reads no such field: its device may be another one.
-    mode = config.model.get("attention", "auto")
-    return lambda rngs: attention.choose(build(rngs), mode)
+    return lambda rngs: attention.choose(build(rngs), config.model.attention)
 
 
 def check_attention(config: Config, system: System, info: DatasetInfo) -> None:
     """Raises UserError if `model.attention=fused` and some attention of the system cannot be fused on this device."""
-    if config.model.get("attention") != "fused" or not jax.tree.leaves((system.params, system.frozen)):
+    if config.model.attention != "fused" or not jax.tree.leaves((system.params, system.frozen)):
         return
     if problem := attention.device_problem(device.current(), config.model.dtype):
         raise attention.unavailable(problem)

@@ -143,14 +143,14 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damaged_config_and_result_do_not_block_a_run(name, run, pictures, package_warnings):
-    config = train.with_layers(make_config(pictures), run)
+    config = train.resolved(make_config(pictures), run)
     before = (run / "config.json").read_bytes()
     _damage(run / "config.json", DAMAGES[name])
     # The result says what the config was.
     assert workdir.finished_result(run, config).steps == LAST
     _damage(run / "result.json", DAMAGES[name])
     assert workdir.finished_result(run, config) is None
-    other = train.with_layers(make_config(pictures, optim__lr=2e-2), run)
+    other = train.resolved(make_config(pictures, optim__lr=2e-2), run)
     with pytest.raises(UserError, match=r"of another config, which differs in optim\.lr \(0\.01 there, 0\.02 now\)"):
         workdir.finished_result(run, other)
     with pytest.raises(UserError, match=r"(config|result)\.json is damaged|has no config\.json"):
@@ -176,9 +176,9 @@ def test_another_config_is_refused_whatever_is_left(run, pictures):
         with pytest.raises(UserError, match=match):
             train.train_and_evaluate(other, run)
         assert sorted(run.rglob("*")) == files
-    assert workdir.finished_result(run, train.with_layers(make_config(pictures), run)) is None
+    assert workdir.finished_result(run, train.resolved(make_config(pictures), run)) is None
     # A config.json of another run does not help.
-    workdir.create(run, train.with_layers(other, run))
+    workdir.create(run, train.resolved(other, run))
     with pytest.raises(UserError, match=match):
         train.train_and_evaluate(other, run)
 
@@ -297,7 +297,7 @@ def test_mutants_of_run_files(name, whole, tmp_path):
     # The same bytes each time, whatever the place and the time.
     constant, time = ({"data.root": "/data"}, {"seconds": 1.0}), {"seconds": 0}
     whole = _altered(whole, tmp_path / "whole", *constant)
-    config, content = train.with_layers(make_config("/data"), whole), (whole / name).read_bytes()
+    config, content = train.resolved(make_config("/data"), whole), (whole / name).read_bytes()
     said, (expected, _) = workdir.finished_result(whole, config).to_json(), finished.read(whole)
     outcomes = set()
     for number, (_, damaged) in enumerate(mutations(content, 60, header=len(content))):
@@ -382,7 +382,7 @@ def test_a_result_of_an_earlier_version_is_read(whole, tmp_path, pictures):
     for place, name in ((result, "sha256"), (result, "splits_sha256"), (result["selection"], "sha256")):
         del place[name]
     (run / "result.json").write_text(json.dumps(result))
-    for found in (workdir.finished_result(run, train.with_layers(make_config(pictures), run)), finished.read(run)[1]):
+    for found in (workdir.finished_result(run, train.resolved(make_config(pictures), run)), finished.read(run)[1]):
         before = {"format": 1, "splits_sha256": None, "selection": result["selection"] | {"sha256": ""}}
         assert found.to_json() == result | before
     images = np.zeros((2, 28, 28), np.uint8)
@@ -395,7 +395,7 @@ def test_a_result_of_a_later_version_is_kept(run, pictures):
     later = {name: value for name, value in result.items() if name != "sha256"} | {"format": 2, "scores": []}
     (run / "result.json").write_text(json.dumps(later | {"sha256": results.checksum(later)}))
     for attempt in (
-        lambda: workdir.finished_result(run, train.with_layers(make_config(pictures), run)),
+        lambda: workdir.finished_result(run, train.resolved(make_config(pictures), run)),
         lambda: open_run.open_run(run),
     ):
         with pytest.raises(UserError, match="has the format 2, this jaxboost reads up to 1: install the version"):
@@ -485,7 +485,7 @@ def test_a_damaged_result_of_finished_folds_is_set_aside(kind, whole, pictures, 
     config.data.folds = 2
     result = workdir.read_result(whole)
 
-    def read_result(folder):
+    def read_result(folder, **_):
         if not folder.name.startswith("fold"):
             return None
         fold = {"folds": 2, "fold": int(folder.name.removeprefix("fold"))}

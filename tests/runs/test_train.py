@@ -346,7 +346,7 @@ def test_programs_are_kept_as_the_config_says(kept, few_lidc_root, tmp_path, mon
         ({"model.mean": ("x",)}, "model.mean: give 1 or 3 values"),
         ({"model.std": (0.0,)}, "model.std.*not be 0"),
         ({"model.mean": (1.0, 2.0)}, "model.mean: give 1 or 3 values"),
-        ({"model.dtype": "float16"}, "model.dtype.*valid: float32, bfloat16"),
+        ({"model.dtype": "float16"}, "model.dtype.*valid: auto, float32, bfloat16"),
         ({"boost.kind": "rlm"}, "did you mean 'rllm'"),
         ({"boost.path": "fast"}, "boost.path.*valid: auto, full, pooled, absorbed"),
         ({"boost.path": "absorbed", "boost.rope": True}, "boost.path: absorbed .* rope .* set it to auto"),

@@ -6,7 +6,7 @@ from jaxboost import systems
 from jaxboost.config import continuing, load_config
 from jaxboost.errors import UserError
 from jaxboost.models import attention
-from jaxboost.runs import datasets
+from jaxboost.runs import datasets, finished
 from tests import devices
 
 SMALL = {"model.backbone": "vivit_tiny", "boost.block": "random", "boost.layers": (0,)}
@@ -42,3 +42,10 @@ def test_fused_needs_16_bits_and_fitting_heads(monkeypatch):
 def test_a_run_may_go_on_with_another_mode():
     fields = continuing.fixed_fields(continuing.to_dict(load_config("quickstart")))
     assert "model.attention" not in fields
+
+
+def test_a_prediction_takes_what_its_device_has(tmp_path):
+    """The config of a run that was trained with the kernel."""
+    config = load_config("quickstart", **{"model.attention": "fused", "model.dtype": "bfloat16"})
+    found = finished._parsed(continuing.to_dict(config), tmp_path)
+    assert (found.model.attention, found.model.dtype) == ("auto", "bfloat16")
