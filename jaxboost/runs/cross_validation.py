@@ -16,7 +16,7 @@ from jaxboost.config import continuing, validate
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.errors import UserError
-from jaxboost.runs import datasets, train, workdir
+from jaxboost.runs import datasets, deterministic, train, workdir
 from jaxboost.runs.datasets import ALL_FOLDS
 from jaxboost.runs.result import RunResult, Selection, Threshold
 from jaxboost.statistics import seeds
@@ -52,6 +52,8 @@ def train_and_evaluate(config: Config, folder: pathlib.Path) -> dict[str, Any] |
       UserError: see `train.train_and_evaluate`.
     """
     validate(config)
+    if "train" in config and config.train.deterministic:
+        deterministic.prepare(folder)
     datasets.check_folds(config)
     if not config.data.folds:
         return train.train_and_evaluate(config, folder)

@@ -294,8 +294,11 @@ def test_reference_protocol_is_marked(few_lidc_root, tmp_path, caplog, monkeypat
 def test_two_devices_give_the_same_losses(uninterrupted, few_lidc_root, tmp_path):
     whole, _ = uninterrupted
     workdir = tmp_path / "run"
-    process = run_script(*_small(few_lidc_root, workdir), env=devices(2))
+    options = ("--config.train.deterministic=true",)
+    process = run_script(*_small(few_lidc_root, workdir, *options), env=devices(2))
     assert process.returncode == 0, process.stderr
+    # Nothing has started jax before XLA's settings are made, and those of the environment stay.
+    assert f"deterministic: the choice of kernels on a GPU is kept in {workdir}" in process.stdout
     assert "2 x cpu" in process.stdout
     for ours, theirs in zip(_records(workdir), _records(whole), strict=True):
         if "train_loss" in ours:
