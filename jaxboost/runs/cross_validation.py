@@ -111,7 +111,17 @@ def summarise(results: Sequence[RunResult]) -> dict[str, Any]:
         "test": {name: _mean_and_sd(values) for name, values in figures.items()},
         "threshold": _at_thresholds([result.threshold for result in results]),
         "seconds": round(sum(result.seconds for result in results), 1),
+        **_by_part(results),
     }
+
+
+def _by_part(results: Sequence[RunResult]) -> dict[str, dict[str, float]]:
+    """The entry "seconds_by_part", summed over the folds; {} if it is not known of all of them."""
+    parts = [result.seconds_by_part for result in results]
+    if None in parts:
+        return {}
+    names = dict.fromkeys(name for each in parts for name in each or {})
+    return {"seconds_by_part": {name: round(sum((each or {}).get(name, 0) for each in parts), 2) for name in names}}
 
 
 def _without_none(selection: Selection) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +27,7 @@ from jaxboost.training import source_tokens, step
 from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoints import checkpoint_folder
 from jaxboost.training.checkpoints.checkpointer import Checkpointer, Progress
+from jaxboost.training.clock import Clock
 from jaxboost.training.loop import Loop, train_iterator
 from jaxboost.training.mixing import Mixing
 from jaxboost.training.program import Program, make_objective, make_program
@@ -105,7 +105,7 @@ def assemble(
     Raises:
       UserError: a mistake in the config, the data or the weights.
     """
-    started = time.monotonic()
+    clock = Clock()
     step.check_batch_size(config.train.batch_size, "train.batch_size")
     step.check_batch_size(config.eval.batch_size, "eval.batch_size")
     # A kept program would have the kernels that another run chose.
@@ -161,7 +161,7 @@ def assemble(
             seconds=0.0,
             config=continuing.fixed_fields(continuing.to_dict(config)),
         ),
-        started=started,
+        clock=clock,
         check_lock=check_lock,
     )
 
@@ -260,7 +260,9 @@ def _finish(loop: Loop, checkpointer: Checkpointer, peak: memory.Peak) -> dict[s
     """
     config, dataset, best = loop.config, loop.dataset, loop.progress.best
     assert best is not None  # The last step is validated.
-    weights = checkpointer.restore_best(best.step, loop.state.params, loop.state.stats, best.sha256)
+    loop.clock.begin("evaluation")
+    with loop.clock.of("checkpoints"):
+        weights = checkpointer.restore_best(best.step, loop.state.params, loop.state.stats, best.sha256)
     scores = {name: loop.scores(*weights, name)[1] for name in dataset.splits if name != "train"}
     loop.check_lock()
     with io.writing(loop.folder, checkpointer.kept):
@@ -274,6 +276,7 @@ def _finish(loop: Loop, checkpointer: Checkpointer, peak: memory.Peak) -> dict[s
         selection=Selection(split=loop.selection_split, metric=config.eval.metric, **dataclasses.asdict(best)),
         steps=loop.last_step,
         seconds=round(loop.seconds(), 1),
+        seconds_by_part=loop.clock.parts(),
         memory_gb=peak.gigabytes(),
     )
     # The result marks the run as finished: everything else must be on the disk before.

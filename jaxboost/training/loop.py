@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import math
 import pathlib
-import time
 from collections.abc import Callable
 
 import grain
@@ -22,7 +21,9 @@ from jaxboost.models.frozen import Tree
 from jaxboost.systems import System
 from jaxboost.training import step
 from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer, Progress
+from jaxboost.training.clock import Clock
 from jaxboost.training.log import METRICS, MetricsLog, ProgressBar
+from jaxboost.training.mfu import Utilisation
 from jaxboost.training.monitor import PendingLosses, RateMeter
 from jaxboost.training.program import Program
 from jaxboost.training.step import TrainState
@@ -47,7 +48,7 @@ class Loop:
       state: what a step changes.
       frozen: the frozen weights.
       progress: the best epoch so far, and what must be the same when the run is resumed.
-      started: time of this start of the run, on the monotonic clock.
+      clock: where its time goes.
       check_lock: called before each write that would damage the run of another process; raises UserError then.
     """
 
@@ -65,16 +66,18 @@ class Loop:
     state: TrainState
     frozen: Tree
     progress: Progress
-    started: float
+    clock: Clock
     check_lock: Callable[[], None]
 
     def resume(self, checkpointer: Checkpointer) -> None:
         """Restores the latest checkpoint, if there is one."""
         if checkpointer.latest_step() is not None:
             config = self.progress.config
-            self.state, found = checkpointer.restore_latest(
-                self.state, self.iterator, self.progress.fingerprints, config
-            )
+            with self.clock.of("checkpoints"):
+                self.state, found = checkpointer.restore_latest(
+                    self.state, self.iterator, self.progress.fingerprints, config
+                )
+            self.clock.add_earlier(found.seconds, found.parts)
             # A checkpoint of an earlier version does not have the config.
             self.progress = dataclasses.replace(found, config=config)
             logger.info("resumed from step %d", int(self.state.step))
@@ -88,6 +91,7 @@ class Loop:
         losses = PendingLosses(checkpointer, self.folder)
         save_every = config.checkpoint_every or self.last_step
         rate = RateMeter(config.batch_size)
+        usage = Utilisation(self.config.model.dtype, self.program.by_batch.mesh.size)
         key = jax.device_put(jax.random.key(self.config.seed), self.program.replicated)
         with (
             MetricsLog(
@@ -96,10 +100,16 @@ class Loop:
             ProgressBar(first, self.last_step) as bar,
             contextlib.ExitStack() as stack,
         ):
+            self._note_lost(first, log)
             self._catch_up(first, log, losses, checkpointer)
+            self.clock.begin("step")
             for number in range(first + 1, self.last_step + 1):
-                batch = step.put(next(self.iterator), self.program.by_batch)
-                self.state, outputs = self.program.train_step(self.state, self.frozen, batch, key)
+                with self.clock.of("data"):
+                    batch = step.put(next(self.iterator), self.program.by_batch)
+                if number == first + 1:
+                    usage.count(self.program.train_step, self.state, self.frozen, batch, key, images=config.batch_size)
+                with self.clock.of("compile" if number == first + 1 else "step"):
+                    self.state, outputs = self.program.train_step(self.state, self.frozen, batch, key)
                 if number == first + 1:
                     # The step is compiled now, and later steps are short: a signal waits for their end.
                     stack.enter_context(stopping.deferred())
@@ -113,7 +123,8 @@ class Loop:
                         "learning_rate": float(self.program.learning_rate(number - 1)),
                         "images_per_second": rate.measure(number),
                     }
-                    log.write(number, values)
+                    values |= usage.record(values["images_per_second"])
+                    log.write(number, values | self.clock.record())
                     bar.report(number, loss=values["train_loss"], images_per_second=values["images_per_second"])
                 validated = not at_end or self._validate_unless_stopped(number, log, losses, checkpointer)
                 if at_end:
@@ -124,7 +135,8 @@ class Loop:
                 if stopping.received():
                     break
             # The last state must be on the disk before a signal may end the process at once.
-            checkpointer.wait()
+            with self.clock.of("checkpoints"):
+                checkpointer.wait()
         if not stopping.received():
             return True
         logger.info(
@@ -136,11 +148,12 @@ class Loop:
 
     def scores(self, params: Tree, stats: Tree, split: str) -> tuple[float, np.ndarray]:
         """Mean loss, and probabilities (n, classes), of a split."""
-        return self._predict(params, stats, self.dataset.splits[split])
+        with self.clock.of("evaluation"):
+            return self._predict(params, stats, self.dataset.splits[split])
 
     def seconds(self) -> float:
         """Time spent on the run, over all its starts."""
-        return self.progress.seconds + time.monotonic() - self.started
+        return self.clock.seconds()
 
     def _predict(self, params: Tree, stats: Tree, split: Split) -> tuple[float, np.ndarray]:
         evaluated = batches.eval_batches(
@@ -153,13 +166,21 @@ class Loop:
     def _evaluated(self) -> tuple[Tree, Tree]:
         return self.state.evaluated(ema=self.config.eval.ema)
 
+    def _note_lost(self, first: int, log: MetricsLog) -> None:
+        """Counts what an interrupted start did after its checkpoint, and records it, as this one may be too."""
+        lost = log.seconds - self.progress.seconds
+        if lost > 0:
+            self.clock.lose(lost)
+            log.write(first, self.clock.record())
+
     def _catch_up(self, first: int, log: MetricsLog, losses: PendingLosses, checkpointer: Checkpointer) -> None:
         """Validates if a signal prevented it. Else compiles the validation, so that no later signal waits for that."""
         if not self.progress.validated:
             self._validate(first, log, losses, checkpointer)
         elif first < self.last_step:
             split = self.dataset.splits[self.selection_split]
-            self._predict(*self._evaluated(), split.take(np.arange(1)))
+            with self.clock.of("compile"):
+                self._predict(*self._evaluated(), split.take(np.arange(1)))
 
     def _validate_unless_stopped(
         self, number: int, log: MetricsLog, losses: PendingLosses, checkpointer: Checkpointer
@@ -180,7 +201,8 @@ class Loop:
         counted = patients.counted(self.dataset.splits[split], scores, task, unit=self.config.eval.unit)
         result = metrics.score(counted.labels, counted.probabilities, task)
         names = [name for name in metrics.SELECTION if name in result]
-        log.write(number, {f"{split}_loss": loss, **{f"{split}_{name}": result[name] for name in names}})
+        values = {f"{split}_loss": loss, **{f"{split}_{name}": result[name] for name in names}}
+        log.write(number, values | self.clock.record())
         epoch, best = math.ceil(number / self.steps_per_epoch), self.progress.best
         better = best is None or metrics.is_better(result[metric], best.value, ties=self.config.eval.ties)
         logger.info(
@@ -195,14 +217,18 @@ class Loop:
         )
         if better:
             self.check_lock()
-            sha256 = checkpointer.save_best(number, *self._evaluated())
+            with self.clock.of("checkpoints"):
+                sha256 = checkpointer.save_best(number, *self._evaluated())
             best = Best(epoch=epoch, step=number, value=result[metric], sha256=sha256)
             self.progress = dataclasses.replace(self.progress, best=best)
 
     def _save(self, checkpointer: Checkpointer, *, validated: bool) -> None:
         self.check_lock()
-        progress = dataclasses.replace(self.progress, seconds=self.seconds(), validated=validated)
-        checkpointer.save_latest(self.state, self.iterator, progress)
+        with self.clock.of("checkpoints"):
+            progress = dataclasses.replace(
+                self.progress, seconds=self.seconds(), parts=self.clock.parts(), validated=validated
+            )
+            checkpointer.save_latest(self.state, self.iterator, progress)
 
 
 def train_iterator(config: Config, split: Split, *, augment: Augment, image_size: int | None) -> grain.DatasetIterator:

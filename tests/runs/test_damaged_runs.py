@@ -16,6 +16,7 @@ from jaxboost.runs import cross_validation, datasets, finished, saved_config, tr
 from jaxboost.runs import result as results
 from jaxboost.training import source_tokens
 from jaxboost.training.log import MetricsLog
+from tests.metrics import records
 from tests.mutations import flip_bit, largest_file, mutations
 from tests.training.own_folders import make_config, write_pictures
 
@@ -51,11 +52,6 @@ def _predictions(folder):
     return {path.name: path.read_bytes() for path in (folder / "predictions").iterdir()}
 
 
-def _records(folder):
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in each.items() if name != "images_per_second"} for each in records]
-
-
 def test_a_run_whose_files_are_all_damaged_comes_to_the_same_end(
     whole, run, pictures, tmp_path, package_warnings, monkeypatch
 ):
@@ -81,7 +77,7 @@ def test_a_run_whose_files_are_all_damaged_comes_to_the_same_end(
     assert sorted(left) == ["4", str(LAST)]
     assert _figures(run) == _figures(whole)
     assert _predictions(run) == _predictions(whole)
-    assert _records(run)[-2:] == _records(whole)[-2:]
+    assert records(run)[-2:] == records(whole)[-2:]
     assert json.loads((run / "config.json").read_text())["data"]["root"] == str(moved)
     kept = ["config.json", "metrics.jsonl", "result.json", "tensorboard"]
     assert sorted(path.name for path in run.glob("*.damaged-*")) == [f"{name}.damaged-1" for name in kept]

@@ -18,14 +18,10 @@ from jaxboost.statistics import intervals
 from jaxboost.training import program, source_tokens, step
 from jaxboost.training.checkpoints import checkpointer
 from tests.finished_runs import colours
+from tests.metrics import records
 
 # Two epochs of three steps, and a checkpoint at the end of each alone.
 CHANGES = {"train.epochs": 2, "train.max_steps": 0, "train.log_every": 1, "train.batch_size": 3, "eval.batch_size": 4}
-
-
-def records(folder: pathlib.Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
 
 
 def outcome(folder: pathlib.Path) -> dict:
