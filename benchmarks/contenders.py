@@ -28,6 +28,8 @@ class Case:
     path: str = "auto"
     dtype: str = "float32"
     tf32: bool = False  # on a GPU: matrix products of float32 may round their operands to 10 bits
+    sdpa: bool = False  # PyTorch's encoder computes attention by its fused function
+    channels_last: bool = False  # PyTorch's images and 2D kernels lie in memory with the channels last
 
     @property
     def image_size(self) -> int:
@@ -124,7 +126,7 @@ class Jaxboost:
 
     def compile(self) -> dict[str, float]:
         """Traces and compiles the step."""
-        from jaxboost.analysis.flops import count_flops
+        from jaxboost.training.flops import count_flops
 
         arguments = (self._state, self._frozen, self._batch, self._key)
         start = time.perf_counter()
@@ -166,14 +168,19 @@ class Jaxboost:
 
 
 class TorchEager:
-    """Our PyTorch restatement of the reference, every operation separate, as its authors run it."""
+    """Our PyTorch restatement of the reference, every operation separate, as its authors run it.
+
+    With `Case.dtype` bfloat16 under autocast: weights, optimiser and loss stay float32, as in jaxboost.
+    """
 
     def __init__(self, case: Case, folder: str):
         import torch
 
         from tests.reference import rllm
 
-        self._batch_size = case.batch
+        self._batch_size, self._dtype = case.batch, case.dtype
+        if case.sdpa:
+            rllm.Attention.forward = _fused_attention
         with torch.device("meta"):
             self._module = self._restate(case)
         state = torch.load(pathlib.Path(folder) / "weights.pt", weights_only=True)
@@ -195,6 +202,10 @@ class TorchEager:
             eps=EPS,
         )
         self._images = torch.from_numpy(case.images()).to(self._device)
+        self._format = torch.contiguous_format
+        if case.channels_last:
+            self._format = torch.channels_last
+            self._module.to(memory_format=torch.channels_last)
         self._labels = torch.from_numpy(case.labels()[:, 0]).long().to(self._device)
         self._pixels = rllm.pixels
         self._call = self._module
@@ -243,9 +254,13 @@ class TorchEager:
         return torch.cuda.max_memory_allocated() / 1e6 if self._device == "cuda" else 0.0
 
     def _loss(self) -> Any:
+        import torch
         from torch.nn import functional
 
-        return functional.cross_entropy(self._call(self._pixels(self._images, MEAN, STD)), self._labels)
+        images = self._pixels(self._images, MEAN, STD).contiguous(memory_format=self._format)
+        with torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._dtype == "bfloat16"):
+            logits = self._call(images)
+        return functional.cross_entropy(logits.float(), self._labels)
 
     def product(self, size: int) -> float:
         import torch
@@ -260,12 +275,14 @@ class TorchEager:
 class TorchCompile(TorchEager):
     """The same module under `torch.compile`."""
 
+    mode = "default"
+
     def compile(self) -> dict[str, float]:
         """Compiles by a forward and backward pass; the time of a second pass is subtracted."""
         import torch
 
         counted = super().compile()
-        self._call = torch.compile(self._module)
+        self._call = torch.compile(self._module, mode=self.mode)
         times = []
         for _ in range(2):
             start = time.perf_counter()
@@ -273,6 +290,22 @@ class TorchCompile(TorchEager):
             times.append(time.perf_counter() - start)
             self._optimizer.zero_grad()
         return counted | {"compile_s": times[0] - times[1]}
+
+
+class TorchAutotune(TorchCompile):
+    """The same module under `torch.compile` with the kernels that it finds fastest; compiling takes minutes."""
+
+    mode = "max-autotune"
+
+
+def _fused_attention(module: Any, x: Any) -> Any:
+    """The forward pass of `rllm.Attention` by PyTorch's fused function."""
+    from torch.nn import functional
+
+    from tests.reference import rllm
+
+    q, k, v = (rllm.split_heads(part, module.heads) for part in module.qkv(x).chunk(3, dim=-1))
+    return module.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 def _time(function: Callable[[], object], count: int) -> float:

@@ -1,10 +1,13 @@
 """Times a training step against PyTorch, side by side in one run.
 
     python -m benchmarks.train_step [--model vit3d] [--boost rllm] [--batch 8] [--rounds 3] [--json FILE]
+    python -m benchmarks.train_step --model vit_s --batch 256 --dtype bfloat16 --sdpa --channels_last --noplain \
+        --contenders jaxboost,torch_compile --limit_s 200
 
 jaxboost, the same model without booster, our PyTorch restatement of the reference as it is and under `torch.compile`
 start from the same weights and train on the same batch with the same optimiser. Their losses have to agree before
-anything is timed. Then they take turns, and medians over the turns are compared.
+anything is timed. Then they take turns, and medians over the turns are compared. A contender that takes longer than
+`--limit_s` is left out, and named.
 """
 
 import contextlib
@@ -13,17 +16,24 @@ import math
 import pathlib
 import statistics
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
 
-from benchmarks.contenders import Case, Jaxboost, TorchCompile, TorchEager, Weights
+from benchmarks.contenders import Case, Jaxboost, TorchAutotune, TorchCompile, TorchEager, Weights
 from benchmarks.figures import check_figures, write_figures
-from benchmarks.process import Remote
+from benchmarks.process import LateError, Remote
 from jaxboost.cli import app
 from jaxboost.errors import UserError, check_choice
 
-CONTENDERS = {"jaxboost": Jaxboost, "torch_eager": TorchEager, "torch_compile": TorchCompile}
+CONTENDERS = {
+    "jaxboost": Jaxboost,
+    "torch_eager": TorchEager,
+    "torch_compile": TorchCompile,
+    "torch_autotune": TorchAutotune,
+}
+DEFAULT = ("jaxboost", "torch_eager", "torch_compile")
 PLAIN = "jaxboost_plain"  # the same backbone without the booster
 WARM_STEPS = 3
 TURN_SECONDS = 1.0  # a turn is as many steps as fill this
@@ -56,12 +66,27 @@ def check(case: Case, contenders: list[str]) -> None:
         check_choice(name, CONTENDERS, "--contenders")
     if not contenders:
         raise UserError(f"--contenders is empty: give some of {', '.join(CONTENDERS)}")
+    if case.channels_last and BACKBONES[case.model].ndim != 2:
+        raise UserError(f"--channels_last: {case.model} has no 2D convolution: leave it out")
 
 
-def compare(case: Case, contenders: list[str], rounds: int) -> dict[str, Any]:
-    """Runs the comparison and returns what --json writes."""
+def compare(
+    case: Case, contenders: list[str], rounds: int, *, plain: bool = True, limit_s: float = math.inf
+) -> dict[str, Any]:
+    """Runs the comparison and returns what --json writes.
+
+    Args:
+      case: what is trained.
+      contenders: keys of CONTENDERS.
+      rounds: turns of each.
+      plain: jaxboost without the booster takes part too.
+      limit_s: seconds that a contender may take for all that it does; those that take longer are left out.
+
+    Raises:
+      UserError: no contender was done in time.
+    """
     cases = {name: case for name in contenders}
-    if case.boost != "none" and "jaxboost" in contenders:
+    if plain and case.boost != "none" and "jaxboost" in contenders:
         cases[PLAIN] = dataclasses.replace(case, boost="none")
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         remotes = {}
@@ -71,50 +96,81 @@ def compare(case: Case, contenders: list[str], rounds: int) -> dict[str, Any]:
                 folder.mkdir()
                 with Remote(Weights) as writer:
                     writer.call("write", its_case, str(folder))
-            remotes[name] = stack.enter_context(Remote(CONTENDERS.get(name, Jaxboost), its_case, str(folder)))
+            made = Remote(CONTENDERS.get(name, Jaxboost), its_case, str(folder), limit_s=limit_s)
+            remotes[name] = stack.enter_context(made)
         return _compare(case, remotes, rounds)
 
 
+class _Race:
+    """The contenders that are still in time.
+
+    Attributes:
+      remotes: name -> process.
+      late: name -> why it was left out.
+    """
+
+    def __init__(self, remotes: dict[str, Remote]):
+        self.remotes, self.late = dict(remotes), dict[str, str]()
+
+    def each(self, ask: Callable[[str, Remote], Any]) -> dict[str, Any]:
+        """name -> ask(name, process), of those that answer in time; the others are left out from here on."""
+        found = {}
+        for name, remote in list(self.remotes.items()):
+            try:
+                found[name] = ask(name, remote)
+            except LateError as error:
+                self.late[name] = str(error)
+                del self.remotes[name]
+                print(f"{name} is left out: {error}", flush=True)
+        if not found:
+            raise UserError(f"no contender was done in time: give a longer --limit_s ({', '.join(self.late)})")
+        return found
+
+
 def _compare(case: Case, remotes: dict[str, Remote], rounds: int) -> dict[str, Any]:
-    results = {}
-    for name, remote in remotes.items():
-        results[name] = remote.call("compile")
-        print(f"{name} is compiled, in {results[name]['compile_s']:.1f} s", flush=True)
-    losses = {name: [remote.call("step") for _ in range(WARM_STEPS)] for name, remote in remotes.items()}
+    race, turn = _Race(remotes), dict.fromkeys(remotes, 1)
+
+    def compiled(name: str, remote: Remote) -> dict[str, float]:
+        found = remote.call("compile")
+        print(f"{name} is compiled, in {found['compile_s']:.1f} s", flush=True)
+        return found
+
+    results = race.each(compiled)
+    losses = race.each(lambda _, remote: [remote.call("step") for _ in range(WARM_STEPS)])
     tolerance = 1e-4 if case.dtype == "float32" and not case.tf32 else 3e-2
     _check_losses({name: values for name, values in losses.items() if name != PLAIN}, tolerance)
-    seconds = {name: [] for name in remotes}
-    turn = {name: 1 for name in remotes}
-    for remote in remotes.values():
-        remote.reset_peak()
-    for number in range(rounds + 1):
-        for name, remote in remotes.items():
-            elapsed = remote.call("time_steps", turn[name])
-            if number == 0:  # how many steps make a turn
-                turn[name] = max(1, math.ceil(TURN_SECONDS / elapsed))
-            else:
-                seconds[name].append(elapsed)
-    for name, remote in remotes.items():
-        results[name]["peak_mb"] = remote.peak_mb()
-        results[name]["device_peak_mb"] = remote.call("device_peak_mb")
-    products = [remote.call("product", PRODUCT_SIZE) for _ in range(rounds) for remote in remotes.values()]
+    race.each(lambda _, remote: remote.reset_peak())
+    # How many steps make a turn.
+    first = race.each(lambda _, remote: remote.call("time_steps", 1))
+    turn = {name: max(1, math.ceil(TURN_SECONDS / elapsed)) for name, elapsed in first.items()}
+    turns = [race.each(lambda name, remote: remote.call("time_steps", turn[name])) for _ in range(rounds)]
+    peaks = race.each(lambda _, remote: (remote.peak_mb(), remote.call("device_peak_mb")))
+    products = [
+        seconds
+        for _ in range(rounds)
+        for seconds in race.each(lambda _, remote: remote.call("product", PRODUCT_SIZE)).values()
+    ]
     peak_flops = 2 * PRODUCT_SIZE**3 / min(products)
+    results = {name: result for name, result in results.items() if name in race.remotes}
     for name, result in results.items():
-        step_s = statistics.median(seconds[name])
+        seconds = [each[name] for each in turns]
+        step_s = statistics.median(seconds)
         result |= {
+            "peak_mb": peaks[name][0],
+            "device_peak_mb": peaks[name][1],
             "step_s": step_s,
-            "step_s_all": seconds[name],
+            "step_s_all": seconds,
             "images_per_second": case.batch / step_s,
             "share_of_peak": result["flops_per_image"] * case.batch / step_s / peak_flops,
             "losses": losses[name],
         }
-    summary = dataclasses.asdict(case) | {"peak_gflops": peak_flops / 1e9, **results}
+    summary = dataclasses.asdict(case) | {"peak_gflops": peak_flops / 1e9, "late": race.late, **results}
     ours = results.get("jaxboost")
-    if ours and "torch_eager" in results:
-        summary["ratio"] = results["torch_eager"]["step_s"] / ours["step_s"]
-    if ours and "torch_compile" in results:
-        summary["ratio_torch_compile"] = results["torch_compile"]["step_s"] / ours["step_s"]
-    if PLAIN in results:
+    for name in CONTENDERS:
+        if ours and name != "jaxboost" and name in results:
+            key = "ratio" if name == "torch_eager" else f"ratio_{name}"
+            summary[key] = results[name]["step_s"] / ours["step_s"]
+    if ours and PLAIN in results:
         summary["boost_over_plain"] = ours["step_s"] / results[PLAIN]["step_s"]
     return summary
 
@@ -143,12 +199,13 @@ def as_text(summary: dict[str, Any]) -> str:
     devices = {name: summary[name]["device_peak_mb"] for name in (*CONTENDERS, PLAIN) if name in summary}
     if any(devices.values()):
         lines.append("peak memory of the device, MB: " + ", ".join(f"{name} {mb:.0f}" for name, mb in devices.items()))
-    if "ratio" in summary:
-        lines.append(f"jaxboost is {summary['ratio']:.2f} times as fast as torch_eager")
-    if "ratio_torch_compile" in summary:
-        lines.append(f"jaxboost is {summary['ratio_torch_compile']:.2f} times as fast as torch_compile")
+    for name in CONTENDERS:
+        key = "ratio" if name == "torch_eager" else f"ratio_{name}"
+        if key in summary:
+            lines.append(f"jaxboost is {summary[key]:.2f} times as fast as {name}")
     if "boost_over_plain" in summary:
         lines.append(f"a step takes {summary['boost_over_plain']:.2f} times as long as without the booster")
+    lines += [f"{name} is left out: {reason}" for name, reason in summary["late"].items()]
     return "\n".join(lines)
 
 
@@ -157,11 +214,17 @@ if __name__ == "__main__":
     boost = flags.DEFINE_string("boost", "rllm", "kind of booster, or none")
     family = flags.DEFINE_string("family", "llama-7b", "shapes of the LLaMA layer")
     path = flags.DEFINE_string("path", "auto", "boost.path")
-    dtype = flags.DEFINE_string("dtype", "float32", "of jaxboost's computation")
+    dtype = flags.DEFINE_string("dtype", "float32", "of the computation: float32, or bfloat16 (PyTorch: autocast)")
     tf32 = flags.DEFINE_bool("tf32", False, "on a GPU: tensor cores for float32, in both frameworks")
+    sdpa = flags.DEFINE_bool("sdpa", False, "PyTorch's encoder: attention by scaled_dot_product_attention")
+    channels_last = flags.DEFINE_bool("channels_last", False, "PyTorch: images and 2D kernels with the channels last")
+    plain = flags.DEFINE_bool("plain", True, "jaxboost without the booster takes part too")
+    limit_s = flags.DEFINE_float(
+        "limit_s", math.inf, "seconds for each contender, compilation included; others go on without it", lower_bound=1
+    )
     batch = flags.DEFINE_integer("batch", 8, "images in a step", lower_bound=1)
     rounds = flags.DEFINE_integer("rounds", 3, "turns of each contender", lower_bound=1)
-    contenders = flags.DEFINE_list("contenders", list(CONTENDERS), "which to run")
+    contenders = flags.DEFINE_list("contenders", list(DEFAULT), f"which to run, of {', '.join(CONTENDERS)}")
     json_file = flags.DEFINE_string("json", "", "file for the figures")
 
     def main() -> None:
@@ -174,9 +237,11 @@ if __name__ == "__main__":
             path=path.value,
             dtype=dtype.value,
             tf32=tf32.value,
+            sdpa=sdpa.value,
+            channels_last=channels_last.value,
         )
         check(case, contenders.value)
-        summary = compare(case, contenders.value, rounds.value)
+        summary = compare(case, contenders.value, rounds.value, plain=plain.value, limit_s=limit_s.value)
         print(as_text(summary))
         if json_file.value:
             write_figures(json_file.value, summary)

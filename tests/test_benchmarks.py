@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,9 @@ import pytest
 
 from benchmarks import contenders, convert, data, figures, train_step
 from benchmarks.contenders import Case
-from benchmarks.process import Remote
+from benchmarks.process import LateError, Remote
 from jaxboost.errors import UserError
+from tests.reference import rllm
 from tests.reference.llama_checkpoints import LAYERS, tiny_llama, write_sharded_safetensors
 
 TINY = Case(model="vit3d_tiny", boost="rllm", family="llama-tiny", batch=2)
@@ -69,6 +72,7 @@ def test_losses_that_differ_are_refused():
             ["jaxboost"],
             "--path absorbed: .*kind mlp has no LLM layer: leave it out",
         ),
+        ({"channels_last": True}, ["torch_eager"], "--channels_last: vit3d_tiny has no 2D convolution: leave it out"),
         ({"dtype": "float64"}, ["jaxboost"], "--dtype: 'float64' is unknown"),
         ({}, [], "--contenders is empty: give some of jaxboost, torch_eager"),
         ({}, ["torch"], "--contenders: 'torch' is unknown, did you mean 'torch_eager'"),
@@ -164,6 +168,9 @@ def test_bytes_read(how, tmp_path):
 class Holder:
     """Takes memory in its process and gives it back."""
 
+    def sleep(self, seconds):
+        time.sleep(seconds)
+
     def hold(self, count):
         return int(np.ones(count, np.uint8).sum(dtype=np.int64))
 
@@ -181,6 +188,44 @@ def test_remote():
         with pytest.raises(RuntimeError, match="on purpose"):
             remote.call("fail")
         assert remote.call("hold", 1) == 1
+
+
+def test_a_contender_that_takes_too_long_is_left_out(capsys):
+    here = types.SimpleNamespace(call=lambda method, *arguments: getattr(Holder(), method)(*arguments))
+    with Remote(Holder, limit_s=1.0) as slow:
+        race = train_step._Race({"quick": here, "slow": slow})
+        assert race.each(lambda name, remote: remote.call("sleep", 60 if name == "slow" else 0)) == {"quick": None}
+        assert race.late == {"slow": "not done within 1 s"}
+        assert race.each(lambda _, remote: remote.call("hold", 1)) == {"quick": 1}
+        with pytest.raises(LateError):
+            slow.call("hold", 1)
+        # The names of those that are late, where nobody is left.
+        race.remotes = {"slow": slow}
+        with pytest.raises(UserError, match=r"no contender was done in time: give a longer --limit_s \(slow\)"):
+            race.each(lambda _, remote: remote.call("hold", 1))
+    assert "slow is left out: not done within 1 s" in capsys.readouterr().out
+
+
+def test_pytorch_s_faster_ways_compute_the_same(tmp_path):
+    """Autocast, fused attention and channels last change rounding alone; without autocast not even that much."""
+    import torch
+
+    case = Case(model="vit_tiny", boost="rllm", family="llama-tiny", batch=2)
+    contenders.Weights().write(case, str(tmp_path))
+    forward = rllm.Attention.forward
+
+    def loss(**changes):
+        try:
+            return contenders.TorchEager(dataclasses.replace(case, **changes), str(tmp_path))._loss()
+        finally:
+            rllm.Attention.forward = forward
+
+    plain = loss().item()
+    assert loss(sdpa=True, channels_last=True).item() == pytest.approx(plain, rel=1e-5)
+    half = loss(dtype="bfloat16")
+    assert half.dtype == torch.float32
+    assert half.item() != plain
+    assert half.item() == pytest.approx(plain, rel=3e-2)
 
 
 @pytest.mark.parametrize(("content", "allowed"), [('{"a": 1}', True), ("", True), ("# Title\n", False), ("[1]", False)])

@@ -27,13 +27,13 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from jaxboost.analysis.flops import count_flops
     from jaxboost.analysis.memory import step_memory_gb
     from jaxboost.config import validate
     from jaxboost.config.combinations import check_data
     from jaxboost.models.frozen import count, merge, mib
     from jaxboost.runs import datasets
     from jaxboost.systems import prepare
+    from jaxboost.training.flops import count_flops
 
     validate(config)
     info = datasets.describe(config)
@@ -80,11 +80,11 @@ def _describe_baseline(config: Config, info: "DatasetInfo") -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from jaxboost.analysis.flops import count_flops
     from jaxboost.baselines import embeddings, features
     from jaxboost.models.frozen import count, merge, mib
     from jaxboost.systems import prepare
     from jaxboost.tasks import TASKS
+    from jaxboost.training.flops import count_flops
 
     fields, classes = config.baseline, len(info.classes)
     system, flops, width = prepare(config, info, with_weights=False), 0, 0

@@ -31,8 +31,8 @@ def step_memory_gb(config: Config, info: DatasetInfo) -> dict[str, float]:
       as this machine's compiler plans them. A CPU compiler would widen 16-bit products, so there the float32 step is
       planned and its size is scaled to `model.dtype`. total: the sum of both.
     """
+    config = systems.with_dtype(config).copy_and_resolve_references()
     dtype = jnp.dtype(config.model.dtype)
-    config = config.copy_and_resolve_references()
     if jax.default_backend() == "cpu":
         config.model.dtype = "float32"
     system = systems.prepare(config, info, with_weights=False)

@@ -32,10 +32,10 @@ def training_cost(config: Config, count: int) -> TrainingCost:
     import jax
     import jax.numpy as jnp
 
-    from jaxboost.analysis.flops import count_flops
     from jaxboost.models.frozen import merge
     from jaxboost.runs import datasets, train
     from jaxboost.systems import prepare
+    from jaxboost.training.flops import count_flops
 
     info = datasets.describe(config)
     system = prepare(config, info, with_weights=False)

@@ -77,7 +77,7 @@ def do(given: Any, overrides: Sequence[str]) -> None:
     if given.quick:
         study = study.as_trial()
     folder, values = io.user_path(given.out), plan.parse_overrides(study, overrides)
-    planned = plan.make(study, folder, overrides=values, seeds=given.seeds, arms=given.arms)
+    planned = definition.with_dtype(plan.make(study, folder, overrides=values, seeds=given.seeds, arms=given.arms))
     stated = definition.check(planned)
     if given.dry_run:
         print(estimate.table(estimate.with_seconds(planned, flops=True), jobs=given.jobs))

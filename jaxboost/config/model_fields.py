@@ -23,6 +23,12 @@ def _tokens() -> Iterable[str]:
     return TOKENS
 
 
+def _attention_modes() -> Iterable[str]:
+    from jaxboost.models.attention import MODES
+
+    return MODES
+
+
 def _kinds() -> Iterable[str]:
     from jaxboost.models.boost import KINDS
 
@@ -59,9 +65,18 @@ MODEL = {
     "mean": Field((0.0,), "pixels in [0, 1] become (pixel - mean) / std; one value for all channels, or one for each"),
     "std": Field((1.0,), "see model.mean"),
     "dtype": Field(
-        "float32",
-        "precision of the computation; trained weights stay float32",
-        choices=("float32", "bfloat16"),
+        "auto",
+        'precision of the computation; trained weights stay float32; "auto": bfloat16 where the device has it in'
+        " hardware, else float32. A run keeps what it started with, also on another device",
+        choices=("auto", "float32", "bfloat16"),
+    ),
+    "attention": Field(
+        "auto",
+        'attention in the encoder and in the LLM layers: "fused": by cuDNN\'s kernel, which does not store its weights;'
+        ' "plain"; "auto": fused where the device and the shapes allow it. The results are the same up to rounding',
+        choices=_attention_modes,
+        resume="free",
+        before="auto",
     ),
     "remat": Field(False, "rematerialise encoder layers in the backward pass: less memory, more time"),
 }
@@ -94,7 +109,7 @@ ENCODER = {
 }
 # A baseline's encoder is always frozen, and its runs train nothing.
 BASELINE_MODEL = {
-    **{name: MODEL[name] for name in ("image_size", "mean", "std", "dtype")},
+    **{name: MODEL[name] for name in ("image_size", "mean", "std", "dtype", "attention")},
     "backbone": Field(
         "",
         "image encoder, a key of jaxboost.BACKBONES; only read for encoder features",

@@ -131,6 +131,12 @@ TRAIN = {
         range=Range(above=0, most=MAX_STEPS),
         resume="free",
     ),
+    "deterministic": Field(
+        False,
+        "on a GPU: only kernels that give the same bits each time, chosen as in the run's first start; slower, and"
+        " compiled programs are not kept. A CPU gives the same bits without it",
+        before=False,
+    ),
     "compilation_cache": Field(
         True, "keep compiled programs in the user's cache folder for the next start", resume="free"
     ),

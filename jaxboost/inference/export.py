@@ -23,8 +23,8 @@ from jaxboost.inference.baseline_run import BaselineRun
 from jaxboost.inference.exported import CHANNELS, DESCRIPTION, FORMAT, PROGRAM
 from jaxboost.inference.open_run import FinishedRun
 from jaxboost.io import digest_of, json_sha256, to_json
+from jaxboost.models.attention import portable
 from jaxboost.models.frozen import merge
-from jaxboost.models.transformer import portable
 from jaxboost.runs import report
 from jaxboost.tasks import TASKS
 

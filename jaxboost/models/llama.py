@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxboost.errors import ArgumentError
+from jaxboost.models import attention
 from jaxboost.models.adapters import Adaptation, Projection
 from jaxboost.models.frozen import Frozen, dequantize
 from jaxboost.models.layers import layer_of, stack
@@ -125,6 +126,7 @@ class LlamaLayer(nnx.Module):
         D, F = config.width, config.mlp_width
         q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self.config, self.dtype = config, dtype
+        self.attention_mode = "auto"  # see `attention.choose`
 
         def matrix(fan_in: int, fan_out: int) -> nnx.Param:
             # N(0, .02), the default of Hugging Face's configs, for the control with a random block.
@@ -149,6 +151,7 @@ class LlamaLayer(nnx.Module):
         causal: bool,
         mask: jax.Array | None,
         queries: int | None = None,
+        keys: int | None = None,
         adaptation: Adaptation | None = None,
     ) -> jax.Array:
         """The first tokens (B, Q, D).
@@ -159,11 +162,14 @@ class LlamaLayer(nnx.Module):
           causal: a token attends only to itself and to tokens before it.
           mask: (B, N) or (1, N), True for tokens that the others may attend to; None for all.
           queries: Q, None for all N.
+          keys: all tokens attend to the first `keys` tokens alone: as a mask that hides the others, but without their
+            keys and values; None: to all. It does not go together with `mask`.
           adaptation: adapter in front of the attention.
         """
         adaptation = adaptation or Adaptation()
         normed = adaptation(rms_norm(x, self.attention_norm[...], self.config.eps))
-        return self.finish(x[:, :queries], self._attend(normed, rope, causal, mask, queries, adaptation.merged))
+        mixed = self._attend(normed, rope, causal, mask, queries, keys, adaptation.merged)
+        return self.finish(x[:, :queries], mixed)
 
     def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
         """The layer's output from the heads' output `mixed` (B, Q, H*K) and the layer's input x (B, Q, D)."""
@@ -186,8 +192,10 @@ class LlamaLayer(nnx.Module):
         causal: bool,
         mask: jax.Array | None,
         queries: int | None,
+        keys: int | None,
         merged: dict[str, Projection] | None,
     ) -> jax.Array:
+        assert keys is None or mask is None, "a mask and a number of keys"
         B, N, _ = x.shape
         H, G, K = self.config.heads, self.config.kv_heads, self.config.head_dim
 
@@ -200,18 +208,22 @@ class LlamaLayer(nnx.Module):
             return y.reshape(B, -1, count, K).transpose(0, 2, 1, 3)
 
         q = heads(x[:, :queries], "q", H)  # (B, H, Q, K)
-        k, v = heads(x, "k", G), heads(x, "v", G)  # (B, G, N, K)
-        Q = q.shape[2]
+        k, v = heads(x[:, :keys], "k", G), heads(x[:, :keys], "v", G)  # (B, G, S, K), S is N or `keys`
+        Q, S = q.shape[2], k.shape[2]
         if rope:
             q, k = rotate(q, self.config), rotate(k, self.config)
+        token_major = [part.swapaxes(1, 2) for part in (q, k, v)]
+        kind = "keys" if mask is not None else "causal" if causal else "none"
+        if attention.takes_fused(self.attention_mode, *token_major, mask=kind):
+            return attention.fused(*token_major, causal=causal, mask=mask).reshape(B, Q, H * K)
         # Query heads i*H/G ... (i+1)*H/G - 1 share key/value head i: they become further queries of that head.
         q = (q * K**-0.5).reshape(B, G, H // G * Q, K)
-        scores = (q @ k.swapaxes(-1, -2)).astype(jnp.float32).reshape(B, H, Q, N)
+        scores = (q @ k.swapaxes(-1, -2)).astype(jnp.float32).reshape(B, H, Q, S)
         allowed = attention_mask(N, causal=causal, mask=mask)
         if allowed is not None:
-            scores = jnp.where(allowed[:, :, :queries], scores, jnp.finfo(jnp.float32).min)
+            scores = jnp.where(allowed[:, :, :queries, :keys], scores, jnp.finfo(jnp.float32).min)
         weights = tap("llm_attention", jax.nn.softmax(scores, axis=-1).astype(v.dtype))
-        return (weights.reshape(B, G, H // G * Q, N) @ v).reshape(B, H, Q, K).transpose(0, 2, 1, 3).reshape(B, Q, H * K)
+        return (weights.reshape(B, G, H // G * Q, S) @ v).reshape(B, H, Q, K).transpose(0, 2, 1, 3).reshape(B, Q, H * K)
 
     def _swiglu(self, x: jax.Array) -> jax.Array:
         return self._product(jax.nn.silu(self._product(x, "gate")) * self._product(x, "up"), "down")
@@ -257,6 +269,7 @@ class LlamaBlock(nnx.Module):
         causal: bool,
         mask: jax.Array | None = None,
         queries: int | None = None,
+        keys: int | None = None,
         adaptation: Adaptation | None = None,
     ) -> jax.Array:
         """The first tokens (B, Q, D) in float32.
@@ -267,12 +280,13 @@ class LlamaBlock(nnx.Module):
           causal: see `LlamaLayer`.
           mask: see `LlamaLayer`.
           queries: Q, None for all N. The last layer computes queries, output projection and MLP for these tokens only.
+          keys: see `LlamaLayer`; only without `queries`.
           adaptation: adapters of the layers, with a leading axis of the layers; only without `queries`.
         """
         arguments: dict[str, Any] = dict(rope=rope, causal=causal, mask=mask)
         x = x.astype(self.dtype)
         if queries is None:
-            return self.norm(self._run(x, self.depth, adaptation, **arguments))
+            return self.norm(self._run(x, self.depth, adaptation, keys=keys, **arguments))
         x = self.below_last(x, **arguments)
         return self.norm(layer_of(self.layers, -1)(x, queries=queries, **arguments))
 

@@ -234,10 +234,11 @@ class PneumoLLM(nnx.Module):
             x = jnp.concatenate([x, self.engine(x)], axis=1)
         y = self.neck_out(jax.nn.silu(self.neck_in(x)))
         if self.llama is not None:
-            mask = (jnp.arange(y.shape[1]) < d)[None] if self.spec.emitter else None
+            # The diagnosis tokens come last: without their keys no token attends to them.
+            keys = d if self.spec.emitter else None
             merged = None if precomputed is None else precomputed.llama
             adaptation = _adaptation(self.llama_adapters, merged, self.spec.depth, key)
-            y = self.llama(tap("llm_in", y), rope=True, causal=self.spec.causal, mask=mask, adaptation=adaptation)
+            y = self.llama(tap("llm_in", y), rope=True, causal=self.spec.causal, keys=keys, adaptation=adaptation)
             y = tap("llm_out", y)
         return y.astype(jnp.float32).mean(axis=1)
 

@@ -1,9 +1,6 @@
 """Pre-norm transformer blocks that run under a scan, with their attention and MLP."""
 
-import contextlib
-import contextvars
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -12,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxboost.models import attention
 from jaxboost.models.adapters import Adaptation, Projection
 from jaxboost.models.layers import LinearInit, flat_product, layer_norm, layer_of, linear, stack
 from jaxboost.models.taps import closed, is_open, tap
@@ -19,41 +17,28 @@ from jaxboost.models.taps import closed, is_open, tap
 # The activations of a block that `Transformer` keeps for the backward pass, by their `checkpoint_name`.
 SAVED = ("qkv", "mixed", "hidden", "up")
 
-_portable: contextvars.ContextVar[bool] = contextvars.ContextVar("portable", default=False)
 
-
-@contextlib.contextmanager
-def portable() -> Iterator[None]:
-    """A context in which traced functions can be lowered for every platform, as an export needs.
-
-    `attend` then chooses its implementation when it is lowered instead of when it is traced. Use it for forward passes
-    only: a gradient would keep the activations of all implementations. A function that `jax.jit` traced before is not
-    traced again.
-    """
-    token = _portable.set(True)
-    try:
-        yield
-    finally:
-        _portable.reset(token)
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, mode: str = "auto") -> jax.Array:
     """Attention softmax(q k^T / sqrt(K)) v in the fastest implementation for the backend.
 
     Args:
       q: queries (B, Q, H, K).
       k: keys (B, N, H, K).
       v: values (B, N, H, K).
+      mode: whether by the fused kernel, one of `attention.MODES`.
 
     Returns:
       (B, Q, H, K).
+
+    Raises:
+      UserError: see `attention.takes_fused`.
     """
-    if _portable.get():
-        # Without cuDNN's kernel: whether it applies depends on the device and version at run time, not known here.
+    if attention.is_portable():
         return jax.lax.platform_dependent(q, k, v, cpu=_attend_head_major, default=jax.nn.dot_product_attention)
-    if jax.default_backend() != "cpu" and not is_open():
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _has_cudnn_kernel(q, k, v) else None)
-    return _attend_head_major(q, k, v)
+    if attention.takes_fused(mode, q, k, v):
+        return attention.fused(q, k, v)
+    head_major = is_open() or jax.default_backend() == "cpu"
+    return _attend_head_major(q, k, v) if head_major else jax.nn.dot_product_attention(q, k, v)
 
 
 def _attend_head_major(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -62,34 +47,6 @@ def _attend_head_major(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (B, H, Q, N)
     weights = tap("encoder_attention", jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(v.dtype))
     return (weights @ v).swapaxes(1, 2)
-
-
-def _has_cudnn_kernel(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
-    """Whether cuDNN's fused kernel applies: 16-bit floats, head widths that are multiples of 8 up to 128, and lengths.
-
-    Which lengths it takes depends on the versions of jax and of cuDNN. One query, for the CLS token alone, is refused
-    by some, and costs next to nothing without the kernel.
-    """
-    platform: Any = jax.devices()[0].client
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    if not half or q.shape[-1] not in range(8, 129, 8) or "cuda" not in platform.platform_version or q.shape[1] == 1:
-        return False
-    return _cudnn_accepts(q, k, v)
-
-
-def _cudnn_accepts(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
-    """Whether jax can trace cuDNN's kernel and its gradient for these shapes; it raises an error if not."""
-    fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-
-    def with_gradient(*given: jax.Array) -> Any:
-        mixed, pull = jax.vjp(fused, *given)
-        return pull(mixed)
-
-    try:
-        jax.eval_shape(with_gradient, q, k, v)
-    except (NotImplementedError, RuntimeError, ValueError):
-        return False
-    return True
 
 
 def _columns(layer: nnx.Linear | Projection, x: jax.Array, columns: slice) -> jax.Array:
@@ -113,6 +70,7 @@ class Attention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.heads, self.head_dim = heads, head_dim
+        self.attention_mode = "auto"  # see `attention.choose`
         self.qkv = linear(width, 3 * heads * head_dim, bias=qkv_bias, init=init, dtype=dtype, rngs=rngs)
         self.out = linear(heads * head_dim, width, init=init, dtype=dtype, rngs=rngs)
 
@@ -136,7 +94,7 @@ class Attention(nnx.Module):
         else:
             (q,) = heads(_columns(qkv, x[:, :queries], slice(width)), 1)
             k, v = heads(_columns(qkv, x, slice(width, None)), 2)
-        mixed = attend(q, k, v)
+        mixed = attend(q, k, v, mode=self.attention_mode)
         return self.out(checkpoint_name(mixed.reshape(*mixed.shape[:2], width), "mixed"))
 
 

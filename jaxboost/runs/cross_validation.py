@@ -16,7 +16,7 @@ from jaxboost.config import continuing, validate
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.errors import UserError
-from jaxboost.runs import datasets, train, workdir
+from jaxboost.runs import datasets, deterministic, train, workdir
 from jaxboost.runs.datasets import ALL_FOLDS
 from jaxboost.runs.result import RunResult, Selection, Threshold
 from jaxboost.statistics import seeds
@@ -52,10 +52,12 @@ def train_and_evaluate(config: Config, folder: pathlib.Path) -> dict[str, Any] |
       UserError: see `train.train_and_evaluate`.
     """
     validate(config)
+    if "train" in config and config.train.deterministic:
+        deterministic.prepare(folder)
     datasets.check_folds(config)
     if not config.data.folds:
         return train.train_and_evaluate(config, folder)
-    config = train.with_layers(config, folder)
+    config = train.resolved(config, folder)
     workdir.finished_result(folder, _of_fold(config, ALL_FOLDS))
     # Checks every fold before anything is written to the common folder.
     for number in range(config.data.folds):
@@ -109,7 +111,17 @@ def summarise(results: Sequence[RunResult]) -> dict[str, Any]:
         "test": {name: _mean_and_sd(values) for name, values in figures.items()},
         "threshold": _at_thresholds([result.threshold for result in results]),
         "seconds": round(sum(result.seconds for result in results), 1),
+        **_by_part(results),
     }
+
+
+def _by_part(results: Sequence[RunResult]) -> dict[str, dict[str, float]]:
+    """The entry "seconds_by_part", summed over the folds; {} if it is not known of all of them."""
+    parts = [result.seconds_by_part for result in results]
+    if None in parts:
+        return {}
+    names = dict.fromkeys(name for each in parts for name in each or {})
+    return {"seconds_by_part": {name: round(sum((each or {}).get(name, 0) for each in parts), 2) for name in names}}
 
 
 def _without_none(selection: Selection) -> dict[str, Any]:

@@ -88,6 +88,9 @@ def _parsed(content: dict[str, Any], path: pathlib.Path) -> ConfigDict:
     if lacking := [name for name in fields if name not in config.model]:
         raise UserError(f"{path} is not the config of a run: the section model lacks {', '.join(lacking)}")
     validation.validate_present(config)
+    if config.model.attention == "fused":
+        # A prediction may run on another device.
+        config.model.attention = "auto"
     return config
 
 

@@ -67,6 +67,7 @@ def make_result(
     selection: Selection,
     steps: int | None,
     seconds: float,
+    seconds_by_part: Mapping[str, float] | None = None,
     memory_gb: float | None = None,
 ) -> RunResult:
     """Creates the result of a run.
@@ -80,6 +81,7 @@ def make_result(
       selection: the best epoch.
       steps: number of training steps; None if there were none.
       seconds: duration of the run.
+      seconds_by_part: the same by part, see `Clock.parts`; None or {}: not known.
       memory_gb: the most memory that it held; None if it is not known.
     """
     parts = {part.role: Part(**part.about, sha256=fingerprints[part.role]) for part in system.pretrained}
@@ -118,6 +120,7 @@ def make_result(
         threshold=_threshold(scores, dataset, selection.split, config.eval.specificity),
         steps=steps,
         seconds=seconds,
+        seconds_by_part={name: round(value, 2) for name, value in (seconds_by_part or {}).items()} or None,
         memory_gb=memory_gb,
     )
 
@@ -200,6 +203,9 @@ def log_result(result: RunResult) -> None:
         )
     for name, baseline in result.baselines.items():
         logger.info("test: %s alone: AUC %s", name, _number(baseline["auc"]))
+    if result.seconds_by_part:
+        shares = ", ".join(f"{name} {value:.1f}" for name, value in result.seconds_by_part.items())
+        logger.info("%.1f seconds: %s", result.seconds, shares)
     if result.warning:
         logger.warning(result.warning)
 

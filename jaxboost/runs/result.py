@@ -19,7 +19,7 @@ FORMAT = 1
 # The entry `boost` of a run without gradient training.
 BASELINE = "baseline"
 # What a run costs differs from machine to machine.
-COSTS = ("seconds", "memory_gb")
+COSTS = ("seconds", "seconds_by_part", "memory_gb")
 # Other entries `boost` than R-LLM's variants -> the pretrained parts of the system.
 _PARTS = {"pneumollm": ("vision", "llama"), BASELINE: ("encoder",)}
 
@@ -161,6 +161,7 @@ class RunResult:
       threshold: the operating point; None if the config has no eval.specificity.
       steps: number of training steps; None also for a baseline.
       seconds: duration, summed over all starts of the run.
+      seconds_by_part: the same by part, see `training.clock`; None also if a start by an earlier version is in it.
       memory_gb: see `memory.Peak`, of the start that finished the run; None also in results of earlier versions.
       sha256: checksum, see `checksum`; None before the file is written.
     """
@@ -192,6 +193,7 @@ class RunResult:
     threshold: Threshold | None
     steps: _Count | None = None
     seconds: Annotated[float, Field(ge=0)]
+    seconds_by_part: Annotated[dict[_Text, Annotated[float, Field(ge=0)]], Field(max_length=100)] | None = None
     memory_gb: Annotated[float, Field(ge=0)] | None = None
     sha256: _Digest | None = None
 

@@ -44,6 +44,7 @@ class Model:
     mean: _Floats
     std: _Floats
     dtype: _Text
+    attention: _Text = continuing.ADDED["model.attention"]
     remat: bool | None = None
     weights: _Text | None = None
     weights_source: _Text | None = None

@@ -2,10 +2,8 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import pathlib
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +28,7 @@ from jaxboost.training import feed, source_tokens, step
 from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoints import checkpoint_folder
 from jaxboost.training.checkpoints.checkpointer import Checkpointer, Progress
+from jaxboost.training.clock import Clock
 from jaxboost.training.loop import Loop
 from jaxboost.training.mixing import Mixing
 from jaxboost.training.program import Program, make_objective, make_program
@@ -60,7 +59,7 @@ def train_and_evaluate(
     """
     validate(config)
     workdir.check_location(folder, config)
-    config = with_layers(config, folder)
+    config = resolved(config, folder)
     if (finished := workdir.finished_result(folder, config)) and workdir.has_config(folder):
         return _finished(config, finished, folder, splits)
     with stopping.watch(resumable=True) as stop:
@@ -86,13 +85,9 @@ def train_and_evaluate(
             return None
 
 
-def with_layers(config: Config, folder: pathlib.Path) -> Config:
-    """Returns the config as config.json of the run in `folder` has it.
-
-    See `systems.with_layers` and `continuing.with_choices`.
-    """
-    recorded = functools.cache(lambda: workdir.config_in(folder))
-    return continuing.with_choices(systems.with_layers(config, recorded), recorded)
+def resolved(config: Config, folder: pathlib.Path) -> Config:
+    """Returns the config as config.json of the run in `folder` has it, see `systems.resolved`."""
+    return systems.resolved(config, lambda: workdir.config_in(folder, quiet=True))
 
 
 def assemble(
@@ -111,15 +106,16 @@ def assemble(
     Raises:
       UserError: a mistake in the config, the data or the weights.
     """
-    started = time.monotonic()
+    clock = Clock()
     step.check_batch_size(config.train.batch_size, "train.batch_size")
     step.check_batch_size(config.eval.batch_size, "eval.batch_size")
-    keep_compiled_programs(config.train.compilation_cache)
+    # A kept program would have the kernels that another run chose.
+    keep_compiled_programs(config.train.compilation_cache and not config.train.deterministic)
     info = datasets.describe(config)
     combinations.check_data(config, info)
     system = systems.prepare(config, info)
     # By now a missing block has been converted.
-    config = systems.with_layers(config)
+    config = systems.resolved(config)
     augment, image_size = Augment(**config.augment), config.model.image_size
     augment.check(info.ndim)
     splits = splits or datasets.own_splits(config, folder)
@@ -176,7 +172,7 @@ def assemble(
             seconds=0.0,
             config=continuing.fixed_fields(continuing.to_dict(config)),
         ),
-        started=started,
+        clock=clock,
         check_lock=check_lock,
     )
 
@@ -275,7 +271,9 @@ def _finish(loop: Loop, checkpointer: Checkpointer, peak: memory.Peak) -> dict[s
     """
     config, dataset, best = loop.config, loop.dataset, loop.progress.best
     assert best is not None  # The last step is validated.
-    weights = checkpointer.restore_best(best.step, loop.state.params, loop.state.stats, best.sha256)
+    loop.clock.begin("evaluation")
+    with loop.clock.of("checkpoints"):
+        weights = checkpointer.restore_best(best.step, loop.state.params, loop.state.stats, best.sha256)
     scores = {name: loop.scores(*weights, name)[1] for name in dataset.splits if name != "train"}
     loop.check_lock()
     with io.writing(loop.folder, checkpointer.kept):
@@ -289,6 +287,7 @@ def _finish(loop: Loop, checkpointer: Checkpointer, peak: memory.Peak) -> dict[s
         selection=Selection(split=loop.selection_split, metric=config.eval.metric, **dataclasses.asdict(best)),
         steps=loop.last_step,
         seconds=round(loop.seconds(), 1),
+        seconds_by_part=loop.clock.parts(),
         memory_gb=peak.gigabytes(),
     )
     # The result marks the run as finished: everything else must be on the disk before.

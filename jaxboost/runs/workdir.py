@@ -112,15 +112,16 @@ def write_result(workdir: pathlib.Path, result: RunResult | Mapping[str, Any]) -
     return content
 
 
-def read_result(workdir: pathlib.Path) -> RunResult | FoldsResult | None:
-    """Reads the result of a run; None if it is missing or damaged."""
+def read_result(workdir: pathlib.Path, *, quiet: bool = False) -> RunResult | FoldsResult | None:
+    """Reads the result of a run; None if it is missing or damaged, with a warning unless `quiet`."""
     path = workdir / RESULT
     if not os.path.exists(path):
         return None
     try:
         return result_in(workdir)
     except ValueError as error:
-        logger.warning("%s is damaged (%s): the run counts as unfinished", path, error)
+        if not quiet:
+            logger.warning("%s is damaged (%s): the run counts as unfinished", path, error)
         return None
 
 
@@ -147,22 +148,26 @@ def _is_whole(path: pathlib.Path) -> bool:
     return True
 
 
-def config_in(workdir: pathlib.Path, result: RunResult | FoldsResult | None = None) -> dict[str, Any] | None:
+def config_in(
+    workdir: pathlib.Path, result: RunResult | FoldsResult | None = None, *, quiet: bool = False
+) -> dict[str, Any] | None:
     """Returns the config of the run in the folder, as `continuing.fixed_fields` gives it; None if no file has it.
 
     Args:
       workdir: folder of the run; it may be missing.
       result: the run's result, if it has been read already.
+      quiet: without warnings about damaged files, where another call gives them.
     """
     path = workdir / CONFIG
     if os.path.exists(path):
         try:
             return continuing.fixed_fields(read_config(workdir))
         except ValueError as error:
-            logger.warning(
-                "%s is damaged (%s): the config is taken from the run's result or checkpoint instead", path, error
-            )
-    if result := result or read_result(workdir):
+            if not quiet:
+                logger.warning(
+                    "%s is damaged (%s): the config is taken from the run's result or checkpoint instead", path, error
+                )
+    if result := result or read_result(workdir, quiet=quiet):
         return continuing.fixed_fields(result.config)
     folder = workdir / checkpoint_folder.FOLDER
     return checkpoint_folder.saved_config(folder) if os.path.isdir(folder) else None

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 from ml_collections import ConfigDict
 from pydantic import Field
 
-from jaxboost import io, schema
+from jaxboost import io, schema, systems
 from jaxboost.config import continuing
 from jaxboost.config.table import ALL_FIELDS
+from jaxboost.config.types import Config
 from jaxboost.errors import UserError
 from jaxboost.runs.saved_config import ConfigJson
 from jaxboost.studies.plan import Plan
@@ -112,6 +113,27 @@ def read(folder: pathlib.Path) -> Definition | None:
     if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
         raise UserError(f"{folder / FILE} was written by a later version: install that version of jaxboost")
     return schema.parse(Definition, content, where=str(folder / FILE), fix="bring it back from a backup, or remove it")
+
+
+def with_dtype(plan: Plan) -> Plan:
+    """The plan in which all arms with `model.dtype=auto` have one dtype: that of study.json, else the device's.
+
+    So all runs of a study compute alike, also those that another machine starts.
+
+    Raises:
+      UserError: study.json cannot be read.
+    """
+    theirs = read(plan.folder)
+    known = {} if theirs is None else {arm.name: continuing.flat(arm.config).get("model.dtype") for arm in theirs.arms}
+    # The arms that are "auto" now were so when the study began: an arm that names its dtype does not count.
+    open_arms = [name for name, config in plan.configs.items() if config.model.dtype == systems.AUTO]
+    found = next((dtype for name in open_arms if (dtype := known.get(name))), systems.AUTO)
+
+    def named(config: Config) -> Config:
+        return systems.with_dtype(config, lambda: {"model.dtype": found})
+
+    runs = tuple(dataclasses.replace(each, config=named(each.config)) for each in plan.runs)
+    return dataclasses.replace(plan, configs={name: named(config) for name, config in plan.configs.items()}, runs=runs)
 
 
 def check(plan: Plan) -> Definition:

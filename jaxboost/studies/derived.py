@@ -43,7 +43,7 @@ def evaluate_again(source: pathlib.Path, config: Config, folder: pathlib.Path) -
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     try:
-        return _evaluate(source, result, train.with_layers(config, folder), folder)
+        return _evaluate(source, result, train.resolved(config, folder), folder)
     finally:
         lock.release()
 

@@ -24,7 +24,7 @@ from jaxboost.training.log import METRICS
 
 REFERENCE = "reference"
 _MAX_POINTS = 200  # a curve with more records is thinned
-_TIMES = ("images_per_second",)
+_TIMES = ("images_per_second", "mfu", "seconds")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def curve(file: pathlib.Path) -> list[dict[str, Any]]:
         # The last line of a run that was killed may be incomplete.
         with contextlib.suppress(ValueError, KeyError, TypeError):
             entry = json.loads(line)
-            values = {name: value for name, value in entry.items() if name not in _TIMES}
+            values = {name: value for name, value in entry.items() if not name.startswith(_TIMES)}
             by_step.setdefault(entry["step"], {}).update(values)
     found = [entry for entry in by_step.values() if any(name.startswith(("val_", "test_")) for name in entry)]
     return found if len(found) <= _MAX_POINTS else found[9::10]

@@ -7,18 +7,25 @@ is a `weights.Pretrained`.
 """
 
 import contextlib
+import functools
 import pathlib
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxboost import device
+from jaxboost.config import continuing
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
 from jaxboost.systems import baseline, pneumollm, rllm
-from jaxboost.systems.system import Recorded, System
+from jaxboost.systems.system import Recorded, System, check_attention
 
-__all__ = ["Recorded", "System", "check_same_weights", "prepare", "with_layers"]
+__all__ = ["Recorded", "System", "check_same_weights", "prepare", "resolved", "with_dtype", "with_layers"]
+
+AUTO = "auto"
+# Returns the config that the folder of a run has, flat as `continuing.fixed_fields` gives it; None: it has none.
+Before = Callable[[], Mapping[str, Any] | None]
 
 
 def prepare(
@@ -40,7 +47,10 @@ def prepare(
     Raises:
       UserError: weights are missing, or do not fit the model.
     """
-    return _system(config).prepare(config, info, with_weights=with_weights, recorded=recorded)
+    config = with_dtype(config)
+    system = _system(config).prepare(config, info, with_weights=with_weights, recorded=recorded)
+    check_attention(config, system, info)
+    return system
 
 
 def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib.Path) -> None:
@@ -54,13 +64,38 @@ def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib
     _system(config).check_same_weights(config, finished, folder)
 
 
-def with_layers(config: Config, before: Callable[[], Mapping[str, Any] | None] = lambda: None) -> Config:
+def resolved(config: Config, before: Before = lambda: None) -> Config:
+    """The config as a run records it: with what its first start chose, and what the device and the weights decide.
+
+    See `continuing.with_choices`, `with_dtype` and `with_layers`.
+    """
+    before = functools.cache(before)
+    return with_layers(with_dtype(continuing.with_choices(config, before), before), before)
+
+
+def with_dtype(config: Config, before: Before = lambda: None) -> Config:
+    """Replaces `model.dtype=auto` in a config by the dtype with which its run started; of a new run by the device's.
+
+    So a run that goes on where the device has another default computes as before.
+
+    Args:
+      config: of a run.
+      before: see `Before`.
+    """
+    if config.model.dtype != AUTO:
+        return config
+    dtype = (before() or {}).get("model.dtype", AUTO)
+    named = config.copy_and_resolve_references()
+    named.model.dtype = device.default_dtype(device.current()) if dtype == AUTO else dtype
+    return named
+
+
+def with_layers(config: Config, before: Before = lambda: None) -> Config:
     """Replaces `layers=()` in a config by the numbers of its LLaMA layers, as a run records them.
 
     Args:
       config: of a run.
-      before: returns the config that the run's folder has, flat as `continuing.fixed_fields` gives it, or None. It
-        gives the numbers if the block is missing.
+      before: see `Before`. It gives the numbers if the block is missing.
     """
     system = _system(config)
     # A baseline has no such layers.

@@ -10,7 +10,7 @@ from jaxboost.convert import encoders
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.models import embedder
 from jaxboost.systems.encoders import resolve_encoder
-from jaxboost.systems.system import Recorded, System, model_arguments, texts, trace
+from jaxboost.systems.system import Recorded, System, model_arguments, texts, trace, with_attention
 from jaxboost.systems.weights import Pretrained, check_same
 
 # There are no LLaMA layers in a baseline.
@@ -43,7 +43,7 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
         return embedder.build(encoder_arguments=arguments, rngs=rngs, **model_arguments(config))
 
     title = f"{fields.classifier} on embeddings of {config.model.backbone}{texts(parts)}"
-    return System(**trace(build), title=title, pretrained=parts, boost="baseline")
+    return System(**trace(with_attention(config, build)), title=title, pretrained=parts, boost="baseline")
 
 
 def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib.Path) -> None:

@@ -5,11 +5,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxboost import device
 from jaxboost.config.types import Config
-from jaxboost.models import frozen
+from jaxboost.data.dataset import DatasetInfo
+from jaxboost.models import attention, frozen
 from jaxboost.systems.weights import Pretrained
 
 
@@ -93,7 +96,25 @@ def texts(parts: tuple[Pretrained, ...]) -> str:
     return "".join(f" ({part.text})" for part in parts)
 
 
+def with_attention(config: Config, build: Callable[[nnx.Rngs], nnx.Module]) -> Callable[[nnx.Rngs], nnx.Module]:
+    """`build`, whose model computes its attention as `model.attention` says."""
+    return lambda rngs: attention.choose(build(rngs), config.model.attention)
+
+
+def check_attention(config: Config, system: System, info: DatasetInfo) -> None:
+    """Raises UserError if `model.attention=fused` and some attention of the system cannot be fused on this device."""
+    if config.model.attention != "fused" or not jax.tree.leaves((system.params, system.frozen)):
+        return
+    if problem := attention.device_problem(device.current(), config.model.dtype):
+        raise attention.unavailable(problem)
+    ndim = 2 if system.boost == "baseline" else info.ndim
+    image = jax.ShapeDtypeStruct((1, *[config.model.image_size] * ndim, info.channels), jnp.uint8)
+    weights = (system.params, system.frozen, system.stats)
+    jax.eval_shape(lambda images, *each: frozen.merge(system.graphdef, *each)(images), image, *weights)
+
+
 def model_arguments(config: Config) -> dict[str, Any]:
     """The config's model section as keyword arguments of the `build` functions in models."""
-    model = {name: value for name, value in config.model.items() if not name.startswith(("weights", "cache"))}
+    others = ("weights", "cache", "attention")
+    model = {name: value for name, value in config.model.items() if not name.startswith(others)}
     return model | {"dtype": jnp.dtype(model["dtype"])}

@@ -32,6 +32,9 @@ class MetricsLog:
       validated: False if the validation after that step is repeated; its record is removed too.
       kept: gives the end of an error message: which checkpoint is intact.
 
+    Attributes:
+      seconds: the time of the last record that the file had, see `Clock.record`; 0 if it had none.
+
     Raises:
       UserError: a file cannot be written; also in `write`.
     """
@@ -40,9 +43,10 @@ class MetricsLog:
         self, workdir: pathlib.Path, resume_step: int, *, validated: bool = True, kept: Callable[[], str] = str
     ):
         self._path, self._kept = workdir / METRICS, kept
+        self.seconds = 0.0
         with writing(self._path, kept):
             if self._path.exists():
-                lines = _kept_lines(self._path, resume_step, validated)
+                lines, self.seconds = _kept_lines(self._path, resume_step, validated)
                 write_text(self._path, "".join(f"{line}\n" for line in lines))
             self._file = self._path.open("a", encoding="utf-8")
         with writing(workdir / BOARD, kept):
@@ -107,18 +111,28 @@ class _Board:
         self._file.close()
 
 
-def _kept_lines(path: pathlib.Path, resume_step: int, validated: bool) -> list[str]:
-    """The records of metrics.jsonl that are kept; a file with other lines than records is set aside."""
+def _kept_lines(path: pathlib.Path, resume_step: int, validated: bool) -> tuple[list[str], float]:
+    """The records of metrics.jsonl that are kept, and the time of the last one, kept or not.
+
+    A file with other lines than records is set aside.
+    """
     if not path.is_file():
         set_aside(path)
-        return []
+        return [], 0.0
     content = path.read_bytes()
     # If the process was killed, the last line may be incomplete.
     lines = content[: content.rfind(b"\n") + 1].splitlines()
     records = [(line, _record(line)) for line in lines]
     if any(record is None for _, record in records):
         set_aside(path)
-    return [line.decode() for line, record in records if record and _is_before(record, resume_step, validated)]
+    kept = [line.decode() for line, record in records if record and _is_before(record, resume_step, validated)]
+    return kept, max((_seconds(record) for _, record in records if record), default=0.0)
+
+
+def _seconds(record: dict[str, Any]) -> float:
+    """The time of a record; 0 for one of an earlier version, or for what is no time."""
+    found = record.get("seconds")
+    return found if isinstance(found, float) and 0 <= found < math.inf else 0.0
 
 
 def _is_before(record: dict[str, Any], resume_step: int, validated: bool) -> bool:

@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import math
 import pathlib
-import time
 from collections.abc import Callable, Sequence
 
 import jax
@@ -18,8 +17,10 @@ from jaxboost.evaluation import evaluate, metrics, patients
 from jaxboost.models.frozen import Tree
 from jaxboost.systems import System
 from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer, Progress
+from jaxboost.training.clock import Clock
 from jaxboost.training.feed import Feed
 from jaxboost.training.log import METRICS, MetricsLog, ProgressBar
+from jaxboost.training.mfu import Utilisation
 from jaxboost.training.monitor import PendingLosses, RateMeter, StepFigures
 from jaxboost.training.program import Program
 from jaxboost.training.step import TrainState
@@ -42,7 +43,7 @@ class Loop:
       state: what a step changes.
       frozen: the frozen weights.
       progress: the best epoch so far, and what must be the same when the run is resumed.
-      started: time of this start of the run, on the monotonic clock.
+      clock: where its time goes.
       check_lock: called before each write that would damage the run of another process; raises UserError then.
     """
 
@@ -58,16 +59,18 @@ class Loop:
     state: TrainState
     frozen: Tree
     progress: Progress
-    started: float
+    clock: Clock
     check_lock: Callable[[], None]
 
     def resume(self, checkpointer: Checkpointer) -> None:
         """Restores the latest checkpoint, if there is one."""
         if checkpointer.latest_step() is not None:
             config = self.progress.config
-            self.state, found = checkpointer.restore_latest(
-                self.state, self.feed.iterator, self.progress.fingerprints, config
-            )
+            with self.clock.of("checkpoints"):
+                self.state, found = checkpointer.restore_latest(
+                    self.state, self.feed.iterator, self.progress.fingerprints, config
+                )
+            self.clock.add_earlier(found.seconds, found.parts)
             # A checkpoint of an earlier version does not have the config.
             self.progress = dataclasses.replace(found, config=config)
             logger.info("resumed from step %d", int(self.state.step))
@@ -81,6 +84,7 @@ class Loop:
         losses = PendingLosses(checkpointer, self.folder)
         save_every = config.checkpoint_every or self.last_step
         rate = RateMeter(config.batch_size)
+        usage = Utilisation(self.config.model.dtype, self.program.by_batch.mesh.size)
         key = jax.device_put(jax.random.key(self.config.seed), self.program.replicated)
         with (
             MetricsLog(
@@ -89,12 +93,18 @@ class Loop:
             ProgressBar(first, self.last_step) as bar,
             contextlib.ExitStack() as stack,
         ):
+            self._note_lost(first, log)
             self._catch_up(first, log, losses, checkpointer)
+            self.clock.begin("step")
             number = first
             while number < self.last_step:
                 count = self._count(number)
-                batch = self.feed.take(count)
-                self.state, outputs = self.program.train_step(self.state, self.frozen, batch, key)
+                with self.clock.of("data"):
+                    batch = self.feed.take(count)
+                if number == first:
+                    usage.count(self.program.train_step, self.state, self.frozen, batch, key, images=config.batch_size)
+                with self.clock.of("compile" if number == first else "step"):
+                    self.state, outputs = self.program.train_step(self.state, self.frozen, batch, key)
                 if number == first:
                     # The step is compiled now, and later calls are short: a signal waits for their end.
                     stack.enter_context(stopping.deferred())
@@ -103,7 +113,7 @@ class Loop:
                 bar.advance(count)
                 at_end = number % self.steps_per_epoch == 0 or number == self.last_step
                 if begun // config.log_every < number // config.log_every or at_end:
-                    self._write_steps(losses.fetch(), number, rate, log, bar)
+                    self._write_steps(losses.fetch(), number, rate, usage, log, bar)
                 validated = not at_end or self._validate_unless_stopped(number, log, losses, checkpointer)
                 if at_end:
                     rate.restart(number)
@@ -113,7 +123,8 @@ class Loop:
                 if stopping.received():
                     break
             # The last state must be on the disk before a signal may end the process at once.
-            checkpointer.wait()
+            with self.clock.of("checkpoints"):
+                checkpointer.wait()
         if not stopping.received():
             return True
         logger.info(
@@ -132,7 +143,13 @@ class Loop:
         return min(wanted, *(end - number for end in (*ends, self.last_step)))
 
     def _write_steps(
-        self, found: Sequence[StepFigures], number: int, rate: RateMeter, log: MetricsLog, bar: ProgressBar
+        self,
+        found: Sequence[StepFigures],
+        number: int,
+        rate: RateMeter,
+        usage: Utilisation,
+        log: MetricsLog,
+        bar: ProgressBar,
     ) -> None:
         """Writes the records of those of the steps up to `number` that have one, and shows the last."""
         images_per_second = rate.measure(number)
@@ -143,17 +160,19 @@ class Loop:
                     "grad_norm": each.grad_norm,
                     "learning_rate": float(self.program.learning_rate(each.number - 1)),
                     "images_per_second": images_per_second,
+                    **usage.record(images_per_second),
                 }
-                log.write(each.number, values)
+                log.write(each.number, values | self.clock.record())
         bar.report(number, loss=found[-1].loss, images_per_second=images_per_second)
 
     def scores(self, params: Tree, stats: Tree, split: str) -> tuple[float, np.ndarray]:
         """Mean loss, and probabilities (n, classes), of a split."""
-        return self._predict(params, stats, split)
+        with self.clock.of("evaluation"):
+            return self._predict(params, stats, split)
 
     def seconds(self) -> float:
         """Time spent on the run, over all its starts."""
-        return self.progress.seconds + time.monotonic() - self.started
+        return self.clock.seconds()
 
     def _predict(self, params: Tree, stats: Tree, split: str, most: int | None = None) -> tuple[float, np.ndarray]:
         bound = self.program.bind_eval_step(params, self.frozen, stats)
@@ -167,12 +186,20 @@ class Loop:
     def _evaluated(self) -> tuple[Tree, Tree]:
         return self.state.evaluated(ema=self.config.eval.ema)
 
+    def _note_lost(self, first: int, log: MetricsLog) -> None:
+        """Counts what an interrupted start did after its checkpoint, and records it, as this one may be too."""
+        lost = log.seconds - self.progress.seconds
+        if lost > 0:
+            self.clock.lose(lost)
+            log.write(first, self.clock.record())
+
     def _catch_up(self, first: int, log: MetricsLog, losses: PendingLosses, checkpointer: Checkpointer) -> None:
         """Validates if a signal prevented it. Else compiles the validation, so that no later signal waits for that."""
         if not self.progress.validated:
             self._validate(first, log, losses, checkpointer)
         elif first < self.last_step:
-            self._predict(*self._evaluated(), self.selection_split, most=1)
+            with self.clock.of("compile"):
+                self._predict(*self._evaluated(), self.selection_split, most=1)
 
     def _validate_unless_stopped(
         self, number: int, log: MetricsLog, losses: PendingLosses, checkpointer: Checkpointer
@@ -193,7 +220,8 @@ class Loop:
         counted = patients.counted(self.dataset.splits[split], scores, task, unit=self.config.eval.unit)
         result = metrics.score(counted.labels, counted.probabilities, task)
         names = [name for name in metrics.SELECTION if name in result]
-        log.write(number, {f"{split}_loss": loss, **{f"{split}_{name}": result[name] for name in names}})
+        values = {f"{split}_loss": loss, **{f"{split}_{name}": result[name] for name in names}}
+        log.write(number, values | self.clock.record())
         epoch, best = math.ceil(number / self.steps_per_epoch), self.progress.best
         better = best is None or metrics.is_better(result[metric], best.value, ties=self.config.eval.ties)
         logger.info(
@@ -208,11 +236,15 @@ class Loop:
         )
         if better:
             self.check_lock()
-            sha256 = checkpointer.save_best(number, *self._evaluated())
+            with self.clock.of("checkpoints"):
+                sha256 = checkpointer.save_best(number, *self._evaluated())
             best = Best(epoch=epoch, step=number, value=result[metric], sha256=sha256)
             self.progress = dataclasses.replace(self.progress, best=best)
 
     def _save(self, checkpointer: Checkpointer, *, validated: bool) -> None:
         self.check_lock()
-        progress = dataclasses.replace(self.progress, seconds=self.seconds(), validated=validated)
-        checkpointer.save_latest(self.state, self.feed.iterator, progress)
+        with self.clock.of("checkpoints"):
+            progress = dataclasses.replace(
+                self.progress, seconds=self.seconds(), parts=self.clock.parts(), validated=validated
+            )
+            checkpointer.save_latest(self.state, self.feed.iterator, progress)

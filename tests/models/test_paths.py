@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxboost.analysis.flops import count_flops
 from jaxboost.models import absorbed
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import PATHS, VARIANTS, Boost, check_path
 from jaxboost.models.classifier import BoostSpec, Classifier, build
 from jaxboost.models.frozen import freeze, merge, split
 from jaxboost.models.llama import FAMILIES, LlamaBlock, LlamaConfig
+from jaxboost.training.flops import count_flops
 from tests.models.parity import (
     abstract,
     assert_close,

@@ -16,6 +16,7 @@ from jaxboost.runs import cross_validation, datasets, finished, saved_config, tr
 from jaxboost.runs import result as results
 from jaxboost.training import source_tokens
 from jaxboost.training.log import MetricsLog
+from tests.metrics import records
 from tests.mutations import flip_bit, largest_file, mutations
 from tests.training.own_folders import make_config, write_pictures
 
@@ -51,11 +52,6 @@ def _predictions(folder):
     return {path.name: path.read_bytes() for path in (folder / "predictions").iterdir()}
 
 
-def _records(folder):
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in each.items() if name != "images_per_second"} for each in records]
-
-
 def test_a_run_whose_files_are_all_damaged_comes_to_the_same_end(
     whole, run, pictures, tmp_path, package_warnings, monkeypatch
 ):
@@ -81,7 +77,7 @@ def test_a_run_whose_files_are_all_damaged_comes_to_the_same_end(
     assert sorted(left) == ["4", str(LAST)]
     assert _figures(run) == _figures(whole)
     assert _predictions(run) == _predictions(whole)
-    assert _records(run)[-2:] == _records(whole)[-2:]
+    assert records(run)[-2:] == records(whole)[-2:]
     assert json.loads((run / "config.json").read_text())["data"]["root"] == str(moved)
     kept = ["config.json", "metrics.jsonl", "result.json", "tensorboard"]
     assert sorted(path.name for path in run.glob("*.damaged-*")) == [f"{name}.damaged-1" for name in kept]
@@ -143,14 +139,14 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damaged_config_and_result_do_not_block_a_run(name, run, pictures, package_warnings):
-    config = train.with_layers(make_config(pictures), run)
+    config = train.resolved(make_config(pictures), run)
     before = (run / "config.json").read_bytes()
     _damage(run / "config.json", DAMAGES[name])
     # The result says what the config was.
     assert workdir.finished_result(run, config).steps == LAST
     _damage(run / "result.json", DAMAGES[name])
     assert workdir.finished_result(run, config) is None
-    other = train.with_layers(make_config(pictures, optim__lr=2e-2), run)
+    other = train.resolved(make_config(pictures, optim__lr=2e-2), run)
     with pytest.raises(UserError, match=r"of another config, which differs in optim\.lr \(0\.01 there, 0\.02 now\)"):
         workdir.finished_result(run, other)
     with pytest.raises(UserError, match=r"(config|result)\.json is damaged|has no config\.json"):
@@ -176,9 +172,9 @@ def test_another_config_is_refused_whatever_is_left(run, pictures):
         with pytest.raises(UserError, match=match):
             train.train_and_evaluate(other, run)
         assert sorted(run.rglob("*")) == files
-    assert workdir.finished_result(run, train.with_layers(make_config(pictures), run)) is None
+    assert workdir.finished_result(run, train.resolved(make_config(pictures), run)) is None
     # A config.json of another run does not help.
-    workdir.create(run, train.with_layers(other, run))
+    workdir.create(run, train.resolved(other, run))
     with pytest.raises(UserError, match=match):
         train.train_and_evaluate(other, run)
 
@@ -297,7 +293,7 @@ def test_mutants_of_run_files(name, whole, tmp_path):
     # The same bytes each time, whatever the place and the time.
     constant, time = ({"data.root": "/data"}, {"seconds": 1.0}), {"seconds": 0}
     whole = _altered(whole, tmp_path / "whole", *constant)
-    config, content = train.with_layers(make_config("/data"), whole), (whole / name).read_bytes()
+    config, content = train.resolved(make_config("/data"), whole), (whole / name).read_bytes()
     said, (expected, _) = workdir.finished_result(whole, config).to_json(), finished.read(whole)
     outcomes = set()
     for number, (_, damaged) in enumerate(mutations(content, 60, header=len(content))):
@@ -382,7 +378,7 @@ def test_a_result_of_an_earlier_version_is_read(whole, tmp_path, pictures):
     for place, name in ((result, "sha256"), (result, "splits_sha256"), (result["selection"], "sha256")):
         del place[name]
     (run / "result.json").write_text(json.dumps(result))
-    for found in (workdir.finished_result(run, train.with_layers(make_config(pictures), run)), finished.read(run)[1]):
+    for found in (workdir.finished_result(run, train.resolved(make_config(pictures), run)), finished.read(run)[1]):
         before = {"format": 1, "splits_sha256": None, "selection": result["selection"] | {"sha256": ""}}
         assert found.to_json() == result | before
     images = np.zeros((2, 28, 28), np.uint8)
@@ -395,7 +391,7 @@ def test_a_result_of_a_later_version_is_kept(run, pictures):
     later = {name: value for name, value in result.items() if name != "sha256"} | {"format": 2, "scores": []}
     (run / "result.json").write_text(json.dumps(later | {"sha256": results.checksum(later)}))
     for attempt in (
-        lambda: workdir.finished_result(run, train.with_layers(make_config(pictures), run)),
+        lambda: workdir.finished_result(run, train.resolved(make_config(pictures), run)),
         lambda: open_run.open_run(run),
     ):
         with pytest.raises(UserError, match="has the format 2, this jaxboost reads up to 1: install the version"):
@@ -485,7 +481,7 @@ def test_a_damaged_result_of_finished_folds_is_set_aside(kind, whole, pictures, 
     config.data.folds = 2
     result = workdir.read_result(whole)
 
-    def read_result(folder):
+    def read_result(folder, **_):
         if not folder.name.startswith("fold"):
             return None
         fold = {"folds": 2, "fold": int(folder.name.removeprefix("fold"))}

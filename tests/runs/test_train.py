@@ -19,6 +19,9 @@ from jaxboost import convert, data
 from jaxboost.errors import UserError
 from jaxboost.runs import train
 from jaxboost.runs.result import COSTS
+from jaxboost.training import mfu
+from jaxboost.training.clock import PARTS
+from tests.metrics import records
 from tests.reference.llama_checkpoints import tiny_llama, write_safetensors
 from tests.scripts import (
     KILL,
@@ -61,9 +64,20 @@ def _small(root: pathlib.Path, workdir: pathlib.Path, *more: str) -> tuple[str, 
     return (*SMALL, f"--config.data.root={root}", f"--workdir={workdir}", *more)
 
 
-def _records(workdir: pathlib.Path) -> list[dict]:
-    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in r.items() if name != "images_per_second"} for r in records]
+def _seconds_by_part(workdir: pathlib.Path) -> dict[str, float]:
+    """Checks that the parts add up to the whole, in the result and in the last record."""
+    result = json.loads((workdir / "result.json").read_text())
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    recorded = {name: last[f"seconds_{name}"] for name in PARTS}
+    for parts, seconds, rounding in (
+        (result["seconds_by_part"], result["seconds"], 0.1),
+        (recorded, last["seconds"], 0.04),
+    ):
+        assert tuple(parts) == PARTS
+        assert sum(parts.values()) == pytest.approx(seconds, abs=rounding)
+        assert all(parts[name] > 0 for name in ("start", "compile", "step", "evaluation", "checkpoints"))
+    assert all(result["seconds_by_part"][name] >= recorded[name] for name in PARTS)
+    return result["seconds_by_part"]
 
 
 def _state(workdir: pathlib.Path) -> dict:
@@ -90,7 +104,10 @@ def test_kill_and_resume_is_bitwise_equal(uninterrupted, few_lidc_root, tmp_path
     resumed = run_inside(*_small(few_lidc_root, workdir))
     assert resumed.returncode == 0, resumed.stderr
     assert "resumed from step 3" in resumed.stdout
-    assert _records(workdir) == _records(whole)
+    assert records(workdir) == records(whole)
+    parts = {folder: _seconds_by_part(folder) for folder in (workdir, whole)}
+    # The fourth step was recorded, and is done again after the third.
+    assert parts[workdir]["lost"] > 0 == parts[whole]["lost"]
     ours, theirs = ([*_leaves(_state(folder))] for folder in (workdir, whole))
     assert len(ours) > 50
     for (path, a), (other, b) in zip(ours, theirs, strict=True):
@@ -283,7 +300,14 @@ def test_another_block_is_refused(few_lidc_root, tmp_path):
 
 def test_reference_protocol_is_marked(few_lidc_root, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("jaxboost"), "propagate", True)
+    # As on a device with a known peak; the figures of the run are the same.
+    monkeypatch.setattr(mfu, "peak_flops", lambda *_: 1e15)
     result = train.train_and_evaluate(_config(few_lidc_root, **{"eval.protocol": "reference"}), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    # The first record has no rate, as it includes the compilation, and validations have none.
+    rates = [bool(line.get("images_per_second")) for line in lines]
+    assert any(rates)
+    assert rates == [0 < line.get("mfu", 0) < 1 for line in lines]
     assert "picked on the test split" in caplog.text
     assert result["protocol"] == "reference"
     assert result["selection"]["split"] == "test"
@@ -294,10 +318,13 @@ def test_reference_protocol_is_marked(few_lidc_root, tmp_path, caplog, monkeypat
 def test_two_devices_give_the_same_losses(uninterrupted, few_lidc_root, tmp_path):
     whole, _ = uninterrupted
     workdir = tmp_path / "run"
-    process = run_script(*_small(few_lidc_root, workdir), env=devices(2))
+    options = ("--config.train.deterministic=true",)
+    process = run_script(*_small(few_lidc_root, workdir, *options), env=devices(2))
     assert process.returncode == 0, process.stderr
+    # Nothing has started jax before XLA's settings are made, and those of the environment stay.
+    assert f"deterministic: the choice of kernels on a GPU is kept in {workdir}" in process.stdout
     assert "2 x cpu" in process.stdout
-    for ours, theirs in zip(_records(workdir), _records(whole), strict=True):
+    for ours, theirs in zip(records(workdir), records(whole), strict=True):
         if "train_loss" in ours:
             assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
 
@@ -346,7 +373,7 @@ def test_programs_are_kept_as_the_config_says(kept, few_lidc_root, tmp_path, mon
         ({"model.mean": ("x",)}, "model.mean: give 1 or 3 values"),
         ({"model.std": (0.0,)}, "model.std.*not be 0"),
         ({"model.mean": (1.0, 2.0)}, "model.mean: give 1 or 3 values"),
-        ({"model.dtype": "float16"}, "model.dtype.*valid: float32, bfloat16"),
+        ({"model.dtype": "float16"}, "model.dtype.*valid: auto, float32, bfloat16"),
         ({"boost.kind": "rlm"}, "did you mean 'rllm'"),
         ({"boost.path": "fast"}, "boost.path.*valid: auto, full, pooled, absorbed"),
         ({"boost.path": "absorbed", "boost.rope": True}, "boost.path: absorbed .* rope .* set it to auto"),

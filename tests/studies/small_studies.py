@@ -17,6 +17,7 @@ from jaxboost.studies.study import CONTROL, Arm, Comparison, Study
 # As `small_runs.small_config`.
 SMALL = {
     "model.backbone": "vit3d_tiny",
+    "model.dtype": "float32",
     "boost.block": "random",
     "boost.family": "llama-tiny",
     "boost.layers": (0,),

@@ -22,6 +22,8 @@ def small_config(root: pathlib.Path, changes: dict[str, Any] | None = None) -> C
         {
             "data.root": str(root),
             "model.backbone": "vit3d_tiny",
+            # Some tests compare to the bit or to 1e-5, on a GPU too.
+            "model.dtype": "float32",
             "boost.block": "random",
             "boost.family": "llama-tiny",
             "boost.layers": (0,),

@@ -5,11 +5,7 @@ import pathlib
 import signal
 
 from jaxboost.runs.result import COSTS
-
-
-def records(folder: pathlib.Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+from tests.metrics import records
 
 
 def outcome(folder: pathlib.Path) -> dict:

@@ -15,7 +15,8 @@ from jaxboost.statistics import intervals
 from jaxboost.training import program, source_tokens, step
 from jaxboost.training.checkpoints import checkpointer
 from tests.finished_runs import colours
-from tests.training.stopped_runs import outcome, records, send_in
+from tests.metrics import records
+from tests.training.stopped_runs import outcome, send_in
 
 # Two epochs of three steps, and a checkpoint at the end of each alone.
 CHANGES = {"train.epochs": 2, "train.max_steps": 0, "train.log_every": 1, "train.batch_size": 3, "eval.batch_size": 4}

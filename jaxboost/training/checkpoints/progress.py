@@ -42,6 +42,7 @@ class Progress:
       fingerprints: role of a pretrained part -> SHA-256; of a user's own data also "data" and "splits".
       best: None before the first validation.
       seconds: spent so far, over all starts of the run.
+      parts: the same by part, see `clock.Clock`; {} if they are not all known, as in runs of earlier versions.
       config: the fields that may not change, see `continuing.fixed_fields`; empty in runs of earlier versions.
       validated: False if the run was stopped between the last step of an epoch and its validation; a resumed run
         validates first.
@@ -52,6 +53,7 @@ class Progress:
     seconds: Annotated[float, Field(ge=0)]
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     validated: bool = True
+    parts: Mapping[str, Annotated[float, Field(ge=0)]] = dataclasses.field(default_factory=dict)
 
 
 _NAMES = {field.name for field in dataclasses.fields(Progress)}

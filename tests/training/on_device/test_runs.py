@@ -10,8 +10,9 @@ from jaxboost.errors import UserError
 from jaxboost.runs import train
 from jaxboost.training import program, step
 from tests.finished_runs import colours
+from tests.metrics import records
 from tests.training.small_runs import small_config, take_step
-from tests.training.stopped_runs import outcome, records, send_in
+from tests.training.stopped_runs import outcome, send_in
 
 # Three epochs of three steps; every random change that the host has for images too.
 CHANGES = {

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxboost.analysis.flops import count_flops
+from jaxboost.training.flops import count_flops
 
 
 def _shape(*shape: int) -> jax.ShapeDtypeStruct:
@@ -41,3 +41,23 @@ def test_cond_counts_its_dearest_branch():
         return jax.lax.cond(flag, lambda a: a @ a, lambda a: a, a)
 
     assert count_flops(branch, jax.ShapeDtypeStruct((), jnp.bool_), _shape(4, 4)) == 2 * 64
+
+
+def test_fused_attention(monkeypatch):
+    """cuDNN's primitives, which XLA computes elsewhere, count as the products of plain attention."""
+    from jax._src.cudnn import fused_attention_stablehlo as checks
+
+    monkeypatch.setattr(checks, "check_cudnn_version", lambda: 91100)
+    monkeypatch.setattr(checks, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(checks, "is_cuda_compute_capability_equal", lambda _: False)
+    q, k = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((2, 6, 4, 8), (2, 10, 2, 8)))
+
+    def cost(implementation, *, gradient):
+        def mixed(*arrays):
+            return jax.nn.dot_product_attention(*arrays, implementation=implementation).astype(jnp.float32).sum()
+
+        return count_flops(jax.grad(mixed, argnums=(0, 1, 2)) if gradient else mixed, q, k, k)
+
+    product = 2 * 2 * 6 * 10 * 4 * 8
+    assert cost("cudnn", gradient=False) == cost("xla", gradient=False) == 2 * product
+    assert cost("cudnn", gradient=True) == cost("xla", gradient=True) == 6 * product

@@ -7,12 +7,14 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
+_FUSED = "dot_product_attention"  # how jax names the primitives of cuDNN's attention, with queries and keys in front
+
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
     """Counts the FLOPs of the matrix products and convolutions of `function(*arguments)`, two per multiply-add.
 
-    The body of a scan counts once per iteration, unlike in XLA's cost analysis. Elementwise operations, a few percent
-    in a transformer, are not counted.
+    The body of a scan counts once per iteration, unlike in XLA's cost analysis (`Compiled.cost_analysis`), which also
+    knows nothing of cuDNN's kernels. Elementwise operations, a few percent in a transformer, are not counted.
 
     Args:
       function: the function; it is traced, nothing is computed.
@@ -35,6 +37,12 @@ def _count_equation(equation: JaxprEqn) -> int:
         kernel = shapes[1]
         out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
         return 2 * math.prod(shapes[-1]) * math.prod(kernel) // out_features
+    if name.startswith(_FUSED):
+        # Of q k^T and the product with v, and in the backward pass of their four gradients. That the kernel computes
+        # q k^T again there is not counted.
+        products = 4 if name.startswith(f"{_FUSED}_bwd") else 2
+        B, Q, H, K = shapes[0]
+        return products * 2 * B * Q * shapes[1][1] * H * K
     inner = [_count(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
     if name == "scan":
         return params["length"] * sum(inner)
