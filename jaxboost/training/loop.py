@@ -12,13 +12,14 @@ import grain
 import jax
 import numpy as np
 
-from jaxboost import stopping
+from jaxboost import processes, stopping
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset, Split
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.evaluation import evaluate, metrics, patients
 from jaxboost.models.frozen import Tree
+from jaxboost.processes import arrays
 from jaxboost.systems import System
 from jaxboost.training import step
 from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer, Progress
@@ -70,7 +71,7 @@ class Loop:
 
     def resume(self, checkpointer: Checkpointer) -> None:
         """Restores the latest checkpoint, if there is one."""
-        if checkpointer.latest_step() is not None:
+        if processes.first("checkpoint", checkpointer.latest_step) is not None:
             config = self.progress.config
             self.state, found = checkpointer.restore_latest(
                 self.state, self.iterator, self.progress.fingerprints, config
@@ -88,7 +89,7 @@ class Loop:
         losses = PendingLosses(checkpointer, self.folder)
         save_every = config.checkpoint_every or self.last_step
         rate = RateMeter(config.batch_size)
-        key = jax.device_put(jax.random.key(self.config.seed), self.program.replicated)
+        key = arrays.put(jax.random.key(self.config.seed), self.program.replicated)
         with (
             MetricsLog(
                 self.folder, resume_step=first, validated=self.progress.validated, kept=checkpointer.kept
@@ -144,7 +145,11 @@ class Loop:
 
     def _predict(self, params: Tree, stats: Tree, split: Split) -> tuple[float, np.ndarray]:
         evaluated = batches.eval_batches(
-            split, batch_size=self.config.eval.batch_size, image_size=self.image_size, augment=self.augment
+            split,
+            batch_size=self.config.eval.batch_size,
+            image_size=self.image_size,
+            augment=self.augment,
+            **arrays.share(),
         )
         bound = self.program.bind_eval_step(params, self.frozen, stats)
         losses, scores = evaluate.run_batches(bound, evaluated, self.program.by_batch)
@@ -216,4 +221,5 @@ def train_iterator(config: Config, split: Split, *, augment: Augment, image_size
         sampling=config.train.sampling,
         last_batch=config.train.last_batch,
         multiple=config.train.epoch_multiple,
+        **arrays.share(),
     )

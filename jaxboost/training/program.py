@@ -103,7 +103,7 @@ def make_program(config: Config, graphdef: nnx.GraphDef, objective: Objective, *
     """
     train = config.train
     optimiser = {**config.optim, "steps_per_epoch": steps_per_epoch, "epochs": train.epochs}
-    return _program(graphdef, objective, (*optimiser.items(),), train.ema, train.accumulate, (*jax.local_devices(),))
+    return _program(graphdef, objective, (*optimiser.items(),), train.ema, train.accumulate, (*jax.devices(),))
 
 
 # An arm of a study has a program for each learning rate that it tries, and then one for all of its seeds. In a

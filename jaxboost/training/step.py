@@ -1,4 +1,4 @@
-"""One training step and one evaluation step, pure and jitted over a mesh of all local devices."""
+"""One training step and one evaluation step, pure and jitted over a mesh of the devices of all processes."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from jaxboost.errors import UserError
 from jaxboost.evaluation.evaluate import Batch
 from jaxboost.evaluation.evaluate import put as put
 from jaxboost.models.frozen import Tree, merge, statistics
+from jaxboost.processes import arrays
 from jaxboost.tasks import TASKS
 from jaxboost.training.mixing import Mixing, augment_batch
 
@@ -66,19 +67,19 @@ class Objective:
 
 
 def make_mesh() -> tuple[jax.NamedSharding, jax.NamedSharding]:
-    """Two shardings over all local devices: `replicated`, a copy on each, and `by_batch`, the first axis split."""
-    devices = jax.local_devices()
-    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+    """Two shardings over all devices: `replicated`, a copy on each, and `by_batch`, the first axis split."""
+    mesh = arrays.mesh()
     return jax.NamedSharding(mesh, jax.P()), jax.NamedSharding(mesh, jax.P("data"))
 
 
 def check_batch_size(batch_size: int, field: str) -> None:
     """Raises UserError if a batch cannot be split evenly over the devices."""
-    devices = len(jax.local_devices())
+    devices = jax.device_count()
     if batch_size <= 0:
         raise UserError(f"config field {field}: {batch_size} should be above 0")
     if batch_size % devices:
-        raise UserError(f"config field {field}: {batch_size} is no multiple of the {devices} local devices")
+        where = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+        raise UserError(f"config field {field}: {batch_size} is no multiple of the {devices} local devices{where}")
 
 
 # Compiled: (state, frozen weights, batch, random key) -> (state, {"loss", "grad_norm"})
@@ -110,7 +111,7 @@ def init_state(
         # A copy, because a step reuses the buffers of the whole state.
         copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=replicated)
         average = copied(averaged_weights(params, stats or {}))
-    number = jax.device_put(jnp.int32(0), replicated)
+    number = arrays.put(jnp.int32(0), replicated)
     return TrainState(step=number, params=params, opt_state=opt_state, stats=stats or {}, ema=average)
 
 

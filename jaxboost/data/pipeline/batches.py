@@ -164,8 +164,8 @@ def train_iterator(
     Every epoch has `steps_per_epoch` batches of a new permutation of the split; the remaining samples, others in each
     epoch, are dropped. With repeated augmentation or balanced sampling, `EpochOrder` gives the samples of an epoch. The
     batches depend only on `seed`. `get_state()` and `set_state()` are exact, and the iterator works with
-    `grain.checkpoint.CheckpointSave` and `CheckpointRestore`. The slices of all processes together are the batches of a
-    single process.
+    `grain.checkpoint.CheckpointSave` and `CheckpointRestore`. The slices of all processes, one after the other, are the
+    batches of a single process, and the state of every process is that of a single one.
 
     With `last_batch="keep"` batches also have "mask": bool (B,). The last batch of an epoch is padded with zeros, where
     the mask is False.
@@ -206,11 +206,8 @@ def train_iterator(
         dataset = dataset.map(functools.partial(_fitted, image_size=image_size, first=augment.resize))
         if augment.rgb:
             dataset = dataset.map(lambda element: element | {"image": _rgb(element["image"])})
-    dataset = (
-        dataset.slice(slice(process_index, None, process_count))
-        .batch(batch_size // process_count, drop_remainder=True)
-        .repeat()
-    )
+    dataset = _share(dataset, batch_size, seed, process_index, process_count)
+    dataset = dataset.batch(batch_size // process_count, drop_remainder=True).repeat()
     return iter(dataset.to_iter_dataset(_READ_OPTIONS))
 
 
@@ -266,6 +263,20 @@ def _padded_order(split: Split, size: int, padded: int, **order: Any) -> grain.M
         return nothing if row < 0 else source[row] | {"mask": np.True_}
 
     return grain.MapDataset.range(padded).seed(order["seed"]).map_with_index(element)
+
+
+def _share(dataset: grain.MapDataset, batch_size: int, seed: int, index: int, count: int) -> grain.MapDataset:
+    """The consecutive samples of each batch that process `index` of `count` reads."""
+    if count == 1:
+        return dataset
+    own = batch_size // count
+
+    def element(position: int, _: int) -> dict[str, np.ndarray]:
+        # The position is not reset after an epoch, nor is that of a `MapDataset`.
+        batch, row = divmod(position, own)
+        return dataset[batch * batch_size + index * own + row]
+
+    return grain.MapDataset.range(len(dataset) // batch_size * own).seed(seed).map_with_index(element)
 
 
 def _samples(split: Split, multiple: int) -> int:
