@@ -291,7 +291,7 @@ def pass_on(number: int) -> None:
     stop.end_after_grace(f"stopped by {signal.Signals(number).name}{stop.advice}", stop.exit_code_of(number), 1)
 
 
-def end(line: str, code: int) -> None:
+def end(line: str, code: int, *, at_once: bool = False) -> None:
     """Ends the command because another process has failed; from any thread. The first call counts.
 
     The main thread raises `Ended`, also where signals are deferred: work that needs the other process is lost anyway.
@@ -300,10 +300,14 @@ def end(line: str, code: int) -> None:
     Args:
       line: what is printed on stderr.
       code: the exit code.
+      at_once: without waiting for the main thread.
     """
     if (stop := _active) is None or stop.ended:
         return
     stop.ended = (line, code)
+    if at_once:
+        _write(2, f"error: {line}")
+        os._exit(code)
     stop.send_self(signal.SIGTERM)
     stop.end_after_grace(f"error: {line}", code, 2)
 

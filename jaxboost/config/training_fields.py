@@ -124,6 +124,13 @@ TRAIN = {
         range=Range(above=0, most=MAX_STEPS),
         resume="free",
     ),
+    "fsdp": Field(
+        False,
+        "split trained weights, the optimiser's state and averages over all devices instead of copying them to each:"
+        " less memory for large encoders, and more traffic between the devices",
+        resume="free",
+        before=False,
+    ),
     "compilation_cache": Field(
         True, "keep compiled programs in the user's cache folder for the next start", resume="free"
     ),

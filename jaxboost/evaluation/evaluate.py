@@ -24,7 +24,8 @@ def run_batches(
 
     Args:
       step: maps a batch on the devices, without its entry "mask", to an array (B, ...) or a tuple of arrays.
-      batches: batches on the host; with several processes the share of this one. Their entry "mask", bool (B,), is False for padding (see `batches.eval_batches`).
+      batches: batches on the host; of several processes, the share of this one. Their entry "mask", bool (B,), is
+        False for padding (see `batches.eval_batches`).
       by_batch: sharding of the batches.
 
     Returns:

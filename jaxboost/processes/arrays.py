@@ -1,8 +1,10 @@
 """Arrays that are spread over the devices of several processes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -45,11 +47,17 @@ def whole(array: np.ndarray, by_batch: jax.NamedSharding) -> np.ndarray:
     return np.asarray(_copy(replicated)(jax.make_array_from_process_local_data(by_batch, array)))
 
 
+def own(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The rows of a whole batch that this process gives to the devices."""
+    count, index = jax.process_count(), jax.process_index()
+    return {name: np.split(array, count)[index] for name, array in batch.items()}
+
+
 def put(value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     """A value that is equal in all processes, perhaps a random key, on the devices of a sharding."""
     if jax.process_count() == 1:
         return jax.device_put(value, sharding)
-    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(place(np.asarray(jax.random.key_data(value)), sharding))
     return place(np.asarray(value), sharding)
 

@@ -22,7 +22,9 @@ def visible(environ: Mapping[str, str]) -> list[str]:
         found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return of_variable([line.strip() for line in found.splitlines() if line.strip()], environ.get("CUDA_VISIBLE_DEVICES"))
+    return of_variable(
+        [line.strip() for line in found.splitlines() if line.strip()], environ.get("CUDA_VISIBLE_DEVICES")
+    )
 
 
 def of_variable(names: Sequence[str], variable: str | None) -> list[str]:

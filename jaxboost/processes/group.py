@@ -22,7 +22,8 @@ class Group:
     Attributes:
       index, count: number of this process, and of all.
       names: of the processes, for messages.
-      agreed: whether all have agreed on a point to stop at.
+      member: the connection to process 0; None for a process alone.
+      verdict: message and exit code of the failure that ends this process; None before.
     """
 
     def __init__(self, index: int, count: int):
@@ -38,6 +39,7 @@ class Group:
 
     @property
     def agreed(self) -> bool:
+        """Whether all have agreed on a point to stop at."""
         return self._stop_at is not None
 
     def point(self) -> int:
@@ -95,7 +97,8 @@ class Group:
                 stopping.pass_on(message["signal"] or signals.SIGTERM)
         elif self.verdict is None:
             self.verdict = (message["line"], message["code"])
-            stopping.end(*self.verdict)
+            # Without process 0, JAX aborts the others within milliseconds.
+            stopping.end(*self.verdict, at_once=bool(message.get("of_first")))
 
 
 _group = Group(0, 1)

@@ -51,9 +51,7 @@ class Hub:
       start_timeout, patience, stuck: in seconds, see `joining.Options`.
     """
 
-    def __init__(
-        self, server: socket.socket, launch: Launch, *, start_timeout: float, patience: float, stuck: float
-    ):
+    def __init__(self, server: socket.socket, launch: Launch, *, start_timeout: float, patience: float, stuck: float):
         self._server, self._launch = server, launch
         self._start_timeout, self._patience, self._stuck = start_timeout, patience, stuck
         self._selector = selectors.DefaultSelector()
@@ -129,7 +127,7 @@ class Hub:
         elif index in self._names:
             reason = f"{self._names[index]} is there already: another launch uses this port"
         if reason or not isinstance(index, int):
-            self._say(connection, {"kind": "refused", "reason": reason})
+            self._say(connection, {"kind": "refused", "reason": reason, "final": False})
             self._drop(connection, None)
             return None
         self._names[index] = f"process {index} of {self._launch.count} ({hello.get('host')}, pid {hello.get('pid')})"

@@ -1,10 +1,12 @@
 """Joins the processes of a launch, starts JAX on all of them, and ends them together."""
 
 import contextlib
+import ctypes
 import dataclasses
 import logging
 import os
 import re
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -174,10 +176,26 @@ def _start_jax(launch: Launch, options: Options) -> None:
             f"JAX cannot connect the processes through {address} ({reason}): see whether the hosts reach each other on"
             " all ports, or give another --coordinator"
         ) from error
+    if launch.index:
+        _hold_aborts()
     names = ", ".join(str(device) for device in mine)
     group.announce("%s: %s", group.name_of(launch.index), names)
     counts = {"devices": len(mine), "kind": mine[0].device_kind}
     group.check_same("device", counts, "give each process as many devices of the same kind")
+
+
+def _hold_aborts() -> None:
+    """Lets an abort wait for 6 seconds.
+
+    JAX aborts a process as soon as process 0 is gone, with a trace of C++. Our own threads notice it at the same time,
+    and end the process with a line and an exit code; this gives them the time.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        # The handler gets the number of the signal, which is 6: sleep(6).
+        libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+        libc.signal.restype = ctypes.c_void_p
+        libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
 
 
 def _free_port() -> int:

@@ -18,8 +18,16 @@ _TRY_SECONDS = 5.0
 _BYE_SECONDS = 2.0
 
 
-class Refused(UserError):
-    """Process 0 does not accept this process."""
+class RefusedError(UserError):
+    """Process 0 does not accept this process.
+
+    Attributes:
+      final: it has given up to wait for the others; else this process has perhaps found another launch's process 0.
+    """
+
+    def __init__(self, message: str, *, final: bool):
+        super().__init__(message)
+        self.final = final
 
 
 def connect(launch: Launch, *, start_timeout: float, version: str) -> tuple[socket.socket, wire.Reader, list[str]]:
@@ -38,9 +46,9 @@ def connect(launch: Launch, *, start_timeout: float, version: str) -> tuple[sock
             try:
                 return _greet(launch, port, deadline, version)
             # Another launch may listen on one of several ports.
-            except Refused as error:
+            except RefusedError as error:
                 problems[port] = str(error)
-                if len(launch.ports) == 1 or getattr(error, "final", False):
+                if len(launch.ports) == 1 or error.final:
                     raise
             except (OSError, ValueError) as error:
                 problems[port] = getattr(error, "strerror", "") or str(error) or type(error).__name__
@@ -55,9 +63,7 @@ def connect(launch: Launch, *, start_timeout: float, version: str) -> tuple[sock
         time.sleep(_RETRY)
 
 
-def _greet(
-    launch: Launch, port: int, deadline: float, version: str
-) -> tuple[socket.socket, wire.Reader, list[str]]:
+def _greet(launch: Launch, port: int, deadline: float, version: str) -> tuple[socket.socket, wire.Reader, list[str]]:
     host = "127.0.0.1" if launch.index == 0 else launch.host
     connection = socket.create_connection((host, port), timeout=_TRY_SECONDS)
     try:
@@ -69,9 +75,8 @@ def _greet(
         while data := connection.recv(_CHUNK):
             for message in reader.feed(data):
                 if message["kind"] == "refused":
-                    error = Refused(f"process 0 on {launch.host}:{port} refuses this process: {message['reason']}")
-                    error.final = message.get("final", False)  # type: ignore[attr-defined]
-                    raise Refused(message["reason"]) if error.final else error  # type: ignore[attr-defined]
+                    start = "" if message["final"] else f"process 0 on {launch.host}:{port} refuses this process: "
+                    raise RefusedError(f"{start}{message['reason']}", final=message["final"])
                 if message["kind"] == "welcome":
                     connection.settimeout(None)
                     return connection, reader, message["names"]
@@ -177,4 +182,4 @@ class Member:
             self._condition.notify_all()
         if not self._bye:
             line = f"{self.names[0]} {what}: run the same command again, which goes on from the last checkpoint"
-            self._hear({"kind": "ended", "how": "failed", "line": line, "code": 1, "signal": 0})
+            self._hear({"kind": "ended", "how": "failed", "line": line, "code": 1, "signal": 0, "of_first": True})

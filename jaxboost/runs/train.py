@@ -20,6 +20,7 @@ from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.evaluation import patients, thresholds
 from jaxboost.models.frozen import Tree
+from jaxboost.processes import arrays
 from jaxboost.runs import baseline, datasets, memory, report, together, workdir
 from jaxboost.runs.lock import locked
 from jaxboost.runs.result import RunResult, Selection
@@ -229,7 +230,7 @@ def _encoded(
     """Replaces the images of the data set by the frozen encoder's tokens, which are cached in `folder`."""
     return source_tokens.encode(
         dataset,
-        lambda batch: program.encode(*weights, step.put(batch, program.by_batch)),
+        lambda batch: arrays.on_host(program.encode(*weights, step.put(arrays.own(batch), program.by_batch))),
         batch_size=config.eval.batch_size,
         image_size=config.model.image_size,
         augment=augment,

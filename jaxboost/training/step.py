@@ -17,6 +17,7 @@ from jaxboost.evaluation.evaluate import put as put
 from jaxboost.models.frozen import Tree, merge, statistics
 from jaxboost.processes import arrays
 from jaxboost.tasks import TASKS
+from jaxboost.training import fsdp
 from jaxboost.training.mixing import Mixing, augment_batch
 
 
@@ -95,6 +96,7 @@ def init_state(
     *,
     stats: Tree | None = None,
     ema: bool = False,
+    shards: bool = False,
 ) -> TrainState:
     """The state before the first step.
 
@@ -104,7 +106,10 @@ def init_state(
       replicated: see `make_mesh`.
       stats: the model's statistics, as in `frozen.merge`.
       ema: whether the state has a moving average of weights and statistics.
+      shards: whether the state is split over the devices, see `fsdp`.
     """
+    if shards:
+        return _sharded_state(params, tx, replicated, stats=stats or {}, ema=ema)
     opt_state = jax.jit(tx.init, out_shardings=replicated)(params)
     average = {}
     if ema:
@@ -113,6 +118,19 @@ def init_state(
         average = copied(averaged_weights(params, stats or {}))
     number = arrays.put(jnp.int32(0), replicated)
     return TrainState(step=number, params=params, opt_state=opt_state, stats=stats or {}, ema=average)
+
+
+def _sharded_state(
+    params: Tree, tx: optax.GradientTransformation, replicated: jax.NamedSharding, *, stats: Tree, ema: bool
+) -> TrainState:
+    @jax.jit
+    def make(params: Tree, stats: Tree) -> tuple[Tree, optax.OptState, Tree]:
+        average = jax.tree.map(jnp.copy, averaged_weights(params, stats)) if ema else {}
+        return fsdp.split((params, tx.init(params), average), replicated)
+
+    params, opt_state, average = make(params, stats)
+    number = arrays.put(jnp.int32(0), replicated)
+    return TrainState(step=number, params=params, opt_state=opt_state, stats=stats, ema=average)
 
 
 def averaged_weights(params: Tree, stats: Tree) -> Tree:
@@ -128,6 +146,7 @@ def make_train_step(
     *,
     ema: float = 0.0,
     accumulate: int = 1,
+    shards: bool = False,
 ) -> TrainStep:
     """Returns step(state, frozen, batch, key) -> (state, {"loss", "grad_norm"}); the old state's buffers are reused.
 
@@ -142,9 +161,10 @@ def make_train_step(
       replicated: see `make_mesh`; the sharding of the results.
       ema: decay of the moving average of the weights, if the state has one.
       accumulate: micro-batches per optimiser update, see `optim.make_optimizer`; averages change only at updates.
+      shards: whether the state is split over the devices, see `fsdp`.
     """
 
-    @partial(jax.jit, donate_argnames="state", out_shardings=replicated)
+    @partial(jax.jit, donate_argnames="state", out_shardings=(None, replicated) if shards else replicated)
     def train_step(
         state: TrainState, frozen: Tree, batch: Batch, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -156,7 +176,8 @@ def make_train_step(
         )
 
         def loss_fn(params: Tree) -> tuple[jax.Array, Tree]:
-            model = merge(graphdef, params, frozen, state.stats)
+            whole = fsdp.gather(params, replicated) if shards else params
+            model = merge(graphdef, whole, frozen, state.stats)
             logits = model(images, key=model_key)
             each = task.losses(logits, targets, loss=objective.loss, class_weights=objective.class_weights)
             # A batch has a mask only if it may be padded.
@@ -165,12 +186,15 @@ def make_train_step(
             return mean, statistics(model)
 
         (value, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        if shards:
+            grads = fsdp.split(grads, replicated)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         step = state.step + 1
         average = _averaged(state.ema, averaged_weights(params, stats), jnp.where(step % accumulate == 0, ema, 1.0))
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(step=step, params=params, opt_state=opt_state, stats=stats, ema=average), metrics
+        new = TrainState(step=step, params=params, opt_state=opt_state, stats=stats, ema=average)
+        return fsdp.split(new, replicated) if shards else new, metrics
 
     return train_step
 
@@ -182,7 +206,7 @@ def _averaged(average: Tree, weights: Tree, decay: jax.Array) -> Tree:
 
 
 def make_eval_step(
-    graphdef: nnx.GraphDef, objective: Objective, replicated: jax.NamedSharding
+    graphdef: nnx.GraphDef, objective: Objective, replicated: jax.NamedSharding, *, shards: bool = False
 ) -> Callable[..., BoundEvalStep]:
     """Returns bind(params, frozen, stats) -> step(batch) -> (loss of each example (B,), probabilities (B, classes)).
 
@@ -190,12 +214,18 @@ def make_eval_step(
     smoothing and no class weight.
     """
     # No sharding is given: if weights are split over the devices, the precomputed arrays are split too.
-    precompute = jax.jit(lambda *weights: merge(graphdef, *weights).precompute())
+    precompute = jax.jit(
+        lambda params, *others: merge(
+            graphdef, fsdp.gather(params, replicated) if shards else params, *others
+        ).precompute()
+    )
 
     @partial(jax.jit, out_shardings=replicated)
     def eval_step(
         params: Tree, frozen: Tree, stats: Tree | None, precomputed: Any, batch: Batch
     ) -> tuple[jax.Array, jax.Array]:
+        if shards:
+            params = fsdp.gather(params, replicated)
         logits = merge(graphdef, params, frozen, stats)(batch["image"], precomputed)
         task = TASKS[objective.task]
         targets = task.targets(batch["label"], objective.classes)
