@@ -6,6 +6,8 @@ the code asks `received()` or calls `poll()` when it can stop.
 
 Python runs a signal handler only between two bytecode instructions, so not while XLA compiles, which can take minutes.
 Therefore a second thread waits for signals too, and ends the process if the main thread does not react.
+
+Where several processes train together (`processes`), a signal to one of them stops all: see `together`.
 """
 
 import contextlib
@@ -14,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -31,6 +33,10 @@ class Stopped(KeyboardInterrupt):
     """A signal stops the command. Not an `Exception`, because code that handles failures should not handle this."""
 
 
+class Ended(KeyboardInterrupt):
+    """Another process, without which this one cannot go on, has failed; see `end`."""
+
+
 class StopSignal:
     """State of the signals while a `watch` is open.
 
@@ -38,6 +44,8 @@ class StopSignal:
       received: name of the first signal, empty before.
       advice: text after "stopped by SIGTERM" in the message for the user.
       resumable: the same command can continue the work later, so SIGTERM is not a failure.
+      leaves: whether the process ends at once after its work, see `leave`.
+      ended: the message and the exit code of `end`; None if it was not called.
     """
 
     def __init__(self, *, resumable: bool, kills: bool):
@@ -49,6 +57,9 @@ class StopSignal:
         # handler raises `Stopped` again. The second thread receives this signal too, and skips it.
         self._lost = self._again = False
         self._own_signals = 0
+        self.leaves = False
+        self.ended: tuple[str, int] | None = None
+        self._raised = False
 
     @property
     def line(self) -> str:
@@ -58,7 +69,11 @@ class StopSignal:
     @property
     def exit_code(self) -> int:
         """128 + the signal's number, as in a shell; 0 if a scheduler stopped a command that can continue."""
-        return 0 if self.resumable and self.number != signal.SIGINT else 128 + self.number
+        return self.exit_code_of(self.number)
+
+    def exit_code_of(self, number: int) -> int:
+        """The exit code after the signal `number`, see `exit_code`."""
+        return 0 if self.resumable and number != signal.SIGINT else 128 + number
 
     def install(self) -> None:
         """Installs the handlers; signals that are ignored, as under nohup, stay ignored."""
@@ -90,6 +105,12 @@ class StopSignal:
             self._hook_before(found)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.ended:
+            # Once: what follows may be the launcher, which ends the other processes too.
+            if not self._raised:
+                self._raised = True
+                raise Ended(self.ended[0])
+            return
         if self._again:
             self._again = False
             raise Stopped(self.line)
@@ -104,6 +125,26 @@ class StopSignal:
             raise Stopped(self.line)
         elif not self._kills and time.monotonic() - self._since > _ONE_SIGNAL_SECONDS:
             raise Stopped(self.line)
+
+    def send_self(self, number: int) -> None:
+        """Lets the main thread handle a signal, which the second thread does not count."""
+        if number in self._before:
+            self._own_signals += self._kills
+            signal.pthread_kill(_main_thread(), number)
+
+    def end_after_grace(self, line: str, code: int, stream: int) -> None:
+        """Ends the process if its work has not ended by then."""
+
+        def wait() -> None:
+            deadline = time.monotonic() + GRACE_SECONDS
+            while time.monotonic() < deadline:
+                time.sleep(0.05)
+                if not self._open:
+                    return
+            _write(stream, line)
+            os._exit(code)
+
+        threading.Thread(target=wait, name="end late", daemon=True).start()
 
     def _note(self, number: int) -> None:
         self._since, self.number, self.received = time.monotonic(), number, signal.Signals(number).name
@@ -139,7 +180,7 @@ class StopSignal:
             if self._lost:
                 self._lost, self._again = False, True
                 self._own_signals += 1
-                signal.pthread_kill(threading.main_thread().ident, number)
+                signal.pthread_kill(_main_thread(), number)
         if self._deferred:
             return
         if not self.received:
@@ -192,9 +233,41 @@ def deferred() -> Iterator[None]:
         stop._deferred -= 1
 
 
+def is_deferred() -> bool:
+    """Whether a signal would only be noted now."""
+    return _active is not None and _active._deferred > 0
+
+
+# Number of the signal that this process has received, or 0 -> that with which all processes stop here, or 0.
+Agreement = Callable[[int], int]
+_agreement: Agreement | None = None
+
+
+@contextlib.contextmanager
+def together(agreement: Agreement) -> Iterator[None]:
+    """Inside the `with` block, several processes stop together while signals are deferred.
+
+    Each call of `received` and `poll` under `deferred` asks `agreement`. So all processes have to make these calls in
+    the same order, as processes that take the same steps do.
+    """
+    global _agreement
+    _agreement = agreement
+    try:
+        yield
+    finally:
+        _agreement = None
+
+
 def received() -> str:
     """The name of the signal that came, empty if none did."""
-    return "" if _active is None else _active.received
+    if _active is None:
+        return ""
+    if _agreement is None or not _active._deferred:
+        return _active.received
+    number = _agreement(_active.number if _active.received else 0)
+    if number and not _active.received:
+        _active._note(number)
+    return _active.received if number else ""
 
 
 def say(advice: str) -> None:
@@ -205,8 +278,38 @@ def say(advice: str) -> None:
 
 def poll() -> None:
     """Raises `Stopped` if a signal came."""
-    if _active is not None and _active.received:
+    if received() and _active is not None:
         raise Stopped(_active.line)
+
+
+def pass_on(number: int) -> None:
+    """Handles a signal that another process has received, as if it had come to this one; from any thread."""
+    if (stop := _active) is None or stop.received or stop.ended:
+        return
+    stop.send_self(number)
+    # Also if this process defers signals: without the other one it cannot go on.
+    stop.end_after_grace(f"stopped by {signal.Signals(number).name}{stop.advice}", stop.exit_code_of(number), 1)
+
+
+def end(line: str, code: int, *, at_once: bool = False) -> None:
+    """Ends the command because another process has failed; from any thread. The first call counts.
+
+    The main thread raises `Ended`, also where signals are deferred: work that needs the other process is lost anyway.
+    If it does not react, the process ends after `GRACE_SECONDS`.
+
+    Args:
+      line: what is printed on stderr.
+      code: the exit code.
+      at_once: without waiting for the main thread.
+    """
+    if (stop := _active) is None or stop.ended:
+        return
+    stop.ended = (line, code)
+    if at_once:
+        _write(2, f"error: {line}")
+        os._exit(code)
+    stop.send_self(signal.SIGTERM)
+    stop.end_after_grace(f"error: {line}", code, 2)
 
 
 def leave(code: int) -> None:
@@ -215,6 +318,12 @@ def leave(code: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def _main_thread() -> int:
+    number = threading.main_thread().ident
+    assert number is not None  # It runs.
+    return number
 
 
 def _is_importing(frame: FrameType | None) -> bool:

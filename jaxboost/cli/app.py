@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from io import TextIOWrapper
@@ -17,7 +18,7 @@ from typing import Any, NoReturn, TextIO
 import absl.logging
 from absl import app, flags
 
-from jaxboost import io, stopping
+from jaxboost import io, processes, stopping
 from jaxboost.cli import config_flag
 from jaxboost.errors import UserError
 
@@ -58,21 +59,30 @@ def run(main: Callable[[], None], *, resumable: bool = False, description: str |
         try:
             main()
             sys.stdout.flush()
-        except UserError as error:
-            fail(error)
         except BrokenPipeError:
             _drop(sys.stdout)
             sys.exit(PIPE_EXIT_CODE)
-        except OSError as error:
-            if io.is_of_disk(error):
-                fail(f"{error.filename or 'a file'} cannot be written ({error.strerror}): {io.remedy(error)}")
-            # The commands report a user's missing files themselves, so one that is missing here is a bug of ours.
-            if error.filename is None or isinstance(error, FileNotFoundError):
+        except (UserError, OSError) as error:
+            if (line := in_words(error)) is None:
                 raise
-            fail(f"{error.filename} cannot be used ({error.strerror}): check this path, and the right to use it")
+            fail(line)
 
     with _stopped_cleanly(resumable):
         app.run(checked, flags_parser=parse)
+
+
+def in_words(error: BaseException) -> str | None:
+    """The line that reports an error which the user can correct; None for any other error."""
+    if isinstance(error, UserError):
+        return str(error)
+    if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
+        return None
+    if io.is_of_disk(error):
+        return f"{error.filename or 'a file'} cannot be written ({error.strerror}): {io.remedy(error)}"
+    # The commands report a user's missing files themselves, so one that is missing here is a bug of ours.
+    if error.filename is None or isinstance(error, FileNotFoundError):
+        return None
+    return f"{error.filename} cannot be used ({error.strerror}): check this path, and the right to use it"
 
 
 @contextlib.contextmanager
@@ -86,11 +96,20 @@ def _stopped_cleanly(resumable: bool) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 print(stop.line, flush=True)
             stopping.leave(stop.exit_code)
+        except stopping.Ended as error:
+            with contextlib.suppress(OSError):
+                _print_error(error)
+            stopping.leave(stop.ended[1] if stop.ended else 1)
         except SystemExit as end:
             # The command ended by itself after a signal. Threads that still compile would hold the process for minutes.
-            if stop.received and (end.code is None or isinstance(end.code, int)):
+            if (stop.received or stop.leaves) and (end.code is None or isinstance(end.code, int)):
                 stopping.leave(end.code or 0)
             raise
+        except Exception:
+            if not stop.leaves:
+                raise
+            traceback.print_exc()
+            stopping.leave(1)
 
 
 class _Lines(logging.StreamHandler):
@@ -171,9 +190,34 @@ def check_single_task() -> None:
             one = {"srun": "start it with `srun -n 1`", "torchrun": "start it with `python`"}
             raise UserError(
                 f"this is task {number} of {count} that {launcher} started, and each would train the same run:"
-                f" {one.get(launcher, f'start it with `{launcher} -n 1`')}; for several separate runs use an array"
-                " of jobs (`sbatch --array`), or give --independent_tasks and a different --workdir to each task"
+                f" give --distributed to train it together, or {one.get(launcher, f'start it with `{launcher} -n 1`')};"
+                " for several separate runs use an array of jobs (`sbatch --array`), or give --independent_tasks and a"
+                " different --workdir to each task"
             )
+
+
+def log_only_warnings(prefix: str) -> None:
+    """Prints of this package's log only warnings from here on, after `prefix`, and the lines of every process."""
+    logger = logging.getLogger("jaxboost")
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or record.name == processes.ANNOUNCEMENTS
+
+    for handler in logger.handlers:
+        handler.addFilter(is_wanted)
+        handler.setFormatter(_Prefixed(prefix))
+
+
+class _Prefixed(logging.Formatter):
+    """Puts a prefix before warnings; the lines of every process name it themselves."""
+
+    def __init__(self, prefix: str):
+        super().__init__("%(message)s")
+        self._prefix = prefix
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.name == processes.ANNOUNCEMENTS else f"{self._prefix}{text}"
 
 
 def log_to_stdout() -> None:
@@ -221,8 +265,12 @@ def warnings_on_stderr() -> Iterator[None]:
 
 def fail(message: object) -> NoReturn:
     """Prints an error as one line on stderr and ends the process with exit code 2."""
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+    _print_error(message)
     sys.exit(USAGE_EXIT_CODE)
+
+
+def _print_error(message: object) -> None:
+    print("error: " + " ".join(str(message).split()), file=sys.stderr, flush=True)
 
 
 def _without_absl_terms(error: Exception) -> str:
@@ -236,6 +284,7 @@ def _without_absl_terms(error: Exception) -> str:
 
 def _help(description: str, module: str) -> str:
     """Returns the text of --help: the description of the command, and its flags."""
-    found = [flag for name in (module, config_flag.__name__) for flag in flags.FLAGS.get_flags_for_module(name)]
+    modules = (module, config_flag.__name__, "jaxboost.cli.together")
+    found = [flag for name in modules for flag in flags.FLAGS.get_flags_for_module(name)]
     lines = [f"  --{flag.name}: {flag.help}" + (f" (default: {flag.value})" if flag.value else "") for flag in found]
     return f"{description.strip()}\n\nflags:\n" + "\n".join(lines)

@@ -11,7 +11,7 @@ import pathlib
 from absl import flags
 
 from jaxboost import io
-from jaxboost.cli import app, config_flag
+from jaxboost.cli import app, config_flag, together
 from jaxboost.config import loading
 
 
@@ -25,16 +25,20 @@ def run() -> None:
         "the tasks of one srun or mpirun train different runs, each with a different --workdir",
     )
 
+    processes = together.Together()
+
     def main() -> None:
         fields = config_flag.read(config)
-        if not independent_flag.value:
+        if not (independent_flag.value or processes.is_wanted()):
             app.check_single_task()
-        # Imported here: a mistyped flag should be reported before jax loads.
-        from jaxboost.runs import cross_validation
+        with processes.joined() as start:
+            file, argument = loading.split_argument(config_flag.named(config))
+            name = pathlib.Path(file).stem + (f"_{argument}" if argument else "")
+            folder = io.user_path(workdir_flag.value or f"runs/{name}/seed{fields.seed}")
+            start(fields, folder)
+            # Imported here: a mistyped flag should be reported before jax loads.
+            from jaxboost.runs import cross_validation
 
-        file, argument = loading.split_argument(config_flag.named(config))
-        name = pathlib.Path(file).stem + (f"_{argument}" if argument else "")
-        workdir = workdir_flag.value or f"runs/{name}/seed{fields.seed}"
-        cross_validation.train_and_evaluate(fields, io.user_path(workdir))
+            cross_validation.train_and_evaluate(fields, folder)
 
     app.run(main, resumable=True, description=__doc__)

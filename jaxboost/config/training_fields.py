@@ -137,6 +137,13 @@ TRAIN = {
         " compiled programs are not kept. A CPU gives the same bits without it",
         before=False,
     ),
+    "fsdp": Field(
+        False,
+        "split trained weights, the optimiser's state and averages over all devices instead of copying them to each:"
+        " less memory for large encoders, and more traffic between the devices",
+        resume="free",
+        before=False,
+    ),
     "compilation_cache": Field(
         True, "keep compiled programs in the user's cache folder for the next start", resume="free"
     ),

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxboost import stopping
+from jaxboost.processes import arrays
 
 Batch = Mapping[str, jax.Array]
 HostBatch = Mapping[str, np.ndarray]
@@ -22,7 +23,8 @@ def run_batches(step: Callable[[Batch], Any], batches: Iterable[HostBatch], by_b
 
     Args:
       step: maps a batch on the devices, without its entry "mask", to an array (B, ...) or a tuple of arrays.
-      batches: batches on the host. Their entry "mask", bool (B,), is False for padding (see `batches.eval_batches`).
+      batches: batches on the host; of several processes, the share of this one. Their entry "mask", bool (B,), is
+        False for padding (see `batches.eval_batches`).
       by_batch: sharding of the batches.
 
     Returns:
@@ -34,8 +36,8 @@ def run_batches(step: Callable[[Batch], Any], batches: Iterable[HostBatch], by_b
     found = []
     for batch in batches:
         stopping.poll()
-        mask = batch["mask"]
+        mask = arrays.whole(batch["mask"], by_batch)
         inputs = {name: array for name, array in batch.items() if name != "mask"}
-        outputs = jax.device_get(step(put(inputs, by_batch)))
+        outputs = arrays.on_host(step(put(inputs, by_batch)))
         found.append(jax.tree.map(lambda output, mask=mask: output[mask], outputs))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *found)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxboost import io, systems
+from jaxboost import io, processes, systems
 from jaxboost.config import continuing, validate
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
@@ -73,6 +73,11 @@ def train_and_evaluate(config: Config, folder: pathlib.Path) -> dict[str, Any] |
         )
         if train.train_and_evaluate(_of_fold(config, number), folder / f"fold{number}", splits) is None:
             return None
+    return processes.first("folds", lambda: _finish(config, folder))
+
+
+def _finish(config: Config, folder: pathlib.Path) -> dict[str, Any] | None:
+    """Writes the result of all folds, if all are finished."""
     results = [workdir.read_result(folder / f"fold{number}") for number in range(config.data.folds)]
     if missing := [str(number) for number, result in enumerate(results) if result is None]:
         logger.info("fold(s) %s not finished yet: run them for the result of all folds", ", ".join(missing))

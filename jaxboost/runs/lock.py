@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import filelock
 
-from jaxboost import io
+from jaxboost import io, processes
 from jaxboost.errors import UserError
 
 FILE = "run.lock"
@@ -26,6 +26,8 @@ FILE = "run.lock"
 _LEASE = 120.0  # seconds
 _HEARTBEAT = 15.0
 _POLL = 1.0
+# A network file system may show a new file this late to another machine.
+_SEEN = 10.0
 _NAMESPACE = "?pidns-"
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,12 @@ class RunLock:
                 logger.info("%s; waiting %d s to see whether it is still running", self._held_by_another(), _LEASE)
                 seen = touched
             time.sleep(_POLL)
+
+    @property
+    def token(self) -> str | None:
+        """What the owner has written into the file to recognise it."""
+        owner = self._lease.owner
+        return None if owner is None else owner.token
 
     def check(self) -> None:
         """Raises UserError if this process no longer owns the run: its folder is gone, or another took it over."""
@@ -150,14 +158,47 @@ class RunLock:
         )
 
 
+class _LockOfFirst(RunLock):
+    """The lock of process 0, as another process of the same run sees it."""
+
+    def acquire(self) -> None:
+        """Waits until process 0 has the lock, and checks that this process sees it.
+
+        Raises:
+          UserError: it does not see it.
+        """
+        wanted = processes.gather("lock", None)[0]
+        deadline = time.monotonic() + _SEEN
+        while self.token != wanted:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{self.folder} on {socket.gethostname()} is not the folder of process 0, whose {FILE} it does not"
+                    " have: give a --workdir on a disk that all processes share"
+                )
+            with contextlib.suppress(OSError):
+                # A network file system asks its server again when a folder is listed.
+                os.listdir(self.folder)
+            time.sleep(_POLL / 4)
+
+    def check(self) -> None:
+        """Does nothing: process 0 checks."""
+
+
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[RunLock]:
     """Holds the lock of a run's folder. A missing folder is created, and removed again if it stays empty.
 
+    Of several processes that train together the first one holds it, and the others see whether it is there.
+
     Raises:
-      UserError: see `RunLock.acquire`.
+      UserError: see `RunLock.acquire`; or a process does not see the folder.
     """
     lock = RunLock(folder)
+    if not processes.is_first():
+        lock = _LockOfFirst(folder)
+        lock.acquire()
+        yield lock
+        return
     made: list[pathlib.Path] = []
     with io.writing(folder):
         for parent in (folder, *folder.parents):
@@ -167,6 +208,7 @@ def locked(folder: pathlib.Path) -> Iterator[RunLock]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     try:
+        processes.gather("lock", lock.token)
         yield lock
     finally:
         lock.release()

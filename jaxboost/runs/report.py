@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jaxboost
+from jaxboost import processes
 from jaxboost.config import continuing
 from jaxboost.data.dataset import Dataset
 from jaxboost.evaluation import metrics, patients, prediction_table, thresholds
@@ -51,8 +52,9 @@ def log_start(system: System, dataset: Dataset, config: ConfigDict) -> None:
         mib(system.params),
         f"{count(system.frozen):,}",
     )
-    devices = jax.local_devices()
-    logger.info("%d x %s, seed %d", len(devices), devices[0].device_kind, config.seed)
+    devices, together = jax.devices(), processes.count()
+    shared = f" in {together} processes" if together > 1 else ""
+    logger.info("%d x %s%s, seed %d", len(devices), devices[0].device_kind, shared, config.seed)
     if config.eval.protocol == "reference":
         logger.warning(REFERENCE_WARNING)
 

@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxboost import io, stopping, systems
+from jaxboost import io, processes, stopping, systems
 from jaxboost.config import combinations, continuing, validate, validation
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
@@ -19,7 +20,8 @@ from jaxboost.data.pipeline.augment import Augment
 from jaxboost.errors import UserError
 from jaxboost.evaluation import patients, thresholds
 from jaxboost.models.frozen import Tree
-from jaxboost.runs import baseline, datasets, memory, report, workdir
+from jaxboost.processes import arrays
+from jaxboost.runs import baseline, datasets, memory, report, together, workdir
 from jaxboost.runs.lock import locked
 from jaxboost.runs.result import RunResult, Selection
 from jaxboost.systems import start
@@ -60,16 +62,17 @@ def train_and_evaluate(
     validate(config)
     workdir.check_location(folder, config)
     config = resolved(config, folder)
-    if (finished := workdir.finished_result(folder, config)) and workdir.has_config(folder):
+    finished = _finished_for_all(folder, config)
+    if finished and workdir.has_config(folder):
         return _finished(config, finished, folder, splits)
     with stopping.watch(resumable=True) as stop:
         stopping.say(" before the first step: run the same command again")
         try:
             with locked(folder) as lock:
                 # Another process may have finished the run while this one waited.
-                if finished := workdir.finished_result(folder, config):
+                if finished := _finished_for_all(folder, config):
                     content = _finished(config, finished, folder, splits)
-                    if not workdir.has_config(folder):
+                    if not workdir.has_config(folder) and processes.is_first():
                         # A prediction needs it.
                         with io.writing(folder):
                             workdir.create(folder, config)
@@ -133,8 +136,10 @@ def assemble(
     params, frozen, stats, fingerprints = start.initialise(system, seed=config.seed, replicated=program.replicated)
     # Other labels for the same images are another data set.
     fingerprints |= datasets.fingerprint(dataset, config)
-    with io.writing(splits.folder):
-        splits.prepare()
+    together.check_same_run(dataset, fingerprints)
+    if processes.is_first():
+        with io.writing(splits.folder):
+            splits.prepare()
     fixed = fixed_tokens(system, config)
     shape = None if fixed is None else _kept_shape(fixed, config, dataset, program, (params, frozen))
     if fixed is not None and shape is not None:
@@ -237,7 +242,7 @@ def _encoded(
     """Replaces the images of the data set by the frozen encoder's tokens, which are cached in `folder`."""
     return source_tokens.encode(
         dataset,
-        lambda batch: program.encode(*weights, step.put(batch, program.by_batch)),
+        lambda batch: arrays.on_host(program.encode(*weights, step.put(arrays.own(batch), program.by_batch))),
         batch_size=config.eval.batch_size,
         image_size=config.model.image_size,
         augment=augment,
@@ -254,8 +259,9 @@ def _complete(loop: Loop, peak: memory.Peak) -> dict[str, Any] | None:
         with io.writing(folder):
             checkpointer = stack.enter_context(Checkpointer(folder / checkpoint_folder.FOLDER))
         loop.resume(checkpointer)
-        with io.writing(folder, checkpointer.kept):
-            workdir.create(folder, loop.config)
+        if processes.is_first():
+            with io.writing(folder, checkpointer.kept):
+                workdir.create(folder, loop.config)
         if not loop.train(checkpointer):
             return None
         stopping.say(" after the last step: run the same command again for the result")
@@ -269,12 +275,23 @@ def _finish(loop: Loop, checkpointer: Checkpointer, peak: memory.Peak) -> dict[s
 
     The only place that evaluates the test split, unless the protocol is `reference`.
     """
-    config, dataset, best = loop.config, loop.dataset, loop.progress.best
+    dataset, best = loop.dataset, loop.progress.best
     assert best is not None  # The last step is validated.
     loop.clock.begin("evaluation")
     with loop.clock.of("checkpoints"):
         weights = checkpointer.restore_best(best.step, loop.state.params, loop.state.stats, best.sha256)
     scores = {name: loop.scores(*weights, name)[1] for name in dataset.splits if name != "train"}
+    # The result marks the run as finished: everything else must be on the disk before.
+    checkpointer.wait()
+    return processes.first("result", lambda: _write(loop, checkpointer, peak, scores))
+
+
+def _write(
+    loop: Loop, checkpointer: Checkpointer, peak: memory.Peak, scores: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Writes predictions and result; of several processes the first does."""
+    config, dataset, best = loop.config, loop.dataset, loop.progress.best
+    assert best is not None
     loop.check_lock()
     with io.writing(loop.folder, checkpointer.kept):
         report.write_predictions(loop.folder, scores, dataset, config)
@@ -290,13 +307,22 @@ def _finish(loop: Loop, checkpointer: Checkpointer, peak: memory.Peak) -> dict[s
         seconds_by_part=loop.clock.parts(),
         memory_gb=peak.gigabytes(),
     )
-    # The result marks the run as finished: everything else must be on the disk before.
-    checkpointer.wait()
     loop.check_lock()
     with io.writing(loop.folder, checkpointer.kept):
         content = workdir.write_result(loop.folder, result)
     report.log_result(result)
     return content
+
+
+def _finished_for_all(folder: pathlib.Path, config: Config) -> RunResult | None:
+    """The result of a finished run; None if it is new or unfinished. All processes that train together see the same.
+
+    Raises:
+      UserError: see `workdir.finished_result`; or only some of them see a result.
+    """
+    found = workdir.finished_result(folder, config)
+    together.check_same_view(folder, found is not None)
+    return found
 
 
 def _finished(
@@ -305,7 +331,7 @@ def _finished(
     """Logs the figures of a finished run, and returns the content of its result.json."""
     systems.check_same_weights(config, result.parts, folder)
     datasets.check_same_data(config, result, folder, splits)
-    if result.selection.step is not None:
+    if result.selection.step is not None and processes.is_first():
         checkpoint_folder.tidy(folder / checkpoint_folder.FOLDER, result.selection.step)
     logger.info("%s is finished:", folder)
     report.log_result(result)

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import pathlib
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxboost import convert, io
+from jaxboost import convert, io, processes
 from jaxboost.convert import store
 from jaxboost.convert.placing import Placement, Quantize
 from jaxboost.errors import UserError
 from jaxboost.models.frozen import Tree
+from jaxboost.processes import arrays
 
 RANDOM = "random"
 # The pretrained parts of R-LLM, and those of PneumoLLM.
@@ -64,7 +66,7 @@ def as_trained(weights: dict[str, Any]) -> dict[str, Any]:
 def digest(weights: Mapping[str, Any]) -> str:
     """Fingerprint of weights that have no manifest."""
     leaves, _ = jax.tree.flatten_with_path(weights)
-    return store.fingerprint({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
+    return store.fingerprint({jax.tree_util.keystr(path): np.asarray(arrays.on_host(leaf)) for path, leaf in leaves})
 
 
 def empty(field: str) -> UserError:
@@ -95,6 +97,20 @@ def find_converted(
       UserError: it is missing, and the config does not ask to convert it.
     """
     path = io.user_path(folder)
+    # One process converts it, while the others wait.
+    processes.first("converted weights", lambda: _convert(what, path, source, layers, dtype, convert_missing, instead))
+    if not os.path.exists(path):
+        raise UserError(
+            f"no {what} at {path} on {socket.gethostname()}, though process 0 has it: put it on a disk that all"
+            " processes share, or convert it on each host"
+        )
+    return path
+
+
+def _convert(
+    what: str, path: pathlib.Path, source: str, layers: str, dtype: str, convert_missing: bool, instead: str
+) -> None:
+    """Converts weights if their folder is missing; see `find_converted`."""
     if not os.path.exists(path):
         if not (convert_missing and source):
             raise UserError(
@@ -110,7 +126,6 @@ def find_converted(
             if not os.path.exists(path):
                 raise
             logger.info("another process has made %s in the meantime: it is used", path)
-    return path
 
 
 def check_same(

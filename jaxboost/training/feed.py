@@ -8,11 +8,13 @@ import grain
 import jax
 import numpy as np
 
+from jaxboost import processes
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.evaluation.evaluate import Batch, HostBatch
+from jaxboost.processes import arrays
 from jaxboost.training import step
 from jaxboost.training.on_device import rows
 from jaxboost.training.program import Program
@@ -68,6 +70,7 @@ class HostFeed:
             batch_size=self.config.eval.batch_size,
             image_size=self.image_size,
             augment=Augment(**self.config.augment),
+            **arrays.share(),
         )
 
     def complete(self, split: str, batch: Batch) -> Batch:
@@ -99,7 +102,7 @@ class DeviceFeed:
         stacked = {name: np.stack([batch[name] for batch in found]) for name in found[0]}
         return {
             ROWS: self._placed["train"],
-            COUNT: jax.device_put(np.int32(count), self._replicated),
+            COUNT: arrays.put(np.int32(count), self._replicated),
             **step.put(stacked, self._by_step),
         }
 
@@ -107,7 +110,7 @@ class DeviceFeed:
         """See `Feed`."""
         whole = self._dataset.splits[split]
         first = whole.take(np.arange(most)) if most else whole
-        return batches.eval_rows(first, batch_size=self._config.eval.batch_size)
+        return batches.eval_rows(first, batch_size=self._config.eval.batch_size, **arrays.share())
 
     def complete(self, split: str, batch: Batch) -> Batch:
         """See `Feed`."""
@@ -132,7 +135,9 @@ def make(config: Config, dataset: Dataset, image_size: int | None, program: Prog
 def on_device(config: Config, dataset: Dataset, by_batch: jax.NamedSharding) -> bool:
     """Whether `data.on_device` asks for data on the devices; "auto" does if they fit and the device is no CPU."""
     if config.data.on_device == "auto":
-        return jax.default_backend() != "cpu" and rows.fit(dataset.splits.values(), by_batch)
+        fits = jax.default_backend() != "cpu" and rows.fit(dataset.splits.values(), by_batch)
+        # Devices of other processes may have less memory.
+        return all(processes.gather("data on the device", fits))
     return config.data.on_device == "true"
 
 
@@ -151,4 +156,5 @@ def _order(config: Config, image_size: int | None) -> dict[str, Any]:
         sampling=config.train.sampling,
         last_batch=config.train.last_batch,
         multiple=config.train.epoch_multiple,
+        **arrays.share(),
     )

@@ -13,6 +13,7 @@ from typing import Any
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from jaxboost import processes
 from jaxboost.io import set_aside, to_json, write_text, writing
 
 METRICS = "metrics.jsonl"
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 class MetricsLog:
     """Appends records {"step": ..., name: value, ...} to metrics.jsonl and to TensorBoard event files.
+
+    Of several processes only the first writes.
 
     Args:
       workdir: folder of the run.
@@ -44,6 +47,9 @@ class MetricsLog:
     ):
         self._path, self._kept = workdir / METRICS, kept
         self.seconds = 0.0
+        self._writes = processes.is_first()
+        if not self._writes:
+            return
         with writing(self._path, kept):
             if self._path.exists():
                 lines, self.seconds = _kept_lines(self._path, resume_step, validated)
@@ -54,6 +60,8 @@ class MetricsLog:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Writes one record; a value is a number, or None if it is not known."""
+        if not self._writes:
+            return
         with writing(self._path, self._kept):
             self._file.write(to_json({"step": step, **values}) + "\n")
             self._file.flush()
@@ -64,6 +72,8 @@ class MetricsLog:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        if not self._writes:
+            return
         # An error that is being raised says more than the errors on closing that follow from it.
         failed = error[0] is not None
         for file, path in ((self._file, self._path), (self._board, self._board.folder)):
@@ -166,7 +176,7 @@ class ProgressBar:
     """On a terminal a bar with loss, images/s and time left; else plain log lines; nothing in `without_bars`."""
 
     def __init__(self, first_step: int, last_step: int):
-        self._terminal = sys.stderr.isatty() and not _bars_off
+        self._terminal = sys.stderr.isatty() and not _bars_off and processes.is_first()
         self._lines = not (self._terminal or _bars_off)
         self._last_step = last_step
         self._bar = tqdm.tqdm(total=last_step, initial=first_step, unit="step", disable=not self._terminal)

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from jaxboost import stopping
+from jaxboost import processes, stopping
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.evaluation import evaluate, metrics, patients
 from jaxboost.models.frozen import Tree
+from jaxboost.processes import arrays
 from jaxboost.systems import System
 from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer, Progress
 from jaxboost.training.clock import Clock
@@ -64,7 +65,7 @@ class Loop:
 
     def resume(self, checkpointer: Checkpointer) -> None:
         """Restores the latest checkpoint, if there is one."""
-        if checkpointer.latest_step() is not None:
+        if processes.first("checkpoint", checkpointer.latest_step) is not None:
             config = self.progress.config
             with self.clock.of("checkpoints"):
                 self.state, found = checkpointer.restore_latest(
@@ -85,7 +86,7 @@ class Loop:
         save_every = config.checkpoint_every or self.last_step
         rate = RateMeter(config.batch_size)
         usage = Utilisation(self.config.model.dtype, self.program.by_batch.mesh.size)
-        key = jax.device_put(jax.random.key(self.config.seed), self.program.replicated)
+        key = arrays.put(jax.random.key(self.config.seed), self.program.replicated)
         with (
             MetricsLog(
                 self.folder, resume_step=first, validated=self.progress.validated, kept=checkpointer.kept

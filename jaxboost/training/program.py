@@ -36,6 +36,7 @@ class Program:
       encode: see `step.make_encode`; only for models whose images can be encoded once.
       replicated, by_batch: see `step.make_mesh`.
       ema: whether the state has an average of the weights.
+      shards: whether the state is split over the devices, see `fsdp`.
     """
 
     tx: optax.GradientTransformation
@@ -48,10 +49,11 @@ class Program:
     replicated: jax.NamedSharding
     by_batch: jax.NamedSharding
     ema: bool
+    shards: bool = False
 
     def init_state(self, params: Tree, stats: Tree) -> TrainState:
         """The state before the first step, from the trainable weights and the statistics."""
-        return step.init_state(params, self.tx, self.replicated, stats=stats, ema=self.ema)
+        return step.init_state(params, self.tx, self.replicated, stats=stats, ema=self.ema, shards=self.shards)
 
     def state_shapes(self, params: Tree, stats: Tree) -> TrainState:
         """The shapes of `init_state`, from those of the weights and the statistics; nothing is computed."""
@@ -114,9 +116,8 @@ def make_program(
     train = config.train
     optimiser = {**config.optim, "steps_per_epoch": steps_per_epoch, "epochs": train.epochs}
     reads = (Augment(**config.augment), config.model.image_size) if on_device else None
-    return _program(
-        graphdef, objective, (*optimiser.items(),), train.ema, train.accumulate, reads, (*jax.local_devices(),)
-    )
+    fields = (train.ema, train.accumulate, train.fsdp, reads)
+    return _program(graphdef, objective, (*optimiser.items(),), *fields, (*jax.devices(),))
 
 
 # An arm of a study has a program for each learning rate that it tries, and then one for all of its seeds. In a
@@ -129,6 +130,7 @@ def _program(
     optimiser: tuple[tuple[str, Any], ...],
     ema: float,
     accumulate: int,
+    shards: bool,
     reads: tuple[Augment, int] | None,
     devices: tuple[Any, ...],
 ) -> Program:
@@ -144,15 +146,16 @@ def _program(
         tx=tx,
         learning_rate=learning_rate,
         train_step=step.make_train_step(
-            graphdef, tx, objective, replicated, ema=ema, accumulate=accumulate, reading=reading
+            graphdef, tx, objective, replicated, ema=ema, accumulate=accumulate, shards=shards, reading=reading
         ),
         reading=reading,
         complete=jax.jit(reading.eval_batch) if reading else None,
-        bind_eval_step=step.make_eval_step(graphdef, objective, replicated),
+        bind_eval_step=step.make_eval_step(graphdef, objective, replicated, shards=shards),
         encode=step.make_encode(graphdef, by_batch),
         replicated=replicated,
         by_batch=by_batch,
         ema=ema > 0,
+        shards=shards,
     )
 
 

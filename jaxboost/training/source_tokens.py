@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxboost import stopping
+from jaxboost import processes, stopping
 from jaxboost.data import array_cache
 from jaxboost.data.dataset import Dataset, MappedRows
 from jaxboost.data.pipeline import batches
@@ -60,6 +60,8 @@ def encode(
         # Earlier versions had another name for the file.
         rows, tokens = _read(older if older.exists() and not file.exists() else file)
         before, missing = len(rows), _missing(digests, rows)
+        # Several processes encode together, and the first writes.
+        processes.check_same("file of source tokens", {str(file): len(rows)}, "use a disk that all processes share")
         if total := sum(map(len, missing.values())):
             logger.info("encoding %d images once: nothing in the encoder is trained or random", total)
         with tqdm(total=total, unit="image", disable=None) as bar:
@@ -92,6 +94,10 @@ def encode(
 @contextlib.contextmanager
 def _alone(file: pathlib.Path) -> Iterator[None]:
     """Runs that share a file take turns, so that only the first of them encodes the images."""
+    if not processes.is_first():
+        processes.gather("source tokens", None)
+        yield
+        return
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         lease = filelock.SoftFileLease(
@@ -106,6 +112,7 @@ def _alone(file: pathlib.Path) -> Iterator[None]:
             logger.info("another run encodes the images: waiting for it")
             lease.acquire()
     try:
+        processes.gather("source tokens", None)
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -137,7 +144,7 @@ def _with_room(tokens: np.ndarray, count: int, shape: tuple[int, ...]) -> np.nda
 
 
 def _write(file: pathlib.Path, rows: Mapping[str, int], tokens: np.ndarray, before: int) -> None:
-    if len(rows) > before:
+    if len(rows) > before and processes.is_first():
         with writing(file):
             # Compression would be slow, and tokens would hardly become smaller.
             write_npz(file, {"digests": np.array(list(rows)), "tokens": tokens[: len(rows)]}, compressed=False)

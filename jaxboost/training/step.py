@@ -1,4 +1,4 @@
-"""One training step and one evaluation step, pure and jitted over a mesh of all local devices."""
+"""One training step and one evaluation step, pure and jitted over a mesh of the devices of all processes."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,9 @@ from jaxboost.errors import UserError
 from jaxboost.evaluation.evaluate import Batch
 from jaxboost.evaluation.evaluate import put as put
 from jaxboost.models.frozen import Tree, merge, statistics
+from jaxboost.processes import arrays
 from jaxboost.tasks import TASKS
+from jaxboost.training import fsdp
 from jaxboost.training.mixing import Mixing, augment_batch
 from jaxboost.training.on_device.reading import Reading
 
@@ -70,19 +72,19 @@ class Objective:
 
 
 def make_mesh() -> tuple[jax.NamedSharding, jax.NamedSharding]:
-    """Two shardings over all local devices: `replicated`, a copy on each, and `by_batch`, the first axis split."""
-    devices = jax.local_devices()
-    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+    """Two shardings over all devices: `replicated`, a copy on each, and `by_batch`, the first axis split."""
+    mesh = arrays.mesh()
     return jax.NamedSharding(mesh, jax.P()), jax.NamedSharding(mesh, jax.P("data"))
 
 
 def check_batch_size(batch_size: int, field: str) -> None:
     """Raises UserError if a batch cannot be split evenly over the devices."""
-    devices = len(jax.local_devices())
+    devices = jax.device_count()
     if batch_size <= 0:
         raise UserError(f"config field {field}: {batch_size} should be above 0")
     if batch_size % devices:
-        raise UserError(f"config field {field}: {batch_size} is no multiple of the {devices} local devices")
+        where = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+        raise UserError(f"config field {field}: {batch_size} is no multiple of the {devices} local devices{where}")
 
 
 # Compiled: (state, frozen weights, batch, random key) -> (state, {"loss", "grad_norm"})
@@ -98,6 +100,7 @@ def init_state(
     *,
     stats: Tree | None = None,
     ema: bool = False,
+    shards: bool = False,
 ) -> TrainState:
     """The state before the first step.
 
@@ -107,15 +110,31 @@ def init_state(
       replicated: see `make_mesh`.
       stats: the model's statistics, as in `frozen.merge`.
       ema: whether the state has a moving average of weights and statistics.
+      shards: whether the state is split over the devices, see `fsdp`.
     """
+    if shards:
+        return _sharded_state(params, tx, replicated, stats=stats or {}, ema=ema)
     opt_state = jax.jit(tx.init, out_shardings=replicated)(params)
     average = {}
     if ema:
         # A copy, because a step reuses the buffers of the whole state.
         copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=replicated)
         average = copied(averaged_weights(params, stats or {}))
-    number = jax.device_put(jnp.int32(0), replicated)
+    number = arrays.put(jnp.int32(0), replicated)
     return TrainState(step=number, params=params, opt_state=opt_state, stats=stats or {}, ema=average)
+
+
+def _sharded_state(
+    params: Tree, tx: optax.GradientTransformation, replicated: jax.NamedSharding, *, stats: Tree, ema: bool
+) -> TrainState:
+    @jax.jit
+    def make(params: Tree, stats: Tree) -> tuple[Tree, optax.OptState, Tree]:
+        average = jax.tree.map(jnp.copy, averaged_weights(params, stats)) if ema else {}
+        return fsdp.split((params, tx.init(params), average), replicated)
+
+    params, opt_state, average = make(params, stats)
+    number = arrays.put(jnp.int32(0), replicated)
+    return TrainState(step=number, params=params, opt_state=opt_state, stats=stats, ema=average)
 
 
 def averaged_weights(params: Tree, stats: Tree) -> Tree:
@@ -131,6 +150,7 @@ def make_train_step(
     *,
     ema: float = 0.0,
     accumulate: int = 1,
+    shards: bool = False,
     reading: Reading | None = None,
 ) -> TrainStep:
     """Returns step(state, frozen, batch, key) -> (state, {"loss", "grad_norm"}); the old state's buffers are reused.
@@ -146,6 +166,7 @@ def make_train_step(
       replicated: see `make_mesh`; the sharding of the results.
       ema: decay of the moving average of the weights, if the state has one.
       accumulate: micro-batches per optimiser update, see `optim.make_optimizer`; averages change only at updates.
+      shards: whether the state is split over the devices, see `fsdp`.
       reading: makes batches of rows that the devices hold, and the function takes several steps then. Its argument
         `batch` is {ROWS: a split, "row": int32 (K, B)[, "mask": bool (K, B)], COUNT: int32 ()}: the first COUNT of K
         batches. "loss" and "grad_norm" are (K,), and 0 after the first COUNT. COUNT is not known when the program is
@@ -163,7 +184,8 @@ def make_train_step(
         )
 
         def loss_fn(params: Tree) -> tuple[jax.Array, Tree]:
-            model = merge(graphdef, params, frozen, state.stats)
+            whole = fsdp.gather(params, replicated) if shards else params
+            model = merge(graphdef, whole, frozen, state.stats)
             logits = model(images, key=model_key)
             each = task.losses(logits, targets, loss=objective.loss, class_weights=objective.class_weights)
             # A batch has a mask only if it may be padded.
@@ -172,12 +194,15 @@ def make_train_step(
             return mean, statistics(model)
 
         (value, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        if shards:
+            grads = fsdp.split(grads, replicated)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         step = state.step + 1
         average = _averaged(state.ema, averaged_weights(params, stats), jnp.where(step % accumulate == 0, ema, 1.0))
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(step=step, params=params, opt_state=opt_state, stats=stats, ema=average), metrics
+        new = TrainState(step=step, params=params, opt_state=opt_state, stats=stats, ema=average)
+        return fsdp.split(new, replicated) if shards else new, metrics
 
     def train_steps(
         state: TrainState, frozen: Tree, batch: Mapping[str, Any], key: jax.Array
@@ -197,7 +222,11 @@ def make_train_step(
         nothing = jnp.zeros(len(batch["row"]), jnp.float32)
         return jax.lax.fori_loop(0, batch[COUNT], body, (state, {"loss": nothing, "grad_norm": nothing}))
 
-    return jax.jit(train_steps if reading else train_step, donate_argnames="state", out_shardings=replicated)
+    return jax.jit(
+        train_steps if reading else train_step,
+        donate_argnames="state",
+        out_shardings=(None, replicated) if shards else replicated,
+    )
 
 
 def _averaged(average: Tree, weights: Tree, decay: jax.Array) -> Tree:
@@ -207,7 +236,7 @@ def _averaged(average: Tree, weights: Tree, decay: jax.Array) -> Tree:
 
 
 def make_eval_step(
-    graphdef: nnx.GraphDef, objective: Objective, replicated: jax.NamedSharding
+    graphdef: nnx.GraphDef, objective: Objective, replicated: jax.NamedSharding, *, shards: bool = False
 ) -> Callable[..., BoundEvalStep]:
     """Returns bind(params, frozen, stats) -> step(batch) -> (loss of each example (B,), probabilities (B, classes)).
 
@@ -215,12 +244,18 @@ def make_eval_step(
     smoothing and no class weight.
     """
     # No sharding is given: if weights are split over the devices, the precomputed arrays are split too.
-    precompute = jax.jit(lambda *weights: merge(graphdef, *weights).precompute())
+    precompute = jax.jit(
+        lambda params, *others: merge(
+            graphdef, fsdp.gather(params, replicated) if shards else params, *others
+        ).precompute()
+    )
 
     @partial(jax.jit, out_shardings=replicated)
     def eval_step(
         params: Tree, frozen: Tree, stats: Tree | None, precomputed: Any, batch: Batch
     ) -> tuple[jax.Array, jax.Array]:
+        if shards:
+            params = fsdp.gather(params, replicated)
         logits = merge(graphdef, params, frozen, stats)(batch["image"], precomputed)
         task = TASKS[objective.task]
         targets = task.targets(batch["label"], objective.classes)

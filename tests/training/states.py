@@ -1,10 +1,15 @@
 """Small train states that a seed and a step number determine, and what a checkpoint keeps next to them."""
 
+import json
+import shutil
+
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxboost import io
 from jaxboost.data.dataset import Split
 from jaxboost.data.pipeline import batches
 from jaxboost.training import step
@@ -54,3 +59,18 @@ def restore_state(checkpointer):
 
 def saved_steps(folder):
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def with_grains_position(folder):
+    """Gives a saved step the item in which grain kept the position of a single process, instead of ours."""
+    state = json.loads((folder / "position/metadata").read_text())
+    iterator = train_iterator()
+    iterator.set_state(state)
+    (folder / "data").mkdir()
+    grain.checkpoint.CheckpointHandler().save(folder / "data", iterator)
+    shutil.rmtree(folder / "position")
+    if (folder / "checksums").exists():
+        sums = json.loads((folder / "checksums/metadata").read_text())
+        sums["notes"]["data"] = sums["notes"].pop("position")
+        sums["sha256"] = io.json_sha256({name: sums[name] for name in ("step", "arrays", "notes")})
+        (folder / "checksums/metadata").write_text(json.dumps(sums))

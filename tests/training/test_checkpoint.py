@@ -23,6 +23,7 @@ from tests.training.states import (
     saved_steps,
     train_iterator,
     train_state,
+    with_grains_position,
 )
 
 
@@ -54,6 +55,24 @@ def test_resume_restores_everything(tmp_path):
     for batch in following:
         assert_same(next(restored_iterator), batch)
     _assert_nothing_temporary(tmp_path)
+
+
+def test_the_position_that_grain_wrote_is_read(tmp_path):
+    """Earlier versions kept the position in an item of grain's, in a file for each process."""
+    folder, iterator = tmp_path / "checkpoints", train_iterator()
+    for _ in range(3):
+        next(iterator)
+    with Checkpointer(folder) as checkpointer:
+        checkpointer.save_latest(train_state(1, 3), iterator, progress_note())
+    with_grains_position(folder / "latest/3")
+    restored = train_iterator()
+    with Checkpointer(folder) as checkpointer:
+        checkpointer.restore_latest(train_state(99, 0), restored, FINGERPRINTS)
+    assert_same(next(restored), next(iterator))
+    # Its checksum is that of the item, as before.
+    (folder / "latest/3/data/process_0-of-1.json").write_text('{"next_index": 2}')
+    with Checkpointer(folder) as checkpointer, pytest.raises(UserError, match="data is not what was saved"):
+        checkpointer.restore_latest(train_state(99, 0), train_iterator(), FINGERPRINTS)
 
 
 @flax.struct.dataclass

@@ -12,7 +12,14 @@ from jaxboost.training.checkpoints import checkpoint_folder, stored
 from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer, Progress
 from tests.mutations import flip_bit, largest_file, mutations
 from tests.training.small_runs import assert_same, on_host
-from tests.training.states import FINGERPRINTS, best_weights, saved_steps, train_iterator, train_state
+from tests.training.states import (
+    FINGERPRINTS,
+    best_weights,
+    saved_steps,
+    train_iterator,
+    train_state,
+    with_grains_position,
+)
 
 CONFIG = {"optim.lr": 0.1, "seed": 0}
 
@@ -78,15 +85,15 @@ DAMAGES = {
     "cut off": lambda step: largest_file(step / "state").write_bytes(largest_file(step / "state").read_bytes()[:-7]),
     "empty file": lambda step: (step / "state" / "manifest.ocdbt").write_bytes(b""),
     "part is missing": lambda step: shutil.rmtree(step / "state"),
-    "position is missing": lambda step: shutil.rmtree(step / "data"),
+    "position is missing": lambda step: shutil.rmtree(step / "position"),
     "progress is missing": lambda step: shutil.rmtree(step / "progress"),
     "checksums are missing": lambda step: shutil.rmtree(step / "checksums"),
     "nothing left": lambda step: (shutil.rmtree(step), step.mkdir()),
     "another step's": lambda step: (shutil.rmtree(step), shutil.copytree(step.parent / "1", step)),
     "position in the data": lambda step: _change(
-        step / "data" / "process_0-of-1.json", lambda content: content.update(next_index=3)
+        step / "position" / "metadata", lambda content: content.update(next_index=3)
     ),
-    "position is no number": lambda step: (step / "data" / "process_0-of-1.json").write_text('{"next_index": "x"}'),
+    "position is no number": lambda step: (step / "position" / "metadata").write_text('{"next_index": "x"}'),
     "best value": lambda step: _change(
         step / "progress" / "metadata", lambda content: content["best"].update(value=0.9)
     ),
@@ -96,7 +103,7 @@ DAMAGES = {
         (step / "progress" / "metadata").read_text().replace('"config"', '"bonfig"')
     ),
     "checksum": lambda step: _change(
-        step / "checksums" / "metadata", lambda content: content["notes"].update(data="0")
+        step / "checksums" / "metadata", lambda content: content["notes"].update(position="0")
     ),
     "no JSON": lambda step: (step / "progress" / "metadata").write_bytes(b"\0" * 300),
     "deep JSON": lambda step: (step / "progress" / "metadata").write_bytes(b"[" * 100_000),
@@ -266,6 +273,7 @@ def _as_before(step):
     """Makes a step what earlier versions wrote."""
     shutil.rmtree(step / "checksums")
     if (step / "progress").exists():
+        with_grains_position(step)
         _change(step / "progress" / "metadata", lambda note: (note.pop("config"), note["best"].pop("sha256")))
 
 

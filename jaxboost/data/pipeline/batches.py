@@ -65,8 +65,8 @@ def train_iterator(
     Every epoch has `steps_per_epoch` batches of a new permutation of the split; the remaining samples, others in each
     epoch, are dropped. With repeated augmentation or balanced sampling, `EpochOrder` gives the samples of an epoch. The
     batches depend only on `seed`. `get_state()` and `set_state()` are exact, and the iterator works with
-    `grain.checkpoint.CheckpointSave` and `CheckpointRestore`. The slices of all processes together are the batches of a
-    single process.
+    `grain.checkpoint.CheckpointSave` and `CheckpointRestore`. The slices of all processes, one after the other, are the
+    batches of a single process, and the state of every process is that of a single one.
 
     With `last_batch="keep"` batches also have "mask": bool (B,). The last batch of an epoch is padded with zeros, where
     the mask is False.
@@ -101,7 +101,7 @@ def train_iterator(
         dataset = dataset.map(functools.partial(_fitted, image_size=image_size, first=augment.resize))
         if augment.rgb:
             dataset = dataset.map(lambda element: element | {"image": _rgb(element["image"])})
-    return _endless(dataset, batch_size, process_index, process_count)
+    return _endless(dataset, batch_size, seed, process_index, process_count)
 
 
 def train_rows(
@@ -130,7 +130,7 @@ def train_rows(
         process_count=process_count,
         **options,
     )
-    return _endless(dataset, batch_size, process_index, process_count)
+    return _endless(dataset, batch_size, seed, process_index, process_count)
 
 
 def eval_batches(
@@ -192,14 +192,11 @@ def _train_order(
 
 
 def _endless(
-    dataset: grain.MapDataset, batch_size: int, process_index: int, process_count: int
+    dataset: grain.MapDataset, batch_size: int, seed: int, process_index: int, process_count: int
 ) -> grain.DatasetIterator:
     """The batches of a process, without an end, from the elements of an epoch."""
-    dataset = (
-        dataset.slice(slice(process_index, None, process_count))
-        .batch(batch_size // process_count, drop_remainder=True)
-        .repeat()
-    )
+    dataset = _share(dataset, batch_size, seed, process_index, process_count)
+    dataset = dataset.batch(batch_size // process_count, drop_remainder=True).repeat()
     return iter(dataset.to_iter_dataset(_READ_OPTIONS))
 
 
@@ -207,6 +204,20 @@ def _padded(source: Source, batch_size: int, process_index: int, process_count: 
     return grain.MapDataset.source(
         PaddedSource(source, batch_size=batch_size, process_index=process_index, process_count=process_count)
     )
+
+
+def _share(dataset: grain.MapDataset, batch_size: int, seed: int, index: int, count: int) -> grain.MapDataset:
+    """The consecutive samples of each batch that process `index` of `count` reads."""
+    if count == 1:
+        return dataset
+    own = batch_size // count
+
+    def element(position: int, _: int) -> dict[str, np.ndarray]:
+        # The position is not reset after an epoch, nor is that of a `MapDataset`.
+        batch, row = divmod(position, own)
+        return dataset[batch * batch_size + index * own + row]
+
+    return grain.MapDataset.range(len(dataset) // batch_size * own).seed(seed).map_with_index(element)
 
 
 def _samples(split: Split, multiple: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import grain
 import orbax.checkpoint as ocp
 
-from jaxboost import io
+from jaxboost import io, processes
 from jaxboost.config import continuing
 from jaxboost.errors import UserError
 from jaxboost.io import json_sha256
@@ -23,7 +23,7 @@ from jaxboost.models.frozen import Tree
 from jaxboost.training.checkpoints import checkpoint_folder, stored
 from jaxboost.training.checkpoints.checkpoint_folder import BEST, KEPT, LATEST, NO_CHECKSUMS, PROGRESS
 from jaxboost.training.checkpoints.progress import Best, Progress, to_json
-from jaxboost.training.checkpoints.stored import CHECKSUMS, DATA, DamagedError
+from jaxboost.training.checkpoints.stored import CHECKSUMS, POSITION, DamagedError
 from jaxboost.training.step import TrainState
 
 _CENTURY = 100 * 366 * 24 * 3600  # seconds
@@ -83,11 +83,12 @@ class Checkpointer:
 
     def save_latest(self, state: TrainState, iterator: grain.DatasetIterator, progress: Progress) -> None:
         """Saves everything that a resumed run needs, in the background."""
-        step, tree, notes = int(state.step), _state_item(state), to_json(progress)
-        sums = stored.checksums(step, {"state": tree}, {PROGRESS: notes, DATA: iterator.get_state()})
+        step, tree, notes, position = int(state.step), _state_item(state), to_json(progress), iterator.get_state()
+        sums = stored.checksums(step, {"state": tree}, {PROGRESS: notes, POSITION: position})
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(tree),
-            data=grain.checkpoint.CheckpointSave(iterator),
+            # One for all processes, so that another number of them can go on.
+            position=ocp.args.JsonSave(position),
             progress=ocp.args.JsonSave(notes),
             checksums=ocp.args.JsonSave(sums),
         )
@@ -124,14 +125,19 @@ class Checkpointer:
           UserError: the run was made with other weights, data or config, or no checkpoint can be read.
         """
         problems: dict[int, DamagedError] = {}
-        for step in stored.steps(self._folder / LATEST):
+        for step in processes.first("steps", lambda: stored.steps(self._folder / LATEST)):
+            found = problem = None
             try:
-                restored, progress = self._restore(step, state, iterator, fingerprints, config)
+                found = self._restore(step, state, iterator, fingerprints, config)
             except DamagedError as error:
-                problems[step] = error
+                problem = error
+            # Damaged for one process is damaged for all.
+            others = [text for text in processes.gather(f"step {step}", problem and str(problem)) if text]
+            if found is None or others:
+                problems[step] = problem or DamagedError(f"for another process: {others[0]}")
                 continue
-            self._go_on_from(step, problems, progress)
-            return restored, progress
+            self._go_on_from(step, problems, found[1])
+            return found
         texts = [f"step {step}: {error}" for step, error in problems.items()]
         raise UserError(
             f"no checkpoint in {self._folder} can be used ({'; '.join(texts)}): bring the folder back from a backup, or"
@@ -175,11 +181,14 @@ class Checkpointer:
         folder = self._folder / LATEST / str(step)
         progress, sums = checkpoint_folder.read_progress(folder)
         _check_same_run(self._folder, progress, fingerprints, config)
-        trees = stored.read_trees(folder, {"state": _state_item(state)}, sums, iterator)
+        trees = stored.read_trees(folder, {"state": _state_item(state)}, sums)
+        position = stored.read_position(folder, sums)
+        with stored.reading(folder):
+            iterator.set_state(position)
         if int(trees["state"]["step"]) != step:
             raise DamagedError(f"its state is of step {int(trees['state']['step'])}")
         # Each step takes one batch, so both numbers are equal.
-        if iterator.get_state().get("next_index", step) != step and not sums:
+        if position.get("next_index", step) != step and not sums:
             raise DamagedError("its position in the data is of another step")
         if sums is None:
             logger.warning(NO_CHECKSUMS, folder)
@@ -192,7 +201,7 @@ class Checkpointer:
 
     def _go_on_from(self, step: int, problems: Mapping[int, DamagedError], progress: Progress) -> None:
         """Makes `step` the latest checkpoint: sets later ones aside, and removes later steps of `best`."""
-        for later, error in problems.items():
+        for later, error in problems.items() if processes.is_first() else ():
             place = self._set_aside(self._folder / LATEST / str(later))
             logger.warning(
                 "the checkpoint of step %d is damaged (%s): going on from step %d, what came after is done again; the"
@@ -202,7 +211,7 @@ class Checkpointer:
                 step,
                 place,
             )
-        for later in stored.steps(self._folder / BEST):
+        for later in stored.steps(self._folder / BEST) if processes.is_first() else ():
             if later > step:
                 checkpoint_folder.remove(self._folder / BEST / str(later))
         self._cleared = False
@@ -225,14 +234,18 @@ class Checkpointer:
         if self._cleared:
             return
         self._cleared = True
-        for manager, name in ((self._latest, LATEST), (self._best, BEST)):
+        processes.first("clear", self._clear_folders)
+        for manager in (self._latest, self._best):
+            manager.reload()
+
+    def _clear_folders(self) -> None:
+        for name in (LATEST, BEST):
             checkpoint_folder.remove_temporary(self._folder / name)
             whole = set(map(str, stored.steps(self._folder / name)))
             for path in sorted((self._folder / name).iterdir()):
                 # Orbax takes names such as "007" for numbers too.
                 if path.name.isdigit() and path.name not in whole:
                     logger.warning("%s is no checkpoint: it is kept as %s", path, self._set_aside(path))
-            manager.reload()
 
     def _set_aside(self, path: pathlib.Path) -> pathlib.Path:
         """Renames `latest/7` to `damaged-latest-7`, which nothing reads; the new path."""

@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -25,9 +24,12 @@ from pydantic import Field
 from jaxboost import io, schema
 from jaxboost.errors import UserError
 from jaxboost.models.frozen import Tree
+from jaxboost.processes import arrays
 
 CHECKSUMS = "checksums"
-DATA = "data"
+POSITION = "position"
+# The item of earlier versions instead, and its file.
+_GRAIN, _GRAIN_FILE = "data", "process_0-of-1.json"
 TEMPORARY = ".orbax-checkpoint-tmp"
 # Orbax's name of the file in which it keeps a JSON item.
 _JSON_FILE = "metadata"
@@ -71,7 +73,7 @@ def of_trees(trees: Mapping[str, Tree]) -> dict[str, str]:
     found = {}
     for path, leaf in _leaves(trees):
         # One at a time: all of them together may be large.
-        array = np.ascontiguousarray(jax.device_get(leaf))
+        array = np.ascontiguousarray(arrays.on_host(leaf))
         digest = hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
         found[path] = f"{_head(leaf)} {digest}"
     return found
@@ -119,16 +121,25 @@ def read_note(folder: pathlib.Path, name: str, sums: Checksums | None) -> Any:
         return value
 
 
-def read_trees(
-    folder: pathlib.Path,
-    targets: Mapping[str, Tree],
-    sums: Checksums | None,
-    iterator: grain.DatasetIterator | None = None,
-) -> dict[str, Tree]:
+def read_position(folder: pathlib.Path, sums: Checksums | None) -> Any:
+    """The position in the data of the step at `folder`: the state of the iterator, the same in every process.
+
+    Raises:
+      DamagedError: it cannot be read, or is not what was saved.
+    """
+    if (folder / POSITION).exists():
+        return read_note(folder, POSITION, sums)
+    # As grain wrote it in earlier versions, which had one process.
+    with reading(folder):
+        value = io.read_json(folder / _GRAIN / _GRAIN_FILE)
+        _check_note(_GRAIN, value, sums)
+        return value
+
+
+def read_trees(folder: pathlib.Path, targets: Mapping[str, Tree], sums: Checksums | None) -> dict[str, Tree]:
     """The trees of the step at `folder`, restored into the shapes and shardings of `targets`.
 
-    Args:
-      iterator: its position is set to the one that was saved.
+    Each of several processes reads for itself, so that none waits for another that cannot read.
 
     Raises:
       DamagedError: they cannot be read, or are not what was saved.
@@ -137,19 +148,37 @@ def read_trees(
         if sums:
             _check_shapes(targets, sums)
         shapes: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(targets))
-        items: dict[str, Any] = {name: ocp.args.StandardRestore(target) for name, target in shapes.items()}
-        if iterator is not None:
-            items[DATA] = grain.checkpoint.CheckpointRestore(iterator)
-        with _quietly(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            restored = checkpointer.restore(folder.absolute(), args=ocp.args.Composite(**items))
-        trees = {name: restored[name] for name in targets}
+        trees = _read(folder, shapes) if jax.process_count() == 1 else _read_alone(folder, shapes)
         if sums:
             found = of_trees(trees)
             if wrong := [path for path in found if found[path] != sums.arrays[path]]:
                 raise DamagedError(f"array {wrong[0]}{_others(wrong)} is not what was saved")
-        if iterator is not None:
-            _check_note(DATA, iterator.get_state(), sums)
-        return trees
+        if jax.process_count() == 1:
+            return trees
+        return jax.tree.map(lambda array, shape: arrays.place(array, shape.sharding), trees, shapes)
+
+
+def _read(folder: pathlib.Path, shapes: Mapping[str, Any]) -> dict[str, Tree]:
+    items = {name: ocp.args.StandardRestore(target) for name, target in shapes.items()}
+    with _quietly(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(folder.absolute(), args=ocp.args.Composite(**items))
+    return {name: restored[name] for name in shapes}
+
+
+def _read_alone(folder: pathlib.Path, shapes: Mapping[str, Any]) -> dict[str, Tree]:
+    """As `_read`, but on the host, and without waiting for other processes."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
+    trees = {}
+    for name, target in shapes.items():
+        # Nothing is read into these: they say that arrays of the host are wanted.
+        wanted = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), target)
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        with _quietly(), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            trees[name] = checkpointer.restore(folder.absolute() / name, args=ocp.args.StandardRestore(wanted))
+    return trees
 
 
 @contextlib.contextmanager
