@@ -1,6 +1,5 @@
 """One run by several processes: the same figures as by one, stopped and continued by another number of processes."""
 
-import json
 import os
 import pathlib
 import sys
@@ -19,6 +18,7 @@ from jaxboost.processes import group
 from jaxboost.runs import together, train
 from jaxboost.runs.lock import RunLock
 from jaxboost.runs.result import COSTS
+from tests import metrics
 from tests.processes.starts import Forks, Started, forks, free_port
 from tests.scripts import devices
 from tests.training.small_runs import small_config
@@ -112,11 +112,7 @@ def start(
 
 
 def records(workdir: pathlib.Path) -> dict[tuple[int, str], float]:
-    found = {}
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        found |= {(record["step"], name): value for name, value in record.items() if name != "images_per_second"}
-    return found
+    return {(record["step"], name): value for record in metrics.records(workdir) for name, value in record.items()}
 
 
 def predictions(workdir: pathlib.Path) -> np.ndarray:
