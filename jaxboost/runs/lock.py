@@ -61,6 +61,10 @@ class RunLock:
                 logger.info("%s; waiting %d s to see whether it is still running", self._held_by_another(), _LEASE)
                 seen = touched
             time.sleep(_POLL)
+        # A client of a network file system may remember that a file was missing which the last owner wrote, such as the
+        # result. Opening the folder makes it ask the server again.
+        with contextlib.suppress(OSError):
+            os.scandir(self.folder).close()
 
     def check(self) -> None:
         """Raises UserError if this process no longer owns the run: its folder is gone, or another took it over."""
