@@ -115,9 +115,8 @@ def _submitted(given: Plan, words: Sequence[str], options: Options) -> Array:
 
 def _sbatch(folder: pathlib.Path, words: Sequence[str], parameters: dict[str, object], count: int) -> str:
     """Submits `count` tasks, and returns the id of their array."""
-    import submitit
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
-
+    submitit = tools.import_submitit()
+    refused = submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError
     # Of a job that this command may be part of, nothing should be inherited; what a user or a site set, should.
     kept = {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or name.startswith("SBATCH_")}
     executor = submitit.SlurmExecutor(folder=folder)
@@ -127,7 +126,7 @@ def _sbatch(folder: pathlib.Path, words: Sequence[str], parameters: dict[str, ob
         with submitit.helpers.clean_env(), contextlib.redirect_stderr(streams.StringIO()), io.writing(folder):
             os.environ.update(kept)
             jobs = executor.map_array(task.drain, [list(words)] * count)
-    except (FailedJobError, FailedSubmissionError) as error:
+    except refused as error:
         raise UserError(f"sbatch refuses the array: {tools.in_words(str(error))}") from None
     return jobs[0].job_id.partition("_")[0]
 
@@ -168,8 +167,9 @@ def _watch(given: Plan, array: Array) -> Outcome:
 def _in_words(array: Array, found: Sequence[tools.Task], failed: int) -> str:
     queued = Counter(each.reason for each in found if each.queued)
     text = f"array {array.id}: {len(found) - queued.total()} running, {queued.total()} queued"
-    if queued:
-        reasons = [f"{reason}: {_REASONS[reason]}" if reason in _REASONS else reason for reason in sorted(queued)]
+    # At first there is no reason yet.
+    reasons = [f"{name}: {_REASONS[name]}" if name in _REASONS else name for name in sorted(queued) if name != "None"]
+    if reasons:
         text += f" ({', '.join(reasons)})"
     return text + (f", {failed} runs failed" if failed else "")
 

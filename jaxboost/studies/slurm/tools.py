@@ -1,13 +1,17 @@
 """Slurm's own commands: what they print, or one line that says why they did not."""
 
 import dataclasses
+import importlib
+import os
 import shutil
 import socket
 import subprocess
+import types
 from collections.abc import Sequence
 
 from jaxboost.errors import UserError
 
+_LOGS = "SUBMITIT_LOG_LEVEL"
 _SECONDS = 60  # for an answer of the controller
 # States of squeue in which a task does not work yet, or not for now.
 _QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
@@ -42,10 +46,26 @@ def check() -> None:
     for name in ("sbatch", "srun", "squeue"):
         if shutil.which(name) is None:
             raise UserError(f"--slurm: {name} is not found: start this command on a login node of a Slurm cluster")
+    import_submitit()
+
+
+def import_submitit() -> types.ModuleType:
+    """The package submitit.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    # While it is imported it would set up logs of its own, for which it closes those of the whole process.
+    before = os.environ.get(_LOGS)
+    os.environ[_LOGS] = "NOCONFIG"
     try:
-        import submitit  # noqa: F401
+        return importlib.import_module("submitit")
     except ImportError:
         raise UserError("--slurm needs submitit: pip install submitit, or the extra `slurm` of jaxboost") from None
+    finally:
+        os.environ.pop(_LOGS)
+        if before is not None:
+            os.environ[_LOGS] = before
 
 
 def output(*words: str) -> str:
