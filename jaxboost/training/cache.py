@@ -78,7 +78,7 @@ def _write_entries_whole() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
     put_whole.whole = True  # pyright: ignore[reportFunctionMemberAccess]
-    LRUCache.put = put_whole
+    LRUCache.put = put_whole  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _refusal(folder: pathlib.Path) -> str:

@@ -50,8 +50,7 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 KillWait=5
 {nodes}
-PartitionName=all Nodes={names} Default=YES MaxTime=60 State=UP
-PartitionName=short Nodes={names} MaxTime=10 State=UP
+PartitionName=all Nodes={names} Default=YES MaxTime=INFINITE State=UP
 """
 
 
@@ -79,7 +78,7 @@ def cluster(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     host, ports = socket.gethostname().partition(".")[0], _free_ports(1 + len(NODES))
     (folder / "hosts").write_text(f"127.0.0.1 localhost {host} {' '.join(NODES)}\n")
     nodes = [
-        f"NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs=1 State=UNKNOWN"
+        f"NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs=4 State=UNKNOWN"
         for name, port in zip(NODES, ports[1:], strict=True)
     ]
     config = folder / "slurm.conf"

@@ -13,8 +13,10 @@ import pytest
 from jaxboost import stopping
 from jaxboost.cli import study as command
 from jaxboost.errors import UserError
+from jaxboost.runs import lock
 from jaxboost.studies import plan
 from jaxboost.studies.slurm import array, options, task, tools, visible
+from tests.scripts import assert_mistake, run_inside
 from tests.studies.small_studies import small_study, write_run
 
 
@@ -261,6 +263,24 @@ def test_what_is_missing(monkeypatch):
     assert "SUBMITIT_LOG_LEVEL" not in os.environ
 
 
+def test_results_that_a_network_file_system_shows_late(queue, tmp_path, monkeypatch):
+    """The array has left the queue before the last results are seen."""
+    made = plan.make(small_study(lr_grid=()), tmp_path)
+
+    def last():
+        for run in made.runs:
+            write_run(run.config, run.folder)
+        return []
+
+    queue += [[("RUNNING", "None")], [], [], last]
+    assert array._watch(made, array.Array(id="12", found=False)).waiting == ()
+    assert queue == []
+
+
+def test_a_task_waits_until_the_lock_of_a_killed_one_is_stale():
+    assert task.PATIENCE > lock._LEASE
+
+
 NOT_GIVEN = dict.fromkeys(("time", "partition", "tasks", "gpus", "cpus", "mem", "account", "sbatch", "setup"))
 
 
@@ -278,3 +298,10 @@ def test_flags_that_do_not_go_together(changes, words):
     given = types.SimpleNamespace(**{**NOT_GIVEN, "slurm": False, "jobs": 1, "only": "", "worker": False, **changes})
     with pytest.raises(UserError, match=words):
         command._slurm_options(given)
+
+
+def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path):
+    words = ("-m", "jaxboost", "study", "--study", "ladder", "--out", tmp_path / "out")
+    assert_mistake(run_inside(*words, "--slurm", "--time", "4h"), "--time '4h' is no time limit: give minutes,")
+    assert_mistake(run_inside(*words, "--partition=gpu"), "--partition is for --slurm: add --slurm, or leave it out")
+    assert list(tmp_path.iterdir()) == []

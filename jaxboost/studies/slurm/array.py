@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 FOLDER = "slurm"
 # Seconds between two looks at the queue: short at first, then what clusters bear.
 _FIRST_LOOK, _LAST_LOOK, _GROWTH = 1.0, 20.0, 1.3
+# A network file system may show the last results up to a minute late.
+_LATE = 70.0  # seconds
 # Reasons for which a task may wait for ever, in words.
 _REASONS = {
     "PartitionTimeLimit": "--time is longer than the partition allows",
@@ -139,7 +141,7 @@ def _watch(given: Plan, array: Array) -> Outcome:
     """Waits until all runs are done, and shows the state meanwhile."""
     runs, failed, pause = list(given.runs), list[str](), _FIRST_LOOK
     with Bar(given, runs) as bar:
-        unreachable = False
+        unreachable, last_seen = False, time.monotonic()
         while True:
             # In this order: a task that ends between the two looks has written its results.
             found = None
@@ -155,9 +157,11 @@ def _watch(given: Plan, array: Array) -> Outcome:
             if found is None and not unreachable:
                 logger.warning("squeue does not answer: the state of the tasks is not known")
             unreachable = found is None
+            if found or unreachable:
+                last_seen = time.monotonic()
             if found:
                 bar.show_state(runs, _in_words(array, found, len(failed)), sum(not each.queued for each in found))
-            elif not unreachable:
+            elif time.monotonic() - last_seen > _LATE:
                 logger.error(_ended(given, array, runs))
                 return Outcome(failed=tuple(failed), waiting=tuple(each.key for each in runs))
             _wait(pause)
