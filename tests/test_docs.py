@@ -108,17 +108,30 @@ def test_named_fields_exist(page):
     assert named - {*table.ALL_FIELDS} - NOT_FIELDS == set()
 
 
+def check_command(words: list[str]) -> None:
+    """Asserts that a command, as `commands` gives it, has flags, a config and fields that exist."""
+    command = words[1] if words[0] == "jaxboost" else SCRIPTS[words[1]]
+    assert command in main.COMMANDS, words
+    given = [word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")]
+    assert {flag for flag in given if not flag.startswith("config.")} <= flags_of(command), words
+    name = words[words.index("--config") + 1] if "--config" in words else "..."
+    for one in [] if name in PLACEHOLDERS else braces(name):
+        fields = load(one)
+        assert [flag for flag in given if flag.startswith("config.") and flag[7:] not in fields] == [], words
+
+
 @each_page
 def test_commands_parse(page):
     for words in commands(page.read_text("utf-8")):
-        command = words[1] if words[0] == "jaxboost" else SCRIPTS[words[1]]
-        assert command in main.COMMANDS, words
-        given = [word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")]
-        assert {flag for flag in given if not flag.startswith("config.")} <= flags_of(command), words
-        name = words[words.index("--config") + 1] if "--config" in words else "..."
-        for one in [] if name in PLACEHOLDERS else braces(name):
-            fields = load(one)
-            assert [flag for flag in given if flag.startswith("config.") and flag[7:] not in fields] == [], words
+        check_command(words)
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "examples" / "clusters").iterdir()), ids=lambda path: path.name)
+def test_commands_of_the_files_for_clusters_parse(file):
+    found = commands(f"```bash\n{file.read_text('utf-8')}\n```")
+    assert {words[1] for words in found} & {"train", "study"}
+    for words in found:
+        check_command(words)
 
 
 @each_page

@@ -1,14 +1,32 @@
 """The programs of examples/ run, train, and are as short as README says."""
 
+import os
 import pathlib
+import shutil
+import signal
+import subprocess
 
 import jax
 import numpy as np
+import pytest
+import yaml
 from flax import nnx
 
 from examples import boost_a_function, boost_your_model
 from jaxboost.models import frozen
 
+CLUSTERS = pathlib.Path(boost_your_model.__file__).parent / "clusters"
+needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+# Stands for the command: it says that it has started, and ends as `train` does.
+STUB = """#!/usr/bin/env bash
+while [ "$1" != --workdir ]; do shift; done
+mkdir -p "$2"
+trap 'exit 0' TERM
+echo started
+[ "$ENDS" = finished ] && { touch "$2/result.json"; exit 0; }
+[ "$ENDS" = failed ] && exit 2
+while true; do sleep 0.05; done
+"""
 TEXT = pathlib.Path(boost_your_model.__file__).read_text()
 
 
@@ -31,3 +49,35 @@ def test_the_boosting_is_six_lines_of_twenty():
     start, end = TEXT.index("class YourClassifier"), TEXT.index("def random_block")
     lines = [line for line in TEXT[start:end].splitlines() if line.strip() and '"""' not in line]
     assert len(lines) <= 22
+
+
+@needs_bash
+@pytest.mark.parametrize(
+    "file", sorted([*CLUSTERS.glob("*.sh"), *CLUSTERS.glob("*.sbatch")]), ids=lambda path: path.name
+)
+def test_shell_takes_the_files_for_clusters(file):
+    done = subprocess.run(["bash", "-n", str(file)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_bash
+@pytest.mark.parametrize(("ends", "code"), [("finished", 0), ("failed", 2), ("stopped", 1)])
+def test_a_pod_ends_well_only_with_a_result(tmp_path, ends, code):
+    """SIGTERM reaches the command through the shell; a run that has only been stopped is no success."""
+    job = yaml.safe_load((CLUSTERS / "kubernetes_job.yaml").read_text())["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    # Without these, an index is not started again after a node was lost.
+    assert (job["completionMode"], job["template"]["spec"]["restartPolicy"]) == ("Indexed", "Never")
+    stub = tmp_path / "jaxboost"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    words = [*container["command"], container["args"][0].replace("/shared", str(tmp_path))]
+    environment = {**os.environ, "PATH": path, "ENDS": ends, "JOB_COMPLETION_INDEX": "3"}
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "started\n"
+    if ends == "stopped":
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == code
+    process.stdout.close()
+    assert (tmp_path / "runs" / "seed3").is_dir()

@@ -4,6 +4,7 @@ jaxboost study --study ladder --out DIR [--config.section.field=value ...] [--se
 
 --study takes the name of a packaged study, or the path of a study file. The same command continues a study that was
 stopped. Overrides hold for all arms that have the field, such as --config.data.source=folder --config.data.root=FOLDER.
+With --slurm --time TIME it runs as an array of Slurm jobs.
 """
 
 import contextlib
@@ -18,13 +19,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from jaxboost import io
 from jaxboost.cli import app
 from jaxboost.errors import UserError
+from jaxboost.studies.slurm.task import WAITING_EXIT_CODE
+
+if TYPE_CHECKING:
+    from jaxboost.studies.slurm.options import Options
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +49,17 @@ def run() -> None:
     flags.DEFINE_integer("jobs", 1, "number of processes that share the runs", lower_bound=1)
     flags.DEFINE_string("only", "", "do one run, ARM:SEED, as --commands prints them; no report is made")
     flags.DEFINE_bool("worker", False, "help another process with this study; no report is made")
+    flags.DEFINE_float("patience", None, "seconds after which a worker without a run to start ends", lower_bound=0)
+    flags.DEFINE_bool("slurm", False, "submit what remains as one array of Slurm jobs, and show its state")
+    flags.DEFINE_string("time", None, "with --slurm: time limit of a task, which goes on after it; such as 04:00:00")
+    flags.DEFINE_string("partition", None, "with --slurm: the partition; empty: the cluster's default")
+    flags.DEFINE_integer("tasks", None, "with --slurm: most tasks at the same time; not given: 4", lower_bound=1)
+    flags.DEFINE_integer("gpus", None, "with --slurm: GPUs of a task; not given: none", lower_bound=0)
+    flags.DEFINE_integer("cpus", None, "with --slurm: CPUs of a task; not given: the cluster's default", lower_bound=1)
+    flags.DEFINE_string("mem", None, "with --slurm: memory of a task, such as 16G; not given: the cluster's default")
+    flags.DEFINE_string("account", None, "with --slurm: the account to charge")
+    flags.DEFINE_multi_string("sbatch", None, "with --slurm: any option of sbatch: --sbatch=--qos=high; may repeat")
+    flags.DEFINE_multi_string("setup", None, "with --slurm: a shell line before a task: 'module load cuda'; may repeat")
     # absl knows no fields of configs here: they depend on the study.
     sys.argv, overrides = split_overrides(sys.argv)
 
@@ -68,6 +84,7 @@ def do(given: Any, overrides: Sequence[str]) -> None:
     if given.jobs > 1:
         # jax reads it when it first uses a GPU. By default one process takes most of the memory for itself.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    options = _slurm_options(given)
     from jaxboost.studies import definition, estimate, loading, plan, runner
 
     name = loading.suited(given.study, plan.texts(overrides))
@@ -80,7 +97,7 @@ def do(given: Any, overrides: Sequence[str]) -> None:
     planned = definition.with_dtype(plan.make(study, folder, overrides=values, seeds=given.seeds, arms=given.arms))
     stated = definition.check(planned)
     if given.dry_run:
-        print(estimate.table(estimate.with_seconds(planned, flops=True), jobs=given.jobs))
+        print(estimate.table(estimate.with_seconds(planned, flops=True), jobs=options.tasks if options else given.jobs))
         return
     # What another process needs to know of the same study.
     same = [f"--study={name}", f"--out={given.out}", *overrides]
@@ -92,22 +109,66 @@ def do(given: Any, overrides: Sequence[str]) -> None:
         return
     if given.worker:
         threading.Thread(target=_follow, args=(os.getppid(),), name="parent", daemon=True).start()
-    outcome = runner.run(
-        planned,
-        stated,
-        only=given.only,
-        worker=given.worker,
-        workers=lambda: _workers(given.jobs, [*same, f"--arms={','.join(given.arms)}", f"--only={given.only}"]),
-        jobs=given.jobs,
-    )
+    same.append(f"--arms={','.join(given.arms)}")
+    if options:
+        from jaxboost.studies.slurm import array
+
+        outcome = array.run(planned, stated, same, options)
+    else:
+        outcome = runner.run(
+            planned,
+            stated,
+            only=given.only,
+            worker=given.worker,
+            patience=given.patience,
+            workers=lambda: _workers(given.jobs, [*same, f"--only={given.only}"]),
+            jobs=given.jobs,
+        )
     if outcome.stopped:
         return
+    if given.worker and outcome.waiting:
+        sys.exit(WAITING_EXIT_CODE)
+    if outcome.waiting:
+        print(f"runs that are not done: {', '.join(outcome.waiting)}", file=sys.stderr)
+        sys.exit(FAILED_EXIT_CODE)
     is_whole = not (given.worker or given.only)
     if is_whole and any(each.state == "finished" for each in planned.refreshed().runs):
         _report(folder)
     if outcome.failed:
         print(f"runs that failed: {', '.join(outcome.failed)}", file=sys.stderr)
         sys.exit(FAILED_EXIT_CODE)
+
+
+def _slurm_options(given: Any) -> "Options | None":
+    """What is asked of Slurm; None without --slurm.
+
+    Raises:
+      UserError: flags that do not go together, or a value that Slurm would not take.
+    """
+    names = ("time", "partition", "tasks", "gpus", "cpus", "mem", "account", "sbatch", "setup")
+    flags_given = {name: value for name in names if (value := getattr(given, name)) is not None}
+    if not given.slurm:
+        if flags_given:
+            raise UserError(f"--{next(iter(flags_given))} is for --slurm: add --slurm, or leave it out")
+        return None
+    for name in ("only", "worker"):
+        if getattr(given, name):
+            raise UserError(f"--slurm and --{name} do not go together: leave one of them out")
+    if given.jobs > 1:
+        raise UserError("--slurm and --jobs do not go together: --tasks is the number of tasks at the same time")
+    from jaxboost.studies.slurm import options
+
+    return options.Options(
+        minutes=options.minutes(given.time or ""),
+        tasks=given.tasks or options.TASKS,
+        partition=given.partition or "",
+        account=given.account or "",
+        memory=given.mem or "",
+        gpus=given.gpus or 0,
+        cpus=given.cpus or 0,
+        sbatch=options.further(given.sbatch or ()),
+        setup=tuple(given.setup or ()),
+    )
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

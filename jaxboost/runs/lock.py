@@ -63,6 +63,10 @@ class RunLock:
                 logger.info("%s; waiting %d s to see whether it is still running", self._held_by_another(), _LEASE)
                 seen = touched
             time.sleep(_POLL)
+        # A client of a network file system may remember that a file is missing which the last owner wrote, such as the
+        # result. It looks again after it has made a file there itself, the lock, and when the folder is opened.
+        with contextlib.suppress(OSError):
+            os.scandir(self.folder).close()
 
     @property
     def token(self) -> str | None:

@@ -30,7 +30,7 @@ def evaluate_again(source: pathlib.Path, config: Config, folder: pathlib.Path) -
       folder: folder of the new run; it may be missing.
 
     Returns:
-      The content of result.json.
+      The content of result.json; if another process has written it meanwhile, that one.
 
     Raises:
       UserError: the run is not finished, or its weights do not fit the config's model.
@@ -43,6 +43,8 @@ def evaluate_again(source: pathlib.Path, config: Config, folder: pathlib.Path) -
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     try:
+        if (written := workdir.read_result(folder)) is not None:
+            return written.to_json()
         return _evaluate(source, result, train.resolved(config, folder), folder)
     finally:
         lock.release()

@@ -148,7 +148,9 @@ def state_of(run: PlannedRun) -> State:
     """What is in the folder of a run."""
     if workdir.read_result(run.folder) is not None:
         return "finished"
-    if os.path.isdir(run.folder) and lock.in_use(run.folder):
+    # A fold has a lock of its own, and the cross-validation has none.
+    folders = [run.folder, *(run.folder / f"fold{number}" for number in range(run.config.data.folds))]
+    if any(os.path.isdir(folder) and lock.in_use(folder) for folder in folders):
         return "running"
     if os.path.exists(run.failure):
         return "failed"

@@ -8,22 +8,19 @@ import contextlib
 import dataclasses
 import gc
 import logging
-import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-
-import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from jaxboost import io, stopping
 from jaxboost.config import loading
 from jaxboost.errors import UserError
 from jaxboost.runs import cross_validation, datasets
 from jaxboost.runs.lock import InUseError
-from jaxboost.studies import data_check, definition, derived, estimate, plan, tuning
+from jaxboost.studies import data_check, definition, derived, plan, tuning
 from jaxboost.studies.definition import Definition
-from jaxboost.studies.plan import CACHE, RATE, Plan, PlannedRun
+from jaxboost.studies.plan import CACHE, RATE, Plan, PlannedRun, State
+from jaxboost.studies.progress import Bar
 from jaxboost.training import log
 
 logger = logging.getLogger(__name__)
@@ -38,10 +35,12 @@ class Outcome:
     Attributes:
       failed: keys of the runs that failed.
       stopped: whether a signal stopped it before its end.
+      waiting: keys of the runs that a worker left because they need runs of other processes first.
     """
 
     failed: tuple[str, ...] = ()
     stopped: bool = False
+    waiting: tuple[str, ...] = ()
 
 
 def run(
@@ -50,6 +49,7 @@ def run(
     *,
     only: str = "",
     worker: bool = False,
+    patience: float | None = None,
     workers: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
     jobs: int = 1,
 ) -> Outcome:
@@ -63,6 +63,9 @@ def run(
       jobs: number of processes that share the runs, for the time left.
       worker: whether another process started this one to help: it checks nothing again, and ends when there is
         nothing left to start.
+      patience: seconds after which a worker without a run to start ends, also if runs remain that need those of other
+        processes first; None: it waits for these. More than the time after which a lock of another machine is stale,
+        so that the run of a process that was killed is taken over.
 
     Raises:
       UserError: see `prepare`; or a disk is full.
@@ -75,14 +78,23 @@ def run(
         stack.enter_context(log.without_bars())
         if not worker:
             prepare(given, stated, runs)
-        bar = stack.enter_context(_Bar(given, runs, jobs, silent=worker))
+        bar = stack.enter_context(Bar(given, runs, jobs, silent=worker))
         stack.enter_context(workers())
         failed: list[str] = []
+        if patience is not None:
+            # Runs that others need come first, so that fewer processes have nothing to start.
+            runs.sort(key=lambda each: each.rate is None)
+        idle_since = time.monotonic()
         while runs:
             begun = len(runs)
             for each in list(runs):
                 stopping.poll()
-                done = _visit(each, given)
+                done, state = None, plan.state_of(each)
+                if state in ("finished", "failed"):
+                    done = _found(each, state)
+                elif state != "running":
+                    done = _attempt(each, given)
+                    idle_since = idle_since if done is None else time.monotonic()
                 if stop.received:
                     logger.info("runs of the study that remain: %d: run the same command again", len(runs))
                     return Outcome(failed=tuple(failed), stopped=True)
@@ -92,8 +104,10 @@ def run(
                 failed += [] if done else [each.key]
                 bar.show(runs)
             if len(runs) == begun:
-                if worker and all(plan.state_of(each) == "running" for each in runs):
-                    break
+                blocked = [each.key for each in runs if plan.state_of(each) != "running"]
+                is_over = not blocked if patience is None else time.monotonic() - idle_since > patience
+                if worker and is_over:
+                    return Outcome(failed=tuple(failed), waiting=tuple(blocked))
                 _wait()
     return Outcome(failed=tuple(failed))
 
@@ -131,17 +145,15 @@ def needed(given: Plan, key: str) -> list[PlannedRun]:
     return [*found, wanted]
 
 
-def _visit(each: PlannedRun, given: Plan) -> bool | None:
-    """Does a run. Returns True if it is finished, False if it failed, None if it has to be visited again."""
-    state = plan.state_of(each)
-    if state == "finished":
-        return True
+def _found(each: PlannedRun, state: State) -> bool:
+    """Returns whether a run is finished that this process need not do; else another process tried it, and it failed."""
     if state == "failed":
-        # Another process tried it.
         logger.error("%s failed: see %s", each.key, each.failure)
-        return False
-    if state == "running":
-        return None
+    return state == "finished"
+
+
+def _attempt(each: PlannedRun, given: Plan) -> bool | None:
+    """Does a run. Returns True if it is finished, False if it failed, None if it has to be visited again."""
     try:
         if not _do(each, given):
             return None
@@ -222,45 +234,3 @@ def _wait() -> None:
     while time.monotonic() < deadline:
         stopping.poll()
         time.sleep(0.1)
-
-
-class _Bar:
-    """On a terminal one bar over all runs, with the time left; else a log line after each run.
-
-    A worker is silent: its terminal has the bar of the process that started it.
-    """
-
-    def __init__(self, given: Plan, runs: Sequence[PlannedRun], jobs: int, *, silent: bool):
-        self._jobs = jobs
-        self._given, self._keys = given, {each.key for each in runs}
-        self._terminal = sys.stderr.isatty() and not silent
-        todo = sum(plan.state_of(each) != "finished" for each in runs)
-        self._before = len(runs) - todo
-        layout = "{desc}{n_fmt}/{total_fmt} runs |{bar}| {elapsed}{postfix}"
-        self._bar = tqdm.tqdm(total=len(runs), initial=self._before, bar_format=layout, disable=not self._terminal)
-        self._shown = self._before
-
-    def __enter__(self) -> "_Bar":
-        self._stack = contextlib.ExitStack()
-        if self._terminal:
-            self._stack.enter_context(logging_redirect_tqdm([logging.getLogger("jaxboost")]))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-        self._bar.close()
-
-    def show(self, runs: Sequence[PlannedRun]) -> None:
-        """Shows how many runs are done, and the time that the others are estimated to take."""
-        done, total = len(self._keys) - len(runs), len(self._keys)
-        if done <= self._before:
-            return
-        keys = {each.key for each in runs}
-        now = estimate.with_seconds(self._given.refreshed())
-        seconds, unknown = estimate.remaining([each for each in now.runs if each.key in keys])
-        left = f"about {estimate.in_words(seconds / self._jobs)} left" if not unknown else "time left not known yet"
-        if self._terminal:
-            self._bar.n = done
-            self._bar.set_postfix_str(left)
-        elif runs:
-            logger.info("%d of %d runs are done, %s", done, total, left)

@@ -1,14 +1,20 @@
 """Keeps compiled programs on disk for the next start."""
 
 import logging
+import os
 import pathlib
+import shutil
 import tempfile
+import uuid
 import warnings
+from typing import Any
 
 import jax
 import pooch
 
 logger = logging.getLogger(__name__)
+
+_SUFFIX = "-cache"  # of JAX's entries
 
 
 def keep_compiled_programs(enabled: bool) -> None:
@@ -35,8 +41,44 @@ def keep_compiled_programs(enabled: bool) -> None:
     # A later failure, as on a full disk, only costs time, but JAX would warn for each program.
     warnings.filterwarnings("ignore", message="Error (writing|reading) persistent compilation cache entry")
     jax.config.update("jax_enable_compilation_cache", enabled)
+    if enabled:
+        _write_entries_whole()
     if enabled and not named:
         jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def _write_entries_whole() -> None:
+    """Makes JAX write each entry under a temporary name first.
+
+    JAX opens the entry itself, and never writes one that is there already. Two processes on a shared disk would write
+    into each other's entry; and after a process that was killed meanwhile, every later start would read half an entry,
+    warn, and compile. JAX has no setting for this, so its class is changed; a version without it stays as it is.
+    """
+    try:
+        from jax._src.lru_cache import LRUCache
+    except ImportError:
+        return
+    put = LRUCache.put
+    if getattr(put, "whole", False):
+        return
+
+    def put_whole(cache: Any, key: str, value: bytes) -> None:
+        # A cache with a limit has a lock of its own, and a bucket takes a file whole.
+        if cache.eviction_enabled or "://" in str(cache.path):
+            put(cache, key, value)
+            return
+        entry = pathlib.Path(cache.path) / f"{key}{_SUFFIX}"
+        if entry.exists():
+            return
+        folder = entry.with_name(f".{uuid.uuid4().hex}.part")
+        try:
+            put(LRUCache(str(folder), max_size=-1), key, value)
+            os.replace(folder / entry.name, entry)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    put_whole.whole = True  # pyright: ignore[reportFunctionMemberAccess]
+    LRUCache.put = put_whole  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _refusal(folder: pathlib.Path) -> str:

@@ -12,6 +12,7 @@ import pytest
 from jaxboost.cli import study as command
 from jaxboost.errors import UserError
 from jaxboost.studies import estimate, loading, plan, runner
+from jaxboost.studies.slurm import array as slurm_array
 from tests.scripts import run_each
 from tests.studies.small_studies import small_study, write_run
 
@@ -35,7 +36,8 @@ def study(tmp_path, few_lidc_root):
     file.write_text(FILE.format(root=str(few_lidc_root)))
 
     def do(*overrides, **changes):
-        flags = dict.fromkeys(("quick", "dry_run", "commands", "worker"), False)
+        flags = dict.fromkeys(("time", "partition", "tasks", "gpus", "cpus", "mem", "account", "sbatch", "setup"))
+        flags |= dict.fromkeys(("quick", "dry_run", "commands", "worker", "slurm"), False) | {"patience": None}
         flags |= {"study": str(file), "out": str(tmp_path / "out"), "seeds": 0, "arms": [], "jobs": 1, "only": ""}
         command.do(types.SimpleNamespace(**flags | changes), overrides)
 
@@ -114,6 +116,20 @@ def test_the_study_that_a_folder_chooses_is_passed_on(study, tmp_path, monkeypat
     # Processes that help with one run do no other.
     words = ["--study=ladder:2d", out, *overrides, "--quick", "--arms=plain,rllm", "--only=plain:0"]
     assert started == [(3, words)]
+
+
+def test_what_a_worker_leaves_is_its_exit_code(study, monkeypatch, capsys):
+    """A task of an array then comes back; for the command that submitted it, it is a failure without a report."""
+    left = runner.Outcome(waiting=("rllm:1",))
+    monkeypatch.setattr(runner, "run", lambda planned, stated, **given: left)
+    monkeypatch.setattr(command, "_report", lambda folder: pytest.fail("a report"))
+    with pytest.raises(SystemExit) as stop:
+        study(worker=True, patience=150.0)
+    assert stop.value.code == 75
+    monkeypatch.setattr(slurm_array, "run", lambda planned, stated, words, options: left)
+    with pytest.raises(SystemExit) as stop:
+        study(slurm=True, time="30")
+    assert (stop.value.code, capsys.readouterr().err) == (1, "runs that are not done: rllm:1\n")
 
 
 def test_overrides_are_split_off():

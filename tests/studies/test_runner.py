@@ -224,6 +224,40 @@ def test_a_worker_ends_when_only_runs_of_others_are_left(tmp_path, trainer):
     other.release()
 
 
+def test_a_worker_with_patience_leaves_what_waits_for_others(tmp_path, trainer, monkeypatch):
+    """It tunes first; then it waits for the tuning run of another process, as long as its patience lasts."""
+    folder = tmp_path / "runs" / "rllm" / "lr=0.001"
+    folder.mkdir(parents=True)
+    other = lock.RunLock(folder)
+    other.acquire()
+    clock = iter(range(10_000))
+    monkeypatch.setattr(runner.time, "monotonic", lambda: next(clock))
+    outcome = run(tmp_path, worker=True, patience=150)
+    assert outcome == runner.Outcome(waiting=("rllm:1", "bare:0", "bare:1"))
+    assert trainer.runs == ["rllm/lr=0.0001", "plain/seed0", "plain/seed1"]
+    # After it was started again, the other one is killed while this one waits.
+    monkeypatch.setattr(runner, "_wait", lambda: (other.release(), (folder / "config.json").touch()))
+    assert run(tmp_path, worker=True, patience=150) == runner.Outcome()
+    assert sorted(trainer.runs) == sorted(ALL)
+
+
+def test_a_fold_of_another_process_is_a_run_of_another_process(tmp_path):
+    study = small_study(arms=(PLAIN,), comparisons=())
+    made = plan.make(study, tmp_path, overrides={"data.folds": 3}).run("plain:0")
+    assert plan.state_of(made) == "waiting"
+    with lock.locked(made.folder / "fold1"):
+        assert plan.state_of(made) == "running"
+
+
+def test_a_run_that_was_evaluated_meanwhile_is_not_evaluated_again(tmp_path, monkeypatch):
+    made = plan.make(small_study(), tmp_path)
+    source, again = made.run("plain:0"), made.run("plain:1")
+    write_run(source.config, source.folder)
+    written = write_run(again.config, again.folder)
+    monkeypatch.setattr(derived, "_evaluate", lambda *words: pytest.fail("evaluated twice"))
+    assert derived.evaluate_again(source.folder, again.config, again.folder)["data_sha256"] == written["data_sha256"]
+
+
 def test_a_run_that_another_process_takes_at_the_same_moment_is_no_failure(tmp_path, trainer):
     def taken(folder):
         trainer.before = lambda folder: None

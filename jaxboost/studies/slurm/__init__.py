@@ -1,0 +1,1 @@
+"""A study as one array of Slurm jobs that share its runs."""
