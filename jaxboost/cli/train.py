@@ -18,7 +18,9 @@ from jaxboost.config import loading
 def run() -> None:
     """The command `jaxboost train`."""
     config = config_flag.define()
-    workdir_flag = flags.DEFINE_string("workdir", "", "folder of the run; empty: runs/<config>/seed<k>")
+    workdir_flag = flags.DEFINE_string(
+        "workdir", "", "folder of the run, or with train.seeds of the folders seed<k>; empty: runs/<config>/seed<k>"
+    )
     independent_flag = flags.DEFINE_bool(
         "independent_tasks",
         False,
@@ -34,11 +36,15 @@ def run() -> None:
         with processes.joined() as start:
             file, argument = loading.split_argument(config_flag.named(config))
             name = pathlib.Path(file).stem + (f"_{argument}" if argument else "")
-            folder = io.user_path(workdir_flag.value or f"runs/{name}/seed{fields.seed}")
+            several = "train" in fields and fields.train.seeds > 1
+            folder = io.user_path(workdir_flag.value or f"runs/{name}" + ("" if several else f"/seed{fields.seed}"))
             start(fields, folder)
             # Imported here: a mistyped flag should be reported before jax loads.
-            from jaxboost.runs import cross_validation
+            from jaxboost.runs import cross_validation, seeds
 
-            cross_validation.train_and_evaluate(fields, folder)
+            if several:
+                seeds.train_and_evaluate(seeds.of_config(fields, folder))
+            else:
+                cross_validation.train_and_evaluate(fields, folder)
 
     app.run(main, resumable=True, description=__doc__)

@@ -117,6 +117,13 @@ TRAIN = {
         unit="steps",
         range=Range(least=0, most=MAX_STEPS),
     ),
+    "seeds": Field(
+        1,
+        "runs that are trained at once in one program: with the seeds seed, seed + 1, ...; each has a folder as a run"
+        " of that seed alone has",
+        range=Range(least=1, most=1000),
+        resume="free",
+    ),
     "steps_per_call": Field(
         1,
         "steps that run in one call of the compiled program, with data.on_device: for small models; 0: an epoch",

@@ -123,6 +123,29 @@ def _load(config: Config) -> Dataset:
     )
 
 
+@contextlib.contextmanager
+def shared_in(folder: pathlib.Path) -> Iterator[None]:
+    """As `shared`, unless it is open already: then nothing changes."""
+    if _shared is not None:
+        yield
+        return
+    with shared(folder):
+        yield
+
+
+def same_samples(one: Dataset, other: Dataset) -> bool:
+    """Whether two data sets have the same labels, patients and names in each split; images are not read."""
+    if {*one.splits} != {*other.splits}:
+        return False
+    pairs = [(split, other.splits[name]) for name, split in one.splits.items()]
+    names = ("labels", "groups", "names")
+    return all(_equal(getattr(left, name), getattr(right, name)) for left, right in pairs for name in names)
+
+
+def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    return (one is None) == (other is None) and (one is None or np.array_equal(one, other))
+
+
 def own_splits(config: Config, folder: pathlib.Path) -> Splits:
     """The splits of a run without folds: the official ones, or splits that are drawn once and kept in `folder`."""
     file = folder / SPLITS

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,11 +26,12 @@ from jaxboost.runs.lock import locked
 from jaxboost.runs.result import RunResult, Selection
 from jaxboost.systems import start
 from jaxboost.systems.system import FixedTokens, System
-from jaxboost.training import feed, source_tokens, step
+from jaxboost.training import feed, source_tokens, step, steps
 from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoints import checkpoint_folder
 from jaxboost.training.checkpoints.checkpointer import Checkpointer, Progress
 from jaxboost.training.clock import Clock
+from jaxboost.training.engine import Alone, Engine
 from jaxboost.training.loop import Loop
 from jaxboost.training.mixing import Mixing
 from jaxboost.training.program import Program, make_objective, make_program
@@ -60,6 +61,11 @@ def train_and_evaluate(
       Stopped: Ctrl-C, when nothing had to be saved.
     """
     validate(config)
+    if "train" in config and config.train.seeds > 1:
+        raise UserError(
+            f"config field train.seeds: {config.train.seeds} runs need several folders: `jaxboost train` makes them;"
+            " here set train.seeds=1"
+        )
     workdir.check_location(folder, config)
     config = resolved(config, folder)
     finished = _finished_for_all(folder, config)
@@ -80,7 +86,8 @@ def train_and_evaluate(
                 if "baseline" in config:
                     return baseline.complete(config, folder, splits, lock.check)
                 peak = memory.Peak()
-                return _complete(assemble(config, folder, splits, check_lock=lock.check), peak)
+                contents = complete(Alone(assemble(config, folder, splits, check_lock=lock.check)), peak)
+                return None if contents is None else contents[0]
         except stopping.Stopped:
             if stop.exit_code:
                 raise
@@ -99,17 +106,21 @@ def assemble(
     splits: datasets.Splits | None = None,
     *,
     check_lock: Callable[[], None] = lambda: None,
+    loaded: start.Loaded | None = None,
+    clock: Clock | None = None,
 ) -> Loop:
     """Checks the config, loads the data, and makes the model, its weights and its step functions.
 
     Args:
       config, folder, splits: see `train_and_evaluate`.
       check_lock: see `Loop`.
+      loaded: see `start.initialise`.
+      clock: of the run; None: a new one.
 
     Raises:
       UserError: a mistake in the config, the data or the weights.
     """
-    clock = Clock()
+    clock = clock or Clock()
     step.check_batch_size(config.train.batch_size, "train.batch_size")
     step.check_batch_size(config.eval.batch_size, "eval.batch_size")
     # A kept program would have the kernels that another run chose.
@@ -133,7 +144,9 @@ def assemble(
     last_step = min(all_steps, config.train.max_steps or all_steps)
     _warn_of_slow_average(config, last_step)
 
-    params, frozen, stats, fingerprints = start.initialise(system, seed=config.seed, replicated=program.replicated)
+    params, frozen, stats, fingerprints = start.initialise(
+        system, seed=config.seed, replicated=program.replicated, loaded=loaded
+    )
     # Other labels for the same images are another data set.
     fingerprints |= datasets.fingerprint(dataset, config)
     together.check_same_run(dataset, fingerprints)
@@ -182,6 +195,58 @@ def assemble(
     )
 
 
+def assemble_like(
+    first: Loop,
+    config: Config,
+    folder: pathlib.Path,
+    *,
+    check_lock: Callable[[], None],
+    loaded: start.Loaded,
+    clock: Clock,
+) -> Loop:
+    """Makes a run of another seed, which shares the data and the loaded weights of the first.
+
+    Args:
+      first: the result of `assemble` for the first seed.
+      config, folder: of the run; the config differs in the seed alone.
+      check_lock, loaded, clock: see `assemble`.
+
+    Raises:
+      UserError: the seeds do not have the same data.
+    """
+    config = continuing.with_values(config, {"data.on_device": first.config.data.on_device})
+    splits = datasets.own_splits(config, folder)
+    fix = "train them one after the other, with train.seeds=1"
+    if not datasets.same_samples(splits.load(), first.dataset):
+        raise UserError(f"{folder} has other splits than {first.folder}: {fix}")
+    replicated = first.program.replicated
+    params, frozen, stats, found = start.initialise(
+        first.system, seed=config.seed, replicated=replicated, loaded=loaded
+    )
+    fingerprints = {**first.progress.fingerprints, **found}
+    fixed = fixed_tokens(first.system, config)
+    if fixed is not None and fingerprints[fixed.role] != first.progress.fingerprints[fixed.role]:
+        raise UserError(f"the random frozen encoder of each seed makes other tokens: {fix}")
+    with io.writing(splits.folder):
+        splits.prepare()
+    return dataclasses.replace(
+        first,
+        config=config,
+        folder=folder,
+        feed=first.feed.with_seed(config),
+        state=first.program.init_state(params, stats),
+        frozen=frozen,
+        progress=Progress(
+            fingerprints=fingerprints,
+            best=None,
+            seconds=0.0,
+            config=continuing.fixed_fields(continuing.to_dict(config)),
+        ),
+        clock=clock,
+        check_lock=check_lock,
+    )
+
+
 def check_splits(config: Config, dataset: Dataset) -> int:
     """Checks that a config can be trained and evaluated on the splits of a run; images are not read.
 
@@ -194,14 +259,14 @@ def check_splits(config: Config, dataset: Dataset) -> int:
     patients.check(dataset, unit=config.eval.unit)
     if config.eval.specificity:
         thresholds.check_both_classes(dataset, PROTOCOLS[config.eval.protocol])
-    steps = batches.steps_per_epoch(
+    found = batches.steps_per_epoch(
         dataset.splits["train"],
         config.train.batch_size,
         last_batch=config.train.last_batch,
         multiple=config.train.epoch_multiple,
     )
-    validation.check_steps(config, steps)
-    return steps
+    validation.check_steps(config, found)
+    return found
 
 
 def fixed_tokens(system: System, config: Config) -> FixedTokens | None:
@@ -251,39 +316,80 @@ def _encoded(
     )
 
 
-def _complete(loop: Loop, peak: memory.Peak) -> dict[str, Any] | None:
-    """Resumes, trains, and evaluates; see `train_and_evaluate`."""
-    folder = loop.folder
-    report.log_start(loop.system, loop.dataset, loop.config)
+def complete(engine: Engine, peak: memory.Peak) -> list[dict[str, Any]] | None:
+    """Resumes, trains and evaluates the runs of an engine.
+
+    Returns:
+      The content of each result.json; None if a signal stopped them.
+    """
+    report.log_start(engine.loops[0].system, engine.loops[0].dataset, engine.loops[0].config)
     with contextlib.ExitStack() as stack:
-        with io.writing(folder):
-            checkpointer = stack.enter_context(Checkpointer(folder / checkpoint_folder.FOLDER))
-        loop.resume(checkpointer)
-        if processes.is_first():
-            with io.writing(folder, checkpointer.kept):
-                workdir.create(folder, loop.config)
-        if not loop.train(checkpointer):
+        checkpointers = []
+        for loop in engine.loops:
+            with io.writing(loop.folder):
+                checkpointers.append(stack.enter_context(Checkpointer(loop.folder / checkpoint_folder.FOLDER)))
+        _resume(engine.loops, checkpointers)
+        engine.begin()
+        for loop, checkpointer in zip(engine.loops, checkpointers, strict=True):
+            if processes.is_first():
+                with io.writing(loop.folder, checkpointer.kept):
+                    workdir.create(loop.folder, loop.config)
+        if not steps.train(engine, checkpointers):
             return None
         stopping.say(" after the last step: run the same command again for the result")
         # A stop from here on loses nothing: the same command repeats the evaluation.
         stopping.poll()
-        return _finish(loop, checkpointer, peak)
+        return _finish(engine, checkpointers, peak)
 
 
-def _finish(loop: Loop, checkpointer: Checkpointer, peak: memory.Peak) -> dict[str, Any]:
-    """Evaluates the best epoch, and writes predictions and result.
+def _resume(loops: Sequence[Loop], checkpointers: Sequence[Checkpointer]) -> None:
+    """Restores the latest checkpoint that all runs have.
+
+    Raises:
+      UserError: see `Checkpointer.restore_latest`; or a damaged checkpoint leaves several runs at different steps.
+    """
+    if len(loops) > 1:
+        # A kill may have come between the saves of two runs.
+        common = min(checkpointer.latest_step() or 0 for checkpointer in checkpointers)
+        for checkpointer in checkpointers:
+            checkpointer.go_back(common)
+    for loop, checkpointer in zip(loops, checkpointers, strict=True):
+        loop.resume(checkpointer)
+    found = {int(loop.state.step): loop for loop in loops}
+    if len(found) > 1:
+        behind = found[min(found)]
+        raise UserError(
+            f"{behind.folder} goes on from step {min(found)}, other seeds from step {max(found)}, as a checkpoint is"
+            f" damaged: train seed {behind.config.seed} alone, with train.seeds=1 and --workdir {behind.folder}"
+        )
+
+
+def _finish(engine: Engine, checkpointers: Sequence[Checkpointer], peak: memory.Peak) -> list[dict[str, Any]]:
+    """Evaluates the best epochs, and writes predictions and results.
 
     The only place that evaluates the test split, unless the protocol is `reference`.
     """
-    dataset, best = loop.dataset, loop.progress.best
-    assert best is not None  # The last step is validated.
-    loop.clock.begin("evaluation")
-    with loop.clock.of("checkpoints"):
-        weights = checkpointer.restore_best(best.step, loop.state.params, loop.state.stats, best.sha256)
-    scores = {name: loop.scores(*weights, name)[1] for name in dataset.splits if name != "train"}
-    # The result marks the run as finished: everything else must be on the disk before.
-    checkpointer.wait()
-    return processes.first("result", lambda: _write(loop, checkpointer, peak, scores))
+    loops, weights = engine.loops, []
+    for loop, checkpointer in zip(loops, checkpointers, strict=True):
+        best = loop.progress.best
+        assert best is not None  # The last step is validated.
+        loop.clock.begin("evaluation")
+        with loop.clock.of("checkpoints"):
+            weights.append(checkpointer.restore_best(best.step, loop.state.params, loop.state.stats, best.sha256))
+    names = [name for name in loops[0].dataset.splits if name != "train"]
+    found = {name: [scores for _, scores in engine.scores(weights, name)] for name in names}
+    contents = []
+    for index, (loop, checkpointer) in enumerate(zip(loops, checkpointers, strict=True)):
+        # The result marks the run as finished: everything else must be on the disk before.
+        checkpointer.wait()
+        scores = {name: each[index] for name, each in found.items()}
+        contents.append(
+            processes.first(
+                "result",
+                lambda loop=loop, checkpointer=checkpointer, scores=scores: _write(loop, checkpointer, peak, scores),
+            )
+        )
+    return contents
 
 
 def _write(

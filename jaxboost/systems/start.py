@@ -12,9 +12,12 @@ from jaxboost.models.frozen import Tree
 from jaxboost.systems.system import System
 from jaxboost.systems.weights import Pretrained, digest
 
+# Role of a part -> what its `load` returned.
+Loaded = dict[str, tuple[tuple[dict[str, Any], ...], str]]
+
 
 def initialise(
-    system: System, *, seed: int, replicated: jax.NamedSharding
+    system: System, *, seed: int, replicated: jax.NamedSharding, loaded: Loaded | None = None
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, str]]:
     """Makes the weights at the start of a run.
 
@@ -24,6 +27,7 @@ def initialise(
       system: the model, and the plan for its weights.
       seed: of the random weights.
       replicated: sharding that copies an array to each device.
+      loaded: what was loaded for another seed; parts that are missing in it are loaded, and added.
 
     Returns:
       Trainable weights, frozen weights, statistics, and role -> fingerprint of each pretrained part. The fingerprint
@@ -61,7 +65,10 @@ def initialise(
         if part.load is None:
             fingerprints[part.role] = digest({".".join(path): _get(holder, path) for path in part.paths})
         else:
-            trees, fingerprints[part.role] = part.load(placement(part, replicated))
+            loaded = {} if loaded is None else loaded
+            if part.role not in loaded:
+                loaded[part.role] = part.load(placement(part, replicated))
+            trees, fingerprints[part.role] = loaded[part.role]
             for path, weights in zip(part.paths, trees, strict=True):
                 _put(holder, path, weights)
     return params, frozen_weights, stats, fingerprints

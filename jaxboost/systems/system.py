@@ -63,6 +63,11 @@ class System:
     width: int | None = None
     fixed_tokens: FixedTokens | None = None
 
+    @property
+    def loaded_and_frozen(self) -> tuple[Pretrained, ...]:
+        """The parts whose weights are the same for all seeds, and stay so."""
+        return tuple(part for part in self.pretrained if part.load is not None and not part.trainable)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recorded:

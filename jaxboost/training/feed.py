@@ -1,7 +1,8 @@
 """Where the batches of a run come from: the host sends images, or row numbers of images that the devices hold."""
 
+import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -37,6 +38,14 @@ class Feed(Protocol):
         """
         ...
 
+    def with_seed(self, config: Config) -> "Feed":
+        """The same data in the order of another seed, that of `config`."""
+        ...
+
+    def take_all(self, others: Sequence[Any], count: int) -> Mapping[str, Any]:
+        """As `take`, of this feed and of others of its kind, with an axis for the feeds before that of the batch."""
+        ...
+
     def evaluation(self, split: str, most: int | None = None) -> Iterator[HostBatch]:
         """The batches of an evaluation, of the first `most` samples of a split or of all, as the host sends them."""
         ...
@@ -62,6 +71,16 @@ class HostFeed:
         """See `Feed`."""
         assert count == 1, "several steps in one call need data on the devices"
         return step.put(next(self.iterator), self.by_batch)
+
+    def take_all(self, others: Sequence["HostFeed"], count: int) -> Mapping[str, Any]:
+        """See `Feed`."""
+        assert count == 1, "several steps in one call need data on the devices"
+        drawn = [next(feed.iterator) for feed in (self, *others)]
+        return step.put({name: np.stack([each[name] for each in drawn]) for name in drawn[0]}, _after(self.by_batch, 1))
+
+    def with_seed(self, config: Config) -> "HostFeed":
+        """See `Feed`."""
+        return dataclasses.replace(self, config=config)
 
     def evaluation(self, split: str, most: int | None = None) -> Iterator[HostBatch]:
         """See `Feed`."""
@@ -89,21 +108,40 @@ class DeviceFeed:
         # For one row XLA would make another program, whose rounding differs a little.
         self._room = max(most, 2)
         self._replicated = program.replicated
-        self._by_step = jax.NamedSharding(program.by_batch.mesh, jax.P(None, *program.by_batch.spec))
+        self._by_batch = program.by_batch
         self._placed = {name: rows.place(split, program.by_batch) for name, split in dataset.splits.items()}
         self._complete = program.complete
+        self._image_size = image_size
         self.iterator = batches.train_rows(dataset.splits["train"], **_order(config, image_size))
+
+    def with_seed(self, config: Config) -> "DeviceFeed":
+        """See `Feed`; the data are on the devices once."""
+        other = copy.copy(self)
+        other._config = config
+        other.iterator = batches.train_rows(self._dataset.splits["train"], **_order(config, self._image_size))
+        return other
 
     def take(self, count: int) -> Mapping[str, Any]:
         """See `Feed`."""
+        return self._sent(self._drawn(count), count, _after(self._by_batch, 1))
+
+    def take_all(self, others: Sequence["DeviceFeed"], count: int) -> Mapping[str, Any]:
+        """See `Feed`."""
+        drawn = [feed._drawn(count) for feed in (self, *others)]
+        stacked = {name: np.stack([each[name] for each in drawn], axis=1) for name in drawn[0]}
+        return self._sent(stacked, count, _after(self._by_batch, 2))
+
+    def _drawn(self, count: int) -> dict[str, np.ndarray]:
+        """The next `count` batches of row numbers, (K, B); the last one fills the room for more."""
         found = [next(self.iterator) for _ in range(count)]
-        # The last batch fills the room for more.
         found += [found[-1]] * (self._room - count)
-        stacked = {name: np.stack([batch[name] for batch in found]) for name in found[0]}
+        return {name: np.stack([batch[name] for batch in found]) for name in found[0]}
+
+    def _sent(self, numbers: HostBatch, count: int, sharding: jax.NamedSharding) -> Mapping[str, Any]:
         return {
             ROWS: self._placed["train"],
             COUNT: arrays.put(np.int32(count), self._replicated),
-            **step.put(stacked, self._by_step),
+            **step.put(numbers, sharding),
         }
 
     def evaluation(self, split: str, most: int | None = None) -> Iterator[HostBatch]:
@@ -144,6 +182,11 @@ def on_device(config: Config, dataset: Dataset, by_batch: jax.NamedSharding) -> 
 def megabytes(dataset: Dataset) -> float:
     """See `rows.megabytes`."""
     return rows.megabytes(dataset.splits.values())
+
+
+def _after(by_batch: jax.NamedSharding, axes: int) -> jax.NamedSharding:
+    """The sharding of batches that have other axes before that of the batch."""
+    return jax.NamedSharding(by_batch.mesh, jax.P(*[None] * axes, *by_batch.spec))
 
 
 def _order(config: Config, image_size: int | None) -> dict[str, Any]:

@@ -14,7 +14,8 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
     """Counts the FLOPs of the matrix products and convolutions of `function(*arguments)`, two per multiply-add.
 
     The body of a scan counts once per iteration, unlike in XLA's cost analysis (`Compiled.cost_analysis`), which also
-    knows nothing of cuDNN's kernels. Elementwise operations, a few percent in a transformer, are not counted.
+    knows nothing of cuDNN's kernels. That of a loop whose length is not known counts once, so several steps in one call
+    count as one. Elementwise operations, a few percent in a transformer, are not counted.
 
     Args:
       function: the function; it is traced, nothing is computed.

@@ -107,7 +107,7 @@ class Utilisation:
         Args:
           step: the step function.
           *arguments: its arguments, or their shapes.
-          images: number of images that one call trains on.
+          images: number of images of one step, also where a call takes several.
         """
         if self._peak is not None:
             self._per_image = count_flops(step, *arguments) / images

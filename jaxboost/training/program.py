@@ -19,6 +19,7 @@ from jaxboost.training import imbalance, optim, step
 from jaxboost.training.mixing import Mixing
 from jaxboost.training.on_device.reading import Reading
 from jaxboost.training.on_device.rows import Rows
+from jaxboost.training.several import Over
 from jaxboost.training.step import BoundEvalStep, Objective, TrainState, TrainStep
 
 
@@ -97,7 +98,13 @@ def make_objective(config: Config, info: DatasetInfo, labels: np.ndarray | None 
 
 
 def make_program(
-    config: Config, graphdef: nnx.GraphDef, objective: Objective, *, steps_per_epoch: int, on_device: bool = False
+    config: Config,
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    *,
+    steps_per_epoch: int,
+    on_device: bool = False,
+    several: bool = False,
 ) -> Program:
     """The step functions of a config. Configs that give the same ones, such as those of other seeds, share them.
 
@@ -109,6 +116,7 @@ def make_program(
       objective: the result of `make_objective` for the config.
       steps_per_epoch: of the training split, which the learning rate's schedule follows.
       on_device: whether steps read their data in the devices' memory.
+      several: whether the step functions are those of several seeds at once, see `step.make_train_step`.
 
     Raises:
       UserError: the schedule does not fit the number of steps.
@@ -116,7 +124,7 @@ def make_program(
     train = config.train
     optimiser = {**config.optim, "steps_per_epoch": steps_per_epoch, "epochs": train.epochs}
     reads = (Augment(**config.augment), config.model.image_size) if on_device else None
-    fields = (train.ema, train.accumulate, train.fsdp, reads)
+    fields = (train.ema, train.accumulate, train.fsdp, reads, several)
     return _program(graphdef, objective, (*optimiser.items(),), *fields, (*jax.devices(),))
 
 
@@ -132,25 +140,35 @@ def _program(
     accumulate: int,
     shards: bool,
     reads: tuple[Augment, int] | None,
+    several: bool,
     devices: tuple[Any, ...],
 ) -> Program:
     del devices  # those of the mesh
     tx, learning_rate = optim.make_optimizer(**dict(optimiser), accumulate=accumulate)
     replicated, by_batch = step.make_mesh()
+    # An accelerator takes less time for all images, or all seeds, at once than for a loop over them.
+    one_by_one = jax.default_backend() == "cpu"
+    over = Over(one_by_one) if several else None
     reading = None
     if reads is not None:
-        # On an accelerator the operations of all images at once take less time than a loop over the images.
-        one_by_one = jax.default_backend() == "cpu"
         reading = Reading(augment=reads[0], image_size=reads[1], one_by_one=one_by_one, by_batch=by_batch)
     return Program(
         tx=tx,
         learning_rate=learning_rate,
         train_step=step.make_train_step(
-            graphdef, tx, objective, replicated, ema=ema, accumulate=accumulate, shards=shards, reading=reading
+            graphdef,
+            tx,
+            objective,
+            replicated,
+            ema=ema,
+            accumulate=accumulate,
+            shards=shards,
+            reading=reading,
+            over=over,
         ),
         reading=reading,
         complete=jax.jit(reading.eval_batch) if reading else None,
-        bind_eval_step=step.make_eval_step(graphdef, objective, replicated, shards=shards),
+        bind_eval_step=step.make_eval_step(graphdef, objective, replicated, shards=shards, over=over),
         encode=step.make_encode(graphdef, by_batch),
         replicated=replicated,
         by_batch=by_batch,

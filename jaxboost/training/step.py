@@ -20,6 +20,7 @@ from jaxboost.tasks import TASKS
 from jaxboost.training import fsdp
 from jaxboost.training.mixing import Mixing, augment_batch
 from jaxboost.training.on_device.reading import Reading
+from jaxboost.training.several import OWN, SHARED, Over, joined
 
 # In a batch of row numbers: the split that the devices hold, and the number of steps.
 ROWS, COUNT = "rows", "count"
@@ -152,6 +153,7 @@ def make_train_step(
     accumulate: int = 1,
     shards: bool = False,
     reading: Reading | None = None,
+    over: Over | None = None,
 ) -> TrainStep:
     """Returns step(state, frozen, batch, key) -> (state, {"loss", "grad_norm"}); the old state's buffers are reused.
 
@@ -171,6 +173,8 @@ def make_train_step(
         `batch` is {ROWS: a split, "row": int32 (K, B)[, "mask": bool (K, B)], COUNT: int32 ()}: the first COUNT of K
         batches. "loss" and "grad_norm" are (K,), and 0 after the first COUNT. COUNT is not known when the program is
         compiled, so one program serves all counts, and the results do not depend on how steps are divided into calls.
+      over: maps the step over several seeds. The arrays of the state, of the batch ("row" (K, S, B)), the key and the
+        outputs have an axis for them then, and frozen weights are {OWN: those with that axis, SHARED: the others}.
     """
 
     def train_step(
@@ -204,26 +208,41 @@ def make_train_step(
         new = TrainState(step=step, params=params, opt_state=opt_state, stats=stats, ema=average)
         return fsdp.split(new, replicated) if shards else new, metrics
 
+    def step_of_all(
+        state: TrainState, frozen: Tree, batch: Mapping[str, Any], key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        if over is None:
+            return train_step(state, frozen, batch, key)
+
+        def one(each: Any, shared: Tree) -> Any:
+            own_state, own, own_batch, own_key = each
+            return train_step(own_state, joined(shared, own), own_batch, own_key)
+
+        return over(one)((state, frozen[OWN], batch, key), frozen[SHARED])
+
+    def read_key(key: jax.Array, number: jax.Array) -> jax.Array:
+        # A step makes two keys of `fold_in(key, number)` by `split`, which are those that `fold_in` gives for 0 and 1.
+        return jax.random.fold_in(jax.random.fold_in(key, number), 2)
+
     def train_steps(
         state: TrainState, frozen: Tree, batch: Mapping[str, Any], key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         assert reading is not None
-        read = reading.train_batch
+        read = reading.train_batches if over else reading.train_batch
         each = {name: array for name, array in batch.items() if name not in (ROWS, COUNT)}
 
         def body(index: jax.Array, carried: tuple[TrainState, dict[str, jax.Array]]) -> Any:
             state, found = carried
-            # A step makes two keys of this one by `split`, which are those that `fold_in` gives for 0 and 1.
-            read_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 2)
             rows = {name: array[index] for name, array in each.items()}
-            state, metrics = train_step(state, frozen, read(batch[ROWS], rows, read_key), key)
+            keys = (jax.vmap(read_key) if over else read_key)(key, state.step)
+            state, metrics = step_of_all(state, frozen, read(batch[ROWS], rows, keys), key)
             return state, {name: array.at[index].set(metrics[name]) for name, array in found.items()}
 
-        nothing = jnp.zeros(len(batch["row"]), jnp.float32)
+        nothing = jnp.zeros((len(batch["row"]), *key.shape), jnp.float32)
         return jax.lax.fori_loop(0, batch[COUNT], body, (state, {"loss": nothing, "grad_norm": nothing}))
 
     return jax.jit(
-        train_steps if reading else train_step,
+        train_steps if reading else step_of_all,
         donate_argnames="state",
         out_shardings=(None, replicated) if shards else replicated,
     )
@@ -236,21 +255,36 @@ def _averaged(average: Tree, weights: Tree, decay: jax.Array) -> Tree:
 
 
 def make_eval_step(
-    graphdef: nnx.GraphDef, objective: Objective, replicated: jax.NamedSharding, *, shards: bool = False
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    replicated: jax.NamedSharding,
+    *,
+    shards: bool = False,
+    over: Over | None = None,
 ) -> Callable[..., BoundEvalStep]:
     """Returns bind(params, frozen, stats) -> step(batch) -> (loss of each example (B,), probabilities (B, classes)).
 
     `bind` precomputes what depends only on the weights; `stats` is optional as in `frozen.merge`. There is no label
     smoothing and no class weight.
-    """
-    # No sharding is given: if weights are split over the devices, the precomputed arrays are split too.
-    precompute = jax.jit(
-        lambda params, *others: merge(
-            graphdef, fsdp.gather(params, replicated) if shards else params, *others
-        ).precompute()
-    )
 
-    @partial(jax.jit, out_shardings=replicated)
+    Args:
+      graphdef: of the model.
+      objective: see `Objective`.
+      replicated: see `make_mesh`; the sharding of the results.
+      shards: whether the weights are split over the devices, see `fsdp`.
+      over: maps the step over the weights of S seeds, which are given as for `make_train_step`. All evaluate the same
+        batch; the results are (B, S) and (B, S, classes).
+    """
+
+    def precompute(params: Tree, frozen: Tree, stats: Tree | None) -> Any:
+        return merge(graphdef, fsdp.gather(params, replicated) if shards else params, frozen, stats).precompute()
+
+    def precompute_all(params: Tree, frozen: Tree, stats: Tree | None) -> Any:
+        if over is None:
+            return precompute(params, frozen, stats)
+        one = over(lambda each, shared: precompute(each[0], joined(shared, each[1]), each[2]))
+        return one((params, frozen[OWN], stats), frozen[SHARED])
+
     def eval_step(
         params: Tree, frozen: Tree, stats: Tree | None, precomputed: Any, batch: Batch
     ) -> tuple[jax.Array, jax.Array]:
@@ -261,8 +295,25 @@ def make_eval_step(
         targets = task.targets(batch["label"], objective.classes)
         return task.losses(logits, targets, loss=objective.loss), task.probabilities(logits)
 
+    @partial(jax.jit, out_shardings=replicated)
+    def eval_step_of_all(
+        params: Tree, frozen: Tree, stats: Tree | None, precomputed: Any, batch: Batch
+    ) -> tuple[jax.Array, jax.Array]:
+        if over is None:
+            return eval_step(params, frozen, stats, precomputed, batch)
+
+        def one(each: Any, both: Any) -> Any:
+            (own_params, own, own_stats, own_precomputed), (shared, batch) = each, both
+            return eval_step(own_params, joined(shared, own), own_stats, own_precomputed, batch)
+
+        found = over(one)((params, frozen[OWN], stats, precomputed), (frozen[SHARED], batch))
+        return jax.tree.map(lambda array: jnp.moveaxis(array, 0, 1), found)
+
+    # No sharding is given: if weights are split over the devices, the precomputed arrays are split too.
+    compiled = jax.jit(precompute_all)
+
     def bind(params: Tree, frozen: Tree, stats: Tree | None = None) -> BoundEvalStep:
-        return partial(eval_step, params, frozen, stats, precompute(params, frozen, stats))
+        return partial(eval_step_of_all, params, frozen, stats, compiled(params, frozen, stats))
 
     return bind
 

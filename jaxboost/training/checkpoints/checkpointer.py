@@ -105,6 +105,13 @@ class Checkpointer:
             self._latest.wait_until_finished()
             self._remove_unneeded()
 
+    def go_back(self, step: int) -> None:
+        """Removes the latest checkpoints after a step, such as one that other seeds of a run do not have."""
+        for later in stored.steps(self._folder / LATEST):
+            if later > step:
+                checkpoint_folder.remove(self._folder / LATEST / str(later))
+        self._latest.reload()
+
     def restore_latest(
         self,
         state: TrainState,

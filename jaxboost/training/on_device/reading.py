@@ -38,6 +38,19 @@ class Reading:
         images = on_images.augment_images(images, keys, self.augment, self.image_size, one_by_one=self.one_by_one)
         return {**self._placed(images, labels), **({"mask": each["mask"]} if "mask" in each else {})}
 
+    def train_batches(self, rows: Rows, each: Mapping[str, jax.Array], keys: jax.Array) -> dict[str, jax.Array]:
+        """The batches (S, B, ...) of row numbers (S, B) by S keys; each as `train_batch` makes it."""
+        S, B = each["row"].shape
+        flat = {name: array.reshape(S * B) for name, array in each.items()}
+        images, labels = self._read(rows, flat)
+        # One level of mapping: inside another one a loop over images would compute every operation for each of them.
+        image_keys = jax.vmap(lambda key: jax.random.split(key, B))(keys).reshape(S * B)
+        images = on_images.augment_images(images, image_keys, self.augment, self.image_size, one_by_one=self.one_by_one)
+        batch = {name: array.reshape(S, B, *array.shape[1:]) for name, array in self._named(images, labels).items()}
+        sharding = jax.NamedSharding(self.by_batch.mesh, jax.P(None, *self.by_batch.spec))
+        placed = {name: jax.lax.with_sharding_constraint(array, sharding) for name, array in batch.items()}
+        return {**placed, **({"mask": each["mask"]} if "mask" in each else {})}
+
     def eval_batch(self, rows: Rows, each: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """The batch {"image", "label"} of row numbers for an evaluation: images are only resized."""
         images, labels = self._read(rows, each)
@@ -53,6 +66,10 @@ class Reading:
             )
         return images, labels
 
+    @staticmethod
+    def _named(images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+        return {"image": images, "label": labels}
+
     def _placed(self, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        batch = {"image": images, "label": labels}
+        batch = self._named(images, labels)
         return {name: jax.lax.with_sharding_constraint(array, self.by_batch) for name, array in batch.items()}

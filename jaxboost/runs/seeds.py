@@ -1,0 +1,116 @@
+"""Trains several seeds of a config at once, in one program; each has a folder as a run of that seed alone has."""
+
+import contextlib
+import logging
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from jaxboost import processes, stopping
+from jaxboost.config import continuing, validate
+from jaxboost.config.types import Config
+from jaxboost.errors import UserError
+from jaxboost.runs import datasets, memory, train, workdir
+from jaxboost.runs.lock import locked
+from jaxboost.systems.start import Loaded
+from jaxboost.training.clock import Clock
+from jaxboost.training.engine import Together
+from jaxboost.training.program import make_objective, make_program
+
+logger = logging.getLogger(__name__)
+
+
+def of_config(config: Config, folder: pathlib.Path) -> dict[pathlib.Path, Config]:
+    """Folder -> config of each of the runs that `train.seeds` asks for; `folder`/seed<k> has seed k."""
+    numbers = range(config.seed, config.seed + config.train.seeds)
+    return {
+        folder / f"seed{number}": continuing.with_values(config, {"seed": number, "train.seeds": 1})
+        for number in numbers
+    }
+
+
+def train_and_evaluate(runs: Mapping[pathlib.Path, Config]) -> dict[pathlib.Path, dict[str, Any]] | None:
+    """Trains and evaluates runs that differ in the seed alone, or continues them; finished ones are left as they are.
+
+    Args:
+      runs: folder -> config; see `of_config`.
+
+    Returns:
+      Folder -> content of result.json; None if a signal stopped the runs.
+
+    Raises:
+      UserError: a mistake in the config; or what the seeds do cannot be done at once.
+      Stopped: Ctrl-C, when nothing had to be saved.
+    """
+    for folder, config in runs.items():
+        validate(config)
+        check(config)
+        workdir.check_location(folder, config)
+    todo = {folder: config for folder, config in runs.items() if not _is_finished(folder, config)}
+    contents = {}
+    for folder in runs.keys() - todo.keys() if len(todo) > 1 else runs:
+        # Finished ones say their figures again; one that is left has no others to be trained with.
+        content = train.train_and_evaluate(runs[folder], folder)
+        if content is None:
+            return None
+        contents[folder] = content
+    if len(todo) <= 1:
+        return contents
+    with stopping.watch(resumable=True) as stop:
+        stopping.say(" before the first step: run the same command again")
+        try:
+            found = _train(todo)
+        except stopping.Stopped:
+            if stop.exit_code:
+                raise
+            logger.info(stop.line)
+            return None
+    return None if found is None else {**contents, **dict(zip(todo, found, strict=True))}
+
+
+def check(config: Config) -> None:
+    """Raises UserError if several seeds of a config cannot be trained at once."""
+    fix = "set train.seeds=1, and train the seeds one after the other"
+    if processes.count() > 1:
+        raise UserError(f"config field train.seeds: several seeds at once are trained by one process: {fix}")
+    for name, wrong, why in (
+        ("data.folds", config.data.folds > 0, "its folds are trained one after the other"),
+        ("data.train_fraction", config.data.train_fraction < 1, "each seed draws other samples"),
+        ("train.fsdp", config.train.fsdp, "it splits the weights of one run"),
+        ("train.deterministic", config.train.deterministic, "it pins the kernels of one run"),
+    ):
+        if wrong:
+            raise UserError(f"config field train.seeds: it does not go together with {name}, as {why}: {fix}")
+
+
+def _train(todo: Mapping[pathlib.Path, Config]) -> list[dict[str, Any]] | None:
+    """Trains runs that are not finished."""
+    peak, loaded, loops = memory.Peak(), Loaded(), []
+    with contextlib.ExitStack() as stack:
+        locks = [stack.enter_context(locked(folder)) for folder in todo]
+        stack.enter_context(datasets.shared_in(next(iter(todo))))
+        for (folder, config), lock in zip(todo.items(), locks, strict=True):
+            # The time of all is divided among them.
+            clock = Clock(lambda: time.monotonic() / len(todo))
+            options = dict(check_lock=lock.check, loaded=loaded, clock=clock)
+            config = train.resolved(config, folder)
+            if loops:
+                loops.append(train.assemble_like(loops[0], config, folder, **options))
+            else:
+                loops.append(train.assemble(config, folder, **options))
+        first = loops[0]
+        logger.info("seeds %s are trained at once", ", ".join(str(loop.config.seed) for loop in loops))
+        program = make_program(
+            first.config,
+            first.system.graphdef,
+            make_objective(first.config, first.dataset.info, first.dataset.splits["train"].labels),
+            steps_per_epoch=first.steps_per_epoch,
+            on_device=first.program.reading is not None,
+            several=True,
+        )
+        return train.complete(Together(loops, program), peak)
+
+
+def _is_finished(folder: pathlib.Path, config: Config) -> bool:
+    return workdir.finished_result(folder, train.resolved(config, folder)) is not None

@@ -1,0 +1,112 @@
+"""What a run writes while it trains: records of steps and validations, the best weights, and the latest state."""
+
+import contextlib
+import dataclasses
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxboost.evaluation import metrics, patients
+from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer
+from jaxboost.training.log import MetricsLog
+from jaxboost.training.loop import Loop
+from jaxboost.training.monitor import PendingLosses, StepFigures
+
+logger = logging.getLogger(__name__)
+
+
+class Recording:
+    """The files of a run that trains; a context manager.
+
+    Args:
+      loop: the run.
+      checkpointer: its checkpoints.
+      name: a prefix of its log lines, such as "seed 3, ", where several runs train together.
+    """
+
+    def __init__(self, loop: Loop, checkpointer: Checkpointer, name: str = ""):
+        self.loop, self.checkpointer, self._name = loop, checkpointer, name
+        self.losses = PendingLosses(checkpointer, loop.folder)
+        self._files = contextlib.ExitStack()
+
+    def __enter__(self) -> "Recording":
+        loop, first = self.loop, int(self.loop.state.step)
+        self._log = self._files.enter_context(
+            MetricsLog(loop.folder, resume_step=first, validated=loop.progress.validated, kept=self.checkpointer.kept)
+        )
+        # What an interrupted start did after its checkpoint is done again; it is recorded, as this start may be
+        # interrupted too.
+        lost = self._log.seconds - loop.progress.seconds
+        if lost > 0:
+            loop.clock.lose(lost)
+            self._log.write(first, loop.clock.record())
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._files.__exit__(*error)
+
+    def write_steps(
+        self, found: Sequence[StepFigures], number: int, images_per_second: float | None, usage: dict[str, float]
+    ) -> None:
+        """Writes the records of those of the steps up to `number` that have one."""
+        loop = self.loop
+        for each in found:
+            if each.number % loop.config.train.log_every == 0 or each.number == number:
+                values = {
+                    "train_loss": each.loss,
+                    "grad_norm": each.grad_norm,
+                    "learning_rate": float(loop.program.learning_rate(each.number - 1)),
+                    "images_per_second": images_per_second,
+                    **usage,
+                }
+                self._log.write(each.number, values | loop.clock.record())
+
+    def validate(self, number: int, loss: float, scores: np.ndarray) -> None:
+        """Records the validation after a step, and saves the weights if they are the best so far.
+
+        Args:
+          number: of the step.
+          loss: mean loss of the split that picks the epoch.
+          scores: its probabilities, (n, classes).
+        """
+        loop = self.loop
+        split, metric = loop.selection_split, loop.config.eval.metric
+        self.losses.stop_unless_finite(number, f"{split} loss", loss)
+        task = loop.dataset.info.task
+        counted = patients.counted(loop.dataset.splits[split], scores, task, unit=loop.config.eval.unit)
+        result = metrics.score(counted.labels, counted.probabilities, task)
+        names = [name for name in metrics.SELECTION if name in result]
+        values = {f"{split}_loss": loss, **{f"{split}_{name}": result[name] for name in names}}
+        self._log.write(number, values | loop.clock.record())
+        epoch, best = math.ceil(number / loop.steps_per_epoch), loop.progress.best
+        better = best is None or metrics.is_better(result[metric], best.value, ties=loop.config.eval.ties)
+        logger.info(
+            "%sepoch %d/%d: %s loss %.4f, ACC %.4f, AUC %.4f%s",
+            self._name,
+            epoch,
+            loop.config.train.epochs,
+            split,
+            loss,
+            result["acc"],
+            result["auc"],
+            ", best so far" if better else "",
+        )
+        if better:
+            loop.check_lock()
+            with loop.clock.of("checkpoints"):
+                sha256 = self.checkpointer.save_best(number, *loop.evaluated())
+            best = Best(epoch=epoch, step=number, value=result[metric], sha256=sha256)
+            loop.progress = dataclasses.replace(loop.progress, best=best)
+
+    def save(self, *, validated: bool) -> None:
+        """Saves the state; `validated` is False if a signal prevented the validation after its step."""
+        loop = self.loop
+        loop.check_lock()
+        with loop.clock.of("checkpoints"):
+            progress = dataclasses.replace(
+                loop.progress, seconds=loop.seconds(), parts=loop.clock.parts(), validated=validated
+            )
+            self.checkpointer.save_latest(loop.state, loop.feed.iterator, progress)

@@ -1,0 +1,98 @@
+"""Several seeds in one program give what each seed gives alone."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxboost.config import continuing
+from jaxboost.errors import UserError
+from jaxboost.io import read_json
+from jaxboost.runs import seeds, train
+from jaxboost.training import program, step
+from tests.metrics import records
+from tests.training.small_runs import small_config
+from tests.training.stopped_runs import send_in
+
+# Two epochs of three steps, with everything that a seed decides: order, augmentation, mixing, dropped paths.
+CHANGES = {
+    "train.max_steps": 6,
+    "train.epochs": 2,
+    "train.log_every": 1,
+    "train.ema": 0.5,
+    "augment.volume_flips": True,
+    "mix.mixup": 0.2,
+    "model.drop_path": 0.2,
+    "seed": 3,
+}
+
+
+def assert_near(folder, alone):
+    """Stated tolerance: losses and predictions to 1e-5, as two programs may round differently."""
+    found, expected = records(folder), records(alone)
+    assert [record.keys() for record in found] == [record.keys() for record in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-4 if "grad_norm" in ours else 1e-5, abs=1e-5)
+    for split in ("val", "test"):
+        ours, theirs = (predictions(each, split) for each in (folder, alone))
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert read_json(folder / "config.json") == read_json(alone / "config.json")
+
+
+def predictions(folder, split):
+    lines = (folder / "predictions" / f"{split}.csv").read_text().splitlines()[1:]
+    return np.array([[float(value) for value in line.split(",")[-2:]] for line in lines])
+
+
+def config_of(root, **changes):
+    return small_config(root, {**CHANGES, **changes})
+
+
+@pytest.mark.parametrize("on_device", ["false", "true"])
+def test_two_seeds_are_those_alone_also_after_a_stop(few_lidc_root, tmp_path, monkeypatch, on_device):
+    config = config_of(few_lidc_root, **{"data.on_device": on_device, "train.seeds": 2})
+    runs = seeds.of_config(config, tmp_path)
+    assert [folder.name for folder in runs] == ["seed3", "seed4"]
+    with monkeypatch.context() as patched:
+        # After the first epoch.
+        send_in(patched, step, "put", call=5)
+        assert seeds.train_and_evaluate(runs) is None
+    program.forget()  # as in another process
+    # A kill may have come between the saves of the two.
+    steps = {folder: sorted(path.name for path in folder.glob("checkpoints/latest/*")) for folder in runs}
+    assert steps[tmp_path / "seed3"] == steps[tmp_path / "seed4"] == ["3", "5"]
+    if on_device == "false":
+        latest = tmp_path / "seed4/checkpoints/latest/5"
+        latest.rename(tmp_path / "gone")
+    found = seeds.train_and_evaluate(runs)
+    assert found.keys() == runs.keys()
+    for folder, content in found.items():
+        assert json.loads((folder / "result.json").read_text()) == content
+        assert (folder / "checkpoints").exists()
+    alone = tmp_path / "alone"
+    train.train_and_evaluate(continuing.with_values(config, {"seed": 4, "train.seeds": 1}), alone)
+    assert_near(tmp_path / "seed4", alone)
+    losses = [[record["train_loss"] for record in records(folder) if "train_loss" in record] for folder in runs]
+    assert all(one != other for one, other in zip(*losses, strict=True))
+    # Finished runs are left as they are.
+    assert seeds.train_and_evaluate(runs) == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data.folds": 3}, "data.folds, as its folds"),
+        ({"data.train_fraction": 0.5}, "data.train_fraction, as each seed draws other samples"),
+        ({"train.fsdp": True}, "train.fsdp"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(few_lidc_root, tmp_path, changes, words):
+    config = config_of(few_lidc_root, **{**changes, "train.seeds": 2})
+    with pytest.raises(UserError, match=rf"train\.seeds: it does not go together with {words}.*set train\.seeds=1"):
+        seeds.train_and_evaluate(seeds.of_config(config, tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_folder_is_not_enough(few_lidc_root, tmp_path):
+    with pytest.raises(UserError, match=r"train\.seeds: 2 runs need several folders"):
+        train.train_and_evaluate(config_of(few_lidc_root, **{"train.seeds": 2}), tmp_path / "run")
