@@ -71,7 +71,8 @@ def _has(config: ConfigDict, field: str) -> bool:
 
 def flags_of(command: str) -> set[str]:
     """The flags of a subcommand of `jaxboost`."""
-    text = (REPOSITORY / "jaxboost" / "cli" / f"{command}.py").read_text("utf-8")
+    modules = (command, "together") if command == "train" else (command,)
+    text = "".join((REPOSITORY / "jaxboost" / "cli" / f"{module}.py").read_text("utf-8") for module in modules)
     defined = re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text)
     return {"config", "help", *defined, *(f"no{name}" for name in defined)}
 

@@ -317,7 +317,7 @@ def test_one_of_several_tasks_is_refused(environment, words, monkeypatch):
         return
     with pytest.raises(UserError) as error:
         app.check_single_task()
-    for word in (*words, "--independent_tasks", "--workdir"):
+    for word in (*words, "--distributed", "--independent_tasks", "--workdir"):
         assert word in str(error.value)
 
 

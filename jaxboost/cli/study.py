@@ -60,10 +60,16 @@ def run() -> None:
     flags.DEFINE_string("account", None, "with --slurm: the account to charge")
     flags.DEFINE_multi_string("sbatch", None, "with --slurm: any option of sbatch: --sbatch=--qos=high; may repeat")
     flags.DEFINE_multi_string("setup", None, "with --slurm: a shell line before a task: 'module load cuda'; may repeat")
+    flags.DEFINE_bool("distributed", False, "not for studies: `jaxboost train` has it")
     # absl knows no fields of configs here: they depend on the study.
     sys.argv, overrides = split_overrides(sys.argv)
 
-    app.run(lambda: do(flags.FLAGS, overrides), resumable=True, description=__doc__)
+    def main() -> None:
+        if flags.FLAGS.distributed:
+            raise UserError("a study trains each run in one process: leave out --distributed; --jobs does several runs")
+        do(flags.FLAGS, overrides)
+
+    app.run(main, resumable=True, description=__doc__)
 
 
 def do(given: Any, overrides: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from jaxboost.runs.lock import RunLock
 from jaxboost.runs.result import COSTS
 from tests import metrics
 from tests.processes.starts import Forks, Started, forks, free_port
-from tests.scripts import devices
+from tests.scripts import REPOSITORY, devices
 from tests.training.small_runs import small_config
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -59,7 +60,7 @@ put, calls = step.put, []
 def put_or_stop(*arguments):
     calls.append(1)
     if len(calls) == 4:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.{signal})
     return put(*arguments)
 step.put = put_or_stop
 """
@@ -79,6 +80,7 @@ def start(
     *more: object,
     count: int = 2,
     stopped: int | None = None,
+    how: str = "SIGTERM",
     of_one: tuple[str, ...] = (),
     **each: Callable[[int], Any],
 ) -> list[Started]:
@@ -86,7 +88,7 @@ def start(
 
     Args:
       more: arguments of all.
-      stopped: the process that sends SIGTERM to itself.
+      stopped: the process that sends the signal `how` to itself before its fourth step.
       of_one: arguments of process 1.
       each: gives an argument of `Forks.start` by the number of the process.
     """
@@ -104,7 +106,7 @@ def start(
                 *more,
                 *(of_one if index == 1 else ()),
             ),
-            before=STOPPED if index == stopped else "",
+            before=STOPPED.format(signal=how) if index == stopped else "",
             **{name: values(index) for name, values in each.items()},
         )
         for index in range(count)
@@ -176,6 +178,50 @@ def test_two_processes_begin_and_one_goes_on(made, whole, few_lidc_root, tmp_pat
     assert f"after step {reached}, saved" in first[-1]
     train.train_and_evaluate(small_config(few_lidc_root, CHANGES), workdir)
     assert_same_run(workdir, whole)
+
+
+@pytest.mark.slow
+def test_four_processes_one_of_which_is_killed(made, whole, few_lidc_root, tmp_path):
+    """What is left goes on in two processes up to the result, which is that of one."""
+    workdir = tmp_path / "run"
+    started = start(
+        made, few_lidc_root, workdir, "--config.train.checkpoint_every=1", count=4, stopped=2, how="SIGKILL"
+    )
+    codes = made.wait(*started)
+    assert codes == [1, 1, -9, 1]
+    for index in (0, 1, 3):
+        assert (
+            f"process 2 of 4 ({os.uname().nodename}, pid {started[2].pid}) is gone: it was killed"
+            in started[index].err.read_text()
+        )
+    started = start(made, few_lidc_root, workdir, env=lambda _: devices(2))
+    assert made.wait(*started) == [0, 0], [each.lines() for each in started]
+    assert "resumed from step " in started[0].out.read_text()
+    assert_same_run(workdir, whole)
+
+
+@pytest.mark.slow
+def test_srun_is_the_same_to_the_bit(made, few_lidc_root, tmp_path, monkeypatch):
+    """Under a real Slurm all is found in the environment; without --distributed the tasks are refused."""
+    slurm_cluster = pytest.importorskip("tests.studies.slurm_cluster")
+    if reason := slurm_cluster.why_not():
+        pytest.skip(reason)
+    by_hand, by_srun = tmp_path / "hand", tmp_path / "srun"
+    assert made.wait(*start(made, few_lidc_root, by_hand)) == [0, 0]
+    python = (sys.executable, "-m", "jaxboost", *COMMAND, f"--config.data.root={few_lidc_root}", f"--workdir={by_srun}")
+    with slurm_cluster.cluster(tmp_path / "slurm") as config:
+        monkeypatch.setenv("SLURM_CONF", str(config))
+        srun = ("srun", "--nodes=1", "--ntasks=2", "--overcommit")
+        refused = subprocess.run([*srun, *python], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [*srun, *python, "--distributed"], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+        )
+    assert refused.returncode == 2
+    assert "give --distributed to train it together" in refused.stderr
+    assert done.returncode == 0, done.stderr
+    assert "2 x cpu in 2 processes" in done.stdout
+    assert records(by_srun) == records(by_hand)
+    np.testing.assert_array_equal(predictions(by_srun), predictions(by_hand))
 
 
 def test_mistakes_are_told_by_all_processes_and_leave_nothing(made, few_lidc_root, tmp_path):
