@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from jaxboost.data.dataset import MappedRows
 from jaxboost.data.splits import dct
 
 # For candidates: coefficients a side, and the smallest similarity, by spatial dimensions.
@@ -90,11 +91,11 @@ class _Candidate(NamedTuple):
     view: _View
 
 
-def find(images: np.ndarray, patients: np.ndarray, splits: np.ndarray) -> Search:
+def find(images: np.ndarray | MappedRows, patients: np.ndarray, splits: np.ndarray) -> Search:
     """Finds pairs of near duplicates of different patients in different splits.
 
     Args:
-      images: uint8 (n, S, S, C), or (n, S, S, S, 1).
+      images: uint8 (n, S, S, C), or (n, S, S, S, 1); those on disk are read in batches.
       patients: int (n,); images of one patient are not compared, and patients connected by pairs count as one.
       splits: int (n,); images in one split are not compared.
     """
@@ -144,7 +145,7 @@ def _no_parts(count: int, size: int) -> str:
     return ""
 
 
-def _are_distinguishable(images: np.ndarray) -> bool:
+def _are_distinguishable(images: np.ndarray | MappedRows) -> bool:
     """Whether a sample has few pairs that are similar without being duplicates."""
     ndim = images.ndim - 2
     fine, equal = _ENDS[0] if ndim == 2 else (_FINE_3D, _ALIKE_3D)
@@ -203,7 +204,7 @@ class _CommonContent:
     only copies remain similar.
     """
 
-    def __init__(self, images: np.ndarray, targets: np.ndarray, views: Sequence[_View]):
+    def __init__(self, images: np.ndarray | MappedRows, targets: np.ndarray, views: Sequence[_View]):
         some = np.unique(np.linspace(0, len(images) - 1, _SAMPLE).astype(int))
         self._enough = len(some) == _SAMPLE
         means = np.stack([np.broadcast_to(targets[some].mean(0), (len(views), targets.shape[1]))] * 2, -1)
@@ -231,7 +232,7 @@ class _CommonContent:
 
 
 def _candidates(
-    images: np.ndarray, targets: np.ndarray, views: Sequence[_View], common: _CommonContent
+    images: np.ndarray | MappedRows, targets: np.ndarray, views: Sequence[_View], common: _CommonContent
 ) -> Iterator[_Candidate]:
     """Yields pairs of images with the view of the first one that is most similar to the second one."""
     ndim, total = images.ndim - 2, len(images)
@@ -260,7 +261,7 @@ def _in_batches(candidates: Iterator[_Candidate]) -> Iterator[list[_Candidate]]:
         yield batch
 
 
-def _confirmed(images: np.ndarray, candidates: Sequence[_Candidate]) -> Iterator[tuple[_Candidate, str]]:
+def _confirmed(images: np.ndarray | MappedRows, candidates: Sequence[_Candidate]) -> Iterator[tuple[_Candidate, str]]:
     """The candidates that are duplicates at a fine comparison, and how their images differ."""
     ndim = images.ndim - 2
     first, second = ([getattr(candidate, name) for candidate in candidates] for name in ("first", "second"))

@@ -10,13 +10,13 @@ import pathlib
 import unicodedata
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
-from jaxboost.data.problems import Problems
+from jaxboost.data.problems import ProblemError, Problems
 from jaxboost.data.readers.pictures import DICOM_SUFFIXES
-from jaxboost.data.sources.folder import cell_values, samples
+from jaxboost.data.sources.folder import cell_values, reading
 from jaxboost.data.sources.folder.extensions import suffix_of
 from jaxboost.data.sources.folder.labels import Entry
 from jaxboost.data.splits.patients import in_two
-from jaxboost.data.walk import some
+from jaxboost.data.walk import not_fetched, some
 
 TABLE, FOLDERS, TAG = "table", "folders", "tag"
 # Folders within a class that hold all of its images: they are not patients.
@@ -127,7 +127,7 @@ def from_tags(
     the same tag are a problem.
     """
     tagged = {entry: path for entry, path in paths.items() if suffix_of(path.name) in DICOM_SUFFIXES}
-    ids = samples.read_all(tagged, _id, 2, problems, what="reading patients")
+    ids = reading.read_all(tagged, _id, 2, problems, what="reading patients")
     # A file whose header cannot be read is a problem already; reading its pixels would add a second one.
     paths = {entry: path for entry, path in paths.items() if entry in ids or entry not in tagged}
     found = _hashed(ids)
@@ -157,7 +157,12 @@ def _id(path: pathlib.Path) -> tuple[str, str]:
     # Imported here because pydicom is an optional package.
     from jaxboost.data.readers import dicom_patient
 
-    return dicom_patient.patient_of(path) or ("", "")
+    try:
+        return dicom_patient.patient_of(path) or ("", "")
+    except ProblemError as error:
+        if text := not_fetched(path):
+            raise ProblemError(text) from error
+        raise
 
 
 def _hashed(ids: Mapping[Entry, tuple[str, str]]) -> dict[Entry, str]:
