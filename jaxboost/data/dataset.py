@@ -235,20 +235,23 @@ def check_size(name: str, size: int, sizes: Sequence[int]) -> None:
         raise UserError(f"data.size={size}: {name} comes in {', '.join(map(str, sizes))}")
 
 
-def make_split(info: DatasetInfo, split: str, images: np.ndarray, labels: np.ndarray, *, where: str) -> Split:
+def make_split(
+    info: DatasetInfo, split: str, images: np.ndarray | MappedRows, labels: np.ndarray, *, where: str
+) -> Split:
     """Makes a split of stored images and labels, which are checked against `info`.
 
     Args:
       info: the description of the data set.
       split: "train", "val" or "test".
-      images: uint8 (n, S, S), (n, S, S, 3) or (n, S, S, S).
+      images: uint8 (n, S, S), (n, S, S, 3) or (n, S, S, S), or `MappedRows` with one more axis for one channel.
       labels: integers (n, L).
       where: the file, for messages.
 
     Raises:
       UserError: an array does not have the type or shape that `info` requires, or a label is out of range.
     """
-    shape = (info.size,) * info.ndim + ((info.channels,) if info.channels > 1 else ())
+    with_channels = info.channels > 1 or isinstance(images, MappedRows)
+    shape = (info.size,) * info.ndim + ((info.channels,) if with_channels else ())
     if images.dtype != np.uint8 or images.ndim != len(shape) + 1 or images.shape[1:] != shape or not len(images):
         wanted = ", ".join(map(str, ("n", *shape)))
         raise UserError(f"{where}: {split}_images is {images.dtype} {images.shape}, expected uint8 ({wanted})")
@@ -259,7 +262,7 @@ def make_split(info: DatasetInfo, split: str, images: np.ndarray, labels: np.nda
     if labels.min() < 0 or labels.max() > highest:
         found = f"{labels.min()}..{labels.max()}"
         raise UserError(f"{where}: {split}_labels has values {found}, expected 0..{highest}")
-    if info.channels == 1:
+    if not with_channels:
         images = images[..., np.newaxis]
     return Split(images=images, labels=labels.astype(np.int64))
 

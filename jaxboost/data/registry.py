@@ -91,7 +91,9 @@ def load(
         return folder_source.load(known_as, size=size, root=root, ignore_splits=ignore_splits, **kept, **options)
     _refuse(options, source or name)
     if module is tfds_source:
-        dataset = tfds_source.load(known_as, size=size, root=root, ignore_splits=ignore_splits)
+        dataset = tfds_source.load(
+            known_as, size=size, root=root, ignore_splits=ignore_splits, cache=cache, cache_gb=cache_gb
+        )
     else:
         # Published splits are known to be right.
         dataset = module.load(known_as, size=size, root=root)

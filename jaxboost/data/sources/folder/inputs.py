@@ -134,9 +134,8 @@ def read(
     facts = {entry: sample.facts for entry, sample in found.items()}
     samples.warn(facts, trained=True)
     samples.warn_of_darkness(list(facts.values()), preprocessing.ndim, trained=True)
-    return [entries[entry] for entry in found], samples.stack(
-        [each.with_channels(preprocessing.ndim) for each in found.values()]
-    )
+    images = [sample.with_channels(preprocessing.ndim) for sample in found.values()]
+    return [entries[entry] for entry in found], samples.stack(images)
 
 
 def _files(
