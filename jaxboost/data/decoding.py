@@ -189,7 +189,8 @@ class _Pool:
             fresh = self._start()
             if fresh is None:
                 for position in pending:
-                    self._put(position, *_outcome(self._read, self._items[position]))
+                    if not self._stopped:
+                        self._put(position, *_outcome(self._read, self._items[position]))
                 return None
             worker = fresh
         return worker

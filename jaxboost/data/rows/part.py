@@ -95,7 +95,12 @@ class PartFile:
             self.discard()
             return None
         file = self._index.with_suffix(_ARRAY)
-        about = {"format": FORMAT, "version": version, "state": mapped_array.state_of(self._temporary)}
+        about = {
+            "format": FORMAT,
+            "version": version,
+            "state": mapped_array.state_of(self._temporary),
+            "array": _kind(mapped_array.open_array(self._temporary)),
+        }
         content = json.dumps(about | self._columns).encode()
         with replacing(self._index) as temporary:
             with temporary.open("wb") as opened:
@@ -153,8 +158,8 @@ def open_part(index: pathlib.Path, version: str, *, sample: int) -> Part:
     if state["size"] != found["state"]["size"]:
         raise ValueError(f"{file.name} has {state['size']} bytes in place of {found['state']['size']}")
     array = mapped_array.open_array(file)
-    if {len(array), *map(len, columns.values())} != {len(array)}:
-        raise ValueError("its rows and its index do not fit each other")
+    if _kind(array) != found["array"]:
+        raise ValueError(f"{file.name} has {array.dtype} {array.shape}")
     changed = state["mtime_ns"] != found["state"]["mtime_ns"]
     rows = range(len(array)) if changed else np.unique(np.linspace(0, len(array) - 1, sample).astype(int)).tolist()
     for row in rows:
@@ -165,6 +170,10 @@ def open_part(index: pathlib.Path, version: str, *, sample: int) -> Part:
         with contextlib.suppress(OSError):
             os.utime(file, ns=(found["state"]["mtime_ns"],) * 2)
     return Part(array, index=index, **columns)
+
+
+def _kind(array: np.ndarray) -> list[Any]:
+    return [array.dtype.str, list(array.shape)]
 
 
 def remove(index: pathlib.Path) -> None:
