@@ -77,6 +77,7 @@ class Start:
             start = time.perf_counter()
             dataset = data.load("bench", source="folder", root=self._root, size=SIZE)
             seconds["load"] = time.perf_counter() - start
+            near_duplicates.find = find
             start = time.perf_counter()
             digest = datasets.fingerprint(dataset, config)["data"]
             seconds["fingerprint"] = time.perf_counter() - start

@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 # Items that a worker gets at once.
 _CHUNK = 4
-# Results that wait for the caller.
-_WAITING = 64
+# Results of each process or thread that wait for the caller: more would fill the memory if the caller is slow.
+_WAITING = 2
 # One is 60 MB, before it reads anything.
 _MOST_WORKERS = 64
 _POLL = 0.5  # seconds
@@ -73,10 +73,10 @@ def call(
     Raises:
       Exception: what else `read` raises.
     """
-    pool = _Pool(read, items, workers)
+    count = workers or max(1, min(threads, len(items)))
+    pool = _Pool(read, items, workers, waiting=_WAITING * count)
     drivers = [
-        threading.Thread(target=pool.drive, args=(number < workers,), name="reading", daemon=True)
-        for number in range(workers or max(1, min(threads, len(items))))
+        threading.Thread(target=pool.drive, args=(bool(workers),), name="reading", daemon=True) for _ in range(count)
     ]
     for driver in drivers:
         driver.start()
@@ -96,8 +96,8 @@ def call(
 class _Pool:
     """Hands out items to threads, each of which calls `read` itself or lets a worker do it."""
 
-    def __init__(self, read: Callable[[Any], Any], items: Sequence[Any], workers: int):
-        self.results: queue.Queue[tuple[int, Any, BaseException | None]] = queue.Queue(_WAITING)
+    def __init__(self, read: Callable[[Any], Any], items: Sequence[Any], workers: int, *, waiting: int):
+        self.results: queue.Queue[tuple[int, Any, BaseException | None]] = queue.Queue(waiting)
         self._read, self._items = read, items
         self._lock, self._stopped = threading.Lock(), False
         self._next, self._chunk = 0, _CHUNK if workers else 1

@@ -62,6 +62,7 @@ class Store:
         version: str = "",
         room: Callable[[int], str] | None = None,
         only_latest: bool = True,
+        renew: bool = False,
     ):
         """Opens nothing yet.
 
@@ -72,8 +73,9 @@ class Store:
           room: makes room for a number of bytes; returns why there is none, or "".
           only_latest: whether rows that are not wanted any more may be removed. False: keys name the content, which
             is never out of date.
+          renew: make all rows and notes again.
         """
-        self.folder = folder
+        self.folder, self._renew = folder, renew
         self._what, self._version, self._only_latest = what, version, only_latest
         self._room = room or (lambda needed: place.lacks(folder, needed) if folder else "")
         self._parts: list[part.Part] = []
@@ -82,7 +84,7 @@ class Store:
         self._at: dict[tuple[str, str], tuple[int, int]] = {}
         self._wanted: Mapping[str, str] = {}
 
-    def complete(self, wanted: Mapping[str, str], make: Make, *, renew: bool = False) -> None:
+    def complete(self, wanted: Mapping[str, str], make: Make) -> None:
         """Makes the rows that are missing.
 
         If the folder cannot be written, they are in memory until the process ends, and a warning says so.
@@ -90,17 +92,16 @@ class Store:
         Args:
           wanted: key -> stamp.
           make: called with the keys that are missing; yields their rows in any order, and may leave some out.
-          renew: make all rows again.
         """
         self._wanted = wanted
         if self.folder is None:
             self._fill(list(wanted), make, None)
             return
-        if not renew:
+        if not self._renew:
             self._read()
-        if renew or self._missing():
+        if self._renew or self._missing():
             with self._alone(self.folder) as folder:
-                if renew and folder:
+                if self._renew and folder:
                     self._forget(folder)
                 elif folder:
                     self._read()
@@ -147,17 +148,45 @@ class Store:
           of: what it depends on; a note of anything else is not used, and replaced.
           make: finds it out.
         """
-        file = self.folder / f"{name}.json" if self.folder else None
-        if file is not None:
+        value = self._read_note(name, of)
+        if value is None:
+            value = make()
+            self._write_note(name, of, value)
+        return value
+
+    def facts(
+        self, name: str, of: str, wanted: Mapping[str, str], make: Callable[[list[str]], Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """JSON about each key, kept in a note, so that only what changed is found out again.
+
+        Args:
+          name, of: of the note.
+          wanted: key -> stamp.
+          make: called with the keys that are missing; may leave some out.
+
+        Returns:
+          key -> JSON.
+        """
+        known = self._read_note(name, of) or {}
+        found = {key: known[key][1] for key, stamp in wanted.items() if key in known and known[key][0] == stamp}
+        if missing := [key for key in wanted if key not in found]:
+            found |= make(missing)
+            self._write_note(name, of, {key: [wanted[key], value] for key, value in found.items()})
+        return found
+
+    def _read_note(self, name: str, of: str) -> Any:
+        if self.folder is not None and not self._renew:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                content = json.loads(file.read_bytes())
+                content = json.loads((self.folder / f"{name}.json").read_bytes())
                 if content["of"] == of and content["sha256"] == _digest(content["value"]):
                     return content["value"]
-        value = make()
-        if file is not None and file.parent.is_dir():
-            with contextlib.suppress(OSError), replacing(file) as temporary:
-                temporary.write_text(json.dumps({"of": of, "sha256": _digest(value), "value": value}))
-        return value
+        return None
+
+    def _write_note(self, name: str, of: str, value: Any) -> None:
+        if self.folder is not None and self.folder.is_dir():
+            content = json.dumps({"of": of, "sha256": _digest(value), "value": value})
+            with contextlib.suppress(OSError), replacing(self.folder / f"{name}.json") as temporary:
+                temporary.write_text(content)
 
     def _missing(self) -> list[str]:
         return [key for key, stamp in self._wanted.items() if (key, stamp) not in self._at]

@@ -103,7 +103,7 @@ def load(
     if left_out := [split for split in builder.info.splits if split not in mapped]:
         logger.info("%s%s: not used: the splits %s", PREFIX, name, ", ".join(left_out))
     store = _open_store(builder, fields, size, place.Keeping(cache, cache_gb))
-    _read_images(store, name, builder, mapped, fields, info, renew=cache == place.RENEW)
+    _read_images(store, name, builder, mapped, fields, info)
     counts = {theirs: builder.info.splits[theirs].num_examples for theirs in mapped}
     splits = {ours: _split(name, store, theirs, counts[theirs], fields, info) for theirs, ours in mapped.items()}
     if not ignore_splits:
@@ -242,6 +242,7 @@ def _open_store(builder: "tfds.core.DatasetBuilder", fields: Fields, size: int, 
         what="images",
         version=f"{versions.identity([tfds_features.__file__])} {import_tfds().__version__}",
         room=lambda needed: place.make_room(where, needed, keeping.most_gb * 1e9) if where else "",
+        renew=keeping.mode == place.RENEW,
     )
 
 
@@ -291,8 +292,6 @@ def _read_images(
     splits: Iterable[str],
     fields: Fields,
     info: DatasetInfo,
-    *,
-    renew: bool,
 ) -> None:
     """Reads the images of the splits, by TFDS's names, into a store."""
 
@@ -320,7 +319,7 @@ def _read_images(
     state = _state(builder)
     counts = {split: builder.info.splits[split].num_examples for split in splits}
     wanted = {f"{split}/{row}": state for split, count in counts.items() for row in range(count)}
-    store.complete(wanted, make, renew=renew)
+    store.complete(wanted, make)
 
 
 def _split(name: str, store: Store, theirs: str, count: int, fields: Fields, info: DatasetInfo) -> Split:

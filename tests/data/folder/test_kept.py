@@ -14,7 +14,7 @@ from jaxboost import data, stopping
 from jaxboost.config import get_config
 from jaxboost.data import decoding
 from jaxboost.data.dataset import MappedRows
-from jaxboost.data.readers import npz
+from jaxboost.data.readers import dicom_patient, npz
 from jaxboost.data.rows import place
 from jaxboost.data.sources.folder import duplicates, reading, samples
 from jaxboost.data.splits import near_duplicates
@@ -315,6 +315,7 @@ def test_a_stop_while_files_are_read_keeps_what_was_read(folder, monkeypatch):
 def test_memory_does_not_grow_with_the_folder(tmp_path, monkeypatch):
     """Reading and the fingerprint need memory for some images, not for all."""
     monkeypatch.setattr(npz, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(decoding, "cores", lambda: 1)
     folder = Folder(tmp_path / "images", monkeypatch, count=24)
     # Of one patient: nothing to search.
     for name in "ab":
@@ -354,12 +355,26 @@ def test_a_bound_on_the_disk_space(folder, package_warnings):
     assert folder.read == folder.names
 
 
-def test_patients_of_dicom_tags_are_kept_as_hashes_alone(tmp_path):
+def test_patients_of_dicom_tags_are_kept_as_hashes_alone(tmp_path, monkeypatch):
     for number in range(4):
         path = tmp_path / "images" / "ab"[number % 2] / f"{number}.dcm"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_dicom(path, picture(number), PatientID=f"SECRET{number // 2 * 2 + number % 2}")
-    for _ in range(2):
-        data.load("mine", source="folder", root=str(tmp_path / "images"), size=8, patient="tag")
+    read, patient_of = [], dicom_patient.patient_of
+    monkeypatch.setattr(dicom_patient, "patient_of", lambda path: read.append(path.name) or patient_of(path))
+
+    def load():
+        read.clear()
+        return data.load("mine", source="folder", root=str(tmp_path / "images"), size=8, patient="tag")
+
+    first = load().splits["all"].groups.tolist()
+    assert sorted(read) == ["0.dcm", "1.dcm", "2.dcm", "3.dcm"]
+    assert load().splits["all"].groups.tolist() == first
+    assert read == []
     for path in place.home().rglob("*"):
         assert path.is_dir() or b"SECRET" not in path.read_bytes()
+    # Ids that may be one are a problem also where one of them is known already.
+    write_dicom(tmp_path / "images" / "a" / "2.dcm", picture(2), PatientID="secret3")
+    with pytest.raises(UserError, match="has a patient id in its tags that is written nearly like that of"):
+        load()
+    assert read == ["2.dcm"]

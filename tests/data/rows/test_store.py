@@ -32,14 +32,14 @@ class Folder:
 
     def complete(self, wanted, values=None, *, renew=False, **options):
         """`wanted` is key -> stamp, `values` key -> the value of the row's pixels; without one: the key's number."""
-        store = Store(self.path, what="images", **options)
+        store = Store(self.path, what="images", renew=renew, **options)
 
         def make(missing):
             for key in missing:
                 self.made.append(key)
                 yield Made(key, row((values or {}).get(key, int(key))), {"is": key})
 
-        store.complete(wanted, make, renew=renew)
+        store.complete(wanted, make)
         return store
 
     def values(self, store, keys):

@@ -73,13 +73,18 @@ def open_store(folder: pathlib.Path, reading: Reading, keeping: place.Keeping, *
     root = os.path.realpath(folder)
     identity = {"folder": root, "masked": masked, **dataclasses.asdict(reading)}
     where = None if keeping.mode == place.OFF else place.entry(os.path.basename(root), identity)
+    # Once in a process: the runs of a study load the data several times.
+    renew = keeping.mode == place.RENEW and where not in _renewed
     if where is not None:
         place.describe(where, identity)
+    if renew and where is not None:
+        _renewed.add(where)
     return Store(
         where,
         what="images",
         version=versions.identity([samples.__file__, masks_module.__file__]),
         room=lambda needed: place.make_room(where, needed, keeping.most_gb * 1e9) if where else "",
+        renew=renew,
     )
 
 
@@ -90,8 +95,6 @@ def read_into(
     reading: Reading,
     masks: Masks | None,
     problems: Problems,
-    *,
-    renew: bool = False,
 ) -> dict[Entry, Facts]:
     """Reads the files that are new or changed into a store.
 
@@ -102,7 +105,6 @@ def read_into(
       reading: how they are read.
       masks: the masks of 2-D images; None: whole images are used.
       problems: receives the problems of files.
-      renew: read all files, once in this process.
 
     Returns:
       What is known of the images of the files without problems. Their images are in the store, see `key_of`.
@@ -126,10 +128,7 @@ def read_into(
 
     # Before the files are read: one that changes meanwhile is read again at the next start.
     states = {key: state(items[entry]) for key, entry in entry_of.items()}
-    renew = renew and store.folder is not None and store.folder not in _renewed
-    if renew:
-        _renewed.add(store.folder)
-    store.complete(states, make, renew=renew)
+    store.complete(states, make)
     _report(items, faults, problems)
     return {entry: Facts.from_json(store.about(key)) for key, entry in entry_of.items() if key in store}
 

@@ -148,12 +148,11 @@ def load(
     targets = labels.to_numbers(entries, info.classes, problems, multi_label=multi_label)
     labels.check_splits(entries, info.classes, problems)
     paths = layouts.locate(folder, entries, ndim, problems, masks_path)
-    entries, paths = patients.find(
-        name, entries, paths, problems, tags=patient == patients.TAG, allow_mixed=allow_mixed_patients
-    )
-    masks_of = _open_masks(masks_path, paths, problems) if masks_path else None
     store = open_store(folder, reading, place.Keeping(cache, cache_gb), masked=bool(masks_path))
-    found = read_into(store, folder, paths, reading, masks_of, problems, renew=cache == place.RENEW)
+    tags = store if patient == patients.TAG else None
+    entries, paths = patients.find(name, entries, paths, problems, tags=tags, allow_mixed=allow_mixed_patients)
+    masks_of = _open_masks(masks_path, paths, problems) if masks_path else None
+    found = read_into(store, folder, paths, reading, masks_of, problems)
     samples.warn(found)
     joined = join_copies(entries, found, problems)
     problems.raise_any()
