@@ -6,8 +6,6 @@ that is stopped keeps what it has made.
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import pathlib
@@ -21,8 +19,9 @@ from jaxboost import stopping
 from jaxboost.data.dataset import MappedRows
 from jaxboost.data.readers import npz
 from jaxboost.data.rows import part, place
+from jaxboost.data.rows.notes import Notes
 from jaxboost.data.rows.sink import Sink
-from jaxboost.io import remedy, replacing
+from jaxboost.io import remedy
 
 # As the lock of a run: it ends by itself if its owner has ended.
 _LEASE = 120.0  # seconds
@@ -52,6 +51,7 @@ class Store:
 
     Attributes:
       folder: of the files; None: rows are in memory alone.
+      notes: what was found out about the rows.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Store:
           renew: make all rows and notes again.
         """
         self.folder, self._renew = folder, renew
+        self.notes = Notes(folder, renew=renew)
         self._what, self._version, self._only_latest = what, version, only_latest
         self._room = room or (lambda needed: place.lacks(folder, needed) if folder else "")
         self._parts: list[part.Part] = []
@@ -139,54 +140,6 @@ class Store:
             return arrays[0]
         mapped = MappedRows(arrays, rows, digests=digests)
         return np.asarray(mapped) if mapped.nbytes < npz.LARGE_BYTES else mapped
-
-    def note(self, name: str, of: str, make: Callable[[], Any]) -> Any:
-        """JSON that was found out about the rows, and is kept with them.
-
-        Args:
-          name: name of the note.
-          of: what it depends on; a note of anything else is not used, and replaced.
-          make: finds it out.
-        """
-        value = self._read_note(name, of)
-        if value is None:
-            value = make()
-            self._write_note(name, of, value)
-        return value
-
-    def facts(
-        self, name: str, of: str, wanted: Mapping[str, str], make: Callable[[list[str]], Mapping[str, Any]]
-    ) -> dict[str, Any]:
-        """JSON about each key, kept in a note, so that only what changed is found out again.
-
-        Args:
-          name, of: of the note.
-          wanted: key -> stamp.
-          make: called with the keys that are missing; may leave some out.
-
-        Returns:
-          key -> JSON.
-        """
-        known = self._read_note(name, of) or {}
-        found = {key: known[key][1] for key, stamp in wanted.items() if key in known and known[key][0] == stamp}
-        if missing := [key for key in wanted if key not in found]:
-            found |= make(missing)
-            self._write_note(name, of, {key: [wanted[key], value] for key, value in found.items()})
-        return found
-
-    def _read_note(self, name: str, of: str) -> Any:
-        if self.folder is not None and not self._renew:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                content = json.loads((self.folder / f"{name}.json").read_bytes())
-                if content["of"] == of and content["sha256"] == _digest(content["value"]):
-                    return content["value"]
-        return None
-
-    def _write_note(self, name: str, of: str, value: Any) -> None:
-        if self.folder is not None and self.folder.is_dir():
-            content = json.dumps({"of": of, "sha256": _digest(value), "value": value})
-            with contextlib.suppress(OSError), replacing(self.folder / f"{name}.json") as temporary:
-                temporary.write_text(content)
 
     def _missing(self) -> list[str]:
         return [key for key, stamp in self._wanted.items() if (key, stamp) not in self._at]
@@ -308,7 +261,3 @@ class Store:
         finally:
             with contextlib.suppress(OSError):
                 lease.release(force=True)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -313,7 +313,7 @@ def test_a_note_holds_for_what_it_depends_on(folder):
     store, made = folder.complete(wanted(1)), []
 
     def note(of):
-        return store.note("search", of, lambda: made.append(of) or [of, 1])
+        return store.notes.found("search", of, lambda: made.append(of) or [of, 1])
 
     assert [note(of) for of in "aab"] == [["a", 1], ["a", 1], ["b", 1]]
     assert made == ["a", "b"]

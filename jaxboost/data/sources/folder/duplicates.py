@@ -138,7 +138,9 @@ def _search(entries: Sequence[Entry], images: np.ndarray | MappedRows, store: St
         return dataclasses.asdict(near_duplicates.find(images, owners, sides))
 
     # Of each division into splits: a cross-validation has another one.
-    found = store.note(f"near-duplicates-{hashlib.sha256(sides.tobytes()).hexdigest()[:8]}", of.hexdigest(), search)
+    found = store.notes.found(
+        f"near-duplicates-{hashlib.sha256(sides.tobytes()).hexdigest()[:8]}", of.hexdigest(), search
+    )
     return near_duplicates.Search(tuple(Pair(*pair) for pair in found["pairs"]), found["gap"])
 
 

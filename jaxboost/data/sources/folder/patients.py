@@ -183,7 +183,7 @@ def _ids(tagged: Mapping[Entry, pathlib.Path], problems: Problems, store: Store)
 
     states = {key: state_of(key) for key in entry_of}
     version = versions.identity([__file__, cell_values.__file__])
-    found = store.facts("patients", version, states, make)
+    found = store.notes.facts("patients", version, states, make)
     return {entry: _Id(*found[key]) for key, entry in entry_of.items() if key in found}
 
 
