@@ -20,6 +20,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax-cache-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+# Decoded images of the tests' folders, which do not belong into the user's cache.
+if "JAXBOOST_CACHE" not in os.environ:
+    os.environ["JAXBOOST_CACHE"] = tempfile.mkdtemp(prefix="decoded-")
+    atexit.register(shutil.rmtree, os.environ["JAXBOOST_CACHE"], ignore_errors=True)
+
 # Most of the tests' time goes into compiling programs that run for milliseconds. What is left out here is LLVM's
 # optimisation of single loops, and the newer of XLA's two generators of fused loops, which takes twice as long as the
 # older; XLA's own optimisation of whole programs stays. `XLA_FLAGS= pytest` tests what users run, as .ci/run does for

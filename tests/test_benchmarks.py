@@ -1,5 +1,6 @@
 """The benchmarks run and report what they promise. Nothing is asserted about time: these machines are shared."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import contenders, convert, data, figures, train_step
+from benchmarks import contenders, convert, data, figures, folder, train_step
 from benchmarks.contenders import Case
 from benchmarks.process import LateError, Remote
 from jaxboost.errors import UserError
@@ -239,3 +240,28 @@ def test_figures_replace_figures_alone(content, allowed, tmp_path):
     figures.write_figures(str(tmp_path / "figures.json"), {"b": float("nan")})
     assert (tmp_path / "figures.json").read_text() == '{\n  "b": null\n}\n'
     figures.check_figures("", "--json")
+
+
+def test_folder(tmp_path, monkeypatch):
+    """The files are sound, and `compare` raises where two starts find other images."""
+
+    class Here(contextlib.AbstractContextManager):
+        """A contender in this process."""
+
+        def __init__(self, make, *arguments):
+            self._thing = make(*arguments)
+
+        def call(self, method):
+            return getattr(self._thing, method)()
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(folder, "Remote", Here)
+    monkeypatch.setattr(folder, "SAMPLE_SECONDS", 0.001)
+    monkeypatch.setenv("JAXBOOST_CACHE", "")
+    case = folder.compare(6, tmp_path)
+    assert [case[name]["images"] for name in folder.STARTS] == [6] * 3
+    assert_positive([case["decoding"], *(case[name][part] for name in folder.STARTS for part in ("load", "mb"))])
+    text = folder.as_text({"cores": 2, "cases": [case]})
+    assert all(name in text for name in folder.STARTS)

@@ -11,6 +11,12 @@ def _filters() -> Iterable[str]:
     return FILTERS
 
 
+def _caches() -> Iterable[str]:
+    from jaxboost.data.rows.place import MODES
+
+    return MODES
+
+
 DATA = {
     "source": Field(
         "",
@@ -91,6 +97,22 @@ DATA = {
         choices=("auto", "true", "false"),
         resume="auto",
         before="auto",
+    ),
+    "cache": Field(
+        "on",
+        'decoded images of a folder or a prepared set: "on": kept in $JAXBOOST_CACHE (empty: the user\'s cache folder)'
+        ' for the next start; "renew": read again and kept; "off": in memory alone',
+        choices=_caches,
+        resume="free",
+        before="on",
+    ),
+    "cache_gb": Field(
+        100.0,
+        "most disk space for the decoded images of all data sets; those that were not used for longest are removed",
+        unit="GB",
+        range=Range(least=0, most=1e6),
+        resume="free",
+        before=100.0,
     ),
     "groups": Field(
         "",

@@ -2,6 +2,8 @@
 
 import collections
 import dataclasses
+import hashlib
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,14 +60,21 @@ class MappedRows:
       dtype: type of the values.
     """
 
-    def __init__(self, parts: "Sequence[np.ndarray | MappedRows]", rows: np.ndarray | None = None):
+    def __init__(
+        self,
+        parts: "Sequence[np.ndarray | MappedRows]",
+        rows: np.ndarray | None = None,
+        *,
+        digests: Sequence[Sequence[str] | None] = (),
+    ):
         """Concatenates arrays without reading them.
 
         Args:
           parts: the arrays; their shapes may differ in the first axis only.
           rows: indices into the concatenation, int (n,); None: all rows.
+          digests: of each part the SHA-256 of its rows' bytes, if known; () if none is known.
         """
-        self._parts = parts
+        self._parts, self._digests = parts, digests or [None] * len(parts)
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
         self._rows = np.arange(self._starts[-1]) if rows is None else rows
         self.shape = (len(self._rows), *parts[0].shape[1:])
@@ -76,13 +85,20 @@ class MappedRows:
         """Number of axes."""
         return len(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        row = self._rows[index]
-        part = np.searchsorted(self._starts, row, side="right") - 1
-        return self._parts[part][row - self._starts[part]]
+    def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
+        """One row, or several, which are read into a new array."""
+        if isinstance(index, slice | Sequence) or (isinstance(index, np.ndarray) and index.ndim):
+            return self._read(np.atleast_1d(np.arange(len(self))[index]))
+        part, row = self._place(index)
+        return self._parts[part][row]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[index] for index in range(len(self)))
@@ -90,11 +106,44 @@ class MappedRows:
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("MappedRows cannot become one array without a copy")
-        return np.array(list(self), dtype or self.dtype).reshape(self.shape)
+        return self._read(range(len(self)), dtype)
 
     def take(self, rows: np.ndarray) -> "MappedRows":
         """The rows `rows`, int (m,), in that order."""
-        return MappedRows(self._parts, self._rows[rows])
+        return MappedRows(self._parts, self._rows[rows], digests=self._digests)
+
+    def digest(self, index: int) -> str:
+        """SHA-256 of the bytes of a row; it is not read if the digest is known."""
+        part, row = self._place(index)
+        known, values = self._digests[part], self._parts[part]
+        if known is not None:
+            return known[row]
+        return values.digest(row) if isinstance(values, MappedRows) else digest_of(values[row])
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The part of a row, and its number there."""
+        row = self._rows[index]
+        part = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return part, int(row - self._starts[part])
+
+    def _read(self, rows: Sequence[int] | np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
+        # Row by row: the rows of a part at once would be in memory twice.
+        found = np.empty((len(rows), *self.shape[1:]), dtype or self.dtype)
+        for position, row in enumerate(rows):
+            found[position] = self[int(row)]
+        return found
+
+
+def digest_of(row: np.ndarray) -> str:
+    """SHA-256 of the bytes of a row, in hexadecimal."""
+    return hashlib.sha256(np.ascontiguousarray(row).data).hexdigest()
+
+
+def row_digests(images: np.ndarray | MappedRows) -> Iterator[str]:
+    """SHA-256 of the bytes of each row."""
+    if isinstance(images, MappedRows):
+        return (images.digest(row) for row in range(len(images)))
+    return map(digest_of, images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,20 +235,23 @@ def check_size(name: str, size: int, sizes: Sequence[int]) -> None:
         raise UserError(f"data.size={size}: {name} comes in {', '.join(map(str, sizes))}")
 
 
-def make_split(info: DatasetInfo, split: str, images: np.ndarray, labels: np.ndarray, *, where: str) -> Split:
+def make_split(
+    info: DatasetInfo, split: str, images: np.ndarray | MappedRows, labels: np.ndarray, *, where: str
+) -> Split:
     """Makes a split of stored images and labels, which are checked against `info`.
 
     Args:
       info: the description of the data set.
       split: "train", "val" or "test".
-      images: uint8 (n, S, S), (n, S, S, 3) or (n, S, S, S).
+      images: uint8 (n, S, S), (n, S, S, 3) or (n, S, S, S), or `MappedRows` with one more axis for one channel.
       labels: integers (n, L).
       where: the file, for messages.
 
     Raises:
       UserError: an array does not have the type or shape that `info` requires, or a label is out of range.
     """
-    shape = (info.size,) * info.ndim + ((info.channels,) if info.channels > 1 else ())
+    with_channels = info.channels > 1 or isinstance(images, MappedRows)
+    shape = (info.size,) * info.ndim + ((info.channels,) if with_channels else ())
     if images.dtype != np.uint8 or images.ndim != len(shape) + 1 or images.shape[1:] != shape or not len(images):
         wanted = ", ".join(map(str, ("n", *shape)))
         raise UserError(f"{where}: {split}_images is {images.dtype} {images.shape}, expected uint8 ({wanted})")
@@ -210,7 +262,7 @@ def make_split(info: DatasetInfo, split: str, images: np.ndarray, labels: np.nda
     if labels.min() < 0 or labels.max() > highest:
         found = f"{labels.min()}..{labels.max()}"
         raise UserError(f"{where}: {split}_labels has values {found}, expected 0..{highest}")
-    if info.channels == 1:
+    if not with_channels:
         images = images[..., np.newaxis]
     return Split(images=images, labels=labels.astype(np.int64))
 

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from jaxboost.data.dataset import Dataset, DatasetInfo
+from jaxboost.data.rows import place
 from jaxboost.data.sources import lidc, medmnist, patient_table, tfds_source
 from jaxboost.data.sources.folder import source as folder_source
 from jaxboost.errors import UserError, check_choice
@@ -59,6 +60,8 @@ def load(
     root: str,
     ignore_splits: bool = False,
     groups: str = "",
+    cache: str = place.ON,
+    cache_gb: float = place.MOST_GB,
     **options: Any,
 ) -> Dataset:
     """Loads a data set at `size` pixels from the folder `root`; "" is the default folder, see `dataset.data_root`.
@@ -74,6 +77,8 @@ def load(
       ignore_splits: whether the official splits do not matter, because a cross-validation divides all samples anew:
         they are not checked, and a user's folder has the one split "all".
       groups: table of the patients of a data set that is no user's folder, see `patient_table.with_patients`; "": none.
+      cache: whether decoded images of a user's folder or a prepared set are kept on disk, see `place.Keeping`.
+      cache_gb: the most that they may take there.
       **options: options of a user's folder, see `sources.folder.source.load`.
 
     Raises:
@@ -82,10 +87,13 @@ def load(
     """
     module, known_as = _find(source, name)
     if module is folder_source:
-        return folder_source.load(known_as, size=size, root=root, ignore_splits=ignore_splits, **options)
+        kept = {"cache": cache, "cache_gb": cache_gb}
+        return folder_source.load(known_as, size=size, root=root, ignore_splits=ignore_splits, **kept, **options)
     _refuse(options, source or name)
     if module is tfds_source:
-        dataset = tfds_source.load(known_as, size=size, root=root, ignore_splits=ignore_splits)
+        dataset = tfds_source.load(
+            known_as, size=size, root=root, ignore_splits=ignore_splits, cache=cache, cache_gb=cache_gb
+        )
     else:
         # Published splits are known to be right.
         dataset = module.load(known_as, size=size, root=root)

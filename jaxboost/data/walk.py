@@ -207,6 +207,23 @@ def unreadable(path: str | os.PathLike[str]) -> str:
     return f"is {kind}: give a regular file" if kind else ""
 
 
+def state_of(path: str | os.PathLike[str]) -> str:
+    """Text that is another one when a file has changed: its size, and the times of its content and of its entry.
+
+    No program can set the time of the entry (ctime), so a file is noticed too that was replaced by one of the same
+    size and modification time. The number of the file (inode) is left out: some network file systems give new ones at
+    each start.
+
+    Returns:
+      "" if the file cannot be examined.
+    """
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return ""
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+
+
 def not_fetched(path: pathlib.Path) -> str:
     """Returns why a file that no reader accepts does not have its real content; "" if it has.
 

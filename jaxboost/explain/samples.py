@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxboost.config import continuing
-from jaxboost.data.dataset import SPLITS, Split
+from jaxboost.data.dataset import SPLITS, MappedRows, Split
 from jaxboost.data.pipeline.resize import fitted
 from jaxboost.data.sources.folder import inputs
 from jaxboost.data.walk import printable
@@ -29,12 +29,12 @@ class Samples:
 
     Attributes:
       names: of the files, or `test/0`.
-      images: uint8 (n, S, S, C) or (n, S, S, S, 1), S the run's `data.size`.
+      images: uint8 (n, S, S, C) or (n, S, S, S, 1), S the run's `data.size`; of a large split they stay on disk.
       labels: int64 (n, L), or None.
     """
 
     names: list[str]
-    images: np.ndarray
+    images: np.ndarray | MappedRows
     labels: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> "Samples":
@@ -95,7 +95,7 @@ def from_split(run: FinishedRun, name: str, root: str = "") -> Samples:
     if name not in dataset.splits:
         raise UserError(f"--split {name}: the run has none, it has {', '.join(dataset.splits)}")
     split: Split = dataset.splits[name].named(name)
-    return Samples(names=[str(each) for each in split.names], images=np.asarray(split.images), labels=split.labels)
+    return Samples(names=[str(each) for each in split.names], images=split.images, labels=split.labels)
 
 
 def worst(run: FinishedRun, samples: Samples, probabilities: np.ndarray, most: int) -> np.ndarray:

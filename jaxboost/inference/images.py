@@ -3,11 +3,14 @@
 import numpy as np
 import numpy.typing as npt
 
+from jaxboost.data.dataset import MappedRows
 from jaxboost.data.sources.folder.inputs import Preprocessing
 from jaxboost.errors import UserError
 
 
-def checked(images: npt.ArrayLike, preprocessing: Preprocessing, batch_size: int = 0) -> np.ndarray:
+def checked(
+    images: npt.ArrayLike | MappedRows, preprocessing: Preprocessing, batch_size: int = 0
+) -> np.ndarray | MappedRows:
     """Checks images and adds a missing channel axis: uint8 (n, S, S, C), C = 1 or 3, or volumes (n, S, S, S, 1).
 
     Args:
@@ -21,7 +24,8 @@ def checked(images: npt.ArrayLike, preprocessing: Preprocessing, batch_size: int
     if not isinstance(batch_size, int | np.integer) or batch_size < 0:
         raise UserError(f"batch_size {batch_size!r}: give the number of images in a batch, or leave it out")
     try:
-        images = np.asarray(images)
+        # Rows on disk are read in batches.
+        images = images if isinstance(images, MappedRows) else np.asarray(images)
     except ValueError as error:
         raise UserError(f"images are no array ({error}): give images of one size") from error
     ndim, size = preprocessing.ndim, preprocessing.size
@@ -35,7 +39,7 @@ def checked(images: npt.ArrayLike, preprocessing: Preprocessing, batch_size: int
         raise UserError(
             f"{found}: scale them to grey levels 0 to 255 like the training data, then convert them to uint8"
         )
-    if images.shape[1:] == spatial:
+    if images.shape[1:] == spatial and isinstance(images, np.ndarray):
         images = images[..., np.newaxis]
     if images.shape[1:-1] != spatial or images.shape[-1] not in ((1, 3) if ndim == 2 else (1,)):
         raise UserError(

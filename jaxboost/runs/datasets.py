@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxboost import data, io
 from jaxboost.config.types import Config
-from jaxboost.data.dataset import ALL, Dataset, DatasetInfo
+from jaxboost.data.dataset import ALL, Dataset, DatasetInfo, row_digests
 from jaxboost.data.sources.folder.source import SOURCE
 from jaxboost.data.splits import fraction, ratios
 from jaxboost.errors import UserError, check_choice
@@ -119,6 +119,8 @@ def _load(config: Config) -> Dataset:
         ndim=ndim(config),
         ignore_splits=config.data.folds > 0,
         groups=config.data.groups,
+        cache=config.data.cache,
+        cache_gb=config.data.cache_gb,
         **options,
     )
 
@@ -225,9 +227,9 @@ def fingerprint(dataset: Dataset, config: Config) -> dict[str, str]:
     samples, assignment = [], []
     for name, split in sorted((name, split.named(name)) for name, split in dataset.splits.items()):
         groups = split.names if split.groups is None else split.groups
-        for file, group, labels, image in zip(split.names, groups, split.labels, split.images, strict=True):
-            pixels = hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()
-            samples.append(f"{file}\t{group}\t{labels.tolist()}\t{image.shape}\t{pixels}\n")
+        shape, digests = split.images.shape[1:], row_digests(split.images)
+        for file, group, labels, pixels in zip(split.names, groups, split.labels, digests, strict=True):
+            samples.append(f"{file}\t{group}\t{labels.tolist()}\t{shape}\t{pixels}\n")
             assignment.append(f"{file}\t{name}\n")
     digests = {"data": samples, "splits": assignment}
     return {name: hashlib.sha256("".join(sorted(lines)).encode()).hexdigest() for name, lines in digests.items()}

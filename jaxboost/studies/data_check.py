@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from jaxboost import systems
 from jaxboost.config import combinations
 from jaxboost.config.types import Config
-from jaxboost.data.dataset import Dataset, DatasetInfo
+from jaxboost.data.dataset import Dataset, DatasetInfo, join_splits
 from jaxboost.data.splits import near_duplicates, stratify
 from jaxboost.errors import UserError
 from jaxboost.evaluation.patients import PATIENT
@@ -28,7 +28,9 @@ from jaxboost.studies.plan import PlannedRun
 # Larger data sets are not searched for near duplicates: it would take minutes.
 _MOST_COMPARED = 5000
 # Fields of `config.data` that do not tell one data set from another: paths, and how it is divided.
-_LEFT_OUT = ("root", "masks", "folds_file", "fold", "train_fraction", "max_pixels", "max_voxels")
+_LEFT_OUT = (
+    *("root", "masks", "folds_file", "fold", "train_fraction", "max_pixels", "max_voxels", "cache", "cache_gb"),
+)
 
 # Fields of the sections about the LLM that decide which weights are read.
 _WEIGHTS = (
@@ -172,7 +174,7 @@ def near_duplicate_images(dataset: Dataset) -> str:
         owners = np.concatenate([split.groups for split in splits])
     patients = np.unique(owners, return_inverse=True)[1].reshape(-1)
     sides = np.repeat(np.arange(len(splits)), [len(split) for split in splits])
-    search = near_duplicates.find(np.concatenate([np.asarray(each) for each in images]), patients, sides)
+    search = near_duplicates.find(join_splits(splits).images, patients, sides)
     return f"{len(search.pairs)} pairs in different splits" + (f"; {search.gap}" if search.gap else "")
 
 

@@ -11,21 +11,19 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import filelock
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxboost import processes, stopping
+from jaxboost import processes
 from jaxboost.data import array_cache
-from jaxboost.data.dataset import Dataset, MappedRows
+from jaxboost.data.dataset import Dataset, MappedRows, row_digests
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
-from jaxboost.data.readers.npz import write_npz
-from jaxboost.io import writing
+from jaxboost.data.rows.store import Made, Store
+from jaxboost.errors import UserError
 
-# As the lock of a run: it ends by itself if its owner has ended.
-_LEASE = 120.0  # seconds
+_TO_ENCODE = "images to encode"
 
 logger = logging.getLogger(__name__)
 
@@ -40,132 +38,111 @@ def encode(
     folder: pathlib.Path,
     key: str,
 ) -> Dataset:
-    """Replaces the images of a data set by source tokens, float32 (n, d, W), which are in memory once.
+    """Replaces the images of a data set by source tokens, float32 (n, d, W): in memory once, or mapped if large.
 
     Args:
       dataset: with images.
       encoder: batch -> source tokens (B, d, W).
       batch_size, image_size, augment: of the encoder's batches, see `batches.eval_batches`.
-      folder: of the file with the tokens and the digests of their images. Tokens in the file are not computed again.
-      key: identifies the encoder; each encoder has its own file.
+      folder: of the store of tokens, by the digests of their images. Tokens in it are not computed again. Runs that
+        share it take turns. If it cannot be written, the tokens are in memory, and a warning says so.
+      key: identifies the encoder; each encoder has its own store.
 
     Raises:
-      UserError: the file cannot be written.
+      UserError: the tokens that another process has kept are not seen here.
       Stopped: a signal came; the tokens that were computed before it are kept.
     """
-    name = f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz"
-    file, older = folder / f"source-tokens-{name}", folder / f"features-{name}"
-    digests = {name: _digests(split.images) for name, split in dataset.splits.items()}
-    with _alone(file):
-        # Earlier versions had another name for the file.
-        rows, tokens = _read(older if older.exists() and not file.exists() else file)
-        before, missing = len(rows), _missing(digests, rows)
-        # Several processes encode together, and the first writes.
-        processes.check_same("file of source tokens", {str(file): len(rows)}, "use a disk that all processes share")
-        if total := sum(map(len, missing.values())):
-            logger.info("encoding %d images once: nothing in the encoder is trained or random", total)
-        with tqdm(total=total, unit="image", disable=None) as bar:
-            try:
-                for name, positions in missing.items():
-                    if not positions:
-                        continue
-                    part, found = dataset.splits[name].take(np.array(positions)), iter(positions)
-                    options: dict[str, Any] = dict(batch_size=batch_size, image_size=image_size, augment=augment)
-                    for batch in batches.eval_batches(part, **options):
-                        mask = batch.pop("mask")
-                        new = np.asarray(jax.device_get(encoder({"image": batch["image"]})), np.float32)[mask]
-                        if len(tokens) < before + total:
-                            tokens = _with_room(tokens, before + total, new.shape[1:])
-                        tokens[len(rows) : len(rows) + len(new)] = new
-                        rows |= {digests[name][next(found)]: row for row in range(len(rows), len(rows) + len(new))}
-                        bar.update(len(new))
-            except stopping.Stopped:
-                with stopping.deferred():
-                    _write(file, rows, tokens, before)
-                raise
-        _write(file, rows, tokens, before)
+    name = hashlib.sha256(key.encode()).hexdigest()[:12]
+    # Of earlier versions.
+    older = [folder / f"{start}-{name}.npz" for start in ("source-tokens", "features")]
+    digests = {name: list(row_digests(split.images)) for name, split in dataset.splits.items()}
+    # Each image once.
+    row_of = {
+        digest: row for row, digest in enumerate(dict.fromkeys(each for found in digests.values() for each in found))
+    }
+
+    def encoded(positions: Mapping[str, Sequence[int]]) -> Iterator[Made]:
+        options: dict[str, Any] = dict(batch_size=batch_size, image_size=image_size, augment=augment)
+        with tqdm(total=sum(map(len, positions.values())), unit="image", disable=None) as bar:
+            for name, rows in positions.items():
+                part, found = dataset.splits[name].take(np.array(rows)), iter(rows)
+                for batch in batches.eval_batches(part, **options):
+                    mask = batch.pop("mask")
+                    for row in np.asarray(jax.device_get(encoder({"image": batch["image"]})), np.float32)[mask]:
+                        yield Made(digests[name][next(found)], row)
+                    bar.update(int(mask.sum()))
+
+    def make(missing: Sequence[str]) -> Iterator[Made]:
+        left = set(missing)
+        for digest, row in _read_older(older):
+            if digest in left:
+                left.remove(digest)
+                yield Made(digest, row)
+        if left:
+            logger.info("encoding %d images once: nothing in the encoder is trained or random", len(left))
+        positions = _positions(digests, left)
+        told.append(processes.gather(_TO_ENCODE, positions))
+        yield from encoded(positions)
+
+    told: list[Any] = []
+    store = Store(folder / f"source-tokens-{name}", what="tokens", only_latest=False)
+    # Several processes encode each batch together. The first keeps the tokens, and the others read them.
+    if processes.is_first():
+        store.complete(dict.fromkeys(row_of, ""), make)
+        if not told:
+            processes.gather(_TO_ENCODE, {})
+    else:
+        for _ in encoded(processes.gather(_TO_ENCODE, None)[0]):
+            pass
+    processes.gather("tokens are kept", None)
+    if not processes.is_first():
+        store.complete(dict.fromkeys(row_of, ""), lambda missing: iter(()))
+        if not all(digest in store for digest in row_of):
+            raise UserError(
+                f"the tokens that process 0 has kept in {store.folder} are not seen here: give a --workdir on a disk"
+                " that all processes share"
+            )
+    for file in older:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+    tokens = store.array(list(row_of))
     splits = {
-        name: dataclasses.replace(split, images=MappedRows([tokens], np.array([rows[each] for each in digests[name]])))
+        name: dataclasses.replace(
+            split, images=MappedRows([tokens], np.array([row_of[each] for each in digests[name]]))
+        )
         for name, split in dataset.splits.items()
     }
     return dataclasses.replace(dataset, splits=splits)
 
 
-@contextlib.contextmanager
-def _alone(file: pathlib.Path) -> Iterator[None]:
-    """Runs that share a file take turns, so that only the first of them encodes the images."""
-    if not processes.is_first():
-        processes.gather("source tokens", None)
-        yield
-        return
-    with writing(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lease = filelock.SoftFileLease(
-            file.with_name(f".{file.name}.lock"),
-            lease_duration=_LEASE,
-            heartbeat_interval=_LEASE / 8,
-            thread_local=False,
-        )
-        try:
-            lease.acquire(timeout=0)
-        except filelock.Timeout:
-            logger.info("another run encodes the images: waiting for it")
-            lease.acquire()
-    try:
-        processes.gather("source tokens", None)
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            lease.release(force=True)
+def _positions(digests: Mapping[str, Sequence[str]], wanted: set[str]) -> dict[str, list[int]]:
+    """Split -> positions of the images with the wanted digests, of equal images the first."""
+    left, found = set(wanted), {}
+    for name, each in digests.items():
+        positions = []
+        for position, digest in enumerate(each):
+            if digest in left:
+                left.remove(digest)
+                positions.append(position)
+        if positions:
+            found[name] = positions
+    return found
 
 
-def _digests(images: np.ndarray | MappedRows) -> list[str]:
-    return [hashlib.sha256(np.ascontiguousarray(image).data).hexdigest() for image in images]
+def _read_older(files: Sequence[pathlib.Path]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the digest of an image and its tokens, from files that earlier versions wrote."""
+    for file in files:
+        digests, tokens = array_cache.read(file, ["digests", "tokens"], _checked) or ((), ())
+        yield from zip(digests, tokens, strict=True)
 
 
-def _missing(digests: Mapping[str, Sequence[str]], rows: Mapping[str, int]) -> dict[str, list[int]]:
-    """Split -> positions of the images without tokens, of equal images the first."""
-    seen, missing = set(rows), {}
-    for name, found in digests.items():
-        missing[name] = []
-        for position, digest in enumerate(found):
-            if digest not in seen:
-                seen.add(digest)
-                missing[name].append(position)
-    return missing
-
-
-def _with_room(tokens: np.ndarray, count: int, shape: tuple[int, ...]) -> np.ndarray:
-    """One array of `count` images for all tokens, because many small ones would have to be copied to be written."""
-    larger = np.empty((count, *shape), np.float32)
-    if len(tokens):
-        larger[: len(tokens)] = tokens
-    return larger
-
-
-def _write(file: pathlib.Path, rows: Mapping[str, int], tokens: np.ndarray, before: int) -> None:
-    if len(rows) > before and processes.is_first():
-        with writing(file):
-            # Compression would be slow, and tokens would hardly become smaller.
-            write_npz(file, {"digests": np.array(list(rows)), "tokens": tokens[: len(rows)]}, compressed=False)
-
-
-def _read(file: pathlib.Path) -> tuple[dict[str, int], np.ndarray]:
-    """Digest of an image -> row of the array of tokens, from a file that `encode` wrote.
-
-    There are no rows if there is no file, or it is damaged.
-    """
-    return array_cache.read(file, ["digests", "tokens"], _checked) or ({}, np.empty((0, 0, 0), np.float32))
-
-
-def _checked(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, int], np.ndarray]:
+def _checked(arrays: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray]:
     digests, tokens = arrays["digests"], arrays["tokens"]
     if digests.ndim != 1 or digests.dtype.kind != "U" or tokens.ndim != 3 or len(digests) != len(tokens):
         raise ValueError("its arrays do not fit each other")
     # One image at a time: the comparison's result for all would take a quarter of the tokens' memory.
     if tokens.dtype != np.float32 or not all(np.isfinite(image).all() for image in tokens):
         raise ValueError("its tokens are not finite float32 numbers")
-    rows = {digest: row for row, digest in enumerate(digests.tolist())}
-    if len(rows) < len(digests):
+    if len(set(digests.tolist())) < len(digests):
         raise ValueError("an image is in it twice")
-    return rows, tokens
+    return digests.tolist(), tokens

@@ -151,7 +151,7 @@ def test_the_same_command_completes_a_run(runs, images, tmp_path):
     run = shutil.copytree(runs["logistic"], tmp_path / "run")
     before = json.loads((run / "result.json").read_text())
     (run / "result.json").unlink()
-    (cache,) = run.glob("source-tokens-*.npz")
+    (cache,) = run.glob("source-tokens-*/*.npy")
     written = cache.stat().st_mtime_ns
     train.train_and_evaluate(small_config(images, "logistic"), run)
     after = json.loads((run / "result.json").read_text())
@@ -255,7 +255,7 @@ def test_folds(images, tmp_path):
     assert [fold["selection"]["chosen"].keys() for fold in result["folds"]] == [{"k"}] * 3
     assert "epoch" not in result["folds"][0]["selection"]
     # One encoder's embeddings for all folds, in the common folder.
-    assert len(list((tmp_path / "run").glob("source-tokens-*.npz"))) == 1
+    assert len(list((tmp_path / "run").glob("source-tokens-*/*.npy"))) == 1
     tested = [finished_runs.named_predictions(tmp_path / "run" / f"fold{number}") for number in range(3)]
     assert sorted(name for names in tested for name in names) == sorted(path.name for path in images.glob("*.png"))
 

@@ -112,9 +112,8 @@ def test_random_changes_of_the_images_are_not_encoded_once(config, tmp_path):
 def test_prediction_from_images_repeats_the_runs_own(config, images, tmp_path):
     """In bfloat16, whose tokens are float32 in the file."""
     train.train_and_evaluate(config(model__dtype="bfloat16", train__max_steps=2), tmp_path / "run")
-    (file,) = (tmp_path / "run").glob("source-tokens-*.npz")
-    with np.load(file) as arrays:
-        assert arrays["tokens"].shape == (60, TOKENS, 128)
+    (file,) = (tmp_path / "run").glob("source-tokens-*/*.npy")
+    assert np.load(file).shape == (60, TOKENS, 128)
     names = finished_runs.named_predictions(tmp_path / "run")
     given = np.stack([np.asarray(Image.open(images / name)) for name in names])
     found = open_run.open_run(tmp_path / "run").predict(given)

@@ -1,6 +1,7 @@
 """Tokens that are computed once: by one of several runs, once for equal images, and once in memory."""
 
 import concurrent.futures
+import logging
 import threading
 import tracemalloc
 
@@ -9,6 +10,8 @@ import pytest
 
 from jaxboost.data.dataset import Dataset, DatasetInfo, Split
 from jaxboost.data.pipeline.augment import Augment
+from jaxboost.data.readers import npz
+from jaxboost.data.rows import store
 from jaxboost.training import source_tokens
 
 INFO = DatasetInfo(name="x", task="binary-class", classes=("a", "b"), channels=1, ndim=2, size=8)
@@ -43,14 +46,14 @@ def test_runs_that_share_a_file_take_turns(tmp_path, caplog):
         encoded.extend(batch["image"])
         return constant(batch)
 
-    class Noticed(source_tokens.logging.Handler):
+    class Noticed(logging.Handler):
         def emit(self, record):
-            if "another run encodes the images" in record.getMessage():
+            if "another process makes the tokens: waiting for it" in record.getMessage():
                 waits.set()
 
-    handler, level = Noticed(), source_tokens.logger.level
-    source_tokens.logger.addHandler(handler)
-    source_tokens.logger.setLevel("INFO")
+    handler, level = Noticed(), store.logger.level
+    store.logger.addHandler(handler)
+    store.logger.setLevel("INFO")
     try:
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             first = pool.submit(encode, given, slow, tmp_path)
@@ -58,8 +61,8 @@ def test_runs_that_share_a_file_take_turns(tmp_path, caplog):
             second = pool.submit(encode, given, slow, tmp_path)
             found = [each.result(60) for each in (first, second)]
     finally:
-        source_tokens.logger.removeHandler(handler)
-        source_tokens.logger.setLevel(level)
+        store.logger.removeHandler(handler)
+        store.logger.setLevel(level)
     assert len(encoded) == 16
     for name, split in given.splits.items():
         for each in found:
@@ -74,9 +77,8 @@ def test_equal_images_are_encoded_once(tmp_path):
     found = encode(given, constant, tmp_path)
     for name, split in given.splits.items():
         np.testing.assert_array_equal(np.asarray(found[name].images)[:, 0, 0], split.images[:, 0, 0, 0])
-    (file,) = tmp_path.iterdir()
-    with np.load(file) as arrays:
-        assert arrays["tokens"].shape == (10, *SHAPE)
+    (file,) = tmp_path.rglob("*.npy")
+    assert np.load(file).shape == (10, *SHAPE)
 
 
 @pytest.mark.parametrize("is_known", [False, True])
@@ -92,5 +94,21 @@ def test_tokens_are_in_memory_once(tmp_path, is_known):
     finally:
         tracemalloc.stop()
     assert found["train"].images.shape == (400, *SHAPE)
-    # numpy writes arrays in pieces of 16 MiB.
     assert size < peak < 1.2 * size + (16 << 20)
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_large_tokens_are_never_in_memory(tmp_path, monkeypatch, is_known):
+    monkeypatch.setattr(npz, "LARGE_BYTES", 1 << 20)
+    given = dataset({"train": 150, "test": 50})
+    size = 200 * np.prod(SHAPE) * 4
+    if is_known:
+        encode(given, constant, tmp_path)
+    tracemalloc.start()
+    try:
+        found = encode(given, constant, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < size / 4
+    finally:
+        tracemalloc.stop()
+    for name, split in given.splits.items():
+        np.testing.assert_array_equal(np.asarray(found[name].images)[:, 5, 7], split.images[:, 0, 0, 0])

@@ -1,13 +1,14 @@
 """A signal in each phase of a run: it ends, and the next command gives what an uninterrupted run does, bit by bit."""
 
 import logging
+import shutil
 import signal
 
 import numpy as np
 import pytest
 
 from jaxboost import stopping
-from jaxboost.data.dataset import Dataset, DatasetInfo, Split
+from jaxboost.data.dataset import Dataset, DatasetInfo, Split, row_digests
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.evaluation import evaluate
 from jaxboost.runs import datasets, lock, train
@@ -147,10 +148,19 @@ def test_what_was_encoded_before_a_stop_is_kept(tmp_path, monkeypatch):
     tokens = run()
     assert len(encoded) == 6
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".lock")]
-    # Earlier versions had another name for the file.
-    (file,) = tmp_path.glob("source-tokens-*.npz")
-    file.rename(tmp_path / file.name.replace("source-tokens", "features"))
-    run()
-    assert len(encoded) == 6
     for name, split in splits.items():
         np.testing.assert_array_equal(tokens.splits[name].images, split.images[..., 0])
+    # Earlier versions had one file, first of another name; it is taken over, and removed.
+    (folder,) = tmp_path.glob("source-tokens-*")
+    arrays = {
+        "digests": np.array([digest for split in splits.values() for digest in row_digests(split.images)]),
+        "tokens": np.concatenate([np.asarray(split.images) for split in tokens.splits.values()]),
+    }
+    for start in ("source-tokens", "features"):
+        shutil.rmtree(folder)
+        np.savez(tmp_path / f"{folder.name.replace('source-tokens', start)}.npz", **arrays)
+        taken = run()
+        assert len(encoded) == 6
+        for name, split in tokens.splits.items():
+            np.testing.assert_array_equal(taken.splits[name].images, split.images)
+        assert list(tmp_path.iterdir()) == [folder]

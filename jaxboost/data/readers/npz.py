@@ -23,6 +23,7 @@ from numpy.lib.format import (
 )
 from tqdm import tqdm
 
+from jaxboost.data.mapped_array import open_array, state_of
 from jaxboost.errors import UserError
 from jaxboost.io import check_free_space, irregular, replacing
 
@@ -113,8 +114,7 @@ def _read(archive: zipfile.ZipFile, name: str, most_bytes: float) -> np.ndarray:
 
 def make_note(file: pathlib.Path, md5: str) -> str:
     """Returns a note about the current state of `file`: its size in bytes, its time in ns, and `md5`."""
-    status = file.stat()
-    return json.dumps({"size": status.st_size, "mtime_ns": status.st_mtime_ns, "md5": md5})
+    return json.dumps({**state_of(file), "md5": md5})
 
 
 def write_note(file: pathlib.Path, folders: Sequence[pathlib.Path], content: str) -> None:
@@ -155,7 +155,7 @@ def _large_arrays(
                 while folder != existing:
                     folder.rmdir()
                     folder = folder.parent
-    return {name: np.load(copy, mmap_mode="r", allow_pickle=False) for name, copy in copies.items()}
+    return {name: open_array(copy) for name, copy in copies.items()}
 
 
 def _copy(name: str, md5: str, folders: Sequence[pathlib.Path]) -> pathlib.Path | None:
@@ -172,7 +172,7 @@ def _unpack(path: pathlib.Path, archive: zipfile.ZipFile, name: str, md5: str, f
                 for chunk in _chunks(path, archive, name):
                     file.write(chunk)
             with _reading(path, f"array {name}"):
-                np.load(temporary, mmap_mode="r", allow_pickle=False)
+                open_array(temporary)
             # Made here, because another process may replace this copy right after it is renamed.
             content = make_note(temporary, md5)
         write_note(target, [folder], content)

@@ -8,24 +8,32 @@ that TFDS writes by default need TensorFlow.
 Images of another size than S x S pixels are resized, bicubic, without keeping the aspect ratio; volumes must be S^3.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import logging
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from jaxboost import tasks
+from jaxboost.data import decoding
 from jaxboost.data.dataset import ALL, SPLITS, Dataset, DatasetInfo, Split, check_size, make_split
 from jaxboost.data.problems import ProblemError, reason
+from jaxboost.data.readers import versions
+from jaxboost.data.rows import place
+from jaxboost.data.rows.store import Made, Store
+from jaxboost.data.sources import tfds_features
 from jaxboost.data.sources.tfds_features import Fields, find_fields
 from jaxboost.data.splits import patients, stratify
+from jaxboost.data.walk import state_of
 from jaxboost.errors import UserError, missing_extra, nearest
 from jaxboost.io import user_path
 
@@ -39,8 +47,8 @@ OWN = ("lidc_shapes", "medmnist")
 _SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}
 # Without community data sets (namespace:name) and builder arguments, which need the builder's code.
 _NAME = re.compile(r"(?P<name>[A-Za-z_]\w*)(/[\w.\-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?")
-# Records per read; array_record reads them in parallel.
-_CHUNK = 256
+# Records per read, which array_record reads in parallel, and reads whose records stay in memory.
+_BLOCK, _BLOCKS = 256, 3
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +69,23 @@ def describe(name: str, size: int, *, root: str) -> DatasetInfo:
     return _describe(name, builder, find_fields(builder.info, f"{PREFIX}{name}"), size)
 
 
-def load(name: str, *, size: int, root: str, ignore_splits: bool = False) -> Dataset:
-    """Reads a data set into memory, in the order of its files.
+def load(
+    name: str,
+    *,
+    size: int,
+    root: str,
+    ignore_splits: bool = False,
+    cache: str = place.ON,
+    cache_gb: float = place.MOST_GB,
+) -> Dataset:
+    """Reads a data set, in the order of its files. Each image is decoded once; large splits are mapped from disk.
 
     Args:
       name: as for `describe`.
       size: as for `describe`.
       root: as for `describe`.
       ignore_splits: whether its splits are not checked, because all samples are divided anew.
+      cache, cache_gb: whether decoded images are kept on disk for the next start, see `place.Keeping`.
 
     Returns:
       The splits "train", "val" (in TFDS: validation or val) if it exists, and "test"; other splits are left out. A
@@ -85,7 +102,10 @@ def load(name: str, *, size: int, root: str, ignore_splits: bool = False) -> Dat
     mapped = _mapped_splits(name, builder)
     if left_out := [split for split in builder.info.splits if split not in mapped]:
         logger.info("%s%s: not used: the splits %s", PREFIX, name, ", ".join(left_out))
-    splits = {ours: _read(name, builder, theirs, fields, info) for theirs, ours in mapped.items()}
+    store = _open_store(builder, fields, size, place.Keeping(cache, cache_gb))
+    _read_images(store, name, builder, mapped, fields, info)
+    counts = {theirs: builder.info.splits[theirs].num_examples for theirs in mapped}
+    splits = {ours: _split(name, store, theirs, counts[theirs], fields, info) for theirs, ours in mapped.items()}
     if not ignore_splits:
         _check_splits(splits, info, f"{PREFIX}{name}")
     return Dataset(info=info, splits=splits, baselines={})
@@ -210,41 +230,109 @@ def _as_text(value: bytes | np.integer) -> str:
     return value.decode() if isinstance(value, bytes) else str(int(value))
 
 
-def _read(name: str, builder: "tfds.core.DatasetBuilder", theirs: str, fields: Fields, info: DatasetInfo) -> Split:
-    """Reads one split; `theirs` is its name in TFDS."""
-    tfds = import_tfds()
-    where, count = f"{PREFIX}{name}, split {theirs}", builder.info.splits[theirs].num_examples
-    images = np.empty((count, *(info.size,) * info.ndim, info.channels), np.uint8)
-    labels = np.empty((count, info.labels_per_sample), np.int64)
-    texts: dict[str, list[str]] = {feature: [] for feature in (fields.patient, fields.file) if feature}
-    # Decoded here, because TFDS does not convert between grey and colour.
-    decoders = {fields.image: tfds.decode.SkipDecoding()} if fields.image_kind.encoded else None
+def _open_store(builder: "tfds.core.DatasetBuilder", fields: Fields, size: int, keeping: place.Keeping) -> Store:
+    """Opens the store of a data set's images."""
+    folder = os.path.realpath(builder.data_dir)
+    identity = {"tfds": folder, "size": size, "image": fields.image, "label": fields.label}
+    where = None if keeping.mode == place.OFF else place.entry(builder.info.full_name, identity)
+    if where is not None:
+        place.describe(where, identity)
+    return Store(
+        where,
+        what="images",
+        version=f"{versions.identity([tfds_features.__file__])} {import_tfds().__version__}",
+        room=lambda needed: place.make_room(where, needed, keeping.most_gb * 1e9) if where else "",
+        renew=keeping.mode == place.RENEW,
+    )
 
-    def prepare(row: int, example: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        try:
-            return fields.image_of(example, info.size), fields.labels_of(example)
-        except ProblemError as problem:
-            text = f"{where}, example {row} in {builder.data_dir}: {problem}: correct it and prepare {name} again"
-            raise UserError(text) from problem
 
-    with _damage(builder.data_dir, name):
-        records = builder.as_data_source(split=theirs, decoders=decoders)
-    with (
-        concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        tqdm(total=count, desc=f"reading {theirs}", unit="image", disable=None) as bar,
-    ):
-        for first in range(0, count, _CHUNK):
-            rows = range(first, min(first + _CHUNK, count))
-            with _damage(builder.data_dir, name):
-                examples = records.__getitems__(list(rows))
-            # In threads: Pillow releases the global interpreter lock.
-            for row, (image, label) in zip(rows, pool.map(prepare, rows, examples), strict=True):
-                images[row], labels[row] = image, label
-            for feature, found in texts.items():
-                found += [_as_text(example[feature]) for example in examples]
-            bar.update(len(rows))
-    stored = images[..., 0] if info.channels == 1 else images
+def _state(builder: "tfds.core.DatasetBuilder") -> str:
+    """Text that is another one when a file of the data set has changed."""
+    files = sorted(path for path in pathlib.Path(builder.data_dir).iterdir() if path.is_file())
+    return hashlib.sha256("\n".join(f"{path.name} {state_of(path)}" for path in files).encode()).hexdigest()
+
+
+class _Records(Sequence[Mapping[str, Any]]):
+    """The examples of a split, in any order: read in blocks, of which the last few are in memory."""
+
+    def __init__(self, name: str, builder: "tfds.core.DatasetBuilder", split: str, fields: Fields, rows: Sequence[int]):
+        self._name, self._folder, self._rows = name, builder.data_dir, rows
+        # Decoded here, because TFDS does not convert between grey and colour.
+        decoders = {fields.image: import_tfds().decode.SkipDecoding()} if fields.image_kind.encoded else None
+        with _damage(self._folder, name):
+            self._records = builder.as_data_source(split=split, decoders=decoders)
+        self._blocks: dict[int, Sequence[Mapping[str, Any]]] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, position: int) -> Mapping[str, Any]:
+        number, place_in_block = divmod(position, _BLOCK)
+        with self._lock:
+            if number not in self._blocks:
+                rows = list(self._rows[number * _BLOCK : (number + 1) * _BLOCK])
+                with _damage(self._folder, self._name):
+                    self._blocks[number] = self._records.__getitems__(rows)
+                for old in sorted(self._blocks)[:-_BLOCKS]:
+                    del self._blocks[old]
+            return self._blocks[number][place_in_block]
+
+
+def _prepared(example: Mapping[str, Any], fields: Fields, size: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """An image, and the labels and names that go with it."""
+    texts = {feature: _as_text(example[feature]) for feature in (fields.patient, fields.file) if feature}
+    return fields.image_of(example, size), {"labels": fields.labels_of(example).tolist(), "texts": texts}
+
+
+def _read_images(
+    store: Store,
+    name: str,
+    builder: "tfds.core.DatasetBuilder",
+    splits: Iterable[str],
+    fields: Fields,
+    info: DatasetInfo,
+) -> None:
+    """Reads the images of the splits, by TFDS's names, into a store."""
+
+    def make(missing: Sequence[str]) -> Iterator[Made]:
+        rows_of: dict[str, list[int]] = {}
+        for key in missing:
+            split, _, row = key.rpartition("/")
+            rows_of.setdefault(split, []).append(int(row))
+        for split, rows in rows_of.items():
+            records = _Records(name, builder, split, fields, rows)
+            read = functools.partial(_prepared, fields=fields, size=info.size)
+            workers = decoding.workers_for(len(rows), info.ndim)
+            results = decoding.call(read, records, workers=workers, threads=min(8, decoding.cores()))
+            with (
+                contextlib.closing(results),
+                tqdm(total=len(rows), desc=f"reading {split}", unit="image", disable=None) as bar,
+            ):
+                for position, result in results:
+                    if isinstance(result, ProblemError):
+                        where = f"{PREFIX}{name}, split {split}, example {rows[position]} in {builder.data_dir}"
+                        raise UserError(f"{where}: {result}: correct it and prepare {name} again")
+                    yield Made(f"{split}/{rows[position]}", *result)
+                    bar.update()
+
+    state = _state(builder)
+    counts = {split: builder.info.splits[split].num_examples for split in splits}
+    wanted = {f"{split}/{row}": state for split, count in counts.items() for row in range(count)}
+    store.complete(wanted, make)
+
+
+def _split(name: str, store: Store, theirs: str, count: int, fields: Fields, info: DatasetInfo) -> Split:
+    """Makes one split of what is in the store; `theirs` is its name in TFDS."""
+    where = f"{PREFIX}{name}, split {theirs}"
+    keys = [f"{theirs}/{row}" for row in range(count)]
+    about = [store.about(key) for key in keys]
+    images, labels = store.array(keys), np.array([each["labels"] for each in about], np.int64)
+    stored = images[..., 0] if isinstance(images, np.ndarray) and info.channels == 1 else images
     split = make_split(info, theirs, stored, labels, where=where)
+    texts = {
+        feature: [each["texts"][feature] for each in about] for feature in (fields.patient, fields.file) if feature
+    }
     if "" in texts.get(fields.patient, ()):
         row = texts[fields.patient].index("")
         raise UserError(f"{where}, example {row}: feature {fields.patient!r} is empty: every patient needs a name")

@@ -18,7 +18,8 @@ _MOVE = 0.01  # shift of an edge for finite differences
 
 def downsampled(images: np.ndarray) -> np.ndarray:
     """Grey float32 (n, R, R) or (n, R, R, R) with R <= `SIDE`; each pixel is the mean of the area that it covers."""
-    grey = images.mean(-1, dtype=np.float32)
+    # The mean of one channel is that channel; numpy takes ten times longer for it.
+    grey = images[..., 0].astype(np.float32) if images.shape[-1] == 1 else images.mean(-1, dtype=np.float32)
     size = grey.shape[1]
     if size <= SIDE:
         return grey

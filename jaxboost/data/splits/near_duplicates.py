@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from jaxboost.data.dataset import MappedRows
 from jaxboost.data.splits import dct
 
 # For candidates: coefficients a side, and the smallest similarity, by spatial dimensions.
@@ -43,6 +44,7 @@ _MAX_CANDIDATES = {2: 4_000_000, 3: 100_000}
 _SIMILAR, _MAX_SIMILAR, _MAX_SIMILAR_FRACTION = 0.75, 20, 0.01
 _MAX_SIMILARITIES = 2**22  # in memory at once
 _BATCH = 256  # images in memory as float32 at once
+_MAX_SMALL_BYTES = 2**27  # of small images in memory
 _WHOLE = (0.0, 1.0)
 
 
@@ -90,11 +92,35 @@ class _Candidate(NamedTuple):
     view: _View
 
 
-def find(images: np.ndarray, patients: np.ndarray, splits: np.ndarray) -> Search:
+class _Small:
+    """The images, small and grey (see `dct.downsampled`): each is made once, unless they would take much memory.
+
+    Attributes:
+      ndim: spatial dimensions.
+    """
+
+    def __init__(self, images: np.ndarray | MappedRows):
+        self._images, self.ndim = images, images.ndim - 2
+        self._found: np.ndarray | None = None
+        edge = min(dct.SIDE, images.shape[1])
+        if len(images) * edge**self.ndim * 4 <= _MAX_SMALL_BYTES:
+            self._found = np.empty((len(images), *(edge,) * self.ndim), np.float32)
+            for rows in _batches(len(images)):
+                self._found[rows] = dct.downsampled(images[rows])
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> np.ndarray:
+        """float32 (m, R, R) or (m, R, R, R)."""
+        return dct.downsampled(self._images[rows]) if self._found is None else self._found[rows]
+
+
+def find(images: np.ndarray | MappedRows, patients: np.ndarray, splits: np.ndarray) -> Search:
     """Finds pairs of near duplicates of different patients in different splits.
 
     Args:
-      images: uint8 (n, S, S, C), or (n, S, S, S, 1).
+      images: uint8 (n, S, S, C), or (n, S, S, S, 1); those on disk are read in batches.
       patients: int (n,); images of one patient are not compared, and patients connected by pairs count as one.
       splits: int (n,); images in one split are not compared.
     """
@@ -103,13 +129,12 @@ def find(images: np.ndarray, patients: np.ndarray, splits: np.ndarray) -> Search
         return Search(())
     if size < _LEAST_SIZE:
         return Search((), f"data.size={size} is too small to look for them, which takes {_LEAST_SIZE} or more")
-    if not _are_distinguishable(images):
+    small = _Small(images)
+    if not _are_distinguishable(small):
         return Search((), "most images look alike, as shapes do, and copies cannot be distinguished from other images")
     gap = _no_parts(len(images), size) if ndim == 2 else ""
     views = _views(ndim, crops=not gap)
-    targets = np.concatenate(
-        [dct.features(dct.downsampled(images[rows]), _COARSE[ndim]) for rows in _batches(len(images))]
-    )
+    targets = np.concatenate([dct.features(small[rows], _COARSE[ndim]) for rows in _batches(len(small))])
     # Imported here because it takes half a second.
     from scipy.cluster.hierarchy import DisjointSet
 
@@ -121,14 +146,14 @@ def find(images: np.ndarray, patients: np.ndarray, splits: np.ndarray) -> Search
         one, other = patients[candidate.first], patients[candidate.second]
         return splits[candidate.first] != splits[candidate.second] and not joined.connected(one, other)
 
-    common = _CommonContent(images, targets, views)
-    for found in _in_batches(filter(wanted, _candidates(images, targets, views, common))):
+    common = _CommonContent(small, targets, views)
+    for found in _in_batches(filter(wanted, _candidates(small, targets, views, common))):
         compared += len(found)
         if compared > _MAX_CANDIDATES[ndim]:
             more = "more pairs look alike than can be compared closely"
             gap = f"{gap}; {more}" if gap else more
             break
-        for candidate, how in _confirmed(images, found):
+        for candidate, how in _confirmed(small, found):
             first, second = sorted((candidate.first, candidate.second))
             if joined.merge(patients[first], patients[second]):
                 pairs.append(Pair(first, second, how))
@@ -144,12 +169,12 @@ def _no_parts(count: int, size: int) -> str:
     return ""
 
 
-def _are_distinguishable(images: np.ndarray) -> bool:
+def _are_distinguishable(images: _Small) -> bool:
     """Whether a sample has few pairs that are similar without being duplicates."""
-    ndim = images.ndim - 2
+    ndim = images.ndim
     fine, equal = _ENDS[0] if ndim == 2 else (_FINE_3D, _ALIKE_3D)
     some = np.unique(np.linspace(0, len(images) - 1, _SAMPLE).astype(int))
-    vectors = dct.features(dct.downsampled(images[some]), fine)
+    vectors = dct.features(images[some], fine)
     mean = vectors.mean(0)
     own = vectors - np.outer(vectors @ mean, mean) / max(float(mean @ mean), 1e-9)
     own /= np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-6)
@@ -203,11 +228,11 @@ class _CommonContent:
     only copies remain similar.
     """
 
-    def __init__(self, images: np.ndarray, targets: np.ndarray, views: Sequence[_View]):
+    def __init__(self, images: _Small, targets: np.ndarray, views: Sequence[_View]):
         some = np.unique(np.linspace(0, len(images) - 1, _SAMPLE).astype(int))
         self._enough = len(some) == _SAMPLE
         means = np.stack([np.broadcast_to(targets[some].mean(0), (len(views), targets.shape[1]))] * 2, -1)
-        means[..., 1] = _queries(dct.downsampled(images[some]), views).mean(0)
+        means[..., 1] = _queries(images[some], views).mean(0)
         self._planes = np.linalg.qr(means + 1e-6 * np.eye(*means.shape[1:]))[0]  # (views, D, 2)
         self._targets = np.einsum("nd,vdp->vnp", targets, self._planes)
 
@@ -231,15 +256,15 @@ class _CommonContent:
 
 
 def _candidates(
-    images: np.ndarray, targets: np.ndarray, views: Sequence[_View], common: _CommonContent
+    images: _Small, targets: np.ndarray, views: Sequence[_View], common: _CommonContent
 ) -> Iterator[_Candidate]:
     """Yields pairs of images with the view of the first one that is most similar to the second one."""
-    ndim, total = images.ndim - 2, len(images)
+    ndim, total = images.ndim, len(images)
     step = max(1, _MAX_SIMILARITIES // (len(views) * total))
     space = np.empty((step * len(views), total), np.float32)
     with tqdm(total=total, desc="comparing", unit="image", disable=None) as bar:
         for rows in _batches(total):
-            queries = _queries(dct.downsampled(images[rows]), views)
+            queries = _queries(images[rows], views)
             for start in range(0, len(queries), step):
                 chunk = queries[start : start + step].reshape(-1, queries.shape[-1])
                 similarity = np.matmul(chunk, targets.T, out=space[: len(chunk)])
@@ -260,15 +285,15 @@ def _in_batches(candidates: Iterator[_Candidate]) -> Iterator[list[_Candidate]]:
         yield batch
 
 
-def _confirmed(images: np.ndarray, candidates: Sequence[_Candidate]) -> Iterator[tuple[_Candidate, str]]:
+def _confirmed(images: _Small, candidates: Sequence[_Candidate]) -> Iterator[tuple[_Candidate, str]]:
     """The candidates that are duplicates at a fine comparison, and how their images differ."""
-    ndim = images.ndim - 2
+    ndim = images.ndim
     first, second = ([getattr(candidate, name) for candidate in candidates] for name in ("first", "second"))
     views = [candidate.view for candidate in candidates]
-    grey = dct.downsampled(images[first])
+    grey = images[first]
     shown = np.stack([dct.oriented(image[None], view.orientation)[0] for image, view in zip(grey, views, strict=True)])
     shown *= np.array([-1 if view.inverted else 1 for view in views], np.float32).reshape(-1, *[1] * ndim)
-    seen = dct.downsampled(images[second])
+    seen = images[second]
     if ndim == 2:
         boxes = np.array([view.box for view in views])
         kept = np.arange(len(candidates))

@@ -13,7 +13,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxboost import data
+from jaxboost.data import decoding
+from jaxboost.data.dataset import MappedRows
 from jaxboost.data.problems import ProblemError
+from jaxboost.data.readers import npz
 from jaxboost.data.sources import lidc, medmnist, tfds_features, tfds_source
 from jaxboost.data.tfds_builders import __main__ as command
 from jaxboost.data.tfds_builders import builders
@@ -330,6 +333,40 @@ def test_patients_and_files(name, tmp_path):
     for split in load(tmp_path).splits.values():
         assert split.groups.tolist() == ["P1", "P2", "Ä"]
         assert split.names.tolist() == ["a.png", "b.png", "c.png"]
+
+
+def test_images_are_decoded_once(tmp_path, monkeypatch):
+    folder = small(tmp_path, patient=(tfds.features.Text(), ["P1", "P2", "P3"]))
+    decoded, prepared = [], tfds_source._prepared
+    monkeypatch.setattr(
+        tfds_source, "_prepared", lambda *given, **options: decoded.append(1) or prepared(*given, **options)
+    )
+    first = load(tmp_path)
+    same_splits(load(tmp_path), first)
+    assert len(decoded) == 9
+    assert load(tmp_path).splits["val"].groups.tolist() == ["P1", "P2", "P3"]
+    monkeypatch.setattr(npz, "LARGE_BYTES", 10)
+    mapped = load(tmp_path)
+    assert isinstance(mapped.splits["train"].images, MappedRows)
+    same_splits(mapped, first)
+    assert len(decoded) == 9
+    # Any file of the data set.
+    file = next(folder.glob("*array_record*"))
+    file.write_bytes(file.read_bytes())
+    same_splits(load(tmp_path), first)
+    assert len(decoded) == 18
+    same_splits(tfds_source.load("small", size=EDGE, root=str(tmp_path), ignore_splits=True, cache="off"), first)
+    assert len(decoded) == 27
+
+
+def test_many_images_are_decoded_by_processes(tmp_path, monkeypatch):
+    prepare(tmp_path, {"image": GREY, "label": two_classes()}, grey_examples(210), splits=("whole",))
+    monkeypatch.setattr(decoding, "cores", lambda: 2)
+    found = load(tmp_path).splits["all"]
+    monkeypatch.setattr(decoding, "workers_for", lambda *_: 0)
+    expected = tfds_source.load("small", size=EDGE, root=str(tmp_path), cache="off").splits["all"]
+    np.testing.assert_array_equal(found.images, expected.images)
+    np.testing.assert_array_equal(found.labels, expected.labels)
 
 
 def test_files_of_one_name_are_told_apart_in_folds(tmp_path):

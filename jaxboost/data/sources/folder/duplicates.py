@@ -7,24 +7,31 @@ says what to do about them.
 
 import collections
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from jaxboost.data.dataset import MappedRows, row_digests
 from jaxboost.data.problems import Problems
+from jaxboost.data.readers import versions
+from jaxboost.data.rows.store import Store
 from jaxboost.data.sources.folder.labels import Entry, same_labels
-from jaxboost.data.sources.folder.samples import Sample
-from jaxboost.data.splits import near_duplicates
+from jaxboost.data.sources.folder.samples import Facts
+from jaxboost.data.splits import dct, near_duplicates
 from jaxboost.data.splits.near_duplicates import Pair
 from jaxboost.data.walk import some
 
+# With fewer images a search takes less than half a second.
+SEARCHES_KEPT = 1000
 WARN, JOIN, REFUSE = "warn", "join", "refuse"
 
 logger = logging.getLogger(__name__)
 
 
-def join_copies(entries: Sequence[Entry], samples: Mapping[Entry, Sample], problems: Problems) -> list[Entry]:
+def join_copies(entries: Sequence[Entry], samples: Mapping[Entry, Facts], problems: Problems) -> list[Entry]:
     """Returns `entries`; if they have no patients and some files have equal pixels, these files get one common patient.
 
     Copies whose patients, labels or splits differ are a problem. The log warns of the others.
@@ -57,11 +64,12 @@ def join_copies(entries: Sequence[Entry], samples: Mapping[Entry, Sample], probl
 
 def treat_near_duplicates(
     entries: Sequence[Entry],
-    images: np.ndarray,
+    images: np.ndarray | MappedRows,
     problems: Problems,
     *,
     mode: str,
     allow_mixed: bool,
+    store: Store,
 ) -> list[Entry]:
     """Looks for nearly equal images of different patients and does what data.duplicates says.
 
@@ -72,12 +80,12 @@ def treat_near_duplicates(
         those in different splits of the folder, and, unless `allow_mixed`, those with different labels.
       mode: WARN, JOIN or REFUSE.
       allow_mixed: whether images of one patient may have different labels.
+      store: keeps what the search finds: the search can take longer than the reading.
 
     Returns:
       `entries`; if the mode is JOIN, with one patient for each pair.
     """
-    owners = np.unique([_owner(entry) for entry in entries], return_inverse=True)[1].reshape(-1)
-    search = near_duplicates.find(images, owners, _sides(entries))
+    search = _search(entries, images, store)
     if search.gap and mode == WARN:
         logger.warning("nearly equal images of different patients may have been missed: %s", search.gap)
     elif search.gap:
@@ -113,6 +121,27 @@ def treat_near_duplicates(
         return list(entries)
     logger.warning("nearly equal images, each taken as one patient: %s (%s)", some(texts), count)
     return _joined(entries, search.pairs)
+
+
+def _search(entries: Sequence[Entry], images: np.ndarray | MappedRows, store: Store) -> near_duplicates.Search:
+    """Searches for pairs, or repeats what an earlier search found in the same images, patients and splits."""
+    owners = np.unique([_owner(entry) for entry in entries], return_inverse=True)[1].reshape(-1)
+    sides = _sides(entries)
+    if len(entries) < SEARCHES_KEPT:
+        return near_duplicates.find(images, owners, sides)
+    of = hashlib.sha256(versions.identity([near_duplicates.__file__, dct.__file__]).encode())
+    for text in row_digests(images):
+        of.update(text.encode())
+    of.update(owners.astype(np.int64).tobytes() + sides.astype(np.int64).tobytes())
+
+    def search() -> dict[str, Any]:
+        return dataclasses.asdict(near_duplicates.find(images, owners, sides))
+
+    # Of each division into splits: a cross-validation has another one.
+    found = store.notes.found(
+        f"near-duplicates-{hashlib.sha256(sides.tobytes()).hexdigest()[:8]}", of.hexdigest(), search
+    )
+    return near_duplicates.Search(tuple(Pair(*pair) for pair in found["pairs"]), found["gap"])
 
 
 def _owner(entry: Entry) -> str:

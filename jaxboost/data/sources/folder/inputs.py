@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import logging
 import os
 import pathlib
@@ -10,10 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxboost.data.problems import Problems
-from jaxboost.data.sources.folder import companions, samples
+from jaxboost.data.sources.folder import companions, reading, samples
 from jaxboost.data.sources.folder.extensions import SUFFIXES, advice, is_image, suffix_of
 from jaxboost.data.sources.folder.labels import Entry
-from jaxboost.data.sources.folder.masks import Lookup, by_stem, open_masks
+from jaxboost.data.sources.folder.masks import Masks, by_stem, open_masks, stem
 from jaxboost.data.walk import ABSENT, AGAIN, UNREAD, printable, some, summary, unreadable, walk
 from jaxboost.errors import UserError, missing_extra
 from jaxboost.io import user_path
@@ -114,9 +115,11 @@ def read(
             step = advice(path)
             text = f"is not a file that the model takes ({_accepted(preprocessing.ndim)}){f': {step}' if step else ''}"
             entry.report(problems, text)
-    reader = samples.reader(preprocessing, _open_masks(masks, accepted, masked=preprocessing.masked))
+    lookup = _open_masks(masks, accepted, masked=preprocessing.masked)
+    items = {entry: samples.Item(path, lookup and lookup.only(stem(path.name))) for entry, path in accepted.items()}
+    read_one = functools.partial(samples.read, reading=preprocessing)
     try:
-        images = samples.read_all(accepted, reader, preprocessing.ndim, problems, trained=True)
+        found = reading.read_all(items, read_one, preprocessing.ndim, problems, trained=True)
     except ModuleNotFoundError as error:
         raise UserError(
             f"--input: the package {error.name}, which reads some of the files, is not installed:"
@@ -125,13 +128,14 @@ def read(
     try:
         problems.raise_any()
     except UserError as error:
-        if not skip_faulty or not images:
+        if not skip_faulty or not found:
             raise
         logger.warning("left out: %s", error)
-    samples.warn(images, trained=True)
-    kept = [entry for entry in accepted if entry in images]
-    stacked = samples.stack([images[entry] for entry in kept], preprocessing.ndim, trained=True)
-    return [entries[entry] for entry in kept], stacked
+    facts = {entry: sample.facts for entry, sample in found.items()}
+    samples.warn(facts, trained=True)
+    samples.warn_of_darkness(list(facts.values()), preprocessing.ndim, trained=True)
+    images = [sample.with_channels(preprocessing.ndim) for sample in found.values()]
+    return [entries[entry] for entry in found], samples.stack(images)
 
 
 def _files(
@@ -176,7 +180,7 @@ def _accepted(ndim: int) -> str:
     return f"{'2-D images' if ndim == 2 else 'volumes'}: {', '.join(SUFFIXES[ndim])}"
 
 
-def _open_masks(masks: str, paths: Mapping[Entry, pathlib.Path], *, masked: bool) -> Lookup | None:
+def _open_masks(masks: str, paths: Mapping[Entry, pathlib.Path], *, masked: bool) -> Masks | None:
     if not masked:
         if masks:
             raise UserError(f"--masks {masks}: the model was trained on whole images: leave it out")

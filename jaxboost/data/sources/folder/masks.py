@@ -7,12 +7,13 @@ dictionary does not define `start`; its code counts pixels row by row from 1, an
 
 import csv
 import dataclasses
-import functools
 import gzip
+import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from jaxboost.data.readers.pictures import SUFFIXES, read_picture
 from jaxboost.data.sources.folder import cell_values
 from jaxboost.data.sources.folder.extensions import without_suffix
 from jaxboost.data.sources.folder.labels import Entry
-from jaxboost.data.walk import ABSENT, not_fetched, unreadable
+from jaxboost.data.walk import ABSENT, not_fetched, state_of, unreadable
 from jaxboost.errors import UserError
 
 # Names of the column with the image's name, in CheXmask and others, as `cell_values.column` writes them.
@@ -32,8 +33,21 @@ _LUNGS = ("Left Lung", "Right Lung")
 # How far the height-to-width ratios of mask and image may differ, relative to each other.
 _PROPORTIONS = 0.02
 
-# Called with the stem of an image and its (H, W); returns its mask, bool (h, w), or raises ProblemError.
-Lookup = Callable[[str, tuple[int, int]], np.ndarray]
+
+class Masks(Protocol):
+    """Masks by the stems of their images. They can be pickled."""
+
+    def __call__(self, name: str, shape: tuple[int, int]) -> np.ndarray:
+        """The mask, bool (h, w), of the image with this stem and shape (H, W). Raises ProblemError."""
+        ...
+
+    def state(self, name: str) -> str:
+        """Text that is another one when the mask has changed."""
+        ...
+
+    def only(self, name: str) -> "Masks":
+        """The masks without those of other images."""
+        ...
 
 
 def stem(name: str) -> str:
@@ -53,7 +67,7 @@ def by_stem(paths: Mapping[Entry, pathlib.Path], problems: Problems) -> dict[str
     return first_of
 
 
-def open_masks(path: pathlib.Path, wanted: Collection[str], option: str = "data.masks") -> Lookup:
+def open_masks(path: pathlib.Path, wanted: Collection[str], option: str = "data.masks") -> Masks:
     """Opens the masks in `path`: a folder of `{stem}.png` (lungs are above 0), or a .csv or .csv.gz table.
 
     Args:
@@ -65,7 +79,7 @@ def open_masks(path: pathlib.Path, wanted: Collection[str], option: str = "data.
       UserError: there is no such folder or file, or it is not a table with lung masks.
     """
     if os.path.isdir(path):
-        return functools.partial(_from_folder, path)
+        return _Folder(path)
     if not path.name.lower().endswith((".csv", ".csv.gz")):
         raise UserError(f"{option}: {path} is neither a folder of PNG files nor a .csv or .csv.gz file")
     if text := unreadable(path):
@@ -76,7 +90,7 @@ def open_masks(path: pathlib.Path, wanted: Collection[str], option: str = "data.
         raise UserError(f"{option}: {path} {problem}") from problem
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{option}: {path} cannot be read ({error}): check the file") from error
-    return functools.partial(_from_table, table, path.name)
+    return _Table(path.name, table)
 
 
 def bounding_box(mask: np.ndarray, shape: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -109,19 +123,34 @@ def _max_pixels(shape: tuple[int, int]) -> int:
     return max(MAX_PIXELS, math.prod(shape))
 
 
-def _from_folder(folder: pathlib.Path, name: str, shape: tuple[int, int]) -> np.ndarray:
-    path = folder / f"{name}.png"
-    if not os.path.lexists(path):
-        raise ProblemError(f"its mask {path} is missing")
-    if text := unreadable(path):
-        raise ProblemError(f"its mask {path} {text}")
-    try:
-        mask = read_picture(path, max_pixels=_max_pixels(shape)) > 0
-        return np.any(mask, axis=2) if mask.ndim == 3 else mask
-    except ProblemError as problem:
-        # The limit of a mask is not that of data.max_pixels.
-        text = f"{problem.found}: give a smaller mask" if problem.setting else problem
-        raise ProblemError(f"its mask {path} {not_fetched(path) or text}") from problem
+@dataclasses.dataclass(frozen=True)
+class _Folder:
+    """A folder of PNG files."""
+
+    folder: pathlib.Path
+
+    def _path(self, name: str) -> pathlib.Path:
+        return self.folder / f"{name}.png"
+
+    def state(self, name: str) -> str:
+        return state_of(self._path(name))
+
+    def only(self, name: str) -> "_Folder":
+        return self
+
+    def __call__(self, name: str, shape: tuple[int, int]) -> np.ndarray:
+        path = self._path(name)
+        if not os.path.lexists(path):
+            raise ProblemError(f"its mask {path} is missing")
+        if text := unreadable(path):
+            raise ProblemError(f"its mask {path} {text}")
+        try:
+            mask = read_picture(path, max_pixels=_max_pixels(shape)) > 0
+            return np.any(mask, axis=2) if mask.ndim == 3 else mask
+        except ProblemError as problem:
+            # The limit of a mask is not that of data.max_pixels.
+            text = f"{problem.found}: give a smaller mask" if problem.setting else problem
+            raise ProblemError(f"its mask {path} {not_fetched(path) or text}") from problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,13 +183,31 @@ def _read_table(path: pathlib.Path, wanted: frozenset[str]) -> dict[str, list[_R
     return table
 
 
-def _from_table(table: dict[str, list[_Runs]], where: str, name: str, shape: tuple[int, int]) -> np.ndarray:
-    found = table.get(name, [])
-    if not found:
-        raise ProblemError(f"its mask is missing in {where}")
-    if len(found) > 1:
-        raise ProblemError(f"{where} has several masks for it, in rows {', '.join(str(runs.row) for runs in found)}")
-    (runs,) = found
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """A table of run lengths: its name, and its rows by stem."""
+
+    where: str
+    rows: Mapping[str, Sequence[_Runs]]
+
+    def state(self, name: str) -> str:
+        found = [dataclasses.replace(runs, row=0) for runs in self.rows.get(name, ())]
+        return hashlib.sha256(repr(found).encode()).hexdigest()
+
+    def only(self, name: str) -> "_Table":
+        return _Table(self.where, {name: self.rows.get(name, ())})
+
+    def __call__(self, name: str, shape: tuple[int, int]) -> np.ndarray:
+        found = self.rows.get(name, ())
+        if not found:
+            raise ProblemError(f"its mask is missing in {self.where}")
+        if len(found) > 1:
+            rows = ", ".join(str(runs.row) for runs in found)
+            raise ProblemError(f"{self.where} has several masks for it, in rows {rows}")
+        return _from_runs(found[0], self.where, shape)
+
+
+def _from_runs(runs: _Runs, where: str, shape: tuple[int, int]) -> np.ndarray:
     try:
         # pandas writes whole numbers with a fraction in a column with gaps.
         height = int(float(runs.height)) if runs.height else shape[0]

@@ -5,18 +5,23 @@ and the message gives the fix for each of them.
 """
 
 import dataclasses
+import hashlib
 import logging
+import os
 import pathlib
 import unicodedata
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import NamedTuple
 
-from jaxboost.data.problems import Problems
+from jaxboost.data.problems import ProblemError, Problems
+from jaxboost.data.readers import versions
 from jaxboost.data.readers.pictures import DICOM_SUFFIXES
-from jaxboost.data.sources.folder import cell_values, samples
+from jaxboost.data.rows.store import Store
+from jaxboost.data.sources.folder import cell_values, reading
 from jaxboost.data.sources.folder.extensions import suffix_of
 from jaxboost.data.sources.folder.labels import Entry
 from jaxboost.data.splits.patients import in_two
-from jaxboost.data.walk import some
+from jaxboost.data.walk import not_fetched, some, state_of
 
 TABLE, FOLDERS, TAG = "table", "folders", "tag"
 # Folders within a class that hold all of its images: they are not patients.
@@ -44,7 +49,7 @@ def find(
     paths: dict[Entry, pathlib.Path],
     problems: Problems,
     *,
-    tags: bool,
+    tags: Store | None,
     allow_mixed: bool,
 ) -> tuple[list[Entry], dict[Entry, pathlib.Path]]:
     """Finds and checks the patients of all files.
@@ -54,7 +59,7 @@ def find(
       entries: the entries, with the patients of the table or of the folders, if there are any.
       paths: the file of each entry.
       problems: receives what `add_problems` and `from_tags` find.
-      tags: whether the patients are read from the tags of DICOM files.
+      tags: keeps the patients, as hashes, that are read from the tags of DICOM files; None: tags are not read.
       allow_mixed: whether images of one patient may have different labels.
 
     Returns:
@@ -62,15 +67,15 @@ def find(
     """
     origin = TABLE if entries[0].number else FOLDERS
     if entries[0].patient is None:
-        origin = TAG if tags else TABLE
-        if not tags:
+        origin = TABLE if tags is None else TAG
+        if tags is None:
             logger.warning("%s has no patient ids: every file counts as a separate patient", name)
     elif origin == FOLDERS:
         logger.info("files in one folder below their class's folder are taken as one patient")
         if loose := [entry.file for entry in entries if entry.patient == entry.file]:
             logger.warning("not in a patient's folder, each counts as a separate patient: %s", some(loose))
-    if tags:
-        entries, paths = from_tags(entries, paths, problems)
+    if tags is not None:
+        entries, paths = from_tags(entries, paths, problems, tags)
     add_problems(entries, problems, origin, allow_mixed=allow_mixed)
     return entries, paths
 
@@ -118,7 +123,7 @@ def from_folders(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def from_tags(
-    entries: Sequence[Entry], paths: Mapping[Entry, pathlib.Path], problems: Problems
+    entries: Sequence[Entry], paths: Mapping[Entry, pathlib.Path], problems: Problems, store: Store
 ) -> tuple[list[Entry], dict[Entry, pathlib.Path]]:
     """Returns `entries` and `paths` with the patients that the tags of the DICOM files name, as hashes.
 
@@ -127,10 +132,10 @@ def from_tags(
     the same tag are a problem.
     """
     tagged = {entry: path for entry, path in paths.items() if suffix_of(path.name) in DICOM_SUFFIXES}
-    ids = samples.read_all(tagged, _id, 2, problems, what="reading patients")
+    ids = _ids(tagged, problems, store)
     # A file whose header cannot be read is a problem already; reading its pixels would add a second one.
     paths = {entry: path for entry, path in paths.items() if entry in ids or entry not in tagged}
-    found = _hashed(ids)
+    found = {entry: one.patient for entry, one in ids.items()}
     if entries[0].patient is not None:
         _add_contradictions(entries, found, problems)
         return list(entries), paths
@@ -152,40 +157,73 @@ def from_tags(
     return list(owned.values()), {owned[entry]: path for entry, path in paths.items()}
 
 
-def _id(path: pathlib.Path) -> tuple[str, str]:
-    """Returns the id of a DICOM file's patient and its issuer, ("", "") if its tags name none."""
+class _Id(NamedTuple):
+    """The id of a DICOM file's patient. Only hashes: ids do not leave the files. All are "" if the tags name none.
+
+    Attributes:
+      patient: as `dicom_patient.hashed` makes it.
+      exact: of the id and its issuer.
+      number, issuer: of the common forms of the id and of its issuer, "" if there is no issuer.
+    """
+
+    patient: str = ""
+    exact: str = ""
+    number: str = ""
+    issuer: str = ""
+
+
+def _ids(tagged: Mapping[Entry, pathlib.Path], problems: Problems, store: Store) -> dict[Entry, _Id]:
+    """The ids of the files that can be read; those of files that have not changed are in the store."""
+    entry_of = {os.fspath(path): entry for entry, path in tagged.items()}
+
+    def make(missing: list[str]) -> dict[str, _Id]:
+        some = {entry_of[key]: tagged[entry_of[key]] for key in missing}
+        found = reading.read_all(some, _id, 2, problems, what="reading patients")
+        return {os.fspath(tagged[entry]): one for entry, one in found.items()}
+
+    states = {key: state_of(key) for key in entry_of}
+    version = versions.identity([__file__, cell_values.__file__])
+    found = store.notes.facts("patients", version, states, make)
+    return {entry: _Id(*found[key]) for key, entry in entry_of.items() if key in found}
+
+
+def _id(path: pathlib.Path) -> _Id:
+    """The id of a DICOM file's patient."""
     # Imported here because pydicom is an optional package.
     from jaxboost.data.readers import dicom_patient
 
-    return dicom_patient.patient_of(path) or ("", "")
+    try:
+        one = dicom_patient.patient_of(path)
+    except ProblemError as error:
+        if text := not_fetched(path):
+            raise ProblemError(text) from error
+        raise
+    if one is None:
+        return _Id()
+    number, issuer = (cell_values.form(text, fractions=False) for text in one)
+    return _Id(dicom_patient.hashed(*one), _hash(repr(one)), _hash(number), _hash(issuer) if issuer else "")
 
 
-def _hashed(ids: Mapping[Entry, tuple[str, str]]) -> dict[Entry, str]:
-    """Returns the hash of each id, because a run writes patients to its files and messages; "" for no id."""
-    if not ids:
-        return {}
-    from jaxboost.data.readers import dicom_patient
-
-    return {entry: dicom_patient.hashed(*one) if one[0] else "" for entry, one in ids.items()}
+def _hash(text: str) -> str:
+    return hashlib.sha256(f"jaxboost form of an id {text}".encode()).hexdigest()[:16]
 
 
-def _add_similar_ids(ids: Mapping[Entry, tuple[str, str]], problems: Problems) -> None:
+def _add_similar_ids(ids: Mapping[Entry, _Id], problems: Problems) -> None:
     """Adds a problem for each id that may be another file's: 007 and 7, p1 and P1, 17 with and without an issuer."""
-    first_of: dict[tuple[str, str], Entry] = {}
+    first_of: dict[_Id, Entry] = {}
     for entry, one in ids.items():
-        if one[0]:
+        if one.patient:
             first_of.setdefault(one, entry)
     # Common form of a number -> common form of its issuer -> the first such id.
-    known: dict[str, dict[str, tuple[str, str]]] = {}
-    for (number, issuer), entry in first_of.items():
-        issuers = known.setdefault(cell_values.form(number, fractions=False), {})
-        place = cell_values.form(issuer, fractions=False)
-        like = issuers.setdefault(place, (number, issuer))
+    known: dict[str, dict[str, _Id]] = {}
+    for one, entry in first_of.items():
+        issuers = known.setdefault(one.number, {})
+        like = issuers.setdefault(one.issuer, one)
         what = "is written nearly like"
-        if like == (number, issuer):
-            like = next((other for where, other in issuers.items() if bool(where) != bool(place)), like)
+        if like == one:
+            like = next((other for where, other in issuers.items() if bool(where) != bool(one.issuer)), like)
             what = "differs only in having or not having an issuer (IssuerOfPatientID) from"
-        if like != (number, issuer):
+        if like != one:
             first = first_of[like]
             entry.report(
                 problems,

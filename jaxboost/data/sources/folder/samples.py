@@ -1,52 +1,65 @@
-"""The images of a user's files, read in threads."""
+"""Reads a user's file as an image or a volume, and says what is remarkable about it."""
 
-import concurrent.futures
 import dataclasses
-import functools
 import hashlib
 import logging
-import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from jaxboost.data.problems import ProblemError, Problems
+from jaxboost.data.problems import ProblemError
 from jaxboost.data.readers.arrays import MAX_PIXELS, MAX_VOXELS
 from jaxboost.data.readers.pictures import read_shown
 from jaxboost.data.readers.volumes import read_volume, resample
 from jaxboost.data.sources.folder.labels import Entry
-from jaxboost.data.sources.folder.masks import Lookup, bounding_box, stem
+from jaxboost.data.sources.folder.masks import Masks, bounding_box, stem
 from jaxboost.data.walk import not_fetched, some, unreadable
 
-# Spatial dimensions -> threads. One volume can take some GB.
-_THREADS = {2: 8, 3: 2}
 _DIGEST_BYTES = 1 << 22
 _DARK = 32
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
-    """One image or volume.
+class Facts:
+    """What is known of an image or volume besides its pixels.
 
     Attributes:
-      image: uint8 (S, S) or (S, S, 3), or a volume (S, S, S).
       digest: SHA-256 of the image before it is cropped and resized, or of the volume's stored values.
+      greatest: its greatest level.
       own_range: whether it is scaled by its own range of values, see `pictures.read_shown`; None for volumes.
       remarks: kind -> a remark on the file that the user should see.
     """
 
-    image: np.ndarray
     digest: str
+    greatest: int
     own_range: bool | None = None
     remarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts as JSON."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The facts from JSON."""
+        return cls(**content)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One image or volume: uint8 (S, S) or (S, S, 3), or (S, S, S), and the facts about it."""
+
+    image: np.ndarray
+    facts: Facts
+
+    def with_channels(self, ndim: int) -> np.ndarray:
+        """The image (S, S, C), C = 1 or 3, or the volume (S, S, S, 1), of `ndim` dimensions."""
+        return self.image if self.image.ndim > ndim else self.image[..., np.newaxis]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,21 +86,32 @@ class Reading:
     max_voxels: int = MAX_VOXELS
 
 
-def reader(reading: Reading, masks: Lookup | None = None) -> Callable[[pathlib.Path], Sample]:
-    """Returns the function that reads one file: `read_2d` or `read_3d`."""
-    if reading.ndim == 2:
-        return functools.partial(read_2d, reading=reading, masks=masks)
-    return functools.partial(read_3d, reading=reading)
+class Item(NamedTuple):
+    """A file to read: its path, and the masks that have its mask; None: the whole image is used."""
+
+    path: pathlib.Path
+    masks: Masks | None = None
 
 
-def read_2d(path: pathlib.Path, reading: Reading, masks: Lookup | None = None) -> Sample:
-    """Reads a 2-D image, crops it to its mask if there are masks, and resizes it to a square (bicubic).
+def read(item: Item, reading: Reading) -> Sample:
+    """Reads one file.
 
-    Args:
-      path: the file.
-      reading: how it is read.
-      masks: gives the mask of the image; None: the whole image is used.
+    Raises:
+      ProblemError: it cannot be read.
     """
+    # Opening a named pipe would wait forever.
+    if text := unreadable(item.path):
+        raise ProblemError(text)
+    try:
+        return read_2d(*item, reading=reading) if reading.ndim == 2 else read_3d(item.path, reading)
+    except ProblemError as error:
+        if text := not_fetched(item.path):
+            raise ProblemError(text) from error
+        raise
+
+
+def read_2d(path: pathlib.Path, masks: Masks | None = None, *, reading: Reading) -> Sample:
+    """Reads a 2-D image, crops it to its mask if there are masks, and resizes it to a square (bicubic)."""
     image, own_range = read_shown(path, reading.window, nan=reading.nan, max_pixels=reading.max_pixels)
     part = image
     if masks is not None:
@@ -95,69 +119,27 @@ def read_2d(path: pathlib.Path, reading: Reading, masks: Lookup | None = None) -
         left, top, right, bottom = bounding_box(masks(stem(path.name), shape), shape)
         part = np.ascontiguousarray(image[top:bottom, left:right])
     picture = Image.fromarray(part).resize((reading.size, reading.size), Image.Resampling.BICUBIC)
-    return Sample(np.asarray(picture), _digest(image), own_range)
+    resized = np.asarray(picture)
+    return Sample(resized, Facts(_digest(image), int(resized.max()), own_range))
 
 
 def read_3d(path: pathlib.Path, reading: Reading) -> Sample:
     """Reads a volume and resamples it to its grid; see `volumes.read_volume` and `volumes.resample`."""
     volume = read_volume(path, nan=reading.nan, max_voxels=reading.max_voxels)
     image = resample(volume, reading.size, window=reading.window, spacing=reading.spacing)
-    return Sample(image, _digest(volume.values), remarks=volume.remarks)
+    facts = Facts(_digest(volume.values), int(image.max()), remarks=volume.remarks)
+    return Sample(image, facts)
 
 
-def read_all(
-    paths: Mapping[Entry, pathlib.Path],
-    read: Callable[[pathlib.Path], T],
-    ndim: int,
-    problems: Problems,
-    *,
-    what: str = "reading",
-    trained: bool = False,
-) -> dict[Entry, T]:
-    """Calls `read` for every file, in threads.
+def warn(samples: Mapping[Entry, Facts], *, trained: bool = False) -> None:
+    """Warns of what is remarkable about the files.
+
+    That is the first file with each kind of remark, and images that have no common scale of values, because those of
+    more than 8 bits, each scaled by its own range, are beside images of 8 bits.
 
     Args:
-      paths: the file of each entry.
-      read: reads one file.
-      ndim: 2 or 3, which decides the number of threads.
-      problems: receives each ProblemError that `read` raises.
-      what: names the work in the progress bar.
+      samples: the facts about each file.
       trained: whether the files are for a trained model, whose settings cannot be changed.
-
-    Returns:
-      The results of the files without problems.
-    """
-
-    def attempt(path: pathlib.Path) -> T | ProblemError:
-        # Opening a named pipe would wait forever.
-        if text := unreadable(path):
-            return ProblemError(text)
-        try:
-            return read(path)
-        except ProblemError as error:
-            return ProblemError(text) if (text := not_fetched(path)) else error
-
-    found = {}
-    # Decoders, numpy, scipy and Pillow release the interpreter lock.
-    with concurrent.futures.ThreadPoolExecutor(min(_THREADS[ndim], os.cpu_count() or 1)) as pool:
-        results = pool.map(attempt, paths.values())
-        bar = tqdm(results, total=len(paths), desc=what, unit="image", disable=None)
-        for entry, result in zip(paths, bar, strict=True):
-            if isinstance(result, ProblemError):
-                entry.report(problems, result.for_trained() if trained else str(result))
-            else:
-                found[entry] = result
-    return found
-
-
-def warn(samples: Mapping[Entry, Sample], *, trained: bool = False) -> None:
-    """Warns of the first file with each kind of remark, and of images that have no common scale of values.
-
-    The latter are images with more than 8 bits, each scaled by its own range, beside images of 8 bits.
-
-    Args:
-      samples: the samples.
-      trained: see `read_all`.
     """
     remarks: dict[str, tuple[str, str, int]] = {}
     for entry, sample in samples.items():
@@ -178,21 +160,23 @@ def warn(samples: Mapping[Entry, Sample], *, trained: bool = False) -> None:
         )
 
 
-def stack(samples: Sequence[Sample], ndim: int, *, trained: bool = False) -> np.ndarray:
-    """Stacks images to uint8 (n, S, S, C), with C = 3 if any of them is in colour, or volumes to (n, S, S, S, 1)."""
-    images = [sample.image for sample in samples]
-    if ndim == 2 and any(image.ndim == 3 for image in images):
-        return np.stack([np.broadcast_to(np.atleast_3d(image), (*image.shape[:2], 3)) for image in images])
-    stacked = np.stack(images)[..., np.newaxis]
-    if ndim == 3 and stacked.max() < _DARK:
+def warn_of_darkness(samples: Sequence[Facts], ndim: int, *, trained: bool = False) -> None:
+    """Warns if all volumes are dark; `trained` as in `warn`."""
+    greatest = max(sample.greatest for sample in samples)
+    if ndim == 3 and greatest < _DARK:
         logger.warning(
             "the greatest value of all volumes is %d of 255, because 8-bit files are not scaled: %s",
-            stacked.max(),
+            greatest,
             "give volumes with the values of those of the training"
             if trained
             else "for masks and other small values set data.window to the values that should become 0 and 255",
         )
-    return stacked
+
+
+def stack(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Stacks images (S, S, C) to (n, S, S, C), with C = 3 if any of them is in colour, or volumes (S, S, S, 1)."""
+    channels = max(image.shape[-1] for image in images)
+    return np.stack([np.broadcast_to(image, (*image.shape[:-1], channels)) for image in images])
 
 
 def _digest(pixels: np.ndarray) -> str:

@@ -17,7 +17,8 @@ resized to a square (bicubic, proportions are not kept) and keep their colours. 
 is cropped to the smallest rectangle around its mask first, as in the PneumoLLM paper. Volumes are NIfTI (.nii, .nii.gz)
 or .npy with (D, H, W); they are resampled to a cube, see `readers.volumes`.
 
-The whole folder is read before training starts, and all problems with it are reported in one message.
+The whole folder is read before training starts, and all problems with it are reported in one message. Each file is
+decoded once and kept on disk, see `reading` and `data.rows`.
 """
 
 import dataclasses
@@ -29,13 +30,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxboost import tasks
-from jaxboost.data.dataset import ALL, SPLITS, Dataset, DatasetInfo, Split
+from jaxboost.data.dataset import ALL, SPLITS, Dataset, DatasetInfo, MappedRows, Split
 from jaxboost.data.problems import Problems
 from jaxboost.data.readers import arrays
+from jaxboost.data.rows import place
 from jaxboost.data.sources.folder import labels, layouts, patients, samples
 from jaxboost.data.sources.folder.duplicates import WARN, join_copies, treat_near_duplicates
 from jaxboost.data.sources.folder.labels import Entry
-from jaxboost.data.sources.folder.masks import Lookup, by_stem, open_masks
+from jaxboost.data.sources.folder.masks import Masks, by_stem, open_masks
+from jaxboost.data.sources.folder.reading import key_of, open_store, read_into
 from jaxboost.errors import UserError, nearest
 
 SOURCE = "folder"
@@ -90,6 +93,8 @@ def load(
     patient: str = "",
     duplicates: str = WARN,
     ignore_splits: bool = False,
+    cache: str = place.ON,
+    cache_gb: float = place.MOST_GB,
 ) -> Dataset:
     """Reads the folder. The options that have a field in the config were checked there.
 
@@ -110,9 +115,11 @@ def load(
       patient: "tag": the tags of DICOM files name the patients if nothing else does; "": these tags are not read.
       duplicates: "warn", "join" or "refuse": what to do about nearly equal images in different splits.
       ignore_splits: whether the folder's own splits do not count, because a cross-validation divides all images anew.
+      cache, cache_gb: whether decoded images are kept on disk for the next start, see `place.Keeping`.
 
     Returns:
-      The official splits, with or without val, or one split "all": images uint8 (n, S, S, C) or (n, S, S, S, 1), the
+      The official splits, with or without val, or one split "all": images uint8 (n, S, S, C) or (n, S, S, S, 1), large
+      ones mapped from disk, the
       patients as `groups` (None if unknown), and the files as `names`, in the order of the entries; where splits are
       ignored, in the order of the splits.
 
@@ -141,16 +148,19 @@ def load(
     targets = labels.to_numbers(entries, info.classes, problems, multi_label=multi_label)
     labels.check_splits(entries, info.classes, problems)
     paths = layouts.locate(folder, entries, ndim, problems, masks_path)
-    entries, paths = patients.find(
-        name, entries, paths, problems, tags=patient == patients.TAG, allow_mixed=allow_mixed_patients
-    )
+    store = open_store(folder, reading, place.Keeping(cache, cache_gb), masked=bool(masks_path))
+    tags = store if patient == patients.TAG else None
+    entries, paths = patients.find(name, entries, paths, problems, tags=tags, allow_mixed=allow_mixed_patients)
     masks_of = _open_masks(masks_path, paths, problems) if masks_path else None
-    found = samples.read_all(paths, samples.reader(reading, masks_of), ndim, problems)
+    found = read_into(store, folder, paths, reading, masks_of, problems)
     samples.warn(found)
     joined = join_copies(entries, found, problems)
     problems.raise_any()
-    images = samples.stack([found[entry] for entry in entries], ndim)
-    entries = treat_near_duplicates(joined, images, problems, mode=duplicates, allow_mixed=allow_mixed_patients)
+    samples.warn_of_darkness([found[entry] for entry in entries], ndim)
+    images = store.array([key_of(folder, paths[entry]) for entry in entries])
+    entries = treat_near_duplicates(
+        joined, images, problems, mode=duplicates, allow_mixed=allow_mixed_patients, store=store
+    )
     problems.raise_any()
     return _dataset(dataclasses.replace(info, excluded=problems.excluded), entries, images, targets, ignored)
 
@@ -191,7 +201,7 @@ def _of_known_folders(entries: list[Entry], classes: Sequence[str], problems: Pr
     return kept
 
 
-def _open_masks(path: pathlib.Path, paths: Mapping[Entry, pathlib.Path], problems: Problems) -> Lookup | None:
+def _open_masks(path: pathlib.Path, paths: Mapping[Entry, pathlib.Path], problems: Problems) -> Masks | None:
     first_of = by_stem(paths, problems)
     try:
         return open_masks(path, first_of)
@@ -203,7 +213,7 @@ def _open_masks(path: pathlib.Path, paths: Mapping[Entry, pathlib.Path], problem
 def _dataset(
     info: DatasetInfo,
     entries: Sequence[Entry],
-    images: np.ndarray,
+    images: np.ndarray | MappedRows,
     targets: np.ndarray,
     ignored: Mapping[str, str | None],
 ) -> Dataset:
