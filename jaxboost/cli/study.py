@@ -47,6 +47,12 @@ def run() -> None:
     flags.DEFINE_bool("dry_run", False, "only print the runs, with what is done and how long they will take")
     flags.DEFINE_bool("commands", False, "only print a command for each run that remains, one a line")
     flags.DEFINE_integer("jobs", 1, "number of processes that share the runs", lower_bound=1)
+    flags.DEFINE_enum(
+        "seeds_at_once",
+        "auto",
+        ["auto", "true", "false"],
+        "train the seeds of an arm in one program; auto: small models on an accelerator, if --jobs is 1",
+    )
     flags.DEFINE_string("only", "", "do one run, ARM:SEED, as --commands prints them; no report is made")
     flags.DEFINE_bool("worker", False, "help another process with this study; no report is made")
     flags.DEFINE_float("patience", None, "seconds after which a worker without a run to start ends", lower_bound=0)
@@ -129,6 +135,7 @@ def do(given: Any, overrides: Sequence[str]) -> None:
             patience=given.patience,
             workers=lambda: _workers(given.jobs, [*same, f"--only={given.only}"]),
             jobs=given.jobs,
+            seeds_at_once=given.seeds_at_once,
         )
     if outcome.stopped:
         return

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 
 from jaxboost import io, stopping
 from jaxboost.config import loading
+from jaxboost.config.types import Config
 from jaxboost.errors import UserError
 from jaxboost.runs import cross_validation, datasets
 from jaxboost.runs.lock import InUseError
-from jaxboost.studies import data_check, definition, derived, plan, tuning
+from jaxboost.studies import at_once, data_check, definition, derived, plan, tuning
 from jaxboost.studies.definition import Definition
 from jaxboost.studies.plan import CACHE, RATE, Plan, PlannedRun, State
 from jaxboost.studies.progress import Bar
@@ -52,6 +53,7 @@ def run(
     patience: float | None = None,
     workers: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
     jobs: int = 1,
+    seeds_at_once: str = "auto",
 ) -> Outcome:
     """Runs what remains of a plan.
 
@@ -66,6 +68,7 @@ def run(
       patience: seconds after which a worker without a run to start ends, also if runs remain that need those of other
         processes first; None: it waits for these. More than the time after which a lock of another machine is stale,
         so that the run of a process that was killed is taken over.
+      seeds_at_once: see `at_once.pays`. Where several processes share the runs, each trains one at a time.
 
     Raises:
       UserError: see `prepare`; or a disk is full.
@@ -81,6 +84,8 @@ def run(
         bar = stack.enter_context(Bar(given, runs, jobs, silent=worker))
         stack.enter_context(workers())
         failed: list[str] = []
+        tried: set[str] = set()
+        mode = seeds_at_once if jobs == 1 and not worker else "false"
         if patience is not None:
             # Runs that others need come first, so that fewer processes have nothing to start.
             runs.sort(key=lambda each: each.rate is None)
@@ -93,7 +98,10 @@ def run(
                 if state in ("finished", "failed"):
                     done = _found(each, state)
                 elif state != "running":
-                    done = _attempt(each, given)
+                    # Those that this one was trained with are found finished next.
+                    done = _together(each, runs, given, mode, tried)
+                    if not (done or stop.received):
+                        done = _attempt(each, given)
                     idle_since = idle_since if done is None else time.monotonic()
                 if stop.received:
                     logger.info("runs of the study that remain: %d: run the same command again", len(runs))
@@ -152,6 +160,17 @@ def _found(each: PlannedRun, state: State) -> bool:
     return state == "finished"
 
 
+def _together(each: PlannedRun, runs: Sequence[PlannedRun], given: Plan, mode: str, tried: set[str]) -> bool | None:
+    """Trains a run with the other seeds of its arm, once; see `at_once.attempt`."""
+    if mode == "false" or each.arm.name in tried or not (config := _config(each, given)):
+        return None
+    group = at_once.others(each, runs)
+    if len(group) < 2 or not at_once.pays(mode, config, len(group)):
+        return None
+    tried.add(each.arm.name)
+    return at_once.attempt(group, {run.key: found for run in group if (found := _config(run, given))})
+
+
 def _attempt(each: PlannedRun, given: Plan) -> bool | None:
     """Does a run. Returns True if it is finished, False if it failed, None if it has to be visited again."""
     try:
@@ -171,12 +190,9 @@ def _attempt(each: PlannedRun, given: Plan) -> bool | None:
 
 def _do(each: PlannedRun, given: Plan) -> bool:
     """Returns False if runs that the run needs are not finished, or if a signal stopped it."""
-    config = each.config
-    if each.follows and not each.arm.after:
-        chosen = tuning.chosen(given.of(each.arm.name))
-        if chosen is None:
-            return False
-        config = loading.with_overrides(config.copy_and_resolve_references(), {RATE: float(chosen.rate or 0)})
+    config = _config(each, given)
+    if config is None:
+        return False
     if each.arm.after:
         source = source_of(each, given)
         if source is None:
@@ -190,6 +206,16 @@ def _do(each: PlannedRun, given: Plan) -> bool:
     # Weights of a run are in reference cycles. Programs stay for the next runs, see `make_program`.
     gc.collect()
     return finished
+
+
+def _config(each: PlannedRun, given: Plan) -> Config | None:
+    """The config of a run; None if runs that tune its learning rate are not finished."""
+    if not each.follows or each.arm.after:
+        return each.config
+    chosen = tuning.chosen(given.of(each.arm.name))
+    if chosen is None:
+        return None
+    return loading.with_overrides(each.config.copy_and_resolve_references(), {RATE: float(chosen.rate or 0)})
 
 
 def source_of(each: PlannedRun, given: Plan) -> PlannedRun | None:
