@@ -2,15 +2,19 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
+from jaxboost import convert
 from jaxboost.config import continuing
 from jaxboost.errors import UserError
 from jaxboost.io import read_json
 from jaxboost.runs import seeds, train
-from jaxboost.training import program, step
+from jaxboost.training import program, several, step
+from jaxboost.training.engine import Together
 from tests.metrics import records
+from tests.reference.llama_checkpoints import tiny_llama, write_safetensors
 from tests.training.small_runs import small_config
 from tests.training.stopped_runs import send_in
 
@@ -48,15 +52,42 @@ def config_of(root, **changes):
     return small_config(root, {**CHANGES, **changes})
 
 
+@pytest.fixture(scope="module")
+def block(tmp_path_factory):
+    """A converted layer of a tiny LLaMA."""
+    folder = tmp_path_factory.mktemp("block")
+    write_safetensors(tiny_llama(0), folder / "checkpoint")
+    convert.convert(str(folder / "checkpoint"), "-1", folder / "block")
+    return folder / "block"
+
+
+def test_trees_are_divided_and_joined():
+    tree = {"a": {"x": 1, "y": {"z": 2}}, "b": 3, "c": {"d": 4}}
+    named, rest = several.divided(tree, [("a", "y"), ("c",)])
+    assert named == {"a": {"y": {"z": 2}}, "c": {"d": 4}}
+    assert rest == {"a": {"x": 1}, "b": 3}
+    assert several.joined(named, rest) == several.joined(rest, named) == tree
+    assert several.divided(tree, []) == ({}, tree)
+
+
 @pytest.mark.parametrize("on_device", ["false", "true"])
-def test_two_seeds_are_those_alone_also_after_a_stop(few_lidc_root, tmp_path, monkeypatch, on_device):
+def test_two_seeds_are_those_alone_also_after_a_stop(few_lidc_root, tmp_path, monkeypatch, block, on_device):
+    """A random block, which each seed draws; and with data on the devices a loaded one, which is there once."""
     config = config_of(few_lidc_root, **{"data.on_device": on_device, "train.seeds": 2})
+    if on_device == "true":
+        config.boost.block = str(block)
+        config.boost.layers = ()
     runs = seeds.of_config(config, tmp_path)
     assert [folder.name for folder in runs] == ["seed3", "seed4"]
     with monkeypatch.context() as patched:
         # After the first epoch.
         send_in(patched, step, "put", call=5)
+        held = []
+        monkeypatch.setattr(seeds, "Together", lambda *arguments: held.append(Together(*arguments)) or held[-1])
         assert seeds.train_and_evaluate(runs) is None
+    count = {name: len(jax.tree.leaves(tree)) for name, tree in held[0]._frozen.items()}
+    assert (count[several.SHARED] > 0) == (on_device == "true")
+    assert (count[several.OWN] > 0) == (on_device == "false")
     program.forget()  # as in another process
     # A kill may have come between the saves of the two.
     steps = {folder: sorted(path.name for path in folder.glob("checkpoints/latest/*")) for folder in runs}
