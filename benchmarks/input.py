@@ -9,7 +9,6 @@ compared; on an accelerator images per second.
 """
 
 import dataclasses
-import functools
 import statistics
 import time
 from collections.abc import Sequence
@@ -92,7 +91,7 @@ class Path:
             by_batch=by_batch,
         )
         iterator, placed = train_rows(split, **options), rows.place(split, by_batch)
-        read, key = jax.jit(functools.partial(reading.train_batch)), jax.random.key(0)
+        read, key = jax.jit(reading.train_batch), jax.random.key(0)
         numbers = iter(range(2**31))
 
         def batch() -> Any:

@@ -97,6 +97,8 @@ def do(given: Any, overrides: Sequence[str]) -> None:
         # jax reads it when it first uses a GPU. By default one process takes most of the memory for itself.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     options = _slurm_options(given)
+    if given.seeds_at_once == "true" and (given.jobs > 1 or options or given.worker):
+        raise UserError("--seeds_at_once=true is for one process: leave out --jobs and --slurm, or give auto")
     from jaxboost.studies import definition, estimate, loading, plan, runner
 
     name = loading.suited(given.study, plan.texts(overrides))

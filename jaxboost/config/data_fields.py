@@ -96,7 +96,7 @@ DATA = {
         ' numbers than the host: "true", "false", or "auto": if they fit into 40 % of the memory of an accelerator',
         choices=("auto", "true", "false"),
         resume="auto",
-        before="auto",
+        before="false",
     ),
     "cache": Field(
         "on",

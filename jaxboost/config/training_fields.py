@@ -123,6 +123,7 @@ TRAIN = {
         " of that seed alone has",
         range=Range(least=1, most=1000),
         resume="free",
+        before=1,
     ),
     "steps_per_call": Field(
         1,
@@ -130,6 +131,7 @@ TRAIN = {
         unit="steps",
         range=Range(least=0, most=MAX_STEPS),
         resume="free",
+        before=1,
     ),
     "log_every": Field(
         10,

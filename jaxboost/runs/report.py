@@ -4,7 +4,7 @@ import logging
 import math
 import pathlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Literal
 
@@ -41,8 +41,8 @@ _LOGGED = {
 logger = logging.getLogger(__name__)
 
 
-def log_start(system: System, dataset: Dataset, config: ConfigDict) -> None:
-    """Logs the model, the data, the devices and the seed."""
+def log_start(system: System, dataset: Dataset, config: ConfigDict, seeds: Sequence[int]) -> None:
+    """Logs the model, the data, the devices, and the seeds of the runs that are trained at once."""
     sizes = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
     logger.info("%s: %s; %d classes (%s)", dataset.info.name, sizes, len(dataset.info.classes), dataset.info.task)
     logger.info(
@@ -54,7 +54,8 @@ def log_start(system: System, dataset: Dataset, config: ConfigDict) -> None:
     )
     devices, together = jax.devices(), processes.count()
     shared = f" in {together} processes" if together > 1 else ""
-    logger.info("%d x %s%s, seed %d", len(devices), devices[0].device_kind, shared, config.seed)
+    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    logger.info("%d x %s%s, %s", len(devices), devices[0].device_kind, shared, named)
     if config.eval.protocol == "reference":
         logger.warning(REFERENCE_WARNING)
 

@@ -48,14 +48,17 @@ def train_and_evaluate(runs: Mapping[pathlib.Path, Config]) -> dict[pathlib.Path
         check(config)
         workdir.check_location(folder, config)
     todo = {folder: config for folder, config in runs.items() if not _is_finished(folder, config)}
+    at_once = len(todo) > 1 and train.common_step([*todo]) is not None
+    if len(todo) > 1 and not at_once:
+        logger.info("the seeds have no checkpoint of the same step: they are trained one after the other")
     contents = {}
-    for folder in runs.keys() - todo.keys() if len(todo) > 1 else runs:
-        # Finished ones say their figures again; one that is left has no others to be trained with.
+    # Finished ones say their figures again.
+    for folder in [folder for folder in runs if folder not in todo or not at_once]:
         content = train.train_and_evaluate(runs[folder], folder)
         if content is None:
             return None
         contents[folder] = content
-    if len(todo) <= 1:
+    if not at_once:
         return contents
     with stopping.watch(resumable=True) as stop:
         stopping.say(" before the first step: run the same command again")
@@ -87,20 +90,20 @@ def check(config: Config) -> None:
 def _train(todo: Mapping[pathlib.Path, Config]) -> list[dict[str, Any]] | None:
     """Trains runs that are not finished."""
     peak, loaded, loops = memory.Peak(), Loaded(), []
+    # The time of all is divided among them, from here on.
+    clocks = [Clock(lambda: time.monotonic() / len(todo)) for _ in todo]
     with contextlib.ExitStack() as stack:
         locks = [stack.enter_context(locked(folder)) for folder in todo]
+        configs = {folder: train.resolved(config, folder) for folder, config in todo.items()}
+        _check_alike(configs)
         stack.enter_context(datasets.shared_in(next(iter(todo))))
-        for (folder, config), lock in zip(todo.items(), locks, strict=True):
-            # The time of all is divided among them.
-            clock = Clock(lambda: time.monotonic() / len(todo))
+        for (folder, config), lock, clock in zip(configs.items(), locks, clocks, strict=True):
             options = dict(check_lock=lock.check, loaded=loaded, clock=clock)
-            config = train.resolved(config, folder)
             if loops:
                 loops.append(train.assemble_like(loops[0], config, folder, **options))
             else:
                 loops.append(train.assemble(config, folder, **options))
         first = loops[0]
-        logger.info("seeds %s are trained at once", ", ".join(str(loop.config.seed) for loop in loops))
         program = make_program(
             first.config,
             first.system.graphdef,
@@ -110,6 +113,22 @@ def _train(todo: Mapping[pathlib.Path, Config]) -> list[dict[str, Any]] | None:
             several=True,
         )
         return train.complete(Together(loops, program), peak)
+
+
+def _check_alike(configs: Mapping[pathlib.Path, Config]) -> None:
+    """Raises UserError if a run is finished by now, or goes on with another choice than the first, such as a dtype."""
+    first = None
+    for folder, config in configs.items():
+        # Another process may have finished it while this one waited for the lock.
+        if _is_finished(folder, config):
+            raise UserError(f"another process has just finished {folder}: run the same command again")
+        fields = {name: value for name, value in continuing.flat(config).items() if name != "seed"}
+        first = first or fields
+        if differing := [name for name, value in fields.items() if first[name] != value]:
+            raise UserError(
+                f"{folder} was started with {differing[0]}={fields[differing[0]]!r}, and the first seed with"
+                f" {first[differing[0]]!r}: train the seeds one after the other, with train.seeds=1"
+            )
 
 
 def _is_finished(folder: pathlib.Path, config: Config) -> bool:

@@ -28,11 +28,11 @@ from jaxboost.systems import start
 from jaxboost.systems.system import FixedTokens, System
 from jaxboost.training import feed, source_tokens, step, steps
 from jaxboost.training.cache import keep_compiled_programs
-from jaxboost.training.checkpoints import checkpoint_folder
+from jaxboost.training.checkpoints import checkpoint_folder, stored
 from jaxboost.training.checkpoints.checkpointer import Checkpointer, Progress
 from jaxboost.training.clock import Clock
 from jaxboost.training.engine import Alone, Engine
-from jaxboost.training.loop import Loop
+from jaxboost.training.loop import Loop, timed
 from jaxboost.training.mixing import Mixing
 from jaxboost.training.program import Program, make_objective, make_program
 
@@ -224,7 +224,7 @@ def assemble_like(
         first.system, seed=config.seed, replicated=replicated, loaded=loaded
     )
     fingerprints = {**first.progress.fingerprints, **found}
-    fixed = fixed_tokens(first.system, config)
+    fixed = fixed_tokens(first.system, config) if first.has_tokens else None
     if fixed is not None and fingerprints[fixed.role] != first.progress.fingerprints[fixed.role]:
         raise UserError(f"the random frozen encoder of each seed makes other tokens: {fix}")
     with io.writing(splits.folder):
@@ -322,7 +322,8 @@ def complete(engine: Engine, peak: memory.Peak) -> list[dict[str, Any]] | None:
     Returns:
       The content of each result.json; None if a signal stopped them.
     """
-    report.log_start(engine.loops[0].system, engine.loops[0].dataset, engine.loops[0].config)
+    first = engine.loops[0]
+    report.log_start(first.system, first.dataset, first.config, [loop.config.seed for loop in engine.loops])
     with contextlib.ExitStack() as stack:
         checkpointers = []
         for loop in engine.loops:
@@ -346,22 +347,29 @@ def _resume(loops: Sequence[Loop], checkpointers: Sequence[Checkpointer]) -> Non
     """Restores the latest checkpoint that all runs have.
 
     Raises:
-      UserError: see `Checkpointer.restore_latest`; or a damaged checkpoint leaves several runs at different steps.
+      UserError: see `Checkpointer.restore_latest`.
     """
-    if len(loops) > 1:
-        # A kill may have come between the saves of two runs.
-        common = min(checkpointer.latest_step() or 0 for checkpointer in checkpointers)
-        for checkpointer in checkpointers:
-            checkpointer.go_back(common)
-    for loop, checkpointer in zip(loops, checkpointers, strict=True):
-        loop.resume(checkpointer)
-    found = {int(loop.state.step): loop for loop in loops}
-    if len(found) > 1:
-        behind = found[min(found)]
-        raise UserError(
-            f"{behind.folder} goes on from step {min(found)}, other seeds from step {max(found)}, as a checkpoint is"
-            f" damaged: train seed {behind.config.seed} alone, with train.seeds=1 and --workdir {behind.folder}"
-        )
+    # A kill may have come between the saves of two runs. A damaged checkpoint is found only when it is read.
+    most = common_step([loop.folder for loop in loops]) if len(loops) > 1 else None
+    with timed(loops, "checkpoints"):
+        while True:
+            for loop, checkpointer in zip(loops, checkpointers, strict=True):
+                loop.resume(checkpointer, most)
+            reached = [int(loop.state.step) for loop in loops]
+            if len({*reached}) == 1:
+                break
+            logger.warning("a checkpoint of one seed is damaged: all go back to step %d", min(reached))
+            most = min(reached)
+    for loop in loops:
+        loop.say_resumed()
+
+
+def common_step(folders: Sequence[pathlib.Path]) -> int | None:
+    """The latest step of which all runs have a checkpoint, 0 if none of them has one; None: there is no such step."""
+    found = [{*stored.steps(folder / checkpoint_folder.FOLDER / checkpoint_folder.LATEST)} for folder in folders]
+    if not any(found):
+        return 0
+    return max(set.intersection(*found), default=None)
 
 
 def _finish(engine: Engine, checkpointers: Sequence[Checkpointer], peak: memory.Peak) -> list[dict[str, Any]]:
@@ -370,11 +378,12 @@ def _finish(engine: Engine, checkpointers: Sequence[Checkpointer], peak: memory.
     The only place that evaluates the test split, unless the protocol is `reference`.
     """
     loops, weights = engine.loops, []
-    for loop, checkpointer in zip(loops, checkpointers, strict=True):
-        best = loop.progress.best
-        assert best is not None  # The last step is validated.
+    for loop in loops:
         loop.clock.begin("evaluation")
-        with loop.clock.of("checkpoints"):
+    with timed(loops, "checkpoints"):
+        for loop, checkpointer in zip(loops, checkpointers, strict=True):
+            best = loop.progress.best
+            assert best is not None  # The last step is validated.
             weights.append(checkpointer.restore_best(best.step, loop.state.params, loop.state.stats, best.sha256))
     names = [name for name in loops[0].dataset.splits if name != "train"]
     found = {name: [scores for _, scores in engine.scores(weights, name)] for name in names}

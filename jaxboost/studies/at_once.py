@@ -1,5 +1,6 @@
 """Seeds of an arm that one program trains at once, where that pays; see `runs.seeds`."""
 
+import gc
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -14,31 +15,31 @@ from jaxboost.runs.lock import InUseError
 from jaxboost.studies import plan
 from jaxboost.studies.plan import PlannedRun
 
-MODES = ("auto", "true", "false")
 # Part of an accelerator's memory that the weights, gradients and the optimiser's state of all seeds may take.
-_SHARE = 0.2
-_BYTES_PER_WEIGHT = 16  # the weight, its gradient and two means, in float32
+_SHARE = 0.3
+# In float32: the weight, its average, its gradient and two means; and all but the gradient again while they are saved.
+_BYTES_PER_WEIGHT = 4 * 9
 
 logger = logging.getLogger(__name__)
 
 
 def others(each: PlannedRun, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """The run and those of other seeds of its arm that nobody has begun; the run alone if its kind has none.
+    """The run and those of other seeds of its arm that are not finished; the run alone if its kind has none.
 
     A run that tunes a learning rate has no other seeds, and one that evaluates another's weights trains nothing.
     """
     if each.rate is not None or each.arm.after or "train" not in each.config:
         return [each]
     alike = [run for run in runs if run.arm.name == each.arm.name and run.rate is None]
-    return [run for run in alike if run is each or plan.state_of(run) in ("waiting", "stopped")]
+    return [run for run in alike if run is each or plan.state_of(run) in ("waiting", "interrupted")]
 
 
 def pays(mode: str, config: Config, count: int) -> bool:
     """Whether several seeds are trained at once.
 
     Args:
-      mode: one of MODES. "auto": on an accelerator, if the states of all seeds are a small part of its memory: small
-        models leave most of it idle. On a CPU runs of a study share their compiled programs already, and a step of
+      mode: "true", "false" or "auto": on an accelerator, if the states of all seeds are a small part of its memory, as
+        small models leave most of it idle. On a CPU runs of a study share their compiled programs already, and a step of
         several seeds takes nearly as long as their steps one after the other.
       config: of one of the runs.
       count: number of seeds.
@@ -77,4 +78,7 @@ def attempt(runs: Sequence[PlannedRun], configs: Mapping[str, Config]) -> bool |
         reason = " ".join(str(error).split())
         logger.warning("%s: seeds %s are trained one after the other (%s)", runs[0].arm.name, name, reason)
         return None
+    finally:
+        # Weights of a run are in reference cycles.
+        gc.collect()
     return None if found is None else True

@@ -126,8 +126,8 @@ def with_dtype(plan: Plan) -> Plan:
     theirs = read(plan.folder)
     known = {} if theirs is None else {arm.name: continuing.flat(arm.config).get("model.dtype") for arm in theirs.arms}
     # The arms that are "auto" now were so when the study began: an arm that names its dtype does not count.
-    open_arms = [name for name, config in plan.configs.items() if config.model.dtype == systems.AUTO]
-    found = next((dtype for name in open_arms if (dtype := known.get(name))), systems.AUTO)
+    open_arms = [name for name, config in plan.configs.items() if config.model.dtype == continuing.AUTO]
+    found = next((dtype for name in open_arms if (dtype := known.get(name))), continuing.AUTO)
 
     def named(config: Config) -> Config:
         return systems.with_dtype(config, lambda: {"model.dtype": found})

@@ -14,6 +14,7 @@ from jaxboost.runs import datasets, finished, report, train, workdir
 from jaxboost.runs.lock import RunLock
 from jaxboost.runs.result import RunResult
 from jaxboost.training.checkpoints import checkpoint_folder
+from jaxboost.training.engine import Alone
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ def _evaluate(source: pathlib.Path, result: RunResult, config: Config, folder: p
         fix="bring the folder back from a backup, or train again",
     )
     logger.info("evaluating epoch %d of %s again: %s", selection.epoch, source, loop.system.title)
-    scores = {name: loop.scores(params, stats, name)[1] for name in loop.dataset.splits if name != "train"}
+    names = [name for name in loop.dataset.splits if name != "train"]
+    scores = {name: Alone(loop).scores([(params, stats)], name)[0][1] for name in names}
     with io.writing(folder):
         workdir.create(folder, loop.config)
         report.write_predictions(folder, scores, loop.dataset, loop.config)

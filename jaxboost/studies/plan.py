@@ -265,6 +265,8 @@ def _check(study: Study, configs: Mapping[str, Config], overrides: Mapping[str, 
     _check_fields([*overrides], {name: None for config in configs.values() for name in flat(config)})
     if "seed" in overrides:
         raise UserError("--config.seed: a study runs the seeds 0, 1, ...: give their number with --seeds")
+    if "train.seeds" in overrides:
+        raise UserError("--config.train.seeds: give the number of seeds with --seeds, and --seeds_at_once=true")
     by_text: dict[str, list[str]] = {}
     for arm in study.arms:
         for text in (*validation.problems(configs[arm.name]), *_of_arm(arm, study, configs)):

@@ -162,10 +162,17 @@ def _found(each: PlannedRun, state: State) -> bool:
 
 def _together(each: PlannedRun, runs: Sequence[PlannedRun], given: Plan, mode: str, tried: set[str]) -> bool | None:
     """Trains a run with the other seeds of its arm, once; see `at_once.attempt`."""
-    if mode == "false" or each.arm.name in tried or not (config := _config(each, given)):
+    if mode == "false" or each.arm.name in tried:
         return None
     group = at_once.others(each, runs)
-    if len(group) < 2 or not at_once.pays(mode, config, len(group)):
+    if len(group) < 2:
+        return None
+    try:
+        config = _config(each, given)
+        if config is None or not at_once.pays(mode, config, len(group)):
+            return None
+    except UserError:
+        # The run itself finds the mistake, and it is noted as that run's.
         return None
     tried.add(each.arm.name)
     return at_once.attempt(group, {run.key: found for run in group if (found := _config(run, given))})

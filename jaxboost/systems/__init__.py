@@ -23,7 +23,6 @@ from jaxboost.systems.system import Recorded, System, check_attention
 
 __all__ = ["Recorded", "System", "check_same_weights", "prepare", "resolved", "with_dtype", "with_layers"]
 
-AUTO = "auto"
 # Returns the config that the folder of a run has, flat as `continuing.fixed_fields` gives it; None: it has none.
 Before = Callable[[], Mapping[str, Any] | None]
 
@@ -82,11 +81,11 @@ def with_dtype(config: Config, before: Before = lambda: None) -> Config:
       config: of a run.
       before: see `Before`.
     """
-    if config.model.dtype != AUTO:
+    if config.model.dtype != continuing.AUTO:
         return config
-    dtype = (before() or {}).get("model.dtype", AUTO)
+    dtype = (before() or {}).get("model.dtype", continuing.AUTO)
     named = config.copy_and_resolve_references()
-    named.model.dtype = device.default_dtype(device.current()) if dtype == AUTO else dtype
+    named.model.dtype = device.default_dtype(device.current()) if dtype == continuing.AUTO else dtype
     return named
 
 

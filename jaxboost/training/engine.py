@@ -13,6 +13,7 @@ from jaxboost.processes import arrays
 from jaxboost.training import several
 from jaxboost.training.loop import Loop
 from jaxboost.training.program import Program
+from jaxboost.training.step import BoundEvalStep
 
 Weights = tuple[Tree, Tree]  # trained weights, statistics
 
@@ -44,6 +45,10 @@ class Engine(Protocol):
 
     def settle(self) -> None:
         """Brings the `state` of each run up to date: before that it may be of an earlier step."""
+        ...
+
+    def release(self) -> None:
+        """The `state` of a run is not needed any more until the next `settle`; its shapes are."""
         ...
 
     def scores(self, weights: Sequence[Weights], split: str, most: int | None = None) -> list[tuple[float, np.ndarray]]:
@@ -79,15 +84,14 @@ class Alone:
     def settle(self) -> None:
         """See `Engine`."""
 
+    def release(self) -> None:
+        """See `Engine`."""
+
     def scores(self, weights: Sequence[Weights], split: str, most: int | None = None) -> list[tuple[float, np.ndarray]]:
         """See `Engine`."""
-        loop, ((params, stats),) = self._loop, weights
-        bound = loop.program.bind_eval_step(params, loop.frozen, stats)
-        losses, found = evaluate.run_batches(
-            lambda batch: bound(loop.feed.complete(split, batch)),
-            loop.feed.evaluation(split, most),
-            loop.program.by_batch,
-        )
+        ((params, stats),) = weights
+        loop = self._loop
+        losses, found = _scored(loop.program.bind_eval_step(params, loop.frozen, stats), loop, split, most)
         return [(float(losses.mean()), found)]
 
 
@@ -118,6 +122,7 @@ class Together:
     def begin(self) -> None:
         """See `Engine`."""
         self._states = self._stack([loop.state for loop in self.loops])
+        self.release()
 
     def take(self, count: int) -> Any:
         """See `Engine`."""
@@ -138,11 +143,25 @@ class Together:
         for loop, state in zip(self.loops, self._apart(self._states), strict=True):
             loop.state = state
 
+    def release(self) -> None:
+        """See `Engine`."""
+        # The states are in memory once, stacked.
+        for loop in self.loops:
+            loop.state = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), loop.state
+            )
+
     def scores(self, weights: Sequence[Weights], split: str, most: int | None = None) -> list[tuple[float, np.ndarray]]:
         """See `Engine`."""
         params, stats = (self._stack(list(trees)) for trees in zip(*weights, strict=True))
-        bound, feed = self._program.bind_eval_step(params, self._frozen, stats), self.loops[0].feed
-        losses, found = evaluate.run_batches(
-            lambda batch: bound(feed.complete(split, batch)), feed.evaluation(split, most), self._program.by_batch
-        )
+        losses, found = _scored(self._program.bind_eval_step(params, self._frozen, stats), self.loops[0], split, most)
         return [(float(losses[:, index].mean()), found[:, index]) for index in range(len(self.loops))]
+
+
+def _scored(bound: BoundEvalStep, loop: Loop, split: str, most: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Losses and probabilities of the samples of a split."""
+    return evaluate.run_batches(
+        lambda batch: bound(loop.feed.complete(split, batch)),
+        loop.feed.evaluation(split, most),
+        loop.program.by_batch,
+    )

@@ -1,9 +1,10 @@
 """A run between its start and its result."""
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from jaxboost import processes, stopping
 from jaxboost.config.types import Config
@@ -54,21 +55,29 @@ class Loop:
     clock: Clock
     check_lock: Callable[[], None]
 
-    def resume(self, checkpointer: Checkpointer) -> None:
-        """Restores the latest checkpoint, if there is one."""
+    def resume(self, checkpointer: Checkpointer, most: int | None = None) -> None:
+        """Restores the latest checkpoint, if there is one, up to step `most`; `say_resumed` follows."""
         if processes.first("checkpoint", checkpointer.latest_step) is not None:
             config = self.progress.config
-            with self.clock.of("checkpoints"):
-                self.state, found = checkpointer.restore_latest(
-                    self.state, self.feed.iterator, self.progress.fingerprints, config
-                )
-            self.clock.add_earlier(found.seconds, found.parts)
+            self.state, found = checkpointer.restore_latest(
+                self.state, self.feed.iterator, self.progress.fingerprints, config, most=most
+            )
             # A checkpoint of an earlier version does not have the config.
             self.progress = dataclasses.replace(found, config=config)
+
+    def say_resumed(self) -> None:
+        """Adds the time of earlier starts, and logs from where the run goes on."""
+        if int(self.state.step):
+            self.clock.add_earlier(self.progress.seconds, self.progress.parts)
             logger.info("resumed from step %d", int(self.state.step))
             stopping.say(f" before step {int(self.state.step) + 1}: run the same command again")
         elif (self.folder / METRICS).exists():
             logger.warning("%s has records but no checkpoint: it starts again from the first step", self.folder)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the data set has source tokens, computed once, in place of images."""
+        return self.dataset.splits["train"].images.ndim == 3
 
     def evaluated(self) -> tuple[Tree, Tree]:
         """The weights and statistics to evaluate."""
@@ -85,3 +94,12 @@ class Loop:
         every = config.checkpoint_every or self.last_step
         ends = [(number // interval + 1) * interval for interval in (self.steps_per_epoch, every)]
         return min(wanted, *(end - number for end in (*ends, self.last_step)))
+
+
+@contextlib.contextmanager
+def timed(loops: Sequence[Loop], part: str) -> Iterator[None]:
+    """The time inside the `with` block belongs to a part of each run's time, see `Clock.of`."""
+    with contextlib.ExitStack() as stack:
+        for loop in loops:
+            stack.enter_context(loop.clock.of(part))
+        yield

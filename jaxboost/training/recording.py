@@ -12,7 +12,7 @@ import numpy as np
 from jaxboost.evaluation import metrics, patients
 from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer
 from jaxboost.training.log import MetricsLog
-from jaxboost.training.loop import Loop
+from jaxboost.training.loop import Loop, timed
 from jaxboost.training.monitor import PendingLosses, StepFigures
 
 logger = logging.getLogger(__name__)
@@ -24,11 +24,12 @@ class Recording:
     Args:
       loop: the run.
       checkpointer: its checkpoints.
-      name: a prefix of its log lines, such as "seed 3, ", where several runs train together.
+      loops: all runs that train together.
     """
 
-    def __init__(self, loop: Loop, checkpointer: Checkpointer, name: str = ""):
-        self.loop, self.checkpointer, self._name = loop, checkpointer, name
+    def __init__(self, loop: Loop, checkpointer: Checkpointer, loops: Sequence[Loop]):
+        self.loop, self.checkpointer, self._loops = loop, checkpointer, loops
+        self._name = f"seed {loop.config.seed}, " if len(loops) > 1 else ""
         self.losses = PendingLosses(checkpointer, loop.folder)
         self._files = contextlib.ExitStack()
 
@@ -96,7 +97,7 @@ class Recording:
         )
         if better:
             loop.check_lock()
-            with loop.clock.of("checkpoints"):
+            with timed(self._loops, "checkpoints"):
                 sha256 = self.checkpointer.save_best(number, *loop.evaluated())
             best = Best(epoch=epoch, step=number, value=result[metric], sha256=sha256)
             loop.progress = dataclasses.replace(loop.progress, best=best)
@@ -105,8 +106,7 @@ class Recording:
         """Saves the state; `validated` is False if a signal prevented the validation after its step."""
         loop = self.loop
         loop.check_lock()
-        with loop.clock.of("checkpoints"):
-            progress = dataclasses.replace(
-                loop.progress, seconds=loop.seconds(), parts=loop.clock.parts(), validated=validated
-            )
-            self.checkpointer.save_latest(loop.state, loop.feed.iterator, progress)
+        progress = dataclasses.replace(
+            loop.progress, seconds=loop.seconds(), parts=loop.clock.parts(), validated=validated
+        )
+        self.checkpointer.save_latest(loop.state, loop.feed.iterator, progress)

@@ -2,13 +2,13 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from jaxboost import stopping
 from jaxboost.training.checkpoints.checkpointer import Checkpointer
 from jaxboost.training.engine import Engine
 from jaxboost.training.log import ProgressBar
-from jaxboost.training.loop import Loop
+from jaxboost.training.loop import timed
 from jaxboost.training.mfu import Utilisation
 from jaxboost.training.monitor import RateMeter
 from jaxboost.training.recording import Recording
@@ -28,9 +28,11 @@ def train(engine: Engine, checkpointers: Sequence[Checkpointer]) -> bool:
     save_every = config.checkpoint_every or loop.last_step
     rate = RateMeter(config.batch_size)
     usage = Utilisation(loop.config.model.dtype, loop.program.by_batch.mesh.size)
-    names = [f"seed {each.config.seed}, " if len(loops) > 1 else "" for each in loops]
     with contextlib.ExitStack() as stack:
-        records = [stack.enter_context(Recording(*each)) for each in zip(loops, checkpointers, names, strict=True)]
+        records = [
+            stack.enter_context(Recording(each, checkpointer, loops))
+            for each, checkpointer in zip(loops, checkpointers, strict=True)
+        ]
         bar = stack.enter_context(ProgressBar(first, loop.last_step))
         _catch_up(engine, records, first)
         for each in loops:
@@ -41,7 +43,8 @@ def train(engine: Engine, checkpointers: Sequence[Checkpointer]) -> bool:
             with timed(loops, "data"):
                 batch = engine.take(count)
             if number == first:
-                usage.count(*engine.count_flops(batch), images=config.batch_size * len(loops))
+                with timed(loops, "compile"):
+                    usage.count(*engine.count_flops(batch), images=config.batch_size * len(loops))
             with timed(loops, "compile" if number == first else "step"):
                 outputs = engine.step(batch)
             if number == first:
@@ -53,7 +56,7 @@ def train(engine: Engine, checkpointers: Sequence[Checkpointer]) -> bool:
             bar.advance(count)
             at_end = number % loop.steps_per_epoch == 0 or number == loop.last_step
             if begun // config.log_every < number // config.log_every or at_end:
-                _write(records, number, rate.measure(number), usage, bar)
+                _write(records, number, rate, usage, bar)
             if at_end:
                 engine.settle()
             validated = not at_end or _validate_unless_stopped(engine, records, number)
@@ -62,9 +65,11 @@ def train(engine: Engine, checkpointers: Sequence[Checkpointer]) -> bool:
             if at_end or number % save_every == 0 or stopping.received():
                 if not at_end:
                     engine.settle()
-                for record in records:
-                    record.losses.fetch()
-                    record.save(validated=validated)
+                with timed(loops, "checkpoints"):
+                    for record in records:
+                        record.losses.fetch()
+                        record.save(validated=validated)
+                engine.release()
             if stopping.received():
                 break
         # The last state must be on the disk before a signal may end the process at once.
@@ -76,32 +81,22 @@ def train(engine: Engine, checkpointers: Sequence[Checkpointer]) -> bool:
     logger.info(
         "stopped by %s after step %d, saved: run the same command to go on",
         stopping.received(),
-        int(loop.state.step),
+        number,
     )
     return False
 
 
-@contextlib.contextmanager
-def timed(loops: Sequence[Loop], part: str) -> Iterator[None]:
-    """The time inside the `with` block belongs to a part of each run's time, see `Clock.of`."""
-    with contextlib.ExitStack() as stack:
-        for loop in loops:
-            stack.enter_context(loop.clock.of(part))
-        yield
-
-
-def _write(
-    records: Sequence[Recording], number: int, images_per_second: float | None, usage: Utilisation, bar: ProgressBar
-) -> None:
+def _write(records: Sequence[Recording], number: int, rate: RateMeter, usage: Utilisation, bar: ProgressBar) -> None:
     """Writes the records of steps up to `number`, and shows the mean loss of the last."""
+    found = [record.losses.fetch() for record in records]
+    # Only now have the steps ended: before, the device may still have been busy with them.
+    images_per_second = rate.measure(number)
     # The rate is that of each run; all of them share the device.
     together = None if images_per_second is None else images_per_second * len(records)
-    last = []
-    for record in records:
-        found = record.losses.fetch()
-        record.write_steps(found, number, images_per_second, usage.record(together))
-        last.append(found[-1].loss)
-    bar.report(number, loss=sum(last) / len(last), images_per_second=together)
+    for record, figures in zip(records, found, strict=True):
+        record.write_steps(figures, number, images_per_second, usage.record(together))
+    loss = sum(figures[-1].loss for figures in found) / len(found)
+    bar.report(number, loss=loss, images_per_second=together)
 
 
 def _catch_up(engine: Engine, records: Sequence[Recording], first: int) -> None:
@@ -111,10 +106,9 @@ def _catch_up(engine: Engine, records: Sequence[Recording], first: int) -> None:
     left_out = [record for record in records if not record.loop.progress.validated]
     if left_out:
         with timed(engine.loops, "evaluation"):
-            found = engine.scores(weights, split)
-        for record, (loss, scores) in zip(records, found, strict=True):
-            if record in left_out:
-                record.validate(first, loss, scores)
+            for record, (loss, scores) in zip(records, engine.scores(weights, split), strict=True):
+                if record in left_out:
+                    record.validate(first, loss, scores)
     elif first < engine.loops[0].last_step:
         with timed(engine.loops, "compile"):
             engine.scores(weights, split, most=1)
@@ -126,8 +120,8 @@ def _validate_unless_stopped(engine: Engine, records: Sequence[Recording], numbe
         stopping.poll()
         with timed(engine.loops, "evaluation"):
             found = engine.scores([loop.evaluated() for loop in engine.loops], engine.loops[0].selection_split)
-        for record, (loss, scores) in zip(records, found, strict=True):
-            record.validate(number, loss, scores)
+            for record, (loss, scores) in zip(records, found, strict=True):
+                record.validate(number, loss, scores)
     except stopping.Stopped:
         return False
     return True

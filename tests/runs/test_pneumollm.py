@@ -360,14 +360,14 @@ SHARDED = """
 import json, sys
 import pathlib, numpy as np
 from tests.training.radiographs import make_run, small
-from tests.training.small_runs import take_steps
+from tests.training.small_runs import scores_of, take_steps
 root, folder = map(pathlib.Path, sys.argv[1:])
 losses = {}
 for shard in (False, True):
     run = make_run(small(root, llama__shard=shard), folder / str(shard))
     up = run.frozen["llama"]["layers"]["up"]
     steps = take_steps(run, 3)
-    losses[str(shard)] = [up.sharding.is_fully_replicated, *steps, run.scores(run.state.params, {}, "val")[0]]
+    losses[str(shard)] = [up.sharding.is_fully_replicated, *steps, scores_of(run, run.state.params, {}, "val")[0]]
 print(json.dumps(losses))
 """
 

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 from jaxboost.training import step
+from jaxboost.training.engine import Alone
 from jaxboost.training.loop import Loop
 
 
@@ -54,6 +55,11 @@ def take_steps(run: Loop, count: int) -> list[float]:
         run.state, outputs = take_step(run, step.put(next(run.feed.iterator), run.program.by_batch))
         losses.append(float(outputs["loss"]))
     return losses
+
+
+def scores_of(run: Loop, params: Any, stats: Any, split: str) -> tuple[float, np.ndarray]:
+    """Mean loss and probabilities of a split."""
+    return Alone(run).scores([(params, stats)], split)[0]
 
 
 def on_host(tree: Any) -> dict[str, np.ndarray]:

@@ -136,7 +136,7 @@ import json, sys
 import pathlib
 import numpy as np
 from tests.training.radiographs import int8_layers, make_run, small
-from tests.training.small_runs import take_steps
+from tests.training.small_runs import scores_of, take_steps
 root, block, folder = map(pathlib.Path, sys.argv[1:])
 found = {}
 for source in ("random", "loaded"):
@@ -148,7 +148,7 @@ for source in ("random", "loaded"):
         places = [[x.dtype.name, x.addressable_shards[0].data.shape[-1]] for x in (up.qvalue, up.scale)]
         # Placed, both are the same program.
         if source == "loaded":
-            values = [*take_steps(run, 3), run.scores(run.state.params, {}, "val")[0]]
+            values = [*take_steps(run, 3), scores_of(run, run.state.params, {}, "val")[0]]
         else:
             values = [float(np.square(np.asarray(x, np.float64)).sum()) for x in (up.qvalue, up.scale)]
         found[f"{source} {shard}"] = [places, run.progress.fingerprints["llama"], values]

@@ -18,7 +18,7 @@ from jaxboost.runs.result import COSTS
 from jaxboost.training import optim, program, step
 from jaxboost.training.checkpoints.checkpointer import Checkpointer
 from tests.scripts import devices, run_script
-from tests.training.small_runs import assert_same, on_host, take_step, take_steps
+from tests.training.small_runs import assert_same, on_host, scores_of, take_step, take_steps
 from tests.training.tiny_resnet import TINY, tiny_config
 
 # Kernels of the stem, two blocks and a projection, their norms, and the head.
@@ -130,7 +130,7 @@ def test_resumed_run_ends_the_same(few_lidc_root, tmp_path, monkeypatch):
         assert not any(np.array_equal(leaf, start[path]) for path, leaf in on_host(state.stats).items())
         states[name] = state
         # The figures are those of the running averages that were kept.
-        loss, _ = run.scores(*best, "val")
+        loss, _ = scores_of(run, *best, "val")
         logged = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         assert next(line["val_loss"] for line in logged if "val_loss" in line) == pytest.approx(loss, rel=1e-6)
     assert_same(states["cut"], states["whole"])
@@ -141,7 +141,7 @@ import json, pathlib, sys
 import jax
 from jaxboost.runs import train
 from jaxboost.models.backbones import BACKBONES
-from tests.training.small_runs import take_steps
+from tests.training.small_runs import scores_of, take_steps
 from tests.training.tiny_resnet import TINY, tiny_config
 
 BACKBONES["resnet_tiny"] = TINY

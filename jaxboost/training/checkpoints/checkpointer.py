@@ -56,6 +56,10 @@ class Checkpointer:
         self._last_best: int | None = None
         self._cleared = False
 
+    def steps(self) -> list[int]:
+        """Steps of the latest checkpoints, readable or not."""
+        return stored.steps(self._folder / LATEST)
+
     def latest_step(self) -> int | None:
         """Step of the latest checkpoint, readable or not; None if there is none."""
         return max([*self._latest.all_steps(), *stored.steps(self._folder / LATEST)], default=None)
@@ -105,19 +109,14 @@ class Checkpointer:
             self._latest.wait_until_finished()
             self._remove_unneeded()
 
-    def go_back(self, step: int) -> None:
-        """Removes the latest checkpoints after a step, such as one that other seeds of a run do not have."""
-        for later in stored.steps(self._folder / LATEST):
-            if later > step:
-                checkpoint_folder.remove(self._folder / LATEST / str(later))
-        self._latest.reload()
-
     def restore_latest(
         self,
         state: TrainState,
         iterator: grain.DatasetIterator,
         fingerprints: Mapping[str, str],
         config: Mapping[str, Any] | None = None,
+        *,
+        most: int | None = None,
     ) -> tuple[TrainState, Progress]:
         """Restores into the shapes and shardings of `state`, and sets the iterator's position.
 
@@ -127,12 +126,15 @@ class Checkpointer:
         Args:
           fingerprints: of the run's weights and data as they are now.
           config: of the run as it is now, see `continuing.fixed_fields`; None: not compared.
+          most: the latest step to restore; later checkpoints are removed when an earlier one was restored. None: any.
 
         Raises:
           UserError: the run was made with other weights, data or config, or no checkpoint can be read.
         """
         problems: dict[int, DamagedError] = {}
         for step in processes.first("steps", lambda: stored.steps(self._folder / LATEST)):
+            if most is not None and step > most:
+                continue
             found = problem = None
             try:
                 found = self._restore(step, state, iterator, fingerprints, config)
@@ -218,9 +220,10 @@ class Checkpointer:
                 step,
                 place,
             )
-        for later in stored.steps(self._folder / BEST) if processes.is_first() else ():
-            if later > step:
-                checkpoint_folder.remove(self._folder / BEST / str(later))
+        for name in (LATEST, BEST) if processes.is_first() else ():
+            for later in stored.steps(self._folder / name):
+                if later > step:
+                    checkpoint_folder.remove(self._folder / name / str(later))
         self._cleared = False
         self._clear()
         self._best_of[step] = progress.best.step if progress.best else None

@@ -11,7 +11,7 @@ from jaxboost.runs import train
 from jaxboost.training import program, step
 from tests.finished_runs import colours
 from tests.metrics import records
-from tests.training.small_runs import small_config, take_step
+from tests.training.small_runs import scores_of, small_config, take_step
 from tests.training.stopped_runs import outcome, send_in
 
 # Three epochs of three steps; every random change that the host has for images too.
@@ -31,7 +31,7 @@ def test_losses_and_scores_are_those_of_the_host(few_lidc_root, tmp_path):
         for _ in range(3):
             run.state, outputs = take_step(run, run.feed.take(1))
             losses[where].append(float(np.ravel(outputs["loss"])[0]))
-        scores[where] = [run.scores(run.state.params, run.state.stats, split) for split in ("val", "test")]
+        scores[where] = [scores_of(run, run.state.params, run.state.stats, split) for split in ("val", "test")]
         assert run.config.data.on_device == where
     # Two programs may round differently; volumes of 28 voxels are not resized.
     np.testing.assert_allclose(losses["true"], losses["false"], rtol=1e-6)
