@@ -321,6 +321,19 @@ def test_one_of_several_tasks_is_refused(environment, words, monkeypatch):
         assert word in str(error.value)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of processes in /proc")
+def test_the_name_of_the_process_has_no_space():
+    """Slurm's proctrack/linuxproc, and other readers of /proc/PID/stat, would not find the process."""
+    program = """
+import sys
+from jaxboost.cli import app
+sys.argv = ["jaxboost train"]
+app.run(lambda: print(open("/proc/self/comm").read()))
+"""
+    process = run_script("-c", program)
+    assert process.stdout.split() == ["jaxboost-train"], process.stderr
+
+
 def test_train_under_a_launcher(tmp_path):
     """The processes of a step: before anything is loaded or written."""
     environment = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}

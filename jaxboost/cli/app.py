@@ -16,7 +16,7 @@ from io import TextIOWrapper
 from typing import Any, NoReturn, TextIO
 
 import absl.logging
-from absl import app, flags
+from absl import app, command_name, flags
 
 from jaxboost import io, processes, stopping
 from jaxboost.cli import config_flag
@@ -51,6 +51,9 @@ def run(main: Callable[[], None], *, resumable: bool = False, description: str |
     def checked(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             fail(f"unexpected argument {argv[1]!r}: every option starts with --")
+        # absl named the process "jaxboost train". Slurm's proctrack/linuxproc finds no process that has a space in
+        # its name, and sends it no signals.
+        command_name.set_kernel_process_name(sys.argv[0].rpartition("/")[2].replace(" ", "-"))
         log_to_stdout()
         # Orbax logs every file that it touches.
         if not flags.FLAGS["verbosity"].present:

@@ -39,8 +39,8 @@ def pays(mode: str, config: Config, count: int) -> bool:
 
     Args:
       mode: "true", "false" or "auto": on an accelerator, if the states of all seeds are a small part of its memory, as
-        small models leave most of it idle. On a CPU runs of a study share their compiled programs already, and a step of
-        several seeds takes nearly as long as their steps one after the other.
+        small models leave most of it idle. On a CPU runs of a study share their compiled programs already, and a step
+        of several seeds takes nearly as long as their steps one after the other.
       config: of one of the runs.
       count: number of seeds.
     """
