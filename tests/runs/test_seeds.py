@@ -10,7 +10,7 @@ from jaxboost import convert
 from jaxboost.config import continuing
 from jaxboost.errors import UserError
 from jaxboost.io import read_json
-from jaxboost.runs import seeds, train
+from jaxboost.runs import seeds, train, workdir
 from jaxboost.training import program, several, step
 from jaxboost.training.engine import Together
 from tests.metrics import records
@@ -36,16 +36,27 @@ def assert_near(folder, alone):
     found, expected = records(folder), records(alone)
     assert [record.keys() for record in found] == [record.keys() for record in expected]
     for ours, theirs in zip(found, expected, strict=True):
-        assert ours == pytest.approx(theirs, rel=2e-4 if "grad_norm" in ours else 1e-5, abs=1e-5)
+        for name, value in ours.items():
+            assert value == pytest.approx(theirs[name], rel=2e-4 if name == "grad_norm" else 1e-5, abs=1e-5), name
     for split in ("val", "test"):
         ours, theirs = (predictions(each, split) for each in (folder, alone))
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    assert read_json(folder / "config.json") == read_json(alone / "config.json")
+    ours, theirs = (read_json(each / "config.json") for each in (folder, alone))
+    ours["train"]["steps_per_call"] = theirs["train"]["steps_per_call"]
+    assert ours == theirs
 
 
 def predictions(folder, split):
     lines = (folder / "predictions" / f"{split}.csv").read_text().splitlines()[1:]
     return np.array([[float(value) for value in line.split(",")[-2:]] for line in lines])
+
+
+def damage(checkpoint):
+    """Changes a byte of the largest file."""
+    file = max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
 
 
 def config_of(root, **changes):
@@ -70,11 +81,41 @@ def test_trees_are_divided_and_joined():
     assert several.divided(tree, []) == ({}, tree)
 
 
+@pytest.mark.parametrize(
+    ("steps", "common"),
+    [([(), ()], 0), ([(3, 6), (6, 9)], 6), ([(3, 6), (3, 6)], 6), ([(270, 300), ()], None), ([(3,), (6, 9)], None)],
+)
+def test_the_step_from_which_all_go_on(steps, common, tmp_path):
+    folders = [tmp_path / str(index) for index in range(len(steps))]
+    for folder, found in zip(folders, steps, strict=True):
+        for number in found:
+            (folder / "checkpoints/latest" / str(number)).mkdir(parents=True)
+    assert train.common_step(folders) == common
+
+
+def test_a_seed_that_is_further_along_is_never_thrown_back(few_lidc_root, tmp_path, monkeypatch):
+    runs = seeds.of_config(config_of(few_lidc_root, **{"train.seeds": 2}), tmp_path)
+    (tmp_path / "seed3/checkpoints/latest/300").mkdir(parents=True)
+    alone = []
+    monkeypatch.setattr(train, "train_and_evaluate", lambda config, folder: alone.append(folder.name) or {})
+    monkeypatch.setattr(seeds, "_train", lambda todo: 1 / 0)
+    assert seeds.train_and_evaluate(runs).keys() == runs.keys()
+    assert alone == ["seed3", "seed4"]
+
+
+def test_seeds_that_began_with_other_choices_are_refused(few_lidc_root, tmp_path):
+    runs = seeds.of_config(config_of(few_lidc_root, **{"train.seeds": 2, "model.dtype": "auto"}), tmp_path)
+    workdir.create(tmp_path / "seed4", continuing.with_values(runs[tmp_path / "seed4"], {"model.dtype": "bfloat16"}))
+    with pytest.raises(UserError, match=r"seed4 was started with model\.dtype='bfloat16', .* with 'float32'"):
+        seeds.train_and_evaluate(runs)
+
+
 @pytest.mark.parametrize("on_device", ["false", "true"])
 def test_two_seeds_are_those_alone_also_after_a_stop(few_lidc_root, tmp_path, monkeypatch, block, on_device):
     """A random block, which each seed draws; and with data on the devices a loaded one, which is there once."""
     config = config_of(few_lidc_root, **{"data.on_device": on_device, "train.seeds": 2})
     if on_device == "true":
+        config.train.steps_per_call = 2
         config.boost.block = str(block)
         config.boost.layers = ()
     runs = seeds.of_config(config, tmp_path)
@@ -93,16 +134,20 @@ def test_two_seeds_are_those_alone_also_after_a_stop(few_lidc_root, tmp_path, mo
     steps = {folder: sorted(path.name for path in folder.glob("checkpoints/latest/*")) for folder in runs}
     assert steps[tmp_path / "seed3"] == steps[tmp_path / "seed4"] == ["3", "5"]
     if on_device == "false":
-        latest = tmp_path / "seed4/checkpoints/latest/5"
-        latest.rename(tmp_path / "gone")
+        (tmp_path / "seed4/checkpoints/latest/5").rename(tmp_path / "gone")
+    else:
+        # Damaged: it is found only when it is read.
+        damage(tmp_path / "seed4/checkpoints/latest/5")
     found = seeds.train_and_evaluate(runs)
     assert found.keys() == runs.keys()
     for folder, content in found.items():
         assert json.loads((folder / "result.json").read_text()) == content
         assert (folder / "checkpoints").exists()
-    alone = tmp_path / "alone"
-    train.train_and_evaluate(continuing.with_values(config, {"seed": 4, "train.seeds": 1}), alone)
-    assert_near(tmp_path / "seed4", alone)
+    for number in (3, 4):
+        alone = tmp_path / f"alone{number}"
+        one_by_one = {"seed": number, "train.seeds": 1, "train.steps_per_call": 1}
+        train.train_and_evaluate(continuing.with_values(config, one_by_one), alone)
+        assert_near(tmp_path / f"seed{number}", alone)
     losses = [[record["train_loss"] for record in records(folder) if "train_loss" in record] for folder in runs]
     assert all(one != other for one, other in zip(*losses, strict=True))
     # Finished runs are left as they are.

@@ -89,6 +89,14 @@ def test_a_signal_in_a_group_stops_the_study(tmp_path, trainer, monkeypatch):
     assert len(trainer.at_once) == 1
 
 
+def test_an_interrupted_group_goes_on_as_a_group(tmp_path, trainer):
+    for number in (0, 2):
+        (tmp_path / f"runs/plain/seed{number}").mkdir(parents=True)
+        (tmp_path / f"runs/plain/seed{number}/config.json").touch()
+    assert run(tmp_path, seeds_at_once="true") == runner.Outcome()
+    assert trainer.at_once[0] == ["plain/seed0", "plain/seed1", "plain/seed2"]
+
+
 @pytest.mark.parametrize("arguments", [{}, {"seeds_at_once": "true", "jobs": 2}, {"seeds_at_once": "false"}])
 def test_one_by_one_on_a_cpu_and_where_processes_share_the_runs(tmp_path, trainer, arguments):
     assert run(tmp_path, **arguments) == runner.Outcome()
