@@ -122,7 +122,6 @@ class Together:
     def begin(self) -> None:
         """See `Engine`."""
         self._states = self._stack([loop.state for loop in self.loops])
-        self.release()
 
     def take(self, count: int) -> Any:
         """See `Engine`."""

@@ -177,7 +177,7 @@ def make_train_step(
         outputs have an axis for them then, and frozen weights are {OWN: those with that axis, SHARED: the others}.
     """
 
-    def train_step(
+    def one_step(
         state: TrainState, frozen: Tree, batch: Mapping[str, Any], key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         model_key, batch_key = jax.random.split(jax.random.fold_in(key, state.step))
@@ -208,15 +208,15 @@ def make_train_step(
         new = TrainState(step=step, params=params, opt_state=opt_state, stats=stats, ema=average)
         return fsdp.split(new, replicated) if shards else new, metrics
 
-    def step_of_all(
+    def train_step(
         state: TrainState, frozen: Tree, batch: Mapping[str, Any], key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         if over is None:
-            return train_step(state, frozen, batch, key)
+            return one_step(state, frozen, batch, key)
 
         def one(each: Any, shared: Tree) -> Any:
             own_state, own, own_batch, own_key = each
-            return train_step(own_state, joined(shared, own), own_batch, own_key)
+            return one_step(own_state, joined(shared, own), own_batch, own_key)
 
         return over(one)((state, frozen[OWN], batch, key), frozen[SHARED])
 
@@ -235,14 +235,14 @@ def make_train_step(
             state, found = carried
             rows = {name: array[index] for name, array in each.items()}
             keys = (jax.vmap(read_key) if over else read_key)(key, state.step)
-            state, metrics = step_of_all(state, frozen, read(batch[ROWS], rows, keys), key)
+            state, metrics = train_step(state, frozen, read(batch[ROWS], rows, keys), key)
             return state, {name: array.at[index].set(metrics[name]) for name, array in found.items()}
 
         nothing = jnp.zeros((len(batch["row"]), *key.shape), jnp.float32)
         return jax.lax.fori_loop(0, batch[COUNT], body, (state, {"loss": nothing, "grad_norm": nothing}))
 
     return jax.jit(
-        train_steps if reading else step_of_all,
+        train_steps if reading else train_step,
         donate_argnames="state",
         out_shardings=(None, replicated) if shards else replicated,
     )
@@ -285,7 +285,7 @@ def make_eval_step(
         one = over(lambda each, shared: precompute(each[0], joined(shared, each[1]), each[2]))
         return one((params, frozen[OWN], stats), frozen[SHARED])
 
-    def eval_step(
+    def one_eval_step(
         params: Tree, frozen: Tree, stats: Tree | None, precomputed: Any, batch: Batch
     ) -> tuple[jax.Array, jax.Array]:
         if shards:
@@ -296,15 +296,15 @@ def make_eval_step(
         return task.losses(logits, targets, loss=objective.loss), task.probabilities(logits)
 
     @partial(jax.jit, out_shardings=replicated)
-    def eval_step_of_all(
+    def eval_step(
         params: Tree, frozen: Tree, stats: Tree | None, precomputed: Any, batch: Batch
     ) -> tuple[jax.Array, jax.Array]:
         if over is None:
-            return eval_step(params, frozen, stats, precomputed, batch)
+            return one_eval_step(params, frozen, stats, precomputed, batch)
 
         def one(each: Any, both: Any) -> Any:
             (own_params, own, own_stats, own_precomputed), (shared, batch) = each, both
-            return eval_step(own_params, joined(shared, own), own_stats, own_precomputed, batch)
+            return one_eval_step(own_params, joined(shared, own), own_stats, own_precomputed, batch)
 
         found = over(one)((params, frozen[OWN], stats, precomputed), (frozen[SHARED], batch))
         return jax.tree.map(lambda array: jnp.moveaxis(array, 0, 1), found)
@@ -313,7 +313,7 @@ def make_eval_step(
     compiled = jax.jit(precompute_all)
 
     def bind(params: Tree, frozen: Tree, stats: Tree | None = None) -> BoundEvalStep:
-        return partial(eval_step_of_all, params, frozen, stats, compiled(params, frozen, stats))
+        return partial(eval_step, params, frozen, stats, compiled(params, frozen, stats))
 
     return bind
 

@@ -35,6 +35,7 @@ def train(engine: Engine, checkpointers: Sequence[Checkpointer]) -> bool:
         ]
         bar = stack.enter_context(ProgressBar(first, loop.last_step))
         _catch_up(engine, records, first)
+        engine.release()
         for each in loops:
             each.clock.begin("step")
         number = first

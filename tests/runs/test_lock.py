@@ -13,7 +13,7 @@ import pytest
 
 from jaxboost.errors import UserError
 from jaxboost.runs import cross_validation, lock, train
-from jaxboost.training.loop import Loop
+from jaxboost.training.recording import Recording
 from tests.scripts import REPOSITORY, run_script
 from tests.training.own_folders import make_config, write_pictures
 from tests.training.small_runs import small_config
@@ -194,14 +194,14 @@ def test_a_parent_that_is_a_file(tmp_path):
 
 def test_the_run_stops_where_another_process_took_its_folder(few_lidc_root, tmp_path, monkeypatch):
     """The checkpoints of that process stay as they are."""
-    folder, validate = tmp_path / "run", Loop._validate
+    folder, validate = tmp_path / "run", Recording.validate
 
     def taken(self, *arguments):
         text = (folder / lock.FILE).read_text()
         (folder / lock.FILE).write_text(re.sub(r"token=\w+", "token=" + "0" * 32, text))
         validate(self, *arguments)
 
-    monkeypatch.setattr(Loop, "_validate", taken)
+    monkeypatch.setattr(Recording, "validate", taken)
     with pytest.raises(UserError, match="this process stops, because two processes would damage the checkpoints"):
         train.train_and_evaluate(small_config(few_lidc_root, {"train.max_steps": 1}), folder)
     assert not list((folder / "checkpoints" / "latest").iterdir())

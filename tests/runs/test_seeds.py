@@ -143,11 +143,10 @@ def test_two_seeds_are_those_alone_also_after_a_stop(few_lidc_root, tmp_path, mo
     for folder, content in found.items():
         assert json.loads((folder / "result.json").read_text()) == content
         assert (folder / "checkpoints").exists()
-    for number in (3, 4):
-        alone = tmp_path / f"alone{number}"
-        one_by_one = {"seed": number, "train.seeds": 1, "train.steps_per_call": 1}
-        train.train_and_evaluate(continuing.with_values(config, one_by_one), alone)
-        assert_near(tmp_path / f"seed{number}", alone)
+    number, alone = 3 if on_device == "true" else 4, tmp_path / "alone"
+    one_by_one = {"seed": number, "train.seeds": 1, "train.steps_per_call": 1}
+    train.train_and_evaluate(continuing.with_values(config, one_by_one), alone)
+    assert_near(tmp_path / f"seed{number}", alone)
     losses = [[record["train_loss"] for record in records(folder) if "train_loss" in record] for folder in runs]
     assert all(one != other for one, other in zip(*losses, strict=True))
     # Finished runs are left as they are.

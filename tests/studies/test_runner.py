@@ -350,7 +350,8 @@ def _without_times(folder: pathlib.Path) -> tuple[dict, dict]:
     content = json.loads((folder / record.RECORD).read_text())
     for each in content["runs"]:
         assert each["result"].pop("seconds") > 0
-        each["result"].pop("memory_gb", None)
+        for name in ("seconds_by_part", "memory_gb"):
+            each["result"].pop(name, None)
     with np.load(folder / record.SCORES) as arrays:
         return content, {name: arrays[name].tobytes() for name in arrays.files}
 
