@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import contenders, convert, data, figures, folder, train_step
+from benchmarks import contenders, convert, data, figures, folder, seeds, train_step
+from benchmarks import input as batches_made
 from benchmarks.contenders import Case
 from benchmarks.process import LateError, Remote
 from jaxboost.errors import UserError
@@ -265,3 +266,27 @@ def test_folder(tmp_path, monkeypatch):
     assert_positive([case["decoding"], *(case[name][part] for name in folder.STARTS for part in ("load", "mb"))])
     text = folder.as_text({"cores": 2, "cases": [case]})
     assert all(name in text for name in folder.STARTS)
+
+
+@pytest.mark.slow
+def test_input():
+    cases = [
+        batches_made.Case(
+            name="tiny", shape=(8, 8, 1), image_size=16, augment=batches_made.RECIPE_2D, batch=4, samples=12
+        ),
+    ]
+    summary = batches_made.compare(cases, rounds=1, turn_seconds=0.01)
+    (case,) = summary["cases"]
+    assert_positive(value for name, value in case.items() if name != "name")
+    assert case["ratio_per_second"] == case["device_images_per_second"] / case["host_images_per_second"]
+    assert "tiny" in batches_made.as_text(summary)
+    json.dumps(summary)
+
+
+@pytest.mark.slow
+def test_seeds():
+    summary = seeds.compare(model="vit3d_tiny", seeds=2, samples=60, epochs=1, batch=8, rounds=1)
+    assert_positive(summary[f"{way}_s"] for way in seeds.WAYS)
+    assert summary["at_once_over_one"] == summary["at_once_s"] / summary["one_s"]
+    assert "2 seeds at once" in seeds.as_text(summary)
+    json.dumps(summary)
