@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import jaxboost
+from jaxboost import launched
 from jaxboost.cli import app
 from jaxboost.errors import nearest
 
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif command in ("--version", "version"):
         print(f"jaxboost {jaxboost.__version__}")
     elif command in COMMANDS:
+        launched.pass_on()
         # absl and ml_collections read the arguments from here.
         sys.argv = [f"jaxboost {command}", *rest]
         # Only now: flags are global in a process, and each subcommand has its own.

@@ -107,12 +107,12 @@ DATA = {
         before="on",
     ),
     "cache_gb": Field(
-        100.0,
+        20.0,
         "most disk space for the decoded images of all data sets; those that were not used for longest are removed",
         unit="GB",
         range=Range(least=0, most=1e6),
         resume="free",
-        before=100.0,
+        before=20.0,
     ),
     "groups": Field(
         "",

@@ -37,7 +37,7 @@ class ArrayFile:
         """Creates the file for rows of a shape and type. Raises OSError if that is refused."""
         self.count = 0
         self._path, self._shape, self._dtype = path, shape, dtype
-        self._file = path.open("xb", buffering=0)
+        self._file = path.open("x+b", buffering=0)
         self._header = self._write_header()
 
     def add(self, row: np.ndarray) -> None:
@@ -53,6 +53,15 @@ class ArrayFile:
     def nbytes(self) -> int:
         """Bytes of the complete rows."""
         return self.count * int(np.prod(self._shape)) * self._dtype.itemsize
+
+    def mapped(self) -> np.memmap:
+        """Maps the complete rows of a file that is open, read-only; they stay if it is closed, or loses its name.
+
+        Raises:
+          OSError: the system refuses.
+        """
+        shape = (self.count, *self._shape)
+        return np.memmap(self._file, self._dtype, "r", self._header, shape)
 
     def close(self, *, sync: bool) -> None:
         """Cuts off a row that is not complete, and writes the header.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxboost import processes
-from jaxboost.data.dataset import Dataset
+from jaxboost.data.dataset import Dataset, MappedRows, row_digests
 from jaxboost.errors import UserError
 
 
@@ -40,9 +40,10 @@ def check_same_view(folder: pathlib.Path, finished: bool) -> None:
         )
 
 
-def _digest(images: np.ndarray, labels: np.ndarray) -> str:
+def _digest(images: np.ndarray | MappedRows, labels: np.ndarray) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(labels).data)
-    # One at a time: the images may be a mapped file.
-    for image in images:
-        digest.update(np.ascontiguousarray(image).data)
+    digest.update(f"{images.shape} {images.dtype.str}".encode())
+    # Those of decoded images are known, so these are not read.
+    for row in row_digests(images):
+        digest.update(row.encode())
     return digest.hexdigest()

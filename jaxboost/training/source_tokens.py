@@ -73,6 +73,8 @@ def encode(
                     bar.update(int(mask.sum()))
 
     def make(missing: Sequence[str]) -> Iterator[Made]:
+        if told and processes.count() > 1:
+            raise UserError(f"files in {store.folder} were removed while they were written: run the same command again")
         left = set(missing)
         for digest, row in _read_older(older):
             if digest in left:
@@ -102,9 +104,11 @@ def encode(
                 f"the tokens that process 0 has kept in {store.folder} are not seen here: give a --workdir on a disk"
                 " that all processes share"
             )
-    for file in older:
-        with contextlib.suppress(OSError):
-            file.unlink(missing_ok=True)
+    # On a full disk the new rows are in memory alone.
+    if store.is_kept:
+        for file in older:
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
     tokens = store.array(list(row_of))
     splits = {
         name: dataclasses.replace(

@@ -9,6 +9,9 @@ from typing import Any
 
 from jaxboost.io import replacing
 
+# Of all files of notes, also of those that a killed process left.
+FILES = ("note-*.json", ".note-*.part")
+
 
 class Notes:
     """The notes in a folder. One that is damaged, or cannot be written, is found out again."""
@@ -59,7 +62,7 @@ class Notes:
     def _read(self, name: str, of: str) -> Any:
         if self._folder is not None and not self._renew:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                content = json.loads((self._folder / f"{name}.json").read_bytes())
+                content = json.loads((self._folder / f"note-{name}.json").read_bytes())
                 if content["of"] == of and content["sha256"] == _digest(content["value"]):
                     return content["value"]
         return None
@@ -67,7 +70,7 @@ class Notes:
     def _write(self, name: str, of: str, value: Any) -> None:
         if self._folder is not None and self._folder.is_dir():
             content = json.dumps({"of": of, "sha256": _digest(value), "value": value})
-            with contextlib.suppress(OSError), replacing(self._folder / f"{name}.json") as temporary:
+            with contextlib.suppress(OSError), replacing(self._folder / f"note-{name}.json") as temporary:
                 temporary.write_text(content)
 
 

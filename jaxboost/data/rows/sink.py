@@ -1,5 +1,6 @@
 """Writes new rows to parts, or keeps them in memory where the disk takes no more."""
 
+import contextlib
 import logging
 import pathlib
 from collections.abc import Callable
@@ -34,7 +35,11 @@ class _InMemory:
 
 
 class Sink:
-    """Takes rows, of one or more shapes."""
+    """Takes rows, of one or more shapes.
+
+    Attributes:
+      lost: keys of rows that it took, and that are nowhere, because somebody has removed their file.
+    """
 
     def __init__(
         self,
@@ -61,6 +66,7 @@ class Sink:
         self._memory: dict[tuple[tuple[int, ...], str], _InMemory] = {}
         self._done: list[part.Part] = []
         self._count = 0
+        self.lost: list[str] = []
 
     def add(self, row: np.ndarray, *, key: str, stamp: str, about: Any) -> bool:
         """Takes a row. Returns False if it is nowhere, because the disk refuses it and it may not stay in memory."""
@@ -73,7 +79,7 @@ class Sink:
         if self._folder:
             try:
                 if kind not in self._files:
-                    self._files[kind] = part.PartFile(self._folder, *kind[:1], row.dtype)
+                    self._files[kind] = part.PartFile(self._folder, *kind[:1], row.dtype, most=self._most)
                 self._files[kind].add(row, **facts)
                 if self._files[kind].is_full:
                     self._finish(kind, sync=True)
@@ -103,7 +109,8 @@ class Sink:
             file.discard()
         for each in self._done:
             if each.index:
-                part.remove(each.index)
+                with contextlib.suppress(OSError):
+                    part.remove(each.index)
 
     def _finish(self, kind: tuple[tuple[int, ...], str], *, sync: bool) -> None:
         if done := self._files[kind].close(self._version, sync=sync):
@@ -116,5 +123,9 @@ class Sink:
         if self._in_memory:
             logger.warning("the %s are not all kept for the next start, and stay in memory: %s", self._what, reason)
         for file in self._files.values():
-            self._done.append(file.mapped())
+            try:
+                self._done.append(file.mapped())
+            # The file is gone, and with it what its descriptor led to.
+            except (OSError, ValueError):
+                self.lost += file.keys
         self._files = {}

@@ -6,9 +6,11 @@ that is stopped keeps what it has made.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,19 +20,22 @@ import numpy as np
 from jaxboost import stopping
 from jaxboost.data.dataset import MappedRows
 from jaxboost.data.readers import npz
-from jaxboost.data.rows import part, place
+from jaxboost.data.rows import marks, part, place
 from jaxboost.data.rows.notes import Notes
 from jaxboost.data.rows.sink import Sink
+from jaxboost.errors import UserError
 from jaxboost.io import remedy
 
-# As the lock of a run: it ends by itself if its owner has ended.
-_LEASE = 120.0  # seconds
-_LOCK = "rows.lock"
+if sys.platform != "win32":
+    import resource
+
 # Rows that are compared at each start, in all parts together.
 _SAMPLE = 64
 # Parts beyond those that the rows need; then they are joined.
 _SPARE_PARTS = 32
 _ATTEMPTS = 3
+# Descriptors that are left to everything else.
+_OTHER_FILES = 512
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +78,11 @@ class Store:
           room: makes room for a number of bytes; returns why there is none, or "".
           only_latest: whether rows that are not wanted any more may be removed. False: keys name the content, which
             is never out of date.
-          renew: make all rows and notes again.
+          renew: make all rows and notes again, once for all processes of a command (see `jaxboost.launched`).
         """
-        self.folder, self._renew = folder, renew
-        self.notes = Notes(folder, renew=renew)
+        self.folder = folder
+        self._renew = renew and not (folder and place.is_renewed(folder))
+        self.notes = Notes(folder, renew=self._renew)
         self._what, self._version, self._only_latest = what, version, only_latest
         self._room = room or (lambda needed: place.lacks(folder, needed) if folder else "")
         self._parts: list[part.Part] = []
@@ -92,24 +98,38 @@ class Store:
 
         Args:
           wanted: key -> stamp.
-          make: called with the keys that are missing; yields their rows in any order, and may leave some out.
+          make: called with the keys that are missing; yields their rows in any order, and may leave some out. It is
+            called again for rows whose file was removed meanwhile.
+
+        Raises:
+          UserError: the system does not let a file of the folder be read. The file stays.
         """
         self._wanted = wanted
         if self.folder is None:
             self._fill(list(wanted), make, None)
             return
+        marks.use(self.folder)
         if not self._renew:
             self._read()
-        if self._renew or self._missing():
-            with self._alone(self.folder) as folder:
-                if self._renew and folder:
-                    self._forget(folder)
-                elif folder:
-                    self._read()
-                if missing := self._missing():
-                    self._fill(missing, make, folder)
-                    if folder:
-                        self._tidy(folder)
+        if not self._renew and not self._missing():
+            self._settle(self.folder)
+            return
+        with self._alone(self.folder) as folder:
+            # Another process of this command may have renewed the rows while this one waited.
+            if folder and self._renew and not place.is_renewed(folder):
+                self._forget(folder)
+            elif folder:
+                self._read()
+            if missing := self._missing():
+                self._fill(missing, make, folder)
+                if folder:
+                    self._tidy(folder)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether all rows are on disk for the next start."""
+        places = [self._at.get(each) for each in self._wanted.items()]
+        return all(found is not None and self._parts[found[0]].index is not None for found in places)
 
     def __contains__(self, key: str) -> bool:
         return key in self._wanted and (key, self._wanted[key]) in self._at
@@ -150,21 +170,39 @@ class Store:
             known = {each.index: each for each in self._parts}
             self._parts, self._stale, gone = [], [], False
             found = part.indices(self.folder) if self.folder else []
+            _allow_files(len(found))
             for index in found:
                 try:
                     sample = max(1, _SAMPLE // len(found))
                     self._parts.append(known.get(index) or part.open_part(index, self._version, sample=sample))
                 except part.StaleError:
                     self._stale.append(index)
-                except (OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+                except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
                     # Another process may have joined the parts at this moment.
                     if os.path.lexists(index):
                         self._set_aside(index, str(error))
                     else:
                         gone = True
+                except (OSError, MemoryError) as error:
+                    if isinstance(error, OSError) and error.errno == errno.ESTALE:
+                        gone = True
+                    else:
+                        raise self._unreadable(index, error) from error
             if not gone:
                 break
         self._locate()
+
+    def _unreadable(self, index: pathlib.Path, error: OSError | MemoryError) -> UserError:
+        if isinstance(error, MemoryError):
+            reason, fix = "there is not enough memory", "free some"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            reason, fix = error.strerror, "get the right to read it"
+        else:
+            reason, fix = error.strerror or str(error), remedy(error)
+        return UserError(
+            f"{index.with_suffix('')}.* cannot be read ({reason}): {fix}, or remove {self.folder}, whose"
+            f" {self._what} are then made again"
+        )
 
     def _locate(self) -> None:
         self._at = {
@@ -179,9 +217,32 @@ class Store:
         logger.warning("%s is damaged (%s): %sits %s are made again", index, reason, kept, self._what)
 
     def _forget(self, folder: pathlib.Path) -> None:
+        mapped = _is_mapped(folder)
         for index in part.indices(folder):
-            part.remove(index)
+            part.remove(index, mapped=mapped)
+        place.note_renewal(folder)
         self._parts, self._at = [], {}
+
+    def _settle(self, folder: pathlib.Path) -> None:
+        """Syncs parts that were not, and removes what other machines use no more; later, if the lock is held."""
+        unsynced = [number for number, each in enumerate(self._parts) if each.index and not each.synced]
+        if not unsynced and not part.remains(folder):
+            return
+        lease = place.lock(folder)
+        try:
+            lease.acquire(timeout=0)
+        except (filelock.Timeout, OSError):
+            return
+        try:
+            part.remove_remains(folder, mapped=_is_mapped(folder))
+            for number in unsynced:
+                with contextlib.suppress(OSError, ValueError):
+                    self._parts[number] = part.note_synced(self._parts[number])
+        except OSError:
+            return
+        finally:
+            with contextlib.suppress(OSError):
+                lease.release(force=True)
 
     def _fill(self, missing: list[str], make: Make, folder: pathlib.Path | None) -> None:
         sink = Sink(folder, len(missing), what=self._what, version=self._version, room=self._room)
@@ -201,12 +262,15 @@ class Store:
                 self._locate()
         # A signal that came meanwhile was only noted.
         stopping.poll()
+        if sink.lost:
+            self._fill(sink.lost, make, None)
 
     def _tidy(self, folder: pathlib.Path) -> None:
         """Removes parts of other versions, and rows that are out of date where these are most rows."""
+        mapped = _is_mapped(folder)
         for index in self._stale:
             with contextlib.suppress(OSError):
-                part.remove(index)
+                part.remove(index, mapped=mapped)
         on_disk = [each for each in self._parts if each.index]
         if len(on_disk) < len(self._parts):
             return
@@ -226,26 +290,31 @@ class Store:
             if not sink.add(each.array[row], **facts):
                 sink.discard()
                 return
-        self._parts = sink.close(sync=True)
+        joined = sink.close(sync=True)
+        # The disk may be full at the very end.
+        if sink.lost or not all(each.index for each in joined):
+            sink.discard()
+            return
+        self._parts = joined
         self._locate()
         for each in on_disk:
             with contextlib.suppress(OSError):
-                part.remove(each.index)
+                part.remove(each.index, mapped=mapped)
 
     @contextlib.contextmanager
     def _alone(self, folder: pathlib.Path) -> Iterator[pathlib.Path | None]:
         """Holds the lock of the folder. Yields None if it cannot be written, after a warning."""
-        lease = filelock.SoftFileLease(
-            folder / _LOCK, lease_duration=_LEASE, heartbeat_interval=_LEASE / 8, thread_local=False
-        )
+        lease = place.lock(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            marks.use(folder)
             try:
                 lease.acquire(timeout=0)
             except filelock.Timeout:
                 logger.info("another process makes the %s: waiting for it", self._what)
                 lease.acquire()
-            part.remove_remains(folder)
+            marks.remove_old(folder, marks.now(folder))
+            part.remove_remains(folder, mapped=_is_mapped(folder))
         except OSError as error:
             logger.warning(
                 "the %s are not kept for the next start: %s cannot be written (%s): %s",
@@ -261,3 +330,41 @@ class Store:
         finally:
             with contextlib.suppress(OSError):
                 lease.release(force=True)
+
+
+def of_images(name: str, identity: Mapping[str, Any], keeping: place.Keeping, *, version: str) -> Store:
+    """The store of a data set's decoded images.
+
+    Args:
+      name, identity: see `place.entry`.
+      keeping: whether they are kept on disk.
+      version: see `Store`.
+    """
+    where = None if keeping.mode == place.OFF else place.entry(name, identity)
+    if where is not None:
+        place.describe(where, identity)
+    return Store(
+        where,
+        what="images",
+        version=version,
+        room=lambda needed: place.make_room(where, needed, keeping.most_gb * 1e9) if where else "",
+        renew=keeping.mode == place.RENEW,
+    )
+
+
+def _is_mapped(folder: pathlib.Path) -> bool:
+    """Whether another machine may have mapped the parts in a folder."""
+    return marks.in_use(folder, marks.now(folder), elsewhere=True)
+
+
+def _allow_files(count: int) -> None:
+    """Raises the soft limit of open files of this process, if that many parts and all else would not fit."""
+    if sys.platform == "win32":
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * count + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(
+                resource.RLIMIT_NOFILE, (needed if hard == resource.RLIM_INFINITY else min(needed, hard), hard)
+            )

@@ -29,6 +29,7 @@ from jaxboost.data.dataset import ALL, SPLITS, Dataset, DatasetInfo, Split, chec
 from jaxboost.data.problems import ProblemError, reason
 from jaxboost.data.readers import versions
 from jaxboost.data.rows import place
+from jaxboost.data.rows import store as store_module
 from jaxboost.data.rows.store import Made, Store
 from jaxboost.data.sources import tfds_features
 from jaxboost.data.sources.tfds_features import Fields, find_fields
@@ -233,17 +234,15 @@ def _as_text(value: bytes | np.integer) -> str:
 def _open_store(builder: "tfds.core.DatasetBuilder", fields: Fields, size: int, keeping: place.Keeping) -> Store:
     """Opens the store of a data set's images."""
     folder = os.path.realpath(builder.data_dir)
-    identity = {"tfds": folder, "size": size, "image": fields.image, "label": fields.label}
-    where = None if keeping.mode == place.OFF else place.entry(builder.info.full_name, identity)
-    if where is not None:
-        place.describe(where, identity)
-    return Store(
-        where,
-        what="images",
-        version=f"{versions.identity([tfds_features.__file__])} {import_tfds().__version__}",
-        room=lambda needed: place.make_room(where, needed, keeping.most_gb * 1e9) if where else "",
-        renew=keeping.mode == place.RENEW,
-    )
+    identity = {
+        "tfds": folder,
+        "disk": place.disk_of(folder),
+        "size": size,
+        "image": fields.image,
+        "label": fields.label,
+    }
+    version = f"{versions.identity([tfds_features.__file__])} {import_tfds().__version__}"
+    return store_module.of_images(builder.info.full_name, identity, keeping, version=version)
 
 
 def _state(builder: "tfds.core.DatasetBuilder") -> str:

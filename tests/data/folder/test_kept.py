@@ -87,7 +87,6 @@ def test_a_file_is_read_once(folder):
     assert folder.read == []
     # As they are without the cache, in memory and on disk.
     for options in ({"cache": "off"}, {"cache": "renew"}):
-        reading._renewed.clear()
         same(folder.load(**options), first)
         assert folder.read == folder.names
     # Another size is another entry.
@@ -338,13 +337,13 @@ def test_memory_does_not_grow_with_the_folder(tmp_path, monkeypatch):
 def test_the_cache_is_where_it_is_wanted(folder, tmp_path, monkeypatch):
     monkeypatch.setenv(place.ENVIRONMENT, str(tmp_path / "shared"))
     folder.load()
-    (entry,) = (tmp_path / "shared" / "images").iterdir()
+    (entry,) = (tmp_path / "shared" / "jaxboost-images").iterdir()
     assert entry.name.startswith("images-")
     assert f'"folder": "{folder.root}"' in (entry / place.ABOUT).read_text()
     monkeypatch.delenv(place.ENVIRONMENT)
     monkeypatch.setattr(place.pooch, "os_cache", lambda name: tmp_path / "user" / name)
     folder.load()
-    assert (tmp_path / "user" / "jaxboost" / "images").is_dir()
+    assert (tmp_path / "user" / "jaxboost" / "jaxboost-images").is_dir()
 
 
 def test_a_bound_on_the_disk_space(folder, package_warnings):

@@ -14,7 +14,7 @@ from jaxboost import stopping
 from jaxboost.data import dataset, mapped_array
 from jaxboost.data.dataset import MappedRows, row_digests
 from jaxboost.data.readers import npz
-from jaxboost.data.rows import part, place
+from jaxboost.data.rows import marks, part, place
 from jaxboost.data.rows.store import Made, Store
 
 SHAPE = (4, 4, 1)
@@ -45,6 +45,11 @@ class Folder:
     def values(self, store, keys):
         return np.asarray(store.array(keys))[:, 0, 0, 0].tolist()
 
+    @property
+    def files(self):
+        """Names, without those that say that this process uses them."""
+        return sorted(path.name for path in self.path.iterdir() if not path.name.startswith(marks.PREFIX))
+
     def taken(self):
         made, self.made = self.made, []
         return made
@@ -71,7 +76,7 @@ def test_rows_are_made_once_and_again_if_they_changed(folder):
     assert folder.taken() == ["2", "7"]
     assert folder.values(store, ["1", "2", "7"]) == [1, 22, 7]
     # Without a lock that it leaves behind, and without temporary files.
-    assert {path.name.partition("-")[0] for path in folder.path.iterdir()} == {"rows"}
+    assert {name.partition("-")[0] for name in folder.files} == {"rows"}
     store = folder.complete(wanted(5), {"1": 11}, renew=True)
     assert folder.taken() == list(wanted(5))
     assert folder.values(store, ["0", "1"]) == [0, 11]
@@ -188,7 +193,7 @@ def test_what_a_killed_process_left_is_removed(folder):
     for name in (".rows-0123.part", "rows-0123.npy"):
         (folder.path / name).write_bytes(b"x")
     folder.complete(wanted(2))
-    assert len(list(folder.path.iterdir())) == 2
+    assert len(folder.files) == 2
 
 
 def test_a_full_disk(folder, monkeypatch, package_warnings):
@@ -210,7 +215,7 @@ def test_a_full_disk(folder, monkeypatch, package_warnings):
         f"the images are not all kept for the next start, and stay in memory: {folder.path} cannot be written"
         " (No space left on device): make room"
     )
-    assert list(folder.path.iterdir()) == []
+    assert folder.files == []
     assert folder.taken() == list(wanted(6))
     assert folder.values(folder.complete(wanted(6)), ["5"]) == [5]
     assert folder.taken() == list(wanted(6))
@@ -317,7 +322,7 @@ def test_a_note_holds_for_what_it_depends_on(folder):
 
     assert [note(of) for of in "aab"] == [["a", 1], ["a", 1], ["b", 1]]
     assert made == ["a", "b"]
-    (folder.path / "search.json").write_bytes((folder.path / "search.json").read_bytes().replace(b"1", b"2"))
+    (folder.path / "note-search.json").write_bytes((folder.path / "note-search.json").read_bytes().replace(b"1", b"2"))
     assert note("b") == ["b", 1]
     assert made == ["a", "b", "b"]
 
@@ -331,10 +336,10 @@ def test_entries_that_were_not_used_for_longest_make_room(tmp_path, monkeypatch)
         (entry / "rows-1.npy").write_bytes(bytes(1000))
         os.utime(entry / place.ABOUT, (number, number))
     place.describe(entries[0], {})
-    assert place.make_room(entries[2], 500, 3600) == ""
+    assert place.make_room(entries[2], 500, 3700) == ""
     assert [entry.exists() for entry in entries] == [True, True, True]
     # The second was not used again.
-    assert place.make_room(entries[2], 500, 3500) == ""
+    assert place.make_room(entries[2], 500, 3600) == ""
     assert [entry.exists() for entry in entries] == [True, False, True]
     assert place.make_room(entries[2], 500, 1000).endswith("and data.cache_gb=1e-06: raise it")
     assert [entry.exists() for entry in entries] == [True, False, True]

@@ -13,6 +13,7 @@ from jaxboost.data import decoding
 from jaxboost.data.problems import ProblemError, Problems
 from jaxboost.data.readers import versions
 from jaxboost.data.rows import place
+from jaxboost.data.rows import store as store_module
 from jaxboost.data.rows.store import Made, Store
 from jaxboost.data.sources.folder import masks as masks_module
 from jaxboost.data.sources.folder import samples
@@ -24,8 +25,6 @@ from jaxboost.data.walk import state_of
 T = TypeVar("T")
 # Spatial dimensions -> threads, if no processes are started. One volume can take some GB.
 _THREADS = {2: 8, 3: 2}
-# Entries that were renewed by this process.
-_renewed: set[pathlib.Path] = set()
 
 
 def read_all(
@@ -71,21 +70,9 @@ def open_store(folder: pathlib.Path, reading: Reading, keeping: place.Keeping, *
       masked: whether images are cropped to their masks.
     """
     root = os.path.realpath(folder)
-    identity = {"folder": root, "masked": masked, **dataclasses.asdict(reading)}
-    where = None if keeping.mode == place.OFF else place.entry(os.path.basename(root), identity)
-    # Once in a process: the runs of a study load the data several times.
-    renew = keeping.mode == place.RENEW and where not in _renewed
-    if where is not None:
-        place.describe(where, identity)
-    if renew and where is not None:
-        _renewed.add(where)
-    return Store(
-        where,
-        what="images",
-        version=versions.identity([samples.__file__, masks_module.__file__]),
-        room=lambda needed: place.make_room(where, needed, keeping.most_gb * 1e9) if where else "",
-        renew=renew,
-    )
+    identity = {"folder": root, "disk": place.disk_of(root), "masked": masked, **dataclasses.asdict(reading)}
+    version = versions.identity([samples.__file__, masks_module.__file__])
+    return store_module.of_images(os.path.basename(root), identity, keeping, version=version)
 
 
 def read_into(
