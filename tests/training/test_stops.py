@@ -10,6 +10,7 @@ import pytest
 from jaxboost import stopping
 from jaxboost.data.dataset import Dataset, DatasetInfo, Split, row_digests
 from jaxboost.data.pipeline.augment import Augment
+from jaxboost.data.rows import place
 from jaxboost.evaluation import evaluate
 from jaxboost.runs import datasets, lock, train
 from jaxboost.statistics import intervals
@@ -158,7 +159,13 @@ def test_what_was_encoded_before_a_stop_is_kept(tmp_path, monkeypatch):
     }
     for start in ("source-tokens", "features"):
         shutil.rmtree(folder)
-        np.savez(tmp_path / f"{folder.name.replace('source-tokens', start)}.npz", **arrays)
+        older = tmp_path / f"{folder.name.replace('source-tokens', start)}.npz"
+        np.savez(older, **arrays)
+        # On a full disk it stays: its tokens are nowhere else.
+        with monkeypatch.context() as patched:
+            patched.setattr(place, "lacks", lambda *_: "no room")
+            run()
+        assert older.exists()
         taken = run()
         assert len(encoded) == 6
         for name, split in tokens.splits.items():

@@ -149,8 +149,8 @@ def make_room(folder: pathlib.Path, needed: int, most: float) -> str:
             f"they take {(own + needed) / 1e9:.3g} GB, those that other processes use {kept / 1e9:.3g} GB, and"
             f" data.cache_gb={most / 1e9:g}: raise it"
         )
-    if reason := lacks(folder, needed - sum(removable.values())):
-        return reason
+    if lacks(folder, needed - sum(removable.values())):
+        return lacks(folder, needed)
     total = own + sum(sizes.values())
     for each in sorted(removable, key=_used):
         if total + needed <= most and not lacks(folder, needed):
