@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,22 +19,16 @@ import numpy as np
 from jaxboost import stopping
 from jaxboost.data.dataset import MappedRows
 from jaxboost.data.readers import npz
-from jaxboost.data.rows import marks, part, place
+from jaxboost.data.rows import marks, opening, part, place
 from jaxboost.data.rows.notes import Notes
 from jaxboost.data.rows.sink import Sink
-from jaxboost.errors import UserError
 from jaxboost.io import remedy
-
-if sys.platform != "win32":
-    import resource
 
 # Rows that are compared at each start, in all parts together.
 _SAMPLE = 64
 # Parts beyond those that the rows need; then they are joined.
 _SPARE_PARTS = 32
 _ATTEMPTS = 3
-# Descriptors that are left to everything else.
-_OTHER_FILES = 512
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +163,7 @@ class Store:
             known = {each.index: each for each in self._parts}
             self._parts, self._stale, gone = [], [], False
             found = part.indices(self.folder) if self.folder else []
-            _allow_files(len(found))
+            opening.allow_files(len(found))
             for index in found:
                 try:
                     sample = max(1, _SAMPLE // len(found))
@@ -187,22 +180,10 @@ class Store:
                     if isinstance(error, OSError) and error.errno == errno.ESTALE:
                         gone = True
                     else:
-                        raise self._unreadable(index, error) from error
+                        raise opening.refused(index, error, self._what) from error
             if not gone:
                 break
         self._locate()
-
-    def _unreadable(self, index: pathlib.Path, error: OSError | MemoryError) -> UserError:
-        if isinstance(error, MemoryError):
-            reason, fix = "there is not enough memory", "free some"
-        elif error.errno in (errno.EACCES, errno.EPERM):
-            reason, fix = error.strerror, "get the right to read it"
-        else:
-            reason, fix = error.strerror or str(error), remedy(error)
-        return UserError(
-            f"{index.with_suffix('')}.* cannot be read ({reason}): {fix}, or remove {self.folder}, whose"
-            f" {self._what} are then made again"
-        )
 
     def _locate(self) -> None:
         self._at = {
@@ -332,39 +313,6 @@ class Store:
                 lease.release(force=True)
 
 
-def of_images(name: str, identity: Mapping[str, Any], keeping: place.Keeping, *, version: str) -> Store:
-    """The store of a data set's decoded images.
-
-    Args:
-      name, identity: see `place.entry`.
-      keeping: whether they are kept on disk.
-      version: see `Store`.
-    """
-    where = None if keeping.mode == place.OFF else place.entry(name, identity)
-    if where is not None:
-        place.describe(where, identity)
-    return Store(
-        where,
-        what="images",
-        version=version,
-        room=lambda needed: place.make_room(where, needed, keeping.most_gb * 1e9) if where else "",
-        renew=keeping.mode == place.RENEW,
-    )
-
-
 def _is_mapped(folder: pathlib.Path) -> bool:
     """Whether another machine may have mapped the parts in a folder."""
     return marks.in_use(folder, marks.now(folder), elsewhere=True)
-
-
-def _allow_files(count: int) -> None:
-    """Raises the soft limit of open files of this process, if that many parts and all else would not fit."""
-    if sys.platform == "win32":
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * count + _OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(
-                resource.RLIMIT_NOFILE, (needed if hard == resource.RLIM_INFINITY else min(needed, hard), hard)
-            )

@@ -28,8 +28,8 @@ from jaxboost.data import decoding
 from jaxboost.data.dataset import ALL, SPLITS, Dataset, DatasetInfo, Split, check_size, make_split
 from jaxboost.data.problems import ProblemError, reason
 from jaxboost.data.readers import versions
+from jaxboost.data.rows import images as kept_images
 from jaxboost.data.rows import place
-from jaxboost.data.rows import store as store_module
 from jaxboost.data.rows.store import Made, Store
 from jaxboost.data.sources import tfds_features
 from jaxboost.data.sources.tfds_features import Fields, find_fields
@@ -242,7 +242,7 @@ def _open_store(builder: "tfds.core.DatasetBuilder", fields: Fields, size: int, 
         "label": fields.label,
     }
     version = f"{versions.identity([tfds_features.__file__])} {import_tfds().__version__}"
-    return store_module.of_images(builder.info.full_name, identity, keeping, version=version)
+    return kept_images.open_store(builder.info.full_name, identity, keeping, version=version)
 
 
 def _state(builder: "tfds.core.DatasetBuilder") -> str:

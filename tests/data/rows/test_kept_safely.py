@@ -13,7 +13,7 @@ from jaxboost import launched
 from jaxboost.data import dataset, mapped_array
 from jaxboost.data.dataset import MappedRows
 from jaxboost.data.readers import npz
-from jaxboost.data.rows import marks, part, place, store
+from jaxboost.data.rows import marks, opening, part, place, store
 from jaxboost.data.rows.store import Made, Store
 from jaxboost.data.sources.folder import reading, samples
 from jaxboost.errors import UserError
@@ -69,11 +69,12 @@ def test_only_our_own_files_make_room(home):
     for name in ("pictures", "pictures with text"):
         (home / name).mkdir()
         (home / name / "a.png").write_bytes(bytes(5000))
+        (home / name / "rows-1.npy").write_bytes(b"x")
     (home / "pictures with text" / place.ABOUT).write_text('{"text": 1}')
     assert home.name == "jaxboost-images"
     assert place.make_room(new, 500, 1800) == ""
     assert [path.name for path in ours.iterdir()] == ["mine.png"]
-    assert all((home / name / "a.png").exists() for name in ("pictures", "pictures with text"))
+    assert [len(list((home / name).iterdir())) for name in ("pictures", "pictures with text")] == [2, 3]
 
 
 def test_nothing_is_removed_if_that_does_not_make_enough_room(home, monkeypatch):
@@ -130,6 +131,15 @@ def test_what_another_machine_has_mapped_stays_until_it_ends(tmp_path, how):
     assert not set(before) & set(arrays(tmp_path))
 
 
+def test_processes_of_this_machine_keep_what_they_have_mapped(tmp_path):
+    found, _ = complete(tmp_path)
+    before = arrays(tmp_path)
+    another(tmp_path, host=marks._host())
+    complete(tmp_path, value=10, renew=True)
+    assert not set(before) & set(arrays(tmp_path))
+    assert values(found) == [0, 1, 2, 3, 4, 5]
+
+
 def refused(number):
     def refuse(*_, **__):
         raise OSError(number, os.strerror(number))
@@ -152,10 +162,10 @@ def test_a_refused_read_is_no_damage(tmp_path, monkeypatch, number):
 
 def test_many_parts_may_be_open(monkeypatch):
     limits = []
-    monkeypatch.setattr(store.resource, "getrlimit", lambda _: (1024, 4096))
-    monkeypatch.setattr(store.resource, "setrlimit", lambda _, limit: limits.append(limit))
+    monkeypatch.setattr(opening.resource, "getrlimit", lambda _: (1024, 4096))
+    monkeypatch.setattr(opening.resource, "setrlimit", lambda _, limit: limits.append(limit))
     for count in (100, 700, 9000):
-        store._allow_files(count)
+        opening.allow_files(count)
     assert limits == [(1912, 4096), (4096, 4096)]
 
 
@@ -297,6 +307,7 @@ def test_processes_compare_images_by_known_digests(tmp_path, monkeypatch):
     images, labels = complete(tmp_path)[0].array(["0", "3"]), np.arange(2)
     in_memory = together._digest(np.asarray(images), labels)
     monkeypatch.setattr(dataset, "digest_of", None)
+    monkeypatch.setattr(MappedRows, "__getitem__", None)
     assert isinstance(images, MappedRows)
     assert together._digest(images, labels) == in_memory
     assert together._digest(images.take(np.array([1, 0])), labels) != in_memory

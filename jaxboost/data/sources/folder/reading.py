@@ -12,8 +12,8 @@ from tqdm import tqdm
 from jaxboost.data import decoding
 from jaxboost.data.problems import ProblemError, Problems
 from jaxboost.data.readers import versions
+from jaxboost.data.rows import images as kept_images
 from jaxboost.data.rows import place
-from jaxboost.data.rows import store as store_module
 from jaxboost.data.rows.store import Made, Store
 from jaxboost.data.sources.folder import masks as masks_module
 from jaxboost.data.sources.folder import samples
@@ -72,7 +72,7 @@ def open_store(folder: pathlib.Path, reading: Reading, keeping: place.Keeping, *
     root = os.path.realpath(folder)
     identity = {"folder": root, "disk": place.disk_of(root), "masked": masked, **dataclasses.asdict(reading)}
     version = versions.identity([samples.__file__, masks_module.__file__])
-    return store_module.of_images(os.path.basename(root), identity, keeping, version=version)
+    return kept_images.open_store(os.path.basename(root), identity, keeping, version=version)
 
 
 def read_into(
