@@ -5,6 +5,7 @@ Without `joining.joined`, or with one process, the functions here are those of a
 """
 
 from jaxboost.processes.group import ANNOUNCEMENTS as ANNOUNCEMENTS
+from jaxboost.processes.group import all_stop as all_stop
 from jaxboost.processes.group import announce as announce
 from jaxboost.processes.group import check_same as check_same
 from jaxboost.processes.group import count as count

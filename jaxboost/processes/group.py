@@ -24,6 +24,7 @@ class Group:
       names: of the processes, for messages.
       member: the connection to process 0; None for a process alone.
       verdict: message and exit code of the failure that ends this process; None before.
+      left: the signal with which another process has ended, without an agreement to stop; 0: none has.
     """
 
     def __init__(self, index: int, count: int):
@@ -31,6 +32,7 @@ class Group:
         self.names: list[str] = []
         self.member: Member | None = None
         self.verdict: tuple[str, int] | None = None
+        self.left = 0
         self._condition = threading.Condition()
         self._point = 0
         self._asked = self._halting = False
@@ -39,8 +41,14 @@ class Group:
 
     @property
     def agreed(self) -> bool:
-        """Whether all have agreed on a point to stop at."""
+        """Whether all have agreed to stop."""
         return self._stop_at is not None
+
+    def agree(self, signal: int) -> None:
+        """All have agreed to stop here, by other means than `passes`."""
+        with self._condition:
+            self._stop_at, self._signal = self._point, signal
+            self._condition.notify_all()
 
     def point(self) -> int:
         """Number of the points that this process has passed."""
@@ -56,6 +64,9 @@ class Group:
 
         Returns:
           The signal with which all processes stop here; 0: go on.
+
+        Raises:
+          Stopped: another process has ended by a signal, and takes part in no agreement.
         """
         with self._condition:
             if received and not self._asked:
@@ -63,8 +74,10 @@ class Group:
                 assert self.member is not None
                 self.member.send({"kind": "stop", "signal": received})
             # Those that are behind come to their point without this process: it has given its part already.
-            while self._halting and self._stop_at is None:
+            while self._halting and self._stop_at is None and not self.left:
                 self._condition.wait(0.5)
+            if self.left and self._stop_at is None:
+                stopping.stop(self.left)
             self._point += 1
             return self._signal if self._stop_at is not None and self._point >= self._stop_at else 0
 
@@ -93,8 +106,15 @@ class Group:
     def _end(self, message: Mapping[str, Any]) -> None:
         if message["how"] == "stopped":
             # After an agreement all end anyway, each as soon as it has saved.
-            if not self.agreed:
-                stopping.pass_on(message["signal"] or signals.SIGTERM)
+            if self.agreed:
+                return
+            number = message["signal"] or int(signals.SIGTERM)
+            with self._condition:
+                self.left = number
+                self._condition.notify_all()
+            if self.member is not None:
+                self.member.leave(number)
+            stopping.pass_on(number, gone=True)
         elif self.verdict is None:
             self.verdict = (message["line"], message["code"])
             # Without process 0, JAX aborts the others within milliseconds.
@@ -155,6 +175,19 @@ def first(name: str, work: Callable[[], T]) -> T:
     found: Any = work() if is_first() else None
     values = gather(name, found)
     return found if is_first() else values[0]
+
+
+def all_stop() -> bool:
+    """Whether a signal has come to any process by now; the same answer in all.
+
+    Asked where the work that signals wait for is done, while they are still deferred: the process that receives a
+    signal after its last `stopping.received` would else go on alone.
+    """
+    number = next((each for each in gather("stopped", stopping.noted()) if each), 0)
+    if number:
+        stopping.note(number)
+        _group.agree(number)
+    return number != 0
 
 
 def check_same(what: str, value: Mapping[str, Any], fix: str) -> None:

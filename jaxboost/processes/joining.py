@@ -91,16 +91,14 @@ def joined(
         )
         stack.callback(group.enter, group.current())
         group.enter(together)
-        stack.enter_context(stopping.together(together.passes))
+        stack.enter_context(stopping.together(together.passes, together.member.end))
         if door is not None:
             stack.callback(door.wait)
         try:
             yield lambda: _start_jax(launch, options)
-            if stopping.received() and not together.agreed:
-                together.member.end("stopped", signal=stop.number)
-            else:
-                group.gather("end", None)
-                together.member.end("done")
+            # Also after a signal: whoever comes here has stopped together with the others, or has finished.
+            group.gather("end", None)
+            together.member.end("done")
         except stopping.Ended:
             raise
         except stopping.Stopped:
@@ -118,6 +116,7 @@ def _fail(
 
     Raises:
       Ended: it does.
+      Stopped: it does, and a signal has ended the other process.
     """
     line = in_words(error)
     assert together.member is not None
@@ -125,10 +124,13 @@ def _fail(
         # The word of the other's end may come a moment after what follows from it.
         seconds = options.heartbeat_timeout + _WORD_SECONDS if _OF_OTHERS.search(str(error)) else _WORD_SECONDS
         deadline = time.monotonic() + seconds
-        while together.verdict is None and time.monotonic() < deadline:
+        while together.verdict is None and not together.left and time.monotonic() < deadline:
             time.sleep(0.05)
         if together.verdict is not None:
             raise stopping.Ended(together.verdict[0]) from error
+        if together.left:
+            together.member.end("stopped", signal=together.left)
+            stopping.stop(together.left)
     mine = (line or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", 2 if line else 1)
     # From here on the verdict is this process's own.
     together.verdict = together.verdict or mine
