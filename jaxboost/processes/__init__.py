@@ -14,3 +14,4 @@ from jaxboost.processes.group import gather as gather
 from jaxboost.processes.group import index as index
 from jaxboost.processes.group import is_first as is_first
 from jaxboost.processes.group import name_of as name_of
+from jaxboost.processes.group import working as working

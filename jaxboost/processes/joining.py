@@ -72,6 +72,7 @@ def joined(
             door = hub.Hub(
                 hub.listen(launch),
                 launch,
+                version=jaxboost.__version__,
                 start_timeout=options.start_timeout,
                 patience=options.heartbeat_timeout,
                 stuck=options.stuck_timeout,
@@ -147,7 +148,7 @@ def _start_jax(launch: Launch, options: Options) -> None:
     import jax
 
     versions = {name: metadata.version(name) for name in ("jaxboost", "jax", "jaxlib", "orbax-checkpoint")}
-    group.check_same("version", versions, "install the same everywhere")
+    group.check_same("the versions", versions, "install the same everywhere")
     host = socket.gethostname()
     seen: list[dict[str, Any]] = group.gather("gpus", {"host": host, "gpus": devices.visible(os.environ)})
     ids = devices.local_device_ids(os.environ, seen, launch.index)
@@ -183,7 +184,7 @@ def _start_jax(launch: Launch, options: Options) -> None:
     names = ", ".join(str(device) for device in mine)
     group.announce("%s: %s", group.name_of(launch.index), names)
     counts = {"devices": len(mine), "kind": mine[0].device_kind}
-    group.check_same("device", counts, "give each process as many devices of the same kind")
+    group.check_same("the devices", counts, "give each process as many devices of the same kind")
 
 
 def _hold_aborts() -> None:

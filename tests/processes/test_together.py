@@ -153,10 +153,10 @@ def test_a_mistake_of_one_is_told_by_all(started):
 
 
 def test_a_difference_is_told_by_all(started):
-    found, made = started("processes.check_same('config', {'a': index // 2, 'b': 1}, 'give the same')")
+    found, made = started("processes.check_same('the config', {'a': index // 2, 'b': 1}, 'give the same')")
     assert made.wait(*found) == [2, 2, 2]
-    line = f"error: {name(found, 2)} has another config than process 0: a (1 there, 0 here): give the same"
-    assert [each.lines() for each in found] == [[line]] * 3
+    line = f"error: {name(found, 2)} differs from process 0 in the config: a (process 2: 1, process 0: 0)"
+    assert [each.lines() for each in found] == [[f"{line}: give the same"]] * 3
 
 
 def test_a_bug_of_one_ends_all(started):
