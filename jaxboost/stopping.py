@@ -47,12 +47,14 @@ class StopSignal:
       resumable: the same command can continue the work later, so SIGTERM is not a failure.
       leaves: whether the process ends at once after its work, see `leave`.
       ended: the message and the exit code of `end`; None if it was not called.
+      same_within: number of a signal -> seconds after the first signal within which it counts as the same.
     """
 
     def __init__(self, *, resumable: bool, kills: bool):
         self.received, self.number, self.advice, self.resumable = "", 0, "", resumable
         self._kills, self._deferred, self._open = kills, 0, True
         self._since = 0.0
+        self.same_within: dict[int, float] = {}
         self._before: dict[int, Any] = {}
         # `_lost`: `Stopped` was raised where Python ignores exceptions. Then we send the signal to ourselves, and the
         # handler raises `Stopped` again. The second thread receives this signal too, and skips it.
@@ -167,7 +169,7 @@ class StopSignal:
                 # If the signal is deferred, the code asks for it later, and may then save for a long time.
                 if not self._deferred:
                     threading.Thread(target=self._end_late, args=(data[0],), name="stop late", daemon=True).start()
-            elif time.monotonic() - first > _ONE_SIGNAL_SECONDS:
+            elif time.monotonic() - first > self.same_within.get(data[0], _ONE_SIGNAL_SECONDS):
                 again = "Ctrl-C" if data[0] == signal.SIGINT else signal.Signals(data[0]).name
                 line = f"stopped at once by a second signal ({again}): what was saved before is complete"
                 _write(2, line)
@@ -309,6 +311,12 @@ def stop(number: int) -> NoReturn:
     """Raises `Stopped` because of a signal that came to another process."""
     note(number)
     raise Stopped(_active.line if _active is not None else "")
+
+
+def expect_forwarded(number: int, seconds: float) -> None:
+    """A parent passes a signal on that may have come to this process too: both are one within these seconds."""
+    if _active is not None:
+        _active.same_within[number] = seconds
 
 
 def say(advice: str) -> None:

@@ -62,7 +62,7 @@ def find(environ: Mapping[str, str], *, coordinator: str = "", process_count: in
     if not count or index is None:
         what = "how many processes there are" if not count else "which process this is"
         raise UserError(
-            f"--distributed: nothing says {what}: start with srun, mpirun, a Kubernetes indexed Job or on Cloud TPU, or"
+            f"--distributed: nothing says {what}: start with srun, mpirun, a Kubernetes indexed Job or GKE's TPUs, or"
             " give each process --coordinator=HOST:PORT, --process_count and --process_id (from 0)"
         )
     if not 0 <= index < count:
@@ -162,7 +162,7 @@ def _torchrun(environ: Mapping[str, str]) -> _Found | None:
 
 
 def _tpu(environ: Mapping[str, str]) -> _Found | None:
-    """A TPU slice: its hosts and the number of this one, as GKE and TPU VMs give them."""
+    """A TPU slice: its hosts and the number of this one, as GKE gives them."""
     hosts, index = environ.get("TPU_WORKER_HOSTNAMES", ""), _number(environ, "TPU_WORKER_ID")
     if not hosts or index is None:
         return None

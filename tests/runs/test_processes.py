@@ -238,7 +238,11 @@ def test_mistakes_are_told_by_all_processes_and_leave_nothing(made, few_lidc_roo
         ),
         (
             start(made, few_lidc_root, folders[0] / "a", "--config.train.batch_size=15"),
-            "config field train.batch_size: 15 is no multiple of the 2 local devices of 2 processes",
+            "config field train.batch_size: 15 is no multiple of the 2 devices of all 2 processes",
+        ),
+        (
+            start(made, few_lidc_root, "run", "--config.train.deterministic=true"),
+            "config field train.deterministic: it does not go together with --distributed, where each process chooses",
         ),
         (
             start(made, few_lidc_root, "run", cwd=lambda index: folders[index]),
