@@ -20,6 +20,7 @@ from jaxboost.processes import group
 from jaxboost.runs import together, train
 from jaxboost.runs.lock import RunLock
 from jaxboost.runs.result import COSTS
+from jaxboost.training.checkpoints.checkpointer import Checkpointer
 from tests import metrics
 from tests.processes.starts import Forks, Started, forks, free_port
 from tests.scripts import REPOSITORY, devices
@@ -314,3 +315,16 @@ def test_what_a_process_does_alone_is_told(monkeypatch):
         assert processes.first("converted weights", lambda: 3) == 3
     words = ["reads the data", "does alone what all need: converted weights", "reads the data", ""]
     assert sent == [{"kind": "work", "what": each} for each in words]
+
+
+def test_one_process_decides_which_best_weights_are_removed(monkeypatch):
+    """Orbax deletes in all processes, which wait for each other; here process 1 already sees another `latest`."""
+    deleted, both = [], group.Group(1, 2)
+    both.member = SimpleNamespace(gather=lambda name, value: [[1, 2], value], send=lambda message: None)
+    monkeypatch.setattr(group, "_group", both)
+    checkpointer = object.__new__(Checkpointer)
+    checkpointer._best = SimpleNamespace(all_steps=lambda: [1, 2, 3], delete=deleted.append)
+    checkpointer._latest, checkpointer._best_of = SimpleNamespace(all_steps=lambda: [4]), {4: 2}
+    checkpointer._last_best = 3
+    checkpointer._remove_unneeded()
+    assert deleted == [1, 2]
