@@ -113,7 +113,9 @@ def test_a_signal_to_another_process_after_the_last_step_stops_this_one(whole, t
     data, _ = whole
     both = group.Group(0, 1)
     monkeypatch.setattr(group, "_group", both)
-    both.member = SimpleNamespace(gather=lambda name, value: [value, 15] if name == "stopped" else [value])
+    both.member = SimpleNamespace(
+        gather=lambda name, value: [value, 15] if name == "stopped" else [value], send=lambda message: None
+    )
     with stopping.watch(resumable=True):
         colours(data, tmp_path / "run", **CHANGES)
     assert "stopped by SIGTERM after step 6, saved" in caplog.text
