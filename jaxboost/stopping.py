@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
@@ -27,6 +27,7 @@ SIGNALS = tuple(
 GRACE_SECONDS = 4.0
 # Ctrl-C reaches a process twice if its parent passes it on; a person needs longer for a second one.
 _ONE_SIGNAL_SECONDS = 0.3
+_FAREWELL_SECONDS = 2.0
 
 
 class Stopped(KeyboardInterrupt):
@@ -46,12 +47,14 @@ class StopSignal:
       resumable: the same command can continue the work later, so SIGTERM is not a failure.
       leaves: whether the process ends at once after its work, see `leave`.
       ended: the message and the exit code of `end`; None if it was not called.
+      same_within: number of a signal -> seconds after the first signal within which it counts as the same.
     """
 
     def __init__(self, *, resumable: bool, kills: bool):
         self.received, self.number, self.advice, self.resumable = "", 0, "", resumable
         self._kills, self._deferred, self._open = kills, 0, True
         self._since = 0.0
+        self.same_within: dict[int, float] = {}
         self._before: dict[int, Any] = {}
         # `_lost`: `Stopped` was raised where Python ignores exceptions. Then we send the signal to ourselves, and the
         # handler raises `Stopped` again. The second thread receives this signal too, and skips it.
@@ -121,6 +124,7 @@ class StopSignal:
             if self._kills and _is_importing(frame):
                 # Compiled modules turn an exception into other errors, or abort. The next run takes over a stale lock.
                 _write(1, self.line)
+                _tell("stopped", "", self.exit_code, number)
                 leave(self.exit_code)
             raise Stopped(self.line)
         elif not self._kills and time.monotonic() - self._since > _ONE_SIGNAL_SECONDS:
@@ -132,8 +136,8 @@ class StopSignal:
             self._own_signals += self._kills
             signal.pthread_kill(_main_thread(), number)
 
-    def end_after_grace(self, line: str, code: int, stream: int) -> None:
-        """Ends the process if its work has not ended by then."""
+    def end_after_grace(self, line: str, code: int, stream: int, number: int = 0) -> None:
+        """Ends the process if its work has not ended by then; `number`: of the signal, 0 after an error."""
 
         def wait() -> None:
             deadline = time.monotonic() + GRACE_SECONDS
@@ -142,6 +146,8 @@ class StopSignal:
                 if not self._open:
                     return
             _write(stream, line)
+            if number:
+                _tell("stopped", "", code, number)
             os._exit(code)
 
         threading.Thread(target=wait, name="end late", daemon=True).start()
@@ -163,9 +169,12 @@ class StopSignal:
                 # If the signal is deferred, the code asks for it later, and may then save for a long time.
                 if not self._deferred:
                     threading.Thread(target=self._end_late, args=(data[0],), name="stop late", daemon=True).start()
-            elif time.monotonic() - first > _ONE_SIGNAL_SECONDS:
+            elif time.monotonic() - first > self.same_within.get(data[0], _ONE_SIGNAL_SECONDS):
                 again = "Ctrl-C" if data[0] == signal.SIGINT else signal.Signals(data[0]).name
-                _write(2, f"stopped at once by a second signal ({again}): what was saved before is complete")
+                line = f"stopped at once by a second signal ({again}): what was saved before is complete"
+                _write(2, line)
+                # Not "stopped": the others must not wait for its part of what they agreed to save.
+                _tell("failed", line, 128 + data[0], data[0])
                 os._exit(128 + data[0])
         os.close(reader)
 
@@ -186,6 +195,7 @@ class StopSignal:
         if not self.received:
             self._note(number)
         _write(1, self.line)
+        _tell("stopped", "", self.exit_code, self.number)
         os._exit(self.exit_code)
 
 
@@ -241,21 +251,37 @@ def is_deferred() -> bool:
 # Number of the signal that this process has received, or 0 -> that with which all processes stop here, or 0.
 Agreement = Callable[[int], int]
 _agreement: Agreement | None = None
+# Tells the other processes that this one ends at once: how ("stopped" or "failed"), message, exit code, signal.
+Farewell = Callable[[str, str, int, int], None]
+_farewell: Farewell | None = None
 
 
 @contextlib.contextmanager
-def together(agreement: Agreement) -> Iterator[None]:
+def together(agreement: Agreement, farewell: Farewell | None = None) -> Iterator[None]:
     """Inside the `with` block, several processes stop together while signals are deferred.
 
     Each call of `received` and `poll` under `deferred` asks `agreement`. So all processes have to make these calls in
     the same order, as processes that take the same steps do.
+
+    Args:
+      agreement: see `Agreement`.
+      farewell: called, from any thread, before the process is ended without its main thread.
     """
-    global _agreement
-    _agreement = agreement
+    global _agreement, _farewell
+    _agreement, _farewell = agreement, farewell
     try:
         yield
     finally:
-        _agreement = None
+        _agreement = _farewell = None
+
+
+def _tell(how: str, line: str, code: int, number: int) -> None:
+    if (farewell := _farewell) is None:
+        return
+    # In a thread: a connection that takes nothing must not keep this process.
+    thread = threading.Thread(target=farewell, args=(how, line, code, number), daemon=True)
+    thread.start()
+    thread.join(_FAREWELL_SECONDS)
 
 
 def received() -> str:
@@ -270,6 +296,29 @@ def received() -> str:
     return _active.received if number else ""
 
 
+def noted() -> int:
+    """The number of the signal that has come to this process itself, or that all agreed on; 0 if none. Asks nobody."""
+    return _active.number if _active is not None and _active.received else 0
+
+
+def note(number: int) -> None:
+    """Notes a signal that another process has received, as if it had come to this one under `deferred`."""
+    if _active is not None and not _active.received:
+        _active._note(number)
+
+
+def stop(number: int) -> NoReturn:
+    """Raises `Stopped` because of a signal that came to another process."""
+    note(number)
+    raise Stopped(_active.line if _active is not None else "")
+
+
+def expect_forwarded(number: int, seconds: float) -> None:
+    """A parent passes a signal on that may have come to this process too: both are one within these seconds."""
+    if _active is not None:
+        _active.same_within[number] = seconds
+
+
 def say(advice: str) -> None:
     """Sets the text after "stopped by SIGTERM" in the message for the user."""
     if _active is not None:
@@ -282,13 +331,22 @@ def poll() -> None:
         raise Stopped(_active.line)
 
 
-def pass_on(number: int) -> None:
-    """Handles a signal that another process has received, as if it had come to this one; from any thread."""
-    if (stop := _active) is None or stop.received or stop.ended:
+def pass_on(number: int, *, gone: bool = False) -> None:
+    """Handles a signal that another process has received, as if it had come to this one; from any thread.
+
+    Args:
+      number: of the signal.
+      gone: the other process has ended: this one ends too, even if it has noted a signal itself.
+    """
+    if (stop := _active) is None or stop.ended or (stop.received and not gone):
+        return
+    if stop.received:
+        stop.end_after_grace(stop.line, stop.exit_code, 1, stop.number)
         return
     stop.send_self(number)
     # Also if this process defers signals: without the other one it cannot go on.
-    stop.end_after_grace(f"stopped by {signal.Signals(number).name}{stop.advice}", stop.exit_code_of(number), 1)
+    line = f"stopped by {signal.Signals(number).name}{stop.advice}"
+    stop.end_after_grace(line, stop.exit_code_of(number), 1, number)
 
 
 def end(line: str, code: int, *, at_once: bool = False) -> None:

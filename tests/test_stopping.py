@@ -144,6 +144,20 @@ def test_a_second_signal_ends_at_once(name, code):
     assert "stopped at once by a second signal" in line
 
 
+def test_a_signal_that_a_parent_passes_on_is_no_second_one():
+    done = run(
+        """
+        stopping.expect_forwarded(signal.SIGTERM, 60)
+        with stopping.deferred():
+            later(0.4, signal.SIGTERM, signal.SIGTERM)
+            time.sleep(1.2)
+            print("saved")
+        """,
+        resumable=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "saved\n", "")
+
+
 def test_a_signal_twice_in_a_moment_is_one():
     """Ctrl-C goes to all processes of a terminal, and some that start others pass it on as well."""
     done = run(

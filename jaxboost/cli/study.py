@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from jaxboost import io
+from jaxboost import io, stopping
 from jaxboost.cli import app
 from jaxboost.errors import UserError
 from jaxboost.studies.slurm.task import WAITING_EXIT_CODE
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# A worker may save for so long before a second SIGTERM ends it at once.
+_FORWARDED_SECONDS = 60.0
 _OVERRIDE = re.compile(r"--?(?:no)?config\.")
 FAILED_EXIT_CODE = 1
 
@@ -122,6 +124,8 @@ def do(given: Any, overrides: Sequence[str]) -> None:
                 print(shlex.join(["jaxboost", "study", *same, f"--only={each.key}"]))
         return
     if given.worker:
+        # Whoever started this worker passes SIGTERM on, which a scheduler may have sent to both.
+        stopping.expect_forwarded(signal.SIGTERM, _FORWARDED_SECONDS)
         threading.Thread(target=_follow, args=(os.getppid(),), name="parent", daemon=True).start()
     same.append(f"--arms={','.join(given.arms)}")
     if options:

@@ -90,4 +90,4 @@ def _check_same(config: ConfigDict, folder: pathlib.Path) -> None:
     fields = continuing.flat(continuing.to_dict(config))
     fields = {name: value for name, value in fields.items() if name not in _OWN_PATHS}
     fix = "give every process the same command"
-    processes.check_same("command", {"--workdir": str(folder), **fields}, fix)
+    processes.check_same("the command", {"--workdir": str(folder), **fields}, fix)

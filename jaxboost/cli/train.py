@@ -13,6 +13,7 @@ from absl import flags
 from jaxboost import io
 from jaxboost.cli import app, config_flag, together
 from jaxboost.config import loading
+from jaxboost.errors import UserError
 
 
 def run() -> None:
@@ -33,6 +34,11 @@ def run() -> None:
         fields = config_flag.read(config)
         if not (independent_flag.value or processes.is_wanted()):
             app.check_single_task()
+        if processes.is_wanted() and "train" in fields and fields.train.deterministic:
+            raise UserError(
+                "config field train.deterministic: it does not go together with --distributed, where each process"
+                " chooses its kernels: leave out one of them; on a CPU a run gives the same bits without it"
+            )
         with processes.joined() as start:
             file, argument = loading.split_argument(config_flag.named(config))
             name = pathlib.Path(file).stem + (f"_{argument}" if argument else "")

@@ -5,6 +5,7 @@ Without `joining.joined`, or with one process, the functions here are those of a
 """
 
 from jaxboost.processes.group import ANNOUNCEMENTS as ANNOUNCEMENTS
+from jaxboost.processes.group import all_stop as all_stop
 from jaxboost.processes.group import announce as announce
 from jaxboost.processes.group import check_same as check_same
 from jaxboost.processes.group import count as count
@@ -13,3 +14,4 @@ from jaxboost.processes.group import gather as gather
 from jaxboost.processes.group import index as index
 from jaxboost.processes.group import is_first as is_first
 from jaxboost.processes.group import name_of as name_of
+from jaxboost.processes.group import working as working

@@ -1,5 +1,7 @@
 """The thread of process 0 to which all processes are connected, also process 0 itself."""
 
+import hmac
+import logging
 import selectors
 import socket
 import threading
@@ -10,11 +12,15 @@ from typing import Any
 from jaxboost.errors import UserError
 from jaxboost.processes import wire
 from jaxboost.processes.agreement import Desk, Post
-from jaxboost.processes.launch import Launch
+from jaxboost.processes.launch import SECRET, Launch
+
+logger = logging.getLogger(__name__)
 
 # Time that other processes get to end after process 0 has ended its own work.
 LEAVE_SECONDS = 10.0
 _TICK = 0.25
+# A connection that has not greeted: how long it may take, and how many there may be beside the processes.
+GREETING_SECONDS, _STRANGERS = 5.0, 64
 _CHUNK = 1 << 16
 
 
@@ -48,15 +54,27 @@ class Hub:
     Args:
       server: of `listen`.
       launch: the launch.
+      version: of this package; a process of another one is refused.
       start_timeout, patience, stuck: in seconds, see `joining.Options`.
     """
 
-    def __init__(self, server: socket.socket, launch: Launch, *, start_timeout: float, patience: float, stuck: float):
-        self._server, self._launch = server, launch
+    def __init__(
+        self,
+        server: socket.socket,
+        launch: Launch,
+        *,
+        version: str,
+        start_timeout: float,
+        patience: float,
+        stuck: float,
+    ):
+        self._server, self._launch, self._version = server, launch, version
         self._start_timeout, self._patience, self._stuck = start_timeout, patience, stuck
         self._selector = selectors.DefaultSelector()
         self._members: dict[int, socket.socket] = {}
         self._names: dict[int, str] = {}
+        # Connection that has not greeted -> until when it may.
+        self._strangers: dict[socket.socket, float] = {}
         self._desk: Desk | None = None
         self._beaten = 0.0
         self._thread = threading.Thread(target=self._run, name="processes", daemon=True)
@@ -83,6 +101,8 @@ class Hub:
                 else:
                     self._read(key.fileobj, index, reader)
             now = time.monotonic()
+            for connection in [each for each, until in self._strangers.items() if now > until]:
+                self._drop(connection, None)
             if self._desk is None:
                 if now > deadline:
                     self._give_up()
@@ -98,38 +118,55 @@ class Hub:
             connection, _ = self._server.accept()
         except OSError:
             return
+        if len(self._strangers) >= _STRANGERS + self._launch.count:
+            connection.close()
+            return
         connection.settimeout(self._patience)
-        self._selector.register(connection, selectors.EVENT_READ, (None, wire.Reader()))
+        self._strangers[connection] = time.monotonic() + GREETING_SECONDS
+        self._selector.register(connection, selectors.EVENT_READ, (None, wire.Reader(wire.GREETING_BYTES)))
 
     def _read(self, connection: Any, index: int | None, reader: wire.Reader) -> None:
         try:
-            data = connection.recv(_CHUNK)
-            messages = reader.feed(data)
-        except (OSError, ValueError):
-            data, messages = b"", []
-        for message in messages:
-            if index is None:
-                index = self._greet(connection, reader, message)
+            data = connection.recv(_CHUNK if index is not None else wire.GREETING_BYTES)
+            for message in reader.feed(data):
                 if index is None:
-                    return
-            elif self._desk is not None:
-                self._post(self._desk.take(index, message, time.monotonic()))
+                    index = self._greet(connection, reader, message)
+                    if index is None:
+                        return
+                elif self._desk is not None:
+                    self._post(self._desk.take(index, message, time.monotonic()))
+        # Whatever comes over the network must not end this thread, on which all processes depend.
+        except Exception as error:
+            if index is not None and not isinstance(error, OSError):
+                logger.warning("%s sent what is no message: %r", self._names[index], error)
+            data = b""
         if not data:
             self._drop(connection, index)
 
     def _greet(self, connection: Any, reader: wire.Reader, hello: dict[str, Any]) -> int | None:
         """The number of a new process; None if it is refused."""
-        index, reason = hello.get("index"), ""
-        if hello.get("key") != self._launch.key or hello.get("count") != self._launch.count:
+        index, reason, final = hello.get("index"), "", False
+        if not hmac.compare_digest(str(hello.get("key")).encode(), self._launch.key.encode()):
+            reason = f"it belongs to another launch, of {hello.get('count')} processes, or has another {SECRET}"
+        elif hello.get("count") != self._launch.count:
             reason = f"it belongs to another launch, of {hello.get('count')} processes"
-        elif index not in range(self._launch.count):
+        elif type(index) is not int or index not in range(self._launch.count):
             reason = f"there is no process {index}"
         elif index in self._names:
             reason = f"{self._names[index]} is there already: another launch uses this port"
-        if reason or not isinstance(index, int):
-            self._say(connection, {"kind": "refused", "reason": reason, "final": False})
+        elif hello.get("version") != self._version:
+            final = True
+            reason = (
+                f"process {index} on {hello.get('host')} has jaxboost {hello.get('version')}, and process 0 has"
+                f" {self._version}: install the same everywhere"
+            )
+        if reason:
+            self._say(connection, {"kind": "refused", "reason": reason, "final": final})
             self._drop(connection, None)
             return None
+        assert isinstance(index, int)
+        del self._strangers[connection]
+        reader.most = wire.MAX_BYTES
         self._names[index] = f"process {index} of {self._launch.count} ({hello.get('host')}, pid {hello.get('pid')})"
         self._members[index] = connection
         self._selector.modify(connection, selectors.EVENT_READ, (index, reader))
@@ -152,6 +189,7 @@ class Hub:
     def _drop(self, connection: Any, index: int | None) -> None:
         self._selector.unregister(connection)
         connection.close()
+        self._strangers.pop(connection, None)
         if index is not None:
             self._members.pop(index, None)
             if self._desk is None:

@@ -72,6 +72,7 @@ def joined(
             door = hub.Hub(
                 hub.listen(launch),
                 launch,
+                version=jaxboost.__version__,
                 start_timeout=options.start_timeout,
                 patience=options.heartbeat_timeout,
                 stuck=options.stuck_timeout,
@@ -91,16 +92,14 @@ def joined(
         )
         stack.callback(group.enter, group.current())
         group.enter(together)
-        stack.enter_context(stopping.together(together.passes))
+        stack.enter_context(stopping.together(together.passes, together.member.end))
         if door is not None:
             stack.callback(door.wait)
         try:
             yield lambda: _start_jax(launch, options)
-            if stopping.received() and not together.agreed:
-                together.member.end("stopped", signal=stop.number)
-            else:
-                group.gather("end", None)
-                together.member.end("done")
+            # Also after a signal: whoever comes here has stopped together with the others, or has finished.
+            group.gather("end", None)
+            together.member.end("done")
         except stopping.Ended:
             raise
         except stopping.Stopped:
@@ -118,6 +117,7 @@ def _fail(
 
     Raises:
       Ended: it does.
+      Stopped: it does, and a signal has ended the other process.
     """
     line = in_words(error)
     assert together.member is not None
@@ -125,10 +125,13 @@ def _fail(
         # The word of the other's end may come a moment after what follows from it.
         seconds = options.heartbeat_timeout + _WORD_SECONDS if _OF_OTHERS.search(str(error)) else _WORD_SECONDS
         deadline = time.monotonic() + seconds
-        while together.verdict is None and time.monotonic() < deadline:
+        while together.verdict is None and not together.left and time.monotonic() < deadline:
             time.sleep(0.05)
         if together.verdict is not None:
             raise stopping.Ended(together.verdict[0]) from error
+        if together.left:
+            together.member.end("stopped", signal=together.left)
+            stopping.stop(together.left)
     mine = (line or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", 2 if line else 1)
     # From here on the verdict is this process's own.
     together.verdict = together.verdict or mine
@@ -145,7 +148,7 @@ def _start_jax(launch: Launch, options: Options) -> None:
     import jax
 
     versions = {name: metadata.version(name) for name in ("jaxboost", "jax", "jaxlib", "orbax-checkpoint")}
-    group.check_same("version", versions, "install the same everywhere")
+    group.check_same("the versions", versions, "install the same everywhere")
     host = socket.gethostname()
     seen: list[dict[str, Any]] = group.gather("gpus", {"host": host, "gpus": devices.visible(os.environ)})
     ids = devices.local_device_ids(os.environ, seen, launch.index)
@@ -181,7 +184,7 @@ def _start_jax(launch: Launch, options: Options) -> None:
     names = ", ".join(str(device) for device in mine)
     group.announce("%s: %s", group.name_of(launch.index), names)
     counts = {"devices": len(mine), "kind": mine[0].device_kind}
-    group.check_same("device", counts, "give each process as many devices of the same kind")
+    group.check_same("the devices", counts, "give each process as many devices of the same kind")
 
 
 def _hold_aborts() -> None:

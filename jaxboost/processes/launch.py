@@ -1,6 +1,7 @@
 """Finds the processes of one launch: how many, which one this is, and where they meet."""
 
 import dataclasses
+import hmac
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -12,6 +13,8 @@ _FIRST_PORT, _PORTS = 61440, 4096
 # A launch whose port was not given tries these many.
 _CANDIDATES = 8
 DEFAULT_PORT = 61439
+# Environment variable whose text, equal in all processes, nobody else knows.
+SECRET = "JAXBOOST_SECRET"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,8 @@ class Launch:
       index: number of this process, from 0. Process 0 is the coordinator: the others connect to it.
       host: of the coordinator.
       ports: the coordinator listens on the first of them that is free.
-      key: equal in all processes of a launch, and different in other launches as far as the environment tells.
+      key: equal in all processes of a launch, and different in other launches as far as the environment tells. With
+        the environment variable JAXBOOST_SECRET, a stranger cannot guess it.
       found_by: where all this comes from, for messages.
     """
 
@@ -58,7 +62,7 @@ def find(environ: Mapping[str, str], *, coordinator: str = "", process_count: in
     if not count or index is None:
         what = "how many processes there are" if not count else "which process this is"
         raise UserError(
-            f"--distributed: nothing says {what}: start with srun, mpirun, a Kubernetes indexed Job or on Cloud TPU, or"
+            f"--distributed: nothing says {what}: start with srun, mpirun, a Kubernetes indexed Job or GKE's TPUs, or"
             " give each process --coordinator=HOST:PORT, --process_count and --process_id (from 0)"
         )
     if not 0 <= index < count:
@@ -80,6 +84,9 @@ def find(environ: Mapping[str, str], *, coordinator: str = "", process_count: in
             f"--distributed: {found.found_by if found else 'nothing'} does not say on which host process 0 runs: give"
             " --coordinator=HOST:PORT, the same to each process"
         )
+    if secret := environ.get(SECRET):
+        # The ports follow from what a launcher says; the key only then from the secret too.
+        key = hmac.digest(secret.encode(), key.encode(), "sha256").hex()
     return Launch(count=int(count), index=int(index), host=host, ports=ports, key=key, found_by=found_by)
 
 
@@ -155,7 +162,7 @@ def _torchrun(environ: Mapping[str, str]) -> _Found | None:
 
 
 def _tpu(environ: Mapping[str, str]) -> _Found | None:
-    """A TPU slice: its hosts and the number of this one, as GKE and TPU VMs give them."""
+    """A TPU slice: its hosts and the number of this one, as GKE gives them."""
     hosts, index = environ.get("TPU_WORKER_HOSTNAMES", ""), _number(environ, "TPU_WORKER_ID")
     if not hosts or index is None:
         return None

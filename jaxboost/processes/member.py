@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxboost import stopping
 from jaxboost.errors import UserError
 from jaxboost.processes import wire
 from jaxboost.processes.launch import Launch
@@ -113,6 +114,7 @@ class Member:
         self._writing, self._condition = threading.Lock(), threading.Condition()
         self._gathered: dict[int, list[Any]] = {}
         self._number, self._bye, self._closed = 0, False, False
+        self._left = 0
         self._thread = threading.Thread(target=self._listen, name="process 0's word", daemon=True)
         self._thread.start()
 
@@ -125,14 +127,26 @@ class Member:
             return
 
     def gather(self, name: str, value: Any) -> list[Any]:
-        """The values of all processes, in their order; waits for the last."""
+        """The values of all processes, in their order; waits for the last.
+
+        Raises:
+          Stopped: another process has ended by a signal, so that its part does not come.
+        """
         number, self._number = self._number, self._number + 1
         self.send({"kind": "gather", "number": number, "name": name, "value": value})
         with self._condition:
             # In pieces: a signal is handled between them.
             while number not in self._gathered:
+                if self._left:
+                    stopping.stop(self._left)
                 self._condition.wait(0.5)
             return self._gathered.pop(number)
+
+    def leave(self, signal: int) -> None:
+        """Another process has ended by a signal: waiting ends."""
+        with self._condition:
+            self._left = signal
+            self._condition.notify_all()
 
     def end(self, how: str, line: str = "", code: int = 0, signal: int = 0) -> None:
         """Tells the others that this process ends. They have heard it when this returns, if they can hear."""

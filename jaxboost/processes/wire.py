@@ -5,8 +5,10 @@ import socket
 import struct
 from typing import Any
 
-# No message is near this; a stranger's bytes are refused by it.
+# No message is near this.
 MAX_BYTES = 64 << 20
+# Nor a greeting near this: so many bytes are taken from a stranger.
+GREETING_BYTES = 4096
 _LENGTH = struct.Struct("!I")
 
 
@@ -17,9 +19,14 @@ def send(connection: socket.socket, message: dict[str, Any]) -> None:
 
 
 class Reader:
-    """Takes messages out of the bytes that arrive at a connection."""
+    """Takes messages out of the bytes that arrive at a connection.
 
-    def __init__(self) -> None:
+    Attributes:
+      most: the most bytes of a message.
+    """
+
+    def __init__(self, most: int = MAX_BYTES) -> None:
+        self.most = most
         self._bytes = bytearray()
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
@@ -32,12 +39,15 @@ class Reader:
         messages = []
         while len(self._bytes) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._bytes)
-            if length > MAX_BYTES:
+            if length > self.most:
                 raise ValueError("these are no messages of jaxboost")
             end = _LENGTH.size + length
             if len(self._bytes) < end:
                 break
-            message = json.loads(bytes(self._bytes[_LENGTH.size : end]))
+            try:
+                message = json.loads(bytes(self._bytes[_LENGTH.size : end]))
+            except RecursionError:
+                raise ValueError("these are no messages of jaxboost") from None
             if not isinstance(message, dict):
                 raise ValueError("these are no messages of jaxboost")
             messages.append(message)

@@ -65,7 +65,8 @@ def train_and_evaluate(runs: Mapping[pathlib.Path, Config]) -> dict[pathlib.Path
         try:
             found = _train(todo)
         except stopping.Stopped:
-            if stop.exit_code:
+            # See `train.train_and_evaluate`.
+            if stop.exit_code or processes.count() > 1:
                 raise
             logger.info(stop.line)
             return None

@@ -24,9 +24,10 @@ def check_same_run(dataset: Dataset, fingerprints: Mapping[str, str]) -> None:
     if processes.count() == 1:
         return
     parts = {name: digest[:12] for name, digest in fingerprints.items()}
-    for name, split in dataset.splits.items():
-        parts[f"split {name}"] = f"{len(split)} samples, {_digest(split.images, split.labels)[:12]}"
-    processes.check_same("data or weights", parts, "put the same files where each process reads them")
+    with processes.working("compares the data"):
+        for name, split in dataset.splits.items():
+            parts[f"split {name}"] = f"{len(split)} samples, {_digest(split.images, split.labels)[:12]}"
+    processes.check_same("the data or the weights", parts, "put the same files where each process reads them")
 
 
 def check_same_view(folder: pathlib.Path, finished: bool) -> None:

@@ -89,7 +89,8 @@ def train_and_evaluate(
                 contents = complete(Alone(assemble(config, folder, splits, check_lock=lock.check)), peak)
                 return None if contents is None else contents[0]
         except stopping.Stopped:
-            if stop.exit_code:
+            # Of several processes, the others have to hear that this one ends without them.
+            if stop.exit_code or processes.count() > 1:
                 raise
             logger.info(stop.line)
             return None
@@ -133,7 +134,8 @@ def assemble(
     augment, image_size = Augment(**config.augment), config.model.image_size
     augment.check(info.ndim)
     splits = splits or datasets.own_splits(config, folder)
-    dataset = splits.load()
+    with processes.working("reads the data"):
+        dataset = splits.load()
     selection_split = PROTOCOLS[config.eval.protocol]
     steps_per_epoch = check_splits(config, dataset)
     objective = make_objective(config, dataset.info, dataset.splits["train"].labels)
@@ -144,9 +146,10 @@ def assemble(
     last_step = min(all_steps, config.train.max_steps or all_steps)
     _warn_of_slow_average(config, last_step)
 
-    params, frozen, stats, fingerprints = start.initialise(
-        system, seed=config.seed, replicated=program.replicated, loaded=loaded
-    )
+    with processes.working("reads the weights"):
+        params, frozen, stats, fingerprints = start.initialise(
+            system, seed=config.seed, replicated=program.replicated, loaded=loaded
+        )
     # Other labels for the same images are another data set.
     fingerprints |= datasets.fingerprint(dataset, config)
     together.check_same_run(dataset, fingerprints)

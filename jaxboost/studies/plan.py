@@ -293,6 +293,11 @@ def _of_arm(arm: Arm, study: Study, configs: Mapping[str, Config]) -> Iterator[s
     config = configs[arm.name]
     if config.data.folds and config.data.fold != -1:
         yield f"config field data.fold: a study runs all folds, set it to -1 (it is {config.data.fold})"
+    if "train" in config and config.train.deterministic:
+        yield (
+            "config field train.deterministic: a study starts jax before its runs, too early to pin the kernels of one:"
+            " leave it out, or train such runs with `jaxboost train`; a CPU gives the same bits without it"
+        )
     if arm.tuned and study.lr_grid and RATE not in flat(config):
         yield f"no {RATE} to tune"
     if is_tuned(study, arm) and config.eval.protocol == "reference":

@@ -1,10 +1,12 @@
 """Keeps compiled programs on disk for the next start."""
 
+import contextlib
 import logging
 import os
 import pathlib
 import shutil
 import tempfile
+import time
 import uuid
 import warnings
 from typing import Any
@@ -15,6 +17,8 @@ import pooch
 logger = logging.getLogger(__name__)
 
 _SUFFIX = "-cache"  # of JAX's entries
+_PART = ".part"  # of ours that are being written
+_REMAINS_SECONDS = 24 * 3600.0
 
 
 def keep_compiled_programs(enabled: bool) -> None:
@@ -43,6 +47,8 @@ def keep_compiled_programs(enabled: bool) -> None:
     jax.config.update("jax_enable_compilation_cache", enabled)
     if enabled:
         _write_entries_whole()
+        if "://" not in folder:
+            _remove_remains(pathlib.Path(folder))
     if enabled and not named:
         jax.config.update("jax_compilation_cache_dir", folder)
 
@@ -70,7 +76,7 @@ def _write_entries_whole() -> None:
         entry = pathlib.Path(cache.path) / f"{key}{_SUFFIX}"
         if entry.exists():
             return
-        folder = entry.with_name(f".{uuid.uuid4().hex}.part")
+        folder = entry.with_name(f".{uuid.uuid4().hex}{_PART}")
         try:
             put(LRUCache(str(folder), max_size=-1), key, value)
             os.replace(folder / entry.name, entry)
@@ -79,6 +85,16 @@ def _write_entries_whole() -> None:
 
     put_whole.whole = True  # pyright: ignore[reportFunctionMemberAccess]
     LRUCache.put = put_whole  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _remove_remains(folder: pathlib.Path) -> None:
+    """Removes what processes that were killed have left; an entry is written within seconds."""
+    oldest = time.time() - _REMAINS_SECONDS
+    for path in folder.glob(".*" + _PART):
+        # Another process may remove it at this moment, and the folder may be read-only.
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < oldest:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _refusal(folder: pathlib.Path) -> str:

@@ -49,7 +49,7 @@ def encode(
       key: identifies the encoder; each encoder has its own store.
 
     Raises:
-      UserError: the tokens that another process has kept are not seen here.
+      UserError: of several processes, the first cannot keep the tokens, or another one does not see them.
       Stopped: a signal came; the tokens that were computed before it are kept.
     """
     name = hashlib.sha256(key.encode()).hexdigest()[:12]
@@ -90,9 +90,16 @@ def encode(
     store = Store(folder / f"source-tokens-{name}", what="tokens", only_latest=False)
     # Several processes encode each batch together. The first keeps the tokens, and the others read them.
     if processes.is_first():
-        store.complete(dict.fromkeys(row_of, ""), make)
+        with processes.working("makes and keeps the tokens of a frozen encoder"):
+            store.complete(dict.fromkeys(row_of, ""), make)
         if not told:
             processes.gather(_TO_ENCODE, {})
+        if processes.count() > 1 and not store.is_kept:
+            raise UserError(
+                f"the tokens of the frozen encoder cannot be kept in {store.folder}, from where the other processes"
+                " read them; a warning of process 0 says why: make room, or give a --workdir on another disk that all"
+                " processes share"
+            )
     else:
         for _ in encoded(processes.gather(_TO_ENCODE, None)[0]):
             pass

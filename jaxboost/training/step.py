@@ -84,8 +84,9 @@ def check_batch_size(batch_size: int, field: str) -> None:
     if batch_size <= 0:
         raise UserError(f"config field {field}: {batch_size} should be above 0")
     if batch_size % devices:
-        where = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-        raise UserError(f"config field {field}: {batch_size} is no multiple of the {devices} local devices{where}")
+        several = jax.process_count() > 1
+        what = f"devices of all {jax.process_count()} processes" if several else "local devices"
+        raise UserError(f"config field {field}: {batch_size} is no multiple of the {devices} {what}")
 
 
 # Compiled: (state, frozen weights, batch, random key) -> (state, {"loss", "grad_norm"})

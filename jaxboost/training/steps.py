@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import Sequence
 
-from jaxboost import stopping
+from jaxboost import processes, stopping
 from jaxboost.training.checkpoints.checkpointer import Checkpointer
 from jaxboost.training.engine import Engine
 from jaxboost.training.log import ProgressBar
@@ -77,13 +77,11 @@ def train(engine: Engine, checkpointers: Sequence[Checkpointer]) -> bool:
         with timed(loops, "checkpoints"):
             for checkpointer in checkpointers:
                 checkpointer.wait()
-    if not stopping.received():
-        return True
-    logger.info(
-        "stopped by %s after step %d, saved: run the same command to go on",
-        stopping.received(),
-        number,
-    )
+        # Of several processes, one may have received a signal since it last asked.
+        if not processes.all_stop():
+            return True
+        signal = stopping.received()
+    logger.info("stopped by %s after step %d, saved: run the same command to go on", signal, number)
     return False
 
 

@@ -83,6 +83,7 @@ class Forks:
         """Starts `jaxboost WORDS` in a fork, after the program `before`."""
         self._count += 1
         out, err = (self._folder / f"{self._count}.{name}" for name in ("out", "err"))
+        out.touch()
         request = {"words": [*map(str, words)], "before": before, "env": dict(env or {})}
         pid = self._ask({**request, "cwd": str(cwd or REPOSITORY), "out": str(out), "err": str(err)})
         return Started(pid, out, err)

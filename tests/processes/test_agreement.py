@@ -96,7 +96,7 @@ def test_a_silent_process_is_lost():
         ((5, 4, 5), True),
         # All wait for something else, such as a disk.
         ((4, 4, 4), False),
-        # Its first step is still compiled; nothing says how long that may take.
+        # Its first step is still compiled, which may take longer.
         ((5, 0, 5), False),
     ],
 )
@@ -109,3 +109,47 @@ def test_a_process_that_stays_behind_is_stuck(points, lost):
     assert bool(posts) == lost
     if lost:
         assert f"{NAMES[1]} has not gone on for 60 s, and the others wait for it" in posts[0][1]["line"]
+
+
+def beats(all_of_us, now, points=(0, 0, 0)):
+    for index, point in enumerate(points):
+        all_of_us.take(index, {"kind": "beat", "point": point}, float(now))
+
+
+def test_a_first_step_that_never_ends():
+    all_of_us = desk()
+    for now in range(0, 380, 5):
+        beats(all_of_us, now, (5, 0, 5) if now else (0, 0, 0))
+        found = all_of_us.tick(float(now))
+        # Six times as long as a later step, from when the first of them had passed one.
+        assert bool(found) == (now > 365)
+        if found:
+            assert f"{NAMES[1]} has not gone on for 360 s" in found[0][1]["line"]
+            break
+
+
+def test_a_process_that_does_not_come_to_a_gathering():
+    all_of_us, told = desk(), []
+    all_of_us.take(2, {"kind": "work", "what": "reads the data"}, 0.0)
+    for index in (0, 1):
+        all_of_us.take(index, gather("x", 1), 1.0)
+    for now in range(0, 300, 5):
+        beats(all_of_us, now)
+        told += all_of_us.tick(float(now))
+    line = f"at 'x' for 9 s, waiting for {NAMES[2]}, which reads the data"
+    assert told == [(0, {"kind": "warning", "line": line})]
+    # Now it does nothing any more.
+    all_of_us.take(2, {"kind": "work", "what": ""}, 300.0)
+    for now in range(300, 370, 5):
+        beats(all_of_us, now)
+        posts = all_of_us.tick(float(now))
+        assert bool(posts) == (now > 360)
+    assert f"{NAMES[2]} has not come to 'x' for 65 s, where the others wait" in posts[0][1]["line"]
+
+
+def test_a_gathering_that_is_complete_is_over():
+    all_of_us = desk()
+    for index in range(3):
+        all_of_us.take(index, gather("x", 1), 1.0)
+    beats(all_of_us, 200)
+    assert all_of_us.tick(200.0) == []

@@ -2,18 +2,20 @@
 
 import concurrent.futures
 import contextlib
+import json
 import socket
 import threading
 import time
 
 import pytest
 
+from jaxboost import stopping
 from jaxboost.errors import UserError
 from jaxboost.processes import hub, member, wire
 from jaxboost.processes.group import Group
 from jaxboost.processes.launch import Launch
 
-LIMITS = dict(start_timeout=10.0, patience=5.0, stuck=60.0)
+LIMITS = dict(version="1", start_timeout=10.0, patience=5.0, stuck=60.0)
 
 
 def free_port():
@@ -25,10 +27,10 @@ def launch(index, count, ports, key="k"):
     return Launch(count=count, index=index, host="127.0.0.1", ports=ports, key=key, found_by="flags")
 
 
-def joined(one, start_timeout=10.0):
+def joined(one, start_timeout=10.0, version="1"):
     """The group of a process, connected."""
     group = Group(one.index, one.count)
-    connection, reader, group.names = member.connect(one, start_timeout=start_timeout, version="1")
+    connection, reader, group.names = member.connect(one, start_timeout=start_timeout, version=version)
     group.member = member.Member(
         connection, reader, group.names, patience=LIMITS["patience"], hear=group.hear, point=group.point
     )
@@ -102,7 +104,9 @@ def test_a_coordinator_that_does_not_answer():
 
 def test_processes_that_do_not_come_are_named():
     ports = (free_port(),)
-    door = hub.Hub(hub.listen(launch(0, 3, ports)), launch(0, 3, ports), start_timeout=0.3, patience=5, stuck=60)
+    door = hub.Hub(
+        hub.listen(launch(0, 3, ports)), launch(0, 3, ports), version="1", start_timeout=0.3, patience=5, stuck=60
+    )
     door.start()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         for index in (0, 2):
@@ -113,14 +117,52 @@ def test_processes_that_do_not_come_are_named():
             found.result()
 
 
-def test_the_bytes_of_a_stranger_change_nothing():
+def test_another_version_is_told_at_once():
+    ports = (free_port(),)
+    hub.Hub(hub.listen(launch(0, 2, ports)), launch(0, 2, ports), **LIMITS).start()
+    with pytest.raises(UserError, match=r"^process 1 on \S+ has jaxboost 2, and process 0 has 1: install the same"):
+        joined(launch(1, 2, ports), version="2")
+
+
+def test_a_message_that_is_none_ends_its_process_alone():
+    with processes(2) as (groups, pool, _):
+        waits = pool.submit(groups[0].member.gather, "n", 1)
+        groups[1].member.send({"kind": "gather"})
+        deadline = time.monotonic() + 5
+        while groups[0].verdict is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert groups[0].verdict[0].startswith(f"{groups[0].names[1]} is gone")
+        groups[0].member.leave(15)
+        with pytest.raises(stopping.Stopped):
+            waits.result(5)
+
+
+def test_the_bytes_of_a_stranger_change_nothing(monkeypatch):
+    monkeypatch.setattr(hub, "GREETING_SECONDS", 0.3)
     ports = (free_port(),)
     door = hub.Hub(hub.listen(launch(0, 1, ports)), launch(0, 1, ports), **LIMITS)
     door.start()
-    for content in (b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\2[]", b"\0\0\0\3{}}"):
+    deep = b"[" * 4000
+    greeting = json.dumps({"key": "k", "count": 1, "index": [0], "version": "1"}).encode()
+    contents = [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\0\0\0\2[]",
+        b"\0\0\0\3{}}",
+        len(deep).to_bytes(4) + deep,
+        (200_000).to_bytes(4) + b"[" * 3000,
+        b"\0\0\0\4\xff\xfe{}",
+        # Nothing more comes.
+        b"\0\0\1\0{",
+        b"",
+    ]
+    with socket.create_connection(("127.0.0.1", ports[0])) as stranger:
+        stranger.sendall(len(greeting).to_bytes(4) + greeting)
+        assert b"there is no process [0]" in stranger.recv(1000)
+    for content in contents:
         with socket.create_connection(("127.0.0.1", ports[0])) as stranger:
             stranger.sendall(content)
-            assert stranger.recv(10) == b""
+            with contextlib.suppress(ConnectionResetError):
+                assert stranger.recv(10) == b""
     assert joined(launch(0, 1, ports)).member.gather("n", 1) == [1]
 
 

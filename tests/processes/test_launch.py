@@ -53,6 +53,14 @@ def test_all_processes_of_a_step_meet_at_the_same_ports_and_others_do_not():
     assert other.ports != first.ports
 
 
+def test_a_secret_is_in_the_key_and_not_in_the_ports():
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_NUM_NODES": "1", "SLURM_JOB_ID": "7"}
+    open_, one, other = (launch.find({**step, "JAXBOOST_SECRET": text}) for text in ("", "a", "b"))
+    assert open_.ports == one.ports == other.ports
+    assert len({open_.key, one.key, other.key}) == 3
+    assert launch.find({**step, "JAXBOOST_SECRET": "a"}).key == one.key
+
+
 def test_flags_go_before_the_environment():
     found = launch.find(SLURM, coordinator="here:77", process_count=2, process_id=1)
     assert (found.count, found.index, found.host, found.ports) == (2, 1, "here", (77,))

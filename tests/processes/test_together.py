@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSI
 # A command whose processes take steps together; what happens to one of them is in `{middle}`. `wait` waits where no
 # signal reaches Python, as in a collective.
 PROGRAM = """
-import contextlib, ctypes, logging, os, signal, sys, time
+import contextlib, ctypes, logging, os, signal, sys, threading, time
 from jaxboost import processes, stopping
 from jaxboost.cli import app
 from jaxboost.errors import UserError
@@ -103,6 +103,48 @@ def test_a_signal_where_nothing_is_lost_stops_all_at_once(started):
     assert all("stopped by SIGTERM: run the same command again" in each.out.read_text() for each in found)
 
 
+# Process 1 asks for a stop where the others have passed their last point, or none at all.
+LATE = """
+with stopping.deferred():
+    step(1)
+    stopping.received()
+    if index == 1: os.kill(os.getpid(), signal.SIGTERM)
+    if index == 1: stopping.received()
+    stops = processes.all_stop()
+print("all stop", stops, stopping.received(), flush=True)
+"""
+# The others are inside of the loop when process 0, which is not, ends; process 2 has a signal of its own too.
+OUTSIDE = """
+if index == 0:
+    step(1)
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGTERM)
+with stopping.deferred():
+    step(1)
+    if index == 2: os.kill(os.getpid(), signal.SIGTERM)
+    while True:
+        stopping.received()
+        time.sleep(0.01)
+"""
+IN_COMPILER = """
+stopping.GRACE_SECONDS = 0.2
+if index == 1:
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    wait()
+step(1)
+"""
+
+
+@pytest.mark.parametrize(("middle", "line"), [(LATE, "all stop True SIGTERM"), (OUTSIDE, None), (IN_COMPILER, None)])
+def test_a_signal_where_not_all_can_agree_stops_all(middle, line, started):
+    found, made = started(middle)
+    assert made.wait(*found) == [0, 0, 0]
+    for each in found:
+        assert each.lines() == []
+        printed = each.out.read_text().splitlines()[1]
+        assert printed == line if line else printed.startswith("stopped by SIGTERM")
+
+
 def test_a_mistake_of_one_is_told_by_all(started):
     found, made = started("if index == 1: raise UserError('no file x: give another')\nstep(1)")
     assert made.wait(*found) == [2, 2, 2]
@@ -111,10 +153,10 @@ def test_a_mistake_of_one_is_told_by_all(started):
 
 
 def test_a_difference_is_told_by_all(started):
-    found, made = started("processes.check_same('config', {'a': index // 2, 'b': 1}, 'give the same')")
+    found, made = started("processes.check_same('the config', {'a': index // 2, 'b': 1}, 'give the same')")
     assert made.wait(*found) == [2, 2, 2]
-    line = f"error: {name(found, 2)} has another config than process 0: a (1 there, 0 here): give the same"
-    assert [each.lines() for each in found] == [[line]] * 3
+    line = f"error: {name(found, 2)} differs from process 0 in the config: a (process 2: 1, process 0: 0)"
+    assert [each.lines() for each in found] == [[f"{line}: give the same"]] * 3
 
 
 def test_a_bug_of_one_ends_all(started):

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxboost import processes
+from jaxboost import processes, stopping
 from jaxboost.data.dataset import Dataset, DatasetInfo, Split
 from jaxboost.errors import UserError
 from jaxboost.io import read_json
@@ -19,6 +20,7 @@ from jaxboost.processes import group
 from jaxboost.runs import together, train
 from jaxboost.runs.lock import RunLock
 from jaxboost.runs.result import COSTS
+from jaxboost.training.checkpoints.checkpointer import Checkpointer
 from tests import metrics
 from tests.processes.starts import Forks, Started, forks, free_port
 from tests.scripts import REPOSITORY, devices
@@ -233,11 +235,15 @@ def test_mistakes_are_told_by_all_processes_and_leave_nothing(made, few_lidc_roo
     cases = [
         (
             start(made, few_lidc_root, "run", of_one=("--config.train.batch_size=12",)),
-            "process 1 of 2 (%s) has another command than process 0: train.batch_size (12 there, 16 here): give every",
+            "process 1 of 2 (%s) differs from process 0 in the command: train.batch_size (process 1: 12, ",
         ),
         (
             start(made, few_lidc_root, folders[0] / "a", "--config.train.batch_size=15"),
-            "config field train.batch_size: 15 is no multiple of the 2 local devices of 2 processes",
+            "config field train.batch_size: 15 is no multiple of the 2 devices of all 2 processes",
+        ),
+        (
+            start(made, few_lidc_root, "run", "--config.train.deterministic=true"),
+            "config field train.deterministic: it does not go together with --distributed, where each process chooses",
         ),
         (
             start(made, few_lidc_root, "run", cwd=lambda index: folders[index]),
@@ -268,7 +274,9 @@ def test_other_data_or_weights_of_one_are_found(monkeypatch):
         found = []
         both = group.Group(0, 2)
         both.names = ["process 0 of 2 (a, pid 1)", "process 1 of 2 (b, pid 2)"]
-        both.member = SimpleNamespace(gather=lambda name, value: found.append(value) or [value, value])
+        both.member = SimpleNamespace(
+            gather=lambda name, value: found.append(value) or [value, value], send=lambda message: None
+        )
         monkeypatch.setattr(group, "_group", both)
         split = Split(images=images, labels=labels)
         together.check_same_run(Dataset(info=INFO, splits={"train": split}, baselines={}), {"block": weights})
@@ -284,6 +292,39 @@ def test_other_data_or_weights_of_one_are_found(monkeypatch):
         both.member.gather = lambda name, value, other=other: [value, other]
         monkeypatch.setattr(group, "_group", both)
         with pytest.raises(UserError) as error:
-            processes.check_same("data or weights", same, "put the same files")
-        expected = f"process 1 of 2 (b, pid 2) has another data or weights than process 0: {name} ({value} there, "
+            processes.check_same("the data or the weights", same, "put the same files")
+        expected = f"{both.names[1]} differs from process 0 in the data or the weights: {name} (process 1: {value}, "
         assert str(error.value).startswith(expected)
+
+
+def test_a_signal_before_the_first_step_is_raised_where_others_wait(few_lidc_root, tmp_path, monkeypatch):
+    """The others are not asked, so they have to hear it; a run of one process says it and returns."""
+    both = group.Group(0, 2)
+    both.member = SimpleNamespace(gather=lambda name, value: [value, value], send=lambda message: None)
+    monkeypatch.setattr(group, "_group", both)
+    monkeypatch.setattr(train, "assemble", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(stopping.Stopped):
+        train.train_and_evaluate(small_config(few_lidc_root, CHANGES), tmp_path / "run")
+
+
+def test_what_a_process_does_alone_is_told(monkeypatch):
+    both, sent = group.Group(0, 2), []
+    both.member = SimpleNamespace(gather=lambda name, value: [value, value], send=sent.append)
+    monkeypatch.setattr(group, "_group", both)
+    with processes.working("reads the data"):
+        assert processes.first("converted weights", lambda: 3) == 3
+    words = ["reads the data", "does alone what all need: converted weights", "reads the data", ""]
+    assert sent == [{"kind": "work", "what": each} for each in words]
+
+
+def test_one_process_decides_which_best_weights_are_removed(monkeypatch):
+    """Orbax deletes in all processes, which wait for each other; here process 1 already sees another `latest`."""
+    deleted, both = [], group.Group(1, 2)
+    both.member = SimpleNamespace(gather=lambda name, value: [[1, 2], value], send=lambda message: None)
+    monkeypatch.setattr(group, "_group", both)
+    checkpointer = object.__new__(Checkpointer)
+    checkpointer._best = SimpleNamespace(all_steps=lambda: [1, 2, 3], delete=deleted.append)
+    checkpointer._latest, checkpointer._best_of = SimpleNamespace(all_steps=lambda: [4]), {4: 2}
+    checkpointer._last_best = 3
+    checkpointer._remove_unneeded()
+    assert deleted == [1, 2]

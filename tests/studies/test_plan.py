@@ -159,6 +159,11 @@ def test_a_problem_of_several_arms_is_said_once(tmp_path):
         ((PLAIN, RLLM), {"boost.kind": "none"}, ""),
         ((PLAIN, dataclasses.replace(RLLM, tuned=False)), {"boost.kind": "none"}, "arms plain and rllm have the same"),
         ((PLAIN, RLLM), {"seed": 3}, "give their number with --seeds"),
+        (
+            (PLAIN, RLLM),
+            {"train.deterministic": True},
+            "all arms: config field train.deterministic: a study starts jax",
+        ),
         ((PLAIN, RLLM), {"data.folds": 3, "data.fold": 1}, "all arms: config field data.fold: a study runs all folds"),
         (
             (PLAIN, dataclasses.replace(RLLM, overrides={"eval.protocol": "reference"})),

@@ -85,6 +85,14 @@ if os.environ["ENDS"] == "signal":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     os.kill(os.getppid(), signal.SIGTERM)
     time.sleep(60)
+if os.environ["ENDS"] == "saving":
+    # Slurm has sent it to both, and this one saves.
+    seen = []
+    signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+    for pid in (os.getpid(), os.getppid()):
+        os.kill(pid, signal.SIGTERM)
+    time.sleep(0.7)
+    sys.exit(0 if len(seen) == 1 else 143)
 os.kill(os.getpid(), signal.SIGKILL) if os.environ["ENDS"] == "killed" else sys.exit(int(os.environ["ENDS"]))
 """
 
@@ -99,6 +107,7 @@ def drain(monkeypatch, tmp_path):
     for name, value in {"ARRAY_JOB_ID": "12", "ARRAY_TASK_ID": "3", "JOB_ID": "12"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setattr(task.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(task, "FORWARD_SECONDS", 1.0)
     before = signal.getsignal(signal.SIGTERM)
 
     def do(ends: str, state: str = "RUNNING") -> tuple[int, list[str]]:
@@ -127,6 +136,7 @@ REQUEUED = ["scontrol requeue"]
         ("1", "", (1, [])),
         ("75", "", (75, REQUEUED)),
         ("signal", "RUNNING", (0, ["squeue", *REQUEUED])),
+        ("saving", "RUNNING", (0, ["squeue", *REQUEUED])),
         # It was cancelled, or Slurm requeues it by itself.
         ("signal", "COMPLETING", (0, ["squeue"])),
     ],

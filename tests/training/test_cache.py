@@ -1,5 +1,8 @@
 """The folder of compiled programs may be shared by processes on several machines."""
 
+import os
+import time
+
 import pytest
 from jax._src import lru_cache
 
@@ -35,3 +38,14 @@ def test_an_entry_is_there_whole_or_not_at_all(entries, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a-cache"]
     entries.put("b", b"0123456789")
     assert entries.get("b") == b"0123456789"
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    for name, age in (("old", 2 * 24 * 3600), ("new", 60)):
+        folder = tmp_path / f".{name}.part"
+        folder.mkdir()
+        (folder / "a-cache").write_bytes(b"half")
+        os.utime(folder, (time.time() - age,) * 2)
+    (tmp_path / "a-cache").write_bytes(b"whole")
+    cache._remove_remains(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".new.part", "a-cache"]

@@ -1,6 +1,8 @@
 """Tokens that are computed once: by one of several runs, once for equal images, and once in memory."""
 
 import concurrent.futures
+import contextlib
+import dataclasses
 import logging
 import threading
 import tracemalloc
@@ -11,7 +13,8 @@ import pytest
 from jaxboost.data.dataset import Dataset, DatasetInfo, Split
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.data.readers import npz
-from jaxboost.data.rows import store
+from jaxboost.data.rows import place, store
+from jaxboost.errors import UserError
 from jaxboost.training import source_tokens
 
 INFO = DatasetInfo(name="x", task="binary-class", classes=("a", "b"), channels=1, ndim=2, size=8)
@@ -112,3 +115,73 @@ def test_large_tokens_are_never_in_memory(tmp_path, monkeypatch, is_known):
         tracemalloc.stop()
     for name, split in given.splits.items():
         np.testing.assert_array_equal(np.asarray(found[name].images)[:, 5, 7], split.images[:, 0, 0, 0])
+
+
+class Both:
+    """Two threads in place of two processes, as `source_tokens` sees them."""
+
+    def __init__(self):
+        self.number, self._barrier, self._parts = threading.local(), threading.Barrier(2, timeout=20), {}
+
+    def gather(self, name, value):
+        self._parts[self.number.value] = (name, value)
+        self._barrier.wait()
+        found = [self._parts[number] for number in (0, 1)]
+        self._barrier.wait()
+        assert len({name for name, _ in found}) == 1
+        return [value for _, value in found]
+
+    def is_first(self):
+        return self.number.value == 0
+
+    def count(self):
+        return 2
+
+    def working(self, what):
+        return contextlib.nullcontext()
+
+    def run(self, number, work):
+        self.number.value = number
+        try:
+            return work()
+        except UserError as error:
+            # The others hear it.
+            self._barrier.abort()
+            return str(error)
+        except threading.BrokenBarrierError:
+            return "told"
+
+
+@pytest.mark.parametrize("case", ["missing", "half there", "all there", "no room", "not shared"])
+def test_two_processes_encode_together(tmp_path, monkeypatch, case):
+    given, encoded = dataset({"train": 8, "test": 8}), []
+    if case in ("half there", "all there"):
+        splits = {name: split for name, split in given.splits.items() if name == "train" or case == "all there"}
+        encode(dataclasses.replace(given, splits=splits), constant, tmp_path)
+    if case == "no room":
+        monkeypatch.setattr(place, "lacks", lambda *_: "no room")
+    both = Both()
+    monkeypatch.setattr(source_tokens, "processes", both)
+
+    def counted(batch):
+        # Each process gives its share of a batch to the encoder, so both have to make the same calls.
+        assert both.gather("a batch", batch["image"].tolist())[0] == batch["image"].tolist()
+        encoded.append(both.number.value)
+        return constant(batch)
+
+    def work(number):
+        folder = tmp_path / str(number) if case == "not shared" else tmp_path
+        return both.run(number, lambda: encode(given, counted, folder))
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(work, range(2))
+    assert sorted(encoded) == {"half there": [0, 1], "all there": []}.get(case, [0, 0, 1, 1])
+    if case == "no room":
+        assert "cannot be kept in" in first
+        assert second == "told"
+    elif case == "not shared":
+        assert "are not seen here: give a --workdir on a disk that all" in second
+    else:
+        for found in (first, second):
+            for name, split in given.splits.items():
+                np.testing.assert_array_equal(np.asarray(found[name].images)[:, 0, 0], split.images[:, 0, 0, 0])

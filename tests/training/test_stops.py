@@ -3,6 +3,7 @@
 import logging
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from jaxboost.data.dataset import Dataset, DatasetInfo, Split, row_digests
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.data.rows import place
 from jaxboost.evaluation import evaluate
+from jaxboost.processes import group
 from jaxboost.runs import datasets, lock, train
 from jaxboost.statistics import intervals
 from jaxboost.training import program, source_tokens, step
@@ -106,6 +108,19 @@ def test_a_validation_that_was_left_out_is_done_once(whole, tmp_path, monkeypatc
     assert [record["step"] for record in records(folder) if "val_loss" in record] == [3]
     colours(data, folder, **CHANGES)
     assert outcome(folder) == expected
+
+
+def test_a_signal_to_another_process_after_the_last_step_stops_this_one(whole, tmp_path, monkeypatch, caplog):
+    data, _ = whole
+    both = group.Group(0, 1)
+    monkeypatch.setattr(group, "_group", both)
+    both.member = SimpleNamespace(
+        gather=lambda name, value: [value, 15] if name == "stopped" else [value], send=lambda message: None
+    )
+    with stopping.watch(resumable=True):
+        colours(data, tmp_path / "run", **CHANGES)
+    assert "stopped by SIGTERM after step 6, saved" in caplog.text
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_ctrl_c_where_nothing_is_saved_is_raised(whole, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
@@ -22,6 +23,8 @@ from types import FrameType
 PATIENCE, PATIENCE_AGAIN = 150, 20  # seconds
 # Exit code of a worker that leaves runs which need runs of others first.
 WAITING_EXIT_CODE = 75
+# Time of a worker to end by the signal that Slurm has sent to it too.
+FORWARD_SECONDS = 3.0
 _RUNS_FAILED = 1  # their reasons are in the study's folder
 
 
@@ -42,19 +45,27 @@ def drain(words: Sequence[str]) -> int:
     worker: subprocess.Popen[bytes] | None = None
     signals: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
-        signals.append(number)
-        # Slurm may have sent it to the worker too, which takes both for one.
-        if worker is not None:
+    def forward(number: int) -> None:
+        # A worker that has not ended by now may still save; it takes this for the signal that it knows.
+        if worker is not None and worker.poll() is None:
             worker.send_signal(number)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if not signals:
+            # Slurm sends it to the worker too, except by `scancel --batch`.
+            timer = threading.Timer(FORWARD_SECONDS, forward, (number,))
+            timer.daemon = True
+            timer.start()
+        signals.append(number)
 
     signal.signal(signal.SIGTERM, note)
     worker = subprocess.Popen(command)
-    if signals:
-        worker.send_signal(signals[0])
     code = worker.wait()
     if signals:
-        _say(f"SIGTERM: the worker ended with exit code {code}, and what it did is saved")
+        if code in (0, WAITING_EXIT_CODE, _RUNS_FAILED):
+            _say(f"SIGTERM: the worker has stopped (exit code {code}), and what it did is saved")
+        else:
+            _say(f"SIGTERM: the worker was ended (exit code {code}): its runs go on from their last checkpoints")
         # After `scancel` the task is COMPLETING, and after a preemption Slurm requeues it itself.
         if _state(os.environ) == "RUNNING":
             _requeue(os.environ)

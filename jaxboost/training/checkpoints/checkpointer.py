@@ -137,7 +137,8 @@ class Checkpointer:
                 continue
             found = problem = None
             try:
-                found = self._restore(step, state, iterator, fingerprints, config)
+                with processes.working("reads a checkpoint"):
+                    found = self._restore(step, state, iterator, fingerprints, config)
             except DamagedError as error:
                 problem = error
             # Damaged for one process is damaged for all.
@@ -230,14 +231,17 @@ class Checkpointer:
 
     def _remove_unneeded(self) -> None:
         """Removes best weights that no latest checkpoint refers to, nor the next one will."""
+        # Orbax deletes in all processes, which wait for each other: what one of them reads decides for all.
+        for step in processes.first("unneeded", self._unneeded):
+            self._best.delete(step)
+
+    def _unneeded(self) -> list[int]:
         needed = {self._last_best}
         for step in self._latest.all_steps():
             if step not in self._best_of:
                 self._best_of[step] = checkpoint_folder.best_of(self._folder / LATEST / str(step))
             needed.add(self._best_of[step])
-        for step in self._best.all_steps():
-            if step not in needed:
-                self._best.delete(step)
+        return [step for step in self._best.all_steps() if step not in needed]
 
     def _clear(self) -> None:
         """Before the first save: removes half-written steps, and renames folders that Orbax may take for a step."""
