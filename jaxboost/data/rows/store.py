@@ -124,12 +124,6 @@ class Store:
         places = [self._at.get(each) for each in self._wanted.items()]
         return all(found is not None and self._parts[found[0]].index is not None for found in places)
 
-    @property
-    def is_kept(self) -> bool:
-        """Whether all rows are on disk for the next start."""
-        places = [self._at.get(each) for each in self._wanted.items()]
-        return all(found is not None and self._parts[found[0]].index is not None for found in places)
-
     def __contains__(self, key: str) -> bool:
         return key in self._wanted and (key, self._wanted[key]) in self._at
 
