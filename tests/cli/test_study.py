@@ -37,7 +37,8 @@ def study(tmp_path, few_lidc_root):
 
     def do(*overrides, **changes):
         flags = dict.fromkeys(("time", "partition", "tasks", "gpus", "cpus", "mem", "account", "sbatch", "setup"))
-        flags |= dict.fromkeys(("quick", "dry_run", "commands", "worker", "slurm"), False) | {"patience": None}
+        flags |= dict.fromkeys(("quick", "dry_run", "commands", "worker", "slurm"), False)
+        flags |= {"patience": None, "seeds_at_once": "auto"}
         flags |= {"study": str(file), "out": str(tmp_path / "out"), "seeds": 0, "arms": [], "jobs": 1, "only": ""}
         command.do(types.SimpleNamespace(**flags | changes), overrides)
 
@@ -249,3 +250,14 @@ def test_a_worker_ends_with_the_process_that_started_it(monkeypatch):
     monkeypatch.setattr(command.os, "kill", lambda *words: sent.append(words))
     command._follow(7)
     assert sent == [1, 1, (os.getpid(), signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("changes", [{"jobs": 2}, {"worker": True}])
+def test_seeds_at_once_are_of_one_process(study, changes):
+    with pytest.raises(UserError, match="--seeds_at_once=true is for one process: leave out --jobs and --slurm"):
+        study(seeds_at_once="true", **changes)
+
+
+def test_a_study_has_its_own_number_of_seeds(study):
+    with pytest.raises(UserError, match=r"--config\.train\.seeds: give the number of seeds with --seeds"):
+        study("--config.train.seeds=5")
