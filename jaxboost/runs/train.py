@@ -34,6 +34,7 @@ from jaxboost.training.clock import Clock
 from jaxboost.training.engine import Alone, Engine
 from jaxboost.training.loop import Loop, timed
 from jaxboost.training.mixing import Mixing
+from jaxboost.training.on_device import rows
 from jaxboost.training.program import Program, make_objective, make_program
 
 logger = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ def assemble(
     config = continuing.with_values(config, {"data.on_device": "true" if on_device else "false"})
     if on_device:
         program = make_program(config, system.graphdef, objective, steps_per_epoch=steps_per_epoch, on_device=True)
-        logger.info("the data are on the devices: %.3g MB", feed.megabytes(dataset))
+        logger.info("the data are on the devices: %.3g MB", rows.megabytes(dataset.splits.values()))
         source = feed.make(config, dataset, image_size, program, steps_per_epoch=steps_per_epoch)
     elif config.train.steps_per_call != 1:
         raise UserError(
@@ -187,12 +188,7 @@ def assemble(
         last_step=last_step,
         state=program.init_state(params, stats),
         frozen=frozen,
-        progress=Progress(
-            fingerprints=fingerprints,
-            best=None,
-            seconds=0.0,
-            config=continuing.fixed_fields(continuing.to_dict(config)),
-        ),
+        progress=_first_progress(config, fingerprints),
         clock=clock,
         check_lock=check_lock,
     )
@@ -239,15 +235,15 @@ def assemble_like(
         feed=first.feed.with_seed(config),
         state=first.program.init_state(params, stats),
         frozen=frozen,
-        progress=Progress(
-            fingerprints=fingerprints,
-            best=None,
-            seconds=0.0,
-            config=continuing.fixed_fields(continuing.to_dict(config)),
-        ),
+        progress=_first_progress(config, fingerprints),
         clock=clock,
         check_lock=check_lock,
     )
+
+
+def _first_progress(config: Config, fingerprints: Mapping[str, str]) -> Progress:
+    fixed = continuing.fixed_fields(continuing.to_dict(config))
+    return Progress(fingerprints=fingerprints, best=None, seconds=0.0, config=fixed)
 
 
 def check_splits(config: Config, dataset: Dataset) -> int:

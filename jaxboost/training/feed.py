@@ -179,11 +179,6 @@ def on_device(config: Config, dataset: Dataset, by_batch: jax.NamedSharding) -> 
     return config.data.on_device == "true"
 
 
-def megabytes(dataset: Dataset) -> float:
-    """See `rows.megabytes`."""
-    return rows.megabytes(dataset.splits.values())
-
-
 def _after(by_batch: jax.NamedSharding, axes: int) -> jax.NamedSharding:
     """The sharding of batches that have other axes before that of the batch."""
     return jax.NamedSharding(by_batch.mesh, jax.P(*[None] * axes, *by_batch.spec))

@@ -34,6 +34,8 @@ class Peak:
     fp32: float | None = None
 
 
+# The documents that are named were not at hand when the table was written: only the bfloat16 figures of A100 and H100
+# (SXM) were compared with a source. Check a row before you publish an MFU.
 # Device kind, as a pattern of the whole text that jax gives -> peaks. Variants with other figures, such as A10G or a
 # slice of a GPU (MIG), match no row.
 PEAKS = {
