@@ -98,7 +98,7 @@ class Jaxboost:
         jax.config.update("jax_enable_compilation_cache", False)
         # Said to both frameworks, because their defaults differ on a GPU.
         jax.config.update("jax_default_matmul_precision", "tensorfloat32" if case.tf32 else "highest")
-        self._batch_size = case.batch
+        self._batch_size, self._dtype = case.batch, case.dtype
         graphdef = split(nnx.eval_shape(lambda: case.build(nnx.Rngs(0))))[0]
         params, frozen = pickle.loads((pathlib.Path(folder) / "weights.pickle").read_bytes())
         config = table.get_config()
@@ -154,17 +154,18 @@ class Jaxboost:
 
         return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0) / 1e6
 
-    def product(self, size: int) -> float:
-        """Seconds of one float32 matrix product."""
+    def product(self) -> float:
+        """FLOP/s of one matrix product in the dtype of the case."""
         import jax
         import jax.numpy as jnp
 
-        a = jnp.full((size, size), 0.5)
+        size = _product_size(jax.default_backend() == "cpu")
+        a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(self._dtype))
         multiply = jax.jit(lambda a: a @ a)
         multiply(a).block_until_ready()
         start = time.perf_counter()
         multiply(a).block_until_ready()
-        return time.perf_counter() - start
+        return 2 * size**3 / (time.perf_counter() - start)
 
 
 class TorchEager:
@@ -200,6 +201,7 @@ class TorchEager:
             lr=LEARNING_RATE,
             betas=BETAS,
             eps=EPS,
+            fused=self._device == "cuda",  # one kernel for all parameters
         )
         self._images = torch.from_numpy(case.images()).to(self._device)
         self._format = torch.contiguous_format
@@ -262,14 +264,17 @@ class TorchEager:
             logits = self._call(images)
         return functional.cross_entropy(logits.float(), self._labels)
 
-    def product(self, size: int) -> float:
+    def product(self) -> float:
+        """As `Jaxboost.product`."""
         import torch
 
-        a = torch.full((size, size), 0.5, device=self._device)
-        torch.matmul(a, a).sum().item()
+        size = _product_size(self._device == "cpu")
+        a = torch.randn((size, size), device=self._device).to(getattr(torch, self._dtype))
+        # An entry is read to wait for the product, which takes no time beside it.
+        torch.matmul(a, a)[0, 0].item()
         start = time.perf_counter()
-        torch.matmul(a, a).sum().item()
-        return time.perf_counter() - start
+        torch.matmul(a, a)[0, 0].item()
+        return 2 * size**3 / (time.perf_counter() - start)
 
 
 class TorchCompile(TorchEager):
@@ -306,6 +311,11 @@ def _fused_attention(module: Any, x: Any) -> Any:
 
     q, k, v = (rllm.split_heads(part, module.heads) for part in module.qkv(x).chunk(3, dim=-1))
     return module.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def _product_size(on_cpu: bool) -> int:
+    """Side of the matrices of `product`: so large that an accelerator's launch takes no part of the time."""
+    return 2048 if on_cpu else 8192
 
 
 def _time(function: Callable[[], object], count: int) -> float:

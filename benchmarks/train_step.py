@@ -37,7 +37,6 @@ DEFAULT = ("jaxboost", "torch_eager", "torch_compile")
 PLAIN = "jaxboost_plain"  # the same backbone without the booster
 WARM_STEPS = 3
 TURN_SECONDS = 1.0  # a turn is as many steps as fill this
-PRODUCT_SIZE = 2048
 
 
 def check(case: Case, contenders: list[str]) -> None:
@@ -145,12 +144,8 @@ def _compare(case: Case, remotes: dict[str, Remote], rounds: int) -> dict[str, A
     turn = {name: max(1, math.ceil(TURN_SECONDS / elapsed)) for name, elapsed in first.items()}
     turns = [race.each(lambda name, remote: remote.call("time_steps", turn[name])) for _ in range(rounds)]
     peaks = race.each(lambda _, remote: (remote.peak_mb(), remote.call("device_peak_mb")))
-    products = [
-        seconds
-        for _ in range(rounds)
-        for seconds in race.each(lambda _, remote: remote.call("product", PRODUCT_SIZE)).values()
-    ]
-    peak_flops = 2 * PRODUCT_SIZE**3 / min(products)
+    products = [race.each(lambda _, remote: remote.call("product")) for _ in range(rounds)]
+    peak_flops = max(flops for each in products for flops in each.values())
     results = {name: result for name, result in results.items() if name in race.remotes}
     for name, result in results.items():
         seconds = [each[name] for each in turns]

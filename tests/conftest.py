@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import importlib.metadata
 import logging
 import os
 import pathlib
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 import filelock
 import numpy as np
 import pytest
+from packaging.version import Version
 
 # One cache of compiled programs for the workers and the processes they start; the first of them makes and removes it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -29,11 +31,13 @@ if "JAXBOOST_CACHE" not in os.environ:
 # optimisation of single loops, and the newer of XLA's two generators of fused loops, which takes twice as long as the
 # older; XLA's own optimisation of whole programs stays. `XLA_FLAGS= pytest` tests what users run, as .ci/run does for
 # the golden figures, PneumoLLM and the LLM layers.
-QUICK_TO_COMPILE = (
+QUICK_TO_COMPILE = [
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false",
-)
+]
+# XLA ends a process that gives it a flag which it does not know: jax 0.11, for Python 3.12 and later, has the newer alone.
+if Version(importlib.metadata.version("jaxlib")) < Version("0.11"):
+    QUICK_TO_COMPILE.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_TO_COMPILE))
 
 # What compiles for more than a tenth of a second, such as a training step, is kept for later tests, the other worker,

@@ -221,6 +221,8 @@ def test_a_signal_while_modules_are_loaded(tmp_path):
 def test_a_forked_child_does_not_stop_its_parent():
     done = run(
         """
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, for a fork beside threads
         child = os.fork()
         if not child:
             os.kill(os.getpid(), signal.SIGTERM)

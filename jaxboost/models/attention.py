@@ -107,7 +107,6 @@ def takes_fused(mode: str, q: jax.Array, k: jax.Array, v: jax.Array, *, mask: Ma
     """Whether an attention is computed by `fused`.
 
     Never for a single query, which costs next to nothing without; nor inside `portable`, or where a tap reads weights.
-    In the mode "auto" also not where `fused` would have to pad odd lengths, as those of a ViT with a CLS token.
 
     Args:
       mode: one of MODES.
@@ -122,8 +121,6 @@ def takes_fused(mode: str, q: jax.Array, k: jax.Array, v: jax.Array, *, mask: Ma
     if mode == "plain" or q.shape[1] == 1 or is_portable() or is_open():
         return False
     form = Form(dtype=q.dtype.name, head_dim=q.shape[-1], queries=q.shape[1], keys=k.shape[1], mask=mask)
-    if mode == "auto" and form.is_padded:
-        return False
     problem = fused_problem(device.current(), form) or _refusal(q, k, v, mask)
     if problem and mode == "fused":
         raise unavailable(problem)
@@ -165,8 +162,12 @@ def fused(
         full = _even(mask)[:, None, None]
         hidden["mask"] = jnp.broadcast_to(full, (len(mask), 1, q.shape[1], k.shape[1]))
     elif N % 2 and not causal:
-        # Under a causal mask only the added query sees the added key.
-        hidden["key_value_seq_lengths"] = jnp.full(len(k), N, jnp.int32)
+        # Under a causal mask only the added query sees the added key. The lengths depend on the keys, because under
+        # `jax.vmap` the kernel's rule takes them only with the axis that the keys have.
+        any_of_them = k[:, 0, 0, 0] == 0
+        hidden["query_seq_lengths"], hidden["key_value_seq_lengths"] = (
+            jnp.where(any_of_them, length, length) for length in (jnp.int32(q.shape[1]), jnp.int32(N))
+        )
     call: Any = jax.nn.dot_product_attention
     return call(q, k, v, is_causal=causal, implementation=implementation, **hidden)[:, :Q]
 

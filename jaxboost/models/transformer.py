@@ -234,6 +234,10 @@ class Transformer(nnx.Module):
     For the backward pass each block stores its input and the results of its large matrix products (SAVED). Norms,
     softmax and GELU are recomputed, which is faster than storing and loading them.
 
+    On an accelerator the scan is unrolled, unless `remat` asks for less memory: a loop copies what each block stores
+    into arrays of all blocks and out of them again. ViT-S with fused attention took 0.72 x the time of the loop on an
+    H200 and 1.5 x the memory; XLA then stores more and recomputes less.
+
     Args:
       make: make(rngs=...) makes one block.
       depth: number of blocks.
@@ -303,5 +307,7 @@ class Transformer(nnx.Module):
         extras, between = (adaptation, stochastic_depth), None
         if self.blocks is not None:
             with closed():
-                x, between = jax.lax.scan(step, x, (self.blocks, jax.tree.map(lambda leaf: leaf[:-1], extras)))
+                layers = (self.blocks, jax.tree.map(lambda leaf: leaf[:-1], extras))
+                unrolled = not self.remat and jax.default_backend() != "cpu" and not attention.is_portable()
+                x, between = jax.lax.scan(step, x, layers, unroll=self.depth - 1 if unrolled else 1)
         return call(self.last, layer_of(extras, -1), tap("encoder_last", x), queries), between

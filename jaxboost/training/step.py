@@ -237,7 +237,9 @@ def make_train_step(
             rows = {name: array[index] for name, array in each.items()}
             keys = (jax.vmap(read_key) if over else read_key)(key, state.step)
             state, metrics = train_step(state, frozen, read(batch[ROWS], rows, keys), key)
-            return state, {name: array.at[index].set(metrics[name]) for name, array in found.items()}
+            # `.at[index].set` would be a scatter, which XLA replaces where sums must not depend on the order of threads.
+            put = jax.lax.dynamic_update_index_in_dim
+            return state, {name: put(array, metrics[name], index, axis=0) for name, array in found.items()}
 
         nothing = jnp.zeros((len(batch["row"]), *key.shape), jnp.float32)
         return jax.lax.fori_loop(0, batch[COUNT], body, (state, {"loss": nothing, "grad_norm": nothing}))

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -76,8 +76,8 @@ def test_where_the_fused_kernel_applies(given: Device, changes: dict[str, Any], 
         (devices.A100, "plain", jnp.bfloat16, 2, False),
         (devices.A100, "auto", jnp.float32, 2, False),
         (devices.A100, "fused", jnp.bfloat16, 3, True),
-        # Odd lengths would be padded.
-        (devices.A100, "auto", jnp.bfloat16, 3, False),
+        # Odd lengths are padded.
+        (devices.A100, "auto", jnp.bfloat16, 3, True),
         (devices.T4, "auto", jnp.bfloat16, 2, False),
         # The CLS token alone: an error in no mode.
         (devices.A100, "fused", jnp.bfloat16, 1, False),
@@ -106,11 +106,18 @@ def test_the_mode_decides(
 
 
 def test_fused_where_it_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jax._src.cudnn import fused_attention_stablehlo as checks
+
+    def no_cudnn() -> int:
+        raise RuntimeError("cuDNN is not detected.")
+
     x = jnp.zeros((1, 2, 1, 8), jnp.bfloat16)
+    devices.stand_in(monkeypatch, devices.CPU)
     with pytest.raises(UserError, match=r"model\.attention: there is no fused attention for cpu is no NVIDIA GPU: set"):
         attend(x, x, x, mode="fused")
-    # What the table allows, but this version of jax does not.
+    # What the table allows, but jax does not.
     devices.stand_in(monkeypatch, devices.A100)
+    monkeypatch.setattr(checks, "check_cudnn_version", no_cudnn)
     with pytest.raises(UserError, match=rf"these shapes, which jax {jax.__version__} refuses \("):
         attend(x, x, x, mode="fused")
     assert not attention.takes_fused("auto", x, x, x)
@@ -188,9 +195,8 @@ def llama_layer(dtype: Any, tokens: int = 6, mode: str = "auto") -> tuple[Any, A
     return apply, randomise(params, seed=0), jnp.asarray(normal((2, tokens, 16), 1), dtype)
 
 
-@pytest.mark.parametrize("given", [devices.A100, devices.H100])
-def test_the_table_says_what_jax_checks(given: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """jax's own conditions for cuDNN's kernel, asked with a device and a cuDNN that are not here."""
+def pretend(monkeypatch: pytest.MonkeyPatch, given: Device) -> None:
+    """jax traces cuDNN's kernel as for a device and a cuDNN that are not here."""
     from jax._src.cudnn import fused_attention_stablehlo as checks
 
     def at_least(text: str) -> bool:
@@ -199,6 +205,31 @@ def test_the_table_says_what_jax_checks(given: Device, monkeypatch: pytest.Monke
     monkeypatch.setattr(checks, "check_cudnn_version", lambda: 91100)
     monkeypatch.setattr(checks, "check_compute_capability", at_least)
     monkeypatch.setattr(checks, "is_cuda_compute_capability_equal", lambda _: False)
+
+
+@pytest.mark.parametrize(("queries", "keys", "mask"), [(4, 6, "none"), (5, 7, "none"), (5, 5, "causal"), (5, 7, "keys")])
+def test_several_seeds_have_the_fused_kernel_too(
+    queries: int, keys: int, mask: Literal["none", "causal", "keys"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`jax.vmap` of the kernel and its gradient is traced, with lengths that are padded."""
+    pretend(monkeypatch, devices.H100)
+    hidden = jnp.arange(keys)[None] < 3 if mask == "keys" else None
+
+    def with_gradient(*given: jax.Array) -> Any:
+        mixed, pull = jax.vjp(functools.partial(attention.fused, causal=mask == "causal", mask=hidden), *given)
+        return mixed, pull(mixed)
+
+    seeds, one = 3, (2, queries, 4, 8)
+    q, k = (jax.ShapeDtypeStruct((seeds, 2, tokens, 4, 8), jnp.bfloat16) for tokens in (queries, keys))
+    mixed, gradients = jax.eval_shape(jax.vmap(with_gradient), q, k, k)
+    assert mixed.shape == (seeds, *one)
+    assert [each.shape for each in gradients] == [q.shape, k.shape, k.shape]
+
+
+@pytest.mark.parametrize("given", [devices.A100, devices.H100])
+def test_the_table_says_what_jax_checks(given: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """jax's own conditions for cuDNN's kernel, asked with a device and a cuDNN that are not here."""
+    pretend(monkeypatch, given)
     forms = itertools.product(("bfloat16",), (12, 128, 256), (5, 6), (6, 7), ("none", "causal", "keys"))
     for dtype, width, queries, keys, mask in forms:
         form = Form(dtype=dtype, head_dim=width, queries=queries, keys=keys, mask=mask)
