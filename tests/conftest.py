@@ -35,7 +35,7 @@ QUICK_TO_COMPILE = [
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
 ]
-# XLA ends a process that gives it a flag which it does not know: jax 0.11, for Python 3.12 and later, has the newer alone.
+# XLA ends a process that gives it an unknown flag. From jax 0.11 on, it has the newer generator alone.
 if Version(importlib.metadata.version("jaxlib")) < Version("0.11"):
     QUICK_TO_COMPILE.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_TO_COMPILE))

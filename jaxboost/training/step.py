@@ -237,7 +237,7 @@ def make_train_step(
             rows = {name: array[index] for name, array in each.items()}
             keys = (jax.vmap(read_key) if over else read_key)(key, state.step)
             state, metrics = train_step(state, frozen, read(batch[ROWS], rows, keys), key)
-            # `.at[index].set` would be a scatter, which XLA replaces where sums must not depend on the order of threads.
+            # `.at[index].set` would be a scatter, which XLA replaces by another program under `train.deterministic`.
             put = jax.lax.dynamic_update_index_in_dim
             return state, {name: put(array, metrics[name], index, axis=0) for name, array in found.items()}
 

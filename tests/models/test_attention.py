@@ -207,7 +207,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch, given: Device) -> None:
     monkeypatch.setattr(checks, "is_cuda_compute_capability_equal", lambda _: False)
 
 
-@pytest.mark.parametrize(("queries", "keys", "mask"), [(4, 6, "none"), (5, 7, "none"), (5, 5, "causal"), (5, 7, "keys")])
+@pytest.mark.parametrize(
+    ("queries", "keys", "mask"), [(4, 6, "none"), (5, 7, "none"), (5, 5, "causal"), (5, 7, "keys")]
+)
 def test_several_seeds_have_the_fused_kernel_too(
     queries: int, keys: int, mask: Literal["none", "causal", "keys"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
