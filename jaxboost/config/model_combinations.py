@@ -75,15 +75,15 @@ def _layer_decay(config: Config) -> Iterator[str]:
 
 
 def _pooled(config: Config) -> Iterator[str]:
-    """The fields that an encoder with one pooled feature does not support."""
+    """The fields that a backbone's encoder does not support."""
     name, backbone = config.model.backbone, backbone_of(config)
-    if backbone is None or backbone.traits.gives_tokens:
+    if backbone is None:
         return
-    if config.boost.kind != "none":
+    if config.boost.kind != "none" and not backbone.traits.gives_tokens:
         yield f"backbone {name} gives one pooled feature, no tokens: set boost.kind=none"
-    if config.model.drop_path:
+    if config.model.drop_path and not backbone.traits.has_stochastic_depth:
         yield f"config field model.drop_path: backbone {name} has no layers to drop, set it to 0"
-    if config.model.frozen:
+    if config.model.frozen and backbone.traits.has_statistics:
         yield f"config field model.frozen: the batch norms of {name} would still change, set it to False"
 
 
@@ -91,16 +91,16 @@ def _encoder_weights(config: Config) -> Iterator[str]:
     from jaxboost.models.backbones import BACKBONES
 
     model, backbone = config.model, backbone_of(config)
-    pooled = backbone is not None and not backbone.traits.gives_tokens
-    if model.frozen and not pooled and not model.weights:
+    norms = backbone is not None and backbone.traits.has_statistics
+    if model.frozen and not norms and not model.weights:
         yield (
             "config field model.frozen: an untrained encoder would stay untrained: set model.weights to the folder that"
             ' `jaxboost convert` made, or to "random": the control'
         )
-    if model.frozen and not pooled and model.drop_path:
+    if model.frozen and not norms and model.drop_path:
         yield "config field model.drop_path: it would only disturb a frozen encoder, set it to 0"
-    if model.weights not in ("", "random") and backbone is not None and not backbone.traits.names:
-        fitting = ", ".join(name for name, row in BACKBONES.items() if row.traits.names)
+    if model.weights not in ("", "random") and backbone is not None and not backbone.loads_weights:
+        fitting = ", ".join(name for name, row in BACKBONES.items() if row.loads_weights)
         yield (
             f"config field model.weights: backbone {model.backbone} cannot load weights, only {fitting} can:"
             " leave it empty"
@@ -184,8 +184,8 @@ def _baseline(config: Config) -> Iterator[str]:
             yield 'config field baseline.features: prevalence reads none, set it to "none"'
     if fields.features != "encoder":
         return
-    if backbone is None or not (backbone.traits.names and backbone.ndim == 2):
-        fitting = ", ".join(name for name, row in BACKBONES.items() if row.traits.names and row.ndim == 2)
+    if backbone is None or not (backbone.loads_weights and backbone.ndim == 2):
+        fitting = ", ".join(name for name, row in BACKBONES.items() if row.loads_weights and row.ndim == 2)
         yield (
             f"config field model.backbone: {config.model.backbone!r} gives no features of a pretrained encoder: set it"
             f" to one of {fitting}"

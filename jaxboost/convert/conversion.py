@@ -14,7 +14,9 @@ from jaxboost.convert.part_file import DTYPES
 from jaxboost.convert.sources import open_source
 from jaxboost.convert.tables.hints import Hints
 from jaxboost.convert.tables.parts import LLAMA
+from jaxboost.convert.tables.shapes import VIT
 from jaxboost.errors import UserError
+from jaxboost.models.backbones import BACKBONES
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +98,19 @@ def summary(manifest: Manifest | EncoderManifest, out: str | os.PathLike[str]) -
     """A few lines for the user: what was converted, where it is, and how it is used."""
     size = sum(path.stat().st_size for path in io.user_path(out).rglob("*") if path.is_file())
     if isinstance(manifest, EncoderManifest):
-        shape = manifest.arguments
-        layers = f"all {shape['depth']} of a vision encoder of width {shape['width']}, patch {shape['patch']}"
-        used = f"--config.model.weights={out}, for PneumoLLM --config.pneumollm.vision={out}"
+        used = f"--config.model.weights={out}"
+        if manifest.family == VIT:
+            shape = manifest.arguments
+            layers = f"all {shape['depth']} of a vision encoder of width {shape['width']}, patch {shape['patch']}"
+            used += f", for PneumoLLM --config.pneumollm.vision={out}"
+        else:
+            fitting = [
+                name
+                for name, row in BACKBONES.items()
+                if row.traits.names == manifest.family and not row.differing(manifest.arguments)
+            ]
+            layers = f"all of a vision encoder, {manifest.family}"
+            used += f" --config.model.backbone={fitting[0]}" if fitting else " (no backbone has this size)"
     else:
         numbers = ",".join(map(str, manifest.layers))
         layers = f"{numbers.replace(',', ', ')} of 0 to {manifest.layers_in_source - 1}"

@@ -1,4 +1,4 @@
-"""Converted vision encoders: the weights of `models.vit.ViT` and their manifest, read back and verified."""
+"""Converted vision encoders: the weights of an encoder and their manifest, read back and verified."""
 
 import dataclasses
 import os
@@ -15,7 +15,8 @@ from jaxboost.convert.manifests import read_encoder as read_manifest
 from jaxboost.convert.placing import Placement, first_device, placed, with_layer
 from jaxboost.convert.store import joined_fingerprint
 from jaxboost.convert.tables import positions, shapes
-from jaxboost.convert.tables.parts import EMBEDDING, NORM
+from jaxboost.convert.tables.parts import EMBEDDING, NORM, WHOLE
+from jaxboost.models.resnet import STATISTICS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,14 +25,16 @@ class Encoder:
 
     Attributes:
       manifest: of the encoder.
-      weights: the nested dict that `frozen.split` gives for a frozen ViT.
-      norm: the final LayerNorm, which is not part of the ViT: scale and bias (D,).
+      weights: the nested dict that `frozen.split` gives for a frozen encoder.
+      norm: the final LayerNorm, which is not part of the encoder: scale and bias (D,); {} if there is none.
+      statistics: the nested dict of running statistics, {} for an encoder without batch norms.
       fingerprint: see `fingerprint_at`.
     """
 
     manifest: EncoderManifest
     weights: dict[str, Any]
     norm: dict[str, jax.Array]
+    statistics: dict[str, Any] = dataclasses.field(default_factory=dict)
     fingerprint: str
 
 
@@ -51,7 +54,7 @@ def load_encoder(path: str | os.PathLike, *, image_size: int, placement: Placeme
 
     Args:
       path: folder of the encoder.
-      image_size: side of the images in pixels, a multiple of the patch; the positions are resized to it.
+      image_size: side of the images in pixels, a multiple of a ViT's patch; its positions are resized to it.
       placement: see `store.load_block`.
 
     Raises:
@@ -59,6 +62,8 @@ def load_encoder(path: str | os.PathLike, *, image_size: int, placement: Placeme
     """
     manifest = read_manifest(path)
     placement = placement or first_device
+    if manifest.family != shapes.VIT:
+        return _load_whole(path, manifest, placement)
     depth = manifest.arguments["depth"]
     weights: dict[str, jax.Array] = {}
     for name, array in arrays(path, manifest, EMBEDDING):
@@ -77,14 +82,27 @@ def load_encoder(path: str | os.PathLike, *, image_size: int, placement: Placeme
     )
 
 
+def _load_whole(path: str | os.PathLike, manifest: EncoderManifest, placement: Placement) -> Encoder:
+    """Loads an encoder that was converted as one part."""
+    trees: dict[str, dict[tuple[str | int, ...], jax.Array]] = {"weights": {}, "statistics": {}}
+    for name, array in arrays(path, manifest, WHOLE):
+        # Entries of lists have numbers as names.
+        words = tuple(int(word) if word.isdigit() else word for word in name.split("."))
+        trees["statistics" if words[-1] in STATISTICS else "weights"][words] = placed(array, placement)
+    keys = shapes.keys_of(manifest.family, manifest.arguments)
+    norm = {name: placed(array, placement) for name, array in arrays(path, manifest, NORM)} if NORM in keys else {}
+    nested: dict[str, Any] = {kind: unflatten_dict(tree) for kind, tree in trees.items()}
+    return Encoder(manifest=manifest, norm=norm, fingerprint=_fingerprint(manifest), **nested)
+
+
 def arrays(path: str | os.PathLike, manifest: EncoderManifest, key: str) -> Iterator[tuple[str, np.ndarray]]:
     """The arrays of one part of the vision encoder at `path`; see `part_file.read`."""
-    of_part = shapes.vit_parts(manifest.arguments, manifest.image_size)[key]
+    of_part = shapes.parts_of(manifest.family, manifest.arguments, manifest.image_size)[key]
     return part_file.read(path, key, of_part, part_file.DTYPES[manifest.dtype], manifest.sha256[key])
 
 
 def _fingerprint(manifest: EncoderManifest) -> str:
-    keys = (EMBEDDING, *map(str, range(manifest.arguments["depth"])), NORM)
+    keys = shapes.keys_of(manifest.family, manifest.arguments)
     constants = dict(manifest.arguments)
     # The digests of the first release have no such entry.
     if manifest.resizing != positions.BICUBIC:

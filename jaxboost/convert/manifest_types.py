@@ -4,12 +4,15 @@ The bounds are far above every published model, and low enough that no single en
 """
 
 import dataclasses
+import functools
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema
+from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationInfo
 
-from jaxboost.convert.tables.parts import EMBEDDING, FINAL_NORM, LLAMA, NORM, VISION
+from jaxboost.convert.tables import shapes
+from jaxboost.convert.tables.parts import FINAL_NORM, LLAMA, VISION
 from jaxboost.models.llama import LlamaConfig
 
 # 1, of earlier versions, had Orbax checkpoints instead of safetensors files.
@@ -22,6 +25,7 @@ _MlpWidth = Annotated[int, Field(ge=1, le=1 << 20)]
 _Heads = Annotated[int, Field(ge=1, le=1 << 12)]
 _Pixels = Annotated[int, Field(ge=1, le=1 << 14)]
 _Depth = Annotated[int, Field(ge=1, le=1024)]
+_Depths = Annotated[tuple[Annotated[int, Field(ge=1, le=256)], ...], Field(min_length=1, max_length=8)]
 _Layer = Annotated[int, Field(ge=0, lt=1024)]
 _Eps = Annotated[float, Field(gt=0, le=1)]
 _Factor = Annotated[float, Field(ge=1e-30, le=1e30)]
@@ -85,8 +89,32 @@ class Vit:
             raise ValueError(f"the width {self.width} is not a multiple of {self.heads} heads")
 
 
-def _as_arguments(fields: Vit) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(fields).items() if value is not None}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNet:
+    """The arguments of `models.resnet.ResNet` that depend on the weights."""
+
+    __pydantic_config__ = _CLOSED
+
+    block: Literal["basic", "bottleneck"]
+    depths: _Depths
+    base_width: _Width
+    stem: Literal["large"]
+
+
+# Family of encoders -> its arguments.
+_ARGUMENTS: dict[str, Any] = {"vit": Vit, "resnet": ResNet}
+
+
+def _as_arguments(fields: Mapping[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """The arguments of an encoder, checked as its family has them; absent ones are left out."""
+    kind = _ARGUMENTS[info.data.get("family", "vit")]
+    checked = _adapter(kind).validate_json(json.dumps(fields), strict=True)
+    return {name: value for name, value in dataclasses.asdict(checked).items() if value is not None}
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _read_as(kind: Any) -> GetPydanticSchema:
@@ -137,10 +165,12 @@ class EncoderManifest:
       source: where the weights come from: the name of a folder or file, or id@commit on the hub.
       source_format: safetensors, torch, onnx or hub.
       dtype: float32 or bfloat16.
-      arguments: of `models.vit.ViT`, all that depend on the weights; "registers" only if there are some.
-      image_size: side of the images that the stored positions are for, in pixels.
+      family: `Traits.names` of the encoder; folders of earlier versions, which have no such entry, are ViTs.
+      arguments: of the encoder, all that depend on the weights; a ViT's "registers" only if there are some.
+      image_size: side of the images that the stored positions are for, or that the source was trained with, in pixels.
       resizing: how positions are resized to other image sizes, one of `positions.RESIZINGS`.
-      sha256: fingerprint of each part: "embedding", the number of each block, and "norm", the final LayerNorm.
+      sha256: fingerprint of each part. A ViT has "embedding", the number of each block, and "norm", the final
+        LayerNorm; another encoder has "encoder", and "norm" if there is one after it.
       jaxboost_version: version that converted.
     """
 
@@ -151,7 +181,8 @@ class EncoderManifest:
     source: _Text
     source_format: _Text
     dtype: _Dtype
-    arguments: Annotated[Mapping[str, Any], _read_as(Annotated[Vit, AfterValidator(_as_arguments)])]
+    family: Literal["vit", "resnet"] = "vit"
+    arguments: Annotated[Mapping[str, Any], _read_as(Annotated[dict[str, Any], AfterValidator(_as_arguments)])]
     image_size: _Pixels
     resizing: Literal["bicubic", "antialiased"] = "bicubic"
     sha256: _Digests
@@ -169,9 +200,9 @@ def _whole_block(manifest: Manifest) -> Manifest:
 
 def _whole_encoder(manifest: EncoderManifest) -> EncoderManifest:
     """Raises ValueError if the entries do not fit together."""
-    if manifest.image_size < manifest.arguments["patch"]:
+    if manifest.image_size < manifest.arguments.get("patch", 1):
         raise ValueError(f"images of {manifest.image_size} pixels are smaller than a patch")
-    if set(manifest.sha256) != {EMBEDDING, *map(str, range(manifest.arguments["depth"])), NORM}:
+    if set(manifest.sha256) != set(shapes.keys_of(manifest.family, manifest.arguments)):
         raise ValueError("sha256 does not name the embedding, the blocks and the norm that are there")
     return manifest
 

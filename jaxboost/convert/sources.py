@@ -8,15 +8,18 @@ from jaxboost import io, packages
 from jaxboost.convert.formats import adapters, kinds, meta, single_file
 from jaxboost.convert.formats.gguf_file import GgufTensors
 from jaxboost.convert.formats.huggingface import WEIGHT_FILES, Folder, HuggingFaceTensors, LocalFolder
-from jaxboost.convert.formats.settings import MAX_BYTES
+from jaxboost.convert.formats.settings import MAX_BYTES, Settings
+from jaxboost.convert.formats.single_file import FileTensors
+from jaxboost.convert.formats.tensors import Tensors
 from jaxboost.convert.manifests import MANIFEST
-from jaxboost.convert.tables import llama_configs, vit_configs, vit_onnx, vit_timm
+from jaxboost.convert.tables import llama_configs, vit_configs, vit_onnx, vit_timm, whole
 from jaxboost.convert.tables.hints import Hints
 from jaxboost.convert.tables.llama import LlamaSource
 from jaxboost.convert.tables.vit import VitSource
+from jaxboost.convert.tables.whole import WholeSource
 from jaxboost.errors import UserError
 
-Source = LlamaSource | VitSource
+Source = LlamaSource | VitSource | WholeSource
 
 _PACKAGE = "package:"
 _FILE_SUFFIXES = (".gguf", ".onnx", ".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".json")
@@ -32,15 +35,16 @@ def open_source(source: str, hints: Hints | None = None) -> Source:
       hints: what the user states about a vision encoder in timm's names.
 
     Raises:
-      UserError: there is no such source; it is neither a LLaMA-family checkpoint nor a vision encoder that
-        `models.vit.ViT` can be; or a file is missing or broken.
+      UserError: there is no such source; it is neither a LLaMA-family checkpoint nor a vision encoder that one of
+        `models` can be; or a file is missing or broken.
     """
     hints = hints or Hints()
     try:
         found = _opened(source, hints)
     except OSError as error:
         raise UserError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
-    if not (isinstance(found, VitSource) and found.layout in vit_timm.LAYOUTS):
+    is_timms = isinstance(found, WholeSource) or (isinstance(found, VitSource) and found.layout in vit_timm.LAYOUTS)
+    if not is_timms:
         hints.check_unused(source)
     return found
 
@@ -78,7 +82,7 @@ def _open_file(path: pathlib.Path, source: str, hints: Hints) -> Source:
     if kind == kinds.GGUF:
         return llama_configs.of_gguf(GgufTensors(path, source))
     if kind is not None:
-        return vit_timm.encoder_of_file(path, source, hints, kind)
+        return _in_timms_names(FileTensors(path, source, kind), Settings({}, str(path)), str(path), hints)
     kinds.refuse_known(str(path), head)
     if path.suffix == ".gguf":
         return llama_configs.of_gguf(GgufTensors(path, source))
@@ -86,14 +90,14 @@ def _open_file(path: pathlib.Path, source: str, hints: Hints) -> Source:
         return vit_onnx.encoder_of(path, source)
     kinds.refuse_by_name(path)
     if path.suffix in single_file.SUFFIXES:
-        return vit_timm.encoder_of_file(path, source, hints)
+        return _in_timms_names(FileTensors(path, source, None), Settings({}, str(path)), str(path), hints)
     if path.name.startswith("sha256-"):
         raise UserError(
             f"{path} is a blob of Ollama that holds no model, but its settings, template or licence: the model's is "
             "the one that `ollama show --modelfile NAME` names after FROM"
         )
     raise UserError(
-        f"{path} is a file: pass the folder that holds it, or a .gguf file, a .onnx file, or a ViT of timm as "
+        f"{path} is a file: pass the folder that holds it, or a .gguf file, a .onnx file, or an encoder of timm as "
         + ", ".join(single_file.SUFFIXES)
     )
 
@@ -147,8 +151,15 @@ def _in_hugging_face_layout(folder: Folder, where: str, hints: Hints) -> Source:
     if vit_configs.is_encoder(tensors.settings):
         return vit_configs.encoder_of(tensors)
     if vit_timm.is_timm(tensors.settings):
-        return vit_timm.encoder_of(tensors, tensors.settings, tensors.source, hints)
+        return _in_timms_names(tensors, tensors.settings, tensors.source, hints)
     return llama_configs.of_hugging_face(tensors)
+
+
+def _in_timms_names(tensors: Tensors, settings: Settings, where: str, hints: Hints) -> VitSource | WholeSource:
+    """The encoder in a checkpoint in timm's names; `settings` is config.json, empty for a single file of weights."""
+    if family := whole.family_of(tensors, settings):
+        return whole.encoder_of(tensors, family, settings, where, hints)
+    return vit_timm.encoder_of(tensors, settings, where, hints)
 
 
 def _file_in_package(package: str) -> pathlib.Path:

@@ -30,7 +30,7 @@ from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.frozen import Tree, count, merge
 from jaxboost.runs import finished, workdir
 from jaxboost.runs.result import RunResult
-from jaxboost.systems import System, encoders, start
+from jaxboost.systems import System, start
 from jaxboost.systems.weights import RANDOM
 from jaxboost.tasks import TASKS
 from jaxboost.training import step
@@ -263,9 +263,10 @@ def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[st
             raise UserError(f"{folder / workdir.RESULT}: the block has no layers: {fix}")
     if encoder := trained.get("encoder"):
         arguments = encoder.get("arguments") or {}
-        differing = encoders.differing(config.model.backbone, arguments)
+        differing = BACKBONES[config.model.backbone].differing(arguments)
         eps = arguments.get("eps")
-        if not (isinstance(eps, int | float) and 0 < eps <= 1):
+        has_eps = "eps" in BACKBONES[config.model.backbone].traits.open
+        if has_eps and not (isinstance(eps, int | float) and 0 < eps <= 1):
             differing.append(f"eps {eps}, not a small number")
         if encoder["source"] != RANDOM and differing:
             raise UserError(f"{where} encoder are not those of {config.model.backbone}: {', '.join(differing)}: {fix}")

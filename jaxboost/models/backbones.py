@@ -1,6 +1,7 @@
 """The table of backbones. A new one is a file with its encoder class (see `encoder.Encoder`) and a row here."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -39,6 +40,28 @@ class Backbone:
     def recorded_arguments(self) -> dict[str, Any]:
         """The arguments as converted weights record them: with all defaults written out."""
         return {**self.traits.defaults, **self.arguments}
+
+    @property
+    def loads_weights(self) -> bool:
+        """Whether converted weights can fit this row."""
+        chosen = ((self.arguments.get(name), values) for name, values in self.traits.open.items() if values)
+        return self.traits.names is not None and all(value is None or value in values for value, values in chosen)
+
+    def differing(self, arguments: Mapping[str, Any]) -> list[str]:
+        """The differences between the arguments that converted weights record and those of this row, in words."""
+        expected, several = self.recorded_arguments, self.traits.open
+        found = {name: values[0] for name, values in several.items() if values}
+        # JSON has no tuples.
+        found |= {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+
+        def fits(name: str) -> bool:
+            if name in several:
+                return not several[name] or {found.get(name), expected.get(name)} <= set(several[name])
+            return name in expected and found.get(name) == expected[name]
+
+        return [
+            f"{name} {found.get(name)}, not {expected.get(name)}" for name in {**expected, **found} if not fits(name)
+        ]
 
     def build(self, *, image_size: int, dtype: jnp.dtype, rngs: nnx.Rngs, **changes: Any) -> Any:
         """The encoder with random weights.

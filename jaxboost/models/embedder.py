@@ -14,19 +14,28 @@ from jaxboost.models.layers import layer_norm, normalize_pixels
 
 
 class Embedder(nnx.Module):
-    """uint8 images (B, S, S, c), c in {1, 3} -> embeddings (B, 2W) in float32: CLS token and mean of the patches.
+    """uint8 images (B, S, S, c), c in {1, 3} -> embeddings (B, E) in float32, after the encoder's final norm.
 
-    Both are after the encoder's final LayerNorm, as in the linear evaluation of DINOv2 (Oquab et al. 2023). Register
-    tokens are left out. Pixels are normalised as in `classifier.Classifier`.
+    Of a ViT they are its CLS token and the mean of its patches, E = 2W, as in the linear evaluation of DINOv2 (Oquab et
+    al. 2023); register tokens are left out. Of an encoder without CLS token they are its pooled feature, E = W, which
+    timm's head reads. Pixels are normalised as in `classifier.Classifier`.
     """
 
-    def __init__(self, encoder: Encoder, *, head_norm: nnx.LayerNorm, mean: Sequence[float], std: Sequence[float]):
+    def __init__(
+        self, encoder: Encoder, *, head_norm: nnx.LayerNorm | None, mean: Sequence[float], std: Sequence[float]
+    ):
         self.encoder, self.head_norm = encoder, head_norm
         self.mean, self.std = tuple(mean), tuple(std)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """The embeddings (B, 2W) of images (B, S, S, c)."""
-        tokens = self.head_norm(self.encoder(normalize_pixels(images, self.mean, self.std))).astype(jnp.float32)
+        """The embeddings (B, E) of images (B, S, S, c)."""
+        tokens = self.encoder(normalize_pixels(images, self.mean, self.std))
+        if not self.encoder.traits.gives_tokens:
+            pooled = tokens[:, 0]
+            return (pooled if self.head_norm is None else self.head_norm(pooled)).astype(jnp.float32)
+        if self.head_norm is not None:
+            tokens = self.head_norm(tokens)
+        tokens = tokens.astype(jnp.float32)
         registers = getattr(self.encoder, "registers", None)
         patches = tokens[:, 1 + (0 if registers is None else registers.shape[0]) :]
         return jnp.concatenate([tokens[:, 0], patches.mean(1)], axis=-1)
@@ -50,12 +59,12 @@ def build(
     """Builds an embedder with random frozen weights; under `nnx.eval_shape` it costs no memory.
 
     Args:
-      backbone: a key of BACKBONES with a norm before the head.
+      backbone: a key of BACKBONES.
       image_size, mean, std, dtype, encoder_arguments, rngs: see `classifier.build`.
     """
     spec = BACKBONES[backbone]
-    if spec.head_eps is None:
-        raise ValueError(f"backbone {backbone} has no final norm")
     encoder = spec.build(image_size=image_size, dtype=dtype, rngs=rngs, **encoder_arguments)
-    norm = layer_norm(encoder.width, eps=encoder_arguments.get("eps", spec.head_eps), dtype=dtype, rngs=rngs)
+    norm = None
+    if spec.head_eps is not None:
+        norm = layer_norm(encoder.width, eps=encoder_arguments.get("eps", spec.head_eps), dtype=dtype, rngs=rngs)
     return freeze(Embedder(encoder, head_norm=norm, mean=mean, std=std))

@@ -36,8 +36,9 @@ class Traits:
       has_first_tokens: it is a `BlockEncoder`: PneumoLLM can read its CLS token after each block.
       stacks: its stacks of blocks, in the order in which they run.
       head_init: initialisation of the linear head after it.
-      names: the table of names in `convert` that reads its published weights, None if there is none.
+      names: the family of encoders in `convert` that its published weights belong to, None if there are none.
       defaults: the constructor's arguments that converted weights always record, and their defaults.
+      open: the constructor's arguments that one set of weights fits with several values -> these values; () for any.
     """
 
     gives_tokens: bool = True
@@ -49,6 +50,7 @@ class Traits:
     head_init: LinearInit = torch_init
     names: str | None = None
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    open: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
 
 class Encoder(Protocol):

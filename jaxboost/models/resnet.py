@@ -12,10 +12,13 @@ from jaxboost.models.taps import tap
 
 # The defaults of torch.nn.BatchNorm.
 MOMENTUM, EPS = 0.1, 1e-5
+STATISTICS = ("mean", "variance")  # the names of the running statistics of a `BatchNorm`
 
 # Kernel size and stride of the first convolution: "small" is that of MedMNIST's own ResNet for 28 pixels, "large" that
 # of torchvision's for 224. Only the large one is followed by max-pooling.
 STEMS = {"small": (3, 1), "large": (7, 2)}
+AUTO = "auto"
+BASE_WIDTH = 64
 SMALL_STEM_UP_TO = 64  # pixels; MedMNIST names no stem between 28 and 224
 
 # (inner width, stride) of a residual block -> (kernel size, output width, stride) of each of its convolutions. The
@@ -166,7 +169,15 @@ class ResNet(nnx.Module):
       rngs: of the weights.
     """
 
-    traits: ClassVar[Traits] = Traits(gives_tokens=False, has_statistics=True, has_stochastic_depth=False)
+    traits: ClassVar[Traits] = Traits(
+        gives_tokens=False,
+        has_statistics=True,
+        has_stochastic_depth=False,
+        names="resnet",
+        defaults={"base_width": BASE_WIDTH, "stem": AUTO},
+        # 2D kernels also act in volumes, and pretrained ones decide the stem.
+        open={"convolution": ("2d", "acs"), "stem": (AUTO, "large")},
+    )
 
     def __init__(
         self,
@@ -176,13 +187,13 @@ class ResNet(nnx.Module):
         block: str,
         depths: Sequence[int],
         convolution: str,
-        base_width: int = 64,
-        stem: str = "auto",
+        base_width: int = BASE_WIDTH,
+        stem: str = AUTO,
         remat: bool = False,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        if stem == "auto":
+        if stem == AUTO:
             stem = "small" if image_size <= SMALL_STEM_UP_TO else "large"
         size, stride = STEMS[stem]
         self.remat, self.tokens = remat, 1

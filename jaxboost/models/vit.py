@@ -38,7 +38,13 @@ class ViT(nnx.Module):
     """
 
     traits: ClassVar[Traits] = Traits(
-        has_first_tokens=True, stacks=(Stack(name="transformer"),), head_init=vit_init, names="vit", defaults=PLAIN
+        has_first_tokens=True,
+        stacks=(Stack(name="transformer"),),
+        head_init=vit_init,
+        names="vit",
+        defaults=PLAIN,
+        # It may differ between checkpoints of the same model.
+        open={"eps": ()},
     )
 
     def __init__(

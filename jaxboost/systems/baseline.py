@@ -34,9 +34,7 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
         return System(**trace(lambda _: NoEncoder()), title=title, pretrained=(), boost="baseline")
     arguments: dict[str, Any] = {}
     if with_weights:
-        part, arguments = resolve_encoder(
-            "encoder", config.model, config.model, "weights", trainable=False, with_norm=True
-        )
+        part, arguments = resolve_encoder("encoder", config.model, config.model, "weights", trainable=False)
         parts = (part,)
 
     def build(rngs: nnx.Rngs) -> embedder.Embedder:

@@ -2,7 +2,6 @@
 
 import functools
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 from jaxboost.config.types import Config
@@ -14,7 +13,7 @@ from jaxboost.systems.weights import RANDOM, Pretrained, as_trained, find_conver
 
 
 def resolve_encoder(
-    role: str, model: Config, fields: Config, name: str, *, trainable: bool, with_norm: bool
+    role: str, model: Config, fields: Config, name: str, *, trainable: bool, with_norm: bool = True
 ) -> tuple[Pretrained, dict[str, Any]]:
     """Finds the weights of a model's `encoder`, and the arguments that replace those of the backbone.
 
@@ -23,11 +22,13 @@ def resolve_encoder(
       model: the config's section `model`; its backbone is a key of BACKBONES.
       fields, name: a section of the config, and its field with the folder of the vision encoder, or with "random" for
         the control, a frozen random encoder. `{name}_source` and `{name}_convert` are fields of that section too.
-      with_norm: whether the encoder's final norm is needed too, as the model's `head_norm`.
+      with_norm: whether the encoder's final norm is needed too, as the model's `head_norm`, if its backbone has one.
 
     Raises:
       UserError: the encoder is missing, or is another model than `backbone`.
     """
+    row = BACKBONES[model.backbone]
+    with_norm = with_norm and row.head_eps is not None
     paths = (("encoder",), ("head_norm",))[: 1 + with_norm]
     if fields[name] == RANDOM:
         about = {"source": RANDOM, "dtype": model.dtype}
@@ -46,6 +47,7 @@ def resolve_encoder(
     part = Pretrained(
         role=role,
         paths=paths,
+        statistics=(("encoder",),) if row.traits.has_statistics else (),
         trainable=trainable,
         about={"source": manifest.source, "dtype": manifest.dtype, "arguments": dict(manifest.arguments)},
         text=f"encoder of {manifest.source}, {'trained too' if trainable else 'frozen'}",
@@ -54,21 +56,16 @@ def resolve_encoder(
     return part, dict(manifest.arguments)
 
 
-def differing(backbone: str, arguments: Mapping[str, Any]) -> list[str]:
-    """The differences between the arguments of an encoder and those of a backbone, in words."""
-    expected = BACKBONES[backbone].recorded_arguments
-    return [
-        f"{name} {arguments.get(name)}, not {expected.get(name)}"
-        for name in {**expected, **arguments}
-        # eps may differ between checkpoints of the same model.
-        if name != "eps" and (name not in expected or arguments.get(name) != expected[name])
-    ]
-
-
 def _check_encoder(folder: pathlib.Path, manifest: encoders.EncoderManifest, backbone: str) -> None:
-    if problems := differing(backbone, manifest.arguments):
+    def same_family(name: str) -> bool:
+        return BACKBONES[name].traits.names == manifest.family
+
+    problems = BACKBONES[backbone].differing(manifest.arguments)
+    if not same_family(backbone):
+        problems = [f"the architecture {manifest.family}, not {BACKBONES[backbone].traits.names}"]
+    if problems:
         fitting = [
-            name for name, spec in BACKBONES.items() if spec.traits.names and not differing(name, manifest.arguments)
+            name for name in BACKBONES if same_family(name) and not BACKBONES[name].differing(manifest.arguments)
         ]
         fix = f"choose the backbone that it is, {' or '.join(fitting)}" if fitting else "no backbone fits it"
         raise UserError(
@@ -82,4 +79,6 @@ def _load_encoder(
 ) -> tuple[tuple[dict[str, Any], ...], str]:
     encoder = encoders.load_encoder(folder, image_size=image_size, placement=placement)
     trees = (encoder.weights, encoder.norm)[: 1 + with_norm]
-    return tuple(map(as_trained, trees)) if trainable else trees, encoder.fingerprint
+    trees = tuple(map(as_trained, trees)) if trainable else trees
+    # Statistics are always float32.
+    return (*trees, *map(as_trained, [encoder.statistics] if encoder.statistics else [])), encoder.fingerprint

@@ -86,15 +86,13 @@ def _resolve_encoder(
       recorded, with_weights: see `systems.prepare`.
     """
     model = config.model
-    spec, is_random = BACKBONES[model.backbone], model.weights in ("", RANDOM)
+    is_random = model.weights in ("", RANDOM)
     if not with_weights or (is_random and not model.frozen):
         return (), {}
     trained = recorded and recorded.parts.get("encoder")
     if trained and not model.frozen:
         return (), dict(trained["arguments"])
-    part, arguments = resolve_encoder(
-        "encoder", model, model, "weights", trainable=not model.frozen, with_norm=spec.head_eps is not None
-    )
+    part, arguments = resolve_encoder("encoder", model, model, "weights", trainable=not model.frozen)
     return (part,), arguments
 
 

@@ -45,6 +45,8 @@ def initialise(
                     dtype = jnp.dtype(part.about["dtype"])
                     weights = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), weights)
                     _put(holder, path, part.in_memory(weights))
+            for path in part.statistics:
+                _pop(stats, path)
         return params, frozen_weights, stats
 
     # An argument, so that other seeds find the compiled program on disk.
@@ -69,8 +71,9 @@ def initialise(
             if part.role not in loaded:
                 loaded[part.role] = part.load(placement(part, replicated))
             trees, fingerprints[part.role] = loaded[part.role]
-            for path, weights in zip(part.paths, trees, strict=True):
-                _put(holder, path, weights)
+            places = [(holder, path) for path in part.paths] + [(stats, path) for path in part.statistics]
+            for (tree, path), weights in zip(places, trees, strict=True):
+                _put(tree, path, weights)
     return params, frozen_weights, stats, fingerprints
 
 

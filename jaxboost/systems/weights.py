@@ -33,10 +33,11 @@ class Pretrained:
     Attributes:
       role: its name in result.json, one of ROLES.
       paths: where its weights are in the model's tree of weights.
+      statistics: where its running statistics are in the model's tree of statistics, if they are loaded.
       trainable: whether its weights are trained too.
       about: the entry of result.json about them, without the fingerprint.
       text: their description in the log.
-      load: placement -> (a tree for each path, fingerprint); None for random weights.
+      load: placement -> (a tree for each path, then for each of `statistics`; fingerprint); None for random weights.
       shards: whether large weights are split over the devices instead of copied to each.
       quantize: quantizes the matrices of its layers; None: they are not quantized.
     """
@@ -47,6 +48,7 @@ class Pretrained:
     about: Mapping[str, Any]
     text: str
     load: Callable[[Placement], tuple[tuple[dict[str, Any], ...], str]] | None
+    statistics: tuple[tuple[str, ...], ...] = ()
     shards: bool = False
     quantize: Quantize | None = None
 

@@ -60,7 +60,7 @@ def test_unknown_arguments(argument):
         ("knn", {"baseline.ndim": 4}, "baseline.ndim: 4 should be 2 or 3"),
         ("knn", {"model.backbone": ""}, "model.backbone: '' gives no features of a pretrained encoder"),
         ("knn", {"model.backbone": "vit3d_tiny"}, "model.backbone: 'vit3d_tiny' gives no features"),
-        ("knn", {"model.backbone": "resnet18"}, "model.backbone: 'resnet18' gives no features"),
+        ("knn", {"model.backbone": "resnet18_acs"}, "model.backbone: 'resnet18_acs' gives no features"),
         ("knn", {"model.weights": ""}, "model.weights is empty"),
         ("knn", {"model.image_size": 100}, "100 is not a multiple of the patch size 14 of backbone dinov2_s14"),
         ("knn", {"model.std": (0.0,)}, "model.std: (0.0,) should not be 0"),

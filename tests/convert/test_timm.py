@@ -402,7 +402,11 @@ def test_other_models_are_refused(changes, message, state, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"architecture": "resnet50"}, "timm's 'resnet50' is no ViT: choose a model whose name begins with vit_ or de"),
+        (
+            {"architecture": "resnet50d"},
+            "timm's 'resnet50d' is not read: choose a ViT, whose name begins with vit_ or deit, or one of resnet18,"
+            " .*; the nearest is resnet50$",
+        ),
         ({"model_args": {"act_layer": "quick_gelu"}}, "this vit_small_patch16_224 has another act_layer"),
         ({"model_args": {"num_heads": 5}}, "a width of 192 is not a multiple of 5 heads"),
         ({"model_args": "none"}, "'model_args' is 'none' instead of an object"),

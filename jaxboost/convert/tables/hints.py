@@ -1,6 +1,7 @@
 """What the user states about a source because its weights do not show it."""
 
 import dataclasses
+from collections.abc import Collection
 
 from jaxboost.errors import UserError
 
@@ -23,11 +24,16 @@ class Hints:
     resizing: str | None = None
     entry: str | None = None
 
-    def check_unused(self, source: str) -> None:
-        """Raises UserError if any flag is set for a source that holds these values itself."""
-        named = [f"--{name}" for name, value in dataclasses.asdict(self).items() if value is not None]
-        if named:
+    def check_unused(self, source: str, used: Collection[str] = ()) -> None:
+        """Raises UserError if a flag is set for a source that holds its value itself, or has no such value.
+
+        Args:
+          source: the source, for the message.
+          used: the fields that it does take.
+        """
+        given = [name for name, value in dataclasses.asdict(self).items() if value is not None]
+        if named := [f"--{name}" for name in given if name not in used]:
+            whose = "ViTs" if used else "vision encoders"
             raise UserError(
-                f"{source} does not take {', '.join(named)}: they are only for vision encoders in timm's names: leave "
-                "them out"
+                f"{source} does not take {', '.join(named)}: they are only for {whose} in timm's names: leave them out"
             )

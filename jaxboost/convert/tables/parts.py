@@ -6,7 +6,7 @@ A source (`llama.LlamaSource`, `vit.VitSource`) has a `kind`, the `tensors` of i
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,11 @@ import numpy as np
 from jaxboost.convert.formats.tensors import TensorInfo, Tensors, listed
 from jaxboost.errors import UserError
 
-# Kinds of sources. The parts of the first are decoder layers and their final norm, of the second a vision encoder's
-# embedding, blocks and final norm.
+# Kinds of sources. The parts of the first are decoder layers and their final norm. Those of the second are a ViT's
+# embedding, blocks and final norm, or another encoder as a whole and the norm after it, if there is one.
 LLAMA, VISION = "llama", "vision"
 # Keys of parts, in addition to the numbers of layers.
-FINAL_NORM, EMBEDDING, NORM = "final_norm", "embedding", "norm"
+FINAL_NORM, EMBEDDING, NORM, WHOLE = "final_norm", "embedding", "norm", "encoder"
 
 # Name of an array -> its shape, linear maps as (in, out).
 Shapes = Mapping[str, tuple[int, ...]]
@@ -29,7 +29,7 @@ class Part:
     """One file of a converted folder, not read yet.
 
     Attributes:
-      key: a layer's number, or FINAL_NORM, EMBEDDING or NORM.
+      key: a layer's number, or FINAL_NORM, EMBEDDING, NORM or WHOLE.
       shapes: of its arrays, by our names.
       read: (name, dtype) -> an array in the precision in which it is stored.
     """
@@ -94,3 +94,24 @@ def check_tensors(
             f"{tensors.source} does not hold {whole}: {listed(problems, '; ')}. "
             f"Check that the download is complete and that it is a plain {kind}"
         )
+
+
+def check_whole(source: str, layers: str, *, final_norm: bool) -> None:
+    """Raises UserError if only a part of a vision encoder is asked for."""
+    if layers.strip() != "all":
+        raise UserError(
+            f"--layers {layers!r}: {source} is a vision encoder, which is converted whole: pass --layers all"
+        )
+    if not final_norm:
+        raise UserError("a vision encoder is converted with its final norm: leave --nofinal_norm out")
+
+
+def left_out(names: Iterable[str], read: Iterable[str]) -> list[str]:
+    """Tensors that are not read, as beginnings of names that no tensor that is read shares."""
+    shared = {".".join(words[:count]) for words in (name.split(".") for name in read) for count in range(len(words))}
+    beginnings = set()
+    for name in names:
+        words = name.split(".")
+        steps = (".".join(words[:count]) for count in range(1, len(words)))
+        beginnings.add(next((beginning for beginning in steps if beginning not in shared), name))
+    return sorted(beginnings)

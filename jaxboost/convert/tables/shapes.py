@@ -8,12 +8,15 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from jaxboost.convert.tables.parts import EMBEDDING, FINAL_NORM, NORM, Shapes
+from jaxboost.convert.tables.parts import EMBEDDING, FINAL_NORM, NORM, WHOLE, Shapes
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.layers import layer_norm
 from jaxboost.models.llama import LlamaConfig, LlamaLayer
 from jaxboost.models.vit import ViT
 
 CHANNELS = 3
+# `Traits.names` of a `models.vit.ViT`.
+VIT = "vit"
 # The beginning of the names of the block in a ViT with one block.
 _BLOCK = "transformer.last."
 
@@ -52,6 +55,40 @@ def _vit(image_size: int, items: tuple[tuple[str, Any], ...]) -> tuple[Shapes, S
     return embedding, block, norm
 
 
+def parts_of(family: str, arguments: Mapping[str, Any], image_size: int) -> dict[str, Shapes]:
+    """Key of each part of an encoder of any family -> shapes of its weights and statistics.
+
+    Args:
+      family: `Traits.names` of the encoder.
+      arguments: of the encoder, as its manifest records them.
+      image_size: side of the images in pixels.
+    """
+    if family == VIT:
+        return vit_parts(arguments, image_size)
+    rows = [row for row in BACKBONES.values() if row.traits.names == family]
+    open_arguments = {name: values[0] for name, values in rows[0].traits.open.items() if values}
+    make: Any = rows[0].encoder
+    given = {**open_arguments, **arguments, "image_size": image_size, "channels": CHANNELS}
+    encoder = nnx.eval_shape(lambda: make(**given, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    parts = {WHOLE: _flat(nnx.state(encoder, nnx.Any(nnx.Param, nnx.BatchStat)))}
+    if rows[0].head_eps is not None:
+        parts[NORM] = {"scale": (encoder.width,), "bias": (encoder.width,)}
+    return parts
+
+
+def keys_of(family: str, arguments: Mapping[str, Any]) -> list[str]:
+    """The keys of the parts of an encoder."""
+    if family == VIT:
+        return [EMBEDDING, *map(str, range(arguments["depth"])), NORM]
+    has_norm = any(row.head_eps is not None for row in BACKBONES.values() if row.traits.names == family)
+    return [WHOLE, *[NORM] * has_norm]
+
+
 def _shapes(make: Callable[[], nnx.Module]) -> Shapes:
-    flat: Any = flatten_dict(nnx.to_pure_dict(nnx.state(nnx.eval_shape(make), nnx.Param)), sep=".")
-    return {name: weight.shape for name, weight in flat.items()}
+    return _flat(nnx.state(nnx.eval_shape(make), nnx.Param))
+
+
+def _flat(state: Any) -> Shapes:
+    # Entries of lists have numbers as names.
+    flat: Any = flatten_dict(nnx.to_pure_dict(state))
+    return {".".join(map(str, path)): weight.shape for path, weight in flat.items()}

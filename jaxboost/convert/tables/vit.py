@@ -9,7 +9,16 @@ import numpy as np
 
 from jaxboost.convert.formats.tensors import TensorInfo, Tensors, listed
 from jaxboost.convert.tables import positions, shapes
-from jaxboost.convert.tables.parts import EMBEDDING, VISION, Part, Selection, Shapes, check_tensors
+from jaxboost.convert.tables.parts import (
+    EMBEDDING,
+    VISION,
+    Part,
+    Selection,
+    Shapes,
+    check_tensors,
+    check_whole,
+    left_out,
+)
 from jaxboost.convert.tables.vit_names import KERNEL, POSITIONS, QKV, REGISTERS, VitLayout
 from jaxboost.errors import UserError
 
@@ -55,17 +64,12 @@ class VitSource:
         Raises:
           UserError: `layers` is not "all", or the checkpoint is not the encoder that its configuration describes.
         """
-        if layers.strip() != "all":
-            raise UserError(
-                f"--layers {layers!r}: {self.tensors.source} is a vision encoder, which is converted whole: pass "
-                "--layers all"
-            )
-        if not final_norm:
-            raise UserError("a vision encoder is converted with its final norm: leave --nofinal_norm out")
+        check_whole(self.tensors.source, layers, final_norm=final_norm)
         check(self)
         notes = self.notes
-        if names_left_out := left_out(self):
-            notes += (f"not part of the encoder and not read: {listed(names_left_out)}",)
+        read = {name for key in self.shapes for names in self.names(key).values() for name in names}
+        if left := left_out(set(self.tensors.names) - read, read):
+            notes += (f"not part of the encoder and not read: {listed(left)}",)
         return Selection(
             parts=tuple(
                 Part(key=key, shapes=of_part, read=functools.partial(read_weight, self, key))
@@ -167,18 +171,6 @@ def check(source: VitSource) -> None:
         whole="a vision encoder as its configuration describes it",
         kind="ViT, CLIP or DINOv2 checkpoint (no SwiGLU)",
     )
-
-
-def left_out(source: VitSource) -> list[str]:
-    """The tensors that are not read, as beginnings of names that no tensor of the encoder shares."""
-    read = {name for key in source.shapes for names in source.names(key).values() for name in names}
-    shared = {".".join(words[:count]) for words in (name.split(".") for name in read) for count in range(len(words))}
-    beginnings = set()
-    for name in set(source.tensors.names) - read:
-        words = name.split(".")
-        steps = (".".join(words[:count]) for count in range(1, len(words)))
-        beginnings.add(next((beginning for beginning in steps if beginning not in shared), name))
-    return sorted(beginnings)
 
 
 def read_weight(source: VitSource, key: str, weight: str, dtype: np.dtype) -> np.ndarray:

@@ -4,14 +4,14 @@ The weights give the shapes. The other arguments come from the user's hints, con
 DINO and DINOv2, in this order. The log names what was assumed.
 """
 
+import difflib
 import math
-import pathlib
 import re
 
 from jaxboost.convert.formats import adapters
 from jaxboost.convert.formats.settings import MAX_LAYERS, Settings
-from jaxboost.convert.formats.single_file import FileTensors
 from jaxboost.convert.formats.tensors import Tensors
+from jaxboost.convert.tables.families import FAMILIES
 from jaxboost.convert.tables.hints import Hints
 from jaxboost.convert.tables.positions import ANTIALIASED, BICUBIC, RESIZINGS
 from jaxboost.convert.tables.vit import VitSource, locate
@@ -55,18 +55,6 @@ _FOREIGN = {
 def is_timm(settings: Settings) -> bool:
     """Whether config.json is timm's own, or transformers' wrapper of it."""
     return settings.get("model_type") in (None, "timm_wrapper") and isinstance(settings.get("architecture"), str)
-
-
-def encoder_of_file(path: pathlib.Path, source: str, hints: Hints, kind: str | None = None) -> VitSource:
-    """The ViT in a file of weights; see `encoder_of`.
-
-    Args:
-      path: the file.
-      source: what the manifest records.
-      hints: what the user states about the encoder.
-      kind: see `FileTensors`.
-    """
-    return encoder_of(FileTensors(path, source, kind), Settings({}, str(path)), str(path), hints)
 
 
 def encoder_of(tensors: Tensors, settings: Settings, where: str, hints: Hints | None = None) -> VitSource:
@@ -144,9 +132,12 @@ def _check_architecture(settings: Settings) -> None:
     if architecture is None:
         return
     if not architecture.startswith(_ARCHITECTURES):
+        others = [name for family in FAMILIES.values() for name in family.architectures]
+        nearest = difflib.get_close_matches(architecture, others, n=1, cutoff=0.4)
         raise UserError(
-            f"{settings.where}: timm's {architecture!r} is no ViT: choose a model whose name begins with "
-            + " or ".join(_ARCHITECTURES)
+            f"{settings.where}: timm's {architecture!r} is not read: choose a ViT, whose name begins with "
+            f"{' or '.join(_ARCHITECTURES)}, or one of {', '.join(others)}"
+            + (f"; the nearest is {nearest[0]}" if nearest else "")
         )
     changed = [name for name in _INVISIBLE if settings.section("model_args").get(name) is not None]
     if changed:

@@ -1,0 +1,136 @@
+"""The families of encoders without CLS token: how timm stores them, and the arguments that their tensors show."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxboost.convert.formats.settings import Settings
+from jaxboost.convert.tables.hints import Hints
+from jaxboost.errors import UserError
+
+# Our names of arrays -> torch's.
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "variance": "running_var",
+}
+_HEADS = ("fc.", "classifier.", "head.fc.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """The tensors of one encoder in a checkpoint.
+
+    Attributes:
+      shapes: name without the encoder's prefix -> shape.
+      settings: config.json; empty for a single file of weights.
+      hints: what the user states.
+      where: the weights, for messages.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    settings: Settings
+    hints: Hints
+    where: str
+
+    def shape(self, name: str, axes: int) -> tuple[int, ...]:
+        """The shape of a tensor that every encoder of the family has.
+
+        Raises:
+          UserError: it is missing, or has another number of axes.
+        """
+        found = self.shapes.get(name)
+        if found is None:
+            raise UserError(f"{self.where} has no {name!r}: check that the download is complete")
+        if len(found) != axes or 0 in found:
+            raise UserError(f"{self.where}: {name} has the shape {found} instead of {axes} axes")
+        return found
+
+    def count(self, pattern: str) -> int:
+        """The number of modules: 1 + the highest number in the names that match a pattern with one group."""
+        numbers = [int(match[1]) for match in map(re.compile(pattern).match, self.shapes) if match]
+        return 1 + max(numbers, default=-1)
+
+    @property
+    def architecture(self) -> str:
+        """The name in timm, from config.json; "" for a single file."""
+        return self.settings.get("architecture") or ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """A family of encoders.
+
+    Attributes:
+      title: for messages.
+      architectures: timm's names of the models that are a row of BACKBONES -> the row.
+      signature: a tensor that each of these models has, and no model of another family.
+      name: (our name of an array, arguments) -> the tensor's name in timm.
+      arguments: of the encoder, as its manifest records them, from its tensors.
+      norm: the module of the norm after the encoder; "" if there is none.
+      ignored: beginnings of the names of tensors that do not affect the encoder's result.
+      takes: the fields of `Hints` that it reads.
+      same: what a file alone does not show, and is assumed.
+    """
+
+    title: str
+    architectures: Mapping[str, str]
+    signature: str
+    name: Callable[[str, Mapping[str, Any]], str]
+    arguments: Callable[[Found], dict[str, Any]]
+    norm: str = ""
+    ignored: tuple[str, ...] = _HEADS
+    takes: tuple[str, ...] = ("entry",)
+    same: str
+
+
+def leaf(name: str) -> str:
+    """The last word of a tensor's name for the last word of ours."""
+    return _LEAVES[name]
+
+
+def _resnet_arguments(found: Found) -> dict[str, Any]:
+    stages = found.count(r"layer([1-9][0-9]?)\.") - 1
+    width, _, size, _ = found.shape("conv1.weight", 4)
+    if size != 7:
+        raise UserError(
+            f"{found.where}: the kernel of the first convolution has {size} x {size} pixels, ImageNet's has 7 x 7: "
+            f"choose another checkpoint, such as {' or '.join(RESNET.architectures)}"
+        )
+    return {
+        "block": "bottleneck" if "layer1.0.conv3.weight" in found.shapes else "basic",
+        "depths": tuple(found.count(rf"layer{stage + 1}\.([0-9]{{1,4}})\.") for stage in range(stages)),
+        "base_width": width,
+        "stem": "large",
+    }
+
+
+def _resnet_name(ours: str, arguments: Mapping[str, Any]) -> str:
+    *words, last = ours.split(".")
+    conv = words[-1] == "conv"
+    if words[0] == "stem":
+        return f"{'conv1' if conv else 'bn1'}.{leaf(last)}"
+    number, stage = int(words[1]), 0
+    while number >= arguments["depths"][stage]:
+        number -= arguments["depths"][stage]
+        stage += 1
+    inside = f"downsample.{0 if conv else 1}"
+    if words[2] == "convs":
+        inside = f"{'conv' if conv else 'bn'}{int(words[3]) + 1}"
+    return f"layer{stage + 1}.{number}.{inside}.{leaf(last)}"
+
+
+RESNET = Family(
+    title="ResNet",
+    architectures={"resnet18": "resnet18", "resnet50": "resnet50"},
+    signature="layer1.0.conv1.weight",
+    name=_resnet_name,
+    arguments=_resnet_arguments,
+    same="strides and pooling as torchvision's ResNet has them",
+)
+
+# `Traits.names` of an encoder -> its family. ViTs have modules of their own, `vit` and `vit_timm`.
+FAMILIES = {"resnet": RESNET}

@@ -1,0 +1,247 @@
+"""Encoders of `families` in timm's names: found by their tensors, checked, and read array by array."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxboost.convert.formats import adapters
+from jaxboost.convert.formats.settings import Settings
+from jaxboost.convert.formats.tensors import TensorInfo, Tensors, listed
+from jaxboost.convert.tables import shapes
+from jaxboost.convert.tables.families import FAMILIES, Family, Found, leaf
+from jaxboost.convert.tables.hints import Hints
+from jaxboost.convert.tables.parts import NORM, VISION, Part, Selection, Shapes, check_tensors, check_whole, left_out
+from jaxboost.errors import UserError
+from jaxboost.models.backbones import BACKBONES
+
+# Changes of the architecture that config.json may name and that no weight shows.
+_INVISIBLE = (
+    "act_layer",
+    "aa_layer",
+    "norm_layer",
+    "output_stride",
+    "kernel_sizes",
+    "avg_down",
+    "replace_stem_pool",
+    "pad_type",
+    "round_chs_fn",
+)
+# Entries of config.json that change the size of a model.
+_SIZES = (
+    "block",
+    "layers",
+    "channels",
+    "depths",
+    "dims",
+    "embed_dim",
+    "num_heads",
+    "window_size",
+    "patch_size",
+    "mlp_ratio",
+)
+# Entries of config.json with one value that ours has too.
+_FIXED = {"in_chans": 3, "output_stride": 32}
+_SIDE = 224  # pixels; what config.json leaves out is the size of ImageNet
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WholeSource:
+    """An encoder that is converted as one part, and the norm after it.
+
+    Attributes:
+      tensors: the checkpoint.
+      name: the family's key in FAMILIES.
+      prefix: the beginning of the names.
+      arguments: of the encoder, those that the manifest records.
+      image_size: side of the images that it was trained with, in pixels.
+      notes: lines for the log about how the source was read.
+    """
+
+    kind = VISION
+    tensors: Tensors
+    name: str
+    prefix: str
+    arguments: Mapping[str, Any]
+    image_size: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def family(self) -> Family:
+        """The row of FAMILIES."""
+        return FAMILIES[self.name]
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, Shapes]:
+        """Key of each part -> shapes of its arrays."""
+        return shapes.parts_of(self.name, self.arguments, self.image_size)
+
+    def select(self, layers: str, *, final_norm: bool) -> Selection:
+        """Checks the encoder, which is only converted whole, and returns what is converted.
+
+        Raises:
+          UserError: `layers` is not "all", or the checkpoint is not the encoder that its tensors seem to be.
+        """
+        check_whole(self.tensors.source, layers, final_norm=final_norm)
+        wanted = {
+            self.tensor(key, ours): _stored_shape(shape)
+            for key, part in self.shapes.items()
+            for ours, shape in part.items()
+        }
+        ignored = tuple(self.prefix + beginning for beginning in self.family.ignored)
+        # Of batches; torch's batch norms count them, and do not use it.
+        counters = {name for name in self.tensors.names if name.endswith(".num_batches_tracked")}
+        left = sorted(set(self.tensors.names) - set(wanted) - counters)
+        unread = [name for name in left if name.startswith(self.prefix) and not name.startswith(ignored)]
+
+        def info(name: str) -> TensorInfo:
+            # Linear maps may be stored as convolutions of one pixel.
+            found = self.tensors.info(name)
+            axes = len(wanted[name])
+            return dataclasses.replace(found, shape=found.shape[:axes]) if set(found.shape[axes:]) == {1} else found
+
+        described = self.family.title + ", ".join(f" {key}={value}" for key, value in self.arguments.items())
+        check_tensors(
+            self.tensors,
+            wanted,
+            unread,
+            info=info,
+            part=f"a plain {self.family.title}",
+            whole=f"the {described} that its tensors seem to be",
+            kind=f"{self.family.title} checkpoint, such as timm's {next(iter(self.family.architectures))}",
+        )
+        notes = self.notes
+        if left:
+            notes += (f"not part of the encoder and not read: {listed(left_out(left, wanted))}",)
+        return Selection(
+            parts=tuple(
+                Part(key=key, shapes=part, read=functools.partial(self._read, key)) for key, part in self.shapes.items()
+            ),
+            constants={"family": self.name, "arguments": self.arguments, "image_size": self.image_size},
+            notes=notes,
+        )
+
+    def tensor(self, key: str, ours: str) -> str:
+        """The tensor's name of an array of a part."""
+        if key == NORM:
+            return f"{self.prefix}{self.family.norm}.{leaf(ours)}"
+        return self.prefix + self.family.name(ours, self.arguments)
+
+    def _read(self, key: str, ours: str, dtype: np.dtype) -> np.ndarray:
+        shape = self.shapes[key][ours]
+        array = self.tensors.read(self.tensor(key, ours)).reshape(_stored_shape(shape))
+        if ours.endswith("kernel"):
+            array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+        return np.ascontiguousarray(array).astype(dtype)
+
+
+def family_of(tensors: Tensors, settings: Settings) -> str | None:
+    """The key in FAMILIES of the encoder in a checkpoint in timm's names: by config.json, else by its tensors."""
+    if architecture := settings.get("architecture"):
+        return next((name for name, row in FAMILIES.items() if architecture in row.architectures), None)
+    for name, row in FAMILIES.items():
+        if any(tensor == row.signature or tensor.endswith(f".{row.signature}") for tensor in tensors.names):
+            return name
+    return None
+
+
+def encoder_of(tensors: Tensors, name: str, settings: Settings, where: str, hints: Hints) -> WholeSource:
+    """The encoder of a family among `tensors`.
+
+    Args:
+      tensors: the checkpoint.
+      name: the family's key in FAMILIES.
+      settings: config.json; empty for a single file of weights.
+      where: the weights, for messages.
+      hints: what the user states about the encoder.
+
+    Raises:
+      UserError: there is no such encoder, or several; or config.json describes one that ours cannot be.
+    """
+    row = FAMILIES[name]
+    hints.check_unused(where, used=row.takes)
+    _check_settings(settings)
+    adapters.check(tensors.names, where)
+    prefix = _prefix(tensors, row, settings, where, hints.entry)
+    inside = {
+        tensor.removeprefix(prefix): tensors.info(tensor).shape for tensor in tensors.names if tensor.startswith(prefix)
+    }
+    arguments = row.arguments(Found(shapes=inside, settings=settings, hints=hints, where=where))
+    _check_size(arguments, row, settings, where)
+    notes = [f"the weights are those under {prefix.rstrip('.')!r}"] if prefix else []
+    if not settings.values:
+        notes.append(f"assumed, because the weights do not say it: {row.same}")
+    if others := getattr(tensors, "others", ()):
+        notes.append(f"not read, because these are no tensors: {', '.join(others[:20])}")
+    return WholeSource(
+        tensors=tensors,
+        name=name,
+        prefix=prefix,
+        arguments=arguments,
+        image_size=_image_size(settings),
+        notes=tuple(notes),
+    )
+
+
+def _check_settings(settings: Settings) -> None:
+    given = settings.section("model_args").values
+    for name in _INVISIBLE:
+        if given.get(name) is not None and given[name] != _FIXED.get(name):
+            raise UserError(
+                f"{settings.where}: this {settings.get('architecture')} has another {name}: choose another model"
+            )
+    if given.get("in_chans", 3) != 3:
+        raise UserError(
+            f"{settings.where}: images have {given['in_chans']} channels instead of 3: choose another model"
+        )
+
+
+def _check_size(arguments: Mapping[str, Any], row: Family, settings: Settings, where: str) -> None:
+    """Raises UserError if the weights are not of the size that config.json names."""
+    architecture = settings.get("architecture")
+    if architecture is None or not settings.section("model_args").values.keys().isdisjoint(_SIZES):
+        return
+    if problems := BACKBONES[row.architectures[architecture]].differing(arguments):
+        raise UserError(
+            f"{where} has {', '.join(problems)} as timm's {architecture}, which its config.json names: take the weights"
+            " and the config.json of one model"
+        )
+
+
+def _prefix(tensors: Tensors, row: Family, settings: Settings, where: str, entry: str | None) -> str:
+    """What stands before the names of the encoder's tensors."""
+    end = row.signature
+    found = sorted(name.removesuffix(end) for name in tensors.names if name == end or name.endswith(f".{end}"))
+    if not found:
+        raise UserError(
+            f"{where} holds no {row.title} in timm's names, there is no {end!r}: check that its weights are those of "
+            f"{settings.get('architecture')}"
+        )
+    if entry is not None:
+        beginning = f"{entry.strip('.')}.".removeprefix(".")
+        shown = [prefix.rstrip(".") or "." for prefix in found]
+        found = [prefix for prefix in found if prefix.startswith(beginning) and (beginning or not prefix)]
+        if not found:
+            raise UserError(f"{where} has no {row.title} in --entry {entry}: there are {listed(shown)}")
+    if len(found) > 1:
+        shown = [prefix.rstrip(".") or "." for prefix in found]
+        raise UserError(
+            f"{where} holds {len(found)} vision encoders ({listed(shown)}): choose one with --entry, such as --entry "
+            f"{shown[0]}"
+        )
+    return found[0]
+
+
+def _image_size(settings: Settings) -> int:
+    size = settings.section("pretrained_cfg").get("input_size")
+    given = isinstance(size, list) and len(size) == 3 and isinstance(size[-1], int)
+    return size[-1] if given else _SIDE
+
+
+def _stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of our kernels (h, w, in, out) and (in, out) in torch; others are the same."""
+    if len(shape) == 4:
+        return (shape[3], shape[2], shape[0], shape[1])
+    return shape[::-1]

@@ -1,0 +1,196 @@
+"""Encoders of timm other than ViTs: converted, they compute what timm computes; what is refused, in one line."""
+
+import dataclasses
+import json
+import logging
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+from ml_collections import config_dict
+from safetensors.numpy import load_file, save_file
+
+from jaxboost import data, systems
+from jaxboost.config import load_config, table
+from jaxboost.convert import Hints, convert, encoders, summary
+from jaxboost.errors import UserError
+from jaxboost.models import frozen
+from jaxboost.models.backbones import BACKBONES
+from jaxboost.systems import start
+from jaxboost.systems.encoders import resolve_encoder
+from jaxboost.training import step
+from tests.convert import timm_models as small
+from tests.models.parity import TOLERANCE, assert_close, assert_states_close, relative_change
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Case -> (the model, its folder, the converted folder), each made once."""
+    root, made = tmp_path_factory.mktemp("timm"), {}
+
+    def make(case):
+        if case not in made:
+            model = small.model_of(case)
+            folder = small.save(model, root / case)
+            convert(folder, "all", root / f"{case} converted")
+            made[case] = (model, pathlib.Path(folder), root / f"{case} converted")
+        return made[case]
+
+    return make
+
+
+@pytest.mark.parametrize("case", small.CASES)
+def test_computes_what_timm_computes(case, saved):
+    """In evaluation, and in training: batch statistics, the new running ones, and every gradient."""
+    model, _, folder = saved(case)
+    manifest = encoders.read_manifest(folder)
+    ours, theirs = small.our_passes(folder, case), small.their_passes(model, case)
+    assert_close(ours["evaluated"], theirs["evaluated"], name="evaluated")
+    assert_close(ours["trained"], theirs["trained"], name="trained")
+    assert_states_close(small.in_timms_names(ours["stats"], manifest), theirs["stats"])
+    found, pixels = ours["gradients"]
+    found = small.in_timms_names(found, manifest) | {"pixels": np.asarray(pixels)}
+    assert found.keys() == theirs["gradients"].keys()
+    for name, reference in theirs["gradients"].items():
+        assert relative_change(found[name].reshape(reference.shape), reference) < TOLERANCE, name
+    if theirs["stats"]:
+        # Else the statistics of the batch and the running ones could be taken for each other.
+        assert relative_change(theirs["trained"], theirs["evaluated"]) > 0.1
+
+
+@pytest.mark.parametrize("case", small.CASES)
+def test_run_starts_with_the_converted_weights(case, saved, monkeypatch):
+    """A run's features of uint8 images, and a baseline's embeddings, are what timm's head reads."""
+    model, _, folder = saved(case)
+    monkeypatch.setitem(BACKBONES, "small", small.row_of(encoders.read_manifest(folder)))
+    side = small.CASES[case][2]
+    pixels = np.random.default_rng(3).integers(0, 256, (2, side, side, 3), np.uint8)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    expected = small.their_feature(model, (pixels / np.float32(255) - np.float32(mean)) / np.float32(std))
+    fields = {"backbone": "small", "image_size": side, "weights": str(folder), "mean": mean, "std": std}
+    fields = {f"model.{name}": value for name, value in fields.items()} | {"model.dtype": "float32"}
+    for config in (table.get_config(), load_config("baseline:logistic")):
+        config.update_from_flattened_dict(fields | {"data.name": "breastmnist"})
+        if "boost" in config:
+            config.boost.kind = "none"
+        prepared = systems.prepare(config, data.describe_dataset("breastmnist", 28))
+        replicated, _ = step.make_mesh()
+        params, kept, stats, fingerprints = start.initialise(prepared, seed=0, replicated=replicated)
+        assert fingerprints["encoder"] == encoders.fingerprint_at(folder)
+        found = frozen.merge(prepared.graphdef, params, kept, stats)
+        features = found.features(pixels) if "boost" in config else found(pixels)
+        assert_close(features, expected)
+
+
+def refused(source, message, tmp_path, **arguments):
+    with pytest.raises(UserError, match=message) as caught:
+        convert(source, arguments.pop("layers", "all"), tmp_path / "out", **arguments)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def changed(folder, tmp_path, tensors=(), config=()):
+    """A copy of timm's folder with other tensors and another config.json; None: left out."""
+    (tmp_path / "source").mkdir()
+    state = load_file(folder / "model.safetensors") | dict(tensors)
+    save_file(
+        {name: array for name, array in state.items() if array is not None}, tmp_path / "source/model.safetensors"
+    )
+    values = json.loads((folder / "config.json").read_text()) | dict(config)
+    (tmp_path / "source/config.json").write_text(json.dumps(values))
+    return str(tmp_path / "source")
+
+
+ZEROS = np.zeros(3, np.float32)
+ANOTHER_SIZE = {"model_args": {}}  # config.json then names timm's own model
+
+
+@pytest.mark.parametrize(
+    ("case", "tensors", "config", "message"),
+    [
+        (
+            "resnet basic",
+            {"bn1.running_mean": None},
+            {},
+            "^source does not hold the ResNet .*missing: bn1.running_mean",
+        ),
+        ("resnet basic", {"layer2.1.se.weight": ZEROS}, {}, "not part of a plain ResNet: layer2.1.se.weight"),
+        ("resnet basic", {"bn1.weight": ZEROS}, {}, r"bn1.weight has the shape \(3,\) instead of \(64,\)"),
+        ("resnet basic", {"conv1.weight": None}, {}, "has no 'conv1.weight'"),
+        ("resnet basic", {"conv1.weight": np.zeros((64, 3, 3, 3), "f")}, {}, "3 x 3 pixels, ImageNet's has 7 x 7"),
+        ("resnet basic", {}, {"architecture": "resnet18d"}, "timm's 'resnet18d' is not read: .* nearest is resnet18"),
+        ("resnet basic", {}, {"architecture": "resnet50"} | ANOTHER_SIZE, r"has block basic, not bottleneck, depths"),
+        ("resnet basic", {}, {"model_args": {"aa_layer": "blurpool"}}, "this resnet18 has another aa_layer"),
+        ("resnet basic", {}, {"model_args": {"in_chans": 1}}, "images have 1 channels instead of 3"),
+        ("resnet basic", {"layer1.0.conv1.weight": None}, {}, "holds no ResNet in timm's names, there is no 'layer1"),
+    ],
+)
+def test_other_models_are_refused(case, tensors, config, message, saved, tmp_path):
+    refused(changed(saved(case)[1], tmp_path, tensors, config), message, tmp_path)
+
+
+def test_what_a_whole_encoder_does_not_take(saved, tmp_path):
+    folder = str(saved("resnet basic")[1])
+    refused(folder, "converted whole: pass --layers all", tmp_path, layers="3")
+    refused(folder, "leave --nofinal_norm out", tmp_path, final_norm=False)
+    hints = Hints(heads=3, eps=1e-5)
+    refused(folder, "does not take --heads, --eps: they are only for ViTs in timm's names", tmp_path, hints=hints)
+
+
+def test_training_checkpoints(saved, tmp_path, caplog):
+    """A file alone, with other parts beside the encoder, and with two encoders."""
+    model, _, folder = saved("resnet basic")
+    expected = encoders.read_manifest(folder)
+    state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "last.pth")
+    with caplog.at_level(logging.INFO, logger="jaxboost"):
+        manifest = convert(str(tmp_path / "last.pth"), "all", tmp_path / "encoder")
+    assert (manifest.sha256, manifest.arguments) == (expected.sha256, expected.arguments)
+    assert "the weights are those under 'state_dict.module'" in caplog.text
+    assert "assumed, because the weights do not say it: strides and pooling as torchvision's ResNet" in caplog.text
+    assert "not part of the encoder and not read: state_dict.module.fc\n" in caplog.text
+    torch.save({"student": state, "teacher": dict(state)}, tmp_path / "two.pth")
+    refused(str(tmp_path / "two.pth"), r"2 vision encoders \(student.module, teacher.module\): choose", tmp_path)
+    convert(str(tmp_path / "two.pth"), "all", tmp_path / "teacher", hints=Hints(entry="teacher"))
+    refused(str(tmp_path / "two.pth"), "no ResNet in --entry x: there are", tmp_path, hints=Hints(entry="x"))
+
+
+def test_manifest_and_summary(saved):
+    _, _, folder = saved("resnet basic")
+    manifest = encoders.read_manifest(folder)
+    expected = {"block": "basic", "depths": (1, 2, 1, 1), "base_width": 64, "stem": "large"}
+    assert (manifest.family, manifest.arguments, manifest.image_size) == ("resnet", expected, 224)
+    assert set(manifest.sha256) == {"encoder"}
+    assert "all of a vision encoder, resnet\n" in summary(manifest, folder)
+    assert "(no backbone has this size)" in summary(manifest, folder)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ("resnet18", r"has depths \(1, 2, 1, 1\), not \(2, 2, 2, 2\) as model.backbone=resnet18 has: no backbone fits"),
+        (
+            "small_3d",
+            "has convolution 2d, not 3d as model.backbone=small_3d has: choose the backbone .*, small or small_acs",
+        ),
+        (
+            "vit_tiny",
+            "has the architecture resnet, not vit as model.backbone=vit_tiny has: choose .*, small or small_acs",
+        ),
+    ],
+)
+def test_weights_of_another_backbone_are_refused(backbone, message, saved, monkeypatch):
+    _, _, folder = saved("resnet basic")
+    row = small.row_of(encoders.read_manifest(folder))
+    if backbone != "resnet18":
+        monkeypatch.setitem(BACKBONES, "small", row)
+        for kind in ("acs", "3d"):
+            other = dataclasses.replace(row, ndim=3, arguments=row.arguments | {"convolution": kind})
+            monkeypatch.setitem(BACKBONES, f"small_{kind}", other)
+    fields = config_dict.ConfigDict({"weights": str(folder), "weights_source": "", "weights_convert": False})
+    model = config_dict.ConfigDict({"backbone": backbone, "dtype": "float32", "image_size": 28})
+    with pytest.raises(UserError, match=message):
+        resolve_encoder("encoder", model, fields, "weights", trainable=True)
+    assert not BACKBONES["resnet18_3d"].loads_weights
+    assert BACKBONES["resnet18_acs"].loads_weights
