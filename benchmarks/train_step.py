@@ -45,11 +45,13 @@ def check(case: Case, contenders: list[str]) -> None:
     from jaxboost.models.boost import KINDS, PATHS, check_path
     from jaxboost.models.llama import FAMILIES
 
-    # PyTorch's side has the encoders that give tokens, without the options of CLIP and DINOv2.
+    # PyTorch's side has the encoders with a CLS token, without the options of CLIP and DINOv2.
     restated = [
         name
         for name, backbone in BACKBONES.items()
-        if backbone.traits.gives_tokens and backbone.traits.defaults.keys().isdisjoint(backbone.arguments)
+        if backbone.traits.gives_tokens
+        and backbone.traits.cls_first
+        and backbone.traits.defaults.keys().isdisjoint(backbone.arguments)
     ]
     check_choice(case.model, restated, "--model")
     check_choice(case.boost, KINDS, "--boost")

@@ -64,6 +64,8 @@ def _patch(config: Config) -> Iterator[str]:
         )
     elif size <= 0:
         yield f"config field model.image_size: {size} should be above 0"
+    elif backbone and (problem := backbone.traits.size_problem(size, backbone.arguments)):
+        yield f"config field model.image_size: backbone {config.model.backbone}: {problem}"
 
 
 def _layer_decay(config: Config) -> Iterator[str]:
@@ -108,13 +110,14 @@ def _encoder_weights(config: Config) -> Iterator[str]:
 
 
 def _path(config: Config) -> Iterator[str]:
-    from jaxboost.models.boost import check_path
+    from jaxboost.models.boost import FIRST, MEAN, check_path
 
-    boost = config.boost
+    boost, backbone = config.boost, backbone_of(config)
     if boost.kind == "none":
         return
+    pool = FIRST if backbone is None or backbone.traits.cls_first else MEAN
     try:
-        check_path(boost.path, boost.kind, rope=boost.rope, lora=boost.lora_rank > 0)
+        check_path(boost.path, boost.kind, rope=boost.rope, lora=boost.lora_rank > 0, pool=pool)
     except ValueError as error:
         yield f"config field boost.path: {error}; set it to auto"
 
@@ -211,7 +214,7 @@ _BASELINE: Table = (
 _RLLM: Table = (
     (("model", "boost.kind"), _pooled),
     (("model",), _encoder_weights),
-    (("boost.path", "boost.kind", "boost.rope", "boost.lora_rank"), _path),
+    (("model.backbone", "boost.path", "boost.kind", "boost.rope", "boost.lora_rank"), _path),
     (("boost",), _llm("boost")),
     (("boost",), _controls),
 )

@@ -101,8 +101,26 @@ class ResNet:
     stem: Literal["large"]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvNeXt:
+    """The arguments of `models.convnext.ConvNeXt` that depend on the weights."""
+
+    __pydantic_config__ = _CLOSED
+
+    depths: _Depths
+    widths: Annotated[tuple[_Width, ...], Field(min_length=1, max_length=8)]
+    eps: _Eps
+    layer_scale: bool
+    response_norm: bool
+
+    def __post_init__(self) -> None:
+        """Checks that the fields fit together."""
+        if len(self.depths) != len(self.widths):
+            raise ValueError(f"{len(self.depths)} depths for {len(self.widths)} widths")
+
+
 # Family of encoders -> its arguments.
-_ARGUMENTS: dict[str, Any] = {"vit": Vit, "resnet": ResNet}
+_ARGUMENTS: dict[str, Any] = {"vit": Vit, "resnet": ResNet, "convnext": ConvNeXt}
 
 
 def _as_arguments(fields: Mapping[str, Any], info: ValidationInfo) -> dict[str, Any]:
@@ -181,7 +199,7 @@ class EncoderManifest:
     source: _Text
     source_format: _Text
     dtype: _Dtype
-    family: Literal["vit", "resnet"] = "vit"
+    family: Literal["vit", "resnet", "convnext"] = "vit"
     arguments: Annotated[Mapping[str, Any], _read_as(Annotated[dict[str, Any], AfterValidator(_as_arguments)])]
     image_size: _Pixels
     resizing: Literal["bicubic", "antialiased"] = "bicubic"

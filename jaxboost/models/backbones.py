@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxboost.models.convnext import ConvNeXt
 from jaxboost.models.encoder import Encoder, Traits
 from jaxboost.models.layers import CHANNELS
 from jaxboost.models.resnet import CONVOLUTIONS, ResNet
@@ -99,6 +100,25 @@ def _vivit(width: int, depth: int, heads: int, patch: int = 4) -> Backbone:
     return Backbone(encoder=ViViT, ndim=3, arguments=arguments, head_eps=None)
 
 
+def _convnext(depths: tuple[int, ...], width: int, *, version: int) -> Backbone:
+    widths = tuple(width * 2**stage for stage in range(len(depths)))
+    changes = dict(layer_scale=False, response_norm=True) if version == 2 else {}
+    arguments = dict(depths=depths, widths=widths, **changes)
+    return Backbone(encoder=ConvNeXt, ndim=2, arguments=arguments, head_eps=1e-6)
+
+
+# Size -> depths and width of the first stage; those up to nano are timm's for version 1, the paper's for version 2.
+_CONVNEXTS = {
+    "atto": ((2, 2, 6, 2), 40),
+    "femto": ((2, 2, 6, 2), 48),
+    "pico": ((2, 2, 6, 2), 64),
+    "nano": ((2, 2, 8, 2), 80),
+    "tiny": ((3, 3, 9, 3), 96),
+    "small": ((3, 3, 27, 3), 96),
+    "base": ((3, 3, 27, 3), 128),
+}
+
+
 def _resnet(block: str, *depths: int, convolution: str = "2d") -> Backbone:
     arguments = dict(block=block, depths=depths, convolution=convolution)
     return Backbone(encoder=ResNet, ndim=CONVOLUTIONS[convolution], arguments=arguments, head_eps=None)
@@ -127,6 +147,8 @@ BACKBONES = {
     "resnet50_3d": _resnet("bottleneck", 3, 4, 6, 3, convolution="3d"),
     "resnet18_acs": _resnet("basic", 2, 2, 2, 2, convolution="acs"),
     "resnet50_acs": _resnet("bottleneck", 3, 4, 6, 3, convolution="acs"),
+    **{f"convnext_{size}": _convnext(*shape, version=1) for size, shape in _CONVNEXTS.items()},
+    **{f"convnextv2_{size}": _convnext(*shape, version=2) for size, shape in _CONVNEXTS.items()},
     # Not in the paper: small enough for tests and a laptop.
     "vit_tiny": _vit(width=128, depth=2, heads=2, patch=7),
     "vit3d_tiny": _vit3d(width=128, depth=2, heads=2, mlp_width=128, patch=7),

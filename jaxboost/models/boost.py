@@ -48,6 +48,8 @@ LAYER = "layer"  # the control with a trained layer, `trained_layer.TrainedLayer
 KINDS = ("none", *VARIANTS, LAYER)
 
 PATHS = ("auto", "full", "pooled", "absorbed")
+# What a head reads: the first token, CLS, or the mean of all tokens.
+FIRST, MEAN = "first", "mean"
 # U(+-1 / sqrt(fan_in)) as in the released 3D code, or N(0, .02) as in the 2D code.
 INITS = {"uniform": torch_init, "normal": vit_init}
 _ABSORBED_LORA = "absorbed does without keys and values, but LoRA trains them: choose pooled instead"
@@ -62,10 +64,15 @@ def has_block(kind: str) -> bool:
     return kind in VARIANTS and VARIANTS[kind].layer
 
 
-def check_path(path: str, kind: str, *, rope: bool, lora: bool = False) -> None:
+def check_path(path: str, kind: str, *, rope: bool, lora: bool = False, pool: str = FIRST) -> None:
     """Raises ArgumentError if a path is unknown or cannot compute this kind of booster; "auto" always can."""
     if path not in PATHS:
         raise ArgumentError(f"{path!r} is none of {', '.join(PATHS)}")
+    if pool == MEAN and path in ("pooled", "absorbed"):
+        raise ArgumentError(
+            f"{path} computes the first token alone, but this encoder has no CLS token and its head reads the mean of"
+            " all tokens: choose full"
+        )
     if path == "absorbed" and not has_block(kind):
         raise ArgumentError(f"absorbed does without the LLM layer's keys and values, but kind {kind} has no LLM layer")
     if path == "absorbed" and lora:
@@ -99,6 +106,8 @@ class Boost(nnx.Module):
         keys and values of all tokens, and the rest for CLS alone. "absorbed" computes no keys and values (see
         `models.absorbed`), which works neither with rope nor with LoRA. "auto" chooses the cheapest path for the
         shapes.
+      pool: what `pooled` gives: FIRST, the boosted first token; MEAN, the mean of all boosted tokens, for encoders
+        without a CLS token, whose only path is "full".
       init: a key of INITS: how the linear maps are initialised.
       dtype: of the linear maps' computation; their weights are float32.
       rngs: of the linear maps' weights.
@@ -117,6 +126,7 @@ class Boost(nnx.Module):
         rope: bool = False,
         causal: bool = False,
         path: str = "auto",
+        pool: str = FIRST,
         init: str = "uniform",
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -124,10 +134,10 @@ class Boost(nnx.Module):
         for name, value, choices in (("kind", kind, VARIANTS), ("init", init, INITS)):
             if value not in choices:
                 raise ArgumentError(f"boost {name} {value!r} is unknown, valid: {', '.join(choices)}")
-        check_path(path, kind, rope=rope)
+        check_path(path, kind, rope=rope, pool=pool)
         hidden = _block_width(kind, block, block_width)
         self.variant = VARIANTS[kind]
-        self.rope, self.causal, self.path = rope, causal, path
+        self.rope, self.causal, self.path, self.pool = rope, causal, path, pool
         draw = INITS[init]
         self.encode = linear(width, hidden, bias=False, init=draw, dtype=dtype, rngs=rngs)  # F_E
         self.block = block  # F_L
@@ -145,7 +155,7 @@ class Boost(nnx.Module):
         return self._all(self.block, x, mask)
 
     def pooled(self, x: jax.Array, mask: jax.Array | None = None, precomputed: Precomputed | None = None) -> jax.Array:
-        """Boosts the CLS token only: self(x, mask)[:, :1], (B, 1, d), computed by `path`.
+        """Boosts the CLS token only: self(x, mask)[:, :1], (B, 1, d), computed by `path`; the mean if `pool` says so.
 
         Args:
           x: tokens (B, N, d), CLS first.
@@ -159,7 +169,8 @@ class Boost(nnx.Module):
         elif block is not None and precomputed is not None:
             block = block.with_merged(precomputed)
         if path == "full":
-            return self._all(block, x, mask)[:, :1]
+            boosted = self._all(block, x, mask)
+            return boosted[:, :1] if self.pool == FIRST else _mean(boosted, mask)
         cls = x[:, :1]
         r = self.encode(cls)
         if block is None:
@@ -175,7 +186,7 @@ class Boost(nnx.Module):
     @property
     def reads_all_tokens(self) -> bool:
         """Whether `pooled` needs all tokens, not only the first."""
-        return self.block is not None or self.path == "full"
+        return self.block is not None or self.path == "full" or self.pool == MEAN
 
     def precompute(self) -> Precomputed | None:
         """What one set of weights allows to compute before tokens are seen; made again whenever a weight changes.
@@ -189,7 +200,7 @@ class Boost(nnx.Module):
             return self.block.merged_lora() if self.block.dtype == jnp.float32 else None
         if self.block is None or self.block.depth > 1 or self.rope or width >= block_width:
             return None
-        if self.path not in ("auto", "absorbed"):
+        if self.path not in ("auto", "absorbed") or self.pool == MEAN:
             return None
         return absorbed.precompute(layer_of(self.block.layers, 0), self.encode.kernel[...].astype(self.block.dtype))
 
@@ -218,6 +229,8 @@ class Boost(nnx.Module):
         has_lora = self.block is not None and self.block.has_lora
         if self.path == "absorbed" and has_lora:
             raise ArgumentError(_ABSORBED_LORA)
+        if self.pool == MEAN:
+            return "full"
         if self.path != "auto":
             return self.path
         if self.block is None or self.rope or has_lora:
@@ -227,6 +240,13 @@ class Boost(nnx.Module):
         width = self.encode.kernel.shape[0]
         cost = absorbed.multiply_adds(self.block.config, batch=batch, tokens=tokens, width=width)
         return "pooled" if min(cost, key=lambda way: cost[way]) == "pooled" else "absorbed"
+
+
+def _mean(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """The mean of the real tokens, (B, N, d) -> (B, 1, d)."""
+    if mask is None:
+        return x.mean(1, keepdims=True)
+    return jnp.mean(x, axis=1, keepdims=True, where=mask[..., None])
 
 
 def _block_width(kind: str, block: LlamaBlock | None, width: int | None) -> int:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxboost.errors import ArgumentError
 from jaxboost.models.backbones import BACKBONES
-from jaxboost.models.boost import INITS, LAYER, Boost, Precomputed, check_path, has_block
+from jaxboost.models.boost import FIRST, INITS, LAYER, MEAN, Boost, Precomputed, check_path, has_block
 from jaxboost.models.encoder import Encoder
 from jaxboost.models.frozen import freeze
 from jaxboost.models.layers import layer_norm, linear, normalize_pixels
@@ -23,8 +23,8 @@ class Classifier(nnx.Module):
     """uint8 images (B, S, S, c) or volumes (B, S, S, S, c), c in {1, 3} -> logits (B, classes) in float32.
 
     Pixels become ([0, 1] - mean) / std; grey is repeated to three channels. The head reads the first token: CLS, or the
-    single token of a pooling encoder. In the place of images the encoder's tokens (B, Q, W) may be given, as `encode`
-    returns them.
+    single token of a pooling encoder; or the mean of the tokens, if the encoder has no CLS token. In the place of
+    images the encoder's tokens (B, Q, W) may be given, as `encode` returns them.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Classifier(nnx.Module):
     def features(
         self, images: jax.Array, precomputed: Precomputed | None = None, *, key: jax.Array | None = None
     ) -> jax.Array:
-        """The input of the head's linear layer (B, W) in float32: the boosted CLS token after the norm before the head.
+        """The input of the head's linear layer (B, W) in float32: the boosted CLS token, or mean, after the norm.
 
         Args:
           images: uint8 images or volumes, or their tokens (B, Q, W) that `encode` gave.
@@ -69,7 +69,7 @@ class Classifier(nnx.Module):
         return pooled.astype(jnp.float32)
 
     def encode(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """The encoder's tokens (B, Q, W): all N of them, or CLS alone (Q = 1) if the booster reads no other.
+        """The encoder's tokens (B, Q, W): all N of them; if the booster reads no others, CLS or their mean (Q = 1).
 
         Args:
           images: uint8 images or volumes.
@@ -77,7 +77,9 @@ class Classifier(nnx.Module):
         """
         x = normalize_pixels(images, self.mean, self.std, keep_grey=self.encoder.traits.takes_grey)
         all_tokens = self.boost is not None and self.boost.reads_all_tokens
-        return self.encoder(x, queries=None if all_tokens else 1, key=key)
+        if all_tokens or self.encoder.traits.cls_first:
+            return self.encoder(x, queries=None if all_tokens else 1, key=key)
+        return self.encoder(x, key=key).mean(1, keepdims=True)
 
     def precompute(self) -> Precomputed | None:
         """What all calls with the same weights can reuse, see `Boost.precompute`."""
@@ -159,7 +161,7 @@ def build(
         raise ArgumentError(f"backbone {backbone} has no drop path")
     depth_rate = {"drop_path": drop_path} if spec.traits.has_stochastic_depth else {}
     encoder = spec.build(image_size=image_size, dtype=dtype, remat=remat, rngs=rngs, **{**changes, **depth_rate})
-    booster = _build_boost(boost, encoder.width, dtype, rngs, block)
+    booster = _build_boost(boost, encoder.width, FIRST if spec.traits.cls_first else MEAN, dtype, rngs, block)
     norm = None
     if spec.head_eps is not None:
         norm = layer_norm(encoder.width, eps=changes.get("eps", spec.head_eps), dtype=dtype, rngs=rngs)
@@ -175,17 +177,16 @@ def build(
 
 
 def _build_boost(
-    spec: BoostSpec, width: int, dtype: jnp.dtype, rngs: nnx.Rngs, block: LlamaBlock | None
+    spec: BoostSpec, width: int, pool: str, dtype: jnp.dtype, rngs: nnx.Rngs, block: LlamaBlock | None
 ) -> Boost | TrainedLayer | None:
     if spec.kind == "none":
         return None
     if spec.config is None:
         raise ArgumentError(f"boost kind {spec.kind} needs the LLaMA layers' config")
-    check_path(spec.path, spec.kind, rope=spec.rope, lora=spec.lora_rank > 0)
+    check_path(spec.path, spec.kind, rope=spec.rope, lora=spec.lora_rank > 0, pool=pool)
     if spec.kind == LAYER:
-        return TrainedLayer(
-            width=width, block_width=spec.config.width, path=spec.path, init=INITS[spec.init], dtype=dtype, rngs=rngs
-        )
+        given = dict(path=spec.path, mean=pool == MEAN, init=INITS[spec.init], dtype=dtype, rngs=rngs)
+        return TrainedLayer(width=width, block_width=spec.config.width, **given)
     if not has_block(spec.kind):
         block = None
     elif block is None:
@@ -200,6 +201,7 @@ def _build_boost(
         rope=spec.rope,
         causal=spec.causal,
         path=spec.path,
+        pool=pool,
         init=spec.init,
         dtype=dtype,
         rngs=rngs,

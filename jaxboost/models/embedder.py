@@ -30,8 +30,8 @@ class Embedder(nnx.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """The embeddings (B, E) of images (B, S, S, c)."""
         tokens = self.encoder(normalize_pixels(images, self.mean, self.std))
-        if not self.encoder.traits.gives_tokens:
-            pooled = tokens[:, 0]
+        if not (self.encoder.traits.gives_tokens and self.encoder.traits.cls_first):
+            pooled = tokens.mean(1)
             return (pooled if self.head_norm is None else self.head_norm(pooled)).astype(jnp.float32)
         if self.head_norm is not None:
             tokens = self.head_norm(tokens)

@@ -1,7 +1,7 @@
 """The protocol of the encoders: what the rest of the package uses of an encoder, whatever its class."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import jax
@@ -28,8 +28,9 @@ class Traits:
     """Properties of an encoder's class, its class attribute `traits`.
 
     Attributes:
-      gives_tokens: it returns several tokens, CLS first, as a booster needs them. False: it returns one pooled feature,
-        as one token.
+      gives_tokens: it returns several tokens, as a booster needs them. False: it returns one pooled feature, as one
+        token.
+      cls_first: the first token is CLS, which a head reads. False: the tokens are a grid, and a head reads their mean.
       has_statistics: it has batch norms. Their running statistics change in training even if the weights are frozen.
       has_stochastic_depth: its constructor takes `drop_path`.
       takes_grey: pixels may have a single channel, which stands for three equal ones.
@@ -38,10 +39,13 @@ class Traits:
       head_init: initialisation of the linear head after it.
       names: the family of encoders in `convert` that its published weights belong to, None if there are none.
       defaults: the constructor's arguments that converted weights always record, and their defaults.
+      size_problem: (image size, the constructor's arguments) -> why the encoder does not take such images; "" if it
+        does. Multiples of the argument `patch` are checked apart.
       open: the constructor's arguments that one set of weights fits with several values -> these values; () for any.
     """
 
     gives_tokens: bool = True
+    cls_first: bool = True
     has_statistics: bool = False
     has_stochastic_depth: bool = True
     takes_grey: bool = False
@@ -50,6 +54,7 @@ class Traits:
     head_init: LinearInit = torch_init
     names: str | None = None
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    size_problem: Callable[[int, Mapping[str, Any]], str] = lambda image_size, arguments: ""
     open: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
 
@@ -62,7 +67,7 @@ class Encoder(Protocol):
     Attributes:
       traits: see `Traits`.
       width: W, features of a token.
-      tokens: N, the number of tokens, CLS included.
+      tokens: N, the number of tokens, CLS included if there is one.
     """
 
     traits: ClassVar[Traits]

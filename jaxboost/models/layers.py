@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,54 @@ def flat_product(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Arr
     the dimension numbers of this same product, and defaults. They are ignored.
     """
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+class Convolution(nnx.Module):
+    """A 2D convolution, (B, h, w, C) -> (B, h', w', D), with float32 weights.
+
+    Args:
+      channels: C.
+      width: D.
+      size: side of the kernel (size, size, C / groups, D), in pixels.
+      stride: of the kernel.
+      groups: the channels are divided into so many groups, which are not mixed.
+      padding: zeros on each side; "SAME": as TensorFlow pads, so that h' = h / stride, rounded up, with the odd zero
+        below and to the right.
+      init: initialisers of kernel and bias; no second one: no bias.
+      dtype: of the computation.
+      rngs: of the weights.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        *,
+        size: int,
+        stride: int = 1,
+        groups: int = 1,
+        padding: int | Literal["SAME"] = 0,
+        init: tuple[nnx.Initializer, nnx.Initializer | None],
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        kernel_init, bias_init = init
+        self.stride, self.groups, self.padding, self.dtype = stride, groups, padding, dtype
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (size, size, channels // groups, width)))
+        self.bias = None if bias_init is None else nnx.Param(bias_init(rngs.params(), (width,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The convolved images."""
+        padding: Any = self.padding if isinstance(self.padding, str) else [(self.padding, self.padding)] * 2
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            window_strides=[self.stride] * 2,
+            padding=padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
 def layer_norm(width: int, *, eps: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -2,8 +2,9 @@
 
 A model calls `tap(name, x)` at such a place. Nothing happens there unless the pass runs inside `opened`, so taps change
 no number of a run. The names: "encoder_last", tokens that enter the last block of a stack of the encoder;
-"encoder_attention", the attention in that block; "feature_map", a ResNet's last; "tokens", the encoder's output;
-"llm_attention", the attention in the last LLM layer; "llm_in" and "llm_out", tokens before and after PneumoLLM's LLaMA.
+"encoder_attention", the attention in that block; "feature_map", the last of an encoder without CLS; "tokens", the
+encoder's output; "llm_attention", the attention in the last LLM layer; "llm_in" and "llm_out", tokens before and after
+PneumoLLM's LLaMA.
 """
 
 import contextlib

@@ -60,6 +60,7 @@ class TrainedLayer(nnx.Module):
       width: W.
       block_width: D; with W it decides the layer's size, see `size_of`.
       path: "full" computes all tokens where only the first is read; all others compute its query alone.
+      mean: `pooled` gives the mean of all tokens, not the first one; see `boost.Boost`.
       init: of the linear layers.
       dtype: of the computation.
       rngs: of the weights.
@@ -71,11 +72,12 @@ class TrainedLayer(nnx.Module):
         width: int,
         block_width: int,
         path: str = "auto",
+        mean: bool = False,
         init: LinearInit,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.path = path
+        self.path, self.mean = path, mean
         self.layer = Block(
             width,
             **dataclasses.asdict(size_of(width, block_width)),
@@ -93,8 +95,10 @@ class TrainedLayer(nnx.Module):
         return self.layer(x)
 
     def pooled(self, x: jax.Array, precomputed: object = None) -> jax.Array:
-        """The output for the first token only, self(x)[:, :1], (B, 1, W)."""
+        """The output for the first token only, self(x)[:, :1], (B, 1, W), or the mean of all outputs."""
         del precomputed  # always None
+        if self.mean:
+            return self(x).mean(1, keepdims=True)
         return self(x)[:, :1] if self.path == "full" else self.layer(x, queries=1)
 
     @property

@@ -153,6 +153,17 @@ def drop_path(x: jax.Array, depth: StochasticDepth | None) -> jax.Array:
     return jnp.where(kept, x / (1 - depth.rate).astype(x.dtype), 0)
 
 
+def stochastic_depths(rate: float, depth: int, key: jax.Array | None) -> list[StochasticDepth | None]:
+    """Stochastic depth of each of `depth` blocks that are not stacked; the rate grows linearly from 0 to `rate`.
+
+    None for each block in evaluation (without a key), and for a rate of 0.
+    """
+    if key is None or not rate:
+        return [None] * depth
+    pairs = zip(jnp.linspace(0, rate, depth), jax.random.split(key, depth), strict=True)
+    return [StochasticDepth(rate=of_block, key=own) for of_block, own in pairs]
+
+
 class Block(nnx.Module):
     """Pre-norm transformer block: x + s attention(norm(x)), then x + t mlp(norm(x)); (B, N, D) -> (B, Q, D).
 

@@ -116,9 +116,9 @@ ANOTHER_SIZE = {"model_args": {}}  # config.json then names timm's own model
             "^source does not hold the ResNet .*missing: bn1.running_mean",
         ),
         ("resnet basic", {"layer2.1.se.weight": ZEROS}, {}, "not part of a plain ResNet: layer2.1.se.weight"),
-        ("resnet basic", {"bn1.weight": ZEROS}, {}, r"bn1.weight has the shape \(3,\) instead of \(64,\)"),
+        ("resnet basic", {"bn1.weight": ZEROS}, {}, r"bn1.weight has the shape \(3,\) instead of \(8,\)"),
         ("resnet basic", {"conv1.weight": None}, {}, "has no 'conv1.weight'"),
-        ("resnet basic", {"conv1.weight": np.zeros((64, 3, 3, 3), "f")}, {}, "3 x 3 pixels, ImageNet's has 7 x 7"),
+        ("resnet basic", {"conv1.weight": np.zeros((8, 3, 3, 3), "f")}, {}, "3 x 3 pixels, ImageNet's has 7 x 7"),
         ("resnet basic", {}, {"architecture": "resnet18d"}, "timm's 'resnet18d' is not read: .* nearest is resnet18"),
         ("resnet basic", {}, {"architecture": "resnet50"} | ANOTHER_SIZE, r"has block basic, not bottleneck, depths"),
         ("resnet basic", {}, {"model_args": {"aa_layer": "blurpool"}}, "this resnet18 has another aa_layer"),
@@ -159,7 +159,7 @@ def test_training_checkpoints(saved, tmp_path, caplog):
 def test_manifest_and_summary(saved):
     _, _, folder = saved("resnet basic")
     manifest = encoders.read_manifest(folder)
-    expected = {"block": "basic", "depths": (1, 2, 1, 1), "base_width": 64, "stem": "large"}
+    expected = {"block": "basic", "depths": (1, 2, 1, 1), "base_width": 8, "stem": "large"}
     assert (manifest.family, manifest.arguments, manifest.image_size) == ("resnet", expected, 224)
     assert set(manifest.sha256) == {"encoder"}
     assert "all of a vision encoder, resnet\n" in summary(manifest, folder)

@@ -19,12 +19,16 @@ from jaxboost.training import layer_decay
 
 ROWS = BACKBONES | ENCODERS
 NAMES = ["vit_tiny", "clip_vit_b32", "dinov2_s14", "vit3d_tiny", "vivit_tiny", "resnet18", "resnet18_acs", "conv14"]
+NAMES += ["convnext_atto", "convnextv2_atto"]
 SIZE = 28
+SIDES = {"convnext": 64}
 KEY = jax.random.key(0)
 
 
 def size_of(name: str) -> int:
-    """SIZE, or two patches of a ViT."""
+    """SIZE, or two tokens along a side."""
+    if not ROWS[name].traits.cls_first:
+        return SIDES[ROWS[name].traits.names]
     return 2 * ROWS[name].arguments.get("patch", 14) if ROWS[name].ndim == 2 else SIZE
 
 

@@ -46,11 +46,12 @@ def make(
     if stem == "small":
         model.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
         model.maxpool = nn.Identity()
-    _exchange(model, CONVOLUTIONS[convolution], volume=convolution != "2d", share=64 // base_width)
+    exchange(model, CONVOLUTIONS[convolution], volume=convolution != "2d", share=64 // base_width)
     return model
 
 
-def _exchange(module: nn.Module, convolution: type[nn.Module], *, volume: bool, share: int) -> None:
+def exchange(module: nn.Module, convolution: type[nn.Module], *, volume: bool, share: int) -> None:
+    """Replaces all convolutions, norms and poolings of a ResNet; their widths are divided by `share`."""
     for name, child in module.named_children():
         made = None
         if isinstance(child, nn.Conv2d):
@@ -66,7 +67,7 @@ def _exchange(module: nn.Module, convolution: type[nn.Module], *, volume: bool, 
         elif isinstance(child, nn.AdaptiveAvgPool2d) and volume:
             made = nn.AdaptiveAvgPool3d(1)
         if made is None:
-            _exchange(child, convolution, volume=volume, share=share)
+            exchange(child, convolution, volume=volume, share=share)
         else:
             setattr(module, name, made)
 

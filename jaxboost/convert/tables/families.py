@@ -132,5 +132,75 @@ RESNET = Family(
     same="strides and pooling as torchvision's ResNet has them",
 )
 
+
+def _eps(found: Found, entry: str, default: float) -> float:
+    """The eps of all LayerNorms: stated by the user, or by config.json, or timm's default."""
+    eps = found.hints.eps
+    if eps is None:
+        return found.settings.section("model_args").number(entry, default)
+    if not 0 < eps <= 1:
+        raise UserError(f"--eps {eps} is not above 0 and at most 1")
+    return eps
+
+
+def _convnext_arguments(found: Found) -> dict[str, Any]:
+    first = "stages.0.blocks.0."
+    if "head.norm.weight" not in found.shapes:
+        why = "was pretrained alone, as a masked autoencoder (FCMAE)"
+        if "norm_pre.weight" in found.shapes:
+            why = "has a norm before the mean of its tokens (hnf)"
+        raise UserError(
+            f"{found.where}: this ConvNeXt {why}, and has no norm after the mean, which is needed: choose a fine-tuned"
+            " model, such as convnext_tiny.fb_in22k_ft_in1k or convnextv2_tiny.fcmae_ft_in22k_in1k"
+        )
+    stages = found.count(r"stages\.([0-9]{1,2})\.")
+    return {
+        "depths": tuple(found.count(rf"stages\.{stage}\.blocks\.([0-9]{{1,4}})\.") for stage in range(stages)),
+        "widths": tuple(found.shape(f"stages.{stage}.blocks.0.norm.weight", 1)[0] for stage in range(stages)),
+        "eps": _eps(found, "norm_eps", 1e-6),
+        "layer_scale": f"{first}gamma" in found.shapes,
+        "response_norm": f"{first}mlp.grn.weight" in found.shapes,
+    }
+
+
+# Our module -> timm's.
+_CONVNEXT_STEM = {"conv": "0", "norm": "1"}
+_CONVNEXT_DOWNSAMPLING = {"norm": "0", "conv": "1"}
+_CONVNEXT_BLOCK = {
+    "conv": "conv_dw",
+    "norm": "norm",
+    "up": "mlp.fc1",
+    "response_norm": "mlp.grn",
+    "down": "mlp.fc2",
+}
+
+
+def _convnext_name(ours: str, arguments: Mapping[str, Any]) -> str:
+    del arguments
+    *words, last = ours.split(".")
+    if words[0] == "stem":
+        return f"stem.{_CONVNEXT_STEM[words[1]]}.{leaf(last)}"
+    stage = f"stages.{words[1]}"
+    if words[2] == "downsample":
+        return f"{stage}.downsample.{_CONVNEXT_DOWNSAMPLING[words[3]]}.{leaf(last)}"
+    block = f"{stage}.blocks.{words[3]}"
+    return f"{block}.gamma" if last == "layer_scale" else f"{block}.{_CONVNEXT_BLOCK[words[4]]}.{leaf(last)}"
+
+
+CONVNEXT = Family(
+    title="ConvNeXt",
+    architectures={
+        f"{version}_{size}": f"{version}_{size}"
+        for version in ("convnext", "convnextv2")
+        for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base")
+    },
+    signature="stages.0.blocks.0.conv_dw.weight",
+    name=_convnext_name,
+    arguments=_convnext_arguments,
+    norm="head.norm",
+    takes=("entry", "eps"),
+    same="eps 1e-06 (--eps), GELU by erf",
+)
+
 # `Traits.names` of an encoder -> its family. ViTs have modules of their own, `vit` and `vit_timm`.
-FAMILIES = {"resnet": RESNET}
+FAMILIES = {"resnet": RESNET, "convnext": CONVNEXT}

@@ -1,0 +1,159 @@
+"""What the parity with timm (`tests/convert/test_whole.py`) leaves open: counts, edges, and the mean as the feature."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import timm
+import torch
+from flax import nnx
+from timm.layers.grn import GlobalResponseNorm
+
+from jaxboost.config import load_config, validation
+from jaxboost.convert.tables.families import FAMILIES
+from jaxboost.models.backbones import BACKBONES
+from jaxboost.models.boost import VARIANTS, Boost, check_path
+from jaxboost.models.classifier import BoostSpec, build
+from jaxboost.models.convnext import ConvNeXt, ResponseNorm
+from jaxboost.models.frozen import count, merge, split
+from jaxboost.models.layers import torch_init
+from jaxboost.models.llama import FAMILIES as LLAMAS
+from jaxboost.models.llama import LlamaBlock
+from jaxboost.models.trained_layer import TrainedLayer
+from tests.models.parity import assert_close, normal, relative_change
+
+LLAMA = LLAMAS["llama-tiny"]
+
+
+def small(**changes: Any) -> ConvNeXt:
+    arguments: dict[str, Any] = dict(image_size=64, channels=3, depths=(1, 2), widths=(8, 12), dtype=jnp.float32)
+    return ConvNeXt(**arguments | changes, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", FAMILIES["convnext"].architectures)
+def test_counts_are_timms(name: str) -> None:
+    """Without the linear head, which has its own number of classes."""
+    row = BACKBONES[FAMILIES["convnext"].architectures[name]]
+    encoder = nnx.eval_shape(lambda: row.build(image_size=224, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+    norm = 2 * encoder.width
+    assert count(split(encoder)[1]) + norm == sum(weight.numel() for weight in model.parameters())
+    assert (encoder.tokens, encoder.width, row.head_eps) == (49, model.num_features, model.head.norm.eps)
+
+
+def test_response_norm_of_a_channel_that_is_zero_everywhere() -> None:
+    """Its norm has no derivative there; torch takes 0, and no gradient is NaN."""
+    x = normal((2, 3, 3, 5), 1)
+    x[0, ..., 2] = 0
+    scale, bias = normal((5,), 2), normal((5,), 3)
+    theirs = GlobalResponseNorm(5)
+    theirs.load_state_dict({"weight": torch.from_numpy(scale), "bias": torch.from_numpy(bias)})
+    given = torch.tensor(x, requires_grad=True)
+    theirs(given).pow(2).sum().backward()
+    norm = ResponseNorm(5)
+    norm.scale[...], norm.bias[...] = scale, bias
+    assert_close(norm(jnp.asarray(x)), theirs(given).detach())
+    assert_close(jax.grad(lambda x: jnp.square(norm(x)).sum())(jnp.asarray(x)), given.grad)
+
+
+def test_stochastic_depth() -> None:
+    """The first block is never left out; the last one is for some examples, and counts double for the others."""
+    encoder = small(depths=(2,), widths=(8,), drop_path=0.5, layer_scale=False, image_size=4)
+    x = jnp.broadcast_to(normal((1, 4, 4, 3), 1), (64, 4, 4, 3))
+    first, last = (block.__call__ for block in encoder.stages[0].blocks)
+    between = first(encoder.stem(x))
+    branch = last(between) - between
+    found = encoder(x, key=jax.random.key(0)).reshape(between.shape)
+    dropped = np.isclose(found, between, atol=1e-6).all((1, 2, 3))
+    kept = np.isclose(found, between + 2 * branch, atol=1e-5).all((1, 2, 3))
+    assert (dropped ^ kept).all()
+    assert 16 < dropped.sum() < 48
+    assert_close(encoder(x).reshape(between.shape), between + branch)
+
+
+def test_remat_and_bfloat16() -> None:
+    x = jnp.asarray(normal((2, 64, 64, 3), 1))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(graphdef: Any, params: Any) -> Any:
+        return jax.value_and_grad(lambda params: jnp.square(merge(graphdef, params, {})(x)).sum())(params)
+
+    results = {}
+    for name, changes in {"plain": {}, "remat": {"remat": True}, "bfloat16": {"dtype": jnp.bfloat16}}.items():
+        graphdef, params, _, _ = split(small(layer_scale=False, response_norm=True, **changes))
+        results[name] = run(graphdef, params)
+    for ours, plain in zip(jax.tree.leaves(results["remat"]), jax.tree.leaves(results["plain"]), strict=True):
+        if np.abs(plain).max() > 0:
+            assert_close(ours, plain)
+    assert 1e-5 < relative_change(results["bfloat16"][0], results["plain"][0]) < 0.05
+    assert small(dtype=jnp.bfloat16)(x).dtype == jnp.bfloat16
+
+
+def test_images_without_a_token_are_refused() -> None:
+    assert small(image_size=15, depths=(1, 1)).tokens == 1
+    with pytest.raises(ValueError, match="images of 7 pixels give no token: give 8 or more"):
+        small(image_size=7)
+    (problem,) = validation.problems(changed("model.image_size=28"))
+    assert problem == (
+        "config field model.image_size: backbone convnext_tiny: images of 28 pixels give no token: give 32 or more"
+    )
+
+
+def changed(*overrides: str) -> Any:
+    fields = {"model.backbone": "convnext_tiny", "model.image_size": 224}
+    given = dict(override.split("=") for override in overrides)
+    fields |= {name: int(value) if value.isdigit() else value for name, value in given.items()}
+    return load_config("breastmnist_vits", **fields)
+
+
+def test_paths_for_the_first_token_alone_are_refused() -> None:
+    assert validation.problems(changed("boost.path=full")) == []
+    for path in ("pooled", "absorbed"):
+        (problem,) = validation.problems(changed(f"boost.path={path}"))
+        assert problem.startswith(f"config field boost.path: {path} computes the first token alone, but this encoder")
+        with pytest.raises(ValueError, match="has no CLS token and its head reads the mean of all tokens: choose full"):
+            check_path(path, "rllm", rope=False, pool="mean")
+
+
+@pytest.mark.parametrize("kind", [*VARIANTS, "layer"])
+def test_head_reads_the_mean_of_the_boosted_tokens(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the norm; a booster boosts every token first."""
+    row = BACKBONES["convnext_atto"]
+    monkeypatch.setitem(
+        BACKBONES,
+        "small",
+        type(row)(encoder=ConvNeXt, ndim=2, arguments=dict(depths=(1, 1), widths=(8, 12)), head_eps=1e-6),
+    )
+    common: dict[str, Any] = dict(classes=2, image_size=24, mean=(0.5,), std=(0.25,), dtype=jnp.float32)
+    model = build("small", boost=BoostSpec(kind=kind, config=LLAMA), rngs=nnx.Rngs(1), **common)
+    images = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 1), np.uint8)
+    tokens = model.encode(jnp.asarray(images))
+    assert tokens.shape == (2, 9, 12)
+    expected = model.head_norm(model.boost(tokens).mean(1))
+    found = model.features(images, model.precompute())
+    assert_close(found, expected)
+    assert_close(model.features(tokens), expected)
+    assert relative_change(found, model.head_norm(model.boost(tokens)[:, 0])) > 1e-3
+    plain = build("small", boost=BoostSpec(kind="none"), rngs=nnx.Rngs(1), **common)
+    assert plain.encode(images).shape == (2, 1, 12)
+    assert_close(plain.features(images), plain.head_norm(tokens.mean(1)))
+
+
+def test_boosters_mean_over_real_tokens() -> None:
+    x, mask = jnp.asarray(normal((2, 5, 12), 1)), np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
+    boost = Boost(
+        "rllm",
+        width=12,
+        block=LlamaBlock(LLAMA, depth=1, dtype=jnp.float32, rngs=nnx.Rngs(0)),
+        pool="mean",
+        rngs=nnx.Rngs(1),
+    )
+    found = boost.pooled(x, jnp.asarray(mask))
+    assert_close(found[0, 0], boost(x, jnp.asarray(mask))[0, :3].mean(0))
+    assert_close(found[1, 0], boost(x, jnp.asarray(mask))[1].mean(0))
+    layer = TrainedLayer(width=12, block_width=64, mean=True, init=torch_init, rngs=nnx.Rngs(0))
+    assert_close(layer.pooled(x)[:, 0], layer(x).mean(1))
