@@ -119,8 +119,29 @@ class ConvNeXt:
             raise ValueError(f"{len(self.depths)} depths for {len(self.widths)} widths")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Swin:
+    """The arguments of `models.swin.Swin` that depend on the weights."""
+
+    __pydantic_config__ = _CLOSED
+
+    patch: Annotated[int, Field(ge=1, le=1024)]
+    width: _Width
+    depths: _Depths
+    heads: Annotated[tuple[_Heads, ...], Field(min_length=1, max_length=8)]
+    window: Annotated[int, Field(ge=1, le=64)]
+    eps: _Eps
+
+    def __post_init__(self) -> None:
+        """Checks that the fields fit together."""
+        if len(self.depths) != len(self.heads):
+            raise ValueError(f"{len(self.depths)} depths for {len(self.heads)} numbers of heads")
+        if any((self.width << stage) % heads for stage, heads in enumerate(self.heads)):
+            raise ValueError(f"a stage's width, {self.width} and its doubles, is not a multiple of its heads")
+
+
 # Family of encoders -> its arguments.
-_ARGUMENTS: dict[str, Any] = {"vit": Vit, "resnet": ResNet, "convnext": ConvNeXt}
+_ARGUMENTS: dict[str, Any] = {"vit": Vit, "resnet": ResNet, "convnext": ConvNeXt, "swin": Swin}
 
 
 def _as_arguments(fields: Mapping[str, Any], info: ValidationInfo) -> dict[str, Any]:
@@ -199,7 +220,7 @@ class EncoderManifest:
     source: _Text
     source_format: _Text
     dtype: _Dtype
-    family: Literal["vit", "resnet", "convnext"] = "vit"
+    family: Literal["vit", "resnet", "convnext", "swin"] = "vit"
     arguments: Annotated[Mapping[str, Any], _read_as(Annotated[dict[str, Any], AfterValidator(_as_arguments)])]
     image_size: _Pixels
     resizing: Literal["bicubic", "antialiased"] = "bicubic"

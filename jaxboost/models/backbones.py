@@ -11,6 +11,7 @@ from jaxboost.models.convnext import ConvNeXt
 from jaxboost.models.encoder import Encoder, Traits
 from jaxboost.models.layers import CHANNELS
 from jaxboost.models.resnet import CONVOLUTIONS, ResNet
+from jaxboost.models.swin import Swin
 from jaxboost.models.vit import PLAIN, ViT
 from jaxboost.models.vit3d import ViT3D
 from jaxboost.models.vivit import ViViT
@@ -107,6 +108,12 @@ def _convnext(depths: tuple[int, ...], width: int, *, version: int) -> Backbone:
     return Backbone(encoder=ConvNeXt, ndim=2, arguments=arguments, head_eps=1e-6)
 
 
+def _swin(width: int, third: int) -> Backbone:
+    depths, heads = (2, 2, third, 2), tuple(width // 32 * 2**stage for stage in range(4))
+    arguments = dict(patch=4, width=width, depths=depths, heads=heads, window=7)
+    return Backbone(encoder=Swin, ndim=2, arguments=arguments, head_eps=None)
+
+
 # Size -> depths and width of the first stage; those up to nano are timm's for version 1, the paper's for version 2.
 _CONVNEXTS = {
     "atto": ((2, 2, 6, 2), 40),
@@ -149,6 +156,9 @@ BACKBONES = {
     "resnet50_acs": _resnet("bottleneck", 3, 4, 6, 3, convolution="acs"),
     **{f"convnext_{size}": _convnext(*shape, version=1) for size, shape in _CONVNEXTS.items()},
     **{f"convnextv2_{size}": _convnext(*shape, version=2) for size, shape in _CONVNEXTS.items()},
+    "swin_tiny": _swin(width=96, third=6),
+    "swin_small": _swin(width=96, third=18),
+    "swin_base": _swin(width=128, third=18),
     # Not in the paper: small enough for tests and a laptop.
     "vit_tiny": _vit(width=128, depth=2, heads=2, patch=7),
     "vit3d_tiny": _vit3d(width=128, depth=2, heads=2, mlp_width=128, patch=7),

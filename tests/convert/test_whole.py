@@ -120,10 +120,38 @@ ANOTHER_SIZE = {"model_args": {}}  # config.json then names timm's own model
         ("resnet basic", {"conv1.weight": None}, {}, "has no 'conv1.weight'"),
         ("resnet basic", {"conv1.weight": np.zeros((8, 3, 3, 3), "f")}, {}, "3 x 3 pixels, ImageNet's has 7 x 7"),
         ("resnet basic", {}, {"architecture": "resnet18d"}, "timm's 'resnet18d' is not read: .* nearest is resnet18"),
-        ("resnet basic", {}, {"architecture": "resnet50"} | ANOTHER_SIZE, r"has block basic, not bottleneck, depths"),
+        (
+            "resnet basic",
+            {},
+            {"architecture": "resnet50"} | ANOTHER_SIZE,
+            "has .*, block basic, not bottleneck, depths",
+        ),
         ("resnet basic", {}, {"model_args": {"aa_layer": "blurpool"}}, "this resnet18 has another aa_layer"),
         ("resnet basic", {}, {"model_args": {"in_chans": 1}}, "images have 1 channels instead of 3"),
         ("resnet basic", {"layer1.0.conv1.weight": None}, {}, "holds no ResNet in timm's names, there is no 'layer1"),
+        ("convnextv2", {"head.norm.weight": None}, {}, r"pretrained alone, .* \(FCMAE\).*: choose a fine-tuned model"),
+        (
+            "convnext",
+            {"norm_pre.weight": ZEROS, "head.norm.weight": None},
+            {},
+            r"before the mean of its tokens \(hnf\)",
+        ),
+        ("convnext", {"stages.1.blocks.1.gamma": None}, {}, r"missing: stages\.1\.blocks\.1\.gamma\."),
+        (
+            "convnext",
+            {},
+            {"architecture": "convnext_small"} | ANOTHER_SIZE,
+            "not .*as timm's convnext_small, which its c",
+        ),
+        ("convnext", {}, {"architecture": "convnext_tiny_hnf"}, "'convnext_tiny_hnf' is not read.* is convnext_tiny$"),
+        (
+            "swin",
+            {"layers.1.blocks.0.attn.relative_position_bias_table": ZEROS[None]},
+            {},
+            "for 9, 1, 9 relative",
+        ),
+        ("swin", {"layers.0.blocks.1.attn.qkv.bias": None}, {}, r"missing: layers\.0\.blocks\.1\.attn\.qkv\.bias\."),
+        ("swin", {}, {"architecture": "swin_s3_tiny_224"}, "timm's 'swin_s3_tiny_224' is not read"),
     ],
 )
 def test_other_models_are_refused(case, tensors, config, message, saved, tmp_path):
@@ -169,7 +197,10 @@ def test_manifest_and_summary(saved):
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
-        ("resnet18", r"has depths \(1, 2, 1, 1\), not \(2, 2, 2, 2\) as model.backbone=resnet18 has: no backbone fits"),
+        (
+            "resnet18",
+            r"has base_width 8, not 64, depths \(1, 2, 1, 1\), not \(2, 2, 2, 2\) as model.backbone=resnet18 has: no b",
+        ),
         (
             "small_3d",
             "has convolution 2d, not 3d as model.backbone=small_3d has: choose the backbone .*, small or small_acs",
@@ -194,3 +225,21 @@ def test_weights_of_another_backbone_are_refused(backbone, message, saved, monke
         resolve_encoder("encoder", model, fields, "weights", trainable=True)
     assert not BACKBONES["resnet18_3d"].loads_weights
     assert BACKBONES["resnet18_acs"].loads_weights
+
+
+def test_swins_of_the_authors(saved, tmp_path):
+    """Their checkpoints have the merging at the end of a stage, and tensors that follow from the architecture."""
+    model, _, folder = saved("swin")
+    expected = encoders.read_manifest(folder)
+
+    def older(name):
+        words = name.split(".")
+        if words[2:3] == ["downsample"]:
+            words[1] = str(int(words[1]) - 1)
+        return ".".join(words).replace("head.fc.", "head.")
+
+    state = {older(name): tensor for name, tensor in model.state_dict().items()}
+    state |= {"layers.0.blocks.0.attn.relative_position_index": torch.zeros(4, 4, dtype=torch.long)}
+    torch.save({"model": state | {"layers.0.blocks.1.attn_mask": torch.zeros(16, 4, 4)}}, tmp_path / "swin.pth")
+    manifest = convert(str(tmp_path / "swin.pth"), "all", tmp_path / "encoder")
+    assert (manifest.sha256, manifest.arguments) == (expected.sha256, expected.arguments)

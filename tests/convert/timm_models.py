@@ -23,12 +23,19 @@ from tests.reference.resnet import exchange
 
 BATCH = 3
 CLASSES = 5
+_SWIN: dict[str, Any] = dict(patch_size=2, window_size=2, embed_dim=8, drop_path_rate=0.0)
 # Name of a case -> timm's name, its arguments, and the side of its images: odd where a stride may begin in two places.
 CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     "resnet basic": ("resnet18", dict(layers=(1, 2, 1, 1)), 45),
     "resnet bottleneck": ("resnet50", dict(layers=(1, 1, 2, 1)), 45),
     "convnext": ("convnext_tiny", dict(depths=(1, 2, 1, 1), dims=(8, 12, 16, 20)), 77),
     "convnext conv mlp": ("convnext_atto", dict(depths=(1, 1, 1, 1), dims=(8, 12, 16, 20), norm_eps=1e-3), 64),
+    "swin": ("swin_tiny_patch4_window7_224", _SWIN | dict(depths=(2, 1, 2), num_heads=(1, 2, 4), img_size=16), 16),
+    "swin odd": (
+        "swin_tiny_patch4_window7_224",
+        _SWIN | dict(window_size=3, depths=(1, 2), num_heads=(2, 2), img_size=24),
+        24,
+    ),
     "convnextv2": ("convnextv2_tiny", dict(depths=(1, 1, 2, 1), dims=(8, 12, 16, 20)), 64),
 }
 
@@ -163,6 +170,8 @@ def in_timms_names(tree: Any, manifest: encoders.EncoderManifest) -> dict[str, n
         array, part, ours = np.asarray(value), words[0], ".".join(words[1:])
         if words[-1] == "kernel":
             array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-        name = f"{family.norm}.{leaf(ours)}" if part == "head_norm" else family.name(ours, manifest.arguments)
+        name = (
+            f"{family.norm}.{leaf(ours)}" if part == "head_norm" else family.layouts[-1].name(ours, manifest.arguments)
+        )
         found[name] = array
     return found

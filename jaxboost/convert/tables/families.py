@@ -1,6 +1,7 @@
 """The families of encoders without CLS token: how timm stores them, and the arguments that their tensors show."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -61,28 +62,41 @@ class Found:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One naming scheme of a family; names are without the encoder's prefix.
+
+    Attributes:
+      signature: a tensor that each encoder with these names has, and no encoder of another family.
+      name: (our name of an array, arguments) -> the tensor's name.
+    """
+
+    signature: str
+    name: Callable[[str, Mapping[str, Any]], str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
     """A family of encoders.
 
     Attributes:
       title: for messages.
       architectures: timm's names of the models that are a row of BACKBONES -> the row.
-      signature: a tensor that each of these models has, and no model of another family.
-      name: (our name of an array, arguments) -> the tensor's name in timm.
+      layouts: the naming schemes, timm's own last; the first whose signature is there is taken.
       arguments: of the encoder, as its manifest records them, from its tensors.
       norm: the module of the norm after the encoder; "" if there is none.
       ignored: beginnings of the names of tensors that do not affect the encoder's result.
+      buffers: endings of the names of tensors that follow from the architecture, or are not used.
       takes: the fields of `Hints` that it reads.
       same: what a file alone does not show, and is assumed.
     """
 
     title: str
     architectures: Mapping[str, str]
-    signature: str
-    name: Callable[[str, Mapping[str, Any]], str]
+    layouts: tuple[Layout, ...]
     arguments: Callable[[Found], dict[str, Any]]
     norm: str = ""
     ignored: tuple[str, ...] = _HEADS
+    buffers: tuple[str, ...] = (".num_batches_tracked",)
     takes: tuple[str, ...] = ("entry",)
     same: str
 
@@ -126,8 +140,7 @@ def _resnet_name(ours: str, arguments: Mapping[str, Any]) -> str:
 RESNET = Family(
     title="ResNet",
     architectures={"resnet18": "resnet18", "resnet50": "resnet50"},
-    signature="layer1.0.conv1.weight",
-    name=_resnet_name,
+    layouts=(Layout(signature="layer1.0.conv1.weight", name=_resnet_name),),
     arguments=_resnet_arguments,
     same="strides and pooling as torchvision's ResNet has them",
 )
@@ -194,13 +207,80 @@ CONVNEXT = Family(
         for version in ("convnext", "convnextv2")
         for size in ("atto", "femto", "pico", "nano", "tiny", "small", "base")
     },
-    signature="stages.0.blocks.0.conv_dw.weight",
-    name=_convnext_name,
+    layouts=(Layout(signature="stages.0.blocks.0.conv_dw.weight", name=_convnext_name),),
     arguments=_convnext_arguments,
     norm="head.norm",
     takes=("entry", "eps"),
     same="eps 1e-06 (--eps), GELU by erf",
 )
 
+_BIASES = "attn.relative_position_bias_table"
+
+
+def _swin_arguments(found: Found) -> dict[str, Any]:
+    width, _, patch, _ = found.shape("patch_embed.proj.weight", 4)
+    stages = range(found.count(r"layers\.([0-9]{1,2})\.blocks\."))
+    tables = [found.shape(f"layers.{stage}.blocks.0.{_BIASES}", 2) for stage in stages]
+    side = math.isqrt(tables[0][0])
+    if side**2 != tables[0][0] or side % 2 == 0 or {length for length, _ in tables} != {side**2}:
+        raise UserError(
+            f"{found.where}: there are biases for {', '.join(str(length) for length, _ in tables)} relative positions,"
+            f" which is not one square window for all stages: choose another model, such as {next(iter(_SWINS))}"
+        )
+    return {
+        "patch": patch,
+        "width": width,
+        "depths": tuple(found.count(rf"layers\.{stage}\.blocks\.([0-9]{{1,4}})\.") for stage in stages),
+        "heads": tuple(heads for _, heads in tables),
+        "window": (side + 1) // 2,
+        "eps": _eps(found, "norm_eps", 1e-5),
+    }
+
+
+# Our module -> timm's.
+_SWIN = {
+    "embedding": "patch_embed.proj",
+    "embedding_norm": "patch_embed.norm",
+    "norm": "norm",
+    "attention_norm": "norm1",
+    "attention.qkv": "attn.qkv",
+    "attention.out": "attn.proj",
+    "mlp_norm": "norm2",
+    "mlp.up": "mlp.fc1",
+    "mlp.down": "mlp.fc2",
+}
+
+
+def _swin_name(ours: str, arguments: Mapping[str, Any], *, later: int = 0) -> str:
+    del arguments
+    *words, last = ours.split(".")
+    if words[0] != "stages":
+        return f"{_SWIN[words[0]]}.{leaf(last)}"
+    stage = int(words[1])
+    if words[2] == "merging":
+        return f"layers.{stage - later}.downsample.{words[3]}.{leaf(last)}"
+    block = f"layers.{stage}.blocks.{words[3]}"
+    return f"{block}.{_BIASES}" if last == "biases" else f"{block}.{_SWIN['.'.join(words[4:])]}.{leaf(last)}"
+
+
+_SWINS = {f"swin_{size}_patch4_window7_224": f"swin_{size}" for size in ("tiny", "small", "base")}
+SWIN = Family(
+    title="Swin Transformer",
+    architectures=_SWINS,
+    layouts=(
+        # The authors' checkpoints, and older ones of timm, have the merging at the end of a stage.
+        Layout(
+            signature="layers.0.downsample.reduction.weight",
+            name=lambda ours, arguments: _swin_name(ours, arguments, later=1),
+        ),
+        Layout(signature=f"layers.0.blocks.0.{_BIASES}", name=_swin_name),
+    ),
+    arguments=_swin_arguments,
+    ignored=("head.",),
+    buffers=(".relative_position_index", ".attn_mask"),
+    takes=("entry", "eps"),
+    same="eps 1e-05 (--eps), GELU by erf",
+)
+
 # `Traits.names` of an encoder -> its family. ViTs have modules of their own, `vit` and `vit_timm`.
-FAMILIES = {"resnet": RESNET, "convnext": CONVNEXT}
+FAMILIES = {"resnet": RESNET, "convnext": CONVNEXT, "swin": SWIN}

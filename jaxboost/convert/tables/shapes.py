@@ -61,11 +61,12 @@ def parts_of(family: str, arguments: Mapping[str, Any], image_size: int) -> dict
     Args:
       family: `Traits.names` of the encoder.
       arguments: of the encoder, as its manifest records them.
-      image_size: side of the images in pixels.
+      image_size: side of a ViT's images in pixels; the arrays of other encoders do not depend on it.
     """
     if family == VIT:
         return vit_parts(arguments, image_size)
     rows = [row for row in BACKBONES.values() if row.traits.names == family]
+    image_size = next((size for size in range(1, 1 << 14) if not rows[0].traits.size_problem(size, arguments)), 0)
     open_arguments = {name: values[0] for name, values in rows[0].traits.open.items() if values}
     make: Any = rows[0].encoder
     given = {**open_arguments, **arguments, "image_size": image_size, "channels": CHANNELS}

@@ -11,7 +11,7 @@ from jaxboost.convert.formats import adapters
 from jaxboost.convert.formats.settings import Settings
 from jaxboost.convert.formats.tensors import TensorInfo, Tensors, listed
 from jaxboost.convert.tables import shapes
-from jaxboost.convert.tables.families import FAMILIES, Family, Found, leaf
+from jaxboost.convert.tables.families import FAMILIES, Family, Found, Layout, leaf
 from jaxboost.convert.tables.hints import Hints
 from jaxboost.convert.tables.parts import NORM, VISION, Part, Selection, Shapes, check_tensors, check_whole, left_out
 from jaxboost.errors import UserError
@@ -54,6 +54,7 @@ class WholeSource:
     Attributes:
       tensors: the checkpoint.
       name: the family's key in FAMILIES.
+      layout: the naming scheme.
       prefix: the beginning of the names.
       arguments: of the encoder, those that the manifest records.
       image_size: side of the images that it was trained with, in pixels.
@@ -63,6 +64,7 @@ class WholeSource:
     kind = VISION
     tensors: Tensors
     name: str
+    layout: Layout
     prefix: str
     arguments: Mapping[str, Any]
     image_size: int
@@ -86,14 +88,13 @@ class WholeSource:
         """
         check_whole(self.tensors.source, layers, final_norm=final_norm)
         wanted = {
-            self.tensor(key, ours): _stored_shape(shape)
+            self.tensor(key, ours): _stored_shape(ours, shape)
             for key, part in self.shapes.items()
             for ours, shape in part.items()
         }
         ignored = tuple(self.prefix + beginning for beginning in self.family.ignored)
-        # Of batches; torch's batch norms count them, and do not use it.
-        counters = {name for name in self.tensors.names if name.endswith(".num_batches_tracked")}
-        left = sorted(set(self.tensors.names) - set(wanted) - counters)
+        buffers = {name for name in self.tensors.names if name.endswith(self.family.buffers)}
+        left = sorted(set(self.tensors.names) - set(wanted) - buffers)
         unread = [name for name in left if name.startswith(self.prefix) and not name.startswith(ignored)]
 
         def info(name: str) -> TensorInfo:
@@ -102,7 +103,7 @@ class WholeSource:
             axes = len(wanted[name])
             return dataclasses.replace(found, shape=found.shape[:axes]) if set(found.shape[axes:]) == {1} else found
 
-        described = self.family.title + ", ".join(f" {key}={value}" for key, value in self.arguments.items())
+        described = f"{self.family.title} ({', '.join(f'{key} {value}' for key, value in self.arguments.items())})"
         check_tensors(
             self.tensors,
             wanted,
@@ -127,11 +128,11 @@ class WholeSource:
         """The tensor's name of an array of a part."""
         if key == NORM:
             return f"{self.prefix}{self.family.norm}.{leaf(ours)}"
-        return self.prefix + self.family.name(ours, self.arguments)
+        return self.prefix + self.layout.name(ours, self.arguments)
 
     def _read(self, key: str, ours: str, dtype: np.dtype) -> np.ndarray:
         shape = self.shapes[key][ours]
-        array = self.tensors.read(self.tensor(key, ours)).reshape(_stored_shape(shape))
+        array = self.tensors.read(self.tensor(key, ours)).reshape(_stored_shape(ours, shape))
         if ours.endswith("kernel"):
             array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
         return np.ascontiguousarray(array).astype(dtype)
@@ -142,7 +143,7 @@ def family_of(tensors: Tensors, settings: Settings) -> str | None:
     if architecture := settings.get("architecture"):
         return next((name for name, row in FAMILIES.items() if architecture in row.architectures), None)
     for name, row in FAMILIES.items():
-        if any(tensor == row.signature or tensor.endswith(f".{row.signature}") for tensor in tensors.names):
+        if any(_prefixes(tensors, layout) for layout in row.layouts):
             return name
     return None
 
@@ -164,7 +165,8 @@ def encoder_of(tensors: Tensors, name: str, settings: Settings, where: str, hint
     hints.check_unused(where, used=row.takes)
     _check_settings(settings)
     adapters.check(tensors.names, where)
-    prefix = _prefix(tensors, row, settings, where, hints.entry)
+    layout = next((layout for layout in row.layouts if _prefixes(tensors, layout)), row.layouts[-1])
+    prefix = _prefix(tensors, row, layout, settings, where, hints.entry)
     inside = {
         tensor.removeprefix(prefix): tensors.info(tensor).shape for tensor in tensors.names if tensor.startswith(prefix)
     }
@@ -178,6 +180,7 @@ def encoder_of(tensors: Tensors, name: str, settings: Settings, where: str, hint
     return WholeSource(
         tensors=tensors,
         name=name,
+        layout=layout,
         prefix=prefix,
         arguments=arguments,
         image_size=_image_size(settings),
@@ -210,14 +213,19 @@ def _check_size(arguments: Mapping[str, Any], row: Family, settings: Settings, w
         )
 
 
-def _prefix(tensors: Tensors, row: Family, settings: Settings, where: str, entry: str | None) -> str:
-    """What stands before the names of the encoder's tensors."""
-    end = row.signature
-    found = sorted(name.removesuffix(end) for name in tensors.names if name == end or name.endswith(f".{end}"))
+def _prefixes(tensors: Tensors, layout: Layout) -> list[str]:
+    """What stands before the names of the tensors of each encoder with these names."""
+    end = layout.signature
+    return sorted(name.removesuffix(end) for name in tensors.names if name == end or name.endswith(f".{end}"))
+
+
+def _prefix(tensors: Tensors, row: Family, layout: Layout, settings: Settings, where: str, entry: str | None) -> str:
+    """The only one of `_prefixes`, or the one that the user chose."""
+    found = _prefixes(tensors, layout)
     if not found:
         raise UserError(
-            f"{where} holds no {row.title} in timm's names, there is no {end!r}: check that its weights are those of "
-            f"{settings.get('architecture')}"
+            f"{where} holds no {row.title} in timm's names, there is no {layout.signature!r}: check that the weights "
+            f"are those of {settings.get('architecture')}"
         )
     if entry is not None:
         beginning = f"{entry.strip('.')}.".removeprefix(".")
@@ -240,8 +248,8 @@ def _image_size(settings: Settings) -> int:
     return size[-1] if given else _SIDE
 
 
-def _stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of our kernels (h, w, in, out) and (in, out) in torch; others are the same."""
-    if len(shape) == 4:
-        return (shape[3], shape[2], shape[0], shape[1])
-    return shape[::-1]
+def _stored_shape(ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in torch of our kernels (h, w, in, out) and (in, out); that of others is the same."""
+    if not ours.endswith("kernel"):
+        return shape
+    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
