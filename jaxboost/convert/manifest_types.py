@@ -140,8 +140,26 @@ class Swin:
             raise ValueError(f"a stage's width, {self.width} and its doubles, is not a multiple of its heads")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EfficientNet:
+    """The arguments of `models.efficientnet.EfficientNetLite` that depend on the weights."""
+
+    __pydantic_config__ = _CLOSED
+
+    depths: Annotated[_Depths, Field(min_length=7, max_length=7)]
+    widths: Annotated[tuple[_Width, ...], Field(min_length=7, max_length=7)]
+    eps: _Eps
+    padding: Literal["same", "symmetric"]
+
+
 # Family of encoders -> its arguments.
-_ARGUMENTS: dict[str, Any] = {"vit": Vit, "resnet": ResNet, "convnext": ConvNeXt, "swin": Swin}
+_ARGUMENTS: dict[str, Any] = {
+    "vit": Vit,
+    "resnet": ResNet,
+    "convnext": ConvNeXt,
+    "swin": Swin,
+    "efficientnet": EfficientNet,
+}
 
 
 def _as_arguments(fields: Mapping[str, Any], info: ValidationInfo) -> dict[str, Any]:
@@ -220,7 +238,7 @@ class EncoderManifest:
     source: _Text
     source_format: _Text
     dtype: _Dtype
-    family: Literal["vit", "resnet", "convnext", "swin"] = "vit"
+    family: Literal["vit", "resnet", "convnext", "swin", "efficientnet"] = "vit"
     arguments: Annotated[Mapping[str, Any], _read_as(Annotated[dict[str, Any], AfterValidator(_as_arguments)])]
     image_size: _Pixels
     resizing: Literal["bicubic", "antialiased"] = "bicubic"

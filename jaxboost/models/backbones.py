@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxboost.models.convnext import ConvNeXt
+from jaxboost.models.efficientnet import EfficientNetLite
 from jaxboost.models.encoder import Encoder, Traits
 from jaxboost.models.layers import CHANNELS
 from jaxboost.models.resnet import CONVOLUTIONS, ResNet
@@ -159,6 +160,12 @@ BACKBONES = {
     "swin_tiny": _swin(width=96, third=6),
     "swin_small": _swin(width=96, third=18),
     "swin_base": _swin(width=128, third=18),
+    "efficientnet_lite0": Backbone(
+        encoder=EfficientNetLite,
+        ndim=2,
+        arguments=dict(depths=(1, 2, 2, 3, 3, 4, 1), widths=(16, 24, 40, 80, 112, 192, 320)),
+        head_eps=None,
+    ),
     # Not in the paper: small enough for tests and a laptop.
     "vit_tiny": _vit(width=128, depth=2, heads=2, patch=7),
     "vit3d_tiny": _vit3d(width=128, depth=2, heads=2, mlp_width=128, patch=7),

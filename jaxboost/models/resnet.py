@@ -79,14 +79,14 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 class BatchNorm(nnx.Module):
-    """torch.nn.BatchNorm over all axes but the last, with statistics in float32.
+    """torch.nn.BatchNorm over all axes but the last, with statistics in float32 (of float64 in float64).
 
     As in torch, a batch is normalised by its biased variance, while the running variance is updated with the unbiased
     one; Flax uses the biased one for both. A batch that is sharded over devices counts as one batch.
     """
 
-    def __init__(self, width: int, *, dtype: jnp.dtype):
-        self.dtype = dtype
+    def __init__(self, width: int, *, eps: float = EPS, dtype: jnp.dtype):
+        self.eps, self.dtype = eps, dtype
         self.scale = nnx.Param(jnp.ones(width))
         self.bias = nnx.Param(jnp.zeros(width))
         self.mean = nnx.BatchStat(jnp.zeros(width))
@@ -99,7 +99,7 @@ class BatchNorm(nnx.Module):
           x: (..., D).
           train: normalise by the batch's statistics and update the running ones; else normalise by the running ones.
         """
-        x = x.astype(jnp.float32)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train:
             axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
             mean = x.mean(axes)
@@ -109,7 +109,7 @@ class BatchNorm(nnx.Module):
                 running[...] = (1 - MOMENTUM) * running[...] + MOMENTUM * value
         else:
             mean, variance = self.mean[...], self.variance[...]
-        scale = self.scale[...] * jax.lax.rsqrt(variance + EPS)
+        scale = self.scale[...] * jax.lax.rsqrt(variance + self.eps)
         return ((x - mean) * scale + self.bias[...]).astype(self.dtype)
 
 
@@ -231,17 +231,17 @@ class ResNet(nnx.Module):
             padding: Any = ((1, 1),) * len(sides)  # annotated as str in Flax, which takes pairs too
             x = nnx.max_pool(x, sides, strides=(2,) * len(sides), padding=padding)
         for block in self.blocks:
-            x = self._run(block, x, train=train)
+            x = checkpointed(block, x, train=train) if self.remat else block(x, train=train)
         return tap("feature_map", x).mean(tuple(range(1, x.ndim - 1)))[:, None]
 
-    def _run(self, block: Residual, x: jax.Array, *, train: bool) -> jax.Array:
-        if not self.remat:
-            return block(x, train=train)
 
-        def body(block: Residual, x: jax.Array) -> tuple[jax.Array, nnx.State]:
-            return block(x, train=train), nnx.state(block, nnx.BatchStat)
+def checkpointed(block: Any, x: jax.Array, **given: Any) -> jax.Array:
+    """block(x, **given), of which only the input is stored for the backward pass; for blocks with batch norms."""
 
-        # A traced function cannot change a variable outside it: it returns the new statistics.
-        x, stats = jax.checkpoint(body)(block, x)
-        nnx.update(block, stats)
-        return x
+    def body(block: Any, x: jax.Array) -> tuple[jax.Array, nnx.State]:
+        return block(x, **given), nnx.state(block, nnx.BatchStat)
+
+    # A traced function cannot change a variable outside it: it returns the new statistics.
+    x, stats = jax.checkpoint(body)(block, x)
+    nnx.update(block, stats)
+    return x

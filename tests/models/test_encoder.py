@@ -19,7 +19,7 @@ from jaxboost.training import layer_decay
 
 ROWS = BACKBONES | ENCODERS
 NAMES = ["vit_tiny", "clip_vit_b32", "dinov2_s14", "vit3d_tiny", "vivit_tiny", "resnet18", "resnet18_acs", "conv14"]
-NAMES += ["convnext_atto", "convnextv2_atto", "swin_tiny"]
+NAMES += ["convnext_atto", "convnextv2_atto", "swin_tiny", "efficientnet_lite0"]
 SIZE = 28
 SIDES = {"convnext": 64, "swin": 224}
 KEY = jax.random.key(0)

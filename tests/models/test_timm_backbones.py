@@ -15,7 +15,8 @@ from jaxboost.convert.tables.families import FAMILIES
 from jaxboost.models import attention
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.convnext import ConvNeXt
-from jaxboost.models.frozen import count, merge, split
+from jaxboost.models.efficientnet import EfficientNetLite
+from jaxboost.models.frozen import count, merge, split, statistics
 from jaxboost.models.swin import Swin
 from tests.models.parity import assert_close, normal, relative_change
 
@@ -74,6 +75,26 @@ def test_remat_and_bfloat16(name: str) -> None:
     assert "remat" in str(jax.make_jaxpr(lambda params: run(graphdef, params))(params))
     assert 1e-6 < relative_change(results["bfloat16"][0], results["plain"][0]) < 0.05
     assert nnx.eval_shape(lambda: small(name, dtype=jnp.bfloat16)(x)).dtype == jnp.bfloat16
+
+
+def test_remat_of_batch_norms() -> None:
+    """The new statistics leave the part that is computed again."""
+    x = jnp.asarray(normal((2, 64, 64, 3), 1))
+    results = []
+    for remat in (False, True):
+        given: dict[str, Any] = dict(image_size=64, channels=3, depths=(1, 2, 1, 1, 1, 1, 1), widths=(8,) * 7)
+        model = EfficientNetLite(**given, remat=remat, drop_path=0.5, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        graphdef, params, _, stats = split(model)
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def run(graphdef: Any, params: Any, stats: Any) -> Any:
+            model = merge(graphdef, params, {}, stats)
+            return model(x, key=jax.random.key(1)), statistics(model)
+
+        results.append(run(graphdef, params, stats))
+    for ours, plain in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-3, atol=1e-4)
+    assert relative_change(results[0][1]["stem"]["norm"]["mean"], stats["stem"]["norm"]["variance"]) > 0.1
 
 
 @pytest.mark.parametrize("name", SMALL)

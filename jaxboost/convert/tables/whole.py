@@ -11,7 +11,8 @@ from jaxboost.convert.formats import adapters
 from jaxboost.convert.formats.settings import Settings
 from jaxboost.convert.formats.tensors import TensorInfo, Tensors, listed
 from jaxboost.convert.tables import shapes
-from jaxboost.convert.tables.families import FAMILIES, Family, Found, Layout, leaf
+from jaxboost.convert.tables.families import FAMILIES
+from jaxboost.convert.tables.family import Family, Found, Layout, leaf
 from jaxboost.convert.tables.hints import Hints
 from jaxboost.convert.tables.parts import NORM, VISION, Part, Selection, Shapes, check_tensors, check_whole, left_out
 from jaxboost.errors import UserError
@@ -40,6 +41,8 @@ _SIZES = (
     "num_heads",
     "window_size",
     "patch_size",
+    "channel_multiplier",
+    "depth_multiplier",
     "mlp_ratio",
 )
 # Entries of config.json with one value that ours has too.
