@@ -48,6 +48,9 @@ def rows(tapped: Tapped, images: np.ndarray) -> np.ndarray:
 
 
 def _read(tapped: Tapped, images: np.ndarray, targets: np.ndarray, weights: Weights | None) -> Seen:
+    traits = tapped.model.encoder.traits
+    if traits.gives_tokens and not traits.cls_first:
+        raise no_map(METHOD, tapped, "its head reads the mean of all tokens, not a pooled token (Grad-CAM is possible)")
     return tapped.read(images, targets, tuple(TEXTS), path="pooled", weights=weights)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from jaxboost.errors import UserError
-from jaxboost.explain import attention
+from jaxboost.explain import attention, gradcam
 from jaxboost.explain.tapped import Tapped
 from tests.explain import restated, untrained
 from tests.reference import rllm
@@ -109,3 +109,13 @@ def test_pneumollm_and_models_without():
     for run in (untrained.pneumo("conv14"), untrained.rllm("small_resnet", "none")):
         with pytest.raises(UserError, match="has no gradient-weighted attention: it has no pooled token"):
             attention.maps(Tapped(run), untrained.images(run, 1), np.array([0]))
+
+
+def test_tokens_without_cls():
+    """The block attends to all tokens, but the head reads their mean: no row of the attention is the one it reads."""
+    run = untrained.rllm("small_convnext", "rllm")
+    images = untrained.images(run, 2)
+    with pytest.raises(UserError, match="its head reads the mean of all tokens, not a pooled token"):
+        attention.maps(Tapped(run), images, np.array([0, 1]))
+    found = gradcam.maps(Tapped(run), images, np.array([0, 1]))
+    assert (found.place, found.grid.shape) == ("feature_map", (2, 3, 3))
