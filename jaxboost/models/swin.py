@@ -211,7 +211,7 @@ class Swin(nnx.Module):
         self.patch = _side(patch, depths)
         self.remat, self.drop_path, self.depth = remat, drop_path, sum(depths)
         given: dict[str, Any] = dict(eps=eps, dtype=dtype, rngs=rngs)
-        shared = dict(dtype=dtype, rngs=rngs)
+        shared: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
         self.embedding = Convolution(channels, width, size=patch, stride=patch, init=vit_init(0), **shared)
         self.embedding_norm = layer_norm(width, **given)
         stages, side = [], image_size // patch
