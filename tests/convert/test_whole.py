@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from jaxboost.systems import start
 from jaxboost.systems.encoders import resolve_encoder
 from jaxboost.training import step
 from tests.convert import timm_models as small
+from tests.convert.changed_manifests import rewrite
 from tests.models.parity import TOLERANCE, assert_close, assert_states_close, relative_change
 
 
@@ -286,3 +288,35 @@ def test_efficientnet_in_other_names(tmp_path):
     torch.save(state, tmp_path / "lite0.pth")
     manifest = convert(str(tmp_path / "lite0.pth"), "all", tmp_path / "encoder")
     assert (manifest.sha256, manifest.arguments) == (expected.sha256, expected.arguments)
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "message"),
+    [
+        ("resnet basic", {"depths": [0, 1]}, "arguments.depths.0: Input should be greater than or equal to 1"),
+        ("resnet basic", {"widths": [8]}, "arguments.widths: Unknown entry"),
+        ("convnext", {"depths": [1]}, "arguments: Value error, 1 depths for 4 widths"),
+        ("swin", {"heads": [3, 2, 4]}, "arguments: Value error, a stage's width, 8 and its doubles, is not a multiple"),
+        ("efficientnet", {"padding": "valid"}, "arguments.padding: Input should be 'same' or 'symmetric'"),
+    ],
+)
+def test_changed_manifests(case, change, message, saved, tmp_path):
+    folder = shutil.copytree(saved(case)[2], tmp_path / "encoder")
+    rewrite(folder, lambda fields: fields["arguments"].update(change))
+    with pytest.raises(UserError, match=rf"manifest.json is damaged or of another version \(.*{message}") as caught:
+        encoders.read_manifest(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_family_and_overwriting(saved, tmp_path):
+    _, source, converted = saved("convnext")
+    folder = shutil.copytree(converted, tmp_path / "encoder")
+    rewrite(folder, lambda fields: fields.update(family="vgg"))
+    with pytest.raises(UserError, match=r"manifest.json is damaged or of another version \(family: Input should be"):
+        encoders.read_manifest(folder)
+    convert(str(source), "all", folder, overwrite=True)
+    assert encoders.fingerprint_at(folder) == encoders.fingerprint_at(converted)
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "encoder.safetensors", "norm.safetensors"}
+    (folder / "encoder.safetensors").write_bytes((folder / "encoder.safetensors").read_bytes()[:-4])
+    with pytest.raises(UserError, match=r"encoder\.safetensors is altered or truncated: convert again"):
+        encoders.load_encoder(folder, image_size=64)

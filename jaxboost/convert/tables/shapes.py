@@ -65,6 +65,12 @@ def parts_of(family: str, arguments: Mapping[str, Any], image_size: int) -> dict
     """
     if family == VIT:
         return vit_parts(arguments, image_size)
+    return _whole(family, tuple(sorted(arguments.items())))
+
+
+@functools.lru_cache(maxsize=8)
+def _whole(family: str, items: tuple[tuple[str, Any], ...]) -> dict[str, Shapes]:
+    arguments = dict(items)
     rows = [row for row in BACKBONES.values() if row.traits.names == family]
     image_size = next((size for size in range(1, 1 << 14) if not rows[0].traits.size_problem(size, arguments)), 0)
     open_arguments = {name: values[0] for name, values in rows[0].traits.open.items() if values}
