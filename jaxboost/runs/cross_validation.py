@@ -53,7 +53,7 @@ def train_and_evaluate(config: Config, folder: pathlib.Path) -> dict[str, Any] |
     """
     validate(config)
     if "train" in config and config.train.deterministic:
-        deterministic.prepare(folder)
+        deterministic.prepare()
     datasets.check_folds(config)
     if not config.data.folds:
         return train.train_and_evaluate(config, folder)

@@ -82,7 +82,7 @@ def check(config: Config) -> None:
         ("data.folds", config.data.folds > 0, "its folds are trained one after the other"),
         ("data.train_fraction", config.data.train_fraction < 1, "each seed draws other samples"),
         ("train.fsdp", config.train.fsdp, "it splits the weights of one run"),
-        ("train.deterministic", config.train.deterministic, "it pins the kernels of one run"),
+        ("train.deterministic", config.train.deterministic, "its setting is for a run alone"),
     ):
         if wrong:
             raise UserError(f"config field train.seeds: it does not go together with {name}, as {why}: {fix}")

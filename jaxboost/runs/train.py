@@ -125,8 +125,7 @@ def assemble(
     clock = clock or Clock()
     step.check_batch_size(config.train.batch_size, "train.batch_size")
     step.check_batch_size(config.eval.batch_size, "eval.batch_size")
-    # A kept program would have the kernels that another run chose.
-    keep_compiled_programs(config.train.compilation_cache and not config.train.deterministic)
+    keep_compiled_programs(config.train.compilation_cache)
     info = datasets.describe(config)
     combinations.check_data(config, info)
     system = systems.prepare(config, info)

@@ -295,8 +295,8 @@ def _of_arm(arm: Arm, study: Study, configs: Mapping[str, Config]) -> Iterator[s
         yield f"config field data.fold: a study runs all folds, set it to -1 (it is {config.data.fold})"
     if "train" in config and config.train.deterministic:
         yield (
-            "config field train.deterministic: a study starts jax before its runs, too early to pin the kernels of one:"
-            " leave it out, or train such runs with `jaxboost train`; a CPU gives the same bits without it"
+            "config field train.deterministic: a study starts jax before its runs, too early for its setting: leave it"
+            " out, or train such runs with `jaxboost train`; a CPU gives the same bits without it"
         )
     if arm.tuned and study.lr_grid and RATE not in flat(config):
         yield f"no {RATE} to tune"

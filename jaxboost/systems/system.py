@@ -102,8 +102,13 @@ def texts(parts: tuple[Pretrained, ...]) -> str:
 
 
 def with_attention(config: Config, build: Callable[[nnx.Rngs], nnx.Module]) -> Callable[[nnx.Rngs], nnx.Module]:
-    """`build`, whose model computes its attention as `model.attention` says."""
-    return lambda rngs: attention.choose(build(rngs), config.model.attention)
+    """`build`, whose model computes its attention as `attention_mode` says."""
+    return lambda rngs: attention.choose(build(rngs), attention_mode(config))
+
+
+def attention_mode(config: Config) -> str:
+    """`model.attention`; with `train.deterministic` "plain", as the fused gradient adds in the order of threads."""
+    return "plain" if "train" in config and config.train.deterministic else config.model.attention
 
 
 def check_attention(config: Config, system: System, info: DatasetInfo) -> None:
