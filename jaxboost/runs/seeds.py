@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import pathlib
 import time
 from collections.abc import Mapping
@@ -86,6 +87,13 @@ def check(config: Config) -> None:
     ):
         if wrong:
             raise UserError(f"config field train.seeds: it does not go together with {name}, as {why}: {fix}")
+    tokens = train.fixed_tokens(config)
+    if tokens is not None and tokens.drawn_by and tokens.most_gb:
+        at_each_step = "" if tokens.most_gb == math.inf else "; or set model.cache_gb=0: the encoder runs at each step"
+        raise UserError(
+            f"config field train.seeds: it does not go together with {tokens.drawn_by}=random, as each seed would keep"
+            f" other tokens of its frozen encoder: {fix}{at_each_step}"
+        )
 
 
 def _train(todo: Mapping[pathlib.Path, Config]) -> list[dict[str, Any]] | None:

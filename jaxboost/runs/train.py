@@ -25,7 +25,7 @@ from jaxboost.runs import baseline, datasets, memory, report, together, workdir
 from jaxboost.runs.lock import locked
 from jaxboost.runs.result import RunResult, Selection
 from jaxboost.systems import start
-from jaxboost.systems.system import FixedTokens, System
+from jaxboost.systems.system import FixedTokens
 from jaxboost.training import feed, source_tokens, step, steps
 from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoints import checkpoint_folder, stored
@@ -157,7 +157,7 @@ def assemble(
     if processes.is_first():
         with io.writing(splits.folder):
             splits.prepare()
-    fixed = fixed_tokens(system, config)
+    fixed = fixed_tokens(config)
     shape = None if fixed is None else _kept_shape(fixed, config, dataset, program, (params, frozen))
     if fixed is not None and shape is not None:
         # Runs of a study share a folder, and kinds of the booster read the first token alone, or all.
@@ -215,17 +215,14 @@ def assemble_like(
     """
     config = continuing.with_values(config, {"data.on_device": first.config.data.on_device})
     splits = datasets.own_splits(config, folder)
-    fix = "train them one after the other, with train.seeds=1"
     if not datasets.same_samples(splits.load(), first.dataset):
-        raise UserError(f"{folder} has other splits than {first.folder}: {fix}")
+        raise UserError(
+            f"{folder} has other splits than {first.folder}: train them one after the other, with train.seeds=1"
+        )
     replicated = first.program.replicated
     params, frozen, stats, found = start.initialise(
         first.system, seed=config.seed, replicated=replicated, loaded=loaded
     )
-    fingerprints = {**first.progress.fingerprints, **found}
-    fixed = fixed_tokens(first.system, config) if first.has_tokens else None
-    if fixed is not None and fingerprints[fixed.role] != first.progress.fingerprints[fixed.role]:
-        raise UserError(f"the random frozen encoder of each seed makes other tokens: {fix}")
     with io.writing(splits.folder):
         splits.prepare()
     return dataclasses.replace(
@@ -235,7 +232,7 @@ def assemble_like(
         feed=first.feed.with_seed(config),
         state=first.program.init_state(params, stats),
         frozen=frozen,
-        progress=_first_progress(config, fingerprints),
+        progress=_first_progress(config, {**first.progress.fingerprints, **found}),
         clock=clock,
         check_lock=check_lock,
     )
@@ -268,11 +265,11 @@ def check_splits(config: Config, dataset: Dataset) -> int:
     return found
 
 
-def fixed_tokens(system: System, config: Config) -> FixedTokens | None:
+def fixed_tokens(config: Config) -> FixedTokens | None:
     """The tokens that a run computes once, if they are not too large; None if the encoder runs at each step."""
     # Randomly changed images must be encoded at each step.
     changes = Augment(**config.augment).random_fields or Mixing(**config.mix).changes_images
-    return None if changes else system.fixed_tokens
+    return None if changes else systems.fixed_tokens(config)
 
 
 def _kept_shape(

@@ -19,9 +19,11 @@ from jaxboost.config.types import Config
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
 from jaxboost.systems import baseline, pneumollm, rllm
-from jaxboost.systems.system import Recorded, System, check_attention
+from jaxboost.systems.system import FixedTokens, Recorded, System, check_attention
 
-__all__ = ["Recorded", "System", "check_same_weights", "prepare", "resolved", "with_dtype", "with_layers"]
+__all__ = [
+    *("Recorded", "System", "check_same_weights", "fixed_tokens", "prepare", "resolved", "with_dtype", "with_layers"),
+]
 
 # Returns the config that the folder of a run has, flat as `continuing.fixed_fields` gives it; None: it has none.
 Before = Callable[[], Mapping[str, Any] | None]
@@ -50,6 +52,11 @@ def prepare(
     system = _system(config).prepare(config, info, with_weights=with_weights, recorded=recorded)
     check_attention(config, system, info)
     return system
+
+
+def fixed_tokens(config: Config) -> FixedTokens | None:
+    """The encoder's tokens of a config that trains; None if something in the encoder is trained or random."""
+    return _system(config).fixed_tokens(config)
 
 
 def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib.Path) -> None:
