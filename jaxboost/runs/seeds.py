@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxboost import processes, stopping
 from jaxboost.config import continuing, validate
+from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 from jaxboost.errors import UserError
 from jaxboost.runs import datasets, memory, train, workdir
@@ -25,10 +26,7 @@ logger = logging.getLogger(__name__)
 def of_config(config: Config, folder: pathlib.Path) -> dict[pathlib.Path, Config]:
     """Folder -> config of each of the runs that `train.seeds` asks for; `folder`/seed<k> has seed k."""
     numbers = range(config.seed, config.seed + config.train.seeds)
-    return {
-        folder / f"seed{number}": continuing.with_values(config, {"seed": number, "train.seeds": 1})
-        for number in numbers
-    }
+    return {folder / f"seed{number}": with_overrides(config, {"seed": number, "train.seeds": 1}) for number in numbers}
 
 
 def train_and_evaluate(runs: Mapping[pathlib.Path, Config]) -> dict[pathlib.Path, dict[str, Any]] | None:

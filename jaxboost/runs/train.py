@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxboost import io, processes, stopping, systems
 from jaxboost.config import combinations, continuing, validate, validation
+from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.data.pipeline import batches
@@ -166,7 +167,7 @@ def assemble(
         image_size = None
         source = feed.make(config, dataset, image_size, program, steps_per_epoch=steps_per_epoch)
     on_device = feed.on_device(config, dataset, program.by_batch)
-    config = continuing.with_values(config, {"data.on_device": "true" if on_device else "false"})
+    config = with_overrides(config, {"data.on_device": "true" if on_device else "false"})
     if on_device:
         program = make_program(config, system.graphdef, objective, steps_per_epoch=steps_per_epoch, on_device=True)
         logger.info("the data are on the devices: %.3g MB", rows.megabytes(dataset.splits.values()))
@@ -213,7 +214,7 @@ def assemble_like(
     Raises:
       UserError: the seeds do not have the same data.
     """
-    config = continuing.with_values(config, {"data.on_device": first.config.data.on_device})
+    config = with_overrides(config, {"data.on_device": first.config.data.on_device})
     splits = datasets.own_splits(config, folder)
     if not datasets.same_samples(splits.load(), first.dataset):
         raise UserError(

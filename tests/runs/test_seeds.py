@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxboost import convert
-from jaxboost.config import continuing, get_pneumollm_config
-from jaxboost.config.loading import with_overrides
+from jaxboost.config import get_pneumollm_config
+from jaxboost.config.overrides import with_overrides
 from jaxboost.errors import UserError
 from jaxboost.evaluation import evaluate
 from jaxboost.io import read_json
@@ -160,7 +160,7 @@ def test_a_seed_that_is_further_along_is_never_thrown_back(few_lidc_root, tmp_pa
 
 def test_seeds_that_began_with_other_choices_are_refused(few_lidc_root, tmp_path):
     runs = seeds.of_config(config_of(few_lidc_root, **{"train.seeds": 2, "model.dtype": "auto"}), tmp_path)
-    workdir.create(tmp_path / "seed4", continuing.with_values(runs[tmp_path / "seed4"], {"model.dtype": "bfloat16"}))
+    workdir.create(tmp_path / "seed4", with_overrides(runs[tmp_path / "seed4"], {"model.dtype": "bfloat16"}))
     with pytest.raises(UserError, match=r"seed4 was started with model\.dtype='bfloat16', .* with 'float32'"):
         seeds.train_and_evaluate(runs)
 
@@ -168,7 +168,7 @@ def test_seeds_that_began_with_other_choices_are_refused(few_lidc_root, tmp_path
 def train_alone(config, number, folder):
     """The lone run of a seed, one step in each call."""
     fields = {"seed": number, "train.seeds": 1, "train.steps_per_call": 1}
-    train.train_and_evaluate(continuing.with_values(config, fields), folder)
+    train.train_and_evaluate(with_overrides(config, fields), folder)
 
 
 def steps_of(runs):
