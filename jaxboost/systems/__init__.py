@@ -15,6 +15,7 @@ from typing import Any
 
 from jaxboost import device
 from jaxboost.config import continuing
+from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
@@ -91,9 +92,9 @@ def with_dtype(config: Config, before: Before = lambda: None) -> Config:
     if config.model.dtype != continuing.AUTO:
         return config
     dtype = (before() or {}).get("model.dtype", continuing.AUTO)
-    named = config.copy_and_resolve_references()
-    named.model.dtype = device.default_dtype(device.current()) if dtype == continuing.AUTO else dtype
-    return named
+    if dtype == continuing.AUTO:
+        dtype = device.default_dtype(device.current())
+    return with_overrides(config, {"model.dtype": dtype})
 
 
 def with_layers(config: Config, before: Before = lambda: None) -> Config:
@@ -113,9 +114,7 @@ def with_layers(config: Config, before: Before = lambda: None) -> Config:
         layers = system.layers(config)
     if not layers and (recorded := before()):
         layers = tuple(recorded.get(f"{system.SECTION}.layers", ()))
-    named = config.copy_and_resolve_references()
-    named[system.SECTION].layers = layers
-    return named
+    return with_overrides(config, {f"{system.SECTION}.layers": layers})
 
 
 def _system(config: Config) -> types.ModuleType:
