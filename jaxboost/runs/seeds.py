@@ -15,7 +15,7 @@ from jaxboost.config.types import Config
 from jaxboost.errors import UserError
 from jaxboost.runs import datasets, memory, train, workdir
 from jaxboost.runs.lock import locked
-from jaxboost.systems.start import Loaded
+from jaxboost.systems.start import Shared
 from jaxboost.training.clock import Clock
 from jaxboost.training.engine import Together
 from jaxboost.training.program import make_objective, make_program
@@ -96,7 +96,7 @@ def check(config: Config) -> None:
 
 def _train(todo: Mapping[pathlib.Path, Config]) -> list[dict[str, Any]] | None:
     """Trains runs that are not finished."""
-    peak, loaded, loops = memory.Peak(), Loaded(), []
+    peak, shared, loops = memory.Peak(), Shared(), []
     # The time of all is divided among them, from here on.
     clocks = [Clock(lambda: time.monotonic() / len(todo)) for _ in todo]
     with contextlib.ExitStack() as stack:
@@ -105,7 +105,7 @@ def _train(todo: Mapping[pathlib.Path, Config]) -> list[dict[str, Any]] | None:
         _check_alike(configs)
         stack.enter_context(datasets.shared_in(next(iter(todo))))
         for (folder, config), lock, clock in zip(configs.items(), locks, clocks, strict=True):
-            options = dict(check_lock=lock.check, loaded=loaded, clock=clock)
+            options = dict(check_lock=lock.check, shared=shared, clock=clock)
             if loops:
                 loops.append(train.assemble_like(loops[0], config, folder, **options))
             else:

@@ -109,7 +109,7 @@ def assemble(
     splits: datasets.Splits | None = None,
     *,
     check_lock: Callable[[], None] = lambda: None,
-    loaded: start.Loaded | None = None,
+    shared: start.Shared | None = None,
     clock: Clock | None = None,
 ) -> Loop:
     """Checks the config, loads the data, and makes the model, its weights and its step functions.
@@ -117,7 +117,7 @@ def assemble(
     Args:
       config, folder, splits: see `train_and_evaluate`.
       check_lock: see `Loop`.
-      loaded: see `start.initialise`.
+      shared: see `start.initialise`.
       clock: of the run; None: a new one.
 
     Raises:
@@ -150,7 +150,7 @@ def assemble(
 
     with processes.working("reads the weights"):
         params, frozen, stats, fingerprints = start.initialise(
-            system, seed=config.seed, replicated=program.replicated, loaded=loaded
+            system, seed=config.seed, replicated=program.replicated, shared=shared
         )
     # Other labels for the same images are another data set.
     fingerprints |= datasets.fingerprint(dataset, config)
@@ -201,7 +201,7 @@ def assemble_like(
     folder: pathlib.Path,
     *,
     check_lock: Callable[[], None],
-    loaded: start.Loaded,
+    shared: start.Shared,
     clock: Clock,
 ) -> Loop:
     """Makes a run of another seed, which shares the data and the loaded weights of the first.
@@ -209,7 +209,7 @@ def assemble_like(
     Args:
       first: the result of `assemble` for the first seed.
       config, folder: of the run; the config differs in the seed alone.
-      check_lock, loaded, clock: see `assemble`.
+      check_lock, shared, clock: see `assemble`.
 
     Raises:
       UserError: the seeds do not have the same data.
@@ -222,7 +222,7 @@ def assemble_like(
         )
     replicated = first.program.replicated
     params, frozen, stats, found = start.initialise(
-        first.system, seed=config.seed, replicated=replicated, loaded=loaded
+        first.system, seed=config.seed, replicated=replicated, shared=shared
     )
     with io.writing(splits.folder):
         splits.prepare()
