@@ -23,7 +23,14 @@ from jaxboost.systems import baseline, pneumollm, rllm
 from jaxboost.systems.system import FixedTokens, Recorded, System, check_attention
 
 __all__ = [
-    *("Recorded", "System", "check_same_weights", "fixed_tokens", "prepare", "resolved", "with_dtype", "with_layers"),
+    "Recorded",
+    "System",
+    "check_same_weights",
+    "fixed_tokens",
+    "prepare",
+    "resolved",
+    "with_dtype",
+    "with_layers",
 ]
 
 # Returns the config that the folder of a run has, flat as `continuing.fixed_fields` gives it; None: it has none.
