@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxboost import io, processes, systems
 from jaxboost.config import continuing, validate
+from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.errors import UserError
@@ -173,9 +174,7 @@ def _of_all(config: Config) -> Config:
 
 
 def _of_fold(config: Config, number: int) -> Config:
-    one = config.copy_and_resolve_references()
-    one.data.fold = number
-    return one
+    return with_overrides(config, {"data.fold": number})
 
 
 def _checked(config: Config, folder: pathlib.Path) -> Dataset:

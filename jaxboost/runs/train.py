@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxboost import io, processes, stopping, systems
 from jaxboost.config import combinations, continuing, validate, validation
+from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.data.pipeline import batches
@@ -25,7 +26,7 @@ from jaxboost.runs import baseline, datasets, memory, report, together, workdir
 from jaxboost.runs.lock import locked
 from jaxboost.runs.result import RunResult, Selection
 from jaxboost.systems import start
-from jaxboost.systems.system import FixedTokens, System
+from jaxboost.systems.system import FixedTokens
 from jaxboost.training import feed, source_tokens, step, steps
 from jaxboost.training.cache import keep_compiled_programs
 from jaxboost.training.checkpoints import checkpoint_folder, stored
@@ -108,7 +109,7 @@ def assemble(
     splits: datasets.Splits | None = None,
     *,
     check_lock: Callable[[], None] = lambda: None,
-    loaded: start.Loaded | None = None,
+    shared: start.Shared | None = None,
     clock: Clock | None = None,
 ) -> Loop:
     """Checks the config, loads the data, and makes the model, its weights and its step functions.
@@ -116,7 +117,7 @@ def assemble(
     Args:
       config, folder, splits: see `train_and_evaluate`.
       check_lock: see `Loop`.
-      loaded: see `start.initialise`.
+      shared: see `start.initialise`.
       clock: of the run; None: a new one.
 
     Raises:
@@ -148,7 +149,7 @@ def assemble(
 
     with processes.working("reads the weights"):
         params, frozen, stats, fingerprints = start.initialise(
-            system, seed=config.seed, replicated=program.replicated, loaded=loaded
+            system, seed=config.seed, replicated=program.replicated, shared=shared
         )
     # Other labels for the same images are another data set.
     fingerprints |= datasets.fingerprint(dataset, config)
@@ -156,7 +157,7 @@ def assemble(
     if processes.is_first():
         with io.writing(splits.folder):
             splits.prepare()
-    fixed = fixed_tokens(system, config)
+    fixed = fixed_tokens(config)
     shape = None if fixed is None else _kept_shape(fixed, config, dataset, program, (params, frozen))
     if fixed is not None and shape is not None:
         # Runs of a study share a folder, and kinds of the booster read the first token alone, or all.
@@ -165,7 +166,7 @@ def assemble(
         image_size = None
         source = feed.make(config, dataset, image_size, program, steps_per_epoch=steps_per_epoch)
     on_device = feed.on_device(config, dataset, program.by_batch)
-    config = continuing.with_values(config, {"data.on_device": "true" if on_device else "false"})
+    config = with_overrides(config, {"data.on_device": "true" if on_device else "false"})
     if on_device:
         program = make_program(config, system.graphdef, objective, steps_per_epoch=steps_per_epoch, on_device=True)
         logger.info("the data are on the devices: %.3g MB", rows.megabytes(dataset.splits.values()))
@@ -199,7 +200,7 @@ def assemble_like(
     folder: pathlib.Path,
     *,
     check_lock: Callable[[], None],
-    loaded: start.Loaded,
+    shared: start.Shared,
     clock: Clock,
 ) -> Loop:
     """Makes a run of another seed, which shares the data and the loaded weights of the first.
@@ -207,24 +208,21 @@ def assemble_like(
     Args:
       first: the result of `assemble` for the first seed.
       config, folder: of the run; the config differs in the seed alone.
-      check_lock, loaded, clock: see `assemble`.
+      check_lock, shared, clock: see `assemble`.
 
     Raises:
       UserError: the seeds do not have the same data.
     """
-    config = continuing.with_values(config, {"data.on_device": first.config.data.on_device})
+    config = with_overrides(config, {"data.on_device": first.config.data.on_device})
     splits = datasets.own_splits(config, folder)
-    fix = "train them one after the other, with train.seeds=1"
     if not datasets.same_samples(splits.load(), first.dataset):
-        raise UserError(f"{folder} has other splits than {first.folder}: {fix}")
+        raise UserError(
+            f"{folder} has other splits than {first.folder}: train them one after the other, with train.seeds=1"
+        )
     replicated = first.program.replicated
     params, frozen, stats, found = start.initialise(
-        first.system, seed=config.seed, replicated=replicated, loaded=loaded
+        first.system, seed=config.seed, replicated=replicated, shared=shared
     )
-    fingerprints = {**first.progress.fingerprints, **found}
-    fixed = fixed_tokens(first.system, config) if first.has_tokens else None
-    if fixed is not None and fingerprints[fixed.role] != first.progress.fingerprints[fixed.role]:
-        raise UserError(f"the random frozen encoder of each seed makes other tokens: {fix}")
     with io.writing(splits.folder):
         splits.prepare()
     return dataclasses.replace(
@@ -234,7 +232,7 @@ def assemble_like(
         feed=first.feed.with_seed(config),
         state=first.program.init_state(params, stats),
         frozen=frozen,
-        progress=_first_progress(config, fingerprints),
+        progress=_first_progress(config, {**first.progress.fingerprints, **found}),
         clock=clock,
         check_lock=check_lock,
     )
@@ -267,11 +265,11 @@ def check_splits(config: Config, dataset: Dataset) -> int:
     return found
 
 
-def fixed_tokens(system: System, config: Config) -> FixedTokens | None:
+def fixed_tokens(config: Config) -> FixedTokens | None:
     """The tokens that a run computes once, if they are not too large; None if the encoder runs at each step."""
     # Randomly changed images must be encoded at each step.
     changes = Augment(**config.augment).random_fields or Mixing(**config.mix).changes_images
-    return None if changes else system.fixed_tokens
+    return None if changes else systems.fixed_tokens(config)
 
 
 def _kept_shape(

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxboost import io
 from jaxboost.config import continuing, validate
+from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 from jaxboost.errors import UserError
 from jaxboost.models.frozen import count
@@ -105,7 +106,4 @@ def _check_same(source: pathlib.Path, result: RunResult, fingerprints: dict[str,
 def with_rate_of(config: Config, source: pathlib.Path) -> Config:
     """The config with the learning rate of the run in `source`, so that its result names it."""
     rate = continuing.flat(finished.read(source)[1].config).get("optim.lr")
-    changed = config.copy_and_resolve_references()
-    if rate is not None:
-        changed.optim.lr = rate
-    return changed
+    return config if rate is None else with_overrides(config, {"optim.lr": rate})

@@ -74,11 +74,6 @@ class Loop:
         elif (self.folder / METRICS).exists():
             logger.warning("%s has records but no checkpoint: it starts again from the first step", self.folder)
 
-    @property
-    def has_tokens(self) -> bool:
-        """Whether the data set has source tokens, computed once, in place of images."""
-        return self.dataset.splits["train"].images.ndim == 3
-
     def evaluated(self) -> tuple[Tree, Tree]:
         """The weights and statistics to evaluate."""
         return self.state.evaluated(ema=self.config.eval.ema)
