@@ -13,7 +13,7 @@ from jaxboost.config import continuing, validate
 from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 from jaxboost.errors import UserError
-from jaxboost.runs import datasets, memory, train, workdir
+from jaxboost.runs import assembly, datasets, memory, train, workdir
 from jaxboost.runs.lock import locked
 from jaxboost.systems.start import Shared
 from jaxboost.training.clock import Clock
@@ -85,7 +85,7 @@ def check(config: Config) -> None:
     ):
         if wrong:
             raise UserError(f"config field train.seeds: it does not go together with {name}, as {why}: {fix}")
-    tokens = train.fixed_tokens(config)
+    tokens = assembly.fixed_tokens(config)
     if tokens is not None and tokens.drawn_by and tokens.most_gb:
         at_each_step = "" if tokens.most_gb == math.inf else "; or set model.cache_gb=0: the encoder runs at each step"
         raise UserError(
@@ -96,7 +96,7 @@ def check(config: Config) -> None:
 
 def _train(todo: Mapping[pathlib.Path, Config]) -> list[dict[str, Any]] | None:
     """Trains runs that are not finished."""
-    peak, shared, loops = memory.Peak(), Shared(), []
+    peak, shared, runs = memory.Peak(), Shared(), []
     # The time of all is divided among them, from here on.
     clocks = [Clock(lambda: time.monotonic() / len(todo)) for _ in todo]
     with contextlib.ExitStack() as stack:
@@ -106,11 +106,11 @@ def _train(todo: Mapping[pathlib.Path, Config]) -> list[dict[str, Any]] | None:
         stack.enter_context(datasets.shared_in(next(iter(todo))))
         for (folder, config), lock, clock in zip(configs.items(), locks, clocks, strict=True):
             options = dict(check_lock=lock.check, shared=shared, clock=clock)
-            if loops:
-                loops.append(train.assemble_like(loops[0], config, folder, **options))
+            if runs:
+                runs.append(assembly.assemble_like(runs[0], config, folder, **options))
             else:
-                loops.append(train.assemble(config, folder, **options))
-        first = loops[0]
+                runs.append(assembly.assemble(config, folder, **options))
+        first = runs[0]
         program = make_program(
             first.config,
             first.system.graphdef,
@@ -119,7 +119,7 @@ def _train(todo: Mapping[pathlib.Path, Config]) -> list[dict[str, Any]] | None:
             on_device=first.program.reading is not None,
             several=True,
         )
-        return train.complete(Together(loops, program), peak)
+        return train.complete(Together(runs, program), peak)
 
 
 def _check_alike(configs: Mapping[pathlib.Path, Config]) -> None:

@@ -21,7 +21,7 @@ from jaxboost.data.dataset import Dataset, DatasetInfo, join_splits
 from jaxboost.data.splits import near_duplicates, stratify
 from jaxboost.errors import UserError
 from jaxboost.evaluation.patients import PATIENT
-from jaxboost.runs import datasets, train
+from jaxboost.runs import assembly, datasets
 from jaxboost.studies.definition import DataDefinition
 from jaxboost.studies.finished_run import FinishedRun
 from jaxboost.studies.plan import PlannedRun
@@ -101,7 +101,7 @@ def _splits_problem(config: Config, dataset: Dataset) -> list[str]:
     if "baseline" in config or config.data.folds:
         return []
     try:
-        train.check_splits(config, datasets.fraction_of(dataset, config))
+        assembly.check_splits(config, datasets.fraction_of(dataset, config))
     except UserError as error:
         return [str(error)]
     return []

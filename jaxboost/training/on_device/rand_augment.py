@@ -132,7 +132,9 @@ def _stretched(image: jax.Array) -> jax.Array:
     """AutoContrast's table (C, 256): the lowest value that occurs becomes 0, the highest 255."""
     grey = jnp.arange(256)
     channels = _channels(image)
-    low, high = (jnp.stack([least(each) for each in channels])[:, None].astype(jnp.int32) for least in (jnp.min, jnp.max))
+    low, high = (
+        jnp.stack([least(each) for each in channels])[:, None].astype(jnp.int32) for least in (jnp.min, jnp.max)
+    )
     span = jnp.maximum(high - low, 1)
     return jnp.where(high > low, jnp.clip((grey - low) * 255 // span, 0, 255), grey)
 
@@ -168,9 +170,7 @@ def _mapped(image: jax.Array, operation: Operation) -> jax.Array:
 def _along_both(image: jax.Array, x: jax.Array, y: jax.Array, number: jax.Array) -> jax.Array:
     """Values (S, S, C) of an image at places (S, S), in pixels from the middle of the first; the border repeats."""
     left, top = jnp.floor(x), jnp.floor(y)
-    lines = [
-        _mixed([_at(image, left + across, top + down) for across in _TAPS], x - left, number) for down in _TAPS
-    ]
+    lines = [_mixed([_at(image, left + across, top + down) for across in _TAPS], x - left, number) for down in _TAPS]
     return _mixed(lines, y - top, number)
 
 
