@@ -2,6 +2,7 @@
 
 import types
 
+from jaxboost.training import loop
 from jaxboost.training.monitor import StepFigures
 
 
