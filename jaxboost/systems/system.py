@@ -108,7 +108,8 @@ def with_attention(config: Config, build: Callable[[nnx.Rngs], nnx.Module]) -> C
 
 def attention_mode(config: Config) -> str:
     """`model.attention`; with `train.deterministic` "plain", as the fused gradient adds in the order of threads."""
-    return "plain" if "train" in config and config.train.deterministic else config.model.attention
+    # The config of a finished run has no fields that matter only in training, and a baseline's has none of them.
+    return "plain" if config.get("train", {}).get("deterministic") else config.model.attention
 
 
 def check_attention(config: Config, system: System, info: DatasetInfo) -> None:
