@@ -83,6 +83,8 @@ def _resnet(block: str, *depths: int, convolution: str = "2d") -> Backbone:
 
 # CLIP (Radford et al. 2021).
 _CLIP: dict[str, Any] = dict(eps=1e-5, activation="quick_gelu", patch_bias=False, pre_norm=True)
+# DINOv2 (Oquab et al. 2023), with registers (Darcet et al. 2024) or without.
+_DINOV2: dict[str, Any] = dict(patch=14, layer_scale=True)
 
 BACKBONES = {
     "vit_ti16": _vit(width=192, depth=12, heads=3),
@@ -92,8 +94,12 @@ BACKBONES = {
     "clip_vit_b32": _vit(width=768, depth=12, heads=12, patch=32, **_CLIP),
     "clip_vit_b16": _vit(width=768, depth=12, heads=12, **_CLIP),
     "clip_vit_l14": _vit(width=1024, depth=24, heads=16, patch=14, **_CLIP),
-    "dinov2_s14": _vit(width=384, depth=12, heads=6, patch=14, layer_scale=True),
-    "dinov2_s14_reg4": _vit(width=384, depth=12, heads=6, patch=14, layer_scale=True, registers=4),
+    "dinov2_s14": _vit(width=384, depth=12, heads=6, **_DINOV2),
+    "dinov2_s14_reg4": _vit(width=384, depth=12, heads=6, registers=4, **_DINOV2),
+    "dinov2_b14": _vit(width=768, depth=12, heads=12, **_DINOV2),
+    "dinov2_b14_reg4": _vit(width=768, depth=12, heads=12, registers=4, **_DINOV2),
+    "dinov2_l14": _vit(width=1024, depth=24, heads=16, **_DINOV2),
+    "dinov2_l14_reg4": _vit(width=1024, depth=24, heads=16, registers=4, **_DINOV2),
     "vit3d": _vit3d(width=1024, depth=8, heads=8, mlp_width=1024),
     "vivit_s": _vivit(width=512, depth=4, heads=8),
     "vivit_m": _vivit(width=1024, depth=8, heads=8),

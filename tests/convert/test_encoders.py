@@ -194,15 +194,20 @@ def test_defaults_are_those_of_transformers(model_type, config):
 
 def test_the_published_models_are_the_backbones_of_their_names():
     """From what their config.json says, as far as it differs from the defaults."""
-    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+    dinov2, large_mlp = {"image_size": 518}, large | {"intermediate_size": 4096}
     published = {
-        "clip_vit_l14": ("clip_vision_model", large | {"patch_size": 14, "layer_norm_eps": 1e-5}),
+        "clip_vit_l14": ("clip_vision_model", large_mlp | {"patch_size": 14, "layer_norm_eps": 1e-5}),
         "clip_vit_b32": ("clip_vision_model", {}),
         "clip_vit_b16": ("clip_vision_model", {"patch_size": [16, 16]}),
-        "dinov2_s14": ("dinov2", {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518}),
-        "dinov2_s14_reg4": ("dinov2_with_registers", {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518}),
+        "dinov2_s14": ("dinov2", dinov2 | {"hidden_size": 384, "num_attention_heads": 6}),
+        "dinov2_s14_reg4": ("dinov2_with_registers", dinov2 | {"hidden_size": 384, "num_attention_heads": 6}),
+        "dinov2_b14": ("dinov2", dinov2),  # RAD-DINO too
+        "dinov2_b14_reg4": ("dinov2_with_registers", dinov2),
+        "dinov2_l14": ("dinov2", dinov2 | large),
+        "dinov2_l14_reg4": ("dinov2_with_registers", dinov2 | large),
         "vit_b16": ("vit", {}),
-        "vit_l16": ("vit", large),
+        "vit_l16": ("vit", large_mlp),
     }
     for name, (model_type, values) in published.items():
         arguments, _ = vit_configs.parse_vision(Settings(values, "config.json"), model_type)

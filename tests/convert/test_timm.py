@@ -471,6 +471,10 @@ def test_real_architectures_are_read_as_they_are(tmp_path):
         "vit_large_patch16_224": "vit_l16",
         "vit_small_patch14_dinov2": "dinov2_s14",
         "vit_small_patch14_reg4_dinov2": "dinov2_s14_reg4",
+        "vit_base_patch14_dinov2": "dinov2_b14",
+        "vit_base_patch14_reg4_dinov2": "dinov2_b14_reg4",
+        "vit_large_patch14_dinov2": "dinov2_l14",
+        "vit_large_patch14_reg4_dinov2": "dinov2_l14_reg4",
         "vit_huge_patch14_224": None,
     }
     for architecture, backbone in named.items():

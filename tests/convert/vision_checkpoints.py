@@ -133,6 +133,24 @@ def stages(kind: str, model, images: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def normed(kind: str, model, images: np.ndarray):
+    """The CLS token after the final LayerNorm, as a tensor (B, D) with its graph, and the pixels (B, 3, S, S)."""
+    import torch
+
+    pixels = torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), requires_grad=True)
+    output = encoder(kind, model)(pixels)
+    return (output.pooler_output if kind.startswith("clip") else output.last_hidden_state[:, 0]), pixels
+
+
+def become_gradients(model) -> None:
+    """Puts the gradient of each weight in its place: saved, they are a checkpoint like the model's own."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+
+
 def write_onnx(model, path: Path, *, opset: int = 14, **changes: str) -> str:
     """A graph with those parts of an exported DINOv2 that are read: its weights and the nodes around some of them.
 

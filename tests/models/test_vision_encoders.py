@@ -1,5 +1,6 @@
 """A converted vision encoder computes what transformers, or the graph it came from, computes, stage by stage."""
 
+import copy
 import dataclasses
 import functools
 import importlib.util
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
 from jaxboost.convert import convert, encoders
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.frozen import freeze, merge, split
 from jaxboost.models.vit import PLAIN, ViT
 from tests.convert import vision_checkpoints as reference
-from tests.models.parity import assert_close, normal
+from tests.models.parity import assert_close, channels_first, cotangent, normal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,19 @@ def _embedded(graphdef, weights, images):
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _first_tokens(graphdef, weights, images):
     return merge(graphdef, {}, weights).first_tokens(images)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "eps"))
+def _pull_back(graphdef, eps, weights, norm, images):
+    """Gradients of the loss on the CLS token after the final norm: of the weights, the norm and the pixels."""
+
+    def loss(weights, norm, images):
+        tokens = merge(graphdef, {}, weights)(images, queries=1)[:, 0]
+        centred = tokens - tokens.mean(-1, keepdims=True)
+        result = centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + eps) * norm["scale"] + norm["bias"]
+        return (result * cotangent(result.shape)).sum()
+
+    return jax.grad(loss, argnums=(0, 1, 2))(weights, norm, images)
 
 
 def graphdef_for(encoder: encoders.Encoder, image_size: int) -> nnx.GraphDef:
@@ -81,6 +96,28 @@ def test_every_stage_equals_transformers(case: Case) -> None:
     for block, (ours, theirs) in enumerate(zip(cls, expected["cls"], strict=True)):
         assert_close(ours, theirs, name=f"CLS token after block {block}")
     assert_close(normed(encoder, np.asarray(cls[-1])), expected["normed"], name="normed")
+
+
+def test_gradients_equal_transformers(case: Case, tmp_path) -> None:
+    """Of every weight: torch's gradients, saved as a checkpoint of the model, are converted as its weights are."""
+    model, images = copy.deepcopy(case.model), normal((2, reference.IMAGE_SIZE, reference.IMAGE_SIZE, 3), seed=7)
+    result, pixels = reference.normed(case.kind, model, images)
+    (result * torch.from_numpy(cotangent(tuple(result.shape)))).sum().backward()
+    reference.become_gradients(model)
+    model.save_pretrained(tmp_path / "gradients")
+    convert(str(tmp_path / "gradients"), "all", tmp_path / "converted")
+    expected = encoders.load_encoder(tmp_path / "converted", image_size=reference.IMAGE_SIZE)
+    encoder = encoders.load_encoder(case.folder, image_size=reference.IMAGE_SIZE)
+    graphdef, eps = graphdef_for(encoder, reference.IMAGE_SIZE), encoder.manifest.arguments["eps"]
+    weights, norm, x = _pull_back(graphdef, eps, encoder.weights, encoder.norm, images)
+    assert_close(channels_first(np.asarray(x)), pixels.grad, name="pixels")
+    ours, theirs = (flatten_dict(tree, sep=".") for tree in ((weights | {"norm": norm}), expected.weights))
+    theirs |= {f"norm.{name}": value for name, value in expected.norm.items()}
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        # A model without these biases has no gradient of them.
+        if not (name.endswith("qkv.bias") and "qkv_bias" in reference.KINDS[case.kind][1]):
+            assert_close(ours[name], value, name=name)
 
 
 # The positions are for a grid of 5 x 5.
