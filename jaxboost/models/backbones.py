@@ -83,6 +83,8 @@ def _resnet(block: str, *depths: int, convolution: str = "2d") -> Backbone:
 
 # CLIP (Radford et al. 2021).
 _CLIP: dict[str, Any] = dict(eps=1e-5, activation="quick_gelu", patch_bias=False, pre_norm=True)
+# OpenCLIP's own training (Cherti et al. 2023).
+_OPEN_CLIP: dict[str, Any] = _CLIP | dict(activation="gelu")
 # DINOv2 (Oquab et al. 2023), with registers (Darcet et al. 2024) or without.
 _DINOV2: dict[str, Any] = dict(patch=14, layer_scale=True)
 
@@ -94,6 +96,9 @@ BACKBONES = {
     "clip_vit_b32": _vit(width=768, depth=12, heads=12, patch=32, **_CLIP),
     "clip_vit_b16": _vit(width=768, depth=12, heads=12, **_CLIP),
     "clip_vit_l14": _vit(width=1024, depth=24, heads=16, patch=14, **_CLIP),
+    "openclip_vit_b32": _vit(width=768, depth=12, heads=12, patch=32, **_OPEN_CLIP),
+    "openclip_vit_b16": _vit(width=768, depth=12, heads=12, **_OPEN_CLIP),
+    "openclip_vit_l14": _vit(width=1024, depth=24, heads=16, patch=14, **_OPEN_CLIP),
     "dinov2_s14": _vit(width=384, depth=12, heads=6, **_DINOV2),
     "dinov2_s14_reg4": _vit(width=384, depth=12, heads=6, registers=4, **_DINOV2),
     "dinov2_b14": _vit(width=768, depth=12, heads=12, **_DINOV2),

@@ -284,7 +284,7 @@ def test_no_hints_for_what_a_source_says_itself(state, tmp_path):
     vision.tiny("vit").save_pretrained(tmp_path / "vit")
     refused(
         str(tmp_path / "vit"),
-        "vit does not take --heads, --eps: they are only for vision encoders in timm.s names: leave them out",
+        "vit does not take --heads, --eps: they are only for vision encoders in timm.s or OpenCLIP.s names: leave",
         tmp_path,
         Hints(heads=3, eps=1),
     )
@@ -369,7 +369,10 @@ def test_a_whole_block_is_missing(state, tmp_path):
             {"fc_norm.weight": (192,), "norm.weight": None},
             r"mean of its patches as its result \(fc_norm.* pretrained c",
         ),
-        ({"norm_pre.weight": (192,)}, r"a norm before the first block \(CLIP\).*Hugging Face's copy"),
+        (
+            {"norm_pre.weight": (192,)},
+            r"the weights do not say the activation, and CLIP models .* --activation quick_gelu \(OpenAI",
+        ),
         ({"blocks.0.attn.q_bias": (192,)}, r"has separate biases of queries and values \(BEiT, EVA\)"),
         ({"rel_pos_bias.relative_position_bias_table": (4, 3)}, r"has relative positions \(BEiT\)"),
         ({"blocks.0.gamma_1": (192,)}, "LayerScale under the names of BEiT"),
@@ -476,6 +479,10 @@ def test_real_architectures_are_read_as_they_are(tmp_path):
         "vit_large_patch14_dinov2": "dinov2_l14",
         "vit_large_patch14_reg4_dinov2": "dinov2_l14_reg4",
         "vit_huge_patch14_224": None,
+        "vit_base_patch32_clip_224": "openclip_vit_b32",
+        "vit_base_patch16_clip_224": "openclip_vit_b16",
+        "vit_large_patch14_clip_224": "openclip_vit_l14",
+        "vit_base_patch16_clip_quickgelu_224": "clip_vit_b16",
     }
     for architecture, backbone in named.items():
         with torch.device("meta"):
@@ -484,8 +491,9 @@ def test_real_architectures_are_read_as_they_are(tmp_path):
         block = model.blocks[0]
         assert found.arguments["heads"] == block.attn.num_heads, architecture
         assert found.arguments["eps"] == block.norm1.eps == model.norm.eps, architecture
-        assert isinstance(block.mlp.act, torch.nn.GELU), architecture
-        assert block.mlp.act.approximate == "none", architecture
+        activation = {"GELU": "gelu", "QuickGELU": "quick_gelu"}[type(block.mlp.act).__name__]
+        assert found.arguments["activation"] == activation, architecture
+        assert getattr(block.mlp.act, "approximate", "none") == "none", architecture
         assert found.image_size == model.patch_embed.img_size[0], architecture
         assert found.names("0").keys() >= {"attention.qkv.bias"}
         if backbone:

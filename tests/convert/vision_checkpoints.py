@@ -94,6 +94,35 @@ def timm_state(model, folder: Path) -> dict[str, np.ndarray]:
     return state
 
 
+def open_clip_state(model, folder: Path) -> dict[str, np.ndarray]:
+    """The weights of a "clip_gelu" as OpenCLIP names them, with a text tower of another width beside them."""
+    from safetensors.numpy import load_file
+
+    model.save_pretrained(folder)
+    loaded = load_file(folder / "model.safetensors")
+    published = {name.removeprefix("vision_model."): array for name, array in loaded.items()}
+    plain = {
+        "conv1.weight": "embeddings.patch_embedding.weight",
+        "class_embedding": "embeddings.class_embedding",
+        "positional_embedding": "embeddings.position_embedding.weight",
+    }
+    state = {f"visual.{ours}": published[theirs] for ours, theirs in plain.items()}
+    modules = {"visual.ln_pre": "pre_layrnorm", "visual.ln_post": "post_layernorm"}
+    for layer in range(DEPTH):
+        block, theirs = f"visual.transformer.resblocks.{layer}", f"encoder.layers.{layer}"
+        named = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj"}
+        named |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+        modules |= {f"{block}.{ours}": f"{theirs}.{name}" for ours, name in named.items()}
+        for kind in ("weight", "bias"):
+            parts = [published[f"{theirs}.self_attn.{name}_proj.{kind}"] for name in "qkv"]
+            state[f"{block}.attn.in_proj_{kind}"] = np.concatenate(parts)
+    for ours, theirs in modules.items():
+        for kind in ("weight", "bias"):
+            state[f"{ours}.{kind}"] = published[f"{theirs}.{kind}"]
+    text = {"transformer.resblocks.0.ln_1.weight": np.ones(8, "f"), "positional_embedding": np.ones((7, 8), "f")}
+    return state | text | {"visual.proj": np.ones((WIDTH, 8), "f"), "logit_scale": np.float32(1)}
+
+
 def _randomised(model):
     import torch
 

@@ -109,6 +109,28 @@ DINOV2 = VitLayout(
 )
 DINOV2_RENAMED = dataclasses.replace(DINOV2, weights=DINOV2.weights | _RENAMED_ATTENTION)
 
+# OpenCLIP's names, which are those of OpenAI's own CLIP. A model without LayerScale has no tensors for it.
+OPEN_CLIP = VitLayout(
+    embedding={
+        KERNEL: "conv1.weight",
+        "cls": "class_embedding",
+        "positions": "positional_embedding",
+        "pre_norm.scale": "ln_pre.weight",
+        "pre_norm.bias": "ln_pre.bias",
+    },
+    block="transformer.resblocks.{layer}.",
+    weights=_norm("attention_norm", "ln_1")
+    | {f"{QKV}.kernel": ("attn.in_proj_weight",), f"{QKV}.bias": ("attn.in_proj_bias",)}
+    | _linear("attention.out", "attn.out_proj")
+    | {"attention_scale": ("ls_1.gamma",)}
+    | _norm("mlp_norm", "ln_2")
+    | _linear("mlp.up", "mlp.c_fc")
+    | _linear("mlp.down", "mlp.c_proj")
+    | {"mlp_scale": ("ls_2.gamma",)},
+    norm="ln_post",
+    ignored=("proj",),
+)
+
 # timm's names. A model without LayerScale or registers has no tensors for them. Ignored are heads, and the parts
 # that only pretraining needs: a decoder (MAE), a predictor, a projection.
 TIMM = VitLayout(
@@ -118,6 +140,8 @@ TIMM = VitLayout(
         "cls": "cls_token",
         "positions": "pos_embed",
         REGISTERS: "reg_token",
+        "pre_norm.scale": "norm_pre.weight",
+        "pre_norm.bias": "norm_pre.bias",
     },
     block="blocks.{layer}.",
     weights=_norm("attention_norm", "norm1")

@@ -5,22 +5,20 @@ DINO and DINOv2, in this order. The log names what was assumed.
 """
 
 import math
-import pathlib
 import re
 
 from jaxboost.convert.formats import adapters
 from jaxboost.convert.formats.settings import MAX_LAYERS, Settings
-from jaxboost.convert.formats.single_file import FileTensors
 from jaxboost.convert.formats.tensors import Tensors
 from jaxboost.convert.tables.hints import Hints
-from jaxboost.convert.tables.positions import ANTIALIASED, BICUBIC, RESIZINGS
+from jaxboost.convert.tables.positions import ANTIALIASED, BICUBIC
 from jaxboost.convert.tables.vit import VitSource, locate
 from jaxboost.convert.tables.vit_names import REGISTERS, TIMM, TIMM_OF_DINOV2, VitLayout
 from jaxboost.errors import UserError
-from jaxboost.models.transformer import ACTIVATIONS
 
 LAYOUTS = (TIMM, TIMM_OF_DINOV2)
 _EPS, _ACTIVATION = 1e-6, "gelu"
+_CLIP_EPS = 1e-5  # of models with a norm before the first block
 # Width -> heads, of all of timm's plain ViTs.
 _HEADS = {
     **{width: width // 64 for width in (192, 256, 320, 384, 512, 640, 768, 832, 896, 1024)},
@@ -42,7 +40,6 @@ _FOREIGN = {
         "which is used here, was not trained for that",
         "choose the pretrained checkpoint, not the fine-tuned one",
     ),
-    "norm_pre.": ("has a norm before the first block (CLIP)", "choose Hugging Face's copy of the model"),
     "blocks.0.attn.q_norm.": ("has norms of queries and keys (qk_norm)", _OTHER),
     "blocks.0.attn.q_bias": ("has separate biases of queries and values (BEiT, EVA)", _OTHER),
     "blocks.0.attn.relative_position": ("has relative positions (BEiT)", _OTHER),
@@ -55,18 +52,6 @@ _FOREIGN = {
 def is_timm(settings: Settings) -> bool:
     """Whether config.json is timm's own, or transformers' wrapper of it."""
     return settings.get("model_type") in (None, "timm_wrapper") and isinstance(settings.get("architecture"), str)
-
-
-def encoder_of_file(path: pathlib.Path, source: str, hints: Hints, kind: str | None = None) -> VitSource:
-    """The ViT in a file of weights; see `encoder_of`.
-
-    Args:
-      path: the file.
-      source: what the manifest records.
-      hints: what the user states about the encoder.
-      kind: see `FileTensors`.
-    """
-    return encoder_of(FileTensors(path, source, kind), Settings({}, str(path)), str(path), hints)
 
 
 def encoder_of(tensors: Tensors, settings: Settings, where: str, hints: Hints | None = None) -> VitSource:
@@ -100,17 +85,20 @@ def encoder_of(tensors: Tensors, settings: Settings, where: str, hints: Hints | 
     if prefix + layout.embedding[REGISTERS] in tensors.names:
         registers = shape(layout.embedding[REGISTERS], 3)[1]
     placed, grid = _grid(shape(layout.embedding["positions"], 3)[1], registers, layout, where)
-    heads, eps, activation, resizing, assumed = _unseen(width, settings, where, hints, layout, registers)
+    pre_norm = prefix + layout.embedding["pre_norm.scale"] in tensors.names
+    heads, eps, activation, resizing, assumed = _unseen(
+        width, settings, where, hints, pre_norm=pre_norm, registers=registers
+    )
     arguments = {
         "patch": patch,
         "width": width,
-        "depth": _depth(tensors, prefix, where),
+        "depth": depth_of(tensors, prefix, TIMM, where),
         "heads": heads,
         "mlp_width": shape(block["mlp.up.kernel"][0], 2)[0],
         "eps": eps,
         "activation": activation,
-        "patch_bias": True,
-        "pre_norm": False,
+        "patch_bias": prefix + layout.embedding["embedding.bias"] in tensors.names,
+        "pre_norm": pre_norm,
         "layer_scale": prefix + block["attention_scale"][0] in tensors.names,
     }
     notes = [f"the weights are those under {prefix.rstrip('.')!r}"] if prefix else []
@@ -191,54 +179,75 @@ def _grid(tokens: int, registers: int, layout: VitLayout, where: str) -> tuple[i
     return fitting[0]
 
 
-def _depth(tensors: Tensors, prefix: str, where: str) -> int:
-    numbered = re.compile(re.escape(prefix) + r"blocks\.([0-9]{1,9})\.")
+def depth_of(tensors: Tensors, prefix: str, layout: VitLayout, where: str) -> int:
+    """Number of blocks, by the names under the prefix. Raises UserError if there are too many."""
+    beginning, end = layout.block.split("{layer}")
+    numbered = re.compile(re.escape(prefix + beginning) + r"([0-9]{1,9})" + re.escape(end))
     depth = 1 + max(int(match[1]) for match in map(numbered.match, tensors.names) if match)
     if depth > MAX_LAYERS:
         raise UserError(f"{where} names {depth} blocks, more than {MAX_LAYERS}: download it again")
     return depth
 
 
-def _unseen(
-    width: int, settings: Settings, where: str, hints: Hints, layout: VitLayout, registers: int
-) -> tuple[int, float, str, str, list[str]]:
-    """Heads, eps, activation and resizing, and texts about those that were assumed."""
-    assumed = []
-    said = settings.section("model_args").get("num_heads")
-    if said is not None:
-        heads = settings.section("model_args").integer("num_heads")
-        if hints.heads not in (None, heads):
-            raise UserError(f"{settings.where} says {heads} heads, not {hints.heads}: leave --heads out")
-    elif hints.heads is not None:
-        heads = hints.heads
-    elif width in _HEADS:
+def heads_of(width: int, where: str, hint: int | None, said: int | None = None) -> tuple[int, str]:
+    """Number of heads, and what was assumed, "" if nothing was.
+
+    Args:
+      width: of the tokens.
+      where: the weights, for messages.
+      hint: `Hints.heads`.
+      said: what the configuration says; None: nothing.
+
+    Raises:
+      UserError: the number is not known, or does not divide the width.
+    """
+    heads, assumed = said if said is not None else hint, ""
+    if heads is None:
+        if width not in _HEADS:
+            raise UserError(
+                f"{where}: the number of heads is not known for a width of {width}, which none of timm's ViTs has: "
+                "give it with --heads"
+            )
         heads = _HEADS[width]
-        assumed.append(f"{heads} heads of {width // heads}, as timm's ViTs of width {width} have (--heads)")
-    else:
-        raise UserError(
-            f"{where}: the number of heads is not known for a width of {width}, which none of timm's ViTs has: "
-            "give it with --heads"
-        )
+        assumed = f"{heads} heads of {width // heads}, as timm's ViTs of width {width} have (--heads)"
     if heads < 1 or width % heads:
         raise UserError(f"{where}: a width of {width} is not a multiple of {heads} heads: check --heads")
-    eps, activation = hints.eps, hints.activation
+    return heads, assumed
+
+
+def _unseen(
+    width: int, settings: Settings, where: str, hints: Hints, *, pre_norm: bool, registers: int
+) -> tuple[int, float, str, str, list[str]]:
+    """Heads, eps, activation and resizing, and texts about those that were assumed."""
+    said = settings.section("model_args").get("num_heads")
+    if said is not None:
+        said = settings.section("model_args").integer("num_heads")
+        if hints.heads not in (None, said):
+            raise UserError(f"{settings.where} says {said} heads, not {hints.heads}: leave --heads out")
+    heads, note = heads_of(width, where, hints.heads, said)
+    assumed = [note] * bool(note)
+    hints.check()
+    eps, activation, resizing = hints.eps, hints.activation, hints.resizing
     if eps is None:
-        eps = _EPS
+        eps = _CLIP_EPS if pre_norm else _EPS
         assumed.append(f"eps {eps} (--eps)")
-    elif not 0 < eps <= 1:
-        raise UserError(f"--eps {eps} is not above 0 and at most 1")
     if activation is None:
-        activation = _ACTIVATION
+        if pre_norm and not settings.values:
+            raise UserError(
+                f"{where}: the weights do not say the activation, and CLIP models of the same shape differ in it: give "
+                "--activation quick_gelu (OpenAI, MetaCLIP, DFN) or --activation gelu (LAION, DataComp)"
+            )
+        activation = _activation_of(settings.get("architecture") or "")
         assumed.append("GELU by erf (--activation)")
-    elif activation not in ACTIVATIONS:
-        raise UserError(f"--activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
-    resizing = hints.resizing
     if resizing is None:
         # Hugging Face's copies, MAE and DINO resize without antialiasing; timm and DINOv2 with registers with it.
         resizing = ANTIALIASED if settings.values or registers else BICUBIC
         if not settings.values:
             assumed.append(f"{resizing} resizing of positions (--resizing)")
-    elif resizing not in RESIZINGS:
-        raise UserError(f"--resizing {resizing!r} is not one of {', '.join(RESIZINGS)}")
     # A config.json with an architecture of timm's has these values: they are not assumed.
     return heads, eps, activation, resizing, [] if settings.values else assumed
+
+
+def _activation_of(architecture: str) -> str:
+    """The activation of timm's model of this name."""
+    return "quick_gelu" if "_quickgelu_" in architecture else _ACTIVATION
