@@ -71,9 +71,9 @@ def _define_hints() -> dict[str, flags.FlagHolder]:
         "activation": flags.DEFINE_enum(
             "activation",
             None,
-            ["gelu", "quick_gelu"],
+            ["gelu", "gelu_tanh", "quick_gelu"],
             "Vision encoder in timm's or OpenCLIP's names: activation of the MLPs. Default: gelu (exact, with erf); a"
-            " file with a CLIP model needs it.",
+            " file with a CLIP model needs it, one with a SigLIP has gelu_tanh.",
         ),
         "resizing": flags.DEFINE_enum(
             "resizing",

@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxboost.models.encoder import Encoder, Traits
 from jaxboost.models.layers import CHANNELS
+from jaxboost.models.pooled_vit import PooledViT
 from jaxboost.models.resnet import CONVOLUTIONS, ResNet
 from jaxboost.models.vit import PLAIN, ViT
 from jaxboost.models.vit3d import ViT3D
@@ -58,6 +59,15 @@ def _vit(width: int, depth: int, heads: int, patch: int = 16, **published: Any) 
     return Backbone(encoder=ViT, ndim=2, arguments=arguments, head_eps=published.get("eps", PLAIN["eps"]))
 
 
+def _siglip(width: int, depth: int, heads: int, mlp_width: int, patch: int) -> Backbone:
+    """SigLIP (Zhai et al. 2023)."""
+    shape = dict(patch=patch, width=width, depth=depth, heads=heads, mlp_width=mlp_width)
+    # Its final norm stands before the pooling, inside the encoder.
+    return Backbone(
+        encoder=PooledViT, ndim=2, arguments=shape | dict(activation="gelu_tanh", pooling="map"), head_eps=None
+    )
+
+
 def _vit3d(width: int, depth: int, heads: int, mlp_width: int, patch: int = 4) -> Backbone:
     arguments = dict(patch=patch, width=width, depth=depth, heads=heads, head_dim=64, mlp_width=mlp_width)
     return Backbone(encoder=ViT3D, ndim=3, arguments=arguments, head_eps=1e-5)
@@ -105,6 +115,9 @@ BACKBONES = {
     "dinov2_b14_reg4": _vit(width=768, depth=12, heads=12, registers=4, **_DINOV2),
     "dinov2_l14": _vit(width=1024, depth=24, heads=16, **_DINOV2),
     "dinov2_l14_reg4": _vit(width=1024, depth=24, heads=16, registers=4, **_DINOV2),
+    "siglip_b16": _siglip(width=768, depth=12, heads=12, mlp_width=3072, patch=16),
+    "siglip_l16": _siglip(width=1024, depth=24, heads=16, mlp_width=4096, patch=16),
+    "siglip_so400m14": _siglip(width=1152, depth=27, heads=16, mlp_width=4304, patch=14),
     "vit3d": _vit3d(width=1024, depth=8, heads=8, mlp_width=1024),
     "vivit_s": _vivit(width=512, depth=4, heads=8),
     "vivit_m": _vivit(width=1024, depth=8, heads=8),

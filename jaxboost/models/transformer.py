@@ -74,13 +74,21 @@ class Attention(nnx.Module):
         self.qkv = linear(width, 3 * heads * head_dim, bias=qkv_bias, init=init, dtype=dtype, rngs=rngs)
         self.out = linear(heads * head_dim, width, init=init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, *, queries: int | None = None, projection: Projection | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        queries: int | None = None,
+        projection: Projection | None = None,
+        probe: jax.Array | None = None,
+    ) -> jax.Array:
         """The result (B, Q, D) for the first tokens.
 
         Args:
           x: tokens (B, N, D).
           queries: Q, None for all N.
           projection: replaces `qkv` to make queries, keys and values.
+          probe: (B, Q, D), from which the queries are made in the place of the first tokens.
         """
         width = self.heads * self.head_dim
         qkv = self.qkv if projection is None else projection
@@ -89,10 +97,10 @@ class Attention(nnx.Module):
             x = checkpoint_name(x, "qkv").reshape(*x.shape[:2], parts, self.heads, self.head_dim)
             return [x[:, :, part] for part in range(parts)]
 
-        if queries is None:
+        if queries is None and probe is None:
             q, k, v = heads(_columns(qkv, x, slice(None)), 3)
         else:
-            (q,) = heads(_columns(qkv, x[:, :queries], slice(width)), 1)
+            (q,) = heads(_columns(qkv, x[:, :queries] if probe is None else probe, slice(width)), 1)
             k, v = heads(_columns(qkv, x, slice(width, None)), 2)
         mixed = attend(q, k, v, mode=self.attention_mode)
         return self.out(checkpoint_name(mixed.reshape(*mixed.shape[:2], width), "mixed"))
@@ -104,12 +112,17 @@ def gelu(x: jax.Array) -> jax.Array:
     return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """The approximation of GELU by tanh (Hendrycks and Gimpel 2016, section 2), in float32, which SigLIP uses."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+
+
 def quick_gelu(x: jax.Array) -> jax.Array:
     """The approximation x sigmoid(1.702 x) of GELU (Hendrycks and Gimpel 2016, section 2), which CLIP uses."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
 
 
 class Mlp(nnx.Module):

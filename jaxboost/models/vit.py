@@ -1,6 +1,7 @@
 """ViT (Dosovitskiy et al. 2021) for 2D images."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -14,6 +15,32 @@ from jaxboost.models.transformer import Block, Transformer
 
 # The arguments in which CLIP and DINOv2 differ from ImageNet's ViT, with ImageNet's values.
 PLAIN: dict[str, Any] = dict(eps=1e-6, activation="gelu", patch_bias=True, pre_norm=False, layer_scale=False)
+
+
+def vit_block(
+    width: int,
+    *,
+    heads: int,
+    mlp_width: int,
+    eps: float,
+    activation: str,
+    layer_scale: bool,
+    dtype: jnp.dtype,
+) -> Callable[..., Block]:
+    """What makes a block of a ViT from its random numbers; arguments: see `transformer.Block`."""
+    return functools.partial(
+        Block,
+        width,
+        heads=heads,
+        head_dim=width // heads,
+        mlp_width=mlp_width,
+        qkv_bias=True,
+        activation=activation,
+        layer_scale=layer_scale,
+        eps=eps,
+        init=vit_init,
+        dtype=dtype,
+    )
 
 
 class ViT(nnx.Module):
@@ -71,17 +98,13 @@ class ViT(nnx.Module):
         self.registers = nnx.Param(0.02 * jax.random.normal(rngs.params(), (registers, width))) if registers else None
 
         self.pre_norm = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs) if pre_norm else None
-        block = functools.partial(
-            Block,
+        block = vit_block(
             width,
             heads=heads,
-            head_dim=width // heads,
             mlp_width=mlp_width,
-            qkv_bias=True,
+            eps=eps,
             activation=activation,
             layer_scale=layer_scale,
-            eps=eps,
-            init=vit_init,
             dtype=dtype,
         )
         self.transformer = Transformer(block, depth, remat=remat, drop_path=drop_path, rngs=rngs)

@@ -23,6 +23,8 @@ _TEXT |= {"bos_token_id": 0, "eos_token_id": 1}
 KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "clip": ("CLIPModel", {"vision_config": _SHAPE | _MLP, "text_config": _TEXT, "projection_dim": 8}, "vision_model"),
     "clip_gelu": ("CLIPVisionModel", _SHAPE | _MLP | {"hidden_act": "gelu"}, ""),
+    "siglip": ("SiglipVisionModel", _SHAPE | _MLP, ""),
+    "siglip_pair": ("SiglipModel", {"vision_config": _SHAPE | _MLP, "text_config": _TEXT}, "vision_model"),
     "vit": ("ViTModel", _SHAPE | _MLP, ""),
     "vit_classifier": ("ViTForImageClassification", _SHAPE | _MLP | {"qkv_bias": False}, "vit"),
     "dinov2": ("Dinov2Model", _SHAPE | {"mlp_ratio": 2}, ""),
@@ -31,6 +33,9 @@ KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "dinov2_classifier": ("Dinov2ForImageClassification", _SHAPE | {"mlp_ratio": 2}, "dinov2"),
 }
 
+
+# Those whose `pooler_output` is the result, by the beginnings of their names.
+POOLERS = ("clip", "siglip")
 
 # The shape of the backbone `vit_tiny`, with another grid of positions.
 VIT_TINY = {
@@ -144,7 +149,7 @@ def stages(kind: str, model, images: np.ndarray) -> dict[str, np.ndarray]:
 
     Returns:
       "embedded" (B, N, D), what the first block gets; "cls" (depth, B, D), the CLS token after each block; "normed"
-      (B, D), the last of them after the final LayerNorm.
+      (B, D), the last of them after the final LayerNorm. For SigLIP "normed" is the pooled feature.
     """
     import torch
 
@@ -154,7 +159,7 @@ def stages(kind: str, model, images: np.ndarray) -> dict[str, np.ndarray]:
         output = encoder(kind, model)(pixels, output_hidden_states=True, **resizing)
     hidden = [state.numpy() for state in output.hidden_states]
     # CLIP's final norm is applied to the pooled token alone.
-    normed = output.pooler_output if kind.startswith("clip") else output.last_hidden_state[:, 0]
+    normed = output.pooler_output if kind.startswith(POOLERS) else output.last_hidden_state[:, 0]
     return {
         "embedded": hidden[0],
         "cls": np.stack([state[:, 0] for state in hidden[1:]]),
@@ -163,12 +168,12 @@ def stages(kind: str, model, images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def normed(kind: str, model, images: np.ndarray):
-    """The CLS token after the final LayerNorm, as a tensor (B, D) with its graph, and the pixels (B, 3, S, S)."""
+    """The result of the encoder, see `stages`, as a tensor (B, D) with its graph, and the pixels (B, 3, S, S)."""
     import torch
 
     pixels = torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), requires_grad=True)
     output = encoder(kind, model)(pixels)
-    return (output.pooler_output if kind.startswith("clip") else output.last_hidden_state[:, 0]), pixels
+    return (output.pooler_output if kind.startswith(POOLERS) else output.last_hidden_state[:, 0]), pixels
 
 
 def become_gradients(model) -> None:

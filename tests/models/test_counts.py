@@ -126,6 +126,19 @@ def test_dinov2(size: str, width: int, published: int) -> None:
     assert count(more["encoder"]) - count(plain["encoder"]) == 4 * width
 
 
+@pytest.mark.parametrize(
+    ("backbone", "published"),
+    [("siglip_b16", 92_884_224), ("siglip_l16", 315_956_224), ("siglip_so400m14", 427_680_704)],
+)
+def test_siglip(backbone: str, published: int) -> None:
+    """The vision towers of google/siglip-base-patch16-224, -large-patch16-256 and -so400m-patch14-224."""
+    params, _ = shapes(backbone, BoostSpec(kind="none"))
+    # The second has positions for a grid of 16 x 16 instead of 14 x 14.
+    more = (16**2 - 14**2) * 1024 if backbone == "siglip_l16" else 0
+    assert count(params["encoder"]) == published - more
+    assert "head_norm" not in params
+
+
 @pytest.mark.parametrize(("backbone", "tokens"), [("vit_s", 197), ("vit3d", 344), ("vivit_s", 8), ("vivit_m", 8)])
 def test_tokens(backbone: str, tokens: int) -> None:
     spec = BACKBONES[backbone]

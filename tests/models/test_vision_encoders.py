@@ -17,12 +17,13 @@ from flax.traverse_util import flatten_dict
 from jaxboost.convert import Hints, convert, encoders
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.frozen import freeze, merge, split
+from jaxboost.models.pooled_vit import PooledViT
 from jaxboost.models.vit import PLAIN, ViT
 from tests.convert import vision_checkpoints as reference
 from tests.models.parity import assert_close, channels_first, cotangent, normal
 
 # The kinds whose gradients are compared: the others have the same parts.
-DIFFERENTIATED = ("clip", "vit_classifier", "dinov2_registers")
+DIFFERENTIATED = ("clip", "siglip", "vit_classifier", "dinov2_registers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,11 @@ def _embedded(graphdef, weights, images):
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
+def _called(graphdef, weights, images):
+    return merge(graphdef, {}, weights)(images)
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
 def _first_tokens(graphdef, weights, images):
     return merge(graphdef, {}, weights).first_tokens(images)
 
@@ -47,20 +53,26 @@ def _pull_back(graphdef, eps, weights, norm, images):
     """Gradients of the loss on the CLS token after the final norm: of the weights, the norm and the pixels."""
 
     def loss(weights, norm, images):
-        tokens = merge(graphdef, {}, weights)(images, queries=1)[:, 0]
-        centred = tokens - tokens.mean(-1, keepdims=True)
-        result = centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + eps) * norm["scale"] + norm["bias"]
+        result = merge(graphdef, {}, weights)(images, queries=1)[:, 0]
+        if norm:
+            centred = result - result.mean(-1, keepdims=True)
+            result = centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + eps) * norm["scale"] + norm["bias"]
         return (result * cotangent(result.shape)).sum()
 
     return jax.grad(loss, argnums=(0, 1, 2))(weights, norm, images)
 
 
-def graphdef_for(encoder: encoders.Encoder, image_size: int) -> nnx.GraphDef:
-    """Structure of the frozen ViT of the manifest's arguments, whose weights the encoder's must be."""
+def is_pooled(encoder: encoders.Encoder) -> bool:
+    return "pooling" in encoder.manifest.arguments
 
-    def make() -> ViT:
+
+def graphdef_for(encoder: encoders.Encoder, image_size: int) -> nnx.GraphDef:
+    """Structure of the frozen encoder of the manifest's arguments, whose weights the encoder's must be."""
+    build = PooledViT if is_pooled(encoder) else ViT
+
+    def make() -> nnx.Module:
         return freeze(
-            ViT(image_size=image_size, channels=3, dtype=jnp.float32, rngs=nnx.Rngs(0), **encoder.manifest.arguments)
+            build(image_size=image_size, channels=3, dtype=jnp.float32, rngs=nnx.Rngs(0), **encoder.manifest.arguments)
         )
 
     def described(tree):
@@ -94,6 +106,9 @@ def test_every_stage_equals_transformers(case: Case) -> None:
     encoder = encoders.load_encoder(case.folder, image_size=reference.IMAGE_SIZE)
     graphdef = graphdef_for(encoder, reference.IMAGE_SIZE)
     assert_close(_embedded(graphdef, encoder.weights, images), expected["embedded"], name="embedded")
+    if is_pooled(encoder):
+        assert_close(_called(graphdef, encoder.weights, images)[:, 0], expected["normed"], name="pooled")
+        return
     cls = _first_tokens(graphdef, encoder.weights, images)
     assert cls.shape[0] == reference.DEPTH
     for block, (ours, theirs) in enumerate(zip(cls, expected["cls"], strict=True)):
@@ -114,9 +129,12 @@ def test_gradients_equal_transformers(case: Case, tmp_path) -> None:
     expected = encoders.load_encoder(tmp_path / "converted", image_size=reference.IMAGE_SIZE)
     encoder = encoders.load_encoder(case.folder, image_size=reference.IMAGE_SIZE)
     graphdef, eps = graphdef_for(encoder, reference.IMAGE_SIZE), encoder.manifest.arguments["eps"]
-    weights, norm, x = _pull_back(graphdef, eps, encoder.weights, encoder.norm, images)
+    # Where an attention pools, the norm is one of the encoder's own weights.
+    outside = {} if is_pooled(encoder) else encoder.norm
+    weights, norm, x = _pull_back(graphdef, eps, encoder.weights, outside, images)
     assert_close(channels_first(np.asarray(x)), pixels.grad, name="pixels")
-    ours, theirs = (flatten_dict(tree, sep=".") for tree in ((weights | {"norm": norm}), expected.weights))
+    ours = flatten_dict(weights | ({"norm": norm} if norm else {}), sep=".")
+    theirs = flatten_dict(expected.weights, sep=".")
     theirs |= {f"norm.{name}": value for name, value in expected.norm.items()}
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
@@ -183,6 +201,24 @@ def test_every_stage_equals_timm(settings, tmp_path) -> None:
     for block, (_, prefix) in enumerate(stages):
         assert_close(cls[block], prefix[:, 0], name=f"CLS token after block {block}")
     assert_close(normed(encoder, np.asarray(cls[-1])), last[:, 0], name="normed")
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_pooled_feature_equals_timm(activation, tmp_path) -> None:
+    pytest.importorskip("timm")
+    settings = {"class_token": False, "global_pool": "map", "act_layer": activation, "num_classes": 0}
+    model = reference.tiny_timm(**settings, dynamic_img_size=True)
+    torch.save(model.state_dict(), tmp_path / "siglip.pth")
+    hints = Hints(activation=activation, resizing="antialiased")
+    manifest = convert(str(tmp_path / "siglip.pth"), "all", tmp_path / "encoder", hints=hints)
+    assert manifest.arguments["pooling"] == "map"
+    for image_size in (reference.IMAGE_SIZE, 8):
+        encoder = encoders.load_encoder(tmp_path / "encoder", image_size=image_size)
+        images = normal((2, image_size, image_size, 3), seed=8)
+        with torch.no_grad():
+            expected = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+        ours = _called(graphdef_for(encoder, image_size), encoder.weights, images)
+        assert_close(ours[:, 0], expected, name=f"{image_size} pixels")
 
 
 @pytest.mark.parametrize("settings", [{}, {"reg_tokens": 4, "no_embed_class": True}], ids=["plain", "registers"])

@@ -8,10 +8,11 @@ from jaxboost.convert.formats.huggingface import HuggingFaceTensors
 from jaxboost.convert.formats.settings import MAX_LAYERS, Settings
 from jaxboost.convert.tables.positions import ANTIALIASED, BICUBIC
 from jaxboost.convert.tables.vit import VitSource, locate
-from jaxboost.convert.tables.vit_names import CLIP_OF_TWO, LAYOUTS, MODEL_TYPES, REGISTERS
+from jaxboost.convert.tables.vit_names import LAYOUTS, MODEL_TYPES, OF_TWO, QKV, REGISTERS
 from jaxboost.errors import UserError
-from jaxboost.models.transformer import ACTIVATIONS
 
+# Hugging Face's name of an activation -> ours.
+_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 _WITH_REGISTERS = "dinov2_with_registers"
 # The longest side of an image, in pixels.
 _MAX_SIDE = 1 << 14
@@ -27,7 +28,7 @@ class Family:
     """
 
     defaults: dict[str, Any]
-    fixed: dict[str, bool]
+    fixed: dict[str, Any]
 
 
 _BASE = {
@@ -51,6 +52,11 @@ FAMILIES = {
         | {"intermediate_size": 3072, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
         fixed={"patch_bias": False, "pre_norm": True, "layer_scale": False},
     ),
+    "siglip_vision_model": Family(
+        defaults=_BASE
+        | {"intermediate_size": 3072, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+        fixed={"patch_bias": True, "pre_norm": False, "layer_scale": False, "pooling": "map"},
+    ),
     "vit": _VIT,
     "vit_mae": _VIT,
     "dinov2": _DINOV2,
@@ -71,17 +77,19 @@ def encoder_of(tensors: HuggingFaceTensors) -> VitSource:
     """
     settings = tensors.settings
     model_type = settings.get("model_type")
-    if model_type == CLIP_OF_TWO:
-        model_type, settings = "clip_vision_model", _vision_section(settings)
+    if model_type in OF_TWO:
+        model_type, settings = OF_TWO[model_type], _vision_section(settings)
     arguments, image_size = parse_vision(settings, model_type)
     layout, prefix = locate(tensors.names, LAYOUTS[model_type], where=tensors.source)
+    has_bias = settings.get("qkv_bias") is not False
     return VitSource(
         tensors=tensors,
         layout=layout,
         prefix=prefix,
         arguments=arguments,
         image_size=image_size,
-        qkv_bias=settings.get("qkv_bias") is not False,
+        absent=() if has_bias else layout.weights[f"{QKV}.bias"],
+        placed_tokens=0 if "pooling" in arguments else 1,
         # As transformers resizes the positions of each.
         resizing=ANTIALIASED if model_type == _WITH_REGISTERS else BICUBIC,
     )
@@ -98,10 +106,15 @@ def parse_vision(settings: Settings, model_type: str) -> tuple[dict[str, Any], i
     settings = Settings(family.defaults | present, where)
     if settings.get("use_swiglu_ffn"):
         raise UserError(f"{where}: the MLPs are SwiGLU (DINOv2 giant), the ViT's are not: choose a smaller model")
-    activation = settings.get("hidden_act")
-    if activation not in tuple(ACTIVATIONS):
+    if settings.get("vision_use_head") is False:
         raise UserError(
-            f"{where}: the activation is {reprlib.repr(activation)}, the ViT's is one of {', '.join(ACTIVATIONS)}: "
+            f"{where}: the model has no pooling (vision_use_head is false), and no CLS token in its place: choose a "
+            "SigLIP checkpoint with its head, such as google/siglip-base-patch16-224"
+        )
+    activation = settings.get("hidden_act")
+    if activation not in tuple(_ACTIVATIONS):
+        raise UserError(
+            f"{where}: the activation is {reprlib.repr(activation)}, the ViT's is one of {', '.join(_ACTIVATIONS)}: "
             "choose another checkpoint"
         )
     if settings.integer("num_channels") != 3:
@@ -124,7 +137,7 @@ def parse_vision(settings: Settings, model_type: str) -> tuple[dict[str, Any], i
         "heads": heads,
         "mlp_width": mlp_width,
         "eps": settings.number("layer_norm_eps"),
-        "activation": activation,
+        "activation": _ACTIVATIONS[activation],
     }
     if "num_register_tokens" in family.defaults:
         registers = settings.count("num_register_tokens", 0, limit=1024)

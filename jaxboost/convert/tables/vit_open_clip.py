@@ -182,7 +182,6 @@ def _source(
         prefix=prefix,
         arguments=arguments,
         image_size=image_size,
-        qkv_bias=True,
         # As OpenCLIP resizes them.
         resizing=hints.resizing or ANTIALIASED,
         notes=(f"the weights are those under {prefix.rstrip('.')!r}",) * bool(prefix),

@@ -24,7 +24,14 @@ _HEADS = {
     **{width: width // 64 for width in (192, 256, 320, 384, 512, 640, 768, 832, 896, 1024)},
     **dict.fromkeys((1152, 1280, 1408, 1664), 16),
 }
-
+# The beginnings of the names of timm's SigLIPs whose GELU is by tanh; the others' is by erf.
+_TANH = (
+    "vit_base_patch32_siglip_",
+    "vit_large_patch16_siglip_512",
+    "vit_large_patch16_siglip_gap_512",
+    "vit_so400m_patch16_siglip_",
+    "vit_giantopt_patch16_siglip_",
+)
 _ARCHITECTURES = ("vit_", "deit")
 # Changes of the architecture that config.json may name and that no weight shows.
 _INVISIBLE = ("act_layer", "norm_layer", "block_fn", "attn_layer", "mlp_layer")
@@ -84,11 +91,18 @@ def encoder_of(tensors: Tensors, settings: Settings, where: str, hints: Hints | 
     registers = 0
     if prefix + layout.embedding[REGISTERS] in tensors.names:
         registers = shape(layout.embedding[REGISTERS], 3)[1]
-    placed, grid = _grid(shape(layout.embedding["positions"], 3)[1], registers, layout, where)
+    # An attention pool in the place of CLS; with both the model is another, and the pool is not read.
+    pooled = prefix + layout.embedding["cls"] not in tensors.names
+    placed, grid = _grid(shape(layout.embedding["positions"], 3)[1], registers, layout, where, pooled=pooled)
     pre_norm = prefix + layout.embedding["pre_norm.scale"] in tensors.names
     heads, eps, activation, resizing, assumed = _unseen(
-        width, settings, where, hints, pre_norm=pre_norm, registers=registers
+        width, settings, where, hints, pre_norm=pre_norm, registers=registers, pooled=pooled
     )
+    if pooled and (registers or pre_norm):
+        raise UserError(
+            f"{where}: this ViT has an attention pool with {'registers' if registers else 'a norm before the blocks'}, "
+            "which is not supported: choose a SigLIP, such as vit_base_patch16_siglip_224"
+        )
     arguments = {
         "patch": patch,
         "width": width,
@@ -106,7 +120,7 @@ def encoder_of(tensors: Tensors, settings: Settings, where: str, hints: Hints | 
         assumed += [f"square images of {patch * grid} pixels in patches of {patch} without overlap"]
     if assumed:
         notes.append(f"assumed, because the weights do not say it: {'; '.join(assumed)}")
-    if settings.get("global_pool") in ("avg", "avgmax", "max", "map"):
+    if not pooled and settings.get("global_pool") in ("avg", "avgmax", "max", "map"):
         notes.append(
             f"the model was trained with {settings.get('global_pool')} pooling of its tokens: its CLS token, which is "
             "used here, was not trained for its result"
@@ -117,9 +131,8 @@ def encoder_of(tensors: Tensors, settings: Settings, where: str, hints: Hints | 
         tensors=tensors,
         layout=layout,
         prefix=prefix,
-        arguments=arguments | ({REGISTERS: registers} if registers else {}),
+        arguments=arguments | ({REGISTERS: registers} if registers else {}) | ({"pooling": "map"} if pooled else {}),
         image_size=patch * grid,
-        qkv_bias=True,
         placed_tokens=placed,
         resizing=resizing,
         notes=tuple(notes),
@@ -151,6 +164,12 @@ def _check_kind(tensors: Tensors, prefix: str, settings: Settings, where: str) -
             if not settings.values:
                 fix = "for a checkpoint in Hugging Face's or Meta's layout pass the folder that holds the file"
             raise UserError(f"{where} holds no ViT in timm's names, there is no {prefix + name!r}: {fix}")
+    cls, probe = prefix + TIMM.embedding["cls"], prefix + TIMM.pool["probe"][0]
+    if cls not in tensors.names and probe not in tensors.names:
+        raise UserError(
+            f"{where}: this ViT has neither a CLS token, {cls}, nor an attention pool: choose a model with one of "
+            "them, such as vit_base_patch16_224 or vit_base_patch16_siglip_224"
+        )
     for beginning, (what, fix) in _FOREIGN.items():
         if any(name.startswith(prefix + beginning) for name in tensors.names):
             raise UserError(f"{where}: this ViT {what}, which is not supported: {fix}")
@@ -161,20 +180,22 @@ def _check_kind(tensors: Tensors, prefix: str, settings: Settings, where: str) -
         )
 
 
-def _grid(tokens: int, registers: int, layout: VitLayout, where: str) -> tuple[int, int]:
+def _grid(tokens: int, registers: int, layout: VitLayout, where: str, *, pooled: bool) -> tuple[int, int]:
     """`VitSource.placed_tokens`, and the side of the grid of patches."""
     # In DINOv2's checkpoints registers have no positions. In timm's all tokens before the patches have one, or none.
     ways = (1,) if registers and layout is TIMM_OF_DINOV2 else (0, 1 + registers)
+    if pooled:
+        ways = (0,)
     fitting = [
         (placed, side)
         for placed in ways
         if (side := math.isqrt(max(0, tokens - placed))) and placed + side**2 == tokens
     ]
     if len(fitting) != 1:
-        expected = f"CLS, {registers} registers" if registers else "a CLS token"
+        expected = f"CLS, {registers} registers and " if registers else "a CLS token and "
         raise UserError(
-            f"{where}: there are positions for {tokens} tokens, which are not {expected} and a square grid: "
-            "choose another model"
+            f"{where}: there are positions for {tokens} tokens, which are not {'' if pooled else expected}a square "
+            "grid: choose another model"
         )
     return fitting[0]
 
@@ -216,7 +237,7 @@ def heads_of(width: int, where: str, hint: int | None, said: int | None = None) 
 
 
 def _unseen(
-    width: int, settings: Settings, where: str, hints: Hints, *, pre_norm: bool, registers: int
+    width: int, settings: Settings, where: str, hints: Hints, *, pre_norm: bool, registers: int, pooled: bool
 ) -> tuple[int, float, str, str, list[str]]:
     """Heads, eps, activation and resizing, and texts about those that were assumed."""
     said = settings.section("model_args").get("num_heads")
@@ -237,8 +258,9 @@ def _unseen(
                 f"{where}: the weights do not say the activation, and CLIP models of the same shape differ in it: give "
                 "--activation quick_gelu (OpenAI, MetaCLIP, DFN) or --activation gelu (LAION, DataComp)"
             )
-        activation = _activation_of(settings.get("architecture") or "")
-        assumed.append("GELU by erf (--activation)")
+        # A file alone does not say whether timm computes SigLIP's GELU by erf: Hugging Face and its authors do not.
+        activation = _activation_of(settings.get("architecture")) if settings.values or not pooled else "gelu_tanh"
+        assumed.append(f"GELU by {'tanh' if pooled else 'erf'} (--activation)")
     if resizing is None:
         # Hugging Face's copies, MAE and DINO resize without antialiasing; timm and DINOv2 with registers with it.
         resizing = ANTIALIASED if settings.values or registers else BICUBIC
@@ -248,6 +270,9 @@ def _unseen(
     return heads, eps, activation, resizing, [] if settings.values else assumed
 
 
-def _activation_of(architecture: str) -> str:
+def _activation_of(architecture: str | None) -> str:
     """The activation of timm's model of this name."""
-    return "quick_gelu" if "_quickgelu_" in architecture else _ACTIVATION
+    name = architecture or ""
+    if "_quickgelu_" in name:
+        return "quick_gelu"
+    return "gelu_tanh" if name.startswith(_TANH) else _ACTIVATION
