@@ -103,6 +103,7 @@ BACKBONES = {
     "vit_s": _vit(width=384, depth=12, heads=6),
     "vit_b16": _vit(width=768, depth=12, heads=12),
     "vit_l16": _vit(width=1024, depth=24, heads=16),
+    "vit_h14": _vit(width=1280, depth=32, heads=16, patch=14),
     "clip_vit_b32": _vit(width=768, depth=12, heads=12, patch=32, **_CLIP),
     "clip_vit_b16": _vit(width=768, depth=12, heads=12, **_CLIP),
     "clip_vit_l14": _vit(width=1024, depth=24, heads=16, patch=14, **_CLIP),

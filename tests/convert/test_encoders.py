@@ -199,6 +199,8 @@ def test_the_published_models_are_the_backbones_of_their_names():
     """From what their config.json says, as far as it differs from the defaults."""
     large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
     so400m = {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304}
+    huge = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120}
+    huge |= {"patch_size": 14}
     so400m |= {"patch_size": 14, "image_size": 448}
     dinov2, large_mlp = {"image_size": 518}, large | {"intermediate_size": 4096}
     published = {
@@ -215,7 +217,8 @@ def test_the_published_models_are_the_backbones_of_their_names():
         "siglip_l16": ("siglip_vision_model", large_mlp | {"image_size": 384}),
         "siglip_so400m14": ("siglip_vision_model", so400m),  # MedSigLIP too
         "vit_b16": ("vit", {}),
-        "vit_l16": ("vit", large_mlp),
+        "vit_l16": ("vit_mae", large_mlp),  # MAE, as ViT
+        "vit_h14": ("vit_mae", huge),
     }
     for name, (model_type, values) in published.items():
         arguments, _ = vit_configs.parse_vision(Settings(values, "config.json"), model_type)

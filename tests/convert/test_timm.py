@@ -515,7 +515,7 @@ def test_real_architectures_are_read_as_they_are(tmp_path):
         "vit_base_patch14_reg4_dinov2": "dinov2_b14_reg4",
         "vit_large_patch14_dinov2": "dinov2_l14",
         "vit_large_patch14_reg4_dinov2": "dinov2_l14_reg4",
-        "vit_huge_patch14_224": None,
+        "vit_huge_patch14_224": "vit_h14",
         "vit_base_patch32_clip_224": "openclip_vit_b32",
         "vit_base_patch16_clip_224": "openclip_vit_b16",
         "vit_large_patch14_clip_224": "openclip_vit_l14",

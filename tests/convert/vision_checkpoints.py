@@ -19,6 +19,9 @@ _MLP = {"intermediate_size": MLP_WIDTH}
 _TEXT = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 8}
 _TEXT |= {"bos_token_id": 0, "eos_token_id": 1}
 
+_DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+_DECODER |= {"decoder_intermediate_size": 16}
+
 # Name -> class in transformers, its configuration, and where the encoder is in it.
 KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "clip": ("CLIPModel", {"vision_config": _SHAPE | _MLP, "text_config": _TEXT, "projection_dim": 8}, "vision_model"),
@@ -27,6 +30,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "siglip_pair": ("SiglipModel", {"vision_config": _SHAPE | _MLP, "text_config": _TEXT}, "vision_model"),
     "vit": ("ViTModel", _SHAPE | _MLP, ""),
     "vit_classifier": ("ViTForImageClassification", _SHAPE | _MLP | {"qkv_bias": False}, "vit"),
+    "mae": ("ViTMAEForPreTraining", _SHAPE | _MLP | _DECODER | {"mask_ratio": 0.0}, "vit"),
     "dinov2": ("Dinov2Model", _SHAPE | {"mlp_ratio": 2}, ""),
     "dinov2_registers": ("Dinov2WithRegistersModel", _SHAPE | {"mlp_ratio": 2, "num_register_tokens": 3}, ""),
     "dinov2_no_registers": ("Dinov2WithRegistersModel", _SHAPE | {"mlp_ratio": 2, "num_register_tokens": 0}, ""),
@@ -156,7 +160,7 @@ def stages(kind: str, model, images: np.ndarray) -> dict[str, np.ndarray]:
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     resizing = {} if kind.startswith("dinov2") else {"interpolate_pos_encoding": True}
     with torch.no_grad():
-        output = encoder(kind, model)(pixels, output_hidden_states=True, **resizing)
+        output = encoder(kind, model)(pixels, output_hidden_states=True, **resizing, **_order(kind, pixels))
     hidden = [state.numpy() for state in output.hidden_states]
     # CLIP's final norm is applied to the pooled token alone.
     normed = output.pooler_output if kind.startswith(POOLERS) else output.last_hidden_state[:, 0]
@@ -167,12 +171,20 @@ def stages(kind: str, model, images: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def _order(kind: str, pixels) -> dict[str, Any]:
+    """What keeps MAE's patches in their order: it shuffles them, also where it masks none."""
+    import torch
+
+    patches = (pixels.shape[-1] // PATCH) ** 2
+    return {"noise": torch.arange(patches).float().expand(len(pixels), -1)} if kind == "mae" else {}
+
+
 def normed(kind: str, model, images: np.ndarray):
     """The result of the encoder, see `stages`, as a tensor (B, D) with its graph, and the pixels (B, 3, S, S)."""
     import torch
 
     pixels = torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), requires_grad=True)
-    output = encoder(kind, model)(pixels)
+    output = encoder(kind, model)(pixels, **_order(kind, pixels))
     return (output.pooler_output if kind.startswith(POOLERS) else output.last_hidden_state[:, 0]), pixels
 
 
