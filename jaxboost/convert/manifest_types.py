@@ -78,14 +78,18 @@ class Vit:
     pre_norm: bool
     layer_scale: bool
     registers: Annotated[int, Field(ge=1, le=1024)] | None = None
+    rope: _Factor | None = None
+    key_bias: Literal[False] | None = None
     pooling: Literal["map"] | None = None
 
     def __post_init__(self) -> None:
         """Checks that the fields fit together."""
         if self.width % self.heads:
             raise ValueError(f"the width {self.width} is not a multiple of {self.heads} heads")
-        if self.pooling and self.registers:
-            raise ValueError("registers, and a pooling, which has none")
+        if self.pooling and (self.registers or self.rope or self.key_bias is False):
+            raise ValueError("a pooling does not go together with registers, rotary positions or keys without bias")
+        if self.rope and self.width // self.heads % 4:
+            raise ValueError(f"rotary positions need heads of a multiple of 4, not {self.width // self.heads}")
 
 
 def _as_arguments(fields: Vit) -> dict[str, Any]:
@@ -140,8 +144,8 @@ class EncoderManifest:
       source: where the weights come from: the name of a folder or file, or id@commit on the hub.
       source_format: safetensors, torch, onnx or hub.
       dtype: float32 or bfloat16.
-      arguments: of `models.vit.ViT`, all that depend on the weights; "registers" only if there are some, and "pooling"
-        only for a `models.pooled_vit.PooledViT`.
+      arguments: of `models.vit.ViT`, all that depend on the weights; "registers", "rope" and "key_bias" only where they
+        differ from the defaults, and "pooling" only for a `models.pooled_vit.PooledViT`.
       image_size: side of the images that the stored positions are for, in pixels.
       resizing: how positions are resized to other image sizes, one of `positions.RESIZINGS`.
       sha256: fingerprint of each part: "embedding", the number of each block, "norm", the final LayerNorm, and "pool"

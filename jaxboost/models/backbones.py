@@ -97,6 +97,8 @@ _CLIP: dict[str, Any] = dict(eps=1e-5, activation="quick_gelu", patch_bias=False
 _OPEN_CLIP: dict[str, Any] = _CLIP | dict(activation="gelu")
 # DINOv2 (Oquab et al. 2023), with registers (Darcet et al. 2024) or without.
 _DINOV2: dict[str, Any] = dict(patch=14, layer_scale=True)
+# DINOv3 (Siméoni et al. 2025).
+_DINOV3: dict[str, Any] = dict(eps=1e-5, layer_scale=True, registers=4, rope=100.0, key_bias=False)
 
 BACKBONES = {
     "vit_ti16": _vit(width=192, depth=12, heads=3),
@@ -116,6 +118,9 @@ BACKBONES = {
     "dinov2_b14_reg4": _vit(width=768, depth=12, heads=12, registers=4, **_DINOV2),
     "dinov2_l14": _vit(width=1024, depth=24, heads=16, **_DINOV2),
     "dinov2_l14_reg4": _vit(width=1024, depth=24, heads=16, registers=4, **_DINOV2),
+    "dinov3_s16": _vit(width=384, depth=12, heads=6, **_DINOV3),
+    "dinov3_b16": _vit(width=768, depth=12, heads=12, **_DINOV3),
+    "dinov3_l16": _vit(width=1024, depth=24, heads=16, **_DINOV3),
     "siglip_b16": _siglip(width=768, depth=12, heads=12, mlp_width=3072, patch=16),
     "siglip_l16": _siglip(width=1024, depth=24, heads=16, mlp_width=4096, patch=16),
     "siglip_so400m14": _siglip(width=1152, depth=27, heads=16, mlp_width=4304, patch=14),

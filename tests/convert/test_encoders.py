@@ -114,7 +114,7 @@ def test_summary(folder):
 
 def test_names_of_transformers_5(changed, folder, tmp_path):
     """Those that a model has in memory, which torch.save of its state_dict keeps."""
-    for kind in ("vit", "dinov2"):
+    for kind in ("vit", "dinov2", "dinov3"):
         model = vision.tiny(kind)
         model.save_pretrained(tmp_path / kind)
         published = convert(str(tmp_path / kind), "all", tmp_path / f"{kind}-published")
@@ -186,13 +186,14 @@ def test_positions_are_resized_as_torch_does(old, new):
         ("vit", transformers.ViTConfig()),
         ("dinov2", transformers.Dinov2Config()),
         ("siglip_vision_model", transformers.SiglipVisionConfig()),
+        ("dinov3_vit", transformers.DINOv3ViTConfig()),
     ],
 )
 def test_defaults_are_those_of_transformers(model_type, config):
     sparse = vit_configs.parse_vision(Settings({"model_type": model_type}, "config.json"), model_type)
     whole = vit_configs.parse_vision(Settings(config.to_dict(), "config.json"), model_type)
     assert sparse == whole
-    assert sparse[0]["mlp_width"] == 3072
+    assert sparse[0]["mlp_width"] == (1536 if model_type == "dinov3_vit" else 3072)
 
 
 def test_the_published_models_are_the_backbones_of_their_names():
@@ -201,6 +202,8 @@ def test_the_published_models_are_the_backbones_of_their_names():
     so400m = {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304}
     huge = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120}
     huge |= {"patch_size": 14}
+    dinov3 = {"num_register_tokens": 4, "layerscale_value": 1.0, "pos_embed_rescale": 2.0}
+    base = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
     so400m |= {"patch_size": 14, "image_size": 448}
     dinov2, large_mlp = {"image_size": 518}, large | {"intermediate_size": 4096}
     published = {
@@ -216,6 +219,9 @@ def test_the_published_models_are_the_backbones_of_their_names():
         "siglip_b16": ("siglip_vision_model", {}),
         "siglip_l16": ("siglip_vision_model", large_mlp | {"image_size": 384}),
         "siglip_so400m14": ("siglip_vision_model", so400m),  # MedSigLIP too
+        "dinov3_s16": ("dinov3_vit", dinov3),
+        "dinov3_b16": ("dinov3_vit", dinov3 | base),
+        "dinov3_l16": ("dinov3_vit", dinov3 | large_mlp),
         "vit_b16": ("vit", {}),
         "vit_l16": ("vit_mae", large_mlp),  # MAE, as ViT
         "vit_h14": ("vit_mae", huge),
@@ -265,6 +271,31 @@ def test_problems_of_a_pooling_are_named(siglip, tmp_path):
     message = refused(str(source), r"missing: vision_model\.head\.layernorm\.bias;", tmp_path)
     assert "vision_model.head.attention.in_proj_bias has the shape (24,) instead of (72,)" in message
     assert "position_embedding.weight has the shape (26, 24) instead of (25, 24)" in message
+
+
+def test_rotary_positions_are_constants(tmp_path):
+    """There is no weight of them, and another base is another encoder."""
+    vision.tiny("dinov3").save_pretrained(tmp_path / "source")
+    manifest = convert(str(tmp_path / "source"), "all", tmp_path / "encoder")
+    assert {name: manifest.arguments[name] for name in ("rope", "key_bias", "registers")} == {
+        "rope": 100.0,
+        "key_bias": False,
+        "registers": 3,
+    }
+    assert "positions" not in load_file(tmp_path / "encoder" / "embedding.safetensors")
+    bias = load_file(tmp_path / "encoder" / "layer_00001.safetensors")["attention.qkv.bias"]
+    assert [bool(part.any()) for part in np.split(bias, 3)] == [True, False, True]
+    before = encoders.fingerprint_at(tmp_path / "encoder")
+    rewrite(tmp_path / "encoder", lambda fields: fields["arguments"].update(rope=99.0))
+    assert encoders.fingerprint_at(tmp_path / "encoder") != before
+    rewrite(tmp_path / "encoder", lambda fields: fields["arguments"].update(heads=12))
+    with pytest.raises(UserError, match="rotary positions need heads of a multiple of 4, not 2"):
+        encoders.read_manifest(tmp_path / "encoder")
+    config = json.loads((tmp_path / "source" / "config.json").read_text())
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config | {"key_bias": True}))
+    refused(str(tmp_path / "source"), r"missing: layer\.0\.attention\.k_proj\.bias;", tmp_path)
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config | {"value_bias": False}))
+    refused(str(tmp_path / "source"), r"blocks and norm: layer\.0\.attention\.v_proj\.bias;", tmp_path)
 
 
 def test_older_section_of_clip_wins(tmp_path):
@@ -320,6 +351,14 @@ def test_another_model_under_a_known_type(changed, tmp_path):
         ({"image_size": 3}, "images of 3 pixels are smaller than the patch of 4"),
         ({"hidden_size": "24"}, "'hidden_size' is '24' instead of a positive number"),
         ({"use_swiglu_ffn": True, "model_type": "dinov2"}, r"the MLPs are SwiGLU \(DINOv2 giant\)"),
+        (
+            {"use_gated_mlp": True, "model_type": "dinov3_vit"},
+            r"the MLPs are SwiGLU \(DINOv3 S\+, H\+ and 7B\), .*: choose .* facebook/dinov3-vitb16-pretrain-lvd1689m",
+        ),
+        (
+            {"num_attention_heads": 4, "model_type": "dinov3_vit"},
+            "rotary positions need heads of a multiple of 4, not 6",
+        ),
         (
             {"model_type": "siglip_vision_model", "hidden_act": "gelu", "vision_use_head": False},
             r"the model has no pooling \(vision_use_head is false\), .*: choose .* google/siglip-base-patch16-224",

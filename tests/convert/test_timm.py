@@ -375,6 +375,10 @@ def test_a_whole_block_is_missing(state, tmp_path):
             {"norm_pre.weight": (192,)},
             r"the weights do not say the activation, and CLIP models .* --activation quick_gelu \(OpenAI",
         ),
+        (
+            {"rope_embed.periods": (16,), "pos_embed": None},
+            r"has rotary positions \(DINOv3\).*: choose Hugging Face's copy, such as facebook/dinov3-vits16",
+        ),
         ({"blocks.0.attn.q_bias": (192,)}, r"has separate biases of queries and values \(BEiT, EVA\)"),
         ({"rel_pos_bias.relative_position_bias_table": (4, 3)}, r"has relative positions \(BEiT\)"),
         ({"blocks.0.gamma_1": (192,)}, "LayerScale under the names of BEiT"),
@@ -424,6 +428,10 @@ def test_other_models_are_refused(changes, message, state, tmp_path):
     ("config", "message"),
     [
         ({"architecture": "resnet50"}, "timm's 'resnet50' is no ViT: choose a model whose name begins with vit_ or de"),
+        (
+            {"architecture": "vit_small_patch16_dinov3"},
+            "timm's vit_small_patch16_dinov3 has DINOv3's rotary positions: choose Hugging Face's copy, such",
+        ),
         ({"model_args": {"act_layer": "quick_gelu"}}, "this vit_small_patch16_224 has another act_layer"),
         ({"model_args": {"num_heads": 5}}, "a width of 192 is not a multiple of 5 heads"),
         ({"model_args": "none"}, "'model_args' is 'none' instead of an object"),

@@ -22,6 +22,9 @@ _TEXT |= {"bos_token_id": 0, "eos_token_id": 1}
 _DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
 _DECODER |= {"decoder_intermediate_size": 16}
 
+# The opposite of DINOv3's.
+_OTHER_BIASES = {"query_bias": False, "key_bias": True, "value_bias": False, "proj_bias": False, "mlp_bias": False}
+
 # Name -> class in transformers, its configuration, and where the encoder is in it.
 KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "clip": ("CLIPModel", {"vision_config": _SHAPE | _MLP, "text_config": _TEXT, "projection_dim": 8}, "vision_model"),
@@ -34,6 +37,8 @@ KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "dinov2": ("Dinov2Model", _SHAPE | {"mlp_ratio": 2}, ""),
     "dinov2_registers": ("Dinov2WithRegistersModel", _SHAPE | {"mlp_ratio": 2, "num_register_tokens": 3}, ""),
     "dinov2_no_registers": ("Dinov2WithRegistersModel", _SHAPE | {"mlp_ratio": 2, "num_register_tokens": 0}, ""),
+    "dinov3": ("DINOv3ViTModel", _SHAPE | _MLP | {"num_register_tokens": 3}, ""),
+    "dinov3_biases": ("DINOv3ViTModel", _SHAPE | _MLP | _OTHER_BIASES | {"rope_theta": 30.0}, ""),
     "dinov2_classifier": ("Dinov2ForImageClassification", _SHAPE | {"mlp_ratio": 2}, "dinov2"),
 }
 
@@ -158,7 +163,7 @@ def stages(kind: str, model, images: np.ndarray) -> dict[str, np.ndarray]:
     import torch
 
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    resizing = {} if kind.startswith("dinov2") else {"interpolate_pos_encoding": True}
+    resizing = {} if kind.startswith("dinov") else {"interpolate_pos_encoding": True}
     with torch.no_grad():
         output = encoder(kind, model)(pixels, output_hidden_states=True, **resizing, **_order(kind, pixels))
     hidden = [state.numpy() for state in output.hidden_states]

@@ -127,6 +127,16 @@ def test_dinov2(size: str, width: int, published: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("size", "width", "depth", "published"),
+    [("s", 384, 12, 21_596_544), ("b", 768, 12, 85_660_416), ("l", 1024, 24, 303_129_600)],
+)
+def test_dinov3(size: str, width: int, depth: int, published: int) -> None:
+    """Meta's ViTs: the mask token is not in the model, which has zeros for the keys' biases."""
+    params, _ = shapes(f"dinov3_{size}16", BoostSpec(kind="none"))
+    assert count((params["encoder"], params["head_norm"])) == published - width + depth * width
+
+
+@pytest.mark.parametrize(
     ("backbone", "published"),
     [("siglip_b16", 92_884_224), ("siglip_l16", 315_956_224), ("siglip_so400m14", 427_680_704)],
 )

@@ -22,6 +22,7 @@ NAMES = [
     "vit_tiny",
     "clip_vit_b32",
     "dinov2_s14",
+    "dinov3_s16",
     "siglip_b16",
     "vit3d_tiny",
     "vivit_tiny",

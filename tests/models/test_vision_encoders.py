@@ -23,7 +23,7 @@ from tests.convert import vision_checkpoints as reference
 from tests.models.parity import assert_close, channels_first, cotangent, normal
 
 # The kinds whose gradients are compared: the others have the same parts.
-DIFFERENTIATED = ("clip", "siglip", "vit_classifier", "dinov2_registers")
+DIFFERENTIATED = ("clip", "siglip", "dinov3", "vit_classifier", "dinov2_registers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +151,10 @@ def test_other_image_sizes_equal_transformers(case: Case, image_size: int) -> No
     encoder = encoders.load_encoder(case.folder, image_size=image_size)
     graphdef = graphdef_for(encoder, image_size)
     assert_close(_embedded(graphdef, encoder.weights, images), expected["embedded"], name="embedded")
+    if "rope" in encoder.manifest.arguments:
+        # The positions are in the blocks.
+        cls = _first_tokens(graphdef, encoder.weights, images)
+        assert_close(normed(encoder, np.asarray(cls[-1])), expected["normed"], name="normed")
 
 
 def test_a_encoder_of_one_block(tmp_path) -> None:

@@ -8,12 +8,12 @@ from jaxboost.convert.formats.huggingface import HuggingFaceTensors
 from jaxboost.convert.formats.settings import MAX_LAYERS, Settings
 from jaxboost.convert.tables.positions import ANTIALIASED, BICUBIC
 from jaxboost.convert.tables.vit import VitSource, locate
-from jaxboost.convert.tables.vit_names import LAYOUTS, MODEL_TYPES, OF_TWO, QKV, REGISTERS
+from jaxboost.convert.tables.vit_names import LAYOUTS, MODEL_TYPES, OF_TWO, QKV, REGISTERS, VitLayout
 from jaxboost.errors import UserError
 
 # Hugging Face's name of an activation -> ours.
 _ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
-_WITH_REGISTERS = "dinov2_with_registers"
+_WITH_REGISTERS, _DINOV3 = "dinov2_with_registers", "dinov3_vit"
 # The longest side of an image, in pixels.
 _MAX_SIDE = 1 << 14
 
@@ -61,6 +61,21 @@ FAMILIES = {
     "vit_mae": _VIT,
     "dinov2": _DINOV2,
     _WITH_REGISTERS: dataclasses.replace(_DINOV2, defaults=_DINOV2.defaults | {"num_register_tokens": 4}),
+    _DINOV3: Family(
+        defaults=_BASE
+        | {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "patch_size": 16}
+        | {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "num_register_tokens": 0, "rope_theta": 100.0}
+        | {"key_bias": False},
+        fixed={"patch_bias": True, "pre_norm": False, "layer_scale": True},
+    ),
+}
+# Key of a configuration -> the modules that have no bias where it is false.
+_BIASES = {
+    "query_bias": (".q_proj.",),
+    "key_bias": (".k_proj.",),
+    "value_bias": (".v_proj.",),
+    "proj_bias": (".o_proj.",),
+    "mlp_bias": (".up_proj.", ".down_proj."),
 }
 
 
@@ -81,18 +96,27 @@ def encoder_of(tensors: HuggingFaceTensors) -> VitSource:
         model_type, settings = OF_TWO[model_type], _vision_section(settings)
     arguments, image_size = parse_vision(settings, model_type)
     layout, prefix = locate(tensors.names, LAYOUTS[model_type], where=tensors.source)
-    has_bias = settings.get("qkv_bias") is not False
     return VitSource(
         tensors=tensors,
         layout=layout,
         prefix=prefix,
         arguments=arguments,
         image_size=image_size,
-        absent=() if has_bias else layout.weights[f"{QKV}.bias"],
+        absent=_absent(settings, model_type, layout),
         placed_tokens=0 if "pooling" in arguments else 1,
         # As transformers resizes the positions of each.
         resizing=ANTIALIASED if model_type == _WITH_REGISTERS else BICUBIC,
     )
+
+
+def _absent(settings: Settings, model_type: str, layout: VitLayout) -> tuple[str, ...]:
+    """The biases that the model lacks, see `VitSource`."""
+    if model_type != _DINOV3:
+        return () if settings.get("qkv_bias") is not False else layout.weights[f"{QKV}.bias"]
+    values = FAMILIES[model_type].defaults | {key: value for key, value in settings.values.items() if value is not None}
+    modules = [module for key, modules in _BIASES.items() if values.get(key) is False for module in modules]
+    names = [name for names in layout.weights.values() for name in names]
+    return tuple(name for name in names if any(name.endswith(f"{module}bias") for module in modules))
 
 
 def parse_vision(settings: Settings, model_type: str) -> tuple[dict[str, Any], int]:
@@ -106,6 +130,11 @@ def parse_vision(settings: Settings, model_type: str) -> tuple[dict[str, Any], i
     settings = Settings(family.defaults | present, where)
     if settings.get("use_swiglu_ffn"):
         raise UserError(f"{where}: the MLPs are SwiGLU (DINOv2 giant), the ViT's are not: choose a smaller model")
+    if settings.get("use_gated_mlp"):
+        raise UserError(
+            f"{where}: the MLPs are SwiGLU (DINOv3 S+, H+ and 7B), the ViT's are not: choose DINOv3 S, B or L, such as "
+            "facebook/dinov3-vitb16-pretrain-lvd1689m"
+        )
     if settings.get("vision_use_head") is False:
         raise UserError(
             f"{where}: the model has no pooling (vision_use_head is false), and no CLS token in its place: choose a "
@@ -142,6 +171,11 @@ def parse_vision(settings: Settings, model_type: str) -> tuple[dict[str, Any], i
     if "num_register_tokens" in family.defaults:
         registers = settings.count("num_register_tokens", 0, limit=1024)
         arguments |= {REGISTERS: registers} if registers else {}
+    if model_type == _DINOV3:
+        if width // heads % 4:
+            raise UserError(f"{where}: rotary positions need heads of a multiple of 4, not {width // heads}")
+        arguments |= {"rope": settings.section("rope_parameters").number("rope_theta", settings.number("rope_theta"))}
+        arguments |= {"key_bias": False} if settings.get("key_bias") is False else {}
     return arguments | dict(family.fixed), image_size
 
 

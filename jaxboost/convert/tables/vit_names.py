@@ -131,6 +131,26 @@ DINOV2 = VitLayout(
 )
 DINOV2_RENAMED = dataclasses.replace(DINOV2, weights=DINOV2.weights | _RENAMED_ATTENTION)
 
+DINOV3 = VitLayout(
+    embedding={
+        KERNEL: "embeddings.patch_embeddings.weight",
+        "embedding.bias": "embeddings.patch_embeddings.bias",
+        "cls": "embeddings.cls_token",
+        REGISTERS: "embeddings.register_tokens",
+    },
+    block="layer.{layer}.",
+    weights=_norm("attention_norm", "norm1")
+    | _RENAMED_ATTENTION
+    | {"attention_scale": ("layer_scale1.lambda1",)}
+    | _norm("mlp_norm", "norm2")
+    | _linear("mlp.up", "mlp.up_proj")
+    | _linear("mlp.down", "mlp.down_proj")
+    | {"mlp_scale": ("layer_scale2.lambda1",)},
+    norm="norm",
+    ignored=("embeddings.mask_token",),
+)
+DINOV3_RENAMED = dataclasses.replace(DINOV3, block="model.layer.{layer}.")
+
 # OpenCLIP's names, which are those of OpenAI's own CLIP. A model without LayerScale has no tensors for it.
 OPEN_CLIP = VitLayout(
     embedding={
@@ -208,6 +228,7 @@ LAYOUTS = {
     "vit_mae": (VIT, VIT_RENAMED),
     "dinov2": (DINOV2, DINOV2_RENAMED),
     "dinov2_with_registers": (DINOV2, DINOV2_RENAMED),
+    "dinov3_vit": (DINOV3, DINOV3_RENAMED),
 }
 # model_type of a checkpoint with a text encoder and a vision encoder -> that of the second.
 OF_TWO = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}

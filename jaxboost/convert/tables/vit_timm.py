@@ -37,6 +37,7 @@ _ARCHITECTURES = ("vit_", "deit")
 _INVISIBLE = ("act_layer", "norm_layer", "block_fn", "attn_layer", "mlp_layer")
 # Beginning of a tensor's name -> why `models.vit.ViT` cannot be a model with it, and what to do.
 _OTHER = "choose another model"
+_DINOV3 = "choose Hugging Face's copy, such as facebook/dinov3-vits16-pretrain-lvd1689m"
 _FOREIGN = {
     "dist_token": (
         "has CLS and a distillation token (DeiT, distilled), and its result is the mean of both",
@@ -53,6 +54,7 @@ _FOREIGN = {
     "rel_pos_bias.": ("has relative positions (BEiT)", _OTHER),
     "blocks.0.gamma_1": ("has LayerScale under the names of BEiT and CaiT", "choose timm's copy of the model"),
     "rope.": ("has a rotary embedding", _OTHER),
+    "rope_embed.": ("has rotary positions (DINOv3)", _DINOV3),
 }
 
 
@@ -149,6 +151,8 @@ def _check_architecture(settings: Settings) -> None:
             f"{settings.where}: timm's {architecture!r} is no ViT: choose a model whose name begins with "
             + " or ".join(_ARCHITECTURES)
         )
+    if "_dinov3" in architecture:
+        raise UserError(f"{settings.where}: timm's {architecture} has DINOv3's rotary positions: {_DINOV3}")
     changed = [name for name in _INVISIBLE if settings.section("model_args").get(name) is not None]
     if changed:
         raise UserError(f"{settings.where}: this {architecture} has another {changed[0]}: choose another model")
@@ -157,6 +161,9 @@ def _check_architecture(settings: Settings) -> None:
 def _check_kind(tensors: Tensors, prefix: str, settings: Settings, where: str) -> None:
     """Raises UserError if there is no ViT in timm's names, or if it has parts that `models.vit.ViT` lacks."""
     block = TIMM.names("0")
+    for beginning, (what, fix) in _FOREIGN.items():
+        if any(name.startswith(prefix + beginning) for name in tensors.names):
+            raise UserError(f"{where}: this ViT {what}, which is not supported: {fix}")
     needed = [TIMM.embedding["embedding.kernel"], TIMM.embedding["positions"], block["mlp.up.kernel"][0]]
     for name in needed:
         if prefix + name not in tensors.names:
@@ -170,9 +177,6 @@ def _check_kind(tensors: Tensors, prefix: str, settings: Settings, where: str) -
             f"{where}: this ViT has neither a CLS token, {cls}, nor an attention pool: choose a model with one of "
             "them, such as vit_base_patch16_224 or vit_base_patch16_siglip_224"
         )
-    for beginning, (what, fix) in _FOREIGN.items():
-        if any(name.startswith(prefix + beginning) for name in tensors.names):
-            raise UserError(f"{where}: this ViT {what}, which is not supported: {fix}")
     kernel, bias = (prefix + block[f"attention.qkv.{part}"][0] for part in ("kernel", "bias"))
     if kernel in tensors.names and bias not in tensors.names:
         raise UserError(
