@@ -101,8 +101,9 @@ class Attention(nnx.Module):
         width = self.heads * self.head_dim
         qkv = self.qkv if projection is None else projection
         if projection is None and not self.key_bias:
-            used = np.repeat(np.float32([1, 0, 1]), width)
-            qkv = Projection(kernel=self.qkv.kernel[...], bias=self.qkv.bias[...] * used.astype(self.qkv.bias.dtype))
+            bias: Any = self.qkv.bias
+            used = np.repeat(np.array([1, 0, 1], np.float32), width)
+            qkv = Projection(kernel=self.qkv.kernel[...], bias=bias[...] * used)
 
         def heads(x: jax.Array, parts: int) -> list[jax.Array]:
             x = checkpoint_name(x, "qkv").reshape(*x.shape[:2], parts, self.heads, self.head_dim)
