@@ -160,7 +160,8 @@ def _in_hugging_face_layout(folder: Folder, where: str, hints: Hints) -> Source:
             size = min(folder.size(adapters.CONFIG), MAX_BYTES)
             text = folder.read_range(adapters.CONFIG, 0, size).tobytes()
         adapters.refuse_folder(where, text)
-    if folder.files.isdisjoint(WEIGHT_FILES) and OPEN_CLIP_FILES.config in folder.files:
+    is_whole = "config.json" in folder.files and not folder.files.isdisjoint(WEIGHT_FILES)
+    if OPEN_CLIP_FILES.config in folder.files and not is_whole:
         return vit_open_clip.encoder_of_folder(HuggingFaceTensors(folder, OPEN_CLIP_FILES), hints)
     tensors = HuggingFaceTensors(folder)
     if vit_configs.is_encoder(tensors.settings):

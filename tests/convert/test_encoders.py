@@ -246,6 +246,7 @@ def test_pooling_is_a_part(siglip, tmp_path, caplog):
     assert manifest.arguments["pooling"] == "map"
     assert (manifest.arguments["activation"], manifest.image_size) == ("gelu_tanh", vision.IMAGE_SIZE)
     assert set(manifest.sha256) == {"embedding", "0", "1", "2", "norm", "pool"}
+    assert summary(manifest, siglip / "encoder").endswith(f"use it  --config.model.weights={siglip / 'encoder'}")
     with caplog.at_level("INFO", logger="jaxboost"):
         convert(str(siglip / "source"), "all", tmp_path / "encoder")
         convert(str(siglip / "source"), "all", tmp_path / "encoder", overwrite=True)

@@ -166,6 +166,9 @@ def test_a_copy_of_transformers_beside_it_is_read(clip, tmp_path):
     write_folder({"other": np.ones(3, "f")}, tmp_path / "source")
     vision.tiny("clip_gelu").save_pretrained(tmp_path / "source")
     assert convert(str(tmp_path / "source"), "all", tmp_path / "encoder") == clip[1]
+    # Without its configuration the copy says nothing.
+    (tmp_path / "source" / "config.json").unlink()
+    refused(str(tmp_path / "source"), r"missing: class_embedding; missing: conv1\.weight;", tmp_path)
 
 
 def test_flags_for_what_the_configuration_says(clip, tmp_path):

@@ -167,7 +167,7 @@ def check(source: VitSource) -> None:
         info=info,
         part="a ViT's embedding, blocks and norm",
         whole="a vision encoder as its configuration describes it",
-        kind="ViT, CLIP or DINOv2 checkpoint (no SwiGLU)",
+        kind="ViT, CLIP, SigLIP or DINO checkpoint (no SwiGLU)",
     )
 
 
