@@ -81,9 +81,9 @@ def _pooled(config: Config) -> Iterator[str]:
         return
     if config.boost.kind != "none":
         yield f"backbone {name} gives one pooled feature, no tokens: set boost.kind=none"
-    if config.model.drop_path:
+    if config.model.drop_path and not backbone.traits.has_stochastic_depth:
         yield f"config field model.drop_path: backbone {name} has no layers to drop, set it to 0"
-    if config.model.frozen:
+    if config.model.frozen and backbone.traits.has_statistics:
         yield f"config field model.frozen: the batch norms of {name} would still change, set it to False"
 
 
@@ -91,13 +91,14 @@ def _encoder_weights(config: Config) -> Iterator[str]:
     from jaxboost.models.backbones import BACKBONES
 
     model, backbone = config.model, backbone_of(config)
-    pooled = backbone is not None and not backbone.traits.gives_tokens
-    if model.frozen and not pooled and not model.weights:
+    # With batch norms it cannot be frozen at all.
+    can_freeze = backbone is None or not backbone.traits.has_statistics
+    if model.frozen and can_freeze and not model.weights:
         yield (
             "config field model.frozen: an untrained encoder would stay untrained: set model.weights to the folder that"
             ' `jaxboost convert` made, or to "random": the control'
         )
-    if model.frozen and not pooled and model.drop_path:
+    if model.frozen and can_freeze and model.drop_path:
         yield "config field model.drop_path: it would only disturb a frozen encoder, set it to 0"
     if model.weights not in ("", "random") and backbone is not None and not backbone.traits.names:
         fitting = ", ".join(name for name, row in BACKBONES.items() if row.traits.names)

@@ -98,7 +98,9 @@ def summary(manifest: Manifest | EncoderManifest, out: str | os.PathLike[str]) -
     if isinstance(manifest, EncoderManifest):
         shape = manifest.arguments
         layers = f"all {shape['depth']} of a vision encoder of width {shape['width']}, patch {shape['patch']}"
-        used = f"--config.model.weights={out}, for PneumoLLM --config.pneumollm.vision={out}"
+        used = f"--config.model.weights={out}"
+        # PneumoLLM reads CLS tokens, which an encoder with a pooling has not.
+        used += "" if "pooling" in shape else f", for PneumoLLM --config.pneumollm.vision={out}"
     else:
         numbers = ",".join(map(str, manifest.layers))
         layers = f"{numbers.replace(',', ', ')} of 0 to {manifest.layers_in_source - 1}"

@@ -1,4 +1,4 @@
-"""Converted vision encoders: the weights of `models.vit.ViT` and their manifest, read back and verified."""
+"""Converted vision encoders: the weights of `models.vit.ViT` or `PooledViT` and their manifest, read and verified."""
 
 import dataclasses
 import os
@@ -15,7 +15,7 @@ from jaxboost.convert.manifests import read_encoder as read_manifest
 from jaxboost.convert.placing import Placement, first_device, placed, with_layer
 from jaxboost.convert.store import joined_fingerprint
 from jaxboost.convert.tables import positions, shapes
-from jaxboost.convert.tables.parts import EMBEDDING, NORM
+from jaxboost.convert.tables.parts import EMBEDDING, NORM, POOL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ class Encoder:
 
     Attributes:
       manifest: of the encoder.
-      weights: the nested dict that `frozen.split` gives for a frozen ViT.
-      norm: the final LayerNorm, which is not part of the ViT: scale and bias (D,).
+      weights: the nested dict that `frozen.split` gives for a frozen encoder.
+      norm: the final LayerNorm, scale and bias (D,). It is not part of a ViT, and a part of a PooledViT.
       fingerprint: see `fingerprint_at`.
     """
 
@@ -59,11 +59,12 @@ def load_encoder(path: str | os.PathLike, *, image_size: int, placement: Placeme
     """
     manifest = read_manifest(path)
     placement = placement or first_device
-    depth = manifest.arguments["depth"]
+    depth, pooled = manifest.arguments["depth"], shapes.is_pooled(manifest.arguments)
     weights: dict[str, jax.Array] = {}
     for name, array in arrays(path, manifest, EMBEDDING):
         if name == "positions":
-            array = positions.resize(array, image_size // manifest.arguments["patch"], manifest.resizing)
+            side, first = image_size // manifest.arguments["patch"], 0 if pooled else 1
+            array = positions.resize(array, side, manifest.resizing, first=first)
         weights[name] = placed(array, placement)
     for layer in range(depth - 1):
         for name, array in arrays(path, manifest, str(layer)):
@@ -72,6 +73,9 @@ def load_encoder(path: str | os.PathLike, *, image_size: int, placement: Placeme
     for name, array in arrays(path, manifest, str(depth - 1)):
         weights[f"transformer.last.{name}"] = placed(array, placement)
     norm = {name: placed(array, placement) for name, array in arrays(path, manifest, NORM)}
+    if pooled:
+        weights |= {f"{NORM}.{name}": array for name, array in norm.items()}
+        weights |= {f"{POOL}.{name}": placed(array, placement) for name, array in arrays(path, manifest, POOL)}
     return Encoder(
         manifest=manifest, weights=unflatten_dict(weights, sep="."), norm=norm, fingerprint=_fingerprint(manifest)
     )
@@ -84,7 +88,7 @@ def arrays(path: str | os.PathLike, manifest: EncoderManifest, key: str) -> Iter
 
 
 def _fingerprint(manifest: EncoderManifest) -> str:
-    keys = (EMBEDDING, *map(str, range(manifest.arguments["depth"])), NORM)
+    keys = tuple(shapes.vit_parts(manifest.arguments, manifest.image_size))
     constants = dict(manifest.arguments)
     # The digests of the first release have no such entry.
     if manifest.resizing != positions.BICUBIC:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema
 
-from jaxboost.convert.tables.parts import EMBEDDING, FINAL_NORM, LLAMA, NORM, VISION
+from jaxboost.convert.tables.parts import EMBEDDING, FINAL_NORM, LLAMA, NORM, POOL, VISION
 from jaxboost.models.llama import LlamaConfig
 
 # 1, of earlier versions, had Orbax checkpoints instead of safetensors files.
@@ -63,7 +63,7 @@ def _as_config(fields: Llama) -> LlamaConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vit:
-    """The arguments of `models.vit.ViT` that depend on the weights."""
+    """The arguments of `models.vit.ViT`, or of `models.pooled_vit.PooledViT`, that depend on the weights."""
 
     __pydantic_config__ = _CLOSED
 
@@ -73,16 +73,23 @@ class Vit:
     heads: _Heads
     mlp_width: _MlpWidth
     eps: _Eps
-    activation: Literal["gelu", "quick_gelu"]
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"]
     patch_bias: bool
     pre_norm: bool
     layer_scale: bool
     registers: Annotated[int, Field(ge=1, le=1024)] | None = None
+    rope: _Factor | None = None
+    key_bias: Literal[False] | None = None
+    pooling: Literal["map"] | None = None
 
     def __post_init__(self) -> None:
         """Checks that the fields fit together."""
         if self.width % self.heads:
             raise ValueError(f"the width {self.width} is not a multiple of {self.heads} heads")
+        if self.pooling and (self.registers or self.rope or self.key_bias is False):
+            raise ValueError("a pooling does not go together with registers, rotary positions or keys without bias")
+        if self.rope and self.width // self.heads % 4:
+            raise ValueError(f"rotary positions need heads of a multiple of 4, not {self.width // self.heads}")
 
 
 def _as_arguments(fields: Vit) -> dict[str, Any]:
@@ -137,10 +144,12 @@ class EncoderManifest:
       source: where the weights come from: the name of a folder or file, or id@commit on the hub.
       source_format: safetensors, torch, onnx or hub.
       dtype: float32 or bfloat16.
-      arguments: of `models.vit.ViT`, all that depend on the weights; "registers" only if there are some.
+      arguments: of `models.vit.ViT`, all that depend on the weights; "registers", "rope" and "key_bias" only where they
+        differ from the defaults, and "pooling" only for a `models.pooled_vit.PooledViT`.
       image_size: side of the images that the stored positions are for, in pixels.
       resizing: how positions are resized to other image sizes, one of `positions.RESIZINGS`.
-      sha256: fingerprint of each part: "embedding", the number of each block, and "norm", the final LayerNorm.
+      sha256: fingerprint of each part: "embedding", the number of each block, "norm", the final LayerNorm, and "pool"
+        of a PooledViT.
       jaxboost_version: version that converted.
     """
 
@@ -171,8 +180,9 @@ def _whole_encoder(manifest: EncoderManifest) -> EncoderManifest:
     """Raises ValueError if the entries do not fit together."""
     if manifest.image_size < manifest.arguments["patch"]:
         raise ValueError(f"images of {manifest.image_size} pixels are smaller than a patch")
-    if set(manifest.sha256) != {EMBEDDING, *map(str, range(manifest.arguments["depth"])), NORM}:
-        raise ValueError("sha256 does not name the embedding, the blocks and the norm that are there")
+    pool = [POOL] * ("pooling" in manifest.arguments)
+    if set(manifest.sha256) != {EMBEDDING, *map(str, range(manifest.arguments["depth"])), NORM, *pool}:
+        raise ValueError("sha256 does not name the embedding, the blocks, the norm and the pooling that are there")
     return manifest
 
 

@@ -17,16 +17,22 @@ class Embedder(nnx.Module):
     """uint8 images (B, S, S, c), c in {1, 3} -> embeddings (B, 2W) in float32: CLS token and mean of the patches.
 
     Both are after the encoder's final LayerNorm, as in the linear evaluation of DINOv2 (Oquab et al. 2023). Register
-    tokens are left out. Pixels are normalised as in `classifier.Classifier`.
+    tokens are left out. An encoder that gives one pooled feature has embeddings (B, W): that feature. Pixels are
+    normalised as in `classifier.Classifier`.
     """
 
-    def __init__(self, encoder: Encoder, *, head_norm: nnx.LayerNorm, mean: Sequence[float], std: Sequence[float]):
+    def __init__(
+        self, encoder: Encoder, *, head_norm: nnx.LayerNorm | None, mean: Sequence[float], std: Sequence[float]
+    ):
         self.encoder, self.head_norm = encoder, head_norm
         self.mean, self.std = tuple(mean), tuple(std)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """The embeddings (B, 2W) of images (B, S, S, c)."""
-        tokens = self.head_norm(self.encoder(normalize_pixels(images, self.mean, self.std))).astype(jnp.float32)
+        """The embeddings (B, 2W), or (B, W) of pooled features, of images (B, S, S, c)."""
+        tokens = self.encoder(normalize_pixels(images, self.mean, self.std))
+        if not self.encoder.traits.gives_tokens:
+            return tokens[:, 0].astype(jnp.float32)
+        tokens = (tokens if self.head_norm is None else self.head_norm(tokens)).astype(jnp.float32)
         registers = getattr(self.encoder, "registers", None)
         patches = tokens[:, 1 + (0 if registers is None else registers.shape[0]) :]
         return jnp.concatenate([tokens[:, 0], patches.mean(1)], axis=-1)
@@ -50,12 +56,14 @@ def build(
     """Builds an embedder with random frozen weights; under `nnx.eval_shape` it costs no memory.
 
     Args:
-      backbone: a key of BACKBONES with a norm before the head.
+      backbone: a key of BACKBONES with a norm before the head, or with one pooled feature.
       image_size, mean, std, dtype, encoder_arguments, rngs: see `classifier.build`.
     """
     spec = BACKBONES[backbone]
-    if spec.head_eps is None:
+    if spec.head_eps is None and spec.traits.gives_tokens:
         raise ValueError(f"backbone {backbone} has no final norm")
     encoder = spec.build(image_size=image_size, dtype=dtype, rngs=rngs, **encoder_arguments)
-    norm = layer_norm(encoder.width, eps=encoder_arguments.get("eps", spec.head_eps), dtype=dtype, rngs=rngs)
+    norm = None
+    if spec.head_eps is not None:
+        norm = layer_norm(encoder.width, eps=encoder_arguments.get("eps", spec.head_eps), dtype=dtype, rngs=rngs)
     return freeze(Embedder(encoder, head_norm=norm, mean=mean, std=std))

@@ -9,6 +9,7 @@ from jaxboost.config.types import Config
 from jaxboost.convert import encoders
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.models import embedder
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.systems.encoders import resolve_encoder
 from jaxboost.systems.system import Recorded, System, model_arguments, texts, trace, with_attention
 from jaxboost.systems.weights import Pretrained, check_same
@@ -34,9 +35,8 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
         return System(**trace(lambda _: NoEncoder()), title=title, pretrained=(), boost="baseline")
     arguments: dict[str, Any] = {}
     if with_weights:
-        part, arguments = resolve_encoder(
-            "encoder", config.model, config.model, "weights", trainable=False, with_norm=True
-        )
+        model, with_norm = config.model, BACKBONES[config.model.backbone].head_eps is not None
+        part, arguments = resolve_encoder("encoder", model, model, "weights", trainable=False, with_norm=with_norm)
         parts = (part,)
 
     def build(rngs: nnx.Rngs) -> embedder.Embedder:

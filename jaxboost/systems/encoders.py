@@ -12,6 +12,9 @@ from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.systems.weights import RANDOM, Pretrained, as_trained, find_converted, stored_dtype
 
+# Two forms of one function: timm computes most SigLIPs' by erf, Hugging Face by tanh. Each encoder has its source's.
+_GELUS = {"gelu", "gelu_tanh"}
+
 
 def resolve_encoder(
     role: str, model: Config, fields: Config, name: str, *, trainable: bool, with_norm: bool
@@ -56,12 +59,14 @@ def resolve_encoder(
 
 def differing(backbone: str, arguments: Mapping[str, Any]) -> list[str]:
     """The differences between the arguments of an encoder and those of a backbone, in words."""
-    expected = BACKBONES[backbone].recorded_arguments
+    expected, found = BACKBONES[backbone].recorded_arguments, dict(arguments)
+    if {expected.get("activation"), found.get("activation")} == _GELUS:
+        found["activation"] = expected["activation"]
     return [
-        f"{name} {arguments.get(name)}, not {expected.get(name)}"
-        for name in {**expected, **arguments}
+        f"{name} {found.get(name)}, not {expected.get(name)}"
+        for name in {**expected, **found}
         # eps may differ between checkpoints of the same model.
-        if name != "eps" and (name not in expected or arguments.get(name) != expected[name])
+        if name != "eps" and (name not in expected or found.get(name) != expected[name])
     ]
 
 

@@ -31,7 +31,10 @@ def repositories(tmp_path_factory):
     reference.write_safetensors(model, folder / "single")
     reference.write_bin(model, folder / "pickled")
     vision.tiny("clip").save_pretrained(folder / "clip")
-    names = ("sharded", "single", "pickled", "clip")
+    (folder / "open_clip").mkdir()
+    (folder / "open_clip" / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {"width": 64}}}')
+    (folder / "open_clip" / "open_clip_pytorch_model.bin").write_bytes(b"weights")
+    names = ("sharded", "single", "pickled", "clip", "open_clip")
     return {f"owner/{name}": folder / name for name in names} | dict.fromkeys(GATED, folder / "single")
 
 
@@ -174,6 +177,7 @@ REFUSED = {
     "owner/none": "there is no repository owner/none at {address}: check the id; if it is private, log in with",
     f"owner/single@{COMMIT[::-1]}": "owner/single has no such revision: see {address}/owner/single",
     "owner/pickled": "has no safetensors, only pytorch_model.bin, which cannot be fetched in parts: download",
+    "owner/open_clip": "has no safetensors, only open_clip_pytorch_model.bin, which cannot be fetched in parts: ",
 }
 
 

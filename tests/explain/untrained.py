@@ -16,6 +16,7 @@ from jaxboost.data.sources.folder.inputs import Preprocessing
 from jaxboost.evaluation.prediction_table import Labels
 from jaxboost.inference.open_run import FinishedRun
 from jaxboost.models.backbones import BACKBONES, Backbone
+from jaxboost.models.pooled_vit import PooledViT
 from jaxboost.models.resnet import ResNet
 from jaxboost.systems import start
 from jaxboost.tasks import MULTI_CLASS
@@ -26,6 +27,9 @@ CLASSES = ("a", "b", "c")
 _RESNET = dict(block="basic", depths=(1, 1), base_width=4, stem="small")
 ROWS = {
     **small.SMALL,
+    "small_siglip": Backbone(
+        encoder=PooledViT, ndim=2, arguments=small.SMALL["small_vit"].arguments | {"pooling": "map"}, head_eps=None
+    ),
     "small_resnet": Backbone(encoder=ResNet, ndim=2, arguments=_RESNET | {"convolution": "2d"}, head_eps=None),
     "small_resnet3d": Backbone(encoder=ResNet, ndim=3, arguments=_RESNET | {"convolution": "3d"}, head_eps=None),
 }

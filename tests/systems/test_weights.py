@@ -15,12 +15,13 @@ import torch
 from configs import pneumollm
 from jaxboost import convert, data, systems
 from jaxboost.analysis.describe import describe
-from jaxboost.config import table
+from jaxboost.config import load_config, table
 from jaxboost.convert import encoders
 from jaxboost.errors import UserError
 from jaxboost.models import frozen
 from jaxboost.models.backbones import BACKBONES, Backbone
 from jaxboost.models.llama import FAMILIES
+from jaxboost.models.pooled_vit import PooledViT
 from jaxboost.models.vit import ViT
 from jaxboost.runs import assembly, train
 from jaxboost.systems import start
@@ -87,6 +88,7 @@ def _encoder(path):
 
 
 KINDS = {
+    "siglip": dict(activation="gelu_tanh", pooling="map"),
     "vit": dict(),
     "dinov2": dict(layer_scale=True),
     "clip": dict(activation="quick_gelu", patch_bias=False, pre_norm=True),
@@ -95,6 +97,9 @@ KINDS = {
 
 def _tiny_backbone(arguments):
     shape = dict(patch=vision.PATCH, width=vision.WIDTH, depth=vision.DEPTH, heads=vision.HEADS)
+    if "pooling" in arguments:
+        arguments = shape | dict(mlp_width=vision.MLP_WIDTH) | arguments
+        return Backbone(encoder=PooledViT, ndim=2, arguments=arguments, head_eps=None)
     # The checkpoints have another eps.
     return Backbone(encoder=ViT, ndim=2, arguments=shape | dict(mlp_width=vision.MLP_WIDTH) | arguments, head_eps=1e-6)
 
@@ -102,7 +107,7 @@ def _tiny_backbone(arguments):
 # The positions are for 20 pixels.
 @pytest.mark.parametrize(
     ("kind", "boost", "image_size"),
-    [("vit", "rllm", 20), ("vit", "none", 32), ("dinov2", "none", 20), ("clip", "none", 12)],
+    [("vit", "rllm", 20), ("vit", "none", 32), ("dinov2", "none", 20), ("clip", "none", 12), ("siglip", "none", 12)],
 )
 def test_features_equal_transformers(kind, boost, image_size, tmp_path, monkeypatch):
     monkeypatch.setitem(BACKBONES, "tiny", _tiny_backbone(KINDS[kind]))
@@ -142,6 +147,22 @@ def _torch_boost(tree):
     tiny = FAMILIES["llama-tiny"]
     block = rllm.LlamaBlock(depth=1, eps=tiny.eps, **tiny.shape)
     return copy(module_state(tree), rllm.Boost("rllm", width=vision.WIDTH, block_width=tiny.width, block=block))
+
+
+def test_embeddings_of_a_pooling_encoder_equal_transformers(tmp_path, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "tiny", _tiny_backbone(KINDS["siglip"]))
+    model = vision.tiny("siglip")
+    model.save_pretrained(tmp_path / "source")
+    convert.convert(str(tmp_path / "source"), "all", tmp_path / "encoder")
+    changes = {"model.backbone": "tiny", "model.image_size": 20, "model.weights": str(tmp_path / "encoder")}
+    changes |= {"model.mean": (0.5,), "model.std": (0.25,), "model.dtype": "float32"}
+    config = load_config("baseline:logistic+2d", **changes)
+    prepared = systems.prepare(config, data.describe_dataset("breastmnist", 28))
+    params, kept, _, _ = _initialised(prepared)
+    assert params == {}
+    images = np.random.default_rng(1).integers(0, 256, (2, 20, 20, 3), np.uint8)
+    ours = jax.jit(lambda images: frozen.merge(prepared.graphdef, {}, kept)(images))(images)
+    assert_close(ours, vision.stages("siglip", model, (images / np.float32(255) - 0.5) / np.float32(0.25))["normed"])
 
 
 def _features(kind, model, pixels, boost):
@@ -334,6 +355,10 @@ def test_missing_encoder_is_made_from_its_source(config, folder, tmp_path, caplo
             {"model.weights": "wide"},
             r"the encoder at .*wide \(wide-source\) has layer_scale True, not False, width 64, not 128, .* 512 as "
             r"model\.backbone=vit_tiny has: no backbone fits it$",
+        ),
+        (
+            {"model.backbone": "siglip_b16", "model.image_size": 32, "boost.kind": "none"},
+            r"has patch 7, not 16, .*pooling None, not map as .*: choose the backbone that it is, vit_tiny$",
         ),
         (
             {"model.backbone": "vit_ti16", "model.image_size": 32},

@@ -15,10 +15,10 @@ from jaxboost.convert.formats.tensors import TensorInfo, Tensors, listed
 from jaxboost.errors import UserError
 
 # Kinds of sources. The parts of the first are decoder layers and their final norm, of the second a vision encoder's
-# embedding, blocks and final norm.
+# embedding, blocks, final norm and, if it has one, pooling.
 LLAMA, VISION = "llama", "vision"
 # Keys of parts, in addition to the numbers of layers.
-FINAL_NORM, EMBEDDING, NORM = "final_norm", "embedding", "norm"
+FINAL_NORM, EMBEDDING, NORM, POOL = "final_norm", "embedding", "norm", "pool"
 
 # Name of an array -> its shape, linear maps as (in, out).
 Shapes = Mapping[str, tuple[int, ...]]
@@ -29,7 +29,7 @@ class Part:
     """One file of a converted folder, not read yet.
 
     Attributes:
-      key: a layer's number, or FINAL_NORM, EMBEDDING or NORM.
+      key: a layer's number, or FINAL_NORM, EMBEDDING, NORM or POOL.
       shapes: of its arrays, by our names.
       read: (name, dtype) -> an array in the precision in which it is stored.
     """
