@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
     if "baseline" in config:
         return _describe_baseline(config, info)
     with_boost = prepare(config, info, with_weights=False)
-    plain = config.copy_and_resolve_references()
-    plain.update_from_flattened_dict({"llama.used": False} if "pneumollm" in config else {"boost.kind": "none"})
+    plain = with_overrides(config, {"llama.used": False} if "pneumollm" in config else {"boost.kind": "none"})
     without_boost = prepare(plain, info, with_weights=False)
     image = jax.ShapeDtypeStruct((1, *[config.model.image_size] * info.ndim, info.channels), jnp.uint8)
 

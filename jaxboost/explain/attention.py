@@ -8,7 +8,7 @@ the heads of relu(A dy/dA), on the patches. Which layer:
   used a path without one. A ViViT's block sees one token per frame: the map has one value per frame.
 - the trained layer of the control `boost.kind=layer`.
 - otherwise (no block, a kind without layers, a causal mask, PneumoLLM) the last layer of the encoder; for a ViViT that
-  of its temporal encoder.
+  of its temporal encoder. Where an attention pools the encoder's tokens (SigLIP), it is that attention.
 """
 
 import numpy as np
@@ -21,6 +21,7 @@ TEXTS = {
     "encoder_attention": "of the pooled token in the last layer of the encoder",
 }
 _TRAINED = "of the pooled token in the trained layer"
+_POOL = "of the probe in the attention pool of the encoder"
 _FRAMES = " (over the frames)"
 
 
@@ -37,6 +38,8 @@ def maps(
     relevance = np.maximum(seen.values[place] * seen.gradients[place], 0)  # (n, H, Q, N)
     pooled = relevance.mean(1)[:, 0]
     text = _TRAINED if tapped.has_trained_layer else TEXTS[place.partition("/")[0]]
+    if not tapped.model.encoder.traits.gives_tokens:
+        text = _POOL
     frames = _FRAMES if pooled.shape[1] < tapped.side**tapped.ndim else ""
     return Maps(grid=tapped.grid_of(pooled[..., np.newaxis])[..., 0], place=place, text=f"{METHOD} {text}{frames}")
 

@@ -11,6 +11,7 @@ from jaxboost.models.convnext import ConvNeXt
 from jaxboost.models.efficientnet import EfficientNetLite
 from jaxboost.models.encoder import Encoder, Traits
 from jaxboost.models.layers import CHANNELS
+from jaxboost.models.pooled_vit import PooledViT
 from jaxboost.models.resnet import CONVOLUTIONS, ResNet
 from jaxboost.models.swin import Swin
 from jaxboost.models.vit import PLAIN, ViT
@@ -84,6 +85,15 @@ def _vit(width: int, depth: int, heads: int, patch: int = 16, **published: Any) 
     return Backbone(encoder=ViT, ndim=2, arguments=arguments, head_eps=published.get("eps", PLAIN["eps"]))
 
 
+def _siglip(width: int, depth: int, heads: int, mlp_width: int, patch: int) -> Backbone:
+    """SigLIP (Zhai et al. 2023)."""
+    shape = dict(patch=patch, width=width, depth=depth, heads=heads, mlp_width=mlp_width)
+    # Its final norm stands before the pooling, inside the encoder.
+    return Backbone(
+        encoder=PooledViT, ndim=2, arguments=shape | dict(activation="gelu_tanh", pooling="map"), head_eps=None
+    )
+
+
 def _vit3d(width: int, depth: int, heads: int, mlp_width: int, patch: int = 4) -> Backbone:
     arguments = dict(patch=patch, width=width, depth=depth, heads=heads, head_dim=64, mlp_width=mlp_width)
     return Backbone(encoder=ViT3D, ndim=3, arguments=arguments, head_eps=1e-5)
@@ -134,17 +144,37 @@ def _resnet(block: str, *depths: int, convolution: str = "2d") -> Backbone:
 
 # CLIP (Radford et al. 2021).
 _CLIP: dict[str, Any] = dict(eps=1e-5, activation="quick_gelu", patch_bias=False, pre_norm=True)
+# OpenCLIP's own training (Cherti et al. 2023).
+_OPEN_CLIP: dict[str, Any] = _CLIP | dict(activation="gelu")
+# DINOv2 (Oquab et al. 2023), with registers (Darcet et al. 2024) or without.
+_DINOV2: dict[str, Any] = dict(patch=14, layer_scale=True)
+# DINOv3 (Siméoni et al. 2025).
+_DINOV3: dict[str, Any] = dict(eps=1e-5, layer_scale=True, registers=4, rope=100.0, key_bias=False)
 
 BACKBONES = {
     "vit_ti16": _vit(width=192, depth=12, heads=3),
     "vit_s": _vit(width=384, depth=12, heads=6),
     "vit_b16": _vit(width=768, depth=12, heads=12),
     "vit_l16": _vit(width=1024, depth=24, heads=16),
+    "vit_h14": _vit(width=1280, depth=32, heads=16, patch=14),
     "clip_vit_b32": _vit(width=768, depth=12, heads=12, patch=32, **_CLIP),
     "clip_vit_b16": _vit(width=768, depth=12, heads=12, **_CLIP),
     "clip_vit_l14": _vit(width=1024, depth=24, heads=16, patch=14, **_CLIP),
-    "dinov2_s14": _vit(width=384, depth=12, heads=6, patch=14, layer_scale=True),
-    "dinov2_s14_reg4": _vit(width=384, depth=12, heads=6, patch=14, layer_scale=True, registers=4),
+    "openclip_vit_b32": _vit(width=768, depth=12, heads=12, patch=32, **_OPEN_CLIP),
+    "openclip_vit_b16": _vit(width=768, depth=12, heads=12, **_OPEN_CLIP),
+    "openclip_vit_l14": _vit(width=1024, depth=24, heads=16, patch=14, **_OPEN_CLIP),
+    "dinov2_s14": _vit(width=384, depth=12, heads=6, **_DINOV2),
+    "dinov2_s14_reg4": _vit(width=384, depth=12, heads=6, registers=4, **_DINOV2),
+    "dinov2_b14": _vit(width=768, depth=12, heads=12, **_DINOV2),
+    "dinov2_b14_reg4": _vit(width=768, depth=12, heads=12, registers=4, **_DINOV2),
+    "dinov2_l14": _vit(width=1024, depth=24, heads=16, **_DINOV2),
+    "dinov2_l14_reg4": _vit(width=1024, depth=24, heads=16, registers=4, **_DINOV2),
+    "dinov3_s16": _vit(width=384, depth=12, heads=6, **_DINOV3),
+    "dinov3_b16": _vit(width=768, depth=12, heads=12, **_DINOV3),
+    "dinov3_l16": _vit(width=1024, depth=24, heads=16, **_DINOV3),
+    "siglip_b16": _siglip(width=768, depth=12, heads=12, mlp_width=3072, patch=16),
+    "siglip_l16": _siglip(width=1024, depth=24, heads=16, mlp_width=4096, patch=16),
+    "siglip_so400m14": _siglip(width=1152, depth=27, heads=16, mlp_width=4304, patch=14),
     "vit3d": _vit3d(width=1024, depth=8, heads=8, mlp_width=1024),
     "vivit_s": _vivit(width=512, depth=4, heads=8),
     "vivit_m": _vivit(width=1024, depth=8, heads=8),

@@ -59,7 +59,7 @@ def build(
     """Builds an embedder with random frozen weights; under `nnx.eval_shape` it costs no memory.
 
     Args:
-      backbone: a key of BACKBONES.
+      backbone: a key of BACKBONES; one with CLS token needs a norm before the head.
       image_size, mean, std, dtype, encoder_arguments, rngs: see `classifier.build`.
     """
     spec = BACKBONES[backbone]

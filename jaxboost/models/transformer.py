@@ -6,12 +6,14 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxboost.models import attention
 from jaxboost.models.adapters import Adaptation, Projection
 from jaxboost.models.layers import LinearInit, flat_product, layer_norm, layer_of, linear, stack
+from jaxboost.models.rotary import Rotary, rotate
 from jaxboost.models.taps import closed, is_open, tap
 
 # The activations of a block that `Transformer` keeps for the backward pass, by their `checkpoint_name`.
@@ -56,7 +58,10 @@ def _columns(layer: nnx.Linear | Projection, x: jax.Array, columns: slice) -> ja
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention (B, N, D) -> (B, Q, D); the heads' total width H*K need not equal D."""
+    """Multi-head self-attention (B, N, D) -> (B, Q, D); the heads' total width H*K need not equal D.
+
+    Without `key_bias` the keys' part of the bias has no effect, and no gradient.
+    """
 
     def __init__(
         self,
@@ -65,35 +70,52 @@ class Attention(nnx.Module):
         heads: int,
         head_dim: int,
         qkv_bias: bool,
+        key_bias: bool = True,
         init: LinearInit,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.heads, self.head_dim = heads, head_dim
+        self.heads, self.head_dim, self.key_bias = heads, head_dim, key_bias
         self.attention_mode = "auto"  # see `attention.choose`
         self.qkv = linear(width, 3 * heads * head_dim, bias=qkv_bias, init=init, dtype=dtype, rngs=rngs)
         self.out = linear(heads * head_dim, width, init=init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, *, queries: int | None = None, projection: Projection | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        queries: int | None = None,
+        projection: Projection | None = None,
+        probe: jax.Array | None = None,
+        rotary: Rotary | None = None,
+    ) -> jax.Array:
         """The result (B, Q, D) for the first tokens.
 
         Args:
           x: tokens (B, N, D).
           queries: Q, None for all N.
           projection: replaces `qkv` to make queries, keys and values.
+          probe: (B, Q, D), from which the queries are made in the place of the first tokens.
+          rotary: rotates queries and keys.
         """
         width = self.heads * self.head_dim
         qkv = self.qkv if projection is None else projection
+        if projection is None and not self.key_bias:
+            bias: Any = self.qkv.bias
+            used = np.repeat(np.array([1, 0, 1], np.float32), width)
+            qkv = Projection(kernel=self.qkv.kernel[...], bias=bias[...] * used)
 
         def heads(x: jax.Array, parts: int) -> list[jax.Array]:
             x = checkpoint_name(x, "qkv").reshape(*x.shape[:2], parts, self.heads, self.head_dim)
             return [x[:, :, part] for part in range(parts)]
 
-        if queries is None:
+        if queries is None and probe is None:
             q, k, v = heads(_columns(qkv, x, slice(None)), 3)
         else:
-            (q,) = heads(_columns(qkv, x[:, :queries], slice(width)), 1)
+            (q,) = heads(_columns(qkv, x[:, :queries] if probe is None else probe, slice(width)), 1)
             k, v = heads(_columns(qkv, x, slice(width, None)), 2)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
         mixed = attend(q, k, v, mode=self.attention_mode)
         return self.out(checkpoint_name(mixed.reshape(*mixed.shape[:2], width), "mixed"))
 
@@ -104,12 +126,17 @@ def gelu(x: jax.Array) -> jax.Array:
     return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """The approximation of GELU by tanh (Hendrycks and Gimpel 2016, section 2), in float32, which SigLIP uses."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+
+
 def quick_gelu(x: jax.Array) -> jax.Array:
     """The approximation x sigmoid(1.702 x) of GELU (Hendrycks and Gimpel 2016, section 2), which CLIP uses."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
 
 
 class Mlp(nnx.Module):
@@ -172,6 +199,7 @@ class Block(nnx.Module):
       heads, head_dim: H heads of width K; H K need not equal D.
       mlp_width: hidden width of the MLP.
       qkv_bias: the projections to queries, keys and values have a bias.
+      key_bias: see `Attention`.
       activation: a key of ACTIVATIONS.
       layer_scale: s and t are trained vectors (D,) (Touvron et al. 2021), else 1.
       eps: of the LayerNorms.
@@ -188,6 +216,7 @@ class Block(nnx.Module):
         head_dim: int,
         mlp_width: int,
         qkv_bias: bool,
+        key_bias: bool = True,
         activation: str,
         layer_scale: bool,
         eps: float,
@@ -196,9 +225,8 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.attention_norm = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs)
-        self.attention = Attention(
-            width, heads=heads, head_dim=head_dim, qkv_bias=qkv_bias, init=init, dtype=dtype, rngs=rngs
-        )
+        bias = dict(qkv_bias=qkv_bias, key_bias=key_bias)
+        self.attention = Attention(width, heads=heads, head_dim=head_dim, **bias, init=init, dtype=dtype, rngs=rngs)
         self.mlp_norm = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, mlp_width, activation=activation, init=init, dtype=dtype, rngs=rngs)
         self.attention_scale = nnx.Param(jnp.ones(width)) if layer_scale else None
@@ -211,12 +239,13 @@ class Block(nnx.Module):
         queries: int | None = None,
         adaptation: Adaptation | None = None,
         stochastic_depth: StochasticDepth | None = None,
+        rotary: Rotary | None = None,
     ) -> jax.Array:
         """The result (B, Q, D) for the first Q = `queries` tokens; None: for all tokens."""
         adaptation = adaptation or Adaptation()
         attention_depth, mlp_depth = (None, None) if stochastic_depth is None else stochastic_depth.split()
         normed = adaptation(self.attention_norm(x))
-        mixed = self.attention(normed, queries=queries, projection=adaptation.merged)
+        mixed = self.attention(normed, queries=queries, projection=adaptation.merged, rotary=rotary)
         mixed = drop_path(_scaled(mixed, self.attention_scale), attention_depth)
         x = checkpoint_name(x[:, :queries] + mixed, "hidden")
         return x + drop_path(_scaled(self.mlp(self.mlp_norm(x)), self.mlp_scale), mlp_depth)
@@ -263,24 +292,29 @@ class Transformer(nnx.Module):
         self.blocks = stack(lambda r: make(rngs=r), depth - 1, rngs) if depth > 1 else None
         self.last = make(rngs=rngs)
 
-    def __call__(self, x: jax.Array, *, queries: int | None = None, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, queries: int | None = None, key: jax.Array | None = None, rotary: Rotary | None = None
+    ) -> jax.Array:
         """The first tokens (B, Q, D).
 
         Args:
           x: tokens (B, N, D).
           queries: Q, None for all N. The last block computes queries, output projection and MLP for these tokens only.
           key: random key of stochastic depth; None: no stochastic depth.
+          rotary: rotates queries and keys in every block.
         """
         stochastic_depth = None
         if key is not None and self.drop_path:
             stochastic_depth = StochasticDepth(
                 rate=jnp.linspace(0, self.drop_path, self.depth), key=jax.random.split(key, self.depth)
             )
-        return self._run(x, queries=queries, stochastic_depth=stochastic_depth)[0]
+        return self._run(x, queries=queries, stochastic_depth=stochastic_depth, rotary=rotary)[0]
 
-    def first_tokens(self, x: jax.Array, adaptation: Adaptation | None = None) -> jax.Array:
+    def first_tokens(
+        self, x: jax.Array, adaptation: Adaptation | None = None, *, rotary: Rotary | None = None
+    ) -> jax.Array:
         """The first token after each block, (B, N, D) -> (depth, B, D); `adaptation` is stacked over the blocks."""
-        x, between = self._run(x, queries=1, adaptation=adaptation, collect=True)
+        x, between = self._run(x, queries=1, adaptation=adaptation, rotary=rotary, collect=True)
         last = x[None, :, 0]
         return last if between is None else jnp.concatenate([between, last])
 
@@ -297,6 +331,7 @@ class Transformer(nnx.Module):
         queries: int | None,
         adaptation: Adaptation | None = None,
         stochastic_depth: StochasticDepth | None = None,
+        rotary: Rotary | None = None,
         collect: bool = False,
     ) -> tuple[jax.Array, jax.Array | None]:
         """The last block's tokens, and with `collect` the first token after each earlier block (depth - 1, B, D)."""
@@ -306,7 +341,7 @@ class Transformer(nnx.Module):
             # prevent_cse would keep XLA from merging the recomputation with the first computation. Iterations of a scan
             # are never merged, and the last block's backward pass directly follows its forward pass.
             def body(block: Block, extras: Extras, x: jax.Array) -> jax.Array:
-                return block(x, queries=queries, adaptation=extras[0], stochastic_depth=extras[1])
+                return block(x, queries=queries, adaptation=extras[0], stochastic_depth=extras[1], rotary=rotary)
 
             # What a tap stores cannot leave a function that `jax.checkpoint` traces.
             return (body if is_open() else jax.checkpoint(body, policy=policy, prevent_cse=False))(block, extras, x)

@@ -63,7 +63,8 @@ def test_channels():
         features.trivial(colours, 1)
 
 
-MODEL = dict(image_size=14, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), dtype=jnp.dtype("float32"))
+PIXELS = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+MODEL = dict(image_size=14, mean=PIXELS[0], std=PIXELS[1], dtype=jnp.dtype("float32"))
 
 
 @nnx.jit
@@ -95,6 +96,16 @@ def test_registers_are_left_out():
     found, tokens = embedding_and_tokens(ours, np.random.default_rng(0).integers(0, 256, (2, 14, 14, 1), np.uint8))
     assert tokens.shape == (2, 1 + 4 + 4, 32)
     np.testing.assert_allclose(found[:, 32:], np.asarray(tokens)[:, 5:].mean(1), rtol=1e-5, atol=1e-6)
+
+
+def test_embedding_of_a_pooling_encoder_is_its_feature():
+    arguments = dict(patch=7, width=32, depth=1, heads=2, mlp_width=32)
+    ours = embedder.build("siglip_b16", encoder_arguments=arguments, rngs=nnx.Rngs(0), **MODEL)
+    images = np.random.default_rng(0).integers(0, 256, (2, 14, 14, 1), np.uint8)
+    found, feature = nnx.jit(lambda model, x: (model(x), model.encoder(normalize_pixels(x, *PIXELS))))(ours, images)
+    assert (found.shape, found.dtype) == ((2, 32), jnp.float32)
+    np.testing.assert_array_equal(found, feature[:, 0])
+    assert np.ptp(found, axis=0).all()
 
 
 @pytest.fixture(scope="module")

@@ -202,6 +202,16 @@ def test_all_problems_are_in_one_message():
         ("breastmnist_vits:resnet18", {"train.last_batch": "keep"}, "last_batch: batch norms need whole batches"),
         ("breastmnist_vits:resnet18", {"model.frozen": True}, "model.frozen: the batch norms of resnet18"),
         (
+            "breastmnist_vits",
+            {"model.backbone": "siglip_b16", "boost.kind": "rllm"},
+            "backbone siglip_b16 gives one pooled feature, no tokens: set boost.kind=none",
+        ),
+        (
+            "breastmnist_vits",
+            {"model.backbone": "siglip_b16", "boost.kind": "none", "model.frozen": True, "model.weights": ""},
+            "config field model.frozen: an untrained encoder would stay untrained",
+        ),
+        (
             "breastmnist_vits:resnet18",
             {"optim.layer_decay": 0.7},
             "layer_decay: it is for encoders with trained layers",

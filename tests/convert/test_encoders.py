@@ -114,7 +114,7 @@ def test_summary(folder):
 
 def test_names_of_transformers_5(changed, folder, tmp_path):
     """Those that a model has in memory, which torch.save of its state_dict keeps."""
-    for kind in ("vit", "dinov2"):
+    for kind in ("vit", "dinov2", "dinov3"):
         model = vision.tiny(kind)
         model.save_pretrained(tmp_path / kind)
         published = convert(str(tmp_path / kind), "all", tmp_path / f"{kind}-published")
@@ -167,6 +167,8 @@ print("checked")
 @pytest.mark.parametrize(("old", "new"), [(37, 16), (16, 37), (5, 3), (5, 8), (1, 4), (4, 1), (7, 7)])
 def test_positions_are_resized_as_torch_does(old, new):
     given = np.random.default_rng(0).standard_normal((1 + old * old, 6), np.float32)
+    # A grid alone.
+    np.testing.assert_array_equal(positions.resize(given[1:], new, first=0), positions.resize(given, new)[1:])
     grid = torch.from_numpy(given[1:]).double().reshape(1, old, old, 6).permute(0, 3, 1, 2)
     expected = torch.nn.functional.interpolate(grid, (new, new), mode="bicubic", align_corners=False)
     resized = positions.resize(given, new)
@@ -183,31 +185,118 @@ def test_positions_are_resized_as_torch_does(old, new):
         ("clip_vision_model", transformers.CLIPVisionConfig()),
         ("vit", transformers.ViTConfig()),
         ("dinov2", transformers.Dinov2Config()),
+        ("siglip_vision_model", transformers.SiglipVisionConfig()),
+        ("dinov3_vit", transformers.DINOv3ViTConfig()),
     ],
 )
 def test_defaults_are_those_of_transformers(model_type, config):
     sparse = vit_configs.parse_vision(Settings({"model_type": model_type}, "config.json"), model_type)
     whole = vit_configs.parse_vision(Settings(config.to_dict(), "config.json"), model_type)
     assert sparse == whole
-    assert sparse[0]["mlp_width"] == 3072
+    assert sparse[0]["mlp_width"] == (1536 if model_type == "dinov3_vit" else 3072)
 
 
 def test_the_published_models_are_the_backbones_of_their_names():
     """From what their config.json says, as far as it differs from the defaults."""
-    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+    so400m = {"hidden_size": 1152, "num_hidden_layers": 27, "num_attention_heads": 16, "intermediate_size": 4304}
+    huge = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120}
+    huge |= {"patch_size": 14}
+    dinov3 = {"num_register_tokens": 4, "layerscale_value": 1.0, "pos_embed_rescale": 2.0}
+    base = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+    so400m |= {"patch_size": 14, "image_size": 448}
+    dinov2, large_mlp = {"image_size": 518}, large | {"intermediate_size": 4096}
     published = {
-        "clip_vit_l14": ("clip_vision_model", large | {"patch_size": 14, "layer_norm_eps": 1e-5}),
+        "clip_vit_l14": ("clip_vision_model", large_mlp | {"patch_size": 14, "layer_norm_eps": 1e-5}),
         "clip_vit_b32": ("clip_vision_model", {}),
         "clip_vit_b16": ("clip_vision_model", {"patch_size": [16, 16]}),
-        "dinov2_s14": ("dinov2", {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518}),
-        "dinov2_s14_reg4": ("dinov2_with_registers", {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518}),
+        "dinov2_s14": ("dinov2", dinov2 | {"hidden_size": 384, "num_attention_heads": 6}),
+        "dinov2_s14_reg4": ("dinov2_with_registers", dinov2 | {"hidden_size": 384, "num_attention_heads": 6}),
+        "dinov2_b14": ("dinov2", dinov2),  # RAD-DINO too
+        "dinov2_b14_reg4": ("dinov2_with_registers", dinov2),
+        "dinov2_l14": ("dinov2", dinov2 | large),
+        "dinov2_l14_reg4": ("dinov2_with_registers", dinov2 | large),
+        "siglip_b16": ("siglip_vision_model", {}),
+        "siglip_l16": ("siglip_vision_model", large_mlp | {"image_size": 384}),
+        "siglip_so400m14": ("siglip_vision_model", so400m),  # MedSigLIP too
+        "dinov3_s16": ("dinov3_vit", dinov3),
+        "dinov3_b16": ("dinov3_vit", dinov3 | base),
+        "dinov3_l16": ("dinov3_vit", dinov3 | large_mlp),
         "vit_b16": ("vit", {}),
-        "vit_l16": ("vit", large),
+        "vit_l16": ("vit_mae", large_mlp),  # MAE, as ViT
+        "vit_h14": ("vit_mae", huge),
     }
     for name, (model_type, values) in published.items():
         arguments, _ = vit_configs.parse_vision(Settings(values, "config.json"), model_type)
         # Of eps the ViT's checkpoints have 1e-12, the model 1e-6.
         assert arguments | {"eps": 0} == PLAIN | BACKBONES[name].arguments | {"eps": 0}, name
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory):
+    """The folder of an encoder with a pooling."""
+    folder = tmp_path_factory.mktemp("siglip")
+    vision.tiny("siglip_pair").save_pretrained(folder / "source")
+    convert(str(folder / "source"), "all", folder / "encoder")
+    return folder
+
+
+def test_pooling_is_a_part(siglip, tmp_path, caplog):
+    manifest = encoders.read_manifest(siglip / "encoder")
+    assert manifest.arguments["pooling"] == "map"
+    assert (manifest.arguments["activation"], manifest.image_size) == ("gelu_tanh", vision.IMAGE_SIZE)
+    assert set(manifest.sha256) == {"embedding", "0", "1", "2", "norm", "pool"}
+    assert summary(manifest, siglip / "encoder").endswith(f"use it  --config.model.weights={siglip / 'encoder'}")
+    with caplog.at_level("INFO", logger="jaxboost"):
+        convert(str(siglip / "source"), "all", tmp_path / "encoder")
+        convert(str(siglip / "source"), "all", tmp_path / "encoder", overwrite=True)
+    assert "not part of the encoder and not read: logit_bias, logit_scale, text_model\n" in caplog.text
+    rewrite(tmp_path / "encoder", lambda fields: fields["sha256"].pop("pool"))
+    with pytest.raises(UserError, match="the norm and the pooling that are there"):
+        encoders.read_manifest(tmp_path / "encoder")
+    before = encoders.fingerprint_at(siglip / "encoder")
+    other = shutil.copytree(siglip / "encoder", tmp_path / "other")
+    rewrite(other, lambda fields: fields["sha256"].update(pool="0" * 64))
+    assert encoders.fingerprint_at(other) != before
+    with pytest.raises(UserError, match=r"pool\.safetensors is altered or truncated: convert again"):
+        encoders.load_encoder(other, image_size=12)
+
+
+def test_problems_of_a_pooling_are_named(siglip, tmp_path):
+    source = shutil.copytree(siglip / "source", tmp_path / "source")
+    state = load_file(source / "model.safetensors")
+    del state["vision_model.head.layernorm.bias"]
+    state["vision_model.head.attention.in_proj_bias"] = np.zeros(24, np.float32)
+    state["vision_model.embeddings.position_embedding.weight"] = np.zeros((26, 24), np.float32)
+    save_file(state, source / "model.safetensors")
+    message = refused(str(source), r"missing: vision_model\.head\.layernorm\.bias;", tmp_path)
+    assert "vision_model.head.attention.in_proj_bias has the shape (24,) instead of (72,)" in message
+    assert "position_embedding.weight has the shape (26, 24) instead of (25, 24)" in message
+
+
+def test_rotary_positions_are_constants(tmp_path):
+    """There is no weight of them, and another base is another encoder."""
+    vision.tiny("dinov3").save_pretrained(tmp_path / "source")
+    manifest = convert(str(tmp_path / "source"), "all", tmp_path / "encoder")
+    assert {name: manifest.arguments[name] for name in ("rope", "key_bias", "registers")} == {
+        "rope": 100.0,
+        "key_bias": False,
+        "registers": 3,
+    }
+    assert "positions" not in load_file(tmp_path / "encoder" / "embedding.safetensors")
+    bias = load_file(tmp_path / "encoder" / "layer_00001.safetensors")["attention.qkv.bias"]
+    assert [bool(part.any()) for part in np.split(bias, 3)] == [True, False, True]
+    before = encoders.fingerprint_at(tmp_path / "encoder")
+    rewrite(tmp_path / "encoder", lambda fields: fields["arguments"].update(rope=99.0))
+    assert encoders.fingerprint_at(tmp_path / "encoder") != before
+    rewrite(tmp_path / "encoder", lambda fields: fields["arguments"].update(heads=12))
+    with pytest.raises(UserError, match="rotary positions need heads of a multiple of 4, not 2"):
+        encoders.read_manifest(tmp_path / "encoder")
+    config = json.loads((tmp_path / "source" / "config.json").read_text())
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config | {"key_bias": True}))
+    refused(str(tmp_path / "source"), r"missing: layer\.0\.attention\.k_proj\.bias;", tmp_path)
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config | {"value_bias": False}))
+    refused(str(tmp_path / "source"), r"blocks and norm: layer\.0\.attention\.v_proj\.bias;", tmp_path)
 
 
 def test_older_section_of_clip_wins(tmp_path):
@@ -252,7 +341,10 @@ def test_another_model_under_a_known_type(changed, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"hidden_act": "gelu_new"}, "the activation is 'gelu_new', the ViT's is one of gelu, quick_gelu"),
+        (
+            {"hidden_act": "gelu_new"},
+            "the activation is 'gelu_new', the ViT's is one of gelu, gelu_pytorch_tanh, quick",
+        ),
         ({"hidden_act": ["gelu"]}, r"the activation is \['gelu'\]"),
         ({"num_channels": 1}, "images have 1 channels instead of 3"),
         ({"num_attention_heads": 5}, "the width 24 is not a multiple of 5 heads"),
@@ -261,8 +353,20 @@ def test_another_model_under_a_known_type(changed, tmp_path):
         ({"hidden_size": "24"}, "'hidden_size' is '24' instead of a positive number"),
         ({"use_swiglu_ffn": True, "model_type": "dinov2"}, r"the MLPs are SwiGLU \(DINOv2 giant\)"),
         (
-            {"model_type": "siglip"},
-            "this is a 'siglip' checkpoint, not of the LLaMA family: .* an encoder .* clip",
+            {"use_gated_mlp": True, "model_type": "dinov3_vit"},
+            r"the MLPs are SwiGLU \(DINOv3 S\+, H\+ and 7B\), .*: choose .* facebook/dinov3-vitb16-pretrain-lvd1689m",
+        ),
+        (
+            {"num_attention_heads": 4, "model_type": "dinov3_vit"},
+            "rotary positions need heads of a multiple of 4, not 6",
+        ),
+        (
+            {"model_type": "siglip_vision_model", "hidden_act": "gelu", "vision_use_head": False},
+            r"the model has no pooling \(vision_use_head is false\), .*: choose .* google/siglip-base-patch16-224",
+        ),
+        (
+            {"model_type": "siglip2"},
+            "this is a 'siglip2' checkpoint, not of the LLaMA family: .* encoder .* siglip,",
         ),
     ],
 )

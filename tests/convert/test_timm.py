@@ -16,8 +16,10 @@ from safetensors.numpy import load_file, save_file
 from jaxboost.convert import Hints, convert, encoders
 from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
-from jaxboost.models.vit import PLAIN
 from tests.convert import vision_checkpoints as vision
+
+# Class of an activation in timm -> its name here.
+ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}
 
 
 @pytest.fixture(scope="module", params=["vit", "dinov2"])
@@ -270,7 +272,7 @@ def test_what_is_assumed_is_said(state, tmp_path, caplog):
         (Hints(heads=5), "a width of 192 is not a multiple of 5 heads: check --heads"),
         (Hints(eps=0.0), r"--eps 0\.0 is not above 0 and at most 1"),
         (Hints(eps=float("nan")), "--eps nan is not above 0"),
-        (Hints(activation="relu"), "--activation 'relu' is not one of gelu, quick_gelu"),
+        (Hints(activation="relu"), "--activation 'relu' is not one of gelu, gelu_tanh, quick_gelu"),
         (Hints(resizing="nearest"), "--resizing 'nearest' is not one of bicubic, antialiased"),
     ],
 )
@@ -284,7 +286,7 @@ def test_no_hints_for_what_a_source_says_itself(state, tmp_path):
     vision.tiny("vit").save_pretrained(tmp_path / "vit")
     refused(
         str(tmp_path / "vit"),
-        "vit does not take --heads, --eps: they are only for vision encoders in timm.s names: leave them out",
+        "vit does not take --heads, --eps: they are only for vision encoders in timm.s or OpenCLIP.s names: leave",
         tmp_path,
         Hints(heads=3, eps=1),
     )
@@ -369,7 +371,14 @@ def test_a_whole_block_is_missing(state, tmp_path):
             {"fc_norm.weight": (192,), "norm.weight": None},
             r"mean of its patches as its result \(fc_norm.* pretrained c",
         ),
-        ({"norm_pre.weight": (192,)}, r"a norm before the first block \(CLIP\).*Hugging Face's copy"),
+        (
+            {"norm_pre.weight": (192,)},
+            r"the weights do not say the activation, and CLIP models .* --activation quick_gelu \(OpenAI",
+        ),
+        (
+            {"rope_embed.periods": (16,), "pos_embed": None},
+            r"has rotary positions \(DINOv3\).*: choose Hugging Face's copy, such as facebook/dinov3-vits16",
+        ),
         ({"blocks.0.attn.q_bias": (192,)}, r"has separate biases of queries and values \(BEiT, EVA\)"),
         ({"rel_pos_bias.relative_position_bias_table": (4, 3)}, r"has relative positions \(BEiT\)"),
         ({"blocks.0.gamma_1": (192,)}, "LayerScale under the names of BEiT"),
@@ -386,7 +395,23 @@ def test_a_whole_block_is_missing(state, tmp_path):
         ({"patch_embed.proj.weight": (192, 1, 4, 4)}, r"\(192, 1, 4, 4\) instead of \(192, 3, 4, 4\)"),
         ({"patch_embed.proj.weight": None}, "holds no ViT in timm's names, .* 'patch_embed.proj.weight'.* the folder"),
         ({"blocks.0.mlp.fc1.weight": None}, "holds no ViT in timm's names, there is no 'blocks.0.mlp.fc1.weight'"),
-        ({"cls_token": None}, "missing: cls_token"),
+        (
+            {"cls_token": None},
+            "neither a CLS token, cls_token, nor an attention pool: choose .*patch16_siglip",
+        ),
+        (
+            {"cls_token": None, "attn_pool.latent": (1, 1, 192)},
+            "positions for 26 tokens, which are not a square grid: choose another model",
+        ),
+        (
+            {"cls_token": None, "attn_pool.latent": (1, 1, 192), "pos_embed": (1, 25, 192)},
+            r"missing: attn_pool\.q\.weight; missing: attn_pool\.kv\.weight; ",
+        ),
+        (
+            {"cls_token": None, "attn_pool.latent": (1, 1, 192), "pos_embed": (1, 25, 192), "reg_token": (1, 4, 192)},
+            "an attention pool with registers, which is not supported: choose a SigLIP, such as vit_base",
+        ),
+        ({"attn_pool.latent": (1, 1, 192)}, r"not part of a ViT's embedding, blocks and norm: attn_pool\.latent"),
     ],
 )
 def test_other_models_are_refused(changes, message, state, tmp_path):
@@ -407,6 +432,10 @@ def test_other_models_are_refused(changes, message, state, tmp_path):
             "timm's 'resnet50d' is not read: choose a ViT, whose name begins with vit_ or deit, or one of resnet18,"
             " .*; the nearest is resnet50$",
         ),
+        (
+            {"architecture": "vit_small_patch16_dinov3"},
+            "timm's vit_small_patch16_dinov3 has DINOv3's rotary positions: choose Hugging Face's copy, such",
+        ),
         ({"model_args": {"act_layer": "quick_gelu"}}, "this vit_small_patch16_224 has another act_layer"),
         ({"model_args": {"num_heads": 5}}, "a width of 192 is not a multiple of 5 heads"),
         ({"model_args": "none"}, "'model_args' is 'none' instead of an object"),
@@ -421,6 +450,25 @@ def test_folder_with_other_weights(tmp_path):
     source = write_folder({"stem.weight": np.zeros(3, np.float32)}, tmp_path / "timm")
     message = r"^timm holds no ViT in timm's names, there is no 'patch_embed\.proj\.weight': choose another model$"
     refused(source, message, tmp_path)
+
+
+def test_pool_of_siglip(tmp_path, caplog):
+    """A file alone has the GELU of SigLIP's authors; a folder that of timm's model."""
+    pytest.importorskip("timm")
+    model = vision.tiny_timm(class_token=False, global_pool="map", num_classes=0)
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    with caplog.at_level(logging.INFO, logger="jaxboost"):
+        file = convert(write("safetensors", weights, tmp_path)[0], "all", tmp_path / "file")
+        assert "GELU by tanh (--activation); bicubic resizing" in caplog.text
+        caplog.clear()
+        source = write_folder(weights, tmp_path / "timm", architecture="vit_base_patch16_siglip_224", global_pool="map")
+        folder = convert(source, "all", tmp_path / "folder")
+        assert "assumed" not in caplog.text
+        assert "pooling of its tokens" not in caplog.text
+    assert (file.arguments["activation"], folder.arguments["activation"]) == ("gelu_tanh", "gelu")
+    assert (file.arguments["pooling"], file.sha256) == ("map", folder.sha256)
+    assert (tmp_path / "file" / "pool.safetensors").exists()
+    assert file.image_size == vision.IMAGE_SIZE
 
 
 def test_heads_that_the_configuration_says(state, tmp_path):
@@ -475,7 +523,18 @@ def test_real_architectures_are_read_as_they_are(tmp_path):
         "vit_large_patch16_224": "vit_l16",
         "vit_small_patch14_dinov2": "dinov2_s14",
         "vit_small_patch14_reg4_dinov2": "dinov2_s14_reg4",
-        "vit_huge_patch14_224": None,
+        "vit_base_patch14_dinov2": "dinov2_b14",
+        "vit_base_patch14_reg4_dinov2": "dinov2_b14_reg4",
+        "vit_large_patch14_dinov2": "dinov2_l14",
+        "vit_large_patch14_reg4_dinov2": "dinov2_l14_reg4",
+        "vit_huge_patch14_224": "vit_h14",
+        "vit_base_patch32_clip_224": "openclip_vit_b32",
+        "vit_base_patch16_clip_224": "openclip_vit_b16",
+        "vit_large_patch14_clip_224": "openclip_vit_l14",
+        "vit_base_patch16_clip_quickgelu_224": "clip_vit_b16",
+        "vit_base_patch16_siglip_224": "siglip_b16",
+        "vit_large_patch16_siglip_512": "siglip_l16",
+        "vit_so400m_patch14_siglip_378": "siglip_so400m14",
     }
     for architecture, backbone in named.items():
         with torch.device("meta"):
@@ -484,9 +543,11 @@ def test_real_architectures_are_read_as_they_are(tmp_path):
         block = model.blocks[0]
         assert found.arguments["heads"] == block.attn.num_heads, architecture
         assert found.arguments["eps"] == block.norm1.eps == model.norm.eps, architecture
-        assert isinstance(block.mlp.act, torch.nn.GELU), architecture
-        assert block.mlp.act.approximate == "none", architecture
+        activation = ACTIVATIONS[type(block.mlp.act).__name__]
+        assert found.arguments["activation"] == activation, architecture
+        assert getattr(block.mlp.act, "approximate", "none") == "none", architecture
         assert found.image_size == model.patch_embed.img_size[0], architecture
         assert found.names("0").keys() >= {"attention.qkv.bias"}
         if backbone:
-            assert found.arguments == PLAIN | BACKBONES[backbone].arguments, architecture
+            # Most of timm's SigLIPs have GELU by erf in the place of tanh.
+            assert not BACKBONES[backbone].differing(found.arguments), architecture

@@ -19,18 +19,32 @@ _MLP = {"intermediate_size": MLP_WIDTH}
 _TEXT = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 8}
 _TEXT |= {"bos_token_id": 0, "eos_token_id": 1}
 
+_DECODER = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+_DECODER |= {"decoder_intermediate_size": 16}
+
+# The opposite of DINOv3's.
+_OTHER_BIASES = {"query_bias": False, "key_bias": True, "value_bias": False, "proj_bias": False, "mlp_bias": False}
+
 # Name -> class in transformers, its configuration, and where the encoder is in it.
 KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "clip": ("CLIPModel", {"vision_config": _SHAPE | _MLP, "text_config": _TEXT, "projection_dim": 8}, "vision_model"),
     "clip_gelu": ("CLIPVisionModel", _SHAPE | _MLP | {"hidden_act": "gelu"}, ""),
+    "siglip": ("SiglipVisionModel", _SHAPE | _MLP, ""),
+    "siglip_pair": ("SiglipModel", {"vision_config": _SHAPE | _MLP, "text_config": _TEXT}, "vision_model"),
     "vit": ("ViTModel", _SHAPE | _MLP, ""),
     "vit_classifier": ("ViTForImageClassification", _SHAPE | _MLP | {"qkv_bias": False}, "vit"),
+    "mae": ("ViTMAEForPreTraining", _SHAPE | _MLP | _DECODER | {"mask_ratio": 0.0}, "vit"),
     "dinov2": ("Dinov2Model", _SHAPE | {"mlp_ratio": 2}, ""),
     "dinov2_registers": ("Dinov2WithRegistersModel", _SHAPE | {"mlp_ratio": 2, "num_register_tokens": 3}, ""),
     "dinov2_no_registers": ("Dinov2WithRegistersModel", _SHAPE | {"mlp_ratio": 2, "num_register_tokens": 0}, ""),
+    "dinov3": ("DINOv3ViTModel", _SHAPE | _MLP | {"num_register_tokens": 3}, ""),
+    "dinov3_biases": ("DINOv3ViTModel", _SHAPE | _MLP | _OTHER_BIASES | {"rope_theta": 30.0}, ""),
     "dinov2_classifier": ("Dinov2ForImageClassification", _SHAPE | {"mlp_ratio": 2}, "dinov2"),
 }
 
+
+# Those whose `pooler_output` is the result, by the beginnings of their names.
+POOLERS = ("clip", "siglip")
 
 # The shape of the backbone `vit_tiny`, with another grid of positions.
 VIT_TINY = {
@@ -94,6 +108,35 @@ def timm_state(model, folder: Path) -> dict[str, np.ndarray]:
     return state
 
 
+def open_clip_state(model, folder: Path) -> dict[str, np.ndarray]:
+    """The weights of a "clip_gelu" as OpenCLIP names them, with a text tower of another width beside them."""
+    from safetensors.numpy import load_file
+
+    model.save_pretrained(folder)
+    loaded = load_file(folder / "model.safetensors")
+    published = {name.removeprefix("vision_model."): array for name, array in loaded.items()}
+    plain = {
+        "conv1.weight": "embeddings.patch_embedding.weight",
+        "class_embedding": "embeddings.class_embedding",
+        "positional_embedding": "embeddings.position_embedding.weight",
+    }
+    state = {f"visual.{ours}": published[theirs] for ours, theirs in plain.items()}
+    modules = {"visual.ln_pre": "pre_layrnorm", "visual.ln_post": "post_layernorm"}
+    for layer in range(DEPTH):
+        block, theirs = f"visual.transformer.resblocks.{layer}", f"encoder.layers.{layer}"
+        named = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj"}
+        named |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+        modules |= {f"{block}.{ours}": f"{theirs}.{name}" for ours, name in named.items()}
+        for kind in ("weight", "bias"):
+            parts = [published[f"{theirs}.self_attn.{name}_proj.{kind}"] for name in "qkv"]
+            state[f"{block}.attn.in_proj_{kind}"] = np.concatenate(parts)
+    for ours, theirs in modules.items():
+        for kind in ("weight", "bias"):
+            state[f"{ours}.{kind}"] = published[f"{theirs}.{kind}"]
+    text = {"transformer.resblocks.0.ln_1.weight": np.ones(8, "f"), "positional_embedding": np.ones((7, 8), "f")}
+    return state | text | {"visual.proj": np.ones((WIDTH, 8), "f"), "logit_scale": np.float32(1)}
+
+
 def _randomised(model):
     import torch
 
@@ -115,22 +158,48 @@ def stages(kind: str, model, images: np.ndarray) -> dict[str, np.ndarray]:
 
     Returns:
       "embedded" (B, N, D), what the first block gets; "cls" (depth, B, D), the CLS token after each block; "normed"
-      (B, D), the last of them after the final LayerNorm.
+      (B, D), the last of them after the final LayerNorm. For SigLIP "normed" is the pooled feature.
     """
     import torch
 
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-    resizing = {} if kind.startswith("dinov2") else {"interpolate_pos_encoding": True}
+    resizing = {} if kind.startswith("dinov") else {"interpolate_pos_encoding": True}
     with torch.no_grad():
-        output = encoder(kind, model)(pixels, output_hidden_states=True, **resizing)
+        output = encoder(kind, model)(pixels, output_hidden_states=True, **resizing, **_order(kind, pixels))
     hidden = [state.numpy() for state in output.hidden_states]
     # CLIP's final norm is applied to the pooled token alone.
-    normed = output.pooler_output if kind.startswith("clip") else output.last_hidden_state[:, 0]
+    normed = output.pooler_output if kind.startswith(POOLERS) else output.last_hidden_state[:, 0]
     return {
         "embedded": hidden[0],
         "cls": np.stack([state[:, 0] for state in hidden[1:]]),
         "normed": normed.numpy(),
     }
+
+
+def _order(kind: str, pixels) -> dict[str, Any]:
+    """What keeps MAE's patches in their order: it shuffles them, also where it masks none."""
+    import torch
+
+    patches = (pixels.shape[-1] // PATCH) ** 2
+    return {"noise": torch.arange(patches).float().expand(len(pixels), -1)} if kind == "mae" else {}
+
+
+def normed(kind: str, model, images: np.ndarray):
+    """The result of the encoder, see `stages`, as a tensor (B, D) with its graph, and the pixels (B, 3, S, S)."""
+    import torch
+
+    pixels = torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), requires_grad=True)
+    output = encoder(kind, model)(pixels, **_order(kind, pixels))
+    return (output.pooler_output if kind.startswith(POOLERS) else output.last_hidden_state[:, 0]), pixels
+
+
+def become_gradients(model) -> None:
+    """Puts the gradient of each weight in its place: saved, they are a checkpoint like the model's own."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
 
 
 def write_onnx(model, path: Path, *, opset: int = 14, **changes: str) -> str:

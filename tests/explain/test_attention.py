@@ -67,6 +67,7 @@ def test_equals_torch(changes):
             (3, 3),
             "in the last layer of the encoder",
         ),
+        ("small_siglip", "none", {}, "encoder_attention/1", (3, 3), "attention pool of the encoder"),
         ("small_vit3d", "rllm", {}, "llm_attention", (3, 3, 3), "in the last layer of the block"),
         (
             "small_vivit",
@@ -83,7 +84,8 @@ def test_layer_that_is_used(backbone, kind, changes, place, grid, text):
     tapped, images = Tapped(run), untrained.images(run, 2)
     found = attention.maps(tapped, images, np.array([0, 1]))
     assert (found.place, found.grid.shape) == (place, (2, *grid))
-    assert found.text == f"gradient-weighted attention of the pooled token {text}"
+    token = "of the probe in the" if backbone == "small_siglip" else "of the pooled token"
+    assert found.text == f"gradient-weighted attention {token} {text}"
     np.testing.assert_allclose(attention.rows(tapped, images).sum(-1), 1, rtol=1e-5)
     assert found.grid.min() >= 0
     assert found.grid.any()

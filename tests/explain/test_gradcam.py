@@ -138,6 +138,13 @@ def test_tokens_that_are_used(kind, changes, place, text):
     assert ("tokens" in seen and bool(seen["tokens"][:, 1:].any())) == (place == "tokens")
 
 
+def test_a_pooling_encoders_map_has_no_first_token():
+    run = untrained.rllm("small_siglip", "none")
+    found = gradcam.maps(Tapped(run), untrained.images(run, 3), np.arange(3))
+    assert (found.place, found.grid.shape) == ("encoder_last", (3, 3, 3))
+    assert found.grid.any()
+
+
 def test_a_vivits_map_is_inside_its_frames():
     run = untrained.rllm("small_vivit", "rllm")
     found = gradcam.maps(Tapped(run), untrained.images(run, 2), np.array([0, 1]))

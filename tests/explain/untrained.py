@@ -17,6 +17,7 @@ from jaxboost.evaluation.prediction_table import Labels
 from jaxboost.inference.open_run import FinishedRun
 from jaxboost.models.backbones import BACKBONES, Backbone
 from jaxboost.models.convnext import ConvNeXt
+from jaxboost.models.pooled_vit import PooledViT
 from jaxboost.models.resnet import ResNet
 from jaxboost.systems import start
 from jaxboost.tasks import MULTI_CLASS
@@ -28,6 +29,9 @@ _RESNET = dict(block="basic", depths=(1, 1), base_width=4, stem="small")
 _CONVNEXT = dict(depths=(1,), widths=(12,), layer_scale=False)
 ROWS = {
     **small.SMALL,
+    "small_siglip": Backbone(
+        encoder=PooledViT, ndim=2, arguments=small.SMALL["small_vit"].arguments | {"pooling": "map"}, head_eps=None
+    ),
     "small_resnet": Backbone(encoder=ResNet, ndim=2, arguments=_RESNET | {"convolution": "2d"}, head_eps=None),
     "small_convnext": Backbone(encoder=ConvNeXt, ndim=2, arguments=_CONVNEXT, head_eps=1e-6),
     "small_resnet3d": Backbone(encoder=ResNet, ndim=3, arguments=_RESNET | {"convolution": "3d"}, head_eps=None),

@@ -38,7 +38,17 @@ def randomise(tree: Tree, seed: int) -> dict[str, Any]:
             return noise / np.float32(np.sqrt(shape[-2]))
         if name in ("scale", "attention_norm", "mlp_norm", "final_norm", "attention_scale", "mlp_scale"):
             return 1 + 0.3 * noise
-        if name in ("bias", "cls", "spatial_cls", "temporal_cls", "positions", "prompts", "down_bias", "up_bias"):
+        if name in (
+            "bias",
+            "cls",
+            "spatial_cls",
+            "temporal_cls",
+            "positions",
+            "prompts",
+            "probe",
+            "down_bias",
+            "up_bias",
+        ):
             return 0.5 * noise
         raise KeyError("/".join(path))
 

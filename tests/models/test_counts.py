@@ -113,13 +113,40 @@ def test_the_papers_backbones(backbone: str, ndim: int, head_eps: float | None, 
     assert (spec.ndim, spec.head_eps, spec.arguments) == (ndim, head_eps, arguments)
 
 
-def test_dinov2_with_registers() -> None:
-    """Meta's ViT-S/14 with registers: as without, at 224 pixels, and four tokens more."""
-    (plain, _), (more, _) = (shapes(name, BoostSpec(kind="none")) for name in ("dinov2_s14", "dinov2_s14_reg4"))
-    assert count(more["encoder"]) - count(plain["encoder"]) == 4 * 384
-    # Of the published 22,056,576 without registers the resized positions and the mask token are not in the model.
-    trained = more["encoder"], more["head_norm"]
-    assert count(trained) == 22_056_576 - (37**2 - 16**2) * 384 - 384 + 4 * 384
+@pytest.mark.parametrize(
+    ("size", "width", "published"), [("s", 384, 22_056_576), ("b", 768, 86_580_480), ("l", 1024, 304_368_640)]
+)
+def test_dinov2(size: str, width: int, published: int) -> None:
+    """Meta's ViTs: with registers as without, at 224 pixels, and four tokens more."""
+    (plain, _), (more, _) = (
+        shapes(f"dinov2_{size}14{registers}", BoostSpec(kind="none")) for registers in ("", "_reg4")
+    )
+    # Of the published weights the resized positions and the mask token are not in the model.
+    assert count((plain["encoder"], plain["head_norm"])) == published - (37**2 - 16**2) * width - width
+    assert count(more["encoder"]) - count(plain["encoder"]) == 4 * width
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "depth", "published"),
+    [("s", 384, 12, 21_596_544), ("b", 768, 12, 85_660_416), ("l", 1024, 24, 303_129_600)],
+)
+def test_dinov3(size: str, width: int, depth: int, published: int) -> None:
+    """Meta's ViTs: the mask token is not in the model, which has zeros for the keys' biases."""
+    params, _ = shapes(f"dinov3_{size}16", BoostSpec(kind="none"))
+    assert count((params["encoder"], params["head_norm"])) == published - width + depth * width
+
+
+@pytest.mark.parametrize(
+    ("backbone", "published"),
+    [("siglip_b16", 92_884_224), ("siglip_l16", 315_956_224), ("siglip_so400m14", 427_680_704)],
+)
+def test_siglip(backbone: str, published: int) -> None:
+    """The vision towers of google/siglip-base-patch16-224, -large-patch16-256 and -so400m-patch14-224."""
+    params, _ = shapes(backbone, BoostSpec(kind="none"))
+    # The second has positions for a grid of 16 x 16 instead of 14 x 14.
+    more = (16**2 - 14**2) * 1024 if backbone == "siglip_l16" else 0
+    assert count(params["encoder"]) == published - more
+    assert "head_norm" not in params
 
 
 @pytest.mark.parametrize(("backbone", "tokens"), [("vit_s", 197), ("vit3d", 344), ("vivit_s", 8), ("vivit_m", 8)])

@@ -18,8 +18,22 @@ from jaxboost.models.transformer import Transformer
 from jaxboost.training import layer_decay
 
 ROWS = BACKBONES | ENCODERS
-NAMES = ["vit_tiny", "clip_vit_b32", "dinov2_s14", "vit3d_tiny", "vivit_tiny", "resnet18", "resnet18_acs", "conv14"]
-NAMES += ["convnext_atto", "convnextv2_atto", "swin_tiny", "efficientnet_lite0"]
+NAMES = [
+    "vit_tiny",
+    "clip_vit_b32",
+    "dinov2_s14",
+    "dinov3_s16",
+    "siglip_b16",
+    "vit3d_tiny",
+    "vivit_tiny",
+    "resnet18",
+    "resnet18_acs",
+    "conv14",
+    "convnext_atto",
+    "convnextv2_atto",
+    "swin_tiny",
+    "efficientnet_lite0",
+]
 SIZE = 28
 SIDES = {"convnext": 64, "swin": 224}
 KEY = jax.random.key(0)
@@ -74,7 +88,7 @@ def test_traits_are_true(name: str) -> None:
         assert qkv.bias.shape == (encoder.depth, 3 * encoder.width)
 
 
-@pytest.mark.parametrize("name", ["vit_tiny", "vit3d_tiny", "vivit_tiny"])
+@pytest.mark.parametrize("name", ["vit_tiny", "siglip_b16", "vit3d_tiny", "vivit_tiny"])
 def test_layer_decay_counts_every_block(name: str) -> None:
     params = {"encoder": split(make(name))[1]}
     depth = sum(getattr(make(name), stack.name).depth for stack in ROWS[name].traits.stacks)
@@ -82,6 +96,8 @@ def test_layer_decay_counts_every_block(name: str) -> None:
     assert factors["embedding"] == jax.tree.map(lambda _: 0.5 ** (depth + 1), params["encoder"]["embedding"])
     last = ROWS[name].traits.stacks[-1].name
     assert jax.tree.leaves(factors[last]["last"])[0] == 0.5
+    followers = ROWS[name].traits.stacks[-1].followers
+    assert {leaf for follower in followers for leaf in jax.tree.leaves(factors[follower])} <= {0.5}
 
 
 def classifier(name: str, kind: str = "none", dtype: Any = jnp.float32) -> Classifier:

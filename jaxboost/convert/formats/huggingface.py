@@ -1,5 +1,6 @@
 """Folders in Hugging Face's layout: config.json and safetensors or PyTorch files, on disk or on the hub."""
 
+import dataclasses
 import functools
 import pathlib
 import reprlib
@@ -14,8 +15,33 @@ from jaxboost.convert.formats.tensors import TensorInfo, listed
 from jaxboost.convert.formats.torch_file import TorchFile
 from jaxboost.errors import UserError
 
-_SAFETENSORS, _TORCH = "model.safetensors", "pytorch_model.bin"
-WEIGHT_FILES = (_SAFETENSORS, f"{_SAFETENSORS}.index.json", _TORCH, f"{_TORCH}.index.json")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileNames:
+    """The names of the files of a layout.
+
+    Attributes:
+      config: the configuration.
+      safetensors, torch: the weights, in one file.
+    """
+
+    config: str
+    safetensors: str
+    torch: str
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The kinds of weights, the best first: a file, or the index of several."""
+        return tuple(name for file in (self.safetensors, self.torch) for name in (file, f"{file}.index.json"))
+
+
+FILES = FileNames(config="config.json", safetensors="model.safetensors", torch="pytorch_model.bin")
+OPEN_CLIP_FILES = FileNames(
+    config="open_clip_config.json",
+    safetensors="open_clip_model.safetensors",
+    torch="open_clip_pytorch_model.bin",
+)
+WEIGHT_FILES = FILES.weights
 
 
 class Folder(Protocol):
@@ -81,26 +107,30 @@ class HuggingFaceTensors:
     """See `tensors.Tensors`. The header of a weight file is read when the first of its tensors is needed.
 
     Attributes:
-      settings: config.json.
+      settings: the configuration.
     """
 
-    def __init__(self, folder: Folder):
-        """Reads config.json.
+    def __init__(self, folder: Folder, file_names: FileNames = FILES):
+        """Reads the configuration.
+
+        Args:
+          folder: with the files.
+          file_names: their names.
 
         Raises:
           UserError: it is missing or broken; and later, when tensors are read, if their files are.
         """
-        self._folder = folder
+        self._folder, self._file_names = folder, file_names
         self.source = folder.source
-        if "config.json" not in folder.files:
-            raise UserError(f"{folder.where('config.json')} is missing: it describes the layers")
-        self.settings = self._read_settings("config.json")
+        if file_names.config not in folder.files:
+            raise UserError(f"{folder.where(file_names.config)} is missing: it describes the layers")
+        self.settings = self._read_settings(file_names.config)
         self._files: dict[str, SafetensorsFile | TorchFile] = {}
 
     @property
     def source_format(self) -> str:
         """See `tensors.Tensors`."""
-        is_torch = self._weights.startswith(_TORCH)
+        is_torch = self._weights.startswith(self._file_names.torch)
         return self._folder.source_format or ("torch" if is_torch else "safetensors")
 
     @property
@@ -119,11 +149,11 @@ class HuggingFaceTensors:
     @functools.cached_property
     def _weights(self) -> str:
         """The first kind of weights that the folder has: a file, or the index of several."""
-        folder = self._folder
-        found = next((name for name in WEIGHT_FILES if name in folder.files), None)
+        folder, wanted = self._folder, self._file_names.weights
+        found = next((name for name in wanted if name in folder.files), None)
         if found is None:
-            raise UserError(f"{folder.source} has no weights: none of {', '.join(WEIGHT_FILES)} is there")
-        if found.startswith(_TORCH) and folder.local_path is None:
+            raise UserError(f"{folder.source} has no weights: none of {', '.join(wanted)} is there")
+        if found.startswith(self._file_names.torch) and folder.local_path is None:
             raise UserError(
                 f"{folder.source} has no safetensors, only {found}, which cannot be fetched in parts: "
                 "download the repository and pass its folder"

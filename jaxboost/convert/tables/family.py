@@ -107,12 +107,10 @@ def leaf(name: str) -> str:
 
 def eps_of(found: Found, entry: str, default: float) -> float:
     """The eps of all LayerNorms: stated by the user, or by config.json, or timm's default."""
-    eps = found.hints.eps
-    if eps is None:
+    found.hints.check()
+    if found.hints.eps is None:
         return found.settings.section("model_args").number(entry, default)
-    if not 0 < eps <= 1:
-        raise UserError(f"--eps {eps} is not above 0 and at most 1")
-    return eps
+    return found.hints.eps
 
 
 def stage_of(number: int, depths: Sequence[int]) -> tuple[int, int]:

@@ -10,23 +10,24 @@ RESIZINGS = (BICUBIC, ANTIALIASED)
 _A = {BICUBIC: -0.75, ANTIALIASED: -0.5}
 
 
-def resize(positions: np.ndarray, side: int, how: str = BICUBIC) -> np.ndarray:
-    """Positions (1 + g*g, D) of the CLS token and a g x g grid -> (1 + side*side, D).
+def resize(positions: np.ndarray, side: int, how: str = BICUBIC, *, first: int = 1) -> np.ndarray:
+    """Positions (F + g*g, D) of F tokens and a g x g grid after them -> (F + side*side, D).
 
     Args:
-      positions: the embeddings, CLS first.
+      positions: the embeddings.
       side: of the new grid, in patches.
       how: one of RESIZINGS. The grid is resized as torch.nn.functional.interpolate(mode="bicubic",
         align_corners=False) does, without antialiasing or with it.
+      first: F, 1 for CLS.
     """
     D = positions.shape[1]
-    g = round((len(positions) - 1) ** 0.5)
+    g = round((len(positions) - first) ** 0.5)
     if g == side:
         return positions
-    grid = positions[1:].astype(np.float64).reshape(g, g, D)
+    grid = positions[first:].astype(np.float64).reshape(g, g, D)
     weights = _bicubic(g, side) if how == BICUBIC else _antialiased(g, side)
     resized = np.einsum("ri,sj,ijd->rsd", weights, weights, grid, optimize=True).reshape(side * side, D)
-    return np.concatenate([positions[:1], resized.astype(positions.dtype)])
+    return np.concatenate([positions[:first], resized.astype(positions.dtype)])
 
 
 def _bicubic(old: int, new: int) -> np.ndarray:

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from jaxboost.convert.tables.parts import EMBEDDING, FINAL_NORM, NORM, WHOLE, Shapes
+from jaxboost.convert.tables.parts import EMBEDDING, FINAL_NORM, NORM, POOL, WHOLE, Shapes
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.layers import layer_norm
 from jaxboost.models.llama import LlamaConfig, LlamaLayer
+from jaxboost.models.pooled_vit import PooledViT
 from jaxboost.models.vit import ViT
 
 CHANNELS = 3
-# `Traits.names` of a `models.vit.ViT`.
+# `Traits.names` of `models.vit.ViT` and `models.pooled_vit.PooledViT`.
 VIT = "vit"
 # The beginning of the names of the block in a ViT with one block.
 _BLOCK = "transformer.last."
@@ -32,27 +33,39 @@ def llama_part(config: LlamaConfig, key: str) -> Shapes:
     return {"scale": (config.width,)} if key == FINAL_NORM else llama_layer(config)
 
 
+def is_pooled(arguments: Mapping[str, Any]) -> bool:
+    """Whether the encoder with these arguments is a `models.pooled_vit.PooledViT`, not a `models.vit.ViT`."""
+    return "pooling" in arguments
+
+
 def vit_parts(arguments: Mapping[str, Any], image_size: int) -> dict[str, Shapes]:
-    """Key of each part of a `models.vit.ViT`, and of the norm after it -> shapes of its weights.
+    """Key of each part of a ViT, and of the norm after its blocks -> shapes of its weights.
 
     Args:
-      arguments: of the ViT, as its manifest records them.
+      arguments: of the encoder, as its manifest records them.
       image_size: side of the images in pixels.
     """
-    embedding, block, norm = _vit(image_size, tuple(sorted(arguments.items())))
+    embedding, block, norm, pool = _vit(image_size, tuple(sorted(arguments.items())))
     blocks = {str(layer): block for layer in range(arguments["depth"])}
-    return {EMBEDDING: embedding} | blocks | {NORM: norm}
+    return {EMBEDDING: embedding} | blocks | {NORM: norm} | ({POOL: pool} if pool else {})
 
 
 @functools.lru_cache(maxsize=8)
-def _vit(image_size: int, items: tuple[tuple[str, Any], ...]) -> tuple[Shapes, Shapes, Shapes]:
+def _vit(image_size: int, items: tuple[tuple[str, Any], ...]) -> tuple[Shapes, Shapes, Shapes, Shapes]:
     # All blocks have the same shapes.
     arguments: dict[str, Any] = dict(items) | {"depth": 1, "image_size": image_size, "channels": CHANNELS}
-    found = _shapes(lambda: ViT(**arguments, dtype=jnp.float32, rngs=nnx.Rngs(0)))
-    block = {name.removeprefix(_BLOCK): shape for name, shape in found.items() if name.startswith(_BLOCK)}
-    embedding = {name: shape for name, shape in found.items() if not name.startswith(_BLOCK)}
-    norm = _shapes(lambda: layer_norm(arguments["width"], eps=arguments["eps"], dtype=jnp.float32, rngs=nnx.Rngs(0)))
-    return embedding, block, norm
+    make: Any = PooledViT if is_pooled(arguments) else ViT
+    rest = dict(_shapes(lambda: make(**arguments, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+
+    def take(beginning: str) -> Shapes:
+        return {name.removeprefix(beginning): rest.pop(name) for name in list(rest) if name.startswith(beginning)}
+
+    block, pool, norm = take(_BLOCK), take(f"{POOL}."), take(f"{NORM}.")
+    if not norm:
+        norm = _shapes(
+            lambda: layer_norm(arguments["width"], eps=arguments["eps"], dtype=jnp.float32, rngs=nnx.Rngs(0))
+        )
+    return rest, block, norm, pool
 
 
 def parts_of(family: str, arguments: Mapping[str, Any], image_size: int) -> dict[str, Shapes]:
@@ -86,7 +99,7 @@ def _whole(family: str, items: tuple[tuple[str, Any], ...]) -> dict[str, Shapes]
 def keys_of(family: str, arguments: Mapping[str, Any]) -> list[str]:
     """The keys of the parts of an encoder."""
     if family == VIT:
-        return [EMBEDDING, *map(str, range(arguments["depth"])), NORM]
+        return [EMBEDDING, *map(str, range(arguments["depth"])), NORM, *[POOL] * is_pooled(arguments)]
     has_norm = any(row.head_eps is not None for row in BACKBONES.values() if row.traits.names == family)
     return [WHOLE, *[NORM] * has_norm]
 

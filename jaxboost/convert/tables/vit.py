@@ -31,9 +31,9 @@ class VitSource:
       tensors: the checkpoint.
       layout: the naming scheme of the encoder's tensors.
       prefix: the beginning of the names.
-      arguments: of `models.vit.ViT`, those that the manifest records.
+      arguments: of `models.vit.ViT` or `models.pooled_vit.PooledViT`, those that the manifest records.
       image_size: side of the images that the positions are for, in pixels.
-      qkv_bias: whether queries, keys and values have biases; else zeros are stored.
+      absent: ends of the names of tensors, biases, that this model lacks; zeros are stored.
       placed_tokens: how many tokens before the grid have positions: only CLS; none (zeros are stored for CLS); or CLS
         and the registers, to which their positions are added.
       resizing: one of `positions.RESIZINGS`.
@@ -47,7 +47,7 @@ class VitSource:
     prefix: str
     arguments: Mapping[str, Any]
     image_size: int
-    qkv_bias: bool
+    absent: tuple[str, ...] = ()
     placed_tokens: int = 1
     resizing: str = positions.BICUBIC
     others: tuple[str, ...] = ()
@@ -80,11 +80,12 @@ class VitSource:
         )
 
     def names(self, key: str) -> dict[str, tuple[str, ...]]:
-        """Our name of each weight of a part -> its tensors' full names, () for zeros."""
+        """Our name of each weight of a part -> its tensors' full names, "" for zeros."""
         found = {weight: self.layout.names(key)[weight] for weight in self.shapes[key]}
-        if not self.qkv_bias:
-            found |= {weight: () for weight in found if weight == f"{QKV}.bias"}
-        return {weight: tuple(self.prefix + name for name in names) for weight, names in found.items()}
+        return {
+            weight: tuple("" if name.endswith(self.absent) else self.prefix + name for name in names)
+            for weight, names in found.items()
+        }
 
 
 def locate(
@@ -104,7 +105,7 @@ def locate(
     found: dict[str, tuple[int, VitLayout]] = {}
     for layout in layouts:
         # The prefix is what stands before names that only a vision encoder has.
-        endings = (layout.embedding[KERNEL], layout.embedding["cls"])
+        endings = [layout.embedding[weight] for weight in (KERNEL, "cls") if weight in layout.embedding]
         for prefix in sorted({name.removesuffix(end) for name in names for end in endings if name.endswith(end)}):
             wanted = [name for key in (EMBEDDING, "0") for parts in layout.names(key).values() for name in parts]
             count = sum(prefix + name in names for name in wanted)
@@ -145,8 +146,9 @@ def check(source: VitSource) -> None:
 
     for key, of_part in source.shapes.items():
         for weight, names in source.names(key).items():
-            shape = _stored_shape(weight, of_part[weight], len(names), source)
-            wanted |= dict.fromkeys(names, _without_leading_ones(shape))
+            for part, name in enumerate(names):
+                shape = _stored_shape(weight, of_part[weight], part, len(names), source)
+                wanted |= {name: _without_leading_ones(shape)} if name else {}
     others = (
         name
         for name in source.others
@@ -169,7 +171,7 @@ def check(source: VitSource) -> None:
         info=info,
         part="a ViT's embedding, blocks and norm",
         whole="a vision encoder as its configuration describes it",
-        kind="ViT, CLIP or DINOv2 checkpoint (no SwiGLU)",
+        kind="ViT, CLIP, SigLIP or DINO checkpoint (no SwiGLU)",
     )
 
 
@@ -180,7 +182,10 @@ def read_weight(source: VitSource, key: str, weight: str, dtype: np.dtype) -> np
     if key == EMBEDDING and weight in (POSITIONS, REGISTERS):
         out[...] = _tokens(source, weight)
         return out
-    for name, columns in zip(names, np.split(out, max(1, len(names)), axis=-1), strict=False):
+    ends = np.cumsum(_widths(weight, out.shape, len(names)))
+    for name, columns in zip(names, np.split(out, ends[:-1], axis=-1), strict=True):
+        if not name:
+            continue
         array = source.tensors.read(name)
         if weight == KERNEL:
             # (D, C, P, P) to rows in the order of `layers.patches_2d`: rows, columns, channels.
@@ -205,19 +210,31 @@ def _tokens(source: VitSource, weight: str) -> np.ndarray:
         registers = read(REGISTERS)
         return registers if placed <= 1 else registers.astype(np.float32) + read(POSITIONS)[1:placed]
     rows = read(POSITIONS)
+    if shapes.is_pooled(source.arguments):
+        return rows
     cls = rows[:1] if placed else np.zeros_like(rows[:1])
     return np.concatenate([cls, rows[placed:]])
 
 
-def _stored_shape(weight: str, shape: tuple[int, ...], parts: int, source: VitSource) -> tuple[int, ...]:
-    patch = source.arguments["patch"]
+def _stored_shape(weight: str, shape: tuple[int, ...], part: int, parts: int, source: VitSource) -> tuple[int, ...]:
+    """Shape of one of the tensors that a weight of this shape joins."""
+    patch, width = source.arguments["patch"], _widths(weight, shape, parts)[part]
     if weight == KERNEL:
         return (shape[1], shapes.CHANNELS, patch, patch)
     if weight.endswith(".kernel"):
-        return (shape[1] // parts, shape[0])
+        return (width, shape[0])
     if weight == POSITIONS:
-        return (shape[0] - 1 + source.placed_tokens, shape[1])
-    return (*shape[:-1], shape[-1] // max(1, parts))
+        ours = 0 if shapes.is_pooled(source.arguments) else 1
+        return (shape[0] - ours + source.placed_tokens, shape[1])
+    return (*shape[:-1], width)
+
+
+def _widths(weight: str, shape: tuple[int, ...], parts: int) -> tuple[int, ...]:
+    """Widths of the tensors that a weight joins side by side."""
+    if parts == 2 and weight.startswith(QKV):
+        # Queries apart from keys and values.
+        return (shape[-1] // 3, 2 * shape[-1] // 3)
+    return (shape[-1] // parts,) * parts
 
 
 def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -8,11 +8,12 @@ from jaxboost.convert.formats.huggingface import HuggingFaceTensors
 from jaxboost.convert.formats.settings import MAX_LAYERS, Settings
 from jaxboost.convert.tables.positions import ANTIALIASED, BICUBIC
 from jaxboost.convert.tables.vit import VitSource, locate
-from jaxboost.convert.tables.vit_names import CLIP_OF_TWO, LAYOUTS, MODEL_TYPES, REGISTERS
+from jaxboost.convert.tables.vit_names import LAYOUTS, MODEL_TYPES, OF_TWO, QKV, REGISTERS, VitLayout
 from jaxboost.errors import UserError
-from jaxboost.models.transformer import ACTIVATIONS
 
-_WITH_REGISTERS = "dinov2_with_registers"
+# Hugging Face's name of an activation -> ours.
+_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
+_WITH_REGISTERS, _DINOV3 = "dinov2_with_registers", "dinov3_vit"
 # The longest side of an image, in pixels.
 _MAX_SIDE = 1 << 14
 
@@ -27,7 +28,7 @@ class Family:
     """
 
     defaults: dict[str, Any]
-    fixed: dict[str, bool]
+    fixed: dict[str, Any]
 
 
 _BASE = {
@@ -51,10 +52,30 @@ FAMILIES = {
         | {"intermediate_size": 3072, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
         fixed={"patch_bias": False, "pre_norm": True, "layer_scale": False},
     ),
+    "siglip_vision_model": Family(
+        defaults=_BASE
+        | {"intermediate_size": 3072, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+        fixed={"patch_bias": True, "pre_norm": False, "layer_scale": False, "pooling": "map"},
+    ),
     "vit": _VIT,
     "vit_mae": _VIT,
     "dinov2": _DINOV2,
     _WITH_REGISTERS: dataclasses.replace(_DINOV2, defaults=_DINOV2.defaults | {"num_register_tokens": 4}),
+    _DINOV3: Family(
+        defaults=_BASE
+        | {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "patch_size": 16}
+        | {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "num_register_tokens": 0, "rope_theta": 100.0}
+        | {"key_bias": False},
+        fixed={"patch_bias": True, "pre_norm": False, "layer_scale": True},
+    ),
+}
+# Key of a configuration -> the modules that have no bias where it is false.
+_BIASES = {
+    "query_bias": (".q_proj.",),
+    "key_bias": (".k_proj.",),
+    "value_bias": (".v_proj.",),
+    "proj_bias": (".o_proj.",),
+    "mlp_bias": (".up_proj.", ".down_proj."),
 }
 
 
@@ -71,8 +92,8 @@ def encoder_of(tensors: HuggingFaceTensors) -> VitSource:
     """
     settings = tensors.settings
     model_type = settings.get("model_type")
-    if model_type == CLIP_OF_TWO:
-        model_type, settings = "clip_vision_model", _vision_section(settings)
+    if model_type in OF_TWO:
+        model_type, settings = OF_TWO[model_type], _vision_section(settings)
     arguments, image_size = parse_vision(settings, model_type)
     layout, prefix = locate(tensors.names, LAYOUTS[model_type], where=tensors.source)
     return VitSource(
@@ -81,10 +102,21 @@ def encoder_of(tensors: HuggingFaceTensors) -> VitSource:
         prefix=prefix,
         arguments=arguments,
         image_size=image_size,
-        qkv_bias=settings.get("qkv_bias") is not False,
+        absent=_absent(settings, model_type, layout),
+        placed_tokens=0 if "pooling" in arguments else 1,
         # As transformers resizes the positions of each.
         resizing=ANTIALIASED if model_type == _WITH_REGISTERS else BICUBIC,
     )
+
+
+def _absent(settings: Settings, model_type: str, layout: VitLayout) -> tuple[str, ...]:
+    """The biases that the model lacks, see `VitSource`."""
+    if model_type != _DINOV3:
+        return () if settings.get("qkv_bias") is not False else layout.weights[f"{QKV}.bias"]
+    values = FAMILIES[model_type].defaults | {key: value for key, value in settings.values.items() if value is not None}
+    modules = [module for key, modules in _BIASES.items() if values.get(key) is False for module in modules]
+    names = [name for names in layout.weights.values() for name in names]
+    return tuple(name for name in names if any(name.endswith(f"{module}bias") for module in modules))
 
 
 def parse_vision(settings: Settings, model_type: str) -> tuple[dict[str, Any], int]:
@@ -98,10 +130,20 @@ def parse_vision(settings: Settings, model_type: str) -> tuple[dict[str, Any], i
     settings = Settings(family.defaults | present, where)
     if settings.get("use_swiglu_ffn"):
         raise UserError(f"{where}: the MLPs are SwiGLU (DINOv2 giant), the ViT's are not: choose a smaller model")
-    activation = settings.get("hidden_act")
-    if activation not in tuple(ACTIVATIONS):
+    if settings.get("use_gated_mlp"):
         raise UserError(
-            f"{where}: the activation is {reprlib.repr(activation)}, the ViT's is one of {', '.join(ACTIVATIONS)}: "
+            f"{where}: the MLPs are SwiGLU (DINOv3 S+, H+ and 7B), the ViT's are not: choose DINOv3 S, B or L, such as "
+            "facebook/dinov3-vitb16-pretrain-lvd1689m"
+        )
+    if settings.get("vision_use_head") is False:
+        raise UserError(
+            f"{where}: the model has no pooling (vision_use_head is false), and no CLS token in its place: choose a "
+            "SigLIP checkpoint with its head, such as google/siglip-base-patch16-224"
+        )
+    activation = settings.get("hidden_act")
+    if activation not in tuple(_ACTIVATIONS):
+        raise UserError(
+            f"{where}: the activation is {reprlib.repr(activation)}, the ViT's is one of {', '.join(_ACTIVATIONS)}: "
             "choose another checkpoint"
         )
     if settings.integer("num_channels") != 3:
@@ -124,11 +166,16 @@ def parse_vision(settings: Settings, model_type: str) -> tuple[dict[str, Any], i
         "heads": heads,
         "mlp_width": mlp_width,
         "eps": settings.number("layer_norm_eps"),
-        "activation": activation,
+        "activation": _ACTIVATIONS[activation],
     }
     if "num_register_tokens" in family.defaults:
         registers = settings.count("num_register_tokens", 0, limit=1024)
         arguments |= {REGISTERS: registers} if registers else {}
+    if model_type == _DINOV3:
+        if width // heads % 4:
+            raise UserError(f"{where}: rotary positions need heads of a multiple of 4, not {width // heads}")
+        arguments |= {"rope": settings.section("rope_parameters").number("rope_theta", settings.number("rope_theta"))}
+        arguments |= {"key_bias": False} if settings.get("key_bias") is False else {}
     return arguments | dict(family.fixed), image_size
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxboost.convert.tables.parts import EMBEDDING, NORM
+from jaxboost.convert.tables.parts import EMBEDDING, NORM, POOL
 
 # Our names of weights that need special care.
 KERNEL, QKV = "embedding.kernel", "attention.qkv"
@@ -19,6 +19,7 @@ class VitLayout:
       weights: our name of a block's weight -> the rest of the names of the tensors that it joins, side by side.
       norm: the final LayerNorm.
       ignored: beginnings of the names of tensors that do not affect the encoder's result.
+      pool: as `weights`, of the pooling after the final norm, with their whole names; {} without one.
     """
 
     embedding: dict[str, str]
@@ -26,6 +27,7 @@ class VitLayout:
     weights: dict[str, tuple[str, ...]]
     norm: str
     ignored: tuple[str, ...]
+    pool: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def names(self, key: str) -> dict[str, tuple[str, ...]]:
         """Our name of each weight of a part -> its tensors' names."""
@@ -33,6 +35,8 @@ class VitLayout:
             return {weight: (name,) for weight, name in self.embedding.items()}
         if key == NORM:
             return {"scale": (f"{self.norm}.weight",), "bias": (f"{self.norm}.bias",)}
+        if key == POOL:
+            return self.pool
         prefix = self.block.format(layer=key)
         return {weight: tuple(prefix + ending for ending in endings) for weight, endings in self.weights.items()}
 
@@ -65,6 +69,24 @@ CLIP = VitLayout(
     | _linear("mlp.down", "mlp.fc2"),
     norm="post_layernorm",
     ignored=("embeddings.position_ids",),
+)
+
+SIGLIP = VitLayout(
+    embedding={
+        KERNEL: "embeddings.patch_embedding.weight",
+        "embedding.bias": "embeddings.patch_embedding.bias",
+        POSITIONS: "embeddings.position_embedding.weight",
+    },
+    block=CLIP.block,
+    weights=CLIP.weights,
+    norm=CLIP.norm,
+    ignored=CLIP.ignored,
+    pool={"probe": ("head.probe",)}
+    | {f"{QKV}.kernel": ("head.attention.in_proj_weight",), f"{QKV}.bias": ("head.attention.in_proj_bias",)}
+    | _linear("attention.out", "head.attention.out_proj")
+    | _norm("norm", "head.layernorm")
+    | _linear("mlp.up", "head.mlp.fc1")
+    | _linear("mlp.down", "head.mlp.fc2"),
 )
 
 _EMBEDDING = {
@@ -109,6 +131,48 @@ DINOV2 = VitLayout(
 )
 DINOV2_RENAMED = dataclasses.replace(DINOV2, weights=DINOV2.weights | _RENAMED_ATTENTION)
 
+DINOV3 = VitLayout(
+    embedding={
+        KERNEL: "embeddings.patch_embeddings.weight",
+        "embedding.bias": "embeddings.patch_embeddings.bias",
+        "cls": "embeddings.cls_token",
+        REGISTERS: "embeddings.register_tokens",
+    },
+    block="layer.{layer}.",
+    weights=_norm("attention_norm", "norm1")
+    | _RENAMED_ATTENTION
+    | {"attention_scale": ("layer_scale1.lambda1",)}
+    | _norm("mlp_norm", "norm2")
+    | _linear("mlp.up", "mlp.up_proj")
+    | _linear("mlp.down", "mlp.down_proj")
+    | {"mlp_scale": ("layer_scale2.lambda1",)},
+    norm="norm",
+    ignored=("embeddings.mask_token",),
+)
+DINOV3_RENAMED = dataclasses.replace(DINOV3, block="model.layer.{layer}.")
+
+# OpenCLIP's names, which are those of OpenAI's own CLIP. A model without LayerScale has no tensors for it.
+OPEN_CLIP = VitLayout(
+    embedding={
+        KERNEL: "conv1.weight",
+        "cls": "class_embedding",
+        "positions": "positional_embedding",
+        "pre_norm.scale": "ln_pre.weight",
+        "pre_norm.bias": "ln_pre.bias",
+    },
+    block="transformer.resblocks.{layer}.",
+    weights=_norm("attention_norm", "ln_1")
+    | {f"{QKV}.kernel": ("attn.in_proj_weight",), f"{QKV}.bias": ("attn.in_proj_bias",)}
+    | _linear("attention.out", "attn.out_proj")
+    | {"attention_scale": ("ls_1.gamma",)}
+    | _norm("mlp_norm", "ln_2")
+    | _linear("mlp.up", "mlp.c_fc")
+    | _linear("mlp.down", "mlp.c_proj")
+    | {"mlp_scale": ("ls_2.gamma",)},
+    norm="ln_post",
+    ignored=("proj",),
+)
+
 # timm's names. A model without LayerScale or registers has no tensors for them. Ignored are heads, and the parts
 # that only pretraining needs: a decoder (MAE), a predictor, a projection.
 TIMM = VitLayout(
@@ -118,6 +182,8 @@ TIMM = VitLayout(
         "cls": "cls_token",
         "positions": "pos_embed",
         REGISTERS: "reg_token",
+        "pre_norm.scale": "norm_pre.weight",
+        "pre_norm.bias": "norm_pre.bias",
     },
     block="blocks.{layer}.",
     weights=_norm("attention_norm", "norm1")
@@ -144,6 +210,12 @@ TIMM = VitLayout(
         "dino_head.",
         "ibot_head.",
     ),
+    pool={"probe": ("attn_pool.latent",)}
+    | _linear(QKV, "attn_pool.q", "attn_pool.kv")
+    | _linear("attention.out", "attn_pool.proj")
+    | _norm("norm", "attn_pool.norm")
+    | _linear("mlp.up", "attn_pool.mlp.fc1")
+    | _linear("mlp.down", "attn_pool.mlp.fc2"),
 )
 # DINOv2's own checkpoints have the same names, except for the registers.
 TIMM_OF_DINOV2 = dataclasses.replace(TIMM, embedding=TIMM.embedding | {REGISTERS: "register_tokens"})
@@ -151,10 +223,13 @@ TIMM_OF_DINOV2 = dataclasses.replace(TIMM, embedding=TIMM.embedding | {REGISTERS
 # model_type -> its naming schemes.
 LAYOUTS = {
     "clip_vision_model": (CLIP,),
+    "siglip_vision_model": (SIGLIP,),
     "vit": (VIT, VIT_RENAMED),
     "vit_mae": (VIT, VIT_RENAMED),
     "dinov2": (DINOV2, DINOV2_RENAMED),
     "dinov2_with_registers": (DINOV2, DINOV2_RENAMED),
+    "dinov3_vit": (DINOV3, DINOV3_RENAMED),
 }
-CLIP_OF_TWO = "clip"  # with a text encoder and a vision encoder
-MODEL_TYPES = (CLIP_OF_TWO, *LAYOUTS)
+# model_type of a checkpoint with a text encoder and a vision encoder -> that of the second.
+OF_TWO = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+MODEL_TYPES = (*OF_TWO, *LAYOUTS)

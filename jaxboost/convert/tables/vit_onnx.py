@@ -67,7 +67,6 @@ def _encoder_of(tensors: OnnxTensors, path: pathlib.Path) -> VitSource:
         prefix=prefix,
         arguments=arguments | dict(FAMILIES[_FAMILY].fixed),
         image_size=patch * math.isqrt(tensors.info(tokens).shape[-2] - 1),
-        qkv_bias=True,
     )
 
 

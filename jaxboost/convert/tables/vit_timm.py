@@ -4,34 +4,41 @@ The weights give the shapes. The other arguments come from the user's hints, con
 DINO and DINOv2, in this order. The log names what was assumed.
 """
 
-import difflib
 import math
 import re
 
 from jaxboost.convert.formats import adapters
 from jaxboost.convert.formats.settings import MAX_LAYERS, Settings
 from jaxboost.convert.formats.tensors import Tensors
-from jaxboost.convert.tables.families import FAMILIES
 from jaxboost.convert.tables.hints import Hints
-from jaxboost.convert.tables.positions import ANTIALIASED, BICUBIC, RESIZINGS
+from jaxboost.convert.tables.positions import ANTIALIASED, BICUBIC
 from jaxboost.convert.tables.vit import VitSource, locate
 from jaxboost.convert.tables.vit_names import REGISTERS, TIMM, TIMM_OF_DINOV2, VitLayout
 from jaxboost.errors import UserError
-from jaxboost.models.transformer import ACTIVATIONS
 
 LAYOUTS = (TIMM, TIMM_OF_DINOV2)
 _EPS, _ACTIVATION = 1e-6, "gelu"
+_CLIP_EPS = 1e-5  # of models with a norm before the first block
 # Width -> heads, of all of timm's plain ViTs.
 _HEADS = {
     **{width: width // 64 for width in (192, 256, 320, 384, 512, 640, 768, 832, 896, 1024)},
     **dict.fromkeys((1152, 1280, 1408, 1664), 16),
 }
-
-_ARCHITECTURES = ("vit_", "deit")
+# The beginnings of the names of timm's SigLIPs whose GELU is by tanh; the others' is by erf.
+_TANH = (
+    "vit_base_patch32_siglip_",
+    "vit_large_patch16_siglip_512",
+    "vit_large_patch16_siglip_gap_512",
+    "vit_so400m_patch16_siglip_",
+    "vit_giantopt_patch16_siglip_",
+)
+# The beginnings of the names of timm's ViTs.
+ARCHITECTURES = ("vit_", "deit")
 # Changes of the architecture that config.json may name and that no weight shows.
 _INVISIBLE = ("act_layer", "norm_layer", "block_fn", "attn_layer", "mlp_layer")
 # Beginning of a tensor's name -> why `models.vit.ViT` cannot be a model with it, and what to do.
 _OTHER = "choose another model"
+_DINOV3 = "choose Hugging Face's copy, such as facebook/dinov3-vits16-pretrain-lvd1689m"
 _FOREIGN = {
     "dist_token": (
         "has CLS and a distillation token (DeiT, distilled), and its result is the mean of both",
@@ -42,13 +49,13 @@ _FOREIGN = {
         "which is used here, was not trained for that",
         "choose the pretrained checkpoint, not the fine-tuned one",
     ),
-    "norm_pre.": ("has a norm before the first block (CLIP)", "choose Hugging Face's copy of the model"),
     "blocks.0.attn.q_norm.": ("has norms of queries and keys (qk_norm)", _OTHER),
     "blocks.0.attn.q_bias": ("has separate biases of queries and values (BEiT, EVA)", _OTHER),
     "blocks.0.attn.relative_position": ("has relative positions (BEiT)", _OTHER),
     "rel_pos_bias.": ("has relative positions (BEiT)", _OTHER),
     "blocks.0.gamma_1": ("has LayerScale under the names of BEiT and CaiT", "choose timm's copy of the model"),
     "rope.": ("has a rotary embedding", _OTHER),
+    "rope_embed.": ("has rotary positions (DINOv3)", _DINOV3),
 }
 
 
@@ -87,18 +94,28 @@ def encoder_of(tensors: Tensors, settings: Settings, where: str, hints: Hints | 
     registers = 0
     if prefix + layout.embedding[REGISTERS] in tensors.names:
         registers = shape(layout.embedding[REGISTERS], 3)[1]
-    placed, grid = _grid(shape(layout.embedding["positions"], 3)[1], registers, layout, where)
-    heads, eps, activation, resizing, assumed = _unseen(width, settings, where, hints, layout, registers)
+    # An attention pool in the place of CLS; with both the model is another, and the pool is not read.
+    pooled = prefix + layout.embedding["cls"] not in tensors.names
+    placed, grid = _grid(shape(layout.embedding["positions"], 3)[1], registers, layout, where, pooled=pooled)
+    pre_norm = prefix + layout.embedding["pre_norm.scale"] in tensors.names
+    heads, eps, activation, resizing, assumed = _unseen(
+        width, settings, where, hints, pre_norm=pre_norm, registers=registers, pooled=pooled
+    )
+    if pooled and (registers or pre_norm):
+        raise UserError(
+            f"{where}: this ViT has an attention pool with {'registers' if registers else 'a norm before the blocks'}, "
+            "which is not supported: choose a SigLIP, such as vit_base_patch16_siglip_224"
+        )
     arguments = {
         "patch": patch,
         "width": width,
-        "depth": _depth(tensors, prefix, where),
+        "depth": depth_of(tensors, prefix, TIMM, where),
         "heads": heads,
         "mlp_width": shape(block["mlp.up.kernel"][0], 2)[0],
         "eps": eps,
         "activation": activation,
-        "patch_bias": True,
-        "pre_norm": False,
+        "patch_bias": prefix + layout.embedding["embedding.bias"] in tensors.names,
+        "pre_norm": pre_norm,
         "layer_scale": prefix + block["attention_scale"][0] in tensors.names,
     }
     notes = [f"the weights are those under {prefix.rstrip('.')!r}"] if prefix else []
@@ -106,7 +123,7 @@ def encoder_of(tensors: Tensors, settings: Settings, where: str, hints: Hints | 
         assumed += [f"square images of {patch * grid} pixels in patches of {patch} without overlap"]
     if assumed:
         notes.append(f"assumed, because the weights do not say it: {'; '.join(assumed)}")
-    if settings.get("global_pool") in ("avg", "avgmax", "max", "map"):
+    if not pooled and settings.get("global_pool") in ("avg", "avgmax", "max", "map"):
         notes.append(
             f"the model was trained with {settings.get('global_pool')} pooling of its tokens: its CLS token, which is "
             "used here, was not trained for its result"
@@ -117,9 +134,8 @@ def encoder_of(tensors: Tensors, settings: Settings, where: str, hints: Hints | 
         tensors=tensors,
         layout=layout,
         prefix=prefix,
-        arguments=arguments | ({REGISTERS: registers} if registers else {}),
+        arguments=arguments | ({REGISTERS: registers} if registers else {}) | ({"pooling": "map"} if pooled else {}),
         image_size=patch * grid,
-        qkv_bias=True,
         placed_tokens=placed,
         resizing=resizing,
         notes=tuple(notes),
@@ -131,14 +147,13 @@ def _check_architecture(settings: Settings) -> None:
     architecture = settings.get("architecture")
     if architecture is None:
         return
-    if not architecture.startswith(_ARCHITECTURES):
-        others = [name for family in FAMILIES.values() for name in family.architectures]
-        nearest = difflib.get_close_matches(architecture, others, n=1, cutoff=0.4)
+    if not architecture.startswith(ARCHITECTURES):
         raise UserError(
-            f"{settings.where}: timm's {architecture!r} is not read: choose a ViT, whose name begins with "
-            f"{' or '.join(_ARCHITECTURES)}, or one of {', '.join(others)}"
-            + (f"; the nearest is {nearest[0]}" if nearest else "")
+            f"{settings.where}: timm's {architecture!r} is no ViT: choose a model whose name begins with "
+            + " or ".join(ARCHITECTURES)
         )
+    if "_dinov3" in architecture:
+        raise UserError(f"{settings.where}: timm's {architecture} has DINOv3's rotary positions: {_DINOV3}")
     changed = [name for name in _INVISIBLE if settings.section("model_args").get(name) is not None]
     if changed:
         raise UserError(f"{settings.where}: this {architecture} has another {changed[0]}: choose another model")
@@ -147,6 +162,9 @@ def _check_architecture(settings: Settings) -> None:
 def _check_kind(tensors: Tensors, prefix: str, settings: Settings, where: str) -> None:
     """Raises UserError if there is no ViT in timm's names, or if it has parts that `models.vit.ViT` lacks."""
     block = TIMM.names("0")
+    for beginning, (what, fix) in _FOREIGN.items():
+        if any(name.startswith(prefix + beginning) for name in tensors.names):
+            raise UserError(f"{where}: this ViT {what}, which is not supported: {fix}")
     needed = [TIMM.embedding["embedding.kernel"], TIMM.embedding["positions"], block["mlp.up.kernel"][0]]
     for name in needed:
         if prefix + name not in tensors.names:
@@ -154,9 +172,12 @@ def _check_kind(tensors: Tensors, prefix: str, settings: Settings, where: str) -
             if not settings.values:
                 fix = "for a checkpoint in Hugging Face's or Meta's layout pass the folder that holds the file"
             raise UserError(f"{where} holds no ViT in timm's names, there is no {prefix + name!r}: {fix}")
-    for beginning, (what, fix) in _FOREIGN.items():
-        if any(name.startswith(prefix + beginning) for name in tensors.names):
-            raise UserError(f"{where}: this ViT {what}, which is not supported: {fix}")
+    cls, probe = prefix + TIMM.embedding["cls"], prefix + TIMM.pool["probe"][0]
+    if cls not in tensors.names and probe not in tensors.names:
+        raise UserError(
+            f"{where}: this ViT has neither a CLS token, {cls}, nor an attention pool: choose a model with one of "
+            "them, such as vit_base_patch16_224 or vit_base_patch16_siglip_224"
+        )
     kernel, bias = (prefix + block[f"attention.qkv.{part}"][0] for part in ("kernel", "bias"))
     if kernel in tensors.names and bias not in tensors.names:
         raise UserError(
@@ -164,72 +185,99 @@ def _check_kind(tensors: Tensors, prefix: str, settings: Settings, where: str) -
         )
 
 
-def _grid(tokens: int, registers: int, layout: VitLayout, where: str) -> tuple[int, int]:
+def _grid(tokens: int, registers: int, layout: VitLayout, where: str, *, pooled: bool) -> tuple[int, int]:
     """`VitSource.placed_tokens`, and the side of the grid of patches."""
     # In DINOv2's checkpoints registers have no positions. In timm's all tokens before the patches have one, or none.
     ways = (1,) if registers and layout is TIMM_OF_DINOV2 else (0, 1 + registers)
+    if pooled:
+        ways = (0,)
     fitting = [
         (placed, side)
         for placed in ways
         if (side := math.isqrt(max(0, tokens - placed))) and placed + side**2 == tokens
     ]
     if len(fitting) != 1:
-        expected = f"CLS, {registers} registers" if registers else "a CLS token"
+        expected = f"CLS, {registers} registers and " if registers else "a CLS token and "
         raise UserError(
-            f"{where}: there are positions for {tokens} tokens, which are not {expected} and a square grid: "
-            "choose another model"
+            f"{where}: there are positions for {tokens} tokens, which are not {'' if pooled else expected}a square "
+            "grid: choose another model"
         )
     return fitting[0]
 
 
-def _depth(tensors: Tensors, prefix: str, where: str) -> int:
-    numbered = re.compile(re.escape(prefix) + r"blocks\.([0-9]{1,9})\.")
+def depth_of(tensors: Tensors, prefix: str, layout: VitLayout, where: str) -> int:
+    """Number of blocks, by the names under the prefix. Raises UserError if there are too many."""
+    beginning, end = layout.block.split("{layer}")
+    numbered = re.compile(re.escape(prefix + beginning) + r"([0-9]{1,9})" + re.escape(end))
     depth = 1 + max(int(match[1]) for match in map(numbered.match, tensors.names) if match)
     if depth > MAX_LAYERS:
         raise UserError(f"{where} names {depth} blocks, more than {MAX_LAYERS}: download it again")
     return depth
 
 
-def _unseen(
-    width: int, settings: Settings, where: str, hints: Hints, layout: VitLayout, registers: int
-) -> tuple[int, float, str, str, list[str]]:
-    """Heads, eps, activation and resizing, and texts about those that were assumed."""
-    assumed = []
-    said = settings.section("model_args").get("num_heads")
-    if said is not None:
-        heads = settings.section("model_args").integer("num_heads")
-        if hints.heads not in (None, heads):
-            raise UserError(f"{settings.where} says {heads} heads, not {hints.heads}: leave --heads out")
-    elif hints.heads is not None:
-        heads = hints.heads
-    elif width in _HEADS:
+def heads_of(width: int, where: str, hint: int | None, said: int | None = None) -> tuple[int, str]:
+    """Number of heads, and what was assumed, "" if nothing was.
+
+    Args:
+      width: of the tokens.
+      where: the weights, for messages.
+      hint: `Hints.heads`.
+      said: what the configuration says; None: nothing.
+
+    Raises:
+      UserError: the number is not known, or does not divide the width.
+    """
+    heads, assumed = said if said is not None else hint, ""
+    if heads is None:
+        if width not in _HEADS:
+            raise UserError(
+                f"{where}: the number of heads is not known for a width of {width}, which none of timm's ViTs has: "
+                "give it with --heads"
+            )
         heads = _HEADS[width]
-        assumed.append(f"{heads} heads of {width // heads}, as timm's ViTs of width {width} have (--heads)")
-    else:
-        raise UserError(
-            f"{where}: the number of heads is not known for a width of {width}, which none of timm's ViTs has: "
-            "give it with --heads"
-        )
+        assumed = f"{heads} heads of {width // heads}, as timm's ViTs of width {width} have (--heads)"
     if heads < 1 or width % heads:
         raise UserError(f"{where}: a width of {width} is not a multiple of {heads} heads: check --heads")
-    eps, activation = hints.eps, hints.activation
+    return heads, assumed
+
+
+def _unseen(
+    width: int, settings: Settings, where: str, hints: Hints, *, pre_norm: bool, registers: int, pooled: bool
+) -> tuple[int, float, str, str, list[str]]:
+    """Heads, eps, activation and resizing, and texts about those that were assumed."""
+    said = settings.section("model_args").get("num_heads")
+    if said is not None:
+        said = settings.section("model_args").integer("num_heads")
+        if hints.heads not in (None, said):
+            raise UserError(f"{settings.where} says {said} heads, not {hints.heads}: leave --heads out")
+    heads, note = heads_of(width, where, hints.heads, said)
+    assumed = [note] * bool(note)
+    hints.check()
+    eps, activation, resizing = hints.eps, hints.activation, hints.resizing
     if eps is None:
-        eps = _EPS
+        eps = _CLIP_EPS if pre_norm else _EPS
         assumed.append(f"eps {eps} (--eps)")
-    elif not 0 < eps <= 1:
-        raise UserError(f"--eps {eps} is not above 0 and at most 1")
     if activation is None:
-        activation = _ACTIVATION
-        assumed.append("GELU by erf (--activation)")
-    elif activation not in ACTIVATIONS:
-        raise UserError(f"--activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
-    resizing = hints.resizing
+        if pre_norm and not settings.values:
+            raise UserError(
+                f"{where}: the weights do not say the activation, and CLIP models of the same shape differ in it: give "
+                "--activation quick_gelu (OpenAI, MetaCLIP, DFN) or --activation gelu (LAION, DataComp)"
+            )
+        # A file alone does not say whether timm computes SigLIP's GELU by erf: Hugging Face and its authors do not.
+        activation = _activation_of(settings.get("architecture")) if settings.values or not pooled else "gelu_tanh"
+        assumed.append(f"GELU by {'tanh' if pooled else 'erf'} (--activation)")
     if resizing is None:
         # Hugging Face's copies, MAE and DINO resize without antialiasing; timm and DINOv2 with registers with it.
         resizing = ANTIALIASED if settings.values or registers else BICUBIC
         if not settings.values:
             assumed.append(f"{resizing} resizing of positions (--resizing)")
-    elif resizing not in RESIZINGS:
-        raise UserError(f"--resizing {resizing!r} is not one of {', '.join(RESIZINGS)}")
     # A config.json with an architecture of timm's has these values: they are not assumed.
     return heads, eps, activation, resizing, [] if settings.values else assumed
+
+
+def _activation_of(architecture: str | None) -> str:
+    """The activation of timm's model of this name."""
+    name = architecture or ""
+    if "_quickgelu_" in name:
+        return "quick_gelu"
+    return "gelu_tanh" if name.startswith(_TANH) else _ACTIVATION

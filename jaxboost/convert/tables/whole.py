@@ -1,6 +1,7 @@
 """Encoders of `families` in timm's names: found by their tensors, checked, and read array by array."""
 
 import dataclasses
+import difflib
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from jaxboost.convert.tables.families import FAMILIES
 from jaxboost.convert.tables.family import Family, Found, Layout, leaf
 from jaxboost.convert.tables.hints import Hints
 from jaxboost.convert.tables.parts import NORM, VISION, Part, Selection, Shapes, check_tensors, check_whole, left_out
+from jaxboost.convert.tables.vit_timm import ARCHITECTURES
 from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
 
@@ -142,9 +144,25 @@ class WholeSource:
 
 
 def family_of(tensors: Tensors, settings: Settings) -> str | None:
-    """The key in FAMILIES of the encoder in a checkpoint in timm's names: by config.json, else by its tensors."""
+    """The key in FAMILIES of the encoder in a checkpoint in timm's names: by config.json, else by its tensors.
+
+    Returns:
+      The key, None for a ViT.
+
+    Raises:
+      UserError: config.json names an architecture that is neither in FAMILIES nor a ViT.
+    """
     if architecture := settings.get("architecture"):
-        return next((name for name, row in FAMILIES.items() if architecture in row.architectures), None)
+        found = next((name for name, row in FAMILIES.items() if architecture in row.architectures), None)
+        if found is None and not architecture.startswith(ARCHITECTURES):
+            others = [name for row in FAMILIES.values() for name in row.architectures]
+            nearest = difflib.get_close_matches(architecture, others, n=1, cutoff=0.4)
+            raise UserError(
+                f"{settings.where}: timm's {architecture!r} is not read: choose a ViT, whose name begins with "
+                f"{' or '.join(ARCHITECTURES)}, or one of {', '.join(others)}"
+                + (f"; the nearest is {nearest[0]}" if nearest else "")
+            )
+        return found
     for name, row in FAMILIES.items():
         if any(_prefixes(tensors, layout) for layout in row.layouts):
             return name
