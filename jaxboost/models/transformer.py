@@ -12,8 +12,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxboost.models import attention
 from jaxboost.models.adapters import Adaptation, Projection
+from jaxboost.models.grid_rotary import Rotary, rotate
 from jaxboost.models.layers import LinearInit, flat_product, layer_norm, layer_of, linear, stack
-from jaxboost.models.rotary import Rotary, rotate
 from jaxboost.models.taps import closed, is_open, tap
 
 # The activations of a block that `Transformer` keeps for the backward pass, by their `checkpoint_name`.
