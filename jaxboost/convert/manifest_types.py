@@ -46,6 +46,19 @@ class Llama:
     rope_base: _Factor
     rope_factors: Annotated[tuple[_Factor, ...], Field(max_length=1 << 15)] | None
     rope_unsupported: _Text | None = None
+    # What is LLaMA's is left out.
+    norm: Literal["rms", "layer"] = "rms"
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    activation: Literal["silu", "gelu_tanh", "gelu", "relu"] = "silu"
+    gated: bool = True
+    score_cap: _Factor | None = None
+    query_scale: _Factor | None = None
+    rotary: bool = True
+    window: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
 
     def __post_init__(self) -> None:
         """Checks that the fields fit together."""

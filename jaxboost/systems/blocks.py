@@ -128,7 +128,12 @@ def layers_of_family(family: str, default: str) -> tuple[int, ...]:
 
 
 def check_rope(section: str, config: LlamaConfig, *, used: bool) -> None:
-    """Raises UserError if the rotary embedding is used, but that of the layers' checkpoint is not supported."""
+    """Raises UserError if the rotary embedding is used, but the layers have none, or one that is not supported."""
+    if used and not config.rotary:
+        raise UserError(
+            f"config field {section}.rope: these layers have no rotary embedding, but learned positions, which are not"
+            f" part of a block: set {section}.rope to False"
+        )
     if used and config.rope_unsupported is not None:
         fix = "set boost.rope to False, or take" if section == "boost" else "take"
         raise UserError(
@@ -186,7 +191,7 @@ def pretrained_layers(
         "source": source,
         "layers": list(layers.numbers),
         "dtype": dtype,
-        "arguments": dataclasses.asdict(layers.config),
+        "arguments": layers.config.entries(),
         **({} if quantize is None else {"weights": storage}),
     }
     if control is not None and layers.manifest is not None:
