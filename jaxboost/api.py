@@ -36,7 +36,8 @@ def load_block(
     Args:
       folder: folder of the block.
       layers: numbers of the layers, in the order in which they run; None: all layers of the block.
-      final_norm: weight of the RMSNorm after the last layer: "ones", as in R-LLM's code, or "loaded".
+      final_norm: weight of the norm after the last layer: "ones", as in R-LLM's code (a LayerNorm's bias is 0 then), or
+        "loaded".
       dtype: dtype of the computation. The weights keep the dtype in which they are stored.
 
     Raises:

@@ -119,7 +119,7 @@ _GEMMA2: dict[str, Any] = dict(eps=1e-6, activation="gelu_tanh", post_norms=True
 # Five of six layers rotate with the base 10,000, the others with 1,000,000: as a whole they have no common one.
 _GEMMA3: dict[str, Any] = dict(
     eps=1e-6, rope_base=1e6, activation="gelu_tanh", post_norms=True, qk_norm=True, window=512
-) | {"rope_unsupported": "a rotary base that differs between the layers"}
+) | {"rope_unsupported": "a block with two rotary bases"}
 _OLDER: dict[str, Any] = dict(
     eps=1e-5, norm=LAYER_NORM, qkv_bias=True, o_bias=True, mlp_bias=True, gated=False, rotary=False
 )

@@ -146,7 +146,7 @@ def gemma3(tmp_path_factory):
     [
         ("0,2", 300.0, None, 32, None),
         ("3,1", 5000.0, (4.0,) * 6, None, None),
-        ("all", 5000.0, None, 32, "a rotary base that differs between the layers"),
+        ("all", 5000.0, None, 32, "a block with two rotary bases"),
     ],
 )
 def test_layers_of_gemma_3_have_the_rotary_embedding_of_their_kind(

@@ -1,4 +1,4 @@
-"""Decoder layers of the LLaMA family: a table of names for each naming scheme, and checks of the tensors."""
+"""Decoder layers of LLMs in a checkpoint: which tensors hold them, checks of these tensors, and their values."""
 
 import dataclasses
 import re
@@ -20,7 +20,7 @@ from jaxboost.models.llama import LlamaConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaSource:
-    """LLaMA layers in a checkpoint.
+    """Decoder layers in a checkpoint.
 
     Attributes:
       tensors: the checkpoint.
@@ -104,7 +104,7 @@ class LlamaSource:
             return dataclasses.replace(self.config, window=None)
         if sliding.issuperset(layers) or not self.sliding_rotation:
             return dataclasses.replace(self.config, **self.sliding_rotation)
-        mixed = "a rotary base that differs between the layers"
+        mixed = "a block with two rotary bases"
         return dataclasses.replace(self.config, rope_factors=None, rope_unsupported=mixed)
 
     def _part(self, key: str) -> Part:

@@ -1,4 +1,4 @@
-"""LLaMA layers in the layouts of Hugging Face, Meta and GGUF: their configurations -> `models.llama.LlamaConfig`."""
+"""LLM layers in the layouts of Hugging Face, Meta and GGUF: their configurations -> `models.families.LlamaConfig`."""
 
 import pathlib
 import re
@@ -24,7 +24,7 @@ _GGUF: dict[str, tuple[Layout, dict[str, Any]]] = {
     "qwen3": (llama_names.GGUF_QWEN3, {"qk_norm": True}),
     "phi3": (llama_names.GGUF_PHI3, {}),
 }
-# Their query scale or order of weights is not in the file.
+# Families whose GGUF files are not read: those of Gemma 2 and 3 do not hold the query scale.
 _NOT_AS_GGUF = ("gemma", "gemma2", "gemma3", "gpt2")
 # Endings of the names of quantized repositories; without them it is the name of the original, as a rule.
 _QUANTIZED = re.compile(r"[-_.](awq|gptq|bnb|unsloth-bnb|int[48]|[48]bit|fp8|w[48]a\d+|quantized).*$", re.IGNORECASE)
