@@ -110,7 +110,8 @@ class LlamaConfig(Architecture):
 
 def _sized(width: int, heads: int, kv_heads: int, head_dim: int, mlp_width: int, **constants: Any) -> LlamaConfig:
     shape = dict(width=width, heads=heads, kv_heads=kv_heads, head_dim=head_dim, mlp_width=mlp_width)
-    return LlamaConfig(**shape, **{"rope_base": 1e4} | constants)
+    rest: dict[str, Any] = {"rope_base": 1e4, **constants}
+    return LlamaConfig(**shape, **rest)
 
 
 _QWEN2: dict[str, Any] = dict(eps=1e-6, rope_base=1e6, qkv_bias=True)

@@ -97,8 +97,9 @@ class LlamaLayer(nnx.Module):
         self.down = matrix(F, D)
         for name in config.biased:
             setattr(self, f"{name}_bias", nnx.Param(jnp.zeros(getattr(self, name).shape[-1])))
-        for name in config.stream_norms[2:]:
-            setattr(self, name, nnx.Param(jnp.ones(D)))
+        if config.post_norms:
+            self.attention_post_norm = nnx.Param(jnp.ones(D))
+            self.mlp_post_norm = nnx.Param(jnp.ones(D))
         if config.norm == LAYER_NORM:
             for name in config.stream_norms:
                 setattr(self, f"{name}_bias", nnx.Param(jnp.zeros(D)))

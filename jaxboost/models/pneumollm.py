@@ -238,8 +238,8 @@ class PneumoLLM(nnx.Module):
             keys = d if self.spec.emitter else None
             merged = None if precomputed is None else precomputed.llama
             adaptation = _adaptation(self.llama_adapters, merged, self.spec.depth, key)
-            switches = dict(rope=self.spec.llama.rotary, causal=self.spec.causal)
-            y = self.llama(tap("llm_in", y), **switches, keys=keys, adaptation=adaptation)
+            rope, causal = self.spec.llama.rotary, self.spec.causal
+            y = self.llama(tap("llm_in", y), rope=rope, causal=causal, keys=keys, adaptation=adaptation)
             y = tap("llm_out", y)
         return y.astype(jnp.float32).mean(axis=1)
 
