@@ -59,11 +59,15 @@ class Llama:
     query_scale: _Factor | None = None
     rotary: bool = True
     window: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
+    local_layers: Annotated[tuple[_Layer, ...], Field(max_length=1024)] = ()
+    local_rope_base: _Factor | None = None
 
     def __post_init__(self) -> None:
         """Checks that the fields fit together."""
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads are not a multiple of {self.kv_heads} key/value heads")
+        if bool(self.local_layers) != (self.local_rope_base is not None):
+            raise ValueError("local_layers and local_rope_base do not go together")
         if self.head_dim % 2:
             raise ValueError(f"the head width {self.head_dim} is odd")
         if self.rope_factors is not None and len(self.rope_factors) != self.head_dim // 2:

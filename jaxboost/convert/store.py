@@ -19,7 +19,7 @@ from jaxboost.convert.placing import Placement, Quantize, first_device, placed, 
 from jaxboost.convert.tables import shapes
 from jaxboost.convert.tables.parts import FINAL_NORM
 from jaxboost.errors import UserError
-from jaxboost.models.families import LAYER_NORM
+from jaxboost.models.families import LAYER_NORM, LlamaConfig
 from jaxboost.models.frozen import Quantized
 
 # (part's key in the manifest, name, array) -> the array that replaces it, of the same shape and dtype.
@@ -32,6 +32,7 @@ class Block:
 
     Attributes:
       manifest: of the block.
+      config: of these layers.
       layers: the L layers used, in order.
       weights: name -> array stacked over the layers: (L, D), or (L, in, out) for linear maps, which may be quantized.
       final_norm: (D,); None if it was not loaded.
@@ -40,6 +41,7 @@ class Block:
     """
 
     manifest: Manifest
+    config: LlamaConfig
     layers: tuple[int, ...]
     weights: Mapping[str, jax.Array | Quantized]
     final_norm: jax.Array | None
@@ -52,7 +54,7 @@ class Block:
         Args:
           placement: of that norm, see `load_block`.
         """
-        config, norms = self.manifest.config, {"final_norm": self.final_norm}
+        config, norms = self.config, {"final_norm": self.final_norm}
         if config.norm == LAYER_NORM:
             norms["final_norm_bias"] = self.final_norm_bias
         for name, norm in norms.items():
@@ -79,11 +81,16 @@ def fingerprint_of(manifest: Manifest, layers: tuple[int, ...] | None, final_nor
     if final_norm:
         _check_final_norm(manifest)
         used.append(FINAL_NORM)
-    return _identity({key: manifest.sha256[key] for key in used}, manifest)
+    return _identity({key: manifest.sha256[key] for key in used}, config_of(manifest, layers))
 
 
-def _identity(sha256: Mapping[str, str], manifest: Manifest) -> str:
-    constants = manifest.config.entries()
+def config_of(manifest: Manifest, layers: tuple[int, ...] | None) -> LlamaConfig:
+    """The configuration of some layers of a block, None for all, in the order of use."""
+    return manifest.config.chosen([manifest.layers.index(layer) for layer in _checked_layers(manifest, layers)])
+
+
+def _identity(sha256: Mapping[str, str], config: LlamaConfig) -> str:
+    constants = config.entries()
     # It changes no result: more tokens are refused.
     constants.pop("window", None)
     # The digests of the first release have no such entry.
@@ -137,9 +144,11 @@ def load_block(
     if final_norm:
         parts = _changed(path, manifest, FINAL_NORM, change, changed)
         norms = {name: placed(array, placement) for name, array in parts}
-    identity = _identity(changed, manifest) if change else identity
+    config = config_of(manifest, layers)
+    identity = _identity(changed, config) if change else identity
     return Block(
         manifest=manifest,
+        config=config,
         layers=layers,
         weights=weights,
         final_norm=norms.get("scale"),

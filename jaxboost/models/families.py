@@ -4,6 +4,7 @@ LLaMA's layer (Touvron et al. 2023) is the common form. A family is named by the
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 RMS_NORM, LAYER_NORM = "rms", "layer"
@@ -28,6 +29,9 @@ class Architecture:
         instead, which are no part of the layers: the layers do not know the order of their tokens.
       window: under the causal mask a token attends to the `window` tokens up to itself (Mistral, Gemma, Phi-3), so that
         it has no effect on fewer tokens. More tokens are refused under a causal mask. None: no window.
+      local_layers: positions, in the stack of layers that is described, of those with a rotary embedding of their own:
+        the layers of Gemma 3 with a sliding window.
+      local_rope_base: its base; it has no factors. None if there are no such layers.
     """
 
     norm: str = RMS_NORM
@@ -42,6 +46,8 @@ class Architecture:
     query_scale: float | None = None
     rotary: bool = True
     window: int | None = None
+    local_layers: tuple[int, ...] = ()
+    local_rope_base: float | None = None
 
     @property
     def matrices(self) -> tuple[str, ...]:
@@ -101,6 +107,27 @@ class LlamaConfig(Architecture):
         """The dimensions that decide whether weights fit."""
         return {k: getattr(self, k) for k in ("width", "heads", "kv_heads", "head_dim", "mlp_width")}
 
+    def chosen(self, positions: Sequence[int]) -> "LlamaConfig":
+        """The same for some of the layers, in this order. Layers of one kind alone have nothing `local_`."""
+        if not self.local_layers:
+            return self
+        local = tuple(place for place, position in enumerate(positions) if position in self.local_layers)
+        one_kind: dict[str, Any] = dict(local_layers=(), local_rope_base=None)
+        if not local:
+            return dataclasses.replace(self, **one_kind, window=None)
+        if len(local) == len(positions):
+            own: dict[str, Any] = dict(rope_base=self.local_rope_base, rope_factors=None, rope_unsupported=None)
+            return dataclasses.replace(self, **one_kind, **own)
+        return dataclasses.replace(self, local_layers=local)
+
+    @classmethod
+    def of_entries(cls, entries: Mapping[str, Any]) -> "LlamaConfig":
+        """The config whose `entries` were written as JSON, which has lists in the place of tuples."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()
+        }
+        return cls(**values)
+
     def entries(self) -> dict[str, Any]:
         """The fields for a manifest or a record. Those of the architecture are left out where they are LLaMA's."""
         as_llama = {field.name for field in dataclasses.fields(Architecture)}
@@ -117,10 +144,11 @@ def _sized(width: int, heads: int, kv_heads: int, head_dim: int, mlp_width: int,
 _QWEN2: dict[str, Any] = dict(eps=1e-6, rope_base=1e6, qkv_bias=True)
 _QWEN3: dict[str, Any] = dict(eps=1e-6, rope_base=1e6, qk_norm=True)
 _GEMMA2: dict[str, Any] = dict(eps=1e-6, activation="gelu_tanh", post_norms=True, score_cap=50.0, window=4096)
-# Five of six layers rotate with the base 10,000, the others with 1,000,000: as a whole they have no common one.
+# Five of six layers have a sliding window, and a rotary base of their own.
 _GEMMA3: dict[str, Any] = dict(
-    eps=1e-6, rope_base=1e6, activation="gelu_tanh", post_norms=True, qk_norm=True, window=512
-) | {"rope_unsupported": "a block with two rotary bases"}
+    eps=1e-6, rope_base=1e6, activation="gelu_tanh", post_norms=True, qk_norm=True, window=512, local_rope_base=1e4
+)
+_LOCAL_OF_26 = tuple(layer for layer in range(26) if (layer + 1) % 6)
 _OLDER: dict[str, Any] = dict(
     eps=1e-5, norm=LAYER_NORM, qkv_bias=True, o_bias=True, mlp_bias=True, gated=False, rotary=False
 )
@@ -146,7 +174,7 @@ _PUBLISHED = {
     "phi-3-mini": (32, _sized(3072, 32, 32, 96, 8192, eps=1e-5, window=2047)),  # the one with a context of 4k
     "gemma-2-2b": (26, _sized(2304, 8, 4, 256, 9216, **_GEMMA2)),
     "gemma-2-9b": (42, _sized(3584, 16, 8, 256, 14336, **_GEMMA2)),
-    "gemma-3-1b": (26, _sized(1152, 4, 1, 256, 6912, **_GEMMA3)),
+    "gemma-3-1b": (26, _sized(1152, 4, 1, 256, 6912, **_GEMMA3, local_layers=_LOCAL_OF_26)),
     "gpt2": (12, _sized(768, 12, 12, 64, 3072, **_GPT2)),
     "gpt2-xl": (48, _sized(1600, 25, 25, 64, 6400, **_GPT2)),
     "opt-125m": (12, _sized(768, 12, 12, 64, 3072, **_OPT)),

@@ -24,6 +24,7 @@ from jaxboost.models.frozen import Frozen, dequantize
 from jaxboost.models.layers import layer_of, stack
 from jaxboost.models.lora import Lora
 from jaxboost.models.norms import rms_norm, stream_norm
+from jaxboost.models.rotary import inverse_frequencies, rotate
 from jaxboost.models.taps import closed, tap
 
 # Activations of the MLPs. The first is LLaMA's; `gelu_tanh` is the approximation by tanh.
@@ -33,26 +34,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "relu": jax.nn.relu,
 }
-
-
-def rotate(x: jax.Array, config: LlamaConfig) -> jax.Array:
-    """Rotary embedding (Su et al. 2021) of (B, heads, N, K) at positions 0..N-1, angles in float32.
-
-    Raises:
-      UserError: the family has no rotary embedding, or the checkpoint's is of a kind that is not supported.
-    """
-    if not config.rotary:
-        raise ArgumentError("these layers cannot be rotated: their family has no rotary embedding")
-    if config.rope_unsupported is not None:
-        raise ArgumentError(f"these layers cannot be rotated: {config.rope_unsupported} is not supported")
-    half = config.head_dim // 2
-    inverse_frequency = config.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if config.rope_factors is not None:
-        inverse_frequency = inverse_frequency / jnp.asarray(config.rope_factors, jnp.float32)
-    angles = jnp.arange(x.shape[-2], dtype=jnp.float32)[:, None] * inverse_frequency  # (N, K/2)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 def check_window(config: LlamaConfig, tokens: int, *, causal: bool) -> None:
@@ -112,7 +93,7 @@ class LlamaLayer(nnx.Module):
         self,
         x: jax.Array,
         *,
-        rope: bool,
+        rope: bool | jax.Array,
         causal: bool,
         mask: jax.Array | None,
         queries: int | None = None,
@@ -123,7 +104,7 @@ class LlamaLayer(nnx.Module):
 
         Args:
           x: tokens (B, N, D).
-          rope: rotate queries and keys.
+          rope: rotate queries and keys; an array: with these inverse frequencies (K/2,), not those of the config.
           causal: a token attends only to itself and to tokens before it.
           mask: (B, N) or (1, N), True for tokens that the others may attend to; None for all.
           queries: Q, None for all N.
@@ -165,7 +146,7 @@ class LlamaLayer(nnx.Module):
     def _attend(
         self,
         x: jax.Array,
-        rope: bool,
+        rope: bool | jax.Array,
         causal: bool,
         mask: jax.Array | None,
         queries: int | None,
@@ -191,8 +172,9 @@ class LlamaLayer(nnx.Module):
         q = heads(x[:, :queries], "q", H)  # (B, H, Q, K)
         k, v = heads(x[:, :keys], "k", G), heads(x[:, :keys], "v", G)  # (B, G, S, K), S is N or `keys`
         Q, S = q.shape[2], k.shape[2]
-        if rope:
-            q, k = rotate(q, self.config), rotate(k, self.config)
+        if rope is not False:
+            frequencies = rope if isinstance(rope, jax.Array) else inverse_frequencies(self.config)
+            q, k = rotate(q, frequencies), rotate(k, frequencies)
         q = self.scaled(q)
         token_major = [part.swapaxes(1, 2) for part in (q, k, v)]
         kind = "keys" if mask is not None else "causal" if causal else "none"
@@ -281,12 +263,12 @@ class LlamaBlock(nnx.Module):
           keys: see `LlamaLayer`; only without `queries`.
           adaptation: adapters of the layers, with a leading axis of the layers; only without `queries`.
         """
-        arguments: dict[str, Any] = dict(rope=rope, causal=causal, mask=mask)
         x = x.astype(self.dtype)
         if queries is None:
-            return self.norm(self._run(x, self.depth, adaptation, keys=keys, **arguments))
-        x = self.below_last(x, **arguments)
-        return self.norm(layer_of(self.layers, -1)(x, queries=queries, **arguments))
+            return self.norm(self._run(x, self.depth, adaptation, rope=rope, keys=keys, causal=causal, mask=mask))
+        x = self.below_last(x, rope=rope, causal=causal, mask=mask)
+        last, rotation = layer_of(self.layers, -1), self._rotation(rope, self.depth - 1)
+        return self.norm(last(x, queries=queries, rope=rotation, causal=causal, mask=mask))
 
     def below_last(self, x: jax.Array, *, rope: bool, causal: bool, mask: jax.Array | None) -> jax.Array:
         """The input of the last layer (B, N, D), from x (B, N, D); arguments: see `LlamaLayer`."""
@@ -329,14 +311,24 @@ class LlamaBlock(nnx.Module):
         """The final norm, in float32."""
         return stream_norm(self, x.astype(jnp.float32), "final_norm")
 
-    def _run(self, x: jax.Array, depth: int, adaptation: Adaptation | None, **arguments: Any) -> jax.Array:
+    def _rotation(self, rope: bool, index: int | jax.Array) -> bool | jax.Array:
+        """The argument `rope` of a layer."""
+        if not rope or not self.config.local_layers:
+            return rope
+        local = jnp.asarray([position in self.config.local_layers for position in range(self.depth)])
+        return jnp.where(local[index], inverse_frequencies(self.config, local=True), inverse_frequencies(self.config))
+
+    def _run(
+        self, x: jax.Array, depth: int, adaptation: Adaptation | None, *, rope: bool, **arguments: Any
+    ) -> jax.Array:
         if not depth:
             return x
 
         def step(x: jax.Array, layer: tuple[jax.Array, Adaptation | None]) -> tuple[jax.Array, None]:
             # By index: to scan over the stack itself would copy the weights.
             index, adaptation = layer
-            return layer_of(self.layers, index)(x, adaptation=adaptation, **arguments), None
+            rotation = self._rotation(rope, index)
+            return layer_of(self.layers, index)(x, rope=rotation, adaptation=adaptation, **arguments), None
 
         # Without a policy the backward pass would keep each layer's slice of the stack: a second copy of all weights.
         policies = jax.checkpoint_policies

@@ -77,7 +77,8 @@ def find_layers(
     # Finished runs of earlier versions took the width of the family if the block was missing.
     is_needed = with_weights and (used or not recorded)
     if family and not (is_named and (is_needed or os.path.exists(io.user_path(block)))):
-        return Layers(config=FAMILIES[family], numbers=layers or layers_of_family(family, default))
+        numbers = layers or layers_of_family(family, default)
+        return Layers(config=FAMILIES[family].chosen(numbers), numbers=numbers)
     if not is_named:
         raise UserError(
             f"config fields {section}.family and {section}.block give no shapes: set {section}.family to one of "
@@ -101,7 +102,7 @@ def find_layers(
     if wanted:
         _log_choice(section, family, folder, manifest, chosen=bool(layers))
     return Layers(
-        config=manifest.config,
+        config=store.config_of(manifest, numbers),
         numbers=numbers,
         folder=folder if wanted else None,
         manifest=manifest if wanted else None,

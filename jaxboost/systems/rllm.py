@@ -118,7 +118,7 @@ def _resolve_boost(
     # A block that was trained comes from the checkpoint: only its shape is needed.
     kept = recorded.parts.get("block") if recorded and fields.trainable else None
     if kept:
-        found = blocks.Layers(config=LlamaConfig(**kept["arguments"]), numbers=kept["layers"])
+        found = blocks.Layers(config=LlamaConfig.of_entries(kept["arguments"]), numbers=kept["layers"])
     else:
         found = blocks.find_layers(
             SECTION, config, used=has_layer, default=blocks.LAST, with_weights=with_weights, recorded=recorded

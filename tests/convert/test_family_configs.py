@@ -142,19 +142,44 @@ def gemma3(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("layers", "base", "factors", "window", "unsupported"),
+    ("layers", "base", "factors", "window", "local"),
     [
-        ("0,2", 300.0, None, 32, None),
-        ("3,1", 5000.0, (4.0,) * 6, None, None),
-        ("all", 5000.0, None, 32, "a block with two rotary bases"),
+        ("0,2", 300.0, None, 32, ((), None)),
+        ("3,1", 5000.0, (4.0,) * 6, None, ((), None)),
+        ("all", 5000.0, (4.0,) * 6, 32, ((0, 2), 300.0)),
+        ("1,2,0", 5000.0, (4.0,) * 6, 32, ((1, 2), 300.0)),
     ],
 )
 def test_layers_of_gemma_3_have_the_rotary_embedding_of_their_kind(
-    layers, base, factors, window, unsupported, gemma3, tmp_path
+    layers, base, factors, window, local, gemma3, tmp_path
 ):
     config = convert(gemma3, layers, tmp_path / "block").config
     assert (config.rope_base, config.rope_factors, config.window) == (base, factors, window)
-    assert config.rope_unsupported == unsupported
+    assert (config.local_layers, config.local_rope_base) == local
+
+
+def test_layers_of_a_larger_block_are_those_of_a_block_of_their_own(gemma3, tmp_path):
+    convert(gemma3, "all", tmp_path / "all")
+    for layers in ((2,), (0, 2), (3,), (1, 2, 0)):
+        of_all = load_block(tmp_path / "all", layers, final_norm=True)
+        convert(gemma3, layers, tmp_path / f"{len(layers)}{layers[0]}")
+        alone = load_block(tmp_path / f"{len(layers)}{layers[0]}", None, final_norm=True)
+        assert of_all.config == alone.config
+        assert of_all.fingerprint == alone.fingerprint
+    reordered = load_block(tmp_path / "all", (2, 1, 0), final_norm=True)
+    assert reordered.config.local_layers == (0, 2)
+
+
+def test_two_scaled_rotary_embeddings_in_a_block_are_recorded(gemma3, tmp_path):
+    path = llm_models.Path(gemma3) / "config.json"
+    fields = json.loads(path.read_text())
+    fields["rope_parameters"]["sliding_attention"] |= {"rope_type": "linear", "factor": 2.0}
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text(json.dumps(fields))
+    (tmp_path / "source" / "model.safetensors").symlink_to(path.with_name("model.safetensors"))
+    config = convert(str(tmp_path / "source"), "0,1", tmp_path / "both").config
+    assert config.rope_unsupported == "a block with two rotary embeddings that are both scaled"
+    assert convert(str(tmp_path / "source"), "0", tmp_path / "one").config.rope_factors == (2.0,) * 6
 
 
 def test_config_of_gemma_3_before_transformers_5(gemma3, tmp_path):

@@ -1,16 +1,19 @@
 """Blocks of other LLM families in R-LLM and PneumoLLM: whole runs, what they record, and what is refused."""
 
+import json
 import logging
 
 import numpy as np
 import pytest
 
-from jaxboost import convert, data, systems
-from jaxboost.convert import store
+from jaxboost import convert, data, schema, systems
+from jaxboost.convert import manifest_types, store
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
 from jaxboost.inference import export, exported, open_run
 from jaxboost.models.llama import LlamaConfig
+from jaxboost.runs import train
+from jaxboost.runs.result import Part
 from tests import finished_runs
 from tests.reference import llm_models
 from tests.training.radiographs import small, write_radiographs
@@ -44,11 +47,6 @@ def pneumollm(blocks, family, root="nowhere", **changes):
         ("qwen3", {"boost__path": "absorbed"}, r"boost\.path: absorbed .*normalise each key.*: choose pooled .*auto$"),
         ("gpt2", {"boost__path": "absorbed"}, r"boost\.path: absorbed .*have LayerNorm.*: choose pooled .*to auto$"),
         ("gpt2", {"boost__rope": True}, r"boost\.rope: these layers have no rotary .*: set boost\.rope to False$"),
-        (
-            "gemma3_text",
-            {"boost__rope": True},
-            r"boost\.block: its layers .* rotary base that differs .*: set boost\.ro",
-        ),
     ],
 )
 def test_rllm_refuses(family, changes, message, blocks):
@@ -63,10 +61,8 @@ def test_rllm_takes_absorbed_where_the_algebra_holds(blocks):
         systems.prepare(rllm(blocks, family, boost__path="absorbed"), INFO)
 
 
-def test_pneumollm_refuses_mixed_rotary_embeddings_and_says_that_positions_are_left_out(blocks, caplog):
+def test_pneumollm_says_that_positions_are_left_out(blocks, caplog):
     info = DatasetInfo("folder", "binary-class", ("a", "b"), 3, 2, 28, {}, "")
-    with pytest.raises(UserError, match=r"llama\.block: its layers cannot use .* differs between the layers"):
-        systems.prepare(pneumollm(blocks, "gemma3_text"), info)
     caplog.set_level(logging.INFO)
     systems.prepare(pneumollm(blocks, "qwen2"), info)
     assert "learned positions" not in caplog.text
@@ -74,11 +70,18 @@ def test_pneumollm_refuses_mixed_rotary_embeddings_and_says_that_positions_are_l
     assert "the learned positions of the LLM are left out" in caplog.text
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gemma3_text"])
+def test_the_record_of_a_trained_block_gives_its_config_back(family, blocks):
+    config = store.read_manifest(blocks / family).config
+    arguments = json.loads(json.dumps(config.entries()))
+    part = schema.validated(Part, {"source": "a", "sha256": "0", "arguments": arguments})
+    assert LlamaConfig.of_entries(part.arguments) == config
+    schema.validated(manifest_types.Llama, part.arguments)
+
+
 def test_a_run_that_trains_the_layers_of_gpt2(blocks, few_lidc_root, tmp_path):
     """Record, checkpoint, prediction and export have its biases and its LayerNorms."""
     config = rllm(blocks, "gpt2", few_lidc_root, boost__trainable=True, train__epochs=1, eval__bootstrap=5)
-    from jaxboost.runs import train
-
     result = train.train_and_evaluate(config, tmp_path / "run")
     expected = store.read_manifest(blocks / "gpt2").config
     assert LlamaConfig(**result["block"]["arguments"]) == expected
@@ -95,11 +98,17 @@ def test_a_run_that_trains_the_layers_of_gpt2(blocks, few_lidc_root, tmp_path):
     np.testing.assert_array_equal(exported.load(tmp_path / "export").predict(images), found)
 
 
-def test_a_run_of_pneumollm_on_gemma_2(blocks, tmp_path):
+def test_a_run_of_pneumollm_on_gemma_3(blocks, tmp_path):
+    """Its two layers rotate with different bases."""
     write_radiographs(tmp_path / "data")
-    changes = {"llama__block": str(blocks / "gemma2"), "llama__family": "", "llama__layers": (), "train__epochs": 1}
+    changes = {
+        "llama__block": str(blocks / "gemma3_text"),
+        "llama__family": "",
+        "llama__layers": (),
+        "train__epochs": 1,
+    }
     folder = finished_runs.radiographs(tmp_path / "data", tmp_path / "run", llama__final_norm="loaded", **changes)
     opened = open_run.open_run(folder)
     held = on_host(opened.weights[1]["llama"])
-    for name, array in on_host(store.load_block(blocks / "gemma2", None, final_norm=True).tree()).items():
+    for name, array in on_host(store.load_block(blocks / "gemma3_text", None, final_norm=True).tree()).items():
         np.testing.assert_array_equal(held[name], array)

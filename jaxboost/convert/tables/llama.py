@@ -102,10 +102,14 @@ class LlamaSource:
         sliding = self.sliding.intersection(layers)
         if not sliding:
             return dataclasses.replace(self.config, window=None)
-        if sliding.issuperset(layers) or not self.sliding_rotation:
-            return dataclasses.replace(self.config, **self.sliding_rotation)
-        mixed = "a block with two rotary bases"
-        return dataclasses.replace(self.config, rope_factors=None, rope_unsupported=mixed)
+        own = self.sliding_rotation
+        if sliding.issuperset(layers) or not own:
+            return dataclasses.replace(self.config, **own)
+        if own["rope_factors"] or own["rope_unsupported"]:
+            mixed = "a block with two rotary embeddings that are both scaled"
+            return dataclasses.replace(self.config, rope_factors=None, rope_unsupported=mixed)
+        local = tuple(position for position, layer in enumerate(layers) if layer in sliding)
+        return dataclasses.replace(self.config, local_layers=local, local_rope_base=own["rope_base"])
 
     def _part(self, key: str) -> Part:
         return Part(
