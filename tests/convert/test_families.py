@@ -25,10 +25,9 @@ CASES = [
     for depth, rope, causal in [
         *((1, rope, causal) for rope in (True, False) for causal in (True, False)),
         (2, True, True),
-        (2, False, False),
     ]
     if ROTATES[family] or not rope
-]
+] + [(family, 2, False, True) for family in llm_models.FAMILIES if not ROTATES[family]]
 TOKENS = normal((2, 9, llm_models.WIDTH), 1)
 # A layer of Gemma 3 with a rotary base of its own, and one with the other base.
 CHOSEN = {"gemma3_text": (2, 1)}

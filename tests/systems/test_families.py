@@ -11,12 +11,13 @@ from jaxboost.convert import manifest_types, store
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
 from jaxboost.inference import export, exported, open_run
+from jaxboost.models.frozen import merge
 from jaxboost.models.llama import LlamaConfig
 from jaxboost.runs import train
 from jaxboost.runs.result import Part
 from tests import finished_runs
 from tests.reference import llm_models
-from tests.training.radiographs import small, write_radiographs
+from tests.training.radiographs import small
 from tests.training.small_runs import on_host, small_config
 
 INFO = DatasetInfo("nodulemnist3d", "binary-class", ("a", "b"), 1, 3, 28, {}, "")
@@ -98,17 +99,12 @@ def test_a_run_that_trains_the_layers_of_gpt2(blocks, few_lidc_root, tmp_path):
     np.testing.assert_array_equal(exported.load(tmp_path / "export").predict(images), found)
 
 
-def test_a_run_of_pneumollm_on_gemma_3(blocks, tmp_path):
-    """Its two layers rotate with different bases."""
-    write_radiographs(tmp_path / "data")
-    changes = {
-        "llama__block": str(blocks / "gemma3_text"),
-        "llama__family": "",
-        "llama__layers": (),
-        "train__epochs": 1,
-    }
-    folder = finished_runs.radiographs(tmp_path / "data", tmp_path / "run", llama__final_norm="loaded", **changes)
-    opened = open_run.open_run(folder)
-    held = on_host(opened.weights[1]["llama"])
-    for name, array in on_host(store.load_block(blocks / "gemma3_text", None, final_norm=True).tree()).items():
-        np.testing.assert_array_equal(held[name], array)
+def test_chosen_layers_of_gemma_3_keep_their_own_rotary_base(blocks):
+    for chosen, local in (((), (0,)), ((1, 0), (1,))):
+        config = pneumollm(blocks, "gemma3_text", llama__layers=chosen)
+        system = systems.prepare(config, DatasetInfo("folder", "binary-class", ("a", "b"), 3, 2, 28, {}, ""))
+        model = merge(system.graphdef, system.params, system.frozen)
+        assert (model.llama.config.local_layers, model.llama.config.local_rope_base) == (local, 300.0)
+    system = systems.prepare(rllm(blocks, "gemma3_text", boost__rope=True, boost__layers=(0,)), INFO)
+    model = merge(system.graphdef, system.params, system.frozen)
+    assert (model.boost.block.config.rope_base, model.boost.block.config.local_layers) == (300.0, ())
