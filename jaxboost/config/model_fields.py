@@ -148,7 +148,7 @@ def _llama(final_norm: str, default: str) -> dict[str, Field]:
         ),
         "final_norm": Field(
             final_norm,
-            'weight of the RMSNorm after the last layer: "ones" or "loaded"',
+            'weight of the norm after the last layer: "ones" (of a LayerNorm without bias) or "loaded"',
             choices=("ones", "loaded"),
         ),
     }
@@ -179,7 +179,7 @@ BOOST = {
     "trainable": Field(False, "train the block too: the paper's fine-tuning arm"),
     "lora_rank": Field(
         0,
-        "rank of trained low-rank changes (LoRA) of the frozen block's seven matrices; 0: none",
+        "rank of trained low-rank changes (LoRA) of the frozen block's matrices; 0: none",
         range=Range(least=0, most=4096),
         before=0,
     ),

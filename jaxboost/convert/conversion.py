@@ -1,4 +1,4 @@
-"""Converts decoder layers of a LLaMA-family checkpoint into a block, or a whole vision encoder."""
+"""Converts decoder layers of an LLM's checkpoint into a block, or a whole vision encoder."""
 
 import logging
 import os

@@ -46,11 +46,28 @@ class Llama:
     rope_base: _Factor
     rope_factors: Annotated[tuple[_Factor, ...], Field(max_length=1 << 15)] | None
     rope_unsupported: _Text | None = None
+    # What is LLaMA's is left out.
+    norm: Literal["rms", "layer"] = "rms"
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    activation: Literal["silu", "gelu_tanh", "gelu", "relu"] = "silu"
+    gated: bool = True
+    score_cap: _Factor | None = None
+    query_scale: _Factor | None = None
+    rotary: bool = True
+    window: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
+    local_layers: Annotated[tuple[_Layer, ...], Field(max_length=1024)] = ()
+    local_rope_base: _Factor | None = None
 
     def __post_init__(self) -> None:
         """Checks that the fields fit together."""
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads are not a multiple of {self.kv_heads} key/value heads")
+        if bool(self.local_layers) != (self.local_rope_base is not None):
+            raise ValueError("local_layers and local_rope_base do not go together")
         if self.head_dim % 2:
             raise ValueError(f"the head width {self.head_dim} is odd")
         if self.rope_factors is not None and len(self.rope_factors) != self.head_dim // 2:

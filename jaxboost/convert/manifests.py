@@ -42,13 +42,13 @@ def read_encoder(path: str | os.PathLike) -> EncoderManifest:
 
 def check(manifest: Manifest | EncoderManifest) -> None:
     """Raises UserError if a manifest, once written, could not be read again."""
-    entries = dataclasses.asdict(manifest)
+    entries = _entries_of(manifest)
     schema.parse(CHECKED[manifest.kind], entries, where=manifest.source, fix="choose another checkpoint")
 
 
 def to_text(manifest: Manifest | EncoderManifest) -> str:
     """The text of the file: the entries and their checksum, which shows if a constant was changed."""
-    entries = dataclasses.asdict(manifest)
+    entries = _entries_of(manifest)
     return json.dumps(entries | {CHECKSUM: _checksum(entries)}, indent=2) + "\n"
 
 
@@ -63,6 +63,11 @@ def kind_at(path: str | os.PathLike) -> str:
 def command(source: str, layers: str, out: str | os.PathLike, *flags: str) -> str:
     """The command that converts, for messages."""
     return " ".join(["jaxboost convert --source", source, "--layers", layers, "--out", str(out), *flags])
+
+
+def _entries_of(manifest: Manifest | EncoderManifest) -> dict[str, Any]:
+    entries = dataclasses.asdict(manifest)
+    return entries | {"config": manifest.config.entries()} if isinstance(manifest, Manifest) else entries
 
 
 def _read(path: str | os.PathLike, kind: str) -> Any:

@@ -40,7 +40,7 @@ def open_source(source: str, hints: Hints | None = None) -> Source:
       hints: what the user states about a vision encoder in timm's or OpenCLIP's names.
 
     Raises:
-      UserError: there is no such source; it is neither a LLaMA-family checkpoint nor a vision encoder that
+      UserError: there is no such source; it is neither an LLM of a known family nor a vision encoder that
         `models.vit.ViT` can be; or a file is missing or broken.
     """
     hints = hints or Hints()

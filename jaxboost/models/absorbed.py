@@ -10,6 +10,9 @@ The result is exact for tokens r_t = x_t E, where E is (d, D). RMSNorm turns r_t
 For each head, one query is projected to the tokens' width d, and one weighted sum of tokens is projected back. Nothing
 of width D is computed for the other tokens. The shapes decide the order of the products, and whether computing r is
 cheaper.
+
+Biases b_k and b_v add q . b_k to all scores and b_v to the sum. A norm of the keys, or a LayerNorm, breaks the algebra
+(`Architecture.not_absorbed`): such layers take another path.
 """
 
 from typing import NamedTuple
@@ -18,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxboost.models.layers import layer_of
-from jaxboost.models.llama import LlamaBlock, LlamaConfig, LlamaLayer, attention_mask, rms_norm
+from jaxboost.models.llama import LlamaBlock, LlamaConfig, LlamaLayer, attention_mask, check_window
 
 
 class Precomputed(NamedTuple):
@@ -112,8 +115,11 @@ def _attend(
     norm = layer.attention_norm[...].astype(x.dtype)
     key, value = (_heads(w[...].astype(x.dtype), layer) for w in (layer.k, layer.v))
 
-    q = rms_norm(first, layer.attention_norm[...], config.eps) @ layer.q[...].astype(x.dtype)
-    q = (q * K**-0.5).reshape(B, G, H // G, K)
+    check_window(config, N, causal=causal)
+    q = layer.norm(first, "attention_norm") @ layer.q[...].astype(x.dtype)
+    if (bias := layer.bias("q")) is not None:
+        q = q + bias
+    q = (layer.scaled(q) * K**-0.5).reshape(B, G, H // G, K)
     # With three operands einsum chooses the cheapest order of the products.
     if precomputed is not None:
         query = jnp.einsum("bgrk,dgk->bgrd", q, precomputed.key)
@@ -124,6 +130,10 @@ def _attend(
 
     inverse_rms = jax.lax.rsqrt(_mean_square(x, kernel, precomputed) + config.eps)[:, None, None]  # (B, 1, 1, N)
     scores = jnp.einsum("bgrd,bnd->bgrn", query, x, preferred_element_type=jnp.float32) * inverse_rms
+    if (bias := layer.bias("k")) is not None:
+        # The same for all keys, so that only a soft cap lets it matter.
+        scores = scores + jnp.einsum("bgrk,gk->bgr", q, bias.reshape(G, K))[..., None]
+    scores = layer.capped(scores)
     allowed = attention_mask(N, causal=causal, mask=mask)
     if allowed is not None:
         scores = jnp.where(allowed[:, :, :1], scores, jnp.finfo(jnp.float32).min)
@@ -136,6 +146,8 @@ def _attend(
         mixed = jnp.einsum("bgrd,dw,wgk->bgrk", mixed, kernel * norm, value)
     else:
         mixed = jnp.einsum("bgrd,dgk->bgrk", mixed * norm, value)
+    if (bias := layer.bias("v")) is not None:
+        mixed = mixed + bias.reshape(G, 1, K)  # the weights add up to 1
     return mixed.reshape(B, 1, H * K)
 
 

@@ -181,7 +181,7 @@ def _build_boost(
         return None
     if spec.config is None:
         raise ArgumentError(f"boost kind {spec.kind} needs the LLaMA layers' config")
-    check_path(spec.path, spec.kind, rope=spec.rope, lora=spec.lora_rank > 0)
+    check_path(spec.path, spec.kind, rope=spec.rope, lora=spec.lora_rank > 0, architecture=spec.config)
     if spec.kind == LAYER:
         return TrainedLayer(
             width=width, block_width=spec.config.width, path=spec.path, init=INITS[spec.init], dtype=dtype, rngs=rngs

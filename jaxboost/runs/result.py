@@ -66,7 +66,7 @@ class Part:
     source: _Text
     layers: _Layers | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
-    arguments: dict[_Text, Scalar | list[float]] | None = None
+    arguments: dict[_Text, Scalar | list[int] | list[float]] | None = None
     weights: Literal["int8"] | None = None
     control: Literal["shuffled", "matched"] | None = None
     control_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None

@@ -8,9 +8,10 @@ from flax import nnx
 from jaxboost.config.types import Config
 from jaxboost.convert import encoders
 from jaxboost.data.dataset import DatasetInfo
+from jaxboost.errors import ArgumentError, UserError
 from jaxboost.models import classifier
 from jaxboost.models.backbones import BACKBONES
-from jaxboost.models.boost import has_block
+from jaxboost.models.boost import check_path, has_block
 from jaxboost.models.classifier import BoostSpec, Classifier
 from jaxboost.models.llama import LlamaConfig
 from jaxboost.systems import blocks
@@ -117,12 +118,16 @@ def _resolve_boost(
     # A block that was trained comes from the checkpoint: only its shape is needed.
     kept = recorded.parts.get("block") if recorded and fields.trainable else None
     if kept:
-        found = blocks.Layers(config=LlamaConfig(**kept["arguments"]), numbers=kept["layers"])
+        found = blocks.Layers(config=LlamaConfig.of_entries(kept["arguments"]), numbers=kept["layers"])
     else:
         found = blocks.find_layers(
             SECTION, config, used=has_layer, default=blocks.LAST, with_weights=with_weights, recorded=recorded
         )
     blocks.check_rope(SECTION, found.config, used=has_layer and fields.rope)
+    try:
+        check_path(fields.path, fields.kind, rope=False, architecture=found.config)
+    except ArgumentError as error:
+        raise UserError(f"config field boost.path: {error}; set it to auto") from error
     own = {name: fields[name] for name in _SPEC_FIELDS}
     spec = BoostSpec(config=found.config, depth=len(found.numbers), **own)
     if kept or not has_layer:

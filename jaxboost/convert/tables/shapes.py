@@ -9,6 +9,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from jaxboost.convert.tables.parts import EMBEDDING, FINAL_NORM, NORM, POOL, Shapes
+from jaxboost.models.families import LAYER_NORM
 from jaxboost.models.layers import layer_norm
 from jaxboost.models.llama import LlamaConfig, LlamaLayer
 from jaxboost.models.pooled_vit import PooledViT
@@ -27,7 +28,9 @@ def llama_layer(config: LlamaConfig) -> Shapes:
 
 def llama_part(config: LlamaConfig, key: str) -> Shapes:
     """Shapes of a layer, or of the norm after the last one."""
-    return {"scale": (config.width,)} if key == FINAL_NORM else llama_layer(config)
+    if key != FINAL_NORM:
+        return llama_layer(config)
+    return dict.fromkeys(("scale", "bias") if config.norm == LAYER_NORM else ("scale",), (config.width,))
 
 
 def is_pooled(arguments: Mapping[str, Any]) -> bool:
