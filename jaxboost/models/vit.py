@@ -62,7 +62,7 @@ class ViT(nnx.Module):
       pre_norm: a LayerNorm before the first block (CLIP).
       layer_scale: see `transformer.Block` (DINOv2).
       registers: R, number of trained tokens between CLS and the patches, without positions (Darcet et al. 2024).
-      rope: base of rotary positions in the place of trained ones, see `grid_rotary.on_grid` (DINOv3); None: trained ones.
+      rope: base of rotary positions (DINOv3), see `grid_rotary.on_grid`; None: trained positions.
       key_bias: see `transformer.Attention` (not in DINOv3).
       remat, drop_path: see `transformer.Transformer`.
       dtype: of the computation.
