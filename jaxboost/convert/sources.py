@@ -44,6 +44,7 @@ def open_source(source: str, hints: Hints | None = None) -> Source:
         `models.vit.ViT` can be; or a file is missing or broken.
     """
     hints = hints or Hints()
+    hints.check()
     try:
         found = _opened(source, hints)
     except OSError as error:

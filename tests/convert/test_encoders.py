@@ -364,6 +364,10 @@ def test_another_model_under_a_known_type(changed, tmp_path):
             r"the model has no pooling \(vision_use_head is false\), .*: choose .* google/siglip-base-patch16-224",
         ),
         (
+            {"model_type": "siglip", "architectures": ["SiglipForImageClassification"]},
+            "was fine-tuned with the mean of its patches as its result: .*: choose the checkpoint that it was made",
+        ),
+        (
             {"model_type": "siglip2"},
             "this is a 'siglip2' checkpoint, not of the LLaMA family: .* encoder .* siglip,",
         ),

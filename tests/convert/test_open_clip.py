@@ -155,6 +155,9 @@ def test_tower_of_timm(tmp_path, caplog):
     # The file alone, as timm's.
     file = convert(str(tmp_path / "clip-True" / "open_clip_pytorch_model.bin"), "all", tmp_path / "file")
     assert (file.arguments, file.sha256) == (expected.arguments, expected.sha256)
+    # What timm's configuration would not say either can be stated.
+    hinted = convert(source, "all", tmp_path / "hinted", hints=Hints(heads=6))
+    assert hinted.arguments == expected.arguments | {"heads": 6}
     refused(
         write_folder(state, tmp_path / "eva", tower=tower | {"timm_model_name": "eva02_base_patch16_clip_224"}),
         "timm's 'eva02_base_patch16_clip_224' is no ViT: choose a model whose name begins with vit_ or deit",
@@ -176,8 +179,23 @@ def test_flags_for_what_the_configuration_says(clip, tmp_path):
         tmp_path,
         Hints(heads=3, activation="gelu"),
     )
+    refused(source, "--resizing 'nearest' is not one of", tmp_path, Hints(resizing="nearest"))
     manifest = convert(source, "all", tmp_path / "encoder", hints=Hints(resizing="bicubic", entry="visual"))
     assert (manifest.resizing, manifest.sha256) == ("bicubic", clip[1].sha256)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, r"open_clip_config\.json, model_cfg has no 'vision_cfg': .*, download it again"),
+        ({"model_cfg": {"embed_dim": 8}}, "model_cfg has no 'vision_cfg'"),
+        ({"model_cfg": {"vision_cfg": {"timm_model_name": 5}}}, "'timm_model_name' is 5 instead of a name of timm's"),
+    ],
+)
+def test_configurations_that_describe_no_tower(config, message, clip, tmp_path):
+    source = write_folder(clip[0], tmp_path / "source")
+    (tmp_path / "source" / "open_clip_config.json").write_text(json.dumps(config))
+    refused(source, message, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +242,15 @@ def test_other_files_are_refused(changes, message, clip, tmp_path):
             state[name] = np.zeros(shape, np.float32)
     save_file({name: np.asarray(array) for name, array in state.items()}, tmp_path / "clip.safetensors")
     refused(str(tmp_path / "clip.safetensors"), message, tmp_path, HINTS)
+
+
+def test_an_entry_without_blocks(clip, tmp_path):
+    state = {name: array for name, array in clip[0].items() if name.startswith("visual.")}
+    aux = {name.replace("visual", "aux"): array for name, array in state.items() if "resblocks" not in name}
+    save_file(state | aux, tmp_path / "clip.safetensors")
+    hints = Hints(activation="gelu", heads=vision.HEADS, entry="aux")
+    message = r"holds no block, no tensor's name begins with aux\.transformer\.resblocks\.0\.: check --entry"
+    refused(str(tmp_path / "clip.safetensors"), message, tmp_path, hints)
 
 
 def test_folders_that_are_not_whole(clip, tmp_path):
