@@ -360,6 +360,14 @@ def test_another_model_under_a_known_type(changed, tmp_path):
             "rotary positions need heads of a multiple of 4, not 6",
         ),
         (
+            {"model_type": "dinov3_vit", "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            "but DINOv3's rotary positions have no other form and rope_theta is 100.0: choose another checkpoint",
+        ),
+        (
+            {"model_type": "dinov3_vit", "rope_parameters": {"rope_theta": 30.0}},
+            r"rope_parameters is \{'rope_theta': 30\.0\}, but",
+        ),
+        (
             {"model_type": "siglip_vision_model", "hidden_act": "gelu", "vision_use_head": False},
             r"the model has no pooling \(vision_use_head is false\), .*: choose .* google/siglip-base-patch16-224",
         ),

@@ -9,6 +9,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from jaxboost.convert import Hints, convert, encoders
+from jaxboost.convert.formats.huggingface import LocalFolder
 from jaxboost.convert.formats.settings import Settings
 from jaxboost.convert.tables import vit_open_clip
 from jaxboost.errors import UserError
@@ -171,6 +172,51 @@ def test_a_copy_of_transformers_beside_it_is_read(clip, tmp_path):
     assert convert(str(tmp_path / "source"), "all", tmp_path / "encoder") == clip[1]
 
 
+def timms_copy(folder, weights):
+    """Of another model, so that it shows which copy is read."""
+    (folder / "config.json").write_text(json.dumps({"architecture": "vit_base_patch32_clip_224"}))
+    torch.save({"other": torch.ones(3)}, folder / weights)
+
+
+def test_it_is_read_where_timms_copy_is_beside_it(clip, tmp_path):
+    """OpenCLIP's configuration says the activation."""
+    source = write_folder(clip[0], tmp_path / "source", quick_gelu=True)
+    timms_copy(tmp_path / "source", "pytorch_model.bin")
+    same(convert(source, "all", tmp_path / "encoder"), clip[1], activation="quick_gelu")
+    # Without OpenCLIP's weights timm's are read.
+    (tmp_path / "source" / "open_clip_model.safetensors").unlink()
+    refused(source, "holds no ViT in timm's names", tmp_path)
+
+
+def test_the_copy_that_can_be_fetched_is_read(clip, tmp_path, monkeypatch):
+    """From the hub only safetensors are read."""
+
+    class Remote(LocalFolder):
+        def __init__(self, source):
+            super().__init__(tmp_path / source)
+            self.path, self.local_path = self.local_path, None
+
+        def where(self, name):
+            return name
+
+        def size(self, name):
+            return (self.path / name).stat().st_size
+
+        def read_range(self, name, start, stop):
+            return np.fromfile(self.path / name, np.uint8, count=stop - start, offset=start)
+
+    monkeypatch.setattr("jaxboost.convert.formats.hub.HubFolder", Remote)
+    (tmp_path / "owner").mkdir()
+    write_folder(clip[0], tmp_path / "owner" / "first")
+    vision.tiny("clip_gelu").config.save_pretrained(tmp_path / "owner" / "first")
+    torch.save({"other": torch.ones(3)}, tmp_path / "owner" / "first" / "pytorch_model.bin")
+    same(convert("owner/first", "all", tmp_path / "encoder"), clip[1])
+    # And the other way round.
+    write_folder(clip[0], tmp_path / "owner" / "second", torch_file=True)
+    vision.tiny("clip_gelu").save_pretrained(tmp_path / "owner" / "second")
+    assert convert("owner/second", "all", tmp_path / "second").resizing == "bicubic"
+
+
 def test_flags_for_what_the_configuration_says(clip, tmp_path):
     source = write_folder(clip[0], tmp_path / "source")
     refused(
@@ -261,7 +307,8 @@ def test_folders_that_are_not_whole(clip, tmp_path):
     refused(source, r"has no weights: none of open_clip_model\.safetensors, .*bin", tmp_path)
     (tmp_path / "source" / "weights").rename(weights)
     (tmp_path / "source" / "open_clip_config.json").unlink()
-    refused(source, r"holds open_clip_model\.safetensors but none of", tmp_path)
+    message = refused(source, r"holds open_clip_model\.safetensors but no open_clip_config\.json", tmp_path)
+    assert message.endswith(f": download it too, or pass {weights} with --activation")
 
 
 @pytest.mark.parametrize(

@@ -182,9 +182,20 @@ def parse_vision(settings: Settings, model_type: str) -> tuple[dict[str, Any], i
     if model_type == _DINOV3:
         if width // heads % 4:
             raise UserError(f"{where}: rotary positions need heads of a multiple of 4, not {width // heads}")
-        arguments |= {"rope": settings.section("rope_parameters").number("rope_theta", settings.number("rope_theta"))}
+        arguments |= {"rope": _rope_of(settings)}
         arguments |= {"key_bias": False} if settings.get("key_bias") is False else {}
     return arguments | dict(family.fixed), image_size
+
+
+def _rope_of(settings: Settings) -> float:
+    """The base of DINOv3's rotary positions: transformers reads `rope_theta` alone."""
+    theta, others = settings.number("rope_theta"), settings.section("rope_parameters")
+    if others.get("rope_type") not in (None, "default") or others.number("rope_theta", theta) != theta:
+        raise UserError(
+            f"{settings.where}: rope_parameters is {reprlib.repr(dict(others.values))}, but DINOv3's rotary positions "
+            f"have no other form and rope_theta is {theta}: choose another checkpoint"
+        )
+    return theta
 
 
 def _vision_section(settings: Settings) -> Settings:
