@@ -270,6 +270,7 @@ def test_problems_of_a_pooling_are_named(siglip, tmp_path):
     save_file(state, source / "model.safetensors")
     message = refused(str(source), r"missing: vision_model\.head\.layernorm\.bias;", tmp_path)
     assert "vision_model.head.attention.in_proj_bias has the shape (24,) instead of (72,)" in message
+    assert "is a plain ViT, MAE, CLIP, SigLIP, DINOv2 or DINOv3 checkpoint" in message
     assert "position_embedding.weight has the shape (26, 24) instead of (25, 24)" in message
 
 

@@ -1,4 +1,8 @@
-"""OpenCLIP's image towers: the encoder that transformers or timm has, in every layout, and what is refused."""
+"""OpenCLIP's image towers: the encoder that transformers or timm has, in every layout, and what is refused.
+
+The package open_clip is not installed for the tests, so nothing is compared with it: the weights here are those of
+transformers' and timm's models, renamed. tests/models/test_vision_encoders.py compares forward passes with timm's.
+"""
 
 import json
 import logging

@@ -380,6 +380,10 @@ def test_a_whole_block_is_missing(state, tmp_path):
             {"rope_embed.periods": (16,), "pos_embed": None},
             r"has rotary positions \(DINOv3\).*: choose Hugging Face's copy, such as facebook/dinov3-vits16",
         ),
+        (
+            {"reg_token": (1, 4, 192), "blocks.0.gamma_1": (192,), "blocks.0.attn.qkv.bias": None, "pos_embed": None},
+            "has registers and no table of positions, as DINOv3 in timm's names, .* Hugging Face's copy, such as face",
+        ),
         ({"blocks.0.attn.q_bias": (192,)}, r"has separate biases of queries and values \(BEiT, EVA\)"),
         ({"rel_pos_bias.relative_position_bias_table": (4, 3)}, r"has relative positions \(BEiT\)"),
         ({"blocks.0.gamma_1": (192,)}, "LayerScale under the names of BEiT"),
@@ -592,6 +596,5 @@ def test_real_architectures_are_read_as_they_are(tmp_path):
         assert getattr(block.mlp.act, "approximate", "none") == "none", architecture
         assert found.image_size == model.patch_embed.img_size[0], architecture
         assert found.names("0").keys() >= {"attention.qkv.bias"}
-        if backbone:
-            # Most of timm's SigLIPs have GELU by erf in the place of tanh.
-            assert not differing(backbone, found.arguments), architecture
+        # Most of timm's SigLIPs have GELU by erf in the place of tanh.
+        assert not differing(backbone, found.arguments), architecture
