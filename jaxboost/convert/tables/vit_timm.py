@@ -94,7 +94,7 @@ def encoder_of(tensors: Tensors, settings: Settings, where: str, hints: Hints | 
     registers = 0
     if prefix + layout.embedding[REGISTERS] in tensors.names:
         registers = shape(layout.embedding[REGISTERS], 3)[1]
-    # An attention pool in the place of CLS; with both the model is another, and the pool is not read.
+    # An attention pool in the place of CLS; with both, the pool is refused as a part that no ViT has.
     pooled = prefix + layout.embedding["cls"] not in tensors.names
     placed, grid = _grid(shape(layout.embedding["positions"], 3)[1], registers, layout, where, pooled=pooled)
     pre_norm = prefix + layout.embedding["pre_norm.scale"] in tensors.names
@@ -163,6 +163,12 @@ def _check_architecture(settings: Settings) -> None:
 def _check_kind(tensors: Tensors, prefix: str, settings: Settings, where: str) -> None:
     """Raises UserError if there is no ViT in timm's names, or if it has parts that `models.vit.ViT` lacks."""
     block = TIMM.names("0")
+    registers, table = (prefix + TIMM.embedding[weight] for weight in (REGISTERS, "positions"))
+    if registers in tensors.names and table not in tensors.names:
+        raise UserError(
+            f"{where}: this ViT has registers and no table of positions, as DINOv3 in timm's names, which is not "
+            f"supported: {_DINOV3}"
+        )
     for beginning, (what, fix) in _FOREIGN.items():
         if any(name.startswith(prefix + beginning) for name in tensors.names):
             raise UserError(f"{where}: this ViT {what}, which is not supported: {fix}")
