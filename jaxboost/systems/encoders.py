@@ -12,7 +12,8 @@ from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.systems.weights import RANDOM, Pretrained, as_trained, find_converted, stored_dtype
 
-# Two forms of one function: timm computes most SigLIPs' by erf, Hugging Face by tanh. Each encoder has its source's.
+# Two forms of one function of the encoders with a pooling: timm computes most SigLIPs' by erf, Hugging Face by tanh.
+# Each encoder has its source's.
 _GELUS = {"gelu", "gelu_tanh"}
 
 
@@ -60,7 +61,7 @@ def resolve_encoder(
 def differing(backbone: str, arguments: Mapping[str, Any]) -> list[str]:
     """The differences between the arguments of an encoder and those of a backbone, in words."""
     expected, found = BACKBONES[backbone].recorded_arguments, dict(arguments)
-    if {expected.get("activation"), found.get("activation")} == _GELUS:
+    if "pooling" in expected and {expected.get("activation"), found.get("activation")} == _GELUS:
         found["activation"] = expected["activation"]
     return [
         f"{name} {found.get(name)}, not {expected.get(name)}"
