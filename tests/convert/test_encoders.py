@@ -262,7 +262,7 @@ def test_another_model_under_a_known_type(changed, tmp_path):
         ({"use_swiglu_ffn": True, "model_type": "dinov2"}, r"the MLPs are SwiGLU \(DINOv2 giant\)"),
         (
             {"model_type": "siglip"},
-            "this is a 'siglip' checkpoint, not of the LLaMA family: .* an encoder .* clip",
+            "this is a 'siglip' checkpoint, not of a known family: .* an encoder .* clip",
         ),
     ],
 )

@@ -65,7 +65,7 @@ def test_all_problems_are_in_one_message():
     message = str(caught.value)
     assert "missing: model.layers.1.mlp.up_proj.weight;" in message
     assert "missing: model.norm.weight;" in message
-    assert "not part of a LLaMA layer: model.layers.1.self_attn.q_proj.bias;" in message
+    assert "not part of a decoder layer: model.layers.1.self_attn.q_proj.bias;" in message
     assert "model.layers.1.self_attn.k_proj.weight has the shape (8, 8) instead of (4, 8)" in message
     assert "model.layers.1.self_attn.v_proj.weight is stored as I8: only F32 are read" in message
     assert "inv_freq" not in message

@@ -74,8 +74,6 @@ class LlamaSource:
             array, weight = self.tensors.read(self.layout.of_final_norm(weight)), f"final_norm_{weight}"
         else:
             array = self._array(int(key), weight)
-        if self.layout.offset_norms and "norm" in weight:
-            array = 1 + np.asarray(array, np.float32)
         if self.layout.interleaved and weight in ("q", "k"):
             array = to_half_split(array, self.config.heads if weight == "q" else self.config.kv_heads)
         return transposed(array, dtype)
@@ -166,9 +164,9 @@ def check(source: LlamaSource, layers: Sequence[int], *, final_norm: bool) -> No
         tensors,
         wanted,
         unread,
-        part="a LLaMA layer",
-        whole="LLaMA layers as its configuration describes them",
-        kind="LLaMA-family checkpoint",
+        part="a decoder layer",
+        whole="decoder layers as its configuration describes them",
+        kind="checkpoint of a known LLM family",
     )
 
 
