@@ -31,8 +31,9 @@ def convert(
 ) -> Manifest | EncoderManifest:
     """Converts decoder layers of a checkpoint into a block, or a vision encoder.
 
-    Only the needed tensors are read, and only one at a time is in memory. No device is needed. For a vision encoder the
-    log names the tensors that are not read, and the values that were assumed.
+    Only the needed tensors are read, and only one at a time is in memory; beside it those of one layer that hold several
+    weights each (Phi-3, GPT-2). No device is needed. For a vision encoder the log names the tensors that are not read,
+    and the values that were assumed.
 
     Example:
       >>> convert("huggyllama/llama-7b", 31, "blocks/llama-7b")

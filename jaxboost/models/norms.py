@@ -24,7 +24,7 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float, *, offset: bool = Fals
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """LayerNorm (x - mean) / sqrt(variance + eps) * scale + bias over the last axis, in float32, result in x's dtype."""
+    """LayerNorm (x - mean) / sqrt(variance + eps) * scale + bias over the last axis in float32; result in x's dtype."""
     normed = _normed(centred(x.astype(jnp.float32)), eps)
     return (normed * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
 

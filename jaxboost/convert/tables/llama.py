@@ -10,7 +10,6 @@ import numpy as np
 from jaxboost.convert.formats.tensors import Tensors
 from jaxboost.convert.tables import shapes
 from jaxboost.convert.tables.llama_names import GGUF as GGUF
-from jaxboost.convert.tables.llama_names import HUGGING_FACE as HUGGING_FACE
 from jaxboost.convert.tables.llama_names import META as META
 from jaxboost.convert.tables.llama_names import Layout
 from jaxboost.convert.tables.parts import FINAL_NORM, LLAMA, Part, Selection, check_tensors
@@ -38,7 +37,8 @@ class LlamaSource:
     n_layers: int
     sliding: frozenset[int] = frozenset()
     sliding_rotation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    _held: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    # Tensors that hold several weights of the layer that is read.
+    _held: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, init=False)
 
     def select(self, layers: str, *, final_norm: bool) -> Selection:
         """Checks layers, as `parse_layers` takes them, and returns what is converted.

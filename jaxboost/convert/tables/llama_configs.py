@@ -24,8 +24,8 @@ _GGUF: dict[str, tuple[Layout, dict[str, Any]]] = {
     "qwen3": (llama_names.GGUF_QWEN3, {"qk_norm": True}),
     "phi3": (llama_names.GGUF_PHI3, {}),
 }
-# Families whose GGUF files are not read. Those of Gemma hold 1 + w for a norm with the weight w, and those of Gemma 2 and
-# 3 not the query scale. Those of GPT-2 would need a table of names; Hugging Face's copy is small.
+# Families whose GGUF files are not read. Those of Gemma hold 1 + w for a norm with the weight w, and those of Gemma 2
+# and 3 do not hold the query scale. Those of GPT-2 would need a table of names; Hugging Face's copy is small.
 _NOT_AS_GGUF = ("gemma", "gemma2", "gemma3", "gpt2")
 # Endings of the names of quantized repositories; without them it is the name of the original, as a rule.
 _QUANTIZED = re.compile(

@@ -74,7 +74,6 @@ LLAMA = Layout(
     interleaved=False,
     buffers=("rotary_emb.inv_freq",),
 )
-HUGGING_FACE = LLAMA.below("model.")
 _QK_NORMS = {"q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight"}
 QWEN3 = dataclasses.replace(LLAMA, weights={**LLAMA.weights, **_QK_NORMS})
 PHI3 = dataclasses.replace(
