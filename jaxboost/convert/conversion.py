@@ -31,7 +31,7 @@ def convert(
 ) -> Manifest | EncoderManifest:
     """Converts decoder layers of a checkpoint into a block, or a vision encoder.
 
-    Only the needed tensors are read, and only one at a time is in memory; beside it those of one layer that hold several
+    Only the needed tensors are read, and only one at a time is in memory, beside those of one layer that hold several
     weights each (Phi-3, GPT-2). No device is needed. For a vision encoder the log names the tensors that are not read,
     and the values that were assumed.
 
