@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from jaxboost.models.families import LAYER_NORM
 from jaxboost.models.layers import layer_of
@@ -217,7 +218,8 @@ def _bias(layer: LlamaLayer, name: str, weight: jax.Array) -> jax.Array | None:
     total = None if bias is None else bias.reshape(weight.shape[1:])
     if layer.config.norm != LAYER_NORM:
         return total
-    of_norm = jnp.einsum("d,dgk->gk", layer.attention_norm_bias[...].astype(weight.dtype), weight)
+    norm_bias: nnx.Param = getattr(layer, "attention_norm_bias")  # noqa: B009 - only layers with LayerNorm have it
+    of_norm = jnp.einsum("d,dgk->gk", norm_bias[...].astype(weight.dtype), weight)
     return of_norm if total is None else total + of_norm
 
 

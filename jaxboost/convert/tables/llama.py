@@ -104,7 +104,7 @@ class LlamaSource:
         if sliding.issuperset(layers) or not own:
             return dataclasses.replace(self.config, **own)
         if own["rope_factors"] or own["rope_unsupported"]:
-            mixed = "a block with two rotary embeddings that are both scaled"
+            mixed = "a block with two rotary embeddings that are both scaled (convert layers of one kind alone)"
             return dataclasses.replace(self.config, rope_factors=None, rope_unsupported=mixed)
         local = tuple(position for position, layer in enumerate(layers) if layer in sliding)
         return dataclasses.replace(self.config, local_layers=local, local_rope_base=own["rope_base"])
