@@ -35,6 +35,9 @@ def run() -> None:
         "Also convert the norm after the LLM's last layer; for a vision encoder it is always converted.",
     )
     overwrite = flags.DEFINE_boolean("overwrite", False, "Replace an existing block or vision encoder.")
+    adapter = flags.DEFINE_string(
+        "adapter", None, "Folder of a LoRA adapter of the LLM, as peft saves it (safetensors), which is merged."
+    )
     hints = _define_hints()
 
     def main() -> None:
@@ -48,6 +51,7 @@ def run() -> None:
             dtype=dtype.value,
             final_norm=final_norm.value,
             overwrite=overwrite.value,
+            adapter=adapter.value,
             hints=Hints(**{name: flag.value for name, flag in hints.items()}),
         )
         print(summary(manifest, out.value))

@@ -1,7 +1,7 @@
 """Checks of the fields about the model that contradict each other; see `combinations`."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxboost.config.types import Config
 from jaxboost.errors import UserError
@@ -108,16 +108,25 @@ def _encoder_weights(config: Config) -> Iterator[str]:
         )
 
 
-def _path(config: Config) -> Iterator[str]:
+def path_problem(boost: Config, architecture: Any = None) -> str | None:
+    """Why `boost.path` cannot compute the booster of this config section; None if it can.
+
+    Args:
+      boost: the section.
+      architecture: of its layers, see `boost.check_path`.
+    """
     from jaxboost.models.boost import check_path
 
-    boost = config.boost
-    if boost.kind == "none":
-        return
     try:
-        check_path(boost.path, boost.kind, rope=boost.rope, lora=boost.lora_rank > 0)
+        check_path(boost.path, boost.kind, rope=boost.rope, lora=boost.lora_rank > 0, architecture=architecture)
     except ValueError as error:
-        yield f"config field boost.path: {error}; set it to auto"
+        return f"config field boost.path: {error}; set it to auto"
+    return None
+
+
+def _path(config: Config) -> Iterator[str]:
+    if config.boost.kind != "none" and (problem := path_problem(config.boost)):
+        yield problem
 
 
 def _llm(section: str) -> Check:

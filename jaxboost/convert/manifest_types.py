@@ -48,6 +48,7 @@ class Llama:
     rope_unsupported: _Text | None = None
     # What is LLaMA's is left out.
     norm: Literal["rms", "layer"] = "rms"
+    offset_norms: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False

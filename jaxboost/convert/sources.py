@@ -1,5 +1,6 @@
 """Opens the source that the user names, in any format."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -16,6 +17,7 @@ from jaxboost.convert.formats.huggingface import (
     LocalFolder,
     has_weights,
 )
+from jaxboost.convert.formats.merging import MergedTensors
 from jaxboost.convert.formats.settings import MAX_BYTES, Settings
 from jaxboost.convert.formats.single_file import FileTensors
 from jaxboost.convert.manifests import MANIFEST
@@ -54,6 +56,23 @@ def open_source(source: str, hints: Hints | None = None) -> Source:
     if not (isinstance(found, VitSource) and found.layout in (*vit_timm.LAYOUTS, OPEN_CLIP)):
         hints.check_unused(source)
     return found
+
+
+def merged(source: Source, adapter: str | os.PathLike[str]) -> LlamaSource:
+    """The same LLM with the LoRA adapter in a folder merged into its weights; see `merging.MergedTensors`.
+
+    Raises:
+      UserError: the source is not an LLM in Hugging Face's layout, or the adapter is not a plain LoRA of it.
+    """
+    if not isinstance(source, LlamaSource) or not isinstance(source.tensors, HuggingFaceTensors):
+        raise UserError(
+            f"--adapter {adapter}: {source.tensors.source} is not an LLM in Hugging Face's layout: leave --adapter out"
+        )
+    try:
+        tensors = MergedTensors(source.tensors, adapter, in_out=source.layout.in_out)
+    except OSError as error:
+        raise UserError(f"{error.filename or adapter} cannot be read: {error.strerror or error}") from error
+    return dataclasses.replace(source, tensors=tensors)
 
 
 def _opened(source: str, hints: Hints) -> Source:

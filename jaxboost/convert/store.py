@@ -59,7 +59,8 @@ class Block:
             norms["final_norm_bias"] = self.final_norm_bias
         for name, norm in norms.items():
             if norm is None:
-                plain = np.full(config.width, name == "final_norm", np.float32)
+                scales_by_it = name == "final_norm" and not config.offset_norms
+                plain = np.full(config.width, scales_by_it, np.float32)
                 norms[name] = placed(plain, placement or first_device)
         return {"layers": dict(self.weights), **norms}
 

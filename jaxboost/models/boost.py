@@ -110,9 +110,8 @@ class Boost(nnx.Module):
         Under a causal mask the CLS token, which comes first, sees only itself.
       path: how `pooled` computes its result; all give the same result. "full" computes all tokens. "pooled" computes
         keys and values of all tokens, and the rest for CLS alone. "absorbed" computes no keys and values (see
-        `models.absorbed`), which works neither with rope nor with LoRA, nor for layers that normalise their keys or
-        have LayerNorm. "auto" chooses the cheapest path for the
-        shapes.
+        `models.absorbed`), which works neither with rope nor with LoRA, nor for layers that normalise their keys.
+        "auto" chooses the cheapest path for the shapes.
       init: a key of INITS: how the linear maps are initialised.
       dtype: of the linear maps' computation; their weights are float32.
       rngs: of the linear maps' weights.

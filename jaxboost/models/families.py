@@ -16,6 +16,7 @@ class Architecture:
 
     Attributes:
       norm: of the residual stream: RMS_NORM, or LAYER_NORM with biases (GPT-2, OPT).
+      offset_norms: an RMSNorm with the weight w scales by 1 + w, and rounds once, after the scale (Gemma).
       qkv_bias: biases of queries, keys and values (Qwen2, GPT-2, OPT).
       o_bias: a bias of the attention's output projection (GPT-2, OPT).
       mlp_bias: biases of all linear maps of the MLP (GPT-2, OPT).
@@ -35,6 +36,7 @@ class Architecture:
     """
 
     norm: str = RMS_NORM
+    offset_norms: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
@@ -70,8 +72,6 @@ class Architecture:
         """Why keys cannot be left out by the algebra of `models.absorbed`; None if they can."""
         if self.qk_norm:
             return "these layers normalise each key, which is not linear in the token"
-        if self.norm != RMS_NORM:
-            return "these layers have LayerNorm, whose mean and biases its algebra does not cover"
         return None
 
 
@@ -130,8 +130,8 @@ class LlamaConfig(Architecture):
 
     def entries(self) -> dict[str, Any]:
         """The fields for a manifest or a record. Those of the architecture are left out where they are LLaMA's."""
-        as_llama = {field.name for field in dataclasses.fields(Architecture)}
-        as_llama = {name for name in as_llama if getattr(self, name) == getattr(Architecture, name)}
+        names = [field.name for field in dataclasses.fields(Architecture)]
+        as_llama = {name for name in names if getattr(self, name) == getattr(Architecture, name)}
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in as_llama}
 
 
@@ -143,11 +143,10 @@ def _sized(width: int, heads: int, kv_heads: int, head_dim: int, mlp_width: int,
 
 _QWEN2: dict[str, Any] = dict(eps=1e-6, rope_base=1e6, qkv_bias=True)
 _QWEN3: dict[str, Any] = dict(eps=1e-6, rope_base=1e6, qk_norm=True)
-_GEMMA2: dict[str, Any] = dict(eps=1e-6, activation="gelu_tanh", post_norms=True, score_cap=50.0, window=4096)
+_GEMMA: dict[str, Any] = dict(eps=1e-6, activation="gelu_tanh", offset_norms=True, post_norms=True)
+_GEMMA2: dict[str, Any] = _GEMMA | dict(score_cap=50.0, window=4096)
 # Five of six layers have a sliding window, and a rotary base of their own.
-_GEMMA3: dict[str, Any] = dict(
-    eps=1e-6, rope_base=1e6, activation="gelu_tanh", post_norms=True, qk_norm=True, window=512, local_rope_base=1e4
-)
+_GEMMA3: dict[str, Any] = _GEMMA | dict(rope_base=1e6, qk_norm=True, window=512, local_rope_base=1e4)
 _LOCAL_OF_26 = tuple(layer for layer in range(26) if (layer + 1) % 6)
 _OLDER: dict[str, Any] = dict(
     eps=1e-5, norm=LAYER_NORM, qkv_bias=True, o_bias=True, mlp_bias=True, gated=False, rotary=False

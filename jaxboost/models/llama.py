@@ -41,8 +41,13 @@ def check_window(config: LlamaConfig, tokens: int, *, causal: bool) -> None:
     if causal and config.window is not None and tokens > config.window:
         raise ArgumentError(
             f"{tokens} tokens under a causal mask, but these layers have a sliding window of {config.window}, which is"
-            " not computed: use fewer tokens or no causal mask"
+            " not computed: use fewer tokens, or no causal mask (boost.causal or llama.causal is False)"
         )
+
+
+def plain_norm(config: LlamaConfig, width: int) -> jax.Array:
+    """The weight (width,) of a norm that changes no scale."""
+    return jnp.full(width, 0.0 if config.offset_norms else 1.0)
 
 
 class LlamaLayer(nnx.Module):
@@ -66,12 +71,12 @@ class LlamaLayer(nnx.Module):
             # N(0, .02), the default of Hugging Face's configs, for the control with a random block.
             return nnx.Param(0.02 * jax.random.normal(rngs.params(), (fan_in, fan_out)))
 
-        self.attention_norm = nnx.Param(jnp.ones(D))
+        self.attention_norm = nnx.Param(plain_norm(config, D))
         self.q = matrix(D, q_width)
         self.k = matrix(D, kv_width)
         self.v = matrix(D, kv_width)
         self.o = matrix(q_width, D)
-        self.mlp_norm = nnx.Param(jnp.ones(D))
+        self.mlp_norm = nnx.Param(plain_norm(config, D))
         if config.gated:
             self.gate = matrix(D, F)
         self.up = matrix(D, F)
@@ -79,14 +84,14 @@ class LlamaLayer(nnx.Module):
         for name in config.biased:
             setattr(self, f"{name}_bias", nnx.Param(jnp.zeros(getattr(self, name).shape[-1])))
         if config.post_norms:
-            self.attention_post_norm = nnx.Param(jnp.ones(D))
-            self.mlp_post_norm = nnx.Param(jnp.ones(D))
+            self.attention_post_norm = nnx.Param(plain_norm(config, D))
+            self.mlp_post_norm = nnx.Param(plain_norm(config, D))
         if config.norm == LAYER_NORM:
             for name in config.stream_norms:
                 setattr(self, f"{name}_bias", nnx.Param(jnp.zeros(D)))
         if config.qk_norm:
-            self.q_norm = nnx.Param(jnp.ones(config.head_dim))
-            self.k_norm = nnx.Param(jnp.ones(config.head_dim))
+            self.q_norm = nnx.Param(plain_norm(config, config.head_dim))
+            self.k_norm = nnx.Param(plain_norm(config, config.head_dim))
         self.lora: Lora | None = None  # see `LlamaBlock.add_lora`
 
     def __call__(
@@ -120,6 +125,11 @@ class LlamaLayer(nnx.Module):
     def norm(self, x: jax.Array, name: str) -> jax.Array:
         """A norm of the residual stream, (..., D) -> (..., D)."""
         return stream_norm(self, x, name)
+
+    def attention_scale(self) -> jax.Array:
+        """The scale (D,) of the norm in front of the attention."""
+        weight = self.attention_norm[...]
+        return 1 + weight.astype(jnp.float32) if self.config.offset_norms else weight
 
     def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
         """The layer's output from the heads' output `mixed` (B, Q, H*K) and the layer's input x (B, Q, D)."""
@@ -165,7 +175,7 @@ class LlamaLayer(nnx.Module):
                 y = x @ merged[name].kernel.astype(self.dtype) + bias.astype(self.dtype)
             y = y.reshape(B, -1, count, K).transpose(0, 2, 1, 3)
             if self.config.qk_norm and name != "v":
-                y = rms_norm(y, getattr(self, f"{name}_norm")[...], self.config.eps)
+                y = rms_norm(y, getattr(self, f"{name}_norm")[...], self.config.eps, offset=self.config.offset_norms)
             return y
 
         check_window(self.config, N, causal=causal)
@@ -237,7 +247,7 @@ class LlamaBlock(nnx.Module):
     def __init__(self, config: LlamaConfig, *, depth: int, dtype: jnp.dtype, remat: bool = False, rngs: nnx.Rngs):
         self.config, self.depth, self.dtype, self.remat = config, depth, dtype, remat
         self.layers = stack(lambda r: LlamaLayer(config, dtype=dtype, rngs=r), depth, rngs)
-        self.final_norm = nnx.Param(jnp.ones(config.width))
+        self.final_norm = nnx.Param(plain_norm(config, config.width))
         if config.norm == LAYER_NORM:
             self.final_norm_bias = nnx.Param(jnp.zeros(config.width))
 

@@ -5,13 +5,14 @@ from typing import Any
 
 from flax import nnx
 
+from jaxboost.config.model_combinations import path_problem
 from jaxboost.config.types import Config
 from jaxboost.convert import encoders
 from jaxboost.data.dataset import DatasetInfo
-from jaxboost.errors import ArgumentError, UserError
+from jaxboost.errors import UserError
 from jaxboost.models import classifier
 from jaxboost.models.backbones import BACKBONES
-from jaxboost.models.boost import check_path, has_block
+from jaxboost.models.boost import has_block
 from jaxboost.models.classifier import BoostSpec, Classifier
 from jaxboost.models.llama import LlamaConfig
 from jaxboost.systems import blocks
@@ -124,10 +125,8 @@ def _resolve_boost(
             SECTION, config, used=has_layer, default=blocks.LAST, with_weights=with_weights, recorded=recorded
         )
     blocks.check_rope(SECTION, found.config, used=has_layer and fields.rope)
-    try:
-        check_path(fields.path, fields.kind, rope=False, architecture=found.config)
-    except ArgumentError as error:
-        raise UserError(f"config field boost.path: {error}; set it to auto") from error
+    if problem := path_problem(fields, found.config):
+        raise UserError(problem)
     own = {name: fields[name] for name in _SPEC_FIELDS}
     spec = BoostSpec(config=found.config, depth=len(found.numbers), **own)
     if kept or not has_layer:

@@ -379,7 +379,7 @@ def test_another_model_under_a_known_type(changed, tmp_path):
         ),
         (
             {"model_type": "siglip2"},
-            "this is a 'siglip2' checkpoint, not of the LLaMA family: .* encoder .* siglip,",
+            "this is a 'siglip2' checkpoint, not of a known family: .* encoder .* siglip,",
         ),
     ],
 )

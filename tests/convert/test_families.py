@@ -1,5 +1,7 @@
 """Decoder layers of every LLM family, converted from transformers' checkpoints, compute what its layers compute."""
 
+import copy
+import dataclasses
 import functools
 from typing import Any
 
@@ -13,8 +15,8 @@ from flax import nnx
 from jaxboost.convert import convert
 from jaxboost.convert.store import load_block
 from jaxboost.models.frozen import freeze, merge, split
-from jaxboost.models.llama import LlamaBlock
-from tests.models.parity import assert_close, cotangent, normal, torch_pull_back
+from jaxboost.models.llama import LlamaBlock, check_window
+from tests.models.parity import assert_close, cotangent, normal, relative_change, torch_pull_back
 from tests.reference import llm_models
 
 ROTATES = {family: family not in ("gpt2", "opt") for family in llm_models.FAMILIES}
@@ -93,9 +95,50 @@ def test_whole_model_of_transformers(family, tmp_path):
     changes = {"n_layer": 2} if family == "gpt2" else {"num_hidden_layers": 2}
     if "layer_types" in llm_models.FAMILIES[family]:
         changes["layer_types"] = ["sliding_attention", "full_attention"]
+    if "sliding_window" in llm_models.FAMILIES[family]:
+        # A window of all tokens hides none.
+        changes["sliding_window"] = TOKENS.shape[1]
     model = llm_models.tiny(family, seed=1, **changes)
     convert(llm_models.save(model, tmp_path / "source"), "all", tmp_path / "block")
     with torch.no_grad():
         expected = llm_models.whole(model, torch.from_numpy(TOKENS))
-    output, _ = ours(load_block(tmp_path / "block", None, final_norm=True), TOKENS, rope=ROTATES[family], causal=True)
+    block = load_block(tmp_path / "block", None, final_norm=True)
+    output, _ = ours(block, TOKENS, rope=ROTATES[family], causal=True)
     assert_close(output, expected)
+    if "sliding_window" in changes:
+        model.config.sliding_window -= 1
+        with torch.no_grad():
+            assert relative_change(llm_models.whole(model, torch.from_numpy(TOKENS)), expected) > 1e-3
+        narrower = dataclasses.replace(block.config, window=model.config.sliding_window)
+        with pytest.raises(ValueError, match=r"9 tokens under a causal mask, .* sliding window of 8"):
+            check_window(narrower, TOKENS.shape[1], causal=True)
+
+
+@pytest.mark.parametrize("family", llm_models.FAMILIES)
+def test_gradients_of_the_weights_equal_those_of_transformers(family, folder):
+    """The gradients in transformers' names are converted as if they were weights."""
+    model, (layer,) = copy.deepcopy(model_of(family)), CHOSEN.get(family, (3, 1))[:1]
+    module = llm_models.Layers(model, (layer,), rope=ROTATES[family], causal=True)
+    torch_pull_back(module, TOKENS)
+    for parameter in model.parameters():
+        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    convert(llm_models.save(model, folder / f"{family}-gradients"), str(layer), folder / f"{family}-of-weights")
+    expected = load_block(folder / f"{family}-of-weights", None, final_norm=True).tree()
+
+    block = converted(family, (layer,), folder)
+    make = lambda: LlamaBlock(block.config, depth=1, dtype=jnp.float32, rngs=nnx.Rngs(0))  # noqa: E731
+    graphdef, *_ = split(nnx.eval_shape(make))
+
+    def run(weights: Any) -> jax.Array:
+        return merge(graphdef, weights, {})(jnp.asarray(TOKENS), mask=None, rope=ROTATES[family], causal=True)
+
+    with jax.disable_jit():
+        output, vjp = jax.vjp(run, block.tree())
+        (gradients,) = vjp(jnp.asarray(cotangent(output.shape)))
+    paths = jax.tree.leaves_with_path(expected)
+    assert jax.tree.structure(gradients) == jax.tree.structure(expected)
+    for (path, reference), actual in zip(paths, jax.tree.leaves(gradients), strict=True):
+        name = jax.tree_util.keystr(path)
+        # The keys' bias adds the same to all scores of a query: its gradient is rounding.
+        scale = float(np.abs(expected["layers"]["v_bias"]).max()) if "k_bias" in name else None
+        assert_close(actual, reference, name=name, scale=scale)

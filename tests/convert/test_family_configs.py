@@ -12,6 +12,7 @@ from jaxboost.convert.formats.settings import Settings
 from jaxboost.convert.sources import open_source
 from jaxboost.convert.store import fingerprint_of, load_block, read_manifest
 from jaxboost.convert.tables.llama_configs import parse_config
+from jaxboost.convert.tables.llm_families import family_of
 from jaxboost.errors import UserError
 from tests.reference import llm_models
 
@@ -74,6 +75,10 @@ def test_the_tanh_is_an_approximation_by_tanh_and_the_first_gemma_means_it():
         ("qwen2", {"use_sliding_window": True, "sliding_window": 512}, {"window": 512}),
         ("qwen2", {"use_sliding_window": False, "sliding_window": 512}, {"window": None}),
         ("mistral", {"sliding_window": None}, {"window": None}),
+        # Keys that transformers does not read for these families.
+        ("mistral", {"use_sliding_window": False, "sliding_window": 512}, {"window": 512}),
+        ("gemma2", {"use_sliding_window": False, "sliding_window": 512}, {"window": 512}),
+        ("llama", {"use_sliding_window": True, "sliding_window": 512}, {"window": None}),
         (
             "phi3",
             {"rope_scaling": {"type": "su", "short_factor": [1.0]}},
@@ -101,11 +106,14 @@ def test_options(family, changes, expected):
         ("opt", {"layer_norm_elementwise_affine": False}, "norms without weights"),
         ("qwen2", {"hidden_act": ["silu"]}, r"the activation is \['silu'\], Qwen2 layers have 'silu'"),
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "Gemma 3 has no 'attn_logit_softcapping'"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "trained without a causal mask .*EmbeddingGemma"),
+        ("gemma", {"use_bidirectional_attention": True}, "trained without a causal mask"),
+        ("opt", {"_remove_final_layer_norm": True}, "an OPT without its final norm .*: choose another checkpoint"),
         ("gemma3", {"text_config": [1]}, r"'text_config' is \[1\] instead of an object"),
         (
             "mixtral",
             {},
-            "is a 'mixtral' checkpoint, not of the LLaMA family: choose one of the type llama, mistral, qwen2",
+            "is a 'mixtral' checkpoint, not of a known family: choose an LLM of the type llama, mistral, qwen2",
         ),
     ],
 )
@@ -117,23 +125,77 @@ def test_refused(family, changes, message):
 
 
 @pytest.mark.parametrize(
-    ("folder", "original"),
+    ("kinds", "message"),
     [
-        ("Qwen/Qwen2.5-7B-Instruct-AWQ", "Qwen2.5-7B-Instruct"),
-        ("TheBloke/Mistral-7B-v0.1-GPTQ", "Mistral-7B-v0.1"),
-        ("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4", "Qwen2.5-7B-Instruct"),
-        ("unsloth/gemma-2-2b-it-bnb-4bit", "gemma-2-2b-it"),
-        ("Qwen/Qwen3-8B-FP8", "Qwen3-8B"),
-        ("me/my-model", None),
+        (["full_attention"] * 3, "'layer_types' has 3 entries for 4 layers"),
+        ("full_attention", "'layer_types' has 'full_attention' entries for 4 layers"),
+        (["full_attention"] * 3 + ["linear_attention"], "'layer_types' has 'linear_attention', but only full_att"),
+        (["full_attention"] * 3 + [[]], r"'layer_types' has \[\], but only"),
     ],
 )
-def test_quantized_weights_are_refused_with_the_name_of_the_original(folder, original):
-    with pytest.raises(
-        UserError, match=r"the weights are quantized \(awq\): convert the original repository"
-    ) as caught:
-        parse("qwen2", where=f"{folder}/config.json", quantization_config={"quant_method": "awq"})
-    assert str(caught.value).partition("the one that is called ")[2] == (original or "")
+def test_kinds_of_layers_that_are_not_known_are_refused(kinds, message, tmp_path):
+    """Without a window too."""
+    source = llm_models.save(llm_models.tiny("qwen2"), tmp_path / "source")
+    path = tmp_path / "source" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_types": kinds}))
+    with pytest.raises(UserError, match=message) as caught:
+        open_source(source)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "arguments"),
+    [
+        ("gemma2", {}),
+        ("gemma3_text", {}),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 5}),
+        ("qwen3", {"use_sliding_window": True, "max_window_layers": 5}),
+    ],
+)
+def test_layers_with_a_window_are_those_of_transformers(family, arguments):
+    from transformers import AutoConfig
+
+    arguments = {**SMALLEST[family], **arguments, "num_hidden_layers": 14}
+    kinds = AutoConfig.for_model(family, **arguments).layer_types
+    found, settings = family_of(Settings({"model_type": family, **arguments}, "config.json"))
+    expected = {layer for layer, kind in enumerate(kinds) if kind == "sliding_attention"}
+    assert found.sliding_layers(settings, 14) == expected
+    assert 0 < len(expected) < 14
+
+
+CACHE = "/home/me/.cache/huggingface/hub/models--Qwen--Qwen2-7B-AWQ/snapshots/abc"
+
+
+@pytest.mark.parametrize(
+    ("folder", "name_or_path", "original"),
+    [
+        ("Qwen/Qwen2.5-7B-Instruct-AWQ", None, "perhaps Qwen/Qwen2.5-7B-Instruct"),
+        ("TheBloke/Mistral-7B-v0.1-GPTQ", None, "perhaps TheBloke/Mistral-7B-v0.1"),
+        ("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4", None, "perhaps Qwen/Qwen2.5-7B-Instruct"),
+        ("unsloth/gemma-2-2b-it-bnb-4bit", None, "perhaps unsloth/gemma-2-2b-it"),
+        ("Qwen/Qwen3-8B-FP8", None, "perhaps Qwen/Qwen3-8B"),
+        ("owner/name-NVFP4", None, "perhaps owner/name"),
+        (CACHE, None, "perhaps Qwen/Qwen2-7B"),
+        ("/data/models/Qwen3-8B-HQQ-4bit", None, "perhaps Qwen3-8B"),
+        ("me/my-model", "Qwen/Qwen3-8B", "perhaps Qwen/Qwen3-8B"),
+        ("me/my-model", "Qwen/Qwen3-8B-exl2", "perhaps Qwen/Qwen3-8B"),
+        ("me/my-model", "me/my-model", "or a GGUF file of the model"),
+        ("me/my-model", ["a"], "or a GGUF file of the model"),
+    ],
+)
+def test_quantized_weights_are_refused_with_the_name_of_the_original(folder, name_or_path, original):
+    entries = {"quantization_config": {"quant_method": "awq"}, "_name_or_path": name_or_path}
+    with pytest.raises(UserError) as caught:
+        parse("qwen2", where=f"{folder}/config.json", **entries)
+    assert str(caught.value) == (
+        f"{folder}/config.json: the weights are quantized (awq): convert the original repository, whose weights are"
+        f" float16, bfloat16 or float32, {original}"
+    )
+
+
+def test_quantized_weights_without_the_name_of_a_method():
+    with pytest.raises(UserError, match=r"quantized \(bitsandbytes, 4 bits\)"):
+        parse("qwen2", quantization_config={"load_in_4bit": True})
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +240,7 @@ def test_two_scaled_rotary_embeddings_in_a_block_are_recorded(gemma3, tmp_path):
     (tmp_path / "source" / "config.json").write_text(json.dumps(fields))
     (tmp_path / "source" / "model.safetensors").symlink_to(path.with_name("model.safetensors"))
     config = convert(str(tmp_path / "source"), "0,1", tmp_path / "both").config
-    assert config.rope_unsupported == "a block with two rotary embeddings that are both scaled"
+    assert "two rotary embeddings that are both scaled (convert layers of one kind alone)" in config.rope_unsupported
     assert convert(str(tmp_path / "source"), "0", tmp_path / "one").config.rope_factors == (2.0,) * 6
 
 
@@ -252,7 +314,7 @@ def test_tensors_of_another_form_are_named(tmp_path):
     ):
         convert(source, "1", tmp_path / "block")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "mistral"}))
-    with pytest.raises(UserError, match=r"not part of a LLaMA layer: model\.layers\.1\.mlp\.gate_up_proj\.weight"):
+    with pytest.raises(UserError, match=r"not part of a decoder layer: model\.layers\.1\.mlp\.gate_up_proj\.weight"):
         convert(source, "1", tmp_path / "block")
 
 
@@ -286,14 +348,17 @@ def test_the_final_layer_norm_is_loaded_or_plain(tmp_path):
     np.testing.assert_array_equal(plain["final_norm_bias"], np.zeros(llm_models.WIDTH))
 
 
-def test_norms_of_gemma_are_stored_as_their_scales(tmp_path):
-    model = llm_models.tiny("gemma2")
-    convert(llm_models.save(model, tmp_path / "source"), "1", tmp_path / "block")
+def test_norms_of_gemma_are_stored_as_they_are(tmp_path):
+    """In bfloat16 1 + w would lose most digits of w."""
+    model = llm_models.tiny("gemma2").bfloat16().float()
+    convert(llm_models.save(model, tmp_path / "source"), "1", tmp_path / "block", dtype="bfloat16")
     block, state = load_block(tmp_path / "block", None, final_norm=True), model.state_dict()
     names = {"attention_norm": "input_layernorm", "mlp_post_norm": "post_feedforward_layernorm"}
     for ours, theirs in names.items():
-        np.testing.assert_array_equal(block.weights[ours][0], 1 + state[f"model.layers.1.{theirs}.weight"])
-    np.testing.assert_array_equal(block.final_norm, 1 + state["model.norm.weight"])
+        np.testing.assert_array_equal(block.weights[ours][0], state[f"model.layers.1.{theirs}.weight"])
+    np.testing.assert_array_equal(block.final_norm, state["model.norm.weight"])
+    plain = load_block(tmp_path / "block", None, final_norm=False).tree()["final_norm"]
+    np.testing.assert_array_equal(plain, np.zeros(llm_models.WIDTH))
 
 
 def test_fused_tensors_are_read_once(tmp_path):

@@ -124,7 +124,7 @@ def test_biases_of_other_layers_do_not_matter(model, tmp_path):
     tensors["model.layers.2.self_attn.q_proj.bias"] = np.ones(64, np.float32)
     save_file(tensors, tmp_path / "tiny" / "model.safetensors")
     assert convert(source, "3", tmp_path / "block").layers == (3,)
-    with pytest.raises(UserError, match=r"not part of a LLaMA layer: model\.layers\.2\.self_attn\.q_proj\.bias"):
+    with pytest.raises(UserError, match=r"not part of a decoder layer: model\.layers\.2\.self_attn\.q_proj\.bias"):
         convert(source, "2", tmp_path / "other")
 
 

@@ -223,7 +223,7 @@ def test_a_model_of_another_family(hub, run_again, tmp_path):
     (other / "config.json").write_text(json.dumps({"model_type": "bloom"}))
     hub.repositories = hub.repositories | {"owner/other": other}
     result = run_again("owner/other", tmp_path / "block", "--layers", "0")
-    assert_one_line(result, "owner/other/config.json: this is a 'bloom' checkpoint, not of the LLaMA family")
+    assert_one_line(result, "owner/other/config.json: this is a 'bloom' checkpoint, not of a known family")
 
 
 def assert_one_line(result, message):

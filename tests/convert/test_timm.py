@@ -441,7 +441,7 @@ def test_other_models_are_refused(changes, message, state, tmp_path):
         ({"model_args": {"act_layer": "quick_gelu"}}, "this vit_small_patch16_224 has another act_layer"),
         ({"model_args": {"num_heads": 5}}, "a width of 192 is not a multiple of 5 heads"),
         ({"model_args": "none"}, "'model_args' is 'none' instead of an object"),
-        ({"architecture": None}, "this is a None checkpoint, not of the LLaMA family"),
+        ({"architecture": None}, "this is a None checkpoint, not of a known family"),
     ],
 )
 def test_other_configurations_are_refused(config, message, state, tmp_path):

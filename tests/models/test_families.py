@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
-from jaxboost.models import attention
+from jaxboost.models import attention, norms
 from jaxboost.models.adapters import Adaptation
 from jaxboost.models.boost import Boost
 from jaxboost.models.families import DEPTHS, FAMILIES, Architecture, LlamaConfig
@@ -24,7 +25,9 @@ OLDER = dict(norm="layer", qkv_bias=True, o_bias=True, mlp_bias=True, gated=Fals
 KINDS = {
     "qwen2": dataclasses.replace(CONFIG, qkv_bias=True),
     "qwen3": dataclasses.replace(CONFIG, qk_norm=True),
-    "gemma2": dataclasses.replace(CONFIG, activation="gelu_tanh", post_norms=True, score_cap=2.0, query_scale=0.5),
+    "gemma2": dataclasses.replace(
+        CONFIG, offset_norms=True, activation="gelu_tanh", post_norms=True, score_cap=2.0, query_scale=0.5
+    ),
     "gpt2": dataclasses.replace(CONFIG, activation="gelu_tanh", **OLDER),
 }
 # Published numbers of parameters of whole models, and those of their embeddings: words, positions, and the head if it
@@ -66,7 +69,13 @@ def test_every_family_is_llamas_or_is_counted():
 def test_entries_have_only_what_is_not_llamas():
     as_llama = {field.name for field in dataclasses.fields(Architecture)}
     assert as_llama.isdisjoint(CONFIG.entries())
-    assert as_llama & set(KINDS["gemma2"].entries()) == {"activation", "post_norms", "score_cap", "query_scale"}
+    assert as_llama & set(KINDS["gemma2"].entries()) == {
+        "offset_norms",
+        "activation",
+        "post_norms",
+        "score_cap",
+        "query_scale",
+    }
     assert all(LlamaConfig(**config.entries()) == config for config in KINDS.values())
 
 
@@ -75,6 +84,32 @@ def block_of(kind: str, dtype: Any = jnp.float32) -> tuple[Any, Any]:
     """call(params, x, ...) of two layers, and random weights."""
     apply, params, _ = abstract(lambda: LlamaBlock(KINDS[kind], depth=2, dtype=dtype, rngs=nnx.Rngs(0)))
     return functools.partial(apply, frozen={}), randomise(params, seed=0)
+
+
+@pytest.mark.parametrize("norm", ["LLaMA", "Gemma", "LayerNorm"])
+def test_norms_round_in_16_bits_as_in_transformers(norm):
+    from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    eps, x, weight, bias = 1e-3, normal((64, 48), 1), 0.01 * normal((48,), 2), normal((48,), 3)
+    theirs: Any = {"LLaMA": LlamaRMSNorm, "Gemma": Gemma2RMSNorm, "LayerNorm": torch.nn.LayerNorm}[norm](48, eps=eps)
+    if norm != "Gemma":
+        weight += 1
+    half = [jnp.asarray(array, jnp.bfloat16) for array in (x, weight, bias)]
+    with torch.no_grad():
+        theirs.weight.copy_(torch.from_numpy(weight))
+        if norm == "LayerNorm":
+            theirs.bias.copy_(torch.from_numpy(bias))
+        expected = theirs.bfloat16()(torch.from_numpy(x).bfloat16()).float().numpy()
+    if norm == "LayerNorm":
+        found = norms.layer_norm(*half, eps)
+    else:
+        found = norms.rms_norm(*half[:2], eps, offset=norm == "Gemma")
+    assert found.dtype == jnp.bfloat16
+    found = np.asarray(found, np.float32)
+    # A root of another library may round a number at the edge to the other side.
+    assert np.mean(found == expected) > 0.998
+    np.testing.assert_allclose(found, expected, rtol=2**-7)
 
 
 def tokens() -> np.ndarray:

@@ -17,6 +17,7 @@ _SHAPE = dict(
     num_hidden_layers=LAYERS,
     vocab_size=20,
     max_position_embeddings=64,
+    rms_norm_eps=0.05,  # large enough to be seen
     pad_token_id=0,
     bos_token_id=1,
     eos_token_id=2,
@@ -38,9 +39,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": _SHAPE | _GEMMA | dict(attn_logit_softcapping=2.0),
     "gemma3_text": _SHAPE | _GEMMA | dict(rope_parameters=_ROPE_BASES),
     "gpt2": dict(
-        n_embd=WIDTH, n_head=HEADS, n_inner=MLP_WIDTH, n_layer=LAYERS, vocab_size=20, bos_token_id=1, eos_token_id=2
+        n_embd=WIDTH,
+        n_head=HEADS,
+        n_inner=MLP_WIDTH,
+        n_layer=LAYERS,
+        layer_norm_epsilon=0.05,
+        vocab_size=20,
+        bos_token_id=1,
+        eos_token_id=2,
     ),
-    "opt": {name: value for name, value in _SHAPE.items() if name not in ("num_key_value_heads", "intermediate_size")}
+    "opt": {
+        name: value
+        for name, value in _SHAPE.items()
+        # The eps of OPT is always that of nn.LayerNorm.
+        if name not in ("num_key_value_heads", "intermediate_size", "rms_norm_eps")
+    }
     | dict(ffn_dim=MLP_WIDTH, word_embed_proj_dim=WIDTH),
 }
 

@@ -10,7 +10,6 @@ import numpy as np
 from jaxboost.convert.formats.tensors import Tensors
 from jaxboost.convert.tables import shapes
 from jaxboost.convert.tables.llama_names import GGUF as GGUF
-from jaxboost.convert.tables.llama_names import HUGGING_FACE as HUGGING_FACE
 from jaxboost.convert.tables.llama_names import META as META
 from jaxboost.convert.tables.llama_names import Layout
 from jaxboost.convert.tables.parts import FINAL_NORM, LLAMA, Part, Selection, check_tensors
@@ -38,7 +37,8 @@ class LlamaSource:
     n_layers: int
     sliding: frozenset[int] = frozenset()
     sliding_rotation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    _held: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    # Tensors that hold several weights of the layer that is read.
+    _held: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, init=False)
 
     def select(self, layers: str, *, final_norm: bool) -> Selection:
         """Checks layers, as `parse_layers` takes them, and returns what is converted.
@@ -74,8 +74,6 @@ class LlamaSource:
             array, weight = self.tensors.read(self.layout.of_final_norm(weight)), f"final_norm_{weight}"
         else:
             array = self._array(int(key), weight)
-        if self.layout.offset_norms and "norm" in weight:
-            array = 1 + np.asarray(array, np.float32)
         if self.layout.interleaved and weight in ("q", "k"):
             array = to_half_split(array, self.config.heads if weight == "q" else self.config.kv_heads)
         return transposed(array, dtype)
@@ -106,7 +104,7 @@ class LlamaSource:
         if sliding.issuperset(layers) or not own:
             return dataclasses.replace(self.config, **own)
         if own["rope_factors"] or own["rope_unsupported"]:
-            mixed = "a block with two rotary embeddings that are both scaled"
+            mixed = "a block with two rotary embeddings that are both scaled (convert layers of one kind alone)"
             return dataclasses.replace(self.config, rope_factors=None, rope_unsupported=mixed)
         local = tuple(position for position, layer in enumerate(layers) if layer in sliding)
         return dataclasses.replace(self.config, local_layers=local, local_rope_base=own["rope_base"])
@@ -166,9 +164,9 @@ def check(source: LlamaSource, layers: Sequence[int], *, final_norm: bool) -> No
         tensors,
         wanted,
         unread,
-        part="a LLaMA layer",
-        whole="LLaMA layers as its configuration describes them",
-        kind="LLaMA-family checkpoint",
+        part="a decoder layer",
+        whole="decoder layers as its configuration describes them",
+        kind="checkpoint of a known LLM family",
     )
 
 

@@ -24,10 +24,16 @@ _GGUF: dict[str, tuple[Layout, dict[str, Any]]] = {
     "qwen3": (llama_names.GGUF_QWEN3, {"qk_norm": True}),
     "phi3": (llama_names.GGUF_PHI3, {}),
 }
-# Families whose GGUF files are not read: those of Gemma 2 and 3 do not hold the query scale.
+# Families whose GGUF files are not read. Those of Gemma hold 1 + w for a norm with the weight w, and those of Gemma 2
+# and 3 do not hold the query scale. Those of GPT-2 would need a table of names; Hugging Face's copy is small.
 _NOT_AS_GGUF = ("gemma", "gemma2", "gemma3", "gpt2")
 # Endings of the names of quantized repositories; without them it is the name of the original, as a rule.
-_QUANTIZED = re.compile(r"[-_.](awq|gptq|bnb|unsloth-bnb|int[48]|[48]bit|fp8|w[48]a\d+|quantized).*$", re.IGNORECASE)
+_QUANTIZED = re.compile(
+    r"[-_.](awq|gptq|bnb|unsloth-bnb|int[48]|[2-8]bit|fp8|nvfp4|mxfp4|hqq|aqlm|exl[23]|w[48]a\d+|quantized).*$",
+    re.IGNORECASE,
+)
+# A repository in the hub's cache: models--OWNER--NAME/snapshots/REVISION.
+_CACHED = re.compile(r"models--(.+?)--(.+)")
 
 
 def of_hugging_face(tensors: HuggingFaceTensors) -> LlamaSource:
@@ -40,6 +46,7 @@ def of_hugging_face(tensors: HuggingFaceTensors) -> LlamaSource:
     adapters.check(tensors.names, tensors.source)
     family, settings = _known(tensors.settings)
     layouts = [_with_biases(family.layout, config).below(base) for base in family.bases]
+    sliding = family.sliding_layers(settings, n_layers)
     # The first layer shows where the names begin.
     found = (each for each in layouts if any(name.startswith(each.prefix.format(layer=0)) for name in tensors.names))
     return LlamaSource(
@@ -47,7 +54,7 @@ def of_hugging_face(tensors: HuggingFaceTensors) -> LlamaSource:
         layout=next(found, layouts[0]),
         config=config,
         n_layers=n_layers,
-        sliding=family.sliding_layers(settings, n_layers) if config.window or family.rope_bases else frozenset(),
+        sliding=sliding if config.window or family.rope_bases else frozenset(),
         sliding_rotation=(
             rope.of_config(settings, head_dim=config.head_dim, **family.rotation(rope.SLIDING))
             if family.rope_bases
@@ -77,12 +84,12 @@ def of_gguf(tensors: GgufTensors) -> LlamaSource:
     """The layers in a GGUF file.
 
     Raises:
-      UserError: the model is not of the LLaMA family, or its metadata is incomplete.
+      UserError: the model is not of a family that is read as GGUF file, or its metadata is incomplete.
     """
     settings, name = tensors.settings, tensors.architecture
     if name not in _GGUF:
         raise UserError(
-            f"{settings.where} is a {name!r:.60} checkpoint, not of the LLaMA family as GGUF files are read"
+            f"{settings.where} is a {name!r:.60} checkpoint, not of a family that is read as GGUF file"
             f" ({', '.join(_GGUF)}): choose another file"
             + (", or Hugging Face's copy of the model" if name in _NOT_AS_GGUF else "")
         )
@@ -133,8 +140,8 @@ def _known(settings: Settings) -> tuple[Family, Settings]:
     found = llm_families.family_of(settings)
     if found is None:
         raise UserError(
-            f"{settings.where}: this is a {settings.get('model_type')!r:.60} checkpoint, not of the LLaMA family: "
-            f"choose one of the type {', '.join(llm_families.MODEL_TYPES)}, or as an encoder one of the type "
+            f"{settings.where}: this is a {settings.get('model_type')!r:.60} checkpoint, not of a known family: "
+            f"choose an LLM of the type {', '.join(llm_families.MODEL_TYPES)}, or as an encoder one of the type "
             + ", ".join(vit_names.MODEL_TYPES)
         )
     return found
@@ -143,14 +150,36 @@ def _known(settings: Settings) -> tuple[Family, Settings]:
 def _check_plain(settings: Settings) -> None:
     """Raises UserError if the weights are quantized."""
     if settings.get("quantization_config"):
-        method = settings.section("quantization_config").get("quant_method")
-        folder = pathlib.PurePath(settings.where).parent.name
-        original = _QUANTIZED.sub("", folder)
+        section = settings.section("quantization_config")
+        # Old files of bitsandbytes name no method.
+        in_bits = next((f"bitsandbytes, {n} bits" for n in (4, 8) if section.get(f"load_in_{n}bit")), "no method named")
+        original = _original(settings)
         raise UserError(
-            f"{settings.where}: the weights are quantized ({method!s:.40}): convert the original"
-            " repository, whose weights are float16, bfloat16 or float32"
-            + (f": the one that is called {original}" if original not in ("", folder) else "")
+            f"{settings.where}: the weights are quantized ({section.get('quant_method') or in_bits!s:.40}): convert the"
+            " original repository, whose weights are float16, bfloat16 or float32, "
+            + (f"perhaps {original}" if original else "or a GGUF file of the model")
         )
+
+
+def _original(settings: Settings) -> str | None:
+    """What the repository of the weights before they were quantized is called, by the names that are known here."""
+    path = pathlib.PurePosixPath(pathlib.PurePath(settings.where).parent.as_posix())
+    cached = next((match for part in path.parts if (match := _CACHED.fullmatch(part))), None)
+    own = pathlib.PurePosixPath(*cached.groups()) if cached else path
+    plain = _QUANTIZED.sub("", own.name)
+    if plain not in ("", own.name):
+        return _repository(own.with_name(plain))
+    named = settings.get("_name_or_path")
+    if not isinstance(named, str) or not 0 < len(named) < 200 or not named.isprintable():
+        return None
+    other = pathlib.PurePosixPath(named)
+    is_other = len(other.parts) == 2 and not other.is_absolute() and other.name != own.name
+    return _repository(other.with_name(_QUANTIZED.sub("", other.name) or other.name)) if is_other else None
+
+
+def _repository(path: pathlib.PurePosixPath) -> str:
+    """OWNER/NAME, or NAME alone of a folder that is not called as a repository."""
+    return str(path) if len(path.parts) == 2 and not path.is_absolute() else path.name
 
 
 def _meta_config(tensors: MetaTensors) -> LlamaConfig:
@@ -191,7 +220,7 @@ def _gguf_config(tensors: GgufTensors) -> LlamaConfig:
     head_dim = settings.integer(f"{name}.attention.key_length", max(1, width // heads))
     key = f"{name}.attention.value_length"
     if settings.integer(key, head_dim) != head_dim:
-        raise UserError(f"{settings.where}: {key!r} is not the head width {head_dim}: not a LLaMA layer")
+        raise UserError(f"{settings.where}: {key!r} is not the head width {head_dim}: these layers are not supported")
     rope_base = settings.number(f"{name}.rope.freq_base", 10000.0)
     rotated = settings.integer(f"{name}.rope.dimension_count", head_dim)
     if rotated != head_dim:

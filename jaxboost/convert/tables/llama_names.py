@@ -17,7 +17,6 @@ class Layout:
         (0, K/2), (1, K/2 + 1) ... (Hugging Face and ours).
       buffers: endings of constants that are recomputed, not weights.
       in_out: whether linear maps are stored as (in, out), as GPT-2's are, not as (out, in).
-      offset_norms: whether a norm with the weight w scales by 1 + w (Gemma). A block holds 1 + w.
     """
 
     prefix: str
@@ -26,7 +25,6 @@ class Layout:
     interleaved: bool
     buffers: tuple[str, ...] = ()
     in_out: bool = False
-    offset_norms: bool = False
 
     def names(self, layer: int) -> dict[str, str]:
         """Our name of each weight of `layer` -> its tensor's name."""
@@ -76,7 +74,6 @@ LLAMA = Layout(
     interleaved=False,
     buffers=("rotary_emb.inv_freq",),
 )
-HUGGING_FACE = LLAMA.below("model.")
 _QK_NORMS = {"q_norm": "self_attn.q_norm.weight", "k_norm": "self_attn.k_norm.weight"}
 QWEN3 = dataclasses.replace(LLAMA, weights={**LLAMA.weights, **_QK_NORMS})
 PHI3 = dataclasses.replace(
@@ -87,9 +84,8 @@ PHI3 = dataclasses.replace(
         **dict.fromkeys(("gate", "up"), "mlp.gate_up_proj.weight"),
     },
 )
-GEMMA = dataclasses.replace(LLAMA, offset_norms=True)
 GEMMA2 = dataclasses.replace(
-    GEMMA,
+    LLAMA,
     weights={
         **LLAMA.weights,
         "attention_post_norm": "post_attention_layernorm.weight",

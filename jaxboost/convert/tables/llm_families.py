@@ -4,6 +4,7 @@ Defaults are those of transformers' configuration classes, which config.json may
 """
 
 import dataclasses
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,6 +36,7 @@ class Family:
       defaults: by the family's keys. Without a default a number must be there.
       activations: the family's name of an activation that its layers may have -> ours.
       bases: beginnings of the tensors' names, of which a checkpoint has one.
+      optional_window: whether 'use_sliding_window' decides about the window. Other families have no such key.
       period: all layers but each `period`-th have the sliding window, if config.json does not list them; 0: all of
         them have it.
       mlp_ratio: width of the MLP in widths of the stream, if config.json does not give it; None: it must.
@@ -48,6 +50,7 @@ class Family:
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     activations: Mapping[str, str] = dataclasses.field(default_factory=lambda: _SILU)
     bases: tuple[str, ...] = ("model.", "")
+    optional_window: bool = False
     period: int = 0
     mlp_ratio: int | None = None
     rope_bases: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -77,7 +80,8 @@ class Family:
 
     def window(self, settings: Settings) -> int | None:
         """Tokens in the sliding window of those layers that have one; None if none has."""
-        if self.value(settings, "sliding_window") is None or not self.value(settings, "use_sliding_window"):
+        unused = self.optional_window and not self.value(settings, "use_sliding_window")
+        if unused or "sliding_window" not in self.defaults or self.value(settings, "sliding_window") is None:
             return None
         return settings.integer("sliding_window", self.default("sliding_window"), limit=1 << 24)
 
@@ -86,9 +90,14 @@ class Family:
         return {"kind": kind, "base": self.rope_bases[kind]} if self.rope_bases else {}
 
     def sliding_layers(self, settings: Settings, n_layers: int) -> frozenset[int]:
-        """Numbers of the layers with the sliding window, if there is one."""
-        kinds = settings.get("layer_types")
-        if isinstance(kinds, list) and len(kinds) == n_layers:
+        """Numbers of the layers with the sliding window, if there is one.
+
+        Raises:
+          UserError: 'layer_types' names other kinds of layers, or not one for each layer.
+        """
+        kinds = settings.get("layer_types") if self._has_kinds else None
+        if kinds is not None:
+            _check_kinds(kinds, n_layers, settings.where)
             return frozenset(layer for layer, kind in enumerate(kinds) if kind == rope.SLIDING)
         if "max_window_layers" in self.defaults:
             first = settings.count("max_window_layers", self.default("max_window_layers"), limit=1 << 20)
@@ -96,9 +105,36 @@ class Family:
         period = settings.integer("sliding_window_pattern", self.period) if self.period else 0
         return frozenset(layer for layer in range(n_layers) if not period or (layer + 1) % period)
 
+    @property
+    def _has_kinds(self) -> bool:
+        """Whether layers of one model may differ, so that 'layer_types' is read."""
+        return bool(self.period) or "max_window_layers" in self.defaults
+
+
+def _check_kinds(kinds: Any, n_layers: int, where: str) -> None:
+    """Raises UserError if `kinds` are not the kinds of `n_layers` layers."""
+    if not isinstance(kinds, list) or len(kinds) != n_layers:
+        found = len(kinds) if isinstance(kinds, list) else reprlib.repr(kinds)
+        raise UserError(f"{where}: 'layer_types' has {found} entries for {n_layers} layers: download the file again")
+    for kind in kinds:
+        if kind not in (rope.FULL, rope.SLIDING):
+            raise UserError(
+                f"{where}: 'layer_types' has {reprlib.repr(kind)}, but only {rope.FULL} and {rope.SLIDING} are"
+                " supported: choose another checkpoint"
+            )
+
 
 def _llama(settings: Settings) -> dict[str, Any]:
     return {**_attention_bias(settings), "mlp_bias": bool(settings.get("mlp_bias"))}
+
+
+def _gemma(settings: Settings) -> dict[str, Any]:
+    if settings.get("use_bidirectional_attention"):
+        raise UserError(
+            f"{settings.where}: layers that were trained without a causal mask ('use_bidirectional_attention' is true,"
+            " as for EmbeddingGemma) are not supported: choose another checkpoint"
+        )
+    return {**_attention_bias(settings), "offset_norms": True}
 
 
 def _attention_bias(settings: Settings) -> dict[str, Any]:
@@ -117,7 +153,7 @@ def _qwen3(settings: Settings) -> dict[str, Any]:
 
 def _gemma2(settings: Settings) -> dict[str, Any]:
     return {
-        **_attention_bias(settings),
+        **_gemma(settings),
         "post_norms": True,
         "query_scale": _query_scale(settings),
         "score_cap": _number_or_none(settings, "attn_logit_softcapping", 50.0),
@@ -130,7 +166,7 @@ def _gemma3(settings: Settings) -> dict[str, Any]:
             f"{settings.where}: Gemma 3 has no 'attn_logit_softcapping', but this file does: choose another checkpoint"
         )
     return {
-        **_attention_bias(settings),
+        **_gemma(settings),
         "post_norms": True,
         "qk_norm": True,
         "query_scale": _query_scale(settings),
@@ -160,6 +196,11 @@ def _gpt2(settings: Settings) -> dict[str, Any]:
 
 
 def _opt(settings: Settings) -> dict[str, Any]:
+    if settings.get("_remove_final_layer_norm"):
+        raise UserError(
+            f"{settings.where}: an OPT without its final norm ('_remove_final_layer_norm' is true) is not supported:"
+            " choose another checkpoint"
+        )
     for key, what in (
         ("do_layer_norm_before", "norms behind the residuals (OPT-350M)"),
         ("layer_norm_elementwise_affine", "norms without weights"),
@@ -172,7 +213,7 @@ def _opt(settings: Settings) -> dict[str, Any]:
     }
 
 
-_WINDOWED = {"use_sliding_window": True, "sliding_window": 4096}
+_WINDOWED = {"sliding_window": 4096}
 _QWEN = {"num_key_value_heads": 32, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 _GEMMA = {"head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
 _GEMMA2 = dict(
@@ -183,17 +224,22 @@ _GEMMA2 = dict(
 FAMILIES = {
     "llama": Family(title="LLaMA", architecture=_llama),
     "mistral": Family(title="Mistral", defaults={"num_key_value_heads": 8, **_WINDOWED}),
-    "qwen2": Family(title="Qwen2", architecture=_qwen2, defaults=_QWEN),
-    "qwen3": Family(title="Qwen3", layout=llama_names.QWEN3, architecture=_qwen3, defaults={**_QWEN, "head_dim": 128}),
+    "qwen2": Family(title="Qwen2", architecture=_qwen2, defaults=_QWEN, optional_window=True),
+    "qwen3": Family(
+        title="Qwen3",
+        layout=llama_names.QWEN3,
+        architecture=_qwen3,
+        defaults={**_QWEN, "head_dim": 128},
+        optional_window=True,
+    ),
     "phi3": Family(
         title="Phi-3",
         layout=llama_names.PHI3,
-        defaults={"rms_norm_eps": 1e-5, "use_sliding_window": True},
+        defaults={"rms_norm_eps": 1e-5, "sliding_window": None},
     ),
     "gemma": Family(
         title="Gemma",
-        layout=llama_names.GEMMA,
-        architecture=_attention_bias,
+        architecture=_gemma,
         defaults={**_GEMMA, "num_attention_heads": 16, "num_key_value_heads": 16},
         # The first files say "gelu", but mean the approximation by tanh.
         activations={**_TANH, "gelu": "gelu_tanh"},
