@@ -13,12 +13,12 @@ import numpy as np
 
 from jaxboost import io, stopping
 from jaxboost.convert import part_file
-from jaxboost.convert.manifests import MANIFEST, EncoderManifest, Manifest, kind_at, to_text
+from jaxboost.convert.manifests import MANIFEST, AnyManifest, kind_at, to_text
 from jaxboost.convert.tables.parts import Part
 from jaxboost.errors import UserError
 
 # The names of parts, as written now and as Orbax wrote them in earlier versions.
-_PART = re.compile(r"(layer_\d{5}|final_norm|embedding|norm)(\.safetensors)?")
+_PART = re.compile(r"(layer_\d{5}|final_norm|embedding|norm|text|classes)(\.safetensors)?")
 
 
 class FolderWriter:
@@ -37,7 +37,7 @@ class FolderWriter:
         """Writes one part; see `part_file.write`."""
         self.sha256[part.key] = part_file.write(self._folder, part, dtype, progress)
 
-    def finish(self, manifest: Manifest | EncoderManifest) -> None:
+    def finish(self, manifest: AnyManifest) -> None:
         """Writes the manifest. Raises UserError if the system refuses."""
         with io.writing(self._folder.parent):
             io.write_text(self._folder / MANIFEST, to_text(manifest))

@@ -14,11 +14,12 @@ import numpy as np
 from jaxboost.convert.formats.tensors import TensorInfo, Tensors, listed
 from jaxboost.errors import UserError
 
-# Kinds of sources. The parts of the first are decoder layers and their final norm, of the second a vision encoder's
-# embedding, blocks and final norm.
-LLAMA, VISION = "llama", "vision"
+# Kinds of converted folders. The parts of the first are decoder layers and their final norm, of the second a vision
+# encoder's embedding, blocks and final norm, of the third CLIP's text encoder and what it made of class prompts.
+LLAMA, VISION, TEXT = "llama", "vision", "text"
 # Keys of parts, in addition to the numbers of layers.
 FINAL_NORM, EMBEDDING, NORM = "final_norm", "embedding", "norm"
+TEXT_WEIGHTS, CLASSES = "text", "classes"
 
 # Name of an array -> its shape, linear maps as (in, out).
 Shapes = Mapping[str, tuple[int, ...]]
@@ -29,7 +30,7 @@ class Part:
     """One file of a converted folder, not read yet.
 
     Attributes:
-      key: a layer's number, or FINAL_NORM, EMBEDDING or NORM.
+      key: a layer's number, or FINAL_NORM, EMBEDDING, NORM, TEXT_WEIGHTS or CLASSES.
       shapes: of its arrays, by our names.
       read: (name, dtype) -> an array in the precision in which it is stored.
     """

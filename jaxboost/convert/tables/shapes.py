@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from jaxboost.convert.tables.parts import EMBEDDING, FINAL_NORM, NORM, Shapes
+from jaxboost.convert.tables.parts import CLASSES, EMBEDDING, FINAL_NORM, NORM, TEXT_WEIGHTS, Shapes
 from jaxboost.models.layers import layer_norm
 from jaxboost.models.llama import LlamaConfig, LlamaLayer
+from jaxboost.models.text import TextEncoder
 from jaxboost.models.vit import ViT
 
 CHANNELS = 3
@@ -50,6 +51,52 @@ def _vit(image_size: int, items: tuple[tuple[str, Any], ...]) -> tuple[Shapes, S
     embedding = {name: shape for name, shape in found.items() if not name.startswith(_BLOCK)}
     norm = _shapes(lambda: layer_norm(arguments["width"], eps=arguments["eps"], dtype=jnp.float32, rngs=nnx.Rngs(0)))
     return embedding, block, norm
+
+
+def text_parts(arguments: Mapping[str, Any]) -> dict[str, Shapes]:
+    """Key of each part of a `models.text.TextEncoder` -> shapes of its weights; `arguments`: see its manifest."""
+    outer, block = _text(tuple(sorted(arguments.items())))
+    return {TEXT_WEIGHTS: outer} | {str(layer): block for layer in range(arguments["depth"])}
+
+
+def class_part(arguments: Mapping[str, Any], *, classes: int, tokens: int, vision_width: int) -> Shapes:
+    """Shapes of the part CLASSES: what the text encoder made of the prompts, and what images need beside it.
+
+    Args:
+      arguments: of the text encoder.
+      classes: C.
+      tokens: L, of the longest class name.
+      vision_width: V, width of the vision encoder.
+
+    Returns:
+      "embeddings" (C, D), "names" (C, L, W), "projection" (V, D), "scale" (1,).
+    """
+    width, embedding_width = arguments["width"], arguments["embedding_width"]
+    return {
+        "embeddings": (classes, embedding_width),
+        "names": (classes, tokens, width),
+        "projection": (vision_width, embedding_width),
+        "scale": (1,),
+    }
+
+
+def text_folder(manifest: Any) -> dict[str, Shapes]:
+    """Key of each part of a converted text encoder -> shapes of its arrays; `manifest`: a `TextManifest`."""
+    of_classes = class_part(
+        manifest.arguments,
+        classes=len(manifest.classes),
+        tokens=1 + max(each.end for each in manifest.classes),
+        vision_width=manifest.vision_width,
+    )
+    return {CLASSES: of_classes} | text_parts(manifest.arguments)
+
+
+@functools.lru_cache(maxsize=8)
+def _text(items: tuple[tuple[str, Any], ...]) -> tuple[Shapes, Shapes]:
+    arguments: dict[str, Any] = dict(items) | {"depth": 1}
+    found = _shapes(lambda: TextEncoder(**arguments, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    block = {name.removeprefix(_BLOCK): shape for name, shape in found.items() if name.startswith(_BLOCK)}
+    return {name: shape for name, shape in found.items() if not name.startswith(_BLOCK)}, block
 
 
 def _shapes(make: Callable[[], nnx.Module]) -> Shapes:

@@ -1,0 +1,78 @@
+"""CLIP's text encoder (Radford et al. 2021, section 2.4)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxboost.models.layers import layer_norm, linear, vit_init
+from jaxboost.models.taps import closed
+from jaxboost.models.transformer import Block, Transformer
+
+
+class TextEncoder(nnx.Module):
+    """Embeddings of a text's tokens (B, N, W) -> the embedding of the text (B, D), not normalised.
+
+    The tokens are those that the tokenizer makes, from the start of the text to its end. Their embeddings are the
+    input, not their numbers, because CoOp learns some of them.
+
+    Args:
+      context: most tokens of a text: the number of positions, 77 in CLIP.
+      width: W.
+      depth, heads, mlp_width, eps, activation: see `transformer.Block`.
+      embedding_width: D, which images and texts share.
+      remat: see `transformer.Transformer`.
+      dtype: of the computation.
+      rngs: of the weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        context: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_width: int,
+        eps: float,
+        activation: str,
+        embedding_width: int,
+        remat: bool = False,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.width, self.dtype = width, dtype
+        self.positions = nnx.Param(0.01 * jax.random.normal(rngs.params(), (context, width)))
+        block = functools.partial(
+            Block,
+            width,
+            heads=heads,
+            head_dim=width // heads,
+            mlp_width=mlp_width,
+            qkv_bias=True,
+            activation=activation,
+            layer_scale=False,
+            causal=True,
+            eps=eps,
+            init=vit_init,
+            dtype=dtype,
+        )
+        self.transformer = Transformer(block, depth, remat=remat, rngs=rngs)
+        self.norm = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs)
+        self.projection = linear(width, embedding_width, bias=False, init=vit_init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, ends: jax.Array) -> jax.Array:
+        """The embeddings of texts (B, D) in float32.
+
+        Args:
+          x: embeddings of the tokens (B, N, W), N at most `context`. What follows the end of a text has no effect.
+          ends: int (B,), the place of the token that ends the text.
+        """
+        x = x.astype(self.dtype)
+        x = x + self.positions[: x.shape[1]].astype(x.dtype)
+        # The taps are for the encoder of the images.
+        with closed():
+            x = self.transformer(x)
+        last = jnp.take_along_axis(x, ends[:, None, None], axis=1)[:, 0]
+        return self.projection(self.norm(last)).astype(jnp.float32)
