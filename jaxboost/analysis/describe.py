@@ -101,7 +101,7 @@ def _describe_baseline(config: Config, info: "DatasetInfo") -> dict[str, Any]:
         width = jax.eval_shape(embed, *arguments, system.stats).shape[-1]
     # A binary problem has one row of coefficients.
     rows = 1 if TASKS[info.task].binary else classes
-    trainable = {"prevalence": classes, "knn": 0, "logistic": rows * (width + 1), "boosting": None}[fields.classifier]
+    fitted = {"prevalence": classes, "knn": 0, "zero_shot": 0, "logistic": rows * (width + 1), "boosting": None}
     return {
         "dataset": info.name,
         "backbone": config.model.backbone if fields.features == "encoder" else fields.features,
@@ -109,7 +109,7 @@ def _describe_baseline(config: Config, info: "DatasetInfo") -> dict[str, Any]:
         "classifier": fields.classifier,
         "features": width,
         "classes": classes,
-        "trainable": trainable,
+        "trainable": fitted[fields.classifier],
         "frozen": count(system.frozen),
         "frozen_mib": round(mib(system.frozen), 2),
         "tokens": system.tokens,

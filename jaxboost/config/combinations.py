@@ -43,7 +43,7 @@ def combination_problems(config: Config, wrong: Collection[str]) -> list[str]:
 
 def data_problems(config: Config, info: "DatasetInfo") -> list[str]:
     """Returns the problems of fields that contradict the data set of a config."""
-    checks = (_baseline_dimensions, _binary) if "baseline" in config else _WITH_DATA
+    checks = (_baseline_dimensions, _binary, _prompts) if "baseline" in config else _WITH_DATA
     return [text for check in checks for text in check(config, info)]
 
 
@@ -193,6 +193,14 @@ def _baseline_dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
         yield (
             f"config field baseline.ndim: data set {info.name} is {info.ndim}-D, set it to {info.ndim}, not"
             f" {config.baseline.ndim}"
+        )
+
+
+def _prompts(config: Config, info: "DatasetInfo") -> Iterator[str]:
+    if config.baseline.classifier == "zero_shot" and TASKS[info.task].multi_label:
+        yield (
+            f"config field baseline.classifier: zero_shot compares classes that exclude each other, and {info.name} is"
+            " multi-label: set it to logistic"
         )
 
 

@@ -182,6 +182,7 @@ def _baseline(config: Config) -> Iterator[str]:
             yield f'config field baseline.features: {needs}, set it to "trivial" or "encoder"'
         else:
             yield 'config field baseline.features: prevalence reads none, set it to "none"'
+    yield from _zero_shot(config)
     if fields.features != "encoder":
         return
     if backbone is None or not (backbone.traits.names and backbone.ndim == 2):
@@ -197,6 +198,21 @@ def _baseline(config: Config) -> Iterator[str]:
             ' "random": the control'
         )
     yield from _patch(config)
+
+
+def _zero_shot(config: Config) -> Iterator[str]:
+    fields = config.baseline
+    if fields.classifier != "zero_shot":
+        if fields.text:
+            yield f'config field baseline.text: {fields.classifier} reads no prompts, set it to ""'
+        return
+    if fields.features == "trivial":
+        yield 'config field baseline.features: zero_shot compares prompts with embeddings, set it to "encoder"'
+    if not fields.text:
+        yield (
+            "config field baseline.text is empty: set it to the folder that `jaxboost convert --source SOURCE --prompts"
+            " FILE` made"
+        )
 
 
 _BOTH: Table = (

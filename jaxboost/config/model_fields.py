@@ -256,8 +256,15 @@ BASELINE = {
     "classifier": Field(
         "logistic",
         '"prevalence" (the frequencies of the classes), "logistic" (L2 logistic regression), "knn" (nearest'
-        ' neighbours) or "boosting" (gradient-boosted trees)',
-        choices=("prevalence", "logistic", "knn", "boosting"),
+        ' neighbours), "boosting" (gradient-boosted trees) or "zero_shot" (CLIP\'s cosines with class prompts)',
+        choices=("prevalence", "logistic", "knn", "boosting", "zero_shot"),
+    ),
+    "text": Field(
+        "",
+        "zero-shot classification: CLIP's text encoder with prompts for the classes, a folder made by `jaxboost convert"
+        " --prompts`",
+        resume="free",
+        before="",
     ),
     "ndim": Field(
         2,

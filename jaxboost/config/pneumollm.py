@@ -8,6 +8,11 @@ from ml_collections import ConfigDict
 
 from jaxboost.config.table import get_pneumollm_config
 
+# The normalisation that CLIP was trained with (Radford et al. 2021, the released code).
+CLIP_PIXELS: dict[str, object] = {
+    "model.mean": (0.48145466, 0.4578275, 0.40821073),
+    "model.std": (0.26862954, 0.26130258, 0.27577711),
+}
 # Table 6 from top to bottom, Tables 4 and 5, Figure 6, and a control with random layers, which the paper lacks.
 ROWS: dict[str, dict[str, object]] = {
     "baseline": {

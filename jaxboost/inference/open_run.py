@@ -221,8 +221,9 @@ def _open_baseline(
     folder: pathlib.Path, config: ConfigDict, result: RunResult, info: DatasetInfo, labels: Labels
 ) -> BaselineRun:
     keep_compiled_programs(True)
-    _check_trained(folder, config, {role: _with_tuples(part) for role, part in result.parts.items() if part})
-    built = systems.prepare(config, info)
+    parts = {role: _with_tuples(part) for role, part in result.parts.items() if part}
+    _check_trained(folder, config, parts)
+    built = systems.prepare(config, info, recorded=systems.Recorded(parts=parts))
     replicated, by_batch = step.make_mesh()
     *weights, fingerprints = start.initialise(built, seed=config.seed, replicated=replicated)
     _check_fingerprints(folder, built, fingerprints, result)

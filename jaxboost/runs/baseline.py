@@ -15,8 +15,10 @@ from jaxboost import io, stopping, systems
 from jaxboost.baselines import classifiers, embeddings, features, saved
 from jaxboost.baselines.classifiers import Choice
 from jaxboost.baselines.problem import Data
+from jaxboost.baselines.zero_shot import ZERO_SHOT
 from jaxboost.config import combinations
 from jaxboost.config.types import Config
+from jaxboost.convert import texts
 from jaxboost.data.dataset import Dataset
 from jaxboost.evaluation import metrics, patients, thresholds
 from jaxboost.models.frozen import count
@@ -135,21 +137,23 @@ def _features(
 def _choose(config: Config, dataset: Dataset, found: dict[str, np.ndarray]) -> Choice:
     """Fits the classifier with the hyper-parameters that are best on validation."""
     train, val, task = dataset.splits["train"], dataset.splits["val"], dataset.info.task
+    fields, classes = config.baseline, dataset.info.classes
     data = Data(
         features=found["train"],
         labels=train.labels,
         val_features=found["val"],
         val_labels=val.labels,
         task=task,
-        classes=len(dataset.info.classes),
+        classes=len(classes),
         seed=config.seed,
+        texts=texts.load_classes(io.user_path(fields.text), classes) if fields.classifier == ZERO_SHOT else None,
     )
 
     def score(probabilities: np.ndarray) -> float:
         counted = patients.counted(val, probabilities, task, unit=config.eval.unit)
         return metrics.score(counted.labels, counted.probabilities, task)[config.eval.metric]
 
-    choice = classifiers.choose(config.baseline.classifier, data, score)
+    choice = classifiers.choose(fields.classifier, data, score)
     for hyper, value in choice.tried if len(choice.tried) > 1 else []:
         logger.info("%s: val %s %.4f", report.hyper_text(hyper), config.eval.metric.upper(), value)
     return choice

@@ -153,6 +153,7 @@ class RunResult:
       parameters: parameter counts of the model.
       encoder, block: the pretrained parts of R-LLM; a baseline has only the encoder.
       vision, llama: the pretrained parts of PneumoLLM.
+      text: CLIP's text encoder; its entry is there only if it was used.
       data_sha256, splits_sha256: fingerprints of a user's own data set.
       versions: of Python, the device and the packages that computed the result.
       selection: the best epoch; its weights were evaluated.
@@ -181,6 +182,7 @@ class RunResult:
     block: Part | None = None
     vision: Part | None = None
     llama: Part | None = None
+    text: Part | None = None
     parameters: Parameters
     data_sha256: _Digest | None
     splits_sha256: _Digest | None = None

@@ -139,6 +139,7 @@ class Baseline:
     ndim: int
     views: _Text
     cache: _Text
+    text: _Text = continuing.ADDED["baseline.text"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,17 @@ from flax import nnx
 
 from jaxboost.config.types import Config
 from jaxboost.convert import encoders
+from jaxboost.convert import texts as converted_texts
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.models import embedder
+from jaxboost.systems import texts as clip_texts
 from jaxboost.systems.encoders import resolve_encoder
 from jaxboost.systems.system import Recorded, System, model_arguments, texts, trace, with_attention
 from jaxboost.systems.weights import Pretrained, check_same
 
 # There are no LLaMA layers in a baseline.
 SECTION = ""
-ENCODER = "encoder"
+ENCODER, ZERO_SHOT = "encoder", "zero_shot"
 
 
 class NoEncoder(nnx.Module):
@@ -25,8 +27,10 @@ class NoEncoder(nnx.Module):
 
 
 def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: Recorded | None) -> System:
-    """Prepares the encoder of a baseline, see `systems.prepare`. The system has no trainable weights."""
-    del info, recorded
+    """Prepares the encoder of a baseline, see `systems.prepare`. The system has no trainable weights.
+
+    A finished run has what it needs of the text encoder in its own folder.
+    """
     fields = config.baseline
     parts: tuple[Pretrained, ...] = ()
     title = fields.classifier if fields.features == "none" else f"{fields.classifier} on {fields.features} features"
@@ -38,6 +42,9 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
             "encoder", config.model, config.model, "weights", trainable=False, with_norm=True
         )
         parts = (part,)
+        if fields.classifier == ZERO_SHOT and not recorded:
+            path = clip_texts.find_text("baseline.text", fields.text, config.model, info.classes)
+            parts += (clip_texts.part(path, lambda _: ((), converted_texts.fingerprint_at(path))),)
 
     def build(rngs: nnx.Rngs) -> embedder.Embedder:
         return embedder.build(encoder_arguments=arguments, rngs=rngs, **model_arguments(config))
@@ -50,3 +57,5 @@ def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib
     """Compares the weights of a baseline's encoder, see `systems.check_same_weights`."""
     weights = config.model.weights
     check_same("encoder", "model.weights", weights, finished[ENCODER], encoders.fingerprint_at, folder)
+    text, recorded = config.baseline.text, finished.get(clip_texts.ROLE)
+    check_same("text encoder", "baseline.text", text, recorded, converted_texts.fingerprint_at, folder)
