@@ -197,10 +197,14 @@ def _baseline_dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
 
 
 def _prompts(config: Config, info: "DatasetInfo") -> Iterator[str]:
-    if config.baseline.classifier == "zero_shot" and TASKS[info.task].multi_label:
+    """CLIP's comparison of classes."""
+    is_baseline = "baseline" in config
+    compares = config.baseline.classifier == "zero_shot" if is_baseline else "clip" in config
+    if compares and TASKS[info.task].multi_label:
+        field, name = ("baseline.classifier", "zero_shot") if is_baseline else ("clip.method", config.clip.method)
         yield (
-            f"config field baseline.classifier: zero_shot compares classes that exclude each other, and {info.name} is"
-            " multi-label: set it to logistic"
+            f"config field {field}: {name} compares classes that exclude each other, and {info.name} is multi-label:"
+            f" {'set it to logistic' if is_baseline else 'choose another system'}"
         )
 
 
@@ -242,5 +246,7 @@ _TRAINED: Table = (
     (("model.backbone", "augment", "mix.erase"), _augmentation),
     (("model.backbone", "train.last_batch", "mix"), _last_batch),
 )
-_WITH_DATA = (_dimensions, _binary, _labels)
-_READ_WITH_DATA = ("model.backbone", "model.image_size", "baseline", "eval", "train.class_weights", "train.sampling")
+_WITH_DATA = (_dimensions, _binary, _labels, _prompts)
+_READ_WITH_DATA = (
+    *("model.backbone", "model.image_size", "baseline", "clip", "eval", "train.class_weights", "train.sampling"),
+)

@@ -18,6 +18,8 @@ def checks(config: Config) -> Table:
     """The checks for the config's system."""
     if "baseline" in config:
         return _BASELINE
+    if "clip" in config:
+        return _BOTH + _CLIP
     return _BOTH + (_PNEUMOLLM if "pneumollm" in config else _RLLM)
 
 
@@ -68,8 +70,8 @@ def _patch(config: Config) -> Iterator[str]:
 
 def _layer_decay(config: Config) -> Iterator[str]:
     backbone = backbone_of(config)
-    # PneumoLLM trains no encoder with layers.
-    trained = backbone is not None and "pneumollm" not in config and not config.model.frozen and backbone.traits.stacks
+    # Only R-LLM trains an encoder with layers.
+    trained = backbone is not None and not config.model.get("frozen", True) and backbone.traits.stacks
     if backbone is not None and config.optim.layer_decay != 1 and not trained:
         yield "config field optim.layer_decay: it is for encoders with trained layers, set it to 1"
 
@@ -200,6 +202,30 @@ def _baseline(config: Config) -> Iterator[str]:
     yield from _patch(config)
 
 
+def _clip(config: Config) -> Iterator[str]:
+    """What CLIP with learned prompts needs."""
+    from jaxboost.models.text import TEXT_ENCODERS
+
+    backbone = backbone_of(config)
+    fits = backbone is not None and backbone.traits.names and backbone.ndim == 2 and backbone.head_eps is not None
+    if backbone is not None and not fits:
+        yield (
+            f"config field model.backbone: {config.model.backbone} is no CLIP: set it to one of"
+            f" {', '.join(TEXT_ENCODERS)}"
+        )
+    for field, value, how in (
+        ("model.weights", config.model.weights, '`jaxboost convert` made, or to "random": the control'),
+        ("clip.text", config.clip.text, "`jaxboost convert --source SOURCE --prompts FILE` made"),
+    ):
+        if not value:
+            yield f"config field {field} is empty: set it to the folder that {how}"
+    if config.train.loss != "auto":
+        yield (
+            f"config field train.loss: {config.train.loss} compares logits with 0, and scaled cosines have no such"
+            " meaning: set it to auto"
+        )
+
+
 def _zero_shot(config: Config) -> Iterator[str]:
     fields = config.baseline
     if fields.classifier != "zero_shot":
@@ -231,6 +257,7 @@ _RLLM: Table = (
     (("boost",), _llm("boost")),
     (("boost",), _controls),
 )
+_CLIP: Table = ((("model", "clip", "train.loss"), _clip),)
 _PNEUMOLLM: Table = (
     (("llama",), _llm("llama")),
     (("model.backbone", "pneumollm.every"), _every),

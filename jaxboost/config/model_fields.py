@@ -1,4 +1,4 @@
-"""The fields of the sections `model`, `boost`, `pneumollm`, `llama` and `baseline`."""
+"""The fields of the sections `model`, `boost`, `pneumollm`, `llama`, `clip` and `baseline`."""
 
 from collections.abc import Iterable
 
@@ -21,6 +21,12 @@ def _tokens() -> Iterable[str]:
     from jaxboost.models.pneumollm import TOKENS
 
     return TOKENS
+
+
+def _prompt_methods() -> Iterable[str]:
+    from jaxboost.models.prompted_clip import METHODS
+
+    return METHODS
 
 
 def _attention_modes() -> Iterable[str]:
@@ -118,6 +124,8 @@ BASELINE_MODEL = {
     ),
     **{name: ENCODER[name] for name in ("weights", "weights_source", "weights_convert")},
 }
+# CoOp's encoder of images is always frozen too.
+CLIP_MODEL = MODEL | {name: ENCODER[name] for name in ("weights", "weights_source", "weights_convert")}
 # Fields of PneumoLLM only.
 PNEUMOLLM_MODEL = MODEL | {
     "backbone": Field("", "image encoder: a plain ViT of jaxboost.BACKBONES, or conv14", choices=_pneumollm_encoders)
@@ -243,6 +251,24 @@ LLAMA = {
         "stored",
         'precision of the matrices: "stored" (as the block has them), or "int8" (rounded as they are loaded)',
         choices=("stored", "int8"),
+    ),
+}
+
+# Not PneumoLLM's tokens of similar names (pneumollm.tokens): these systems have no LLM.
+CLIP = {
+    "method": Field(
+        "coop_clip",
+        'learned prompts of a frozen CLIP: "coop_clip" (CoOp: one context for all images) or "cocoop_clip" (CoCoOp: a'
+        " meta-network of the image shifts the context)",
+        choices=_prompt_methods,
+    ),
+    "text": Field(
+        "",
+        "CLIP's text encoder with the names of the classes, a folder made by `jaxboost convert --prompts`",
+        resume="free",
+    ),
+    "context": Field(
+        16, "number of learned context vectors in front of each class name", range=Range(least=1, most=1024)
     ),
 }
 

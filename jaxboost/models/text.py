@@ -1,6 +1,7 @@
 """CLIP's text encoder (Radford et al. 2021, section 2.4)."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,3 +77,24 @@ class TextEncoder(nnx.Module):
             x = self.transformer(x)
         last = jnp.take_along_axis(x, ends[:, None, None], axis=1)[:, 0]
         return self.projection(self.norm(last)).astype(jnp.float32)
+
+
+def _published(width: int, heads: int, embedding_width: int) -> dict[str, Any]:
+    return dict(
+        context=77,
+        width=width,
+        depth=12,
+        heads=heads,
+        mlp_width=4 * width,
+        eps=1e-5,
+        activation="quick_gelu",
+        embedding_width=embedding_width,
+    )
+
+
+# The text encoders that belong to the encoders of images in `backbones.BACKBONES` (Radford et al. 2021, Table 19).
+TEXT_ENCODERS = {
+    "clip_vit_b32": _published(width=512, heads=8, embedding_width=512),
+    "clip_vit_b16": _published(width=512, heads=8, embedding_width=512),
+    "clip_vit_l14": _published(width=768, heads=12, embedding_width=768),
+}

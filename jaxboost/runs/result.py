@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from jaxboost import io, schema
 from jaxboost.errors import UserError
+from jaxboost.models import prompted_clip
 from jaxboost.runs.saved_config import ConfigJson, Scalar
 from jaxboost.systems.weights import ROLES
 from jaxboost.tasks import TaskName
@@ -21,7 +22,11 @@ BASELINE = "baseline"
 # What a run costs differs from machine to machine.
 COSTS = ("seconds", "seconds_by_part", "memory_gb")
 # Other entries `boost` than R-LLM's variants -> the pretrained parts of the system.
-_PARTS = {"pneumollm": ("vision", "llama"), BASELINE: ("encoder",)}
+_PARTS = {
+    "pneumollm": ("vision", "llama"),
+    BASELINE: ("encoder",),
+    **dict.fromkeys(prompted_clip.METHODS, ("encoder", "text")),
+}
 
 _Text = Annotated[str, Field(max_length=10_000)]
 _Digest = Annotated[str, Field(max_length=64)]
@@ -147,11 +152,11 @@ class RunResult:
         examples in each split.
       seed, protocol, config: settings of the run; `config` is the content of config.json.
       warning: a warning about comparing the metrics with others; None: no warning.
-      model, boost: the backbone, and the boost variant, "pneumollm", or BASELINE; a baseline without an encoder has the
-        name of its features as `model`.
+      model, boost: the backbone, and the boost variant, "pneumollm", one of `prompted_clip.METHODS`, or BASELINE; a
+        baseline without an encoder has the name of its features as `model`.
       width: see `systems.System`; None also in results of earlier versions.
       parameters: parameter counts of the model.
-      encoder, block: the pretrained parts of R-LLM; a baseline has only the encoder.
+      encoder, block: the pretrained parts of R-LLM; a baseline and CLIP have only the encoder.
       vision, llama: the pretrained parts of PneumoLLM.
       text: CLIP's text encoder; its entry is there only if it was used.
       data_sha256, splits_sha256: fingerprints of a user's own data set.

@@ -35,7 +35,7 @@ _LEFT_OUT = (
 # Fields of the sections about the LLM that decide which weights are read.
 _WEIGHTS = (
     *("kind", "used", "family", "block", "source", "convert", "layers", "control", "final_norm", "weights"),
-    *("vision", "vision_source", "vision_convert"),
+    *("vision", "vision_source", "vision_convert", "text", "context"),
 )
 
 
@@ -110,7 +110,7 @@ def _weights_problem(config: Config, info: DatasetInfo, known: dict[str, str]) -
     """Finds the pretrained weights of a config, or converts them if it asks for that; returns what is wrong."""
     if "baseline" in config:
         return []
-    sections = [config[name].to_dict() for name in ("boost", "pneumollm", "llama") if name in config]
+    sections = [config[name].to_dict() for name in ("boost", "pneumollm", "llama", "clip") if name in config]
     fields = [config.model.get(name) for name in ("backbone", "weights", "weights_source", "weights_convert")]
     # Most arms have the weights of another arm, and tracing a model takes seconds.
     key = repr([*fields, [{name: each.get(name) for name in _WEIGHTS} for each in sections]])

@@ -11,50 +11,24 @@ from jaxboost.analysis import describe
 from jaxboost.baselines.classifiers import CLASSIFIERS
 from jaxboost.baselines.zero_shot import ZeroShot
 from jaxboost.config import load_config, validation
-from jaxboost.convert import class_prompts, convert
+from jaxboost.convert import class_prompts
 from jaxboost.errors import UserError
 from jaxboost.inference import open_run
-from jaxboost.models.backbones import BACKBONES, Backbone
-from jaxboost.models.vit import ViT
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.runs import train, workdir
 from tests import finished_runs
-from tests.baselines.small import SIDE, small_config, write_images
+from tests.baselines.small import small_config, write_images
 from tests.convert import clip_checkpoints as clip
 from tests.convert import vision_checkpoints as vision
-
-# In another order than the classes of the data set.
-PROMPTS = {"light": ["a light image"], "dark": ["a dark image"], "grey": ["a grey image"]}
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-TINY = Backbone(
-    encoder=ViT,
-    ndim=2,
-    arguments=dict(
-        patch=7,
-        width=vision.WIDTH,
-        depth=vision.DEPTH,
-        heads=vision.HEADS,
-        mlp_width=vision.MLP_WIDTH,
-        eps=vision.EPS,
-        activation="quick_gelu",
-        patch_bias=False,
-        pre_norm=True,
-    ),
-    head_eps=vision.EPS,
-)
+from tests.models import clip_cases
+from tests.models.clip_cases import MEAN, PROMPTS, SIDE, STD
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A CLIP, and the folder of its text encoder `text` and its vision encoder `vision`."""
-    folder = tmp_path_factory.mktemp("clip")
-    own = vision.KINDS["clip"][1]["vision_config"] | {"patch_size": 7, "image_size": SIDE}
-    model = clip.tiny(vision_config=own)
-    source = clip.write(folder / "source", model)
-    class_prompts.convert_text(source, PROMPTS, folder / "text")
-    convert(source, "all", folder / "vision")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "clip_tiny", TINY)
-        yield model, folder
+        patch.setitem(BACKBONES, clip_cases.NAME, clip_cases.BACKBONE)
+        yield clip_cases.write(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +39,9 @@ def images(tmp_path_factory):
 @pytest.fixture
 def config(checkpoint, images):
     def make(**changes):
-        _, folder = checkpoint
+        folder = checkpoint.folder
         fields = {
-            "model.backbone": "clip_tiny",
+            "model.backbone": clip_cases.NAME,
             "model.weights": str(folder / "vision"),
             "model.mean": MEAN,
             "model.std": STD,
@@ -79,7 +53,7 @@ def config(checkpoint, images):
 
 
 def test_probabilities_are_those_of_transformers(checkpoint, config, images, tmp_path):
-    model, folder = checkpoint
+    model, folder = checkpoint.model, checkpoint.folder
     train.train_and_evaluate(config(), tmp_path / "run")
     names = finished_runs.named_predictions(tmp_path / "run")
     pixels = np.stack([np.asarray(Image.open(images / name)) for name in names])
@@ -111,7 +85,7 @@ def test_probabilities_are_those_of_transformers(checkpoint, config, images, tmp
 
 
 def test_a_prediction_needs_no_text_encoder(checkpoint, config, tmp_path):
-    _, folder = checkpoint
+    folder = checkpoint.folder
     text = shutil.copytree(folder / "text", tmp_path / "text")
     train.train_and_evaluate(config(**{"baseline.text": str(text)}), tmp_path / "run")
     shutil.rmtree(text)
@@ -157,7 +131,7 @@ def test_fields_that_do_not_go_together(changes, words):
 
 
 def test_what_does_not_belong_together_is_refused(checkpoint, config, tmp_path):
-    _, folder = checkpoint
+    folder = checkpoint.folder
     cases = {}
     class_prompts.convert_text(str(folder / "source"), {"dark": ["a dark image"]}, tmp_path / "few")
     cases["has no prompt for the class 'grey', 'light'"] = {"baseline.text": str(tmp_path / "few")}

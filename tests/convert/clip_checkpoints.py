@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.convert import vision_checkpoints as vision
 
-WIDTH, HEADS, DEPTH, MLP_WIDTH, CONTEXT, EMBEDDING_WIDTH, EPS = 20, 2, 3, 28, 32, 12, 2e-3
+WIDTH, HEADS, DEPTH, MLP_WIDTH, CONTEXT, EMBEDDING_WIDTH, EPS = 20, 2, 3, 28, 32, 48, 2e-3
 LOGIT_SCALE = 2.0  # the logarithm of the scale
 PROMPTS = {
     "dark": ["a dark image", "an image without light"],

@@ -146,7 +146,7 @@ def test_one_tower_alone_is_refused(source, tmp_path):
 @pytest.mark.parametrize(
     ("config", "tensors", "message"),
     [
-        ({"projection_dim": 16}, {}, r"visual_projection.weight has the shape \(12, 24\) instead of \(16, 24\)"),
+        ({"projection_dim": 16}, {}, r"visual_projection.weight has the shape \(48, 24\) instead of \(16, 24\)"),
         ({}, {"visual_projection.weight": None}, "missing: visual_projection.weight"),
         ({}, {"text_model.final_layer_norm.bias": None}, "missing: text_model.final_layer_norm.bias"),
         ({"text_config": {"hidden_act": "relu"}}, {}, "the activation is 'relu', not one of gelu, quick_gelu"),

@@ -1,0 +1,81 @@
+"""CoOp and CoCoOp from a config: the model, and the weights of CLIP's two encoders, which are frozen."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from jaxboost.config.types import Config
+from jaxboost.convert import encoders
+from jaxboost.convert import texts as converted_texts
+from jaxboost.convert.placing import Placement, placed
+from jaxboost.data.dataset import DatasetInfo
+from jaxboost.errors import UserError
+from jaxboost.models import prompted_clip
+from jaxboost.models.prompted_clip import PromptedClip, PromptSpec
+from jaxboost.models.text import TEXT_ENCODERS
+from jaxboost.systems import texts
+from jaxboost.systems.encoders import resolve_encoder
+from jaxboost.systems.system import FixedTokens, Recorded, System, model_arguments, trace, with_attention
+from jaxboost.systems.system import texts as texts_of
+from jaxboost.systems.weights import Pretrained, check_same
+
+# There are no LLaMA layers in CLIP.
+SECTION = ""
+# The place of the end in a class name of one token and a full stop, if no text encoder is read.
+_END = 3
+
+
+def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: Recorded | None) -> System:
+    """Prepares CoOp or CoCoOp, see `systems.prepare`. Both encoders are frozen."""
+    del recorded
+    fields, model = config.clip, config.model
+    parts: tuple[Pretrained, ...] = ()
+    arguments: dict[str, Any] = {}
+    if with_weights:
+        path = texts.find_text("clip.text", fields.text, model, info.classes)
+        manifest = converted_texts.read_manifest(path)
+        ends = {each.name: each.end for each in manifest.classes}
+        spec = _spec(config, dict(manifest.arguments), tuple(ends[name] for name in info.classes))
+        part, arguments = resolve_encoder("encoder", model, model, "weights", trainable=False, with_norm=True)
+        parts = (part, texts.part(path, lambda placement: _load(path, info, placement), (("text",), ("classes",))))
+    else:
+        spec = _spec(config, TEXT_ENCODERS[model.backbone], (_END,) * len(info.classes))
+
+    def build(rngs: nnx.Rngs) -> PromptedClip:
+        return prompted_clip.build(spec=spec, encoder_arguments=arguments, rngs=rngs, **model_arguments(config))
+
+    pixels = {name: model[name] for name in ("backbone", "image_size", "mean", "std", "dtype")}
+    return System(
+        **trace(with_attention(config, build)),
+        title=f"{model.backbone} + {fields.method}{texts_of(parts)}",
+        pretrained=parts,
+        boost=fields.method,
+        fixed_tokens=FixedTokens(role="encoder", key=f"clip {pixels}"),
+    )
+
+
+def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib.Path) -> None:
+    """Compares the weights of both encoders, see `systems.check_same_weights`."""
+    weights, text = config.model.weights, config.clip.text
+    check_same("encoder", "model.weights", weights, finished["encoder"], encoders.fingerprint_at, folder)
+    check_same("text encoder", "clip.text", text, finished[texts.ROLE], converted_texts.fingerprint_at, folder)
+
+
+def _spec(config: Config, text: dict[str, Any], ends: tuple[int, ...]) -> PromptSpec:
+    fields = config.clip
+    spec = PromptSpec(method=fields.method, context=fields.context, text=text, ends=ends)
+    if spec.context + spec.tokens > text["context"]:
+        raise UserError(
+            f"config field clip.context: {spec.context} vectors and the {spec.tokens} tokens of the longest class name"
+            f" are more than the text encoder's {text['context']}: set it to {text['context'] - spec.tokens} or less"
+        )
+    return spec
+
+
+def _load(path: pathlib.Path, info: DatasetInfo, placement: Placement) -> tuple[tuple[dict[str, Any], ...], str]:
+    found = converted_texts.load_classes(path, info.classes)
+    arrays = {"names": found.names, "projection": found.projection, "scale": np.full(1, found.scale, np.float32)}
+    of_classes = {name: placed(array, placement) for name, array in arrays.items()}
+    return (converted_texts.load_weights(path, placement), of_classes), converted_texts.fingerprint_at(path)
