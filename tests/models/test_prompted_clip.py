@@ -159,7 +159,16 @@ def test_context_that_is_too_long(checkpoint):
         systems.prepare(make_config(checkpoint, "coop_clip", **{"clip.context": most + 1}), INFO)
 
 
-def test_frozen_weights_get_no_gradient_and_16_bits_are_near(checkpoint):
+def test_the_random_control(checkpoint):
+    """An encoder of images that was not pretrained; the text encoder stays."""
+    system = systems.prepare(make_config(checkpoint, "coop_clip", **{"model.weights": "random"}), INFO)
+    assert {part.role: part.about["source"] for part in system.pretrained} == {"encoder": "random", "text": "source"}
+    other = {"model.weights": "random", "model.backbone": "vit_tiny"}
+    with pytest.raises(UserError, match=r"vision encoder of width 24, and model\.backbone=vit_tiny has 128: choose"):
+        systems.prepare(make_config(checkpoint, "coop_clip", **other), INFO)
+
+
+def test_16_bits_are_near(checkpoint):
     system, params, frozen, images = make(checkpoint, "cocoop_clip")
     half = systems.prepare(make_config(checkpoint, "cocoop_clip", **{"model.dtype": "bfloat16"}), INFO)
     exact, near = (
