@@ -85,8 +85,8 @@ class PromptedClip(nnx.Module):
     2022a, Equation 2; in CoCoOp the context depends on the image, Zhou et al. 2022b, Equation 3).
 
     Args:
-      encoder: of the images.
-      head_norm: its final LayerNorm.
+      encoder: of the images, frozen.
+      head_norm: its final LayerNorm, frozen.
       spec: everything else that shapes the model.
       mean, std: of pixels in [0, 1], one value or three.
       dtype: of the encoders' computation; cosines are float32.
@@ -110,7 +110,7 @@ class PromptedClip(nnx.Module):
         rngs: nnx.Rngs,
     ):
         width, embedding_width = spec.text["width"], spec.text["embedding_width"]
-        self.encoder, self.head_norm = freeze(encoder), freeze(head_norm)
+        self.encoder, self.head_norm = encoder, head_norm
         self.method, self.ends, self.dtype = spec.method, tuple(spec.ends), dtype
         self.mean, self.std = tuple(mean), tuple(std)
         # First, so that the trained weights of a seed do not depend on the size of the frozen ones.
@@ -189,8 +189,8 @@ def build(
     row = BACKBONES[backbone]
     if row.head_eps is None:
         raise ValueError(f"backbone {backbone} has no final norm")
-    encoder = row.build(image_size=image_size, dtype=dtype, remat=remat, rngs=rngs, **encoder_arguments)
-    norm = layer_norm(encoder.width, eps=encoder_arguments.get("eps", row.head_eps), dtype=dtype, rngs=rngs)
+    encoder = freeze(row.build(image_size=image_size, dtype=dtype, remat=remat, rngs=rngs, **encoder_arguments))
+    norm = freeze(layer_norm(encoder.width, eps=encoder_arguments.get("eps", row.head_eps), dtype=dtype, rngs=rngs))
     return PromptedClip(encoder, head_norm=norm, spec=spec, mean=mean, std=std, dtype=dtype, remat=remat, rngs=rngs)
 
 
