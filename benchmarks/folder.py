@@ -64,9 +64,9 @@ class Start:
         seconds = {"search": 0.0}
         find = near_duplicates.find
 
-        def timed(*arguments: Any) -> Any:
+        def timed(*arguments: Any, **options: Any) -> Any:
             start = time.perf_counter()
-            found = find(*arguments)
+            found = find(*arguments, **options)
             seconds["search"] = time.perf_counter() - start
             return found
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
         plain = flops(with_boost, encoder_alone=True)
     else:
         fields = {"llama.used": False} if "pneumollm" in config else {"boost.kind": "none"}
-        plain = flops(prepare(continuing.with_values(config, fields), info, with_weights=False))
+        plain = flops(prepare(with_overrides(config, fields), info, with_weights=False))
 
     return {
         "dataset": info.name,

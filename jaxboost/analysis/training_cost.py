@@ -33,7 +33,7 @@ def training_cost(config: Config, count: int) -> TrainingCost:
     import jax.numpy as jnp
 
     from jaxboost.models.frozen import merge
-    from jaxboost.runs import datasets, train
+    from jaxboost.runs import assembly, datasets
     from jaxboost.systems import prepare
     from jaxboost.training.flops import count_flops
 
@@ -46,7 +46,7 @@ def training_cost(config: Config, count: int) -> TrainingCost:
     def encode(images: jax.Array, *each: Any) -> jax.Array:
         return merge(system.graphdef, *each).encode(images)
 
-    fixed = train.fixed_tokens(system, config)
+    fixed = assembly.fixed_tokens(config)
     if fixed is None:
         return TrainingCost(once=0, each=whole)
     shape = jax.eval_shape(encode, image, *weights).shape[1:]

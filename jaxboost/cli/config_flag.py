@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jaxboost.config import load_config
 from jaxboost.config.continuing import flat
-from jaxboost.config.loading import check_field
+from jaxboost.config.overrides import check_field
 from jaxboost.config.validation import type_in_words
 from jaxboost.errors import UserError
 

@@ -36,8 +36,8 @@ def run() -> None:
             app.check_single_task()
         if processes.is_wanted() and "train" in fields and fields.train.deterministic:
             raise UserError(
-                "config field train.deterministic: it does not go together with --distributed, where each process"
-                " chooses its kernels: leave out one of them; on a CPU a run gives the same bits without it"
+                "config field train.deterministic: it does not go together with --distributed, where sums over the"
+                " processes have no fixed order: leave out one of them; on a CPU a run gives the same bits without it"
             )
         with processes.joined() as start:
             file, argument = loading.split_argument(config_flag.named(config))

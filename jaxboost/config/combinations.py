@@ -168,6 +168,14 @@ def _last_batch(config: Config) -> Iterator[str]:
         yield f'config field train.last_batch: {what} need whole batches: set it to "drop"'
 
 
+def _deterministic(config: Config) -> Iterator[str]:
+    if config.train.deterministic and config.model.attention == "fused":
+        yield (
+            "config field model.attention: fused attention has no fixed order of sums in its gradient, against"
+            ' train.deterministic: set it to "auto", or train.deterministic=False'
+        )
+
+
 def _dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
     from jaxboost.models.backbones import BACKBONES
 
@@ -245,6 +253,7 @@ _TRAINED: Table = (
     (("train.class_weights",), _class_weights),
     (("model.backbone", "augment", "mix.erase"), _augmentation),
     (("model.backbone", "train.last_batch", "mix"), _last_batch),
+    (("train.deterministic", "model.attention"), _deterministic),
 )
 _WITH_DATA = (_dimensions, _binary, _labels, _prompts)
 _READ_WITH_DATA = (

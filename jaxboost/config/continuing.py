@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxboost.config.overrides import with_overrides
 from jaxboost.config.table import ALL_FIELDS
 
 AUTO = "auto"  # of fields whose value the first start of a run chooses
@@ -63,14 +64,7 @@ def with_choices(config: ConfigDict, before: Callable[[], Mapping[str, Any] | No
     names = [name for name, field in ALL_FIELDS.items() if field.resume == "auto" and found.get(name) == AUTO]
     recorded = (before() or {}) if names else {}
     values = {name: recorded[name] for name in names if name in recorded}
-    return with_values(config, values) if values else config
-
-
-def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
-    """Returns a copy of a config with other values, by dotted name."""
-    copy = config.copy_and_resolve_references()
-    copy.update_from_flattened_dict(dict(values))
-    return copy
+    return with_overrides(config, values) if values else config
 
 
 def _agree(name: str, before: Any, now: Any) -> bool:

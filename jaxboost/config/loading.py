@@ -13,8 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxboost import io
-from jaxboost.config.continuing import flat
-from jaxboost.config.table import fields_of
+from jaxboost.config.overrides import with_overrides
 from jaxboost.errors import UserError, nearest
 
 _numbers = itertools.count()
@@ -62,49 +61,6 @@ def load_config(name_or_path: str, **overrides: Any) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"config {name_or_path}: get_config returns {type(config).__name__}, not a ConfigDict")
     return with_overrides(config.lock(), overrides)
-
-
-def with_overrides(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
-    """Sets fields of a config, given by their dotted names, and returns the same config.
-
-    Raises:
-      UserError: there is no such field, or the value has the wrong type.
-    """
-    for name, value in overrides.items():
-        check_field(config, name)
-        try:
-            config.update_from_flattened_dict({name: value})
-        except (TypeError, ValueError):
-            wanted = type(flat(config)[name]).__name__
-            raise UserError(
-                f"config field {name}: {value!r} has the type {type(value).__name__}, the field needs {wanted}"
-            ) from None
-    return config
-
-
-def check_field(config: ConfigDict, path: str, flag: str = "") -> None:
-    """Raises UserError if a config has no field of a dotted name; a section is no field.
-
-    Args:
-      config: the config.
-      path: the dotted name.
-      flag: prefix of the name in messages, such as "--config."
-    """
-    section, names = config, path.split(".")
-    for depth, name in enumerate(names):
-        where = ".".join(["config", *names[:depth]])
-        if not isinstance(section, ConfigDict):
-            raise UserError(f"unknown config field {flag}{path}: {where} is a value and has no fields")
-        if name not in section:
-            fields = ", ".join(section)
-            raise UserError(
-                f"unknown config field {flag}{path}: {nearest(name, section)} the fields of {where} are {fields}"
-            )
-        section = section[name]
-    if isinstance(section, ConfigDict):
-        names = (name for name in fields_of(config) if name.startswith(f"{path}."))
-        example = next(names, f"{path}.{next(iter(section))}")
-        raise UserError(f"config field {flag}{path} is a section: give its fields, such as {flag}{example}")
 
 
 def split_argument(name_or_path: str) -> tuple[str, str | None]:

@@ -142,8 +142,8 @@ TRAIN = {
     ),
     "deterministic": Field(
         False,
-        "on a GPU: only kernels that give the same bits each time, chosen as in the run's first start; slower, and"
-        " compiled programs are not kept. A CPU gives the same bits without it",
+        "on a GPU: only kernels that give the same bits each time, and none chosen by measuring; slower. A CPU gives"
+        " the same bits without it",
         before=False,
     ),
     "fsdp": Field(

@@ -38,7 +38,7 @@ def complete(
 
     Args:
       config, folder, splits: see `train.train_and_evaluate`.
-      check_lock: see `loop.Loop`.
+      check_lock: see `active_run.ActiveRun`.
 
     Returns:
       The content of result.json.

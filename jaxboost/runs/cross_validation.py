@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxboost import io, processes, systems
 from jaxboost.config import continuing, validate
+from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset
 from jaxboost.errors import UserError
@@ -53,7 +54,7 @@ def train_and_evaluate(config: Config, folder: pathlib.Path) -> dict[str, Any] |
     """
     validate(config)
     if "train" in config and config.train.deterministic:
-        deterministic.prepare(folder)
+        deterministic.prepare()
     datasets.check_folds(config)
     if not config.data.folds:
         return train.train_and_evaluate(config, folder)
@@ -173,9 +174,7 @@ def _of_all(config: Config) -> Config:
 
 
 def _of_fold(config: Config, number: int) -> Config:
-    one = config.copy_and_resolve_references()
-    one.data.fold = number
-    return one
+    return with_overrides(config, {"data.fold": number})
 
 
 def _checked(config: Config, folder: pathlib.Path) -> Dataset:

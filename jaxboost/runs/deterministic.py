@@ -1,74 +1,64 @@
-"""`train.deterministic`: XLA's settings with which a GPU computes the same bits again, also when a run goes on.
+"""`train.deterministic`: XLA's setting with which a GPU computes the same bits again, also when a run goes on.
 
 Two things differ from start to start on a GPU: kernels whose sums depend on the order of threads, and the choice among
-kernels by measuring them (autotuning). The first are excluded; the choices are kept in a file of the run's folder, and
-read from there by later starts. XLA reads its settings once, when jax's backend starts, so they are made first of all.
-A CPU computes the same bits without them.
+kernels by measuring them (autotuning). XLA's flag excludes the first and switches the second off. XLA reads it once,
+when jax's backend starts, so it is given first of all. A CPU computes the same bits without it.
 """
 
 import logging
 import os
-import pathlib
 import re
 
 from jaxboost.errors import UserError
 
-FILE = "autotuning.textproto"
+FLAG = "--xla_gpu_deterministic_ops"
 _VARIABLE = "XLA_FLAGS"
-_EXCLUDE = "--xla_gpu_exclude_nondeterministic_ops"
-_DUMP, _LOAD = "--xla_gpu_dump_autotune_results_to", "--xla_gpu_load_autotune_results_from"
-_OURS = (_EXCLUDE, _DUMP, _LOAD)
 
 logger = logging.getLogger(__name__)
 
 
-def prepare(folder: pathlib.Path) -> None:
-    """Makes XLA's settings for the run in `folder`, if jax's backend has not started.
+def prepare() -> None:
+    """Gives XLA the flag, if jax's backend has not started.
 
     Raises:
-      UserError: it has started on another device than a CPU, and not with these settings: by other code of the process,
-        or for another run. Or the settings cannot be given.
+      UserError: it has started on another device than a CPU and without the flag, by other code of the process. Or the
+        flag cannot be given.
     """
     given = os.environ.get(_VARIABLE, "")
     if _has_started():
-        if not _is_cpu() and not is_given(given, folder):
+        if not _is_cpu() and not is_given(given):
             raise UserError(
-                f"config field train.deterministic: jax has started before, without the settings for {folder}: give"
-                " each run a process of its own, in which nothing uses jax before the training"
+                "config field train.deterministic: jax has started before, without its setting: set"
+                f" {_VARIABLE}={FLAG}=true in the environment, or train before anything else uses jax"
             )
         return
-    os.environ[_VARIABLE] = with_flags(given, folder)
-    logger.info("deterministic: the choice of kernels on a GPU is kept in %s", folder / FILE)
+    os.environ[_VARIABLE] = with_flag(given)
+    logger.info("deterministic: %s has %s=true", _VARIABLE, FLAG)
 
 
-def with_flags(given: str, folder: pathlib.Path) -> str:
-    """The value of XLA_FLAGS for the run in `folder`.
+def with_flag(given: str) -> str:
+    """A value of XLA_FLAGS with the flag.
 
     Args:
       given: the value so far, whose other settings stay.
-      folder: of the run. Its file of choices is read if there is one.
 
     Raises:
-      UserError: `given` names a file, or the folder has a character that XLA_FLAGS cannot hold.
+      UserError: `given` names a file.
     """
-    # Quoted values may have spaces.
-    words = re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", given)
+    words = _words(given)
     if words and not words[0].startswith("--"):
-        raise UserError(f"{_VARIABLE}={given} is not a list of flags: train.deterministic adds some, give them as text")
-    file = str((folder / FILE).absolute())
-    if any(mark in file for mark in "\"'\\\n"):
-        raise UserError(
-            f"--workdir {folder}: with train.deterministic it must not have a quotation mark or a backslash"
-        )
-    # XLA takes a quoted value; a name may have spaces.
-    flags = [f"{_EXCLUDE}=true", f'{_DUMP}="{file}"', *([f'{_LOAD}="{file}"'] if (folder / FILE).exists() else [])]
-    return " ".join([*(word for word in words if word.partition("=")[0] not in _OURS), *flags])
+        raise UserError(f"{_VARIABLE}={given} is not a list of flags: train.deterministic adds one, give them as text")
+    return " ".join([*(word for word in words if word.partition("=")[0] != FLAG), f"{FLAG}=true"])
 
 
-def is_given(given: str, folder: pathlib.Path) -> bool:
-    """Whether a value of XLA_FLAGS has the settings for the run in `folder`."""
-    file = str((folder / FILE).absolute())
-    return f"{_EXCLUDE}=true" in given.split() and f'{_DUMP}="{file}"' in given
+def is_given(given: str) -> bool:
+    """Whether a value of XLA_FLAGS has the flag."""
+    return f"{FLAG}=true" in _words(given)
+
+
+def _words(given: str) -> list[str]:
+    # Quoted values may have spaces.
+    return re.findall(r"""(?:[^\s"']|"[^"]*"|'[^']*')+""", given)
 
 
 def _has_started() -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import pathlib
 import time
 from collections.abc import Mapping
@@ -9,11 +10,12 @@ from typing import Any
 
 from jaxboost import processes, stopping
 from jaxboost.config import continuing, validate
+from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 from jaxboost.errors import UserError
-from jaxboost.runs import datasets, memory, train, workdir
+from jaxboost.runs import assembly, datasets, memory, train, workdir
 from jaxboost.runs.lock import locked
-from jaxboost.systems.start import Loaded
+from jaxboost.systems.start import Shared
 from jaxboost.training.clock import Clock
 from jaxboost.training.engine import Together
 from jaxboost.training.program import make_objective, make_program
@@ -24,10 +26,7 @@ logger = logging.getLogger(__name__)
 def of_config(config: Config, folder: pathlib.Path) -> dict[pathlib.Path, Config]:
     """Folder -> config of each of the runs that `train.seeds` asks for; `folder`/seed<k> has seed k."""
     numbers = range(config.seed, config.seed + config.train.seeds)
-    return {
-        folder / f"seed{number}": continuing.with_values(config, {"seed": number, "train.seeds": 1})
-        for number in numbers
-    }
+    return {folder / f"seed{number}": with_overrides(config, {"seed": number, "train.seeds": 1}) for number in numbers}
 
 
 def train_and_evaluate(runs: Mapping[pathlib.Path, Config]) -> dict[pathlib.Path, dict[str, Any]] | None:
@@ -82,15 +81,22 @@ def check(config: Config) -> None:
         ("data.folds", config.data.folds > 0, "its folds are trained one after the other"),
         ("data.train_fraction", config.data.train_fraction < 1, "each seed draws other samples"),
         ("train.fsdp", config.train.fsdp, "it splits the weights of one run"),
-        ("train.deterministic", config.train.deterministic, "it pins the kernels of one run"),
+        ("train.deterministic", config.train.deterministic, "its setting is for a run alone"),
     ):
         if wrong:
             raise UserError(f"config field train.seeds: it does not go together with {name}, as {why}: {fix}")
+    tokens = assembly.fixed_tokens(config)
+    if tokens is not None and tokens.drawn_by and tokens.most_gb:
+        at_each_step = "" if tokens.most_gb == math.inf else "; or set model.cache_gb=0: the encoder runs at each step"
+        raise UserError(
+            f"config field train.seeds: it does not go together with {tokens.drawn_by}=random, as each seed would keep"
+            f" other tokens of its frozen encoder: {fix}{at_each_step}"
+        )
 
 
 def _train(todo: Mapping[pathlib.Path, Config]) -> list[dict[str, Any]] | None:
     """Trains runs that are not finished."""
-    peak, loaded, loops = memory.Peak(), Loaded(), []
+    peak, shared, runs = memory.Peak(), Shared(), []
     # The time of all is divided among them, from here on.
     clocks = [Clock(lambda: time.monotonic() / len(todo)) for _ in todo]
     with contextlib.ExitStack() as stack:
@@ -99,12 +105,12 @@ def _train(todo: Mapping[pathlib.Path, Config]) -> list[dict[str, Any]] | None:
         _check_alike(configs)
         stack.enter_context(datasets.shared_in(next(iter(todo))))
         for (folder, config), lock, clock in zip(configs.items(), locks, clocks, strict=True):
-            options = dict(check_lock=lock.check, loaded=loaded, clock=clock)
-            if loops:
-                loops.append(train.assemble_like(loops[0], config, folder, **options))
+            options = dict(check_lock=lock.check, shared=shared, clock=clock)
+            if runs:
+                runs.append(assembly.assemble_like(runs[0], config, folder, **options))
             else:
-                loops.append(train.assemble(config, folder, **options))
-        first = loops[0]
+                runs.append(assembly.assemble(config, folder, **options))
+        first = runs[0]
         program = make_program(
             first.config,
             first.system.graphdef,
@@ -113,7 +119,7 @@ def _train(todo: Mapping[pathlib.Path, Config]) -> list[dict[str, Any]] | None:
             on_device=first.program.reading is not None,
             several=True,
         )
-        return train.complete(Together(loops, program), peak)
+        return train.complete(Together(runs, program), peak)
 
 
 def _check_alike(configs: Mapping[pathlib.Path, Config]) -> None:

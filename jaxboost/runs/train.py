@@ -4,42 +4,25 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxboost import io, processes, stopping, systems
-from jaxboost.config import combinations, continuing, validate, validation
+from jaxboost.config import validate
 from jaxboost.config.types import Config
-from jaxboost.data.dataset import Dataset
-from jaxboost.data.pipeline import batches
-from jaxboost.data.pipeline.augment import Augment
 from jaxboost.errors import UserError
-from jaxboost.evaluation import patients, thresholds
-from jaxboost.models.frozen import Tree
-from jaxboost.processes import arrays
-from jaxboost.runs import baseline, datasets, memory, report, together, workdir
+from jaxboost.runs import assembly, baseline, datasets, memory, report, together, workdir
 from jaxboost.runs.lock import locked
 from jaxboost.runs.result import RunResult, Selection
-from jaxboost.systems import start
-from jaxboost.systems.system import FixedTokens, System
-from jaxboost.training import feed, source_tokens, step, steps
-from jaxboost.training.cache import keep_compiled_programs
+from jaxboost.training import loop
+from jaxboost.training.active_run import ActiveRun, timed
 from jaxboost.training.checkpoints import checkpoint_folder, stored
-from jaxboost.training.checkpoints.checkpointer import Checkpointer, Progress
-from jaxboost.training.clock import Clock
+from jaxboost.training.checkpoints.checkpointer import Checkpointer
 from jaxboost.training.engine import Alone, Engine
-from jaxboost.training.loop import Loop, timed
-from jaxboost.training.mixing import Mixing
-from jaxboost.training.on_device import rows
-from jaxboost.training.program import Program, make_objective, make_program
 
 logger = logging.getLogger(__name__)
-
-PROTOCOLS = {"validation": "val", "reference": "test"}  # protocol -> split that picks the epoch
 
 
 def train_and_evaluate(
@@ -87,7 +70,7 @@ def train_and_evaluate(
                 if "baseline" in config:
                     return baseline.complete(config, folder, splits, lock.check)
                 peak = memory.Peak()
-                contents = complete(Alone(assemble(config, folder, splits, check_lock=lock.check)), peak)
+                contents = complete(Alone(assembly.assemble(config, folder, splits, check_lock=lock.check)), peak)
                 return None if contents is None else contents[0]
         except stopping.Stopped:
             # Of several processes, the others have to hear that this one ends without them.
@@ -102,239 +85,26 @@ def resolved(config: Config, folder: pathlib.Path) -> Config:
     return systems.resolved(config, lambda: workdir.config_in(folder, quiet=True))
 
 
-def assemble(
-    config: Config,
-    folder: pathlib.Path,
-    splits: datasets.Splits | None = None,
-    *,
-    check_lock: Callable[[], None] = lambda: None,
-    loaded: start.Loaded | None = None,
-    clock: Clock | None = None,
-) -> Loop:
-    """Checks the config, loads the data, and makes the model, its weights and its step functions.
-
-    Args:
-      config, folder, splits: see `train_and_evaluate`.
-      check_lock: see `Loop`.
-      loaded: see `start.initialise`.
-      clock: of the run; None: a new one.
-
-    Raises:
-      UserError: a mistake in the config, the data or the weights.
-    """
-    clock = clock or Clock()
-    step.check_batch_size(config.train.batch_size, "train.batch_size")
-    step.check_batch_size(config.eval.batch_size, "eval.batch_size")
-    # A kept program would have the kernels that another run chose.
-    keep_compiled_programs(config.train.compilation_cache and not config.train.deterministic)
-    info = datasets.describe(config)
-    combinations.check_data(config, info)
-    system = systems.prepare(config, info)
-    # By now a missing block has been converted.
-    config = systems.resolved(config)
-    augment, image_size = Augment(**config.augment), config.model.image_size
-    augment.check(info.ndim)
-    splits = splits or datasets.own_splits(config, folder)
-    with processes.working("reads the data"):
-        dataset = splits.load()
-    selection_split = PROTOCOLS[config.eval.protocol]
-    steps_per_epoch = check_splits(config, dataset)
-    objective = make_objective(config, dataset.info, dataset.splits["train"].labels)
-    program = make_program(config, system.graphdef, objective, steps_per_epoch=steps_per_epoch)
-    # Made here for its checks: the data may be replaced, or copied to the devices, below.
-    source = feed.make(config, dataset, image_size, program, steps_per_epoch=steps_per_epoch)
-    all_steps = config.train.epochs * steps_per_epoch
-    last_step = min(all_steps, config.train.max_steps or all_steps)
-    _warn_of_slow_average(config, last_step)
-
-    with processes.working("reads the weights"):
-        params, frozen, stats, fingerprints = start.initialise(
-            system, seed=config.seed, replicated=program.replicated, loaded=loaded
-        )
-    # Other labels for the same images are another data set.
-    fingerprints |= datasets.fingerprint(dataset, config)
-    together.check_same_run(dataset, fingerprints)
-    if processes.is_first():
-        with io.writing(splits.folder):
-            splits.prepare()
-    fixed = fixed_tokens(system, config)
-    shape = None if fixed is None else _kept_shape(fixed, config, dataset, program, (params, frozen))
-    if fixed is not None and shape is not None:
-        # Runs of a study share a folder, and kinds of the booster read the first token alone, or all.
-        key = f"{fingerprints[fixed.role]} {fixed.key} {shape} {augment.resize}"
-        dataset = _encoded(config, dataset, augment, program, (params, frozen), splits.folder, key)
-        image_size = None
-        source = feed.make(config, dataset, image_size, program, steps_per_epoch=steps_per_epoch)
-    on_device = feed.on_device(config, dataset, program.by_batch)
-    config = continuing.with_values(config, {"data.on_device": "true" if on_device else "false"})
-    if on_device:
-        program = make_program(config, system.graphdef, objective, steps_per_epoch=steps_per_epoch, on_device=True)
-        logger.info("the data are on the devices: %.3g MB", rows.megabytes(dataset.splits.values()))
-        source = feed.make(config, dataset, image_size, program, steps_per_epoch=steps_per_epoch)
-    elif config.train.steps_per_call != 1:
-        raise UserError(
-            f"config field train.steps_per_call: {config.train.steps_per_call} needs the data on the devices: set"
-            " data.on_device=true, or train.steps_per_call=1"
-        )
-    return Loop(
-        config=config,
-        folder=folder,
-        system=system,
-        program=program,
-        dataset=dataset,
-        feed=source,
-        selection_split=selection_split,
-        steps_per_epoch=steps_per_epoch,
-        last_step=last_step,
-        state=program.init_state(params, stats),
-        frozen=frozen,
-        progress=_first_progress(config, fingerprints),
-        clock=clock,
-        check_lock=check_lock,
-    )
-
-
-def assemble_like(
-    first: Loop,
-    config: Config,
-    folder: pathlib.Path,
-    *,
-    check_lock: Callable[[], None],
-    loaded: start.Loaded,
-    clock: Clock,
-) -> Loop:
-    """Makes a run of another seed, which shares the data and the loaded weights of the first.
-
-    Args:
-      first: the result of `assemble` for the first seed.
-      config, folder: of the run; the config differs in the seed alone.
-      check_lock, loaded, clock: see `assemble`.
-
-    Raises:
-      UserError: the seeds do not have the same data.
-    """
-    config = continuing.with_values(config, {"data.on_device": first.config.data.on_device})
-    splits = datasets.own_splits(config, folder)
-    fix = "train them one after the other, with train.seeds=1"
-    if not datasets.same_samples(splits.load(), first.dataset):
-        raise UserError(f"{folder} has other splits than {first.folder}: {fix}")
-    replicated = first.program.replicated
-    params, frozen, stats, found = start.initialise(
-        first.system, seed=config.seed, replicated=replicated, loaded=loaded
-    )
-    fingerprints = {**first.progress.fingerprints, **found}
-    fixed = fixed_tokens(first.system, config) if first.has_tokens else None
-    if fixed is not None and fingerprints[fixed.role] != first.progress.fingerprints[fixed.role]:
-        raise UserError(f"the random frozen encoder of each seed makes other tokens: {fix}")
-    with io.writing(splits.folder):
-        splits.prepare()
-    return dataclasses.replace(
-        first,
-        config=config,
-        folder=folder,
-        feed=first.feed.with_seed(config),
-        state=first.program.init_state(params, stats),
-        frozen=frozen,
-        progress=_first_progress(config, fingerprints),
-        clock=clock,
-        check_lock=check_lock,
-    )
-
-
-def _first_progress(config: Config, fingerprints: Mapping[str, str]) -> Progress:
-    fixed = continuing.fixed_fields(continuing.to_dict(config))
-    return Progress(fingerprints=fingerprints, best=None, seconds=0.0, config=fixed)
-
-
-def check_splits(config: Config, dataset: Dataset) -> int:
-    """Checks that a config can be trained and evaluated on the splits of a run; images are not read.
-
-    Returns:
-      The number of steps in an epoch.
-
-    Raises:
-      UserError: it cannot, such as with fewer samples than a batch.
-    """
-    patients.check(dataset, unit=config.eval.unit)
-    if config.eval.specificity:
-        thresholds.check_both_classes(dataset, PROTOCOLS[config.eval.protocol])
-    found = batches.steps_per_epoch(
-        dataset.splits["train"],
-        config.train.batch_size,
-        last_batch=config.train.last_batch,
-        multiple=config.train.epoch_multiple,
-    )
-    validation.check_steps(config, found)
-    return found
-
-
-def fixed_tokens(system: System, config: Config) -> FixedTokens | None:
-    """The tokens that a run computes once, if they are not too large; None if the encoder runs at each step."""
-    # Randomly changed images must be encoded at each step.
-    changes = Augment(**config.augment).random_fields or Mixing(**config.mix).changes_images
-    return None if changes else system.fixed_tokens
-
-
-def _kept_shape(
-    fixed: FixedTokens, config: Config, dataset: Dataset, program: Program, weights: tuple[Tree, Tree]
-) -> tuple[int, ...] | None:
-    """The shape (d, W) of an image's tokens; None if those of all images are too large to be kept."""
-    images = dataset.splits["train"].images
-    batch = (config.eval.batch_size, *(config.model.image_size,) * (images.ndim - 2), images.shape[-1])
-    _, *shape = jax.eval_shape(program.encode, *weights, {"image": jax.ShapeDtypeStruct(batch, jnp.uint8)}).shape
-    gigabytes = fixed.gigabytes(shape, sum(len(split) for split in dataset.splits.values()))
-    if gigabytes <= fixed.most_gb:
-        return tuple(shape)
-    logger.info(
-        "the frozen encoder's tokens of all images would take %.2g GB, more than model.cache_gb=%g: they are computed"
-        " at each step",
-        gigabytes,
-        fixed.most_gb,
-    )
-    return None
-
-
-def _encoded(
-    config: Config,
-    dataset: Dataset,
-    augment: Augment,
-    program: Program,
-    weights: tuple[Tree, Tree],
-    folder: pathlib.Path,
-    key: str,
-) -> Dataset:
-    """Replaces the images of the data set by the frozen encoder's tokens, which are cached in `folder`."""
-    return source_tokens.encode(
-        dataset,
-        lambda batch: arrays.on_host(program.encode(*weights, step.put(arrays.own(batch), program.by_batch))),
-        batch_size=config.eval.batch_size,
-        image_size=config.model.image_size,
-        augment=augment,
-        folder=folder,
-        key=key,
-    )
-
-
 def complete(engine: Engine, peak: memory.Peak) -> list[dict[str, Any]] | None:
     """Resumes, trains and evaluates the runs of an engine.
 
     Returns:
       The content of each result.json; None if a signal stopped them.
     """
-    first = engine.loops[0]
-    report.log_start(first.system, first.dataset, first.config, [loop.config.seed for loop in engine.loops])
+    first = engine.runs[0]
+    report.log_start(first.system, first.dataset, first.config, [run.config.seed for run in engine.runs])
     with contextlib.ExitStack() as stack:
         checkpointers = []
-        for loop in engine.loops:
-            with io.writing(loop.folder):
-                checkpointers.append(stack.enter_context(Checkpointer(loop.folder / checkpoint_folder.FOLDER)))
-        _resume(engine.loops, checkpointers)
+        for run in engine.runs:
+            with io.writing(run.folder):
+                checkpointers.append(stack.enter_context(Checkpointer(run.folder / checkpoint_folder.FOLDER)))
+        _resume(engine.runs, checkpointers)
         engine.begin()
-        for loop, checkpointer in zip(engine.loops, checkpointers, strict=True):
+        for run, checkpointer in zip(engine.runs, checkpointers, strict=True):
             if processes.is_first():
-                with io.writing(loop.folder, checkpointer.kept):
-                    workdir.create(loop.folder, loop.config)
-        if not steps.train(engine, checkpointers):
+                with io.writing(run.folder, checkpointer.kept):
+                    workdir.create(run.folder, run.config)
+        if not loop.train(engine, checkpointers):
             return None
         stopping.say(" after the last step: run the same command again for the result")
         # A stop from here on loses nothing: the same command repeats the evaluation.
@@ -342,25 +112,25 @@ def complete(engine: Engine, peak: memory.Peak) -> list[dict[str, Any]] | None:
         return _finish(engine, checkpointers, peak)
 
 
-def _resume(loops: Sequence[Loop], checkpointers: Sequence[Checkpointer]) -> None:
+def _resume(runs: Sequence[ActiveRun], checkpointers: Sequence[Checkpointer]) -> None:
     """Restores the latest checkpoint that all runs have.
 
     Raises:
       UserError: see `Checkpointer.restore_latest`.
     """
     # A kill may have come between the saves of two runs. A damaged checkpoint is found only when it is read.
-    most = common_step([loop.folder for loop in loops]) if len(loops) > 1 else None
-    with timed(loops, "checkpoints"):
+    most = common_step([run.folder for run in runs]) if len(runs) > 1 else None
+    with timed(runs, "checkpoints"):
         while True:
-            for loop, checkpointer in zip(loops, checkpointers, strict=True):
-                loop.resume(checkpointer, most)
-            reached = [int(loop.state.step) for loop in loops]
+            for run, checkpointer in zip(runs, checkpointers, strict=True):
+                run.resume(checkpointer, most)
+            reached = [int(run.state.step) for run in runs]
             if len({*reached}) == 1:
                 break
             logger.warning("a checkpoint of one seed is damaged: all go back to step %d", min(reached))
             most = min(reached)
-    for loop in loops:
-        loop.say_resumed()
+    for run in runs:
+        run.say_resumed()
 
 
 def common_step(folders: Sequence[pathlib.Path]) -> int | None:
@@ -376,54 +146,54 @@ def _finish(engine: Engine, checkpointers: Sequence[Checkpointer], peak: memory.
 
     The only place that evaluates the test split, unless the protocol is `reference`.
     """
-    loops, weights = engine.loops, []
-    for loop in loops:
-        loop.clock.begin("evaluation")
-    with timed(loops, "checkpoints"):
-        for loop, checkpointer in zip(loops, checkpointers, strict=True):
-            best = loop.progress.best
+    runs, weights = engine.runs, []
+    for run in runs:
+        run.clock.begin("evaluation")
+    with timed(runs, "checkpoints"):
+        for run, checkpointer in zip(runs, checkpointers, strict=True):
+            best = run.progress.best
             assert best is not None  # The last step is validated.
-            weights.append(checkpointer.restore_best(best.step, loop.state.params, loop.state.stats, best.sha256))
-    names = [name for name in loops[0].dataset.splits if name != "train"]
+            weights.append(checkpointer.restore_best(best.step, run.state.params, run.state.stats, best.sha256))
+    names = [name for name in runs[0].dataset.splits if name != "train"]
     found = {name: [scores for _, scores in engine.scores(weights, name)] for name in names}
     contents = []
-    for index, (loop, checkpointer) in enumerate(zip(loops, checkpointers, strict=True)):
+    for index, (run, checkpointer) in enumerate(zip(runs, checkpointers, strict=True)):
         # The result marks the run as finished: everything else must be on the disk before.
         checkpointer.wait()
         scores = {name: each[index] for name, each in found.items()}
         contents.append(
             processes.first(
                 "result",
-                lambda loop=loop, checkpointer=checkpointer, scores=scores: _write(loop, checkpointer, peak, scores),
+                lambda run=run, checkpointer=checkpointer, scores=scores: _write(run, checkpointer, peak, scores),
             )
         )
     return contents
 
 
 def _write(
-    loop: Loop, checkpointer: Checkpointer, peak: memory.Peak, scores: Mapping[str, np.ndarray]
+    run: ActiveRun, checkpointer: Checkpointer, peak: memory.Peak, scores: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
     """Writes predictions and result; of several processes the first does."""
-    config, dataset, best = loop.config, loop.dataset, loop.progress.best
+    config, dataset, best = run.config, run.dataset, run.progress.best
     assert best is not None
-    loop.check_lock()
-    with io.writing(loop.folder, checkpointer.kept):
-        report.write_predictions(loop.folder, scores, dataset, config)
+    run.check_lock()
+    with io.writing(run.folder, checkpointer.kept):
+        report.write_predictions(run.folder, scores, dataset, config)
     result = report.make_result(
-        loop.system,
+        run.system,
         dataset,
         config,
-        fingerprints=loop.progress.fingerprints,
+        fingerprints=run.progress.fingerprints,
         scores=scores,
-        selection=Selection(split=loop.selection_split, metric=config.eval.metric, **dataclasses.asdict(best)),
-        steps=loop.last_step,
-        seconds=round(loop.seconds(), 1),
-        seconds_by_part=loop.clock.parts(),
+        selection=Selection(split=run.selection_split, metric=config.eval.metric, **dataclasses.asdict(best)),
+        steps=run.last_step,
+        seconds=round(run.seconds(), 1),
+        seconds_by_part=run.clock.parts(),
         memory_gb=peak.gigabytes(),
     )
-    loop.check_lock()
-    with io.writing(loop.folder, checkpointer.kept):
-        content = workdir.write_result(loop.folder, result)
+    run.check_lock()
+    with io.writing(run.folder, checkpointer.kept):
+        content = workdir.write_result(run.folder, result)
     report.log_result(result)
     return content
 
@@ -450,16 +220,3 @@ def _finished(
     logger.info("%s is finished:", folder)
     report.log_result(result)
     return result.to_json()
-
-
-def _warn_of_slow_average(config: Config, steps: int) -> None:
-    """Warns if the initial weights still make up more than a tenth of the moving average that is evaluated."""
-    rest = config.train.ema ** (steps // config.train.accumulate)
-    if config.train.ema and config.eval.ema and rest > 0.1:
-        logger.warning(
-            "train.ema=%s: after %d steps, %.0f %% of the evaluated average is still the initial weights: in another"
-            " --workdir, lower train.ema or set eval.ema=False",
-            config.train.ema,
-            steps,
-            100 * rest,
-        )

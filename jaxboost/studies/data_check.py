@@ -15,12 +15,13 @@ from ml_collections import ConfigDict
 
 from jaxboost import systems
 from jaxboost.config import combinations
+from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset, DatasetInfo, join_splits
 from jaxboost.data.splits import near_duplicates, stratify
 from jaxboost.errors import UserError
 from jaxboost.evaluation.patients import PATIENT
-from jaxboost.runs import datasets, train
+from jaxboost.runs import assembly, datasets
 from jaxboost.studies.definition import DataDefinition
 from jaxboost.studies.finished_run import FinishedRun
 from jaxboost.studies.plan import PlannedRun
@@ -100,7 +101,7 @@ def _splits_problem(config: Config, dataset: Dataset) -> list[str]:
     if "baseline" in config or config.data.folds:
         return []
     try:
-        train.check_splits(config, datasets.fraction_of(dataset, config))
+        assembly.check_splits(config, datasets.fraction_of(dataset, config))
     except UserError as error:
         return [str(error)]
     return []
@@ -185,8 +186,7 @@ def prevalence(labels: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
 
 def _with_splits(config: Config, folder: pathlib.Path) -> Dataset:
     """The data set with all its training samples, divided as a run divides it; with folds it has one split."""
-    whole = config.copy_and_resolve_references()
-    whole.data.train_fraction = 1.0
+    whole = with_overrides(config, {"data.train_fraction": 1.0})
     if config.data.folds:
         return datasets.load(whole)
     return datasets.own_splits(whole, folder / "no run").load()

@@ -7,10 +7,11 @@ from typing import Any
 
 from jaxboost import io
 from jaxboost.config import continuing, validate
+from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 from jaxboost.errors import UserError
 from jaxboost.models.frozen import count
-from jaxboost.runs import datasets, finished, report, train, workdir
+from jaxboost.runs import assembly, datasets, finished, report, train, workdir
 from jaxboost.runs.lock import RunLock
 from jaxboost.runs.result import RunResult
 from jaxboost.training.checkpoints import checkpoint_folder
@@ -54,7 +55,7 @@ def evaluate_again(source: pathlib.Path, config: Config, folder: pathlib.Path) -
 def _evaluate(source: pathlib.Path, result: RunResult, config: Config, folder: pathlib.Path) -> dict[str, Any]:
     started, selection = time.monotonic(), result.selection
     # The run's table of splits is read, if it drew them.
-    loop = train.assemble(config, folder, datasets.own_splits(config, source))
+    loop = assembly.assemble(config, folder, datasets.own_splits(config, source))
     if count(loop.system.params) != result.parameters.trainable:
         raise UserError(
             f"{source} has {result.parameters.trainable:,} trained parameters, and the model of the new config"
@@ -105,7 +106,4 @@ def _check_same(source: pathlib.Path, result: RunResult, fingerprints: dict[str,
 def with_rate_of(config: Config, source: pathlib.Path) -> Config:
     """The config with the learning rate of the run in `source`, so that its result names it."""
     rate = continuing.flat(finished.read(source)[1].config).get("optim.lr")
-    changed = config.copy_and_resolve_references()
-    if rate is not None:
-        changed.optim.lr = rate
-    return changed
+    return config if rate is None else with_overrides(config, {"optim.lr": rate})

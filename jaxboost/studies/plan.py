@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from jaxboost import io
-from jaxboost.config import load_config, loading, validation
+from jaxboost.config import load_config, validation
 from jaxboost.config.continuing import flat
+from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 from jaxboost.data import dataset_names
 from jaxboost.data.sources.folder.source import SOURCE
@@ -242,12 +243,12 @@ def _configs(study: Study, overrides: Mapping[str, Any]) -> dict[str, Config]:
     for arm in study.arms:
         try:
             config = load_config(arm.config)
-            loading.with_overrides(config, _known(study.shared, config))
-            loading.with_overrides(config, dict(arm.overrides))
+            config = with_overrides(config, _known(study.shared, config))
+            config = with_overrides(config, arm.overrides)
             if arm.tuned and len(study.lr_grid) == 1:
-                loading.with_overrides(config, {RATE: float(study.lr_grid[0])})
-            loading.with_overrides(config, _known(study.trial if study.quick else {}, config))
-            loading.with_overrides(config, _known(overrides, config))
+                config = with_overrides(config, {RATE: float(study.lr_grid[0])})
+            config = with_overrides(config, _known(study.trial if study.quick else {}, config))
+            config = with_overrides(config, _known(overrides, config))
         except UserError as error:
             raise UserError(f"study {study.name}, arm {arm.name}: {error}") from None
         config.seed = 0
@@ -295,8 +296,8 @@ def _of_arm(arm: Arm, study: Study, configs: Mapping[str, Config]) -> Iterator[s
         yield f"config field data.fold: a study runs all folds, set it to -1 (it is {config.data.fold})"
     if "train" in config and config.train.deterministic:
         yield (
-            "config field train.deterministic: a study starts jax before its runs, too early to pin the kernels of one:"
-            " leave it out, or train such runs with `jaxboost train`; a CPU gives the same bits without it"
+            "config field train.deterministic: a study starts jax before its runs, too early for its setting: leave it"
+            " out, or train such runs with `jaxboost train`; a CPU gives the same bits without it"
         )
     if arm.tuned and study.lr_grid and RATE not in flat(config):
         yield f"no {RATE} to tune"
@@ -323,7 +324,7 @@ def _runs(study: Study, arm: Arm, config: Config, folder: pathlib.Path) -> Itera
             yield PlannedRun(
                 arm=arm,
                 seed=0,
-                config=loading.with_overrides(config.copy_and_resolve_references(), {RATE: float(rate)}),
+                config=with_overrides(config, {RATE: float(rate)}),
                 folder=arm_folder / rate_text(rate),
                 failure=folder / FAILURES / f"{arm.name}_{rate_text(rate)}.txt",
                 rate=rate,
@@ -332,7 +333,7 @@ def _runs(study: Study, arm: Arm, config: Config, folder: pathlib.Path) -> Itera
         yield PlannedRun(
             arm=arm,
             seed=seed,
-            config=loading.with_overrides(config.copy_and_resolve_references(), {"seed": seed}),
+            config=with_overrides(config, {"seed": seed}),
             folder=arm_folder / f"seed{seed}",
             failure=folder / FAILURES / f"{arm.name}_seed{seed}.txt",
             follows=tunes,

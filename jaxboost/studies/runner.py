@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from jaxboost import io, stopping
-from jaxboost.config import loading
+from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 from jaxboost.errors import UserError
 from jaxboost.runs import cross_validation, datasets
@@ -222,7 +222,7 @@ def _config(each: PlannedRun, given: Plan) -> Config | None:
     chosen = tuning.chosen(given.of(each.arm.name))
     if chosen is None:
         return None
-    return loading.with_overrides(each.config.copy_and_resolve_references(), {RATE: float(chosen.rate or 0)})
+    return with_overrides(each.config, {RATE: float(chosen.rate or 0)})
 
 
 def source_of(each: PlannedRun, given: Plan) -> PlannedRun | None:

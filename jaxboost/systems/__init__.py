@@ -15,13 +15,23 @@ from typing import Any
 
 from jaxboost import device
 from jaxboost.config import continuing
+from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
 from jaxboost.systems import baseline, clip, pneumollm, rllm
-from jaxboost.systems.system import Recorded, System, check_attention
+from jaxboost.systems.system import FixedTokens, Recorded, System, check_attention
 
-__all__ = ["Recorded", "System", "check_same_weights", "prepare", "resolved", "with_dtype", "with_layers"]
+__all__ = [
+    "Recorded",
+    "System",
+    "check_same_weights",
+    "fixed_tokens",
+    "prepare",
+    "resolved",
+    "with_dtype",
+    "with_layers",
+]
 
 # Returns the config that the folder of a run has, flat as `continuing.fixed_fields` gives it; None: it has none.
 Before = Callable[[], Mapping[str, Any] | None]
@@ -50,6 +60,11 @@ def prepare(
     system = _system(config).prepare(config, info, with_weights=with_weights, recorded=recorded)
     check_attention(config, system, info)
     return system
+
+
+def fixed_tokens(config: Config) -> FixedTokens | None:
+    """The encoder's tokens of a config that trains; None if something in the encoder is trained or random."""
+    return _system(config).fixed_tokens(config)
 
 
 def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib.Path) -> None:
@@ -84,9 +99,9 @@ def with_dtype(config: Config, before: Before = lambda: None) -> Config:
     if config.model.dtype != continuing.AUTO:
         return config
     dtype = (before() or {}).get("model.dtype", continuing.AUTO)
-    named = config.copy_and_resolve_references()
-    named.model.dtype = device.default_dtype(device.current()) if dtype == continuing.AUTO else dtype
-    return named
+    if dtype == continuing.AUTO:
+        dtype = device.default_dtype(device.current())
+    return with_overrides(config, {"model.dtype": dtype})
 
 
 def with_layers(config: Config, before: Before = lambda: None) -> Config:
@@ -106,9 +121,7 @@ def with_layers(config: Config, before: Before = lambda: None) -> Config:
         layers = system.layers(config)
     if not layers and (recorded := before()):
         layers = tuple(recorded.get(f"{system.SECTION}.layers", ()))
-    named = config.copy_and_resolve_references()
-    named[system.SECTION].layers = layers
-    return named
+    return with_overrides(config, {f"{system.SECTION}.layers": layers})
 
 
 def _system(config: Config) -> types.ModuleType:

@@ -19,7 +19,7 @@ from jaxboost.systems import texts
 from jaxboost.systems.encoders import resolve_encoder
 from jaxboost.systems.system import FixedTokens, Recorded, System, model_arguments, trace, with_attention
 from jaxboost.systems.system import texts as texts_of
-from jaxboost.systems.weights import Pretrained, check_same
+from jaxboost.systems.weights import RANDOM, Pretrained, check_same
 
 # There are no LLaMA layers in CLIP.
 SECTION = ""
@@ -46,14 +46,20 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
     def build(rngs: nnx.Rngs) -> PromptedClip:
         return prompted_clip.build(spec=spec, encoder_arguments=arguments, rngs=rngs, **model_arguments(config))
 
-    pixels = {name: model[name] for name in ("backbone", "image_size", "mean", "std", "dtype")}
     return System(
         **trace(with_attention(config, build)),
         title=f"{model.backbone} + {fields.method}{texts_of(parts)}",
         pretrained=parts,
         boost=fields.method,
-        fixed_tokens=FixedTokens(role="encoder", key=f"clip {pixels}"),
     )
+
+
+def fixed_tokens(config: Config) -> FixedTokens:
+    """The normed CLS token of CLIP's encoder of images, see `systems.fixed_tokens`."""
+    model = config.model
+    pixels = {name: model[name] for name in ("backbone", "image_size", "mean", "std", "dtype")}
+    drawn_by = "model.weights" if model.weights == RANDOM else ""
+    return FixedTokens(role="encoder", key=f"clip {pixels}", drawn_by=drawn_by)
 
 
 def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib.Path) -> None:

@@ -37,12 +37,16 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
         pretrained=parts,
         boost="pneumollm",
         width=None if spec.depth else spec.llama.width,
-        fixed_tokens=(
-            FixedTokens(role="vision", key=f"{config.model} {spec.every}")
-            if _is_pretrained(backbone) and not spec.vision_adapters
-            else None
-        ),
     )
+
+
+def fixed_tokens(config: Config) -> FixedTokens | None:
+    """The tokens of PneumoLLM's encoder, see `systems.fixed_tokens`."""
+    fields = config.pneumollm
+    if fields.vision_adapters or not _is_pretrained(config.model.backbone):
+        return None
+    drawn_by = "pneumollm.vision" if fields.vision == RANDOM else ""
+    return FixedTokens(role="vision", key=f"{config.model} {fields.every}", drawn_by=drawn_by)
 
 
 def layers(config: Config) -> tuple[int, ...]:

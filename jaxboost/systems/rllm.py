@@ -43,9 +43,18 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
         pretrained=parts,
         boost=kind,
         width=spec.config.width if spec.config and not has_block(kind) else None,
-        # A finished run predicts from images, and its config has only what a prediction needs.
-        fixed_tokens=None if recorded else _fixed_tokens(config),
     )
+
+
+def fixed_tokens(config: Config) -> FixedTokens | None:
+    """The tokens of R-LLM's encoder, see `systems.fixed_tokens`."""
+    model = config.model
+    # Running statistics of batch norms change in training, frozen or not.
+    if not model.frozen or model.drop_path or BACKBONES[model.backbone].traits.has_statistics:
+        return None
+    fields = {name: model[name] for name in ("backbone", "image_size", "mean", "std", "dtype")}
+    drawn_by = "model.weights" if model.weights == RANDOM else ""
+    return FixedTokens(role="encoder", key=f"rllm {fields}", drawn_by=drawn_by, most_gb=model.cache_gb)
 
 
 def layers(config: Config) -> tuple[int, ...]:
@@ -96,15 +105,6 @@ def _resolve_encoder(
         "encoder", model, model, "weights", trainable=not model.frozen, with_norm=spec.head_eps is not None
     )
     return (part,), arguments
-
-
-def _fixed_tokens(config: Config) -> FixedTokens | None:
-    model = config.model
-    # Running statistics of batch norms change in training, frozen or not.
-    if not model.frozen or model.drop_path or BACKBONES[model.backbone].traits.has_statistics:
-        return None
-    fields = {name: model[name] for name in ("backbone", "image_size", "mean", "std", "dtype")}
-    return FixedTokens(role="encoder", key=f"rllm {fields}", most_gb=model.cache_gb)
 
 
 def _resolve_boost(

@@ -1,5 +1,7 @@
 """The initial weights of a run: random ones are drawn on their devices, pretrained ones are loaded there."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,12 +14,25 @@ from jaxboost.models.frozen import Tree
 from jaxboost.systems.system import System
 from jaxboost.systems.weights import Pretrained, digest
 
-# Role of a part -> what its `load` returned.
-Loaded = dict[str, tuple[tuple[dict[str, Any], ...], str]]
+# A random key -> trainable weights, frozen weights and statistics.
+Draw = Callable[[jax.Array], tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]
+
+
+@dataclasses.dataclass
+class Shared:
+    """What the starts of several seeds of a system share; `initialise` fills it.
+
+    Attributes:
+      draw: draws the random weights; it is compiled once.
+      loaded: role of a part -> what its `load` returned.
+    """
+
+    draw: Draw | None = None
+    loaded: dict[str, tuple[tuple[dict[str, Any], ...], str]] = dataclasses.field(default_factory=dict)
 
 
 def initialise(
-    system: System, *, seed: int, replicated: jax.NamedSharding, loaded: Loaded | None = None
+    system: System, *, seed: int, replicated: jax.NamedSharding, shared: Shared | None = None
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, str]]:
     """Makes the weights at the start of a run.
 
@@ -27,12 +42,31 @@ def initialise(
       system: the model, and the plan for its weights.
       seed: of the random weights.
       replicated: sharding that copies an array to each device.
-      loaded: what was loaded for another seed; parts that are missing in it are loaded, and added.
+      shared: what another seed of the same system has made; what is missing in it is made, and added.
 
     Returns:
       Trainable weights, frozen weights, statistics, and role -> fingerprint of each pretrained part. The fingerprint
       of a random part is the digest of its bytes.
     """
+    shared = shared or Shared()
+    shared.draw = shared.draw or _drawing(system, replicated)
+    params, frozen_weights, stats = shared.draw(jax.random.key(seed))
+    fingerprints = {}
+    for part in system.pretrained:
+        holder = params if part.trainable else frozen_weights
+        if part.load is None:
+            fingerprints[part.role] = digest({".".join(path): _get(holder, path) for path in part.paths})
+        else:
+            if part.role not in shared.loaded:
+                shared.loaded[part.role] = part.load(placement(part, replicated))
+            trees, fingerprints[part.role] = shared.loaded[part.role]
+            for path, weights in zip(part.paths, trees, strict=True):
+                _put(holder, path, weights)
+    return params, frozen_weights, stats, fingerprints
+
+
+def _drawing(system: System, replicated: jax.NamedSharding) -> Draw:
+    """The compiled function that draws the random weights of a system, see `initialise`."""
 
     def draw(key: jax.Array) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         _, params, frozen_weights, stats = frozen.split(system.build(nnx.Rngs(key)))
@@ -47,9 +81,8 @@ def initialise(
                     _put(holder, path, part.in_memory(weights))
         return params, frozen_weights, stats
 
-    # An argument, so that other seeds find the compiled program on disk.
-    key = jax.random.key(seed)
-    shapes = jax.eval_shape(draw, key)
+    # The key is an argument, so that other seeds find the compiled program, also on disk.
+    shapes = jax.eval_shape(draw, jax.random.key(0))
     shardings = jax.tree.map(lambda _: replicated, shapes)
     for part in system.pretrained:
         if part.load is None:
@@ -58,20 +91,7 @@ def initialise(
                 place = placement(part, replicated)
                 leaves = _get(shapes[holder], path)
                 _put(shardings[holder], path, jax.tree.map(lambda leaf, place=place: place(leaf.shape), leaves))
-    params, frozen_weights, stats = jax.jit(draw, out_shardings=shardings)(key)
-    fingerprints = {}
-    for part in system.pretrained:
-        holder = params if part.trainable else frozen_weights
-        if part.load is None:
-            fingerprints[part.role] = digest({".".join(path): _get(holder, path) for path in part.paths})
-        else:
-            loaded = {} if loaded is None else loaded
-            if part.role not in loaded:
-                loaded[part.role] = part.load(placement(part, replicated))
-            trees, fingerprints[part.role] = loaded[part.role]
-            for path, weights in zip(part.paths, trees, strict=True):
-                _put(holder, path, weights)
-    return params, frozen_weights, stats, fingerprints
+    return jax.jit(draw, out_shardings=shardings)
 
 
 def shapes_in_memory(system: System, dtype: jnp.dtype) -> dict[str, Any]:

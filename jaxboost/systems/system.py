@@ -23,11 +23,13 @@ class FixedTokens:
     Attributes:
       role: of the pretrained part that makes them.
       key: identifies the tokens, together with the weights of that part.
+      drawn_by: the config field that says "random" for that part, which each seed draws; "": the part is loaded.
       most_gb: they are kept only if those of all images take at most this much memory, in GB.
     """
 
     role: str
     key: str
+    drawn_by: str
     most_gb: float = math.inf
 
     def gigabytes(self, shape: Sequence[int], count: int) -> float:
@@ -48,7 +50,6 @@ class System:
       boost: the boost variant, "none", or "pneumollm".
       width: D, the width of the LLaMA layers that would be there, if the model has none but depends on it; else None.
       tokens: number of tokens that enter the LLaMA layers, or would if there were any.
-      fixed_tokens: see `FixedTokens`; None if something in the encoder is trained or random.
     """
 
     build: Callable[[nnx.Rngs], nnx.Module]
@@ -61,7 +62,6 @@ class System:
     boost: str
     tokens: int
     width: int | None = None
-    fixed_tokens: FixedTokens | None = None
 
     @property
     def loaded_and_frozen(self) -> tuple[Pretrained, ...]:
@@ -102,8 +102,14 @@ def texts(parts: tuple[Pretrained, ...]) -> str:
 
 
 def with_attention(config: Config, build: Callable[[nnx.Rngs], nnx.Module]) -> Callable[[nnx.Rngs], nnx.Module]:
-    """`build`, whose model computes its attention as `model.attention` says."""
-    return lambda rngs: attention.choose(build(rngs), config.model.attention)
+    """`build`, whose model computes its attention as `attention_mode` says."""
+    return lambda rngs: attention.choose(build(rngs), attention_mode(config))
+
+
+def attention_mode(config: Config) -> str:
+    """`model.attention`; with `train.deterministic` "plain", as the fused gradient adds in the order of threads."""
+    # The config of a finished run has no fields that matter only in training, and a baseline's has none of them.
+    return "plain" if config.get("train", {}).get("deterministic") else config.model.attention
 
 
 def check_attention(config: Config, system: System, info: DatasetInfo) -> None:

@@ -23,6 +23,20 @@ _FLUSH_SECONDS = 10.0
 logger = logging.getLogger(__name__)
 
 
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Hides torch: tensorboardX imports it where it is installed, which takes a second, and needs it for no number."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        # Then an import raises ImportError.
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        if hidden:
+            sys.modules.pop("torch", None)
+
+
 class MetricsLog:
     """Appends records {"step": ..., name: value, ...} to metrics.jsonl and to TensorBoard event files.
 
@@ -89,9 +103,10 @@ class _Board:
     """
 
     def __init__(self, folder: pathlib.Path, purge_step: int):
-        # Imported late: it imports torch if that is installed, and a mistake in a command should be reported at once.
-        from tensorboardX import event_file_writer, summary
-        from tensorboardX.proto import event_pb2
+        # Imported late: a mistake in a command should be reported at once.
+        with _without_torch():
+            from tensorboardX import event_file_writer, summary
+            from tensorboardX.proto import event_pb2
 
         messages: Any = event_pb2
         self.folder = folder

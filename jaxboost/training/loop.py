@@ -1,105 +1,126 @@
-"""A run between its start and its result."""
+"""The training loop: steps, validation after each epoch, and checkpoints, of one run or of several seeds at once."""
 
 import contextlib
-import dataclasses
 import logging
-import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 from jaxboost import processes, stopping
-from jaxboost.config.types import Config
-from jaxboost.data.dataset import Dataset
-from jaxboost.models.frozen import Tree
-from jaxboost.systems import System
-from jaxboost.training.checkpoints.checkpointer import Checkpointer, Progress
-from jaxboost.training.clock import Clock
-from jaxboost.training.feed import Feed
-from jaxboost.training.log import METRICS
-from jaxboost.training.program import Program
-from jaxboost.training.step import TrainState
+from jaxboost.training.active_run import timed
+from jaxboost.training.checkpoints.checkpointer import Checkpointer
+from jaxboost.training.engine import Engine
+from jaxboost.training.log import ProgressBar
+from jaxboost.training.mfu import Utilisation
+from jaxboost.training.monitor import RateMeter
+from jaxboost.training.recording import Recording
 
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(kw_only=True)
-class Loop:
-    """A run between its start and its result: its parts and its progress.
+def train(engine: Engine, checkpointers: Sequence[Checkpointer]) -> bool:
+    """Trains runs up to their last step, with validation and checkpoints. Returns False if a signal stopped it.
 
-    Attributes:
-      config, folder: of the run.
-      system: its model.
-      program: its step functions.
-      dataset: with the splits "train" and "test", and "val" unless the test split picks the epoch.
-      feed: its batches.
-      selection_split: the split that picks the best epoch.
-      steps_per_epoch, last_step: numbers of steps.
-      state: what a step changes.
-      frozen: the frozen weights.
-      progress: the best epoch so far, and what must be the same when the run is resumed.
-      clock: where its time goes.
-      check_lock: called before each write that would damage the run of another process; raises UserError then.
+    Args:
+      engine: what computes.
+      checkpointers: of its runs.
     """
-
-    config: Config
-    folder: pathlib.Path
-    system: System
-    program: Program
-    dataset: Dataset
-    feed: Feed
-    selection_split: str
-    steps_per_epoch: int
-    last_step: int
-    state: TrainState
-    frozen: Tree
-    progress: Progress
-    clock: Clock
-    check_lock: Callable[[], None]
-
-    def resume(self, checkpointer: Checkpointer, most: int | None = None) -> None:
-        """Restores the latest checkpoint, if there is one, up to step `most`; `say_resumed` follows."""
-        if processes.first("checkpoint", checkpointer.latest_step) is not None:
-            config = self.progress.config
-            self.state, found = checkpointer.restore_latest(
-                self.state, self.feed.iterator, self.progress.fingerprints, config, most=most
-            )
-            # A checkpoint of an earlier version does not have the config.
-            self.progress = dataclasses.replace(found, config=config)
-
-    def say_resumed(self) -> None:
-        """Adds the time of earlier starts, and logs from where the run goes on."""
-        if int(self.state.step):
-            self.clock.add_earlier(self.progress.seconds, self.progress.parts)
-            logger.info("resumed from step %d", int(self.state.step))
-            stopping.say(f" before step {int(self.state.step) + 1}: run the same command again")
-        elif (self.folder / METRICS).exists():
-            logger.warning("%s has records but no checkpoint: it starts again from the first step", self.folder)
-
-    @property
-    def has_tokens(self) -> bool:
-        """Whether the data set has source tokens, computed once, in place of images."""
-        return self.dataset.splits["train"].images.ndim == 3
-
-    def evaluated(self) -> tuple[Tree, Tree]:
-        """The weights and statistics to evaluate."""
-        return self.state.evaluated(ema=self.config.eval.ema)
-
-    def seconds(self) -> float:
-        """Time spent on the run, over all its starts."""
-        return self.clock.seconds()
-
-    def call_length(self, number: int) -> int:
-        """How many steps the call after step `number` takes: up to `train.steps_per_call`, and to the next save."""
-        config = self.config.train
-        wanted = config.steps_per_call or self.steps_per_epoch
-        every = config.checkpoint_every or self.last_step
-        ends = [(number // interval + 1) * interval for interval in (self.steps_per_epoch, every)]
-        return min(wanted, *(end - number for end in (*ends, self.last_step)))
-
-
-@contextlib.contextmanager
-def timed(loops: Sequence[Loop], part: str) -> Iterator[None]:
-    """The time inside the `with` block belongs to a part of each run's time, see `Clock.of`."""
+    runs, run = engine.runs, engine.runs[0]
+    first, config = int(run.state.step), run.config.train
+    save_every = config.checkpoint_every or run.last_step
+    rate = RateMeter(config.batch_size)
+    usage = Utilisation(run.config.model.dtype, run.program.by_batch.mesh.size)
     with contextlib.ExitStack() as stack:
-        for loop in loops:
-            stack.enter_context(loop.clock.of(part))
-        yield
+        records = [
+            stack.enter_context(Recording(each, checkpointer, runs))
+            for each, checkpointer in zip(runs, checkpointers, strict=True)
+        ]
+        bar = stack.enter_context(ProgressBar(first, run.last_step))
+        _catch_up(engine, records, first)
+        engine.release()
+        for each in runs:
+            each.clock.begin("step")
+        number = first
+        while number < run.last_step:
+            count = run.call_length(number)
+            with timed(runs, "data"):
+                batch = engine.take(count)
+            if number == first:
+                with timed(runs, "compile"):
+                    usage.count(*engine.count_flops(batch), images=config.batch_size * len(runs))
+            with timed(runs, "compile" if number == first else "step"):
+                outputs = engine.step(batch)
+            if number == first:
+                # The step is compiled now, and later calls are short: a signal waits for their end.
+                stack.enter_context(stopping.deferred())
+            for record, output in zip(records, outputs, strict=True):
+                record.losses.add(number + 1, count, output["loss"], output["grad_norm"])
+            begun, number = number, number + count
+            bar.advance(count)
+            at_end = number % run.steps_per_epoch == 0 or number == run.last_step
+            if begun // config.log_every < number // config.log_every or at_end:
+                _write(records, number, rate, usage, bar)
+            if at_end:
+                engine.settle()
+            validated = not at_end or _validate_unless_stopped(engine, records, number)
+            if at_end:
+                rate.restart(number)
+            if at_end or number % save_every == 0 or stopping.received():
+                if not at_end:
+                    engine.settle()
+                with timed(runs, "checkpoints"):
+                    for record in records:
+                        record.losses.fetch()
+                        record.save(validated=validated)
+                engine.release()
+            if stopping.received():
+                break
+        # The last state must be on the disk before a signal may end the process at once.
+        with timed(runs, "checkpoints"):
+            for checkpointer in checkpointers:
+                checkpointer.wait()
+        # Of several processes, one may have received a signal since it last asked.
+        if not processes.all_stop():
+            return True
+        signal = stopping.received()
+    logger.info("stopped by %s after step %d, saved: run the same command to go on", signal, number)
+    return False
+
+
+def _write(records: Sequence[Recording], number: int, rate: RateMeter, usage: Utilisation, bar: ProgressBar) -> None:
+    """Writes the records of steps up to `number`, and shows the mean loss of the last."""
+    found = [record.losses.fetch() for record in records]
+    # Only now have the steps ended: before, the device may still have been busy with them.
+    images_per_second = rate.measure(number)
+    # The rate is that of each run; all of them share the device.
+    together = None if images_per_second is None else images_per_second * len(records)
+    for record, figures in zip(records, found, strict=True):
+        record.write_steps(figures, number, images_per_second, usage.record(together))
+    loss = sum(figures[-1].loss for figures in found) / len(found)
+    bar.report(number, loss=loss, images_per_second=together)
+
+
+def _catch_up(engine: Engine, records: Sequence[Recording], first: int) -> None:
+    """Validates if a signal prevented it. Else compiles the validation, so that no later signal waits for that."""
+    split = engine.runs[0].selection_split
+    weights = [run.evaluated() for run in engine.runs]
+    left_out = [record for record in records if not record.run.progress.validated]
+    if left_out:
+        with timed(engine.runs, "evaluation"):
+            for record, (loss, scores) in zip(records, engine.scores(weights, split), strict=True):
+                if record in left_out:
+                    record.validate(first, loss, scores)
+    elif first < engine.runs[0].last_step:
+        with timed(engine.runs, "compile"):
+            engine.scores(weights, split, most=1)
+
+
+def _validate_unless_stopped(engine: Engine, records: Sequence[Recording], number: int) -> bool:
+    """Validates. Returns False, and writes nothing, if a signal came before the end."""
+    try:
+        stopping.poll()
+        with timed(engine.runs, "evaluation"):
+            found = engine.scores([run.evaluated() for run in engine.runs], engine.runs[0].selection_split)
+            for record, (loss, scores) in zip(records, found, strict=True):
+                record.validate(number, loss, scores)
+    except stopping.Stopped:
+        return False
+    return True

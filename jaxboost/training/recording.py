@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from jaxboost.evaluation import metrics, patients
+from jaxboost.training.active_run import ActiveRun, timed
 from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer
 from jaxboost.training.log import MetricsLog
-from jaxboost.training.loop import Loop, timed
 from jaxboost.training.monitor import PendingLosses, StepFigures
 
 logger = logging.getLogger(__name__)
@@ -22,28 +22,28 @@ class Recording:
     """The files of a run that trains; a context manager.
 
     Args:
-      loop: the run.
+      run: the run.
       checkpointer: its checkpoints.
-      loops: all runs that train together.
+      runs: all runs that train together.
     """
 
-    def __init__(self, loop: Loop, checkpointer: Checkpointer, loops: Sequence[Loop]):
-        self.loop, self.checkpointer, self._loops = loop, checkpointer, loops
-        self._name = f"seed {loop.config.seed}, " if len(loops) > 1 else ""
-        self.losses = PendingLosses(checkpointer, loop.folder)
+    def __init__(self, run: ActiveRun, checkpointer: Checkpointer, runs: Sequence[ActiveRun]):
+        self.run, self.checkpointer, self._runs = run, checkpointer, runs
+        self._name = f"seed {run.config.seed}, " if len(runs) > 1 else ""
+        self.losses = PendingLosses(checkpointer, run.folder)
         self._files = contextlib.ExitStack()
 
     def __enter__(self) -> "Recording":
-        loop, first = self.loop, int(self.loop.state.step)
+        run, first = self.run, int(self.run.state.step)
         self._log = self._files.enter_context(
-            MetricsLog(loop.folder, resume_step=first, validated=loop.progress.validated, kept=self.checkpointer.kept)
+            MetricsLog(run.folder, resume_step=first, validated=run.progress.validated, kept=self.checkpointer.kept)
         )
         # What an interrupted start did after its checkpoint is done again; it is recorded, as this start may be
         # interrupted too.
-        lost = self._log.seconds - loop.progress.seconds
+        lost = self._log.seconds - run.progress.seconds
         if lost > 0:
-            loop.clock.lose(lost)
-            self._log.write(first, loop.clock.record())
+            run.clock.lose(lost)
+            self._log.write(first, run.clock.record())
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -53,17 +53,17 @@ class Recording:
         self, found: Sequence[StepFigures], number: int, images_per_second: float | None, usage: dict[str, float]
     ) -> None:
         """Writes the records of those of the steps up to `number` that have one."""
-        loop = self.loop
+        run = self.run
         for each in found:
-            if each.number % loop.config.train.log_every == 0 or each.number == number:
+            if each.number % run.config.train.log_every == 0 or each.number == number:
                 values = {
                     "train_loss": each.loss,
                     "grad_norm": each.grad_norm,
-                    "learning_rate": float(loop.program.learning_rate(each.number - 1)),
+                    "learning_rate": float(run.program.learning_rate(each.number - 1)),
                     "images_per_second": images_per_second,
                     **usage,
                 }
-                self._log.write(each.number, values | loop.clock.record())
+                self._log.write(each.number, values | run.clock.record())
 
     def validate(self, number: int, loss: float, scores: np.ndarray) -> None:
         """Records the validation after a step, and saves the weights if they are the best so far.
@@ -73,22 +73,22 @@ class Recording:
           loss: mean loss of the split that picks the epoch.
           scores: its probabilities, (n, classes).
         """
-        loop = self.loop
-        split, metric = loop.selection_split, loop.config.eval.metric
+        run = self.run
+        split, metric = run.selection_split, run.config.eval.metric
         self.losses.stop_unless_finite(number, f"{split} loss", loss)
-        task = loop.dataset.info.task
-        counted = patients.counted(loop.dataset.splits[split], scores, task, unit=loop.config.eval.unit)
+        task = run.dataset.info.task
+        counted = patients.counted(run.dataset.splits[split], scores, task, unit=run.config.eval.unit)
         result = metrics.score(counted.labels, counted.probabilities, task)
         names = [name for name in metrics.SELECTION if name in result]
         values = {f"{split}_loss": loss, **{f"{split}_{name}": result[name] for name in names}}
-        self._log.write(number, values | loop.clock.record())
-        epoch, best = math.ceil(number / loop.steps_per_epoch), loop.progress.best
-        better = best is None or metrics.is_better(result[metric], best.value, ties=loop.config.eval.ties)
+        self._log.write(number, values | run.clock.record())
+        epoch, best = math.ceil(number / run.steps_per_epoch), run.progress.best
+        better = best is None or metrics.is_better(result[metric], best.value, ties=run.config.eval.ties)
         logger.info(
             "%sepoch %d/%d: %s loss %.4f, ACC %.4f, AUC %.4f%s",
             self._name,
             epoch,
-            loop.config.train.epochs,
+            run.config.train.epochs,
             split,
             loss,
             result["acc"],
@@ -96,17 +96,17 @@ class Recording:
             ", best so far" if better else "",
         )
         if better:
-            loop.check_lock()
-            with timed(self._loops, "checkpoints"):
-                sha256 = self.checkpointer.save_best(number, *loop.evaluated())
+            run.check_lock()
+            with timed(self._runs, "checkpoints"):
+                sha256 = self.checkpointer.save_best(number, *run.evaluated())
             best = Best(epoch=epoch, step=number, value=result[metric], sha256=sha256)
-            loop.progress = dataclasses.replace(loop.progress, best=best)
+            run.progress = dataclasses.replace(run.progress, best=best)
 
     def save(self, *, validated: bool) -> None:
         """Saves the state; `validated` is False if a signal prevented the validation after its step."""
-        loop = self.loop
-        loop.check_lock()
+        run = self.run
+        run.check_lock()
         progress = dataclasses.replace(
-            loop.progress, seconds=loop.seconds(), parts=loop.clock.parts(), validated=validated
+            run.progress, seconds=run.seconds(), parts=run.clock.parts(), validated=validated
         )
-        self.checkpointer.save_latest(loop.state, loop.feed.iterator, progress)
+        self.checkpointer.save_latest(run.state, run.feed.iterator, progress)

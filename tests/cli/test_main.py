@@ -46,10 +46,8 @@ MISTAKES = [
     (["train"], ["--config is missing"]),
     (["train", "--config", "quickstart", "--wrkdir=x"], ["Unknown command line flag 'wrkdir'"]),
     (["train", "--config", "quickstart", "--config.optim.lrr=1"], ["--config.optim.lrr", "did you mean 'lr'"]),
-    (["describe", "--config=quickstart", "--config.seed=-1"], ["seed: -1 should be 0 or more"]),
     (["predict"], ["--run is missing: give the folder of a finished run, or of an export"]),
     (["predict", "--run=x"], ["nothing to do: give --input (images to predict)"]),
-    (["predict", "--run=~nobody_of_this_name/x", "--input=x.png"], ["~nobody_of_this_name/x: there is no such folder"]),
     (["export"], ["--run is missing: give the folder of a finished run"]),
     (["explain"], ["--run is missing"]),
     (["explain", "--run=x", "--method=cam"], ["--method", "gradcam"]),
@@ -57,13 +55,18 @@ MISTAKES = [
     (["train", "--config=quickstart", f"--workdir={'x' * 300}"], ["xxx cannot be written", "shorter name"]),
     (["study", "--out=x"], ["--study is missing"]),
     (["study", "--study=ladder"], ["--out is missing"]),
-    (["study", "--study=lader", "--out=x"], ["there is no packaged study 'lader'"]),
-    (["study", "--study=ladder", "--out=~nobody_of_this_name/x", "--config.train.epoch=1"], ["did you mean 'train.ep"]),
-    (["study", "--study=layer_sweep", "--out=x", "--config.train.epoch=1"], ["did you mean 'train.epochs'"]),
     (["convert", "--source=x", "--out=y"], ["--layers is missing"]),
     (["report", "--out=x"], ["--runs is missing"]),
     (["report", "--runs=x"], ["--out is missing"]),
     (["report", "--runs=nothing", "--out=x"], ["--runs nothing is not a folder"]),
+]
+# Seen once jax is loaded, which takes a second in each process: these are told in this one.
+LATE_MISTAKES = [
+    (["describe", "--config=quickstart", "--config.seed=-1"], ["seed: -1 should be 0 or more"]),
+    (["predict", "--run=~nobody_of_this_name/x", "--input=x.png"], ["~nobody_of_this_name/x: there is no such folder"]),
+    (["study", "--study=lader", "--out=x"], ["there is no packaged study 'lader'"]),
+    (["study", "--study=ladder", "--out=~nobody_of_this_name/x", "--config.train.epoch=1"], ["did you mean 'train.ep"]),
+    (["study", "--study=layer_sweep", "--out=x", "--config.train.epoch=1"], ["did you mean 'train.epochs'"]),
 ]
 
 
@@ -71,6 +74,11 @@ def test_mistakes():
     processes = run_each([("-m", "jaxboost", *arguments) for arguments, _ in MISTAKES])
     for (_, words), process in zip(MISTAKES, processes, strict=True):
         assert_mistake(process, *words)
+
+
+@pytest.mark.parametrize(("arguments", "words"), LATE_MISTAKES)
+def test_late_mistakes(arguments, words):
+    assert_mistake(run_inside("-m", "jaxboost", *arguments), *words)
 
 
 def test_a_mistake_in_a_process_of_its_own():

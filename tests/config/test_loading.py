@@ -3,6 +3,7 @@
 import pytest
 
 from jaxboost.config import get_config, load_config, loading, table
+from jaxboost.config.overrides import with_overrides
 from jaxboost.errors import UserError
 from tests.scripts import REPOSITORY, assert_mistake, run_each, run_inside
 
@@ -50,6 +51,16 @@ def test_overrides():
         load_config("quickstart", train={"epochs": 2})
     with pytest.raises(UserError, match=r"config field train\.epochs: 'two' has the type str, the field needs int"):
         load_config("quickstart", **{"train.epochs": "two"})
+
+
+def test_fields_that_refer_to_an_overridden_one_follow_it():
+    config = get_config()
+    config.boost.control_seed = config.get_ref("seed")
+    changed = with_overrides(config, {"seed": 4})
+    assert (changed.seed, changed.boost.control_seed) == (4, 4)
+    # It is a copy, which is locked too.
+    assert (config.seed, config.boost.control_seed) == (0, 0)
+    assert changed.is_locked
 
 
 def test_a_config_is_locked():

@@ -1,4 +1,4 @@
-"""The real script against a local stand-in for the hub: which bytes are fetched, and what goes wrong."""
+"""The script against a local stand-in for the hub: which bytes are fetched, and what goes wrong."""
 
 import json
 import math
@@ -35,21 +35,77 @@ def repositories(tmp_path_factory):
     return {f"owner/{name}": folder / name for name in names} | dict.fromkeys(GATED, folder / "single")
 
 
-@pytest.fixture
-def hub(repositories):
+@pytest.fixture(scope="module")
+def server(repositories):
     with serving(repositories) as server:
-        server.gated |= GATED
-        server.hidden.add("owner/hidden")
         yield server
 
 
-def run(address, source, out, *flags, **environment):
+@pytest.fixture
+def hub(server, repositories):
+    """The server of the module, as it was at its start."""
+    server.repositories, server.busy = repositories, 0
+    server.gated, server.hidden = dict(GATED), {"owner/hidden"}
+    server.served.clear()
+    server.requests.clear()
+    return server
+
+
+def environment(address, home):
+    """Without a proxy. huggingface_hub reads the address once in a process."""
     inherited = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    inherited |= {"HF_ENDPOINT": address, "HF_HOME": str(out.parent / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return inherited | {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+def run(address, source, out, *flags, **more):
+    """Runs the script."""
     command = [sys.executable, str(ROOT / "convert_weights.py"), "--source", source, "--out", str(out), *flags]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=out.parent, env=inherited | environment
+    inherited = environment(address, out.parent / "home") | more
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=out.parent, env=inherited)
+
+
+# Runs the script inside for each line of its stdin.
+INSIDE = """
+import json, pathlib, sys
+from huggingface_hub import HfFileSystem
+from jaxboost.convert.formats import hub
+from tests.scripts import run_inside
+whole = hub._PIECE_BYTES
+for line in sys.stdin:
+    folder, piece, arguments = json.loads(line)
+    # A process of its own would know no files.
+    HfFileSystem.clear_instance_cache()
+    hub._PIECE_BYTES = piece or whole
+    result = run_inside("convert_weights.py", *arguments, folder=pathlib.Path(folder))
+    print(json.dumps([result.returncode, result.stdout, result.stderr]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run_again(server, tmp_path_factory):
+    """run_again(source, out, *flags, piece=0): as `run` with the server, in one process for the whole module.
+
+    It reads large tensors in pieces of `piece` bytes.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", INSIDE],
+        cwd=ROOT,
+        env=environment(server.address, tmp_path_factory.mktemp("home")),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
+
+    def again(source, out, *flags, piece=0):
+        arguments = ["--source", source, "--out", str(out), *flags]
+        process.stdin.write(json.dumps([str(out.parent), piece, arguments]) + "\n")
+        process.stdin.flush()
+        return subprocess.CompletedProcess(arguments, *json.loads(process.stdout.readline()))
+
+    yield again
+    process.stdin.close()
+    process.stdout.close()
+    process.wait(60)
 
 
 def wanted_bytes(folder):
@@ -67,10 +123,12 @@ def wanted_bytes(folder):
 
 
 @pytest.mark.parametrize("name", ["sharded", "single"])
-def test_only_the_wanted_bytes_are_fetched(name, hub, repositories, tmp_path):
+def test_only_the_wanted_bytes_are_fetched(name, hub, run_again, repositories, tmp_path):
+    """One of them with the script itself."""
     folder = repositories[f"owner/{name}"]
     hub.busy = 1
-    result = run(hub.address, f"owner/{name}", tmp_path / "block", "--layers", str(LAYER))
+    given = f"owner/{name}", tmp_path / "block", "--layers", str(LAYER)
+    result = run(hub.address, *given) if name == "sharded" else run_again(*given)
     assert result.returncode == 0, result.stderr
     assert f"source  owner/{name}@{COMMIT} (hub)" in result.stdout
 
@@ -87,8 +145,8 @@ def test_only_the_wanted_bytes_are_fetched(name, hub, repositories, tmp_path):
     assert manifest.config == local.config
 
 
-def test_the_text_encoder_is_not_fetched(hub, repositories, tmp_path):
-    result = run(hub.address, "owner/clip", tmp_path / "encoder", "--layers", "all")
+def test_the_text_encoder_is_not_fetched(hub, run_again, repositories, tmp_path):
+    result = run_again("owner/clip", tmp_path / "encoder", "--layers", "all")
     assert result.returncode == 0, result.stderr
     assert f"source  owner/clip@{COMMIT} (hub)" in result.stdout
     out = tmp_path / "encoder"
@@ -101,17 +159,8 @@ def test_the_text_encoder_is_not_fetched(hub, repositories, tmp_path):
     assert hub.served[file.name] == wanted + header < file.stat().st_size
 
 
-def test_large_tensors_come_in_pieces(hub, repositories, tmp_path):
-    program = f"""
-import sys
-from jaxboost.convert import convert
-from jaxboost.convert.formats import hub
-hub._PIECE_BYTES = 5000
-convert("owner/single@{COMMIT}", "{LAYER}", sys.argv[1])
-"""
-    environment = os.environ | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, "-c", program, str(tmp_path / "block")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+def test_large_tensors_come_in_pieces(hub, run_again, repositories, tmp_path):
+    result = run_again(f"owner/single@{COMMIT}", tmp_path / "block", "--layers", str(LAYER), piece=5000)
     assert result.returncode == 0, result.stderr
     assert sum(hub.served.values()) == sum(wanted_bytes(repositories["owner/single"]))
     local = convert(str(repositories["owner/single"]), str(LAYER), tmp_path / "local")
@@ -126,34 +175,12 @@ REFUSED = {
     f"owner/single@{COMMIT[::-1]}": "owner/single has no such revision: see {address}/owner/single",
     "owner/pickled": "has no safetensors, only pytorch_model.bin, which cannot be fetched in parts: download",
 }
-MESSAGES = """
-import json, sys
-from jaxboost.convert import convert
-from jaxboost.errors import UserError
-messages = {}
-for source in json.loads(sys.argv[2]):
-    try:
-        convert(source, "0", sys.argv[1])
-    except UserError as error:
-        messages[source] = str(error)
-print(json.dumps(messages))
-"""
 
 
-def test_refused(hub, tmp_path):
-    """The address is read once in a process: one for all of them, and the script for the first."""
-    out = tmp_path / "block"
-    first, message = next(iter(REFUSED.items()))
-    assert_one_line(run(hub.address, first, out, "--layers", "0"), message.format(address=hub.address))
-    environment = os.environ | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
-    command = [sys.executable, "-c", MESSAGES, str(out), json.dumps(list(REFUSED))]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert result.returncode == 0, result.stderr
-    messages = json.loads(result.stdout)
-    for source, message in REFUSED.items():
-        assert message.format(address=hub.address) in messages[source]
-        assert len(messages[source].splitlines()) == 1
-    assert {path.name for path in tmp_path.iterdir()} <= {"home"}
+@pytest.mark.parametrize(("source", "message"), REFUSED.items())
+def test_refused(source, message, hub, run_again, tmp_path):
+    assert_one_line(run_again(source, tmp_path / "block", "--layers", "0"), message.format(address=hub.address))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_out_of_reach(tmp_path):
@@ -172,7 +199,7 @@ def test_offline_mode(hub, tmp_path):
     assert hub.requests == []
 
 
-def test_a_file_that_ends_early(hub, repositories, tmp_path):
+def test_a_file_that_ends_early(hub, run_again, repositories, tmp_path):
     # The repository's list of sizes is right, the file's header promises more.
     cut = tmp_path / "cut"
     cut.mkdir()
@@ -181,17 +208,17 @@ def test_a_file_that_ends_early(hub, repositories, tmp_path):
     (cut / "model.safetensors").write_bytes(whole[:-1000])
     hub.repositories = hub.repositories | {"owner/cut": cut}
     (tmp_path / "work").mkdir()
-    result = run(hub.address, "owner/cut", tmp_path / "work" / "block", "--layers", "0")
+    result = run_again("owner/cut", tmp_path / "work" / "block", "--layers", "0")
     assert_one_line(result, "owner/cut/model.safetensors is truncated")
     assert sum(hub.served.values()) < 20_000
 
 
-def test_a_model_of_another_family(hub, tmp_path):
+def test_a_model_of_another_family(hub, run_again, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     hub.repositories = hub.repositories | {"owner/other": other}
-    result = run(hub.address, "owner/other", tmp_path / "block", "--layers", "0")
+    result = run_again("owner/other", tmp_path / "block", "--layers", "0")
     assert_one_line(result, "owner/other/config.json: this is a 'gpt2' checkpoint, not of the LLaMA family")
 
 

@@ -43,9 +43,9 @@ def names_of(folder):
         return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
 
 
-def same_as_run(run, files, folder):
+def same_as_run(run, files, folder, model=None):
     """Exports the run to `folder`; all three give the same probabilities, the last two bit by bit."""
-    model = open_run.open_run(run)
+    model = model or open_run.open_run(run)
     _, images = inputs.read(files, model.preprocessing)
     found = model.predict(images)
     np.testing.assert_allclose(found, finished_runs.own_predictions(run), rtol=0, atol=1e-6)
@@ -60,23 +60,34 @@ def same_as_run(run, files, folder):
 
 
 @pytest.fixture(scope="module")
-def pneumollm(tmp_path_factory):
+def finished(tmp_path_factory):
+    """A run of PneumoLLM, its test images, and the run opened."""
+    run, files = make_pneumollm(tmp_path_factory.mktemp("pneumollm"))
+    return run, files, open_run.open_run(run)
+
+
+@pytest.fixture(scope="module")
+def pneumollm(finished):
     """A run of PneumoLLM, its test images, and its export."""
-    folder = tmp_path_factory.mktemp("pneumollm")
-    run, files = make_pneumollm(folder)
-    same_as_run(run, files, folder / "export")
-    return run, files, folder / "export"
+    run, files, model = finished
+    same_as_run(run, files, run.parents[1] / "export", model)
+    return run, files, run.parents[1] / "export"
 
 
-def test_adapters_are_merged(pneumollm):
-    run, files, folder = pneumollm
+@pytest.fixture(scope="module")
+def opened(finished):
+    """The same run, opened and its functions compiled once for all tests; none changes it."""
+    return finished[-1]
+
+
+def test_adapters_are_merged(pneumollm, opened):
+    _, files, folder = pneumollm
     names = names_of(folder)
     for part in ("llama.q", "llama.k", "llama.v", "vision"):
         assert {f"merged.{part}.kernel", f"merged.{part}.bias"} <= names.keys()
     assert not [name for name in names if "adapters" in name or name.endswith((".qkv.kernel", "llama.layers.q"))]
-    model = open_run.open_run(run)
-    _, images = inputs.read(files, model.preprocessing)
-    merged = model.weights[0]["llama_adapters"]
+    _, images = inputs.read(files, opened.preprocessing)
+    merged = opened.weights[0]["llama_adapters"]
     assert float(np.abs(merged["up"]).max()) > 0
     loaded = exported.load(folder)
     before = loaded.predict(images)
@@ -84,13 +95,11 @@ def test_adapters_are_merged(pneumollm):
     assert np.abs(loaded.predict(images) - before).max() > 1e-4
 
 
-def test_features_are_what_the_head_reads(pneumollm):
-    run, files, _ = pneumollm
-    model = open_run.open_run(run)
-    _, images = inputs.read(files, model.preprocessing)
-    logits = model.features(images) @ np.asarray(model.weights[0]["head"]["kernel"])
+def test_features_are_what_the_head_reads(pneumollm, opened):
+    _, images = inputs.read(pneumollm[1], opened.preprocessing)
+    logits = opened.features(images) @ np.asarray(opened.weights[0]["head"]["kernel"])
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    np.testing.assert_allclose(model.predict(images), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(opened.predict(images), expected, rtol=0, atol=1e-5)
 
 
 def test_a_batch_of_any_size(pneumollm):
@@ -221,19 +230,18 @@ def test_command_exports_and_predicts_from_the_export(pneumollm, tmp_path):
     assert (tmp_path / "from_export.csv").read_text() == (tmp_path / "from_run.csv").read_text()
 
 
-def test_program_is_for_every_platform(pneumollm, monkeypatch):
+def test_program_is_for_every_platform(opened, monkeypatch):
     """Exported where there is cuDNN, it is the same, without cuDNN's kernel."""
-    model = open_run.open_run(pneumollm[0])
 
     def without_places(program):
         """The program's text, but for the lines of the code that it was traced from."""
         return re.sub(r"(?m)^#loc.*\n| loc\(#loc\d*\)", "", program.mlir_module())
 
-    here = export.lower(model, *export.flat_weights(model))[0]
+    here = export.lower(opened, *export.flat_weights(opened))[0]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(attention, "fused_problem", lambda *_: "")
     monkeypatch.setattr(attention, "_refusal", lambda *_: "")
-    there = export.lower(model, *export.flat_weights(model))[0]
+    there = export.lower(opened, *export.flat_weights(opened))[0]
     assert here.platforms == there.platforms == ("cpu", "cuda", "tpu")
     assert "stablehlo.case" in here.mlir_module()
     assert "cudnn" not in there.mlir_module()
@@ -306,7 +314,7 @@ def _link(path, folder):
     path.symlink_to(folder / path.name)
 
 
-def test_where_no_export_can_be_written(pneumollm, tmp_path, monkeypatch):
+def test_where_no_export_can_be_written(pneumollm, opened, tmp_path, monkeypatch):
     run, _, folder = pneumollm
     with pytest.raises(UserError, match="already exists"):
         export.export_run(run, folder)
@@ -317,6 +325,7 @@ def test_where_no_export_can_be_written(pneumollm, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export, "save_file", full)
+    monkeypatch.setattr(open_run, "open_run", lambda *_: opened)
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\): make room"):
         export.export_run(run, tmp_path / "export")
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ from PIL import Image
 
 from jaxboost.config import load_config
 from jaxboost.inference import open_run
-from jaxboost.runs import datasets, train
+from jaxboost.runs import assembly, datasets, train
 from jaxboost.systems import rllm
 from jaxboost.training import source_tokens
 from tests import finished_runs
@@ -66,19 +66,18 @@ def study(tmp_path_factory):
 @pytest.mark.parametrize(("kind", "count"), [("none", 1), ("rllm", TOKENS), ("mlp", 1)])
 def test_losses_are_those_of_encoding_at_each_step(config, study, tmp_path, monkeypatch, kind, count):
     changes = {"boost__kind": kind} | ({"boost__block": ""} if kind == "none" else {})
-    each = train.assemble(config(**changes, model__cache_gb=0.0), tmp_path / "each")
+    each = assembly.assemble(config(**changes, model__cache_gb=0.0), tmp_path / "each")
     assert train_images(each).dtype == np.uint8
     losses = take_steps(each, 3)
     assert losses[2] != losses[0]
     with datasets.shared(study):
-        once = train.assemble(config(**changes), tmp_path / "once")
+        once = assembly.assemble(config(**changes), tmp_path / "once")
         assert (train_images(once).dtype, train_images(once).shape) == (np.float32, (36, count, 128))
-        assert once.has_tokens
         np.testing.assert_allclose(take_steps(once, 3), losses, rtol=1e-5)
         if kind == "rllm":
             # Another run reads the file.
             monkeypatch.setattr(source_tokens.batches, "eval_batches", lambda *_, **__: 1 / 0)
-            again = train.assemble(config(**changes), tmp_path / "again")
+            again = assembly.assemble(config(**changes), tmp_path / "again")
             np.testing.assert_array_equal(train_images(again), train_images(once))
     assert len(list(study.iterdir())) == {"none": 1, "rllm": 2, "mlp": 2}[kind]
 
@@ -87,25 +86,24 @@ def test_losses_are_those_of_encoding_at_each_step(config, study, tmp_path, monk
 def test_tokens_that_are_too_large_are_computed_at_each_step(config, tmp_path, caplog, limit):
     """60 images with one token of 128 numbers each."""
     with caplog.at_level(logging.INFO, "jaxboost"):
-        loop = train.assemble(config(boost__kind="none", boost__block="", model__cache_gb=limit), tmp_path / "run")
+        loop = assembly.assemble(config(boost__kind="none", boost__block="", model__cache_gb=limit), tmp_path / "run")
     assert train_images(loop).dtype == np.uint8
-    assert not loop.has_tokens
     assert f"would take 3.1e-05 GB, more than model.cache_gb={limit:g}: they are computed at each step" in caplog.text
     assert not list(tmp_path.rglob("source-tokens-*"))
 
 
 def test_encoders_that_change_are_not_encoded_once(config):
-    fixed = rllm._fixed_tokens(config())
+    fixed = rllm.fixed_tokens(config())
     assert (fixed.role, fixed.most_gb) == ("encoder", 4.0)
     for changes in ({"model__frozen": False}, {"model__drop_path": 0.1}, {"model__backbone": "resnet18"}):
-        assert rllm._fixed_tokens(config(**changes)) is None
+        assert rllm.fixed_tokens(config(**changes)) is None
     # What the encoder computes depends on these too.
     for changes in ({"model__mean": (0.4,)}, {"model__std": (0.3,)}, {"model__dtype": "bfloat16"}):
-        assert rllm._fixed_tokens(config(**changes)).key != fixed.key
+        assert rllm.fixed_tokens(config(**changes)).key != fixed.key
 
 
 def test_random_changes_of_the_images_are_not_encoded_once(config, tmp_path):
-    loop = train.assemble(config(boost__kind="none", boost__block="", augment__flip=0.5), tmp_path / "run")
+    loop = assembly.assemble(config(boost__kind="none", boost__block="", augment__flip=0.5), tmp_path / "run")
     assert train_images(loop).dtype == np.uint8
 
 

@@ -14,7 +14,7 @@ import pytest
 from jaxboost.errors import UserError
 from jaxboost.runs import cross_validation, lock, train
 from jaxboost.training.recording import Recording
-from tests.scripts import REPOSITORY, run_script
+from tests.scripts import REPOSITORY, run_inside
 from tests.training.own_folders import make_config, write_pictures
 from tests.training.small_runs import small_config
 
@@ -229,18 +229,37 @@ def test_folds_have_locks_of_their_own(request, tmp_path):
     assert (tmp_path / "folds.csv").read_bytes() == before
 
 
+# Runs train.py with its arguments once a line comes; all that takes long before it locks the folder is done by then.
+STARTER = """
+import runpy, sys
+import jaxboost.runs.train
+print("ready", flush=True)
+sys.stdin.readline()
+sys.argv[0] = "train.py"
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
 def test_two_commands_at_once_make_one_run(few_lidc_root, tmp_path):
     """Both start together; one is refused in one line, and the other's result is whole."""
     arguments = [
-        *("train.py", "--config=configs/quickstart.py", "--config.model.backbone=vit3d_tiny"),
+        *("--config=configs/quickstart.py", "--config.model.backbone=vit3d_tiny"),
         *("--config.boost.kind=none", "--config.train.max_steps=1", "--config.eval.bootstrap=10"),
         *("--config.train.batch_size=16", "--config.eval.batch_size=24"),
         *(f"--config.data.root={few_lidc_root}", f"--workdir={tmp_path / 'run'}"),
     ]
     other = subprocess.Popen(
-        [sys.executable, *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", STARTER, *arguments],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    ours = run_script(*arguments)
+    assert other.stdout.readline() == "ready\n"
+    other.stdin.write("start\n")
+    other.stdin.flush()
+    ours = run_inside("train.py", *arguments)
     _, stderr = other.communicate(timeout=300)
     codes = {other.returncode: stderr, ours.returncode: ours.stderr}
     assert sorted(codes) in ([0], [0, 2]), codes

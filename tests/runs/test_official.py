@@ -11,7 +11,7 @@ import pytest
 from medmnist.evaluator import Evaluator
 
 from jaxboost.models.backbones import BACKBONES
-from jaxboost.runs import train
+from jaxboost.runs import assembly, train
 from tests.training.small_runs import on_host, small_config, take_steps
 
 SIZES = {
@@ -45,7 +45,7 @@ def test_two_steps_of_the_configs_run(name, official_root, tmp_path, monkeypatch
             "train.batch_size": 4,
         }
     )
-    run = train.assemble(config, tmp_path / "run")
+    run = assembly.assemble(config, tmp_path / "run")
     assert {split: len(held) for split, held in run.dataset.splits.items()} == SIZES[config.data.name]
     before, frozen = on_host(run.state.params), on_host(run.frozen)
     losses = take_steps(run, 2)

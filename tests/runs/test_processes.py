@@ -243,7 +243,7 @@ def test_mistakes_are_told_by_all_processes_and_leave_nothing(made, few_lidc_roo
         ),
         (
             start(made, few_lidc_root, "run", "--config.train.deterministic=true"),
-            "config field train.deterministic: it does not go together with --distributed, where each process chooses",
+            "config field train.deterministic: it does not go together with --distributed, where sums over the",
         ),
         (
             start(made, few_lidc_root, "run", cwd=lambda index: folders[index]),

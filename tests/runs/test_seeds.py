@@ -7,16 +7,31 @@ import numpy as np
 import pytest
 
 from jaxboost import convert
-from jaxboost.config import continuing
+from jaxboost.config import get_pneumollm_config
+from jaxboost.config.overrides import with_overrides
 from jaxboost.errors import UserError
+from jaxboost.evaluation import evaluate
 from jaxboost.io import read_json
+from jaxboost.models.backbones import BACKBONES, Backbone
+from jaxboost.models.pneumollm import ENCODERS
+from jaxboost.models.vit import ViT
+from jaxboost.models.vit3d import ViT3D
 from jaxboost.runs import seeds, train, workdir
 from jaxboost.training import program, several, step
 from jaxboost.training.engine import Together
+from jaxboost.training.recording import Recording
+from tests.convert import vision_checkpoints as vision
 from tests.metrics import records
 from tests.reference.llama_checkpoints import tiny_llama, write_safetensors
 from tests.training.small_runs import small_config
 from tests.training.stopped_runs import send_in
+from tests.training.tiny_resnet import TINY as TINY_RESNET
+from tests.training.tiny_resnet import tiny_config
+
+# Small, so that most of a test's time is compilation.
+SHAPE = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 24, "patch": 14}
+TINY_3D = Backbone(encoder=ViT3D, ndim=3, arguments={**SHAPE, "head_dim": 8}, head_eps=1e-5)
+TINY_2D = Backbone(encoder=ViT, ndim=2, arguments=SHAPE, head_eps=1e-6)
 
 # Two epochs of three steps, with everything that a seed decides: order, augmentation, mixing, dropped paths.
 CHANGES = {
@@ -28,6 +43,7 @@ CHANGES = {
     "mix.mixup": 0.2,
     "model.drop_path": 0.2,
     "seed": 3,
+    "model.backbone": "tiny_3d",
 }
 
 
@@ -59,8 +75,37 @@ def damage(checkpoint):
     file.write_bytes(content)
 
 
+# An encoder that is drawn for each seed, and never changes.
+RANDOM_TOKENS = {
+    "model.frozen": True,
+    "model.weights": "random",
+    "model.drop_path": 0.0,
+    "augment.volume_flips": False,
+    "mix.mixup": 0.0,
+}
+# The same on silhouettes, whose images nothing changes at random.
+PLAIN = {
+    "data.name": "lidcsilhouettes",
+    "optim.lr": 1e-2,
+    "train.max_steps": 6,
+    "train.epochs": 2,
+    "train.log_every": 1,
+    "train.checkpoint_every": 0,
+    "seed": 3,
+}
+
+
 def config_of(root, **changes):
     return small_config(root, {**CHANGES, **changes})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _tiny_backbones():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, backbone in (("tiny_3d", TINY_3D), ("tiny_2d", TINY_2D), ("resnet_tiny", TINY_RESNET)):
+            patch.setitem(BACKBONES, name, backbone)
+        patch.setitem(ENCODERS, "tiny_2d", TINY_2D)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +115,16 @@ def block(tmp_path_factory):
     write_safetensors(tiny_llama(0), folder / "checkpoint")
     convert.convert(str(folder / "checkpoint"), "-1", folder / "block")
     return folder / "block"
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A converted encoder, `TINY_2D`."""
+    folder = tmp_path_factory.mktemp("encoder")
+    shape = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 24}
+    vision.tiny("vit", **shape, patch_size=14, image_size=28).save_pretrained(folder / "source")
+    convert.convert(str(folder / "source"), "all", folder / "encoder")
+    return folder / "encoder"
 
 
 def test_trees_are_divided_and_joined():
@@ -105,52 +160,149 @@ def test_a_seed_that_is_further_along_is_never_thrown_back(few_lidc_root, tmp_pa
 
 def test_seeds_that_began_with_other_choices_are_refused(few_lidc_root, tmp_path):
     runs = seeds.of_config(config_of(few_lidc_root, **{"train.seeds": 2, "model.dtype": "auto"}), tmp_path)
-    workdir.create(tmp_path / "seed4", continuing.with_values(runs[tmp_path / "seed4"], {"model.dtype": "bfloat16"}))
+    workdir.create(tmp_path / "seed4", with_overrides(runs[tmp_path / "seed4"], {"model.dtype": "bfloat16"}))
     with pytest.raises(UserError, match=r"seed4 was started with model\.dtype='bfloat16', .* with 'float32'"):
         seeds.train_and_evaluate(runs)
 
 
-@pytest.mark.parametrize("on_device", ["false", "true"])
-def test_two_seeds_are_those_alone_also_after_a_stop(few_lidc_root, tmp_path, monkeypatch, block, on_device):
-    """A random block, which each seed draws; and with data on the devices a loaded one, which is there once."""
-    config = config_of(few_lidc_root, **{"data.on_device": on_device, "train.seeds": 2})
-    if on_device == "true":
-        config.train.steps_per_call = 2
-        config.boost.block = str(block)
-        config.boost.layers = ()
+def train_alone(config, number, folder):
+    """The lone run of a seed, one step in each call."""
+    fields = {"seed": number, "train.seeds": 1, "train.steps_per_call": 1}
+    train.train_and_evaluate(with_overrides(config, fields), folder)
+
+
+def steps_of(runs):
+    """The steps of the checkpoints of each run."""
+    return [sorted(path.name for path in folder.glob("checkpoints/latest/*")) for folder in runs]
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """What trains several seeds, in the order of the starts."""
+    made = []
+    monkeypatch.setattr(seeds, "Together", lambda *arguments: made.append(Together(*arguments)) or made[-1])
+    return made
+
+
+def frozen_arrays(engine):
+    """Number of frozen arrays that each seed has, and of those that are there once."""
+    return [len(jax.tree.leaves(engine._frozen[name])) for name in (several.OWN, several.SHARED)]
+
+
+def test_two_seeds_go_on_after_a_damaged_checkpoint(few_lidc_root, tmp_path, monkeypatch, block, held):
+    """Data on the device, in calls of two steps; a loaded block, which is there once."""
+    changes = {"data.on_device": "true", "train.steps_per_call": 2, "boost.block": str(block), "boost.layers": ()}
+    config = config_of(few_lidc_root, **{**changes, "train.seeds": 2})
     runs = seeds.of_config(config, tmp_path)
     assert [folder.name for folder in runs] == ["seed3", "seed4"]
     with monkeypatch.context() as patched:
-        # In the second epoch, after step 5: calls of two steps and one, or of one step each.
-        send_in(patched, step, "put", call=3 if on_device == "true" else 5)
-        held = []
-        monkeypatch.setattr(seeds, "Together", lambda *arguments: held.append(Together(*arguments)) or held[-1])
+        # In the second epoch, after step 5: calls of two steps and one.
+        send_in(patched, step, "put", call=3)
         assert seeds.train_and_evaluate(runs) is None
-    count = {name: len(jax.tree.leaves(tree)) for name, tree in held[0]._frozen.items()}
-    assert (count[several.SHARED] > 0) == (on_device == "true")
-    assert (count[several.OWN] > 0) == (on_device == "false")
-    program.forget()  # as in another process
-    # A kill may have come between the saves of the two.
-    steps = {folder: sorted(path.name for path in folder.glob("checkpoints/latest/*")) for folder in runs}
-    assert steps[tmp_path / "seed3"] == steps[tmp_path / "seed4"] == ["3", "5"]
-    if on_device == "false":
-        (tmp_path / "seed4/checkpoints/latest/5").rename(tmp_path / "gone")
-    else:
-        # Damaged: it is found only when it is read.
-        damage(tmp_path / "seed4/checkpoints/latest/5")
+    own, shared = frozen_arrays(held[0])
+    assert (own, shared > 0) == (0, True)
+    assert steps_of(runs) == [["3", "5"]] * 2
+    # It is found only when it is read.
+    damage(tmp_path / "seed4/checkpoints/latest/5")
     found = seeds.train_and_evaluate(runs)
     assert found.keys() == runs.keys()
     for folder, content in found.items():
         assert json.loads((folder / "result.json").read_text()) == content
         assert (folder / "checkpoints").exists()
-    number, alone = 3 if on_device == "true" else 4, tmp_path / "alone"
-    one_by_one = {"seed": number, "train.seeds": 1, "train.steps_per_call": 1}
-    train.train_and_evaluate(continuing.with_values(config, one_by_one), alone)
-    assert_near(tmp_path / f"seed{number}", alone)
+    train_alone(config, 3, tmp_path / "alone")
+    assert_near(tmp_path / "seed3", tmp_path / "alone")
     losses = [[record["train_loss"] for record in records(folder) if "train_loss" in record] for folder in runs]
     assert all(one != other for one, other in zip(*losses, strict=True))
     # Finished runs are left as they are.
     assert seeds.train_and_evaluate(runs) == found
+
+
+def test_two_seeds_go_on_after_a_stop_in_a_validation(few_lidc_root, tmp_path, monkeypatch, held):
+    """A random frozen encoder and block, which each seed draws, and a smaller last batch."""
+    drawn = {"model.frozen": True, "model.weights": "random", "model.drop_path": 0.0}
+    kept = {"train.batch_size": 20, "train.last_batch": "keep", "mix.mixup": 0.0}
+    config = config_of(few_lidc_root, **{**drawn, **kept, "train.seeds": 2})
+    runs = seeds.of_config(config, tmp_path)
+    with monkeypatch.context() as patched:
+        # The first call is for the compilation, the second the validation of the first epoch.
+        send_in(patched, evaluate, "run_batches", call=2)
+        assert seeds.train_and_evaluate(runs) is None
+    own, shared = frozen_arrays(held[0])
+    assert (own > 0, shared) == (True, 0)
+    assert steps_of(runs) == [["3"]] * 2
+    assert not any("val_loss" in record for folder in runs for record in records(folder))
+    with monkeypatch.context() as patched:
+        send_in(patched, step, "put", call=2)
+        assert seeds.train_and_evaluate(runs) is None
+    assert steps_of(runs) == [["3", "5"]] * 2
+    # A kill may have come between the saves of the two.
+    (tmp_path / "seed4/checkpoints/latest/5").rename(tmp_path / "gone")
+    program.forget()  # as in another process
+    seeds.train_and_evaluate(runs)
+    train_alone(config, 4, tmp_path / "alone")
+    assert_near(tmp_path / "seed4", tmp_path / "alone")
+
+
+def tokens_config(root, encoder):
+    """R-LLM on the tokens of a loaded frozen encoder, on the device, with a smaller last batch."""
+    fields = {
+        "model.backbone": "tiny_2d",
+        "model.weights": str(encoder),
+        "model.frozen": True,
+        "train.batch_size": 20,
+        "train.last_batch": "keep",
+        "data.on_device": "true",
+        "train.steps_per_call": 0,
+    }
+    return small_config(root, PLAIN | fields)
+
+
+def pneumollm_config(root, encoder):
+    """PneumoLLM on the tokens of a loaded encoder."""
+    fields = {
+        "data.root": str(root),
+        "model.backbone": "tiny_2d",
+        "model.image_size": 28,
+        "model.dtype": "float32",
+        "pneumollm.vision": str(encoder),
+        "pneumollm.vision_adapters": False,
+        "pneumollm.every": 1,
+        "llama.family": "llama-tiny",
+        "llama.block": "random",
+        "llama.layers": (0,),
+        "llama.final_norm": "ones",
+        "optim.warmup_epochs": 0.0,
+        "train.batch_size": 16,
+        "eval.batch_size": 24,
+        "eval.bootstrap": 20,
+    }
+    return with_overrides(get_pneumollm_config(), PLAIN | fields)
+
+
+def norms_config(root, encoder):
+    """An encoder with batch norms."""
+    return tiny_config(root, PLAIN | {"train.batch_size": 16, "train.ema": 0.5})
+
+
+@pytest.mark.parametrize("make", [tokens_config, pneumollm_config, norms_config])
+def test_two_seeds_are_those_alone(few_lidc_root, tmp_path, monkeypatch, encoder, held, make):
+    """All copies at once, as on an accelerator."""
+    config = make(few_lidc_root, encoder)
+    config.train.seeds = 2
+    runs = seeds.of_config(config, tmp_path)
+    monkeypatch.setattr(program, "Over", lambda one_by_one: several.Over(one_by_one=False))
+    if make is norms_config:
+        with monkeypatch.context() as patched:
+            # Between the validations of the two, after the first epoch.
+            send_in(patched, Recording, "validate")
+            assert seeds.train_and_evaluate(runs) is None
+        assert [(records(folder)[-1]["step"], "val_loss" in records(folder)[-1]) for folder in runs] == [(3, True)] * 2
+    seeds.train_and_evaluate(runs)
+    assert bool(jax.tree.leaves(held[0]._states.stats)) == (make is norms_config)
+    # The tokens are those of all seeds.
+    assert len(list(tmp_path.rglob("source-tokens-*/*.npy"))) == (make is not norms_config)
+    train_alone(config, 4, tmp_path / "alone")
+    assert_near(tmp_path / "seed4", tmp_path / "alone")
 
 
 @pytest.mark.parametrize(
@@ -159,6 +311,7 @@ def test_two_seeds_are_those_alone_also_after_a_stop(few_lidc_root, tmp_path, mo
         ({"data.folds": 3}, "data.folds, as its folds"),
         ({"data.train_fraction": 0.5}, "data.train_fraction, as each seed draws other samples"),
         ({"train.fsdp": True}, "train.fsdp"),
+        (RANDOM_TOKENS, "model.weights=random, as each seed would keep other tokens of its frozen encoder"),
     ],
 )
 def test_what_does_not_go_together_is_refused(few_lidc_root, tmp_path, changes, words):
@@ -166,6 +319,19 @@ def test_what_does_not_go_together_is_refused(few_lidc_root, tmp_path, changes, 
     with pytest.raises(UserError, match=rf"train\.seeds: it does not go together with {words}.*set train\.seeds=1"):
         seeds.train_and_evaluate(seeds.of_config(config, tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_tokens_of_random_encoders_are_refused(few_lidc_root, tmp_path):
+    config = pneumollm_config(few_lidc_root, "random")
+    config.train.seeds = 2
+    with pytest.raises(UserError, match=r"with pneumollm\.vision=random, as .* set train\.seeds=1.*other$"):
+        seeds.train_and_evaluate(seeds.of_config(config, tmp_path))
+    # Where the encoder runs at each step, each seed may have its own.
+    config = config_of(few_lidc_root, **RANDOM_TOKENS)
+    with pytest.raises(UserError, match=r"or set model\.cache_gb=0"):
+        seeds.check(config)
+    config.model.cache_gb = 0.0
+    seeds.check(config)
 
 
 def test_one_folder_is_not_enough(few_lidc_root, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxboost.config import load_config
+from jaxboost.config.overrides import with_overrides
 from jaxboost.errors import UserError
 from jaxboost.studies import collect, compare, data_check, definition, finished_run, plan, record
 from jaxboost.tasks import MULTI_LABEL
@@ -123,7 +124,7 @@ def test_layers_are_part_of_a_config_where_it_names_them(tmp_path):
     made = plan.make(small_study(arms=tuple(arms), comparisons=()), tmp_path)
     definition.write(tmp_path, definition.check(made))
     for run in made.runs:
-        write_run(plan.loading.with_overrides(run.config, {"boost.layers": (3,)}), run.folder)
+        write_run(with_overrides(run.config, {"boost.layers": (3,)}), run.folder)
     found = collect.collect(tmp_path)
     assert [(arm.name, len(found.runs_of(arm.name))) for arm in found.arms] == [("open", 1), ("first", 0), ("last", 1)]
     assert found.arms[2].changes == {"boost.layers": [3]}
@@ -162,7 +163,7 @@ def test_runs_of_another_learning_rate_than_the_chosen_one(study):
     made = plan.make(small_study(), study)
     for key in ("rllm:1", "bare:0"):
         run = made.run(key)
-        write_run(plan.loading.with_overrides(run.config, {"optim.lr": 0.02}), run.folder)
+        write_run(with_overrides(run.config, {"optim.lr": 0.02}), run.folder)
     text = "it is a run of another config, which differs in optim.lr (0.001 there, 0.02 now)"
     assert left_out(collect.collect(study)) == {"bare, seed 0": text, "rllm, seed 1": text}
 
@@ -171,7 +172,7 @@ def test_figures_of_patients(study):
     """With eval.unit=patient the record has a sample for each patient, as result.json has."""
     for run in plan.make(small_study(), study).runs:
         changes = {"eval.unit": "patient"} | ({"optim.lr": 1e-3} if run.follows or run.arm.after else {})
-        write_run(plan.loading.with_overrides(run.config, changes), run.folder, given=dataset_of_pairs())
+        write_run(with_overrides(run.config, changes), run.folder, given=dataset_of_pairs())
     stated = definition.read(study)
     arms = [
         dataclasses.replace(arm, config={**arm.config, "eval": {**arm.config["eval"], "unit": "patient"}})
@@ -193,11 +194,11 @@ def test_figures_of_patients(study):
     assert "A sample is a patient: the probabilities of a patient's images were averaged." in limits
     # A run over images is not mixed with them.
     run = plan.make(small_study(), study).run("plain:1")
-    images = plan.loading.with_overrides(run.config, {"eval.unit": "image"})
+    images = with_overrides(run.config, {"eval.unit": "image"})
     write_run(images, study / "any" / "a", given=dataset_of_pairs())
     for seed in (1, 2):
         patients = {"eval.unit": "patient", "seed": seed}
-        write_run(plan.loading.with_overrides(images, patients), study / "any" / f"b{seed}", given=dataset_of_pairs())
+        write_run(with_overrides(images, patients), study / "any" / f"b{seed}", given=dataset_of_pairs())
     assert left_out(collect.collect(study / "any")) == {
         "a": "its figures are of images, and those of the others of patients (eval.unit)"
     }
@@ -257,7 +258,7 @@ def test_a_run_without_predictions(study):
 
 def test_a_run_of_another_config(study):
     run = plan.make(small_study(), study).run("plain:1")
-    write_run(plan.loading.with_overrides(run.config, {"train.epochs": 9}), run.folder)
+    write_run(with_overrides(run.config, {"train.epochs": 9}), run.folder)
     why = left_out(collect.collect(study))["plain, seed 1"]
     assert why == "it is a run of another config, which differs in train.epochs (1 there, 9 now)"
 
@@ -279,7 +280,7 @@ def test_foreign_runs(study, given, entries, why):
 
 def test_data_that_changed_between_runs(study):
     for run in plan.make(small_study(), study).runs:
-        config = plan.loading.with_overrides(run.config, {"optim.lr": 1e-3} if run.follows or run.arm.after else {})
+        config = with_overrides(run.config, {"optim.lr": 1e-3} if run.follows or run.arm.after else {})
         strengths = {"val": config.optim.lr * 1000}
         write_run(config, run.folder, strengths=strengths, data_sha256="2" if run.key == "plain:1" else "1")
     assert left_out(collect.collect(study)) == {
@@ -379,7 +380,7 @@ def test_a_folder_of_a_record(tmp_path):
 def test_a_cross_validation_is_one_run(tmp_path):
     config = load_config("quickstart", **{**SMALL, "data.folds": 2})
     for fold in range(2):
-        one = plan.loading.with_overrides(config.copy_and_resolve_references(), {"data.fold": fold})
+        one = with_overrides(config, {"data.fold": fold})
         content = write_run(one, tmp_path / "cv" / f"fold{fold}", given=dataset(shift=fold))
     from jaxboost.config import continuing
     from jaxboost.runs import cross_validation, workdir

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from jaxboost.config.overrides import with_overrides
 from jaxboost.errors import UserError
 from jaxboost.studies import plan, tuning
 from tests.studies.small_studies import RLLM, small_study, write_run
@@ -69,5 +70,5 @@ def test_the_rate_of_other_seeds_stays(runs):
     for run, strength in zip(runs[:3], (0.0, 0.5, 5.0), strict=True):
         write_run(run.config, run.folder, strengths={"val": strength})
     assert tuning.chosen(runs) is runs[2]
-    write_run(plan.loading.with_overrides(runs[3].config, {"optim.lr": 1e-3}), runs[3].folder)
+    write_run(with_overrides(runs[3].config, {"optim.lr": 1e-3}), runs[3].folder)
     assert tuning.chosen(runs) is runs[1]

@@ -14,7 +14,7 @@ from jaxboost import convert
 from jaxboost.errors import UserError
 from jaxboost.models import classifier, frozen
 from jaxboost.models.backbones import BACKBONES
-from jaxboost.runs import train
+from jaxboost.runs import assembly, train
 from jaxboost.tasks import TASKS
 from jaxboost.training import step
 from tests.reference import llama_checkpoints
@@ -39,7 +39,7 @@ def blocks(llama, tmp_path_factory):
 @pytest.fixture
 def make_run(few_lidc_root, tmp_path):
     """Makes a run of the small config with changes, as {field: value}."""
-    return lambda changes: train.assemble(small_config(few_lidc_root, changes), tmp_path / "run")
+    return lambda changes: assembly.assemble(small_config(few_lidc_root, changes), tmp_path / "run")
 
 
 def _with_block(blocks, **changes):
@@ -164,7 +164,7 @@ def test_arms_without_a_layer_need_no_block(kind, few_lidc_root, tmp_path):
     assert result["parameters"]["frozen"] == 0
     # Without the adapters F_E and F_D, or with them: 2 x 128 x 64.
     bare = small_config(few_lidc_root, {"boost.kind": "none"})
-    adapters = result["parameters"]["trainable"] - frozen.count(train.assemble(bare, tmp_path).system.params)
+    adapters = result["parameters"]["trainable"] - frozen.count(assembly.assemble(bare, tmp_path).system.params)
     assert adapters == (0 if kind == "none" else 2 * 128 * 64)
 
 

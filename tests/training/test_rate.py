@@ -2,7 +2,7 @@
 
 import types
 
-from jaxboost.training import steps
+from jaxboost.training import loop
 from jaxboost.training.monitor import StepFigures
 
 
@@ -20,7 +20,7 @@ def test_the_rate_is_measured_after_the_device_has_finished():
     rate = types.SimpleNamespace(measure=lambda number: calls.append("measure") or 10.0)
     usage = types.SimpleNamespace(record=lambda images_per_second: {"mfu": images_per_second / 100})
     bar = types.SimpleNamespace(report=lambda *_, **figures: written.append(figures))
-    steps._write([record, record], 1, rate, usage, bar)
+    loop._write([record, record], 1, rate, usage, bar)
     assert calls == ["fetch", "fetch", "measure"]
     # Each run has its own rate; together they use the device.
     assert [arguments[2:] for arguments in written[:2]] == [(10.0, {"mfu": 0.2})] * 2

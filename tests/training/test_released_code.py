@@ -7,14 +7,14 @@ import pytest
 
 from jaxboost.errors import UserError
 from jaxboost.evaluation import metrics
-from jaxboost.runs import train
+from jaxboost.runs import assembly, train
 from tests.training.small_runs import small_config, take_steps
 
 
 def test_a_run_keeps_the_last_batch(lidc_root, tmp_path):
     """1,402 nodules in batches of 128: eleven steps, the last with 122."""
     changes = {"train.last_batch": "keep", "train.batch_size": 128, "eval.batch_size": 128, "boost.kind": "none"}
-    run = train.assemble(small_config(lidc_root, changes), tmp_path / "run")
+    run = assembly.assemble(small_config(lidc_root, changes), tmp_path / "run")
     assert run.steps_per_epoch == 11
     masks = [next(run.feed.iterator)["mask"].sum() for _ in range(11)]
     assert masks == [128] * 10 + [122]

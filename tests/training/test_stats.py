@@ -13,7 +13,7 @@ from jaxboost.config import validate
 from jaxboost.errors import UserError
 from jaxboost.models import frozen
 from jaxboost.models.backbones import BACKBONES
-from jaxboost.runs import train
+from jaxboost.runs import assembly, train
 from jaxboost.runs.result import COSTS
 from jaxboost.training import optim, program, step
 from jaxboost.training.checkpoints.checkpointer import Checkpointer
@@ -36,7 +36,7 @@ def _tiny_resnet():
 
 @pytest.fixture
 def run(few_lidc_root, tmp_path):
-    return train.assemble(tiny_config(few_lidc_root), tmp_path / "run")
+    return assembly.assemble(tiny_config(few_lidc_root), tmp_path / "run")
 
 
 def test_a_step_moves_all_statistics(run):
@@ -83,7 +83,7 @@ def test_evaluation_refuses_to_go_without_them(run):
 
 
 def test_each_accumulated_step_moves_the_statistics(few_lidc_root, tmp_path):
-    run = train.assemble(tiny_config(few_lidc_root, {"train.accumulate": 2}), tmp_path / "run")
+    run = assembly.assemble(tiny_config(few_lidc_root, {"train.accumulate": 2}), tmp_path / "run")
     states = [on_host((run.state.params, run.state.stats))]
     for _ in range(2):
         take_steps(run, 1)
@@ -120,7 +120,7 @@ def test_resumed_run_ends_the_same(few_lidc_root, tmp_path, monkeypatch):
 
     states = {}
     for name in ("whole", "cut"):
-        run = train.assemble(config, tmp_path / "none")
+        run = assembly.assemble(config, tmp_path / "none")
         start = on_host(run.state.stats)
         with Checkpointer(tmp_path / name / "checkpoints") as checkpointer:
             state, _ = checkpointer.restore_latest(run.state, run.feed.iterator, run.progress.fingerprints)
@@ -139,13 +139,13 @@ def test_resumed_run_ends_the_same(few_lidc_root, tmp_path, monkeypatch):
 STEPS = """
 import json, pathlib, sys
 import jax
-from jaxboost.runs import train
+from jaxboost.runs import assembly, train
 from jaxboost.models.backbones import BACKBONES
 from tests.training.small_runs import scores_of, take_steps
 from tests.training.tiny_resnet import TINY, tiny_config
 
 BACKBONES["resnet_tiny"] = TINY
-run = train.assemble(tiny_config(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]))
+run = assembly.assemble(tiny_config(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]))
 losses = take_steps(run, 2)
 print(json.dumps([len(jax.local_devices()), losses, [leaf.tolist() for leaf in jax.tree.leaves(run.state.stats)]]))
 """

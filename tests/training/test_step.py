@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from jaxboost.models import frozen
-from jaxboost.runs import train
+from jaxboost.runs import assembly
 from jaxboost.tasks import TASKS
 from jaxboost.training import mixing, step
 from tests.scripts import devices, run_script
@@ -22,7 +22,7 @@ FROZEN_SHAPE = (1, 64, 96)  # gate and up of the one llama-tiny layer; nothing t
 
 @pytest.fixture(scope="module")
 def untouched(few_lidc_root, tmp_path_factory):
-    return train.assemble(small_config(few_lidc_root), tmp_path_factory.mktemp("run") / "run")
+    return assembly.assemble(small_config(few_lidc_root), tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture

@@ -25,17 +25,18 @@ class Notes:
         """
         self._folder, self._renew = folder, renew
 
-    def found(self, name: str, of: str, make: Callable[[], Any]) -> Any:
+    def updated(self, name: str, of: str, update: Callable[[Any], Any]) -> Any:
         """JSON that was found out about all rows together.
 
         Args:
           name: name of the note.
           of: what it depends on; a note of anything else is not used, and replaced.
-          make: finds it out.
+          update: finds it out; called with what was found out before, None if that is not known. It returns the same
+            object if that is still right.
         """
-        value = self._read(name, of)
-        if value is None:
-            value = make()
+        before = self._read(name, of)
+        value = update(before)
+        if value is not before:
             self._write(name, of, value)
         return value
 

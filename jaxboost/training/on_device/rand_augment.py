@@ -88,8 +88,8 @@ def apply(image: jax.Array, operation: Operation) -> jax.Array:
 def _through_table(image: jax.Array, operation: Operation) -> jax.Array:
     """An operation that gives each grey value of a channel a new one."""
     C, number, value = image.shape[-1], operation.number, operation.value
-    # (C, 256); a histogram takes longer than all the rest, and few operations need one.
-    needs = (number == _NUMBER["Equalize"]) | (number == _NUMBER["AutoContrast"])
+    # (C, 256); a histogram takes longer than all the rest, and a single operation needs one.
+    needs = number == _NUMBER["Equalize"]
     counts = jax.lax.cond(needs, _histograms, lambda image: jnp.zeros((C, 256), jnp.int32), image)
     grey = jnp.arange(256)
     ramp = grey.astype(jnp.uint8)
@@ -99,7 +99,7 @@ def _through_table(image: jax.Array, operation: Operation) -> jax.Array:
         return grey >> (8 - bits) << (8 - bits)
 
     tables = {
-        "AutoContrast": lambda: _stretched(counts),
+        "AutoContrast": lambda: _stretched(image),
         "Equalize": lambda: _equalized(counts),
         "Invert": lambda: 255 - grey,
         "Posterize": posterize,
@@ -120,16 +120,21 @@ def _spread(row: Callable[[], jax.Array], *, channels: int) -> Callable[[], jax.
 
 def _histograms(image: jax.Array) -> jax.Array:
     """How often each channel has each grey value, int32 (C, 256)."""
-    C = image.shape[-1]
-    places = image.reshape(-1, C).astype(jnp.int32) + 256 * jnp.arange(C)
-    return jnp.zeros(C * 256, jnp.int32).at[places].add(1).reshape(C, 256)
+    return jnp.stack([jnp.zeros(256, jnp.int32).at[channel.astype(jnp.int32)].add(1) for channel in _channels(image)])
 
 
-def _stretched(counts: jax.Array) -> jax.Array:
+def _channels(image: jax.Array) -> list[jax.Array]:
+    """Each channel of an image, (S S,): on a CPU, sums over channels that lie side by side are slow."""
+    return [image[..., number].reshape(-1) for number in range(image.shape[-1])]
+
+
+def _stretched(image: jax.Array) -> jax.Array:
     """AutoContrast's table (C, 256): the lowest value that occurs becomes 0, the highest 255."""
-    grey, occurs = jnp.arange(256), counts > 0
-    low = jnp.argmax(occurs, axis=1, keepdims=True)
-    high = 255 - jnp.argmax(occurs[:, ::-1], axis=1, keepdims=True)
+    grey = jnp.arange(256)
+    channels = _channels(image)
+    low, high = (
+        jnp.stack([least(each) for each in channels])[:, None].astype(jnp.int32) for least in (jnp.min, jnp.max)
+    )
     span = jnp.maximum(high - low, 1)
     return jnp.where(high > low, jnp.clip((grey - low) * 255 // span, 0, 255), grey)
 
@@ -164,33 +169,28 @@ def _mapped(image: jax.Array, operation: Operation) -> jax.Array:
 
 def _along_both(image: jax.Array, x: jax.Array, y: jax.Array, number: jax.Array) -> jax.Array:
     """Values (S, S, C) of an image at places (S, S), in pixels from the middle of the first; the border repeats."""
-    S = image.shape[0]
     left, top = jnp.floor(x), jnp.floor(y)
-    lines = [
-        _line(image, jnp.clip(top.astype(jnp.int32) + tap, 0, S - 1), left.astype(jnp.int32), x - left, number)
-        for tap in _TAPS
-    ]
+    lines = [_mixed([_at(image, left + across, top + down) for across in _TAPS], x - left, number) for down in _TAPS]
     return _mixed(lines, y - top, number)
 
 
 def _along_x(image: jax.Array, x: jax.Array, y: jax.Array, number: jax.Array) -> jax.Array:
     """As `_along_both`, for whole numbers `y`."""
     left = jnp.floor(x)
-    rows = jnp.clip(jnp.rint(y).astype(jnp.int32), 0, image.shape[0] - 1)
-    return _line(image, rows, left.astype(jnp.int32), x - left, number)
+    return _mixed([_at(image, left + tap, jnp.rint(y)) for tap in _TAPS], x - left, number)
 
 
 def _along_y(image: jax.Array, x: jax.Array, y: jax.Array, number: jax.Array) -> jax.Array:
     """As `_along_both`, for whole numbers `x`."""
-    return _along_x(image.swapaxes(0, 1), y.T, x.T, number).swapaxes(0, 1)
+    top = jnp.floor(y)
+    return _mixed([_at(image, jnp.rint(x), top + tap) for tap in _TAPS], y - top, number)
 
 
-def _line(image: jax.Array, rows: jax.Array, left: jax.Array, part: jax.Array, number: jax.Array) -> jax.Array:
-    """Values of an image in rows (S, S), interpolated along x at `left` + `part`."""
+def _at(image: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Values (S, S, C) of an image at places (S, S), whole numbers; the border repeats."""
     S = image.shape[0]
-    flat = image.reshape(S * S, -1)
-    taps = [flat[rows * S + jnp.clip(left + tap, 0, S - 1)].astype(jnp.float32) for tap in _TAPS]
-    return _mixed(taps, part, number)
+    column, row = (jnp.clip(place.astype(jnp.int32), 0, S - 1) for place in (x, y))
+    return image.reshape(S * S, -1)[row * S + column].astype(jnp.float32)
 
 
 def _mixed(taps: Sequence[jax.Array], part: jax.Array, number: jax.Array) -> jax.Array:

@@ -14,10 +14,10 @@ from jaxboost import data, stopping
 from jaxboost.config import get_config
 from jaxboost.data import decoding
 from jaxboost.data.dataset import MappedRows
-from jaxboost.data.readers import dicom_patient, npz
+from jaxboost.data.readers import dicom_patient, npz, versions
 from jaxboost.data.rows import place
 from jaxboost.data.sources.folder import duplicates, reading, samples
-from jaxboost.data.splits import near_duplicates
+from jaxboost.data.splits import candidates, near_duplicates
 from jaxboost.errors import UserError
 from jaxboost.runs import datasets
 from tests.data.dicoms import write_dicom
@@ -260,7 +260,7 @@ def test_the_search_for_nearly_equal_images_is_done_once(tmp_path, monkeypatch, 
     monkeypatch.setattr(npz, "LARGE_BYTES", 100)
     monkeypatch.setattr(MappedRows, "__array__", None)
     searches, find, mixed = [], near_duplicates.find, {"allow_mixed_patients": True}
-    monkeypatch.setattr(near_duplicates, "find", lambda *given: searches.append(1) or find(*given))
+    monkeypatch.setattr(near_duplicates, "find", lambda *given, **known: searches.append(1) or find(*given, **known))
     found = []
     for _ in range(2):
         package_warnings.clear()
@@ -274,6 +274,64 @@ def test_the_search_for_nearly_equal_images_is_done_once(tmp_path, monkeypatch, 
     Image.fromarray(pictures[4][::-1]).save(folder.root / "b" / "005.png")
     assert len(np.unique(folder.load(size=32, duplicates="join", **mixed).splits["all"].groups)) == 9
     assert len(searches) == 2
+
+
+def test_unchanged_images_are_not_compared_again(tmp_path, monkeypatch, package_warnings):
+    """The note of the search: what is found with it is what is found without a cache."""
+    monkeypatch.setattr(duplicates, "SEARCHES_KEPT", 2)
+    monkeypatch.setattr(candidates, "SAMPLE", 2)
+    monkeypatch.setenv(place.ENVIRONMENT, str(tmp_path / "cache"))
+    folder = Folder(tmp_path / "images", monkeypatch, count=0)
+    pictures, compared, find = natural_images(12, (48, 48), seed=11), [], near_duplicates.find
+
+    def save(number, values, label="a"):
+        path = folder.root / label / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(path, compress_level=0)
+        return path
+
+    def noted(*given, known=None, **options):
+        compared.append(None if known is None else int(known.fresh.sum()))
+        return find(*given, known=known, **options)
+
+    def load(**options):
+        found = []
+        for cache in ("auto", "off"):
+            package_warnings.clear()
+            folder.load(size=32, cache=cache, **options)
+            found.append([text for text in package_warnings if "nearly equal" in text])
+            if cache == "auto":
+                taken = compared.copy()
+            compared.clear()
+        assert found[0] == found[1]
+        return taken, "".join(found[0])
+
+    monkeypatch.setattr(near_duplicates, "find", noted)
+    for number in range(9):
+        save(number, pictures[number], "ab"[number % 2])
+    copy = save(20, pictures[4][:, ::-1])
+    taken, text = load()
+    assert (taken, "a/004.png ~ a/020.png" in text) == ([None], True)
+    assert load() == ([], text)
+    added = save(21, pictures[5] // 2)
+    assert load()[0] == [1]
+    # Exchanged: the same images with other names, each a patient of its own.
+    copy.rename(folder.root / "other.png")
+    added.rename(copy)
+    (folder.root / "other.png").rename(added)
+    taken, text = load()
+    assert (taken, "a/004.png ~ a/021.png" in text) == ([4], True)
+    added.unlink()
+    taken, text = load()
+    assert (taken, "a/004.png" in text) == ([1], False)
+    # Another version of the search finds all anew, and so does one whose note is damaged.
+    monkeypatch.setattr(versions, "identity", lambda files: "another version")
+    assert [load()[0] for _ in range(2)] == [[None], []]
+    notes = list((tmp_path / "cache").rglob("note-near-duplicates-*.json"))
+    for note in notes:
+        note.write_bytes(note.read_bytes().replace(b'"gap": ""', b'"gap": "none"'))
+    assert [load() for _ in range(2)] == [([None], text), ([], text)]
+    assert len(notes) == 1
 
 
 def test_many_files_are_read_by_processes(tmp_path, monkeypatch):

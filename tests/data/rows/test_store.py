@@ -317,11 +317,12 @@ def test_a_part_is_closed_when_it_is_large(folder, monkeypatch):
 def test_a_note_holds_for_what_it_depends_on(folder):
     store, made = folder.complete(wanted(1)), []
 
-    def note(of):
-        return store.notes.found("search", of, lambda: made.append(of) or [of, 1])
+    def note(of, update=lambda value: value):
+        return store.notes.updated("search", of, lambda value: update(value) if value else made.append(of) or [of, 1])
 
     assert [note(of) for of in "aab"] == [["a", 1], ["a", 1], ["b", 1]]
     assert made == ["a", "b"]
+    assert note("b", lambda value: [*value, 2]) == note("b") == ["b", 1, 2]
     (folder.path / "note-search.json").write_bytes((folder.path / "note-search.json").read_bytes().replace(b"1", b"2"))
     assert note("b") == ["b", 1]
     assert made == ["a", "b", "b"]

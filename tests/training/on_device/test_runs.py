@@ -7,7 +7,7 @@ import pytest
 
 from jaxboost.config import continuing
 from jaxboost.errors import UserError
-from jaxboost.runs import train
+from jaxboost.runs import assembly
 from jaxboost.training import program, step
 from tests.finished_runs import colours
 from tests.metrics import records
@@ -26,7 +26,7 @@ def test_losses_and_scores_are_those_of_the_host(few_lidc_root, tmp_path):
     losses, scores = {}, {}
     for where in ("false", "true"):
         changes = {"data.on_device": where, "train.last_batch": "keep", "train.batch_size": 20}
-        run = train.assemble(small_config(few_lidc_root, changes), tmp_path / where)
+        run = assembly.assemble(small_config(few_lidc_root, changes), tmp_path / where)
         losses[where] = []
         for _ in range(3):
             run.state, outputs = take_step(run, run.feed.take(1))
@@ -63,11 +63,11 @@ def test_several_steps_in_a_call_change_nothing_and_a_stopped_run_goes_on(tmp_pa
 
 def test_several_steps_in_a_call_need_data_on_the_devices(few_lidc_root, tmp_path):
     with pytest.raises(UserError, match=r"train\.steps_per_call: 4 needs the data on the devices: set data\.on_device"):
-        train.assemble(small_config(few_lidc_root, {"train.steps_per_call": 4}), tmp_path)
+        assembly.assemble(small_config(few_lidc_root, {"train.steps_per_call": 4}), tmp_path)
 
 
 def test_a_cpu_gets_batches_from_the_host(few_lidc_root, tmp_path):
-    run = train.assemble(small_config(few_lidc_root), tmp_path)
+    run = assembly.assemble(small_config(few_lidc_root), tmp_path)
     assert run.config.data.on_device == "false"
     assert run.program.reading is None
 

@@ -7,20 +7,20 @@ says what to do about them.
 
 import collections
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxboost import io
 from jaxboost.data.dataset import MappedRows, row_digests
 from jaxboost.data.problems import Problems
 from jaxboost.data.readers import versions
 from jaxboost.data.rows.store import Store
 from jaxboost.data.sources.folder.labels import Entry, same_labels
 from jaxboost.data.sources.folder.samples import Facts
-from jaxboost.data.splits import dct, near_duplicates
+from jaxboost.data.splits import candidates, dct, known_pairs, near_duplicates
 from jaxboost.data.splits.near_duplicates import Pair
 from jaxboost.data.walk import some
 
@@ -124,24 +124,36 @@ def treat_near_duplicates(
 
 
 def _search(entries: Sequence[Entry], images: np.ndarray | MappedRows, store: Store) -> near_duplicates.Search:
-    """Searches for pairs, or repeats what an earlier search found in the same images, patients and splits."""
+    """Searches for pairs. What an earlier search found is kept where images, patients and splits are the same."""
     owners = np.unique([_owner(entry) for entry in entries], return_inverse=True)[1].reshape(-1)
     sides = _sides(entries)
     if len(entries) < SEARCHES_KEPT:
         return near_duplicates.find(images, owners, sides)
-    of = hashlib.sha256(versions.identity([near_duplicates.__file__, dct.__file__]).encode())
-    for text in row_digests(images):
-        of.update(text.encode())
-    of.update(owners.astype(np.int64).tobytes() + sides.astype(np.int64).tobytes())
+    digests, fixed = list(row_digests(images)), _fixed(entries)
+    members = [
+        io.json_sha256([digest, _owner(entry), entry.split if entry.split in fixed else ""])[:32]
+        for digest, entry in zip(digests, entries, strict=True)
+    ]
+    code = versions.identity(module.__file__ for module in (near_duplicates, candidates, known_pairs, dct))
+    setting = near_duplicates.setting(images.shape, digests)
 
-    def search() -> dict[str, Any]:
-        return dataclasses.asdict(near_duplicates.find(images, owners, sides))
+    def search(before: dict[str, Any] | None) -> dict[str, Any]:
+        if before and before["images"] == members:
+            return before
+        known = known_pairs.known(_trace(before), members) if before else None
+        found = near_duplicates.find(images, owners, sides, digests=digests, known=known)
+        trace = known_pairs.Trace(members, owners.tolist(), found.links, found.compared)
+        return dataclasses.asdict(trace) | {"pairs": found.pairs, "gap": found.gap}
 
     # Of each division into splits: a cross-validation has another one.
-    found = store.notes.found(
-        f"near-duplicates-{hashlib.sha256(sides.tobytes()).hexdigest()[:8]}", of.hexdigest(), search
-    )
+    name = f"near-duplicates-{io.json_sha256([setting, sorted(fixed)])[:8]}"
+    found = store.notes.updated(name, f"{code} {setting}", search)
     return near_duplicates.Search(tuple(Pair(*pair) for pair in found["pairs"]), found["gap"])
+
+
+def _trace(note: Mapping[str, Any]) -> known_pairs.Trace:
+    links = [known_pairs.Link(*link) for link in note["links"]]
+    return known_pairs.Trace(note["images"], note["patients"], links, note["compared"])
 
 
 def _owner(entry: Entry) -> str:
@@ -150,13 +162,17 @@ def _owner(entry: Entry) -> str:
 
 def _sides(entries: Sequence[Entry]) -> np.ndarray:
     """Returns numbers (n,): equal numbers mean that two images can only be in the same split."""
-    splits = [entry.split for entry in entries]
-    alone = np.arange(len(entries))
-    if splits[0] is None:
-        return alone
+    fixed = _fixed(entries)
+    return np.array(
+        [-1 - fixed.index(entry.split) if entry.split in fixed else index for index, entry in enumerate(entries)]
+    )
+
+
+def _fixed(entries: Sequence[Entry]) -> list[str]:
+    """Returns the splits whose images stay in them."""
+    splits = list(dict.fromkeys(entry.split for entry in entries if entry.split))
     # If there is no split val, it is taken from train, so two images of train may get into different splits.
-    fixed = [split for split in dict.fromkeys(splits) if split != "train" or "val" in splits]
-    return np.array([-1 - fixed.index(split) if split in fixed else index for index, split in enumerate(splits)])
+    return [split for split in splits if split != "train" or "val" in splits]
 
 
 def _text(entries: Sequence[Entry], pair: Pair) -> str:
