@@ -30,8 +30,7 @@ RUNGS: dict[str, dict[str, object]] = {
         "model.weights": "blocks/clip-vit-b32",
         "model.weights_source": "openai/clip-vit-base-patch32",
         "model.weights_convert": False,
-        "model.image_size": 224,
-        **pneumollm.CLIP_PIXELS,
+        **pneumollm.CLIP_INPUT,
     },
 }
 OPTIONS: dict[str, dict[str, object]] = {

@@ -30,7 +30,7 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from jaxboost.analysis.memory import step_memory_gb
-    from jaxboost.config import continuing, validate
+    from jaxboost.config import validate
     from jaxboost.config.combinations import check_data
     from jaxboost.models.frozen import count, merge, mib
     from jaxboost.runs import datasets

@@ -15,7 +15,8 @@ from jaxboost.baselines.boosting import Boosting
 from jaxboost.baselines.linear import Logistic, Prevalence
 from jaxboost.baselines.neighbours import Neighbours
 from jaxboost.baselines.problem import Classifier, Data
-from jaxboost.baselines.zero_shot import ZERO_SHOT, ZeroShot
+from jaxboost.baselines.zero_shot import ZeroShot
+from jaxboost.config.model_fields import ZERO_SHOT
 from jaxboost.evaluation import metrics
 
 CLASSIFIERS: dict[str, type[Any]] = {

@@ -7,8 +7,6 @@ import numpy as np
 
 from jaxboost.baselines.problem import Arrays, Data, Hyper
 
-ZERO_SHOT = "zero_shot"
-
 
 class ZeroShot:
     """The softmax over the classes of CLIP's scale times the cosine of the image and the class's prompts.

@@ -1,4 +1,4 @@
-"""Converts pretrained weights: decoder layers of a LLaMA-family checkpoint, or a vision encoder.
+"""Converts pretrained weights: decoder layers of a LLaMA-family checkpoint, a vision encoder, or CLIP's text encoder.
 
 jaxboost convert --source meta-llama/Llama-2-7b-hf --layers 31 --out blocks/llama-2-7b
 jaxboost convert --source openai/clip-vit-large-patch14 --layers all --out blocks/clip-vit-l14
@@ -49,7 +49,7 @@ def run() -> None:
             _convert_text(source.value, prompts.value, out.value, overwrite=overwrite.value)
             return
         if layers.value is None:
-            raise UserError("--layers is missing: see --help")
+            raise UserError("--layers is missing, or --prompts for CLIP's text encoder: see --help")
         from jaxboost.convert import Hints, convert, summary
 
         manifest = convert(

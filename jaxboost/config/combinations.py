@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from jaxboost.config import class_weights, model_combinations
 from jaxboost.config.model_combinations import Table, backbone_of, caught, ndim_of
+from jaxboost.config.model_fields import ZERO_SHOT
 from jaxboost.config.types import Config
 from jaxboost.errors import UserError
 from jaxboost.tasks import TASKS
@@ -207,9 +208,9 @@ def _baseline_dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
 def _prompts(config: Config, info: "DatasetInfo") -> Iterator[str]:
     """CLIP's comparison of classes."""
     is_baseline = "baseline" in config
-    compares = config.baseline.classifier == "zero_shot" if is_baseline else "clip" in config
+    compares = config.baseline.classifier == ZERO_SHOT if is_baseline else "clip" in config
     if compares and TASKS[info.task].multi_label:
-        field, name = ("baseline.classifier", "zero_shot") if is_baseline else ("clip.method", config.clip.method)
+        field, name = ("baseline.classifier", ZERO_SHOT) if is_baseline else ("clip.method", config.clip.method)
         yield (
             f"config field {field}: {name} compares classes that exclude each other, and {info.name} is multi-label:"
             f" {'set it to logistic' if is_baseline else 'choose another system'}"

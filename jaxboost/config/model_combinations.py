@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from jaxboost.config.model_fields import ZERO_SHOT
 from jaxboost.config.types import Config
 from jaxboost.errors import UserError
 
@@ -206,9 +207,7 @@ def _clip(config: Config) -> Iterator[str]:
     """What CLIP with learned prompts needs."""
     from jaxboost.models.text import TEXT_ENCODERS
 
-    backbone = backbone_of(config)
-    fits = backbone is not None and backbone.traits.names and backbone.ndim == 2 and backbone.head_eps is not None
-    if backbone is not None and not fits:
+    if backbone_of(config) is not None and config.model.backbone not in TEXT_ENCODERS:
         yield (
             f"config field model.backbone: {config.model.backbone} is no CLIP: set it to one of"
             f" {', '.join(TEXT_ENCODERS)}"
@@ -228,7 +227,7 @@ def _clip(config: Config) -> Iterator[str]:
 
 def _zero_shot(config: Config) -> Iterator[str]:
     fields = config.baseline
-    if fields.classifier != "zero_shot":
+    if fields.classifier != ZERO_SHOT:
         if fields.text:
             yield f'config field baseline.text: {fields.classifier} reads no prompts, set it to ""'
         return

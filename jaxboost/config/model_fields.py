@@ -1,5 +1,6 @@
 """The fields of the sections `model`, `boost`, `pneumollm`, `llama`, `clip` and `baseline`."""
 
+import dataclasses
 from collections.abc import Iterable
 
 from jaxboost.config.fields import MAX_SIDE, Field, Range
@@ -59,7 +60,7 @@ def _families() -> Iterable[str]:
     return FAMILIES
 
 
-# Fields of both systems.
+# Fields of all systems that train.
 MODEL = {
     "backbone": Field("", "image encoder, a key of jaxboost.BACKBONES", choices=_backbones),
     "image_size": Field(
@@ -86,7 +87,7 @@ MODEL = {
     ),
     "remat": Field(False, "rematerialise encoder layers in the backward pass: less memory, more time"),
 }
-# Fields of R-LLM only.
+# Fields about the encoder that PneumoLLM has in its own section.
 ENCODER = {
     "weights": Field(
         "",
@@ -124,8 +125,19 @@ BASELINE_MODEL = {
     ),
     **{name: ENCODER[name] for name in ("weights", "weights_source", "weights_convert")},
 }
+# What CLIP was trained with (Radford et al. 2021, the released code). Its scale is 100, and 16 bits of a cosine are too
+# few for that.
+CLIP_INPUT = {
+    "image_size": 224,
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+    "dtype": "float32",
+}
 # CoOp's encoder of images is always frozen too.
-CLIP_MODEL = MODEL | {name: ENCODER[name] for name in ("weights", "weights_source", "weights_convert")}
+CLIP_MODEL = {
+    **{name: dataclasses.replace(MODEL[name], default=CLIP_INPUT.get(name, MODEL[name].default)) for name in MODEL},
+    **{name: ENCODER[name] for name in ("weights", "weights_source", "weights_convert")},
+}
 # Fields of PneumoLLM only.
 PNEUMOLLM_MODEL = MODEL | {
     "backbone": Field("", "image encoder: a plain ViT of jaxboost.BACKBONES, or conv14", choices=_pneumollm_encoders)
@@ -271,7 +283,8 @@ CLIP = {
         16, "number of learned context vectors in front of each class name", range=Range(least=1, most=1024)
     ),
 }
-
+# The classifier that compares CLIP's embeddings with class prompts, and is fitted to nothing.
+ZERO_SHOT = "zero_shot"
 BASELINE = {
     "features": Field(
         "encoder",
@@ -283,7 +296,7 @@ BASELINE = {
         "logistic",
         '"prevalence" (the frequencies of the classes), "logistic" (L2 logistic regression), "knn" (nearest'
         ' neighbours), "boosting" (gradient-boosted trees) or "zero_shot" (CLIP\'s cosines with class prompts)',
-        choices=("prevalence", "logistic", "knn", "boosting", "zero_shot"),
+        choices=("prevalence", "logistic", "knn", "boosting", ZERO_SHOT),
     ),
     "text": Field(
         "",

@@ -6,14 +6,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxboost.config import model_fields
 from jaxboost.config.continuing import flat
 from jaxboost.config.table import get_baseline_config, get_clip_config, get_pneumollm_config
 
-# The normalisation that CLIP was trained with (Radford et al. 2021, the released code).
-CLIP_PIXELS: dict[str, object] = {
-    "model.mean": (0.48145466, 0.4578275, 0.40821073),
-    "model.std": (0.26862954, 0.26130258, 0.27577711),
-}
+CLIP_INPUT: dict[str, object] = {f"model.{name}": value for name, value in model_fields.CLIP_INPUT.items()}
 # Table 6 from top to bottom, Tables 4 and 5, Figure 6, and a control with random layers, which the paper lacks.
 ROWS: dict[str, dict[str, object]] = {
     "baseline": {
@@ -52,14 +49,13 @@ ROWS: dict[str, dict[str, object]] = {
 }
 _CLIP: dict[str, object] = {
     "model.backbone": "clip_vit_l14",
-    "model.weights": "blocks/clip-vit-l14",
+    # Not the encoder of the other rows, whose weights are rounded to 16 bits.
+    "model.weights": "blocks/clip-vit-l14-float32",
     "model.weights_source": "openai/clip-vit-large-patch14",
-    # CLIP's scale is 100: 16 bits of a cosine are too few.
-    "model.dtype": "float32",
-    **CLIP_PIXELS,
+    **CLIP_INPUT,
 }
 _TEXT = "blocks/clip-vit-l14-text"
-# AdamW as for the other rows. The papers take SGD at this rate, without weight decay.
+# AdamW as for the other rows. The papers take SGD at this rate.
 _PROMPTS: dict[str, object] = {**_CLIP, "clip.text": _TEXT, "optim.lr": 2e-3, "optim.weight_decay": 0.0}
 # The rows of Table 3 that are CLIP without LLaMA, and so another system: its defaults, what the row changes.
 OTHERS: dict[str, tuple[Callable[[], ConfigDict], dict[str, object]]] = {

@@ -3,12 +3,8 @@
 The text encoder runs here, once, with transformers' tokenizer and model: a run needs neither.
 """
 
-import dataclasses
 import functools
-import json
-import logging
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,25 +16,11 @@ from jaxboost.convert import manifests, part_file, writer
 from jaxboost.convert.formats.huggingface import HuggingFaceTensors, LocalFolder
 from jaxboost.convert.manifest_types import ClassText, TextManifest
 from jaxboost.convert.part_file import DTYPES
+from jaxboost.convert.prompts import Prompts, parse, read
 from jaxboost.convert.tables import shapes, text, vit, vit_configs
-from jaxboost.convert.tables.parts import CLASSES, NORM, Part
+from jaxboost.convert.tables.parts import NORM, Part
 from jaxboost.convert.tables.vit import VitSource
 from jaxboost.errors import UserError, missing_extra
-
-logger = logging.getLogger(__name__)
-
-# Entries of a class in the file of prompts, if it has another form than a list.
-_PROMPTS, _CALLED = "prompts", "called"
-_FORM = 'give {"CLASS": ["a prompt", ...], ...}'
-_MAX_BYTES = 64 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompts:
-    """What the user says of one class: see `manifest_types.ClassText`."""
-
-    prompts: tuple[str, ...]
-    called: str
 
 
 def convert_text(
@@ -88,12 +70,15 @@ def convert_text(
     text.check(tensors, arguments, vocabulary=vocabulary, vision_width=vision_width)
     tokens = _Tokens(tokenizer, arguments["context"], vocabulary, settings.get("eos_token_id"), tensors.source)
     arrays, classes = _computed(tensors, arguments, of_classes, tokens)
-    of_part = shapes.class_part(
+    of_parts = shapes.class_parts(
         arguments, classes=len(classes), tokens=arrays["names"].shape[1], vision_width=vision_width
     )
-    part = Part(key=CLASSES, shapes=of_part, read=lambda name, dtype: np.asarray(arrays[name], dtype))
+    own = [
+        Part(key=key, shapes=of_part, read=lambda name, dtype: np.asarray(arrays[name], dtype))
+        for key, of_part in of_parts.items()
+    ]
     with writer.writing(out, overwrite=overwrite) as folder:
-        for each in (part, *text.parts(tensors, arguments)):
+        for each in (*own, *text.parts(tensors, arguments)):
             folder.add(each, DTYPES["float32"], lambda _: None)
         manifest = TextManifest(
             source=tensors.source,
@@ -119,59 +104,9 @@ def summary(manifest: TextManifest, out: str | os.PathLike[str]) -> str:
             f"classes  {counts}: the number of prompts",
             f"width    {manifest.arguments['embedding_width']} of the embeddings of texts and images",
             f"wrote    {out}",
-            f"use it   --config.baseline.text={out}",
+            f"use it   --config.baseline.text={out}, or --config.clip.text={out}",
         ]
     )
-
-
-def read(path: pathlib.Path) -> dict[str, Prompts]:
-    """The prompts in a JSON file; see `parse`."""
-    if not os.path.isfile(path):
-        raise UserError(f"there is no file {path} with prompts: {_FORM}")
-    if path.stat().st_size > _MAX_BYTES:
-        raise UserError(f"{path} has more than {_MAX_BYTES >> 20} MiB: {_FORM}")
-
-    def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            name = next(name for name, _ in pairs if [other for other, _ in pairs].count(name) > 1)
-            raise UserError(f"{path} names {name!r} twice: give all prompts of a class in one list")
-        return found
-
-    try:
-        content = json.loads(path.read_text("utf-8"), object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): {_FORM}") from error
-    return parse(content, str(path))
-
-
-def parse(content: Any, where: str) -> dict[str, Prompts]:
-    """Class name -> its prompts; see `convert_text`.
-
-    Args:
-      content: what the user gave.
-      where: where it is from, for messages.
-
-    Raises:
-      UserError: it has another form, or a class has no prompt.
-    """
-    if not isinstance(content, Mapping) or not content:
-        raise UserError(f"{where}: there are no classes: {_FORM}")
-    found = {}
-    for name, entry in content.items():
-        given = entry if isinstance(entry, Mapping) else {_PROMPTS: entry}
-        texts, called = given.get(_PROMPTS), given.get(_CALLED, str(name).replace("_", " "))
-        if unknown := sorted(map(str, set(given) - {_PROMPTS, _CALLED})):
-            raise UserError(f"{where}: class {name!r} has the entry {unknown[0]!r}, not {_PROMPTS} or {_CALLED}")
-        if isinstance(texts, str):
-            raise UserError(f"{where}: the prompts of class {name!r} are one text: give a list, even of one")
-        if not texts:
-            raise UserError(f"{where}: class {name!r} has no prompt: give at least one")
-        for one in (name, called, *texts):
-            if not isinstance(one, str) or not one.strip() or len(one) > 1024:
-                raise UserError(f"{where}: class {name!r} has a text that is empty, too long or no text: {one!r:.60}")
-        found[name] = Prompts(tuple(texts), called)
-    return found
 
 
 class _Tokens:
@@ -182,7 +117,8 @@ class _Tokens:
         self._tokenizer, self._context, self.end = tokenizer, context, tokenizer.eos_token_id
         self.first = tokenizer.bos_token_id
         # Early files say 2 in the place of the end's number, and transformers then takes the highest number.
-        if max(len(tokenizer), self.end + 1) > vocabulary or end not in (None, 2, self.end):
+        end = vocabulary - 1 if end in (None, 2) else end
+        if max(len(tokenizer), self.end + 1) > vocabulary or end != self.end:
             raise UserError(
                 f"{source}: the tokenizer's {len(tokenizer)} tokens, with the end {self.end}, are not those of the text"
                 f" encoder, {vocabulary} with the end {end}: download both again from one place"
@@ -200,7 +136,7 @@ class _Tokens:
                 f"the text {given!r:.60} has {len(found)} tokens, more than the text encoder's {self._context}: make it"
                 " shorter"
             )
-        if found[0] != self.first or found.index(self.end) != len(found) - 1:
+        if found[0] != self.first or self.first in found[1:] or found.index(self.end) != len(found) - 1:
             raise UserError(f"the text {given!r:.60} has a special or unknown token among its words: write it without")
         return found
 
@@ -208,7 +144,7 @@ class _Tokens:
 def _computed(
     tensors: HuggingFaceTensors, arguments: Mapping[str, Any], of_classes: Mapping[str, Prompts], tokens: _Tokens
 ) -> tuple[dict[str, np.ndarray], tuple[ClassText, ...]]:
-    """The arrays of the part CLASSES, see `shapes.class_part`, and the classes of the manifest."""
+    """The arrays of the parts of `shapes.class_parts`, and the classes of the manifest."""
     prompts = [[tokens(one) for one in each.prompts] for each in of_classes.values()]
     # CoOp's code has a full stop behind the name too.
     names = [tokens(f"{each.called}.") for each in of_classes.values()]

@@ -15,6 +15,7 @@ from jaxboost.convert.tables.parts import (
     FINAL_NORM,
     LLAMA,
     NORM,
+    PROMPTS,
     TEXT,
     TEXT_WEIGHTS,
     VISION,
@@ -23,6 +24,8 @@ from jaxboost.models.llama import LlamaConfig
 
 # 1, of earlier versions, had Orbax checkpoints instead of safetensors files.
 FORMAT_VERSION = 2
+# Most classes of a text encoder, and most prompts of a class.
+MAX_CLASSES, MAX_PROMPTS = 10_000, 1000
 # Unknown entries are refused: another version wrote them, or they are mistyped.
 _CLOSED = ConfigDict(extra="forbid")
 
@@ -202,7 +205,7 @@ class ClassText:
     __pydantic_config__ = _CLOSED
 
     name: _Text
-    prompts: Annotated[tuple[_Text, ...], Field(min_length=1, max_length=1000)]
+    prompts: Annotated[tuple[_Text, ...], Field(min_length=1, max_length=MAX_PROMPTS)]
     called: _Text
     end: Annotated[int, Field(ge=1, le=1 << 16)]
 
@@ -222,7 +225,7 @@ class TextManifest:
       vision_width: V, width of the vision encoder of the same checkpoint.
       vision_norm: dtype -> fingerprint of the part "norm" of that vision encoder, converted to this dtype: it shows
         whether a converted vision encoder is of the same checkpoint.
-      sha256: fingerprint of each part: "classes", "text", and the number of each block.
+      sha256: fingerprint of each part: "classes", "prompts", "text", and the number of each block.
       jaxboost_version: version that converted.
     """
 
@@ -234,7 +237,7 @@ class TextManifest:
     source_format: _Text
     dtype: Literal["float32"] = "float32"
     arguments: Annotated[Mapping[str, Any], _read_as(Annotated[Text, AfterValidator(_as_arguments)])]
-    classes: Annotated[tuple[ClassText, ...], Field(min_length=1, max_length=10_000)]
+    classes: Annotated[tuple[ClassText, ...], Field(min_length=1, max_length=MAX_CLASSES)]
     vision_width: _Width
     vision_norm: dict[_Dtype, _Digest]
     sha256: _Digests
@@ -270,7 +273,7 @@ def _whole_text(manifest: TextManifest) -> TextManifest:
         raise ValueError("a class is named twice")
     if any(each.end >= manifest.arguments["context"] for each in manifest.classes):
         raise ValueError(f"a class name has more than {manifest.arguments['context']} tokens")
-    if set(manifest.sha256) != {CLASSES, TEXT_WEIGHTS, *map(str, range(manifest.arguments["depth"]))}:
+    if set(manifest.sha256) != {CLASSES, PROMPTS, TEXT_WEIGHTS, *map(str, range(manifest.arguments["depth"]))}:
         raise ValueError("sha256 does not name the parts that are there")
     return manifest
 

@@ -17,7 +17,7 @@ from jaxboost.convert.manifests import read_text as read_manifest
 from jaxboost.convert.placing import Placement, placed, with_layer
 from jaxboost.convert.store import joined_fingerprint
 from jaxboost.convert.tables import shapes
-from jaxboost.convert.tables.parts import CLASSES, NORM, TEXT_WEIGHTS
+from jaxboost.convert.tables.parts import CLASSES, NORM, PROMPTS, TEXT_WEIGHTS
 from jaxboost.errors import LISTED, UserError
 
 
@@ -40,17 +40,23 @@ class ClassTexts:
     scale: float
 
 
-def fingerprint_at(path: str | os.PathLike) -> str:
-    """SHA-256 that identifies the text encoder at `path`, the prompts' embeddings and what belongs to them.
+def fingerprint_at(path: str | os.PathLike, *, prompts: bool) -> str:
+    """SHA-256 that identifies the text encoder at `path`, and what belongs to it.
 
     Only the manifest is read.
+
+    Args:
+      path: folder of the text encoder.
+      prompts: whether the prompts' embeddings count. torch computed them, so they may differ between machines; CoOp
+        does not read them.
 
     Raises:
       UserError: see `read_manifest`.
     """
     manifest = read_manifest(path)
     constants = dict(manifest.arguments) | {"classes": [(each.name, each.end) for each in manifest.classes]}
-    return joined_fingerprint(dict(sorted(manifest.sha256.items())), constants)
+    parts = {key: sha256 for key, sha256 in sorted(manifest.sha256.items()) if prompts or key != PROMPTS}
+    return joined_fingerprint(parts, constants)
 
 
 def load_classes(path: str | os.PathLike, classes: Sequence[str]) -> ClassTexts:
@@ -65,7 +71,7 @@ def load_classes(path: str | os.PathLike, classes: Sequence[str]) -> ClassTexts:
     """
     manifest = read_manifest(path)
     check_classes(path, manifest, classes)
-    found = {name: np.array(array) for name, array in _arrays(path, manifest, CLASSES)}
+    found = {name: np.array(array) for key in (CLASSES, PROMPTS) for name, array in _arrays(path, manifest, key)}
     rows = [manifest.names.index(name) for name in classes]
     return ClassTexts(
         embeddings=found["embeddings"][rows],
@@ -108,8 +114,14 @@ def check_classes(path: str | os.PathLike, manifest: TextManifest, classes: Sequ
         )
 
 
-def check_vision(path: str | os.PathLike, vision: str | os.PathLike) -> None:
-    """Raises UserError if the vision encoder at `vision` is of another checkpoint than the text encoder at `path`."""
+def check_vision(path: str | os.PathLike, vision: str | os.PathLike, *, dtype: str) -> None:
+    """Raises UserError if a vision encoder does not belong to a text encoder.
+
+    Args:
+      path: folder of the text encoder.
+      vision: folder of the vision encoder; it must be of the same checkpoint, and not rounded more than `dtype`.
+      dtype: of the computation.
+    """
     manifest, other = read_manifest(path), encoders.read_manifest(vision)
     width = other.arguments["width"]
     found = f"is of width {width}, not {manifest.vision_width}" if width != manifest.vision_width else ""
@@ -119,6 +131,11 @@ def check_vision(path: str | os.PathLike, vision: str | os.PathLike) -> None:
         raise UserError(
             f"the text encoder at {path} ({manifest.source}) does not belong to the vision encoder at {vision}"
             f" ({other.source}), which {found}: convert both from the same checkpoint"
+        )
+    if (other.dtype, dtype) == ("bfloat16", "float32"):
+        raise UserError(
+            f"the vision encoder at {vision} ({other.source}) was rounded to bfloat16, and model.dtype=float32 asks for"
+            " more: convert it again with --dtype float32 into another folder, or set model.dtype=bfloat16"
         )
 
 

@@ -291,7 +291,12 @@ def _with_tuples(value: Any) -> Any:
 
 
 def _replace(config: ConfigDict, moved: Sequence[str]) -> None:
-    known = [name for name in workdir.WEIGHT_FOLDERS if name.split(".")[1] in config.get(name.split(".")[0], {})]
+    known = [
+        name
+        for name in workdir.WEIGHT_FOLDERS
+        # What a zero-shot run needs of the text encoder is in its own folder.
+        if name != "baseline.text" and name.split(".")[1] in config.get(name.split(".")[0], {})
+    ]
     for entry in moved:
         field, equals, value = entry.partition("=")
         if not (equals and value):

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.encoder import Encoder
 from jaxboost.models.frozen import freeze
-from jaxboost.models.layers import layer_norm, linear, normalize_pixels, torch_init
+from jaxboost.models.layers import exact_product, layer_norm, linear, normalize_pixels, torch_init
 from jaxboost.models.text import TextEncoder
 
 COOP, COCOOP = "coop_clip", "cocoop_clip"
@@ -53,7 +53,8 @@ class Context(nnx.Module):
     """
 
     def __init__(self, count: int, width: int, embedding_width: int, *, conditional: bool, rngs: nnx.Rngs):
-        self.vectors = nnx.Param(0.02 * jax.random.normal(rngs.params(), (count, width)))
+        # Without weight decay, by this name: see `optim.decay_mask`.
+        self.prompts = nnx.Param(0.02 * jax.random.normal(rngs.params(), (count, width)))
         hidden = max(1, embedding_width // REDUCTION)
         sizes = ((embedding_width, hidden), (hidden, width))
         layers = [linear(*size, init=torch_init, dtype=jnp.float32, rngs=rngs) for size in sizes if conditional]
@@ -61,7 +62,7 @@ class Context(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """The context (B, M, W) for embeddings of images (B, D); (1, M, W) if it is the same for all."""
-        vectors = self.vectors[None]
+        vectors = self.prompts[None]
         if self.hidden is None or self.shift is None:
             return vectors
         return vectors + self.shift(jax.nn.relu(self.hidden(images)))[:, None]
@@ -111,7 +112,7 @@ class PromptedClip(nnx.Module):
     ):
         width, embedding_width = spec.text["width"], spec.text["embedding_width"]
         self.encoder, self.head_norm = encoder, head_norm
-        self.method, self.ends, self.dtype = spec.method, tuple(spec.ends), dtype
+        self.method, self.ends = spec.method, tuple(spec.ends)
         self.mean, self.std = tuple(mean), tuple(std)
         # First, so that the trained weights of a seed do not depend on the size of the frozen ones.
         self.context = Context(spec.context, width, embedding_width, conditional=spec.method == COCOOP, rngs=rngs)
@@ -137,9 +138,7 @@ class PromptedClip(nnx.Module):
         """CLIP's embeddings of images (B, D), of length 1, in float32; arguments: see `__call__`."""
         del precomputed
         tokens = images if images.ndim == 3 else self.encode(images)
-        # CLIP's scale is 100: in the GPU's fast products of float32 the first decimal of a logit would be lost.
-        exact = jax.lax.Precision.HIGHEST
-        return _unit(jnp.matmul(tokens[:, 0].astype(jnp.float32), self.classes.projection[...], precision=exact))
+        return _unit(exact_product(tokens[:, 0].astype(jnp.float32), self.classes.projection[...]))
 
     def encode(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """The CLS token after the encoder's final norm (B, 1, V), float32."""
@@ -149,7 +148,7 @@ class PromptedClip(nnx.Module):
 
     def precompute(self) -> jax.Array | None:
         """The embeddings of the classes (1, C, D); None if they depend on the image."""
-        return None if self.method == COCOOP else self._texts(self.context.vectors[None])
+        return None if self.method == COCOOP else self._texts(self.context.prompts[None])
 
     @property
     def tokens(self) -> int:

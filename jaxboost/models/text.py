@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.layers import layer_norm, linear, vit_init
+from jaxboost.models.layers import exact_product, layer_norm, linear, vit_init
 from jaxboost.models.taps import closed
 from jaxboost.models.transformer import Block, Transformer
 
@@ -24,7 +24,7 @@ class TextEncoder(nnx.Module):
       depth, heads, mlp_width, eps, activation: see `transformer.Block`.
       embedding_width: D, which images and texts share.
       remat: see `transformer.Transformer`.
-      dtype: of the computation.
+      dtype: of the computation; the projection is float32, see `layers.exact_product`.
       rngs: of the weights.
     """
 
@@ -43,7 +43,7 @@ class TextEncoder(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.width, self.dtype = width, dtype
+        self.dtype = dtype
         self.positions = nnx.Param(0.01 * jax.random.normal(rngs.params(), (context, width)))
         block = functools.partial(
             Block,
@@ -61,7 +61,7 @@ class TextEncoder(nnx.Module):
         )
         self.transformer = Transformer(block, depth, remat=remat, rngs=rngs)
         self.norm = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs)
-        self.projection = linear(width, embedding_width, bias=False, init=vit_init, dtype=dtype, rngs=rngs)
+        self.projection = linear(width, embedding_width, bias=False, init=vit_init, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, x: jax.Array, ends: jax.Array) -> jax.Array:
         """The embeddings of texts (B, D) in float32.
@@ -76,7 +76,7 @@ class TextEncoder(nnx.Module):
         with closed():
             x = self.transformer(x)
         last = jnp.take_along_axis(x, ends[:, None, None], axis=1)[:, 0]
-        return self.projection(self.norm(last)).astype(jnp.float32)
+        return exact_product(self.norm(last).astype(jnp.float32), self.projection.kernel[...])
 
 
 def _published(width: int, heads: int, embedding_width: int) -> dict[str, Any]:

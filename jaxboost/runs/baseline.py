@@ -15,10 +15,11 @@ from jaxboost import io, stopping, systems
 from jaxboost.baselines import classifiers, embeddings, features, saved
 from jaxboost.baselines.classifiers import Choice
 from jaxboost.baselines.problem import Data
-from jaxboost.baselines.zero_shot import ZERO_SHOT
 from jaxboost.config import combinations
+from jaxboost.config.model_fields import ZERO_SHOT
 from jaxboost.config.types import Config
 from jaxboost.convert import texts
+from jaxboost.convert.texts import ClassTexts
 from jaxboost.data.dataset import Dataset
 from jaxboost.evaluation import metrics, patients, thresholds
 from jaxboost.models.frozen import count
@@ -58,6 +59,8 @@ def complete(
     patients.check(dataset, unit=config.eval.unit)
     if config.eval.specificity:
         thresholds.check_both_classes(dataset, "val")
+    # Before the encoder runs: a damaged folder is told at once.
+    of_classes = _class_texts(config, dataset)
     replicated, by_batch = step.make_mesh()
     *weights, fingerprints = start.initialise(system, seed=config.seed, replicated=replicated)
     fingerprints |= datasets.fingerprint(dataset, config)
@@ -71,7 +74,7 @@ def complete(
     encode = embeddings.make_encode(system, (weights[0], weights[1], weights[2]), replicated)
     cache = io.user_path(config.baseline.cache) if config.baseline.cache else splits.folder
     found = _features(config, dataset, encode, by_batch, cache, str(fingerprints.get("encoder")))
-    choice = _choose(config, dataset, found)
+    choice = _choose(config, dataset, found, of_classes)
     stopping.poll()
     # The only place where the classifier sees the test split.
     scores = {name: choice.classifier.probabilities(found[name]) for name in ("val", "test")}
@@ -121,9 +124,12 @@ def _features(
     if kind == "trivial":
         channels = dataset.info.channels
         return {name: features.trivial(split.images, channels) for name, split in dataset.splits.items()}
-    model = config.model
-    return embeddings.of_dataset(
-        dataset,
+    model, splits = config.model, dict(dataset.splits)
+    if config.baseline.classifier == ZERO_SHOT:
+        # It is fitted to nothing.
+        del splits["train"]
+    found = embeddings.of_dataset(
+        dataclasses.replace(dataset, splits=splits),
         encode,
         batch_size=config.eval.batch_size,
         image_size=model.image_size,
@@ -132,28 +138,36 @@ def _features(
         # What the encoder computes depends on all of these.
         key=f"{fingerprint} embedding {model.image_size} {tuple(model.mean)} {tuple(model.std)} {model.dtype}",
     )
+    return {name: found.get(name, np.zeros((len(split), 0))) for name, split in dataset.splits.items()}
 
 
-def _choose(config: Config, dataset: Dataset, found: dict[str, np.ndarray]) -> Choice:
+def _class_texts(config: Config, dataset: Dataset) -> ClassTexts | None:
+    """What the text encoder made of the classes; None: the classifier reads no prompts."""
+    fields = config.baseline
+    if fields.classifier != ZERO_SHOT:
+        return None
+    return texts.load_classes(io.user_path(fields.text), dataset.info.classes)
+
+
+def _choose(config: Config, dataset: Dataset, found: dict[str, np.ndarray], of_classes: ClassTexts | None) -> Choice:
     """Fits the classifier with the hyper-parameters that are best on validation."""
     train, val, task = dataset.splits["train"], dataset.splits["val"], dataset.info.task
-    fields, classes = config.baseline, dataset.info.classes
     data = Data(
         features=found["train"],
         labels=train.labels,
         val_features=found["val"],
         val_labels=val.labels,
         task=task,
-        classes=len(classes),
+        classes=len(dataset.info.classes),
         seed=config.seed,
-        texts=texts.load_classes(io.user_path(fields.text), classes) if fields.classifier == ZERO_SHOT else None,
+        texts=of_classes,
     )
 
     def score(probabilities: np.ndarray) -> float:
         counted = patients.counted(val, probabilities, task, unit=config.eval.unit)
         return metrics.score(counted.labels, counted.probabilities, task)[config.eval.metric]
 
-    choice = classifiers.choose(fields.classifier, data, score)
+    choice = classifiers.choose(config.baseline.classifier, data, score)
     for hyper, value in choice.tried if len(choice.tried) > 1 else []:
         logger.info("%s: val %s %.4f", report.hyper_text(hyper), config.eval.metric.upper(), value)
     return choice

@@ -1,10 +1,12 @@
 """A baseline from a config: its frozen encoder, if its classifier sees embeddings."""
 
+import os
 import pathlib
 from typing import Any
 
 from flax import nnx
 
+from jaxboost.config.model_fields import ZERO_SHOT
 from jaxboost.config.types import Config
 from jaxboost.convert import encoders
 from jaxboost.convert import texts as converted_texts
@@ -17,7 +19,7 @@ from jaxboost.systems.weights import Pretrained, check_same
 
 # There are no LLaMA layers in a baseline.
 SECTION = ""
-ENCODER, ZERO_SHOT = "encoder", "zero_shot"
+ENCODER = "encoder"
 
 
 class NoEncoder(nnx.Module):
@@ -44,7 +46,7 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
         parts = (part,)
         if fields.classifier == ZERO_SHOT and not recorded:
             path = clip_texts.find_text("baseline.text", fields.text, config.model, info.classes)
-            parts += (clip_texts.part(path, lambda _: ((), converted_texts.fingerprint_at(path))),)
+            parts += (clip_texts.part(path, lambda _: ((), _text_fingerprint(path))),)
 
     def build(rngs: nnx.Rngs) -> embedder.Embedder:
         return embedder.build(encoder_arguments=arguments, rngs=rngs, **model_arguments(config))
@@ -58,4 +60,8 @@ def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib
     weights = config.model.weights
     check_same("encoder", "model.weights", weights, finished[ENCODER], encoders.fingerprint_at, folder)
     text, recorded = config.baseline.text, finished.get(clip_texts.ROLE)
-    check_same("text encoder", "baseline.text", text, recorded, converted_texts.fingerprint_at, folder)
+    check_same("text encoder", "baseline.text", text, recorded, _text_fingerprint, folder)
+
+
+def _text_fingerprint(path: str | os.PathLike) -> str:
+    return converted_texts.fingerprint_at(path, prompts=True)

@@ -1,5 +1,6 @@
 """CoOp and CoCoOp from a config: the model, and the weights of CLIP's two encoders, which are frozen."""
 
+import os
 import pathlib
 from typing import Any
 
@@ -34,11 +35,12 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
     parts: tuple[Pretrained, ...] = ()
     arguments: dict[str, Any] = {}
     if with_weights:
+        # First, because it may have to be converted, and the text encoder is compared with it.
+        part, arguments = resolve_encoder("encoder", model, model, "weights", trainable=False, with_norm=True)
         path = texts.find_text("clip.text", fields.text, model, info.classes)
         manifest = converted_texts.read_manifest(path)
         ends = {each.name: each.end for each in manifest.classes}
         spec = _spec(config, dict(manifest.arguments), tuple(ends[name] for name in info.classes))
-        part, arguments = resolve_encoder("encoder", model, model, "weights", trainable=False, with_norm=True)
         parts = (part, texts.part(path, lambda placement: _load(path, info, placement), (("text",), ("classes",))))
     else:
         spec = _spec(config, TEXT_ENCODERS[model.backbone], (_END,) * len(info.classes))
@@ -66,7 +68,7 @@ def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib
     """Compares the weights of both encoders, see `systems.check_same_weights`."""
     weights, text = config.model.weights, config.clip.text
     check_same("encoder", "model.weights", weights, finished["encoder"], encoders.fingerprint_at, folder)
-    check_same("text encoder", "clip.text", text, finished[texts.ROLE], converted_texts.fingerprint_at, folder)
+    check_same("text encoder", "clip.text", text, finished[texts.ROLE], _fingerprint, folder)
 
 
 def _spec(config: Config, text: dict[str, Any], ends: tuple[int, ...]) -> PromptSpec:
@@ -84,4 +86,8 @@ def _load(path: pathlib.Path, info: DatasetInfo, placement: Placement) -> tuple[
     found = converted_texts.load_classes(path, info.classes)
     arrays = {"names": found.names, "projection": found.projection, "scale": np.full(1, found.scale, np.float32)}
     of_classes = {name: placed(array, placement) for name, array in arrays.items()}
-    return (converted_texts.load_weights(path, placement), of_classes), converted_texts.fingerprint_at(path)
+    return (converted_texts.load_weights(path, placement), of_classes), _fingerprint(path)
+
+
+def _fingerprint(path: str | os.PathLike) -> str:
+    return converted_texts.fingerprint_at(path, prompts=False)

@@ -27,7 +27,7 @@ def find_text(field: str, folder: str, model: Config, classes: Sequence[str]) ->
 
     Raises:
       UserError: the text encoder is missing or altered, belongs to another encoder of images, or has prompts for other
-        classes.
+        classes; or the encoder of images is rounded more than `model.dtype`.
     """
     if not folder:
         raise UserError(
@@ -39,7 +39,7 @@ def find_text(field: str, folder: str, model: Config, classes: Sequence[str]) ->
     texts.check_classes(path, manifest, classes)
     width = BACKBONES[model.backbone].arguments["width"]
     if model.weights != RANDOM:
-        texts.check_vision(path, io.user_path(model.weights))
+        texts.check_vision(path, io.user_path(model.weights), dtype=model.dtype)
     elif width != manifest.vision_width:
         raise UserError(
             f"the text encoder at {path} ({manifest.source}) belongs to a vision encoder of width"

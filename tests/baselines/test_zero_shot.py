@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from jaxboost.analysis import describe
+from jaxboost.baselines import embeddings
 from jaxboost.baselines.classifiers import CLASSIFIERS
 from jaxboost.baselines.zero_shot import ZeroShot
 from jaxboost.config import load_config, validation
 from jaxboost.convert import class_prompts
 from jaxboost.errors import UserError
 from jaxboost.inference import open_run
-from jaxboost.models.backbones import BACKBONES
 from jaxboost.runs import train, workdir
 from tests import finished_runs
 from tests.baselines.small import small_config, write_images
@@ -26,9 +26,8 @@ from tests.models.clip_cases import MEAN, PROMPTS, SIDE, STD
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, clip_cases.NAME, clip_cases.BACKBONE)
-        yield clip_cases.write(tmp_path_factory.mktemp("clip"))
+    with clip_cases.known(tmp_path_factory.mktemp("clip")) as checkpoint:
+        yield checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +69,9 @@ def test_probabilities_are_those_of_transformers(checkpoint, config, images, tmp
     result = workdir.result_in(tmp_path / "run")
     assert (result.boost, result.steps, result.selection.chosen) == ("baseline", None, {})
     assert (result.parameters.trainable, result.text.source) == (0, "source")
-    # What a prediction needs of the text encoder is in the run's folder.
+    # What a prediction needs of the text encoder is in the run's folder, so naming one would have no effect.
+    with pytest.raises(UserError, match=r"--set: 'baseline\.text' is unknown"):
+        open_run.open_run(tmp_path / "run", [f"baseline.text={folder / 'text'}"])
     run = open_run.open_run(tmp_path / "run")
     np.testing.assert_allclose(run.predict(pixels), expected, rtol=1e-5, atol=1e-5)
     assert run.features(pixels).shape == (12, 2 * vision.WIDTH)
@@ -91,6 +92,27 @@ def test_a_prediction_needs_no_text_encoder(checkpoint, config, tmp_path):
     shutil.rmtree(text)
     image = np.full((1, SIDE, SIDE), 100, np.uint8)
     assert open_run.open_run(tmp_path / "run").predict(image).sum() == pytest.approx(1)
+
+
+def test_prompts_are_read_before_images_are_encoded(checkpoint, config, tmp_path, monkeypatch):
+    """A damaged folder is told at once; and of the images those of the train split are not encoded at all."""
+    text, seen = shutil.copytree(checkpoint.folder / "text", tmp_path / "text"), []
+    of_dataset = embeddings.of_dataset
+
+    def watched(dataset, *arguments, **options):
+        seen.append(set(dataset.splits))
+        return of_dataset(dataset, *arguments, **options)
+
+    monkeypatch.setattr(embeddings, "of_dataset", watched)
+    part = text / "prompts.safetensors"
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"prompts\.safetensors is altered or truncated: convert again"):
+        train.train_and_evaluate(config(**{"baseline.text": str(text)}), tmp_path / "run")
+    assert seen == []
+    part.write_bytes(whole)
+    train.train_and_evaluate(config(**{"baseline.text": str(text)}), tmp_path / "run")
+    assert seen == [{"val", "test"}]
 
 
 def test_scale_and_arrays():

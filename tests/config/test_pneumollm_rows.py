@@ -3,7 +3,7 @@
 import pytest
 
 from jaxboost.analysis import describe
-from jaxboost.config import load_config, validation
+from jaxboost.config import get_clip_config, load_config, validation
 from jaxboost.config.continuing import flat
 from jaxboost.config.pneumollm import OTHERS
 from jaxboost.errors import UserError
@@ -32,6 +32,19 @@ def test_row(row):
     assert differing <= {"model.mean", "model.std", "model.dtype", "optim.lr", "optim.weight_decay"}
     assert (config.data.folds, config.data.classes) == (5, ("normal", "pneumoconiosis"))
     assert describe.describe(config)["trainable"] == trained
+
+
+def test_clips_own_pixels_and_precision():
+    """The released normalisation, in float32: a cosine of 16 bits, times 100, is too coarse."""
+    rows = [load_config(f"pneumollm:{row}") for row in OTHERS]
+    for config in (*rows, load_config("baseline:zero_shot"), load_config("baseline:zero_shot+2d"), get_clip_config()):
+        model = config.model
+        assert (model.image_size, model.dtype) == (224, "float32")
+        assert model.mean == (0.48145466, 0.4578275, 0.40821073)
+        assert model.std == (0.26862954, 0.26130258, 0.27577711)
+    # The other rows round the encoder to 16 bits.
+    assert {config.model.weights for config in rows} == {"blocks/clip-vit-l14-float32"}
+    assert load_config("pneumollm").pneumollm.vision == "blocks/clip-vit-l14"
 
 
 def test_names_are_not_those_of_pneumollms_tokens():

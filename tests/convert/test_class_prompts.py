@@ -48,7 +48,7 @@ def test_manifest(folder):
     assert [each.called for each in manifest.classes] == ["dark", "half light", "light"]
     assert manifest.classes[0].prompts == ("a dark image", "an image without light")
     assert manifest.vision_width == vision.WIDTH
-    parts = ("classes", "text", *(f"layer_{layer:05d}" for layer in range(clip.DEPTH)))
+    parts = ("classes", "prompts", "text", *(f"layer_{layer:05d}" for layer in range(clip.DEPTH)))
     assert {path.name for path in (folder / "text").iterdir()} == {
         "manifest.json",
         *(f"{part}.safetensors" for part in parts),
@@ -58,12 +58,18 @@ def test_manifest(folder):
 
 
 def test_fingerprint_knows_the_prompts(folder, tmp_path):
-    found = texts.fingerprint_at(folder / "text")
+    found = texts.fingerprint_at(folder / "text", prompts=True)
     source = str(folder / "source")
     class_prompts.convert_text(source, clip.PROMPTS, tmp_path / "again")
-    assert texts.fingerprint_at(tmp_path / "again") == found
+    assert texts.fingerprint_at(tmp_path / "again", prompts=True) == found
     class_prompts.convert_text(source, clip.PROMPTS | {"light": ["light"]}, tmp_path / "other")
-    assert texts.fingerprint_at(tmp_path / "other") != found
+    assert texts.fingerprint_at(tmp_path / "other", prompts=True) != found
+    # CoOp reads the class names, and no embedding that torch computed.
+    found = texts.fingerprint_at(folder / "text", prompts=False)
+    assert texts.fingerprint_at(tmp_path / "other", prompts=False) == found
+    called = {"light": {"prompts": ["a light image"], "called": "bright"}}
+    class_prompts.convert_text(source, clip.PROMPTS | called, tmp_path / "called")
+    assert texts.fingerprint_at(tmp_path / "called", prompts=False) != found
 
 
 def test_command(folder, tmp_path):
@@ -74,8 +80,9 @@ def test_command(folder, tmp_path):
         "source   source (safetensors)",
         "classes  dark (2), grey (1), light (1): the number of prompts",
     ]
-    assert f"--config.baseline.text={tmp_path / 'text'}" in done.stdout
-    assert texts.fingerprint_at(tmp_path / "text") == texts.fingerprint_at(folder / "text")
+    text = tmp_path / "text"
+    assert f"use it   --config.baseline.text={text}, or --config.clip.text={text}" in done.stdout
+    assert texts.fingerprint_at(tmp_path / "text", prompts=True) == texts.fingerprint_at(folder / "text", prompts=True)
 
     both = ("--prompts", folder / "prompts.json", "--layers", "all")
     done = run_inside("convert_weights.py", *arguments, *both, folder=tmp_path)
@@ -98,13 +105,21 @@ def test_overwrite(folder, tmp_path):
     [
         ({"dark": []}, "class 'dark' has no prompt: give at least one"),
         ({"dark": {"called": "dark"}}, "class 'dark' has no prompt"),
-        ({"dark": "a dark image"}, "prompts of class 'dark' are one text: give a list"),
+        ({"dark": "a dark image"}, "prompts of class 'dark' are 'a dark image': give a list"),
+        ({"dark": 5}, "prompts of class 'dark' are 5: give a list, even of one"),
+        ({"dark": True}, "prompts of class 'dark' are True: give a list, even of one"),
+        (
+            {"dark": {"prompts": {"a dark image": 0.7}}},
+            "class 'dark' are {'a dark image': 0.7}: give a list",
+        ),
+        ({"dark": ["a"] * 1001}, "class 'dark' has more than 1000 prompts: give fewer"),
         ({"dark": ["a dark image", " "]}, "class 'dark' has a text that is empty, too long or no text: ' '"),
         ({"dark": [1]}, "class 'dark' has a text that is empty, too long or no text: 1"),
         ({"dark": {"prompts": ["a"], "prompt": "b"}}, "class 'dark' has the entry 'prompt', not prompts or called"),
         ({"dark": ["a " * 40]}, "has 42 tokens, more than the text encoder's 32: make it shorter"),
         ({"dark": {"prompts": ["a"], "called": "a " * 40}}, "has 43 tokens, more than"),
         ({"dark": [f"a {clip.END} b"]}, "has a special or unknown token among its words"),
+        ({"dark": [f"a {clip.START} b"]}, "has a special or unknown token among its words"),
         ({"dark": ["übel"]}, "has a special or unknown token among its words"),
     ],
 )
@@ -171,13 +186,21 @@ def test_early_files_have_another_end(source, folder, tmp_path):
     values["text_config"]["eos_token_id"] = 2
     (source / "config.json").write_text(json.dumps(values))
     class_prompts.convert_text(str(source), clip.PROMPTS, tmp_path / "text")
-    assert texts.fingerprint_at(tmp_path / "text") == texts.fingerprint_at(folder / "text")
+    assert texts.fingerprint_at(tmp_path / "text", prompts=True) == texts.fingerprint_at(folder / "text", prompts=True)
 
 
 def test_tokenizers_that_are_missing_or_of_another_model(source, tmp_path):
     numbers = clip.vocabulary()
     (source / "vocab.json").write_text(json.dumps({name: 2 * number for name, number in numbers.items()}))
     refused(source, "the tokenizer's 64 tokens, with the end 126, are not those of the text encoder, 64", tmp_path)
+    # As many tokens with the end in another place, where config.json does not say where it is.
+    swapped = numbers | {clip.END: numbers["a"], "a": numbers[clip.END]}
+    (source / "vocab.json").write_text(json.dumps(swapped))
+    values = json.loads((source / "config.json").read_text())
+    for end in (2, None):
+        values["text_config"]["eos_token_id"] = end
+        (source / "config.json").write_text(json.dumps(values))
+        refused(source, "tokens, with the end 0, are not those of the text encoder, 64 with the end 63", tmp_path)
     (source / "vocab.json").unlink()
     (source / "merges.txt").unlink()
     refused(source, "has no tokenizer", tmp_path)
@@ -199,20 +222,22 @@ def test_classes_of_another_data_set(folder):
 
 
 def test_vision_encoder_of_another_checkpoint(folder, tmp_path):
-    for dtype in ("float32", "bfloat16"):
-        texts.check_vision(folder / "text", folder / dtype)
+    for dtype, computed in (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")):
+        texts.check_vision(folder / "text", folder / dtype, dtype=computed)
+    with pytest.raises(UserError, match=r"was rounded to bfloat16, and model\.dtype=float32 asks for more: convert it"):
+        texts.check_vision(folder / "text", folder / "bfloat16", dtype="float32")
     vision.tiny("clip_gelu").save_pretrained(tmp_path / "other")
     state = load_file(tmp_path / "other" / "model.safetensors")
     name = next(name for name in state if name.endswith("post_layernorm.bias"))
     save_file(state | {name: state[name] + 1}, tmp_path / "other" / "model.safetensors")
     convert(str(tmp_path / "other"), "all", tmp_path / "encoder")
     with pytest.raises(UserError, match="which has other weights than that of its checkpoint: convert both from"):
-        texts.check_vision(folder / "text", tmp_path / "encoder")
+        texts.check_vision(folder / "text", tmp_path / "encoder", dtype="float32")
     wide = {"hidden_size": 30, "intermediate_size": 16}
     vision.tiny("clip_gelu", **wide).save_pretrained(tmp_path / "wide")
     convert(str(tmp_path / "wide"), "all", tmp_path / "wide-encoder")
     with pytest.raises(UserError, match="which is of width 30, not 24: convert both from the same checkpoint"):
-        texts.check_vision(folder / "text", tmp_path / "wide-encoder")
+        texts.check_vision(folder / "text", tmp_path / "wide-encoder", dtype="float32")
 
 
 def test_damaged_folders(folder, tmp_path):

@@ -1,11 +1,16 @@
 """A tiny CLIP checkpoint, converted, and the row of the table of backbones that its vision encoder is."""
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
 from jaxboost.convert import class_prompts, convert
-from jaxboost.models.backbones import Backbone
+from jaxboost.models.backbones import BACKBONES, Backbone
+from jaxboost.models.text import TEXT_ENCODERS
 from jaxboost.models.vit import ViT
 from tests.convert import clip_checkpoints as clip
 from tests.convert import vision_checkpoints as vision
@@ -36,6 +41,17 @@ BACKBONE = Backbone(
     head_eps=vision.EPS,
 )
 
+TEXT = dict(
+    context=clip.CONTEXT,
+    width=clip.WIDTH,
+    depth=clip.DEPTH,
+    heads=clip.HEADS,
+    mlp_width=clip.MLP_WIDTH,
+    eps=clip.EPS,
+    activation="quick_gelu",
+    embedding_width=clip.EMBEDDING_WIDTH,
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -52,3 +68,12 @@ def write(folder: pathlib.Path) -> Checkpoint:
     class_prompts.convert_text(source, PROMPTS, folder / "text")
     convert(source, "all", folder / "vision")
     return Checkpoint(model, folder)
+
+
+@contextlib.contextmanager
+def known(folder: pathlib.Path) -> Iterator[Checkpoint]:
+    """Writes the checkpoint; its encoders are in the tables of encoders while the context is open."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, NAME, BACKBONE)
+        patch.setitem(TEXT_ENCODERS, NAME, TEXT)
+        yield write(folder)

@@ -11,11 +11,11 @@ from jaxboost import systems
 from jaxboost.config import get_clip_config
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
-from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.frozen import count, merge
 from jaxboost.models.prompted_clip import METHODS
 from jaxboost.systems import start
 from jaxboost.training import step
+from jaxboost.training.optim import decay_mask
 from tests.convert import clip_checkpoints as clip
 from tests.models import clip_cases
 from tests.models.clip_cases import CLASSES, MEAN, SIDE, STD
@@ -40,9 +40,8 @@ LABELS = np.array([0, 2, 1, 2, 0])
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, clip_cases.NAME, clip_cases.BACKBONE)
-        yield clip_cases.write(tmp_path_factory.mktemp("clip"))
+    with clip_cases.known(tmp_path_factory.mktemp("clip")) as checkpoint:
+        yield checkpoint
 
 
 def make_config(checkpoint, method, **changes):
@@ -133,6 +132,8 @@ def test_what_is_trained(checkpoint):
     assert count(found["cocoop_clip"].params) == CONTEXT * width + meta
     for system in found.values():
         assert set(system.params) == {"context"}
+        # Learned tokens have no weight decay.
+        assert decay_mask(system.params)["context"]["prompts"] is False
         assert set(system.frozen) == {"encoder", "head_norm", "classes", "text"}
 
 
@@ -175,4 +176,6 @@ def test_16_bits_are_near(checkpoint):
         jax.jit(lambda p, f, made=made: merge(made.graphdef, p, f)(images))(params, frozen) for made in (system, half)
     )
     assert near.dtype == jnp.float32
-    assert 0 < float(jnp.abs(exact - near).max()) < 0.5
+    # What all classes have in common says nothing: the rest should be near, measured by its own size.
+    exact, near = (logits - logits.mean(-1, keepdims=True) for logits in (exact, near))
+    assert 0 < float(jnp.abs(exact - near).max()) < 0.15 * float(exact.std())

@@ -49,6 +49,20 @@ def test_text_encoder_equals_transformers(case):
     assert_close(run(weights, inputs), expected.numpy(), name="embeddings")
 
 
+def test_the_projection_is_float32(case):
+    """Also where the blocks have 16 bits, and without the shorter products of a GPU."""
+    manifest, weights = texts.read_manifest(case[2]), texts.load_weights(case[2], first_device)
+    graphdef, _, _, _ = split(
+        nnx.eval_shape(lambda: freeze(TextEncoder(**manifest.arguments, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))))
+    )
+    run = jax.jit(lambda x: merge(graphdef, {}, weights)(x, np.array([4, 2], np.int32)))
+    x = normal((2, 5, clip.WIDTH), seed=0)
+    found = np.asarray(run(x))
+    assert found.dtype == np.float32
+    assert (found != found.astype(jnp.bfloat16)).mean() > 0.5
+    assert "HIGHEST" in str(run.trace(x).jaxpr)
+
+
 def test_class_embeddings(case):
     """Each prompt's embedding is normalised, then the mean of them: not the mean of embeddings of other lengths."""
     model, source, folder = case

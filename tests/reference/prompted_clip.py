@@ -26,7 +26,7 @@ class Prompted(nn.Module):
         self.clip = clip.requires_grad_(False)
         self.numbers = [tokenizer(f"{name}.")["input_ids"] for name in names]
         width, shared = clip.config.text_config.hidden_size, clip.config.projection_dim
-        self.vectors = nn.Parameter(torch.zeros(context, width))
+        self.prompts = nn.Parameter(torch.zeros(context, width))
         hidden = max(1, shared // 16)
         self.hidden = nn.Linear(shared, hidden) if conditional else None
         self.shift = nn.Linear(hidden, width) if conditional else None
@@ -37,7 +37,7 @@ class Prompted(nn.Module):
         scale = self.clip.logit_scale.exp()
         rows = []
         for image in images:
-            vectors = self.vectors
+            vectors = self.prompts
             if self.hidden is not None:
                 vectors = vectors + self.shift(torch.relu(self.hidden(image)))
             texts = torch.stack([self.text(vectors, numbers) for numbers in self.numbers])

@@ -13,7 +13,6 @@ from jaxboost.convert import class_prompts
 from jaxboost.errors import UserError
 from jaxboost.inference import open_run
 from jaxboost.inference.export import export
-from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.prompted_clip import METHODS
 from jaxboost.runs import train, workdir
 from tests import finished_runs
@@ -23,9 +22,8 @@ from tests.models import clip_cases
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, clip_cases.NAME, clip_cases.BACKBONE)
-        yield clip_cases.write(tmp_path_factory.mktemp("clip"))
+    with clip_cases.known(tmp_path_factory.mktemp("clip")) as checkpoint:
+        yield checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +136,7 @@ def test_description():
         ({"clip.text": ""}, "clip.text is empty: set it to the folder that `jaxboost convert --source SOURCE"),
         ({"model.weights": ""}, "model.weights is empty: set it to the folder that `jaxboost convert` made, or to"),
         ({"model.backbone": "resnet18"}, "model.backbone: resnet18 is no CLIP: set it to one of clip_vit_b32"),
+        ({"model.backbone": "dinov2_s14"}, "model.backbone: dinov2_s14 is no CLIP: set it to one of clip_vit_b32"),
         ({"clip.method": "coop"}, "clip.method: 'coop' is unknown, did you mean 'coop_clip'"),
         ({"clip.context": 0}, "clip.context: 0 should be 1 or more"),
         ({"train.loss": "columns"}, "train.loss: columns compares logits with 0"),

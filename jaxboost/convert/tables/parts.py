@@ -19,7 +19,7 @@ from jaxboost.errors import UserError
 LLAMA, VISION, TEXT = "llama", "vision", "text"
 # Keys of parts, in addition to the numbers of layers.
 FINAL_NORM, EMBEDDING, NORM = "final_norm", "embedding", "norm"
-TEXT_WEIGHTS, CLASSES = "text", "classes"
+TEXT_WEIGHTS, CLASSES, PROMPTS = "text", "classes", "prompts"
 
 # Name of an array -> its shape, linear maps as (in, out).
 Shapes = Mapping[str, tuple[int, ...]]
@@ -30,7 +30,7 @@ class Part:
     """One file of a converted folder, not read yet.
 
     Attributes:
-      key: a layer's number, or FINAL_NORM, EMBEDDING, NORM, TEXT_WEIGHTS or CLASSES.
+      key: a layer's number, or FINAL_NORM, EMBEDDING, NORM, TEXT_WEIGHTS, CLASSES or PROMPTS.
       shapes: of its arrays, by our names.
       read: (name, dtype) -> an array in the precision in which it is stored.
     """

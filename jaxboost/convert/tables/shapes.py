@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from jaxboost.convert.tables.parts import CLASSES, EMBEDDING, FINAL_NORM, NORM, TEXT_WEIGHTS, Shapes
+from jaxboost.convert.tables.parts import CLASSES, EMBEDDING, FINAL_NORM, NORM, PROMPTS, TEXT_WEIGHTS, Shapes
 from jaxboost.models.layers import layer_norm
 from jaxboost.models.llama import LlamaConfig, LlamaLayer
 from jaxboost.models.text import TextEncoder
@@ -59,8 +59,8 @@ def text_parts(arguments: Mapping[str, Any]) -> dict[str, Shapes]:
     return {TEXT_WEIGHTS: outer} | {str(layer): block for layer in range(arguments["depth"])}
 
 
-def class_part(arguments: Mapping[str, Any], *, classes: int, tokens: int, vision_width: int) -> Shapes:
-    """Shapes of the part CLASSES: what the text encoder made of the prompts, and what images need beside it.
+def class_parts(arguments: Mapping[str, Any], *, classes: int, tokens: int, vision_width: int) -> dict[str, Shapes]:
+    """Shapes of what depends on the classes, and of what images need beside it.
 
     Args:
       arguments: of the text encoder.
@@ -69,26 +69,27 @@ def class_part(arguments: Mapping[str, Any], *, classes: int, tokens: int, visio
       vision_width: V, width of the vision encoder.
 
     Returns:
-      "embeddings" (C, D), "names" (C, L, W), "projection" (V, D), "scale" (1,).
+      PROMPTS: "embeddings" (C, D), which the text encoder computed. CLASSES: "names" (C, L, W), "projection" (V, D),
+      "scale" (1,), which are in the checkpoint.
     """
     width, embedding_width = arguments["width"], arguments["embedding_width"]
-    return {
-        "embeddings": (classes, embedding_width),
+    names = {
         "names": (classes, tokens, width),
         "projection": (vision_width, embedding_width),
         "scale": (1,),
     }
+    return {CLASSES: names, PROMPTS: {"embeddings": (classes, embedding_width)}}
 
 
 def text_folder(manifest: Any) -> dict[str, Shapes]:
     """Key of each part of a converted text encoder -> shapes of its arrays; `manifest`: a `TextManifest`."""
-    of_classes = class_part(
+    of_classes = class_parts(
         manifest.arguments,
         classes=len(manifest.classes),
         tokens=1 + max(each.end for each in manifest.classes),
         vision_width=manifest.vision_width,
     )
-    return {CLASSES: of_classes} | text_parts(manifest.arguments)
+    return of_classes | text_parts(manifest.arguments)
 
 
 @functools.lru_cache(maxsize=8)
