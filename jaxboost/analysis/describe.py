@@ -21,7 +21,8 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
     Returns:
       A dict. trainable, frozen: numbers of parameters. trainable_mib, frozen_mib: their size as float32 in MiB, which
       the R-LLM paper calls "number of parameters". tokens: number of tokens that the booster gets. flops_per_image:
-      FLOPs of one forward pass, with and without the booster, or without CLIP's text encoder. step_memory_gb: see
+      FLOPs of one forward pass, with and without the booster, or without CLIP's text encoder,
+      whose share is that of a training batch, with class names of one token. step_memory_gb: see
       `memory.step_memory_gb`; only with `memory`. A baseline has no training step and other entries, see
       `_describe_baseline`.
     """
@@ -43,14 +44,16 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
     if "baseline" in config:
         return _describe_baseline(config, info)
     with_boost = prepare(config, info, with_weights=False)
-    image = jax.ShapeDtypeStruct((1, *[config.model.image_size] * info.ndim, info.channels), jnp.uint8)
+    # CoOp encodes the classes once for a whole batch.
+    batch = config.train.batch_size if "clip" in config else 1
+    images = jax.ShapeDtypeStruct((batch, *[config.model.image_size] * info.ndim, info.channels), jnp.uint8)
 
     def flops(system: "System", *, encoder_alone: bool = False) -> int:
         def run(images: jax.Array, *weights: Any) -> jax.Array:
             model = merge(system.graphdef, *weights)
             return model.encode(images) if encoder_alone else model(images)
 
-        return count_flops(run, image, system.params, system.frozen, system.stats)
+        return count_flops(run, images, system.params, system.frozen, system.stats) // batch
 
     if "clip" in config:
         plain = flops(with_boost, encoder_alone=True)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxboost.convert.texts import ClassTexts
+from jaxboost.convert.text_encoders import ClassTexts
 from jaxboost.tasks import TASKS
 
 Arrays = dict[str, np.ndarray]

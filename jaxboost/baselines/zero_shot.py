@@ -18,7 +18,7 @@ class ZeroShot:
     numbers = 0
 
     def __init__(self, embeddings: np.ndarray, projection: np.ndarray, scale: float):
-        """Takes what `convert.texts.ClassTexts` has: (C, D), (W, D), and the scale of the cosines."""
+        """Takes what `convert.text_encoders.ClassTexts` has: (C, D), (W, D), and the scale of the cosines."""
         self.embeddings, self.projection, self.scale = embeddings, projection, scale
 
     @staticmethod

@@ -92,8 +92,8 @@ class FinishedRun:
     def features(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
         """Returns the input of the model's last linear layer, float32 (n, width). The arguments are those of `predict`.
 
-        That is the pooled and normalised CLS token after the boost (R-LLM), the pooled feature of a ResNet, or the mean
-        of LLaMA's output tokens (PneumoLLM).
+        That is the pooled and normalised CLS token after the boost (R-LLM), the pooled feature of a ResNet, the mean of
+        LLaMA's output tokens (PneumoLLM), or CLIP's embedding of the image, of length 1 (CoOp, CoCoOp).
         """
         return self.apply(self._features, images, batch_size)
 

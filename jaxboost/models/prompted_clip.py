@@ -69,7 +69,7 @@ class Context(nnx.Module):
 
 
 class Classes(nnx.Module):
-    """What a converted text encoder says of the classes, see `convert.texts.ClassTexts`; all of it is frozen."""
+    """What a converted text encoder says of the classes, see `text_encoders.ClassTexts`; all of it is frozen."""
 
     def __init__(self, spec: PromptSpec, vision_width: int, rngs: nnx.Rngs):
         width, embedding_width = spec.text["width"], spec.text["embedding_width"]

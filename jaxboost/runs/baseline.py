@@ -18,8 +18,8 @@ from jaxboost.baselines.problem import Data
 from jaxboost.config import combinations
 from jaxboost.config.model_fields import ZERO_SHOT
 from jaxboost.config.types import Config
-from jaxboost.convert import texts
-from jaxboost.convert.texts import ClassTexts
+from jaxboost.convert import text_encoders
+from jaxboost.convert.text_encoders import ClassTexts
 from jaxboost.data.dataset import Dataset
 from jaxboost.evaluation import metrics, patients, thresholds
 from jaxboost.models.frozen import count
@@ -146,7 +146,7 @@ def _class_texts(config: Config, dataset: Dataset) -> ClassTexts | None:
     fields = config.baseline
     if fields.classifier != ZERO_SHOT:
         return None
-    return texts.load_classes(io.user_path(fields.text), dataset.info.classes)
+    return text_encoders.load_classes(io.user_path(fields.text), dataset.info.classes)
 
 
 def _choose(config: Config, dataset: Dataset, found: dict[str, np.ndarray], of_classes: ClassTexts | None) -> Choice:

@@ -65,6 +65,7 @@ class Part:
       weights: "int8" if the matrices are quantized as they are loaded, see `llama.weights`; else None.
       control, control_seed: how the loaded weights were changed, see `systems.controls`; None: they were not.
       loaded_sha256: fingerprint of the weights before that.
+      prompts: of a text encoder, class -> its prompts; in CoOp and CoCoOp the text behind the context.
       sha256: fingerprint of the weights as they were used.
     """
 
@@ -76,6 +77,7 @@ class Part:
     control: Literal["shuffled", "matched"] | None = None
     control_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     loaded_sha256: _Digest | None = None
+    prompts: dict[_Text, tuple[_Text, ...]] | None = None
     sha256: _Digest
 
 

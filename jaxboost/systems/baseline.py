@@ -8,13 +8,12 @@ from flax import nnx
 
 from jaxboost.config.model_fields import ZERO_SHOT
 from jaxboost.config.types import Config
-from jaxboost.convert import encoders
-from jaxboost.convert import texts as converted_texts
+from jaxboost.convert import encoders, text_encoders
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.models import embedder
-from jaxboost.systems import texts as clip_texts
 from jaxboost.systems.encoders import resolve_encoder
-from jaxboost.systems.system import Recorded, System, model_arguments, texts, trace, with_attention
+from jaxboost.systems.system import Recorded, System, described, model_arguments, trace, with_attention
+from jaxboost.systems.text_encoders import ROLE, find_text, text_part
 from jaxboost.systems.weights import Pretrained, check_same
 
 # There are no LLaMA layers in a baseline.
@@ -45,13 +44,13 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
         )
         parts = (part,)
         if fields.classifier == ZERO_SHOT and not recorded:
-            path = clip_texts.find_text("baseline.text", fields.text, config.model, info.classes)
-            parts += (clip_texts.part(path, lambda _: ((), _text_fingerprint(path))),)
+            path = find_text("baseline.text", fields.text, config.model, info.classes)
+            parts += (text_part(path, lambda _: ((), _text_fingerprint(path)), prompts=True),)
 
     def build(rngs: nnx.Rngs) -> embedder.Embedder:
         return embedder.build(encoder_arguments=arguments, rngs=rngs, **model_arguments(config))
 
-    title = f"{fields.classifier} on embeddings of {config.model.backbone}{texts(parts)}"
+    title = f"{fields.classifier} on embeddings of {config.model.backbone}{described(parts)}"
     return System(**trace(with_attention(config, build)), title=title, pretrained=parts, boost="baseline")
 
 
@@ -59,9 +58,9 @@ def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib
     """Compares the weights of a baseline's encoder, see `systems.check_same_weights`."""
     weights = config.model.weights
     check_same("encoder", "model.weights", weights, finished[ENCODER], encoders.fingerprint_at, folder)
-    text, recorded = config.baseline.text, finished.get(clip_texts.ROLE)
+    text, recorded = config.baseline.text, finished.get(ROLE)
     check_same("text encoder", "baseline.text", text, recorded, _text_fingerprint, folder)
 
 
 def _text_fingerprint(path: str | os.PathLike) -> str:
-    return converted_texts.fingerprint_at(path, prompts=True)
+    return text_encoders.fingerprint_at(path, prompts=True)

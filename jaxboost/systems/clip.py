@@ -8,18 +8,16 @@ import numpy as np
 from flax import nnx
 
 from jaxboost.config.types import Config
-from jaxboost.convert import encoders
-from jaxboost.convert import texts as converted_texts
+from jaxboost.convert import encoders, text_encoders
 from jaxboost.convert.placing import Placement, placed
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
 from jaxboost.models import prompted_clip
 from jaxboost.models.prompted_clip import PromptedClip, PromptSpec
 from jaxboost.models.text import TEXT_ENCODERS
-from jaxboost.systems import texts
 from jaxboost.systems.encoders import resolve_encoder
-from jaxboost.systems.system import FixedTokens, Recorded, System, model_arguments, trace, with_attention
-from jaxboost.systems.system import texts as texts_of
+from jaxboost.systems.system import FixedTokens, Recorded, System, described, model_arguments, trace, with_attention
+from jaxboost.systems.text_encoders import ROLE, find_text, text_part
 from jaxboost.systems.weights import RANDOM, Pretrained, check_same
 
 # There are no LLaMA layers in CLIP.
@@ -37,11 +35,14 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
     if with_weights:
         # First, because it may have to be converted, and the text encoder is compared with it.
         part, arguments = resolve_encoder("encoder", model, model, "weights", trainable=False, with_norm=True)
-        path = texts.find_text("clip.text", fields.text, model, info.classes)
-        manifest = converted_texts.read_manifest(path)
+        path = find_text("clip.text", fields.text, model, info.classes)
+        manifest = text_encoders.read_manifest(path)
         ends = {each.name: each.end for each in manifest.classes}
         spec = _spec(config, dict(manifest.arguments), tuple(ends[name] for name in info.classes))
-        parts = (part, texts.part(path, lambda placement: _load(path, info, placement), (("text",), ("classes",))))
+        parts = (
+            part,
+            text_part(path, lambda placement: _load(path, info, placement), (("text",), ("classes",)), prompts=False),
+        )
     else:
         spec = _spec(config, TEXT_ENCODERS[model.backbone], (_END,) * len(info.classes))
 
@@ -50,7 +51,7 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
 
     return System(
         **trace(with_attention(config, build)),
-        title=f"{model.backbone} + {fields.method}{texts_of(parts)}",
+        title=f"{model.backbone} + {fields.method}{described(parts)}",
         pretrained=parts,
         boost=fields.method,
     )
@@ -68,7 +69,7 @@ def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib
     """Compares the weights of both encoders, see `systems.check_same_weights`."""
     weights, text = config.model.weights, config.clip.text
     check_same("encoder", "model.weights", weights, finished["encoder"], encoders.fingerprint_at, folder)
-    check_same("text encoder", "clip.text", text, finished[texts.ROLE], _fingerprint, folder)
+    check_same("text encoder", "clip.text", text, finished[ROLE], _fingerprint, folder)
 
 
 def _spec(config: Config, text: dict[str, Any], ends: tuple[int, ...]) -> PromptSpec:
@@ -83,11 +84,11 @@ def _spec(config: Config, text: dict[str, Any], ends: tuple[int, ...]) -> Prompt
 
 
 def _load(path: pathlib.Path, info: DatasetInfo, placement: Placement) -> tuple[tuple[dict[str, Any], ...], str]:
-    found = converted_texts.load_classes(path, info.classes)
+    found = text_encoders.load_classes(path, info.classes)
     arrays = {"names": found.names, "projection": found.projection, "scale": np.full(1, found.scale, np.float32)}
     of_classes = {name: placed(array, placement) for name, array in arrays.items()}
-    return (converted_texts.load_weights(path, placement), of_classes), _fingerprint(path)
+    return (text_encoders.load_weights(path, placement), of_classes), _fingerprint(path)
 
 
 def _fingerprint(path: str | os.PathLike) -> str:
-    return converted_texts.fingerprint_at(path, prompts=False)
+    return text_encoders.fingerprint_at(path, prompts=False)

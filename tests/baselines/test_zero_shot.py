@@ -1,5 +1,6 @@
 """Zero-shot CLIP: the probabilities are transformers' own, the test split is scored once, and mistakes are refused."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -15,7 +16,8 @@ from jaxboost.config import load_config, validation
 from jaxboost.convert import class_prompts
 from jaxboost.errors import UserError
 from jaxboost.inference import open_run
-from jaxboost.runs import train, workdir
+from jaxboost.runs import datasets, train, workdir
+from jaxboost.studies import data_check
 from tests import finished_runs
 from tests.baselines.small import small_config, write_images
 from tests.convert import clip_checkpoints as clip
@@ -69,6 +71,7 @@ def test_probabilities_are_those_of_transformers(checkpoint, config, images, tmp
     result = workdir.result_in(tmp_path / "run")
     assert (result.boost, result.steps, result.selection.chosen) == ("baseline", None, {})
     assert (result.parameters.trainable, result.text.source) == (0, "source")
+    assert result.text.prompts["grey"] == ("a grey image",)
     # What a prediction needs of the text encoder is in the run's folder, so naming one would have no effect.
     with pytest.raises(UserError, match=r"--set: 'baseline\.text' is unknown"):
         open_run.open_run(tmp_path / "run", [f"baseline.text={folder / 'text'}"])
@@ -150,6 +153,17 @@ def test_fields_that_do_not_go_together(changes, words):
     fields = {"data.name": "pneumoniamnist", "baseline.ndim": 2} | changes
     (problem,) = validation.problems(load_config("baseline:zero_shot", **fields))
     assert words in problem
+
+
+def test_a_study_finds_prompts_for_other_classes(checkpoint, config):
+    """One text encoder is right for some data and wrong for others."""
+    known = {}
+    info = dataclasses.replace(datasets.describe(config()), classes=("dark", "grey", "light"))
+    assert data_check._weights_problem(config(), info, known) == []
+    other = dataclasses.replace(info, classes=("dark", "grey", "bright"))
+    (problem,) = data_check._weights_problem(config(), other, known)
+    assert "has no prompt for the class 'bright'" in problem
+    assert data_check._weights_problem(config(), info, known) == []
 
 
 def test_what_does_not_belong_together_is_refused(checkpoint, config, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from jaxboost.convert import class_prompts, convert, texts
+from jaxboost.convert import class_prompts, convert, text_encoders
 from jaxboost.convert.store import read_manifest as read_block
 from jaxboost.errors import UserError
 from tests.convert import clip_checkpoints as clip
@@ -34,6 +34,10 @@ def source(folder, tmp_path):
     return shutil.copytree(folder / "source", tmp_path / "source")
 
 
+def fingerprint(folder, *, prompts=True):
+    return text_encoders.fingerprint_at(folder, prompts=prompts)
+
+
 def refused(source, message, tmp_path, prompts=None):
     with pytest.raises(UserError, match=message) as caught:
         class_prompts.convert_text(str(source), prompts or clip.PROMPTS, tmp_path / "out" / "text")
@@ -42,7 +46,7 @@ def refused(source, message, tmp_path, prompts=None):
 
 
 def test_manifest(folder):
-    manifest = texts.read_manifest(folder / "text")
+    manifest = text_encoders.read_manifest(folder / "text")
     assert (manifest.kind, manifest.source, manifest.source_format) == ("text", "source", "safetensors")
     assert manifest.names == ("dark", "grey", "light")
     assert [each.called for each in manifest.classes] == ["dark", "half light", "light"]
@@ -58,18 +62,18 @@ def test_manifest(folder):
 
 
 def test_fingerprint_knows_the_prompts(folder, tmp_path):
-    found = texts.fingerprint_at(folder / "text", prompts=True)
+    found = fingerprint(folder / "text")
     source = str(folder / "source")
     class_prompts.convert_text(source, clip.PROMPTS, tmp_path / "again")
-    assert texts.fingerprint_at(tmp_path / "again", prompts=True) == found
+    assert fingerprint(tmp_path / "again") == found
     class_prompts.convert_text(source, clip.PROMPTS | {"light": ["light"]}, tmp_path / "other")
-    assert texts.fingerprint_at(tmp_path / "other", prompts=True) != found
+    assert fingerprint(tmp_path / "other") != found
     # CoOp reads the class names, and no embedding that torch computed.
-    found = texts.fingerprint_at(folder / "text", prompts=False)
-    assert texts.fingerprint_at(tmp_path / "other", prompts=False) == found
+    found = fingerprint(folder / "text", prompts=False)
+    assert fingerprint(tmp_path / "other", prompts=False) == found
     called = {"light": {"prompts": ["a light image"], "called": "bright"}}
     class_prompts.convert_text(source, clip.PROMPTS | called, tmp_path / "called")
-    assert texts.fingerprint_at(tmp_path / "called", prompts=False) != found
+    assert fingerprint(tmp_path / "called", prompts=False) != found
 
 
 def test_command(folder, tmp_path):
@@ -82,7 +86,7 @@ def test_command(folder, tmp_path):
     ]
     text = tmp_path / "text"
     assert f"use it   --config.baseline.text={text}, or --config.clip.text={text}" in done.stdout
-    assert texts.fingerprint_at(tmp_path / "text", prompts=True) == texts.fingerprint_at(folder / "text", prompts=True)
+    assert fingerprint(tmp_path / "text") == fingerprint(folder / "text")
 
     both = ("--prompts", folder / "prompts.json", "--layers", "all")
     done = run_inside("convert_weights.py", *arguments, *both, folder=tmp_path)
@@ -97,7 +101,7 @@ def test_overwrite(folder, tmp_path):
     with pytest.raises(UserError, match="is a text encoder already: choose another folder, or replace it with --over"):
         class_prompts.convert_text(source, clip.PROMPTS, out)
     class_prompts.convert_text(source, {"one": ["a light"]}, out, overwrite=True)
-    assert texts.read_manifest(out).names == ("one",)
+    assert text_encoders.read_manifest(out).names == ("one",)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +190,19 @@ def test_early_files_have_another_end(source, folder, tmp_path):
     values["text_config"]["eos_token_id"] = 2
     (source / "config.json").write_text(json.dumps(values))
     class_prompts.convert_text(str(source), clip.PROMPTS, tmp_path / "text")
-    assert texts.fingerprint_at(tmp_path / "text", prompts=True) == texts.fingerprint_at(folder / "text", prompts=True)
+    assert fingerprint(tmp_path / "text") == fingerprint(folder / "text")
+
+
+def test_early_files_have_a_second_section_that_wins(source, folder, tmp_path):
+    values = json.loads((source / "config.json").read_text())
+    values["text_config_dict"] = values["text_config"]
+    values["text_config"] = values["text_config"] | {"num_attention_heads": 4, "layer_norm_eps": 1.0}
+    (source / "config.json").write_text(json.dumps(values))
+    theirs = transformers.CLIPConfig.from_pretrained(source).text_config
+    class_prompts.convert_text(str(source), clip.PROMPTS, tmp_path / "text")
+    arguments = text_encoders.read_manifest(tmp_path / "text").arguments
+    assert (arguments["heads"], arguments["eps"]) == (theirs.num_attention_heads, theirs.layer_norm_eps)
+    assert fingerprint(tmp_path / "text") == fingerprint(folder / "text")
 
 
 def test_tokenizers_that_are_missing_or_of_another_model(source, tmp_path):
@@ -213,31 +229,31 @@ def test_sources_that_are_no_folder(tmp_path):
 
 def test_classes_of_another_data_set(folder):
     with pytest.raises(UserError, match="has no prompt for the class 'blue': the data set's classes are") as caught:
-        texts.load_classes(folder / "text", ("dark", "grey", "light", "blue"))
+        text_encoders.load_classes(folder / "text", ("dark", "grey", "light", "blue"))
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="has prompts for the unknown class 'light': the data set's classes are"):
-        texts.load_classes(folder / "text", ("dark", "grey"))
+        text_encoders.load_classes(folder / "text", ("dark", "grey"))
     with pytest.raises(UserError, match="no prompt for the class 'Dark', and it has prompts for the unknown class 'da"):
-        texts.load_classes(folder / "text", ("Dark", "grey", "light"))
+        text_encoders.load_classes(folder / "text", ("Dark", "grey", "light"))
 
 
 def test_vision_encoder_of_another_checkpoint(folder, tmp_path):
     for dtype, computed in (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")):
-        texts.check_vision(folder / "text", folder / dtype, dtype=computed)
+        text_encoders.check_vision(folder / "text", folder / dtype, dtype=computed)
     with pytest.raises(UserError, match=r"was rounded to bfloat16, and model\.dtype=float32 asks for more: convert it"):
-        texts.check_vision(folder / "text", folder / "bfloat16", dtype="float32")
+        text_encoders.check_vision(folder / "text", folder / "bfloat16", dtype="float32")
     vision.tiny("clip_gelu").save_pretrained(tmp_path / "other")
     state = load_file(tmp_path / "other" / "model.safetensors")
     name = next(name for name in state if name.endswith("post_layernorm.bias"))
     save_file(state | {name: state[name] + 1}, tmp_path / "other" / "model.safetensors")
     convert(str(tmp_path / "other"), "all", tmp_path / "encoder")
     with pytest.raises(UserError, match="which has other weights than that of its checkpoint: convert both from"):
-        texts.check_vision(folder / "text", tmp_path / "encoder", dtype="float32")
+        text_encoders.check_vision(folder / "text", tmp_path / "encoder", dtype="float32")
     wide = {"hidden_size": 30, "intermediate_size": 16}
     vision.tiny("clip_gelu", **wide).save_pretrained(tmp_path / "wide")
     convert(str(tmp_path / "wide"), "all", tmp_path / "wide-encoder")
     with pytest.raises(UserError, match="which is of width 30, not 24: convert both from the same checkpoint"):
-        texts.check_vision(folder / "text", tmp_path / "wide-encoder", dtype="float32")
+        text_encoders.check_vision(folder / "text", tmp_path / "wide-encoder", dtype="float32")
 
 
 def test_damaged_folders(folder, tmp_path):
@@ -246,19 +262,19 @@ def test_damaged_folders(folder, tmp_path):
     part = copy / "classes.safetensors"
     part.write_bytes(part.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(UserError, match=r"classes\.safetensors is altered or truncated: convert again"):
-        texts.load_classes(copy, classes)
+        text_encoders.load_classes(copy, classes)
     rewrite(copy, lambda fields: fields["classes"][0].update(end=99))
     with pytest.raises(UserError, match="a class name has more than 32 tokens"):
-        texts.load_classes(copy, classes)
+        text_encoders.load_classes(copy, classes)
     rewrite(copy, lambda fields: fields["classes"][0].update(end=5, name="grey"))
     with pytest.raises(UserError, match="a class is named twice"):
-        texts.load_classes(copy, classes)
+        text_encoders.load_classes(copy, classes)
 
 
 def test_other_kinds_of_folders(folder, tmp_path):
     with pytest.raises(UserError, match=r"holds a vision encoder, not a text encoder.*--prompts FILE --out DIR"):
-        texts.read_manifest(folder / "float32")
+        text_encoders.read_manifest(folder / "float32")
     with pytest.raises(UserError, match=r"holds a text encoder, not a block.*--layers LAYERS --out DIR"):
         read_block(folder / "text")
     with pytest.raises(UserError, match=r"there is no text encoder at .*--source SOURCE --prompts FILE --out"):
-        texts.read_manifest(tmp_path / "nowhere")
+        text_encoders.read_manifest(tmp_path / "nowhere")

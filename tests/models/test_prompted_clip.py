@@ -160,6 +160,14 @@ def test_context_that_is_too_long(checkpoint):
         systems.prepare(make_config(checkpoint, "coop_clip", **{"clip.context": most + 1}), INFO)
 
 
+def test_a_missing_encoder_is_converted_before_the_text_encoder_is_compared(checkpoint, tmp_path):
+    fields = {"model.weights": str(tmp_path / "vision"), "model.weights_source": str(checkpoint.folder / "source")}
+    with pytest.raises(UserError, match=r"no encoder at .*: make it with `jaxboost convert --source"):
+        systems.prepare(make_config(checkpoint, "coop_clip", **fields), INFO)
+    systems.prepare(make_config(checkpoint, "coop_clip", **fields, **{"model.weights_convert": True}), INFO)
+    assert (tmp_path / "vision" / "manifest.json").exists()
+
+
 def test_the_random_control(checkpoint):
     """An encoder of images that was not pretrained; the text encoder stays."""
     system = systems.prepare(make_config(checkpoint, "coop_clip", **{"model.weights": "random"}), INFO)

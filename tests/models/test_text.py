@@ -8,7 +8,7 @@ import torch
 import transformers
 from flax import nnx
 
-from jaxboost.convert import class_prompts, texts
+from jaxboost.convert import class_prompts, text_encoders
 from jaxboost.convert.placing import first_device
 from jaxboost.models import attention, transformer
 from jaxboost.models.frozen import freeze, merge, split
@@ -30,7 +30,7 @@ def case(request, tmp_path_factory):
 def test_text_encoder_equals_transformers(case):
     model, source, folder = case
     theirs = transformers.CLIPTextModelWithProjection.from_pretrained(source).eval()
-    manifest, weights = texts.read_manifest(folder), texts.load_weights(folder, first_device)
+    manifest, weights = text_encoders.read_manifest(folder), text_encoders.load_weights(folder, first_device)
     graphdef, params, frozen, _ = split(
         nnx.eval_shape(lambda: freeze(TextEncoder(**manifest.arguments, dtype=jnp.float32, rngs=nnx.Rngs(0))))
     )
@@ -51,7 +51,7 @@ def test_text_encoder_equals_transformers(case):
 
 def test_the_projection_is_float32(case):
     """Also where the blocks have 16 bits, and without the shorter products of a GPU."""
-    manifest, weights = texts.read_manifest(case[2]), texts.load_weights(case[2], first_device)
+    manifest, weights = text_encoders.read_manifest(case[2]), text_encoders.load_weights(case[2], first_device)
     graphdef, _, _, _ = split(
         nnx.eval_shape(lambda: freeze(TextEncoder(**manifest.arguments, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))))
     )
@@ -66,7 +66,7 @@ def test_the_projection_is_float32(case):
 def test_class_embeddings(case):
     """Each prompt's embedding is normalised, then the mean of them: not the mean of embeddings of other lengths."""
     model, source, folder = case
-    tokenizer, found = clip.tokenizer(source), texts.load_classes(folder, ("light", "dark", "grey"))
+    tokenizer, found = clip.tokenizer(source), text_encoders.load_classes(folder, ("light", "dark", "grey"))
 
     def embedding(prompt):
         with torch.no_grad():
@@ -84,7 +84,7 @@ def test_class_embeddings(case):
 def test_class_names_for_coop(case):
     """The tokens from the start of the text to its end, behind the name a full stop; zeros after them."""
     model, source, folder = case
-    tokenizer, found = clip.tokenizer(source), texts.load_classes(folder, ("dark", "grey", "light"))
+    tokenizer, found = clip.tokenizer(source), text_encoders.load_classes(folder, ("dark", "grey", "light"))
     table = model.text_model.embeddings.token_embedding.weight.detach().numpy()
     for row, (name, end) in enumerate(zip(("dark.", "half light.", "light."), found.ends, strict=True)):
         numbers = tokenizer(name)["input_ids"]

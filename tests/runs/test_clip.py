@@ -7,14 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxboost.analysis import describe
+from jaxboost.analysis import describe, training_cost
 from jaxboost.config import get_clip_config, validation
+from jaxboost.config.overrides import with_overrides
 from jaxboost.convert import class_prompts
 from jaxboost.errors import UserError
+from jaxboost.explain import attention, gradcam
+from jaxboost.explain.tapped import Tapped
 from jaxboost.inference import open_run
 from jaxboost.inference.export import export
 from jaxboost.models.prompted_clip import METHODS
-from jaxboost.runs import train, workdir
+from jaxboost.runs import cross_validation, seeds, train, workdir
+from jaxboost.training import program, step
 from tests import finished_runs
 from tests.baselines.small import SIDE, write_images
 from tests.models import clip_cases
@@ -75,6 +79,7 @@ def test_folder_of_a_run(runs, method):
     assert (result.boost, result.model) == (method, clip_cases.NAME)
     assert {role for role, part in result.parts.items() if part} == {"encoder", "text"}
     assert result.text.source == "source"
+    assert result.text.prompts == {"dark": ("without light",), "grey": ("grey",), "light": ("light",)}
     assert result.parameters.trainable == workdir.result_in(runs["coop_clip"]).parameters.trainable + (
         0 if method == "coop_clip" else 48 * 3 + 3 + 3 * 20 + 20
     )
@@ -94,10 +99,64 @@ def test_prediction_repeats_the_runs_own(runs, images, method, tmp_path):
     np.testing.assert_allclose(found, finished_runs.own_predictions(runs[method]), rtol=0, atol=1e-5)
     assert np.ptp(found, axis=0).min() > 1e-3
     np.testing.assert_allclose(np.linalg.norm(run.features(pixels), axis=1), 1, rtol=1e-5)
-    if method == "cocoop_clip":
-        export(run, tmp_path / "export")
-        exported = open_run.open_run(tmp_path / "export")
-        np.testing.assert_allclose(exported.predict(pixels), found, rtol=0, atol=1e-6)
+    export(run, tmp_path / "export")
+    exported = open_run.open_run(tmp_path / "export")
+    np.testing.assert_allclose(exported.predict(pixels), found, rtol=0, atol=1e-6)
+
+
+def test_a_run_that_was_cut_off_goes_on_to_the_same_end(checkpoint, make_config, runs, tmp_path, monkeypatch):
+    """To the bit, with the same text encoder alone."""
+    put, calls, folder = step.put, [], tmp_path / "run"
+
+    def put_or_die(*arguments):
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return put(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "put", put_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            train.train_and_evaluate(make_config("coop_clip"), folder)
+    program.forget()  # as in another process
+    others = clip_cases.PROMPTS | {"grey": {"prompts": ["a grey image"], "called": "half light"}}
+    class_prompts.convert_text(str(checkpoint.folder / "source"), others, tmp_path / "others")
+    with pytest.raises(UserError, match=r"text"):
+        train.train_and_evaluate(make_config("coop_clip", **{"clip.text": str(tmp_path / "others")}), folder)
+    train.train_and_evaluate(make_config("coop_clip"), folder)
+    whole = runs["coop_clip"]
+    assert workdir.result_in(folder).selection == workdir.result_in(whole).selection
+    for file in (whole / "predictions").iterdir():
+        assert (folder / "predictions" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_folds(make_config, tmp_path):
+    content = cross_validation.train_and_evaluate(
+        make_config("coop_clip", **{"data.folds": 2, "train.epochs": 1}), tmp_path / "folds"
+    )
+    assert (len(content["folds"]), content["boost"], content["text"]["source"]) == (2, "coop_clip", "source")
+
+
+def test_several_seeds_at_once_are_the_runs_of_each(make_config, runs, tmp_path):
+    found = seeds.train_and_evaluate(
+        seeds.of_config(make_config("coop_clip", **{"train.seeds": 2}), tmp_path / "seeds")
+    )
+    first, second = found.values()
+    whole = workdir.result_in(runs["coop_clip"])
+    assert first["test"]["auc"] == pytest.approx(whole.test.auc, abs=1e-6)
+    assert first["selection"]["sha256"] != second["selection"]["sha256"]
+
+
+def test_maps_are_those_of_the_encoder_of_images(runs, images):
+    """`explain` reads the model as a classifier without a booster."""
+    run = open_run.open_run(runs["cocoop_clip"])
+    pixels = np.stack([np.asarray(Image.open(images / f"{number:02d}.png")) for number in (0, 2)])
+    tapped = Tapped(run)
+    for method, place in ((gradcam, "encoder_last"), (attention, "encoder_attention")):
+        found = method.maps(tapped, pixels, np.array([0, 1]))
+        assert found.place.partition("/")[0] == place
+        assert found.grid.shape == (2, 2, 2)
+        assert found.grid.max() > 0
 
 
 def test_other_prompts_are_other_weights(checkpoint, make_config, runs, tmp_path):
@@ -128,6 +187,13 @@ def test_description():
     assert (found["boost"], found["trainable"], found["tokens"]) == ("coop_clip", 16 * 512, 50)
     assert found["flops_per_image"]["without_boost"] < found["flops_per_image"]["with_boost"]
     assert "of the encoder of images" in describe.as_text(found)
+    # CoOp encodes the classes once for a batch, CoCoOp for each image.
+    costs = {
+        method: training_cost.training_cost(with_overrides(config, {"clip.method": method}), 100) for method in METHODS
+    }
+    assert costs["coop_clip"].once == costs["cocoop_clip"].once == found["flops_per_image"]["without_boost"]
+    assert costs["coop_clip"].each == found["flops_per_image"]["with_boost"] - costs["coop_clip"].once
+    assert costs["cocoop_clip"].each > 0.9 * config.train.batch_size * costs["coop_clip"].each
 
 
 @pytest.mark.parametrize(

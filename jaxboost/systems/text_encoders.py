@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxboost import io
 from jaxboost.config.types import Config
-from jaxboost.convert import texts
+from jaxboost.convert import text_encoders
 from jaxboost.convert.placing import Placement
 from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
@@ -35,11 +35,11 @@ def find_text(field: str, folder: str, model: Config, classes: Sequence[str]) ->
             " made"
         )
     path = io.user_path(folder)
-    manifest = texts.read_manifest(path)
-    texts.check_classes(path, manifest, classes)
+    manifest = text_encoders.read_manifest(path)
+    text_encoders.check_classes(path, manifest, classes)
     width = BACKBONES[model.backbone].arguments["width"]
     if model.weights != RANDOM:
-        texts.check_vision(path, io.user_path(model.weights), dtype=model.dtype)
+        text_encoders.check_vision(path, io.user_path(model.weights), dtype=model.dtype)
     elif width != manifest.vision_width:
         raise UserError(
             f"the text encoder at {path} ({manifest.source}) belongs to a vision encoder of width"
@@ -49,14 +49,20 @@ def find_text(field: str, folder: str, model: Config, classes: Sequence[str]) ->
     return path
 
 
-def part(path: pathlib.Path, load: Load, paths: tuple[tuple[str, ...], ...] = ()) -> Pretrained:
+def text_part(path: pathlib.Path, load: Load, paths: tuple[tuple[str, ...], ...] = (), *, prompts: bool) -> Pretrained:
     """The text encoder as a pretrained part, which is frozen.
 
     Args:
       path: its folder.
       load, paths: see `Pretrained`; without paths it has no weights in the model.
+      prompts: whether the prompts are read, or what CoOp puts behind its context.
     """
-    manifest = texts.read_manifest(path)
-    about = {"source": manifest.source, "dtype": manifest.dtype, "arguments": dict(manifest.arguments)}
+    manifest = text_encoders.read_manifest(path)
+    about = {
+        "source": manifest.source,
+        "dtype": manifest.dtype,
+        "arguments": dict(manifest.arguments),
+        "prompts": {each.name: each.prompts if prompts else (each.called,) for each in manifest.classes},
+    }
     text = f"text encoder of {manifest.source}, prompts for {len(manifest.classes)} classes"
     return Pretrained(role=ROLE, paths=paths, trainable=False, about=about, text=text, load=load)
