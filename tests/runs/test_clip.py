@@ -18,10 +18,12 @@ from jaxboost.inference import open_run
 from jaxboost.inference.export import export
 from jaxboost.models.prompted_clip import METHODS
 from jaxboost.runs import cross_validation, seeds, train, workdir
-from jaxboost.training import program, step
+from jaxboost.training import program
+from jaxboost.training.recording import Recording
 from tests import finished_runs
 from tests.baselines.small import SIDE, write_images
 from tests.models import clip_cases
+from tests.training.stopped_runs import outcome, send_in
 
 
 @pytest.fixture(scope="module")
@@ -106,28 +108,18 @@ def test_prediction_repeats_the_runs_own(runs, images, method, tmp_path):
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_end(checkpoint, make_config, runs, tmp_path, monkeypatch):
     """To the bit, with the same text encoder alone."""
-    put, calls, folder = step.put, [], tmp_path / "run"
-
-    def put_or_die(*arguments):
-        calls.append(1)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        return put(*arguments)
-
+    folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(step, "put", put_or_die)
-        with pytest.raises(KeyboardInterrupt):
-            train.train_and_evaluate(make_config("coop_clip"), folder)
+        # In the first of four epochs.
+        send_in(patch, Recording, "validate")
+        assert train.train_and_evaluate(make_config("coop_clip"), folder) is None
     program.forget()  # as in another process
     others = clip_cases.PROMPTS | {"grey": {"prompts": ["a grey image"], "called": "half light"}}
     class_prompts.convert_text(str(checkpoint.folder / "source"), others, tmp_path / "others")
     with pytest.raises(UserError, match=r"text"):
         train.train_and_evaluate(make_config("coop_clip", **{"clip.text": str(tmp_path / "others")}), folder)
     train.train_and_evaluate(make_config("coop_clip"), folder)
-    whole = runs["coop_clip"]
-    assert workdir.result_in(folder).selection == workdir.result_in(whole).selection
-    for file in (whole / "predictions").iterdir():
-        assert (folder / "predictions" / file.name).read_bytes() == file.read_bytes()
+    assert outcome(folder) == outcome(runs["coop_clip"])
 
 
 def test_folds(make_config, tmp_path):
