@@ -116,7 +116,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_end(checkpoint, make_config,
     program.forget()  # as in another process
     others = clip_cases.PROMPTS | {"grey": {"prompts": ["a grey image"], "called": "half light"}}
     class_prompts.convert_text(str(checkpoint.folder / "source"), others, tmp_path / "others")
-    with pytest.raises(UserError, match="was trained with other text .*give the same as then, or another --workdir"):
+    with pytest.raises(UserError, match=r"was trained with other text .*give the same as then, or another --workdir"):
         train.train_and_evaluate(make_config("coop_clip", **{"clip.text": str(tmp_path / "others")}), folder)
     train.train_and_evaluate(make_config("coop_clip"), folder)
     assert outcome(folder) == outcome(runs["coop_clip"])
