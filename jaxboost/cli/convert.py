@@ -1,13 +1,15 @@
-"""Converts pretrained weights: decoder layers of an LLM's checkpoint, or a vision encoder.
+"""Converts pretrained weights: decoder layers of an LLM's checkpoint, a vision encoder, or CLIP's text encoder.
 
 jaxboost convert --source meta-llama/Llama-2-7b-hf --layers 31 --out blocks/llama-2-7b
 jaxboost convert --source openai/clip-vit-large-patch14 --layers all --out blocks/clip-vit-l14
 jaxboost convert --source timm/vit_small_patch16_224.augreg_in21k_ft_in1k --layers all --out blocks/vit-s16
+jaxboost convert --source openai/clip-vit-large-patch14 --prompts prompts.json --out blocks/clip-vit-l14-text
 """
 
 from absl import flags
 
 from jaxboost.cli import app
+from jaxboost.errors import UserError
 
 
 def run() -> None:
@@ -23,7 +25,12 @@ def run() -> None:
         required=True,
     )
     layers = flags.DEFINE_string(
-        "layers", None, "Layers: 31 or 0,15,31 or -1 (the last) or all; all for a vision encoder.", required=True
+        "layers", None, "Layers: 31 or 0,15,31 or -1 (the last) or all; all for a vision encoder."
+    )
+    prompts = flags.DEFINE_string(
+        "prompts",
+        None,
+        "CLIP's text encoder, instead of --layers: JSON file with the prompts of each class, see docs/baselines.md.",
     )
     out = flags.DEFINE_string(
         "out", None, "Folder of the result; it must not exist, except with --overwrite.", required=True
@@ -34,7 +41,7 @@ def run() -> None:
         True,
         "Also convert the norm after the LLM's last layer; for a vision encoder it is always converted.",
     )
-    overwrite = flags.DEFINE_boolean("overwrite", False, "Replace an existing block or vision encoder.")
+    overwrite = flags.DEFINE_boolean("overwrite", False, "Replace an existing block, vision encoder or text encoder.")
     adapter = flags.DEFINE_string(
         "adapter", None, "Folder of a LoRA adapter of the LLM, as peft saves it (safetensors), which is merged."
     )
@@ -42,6 +49,11 @@ def run() -> None:
 
     def main() -> None:
         # Imported here: a mistyped flag should be reported before jax loads.
+        if prompts.value is not None:
+            _convert_text(source.value, prompts.value, out.value, overwrite=overwrite.value)
+            return
+        if layers.value is None:
+            raise UserError("--layers is missing, or --prompts for CLIP's text encoder: see --help")
         from jaxboost.convert import Hints, convert, summary
 
         manifest = convert(
@@ -57,6 +69,17 @@ def run() -> None:
         print(summary(manifest, out.value))
 
     app.run(main, description=__doc__)
+
+
+def _convert_text(source: str, prompts: str, out: str, *, overwrite: bool) -> None:
+    """Converts CLIP's text encoder."""
+    others = ("layers", "dtype", "final_norm", "heads", "eps", "activation", "resizing", "entry")
+    if given := [name for name in others if flags.FLAGS[name].present]:
+        raise UserError(f"--{given[0]} is not for the text encoder, which --prompts converts whole: leave it out")
+    from jaxboost.convert import class_prompts
+
+    manifest = class_prompts.convert_text(source, prompts, out, overwrite=overwrite)
+    print(class_prompts.summary(manifest, out))
 
 
 def _define_hints() -> dict[str, flags.FlagHolder]:

@@ -9,11 +9,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema
 
-from jaxboost.convert.tables.parts import EMBEDDING, FINAL_NORM, LLAMA, NORM, POOL, VISION
+from jaxboost.convert.tables.parts import (
+    CLASSES,
+    EMBEDDING,
+    FINAL_NORM,
+    LLAMA,
+    NORM,
+    POOL,
+    PROMPTS,
+    TEXT,
+    TEXT_WEIGHTS,
+    VISION,
+)
 from jaxboost.models.llama import LlamaConfig
 
 # 1, of earlier versions, had Orbax checkpoints instead of safetensors files.
 FORMAT_VERSION = 2
+# Most classes of a text encoder, and most prompts of a class.
+MAX_CLASSES, MAX_PROMPTS = 10_000, 1000
 # Unknown entries are refused: another version wrote them, or they are mistyped.
 _CLOSED = ConfigDict(extra="forbid")
 
@@ -110,7 +123,28 @@ class Vit:
             raise ValueError(f"rotary positions need heads of a multiple of 4, not {self.width // self.heads}")
 
 
-def _as_arguments(fields: Vit) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+    """The arguments of `models.text.TextEncoder` that depend on the weights."""
+
+    __pydantic_config__ = _CLOSED
+
+    context: Annotated[int, Field(ge=1, le=1 << 16)]
+    width: _Width
+    depth: _Depth
+    heads: _Heads
+    mlp_width: _MlpWidth
+    eps: _Eps
+    activation: Literal["gelu", "quick_gelu"]
+    embedding_width: _Width
+
+    def __post_init__(self) -> None:
+        """Checks that the fields fit together."""
+        if self.width % self.heads:
+            raise ValueError(f"the width {self.width} is not a multiple of {self.heads} heads")
+
+
+def _as_arguments(fields: Vit | Text) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(fields).items() if value is not None}
 
 
@@ -185,6 +219,64 @@ class EncoderManifest:
     jaxboost_version: _Text
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassText:
+    """What is said of one class.
+
+    Attributes:
+      name: of the class, as the data set has it.
+      prompts: the texts whose embeddings are averaged.
+      called: what CoOp puts behind its context, without the full stop.
+      end: place of the token that ends this text, without a context; the first token has the place 0.
+    """
+
+    __pydantic_config__ = _CLOSED
+
+    name: _Text
+    prompts: Annotated[tuple[_Text, ...], Field(min_length=1, max_length=MAX_PROMPTS)]
+    called: _Text
+    end: Annotated[int, Field(ge=1, le=1 << 16)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextManifest:
+    """What a converted text encoder of CLIP holds.
+
+    Attributes:
+      format_version: version of this format.
+      kind: TEXT.
+      source: where the weights come from: the name of a folder, or id@commit on the hub.
+      source_format: safetensors, torch or hub.
+      dtype: float32.
+      arguments: of `models.text.TextEncoder`, all that depend on the weights.
+      classes: in the order of the rows of the part "classes".
+      vision_width: V, width of the vision encoder of the same checkpoint.
+      vision_norm: dtype -> fingerprint of the part "norm" of that vision encoder, converted to this dtype: it shows
+        whether a converted vision encoder is of the same checkpoint.
+      sha256: fingerprint of each part: "classes", "prompts", "text", and the number of each block.
+      jaxboost_version: version that converted.
+    """
+
+    __pydantic_config__ = _CLOSED
+
+    format_version: int = FORMAT_VERSION
+    kind: Literal["text"] = TEXT
+    source: _Text
+    source_format: _Text
+    dtype: Literal["float32"] = "float32"
+    arguments: Annotated[Mapping[str, Any], _read_as(Annotated[Text, AfterValidator(_as_arguments)])]
+    classes: Annotated[tuple[ClassText, ...], Field(min_length=1, max_length=MAX_CLASSES)]
+    vision_width: _Width
+    vision_norm: dict[_Dtype, _Digest]
+    sha256: _Digests
+    jaxboost_version: _Text
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return tuple(each.name for each in self.classes)
+
+
 def _whole_block(manifest: Manifest) -> Manifest:
     """Raises ValueError if the entries do not fit together."""
     if len(set(manifest.layers)) != len(manifest.layers) or max(manifest.layers) >= manifest.layers_in_source:
@@ -204,8 +296,20 @@ def _whole_encoder(manifest: EncoderManifest) -> EncoderManifest:
     return manifest
 
 
-# Kind of source -> the type of its manifest, with all checks.
+def _whole_text(manifest: TextManifest) -> TextManifest:
+    """Raises ValueError if the entries do not fit together."""
+    if len(set(manifest.names)) != len(manifest.names):
+        raise ValueError("a class is named twice")
+    if any(each.end >= manifest.arguments["context"] for each in manifest.classes):
+        raise ValueError(f"a class name has more than {manifest.arguments['context']} tokens")
+    if set(manifest.sha256) != {CLASSES, PROMPTS, TEXT_WEIGHTS, *map(str, range(manifest.arguments["depth"]))}:
+        raise ValueError("sha256 does not name the parts that are there")
+    return manifest
+
+
+# Kind of folder -> the type of its manifest, with all checks.
 CHECKED: dict[str, Any] = {
     LLAMA: Annotated[Manifest, AfterValidator(_whole_block)],
     VISION: Annotated[EncoderManifest, AfterValidator(_whole_encoder)],
+    TEXT: Annotated[TextManifest, AfterValidator(_whole_text)],
 }

@@ -13,7 +13,7 @@ from jaxboost.models import pneumollm
 from jaxboost.models.pneumollm import ENCODERS, PneumoLLM, PneumoSpec
 from jaxboost.systems import blocks
 from jaxboost.systems.encoders import resolve_encoder
-from jaxboost.systems.system import FixedTokens, Recorded, System, model_arguments, texts, trace, with_attention
+from jaxboost.systems.system import FixedTokens, Recorded, System, described, model_arguments, trace, with_attention
 from jaxboost.systems.weights import RANDOM, Pretrained, check_same, empty
 
 # The section of the config that names the LLaMA layers.
@@ -36,7 +36,7 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
 
     return System(
         **trace(with_attention(config, build)),
-        title=f"{backbone} + pneumollm{texts(parts)}",
+        title=f"{backbone} + pneumollm{described(parts)}",
         pretrained=parts,
         boost="pneumollm",
         width=None if spec.depth else spec.llama.width,

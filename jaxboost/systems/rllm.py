@@ -18,7 +18,7 @@ from jaxboost.models.llama import LlamaConfig
 from jaxboost.systems import blocks
 from jaxboost.systems.controls import Control
 from jaxboost.systems.encoders import resolve_encoder
-from jaxboost.systems.system import FixedTokens, Recorded, System, model_arguments, texts, trace, with_attention
+from jaxboost.systems.system import FixedTokens, Recorded, System, described, model_arguments, trace, with_attention
 from jaxboost.systems.weights import RANDOM, Pretrained, check_same
 
 # The section of the config that names the LLaMA layers.
@@ -41,7 +41,7 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
     backbone, kind = config.model.backbone, config.boost.kind
     return System(
         **trace(with_attention(config, build)),
-        title=f"{backbone} + {kind}{texts(parts)}",
+        title=f"{backbone} + {kind}{described(parts)}",
         pretrained=parts,
         boost=kind,
         width=spec.config.width if spec.config and not has_block(kind) else None,

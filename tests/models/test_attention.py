@@ -102,7 +102,7 @@ def test_the_mode_decides(
     layer, params, tokens = llama_layer(dtype, mode=mode)
     mask = jnp.ones((1, 6), bool)
     jax.eval_shape(lambda p: layer(p, {}, tokens, rope=True, causal=False, mask=mask, queries=queries), params)
-    assert calls == [{}, {"causal": False, "mask": mask}][: 2 * taken]
+    assert calls == [{"causal": False}, {"causal": False, "mask": mask}][: 2 * taken]
 
 
 def test_fused_where_it_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +154,12 @@ def test_both_layouts_of_the_encoder_are_equal(monkeypatch: pytest.MonkeyPatch) 
 def test_the_fused_call_is_the_encoder_s_attention(queries: int, keys: int) -> None:
     fused = functools.partial(attention.fused, implementation="xla")
     assert_same_with_gradients(attend, fused, inputs(queries, keys))
+
+
+@pytest.mark.parametrize("tokens", [4, 5])
+def test_the_fused_call_is_the_text_encoder_s_attention(tokens: int) -> None:
+    fused = functools.partial(attention.fused, causal=True, implementation="xla")
+    assert_same_with_gradients(functools.partial(attend, causal=True), fused, inputs(tokens, tokens))
 
 
 @pytest.mark.parametrize("form", ["all", "causal", "mask", "keys", "as Gemma 3"])

@@ -14,11 +14,13 @@ import numpy as np
 from jaxboost.convert.formats.tensors import TensorInfo, Tensors, listed
 from jaxboost.errors import UserError
 
-# Kinds of sources. The parts of the first are decoder layers and their final norm, of the second a vision encoder's
-# embedding, blocks, final norm and, if it has one, pooling.
-LLAMA, VISION = "llama", "vision"
+# Kinds of converted folders. The parts of the first are decoder layers and their final norm, of the second a vision
+# encoder's embedding, blocks, final norm and, if it has one, pooling, of the third CLIP's text encoder and what it made
+# of class prompts.
+LLAMA, VISION, TEXT = "llama", "vision", "text"
 # Keys of parts, in addition to the numbers of layers.
 FINAL_NORM, EMBEDDING, NORM, POOL = "final_norm", "embedding", "norm", "pool"
+TEXT_WEIGHTS, CLASSES, PROMPTS = "text", "classes", "prompts"
 
 # Name of an array -> its shape, linear maps as (in, out).
 Shapes = Mapping[str, tuple[int, ...]]
@@ -29,7 +31,7 @@ class Part:
     """One file of a converted folder, not read yet.
 
     Attributes:
-      key: a layer's number, or FINAL_NORM, EMBEDDING, NORM or POOL.
+      key: a layer's number, or FINAL_NORM, EMBEDDING, NORM, POOL, TEXT_WEIGHTS, CLASSES or PROMPTS.
       shapes: of its arrays, by our names.
       read: (name, dtype) -> an array in the precision in which it is stored.
     """
