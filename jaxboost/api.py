@@ -36,7 +36,8 @@ def load_block(
     Args:
       folder: folder of the block.
       layers: numbers of the layers, in the order in which they run; None: all layers of the block.
-      final_norm: weight of the RMSNorm after the last layer: "ones", as in R-LLM's code, or "loaded".
+      final_norm: weight of the norm after the last layer: "ones", as in R-LLM's code (a LayerNorm's bias is 0 then), or
+        "loaded".
       dtype: dtype of the computation. The weights keep the dtype in which they are stored.
 
     Raises:
@@ -48,7 +49,7 @@ def load_block(
         raise ArgumentError(f"final_norm={final_norm!r} should be 'ones' or 'loaded'")
     numbers = (layers,) if isinstance(layers, int) else layers if layers is None else tuple(layers)
     loaded = store.load_block(user_path(folder), numbers, final_norm=final_norm == "loaded")
-    config, depth = loaded.manifest.config, len(loaded.layers)
+    config, depth = loaded.config, len(loaded.layers)
     shapes = nnx.eval_shape(lambda: frozen.freeze(LlamaBlock(config, depth=depth, dtype=dtype, rngs=nnx.Rngs(0))))
     graphdef, *_ = frozen.split(shapes)
     return frozen.merge(graphdef, {}, loaded.tree())

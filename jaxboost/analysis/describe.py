@@ -21,8 +21,10 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
     Returns:
       A dict. trainable, frozen: numbers of parameters. trainable_mib, frozen_mib: their size as float32 in MiB, which
       the R-LLM paper calls "number of parameters". tokens: number of tokens that the booster gets. flops_per_image:
-      FLOPs of one forward pass, with and without the booster. step_memory_gb: see `memory.step_memory_gb`; only with
-      `memory`. A baseline has no training step and other entries, see `_describe_baseline`.
+      FLOPs of one forward pass, with and without the booster, or without CLIP's text encoder,
+      whose share is that of a training batch, with class names of one token. step_memory_gb: see
+      `memory.step_memory_gb`; only with `memory`. A baseline has no training step and other entries, see
+      `_describe_baseline`.
     """
     # Imported here: a mistyped flag should be reported before jax loads.
     import jax
@@ -42,18 +44,22 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
     if "baseline" in config:
         return _describe_baseline(config, info)
     with_boost = prepare(config, info, with_weights=False)
-    plain = with_overrides(config, {"llama.used": False} if "pneumollm" in config else {"boost.kind": "none"})
-    without_boost = prepare(plain, info, with_weights=False)
-    image = jax.ShapeDtypeStruct((1, *[config.model.image_size] * info.ndim, info.channels), jnp.uint8)
+    # CoOp encodes the classes once for a whole batch.
+    batch = config.train.batch_size if "clip" in config else 1
+    images = jax.ShapeDtypeStruct((batch, *[config.model.image_size] * info.ndim, info.channels), jnp.uint8)
 
-    def flops(system: "System") -> int:
-        return count_flops(
-            lambda images, *weights: merge(system.graphdef, *weights)(images),
-            image,
-            system.params,
-            system.frozen,
-            system.stats,
-        )
+    def flops(system: "System", *, encoder_alone: bool = False) -> int:
+        def run(images: jax.Array, *weights: Any) -> jax.Array:
+            model = merge(system.graphdef, *weights)
+            return model.encode(images) if encoder_alone else model(images)
+
+        return count_flops(run, images, system.params, system.frozen, system.stats) // batch
+
+    if "clip" in config:
+        plain = flops(with_boost, encoder_alone=True)
+    else:
+        fields = {"llama.used": False} if "pneumollm" in config else {"boost.kind": "none"}
+        plain = flops(prepare(with_overrides(config, fields), info, with_weights=False))
 
     return {
         "dataset": info.name,
@@ -65,7 +71,7 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
         "trainable_mib": round(mib(with_boost.params), 2),
         "frozen_mib": round(mib(with_boost.frozen), 2),
         "tokens": with_boost.tokens,
-        "flops_per_image": {"with_boost": flops(with_boost), "without_boost": flops(without_boost)},
+        "flops_per_image": {"with_boost": flops(with_boost), "without_boost": plain},
         **({"step_memory_gb": step_memory_gb(config, info)} if memory else {}),
     }
 
@@ -101,7 +107,7 @@ def _describe_baseline(config: Config, info: "DatasetInfo") -> dict[str, Any]:
         width = jax.eval_shape(embed, *arguments, system.stats).shape[-1]
     # A binary problem has one row of coefficients.
     rows = 1 if TASKS[info.task].binary else classes
-    trainable = {"prevalence": classes, "knn": 0, "logistic": rows * (width + 1), "boosting": None}[fields.classifier]
+    fitted = {"prevalence": classes, "knn": 0, "zero_shot": 0, "logistic": rows * (width + 1), "boosting": None}
     return {
         "dataset": info.name,
         "backbone": config.model.backbone if fields.features == "encoder" else fields.features,
@@ -109,7 +115,7 @@ def _describe_baseline(config: Config, info: "DatasetInfo") -> dict[str, Any]:
         "classifier": fields.classifier,
         "features": width,
         "classes": classes,
-        "trainable": trainable,
+        "trainable": fitted[fields.classifier],
         "frozen": count(system.frozen),
         "frozen_mib": round(mib(system.frozen), 2),
         "tokens": system.tokens,
@@ -119,6 +125,8 @@ def _describe_baseline(config: Config, info: "DatasetInfo") -> dict[str, Any]:
 
 def as_text(result: dict[str, Any]) -> str:
     """Formats the result of `describe` as a few lines of text."""
+    from jaxboost.models.prompted_clip import METHODS
+
     if "classifier" in result:
         fitted = result["trainable"]
         return "\n".join(
@@ -131,13 +139,13 @@ def as_text(result: dict[str, Any]) -> str:
             ]
         )
     cost = result["flops_per_image"]
+    rest = "of the encoder of images" if result["boost"] in METHODS else "without the booster"
     lines = [
         f"{result['dataset']}, {result['backbone']}, boost {result['boost']}, {result['classes']} classes",
         f"trainable  {result['trainable']:>13,} parameters {result['trainable_mib']:>9.2f} MiB",
         f"frozen     {result['frozen']:>13,} parameters {result['frozen_mib']:>9.2f} MiB",
         f"tokens     {result['tokens']:>13,} seen by the booster",
-        f"forward    {cost['with_boost'] / 1e9:>13.3f} GFLOP per image, "
-        f"{cost['without_boost'] / 1e9:.3f} without the booster",
+        f"forward    {cost['with_boost'] / 1e9:>13.3f} GFLOP per image, {cost['without_boost'] / 1e9:.3f} {rest}",
     ]
     if memory := result.get("step_memory_gb"):
         lines.append(

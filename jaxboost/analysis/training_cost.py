@@ -41,7 +41,10 @@ def training_cost(config: Config, count: int) -> TrainingCost:
     system = prepare(config, info, with_weights=False)
     weights = (system.params, system.frozen, system.stats)
     image = jax.ShapeDtypeStruct((1, *[config.model.image_size] * info.ndim, info.channels), jnp.uint8)
-    whole = count_flops(lambda images, *each: merge(system.graphdef, *each)(images), image, *weights)
+    # CoOp encodes the classes once for a whole batch.
+    batch = config.train.batch_size if "clip" in config else 1
+    images = jax.ShapeDtypeStruct((batch, *image.shape[1:]), image.dtype)
+    whole = count_flops(lambda images, *each: merge(system.graphdef, *each)(images), images, *weights) // batch
 
     def encode(images: jax.Array, *each: Any) -> jax.Array:
         return merge(system.graphdef, *each).encode(images)

@@ -1,4 +1,4 @@
-"""Scikit-learn's classifiers on features, with hyper-parameters that validation chooses.
+"""Classifiers on features, most of them scikit-learn's, with hyper-parameters that validation chooses.
 
 A classifier is fitted to the train split alone: it is not fitted again to train and validation together, because the
 trained models that it is compared with do not see the validation split either. A class that the train split lacks gets
@@ -15,6 +15,8 @@ from jaxboost.baselines.boosting import Boosting
 from jaxboost.baselines.linear import Logistic, Prevalence
 from jaxboost.baselines.neighbours import Neighbours
 from jaxboost.baselines.problem import Classifier, Data
+from jaxboost.baselines.zero_shot import ZeroShot
+from jaxboost.config.model_fields import ZERO_SHOT
 from jaxboost.evaluation import metrics
 
 CLASSIFIERS: dict[str, type[Any]] = {
@@ -22,6 +24,7 @@ CLASSIFIERS: dict[str, type[Any]] = {
     "logistic": Logistic,
     "knn": Neighbours,
     "boosting": Boosting,
+    ZERO_SHOT: ZeroShot,
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxboost.convert.text_encoders import ClassTexts
 from jaxboost.tasks import TASKS
 
 Arrays = dict[str, np.ndarray]
@@ -22,6 +23,7 @@ class Data:
       task: a key of `tasks.TASKS`.
       classes: C, number of classes.
       seed: of the classifier's random numbers.
+      texts: of the classes, for zero-shot classification.
     """
 
     features: np.ndarray
@@ -31,6 +33,7 @@ class Data:
     task: str
     classes: int
     seed: int
+    texts: ClassTexts | None = None
 
 
 class Classifier(Protocol):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from jaxboost.config import class_weights, model_combinations
 from jaxboost.config.model_combinations import Table, backbone_of, caught, ndim_of
+from jaxboost.config.model_fields import ZERO_SHOT
 from jaxboost.config.types import Config
 from jaxboost.errors import UserError
 from jaxboost.tasks import TASKS
@@ -43,7 +44,7 @@ def combination_problems(config: Config, wrong: Collection[str]) -> list[str]:
 
 def data_problems(config: Config, info: "DatasetInfo") -> list[str]:
     """Returns the problems of fields that contradict the data set of a config."""
-    checks = (_baseline_dimensions, _binary) if "baseline" in config else _WITH_DATA
+    checks = (_baseline_dimensions, _binary, _prompts) if "baseline" in config else _WITH_DATA
     return [text for check in checks for text in check(config, info)]
 
 
@@ -204,6 +205,18 @@ def _baseline_dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
         )
 
 
+def _prompts(config: Config, info: "DatasetInfo") -> Iterator[str]:
+    """CLIP's comparison of classes."""
+    is_baseline = "baseline" in config
+    compares = config.baseline.classifier == ZERO_SHOT if is_baseline else "clip" in config
+    if compares and TASKS[info.task].multi_label:
+        field, name = ("baseline.classifier", ZERO_SHOT) if is_baseline else ("clip.method", config.clip.method)
+        yield (
+            f"config field {field}: {name} compares classes that exclude each other, and {info.name} is multi-label:"
+            f" {'set it to logistic' if is_baseline else 'choose another system'}"
+        )
+
+
 def _binary(config: Config, info: "DatasetInfo") -> Iterator[str]:
     for name, asked, fix in (
         ("metric", config.eval.metric == "avg", "auc"),
@@ -243,5 +256,7 @@ _TRAINED: Table = (
     (("model.backbone", "train.last_batch", "mix"), _last_batch),
     (("train.deterministic", "model.attention"), _deterministic),
 )
-_WITH_DATA = (_dimensions, _binary, _labels)
-_READ_WITH_DATA = ("model.backbone", "model.image_size", "baseline", "eval", "train.class_weights", "train.sampling")
+_WITH_DATA = (_dimensions, _binary, _labels, _prompts)
+_READ_WITH_DATA = (
+    *("model.backbone", "model.image_size", "baseline", "clip", "eval", "train.class_weights", "train.sampling"),
+)

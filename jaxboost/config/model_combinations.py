@@ -1,8 +1,9 @@
 """Checks of the fields about the model that contradict each other; see `combinations`."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from jaxboost.config.model_fields import ZERO_SHOT
 from jaxboost.config.types import Config
 from jaxboost.errors import UserError
 
@@ -18,6 +19,8 @@ def checks(config: Config) -> Table:
     """The checks for the config's system."""
     if "baseline" in config:
         return _BASELINE
+    if "clip" in config:
+        return _BOTH + _CLIP
     return _BOTH + (_PNEUMOLLM if "pneumollm" in config else _RLLM)
 
 
@@ -70,8 +73,8 @@ def _patch(config: Config) -> Iterator[str]:
 
 def _layer_decay(config: Config) -> Iterator[str]:
     backbone = backbone_of(config)
-    # PneumoLLM trains no encoder with layers.
-    trained = backbone is not None and "pneumollm" not in config and not config.model.frozen and backbone.traits.stacks
+    # Only R-LLM trains an encoder with layers.
+    trained = backbone is not None and not config.model.get("frozen", True) and backbone.traits.stacks
     if backbone is not None and config.optim.layer_decay != 1 and not trained:
         yield "config field optim.layer_decay: it is for encoders with trained layers, set it to 1"
 
@@ -110,17 +113,28 @@ def _encoder_weights(config: Config) -> Iterator[str]:
         )
 
 
-def _path(config: Config) -> Iterator[str]:
+def path_problem(config: Config, architecture: Any = None) -> str | None:
+    """Why `boost.path` cannot compute the booster of a config; None if it can.
+
+    Args:
+      config: with a section `boost`.
+      architecture: of the booster's layers, see `boost.check_path`.
+    """
     from jaxboost.models.boost import FIRST, MEAN, check_path
 
     boost, backbone = config.boost, backbone_of(config)
-    if boost.kind == "none":
-        return
     pool = FIRST if backbone is None or backbone.traits.cls_first else MEAN
+    lora = boost.lora_rank > 0
     try:
-        check_path(boost.path, boost.kind, rope=boost.rope, lora=boost.lora_rank > 0, pool=pool)
+        check_path(boost.path, boost.kind, rope=boost.rope, lora=lora, pool=pool, architecture=architecture)
     except ValueError as error:
-        yield f"config field boost.path: {error}; set it to auto"
+        return f"config field boost.path: {error}; set it to auto"
+    return None
+
+
+def _path(config: Config) -> Iterator[str]:
+    if config.boost.kind != "none" and (problem := path_problem(config)):
+        yield problem
 
 
 def _llm(section: str) -> Check:
@@ -186,6 +200,7 @@ def _baseline(config: Config) -> Iterator[str]:
             yield f'config field baseline.features: {needs}, set it to "trivial" or "encoder"'
         else:
             yield 'config field baseline.features: prevalence reads none, set it to "none"'
+    yield from _zero_shot(config)
     if fields.features != "encoder":
         return
     if backbone is None or not (backbone.loads_weights and backbone.ndim == 2):
@@ -201,6 +216,43 @@ def _baseline(config: Config) -> Iterator[str]:
             ' "random": the control'
         )
     yield from _patch(config)
+
+
+def _clip(config: Config) -> Iterator[str]:
+    """What CLIP with learned prompts needs."""
+    from jaxboost.models.text import TEXT_ENCODERS
+
+    if backbone_of(config) is not None and config.model.backbone not in TEXT_ENCODERS:
+        yield (
+            f"config field model.backbone: {config.model.backbone} is no CLIP: set it to one of"
+            f" {', '.join(TEXT_ENCODERS)}"
+        )
+    for field, value, how in (
+        ("model.weights", config.model.weights, '`jaxboost convert` made, or to "random": the control'),
+        ("clip.text", config.clip.text, "`jaxboost convert --source SOURCE --prompts FILE` made"),
+    ):
+        if not value:
+            yield f"config field {field} is empty: set it to the folder that {how}"
+    if config.train.loss != "auto":
+        yield (
+            f"config field train.loss: {config.train.loss} compares logits with 0, and scaled cosines have no such"
+            " meaning: set it to auto"
+        )
+
+
+def _zero_shot(config: Config) -> Iterator[str]:
+    fields = config.baseline
+    if fields.classifier != ZERO_SHOT:
+        if fields.text:
+            yield f'config field baseline.text: {fields.classifier} reads no prompts, set it to ""'
+        return
+    if fields.features == "trivial":
+        yield 'config field baseline.features: zero_shot compares prompts with embeddings, set it to "encoder"'
+    if not fields.text:
+        yield (
+            "config field baseline.text is empty: set it to the folder that `jaxboost convert --source SOURCE --prompts"
+            " FILE` made"
+        )
 
 
 _BOTH: Table = (
@@ -219,6 +271,7 @@ _RLLM: Table = (
     (("boost",), _llm("boost")),
     (("boost",), _controls),
 )
+_CLIP: Table = ((("model", "clip", "train.loss"), _clip),)
 _PNEUMOLLM: Table = (
     (("llama",), _llm("llama")),
     (("model.backbone", "pneumollm.every"), _every),

@@ -1,5 +1,6 @@
-"""The fields of the sections `model`, `boost`, `pneumollm`, `llama` and `baseline`."""
+"""The fields of the sections `model`, `boost`, `pneumollm`, `llama`, `clip` and `baseline`."""
 
+import dataclasses
 from collections.abc import Iterable
 
 from jaxboost.config.fields import MAX_SIDE, Field, Range
@@ -21,6 +22,12 @@ def _tokens() -> Iterable[str]:
     from jaxboost.models.pneumollm import TOKENS
 
     return TOKENS
+
+
+def _prompt_methods() -> Iterable[str]:
+    from jaxboost.models.prompted_clip import METHODS
+
+    return METHODS
 
 
 def _attention_modes() -> Iterable[str]:
@@ -53,7 +60,7 @@ def _families() -> Iterable[str]:
     return FAMILIES
 
 
-# Fields of both systems.
+# Fields of all systems that train.
 MODEL = {
     "backbone": Field("", "image encoder, a key of jaxboost.BACKBONES", choices=_backbones),
     "image_size": Field(
@@ -80,7 +87,7 @@ MODEL = {
     ),
     "remat": Field(False, "rematerialise encoder layers in the backward pass: less memory, more time"),
 }
-# Fields of R-LLM only.
+# Fields about the encoder that PneumoLLM has in its own section.
 ENCODER = {
     "weights": Field(
         "",
@@ -118,6 +125,19 @@ BASELINE_MODEL = {
     ),
     **{name: ENCODER[name] for name in ("weights", "weights_source", "weights_convert")},
 }
+# What CLIP was trained with (Radford et al. 2021, the released code). Its scale is 100, and 16 bits of a cosine are too
+# few for that.
+CLIP_INPUT = {
+    "image_size": 224,
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+    "dtype": "float32",
+}
+# CoOp's encoder of images is always frozen too.
+CLIP_MODEL = {
+    **{name: dataclasses.replace(MODEL[name], default=CLIP_INPUT.get(name, MODEL[name].default)) for name in MODEL},
+    **{name: ENCODER[name] for name in ("weights", "weights_source", "weights_convert")},
+}
 # Fields of PneumoLLM only.
 PNEUMOLLM_MODEL = MODEL | {
     "backbone": Field("", "image encoder: a plain ViT of jaxboost.BACKBONES, or conv14", choices=_pneumollm_encoders)
@@ -148,7 +168,7 @@ def _llama(final_norm: str, default: str) -> dict[str, Field]:
         ),
         "final_norm": Field(
             final_norm,
-            'weight of the RMSNorm after the last layer: "ones" or "loaded"',
+            'weight of the norm after the last layer: "ones" (of a LayerNorm without bias) or "loaded"',
             choices=("ones", "loaded"),
         ),
     }
@@ -179,7 +199,7 @@ BOOST = {
     "trainable": Field(False, "train the block too: the paper's fine-tuning arm"),
     "lora_rank": Field(
         0,
-        "rank of trained low-rank changes (LoRA) of the frozen block's seven matrices; 0: none",
+        "rank of trained low-rank changes (LoRA) of the frozen block's matrices; 0: none",
         range=Range(least=0, most=4096),
         before=0,
     ),
@@ -246,6 +266,25 @@ LLAMA = {
     ),
 }
 
+# Not PneumoLLM's tokens of similar names (pneumollm.tokens): these systems have no LLM.
+CLIP = {
+    "method": Field(
+        "coop_clip",
+        'learned prompts of a frozen CLIP: "coop_clip" (CoOp: one context for all images) or "cocoop_clip" (CoCoOp: a'
+        " meta-network of the image shifts the context)",
+        choices=_prompt_methods,
+    ),
+    "text": Field(
+        "",
+        "CLIP's text encoder with the names of the classes, a folder made by `jaxboost convert --prompts`",
+        resume="free",
+    ),
+    "context": Field(
+        16, "number of learned context vectors in front of each class name", range=Range(least=1, most=1024)
+    ),
+}
+# The classifier that compares CLIP's embeddings with class prompts, and is fitted to nothing.
+ZERO_SHOT = "zero_shot"
 BASELINE = {
     "features": Field(
         "encoder",
@@ -256,8 +295,15 @@ BASELINE = {
     "classifier": Field(
         "logistic",
         '"prevalence" (the frequencies of the classes), "logistic" (L2 logistic regression), "knn" (nearest'
-        ' neighbours) or "boosting" (gradient-boosted trees)',
-        choices=("prevalence", "logistic", "knn", "boosting"),
+        ' neighbours), "boosting" (gradient-boosted trees) or "zero_shot" (CLIP\'s cosines with class prompts)',
+        choices=("prevalence", "logistic", "knn", "boosting", ZERO_SHOT),
+    ),
+    "text": Field(
+        "",
+        "zero-shot classification: CLIP's text encoder with prompts for the classes, a folder made by `jaxboost convert"
+        " --prompts`",
+        resume="free",
+        before="",
     ),
     "ndim": Field(
         2,

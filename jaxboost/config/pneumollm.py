@@ -1,13 +1,16 @@
 """The shared part of PneumoLLM's configs, and the rows of its tables: --config configs/pneumollm.py:ROW."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxboost.config.table import get_pneumollm_config
+from jaxboost.config import model_fields
+from jaxboost.config.continuing import flat
+from jaxboost.config.table import get_baseline_config, get_clip_config, get_pneumollm_config
 
+CLIP_INPUT: dict[str, object] = {f"model.{name}": value for name, value in model_fields.CLIP_INPUT.items()}
 # Table 6 from top to bottom, Tables 4 and 5, Figure 6, and a control with random layers, which the paper lacks.
 ROWS: dict[str, dict[str, object]] = {
     "baseline": {
@@ -43,6 +46,29 @@ ROWS: dict[str, dict[str, object]] = {
         "pneumollm.vision": "blocks/clip-vit-l14",
         "pneumollm.vision_source": "openai/clip-vit-large-patch14",
     },
+}
+_CLIP: dict[str, object] = {
+    "model.backbone": "clip_vit_l14",
+    # Not the encoder of the other rows, whose weights are rounded to 16 bits.
+    "model.weights": "blocks/clip-vit-l14-float32",
+    "model.weights_source": "openai/clip-vit-large-patch14",
+    **CLIP_INPUT,
+}
+_TEXT = "blocks/clip-vit-l14-text"
+# AdamW as for the other rows. The papers take SGD at this rate.
+_PROMPTS: dict[str, object] = {**_CLIP, "clip.text": _TEXT, "optim.lr": 2e-3, "optim.weight_decay": 0.0}
+# The rows of Table 3 that are CLIP without LLaMA, and so another system: its defaults, what the row changes.
+OTHERS: dict[str, tuple[Callable[[], ConfigDict], dict[str, object]]] = {
+    "clip_zero_shot": (
+        get_baseline_config,
+        {**_CLIP, "baseline.features": "encoder", "baseline.classifier": "zero_shot", "baseline.text": _TEXT},
+    ),
+    "clip_probe": (
+        get_baseline_config,
+        {**_CLIP, "baseline.features": "encoder", "baseline.classifier": "logistic"},
+    ),
+    "coop_clip": (get_clip_config, {**_PROMPTS, "clip.method": "coop_clip", "clip.context": 16}),
+    "cocoop_clip": (get_clip_config, {**_PROMPTS, "clip.method": "cocoop_clip", "clip.context": 4}),
 }
 REFERENCE = {"eval.protocol": "reference", "train.loss": "columns", "train.last_batch": "keep"}
 
@@ -80,9 +106,12 @@ def apply(
     """Applies the words of an argument, with + between them: a row, `reference`, and words of the config file.
 
     Args:
-      config: it is changed.
+      config: of PneumoLLM; it is changed.
       argument: what follows the colon in --config FILE:ARGUMENT; "" changes nothing.
       own: word of the config file -> what it changes.
+
+    Returns:
+      The same config; for a row of OTHERS a config of that system, with the fields that both have.
 
     Raises:
       ValueError: an unknown word, a word twice, or two rows.
@@ -90,13 +119,34 @@ def apply(
     words = argument.split("+") if argument else []
     options = {**own, "reference": REFERENCE}
     for word in words:
-        if word not in ROWS and word not in options:
-            known = ", ".join((*ROWS, *options))
+        if word not in ROWS and word not in OTHERS and word not in options:
+            known = ", ".join((*ROWS, *OTHERS, *options))
             raise ValueError(f"unknown row {word!r}: give one of {known}, or several with + between them")
         if words.count(word) > 1:
             raise ValueError(f"{argument!r} names {word} twice: give it once")
-    if len([word for word in words if word in ROWS]) > 1:
+    rows = [word for word in words if word in ROWS or word in OTHERS]
+    if len(rows) > 1:
         raise ValueError(f"{argument!r} names two rows: give one")
     for word in words:
-        config.update_from_flattened_dict(ROWS[word] if word in ROWS else options[word])
+        if word in options:
+            config.update_from_flattened_dict(options[word])
+    if not rows:
+        return config
+    if rows[0] in ROWS:
+        config.update_from_flattened_dict(ROWS[rows[0]])
+        return config
+    make, fields = OTHERS[rows[0]]
+    if make is get_baseline_config and "reference" in words:
+        raise ValueError(f"{argument!r}: {rows[0]} has no epochs to pick from: leave reference out")
+    return _of_system(make(), config, fields)
+
+
+def _of_system(config: ConfigDict, before: ConfigDict, fields: Mapping[str, object]) -> ConfigDict:
+    """A config of another system with the fields that both have, and then with others."""
+    values = flat(before)
+    config.update_from_flattened_dict({name: values[name] for name in flat(config) if name in values})
+    if "clip" in config:
+        # The loss of the released code compares logits with 0, and scaled cosines have no such meaning.
+        config.train.loss = "auto"
+    config.update_from_flattened_dict(dict(fields))
     return config

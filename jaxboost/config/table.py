@@ -1,7 +1,8 @@
 """All config fields by their dotted names, and the default configs.
 
 R-LLM's config has the sections data, model, augment, mix, optim, train, eval and boost; PneumoLLM's has pneumollm and
-llama instead of boost. The common sections are equal, except that `model` has more fields in R-LLM. A baseline's config
+llama instead of boost, and that of CLIP with learned prompts has clip. The common sections are equal, except that
+`model` has more fields in R-LLM. A baseline's config
 has only data, model, baseline and eval, because nothing in it is trained by gradients; `model` and `eval` have fewer
 fields there.
 """
@@ -16,6 +17,8 @@ from jaxboost.config.model_fields import (
     BASELINE,
     BASELINE_MODEL,
     BOOST,
+    CLIP,
+    CLIP_MODEL,
     ENCODER,
     LLAMA,
     MODEL,
@@ -47,14 +50,17 @@ def _named(sections: dict[str, dict[str, Field]]) -> dict[str, Field]:
 
 RLLM_FIELDS = _table(MODEL | ENCODER, boost=BOOST)
 PNEUMOLLM_FIELDS = _table(PNEUMOLLM_MODEL, pneumollm=PNEUMOLLM, llama=LLAMA)
+CLIP_FIELDS = _table(CLIP_MODEL, clip=CLIP)
 BASELINE_FIELDS = _named({"data": DATA, "model": BASELINE_MODEL, "baseline": BASELINE, "eval": BASELINE_EVAL})
-ALL_FIELDS = PNEUMOLLM_FIELDS | BASELINE_FIELDS | RLLM_FIELDS
+ALL_FIELDS = PNEUMOLLM_FIELDS | CLIP_FIELDS | BASELINE_FIELDS | RLLM_FIELDS
 
 
 def fields_of(config: ConfigDict) -> dict[str, Field]:
-    """Returns the fields of a config's system, R-LLM, PneumoLLM or a baseline, by their dotted names."""
+    """Returns the fields of a config's system, R-LLM, PneumoLLM, CLIP or a baseline, by their dotted names."""
     if "baseline" in config:
         return BASELINE_FIELDS
+    if "clip" in config:
+        return CLIP_FIELDS
     return PNEUMOLLM_FIELDS if "pneumollm" in config else RLLM_FIELDS
 
 
@@ -66,6 +72,11 @@ def get_config() -> ConfigDict:
 def get_pneumollm_config() -> ConfigDict:
     """Returns PneumoLLM's default config, which is also locked."""
     return _defaults(PNEUMOLLM_FIELDS)
+
+
+def get_clip_config() -> ConfigDict:
+    """Returns the default config of CLIP with learned prompts, which is also locked."""
+    return _defaults(CLIP_FIELDS)
 
 
 def get_baseline_config() -> ConfigDict:

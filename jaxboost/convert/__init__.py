@@ -1,4 +1,4 @@
-"""Conversion of pretrained weights: LLaMA-family layers and vision encoders.
+"""Conversion of pretrained weights: LLM layers and vision encoders.
 
 `formats` reads files. `tables` maps tensors to weights of the models. `store` and `encoders` load converted weights.
 The functions below are imported when they are first used. The package itself can be called: `jaxboost.convert(...)` is

@@ -1,4 +1,4 @@
-"""Converts decoder layers of a LLaMA-family checkpoint into a block, or a whole vision encoder."""
+"""Converts decoder layers of an LLM's checkpoint into a block, or a whole vision encoder."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from jaxboost import io, outputs
 from jaxboost.convert import manifests, writer
 from jaxboost.convert.manifests import EncoderManifest, Manifest
 from jaxboost.convert.part_file import DTYPES
-from jaxboost.convert.sources import open_source
+from jaxboost.convert.sources import merged, open_source
 from jaxboost.convert.tables.hints import Hints
 from jaxboost.convert.tables.parts import LLAMA
 from jaxboost.convert.tables.shapes import VIT
@@ -30,11 +30,13 @@ def convert(
     final_norm: bool = True,
     overwrite: bool = False,
     hints: Hints | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Manifest | EncoderManifest:
     """Converts decoder layers of a checkpoint into a block, or a vision encoder.
 
-    Only the needed tensors are read, and only one at a time is in memory. No device is needed. For a vision encoder the
-    log names the tensors that are not read, and the values that were assumed.
+    Only the needed tensors are read, and only one at a time is in memory, beside those of one layer that hold several
+    weights each (Phi-3, GPT-2). No device is needed. For a vision encoder the log names the tensors that are not read,
+    and the values that were assumed.
 
     Example:
       >>> convert("huggyllama/llama-7b", 31, "blocks/llama-7b")
@@ -49,6 +51,7 @@ def convert(
       final_norm: whether to take the norm after the source's last layer too; a vision encoder always has it.
       overwrite: whether an existing block or vision encoder may be replaced.
       hints: what the user states about a vision encoder in timm's names.
+      adapter: folder of a LoRA adapter of this LLM, as peft saves it, that is merged; None: none. See `merging`.
 
     Returns:
       The manifest of the result.
@@ -64,6 +67,8 @@ def convert(
         raise UserError(f"--out {out} lies in --source {source}: give a folder elsewhere")
     text = str(layers) if isinstance(layers, str | int) else ",".join(map(str, layers))
     opened = open_source(source, hints)
+    if adapter is not None:
+        opened = merged(opened, adapter)
     selection = opened.select(text, final_norm=final_norm)
     for note in selection.notes:
         logger.info("%s", note)

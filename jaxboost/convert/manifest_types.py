@@ -1,7 +1,4 @@
-"""The entries of manifest.json, with bounds.
-
-The bounds are far above every published model, and low enough that no single entry takes all memory or time.
-"""
+"""The entries of manifest.json, with bounds."""
 
 import dataclasses
 import functools
@@ -9,171 +6,38 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationInfo
+from pydantic import AfterValidator, Field, GetPydanticSchema, TypeAdapter, ValidationInfo
 
+from jaxboost.convert import argument_types
+from jaxboost.convert.argument_types import CLOSED, Depth, Layer, Name, Width
 from jaxboost.convert.tables import shapes
-from jaxboost.convert.tables.parts import FINAL_NORM, LLAMA, VISION
+from jaxboost.convert.tables.parts import CLASSES, FINAL_NORM, LLAMA, PROMPTS, TEXT, TEXT_WEIGHTS, VISION
 from jaxboost.models.llama import LlamaConfig
 
 # 1, of earlier versions, had Orbax checkpoints instead of safetensors files.
 FORMAT_VERSION = 2
-# Unknown entries are refused: another version wrote them, or they are mistyped.
-_CLOSED = ConfigDict(extra="forbid")
+# Most classes of a text encoder, and most prompts of a class.
+MAX_CLASSES, MAX_PROMPTS = 10_000, 1000
 
-_Width = Annotated[int, Field(ge=1, le=1 << 16)]
-_MlpWidth = Annotated[int, Field(ge=1, le=1 << 20)]
-_Heads = Annotated[int, Field(ge=1, le=1 << 12)]
 _Pixels = Annotated[int, Field(ge=1, le=1 << 14)]
-_Depth = Annotated[int, Field(ge=1, le=1024)]
-_Depths = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=8)]
-_Layer = Annotated[int, Field(ge=0, lt=1024)]
-_Eps = Annotated[float, Field(gt=0, le=1)]
-_Factor = Annotated[float, Field(ge=1e-30, le=1e30)]
-_Text = Annotated[str, Field(min_length=1, max_length=1024)]
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Digests = Annotated[dict[Annotated[str, Field(max_length=16)], _Digest], Field(max_length=1026)]
 _Dtype = Literal["float32", "bfloat16"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Llama:
-    """The fields of `models.llama.LlamaConfig`."""
-
-    __pydantic_config__ = _CLOSED
-
-    width: _Width
-    heads: _Heads
-    kv_heads: _Heads
-    head_dim: _Width
-    mlp_width: _MlpWidth
-    eps: _Eps
-    rope_base: _Factor
-    rope_factors: Annotated[tuple[_Factor, ...], Field(max_length=1 << 15)] | None
-    rope_unsupported: _Text | None = None
-
-    def __post_init__(self) -> None:
-        """Checks that the fields fit together."""
-        if self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} heads are not a multiple of {self.kv_heads} key/value heads")
-        if self.head_dim % 2:
-            raise ValueError(f"the head width {self.head_dim} is odd")
-        if self.rope_factors is not None and len(self.rope_factors) != self.head_dim // 2:
-            raise ValueError(f"{len(self.rope_factors)} rotary factors for a head width of {self.head_dim}")
-
-
-def _as_config(fields: Llama) -> LlamaConfig:
+def _as_config(fields: argument_types.Llama) -> LlamaConfig:
     return LlamaConfig(**dataclasses.asdict(fields))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Vit:
-    """The arguments of `models.vit.ViT`, or of `models.pooled_vit.PooledViT`, that depend on the weights."""
-
-    __pydantic_config__ = _CLOSED
-
-    patch: Annotated[int, Field(ge=1, le=1024)]
-    width: _Width
-    depth: _Depth
-    heads: _Heads
-    mlp_width: _MlpWidth
-    eps: _Eps
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu"]
-    patch_bias: bool
-    pre_norm: bool
-    layer_scale: bool
-    registers: Annotated[int, Field(ge=1, le=1024)] | None = None
-    rope: _Factor | None = None
-    key_bias: Literal[False] | None = None
-    pooling: Literal["map"] | None = None
-
-    def __post_init__(self) -> None:
-        """Checks that the fields fit together."""
-        if self.width % self.heads:
-            raise ValueError(f"the width {self.width} is not a multiple of {self.heads} heads")
-        if self.pooling and (self.registers or self.rope or self.key_bias is False):
-            raise ValueError("a pooling does not go together with registers, rotary positions or keys without bias")
-        if self.rope and self.width // self.heads % 4:
-            raise ValueError(f"rotary positions need heads of a multiple of 4, not {self.width // self.heads}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ResNet:
-    """The arguments of `models.resnet.ResNet` that depend on the weights."""
-
-    __pydantic_config__ = _CLOSED
-
-    block: Literal["basic", "bottleneck"]
-    depths: _Depths
-    base_width: _Width
-    stem: Literal["large"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ConvNeXt:
-    """The arguments of `models.convnext.ConvNeXt` that depend on the weights."""
-
-    __pydantic_config__ = _CLOSED
-
-    depths: _Depths
-    widths: Annotated[tuple[_Width, ...], Field(min_length=1, max_length=8)]
-    eps: _Eps
-    layer_scale: bool
-    response_norm: bool
-
-    def __post_init__(self) -> None:
-        """Checks that the fields fit together."""
-        if len(self.depths) != len(self.widths):
-            raise ValueError(f"{len(self.depths)} depths for {len(self.widths)} widths")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Swin:
-    """The arguments of `models.swin.Swin` that depend on the weights."""
-
-    __pydantic_config__ = _CLOSED
-
-    patch: Annotated[int, Field(ge=1, le=1024)]
-    width: _Width
-    depths: _Depths
-    heads: Annotated[tuple[_Heads, ...], Field(min_length=1, max_length=8)]
-    window: Annotated[int, Field(ge=1, le=64)]
-    eps: _Eps
-
-    def __post_init__(self) -> None:
-        """Checks that the fields fit together."""
-        if len(self.depths) != len(self.heads):
-            raise ValueError(f"{len(self.depths)} depths for {len(self.heads)} numbers of heads")
-        if any((self.width << stage) % heads for stage, heads in enumerate(self.heads)):
-            raise ValueError(f"a stage's width, {self.width} and its doubles, is not a multiple of its heads")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EfficientNet:
-    """The arguments of `models.efficientnet.EfficientNetLite` that depend on the weights."""
-
-    __pydantic_config__ = _CLOSED
-
-    depths: Annotated[_Depths, Field(min_length=7, max_length=7)]
-    widths: Annotated[tuple[_Width, ...], Field(min_length=7, max_length=7)]
-    eps: _Eps
-    padding: Literal["same", "symmetric"]
-
-
-# Family of encoders -> its arguments.
-_ARGUMENTS: dict[str, Any] = {
-    "vit": Vit,
-    "resnet": ResNet,
-    "convnext": ConvNeXt,
-    "swin": Swin,
-    "efficientnet": EfficientNet,
-}
 
 
 def _as_arguments(fields: Mapping[str, Any], info: ValidationInfo) -> dict[str, Any]:
     """The arguments of an encoder, checked as its family has them; absent ones are left out."""
-    kind = _ARGUMENTS[info.data.get("family", "vit")]
+    kind = argument_types.ARGUMENTS[info.data.get("family", "vit")]
     checked = _adapter(kind).validate_json(json.dumps(fields), strict=True)
-    return {name: value for name, value in dataclasses.asdict(checked).items() if value is not None}
+    return _present(checked)
+
+
+def _present(fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(fields).items() if value is not None}
 
 
 @functools.cache
@@ -204,19 +68,19 @@ class Manifest:
       jaxboost_version: version that converted.
     """
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     format_version: int = FORMAT_VERSION
     kind: Literal["llama"] = LLAMA
-    source: _Text
-    source_format: _Text
-    layers: Annotated[tuple[_Layer, ...], Field(min_length=1, max_length=1024)]
-    layers_in_source: _Depth
+    source: Name
+    source_format: Name
+    layers: Annotated[tuple[Layer, ...], Field(min_length=1, max_length=1024)]
+    layers_in_source: Depth
     final_norm: bool
     dtype: _Dtype
-    config: Annotated[LlamaConfig, _read_as(Annotated[Llama, AfterValidator(_as_config)])]
+    config: Annotated[LlamaConfig, _read_as(Annotated[argument_types.Llama, AfterValidator(_as_config)])]
     sha256: _Digests
-    jaxboost_version: _Text
+    jaxboost_version: Name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -239,19 +103,77 @@ class EncoderManifest:
       jaxboost_version: version that converted.
     """
 
-    __pydantic_config__ = _CLOSED
+    __pydantic_config__ = CLOSED
 
     format_version: int = FORMAT_VERSION
     kind: Literal["vision"] = VISION
-    source: _Text
-    source_format: _Text
+    source: Name
+    source_format: Name
     dtype: _Dtype
     family: Literal["vit", "resnet", "convnext", "swin", "efficientnet"] = "vit"
     arguments: Annotated[Mapping[str, Any], _read_as(Annotated[dict[str, Any], AfterValidator(_as_arguments)])]
     image_size: _Pixels
     resizing: Literal["bicubic", "antialiased"] = "bicubic"
     sha256: _Digests
-    jaxboost_version: _Text
+    jaxboost_version: Name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassText:
+    """What is said of one class.
+
+    Attributes:
+      name: of the class, as the data set has it.
+      prompts: the texts whose embeddings are averaged.
+      called: what CoOp puts behind its context, without the full stop.
+      end: place of the token that ends this text, without a context; the first token has the place 0.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    name: Name
+    prompts: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MAX_PROMPTS)]
+    called: Name
+    end: Annotated[int, Field(ge=1, le=1 << 16)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextManifest:
+    """What a converted text encoder of CLIP holds.
+
+    Attributes:
+      format_version: version of this format.
+      kind: TEXT.
+      source: where the weights come from: the name of a folder, or id@commit on the hub.
+      source_format: safetensors, torch or hub.
+      dtype: float32.
+      arguments: of `models.text.TextEncoder`, all that depend on the weights.
+      classes: in the order of the rows of the part "classes".
+      vision_width: V, width of the vision encoder of the same checkpoint.
+      vision_norm: dtype -> fingerprint of the part "norm" of that vision encoder, converted to this dtype: it shows
+        whether a converted vision encoder is of the same checkpoint.
+      sha256: fingerprint of each part: "classes", "prompts", "text", and the number of each block.
+      jaxboost_version: version that converted.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    format_version: int = FORMAT_VERSION
+    kind: Literal["text"] = TEXT
+    source: Name
+    source_format: Name
+    dtype: Literal["float32"] = "float32"
+    arguments: Annotated[Mapping[str, Any], _read_as(Annotated[argument_types.TextEncoder, AfterValidator(_present)])]
+    classes: Annotated[tuple[ClassText, ...], Field(min_length=1, max_length=MAX_CLASSES)]
+    vision_width: Width
+    vision_norm: dict[_Dtype, _Digest]
+    sha256: _Digests
+    jaxboost_version: Name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return tuple(each.name for each in self.classes)
 
 
 def _whole_block(manifest: Manifest) -> Manifest:
@@ -272,8 +194,20 @@ def _whole_encoder(manifest: EncoderManifest) -> EncoderManifest:
     return manifest
 
 
-# Kind of source -> the type of its manifest, with all checks.
+def _whole_text(manifest: TextManifest) -> TextManifest:
+    """Raises ValueError if the entries do not fit together."""
+    if len(set(manifest.names)) != len(manifest.names):
+        raise ValueError("a class is named twice")
+    if any(each.end >= manifest.arguments["context"] for each in manifest.classes):
+        raise ValueError(f"a class name has more than {manifest.arguments['context']} tokens")
+    if set(manifest.sha256) != {CLASSES, PROMPTS, TEXT_WEIGHTS, *map(str, range(manifest.arguments["depth"]))}:
+        raise ValueError("sha256 does not name the parts that are there")
+    return manifest
+
+
+# Kind of folder -> the type of its manifest, with all checks.
 CHECKED: dict[str, Any] = {
     LLAMA: Annotated[Manifest, AfterValidator(_whole_block)],
     VISION: Annotated[EncoderManifest, AfterValidator(_whole_encoder)],
+    TEXT: Annotated[TextManifest, AfterValidator(_whole_text)],
 }

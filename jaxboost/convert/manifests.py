@@ -10,15 +10,21 @@ from typing import Any
 
 from jaxboost import io, schema
 from jaxboost.convert.formats import kinds
-from jaxboost.convert.manifest_types import CHECKED, FORMAT_VERSION, EncoderManifest, Manifest
-from jaxboost.convert.tables.parts import LLAMA, VISION
+from jaxboost.convert.manifest_types import CHECKED, FORMAT_VERSION, EncoderManifest, Manifest, TextManifest
+from jaxboost.convert.tables.parts import LLAMA, TEXT, VISION
 from jaxboost.errors import UserError
 
 MANIFEST = "manifest.json"
 CHECKSUM = "checksum"
 
-# Kind of source -> the name of the converted folder in messages, and the value of --layers in commands.
-_KINDS = {LLAMA: ("block", "LAYERS"), VISION: ("vision encoder", "all")}
+AnyManifest = Manifest | EncoderManifest | TextManifest
+
+# Kind of source -> the name of the converted folder in messages, and what says in commands what is converted.
+_KINDS = {
+    LLAMA: ("block", "--layers LAYERS"),
+    VISION: ("vision encoder", "--layers all"),
+    TEXT: ("text encoder", "--prompts FILE"),
+}
 _FIX = "convert again"
 
 
@@ -40,20 +46,29 @@ def read_encoder(path: str | os.PathLike) -> EncoderManifest:
     return _read(path, VISION)
 
 
-def check(manifest: Manifest | EncoderManifest) -> None:
+def read_text(path: str | os.PathLike) -> TextManifest:
+    """The manifest of the text encoder at `path`.
+
+    Raises:
+      UserError: see `read_block`.
+    """
+    return _read(path, TEXT)
+
+
+def check(manifest: AnyManifest) -> None:
     """Raises UserError if a manifest, once written, could not be read again."""
-    entries = dataclasses.asdict(manifest)
+    entries = _entries_of(manifest)
     schema.parse(CHECKED[manifest.kind], entries, where=manifest.source, fix="choose another checkpoint")
 
 
-def to_text(manifest: Manifest | EncoderManifest) -> str:
+def to_text(manifest: AnyManifest) -> str:
     """The text of the file: the entries and their checksum, which shows if a constant was changed."""
-    entries = dataclasses.asdict(manifest)
+    entries = _entries_of(manifest)
     return json.dumps(entries | {CHECKSUM: _checksum(entries)}, indent=2) + "\n"
 
 
 def kind_at(path: str | os.PathLike) -> str:
-    """The kind of the folder at `path` for messages: "vision encoder" or "block"; "block" if its manifest is broken."""
+    """The kind of the folder at `path` for messages: "vision encoder", "text encoder" or, also if unknown, "block"."""
     try:
         return _KINDS[io.read_json(pathlib.Path(path) / MANIFEST)["kind"]][0]
     except (OSError, ValueError, LookupError, TypeError):
@@ -62,7 +77,16 @@ def kind_at(path: str | os.PathLike) -> str:
 
 def command(source: str, layers: str, out: str | os.PathLike, *flags: str) -> str:
     """The command that converts, for messages."""
-    return " ".join(["jaxboost convert --source", source, "--layers", layers, "--out", str(out), *flags])
+    return _command(source, f"--layers {layers}", out, *flags)
+
+
+def _command(source: str, what: str, out: str | os.PathLike, *flags: str) -> str:
+    return " ".join(["jaxboost convert --source", source, what, "--out", str(out), *flags])
+
+
+def _entries_of(manifest: Manifest | EncoderManifest) -> dict[str, Any]:
+    entries = dataclasses.asdict(manifest)
+    return entries | {"config": manifest.config.entries()} if isinstance(manifest, Manifest) else entries
 
 
 def _read(path: str | os.PathLike, kind: str) -> Any:
@@ -76,16 +100,16 @@ def _entries(path: str | os.PathLike, kind: str) -> dict[str, Any]:
       UserError: there is no such folder, it holds the other kind, or its manifest is damaged, changed or of another
         format version.
     """
-    file, (wanted, layers) = pathlib.Path(path) / MANIFEST, _KINDS[kind]
+    file, (wanted, what) = pathlib.Path(path) / MANIFEST, _KINDS[kind]
     if not os.path.isfile(file):
-        make = command("SOURCE", layers, path)
+        make = _command("SOURCE", what, path)
         raise UserError(f"there is no {wanted} at {path} (no {MANIFEST}): make one with `{make}`")
     fields = _json(file)
     found, version = fields.get("kind", LLAMA), fields.get("format_version")
     if not isinstance(found, str) or found not in _KINDS:
         raise UserError(f"{file} is damaged or of another version (kind: {found!r:.40}): {_FIX}")
     if found != kind:
-        make = command("SOURCE", layers, "DIR")
+        make = _command("SOURCE", what, "DIR")
         raise UserError(
             f"{path} holds a {_KINDS[found][0]}, not a {wanted}: name another folder, or make one with `{make}`"
         )

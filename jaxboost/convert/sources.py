@@ -1,5 +1,6 @@
 """Opens the source that the user names, in any format."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -8,12 +9,15 @@ from jaxboost import io, packages
 from jaxboost.convert.formats import adapters, kinds, meta, single_file
 from jaxboost.convert.formats.gguf_file import GgufTensors
 from jaxboost.convert.formats.huggingface import (
+    FILES,
     OPEN_CLIP_FILES,
     WEIGHT_FILES,
     Folder,
     HuggingFaceTensors,
     LocalFolder,
+    has_weights,
 )
+from jaxboost.convert.formats.merging import MergedTensors
 from jaxboost.convert.formats.settings import MAX_BYTES, Settings
 from jaxboost.convert.formats.single_file import FileTensors
 from jaxboost.convert.formats.tensors import Tensors
@@ -42,10 +46,11 @@ def open_source(source: str, hints: Hints | None = None) -> Source:
       hints: what the user states about a vision encoder in timm's or OpenCLIP's names.
 
     Raises:
-      UserError: there is no such source; it is neither a LLaMA-family checkpoint nor a vision encoder that one of
+      UserError: there is no such source; it is neither an LLM of a known family nor a vision encoder that one of
         `models` can be; or a file is missing or broken.
     """
     hints = hints or Hints()
+    hints.check()
     try:
         found = _opened(source, hints)
     except OSError as error:
@@ -54,6 +59,23 @@ def open_source(source: str, hints: Hints | None = None) -> Source:
     if not isinstance(found, WholeSource) and not (isinstance(found, VitSource) and found.layout in takes_hints):
         hints.check_unused(source)
     return found
+
+
+def merged(source: Source, adapter: str | os.PathLike[str]) -> LlamaSource:
+    """The same LLM with the LoRA adapter in a folder merged into its weights; see `merging.MergedTensors`.
+
+    Raises:
+      UserError: the source is not an LLM in Hugging Face's layout, or the adapter is not a plain LoRA of it.
+    """
+    if not isinstance(source, LlamaSource) or not isinstance(source.tensors, HuggingFaceTensors):
+        raise UserError(
+            f"--adapter {adapter}: {source.tensors.source} is not an LLM in Hugging Face's layout: leave --adapter out"
+        )
+    try:
+        tensors = MergedTensors(source.tensors, adapter, in_out=source.layout.in_out)
+    except OSError as error:
+        raise UserError(f"{error.filename or adapter} cannot be read: {error.strerror or error}") from error
+    return dataclasses.replace(source, tensors=tensors)
 
 
 def _opened(source: str, hints: Hints) -> Source:
@@ -135,6 +157,11 @@ def _refuse_folder(path: pathlib.Path, folder: LocalFolder) -> None:
         if found := sorted(name for name in folder.files if name.endswith(kind)):
             raise UserError(f"{path} holds {kind[1:].upper()} files: pass the file itself, such as {path / found[0]}")
     weights = sorted(name for name in folder.files if name.endswith(single_file.SUFFIXES))
+    if found := [name for name in weights if name in OPEN_CLIP_FILES.weights]:
+        raise UserError(
+            f"{path} holds {found[0]} but no {OPEN_CLIP_FILES.config}, which describes the image tower: download it "
+            f"too, or pass {path / found[0]} with --activation"
+        )
     shards = [name for name in weights if re.search(r"-\d+-of-\d+\.", name)]
     if shards:
         raise UserError(
@@ -163,8 +190,7 @@ def _in_hugging_face_layout(folder: Folder, where: str, hints: Hints) -> Source:
             size = min(folder.size(adapters.CONFIG), MAX_BYTES)
             text = folder.read_range(adapters.CONFIG, 0, size).tobytes()
         adapters.refuse_folder(where, text)
-    is_whole = "config.json" in folder.files and not folder.files.isdisjoint(WEIGHT_FILES)
-    if OPEN_CLIP_FILES.config in folder.files and not is_whole:
+    if OPEN_CLIP_FILES.config in folder.files and _is_open_clip(folder):
         return vit_open_clip.encoder_of_folder(HuggingFaceTensors(folder, OPEN_CLIP_FILES), hints)
     tensors = HuggingFaceTensors(folder)
     if vit_configs.is_encoder(tensors.settings):
@@ -179,6 +205,20 @@ def _in_timms_names(tensors: Tensors, settings: Settings, where: str, hints: Hin
     if family := whole.family_of(tensors, settings):
         return whole.encoder_of(tensors, family, settings, where, hints)
     return vit_timm.encoder_of(tensors, settings, where, hints)
+
+
+def _is_open_clip(folder: Folder) -> bool:
+    """Whether OpenCLIP's files are read, in a folder that has its configuration.
+
+    They are if they are alone, or if the copy beside them cannot be read or is timm's, whose configuration says less.
+    """
+    if folder.files.isdisjoint(WEIGHT_FILES):
+        return True
+    if not has_weights(folder, OPEN_CLIP_FILES):
+        return False
+    if FILES.config not in folder.files or not has_weights(folder, FILES):
+        return True
+    return vit_timm.is_timm(HuggingFaceTensors(folder).settings)
 
 
 def _file_in_package(package: str) -> pathlib.Path:

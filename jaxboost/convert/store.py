@@ -19,6 +19,7 @@ from jaxboost.convert.placing import Placement, Quantize, first_device, placed, 
 from jaxboost.convert.tables import shapes
 from jaxboost.convert.tables.parts import FINAL_NORM
 from jaxboost.errors import UserError
+from jaxboost.models.families import LAYER_NORM, LlamaConfig
 from jaxboost.models.frozen import Quantized
 
 # (part's key in the manifest, name, array) -> the array that replaces it, of the same shape and dtype.
@@ -31,28 +32,37 @@ class Block:
 
     Attributes:
       manifest: of the block.
+      config: of these layers.
       layers: the L layers used, in order.
       weights: name -> array stacked over the layers: (L, D), or (L, in, out) for linear maps, which may be quantized.
       final_norm: (D,); None if it was not loaded.
+      final_norm_bias: (D,), of a LayerNorm that was loaded; else None.
       fingerprint: see `fingerprint_of`; of the weights as they are here, if they were changed.
     """
 
     manifest: Manifest
+    config: LlamaConfig
     layers: tuple[int, ...]
     weights: Mapping[str, jax.Array | Quantized]
     final_norm: jax.Array | None
     fingerprint: str
+    final_norm_bias: jax.Array | None = None
 
     def tree(self, placement: Placement | None = None) -> dict[str, Any]:
-        """The nested dict that `frozen.split` gives for these layers; a norm that was not loaded is ones.
+        """The nested dict that `frozen.split` gives for these layers. A norm that was not loaded changes no scale.
 
         Args:
           placement: of that norm, see `load_block`.
         """
-        norm = self.final_norm
-        if norm is None:
-            norm = placed(np.ones(self.manifest.config.width, np.float32), placement or first_device)
-        return {"layers": dict(self.weights), "final_norm": norm}
+        config, norms = self.config, {"final_norm": self.final_norm}
+        if config.norm == LAYER_NORM:
+            norms["final_norm_bias"] = self.final_norm_bias
+        for name, norm in norms.items():
+            if norm is None:
+                scales_by_it = name == "final_norm" and not config.offset_norms
+                plain = np.full(config.width, scales_by_it, np.float32)
+                norms[name] = placed(plain, placement or first_device)
+        return {"layers": dict(self.weights), **norms}
 
 
 def fingerprint_of(manifest: Manifest, layers: tuple[int, ...] | None, final_norm: bool) -> str:
@@ -72,11 +82,18 @@ def fingerprint_of(manifest: Manifest, layers: tuple[int, ...] | None, final_nor
     if final_norm:
         _check_final_norm(manifest)
         used.append(FINAL_NORM)
-    return _identity({key: manifest.sha256[key] for key in used}, manifest)
+    return _identity({key: manifest.sha256[key] for key in used}, config_of(manifest, layers))
 
 
-def _identity(sha256: Mapping[str, str], manifest: Manifest) -> str:
-    constants = dataclasses.asdict(manifest.config)
+def config_of(manifest: Manifest, layers: tuple[int, ...] | None) -> LlamaConfig:
+    """The configuration of some layers of a block, None for all, in the order of use."""
+    return manifest.config.chosen([manifest.layers.index(layer) for layer in _checked_layers(manifest, layers)])
+
+
+def _identity(sha256: Mapping[str, str], config: LlamaConfig) -> str:
+    constants = config.entries()
+    # It changes no result: more tokens are refused.
+    constants.pop("window", None)
     # The digests of the first release have no such entry.
     if constants["rope_unsupported"] is None:
         del constants["rope_unsupported"]
@@ -124,12 +141,21 @@ def load_block(
         for name, array in _changed(path, manifest, str(layer), change, changed):
             convert = quantize if array.ndim == 2 else None
             weights[name] = with_layer(weights.get(name), array, position, len(layers), placement, convert)
-    norm = None
+    norms: dict[str, jax.Array] = {}
     if final_norm:
-        ((_, scale),) = _changed(path, manifest, FINAL_NORM, change, changed)
-        norm = placed(scale, placement)
-    identity = _identity(changed, manifest) if change else identity
-    return Block(manifest=manifest, layers=layers, weights=weights, final_norm=norm, fingerprint=identity)
+        parts = _changed(path, manifest, FINAL_NORM, change, changed)
+        norms = {name: placed(array, placement) for name, array in parts}
+    config = config_of(manifest, layers)
+    identity = _identity(changed, config) if change else identity
+    return Block(
+        manifest=manifest,
+        config=config,
+        layers=layers,
+        weights=weights,
+        final_norm=norms.get("scale"),
+        final_norm_bias=norms.get("bias"),
+        fingerprint=identity,
+    )
 
 
 def arrays(path: str | os.PathLike, manifest: Manifest, key: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -13,12 +13,12 @@ import numpy as np
 
 from jaxboost import io, stopping
 from jaxboost.convert import part_file
-from jaxboost.convert.manifests import MANIFEST, EncoderManifest, Manifest, kind_at, to_text
+from jaxboost.convert.manifests import MANIFEST, AnyManifest, kind_at, to_text
 from jaxboost.convert.tables.parts import Part
 from jaxboost.errors import UserError
 
 # The names of parts, as written now and as Orbax wrote them in earlier versions.
-_PART = re.compile(r"(layer_\d{5}|final_norm|embedding|norm|pool|encoder)(\.safetensors)?")
+_PART = re.compile(r"(layer_\d{5}|final_norm|embedding|norm|pool|encoder|text|classes|prompts)(\.safetensors)?")
 
 
 class FolderWriter:
@@ -37,7 +37,7 @@ class FolderWriter:
         """Writes one part; see `part_file.write`."""
         self.sha256[part.key] = part_file.write(self._folder, part, dtype, progress)
 
-    def finish(self, manifest: Manifest | EncoderManifest) -> None:
+    def finish(self, manifest: AnyManifest) -> None:
         """Writes the manifest. Raises UserError if the system refuses."""
         with io.writing(self._folder.parent):
             io.write_text(self._folder / MANIFEST, to_text(manifest))
@@ -78,7 +78,9 @@ def check_free(out: pathlib.Path, *, overwrite: bool) -> None:
     except PermissionError as error:
         raise UserError(f"{out} exists and cannot be read, permission denied: choose another folder") from error
     if MANIFEST not in entries:
-        raise UserError(f"{out} exists and is not a block or vision encoder (no {MANIFEST}): choose another folder")
+        raise UserError(
+            f"{out} exists and is not a block, vision encoder or text encoder (no {MANIFEST}): choose another folder"
+        )
     kind = kind_at(out)
     if not overwrite:
         raise UserError(f"{out} is a {kind} already: choose another folder, or replace it with --overwrite")

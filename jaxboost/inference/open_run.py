@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxboost import io, schema, systems
 from jaxboost.baselines import embeddings, saved
-from jaxboost.convert import manifest_types
+from jaxboost.convert import argument_types
 from jaxboost.data.dataset import DatasetInfo, Split
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
@@ -92,8 +92,8 @@ class FinishedRun:
     def features(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
         """Returns the input of the model's last linear layer, float32 (n, width). The arguments are those of `predict`.
 
-        That is the pooled and normalised CLS token after the boost (R-LLM), the pooled feature of a ResNet, or the mean
-        of LLaMA's output tokens (PneumoLLM).
+        That is the pooled and normalised CLS token after the boost (R-LLM), the pooled feature of a ResNet, the mean of
+        LLaMA's output tokens (PneumoLLM), or CLIP's embedding of the image, of length 1 (CoOp, CoCoOp).
         """
         return self.apply(self._features, images, batch_size)
 
@@ -221,8 +221,9 @@ def _open_baseline(
     folder: pathlib.Path, config: ConfigDict, result: RunResult, info: DatasetInfo, labels: Labels
 ) -> BaselineRun:
     keep_compiled_programs(True)
-    _check_trained(folder, config, {role: _with_tuples(part) for role, part in result.parts.items() if part})
-    built = systems.prepare(config, info)
+    parts = {role: _with_tuples(part) for role, part in result.parts.items() if part}
+    _check_trained(folder, config, parts)
+    built = systems.prepare(config, info, recorded=systems.Recorded(parts=parts))
     replicated, by_batch = step.make_mesh()
     *weights, fingerprints = start.initialise(built, seed=config.seed, replicated=replicated)
     _check_fingerprints(folder, built, fingerprints, result)
@@ -258,7 +259,7 @@ def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[st
     where = f"{folder / workdir.RESULT}: the arguments of"
     fix = "bring it back from a backup, or train again"
     if (block := trained.get("block")) and config.boost.trainable:
-        schema.parse(manifest_types.Llama, block.get("arguments"), where=f"{where} block", fix=fix)
+        schema.parse(argument_types.Llama, block.get("arguments"), where=f"{where} block", fix=fix)
         if block.get("layers") is None:
             raise UserError(f"{folder / workdir.RESULT}: the block has no layers: {fix}")
     if encoder := trained.get("encoder"):
@@ -291,7 +292,12 @@ def _with_tuples(value: Any) -> Any:
 
 
 def _replace(config: ConfigDict, moved: Sequence[str]) -> None:
-    known = [name for name in workdir.WEIGHT_FOLDERS if name.split(".")[1] in config.get(name.split(".")[0], {})]
+    known = [
+        name
+        for name in workdir.WEIGHT_FOLDERS
+        # What a zero-shot run needs of the text encoder is in its own folder.
+        if name != "baseline.text" and name.split(".")[1] in config.get(name.split(".")[0], {})
+    ]
     for entry in moved:
         field, equals, value = entry.partition("=")
         if not (equals and value):

@@ -10,15 +10,25 @@ The result is exact for tokens r_t = x_t E, where E is (d, D). RMSNorm turns r_t
 For each head, one query is projected to the tokens' width d, and one weighted sum of tokens is projected back. Nothing
 of width D is computed for the other tokens. The shapes decide the order of the products, and whether computing r is
 cheaper.
+
+Biases b_k and b_v add q . b_k to all scores and b_v to the sum.
+
+A LayerNorm is an RMSNorm of r_t less its mean, plus a bias b. r_t less its mean is x_t E', where E' is E with each row
+less the row's mean: E' takes the place of E. And b adds b W_k to the keys' bias and b W_v to that of the values.
+
+A norm of the keys breaks the algebra (`Architecture.not_absorbed`): such layers take another path.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from jaxboost.models.families import LAYER_NORM
 from jaxboost.models.layers import layer_of
-from jaxboost.models.llama import LlamaBlock, LlamaConfig, LlamaLayer, attention_mask, rms_norm
+from jaxboost.models.llama import LlamaBlock, LlamaConfig, LlamaLayer, attention_mask, check_window
+from jaxboost.models.norms import centred
 
 
 class Precomputed(NamedTuple):
@@ -26,7 +36,7 @@ class Precomputed(NamedTuple):
 
     Attributes:
       key, value: M_k and M_v, (d, G, K).
-      gram: E E^T / D, (d, d).
+      gram: E E^T / D, (d, d). With LayerNorm E stands for E', here and in M_k and M_v.
     """
 
     key: jax.Array
@@ -53,7 +63,8 @@ def multiply_adds(config: LlamaConfig, *, batch: int, tokens: int, width: int) -
 
 def precompute(layer: LlamaLayer, kernel: jax.Array) -> Precomputed:
     """The precomputed projections of a layer for tokens r = x E; `kernel` is E, (d, D)."""
-    scaled = kernel * layer.attention_norm[...].astype(kernel.dtype)
+    kernel = _normalised(layer, kernel)
+    scaled = _scaled(layer, kernel)
     key, value = (_heads(w[...].astype(kernel.dtype), layer) for w in (layer.k, layer.v))
     return Precomputed(
         key=jnp.einsum("dw,wgk->dgk", scaled, key),
@@ -109,21 +120,32 @@ def _attend(
     config = layer.config
     B, N, _ = x.shape
     H, G, K = config.heads, config.kv_heads, config.head_dim
-    norm = layer.attention_norm[...].astype(x.dtype)
+    # What the norm divides by its root mean square: tokens in width D, or the map to them.
+    if kernel is None:
+        x = _normalised(layer, x)
+    else:
+        kernel = _normalised(layer, kernel)
     key, value = (_heads(w[...].astype(x.dtype), layer) for w in (layer.k, layer.v))
 
-    q = rms_norm(first, layer.attention_norm[...], config.eps) @ layer.q[...].astype(x.dtype)
-    q = (q * K**-0.5).reshape(B, G, H // G, K)
+    check_window(config, N, causal=causal)
+    q = layer.norm(first, "attention_norm") @ layer.q[...].astype(x.dtype)
+    if (bias := layer.bias("q")) is not None:
+        q = q + bias
+    q = (layer.scaled(q) * K**-0.5).reshape(B, G, H // G, K)
     # With three operands einsum chooses the cheapest order of the products.
     if precomputed is not None:
         query = jnp.einsum("bgrk,dgk->bgrd", q, precomputed.key)
     elif kernel is not None:
-        query = jnp.einsum("bgrk,wgk,dw->bgrd", q, key, kernel * norm)
+        query = jnp.einsum("bgrk,wgk,dw->bgrd", q, key, _scaled(layer, kernel))
     else:
-        query = jnp.einsum("bgrk,dgk->bgrd", q, key) * norm
+        query = _scaled(layer, jnp.einsum("bgrk,dgk->bgrd", q, key))
 
     inverse_rms = jax.lax.rsqrt(_mean_square(x, kernel, precomputed) + config.eps)[:, None, None]  # (B, 1, 1, N)
     scores = jnp.einsum("bgrd,bnd->bgrn", query, x, preferred_element_type=jnp.float32) * inverse_rms
+    if (bias := _bias(layer, "k", key)) is not None:
+        # The same for all keys, so that only a soft cap lets it matter.
+        scores = scores + jnp.einsum("bgrk,gk->bgr", q, bias)[..., None]
+    scores = layer.capped(scores)
     allowed = attention_mask(N, causal=causal, mask=mask)
     if allowed is not None:
         scores = jnp.where(allowed[:, :, :1], scores, jnp.finfo(jnp.float32).min)
@@ -133,9 +155,11 @@ def _attend(
     if precomputed is not None:
         mixed = jnp.einsum("bgrd,dgk->bgrk", mixed, precomputed.value)
     elif kernel is not None:
-        mixed = jnp.einsum("bgrd,dw,wgk->bgrk", mixed, kernel * norm, value)
+        mixed = jnp.einsum("bgrd,dw,wgk->bgrk", mixed, _scaled(layer, kernel), value)
     else:
-        mixed = jnp.einsum("bgrd,dgk->bgrk", mixed * norm, value)
+        mixed = jnp.einsum("bgrd,dgk->bgrk", _scaled(layer, mixed), value)
+    if (bias := _bias(layer, "v", value)) is not None:
+        mixed = mixed + bias[:, None]  # the weights add up to 1
     return mixed.reshape(B, 1, H * K)
 
 
@@ -176,6 +200,27 @@ def _backward(residuals: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[j
 
 
 _mean_square_of_product.defvjp(_forward, _backward)
+
+
+def _normalised(layer: LlamaLayer, x: jax.Array) -> jax.Array:
+    """What the norm of tokens x (..., D), or of x E with x as E, divides by its root mean square."""
+    return centred(x) if layer.config.norm == LAYER_NORM else x
+
+
+def _scaled(layer: LlamaLayer, x: jax.Array) -> jax.Array:
+    """X (..., D) times the scale of the norm."""
+    return (x * layer.attention_scale()).astype(x.dtype)
+
+
+def _bias(layer: LlamaLayer, name: str, weight: jax.Array) -> jax.Array | None:
+    """The bias (G, K) of all keys or values, with what the norm's bias adds to it; None if there is none."""
+    bias = layer.bias(name)
+    total = None if bias is None else bias.reshape(weight.shape[1:])
+    if layer.config.norm != LAYER_NORM:
+        return total
+    norm_bias: nnx.Param = getattr(layer, "attention_norm_bias")  # noqa: B009 - only layers with LayerNorm have it
+    of_norm = jnp.einsum("d,dgk->gk", norm_bias[...].astype(weight.dtype), weight)
+    return of_norm if total is None else total + of_norm
 
 
 def _heads(weight: jax.Array, layer: LlamaLayer) -> jax.Array:

@@ -103,7 +103,9 @@ def device_problem(given: Device, dtype: str) -> str:
     return ""
 
 
-def takes_fused(mode: str, q: jax.Array, k: jax.Array, v: jax.Array, *, mask: Mask = "none") -> bool:
+def takes_fused(
+    mode: str, q: jax.Array, k: jax.Array, v: jax.Array, *, mask: Mask = "none", capped: bool = False
+) -> bool:
     """Whether an attention is computed by `fused`.
 
     Never for a single query, which costs next to nothing without; nor inside `portable`, or where a tap reads weights.
@@ -114,6 +116,7 @@ def takes_fused(mode: str, q: jax.Array, k: jax.Array, v: jax.Array, *, mask: Ma
       k: keys (B, N, G, K).
       v: values (B, N, G, K).
       mask: see `Form`.
+      capped: the scores have a soft cap, which the kernel does not compute.
 
     Raises:
       UserError: the mode is "fused", and the device has no kernel for this attention.
@@ -121,7 +124,7 @@ def takes_fused(mode: str, q: jax.Array, k: jax.Array, v: jax.Array, *, mask: Ma
     if mode == "plain" or q.shape[1] == 1 or is_portable() or is_open():
         return False
     form = Form(dtype=q.dtype.name, head_dim=q.shape[-1], queries=q.shape[1], keys=k.shape[1], mask=mask)
-    problem = fused_problem(device.current(), form) or _refusal(q, k, v, mask)
+    problem = "scores with a soft cap" if capped else fused_problem(device.current(), form) or _refusal(q, k, v, mask)
     if problem and mode == "fused":
         raise unavailable(problem)
     return not problem

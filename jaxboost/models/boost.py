@@ -9,6 +9,7 @@ from flax import nnx
 
 from jaxboost.errors import ArgumentError
 from jaxboost.models import absorbed
+from jaxboost.models.families import Architecture
 from jaxboost.models.layers import layer_of, linear, torch_init, vit_init
 from jaxboost.models.llama import LlamaBlock
 from jaxboost.models.transformer import gelu
@@ -64,8 +65,25 @@ def has_block(kind: str) -> bool:
     return kind in VARIANTS and VARIANTS[kind].layer
 
 
-def check_path(path: str, kind: str, *, rope: bool, lora: bool = False, pool: str = FIRST) -> None:
-    """Raises ArgumentError if a path is unknown or cannot compute this kind of booster; "auto" always can."""
+def check_path(
+    path: str,
+    kind: str,
+    *,
+    rope: bool,
+    lora: bool = False,
+    pool: str = FIRST,
+    architecture: Architecture | None = None,
+) -> None:
+    """Raises ArgumentError if a path is unknown or cannot compute this kind of booster; "auto" always can.
+
+    Args:
+      path: one of PATHS.
+      kind: of the booster.
+      rope: whether its layers keep their rotary embedding.
+      lora: whether its layers have LoRA.
+      pool: see `Boost`.
+      architecture: of its layers; None: it is not known yet.
+    """
     if path not in PATHS:
         raise ArgumentError(f"{path!r} is none of {', '.join(PATHS)}")
     if pool == MEAN and path in ("pooled", "absorbed"):
@@ -79,6 +97,8 @@ def check_path(path: str, kind: str, *, rope: bool, lora: bool = False, pool: st
         raise ArgumentError(_ABSORBED_LORA)
     if path == "absorbed" and rope:
         raise ArgumentError("absorbed does without keys, but rope rotates them: choose pooled instead")
+    if path == "absorbed" and architecture is not None and architecture.not_absorbed:
+        raise ArgumentError(f"absorbed does without keys, but {architecture.not_absorbed}: choose pooled instead")
 
 
 class Boost(nnx.Module):
@@ -104,8 +124,8 @@ class Boost(nnx.Module):
         Under a causal mask the CLS token, which comes first, sees only itself.
       path: how `pooled` computes its result; all give the same result. "full" computes all tokens. "pooled" computes
         keys and values of all tokens, and the rest for CLS alone. "absorbed" computes no keys and values (see
-        `models.absorbed`), which works neither with rope nor with LoRA. "auto" chooses the cheapest path for the
-        shapes.
+        `models.absorbed`), which works neither with rope nor with LoRA, nor for layers that normalise their keys.
+        "auto" chooses the cheapest path for the shapes.
       pool: what `pooled` gives: FIRST, the boosted first token; MEAN, the mean of all boosted tokens, for encoders
         without a CLS token, whose only path is "full".
       init: a key of INITS: how the linear maps are initialised.
@@ -134,7 +154,7 @@ class Boost(nnx.Module):
         for name, value, choices in (("kind", kind, VARIANTS), ("init", init, INITS)):
             if value not in choices:
                 raise ArgumentError(f"boost {name} {value!r} is unknown, valid: {', '.join(choices)}")
-        check_path(path, kind, rope=rope, pool=pool)
+        check_path(path, kind, rope=rope, pool=pool, architecture=None if block is None else block.config)
         hidden = _block_width(kind, block, block_width)
         self.variant = VARIANTS[kind]
         self.rope, self.causal, self.path, self.pool = rope, causal, path, pool
@@ -200,7 +220,7 @@ class Boost(nnx.Module):
             return self.block.merged_lora() if self.block.dtype == jnp.float32 else None
         if self.block is None or self.block.depth > 1 or self.rope or width >= block_width:
             return None
-        if self.path not in ("auto", "absorbed") or self.pool == MEAN:
+        if self.path not in ("auto", "absorbed") or self.pool == MEAN or self.block.config.not_absorbed:
             return None
         return absorbed.precompute(layer_of(self.block.layers, 0), self.encode.kernel[...].astype(self.block.dtype))
 
@@ -233,7 +253,7 @@ class Boost(nnx.Module):
             return "full"
         if self.path != "auto":
             return self.path
-        if self.block is None or self.rope or has_lora:
+        if self.block is None or self.rope or has_lora or self.block.config.not_absorbed:
             return "pooled"
         if has_precomputed or self.block.depth > 1:
             return "absorbed"

@@ -183,7 +183,8 @@ def _build_boost(
         return None
     if spec.config is None:
         raise ArgumentError(f"boost kind {spec.kind} needs the LLaMA layers' config")
-    check_path(spec.path, spec.kind, rope=spec.rope, lora=spec.lora_rank > 0, pool=pool)
+    lora = spec.lora_rank > 0
+    check_path(spec.path, spec.kind, rope=spec.rope, lora=lora, pool=pool, architecture=spec.config)
     if spec.kind == LAYER:
         given: dict[str, Any] = dict(path=spec.path, mean=pool == MEAN, init=INITS[spec.init], dtype=dtype, rngs=rngs)
         return TrainedLayer(width=width, block_width=spec.config.width, **given)

@@ -238,7 +238,8 @@ class PneumoLLM(nnx.Module):
             keys = d if self.spec.emitter else None
             merged = None if precomputed is None else precomputed.llama
             adaptation = _adaptation(self.llama_adapters, merged, self.spec.depth, key)
-            y = self.llama(tap("llm_in", y), rope=True, causal=self.spec.causal, keys=keys, adaptation=adaptation)
+            rope, causal = self.spec.llama.rotary, self.spec.causal
+            y = self.llama(tap("llm_in", y), rope=rope, causal=causal, keys=keys, adaptation=adaptation)
             y = tap("llm_out", y)
         return y.astype(jnp.float32).mean(axis=1)
 
@@ -257,8 +258,8 @@ class PneumoLLM(nnx.Module):
         if self.llama_adapters is not None and self.llama is not None:
             layers = self.llama.layers
             llama = {
-                name: _merged(self.llama_adapters, kernel.get_value(), None)
-                for name, kernel in (("q", layers.q), ("k", layers.k), ("v", layers.v))
+                name: _merged(self.llama_adapters, getattr(layers, name).get_value(), layers.bias(name))
+                for name in ("q", "k", "v")
             }
         return Merged(vision=vision, llama=llama)
 

@@ -1,5 +1,6 @@
 """Pre-norm transformer blocks that run under a scan, with their attention and MLP."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,21 +13,22 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxboost.models import attention
 from jaxboost.models.adapters import Adaptation, Projection
+from jaxboost.models.grid_rotary import Rotary, rotate
 from jaxboost.models.layers import LinearInit, flat_product, layer_norm, layer_of, linear, stack
-from jaxboost.models.rotary import Rotary, rotate
 from jaxboost.models.taps import closed, is_open, tap
 
 # The activations of a block that `Transformer` keeps for the backward pass, by their `checkpoint_name`.
 SAVED = ("qkv", "mixed", "hidden", "up")
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, mode: str = "auto") -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False, mode: str = "auto") -> jax.Array:
     """Attention softmax(q k^T / sqrt(K)) v in the fastest implementation for the backend.
 
     Args:
       q: queries (B, Q, H, K).
       k: keys (B, N, H, K).
       v: values (B, N, H, K).
+      causal: query i sees the keys 0 to i only.
       mode: whether by the fused kernel, one of `attention.MODES`.
 
     Returns:
@@ -35,19 +37,22 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, mode: str = "auto") -> j
     Raises:
       UserError: see `attention.takes_fused`.
     """
+    head_major = functools.partial(_attend_head_major, causal=causal)
+    einsums = functools.partial(jax.nn.dot_product_attention, is_causal=causal)
     if attention.is_portable():
-        return jax.lax.platform_dependent(q, k, v, cpu=_attend_head_major, default=jax.nn.dot_product_attention)
-    if attention.takes_fused(mode, q, k, v):
-        return attention.fused(q, k, v)
-    head_major = is_open() or jax.default_backend() == "cpu"
-    return _attend_head_major(q, k, v) if head_major else jax.nn.dot_product_attention(q, k, v)
+        return jax.lax.platform_dependent(q, k, v, cpu=head_major, default=einsums)
+    if attention.takes_fused(mode, q, k, v, mask="causal" if causal else "none"):
+        return attention.fused(q, k, v, causal=causal)
+    return (head_major if is_open() or jax.default_backend() == "cpu" else einsums)(q, k, v)
 
 
-def _attend_head_major(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _attend_head_major(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
     """As `attend`. With the heads in front these are plain batched products: faster than einsums on CPU."""
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # (B, H, N, K)
-    scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (B, H, Q, N)
-    weights = tap("encoder_attention", jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(v.dtype))
+    scores = ((q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)).astype(jnp.float32)  # (B, H, Q, N)
+    if causal:
+        scores = jnp.where(jnp.tri(*scores.shape[-2:], dtype=bool), scores, -jnp.inf)
+    weights = tap("encoder_attention", jax.nn.softmax(scores, axis=-1).astype(v.dtype))
     return (weights @ v).swapaxes(1, 2)
 
 
@@ -71,11 +76,12 @@ class Attention(nnx.Module):
         head_dim: int,
         qkv_bias: bool,
         key_bias: bool = True,
+        causal: bool = False,
         init: LinearInit,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.heads, self.head_dim, self.key_bias = heads, head_dim, key_bias
+        self.heads, self.head_dim, self.key_bias, self.causal = heads, head_dim, key_bias, causal
         self.attention_mode = "auto"  # see `attention.choose`
         self.qkv = linear(width, 3 * heads * head_dim, bias=qkv_bias, init=init, dtype=dtype, rngs=rngs)
         self.out = linear(heads * head_dim, width, init=init, dtype=dtype, rngs=rngs)
@@ -116,7 +122,7 @@ class Attention(nnx.Module):
             k, v = heads(_columns(qkv, x, slice(width, None)), 2)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
-        mixed = attend(q, k, v, mode=self.attention_mode)
+        mixed = attend(q, k, v, causal=self.causal, mode=self.attention_mode)
         return self.out(checkpoint_name(mixed.reshape(*mixed.shape[:2], width), "mixed"))
 
 
@@ -202,6 +208,7 @@ class Block(nnx.Module):
       key_bias: see `Attention`.
       activation: a key of ACTIVATIONS.
       layer_scale: s and t are trained vectors (D,) (Touvron et al. 2021), else 1.
+      causal: a token attends to itself and to those before it only (CLIP's text encoder).
       eps: of the LayerNorms.
       init: initialisation of the linear layers.
       dtype: of the computation.
@@ -219,14 +226,15 @@ class Block(nnx.Module):
         key_bias: bool = True,
         activation: str,
         layer_scale: bool,
+        causal: bool = False,
         eps: float,
         init: LinearInit,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
         self.attention_norm = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs)
-        bias = dict(qkv_bias=qkv_bias, key_bias=key_bias)
-        self.attention = Attention(width, heads=heads, head_dim=head_dim, **bias, init=init, dtype=dtype, rngs=rngs)
+        form = dict(qkv_bias=qkv_bias, key_bias=key_bias, causal=causal)
+        self.attention = Attention(width, heads=heads, head_dim=head_dim, **form, init=init, dtype=dtype, rngs=rngs)
         self.mlp_norm = layer_norm(width, eps=eps, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, mlp_width, activation=activation, init=init, dtype=dtype, rngs=rngs)
         self.attention_scale = nnx.Param(jnp.ones(width)) if layer_scale else None

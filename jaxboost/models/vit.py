@@ -10,8 +10,8 @@ from flax import nnx
 
 from jaxboost.models.adapters import Adaptation, Projection
 from jaxboost.models.encoder import Stack, Traits
+from jaxboost.models.grid_rotary import Rotary, on_grid
 from jaxboost.models.layers import layer_norm, linear, patches_2d, prepend, vit_init
-from jaxboost.models.rotary import Rotary, on_grid
 from jaxboost.models.transformer import Block, Transformer
 
 # The arguments in which CLIP and DINOv2 differ from ImageNet's ViT, with ImageNet's values.
@@ -62,7 +62,7 @@ class ViT(nnx.Module):
       pre_norm: a LayerNorm before the first block (CLIP).
       layer_scale: see `transformer.Block` (DINOv2).
       registers: R, number of trained tokens between CLS and the patches, without positions (Darcet et al. 2024).
-      rope: base of rotary positions, in the place of trained ones, see `rotary.on_grid` (DINOv3); None: trained ones.
+      rope: base of rotary positions (DINOv3), see `grid_rotary.on_grid`; None: trained positions.
       key_bias: see `transformer.Attention` (not in DINOv3).
       remat, drop_path: see `transformer.Transformer`.
       dtype: of the computation.

@@ -16,7 +16,10 @@ from jaxboost.baselines import classifiers, embeddings, features, saved
 from jaxboost.baselines.classifiers import Choice
 from jaxboost.baselines.problem import Data
 from jaxboost.config import combinations
+from jaxboost.config.model_fields import ZERO_SHOT
 from jaxboost.config.types import Config
+from jaxboost.convert import text_encoders
+from jaxboost.convert.text_encoders import ClassTexts
 from jaxboost.data.dataset import Dataset
 from jaxboost.evaluation import metrics, patients, thresholds
 from jaxboost.models.frozen import count
@@ -56,6 +59,8 @@ def complete(
     patients.check(dataset, unit=config.eval.unit)
     if config.eval.specificity:
         thresholds.check_both_classes(dataset, "val")
+    # Before the encoder runs: a damaged folder is told at once.
+    of_classes = _class_texts(config, dataset)
     replicated, by_batch = step.make_mesh()
     *weights, fingerprints = start.initialise(system, seed=config.seed, replicated=replicated)
     fingerprints |= datasets.fingerprint(dataset, config)
@@ -69,7 +74,7 @@ def complete(
     encode = embeddings.make_encode(system, (weights[0], weights[1], weights[2]), replicated)
     cache = io.user_path(config.baseline.cache) if config.baseline.cache else splits.folder
     found = _features(config, dataset, encode, by_batch, cache, str(fingerprints.get("encoder")))
-    choice = _choose(config, dataset, found)
+    choice = _choose(config, dataset, found, of_classes)
     stopping.poll()
     # The only place where the classifier sees the test split.
     scores = {name: choice.classifier.probabilities(found[name]) for name in ("val", "test")}
@@ -119,9 +124,12 @@ def _features(
     if kind == "trivial":
         channels = dataset.info.channels
         return {name: features.trivial(split.images, channels) for name, split in dataset.splits.items()}
-    model = config.model
-    return embeddings.of_dataset(
-        dataset,
+    model, splits = config.model, dict(dataset.splits)
+    if config.baseline.classifier == ZERO_SHOT:
+        # It is fitted to nothing.
+        del splits["train"]
+    found = embeddings.of_dataset(
+        dataclasses.replace(dataset, splits=splits),
         encode,
         batch_size=config.eval.batch_size,
         image_size=model.image_size,
@@ -130,9 +138,18 @@ def _features(
         # What the encoder computes depends on all of these.
         key=f"{fingerprint} embedding {model.image_size} {tuple(model.mean)} {tuple(model.std)} {model.dtype}",
     )
+    return {name: found.get(name, np.zeros((len(split), 0))) for name, split in dataset.splits.items()}
 
 
-def _choose(config: Config, dataset: Dataset, found: dict[str, np.ndarray]) -> Choice:
+def _class_texts(config: Config, dataset: Dataset) -> ClassTexts | None:
+    """What the text encoder made of the classes; None: the classifier reads no prompts."""
+    fields = config.baseline
+    if fields.classifier != ZERO_SHOT:
+        return None
+    return text_encoders.load_classes(io.user_path(fields.text), dataset.info.classes)
+
+
+def _choose(config: Config, dataset: Dataset, found: dict[str, np.ndarray], of_classes: ClassTexts | None) -> Choice:
     """Fits the classifier with the hyper-parameters that are best on validation."""
     train, val, task = dataset.splits["train"], dataset.splits["val"], dataset.info.task
     data = Data(
@@ -143,6 +160,7 @@ def _choose(config: Config, dataset: Dataset, found: dict[str, np.ndarray]) -> C
         task=task,
         classes=len(dataset.info.classes),
         seed=config.seed,
+        texts=of_classes,
     )
 
     def score(probabilities: np.ndarray) -> float:

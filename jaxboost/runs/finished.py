@@ -22,6 +22,7 @@ _TRAINED = ("augment", "train")
 _SYSTEMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "boost": (_TRAINED, ("remat", *_WEIGHTS, "frozen", "drop_path")),
     "pneumollm": (("llama", *_TRAINED), ("remat",)),
+    "clip": (_TRAINED, ("remat", *_WEIGHTS)),
     "baseline": ((), _WEIGHTS),
 }
 T = TypeVar("T")
@@ -80,7 +81,8 @@ def _parsed(content: dict[str, Any], path: pathlib.Path) -> ConfigDict:
     named = [name for name in _SYSTEMS if name in config]
     if len(named) != 1:
         raise UserError(
-            f"{path} is not the config of a run: it needs either the section boost, or pneumollm and llama, or baseline"
+            f"{path} is not the config of a run: it needs either the section boost, or pneumollm and llama, or clip, or"
+            " baseline"
         )
     sections, fields = _SYSTEMS[named[0]]
     if lacking := [name for name in sections if name not in config]:

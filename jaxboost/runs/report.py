@@ -107,6 +107,7 @@ def make_result(
         block=parts.get("block"),
         vision=parts.get("vision"),
         llama=parts.get("llama"),
+        text=parts.get("text"),
         parameters=Parameters(
             trainable=count(system.params),
             frozen=count(system.frozen),

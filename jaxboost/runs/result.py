@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from jaxboost import io, schema
 from jaxboost.errors import UserError
+from jaxboost.models import prompted_clip
 from jaxboost.runs.saved_config import ConfigJson, Scalar
 from jaxboost.systems.weights import ROLES
 from jaxboost.tasks import TaskName
@@ -21,7 +22,11 @@ BASELINE = "baseline"
 # What a run costs differs from machine to machine.
 COSTS = ("seconds", "seconds_by_part", "memory_gb")
 # Other entries `boost` than R-LLM's variants -> the pretrained parts of the system.
-_PARTS = {"pneumollm": ("vision", "llama"), BASELINE: ("encoder",)}
+_PARTS = {
+    "pneumollm": ("vision", "llama"),
+    BASELINE: ("encoder",),
+    **dict.fromkeys(prompted_clip.METHODS, ("encoder", "text")),
+}
 
 _Text = Annotated[str, Field(max_length=10_000)]
 _Digest = Annotated[str, Field(max_length=64)]
@@ -60,6 +65,7 @@ class Part:
       weights: "int8" if the matrices are quantized as they are loaded, see `llama.weights`; else None.
       control, control_seed: how the loaded weights were changed, see `systems.controls`; None: they were not.
       loaded_sha256: fingerprint of the weights before that.
+      prompts: of a text encoder, class -> its prompts; in CoOp and CoCoOp the text behind the context.
       sha256: fingerprint of the weights as they were used.
     """
 
@@ -71,6 +77,7 @@ class Part:
     control: Literal["shuffled", "matched"] | None = None
     control_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     loaded_sha256: _Digest | None = None
+    prompts: dict[_Text, tuple[_Text, ...]] | None = None
     sha256: _Digest
 
 
@@ -147,12 +154,13 @@ class RunResult:
         examples in each split.
       seed, protocol, config: settings of the run; `config` is the content of config.json.
       warning: a warning about comparing the metrics with others; None: no warning.
-      model, boost: the backbone, and the boost variant, "pneumollm", or BASELINE; a baseline without an encoder has the
-        name of its features as `model`.
+      model, boost: the backbone, and the boost variant, "pneumollm", one of `prompted_clip.METHODS`, or BASELINE; a
+        baseline without an encoder has the name of its features as `model`.
       width: see `systems.System`; None also in results of earlier versions.
       parameters: parameter counts of the model.
-      encoder, block: the pretrained parts of R-LLM; a baseline has only the encoder.
+      encoder, block: the pretrained parts of R-LLM; a baseline and CLIP have only the encoder.
       vision, llama: the pretrained parts of PneumoLLM.
+      text: CLIP's text encoder; its entry is there only if it was used.
       data_sha256, splits_sha256: fingerprints of a user's own data set.
       versions: of Python, the device and the packages that computed the result.
       selection: the best epoch; its weights were evaluated.
@@ -181,6 +189,7 @@ class RunResult:
     block: Part | None = None
     vision: Part | None = None
     llama: Part | None = None
+    text: Part | None = None
     parameters: Parameters
     data_sha256: _Digest | None
     splits_sha256: _Digest | None = None

@@ -131,6 +131,15 @@ class PneumoLLM:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Clip:
+    """The section `clip`."""
+
+    method: _Text
+    text: _Text
+    context: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Baseline:
     """The section `baseline`."""
 
@@ -139,14 +148,15 @@ class Baseline:
     ndim: int
     views: _Text
     cache: _Text
+    text: _Text = continuing.ADDED["baseline.text"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SavedConfig:
     """The sections that a prediction reads.
 
-    R-LLM's configs have `boost`, PneumoLLM's `pneumollm` and `llama`; those of baselines have `baseline`, and neither
-    `augment` nor `train`.
+    R-LLM's configs have `boost`, PneumoLLM's `pneumollm` and `llama`, CLIP's `clip`; those of baselines have
+    `baseline`, and neither `augment` nor `train`.
     """
 
     seed: int
@@ -159,6 +169,7 @@ class SavedConfig:
     boost: Boost | None = None
     pneumollm: PneumoLLM | None = None
     llama: Llama | None = None
+    clip: Clip | None = None
 
 
 def check_config(content: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxboost import systems
 from jaxboost.config import combinations
+from jaxboost.config.model_fields import ZERO_SHOT
 from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset, DatasetInfo, join_splits
@@ -33,10 +34,10 @@ _LEFT_OUT = (
     *("root", "masks", "folds_file", "fold", "train_fraction", "max_pixels", "max_voxels", "cache", "cache_gb"),
 )
 
-# Fields of the sections about the LLM that decide which weights are read.
+# Fields of the systems' own sections that decide which weights are read.
 _WEIGHTS = (
     *("kind", "used", "family", "block", "source", "convert", "layers", "control", "final_norm", "weights"),
-    *("vision", "vision_source", "vision_convert"),
+    *("vision", "vision_source", "vision_convert", "text", "context"),
 )
 
 
@@ -109,12 +110,15 @@ def _splits_problem(config: Config, dataset: Dataset) -> list[str]:
 
 def _weights_problem(config: Config, info: DatasetInfo, known: dict[str, str]) -> list[str]:
     """Finds the pretrained weights of a config, or converts them if it asks for that; returns what is wrong."""
-    if "baseline" in config:
+    # Of baselines only the prompts are checked, which must be for the classes of the data.
+    if "baseline" in config and config.baseline.classifier != ZERO_SHOT:
         return []
-    sections = [config[name].to_dict() for name in ("boost", "pneumollm", "llama") if name in config]
+    sections = [
+        config[name].to_dict() for name in ("boost", "pneumollm", "llama", "clip", "baseline") if name in config
+    ]
     fields = [config.model.get(name) for name in ("backbone", "weights", "weights_source", "weights_convert")]
     # Most arms have the weights of another arm, and tracing a model takes seconds.
-    key = repr([*fields, [{name: each.get(name) for name in _WEIGHTS} for each in sections]])
+    key = repr([*fields, info.classes, [{name: each.get(name) for name in _WEIGHTS} for each in sections]])
     if key not in known:
         try:
             systems.prepare(config, info)

@@ -24,7 +24,7 @@ _PATIENCE = 30.0  # seconds
 # Fields, besides those of `optim`, that do not change how long a run takes.
 _WEIGHTS = (
     *("seed", "model.weights", "model.weights_source", "model.weights_convert", "boost.block", "boost.source"),
-    *("boost.convert", "boost.control", "boost.control_seed"),
+    *("boost.convert", "boost.control", "boost.control_seed", "clip.text", "baseline.text"),
 )
 
 
@@ -155,13 +155,13 @@ def _from_finished(run: PlannedRun, done: Sequence[PlannedRun]) -> float | None:
 
 def _typical(seconds: Sequence[float], config: Config) -> float:
     """The mean; the least for a frozen encoder, as the run that took longest has encoded the images for the others."""
-    is_encoded = "baseline" in config or "pneumollm" in config or config.model.frozen
+    is_encoded = config.model.get("frozen", True)
     return min(seconds) if is_encoded else float(np.mean(seconds))
 
 
 def _kind(config: Config) -> tuple[object, ...]:
     """Runs of one kind take about as long for an epoch."""
-    sections = {"baseline", "pneumollm"} & {*config}
+    sections = {"baseline", "pneumollm", "clip"} & {*config}
     features = config.baseline.features if "baseline" in config else ""
     return (config.get("model", {}).get("backbone"), config.get("model", {}).get("image_size"), *sections, features)
 

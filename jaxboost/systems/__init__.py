@@ -1,8 +1,8 @@
 """A config becomes a model and a plan for its weights.
 
-`prepare` traces the model of a config that `config.validate` has accepted: `rllm`, or `pneumollm` or `baseline` if the
-config has a section of that name. `blocks` and `encoders` find the converted weights that the model starts from; each
-is a `weights.Pretrained`.
+`prepare` traces the model of a config that `config.validate` has accepted: `rllm`, or `pneumollm`, `clip` or `baseline`
+if the config has a section of that name. `blocks`, `encoders` and `texts` find the converted weights that the model
+starts from; each is a `weights.Pretrained`.
 `start.initialise` then makes the weights of the first step.
 """
 
@@ -19,7 +19,7 @@ from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
-from jaxboost.systems import baseline, pneumollm, rllm
+from jaxboost.systems import baseline, clip, pneumollm, rllm
 from jaxboost.systems.system import FixedTokens, Recorded, System, check_attention
 
 __all__ = [
@@ -112,7 +112,7 @@ def with_layers(config: Config, before: Before = lambda: None) -> Config:
       before: see `Before`. It gives the numbers if the block is missing.
     """
     system = _system(config)
-    # A baseline has no such layers.
+    # A baseline and CLIP have no such layers.
     if not system.SECTION or config[system.SECTION].layers:
         return config
     layers: tuple[int, ...] = ()
@@ -127,4 +127,6 @@ def with_layers(config: Config, before: Before = lambda: None) -> Config:
 def _system(config: Config) -> types.ModuleType:
     if "baseline" in config:
         return baseline
+    if "clip" in config:
+        return clip
     return pneumollm if "pneumollm" in config else rllm

@@ -77,7 +77,8 @@ def find_layers(
     # Finished runs of earlier versions took the width of the family if the block was missing.
     is_needed = with_weights and (used or not recorded)
     if family and not (is_named and (is_needed or os.path.exists(io.user_path(block)))):
-        return Layers(config=FAMILIES[family], numbers=layers or layers_of_family(family, default))
+        numbers = layers or layers_of_family(family, default)
+        return Layers(config=FAMILIES[family].chosen(numbers), numbers=numbers)
     if not is_named:
         raise UserError(
             f"config fields {section}.family and {section}.block give no shapes: set {section}.family to one of "
@@ -101,7 +102,7 @@ def find_layers(
     if wanted:
         _log_choice(section, family, folder, manifest, chosen=bool(layers))
     return Layers(
-        config=manifest.config,
+        config=store.config_of(manifest, numbers),
         numbers=numbers,
         folder=folder if wanted else None,
         manifest=manifest if wanted else None,
@@ -128,7 +129,12 @@ def layers_of_family(family: str, default: str) -> tuple[int, ...]:
 
 
 def check_rope(section: str, config: LlamaConfig, *, used: bool) -> None:
-    """Raises UserError if the rotary embedding is used, but that of the layers' checkpoint is not supported."""
+    """Raises UserError if the rotary embedding is used, but the layers have none, or one that is not supported."""
+    if used and not config.rotary:
+        raise UserError(
+            f"config field {section}.rope: these layers have no rotary embedding, but learned positions, which are not"
+            f" part of a block: set {section}.rope to False"
+        )
     if used and config.rope_unsupported is not None:
         fix = "set boost.rope to False, or take" if section == "boost" else "take"
         raise UserError(
@@ -186,7 +192,7 @@ def pretrained_layers(
         "source": source,
         "layers": list(layers.numbers),
         "dtype": dtype,
-        "arguments": dataclasses.asdict(layers.config),
+        "arguments": layers.config.entries(),
         **({} if quantize is None else {"weights": storage}),
     }
     if control is not None and layers.manifest is not None:

@@ -1,5 +1,6 @@
 """PneumoLLM from a config: the model, and the weights of its encoder and of LLaMA."""
 
+import logging
 import pathlib
 from typing import Any
 
@@ -12,11 +13,13 @@ from jaxboost.models import pneumollm
 from jaxboost.models.pneumollm import ENCODERS, PneumoLLM, PneumoSpec
 from jaxboost.systems import blocks
 from jaxboost.systems.encoders import resolve_encoder
-from jaxboost.systems.system import FixedTokens, Recorded, System, model_arguments, texts, trace, with_attention
+from jaxboost.systems.system import FixedTokens, Recorded, System, described, model_arguments, trace, with_attention
 from jaxboost.systems.weights import RANDOM, Pretrained, check_same, empty
 
 # The section of the config that names the LLaMA layers.
 SECTION = "llama"
+
+logger = logging.getLogger(__name__)
 
 
 def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: Recorded | None) -> System:
@@ -33,7 +36,7 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
 
     return System(
         **trace(with_attention(config, build)),
-        title=f"{backbone} + pneumollm{texts(parts)}",
+        title=f"{backbone} + pneumollm{described(parts)}",
         pretrained=parts,
         boost="pneumollm",
         width=None if spec.depth else spec.llama.width,
@@ -96,7 +99,9 @@ def _resolve_llama(
     found = blocks.find_layers(
         SECTION, config, used=llama.used, default=blocks.ALL, with_weights=with_weights, recorded=recorded
     )
-    blocks.check_rope(SECTION, found.config, used=llama.used)
+    if llama.used and not found.config.rotary:
+        logger.info("the learned positions of the LLM are left out: its layers do not know the order of their tokens")
+    blocks.check_rope(SECTION, found.config, used=llama.used and found.config.rotary)
     depth = len(found.numbers) if llama.used else 0
     spec = PneumoSpec(llama=found.config, depth=depth, causal=llama.causal, remat=llama.remat, **fields)
     if not llama.used:

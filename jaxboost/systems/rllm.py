@@ -5,9 +5,11 @@ from typing import Any
 
 from flax import nnx
 
+from jaxboost.config.model_combinations import path_problem
 from jaxboost.config.types import Config
 from jaxboost.convert import encoders
 from jaxboost.data.dataset import DatasetInfo
+from jaxboost.errors import UserError
 from jaxboost.models import classifier
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import has_block
@@ -16,7 +18,7 @@ from jaxboost.models.llama import LlamaConfig
 from jaxboost.systems import blocks
 from jaxboost.systems.controls import Control
 from jaxboost.systems.encoders import resolve_encoder
-from jaxboost.systems.system import FixedTokens, Recorded, System, model_arguments, texts, trace, with_attention
+from jaxboost.systems.system import FixedTokens, Recorded, System, described, model_arguments, trace, with_attention
 from jaxboost.systems.weights import RANDOM, Pretrained, check_same
 
 # The section of the config that names the LLaMA layers.
@@ -39,7 +41,7 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
     backbone, kind = config.model.backbone, config.boost.kind
     return System(
         **trace(with_attention(config, build)),
-        title=f"{backbone} + {kind}{texts(parts)}",
+        title=f"{backbone} + {kind}{described(parts)}",
         pretrained=parts,
         boost=kind,
         width=spec.config.width if spec.config and not has_block(kind) else None,
@@ -115,12 +117,14 @@ def _resolve_boost(
     # A block that was trained comes from the checkpoint: only its shape is needed.
     kept = recorded.parts.get("block") if recorded and fields.trainable else None
     if kept:
-        found = blocks.Layers(config=LlamaConfig(**kept["arguments"]), numbers=kept["layers"])
+        found = blocks.Layers(config=LlamaConfig.of_entries(kept["arguments"]), numbers=kept["layers"])
     else:
         found = blocks.find_layers(
             SECTION, config, used=has_layer, default=blocks.LAST, with_weights=with_weights, recorded=recorded
         )
     blocks.check_rope(SECTION, found.config, used=has_layer and fields.rope)
+    if problem := path_problem(config, found.config):
+        raise UserError(problem)
     own = {name: fields[name] for name in _SPEC_FIELDS}
     spec = BoostSpec(config=found.config, depth=len(found.numbers), **own)
     if kept or not has_layer:

@@ -47,7 +47,7 @@ class System:
         `frozen.split` gives them.
       pretrained: the parts with pretrained weights, and their random controls.
       title: the model's name in the log.
-      boost: the boost variant, "none", or "pneumollm".
+      boost: the boost variant, "none", "pneumollm", one of `prompted_clip.METHODS`, or "baseline".
       width: D, the width of the LLaMA layers that would be there, if the model has none but depends on it; else None.
       tokens: number of tokens that enter the LLaMA layers, or would if there were any.
     """
@@ -96,7 +96,7 @@ def trace(build: Callable[[nnx.Rngs], nnx.Module]) -> dict[str, Any]:
     }
 
 
-def texts(parts: tuple[Pretrained, ...]) -> str:
+def described(parts: tuple[Pretrained, ...]) -> str:
     """The part of a title about the pretrained parts."""
     return "".join(f" ({part.text})" for part in parts)
 

@@ -22,12 +22,17 @@ from jaxboost.errors import UserError
 from jaxboost.evaluation import metrics
 from jaxboost.tasks import BINARY, MULTI_CLASS, MULTI_LABEL
 
+# Those that are fitted; zero-shot classification has its own tests.
 FITS = {
     "prevalence": {},
     "logistic": {"C": 0.1},
     "knn": {"k": 5},
     "boosting": {"leaves": 4, "rate": 0.1},
 }
+
+
+def test_every_fitted_classifier_is_here():
+    assert set(CLASSIFIERS) == {*FITS, "zero_shot"}
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +94,7 @@ def sklearns(kind: str, data: Data) -> np.ndarray:
 
 
 @pytest.mark.parametrize("task", [BINARY, MULTI_CLASS, MULTI_LABEL])
-@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize("kind", FITS)
 def test_probabilities_are_scikit_learns(kind, task):
     data = make_data(task)
     found = CLASSIFIERS[kind].fit(data, **FITS[kind]).probabilities(data.val_features)
@@ -101,7 +106,7 @@ def test_probabilities_are_scikit_learns(kind, task):
 
 
 @pytest.mark.parametrize("task", [BINARY, MULTI_CLASS, MULTI_LABEL])
-@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize("kind", FITS)
 def test_the_saved_classifier_is_the_same(kind, task, tmp_path):
     data = make_data(task)
     fitted = CLASSIFIERS[kind].fit(data, **FITS[kind])
@@ -116,7 +121,7 @@ def test_the_saved_classifier_is_the_same(kind, task, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [saved.FILE]
 
 
-@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize("kind", FITS)
 def test_a_class_that_train_lacks_has_the_probability_0(kind):
     data = make_data(MULTI_CLASS)
     rows = data.labels[:, 0] != 1
@@ -128,7 +133,7 @@ def test_a_class_that_train_lacks_has_the_probability_0(kind):
     assert (found[:, [0, 2]] > 0).any(0).all()
 
 
-@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize("kind", FITS)
 @pytest.mark.parametrize("value", [0, 1])
 def test_a_label_that_all_or_none_have(kind, value):
     data = make_data(MULTI_LABEL)
@@ -138,7 +143,7 @@ def test_a_label_that_all_or_none_have(kind, value):
     np.testing.assert_array_equal(found.probabilities(data.val_features)[:, 1], value)
 
 
-@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize("kind", FITS)
 def test_one_class_alone(kind):
     data = make_data(BINARY)
     data = dataclasses.replace(data, labels=np.ones_like(data.labels))

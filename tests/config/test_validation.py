@@ -275,8 +275,8 @@ def test_types_and_names():
     assert validation.problems(config) == [
         "config field optim.lrr is unknown: did you mean 'optim.lr'?",
         "config field seed: True should be a whole number",
-        "config field data.folds is missing: start from jaxboost.config.get_config(), get_pneumollm_config() or"
-        " get_baseline_config()",
+        "config field data.folds is missing: start from jaxboost.config.get_config(), get_pneumollm_config(),"
+        " get_clip_config() or get_baseline_config()",
         "config field model.mean: 0.5 should be a tuple",
         "config field train.epochs: '5' should be a whole number",
     ]

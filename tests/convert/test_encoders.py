@@ -252,7 +252,7 @@ def test_pooling_is_a_part(siglip, tmp_path, caplog):
         convert(str(siglip / "source"), "all", tmp_path / "encoder", overwrite=True)
     assert "not part of the encoder and not read: logit_bias, logit_scale, text_model\n" in caplog.text
     rewrite(tmp_path / "encoder", lambda fields: fields["sha256"].pop("pool"))
-    with pytest.raises(UserError, match="the norm and the pooling that are there"):
+    with pytest.raises(UserError, match="sha256 does not name the parts that are there"):
         encoders.read_manifest(tmp_path / "encoder")
     before = encoders.fingerprint_at(siglip / "encoder")
     other = shutil.copytree(siglip / "encoder", tmp_path / "other")
@@ -271,6 +271,7 @@ def test_problems_of_a_pooling_are_named(siglip, tmp_path):
     save_file(state, source / "model.safetensors")
     message = refused(str(source), r"missing: vision_model\.head\.layernorm\.bias;", tmp_path)
     assert "vision_model.head.attention.in_proj_bias has the shape (24,) instead of (72,)" in message
+    assert "is a plain ViT, MAE, CLIP, SigLIP, DINOv2 or DINOv3 checkpoint" in message
     assert "position_embedding.weight has the shape (26, 24) instead of (25, 24)" in message
 
 
@@ -361,12 +362,24 @@ def test_another_model_under_a_known_type(changed, tmp_path):
             "rotary positions need heads of a multiple of 4, not 6",
         ),
         (
+            {"model_type": "dinov3_vit", "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+            "but DINOv3's rotary positions have no other form and rope_theta is 100.0: choose another checkpoint",
+        ),
+        (
+            {"model_type": "dinov3_vit", "rope_parameters": {"rope_theta": 30.0}},
+            r"rope_parameters is \{'rope_theta': 30\.0\}, but",
+        ),
+        (
             {"model_type": "siglip_vision_model", "hidden_act": "gelu", "vision_use_head": False},
             r"the model has no pooling \(vision_use_head is false\), .*: choose .* google/siglip-base-patch16-224",
         ),
         (
+            {"model_type": "siglip", "architectures": ["SiglipForImageClassification"]},
+            "was fine-tuned with the mean of its patches as its result: .*: choose the checkpoint that it was made",
+        ),
+        (
             {"model_type": "siglip2"},
-            "this is a 'siglip2' checkpoint, not of the LLaMA family: .* encoder .* siglip,",
+            "this is a 'siglip2' checkpoint, not of a known family: .* encoder .* siglip,",
         ),
     ],
 )

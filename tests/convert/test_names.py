@@ -5,9 +5,11 @@ import pytest
 
 from jaxboost.convert.formats.tensors import TensorInfo
 from jaxboost.convert.tables import llama, shapes
+from jaxboost.convert.tables.llama_names import LLAMA
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaConfig
 
+HUGGING_FACE = LLAMA.below("model.")
 CONFIG = LlamaConfig(width=8, heads=2, kv_heads=1, head_dim=4, mlp_width=12, eps=1e-5, rope_base=10000.0)
 
 
@@ -18,7 +20,7 @@ class DictTensors:
         self.tensors = {
             name: np.zeros(shapes.llama_layer(CONFIG)[weight][::-1], np.float32)
             for layer in range(2)
-            for weight, name in llama.HUGGING_FACE.names(layer).items()
+            for weight, name in HUGGING_FACE.names(layer).items()
         }
         self.tensors["model.norm.weight"] = np.zeros(8, np.float32)
         self.names = self.tensors.keys()
@@ -32,11 +34,11 @@ class DictTensors:
 
 
 def check(tensors, layers, *, final_norm):
-    source = llama.LlamaSource(tensors=tensors, layout=llama.HUGGING_FACE, config=CONFIG, n_layers=2)
+    source = llama.LlamaSource(tensors=tensors, layout=HUGGING_FACE, config=CONFIG, n_layers=2)
     llama.check(source, layers, final_norm=final_norm)
 
 
-@pytest.mark.parametrize("layout", [llama.HUGGING_FACE, llama.META, llama.GGUF])
+@pytest.mark.parametrize("layout", [HUGGING_FACE, llama.META, llama.GGUF])
 def test_every_layout_names_every_weight_once(layout):
     assert set(layout.weights) == set(shapes.llama_layer(CONFIG))
     assert len(set(layout.weights.values())) == len(layout.weights)
@@ -65,7 +67,7 @@ def test_all_problems_are_in_one_message():
     message = str(caught.value)
     assert "missing: model.layers.1.mlp.up_proj.weight;" in message
     assert "missing: model.norm.weight;" in message
-    assert "not part of a LLaMA layer: model.layers.1.self_attn.q_proj.bias;" in message
+    assert "not part of a decoder layer: model.layers.1.self_attn.q_proj.bias;" in message
     assert "model.layers.1.self_attn.k_proj.weight has the shape (8, 8) instead of (4, 8)" in message
     assert "model.layers.1.self_attn.v_proj.weight is stored as I8: only F32 are read" in message
     assert "inv_freq" not in message

@@ -1,4 +1,8 @@
-"""OpenCLIP's image towers: the encoder that transformers or timm has, in every layout, and what is refused."""
+"""OpenCLIP's image towers: the encoder that transformers or timm has, in every layout, and what is refused.
+
+The package open_clip is not installed for the tests, so nothing is compared with it: the weights here are those of
+transformers' and timm's models, renamed. tests/models/test_vision_encoders.py compares forward passes with timm's.
+"""
 
 import json
 import logging
@@ -9,6 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from jaxboost.convert import Hints, convert, encoders
+from jaxboost.convert.formats.huggingface import LocalFolder
 from jaxboost.convert.formats.settings import Settings
 from jaxboost.convert.tables import vit_open_clip
 from jaxboost.errors import UserError
@@ -155,6 +160,9 @@ def test_tower_of_timm(tmp_path, caplog):
     # The file alone, as timm's.
     file = convert(str(tmp_path / "clip-True" / "open_clip_pytorch_model.bin"), "all", tmp_path / "file")
     assert (file.arguments, file.sha256) == (expected.arguments, expected.sha256)
+    # What timm's configuration would not say either can be stated.
+    hinted = convert(source, "all", tmp_path / "hinted", hints=Hints(heads=6))
+    assert hinted.arguments == expected.arguments | {"heads": 6}
     refused(
         write_folder(state, tmp_path / "eva", tower=tower | {"timm_model_name": "eva02_base_patch16_clip_224"}),
         "timm's 'eva02_base_patch16_clip_224' is no ViT: choose a model whose name begins with vit_ or deit",
@@ -171,6 +179,51 @@ def test_a_copy_of_transformers_beside_it_is_read(clip, tmp_path):
     refused(str(tmp_path / "source"), r"missing: class_embedding; missing: conv1\.weight;", tmp_path)
 
 
+def timms_copy(folder, weights):
+    """Of another model, so that it shows which copy is read."""
+    (folder / "config.json").write_text(json.dumps({"architecture": "vit_base_patch32_clip_224"}))
+    torch.save({"other": torch.ones(3)}, folder / weights)
+
+
+def test_it_is_read_where_timms_copy_is_beside_it(clip, tmp_path):
+    """OpenCLIP's configuration says the activation."""
+    source = write_folder(clip[0], tmp_path / "source", quick_gelu=True)
+    timms_copy(tmp_path / "source", "pytorch_model.bin")
+    same(convert(source, "all", tmp_path / "encoder"), clip[1], activation="quick_gelu")
+    # Without OpenCLIP's weights timm's are read.
+    (tmp_path / "source" / "open_clip_model.safetensors").unlink()
+    refused(source, "holds no ViT in timm's names", tmp_path)
+
+
+def test_the_copy_that_can_be_fetched_is_read(clip, tmp_path, monkeypatch):
+    """From the hub only safetensors are read."""
+
+    class Remote(LocalFolder):
+        def __init__(self, source):
+            super().__init__(tmp_path / source)
+            self.path, self.local_path = self.local_path, None
+
+        def where(self, name):
+            return name
+
+        def size(self, name):
+            return (self.path / name).stat().st_size
+
+        def read_range(self, name, start, stop):
+            return np.fromfile(self.path / name, np.uint8, count=stop - start, offset=start)
+
+    monkeypatch.setattr("jaxboost.convert.formats.hub.HubFolder", Remote)
+    (tmp_path / "owner").mkdir()
+    write_folder(clip[0], tmp_path / "owner" / "first")
+    vision.tiny("clip_gelu").config.save_pretrained(tmp_path / "owner" / "first")
+    torch.save({"other": torch.ones(3)}, tmp_path / "owner" / "first" / "pytorch_model.bin")
+    same(convert("owner/first", "all", tmp_path / "encoder"), clip[1])
+    # And the other way round.
+    write_folder(clip[0], tmp_path / "owner" / "second", torch_file=True)
+    vision.tiny("clip_gelu").save_pretrained(tmp_path / "owner" / "second")
+    assert convert("owner/second", "all", tmp_path / "second").resizing == "bicubic"
+
+
 def test_flags_for_what_the_configuration_says(clip, tmp_path):
     source = write_folder(clip[0], tmp_path / "source")
     refused(
@@ -179,8 +232,23 @@ def test_flags_for_what_the_configuration_says(clip, tmp_path):
         tmp_path,
         Hints(heads=3, activation="gelu"),
     )
+    refused(source, "--resizing 'nearest' is not one of", tmp_path, Hints(resizing="nearest"))
     manifest = convert(source, "all", tmp_path / "encoder", hints=Hints(resizing="bicubic", entry="visual"))
     assert (manifest.resizing, manifest.sha256) == ("bicubic", clip[1].sha256)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, r"open_clip_config\.json, model_cfg has no 'vision_cfg': .*, download it again"),
+        ({"model_cfg": {"embed_dim": 8}}, "model_cfg has no 'vision_cfg'"),
+        ({"model_cfg": {"vision_cfg": {"timm_model_name": 5}}}, "'timm_model_name' is 5 instead of a name of timm's"),
+    ],
+)
+def test_configurations_that_describe_no_tower(config, message, clip, tmp_path):
+    source = write_folder(clip[0], tmp_path / "source")
+    (tmp_path / "source" / "open_clip_config.json").write_text(json.dumps(config))
+    refused(source, message, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +297,15 @@ def test_other_files_are_refused(changes, message, clip, tmp_path):
     refused(str(tmp_path / "clip.safetensors"), message, tmp_path, HINTS)
 
 
+def test_an_entry_without_blocks(clip, tmp_path):
+    state = {name: array for name, array in clip[0].items() if name.startswith("visual.")}
+    aux = {name.replace("visual", "aux"): array for name, array in state.items() if "resblocks" not in name}
+    save_file(state | aux, tmp_path / "clip.safetensors")
+    hints = Hints(activation="gelu", heads=vision.HEADS, entry="aux")
+    message = r"holds no block, no tensor's name begins with aux\.transformer\.resblocks\.0\.: check --entry"
+    refused(str(tmp_path / "clip.safetensors"), message, tmp_path, hints)
+
+
 def test_folders_that_are_not_whole(clip, tmp_path):
     source = write_folder(clip[0], tmp_path / "source")
     weights = tmp_path / "source" / "open_clip_model.safetensors"
@@ -237,7 +314,8 @@ def test_folders_that_are_not_whole(clip, tmp_path):
     refused(source, r"has no weights: none of open_clip_model\.safetensors, .*bin", tmp_path)
     (tmp_path / "source" / "weights").rename(weights)
     (tmp_path / "source" / "open_clip_config.json").unlink()
-    refused(source, r"holds open_clip_model\.safetensors but none of", tmp_path)
+    message = refused(source, r"holds open_clip_model\.safetensors but no open_clip_config\.json", tmp_path)
+    assert message.endswith(f": download it too, or pass {weights} with --activation")
 
 
 @pytest.mark.parametrize(

@@ -379,6 +379,10 @@ def test_a_whole_block_is_missing(state, tmp_path):
             {"rope_embed.periods": (16,), "pos_embed": None},
             r"has rotary positions \(DINOv3\).*: choose Hugging Face's copy, such as facebook/dinov3-vits16",
         ),
+        (
+            {"reg_token": (1, 4, 192), "blocks.0.gamma_1": (192,), "blocks.0.attn.qkv.bias": None, "pos_embed": None},
+            "has registers and no table of positions, as DINOv3 in timm's names, .* Hugging Face's copy, such as face",
+        ),
         ({"blocks.0.attn.q_bias": (192,)}, r"has separate biases of queries and values \(BEiT, EVA\)"),
         ({"rel_pos_bias.relative_position_bias_table": (4, 3)}, r"has relative positions \(BEiT\)"),
         ({"blocks.0.gamma_1": (192,)}, "LayerScale under the names of BEiT"),
@@ -393,6 +397,7 @@ def test_a_whole_block_is_missing(state, tmp_path):
             "heads is not known for a width of 96, which none of timm's ViTs has: give it with --heads",
         ),
         ({"patch_embed.proj.weight": (192, 1, 4, 4)}, r"\(192, 1, 4, 4\) instead of \(192, 3, 4, 4\)"),
+        ({"patch_embed.proj.bias": None}, r"missing: patch_embed\.proj\.bias"),
         ({"patch_embed.proj.weight": None}, "holds no ViT in timm's names, .* 'patch_embed.proj.weight'.* the folder"),
         ({"blocks.0.mlp.fc1.weight": None}, "holds no ViT in timm's names, there is no 'blocks.0.mlp.fc1.weight'"),
         (
@@ -439,11 +444,58 @@ def test_other_models_are_refused(changes, message, state, tmp_path):
         ({"model_args": {"act_layer": "quick_gelu"}}, "this vit_small_patch16_224 has another act_layer"),
         ({"model_args": {"num_heads": 5}}, "a width of 192 is not a multiple of 5 heads"),
         ({"model_args": "none"}, "'model_args' is 'none' instead of an object"),
-        ({"architecture": None}, "this is a None checkpoint, not of the LLaMA family"),
+        ({"architecture": None}, "this is a None checkpoint, not of a known family"),
     ],
 )
 def test_other_configurations_are_refused(config, message, state, tmp_path):
     refused(write_folder(state, tmp_path / "timm", **config), message, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def clip_state():
+    pytest.importorskip("timm")
+    model = vision.tiny_timm(pre_norm=True, num_classes=0)
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
+NOTE = "natively QuickGELU, use quickgelu model variant for original results"
+
+
+@pytest.mark.parametrize(
+    ("tag", "notes", "activation", "refusal"),
+    [
+        ("openai", [NOTE], "gelu", "'openai'"),
+        ("metaclip_400m", [], "gelu", "'metaclip_400m'"),
+        ("dfn2b", None, "gelu", "'dfn2b'"),
+        # Of the models of LAION-400M one has QuickGELU.
+        ("laion400m_e32", [NOTE], "gelu", "'laion400m_e32'"),
+        ("openai_ft_in12k_in1k", None, "gelu", None),
+        ("laion2b", None, "gelu", None),
+        (None, None, "gelu", None),
+        ("openai", [NOTE], "quick_gelu", None),
+    ],
+)
+def test_quick_gelu_of_timms_clips(tag, notes, activation, refusal, clip_state, tmp_path):
+    """timm has one set of weights under two architectures, and computes the activation of the name."""
+    variant = "quickgelu_" * (activation == "quick_gelu")
+    config = {"architecture": f"vit_base_patch32_clip_{variant}224", "pretrained_cfg": {"tag": tag, "notes": notes}}
+    source = write_folder(clip_state, tmp_path / "timm", **config)
+    if refusal is None:
+        assert convert(source, "all", tmp_path / "encoder").arguments["activation"] == activation
+        return
+    message = refused(source, "were trained with QuickGELU, or may have been, but timm's vit_base_patch32", tmp_path)
+    assert f"the weights {refusal} were" in message
+    for stated in ("gelu", "quick_gelu"):
+        manifest = convert(source, "all", tmp_path / stated, hints=Hints(activation=stated))
+        assert manifest.arguments["activation"] == stated
+
+
+def test_only_with_a_pooling_are_both_forms_of_gelu_one_backbone():
+    vit, siglip = (BACKBONES[name].recorded_arguments for name in ("vit_b16", "siglip_b16"))
+    assert BACKBONES["vit_b16"].differing(vit | {"activation": "gelu_tanh"}) == ["activation gelu_tanh, not gelu"]
+    row = BACKBONES["siglip_b16"]
+    assert row.differing(siglip | {"activation": "gelu"}) == []
+    assert row.differing(siglip | {"activation": "quick_gelu"}) == ["activation quick_gelu, not gelu_tanh"]
 
 
 def test_folder_with_other_weights(tmp_path):
@@ -548,6 +600,5 @@ def test_real_architectures_are_read_as_they_are(tmp_path):
         assert getattr(block.mlp.act, "approximate", "none") == "none", architecture
         assert found.image_size == model.patch_embed.img_size[0], architecture
         assert found.names("0").keys() >= {"attention.qkv.bias"}
-        if backbone:
-            # Most of timm's SigLIPs have GELU by erf in the place of tanh.
-            assert not BACKBONES[backbone].differing(found.arguments), architecture
+        # Most of timm's SigLIPs have GELU by erf in the place of tanh.
+        assert not BACKBONES[backbone].differing(found.arguments), architecture

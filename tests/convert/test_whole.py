@@ -98,6 +98,25 @@ def test_run_starts_with_the_converted_weights(case, saved, monkeypatch):
         assert_close(features((params, kept, stats)), expected)
 
 
+def test_each_seed_has_statistics_of_its_own(saved, monkeypatch):
+    """Several seeds share what was loaded, but a step changes the statistics of each."""
+    _, _, folder = saved("resnet basic")
+    monkeypatch.setitem(BACKBONES, "small", small.row_of(encoders.read_manifest(folder)))
+    fields = {"backbone": "small", "image_size": 32, "weights": str(folder), "dtype": "float32"}
+    config = table.get_config()
+    config.update_from_flattened_dict({f"model.{name}": value for name, value in fields.items()})
+    config.update_from_flattened_dict({"boost.kind": "none", "data.name": "breastmnist"})
+    prepared, shared = systems.prepare(config, data.describe_dataset("breastmnist", 28)), start.Shared()
+    replicated, _ = step.make_mesh()
+    first, second = (
+        start.initialise(prepared, seed=seed, replicated=replicated, shared=shared)[2]["encoder"] for seed in (0, 1)
+    )
+    expected = encoders.load_encoder(folder, image_size=32).statistics
+    jax.tree.map(lambda leaf: leaf.delete(), first)
+    assert jax.tree.structure(second) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, second, expected)
+
+
 def refused(source, message, tmp_path, **arguments):
     with pytest.raises(UserError, match=message) as caught:
         convert(source, arguments.pop("layers", "all"), tmp_path / "out", **arguments)
@@ -182,7 +201,8 @@ def test_what_a_whole_encoder_does_not_take(saved, tmp_path):
     refused(folder, "converted whole: pass --layers all", tmp_path, layers="3")
     refused(folder, "leave --nofinal_norm out", tmp_path, final_norm=False)
     hints = Hints(heads=3, eps=1e-5)
-    refused(folder, "does not take --heads, --eps: they are only for ViTs in timm's names", tmp_path, hints=hints)
+    message = "does not take --heads, --eps: they are only for other vision encoders in timm's or OpenCLIP's names"
+    refused(folder, message, tmp_path, hints=hints)
 
 
 def test_training_checkpoints(saved, tmp_path, caplog):

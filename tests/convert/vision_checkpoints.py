@@ -137,6 +137,42 @@ def open_clip_state(model, folder: Path) -> dict[str, np.ndarray]:
     return state | text | {"visual.proj": np.ones((WIDTH, 8), "f"), "logit_scale": np.float32(1)}
 
 
+# Part of a name of timm's -> of OpenCLIP's.
+_OPEN_CLIP_OF_TIMM = {
+    "cls_token": "class_embedding",
+    "pos_embed": "positional_embedding",
+    "patch_embed.proj": "conv1",
+    "norm_pre.": "ln_pre.",
+    "blocks.": "transformer.resblocks.",
+    ".norm1.": ".ln_1.",
+    ".norm2.": ".ln_2.",
+    "attn.qkv.": "attn.in_proj_",
+    "attn.proj.": "attn.out_proj.",
+    "mlp.fc1.": "mlp.c_fc.",
+    "mlp.fc2.": "mlp.c_proj.",
+    ".ls1.": ".ls_1.",
+    ".ls2.": ".ls_2.",
+}
+
+
+def open_clip_state_of_timm(model) -> dict[str, Any]:
+    """The weights of a `tiny_timm` as OpenCLIP names them. OpenCLIP's patches have no bias: timm's becomes zero."""
+    import torch
+
+    state = {}
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name == "patch_embed.proj.bias":
+                tensor.zero_()
+            elif not name.startswith("head."):
+                renamed = f"ln_post.{name.removeprefix('norm.')}" if name.startswith("norm.") else name
+                for theirs, ours in _OPEN_CLIP_OF_TIMM.items():
+                    renamed = renamed.replace(theirs, ours)
+                is_table = name in ("cls_token", "pos_embed")
+                state[f"visual.{renamed}"] = tensor.reshape(-1, 192).squeeze(0) if is_table else tensor
+    return state
+
+
 def _randomised(model):
     import torch
 

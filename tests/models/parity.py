@@ -36,19 +36,9 @@ def randomise(tree: Tree, seed: int) -> dict[str, Any]:
             return (0.3 if name.endswith("_b") else 1) * noise / np.float32(np.sqrt(shape[-2]))
         if name in ("kernel", "v", "o", "gate", "up", "down"):
             return noise / np.float32(np.sqrt(shape[-2]))
-        if name in ("scale", "attention_norm", "mlp_norm", "final_norm", "attention_scale", "mlp_scale"):
+        if name.endswith("_norm") or name in ("scale", "attention_scale", "mlp_scale"):
             return 1 + 0.3 * noise
-        if name in (
-            "bias",
-            "cls",
-            "spatial_cls",
-            "temporal_cls",
-            "positions",
-            "prompts",
-            "probe",
-            "down_bias",
-            "up_bias",
-        ):
+        if name.endswith("bias") or name in ("cls", "spatial_cls", "temporal_cls", "positions", "prompts", "probe"):
             return 0.5 * noise
         raise KeyError("/".join(path))
 

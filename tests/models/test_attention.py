@@ -102,7 +102,7 @@ def test_the_mode_decides(
     layer, params, tokens = llama_layer(dtype, mode=mode)
     mask = jnp.ones((1, 6), bool)
     jax.eval_shape(lambda p: layer(p, {}, tokens, rope=True, causal=False, mask=mask, queries=queries), params)
-    assert calls == [{}, {"causal": False, "mask": mask}][: 2 * taken]
+    assert calls == [{"causal": False}, {"causal": False, "mask": mask}][: 2 * taken]
 
 
 def test_fused_where_it_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,10 +156,17 @@ def test_the_fused_call_is_the_encoder_s_attention(queries: int, keys: int) -> N
     assert_same_with_gradients(attend, fused, inputs(queries, keys))
 
 
-@pytest.mark.parametrize("form", ["all", "causal", "mask", "keys"])
+@pytest.mark.parametrize("tokens", [4, 5])
+def test_the_fused_call_is_the_text_encoder_s_attention(tokens: int) -> None:
+    fused = functools.partial(attention.fused, causal=True, implementation="xla")
+    assert_same_with_gradients(functools.partial(attend, causal=True), fused, inputs(tokens, tokens))
+
+
+@pytest.mark.parametrize("form", ["all", "causal", "mask", "keys", "as Gemma 3"])
 def test_the_fused_call_is_the_llm_s_attention(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Grouped queries, rotation, each form of mask, odd lengths; the kernel's call computed by XLA, with gradients."""
-    layer, params, tokens = llama_layer(jnp.float32, tokens=7)
+    changes = dict(query_scale=0.6, qk_norm=True, post_norms=True) if form == "as Gemma 3" else {}
+    layer, params, tokens = llama_layer(jnp.float32, tokens=7, **changes)
     mask = jnp.asarray([[True] * 4 + [False] * 3, [True] * 7])
     arguments = dict(rope=True, causal=form == "causal", mask=mask if form == "mask" else None)
     call = functools.partial(layer, **arguments, keys=5 if form == "keys" else None)
@@ -188,9 +195,10 @@ def test_dropped_keys_are_hidden_keys(causal: bool) -> None:
         assert not np.allclose(every(params), four(params), atol=1e-2)
 
 
-def llama_layer(dtype: Any, tokens: int = 6, mode: str = "auto") -> tuple[Any, Any, jax.Array]:
+def llama_layer(dtype: Any, tokens: int = 6, mode: str = "auto", **changes: Any) -> tuple[Any, Any, jax.Array]:
     """apply(params, frozen, tokens, ...) of a small layer, its weights, and two rows of tokens."""
-    config = LlamaConfig(width=16, heads=4, kv_heads=2, head_dim=8, mlp_width=24, eps=1e-5, rope_base=10000.0)
+    shape = dict(width=16, heads=4, kv_heads=2, head_dim=8, mlp_width=24)
+    config = LlamaConfig(**shape, eps=1e-5, rope_base=10000.0, **changes)
     apply, params, _ = abstract(lambda: attention.choose(LlamaLayer(config, dtype=dtype, rngs=nnx.Rngs(0)), mode))
     return apply, randomise(params, seed=0), jnp.asarray(normal((2, tokens, 16), 1), dtype)
 

@@ -14,9 +14,10 @@ from flax import nnx
 
 from jaxboost.models.boost import Boost, Precomputed, check_path
 from jaxboost.models.classifier import BoostSpec, Classifier, build
+from jaxboost.models.families import FAMILIES, LlamaConfig
 from jaxboost.models.frozen import count, freeze, merge, split
 from jaxboost.models.layers import normalize_pixels
-from jaxboost.models.llama import FAMILIES, MATRICES, LlamaBlock, LlamaConfig
+from jaxboost.models.llama import LlamaBlock
 from jaxboost.models.trained_layer import parameters, size_of
 from tests.models.parity import (
     abstract,
@@ -31,6 +32,7 @@ from tests.models.parity import (
 from tests.reference import lora, rllm, weights
 
 CONFIG = LlamaConfig(width=48, heads=4, kv_heads=2, head_dim=8, mlp_width=56, eps=1e-6, rope_base=10000.0)
+MATRICES = CONFIG.matrices
 BATCH, TOKENS, WIDTH, SIDE = 2, 7, 20, 28
 RANK, ALPHA = 3, 6.0
 

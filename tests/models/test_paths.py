@@ -31,6 +31,16 @@ from tests.models.small import CHANNELS, IMAGE_SIZE, SMALL
 
 GROUPED = LlamaConfig(width=48, heads=4, kv_heads=2, head_dim=8, mlp_width=56, eps=1e-5, rope_base=10000.0)
 UNGROUPED = dataclasses.replace(GROUPED, kv_heads=4)
+BIASED = dataclasses.replace(GROUPED, qkv_bias=True)  # as Qwen2
+# More than any family has at once: a soft cap makes the keys' bias matter.
+CAPPED = dataclasses.replace(
+    BIASED, o_bias=True, mlp_bias=True, post_norms=True, activation="gelu_tanh", score_cap=1.5, query_scale=0.6
+)
+OFFSET = dataclasses.replace(GROUPED, offset_norms=True)  # as Gemma
+NORMED_KEYS = dataclasses.replace(GROUPED, qk_norm=True)  # as Qwen3: no algebra without keys
+# As GPT-2, and with a soft cap.
+LAYER_NORMS = dataclasses.replace(CAPPED, norm="layer", post_norms=False, activation="relu", gated=False, rotary=False)
+UNBIASED_LAYER_NORMS = dataclasses.replace(LAYER_NORMS, qkv_bias=False)
 # Each program runs once: what LLVM would make faster would not earn its own time.
 quick_jit = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -133,6 +143,9 @@ def assert_all_equal(case: Case, *ways: str) -> None:
     if case.causal and case.trainable:
         # A softmax over one key is 1 whatever the key: these gradients are zero but for rounding.
         scales = {f"block/layers/{name}": np.abs(expected["block/layers/v"]).max() for name in ("q", "k")}
+    if case.trainable and case.config.qkv_bias and not case.config.score_cap and not case.rope:
+        # The keys' bias adds the same to all scores of a query.
+        scales["block/layers/k_bias"] = np.abs(expected["block/layers/v_bias"]).max()
     for way, actual in results.items():
         for name, reference in expected.items():
             assert_close(actual[name], reference, name=f"{way}: {name}", scale=scales.get(name))
@@ -162,6 +175,10 @@ def test_every_way_for_every_kind_without_the_layer(kind: str) -> None:
     "changes",
     [
         pytest.param(dict(config=UNGROUPED), id="ungrouped"),
+        pytest.param(dict(config=BIASED, padded=True), id="biases, padded"),
+        pytest.param(dict(config=CAPPED), id="soft cap"),
+        pytest.param(dict(config=OFFSET), id="norms by 1 + w"),
+        pytest.param(dict(config=LAYER_NORMS, padded=True, tokens=24, width=12), id="LayerNorm"),
         pytest.param(dict(padded=True), id="padded"),
         pytest.param(dict(causal=True, padded=True), id="causal, padded"),
     ],
@@ -175,6 +192,8 @@ def test_every_way_for_one_layer(changes: dict[str, Any]) -> None:
     [
         pytest.param(dict(depth=3, padded=True, config=UNGROUPED), id="three layers, padded, ungrouped"),
         pytest.param(dict(depth=3, causal=True, trainable=False), id="three layers, causal, frozen"),
+        pytest.param(dict(depth=2, config=CAPPED), id="two layers, soft cap"),
+        pytest.param(dict(depth=2, config=UNBIASED_LAYER_NORMS, trainable=False), id="two layers, LayerNorm"),
         pytest.param(dict(width=GROUPED.width), id="as wide as the layer"),
         pytest.param(dict(width=GROUPED.width + 4, kind="hybrid"), id="wider than the layer"),
     ],
@@ -191,10 +210,22 @@ def test_every_way_where_maps_save_nothing(changes: dict[str, Any]) -> None:
         pytest.param(dict(), id="one layer"),
         pytest.param(dict(depth=3, padded=True, config=UNGROUPED), id="three layers, padded, ungrouped"),
         pytest.param(dict(causal=True, trainable=False), id="causal, frozen"),
+        pytest.param(dict(config=NORMED_KEYS, padded=True), id="normed keys"),
+        pytest.param(dict(config=CAPPED), id="soft cap"),
     ],
 )
 def test_every_way_with_rope(changes: dict[str, Any]) -> None:
     assert_all_equal(Case(rope=True, **changes), "pooled")
+
+
+def test_layers_without_the_algebra_take_pooled() -> None:
+    case = Case(config=NORMED_KEYS, batch=12, tokens=16, width=12)
+    assert program(case, "auto") == program(case, "pooled") != program(case, "full")
+    assert not precomputes(case)
+    message = "^absorbed does without keys, but these layers normalise each key.*: choose pooled"
+    with pytest.raises(ValueError, match=message):
+        case.make("absorbed")
+    assert_all_equal(dataclasses.replace(case, batch=3, tokens=9, padded=True), "pooled")
 
 
 # Shapes for which `absorbed` takes its different ways: d / D and B * N small make for "narrow", whose weights' product

@@ -116,10 +116,9 @@ def test_every_stage_equals_transformers(case: Case) -> None:
     assert_close(normed(encoder, np.asarray(cls[-1])), expected["normed"], name="normed")
 
 
+@pytest.mark.parametrize("case", DIFFERENTIATED, indirect=True)
 def test_gradients_equal_transformers(case: Case, tmp_path) -> None:
     """Of every weight: torch's gradients, saved as a checkpoint of the model, are converted as its weights are."""
-    if case.kind not in DIFFERENTIATED:
-        return
     model, images = copy.deepcopy(case.model), normal((2, reference.IMAGE_SIZE, reference.IMAGE_SIZE, 3), seed=7)
     result, pixels = reference.normed(case.kind, model, images)
     (result * torch.from_numpy(cotangent(tuple(result.shape)))).sum().backward()
@@ -195,7 +194,24 @@ def test_every_stage_equals_timm(settings, tmp_path) -> None:
     torch.save({"model": model.state_dict()}, tmp_path / "vit.pth")
     hints = Hints(activation=settings.get("act_layer", "gelu"), eps=1e-6)
     convert(str(tmp_path / "vit.pth"), "all", tmp_path / "encoder", hints=hints)
-    encoder = encoders.load_encoder(tmp_path / "encoder", image_size=reference.IMAGE_SIZE)
+    assert_equals_timm(model, tmp_path / "encoder")
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_layer_scale_of_openclip_equals_timm(pre_norm, tmp_path) -> None:
+    """With a norm before the blocks and without. OpenCLIP is not installed; its blocks compute what timm's do."""
+    pytest.importorskip("timm")
+    model = reference.tiny_timm(pre_norm=pre_norm, init_values=0.1)
+    torch.save(reference.open_clip_state_of_timm(model), tmp_path / "clip.pt")
+    hints = Hints(activation="gelu", eps=1e-6)
+    manifest = convert(str(tmp_path / "clip.pt"), "all", tmp_path / "encoder", hints=hints)
+    assert (manifest.arguments["pre_norm"], manifest.arguments["layer_scale"]) == (pre_norm, True)
+    assert_equals_timm(model, tmp_path / "encoder")
+
+
+def assert_equals_timm(model, folder: pathlib.Path) -> None:
+    """The CLS token after each block and after the final norm."""
+    encoder = encoders.load_encoder(folder, image_size=reference.IMAGE_SIZE)
     images = normal((2, reference.IMAGE_SIZE, reference.IMAGE_SIZE, 3), seed=5)
     with torch.no_grad():
         last, stages = model.forward_intermediates(

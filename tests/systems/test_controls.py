@@ -14,7 +14,7 @@ from jaxboost import convert, data, systems
 from jaxboost.convert import store
 from jaxboost.errors import UserError
 from jaxboost.inference import export, exported, open_run
-from jaxboost.models.llama import MATRICES
+from jaxboost.models.families import Architecture
 from jaxboost.runs import datasets, train
 from jaxboost.systems import start
 from jaxboost.systems.controls import Control
@@ -23,6 +23,7 @@ from tests import finished_runs
 from tests.reference import llama_checkpoints
 from tests.training.small_runs import assert_same, on_host, small_config
 
+MATRICES = Architecture().matrices
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 

@@ -36,6 +36,7 @@ def refuse_folder(where: str, config: bytes) -> None:
     raise UserError(
         f"{where} holds an adapter{f' of {reprlib.repr(base)}' if known else ''}, not a model: merge first, with "
         f"`python -c \"{load}; model.merge_and_unload().save_pretrained('merged')\"`, then pass the folder merged"
+        "; or, if it is a LoRA, give its model as --source and its folder as --adapter"
     )
 
 

@@ -79,6 +79,12 @@ def safetensors_in(folder: Folder, name: str) -> SafetensorsFile:
     )
 
 
+def has_weights(folder: Folder, file_names: FileNames) -> bool:
+    """Whether a folder has weights of these names that can be read: PyTorch's only if they are on this machine."""
+    readable = file_names.weights if folder.local_path is not None else file_names.weights[:2]
+    return not folder.files.isdisjoint(readable)
+
+
 class LocalFolder(Folder):
     """A folder on this machine; see `Folder`."""
 

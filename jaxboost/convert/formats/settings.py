@@ -12,7 +12,7 @@ from jaxboost.errors import UserError
 MAX_BYTES = 64 << 20
 # Larger or smaller numbers are mistakes, for every key.
 MAX_LAYERS = 1024
-_MAX_INTEGER, MIN_NUMBER, MAX_NUMBER = 1 << 20, 1e-30, 1e30
+MAX_INTEGER, MIN_NUMBER, MAX_NUMBER = 1 << 20, 1e-30, 1e30
 
 
 class Settings:
@@ -61,7 +61,7 @@ class Settings:
             )
         return float(value)
 
-    def integer(self, key: str, default: int | None = None, *, limit: int = _MAX_INTEGER) -> int:
+    def integer(self, key: str, default: int | None = None, *, limit: int = MAX_INTEGER) -> int:
         """A positive whole number up to `limit`; without a default the key must be there."""
         value = self.number(key, default)
         if value != int(value):

@@ -107,7 +107,6 @@ def leaf(name: str) -> str:
 
 def eps_of(found: Found, entry: str, default: float) -> float:
     """The eps of all LayerNorms: stated by the user, or by config.json, or timm's default."""
-    found.hints.check()
     if found.hints.eps is None:
         return found.settings.section("model_args").number(entry, default)
     return found.hints.eps

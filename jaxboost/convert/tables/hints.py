@@ -44,7 +44,7 @@ class Hints:
         """
         given = [name for name, value in dataclasses.asdict(self).items() if value is not None]
         if named := [f"--{name}" for name in given if name not in used]:
-            whose = "ViTs" if used else "vision encoders"
+            whose = "other vision encoders" if used else "vision encoders"
             raise UserError(
                 f"{source} does not take {', '.join(named)}: they are only for {whose} in timm's or OpenCLIP's "
                 "names: leave them out"

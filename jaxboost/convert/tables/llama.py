@@ -1,109 +1,33 @@
-"""Decoder layers of the LLaMA family: a table of names for each naming scheme, and checks of the tensors."""
+"""Decoder layers of LLMs in a checkpoint: which tensors hold them, checks of these tensors, and their values."""
 
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxboost.convert.formats.tensors import Tensors
 from jaxboost.convert.tables import shapes
+from jaxboost.convert.tables.llama_names import GGUF as GGUF
+from jaxboost.convert.tables.llama_names import META as META
+from jaxboost.convert.tables.llama_names import Layout
 from jaxboost.convert.tables.parts import FINAL_NORM, LLAMA, Part, Selection, check_tensors
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
-    """One naming scheme of LLaMA checkpoints.
-
-    Attributes:
-      prefix: beginning of a layer's tensor names, with `{layer}` for its number.
-      weights: our name of a weight -> the rest of the tensor's name.
-      final_norm: name of the norm after the last layer.
-      interleaved: whether the rotary embedding pairs rows (0, 1), (2, 3) ... of q and k (Meta, GGUF) instead of
-        (0, K/2), (1, K/2 + 1) ... (Hugging Face and ours).
-      buffers: endings of constants that are recomputed, not weights.
-    """
-
-    prefix: str
-    weights: Mapping[str, str]
-    final_norm: str
-    interleaved: bool
-    buffers: tuple[str, ...] = ()
-
-    def names(self, layer: int) -> dict[str, str]:
-        """Our name of each weight of `layer` -> its tensor's name."""
-        prefix = self.prefix.format(layer=layer)
-        return {weight: prefix + ending for weight, ending in self.weights.items()}
-
-
-HUGGING_FACE = Layout(
-    prefix="model.layers.{layer}.",
-    weights={
-        "attention_norm": "input_layernorm.weight",
-        "q": "self_attn.q_proj.weight",
-        "k": "self_attn.k_proj.weight",
-        "v": "self_attn.v_proj.weight",
-        "o": "self_attn.o_proj.weight",
-        "mlp_norm": "post_attention_layernorm.weight",
-        "gate": "mlp.gate_proj.weight",
-        "up": "mlp.up_proj.weight",
-        "down": "mlp.down_proj.weight",
-    },
-    final_norm="model.norm.weight",
-    interleaved=False,
-    buffers=("rotary_emb.inv_freq",),
-)
-
-# A LlamaModel that was saved without its language-model head.
-HUGGING_FACE_HEADLESS = dataclasses.replace(HUGGING_FACE, prefix="layers.{layer}.", final_norm="norm.weight")
-
-META = Layout(
-    prefix="layers.{layer}.",
-    weights={
-        "attention_norm": "attention_norm.weight",
-        "q": "attention.wq.weight",
-        "k": "attention.wk.weight",
-        "v": "attention.wv.weight",
-        "o": "attention.wo.weight",
-        "mlp_norm": "ffn_norm.weight",
-        "gate": "feed_forward.w1.weight",
-        "up": "feed_forward.w3.weight",
-        "down": "feed_forward.w2.weight",
-    },
-    final_norm="norm.weight",
-    interleaved=True,
-    buffers=("rope.freqs",),
-)
-
-GGUF = Layout(
-    prefix="blk.{layer}.",
-    weights={
-        "attention_norm": "attn_norm.weight",
-        "q": "attn_q.weight",
-        "k": "attn_k.weight",
-        "v": "attn_v.weight",
-        "o": "attn_output.weight",
-        "mlp_norm": "ffn_norm.weight",
-        "gate": "ffn_gate.weight",
-        "up": "ffn_up.weight",
-        "down": "ffn_down.weight",
-    },
-    final_norm="output_norm.weight",
-    interleaved=True,
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaSource:
-    """LLaMA layers in a checkpoint.
+    """Decoder layers in a checkpoint.
 
     Attributes:
       tensors: the checkpoint.
       layout: its naming scheme.
       config: shape and constants of the layers.
       n_layers: how many there are.
+      sliding: numbers of the layers with the sliding window of `config`; the others have none.
+      sliding_rotation: fields of `config` that differ for these layers: those of the rotary embedding of Gemma 3.
     """
 
     kind = LLAMA
@@ -111,6 +35,10 @@ class LlamaSource:
     layout: Layout
     config: LlamaConfig
     n_layers: int
+    sliding: frozenset[int] = frozenset()
+    sliding_rotation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # Tensors that hold several weights of the layer that is read.
+    _held: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, init=False)
 
     def select(self, layers: str, *, final_norm: bool) -> Selection:
         """Checks layers, as `parse_layers` takes them, and returns what is converted.
@@ -121,19 +49,21 @@ class LlamaSource:
         numbers = parse_layers(layers, self.n_layers)
         check(self, numbers, final_norm=final_norm)
         keys = [*map(str, numbers), *[FINAL_NORM] * final_norm]
-        notes = ()
-        if self.config.rope_unsupported is not None:
+        config, notes = self._config_of(numbers), ()
+        if config.rope_unsupported is not None:
             notes = (
-                f"{self.config.rope_unsupported} is not supported: the block can only be used without the rotary "
+                f"{config.rope_unsupported} is not supported: the block can only be used without the rotary "
                 "embedding (boost.rope=False)",
             )
+        if not config.rotary:
+            notes = ("the learned positions are left out: the layers do not know the order of their tokens",)
         return Selection(
             parts=tuple(self._part(key) for key in keys),
             constants={
                 "layers": numbers,
                 "layers_in_source": self.n_layers,
                 "final_norm": final_norm,
-                "config": self.config,
+                "config": config,
             },
             notes=notes,
         )
@@ -141,11 +71,43 @@ class LlamaSource:
     def read(self, key: str, weight: str, dtype: np.dtype) -> np.ndarray:
         """A weight of a part, as it is stored: linear maps (in, out), q and k in half-split order."""
         if key == FINAL_NORM:
-            return transposed(self.tensors.read(self.layout.final_norm), dtype)
-        array = self.tensors.read(self.layout.names(int(key))[weight])
+            array, weight = self.tensors.read(self.layout.of_final_norm(weight)), f"final_norm_{weight}"
+        else:
+            array = self._array(int(key), weight)
         if self.layout.interleaved and weight in ("q", "k"):
             array = to_half_split(array, self.config.heads if weight == "q" else self.config.kv_heads)
         return transposed(array, dtype)
+
+    def _array(self, layer: int, weight: str) -> np.ndarray:
+        """A weight as the checkpoint holds it, linear maps as (out, in)."""
+        name = self.layout.names(layer)[weight]
+        together = self.layout.tensors(layer)[name]
+        if len(together) == 1:
+            array = self.tensors.read(name)
+            return array.T if self.layout.in_out else array
+        if name not in self._held:
+            # The tensors of one layer that hold several weights are read once.
+            if not any(held in self.layout.tensors(layer) for held in self._held):
+                self._held.clear()
+            self._held[name] = self.tensors.read(name)
+        array = self._held[name].T if self.layout.in_out else self._held[name]
+        widths = [shapes.llama_layer(self.config)[each][-1] for each in together]
+        start = sum(widths[: together.index(weight)])
+        return array[start : start + widths[together.index(weight)]]
+
+    def _config_of(self, layers: Sequence[int]) -> LlamaConfig:
+        """The configuration that holds for all these layers; see `sliding`."""
+        sliding = self.sliding.intersection(layers)
+        if not sliding:
+            return dataclasses.replace(self.config, window=None)
+        own = self.sliding_rotation
+        if sliding.issuperset(layers) or not own:
+            return dataclasses.replace(self.config, **own)
+        if own["rope_factors"] or own["rope_unsupported"]:
+            mixed = "a block with two rotary embeddings that are both scaled (convert layers of one kind alone)"
+            return dataclasses.replace(self.config, rope_factors=None, rope_unsupported=mixed)
+        local = tuple(position for position, layer in enumerate(layers) if layer in sliding)
+        return dataclasses.replace(self.config, local_layers=local, local_rope_base=own["rope_base"])
 
     def _part(self, key: str) -> Part:
         return Part(
@@ -185,8 +147,9 @@ def check(source: LlamaSource, layers: Sequence[int], *, final_norm: bool) -> No
     wanted: dict[str, tuple[int, ...]] = {}
     unread: list[str] = []
     for layer in layers:
-        # Stored as (out, in).
-        of_layer = {name: of_weights[weight][::-1] for weight, name in layout.names(layer).items()}
+        of_layer = {
+            name: _stored([of_weights[each] for each in held], layout) for name, held in layout.tensors(layer).items()
+        }
         prefix = layout.prefix.format(layer=layer)
         unread += [
             name
@@ -195,15 +158,22 @@ def check(source: LlamaSource, layers: Sequence[int], *, final_norm: bool) -> No
         ]
         wanted |= of_layer
     if final_norm:
-        wanted[layout.final_norm] = (source.config.width,)
+        of_norm = shapes.llama_part(source.config, FINAL_NORM)
+        wanted |= {layout.of_final_norm(weight): shape for weight, shape in of_norm.items()}
     check_tensors(
         tensors,
         wanted,
         unread,
-        part="a LLaMA layer",
-        whole="LLaMA layers as its configuration describes them",
-        kind="LLaMA-family checkpoint",
+        part="a decoder layer",
+        whole="decoder layers as its configuration describes them",
+        kind="checkpoint of a known LLM family",
     )
+
+
+def _stored(together: Sequence[tuple[int, ...]], layout: Layout) -> tuple[int, ...]:
+    """The shape of a tensor that holds weights of these shapes (..., out)."""
+    shape = (*together[0][:-1], sum(shape[-1] for shape in together))
+    return shape if layout.in_out else shape[::-1]
 
 
 def transposed(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

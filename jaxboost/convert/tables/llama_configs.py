@@ -1,17 +1,39 @@
-"""LLaMA layers in the layouts of Hugging Face, Meta and GGUF: their configurations -> `models.llama.LlamaConfig`."""
+"""LLM layers in the layouts of Hugging Face, Meta and GGUF: their configurations -> `models.families.LlamaConfig`."""
+
+import pathlib
+import re
+from typing import Any
 
 from jaxboost.convert.formats import adapters
 from jaxboost.convert.formats.gguf_file import GgufTensors
 from jaxboost.convert.formats.huggingface import HuggingFaceTensors
 from jaxboost.convert.formats.meta import MetaTensors
-from jaxboost.convert.formats.settings import MAX_LAYERS, MAX_NUMBER, MIN_NUMBER, Settings
-from jaxboost.convert.tables import llama, rope, vit_names
+from jaxboost.convert.formats.settings import MAX_INTEGER, MAX_LAYERS, MAX_NUMBER, MIN_NUMBER, Settings
+from jaxboost.convert.tables import llama, llama_names, llm_families, rope, vit_names
 from jaxboost.convert.tables.llama import LlamaSource
+from jaxboost.convert.tables.llama_names import Layout
+from jaxboost.convert.tables.llm_families import Family
 from jaxboost.errors import UserError
-from jaxboost.models.llama import LlamaConfig
+from jaxboost.models.families import LAYER_NORM, LlamaConfig
 
-MODEL_TYPES = ("llama", "mistral")
-_ROPE_FACTORS = "rope_freqs.weight"
+_ROPE_FACTORS, _LONG_FACTORS = "rope_freqs.weight", "rope_factors_long.weight"
+# Architecture of a GGUF file -> names of its tensors, and what its layers have that LLaMA's have not.
+_GGUF: dict[str, tuple[Layout, dict[str, Any]]] = {
+    "llama": (llama.GGUF, {}),
+    "qwen2": (llama_names.GGUF_PLAIN, {"qkv_bias": True}),
+    "qwen3": (llama_names.GGUF_QWEN3, {"qk_norm": True}),
+    "phi3": (llama_names.GGUF_PHI3, {}),
+}
+# Families whose GGUF files are not read. Those of Gemma hold 1 + w for a norm with the weight w, and those of Gemma 2
+# and 3 do not hold the query scale. Those of GPT-2 would need a table of names; Hugging Face's copy is small.
+_NOT_AS_GGUF = ("gemma", "gemma2", "gemma3", "gpt2")
+# Endings of the names of quantized repositories; without them it is the name of the original, as a rule.
+_QUANTIZED = re.compile(
+    r"[-_.](awq|gptq|bnb|unsloth-bnb|int[48]|[2-8]bit|fp8|nvfp4|mxfp4|hqq|aqlm|exl[23]|w[48]a\d+|quantized).*$",
+    re.IGNORECASE,
+)
+# A repository in the hub's cache: models--OWNER--NAME/snapshots/REVISION.
+_CACHED = re.compile(r"models--(.+?)--(.+)")
 
 
 def of_hugging_face(tensors: HuggingFaceTensors) -> LlamaSource:
@@ -22,9 +44,28 @@ def of_hugging_face(tensors: HuggingFaceTensors) -> LlamaSource:
     """
     config, n_layers = parse_config(tensors.settings)
     adapters.check(tensors.names, tensors.source)
-    is_headless = llama.HUGGING_FACE_HEADLESS.final_norm in tensors.names
-    layout = llama.HUGGING_FACE_HEADLESS if is_headless else llama.HUGGING_FACE
-    return LlamaSource(tensors=tensors, layout=layout, config=config, n_layers=n_layers)
+    family, settings = _known(tensors.settings)
+    layouts = [_with_biases(family.layout, config).below(base) for base in family.bases]
+    sliding = family.sliding_layers(settings, n_layers)
+    # The first layer shows where the names begin.
+    found = (each for each in layouts if any(name.startswith(each.prefix.format(layer=0)) for name in tensors.names))
+    return LlamaSource(
+        tensors=tensors,
+        layout=next(found, layouts[0]),
+        config=config,
+        n_layers=n_layers,
+        sliding=sliding if config.window or family.rope_bases else frozenset(),
+        sliding_rotation=(
+            rope.of_config(settings, head_dim=config.head_dim, **family.rotation(rope.SLIDING))
+            if family.rope_bases
+            else {}
+        ),
+    )
+
+
+def _with_biases(layout: Layout, config: LlamaConfig) -> Layout:
+    """The layout with the biases that the layers have."""
+    return layout.with_biases((*config.biased, *config.stream_norms * (config.norm == LAYER_NORM)))
 
 
 def of_meta(tensors: MetaTensors) -> LlamaSource:
@@ -43,64 +84,102 @@ def of_gguf(tensors: GgufTensors) -> LlamaSource:
     """The layers in a GGUF file.
 
     Raises:
-      UserError: the model is not of the LLaMA family, or its metadata is incomplete.
+      UserError: the model is not of a family that is read as GGUF file, or its metadata is incomplete.
     """
-    settings = tensors.settings
-    if tensors.architecture != "llama":
+    settings, name = tensors.settings, tensors.architecture
+    if name not in _GGUF:
         raise UserError(
-            f"{settings.where} is a {tensors.architecture!r:.60} checkpoint, not of the LLaMA family: choose another "
-            "file"
+            f"{settings.where} is a {name!r:.60} checkpoint, not of a family that is read as GGUF file"
+            f" ({', '.join(_GGUF)}): choose another file"
+            + (", or Hugging Face's copy of the model" if name in _NOT_AS_GGUF else "")
         )
-    n_layers = settings.integer("llama.block_count", limit=MAX_LAYERS)
+    n_layers = settings.integer(f"{name}.block_count", limit=MAX_LAYERS)
     config = _checked(_gguf_config(tensors), settings.where)
-    return LlamaSource(tensors=tensors, layout=llama.GGUF, config=config, n_layers=n_layers)
+    layout = _with_biases(_GGUF[name][0], config)
+    return LlamaSource(
+        tensors=tensors, layout=layout, config=config, n_layers=n_layers, sliding=frozenset(range(n_layers))
+    )
 
 
 def parse_config(settings: Settings) -> tuple[LlamaConfig, int]:
-    """Shape and number of the layers, from config.json with the defaults of Hugging Face's LlamaConfig.
+    """Shape and number of the layers, from config.json with the defaults of Hugging Face's configuration classes.
+
+    Of layers that differ it describes those without a sliding window.
 
     Raises:
-      UserError: the model is not of the LLaMA family, is quantized, or has another activation.
+      UserError: the family of the model is not known, it is quantized, or it has another activation.
     """
-    model_type = settings.get("model_type")
-    if model_type not in MODEL_TYPES:
-        raise UserError(
-            f"{settings.where}: this is a {model_type!r} checkpoint, not of the LLaMA family: "
-            f"choose one of the type {' or '.join(MODEL_TYPES)}, or as an encoder one of the type "
-            + ", ".join(vit_names.MODEL_TYPES)
-        )
-    activation = settings.get("hidden_act") or "silu"
-    if activation != "silu":
-        raise UserError(f"{settings.where}: the activation is {activation!r}, LLaMA layers have 'silu'")
-    if settings.get("quantization_config"):
-        method = settings.section("quantization_config").get("quant_method")
-        raise UserError(f"{settings.where}: the weights are quantized ({method}): convert from the original model")
+    _check_plain(settings)
+    family, settings = _known(settings)
 
-    # Since transformers 5 one section holds the base and the scaling; before, there were two.
-    scaling = (
-        settings.section("rope_parameters") if settings.get("rope_parameters") else settings.section("rope_scaling")
-    )
-    rope_base = scaling.number("rope_theta", settings.number("rope_theta", 10000.0))
-    rotated = [section.number("partial_rotary_factor", 1.0) for section in (settings, scaling)]
-    width, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
-    # The two families differ only in this default. A null means one key/value head per head in both.
-    absent_kv_heads = 8 if model_type == "mistral" and "num_key_value_heads" not in settings.values else heads
-    head_dim = settings.integer("head_dim", max(1, width // heads))
-    if min(rotated) != 1 or max(rotated) != 1:
-        rotation = rope.partial(f"a fraction of {min(rotated)}")
-    else:
-        rotation = rope.fields(scaling, head_dim=head_dim, rope_base=rope_base)
+    def integer(key: str, default: int | None = None, limit: int = MAX_INTEGER) -> int:
+        return settings.integer(family.key(key), family.default(key, default), limit=limit)
+
+    activation = family.activation(settings)
+    width, heads = integer("hidden_size"), integer("num_attention_heads")
+    # A missing number has the family's default, a null means one key/value head per head.
+    is_null = "num_key_value_heads" in settings.values and settings.get("num_key_value_heads") is None
+    head_dim = integer("head_dim", max(1, width // heads))
     config = LlamaConfig(
         width=width,
         heads=heads,
-        kv_heads=settings.integer("num_key_value_heads", absent_kv_heads),
+        kv_heads=heads if is_null else integer("num_key_value_heads", heads),
         head_dim=head_dim,
-        mlp_width=settings.integer("intermediate_size"),
-        eps=settings.number("rms_norm_eps", 1e-6),
-        rope_base=rope_base,
-        **rotation,
+        mlp_width=integer("intermediate_size", family.mlp_ratio and family.mlp_ratio * width),
+        eps=settings.number(family.key("rms_norm_eps"), family.default("rms_norm_eps", 1e-6)),
+        activation=activation,
+        window=family.window(settings),
+        **family.architecture(settings),
+        **rope.of_config(settings, head_dim=head_dim, **family.rotation(rope.FULL)),
     )
-    return _checked(config, settings.where), settings.integer("num_hidden_layers", limit=MAX_LAYERS)
+    return _checked(config, settings.where), integer("num_hidden_layers", limit=MAX_LAYERS)
+
+
+def _known(settings: Settings) -> tuple[Family, Settings]:
+    """See `llm_families.family_of`. Raises UserError if the family is not known."""
+    found = llm_families.family_of(settings)
+    if found is None:
+        raise UserError(
+            f"{settings.where}: this is a {settings.get('model_type')!r:.60} checkpoint, not of a known family: "
+            f"choose an LLM of the type {', '.join(llm_families.MODEL_TYPES)}, or as an encoder one of the type "
+            + ", ".join(vit_names.MODEL_TYPES)
+        )
+    return found
+
+
+def _check_plain(settings: Settings) -> None:
+    """Raises UserError if the weights are quantized."""
+    if settings.get("quantization_config"):
+        section = settings.section("quantization_config")
+        # Old files of bitsandbytes name no method.
+        in_bits = next((f"bitsandbytes, {n} bits" for n in (4, 8) if section.get(f"load_in_{n}bit")), "no method named")
+        original = _original(settings)
+        raise UserError(
+            f"{settings.where}: the weights are quantized ({section.get('quant_method') or in_bits!s:.40}): convert the"
+            " original repository, whose weights are float16, bfloat16 or float32, "
+            + (f"perhaps {original}" if original else "or a GGUF file of the model")
+        )
+
+
+def _original(settings: Settings) -> str | None:
+    """What the repository of the weights before they were quantized is called, by the names that are known here."""
+    path = pathlib.PurePosixPath(pathlib.PurePath(settings.where).parent.as_posix())
+    cached = next((match for part in path.parts if (match := _CACHED.fullmatch(part))), None)
+    own = pathlib.PurePosixPath(*cached.groups()) if cached else path
+    plain = _QUANTIZED.sub("", own.name)
+    if plain not in ("", own.name):
+        return _repository(own.with_name(plain))
+    named = settings.get("_name_or_path")
+    if not isinstance(named, str) or not 0 < len(named) < 200 or not named.isprintable():
+        return None
+    other = pathlib.PurePosixPath(named)
+    is_other = len(other.parts) == 2 and not other.is_absolute() and other.name != own.name
+    return _repository(other.with_name(_QUANTIZED.sub("", other.name) or other.name)) if is_other else None
+
+
+def _repository(path: pathlib.PurePosixPath) -> str:
+    """OWNER/NAME, or NAME alone of a folder that is not called as a repository."""
+    return str(path) if len(path.parts) == 2 and not path.is_absolute() else path.name
 
 
 def _meta_config(tensors: MetaTensors) -> LlamaConfig:
@@ -136,18 +215,18 @@ def _meta_config(tensors: MetaTensors) -> LlamaConfig:
 
 
 def _gguf_config(tensors: GgufTensors) -> LlamaConfig:
-    settings = tensors.settings
-    width, heads = settings.integer("llama.embedding_length"), settings.integer("llama.attention.head_count")
-    head_dim = settings.integer("llama.attention.key_length", max(1, width // heads))
-    key = "llama.attention.value_length"
+    settings, name = tensors.settings, tensors.architecture
+    width, heads = settings.integer(f"{name}.embedding_length"), settings.integer(f"{name}.attention.head_count")
+    head_dim = settings.integer(f"{name}.attention.key_length", max(1, width // heads))
+    key = f"{name}.attention.value_length"
     if settings.integer(key, head_dim) != head_dim:
-        raise UserError(f"{settings.where}: {key!r} is not the head width {head_dim}: not a LLaMA layer")
-    rope_base = settings.number("llama.rope.freq_base", 10000.0)
-    rotated = settings.integer("llama.rope.dimension_count", head_dim)
+        raise UserError(f"{settings.where}: {key!r} is not the head width {head_dim}: these layers are not supported")
+    rope_base = settings.number(f"{name}.rope.freq_base", 10000.0)
+    rotated = settings.integer(f"{name}.rope.dimension_count", head_dim)
     if rotated != head_dim:
         rotation = rope.partial(f"{rotated} of {head_dim}")
     else:
-        rotation = rope.fields(_gguf_scaling(settings), head_dim=head_dim, rope_base=rope_base)
+        rotation = rope.fields(_gguf_scaling(tensors), head_dim=head_dim, rope_base=rope_base)
         if _ROPE_FACTORS in tensors.names and rotation["rope_unsupported"] is None:
             # llama.cpp divides by both.
             linear = (rotation["rope_factors"] or (1.0,))[0]
@@ -156,23 +235,28 @@ def _gguf_config(tensors: GgufTensors) -> LlamaConfig:
     return LlamaConfig(
         width=width,
         heads=heads,
-        kv_heads=settings.integer("llama.attention.head_count_kv", heads),
+        kv_heads=settings.integer(f"{name}.attention.head_count_kv", heads),
         head_dim=head_dim,
-        mlp_width=settings.integer("llama.feed_forward_length"),
-        eps=settings.number("llama.attention.layer_norm_rms_epsilon"),
+        mlp_width=settings.integer(f"{name}.feed_forward_length"),
+        eps=settings.number(f"{name}.attention.layer_norm_rms_epsilon"),
         rope_base=rope_base,
+        window=settings.count(f"{name}.attention.sliding_window", 0, limit=1 << 24) or None,
         **rotation,
+        **_GGUF[name][1],
     )
 
 
-def _gguf_scaling(settings: Settings) -> Settings:
+def _gguf_scaling(tensors: GgufTensors) -> Settings:
     """The scaling of a GGUF file under Hugging Face's names, as llama.cpp reads it.
 
     Without a type, a factor other than 0 and 1 is linear. Files of 2023 have another key for the factor.
     """
-    kind, factor = settings.get("llama.rope.scaling.type"), settings.get("llama.rope.scaling.factor")
+    settings, name = tensors.settings, tensors.architecture
+    kind, factor = settings.get(f"{name}.rope.scaling.type"), settings.get(f"{name}.rope.scaling.factor")
     if factor is None:
-        factor = settings.get("llama.rope.scale_linear")
+        factor = settings.get(f"{name}.rope.scale_linear")
+    if _LONG_FACTORS in tensors.names:
+        kind = "longrope"
     if kind is None and factor not in (None, 0, 1):
         kind = "linear"
     return Settings({"rope_type": None if kind == "none" else kind, "factor": factor}, settings.where)

@@ -14,12 +14,13 @@ import numpy as np
 from jaxboost.convert.formats.tensors import TensorInfo, Tensors, listed
 from jaxboost.errors import UserError
 
-# Kinds of sources. The parts of the first are decoder layers and their final norm. Those of the second are a ViT's
-# embedding, blocks, final norm and, if it has one, pooling, or another encoder as a whole and the norm after it, if
-# there is one.
-LLAMA, VISION = "llama", "vision"
+# Kinds of converted folders. The parts of the first are decoder layers and their final norm. Those of the second are a
+# ViT's embedding, blocks, final norm and, if it has one, pooling, or another encoder as a whole and the norm after it,
+# if there is one. Those of the third are CLIP's text encoder and what it made of class prompts.
+LLAMA, VISION, TEXT = "llama", "vision", "text"
 # Keys of parts, in addition to the numbers of layers.
 FINAL_NORM, EMBEDDING, NORM, POOL, WHOLE = "final_norm", "embedding", "norm", "pool", "encoder"
+TEXT_WEIGHTS, CLASSES, PROMPTS = "text", "classes", "prompts"
 
 # Name of an array -> its shape, linear maps as (in, out).
 Shapes = Mapping[str, tuple[int, ...]]
@@ -30,7 +31,7 @@ class Part:
     """One file of a converted folder, not read yet.
 
     Attributes:
-      key: a layer's number, or FINAL_NORM, EMBEDDING, NORM, POOL or WHOLE.
+      key: a layer's number, or FINAL_NORM, EMBEDDING, NORM, POOL, WHOLE, TEXT_WEIGHTS, CLASSES or PROMPTS.
       shapes: of its arrays, by our names.
       read: (name, dtype) -> an array in the precision in which it is stored.
     """

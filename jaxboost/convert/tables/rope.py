@@ -12,6 +12,36 @@ import numpy as np
 from jaxboost.convert.formats.settings import Settings
 from jaxboost.errors import UserError
 
+# Kinds of layers, by their attention.
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def of_config(settings: Settings, *, head_dim: int, base: float = 1e4, kind: str = "") -> dict[str, Any]:
+    """`rope_base`, and what `fields` gives, from config.json.
+
+    Args:
+      settings: config.json.
+      head_dim: K.
+      base: the base if config.json has none.
+      kind: of the layers, FULL or SLIDING, if the kinds rotate differently (Gemma 3).
+    """
+    # Since transformers 5 one section holds the base and the scaling; before, there were two.
+    scaling = (
+        settings.section("rope_parameters") if settings.get("rope_parameters") else settings.section("rope_scaling")
+    )
+    if kind in scaling.values:
+        scaling = scaling.section(kind)
+        base = scaling.number("rope_theta", base)
+    elif kind == SLIDING:
+        # Before transformers 5, the scaling was that of the other layers alone.
+        scaling, base = Settings({}, settings.where), settings.number("rope_local_base_freq", base)
+    else:
+        base = scaling.number("rope_theta", settings.number("rope_theta", base))
+    rotated = [section.number("partial_rotary_factor", 1.0) for section in (settings, scaling)]
+    if min(rotated) != 1 or max(rotated) != 1:
+        return {"rope_base": base, **partial(f"a fraction of {min(rotated)}")}
+    return {"rope_base": base, **fields(scaling, head_dim=head_dim, rope_base=base)}
+
 
 def fields(scaling: Settings, *, head_dim: int, rope_base: float) -> dict[str, Any]:
     """`rope_factors` and `rope_unsupported` of `LlamaConfig`, at least one of them None.

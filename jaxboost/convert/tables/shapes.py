@@ -8,11 +8,23 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from jaxboost.convert.tables.parts import EMBEDDING, FINAL_NORM, NORM, POOL, WHOLE, Shapes
+from jaxboost.convert.tables.parts import (
+    CLASSES,
+    EMBEDDING,
+    FINAL_NORM,
+    NORM,
+    POOL,
+    PROMPTS,
+    TEXT_WEIGHTS,
+    WHOLE,
+    Shapes,
+)
 from jaxboost.models.backbones import BACKBONES
+from jaxboost.models.families import LAYER_NORM
 from jaxboost.models.layers import layer_norm
 from jaxboost.models.llama import LlamaConfig, LlamaLayer
 from jaxboost.models.pooled_vit import PooledViT
+from jaxboost.models.text import TextEncoder
 from jaxboost.models.vit import ViT
 
 CHANNELS = 3
@@ -30,7 +42,9 @@ def llama_layer(config: LlamaConfig) -> Shapes:
 
 def llama_part(config: LlamaConfig, key: str) -> Shapes:
     """Shapes of a layer, or of the norm after the last one."""
-    return {"scale": (config.width,)} if key == FINAL_NORM else llama_layer(config)
+    if key != FINAL_NORM:
+        return llama_layer(config)
+    return dict.fromkeys(("scale", "bias") if config.norm == LAYER_NORM else ("scale",), (config.width,))
 
 
 def is_pooled(arguments: Mapping[str, Any]) -> bool:
@@ -102,6 +116,53 @@ def keys_of(family: str, arguments: Mapping[str, Any]) -> list[str]:
         return [EMBEDDING, *map(str, range(arguments["depth"])), NORM, *[POOL] * is_pooled(arguments)]
     has_norm = any(row.head_eps is not None for row in BACKBONES.values() if row.traits.names == family)
     return [WHOLE, *[NORM] * has_norm]
+
+
+def text_parts(arguments: Mapping[str, Any]) -> dict[str, Shapes]:
+    """Key of each part of a `models.text.TextEncoder` -> shapes of its weights; `arguments`: see its manifest."""
+    outer, block = _text(tuple(sorted(arguments.items())))
+    return {TEXT_WEIGHTS: outer} | {str(layer): block for layer in range(arguments["depth"])}
+
+
+def class_parts(arguments: Mapping[str, Any], *, classes: int, tokens: int, vision_width: int) -> dict[str, Shapes]:
+    """Shapes of what depends on the classes, and of what images need beside it.
+
+    Args:
+      arguments: of the text encoder.
+      classes: C.
+      tokens: L, of the longest class name.
+      vision_width: V, width of the vision encoder.
+
+    Returns:
+      PROMPTS: "embeddings" (C, D), which the text encoder computed. CLASSES: "names" (C, L, W), "projection" (V, D),
+      "scale" (1,), which are in the checkpoint.
+    """
+    width, embedding_width = arguments["width"], arguments["embedding_width"]
+    names = {
+        "names": (classes, tokens, width),
+        "projection": (vision_width, embedding_width),
+        "scale": (1,),
+    }
+    return {CLASSES: names, PROMPTS: {"embeddings": (classes, embedding_width)}}
+
+
+def text_folder(manifest: Any) -> dict[str, Shapes]:
+    """Key of each part of a converted text encoder -> shapes of its arrays; `manifest`: a `TextManifest`."""
+    of_classes = class_parts(
+        manifest.arguments,
+        classes=len(manifest.classes),
+        tokens=1 + max(each.end for each in manifest.classes),
+        vision_width=manifest.vision_width,
+    )
+    return of_classes | text_parts(manifest.arguments)
+
+
+@functools.lru_cache(maxsize=8)
+def _text(items: tuple[tuple[str, Any], ...]) -> tuple[Shapes, Shapes]:
+    arguments: dict[str, Any] = dict(items) | {"depth": 1}
+    found = _shapes(lambda: TextEncoder(**arguments, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    block = {name.removeprefix(_BLOCK): shape for name, shape in found.items() if name.startswith(_BLOCK)}
+    return {name: shape for name, shape in found.items() if not name.startswith(_BLOCK)}, block
 
 
 def _shapes(make: Callable[[], nnx.Module]) -> Shapes:

@@ -169,9 +169,9 @@ def check(source: VitSource) -> None:
         wanted,
         unread,
         info=info,
-        part="a ViT's embedding, blocks and norm",
+        part=f"a ViT's embedding, blocks{', norm and pooling' if shapes.is_pooled(source.arguments) else ' and norm'}",
         whole="a vision encoder as its configuration describes it",
-        kind="ViT, CLIP, SigLIP or DINO checkpoint (no SwiGLU)",
+        kind="ViT, MAE, CLIP, SigLIP, DINOv2 or DINOv3 checkpoint (no SwiGLU)",
     )
 
 

@@ -14,6 +14,8 @@ from jaxboost.errors import UserError
 # Hugging Face's name of an activation -> ours.
 _ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 _WITH_REGISTERS, _DINOV3 = "dinov2_with_registers", "dinov3_vit"
+# Of transformers; its attention pool has no part in its result.
+_MEAN_OF_PATCHES = "SiglipForImageClassification"
 # The longest side of an image, in pixels.
 _MAX_SIDE = 1 << 14
 
@@ -92,6 +94,12 @@ def encoder_of(tensors: HuggingFaceTensors) -> VitSource:
     """
     settings = tensors.settings
     model_type = settings.get("model_type")
+    if settings.get("architectures") == [_MEAN_OF_PATCHES]:
+        raise UserError(
+            f"{settings.where}: {_MEAN_OF_PATCHES} was fine-tuned with the mean of its patches as its result: the "
+            "pooled feature, which is used here, was not trained for that: choose the checkpoint that it was made "
+            "from, such as google/siglip-base-patch16-224"
+        )
     if model_type in OF_TWO:
         model_type, settings = OF_TWO[model_type], _vision_section(settings)
     arguments, image_size = parse_vision(settings, model_type)
@@ -174,9 +182,20 @@ def parse_vision(settings: Settings, model_type: str) -> tuple[dict[str, Any], i
     if model_type == _DINOV3:
         if width // heads % 4:
             raise UserError(f"{where}: rotary positions need heads of a multiple of 4, not {width // heads}")
-        arguments |= {"rope": settings.section("rope_parameters").number("rope_theta", settings.number("rope_theta"))}
+        arguments |= {"rope": _rope_of(settings)}
         arguments |= {"key_bias": False} if settings.get("key_bias") is False else {}
     return arguments | dict(family.fixed), image_size
+
+
+def _rope_of(settings: Settings) -> float:
+    """The base of DINOv3's rotary positions: transformers reads `rope_theta` alone."""
+    theta, others = settings.number("rope_theta"), settings.section("rope_parameters")
+    if others.get("rope_type") not in (None, "default") or others.number("rope_theta", theta) != theta:
+        raise UserError(
+            f"{settings.where}: rope_parameters is {reprlib.repr(dict(others.values))}, but DINOv3's rotary positions "
+            f"have no other form and rope_theta is {theta}: choose another checkpoint"
+        )
+    return theta
 
 
 def _vision_section(settings: Settings) -> Settings:

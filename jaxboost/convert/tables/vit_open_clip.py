@@ -51,18 +51,21 @@ def encoder_of_folder(tensors: HuggingFaceTensors, hints: Hints) -> VitSource:
 
     Args:
       tensors: of the folder.
-      hints: what the user states about the encoder; only `resizing` and `entry` are not in the configuration.
+      hints: what the user states about the encoder. Of a tower of OpenCLIP's own the configuration says all but
+        `resizing` and `entry`.
 
     Raises:
       UserError: the tower is no `models.vit.ViT`, or a file is missing or broken.
     """
-    dataclasses.replace(hints, resizing=None, entry=None).check_unused(tensors.source)
     model = tensors.settings.section("model_cfg")
-    tower = model.section("vision_cfg")
-    if name := tower.get("timm_model_name"):
+    tower = _tower_of(model)
+    if (name := tower.get("timm_model_name")) is not None:
+        if not isinstance(name, str):
+            raise UserError(f"{tower.where}: 'timm_model_name' is {reprlib.repr(name)} instead of a name of timm's")
         # OpenCLIP leaves the pooling of timm's model as it is where none is named.
         values = {"architecture": name, "global_pool": tower.get("timm_pool") or None}
         return vit_timm.encoder_of(tensors, Settings(values, tower.where), tensors.source, hints)
+    dataclasses.replace(hints, resizing=None, entry=None).check_unused(tensors.source)
     arguments, image_size = parse_tower(model)
     return _source(tensors, arguments, image_size, hints, prefix=None)
 
@@ -78,7 +81,6 @@ def encoder_of_file(tensors: Tensors, where: str, hints: Hints) -> VitSource:
     Raises:
       UserError: see `encoder_of_folder`; or the activation is not stated.
     """
-    hints.check()
     if hints.activation is None:
         raise UserError(
             f"{where}: the weights do not say the activation, and CLIP models of the same shape differ in it: pass the "
@@ -129,7 +131,7 @@ def parse_tower(model: Settings) -> tuple[dict[str, Any], int]:
     Raises:
       UserError: `models.vit.ViT` cannot be this tower.
     """
-    tower = model.section("vision_cfg")
+    tower = _tower_of(model)
     where = tower.where
     present = {key: value for key, value in tower.values.items() if value is not None}
     tower = Settings(_DEFAULTS | present, where)
@@ -162,6 +164,15 @@ def parse_tower(model: Settings) -> tuple[dict[str, Any], int]:
         "layer_scale": tower.get("ls_init_value") is not None,
     }
     return arguments, image_size
+
+
+def _tower_of(model: Settings) -> Settings:
+    """The section of the image tower. Without it OpenCLIP's defaults would stand for a model that nobody described."""
+    if model.get("vision_cfg") is None:
+        raise UserError(
+            f"{model.where} has no 'vision_cfg': the file does not describe an image tower, download it again"
+        )
+    return model.section("vision_cfg")
 
 
 def _activation(tower: Settings, quick_gelu: bool) -> str:

@@ -28,10 +28,11 @@ _HEADS = {
 _TANH = (
     "vit_base_patch32_siglip_",
     "vit_large_patch16_siglip_512",
-    "vit_large_patch16_siglip_gap_512",
     "vit_so400m_patch16_siglip_",
     "vit_giantopt_patch16_siglip_",
 )
+# Beginnings of the tags of timm's CLIPs that were trained with QuickGELU, but for a few.
+_QUICK = ("openai", "metaclip", "dfn")
 # The beginnings of the names of timm's ViTs.
 ARCHITECTURES = ("vit_", "deit")
 # Changes of the architecture that config.json may name and that no weight shows.
@@ -94,7 +95,7 @@ def encoder_of(tensors: Tensors, settings: Settings, where: str, hints: Hints | 
     registers = 0
     if prefix + layout.embedding[REGISTERS] in tensors.names:
         registers = shape(layout.embedding[REGISTERS], 3)[1]
-    # An attention pool in the place of CLS; with both the model is another, and the pool is not read.
+    # An attention pool in the place of CLS; with both, the pool is refused as a part that no ViT has.
     pooled = prefix + layout.embedding["cls"] not in tensors.names
     placed, grid = _grid(shape(layout.embedding["positions"], 3)[1], registers, layout, where, pooled=pooled)
     pre_norm = prefix + layout.embedding["pre_norm.scale"] in tensors.names
@@ -114,7 +115,8 @@ def encoder_of(tensors: Tensors, settings: Settings, where: str, hints: Hints | 
         "mlp_width": shape(block["mlp.up.kernel"][0], 2)[0],
         "eps": eps,
         "activation": activation,
-        "patch_bias": prefix + layout.embedding["embedding.bias"] in tensors.names,
+        # timm leaves the bias out only where a norm follows; elsewhere a missing one is a damaged file.
+        "patch_bias": not pre_norm or prefix + layout.embedding["embedding.bias"] in tensors.names,
         "pre_norm": pre_norm,
         "layer_scale": prefix + block["attention_scale"][0] in tensors.names,
     }
@@ -162,6 +164,12 @@ def _check_architecture(settings: Settings) -> None:
 def _check_kind(tensors: Tensors, prefix: str, settings: Settings, where: str) -> None:
     """Raises UserError if there is no ViT in timm's names, or if it has parts that `models.vit.ViT` lacks."""
     block = TIMM.names("0")
+    registers, table = (prefix + TIMM.embedding[weight] for weight in (REGISTERS, "positions"))
+    if registers in tensors.names and table not in tensors.names:
+        raise UserError(
+            f"{where}: this ViT has registers and no table of positions, as DINOv3 in timm's names, which is not "
+            f"supported: {_DINOV3}"
+        )
     for beginning, (what, fix) in _FOREIGN.items():
         if any(name.startswith(prefix + beginning) for name in tensors.names):
             raise UserError(f"{where}: this ViT {what}, which is not supported: {fix}")
@@ -206,10 +214,15 @@ def _grid(tokens: int, registers: int, layout: VitLayout, where: str, *, pooled:
 
 
 def depth_of(tensors: Tensors, prefix: str, layout: VitLayout, where: str) -> int:
-    """Number of blocks, by the names under the prefix. Raises UserError if there are too many."""
+    """Number of blocks, by the names under the prefix. Raises UserError if there are none, or too many."""
     beginning, end = layout.block.split("{layer}")
     numbered = re.compile(re.escape(prefix + beginning) + r"([0-9]{1,9})" + re.escape(end))
-    depth = 1 + max(int(match[1]) for match in map(numbered.match, tensors.names) if match)
+    depth = 1 + max((int(match[1]) for match in map(numbered.match, tensors.names) if match), default=-1)
+    if not depth:
+        raise UserError(
+            f"{where} holds no block, no tensor's name begins with {prefix + layout.block.format(layer=0)}: "
+            "check --entry, or choose another model"
+        )
     if depth > MAX_LAYERS:
         raise UserError(f"{where} names {depth} blocks, more than {MAX_LAYERS}: download it again")
     return depth
@@ -252,7 +265,6 @@ def _unseen(
             raise UserError(f"{settings.where} says {said} heads, not {hints.heads}: leave --heads out")
     heads, note = heads_of(width, where, hints.heads, said)
     assumed = [note] * bool(note)
-    hints.check()
     eps, activation, resizing = hints.eps, hints.activation, hints.resizing
     if eps is None:
         eps = _CLIP_EPS if pre_norm else _EPS
@@ -263,6 +275,8 @@ def _unseen(
                 f"{where}: the weights do not say the activation, and CLIP models of the same shape differ in it: give "
                 "--activation quick_gelu (OpenAI, MetaCLIP, DFN) or --activation gelu (LAION, DataComp)"
             )
+        if pre_norm:
+            _check_gelu(settings)
         # A file alone does not say whether timm computes SigLIP's GELU by erf: Hugging Face and its authors do not.
         activation = _activation_of(settings.get("architecture")) if settings.values or not pooled else "gelu_tanh"
         assumed.append(f"GELU by {'tanh' if pooled else 'erf'} (--activation)")
@@ -273,6 +287,25 @@ def _unseen(
             assumed.append(f"{resizing} resizing of positions (--resizing)")
     # A config.json with an architecture of timm's has these values: they are not assumed.
     return heads, eps, activation, resizing, [] if settings.values else assumed
+
+
+def _check_gelu(settings: Settings) -> None:
+    """Raises UserError if a CLIP of timm's may have been trained with QuickGELU though its architecture has GELU.
+
+    timm has such weights under both architectures, and computes what the name says. Fine-tuned weights are timm's own,
+    trained with the GELU of their architecture.
+    """
+    architecture, published = settings.get("architecture") or "", settings.section("pretrained_cfg")
+    tag = published.get("tag")
+    tag = tag if isinstance(tag, str) else ""
+    said = "quickgelu" in str(published.get("notes")).lower()
+    if "_quickgelu_" in architecture or "_ft_" in tag or not (said or tag.startswith(_QUICK)):
+        return
+    raise UserError(
+        f"{settings.where}: the weights {tag or 'of these notes'!r} were trained with QuickGELU, or may have been, but "
+        f"timm's {architecture} has GELU: give --activation quick_gelu for the function of their training, or "
+        "--activation gelu for what timm computes"
+    )
 
 
 def _activation_of(architecture: str | None) -> str:

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxboost.models import rotary
+from jaxboost.models import grid_rotary
 from jaxboost.models.vit import ViT
 from tests.models.parity import assert_close, normal
 
 
 def test_angles_by_hand():
     """Two patches a side have their centres at -1/2 and 1/2; the second of two frequencies is 1 / 10 of the first."""
-    found = rotary.on_grid(2, first=3, head_dim=8, base=100.0)
+    found = grid_rotary.on_grid(2, first=3, head_dim=8, base=100.0)
     np.testing.assert_array_equal(found.cos[:3], 1)
     np.testing.assert_array_equal(found.sin[:3], 0)
     y, x = [-1, -1, 1, 1], [-1, 1, -1, 1]  # rows first
@@ -25,17 +25,17 @@ def test_angles_by_hand():
 def test_rotation_by_hand():
     """Features 0 and 2 of a head, and 1 and 3, are turned together; the first token stays."""
     angles = np.array([0.3, -1.1])
-    table = rotary.Rotary(
+    table = grid_rotary.Rotary(
         cos=np.float32([[1] * 4, np.tile(np.cos(angles), 2)]), sin=np.float32([[0] * 4, np.tile(np.sin(angles), 2)])
     )
     x = normal((1, 2, 1, 4), 0)
-    found = np.asarray(rotary.rotate(jnp.asarray(x), table))
+    found = np.asarray(grid_rotary.rotate(jnp.asarray(x), table))
     np.testing.assert_array_equal(found[0, 0], x[0, 0])
     turned = (x[0, 1, 0, :2] + 1j * x[0, 1, 0, 2:]) * np.exp(1j * angles)
     np.testing.assert_allclose(found[0, 1, 0], np.concatenate([turned.real, turned.imag]), atol=1e-6)
     # A single query is the first token.
-    np.testing.assert_array_equal(rotary.rotate(jnp.asarray(x[:, :1]), table), x[:, :1])
-    assert rotary.rotate(jnp.asarray(x, jnp.bfloat16), table).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(grid_rotary.rotate(jnp.asarray(x[:, :1]), table), x[:, :1])
+    assert grid_rotary.rotate(jnp.asarray(x, jnp.bfloat16), table).dtype == jnp.bfloat16
 
 
 @pytest.fixture(scope="module")

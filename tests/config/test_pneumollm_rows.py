@@ -1,0 +1,69 @@
+"""The rows of PneumoLLM's Table 3 that are CLIP without LLaMA: other systems, on the same data and splits."""
+
+import pytest
+
+from jaxboost.analysis import describe
+from jaxboost.config import get_clip_config, load_config, validation
+from jaxboost.config.continuing import flat
+from jaxboost.config.pneumollm import OTHERS
+from jaxboost.errors import UserError
+
+# Row -> its section and what is trained there: 2 classes, a text encoder of width 768.
+EXPECTED = {
+    "clip_zero_shot": ("baseline", 0),
+    "clip_probe": ("baseline", 2 * 1024 + 1),
+    "coop_clip": ("clip", 16 * 768),
+    "cocoop_clip": ("clip", 4 * 768 + (768 * 48 + 48) + (48 * 768 + 768)),
+}
+
+
+def test_every_row_is_here():
+    assert set(EXPECTED) == set(OTHERS)
+
+
+@pytest.mark.parametrize("row", EXPECTED)
+def test_row(row):
+    section, trained = EXPECTED[row]
+    config, full = load_config(f"pneumollm:{row}"), load_config("pneumollm")
+    assert section in config
+    assert "pneumollm" not in config
+    assert validation.problems(config) == []
+    differing = {name for name, value in flat(config).items() if name in flat(full) and value != flat(full)[name]}
+    assert differing <= {"model.mean", "model.std", "model.dtype", "optim.lr", "optim.weight_decay"}
+    assert (config.data.folds, config.data.classes) == (5, ("normal", "pneumoconiosis"))
+    assert describe.describe(config)["trainable"] == trained
+
+
+def test_clips_own_pixels_and_precision():
+    """The released normalisation, in float32: a cosine of 16 bits, times 100, is too coarse."""
+    rows = [load_config(f"pneumollm:{row}") for row in OTHERS]
+    for config in (*rows, load_config("baseline:zero_shot"), load_config("baseline:zero_shot+2d"), get_clip_config()):
+        model = config.model
+        assert (model.image_size, model.dtype) == (224, "float32")
+        assert model.mean == (0.48145466, 0.4578275, 0.40821073)
+        assert model.std == (0.26862954, 0.26130258, 0.27577711)
+    # The other rows round the encoder to 16 bits.
+    assert {config.model.weights for config in rows} == {"blocks/clip-vit-l14-float32"}
+    assert load_config("pneumollm").pneumollm.vision == "blocks/clip-vit-l14"
+
+
+def test_names_are_not_those_of_pneumollms_tokens():
+    for method in ("coop", "cocoop"):
+        assert load_config(f"pneumollm:{method}").pneumollm.tokens == method
+        assert load_config(f"pneumollm:{method}_clip").clip.method == f"{method}_clip"
+
+
+def test_reference():
+    config = load_config("pneumollm:reference+coop_clip")
+    assert (config.eval.protocol, config.train.last_batch, config.train.loss) == ("reference", "keep", "auto")
+    assert validation.problems(config) == []
+    with pytest.raises(UserError, match="clip_zero_shot has no epochs to pick from: leave reference out"):
+        load_config("pneumollm:clip_zero_shot+reference")
+    with pytest.raises(UserError, match="names two rows"):
+        load_config("pneumollm:coop+coop_clip")
+
+
+def test_the_quick_starts_own_words():
+    config = load_config("pneumollm_quickstart:lidc+coop_clip")
+    assert (config.data.name, config.data.folds, config.train.epochs) == ("lidcsilhouettes", 5, 5)
+    assert validation.problems(config) == []
