@@ -189,10 +189,10 @@ def test_a_file_that_ends_early(hub, repositories, tmp_path):
 def test_a_model_of_another_family(hub, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
-    (other / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    (other / "config.json").write_text(json.dumps({"model_type": "bloom"}))
     hub.repositories = hub.repositories | {"owner/other": other}
     result = run(hub.address, "owner/other", tmp_path / "block", "--layers", "0")
-    assert_one_line(result, "owner/other/config.json: this is a 'gpt2' checkpoint, not of a known family")
+    assert_one_line(result, "owner/other/config.json: this is a 'bloom' checkpoint, not of a known family")
 
 
 def assert_one_line(result, message):
