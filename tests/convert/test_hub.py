@@ -224,6 +224,7 @@ def test_a_model_of_another_family(hub, run_again, tmp_path):
     hub.repositories = hub.repositories | {"owner/other": other}
     result = run_again("owner/other", tmp_path / "block", "--layers", "0")
     assert_one_line(result, "owner/other/config.json: this is a 'bloom' checkpoint, not of a known family")
+    assert_one_line(result, "owner/other/config.json: this is a 'bloom' checkpoint, not of a known family")
 
 
 def assert_one_line(result, message):

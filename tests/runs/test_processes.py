@@ -17,7 +17,7 @@ from jaxboost.data.dataset import Dataset, DatasetInfo, Split
 from jaxboost.errors import UserError
 from jaxboost.io import read_json
 from jaxboost.processes import group
-from jaxboost.runs import together, train
+from jaxboost.runs import assembly, together, train
 from jaxboost.runs.lock import RunLock
 from jaxboost.runs.result import COSTS
 from jaxboost.training.checkpoints.checkpointer import Checkpointer
@@ -302,7 +302,7 @@ def test_a_signal_before_the_first_step_is_raised_where_others_wait(few_lidc_roo
     both = group.Group(0, 2)
     both.member = SimpleNamespace(gather=lambda name, value: [value, value], send=lambda message: None)
     monkeypatch.setattr(group, "_group", both)
-    monkeypatch.setattr(train, "assemble", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(assembly, "assemble", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(stopping.Stopped):
         train.train_and_evaluate(small_config(few_lidc_root, CHANGES), tmp_path / "run")
 

@@ -17,7 +17,7 @@ from medmnist.evaluator import getACC, getAUC
 from configs import quickstart
 from jaxboost import convert, data
 from jaxboost.errors import UserError
-from jaxboost.runs import train
+from jaxboost.runs import assembly, train
 from jaxboost.runs.result import COSTS
 from jaxboost.training import mfu
 from jaxboost.training.clock import PARTS
@@ -362,7 +362,7 @@ def test_programs_are_kept_as_the_config_says(kept, few_lidc_root, tmp_path, mon
     def keep(enabled: bool) -> None:
         raise UserError(f"kept: {enabled}")
 
-    monkeypatch.setattr(train, "keep_compiled_programs", keep)
+    monkeypatch.setattr(assembly, "keep_compiled_programs", keep)
     with pytest.raises(UserError, match=f"kept: {kept}"):
         train.train_and_evaluate(_config(few_lidc_root, **{"train.compilation_cache": kept}), tmp_path / "run")
 

@@ -403,7 +403,7 @@ def test_weights_that_do_not_fit_are_not_evaluated(tmp_path, monkeypatch):
     source = plan.make(small_study(), tmp_path).run("plain:0")
     write_run(source.config, source.folder)
     model = types.SimpleNamespace(system=types.SimpleNamespace(params={"kernel": np.zeros((9, 9))}))
-    monkeypatch.setattr(derived.train, "assemble", lambda *arguments: model)
+    monkeypatch.setattr(derived.assembly, "assemble", lambda *arguments: model)
     words = "has 100 trained parameters, and the model of the new config 81: give a variant with the same"
     with pytest.raises(UserError, match=words):
         derived.evaluate_again(source.folder, source.config, tmp_path / "again")
