@@ -10,7 +10,7 @@ from jaxboost.convert.formats.huggingface import HuggingFaceTensors
 from jaxboost.convert.formats.settings import MAX_LAYERS, Settings
 from jaxboost.convert.tables import shapes
 from jaxboost.convert.tables.parts import TEXT_WEIGHTS, Part, check_tensors
-from jaxboost.convert.tables.vit_names import CLIP, CLIP_OF_TWO
+from jaxboost.convert.tables.vit_names import CLIP
 from jaxboost.errors import UserError
 from jaxboost.models.transformer import ACTIVATIONS
 
@@ -26,7 +26,8 @@ _DEFAULTS: dict[str, Any] = {
     "layer_norm_eps": 1e-5,
 }
 _EMBEDDING_WIDTH = 512
-# The types of a checkpoint with one of the towers alone -> what it lacks.
+# The type of a checkpoint with both towers; the types of those with one of the towers alone -> what it lacks.
+_BOTH = "clip"
 _HALVES = {
     "clip_text_model": "a text encoder without its vision encoder",
     "clip_vision_model": "a vision encoder without its text encoder",
@@ -49,7 +50,7 @@ _OUTER = {
 def check_both_towers(tensors: HuggingFaceTensors) -> None:
     """Raises UserError if config.json does not describe a CLIP with a text encoder and a vision encoder."""
     found = tensors.settings.get("model_type")
-    if found == CLIP_OF_TWO:
+    if found == _BOTH:
         return
     what = _HALVES.get(found, f"no CLIP (model_type {reprlib.repr(found)})")
     raise UserError(
