@@ -12,7 +12,6 @@ from jaxboost.convert.tables import shapes
 from jaxboost.convert.tables.parts import TEXT_WEIGHTS, Part, check_tensors
 from jaxboost.convert.tables.vit_names import CLIP
 from jaxboost.errors import UserError
-from jaxboost.models.transformer import ACTIVATIONS
 
 # Of Hugging Face's configuration class, for keys that config.json leaves out.
 _DEFAULTS: dict[str, Any] = {
@@ -26,6 +25,7 @@ _DEFAULTS: dict[str, Any] = {
     "layer_norm_eps": 1e-5,
 }
 _EMBEDDING_WIDTH = 512
+_ACTIVATIONS = ("gelu", "quick_gelu")  # of all published CLIPs, by the same names here
 # The type of a checkpoint with both towers; the types of those with one of the towers alone -> what it lacks.
 _BOTH = "clip"
 _HALVES = {
@@ -70,9 +70,9 @@ def parse_text(tensors: HuggingFaceTensors) -> tuple[dict[str, Any], Settings]:
     found, where = older if older.values else section, section.where
     settings = Settings(_DEFAULTS | {key: value for key, value in found.values.items() if value is not None}, where)
     activation = settings.get("hidden_act")
-    if activation not in tuple(ACTIVATIONS):
+    if activation not in _ACTIVATIONS:
         raise UserError(
-            f"{where}: the activation is {reprlib.repr(activation)}, not one of {', '.join(ACTIVATIONS)}: choose"
+            f"{where}: the activation is {reprlib.repr(activation)}, not one of {', '.join(_ACTIVATIONS)}: choose"
             " another checkpoint"
         )
     width, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
