@@ -12,7 +12,7 @@ from jaxboost.convert.tables import shapes
 from jaxboost.convert.tables.parts import TEXT_WEIGHTS, Part, check_tensors
 from jaxboost.convert.tables.vit_names import CLIP
 from jaxboost.errors import UserError
-from jaxboost.models.transformer import ACTIVATIONS
+from jaxboost.models.activations import ACTIVATIONS
 
 # Of Hugging Face's configuration class, for keys that config.json leaves out.
 _DEFAULTS: dict[str, Any] = {
