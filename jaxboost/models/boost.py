@@ -9,10 +9,10 @@ from flax import nnx
 
 from jaxboost.errors import ArgumentError
 from jaxboost.models import absorbed
+from jaxboost.models.activations import gelu
 from jaxboost.models.families import Architecture
 from jaxboost.models.layers import layer_of, linear, torch_init, vit_init
 from jaxboost.models.llama import LlamaBlock
-from jaxboost.models.transformer import gelu
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

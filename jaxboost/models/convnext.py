@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxboost.errors import ArgumentError
+from jaxboost.models.activations import gelu
 from jaxboost.models.encoder import Traits
 from jaxboost.models.layers import Convolution, layer_norm, linear, vit_init
 from jaxboost.models.taps import tap
-from jaxboost.models.transformer import StochasticDepth, drop_path, gelu, stochastic_depths
+from jaxboost.models.transformer import StochasticDepth, drop_path, stochastic_depths
 
 PATCH, KERNEL = 4, 7  # pixels: side of the stem's patches, and of the depthwise kernels
 LAYER_SCALE = 1e-6  # initial value, section A.1 of the first paper

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxboost.models import attention
+from jaxboost.models.activations import ACTIVATIONS
 from jaxboost.models.adapters import Adaptation, Projection
 from jaxboost.models.grid_rotary import Rotary, rotate
 from jaxboost.models.layers import LinearInit, flat_product, layer_norm, layer_of, linear, stack
@@ -126,25 +127,6 @@ class Attention(nnx.Module):
         return self.out(checkpoint_name(mixed.reshape(*mixed.shape[:2], width), "mixed"))
 
 
-def gelu(x: jax.Array) -> jax.Array:
-    """GELU, x Phi(x), in float32 with erf as in torch; the erfc in `jax.nn.gelu` is slower on CPU."""
-    wide = x.astype(jnp.float32)
-    return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
-
-
-def gelu_tanh(x: jax.Array) -> jax.Array:
-    """The approximation of GELU by tanh (Hendrycks and Gimpel 2016, section 2), in float32, which SigLIP uses."""
-    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
-
-
-def quick_gelu(x: jax.Array) -> jax.Array:
-    """The approximation x sigmoid(1.702 x) of GELU (Hendrycks and Gimpel 2016, section 2), which CLIP uses."""
-    return x * jax.nn.sigmoid(1.702 * x)
-
-
-ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
-
-
 class Mlp(nnx.Module):
     """Linear - activation - Linear, (..., D) -> (..., D) through F."""
 
@@ -206,7 +188,7 @@ class Block(nnx.Module):
       mlp_width: hidden width of the MLP.
       qkv_bias: the projections to queries, keys and values have a bias.
       key_bias: see `Attention`.
-      activation: a key of ACTIVATIONS.
+      activation: a key of `activations.ACTIVATIONS`.
       layer_scale: s and t are trained vectors (D,) (Touvron et al. 2021), else 1.
       causal: a token attends to itself and to those before it only (CLIP's text encoder).
       eps: of the LayerNorms.

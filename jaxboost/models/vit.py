@@ -57,7 +57,7 @@ class ViT(nnx.Module):
       channels: C.
       width, depth, heads, mlp_width: of the blocks, see `transformer.Block`.
       eps: of all LayerNorms.
-      activation: a key of `transformer.ACTIVATIONS`.
+      activation: a key of `activations.ACTIVATIONS`.
       patch_bias: the patch embedding has a bias (not in CLIP).
       pre_norm: a LayerNorm before the first block (CLIP).
       layer_scale: see `transformer.Block` (DINOv2).

@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from jaxboost.convert.tables.positions import RESIZINGS
 from jaxboost.errors import UserError
-from jaxboost.models.transformer import ACTIVATIONS
+from jaxboost.models.activations import ACTIVATIONS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class Hints:
     Attributes:
       heads: of every block.
       eps: of all LayerNorms.
-      activation: of the MLPs, a key of `models.transformer.ACTIVATIONS`.
+      activation: of the MLPs, a key of `models.activations.ACTIVATIONS`.
       resizing: one of `positions.RESIZINGS`.
       entry: selects one of several encoders in a file: the beginning of its tensors' names.
     """
