@@ -70,6 +70,8 @@ def convert(
     if adapter is not None:
         opened = merged(opened, adapter)
     selection = opened.select(text, final_norm=final_norm)
+    if dtype != "float32" and any(name.endswith(".variance") for part in selection.parts for name in part.shapes):
+        raise UserError(f"--dtype {dtype}: the running statistics of batch norms need float32: leave it out")
     for note in selection.notes:
         logger.info("%s", note)
 

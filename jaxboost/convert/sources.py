@@ -202,7 +202,7 @@ def _in_hugging_face_layout(folder: Folder, where: str, hints: Hints) -> Source:
 
 def _in_timms_names(tensors: Tensors, settings: Settings, where: str, hints: Hints) -> VitSource | WholeSource:
     """The encoder in a checkpoint in timm's names; `settings` is config.json, empty for a single file of weights."""
-    if family := whole.family_of(tensors, settings):
+    if family := whole.family_of(tensors, settings, where, hints.entry):
         return whole.encoder_of(tensors, family, settings, where, hints)
     return vit_timm.encoder_of(tensors, settings, where, hints)
 

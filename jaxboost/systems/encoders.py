@@ -33,13 +33,16 @@ def resolve_encoder(
     if fields[name] == RANDOM:
         about = {"source": RANDOM, "dtype": model.dtype}
         text = "a random encoder: the control without pretraining"
-        return Pretrained(role=role, paths=paths, trainable=False, about=about, text=text, load=None), {}
+        # The stem of a ResNet depends on the image size, unless weights decide it: the control has theirs.
+        arguments = {"stem": "large"} if row.traits.names == "resnet" else {}
+        return Pretrained(role=role, paths=paths, trainable=False, about=about, text=text, load=None), arguments
     folder = find_converted(
         "encoder",
         fields[name],
         fields[f"{name}_source"],
         "all",
-        dtype=stored_dtype(model.dtype, trainable=trainable),
+        # Running statistics need float32.
+        dtype=stored_dtype(model.dtype, trainable=trainable or row.traits.has_statistics),
         convert_missing=fields[f"{name}_convert"],
     )
     manifest = encoders.read_manifest(folder)

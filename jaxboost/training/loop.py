@@ -63,7 +63,9 @@ def train(engine: Engine, checkpointers: Sequence[Checkpointer]) -> bool:
             validated = not at_end or _validate_unless_stopped(engine, records, number)
             if at_end:
                 rate.restart(number)
-            if at_end or number % save_every == 0 or stopping.received():
+            # Asked once: a signal that comes after this is for the next step, whose state is then saved.
+            stops = stopping.received()
+            if at_end or number % save_every == 0 or stops:
                 if not at_end:
                     engine.settle()
                 with timed(runs, "checkpoints"):
@@ -71,7 +73,7 @@ def train(engine: Engine, checkpointers: Sequence[Checkpointer]) -> bool:
                         record.losses.fetch()
                         record.save(validated=validated)
                 engine.release()
-            if stopping.received():
+            if stops:
                 break
         # The last state must be on the disk before a signal may end the process at once.
         with timed(runs, "checkpoints"):

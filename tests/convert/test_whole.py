@@ -161,6 +161,8 @@ ANOTHER_SIZE = {"model_args": {}}  # config.json then names timm's own model
             "has .*, block basic, not bottleneck, depths",
         ),
         ("resnet basic", {}, {"model_args": {"aa_layer": "blurpool"}}, "this resnet18 has another aa_layer"),
+        ("resnet basic", {}, {"global_pool": "max"}, "this resnet18 pools by 'max', not by the mean: choose another"),
+        ("swin", {}, {"model_args": {"always_partition": True}}, "has another always_partition: choose another model"),
         ("resnet basic", {}, {"model_args": {"in_chans": 1}}, "images have 1 channels instead of 3"),
         ("resnet basic", {"layer1.0.conv1.weight": None}, {}, "holds no ResNet in timm's names, there is no 'layer1"),
         ("convnextv2", {"head.norm.weight": None}, {}, r"pretrained alone, .* \(FCMAE\).*: choose a fine-tuned model"),
@@ -221,6 +223,35 @@ def test_training_checkpoints(saved, tmp_path, caplog):
     refused(str(tmp_path / "two.pth"), r"2 vision encoders \(student.module, teacher.module\): choose", tmp_path)
     convert(str(tmp_path / "two.pth"), "all", tmp_path / "teacher", hints=Hints(entry="teacher"))
     refused(str(tmp_path / "two.pth"), "no ResNet in --entry x: there are", tmp_path, hints=Hints(entry="x"))
+
+
+def test_encoders_of_two_families(saved, tmp_path):
+    """Neither is taken for the other, whichever is read first."""
+    model, _, _ = saved("resnet basic")
+    vit = {"pos_embed": torch.zeros(1, 2, 4), "blocks.0.norm1.weight": torch.zeros(4)}
+    torch.save({"student": vit, "teacher": model.state_dict()}, tmp_path / "two.pth")
+    refused(
+        str(tmp_path / "two.pth"), r"holds 2 vision encoders \(student, teacher\): choose one with --entry", tmp_path
+    )
+    refused(str(tmp_path / "two.pth"), "no vision encoder in --entry student", tmp_path, hints=Hints(entry="student"))
+    manifest = convert(str(tmp_path / "two.pth"), "all", tmp_path / "teacher", hints=Hints(entry="teacher"))
+    assert manifest.family == "resnet"
+
+
+def test_statistics_need_float32(saved, tmp_path):
+    refused(
+        str(saved("resnet basic")[1]), "--dtype bfloat16: the running statistics of batch", tmp_path, dtype="bfloat16"
+    )
+
+
+def test_another_swin(saved, tmp_path):
+    """Swin V2's checkpoints have the older names of merging, and no table of biases."""
+    state = {
+        "patch_embed.proj.weight": torch.zeros(8, 3, 4, 4),
+        "layers.0.downsample.reduction.weight": torch.zeros(16, 32),
+    }
+    torch.save(state, tmp_path / "v2.pth")
+    refused(str(tmp_path / "v2.pth"), "v2.pth", tmp_path)
 
 
 def test_manifest_and_summary(saved):

@@ -95,7 +95,9 @@ def test_remat_of_batch_norms() -> None:
         results.append(run(graphdef, params, stats))
     for ours, plain in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-3, atol=1e-4)
-    assert relative_change(results[0][1]["stem"]["norm"]["mean"], stats["stem"]["norm"]["variance"]) > 0.1
+    norm = results[0][1]["stem"]["norm"]
+    assert relative_change(norm["variance"], stats["stem"]["norm"]["variance"]) > 0.05
+    assert np.abs(norm["mean"]).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", SMALL)

