@@ -165,11 +165,11 @@ def fused(
         full = _even(mask)[:, None, None]
         hidden["mask"] = jnp.broadcast_to(full, (len(mask), 1, q.shape[1], k.shape[1]))
     elif N % 2 and not causal:
-        # Under a causal mask only the added query sees the added key. The lengths depend on the keys, because under
-        # `jax.vmap` the kernel's rule takes them only with the axis that the keys have.
-        any_of_them = k[:, 0, 0, 0] == 0
+        # Under a causal mask only the added query sees the added key. Under `jax.vmap` the kernel's rule takes lengths
+        # only with the mapped axis of the keys, so they are computed from the keys: both choices are the same number.
+        condition = k[:, 0, 0, 0] == 0
         hidden["query_seq_lengths"], hidden["key_value_seq_lengths"] = (
-            jnp.where(any_of_them, length, length) for length in (jnp.int32(q.shape[1]), jnp.int32(N))
+            jnp.where(condition, length, length) for length in (jnp.int32(q.shape[1]), jnp.int32(N))
         )
     call: Any = jax.nn.dot_product_attention
     return call(q, k, v, is_causal=causal, implementation=implementation, **hidden)[:, :Q]

@@ -244,6 +244,15 @@ def test_statistics_need_float32(saved, tmp_path):
     )
 
 
+def test_the_random_control_has_the_stem_of_pretrained_weights():
+    """Also for small images, where a ResNet that is trained from the start has the small one."""
+    config = load_config("baseline", **{"model.backbone": "resnet18", "model.weights": "random"})
+    _, arguments = resolve_encoder("encoder", config.model, config.model, "weights", trainable=False)
+    assert arguments == {"stem": "large"}
+    config.model.backbone = "convnext_atto"
+    assert resolve_encoder("encoder", config.model, config.model, "weights", trainable=False)[1] == {}
+
+
 def test_another_swin(saved, tmp_path):
     """Swin V2's checkpoints have the older names of merging, and no table of biases."""
     state = {
