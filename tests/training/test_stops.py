@@ -45,7 +45,7 @@ PHASES = {
     "while validation is compiled": ((evaluate, "put"), {}, "before the first step", 0),
     "in the first step": ((step, "put"), {}, "before the first step", 0),
     "in the second step": ((step, "put"), {"call": 2}, "after step 2, saved", 2),
-    "after the first step has asked for a signal": ((stopping, "received"), {"call": 2, "after": True}, "after step 2, saved", 2),
+    "after the first step has asked": ((stopping, "received"), {"call": 2, "after": True}, "after step 2, saved", 2),
     # The batch that validation is compiled with comes before.
     "in the first validation": ((evaluate, "put"), {"call": 3}, "after step 3, saved", 3),
     "while the best weights are saved": ((checkpointer.Checkpointer, "save_best"), {}, "after step 3, saved", 3),
