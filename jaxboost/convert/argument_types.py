@@ -110,6 +110,16 @@ class ResNet:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class InflatedResNet:
+    """The arguments of `models.inflated_resnet.InflatedResNet` that depend on the weights."""
+
+    __pydantic_config__ = CLOSED
+
+    depths: Depths
+    base_width: Width
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvNeXt:
     """The arguments of `models.convnext.ConvNeXt` that depend on the weights."""
 
@@ -188,4 +198,5 @@ ARGUMENTS: dict[str, Any] = {
     "convnext": ConvNeXt,
     "swin": Swin,
     "efficientnet": EfficientNet,
+    "inflated_resnet": InflatedResNet,
 }

@@ -110,7 +110,7 @@ class EncoderManifest:
     source: Name
     source_format: Name
     dtype: _Dtype
-    family: Literal["vit", "resnet", "convnext", "swin", "efficientnet"] = "vit"
+    family: Literal["vit", "resnet", "convnext", "swin", "efficientnet", "inflated_resnet"] = "vit"
     arguments: Annotated[Mapping[str, Any], _read_as(Annotated[dict[str, Any], AfterValidator(_as_arguments)])]
     image_size: _Pixels
     resizing: Literal["bicubic", "antialiased"] = "bicubic"

