@@ -87,6 +87,7 @@ def _describe_baseline(config: Config, info: "DatasetInfo") -> dict[str, Any]:
     import jax.numpy as jnp
 
     from jaxboost.baselines import embeddings, features
+    from jaxboost.models.backbones import BACKBONES
     from jaxboost.models.frozen import count, merge, mib
     from jaxboost.systems import prepare
     from jaxboost.tasks import TASKS
@@ -102,8 +103,10 @@ def _describe_baseline(config: Config, info: "DatasetInfo") -> dict[str, Any]:
             return merge(system.graphdef, *weights)(images)
 
         side, channels = config.model.image_size, info.channels
-        arguments = (jax.ShapeDtypeStruct((1, side, side, channels), jnp.uint8), system.params, system.frozen)
-        flops = count_flops(embed, *arguments, system.stats) * (embeddings.VIEWS if info.ndim == 3 else 1)
+        sides = [side] * BACKBONES[config.model.backbone].ndim
+        arguments = (jax.ShapeDtypeStruct((1, *sides, channels), jnp.uint8), system.params, system.frozen)
+        flops = count_flops(embed, *arguments, system.stats)
+        flops *= embeddings.AXES * embeddings.slices_along_axis(config) or 1
         width = jax.eval_shape(embed, *arguments, system.stats).shape[-1]
     # A binary problem has one row of coefficients.
     rows = 1 if TASKS[info.task].binary else classes

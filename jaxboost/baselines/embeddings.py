@@ -8,17 +8,29 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from jaxboost.config.model_fields import SLICES
+from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset, MappedRows, Split
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.evaluation import evaluate
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.frozen import Tree, merge
+from jaxboost.models.slices import positions
 from jaxboost.systems import System
 from jaxboost.training import source_tokens
 
 # batch on the devices -> embeddings (B, 2W), see `models.embedder`
 Encode = Callable[[evaluate.Batch], jax.Array]
-VIEWS = 3
+AXES = 3
+
+
+def slices_along_axis(config: Config) -> int:
+    """The number of slices along each axis of a volume that a baseline's encoder sees; 0: images, or whole volumes."""
+    fields = config.baseline
+    if fields.ndim == 2 or BACKBONES[config.model.backbone].ndim == 3:
+        return 0
+    return fields.slices if fields.views == SLICES else 1
 
 
 def make_encode(system: System, weights: tuple[Tree, Tree, Tree], replicated: jax.NamedSharding) -> Encode:
@@ -37,13 +49,15 @@ def make_encode(system: System, weights: tuple[Tree, Tree, Tree], replicated: ja
     return lambda batch: encode(weights, batch["image"])
 
 
-def middle_views(volumes: np.ndarray | MappedRows) -> np.ndarray:
-    """The three orthogonal middle slices of volumes (n, S, S, S, C), of each volume in the order of the axes.
+def views_of(volumes: np.ndarray | MappedRows, count: int) -> np.ndarray:
+    """The slices of volumes (n, S, S, S, C), `count` along each axis, of each volume in the order of the axes.
 
-    The middle of an even S is S / 2. Returns (3n, S, S, C).
+    One along each axis is the middle one, of an even S the slice S / 2. Returns (3 count n, S, S, C).
     """
-    middle = volumes.shape[1] // 2
-    views = [np.take(np.asarray(volume), middle, axis) for volume in volumes for axis in range(VIEWS)]
+    numbers = positions(volumes.shape[1], count)
+    views = [
+        np.take(np.asarray(volume), number, axis) for volume in volumes for axis in range(AXES) for number in numbers
+    ]
     return np.array(views, volumes.dtype).reshape(-1, *volumes.shape[2:])
 
 
@@ -54,24 +68,26 @@ def of_dataset(
     batch_size: int,
     image_size: int,
     by_batch: jax.NamedSharding,
+    slices: int,
     folder: pathlib.Path,
     key: str,
 ) -> dict[str, np.ndarray]:
     """The embeddings of all splits: split -> float32 (n, 2W).
 
-    Volumes are encoded by three views, see `middle_views`, and their embeddings averaged.
+    Volumes are encoded by their slices, see `views_of`, and their embeddings averaged; a 3D encoder takes them whole.
 
     Args:
       dataset: with images or volumes.
       encode: see `make_encode`.
       batch_size, image_size: of the encoder's batches.
       by_batch: see `step.make_mesh`.
+      slices: see `slices_along_axis`.
       folder, key: see `source_tokens.encode`; the embeddings of views are kept one by one.
 
     Raises:
       UserError, Stopped: see `source_tokens.encode`.
     """
-    splits = {name: _as_images(split) for name, split in dataset.splits.items()}
+    splits = {name: _as_images(split, slices) for name, split in dataset.splits.items()}
     encoded = source_tokens.encode(
         dataclasses.replace(dataset, splits=splits),
         lambda batch: encode(evaluate.put(batch, by_batch))[:, np.newaxis],
@@ -88,18 +104,18 @@ def of_dataset(
 
 
 def of_images(
-    images: np.ndarray, encode: Encode, *, batch_size: int, image_size: int, by_batch: jax.NamedSharding
+    images: np.ndarray, encode: Encode, *, batch_size: int, image_size: int, by_batch: jax.NamedSharding, slices: int
 ) -> np.ndarray:
     """The embeddings of images (n, S, S, C) or volumes (n, S, S, S, C) as `of_dataset` has them, float32 (n, 2W)."""
-    split = _as_images(Split(images=images, labels=np.zeros((len(images), 1), np.int64)))
+    split = _as_images(Split(images=images, labels=np.zeros((len(images), 1), np.int64)), slices)
     found = batches.eval_batches(split, batch_size=batch_size, image_size=image_size)
     return _averaged(evaluate.run_batches(encode, found, by_batch), len(images))
 
 
-def _as_images(split: Split) -> Split:
-    if len(split.images.shape) == 4:
+def _as_images(split: Split, slices: int) -> Split:
+    if not slices:
         return Split(images=split.images, labels=split.labels)
-    return Split(images=middle_views(split.images), labels=np.repeat(split.labels, VIEWS, axis=0))
+    return Split(images=views_of(split.images, slices), labels=np.repeat(split.labels, AXES * slices, axis=0))
 
 
 def _averaged(found: np.ndarray, samples: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from jaxboost.config import class_weights, model_combinations
-from jaxboost.config.model_combinations import Table, backbone_of, caught, ndim_of
+from jaxboost.config.model_combinations import Table, backbone_of, caught, ndim_of, slices_of
 from jaxboost.config.model_fields import ZERO_SHOT
 from jaxboost.config.types import Config
 from jaxboost.errors import UserError
@@ -163,7 +163,8 @@ def _class_weights(config: Config) -> Iterator[str]:
 def _last_batch(config: Config) -> Iterator[str]:
     mix, backbone = config.mix, backbone_of(config)
     mixes = mix.prob > 0 and (mix.mixup > 0 or mix.cutmix > 0)
-    norms = backbone is not None and backbone.traits.has_statistics
+    # A frozen encoder computes as in evaluation.
+    norms = backbone is not None and backbone.traits.has_statistics and not config.model.get("frozen", False)
     if config.train.last_batch == "keep" and (norms or mixes):
         what = "batch norms" if norms else "mixup and cutmix"
         yield f'config field train.last_batch: {what} need whole batches: set it to "drop"'
@@ -180,24 +181,39 @@ def _deterministic(config: Config) -> Iterator[str]:
 def _dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
     from jaxboost.models.backbones import BACKBONES
 
-    name, size = config.model.backbone, config.model.image_size
+    name = config.model.backbone
     if "pneumollm" in config:
         if info.ndim != 2:
             yield f"data set {info.name} is {info.ndim}-D, PneumoLLM takes 2-D images: choose another data.name"
         return
-    if ndim_of(config) != info.ndim:
+    if slices_of(config) and info.ndim == 2:
+        yield f"config field model.slices: data set {info.name} is 2-D, set it to 0"
+    elif ndim_of(config) != info.ndim:
+        by_slices = ", or model.slices to 4 or more" if info.ndim == 3 else ""
         fitting = ", ".join(other for other, row in BACKBONES.items() if row.ndim == info.ndim)
         yield (
             f"data set {info.name} is {info.ndim}-D but backbone {name} takes {ndim_of(config)}-D input:"
-            f" set model.backbone to one of {fitting}"
+            f" set model.backbone to one of {fitting}{by_slices}"
         )
-    elif info.ndim == 3 and size != info.size:
+    elif info.ndim == 3:
+        yield from _side(config, info)
+
+
+def _side(config: Config, info: "DatasetInfo") -> Iterator[str]:
+    """The side of whole volumes."""
+    if (size := config.model.image_size) != info.size:
         yield (
             f"config field model.image_size: volumes are not resampled, set it to data.size ({info.size}), not {size}"
         )
 
 
 def _baseline_dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
+    backbone = backbone_of(config)
+    takes_volumes = config.baseline.features == "encoder" and backbone is not None and backbone.ndim == 3
+    if takes_volumes and info.ndim == 3:
+        yield from _side(config, info)
+    if config.baseline.slices > info.size:
+        yield f"config field baseline.slices: {config.baseline.slices} is more than the {info.size} that a volume has"
     if config.baseline.ndim != info.ndim:
         yield (
             f"config field baseline.ndim: data set {info.name} is {info.ndim}-D, set it to {info.ndim}, not"

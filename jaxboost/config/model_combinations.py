@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from jaxboost.config.model_fields import ZERO_SHOT
+from jaxboost.config.model_fields import ENCODER, SLICES, ZERO_SHOT
 from jaxboost.config.types import Config
 from jaxboost.errors import UserError
 
 if TYPE_CHECKING:
     from jaxboost.models.backbones import Backbone
+    from jaxboost.models.slices import Slices
 
 Check = Callable[[Config], Iterator[str]]
 # (fields or sections that a check reads, the check)
@@ -33,11 +34,57 @@ def ndim_of(config: Config) -> int | None:
 
 
 def backbone_of(config: Config) -> "Backbone | None":
-    """The backbone's row in the table of the config's system; None if the backbone is unknown."""
+    """The backbone's row in the table of the config's system; None if the backbone is unknown.
+
+    Of a 2D backbone that sees slices, it is the row that takes volumes.
+    """
     from jaxboost.models.backbones import BACKBONES
     from jaxboost.models.pneumollm import ENCODERS
+    from jaxboost.models.slices import sliced
 
-    return (ENCODERS if "pneumollm" in config else BACKBONES).get(config.model.backbone)
+    row = (ENCODERS if "pneumollm" in config else BACKBONES).get(config.model.backbone)
+    return sliced(row, slices_of(config)) if row is not None and row.ndim == 2 else row
+
+
+def slices_of(config: Config) -> "Slices | None":
+    """The slices of a volume that the 2D encoder of a config sees; None: it sees images, or takes whole volumes."""
+    from jaxboost.models.slices import Slices
+
+    # A system without these fields has no slices; nor have runs of earlier versions.
+    if not (count := config.model.get("slices", 0)):
+        return None
+    model = config.model
+    return Slices(count=count, axes=tuple(model.slice_axes), size=model.slice_size, pooling=model.slice_pooling)
+
+
+def encoder_side(config: Config) -> int:
+    """The side of what the encoder sees, in pixels or voxels."""
+    slices = slices_of(config)
+    return (slices.size if slices else 0) or config.model.image_size
+
+
+def _slices(config: Config) -> Iterator[str]:
+    """The fields about slices."""
+    from jaxboost.models.slices import ATTENTION, SlicedBackbone
+
+    model, backbone, slices = config.model, backbone_of(config), slices_of(config)
+    if slices is None:
+        for name in ("slice_axes", "slice_size", "slice_pooling"):
+            value, plain = model[name], ENCODER[name].default
+            if (tuple(value) if isinstance(plain, tuple) else value) != plain:
+                yield f"config field model.{name}: it has no effect without model.slices, set it to {plain}"
+        return
+    if backbone is not None and not isinstance(backbone, SlicedBackbone):
+        yield f"config field model.slices: backbone {model.backbone} takes whole volumes, set it to 0"
+    if len(set(slices.axes)) != len(slices.axes) or not slices.axes:
+        yield f"config field model.slice_axes: {slices.axes} should name axes once each, such as (0, 1, 2) or (2,)"
+    if slices.count > model.image_size:
+        yield f"config field model.slices: {slices.count} is more than model.image_size, {model.image_size}"
+    if slices.pooling == ATTENTION and config.boost.kind != "none":
+        yield (
+            "config field model.slice_pooling: a booster gives the mean of the slices' tokens: set it to mean, or"
+            " boost.kind to none"
+        )
 
 
 def caught(check: Callable[[], object]) -> Iterator[str]:
@@ -58,17 +105,18 @@ def _pixels(config: Config) -> Iterator[str]:
 
 
 def _patch(config: Config) -> Iterator[str]:
-    backbone, size = backbone_of(config), config.model.image_size
+    backbone, size = backbone_of(config), encoder_side(config)
+    field = "slice_size" if config.model.get("slice_size", 0) else "image_size"
     patch = backbone.arguments.get("patch") if backbone else None
     if patch and (size <= 0 or size % patch):
         yield (
-            f"config field model.image_size: {size} is not a multiple of the patch size {patch} of backbone"
+            f"config field model.{field}: {size} is not a multiple of the patch size {patch} of backbone"
             f" {config.model.backbone}"
         )
     elif size <= 0:
-        yield f"config field model.image_size: {size} should be above 0"
+        yield f"config field model.{field}: {size} should be above 0"
     elif backbone and (problem := backbone.traits.size_problem(size, backbone.arguments)):
-        yield f"config field model.image_size: backbone {config.model.backbone}: {problem}"
+        yield f"config field model.{field}: backbone {config.model.backbone}: {problem}"
 
 
 def _layer_decay(config: Config) -> Iterator[str]:
@@ -88,22 +136,18 @@ def _pooled(config: Config) -> Iterator[str]:
         yield f"backbone {name} gives one pooled feature, no tokens: set boost.kind=none"
     if config.model.drop_path and not backbone.traits.has_stochastic_depth:
         yield f"config field model.drop_path: backbone {name} has no layers to drop, set it to 0"
-    if config.model.frozen and backbone.traits.has_statistics:
-        yield f"config field model.frozen: the batch norms of {name} would still change, set it to False"
 
 
 def _encoder_weights(config: Config) -> Iterator[str]:
     from jaxboost.models.backbones import BACKBONES
 
     model, backbone = config.model, backbone_of(config)
-    # With batch norms it cannot be frozen at all.
-    can_freeze = backbone is None or not backbone.traits.has_statistics
-    if model.frozen and can_freeze and not model.weights:
+    if model.frozen and not model.weights:
         yield (
             "config field model.frozen: an untrained encoder would stay untrained: set model.weights to the folder that"
             ' `jaxboost convert` made, or to "random": the control'
         )
-    if model.frozen and can_freeze and model.drop_path:
+    if model.frozen and model.drop_path:
         yield "config field model.drop_path: it would only disturb a frozen encoder, set it to 0"
     if model.weights not in ("", "random") and backbone is not None and not backbone.loads_weights:
         fitting = ", ".join(name for name, row in BACKBONES.items() if row.loads_weights)
@@ -203,8 +247,8 @@ def _baseline(config: Config) -> Iterator[str]:
     yield from _zero_shot(config)
     if fields.features != "encoder":
         return
-    if backbone is None or not (backbone.loads_weights and backbone.ndim == 2):
-        fitting = ", ".join(name for name, row in BACKBONES.items() if row.loads_weights and row.ndim == 2)
+    if backbone is None or not (backbone.loads_weights and backbone.ndim <= fields.ndim):
+        fitting = ", ".join(name for name, row in BACKBONES.items() if row.loads_weights and row.ndim <= fields.ndim)
         yield (
             f"config field model.backbone: {config.model.backbone!r} gives no features of a pretrained encoder: set it"
             f" to one of {fitting}"
@@ -215,6 +259,13 @@ def _baseline(config: Config) -> Iterator[str]:
             "config field model.weights is empty: set it to the folder that `jaxboost convert` made, or to"
             ' "random": the control'
         )
+    sees_slices = fields.views == SLICES
+    if sees_slices and (fields.ndim == 2 or backbone.ndim == 3):
+        what = f"backbone {config.model.backbone} takes whole volumes" if fields.ndim == 3 else "images have no slices"
+        yield f"config field baseline.views: {what}, set it to middle, and baseline.slices to 0"
+    elif sees_slices != bool(fields.slices):
+        needs = "views=slices needs their number, such as 4" if sees_slices else "it needs baseline.views=slices"
+        yield f"config field baseline.slices: {needs}"
     yield from _patch(config)
 
 
@@ -255,9 +306,10 @@ def _zero_shot(config: Config) -> Iterator[str]:
         )
 
 
+_SLICE_FIELDS = ("model.slices", "model.slice_axes", "model.slice_size", "model.slice_pooling")
 _BOTH: Table = (
     (("model.mean", "model.std"), _pixels),
-    (("model.backbone", "model.image_size"), _patch),
+    (("model.backbone", "model.image_size", *_SLICE_FIELDS), _patch),
     (("model", "optim.layer_decay"), _layer_decay),
 )
 _BASELINE: Table = (
@@ -265,9 +317,10 @@ _BASELINE: Table = (
     (("model", "baseline"), _baseline),
 )
 _RLLM: Table = (
+    ((*_SLICE_FIELDS, "model.backbone", "model.image_size", "boost.kind"), _slices),
     (("model", "boost.kind"), _pooled),
     (("model",), _encoder_weights),
-    (("model.backbone", "boost.path", "boost.kind", "boost.rope", "boost.lora_rank"), _path),
+    (("model.backbone", *_SLICE_FIELDS, "boost.path", "boost.kind", "boost.rope", "boost.lora_rank"), _path),
     (("boost",), _llm("boost")),
     (("boost",), _controls),
 )

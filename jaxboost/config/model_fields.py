@@ -30,6 +30,12 @@ def _prompt_methods() -> Iterable[str]:
     return METHODS
 
 
+def _slice_poolings() -> Iterable[str]:
+    from jaxboost.models.slices import POOLINGS
+
+    return POOLINGS
+
+
 def _attention_modes() -> Iterable[str]:
     from jaxboost.models.attention import MODES
 
@@ -114,6 +120,37 @@ ENCODER = {
         range=Range(least=0, below=1, words="0 to below 1"),
     ),
 }
+# A 2D encoder on volumes.
+_SLICES = {
+    "slices": Field(
+        0,
+        "2D backbone on volumes: number of slices along each axis of model.slice_axes, evenly spaced; each is encoded"
+        " as an image. 0: images, or a 3D backbone",
+        range=Range(least=0, most=MAX_SIDE),
+        before=0,
+    ),
+    "slice_axes": Field(
+        (0, 1, 2),
+        "axes of a volume along which slices are taken; of a NIfTI file (2,) gives the axial slices",
+        range=Range(least=0, most=2, words="0, 1 or 2"),
+        before=(0, 1, 2),
+    ),
+    "slice_size": Field(
+        0,
+        "side to which slices are resized for the encoder, bicubic; 0: model.image_size, the side of the volume",
+        unit="pixels",
+        range=Range(least=0, most=MAX_SIDE),
+        before=0,
+    ),
+    "slice_pooling": Field(
+        "mean",
+        'what the head reads of the slices\' features: "mean", or "attention" (a trained gated attention); with a'
+        " booster the mean of what it makes of them",
+        choices=_slice_poolings,
+        before="mean",
+    ),
+}
+ENCODER |= _SLICES
 # A baseline's encoder is always frozen, and its runs train nothing.
 BASELINE_MODEL = {
     **{name: MODEL[name] for name in ("image_size", "mean", "std", "dtype", "attention")},
@@ -285,6 +322,8 @@ CLIP = {
 }
 # The classifier that compares CLIP's embeddings with class prompts, and is fitted to nothing.
 ZERO_SHOT = "zero_shot"
+# Several slices along each axis, as what a 2D encoder sees of a volume.
+SLICES = "slices"
 BASELINE = {
     "features": Field(
         "encoder",
@@ -312,9 +351,15 @@ BASELINE = {
     ),
     "views": Field(
         "middle",
-        'what a 2D encoder sees of a volume: "middle": the three orthogonal middle slices, whose embeddings are'
-        " averaged",
-        choices=("middle",),
+        'what a 2D encoder sees of a volume: "middle": the three orthogonal middle slices; "slices": baseline.slices'
+        " slices along each of the three axes. Their embeddings are averaged",
+        choices=("middle", SLICES),
+    ),
+    "slices": Field(
+        0,
+        'number of slices along each axis, evenly spaced, if baseline.views is "slices"; else 0',
+        range=Range(least=0, most=MAX_SIDE),
+        before=0,
     ),
     "cache": Field(
         "",

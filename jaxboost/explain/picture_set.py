@@ -8,8 +8,9 @@ import numpy as np
 from jaxboost.errors import UserError
 from jaxboost.explain import activation, attention, gradcam, pictures, samples, sanity
 from jaxboost.explain.samples import Samples
-from jaxboost.explain.tapped import Maps, Tapped, targets_of
+from jaxboost.explain.tapped import Maps, Tapped, no_map, targets_of
 from jaxboost.inference.open_run import FinishedRun
+from jaxboost.models.slices import SliceEncoder
 from jaxboost.tasks import TASKS
 
 METHODS = ("gradcam", "attention", "activation")
@@ -74,6 +75,10 @@ def explain(
     probabilities = run.predict(given.images, batch_size=batch_size)
     targets = targets_of(tapped, probabilities, class_name)
     weights, checked, missing = None, {}, {}
+    if isinstance(tapped.model.encoder, SliceEncoder):
+        reason = "its encoder sees slices, and a map of a volume is not made of theirs"
+        missing = {method: str(no_map(f"picture of {method}", tapped, reason)) for method in methods}
+        methods = ()
     for method in methods:
         try:
             if method == "activation":

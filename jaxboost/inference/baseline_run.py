@@ -69,4 +69,5 @@ class BaselineRun:
             batch_size=-(-(batch_size or self.batch_size) // devices) * devices,
             image_size=self.preprocessing.image_size,
             by_batch=self.by_batch,
+            slices=embeddings.slices_along_axis(self.config),
         )

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxboost import io, schema, systems
 from jaxboost.baselines import embeddings, saved
+from jaxboost.config.model_combinations import slices_of
 from jaxboost.convert import argument_types
 from jaxboost.data.dataset import DatasetInfo, Split
 from jaxboost.data.pipeline import batches
@@ -251,6 +252,8 @@ def _open_baseline(
 def _ndim(config: ConfigDict) -> int:
     if "baseline" in config:
         return config.baseline.ndim
+    if slices_of(config):
+        return 3
     return 2 if "pneumollm" in config else BACKBONES[config.model.backbone].ndim
 
 

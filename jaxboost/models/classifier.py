@@ -15,6 +15,7 @@ from jaxboost.models.encoder import Encoder
 from jaxboost.models.frozen import freeze
 from jaxboost.models.layers import layer_norm, linear, normalize_pixels
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
+from jaxboost.models.slices import ATTENTION, GatedPool, SliceEncoder, Slices, sliced
 from jaxboost.models.taps import tap
 from jaxboost.models.trained_layer import TrainedLayer
 
@@ -23,8 +24,9 @@ class Classifier(nnx.Module):
     """uint8 images (B, S, S, c) or volumes (B, S, S, S, c), c in {1, 3} -> logits (B, classes) in float32.
 
     Pixels become ([0, 1] - mean) / std; grey is repeated to three channels. The head reads the first token: CLS, or the
-    single token of a pooling encoder; or the mean of the tokens, if the encoder has no CLS token. In the place of
-    images the encoder's tokens (B, Q, W) may be given, as `encode` returns them.
+    single token of a pooling encoder; or the mean of the tokens, if the encoder has no CLS token, or what `pool` makes
+    of them. A frozen encoder computes as in evaluation. In the place of images the encoder's tokens (B, Q, W) may be
+    given, as `encode` returns them.
     """
 
     def __init__(
@@ -37,8 +39,11 @@ class Classifier(nnx.Module):
         mean: Sequence[float],
         std: Sequence[float],
         dtype: jnp.dtype,
+        pool: GatedPool | None = None,
+        frozen: bool = False,
     ):
         self.encoder, self.boost, self.head_norm, self.head = encoder, boost, head_norm, head
+        self.pool, self.frozen = pool, frozen
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
 
     def __call__(
@@ -63,20 +68,25 @@ class Classifier(nnx.Module):
         tokens = tokens.astype(self.dtype)
         if self.boost is not None:
             tokens = self.boost.pooled(tap("tokens", tokens), precomputed=precomputed)
+        if self.pool is not None:
+            tokens = self.pool(tokens)
         pooled = tokens[:, 0]
         if self.head_norm is not None:
             pooled = self.head_norm(pooled)
         return pooled.astype(jnp.float32)
 
     def encode(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """The encoder's tokens (B, Q, W): all N of them; if the booster reads no others, CLS or their mean (Q = 1).
+        """The encoder's tokens (B, Q, W): all N of them; if nothing reads the others, CLS or their mean (Q = 1).
 
         Args:
           images: uint8 images or volumes.
           key: see `features`.
         """
+        if isinstance(self.encoder, SliceEncoder):
+            images = self.encoder.views(images)
         x = normalize_pixels(images, self.mean, self.std, keep_grey=self.encoder.traits.takes_grey)
-        all_tokens = self.boost is not None and self.boost.reads_all_tokens
+        key = None if self.frozen else key
+        all_tokens = self.pool is not None or (self.boost is not None and self.boost.reads_all_tokens)
         if all_tokens or self.encoder.traits.cls_first:
             return self.encoder(x, queries=None if all_tokens else 1, key=key)
         return self.encoder(x, key=key).mean(1, keepdims=True)
@@ -129,6 +139,7 @@ def build(
     remat: bool = False,
     drop_path: float = 0.0,
     frozen: bool = False,
+    slices: Slices | None = None,
     encoder_arguments: Mapping[str, Any] | None = None,
     block: LlamaBlock | None = None,
     rngs: nnx.Rngs,
@@ -146,6 +157,8 @@ def build(
       remat: recompute activations in the backward pass, see `transformer.Transformer` and `resnet.ResNet`.
       drop_path: stochastic depth, see `transformer.Transformer`.
       frozen: the encoder and the norm before the head are not trained.
+      slices: which slices of a volume a 2D encoder sees; None: images, or whole volumes. Attention pools them only
+        without a booster, which gives the mean.
       encoder_arguments: arguments of the encoder that take precedence over those in BACKBONES, such as the eps of its
         checkpoint. The norm before the head then has the same eps.
       block: LLaMA layers with the booster's `config`; None: new random ones.
@@ -154,7 +167,7 @@ def build(
     Raises:
       UserError: a booster for a backbone without tokens, or stochastic depth for one without that option.
     """
-    spec, changes = BACKBONES[backbone], dict(encoder_arguments or {})
+    spec, changes = sliced(BACKBONES[backbone], slices), dict(encoder_arguments or {})
     if boost.kind != "none" and not spec.traits.gives_tokens:
         raise ArgumentError(f"backbone {backbone} gives one pooled feature, no tokens for boost {boost.kind}")
     if drop_path and not spec.traits.has_stochastic_depth:
@@ -169,11 +182,14 @@ def build(
         freeze(encoder)
         if norm is not None:
             freeze(norm)
+    pools = slices is not None and slices.pooling == ATTENTION and booster is None
+    pool = GatedPool(encoder.width, dtype=dtype, rngs=rngs) if pools else None
     head = linear(encoder.width, classes, init=spec.traits.head_init, dtype=jnp.float32, rngs=rngs)
     if boost.lora_rank and isinstance(booster, Boost) and booster.block is not None:
         # Last, so that the other weights are drawn as without it.
         booster.block.add_lora(boost.lora_rank, alpha=boost.lora_alpha or None, rngs=rngs)
-    return Classifier(encoder, booster, head_norm=norm, head=head, mean=mean, std=std, dtype=dtype)
+    given: dict[str, Any] = dict(mean=mean, std=std, dtype=dtype, pool=pool, frozen=frozen)
+    return Classifier(encoder, booster, head_norm=norm, head=head, **given)
 
 
 def _build_boost(

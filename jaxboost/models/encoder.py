@@ -31,7 +31,7 @@ class Traits:
       gives_tokens: it returns several tokens, as a booster needs them. False: it returns one pooled feature, as one
         token.
       cls_first: the first token is CLS, which a head reads. False: the tokens are a grid, and a head reads their mean.
-      has_statistics: it has batch norms. Their running statistics change in training even if the weights are frozen.
+      has_statistics: it has batch norms. Their running statistics change in training, unless the encoder is frozen.
       has_stochastic_depth: its constructor takes `drop_path`.
       takes_grey: pixels may have a single channel, which stands for three equal ones.
       has_first_tokens: it is a `BlockEncoder`: PneumoLLM can read its CLS token after each block.

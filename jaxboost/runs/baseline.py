@@ -134,6 +134,7 @@ def _features(
         batch_size=config.eval.batch_size,
         image_size=model.image_size,
         by_batch=by_batch,
+        slices=embeddings.slices_along_axis(config),
         folder=cache,
         # What the encoder computes depends on all of these.
         key=f"{fingerprint} embedding {model.image_size} {tuple(model.mean)} {tuple(model.std)} {model.dtype}",

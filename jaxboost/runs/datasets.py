@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxboost import data, io
+from jaxboost.config.model_combinations import slices_of
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import ALL, Dataset, DatasetInfo, row_digests
 from jaxboost.data.sources.folder.source import SOURCE
@@ -274,6 +275,8 @@ def ndim(config: Config) -> int:
     """The number of spatial dimensions of the model, 2 or 3, which decides how a user's files are read."""
     if "baseline" in config:
         return config.baseline.ndim
+    if slices_of(config):
+        return 3
     if config.data.source != SOURCE or "pneumollm" in config:
         return 2
     return BACKBONES[check_choice(config.model.backbone, BACKBONES, "config field model.backbone")].ndim

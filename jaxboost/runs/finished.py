@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxboost import schema
 from jaxboost.config import continuing, validation
+from jaxboost.config.table import fields_of
 from jaxboost.errors import UserError
 from jaxboost.runs import datasets, workdir
 from jaxboost.runs.result import FoldsResult, RunResult
@@ -89,6 +90,9 @@ def _parsed(content: dict[str, Any], path: pathlib.Path) -> ConfigDict:
         raise UserError(f"{path} is not the config of a run: it lacks the section {', '.join(lacking)}")
     if lacking := [name for name in fields if name not in config.model]:
         raise UserError(f"{path} is not the config of a run: the section model lacks {', '.join(lacking)}")
+    # Fields of some systems only, that earlier versions lacked.
+    for name in (name for name in fields_of(config) if name.startswith("model.") and name in continuing.ADDED):
+        config.model.setdefault(name.removeprefix("model."), continuing.ADDED[name])
     validation.validate_present(config)
     if config.model.attention == "fused":
         # A prediction may run on another device.

@@ -52,6 +52,10 @@ class Model:
     frozen: bool | None = None
     cache_gb: float | None = None
     drop_path: float | None = None
+    slices: int | None = None
+    slice_axes: tuple[int, ...] | None = None
+    slice_size: int | None = None
+    slice_pooling: _Text | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,6 +153,7 @@ class Baseline:
     views: _Text
     cache: _Text
     text: _Text = continuing.ADDED["baseline.text"]
+    slices: int = continuing.ADDED["baseline.slices"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,14 @@ from jaxboost.systems.weights import RANDOM, Pretrained, as_trained, find_conver
 
 
 def resolve_encoder(
-    role: str, model: Config, fields: Config, name: str, *, trainable: bool, with_norm: bool = True
+    role: str,
+    model: Config,
+    fields: Config,
+    name: str,
+    *,
+    trainable: bool,
+    with_norm: bool = True,
+    image_size: int | None = None,
 ) -> tuple[Pretrained, dict[str, Any]]:
     """Finds the weights of a model's `encoder`, and the arguments that replace those of the backbone.
 
@@ -23,6 +30,7 @@ def resolve_encoder(
       fields, name: a section of the config, and its field with the folder of the vision encoder, or with "random" for
         the control, a frozen random encoder. `{name}_source` and `{name}_convert` are fields of that section too.
       with_norm: whether the encoder's final norm is needed too, as the model's `head_norm`, if its backbone has one.
+      image_size: side of the images that the encoder sees; None: that of `model`.
 
     Raises:
       UserError: the encoder is missing, or is another model than `backbone`.
@@ -54,7 +62,7 @@ def resolve_encoder(
         trainable=trainable,
         about={"source": manifest.source, "dtype": manifest.dtype, "arguments": dict(manifest.arguments)},
         text=f"encoder of {manifest.source}, {'trained too' if trainable else 'frozen'}",
-        load=functools.partial(_load_encoder, folder, model.image_size, trainable, with_norm),
+        load=functools.partial(_load_encoder, folder, image_size or model.image_size, trainable, with_norm),
     )
     return part, dict(manifest.arguments)
 

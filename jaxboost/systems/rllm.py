@@ -1,17 +1,17 @@
 """R-LLM from a config: the model, and the weights of its encoder and of its block."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
 from flax import nnx
 
-from jaxboost.config.model_combinations import path_problem
+from jaxboost.config.model_combinations import encoder_side, path_problem, slices_of
 from jaxboost.config.types import Config
 from jaxboost.convert import encoders
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
 from jaxboost.models import classifier
-from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import has_block
 from jaxboost.models.classifier import BoostSpec, Classifier
 from jaxboost.models.llama import LlamaConfig
@@ -31,14 +31,21 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
     """Prepares R-LLM, see `systems.prepare`."""
     encoder, arguments = _resolve_encoder(config, recorded, with_weights=with_weights)
     spec, block = _resolve_boost(config, recorded, with_weights=with_weights)
-    parts = (*encoder, *block)
+    parts, slices = (*encoder, *block), slices_of(config)
 
     def build(rngs: nnx.Rngs) -> Classifier:
         return classifier.build(
-            boost=spec, classes=len(info.classes), encoder_arguments=arguments, rngs=rngs, **model_arguments(config)
+            boost=spec,
+            classes=len(info.classes),
+            slices=slices,
+            encoder_arguments=arguments,
+            rngs=rngs,
+            **model_arguments(config),
         )
 
     backbone, kind = config.model.backbone, config.boost.kind
+    if slices:
+        backbone += f" on {slices.total} slices"
     return System(
         **trace(with_attention(config, build)),
         title=f"{backbone} + {kind}{described(parts)}",
@@ -51,10 +58,11 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
 def fixed_tokens(config: Config) -> FixedTokens | None:
     """The tokens of R-LLM's encoder, see `systems.fixed_tokens`."""
     model = config.model
-    # Running statistics of batch norms change in training, frozen or not.
-    if not model.frozen or model.drop_path or BACKBONES[model.backbone].traits.has_statistics:
+    if not model.frozen or model.drop_path:
         return None
     fields = {name: model[name] for name in ("backbone", "image_size", "mean", "std", "dtype")}
+    if model.slices:
+        fields |= {name: model[name] for name in ("slices", "slice_axes", "slice_size")}
     drawn_by = "model.weights" if model.weights == RANDOM else ""
     return FixedTokens(role="encoder", key=f"rllm {fields}", drawn_by=drawn_by, most_gb=model.cache_gb)
 
@@ -103,7 +111,12 @@ def _resolve_encoder(
     trained = recorded and recorded.parts.get("encoder")
     if trained and not model.frozen:
         return (), dict(trained["arguments"])
-    part, arguments = resolve_encoder("encoder", model, model, "weights", trainable=not model.frozen)
+    side = encoder_side(config)
+    part, arguments = resolve_encoder("encoder", model, model, "weights", trainable=not model.frozen, image_size=side)
+    if slices_of(config):
+        inside = {"encoder": ("encoder", "encoder"), "head_norm": ("encoder", "norm")}
+        paths, statistics = (tuple(inside[path[0]] for path in each) for each in (part.paths, part.statistics))
+        part = dataclasses.replace(part, paths=paths, statistics=statistics)
     return (part,), arguments
 
 

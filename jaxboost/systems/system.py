@@ -13,6 +13,7 @@ from jaxboost import device
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.models import attention, frozen
+from jaxboost.models.backbones import BACKBONES
 from jaxboost.systems.weights import Pretrained
 
 
@@ -118,7 +119,7 @@ def check_attention(config: Config, system: System, info: DatasetInfo) -> None:
         return
     if problem := attention.device_problem(device.current(), config.model.dtype):
         raise attention.unavailable(problem)
-    ndim = 2 if system.boost == "baseline" else info.ndim
+    ndim = BACKBONES[config.model.backbone].ndim if system.boost == "baseline" else info.ndim
     image = jax.ShapeDtypeStruct((1, *[config.model.image_size] * ndim, info.channels), jnp.uint8)
     weights = (system.params, system.frozen, system.stats)
     jax.eval_shape(lambda images, *each: frozen.merge(system.graphdef, *each)(images), image, *weights)
@@ -126,6 +127,6 @@ def check_attention(config: Config, system: System, info: DatasetInfo) -> None:
 
 def model_arguments(config: Config) -> dict[str, Any]:
     """The config's model section as keyword arguments of the `build` functions in models."""
-    others = ("weights", "cache", "attention")
+    others = ("weights", "cache", "attention", "slice")
     model = {name: value for name, value in config.model.items() if not name.startswith(others)}
     return model | {"dtype": jnp.dtype(model["dtype"])}

@@ -123,11 +123,21 @@ def encoder():
 
 def test_middle_views_by_hand():
     volume = np.arange(4**3, dtype=np.uint8).reshape(1, 4, 4, 4, 1)
-    views = embeddings.middle_views(volume)
+    views = embeddings.views_of(volume, 1)
     assert views.shape == (3, 4, 4, 1)
     np.testing.assert_array_equal(views[0], volume[0, 2])
     np.testing.assert_array_equal(views[1], volume[0, :, 2])
     np.testing.assert_array_equal(views[2], volume[0, :, :, 2])
+
+
+def test_several_views_by_hand():
+    volumes = np.arange(2 * 6**3, dtype=np.uint8).reshape(2, 6, 6, 6, 1)
+    views = embeddings.views_of(volumes, 2).reshape(2, 3, 2, 6, 6, 1)
+    for volume, found in zip(volumes, views, strict=True):
+        # The middles of two halves of six slices.
+        np.testing.assert_array_equal(found[0], volume[[1, 4]])
+        np.testing.assert_array_equal(found[1], [volume[:, 1], volume[:, 4]])
+        np.testing.assert_array_equal(found[2], [volume[:, :, 1], volume[:, :, 4]])
 
 
 def test_volumes_are_the_mean_of_their_views(encoder, tmp_path):
@@ -136,7 +146,8 @@ def test_volumes_are_the_mean_of_their_views(encoder, tmp_path):
     volumes = {name: rng.integers(0, 256, (count, 8, 8, 8, 1), np.uint8) for name, count in (("train", 5), ("test", 3))}
     splits = {name: Split(images=found, labels=np.zeros((len(found), 1), int)) for name, found in volumes.items()}
     info = DatasetInfo(name="x", task="binary-class", classes=("a", "b"), channels=1, ndim=3, size=8)
-    options = dict(batch_size=4, image_size=14, by_batch=by_batch)
+    one = dict(batch_size=4, image_size=14, by_batch=by_batch, slices=0)
+    options = one | dict(slices=1)
     dataset = Dataset(info=info, splits=splits, baselines={})
     found = embeddings.of_dataset(dataset, encode, folder=tmp_path, key="one", **options)
     assert {name: part.shape for name, part in found.items()} == {"train": (5, 256), "test": (3, 256)}
@@ -144,7 +155,7 @@ def test_volumes_are_the_mean_of_their_views(encoder, tmp_path):
         by_hand = [
             np.mean(
                 [
-                    embeddings.of_images(slices[np.newaxis], encode, **options)[0]
+                    embeddings.of_images(slices[np.newaxis], encode, **one)[0]
                     for slices in (volume[4], volume[:, 4], volume[:, :, 4])
                 ],
                 axis=0,
@@ -163,6 +174,6 @@ def test_volumes_are_the_mean_of_their_views(encoder, tmp_path):
 def test_a_batch_does_not_change_an_embedding(encoder):
     encode, by_batch = encoder
     images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8)
-    options = dict(image_size=14, by_batch=by_batch)
+    options = dict(image_size=14, by_batch=by_batch, slices=0)
     found = embeddings.of_images(images, encode, batch_size=2, **options)
     np.testing.assert_allclose(embeddings.of_images(images[2:], encode, batch_size=8, **options), found[2:], atol=1e-5)

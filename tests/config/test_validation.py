@@ -200,7 +200,7 @@ def test_all_problems_are_in_one_message():
         ("quickstart", {"mix.mixup": 0.5, "train.last_batch": "keep"}, "last_batch: mixup and cutmix need whole"),
         ("breastmnist_vits:resnet18", {"boost.kind": "rllm"}, "backbone resnet18 gives one pooled feature"),
         ("breastmnist_vits:resnet18", {"train.last_batch": "keep"}, "last_batch: batch norms need whole batches"),
-        ("breastmnist_vits:resnet18", {"model.frozen": True}, "model.frozen: the batch norms of resnet18"),
+        ("breastmnist_vits:resnet18", {"model.frozen": True}, "model.frozen: an untrained encoder would stay"),
         (
             "breastmnist_vits",
             {"model.backbone": "siglip_b16", "boost.kind": "rllm"},

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.data.pipeline.resize import margin
-from jaxboost.training.on_device import pictures, rand_augment, resample, volumes
+from jaxboost.models import resample
+from jaxboost.training.on_device import filters, pictures, rand_augment, volumes
 
 
 def fit(images: jax.Array, augment: Augment, image_size: int | None) -> jax.Array:
@@ -52,7 +53,7 @@ def _augmented_picture(image: jax.Array, key: jax.Array, augment: Augment, image
     if augment.crop_scale:
         image = _rgb(image, augment)
         box = pictures.draw_box(box_key, image.shape[0], scale=augment.crop_scale, ratio=augment.crop_ratio)
-        number = resample.draw_filter(filter_key, augment.interpolation)
+        number = filters.draw_filter(filter_key, augment.interpolation)
         image = resample.crop_resize_and_flip(image, box, number, flips, size)
     else:
         image = pictures.flip(_rgb(_fitted(image, size, augment.resize), augment), flips)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxboost.data.pipeline import rand_augment as host
-from jaxboost.training.on_device import pictures, resample
+from jaxboost.models import resample
+from jaxboost.training.on_device import filters, pictures
 
 _NUMBER = {name: number for number, name in enumerate(host.OPERATIONS)}
 _NOTHING, _TABLE, _MAP, _COLOR, _SHARPNESS = range(5)
@@ -53,7 +54,7 @@ def draw(key: jax.Array, *, magnitude: float, std: float, increasing: bool, inte
         number=number,
         applied=jax.random.bernoulli(on_key, host.PROBABILITY),
         value=argument(number, level, sign, increasing=increasing),
-        filter=resample.draw_filter(filter_key, interpolation),
+        filter=filters.draw_filter(filter_key, interpolation),
     )
 
 

@@ -11,7 +11,8 @@ from PIL import Image, ImageEnhance
 from jaxboost.data.pipeline import rand_augment as host
 from jaxboost.data.pipeline import resize as host_resize
 from jaxboost.data.pipeline.augment import ROTATIONS, crop_box, rotate, translate
-from jaxboost.training.on_device import pictures, rand_augment, resample, volumes
+from jaxboost.models import resample
+from jaxboost.training.on_device import pictures, rand_augment, volumes
 from tests.data.natural_images import natural_images
 
 FILTERS = {resample.BICUBIC: Image.Resampling.BICUBIC, resample.BILINEAR: Image.Resampling.BILINEAR}

@@ -11,22 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxboost.data.pipeline.augment import FILTERS
-
-# The names of Pillow's filters, in the order of a filter's number; `FILTERS` lists those that a config may ask for.
+# The names of Pillow's filters, in the order of a filter's number.
 BICUBIC, BILINEAR = 0, 1
 NUMBERS = {"BICUBIC": BICUBIC, "BILINEAR": BILINEAR}
-
-
-def filter_numbers(interpolation: str) -> tuple[int, ...]:
-    """The numbers of the filters of `augment.interpolation`, one of which is drawn each time."""
-    return tuple(NUMBERS[each.name] for each in FILTERS[interpolation])
-
-
-def draw_filter(key: jax.Array, interpolation: str) -> jax.Array:
-    """The number of a filter, int32 ()."""
-    numbers = jnp.array(filter_numbers(interpolation))
-    return numbers[jax.random.randint(key, (), 0, len(numbers))]
 
 
 @functools.cache
