@@ -186,9 +186,7 @@ BACKBONES = {
     "resnet50_3d": _resnet("bottleneck", 3, 4, 6, 3, convolution="3d"),
     "resnet18_acs": _resnet("basic", 2, 2, 2, 2, convolution="acs"),
     "resnet50_acs": _resnet("bottleneck", 3, 4, 6, 3, convolution="acs"),
-    "resnet152_ct": Backbone(
-        encoder=InflatedResNet, ndim=3, arguments=dict(depths=(3, 8, 36, 3)), head_eps=None
-    ),
+    "resnet152_ct": Backbone(encoder=InflatedResNet, ndim=3, arguments=dict(depths=(3, 8, 36, 3)), head_eps=None),
     **{f"convnext_{size}": _convnext(*shape, version=1) for size, shape in _CONVNEXTS.items()},
     **{f"convnextv2_{size}": _convnext(*shape, version=2) for size, shape in _CONVNEXTS.items()},
     "swin_tiny": _swin(width=96, third=6),

@@ -321,9 +321,7 @@ def make_eval_step(
     return bind
 
 
-def make_encode(
-    graphdef: nnx.GraphDef, by_batch: jax.NamedSharding
-) -> Callable[[Tree, Tree, Tree, Batch], jax.Array]:
+def make_encode(graphdef: nnx.GraphDef, by_batch: jax.NamedSharding) -> Callable[[Tree, Tree, Tree, Batch], jax.Array]:
     """Returns encode(params, frozen, stats, batch) -> the model's source tokens (B, d, W)."""
     return jax.jit(
         lambda params, frozen, stats, batch: merge(graphdef, params, frozen, stats).encode(batch["image"]),

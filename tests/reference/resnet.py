@@ -50,6 +50,14 @@ def make(
     return model
 
 
+def inflated(depths: Sequence[int], *, base_width: int) -> ResNet:
+    """Merlin's inflated ResNet without a head, for (B, C, slices, X, Y): a stem of its own, the rest as in 3D."""
+    model = make("bottleneck", depths, convolution="3d", stem="large", classes=1, base_width=base_width)
+    model.conv1 = nn.Conv3d(3, base_width, (3, 7, 7), stride=(1, 2, 2), padding=(1, 3, 3), bias=False)
+    model.fc = nn.Identity()
+    return model
+
+
 def exchange(module: nn.Module, convolution: type[nn.Module], *, volume: bool, share: int) -> None:
     """Replaces all convolutions, norms and poolings of a ResNet; their widths are divided by `share`."""
     for name, child in module.named_children():
