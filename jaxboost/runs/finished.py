@@ -91,8 +91,10 @@ def _parsed(content: dict[str, Any], path: pathlib.Path) -> ConfigDict:
     if lacking := [name for name in fields if name not in config.model]:
         raise UserError(f"{path} is not the config of a run: the section model lacks {', '.join(lacking)}")
     # Fields of some systems only, that earlier versions lacked.
-    for name in (name for name in fields_of(config) if name.startswith("model.") and name in continuing.ADDED):
-        config.model.setdefault(name.removeprefix("model."), continuing.ADDED[name])
+    for name in continuing.ADDED.keys() & fields_of(config).keys():
+        section, _, field = name.partition(".")
+        if section == "model" and field not in config.model:
+            config.model[field] = continuing.ADDED[name]
     validation.validate_present(config)
     if config.model.attention == "fused":
         # A prediction may run on another device.

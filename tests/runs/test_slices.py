@@ -1,0 +1,119 @@
+"""A 2D encoder on the slices of volumes, in a whole run: trained, predicted, exported, described; baselines too."""
+
+import numpy as np
+import pytest
+
+from jaxboost.analysis.describe import describe
+from jaxboost.config import load_config, validate
+from jaxboost.errors import UserError
+from jaxboost.explain import command
+from jaxboost.explain.command import Request
+from jaxboost.inference import export, exported, open_run
+from jaxboost.models.backbones import BACKBONES
+from jaxboost.runs import finished, workdir
+from tests import finished_runs
+from tests.training.small_runs import small_config
+from tests.training.tiny_resnet import TINY
+
+FIELDS = {
+    "model.backbone": "resnet_tiny",
+    "model.weights": "random",
+    "model.frozen": True,
+    "model.slices": 2,
+    "model.slice_size": 16,
+    "model.slice_pooling": "attention",
+    "boost.kind": "none",
+    "optim.lr": 1e-2,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "resnet_tiny", TINY)
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(few_lidc_root, tmp_path_factory):
+    return finished_runs.volumes(few_lidc_root, tmp_path_factory.mktemp("slices") / "run", **FIELDS)
+
+
+def test_prediction_and_export_repeat_the_run(run, few_lidc_root, tmp_path):
+    """From volumes, while the run itself trained on the tokens of their slices, which it computed once."""
+    (file,) = run.glob("source-tokens-*/*.npy")
+    assert np.load(file, mmap_mode="r").shape[1:] == (6, 8)
+    model = open_run.open_run(run)
+    with np.load(few_lidc_root / "lidcshapes3d.npz") as arrays:
+        volumes = arrays["test_images"][..., np.newaxis]
+    found = model.predict(volumes)
+    np.testing.assert_allclose(found, finished_runs.own_predictions(run), rtol=0, atol=1e-6)
+    assert np.ptp(found[:, 0]) > 1e-4
+    export.export(model, tmp_path / "export")
+    np.testing.assert_allclose(exported.load(tmp_path / "export").predict(volumes), found, rtol=0, atol=1e-6)
+
+
+def test_a_map_is_refused(run, tmp_path):
+    with pytest.raises(UserError, match=r"has no picture of gradcam: its encoder sees slices") as caught:
+        command.explain(Request(run=run, out=tmp_path / "out", split="test", worst=1))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_describe_counts_the_slices(few_lidc_root):
+    one, two = (describe(small_config(few_lidc_root, FIELDS | {"model.slices": count})) for count in (1, 2))
+    assert (one["tokens"], two["tokens"]) == (3, 6)
+    pool = 2 * 8 * 128 + 128
+    assert one["trainable"] == two["trainable"] == pool + 8 * 2 + 2
+    assert 1.9 < two["flops_per_image"]["with_boost"] / one["flops_per_image"]["with_boost"] < 2.1
+
+
+def test_config_of_an_earlier_version_has_no_slices(run):
+    content = workdir.read_config(run)
+    content["model"] |= {"backbone": "vit3d_tiny"}
+    for name in ("slices", "slice_axes", "slice_size", "slice_pooling"):
+        del content["model"][name]
+    assert finished._parsed(content, run).model.slices == 0
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "message"),
+    [
+        ("quickstart", {"model.slices": 2}, "model.slices: backbone vivit_tiny takes whole volumes, set it to 0"),
+        (
+            "quickstart",
+            {"model.slice_size": 14},
+            "model.slice_size: it has no effect without model.slices, set it to 0",
+        ),
+        ("quickstart", {"model.backbone": "vit_tiny"}, "or model.slices to 4 or more"),
+        ("quickstart", {"model.backbone": "vit_tiny", "model.slices": 29}, "model.slices: 29 is more than"),
+        (
+            "quickstart",
+            {"model.backbone": "vit_tiny", "model.slices": 2, "model.slice_axes": (0, 0)},
+            r"model.slice_axes: \(0, 0\) should name axes once each",
+        ),
+        (
+            "quickstart",
+            {"model.backbone": "vit_tiny", "model.slices": 2, "model.slice_size": 30},
+            "model.slice_size: 30 is not a multiple of the patch size 7",
+        ),
+        (
+            "quickstart",
+            {"model.backbone": "vit_tiny", "model.slices": 2, "model.slice_pooling": "attention"},
+            "model.slice_pooling: a booster gives the mean",
+        ),
+        ("breastmnist_vits", {"model.slices": 2}, "model.slices: data set breastmnist is 2-D, set it to 0"),
+        ("baseline:logistic", {"baseline.views": "slices"}, "baseline.slices: views=slices needs their number"),
+        ("baseline:logistic", {"baseline.slices": 4}, "baseline.slices: it needs baseline.views=slices"),
+        (
+            "baseline:logistic",
+            {"model.backbone": "resnet152_ct"},
+            r"model.image_size: volumes are not resampled, set it to data.size \(28\)",
+        ),
+        ("baseline:logistic+2d", {"model.backbone": "resnet152_ct"}, "'resnet152_ct' gives no features"),
+    ],
+)
+def test_fields_that_do_not_go_together(base, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        validate(load_config(base, **changes))
+    assert "; " not in str(caught.value)
