@@ -8,7 +8,8 @@ The rungs go from the prevalence of the classes up to R-LLM (volumes) or PneumoL
 `:2d` is for images: with nothing else it takes the silhouettes of the same nodules. A folder of images takes it by
 itself. `:2d+pretrained` puts the plain ViT and R-LLM on the frozen encoder of the linear probe, at 224 pixels.
 `:resnet` adds ResNet-18 3D to the rungs for volumes. It needs an accelerator: 36 GFLOP a volume forward, some 30
-minutes an epoch on two cores.
+minutes an epoch on two cores. `:3d+slices` adds the encoder of the linear probe on four slices along each axis: a
+linear probe of their mean, and a trained attention over them. Each volume is then encoded 12 times instead of 3.
 
 Cost, estimated for two CPU cores: about 40 minutes with --seeds 3 for volumes, about an hour for images.
 Seen with --quick: 3 minutes. The embeddings of the frozen encoder are computed once for all rungs that use them.
@@ -51,7 +52,16 @@ _PRETRAINED = {
     "optim.warmup_epochs": 1.0,
     "train.batch_size": 64,
 }
-_KINDS = {"", "3d", "2d", "resnet", "2d+pretrained"}
+# Four slices along each axis of a volume of 28 voxels, at the size that the linear probe has.
+_SLICES = {
+    **_PRETRAINED,
+    "model.image_size": 28,
+    "model.slices": 4,
+    "model.slice_size": 98,
+    "model.slice_pooling": "attention",
+    "boost.kind": "none",
+}
+_KINDS = {"", "3d", "2d", "resnet", "2d+pretrained", "3d+slices"}
 
 
 def default_argument(overrides: Mapping[str, str]) -> str:
@@ -62,10 +72,14 @@ def default_argument(overrides: Mapping[str, str]) -> str:
 def get_study(argument: str = "") -> Study:
     """The study; `argument` is one of _KINDS."""
     if argument not in _KINDS:
-        raise ValueError(f"unknown argument {argument!r}: give 2d, 3d, resnet or 2d+pretrained")
+        raise ValueError(f"unknown argument {argument!r}: give 2d, 3d, resnet, 3d+slices or 2d+pretrained")
     is_2d, vit = "2d" in argument, vit_of(argument)
     encoder = {"model.image_size": vit["model.image_size"]} if vit.get("model.frozen") else _ENCODER
-    arms = [*_baselines(is_2d, encoder), *_trained(vit, encoder, is_2d, with_resnet=is_2d or argument == "resnet")]
+    by_slices = argument == "3d+slices"
+    arms = [*_baselines(is_2d, encoder, by_slices=by_slices)]
+    if by_slices:
+        arms.append(_SLICES_ARM)
+    arms += _trained(vit, encoder, is_2d, with_resnet=is_2d or argument == "resnet")
     ladder = [_with_rung(arm, number) for number, arm in enumerate(arms)]
     random = Arm(
         name="random_block",
@@ -81,7 +95,7 @@ def get_study(argument: str = "") -> Study:
         question=QUESTION,
         expected=EXPECTED,
         arms=(*ladder, random),
-        comparisons=_comparisons(is_2d),
+        comparisons=_comparisons(is_2d, by_slices=by_slices),
         lr_grid=(2e-4, 5e-4, 1.5e-3),
         shared={"data.name": "lidcsilhouettes" if is_2d else "lidcshapes3d", "eval.bootstrap": 1000},
     )
@@ -94,7 +108,7 @@ def vit_of(argument: str) -> dict[str, object]:
     return {**_TRAINED, "model.backbone": "vit_tiny" if argument == "2d" else "vit3d_tiny"}
 
 
-def _baselines(is_2d: bool, encoder: dict[str, object]) -> list[Arm]:
+def _baselines(is_2d: bool, encoder: dict[str, object], *, by_slices: bool) -> list[Arm]:
     ndim = {"baseline.ndim": 2 if is_2d else 3}
     views = {**ndim, **encoder} if is_2d else {**ndim, **encoder, "baseline.views": "middle"}
     rows = (
@@ -109,10 +123,31 @@ def _baselines(is_2d: bool, encoder: dict[str, object]) -> list[Arm]:
         ("logistic", "Linear probe of embeddings", views, "A frozen pretrained encoder, its strength by validation."),
         ("boosting", "Gradient boosting on embeddings", views, "Stands in for the AutoML rows of the papers."),
     )
-    return [
+    arms = [
         Arm(name=name, title=title, config=f"baseline:{name}", overrides=overrides, seeds=1, note=note)
         for name, title, overrides, note in rows
     ]
+    if by_slices:
+        probe = Arm(
+            name="logistic_slices",
+            title="Linear probe of the mean of slices",
+            config="baseline:logistic",
+            overrides={**ndim, **encoder, "baseline.views": "slices", "baseline.slices": 4},
+            seeds=1,
+            note="The linear probe on twelve slices instead of the three middle ones.",
+        )
+        arms.append(probe)
+    return arms
+
+
+_SLICES_ARM = Arm(
+    name="slices",
+    title="Attention over slices",
+    config="quickstart",
+    overrides=_SLICES,
+    tuned=True,
+    note="The frozen encoder of the linear probe on twelve slices, and a trained attention that pools them.",
+)
 
 
 def _trained(vit: dict[str, object], encoder: dict[str, object], is_2d: bool, *, with_resnet: bool) -> list[Arm]:
@@ -163,7 +198,7 @@ def _with_rung(arm: Arm, number: int) -> Arm:
     return Arm(**fields)
 
 
-def _comparisons(is_2d: bool) -> tuple[Comparison, ...]:
+def _comparisons(is_2d: bool, *, by_slices: bool) -> tuple[Comparison, ...]:
     found = [
         Comparison(arm="rllm", reference="plain", claim="the frozen LLM layer helps", main=True),
         Comparison(arm="rllm", reference="random_block", claim="the weights of the LLM help"),
@@ -173,4 +208,9 @@ def _comparisons(is_2d: bool) -> tuple[Comparison, ...]:
     ]
     if is_2d:
         found.append(Comparison(arm="pneumollm", reference="logistic", claim="PneumoLLM beats the linear probe"))
+    if by_slices:
+        found += [
+            Comparison(arm="logistic_slices", reference="logistic", claim="more slices help the linear probe"),
+            Comparison(arm="slices", reference="logistic_slices", claim="attention beats the mean of slices"),
+        ]
     return tuple(found)

@@ -162,8 +162,9 @@ def _typical(seconds: Sequence[float], config: Config) -> float:
 def _kind(config: Config) -> tuple[object, ...]:
     """Runs of one kind take about as long for an epoch."""
     sections = {"baseline", "pneumollm", "clip"} & {*config}
-    features = config.baseline.features if "baseline" in config else ""
-    return (config.get("model", {}).get("backbone"), config.get("model", {}).get("image_size"), *sections, features)
+    features = (config.baseline.features, config.baseline.slices) if "baseline" in config else ()
+    model = config.get("model", {})
+    return (*(model.get(name) for name in ("backbone", "image_size", "slices")), *sections, *features)
 
 
 def _epochs(config: Config) -> float:

@@ -100,7 +100,12 @@ def test_encoders_that_change_are_not_encoded_once(config):
     # Frozen batch norms compute as in evaluation.
     assert rllm.fixed_tokens(config(model__backbone="resnet18")) is not None
     # What the encoder computes depends on these too.
-    for changes in ({"model__mean": (0.4,)}, {"model__std": (0.3,)}, {"model__dtype": "bfloat16"}, {"model__slices": 2}):
+    for changes in (
+        {"model__mean": (0.4,)},
+        {"model__std": (0.3,)},
+        {"model__dtype": "bfloat16"},
+        {"model__slices": 2},
+    ):
         assert rllm.fixed_tokens(config(**changes)).key != fixed.key
 
 
