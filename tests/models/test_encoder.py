@@ -1,5 +1,6 @@
 """Every encoder keeps the protocol of `models.encoder`, and its traits are true; from shapes alone."""
 
+import dataclasses
 import functools
 import inspect
 from typing import Any
@@ -17,7 +18,9 @@ from jaxboost.models.pneumollm import ENCODERS
 from jaxboost.models.transformer import Transformer
 from jaxboost.training import layer_decay
 
-ROWS = BACKBONES | ENCODERS
+# The row itself takes seconds to trace.
+SMALL_CT = dataclasses.replace(BACKBONES["resnet152_ct"], arguments=dict(depths=(1, 1)))
+ROWS = BACKBONES | ENCODERS | {"resnet_ct_small": SMALL_CT}
 NAMES = [
     "vit_tiny",
     "clip_vit_b32",
@@ -28,6 +31,7 @@ NAMES = [
     "vivit_tiny",
     "resnet18",
     "resnet18_acs",
+    "resnet_ct_small",
     "conv14",
     "convnext_atto",
     "convnextv2_atto",

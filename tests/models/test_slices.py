@@ -19,7 +19,6 @@ from jaxboost.models.resnet import ResNet
 from jaxboost.models.slices import GATE_WIDTH, GatedPool, Slices, positions, sliced
 from jaxboost.models.vit import ViT
 from tests.models.parity import assert_close, normal
-from tests.models.test_resnet import randomise
 
 SIDE, SIZE = 6, 8
 OPTIONS: dict[str, Any] = dict(dtype=jnp.float32)
@@ -49,7 +48,8 @@ def made(backbone: str, slices: Slices, kind: str = "none", **changes: Any) -> t
     model = classifier.build(backbone, boost=spec, slices=slices, rngs=nnx.Rngs(0), **options)
     graphdef, params, frozen, stats = split(model)
     drawn = jax.tree.map(lambda x: x + 0.1 * normal(x.shape, 5), (params, frozen))
-    return graphdef, *drawn, randomise(stats, 3)
+    # Positive, as variances are.
+    return graphdef, *drawn, jax.tree.map(lambda x: np.exp(0.3 * normal(x.shape, 3)), stats)
 
 
 def volumes(count: int = 2) -> np.ndarray:
