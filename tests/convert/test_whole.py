@@ -98,6 +98,30 @@ def test_run_starts_with_the_converted_weights(case, saved, monkeypatch):
         assert_close(features((params, kept, stats)), expected)
 
 
+@pytest.mark.parametrize("case", ["resnet basic", "convnext conv mlp"])
+def test_converted_weights_see_slices(case, saved, monkeypatch):
+    """Statistics, or a norm after the encoder, are those of the checkpoint inside the encoder of slices too."""
+    model, _, folder = saved(case)
+    monkeypatch.setitem(BACKBONES, "small", small.row_of(encoders.read_manifest(folder)))
+    side = small.CASES[case][2]
+    volumes = np.random.default_rng(3).integers(0, 256, (2, 28, 28, 28, 1), np.uint8)
+    config = table.get_config()
+    fields = {"backbone": "small", "weights": str(folder), "slices": 1, "slice_axes": (1,), "slice_size": side}
+    config.update_from_flattened_dict({f"model.{name}": value for name, value in fields.items()})
+    config.update_from_flattened_dict({"boost.kind": "none", "data.name": "vesselmnist3d", "model.dtype": "float32"})
+    prepared = systems.prepare(config, data.describe_dataset("vesselmnist3d", 28))
+    *weights, _ = start.initialise(prepared, seed=0, replicated=step.make_mesh()[0])
+
+    @jax.jit
+    def run(weights):
+        made = frozen.merge(prepared.graphdef, *weights)
+        return made.encoder.views(volumes)[:, 0], made.features(volumes)
+
+    views, features = run(weights)
+    pixels = np.repeat(np.asarray(views), 3, axis=-1) / np.float32(255)
+    assert_close(features, small.their_feature(model, pixels))
+
+
 def test_each_seed_has_statistics_of_its_own(saved, monkeypatch):
     """Several seeds share what was loaded, but a step changes the statistics of each."""
     _, _, folder = saved("resnet basic")
