@@ -15,7 +15,6 @@ from jaxboost.convert.formats.huggingface import (
     Folder,
     HuggingFaceTensors,
     LocalFolder,
-    has_weights,
 )
 from jaxboost.convert.formats.merging import MergedTensors
 from jaxboost.convert.formats.settings import MAX_BYTES, Settings
@@ -210,13 +209,13 @@ def _in_timms_names(tensors: Tensors, settings: Settings, where: str, hints: Hin
 def _is_open_clip(folder: Folder) -> bool:
     """Whether OpenCLIP's files are read, in a folder that has its configuration.
 
-    They are if they are alone, or if the copy beside them cannot be read or is timm's, whose configuration says less.
+    They are if they are alone, or if the copy beside them is timm's, whose configuration says less.
     """
     if folder.files.isdisjoint(WEIGHT_FILES):
         return True
-    if not has_weights(folder, OPEN_CLIP_FILES):
+    if folder.files.isdisjoint(OPEN_CLIP_FILES.weights):
         return False
-    if FILES.config not in folder.files or not has_weights(folder, FILES):
+    if FILES.config not in folder.files:
         return True
     return vit_timm.is_timm(HuggingFaceTensors(folder).settings)
 

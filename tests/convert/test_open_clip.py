@@ -195,8 +195,8 @@ def test_it_is_read_where_timms_copy_is_beside_it(clip, tmp_path):
     refused(source, "holds no ViT in timm's names", tmp_path)
 
 
-def test_the_copy_that_can_be_fetched_is_read(clip, tmp_path, monkeypatch):
-    """From the hub only safetensors are read."""
+def test_the_copy_that_is_read_from_the_hub(clip, tmp_path, monkeypatch):
+    """Hugging Face's, in whatever file; the `.bin` file is read by ranges, as it would be from the hub."""
 
     class Remote(LocalFolder):
         def __init__(self, source):
@@ -214,14 +214,10 @@ def test_the_copy_that_can_be_fetched_is_read(clip, tmp_path, monkeypatch):
 
     monkeypatch.setattr("jaxboost.convert.formats.hub.HubFolder", Remote)
     (tmp_path / "owner").mkdir()
-    write_folder(clip[0], tmp_path / "owner" / "first")
-    vision.tiny("clip_gelu").config.save_pretrained(tmp_path / "owner" / "first")
-    torch.save({"other": torch.ones(3)}, tmp_path / "owner" / "first" / "pytorch_model.bin")
+    write_folder(clip[0], tmp_path / "owner" / "first", torch_file=True)
     same(convert("owner/first", "all", tmp_path / "encoder"), clip[1])
-    # And the other way round.
-    write_folder(clip[0], tmp_path / "owner" / "second", torch_file=True)
-    vision.tiny("clip_gelu").save_pretrained(tmp_path / "owner" / "second")
-    assert convert("owner/second", "all", tmp_path / "second").resizing == "bicubic"
+    vision.tiny("clip_gelu").save_pretrained(tmp_path / "owner" / "first")
+    assert convert("owner/first", "all", tmp_path / "second").resizing == "bicubic"
 
 
 def test_flags_for_what_the_configuration_says(clip, tmp_path):

@@ -13,6 +13,7 @@ from jaxboost.convert.formats.safetensors_file import SafetensorsFile
 from jaxboost.convert.formats.settings import MAX_BYTES, Settings
 from jaxboost.convert.formats.tensors import TensorInfo, listed
 from jaxboost.convert.formats.torch_file import TorchFile
+from jaxboost.convert.formats.torch_ranges import TorchRanges
 from jaxboost.errors import UserError
 
 
@@ -79,10 +80,11 @@ def safetensors_in(folder: Folder, name: str) -> SafetensorsFile:
     )
 
 
-def has_weights(folder: Folder, file_names: FileNames) -> bool:
-    """Whether a folder has weights of these names that can be read: PyTorch's only if they are on this machine."""
-    readable = file_names.weights if folder.local_path is not None else file_names.weights[:2]
-    return not folder.files.isdisjoint(readable)
+def _torch_in(folder: Folder, name: str) -> TorchFile | TorchRanges:
+    """A PyTorch file of a folder."""
+    if folder.local_path is not None:
+        return TorchFile(folder.local_path / name)
+    return TorchRanges(folder.where(name), folder.size(name), lambda start, stop: folder.read_range(name, start, stop))
 
 
 class LocalFolder(Folder):
@@ -131,7 +133,7 @@ class HuggingFaceTensors:
         if file_names.config not in folder.files:
             raise UserError(f"{folder.where(file_names.config)} is missing: it describes the layers")
         self.settings = self._read_settings(file_names.config)
-        self._files: dict[str, SafetensorsFile | TorchFile] = {}
+        self._files: dict[str, SafetensorsFile | TorchFile | TorchRanges] = {}
 
     @property
     def source_format(self) -> str:
@@ -159,11 +161,6 @@ class HuggingFaceTensors:
         found = next((name for name in wanted if name in folder.files), None)
         if found is None:
             raise UserError(f"{folder.source} has no weights: none of {', '.join(wanted)} is there")
-        if found.startswith(self._file_names.torch) and folder.local_path is None:
-            raise UserError(
-                f"{folder.source} has no safetensors, only {found}, which cannot be fetched in parts: "
-                "download the repository and pass its folder"
-            )
         return found
 
     @functools.cached_property
@@ -193,7 +190,7 @@ class HuggingFaceTensors:
             raise UserError(f"{self._folder.where(name)} has more than {MAX_BYTES >> 20} MiB: download it again")
         return Settings.parse(self._folder.read_range(name, 0, size).tobytes(), self._folder.where(name))
 
-    def _file(self, name: str) -> SafetensorsFile | TorchFile:
+    def _file(self, name: str) -> SafetensorsFile | TorchFile | TorchRanges:
         file = self._open(self._file_of[name])
         if name not in file.names:
             raise UserError(
@@ -202,11 +199,9 @@ class HuggingFaceTensors:
             )
         return file
 
-    def _open(self, file_name: str) -> SafetensorsFile | TorchFile:
+    def _open(self, file_name: str) -> SafetensorsFile | TorchFile | TorchRanges:
         if file_name not in self._files:
             folder = self._folder
-            if file_name.endswith(".safetensors"):
-                self._files[file_name] = safetensors_in(folder, file_name)
-            else:
-                self._files[file_name] = TorchFile(folder.local_path / file_name)
+            opened = safetensors_in if file_name.endswith(".safetensors") else _torch_in
+            self._files[file_name] = opened(folder, file_name)
         return self._files[file_name]

@@ -6,6 +6,7 @@ Nothing here reads weights. For a kind that is not supported, the message names 
 import pathlib
 import stat
 import zipfile
+from typing import IO
 
 from jaxboost.errors import UserError
 
@@ -116,10 +117,33 @@ def refuse_by_name(path: pathlib.Path) -> None:
         raise _is(str(path), _BY_SUFFIX[".index"])
 
 
-def check_torch_archive(path: pathlib.Path) -> None:
-    """Raises UserError unless torch.save wrote the zip file and nothing compressed it again."""
+def check_torch_head(where: str, head: bytes, resave: str) -> None:
+    """Raises UserError unless the first bytes are those of torch.save's current format, which is a zip archive.
+
+    Args:
+      where: the file, for the message.
+      head: its first bytes.
+      resave: what to do with a file of the old format.
+    """
+    if kind_of(head) == PICKLE:
+        raise UserError(
+            f"{where} has PyTorch's old format, which cannot be read in parts: {resave}, or convert from a safetensors"
+            " copy"
+        )
+    if not head.startswith(ZIP_MAGIC):
+        refuse_known(where, head)
+        raise UserError(f"{where} is not a PyTorch checkpoint, or its download is incomplete: download it again")
+
+
+def check_torch_archive(path: str, file: IO[bytes] | None = None) -> None:
+    """Raises UserError unless torch.save wrote the zip file and nothing compressed it again.
+
+    Args:
+      path: the file, which is opened unless `file` is given; for the message too.
+      file: the file's bytes, if it is not on this machine.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file or path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, OverflowError) as error:
         raise UserError(f"{path} is truncated or damaged: download it again") from error
@@ -131,9 +155,9 @@ def check_torch_archive(path: pathlib.Path) -> None:
         )
     if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
         if names and all(name.endswith(".npy") for name in names):
-            raise _is(str(path), _BY_SUFFIX[".npz"])
+            raise _is(path, _BY_SUFFIX[".npz"])
         if any(name.endswith(".weights.h5") for name in names):
-            raise _is(str(path), ("a Keras model", _OTHER_COPY))
+            raise _is(path, ("a Keras model", _OTHER_COPY))
         raise UserError(f"{path} is a zip archive, not a PyTorch checkpoint: {_UNPACK}")
     # torch.load maps what is stored, compressed or not.
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size > entry.compress_size for entry in entries):

@@ -115,16 +115,8 @@ def _mapped(path: pathlib.Path, unknown: Sequence[str] | None) -> "_Contents":
 def _check_archive(path: pathlib.Path) -> None:
     """Raises UserError for a file that is not in torch.save's current format, or if torch is missing."""
     _import_torch(path)
-    head = kinds.head_of(path)
-    if kinds.kind_of(head) == kinds.PICKLE:
-        raise UserError(
-            f"{path} has PyTorch's old format, which cannot be read in parts: save it again with "
-            f"`{_RESAVE.format(path=path)}`, or convert from a safetensors copy"
-        )
-    if not head.startswith(kinds.ZIP_MAGIC):
-        kinds.refuse_known(str(path), head)
-        raise UserError(f"{path} is not a PyTorch checkpoint, or its download is incomplete: download it again")
-    kinds.check_torch_archive(path)
+    kinds.check_torch_head(str(path), kinds.head_of(path), f"save it again with `{_RESAVE.format(path=path)}`")
+    kinds.check_torch_archive(str(path))
 
 
 def _import_torch(path: pathlib.Path) -> None:
