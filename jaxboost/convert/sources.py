@@ -21,7 +21,7 @@ from jaxboost.convert.formats.settings import MAX_BYTES, Settings
 from jaxboost.convert.formats.single_file import FileTensors
 from jaxboost.convert.formats.tensors import Tensors
 from jaxboost.convert.manifests import MANIFEST
-from jaxboost.convert.tables import llama_configs, vit_configs, vit_onnx, vit_open_clip, vit_timm, whole
+from jaxboost.convert.tables import llama_configs, llama_gguf, vit_configs, vit_onnx, vit_open_clip, vit_timm, whole
 from jaxboost.convert.tables.hints import Hints
 from jaxboost.convert.tables.llama import LlamaSource
 from jaxboost.convert.tables.vit import VitSource
@@ -108,12 +108,12 @@ def _open_file(path: pathlib.Path, source: str, hints: Hints) -> Source:
     head = kinds.head_of(path)
     kind = kinds.kind_of(head)
     if kind == kinds.GGUF:
-        return llama_configs.of_gguf(GgufTensors(path, source))
+        return llama_gguf.of_gguf(GgufTensors(path, source))
     if kind is not None:
         return _encoder_in_file(path, source, hints, kind)
     kinds.refuse_known(str(path), head)
     if path.suffix == ".gguf":
-        return llama_configs.of_gguf(GgufTensors(path, source))
+        return llama_gguf.of_gguf(GgufTensors(path, source))
     if path.suffix == ".onnx":
         return vit_onnx.encoder_of(path, source)
     kinds.refuse_by_name(path)

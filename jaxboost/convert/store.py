@@ -92,8 +92,9 @@ def config_of(manifest: Manifest, layers: tuple[int, ...] | None) -> LlamaConfig
 
 def _identity(sha256: Mapping[str, str], config: LlamaConfig) -> str:
     constants = config.entries()
-    # It changes no result: more tokens are refused.
+    # They change no result: more tokens are refused.
     constants.pop("window", None)
+    constants.pop("rope_limit", None)
     # The digests of the first release have no such entry.
     if constants["rope_unsupported"] is None:
         del constants["rope_unsupported"]
