@@ -51,7 +51,8 @@ def convert(
       final_norm: whether to take the norm after the source's last layer too; a vision encoder always has it.
       overwrite: whether an existing block or vision encoder may be replaced.
       hints: what the user states about a vision encoder in timm's names.
-      adapter: folder of a LoRA adapter of this LLM, as peft saves it, that is merged; None: none. See `merging`.
+      adapter: folder or hub id of a LoRA adapter of this LLM, as peft saves it, that is merged; None: none. See
+        `merging`.
 
     Returns:
       The manifest of the result.

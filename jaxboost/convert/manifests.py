@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxboost import io, schema
-from jaxboost.convert.formats import kinds
+from jaxboost.convert.formats import adapters, kinds
 from jaxboost.convert.manifest_types import CHECKED, FORMAT_VERSION, EncoderManifest, Manifest, TextManifest
 from jaxboost.convert.tables.parts import LLAMA, TEXT, VISION
 from jaxboost.errors import UserError
@@ -138,6 +138,8 @@ def _again(path: str | os.PathLike, fields: Mapping[str, Any]) -> str:
         layers = "all" if len(numbers) == fields.get("layers_in_source") else ",".join(map(str, numbers))
     flags = ["--dtype bfloat16"] * (fields.get("dtype") == "bfloat16")
     flags += ["--nofinal_norm"] * (fields.get("final_norm") is False)
+    source, _, adapter = source.partition(adapters.MERGED)
+    flags += [f"--adapter {shlex.quote(adapter)}"] * bool(adapter)
     return command(shlex.quote(source), layers, shlex.quote(str(path)), *flags, "--overwrite")
 
 

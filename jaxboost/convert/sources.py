@@ -61,7 +61,7 @@ def open_source(source: str, hints: Hints | None = None) -> Source:
 
 
 def merged(source: Source, adapter: str | os.PathLike[str]) -> LlamaSource:
-    """The same LLM with the LoRA adapter in a folder merged into its weights; see `merging.MergedTensors`.
+    """The same LLM with a LoRA adapter (a folder, or a hub id) merged into its weights; see `merging.MergedTensors`.
 
     Raises:
       UserError: the source is not an LLM in Hugging Face's layout, or the adapter is not a plain LoRA of it.

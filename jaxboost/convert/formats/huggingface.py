@@ -80,8 +80,10 @@ def safetensors_in(folder: Folder, name: str) -> SafetensorsFile:
     )
 
 
-def _torch_in(folder: Folder, name: str) -> TorchFile | TorchRanges:
-    """A PyTorch file of a folder."""
+def weights_in(folder: Folder, name: str) -> SafetensorsFile | TorchFile | TorchRanges:
+    """A file of weights of a folder, safetensors or, by its name, PyTorch's."""
+    if name.endswith(".safetensors"):
+        return safetensors_in(folder, name)
     if folder.local_path is not None:
         return TorchFile(folder.local_path / name)
     return TorchRanges(folder.where(name), folder.size(name), lambda start, stop: folder.read_range(name, start, stop))
@@ -201,7 +203,5 @@ class HuggingFaceTensors:
 
     def _open(self, file_name: str) -> SafetensorsFile | TorchFile | TorchRanges:
         if file_name not in self._files:
-            folder = self._folder
-            opened = safetensors_in if file_name.endswith(".safetensors") else _torch_in
-            self._files[file_name] = opened(folder, file_name)
+            self._files[file_name] = weights_in(self._folder, file_name)
         return self._files[file_name]
