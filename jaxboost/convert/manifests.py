@@ -86,7 +86,9 @@ def _command(source: str, what: str, out: str | os.PathLike, *flags: str) -> str
 
 def _entries_of(manifest: Manifest | EncoderManifest) -> dict[str, Any]:
     entries = dataclasses.asdict(manifest)
-    return entries | {"config": manifest.config.entries()} if isinstance(manifest, Manifest) else entries
+    if isinstance(manifest, Manifest):
+        return entries | {"config": manifest.config.entries()}
+    return {name: value for name, value in entries.items() if value is not None}
 
 
 def _read(path: str | os.PathLike, kind: str) -> Any:

@@ -21,7 +21,16 @@ from jaxboost.convert.formats.settings import MAX_BYTES, Settings
 from jaxboost.convert.formats.single_file import FileTensors
 from jaxboost.convert.formats.tensors import Tensors
 from jaxboost.convert.manifests import MANIFEST
-from jaxboost.convert.tables import llama_configs, llama_gguf, vit_configs, vit_onnx, vit_open_clip, vit_timm, whole
+from jaxboost.convert.tables import (
+    llama_configs,
+    llama_gguf,
+    preprocessing,
+    vit_configs,
+    vit_onnx,
+    vit_open_clip,
+    vit_timm,
+    whole,
+)
 from jaxboost.convert.tables.hints import Hints
 from jaxboost.convert.tables.llama import LlamaSource
 from jaxboost.convert.tables.vit import VitSource
@@ -190,12 +199,18 @@ def _in_hugging_face_layout(folder: Folder, where: str, hints: Hints) -> Source:
             text = folder.read_range(adapters.CONFIG, 0, size).tobytes()
         adapters.refuse_folder(where, text)
     if OPEN_CLIP_FILES.config in folder.files and _is_open_clip(folder):
-        return vit_open_clip.encoder_of_folder(HuggingFaceTensors(folder, OPEN_CLIP_FILES), hints)
+        tensors = HuggingFaceTensors(folder, OPEN_CLIP_FILES)
+        pixels = preprocessing.of_timm(tensors.settings)
+        return dataclasses.replace(vit_open_clip.encoder_of_folder(tensors, hints), pixels=pixels)
     tensors = HuggingFaceTensors(folder)
     if vit_configs.is_encoder(tensors.settings):
-        return vit_configs.encoder_of(tensors)
+        found, pixels = vit_configs.encoder_of(tensors), None
+        if tensors.has(preprocessing.FILE):
+            pixels = preprocessing.of_transformers(tensors.read_settings(preprocessing.FILE))
+        return dataclasses.replace(found, pixels=pixels)
     if vit_timm.is_timm(tensors.settings):
-        return _in_timms_names(tensors, tensors.settings, tensors.source, hints)
+        found = _in_timms_names(tensors, tensors.settings, tensors.source, hints)
+        return dataclasses.replace(found, pixels=preprocessing.of_timm(tensors.settings))
     return llama_configs.of_hugging_face(tensors)
 
 

@@ -134,7 +134,7 @@ class HuggingFaceTensors:
         self.source = folder.source
         if file_names.config not in folder.files:
             raise UserError(f"{folder.where(file_names.config)} is missing: it describes the layers")
-        self.settings = self._read_settings(file_names.config)
+        self.settings = self.read_settings(file_names.config)
         self._files: dict[str, SafetensorsFile | TorchFile | TorchRanges] = {}
 
     @property
@@ -156,6 +156,16 @@ class HuggingFaceTensors:
         """See `tensors.Tensors`."""
         return self._file(name).read(name)
 
+    def has(self, name: str) -> bool:
+        """Whether the folder has a file."""
+        return name in self._folder.files
+
+    def read_settings(self, name: str) -> Settings:
+        """A JSON file of the folder. Raises UserError if it is damaged."""
+        if (size := self._folder.size(name)) > MAX_BYTES:
+            raise UserError(f"{self._folder.where(name)} has more than {MAX_BYTES >> 20} MiB: download it again")
+        return Settings.parse(self._folder.read_range(name, 0, size).tobytes(), self._folder.where(name))
+
     @functools.cached_property
     def _weights(self) -> str:
         """The first kind of weights that the folder has: a file, or the index of several."""
@@ -171,7 +181,7 @@ class HuggingFaceTensors:
         folder, found = self._folder, self._weights
         if not found.endswith(".index.json"):
             return dict.fromkeys(self._open(found).names, found)
-        file_of = self._read_settings(found).section("weight_map").values
+        file_of = self.read_settings(found).section("weight_map").values
         for name, file in file_of.items():
             if not isinstance(file, str) or file.startswith("/") or ".." in file.split("/"):
                 raise UserError(
@@ -186,11 +196,6 @@ class HuggingFaceTensors:
                 else f"{folder.where(found)} lists no tensors: download it again"
             )
         return dict(file_of)
-
-    def _read_settings(self, name: str) -> Settings:
-        if (size := self._folder.size(name)) > MAX_BYTES:
-            raise UserError(f"{self._folder.where(name)} has more than {MAX_BYTES >> 20} MiB: download it again")
-        return Settings.parse(self._folder.read_range(name, 0, size).tobytes(), self._folder.where(name))
 
     def _file(self, name: str) -> SafetensorsFile | TorchFile | TorchRanges:
         file = self._open(self._file_of[name])

@@ -16,6 +16,7 @@ from jaxboost.convert.tables.families import FAMILIES
 from jaxboost.convert.tables.family import Family, Found, Layout, leaf
 from jaxboost.convert.tables.hints import Hints
 from jaxboost.convert.tables.parts import NORM, VISION, Part, Selection, Shapes, check_tensors, check_whole, left_out
+from jaxboost.convert.tables.preprocessing import Pixels, constants_of
 from jaxboost.convert.tables.vit_timm import ARCHITECTURES
 from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
@@ -67,6 +68,7 @@ class WholeSource:
       arguments: of the encoder, those that the manifest records.
       image_size: side of the images that it was trained with, in pixels.
       notes: lines for the log about how the source was read.
+      pixels: those that it was trained on; None: no file says it.
     """
 
     kind = VISION
@@ -77,6 +79,7 @@ class WholeSource:
     arguments: Mapping[str, Any]
     image_size: int
     notes: tuple[str, ...] = ()
+    pixels: Pixels | None = None
 
     @property
     def family(self) -> Family:
@@ -128,7 +131,12 @@ class WholeSource:
             parts=tuple(
                 Part(key=key, shapes=part, read=functools.partial(self._read, key)) for key, part in self.shapes.items()
             ),
-            constants={"family": self.name, "arguments": self.arguments, "image_size": self.image_size},
+            constants={
+                "family": self.name,
+                "arguments": self.arguments,
+                "image_size": self.image_size,
+                **constants_of(self.pixels),
+            },
             notes=notes,
         )
 
