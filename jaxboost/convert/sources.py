@@ -236,11 +236,18 @@ def _is_open_clip(folder: Folder) -> bool:
 
 
 def _file_in_package(package: str) -> pathlib.Path:
-    folder = packages.folder_of(package)
-    ggufs, onnxs = (sorted(folder.rglob(f"*.{kind}")) for kind in ("gguf", "onnx"))
-    if len(ggufs + onnxs) != 1:
-        raise UserError(
-            f"the Python package {package!r} carries {len(ggufs)} GGUF files instead of one, and {len(onnxs)} ONNX "
-            "files: pass the file"
-        )
-    return (ggufs + onnxs)[0]
+    # As pip and as Python name it.
+    folder = packages.folder_of(package.replace("-", "_"))
+    for suffixes in ((".gguf", ".onnx"), single_file.SUFFIXES):
+        found = sorted(path for path in folder.rglob("*") if path.suffix in suffixes)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(
+                f"the Python package {package!r} carries {len(found)} files of weights instead of one: pass the file,"
+                f" such as {found[0]}"
+            )
+    raise UserError(
+        f"the Python package {package!r} carries no GGUF or ONNX file and no other weights"
+        f" ({', '.join(single_file.SUFFIXES)}): pass a file"
+    )

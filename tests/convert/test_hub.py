@@ -225,7 +225,7 @@ REFUSED = {
     "owner/hidden": "there is no repository owner/hidden at {address}: check the id; if it is private, log in with",
     "owner/none": "there is no repository owner/none at {address}: check the id; if it is private, log in with",
     f"owner/single@{COMMIT[::-1]}": "owner/single has no such revision: see {address}/owner/single",
-    "owner/old": "has PyTorch's old format, which cannot be read in parts: download it, and save it again with ",
+    "owner/old": "has PyTorch's old format, which cannot be read in parts: download the repository and pass its folder",
     "owner/code": "owner/code/pytorch_model.bin holds more than tensors (argparse.Namespace): download it",
     "owner/open_clip": "open_clip_pytorch_model.bin is not a PyTorch checkpoint, or its download is incomplete",
 }

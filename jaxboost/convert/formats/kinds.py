@@ -13,6 +13,8 @@ from jaxboost.errors import UserError
 HEAD_BYTES = 1024
 GGUF, SAFETENSORS, ZIP, PICKLE = "GGUF", "safetensors", "zip", "pickle"
 ZIP_MAGIC = b"PK\x03\x04"
+# A long number with which torch.save began its files.
+_OLD_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 # The largest header that the format allows.
 MAX_SAFETENSORS_HEADER = 100_000_000
 
@@ -117,18 +119,25 @@ def refuse_by_name(path: pathlib.Path) -> None:
         raise _is(str(path), _BY_SUFFIX[".index"])
 
 
-def check_torch_head(where: str, head: bytes, resave: str) -> None:
+def is_old_torch(head: bytes) -> bool:
+    """Whether the first bytes are those of torch.save's format before version 1.6, a row of pickles."""
+    return kind_of(head) == PICKLE and _OLD_TORCH in head[:32]
+
+
+def check_torch_head(where: str, head: bytes, fix: str) -> None:
     """Raises UserError unless the first bytes are those of torch.save's current format, which is a zip archive.
 
     Args:
       where: the file, for the message.
       head: its first bytes.
-      resave: what to do with a file of the old format.
+      fix: what to do with a file of the old format.
     """
+    if is_old_torch(head):
+        raise UserError(f"{where} has PyTorch's old format, which cannot be read in parts: {fix}")
     if kind_of(head) == PICKLE:
         raise UserError(
-            f"{where} has PyTorch's old format, which cannot be read in parts: {resave}, or convert from a safetensors"
-            " copy"
+            f"{where} is a Python pickle that torch.save did not write: pass the PyTorch or safetensors weights of the"
+            " same model"
         )
     if not head.startswith(ZIP_MAGIC):
         refuse_known(where, head)

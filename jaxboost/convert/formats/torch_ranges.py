@@ -25,7 +25,6 @@ from jaxboost.errors import UserError
 _DTYPES = {"Float": np.float32, "Half": np.float16, "BFloat16": ml_dtypes.bfloat16}
 _NAMES = {"Float": "float32", "Half": "float16", "BFloat16": "bfloat16"}
 _LOCAL_HEADER = 30
-_RESAVE = "torch.save(torch.load(NAME, weights_only=True), NAME)"
 
 ReadRange = Callable[[int, int], np.ndarray]
 
@@ -59,7 +58,7 @@ class TorchRanges:
         """
         self._where, self._read_range = where, read_range
         head = read_range(0, min(size, kinds.HEAD_BYTES)).tobytes()
-        kinds.check_torch_head(where, head, f"download it, and save it again with `{_RESAVE}`")
+        kinds.check_torch_head(where, head, "download the repository and pass its folder")
         file = _File(size, read_range)
         kinds.check_torch_archive(where, file)
         with zipfile.ZipFile(file) as archive:
