@@ -7,6 +7,8 @@ The rungs go from the prevalence of the classes up to R-LLM (volumes) or PneumoL
 `ladder` is for volumes: with nothing else it takes 28^3 nodule shapes of LIDC-IDRI and a layer of SmolLM2-135M.
 `:2d` is for images: with nothing else it takes the silhouettes of the same nodules. A folder of images takes it by
 itself. `:2d+pretrained` puts the plain ViT and R-LLM on the frozen encoder of the linear probe, at 224 pixels.
+`:2d+clip` adds CLIP's prompts without training (zero-shot) and a linear probe of CLIP. It needs two converted folders,
+with prompts for the classes of the data (docs/baselines.md): blocks/clip-vit-b32 and blocks/clip-vit-b32-text.
 `:resnet` adds ResNet-18 3D to the rungs for volumes. It needs an accelerator: 36 GFLOP a volume forward, some 30
 minutes an epoch on two cores.
 
@@ -18,6 +20,7 @@ it, and no difference between R-LLM and the plain ViT should be shown.
 
 from collections.abc import Mapping
 
+from jaxboost.config import pneumollm
 from jaxboost.studies.loading import folder_argument
 from jaxboost.studies.study import CONTROL, LADDER, Arm, Comparison, Study
 
@@ -51,7 +54,16 @@ _PRETRAINED = {
     "optim.warmup_epochs": 1.0,
     "train.batch_size": 64,
 }
-_KINDS = {"", "3d", "2d", "resnet", "2d+pretrained"}
+_KINDS = {"", "3d", "2d", "resnet", "2d+pretrained", "2d+clip"}
+# The fields of `baseline:zero_shot` for the linear probe of the same encoder.
+_CLIP = {
+    "model.backbone": "clip_vit_b32",
+    "model.image_size": 224,
+    "model.weights": "blocks/clip-vit-b32",
+    "model.weights_source": "openai/clip-vit-base-patch32",
+    "model.weights_convert": False,
+    **pneumollm.CLIP_INPUT,
+}
 
 
 def default_argument(overrides: Mapping[str, str]) -> str:
@@ -62,10 +74,15 @@ def default_argument(overrides: Mapping[str, str]) -> str:
 def get_study(argument: str = "") -> Study:
     """The study; `argument` is one of _KINDS."""
     if argument not in _KINDS:
-        raise ValueError(f"unknown argument {argument!r}: give 2d, 3d, resnet or 2d+pretrained")
+        raise ValueError(f"unknown argument {argument!r}: give 2d, 3d, resnet, 2d+pretrained or 2d+clip")
     is_2d, vit = "2d" in argument, vit_of(argument)
     encoder = {"model.image_size": vit["model.image_size"]} if vit.get("model.frozen") else _ENCODER
-    arms = [*_baselines(is_2d, encoder), *_trained(vit, encoder, is_2d, with_resnet=is_2d or argument == "resnet")]
+    clip = _of_clip() if argument == "2d+clip" else []
+    arms = [
+        *_baselines(is_2d, encoder),
+        *clip,
+        *_trained(vit, encoder, is_2d, with_resnet=is_2d or argument == "resnet"),
+    ]
     ladder = [_with_rung(arm, number) for number, arm in enumerate(arms)]
     random = Arm(
         name="random_block",
@@ -81,7 +98,7 @@ def get_study(argument: str = "") -> Study:
         question=QUESTION,
         expected=EXPECTED,
         arms=(*ladder, random),
-        comparisons=_comparisons(is_2d),
+        comparisons=_comparisons(is_2d, with_clip=bool(clip)),
         lr_grid=(2e-4, 5e-4, 1.5e-3),
         shared={"data.name": "lidcsilhouettes" if is_2d else "lidcshapes3d", "eval.bootstrap": 1000},
     )
@@ -91,7 +108,7 @@ def vit_of(argument: str) -> dict[str, object]:
     """The fields of the plain ViT and of R-LLM."""
     if argument == "2d+pretrained":
         return _PRETRAINED
-    return {**_TRAINED, "model.backbone": "vit_tiny" if argument == "2d" else "vit3d_tiny"}
+    return {**_TRAINED, "model.backbone": "vit_tiny" if argument.startswith("2d") else "vit3d_tiny"}
 
 
 def _baselines(is_2d: bool, encoder: dict[str, object]) -> list[Arm]:
@@ -112,6 +129,25 @@ def _baselines(is_2d: bool, encoder: dict[str, object]) -> list[Arm]:
     return [
         Arm(name=name, title=title, config=f"baseline:{name}", overrides=overrides, seeds=1, note=note)
         for name, title, overrides, note in rows
+    ]
+
+
+def _of_clip() -> list[Arm]:
+    """CLIP's prompts without training, and a linear probe of the same frozen encoder."""
+    rows = (
+        ("clip_zero_shot", "CLIP, zero-shot", "zero_shot", "Prompts for the classes; nothing is trained."),
+        ("clip_probe", "Linear probe of CLIP", "logistic", "The embeddings of CLIP's encoder of images."),
+    )
+    return [
+        Arm(
+            name=name,
+            title=title,
+            config=f"baseline:{rung}+2d",
+            overrides={"baseline.ndim": 2, **_CLIP},
+            seeds=1,
+            note=note,
+        )
+        for name, title, rung, note in rows
     ]
 
 
@@ -163,7 +199,7 @@ def _with_rung(arm: Arm, number: int) -> Arm:
     return Arm(**fields)
 
 
-def _comparisons(is_2d: bool) -> tuple[Comparison, ...]:
+def _comparisons(is_2d: bool, *, with_clip: bool) -> tuple[Comparison, ...]:
     found = [
         Comparison(arm="rllm", reference="plain", claim="the frozen LLM layer helps", main=True),
         Comparison(arm="rllm", reference="random_block", claim="the weights of the LLM help"),
@@ -173,4 +209,9 @@ def _comparisons(is_2d: bool) -> tuple[Comparison, ...]:
     ]
     if is_2d:
         found.append(Comparison(arm="pneumollm", reference="logistic", claim="PneumoLLM beats the linear probe"))
+    if with_clip:
+        found += [
+            Comparison(arm="clip_probe", reference="clip_zero_shot", claim="a linear probe of CLIP beats its prompts"),
+            Comparison(arm="rllm", reference="clip_probe", claim="R-LLM beats the linear probe of CLIP"),
+        ]
     return tuple(found)
