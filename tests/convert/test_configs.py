@@ -70,6 +70,9 @@ LONG = {"max_position_embeddings": 131072}
     ("changes", "message"),
     [
         ({"model_type": "bloom"}, "this is a 'bloom' checkpoint, not of a known family"),
+        ({"model_type": "phi"}, "; the nearest is phi3"),
+        ({"model_type": "convnext"}, "the nearest is the same model in timm's names, such as timm/convnext_tiny"),
+        ({"model_type": "clip_text_model"}, "the nearest is a CLIP with both towers, .* for its texts with --prompts"),
         ({"model_type": ["llama"]}, r"this is a \['llama'\] checkpoint, not of a known family"),
         ({"model_type": None}, "this is a None checkpoint"),
         ({"hidden_act": "gelu"}, "the activation is 'gelu'"),

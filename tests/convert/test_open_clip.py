@@ -165,8 +165,15 @@ def test_tower_of_timm(tmp_path, caplog):
     assert hinted.arguments == expected.arguments | {"heads": 6}
     refused(
         write_folder(state, tmp_path / "eva", tower=tower | {"timm_model_name": "eva02_base_patch16_clip_224"}),
-        "timm's 'eva02_base_patch16_clip_224' is no ViT: choose a model whose name begins with vit_ or deit",
+        "the image tower is timm's eva02_base_patch16_clip_224, which is read only as a ViT",
         tmp_path,
+    )
+
+
+def test_a_convnext_tower_is_refused_with_what_would_work(clip, tmp_path):
+    source = write_folder(clip[0], tmp_path / "source", tower={"timm_model_name": "convnext_base", "image_size": 256})
+    refused(
+        source, "convnext_base, .*: choose an OpenCLIP ViT, such as laion/.*, or a ConvNeXt in timm's names", tmp_path
     )
 
 
@@ -176,7 +183,11 @@ def test_a_copy_of_transformers_beside_it_is_read(clip, tmp_path):
     assert convert(str(tmp_path / "source"), "all", tmp_path / "encoder") == clip[1]
     # Without its configuration the copy says nothing.
     (tmp_path / "source" / "config.json").unlink()
-    refused(str(tmp_path / "source"), r"missing: class_embedding; missing: conv1\.weight;", tmp_path)
+    refused(
+        str(tmp_path / "source"),
+        r"missing: all \d+ tensors, such as class_embedding; there are others, such as other\.",
+        tmp_path,
+    )
 
 
 def timms_copy(folder, weights):

@@ -1,5 +1,6 @@
 """LLM layers in the layouts of Hugging Face and Meta: their configurations -> `models.families.LlamaConfig`."""
 
+import difflib
 import pathlib
 import re
 
@@ -19,6 +20,21 @@ _QUANTIZED = re.compile(
     r"[-_.](awq|gptq|bnb|unsloth-bnb|int[48]|[2-8]bit|fp8|nvfp4|mxfp4|hqq|aqlm|exl[23]|w[48]a\d+|quantized).*$",
     re.IGNORECASE,
 )
+# model_type that is not read -> what is nearest.
+_BOTH_TOWERS = "a CLIP with both towers, for its vision encoder with --layers all, for its texts with --prompts"
+_INSTEAD = {
+    "convnext": "the same model in timm's names, such as timm/convnext_tiny.fb_in22k_ft_in1k",
+    "convnextv2": "the same model in timm's names, such as timm/convnextv2_tiny.fcmae_ft_in22k_in1k",
+    "resnet": "the same model in timm's names, such as timm/resnet50.a1_in1k",
+    "swin": "the same model in timm's names, such as timm/swin_tiny_patch4_window7_224.ms_in1k",
+    "efficientnet": "EfficientNet-Lite0, such as timm/tf_efficientnet_lite0.in1k",
+    "clip_text_model": _BOTH_TOWERS,
+    "clip_text_model_with_projection": _BOTH_TOWERS,
+    "siglip_text_model": _BOTH_TOWERS,
+    "mixtral": "mistral, without a mixture of experts",
+    "qwen2_moe": "qwen2, without a mixture of experts",
+    "qwen3_moe": "qwen3, without a mixture of experts",
+}
 # A repository in the hub's cache: models--OWNER--NAME/snapshots/REVISION.
 _CACHED = re.compile(r"models--(.+?)--(.+)")
 
@@ -109,8 +125,20 @@ def _known(settings: Settings) -> tuple[Family, Settings]:
             f"{settings.where}: this is a {settings.get('model_type')!r:.60} checkpoint, not of a known family: "
             f"choose an LLM of the type {', '.join(llm_families.MODEL_TYPES)}, or as an encoder one of the type "
             + ", ".join(vit_names.MODEL_TYPES)
+            + _nearest(settings.get("model_type"))
         )
     return found
+
+
+def _nearest(model_type: object) -> str:
+    """What is nearest to a type of checkpoint that is not read, for the end of a message; "" if nothing is."""
+    if not isinstance(model_type, str):
+        return ""
+    if model_type in _INSTEAD:
+        return f"; the nearest is {_INSTEAD[model_type]}"
+    known = (*llm_families.MODEL_TYPES, *vit_names.MODEL_TYPES)
+    near = difflib.get_close_matches(model_type, known, n=1, cutoff=0.7)
+    return f"; the nearest is {near[0]}" if near else ""
 
 
 def _check_plain(settings: Settings) -> None:

@@ -178,6 +178,7 @@ def family_of(tensors: Tensors, settings: Settings, where: str, entry: str | Non
                 f"{' or '.join(ARCHITECTURES)}, or one of {', '.join(others)}"
                 + (f"; the nearest is {nearest[0]}" if nearest else "")
             )
+        _check_named(tensors, found, architecture, where)
         return found
     beginning = _beginning(entry)
     found = {name: {p for each in row.layouts for p in _prefixes(tensors, each)} for name, row in FAMILIES.items()}
@@ -191,6 +192,16 @@ def family_of(tensors: Tensors, settings: Settings, where: str, entry: str | Non
         raise UserError(_ambiguous(where, shown))
     # Where nothing has the name that the user chose, the family that is there says so.
     return next((name for name in names or found if found[name]), "") or None
+
+
+def _check_named(tensors: Tensors, named: str | None, architecture: str, where: str) -> None:
+    """Raises UserError if the tensors are those of one of FAMILIES, and not of the one that config.json names."""
+    held = [name for name, row in FAMILIES.items() if any(_prefixes(tensors, layout) for layout in row.layouts)]
+    if held and named not in held:
+        raise UserError(
+            f"{where}: config.json names timm's {architecture}, but the tensors are those of a"
+            f" {FAMILIES[held[0]].title}: take the weights and the config.json of one model"
+        )
 
 
 def encoder_of(tensors: Tensors, name: str, settings: Settings, where: str, hints: Hints) -> WholeSource:
