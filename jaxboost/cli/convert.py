@@ -43,7 +43,7 @@ def run() -> None:
     )
     overwrite = flags.DEFINE_boolean("overwrite", False, "Replace an existing block, vision encoder or text encoder.")
     adapter = flags.DEFINE_string(
-        "adapter", None, "Folder of a LoRA adapter of the LLM, as peft saves it (safetensors), which is merged."
+        "adapter", None, "LoRA adapter of the LLM, which is merged: a folder that peft saved, or its hub id."
     )
     hints = _define_hints()
 

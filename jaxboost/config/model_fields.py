@@ -162,6 +162,12 @@ def _llama(final_norm: str, default: str) -> dict[str, Field]:
         "source": Field(
             "", "source of that block for `jaxboost convert`; the error for a missing block names it", resume="free"
         ),
+        "adapter": Field(
+            "",
+            "LoRA adapter of that source, which `jaxboost convert --adapter` merges: a folder of peft, or a hub id",
+            resume="free",
+            before="",
+        ),
         "convert": Field(False, "convert a missing block from `source` at the start of the run", resume="free"),
         "layers": Field(
             (),

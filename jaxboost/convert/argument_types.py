@@ -19,6 +19,7 @@ Depths = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_len
 Layer = Annotated[int, Field(ge=0, lt=1024)]
 Eps = Annotated[float, Field(gt=0, le=1)]
 Factor = Annotated[float, Field(ge=1e-30, le=1e30)]
+RopeFactors = Annotated[tuple[Factor, ...], Field(max_length=1 << 15)]
 Name = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
@@ -35,7 +36,7 @@ class Llama:
     mlp_width: MlpWidth
     eps: Eps
     rope_base: Factor
-    rope_factors: Annotated[tuple[Factor, ...], Field(max_length=1 << 15)] | None
+    rope_factors: RopeFactors | None
     rope_unsupported: Name | None = None
     # What is LLaMA's is left out.
     norm: Literal["rms", "layer"] = "rms"
@@ -53,6 +54,9 @@ class Llama:
     window: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
     local_layers: Annotated[tuple[Layer, ...], Field(max_length=1024)] = ()
     local_rope_base: Factor | None = None
+    local_rope_factors: RopeFactors | None = None
+    rope_magnitude: Factor = 1.0
+    rope_limit: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
 
     def __post_init__(self) -> None:
         """Checks that the fields fit together."""
@@ -62,8 +66,11 @@ class Llama:
             raise ValueError("local_layers and local_rope_base do not go together")
         if self.head_dim % 2:
             raise ValueError(f"the head width {self.head_dim} is odd")
-        if self.rope_factors is not None and len(self.rope_factors) != self.head_dim // 2:
-            raise ValueError(f"{len(self.rope_factors)} rotary factors for a head width of {self.head_dim}")
+        for factors in (self.rope_factors, self.local_rope_factors):
+            if factors is not None and len(factors) != self.head_dim // 2:
+                raise ValueError(f"{len(factors)} rotary factors for a head width of {self.head_dim}")
+        if self.local_rope_factors is not None and not self.local_layers:
+            raise ValueError("local_rope_factors without local_layers")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

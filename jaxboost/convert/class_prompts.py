@@ -13,7 +13,7 @@ import numpy as np
 import jaxboost
 from jaxboost import io, outputs
 from jaxboost.convert import manifests, part_file, writer
-from jaxboost.convert.formats.huggingface import HuggingFaceTensors, LocalFolder
+from jaxboost.convert.formats.huggingface import FILES, OPEN_CLIP_FILES, Folder, HuggingFaceTensors, LocalFolder
 from jaxboost.convert.manifest_types import ClassText, TextManifest
 from jaxboost.convert.part_file import DTYPES
 from jaxboost.convert.prompts import Prompts, parse, read
@@ -199,20 +199,29 @@ def _text_encoder(tensors: HuggingFaceTensors, arguments: Mapping[str, Any], tok
     return embed, state[text.TOKENS]
 
 
+def _of_folder(folder: Folder) -> HuggingFaceTensors:
+    if FILES.config not in folder.files and OPEN_CLIP_FILES.config in folder.files:
+        raise UserError(
+            f"{folder.source} is a CLIP in OpenCLIP's layout, of which the tower of images alone is read"
+            " (--layers all): for prompts pass a CLIP in Hugging Face's layout, such as openai/clip-vit-base-patch32"
+        )
+    tensors = HuggingFaceTensors(folder)
+    text.check_both_towers(tensors)
+    return tensors
+
+
 def _opened(source: str) -> tuple[HuggingFaceTensors, Any]:
     """The checkpoint and its tokenizer."""
     path = io.user_path(source)
     if source and os.path.isdir(path):
-        tensors = HuggingFaceTensors(LocalFolder(path))
-        text.check_both_towers(tensors)
+        tensors = _of_folder(LocalFolder(path))
         return tensors, _tokenizer(str(path))
     if source.startswith((".", "/", "~")) or source.count("/") != 1 or os.path.exists(path):
         raise UserError(f"{source!r} is no folder of a CLIP, and no hub repository like owner/name: check the source")
     # Imported late: see `sources`.
     from jaxboost.convert.formats.hub import HubFolder
 
-    tensors = HuggingFaceTensors(HubFolder(source))
-    text.check_both_towers(tensors)
+    tensors = _of_folder(HubFolder(source))
     name, _, commit = tensors.source.partition("@")
     return tensors, _tokenizer(name, revision=commit)
 

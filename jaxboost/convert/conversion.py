@@ -51,7 +51,8 @@ def convert(
       final_norm: whether to take the norm after the source's last layer too; a vision encoder always has it.
       overwrite: whether an existing block or vision encoder may be replaced.
       hints: what the user states about a vision encoder in timm's names.
-      adapter: folder of a LoRA adapter of this LLM, as peft saves it, that is merged; None: none. See `merging`.
+      adapter: folder or hub id of a LoRA adapter of this LLM, as peft saves it, that is merged; None: none. See
+        `merging`.
 
     Returns:
       The manifest of the result.
@@ -104,7 +105,12 @@ def convert(
 def summary(manifest: Manifest | EncoderManifest, out: str | os.PathLike[str]) -> str:
     """A few lines for the user: what was converted, where it is, and how it is used."""
     size = sum(path.stat().st_size for path in io.user_path(out).rglob("*") if path.is_file())
+    pixels = []
     if isinstance(manifest, EncoderManifest):
+        if manifest.pixel_mean and manifest.pixel_std:
+            values = (("mean", manifest.pixel_mean), ("std", manifest.pixel_std))
+            flags = " ".join(f"--config.model.{name}={','.join(f'{each:.9g}' for each in of)}" for name, of in values)
+            pixels = [f"pixels  as it was trained: {flags} (images of {manifest.image_size} pixels)"]
         used = f"--config.model.weights={out}"
         if manifest.family == VIT:
             shape = manifest.arguments
@@ -131,5 +137,6 @@ def summary(manifest: Manifest | EncoderManifest, out: str | os.PathLike[str]) -
             f"dtype   {manifest.dtype}",
             f"wrote   {size / 2**20:.1f} MiB to {out}",
             f"use it  {used}",
+            *pixels,
         ]
     )

@@ -22,6 +22,7 @@ MAX_CLASSES, MAX_PROMPTS = 10_000, 1000
 _Pixels = Annotated[int, Field(ge=1, le=1 << 14)]
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Digests = Annotated[dict[Annotated[str, Field(max_length=16)], _Digest], Field(max_length=1026)]
+_Channels = Annotated[tuple[Annotated[float, Field(ge=0, le=1e30)], ...], Field(min_length=3, max_length=3)]
 _Dtype = Literal["float32", "bfloat16"]
 
 
@@ -98,6 +99,8 @@ class EncoderManifest:
         they differ from the defaults, and "pooling" only for a `models.pooled_vit.PooledViT`.
       image_size: side of the images that the stored positions are for, or that the source was trained with, in pixels.
       resizing: how positions are resized to other image sizes, one of `positions.RESIZINGS`.
+      pixel_mean, pixel_std: the source was trained with (pixel - mean) / std of pixels in [0, 1], by channel; None: its
+        files do not say it.
       sha256: fingerprint of each part. A ViT has "embedding", the number of each block, "norm", the final LayerNorm,
         and "pool" if it is a PooledViT; another encoder has "encoder", and "norm" if there is one after it.
       jaxboost_version: version that converted.
@@ -114,6 +117,8 @@ class EncoderManifest:
     arguments: Annotated[Mapping[str, Any], _read_as(Annotated[dict[str, Any], AfterValidator(_as_arguments)])]
     image_size: _Pixels
     resizing: Literal["bicubic", "antialiased"] = "bicubic"
+    pixel_mean: _Channels | None = None
+    pixel_std: _Channels | None = None
     sha256: _Digests
     jaxboost_version: Name
 

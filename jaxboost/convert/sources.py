@@ -15,14 +15,22 @@ from jaxboost.convert.formats.huggingface import (
     Folder,
     HuggingFaceTensors,
     LocalFolder,
-    has_weights,
 )
 from jaxboost.convert.formats.merging import MergedTensors
 from jaxboost.convert.formats.settings import MAX_BYTES, Settings
 from jaxboost.convert.formats.single_file import FileTensors
 from jaxboost.convert.formats.tensors import Tensors
 from jaxboost.convert.manifests import MANIFEST
-from jaxboost.convert.tables import llama_configs, vit_configs, vit_onnx, vit_open_clip, vit_timm, whole
+from jaxboost.convert.tables import (
+    llama_configs,
+    llama_gguf,
+    preprocessing,
+    vit_configs,
+    vit_onnx,
+    vit_open_clip,
+    vit_timm,
+    whole,
+)
 from jaxboost.convert.tables.hints import Hints
 from jaxboost.convert.tables.llama import LlamaSource
 from jaxboost.convert.tables.vit import VitSource
@@ -62,7 +70,7 @@ def open_source(source: str, hints: Hints | None = None) -> Source:
 
 
 def merged(source: Source, adapter: str | os.PathLike[str]) -> LlamaSource:
-    """The same LLM with the LoRA adapter in a folder merged into its weights; see `merging.MergedTensors`.
+    """The same LLM with a LoRA adapter (a folder, or a hub id) merged into its weights; see `merging.MergedTensors`.
 
     Raises:
       UserError: the source is not an LLM in Hugging Face's layout, or the adapter is not a plain LoRA of it.
@@ -109,12 +117,12 @@ def _open_file(path: pathlib.Path, source: str, hints: Hints) -> Source:
     head = kinds.head_of(path)
     kind = kinds.kind_of(head)
     if kind == kinds.GGUF:
-        return llama_configs.of_gguf(GgufTensors(path, source))
+        return llama_gguf.of_gguf(GgufTensors(path, source))
     if kind is not None:
         return _encoder_in_file(path, source, hints, kind)
     kinds.refuse_known(str(path), head)
     if path.suffix == ".gguf":
-        return llama_configs.of_gguf(GgufTensors(path, source))
+        return llama_gguf.of_gguf(GgufTensors(path, source))
     if path.suffix == ".onnx":
         return vit_onnx.encoder_of(path, source)
     kinds.refuse_by_name(path)
@@ -191,12 +199,18 @@ def _in_hugging_face_layout(folder: Folder, where: str, hints: Hints) -> Source:
             text = folder.read_range(adapters.CONFIG, 0, size).tobytes()
         adapters.refuse_folder(where, text)
     if OPEN_CLIP_FILES.config in folder.files and _is_open_clip(folder):
-        return vit_open_clip.encoder_of_folder(HuggingFaceTensors(folder, OPEN_CLIP_FILES), hints)
+        tensors = HuggingFaceTensors(folder, OPEN_CLIP_FILES)
+        pixels = preprocessing.of_timm(tensors.settings)
+        return dataclasses.replace(vit_open_clip.encoder_of_folder(tensors, hints), pixels=pixels)
     tensors = HuggingFaceTensors(folder)
     if vit_configs.is_encoder(tensors.settings):
-        return vit_configs.encoder_of(tensors)
+        found, pixels = vit_configs.encoder_of(tensors), None
+        if tensors.has(preprocessing.FILE):
+            pixels = preprocessing.of_transformers(tensors.read_settings(preprocessing.FILE))
+        return dataclasses.replace(found, pixels=pixels)
     if vit_timm.is_timm(tensors.settings):
-        return _in_timms_names(tensors, tensors.settings, tensors.source, hints)
+        found = _in_timms_names(tensors, tensors.settings, tensors.source, hints)
+        return dataclasses.replace(found, pixels=preprocessing.of_timm(tensors.settings))
     return llama_configs.of_hugging_face(tensors)
 
 
@@ -210,13 +224,13 @@ def _in_timms_names(tensors: Tensors, settings: Settings, where: str, hints: Hin
 def _is_open_clip(folder: Folder) -> bool:
     """Whether OpenCLIP's files are read, in a folder that has its configuration.
 
-    They are if they are alone, or if the copy beside them cannot be read or is timm's, whose configuration says less.
+    They are if they are alone, or if the copy beside them is timm's, whose configuration says less.
     """
     if folder.files.isdisjoint(WEIGHT_FILES):
         return True
-    if not has_weights(folder, OPEN_CLIP_FILES):
+    if folder.files.isdisjoint(OPEN_CLIP_FILES.weights):
         return False
-    if FILES.config not in folder.files or not has_weights(folder, FILES):
+    if FILES.config not in folder.files:
         return True
     return vit_timm.is_timm(HuggingFaceTensors(folder).settings)
 
@@ -224,11 +238,18 @@ def _is_open_clip(folder: Folder) -> bool:
 def _file_in_package(package: str) -> pathlib.Path:
     if package in packages.DIVIDED:
         return packages.joined_file(package)
-    folder = packages.folder_of(package)
-    ggufs, onnxs = (sorted(folder.rglob(f"*.{kind}")) for kind in ("gguf", "onnx"))
-    if len(ggufs + onnxs) != 1:
-        raise UserError(
-            f"the Python package {package!r} carries {len(ggufs)} GGUF files instead of one, and {len(onnxs)} ONNX "
-            "files: pass the file"
-        )
-    return (ggufs + onnxs)[0]
+    # As pip and as Python name it.
+    folder = packages.folder_of(package.replace("-", "_"))
+    for suffixes in ((".gguf", ".onnx"), single_file.SUFFIXES):
+        found = sorted(path for path in folder.rglob("*") if path.suffix in suffixes)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(
+                f"the Python package {package!r} carries {len(found)} files of weights instead of one: pass the file,"
+                f" such as {found[0]}"
+            )
+    raise UserError(
+        f"the Python package {package!r} carries no GGUF or ONNX file and no other weights"
+        f" ({', '.join(single_file.SUFFIXES)}): pass a file"
+    )

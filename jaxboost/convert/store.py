@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxboost.convert import manifests, part_file
+from jaxboost.convert.formats import adapters
 from jaxboost.convert.manifests import Manifest
 from jaxboost.convert.manifests import read_block as read_manifest
 from jaxboost.convert.part_file import DTYPES
@@ -90,10 +91,16 @@ def config_of(manifest: Manifest, layers: tuple[int, ...] | None) -> LlamaConfig
     return manifest.config.chosen([manifest.layers.index(layer) for layer in _checked_layers(manifest, layers)])
 
 
+def has_adapter(manifest: Manifest) -> bool:
+    """Whether a LoRA adapter was merged into the layers of a block."""
+    return adapters.MERGED in manifest.source
+
+
 def _identity(sha256: Mapping[str, str], config: LlamaConfig) -> str:
     constants = config.entries()
-    # It changes no result: more tokens are refused.
+    # They change no result: more tokens are refused.
     constants.pop("window", None)
+    constants.pop("rope_limit", None)
     # The digests of the first release have no such entry.
     if constants["rope_unsupported"] is None:
         del constants["rope_unsupported"]

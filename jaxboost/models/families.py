@@ -32,7 +32,10 @@ class Architecture:
         it has no effect on fewer tokens. More tokens are refused under a causal mask. None: no window.
       local_layers: positions, in the stack of layers that is described, of those with a rotary embedding of their own:
         the layers of Gemma 3 with a sliding window.
-      local_rope_base: its base; it has no factors. None if there are no such layers.
+      local_rope_base: its base. None if there are no such layers.
+      local_rope_factors: its divisors, as `LlamaConfig.rope_factors`.
+      rope_magnitude: factor of the rotated queries, and of the rotated keys (LongRoPE).
+      rope_limit: tokens up to which `LlamaConfig.rope_factors` hold (LongRoPE); more are refused. None: any number.
     """
 
     norm: str = RMS_NORM
@@ -50,6 +53,9 @@ class Architecture:
     window: int | None = None
     local_layers: tuple[int, ...] = ()
     local_rope_base: float | None = None
+    local_rope_factors: tuple[float, ...] | None = None
+    rope_magnitude: float = 1.0
+    rope_limit: int | None = None
 
     @property
     def matrices(self) -> tuple[str, ...]:
@@ -87,7 +93,7 @@ class LlamaConfig(Architecture):
       mlp_width: F, width of the MLP.
       eps: added to the mean square, or the variance, in every norm.
       rope_base: base of the rotary embedding's geometric frequencies.
-      rope_factors: divisors of the K/2 inverse frequencies (LLaMA 3.1's and linear scaling), None for all ones.
+      rope_factors: divisors of the K/2 inverse frequencies (LLaMA 3.1's, linear and LongRoPE scaling), None: all ones.
       rope_unsupported: a feature of the checkpoint's rotary embedding that rope_base and rope_factors cannot express.
         Layers with it run only without rotation. None if there is no such feature.
     """
@@ -112,12 +118,12 @@ class LlamaConfig(Architecture):
         if not self.local_layers:
             return self
         local = tuple(place for place, position in enumerate(positions) if position in self.local_layers)
-        one_kind: dict[str, Any] = dict(local_layers=(), local_rope_base=None)
+        one_kind: dict[str, Any] = dict(local_layers=(), local_rope_base=None, local_rope_factors=None)
         if not local:
             return dataclasses.replace(self, **one_kind, window=None)
         if len(local) == len(positions):
-            own: dict[str, Any] = dict(rope_base=self.local_rope_base, rope_factors=None, rope_unsupported=None)
-            return dataclasses.replace(self, **one_kind, **own)
+            own: dict[str, Any] = dict(rope_base=self.local_rope_base, rope_factors=self.local_rope_factors)
+            return dataclasses.replace(self, **one_kind, **own, rope_unsupported=None)
         return dataclasses.replace(self, local_layers=local)
 
     @classmethod

@@ -24,7 +24,7 @@ from jaxboost.models.frozen import Frozen, dequantize
 from jaxboost.models.layers import layer_of, stack
 from jaxboost.models.lora import Lora
 from jaxboost.models.norms import rms_norm, stream_norm
-from jaxboost.models.rotary import inverse_frequencies, rotate
+from jaxboost.models.rotary import inverse_frequencies, rotated
 from jaxboost.models.taps import closed, tap
 
 # Activations of the MLPs. The first is LLaMA's; `gelu_tanh` is the approximation by tanh.
@@ -183,8 +183,7 @@ class LlamaLayer(nnx.Module):
         k, v = heads(x[:, :keys], "k", G), heads(x[:, :keys], "v", G)  # (B, G, S, K), S is N or `keys`
         Q, S = q.shape[2], k.shape[2]
         if rope is not False:
-            frequencies = rope if isinstance(rope, jax.Array) else inverse_frequencies(self.config)
-            q, k = rotate(q, frequencies), rotate(k, frequencies)
+            q, k = rotated(q, k, self.config, rope if isinstance(rope, jax.Array) else None, tokens=N)
         q = self.scaled(q)
         token_major = [part.swapaxes(1, 2) for part in (q, k, v)]
         kind = "keys" if mask is not None else "causal" if causal else "none"

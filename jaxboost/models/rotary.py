@@ -23,17 +23,43 @@ def inverse_frequencies(config: LlamaConfig, *, local: bool = False) -> jax.Arra
         raise ArgumentError(f"these layers cannot be rotated: {config.rope_unsupported} is not supported")
     half = config.head_dim // 2
     exponents = -jnp.arange(half, dtype=jnp.float32) / half
+    base, factors = config.rope_base, config.rope_factors
     if local:
         assert config.local_rope_base is not None, "no layers with a base of their own"
-        return config.local_rope_base**exponents
-    plain = config.rope_base**exponents
-    return plain if config.rope_factors is None else plain / jnp.asarray(config.rope_factors, jnp.float32)
+        base, factors = config.local_rope_base, config.local_rope_factors
+    plain = base**exponents
+    return plain if factors is None else plain / jnp.asarray(factors, jnp.float32)
 
 
-def rotate(x: jax.Array, inverse_frequency: jax.Array) -> jax.Array:
-    """Rotary embedding of (B, heads, N, K) at positions 0..N-1, angles in float32."""
+def check_limit(config: LlamaConfig, tokens: int) -> None:
+    """Raises UserError if the rotary embedding does not hold for so many tokens; see `Architecture.rope_limit`."""
+    if config.rope_limit is not None and tokens > config.rope_limit:
+        raise ArgumentError(
+            f"{tokens} tokens, but the rotary embedding of these layers (LongRoPE) holds for {config.rope_limit}: use"
+            " fewer tokens, or no rotary embedding (boost.rope is False)"
+        )
+
+
+def rotated(
+    q: jax.Array, k: jax.Array, config: LlamaConfig, inverse_frequency: jax.Array | None, *, tokens: int
+) -> tuple[jax.Array, jax.Array]:
+    """Rotated queries and keys (B, heads, N, K); inverse_frequency (K/2,): None for that of the config.
+
+    Raises:
+      UserError: see `inverse_frequencies` and `check_limit`.
+    """
+    check_limit(config, tokens)
+    inverse = inverse_frequencies(config) if inverse_frequency is None else inverse_frequency
+    magnitude = config.rope_magnitude
+    return rotate(q, inverse, magnitude), rotate(k, inverse, magnitude)
+
+
+def rotate(x: jax.Array, inverse_frequency: jax.Array, magnitude: float = 1.0) -> jax.Array:
+    """Rotary embedding of (B, heads, N, K) at positions 0..N-1, angles in float32, times `magnitude`."""
     half = x.shape[-1] // 2
     angles = jnp.arange(x.shape[-2], dtype=jnp.float32)[:, None] * inverse_frequency  # (N, K/2)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
+    if magnitude != 1:
+        cos, sin = magnitude * cos, magnitude * sin
     a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

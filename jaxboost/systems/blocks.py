@@ -91,9 +91,15 @@ def find_layers(
         ",".join(map(str, layers)) or default,
         dtype=stored_dtype(config.model.dtype, trainable=fields.get("trainable", False)),
         convert_missing=fields.convert and with_weights,
+        adapter=fields.adapter,
         instead="" if used else f"; or leave {section}.block empty: only a width is needed, {section}.family has one",
     )
     manifest = store.read_manifest(folder)
+    if fields.adapter and not store.has_adapter(manifest):
+        raise UserError(
+            f"config field {section}.adapter: no adapter was merged into the block {folder}: leave the field empty, or"
+            f" convert again with `--adapter {fields.adapter}`"
+        )
     if not used:
         return Layers(config=manifest.config, numbers=layers or manifest.layers)
     numbers = _layers_of_block(section, folder, manifest, layers)

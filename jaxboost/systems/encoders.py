@@ -1,8 +1,11 @@
 """Finds the pretrained vision encoder that a config names, and checks that it is the config's backbone."""
 
 import functools
+import logging
 import pathlib
 from typing import Any
+
+import numpy as np
 
 from jaxboost.config.types import Config
 from jaxboost.convert import encoders
@@ -10,6 +13,8 @@ from jaxboost.convert.placing import Placement
 from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.systems.weights import RANDOM, Pretrained, as_trained, find_converted, stored_dtype
+
+logger = logging.getLogger(__name__)
 
 
 def resolve_encoder(
@@ -55,6 +60,8 @@ def resolve_encoder(
     )
     manifest = encoders.read_manifest(folder)
     _check_encoder(folder, manifest, model.backbone)
+    if text := other_pixels(manifest, model):
+        _warn(text)
     part = Pretrained(
         role=role,
         paths=paths,
@@ -65,6 +72,27 @@ def resolve_encoder(
         load=functools.partial(_load_encoder, folder, image_size or model.image_size, trainable, with_norm),
     )
     return part, dict(manifest.arguments)
+
+
+def other_pixels(manifest: encoders.EncoderManifest, model: Config) -> str | None:
+    """What to tell the user if the config normalises pixels otherwise than in the encoder's training; None: nothing."""
+    trained = {"mean": manifest.pixel_mean, "std": manifest.pixel_std}
+    other = [
+        name
+        for name, value in trained.items()
+        if value and not np.allclose(value, tuple(model[name]), rtol=0, atol=2e-3)
+    ]
+    if not other:
+        return None
+    fix = " ".join(f"--config.model.{name}={','.join(f'{each:.9g}' for each in trained[name] or ())}" for name in other)
+    have = ", ".join(f"model.{name}={','.join(f'{each:.9g}' for each in model[name])}" for name in other)
+    return f"the encoder of {manifest.source} was trained on pixels of another scale than {have}: it had {fix}"
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    """Warns once in a process: the parts of a run read the encoder's manifest several times."""
+    logger.warning("%s", text)
 
 
 def _check_encoder(folder: pathlib.Path, manifest: encoders.EncoderManifest, backbone: str) -> None:

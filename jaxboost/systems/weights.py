@@ -82,7 +82,15 @@ def stored_dtype(computed: str, *, trainable: bool) -> str:
 
 
 def find_converted(
-    what: str, folder: str, source: str, layers: str, *, dtype: str, convert_missing: bool, instead: str = ""
+    what: str,
+    folder: str,
+    source: str,
+    layers: str,
+    *,
+    dtype: str,
+    convert_missing: bool,
+    adapter: str = "",
+    instead: str = "",
 ) -> pathlib.Path:
     """The folder of converted weights. A missing one is converted first if the config asks for that.
 
@@ -93,41 +101,41 @@ def find_converted(
       layers: the value of --layers of `jaxboost convert`.
       dtype: the value of --dtype of `jaxboost convert`.
       convert_missing: whether a missing folder is converted from the source.
+      adapter: the value of --adapter of `jaxboost convert`, "" for none.
       instead: what else the user can do, for the end of the message.
 
     Raises:
       UserError: it is missing, and the config does not ask to convert it.
     """
     path = io.user_path(folder)
+
+    def convert_it() -> None:
+        if os.path.exists(path):
+            return
+        if not (convert_missing and source):
+            more = (f" --adapter {adapter}" if adapter else "") + (f" --dtype {dtype}" if dtype != "float32" else "")
+            raise UserError(
+                f"no {what} at {path}: make it with `jaxboost convert --source {source or 'SOURCE'}"
+                f" --layers {layers}{more} --out {path}`{instead}"
+            )
+        text = {"all": "all layers", "-1": "the last layer"}.get(layers, f"layer {layers}")
+        logger.info("no %s at %s: converting %s of %s", what, path, text, source)
+        try:
+            convert.convert(source, layers, path, dtype=dtype, adapter=adapter or None)
+        except UserError:
+            # Several runs of a sweep may convert it at the same time: all use the result of the first that finishes.
+            if not os.path.exists(path):
+                raise
+            logger.info("another process has made %s in the meantime: it is used", path)
+
     # One process converts it, while the others wait.
-    processes.first("converted weights", lambda: _convert(what, path, source, layers, dtype, convert_missing, instead))
+    processes.first("converted weights", convert_it)
     if not os.path.exists(path):
         raise UserError(
             f"no {what} at {path} on {socket.gethostname()}, though process 0 has it: put it on a disk that all"
             " processes share, or convert it on each host"
         )
     return path
-
-
-def _convert(
-    what: str, path: pathlib.Path, source: str, layers: str, dtype: str, convert_missing: bool, instead: str
-) -> None:
-    """Converts weights if their folder is missing; see `find_converted`."""
-    if not os.path.exists(path):
-        if not (convert_missing and source):
-            raise UserError(
-                f"no {what} at {path}: make it with `jaxboost convert --source {source or 'SOURCE'}"
-                f" --layers {layers}{'' if dtype == 'float32' else f' --dtype {dtype}'} --out {path}`{instead}"
-            )
-        text = {"all": "all layers", "-1": "the last layer"}.get(layers, f"layer {layers}")
-        logger.info("no %s at %s: converting %s of %s", what, path, text, source)
-        try:
-            convert.convert(source, layers, path, dtype=dtype)
-        except UserError:
-            # Several runs of a sweep may convert it at the same time: all use the result of the first that finishes.
-            if not os.path.exists(path):
-                raise
-            logger.info("another process has made %s in the meantime: it is used", path)
 
 
 def check_same(

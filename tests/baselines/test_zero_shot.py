@@ -1,5 +1,6 @@
 """Zero-shot CLIP: the probabilities are transformers' own, the test split is scored once, and mistakes are refused."""
 
+import csv
 import dataclasses
 import shutil
 
@@ -86,6 +87,48 @@ def test_probabilities_are_those_of_transformers(checkpoint, config, images, tmp
     class_prompts.convert_text(str(folder / "source"), others, tmp_path / "others")
     with pytest.raises(UserError, match=r"finished run with the text encoder from source \(.*give another --workdir"):
         train.train_and_evaluate(config(**{"baseline.text": str(tmp_path / "others")}), tmp_path / "run")
+
+
+def test_volumes_are_the_mean_of_their_middle_views(checkpoint, config, tmp_path):
+    """Three slices of each volume go through transformers' own encoder; the mean of their CLS tokens is projected."""
+    rng = np.random.default_rng(3)
+    root, rows = tmp_path / "volumes", []
+    for number in range(12):
+        label = number % 3
+        volume = np.clip(rng.normal(60 + 40 * label, 40, (SIDE,) * 3), 0, 255).astype(np.uint8)
+        (root / f"{number:02d}.npy").parent.mkdir(exist_ok=True)
+        np.save(root / f"{number:02d}.npy", volume)
+        rows.append(
+            (
+                f"{number:02d}.npy",
+                ("dark", "grey", "light")[label],
+                f"p{number}",
+                ("train", "val", "test", "test")[number // 3],
+            )
+        )
+    with (root / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file", "label", "patient_id", "split"), *rows])
+    changes = {"data.root": str(root), "baseline.ndim": 3, "baseline.views": "middle"}
+    train.train_and_evaluate(config(**changes), tmp_path / "run")
+    names = finished_runs.named_predictions(tmp_path / "run")
+    volumes = np.stack([np.load(root / name) for name in names])
+    middle = SIDE // 2
+    views = [volumes[:, middle], volumes[:, :, middle], volumes[:, :, :, middle]]
+    model = checkpoint.model
+    tokens = clip.tokenizer(str(checkpoint.folder / "source"))(
+        [f"a {name} image" for name in ("dark", "grey", "light")], padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        pooled = []
+        for view in views:
+            pixels = (view[:, None] / 255 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+            pooled.append(model.vision_model(torch.from_numpy(pixels.astype(np.float32))).pooler_output)
+        images = model.visual_projection(torch.stack(pooled).mean(0))
+        texts = model.text_projection(model.text_model(**tokens).pooler_output)
+        cosines = torch.nn.functional.normalize(images) @ torch.nn.functional.normalize(texts).T
+        expected = (model.logit_scale.exp() * cosines).softmax(-1).numpy()
+    np.testing.assert_allclose(finished_runs.own_predictions(tmp_path / "run"), expected, rtol=1e-5, atol=1e-5)
+    assert np.ptp(expected, axis=0).min() > 1e-3
 
 
 def test_a_prediction_needs_no_text_encoder(checkpoint, config, tmp_path):

@@ -160,6 +160,8 @@ def test_one_tower_alone_is_refused(source, tmp_path):
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"model_type": "vit"}))
     refused(source, r"source is no CLIP \(model_type 'vit'\)", tmp_path)
+    (source / "config.json").rename(source / "open_clip_config.json")
+    refused(source, r"source is a CLIP in OpenCLIP's layout, of which the tower of images alone is read", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -63,15 +63,26 @@ def test_older_and_newer_rope_entries_agree():
     assert older[0].rope_factors == rope.llama3_factors(head_dim=16, rope_base=500000.0, factor=8.0, **LLAMA3_FACTORS)
 
 
+LONG = {"max_position_embeddings": 131072}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model_type": "bloom"}, "this is a 'bloom' checkpoint, not of a known family"),
+        ({"model_type": "phi"}, "; the nearest is phi3"),
+        ({"model_type": "convnext"}, "the nearest is the same model in timm's names, such as timm/convnext_tiny"),
+        ({"model_type": "clip_text_model"}, "the nearest is a CLIP with both towers, .* for its texts with --prompts"),
         ({"model_type": ["llama"]}, r"this is a \['llama'\] checkpoint, not of a known family"),
         ({"model_type": None}, "this is a None checkpoint"),
         ({"hidden_act": "gelu"}, "the activation is 'gelu'"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"the weights are quantized \(gptq\)"),
         ({"rope_scaling": {"type": ["yarn"]}}, r"the kind of rotary scaling is \['yarn'\] instead of a name"),
+        (
+            LONG | {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}},
+            "1 rotary factors for a head width of 16",
+        ),
+        (LONG | {"rope_scaling": {"rope_type": "longrope"}}, "'short_factor' is None instead of 8 numbers"),
         ({"rope_parameters": [1]}, r"'rope_parameters' is \[1\] instead of an object"),
         ({"hidden_size": None}, "has no 'hidden_size'"),
         ({"hidden_size": "64"}, "'hidden_size' is '64' instead of a positive number"),
@@ -93,7 +104,6 @@ def test_refused(changes, message):
     [
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "the rotary scaling 'dynamic'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "the rotary scaling 'yarn'"),
-        ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, "the rotary scaling 'longrope'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, None),
         (
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
@@ -213,6 +223,8 @@ def test_gguf_metadata_refused(metadata, message, tmp_path):
 
 
 def test_other_architecture_of_gguf(tmp_path):
-    source = reference.write_gguf(reference.tiny_llama(seed=1), tmp_path / "gguf", architecture="gemma2")
-    with pytest.raises(UserError, match=r"is a 'gemma2' checkpoint, not of a family that is read.*Hugging Face's copy"):
+    source = reference.write_gguf(reference.tiny_llama(seed=1), tmp_path / "gguf", architecture="falcon")
+    with pytest.raises(
+        UserError, match=r"is a 'falcon' checkpoint, not of a family that is read.*gemma3, gpt2\): choose"
+    ):
         open_source(source)

@@ -16,6 +16,7 @@ from jaxboost.convert import convert
 from jaxboost.convert.store import load_block
 from jaxboost.models.frozen import freeze, merge, split
 from jaxboost.models.llama import LlamaBlock, check_window
+from jaxboost.models.rotary import check_limit
 from tests.models.parity import assert_close, cotangent, normal, relative_change, torch_pull_back
 from tests.reference import llm_models
 
@@ -81,12 +82,46 @@ def test_layers_equal_transformers_with_the_gradients_of_the_tokens(family, dept
     assert_close(gradient, expected_gradient)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "phi3"])
-def test_gguf_holds_the_same_layers(family, folder):
-    source = llm_models.write_gguf(model_of(family), folder / f"{family}.gguf")
-    of_gguf, expected = convert(source, "3,1", folder / f"{family}-gguf"), converted(family, (3, 1), folder).manifest
-    assert of_gguf.sha256 == expected.sha256
-    assert of_gguf.config == expected.config
+# What a GGUF file of Gemma says by the number of layers, or not at all.
+OF_GGUF = {
+    "gemma2": dict(query_pre_attn_scalar=12),
+    "gemma3_text": dict(
+        query_pre_attn_scalar=12,
+        num_hidden_layers=6,
+        layer_types=["sliding_attention"] * 5 + ["full_attention"],
+        rope_parameters={
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "phi3", "gemma", "gemma2", "gemma3_text", "gpt2"])
+def test_gguf_holds_the_same_layers(family, tmp_path):
+    """As transformers' checkpoint; the norms of Gemma lose the last bits in 1 + w."""
+    model, layers = llm_models.tiny(family, **OF_GGUF.get(family, {})), "5,4" if family == "gemma3_text" else "3,2"
+    expected = convert(llm_models.save(model, tmp_path / "source"), layers, tmp_path / "block")
+    of_gguf = convert(llm_models.write_gguf(model, tmp_path / "model.gguf"), layers, tmp_path / "gguf")
+    assert dataclasses.replace(of_gguf.config, rope_magnitude=1.0) == dataclasses.replace(
+        expected.config, rope_magnitude=1.0
+    )
+    assert of_gguf.config.rope_magnitude == pytest.approx(expected.config.rope_magnitude, rel=1e-6)
+    if family.startswith("gemma"):
+        trees = [load_block(tmp_path / each, None, final_norm=True).tree() for each in ("gguf", "block")]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1.5e-7, rtol=0), *trees)
+    else:
+        assert of_gguf.sha256 == expected.sha256
+
+
+def test_longrope_of_more_tokens_is_refused(folder):
+    block = converted("phi3", (1,), folder)
+    assert block.config.rope_limit == 16
+    check_limit(block.config, 16)
+    with pytest.raises(
+        ValueError, match=r"17 tokens, but the rotary embedding of these layers \(LongRoPE\) holds for 16"
+    ):
+        ours(block, TOKENS[:, :1].repeat(17, axis=1), rope=True, causal=False)
 
 
 @pytest.mark.parametrize("family", llm_models.FAMILIES)

@@ -14,6 +14,7 @@ from jaxboost.convert.store import fingerprint_of, load_block, read_manifest
 from jaxboost.convert.tables.llama_configs import parse_config
 from jaxboost.convert.tables.llm_families import family_of
 from jaxboost.errors import UserError
+from jaxboost.models import rotary
 from tests.reference import llm_models
 
 SHAPE = {"hidden_size": 64, "num_attention_heads": 32, "num_hidden_layers": 4, "intermediate_size": 96}
@@ -81,8 +82,12 @@ def test_the_tanh_is_an_approximation_by_tanh_and_the_first_gemma_means_it():
         ("llama", {"use_sliding_window": True, "sliding_window": 512}, {"window": None}),
         (
             "phi3",
-            {"rope_scaling": {"type": "su", "short_factor": [1.0]}},
-            {"rope_unsupported": "the rotary scaling 'su'"},
+            {
+                "rope_scaling": {"type": "su", "short_factor": [2]},
+                "max_position_embeddings": 131072,
+                "original_max_position_embeddings": 4096,
+            },
+            {"rope_unsupported": None, "rope_limit": 4096, "rope_magnitude": 1.190238},
         ),
         (
             "gemma3_text",
@@ -232,16 +237,42 @@ def test_layers_of_a_larger_block_are_those_of_a_block_of_their_own(gemma3, tmp_
     assert reordered.config.local_layers == (0, 2)
 
 
-def test_two_scaled_rotary_embeddings_in_a_block_are_recorded(gemma3, tmp_path):
+def test_two_scaled_rotary_embeddings_in_a_block(gemma3, tmp_path):
     path = llm_models.Path(gemma3) / "config.json"
     fields = json.loads(path.read_text())
     fields["rope_parameters"]["sliding_attention"] |= {"rope_type": "linear", "factor": 2.0}
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "config.json").write_text(json.dumps(fields))
     (tmp_path / "source" / "model.safetensors").symlink_to(path.with_name("model.safetensors"))
+    both = convert(str(tmp_path / "source"), "0,1", tmp_path / "both").config
+    assert (both.rope_factors, both.local_rope_factors, both.rope_unsupported) == ((4.0,) * 6, (2.0,) * 6, None)
+    one = convert(str(tmp_path / "source"), "0", tmp_path / "one").config
+    assert (one.rope_factors, one.local_rope_factors) == ((2.0,) * 6, None)
+    assert both.chosen([0]) == one
+    for local, frequencies in ((True, 300.0), (False, 5000.0)):
+        expected = frequencies ** (-np.arange(0, 12, 2) / 12) / (2 if local else 4)
+        np.testing.assert_allclose(rotary.inverse_frequencies(both, local=local), expected, rtol=1e-6)
+
+
+def test_a_rotary_embedding_of_some_layers_that_is_not_supported(gemma3, tmp_path):
+    path = llm_models.Path(gemma3) / "config.json"
+    fields = json.loads(path.read_text())
+    fields["rope_parameters"]["sliding_attention"] |= {"rope_type": "yarn", "factor": 2.0}
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text(json.dumps(fields))
+    (tmp_path / "source" / "model.safetensors").symlink_to(path.with_name("model.safetensors"))
     config = convert(str(tmp_path / "source"), "0,1", tmp_path / "both").config
-    assert "two rotary embeddings that are both scaled (convert layers of one kind alone)" in config.rope_unsupported
-    assert convert(str(tmp_path / "source"), "0", tmp_path / "one").config.rope_factors == (2.0,) * 6
+    assert config.rope_unsupported == "the rotary scaling 'yarn' of some of the layers (convert the others alone)"
+    assert convert(str(tmp_path / "source"), "1", tmp_path / "one").config.rope_unsupported is None
+
+
+@pytest.mark.parametrize(("depth", "scale"), [(46, 8**-0.5), (42, None)])
+def test_query_scale_of_a_gguf_file(depth, scale, tmp_path):
+    """No file says it: Gemma 2 with 46 layers has 1 / sqrt(width / heads)."""
+    model = llm_models.tiny("gemma2")
+    model.config.num_hidden_layers = depth
+    config = open_source(llm_models.write_gguf(model, tmp_path / "model.gguf")).config
+    assert (config.query_scale, config.score_cap) == (scale, 2.0)
 
 
 def test_config_of_gemma_3_before_transformers_5(gemma3, tmp_path):

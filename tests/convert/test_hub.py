@@ -1,5 +1,6 @@
 """The script against a local stand-in for the hub: which bytes are fetched, and what goes wrong."""
 
+import argparse
 import json
 import math
 import os
@@ -8,10 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
 from jaxboost.convert import convert
+from jaxboost.convert.formats.torch_ranges import TorchRanges
 from jaxboost.convert.store import read_manifest
 from tests.convert import vision_checkpoints as vision
 from tests.convert.hub_server import COMMIT, serving
@@ -30,11 +34,16 @@ def repositories(tmp_path_factory):
     reference.write_sharded_safetensors(model, folder / "sharded")
     reference.write_safetensors(model, folder / "single")
     reference.write_bin(model, folder / "pickled")
+    reference.write_sharded_bin(model, folder / "pickles")
+    for name, value, zipped in (("old", {}, False), ("code", {"args": argparse.Namespace()}, True)):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_bytes((folder / "single" / "config.json").read_bytes())
+        torch.save(value, folder / name / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     vision.tiny("clip").save_pretrained(folder / "clip")
     (folder / "open_clip").mkdir()
     (folder / "open_clip" / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {"width": 64}}}')
     (folder / "open_clip" / "open_clip_pytorch_model.bin").write_bytes(b"weights")
-    names = ("sharded", "single", "pickled", "clip", "open_clip")
+    names = ("sharded", "single", "pickled", "pickles", "old", "code", "clip", "open_clip")
     return {f"owner/{name}": folder / name for name in names} | dict.fromkeys(GATED, folder / "single")
 
 
@@ -148,6 +157,46 @@ def test_only_the_wanted_bytes_are_fetched(name, hub, run_again, repositories, t
     assert manifest.config == local.config
 
 
+@pytest.mark.parametrize("name", ["pickled", "pickles"])
+def test_only_the_wanted_bytes_of_a_bin_file_are_fetched(name, hub, run_again, repositories, tmp_path):
+    folder = repositories[f"owner/{name}"]
+    result = run_again(f"owner/{name}", tmp_path / "block", "--layers", str(LAYER))
+    assert result.returncode == 0, result.stderr
+    assert f"source  owner/{name}@{COMMIT} (hub)" in result.stdout
+    local = convert(str(folder), str(LAYER), tmp_path / "local")
+    assert read_manifest(tmp_path / "block").sha256 == local.sha256
+    tensors, _ = wanted_bytes(repositories["owner/single"])
+    assert tensors < sum(hub.served.values()) < tensors + 80_000 < 0.2 * sum(p.stat().st_size for p in folder.iterdir())
+
+
+def test_the_tensors_of_a_bin_file(tmp_path):
+    """Views, shared storages, precisions and parameters; what is not read has an obstacle."""
+    base = torch.arange(24.0).reshape(4, 6)
+    state = {
+        "whole": base,
+        "turned": base.T,
+        "part": base[1:3, ::2],
+        "half": base.half(),
+        "brain": base.bfloat16() / 7,
+        "parameter": torch.nn.Parameter(base + 1),
+        "scalar": torch.tensor(3.0),
+        "nothing": torch.zeros(0, 3),
+    }
+    others = {"ids": torch.arange(3), "repeated": torch.ones(1).expand(5)}
+    torch.save(torch.nn.modules.module.OrderedDict(state | others), path := tmp_path / "file.bin")
+    whole = np.fromfile(path, np.uint8)
+    opened = TorchRanges("file.bin", whole.size, lambda start, stop: whole[start:stop].copy())
+    assert set(opened.names) == {*state, *others}
+    for name, tensor in state.items():
+        found = opened.read(name)
+        assert opened.info(name).obstacle is None
+        assert opened.info(name).shape == found.shape == tuple(tensor.shape)
+        assert found.dtype.name == str(tensor.dtype).removeprefix("torch.")
+        np.testing.assert_array_equal(found.astype(np.float32), tensor.detach().float().numpy())
+    assert opened.info("ids").obstacle.startswith("is stored as long")
+    assert opened.info("repeated").obstacle.startswith("repeats its values")
+
+
 def test_the_text_encoder_is_not_fetched(hub, run_again, repositories, tmp_path):
     result = run_again("owner/clip", tmp_path / "encoder", "--layers", "all")
     assert result.returncode == 0, result.stderr
@@ -176,8 +225,9 @@ REFUSED = {
     "owner/hidden": "there is no repository owner/hidden at {address}: check the id; if it is private, log in with",
     "owner/none": "there is no repository owner/none at {address}: check the id; if it is private, log in with",
     f"owner/single@{COMMIT[::-1]}": "owner/single has no such revision: see {address}/owner/single",
-    "owner/pickled": "has no safetensors, only pytorch_model.bin, which cannot be fetched in parts: download",
-    "owner/open_clip": "has no safetensors, only open_clip_pytorch_model.bin, which cannot be fetched in parts: ",
+    "owner/old": "has PyTorch's old format, which cannot be read in parts: download the repository and pass its folder",
+    "owner/code": "owner/code/pytorch_model.bin holds more than tensors (argparse.Namespace): download it",
+    "owner/open_clip": "open_clip_pytorch_model.bin is not a PyTorch checkpoint, or its download is incomplete",
 }
 
 

@@ -72,7 +72,7 @@ PAGE = b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>"
         ("vit.pth", b"", "vit.pth is empty: download it again"),
         ("vit.pth", bytes(2000), "begins with only zeros, as an incomplete download does"),
         ("ggml-model.bin", b"tjgg" + bytes(9), "is a model in llama.cpp's old format: take its GGUF file"),
-        ("vit.pth", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", r"PyTorch's old format.* torch\.save\(torch\.load\("),
+        ("vit.pth", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "is truncated or damaged: download it again"),
         ("sha256-8daa", b'{"stop": ["<|end|>"]}', "is a blob of Ollama that holds no model.*`ollama show --modelfile"),
         ("model.ckpt", b"plain text", "is not a PyTorch checkpoint, or its download is incomplete"),
         ("notes.txt", b"plain text", "is a file: pass the folder that holds it"),

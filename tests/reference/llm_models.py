@@ -1,8 +1,10 @@
 """Tiny random models of the LLM families as transformers has them, and their decoder layers with switches."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -29,12 +31,19 @@ _ROPE_BASES = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0},
 }
+# The context grew from 16 tokens to 64; nine tokens have the short factors.
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.25, 1.5, 2.0],
+    "long_factor": [4.0, 5.0, 6.0, 7.0],
+}
 # model_type -> arguments of its configuration.
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": _SHAPE,
     "mistral": _SHAPE | dict(head_dim=12, sliding_window=32),
     "qwen3": _SHAPE | dict(head_dim=12),
-    "phi3": _SHAPE | dict(sliding_window=32),
+    "phi3": _SHAPE | dict(sliding_window=32, original_max_position_embeddings=16, rope_parameters=_LONGROPE),
     "gemma": _SHAPE | dict(head_dim=12),
     "gemma2": _SHAPE | _GEMMA | dict(attn_logit_softcapping=2.0),
     "gemma3_text": _SHAPE | _GEMMA | dict(rope_parameters=_ROPE_BASES),
@@ -133,28 +142,50 @@ def write_gguf(model: nn.Module, path: Path, *, leave_out: tuple[str, ...] = ())
     import gguf
 
     config = model.config
-    (architecture,) = [key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == config.model_type]
+    name = config.model_type.removesuffix("_text")
+    (architecture,) = [key for key, each in gguf.MODEL_ARCH_NAMES.items() if each == name]
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
-    writer = gguf.GGUFWriter(path, config.model_type)
+    writer = gguf.GGUFWriter(path, name)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     entries = {
         "block_count": config.num_hidden_layers,
         "embedding_length": config.hidden_size,
-        "feed_forward_length": config.intermediate_size,
+        "feed_forward_length": config.n_inner if name == "gpt2" else config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
-        "attention.key_length": head_dim,
-        "attention.value_length": head_dim,
-        "attention.sliding_window": getattr(config, "sliding_window", None) or 0,
     }
+    if name == "gpt2":
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    else:
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+        writer.add_rope_freq_base(rope["rope_theta"])
+        if rope["rope_type"] == "linear":
+            writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(rope["factor"])
+        entries |= {
+            "attention.head_count_kv": config.num_key_value_heads,
+            "attention.key_length": head_dim,
+            "attention.value_length": head_dim,
+            "attention.sliding_window": getattr(config, "sliding_window", None) or 0,
+        }
+        if rope["rope_type"] == "longrope":
+            factor = config.max_position_embeddings / rope["original_max_position_embeddings"]
+            entries["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
+            writer.add_rope_scaling_attn_factors((1 + math.log(factor) / math.log(16)) ** 0.5)
+            for length in ("short", "long"):
+                factors = np.array(rope[f"{length}_factor"], np.float32)
+                writer.add_tensor(f"rope_factors_{length}.weight", factors)
+    if name == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
     for key, value in entries.items():
         if key not in leave_out:
-            writer.add_uint32(f"{config.model_type}.{key}", value)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    for name, value in model.state_dict().items():
-        if found := names.get_name(name, try_suffixes=(".weight", ".bias")):
-            writer.add_tensor(found, value.numpy())
+            writer.add_uint32(f"{name}.{key}", value)
+    for own, value in model.state_dict().items():
+        if found := names.get_name(own, try_suffixes=(".weight", ".bias")):
+            # Gemma's norms scale by 1 + w; GPT-2's linear maps are (in, out).
+            value = value + 1 if name.startswith("gemma") and own.endswith("norm.weight") else value
+            value = value.T if name == "gpt2" and ".c_" in own and value.ndim == 2 else value
+            writer.add_tensor(found, np.ascontiguousarray(value.numpy()))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -137,6 +137,7 @@ def test_the_configs_of_packaged_studies_are_right(tmp_path, name, runs):
         ("ladder:3d+slices", 6 + 4 * 7),
         ("ladder:2d", 5 + 3 * 7 + 5 + 5),
         ("ladder:2d+pretrained", 5 + 3 * 7 + 5 + 5),
+        ("ladder:2d+clip", 5 + 2 + 3 * 7 + 5 + 5),
         ("controls", 18 * 7 + 5),
         ("controls:2d", 18 * 7 + 5),
         # Of the 20 arms, R-LLM and its plain ViT are in the ladder, whose random block is a control.

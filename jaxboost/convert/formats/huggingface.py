@@ -13,6 +13,7 @@ from jaxboost.convert.formats.safetensors_file import SafetensorsFile
 from jaxboost.convert.formats.settings import MAX_BYTES, Settings
 from jaxboost.convert.formats.tensors import TensorInfo, listed
 from jaxboost.convert.formats.torch_file import TorchFile
+from jaxboost.convert.formats.torch_ranges import TorchRanges
 from jaxboost.errors import UserError
 
 
@@ -79,10 +80,13 @@ def safetensors_in(folder: Folder, name: str) -> SafetensorsFile:
     )
 
 
-def has_weights(folder: Folder, file_names: FileNames) -> bool:
-    """Whether a folder has weights of these names that can be read: PyTorch's only if they are on this machine."""
-    readable = file_names.weights if folder.local_path is not None else file_names.weights[:2]
-    return not folder.files.isdisjoint(readable)
+def weights_in(folder: Folder, name: str) -> SafetensorsFile | TorchFile | TorchRanges:
+    """A file of weights of a folder, safetensors or, by its name, PyTorch's."""
+    if name.endswith(".safetensors"):
+        return safetensors_in(folder, name)
+    if folder.local_path is not None:
+        return TorchFile(folder.local_path / name)
+    return TorchRanges(folder.where(name), folder.size(name), lambda start, stop: folder.read_range(name, start, stop))
 
 
 class LocalFolder(Folder):
@@ -130,8 +134,8 @@ class HuggingFaceTensors:
         self.source = folder.source
         if file_names.config not in folder.files:
             raise UserError(f"{folder.where(file_names.config)} is missing: it describes the layers")
-        self.settings = self._read_settings(file_names.config)
-        self._files: dict[str, SafetensorsFile | TorchFile] = {}
+        self.settings = self.read_settings(file_names.config)
+        self._files: dict[str, SafetensorsFile | TorchFile | TorchRanges] = {}
 
     @property
     def source_format(self) -> str:
@@ -152,6 +156,16 @@ class HuggingFaceTensors:
         """See `tensors.Tensors`."""
         return self._file(name).read(name)
 
+    def has(self, name: str) -> bool:
+        """Whether the folder has a file."""
+        return name in self._folder.files
+
+    def read_settings(self, name: str) -> Settings:
+        """A JSON file of the folder. Raises UserError if it is damaged."""
+        if (size := self._folder.size(name)) > MAX_BYTES:
+            raise UserError(f"{self._folder.where(name)} has more than {MAX_BYTES >> 20} MiB: download it again")
+        return Settings.parse(self._folder.read_range(name, 0, size).tobytes(), self._folder.where(name))
+
     @functools.cached_property
     def _weights(self) -> str:
         """The first kind of weights that the folder has: a file, or the index of several."""
@@ -159,11 +173,6 @@ class HuggingFaceTensors:
         found = next((name for name in wanted if name in folder.files), None)
         if found is None:
             raise UserError(f"{folder.source} has no weights: none of {', '.join(wanted)} is there")
-        if found.startswith(self._file_names.torch) and folder.local_path is None:
-            raise UserError(
-                f"{folder.source} has no safetensors, only {found}, which cannot be fetched in parts: "
-                "download the repository and pass its folder"
-            )
         return found
 
     @functools.cached_property
@@ -172,7 +181,7 @@ class HuggingFaceTensors:
         folder, found = self._folder, self._weights
         if not found.endswith(".index.json"):
             return dict.fromkeys(self._open(found).names, found)
-        file_of = self._read_settings(found).section("weight_map").values
+        file_of = self.read_settings(found).section("weight_map").values
         for name, file in file_of.items():
             if not isinstance(file, str) or file.startswith("/") or ".." in file.split("/"):
                 raise UserError(
@@ -188,12 +197,7 @@ class HuggingFaceTensors:
             )
         return dict(file_of)
 
-    def _read_settings(self, name: str) -> Settings:
-        if (size := self._folder.size(name)) > MAX_BYTES:
-            raise UserError(f"{self._folder.where(name)} has more than {MAX_BYTES >> 20} MiB: download it again")
-        return Settings.parse(self._folder.read_range(name, 0, size).tobytes(), self._folder.where(name))
-
-    def _file(self, name: str) -> SafetensorsFile | TorchFile:
+    def _file(self, name: str) -> SafetensorsFile | TorchFile | TorchRanges:
         file = self._open(self._file_of[name])
         if name not in file.names:
             raise UserError(
@@ -202,11 +206,7 @@ class HuggingFaceTensors:
             )
         return file
 
-    def _open(self, file_name: str) -> SafetensorsFile | TorchFile:
+    def _open(self, file_name: str) -> SafetensorsFile | TorchFile | TorchRanges:
         if file_name not in self._files:
-            folder = self._folder
-            if file_name.endswith(".safetensors"):
-                self._files[file_name] = safetensors_in(folder, file_name)
-            else:
-                self._files[file_name] = TorchFile(folder.local_path / file_name)
+            self._files[file_name] = weights_in(self._folder, file_name)
         return self._files[file_name]

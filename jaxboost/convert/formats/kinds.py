@@ -6,12 +6,15 @@ Nothing here reads weights. For a kind that is not supported, the message names 
 import pathlib
 import stat
 import zipfile
+from typing import IO
 
 from jaxboost.errors import UserError
 
 HEAD_BYTES = 1024
 GGUF, SAFETENSORS, ZIP, PICKLE = "GGUF", "safetensors", "zip", "pickle"
 ZIP_MAGIC = b"PK\x03\x04"
+# A long number with which torch.save began its files.
+_OLD_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 # The largest header that the format allows.
 MAX_SAFETENSORS_HEADER = 100_000_000
 
@@ -116,10 +119,40 @@ def refuse_by_name(path: pathlib.Path) -> None:
         raise _is(str(path), _BY_SUFFIX[".index"])
 
 
-def check_torch_archive(path: pathlib.Path) -> None:
-    """Raises UserError unless torch.save wrote the zip file and nothing compressed it again."""
+def is_old_torch(head: bytes) -> bool:
+    """Whether the first bytes are those of torch.save's format before version 1.6, a row of pickles."""
+    return kind_of(head) == PICKLE and _OLD_TORCH in head[:32]
+
+
+def check_torch_head(where: str, head: bytes, fix: str) -> None:
+    """Raises UserError unless the first bytes are those of torch.save's current format, which is a zip archive.
+
+    Args:
+      where: the file, for the message.
+      head: its first bytes.
+      fix: what to do with a file of the old format.
+    """
+    if is_old_torch(head):
+        raise UserError(f"{where} has PyTorch's old format, which cannot be read in parts: {fix}")
+    if kind_of(head) == PICKLE:
+        raise UserError(
+            f"{where} is a Python pickle that torch.save did not write: pass the PyTorch or safetensors weights of the"
+            " same model"
+        )
+    if not head.startswith(ZIP_MAGIC):
+        refuse_known(where, head)
+        raise UserError(f"{where} is not a PyTorch checkpoint, or its download is incomplete: download it again")
+
+
+def check_torch_archive(path: str, file: IO[bytes] | None = None) -> None:
+    """Raises UserError unless torch.save wrote the zip file and nothing compressed it again.
+
+    Args:
+      path: the file, which is opened unless `file` is given; for the message too.
+      file: the file's bytes, if it is not on this machine.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file or path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, OverflowError) as error:
         raise UserError(f"{path} is truncated or damaged: download it again") from error
@@ -131,9 +164,9 @@ def check_torch_archive(path: pathlib.Path) -> None:
         )
     if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
         if names and all(name.endswith(".npy") for name in names):
-            raise _is(str(path), _BY_SUFFIX[".npz"])
+            raise _is(path, _BY_SUFFIX[".npz"])
         if any(name.endswith(".weights.h5") for name in names):
-            raise _is(str(path), ("a Keras model", _OTHER_COPY))
+            raise _is(path, ("a Keras model", _OTHER_COPY))
         raise UserError(f"{path} is a zip archive, not a PyTorch checkpoint: {_UNPACK}")
     # torch.load maps what is stored, compressed or not.
     if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size > entry.compress_size for entry in entries):

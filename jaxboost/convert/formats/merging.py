@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxboost import io
 from jaxboost.convert.formats import adapters
-from jaxboost.convert.formats.huggingface import LocalFolder, safetensors_in
+from jaxboost.convert.formats.huggingface import Folder, LocalFolder, weights_in
 from jaxboost.convert.formats.settings import MAX_BYTES, Settings
 from jaxboost.convert.formats.tensors import TensorInfo, Tensors
 from jaxboost.errors import UserError
@@ -44,22 +44,23 @@ class MergedTensors:
 
         Args:
           tensors: of the model.
-          path: folder of the adapter.
+          path: folder of the adapter, or id of its repository on the hub.
           in_out: whether the model's linear maps are stored as (in, out).
 
         Raises:
           UserError: there is no adapter, it is not a plain LoRA, or it belongs to another model.
         """
-        folder, weights = _folder(path), adapters.WEIGHTS[0]
+        folder = _folder(path)
+        weights = next(name for name in adapters.WEIGHTS if name in folder.files)
         settings = _settings(folder)
         self._tensors, self._in_out, self._where = tensors, in_out, folder.where(weights)
-        self._file = safetensors_in(folder, weights)
+        self._file = weights_in(folder, weights)
         self._scale, rank = _scale(settings)
         # Name of a tensor of the model -> beginning of the names of A and B.
         self._pairs = {self._target(name): name.rpartition(".lora_")[0] for name in sorted(self._file.names)}
         for target, pair in self._pairs.items():
             self._check_shapes(target, pair, rank)
-        self.source = f"{tensors.source} + {folder.source}"
+        self.source = f"{tensors.source}{adapters.MERGED}{folder.source}"
 
     @property
     def source_format(self) -> str:
@@ -113,15 +114,26 @@ class MergedTensors:
             )
 
 
-def _folder(path: str | os.PathLike[str]) -> LocalFolder:
-    """The folder of an adapter."""
+def _folder(path: str | os.PathLike[str]) -> Folder:
+    """The files of an adapter."""
     where = io.user_path(path)
-    if not os.path.isdir(where):
-        raise UserError(f"--adapter {path}: there is no such folder: download the adapter and give its folder")
-    folder = LocalFolder(where)
-    if absent := [name for name in (adapters.CONFIG, adapters.WEIGHTS[0]) if name not in folder.files]:
-        raise UserError(f"--adapter {path}: the folder has no {absent[0]}: give one that peft saved as safetensors")
+    folder = LocalFolder(where) if os.path.isdir(where) else _repository(os.fspath(path))
+    if adapters.CONFIG not in folder.files:
+        raise UserError(f"--adapter {path}: it has no {adapters.CONFIG}: give an adapter that peft saved")
+    if folder.files.isdisjoint(adapters.WEIGHTS):
+        raise UserError(f"--adapter {path}: it has no {' and no '.join(adapters.WEIGHTS)}: give one that peft saved")
     return folder
+
+
+def _repository(name: str) -> Folder:
+    # Imported late, as in `sources`.
+    from jaxboost.convert.formats.hub import HubFolder, is_repository_id
+
+    if not is_repository_id(name):
+        raise UserError(
+            f"--adapter {name}: there is no such folder, and it is no hub repository like owner/name: check the path"
+        )
+    return HubFolder(name)
 
 
 def _settings(folder: LocalFolder) -> Settings:

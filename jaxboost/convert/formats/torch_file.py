@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Checkpoints of training scripts stay far below these limits.
 _MAX_DEPTH, _MAX_OTHERS = 8, 1000
+# Files of the old format are read whole.
+_MAX_OLD_BYTES = 1 << 30
 _RESAVE = "python -c \"import torch; torch.save(torch.load('{path}', weights_only=True), 'weights.pth')\""
 _STATE_DICT = "save its weights alone, with torch.save(model.state_dict(), 'weights.pth')"
 
@@ -45,9 +47,11 @@ class TorchFile:
           UserError: torch is not installed, or the file is truncated, of the old format, or holds more than tensors.
         """
         self._path = path
-        _check_archive(path)
-        self._unknown = _unknown_classes(path) if may_be_nested else None
-        tensors, self.others, self.entries = _mapped(path, self._unknown)
+        is_old = _check_format(path)
+        self._unknown = None if not may_be_nested else [] if is_old else _unknown_classes(path)
+        tensors, self.others, self.entries = _mapped(path, self._unknown, mmap=not is_old)
+        # A file of the old format cannot be mapped: it stays in memory.
+        self._held = tensors if is_old else None
         self._infos = {name: _info(tensor) for name, tensor in tensors.items()}
 
     @property
@@ -62,7 +66,7 @@ class TorchFile:
     def read(self, name: str) -> np.ndarray:
         """See `tensors.Tensors`."""
         # Mapped again for each tensor: a lasting map would keep everything that was read in memory.
-        return _to_numpy(_mapped(self._path, self._unknown)[0][name])
+        return _to_numpy((self._held or _mapped(self._path, self._unknown)[0])[name])
 
 
 class _Unread:
@@ -78,7 +82,7 @@ class _Unread:
         pass
 
 
-def _mapped(path: pathlib.Path, unknown: Sequence[str] | None) -> "_Contents":
+def _mapped(path: pathlib.Path, unknown: Sequence[str] | None, *, mmap: bool = True) -> "_Contents":
     """The tensors of a file by name, and `TorchFile`'s others and entries.
 
     Args:
@@ -90,7 +94,7 @@ def _mapped(path: pathlib.Path, unknown: Sequence[str] | None) -> "_Contents":
     classes = [(_Unread, name) for name in unknown or ()]
     try:
         with torch.serialization.safe_globals(classes):
-            contents = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            contents = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than tensors, so that unpickling it could run code, or is damaged: {_STATE_DICT}, "
@@ -112,19 +116,20 @@ def _mapped(path: pathlib.Path, unknown: Sequence[str] | None) -> "_Contents":
     return contents, (), ()
 
 
-def _check_archive(path: pathlib.Path) -> None:
-    """Raises UserError for a file that is not in torch.save's current format, or if torch is missing."""
+def _check_format(path: pathlib.Path) -> bool:
+    """Whether torch.save wrote the file in its old format, and not in the current one.
+
+    Raises:
+      UserError: it is in neither, or too large for the old one; or torch is missing.
+    """
     _import_torch(path)
     head = kinds.head_of(path)
-    if kinds.kind_of(head) == kinds.PICKLE:
-        raise UserError(
-            f"{path} has PyTorch's old format, which cannot be read in parts: save it again with "
-            f"`{_RESAVE.format(path=path)}`, or convert from a safetensors copy"
-        )
-    if not head.startswith(kinds.ZIP_MAGIC):
-        kinds.refuse_known(str(path), head)
-        raise UserError(f"{path} is not a PyTorch checkpoint, or its download is incomplete: download it again")
-    kinds.check_torch_archive(path)
+    if kinds.is_old_torch(head) and path.stat().st_size <= _MAX_OLD_BYTES:
+        return True
+    fix = f"save it again with `{_RESAVE.format(path=path)}`, or convert from a safetensors copy"
+    kinds.check_torch_head(str(path), head, fix)
+    kinds.check_torch_archive(str(path))
+    return False
 
 
 def _import_torch(path: pathlib.Path) -> None:

@@ -74,6 +74,8 @@ class LlamaSource:
             array, weight = self.tensors.read(self.layout.of_final_norm(weight)), f"final_norm_{weight}"
         else:
             array = self._array(int(key), weight)
+        if self.layout.norm_offset and weight.endswith(("norm", "norm_scale")):
+            array = np.asarray(array, np.float32) - np.float32(self.layout.norm_offset)
         if self.layout.interleaved and weight in ("q", "k"):
             array = to_half_split(array, self.config.heads if weight == "q" else self.config.kv_heads)
         return transposed(array, dtype)
@@ -103,11 +105,12 @@ class LlamaSource:
         own = self.sliding_rotation
         if sliding.issuperset(layers) or not own:
             return dataclasses.replace(self.config, **own)
-        if own["rope_factors"] or own["rope_unsupported"]:
-            mixed = "a block with two rotary embeddings that are both scaled (convert layers of one kind alone)"
+        if own["rope_unsupported"]:
+            mixed = f"{own['rope_unsupported']} of some of the layers (convert the others alone)"
             return dataclasses.replace(self.config, rope_factors=None, rope_unsupported=mixed)
         local = tuple(position for position, layer in enumerate(layers) if layer in sliding)
-        return dataclasses.replace(self.config, local_layers=local, local_rope_base=own["rope_base"])
+        rotation = dict(local_rope_base=own["rope_base"], local_rope_factors=own["rope_factors"])
+        return dataclasses.replace(self.config, local_layers=local, **rotation)
 
     def _part(self, key: str) -> Part:
         return Part(

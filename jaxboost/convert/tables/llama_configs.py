@@ -1,37 +1,40 @@
-"""LLM layers in the layouts of Hugging Face, Meta and GGUF: their configurations -> `models.families.LlamaConfig`."""
+"""LLM layers in the layouts of Hugging Face and Meta: their configurations -> `models.families.LlamaConfig`."""
 
+import difflib
 import pathlib
 import re
-from typing import Any
 
 from jaxboost.convert.formats import adapters
-from jaxboost.convert.formats.gguf_file import GgufTensors
 from jaxboost.convert.formats.huggingface import HuggingFaceTensors
 from jaxboost.convert.formats.meta import MetaTensors
 from jaxboost.convert.formats.settings import MAX_INTEGER, MAX_LAYERS, MAX_NUMBER, MIN_NUMBER, Settings
-from jaxboost.convert.tables import llama, llama_names, llm_families, rope, vit_names
+from jaxboost.convert.tables import llama, llm_families, rope, vit_names
 from jaxboost.convert.tables.llama import LlamaSource
 from jaxboost.convert.tables.llama_names import Layout
 from jaxboost.convert.tables.llm_families import Family
 from jaxboost.errors import UserError
 from jaxboost.models.families import LAYER_NORM, LlamaConfig
 
-_ROPE_FACTORS, _LONG_FACTORS = "rope_freqs.weight", "rope_factors_long.weight"
-# Architecture of a GGUF file -> names of its tensors, and what its layers have that LLaMA's have not.
-_GGUF: dict[str, tuple[Layout, dict[str, Any]]] = {
-    "llama": (llama.GGUF, {}),
-    "qwen2": (llama_names.GGUF_PLAIN, {"qkv_bias": True}),
-    "qwen3": (llama_names.GGUF_QWEN3, {"qk_norm": True}),
-    "phi3": (llama_names.GGUF_PHI3, {}),
-}
-# Families whose GGUF files are not read. Those of Gemma hold 1 + w for a norm with the weight w, and those of Gemma 2
-# and 3 do not hold the query scale. Those of GPT-2 would need a table of names; Hugging Face's copy is small.
-_NOT_AS_GGUF = ("gemma", "gemma2", "gemma3", "gpt2")
 # Endings of the names of quantized repositories; without them it is the name of the original, as a rule.
 _QUANTIZED = re.compile(
     r"[-_.](awq|gptq|bnb|unsloth-bnb|int[48]|[2-8]bit|fp8|nvfp4|mxfp4|hqq|aqlm|exl[23]|w[48]a\d+|quantized).*$",
     re.IGNORECASE,
 )
+# model_type that is not read -> what is nearest.
+_BOTH_TOWERS = "a CLIP with both towers, for its vision encoder with --layers all, for its texts with --prompts"
+_INSTEAD = {
+    "convnext": "the same model in timm's names, such as timm/convnext_tiny.fb_in22k_ft_in1k",
+    "convnextv2": "the same model in timm's names, such as timm/convnextv2_tiny.fcmae_ft_in22k_in1k",
+    "resnet": "the same model in timm's names, such as timm/resnet50.a1_in1k",
+    "swin": "the same model in timm's names, such as timm/swin_tiny_patch4_window7_224.ms_in1k",
+    "efficientnet": "EfficientNet-Lite0, such as timm/tf_efficientnet_lite0.in1k",
+    "clip_text_model": _BOTH_TOWERS,
+    "clip_text_model_with_projection": _BOTH_TOWERS,
+    "siglip_text_model": _BOTH_TOWERS,
+    "mixtral": "mistral, without a mixture of experts",
+    "qwen2_moe": "qwen2, without a mixture of experts",
+    "qwen3_moe": "qwen3, without a mixture of experts",
+}
 # A repository in the hub's cache: models--OWNER--NAME/snapshots/REVISION.
 _CACHED = re.compile(r"models--(.+?)--(.+)")
 
@@ -45,7 +48,7 @@ def of_hugging_face(tensors: HuggingFaceTensors) -> LlamaSource:
     config, n_layers = parse_config(tensors.settings)
     adapters.check(tensors.names, tensors.source)
     family, settings = _known(tensors.settings)
-    layouts = [_with_biases(family.layout, config).below(base) for base in family.bases]
+    layouts = [with_biases(family.layout, config).below(base) for base in family.bases]
     sliding = family.sliding_layers(settings, n_layers)
     # The first layer shows where the names begin.
     found = (each for each in layouts if any(name.startswith(each.prefix.format(layer=0)) for name in tensors.names))
@@ -63,7 +66,7 @@ def of_hugging_face(tensors: HuggingFaceTensors) -> LlamaSource:
     )
 
 
-def _with_biases(layout: Layout, config: LlamaConfig) -> Layout:
+def with_biases(layout: Layout, config: LlamaConfig) -> Layout:
     """The layout with the biases that the layers have."""
     return layout.with_biases((*config.biased, *config.stream_norms * (config.norm == LAYER_NORM)))
 
@@ -76,29 +79,8 @@ def of_meta(tensors: MetaTensors) -> LlamaSource:
     """
     settings = tensors.settings
     n_layers = settings.integer("n_layers", limit=MAX_LAYERS)
-    config = _checked(_meta_config(tensors), settings.where)
+    config = checked(_meta_config(tensors), settings.where)
     return LlamaSource(tensors=tensors, layout=llama.META, config=config, n_layers=n_layers)
-
-
-def of_gguf(tensors: GgufTensors) -> LlamaSource:
-    """The layers in a GGUF file.
-
-    Raises:
-      UserError: the model is not of a family that is read as GGUF file, or its metadata is incomplete.
-    """
-    settings, name = tensors.settings, tensors.architecture
-    if name not in _GGUF:
-        raise UserError(
-            f"{settings.where} is a {name!r:.60} checkpoint, not of a family that is read as GGUF file"
-            f" ({', '.join(_GGUF)}): choose another file"
-            + (", or Hugging Face's copy of the model" if name in _NOT_AS_GGUF else "")
-        )
-    n_layers = settings.integer(f"{name}.block_count", limit=MAX_LAYERS)
-    config = _checked(_gguf_config(tensors), settings.where)
-    layout = _with_biases(_GGUF[name][0], config)
-    return LlamaSource(
-        tensors=tensors, layout=layout, config=config, n_layers=n_layers, sliding=frozenset(range(n_layers))
-    )
 
 
 def parse_config(settings: Settings) -> tuple[LlamaConfig, int]:
@@ -132,7 +114,7 @@ def parse_config(settings: Settings) -> tuple[LlamaConfig, int]:
         **family.architecture(settings),
         **rope.of_config(settings, head_dim=head_dim, **family.rotation(rope.FULL)),
     )
-    return _checked(config, settings.where), integer("num_hidden_layers", limit=MAX_LAYERS)
+    return checked(config, settings.where), integer("num_hidden_layers", limit=MAX_LAYERS)
 
 
 def _known(settings: Settings) -> tuple[Family, Settings]:
@@ -143,8 +125,20 @@ def _known(settings: Settings) -> tuple[Family, Settings]:
             f"{settings.where}: this is a {settings.get('model_type')!r:.60} checkpoint, not of a known family: "
             f"choose an LLM of the type {', '.join(llm_families.MODEL_TYPES)}, or as an encoder one of the type "
             + ", ".join(vit_names.MODEL_TYPES)
+            + _nearest(settings.get("model_type"))
         )
     return found
+
+
+def _nearest(model_type: object) -> str:
+    """What is nearest to a type of checkpoint that is not read, for the end of a message; "" if nothing is."""
+    if not isinstance(model_type, str):
+        return ""
+    if model_type in _INSTEAD:
+        return f"; the nearest is {_INSTEAD[model_type]}"
+    known = (*llm_families.MODEL_TYPES, *vit_names.MODEL_TYPES)
+    near = difflib.get_close_matches(model_type, known, n=1, cutoff=0.7)
+    return f"; the nearest is {near[0]}" if near else ""
 
 
 def _check_plain(settings: Settings) -> None:
@@ -214,55 +208,7 @@ def _meta_config(tensors: MetaTensors) -> LlamaConfig:
     )
 
 
-def _gguf_config(tensors: GgufTensors) -> LlamaConfig:
-    settings, name = tensors.settings, tensors.architecture
-    width, heads = settings.integer(f"{name}.embedding_length"), settings.integer(f"{name}.attention.head_count")
-    head_dim = settings.integer(f"{name}.attention.key_length", max(1, width // heads))
-    key = f"{name}.attention.value_length"
-    if settings.integer(key, head_dim) != head_dim:
-        raise UserError(f"{settings.where}: {key!r} is not the head width {head_dim}: these layers are not supported")
-    rope_base = settings.number(f"{name}.rope.freq_base", 10000.0)
-    rotated = settings.integer(f"{name}.rope.dimension_count", head_dim)
-    if rotated != head_dim:
-        rotation = rope.partial(f"{rotated} of {head_dim}")
-    else:
-        rotation = rope.fields(_gguf_scaling(tensors), head_dim=head_dim, rope_base=rope_base)
-        if _ROPE_FACTORS in tensors.names and rotation["rope_unsupported"] is None:
-            # llama.cpp divides by both.
-            linear = (rotation["rope_factors"] or (1.0,))[0]
-            factors = tuple(linear * float(factor) for factor in tensors.read(_ROPE_FACTORS).reshape(-1))
-            rotation = {"rope_factors": factors, "rope_unsupported": None}
-    return LlamaConfig(
-        width=width,
-        heads=heads,
-        kv_heads=settings.integer(f"{name}.attention.head_count_kv", heads),
-        head_dim=head_dim,
-        mlp_width=settings.integer(f"{name}.feed_forward_length"),
-        eps=settings.number(f"{name}.attention.layer_norm_rms_epsilon"),
-        rope_base=rope_base,
-        window=settings.count(f"{name}.attention.sliding_window", 0, limit=1 << 24) or None,
-        **rotation,
-        **_GGUF[name][1],
-    )
-
-
-def _gguf_scaling(tensors: GgufTensors) -> Settings:
-    """The scaling of a GGUF file under Hugging Face's names, as llama.cpp reads it.
-
-    Without a type, a factor other than 0 and 1 is linear. Files of 2023 have another key for the factor.
-    """
-    settings, name = tensors.settings, tensors.architecture
-    kind, factor = settings.get(f"{name}.rope.scaling.type"), settings.get(f"{name}.rope.scaling.factor")
-    if factor is None:
-        factor = settings.get(f"{name}.rope.scale_linear")
-    if _LONG_FACTORS in tensors.names:
-        kind = "longrope"
-    if kind is None and factor not in (None, 0, 1):
-        kind = "linear"
-    return Settings({"rope_type": None if kind == "none" else kind, "factor": factor}, settings.where)
-
-
-def _checked(config: LlamaConfig, where: str) -> LlamaConfig:
+def checked(config: LlamaConfig, where: str) -> LlamaConfig:
     """The same config. Raises UserError if its numbers do not fit together."""
     heads, kv_heads, head_dim, factors = config.heads, config.kv_heads, config.head_dim, config.rope_factors
     if heads % kv_heads:

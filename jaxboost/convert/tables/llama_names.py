@@ -17,6 +17,7 @@ class Layout:
         (0, K/2), (1, K/2 + 1) ... (Hugging Face and ours).
       buffers: endings of constants that are recomputed, not weights.
       in_out: whether linear maps are stored as (in, out), as GPT-2's are, not as (out, in).
+      norm_offset: what was added to the weights of all norms: 1 in the GGUF files of Gemma.
     """
 
     prefix: str
@@ -25,6 +26,7 @@ class Layout:
     interleaved: bool
     buffers: tuple[str, ...] = ()
     in_out: bool = False
+    norm_offset: float = 0.0
 
     def names(self, layer: int) -> dict[str, str]:
         """Our name of each weight of `layer` -> its tensor's name."""
@@ -161,14 +163,31 @@ GGUF = Layout(
 )
 # llama.cpp reorders queries and keys of LLaMA alone.
 GGUF_PLAIN = dataclasses.replace(GGUF, interleaved=False)
-GGUF_QWEN3 = dataclasses.replace(
-    GGUF_PLAIN, weights={**GGUF.weights, "q_norm": "attn_q_norm.weight", "k_norm": "attn_k_norm.weight"}
-)
+_GGUF_QK_NORMS = {"q_norm": "attn_q_norm.weight", "k_norm": "attn_k_norm.weight"}
+GGUF_QWEN3 = dataclasses.replace(GGUF_PLAIN, weights={**GGUF.weights, **_GGUF_QK_NORMS})
 GGUF_PHI3 = dataclasses.replace(
     GGUF_PLAIN,
     weights={
         **GGUF.weights,
         **dict.fromkeys(("q", "k", "v"), "attn_qkv.weight"),
         **dict.fromkeys(("gate", "up"), "ffn_up.weight"),
+    },
+)
+GGUF_GEMMA = dataclasses.replace(GGUF_PLAIN, norm_offset=1.0)
+GGUF_GEMMA2 = dataclasses.replace(
+    GGUF_GEMMA,
+    weights={
+        **GGUF.weights,
+        "attention_post_norm": "post_attention_norm.weight",
+        "mlp_post_norm": "post_ffw_norm.weight",
+    },
+)
+GGUF_GEMMA3 = dataclasses.replace(GGUF_GEMMA2, weights={**GGUF_GEMMA2.weights, **_GGUF_QK_NORMS})
+# The converter of llama.cpp transposes GPT-2's linear maps.
+GGUF_GPT2 = dataclasses.replace(
+    GGUF_PLAIN,
+    weights={
+        **{weight: name for weight, name in GGUF.weights.items() if weight != "gate"},
+        **dict.fromkeys(("q", "k", "v"), "attn_qkv.weight"),
     },
 )

@@ -183,7 +183,8 @@ def _number_or_none(settings: Settings, key: str, default: float) -> float | Non
     return None if key in settings.values and settings.get(key) is None else settings.number(key, default)
 
 
-_OLDER = dict(norm=LAYER_NORM, qkv_bias=True, o_bias=True, mlp_bias=True, gated=False, rotary=False)
+# The architecture of the families before LLaMA.
+OLDER: dict[str, Any] = dict(norm=LAYER_NORM, qkv_bias=True, o_bias=True, mlp_bias=True, gated=False, rotary=False)
 
 
 def _gpt2(settings: Settings) -> dict[str, Any]:
@@ -192,7 +193,7 @@ def _gpt2(settings: Settings) -> dict[str, Any]:
             f"{settings.where}: scores that are scaled by the layer's number ('scale_attn_by_inverse_layer_idx') are"
             " not supported: choose another checkpoint"
         )
-    return {**_OLDER, "query_scale": None if settings.values.get("scale_attn_weights", True) else 1.0}
+    return {**OLDER, "query_scale": None if settings.values.get("scale_attn_weights", True) else 1.0}
 
 
 def _opt(settings: Settings) -> dict[str, Any]:
@@ -208,7 +209,7 @@ def _opt(settings: Settings) -> dict[str, Any]:
         if not settings.values.get(key, True):
             raise UserError(f"{settings.where}: {what} ({key!r} is false) are not supported: choose another size")
     return {
-        **_OLDER,
+        **OLDER,
         **dict.fromkeys(("qkv_bias", "o_bias", "mlp_bias"), bool(settings.values.get("enable_bias", True))),
     }
 

@@ -83,6 +83,9 @@ def check_tensors(
       kind: of checkpoint that is expected.
     """
     problems = [f"missing: {name}" for name in wanted if name not in tensors.names]
+    if len(problems) == len(wanted) > 1:
+        problems = [f"missing: all {len(wanted)} tensors, such as {next(iter(wanted))}"]
+        problems += [f"there are others, such as {name}" for name in sorted(tensors.names)[:1]]
     problems += [f"not part of {part}: {name}" for name in unread]
     for name, shape in wanted.items():
         if name in tensors.names:

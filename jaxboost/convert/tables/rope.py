@@ -4,6 +4,7 @@ R-LLM runs its layers without the rotary embedding, so a checkpoint with an unkn
 scaling is recorded, and a model that needs the rotary embedding refuses the block.
 """
 
+import math
 import reprlib
 from typing import Any
 
@@ -14,6 +15,9 @@ from jaxboost.errors import UserError
 
 # Kinds of layers, by their attention.
 FULL, SLIDING = "full_attention", "sliding_attention"
+# Names of the kind of Phi-3's models with a long context; "su" is the older one.
+_LONG = ("longrope", "su")
+_CONTEXTS = ("max_position_embeddings", "original_max_position_embeddings")
 
 
 def of_config(settings: Settings, *, head_dim: int, base: float = 1e4, kind: str = "") -> dict[str, Any]:
@@ -40,6 +44,12 @@ def of_config(settings: Settings, *, head_dim: int, base: float = 1e4, kind: str
     rotated = [section.number("partial_rotary_factor", 1.0) for section in (settings, scaling)]
     if min(rotated) != 1 or max(rotated) != 1:
         return {"rope_base": base, **partial(f"a fraction of {min(rotated)}")}
+    if _kind(scaling) in _LONG:
+        if kind:
+            return {"rope_base": base, **_unsupported(f"{reprlib.repr(_kind(scaling))} beside another rotation")}
+        # Phi-3 has the original context beside the scaling; where both are, this one counts.
+        beside = {key: settings.values[key] for key in _CONTEXTS if settings.get(key) is not None}
+        scaling = Settings({**scaling.values, **beside}, scaling.where)
     return {"rope_base": base, **fields(scaling, head_dim=head_dim, rope_base=base)}
 
 
@@ -47,18 +57,22 @@ def fields(scaling: Settings, *, head_dim: int, rope_base: float) -> dict[str, A
     """`rope_factors` and `rope_unsupported` of `LlamaConfig`, at least one of them None.
 
     Args:
-      scaling: Hugging Face's `rope_parameters` or `rope_scaling` (`rope_type`, formerly `type`, and its numbers).
+      scaling: Hugging Face's `rope_parameters` or `rope_scaling` (`rope_type`, formerly `type`, and its numbers). For
+        longrope with the model's contexts too, `max_position_embeddings` and `original_max_position_embeddings`.
       head_dim: K.
       rope_base: base of the unscaled frequencies.
 
     Returns:
       rope_factors: the divisors of the K/2 inverse frequencies, None if they are not scaled. rope_unsupported: the
-      scaling in words, if it is of another kind than "default", "linear" and "llama3".
+      scaling in words, if it is of another kind than "default", "linear", "llama3" and "longrope". For longrope also
+      `rope_magnitude` and `rope_limit`.
 
     Raises:
       UserError: the kind of scaling is not a text, or numbers of a known kind are missing.
     """
-    kind, factors, unsupported = _kind(scaling), None, None
+    kind, factors = _kind(scaling), None
+    if kind in _LONG:
+        return _longrope(scaling, head_dim=head_dim)
     if kind == "linear":
         factors = linear_factors(head_dim=head_dim, factor=scaling.number("factor"))
     elif kind == "llama3":
@@ -71,13 +85,42 @@ def fields(scaling: Settings, *, head_dim: int, rope_base: float) -> dict[str, A
             original_context=scaling.number("original_max_position_embeddings"),
         )
     elif kind != "default":
-        unsupported = f"the rotary scaling {reprlib.repr(kind)}"
-    return {"rope_factors": factors, "rope_unsupported": unsupported}
+        return _unsupported(reprlib.repr(kind))
+    return {"rope_factors": factors, "rope_unsupported": None}
 
 
 def partial(fraction: str) -> dict[str, Any]:
     """As `fields`, for heads that are rotated in part; `fraction` is that part in words."""
     return {"rope_factors": None, "rope_unsupported": f"the rotation of a part of each head ({fraction})"}
+
+
+def _unsupported(kind: str) -> dict[str, Any]:
+    return {"rope_factors": None, "rope_unsupported": f"the rotary scaling {kind}"}
+
+
+def _longrope(scaling: Settings, *, head_dim: int) -> dict[str, Any]:
+    """LongRoPE (Ding et al. 2024) for texts that are no longer than the context before the extension.
+
+    The factors of longer texts are other ones, so that these have no rotation here. Cosine and sine are multiplied by
+    sqrt(1 + ln(s) / ln(o)) for a context that grew s-fold from o tokens, also for short texts.
+    """
+    factors = scaling.get("short_factor")
+    if not isinstance(factors, list) or not all(type(each) in (int, float) for each in factors):
+        raise UserError(
+            f"{scaling.where}: 'short_factor' is {reprlib.repr(factors)} instead of {head_dim // 2} numbers: download"
+            " it again"
+        )
+    limit = 1 << 24
+    context = scaling.integer("max_position_embeddings", scaling.get("original_max_position_embeddings"), limit=limit)
+    original = scaling.integer("original_max_position_embeddings", context, limit=limit)
+    factor = scaling.number("factor", context / original)
+    default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0
+    return {
+        "rope_factors": tuple(map(float, factors)),
+        "rope_unsupported": None,
+        "rope_magnitude": scaling.number("attention_factor", default),
+        "rope_limit": original,
+    }
 
 
 def _kind(scaling: Settings) -> str:

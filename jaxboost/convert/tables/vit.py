@@ -19,6 +19,7 @@ from jaxboost.convert.tables.parts import (
     check_whole,
     left_out,
 )
+from jaxboost.convert.tables.preprocessing import Pixels, constants_of
 from jaxboost.convert.tables.vit_names import KERNEL, POSITIONS, QKV, REGISTERS, VitLayout
 from jaxboost.errors import UserError
 
@@ -39,6 +40,7 @@ class VitSource:
       resizing: one of `positions.RESIZINGS`.
       others: beginnings of names, after the prefix, that do not belong to the encoder.
       notes: lines for the log about how the source was read.
+      pixels: those that it was trained on; None: no file says it.
     """
 
     kind = VISION
@@ -52,6 +54,7 @@ class VitSource:
     resizing: str = positions.BICUBIC
     others: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    pixels: Pixels | None = None
 
     @functools.cached_property
     def shapes(self) -> dict[str, Shapes]:
@@ -75,7 +78,12 @@ class VitSource:
                 Part(key=key, shapes=of_part, read=functools.partial(read_weight, self, key))
                 for key, of_part in self.shapes.items()
             ),
-            constants={"arguments": self.arguments, "image_size": self.image_size, "resizing": self.resizing},
+            constants={
+                "arguments": self.arguments,
+                "image_size": self.image_size,
+                "resizing": self.resizing,
+                **constants_of(self.pixels),
+            },
             notes=notes,
         )
 

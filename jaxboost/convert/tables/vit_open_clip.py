@@ -62,12 +62,25 @@ def encoder_of_folder(tensors: HuggingFaceTensors, hints: Hints) -> VitSource:
     if (name := tower.get("timm_model_name")) is not None:
         if not isinstance(name, str):
             raise UserError(f"{tower.where}: 'timm_model_name' is {reprlib.repr(name)} instead of a name of timm's")
+        if not name.startswith(vit_timm.ARCHITECTURES):
+            raise UserError(
+                f"{tower.where}: the image tower is timm's {name:.80}, which is read only as a ViT"
+                f" ({' or '.join(f'{each}...' for each in vit_timm.ARCHITECTURES)}): choose an OpenCLIP ViT, such as"
+                f" laion/CLIP-ViT-B-16-laion2B-s34B-b88K{_timms_copy(name)}"
+            )
         # OpenCLIP leaves the pooling of timm's model as it is where none is named.
         values = {"architecture": name, "global_pool": tower.get("timm_pool") or None}
         return vit_timm.encoder_of(tensors, Settings(values, tower.where), tensors.source, hints)
     dataclasses.replace(hints, resizing=None, entry=None).check_unused(tensors.source)
     arguments, image_size = parse_tower(model)
     return _source(tensors, arguments, image_size, hints, prefix=None)
+
+
+def _timms_copy(architecture: str) -> str:
+    """What else can be done about a tower that is not read, for the end of a message."""
+    if not architecture.startswith("convnext_"):
+        return ""
+    return ", or a ConvNeXt in timm's names, such as timm/convnext_base.clip_laion2b_augreg_ft_in12k_in1k"
 
 
 def encoder_of_file(tensors: Tensors, where: str, hints: Hints) -> VitSource:

@@ -266,6 +266,7 @@ def _unseen(
     heads, note = heads_of(width, where, hints.heads, said)
     assumed = [note] * bool(note)
     eps, activation, resizing = hints.eps, hints.activation, hints.resizing
+    untold = None
     if eps is None:
         eps = _CLIP_EPS if pre_norm else _EPS
         assumed.append(f"eps {eps} (--eps)")
@@ -275,8 +276,7 @@ def _unseen(
                 f"{where}: the weights do not say the activation, and CLIP models of the same shape differ in it: give "
                 "--activation quick_gelu (OpenAI, MetaCLIP, DFN) or --activation gelu (LAION, DataComp)"
             )
-        if pre_norm:
-            _check_gelu(settings)
+        untold = _check_gelu(settings) if pre_norm else None
         # A file alone does not say whether timm computes SigLIP's GELU by erf: Hugging Face and its authors do not.
         activation = _activation_of(settings.get("architecture")) if settings.values or not pooled else "gelu_tanh"
         assumed.append(f"GELU by {'tanh' if pooled else 'erf'} (--activation)")
@@ -286,11 +286,13 @@ def _unseen(
         if not settings.values:
             assumed.append(f"{resizing} resizing of positions (--resizing)")
     # A config.json with an architecture of timm's has these values: they are not assumed.
-    return heads, eps, activation, resizing, [] if settings.values else assumed
+    return heads, eps, activation, resizing, [untold] * bool(untold) if settings.values else assumed
 
 
-def _check_gelu(settings: Settings) -> None:
+def _check_gelu(settings: Settings) -> str | None:
     """Raises UserError if a CLIP of timm's may have been trained with QuickGELU though its architecture has GELU.
+
+    If nothing says how it was trained, the text about what is assumed.
 
     timm has such weights under both architectures, and computes what the name says. Fine-tuned weights are timm's own,
     trained with the GELU of their architecture.
@@ -299,8 +301,15 @@ def _check_gelu(settings: Settings) -> None:
     tag = published.get("tag")
     tag = tag if isinstance(tag, str) else ""
     said = "quickgelu" in str(published.get("notes")).lower()
-    if "_quickgelu_" in architecture or "_ft_" in tag or not (said or tag.startswith(_QUICK)):
-        return
+    if "_quickgelu_" in architecture or "_ft_" in tag:
+        return None
+    if not tag and not published.get("notes"):
+        return (
+            f"GELU by erf, as timm's {architecture} computes it: its config.json has neither tag nor notes, which would"
+            " show weights that were trained with QuickGELU (--activation quick_gelu: OpenAI, MetaCLIP, DFN)"
+        )
+    if not (said or tag.startswith(_QUICK)):
+        return None
     raise UserError(
         f"{settings.where}: the weights {tag or 'of these notes'!r} were trained with QuickGELU, or may have been, but "
         f"timm's {architecture} has GELU: give --activation quick_gelu for the function of their training, or "

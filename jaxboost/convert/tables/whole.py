@@ -16,6 +16,7 @@ from jaxboost.convert.tables.families import FAMILIES
 from jaxboost.convert.tables.family import Family, Found, Layout, leaf
 from jaxboost.convert.tables.hints import Hints
 from jaxboost.convert.tables.parts import NORM, VISION, Part, Selection, Shapes, check_tensors, check_whole, left_out
+from jaxboost.convert.tables.preprocessing import Pixels, constants_of
 from jaxboost.convert.tables.vit_timm import ARCHITECTURES
 from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
@@ -70,6 +71,7 @@ class WholeSource:
       arguments: of the encoder, those that the manifest records.
       image_size: side of the images that it was trained with, in pixels.
       notes: lines for the log about how the source was read.
+      pixels: those that it was trained on; None: no file says it.
     """
 
     kind = VISION
@@ -80,6 +82,7 @@ class WholeSource:
     arguments: Mapping[str, Any]
     image_size: int
     notes: tuple[str, ...] = ()
+    pixels: Pixels | None = None
 
     @property
     def family(self) -> Family:
@@ -131,7 +134,12 @@ class WholeSource:
             parts=tuple(
                 Part(key=key, shapes=part, read=functools.partial(self._read, key)) for key, part in self.shapes.items()
             ),
-            constants={"family": self.name, "arguments": self.arguments, "image_size": self.image_size},
+            constants={
+                "family": self.name,
+                "arguments": self.arguments,
+                "image_size": self.image_size,
+                **constants_of(self.pixels),
+            },
             notes=notes,
         )
 
@@ -173,6 +181,7 @@ def family_of(tensors: Tensors, settings: Settings, where: str, entry: str | Non
                 f"{' or '.join(ARCHITECTURES)}, or one of {', '.join(others)}"
                 + (f"; the nearest is {nearest[0]}" if nearest else "")
             )
+        _check_named(tensors, found, architecture, where)
         return found
     beginning = _beginning(entry)
     found = {name: {p for each in row.layouts for p in _prefixes(tensors, each)} for name, row in FAMILIES.items()}
@@ -186,6 +195,16 @@ def family_of(tensors: Tensors, settings: Settings, where: str, entry: str | Non
         raise UserError(_ambiguous(where, shown))
     # Where nothing has the name that the user chose, the family that is there says so.
     return next((name for name in names or found if found[name]), "") or None
+
+
+def _check_named(tensors: Tensors, named: str | None, architecture: str, where: str) -> None:
+    """Raises UserError if the tensors are those of one of FAMILIES, and not of the one that config.json names."""
+    held = [name for name, row in FAMILIES.items() if any(_prefixes(tensors, layout) for layout in row.layouts)]
+    if held and named not in held:
+        raise UserError(
+            f"{where}: config.json names timm's {architecture}, but the tensors are those of a"
+            f" {FAMILIES[held[0]].title}: take the weights and the config.json of one model"
+        )
 
 
 def encoder_of(tensors: Tensors, name: str, settings: Settings, where: str, hints: Hints) -> WholeSource:
