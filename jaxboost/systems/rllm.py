@@ -35,7 +35,12 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
 
     def build(rngs: nnx.Rngs) -> Classifier:
         return classifier.build(
-            boost=spec, classes=len(info.classes), encoder_arguments=arguments, rngs=rngs, **model_arguments(config)
+            boost=spec,
+            classes=len(info.classes),
+            columns=info.column_features,
+            encoder_arguments=arguments,
+            rngs=rngs,
+            **model_arguments(config),
         )
 
     backbone, kind = config.model.backbone, config.boost.kind
