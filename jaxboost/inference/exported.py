@@ -308,7 +308,7 @@ def _read_weights(
                         weights[key] = jax.device_put(file.get_tensor(key), replicated)
             except (safetensors.SafetensorError, TypeError, ValueError) as error:
                 raise UserError(f"{folder / name} cannot be read ({error}): export the run again") from error
-    wanted, _ = program.in_tree.unflatten(program.in_avals)[0]
+    wanted, *_ = program.in_tree.unflatten(program.in_avals)[0]
     if {key: (value.shape, value.dtype) for key, value in wanted.items()} != {
         key: (value.shape, value.dtype) for key, value in weights.items()
     }:
