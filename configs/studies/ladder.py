@@ -20,7 +20,7 @@ it, and no difference between R-LLM and the plain ViT should be shown.
 
 from collections.abc import Mapping
 
-from jaxboost.studies.loading import folder_argument
+from jaxboost.studies.loading import folder_argument, with_columns
 from jaxboost.studies.study import CONTROL, LADDER, Arm, Comparison, Study
 
 QUESTION = "Does a frozen LLM layer help on these images, and does anything beat a linear probe?"
@@ -58,15 +58,14 @@ _COLUMNS = "columns"
 
 
 def default_argument(overrides: Mapping[str, str]) -> str:
-    """The argument that a folder of images needs; `overrides`: dotted field -> text, as on the command line."""
-    named = overrides.get("data.columns", "").strip("()[] ")
-    return "+".join(filter(None, (folder_argument(overrides), _COLUMNS if named else "")))
+    """What a folder of images and clinical columns need; `overrides`: dotted field -> text, as on the command line."""
+    return with_columns(folder_argument(overrides), overrides)
 
 
 def get_study(argument: str = "") -> Study:
     """The study; `argument` is one of _KINDS, and with _COLUMNS behind a + it has the rung of the clinical columns."""
     words = argument.split("+")
-    with_columns, kind = _COLUMNS in words, "+".join(word for word in words if word != _COLUMNS)
+    reads_columns, kind = _COLUMNS in words, "+".join(word for word in words if word != _COLUMNS)
     if kind not in _KINDS:
         raise ValueError(
             f"unknown argument {argument!r}: give 2d, 3d, resnet or 2d+pretrained, and +columns for clinical columns"
@@ -75,7 +74,7 @@ def get_study(argument: str = "") -> Study:
     is_2d, vit = "2d" in argument, vit_of(argument)
     encoder = {"model.image_size": vit["model.image_size"]} if vit.get("model.frozen") else _ENCODER
     arms = [*_baselines(is_2d, encoder), *_trained(vit, encoder, is_2d, with_resnet=is_2d or argument == "resnet")]
-    if with_columns:
+    if reads_columns:
         arms.insert(1, _columns_alone(is_2d))
     ladder = [_with_rung(arm, number) for number, arm in enumerate(arms)]
     random = Arm(
@@ -92,7 +91,7 @@ def get_study(argument: str = "") -> Study:
         question=QUESTION,
         expected=EXPECTED,
         arms=(*ladder, random),
-        comparisons=_comparisons(is_2d, with_columns=with_columns),
+        comparisons=_comparisons(is_2d, reads_columns=reads_columns),
         lr_grid=(2e-4, 5e-4, 1.5e-3),
         shared={"data.name": "lidcsilhouettes" if is_2d else "lidcshapes3d", "eval.bootstrap": 1000},
     )
@@ -185,7 +184,7 @@ def _with_rung(arm: Arm, number: int) -> Arm:
     return Arm(**fields)
 
 
-def _comparisons(is_2d: bool, *, with_columns: bool = False) -> tuple[Comparison, ...]:
+def _comparisons(is_2d: bool, *, reads_columns: bool) -> tuple[Comparison, ...]:
     found = [
         Comparison(arm="rllm", reference="plain", claim="the frozen LLM layer helps", main=True),
         Comparison(arm="rllm", reference="random_block", claim="the weights of the LLM help"),
@@ -195,7 +194,7 @@ def _comparisons(is_2d: bool, *, with_columns: bool = False) -> tuple[Comparison
     ]
     if is_2d:
         found.append(Comparison(arm="pneumollm", reference="logistic", claim="PneumoLLM beats the linear probe"))
-    if with_columns:
+    if reads_columns:
         found.append(Comparison(arm="logistic", reference=_COLUMNS, claim="images add to the clinical columns"))
         found.append(Comparison(arm="rllm", reference=_COLUMNS, claim="R-LLM beats the clinical columns alone"))
     return tuple(found)
