@@ -45,6 +45,16 @@ class Column:
     sd: float | None = None
     missing: bool = False
 
+    def __post_init__(self):
+        """Raises ValueError if it can encode nothing, as a file that was altered may have it."""
+        numbers = (self.mean, self.sd)
+        if self.categories is not None:
+            right = numbers == (None, None) and self.categories
+        else:
+            right = None not in numbers and np.isfinite(np.array(numbers, float)).all() and self.sd > 0
+        if not right:
+            raise ValueError(f"column {self.name!r} has neither categories nor a mean and a SD above 0")
+
     @property
     def features(self) -> tuple[str, ...]:
         """The names of its features, such as ("age", "age missing") or ("sex=F", "sex=M")."""
