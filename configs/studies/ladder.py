@@ -25,7 +25,7 @@ it, and no difference between R-LLM and the plain ViT should be shown.
 from collections.abc import Collection, Mapping
 
 from jaxboost.config import pneumollm
-from jaxboost.studies.loading import folder_argument
+from jaxboost.studies.loading import folder_argument, with_columns
 from jaxboost.studies.study import CONTROL, LADDER, Arm, Comparison, Study
 
 QUESTION = "Does a frozen LLM layer help on these images, and does anything beat a linear probe?"
@@ -81,8 +81,8 @@ _COLUMNS = "columns"
 
 
 def default_argument(overrides: Mapping[str, str]) -> str:
-    """The argument that a folder of images needs; `overrides`: dotted field -> text, as on the command line."""
-    return folder_argument(overrides)
+    """What a folder of images and clinical columns need; `overrides`: dotted field -> text, as on the command line."""
+    return with_columns(folder_argument(overrides), overrides)
 
 
 def get_study(argument: str = "") -> Study:
@@ -196,6 +196,17 @@ def _slices_trained() -> list[Arm]:
         )
         for pooling, title in (("mean", "Head on the mean of slices"), ("attention", "Attention over slices"))
     ]
+
+
+def _columns_alone(is_2d: bool) -> Arm:
+    return Arm(
+        name="columns",
+        title="Clinical columns alone",
+        config="baseline:columns",
+        overrides={"baseline.ndim": 2 if is_2d else 3},
+        seeds=1,
+        note="A logistic regression that sees no image. The rungs below read these columns beside the image.",
+    )
 
 
 def _trained(vit: dict[str, object], encoder: dict[str, object], is_2d: bool, *, with_resnet: bool) -> list[Arm]:

@@ -19,12 +19,12 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
       memory: compile a training step to estimate its memory, which takes some seconds.
 
     Returns:
-      A dict. trainable, frozen: numbers of parameters. trainable_mib, frozen_mib: their size as float32 in MiB, which
-      the R-LLM paper calls "number of parameters". tokens: number of tokens that the booster gets. flops_per_image:
-      FLOPs of one forward pass, with and without the booster, or without CLIP's text encoder,
-      whose share is that of a training batch, with class names of one token. step_memory_gb: see
-      `memory.step_memory_gb`; only with `memory`. A baseline has no training step and other entries, see
-      `_describe_baseline`.
+      A dict. trainable, frozen: numbers of parameters, without those of the head that read clinical columns.
+      trainable_mib, frozen_mib: their size as float32 in MiB, which the R-LLM paper calls "number of parameters".
+      tokens: number of tokens that the booster gets. flops_per_image: FLOPs of one forward pass, with and without the
+      booster, or without CLIP's text encoder, whose share is that of a training batch, with class names of one token.
+      step_memory_gb: see `memory.step_memory_gb`; only with `memory`. A baseline has no training step and other
+      entries, see `_describe_baseline`.
     """
     # Imported here: a mistyped flag should be reported before jax loads.
     import jax
@@ -81,7 +81,8 @@ def _describe_baseline(config: Config, info: "DatasetInfo") -> dict[str, Any]:
 
     Returns:
       As `describe`. boost: "baseline". trainable: numbers that are fitted; None: they depend on the data. features:
-      numbers that the classifier sees of an image. flops_per_image: of all views of an image, without the classifier.
+      numbers that the classifier sees of an image, without clinical columns. flops_per_image: of all views of an image,
+      without the classifier.
     """
     import jax
     import jax.numpy as jnp
@@ -90,6 +91,7 @@ def _describe_baseline(config: Config, info: "DatasetInfo") -> dict[str, Any]:
     from jaxboost.models.backbones import BACKBONES
     from jaxboost.models.frozen import count, merge, mib
     from jaxboost.systems import prepare
+    from jaxboost.systems.baseline import reads_columns
     from jaxboost.tasks import TASKS
     from jaxboost.training.flops import count_flops
 
@@ -111,6 +113,8 @@ def _describe_baseline(config: Config, info: "DatasetInfo") -> dict[str, Any]:
     # A binary problem has one row of coefficients.
     rows = 1 if TASKS[info.task].binary else classes
     fitted = {"prevalence": classes, "knn": 0, "zero_shot": 0, "logistic": rows * (width + 1), "boosting": None}
+    # How many features columns have, the data decide.
+    known = None if reads_columns(config) else fitted[fields.classifier]
     return {
         "dataset": info.name,
         "backbone": config.model.backbone if fields.features == "encoder" else fields.features,
@@ -118,7 +122,7 @@ def _describe_baseline(config: Config, info: "DatasetInfo") -> dict[str, Any]:
         "classifier": fields.classifier,
         "features": width,
         "classes": classes,
-        "trainable": fitted[fields.classifier],
+        "trainable": known,
         "frozen": count(system.frozen),
         "frozen_mib": round(mib(system.frozen), 2),
         "tokens": system.tokens,

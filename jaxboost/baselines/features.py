@@ -5,6 +5,8 @@ import numpy as np
 from jaxboost.data.dataset import MappedRows
 from jaxboost.errors import UserError
 
+# Kinds of features that do not depend on the image.
+OF_NO_IMAGE = ("none", "columns")
 BINS = 16
 # A pixel above half of the range 0..255 belongs to the bright part.
 _HALF = 127.5
@@ -39,6 +41,11 @@ def trivial(images: np.ndarray | MappedRows, channels: int) -> np.ndarray:
         )
     width = len(names(len(images.shape) - 2, channels))
     return np.array([_of_image(np.asarray(image), channels) for image in images], np.float64).reshape(-1, width)
+
+
+def with_columns(found: np.ndarray, columns: np.ndarray | None) -> np.ndarray:
+    """Features (n, F) of images and behind them those of clinical columns (n, K), if there are any."""
+    return found if columns is None else np.concatenate([found, columns.astype(found.dtype)], axis=1)
 
 
 def _of_image(image: np.ndarray, channels: int) -> np.ndarray:

@@ -23,6 +23,12 @@ def run() -> None:
     masks_flag = flags.DEFINE_string(
         "masks", "", "lung masks of the images in --input, needed if the run was trained with data.masks"
     )
+    table_flag = flags.DEFINE_string(
+        "table",
+        "",
+        "CSV file with the column file and the clinical columns of the images in --input, if the run was trained with"
+        " data.columns; empty: labels.csv in the folder of the images",
+    )
     skip_flag = flags.DEFINE_bool("skip_faulty", False, "skip files that cannot be read, with a warning")
     batch_flag = flags.DEFINE_integer("batch_size", 0, "images per batch; 0: eval.batch_size of the run", lower_bound=0)
     set_flag = flags.DEFINE_multi_string(
@@ -46,6 +52,7 @@ def run() -> None:
                     files=input_flag.value,
                     out=io.user_path(out_flag.value),
                     masks=masks_flag.value,
+                    table=table_flag.value,
                     skip_faulty=skip_flag.value,
                     batch_size=batch_flag.value,
                     moved=set_flag.value,

@@ -136,6 +136,25 @@ def _folder(config: Config) -> Iterator[str]:
         yield from caught(lambda: arrays.nan_value(config.data.nan))
 
 
+def _columns(config: Config) -> Iterator[str]:
+    """The clinical columns, and what reads them."""
+    from jaxboost.data.sources.folder import table_columns
+
+    fields = config.data
+    if fields.columns:
+        yield from caught(lambda: table_columns.parse(fields.columns))
+        if fields.source != "folder" and not fields.groups:
+            yield (
+                "config field data.columns: it names columns of a table: give a CSV file with the columns file"
+                " (train/0, val/3, ...) and these as data.groups"
+            )
+        if "clip" in config:
+            yield (
+                "config field data.columns: CLIP compares images with texts, without a head that reads columns: leave"
+                " it empty"
+            )
+
+
 def _augmentation(config: Config) -> Iterator[str]:
     """The fields of `augment` and `mix` that do not apply to the number of dimensions of the images."""
     from jaxboost.data.pipeline.augment import Augment
@@ -261,6 +280,7 @@ def _labels(config: Config, info: "DatasetInfo") -> Iterator[str]:
 _SHARED: Table = (
     (("data", "eval.protocol"), _splits),
     (("data",), _folder),
+    (("data",), _columns),
 )
 _TRAINED: Table = (
     (("train.max_steps", "train.accumulate"), _max_steps),

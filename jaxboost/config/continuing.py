@@ -40,6 +40,7 @@ def fixed_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in {**ADDED, **flat(config)}.items():
         if not _is_free(name):
             is_given = name in ALL_FIELDS and ALL_FIELDS[name].resume == "given"
+            value = list(value) if isinstance(value, tuple) else value
             found[name] = bool(value) if is_given else value
     return found
 

@@ -117,9 +117,15 @@ DATA = {
     "groups": Field(
         "",
         "published and prepared sets: CSV file with the columns file (`train/0`, `val/3`, ...) and patient_id, which"
-        " names the patients; empty: as the data set knows them",
+        " names the patients, and those of data.columns; empty: as the data set knows them",
         resume="given",
         before="",
+    ),
+    "columns": Field(
+        (),
+        "clinical columns of labels.csv, or of the table data.groups, that the classifier reads beside the image, as in"
+        " age,sex; sex:category if its numbers are codes of categories",
+        before=(),
     ),
     "shares": Field(
         (0.7, 0.1, 0.2),

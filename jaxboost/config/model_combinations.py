@@ -244,6 +244,8 @@ def _baseline(config: Config) -> Iterator[str]:
             yield f'config field baseline.features: {needs}, set it to "trivial" or "encoder"'
         else:
             yield 'config field baseline.features: prevalence reads none, set it to "none"'
+    if fields.features == "columns" and not config.data.columns:
+        yield "config field data.columns is empty: name the clinical columns that the baseline reads, such as age,sex"
     yield from _zero_shot(config)
     if fields.features != "encoder":
         return
@@ -297,7 +299,7 @@ def _zero_shot(config: Config) -> Iterator[str]:
         if fields.text:
             yield f'config field baseline.text: {fields.classifier} reads no prompts, set it to ""'
         return
-    if fields.features == "trivial":
+    if fields.features in ("trivial", "columns"):
         yield 'config field baseline.features: zero_shot compares prompts with embeddings, set it to "encoder"'
     if not fields.text:
         yield (
@@ -314,7 +316,7 @@ _BOTH: Table = (
 )
 _BASELINE: Table = (
     (("model.mean", "model.std"), _pixels),
-    (("model", "baseline"), _baseline),
+    (("model", "baseline", "data.columns"), _baseline),
 )
 _RLLM: Table = (
     ((*_SLICE_FIELDS, "model.backbone", "model.image_size", "boost.kind"), _slices),

@@ -298,9 +298,10 @@ SLICES = "slices"
 BASELINE = {
     "features": Field(
         "encoder",
-        'what the classifier sees of an image: "none", "trivial" (intensities and size, see docs/baselines.md), or'
-        ' "encoder" (the embedding of a frozen pretrained encoder)',
-        choices=("none", "trivial", "encoder"),
+        'what the classifier sees of an image: "none", "trivial" (intensities and size, see docs/baselines.md),'
+        ' "encoder" (the embedding of a frozen pretrained encoder), or "columns" (only the clinical columns of'
+        " data.columns, which otherwise follow the features)",
+        choices=("none", "trivial", "encoder", "columns"),
     ),
     "classifier": Field(
         "logistic",

@@ -7,12 +7,16 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxboost.errors import UserError
 from jaxboost.io import user_path
 from jaxboost.tasks import TASKS
+
+if TYPE_CHECKING:
+    from jaxboost.data.columns import Column
 
 SPLITS = ("train", "val", "test")
 ALL = "all"  # the only split of a data set without official ones
@@ -32,6 +36,7 @@ class DatasetInfo:
       n_samples: samples per split: the published numbers or, once loaded, the actual ones; empty if unknown.
       license: licence of the data.
       excluded: reason -> number of images that loading a user's folder left out; empty if there are none or before it.
+      columns: how clinical columns become features; () without them, and before they are fitted.
     """
 
     name: str
@@ -43,11 +48,17 @@ class DatasetInfo:
     n_samples: Mapping[str, int] = dataclasses.field(default_factory=dict)
     license: str = ""
     excluded: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    columns: "Sequence[Column]" = ()
 
     @property
     def labels_per_sample(self) -> int:
         """L: the number of classes for a multi-label task, else 1."""
         return TASKS[self.task].labels_per_example(len(self.classes))
+
+    @property
+    def column_features(self) -> int:
+        """F: the number of features of the clinical columns."""
+        return sum(len(column.features) for column in self.columns)
 
 
 class MappedRows:
@@ -156,12 +167,16 @@ class Split:
       labels: int64 (n, L).
       groups: patients, str (n,); None: unknown, every sample counts as its own patient.
       names: files, str (n,), or None.
+      cells: of clinical columns, as the table has them, str (n, K); or None.
+      columns: the features of these cells, float32 (n, F), see `data.columns`; None before they are computed.
     """
 
     images: np.ndarray | MappedRows
     labels: np.ndarray
     groups: np.ndarray | None = None
     names: np.ndarray | None = None
+    cells: np.ndarray | None = None
+    columns: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -268,7 +283,7 @@ def make_split(
 
 
 def join_splits(splits: Sequence[Split]) -> Split:
-    """Concatenates splits. The result has `groups` and `names` only if every split has them."""
+    """Concatenates splits. The result has `groups`, `names` and columns only if every split does."""
     arrays = {}
     for field in dataclasses.fields(Split):
         parts = [getattr(split, field.name) for split in splits]

@@ -5,7 +5,7 @@ write such a module that also has `names()`, and add it to `_PUBLISHED`; a new k
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -60,6 +60,7 @@ def load(
     root: str,
     ignore_splits: bool = False,
     groups: str = "",
+    columns: Sequence[str] = (),
     cache: str = place.ON,
     cache_gb: float = place.MOST_GB,
     **options: Any,
@@ -77,6 +78,7 @@ def load(
       ignore_splits: whether the official splits do not matter, because a cross-validation divides all samples anew:
         they are not checked, and a user's folder has the one split "all".
       groups: table of the patients of a data set that is no user's folder, see `patient_table.with_patients`; "": none.
+      columns: clinical columns of that table, or of a folder's labels.csv; (): none.
       cache: whether decoded images of a user's folder or a prepared set are kept on disk, see `place.Keeping`.
       cache_gb: the most that they may take there.
       **options: options of a user's folder, see `sources.folder.source.load`.
@@ -87,7 +89,7 @@ def load(
     """
     module, known_as = _find(source, name)
     if module is folder_source:
-        kept = {"cache": cache, "cache_gb": cache_gb}
+        kept = {"columns": columns, "cache": cache, "cache_gb": cache_gb}
         return folder_source.load(known_as, size=size, root=root, ignore_splits=ignore_splits, **kept, **options)
     _refuse(options, source or name)
     if module is tfds_source:
@@ -97,7 +99,9 @@ def load(
     else:
         # Published splits are known to be right.
         dataset = module.load(known_as, size=size, root=root)
-    return patient_table.with_patients(dataset, groups, ignore_splits=ignore_splits) if groups else dataset
+    if not groups:
+        return dataset
+    return patient_table.with_patients(dataset, groups, ignore_splits=ignore_splits, columns=columns)
 
 
 def _find(source: str, name: str) -> tuple[ModuleType, str]:

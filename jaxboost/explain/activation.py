@@ -45,7 +45,9 @@ def maps(tapped: Tapped, images: np.ndarray) -> dict[str, Maps]:
         raise no_map(METHOD, tapped, "it has no LLM layers that see tokens of patches")
     graphdef, weights = tapped.run.system.graphdef, tapped.run.weights
     before, after = tapped.run.apply(
-        lambda batch: _around(graphdef, weights, batch["image"]), images, tapped.batch_size
+        lambda batch: _around(graphdef, weights, batch["image"], tapped.columns(len(batch["image"]))),
+        images,
+        tapped.batch_size,
     )
     found = {}
     for name, tokens in (("before", before), ("after", after)):
@@ -71,11 +73,13 @@ def activation(tokens: np.ndarray, view: str) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _around(graphdef: Any, weights: Weights, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _around(
+    graphdef: Any, weights: Weights, images: jax.Array, columns: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     """The tokens before and after the LLM layers, both (B, N, D) in float32."""
     model = merge(graphdef, *weights)
     with taps.opened() as values:
-        model(images)
+        model(images, **columns)
     boost = getattr(model, "boost", None)
     if boost is None:
         before, after = values["llm_in"], values["llm_out"]

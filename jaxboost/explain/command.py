@@ -117,7 +117,7 @@ def _samples(request: Request, runs: Sequence[open_run.FinishedRun]) -> tuple[Sa
         given = samples.from_files(runs[0], request.files, masks=request.masks, skip_faulty=request.skip_faulty)
         return given, given
     given = samples.from_split(runs[0], request.split, request.root)
-    probabilities = runs[0].predict(given.images, batch_size=request.batch_size)
+    probabilities = runs[0].predict(given.images, columns=given.columns, batch_size=request.batch_size)
     rows = samples.worst(runs[0], given, probabilities, request.worst)
     if not len(rows):
         logger.info("the run predicts all %d images of %s correctly", len(given.names), request.split)
@@ -191,10 +191,10 @@ def _write_tsne(
     folder: pathlib.Path, runs: Sequence[open_run.FinishedRun], given: Samples, batch_size: int
 ) -> dict[str, np.ndarray]:
     """Writes the scatter plots; returns the entries of maps.npz."""
-    places = [features.embed(run.features(given.images, batch_size=batch_size)) for run in runs]
+    places = [features.embed(run.features(given.images, columns=given.columns, batch_size=batch_size)) for run in runs]
     labels = runs[0].labels
     if given.labels is None:
-        texts = labels.predictions(runs[0].predict(given.images, batch_size=batch_size))
+        texts = labels.predictions(runs[0].predict(given.images, columns=given.columns, batch_size=batch_size))
         kind = "predicted"
     else:
         texts = [TASKS[labels.task].text(row, labels.classes) for row in given.labels]

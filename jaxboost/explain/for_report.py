@@ -67,7 +67,7 @@ def worst_errors(
     for other in runs[1:]:
         samples.check_alike(runs[0], other)
     given = samples.from_split(runs[0], split, root)
-    shown = given.take(samples.worst(runs[0], given, runs[0].predict(given.images), most))
+    shown = given.take(samples.worst(runs[0], given, runs[0].predict(given.images, columns=given.columns), most))
     if not shown.names:
         return []
     explained = [picture_set.explain(run, shown, ["gradcam"]) for run in runs]

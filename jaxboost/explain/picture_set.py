@@ -72,7 +72,7 @@ def explain(
       UserError: the run has no class of this name.
     """
     tapped = Tapped(run, batch_size)
-    probabilities = run.predict(given.images, batch_size=batch_size)
+    probabilities = run.predict(given.images, columns=given.columns, batch_size=batch_size)
     targets = targets_of(tapped, probabilities, class_name)
     weights, checked, missing = None, {}, {}
     if isinstance(tapped.model.encoder, SliceEncoder):

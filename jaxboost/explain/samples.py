@@ -15,7 +15,7 @@ from jaxboost.data.pipeline.resize import fitted
 from jaxboost.data.sources.folder import inputs
 from jaxboost.data.walk import printable
 from jaxboost.errors import UserError, check_choice
-from jaxboost.inference import open_run
+from jaxboost.inference import open_run, predict
 from jaxboost.inference.baseline_run import BaselineRun
 from jaxboost.inference.exported import ExportedModel
 from jaxboost.inference.open_run import FinishedRun
@@ -31,16 +31,20 @@ class Samples:
       names: of the files, or `test/0`.
       images: uint8 (n, S, S, C) or (n, S, S, S, 1), S the run's `data.size`; of a large split they stay on disk.
       labels: int64 (n, L), or None.
+      columns: clinical columns, name -> cells (n,); None if the run reads none.
     """
 
     names: list[str]
     images: np.ndarray | MappedRows
     labels: np.ndarray | None = None
+    columns: Mapping[str, np.ndarray] | None = None
 
     def take(self, rows: np.ndarray) -> "Samples":
         """The samples `rows`, int (m,), in that order."""
         labels = None if self.labels is None else self.labels[rows]
-        return Samples(names=[self.names[row] for row in rows], images=self.images[rows], labels=labels)
+        columns = None if self.columns is None else {name: cells[rows] for name, cells in self.columns.items()}
+        names = [self.names[row] for row in rows]
+        return Samples(names=names, images=self.images[rows], labels=labels, columns=columns)
 
 
 def open_trained(folder: str | os.PathLike[str], moved: Sequence[str] = ()) -> FinishedRun:
@@ -58,10 +62,14 @@ def open_trained(folder: str | os.PathLike[str], moved: Sequence[str] = ()) -> F
 
 
 def from_files(run: FinishedRun, files: Sequence[str], *, masks: str = "", skip_faulty: bool = False) -> Samples:
-    """Reads files as `jaxboost predict` does; arguments and errors: see `inputs.find` and `inputs.read`."""
+    """Reads files as `jaxboost predict` does; arguments and errors: see `inputs.find` and `inputs.read`.
+
+    Clinical columns are those of labels.csv in a folder of the files.
+    """
     found = inputs.find(files, run.preprocessing.ndim, skip_faulty=skip_faulty)
     kept, images = inputs.read(found, run.preprocessing, masks=masks, skip_faulty=skip_faulty)
-    return Samples(names=[printable(path) for path in kept], images=images)
+    columns = predict.columns_of(run, files, kept)
+    return Samples(names=[printable(path) for path in kept], images=images, columns=columns)
 
 
 def from_split(run: FinishedRun, name: str, root: str = "") -> Samples:
@@ -85,7 +93,7 @@ def from_split(run: FinishedRun, name: str, root: str = "") -> Samples:
         dataset = datasets.fold_of(datasets.load(config), config, config.data.fold, file if file.exists() else None)
     else:
         dataset = datasets.own_splits(config, run.folder).load()
-    known = {"data": run.result.data_sha256, "splits": run.result.splits_sha256}
+    known = run.result.digests
     found = datasets.fingerprint(dataset, config)
     if differing := [part for part, digest in found.items() if known[part] not in (None, digest)]:
         raise UserError(
@@ -95,7 +103,11 @@ def from_split(run: FinishedRun, name: str, root: str = "") -> Samples:
     if name not in dataset.splits:
         raise UserError(f"--split {name}: the run has none, it has {', '.join(dataset.splits)}")
     split: Split = dataset.splits[name].named(name)
-    return Samples(names=[str(each) for each in split.names], images=split.images, labels=split.labels)
+    columns = None
+    if run.columns and split.cells is not None:
+        columns = dict(zip((column.name for column in run.columns), split.cells.T, strict=True))
+    names = [str(each) for each in split.names]
+    return Samples(names=names, images=split.images, labels=split.labels, columns=columns)
 
 
 def worst(run: FinishedRun, samples: Samples, probabilities: np.ndarray, most: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxboost.data import columns as clinical
 from jaxboost.errors import UserError, check_choice
 from jaxboost.inference.open_run import FinishedRun
 from jaxboost.models import taps
@@ -93,6 +94,14 @@ class Tapped:
         reads_blocks = encoder.traits.has_first_tokens and not hasattr(self.model, "boost")
         return encoder.traits.gives_tokens and not reads_blocks and encoder.tokens > self.side**self.ndim - 1
 
+    def columns(self, count: int) -> dict[str, jax.Array]:
+        """The argument `columns` of the model: zeros (count, F); {} if it reads no clinical columns.
+
+        The logits are linear in them, so that neither the values at taps nor the gradients there depend on them.
+        """
+        F = clinical.width(self.run.columns)
+        return {"columns": jnp.zeros((count, F), jnp.float32)} if F else {}
+
     @functools.cached_property
     def side(self) -> int:
         """Patches along one side of the image; 0 for an encoder without patches."""
@@ -140,7 +149,8 @@ class Tapped:
             rows = np.flatnonzero(targets == target)
 
             def read(batch: Mapping[str, jax.Array], target: int = int(target)) -> Any:
-                return _read(graphdef, names, path, given, batch["image"], target)
+                images = batch["image"]
+                return _read(graphdef, names, path, given, images, target, self.columns(len(images)))
 
             parts.append((rows, self.run.apply(read, images[rows], self.batch_size)))
         order = np.argsort(np.concatenate([rows for rows, _ in parts]))
@@ -151,14 +161,20 @@ class Tapped:
 # At the level of the module: several readers of one model compile once.
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _read(
-    graphdef: Any, names: tuple[str, ...], path: str, weights: Weights, images: jax.Array, target: jax.Array
+    graphdef: Any,
+    names: tuple[str, ...],
+    path: str,
+    weights: Weights,
+    images: jax.Array,
+    target: jax.Array,
+    columns: dict[str, jax.Array],
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     def logit(differences: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         model = merge(graphdef, *weights)
         if path and getattr(model, "boost", None) is not None:
             model.boost.path = path
         with taps.opened(differences) as values:
-            logits = model(images)
+            logits = model(images, **columns)
         found = {name: value for name, value in values.items() if name.partition("/")[0] in names}
         # The images' logits do not depend on each other: the sum's gradient has that of each image.
         return logits[:, target].sum(), found

@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,6 +11,8 @@ from ml_collections import ConfigDict
 
 from jaxboost.baselines import embeddings, features
 from jaxboost.baselines.problem import Classifier
+from jaxboost.data import columns as clinical
+from jaxboost.data.columns import Column
 from jaxboost.data.sources.folder.inputs import Preprocessing
 from jaxboost.evaluation.prediction_table import Labels
 from jaxboost.inference import images as given_images
@@ -47,18 +51,32 @@ class BaselineRun:
         """What the run counted, "image" or "patient", see `eval.unit`."""
         return self.config.eval.unit
 
-    def predict(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
-        """Probabilities float32 (n, classes); arguments and errors as in `open_run.FinishedRun.predict`."""
-        return self.classifier.probabilities(self.features(images, batch_size=batch_size))
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The clinical columns that the classifier reads; () if it reads none."""
+        return self.result.columns or ()
 
-    def features(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
+    def predict(
+        self, images: np.ndarray, *, columns: Mapping[str, Any] | None = None, batch_size: int = 0
+    ) -> np.ndarray:
+        """Probabilities float32 (n, classes); arguments and errors as in `open_run.FinishedRun.predict`."""
+        return self.classifier.probabilities(self.features(images, columns=columns, batch_size=batch_size))
+
+    def features(
+        self, images: np.ndarray, *, columns: Mapping[str, Any] | None = None, batch_size: int = 0
+    ) -> np.ndarray:
         """What the classifier sees of the images, not standardised: (n, F); arguments as in `predict`.
 
-        That is the embedding, float32, or the trivial features, float64; F is 0 for the prevalence.
+        That is the embedding, float32, or the trivial features, float64, and behind them the features of clinical
+        columns; F is 0 for the prevalence.
         """
-        images = given_images.checked(images, self.preprocessing)
+        images = given_images.checked(images, self.preprocessing, batch_size)
+        values = clinical.of_values(self.columns, columns, len(images))
+        return features.with_columns(self._of_images(images, batch_size), values)
+
+    def _of_images(self, images: Any, batch_size: int) -> np.ndarray:
         kind = self.config.baseline.features
-        if kind == "none":
+        if kind in features.OF_NO_IMAGE:
             return np.zeros((len(images), 0))
         if kind == "trivial":
             return features.trivial(images, self.channels)

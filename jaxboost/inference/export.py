@@ -17,10 +17,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxboost import io, outputs
+from jaxboost.data import columns as clinical
 from jaxboost.errors import UserError
 from jaxboost.inference import exported, open_run
 from jaxboost.inference.baseline_run import BaselineRun
-from jaxboost.inference.exported import CHANNELS, DESCRIPTION, FORMAT, PROGRAM
+from jaxboost.inference.exported import CHANNELS, DESCRIPTION, FORMAT, PROGRAM, WITHOUT_COLUMNS
 from jaxboost.inference.open_run import FinishedRun
 from jaxboost.io import digest_of, json_sha256, to_json
 from jaxboost.models.attention import portable
@@ -122,22 +123,28 @@ def lower(
     task = TASKS[run.labels.task]
 
     def export_with(names: Collection[str], batch: Any, platforms: Sequence[str]) -> jax.export.Exported:
-        def program(given: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
+        def program(given: Mapping[str, jax.Array], images: jax.Array, *columns: jax.Array) -> jax.Array:
             # Weights that are not given are not used, so their values do not matter.
             unused = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items() if name not in given}
             *trees, precomputed = as_trees({**unused, **given})
-            return task.probabilities(merge(run.system.graphdef, *trees)(images, precomputed))
+            model = merge(run.system.graphdef, *trees)
+            # A model without clinical columns does not take them.
+            further = {"columns": columns[0]} if columns else {}
+            return task.probabilities(model(images, precomputed, **further))
 
         images = jax.ShapeDtypeStruct((batch, *[side] * run.preprocessing.ndim, channels), jnp.uint8)
+        F = clinical.width(run.columns)
+        columns = [jax.ShapeDtypeStruct((batch, F), jnp.float32)] if F else []
         with portable():
             return jax.export.export(jax.jit(program), platforms=platforms)(
-                {name: shapes[name] for name in names}, images
+                {name: shapes[name] for name in names}, images, *columns
             )
 
     # With a fixed batch size jax drops unused weights; with any size it keeps all.
     fixed = export_with(shapes, run.batch_size, PLATFORMS[:1])
-    arguments = [*sorted(shapes), None]
-    needed = [arguments[index] for index in fixed.module_kept_var_idx if arguments[index] is not None]
+    # Behind the weights come the inputs.
+    arguments = sorted(shapes)
+    needed = [arguments[index] for index in fixed.module_kept_var_idx if index < len(arguments)]
     try:
         return export_with(needed, jax.export.symbolic_shape("batch")[0], PLATFORMS), None
     except jax.errors.InconclusiveDimensionOperation:
@@ -190,15 +197,16 @@ def _write_weights(folder: pathlib.Path, weights: Mapping[str, jax.Array]) -> li
 
 def _describe(run: FinishedRun, program: jax.export.Exported, batch: int | None) -> dict[str, Any]:
     result = run.result.to_json()
-    _, *shape = program.in_avals[-1].shape
+    _, *shape = program.in_tree.unflatten(program.in_avals)[0][1].shape
     return {
-        "format": FORMAT,
+        "format": FORMAT if run.columns else WITHOUT_COLUMNS,
         "dataset": result["dataset"],
         "task": run.labels.task,
         "classes": list(run.labels.classes),
         "threshold": result["threshold"],
         "unit": run.unit,
         "preprocessing": dataclasses.asdict(run.preprocessing),
+        **({"columns": [dataclasses.asdict(column) for column in run.columns]} if run.columns else {}),
         "images": {"batch": batch, "shape": shape, "dtype": "uint8"},
         "batch_size": run.batch_size,
         "platforms": list(program.platforms),

@@ -5,7 +5,7 @@ An export is a folder with these files:
 * export.json: classes, preprocessing of the images, threshold, provenance, and the digests of the other files.
 * weights.safetensors, or weights-00001-of-00002.safetensors and so on: all weights by name.
 * program.bin: a StableHLO program in the format of `jax.export`: (weights by name, images uint8 (B, S, S, 3) or volumes
-  (B, S, S, S, 1)) -> probabilities float32 (B, classes).
+  (B, S, S, S, 1)[, features of clinical columns float32 (B, F)]) -> probabilities float32 (B, classes).
 """
 
 import dataclasses
@@ -23,6 +23,9 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from tqdm import tqdm
 
 from jaxboost import io, schema
+from jaxboost.data import columns as clinical
+from jaxboost.data.columns import Column
+from jaxboost.data.dataset import MappedRows
 from jaxboost.data.pipeline.resize import fitted
 from jaxboost.data.sources.folder.inputs import Preprocessing
 from jaxboost.errors import UserError
@@ -33,8 +36,8 @@ from jaxboost.tasks import TaskName
 
 DESCRIPTION = "export.json"
 PROGRAM = "program.bin"
-# Format 1 has the entry "preparation" instead of "preprocessing".
-FORMAT = 2
+# Format 1 has the entry "preparation" instead of "preprocessing", and format 2 has no clinical columns.
+FORMAT, WITHOUT_COLUMNS = 3, 2
 MAX_SIDE = 8192
 CHANNELS = {2: 3, 3: 1}  # spatial dimensions -> channels of the program's images
 
@@ -81,13 +84,14 @@ def _bounded(found: Preprocessing) -> Preprocessing:
 class Description:
     """The entries of export.json that a prediction reads."""
 
-    format: Literal[2]
+    format: Literal[2, 3]
     task: TaskName
     classes: Annotated[tuple[_Text, ...], Field(min_length=1, max_length=10_000)]
     threshold: Threshold | None
     # The earliest versions knew no patients.
     unit: Literal["image", "patient"] = "image"
     preprocessing: Annotated[Preprocessing, AfterValidator(_bounded)]
+    columns: Annotated[tuple[Column, ...], Field(max_length=1000)] = ()
     images: Images
     batch_size: _Batch
     platforms: Annotated[tuple[_Text, ...], Field(max_length=10)]
@@ -102,8 +106,9 @@ class ExportedModel:
       labels: task, class names and threshold: what the outputs mean.
       unit: what the run counted, see `eval.unit`.
       preprocessing: how images are read and resized.
+      columns: the clinical columns that the model reads; () if it reads none.
       weights: weights by name, on all devices.
-      program: (weights, images of a whole batch) -> probabilities.
+      program: (weights, images of a whole batch[, features of their columns]) -> probabilities.
       batch_size: the batch size of the run's evaluation.
       fixed_batch: whether the program takes only this batch size.
       by_batch: sharding of the images.
@@ -112,27 +117,35 @@ class ExportedModel:
     labels: Labels
     unit: Literal["image", "patient"]
     preprocessing: Preprocessing
+    columns: tuple[Column, ...] = ()
     weights: dict[str, jax.Array]
-    program: Callable[[dict[str, jax.Array], jax.Array], jax.Array]
+    program: Callable[..., jax.Array]
     batch_size: int
     fixed_batch: bool
     by_batch: jax.NamedSharding
 
-    def predict(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
+    def predict(
+        self, images: np.ndarray, *, columns: Mapping[str, Any] | None = None, batch_size: int = 0
+    ) -> np.ndarray:
         """Probabilities float32 (n, classes); see `open_run.FinishedRun.predict`.
 
         Raises:
-          UserError: images of another type or shape, or a batch size that the program does not take.
+          UserError: images of another type or shape, columns that are missing or wrong, or a batch size that the
+            program does not take.
         """
         images = given_images.checked(images, self.preprocessing, batch_size)
+        values = clinical.of_values(self.columns, columns, len(images))
         size = batch_size or self.batch_size
         if self.fixed_batch and size != self.batch_size:
             raise UserError(f"batch_size {size}: the exported program takes only {self.batch_size}: leave it out")
         devices = self.by_batch.mesh.size
-        batches = self._batches(images, -(-size // devices) * devices)
-        return evaluate.run_batches(lambda batch: self.program(self.weights, batch["image"]), batches, self.by_batch)
+        batches = self._batches(images, values, -(-size // devices) * devices)
+        # The images first, then the columns, if there are any.
+        return evaluate.run_batches(lambda batch: self.program(self.weights, *batch.values()), batches, self.by_batch)
 
-    def _batches(self, images: np.ndarray, size: int) -> Iterator[dict[str, np.ndarray]]:
+    def _batches(
+        self, images: np.ndarray | MappedRows, columns: np.ndarray | None, size: int
+    ) -> Iterator[dict[str, np.ndarray]]:
         """Yields full batches of resized images; the last batch is padded with zeros."""
         preprocessing = self.preprocessing
         side, channels = preprocessing.image_size, CHANNELS[preprocessing.ndim]
@@ -141,7 +154,11 @@ class ExportedModel:
             batch = np.zeros((size, *[side] * preprocessing.ndim, channels), np.uint8)
             for target, image in zip(batch, part, strict=False):
                 target[...] = fitted(image, side, preprocessing.resize)
-            yield {"image": batch, "mask": np.arange(size) < len(part)}
+            found = {"image": batch}
+            if columns is not None:
+                values = columns[start : start + size]
+                found["columns"] = np.pad(values, ((0, size - len(values)), (0, 0)))
+            yield found | {"mask": np.arange(size) < len(part)}
 
 
 def is_export(folder: str | os.PathLike[str]) -> bool:
@@ -192,6 +209,7 @@ def load(folder: str | os.PathLike[str]) -> ExportedModel:
         ),
         unit=described.unit,
         preprocessing=described.preprocessing,
+        columns=described.columns,
         weights=weights,
         program=jax.jit(program.call),
         batch_size=described.batch_size,
@@ -235,7 +253,7 @@ def _upgraded(content: Any) -> Any:
     if type(content.get("format")) is not int or content["format"] != 1:
         return content
     renamed = {"preprocessing" if name == "preparation" else name: value for name, value in content.items()}
-    return renamed | {"format": FORMAT}
+    return renamed | {"format": WITHOUT_COLUMNS}
 
 
 def _recorded_unit(content: Any) -> Any:
@@ -263,14 +281,17 @@ def _read_program(folder: pathlib.Path, described: Description) -> jax.export.Ex
     path = folder / PROGRAM
     try:
         program = jax.export.deserialize(bytearray(path.read_bytes()))
-        images, scores = program.in_avals[-1].shape, program.out_avals[0].shape
+        (_, *inputs), _ = program.in_tree.unflatten(program.in_avals)
+        images, scores = inputs[0].shape, program.out_avals[0].shape
     # jax parses the file: a damaged one raises nearly any error.
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path} cannot be read by this version of jax ({reason}): export the run again") from error
     size, ndim = described.preprocessing.image_size, described.preprocessing.ndim
     expected = (*[size] * ndim, CHANNELS[ndim])
-    if tuple(images[1:]) != expected or scores[-1] != len(described.classes):
+    columns = [tuple(each.shape[1:]) for each in inputs[1:]]
+    same_columns = columns == ([(clinical.width(described.columns),)] if described.columns else [])
+    if tuple(images[1:]) != expected or scores[-1] != len(described.classes) or not same_columns:
         raise UserError(f"{path} is not the program that {DESCRIPTION} describes: export the run again")
     return program
 
@@ -287,7 +308,7 @@ def _read_weights(
                         weights[key] = jax.device_put(file.get_tensor(key), replicated)
             except (safetensors.SafetensorError, TypeError, ValueError) as error:
                 raise UserError(f"{folder / name} cannot be read ({error}): export the run again") from error
-    wanted, _ = program.in_tree.unflatten(program.in_avals)[0]
+    wanted, *_ = program.in_tree.unflatten(program.in_avals)[0]
     if {key: (value.shape, value.dtype) for key, value in wanted.items()} != {
         key: (value.shape, value.dtype) for key, value in weights.items()
     }:

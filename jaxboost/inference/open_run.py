@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxboost import io, schema, systems
+from jaxboost import io, systems
 from jaxboost.baselines import embeddings, saved
 from jaxboost.config.model_combinations import ndim_of
-from jaxboost.convert import argument_types
-from jaxboost.data.dataset import DatasetInfo, Split
+from jaxboost.data import columns as clinical
+from jaxboost.data.columns import Column
+from jaxboost.data.dataset import DatasetInfo, MappedRows, Split
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.data.readers import arrays
@@ -24,15 +25,13 @@ from jaxboost.data.sources.folder.inputs import Preprocessing
 from jaxboost.errors import UserError, check_choice
 from jaxboost.evaluation import evaluate
 from jaxboost.evaluation.prediction_table import Labels
-from jaxboost.inference import exported
+from jaxboost.inference import exported, recorded
 from jaxboost.inference import images as given_images
 from jaxboost.inference.baseline_run import BaselineRun
-from jaxboost.models.backbones import BACKBONES
-from jaxboost.models.frozen import Tree, count, merge
+from jaxboost.models.frozen import Tree, merge
 from jaxboost.runs import finished, workdir
 from jaxboost.runs.result import RunResult
 from jaxboost.systems import System, start
-from jaxboost.systems.weights import RANDOM
 from jaxboost.tasks import TASKS
 from jaxboost.training import step
 from jaxboost.training.cache import keep_compiled_programs
@@ -74,7 +73,14 @@ class FinishedRun:
         """What the run counted, "image" or "patient", see `eval.unit`."""
         return self.config.eval.unit
 
-    def predict(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The clinical columns that the model reads; () if it reads none."""
+        return self.result.columns or ()
+
+    def predict(
+        self, images: np.ndarray, *, columns: Mapping[str, Any] | None = None, batch_size: int = 0
+    ) -> np.ndarray:
         """Probabilities float32 (n, classes), in the order of `labels.classes`.
 
         The images are resized and normalised as in the run's evaluation. If the run was trained on images that were
@@ -83,37 +89,58 @@ class FinishedRun:
         Args:
           images: uint8 (n, S, S), (n, S, S, 1) or (n, S, S, 3), or volumes (n, S, S, S) or (n, S, S, S, 1); S is the
             run's `data.size`.
+          columns: clinical columns, name -> n values, see `data.columns.of_values`; needed if the run was trained with
+            `data.columns`, and not read otherwise.
           batch_size: images per batch, rounded up to a multiple of the number of devices; 0: the run's eval.batch_size.
 
         Raises:
-          UserError: the images have another type or shape, or the batch size is negative.
+          UserError: the images have another type or shape, columns are missing or wrong, or the batch size is negative.
         """
-        return self.apply(self._probabilities, images, batch_size)
+        images = given_images.checked(images, self.preprocessing, batch_size)
+        values = clinical.of_values(self.columns, columns, len(images))
+        return self.apply(self._probabilities, images, batch_size, columns=values)
 
-    def features(self, images: np.ndarray, *, batch_size: int = 0) -> np.ndarray:
+    def features(
+        self, images: np.ndarray, *, columns: Mapping[str, Any] | None = None, batch_size: int = 0
+    ) -> np.ndarray:
         """Returns the input of the model's last linear layer, float32 (n, width). The arguments are those of `predict`.
 
         That is the pooled and normalised CLS token after the boost (R-LLM), the pooled feature of a ResNet, the mean of
-        LLaMA's output tokens (PneumoLLM), or CLIP's embedding of the image, of length 1 (CoOp, CoCoOp).
+        LLaMA's output tokens (PneumoLLM), or CLIP's embedding of the image, of length 1 (CoOp, CoCoOp); behind it the
+        features of clinical columns.
         """
-        return self.apply(self._features, images, batch_size)
+        images = given_images.checked(images, self.preprocessing, batch_size)
+        values = clinical.of_values(self.columns, columns, len(images))
+        return self.apply(self._features, images, batch_size, columns=values)
 
-    def apply(self, function: Callable[[evaluate.Batch], Any], images: np.ndarray, batch_size: int = 0) -> Any:
-        """The outputs of a function of a batch "image", uint8 as the model reads it, for all images.
+    def apply(
+        self,
+        function: Callable[[evaluate.Batch], Any],
+        images: np.ndarray | MappedRows,
+        batch_size: int = 0,
+        *,
+        columns: np.ndarray | None = None,
+    ) -> Any:
+        """The outputs of a function of a batch, as the model reads it, for all images.
+
+        A batch has "image", uint8, and "columns", float32 (B, F), if columns are given.
 
         Args:
           function: gives an array (B, ...) or a tree of arrays; see `evaluate.run_batches`.
           images, batch_size: see `predict`.
+          columns: features of clinical columns, float32 (n, F), or None.
         """
-        return evaluate.run_batches(function, self._batches(images, batch_size), self.by_batch)
-
-    def _batches(self, images: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         images = given_images.checked(images, self.preprocessing, batch_size)
+        return evaluate.run_batches(function, self._batches(images, columns, batch_size), self.by_batch)
+
+    def _batches(
+        self, images: np.ndarray | MappedRows, columns: np.ndarray | None, batch_size: int
+    ) -> Iterator[dict[str, np.ndarray]]:
         devices = self.by_batch.mesh.size
         # The pipeline requires labels; they are not used.
-        columns = TASKS[self.labels.task].labels_per_example(len(self.labels.classes))
+        width = TASKS[self.labels.task].labels_per_example(len(self.labels.classes))
         return batches.eval_batches(
-            Split(images=images, labels=np.zeros((len(images), columns), np.int64)),
+            Split(images=images, labels=np.zeros((len(images), width), np.int64), columns=columns),
             batch_size=-(-(batch_size or self.batch_size) // devices) * devices,
             image_size=self.preprocessing.image_size,
             augment=Augment(resize=self.preprocessing.resize),
@@ -133,10 +160,11 @@ class FinishedRun:
         precomputed = jax.jit(lambda *weights: merge(graphdef, *weights).precompute())(*self.weights)
 
         @functools.partial(jax.jit, out_shardings=self.replicated)
-        def features(weights: tuple[Tree, Tree, Tree], precomputed: Any, images: jax.Array) -> jax.Array:
-            return merge(graphdef, *weights).features(images, precomputed).astype(jnp.float32)
+        def features(weights: tuple[Tree, Tree, Tree], precomputed: Any, batch: evaluate.Batch) -> jax.Array:
+            model = merge(graphdef, *weights)
+            return model.features(batch["image"], precomputed, **step.columns_of(batch)).astype(jnp.float32)
 
-        return lambda batch: features(self.weights, precomputed, batch["image"])
+        return lambda batch: features(self.weights, precomputed, batch)
 
 
 def open_run(
@@ -176,8 +204,7 @@ def _open(folder: pathlib.Path, moved: Sequence[str]) -> FinishedRun:
         channels=1,
         ndim=ndim_of(config),
         size=config.data.size,
-        n_samples={},
-        license="",
+        columns=result.columns or (),
     )
     threshold = None if result.threshold is None else result.threshold.value
     labels = Labels(classes=info.classes, task=info.task, threshold=threshold)
@@ -191,12 +218,12 @@ def _open(folder: pathlib.Path, moved: Sequence[str]) -> FinishedRun:
     keep_compiled_programs(config.train.compilation_cache)
     # The parts that were trained come from the checkpoint.
     trained = {role: _with_tuples(part) for role, part in result.parts.items() if part}
-    _check_trained(folder, config, trained)
+    recorded.check_trained(folder, config, trained)
     built = systems.prepare(config, info, recorded=systems.Recorded(parts=trained, width=result.width))
-    _check_size(folder, built, result)
+    recorded.check_size(folder, built, result)
     replicated, by_batch = step.make_mesh()
     params, frozen, stats, fingerprints = start.initialise(built, seed=config.seed, replicated=replicated)
-    _check_fingerprints(folder, built, fingerprints, result)
+    recorded.check_fingerprints(folder, built, fingerprints, result)
     params, stats = checkpoint_folder.restore_best(
         folder / checkpoint_folder.FOLDER,
         int(best.name),
@@ -223,11 +250,11 @@ def _open_baseline(
 ) -> BaselineRun:
     keep_compiled_programs(True)
     parts = {role: _with_tuples(part) for role, part in result.parts.items() if part}
-    _check_trained(folder, config, parts)
+    recorded.check_trained(folder, config, parts)
     built = systems.prepare(config, info, recorded=systems.Recorded(parts=parts))
     replicated, by_batch = step.make_mesh()
     *weights, fingerprints = start.initialise(built, seed=config.seed, replicated=replicated)
-    _check_fingerprints(folder, built, fingerprints, result)
+    recorded.check_fingerprints(folder, built, fingerprints, result)
     classifier, channels = saved.load(
         folder,
         kind=config.baseline.classifier,
@@ -247,36 +274,6 @@ def _open_baseline(
         encode=embeddings.make_encode(built, (weights[0], weights[1], weights[2]), replicated),
         by_batch=by_batch,
     )
-
-
-def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises UserError if the arguments of a pretrained part in result.json do not fit its model."""
-    where = f"{folder / workdir.RESULT}: the arguments of"
-    fix = "bring it back from a backup, or train again"
-    if (block := trained.get("block")) and config.boost.trainable:
-        schema.parse(argument_types.Llama, block.get("arguments"), where=f"{where} block", fix=fix)
-        if block.get("layers") is None:
-            raise UserError(f"{folder / workdir.RESULT}: the block has no layers: {fix}")
-    if encoder := trained.get("encoder"):
-        arguments = encoder.get("arguments") or {}
-        differing = BACKBONES[config.model.backbone].differing(arguments)
-        eps = arguments.get("eps")
-        has_eps = "eps" in BACKBONES[config.model.backbone].traits.open
-        if has_eps and not (isinstance(eps, int | float) and 0 < eps <= 1):
-            differing.append(f"eps {eps}, not a small number")
-        if encoder["source"] != RANDOM and differing:
-            raise UserError(f"{where} encoder are not those of {config.model.backbone}: {', '.join(differing)}: {fix}")
-
-
-def _check_size(folder: pathlib.Path, built: System, result: RunResult) -> None:
-    """Raises UserError if the model does not have as many parameters as result.json says, before it is created."""
-    expected = {"trainable": result.parameters.trainable, "frozen": result.parameters.frozen}
-    for name, weights in (("trainable", built.params), ("frozen", built.frozen)):
-        if (found := count(weights)) != expected[name]:
-            raise UserError(
-                f"{folder}: the model of config.json has {found:,} {name} parameters, that of result.json"
-                f" {expected[name]:,}: one of the files was altered: bring it back from a backup"
-            )
 
 
 def _with_tuples(value: Any) -> Any:
@@ -299,34 +296,6 @@ def _replace(config: ConfigDict, moved: Sequence[str]) -> None:
             raise UserError(f"--set {entry}: give FIELD=DIR, such as {known[-1]}=blocks/llama-7b")
         check_choice(field, known, "--set")
         config.update_from_flattened_dict({field: value})
-
-
-def _check_fingerprints(
-    folder: pathlib.Path, built: System, fingerprints: Mapping[str, str], result: RunResult
-) -> None:
-    """Raises UserError if frozen weights are not those that the run was trained with."""
-    for part in built.pretrained:
-        expected, found = (result.parts[part.role] or {}).get("sha256", ""), fingerprints[part.role]
-        if found == expected:
-            continue
-        where = f"{folder} was trained with the {part.role} {expected[:12] or '(none)'}, not {found[:12]}"
-        if part.about["source"] == RANDOM:
-            made_on = result.versions
-            raise UserError(
-                f"{where}: random frozen weights can differ between devices and versions, and those of the run"
-                f" were made on {made_on.get('device')} with jax {made_on.get('jax')}: predict there,"
-                " or export the run there"
-            )
-        before = (result.parts[part.role] or {}).get("loaded_sha256")
-        if before and before == part.about.get("loaded_sha256"):
-            raise UserError(
-                f"{where}: the block is the same, but its control was drawn otherwise: numpy's random numbers may"
-                " differ between versions: predict where the run was made, or export the run there"
-            )
-        raise UserError(
-            f"{where}: give the folder of the weights that it was trained with, with --set FIELD=DIR"
-            " (in Python: moved=['FIELD=DIR'])"
-        )
 
 
 def _preprocessing(config: ConfigDict, ndim: int) -> Preprocessing:

@@ -3,9 +3,12 @@
 import logging
 import pathlib
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from jaxboost import io, outputs
-from jaxboost.data.sources.folder import inputs
+from jaxboost.data.sources.folder import input_columns, inputs
 from jaxboost.errors import UserError
 from jaxboost.inference import exported
 
@@ -18,6 +21,7 @@ def predict(
     files: Sequence[str],
     out: pathlib.Path,
     masks: str = "",
+    table: str = "",
     skip_faulty: bool = False,
     batch_size: int = 0,
     moved: Sequence[str] = (),
@@ -30,6 +34,7 @@ def predict(
       out: CSV file for the predictions. An older table of predictions is replaced; any other file is not. If the run
         (of the export) counts patients (`eval.unit`), their predictions are written beside it, see `patient_table`.
       masks: lung masks, see `inputs.read`.
+      table: CSV file with the clinical columns of the files, see `input_columns.find`.
       skip_faulty: leave out files that cannot be read, with a warning.
       batch_size: see `open_run.FinishedRun.predict`.
       moved: see `open_run.open_run`.
@@ -51,10 +56,17 @@ def predict(
     by_patient = model.unit == "patient"
     if by_patient:
         _check_out(patient_table(out))
+    if table and not model.columns:
+        raise UserError(f"{input_columns.FLAG} {table}: the model reads no clinical columns: leave it out")
     found = inputs.find(files, model.preprocessing.ndim, skip_faulty=skip_faulty)
     outputs.check_not_among(out, "--out", found, "one of the inputs")
+    # Before the images are read, which may take long.
+    columns = columns_of(model, files, found, table)
     kept, images = inputs.read(found, model.preprocessing, masks=masks, skip_faulty=skip_faulty)
-    probabilities = model.predict(images, batch_size=batch_size)
+    place_of = {path: number for number, path in enumerate(found)}
+    rows = [place_of[path] for path in kept]
+    given = None if columns is None else {name: cells[rows] for name, cells in columns.items()}
+    probabilities = model.predict(images, columns=given, batch_size=batch_size)
     with io.writing(f"--out {out}"):
         io.write_text(out, model.labels.table(kept, probabilities))
     logger.info("%d predictions in %s", len(kept), out)
@@ -65,6 +77,27 @@ def predict(
         with io.writing(patient_table(out)):
             io.write_text(patient_table(out), model.labels.patient_table(owners, probabilities))
         logger.info("%d patients in %s", len(set(owners)), patient_table(out))
+
+
+def columns_of(
+    model: Any, files: Sequence[str], kept: Sequence[pathlib.Path], table: str = ""
+) -> dict[str, np.ndarray] | None:
+    """The clinical columns of files, name -> cells (n,); None if the model reads none.
+
+    Args:
+      model: a run or an export.
+      files, kept, table: see `input_columns.find`.
+
+    Raises:
+      UserError: see there.
+    """
+    if not model.columns:
+        return None
+    names = [column.name for column in model.columns]
+    cells = input_columns.find(
+        files, kept, names, lambda number, cell: model.columns[number].problem(cell), table=table
+    )
+    return dict(zip(names, cells.T, strict=True))
 
 
 def patient_table(out: pathlib.Path) -> pathlib.Path:

@@ -13,7 +13,7 @@ from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import FIRST, INITS, LAYER, MEAN, Boost, Precomputed, check_path, has_block
 from jaxboost.models.encoder import Encoder
 from jaxboost.models.frozen import freeze
-from jaxboost.models.layers import layer_norm, linear, normalize_pixels
+from jaxboost.models.layers import layer_norm, linear, normalize_pixels, with_columns
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
 from jaxboost.models.slices import ATTENTION, GatedPool, SliceEncoder, Slices, sliced
 from jaxboost.models.taps import tap
@@ -26,7 +26,7 @@ class Classifier(nnx.Module):
     Pixels become ([0, 1] - mean) / std; grey is repeated to three channels. The head reads the first token: CLS, or the
     single token of a pooling encoder; or the mean of the tokens, if the encoder has no CLS token, or what `pool` makes
     of them. A frozen encoder computes as in evaluation. In the place of images the encoder's tokens (B, Q, W) may be
-    given, as `encode` returns them.
+    given, as `encode` returns them. A head that is F wider than the encoder also reads F features of clinical columns.
     """
 
     def __init__(
@@ -47,19 +47,32 @@ class Classifier(nnx.Module):
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
 
     def __call__(
-        self, images: jax.Array, precomputed: Precomputed | None = None, *, key: jax.Array | None = None
+        self,
+        images: jax.Array,
+        precomputed: Precomputed | None = None,
+        *,
+        columns: jax.Array | None = None,
+        key: jax.Array | None = None,
     ) -> jax.Array:
         """The logits (B, classes) in float32; arguments: see `features`."""
-        return self.head(self.features(images, precomputed, key=key)).astype(jnp.float32)
+        return self.head(self.features(images, precomputed, columns=columns, key=key)).astype(jnp.float32)
 
     def features(
-        self, images: jax.Array, precomputed: Precomputed | None = None, *, key: jax.Array | None = None
+        self,
+        images: jax.Array,
+        precomputed: Precomputed | None = None,
+        *,
+        columns: jax.Array | None = None,
+        key: jax.Array | None = None,
     ) -> jax.Array:
-        """The input of the head's linear layer (B, W) in float32: the boosted CLS token, or mean, after the norm.
+        """The input of the head's linear layer (B, W + F) in float32: the boosted CLS token, or mean, after the norm.
+
+        The features of clinical columns follow, if the model reads any.
 
         Args:
           images: uint8 images or volumes, or their tokens (B, Q, W) that `encode` gave.
           precomputed: the result of `precompute` for these weights; None: not computed, same features.
+          columns: features of clinical columns, float32 (B, F); None: the model reads none.
           key: random key of a training step (stochastic depth), None in evaluation. With a key, batch norms use the
             batch's statistics.
         """
@@ -73,7 +86,7 @@ class Classifier(nnx.Module):
         pooled = tokens[:, 0]
         if self.head_norm is not None:
             pooled = self.head_norm(pooled)
-        return pooled.astype(jnp.float32)
+        return with_columns(pooled.astype(jnp.float32), columns)
 
     def encode(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """The encoder's tokens (B, Q, W): all N of them; if nothing reads the others, CLS or their mean (Q = 1).
@@ -132,6 +145,7 @@ def build(
     *,
     boost: BoostSpec,
     classes: int,
+    columns: int = 0,
     image_size: int,
     mean: Sequence[float],
     std: Sequence[float],
@@ -150,6 +164,7 @@ def build(
       backbone: a key of BACKBONES.
       boost: the booster.
       classes: number of logits.
+      columns: F, number of features of clinical columns.
       image_size: side S of the (cubic) input, in pixels; a multiple of the backbone's patch, if it has one.
       mean: of pixels in [0, 1], one value or three.
       std: see `mean`.
@@ -184,7 +199,7 @@ def build(
             freeze(norm)
     pools = slices is not None and slices.pooling == ATTENTION and booster is None
     pool = GatedPool(encoder.width, dtype=dtype, rngs=rngs) if pools else None
-    head = linear(encoder.width, classes, init=spec.traits.head_init, dtype=jnp.float32, rngs=rngs)
+    head = linear(encoder.width + columns, classes, init=spec.traits.head_init, dtype=jnp.float32, rngs=rngs)
     if boost.lora_rank and isinstance(booster, Boost) and booster.block is not None:
         # Last, so that the other weights are drawn as without it.
         booster.block.add_lora(boost.lora_rank, alpha=boost.lora_alpha or None, rngs=rngs)

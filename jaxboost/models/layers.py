@@ -25,6 +25,11 @@ def normalize_pixels(
     return x if keep_grey else jnp.broadcast_to(x, (*images.shape[:-1], CHANNELS))
 
 
+def with_columns(pooled: jax.Array, columns: jax.Array | None) -> jax.Array:
+    """A pooled feature (B, W) and behind it the features of clinical columns (B, F), if there are any: (B, W + F)."""
+    return pooled if columns is None else jnp.concatenate([pooled, columns], axis=1)
+
+
 def torch_init(fan_in: int) -> tuple[nnx.Initializer, nnx.Initializer]:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for kernel and bias, as torch.nn.Linear is initialised."""
     bound = 1 / math.sqrt(fan_in)

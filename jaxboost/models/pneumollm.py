@@ -16,7 +16,7 @@ from jaxboost.models.adapters import Adaptation, Projection, RepAdapter
 from jaxboost.models.backbones import BACKBONES, Backbone
 from jaxboost.models.encoder import BlockEncoder, Encoder, Traits
 from jaxboost.models.frozen import Quantized, dequantize, freeze
-from jaxboost.models.layers import linear, normalize_pixels, patches_2d, stack, torch_init
+from jaxboost.models.layers import linear, normalize_pixels, patches_2d, stack, torch_init, with_columns
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
 from jaxboost.models.taps import tap
 
@@ -152,6 +152,7 @@ class PneumoLLM(nnx.Module):
       encoder: a `BlockEncoder`, whose CLS tokens are read, or another encoder, whose tokens are all read.
       spec: everything else that shapes the model.
       classes: number of logits.
+      columns: F, number of features of clinical columns.
       mean, std: of pixels in [0, 1], one value or three.
       dtype: of the computation.
       rngs: of the weights.
@@ -163,6 +164,7 @@ class PneumoLLM(nnx.Module):
         spec: PneumoSpec,
         *,
         classes: int,
+        columns: int = 0,
         mean: Sequence[float],
         std: Sequence[float],
         dtype: jnp.dtype,
@@ -181,27 +183,38 @@ class PneumoLLM(nnx.Module):
             else None
         )
         self.llama_adapters = _make_adapters(D, spec.depth, rngs) if spec.depth and spec.llama_adapters else None
-        self.head = linear(D, classes, bias=False, init=torch_init, dtype=jnp.float32, rngs=rngs)
+        self.head = linear(D + columns, classes, bias=False, init=torch_init, dtype=jnp.float32, rngs=rngs)
 
     def __call__(
-        self, images: jax.Array, precomputed: Merged | None = None, *, key: jax.Array | None = None
+        self,
+        images: jax.Array,
+        precomputed: Merged | None = None,
+        *,
+        columns: jax.Array | None = None,
+        key: jax.Array | None = None,
     ) -> jax.Array:
         """The logits (B, classes) in float32; arguments: see `features`."""
-        return self.head(self.features(images, precomputed, key=key)).astype(jnp.float32)
+        return self.head(self.features(images, precomputed, columns=columns, key=key)).astype(jnp.float32)
 
     def features(
-        self, images: jax.Array, precomputed: Merged | None = None, *, key: jax.Array | None = None
+        self,
+        images: jax.Array,
+        precomputed: Merged | None = None,
+        *,
+        columns: jax.Array | None = None,
+        key: jax.Array | None = None,
     ) -> jax.Array:
-        """The input of the head's linear layer (B, D) in float32: the mean of LLaMA's output tokens.
+        """The input of the head's linear layer (B, D + F) in float32: the mean of LLaMA's output tokens, then columns.
 
         Args:
           images: uint8 images, or source tokens (B, d, W) that `encode` gave.
           precomputed: the result of `precompute` for these weights; None: not computed, same features.
+          columns: features of clinical columns, float32 (B, F); None: the model reads none.
           key: random key of the adapters' dropout in training, None in evaluation.
         """
         vision_key, llama_key = (None, None) if key is None else jax.random.split(key)
         x = images if images.ndim == 3 else self.encode(images, precomputed, key=vision_key)
-        return self._pool(tap("tokens", x), precomputed, key=llama_key)
+        return with_columns(self._pool(tap("tokens", x), precomputed, key=llama_key), columns)
 
     def encode(
         self, images: jax.Array, precomputed: Merged | None = None, *, key: jax.Array | None = None
@@ -269,6 +282,7 @@ def build(
     *,
     spec: PneumoSpec,
     classes: int,
+    columns: int = 0,
     image_size: int,
     mean: Sequence[float],
     std: Sequence[float],
@@ -283,6 +297,7 @@ def build(
       backbone: a key of ENCODERS. A pretrained one is frozen.
       spec: everything else that shapes the model.
       classes: number of logits.
+      columns: F, number of features of clinical columns.
       image_size: side S of the images, in pixels; a multiple of the backbone's patch.
       mean: of pixels in [0, 1], one value or three.
       std: see `mean`.
@@ -296,7 +311,7 @@ def build(
     encoder = row.build(image_size=image_size, dtype=dtype, remat=remat, rngs=rngs, **(encoder_arguments or {}))
     if row.traits.has_first_tokens:
         freeze(encoder)
-    return PneumoLLM(encoder, spec, classes=classes, mean=mean, std=std, dtype=dtype, rngs=rngs)
+    return PneumoLLM(encoder, spec, classes=classes, columns=columns, mean=mean, std=std, dtype=dtype, rngs=rngs)
 
 
 def _make_adapters(width: int, depth: int, rngs: nnx.Rngs) -> RepAdapter:

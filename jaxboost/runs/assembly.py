@@ -12,6 +12,7 @@ from jaxboost import io, processes, systems
 from jaxboost.config import combinations, continuing, validation
 from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
+from jaxboost.data import columns
 from jaxboost.data.dataset import Dataset
 from jaxboost.data.pipeline import batches
 from jaxboost.data.pipeline.augment import Augment
@@ -69,7 +70,10 @@ def assemble(
     augment.check(info.ndim)
     splits = splits or datasets.own_splits(config, folder)
     with processes.working("reads the data"):
-        dataset = splits.load()
+        dataset = columns.encoded(splits.load(), config.data.columns)
+    if config.data.columns:
+        # How wide the head is, only the values of the training split tell.
+        system = systems.prepare(config, dataclasses.replace(info, columns=dataset.info.columns))
     selection_split = PROTOCOLS[config.eval.protocol]
     steps_per_epoch = check_splits(config, dataset)
     objective = make_objective(config, dataset.info, dataset.splits["train"].labels)

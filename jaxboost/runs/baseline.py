@@ -20,12 +20,14 @@ from jaxboost.config.model_fields import ZERO_SHOT
 from jaxboost.config.types import Config
 from jaxboost.convert import text_encoders
 from jaxboost.convert.text_encoders import ClassTexts
+from jaxboost.data import columns
 from jaxboost.data.dataset import Dataset
 from jaxboost.evaluation import metrics, patients, thresholds
 from jaxboost.models.frozen import count
 from jaxboost.runs import datasets, memory, report, workdir
 from jaxboost.runs.result import Parameters, Selection
 from jaxboost.systems import start
+from jaxboost.systems.baseline import reads_columns
 from jaxboost.training import step
 from jaxboost.training.cache import keep_compiled_programs
 
@@ -55,7 +57,7 @@ def complete(
     combinations.check_data(config, info)
     system = systems.prepare(config, info)
     splits = splits or datasets.own_splits(config, folder)
-    dataset = splits.load()
+    dataset = columns.encoded(splits.load(), config.data.columns if reads_columns(config) else ())
     patients.check(dataset, unit=config.eval.unit)
     if config.eval.specificity:
         thresholds.check_both_classes(dataset, "val")
@@ -74,6 +76,7 @@ def complete(
     encode = embeddings.make_encode(system, (weights[0], weights[1], weights[2]), replicated)
     cache = io.user_path(config.baseline.cache) if config.baseline.cache else splits.folder
     found = _features(config, dataset, encode, by_batch, cache, str(fingerprints.get("encoder")))
+    found = {name: features.with_columns(each, dataset.splits[name].columns) for name, each in found.items()}
     choice = _choose(config, dataset, found, of_classes)
     stopping.poll()
     # The only place where the classifier sees the test split.
@@ -117,9 +120,9 @@ def _features(
     cache: pathlib.Path,
     fingerprint: str,
 ) -> dict[str, np.ndarray]:
-    """Returns split -> features (n, F)."""
+    """Returns split -> features of the images (n, F)."""
     kind = config.baseline.features
-    if kind == "none":
+    if kind in features.OF_NO_IMAGE:
         return {name: np.zeros((len(split), 0)) for name, split in dataset.splits.items()}
     if kind == "trivial":
         channels = dataset.info.channels

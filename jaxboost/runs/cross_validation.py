@@ -229,7 +229,7 @@ def _prepare(dataset: Dataset, together: Config, folder: pathlib.Path) -> None:
 
 def _check_alike(results: Sequence[RunResult], folder: pathlib.Path) -> None:
     """Raises UserError if the folds were run with different weights or data; their configs are equal."""
-    if len({result.data_sha256 for result in results}) > 1:
+    if len({(result.data_sha256, result.columns_sha256) for result in results}) > 1:
         raise UserError(
             f"the data changed while the folds in {folder} were run: remove the older folds and run again, or give"
             " another --workdir"

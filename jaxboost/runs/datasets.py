@@ -120,6 +120,7 @@ def _load(config: Config) -> Dataset:
         ndim=ndim(config),
         ignore_splits=config.data.folds > 0,
         groups=config.data.groups,
+        columns=config.data.columns,
         cache=config.data.cache,
         cache_gb=config.data.cache_gb,
         **options,
@@ -137,11 +138,11 @@ def shared_in(folder: pathlib.Path) -> Iterator[None]:
 
 
 def same_samples(one: Dataset, other: Dataset) -> bool:
-    """Whether two data sets have the same labels, patients and names in each split; images are not read."""
+    """Whether two data sets have the same samples in each split, but for their images, which are not read."""
     if {*one.splits} != {*other.splits}:
         return False
     pairs = [(split, other.splits[name]) for name, split in one.splits.items()]
-    names = ("labels", "groups", "names")
+    names = ("labels", "groups", "names", "cells")
     return all(_equal(getattr(left, name), getattr(right, name)) for left, right in pairs for name in names)
 
 
@@ -221,18 +222,21 @@ def fingerprint(dataset: Dataset, config: Config) -> dict[str, str]:
     A published set with patients of the user's own (`data.groups`) is the user's own.
 
     Returns:
-      "data": digest of all samples, equal in all folds. "splits": digest of the assignment of samples to splits.
+      "data": digest of all samples, equal in all folds. "splits": digest of the assignment of samples to splits. With
+      clinical columns also "columns": digest of their cells, so that runs with and without them have the same data.
     """
     if not _is_own(config):
         return {}
-    samples, assignment = [], []
+    samples, assignment, cells = [], [], []
     for name, split in sorted((name, split.named(name)) for name, split in dataset.splits.items()):
         groups = split.names if split.groups is None else split.groups
         shape, digests = split.images.shape[1:], row_digests(split.images)
         for file, group, labels, pixels in zip(split.names, groups, split.labels, digests, strict=True):
             samples.append(f"{file}\t{group}\t{labels.tolist()}\t{shape}\t{pixels}\n")
             assignment.append(f"{file}\t{name}\n")
-    digests = {"data": samples, "splits": assignment}
+        if split.cells is not None:
+            cells += [f"{file}\t{row}\n" for file, row in zip(split.names, split.cells.tolist(), strict=True)]
+    digests = {"data": samples, "splits": assignment, **({"columns": cells} if cells else {})}
     return {name: hashlib.sha256("".join(sorted(lines)).encode()).hexdigest() for name, lines in digests.items()}
 
 
@@ -253,7 +257,7 @@ def check_same_data(config: Config, finished: RunResult, folder: pathlib.Path, s
         return
     logger.info("the path of the data has changed: comparing the data with those of %s", folder)
     found = fingerprint((splits or own_splits(config, folder)).load(), config)
-    known = {"data": finished.data_sha256, "splits": finished.splits_sha256}
+    known = finished.digests
     differing = [name for name, digest in found.items() if known[name] not in (None, digest)]
     if differing:
         raise UserError(

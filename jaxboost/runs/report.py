@@ -115,6 +115,8 @@ def make_result(
         ),
         data_sha256=fingerprints.get("data"),
         splits_sha256=fingerprints.get("splits"),
+        columns_sha256=fingerprints.get("columns"),
+        columns=tuple(dataset.info.columns) or None,
         config=continuing.to_dict(config),
         versions=versions(),
         selection=selection,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from jaxboost import io, schema
+from jaxboost.data.columns import Column
 from jaxboost.errors import UserError
 from jaxboost.models import prompted_clip
 from jaxboost.runs.saved_config import ConfigJson, Scalar
@@ -161,7 +162,8 @@ class RunResult:
       encoder, block: the pretrained parts of R-LLM; a baseline and CLIP have only the encoder.
       vision, llama: the pretrained parts of PneumoLLM.
       text: CLIP's text encoder; its entry is there only if it was used.
-      data_sha256, splits_sha256: fingerprints of a user's own data set.
+      data_sha256, splits_sha256, columns_sha256: fingerprints of a user's own data set, see `datasets.fingerprint`.
+      columns: how clinical columns become features, fitted to the training split; None without them.
       versions: of Python, the device and the packages that computed the result.
       selection: the best epoch; its weights were evaluated.
       val, test: metrics of the splits.
@@ -193,6 +195,8 @@ class RunResult:
     parameters: Parameters
     data_sha256: _Digest | None
     splits_sha256: _Digest | None = None
+    columns_sha256: _Digest | None = None
+    columns: Annotated[tuple[Column, ...], Field(max_length=1000)] | None = None
     config: ConfigJson
     versions: dict[_Text, _Text]
     selection: Selection
@@ -211,6 +215,11 @@ class RunResult:
         """Returns role -> JSON entry of the pretrained part; None if the model does not have the part."""
         parts = {role: getattr(self, role) for role in ROLES}
         return {role: None if part is None else _clean(part) for role, part in parts.items()}
+
+    @property
+    def digests(self) -> dict[str, str | None]:
+        """The fingerprints of a user's own data, as `datasets.fingerprint` names them."""
+        return {"data": self.data_sha256, "splits": self.splits_sha256, "columns": self.columns_sha256}
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content of result.json, without its checksum."""

@@ -26,7 +26,7 @@ def check_same_run(dataset: Dataset, fingerprints: Mapping[str, str]) -> None:
     parts = {name: digest[:12] for name, digest in fingerprints.items()}
     with processes.working("compares the data"):
         for name, split in dataset.splits.items():
-            parts[f"split {name}"] = f"{len(split)} samples, {_digest(split.images, split.labels)[:12]}"
+            parts[f"split {name}"] = f"{len(split)} samples, {_digest(split.images, split.labels, split.cells)[:12]}"
     processes.check_same("the data or the weights", parts, "put the same files where each process reads them")
 
 
@@ -41,8 +41,10 @@ def check_same_view(folder: pathlib.Path, finished: bool) -> None:
         )
 
 
-def _digest(images: np.ndarray | MappedRows, labels: np.ndarray) -> str:
+def _digest(images: np.ndarray | MappedRows, labels: np.ndarray, cells: np.ndarray | None) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(labels).data)
+    if cells is not None:
+        digest.update(str(cells.tolist()).encode())
     digest.update(f"{images.shape} {images.dtype.str}".encode())
     # Those of decoded images are known, so these are not read.
     for row in row_digests(images):

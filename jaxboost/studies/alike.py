@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxboost.studies.finished_run import REFERENCE, FinishedRun
@@ -24,7 +24,13 @@ def foreign(runs: Sequence[FinishedRun]) -> list[str]:
     # Runs of a part of the data do not know the content of the whole.
     digests = Counter(digest for run in alike if (digest := _data_digest(run)))
     content = max(digests, key=lambda digest: digests[digest], default=None)
-    return [_foreign(run, alike[0], content) for run in runs]
+    # Arms may read other columns than others; the same columns have the same content.
+    cells: dict[tuple[str, ...], str] = {}
+    for run in alike:
+        names, digest = _columns(run)
+        if digest:
+            cells.setdefault(names, digest)
+    return [_foreign(run, alike[0], content, cells) for run in runs]
 
 
 def _group(run: FinishedRun) -> tuple[Any, ...]:
@@ -44,13 +50,20 @@ def _data_digest(run: FinishedRun) -> str | None:
     return run.result.get("data_sha256") if is_whole else None
 
 
-def _foreign(run: FinishedRun, model: FinishedRun, content: str | None) -> str:
+def _columns(run: FinishedRun) -> tuple[tuple[str, ...], str | None]:
+    """The names of a run's clinical columns, and the fingerprint of their cells; None as for `_data_digest`."""
+    names = tuple(map(str, run.result["config"].get("data", {}).get("columns", ())))
+    return names, run.result.get("columns_sha256") if _data_digest(run) else None
+
+
+def _foreign(run: FinishedRun, model: FinishedRun, content: str | None, cells: Mapping[tuple[str, ...], str]) -> str:
     """Why the scores of a run cannot be compared with those of `model`; "" if they can.
 
     Args:
       run: the run.
       model: a run that is taken.
       content: the fingerprint of the data, see `_data_digest`.
+      cells: names of clinical columns -> the fingerprint of their cells.
     """
     ours, theirs = run.result, model.result
     if ours["protocol"] != theirs["protocol"]:
@@ -75,4 +88,7 @@ def _foreign(run: FinishedRun, model: FinishedRun, content: str | None) -> str:
             return f"it has other patients in its {split} split"
     if _data_digest(run) not in (None, content):
         return "its data have other content: the images changed between the runs"
+    names, digest = _columns(run)
+    if digest is not None and digest != cells.get(names, digest):
+        return "its clinical columns have other content: the table changed between the runs"
     return ""

@@ -131,6 +131,9 @@ def _weights_problem(config: Config, info: DatasetInfo, known: dict[str, str]) -
 def about(config: Config) -> str:
     """Which data set a config names, as text; paths are left out, as data may move."""
     fields = {name: value for name, value in config.data.items() if name not in _LEFT_OUT}
+    # Studies of earlier versions do not have this field.
+    if not fields.get("columns"):
+        fields.pop("columns", None)
     return ", ".join(f"{name}={value!r}" for name, value in fields.items())
 
 

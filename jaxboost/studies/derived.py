@@ -95,7 +95,7 @@ def _evaluate(source: pathlib.Path, result: RunResult, config: Config, folder: p
 def _check_same(source: pathlib.Path, result: RunResult, fingerprints: dict[str, str]) -> None:
     """Raises UserError if the data or the pretrained parts are not those of the run."""
     known = {role: part["sha256"] for role, part in result.parts.items() if part}
-    known |= {name: digest for name in ("data", "splits") if (digest := getattr(result, f"{name}_sha256"))}
+    known |= {name: digest for name, digest in result.digests.items() if digest}
     if changed := [name for name, digest in fingerprints.items() if known.get(name, digest) != digest]:
         raise UserError(
             f"{source} was trained with other {' and '.join(changed)}: bring them back, or train it again in another"

@@ -61,6 +61,12 @@ def folder_argument(overrides: Mapping[str, str]) -> str:
     return "2d" if found.ndim == 2 else ""
 
 
+def with_columns(argument: str, overrides: Mapping[str, str]) -> str:
+    """The argument of a study with "+columns", or "columns", if the overrides name clinical columns."""
+    named = overrides.get("data.columns", "").strip("()[] ")
+    return "+".join(filter(None, (argument, "columns" if named else "")))
+
+
 def check(study: Study, name: str) -> None:
     """Raises UserError that names all that does not fit together in a study, called `name`."""
     if found := list(problems(study)):

@@ -34,8 +34,10 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
     """
     fields = config.baseline
     parts: tuple[Pretrained, ...] = ()
-    title = fields.classifier if fields.features == "none" else f"{fields.classifier} on {fields.features} features"
+    further = " and columns" if reads_columns(config) else ""
     if fields.features != ENCODER:
+        on = {"none": "", "columns": " on columns"}.get(fields.features, f" on {fields.features} features{further}")
+        title = f"{fields.classifier}{on}"
         return System(**trace(lambda _: NoEncoder()), title=title, pretrained=(), boost="baseline")
     arguments: dict[str, Any] = {}
     if with_weights:
@@ -48,8 +50,14 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
     def build(rngs: nnx.Rngs) -> embedder.Embedder:
         return embedder.build(encoder_arguments=arguments, rngs=rngs, **model_arguments(config))
 
-    title = f"{fields.classifier} on embeddings of {config.model.backbone}{described(parts)}"
+    title = f"{fields.classifier} on embeddings of {config.model.backbone}{further}{described(parts)}"
     return System(**trace(with_attention(config, build)), title=title, pretrained=parts, boost="baseline")
+
+
+def reads_columns(config: Config) -> bool:
+    """Whether a baseline's classifier reads the clinical columns of `data.columns`."""
+    fields = config.baseline
+    return bool(config.data.columns) and fields.features != "none" and fields.classifier != ZERO_SHOT
 
 
 def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib.Path) -> None:

@@ -31,7 +31,12 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
 
     def build(rngs: nnx.Rngs) -> PneumoLLM:
         return pneumollm.build(
-            spec=spec, classes=len(info.classes), encoder_arguments=arguments, rngs=rngs, **model_arguments(config)
+            spec=spec,
+            classes=len(info.classes),
+            columns=info.column_features,
+            encoder_arguments=arguments,
+            rngs=rngs,
+            **model_arguments(config),
         )
 
     return System(

@@ -38,6 +38,7 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
             boost=spec,
             classes=len(info.classes),
             slices=slices,
+            columns=info.column_features,
             encoder_arguments=arguments,
             rngs=rngs,
             **model_arguments(config),

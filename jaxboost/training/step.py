@@ -184,14 +184,19 @@ def make_train_step(
         model_key, batch_key = jax.random.split(jax.random.fold_in(key, state.step))
         mixing, task = objective.mixing, TASKS[objective.task]
         targets = task.targets(batch["label"], objective.classes, mixing.label_smoothing)
+        given, classes = columns_of(batch), targets.shape[1]
+        # Clinical columns of two examples are mixed as their targets are.
+        targets = jnp.concatenate([targets, *given.values()], axis=1) if given else targets
         images, targets = augment_batch(
             batch["image"], targets, mixing, mean=objective.mean, std=objective.std, key=batch_key
         )
+        if given:
+            targets, given = targets[:, :classes], {name: targets[:, classes:] for name in given}
 
         def loss_fn(params: Tree) -> tuple[jax.Array, Tree]:
             whole = fsdp.gather(params, replicated) if shards else params
             model = merge(graphdef, whole, frozen, state.stats)
-            logits = model(images, key=model_key)
+            logits = model(images, key=model_key, **given)
             each = task.losses(logits, targets, loss=objective.loss, class_weights=objective.class_weights)
             # A batch has a mask only if it may be padded.
             mask = batch.get("mask")
@@ -293,7 +298,7 @@ def make_eval_step(
     ) -> tuple[jax.Array, jax.Array]:
         if shards:
             params = fsdp.gather(params, replicated)
-        logits = merge(graphdef, params, frozen, stats)(batch["image"], precomputed)
+        logits = merge(graphdef, params, frozen, stats)(batch["image"], precomputed, **columns_of(batch))
         task = TASKS[objective.task]
         targets = task.targets(batch["label"], objective.classes)
         return task.losses(logits, targets, loss=objective.loss), task.probabilities(logits)
@@ -319,6 +324,11 @@ def make_eval_step(
         return partial(eval_step, params, frozen, stats, compiled(params, frozen, stats))
 
     return bind
+
+
+def columns_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The argument `columns` of a model, (B, F); {} if the batch has no clinical columns."""
+    return {name: batch[name] for name in ("columns",) if name in batch}
 
 
 def make_encode(graphdef: nnx.GraphDef, by_batch: jax.NamedSharding) -> Callable[[Tree, Tree, Tree, Batch], jax.Array]:

@@ -283,7 +283,7 @@ def test_what_is_altered_is_refused(pneumollm, tmp_path):
     attempt(lambda copy: alter(copy / "program.bin"), r"program\.bin was altered")
     attempt(lambda copy: os.remove(copy / "weights.safetensors"), r"weights\.safetensors is missing")
     attempt(lambda copy: (copy / "export.json").write_text("{"), "cannot be read.*export the run again")
-    attempt(lambda copy: describe(copy, format=3), "has the format 3, this jaxboost reads up to 2")
+    attempt(lambda copy: describe(copy, format=4), "has the format 4, this jaxboost reads up to 3")
     attempt(lambda copy: describe(copy, files={"../run/config.json": "0" * 64}), r"export\.json is damaged .*files")
     attempt(lambda copy: describe(copy, classes=["one"]), "is not the program that export.json describes")
     attempt(lambda copy: describe(copy, batch_size=10**12), r"export\.json is damaged .*batch_size")

@@ -138,5 +138,5 @@ def test_a_folder_in_its_place(tmp_path):
 
 
 def test_another_format(tmp_path):
-    with pytest.raises(UserError, match="has the format 3, this jaxboost reads up to 2"):
-        exported.read_description(write(tmp_path, DESCRIBED | {"format": 3}))
+    with pytest.raises(UserError, match="has the format 4, this jaxboost reads up to 3"):
+        exported.read_description(write(tmp_path, DESCRIBED | {"format": 4}))

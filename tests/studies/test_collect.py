@@ -304,6 +304,22 @@ def test_data_that_changed_between_runs_most_of_which_have_a_part(tmp_path):
     }
 
 
+def test_clinical_columns_that_changed_between_runs(tmp_path):
+    """Arms with other columns, or without any, are of the same data."""
+    for name, columns, digest, epochs in (
+        ("a", ("age",), "1", 1),
+        ("b", ("age",), "1", 2),
+        ("c", ("age",), "2", 3),
+        ("d", ("age", "sex"), "3", 4),
+        ("e", (), None, 5),
+    ):
+        config = load_config("quickstart", **{**SMALL, "data.columns": columns, "train.epochs": epochs})
+        write_run(config, tmp_path / name, data_sha256="1", **({"columns_sha256": digest} if digest else {}))
+    assert left_out(collect.collect(tmp_path)) == {
+        "c": "its clinical columns have other content: the table changed between the runs"
+    }
+
+
 def _runs(folder: pathlib.Path, **arms) -> None:
     for name, changes in arms.items():
         for seed in (0, 1):

@@ -244,3 +244,14 @@ def test_the_ladder_has_its_rungs_in_order():
     ]
     assert [arm.rung for arm in arms] == list(range(9))
     assert "resnet18" in {arm.name for arm in loading.load_study("ladder:resnet").arms}
+
+
+@pytest.mark.parametrize("study", ["ladder", "complete"])
+def test_clinical_columns_are_a_rung(study):
+    assert loading.suited(study, {"data.columns": "age,sex"}) == f"{study}:columns"
+    assert loading.suited(study, {"data.columns": "()"}) == study
+    names = {
+        argument: [arm.name for arm in loading.load_study(f"{study}:{argument}").arms]
+        for argument in ("2d", "2d+columns")
+    }
+    assert names["2d+columns"] == ["prevalence", "columns", *names["2d"][1:]]

@@ -62,6 +62,8 @@ def train_iterator(
 ) -> grain.DatasetIterator:
     """Endless shuffled batches {"image": uint8 (B, S, S[, S], C) or float32 (B, d, W), "label": int32 (B, L)}.
 
+    With clinical columns a batch has "columns" too, float32 (B, F).
+
     Every epoch has `steps_per_epoch` batches of a new permutation of the split; the remaining samples, others in each
     epoch, are dropped. With repeated augmentation or balanced sampling, `EpochOrder` gives the samples of an epoch. The
     batches depend only on `seed`. `get_state()` and `set_state()` are exact, and the iterator works with

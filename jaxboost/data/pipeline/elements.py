@@ -8,12 +8,13 @@ from jaxboost.data.dataset import Split
 class SplitSource:
     """Random access to a split: element i is {"image": uint8 (S, S[, S], C) or float32 (d, W), "label": int32 (L,)}.
 
-    Images or source tokens are read-only views of the split.
+    With clinical columns it has "columns" too, float32 (F,). Images or source tokens are read-only views of the split.
     """
 
     def __init__(self, split: Split):
         self._images = split.images
         self._labels = split.labels.astype(np.int32)
+        self._columns = split.columns
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -22,7 +23,8 @@ class SplitSource:
         # A plain array, also if the split is memory-mapped.
         image = np.asarray(self._images[index]).view()
         image.flags.writeable = False
-        return {"image": image, "label": self._labels[index]}
+        element = {"image": image, "label": self._labels[index]}
+        return element if self._columns is None else element | {"columns": self._columns[index]}
 
     def __repr__(self) -> str:
         return f"SplitSource(images={self._images.shape}, labels={self._labels.shape})"

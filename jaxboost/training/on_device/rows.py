@@ -30,16 +30,19 @@ class Rows:
       images: (N, numbers of one image), in the type in which they are stored; N is n, rounded up. One axis for an
         image, because a device may pad the last axis of an array, which is 1 for grey images.
       labels: int32 (N, L).
+      columns: features of clinical columns, float32 (N, F); None without them.
       shape: of one image.
     """
 
     images: jax.Array
     labels: jax.Array
+    columns: jax.Array | None
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
-    def read(self, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The images (B, *shape) and labels (B, L) of rows, int32 (B,)."""
-        return self.images[rows].reshape(-1, *self.shape), self.labels[rows]
+    def read(self, rows: jax.Array) -> dict[str, jax.Array]:
+        """Of rows, int32 (B,): {"image": (B, *shape), "label": (B, L)[, "columns": (B, F)]}."""
+        found = {"image": self.images[rows].reshape(-1, *self.shape), "label": self.labels[rows]}
+        return found if self.columns is None else found | {"columns": self.columns[rows]}
 
 
 def place(split: Split, by_batch: jax.NamedSharding) -> Rows:
@@ -50,6 +53,7 @@ def place(split: Split, by_batch: jax.NamedSharding) -> Rows:
     return Rows(
         images=_divided(split.images, count, by_batch),
         labels=_divided(labels, count, by_batch),
+        columns=None if split.columns is None else _divided(split.columns, count, by_batch),
         shape=split.images.shape[1:],
     )
 

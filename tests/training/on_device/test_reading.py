@@ -28,10 +28,10 @@ def test_rows_are_read_as_they_are_stored(shape, mapped, chunk, monkeypatch):
     placed = rows.place(given, step.make_mesh()[1])
     assert placed.images.shape == (128, np.prod(shape))
     wanted = np.array([69, 0, 31, 30, 0], np.int32)
-    images, labels = jax.jit(rows.Rows.read)(placed, wanted)
-    np.testing.assert_array_equal(images, split.images[wanted])
-    np.testing.assert_array_equal(labels, split.labels[wanted])
-    assert images.dtype == split.images.dtype
+    found = jax.jit(rows.Rows.read)(placed, wanted)
+    np.testing.assert_array_equal(found["image"], split.images[wanted])
+    np.testing.assert_array_equal(found["label"], split.labels[wanted])
+    assert found["image"].dtype == split.images.dtype
     assert rows.megabytes([given, given]) == pytest.approx(2 * split.images.nbytes / 1e6)
 
 
@@ -58,6 +58,8 @@ def test_what_fits(monkeypatch):
 
 def test_batches_without_random_changes_are_those_of_the_host():
     split, augment = split_of((12, 12, 1)), Augment(resize=10, rgb=True)
+    columns = np.random.default_rng(1).normal(size=(len(split), 3)).astype(np.float32)
+    split = dataclasses.replace(split, columns=columns)
     reading, wanted = reading_of(augment), np.array([5, 2, 69, 2], np.int32)
     placed = rows.place(split, reading.by_batch)
     resized = np.stack([fitted(split.images[row], 8, 10) for row in wanted])
@@ -72,6 +74,8 @@ def test_batches_without_random_changes_are_those_of_the_host():
     assert not np.asarray(batch["label"][~mask]).any()
     np.testing.assert_array_equal(batch["mask"], mask)
     np.testing.assert_array_equal(batch["label"][mask], split.labels[wanted][mask])
+    np.testing.assert_array_equal(batch["columns"], columns[wanted] * mask[:, np.newaxis])
+    np.testing.assert_array_equal(evaluated["columns"], columns[wanted])
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 from jaxboost.data.dataset import SPLITS
 from jaxboost.data.problems import Problems
 from jaxboost.data.sources.folder import labels, patients
+from jaxboost.data.sources.folder.inputs import folders as input_folders
 from jaxboost.data.walk import printable, some
-from jaxboost.io import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,7 @@ def find(inputs: Sequence[str], files: Sequence[pathlib.Path], classes: Collecti
     Raises:
       UserError: a table has problems.
     """
-    names = [name for entry in inputs for name in ([entry] if os.path.lexists(user_path(entry)) else entry.split(","))]
-    folders = [path for name in names if name and os.path.isdir(path := user_path(name))]
+    folders = input_folders(inputs)
     tables = {folder: _from_table(folder) for folder in folders}
     passed = {*SPLITS, *classes}
     found, loose = [], []

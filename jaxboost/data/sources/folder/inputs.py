@@ -85,6 +85,12 @@ def find(inputs: Sequence[str], ndim: int, *, skip_faulty: bool = False) -> list
     return files
 
 
+def folders(inputs: Sequence[str]) -> list[pathlib.Path]:
+    """The folders among the inputs, which are as for `find`."""
+    names = [name for entry in inputs for name in ([entry] if os.path.lexists(user_path(entry)) else entry.split(","))]
+    return [path for name in names if name and os.path.isdir(path := user_path(name))]
+
+
 def read(
     paths: Sequence[pathlib.Path], preprocessing: Preprocessing, *, masks: str = "", skip_faulty: bool = False
 ) -> tuple[list[pathlib.Path], np.ndarray]:

@@ -14,18 +14,12 @@ import numpy as np
 from jaxboost.data.dataset import SPLITS
 from jaxboost.data.problems import Problems
 from jaxboost.data.readers import csv_text
-from jaxboost.data.sources.folder import cell_values
+from jaxboost.data.sources.folder import cell_values, table_columns
 from jaxboost.data.sources.folder.cell_values import is_missing
+from jaxboost.data.sources.folder.table_columns import FIELDS, LONGEST, Wanted
 from jaxboost.errors import UserError, nearest
 
 FILE = "labels.csv"
-# Field of an entry -> accepted names of its column.
-_COLUMNS = {
-    "file": ("file", "path"),
-    "label": ("label",),
-    "patient": ("patient_id", "patient"),
-    "split": ("split",),
-}
 REQUIRED = ("file", "label")
 # Names that other tables give these columns, as `cell_values.column` writes them: for messages.
 _SIMILAR = {
@@ -62,6 +56,7 @@ class Entry:
       patient: the patient; None if there is no such column.
       split: the split; None if there is no such column.
       patient_folder: the folder that names the patient, below the user's folder; "" if no folder does.
+      cells: those of the clinical columns that are wanted.
     """
 
     number: int
@@ -71,6 +66,7 @@ class Entry:
     patient: str | None = None
     split: str | None = None
     patient_folder: str = ""
+    cells: tuple[str, ...] = ()
 
     @property
     def in_row(self) -> str:
@@ -94,7 +90,12 @@ def parse(cell: str, *, multi_label: bool) -> tuple[str, ...]:
 
 
 def read_entries(
-    path: pathlib.Path, problems: Problems, *, multi_label: bool = False, required: Sequence[str] = REQUIRED
+    path: pathlib.Path,
+    problems: Problems,
+    *,
+    multi_label: bool = False,
+    required: Sequence[str] = REQUIRED,
+    wanted: Sequence[Wanted] = (),
 ) -> list[Entry]:
     """Reads the table. Its columns may be in any order; columns of other names are ignored.
 
@@ -103,6 +104,7 @@ def read_entries(
       problems: receives the problems with single rows.
       multi_label: whether a row may have several labels.
       required: fields whose columns must be there; a field of `Entry` without a column keeps its default.
+      wanted: clinical columns, whose cells are not checked here.
 
     Returns:
       The entries of the rows that could be read.
@@ -116,10 +118,11 @@ def read_entries(
         _, header = next(table, (0, []))
         names = [cell_values.clean(name).lower() for name in header]
         columns = _columns(names, path, required)
+        further = table_columns.find(names, wanted, path)
         for number, cells in table:
             if not any(map(cell_values.trim, cells)):
                 continue
-            if len(cells) <= max(columns.values()) or any(map(cell_values.trim, cells[len(names) :])):
+            if len(cells) <= max(*columns.values(), *further) or any(map(cell_values.trim, cells[len(names) :])):
                 text = f"has {len(cells)} cells, the header {len(names)}: put cells that hold a {separator!r} in quotes"
                 problems.add(text, row=number)
                 continue
@@ -127,7 +130,12 @@ def read_entries(
             if long := [field for field, cell in found.items() if len(cell) > _LONGEST]:
                 problems.add(f"{long[0]} has {len(found[long[0]])} characters: look for a missing quote", row=number)
                 continue
-            entries.append(Entry(number, labels=parse(found.get("label", ""), multi_label=multi_label), **found))
+            others = tuple(cell_values.clean(cells[column]) for column in further)
+            if long := [column.name for column, cell in zip(wanted, others, strict=True) if len(cell) > LONGEST]:
+                problems.add(f"column {long[0]!r} has more than {LONGEST} characters", row=number)
+                continue
+            labels = parse(found.get("label", ""), multi_label=multi_label)
+            entries.append(Entry(number, labels=labels, cells=others, **found))
     if not entries:
         problems.raise_any()
         raise UserError(f"{path}: no rows: write one for each image")
@@ -159,7 +167,7 @@ def has_column(path: pathlib.Path, field: str) -> bool:
     """Whether the table has a column for a field of `Entry`. Raises UserError if it cannot be read."""
     _, table = csv_text.rows(path, csv_text.read(path))
     _, header = next(table, (0, []))
-    return any(cell_values.clean(name).lower() in _COLUMNS[field] for name in header)
+    return any(cell_values.clean(name).lower() in FIELDS[field] for name in header)
 
 
 def _same_patients(entries: list[Entry]) -> list[Entry]:
@@ -185,7 +193,7 @@ def _is_number(text: str) -> bool:
 def _columns(names: list[str], path: pathlib.Path, required: Sequence[str]) -> dict[str, int]:
     """Returns the number of the column of each field that the table has."""
     columns = {}
-    for field, accepted in _COLUMNS.items():
+    for field, accepted in FIELDS.items():
         found = [number for number, name in enumerate(names) if name in accepted]
         if len(found) > 1:
             raise UserError(f"{path}: column {' or '.join(map(repr, accepted))} appears twice: {', '.join(names)}")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from jaxboost.data.dataset import SPLITS
 from jaxboost.data.problems import ProblemError, Problems
 from jaxboost.data.readers import pictures, volumes
-from jaxboost.data.sources.folder import cell_values, companions, file_names, labels, patients
+from jaxboost.data.sources.folder import cell_values, companions, file_names, labels, patients, table_columns
 from jaxboost.data.sources.folder.extensions import ALL, SUFFIXES, advice, is_image, suffix_of, wrong_suffix
 from jaxboost.data.sources.folder.labels import Entry
 from jaxboost.data.walk import ABSENT, AGAIN, HIDDEN, SYSTEM, UNREAD, Listing, some, summary, unreadable, walk
@@ -62,6 +62,7 @@ def read_entries(
     masks: pathlib.Path | None = None,
     *,
     multi_label: bool = False,
+    columns: Sequence[str] = (),
     quiet: bool = False,
 ) -> list[Entry]:
     """Returns the entries of labels.csv if there is one, otherwise the files of the class folders, sorted.
@@ -71,16 +72,24 @@ def read_entries(
       problems: receives the problems of single rows and folders.
       masks: the folder of masks, which is not a class.
       multi_label: whether an image may have several labels, separated by "|", or none.
+      columns: the clinical columns, see `table_columns.parse`.
       quiet: whether the log does not list the files that are left out.
 
     Raises:
-      UserError: there are neither a table nor class folders, or labels.csv cannot be read.
+      UserError: there are neither a table nor class folders, or labels.csv cannot be read or lacks a column.
     """
+    wanted = table_columns.parse(columns)
     if _has_table(folder):
-        entries = labels.read_entries(folder / labels.FILE, problems, multi_label=multi_label)
+        entries = labels.read_entries(folder / labels.FILE, problems, multi_label=multi_label, wanted=wanted)
+        table_columns.check(entries, wanted, problems)
         files = file_names.relative(folder, [entry.file for entry in entries])
         pairs = zip(entries, files, strict=True)
         return [entry if entry.file == file else dataclasses.replace(entry, file=file) for entry, file in pairs]
+    if wanted:
+        raise UserError(
+            f"{folder}: data.columns needs {labels.FILE}, a table with the columns file, label and"
+            f" {', '.join(column.name for column in wanted)}: write it, or leave data.columns empty"
+        )
     listing = walk(folder, skip=masks)
     top = {name.partition("/")[0] for name in (*listing.folders, *listing.same_folders) if name}
     if top & set(SPLITS):

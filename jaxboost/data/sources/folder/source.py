@@ -92,6 +92,7 @@ def load(
     max_voxels: int = arrays.MAX_VOXELS,
     patient: str = "",
     duplicates: str = WARN,
+    columns: Sequence[str] = (),
     ignore_splits: bool = False,
     cache: str = place.ON,
     cache_gb: float = place.MOST_GB,
@@ -114,14 +115,14 @@ def load(
       max_pixels, max_voxels: the most that a file may hold; a larger one is refused before it is decoded.
       patient: "tag": the tags of DICOM files name the patients if nothing else does; "": these tags are not read.
       duplicates: "warn", "join" or "refuse": what to do about nearly equal images in different splits.
+      columns: clinical columns of labels.csv, see `table_columns.parse`.
       ignore_splits: whether the folder's own splits do not count, because a cross-validation divides all images anew.
       cache, cache_gb: whether decoded images are kept on disk for the next start, see `place.Keeping`.
 
     Returns:
       The official splits, with or without val, or one split "all": images uint8 (n, S, S, C) or (n, S, S, S, 1), large
-      ones mapped from disk, the
-      patients as `groups` (None if unknown), and the files as `names`, in the order of the entries; where splits are
-      ignored, in the order of the splits.
+      ones mapped from disk, the patients as `groups` (None if unknown), the files as `names`, and the clinical columns
+      as `cells`, in the order of the entries; where splits are ignored, in the order of the splits.
 
     Raises:
       UserError: an option is not valid, or the folder has problems; the message has all of them.
@@ -140,7 +141,7 @@ def load(
     folder = layouts.open_folder(root)
     problems = Problems(folder)
     masks_path = layouts.masks_in(folder, masks)
-    entries = layouts.read_entries(folder, problems, masks_path, multi_label=multi_label)
+    entries = layouts.read_entries(folder, problems, masks_path, multi_label=multi_label, columns=columns)
     ignored = {entry.file: entry.split for entry in entries} if ignore_splits else {}
     entries = [dataclasses.replace(entry, split=None) for entry in entries] if ignore_splits else entries
     entries, known = _entries_and_classes(folder, entries, classes, problems, multi_label)
@@ -226,6 +227,7 @@ def _dataset(
         labels=targets,
         groups=None if entries[0].patient is None else np.array([entry.patient for entry in entries]),
         names=np.array([entry.file for entry in entries]),
+        cells=np.array([entry.cells for entry in entries], str) if entries[0].cells else None,
     )
     if any(ignored.values()):
         order = {split: number for number, split in enumerate(SPLITS)}
