@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxboost.errors import ArgumentError
+from jaxboost.models import tuning
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import FIRST, INITS, LAYER, MEAN, Boost, Precomputed, check_path, has_block
 from jaxboost.models.encoder import Encoder
@@ -17,6 +19,19 @@ from jaxboost.models.layers import layer_norm, linear, normalize_pixels
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
 from jaxboost.models.taps import tap
 from jaxboost.models.trained_layer import TrainedLayer
+
+
+@flax.struct.dataclass
+class WithEncoder:
+    """What the calls with the same weights can reuse of a classifier whose encoder has LoRA.
+
+    Attributes:
+      encoder: see `tuning.merged_lora`.
+      boost: see `Boost.precompute`; None without a booster.
+    """
+
+    encoder: dict[str, jax.Array]
+    boost: Any = None
 
 
 class Classifier(nnx.Module):
@@ -42,13 +57,13 @@ class Classifier(nnx.Module):
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
 
     def __call__(
-        self, images: jax.Array, precomputed: Precomputed | None = None, *, key: jax.Array | None = None
+        self, images: jax.Array, precomputed: Precomputed | WithEncoder | None = None, *, key: jax.Array | None = None
     ) -> jax.Array:
         """The logits (B, classes) in float32; arguments: see `features`."""
         return self.head(self.features(images, precomputed, key=key)).astype(jnp.float32)
 
     def features(
-        self, images: jax.Array, precomputed: Precomputed | None = None, *, key: jax.Array | None = None
+        self, images: jax.Array, precomputed: Precomputed | WithEncoder | None = None, *, key: jax.Array | None = None
     ) -> jax.Array:
         """The input of the head's linear layer (B, W) in float32: the boosted CLS token, or mean, after the norm.
 
@@ -58,7 +73,10 @@ class Classifier(nnx.Module):
           key: random key of a training step (stochastic depth), None in evaluation. With a key, batch norms use the
             batch's statistics.
         """
-        tokens = images if images.ndim == 3 else self.encode(images, key=key)
+        merged = None
+        if isinstance(precomputed, WithEncoder):
+            precomputed, merged = precomputed.boost, precomputed.encoder
+        tokens = images if images.ndim == 3 else self.encode(images, merged, key=key)
         # Tokens from a file are float32, whatever the dtype of the computation.
         tokens = tokens.astype(self.dtype)
         if self.boost is not None:
@@ -68,22 +86,31 @@ class Classifier(nnx.Module):
             pooled = self.head_norm(pooled)
         return pooled.astype(jnp.float32)
 
-    def encode(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    def encode(
+        self, images: jax.Array, merged: dict[str, jax.Array] | None = None, *, key: jax.Array | None = None
+    ) -> jax.Array:
         """The encoder's tokens (B, Q, W): all N of them; if the booster reads no others, CLS or their mean (Q = 1).
 
         Args:
           images: uint8 images or volumes.
+          merged: of an encoder with LoRA, see `tuning.merged_lora`; None: it is not merged, same tokens.
           key: see `features`.
         """
+        encoder = self.encoder if merged is None else tuning.with_merged(self.encoder, merged)
         x = normalize_pixels(images, self.mean, self.std, keep_grey=self.encoder.traits.takes_grey)
         all_tokens = self.boost is not None and self.boost.reads_all_tokens
         if all_tokens or self.encoder.traits.cls_first:
-            return self.encoder(x, queries=None if all_tokens else 1, key=key)
-        return self.encoder(x, key=key).mean(1, keepdims=True)
+            return encoder(x, queries=None if all_tokens else 1, key=key)
+        return encoder(x, key=key).mean(1, keepdims=True)
 
-    def precompute(self) -> Precomputed | None:
-        """What all calls with the same weights can reuse, see `Boost.precompute`."""
-        return None if self.boost is None else self.boost.precompute()
+    def precompute(self) -> Precomputed | WithEncoder | None:
+        """What all calls with the same weights can reuse, see `Boost.precompute`.
+
+        An encoder's LoRA is merged into its matrices. In bfloat16 it is not, because small changes would be lost.
+        """
+        of_boost = None if self.boost is None else self.boost.precompute()
+        merged = tuning.merged_lora(self.encoder) if self.dtype == jnp.float32 else {}
+        return WithEncoder(encoder=merged, boost=of_boost) if merged else of_boost
 
     @property
     def tokens(self) -> int:
@@ -129,6 +156,10 @@ def build(
     remat: bool = False,
     drop_path: float = 0.0,
     frozen: bool = False,
+    last_block: bool = False,
+    lora_rank: int = 0,
+    lora_alpha: float = 0.0,
+    lora_targets: Sequence[str] = (),
     encoder_arguments: Mapping[str, Any] | None = None,
     block: LlamaBlock | None = None,
     rngs: nnx.Rngs,
@@ -146,6 +177,10 @@ def build(
       remat: recompute activations in the backward pass, see `transformer.Transformer` and `resnet.ResNet`.
       drop_path: stochastic depth, see `transformer.Transformer`.
       frozen: the encoder and the norm before the head are not trained.
+      last_block: of a frozen encoder the last block, what follows it, and the norm before the head are trained.
+      lora_rank: rank of LoRA on a frozen encoder; 0: no LoRA.
+      lora_alpha: its scale is lora_alpha / lora_rank; 0: 1.
+      lora_targets: the linear layers that it changes, see `tuning.add_lora`.
       encoder_arguments: arguments of the encoder that take precedence over those in BACKBONES, such as the eps of its
         checkpoint. The norm before the head then has the same eps.
       block: LLaMA layers with the booster's `config`; None: new random ones.
@@ -166,13 +201,15 @@ def build(
     if spec.head_eps is not None:
         norm = layer_norm(encoder.width, eps=changes.get("eps", spec.head_eps), dtype=dtype, rngs=rngs)
     if frozen:
-        freeze(encoder)
-        if norm is not None:
+        freeze(encoder, but=tuning.last_block(encoder) if last_block else ())
+        if norm is not None and not last_block:
             freeze(norm)
     head = linear(encoder.width, classes, init=spec.traits.head_init, dtype=jnp.float32, rngs=rngs)
     if boost.lora_rank and isinstance(booster, Boost) and booster.block is not None:
         # Last, so that the other weights are drawn as without it.
         booster.block.add_lora(boost.lora_rank, alpha=boost.lora_alpha or None, rngs=rngs)
+    if lora_rank:
+        tuning.add_lora(encoder, lora_targets, rank=lora_rank, alpha=lora_alpha or None, rngs=rngs)
     return Classifier(encoder, booster, head_norm=norm, head=head, mean=mean, std=std, dtype=dtype)
 
 

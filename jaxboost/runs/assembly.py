@@ -91,11 +91,11 @@ def assemble(
         with io.writing(splits.folder):
             splits.prepare()
     fixed = fixed_tokens(config)
-    shape = None if fixed is None else _kept_shape(fixed, config, dataset, program, (params, frozen))
+    shape = None if fixed is None else _kept_shape(fixed, config, dataset, program, (params, frozen, stats))
     if fixed is not None and shape is not None:
         # Runs of a study share a folder, and kinds of the booster read the first token alone, or all.
         key = f"{fingerprints[fixed.role]} {fixed.key} {shape} {augment.resize}"
-        dataset = _encoded(config, dataset, augment, program, (params, frozen), splits.folder, key)
+        dataset = _encoded(config, dataset, augment, program, (params, frozen, stats), splits.folder, key)
         image_size = None
         source = feed.make(config, dataset, image_size, program, steps_per_epoch=steps_per_epoch)
     on_device = feed.on_device(config, dataset, program.by_batch)
@@ -206,7 +206,7 @@ def fixed_tokens(config: Config) -> FixedTokens | None:
 
 
 def _kept_shape(
-    fixed: FixedTokens, config: Config, dataset: Dataset, program: Program, weights: tuple[Tree, Tree]
+    fixed: FixedTokens, config: Config, dataset: Dataset, program: Program, weights: tuple[Tree, Tree, Tree]
 ) -> tuple[int, ...] | None:
     """The shape (d, W) of an image's tokens; None if those of all images are too large to be kept."""
     images = dataset.splits["train"].images
@@ -229,7 +229,7 @@ def _encoded(
     dataset: Dataset,
     augment: Augment,
     program: Program,
-    weights: tuple[Tree, Tree],
+    weights: tuple[Tree, Tree, Tree],
     folder: pathlib.Path,
     key: str,
 ) -> Dataset:

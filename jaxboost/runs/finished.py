@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxboost import schema
 from jaxboost.config import continuing, validation
+from jaxboost.config.table import ALL_FIELDS
 from jaxboost.errors import UserError
 from jaxboost.runs import datasets, workdir
 from jaxboost.runs.result import FoldsResult, RunResult
@@ -19,6 +20,8 @@ from jaxboost.runs.saved_config import SavedConfig
 # configs of another may lack.
 _WEIGHTS = ("weights", "weights_source", "weights_convert")
 _TRAINED = ("augment", "train")
+# Fields of `model` that only R-LLM has, and that its configs of earlier versions lack.
+_LATER = ("last_block", "lora_rank", "lora_alpha", "lora_targets")
 _SYSTEMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "boost": (_TRAINED, ("remat", *_WEIGHTS, "frozen", "drop_path")),
     "pneumollm": (("llama", *_TRAINED), ("remat",)),
@@ -89,6 +92,10 @@ def _parsed(content: dict[str, Any], path: pathlib.Path) -> ConfigDict:
         raise UserError(f"{path} is not the config of a run: it lacks the section {', '.join(lacking)}")
     if lacking := [name for name in fields if name not in config.model]:
         raise UserError(f"{path} is not the config of a run: the section model lacks {', '.join(lacking)}")
+    if "boost" in config:
+        for name in _LATER:
+            if name not in config.model:
+                config.model[name] = ALL_FIELDS[f"model.{name}"].before
     validation.validate_present(config)
     if config.model.attention == "fused":
         # A prediction may run on another device.

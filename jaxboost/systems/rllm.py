@@ -11,7 +11,6 @@ from jaxboost.convert import encoders
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
 from jaxboost.models import classifier
-from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import has_block
 from jaxboost.models.classifier import BoostSpec, Classifier
 from jaxboost.models.llama import LlamaConfig
@@ -39,9 +38,11 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
         )
 
     backbone, kind = config.model.backbone, config.boost.kind
+    rank = config.model.lora_rank
+    lora = f" + LoRA of rank {rank} in the encoder" if rank else ""
     return System(
         **trace(with_attention(config, build)),
-        title=f"{backbone} + {kind}{described(parts)}",
+        title=f"{backbone} + {kind}{described(parts)}{lora}",
         pretrained=parts,
         boost=kind,
         width=spec.config.width if spec.config and not has_block(kind) else None,
@@ -51,8 +52,7 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
 def fixed_tokens(config: Config) -> FixedTokens | None:
     """The tokens of R-LLM's encoder, see `systems.fixed_tokens`."""
     model = config.model
-    # Running statistics of batch norms change in training, frozen or not.
-    if not model.frozen or model.drop_path or BACKBONES[model.backbone].traits.has_statistics:
+    if not model.frozen or model.last_block or model.lora_rank or model.drop_path:
         return None
     fields = {name: model[name] for name in ("backbone", "image_size", "mean", "std", "dtype")}
     drawn_by = "model.weights" if model.weights == RANDOM else ""
@@ -103,7 +103,8 @@ def _resolve_encoder(
     trained = recorded and recorded.parts.get("encoder")
     if trained and not model.frozen:
         return (), dict(trained["arguments"])
-    part, arguments = resolve_encoder("encoder", model, model, "weights", trainable=not model.frozen)
+    trained = dict(trainable=not model.frozen, partly=model.last_block)
+    part, arguments = resolve_encoder("encoder", model, model, "weights", **trained)
     return (part,), arguments
 
 

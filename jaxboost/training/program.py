@@ -46,7 +46,7 @@ class Program:
     reading: Reading | None
     complete: Callable[[Rows, step.Batch], step.Batch] | None
     bind_eval_step: Callable[..., BoundEvalStep]
-    encode: Callable[[Tree, Tree, step.Batch], jax.Array]
+    encode: Callable[[Tree, Tree, Tree, step.Batch], jax.Array]
     replicated: jax.NamedSharding
     by_batch: jax.NamedSharding
     ema: bool

@@ -321,8 +321,9 @@ def make_eval_step(
     return bind
 
 
-def make_encode(graphdef: nnx.GraphDef, by_batch: jax.NamedSharding) -> Callable[[Tree, Tree, Batch], jax.Array]:
-    """Returns encode(params, frozen, batch) -> the model's source tokens (B, d, W)."""
+def make_encode(graphdef: nnx.GraphDef, by_batch: jax.NamedSharding) -> Callable[[Tree, Tree, Tree, Batch], jax.Array]:
+    """Returns encode(params, frozen, stats, batch) -> the model's source tokens (B, d, W)."""
     return jax.jit(
-        lambda params, frozen, batch: merge(graphdef, params, frozen).encode(batch["image"]), out_shardings=by_batch
+        lambda params, frozen, stats, batch: merge(graphdef, params, frozen, stats).encode(batch["image"]),
+        out_shardings=by_batch,
     )

@@ -95,7 +95,12 @@ def test_tokens_that_are_too_large_are_computed_at_each_step(config, tmp_path, c
 def test_encoders_that_change_are_not_encoded_once(config):
     fixed = rllm.fixed_tokens(config())
     assert (fixed.role, fixed.most_gb) == ("encoder", 4.0)
-    for changes in ({"model__frozen": False}, {"model__drop_path": 0.1}, {"model__backbone": "resnet18"}):
+    for changes in (
+        {"model__frozen": False},
+        {"model__drop_path": 0.1},
+        {"model__last_block": True},
+        {"model__lora_rank": 2},
+    ):
         assert rllm.fixed_tokens(config(**changes)) is None
     # What the encoder computes depends on these too.
     for changes in ({"model__mean": (0.4,)}, {"model__std": (0.3,)}, {"model__dtype": "bfloat16"}):
