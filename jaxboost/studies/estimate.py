@@ -155,15 +155,21 @@ def _from_finished(run: PlannedRun, done: Sequence[PlannedRun]) -> float | None:
 
 def _typical(seconds: Sequence[float], config: Config) -> float:
     """The mean; the least for a frozen encoder, as the run that took longest has encoded the images for the others."""
-    is_encoded = config.model.get("frozen", True)
-    return min(seconds) if is_encoded else float(np.mean(seconds))
+    return min(seconds) if _is_encoded_once(config) else float(np.mean(seconds))
+
+
+def _is_encoded_once(config: Config) -> bool:
+    model = config.model
+    return model.get("frozen", True) and not (model.get("last_block", False) or model.get("lora_rank", 0))
 
 
 def _kind(config: Config) -> tuple[object, ...]:
     """Runs of one kind take about as long for an epoch."""
     sections = {"baseline", "pneumollm", "clip"} & {*config}
     features = config.baseline.features if "baseline" in config else ""
-    return (config.get("model", {}).get("backbone"), config.get("model", {}).get("image_size"), *sections, features)
+    model = config.get("model", {})
+    trained = tuple(model.get(name) for name in ("frozen", "last_block", "lora_rank"))
+    return (model.get("backbone"), model.get("image_size"), *trained, *sections, features)
 
 
 def _epochs(config: Config) -> float:
