@@ -73,7 +73,7 @@ def with_merged(encoder: Any, matrices: dict[str, jax.Array]) -> Any:
     return copy
 
 
-def _layers(encoder: Any) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+def _layers(encoder: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """The linear layers of the encoder's blocks, each with its place in the encoder."""
     stacks = {stack.name for stack in encoder.traits.stacks}
     for path, node in list(nnx.iter_modules(encoder)):
@@ -81,5 +81,5 @@ def _layers(encoder: Any) -> Iterator[tuple[tuple[str | int, ...], Any]]:
             yield path, node
 
 
-def _place(path: tuple[str | int, ...]) -> str:
+def _place(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
