@@ -73,14 +73,15 @@ class Classifier(nnx.Module):
           key: random key of a training step (stochastic depth), None in evaluation. With a key, batch norms use the
             batch's statistics.
         """
+        of_boost: Any = precomputed
         merged = None
         if isinstance(precomputed, WithEncoder):
-            precomputed, merged = precomputed.boost, precomputed.encoder
+            of_boost, merged = precomputed.boost, precomputed.encoder
         tokens = images if images.ndim == 3 else self.encode(images, merged, key=key)
         # Tokens from a file are float32, whatever the dtype of the computation.
         tokens = tokens.astype(self.dtype)
         if self.boost is not None:
-            tokens = self.boost.pooled(tap("tokens", tokens), precomputed=precomputed)
+            tokens = self.boost.pooled(tap("tokens", tokens), precomputed=of_boost)
         pooled = tokens[:, 0]
         if self.head_norm is not None:
             pooled = self.head_norm(pooled)
