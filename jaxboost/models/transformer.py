@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxboost.models import attention
 from jaxboost.models.activations import ACTIVATIONS
-from jaxboost.models.adapters import Adaptation, Projection
+from jaxboost.models.adapters import Adaptation, Projection, projection_of
 from jaxboost.models.grid_rotary import Rotary, rotate
 from jaxboost.models.layers import LinearInit, flat_product, layer_norm, layer_of, linear, stack
 from jaxboost.models.lora import Lora
@@ -249,11 +249,6 @@ def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
     return x if scale is None else x * scale[...].astype(x.dtype)
 
 
-def _values(layer: nnx.Linear) -> Projection:
-    bias: Any = layer.bias
-    return Projection(kernel=layer.kernel[...], bias=None if bias is None else bias[...])
-
-
 # The inputs of a block other than its tokens, stacked over the blocks.
 Extras = tuple[Adaptation | None, StochasticDepth | None]
 
@@ -314,8 +309,8 @@ class Transformer(nnx.Module):
 
     def qkv(self) -> Projection:
         """The blocks' projections to queries, keys and values, stacked: kernel (depth, D, 3HK), bias (depth, 3HK)."""
-        stacks = [] if self.blocks is None else [_values(self.blocks.attention.qkv)]
-        last = _values(self.last.attention.qkv)
+        stacks = [] if self.blocks is None else [projection_of(self.blocks.attention.qkv)]
+        last = projection_of(self.last.attention.qkv)
         return jax.tree.map(lambda *parts: jnp.concatenate([*parts[:-1], parts[-1][None]]), *stacks, last)
 
     def _run(
