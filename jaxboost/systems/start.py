@@ -55,11 +55,9 @@ def initialise(
     for part in system.pretrained:
         holders = _holders(part, (params, frozen_weights))
         if part.load is None:
-            fingerprints[part.role] = digest(
-                {".".join(path): [_find(holder, path) for holder in holders] for path in part.paths}
-                if part.partly
-                else {".".join(path): _find(holders[0], path) for path in part.paths}
-            )
+            drawn = {".".join(path): [_find(holder, path) for holder in holders] for path in part.paths}
+            # The digests of earlier versions are those of the weights themselves.
+            fingerprints[part.role] = digest(drawn if part.partly else {name: each[0] for name, each in drawn.items()})
         else:
             if part.role not in shared.loaded:
                 shared.loaded[part.role] = part.load(placement(part, replicated))

@@ -8,12 +8,14 @@ from PIL import Image
 
 from jaxboost.config import load_config
 from jaxboost.inference import open_run
+from jaxboost.models.backbones import BACKBONES, Backbone
+from jaxboost.models.resnet import ResNet
 from jaxboost.runs import assembly, datasets, train
 from jaxboost.systems import rllm
 from jaxboost.training import source_tokens
 from tests import finished_runs
 from tests.baselines.small import SIDE, write_images
-from tests.training.small_runs import take_steps
+from tests.training.small_runs import on_host, take_steps
 
 TOKENS = 1 + (SIDE // 7) ** 2
 
@@ -80,6 +82,21 @@ def test_losses_are_those_of_encoding_at_each_step(config, study, tmp_path, monk
             again = assembly.assemble(config(**changes), tmp_path / "again")
             np.testing.assert_array_equal(train_images(again), train_images(once))
     assert len(list(study.iterdir())) == {"none": 1, "rllm": 2, "mlp": 2}[kind]
+
+
+def test_a_frozen_resnet_is_encoded_once(config, tmp_path, monkeypatch):
+    """Its batch norms compute in a training step as in evaluation, and keep their statistics."""
+    arguments = dict(block="basic", depths=(1, 1), convolution="2d", base_width=4)
+    monkeypatch.setitem(BACKBONES, "small", Backbone(encoder=ResNet, ndim=2, arguments=arguments, head_eps=None))
+    changes = dict(boost__kind="none", boost__block="", model__backbone="small")
+    each = assembly.assemble(config(**changes, model__cache_gb=0.0), tmp_path / "each")
+    before = on_host(each.state.stats)
+    losses = take_steps(each, 3)
+    assert before
+    assert all(np.array_equal(value, before[path]) for path, value in on_host(each.state.stats).items())
+    once = assembly.assemble(config(**changes), tmp_path / "once")
+    assert (train_images(once).dtype, train_images(once).shape) == (np.float32, (36, 1, 8))
+    np.testing.assert_allclose(take_steps(once, 3), losses, rtol=1e-5)
 
 
 @pytest.mark.parametrize("limit", [0.0, 60 * 128 * 4 / 1e9 * 0.99])
