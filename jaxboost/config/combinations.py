@@ -182,8 +182,9 @@ def _class_weights(config: Config) -> Iterator[str]:
 def _last_batch(config: Config) -> Iterator[str]:
     mix, backbone = config.mix, backbone_of(config)
     mixes = mix.prob > 0 and (mix.mixup > 0 or mix.cutmix > 0)
-    # A frozen encoder computes as in evaluation.
-    norms = backbone is not None and backbone.traits.has_statistics and not config.model.get("frozen", False)
+    # Frozen batch norms compute as in evaluation.
+    is_frozen = config.model.get("frozen", False) and not config.model.get("last_block", False)
+    norms = backbone is not None and backbone.traits.has_statistics and not is_frozen
     if config.train.last_batch == "keep" and (norms or mixes):
         what = "batch norms" if norms else "mixup and cutmix"
         yield f'config field train.last_batch: {what} need whole batches: set it to "drop"'

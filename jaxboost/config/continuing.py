@@ -12,8 +12,12 @@ from jaxboost.config.table import ALL_FIELDS
 AUTO = "auto"  # of fields whose value the first start of a run chooses
 _NAMED = 10  # most fields that a message names
 _SHOWN = 80  # most characters of each name and value
-# Fields that configs of earlier versions lack -> the value that matches the behaviour of those versions.
-ADDED = {name: field.before for name, field in ALL_FIELDS.items() if field.before is not None}
+# Fields that configs of earlier versions lack -> the value that matches those versions' behaviour, as JSON has it.
+ADDED = {
+    name: [*field.before] if isinstance(field.before, tuple) else field.before
+    for name, field in ALL_FIELDS.items()
+    if field.before is not None
+}
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:

@@ -121,9 +121,10 @@ def _patch(config: Config) -> Iterator[str]:
 
 def _layer_decay(config: Config) -> Iterator[str]:
     backbone = backbone_of(config)
+    model = config.model
     # Only R-LLM trains an encoder with layers.
-    trained = backbone is not None and not config.model.get("frozen", True) and backbone.traits.stacks
-    if backbone is not None and config.optim.layer_decay != 1 and not trained:
+    trains = not model.get("frozen", True) or model.get("last_block") or model.get("lora_rank")
+    if backbone is not None and config.optim.layer_decay != 1 and not (trains and backbone.traits.stacks):
         yield "config field optim.layer_decay: it is for encoders with trained layers, set it to 1"
 
 
@@ -147,13 +148,53 @@ def _encoder_weights(config: Config) -> Iterator[str]:
             "config field model.frozen: an untrained encoder would stay untrained: set model.weights to the folder that"
             ' `jaxboost convert` made, or to "random": the control'
         )
-    if model.frozen and model.drop_path:
+    # With LoRA all blocks are trained.
+    if model.frozen and not model.lora_rank and model.drop_path:
         yield "config field model.drop_path: it would only disturb a frozen encoder, set it to 0"
     if model.weights not in ("", "random") and backbone is not None and not backbone.loads_weights:
         fitting = ", ".join(name for name, row in BACKBONES.items() if row.loads_weights)
         yield (
             f"config field model.weights: backbone {model.backbone} cannot load weights, only {fitting} can:"
             " leave it empty"
+        )
+
+
+def _partly_trained(config: Config) -> Iterator[str]:
+    """What of a frozen encoder is trained all the same."""
+    model, backbone = config.model, backbone_of(config)
+    for field, empty in (("last_block", False), ("lora_rank", 0)):
+        if model[field] and not model.frozen:
+            yield (
+                f"config field model.{field}: the whole encoder is trained: set model.frozen=True, or model.{field} to"
+                f" {empty}"
+            )
+        elif model[field] and slices_of(config):
+            yield f"config field model.{field}: it does not go with model.slices, set it to {empty}"
+    if model.last_block and model.lora_rank:
+        yield (
+            "config fields model.last_block and model.lora_rank: both say what is trained: set model.lora_rank=0, or"
+            " model.last_block=False"
+        )
+    if not model.lora_rank:
+        given = {"lora_alpha": model.lora_alpha, "lora_targets": tuple(model.lora_targets)}
+        for field, value in given.items():
+            if value != (default := ENCODER[field].default):
+                yield f"config field model.{field}: it has no effect without model.lora_rank, set it to {default}"
+    elif backbone is not None and not slices_of(config):
+        yield from _lora_targets(config, backbone.traits.matrices)
+
+
+def _lora_targets(config: Config, known: tuple[str, ...]) -> Iterator[str]:
+    name, targets = config.model.backbone, tuple(config.model.lora_targets)
+    if not known:
+        yield (
+            f"config field model.lora_rank: backbone {name} has convolutions, no linear layers that LoRA changes: set"
+            " it to 0, and model.last_block=True or model.frozen=False"
+        )
+    elif not targets or len({*targets}) < len(targets) or not {*targets} <= {*known}:
+        yield (
+            f"config field model.lora_targets: {', '.join(map(str, targets)) or 'it'} should be one or more of"
+            f" {', '.join(known)}, the matrices of {name}, each once"
         )
 
 
@@ -322,6 +363,7 @@ _RLLM: Table = (
     ((*_SLICE_FIELDS, "model.backbone", "model.image_size", "boost.kind"), _slices),
     (("model", "boost.kind"), _pooled),
     (("model",), _encoder_weights),
+    (("model",), _partly_trained),
     (("model.backbone", *_SLICE_FIELDS, "boost.path", "boost.kind", "boost.rope", "boost.lora_rank"), _path),
     (("boost",), _llm("boost")),
     (("boost",), _controls),

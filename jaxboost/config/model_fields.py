@@ -102,6 +102,29 @@ ENCODER = {
         False, "convert missing weights from model.weights_source at the start of the run", resume="free"
     ),
     "frozen": Field(False, 'do not train the encoder and its final norm; needs model.weights, which may be "random"'),
+    "last_block": Field(
+        False,
+        "frozen encoder: train its last block and the norms after it all the same; the head is always trained",
+        before=False,
+    ),
+    "lora_rank": Field(
+        0,
+        "frozen encoder: rank of trained low-rank changes (LoRA) of matrices in all of its blocks; 0: none",
+        range=Range(least=0, most=4096),
+        before=0,
+    ),
+    "lora_alpha": Field(
+        0.0,
+        "alpha of LoRA, whose changes are scaled by alpha / model.lora_rank; 0: a scale of 1",
+        range=Range(least=0),
+        before=0.0,
+    ),
+    "lora_targets": Field(
+        ("qkv",),
+        "matrices that LoRA changes: qkv (queries, keys and values, in one matrix), out, and the MLP's up and down;"
+        " ConvNeXt has up and down alone",
+        before=("qkv",),
+    ),
     "cache_gb": Field(
         4.0,
         "frozen encoder: its tokens are computed once and kept if those of all images take at most this much; 0: never",

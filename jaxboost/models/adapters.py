@@ -25,6 +25,12 @@ class Projection:
     bias: jax.Array | None
 
 
+def projection_of(layer: nnx.Linear) -> Projection:
+    """A linear layer as a projection."""
+    bias: Any = layer.bias
+    return Projection(kernel=layer.kernel[...], bias=None if bias is None else bias[...])
+
+
 class RepAdapter(nnx.Module):
     """An adapter x + up(dropout(down(x))), (..., D) -> (..., D); without dropout it is affine.
 

@@ -4,11 +4,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxboost.errors import ArgumentError
+from jaxboost.models import tuning
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import FIRST, INITS, LAYER, MEAN, Boost, Precomputed, check_path, has_block
 from jaxboost.models.encoder import Encoder
@@ -20,12 +22,25 @@ from jaxboost.models.taps import tap
 from jaxboost.models.trained_layer import TrainedLayer
 
 
+@flax.struct.dataclass
+class WithEncoder:
+    """What the calls with the same weights can reuse of a classifier whose encoder has LoRA.
+
+    Attributes:
+      encoder: see `tuning.merged_lora`.
+      boost: see `Boost.precompute`; None without a booster.
+    """
+
+    encoder: dict[str, jax.Array]
+    boost: Any = None
+
+
 class Classifier(nnx.Module):
     """uint8 images (B, S, S, c) or volumes (B, S, S, S, c), c in {1, 3} -> logits (B, classes) in float32.
 
     Pixels become ([0, 1] - mean) / std; grey is repeated to three channels. The head reads the first token: CLS, or the
     single token of a pooling encoder; or the mean of the tokens, if the encoder has no CLS token, or what `pool` makes
-    of them. A frozen encoder computes as in evaluation. In the place of images the encoder's tokens (B, Q, W) may be
+    of them. In the place of images the encoder's tokens (B, Q, W) may be
     given, as `encode` returns them. A head that is F wider than the encoder also reads F features of clinical columns.
     """
 
@@ -40,16 +55,15 @@ class Classifier(nnx.Module):
         std: Sequence[float],
         dtype: jnp.dtype,
         pool: GatedPool | None = None,
-        frozen: bool = False,
     ):
         self.encoder, self.boost, self.head_norm, self.head = encoder, boost, head_norm, head
-        self.pool, self.frozen = pool, frozen
+        self.pool = pool
         self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
 
     def __call__(
         self,
         images: jax.Array,
-        precomputed: Precomputed | None = None,
+        precomputed: Precomputed | WithEncoder | None = None,
         *,
         columns: jax.Array | None = None,
         key: jax.Array | None = None,
@@ -60,7 +74,7 @@ class Classifier(nnx.Module):
     def features(
         self,
         images: jax.Array,
-        precomputed: Precomputed | None = None,
+        precomputed: Precomputed | WithEncoder | None = None,
         *,
         columns: jax.Array | None = None,
         key: jax.Array | None = None,
@@ -76,11 +90,15 @@ class Classifier(nnx.Module):
           key: random key of a training step (stochastic depth), None in evaluation. With a key, batch norms use the
             batch's statistics.
         """
-        tokens = images if images.ndim == 3 else self.encode(images, key=key)
+        of_boost: Any = precomputed
+        merged = None
+        if isinstance(precomputed, WithEncoder):
+            of_boost, merged = precomputed.boost, precomputed.encoder
+        tokens = images if images.ndim == 3 else self.encode(images, merged, key=key)
         # Tokens from a file are float32, whatever the dtype of the computation.
         tokens = tokens.astype(self.dtype)
         if self.boost is not None:
-            tokens = self.boost.pooled(tap("tokens", tokens), precomputed=precomputed)
+            tokens = self.boost.pooled(tap("tokens", tokens), precomputed=of_boost)
         if self.pool is not None:
             tokens = self.pool(tokens)
         pooled = tokens[:, 0]
@@ -88,25 +106,33 @@ class Classifier(nnx.Module):
             pooled = self.head_norm(pooled)
         return with_columns(pooled.astype(jnp.float32), columns)
 
-    def encode(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    def encode(
+        self, images: jax.Array, merged: dict[str, jax.Array] | None = None, *, key: jax.Array | None = None
+    ) -> jax.Array:
         """The encoder's tokens (B, Q, W): all N of them; if nothing reads the others, CLS or their mean (Q = 1).
 
         Args:
           images: uint8 images or volumes.
+          merged: of an encoder with LoRA, see `tuning.merged_lora`; None: it is not merged, same tokens.
           key: see `features`.
         """
-        if isinstance(self.encoder, SliceEncoder):
-            images = self.encoder.views(images)
+        encoder = self.encoder if merged is None else tuning.with_merged(self.encoder, merged)
+        if isinstance(encoder, SliceEncoder):
+            images = encoder.views(images)
         x = normalize_pixels(images, self.mean, self.std, keep_grey=self.encoder.traits.takes_grey)
-        key = None if self.frozen else key
         all_tokens = self.pool is not None or (self.boost is not None and self.boost.reads_all_tokens)
         if all_tokens or self.encoder.traits.cls_first:
-            return self.encoder(x, queries=None if all_tokens else 1, key=key)
-        return self.encoder(x, key=key).mean(1, keepdims=True)
+            return encoder(x, queries=None if all_tokens else 1, key=key)
+        return encoder(x, key=key).mean(1, keepdims=True)
 
-    def precompute(self) -> Precomputed | None:
-        """What all calls with the same weights can reuse, see `Boost.precompute`."""
-        return None if self.boost is None else self.boost.precompute()
+    def precompute(self) -> Precomputed | WithEncoder | None:
+        """What all calls with the same weights can reuse, see `Boost.precompute`.
+
+        An encoder's LoRA is merged into its matrices. In bfloat16 it is not, because small changes would be lost.
+        """
+        of_boost = None if self.boost is None else self.boost.precompute()
+        merged = tuning.merged_lora(self.encoder) if self.dtype == jnp.float32 else {}
+        return WithEncoder(encoder=merged, boost=of_boost) if merged else of_boost
 
     @property
     def tokens(self) -> int:
@@ -154,6 +180,10 @@ def build(
     drop_path: float = 0.0,
     frozen: bool = False,
     slices: Slices | None = None,
+    last_block: bool = False,
+    lora_rank: int = 0,
+    lora_alpha: float = 0.0,
+    lora_targets: Sequence[str] = (),
     encoder_arguments: Mapping[str, Any] | None = None,
     block: LlamaBlock | None = None,
     rngs: nnx.Rngs,
@@ -174,6 +204,10 @@ def build(
       frozen: the encoder and the norm before the head are not trained.
       slices: which slices of a volume a 2D encoder sees; None: images, or whole volumes. Attention pools them only
         without a booster, which gives the mean.
+      last_block: of a frozen encoder the last block, what follows it, and the norm before the head are trained.
+      lora_rank: rank of LoRA on a frozen encoder; 0: no LoRA.
+      lora_alpha: its scale is lora_alpha / lora_rank; 0: 1.
+      lora_targets: the linear layers that it changes, see `tuning.add_lora`.
       encoder_arguments: arguments of the encoder that take precedence over those in BACKBONES, such as the eps of its
         checkpoint. The norm before the head then has the same eps.
       block: LLaMA layers with the booster's `config`; None: new random ones.
@@ -194,8 +228,8 @@ def build(
     if spec.head_eps is not None:
         norm = layer_norm(encoder.width, eps=changes.get("eps", spec.head_eps), dtype=dtype, rngs=rngs)
     if frozen:
-        freeze(encoder)
-        if norm is not None:
+        freeze(encoder, but=tuning.last_block(encoder) if last_block else ())
+        if norm is not None and not last_block:
             freeze(norm)
     pools = slices is not None and slices.pooling == ATTENTION and booster is None
     pool = GatedPool(encoder.width, dtype=dtype, rngs=rngs) if pools else None
@@ -203,8 +237,9 @@ def build(
     if boost.lora_rank and isinstance(booster, Boost) and booster.block is not None:
         # Last, so that the other weights are drawn as without it.
         booster.block.add_lora(boost.lora_rank, alpha=boost.lora_alpha or None, rngs=rngs)
-    given: dict[str, Any] = dict(mean=mean, std=std, dtype=dtype, pool=pool, frozen=frozen)
-    return Classifier(encoder, booster, head_norm=norm, head=head, **given)
+    if lora_rank:
+        tuning.add_lora(encoder, lora_targets, rank=lora_rank, alpha=lora_alpha or None, rngs=rngs)
+    return Classifier(encoder, booster, head_norm=norm, head=head, pool=pool, mean=mean, std=std, dtype=dtype)
 
 
 def _build_boost(

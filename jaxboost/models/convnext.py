@@ -9,7 +9,7 @@ from flax import nnx
 
 from jaxboost.errors import ArgumentError
 from jaxboost.models.activations import gelu
-from jaxboost.models.encoder import Traits
+from jaxboost.models.encoder import Stack, Traits
 from jaxboost.models.layers import Convolution, layer_norm, linear, vit_init
 from jaxboost.models.taps import tap
 from jaxboost.models.transformer import StochasticDepth, drop_path, stochastic_depths
@@ -142,6 +142,8 @@ class ConvNeXt(nnx.Module):
 
     traits: ClassVar[Traits] = Traits(
         cls_first=False,
+        stacks=(Stack(name="stages"),),
+        matrices=("up", "down"),
         head_init=vit_init,
         names="convnext",
         defaults=DEFAULTS,

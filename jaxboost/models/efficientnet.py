@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.encoder import Traits
+from jaxboost.models.encoder import Stack, Traits
 from jaxboost.models.layers import Convolution
 from jaxboost.models.resnet import BatchNorm, checkpointed
 from jaxboost.models.taps import tap
@@ -97,6 +97,7 @@ class EfficientNetLite(nnx.Module):
     traits: ClassVar[Traits] = Traits(
         gives_tokens=False,
         has_statistics=True,
+        stacks=(Stack(name="blocks", followers=("head",)),),
         names="efficientnet",
         defaults=DEFAULTS,
         open={"eps": (), "padding": (SAME, SYMMETRIC)},

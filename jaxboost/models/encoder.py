@@ -12,10 +12,11 @@ from jaxboost.models.layers import LinearInit, torch_init
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stack:
-    """A stack of transformer blocks inside an encoder.
+    """A stack of blocks inside an encoder.
 
     Attributes:
-      name: the encoder's attribute with the stack, a `transformer.Transformer`.
+      name: the encoder's attribute with the stack: a `transformer.Transformer`, a list of blocks, or a list of stages,
+        each with a list `blocks`. What else a stage has stands before its blocks.
       followers: the encoder's attributes that count as part of the stack's last block, such as the norm after it.
     """
 
@@ -31,11 +32,12 @@ class Traits:
       gives_tokens: it returns several tokens, as a booster needs them. False: it returns one pooled feature, as one
         token.
       cls_first: the first token is CLS, which a head reads. False: the tokens are a grid, and a head reads their mean.
-      has_statistics: it has batch norms. Their running statistics change in training, unless the encoder is frozen.
+      has_statistics: it has batch norms, whose running statistics change in training where their weights are trained.
       has_stochastic_depth: its constructor takes `drop_path`.
       takes_grey: pixels may have a single channel, which stands for three equal ones.
       has_first_tokens: it is a `BlockEncoder`: PneumoLLM can read its CLS token after each block.
       stacks: its stacks of blocks, in the order in which they run.
+      matrices: names of the linear layers in its blocks, which LoRA can change; () for an encoder without them.
       head_init: initialisation of the linear head after it.
       names: the family of encoders in `convert` that its published weights belong to, None if there are none.
       defaults: the constructor's arguments that converted weights always record, and their defaults.
@@ -51,6 +53,7 @@ class Traits:
     takes_grey: bool = False
     has_first_tokens: bool = False
     stacks: tuple[Stack, ...] = ()
+    matrices: tuple[str, ...] = ()
     head_init: LinearInit = torch_init
     names: str | None = None
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)

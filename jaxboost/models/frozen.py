@@ -4,7 +4,7 @@ A model's third kind of state is its statistics (`nnx.BatchStat`), which a train
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import flax.struct
@@ -52,11 +52,17 @@ def dequantize(weight: jax.Array | Quantized) -> jax.Array:
     return weight.to_float(weight.parts) if isinstance(weight, Quantized) else weight
 
 
-def freeze(module: Module) -> Module:
-    """Turns every `nnx.Param` of a module and its children into `Frozen`, in place, and returns the module."""
+def freeze(module: Module, but: Iterable[nnx.Module] = ()) -> Module:
+    """Turns every `nnx.Param` of a module and its children into `Frozen`, in place, and returns the module.
+
+    Args:
+      module: the module.
+      but: modules inside it that stay as they are, with their children.
+    """
+    spared = {id(node) for each in but for _, node in nnx.iter_modules(each)}
     for _, node in nnx.iter_modules(module):
         for name, variable in list(vars(node).items()):
-            if isinstance(variable, nnx.Param):
+            if isinstance(variable, nnx.Param) and id(node) not in spared:
                 setattr(node, name, Frozen(variable.get_value()))
     return module
 

@@ -46,12 +46,27 @@ def vit_init(fan_in: int) -> tuple[nnx.Initializer, nnx.Initializer]:
     return nnx.initializers.normal(0.02), nnx.initializers.zeros
 
 
+class Linear(nnx.Linear):
+    """A linear layer whose matrix LoRA may change, see `tuning.add_lora`.
+
+    Attributes:
+      lora: a `lora.Lora` whose matrix is called "kernel"; None: no LoRA.
+    """
+
+    lora: Any = None
+
+    def __call__(self, inputs: jax.Array, *args: Any, **given: Any) -> jax.Array:
+        """The outputs (..., out) of inputs (..., in)."""
+        y = super().__call__(inputs, *args, **given)
+        return y if self.lora is None else y + self.lora(inputs.astype(y.dtype), "kernel")
+
+
 def linear(
     fan_in: int, fan_out: int, *, bias: bool = True, init: LinearInit, dtype: jnp.dtype, rngs: nnx.Rngs
-) -> nnx.Linear:
+) -> Linear:
     """A linear layer with float32 weights that computes in `dtype`."""
     kernel_init, bias_init = init(fan_in)
-    return nnx.Linear(
+    return Linear(
         fan_in,
         fan_out,
         use_bias=bias,

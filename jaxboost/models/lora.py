@@ -6,35 +6,41 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.layers import torch_init
+from jaxboost.models.layers import flat_product, torch_init
 
 
 class Lora(nnx.Module):
-    """Changes s A B of the matrices of L stacked layers, so that each matrix W acts as W + s A B.
+    """Changes s A B of matrices, or of the matrices of L stacked layers, so that each matrix W acts as W + s A B.
 
     A starts with U(+-1 / sqrt(fan_in)), as in the authors' loralib, and B with zero: at first nothing is changed.
 
     Args:
-      shapes: name of a matrix -> (L, in, out).
-      rank: r; A is (L, in, r) and B is (L, r, out), both in float32.
+      shapes: name of a matrix -> (in, out), or (L, in, out) of stacked layers.
+      rank: r; A is ([L,] in, r) and B is ([L,] r, out), both in float32.
       alpha: s = alpha / r.
       rngs: of A.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int, int]], *, rank: int, alpha: float, rngs: nnx.Rngs):
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], *, rank: int, alpha: float, rngs: nnx.Rngs):
         self.scale = alpha / rank
-        for name, (depth, fan_in, fan_out) in shapes.items():
+        for name, (*depth, fan_in, fan_out) in shapes.items():
             draw, _ = torch_init(fan_in)
-            setattr(self, f"{name}_a", nnx.Param(draw(rngs.params(), (depth, fan_in, rank), jnp.float32)))
-            setattr(self, f"{name}_b", nnx.Param(jnp.zeros((depth, rank, fan_out))))
+            setattr(self, f"{name}_a", nnx.Param(draw(rngs.params(), (*depth, fan_in, rank), jnp.float32)))
+            setattr(self, f"{name}_b", nnx.Param(jnp.zeros((*depth, rank, fan_out))))
 
-    def __call__(self, x: jax.Array, name: str) -> jax.Array:
-        """The change s x A B of a product x W, (..., in) -> (..., out); of one layer of the stack."""
+    def __call__(self, x: jax.Array, name: str, columns: slice = slice(None)) -> jax.Array:
+        """The change s x A B of a product x W, (..., in) -> (..., out); of one layer of the stack.
+
+        Args:
+          x: (..., in).
+          name: of the matrix.
+          columns: of W; only these are computed.
+        """
         a, b = self._parts(name)
-        return self.scale * ((x @ a.astype(x.dtype)) @ b.astype(x.dtype))
+        return self.scale * flat_product(flat_product(x, a.astype(x.dtype)), b[:, columns].astype(x.dtype))
 
     def merged(self, name: str, weight: jax.Array) -> jax.Array:
-        """W + s A B in float32, for `weight` W (L, in, out) and the whole stack."""
+        """W + s A B in float32, for `weight` W ([L,] in, out) and the whole stack."""
         with jax.default_matmul_precision("highest"):
             a, b = self._parts(name)
             return weight.astype(jnp.float32) + self.scale * (a @ b)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxboost.models.encoder import Stack, Traits
 from jaxboost.models.layers import layer_norm, linear, patches_2d, vit_init
-from jaxboost.models.transformer import Attention, Mlp, Transformer
+from jaxboost.models.transformer import MATRICES, Attention, Mlp, Transformer
 from jaxboost.models.vit import PLAIN, vit_block
 
 POOLINGS = ("map",)
@@ -68,6 +68,7 @@ class PooledViT(nnx.Module):
     traits: ClassVar[Traits] = Traits(
         gives_tokens=False,
         stacks=(Stack(name="transformer", followers=("norm", "pool")),),
+        matrices=MATRICES,
         head_init=vit_init,
         names="vit",
         defaults=PLAIN,

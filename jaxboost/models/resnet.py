@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.encoder import Traits
+from jaxboost.models.encoder import Stack, Traits
+from jaxboost.models.frozen import Frozen
 from jaxboost.models.taps import tap
 
 # The defaults of torch.nn.BatchNorm.
@@ -89,6 +90,8 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: Sides) -> jax.Array:
 class BatchNorm(nnx.Module):
     """torch.nn.BatchNorm over all axes but the last, with statistics in float32 (of float64 in float64).
 
+    With frozen weights its running statistics are frozen too: it normalises by them in training as in evaluation.
+
     As in torch, a batch is normalised by its biased variance, while the running variance is updated with the unbiased
     one; Flax uses the biased one for both. A batch that is sharded over devices counts as one batch.
     """
@@ -108,7 +111,7 @@ class BatchNorm(nnx.Module):
           train: normalise by the batch's statistics and update the running ones; else normalise by the running ones.
         """
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        if train:
+        if train and not isinstance(self.scale, Frozen):
             axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
             mean = x.mean(axes)
             variance = jnp.square(x - mean).mean(axes)
@@ -181,6 +184,7 @@ class ResNet(nnx.Module):
         gives_tokens=False,
         has_statistics=True,
         has_stochastic_depth=False,
+        stacks=(Stack(name="blocks"),),
         names="resnet",
         defaults={"base_width": BASE_WIDTH, "stem": AUTO},
         # 2D kernels also act in volumes, and pretrained ones decide the stem.

@@ -10,10 +10,10 @@ from flax import nnx
 
 from jaxboost.errors import ArgumentError
 from jaxboost.models.attention import unavailable
-from jaxboost.models.encoder import Traits
+from jaxboost.models.encoder import Stack, Traits
 from jaxboost.models.layers import Convolution, layer_norm, linear, vit_init
 from jaxboost.models.taps import tap
-from jaxboost.models.transformer import Mlp, StochasticDepth, drop_path, stochastic_depths
+from jaxboost.models.transformer import MATRICES, Mlp, StochasticDepth, drop_path, stochastic_depths
 
 EPS = 1e-5
 # Added to the scores of tokens that only the cyclic shift has made neighbours, as in the authors' code.
@@ -183,6 +183,8 @@ class Swin(nnx.Module):
 
     traits: ClassVar[Traits] = Traits(
         cls_first=False,
+        stacks=(Stack(name="stages", followers=("norm",)),),
+        matrices=MATRICES,
         head_init=vit_init,
         names="swin",
         defaults={"eps": EPS},

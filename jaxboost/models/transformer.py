@@ -13,13 +13,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxboost.models import attention
 from jaxboost.models.activations import ACTIVATIONS
-from jaxboost.models.adapters import Adaptation, Projection
+from jaxboost.models.adapters import Adaptation, Projection, projection_of
 from jaxboost.models.grid_rotary import Rotary, rotate
 from jaxboost.models.layers import LinearInit, flat_product, layer_norm, layer_of, linear, stack
+from jaxboost.models.lora import Lora
 from jaxboost.models.taps import closed, is_open, tap
 
 # The activations of a block that `Transformer` keeps for the backward pass, by their `checkpoint_name`.
 SAVED = ("qkv", "mixed", "hidden", "up")
+# The linear layers of a block, see `encoder.Traits`.
+MATRICES = ("qkv", "out", "up", "down")
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool = False, mode: str = "auto") -> jax.Array:
@@ -57,9 +60,10 @@ def _attend_head_major(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool
     return (weights @ v).swapaxes(1, 2)
 
 
-def _columns(layer: nnx.Linear | Projection, x: jax.Array, columns: slice) -> jax.Array:
-    """The given columns of layer(x)."""
+def _columns(layer: nnx.Linear | Projection, x: jax.Array, columns: slice, lora: Lora | None = None) -> jax.Array:
+    """The given columns of layer(x), with LoRA's change of them."""
     y = flat_product(x, layer.kernel[:, columns].astype(x.dtype))
+    y = y if lora is None else y + lora(x, "kernel", columns)
     return y if layer.bias is None else y + layer.bias[columns].astype(x.dtype)
 
 
@@ -106,7 +110,7 @@ class Attention(nnx.Module):
           rotary: rotates queries and keys.
         """
         width = self.heads * self.head_dim
-        qkv = self.qkv if projection is None else projection
+        qkv, lora = (self.qkv, self.qkv.lora) if projection is None else (projection, None)
         if projection is None and not self.key_bias:
             bias: Any = self.qkv.bias
             used = np.repeat(np.array([1, 0, 1], np.float32), width)
@@ -117,10 +121,10 @@ class Attention(nnx.Module):
             return [x[:, :, part] for part in range(parts)]
 
         if queries is None and probe is None:
-            q, k, v = heads(_columns(qkv, x, slice(None)), 3)
+            q, k, v = heads(_columns(qkv, x, slice(None), lora), 3)
         else:
-            (q,) = heads(_columns(qkv, x[:, :queries] if probe is None else probe, slice(width)), 1)
-            k, v = heads(_columns(qkv, x, slice(width, None)), 2)
+            (q,) = heads(_columns(qkv, x[:, :queries] if probe is None else probe, slice(width), lora), 1)
+            k, v = heads(_columns(qkv, x, slice(width, None), lora), 2)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         mixed = attend(q, k, v, causal=self.causal, mode=self.attention_mode)
@@ -245,11 +249,6 @@ def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
     return x if scale is None else x * scale[...].astype(x.dtype)
 
 
-def _values(layer: nnx.Linear) -> Projection:
-    bias: Any = layer.bias
-    return Projection(kernel=layer.kernel[...], bias=None if bias is None else bias[...])
-
-
 # The inputs of a block other than its tokens, stacked over the blocks.
 Extras = tuple[Adaptation | None, StochasticDepth | None]
 
@@ -310,8 +309,8 @@ class Transformer(nnx.Module):
 
     def qkv(self) -> Projection:
         """The blocks' projections to queries, keys and values, stacked: kernel (depth, D, 3HK), bias (depth, 3HK)."""
-        stacks = [] if self.blocks is None else [_values(self.blocks.attention.qkv)]
-        last = _values(self.last.attention.qkv)
+        stacks = [] if self.blocks is None else [projection_of(self.blocks.attention.qkv)]
+        last = projection_of(self.last.attention.qkv)
         return jax.tree.map(lambda *parts: jnp.concatenate([*parts[:-1], parts[-1][None]]), *stacks, last)
 
     def _run(

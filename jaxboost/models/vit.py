@@ -12,7 +12,7 @@ from jaxboost.models.adapters import Adaptation, Projection
 from jaxboost.models.encoder import Stack, Traits
 from jaxboost.models.grid_rotary import Rotary, on_grid
 from jaxboost.models.layers import layer_norm, linear, patches_2d, prepend, vit_init
-from jaxboost.models.transformer import Block, Transformer
+from jaxboost.models.transformer import MATRICES, Block, Transformer
 
 # The arguments in which CLIP and DINOv2 differ from ImageNet's ViT, with ImageNet's values.
 PLAIN: dict[str, Any] = dict(eps=1e-6, activation="gelu", patch_bias=True, pre_norm=False, layer_scale=False)
@@ -72,6 +72,7 @@ class ViT(nnx.Module):
     traits: ClassVar[Traits] = Traits(
         has_first_tokens=True,
         stacks=(Stack(name="transformer"),),
+        matrices=MATRICES,
         head_init=vit_init,
         names="vit",
         defaults=PLAIN,

@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxboost.models.encoder import Stack, Traits
 from jaxboost.models.layers import prepend
+from jaxboost.models.transformer import MATRICES
 from jaxboost.models.volumes import PatchEmbedding3D, patches_3d, volume_transformer
 
 
@@ -24,7 +25,7 @@ class ViT3D(nnx.Module):
       rngs: of the weights.
     """
 
-    traits: ClassVar[Traits] = Traits(takes_grey=True, stacks=(Stack(name="transformer"),))
+    traits: ClassVar[Traits] = Traits(takes_grey=True, stacks=(Stack(name="transformer"),), matrices=MATRICES)
 
     def __init__(
         self,

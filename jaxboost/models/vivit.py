@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxboost.models.encoder import Stack, Traits
 from jaxboost.models.layers import layer_norm, prepend
-from jaxboost.models.transformer import Transformer
+from jaxboost.models.transformer import MATRICES, Transformer
 from jaxboost.models.volumes import PatchEmbedding3D, patches_3d, volume_transformer
 
 
@@ -36,6 +36,7 @@ class ViViT(nnx.Module):
             Stack(name="spatial", followers=("spatial_norm", "temporal_cls")),
             Stack(name="temporal", followers=("temporal_norm",)),
         ),
+        matrices=MATRICES,
     )
 
     def __init__(

@@ -16,6 +16,7 @@ Scalar = bool | int | float | str | None
 ConfigJson = dict[str, Scalar | dict[str, Scalar | list[Scalar]]]
 _Text = Annotated[str, Field(max_length=10_000)]
 _Layers = Annotated[tuple[Annotated[int, Field(ge=0, lt=10_000)], ...], Field(max_length=1000)]
+_Names = Annotated[tuple[_Text, ...], Field(max_length=100)]
 _Floats = Annotated[tuple[float, ...], Field(max_length=1000)]
 
 
@@ -51,6 +52,10 @@ class Model:
     weights_source: _Text | None = None
     weights_convert: bool | None = None
     frozen: bool | None = None
+    last_block: bool | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_targets: _Names | None = None
     cache_gb: float | None = None
     drop_path: float | None = None
     slices: int | None = None

@@ -155,8 +155,12 @@ def _from_finished(run: PlannedRun, done: Sequence[PlannedRun]) -> float | None:
 
 def _typical(seconds: Sequence[float], config: Config) -> float:
     """The mean; the least for a frozen encoder, as the run that took longest has encoded the images for the others."""
-    is_encoded = config.model.get("frozen", True)
-    return min(seconds) if is_encoded else float(np.mean(seconds))
+    return min(seconds) if _is_encoded_once(config) else float(np.mean(seconds))
+
+
+def _is_encoded_once(config: Config) -> bool:
+    model = config.model
+    return model.get("frozen", True) and not (model.get("last_block", False) or model.get("lora_rank", 0))
 
 
 def _kind(config: Config) -> tuple[object, ...]:
@@ -164,7 +168,8 @@ def _kind(config: Config) -> tuple[object, ...]:
     sections = {"baseline", "pneumollm", "clip"} & {*config}
     features = (config.baseline.features, config.baseline.slices) if "baseline" in config else ()
     model = config.get("model", {})
-    return (*(model.get(name) for name in ("backbone", "image_size", "slices")), *sections, *features)
+    fields = ("backbone", "image_size", "slices", "slice_axes", "slice_size", "frozen", "last_block", "lora_rank")
+    return (*(str(model.get(name)) for name in fields), *sections, *features)
 
 
 def _epochs(config: Config) -> float:

@@ -24,13 +24,14 @@ def resolve_encoder(
     name: str,
     *,
     trainable: bool,
+    partly: bool = False,
     with_norm: bool = True,
     image_size: int | None = None,
 ) -> tuple[Pretrained, dict[str, Any]]:
     """Finds the weights of a model's `encoder`, and the arguments that replace those of the backbone.
 
     Args:
-      role, trainable: see `Pretrained`.
+      role, trainable, partly: see `Pretrained`.
       model: the config's section `model`; its backbone is a key of BACKBONES.
       fields, name: a section of the config, and its field with the folder of the vision encoder, or with "random" for
         the control, a frozen random encoder. `{name}_source` and `{name}_convert` are fields of that section too.
@@ -48,27 +49,30 @@ def resolve_encoder(
         text = "a random encoder: the control without pretraining"
         # The stem of a ResNet depends on the image size, unless weights decide it: the control has theirs.
         arguments = {"stem": "large"} if row.traits.names == "resnet" else {}
-        return Pretrained(role=role, paths=paths, trainable=False, about=about, text=text, load=None), arguments
+        given: dict[str, Any] = dict(role=role, paths=paths, trainable=False, partly=partly)
+        return Pretrained(**given, about=about, text=text, load=None), arguments
     folder = find_converted(
         "encoder",
         fields[name],
         fields[f"{name}_source"],
         "all",
         # Running statistics need float32.
-        dtype=stored_dtype(model.dtype, trainable=trainable or row.traits.has_statistics),
+        dtype=stored_dtype(model.dtype, trainable=trainable or partly or row.traits.has_statistics),
         convert_missing=fields[f"{name}_convert"],
     )
     manifest = encoders.read_manifest(folder)
     _check_encoder(folder, manifest, model.backbone)
     if text := other_pixels(manifest, model):
         _warn(text)
+    trained = "trained too" if trainable else "frozen but for its last block" if partly else "frozen"
     part = Pretrained(
         role=role,
         paths=paths,
         statistics=(("encoder",),) if row.traits.has_statistics else (),
         trainable=trainable,
+        partly=partly,
         about={"source": manifest.source, "dtype": manifest.dtype, "arguments": dict(manifest.arguments)},
-        text=f"encoder of {manifest.source}, {'trained too' if trainable else 'frozen'}",
+        text=f"encoder of {manifest.source}, {trained}",
         load=functools.partial(_load_encoder, folder, image_size or model.image_size, trainable, with_norm),
     )
     return part, dict(manifest.arguments)

@@ -47,9 +47,11 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
     backbone, kind = config.model.backbone, config.boost.kind
     if slices:
         backbone += f" on {slices.total} slices"
+    rank = config.model.lora_rank
+    lora = f" + LoRA of rank {rank} in the encoder" if rank else ""
     return System(
         **trace(with_attention(config, build)),
-        title=f"{backbone} + {kind}{described(parts)}",
+        title=f"{backbone} + {kind}{described(parts)}{lora}",
         pretrained=parts,
         boost=kind,
         width=spec.config.width if spec.config and not has_block(kind) else None,
@@ -59,7 +61,7 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
 def fixed_tokens(config: Config) -> FixedTokens | None:
     """The tokens of R-LLM's encoder, see `systems.fixed_tokens`."""
     model = config.model
-    if not model.frozen or model.drop_path:
+    if not model.frozen or model.last_block or model.lora_rank or model.drop_path:
         return None
     fields = {name: model[name] for name in ("backbone", "image_size", "mean", "std", "dtype")}
     if model.slices:
@@ -112,8 +114,9 @@ def _resolve_encoder(
     trained = recorded and recorded.parts.get("encoder")
     if trained and not model.frozen:
         return (), dict(trained["arguments"])
+    trained = dict(trainable=not model.frozen, partly=model.last_block)
     side = encoder_side(config)
-    part, arguments = resolve_encoder("encoder", model, model, "weights", trainable=not model.frozen, image_size=side)
+    part, arguments = resolve_encoder("encoder", model, model, "weights", image_size=side, **trained)
     if slices_of(config):
         inside = {"encoder": ("encoder", "encoder"), "head_norm": ("encoder", "norm")}
         paths, statistics = (tuple(inside[path[0]] for path in each) for each in (part.paths, part.statistics))

@@ -1,7 +1,7 @@
 """The initial weights of a run: random ones are drawn on their devices, pretrained ones are loaded there."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jaxboost.convert.placing import Placement
 from jaxboost.models import frozen
 from jaxboost.models.frozen import Tree
 from jaxboost.systems.system import System
-from jaxboost.systems.weights import Pretrained, digest
+from jaxboost.systems.weights import Pretrained, as_trained, digest
 
 # A random key -> trainable weights, frozen weights and statistics.
 Draw = Callable[[jax.Array], tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]
@@ -53,16 +53,24 @@ def initialise(
     params, frozen_weights, stats = shared.draw(jax.random.key(seed))
     fingerprints = {}
     for part in system.pretrained:
-        holder = params if part.trainable else frozen_weights
+        holders = _holders(part, (params, frozen_weights))
         if part.load is None:
-            fingerprints[part.role] = digest({".".join(path): _get(holder, path) for path in part.paths})
+            drawn = {".".join(path): [_find(holder, path) for holder in holders] for path in part.paths}
+            # The digests of earlier versions are those of the weights themselves.
+            fingerprints[part.role] = digest(drawn if part.partly else {name: each[0] for name, each in drawn.items()})
         else:
             if part.role not in shared.loaded:
                 shared.loaded[part.role] = part.load(placement(part, replicated))
             trees, fingerprints[part.role] = shared.loaded[part.role]
             count = len(part.paths)
             for path, weights in zip(part.paths, trees[:count], strict=True):
-                _put(holder, path, weights)
+                if not part.partly:
+                    _put(holders[0], path, weights)
+                    continue
+                trained, kept = _divided(weights, _find(system.params, path) or {})
+                for holder, some in ((params, as_trained(trained)), (frozen_weights, kept)):
+                    if some:
+                        _put(holder, path, some)
             for path, found in zip(part.statistics, trees[count:], strict=True):
                 # A copy, because each run changes its own.
                 _put(stats, path, jax.tree.map(jnp.copy, found))
@@ -75,14 +83,16 @@ def _drawing(system: System, replicated: jax.NamedSharding) -> Draw:
     def draw(key: jax.Array) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         _, params, frozen_weights, stats = frozen.split(system.build(nnx.Rngs(key)))
         for part in system.pretrained:
-            holder = params if part.trainable else frozen_weights
             for path in part.paths:
-                weights = _pop(holder, path)
-                if part.load is None:
-                    # The dtype that loaded weights would have.
-                    dtype = jnp.dtype(part.about["dtype"])
-                    weights = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), weights)
-                    _put(holder, path, part.in_memory(weights))
+                for holder in _holders(part, (params, frozen_weights)):
+                    weights = _pop(holder, path)
+                    assert weights is not None or part.partly, path
+                    if part.load is None and weights is not None:
+                        if not (part.partly and holder is params):
+                            # The dtype that loaded weights would have.
+                            dtype = jnp.dtype(part.about["dtype"])
+                            weights = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), weights)
+                        _put(holder, path, part.in_memory(weights))
             for path in part.statistics:
                 _pop(stats, path)
         return params, frozen_weights, stats
@@ -92,11 +102,11 @@ def _drawing(system: System, replicated: jax.NamedSharding) -> Draw:
     shardings = jax.tree.map(lambda _: replicated, shapes)
     for part in system.pretrained:
         if part.load is None:
-            holder = 0 if part.trainable else 1
+            place = placement(part, replicated)
             for path in part.paths:
-                place = placement(part, replicated)
-                leaves = _get(shapes[holder], path)
-                _put(shardings[holder], path, jax.tree.map(lambda leaf, place=place: place(leaf.shape), leaves))
+                for each, of_each in zip(_holders(part, shapes[:2]), _holders(part, shardings[:2]), strict=True):
+                    if (leaves := _find(each, path)) is not None:
+                        _put(of_each, path, jax.tree.map(lambda leaf, place=place: place(leaf.shape), leaves))
     return jax.jit(draw, out_shardings=shardings)
 
 
@@ -106,7 +116,8 @@ def shapes_in_memory(system: System, dtype: jnp.dtype) -> dict[str, Any]:
     for part in system.pretrained:
         if not part.trainable:
             for path in part.paths:
-                _put(shapes, path, jax.eval_shape(part.in_memory, _get(shapes, path)))
+                if (weights := _find(shapes, path)) is not None:
+                    _put(shapes, path, jax.eval_shape(part.in_memory, weights))
     return shapes
 
 
@@ -122,14 +133,40 @@ def placement(part: Pretrained, replicated: jax.NamedSharding) -> Placement:
     return place
 
 
-def _get(tree: Tree, path: tuple[str, ...]) -> Any:
+def _holders(part: Pretrained, trees: Sequence[Any]) -> list[Any]:
+    """Of the trees of trained and of frozen weights those that a part has weights in."""
+    trained, kept = trees
+    return [trained, kept] if part.partly else [trained if part.trainable else kept]
+
+
+def _divided(weights: Tree, like: Tree) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divides nested dicts into (what has a place in `like`, the rest)."""
+    inside, outside = {}, {}
+    for name, node in weights.items():
+        if isinstance(node, Mapping):
+            some, rest = _divided(node, like.get(name, {}))
+            inside |= {name: some} if some else {}
+            outside |= {name: rest} if rest else {}
+        else:
+            (inside if name in like else outside)[name] = node
+    return inside, outside
+
+
+def _find(tree: Any, path: tuple[str, ...]) -> Any:
+    """What a tree has at a place; None if it has nothing there."""
     for name in path:
+        if name not in tree:
+            return None
         tree = tree[name]
     return tree
 
 
 def _pop(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
-    return _get(tree, path[:-1]).pop(path[-1])
+    """Takes what `_find` finds out of the tree."""
+    found = _find(tree, path)
+    if found is not None:
+        _find(tree, path[:-1]).pop(path[-1])
+    return found
 
 
 def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

@@ -35,6 +35,8 @@ class Pretrained:
       paths: where its weights are in the model's tree of weights.
       statistics: where its running statistics are in the model's tree of statistics, if they are loaded.
       trainable: whether its weights are trained too.
+      partly: whether some of its weights are trained, those that the model has among its trained ones; `trainable` is
+        False then.
       about: the entry of result.json about them, without the fingerprint.
       text: their description in the log.
       load: placement -> (a tree for each path, then for each of `statistics`; fingerprint); None for random weights.
@@ -49,6 +51,7 @@ class Pretrained:
     text: str
     load: Callable[[Placement], tuple[tuple[dict[str, Any], ...], str]] | None
     statistics: tuple[tuple[str, ...], ...] = ()
+    partly: bool = False
     shards: bool = False
     quantize: Quantize | None = None
 

@@ -11,6 +11,8 @@ from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.runs import cross_validation
 
+FROZEN = {"model.frozen": True, "model.weights": "random"}
+
 
 @pytest.mark.parametrize(
     ("changes", "words"),
@@ -200,7 +202,52 @@ def test_all_problems_are_in_one_message():
         ("quickstart", {"mix.mixup": 0.5, "train.last_batch": "keep"}, "last_batch: mixup and cutmix need whole"),
         ("breastmnist_vits:resnet18", {"boost.kind": "rllm"}, "backbone resnet18 gives one pooled feature"),
         ("breastmnist_vits:resnet18", {"train.last_batch": "keep"}, "last_batch: batch norms need whole batches"),
-        ("breastmnist_vits:resnet18", {"model.frozen": True}, "model.frozen: an untrained encoder would stay"),
+        (
+            "breastmnist_vits:resnet18",
+            {"model.frozen": True},
+            "model.frozen: an untrained encoder would stay untrained",
+        ),
+        (
+            "breastmnist_vits",
+            {"model.last_block": True},
+            "model.last_block: the whole encoder is trained: set model.froz",
+        ),
+        (
+            "breastmnist_vits",
+            {"model.lora_rank": 4},
+            "model.lora_rank: the whole encoder is trained: set model.frozen=T",
+        ),
+        (
+            "breastmnist_vits",
+            FROZEN | {"model.lora_rank": 4, "model.last_block": True},
+            "model.last_block and model.lora_rank: both say what is trained: set model.lora_rank=0",
+        ),
+        (
+            "breastmnist_vits",
+            FROZEN | {"model.lora_alpha": 8.0},
+            "model.lora_alpha: it has no effect without model.lora",
+        ),
+        ("breastmnist_vits", FROZEN | {"model.lora_targets": ("up",)}, "model.lora_targets: it has no effect without"),
+        (
+            "breastmnist_vits",
+            FROZEN | {"model.lora_rank": 4, "model.lora_targets": ("qkv", "proj")},
+            "model.lora_targets: qkv, proj should be one or more of qkv, out, up, down, the matrices of vit_s",
+        ),
+        (
+            "breastmnist_vits",
+            FROZEN | {"model.lora_rank": 4, "model.backbone": "convnext_tiny"},
+            "model.lora_targets: qkv should be one or more of up, down, the matrices of convnext_tiny",
+        ),
+        (
+            "breastmnist_vits:resnet18",
+            FROZEN | {"model.lora_rank": 4},
+            "model.lora_rank: backbone resnet18 has convolutions, no linear layers that LoRA changes: set it to 0",
+        ),
+        (
+            "breastmnist_vits",
+            FROZEN | {"model.last_block": True, "model.drop_path": 0.1},
+            "model.drop_path: it would only disturb a frozen encoder",
+        ),
         (
             "breastmnist_vits",
             {"model.backbone": "siglip_b16", "boost.kind": "rllm"},
@@ -210,11 +257,6 @@ def test_all_problems_are_in_one_message():
             "breastmnist_vits",
             {"model.backbone": "siglip_b16", "boost.kind": "none", "model.frozen": True, "model.weights": ""},
             "config field model.frozen: an untrained encoder would stay untrained",
-        ),
-        (
-            "breastmnist_vits:resnet18",
-            {"optim.layer_decay": 0.7},
-            "layer_decay: it is for encoders with trained layers",
         ),
         ("breastmnist_vits", {"optim.layer_decay": 0.7, "model.frozen": True}, "layer_decay: it is for encoders with"),
         ("pneumollm", {"optim.layer_decay": 0.7}, "layer_decay: it is for encoders with trained layers, set it to 1"),

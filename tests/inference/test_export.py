@@ -150,6 +150,22 @@ def test_statistics_of_a_resnet(tmp_path, monkeypatch):
     assert [name for name in names_of(tmp_path / "export") if name.startswith("statistics")]
 
 
+@pytest.mark.parametrize(
+    ("trained", "matrices"),
+    [
+        ({"model.lora_rank": 2}, {"merged.{}.blocks.attention.qkv", "merged.{}.last.attention.qkv"}),
+        ({"model.last_block": True}, {"frozen.{}.blocks.attention.qkv.kernel", "trained.{}.last.attention.qkv.kernel"}),
+    ],
+)
+def test_a_frozen_encoder_that_is_trained_in_part(tmp_path, trained, matrices):
+    """The file has the matrices of a plain encoder, with LoRA merged into them."""
+    frozen = {"model.frozen": True, "model.weights": "random", "model.dtype": "float32", "optim.lr": 1e-2}
+    run, files = make_colours(tmp_path, **frozen, **trained)
+    same_as_run(run, files, tmp_path / "export")
+    found = {name for name in names_of(tmp_path / "export") if "qkv" in name and not name.endswith("bias")}
+    assert found == {name.format("encoder.transformer") for name in matrices}
+
+
 def test_a_way_that_depends_on_the_batch(tmp_path, monkeypatch):
     """The tiny LLaMA is narrower than the encoder: no maps to absorb, and what is cheapest follows from the batch."""
     monkeypatch.setattr(export, "MAX_FILE_BYTES", 200_000)

@@ -1,5 +1,6 @@
 """Every encoder keeps the protocol of `models.encoder`, and its traits are true; from shapes alone."""
 
+import collections
 import dataclasses
 import functools
 import inspect
@@ -7,12 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import torch
 from flax import nnx
 
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.classifier import BoostSpec, Classifier, build
 from jaxboost.models.frozen import split
+from jaxboost.models.layers import Linear
 from jaxboost.models.llama import FAMILIES
 from jaxboost.models.pneumollm import ENCODERS
 from jaxboost.models.transformer import Transformer
@@ -77,7 +81,12 @@ def test_gives_the_tokens_that_it_says(name: str) -> None:
 def test_traits_are_true(name: str) -> None:
     encoder, traits = make(name), ROWS[name].traits
     stacks = {stack.name: stack.followers for stack in traits.stacks}
-    assert set(stacks) == {name for name, child in vars(encoder).items() if isinstance(child, Transformer)}
+    assert set(stacks) == {name for name, child in vars(encoder).items() if isinstance(child, Transformer | nnx.List)}
+    linear = {
+        path[-1] for path, node in nnx.iter_modules(encoder) if path and path[0] in stacks and isinstance(node, Linear)
+    }
+    # What merges a Swin's patches is before a block.
+    assert set(traits.matrices) == linear - {"reduction"}
     assert all(hasattr(encoder, follower) for followers in stacks.values() for follower in followers)
     assert traits.has_statistics == bool(split(encoder)[3])
     arguments = inspect.signature(ROWS[name].encoder.__init__).parameters
@@ -90,6 +99,39 @@ def test_traits_are_true(name: str) -> None:
         qkv = nnx.eval_shape(lambda encoder: encoder.qkv(), encoder)
         assert qkv.kernel.shape == (encoder.depth, encoder.width, 3 * encoder.width)
         assert qkv.bias.shape == (encoder.depth, 3 * encoder.width)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "theirs"),
+    [
+        ("vit_ti16", 224, "vit_tiny_patch16_224"),
+        ("convnext_atto", 64, "convnext_atto"),
+        ("swin_tiny", 224, "swin_tiny_patch4_window7_224"),
+        ("resnet50", 224, "resnet50"),
+        ("efficientnet_lite0", 64, "efficientnet_lite0"),
+    ],
+)
+def test_layer_decay_is_that_of_timm(name: str, size: int, theirs: str) -> None:
+    """The number of weights with each factor."""
+    timm, optim = pytest.importorskip("timm"), pytest.importorskip("timm.optim")
+    encoder = nnx.eval_shape(lambda: ROWS[name].build(image_size=size, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    weights = split(encoder)[1]
+    found: collections.Counter[float] = collections.Counter()
+    zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), {"encoder": weights})
+    factors = layer_decay.factors(zeros, 0.5)["encoder"]
+    for leaf, factor in zip(jax.tree.leaves(weights), jax.tree.leaves(factors), strict=True):
+        for each in np.ravel(factor):
+            found[float(each)] += leaf.size // np.size(factor)
+    with torch.device("meta"):
+        model = timm.create_model(theirs)
+    expected: collections.Counter[float] = collections.Counter()
+    for group in optim.param_groups_layer_decay(model, layer_decay=0.5):
+        expected[group["lr_scale"]] += sum(each.numel() for each in group["params"])
+    # Ours has no head; timm counts a ViT's final norm as part of its last block.
+    del expected[1.0]
+    if name == "vit_ti16":
+        expected[0.5] -= 2 * 192
+    assert found == expected
 
 
 @pytest.mark.parametrize("name", ["vit_tiny", "siglip_b16", "vit3d_tiny", "vivit_tiny"])

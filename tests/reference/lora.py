@@ -1,6 +1,6 @@
-"""LoRA (Hu et al. 2021) restated in plain eager PyTorch, as an addition to the linear layers of `rllm.LlamaBlock`."""
+"""LoRA (Hu et al. 2021) restated in plain eager PyTorch, beside the matrices of `rllm.LlamaBlock` or `rllm.ViT`."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -30,6 +30,30 @@ def add(block: rllm.LlamaBlock, rank: int, alpha: float) -> rllm.LlamaBlock:
         for name in weights.LLAMA_MATRICES:
             setattr(layer, name, LoraLinear(getattr(layer, name), rank, alpha))
     return block
+
+
+def add_to_vit(vit: rllm.ViT, names: Collection[str], rank: int, alpha: float) -> rllm.ViT:
+    """Puts LoRA beside the linear layers of these names in all blocks of a frozen ViT, in place, as PEFT does."""
+    vit.requires_grad_(False)
+    for module in list(vit.transformer.modules()):
+        for name, child in list(module.named_children()):
+            if name in names:
+                setattr(module, name, LoraLinear(child, rank, alpha))
+    return vit
+
+
+def vit_state(tree: Mapping[str, Any]) -> weights.State:
+    """State of such a ViT from the tree of ours, or of the gradients of its trained weights."""
+    plain = weights.vit_state(tree) if "embedding" in tree else weights.module_state(tree)
+    changed = {name.partition(".lora.")[0] for name in plain if ".lora." in name}
+    found = {}
+    for name, value in plain.items():
+        place, part = name.rpartition(".")[::2]
+        if part.startswith("kernel_"):
+            found[f"{place.removesuffix('.lora')}.{part[-1]}"] = value.T.contiguous()
+        else:
+            found[f"{place}.linear.{part}" if place in changed else name] = value
+    return found
 
 
 def state(tree: Mapping[str, Any]) -> weights.State:

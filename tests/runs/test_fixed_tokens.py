@@ -8,12 +8,14 @@ from PIL import Image
 
 from jaxboost.config import load_config
 from jaxboost.inference import open_run
+from jaxboost.models.backbones import BACKBONES, Backbone
+from jaxboost.models.resnet import ResNet
 from jaxboost.runs import assembly, datasets, train
 from jaxboost.systems import rllm
 from jaxboost.training import source_tokens
 from tests import finished_runs
 from tests.baselines.small import SIDE, write_images
-from tests.training.small_runs import take_steps
+from tests.training.small_runs import on_host, take_steps
 
 TOKENS = 1 + (SIDE // 7) ** 2
 
@@ -82,6 +84,21 @@ def test_losses_are_those_of_encoding_at_each_step(config, study, tmp_path, monk
     assert len(list(study.iterdir())) == {"none": 1, "rllm": 2, "mlp": 2}[kind]
 
 
+def test_a_frozen_resnet_is_encoded_once(config, tmp_path, monkeypatch):
+    """Its batch norms compute in a training step as in evaluation, and keep their statistics."""
+    arguments = dict(block="basic", depths=(1, 1), convolution="2d", base_width=4)
+    monkeypatch.setitem(BACKBONES, "small", Backbone(encoder=ResNet, ndim=2, arguments=arguments, head_eps=None))
+    changes = dict(boost__kind="none", boost__block="", model__backbone="small")
+    each = assembly.assemble(config(**changes, model__cache_gb=0.0), tmp_path / "each")
+    before = on_host(each.state.stats)
+    losses = take_steps(each, 3)
+    assert before
+    assert all(np.array_equal(value, before[path]) for path, value in on_host(each.state.stats).items())
+    once = assembly.assemble(config(**changes), tmp_path / "once")
+    assert (train_images(once).dtype, train_images(once).shape) == (np.float32, (36, 1, 8))
+    np.testing.assert_allclose(take_steps(once, 3), losses, rtol=1e-5)
+
+
 @pytest.mark.parametrize("limit", [0.0, 60 * 128 * 4 / 1e9 * 0.99])
 def test_tokens_that_are_too_large_are_computed_at_each_step(config, tmp_path, caplog, limit):
     """60 images with one token of 128 numbers each."""
@@ -95,7 +112,12 @@ def test_tokens_that_are_too_large_are_computed_at_each_step(config, tmp_path, c
 def test_encoders_that_change_are_not_encoded_once(config):
     fixed = rllm.fixed_tokens(config())
     assert (fixed.role, fixed.most_gb) == ("encoder", 4.0)
-    for changes in ({"model__frozen": False}, {"model__drop_path": 0.1}):
+    for changes in (
+        {"model__frozen": False},
+        {"model__drop_path": 0.1},
+        {"model__last_block": True},
+        {"model__lora_rank": 2},
+    ):
         assert rllm.fixed_tokens(config(**changes)) is None
     # Frozen batch norms compute as in evaluation.
     assert rllm.fixed_tokens(config(model__backbone="resnet18")) is not None

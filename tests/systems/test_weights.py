@@ -209,6 +209,26 @@ def test_frozen_encoder_is_not_trained(config, folder, tmp_path):
     assert_same(_held(run.frozen), _encoder(folder / "encoder"))
 
 
+def test_last_block_of_a_frozen_encoder(config, folder, tmp_path):
+    """A step changes it and the norm after it; the rest stays as it was loaded, and has no optimiser's state."""
+    run = assembly.assemble(config({"model.frozen": True, "model.last_block": True}), tmp_path / "run")
+    loaded = on_host(_encoder(folder / "encoder"))
+    before, kept = on_host(run.state.params), on_host(run.frozen)
+    last = {path for path in loaded if "'last'" in path or "'head_norm'" in path}
+    assert {path for path in before if "'head'" not in path} == last == {path for path in loaded if path not in kept}
+    assert {*kept} == {*loaded} - last
+    for path, value in {**before, **kept}.items():
+        if path in loaded:
+            np.testing.assert_array_equal(value, loaded[path])
+    state = {path for path in on_host(run.state.opt_state) if "encoder" in path}
+    assert state
+    assert all("'last'" in path for path in state)
+    assert np.isfinite(take_steps(run, 2)).all()
+    after = on_host(run.state.params)
+    assert not [path for path in before if np.array_equal(before[path], after[path])]
+    assert all(np.array_equal(value, kept[path]) for path, value in on_host(run.frozen).items())
+
+
 def test_linear_probe(config, folder, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("jaxboost"), "propagate", True)
     with caplog.at_level(logging.INFO, logger="jaxboost"):
