@@ -10,7 +10,7 @@ its own. Validation and test are whole. With fewer images there are more epochs,
 their learning rate.
 
 Cost, estimated from FLOPs: some 6 hours on two CPU cores (99 runs, 1.6e15 FLOP), and much less on an accelerator, where
-it was not tried. Seen with --quick, one epoch at 42 pixels: 1 to 4 minutes a run on two cores that did other work too.
+it was not tried. Seen with --quick, one epoch at 42 pixels: 10 seconds to 20 minutes a run on two very busy cores.
 Expected: with 10 % of the patients nothing beats the probe. With all of them the last block, LoRA and the whole encoder
 come out a little above it, and do not differ from each other by more than this test set can show.
 """
