@@ -40,8 +40,8 @@ class Classifier(nnx.Module):
 
     Pixels become ([0, 1] - mean) / std; grey is repeated to three channels. The head reads the first token: CLS, or the
     single token of a pooling encoder; or the mean of the tokens, if the encoder has no CLS token, or what `pool` makes
-    of them. In the place of images the encoder's tokens (B, Q, W) may be
-    given, as `encode` returns them. A head that is F wider than the encoder also reads F features of clinical columns.
+    of them. In the place of images the encoder's tokens (B, Q, W) may be given, as `encode` returns them. A head that
+    is F wider than the encoder also reads F features of clinical columns.
     """
 
     def __init__(

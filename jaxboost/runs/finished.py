@@ -20,8 +20,6 @@ from jaxboost.runs.saved_config import SavedConfig
 # configs of another may lack.
 _WEIGHTS = ("weights", "weights_source", "weights_convert")
 _TRAINED = ("augment", "train")
-# Fields of `model` that only R-LLM has, and that its configs of earlier versions lack.
-_LATER = ("last_block", "lora_rank", "lora_alpha", "lora_targets")
 _SYSTEMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "boost": (_TRAINED, ("remat", *_WEIGHTS, "frozen", "drop_path")),
     "pneumollm": (("llama", *_TRAINED), ("remat",)),
