@@ -4,6 +4,7 @@ jaxboost convert --source meta-llama/Llama-2-7b-hf --layers 31 --out blocks/llam
 jaxboost convert --source openai/clip-vit-large-patch14 --layers all --out blocks/clip-vit-l14
 jaxboost convert --source timm/vit_small_patch16_224.augreg_in21k_ft_in1k --layers all --out blocks/vit-s16
 jaxboost convert --source openai/clip-vit-large-patch14 --prompts prompts.json --out blocks/clip-vit-l14-text
+jaxboost convert --source Salesforce/blip2-opt-2.7b --part qformer --out blocks/blip2-qformer
 """
 
 from absl import flags
@@ -45,6 +46,12 @@ def run() -> None:
     adapter = flags.DEFINE_string(
         "adapter", None, "Folder of a LoRA adapter of the LLM, as peft saves it (safetensors), which is merged."
     )
+    part = flags.DEFINE_enum(
+        "part",
+        None,
+        ["encoder", "qformer", "block"],
+        "Part of a BLIP-2: its vision encoder, its Q-Former, or its LLM's layers (with --layers).",
+    )
     hints = _define_hints()
 
     def main() -> None:
@@ -52,18 +59,20 @@ def run() -> None:
         if prompts.value is not None:
             _convert_text(source.value, prompts.value, out.value, overwrite=overwrite.value)
             return
-        if layers.value is None:
+        whole = part.value in ("encoder", "qformer")
+        if layers.value is None and not whole:
             raise UserError("--layers is missing, or --prompts for CLIP's text encoder: see --help")
         from jaxboost.convert import Hints, convert, summary
 
         manifest = convert(
             source.value,
-            layers.value,
+            "all" if layers.value is None else layers.value,
             out.value,
             dtype=dtype.value,
             final_norm=final_norm.value,
             overwrite=overwrite.value,
             adapter=adapter.value,
+            part=part.value,
             hints=Hints(**{name: flag.value for name, flag in hints.items()}),
         )
         print(summary(manifest, out.value))
@@ -73,7 +82,7 @@ def run() -> None:
 
 def _convert_text(source: str, prompts: str, out: str, *, overwrite: bool) -> None:
     """Converts CLIP's text encoder."""
-    others = ("layers", "dtype", "final_norm", "heads", "eps", "activation", "resizing", "entry")
+    others = ("layers", "part", "dtype", "final_norm", "heads", "eps", "activation", "resizing", "entry")
     if given := [name for name in others if flags.FLAGS[name].present]:
         raise UserError(f"--{given[0]} is not for the text encoder, which --prompts converts whole: leave it out")
     from jaxboost.convert import class_prompts

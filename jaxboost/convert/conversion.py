@@ -1,22 +1,26 @@
-"""Converts decoder layers of an LLM's checkpoint into a block, or a whole vision encoder."""
+"""Converts decoder layers of an LLM's checkpoint into a block, a whole vision encoder, or BLIP-2's Q-Former."""
 
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
 import jaxboost
 from jaxboost import io, outputs
 from jaxboost.convert import manifests, writer
-from jaxboost.convert.manifests import EncoderManifest, Manifest
+from jaxboost.convert.manifests import EncoderManifest, Manifest, QFormerManifest
 from jaxboost.convert.part_file import DTYPES
 from jaxboost.convert.sources import merged, open_source
 from jaxboost.convert.tables.hints import Hints
-from jaxboost.convert.tables.parts import LLAMA
+from jaxboost.convert.tables.parts import LLAMA, QFORMER, VISION
 from jaxboost.convert.tables.shapes import VIT
 from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
+
+# Kind of source -> the type of its manifest.
+_MANIFESTS = {LLAMA: Manifest, VISION: EncoderManifest, QFORMER: QFormerManifest}
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +35,9 @@ def convert(
     overwrite: bool = False,
     hints: Hints | None = None,
     adapter: str | os.PathLike[str] | None = None,
-) -> Manifest | EncoderManifest:
-    """Converts decoder layers of a checkpoint into a block, or a vision encoder.
+    part: str | None = None,
+) -> Manifest | EncoderManifest | QFormerManifest:
+    """Converts decoder layers of a checkpoint into a block, or a vision encoder, or the Q-Former of a BLIP-2.
 
     Only the needed tensors are read, and only one at a time is in memory, beside those of one layer that hold several
     weights each (Phi-3, GPT-2). No device is needed. For a vision encoder the log names the tensors that are not read,
@@ -41,17 +46,19 @@ def convert(
     Example:
       >>> convert("huggyllama/llama-7b", 31, "blocks/llama-7b")
       >>> convert("google/vit-base-patch16-224-in21k", "all", "blocks/vit-b16")
+      >>> convert("Salesforce/blip2-opt-2.7b", "all", "blocks/blip2-qformer", part="qformer")
 
     Args:
       source: see `sources.open_source`.
       layers: 31, (15, 31), or text as `tables.llama.parse_layers` reads it: "-1" is the last layer; "all" for a vision
-        encoder.
+        encoder and for a Q-Former.
       out: folder of the result; it appears only when it is complete.
       dtype: "float32" (exact for float32, float16 and bfloat16 sources) or "bfloat16".
       final_norm: whether to take the norm after the source's last layer too; a vision encoder always has it.
       overwrite: whether an existing block or vision encoder may be replaced.
       hints: what the user states about a vision encoder in timm's names.
       adapter: folder of a LoRA adapter of this LLM, as peft saves it, that is merged; None: none. See `merging`.
+      part: of a BLIP-2, which holds several models: "encoder", "qformer" or "block"; None: the source is another one.
 
     Returns:
       The manifest of the result.
@@ -66,23 +73,26 @@ def convert(
     if os.path.isdir(io.user_path(source)) and outputs.is_inside(out, io.user_path(source)):
         raise UserError(f"--out {out} lies in --source {source}: give a folder elsewhere")
     text = str(layers) if isinstance(layers, str | int) else ",".join(map(str, layers))
-    opened = open_source(source, hints)
+    opened = open_source(source, hints, part)
     if adapter is not None:
         opened = merged(opened, adapter)
     selection = opened.select(text, final_norm=final_norm)
     if dtype != "float32" and any(name.endswith(".variance") for part in selection.parts for name in part.shapes):
         raise UserError(f"--dtype {dtype}: the running statistics of batch norms need float32: leave it out")
+    if dtype != "float32" and opened.kind == QFORMER:
+        raise UserError(f"--dtype {dtype}: a Q-Former is trained, and starts from float32: leave it out")
     for note in selection.notes:
         logger.info("%s", note)
 
-    def manifest_of(sha256: Mapping[str, str]) -> Manifest | EncoderManifest:
-        kind = Manifest if opened.kind == LLAMA else EncoderManifest
-        return kind(
+    def manifest_of(sha256: Mapping[str, str]) -> Manifest | EncoderManifest | QFormerManifest:
+        make: Any = _MANIFESTS[opened.kind]
+        given = {} if opened.kind == QFORMER else {"dtype": dtype}
+        return make(
             source=opened.tensors.source,
             source_format=opened.tensors.source_format,
-            dtype=dtype,
             sha256=sha256,
             jaxboost_version=jaxboost.__version__,
+            **given,
             **selection.constants,
         )
 
@@ -101,10 +111,15 @@ def convert(
     return manifest
 
 
-def summary(manifest: Manifest | EncoderManifest, out: str | os.PathLike[str]) -> str:
+def summary(manifest: Manifest | EncoderManifest | QFormerManifest, out: str | os.PathLike[str]) -> str:
     """A few lines for the user: what was converted, where it is, and how it is used."""
     size = sum(path.stat().st_size for path in io.user_path(out).rglob("*") if path.is_file())
-    if isinstance(manifest, EncoderManifest):
+    if isinstance(manifest, QFormerManifest):
+        shape = manifest.arguments
+        layers = f"all {shape['depth']} of a Q-Former with {shape['queries']} queries of width {shape['width']}, for an"
+        layers += f" encoder of width {shape['context_width']} and an LLM of width {shape['output_width']}"
+        used = f"--config.blip2.qformer={out}"
+    elif isinstance(manifest, EncoderManifest):
         used = f"--config.model.weights={out}"
         if manifest.family == VIT:
             shape = manifest.arguments

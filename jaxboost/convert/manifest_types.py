@@ -11,7 +11,17 @@ from pydantic import AfterValidator, Field, GetPydanticSchema, TypeAdapter, Vali
 from jaxboost.convert import argument_types
 from jaxboost.convert.argument_types import CLOSED, Depth, Layer, Name, Width
 from jaxboost.convert.tables import shapes
-from jaxboost.convert.tables.parts import CLASSES, FINAL_NORM, LLAMA, PROMPTS, TEXT, TEXT_WEIGHTS, VISION
+from jaxboost.convert.tables.parts import (
+    CLASSES,
+    FINAL_NORM,
+    LLAMA,
+    PROMPTS,
+    QFORMER,
+    QFORMER_WEIGHTS,
+    TEXT,
+    TEXT_WEIGHTS,
+    VISION,
+)
 from jaxboost.models.llama import LlamaConfig
 
 # 1, of earlier versions, had Orbax checkpoints instead of safetensors files.
@@ -176,6 +186,33 @@ class TextManifest:
         return tuple(each.name for each in self.classes)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QFormerManifest:
+    """What a converted Q-Former of BLIP-2 holds.
+
+    Attributes:
+      format_version: version of this format.
+      kind: QFORMER.
+      source: where the weights come from: the name of a folder, or id@commit on the hub.
+      source_format: safetensors, torch or hub.
+      dtype: float32, because the weights are trained.
+      arguments: of `models.qformer.QFormer`, all that depend on the weights.
+      sha256: fingerprint of the only part, "qformer".
+      jaxboost_version: version that converted.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    format_version: int = FORMAT_VERSION
+    kind: Literal["qformer"] = QFORMER
+    source: Name
+    source_format: Name
+    dtype: Literal["float32"] = "float32"
+    arguments: Annotated[Mapping[str, Any], _read_as(Annotated[argument_types.QFormer, AfterValidator(_present)])]
+    sha256: _Digests
+    jaxboost_version: Name
+
+
 def _whole_block(manifest: Manifest) -> Manifest:
     """Raises ValueError if the entries do not fit together."""
     if len(set(manifest.layers)) != len(manifest.layers) or max(manifest.layers) >= manifest.layers_in_source:
@@ -205,9 +242,17 @@ def _whole_text(manifest: TextManifest) -> TextManifest:
     return manifest
 
 
+def _whole_qformer(manifest: QFormerManifest) -> QFormerManifest:
+    """Raises ValueError if the entries do not fit together."""
+    if set(manifest.sha256) != {QFORMER_WEIGHTS}:
+        raise ValueError("sha256 does not name the part that is there")
+    return manifest
+
+
 # Kind of folder -> the type of its manifest, with all checks.
 CHECKED: dict[str, Any] = {
     LLAMA: Annotated[Manifest, AfterValidator(_whole_block)],
     VISION: Annotated[EncoderManifest, AfterValidator(_whole_encoder)],
     TEXT: Annotated[TextManifest, AfterValidator(_whole_text)],
+    QFORMER: Annotated[QFormerManifest, AfterValidator(_whole_qformer)],
 }

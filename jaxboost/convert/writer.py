@@ -18,7 +18,7 @@ from jaxboost.convert.tables.parts import Part
 from jaxboost.errors import UserError
 
 # The names of parts, as written now and as Orbax wrote them in earlier versions.
-_PART = re.compile(r"(layer_\d{5}|final_norm|embedding|norm|pool|encoder|text|classes|prompts)(\.safetensors)?")
+_PART = re.compile(r"(layer_\d{5}|final_norm|embedding|norm|pool|encoder|text|classes|prompts|qformer)(\.safetensors)?")
 
 
 class FolderWriter:

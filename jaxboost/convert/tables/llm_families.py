@@ -279,11 +279,11 @@ FAMILIES = {
         keys={"intermediate_size": "ffn_dim", "hidden_act": "activation_function"},
         defaults={"activation_function": "relu", "rms_norm_eps": 1e-5},
         activations=_ANY,
-        bases=("model.decoder.", "decoder.", ""),
+        bases=("model.decoder.", "decoder.", "", "language_model.model.decoder."),
     ),
 }
 # A model with a vision encoder, whose language model has its own section.
-_OF_TWO = {"gemma3": ("text_config", "gemma3_text")}
+_OF_TWO = {"gemma3": ("text_config", "gemma3_text"), "blip-2": ("text_config", "opt")}
 MODEL_TYPES = (*FAMILIES, *_OF_TWO)
 
 

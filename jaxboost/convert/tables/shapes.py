@@ -24,6 +24,7 @@ from jaxboost.models.families import LAYER_NORM
 from jaxboost.models.layers import layer_norm
 from jaxboost.models.llama import LlamaConfig, LlamaLayer
 from jaxboost.models.pooled_vit import PooledViT
+from jaxboost.models.qformer import QFormer
 from jaxboost.models.text import TextEncoder
 from jaxboost.models.vit import ViT
 
@@ -155,6 +156,11 @@ def text_folder(manifest: Any) -> dict[str, Shapes]:
         vision_width=manifest.vision_width,
     )
     return of_classes | text_parts(manifest.arguments)
+
+
+def qformer(arguments: Mapping[str, Any]) -> Shapes:
+    """Shapes of the weights of a `models.qformer.QFormer`; `arguments`: see its manifest."""
+    return _shapes(lambda: QFormer(**arguments, dtype=jnp.float32, rngs=nnx.Rngs(0)))
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,0 +1,43 @@
+"""Converted Q-Formers of BLIP-2: the weights of a `models.qformer.QFormer` and their manifest, read and verified."""
+
+import os
+from typing import Any
+
+import jax
+from flax.traverse_util import unflatten_dict
+
+from jaxboost.convert import part_file
+from jaxboost.convert.manifests import read_qformer as read_manifest
+from jaxboost.convert.placing import Placement, placed
+from jaxboost.convert.store import joined_fingerprint
+from jaxboost.convert.tables import shapes
+from jaxboost.convert.tables.parts import QFORMER_WEIGHTS
+
+
+def fingerprint_at(path: str | os.PathLike) -> str:
+    """SHA-256 that identifies the weights of the Q-Former at `path` and the constants that go with them.
+
+    Only the manifest is read.
+
+    Raises:
+      UserError: see `read_manifest`.
+    """
+    manifest = read_manifest(path)
+    return joined_fingerprint(manifest.sha256, manifest.arguments)
+
+
+def load_weights(path: str | os.PathLike, placement: Placement) -> dict[str, Any]:
+    """The nested dict that `frozen.split` gives for the `QFormer` at `path`; see `encoders.load_encoder`."""
+    manifest = read_manifest(path)
+    arrays = part_file.read(
+        path,
+        QFORMER_WEIGHTS,
+        shapes.qformer(manifest.arguments),
+        part_file.DTYPES[manifest.dtype],
+        manifest.sha256[QFORMER_WEIGHTS],
+    )
+    found: dict[tuple[str | int, ...], jax.Array] = {}
+    for name, array in arrays:
+        # Entries of lists have numbers as names.
+        found[tuple(int(word) if word.isdigit() else word for word in name.split("."))] = placed(array, placement)
+    return unflatten_dict(found)
