@@ -206,11 +206,13 @@ def _baseline_dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
 
 
 def _prompts(config: Config, info: "DatasetInfo") -> Iterator[str]:
-    """CLIP's comparison of classes."""
+    """CLIP's comparison of classes, and BLIP-2's of answers."""
     is_baseline = "baseline" in config
-    compares = config.baseline.classifier == ZERO_SHOT if is_baseline else "clip" in config
+    compares = config.baseline.classifier == ZERO_SHOT if is_baseline else "clip" in config or "blip2" in config
     if compares and TASKS[info.task].multi_label:
-        field, name = ("baseline.classifier", ZERO_SHOT) if is_baseline else ("clip.method", config.clip.method)
+        field, name = ("baseline.classifier", ZERO_SHOT) if is_baseline else ("blip2.question", "BLIP-2")
+        if "clip" in config:
+            field, name = "clip.method", config.clip.method
         yield (
             f"config field {field}: {name} compares classes that exclude each other, and {info.name} is multi-label:"
             f" {'set it to logistic' if is_baseline else 'choose another system'}"

@@ -21,6 +21,8 @@ def checks(config: Config) -> Table:
         return _BASELINE
     if "clip" in config:
         return _BOTH + _CLIP
+    if "blip2" in config:
+        return _BOTH + _BLIP2
     return _BOTH + (_PNEUMOLLM if "pneumollm" in config else _RLLM)
 
 
@@ -148,7 +150,7 @@ def _llm(section: str) -> Check:
                 f"config field {section}.layers: {layers} should be layer numbers from 0, such as (31,) or (15, 31), or"
                 " () for all layers of the block"
             )
-        used = fields.used if section == "llama" else has_block(fields.kind)
+        used = fields.get("used", True) if section == "llama" else has_block(fields.kind)
         if used and fields.block == "random" and fields.final_norm == "loaded":
             yield f"config field {section}.final_norm: a random block has no norm to load, set it to ones"
 
@@ -240,6 +242,31 @@ def _clip(config: Config) -> Iterator[str]:
         )
 
 
+def _blip2(config: Config) -> Iterator[str]:
+    """What BLIP-2 needs."""
+    from jaxboost.models.backbones import BACKBONES
+
+    backbone = backbone_of(config)
+    fitting = [name for name, row in BACKBONES.items() if row.loads_weights and row.head_eps is not None]
+    if backbone is not None and config.model.backbone not in fitting:
+        yield (
+            f"config field model.backbone: {config.model.backbone} has no tokens with a final norm for a Q-Former: set"
+            " it to blip2_vit_g14, or to the encoder that the Q-Former was trained with"
+        )
+    for field, value, how in (
+        ("model.weights", config.model.weights, '`jaxboost convert --part encoder` made, or to "random": the control'),
+        ("blip2.qformer", config.blip2.qformer, '`jaxboost convert --part qformer` made, or to "random"'),
+        ("blip2.question", config.blip2.question, "`jaxboost convert --question TEXT --answers ANSWERS` made"),
+    ):
+        if not value:
+            yield f"config field {field} is empty: set it to the folder that {how}"
+    if config.train.loss != "auto":
+        yield (
+            f"config field train.loss: {config.train.loss} compares logits with 0, and an LLM's scores have no such"
+            " meaning: set it to auto"
+        )
+
+
 def _zero_shot(config: Config) -> Iterator[str]:
     fields = config.baseline
     if fields.classifier != ZERO_SHOT:
@@ -272,6 +299,10 @@ _RLLM: Table = (
     (("boost",), _controls),
 )
 _CLIP: Table = ((("model", "clip", "train.loss"), _clip),)
+_BLIP2: Table = (
+    (("model", "blip2", "train.loss"), _blip2),
+    (("llama",), _llm("llama")),
+)
 _PNEUMOLLM: Table = (
     (("llama",), _llm("llama")),
     (("model.backbone", "pneumollm.every"), _every),

@@ -13,6 +13,7 @@ from jaxboost.convert import manifests, writer
 from jaxboost.convert.manifests import EncoderManifest, Manifest, QFormerManifest
 from jaxboost.convert.part_file import DTYPES
 from jaxboost.convert.sources import merged, open_source
+from jaxboost.convert.tables import blip2
 from jaxboost.convert.tables.hints import Hints
 from jaxboost.convert.tables.parts import LLAMA, QFORMER, VISION
 from jaxboost.convert.tables.shapes import VIT
@@ -73,7 +74,10 @@ def convert(
     if os.path.isdir(io.user_path(source)) and outputs.is_inside(out, io.user_path(source)):
         raise UserError(f"--out {out} lies in --source {source}: give a folder elsewhere")
     text = str(layers) if isinstance(layers, str | int) else ",".join(map(str, layers))
+    if part is not None and part not in blip2.PARTS:
+        raise UserError(f"--part {part!r} is not one of {', '.join(blip2.PARTS)}")
     opened = open_source(source, hints, part)
+    blip2.check_part(part, opened.kind, source)
     if adapter is not None:
         opened = merged(opened, adapter)
     selection = opened.select(text, final_norm=final_norm)

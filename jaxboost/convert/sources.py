@@ -45,8 +45,7 @@ def open_source(source: str, hints: Hints | None = None, part: str | None = None
         such a file that an installed Python package carries, a file of weights in timm's or OpenCLIP's names
         (safetensors or PyTorch), or the id of a repository on the Hugging Face hub (owner/name[@revision]).
       hints: what the user states about a vision encoder in timm's or OpenCLIP's names.
-      part: a key of `blip2.PARTS`, which a BLIP-2 needs; of another source it must be what the source is. None: not
-        stated.
+      part: a key of `blip2.PARTS`, which a BLIP-2 needs. Other sources are what they are.
 
     Raises:
       UserError: there is no such source; it is neither an LLM of a known family nor a vision encoder that one of
@@ -54,8 +53,6 @@ def open_source(source: str, hints: Hints | None = None, part: str | None = None
     """
     hints = hints or Hints()
     hints.check()
-    if part is not None and part not in blip2.PARTS:
-        raise UserError(f"--part {part!r} is not one of {', '.join(blip2.PARTS)}")
     try:
         found = _opened(source, hints, part)
     except OSError as error:
@@ -63,9 +60,6 @@ def open_source(source: str, hints: Hints | None = None, part: str | None = None
     takes_hints = (*vit_timm.LAYOUTS, OPEN_CLIP)
     if not isinstance(found, WholeSource) and not (isinstance(found, VitSource) and found.layout in takes_hints):
         hints.check_unused(source)
-    if part is not None and found.kind != blip2.PARTS[part]:
-        (other,) = (name for name, kind in blip2.PARTS.items() if kind == found.kind)
-        raise UserError(f"--part {part}: {source} has none, it is converted with --part {other} or without --part")
     return found
 
 

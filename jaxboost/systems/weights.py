@@ -20,8 +20,10 @@ from jaxboost.models.frozen import Tree
 from jaxboost.processes import arrays
 
 RANDOM = "random"
-# The pretrained parts of R-LLM, those of PneumoLLM, and CLIP's text encoder.
-ROLES = ("encoder", "block", "vision", "llama", "text")
+# The pretrained parts of R-LLM, those of PneumoLLM, CLIP's text encoder, and BLIP-2's Q-Former.
+ROLES = ("encoder", "block", "vision", "llama", "text", "qformer", "question")
+# Kind of weights in messages -> the value of --part of `jaxboost convert`.
+_PARTS = {"encoder": "encoder", "block": "block", "Q-Former": "qformer"}
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +89,7 @@ def find_converted(
     """The folder of converted weights. A missing one is converted first if the config asks for that.
 
     Args:
-      what: the kind of weights, for messages: "block" or "encoder".
+      what: the kind of weights, for messages: "block", "encoder" or "Q-Former".
       folder: path of the folder, as the config has it.
       source: what they are converted from, "" if the config names nothing.
       layers: the value of --layers of `jaxboost convert`.
@@ -117,17 +119,22 @@ def _convert(
         if not (convert_missing and source):
             raise UserError(
                 f"no {what} at {path}: make it with `jaxboost convert --source {source or 'SOURCE'}"
-                f" --layers {layers}{'' if dtype == 'float32' else f' --dtype {dtype}'} --out {path}`{instead}"
+                f" {_flags(what, layers)}{'' if dtype == 'float32' else f' --dtype {dtype}'} --out {path}`{instead}"
             )
         text = {"all": "all layers", "-1": "the last layer"}.get(layers, f"layer {layers}")
         logger.info("no %s at %s: converting %s of %s", what, path, text, source)
         try:
-            convert.convert(source, layers, path, dtype=dtype)
+            convert.convert(source, layers, path, dtype=dtype, part=_PARTS[what])
         except UserError:
             # Several runs of a sweep may convert it at the same time: all use the result of the first that finishes.
             if not os.path.exists(path):
                 raise
             logger.info("another process has made %s in the meantime: it is used", path)
+
+
+def _flags(what: str, layers: str) -> str:
+    """What says in a command of `jaxboost convert` what is converted."""
+    return f"--part {_PARTS[what]}" if what == "Q-Former" else f"--layers {layers}"
 
 
 def check_same(

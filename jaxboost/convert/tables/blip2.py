@@ -47,6 +47,13 @@ def is_blip2(settings: Settings) -> bool:
     return True
 
 
+def check_part(part: str | None, kind: str, source: str) -> None:
+    """Raises UserError if a source, which is of a kind of `parts`, is not the stated part, a key of PARTS."""
+    if part is not None and PARTS[part] != kind:
+        (found,) = (name for name, each in PARTS.items() if each == kind)
+        raise UserError(f"--part {part}: {source} has none, it is converted with --part {found} or without --part")
+
+
 def part_of(tensors: HuggingFaceTensors, part: str | None) -> LlamaSource | VitSource | QFormerSource:
     """A part of a BLIP-2 in Hugging Face's layout.
 
