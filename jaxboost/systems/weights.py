@@ -20,8 +20,8 @@ from jaxboost.models.frozen import Tree
 from jaxboost.processes import arrays
 
 RANDOM = "random"
-# The pretrained parts of R-LLM, those of PneumoLLM, and CLIP's text encoder.
-ROLES = ("encoder", "block", "vision", "llama", "text")
+# The pretrained parts of R-LLM, those of PneumoLLM, CLIP's text encoder, and an LLM's question.
+ROLES = ("encoder", "block", "vision", "llama", "text", "question")
 
 logger = logging.getLogger(__name__)
 

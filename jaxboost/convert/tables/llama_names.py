@@ -13,6 +13,7 @@ class Layout:
       weights: our name of a weight -> the rest of the tensor's name. Several weights with one name are in one tensor,
         one after the other along its outputs, in this order.
       final_norm: name of the norm after the last layer.
+      embedding: name of the token embeddings, one row for each token of the vocabulary.
       interleaved: whether the rotary embedding pairs rows (0, 1), (2, 3) ... of q and k (Meta, GGUF) instead of
         (0, K/2), (1, K/2 + 1) ... (Hugging Face and ours).
       buffers: endings of constants that are recomputed, not weights.
@@ -22,6 +23,7 @@ class Layout:
     prefix: str
     weights: Mapping[str, str]
     final_norm: str
+    embedding: str = "embed_tokens.weight"
     interleaved: bool
     buffers: tuple[str, ...] = ()
     in_out: bool = False
@@ -44,7 +46,9 @@ class Layout:
 
     def below(self, base: str) -> "Layout":
         """The same layout where all names begin with `base`."""
-        return dataclasses.replace(self, prefix=base + self.prefix, final_norm=base + self.final_norm)
+        return dataclasses.replace(
+            self, prefix=base + self.prefix, final_norm=base + self.final_norm, embedding=base + self.embedding
+        )
 
     def with_biases(self, of: Collection[str]) -> "Layout":
         """The same layout where each weight in `of` has a bias too."""
@@ -105,6 +109,7 @@ GPT2 = Layout(
         "down": "mlp.c_proj.weight",
     },
     final_norm="ln_f.weight",
+    embedding="wte.weight",
     interleaved=False,
     buffers=(".attn.bias", ".attn.masked_bias"),
     in_out=True,
@@ -139,6 +144,7 @@ META = Layout(
         "down": "feed_forward.w2.weight",
     },
     final_norm="norm.weight",
+    embedding="tok_embeddings.weight",
     interleaved=True,
     buffers=("rope.freqs",),
 )
@@ -157,6 +163,7 @@ GGUF = Layout(
         "down": "ffn_down.weight",
     },
     final_norm="output_norm.weight",
+    embedding="token_embd.weight",
     interleaved=True,
 )
 # llama.cpp reorders queries and keys of LLaMA alone.

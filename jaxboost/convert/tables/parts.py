@@ -16,8 +16,9 @@ from jaxboost.errors import UserError
 
 # Kinds of converted folders. The parts of the first are decoder layers and their final norm. Those of the second are a
 # ViT's embedding, blocks, final norm and, if it has one, pooling, or another encoder as a whole and the norm after it,
-# if there is one. Those of the third are CLIP's text encoder and what it made of class prompts.
-LLAMA, VISION, TEXT = "llama", "vision", "text"
+# if there is one. Those of the third are CLIP's text encoder and what it made of class prompts. The fourth is a single
+# part: what an LLM has of the tokens of a question and its answers.
+LLAMA, VISION, TEXT, QUESTION = "llama", "vision", "text", "question"
 # Keys of parts, in addition to the numbers of layers.
 FINAL_NORM, EMBEDDING, NORM, POOL, WHOLE = "final_norm", "embedding", "norm", "pool", "encoder"
 TEXT_WEIGHTS, CLASSES, PROMPTS = "text", "classes", "prompts"
@@ -31,7 +32,8 @@ class Part:
     """One file of a converted folder, not read yet.
 
     Attributes:
-      key: a layer's number, or FINAL_NORM, EMBEDDING, NORM, POOL, WHOLE, TEXT_WEIGHTS, CLASSES or PROMPTS.
+      key: a layer's number, or FINAL_NORM, EMBEDDING, NORM, POOL, WHOLE, TEXT_WEIGHTS, CLASSES, PROMPTS or
+        QUESTION.
       shapes: of its arrays, by our names.
       read: (name, dtype) -> an array in the precision in which it is stored.
     """
