@@ -11,7 +11,7 @@ from jaxboost.convert.manifests import read_qformer as read_manifest
 from jaxboost.convert.placing import Placement, placed
 from jaxboost.convert.store import joined_fingerprint
 from jaxboost.convert.tables import shapes
-from jaxboost.convert.tables.parts import QFORMER_WEIGHTS
+from jaxboost.convert.tables.parts import QFORMER
 
 
 def fingerprint_at(path: str | os.PathLike) -> str:
@@ -31,10 +31,10 @@ def load_weights(path: str | os.PathLike, placement: Placement) -> dict[str, Any
     manifest = read_manifest(path)
     arrays = part_file.read(
         path,
-        QFORMER_WEIGHTS,
+        QFORMER,
         shapes.qformer(manifest.arguments),
         part_file.DTYPES[manifest.dtype],
-        manifest.sha256[QFORMER_WEIGHTS],
+        manifest.sha256[QFORMER],
     )
     found: dict[tuple[str | int, ...], jax.Array] = {}
     for name, array in arrays:

@@ -1,7 +1,7 @@
 """BLIP-2 (Li et al. 2023) as a classifier: a trained Q-Former between a frozen encoder and a frozen LLM.
 
-Shapes: N tokens of the encoder, of width E; Q queries of the Q-Former; T tokens of the question; C answers, one for each
-class; D, the width of the LLM.
+Shapes: N tokens of the encoder, of width E; Q queries of the Q-Former; T tokens of the question; C answers, one for
+each class; D, the width of the LLM.
 """
 
 import dataclasses

@@ -65,7 +65,9 @@ class Part:
       weights: "int8" if the matrices are quantized as they are loaded, see `llama.weights`; else None.
       control, control_seed: how the loaded weights were changed, see `systems.controls`; None: they were not.
       loaded_sha256: fingerprint of the weights before that.
-      prompts: of a text encoder, class -> its prompts; in CoOp and CoCoOp the text behind the context.
+      prompts: of a text encoder, class -> its prompts; in CoOp and CoCoOp the text behind the context; of a question,
+        class -> its answer.
+      question: the text of a question.
       sha256: fingerprint of the weights as they were used.
     """
 
@@ -78,6 +80,7 @@ class Part:
     control_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     loaded_sha256: _Digest | None = None
     prompts: dict[_Text, tuple[_Text, ...]] | None = None
+    question: Annotated[str, Field(max_length=20_000)] | None = None
     sha256: _Digest
 
 
@@ -161,6 +164,7 @@ class RunResult:
       encoder, block: the pretrained parts of R-LLM; a baseline and CLIP have only the encoder.
       vision, llama: the pretrained parts of PneumoLLM.
       text: CLIP's text encoder; its entry is there only if it was used.
+      question: the question to an LLM; as `text`.
       data_sha256, splits_sha256: fingerprints of a user's own data set.
       versions: of Python, the device and the packages that computed the result.
       selection: the best epoch; its weights were evaluated.
@@ -190,6 +194,7 @@ class RunResult:
     vision: Part | None = None
     llama: Part | None = None
     text: Part | None = None
+    question: Part | None = None
     parameters: Parameters
     data_sha256: _Digest | None
     splits_sha256: _Digest | None = None

@@ -20,7 +20,7 @@ from jaxboost.models.blip2 import Blip2, Blip2Spec
 from jaxboost.models.qformer import PUBLISHED
 from jaxboost.systems import blocks
 from jaxboost.systems.encoders import resolve_encoder
-from jaxboost.systems.questions import find_question, question_part
+from jaxboost.systems.questions import find_question
 from jaxboost.systems.system import FixedTokens, Recorded, System, described, model_arguments, trace, with_attention
 from jaxboost.systems.weights import RANDOM, Pretrained, as_trained, check_same, find_converted
 
@@ -42,7 +42,14 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
     )
     blocks.check_rope(SECTION, found.config, used=found.config.rotary)
     shape, qformer = _resolve_qformer(config, found.config.width, recorded, with_weights=with_weights)
-    question, path = find_question("blip2.question", fields.question, found, info.classes, with_weights=with_weights)
+    spec_of_question, question = find_question(
+        "blip2.question",
+        fields.question,
+        classes=info.classes,
+        width=found.config.width,
+        block=found.manifest,
+        with_weights=with_weights,
+    )
     if with_weights:
         layers = blocks.pretrained_layers(
             "llama",
@@ -53,13 +60,13 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
             storage=llama.weights,
             dtype=model.dtype,
         )
-        parts = (*parts, *qformer, layers, question_part(path, ("question",)))
+        parts = (*parts, *qformer, layers, *[question] * (question is not None))
     spec = Blip2Spec(
         qformer=shape,
         dropout=fields.dropout,
         llama=found.config,
         depth=len(found.numbers),
-        question=question,
+        question=spec_of_question,
         remat=llama.remat,
     )
 

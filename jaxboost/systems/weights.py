@@ -20,8 +20,8 @@ from jaxboost.models.frozen import Tree
 from jaxboost.processes import arrays
 
 RANDOM = "random"
-# The pretrained parts of R-LLM, those of PneumoLLM, CLIP's text encoder, and BLIP-2's Q-Former.
-ROLES = ("encoder", "block", "vision", "llama", "text", "qformer", "question")
+# The pretrained parts of R-LLM, those of PneumoLLM, CLIP's text encoder, an LLM's question, and BLIP-2's Q-Former.
+ROLES = ("encoder", "block", "vision", "llama", "text", "question", "qformer")
 # Kind of weights in messages -> the value of --part of `jaxboost convert`.
 _PARTS = {"encoder": "encoder", "block": "block", "Q-Former": "qformer"}
 

@@ -16,12 +16,12 @@ from jaxboost.errors import UserError
 
 # Kinds of converted folders. The parts of the first are decoder layers and their final norm. Those of the second are a
 # ViT's embedding, blocks, final norm and, if it has one, pooling, or another encoder as a whole and the norm after it,
-# if there is one. Those of the third are CLIP's text encoder and what it made of class prompts. The fourth is BLIP-2's
-# Q-Former, as a whole.
-LLAMA, VISION, TEXT, QFORMER = "llama", "vision", "text", "qformer"
+# if there is one. Those of the third are CLIP's text encoder and what it made of class prompts. The fourth is a single
+# part: what an LLM has of the tokens of a question and its answers. The fifth is BLIP-2's Q-Former, as a whole.
+LLAMA, VISION, TEXT, QUESTION, QFORMER = "llama", "vision", "text", "question", "qformer"
 # Keys of parts, in addition to the numbers of layers.
 FINAL_NORM, EMBEDDING, NORM, POOL, WHOLE = "final_norm", "embedding", "norm", "pool", "encoder"
-TEXT_WEIGHTS, CLASSES, PROMPTS, QFORMER_WEIGHTS = "text", "classes", "prompts", "qformer"
+TEXT_WEIGHTS, CLASSES, PROMPTS = "text", "classes", "prompts"
 
 # Name of an array -> its shape, linear maps as (in, out).
 Shapes = Mapping[str, tuple[int, ...]]
@@ -32,8 +32,8 @@ class Part:
     """One file of a converted folder, not read yet.
 
     Attributes:
-      key: a layer's number, or FINAL_NORM, EMBEDDING, NORM, POOL, WHOLE, TEXT_WEIGHTS, CLASSES, PROMPTS or
-        QFORMER_WEIGHTS.
+      key: a layer's number, or FINAL_NORM, EMBEDDING, NORM, POOL, WHOLE, TEXT_WEIGHTS, CLASSES, PROMPTS,
+        QUESTION or QFORMER.
       shapes: of its arrays, by our names.
       read: (name, dtype) -> an array in the precision in which it is stored.
     """

@@ -13,7 +13,6 @@ from jaxboost.convert.formats.settings import MAX_LAYERS, Settings
 from jaxboost.convert.tables import llama_configs, shapes, vit_configs
 from jaxboost.convert.tables.parts import (
     QFORMER,
-    QFORMER_WEIGHTS,
     Part,
     Selection,
     Shapes,
@@ -88,7 +87,7 @@ class QFormerSource:
             whole="a Q-Former as its configuration describes it",
             kind="BLIP-2 checkpoint with a language model",
         )
-        part = Part(key=QFORMER_WEIGHTS, shapes=self.shapes, read=self._read)
+        part = Part(key=QFORMER, shapes=self.shapes, read=self._read)
         return Selection(parts=(part,), constants={"arguments": self.arguments}, notes=())
 
     def _stored(self, weight: str) -> tuple[int, ...]:

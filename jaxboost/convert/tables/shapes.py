@@ -147,6 +147,12 @@ def class_parts(arguments: Mapping[str, Any], *, classes: int, tokens: int, visi
     return {CLASSES: names, PROMPTS: {"embeddings": (classes, embedding_width)}}
 
 
+def question_part(*, tokens: int, answers: int, width: int, positions: int = 0) -> Shapes:
+    """Shapes of the weights of a `models.question.Question` with T tokens, C answers and P learned positions."""
+    found = {"tokens": (tokens, width), "answers": (answers, width), "bias": (answers,)}
+    return found | ({"positions": (positions, width)} if positions else {})
+
+
 def text_folder(manifest: Any) -> dict[str, Shapes]:
     """Key of each part of a converted text encoder -> shapes of its arrays; `manifest`: a `TextManifest`."""
     of_classes = class_parts(
