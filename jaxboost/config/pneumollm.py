@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxboost.config import model_fields
 from jaxboost.config.continuing import flat
-from jaxboost.config.table import get_baseline_config, get_clip_config, get_pneumollm_config
+from jaxboost.config.table import get_baseline_config, get_blip2_config, get_clip_config, get_pneumollm_config
 
 CLIP_INPUT: dict[str, object] = {f"model.{name}": value for name, value in model_fields.CLIP_INPUT.items()}
 # Table 6 from top to bottom, Tables 4 and 5, Figure 6, and a control with random layers, which the paper lacks.
@@ -57,7 +57,25 @@ _CLIP: dict[str, object] = {
 _TEXT = "blocks/clip-vit-l14-text"
 # AdamW as for the other rows. The papers take SGD at this rate.
 _PROMPTS: dict[str, object] = {**_CLIP, "clip.text": _TEXT, "optim.lr": 2e-3, "optim.weight_decay": 0.0}
-# The rows of Table 3 that are CLIP without LLaMA, and so another system: its defaults, what the row changes.
+_BLIP2_SOURCE = "Salesforce/blip2-opt-2.7b"
+_BLIP2: dict[str, object] = {
+    "model.backbone": "blip2_vit_g14",
+    "model.weights": "blocks/blip2-vit-g14",
+    "model.weights_source": _BLIP2_SOURCE,
+    # BLIP-2's encoder was trained with CLIP's pixels.
+    "model.mean": model_fields.CLIP_INPUT["mean"],
+    "model.std": model_fields.CLIP_INPUT["std"],
+    "blip2.qformer": "blocks/blip2-qformer",
+    "blip2.qformer_source": _BLIP2_SOURCE,
+    "blip2.question": "blocks/blip2-question",
+    "llama.family": "opt-2.7b",
+    "llama.block": "blocks/blip2-opt-2.7b",
+    "llama.source": _BLIP2_SOURCE,
+    # Of BLIP-2's own fine-tuning for questions (Li et al. 2023, appendix).
+    "optim.lr": 1e-5,
+    "optim.weight_decay": 0.05,
+}
+# The rows of Table 3 that are no PneumoLLM, and so another system: its defaults, what the row changes.
 OTHERS: dict[str, tuple[Callable[[], ConfigDict], dict[str, object]]] = {
     "clip_zero_shot": (
         get_baseline_config,
@@ -69,6 +87,7 @@ OTHERS: dict[str, tuple[Callable[[], ConfigDict], dict[str, object]]] = {
     ),
     "coop_clip": (get_clip_config, {**_PROMPTS, "clip.method": "coop_clip", "clip.context": 16}),
     "cocoop_clip": (get_clip_config, {**_PROMPTS, "clip.method": "cocoop_clip", "clip.context": 4}),
+    "blip2": (get_blip2_config, _BLIP2),
 }
 REFERENCE = {"eval.protocol": "reference", "train.loss": "columns", "train.last_batch": "keep"}
 
@@ -145,8 +164,8 @@ def _of_system(config: ConfigDict, before: ConfigDict, fields: Mapping[str, obje
     """A config of another system with the fields that both have, and then with others."""
     values = flat(before)
     config.update_from_flattened_dict({name: values[name] for name in flat(config) if name in values})
-    if "clip" in config:
-        # The loss of the released code compares logits with 0, and scaled cosines have no such meaning.
+    if "train" in config:
+        # The loss of the released code compares logits with 0, which cosines and an LLM's scores are not.
         config.train.loss = "auto"
     config.update_from_flattened_dict(dict(fields))
     return config

@@ -262,6 +262,8 @@ def _check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[st
         schema.parse(argument_types.Llama, block.get("arguments"), where=f"{where} block", fix=fix)
         if block.get("layers") is None:
             raise UserError(f"{folder / workdir.RESULT}: the block has no layers: {fix}")
+    if qformer := trained.get("qformer"):
+        schema.parse(argument_types.QFormer, qformer.get("arguments"), where=f"{where} qformer", fix=fix)
     if encoder := trained.get("encoder"):
         arguments = encoder.get("arguments") or {}
         differing = BACKBONES[config.model.backbone].differing(arguments)

@@ -112,7 +112,7 @@ class Blip2(nnx.Module):
     @property
     def tokens(self) -> int:
         """Number of tokens that the LLM sees: Q + T."""
-        return len(self.qformer.queries[...]) + self.question.spec.tokens
+        return self.qformer.queries.shape[0] + self.question.spec.tokens
 
 
 def build(

@@ -194,7 +194,7 @@ class QFormer(nnx.Module):
         """
         keys = [None] * (len(self.layers) + 1) if key is None else jax.random.split(key, len(self.layers) + 1)
         context = context.astype(self.dtype)
-        x = jnp.broadcast_to(self.queries[...].astype(self.dtype), (len(context), *self.queries.shape))
+        x = jnp.broadcast_to(self.queries[...].astype(self.dtype), (context.shape[0], *self.queries.shape))
         x = dropped(self.norm(x), self.dropout, keys[-1])
         for layer, own in zip(self.layers, keys[:-1], strict=True):
             x = layer(x, context, key=own)

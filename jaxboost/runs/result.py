@@ -24,6 +24,7 @@ COSTS = ("seconds", "seconds_by_part", "memory_gb")
 # Other entries `boost` than R-LLM's variants -> the pretrained parts of the system.
 _PARTS = {
     "pneumollm": ("vision", "llama"),
+    "blip2": ("encoder", "qformer", "llama", "question"),
     BASELINE: ("encoder",),
     **dict.fromkeys(prompted_clip.METHODS, ("encoder", "text")),
 }
@@ -157,14 +158,15 @@ class RunResult:
         examples in each split.
       seed, protocol, config: settings of the run; `config` is the content of config.json.
       warning: a warning about comparing the metrics with others; None: no warning.
-      model, boost: the backbone, and the boost variant, "pneumollm", one of `prompted_clip.METHODS`, or BASELINE; a
-        baseline without an encoder has the name of its features as `model`.
+      model, boost: the backbone, and the boost variant, "pneumollm", "blip2", one of `prompted_clip.METHODS`, or
+        BASELINE; a baseline without an encoder has the name of its features as `model`.
       width: see `systems.System`; None also in results of earlier versions.
       parameters: parameter counts of the model.
       encoder, block: the pretrained parts of R-LLM; a baseline and CLIP have only the encoder.
       vision, llama: the pretrained parts of PneumoLLM.
       text: CLIP's text encoder; its entry is there only if it was used.
       question: the question to an LLM; as `text`.
+      qformer: BLIP-2's Q-Former at the start of its training; as `text`.
       data_sha256, splits_sha256: fingerprints of a user's own data set.
       versions: of Python, the device and the packages that computed the result.
       selection: the best epoch; its weights were evaluated.
@@ -195,6 +197,7 @@ class RunResult:
     llama: Part | None = None
     text: Part | None = None
     question: Part | None = None
+    qformer: Part | None = None
     parameters: Parameters
     data_sha256: _Digest | None
     splits_sha256: _Digest | None = None

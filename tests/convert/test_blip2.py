@@ -104,7 +104,7 @@ def test_parts(folder):
     assert manifest.arguments == {
         "queries": blip2.QUERIES,
         "width": blip2.QUERY_WIDTH,
-        "depth": 3,
+        "depth": 2,
         "heads": 2,
         "mlp_width": 24,
         "eps": 2e-3,
@@ -164,7 +164,7 @@ def test_others_are_refused(config, part, message, changed, tmp_path):
 
 def test_a_damaged_qformer_is_refused(changed, tmp_path):
     tensors = {
-        "qformer.encoder.layer.2.crossattention.attention.key.weight": np.zeros((16, 20), np.float32),
+        "qformer.encoder.layer.0.crossattention.attention.key.weight": np.zeros((16, 20), np.float32),
         "qformer.encoder.layer.1.output_query.LayerNorm.bias": None,
         "qformer.encoder.layer.1.crossattention.attention.key.weight": np.zeros((16, 24), np.float32),
         "language_projection.bias": None,
