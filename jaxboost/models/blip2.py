@@ -19,6 +19,7 @@ from jaxboost.models.layers import layer_norm, normalize_pixels
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
 from jaxboost.models.qformer import QFormer
 from jaxboost.models.question import Question, QuestionSpec
+from jaxboost.models.taps import closed, tap
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class Blip2(nnx.Module):
       rngs: of the weights.
     """
 
-    # `explain` reads the model as a classifier without a booster.
+    # `explain` reads the model as a classifier without a booster, see `Tapped.has_qformer` too.
     boost = None
 
     def __init__(
@@ -97,8 +98,11 @@ class Blip2(nnx.Module):
         """
         del precomputed
         tokens = images if images.ndim == 3 else self.encode(images)
-        x = self.question.around(self.qformer(tokens, key=key))
-        return self.llama(x, rope=self.rope, causal=True)[:, -1]
+        tokens = tap("tokens", tokens)
+        # The other taps are for the encoder.
+        with closed():
+            x = self.question.around(self.qformer(tokens, key=key))
+            return self.llama(x, rope=self.rope, causal=True)[:, -1]
 
     def encode(self, images: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """The encoder's tokens after its final norm (B, N, E) in float32."""

@@ -13,6 +13,8 @@ from jaxboost.config.overrides import with_overrides
 from jaxboost.convert import questions
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
+from jaxboost.explain import activation, attention, gradcam
+from jaxboost.explain.tapped import Tapped
 from jaxboost.inference import open_run
 from jaxboost.inference.export import export
 from jaxboost.models.frozen import merge
@@ -51,7 +53,7 @@ def config(checkpoint, images):
         "data.root": str(images),
         "data.size": SIDE,
         "optim.lr": 1e-2,
-        "train.epochs": 3,
+        "train.epochs": 2,
         "train.batch_size": 12,
         "eval.batch_size": 12,
         "eval.bootstrap": 10,
@@ -107,6 +109,19 @@ def test_prediction_and_export_repeat_the_runs_own(run, images, tmp_path):
     assert opened.features(pixels).shape == (len(names), blip2.LLM_WIDTH)
     export(opened, tmp_path / "export")
     np.testing.assert_allclose(open_run.open_run(tmp_path / "export").predict(pixels), found, rtol=0, atol=1e-6)
+
+
+def test_maps(run, images):
+    """Grad-CAM on the tokens that the Q-Former reads; the others need a pooled token, or patches in the LLM."""
+    tapped = Tapped(open_run.open_run(run))
+    pixels = np.stack([np.asarray(Image.open(images / f"{number:02d}.png")) for number in (0, 2)])
+    found = gradcam.maps(tapped, pixels, np.array([0, 1]))
+    assert (found.place, found.grid.shape) == ("tokens", (2, 5, 5))
+    assert found.grid.max() > 0
+    with pytest.raises(UserError, match="its Q-Former reads all tokens, not a pooled token"):
+        attention.maps(tapped, pixels, np.array([0, 1]))
+    with pytest.raises(UserError, match="no LLM layers that see tokens of patches"):
+        activation.maps(tapped, pixels)
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_end(config, run, tmp_path, monkeypatch):
