@@ -71,7 +71,7 @@ _BLIP2: dict[str, object] = {
     "llama.family": "opt-2.7b",
     "llama.block": "blocks/blip2-opt-2.7b",
     "llama.source": _BLIP2_SOURCE,
-    # Of BLIP-2's own fine-tuning for questions (Li et al. 2023, appendix).
+    # Of BLIP-2's released fine-tuning, for captions. The paper does not name its own.
     "optim.lr": 1e-5,
     "optim.weight_decay": 0.05,
 }

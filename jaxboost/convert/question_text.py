@@ -116,7 +116,8 @@ def summary(manifest: QuestionManifest, out: str | os.PathLike[str]) -> str:
             f"question  {count} tokens, the image after the first {place}" if place else f"question  {count} tokens",
             f"answers   {', '.join(each.text for each in manifest.answers)}: of the classes in the order of the labels",
             f"wrote     {out}",
-            f"use it    --config.pneumollm.question={out}, with all layers of the same LLM as llama.block",
+            f"use it    --config.pneumollm.question={out}, with all layers of the same LLM as llama.block; of BLIP-2"
+            f" --config.blip2.question={out}",
         ]
     )
 
