@@ -60,7 +60,7 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
             storage=llama.weights,
             dtype=model.dtype,
         )
-        parts = (*parts, *qformer, layers, *[question] * (question is not None))
+        parts = (*parts, *qformer, layers, *((question,) if question else ()))
     spec = Blip2Spec(
         qformer=shape,
         dropout=fields.dropout,
