@@ -59,7 +59,8 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
     if "clip" in config or "blip2" in config:
         plain = flops(with_boost, encoder_alone=True)
     else:
-        fields = {"llama.used": False} if "pneumollm" in config else {"boost.kind": "none"}
+        without: dict[str, Any] = {"llama.used": False, "pneumollm.question": ""}
+        fields = without if "pneumollm" in config else {"boost.kind": "none"}
         plain = flops(prepare(with_overrides(config, fields), info, with_weights=False))
 
     return {

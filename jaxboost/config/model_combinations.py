@@ -37,7 +37,7 @@ def ndim_of(config: Config) -> int | None:
 def backbone_of(config: Config) -> "Backbone | None":
     """The backbone's row in the table of the config's system; None if the backbone is unknown."""
     from jaxboost.models.backbones import BACKBONES
-    from jaxboost.models.pneumollm import ENCODERS
+    from jaxboost.models.image_llm import ENCODERS
 
     return (ENCODERS if "pneumollm" in config else BACKBONES).get(config.model.backbone)
 
@@ -191,6 +191,34 @@ def _every(config: Config) -> Iterator[str]:
         yield f"config field pneumollm.every: {every} is more than the {depth} layers of the encoder"
 
 
+def _question(config: Config) -> Iterator[str]:
+    """What LaVIN needs, and PneumoLLM does not have."""
+    fields, llama, backbone = config.pneumollm, config.llama, backbone_of(config)
+    if not fields.question:
+        if fields.adapters == "mixture":
+            yield (
+                "config field pneumollm.adapters: the modality token that routes a mixture is LaVIN's: set"
+                " pneumollm.question too, or pneumollm.adapters=rep"
+            )
+        return
+    for field, value, wanted, why in (
+        ("llama.used", llama.used, True, "the LLM answers the question"),
+        ("llama.causal", llama.causal, True, "the next token is scored under the LLM's causal mask"),
+        ("pneumollm.tokens", fields.tokens, "none", "LaVIN has no diagnosis tokens"),
+        ("pneumollm.emitter", fields.emitter, False, "LaVIN has no diagnosis tokens to hide"),
+        ("train.loss", config.get("train", {}).get("loss", "auto"), "auto", "the zero of a score means nothing"),
+    ):
+        if value != wanted:
+            yield f"config field {field}: {why} (pneumollm.question is set): set it to {wanted}"
+    if llama.block != "random" and llama.final_norm != "loaded":
+        yield "config field llama.final_norm: scores are read after the LLM's own norm: set it to loaded"
+    if backbone is not None and not backbone.traits.has_first_tokens:
+        yield (
+            f"config field model.backbone: {config.model.backbone} has no CLS tokens for pneumollm.question: choose a"
+            " pretrained ViT"
+        )
+
+
 def _baseline(config: Config) -> Iterator[str]:
     """The features that a baseline's classifier needs, and the encoder that gives them."""
     from jaxboost.models.backbones import BACKBONES
@@ -306,4 +334,5 @@ _BLIP2: Table = (
 _PNEUMOLLM: Table = (
     (("llama",), _llm("llama")),
     (("model.backbone", "pneumollm.every"), _every),
+    (("model.backbone", "pneumollm", "llama", "train.loss"), _question),
 )

@@ -13,7 +13,7 @@ def _backbones() -> Iterable[str]:
 
 
 def _pneumollm_encoders() -> Iterable[str]:
-    from jaxboost.models.pneumollm import ENCODERS
+    from jaxboost.models.image_llm import ENCODERS
 
     return ENCODERS
 
@@ -22,6 +22,12 @@ def _tokens() -> Iterable[str]:
     from jaxboost.models.pneumollm import TOKENS
 
     return TOKENS
+
+
+def _adapters() -> Iterable[str]:
+    from jaxboost.models.image_llm import ADAPTERS
+
+    return ADAPTERS
 
 
 def _prompt_methods() -> Iterable[str]:
@@ -245,11 +251,24 @@ PNEUMOLLM = {
         unit="layers",
         range=Range(least=1, most=1000),
     ),
-    "vision_adapters": Field(True, "RepAdapters in the encoder's layers; without them each image is encoded only once"),
-    "llama_adapters": Field(True, "RepAdapters in the LLM's layers"),
+    "vision_adapters": Field(True, "adapters in the encoder's layers; without them each image is encoded only once"),
+    "llama_adapters": Field(True, "adapters in the LLM's layers"),
+    "adapters": Field(
+        "rep",
+        'kind of the adapters: "rep", RepAdapters; "mixture", LaVIN\'s mixture of two, with pneumollm.question',
+        choices=_adapters,
+        before="rep",
+    ),
     "tokens": Field("engine", "diagnosis tokens", choices=_tokens),
     "count": Field(4, "number of diagnosis tokens", range=Range(least=1, most=4096)),
     "emitter": Field(True, "information emitter mask: no token attends to the diagnosis tokens"),
+    "question": Field(
+        "",
+        "question and answers of LaVIN, which has a text branch: a folder made by `jaxboost convert --question`, or"
+        ' "random"; "": PneumoLLM, which has none',
+        resume="given",
+        before="",
+    ),
 }
 LLAMA = {
     "used": Field(

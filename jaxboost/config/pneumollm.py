@@ -24,6 +24,15 @@ ROWS: dict[str, dict[str, object]] = {
     "cocoop": {"pneumollm.tokens": "cocoop", "pneumollm.emitter": False},
     "engine": {"pneumollm.emitter": False},
     "full": {},
+    # The text branch that PneumoLLM removes (Luo et al. 2023). A score's zero means nothing to the code's loss.
+    "lavin": {
+        "pneumollm.question": "blocks/llama-7b-question",
+        "pneumollm.adapters": "mixture",
+        "pneumollm.tokens": "none",
+        "pneumollm.emitter": False,
+        "llama.causal": True,
+        "train.loss": "auto",
+    },
     # The width is that of `llama.family`, so that nobody has to convert a LLaMA for it.
     "no_llama": {"llama.used": False, "llama.block": ""},
     "random_llama": {"llama.block": "random", "llama.final_norm": "ones"},

@@ -25,6 +25,7 @@ COSTS = ("seconds", "seconds_by_part", "memory_gb")
 _PARTS = {
     "pneumollm": ("vision", "llama"),
     "blip2": ("encoder", "qformer", "llama", "question"),
+    "lavin": ("vision", "llama"),
     BASELINE: ("encoder",),
     **dict.fromkeys(prompted_clip.METHODS, ("encoder", "text")),
 }
@@ -158,8 +159,8 @@ class RunResult:
         examples in each split.
       seed, protocol, config: settings of the run; `config` is the content of config.json.
       warning: a warning about comparing the metrics with others; None: no warning.
-      model, boost: the backbone, and the boost variant, "pneumollm", "blip2", one of `prompted_clip.METHODS`, or
-        BASELINE; a baseline without an encoder has the name of its features as `model`.
+      model, boost: the backbone, and the boost variant, "pneumollm", "lavin", "blip2", one of `prompted_clip.METHODS`,
+        or BASELINE; a baseline without an encoder has the name of its features as `model`.
       width: see `systems.System`; None also in results of earlier versions.
       parameters: parameter counts of the model.
       encoder, block: the pretrained parts of R-LLM; a baseline and CLIP have only the encoder.

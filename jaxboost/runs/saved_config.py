@@ -128,6 +128,8 @@ class PneumoLLM:
     tokens: _Text
     count: int
     emitter: bool
+    adapters: _Text = continuing.ADDED["pneumollm.adapters"]
+    question: _Text = continuing.ADDED["pneumollm.question"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ CONFIG, RESULT = "config.json", "result.json"
 PREDICTIONS = "predictions"
 # Config fields that name a folder of frozen weights. It may move after the training; the fingerprint is checked.
 WEIGHT_FOLDERS = (
-    *("baseline.text", "clip.text", "blip2.question", "model.weights", "boost.block", "pneumollm.vision"),
-    "llama.block",
+    *("baseline.text", "clip.text", "model.weights", "boost.block", "pneumollm.vision", "llama.block"),
+    *("pneumollm.question", "blip2.question"),
 )
 
 logger = logging.getLogger(__name__)
