@@ -9,13 +9,14 @@ from tqdm import tqdm
 
 import jaxboost
 from jaxboost import io, outputs
-from jaxboost.convert import manifests, writer
+from jaxboost.convert import manifests, part_file, writer
 from jaxboost.convert.manifests import EncoderManifest, Manifest, QFormerManifest
 from jaxboost.convert.part_file import DTYPES
 from jaxboost.convert.sources import merged, open_source
 from jaxboost.convert.tables import blip2
 from jaxboost.convert.tables.hints import Hints
 from jaxboost.convert.tables.parts import LLAMA, QFORMER, VISION
+from jaxboost.convert.tables.qformer import QFormerSource
 from jaxboost.convert.tables.shapes import VIT
 from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
@@ -88,9 +89,14 @@ def convert(
     for note in selection.notes:
         logger.info("%s", note)
 
+    norms = {
+        name: {dtype: part_file.fingerprint(read(DTYPES[dtype])) for dtype in DTYPES}
+        for name, read in (opened.norms().items() if isinstance(opened, QFormerSource) else ())
+    }
+
     def manifest_of(sha256: Mapping[str, str]) -> Manifest | EncoderManifest | QFormerManifest:
         make: Any = _MANIFESTS[opened.kind]
-        given = {} if opened.kind == QFORMER else {"dtype": dtype}
+        given = {"norms": norms} if opened.kind == QFORMER else {"dtype": dtype}
         return make(
             source=opened.tensors.source,
             source_format=opened.tensors.source_format,

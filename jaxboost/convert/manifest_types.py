@@ -257,6 +257,8 @@ class QFormerManifest:
       source_format: safetensors, torch or hub.
       dtype: float32, because the weights are trained.
       arguments: of `models.qformer.QFormer`, all that depend on the weights.
+      norms: "encoder" and "block" -> dtype -> fingerprint of the final norm of that part of the same checkpoint,
+        converted to this dtype: it shows whether a converted encoder or block is of the same checkpoint.
       sha256: fingerprint of the only part, "qformer".
       jaxboost_version: version that converted.
     """
@@ -269,6 +271,7 @@ class QFormerManifest:
     source_format: Name
     dtype: Literal["float32"] = "float32"
     arguments: Annotated[Mapping[str, Any], _read_as(Annotated[argument_types.QFormer, AfterValidator(_present)])]
+    norms: dict[Literal["encoder", "block"], dict[_Dtype, _Digest]]
     sha256: _Digests
     jaxboost_version: Name
 

@@ -41,7 +41,7 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
         SECTION, config, used=True, default=blocks.ALL, with_weights=with_weights, recorded=recorded
     )
     blocks.check_rope(SECTION, found.config, used=found.config.rotary)
-    shape, qformer = _resolve_qformer(config, found.config.width, recorded, with_weights=with_weights)
+    shape, qformer = _resolve_qformer(config, found, recorded, with_weights=with_weights)
     spec_of_question, question = find_question(
         "blip2.question",
         fields.question,
@@ -107,17 +107,17 @@ def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib
 
 
 def _resolve_qformer(
-    config: Config, width: int, recorded: Recorded | None, *, with_weights: bool
+    config: Config, llm: blocks.Layers, recorded: Recorded | None, *, with_weights: bool
 ) -> tuple[Mapping[str, Any], tuple[Pretrained, ...]]:
     """The Q-Former's arguments, and the Q-Former as a pretrained part, which is trained.
 
     Args:
       config: of the run.
-      width: of the LLM.
+      llm: the LLM's layers.
       recorded, with_weights: see `systems.prepare`. A trained Q-Former comes from the checkpoint: there is no part.
     """
     fields = config.blip2
-    widths = {"context_width": BACKBONES[config.model.backbone].arguments["width"], "output_width": width}
+    widths = {"context_width": BACKBONES[config.model.backbone].arguments["width"], "output_width": llm.config.width}
     kept = recorded.parts.get(QFORMER) if recorded else None
     if kept:
         return _checked(dict(kept["arguments"]), widths, config, "the finished run's Q-Former"), ()
@@ -138,6 +138,10 @@ def _resolve_qformer(
     )
     manifest = qformers.read_manifest(folder)
     shape = _checked(manifest.arguments, widths, config, f"the Q-Former at {folder} ({manifest.source})")
+    if with_weights:
+        weights = config.model.weights
+        encoder = None if weights == RANDOM else encoders.read_manifest(io.user_path(weights))
+        qformers.check_parts(folder, manifest, encoder, llm.manifest)
     about = {"source": manifest.source, "dtype": manifest.dtype, "arguments": dict(shape)}
     load = functools.partial(_load, folder)
     return shape, (_part(about, f"Q-Former of {manifest.source}, trained", load),) if with_weights else ()

@@ -104,7 +104,8 @@ def _resolve_llama(
     found = blocks.find_layers(
         SECTION, config, used=llama.used, default=blocks.ALL, with_weights=with_weights, recorded=recorded
     )
-    if llama.used and not found.config.rotary:
+    # A converted question has them.
+    if llama.used and not found.config.rotary and config.pneumollm.question in ("", RANDOM):
         logger.info("the learned positions of the LLM are left out: its layers do not know the order of their tokens")
     blocks.check_rope(SECTION, found.config, used=llama.used and found.config.rotary)
     if not llama.used:

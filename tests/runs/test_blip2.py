@@ -1,16 +1,18 @@
 """BLIP-2 from a checkpoint to a run: transformers' scores, training, going on, prediction, export, and refusals."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from jaxboost import systems
 from jaxboost.config import get_blip2_config, validation
 from jaxboost.config.overrides import with_overrides
-from jaxboost.convert import questions
+from jaxboost.convert import convert, questions
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
 from jaxboost.explain import activation, attention, gradcam
@@ -20,7 +22,7 @@ from jaxboost.inference.export import export
 from jaxboost.models.frozen import merge
 from jaxboost.runs import train, workdir
 from jaxboost.systems import start
-from jaxboost.training import step
+from jaxboost.training import optim, step
 from jaxboost.training.recording import Recording
 from tests import finished_runs
 from tests.baselines.small import CLASSES, SIDE, write_images
@@ -76,6 +78,8 @@ def test_scores_are_those_of_transformers(checkpoint, config):
     params, frozen, stats, fingerprints = start.initialise(system, seed=0, replicated=step.make_mesh()[0])
     assert set(fingerprints) == {"encoder", "qformer", "llama", "question"}
     assert set(params) == {"qformer"}
+    decays = optim.decay_mask(params)["qformer"]
+    assert (decays["queries"], decays["norm"]["scale"], decays["projection"]["kernel"]) == (False, False, True)
     images = np.random.default_rng(0).integers(
         0, 256, (2, blip2.vision.IMAGE_SIZE, blip2.vision.IMAGE_SIZE, 3), np.uint8
     )
@@ -182,3 +186,19 @@ def test_fields_that_do_not_go_together(changes, words):
 def test_parts_that_do_not_fit(config, changes, words):
     with pytest.raises(UserError, match=words):
         systems.prepare(with_overrides(config, changes), INFO)
+
+
+def test_parts_of_another_checkpoint(checkpoint, config, tmp_path):
+    source = shutil.copytree(checkpoint.folder / "source", tmp_path / "source")
+    state = load_file(source / "model.safetensors")
+    for part, name in {
+        "encoder": "vision_model.post_layernorm",
+        "block": "language_model.model.decoder.final_layer_norm",
+    }.items():
+        save_file(state | {f"{name}.bias": state[f"{name}.bias"] + 1}, source / "model.safetensors")
+        convert(str(source), "all", tmp_path / part, part=part)
+    changes = {"encoder": "model.weights", "block": "llama.block"}
+    for part, field in changes.items():
+        words = f"the Q-Former at .* does not belong to the {part} of source, which has other weights than that of its"
+        with pytest.raises(UserError, match=words):
+            systems.prepare(with_overrides(config, {field: str(tmp_path / part)}), INFO)

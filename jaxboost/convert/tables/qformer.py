@@ -3,15 +3,18 @@
 import dataclasses
 import functools
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxboost.convert.formats.huggingface import HuggingFaceTensors
 from jaxboost.convert.formats.settings import MAX_LAYERS, Settings
-from jaxboost.convert.tables import llama_configs, shapes, vit_configs
+from jaxboost.convert.tables import llama_configs, shapes, vit, vit_configs
+from jaxboost.convert.tables.llama import LlamaSource
 from jaxboost.convert.tables.parts import (
+    FINAL_NORM,
+    NORM,
     QFORMER,
     Part,
     Selection,
@@ -19,6 +22,7 @@ from jaxboost.convert.tables.parts import (
     check_tensors,
     check_whole,
 )
+from jaxboost.convert.tables.vit import VitSource
 from jaxboost.errors import UserError
 
 # Of Hugging Face's configuration class, for keys that config.json leaves out.
@@ -59,11 +63,14 @@ class QFormerSource:
     Attributes:
       tensors: the checkpoint.
       arguments: of `models.qformer.QFormer`, those that the manifest records.
+      encoder, block: the vision encoder and the language model of the same checkpoint.
     """
 
     kind = QFORMER
     tensors: HuggingFaceTensors
     arguments: Mapping[str, Any]
+    encoder: VitSource
+    block: LlamaSource
 
     @functools.cached_property
     def shapes(self) -> Shapes:
@@ -78,6 +85,12 @@ class QFormerSource:
         """
         check_whole(self.tensors.source, layers, final_norm=final_norm, what="Q-Former")
         wanted = {_name(weight): self._stored(weight) for weight in self.shapes}
+        # The final norms of its two neighbours, see `norms`.
+        wanted |= {
+            name: (self.arguments["context_width"],) for names in self.encoder.names(NORM).values() for name in names
+        }
+        norm = shapes.llama_part(self.block.config, FINAL_NORM)
+        wanted |= {self.block.layout.of_final_norm(weight): shape for weight, shape in norm.items()}
         read = [name for name in sorted(self.tensors.names) if name.startswith(_PREFIX) and name not in wanted]
         check_tensors(
             self.tensors,
@@ -89,6 +102,17 @@ class QFormerSource:
         )
         part = Part(key=QFORMER, shapes=self.shapes, read=self._read)
         return Selection(parts=(part,), constants={"arguments": self.arguments}, notes=())
+
+    def norms(self) -> dict[str, Callable[[np.dtype], dict[str, np.ndarray]]]:
+        """What reads the final norms of the parts "encoder" and "block", by our names, in a precision."""
+        encoder, block = self.encoder, self.block
+        of_block = shapes.llama_part(block.config, FINAL_NORM)
+        return {
+            "encoder": lambda dtype: {
+                name: vit.read_weight(encoder, NORM, name, dtype) for name in encoder.shapes[NORM]
+            },
+            "block": lambda dtype: {name: block.read(FINAL_NORM, name, dtype) for name in of_block},
+        }
 
     def _stored(self, weight: str) -> tuple[int, ...]:
         shape = self.shapes[weight]
@@ -126,6 +150,7 @@ def qformer_of(tensors: HuggingFaceTensors) -> QFormerSource:
     width, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
     if width % heads:
         raise UserError(f"{where}: the width {width} is not a multiple of {heads} heads")
+    encoder, block = vit_configs.encoder_of(tensors), llama_configs.of_hugging_face(tensors)
     arguments = {
         "queries": whole.integer("num_query_tokens", _QUERIES, limit=1 << 12),
         "width": width,
@@ -136,10 +161,10 @@ def qformer_of(tensors: HuggingFaceTensors) -> QFormerSource:
         "activation": vit_configs.ACTIVATIONS[activation],
         "cross_every": settings.integer("cross_attention_frequency", limit=MAX_LAYERS),
         # The vision encoder's width: 'encoder_hidden_size' is not read by transformers either.
-        "context_width": vit_configs.encoder_of(tensors).arguments["width"],
-        "output_width": llama_configs.parse_config(whole)[0].width,
+        "context_width": encoder.arguments["width"],
+        "output_width": block.config.width,
     }
-    return QFormerSource(tensors=tensors, arguments=arguments)
+    return QFormerSource(tensors=tensors, arguments=arguments, encoder=encoder, block=block)
 
 
 def _name(weight: str) -> str:
