@@ -108,6 +108,7 @@ def make_result(
         vision=parts.get("vision"),
         llama=parts.get("llama"),
         text=parts.get("text"),
+        question=parts.get("question"),
         parameters=Parameters(
             trainable=count(system.params),
             frozen=count(system.frozen),

@@ -37,7 +37,7 @@ _LEFT_OUT = (
 # Fields of the systems' own sections that decide which weights are read.
 _WEIGHTS = (
     *("kind", "used", "family", "block", "source", "convert", "layers", "control", "final_norm", "weights"),
-    *("vision", "vision_source", "vision_convert", "text", "context"),
+    *("vision", "vision_source", "vision_convert", "text", "context", "question"),
 )
 
 
