@@ -56,7 +56,7 @@ def made(spec):
     """apply(params, frozen, images), random weights of both kinds, and three grey images."""
     apply, params, weights = abstract(lambda: build(spec))
     images = np.random.default_rng(2).integers(0, 256, (3, 28, 28, 1), np.uint8)
-    return apply, randomise(params, seed=3), randomise(weights, seed=1), images
+    return apply, randomise(params, seed=7), randomise(weights, seed=1), images
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -99,8 +99,9 @@ def test_scores_and_every_gradient_match_the_restatement(case):
     assert_close(merged, scores.detach(), name="merged")
     theirs = {name: p.grad for name, p in model.named_parameters()}
     gradients = reference.state_of(gradients)
-    # A softmax of two: what is added to both has no gradient but rounding.
-    assert_states_close(gradients, {name: theirs[name] for name in gradients})
+    # A router's gradient is the difference of two paths: its rounding is theirs.
+    scales = {name: float(theirs[name.replace("router", "down")].abs().max()) for name in theirs if "router" in name}
+    assert_states_close(gradients, {name: theirs[name] for name in gradients}, scales=scales)
 
 
 def test_routes_of_the_llm_depend_on_the_modality_token_alone():
