@@ -121,6 +121,7 @@ class ImageLLM(nnx.Module):
     """
 
     spec: Any
+    llama: Any
 
     def _set_vision(
         self,

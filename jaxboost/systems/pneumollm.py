@@ -35,7 +35,7 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
     parts = tuple(part for part in (vision, llama, question) if part is not None)
 
     def build(rngs: nnx.Rngs) -> PneumoLLM | Lavin:
-        given = dict(encoder_arguments=arguments, rngs=rngs, **model_arguments(config))
+        given: dict[str, Any] = dict(encoder_arguments=arguments, rngs=rngs, **model_arguments(config))
         if isinstance(spec, LavinSpec):
             return lavin.build(spec=spec, **given)
         return pneumollm.build(spec=spec, classes=len(info.classes), **given)
