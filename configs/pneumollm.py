@@ -11,6 +11,7 @@ The paper (630 private radiographs, Table 2): sensitivity 80.54, specificity 67.
 `configs/pneumollm.py:ROW` is a row of its tables (jaxboost/config/pneumollm.py lists them), `:reference` has the
 settings of its released code, and `:ROW+reference` combines both. `:clip_zero_shot`, `:clip_probe`, `:coop_clip` and
 `:cocoop_clip` are CLIP without LLaMA (Table 3); all but the probe need CLIP's text encoder with prompts (see the docs).
+`:blip2` is BLIP-2 (Table 3), whose four parts are converted from one checkpoint (see the docs).
 """
 
 from ml_collections import ConfigDict

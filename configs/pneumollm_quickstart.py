@@ -29,4 +29,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.eval.batch_size = 32
     config.data.source, config.data.classes = "", ()
     config.data.name, config.data.size, config.data.folds = "breastmnist", 28, 0
-    return pneumollm.apply(config, argument, {"lidc": {"data.name": "lidcsilhouettes", "data.folds": 5}})
+    config = pneumollm.apply(config, argument, {"lidc": {"data.name": "lidcsilhouettes", "data.folds": 5}})
+    if "pneumollm" in config and config.pneumollm.question:
+        config.pneumollm.question = "blocks/smollm2-135m-question"
+    return config

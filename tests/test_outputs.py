@@ -152,9 +152,9 @@ def test_a_block_does_not_lie_in_its_source(tmp_path):
     for out in (source / "block", source / "a" / "b", tmp_path / "x" / ".." / "llama" / "block"):
         with pytest.raises(UserError, match=r"--out .* lies in --source .*: give a folder elsewhere"):
             convert(str(source), "3", out)
-    with pytest.raises(UserError, match="exists and is not a block, vision encoder or text encoder"):
+    with pytest.raises(UserError, match="exists and is not a converted folder"):
         convert(str(source), "3", source)
-    with pytest.raises(UserError, match="exists and is not a block, vision encoder or text encoder"):
+    with pytest.raises(UserError, match="exists and is not a converted folder"):
         convert(str(source), "3", tmp_path, overwrite=True)
     assert contents(source) == before
 

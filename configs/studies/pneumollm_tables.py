@@ -2,17 +2,20 @@
 
     jaxboost study --study pneumollm_tables --out DIR --config.data.root=FOLDER
     jaxboost study --study pneumollm_tables:quickstart --out DIR
+    jaxboost study --study pneumollm_tables:lavin --out DIR --config.data.root=FOLDER
 
 The first takes a folder of chest radiographs, CLIP ViT-L/14 and all of LLaMA-7B, in five folds by patient (see
 configs/pneumollm.py for the weights). `:quickstart` takes BreastMNIST, DINOv2-small and SmolLM2-135M, without the
-encoders of Figure 6, whose weights it does not have.
+encoders of Figure 6, whose weights it does not have. `:lavin` and `:quickstart+lavin` are Table 5 alone, PneumoLLM's
+simplified model against LaVIN, which has a text branch: they need a converted question (see docs/pneumollm.md).
 
 Cost: a step of the first needs some 16 GB of memory (estimated); `:quickstart` takes 3 minutes an epoch on two CPU
 cores, and has 12 arms of 5 epochs: some 10 hours with three seeds.
 Figures of the paper (sensitivity, specificity, ACC, AUC in percent, 630 private radiographs): full 80.54, 67.66, 75.87,
 78.98; no LLaMA 77.77, 62.00, 72.06, 75.81; no engine and no emitter 71.56, 71.67, 71.58, 75.21; no adapters either
 78.07, 62.77, 72.54, 74.52; CoOp tokens 73.54, 68.56, 71.74, 75.56; CoCoOp tokens 72.57, 70.31, 71.75, 75.80; engine
-without emitter 78.29, 66.82, 74.13, 76.42. Figure 6: four tokens, and CLIP ViT-L/14, are best.
+without emitter 78.29, 66.82, 74.13, 76.42; LaVIN 87.80, 47.52, 73.33, 71.82. Figure 6: four tokens, and CLIP ViT-L/14,
+are best.
 Expected: the parts of the model differ by less than the folds do; random LLaMA layers do as well as the loaded ones.
 """
 
@@ -37,11 +40,15 @@ ENCODERS = {
 
 
 def get_study(argument: str = "") -> Study:
-    """The study; `argument` may be "quickstart"."""
-    if argument not in ("", "quickstart"):
-        raise ValueError(f"unknown argument {argument!r}: give quickstart, or none")
-    config = "pneumollm_quickstart" if argument else "pneumollm"
-    rows = ROWS if argument else ROWS | ENCODERS
+    """The study; `argument` may be "quickstart", "lavin", or both with + between them."""
+    words = argument.split("+") if argument else []
+    if not set(words) <= {"quickstart", "lavin"} or len(set(words)) < len(words):
+        raise ValueError(f"unknown argument {argument!r}: give quickstart, lavin, quickstart+lavin, or none")
+    is_quick = "quickstart" in words
+    config = "pneumollm_quickstart" if is_quick else "pneumollm"
+    if "lavin" in words:
+        return _table5(config, quick=is_quick)
+    rows = ROWS if is_quick else ROWS | ENCODERS
     full = Arm(name="full", title="PneumoLLM", config=config, group=SWEEP)
     arms = [
         Arm(
@@ -53,13 +60,44 @@ def get_study(argument: str = "") -> Study:
         for name, (title, _) in rows.items()
     ]
     return Study(
-        name=f"pneumollm_tables{'_quickstart' if argument else ''}",
+        name=f"pneumollm_tables{'_quickstart' if is_quick else ''}",
         question="Which parts of PneumoLLM help?",
         expected="The parts differ by less than the folds do.",
         arms=(full, *arms),
         comparisons=tuple(
             Comparison(arm="full", reference=name, claim=claim, main=name == "no_llama")
             for name, (_, claim) in rows.items()
+        ),
+        seeds=3,
+    )
+
+
+def _table5(config: str, *, quick: bool) -> Study:
+    """The text branch: the same parts with a question, and without. `lavin_rep` has the adapters of the simplified."""
+    rep = {"pneumollm.adapters": "rep"}
+    return Study(
+        name=f"pneumollm_table5{'_quickstart' if quick else ''}",
+        question="Does the text branch help?",
+        expected="The arms differ by less than the folds do.",
+        arms=(
+            Arm(name="simplified", title="PneumoLLM, simplified (Table 5)", config=f"{config}:simplified", group=SWEEP),
+            Arm(name="lavin", title="LaVIN (Table 5)", config=f"{config}:lavin", group=SWEEP),
+            Arm(
+                name="lavin_rep",
+                title="LaVIN without routed adapters",
+                config=f"{config}:lavin",
+                overrides=rep,
+                group=CONTROL,
+            ),
+        ),
+        comparisons=(
+            Comparison(
+                arm="simplified",
+                reference="lavin",
+                claim="the simplified model is better than LaVIN, which has a text branch",
+                main=True,
+            ),
+            Comparison(arm="simplified", reference="lavin_rep", claim="leaving out the text branch alone helps"),
         ),
         seeds=3,
     )

@@ -22,9 +22,9 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
       A dict. trainable, frozen: numbers of parameters, without those of the head that read clinical columns.
       trainable_mib, frozen_mib: their size as float32 in MiB, which the R-LLM paper calls "number of parameters".
       tokens: number of tokens that the booster gets. flops_per_image: FLOPs of one forward pass, with and without the
-      booster, or without CLIP's text encoder, whose share is that of a training batch, with class names of one token.
-      step_memory_gb: see `memory.step_memory_gb`; only with `memory`. A baseline has no training step and other
-      entries, see `_describe_baseline`.
+      booster, of BLIP-2 of the encoder alone, or without CLIP's text encoder, whose share is that of a training batch,
+      with class names of one token. step_memory_gb: see `memory.step_memory_gb`; only with `memory`. A baseline has no
+      training step and other entries, see `_describe_baseline`.
     """
     # Imported here: a mistyped flag should be reported before jax loads.
     import jax
@@ -55,10 +55,11 @@ def describe(config: Config, *, memory: bool = False) -> dict[str, Any]:
 
         return count_flops(run, images, system.params, system.frozen, system.stats) // batch
 
-    if "clip" in config:
+    if "clip" in config or "blip2" in config:
         plain = flops(with_boost, encoder_alone=True)
     else:
-        fields = {"llama.used": False} if "pneumollm" in config else {"boost.kind": "none"}
+        without: dict[str, Any] = {"llama.used": False, "pneumollm.question": ""}
+        fields = without if "pneumollm" in config else {"boost.kind": "none"}
         plain = flops(prepare(with_overrides(config, fields), info, with_weights=False))
 
     return {
@@ -146,7 +147,7 @@ def as_text(result: dict[str, Any]) -> str:
             ]
         )
     cost = result["flops_per_image"]
-    rest = "of the encoder of images" if result["boost"] in METHODS else "without the booster"
+    rest = "of the encoder of images" if result["boost"] in (*METHODS, "blip2") else "without the booster"
     lines = [
         f"{result['dataset']}, {result['backbone']}, boost {result['boost']}, {result['classes']} classes",
         f"trainable  {result['trainable']:>13,} parameters {result['trainable_mib']:>9.2f} MiB",

@@ -1,9 +1,12 @@
-"""Converts pretrained weights: decoder layers of an LLM's checkpoint, a vision encoder, or CLIP's text encoder.
+r"""Converts pretrained weights: decoder layers of an LLM, a vision encoder, CLIP's text encoder, or an LLM's question.
 
 jaxboost convert --source meta-llama/Llama-2-7b-hf --layers 31 --out blocks/llama-2-7b
 jaxboost convert --source openai/clip-vit-large-patch14 --layers all --out blocks/clip-vit-l14
 jaxboost convert --source timm/vit_small_patch16_224.augreg_in21k_ft_in1k --layers all --out blocks/vit-s16
 jaxboost convert --source openai/clip-vit-large-patch14 --prompts prompts.json --out blocks/clip-vit-l14-text
+jaxboost convert --source meta-llama/Llama-2-7b-hf --question "Image: <image> Question: Is it malignant? Answer:" \
+    --answers No,Yes --out blocks/llama-2-7b-question
+jaxboost convert --source Salesforce/blip2-opt-2.7b --part qformer --out blocks/blip2-qformer
 """
 
 from absl import flags
@@ -32,6 +35,14 @@ def run() -> None:
         None,
         "CLIP's text encoder, instead of --layers: JSON file with the prompts of each class, see docs/baselines.md.",
     )
+    question = flags.DEFINE_string(
+        "question",
+        None,
+        "Question about an image, instead of --layers: the text, with <image> where the image is, or a .txt file.",
+    )
+    answers = flags.DEFINE_string(
+        "answers", None, "Answers to --question, with commas between them: one for each class, in the labels' order."
+    )
     out = flags.DEFINE_string(
         "out", None, "Folder of the result; it must not exist, except with --overwrite.", required=True
     )
@@ -41,9 +52,15 @@ def run() -> None:
         True,
         "Also convert the norm after the LLM's last layer; for a vision encoder it is always converted.",
     )
-    overwrite = flags.DEFINE_boolean("overwrite", False, "Replace an existing block, vision encoder or text encoder.")
+    overwrite = flags.DEFINE_boolean("overwrite", False, "Replace an existing converted folder.")
     adapter = flags.DEFINE_string(
         "adapter", None, "LoRA adapter of the LLM, which is merged: a folder that peft saved, or its hub id."
+    )
+    part = flags.DEFINE_enum(
+        "part",
+        None,
+        ["encoder", "qformer", "block"],
+        "Part of a BLIP-2: its vision encoder, its Q-Former, or its LLM's layers (with --layers).",
     )
     hints = _define_hints()
 
@@ -52,18 +69,24 @@ def run() -> None:
         if prompts.value is not None:
             _convert_text(source.value, prompts.value, out.value, overwrite=overwrite.value)
             return
-        if layers.value is None:
-            raise UserError("--layers is missing, or --prompts for CLIP's text encoder: see --help")
+        if question.value is not None or answers.value is not None:
+            _convert_question(source.value, question.value, answers.value, out.value, overwrite=overwrite.value)
+            return
+        if layers.value is None and part.value not in ("encoder", "qformer"):
+            raise UserError(
+                "--layers is missing, or --prompts for CLIP's text encoder, or --question for an LLM: see --help"
+            )
         from jaxboost.convert import Hints, convert, summary
 
         manifest = convert(
             source.value,
-            layers.value,
+            "all" if layers.value is None else layers.value,
             out.value,
             dtype=dtype.value,
             final_norm=final_norm.value,
             overwrite=overwrite.value,
             adapter=adapter.value,
+            part=part.value,
             hints=Hints(**{name: flag.value for name, flag in hints.items()}),
         )
         print(summary(manifest, out.value))
@@ -73,13 +96,30 @@ def run() -> None:
 
 def _convert_text(source: str, prompts: str, out: str, *, overwrite: bool) -> None:
     """Converts CLIP's text encoder."""
-    others = ("layers", "dtype", "final_norm", "heads", "eps", "activation", "resizing", "entry")
-    if given := [name for name in others if flags.FLAGS[name].present]:
-        raise UserError(f"--{given[0]} is not for the text encoder, which --prompts converts whole: leave it out")
+    _refuse(("question", "answers"), "the text encoder, which --prompts converts whole")
     from jaxboost.convert import class_prompts
 
     manifest = class_prompts.convert_text(source, prompts, out, overwrite=overwrite)
     print(class_prompts.summary(manifest, out))
+
+
+def _convert_question(source: str, question: str | None, answers: str | None, out: str, *, overwrite: bool) -> None:
+    """Converts a question and its answers."""
+    if question is None or answers is None:
+        missing = "question" if question is None else "answers"
+        raise UserError(f"--{missing} is missing: a question needs one answer for each class, such as --answers No,Yes")
+    _refuse(("prompts", "adapter"), "a question, which is always float32")
+    from jaxboost.convert import question_text
+
+    manifest = question_text.convert_question(source, question, answers, out, overwrite=overwrite)
+    print(question_text.summary(manifest, out))
+
+
+def _refuse(flags_of_others: tuple[str, ...], what: str) -> None:
+    """Raises UserError if a flag is given that is not for `what`."""
+    others = ("layers", "part", "dtype", "final_norm", "heads", "eps", "activation", "resizing", "entry")
+    if given := [name for name in (*others, *flags_of_others) if flags.FLAGS[name].present]:
+        raise UserError(f"--{given[0]} is not for {what}: leave it out")
 
 
 def _define_hints() -> dict[str, flags.FlagHolder]:

@@ -242,11 +242,18 @@ def _baseline_dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
 
 
 def _prompts(config: Config, info: "DatasetInfo") -> Iterator[str]:
-    """CLIP's comparison of classes."""
+    """CLIP's comparison of classes, and an LLM's of answers."""
+    if "pneumollm" in config and config.pneumollm.get("question") and TASKS[info.task].multi_label:
+        yield (
+            "config field pneumollm.question: its answers exclude each other, and"
+            f' {info.name} is multi-label: set it to "" (PneumoLLM)'
+        )
     is_baseline = "baseline" in config
-    compares = config.baseline.classifier == ZERO_SHOT if is_baseline else "clip" in config
+    compares = config.baseline.classifier == ZERO_SHOT if is_baseline else "clip" in config or "blip2" in config
     if compares and TASKS[info.task].multi_label:
-        field, name = ("baseline.classifier", ZERO_SHOT) if is_baseline else ("clip.method", config.clip.method)
+        field, name = ("baseline.classifier", ZERO_SHOT) if is_baseline else ("blip2.question", "BLIP-2")
+        if "clip" in config:
+            field, name = "clip.method", config.clip.method
         yield (
             f"config field {field}: {name} compares classes that exclude each other, and {info.name} is multi-label:"
             f" {'set it to logistic' if is_baseline else 'choose another system'}"
@@ -295,5 +302,6 @@ _TRAINED: Table = (
 )
 _WITH_DATA = (_dimensions, _binary, _labels, _prompts)
 _READ_WITH_DATA = (
-    *("model.backbone", "model.image_size", "baseline", "clip", "eval", "train.class_weights", "train.sampling"),
+    *("model.backbone", "model.image_size", "baseline", "clip", "pneumollm", "eval"),
+    *("train.class_weights", "train.sampling"),
 )

@@ -22,6 +22,8 @@ def checks(config: Config) -> Table:
         return _BASELINE
     if "clip" in config:
         return _BOTH + _CLIP
+    if "blip2" in config:
+        return _BOTH + _BLIP2
     return _BOTH + (_PNEUMOLLM if "pneumollm" in config else _RLLM)
 
 
@@ -39,7 +41,7 @@ def backbone_of(config: Config) -> "Backbone | None":
     Of a 2D backbone that sees slices, it is the row that takes volumes.
     """
     from jaxboost.models.backbones import BACKBONES
-    from jaxboost.models.pneumollm import ENCODERS
+    from jaxboost.models.image_llm import ENCODERS
     from jaxboost.models.slices import sliced
 
     row = (ENCODERS if "pneumollm" in config else BACKBONES).get(config.model.backbone)
@@ -233,7 +235,7 @@ def _llm(section: str) -> Check:
                 f"config field {section}.layers: {layers} should be layer numbers from 0, such as (31,) or (15, 31), or"
                 " () for all layers of the block"
             )
-        used = fields.used if section == "llama" else has_block(fields.kind)
+        used = fields.get("used", True) if section == "llama" else has_block(fields.kind)
         if used and fields.block == "random" and fields.final_norm == "loaded":
             yield f"config field {section}.final_norm: a random block has no norm to load, set it to ones"
 
@@ -272,6 +274,34 @@ def _every(config: Config) -> Iterator[str]:
     depth = backbone.arguments.get("depth") if backbone else None
     if depth and every > depth:
         yield f"config field pneumollm.every: {every} is more than the {depth} layers of the encoder"
+
+
+def _question(config: Config) -> Iterator[str]:
+    """What LaVIN needs, and PneumoLLM does not have."""
+    fields, llama, backbone = config.pneumollm, config.llama, backbone_of(config)
+    if not fields.question:
+        if fields.adapters == "mixture":
+            yield (
+                "config field pneumollm.adapters: the modality token that routes a mixture is LaVIN's: set"
+                " pneumollm.question too, or pneumollm.adapters=rep"
+            )
+        return
+    for field, value, wanted, why in (
+        ("llama.used", llama.used, True, "the LLM answers the question"),
+        ("llama.causal", llama.causal, True, "the next token is scored under the LLM's causal mask"),
+        ("pneumollm.tokens", fields.tokens, "none", "LaVIN has no diagnosis tokens"),
+        ("pneumollm.emitter", fields.emitter, False, "LaVIN has no diagnosis tokens to hide"),
+        ("train.loss", config.get("train", {}).get("loss", "auto"), "auto", "the zero of a score means nothing"),
+    ):
+        if value != wanted:
+            yield f"config field {field}: {why} (pneumollm.question is set): set it to {wanted}"
+    if llama.block != "random" and llama.final_norm != "loaded":
+        yield "config field llama.final_norm: scores are read after the LLM's own norm: set it to loaded"
+    if backbone is not None and not backbone.traits.has_first_tokens:
+        yield (
+            f"config field model.backbone: {config.model.backbone} has no CLS tokens for pneumollm.question: choose a"
+            " pretrained ViT"
+        )
 
 
 def _baseline(config: Config) -> Iterator[str]:
@@ -334,6 +364,31 @@ def _clip(config: Config) -> Iterator[str]:
         )
 
 
+def _blip2(config: Config) -> Iterator[str]:
+    """What BLIP-2 needs."""
+    from jaxboost.models.backbones import BACKBONES
+
+    backbone = backbone_of(config)
+    fitting = [name for name, row in BACKBONES.items() if row.loads_weights and row.head_eps is not None]
+    if backbone is not None and config.model.backbone not in fitting:
+        yield (
+            f"config field model.backbone: {config.model.backbone} has no tokens with a final norm for a Q-Former: set"
+            " it to blip2_vit_g14, or to the encoder that the Q-Former was trained with"
+        )
+    for field, value, how in (
+        ("model.weights", config.model.weights, '`jaxboost convert --part encoder` made, or to "random": the control'),
+        ("blip2.qformer", config.blip2.qformer, '`jaxboost convert --part qformer` made, or to "random"'),
+        ("blip2.question", config.blip2.question, "`jaxboost convert --question TEXT --answers ANSWERS` made"),
+    ):
+        if not value:
+            yield f"config field {field} is empty: set it to the folder that {how}"
+    if config.train.loss != "auto":
+        yield (
+            f"config field train.loss: {config.train.loss} compares logits with 0, and an LLM's scores have no such"
+            " meaning: set it to auto"
+        )
+
+
 def _zero_shot(config: Config) -> Iterator[str]:
     fields = config.baseline
     if fields.classifier != ZERO_SHOT:
@@ -369,7 +424,12 @@ _RLLM: Table = (
     (("boost",), _controls),
 )
 _CLIP: Table = ((("model", "clip", "train.loss"), _clip),)
+_BLIP2: Table = (
+    (("model", "blip2", "train.loss"), _blip2),
+    (("llama",), _llm("llama")),
+)
 _PNEUMOLLM: Table = (
     (("llama",), _llm("llama")),
     (("model.backbone", "pneumollm.every"), _every),
+    (("model.backbone", "pneumollm", "llama", "train.loss"), _question),
 )

@@ -14,7 +14,7 @@ def _backbones() -> Iterable[str]:
 
 
 def _pneumollm_encoders() -> Iterable[str]:
-    from jaxboost.models.pneumollm import ENCODERS
+    from jaxboost.models.image_llm import ENCODERS
 
     return ENCODERS
 
@@ -23,6 +23,12 @@ def _tokens() -> Iterable[str]:
     from jaxboost.models.pneumollm import TOKENS
 
     return TOKENS
+
+
+def _adapters() -> Iterable[str]:
+    from jaxboost.models.image_llm import ADAPTERS
+
+    return ADAPTERS
 
 
 def _prompt_methods() -> Iterable[str]:
@@ -163,6 +169,8 @@ CLIP_MODEL = {
     **{name: dataclasses.replace(MODEL[name], default=CLIP_INPUT.get(name, MODEL[name].default)) for name in MODEL},
     **{name: ENCODER[name] for name in ("weights", "weights_source", "weights_convert")},
 }
+# So is BLIP-2's, whose tokens are all read.
+BLIP2_MODEL = MODEL | {name: ENCODER[name] for name in ("weights", "weights_source", "weights_convert", "cache_gb")}
 # Fields of PneumoLLM only.
 PNEUMOLLM_MODEL = MODEL | {
     "backbone": Field("", "image encoder: a plain ViT of jaxboost.BACKBONES, or conv14", choices=_pneumollm_encoders)
@@ -274,11 +282,24 @@ PNEUMOLLM = {
         unit="layers",
         range=Range(least=1, most=1000),
     ),
-    "vision_adapters": Field(True, "RepAdapters in the encoder's layers; without them each image is encoded only once"),
-    "llama_adapters": Field(True, "RepAdapters in the LLM's layers"),
+    "vision_adapters": Field(True, "adapters in the encoder's layers; without them each image is encoded only once"),
+    "llama_adapters": Field(True, "adapters in the LLM's layers"),
+    "adapters": Field(
+        "rep",
+        'kind of the adapters: "rep", RepAdapters; "mixture", LaVIN\'s mixture of two, with pneumollm.question',
+        choices=_adapters,
+        before="rep",
+    ),
     "tokens": Field("engine", "diagnosis tokens", choices=_tokens),
     "count": Field(4, "number of diagnosis tokens", range=Range(least=1, most=4096)),
     "emitter": Field(True, "information emitter mask: no token attends to the diagnosis tokens"),
+    "question": Field(
+        "",
+        "question and answers of LaVIN, which has a text branch: a folder made by `jaxboost convert --question`, or"
+        ' "random"; "": PneumoLLM, which has none',
+        resume="given",
+        before="",
+    ),
 }
 LLAMA = {
     "used": Field(
@@ -294,6 +315,33 @@ LLAMA = {
         "stored",
         'precision of the matrices: "stored" (as the block has them), or "int8" (rounded as they are loaded)',
         choices=("stored", "int8"),
+    ),
+}
+
+# BLIP-2's LLM is always there, and causal.
+BLIP2_LLAMA = {name: field for name, field in LLAMA.items() if name not in ("used", "causal")}
+BLIP2 = {
+    "qformer": Field(
+        "",
+        'the Q-Former\'s initial weights: a folder made by `jaxboost convert --part qformer`, or "random": one of the'
+        " published shape that is not pretrained",
+        resume="free",
+    ),
+    "qformer_source": Field(
+        "", "source of that Q-Former for `jaxboost convert`; the error for a missing one names it", resume="free"
+    ),
+    "qformer_convert": Field(
+        False, "convert a missing Q-Former from qformer_source at the start of the run", resume="free"
+    ),
+    "question": Field(
+        "",
+        "the LLM's question, with one answer for each class: a folder made by `jaxboost convert --question`",
+        resume="free",
+    ),
+    "dropout": Field(
+        0.1,
+        "dropout of the Q-Former in training: of its attention weights and of what each of its layers adds",
+        range=Range(least=0, below=1, words="0 to below 1"),
     ),
 }
 

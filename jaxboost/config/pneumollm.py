@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxboost.config import model_fields
 from jaxboost.config.continuing import flat
-from jaxboost.config.table import get_baseline_config, get_clip_config, get_pneumollm_config
+from jaxboost.config.table import get_baseline_config, get_blip2_config, get_clip_config, get_pneumollm_config
 
 CLIP_INPUT: dict[str, object] = {f"model.{name}": value for name, value in model_fields.CLIP_INPUT.items()}
 # Table 6 from top to bottom, Tables 4 and 5, Figure 6, and a control with random layers, which the paper lacks.
@@ -24,6 +24,15 @@ ROWS: dict[str, dict[str, object]] = {
     "cocoop": {"pneumollm.tokens": "cocoop", "pneumollm.emitter": False},
     "engine": {"pneumollm.emitter": False},
     "full": {},
+    # The text branch that PneumoLLM removes (Luo et al. 2023). A score's zero means nothing to the code's loss.
+    "lavin": {
+        "pneumollm.question": "blocks/llama-7b-question",
+        "pneumollm.adapters": "mixture",
+        "pneumollm.tokens": "none",
+        "pneumollm.emitter": False,
+        "llama.causal": True,
+        "train.loss": "auto",
+    },
     # The width is that of `llama.family`, so that nobody has to convert a LLaMA for it.
     "no_llama": {"llama.used": False, "llama.block": ""},
     "random_llama": {"llama.block": "random", "llama.final_norm": "ones"},
@@ -57,7 +66,25 @@ _CLIP: dict[str, object] = {
 _TEXT = "blocks/clip-vit-l14-text"
 # AdamW as for the other rows. The papers take SGD at this rate.
 _PROMPTS: dict[str, object] = {**_CLIP, "clip.text": _TEXT, "optim.lr": 2e-3, "optim.weight_decay": 0.0}
-# The rows of Table 3 that are CLIP without LLaMA, and so another system: its defaults, what the row changes.
+_BLIP2_SOURCE = "Salesforce/blip2-opt-2.7b"
+_BLIP2: dict[str, object] = {
+    "model.backbone": "blip2_vit_g14",
+    "model.weights": "blocks/blip2-vit-g14",
+    "model.weights_source": _BLIP2_SOURCE,
+    # BLIP-2's encoder was trained with CLIP's pixels.
+    "model.mean": model_fields.CLIP_INPUT["mean"],
+    "model.std": model_fields.CLIP_INPUT["std"],
+    "blip2.qformer": "blocks/blip2-qformer",
+    "blip2.qformer_source": _BLIP2_SOURCE,
+    "blip2.question": "blocks/blip2-question",
+    "llama.family": "opt-2.7b",
+    "llama.block": "blocks/blip2-opt-2.7b",
+    "llama.source": _BLIP2_SOURCE,
+    # Of BLIP-2's released fine-tuning, for captions. The paper does not name its own.
+    "optim.lr": 1e-5,
+    "optim.weight_decay": 0.05,
+}
+# The rows of Table 3 that are no PneumoLLM, and so another system: its defaults, what the row changes.
 OTHERS: dict[str, tuple[Callable[[], ConfigDict], dict[str, object]]] = {
     "clip_zero_shot": (
         get_baseline_config,
@@ -69,6 +96,7 @@ OTHERS: dict[str, tuple[Callable[[], ConfigDict], dict[str, object]]] = {
     ),
     "coop_clip": (get_clip_config, {**_PROMPTS, "clip.method": "coop_clip", "clip.context": 16}),
     "cocoop_clip": (get_clip_config, {**_PROMPTS, "clip.method": "cocoop_clip", "clip.context": 4}),
+    "blip2": (get_blip2_config, _BLIP2),
 }
 REFERENCE = {"eval.protocol": "reference", "train.loss": "columns", "train.last_batch": "keep"}
 
@@ -145,8 +173,8 @@ def _of_system(config: ConfigDict, before: ConfigDict, fields: Mapping[str, obje
     """A config of another system with the fields that both have, and then with others."""
     values = flat(before)
     config.update_from_flattened_dict({name: values[name] for name in flat(config) if name in values})
-    if "clip" in config:
-        # The loss of the released code compares logits with 0, and scaled cosines have no such meaning.
+    if "train" in config:
+        # The loss of the released code compares logits with 0, which cosines and an LLM's scores are not.
         config.train.loss = "auto"
     config.update_from_flattened_dict(dict(fields))
     return config

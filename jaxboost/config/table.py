@@ -1,10 +1,10 @@
 """All config fields by their dotted names, and the default configs.
 
 R-LLM's config has the sections data, model, augment, mix, optim, train, eval and boost; PneumoLLM's has pneumollm and
-llama instead of boost, and that of CLIP with learned prompts has clip. The common sections are equal, except that
-`model` has more fields in R-LLM. A baseline's config
-has only data, model, baseline and eval, because nothing in it is trained by gradients; `model` and `eval` have fewer
-fields there.
+llama instead of boost, that of CLIP with learned prompts has clip, and that of BLIP-2 has blip2 and llama. The common
+sections are equal, except that `model` has more fields in R-LLM, and `llama` fewer in BLIP-2. A baseline's config has
+only data, model, baseline and eval, because nothing in it is trained by gradients; `model` and `eval` have fewer fields
+there.
 """
 
 from typing import Any
@@ -16,6 +16,9 @@ from jaxboost.config.fields import Field, Range
 from jaxboost.config.model_fields import (
     BASELINE,
     BASELINE_MODEL,
+    BLIP2,
+    BLIP2_LLAMA,
+    BLIP2_MODEL,
     BOOST,
     CLIP,
     CLIP_MODEL,
@@ -51,16 +54,19 @@ def _named(sections: dict[str, dict[str, Field]]) -> dict[str, Field]:
 RLLM_FIELDS = _table(MODEL | ENCODER, boost=BOOST)
 PNEUMOLLM_FIELDS = _table(PNEUMOLLM_MODEL, pneumollm=PNEUMOLLM, llama=LLAMA)
 CLIP_FIELDS = _table(CLIP_MODEL, clip=CLIP)
+BLIP2_FIELDS = _table(BLIP2_MODEL, blip2=BLIP2, llama=BLIP2_LLAMA)
 BASELINE_FIELDS = _named({"data": DATA, "model": BASELINE_MODEL, "baseline": BASELINE, "eval": BASELINE_EVAL})
-ALL_FIELDS = PNEUMOLLM_FIELDS | CLIP_FIELDS | BASELINE_FIELDS | RLLM_FIELDS
+ALL_FIELDS = BLIP2_FIELDS | PNEUMOLLM_FIELDS | CLIP_FIELDS | BASELINE_FIELDS | RLLM_FIELDS
 
 
 def fields_of(config: ConfigDict) -> dict[str, Field]:
-    """Returns the fields of a config's system, R-LLM, PneumoLLM, CLIP or a baseline, by their dotted names."""
+    """Returns the fields of a config's system, such as R-LLM, PneumoLLM or a baseline, by their dotted names."""
     if "baseline" in config:
         return BASELINE_FIELDS
     if "clip" in config:
         return CLIP_FIELDS
+    if "blip2" in config:
+        return BLIP2_FIELDS
     return PNEUMOLLM_FIELDS if "pneumollm" in config else RLLM_FIELDS
 
 
@@ -77,6 +83,11 @@ def get_pneumollm_config() -> ConfigDict:
 def get_clip_config() -> ConfigDict:
     """Returns the default config of CLIP with learned prompts, which is also locked."""
     return _defaults(CLIP_FIELDS)
+
+
+def get_blip2_config() -> ConfigDict:
+    """Returns the default config of BLIP-2, which is also locked."""
+    return _defaults(BLIP2_FIELDS)
 
 
 def get_baseline_config() -> ConfigDict:

@@ -14,7 +14,7 @@ from jaxboost.errors import UserError, check_choice, nearest
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 _MISSING = (
     "config field {name} is missing: start from jaxboost.config.get_config(), get_pneumollm_config(),"
-    " get_clip_config() or get_baseline_config()"
+    " get_clip_config(), get_blip2_config() or get_baseline_config()"
 )
 _MAX_ENTRIES = 10_000  # of a tuple, such as classes
 # The type of a default -> the types that a value may have, and their name in a message.

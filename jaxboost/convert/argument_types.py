@@ -198,6 +198,29 @@ class TextEncoder:
             raise ValueError(f"the width {self.width} is not a multiple of {self.heads} heads")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QFormer:
+    """The arguments of `models.qformer.QFormer` that depend on the weights."""
+
+    __pydantic_config__ = CLOSED
+
+    queries: Annotated[int, Field(ge=1, le=1 << 12)]
+    width: Width
+    depth: Depth
+    heads: Heads
+    mlp_width: MlpWidth
+    eps: Eps
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"]
+    cross_every: Depth
+    context_width: Width
+    output_width: Width
+
+    def __post_init__(self) -> None:
+        """Checks that the fields fit together."""
+        if self.width % self.heads:
+            raise ValueError(f"the width {self.width} is not a multiple of {self.heads} heads")
+
+
 # Family of encoders -> its arguments.
 ARGUMENTS: dict[str, Any] = {
     "vit": Vit,

@@ -3,7 +3,6 @@
 The text encoder runs here, once, with transformers' tokenizer and model: a run needs neither.
 """
 
-import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 
 import jaxboost
 from jaxboost import io, outputs
-from jaxboost.convert import manifests, part_file, writer
+from jaxboost.convert import manifests, part_file, tokenizers, writer
 from jaxboost.convert.formats.huggingface import FILES, OPEN_CLIP_FILES, Folder, HuggingFaceTensors, LocalFolder
 from jaxboost.convert.manifest_types import ClassText, TextManifest
 from jaxboost.convert.part_file import DTYPES
@@ -20,7 +19,7 @@ from jaxboost.convert.prompts import Prompts, parse, read
 from jaxboost.convert.tables import shapes, text, vit, vit_configs
 from jaxboost.convert.tables.parts import NORM, Part
 from jaxboost.convert.tables.vit import VitSource
-from jaxboost.errors import UserError, missing_extra
+from jaxboost.errors import UserError
 
 
 def convert_text(
@@ -228,34 +227,13 @@ def _opened(source: str) -> tuple[HuggingFaceTensors, Any]:
 
 def _tokenizer(where: str, **options: str) -> Any:
     _, transformers = _import()
-    try:
-        found = transformers.CLIPTokenizer.from_pretrained(where, **options)
-    # transformers says with many types that a file is missing or broken.
-    except Exception as error:
-        raise UserError(
-            f"{where} has no tokenizer that transformers can read ({type(error).__name__}): download vocab.json and"
-            " merges.txt, or tokenizer.json, from the same place as the weights"
-        ) from error
-    # Without files, transformers makes a tokenizer of nothing but the special tokens.
-    if len(found) <= len(found.all_special_ids) + 1:
-        raise UserError(
-            f"{where} has no tokenizer: download vocab.json and merges.txt, or tokenizer.json, from the same place as"
-            " the weights"
-        )
-    return found
+    files = "vocab.json and merges.txt, or tokenizer.json"
+    return tokenizers.load(transformers.CLIPTokenizer, where, files, **options)
 
 
-@functools.cache
 def _import() -> tuple[Any, Any]:
     """The modules torch and transformers. Raises UserError if they are not installed."""
-    try:
-        import torch
-        import transformers
-    except ModuleNotFoundError as error:
-        if error.name not in ("torch", "transformers"):
-            raise
-        raise UserError(f"the text encoder needs transformers and torch: {missing_extra('clip')}") from error
-    return torch, transformers
+    return tokenizers.import_transformers("the text encoder")
 
 
 def _norm_of(vision: VitSource, dtype: str) -> str:

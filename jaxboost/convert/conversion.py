@@ -1,22 +1,28 @@
-"""Converts decoder layers of an LLM's checkpoint into a block, or a whole vision encoder."""
+"""Converts decoder layers of an LLM's checkpoint into a block, a whole vision encoder, or BLIP-2's Q-Former."""
 
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
 import jaxboost
 from jaxboost import io, outputs
-from jaxboost.convert import manifests, writer
-from jaxboost.convert.manifests import EncoderManifest, Manifest
+from jaxboost.convert import manifests, part_file, writer
+from jaxboost.convert.manifests import EncoderManifest, Manifest, QFormerManifest
 from jaxboost.convert.part_file import DTYPES
 from jaxboost.convert.sources import merged, open_source
+from jaxboost.convert.tables import blip2
 from jaxboost.convert.tables.hints import Hints
-from jaxboost.convert.tables.parts import LLAMA
+from jaxboost.convert.tables.parts import LLAMA, QFORMER, VISION
+from jaxboost.convert.tables.qformer import QFormerSource
 from jaxboost.convert.tables.shapes import VIT
 from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
+
+# Kind of source -> the type of its manifest.
+_MANIFESTS = {LLAMA: Manifest, VISION: EncoderManifest, QFORMER: QFormerManifest}
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +37,9 @@ def convert(
     overwrite: bool = False,
     hints: Hints | None = None,
     adapter: str | os.PathLike[str] | None = None,
-) -> Manifest | EncoderManifest:
-    """Converts decoder layers of a checkpoint into a block, or a vision encoder.
+    part: str | None = None,
+) -> Manifest | EncoderManifest | QFormerManifest:
+    """Converts decoder layers of a checkpoint into a block, or a vision encoder, or the Q-Former of a BLIP-2.
 
     Only the needed tensors are read, and only one at a time is in memory, beside those of one layer that hold several
     weights each (Phi-3, GPT-2). No device is needed. For a vision encoder the log names the tensors that are not read,
@@ -41,11 +48,12 @@ def convert(
     Example:
       >>> convert("huggyllama/llama-7b", 31, "blocks/llama-7b")
       >>> convert("google/vit-base-patch16-224-in21k", "all", "blocks/vit-b16")
+      >>> convert("Salesforce/blip2-opt-2.7b", "all", "blocks/blip2-qformer", part="qformer")
 
     Args:
       source: see `sources.open_source`.
       layers: 31, (15, 31), or text as `tables.llama.parse_layers` reads it: "-1" is the last layer; "all" for a vision
-        encoder.
+        encoder and for a Q-Former.
       out: folder of the result; it appears only when it is complete.
       dtype: "float32" (exact for float32, float16 and bfloat16 sources) or "bfloat16".
       final_norm: whether to take the norm after the source's last layer too; a vision encoder always has it.
@@ -53,6 +61,7 @@ def convert(
       hints: what the user states about a vision encoder in timm's names.
       adapter: folder or hub id of a LoRA adapter of this LLM, as peft saves it, that is merged; None: none. See
         `merging`.
+      part: of a BLIP-2, which holds several models: "encoder", "qformer" or "block"; None: the source is another one.
 
     Returns:
       The manifest of the result.
@@ -67,23 +76,34 @@ def convert(
     if os.path.isdir(io.user_path(source)) and outputs.is_inside(out, io.user_path(source)):
         raise UserError(f"--out {out} lies in --source {source}: give a folder elsewhere")
     text = str(layers) if isinstance(layers, str | int) else ",".join(map(str, layers))
-    opened = open_source(source, hints)
+    if part is not None and part not in blip2.PARTS:
+        raise UserError(f"--part {part!r} is not one of {', '.join(blip2.PARTS)}")
+    opened = open_source(source, hints, part)
+    blip2.check_part(part, opened.kind, source)
     if adapter is not None:
         opened = merged(opened, adapter)
     selection = opened.select(text, final_norm=final_norm)
     if dtype != "float32" and any(name.endswith(".variance") for part in selection.parts for name in part.shapes):
         raise UserError(f"--dtype {dtype}: the running statistics of batch norms need float32: leave it out")
+    if dtype != "float32" and opened.kind == QFORMER:
+        raise UserError(f"--dtype {dtype}: a Q-Former is trained, and starts from float32: leave it out")
     for note in selection.notes:
         logger.info("%s", note)
 
-    def manifest_of(sha256: Mapping[str, str]) -> Manifest | EncoderManifest:
-        kind = Manifest if opened.kind == LLAMA else EncoderManifest
-        return kind(
+    norms = {
+        name: {dtype: part_file.fingerprint(read(DTYPES[dtype])) for dtype in DTYPES}
+        for name, read in (opened.norms().items() if isinstance(opened, QFormerSource) else ())
+    }
+
+    def manifest_of(sha256: Mapping[str, str]) -> Manifest | EncoderManifest | QFormerManifest:
+        make: Any = _MANIFESTS[opened.kind]
+        given = {"norms": norms} if opened.kind == QFORMER else {"dtype": dtype}
+        return make(
             source=opened.tensors.source,
             source_format=opened.tensors.source_format,
-            dtype=dtype,
             sha256=sha256,
             jaxboost_version=jaxboost.__version__,
+            **given,
             **selection.constants,
         )
 
@@ -102,11 +122,16 @@ def convert(
     return manifest
 
 
-def summary(manifest: Manifest | EncoderManifest, out: str | os.PathLike[str]) -> str:
+def summary(manifest: Manifest | EncoderManifest | QFormerManifest, out: str | os.PathLike[str]) -> str:
     """A few lines for the user: what was converted, where it is, and how it is used."""
     size = sum(path.stat().st_size for path in io.user_path(out).rglob("*") if path.is_file())
     pixels = []
-    if isinstance(manifest, EncoderManifest):
+    if isinstance(manifest, QFormerManifest):
+        shape = manifest.arguments
+        layers = f"all {shape['depth']} of a Q-Former with {shape['queries']} queries of width {shape['width']}, for an"
+        layers += f" encoder of width {shape['context_width']} and an LLM of width {shape['output_width']}"
+        used = f"--config.blip2.qformer={out}"
+    elif isinstance(manifest, EncoderManifest):
         if manifest.pixel_mean and manifest.pixel_std:
             values = (("mean", manifest.pixel_mean), ("std", manifest.pixel_std))
             flags = " ".join(f"--config.model.{name}={','.join(f'{each:.9g}' for each in of)}" for name, of in values)

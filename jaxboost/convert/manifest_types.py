@@ -11,19 +11,32 @@ from pydantic import AfterValidator, Field, GetPydanticSchema, TypeAdapter, Vali
 from jaxboost.convert import argument_types
 from jaxboost.convert.argument_types import CLOSED, Depth, Layer, Name, Width
 from jaxboost.convert.tables import shapes
-from jaxboost.convert.tables.parts import CLASSES, FINAL_NORM, LLAMA, PROMPTS, TEXT, TEXT_WEIGHTS, VISION
+from jaxboost.convert.tables.parts import (
+    CLASSES,
+    FINAL_NORM,
+    LLAMA,
+    PROMPTS,
+    QFORMER,
+    QUESTION,
+    TEXT,
+    TEXT_WEIGHTS,
+    VISION,
+)
 from jaxboost.models.llama import LlamaConfig
 
 # 1, of earlier versions, had Orbax checkpoints instead of safetensors files.
 FORMAT_VERSION = 2
 # Most classes of a text encoder, and most prompts of a class.
 MAX_CLASSES, MAX_PROMPTS = 10_000, 1000
+# Most tokens of a question, and most characters.
+MAX_TOKENS, MAX_CHARACTERS = 2048, 16_384
 
 _Pixels = Annotated[int, Field(ge=1, le=1 << 14)]
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Digests = Annotated[dict[Annotated[str, Field(max_length=16)], _Digest], Field(max_length=1026)]
 _Channels = Annotated[tuple[Annotated[float, Field(ge=0, le=1e30)], ...], Field(min_length=3, max_length=3)]
 _Dtype = Literal["float32", "bfloat16"]
+_Token = Annotated[int, Field(ge=0, lt=1 << 24)]
 
 
 def _as_config(fields: argument_types.Llama) -> LlamaConfig:
@@ -181,6 +194,93 @@ class TextManifest:
         return tuple(each.name for each in self.classes)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What stands for one class.
+
+    Attributes:
+      text: of the answer.
+      token: number of its first token, whose score is the class's.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    text: Name
+    token: _Token
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuestionManifest:
+    """What a converted question holds.
+
+    Attributes:
+      format_version: version of this format.
+      kind: QUESTION.
+      source: the LLM whose rows these are: the name of a folder or file, or id@commit on the hub.
+      source_format: safetensors, torch, gguf or hub.
+      dtype: float32.
+      question: the text, with `question_text.PLACE` where the image is, if the user named its place.
+      tokens: numbers of the question's tokens, T, with the token that begins a text if the LLM has one.
+      place: number of tokens before the image.
+      answers: one for each class, C, in the order of the labels.
+      width: D, of the LLM.
+      positions: number of its learned positions; 0: it has none.
+      cap: the LLM's soft cap of scores: s becomes cap tanh(s / cap); None: it has none.
+      norm: dtype -> fingerprint of the part "final_norm" of the LLM's block, converted to this dtype: it shows whether
+        a block is of the same checkpoint.
+      sha256: fingerprint of the part "question".
+      jaxboost_version: version that converted.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    format_version: int = FORMAT_VERSION
+    kind: Literal["question"] = QUESTION
+    source: Name
+    source_format: Name
+    dtype: Literal["float32"] = "float32"
+    question: Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
+    tokens: Annotated[tuple[_Token, ...], Field(min_length=1, max_length=MAX_TOKENS)]
+    place: Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+    answers: Annotated[tuple[Answer, ...], Field(min_length=2, max_length=MAX_CLASSES)]
+    width: Width
+    positions: Annotated[int, Field(ge=0, le=1 << 17)] = 0
+    cap: argument_types.Factor | None
+    norm: dict[_Dtype, _Digest]
+    sha256: _Digests
+    jaxboost_version: Name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QFormerManifest:
+    """What a converted Q-Former of BLIP-2 holds.
+
+    Attributes:
+      format_version: version of this format.
+      kind: QFORMER.
+      source: where the weights come from: the name of a folder, or id@commit on the hub.
+      source_format: safetensors, torch or hub.
+      dtype: float32, because the weights are trained.
+      arguments: of `models.qformer.QFormer`, all that depend on the weights.
+      norms: "encoder" and "block" -> dtype -> fingerprint of the final norm of that part of the same checkpoint,
+        converted to this dtype: it shows whether a converted encoder or block is of the same checkpoint.
+      sha256: fingerprint of the only part, "qformer".
+      jaxboost_version: version that converted.
+    """
+
+    __pydantic_config__ = CLOSED
+
+    format_version: int = FORMAT_VERSION
+    kind: Literal["qformer"] = QFORMER
+    source: Name
+    source_format: Name
+    dtype: Literal["float32"] = "float32"
+    arguments: Annotated[Mapping[str, Any], _read_as(Annotated[argument_types.QFormer, AfterValidator(_present)])]
+    norms: dict[Literal["encoder", "block"], dict[_Dtype, _Digest]]
+    sha256: _Digests
+    jaxboost_version: Name
+
+
 def _whole_block(manifest: Manifest) -> Manifest:
     """Raises ValueError if the entries do not fit together."""
     if len(set(manifest.layers)) != len(manifest.layers) or max(manifest.layers) >= manifest.layers_in_source:
@@ -210,9 +310,29 @@ def _whole_text(manifest: TextManifest) -> TextManifest:
     return manifest
 
 
+def _whole_question(manifest: QuestionManifest) -> QuestionManifest:
+    """Raises ValueError if the entries do not fit together."""
+    if manifest.place > len(manifest.tokens):
+        raise ValueError(f"place {manifest.place} is behind the {len(manifest.tokens)} tokens")
+    if len({each.token for each in manifest.answers}) != len(manifest.answers):
+        raise ValueError("two answers have the same first token")
+    if set(manifest.sha256) != {QUESTION}:
+        raise ValueError("sha256 does not name the part that is there")
+    return manifest
+
+
+def _whole_qformer(manifest: QFormerManifest) -> QFormerManifest:
+    """Raises ValueError if the entries do not fit together."""
+    if set(manifest.sha256) != {QFORMER}:
+        raise ValueError("sha256 does not name the part that is there")
+    return manifest
+
+
 # Kind of folder -> the type of its manifest, with all checks.
 CHECKED: dict[str, Any] = {
     LLAMA: Annotated[Manifest, AfterValidator(_whole_block)],
     VISION: Annotated[EncoderManifest, AfterValidator(_whole_encoder)],
     TEXT: Annotated[TextManifest, AfterValidator(_whole_text)],
+    QUESTION: Annotated[QuestionManifest, AfterValidator(_whole_question)],
+    QFORMER: Annotated[QFormerManifest, AfterValidator(_whole_qformer)],
 }

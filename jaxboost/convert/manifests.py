@@ -10,20 +10,30 @@ from typing import Any
 
 from jaxboost import io, schema
 from jaxboost.convert.formats import adapters, kinds
-from jaxboost.convert.manifest_types import CHECKED, FORMAT_VERSION, EncoderManifest, Manifest, TextManifest
-from jaxboost.convert.tables.parts import LLAMA, TEXT, VISION
+from jaxboost.convert.manifest_types import (
+    CHECKED,
+    FORMAT_VERSION,
+    EncoderManifest,
+    Manifest,
+    QFormerManifest,
+    QuestionManifest,
+    TextManifest,
+)
+from jaxboost.convert.tables.parts import LLAMA, QFORMER, QUESTION, TEXT, VISION
 from jaxboost.errors import UserError
 
 MANIFEST = "manifest.json"
 CHECKSUM = "checksum"
 
-AnyManifest = Manifest | EncoderManifest | TextManifest
+AnyManifest = Manifest | EncoderManifest | TextManifest | QuestionManifest | QFormerManifest
 
 # Kind of source -> the name of the converted folder in messages, and what says in commands what is converted.
 _KINDS = {
     LLAMA: ("block", "--layers LAYERS"),
     VISION: ("vision encoder", "--layers all"),
     TEXT: ("text encoder", "--prompts FILE"),
+    QUESTION: ("question", "--question TEXT --answers ANSWERS"),
+    QFORMER: ("Q-Former", "--part qformer"),
 }
 _FIX = "convert again"
 
@@ -55,6 +65,24 @@ def read_text(path: str | os.PathLike) -> TextManifest:
     return _read(path, TEXT)
 
 
+def read_question(path: str | os.PathLike) -> QuestionManifest:
+    """The manifest of the question at `path`.
+
+    Raises:
+      UserError: see `read_block`.
+    """
+    return _read(path, QUESTION)
+
+
+def read_qformer(path: str | os.PathLike) -> QFormerManifest:
+    """The manifest of the Q-Former at `path`.
+
+    Raises:
+      UserError: see `read_block`.
+    """
+    return _read(path, QFORMER)
+
+
 def check(manifest: AnyManifest) -> None:
     """Raises UserError if a manifest, once written, could not be read again."""
     entries = _entries_of(manifest)
@@ -68,7 +96,7 @@ def to_text(manifest: AnyManifest) -> str:
 
 
 def kind_at(path: str | os.PathLike) -> str:
-    """The kind of the folder at `path` for messages: "vision encoder", "text encoder" or, also if unknown, "block"."""
+    """The kind of the folder at `path` for messages, a name in _KINDS; "block" also if it is unknown."""
     try:
         return _KINDS[io.read_json(pathlib.Path(path) / MANIFEST)["kind"]][0]
     except (OSError, ValueError, LookupError, TypeError):
@@ -84,7 +112,7 @@ def _command(source: str, what: str, out: str | os.PathLike, *flags: str) -> str
     return " ".join(["jaxboost convert --source", source, what, "--out", str(out), *flags])
 
 
-def _entries_of(manifest: Manifest | EncoderManifest) -> dict[str, Any]:
+def _entries_of(manifest: AnyManifest) -> dict[str, Any]:
     entries = dataclasses.asdict(manifest)
     if isinstance(manifest, Manifest):
         return entries | {"config": manifest.config.entries()}

@@ -22,6 +22,7 @@ from jaxboost.convert.formats.single_file import FileTensors
 from jaxboost.convert.formats.tensors import Tensors
 from jaxboost.convert.manifests import MANIFEST
 from jaxboost.convert.tables import (
+    blip2,
     llama_configs,
     llama_gguf,
     preprocessing,
@@ -33,18 +34,19 @@ from jaxboost.convert.tables import (
 )
 from jaxboost.convert.tables.hints import Hints
 from jaxboost.convert.tables.llama import LlamaSource
+from jaxboost.convert.tables.qformer import QFormerSource
 from jaxboost.convert.tables.vit import VitSource
 from jaxboost.convert.tables.vit_names import OPEN_CLIP
 from jaxboost.convert.tables.whole import WholeSource
 from jaxboost.errors import UserError
 
-Source = LlamaSource | VitSource | WholeSource
+Source = LlamaSource | VitSource | WholeSource | QFormerSource
 
 _PACKAGE = "package:"
 _FILE_SUFFIXES = (".gguf", ".onnx", ".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".json")
 
 
-def open_source(source: str, hints: Hints | None = None) -> Source:
+def open_source(source: str, hints: Hints | None = None, part: str | None = None) -> Source:
     """Opens a source of weights; tensors are read later, one by one.
 
     Args:
@@ -52,6 +54,7 @@ def open_source(source: str, hints: Hints | None = None) -> Source:
         such a file that an installed Python package carries, a file of weights in timm's or OpenCLIP's names
         (safetensors or PyTorch), or the id of a repository on the Hugging Face hub (owner/name[@revision]).
       hints: what the user states about a vision encoder in timm's or OpenCLIP's names.
+      part: a key of `blip2.PARTS`, which a BLIP-2 needs. Other sources are what they are.
 
     Raises:
       UserError: there is no such source; it is neither an LLM of a known family nor a vision encoder that one of
@@ -60,7 +63,7 @@ def open_source(source: str, hints: Hints | None = None) -> Source:
     hints = hints or Hints()
     hints.check()
     try:
-        found = _opened(source, hints)
+        found = _opened(source, hints, part)
     except OSError as error:
         raise UserError(f"{error.filename or source} cannot be read: {error.strerror or error}") from error
     takes_hints = (*vit_timm.LAYOUTS, OPEN_CLIP)
@@ -86,13 +89,13 @@ def merged(source: Source, adapter: str | os.PathLike[str]) -> LlamaSource:
     return dataclasses.replace(source, tensors=tensors)
 
 
-def _opened(source: str, hints: Hints) -> Source:
+def _opened(source: str, hints: Hints, part: str | None) -> Source:
     if source.startswith(_PACKAGE):
         path = _file_in_package(source.removeprefix(_PACKAGE))
         return _open_file(path, f"{source}/{path.name}", hints)
     path = io.user_path(source)
     if source and os.path.isdir(path):
-        return _open_folder(path, hints)
+        return _open_folder(path, hints, part)
     if source and os.path.exists(path):
         return _open_file(path, path.name, hints)
     if source and os.path.islink(path):
@@ -107,7 +110,7 @@ def _opened(source: str, hints: Hints) -> Source:
             f"{source!r} is neither an existing file or folder, nor a hub repository like owner/name, nor "
             f"{_PACKAGE}NAME: check the source"
         )
-    return _in_hugging_face_layout(HubFolder(source), source, hints)
+    return _in_hugging_face_layout(HubFolder(source), source, hints, part)
 
 
 def _open_file(path: pathlib.Path, source: str, hints: Hints) -> Source:
@@ -147,14 +150,14 @@ def _encoder_in_file(path: pathlib.Path, source: str, hints: Hints, kind: str | 
     return _in_timms_names(tensors, Settings({}, str(path)), str(path), hints)
 
 
-def _open_folder(path: pathlib.Path, hints: Hints) -> Source:
+def _open_folder(path: pathlib.Path, hints: Hints, part: str | None = None) -> Source:
     folder = LocalFolder(path)
     known = not folder.files.isdisjoint(WEIGHT_FILES) or OPEN_CLIP_FILES.config in folder.files
     if not known and not adapters.is_alone(folder.files, WEIGHT_FILES):
         if meta.FIRST_PART in folder.files:
             return llama_configs.of_meta(meta.MetaTensors(path))
         _refuse_folder(path, folder)
-    return _in_hugging_face_layout(folder, str(path), hints)
+    return _in_hugging_face_layout(folder, str(path), hints, part)
 
 
 def _refuse_folder(path: pathlib.Path, folder: LocalFolder) -> None:
@@ -191,7 +194,7 @@ def _refuse_folder(path: pathlib.Path, folder: LocalFolder) -> None:
         )
 
 
-def _in_hugging_face_layout(folder: Folder, where: str, hints: Hints) -> Source:
+def _in_hugging_face_layout(folder: Folder, where: str, hints: Hints, part: str | None) -> Source:
     if adapters.is_alone(folder.files, WEIGHT_FILES):
         text = b""
         if adapters.CONFIG in folder.files:
@@ -203,6 +206,8 @@ def _in_hugging_face_layout(folder: Folder, where: str, hints: Hints) -> Source:
         pixels = preprocessing.of_timm(tensors.settings)
         return dataclasses.replace(vit_open_clip.encoder_of_folder(tensors, hints), pixels=pixels)
     tensors = HuggingFaceTensors(folder)
+    if blip2.is_blip2(tensors.settings):
+        return blip2.part_of(tensors, part)
     if vit_configs.is_encoder(tensors.settings):
         found, pixels = vit_configs.encoder_of(tensors), None
         if tensors.has(preprocessing.FILE):

@@ -18,7 +18,9 @@ from jaxboost.convert.tables.parts import Part
 from jaxboost.errors import UserError
 
 # The names of parts, as written now and as Orbax wrote them in earlier versions.
-_PART = re.compile(r"(layer_\d{5}|final_norm|embedding|norm|pool|encoder|text|classes|prompts)(\.safetensors)?")
+_PART = re.compile(
+    r"(layer_\d{5}|final_norm|embedding|norm|pool|encoder|text|classes|prompts|question|qformer)(\.safetensors)?"
+)
 
 
 class FolderWriter:
@@ -78,9 +80,7 @@ def check_free(out: pathlib.Path, *, overwrite: bool) -> None:
     except PermissionError as error:
         raise UserError(f"{out} exists and cannot be read, permission denied: choose another folder") from error
     if MANIFEST not in entries:
-        raise UserError(
-            f"{out} exists and is not a block, vision encoder or text encoder (no {MANIFEST}): choose another folder"
-        )
+        raise UserError(f"{out} exists and is not a converted folder (no {MANIFEST}): choose another folder")
     kind = kind_at(out)
     if not overwrite:
         raise UserError(f"{out} is a {kind} already: choose another folder, or replace it with --overwrite")

@@ -40,7 +40,7 @@ def maps(tapped: Tapped, images: np.ndarray) -> dict[str, Maps]:
     if tapped.boost is not None:
         has_layers = not tapped.has_trained_layer and tapped.boost.block is not None
     else:
-        has_layers = getattr(tapped.model, "llama", None) is not None and tapped.has_grid
+        has_layers = getattr(tapped.model, "llama", None) is not None and tapped.has_grid and not tapped.has_qformer
     if not has_layers:
         raise no_map(METHOD, tapped, "it has no LLM layers that see tokens of patches")
     graphdef, weights = tapped.run.system.graphdef, tapped.run.weights

@@ -52,6 +52,8 @@ def rows(tapped: Tapped, images: np.ndarray) -> np.ndarray:
 
 def _read(tapped: Tapped, images: np.ndarray, targets: np.ndarray, weights: Weights | None) -> Seen:
     traits = tapped.model.encoder.traits
+    if tapped.has_qformer:
+        raise no_map(METHOD, tapped, "its Q-Former reads all tokens, not a pooled token (Grad-CAM is possible)")
     if traits.gives_tokens and not traits.cls_first:
         raise no_map(METHOD, tapped, "its head reads the mean of all tokens, not a pooled token (Grad-CAM is possible)")
     return tapped.read(images, targets, tuple(TEXTS), path="pooled", weights=weights)

@@ -88,6 +88,11 @@ class Tapped:
         return isinstance(self.boost, TrainedLayer)
 
     @property
+    def has_qformer(self) -> bool:
+        """Whether the model is BLIP-2: a Q-Former reads all tokens of the encoder, and no LLM layer sees a patch."""
+        return hasattr(self.model, "qformer")
+
+    @property
     def has_grid(self) -> bool:
         """Whether the encoder's output has one token for each patch, not CLS tokens of its blocks or of frames."""
         encoder = self.model.encoder

@@ -25,6 +25,8 @@ def check_trained(folder: pathlib.Path, config: ConfigDict, trained: Mapping[str
         schema.parse(argument_types.Llama, block.get("arguments"), where=f"{where} block", fix=fix)
         if block.get("layers") is None:
             raise UserError(f"{folder / workdir.RESULT}: the block has no layers: {fix}")
+    if qformer := trained.get("qformer"):
+        schema.parse(argument_types.QFormer, qformer.get("arguments"), where=f"{where} qformer", fix=fix)
     if encoder := trained.get("encoder"):
         arguments = encoder.get("arguments") or {}
         differing = BACKBONES[config.model.backbone].differing(arguments)

@@ -82,7 +82,7 @@ class Backbone:
 
 
 def _vit(width: int, depth: int, heads: int, patch: int = 16, **published: Any) -> Backbone:
-    arguments = dict(patch=patch, width=width, depth=depth, heads=heads, mlp_width=4 * width, **published)
+    arguments = dict(patch=patch, width=width, depth=depth, heads=heads, mlp_width=4 * width) | published
     return Backbone(encoder=ViT, ndim=2, arguments=arguments, head_eps=published.get("eps", PLAIN["eps"]))
 
 
@@ -173,6 +173,8 @@ BACKBONES = {
     "dinov3_s16": _vit(width=384, depth=12, heads=6, **_DINOV3),
     "dinov3_b16": _vit(width=768, depth=12, heads=12, **_DINOV3),
     "dinov3_l16": _vit(width=1024, depth=24, heads=16, **_DINOV3),
+    # Of EVA (Fang et al. 2023), as BLIP-2 has it (Li et al. 2023, section 3.3): without the last of its 40 blocks.
+    "blip2_vit_g14": _vit(width=1408, depth=39, heads=16, patch=14, mlp_width=6144),
     "siglip_b16": _siglip(width=768, depth=12, heads=12, mlp_width=3072, patch=16),
     "siglip_l16": _siglip(width=1024, depth=24, heads=16, mlp_width=4096, patch=16),
     "siglip_so400m14": _siglip(width=1152, depth=27, heads=16, mlp_width=4304, patch=14),

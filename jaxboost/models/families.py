@@ -184,6 +184,7 @@ _PUBLISHED = {
     "gpt2-xl": (48, _sized(1600, 25, 25, 64, 6400, **_GPT2)),
     "opt-125m": (12, _sized(768, 12, 12, 64, 3072, **_OPT)),
     "opt-1.3b": (24, _sized(2048, 32, 32, 64, 8192, **_OPT)),
+    "opt-2.7b": (32, _sized(2560, 32, 32, 80, 10240, **_OPT)),
     "opt-6.7b": (32, _sized(4096, 32, 32, 128, 16384, **_OPT)),
 }
 DEPTHS = {name: depth for name, (depth, _) in _PUBLISHED.items()}

@@ -29,7 +29,7 @@ METRICS = ("sensitivity", "specificity", "acc", "auc", "avg")
 # fmt: off
 SHARED = (
     "dataset", "task", "classes", "seed", "protocol", "warning", "model", "boost", "width", "parameters", "encoder",
-    "vision", "llama", "block", "text", "versions",
+    "vision", "llama", "block", "text", "question", "qformer", "versions",
 )
 # fmt: on
 

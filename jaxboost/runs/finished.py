@@ -24,6 +24,7 @@ _SYSTEMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "boost": (_TRAINED, ("remat", *_WEIGHTS, "frozen", "drop_path")),
     "pneumollm": (("llama", *_TRAINED), ("remat",)),
     "clip": (_TRAINED, ("remat", *_WEIGHTS)),
+    "blip2": (("llama", *_TRAINED), ("remat", *_WEIGHTS)),
     "baseline": ((), _WEIGHTS),
 }
 T = TypeVar("T")
@@ -83,7 +84,7 @@ def _parsed(content: dict[str, Any], path: pathlib.Path) -> ConfigDict:
     if len(named) != 1:
         raise UserError(
             f"{path} is not the config of a run: it needs either the section boost, or pneumollm and llama, or clip, or"
-            " baseline"
+            " blip2 and llama, or baseline"
         )
     sections, fields = _SYSTEMS[named[0]]
     if lacking := [name for name in sections if name not in config]:
@@ -95,6 +96,8 @@ def _parsed(content: dict[str, Any], path: pathlib.Path) -> ConfigDict:
         section, _, field = name.partition(".")
         if section == "model" and field not in config.model:
             config.model[field] = continuing.ADDED[name]
+    if "pneumollm" in config and (lacking := [name for name in ("used", "causal") if name not in config.llama]):
+        raise UserError(f"{path} is not the config of a run: the section llama lacks {', '.join(lacking)}")
     validation.validate_present(config)
     if config.model.attention == "fused":
         # A prediction may run on another device.

@@ -108,6 +108,8 @@ def make_result(
         vision=parts.get("vision"),
         llama=parts.get("llama"),
         text=parts.get("text"),
+        question=parts.get("question"),
+        qformer=parts.get("qformer"),
         parameters=Parameters(
             trainable=count(system.params),
             frozen=count(system.frozen),

@@ -25,6 +25,8 @@ COSTS = ("seconds", "seconds_by_part", "memory_gb")
 # Other entries `boost` than R-LLM's variants -> the pretrained parts of the system.
 _PARTS = {
     "pneumollm": ("vision", "llama"),
+    "blip2": ("encoder", "qformer", "llama", "question"),
+    "lavin": ("vision", "llama"),
     BASELINE: ("encoder",),
     **dict.fromkeys(prompted_clip.METHODS, ("encoder", "text")),
 }
@@ -66,7 +68,9 @@ class Part:
       weights: "int8" if the matrices are quantized as they are loaded, see `llama.weights`; else None.
       control, control_seed: how the loaded weights were changed, see `systems.controls`; None: they were not.
       loaded_sha256: fingerprint of the weights before that.
-      prompts: of a text encoder, class -> its prompts; in CoOp and CoCoOp the text behind the context.
+      prompts: of a text encoder, class -> its prompts; in CoOp and CoCoOp the text behind the context; of a question,
+        class -> its answer.
+      question: the text of a question.
       sha256: fingerprint of the weights as they were used.
     """
 
@@ -79,6 +83,7 @@ class Part:
     control_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     loaded_sha256: _Digest | None = None
     prompts: dict[_Text, tuple[_Text, ...]] | None = None
+    question: Annotated[str, Field(max_length=20_000)] | None = None
     sha256: _Digest
 
 
@@ -155,13 +160,15 @@ class RunResult:
         examples in each split.
       seed, protocol, config: settings of the run; `config` is the content of config.json.
       warning: a warning about comparing the metrics with others; None: no warning.
-      model, boost: the backbone, and the boost variant, "pneumollm", one of `prompted_clip.METHODS`, or BASELINE; a
-        baseline without an encoder has the name of its features as `model`.
+      model, boost: the backbone, and the boost variant, "pneumollm", "lavin", "blip2", one of `prompted_clip.METHODS`,
+        or BASELINE; a baseline without an encoder has the name of its features as `model`.
       width: see `systems.System`; None also in results of earlier versions.
       parameters: parameter counts of the model.
       encoder, block: the pretrained parts of R-LLM; a baseline and CLIP have only the encoder.
       vision, llama: the pretrained parts of PneumoLLM.
       text: CLIP's text encoder; its entry is there only if it was used.
+      question: the question to an LLM; as `text`.
+      qformer: BLIP-2's Q-Former at the start of its training; as `text`.
       data_sha256, splits_sha256, columns_sha256: fingerprints of a user's own data set, see `datasets.fingerprint`.
       columns: how clinical columns become features, fitted to the training split; None without them.
       versions: of Python, the device and the packages that computed the result.
@@ -192,6 +199,8 @@ class RunResult:
     vision: Part | None = None
     llama: Part | None = None
     text: Part | None = None
+    question: Part | None = None
+    qformer: Part | None = None
     parameters: Parameters
     data_sha256: _Digest | None
     splits_sha256: _Digest | None = None

@@ -116,10 +116,10 @@ class Boost(_Llama):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Llama(_Llama):
-    """The section `llama`."""
+    """The section `llama`; BLIP-2's LLM is always used and causal."""
 
-    used: bool
-    causal: bool
+    used: bool | None = None
+    causal: bool | None = None
     remat: bool
     shard: bool
     weights: _Text
@@ -138,6 +138,8 @@ class PneumoLLM:
     tokens: _Text
     count: int
     emitter: bool
+    adapters: _Text = continuing.ADDED["pneumollm.adapters"]
+    question: _Text = continuing.ADDED["pneumollm.question"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,6 +149,17 @@ class Clip:
     method: _Text
     text: _Text
     context: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Blip2:
+    """The section `blip2`."""
+
+    qformer: _Text
+    qformer_source: _Text
+    qformer_convert: bool
+    question: _Text
+    dropout: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,8 +179,8 @@ class Baseline:
 class SavedConfig:
     """The sections that a prediction reads.
 
-    R-LLM's configs have `boost`, PneumoLLM's `pneumollm` and `llama`, CLIP's `clip`; those of baselines have
-    `baseline`, and neither `augment` nor `train`.
+    R-LLM's configs have `boost`, PneumoLLM's `pneumollm` and `llama`, BLIP-2's `blip2` and `llama`, CLIP's `clip`;
+    those of baselines have `baseline`, and neither `augment` nor `train`.
     """
 
     seed: int
@@ -181,6 +194,7 @@ class SavedConfig:
     pneumollm: PneumoLLM | None = None
     llama: Llama | None = None
     clip: Clip | None = None
+    blip2: Blip2 | None = None
 
 
 def check_config(content: Any) -> dict[str, Any]:

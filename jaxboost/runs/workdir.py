@@ -23,7 +23,10 @@ from jaxboost.training.log import BOARD
 CONFIG, RESULT = "config.json", "result.json"
 PREDICTIONS = "predictions"
 # Config fields that name a folder of frozen weights. It may move after the training; the fingerprint is checked.
-WEIGHT_FOLDERS = ("baseline.text", "clip.text", "model.weights", "boost.block", "pneumollm.vision", "llama.block")
+WEIGHT_FOLDERS = (
+    *("baseline.text", "clip.text", "model.weights", "boost.block", "pneumollm.vision", "llama.block"),
+    *("pneumollm.question", "blip2.question"),
+)
 
 logger = logging.getLogger(__name__)
 

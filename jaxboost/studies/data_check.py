@@ -37,7 +37,8 @@ _LEFT_OUT = (
 # Fields of the systems' own sections that decide which weights are read.
 _WEIGHTS = (
     *("kind", "used", "family", "block", "source", "convert", "layers", "control", "final_norm", "weights"),
-    *("vision", "vision_source", "vision_convert", "text", "context"),
+    *("vision", "vision_source", "vision_convert", "text", "context", "qformer", "qformer_source", "qformer_convert"),
+    "question",
 )
 
 
@@ -113,9 +114,8 @@ def _weights_problem(config: Config, info: DatasetInfo, known: dict[str, str]) -
     # Of baselines only the prompts are checked, which must be for the classes of the data.
     if "baseline" in config and config.baseline.classifier != ZERO_SHOT:
         return []
-    sections = [
-        config[name].to_dict() for name in ("boost", "pneumollm", "llama", "clip", "baseline") if name in config
-    ]
+    systems_own = ("boost", "pneumollm", "llama", "clip", "blip2", "baseline")
+    sections = [config[name].to_dict() for name in systems_own if name in config]
     fields = [config.model.get(name) for name in ("backbone", "weights", "weights_source", "weights_convert")]
     # Most arms have the weights of another arm, and tracing a model takes seconds.
     key = repr([*fields, info.classes, [{name: each.get(name) for name in _WEIGHTS} for each in sections]])

@@ -21,7 +21,10 @@ from jaxboost.systems.weights import RANDOM
 FILE, FORMAT = "study.json", 1
 _NAMED = 5  # most differences that a message names
 
-_WEIGHTS = ("model.weights", "boost.block", "pneumollm.vision", "llama.block", "clip.text", "baseline.text")
+_WEIGHTS = (
+    *("model.weights", "boost.block", "pneumollm.vision", "llama.block", "clip.text", "baseline.text"),
+    *("pneumollm.question", "blip2.question", "blip2.qformer"),
+)
 _TEXTS = ("name", "title", "group", "rung", "note", "tuned", "after")
 _Text = Annotated[str, Field(max_length=10_000)]
 

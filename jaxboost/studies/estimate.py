@@ -25,6 +25,7 @@ _PATIENCE = 30.0  # seconds
 _WEIGHTS = (
     *("seed", "model.weights", "model.weights_source", "model.weights_convert", "boost.block", "boost.source"),
     *("boost.convert", "boost.control", "boost.control_seed", "clip.text", "baseline.text"),
+    *("blip2.qformer", "blip2.qformer_source", "blip2.qformer_convert", "blip2.question"),
 )
 
 
@@ -95,7 +96,9 @@ def _encoder(config: Config) -> str:
     boost = config.get("boost")
     # A model without a layer keeps only the first token.
     every = boost and (has_block(boost.kind) or boost.kind == LAYER or boost.path == "full")
-    return repr((bool(every), "pneumollm" in config, config.model.to_dict(), config.data.train_fraction))
+    return repr(
+        (bool(every), "pneumollm" in config, "blip2" in config, config.model.to_dict(), config.data.train_fraction)
+    )
 
 
 def remaining(runs: Sequence[PlannedRun]) -> tuple[float, int]:
@@ -165,7 +168,7 @@ def _is_encoded_once(config: Config) -> bool:
 
 def _kind(config: Config) -> tuple[object, ...]:
     """Runs of one kind take about as long for an epoch."""
-    sections = {"baseline", "pneumollm", "clip"} & {*config}
+    sections = {"baseline", "pneumollm", "clip", "blip2"} & {*config}
     features = (config.baseline.features, config.baseline.slices) if "baseline" in config else ()
     model = config.get("model", {})
     fields = ("backbone", "image_size", "slices", "slice_axes", "slice_size", "frozen", "last_block", "lora_rank")

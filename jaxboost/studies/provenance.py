@@ -9,7 +9,7 @@ from jaxboost.studies.scored import Scored
 
 Json = dict[str, Any]
 # The roles of pretrained parts in a result, see `systems.weights`.
-_ROLES = ("encoder", "block", "vision", "llama", "text")
+_ROLES = ("encoder", "block", "vision", "llama", "text", "question", "qformer")
 
 
 def provenance(record: Record, arms: Mapping[str, Scored]) -> Json:

@@ -1,8 +1,8 @@
 """A config becomes a model and a plan for its weights.
 
-`prepare` traces the model of a config that `config.validate` has accepted: `rllm`, or `pneumollm`, `clip` or `baseline`
-if the config has a section of that name. `blocks`, `encoders` and `texts` find the converted weights that the model
-starts from; each is a `weights.Pretrained`.
+`prepare` traces the model of a config that `config.validate` has accepted: `rllm`, or `pneumollm`, `clip`, `blip2`
+or `baseline` if the config has a section of that name. `blocks`, `encoders`, `questions` and `text_encoders` find the
+converted weights that the model starts from; each is a `weights.Pretrained`.
 `start.initialise` then makes the weights of the first step.
 """
 
@@ -19,7 +19,7 @@ from jaxboost.config.overrides import with_overrides
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
-from jaxboost.systems import baseline, clip, pneumollm, rllm
+from jaxboost.systems import baseline, blip2, clip, pneumollm, rllm
 from jaxboost.systems.system import FixedTokens, Recorded, System, check_attention
 
 __all__ = [
@@ -129,4 +129,6 @@ def _system(config: Config) -> types.ModuleType:
         return baseline
     if "clip" in config:
         return clip
+    if "blip2" in config:
+        return blip2
     return pneumollm if "pneumollm" in config else rllm

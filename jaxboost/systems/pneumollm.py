@@ -1,4 +1,4 @@
-"""PneumoLLM from a config: the model, and the weights of its encoder and of LLaMA."""
+"""PneumoLLM or LaVIN from a config: the model, and the weights of its encoder, of LLaMA and of LaVIN's question."""
 
 import logging
 import pathlib
@@ -7,12 +7,16 @@ from typing import Any
 from flax import nnx
 
 from jaxboost.config.types import Config
-from jaxboost.convert import encoders
+from jaxboost.convert import encoders, questions
 from jaxboost.data.dataset import DatasetInfo
-from jaxboost.models import pneumollm
-from jaxboost.models.pneumollm import ENCODERS, PneumoLLM, PneumoSpec
+from jaxboost.models import lavin, pneumollm
+from jaxboost.models.image_llm import ENCODERS
+from jaxboost.models.lavin import Lavin, LavinSpec
+from jaxboost.models.pneumollm import PneumoLLM, PneumoSpec
 from jaxboost.systems import blocks
 from jaxboost.systems.encoders import resolve_encoder
+from jaxboost.systems.questions import ROLE as QUESTION
+from jaxboost.systems.questions import find_question
 from jaxboost.systems.system import FixedTokens, Recorded, System, described, model_arguments, trace, with_attention
 from jaxboost.systems.weights import RANDOM, Pretrained, check_same, empty
 
@@ -23,27 +27,24 @@ logger = logging.getLogger(__name__)
 
 
 def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: Recorded | None) -> System:
-    """Prepares PneumoLLM, see `systems.prepare`. Its pretrained parts are all frozen."""
-    backbone = config.model.backbone
+    """Prepares PneumoLLM, or LaVIN, see `systems.prepare`. The pretrained parts are all frozen."""
+    backbone, name = config.model.backbone, "lavin" if config.pneumollm.question else "pneumollm"
     vision, arguments = _resolve_vision(config, with_weights=with_weights)
-    spec, llama = _resolve_llama(config, recorded, with_weights=with_weights)
-    parts = tuple(part for part in (vision, llama) if part is not None)
+    found, llama = _resolve_llama(config, recorded, with_weights=with_weights)
+    spec, question = _resolve_spec(config, info, found, with_weights=with_weights)
+    parts = tuple(part for part in (vision, llama, question) if part is not None)
 
-    def build(rngs: nnx.Rngs) -> PneumoLLM:
-        return pneumollm.build(
-            spec=spec,
-            classes=len(info.classes),
-            columns=info.column_features,
-            encoder_arguments=arguments,
-            rngs=rngs,
-            **model_arguments(config),
-        )
+    def build(rngs: nnx.Rngs) -> PneumoLLM | Lavin:
+        given: dict[str, Any] = dict(encoder_arguments=arguments, rngs=rngs, **model_arguments(config))
+        if isinstance(spec, LavinSpec):
+            return lavin.build(spec=spec, **given)
+        return pneumollm.build(spec=spec, classes=len(info.classes), columns=info.column_features, **given)
 
     return System(
         **trace(with_attention(config, build)),
-        title=f"{backbone} + pneumollm{described(parts)}",
+        title=f"{backbone} + {name}{described(parts)}",
         pretrained=parts,
-        boost="pneumollm",
+        boost=name,
         width=None if spec.depth else spec.llama.width,
     )
 
@@ -63,7 +64,7 @@ def layers(config: Config) -> tuple[int, ...]:
 
 
 def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib.Path) -> None:
-    """Compares the weights of PneumoLLM's encoder and layers, see `systems.check_same_weights`."""
+    """Compares the weights of encoder, layers and question, see `systems.check_same_weights`."""
     llama, vision = config.llama, config.pneumollm.vision
     check_same("encoder", "pneumollm.vision", vision, finished["vision"], encoders.fingerprint_at, folder)
     check_same(
@@ -74,6 +75,8 @@ def check_same_weights(config: Config, finished: dict[str, Any], folder: pathlib
         lambda path: blocks.fingerprint(path, llama),
         folder,
     )
+    question = config.pneumollm.question
+    check_same("question", "pneumollm.question", question, finished[QUESTION], questions.fingerprint_at, folder)
 
 
 def _is_pretrained(backbone: str) -> bool:
@@ -95,22 +98,18 @@ def _resolve_vision(config: Config, *, with_weights: bool) -> tuple[Pretrained |
 
 def _resolve_llama(
     config: Config, recorded: Recorded | None, *, with_weights: bool
-) -> tuple[PneumoSpec, Pretrained | None]:
-    fields, llama = dict(config.pneumollm), config.llama
-    for name in ("vision", "vision_source", "vision_convert"):
-        fields.pop(name)
-    if not _is_pretrained(config.model.backbone):
-        fields["vision_adapters"] = False
+) -> tuple[blocks.Layers, Pretrained | None]:
+    """The LLM's layers, and their part; None if they are not used."""
+    llama = config.llama
     found = blocks.find_layers(
         SECTION, config, used=llama.used, default=blocks.ALL, with_weights=with_weights, recorded=recorded
     )
-    if llama.used and not found.config.rotary:
+    # A converted question has them.
+    if llama.used and not found.config.rotary and config.pneumollm.question in ("", RANDOM):
         logger.info("the learned positions of the LLM are left out: its layers do not know the order of their tokens")
     blocks.check_rope(SECTION, found.config, used=llama.used and found.config.rotary)
-    depth = len(found.numbers) if llama.used else 0
-    spec = PneumoSpec(llama=found.config, depth=depth, causal=llama.causal, remat=llama.remat, **fields)
     if not llama.used:
-        return spec, None
+        return found, None
     part = blocks.pretrained_layers(
         "llama",
         ("llama",),
@@ -120,4 +119,32 @@ def _resolve_llama(
         storage=llama.weights,
         dtype=config.model.dtype,
     )
-    return spec, part
+    return found, part
+
+
+def _resolve_spec(
+    config: Config, info: DatasetInfo, found: blocks.Layers, *, with_weights: bool
+) -> tuple[PneumoSpec | LavinSpec, Pretrained | None]:
+    """The shape of the model, and LaVIN's question."""
+    fields, llama = config.pneumollm, config.llama
+    shared: dict[str, Any] = dict(
+        llama=found.config,
+        depth=len(found.numbers) if llama.used else 0,
+        every=fields.every,
+        adapters=fields.adapters,
+        vision_adapters=fields.vision_adapters and _is_pretrained(config.model.backbone),
+        llama_adapters=fields.llama_adapters,
+        causal=llama.causal,
+        remat=llama.remat,
+    )
+    if not fields.question:
+        return PneumoSpec(tokens=fields.tokens, count=fields.count, emitter=fields.emitter, **shared), None
+    question, part = find_question(
+        "pneumollm.question",
+        fields.question,
+        classes=info.classes,
+        width=found.config.width,
+        block=found.manifest,
+        with_weights=with_weights,
+    )
+    return LavinSpec(question=question, **shared), part

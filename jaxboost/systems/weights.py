@@ -20,8 +20,10 @@ from jaxboost.models.frozen import Tree
 from jaxboost.processes import arrays
 
 RANDOM = "random"
-# The pretrained parts of R-LLM, those of PneumoLLM, and CLIP's text encoder.
-ROLES = ("encoder", "block", "vision", "llama", "text")
+# The pretrained parts of R-LLM, those of PneumoLLM, CLIP's text encoder, an LLM's question, and BLIP-2's Q-Former.
+ROLES = ("encoder", "block", "vision", "llama", "text", "question", "qformer")
+# Kind of weights in messages -> the value of --part of `jaxboost convert`.
+_PARTS = {"encoder": "encoder", "block": "block", "Q-Former": "qformer"}
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +100,7 @@ def find_converted(
     """The folder of converted weights. A missing one is converted first if the config asks for that.
 
     Args:
-      what: the kind of weights, for messages: "block" or "encoder".
+      what: the kind of weights, for messages: "block", "encoder" or "Q-Former".
       folder: path of the folder, as the config has it.
       source: what they are converted from, "" if the config names nothing.
       layers: the value of --layers of `jaxboost convert`.
@@ -119,12 +121,12 @@ def find_converted(
             more = (f" --adapter {adapter}" if adapter else "") + (f" --dtype {dtype}" if dtype != "float32" else "")
             raise UserError(
                 f"no {what} at {path}: make it with `jaxboost convert --source {source or 'SOURCE'}"
-                f" --layers {layers}{more} --out {path}`{instead}"
+                f" {_flags(what, layers)}{more} --out {path}`{instead}"
             )
         text = {"all": "all layers", "-1": "the last layer"}.get(layers, f"layer {layers}")
         logger.info("no %s at %s: converting %s of %s", what, path, text, source)
         try:
-            convert.convert(source, layers, path, dtype=dtype, adapter=adapter or None)
+            convert.convert(source, layers, path, dtype=dtype, adapter=adapter or None, part=_PARTS[what])
         except UserError:
             # Several runs of a sweep may convert it at the same time: all use the result of the first that finishes.
             if not os.path.exists(path):
@@ -139,6 +141,11 @@ def find_converted(
             " processes share, or convert it on each host"
         )
     return path
+
+
+def _flags(what: str, layers: str) -> str:
+    """What says in a command of `jaxboost convert` what is converted."""
+    return f"--part {_PARTS[what]}" if what == "Q-Former" else f"--layers {layers}"
 
 
 def check_same(

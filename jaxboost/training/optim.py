@@ -128,7 +128,7 @@ def decay_mask(params: Tree) -> Tree:
     """True for weights with weight decay: all except biases, norms, positions and learned tokens, by their names."""
 
     def decays(path: tuple[Any, ...], _: jax.Array) -> bool:
-        spared = ("bias", "biases", "scale", "norm", "positions", "cls", "registers", "prompts", "probe")
+        spared = ("bias", "biases", "scale", "norm", "positions", "cls", "registers", "prompts", "probe", "queries")
         return not path[-1].key.endswith(spared)
 
     return jax.tree_util.tree_map_with_path(decays, params)

@@ -77,7 +77,7 @@ def test_a_config_is_locked():
         ("quikstart", "there is no packaged config 'quikstart', did you mean 'quickstart'"),
         ("./quikstart.py", "no such file"),
         ("breastmnist_vits:referense", "unknown argument 'referense': give one of reference, resnet18"),
-        ("pneumollm:x", "unknown row 'x': give one of baseline, .*, cocoop_clip, reference, or several with"),
+        ("pneumollm:x", "unknown row 'x': give one of baseline, .*, blip2, reference, or several with"),
         ("pneumollm:m1+m2", "names two rows"),
         ("pneumollm_quickstart:x", "unknown row 'x': give one of baseline, .*, lidc, reference, or several with"),
         ("pneumollm_quickstart:lidc+lidc", "names lidc twice: give it once"),

@@ -318,7 +318,7 @@ def test_types_and_names():
         "config field optim.lrr is unknown: did you mean 'optim.lr'?",
         "config field seed: True should be a whole number",
         "config field data.folds is missing: start from jaxboost.config.get_config(), get_pneumollm_config(),"
-        " get_clip_config() or get_baseline_config()",
+        " get_clip_config(), get_blip2_config() or get_baseline_config()",
         "config field model.mean: 0.5 should be a tuple",
         "config field train.epochs: '5' should be a whole number",
     ]

@@ -52,7 +52,7 @@ def test_success(source, tmp_path):
         (["--layers", "0", "--source", "word"], "error: 'word' is neither an existing file or folder"),
         (["--layers", "0", "--dtype", "float16"], "error: flag --dtype=float16: value should be one of"),
         (["--layers", "0", "--sauce", "x"], "error: Unknown command line flag 'sauce'"),
-        ([], "error: --layers is missing, or --prompts for CLIP's text encoder: see --help"),
+        ([], "error: --layers is missing, or --prompts for CLIP's text encoder, or --question for an LLM: see --help"),
     ],
 )
 def test_mistakes(flags, message, source, tmp_path):

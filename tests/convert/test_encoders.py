@@ -185,6 +185,7 @@ def test_positions_are_resized_as_torch_does(old, new):
         ("clip_vision_model", transformers.CLIPVisionConfig()),
         ("vit", transformers.ViTConfig()),
         ("dinov2", transformers.Dinov2Config()),
+        ("blip_2_vision_model", transformers.Blip2VisionConfig()),
         ("siglip_vision_model", transformers.SiglipVisionConfig()),
         ("dinov3_vit", transformers.DINOv3ViTConfig()),
     ],
@@ -193,7 +194,7 @@ def test_defaults_are_those_of_transformers(model_type, config):
     sparse = vit_configs.parse_vision(Settings({"model_type": model_type}, "config.json"), model_type)
     whole = vit_configs.parse_vision(Settings(config.to_dict(), "config.json"), model_type)
     assert sparse == whole
-    assert sparse[0]["mlp_width"] == (1536 if model_type == "dinov3_vit" else 3072)
+    assert sparse[0]["mlp_width"] == {"dinov3_vit": 1536, "blip_2_vision_model": 6144}.get(model_type, 3072)
 
 
 def test_the_published_models_are_the_backbones_of_their_names():
@@ -216,6 +217,7 @@ def test_the_published_models_are_the_backbones_of_their_names():
         "dinov2_b14_reg4": ("dinov2_with_registers", dinov2),
         "dinov2_l14": ("dinov2", dinov2 | large),
         "dinov2_l14_reg4": ("dinov2_with_registers", dinov2 | large),
+        "blip2_vit_g14": ("blip_2_vision_model", {}),
         "siglip_b16": ("siglip_vision_model", {}),
         "siglip_l16": ("siglip_vision_model", large_mlp | {"image_size": 384}),
         "siglip_so400m14": ("siglip_vision_model", so400m),  # MedSigLIP too

@@ -337,9 +337,9 @@ def test_overwrite_deletes_nothing_else(written, tmp_path):
     with pytest.raises(UserError, match=r"also holds 'notes\.txt', which is not part of a block"):
         convert(source, "2", out, overwrite=True)
     assert (out / "notes.txt").read_text() == "mine"
-    with pytest.raises(UserError, match="exists and is not a block"):
+    with pytest.raises(UserError, match="exists and is not a converted folder"):
         convert(source, "2", tmp_path / "tiny", overwrite=True)
-    with pytest.raises(UserError, match="exists and is not a block"):
+    with pytest.raises(UserError, match="exists and is not a converted folder"):
         convert(source, "2", tmp_path / "tiny" / "config.json", overwrite=True)
 
 

@@ -29,6 +29,7 @@ _OTHER_BIASES = {"query_bias": False, "key_bias": True, "value_bias": False, "pr
 KINDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "clip": ("CLIPModel", {"vision_config": _SHAPE | _MLP, "text_config": _TEXT, "projection_dim": 8}, "vision_model"),
     "clip_gelu": ("CLIPVisionModel", _SHAPE | _MLP | {"hidden_act": "gelu"}, ""),
+    "blip2": ("Blip2VisionModel", _SHAPE | _MLP, ""),
     "siglip": ("SiglipVisionModel", _SHAPE | _MLP, ""),
     "siglip_pair": ("SiglipModel", {"vision_config": _SHAPE | _MLP, "text_config": _TEXT}, "vision_model"),
     "vit": ("ViTModel", _SHAPE | _MLP, ""),
@@ -63,7 +64,7 @@ def tiny(kind: str, **overrides: Any):
 
     name, settings, _ = KINDS[kind]
     cls = getattr(transformers, name)
-    return _randomised(cls(cls.config_class(**settings | overrides)).eval())
+    return randomised(cls(cls.config_class(**settings | overrides)).eval())
 
 
 def tiny_timm(**overrides: Any):
@@ -71,7 +72,7 @@ def tiny_timm(**overrides: Any):
     from timm.models.vision_transformer import VisionTransformer
 
     settings = {"img_size": IMAGE_SIZE, "patch_size": PATCH, "embed_dim": 192, "depth": DEPTH, "num_heads": 3}
-    return _randomised(VisionTransformer(**settings | {"mlp_ratio": 2, "num_classes": 5} | overrides).eval())
+    return randomised(VisionTransformer(**settings | {"mlp_ratio": 2, "num_classes": 5} | overrides).eval())
 
 
 # Of transformers' configurations: what timm's ViTs have, heads of 64 and eps 1e-6.
@@ -173,7 +174,7 @@ def open_clip_state_of_timm(model) -> dict[str, Any]:
     return state
 
 
-def _randomised(model):
+def randomised(model):
     import torch
 
     generator = torch.Generator().manual_seed(0)

@@ -40,6 +40,8 @@ def randomise(tree: Tree, seed: int) -> dict[str, Any]:
             return 1 + 0.3 * noise
         if name.endswith("bias") or name in ("cls", "spatial_cls", "temporal_cls", "positions", "prompts", "probe"):
             return 0.5 * noise
+        if name in ("modality", "tokens", "answers"):
+            return noise / np.float32(np.sqrt(shape[-1]))
         raise KeyError("/".join(path))
 
     def walk(path: tuple[str, ...], node: Any) -> Any:

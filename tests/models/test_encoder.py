@@ -16,9 +16,9 @@ from flax import nnx
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.classifier import BoostSpec, Classifier, build
 from jaxboost.models.frozen import split
+from jaxboost.models.image_llm import ENCODERS
 from jaxboost.models.layers import Linear
 from jaxboost.models.llama import FAMILIES
-from jaxboost.models.pneumollm import ENCODERS
 from jaxboost.models.transformer import Transformer
 from jaxboost.training import layer_decay
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from flax import nnx
 
-from jaxboost.models import adapters, frozen, pneumollm
+from jaxboost.models import adapters, frozen, image_llm, pneumollm
 from jaxboost.models.adapters import RepAdapter
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.llama import FAMILIES
@@ -108,7 +108,7 @@ def test_dropout_drops_a_tenth_and_keeps_the_mean():
 
 
 def test_layers_do_not_share_a_dropout_key():
-    keys = pneumollm._adaptation(RepAdapter(16, rngs=nnx.Rngs(0)), None, 5, jax.random.key(0)).key
+    keys = image_llm.adaptation(RepAdapter(16, rngs=nnx.Rngs(0)), None, 5, jax.random.key(0)).key
     assert len(np.unique(jax.random.key_data(keys), axis=0)) == 5
 
 

@@ -154,7 +154,7 @@ def state_of(tree: Tree) -> State:
     for name, part in tree.items():
         if name in ("vision_adapters", "llama_adapters"):
             for i, layer in enumerate(layers_of(part)):
-                state |= _adapter_state(layer, f"{name}.{i}.")
+                state |= adapter_state(layer, f"{name}.{i}.")
         elif name == "llama":
             state |= {f"llama.{key}": value for key, value in huggingface_llama_state(part).items()}
         elif name == "encoder":
@@ -175,7 +175,8 @@ def _encoder_state(tree: Tree) -> State:
     return state
 
 
-def _adapter_state(tree: Mapping[str, Any], prefix: str) -> State:
+def adapter_state(tree: Mapping[str, Any], prefix: str) -> State:
+    """State of a `RepAdapter` from the tree of ours."""
     up = np.asarray(tree["up"])  # (groups, hidden / groups, width / groups)
     return {
         f"{prefix}down.weight": tensor(np.asarray(tree["down"]).T[..., None]),

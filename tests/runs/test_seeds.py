@@ -13,7 +13,7 @@ from jaxboost.errors import UserError
 from jaxboost.evaluation import evaluate
 from jaxboost.io import read_json
 from jaxboost.models.backbones import BACKBONES, Backbone
-from jaxboost.models.pneumollm import ENCODERS
+from jaxboost.models.image_llm import ENCODERS
 from jaxboost.models.vit import ViT
 from jaxboost.models.vit3d import ViT3D
 from jaxboost.runs import seeds, train, workdir

@@ -1,7 +1,7 @@
 """GGUF files (llama.cpp), quantized or not."""
 
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ class GgufTensors:
     """The tensors of one GGUF file; see `tensors.Tensors`.
 
     Attributes:
+      path: the file.
       architecture: the file's name of its kind of model, such as "llama".
       settings: the metadata under `general.`, `split.` and the architecture's name.
     """
@@ -35,8 +36,7 @@ class GgufTensors:
         Raises:
           UserError: the file is truncated, damaged, or one part of several.
         """
-        self.source = source
-        self._path = path
+        self.source, self.path = source, path
         contents = _opened(path)
         self._tensors = {tensor.name: tensor for tensor in contents.tensors}
         try:
@@ -75,12 +75,20 @@ class GgufTensors:
 
         tensor = self._tensors[name]
         # Not from the reader's map, which would keep everything that was read in memory.
-        raw = np.fromfile(self._path, np.uint8, count=tensor.n_bytes, offset=tensor.data_offset)
+        raw = np.fromfile(self.path, np.uint8, count=tensor.n_bytes, offset=tensor.data_offset)
         data = raw.view(tensor.data.dtype).reshape(tensor.data.shape)
         # The unquantized kinds are cast later, while they are transposed.
         if tensor.tensor_type in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
             return data
         return dequantize(data, tensor.tensor_type)
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> np.ndarray:
+        """Some rows of tensor `name` as float32, in this order; nothing else of it is read."""
+        from gguf.quants import dequantize
+
+        tensor = self._tensors[name]
+        # A quantized row is a whole number of blocks.
+        return np.array(dequantize(np.stack([tensor.data[row] for row in rows]), tensor.tensor_type), np.float32)
 
 
 def _value(field: "ReaderField") -> Any:

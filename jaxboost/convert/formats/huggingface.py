@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import reprlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -144,6 +144,11 @@ class HuggingFaceTensors:
         return self._folder.source_format or ("torch" if is_torch else "safetensors")
 
     @property
+    def local_path(self) -> pathlib.Path | None:
+        """The folder, None if it is not on this machine."""
+        return self._folder.local_path
+
+    @property
     def names(self) -> Collection[str]:
         """All tensor names."""
         return self._file_of.keys()
@@ -165,6 +170,10 @@ class HuggingFaceTensors:
         if (size := self._folder.size(name)) > MAX_BYTES:
             raise UserError(f"{self._folder.where(name)} has more than {MAX_BYTES >> 20} MiB: download it again")
         return Settings.parse(self._folder.read_range(name, 0, size).tobytes(), self._folder.where(name))
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> np.ndarray:
+        """Some rows of tensor `name`, in this order; nothing else of it is read."""
+        return self._file(name).read_rows(name, rows)
 
     @functools.cached_property
     def _weights(self) -> str:

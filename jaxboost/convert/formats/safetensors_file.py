@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -74,6 +74,14 @@ class SafetensorsFile:
         dtype, shape, start, stop = self._entries[name]
         raw = self._read_range(self._data_start + start, self._data_start + stop)
         return raw.view(_DTYPES[dtype]).reshape(shape)
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> np.ndarray:
+        """Some rows of tensor `name`, in this order; nothing else of it is read."""
+        dtype, shape, start, _ = self._entries[name]
+        size = math.prod(shape[1:]) * np.dtype(_DTYPES[dtype]).itemsize
+        starts = [self._data_start + start + row * size for row in rows]
+        raw = np.concatenate([self._read_range(first, first + size) for first in starts])
+        return raw.view(_DTYPES[dtype]).reshape(len(rows), *shape[1:])
 
 
 def _entry(entry: Any) -> tuple[str, tuple[int, ...], int, int]:

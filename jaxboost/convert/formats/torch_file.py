@@ -68,6 +68,10 @@ class TorchFile:
         # Mapped again for each tensor: a lasting map would keep everything that was read in memory.
         return _to_numpy((self._held or _mapped(self._path, self._unknown)[0])[name])
 
+    def read_rows(self, name: str, rows: Sequence[int]) -> np.ndarray:
+        """Some rows of tensor `name`, in this order; nothing else of it is read."""
+        return _to_numpy(_mapped(self._path, self._unknown)[0][name][list(rows)])
+
 
 class _Unread:
     """Replaces an object of an unknown class; accepts any arguments and state."""

@@ -13,6 +13,9 @@ class Layout:
       weights: our name of a weight -> the rest of the tensor's name. Several weights with one name are in one tensor,
         one after the other along its outputs, in this order.
       final_norm: name of the norm after the last layer.
+      embedding: name of the token embeddings, one row for each token of the vocabulary.
+      positions: name of the learned positions, one row for each; "" without them.
+      first_position: row of the first position: OPT has two rows before it.
       interleaved: whether the rotary embedding pairs rows (0, 1), (2, 3) ... of q and k (Meta, GGUF) instead of
         (0, K/2), (1, K/2 + 1) ... (Hugging Face and ours).
       buffers: endings of constants that are recomputed, not weights.
@@ -23,6 +26,9 @@ class Layout:
     prefix: str
     weights: Mapping[str, str]
     final_norm: str
+    embedding: str = "embed_tokens.weight"
+    positions: str = ""
+    first_position: int = 0
     interleaved: bool
     buffers: tuple[str, ...] = ()
     in_out: bool = False
@@ -46,7 +52,8 @@ class Layout:
 
     def below(self, base: str) -> "Layout":
         """The same layout where all names begin with `base`."""
-        return dataclasses.replace(self, prefix=base + self.prefix, final_norm=base + self.final_norm)
+        names = {name: getattr(self, name) for name in ("prefix", "final_norm", "embedding", "positions")}
+        return dataclasses.replace(self, **{name: base + given for name, given in names.items() if given})
 
     def with_biases(self, of: Collection[str]) -> "Layout":
         """The same layout where each weight in `of` has a bias too."""
@@ -107,6 +114,8 @@ GPT2 = Layout(
         "down": "mlp.c_proj.weight",
     },
     final_norm="ln_f.weight",
+    embedding="wte.weight",
+    positions="wpe.weight",
     interleaved=False,
     buffers=(".attn.bias", ".attn.masked_bias"),
     in_out=True,
@@ -124,6 +133,8 @@ OPT = Layout(
         "down": "fc2.weight",
     },
     final_norm="final_layer_norm.weight",
+    positions="embed_positions.weight",
+    first_position=2,
     interleaved=False,
 )
 
@@ -141,6 +152,7 @@ META = Layout(
         "down": "feed_forward.w2.weight",
     },
     final_norm="norm.weight",
+    embedding="tok_embeddings.weight",
     interleaved=True,
     buffers=("rope.freqs",),
 )
@@ -159,6 +171,7 @@ GGUF = Layout(
         "down": "ffn_down.weight",
     },
     final_norm="output_norm.weight",
+    embedding="token_embd.weight",
     interleaved=True,
 )
 # llama.cpp reorders queries and keys of LLaMA alone.

@@ -41,6 +41,9 @@ class Family:
         them have it.
       mlp_ratio: width of the MLP in widths of the stream, if config.json does not give it; None: it must.
       rope_bases: the default base of each kind of layers, if they rotate differently: `rope.FULL`, `rope.SLIDING`.
+      tied: whether the output head is the matrix of the embeddings, if config.json does not say it.
+      scaled_embeddings: whether the LLM multiplies its embeddings by the square root of the width.
+      score_cap: default cap of the scores of the next token, see `vocabulary.Vocabulary`.
     """
 
     title: str
@@ -54,6 +57,9 @@ class Family:
     period: int = 0
     mlp_ratio: int | None = None
     rope_bases: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    tied: bool = False
+    scaled_embeddings: bool = False
+    score_cap: float | None = None
 
     def key(self, name: str) -> str:
         """The family's key for a key of LLaMA's."""
@@ -221,6 +227,8 @@ _GEMMA2 = dict(
     defaults={**_GEMMA, **_WINDOWED, "num_attention_heads": 8, "num_key_value_heads": 4},
     keys={"hidden_act": "hidden_activation"},
     activations=_TANH,
+    tied=True,
+    scaled_embeddings=True,
 )
 FAMILIES = {
     "llama": Family(title="LLaMA", architecture=_llama),
@@ -244,8 +252,12 @@ FAMILIES = {
         defaults={**_GEMMA, "num_attention_heads": 16, "num_key_value_heads": 16},
         # The first files say "gelu", but mean the approximation by tanh.
         activations={**_TANH, "gelu": "gelu_tanh"},
+        tied=True,
+        scaled_embeddings=True,
     ),
-    "gemma2": Family(title="Gemma 2", layout=llama_names.GEMMA2, architecture=_gemma2, period=2, **_GEMMA2),
+    "gemma2": Family(
+        title="Gemma 2", layout=llama_names.GEMMA2, architecture=_gemma2, period=2, score_cap=30.0, **_GEMMA2
+    ),
     "gemma3_text": Family(
         title="Gemma 3",
         layout=llama_names.GEMMA3,
@@ -270,6 +282,7 @@ FAMILIES = {
         defaults={"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5},
         activations=_ANY,
         bases=("transformer.", ""),
+        tied=True,
         mlp_ratio=4,
     ),
     "opt": Family(
@@ -280,11 +293,12 @@ FAMILIES = {
         keys={"intermediate_size": "ffn_dim", "hidden_act": "activation_function"},
         defaults={"activation_function": "relu", "rms_norm_eps": 1e-5},
         activations=_ANY,
-        bases=("model.decoder.", "decoder.", ""),
+        bases=("model.decoder.", "decoder.", "", "language_model.model.decoder."),
+        tied=True,
     ),
 }
 # A model with a vision encoder, whose language model has its own section.
-_OF_TWO = {"gemma3": ("text_config", "gemma3_text")}
+_OF_TWO = {"gemma3": ("text_config", "gemma3_text"), "blip-2": ("text_config", "opt")}
 MODEL_TYPES = (*FAMILIES, *_OF_TWO)
 
 

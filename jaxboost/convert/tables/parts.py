@@ -16,8 +16,9 @@ from jaxboost.errors import UserError
 
 # Kinds of converted folders. The parts of the first are decoder layers and their final norm. Those of the second are a
 # ViT's embedding, blocks, final norm and, if it has one, pooling, or another encoder as a whole and the norm after it,
-# if there is one. Those of the third are CLIP's text encoder and what it made of class prompts.
-LLAMA, VISION, TEXT = "llama", "vision", "text"
+# if there is one. Those of the third are CLIP's text encoder and what it made of class prompts. The fourth is a single
+# part: what an LLM has of the tokens of a question and its answers. The fifth is BLIP-2's Q-Former, as a whole.
+LLAMA, VISION, TEXT, QUESTION, QFORMER = "llama", "vision", "text", "question", "qformer"
 # Keys of parts, in addition to the numbers of layers.
 FINAL_NORM, EMBEDDING, NORM, POOL, WHOLE = "final_norm", "embedding", "norm", "pool", "encoder"
 TEXT_WEIGHTS, CLASSES, PROMPTS = "text", "classes", "prompts"
@@ -31,7 +32,8 @@ class Part:
     """One file of a converted folder, not read yet.
 
     Attributes:
-      key: a layer's number, or FINAL_NORM, EMBEDDING, NORM, POOL, WHOLE, TEXT_WEIGHTS, CLASSES or PROMPTS.
+      key: a layer's number, or FINAL_NORM, EMBEDDING, NORM, POOL, WHOLE, TEXT_WEIGHTS, CLASSES, PROMPTS,
+        QUESTION or QFORMER.
       shapes: of its arrays, by our names.
       read: (name, dtype) -> an array in the precision in which it is stored.
     """
@@ -101,14 +103,12 @@ def check_tensors(
         )
 
 
-def check_whole(source: str, layers: str, *, final_norm: bool) -> None:
-    """Raises UserError if only a part of a vision encoder is asked for."""
+def check_whole(source: str, layers: str, *, final_norm: bool, what: str = "vision encoder") -> None:
+    """Raises UserError if only a part of a vision encoder, or of `what` else, is asked for."""
     if layers.strip() != "all":
-        raise UserError(
-            f"--layers {layers!r}: {source} is a vision encoder, which is converted whole: pass --layers all"
-        )
+        raise UserError(f"--layers {layers!r}: {source} is a {what}, which is converted whole: pass --layers all")
     if not final_norm:
-        raise UserError("a vision encoder is converted with its final norm: leave --nofinal_norm out")
+        raise UserError(f"a {what} is converted with its final norm: leave --nofinal_norm out")
 
 
 def left_out(names: Iterable[str], read: Iterable[str]) -> list[str]:

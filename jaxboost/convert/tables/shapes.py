@@ -24,6 +24,7 @@ from jaxboost.models.families import LAYER_NORM
 from jaxboost.models.layers import layer_norm
 from jaxboost.models.llama import LlamaConfig, LlamaLayer
 from jaxboost.models.pooled_vit import PooledViT
+from jaxboost.models.qformer import QFormer
 from jaxboost.models.text import TextEncoder
 from jaxboost.models.vit import ViT
 
@@ -146,6 +147,12 @@ def class_parts(arguments: Mapping[str, Any], *, classes: int, tokens: int, visi
     return {CLASSES: names, PROMPTS: {"embeddings": (classes, embedding_width)}}
 
 
+def question_part(*, tokens: int, answers: int, width: int, positions: int = 0) -> Shapes:
+    """Shapes of the weights of a `models.question.Question` with T tokens, C answers and P learned positions."""
+    found = {"tokens": (tokens, width), "answers": (answers, width), "bias": (answers,)}
+    return found | ({"positions": (positions, width)} if positions else {})
+
+
 def text_folder(manifest: Any) -> dict[str, Shapes]:
     """Key of each part of a converted text encoder -> shapes of its arrays; `manifest`: a `TextManifest`."""
     of_classes = class_parts(
@@ -155,6 +162,11 @@ def text_folder(manifest: Any) -> dict[str, Shapes]:
         vision_width=manifest.vision_width,
     )
     return of_classes | text_parts(manifest.arguments)
+
+
+def qformer(arguments: Mapping[str, Any]) -> Shapes:
+    """Shapes of the weights of a `models.qformer.QFormer`; `arguments`: see its manifest."""
+    return _shapes(lambda: QFormer(**arguments, dtype=jnp.float32, rngs=nnx.Rngs(0)))
 
 
 @functools.lru_cache(maxsize=8)

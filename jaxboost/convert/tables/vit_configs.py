@@ -12,7 +12,7 @@ from jaxboost.convert.tables.vit_names import LAYOUTS, MODEL_TYPES, OF_TWO, QKV,
 from jaxboost.errors import UserError
 
 # Hugging Face's name of an activation -> ours.
-_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
+ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 _WITH_REGISTERS, _DINOV3 = "dinov2_with_registers", "dinov3_vit"
 # Of transformers; its attention pool has no part in its result.
 _MEAN_OF_PATCHES = "SiglipForImageClassification"
@@ -53,6 +53,12 @@ FAMILIES = {
         defaults=_BASE
         | {"intermediate_size": 3072, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
         fixed={"patch_bias": False, "pre_norm": True, "layer_scale": False},
+    ),
+    "blip_2_vision_model": Family(
+        defaults=_BASE
+        | {"hidden_size": 1408, "num_hidden_layers": 39, "num_attention_heads": 16, "intermediate_size": 6144}
+        | {"patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6},
+        fixed={"patch_bias": True, "pre_norm": False, "layer_scale": False},
     ),
     "siglip_vision_model": Family(
         defaults=_BASE
@@ -149,9 +155,9 @@ def parse_vision(settings: Settings, model_type: str) -> tuple[dict[str, Any], i
             "SigLIP checkpoint with its head, such as google/siglip-base-patch16-224"
         )
     activation = settings.get("hidden_act")
-    if activation not in tuple(_ACTIVATIONS):
+    if activation not in tuple(ACTIVATIONS):
         raise UserError(
-            f"{where}: the activation is {reprlib.repr(activation)}, the ViT's is one of {', '.join(_ACTIVATIONS)}: "
+            f"{where}: the activation is {reprlib.repr(activation)}, the ViT's is one of {', '.join(ACTIVATIONS)}: "
             "choose another checkpoint"
         )
     if settings.integer("num_channels") != 3:
@@ -174,7 +180,7 @@ def parse_vision(settings: Settings, model_type: str) -> tuple[dict[str, Any], i
         "heads": heads,
         "mlp_width": mlp_width,
         "eps": settings.number("layer_norm_eps"),
-        "activation": _ACTIVATIONS[activation],
+        "activation": ACTIVATIONS[activation],
     }
     if "num_register_tokens" in family.defaults:
         registers = settings.count("num_register_tokens", 0, limit=1024)

@@ -71,6 +71,20 @@ CLIP = VitLayout(
     ignored=("embeddings.position_ids",),
 )
 
+# The vision encoder of BLIP-2. The keys' part of the bias is zero.
+BLIP2 = VitLayout(
+    embedding={
+        KERNEL: "embeddings.patch_embedding.weight",
+        "embedding.bias": "embeddings.patch_embedding.bias",
+        "cls": "embeddings.class_embedding",
+        POSITIONS: "embeddings.position_embedding",
+    },
+    block=CLIP.block,
+    weights=CLIP.weights | _linear(QKV, "self_attn.qkv") | _linear("attention.out", "self_attn.projection"),
+    norm=CLIP.norm,
+    ignored=(),
+)
+
 SIGLIP = VitLayout(
     embedding={
         KERNEL: "embeddings.patch_embedding.weight",
@@ -223,6 +237,7 @@ TIMM_OF_DINOV2 = dataclasses.replace(TIMM, embedding=TIMM.embedding | {REGISTERS
 # model_type -> its naming schemes.
 LAYOUTS = {
     "clip_vision_model": (CLIP,),
+    "blip_2_vision_model": (BLIP2,),
     "siglip_vision_model": (SIGLIP,),
     "vit": (VIT, VIT_RENAMED),
     "vit_mae": (VIT, VIT_RENAMED),
@@ -231,5 +246,5 @@ LAYOUTS = {
     "dinov3_vit": (DINOV3, DINOV3_RENAMED),
 }
 # model_type of a checkpoint with a text encoder and a vision encoder -> that of the second.
-OF_TWO = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+OF_TWO = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "blip-2": "blip_2_vision_model"}
 MODEL_TYPES = (*OF_TWO, *LAYOUTS)

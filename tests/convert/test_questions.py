@@ -1,0 +1,173 @@
+"""Questions: the rows of an LLM that are stored, against its own next-token scores, and what is refused in one line."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from jaxboost.convert import convert, question_text, questions, store
+from jaxboost.errors import UserError
+from jaxboost.models.frozen import freeze, merge, split
+from jaxboost.models.llama import LlamaBlock
+from jaxboost.models.question import Question, QuestionSpec
+from tests.convert.changed_manifests import rewrite
+from tests.convert.tokens import WORDS, add_tokenizer
+from tests.models.parity import assert_close
+from tests.reference import llm_models
+from tests.scripts import run_inside
+
+QUESTION, ANSWERS = "image : <image> is it ill ? answer :", "no,yes"
+# phi3: an output head of its own; gemma2: tied, scaled embeddings and capped scores; gpt2: learned positions.
+FAMILIES = {"phi3": {}, "gemma2": {"final_logit_softcapping": 0.7}, "gpt2": {}}
+
+
+def make(folder, family):
+    changes = {"n_layer": 2} if family == "gpt2" else {"num_hidden_layers": 2}
+    if "layer_types" in llm_models.FAMILIES[family]:
+        changes["layer_types"] = ["sliding_attention", "full_attention"]
+    model = llm_models.tiny(family, **changes, **FAMILIES[family])
+    source = llm_models.save(model, folder / family)
+    add_tokenizer(source)
+    return model, source
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("questions")
+    _, source = make(folder, "phi3")
+    question_text.convert_question(source, QUESTION, ANSWERS, folder / "question")
+    return folder
+
+
+@pytest.fixture
+def source(folder, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(folder / "phi3", tmp_path / "source")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_are_those_of_the_whole_model(family, tmp_path):
+    model, source = make(tmp_path, family)
+    manifest = question_text.convert_question(source, QUESTION, ANSWERS, tmp_path / "question")
+    convert(source, "all", tmp_path / "block")
+    assert [WORDS[token] for token in manifest.tokens] == ["<s>", "image", ":", "is", "it", "ill", "?", "answer", ":"]
+    assert (manifest.place, [WORDS[each.token] for each in manifest.answers]) == (3, ["no", "yes"])
+    with torch.no_grad():
+        expected = model(torch.tensor([manifest.tokens])).logits[:, -1, [each.token for each in manifest.answers]]
+
+    block = store.load_block(tmp_path / "block", None, final_norm=True)
+    questions.check_block(tmp_path, manifest, block.manifest, block.config.width)
+    spec = QuestionSpec(
+        tokens=len(manifest.tokens), place=manifest.place, answers=2, cap=manifest.cap, positions=manifest.positions
+    )
+
+    def built(module, weights):
+        graphdef, _, frozen, _ = split(nnx.eval_shape(lambda: freeze(module(nnx.Rngs(0)))))
+        assert jax.tree.map(jnp.shape, frozen) == jax.tree.map(jnp.shape, weights)
+        return merge(graphdef, {}, jax.tree.map(jnp.asarray, weights))
+
+    question = built(lambda rngs: Question(spec, manifest.width, rngs=rngs), questions.load(tmp_path / "question"))
+    llm = built(lambda rngs: LlamaBlock(block.config, depth=2, dtype=jnp.float32, rngs=rngs), block.tree())
+    with jax.disable_jit():
+        x = question.around(jnp.zeros((1, 0, manifest.width)))
+        y = llm(x, rope=block.config.rotary, causal=True)
+        assert_close(question.scores(y[:, -1]), expected)
+
+
+def test_image_is_at_its_place():
+    question = Question(QuestionSpec(tokens=3, place=2, answers=2), 4, rngs=nnx.Rngs(0))
+    image = jnp.full((2, 5, 4), 7.0)
+    x = np.asarray(question.around(image))
+    np.testing.assert_array_equal(x[:, 2:7], image)
+    np.testing.assert_array_equal(x[1, [0, 1, 7]], question.tokens[...])
+
+
+def test_gguf_has_the_same_rows(folder, tmp_path, monkeypatch):
+    model = llm_models.tiny("phi3", num_hidden_layers=2)
+    source = llm_models.write_gguf(model, tmp_path / "model.gguf")
+    # The tokenizer of such a file is read by transformers, as in the quick start's package.
+    monkeypatch.setattr(question_text.tokenizers, "load", lambda kind, *_, **__: kind.from_pretrained(folder / "phi3"))
+    of_gguf = question_text.convert_question(source, QUESTION, ANSWERS, tmp_path / "question")
+    expected = questions.read_manifest(folder / "question")
+    assert (of_gguf.sha256, of_gguf.norm, of_gguf.tokens) == (expected.sha256, expected.norm, expected.tokens)
+
+
+def test_command_and_text_file(folder, tmp_path):
+    (tmp_path / "question.txt").write_text(QUESTION + "\n")
+    arguments = ("--source", folder / "phi3", "--out", tmp_path / "out")
+    done = run_inside("convert_weights.py", *arguments, "--question", tmp_path / "question.txt", "--answers", "no, yes")
+    assert done.returncode == 0, done.stderr
+    assert questions.fingerprint_at(tmp_path / "out") == questions.fingerprint_at(folder / "question")
+    assert "9 tokens, the image after the first 3" in done.stdout
+    for flags, words in (
+        (("--question", QUESTION), "--answers is missing"),
+        (("--question", QUESTION, "--answers", ANSWERS, "--layers", "all"), "--layers is not for a question"),
+    ):
+        refused_ = run_inside("convert_weights.py", *arguments, *flags)
+        assert (refused_.returncode, words in refused_.stderr) == (2, True), refused_.stderr
+
+
+def refused(source, message, tmp_path, question=QUESTION, answers=ANSWERS):
+    with pytest.raises(UserError, match=message) as caught:
+        question_text.convert_question(str(source), question, answers, tmp_path / "out" / "question")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("question", "answers", "message"),
+    [
+        (QUESTION, "yes, yes", "'yes' and 'yes' begin with the same token 'yes'"),
+        (QUESTION, "yes so,yes", "'yes so' and 'yes' begin with the same token 'yes'"),
+        (QUESTION, "yes", "--answers 'yes': give an answer for each class"),
+        (QUESTION, "no,,yes", "give an answer for each class"),
+        (QUESTION, "no,perhaps", "does not know all words of"),
+        (" <image> ", ANSWERS, "the text is empty"),
+        (f"<image> {QUESTION}", ANSWERS, "2 times <image>"),
+        ("nowhere.txt", ANSWERS, "there is no file .*nowhere.txt"),
+    ],
+)
+def test_mistakes(question, answers, message, folder, tmp_path):
+    refused(folder / "phi3", message, tmp_path, question, answers)
+
+
+def test_damaged_sources(source, tmp_path):
+    for path in source.glob("tokenizer*"):
+        path.rename(path.with_suffix(".away"))
+    refused(source, r"has no tokenizer.*: download tokenizer\.json", tmp_path)
+    add_tokenizer(source)
+    weights = load_file(source / "model.safetensors")
+    save_file(
+        {name: array for name, array in weights.items() if name != "lm_head.weight"}, source / "model.safetensors"
+    )
+    refused(source, r"has no output head \(lm_head\.weight\).*CausalLM", tmp_path)
+    save_file(weights | {"model.embed_tokens.weight": weights["lm_head.weight"][:9]}, source / "model.safetensors")
+    refused(source, "the tokenizer has 16 tokens, and the LLM embeddings of 9|shape", tmp_path)
+
+
+def test_question_of_another_llm_or_other_classes(folder, tmp_path):
+    path, manifest = folder / "question", questions.read_manifest(folder / "question")
+    other = convert(llm_models.save(llm_models.tiny("phi3", seed=1), tmp_path / "other"), "-1", tmp_path / "block")
+    with pytest.raises(UserError, match=r"\(phi3\) does not belong to the block of other, which has other weights"):
+        questions.check_block(path, manifest, other, manifest.width)
+    with pytest.raises(UserError, match="does not belong to the LLM, which is 64 wide, not 48"):
+        questions.check_block(path, manifest, None, 64)
+    with pytest.raises(UserError, match=r"has 2 answers \('no', 'yes'\), and the data set has 3 classes"):
+        questions.check_classes(path, manifest, ("a", "b", "c"))
+    changed = shutil.copytree(path, tmp_path / "changed")
+    rewrite(changed, lambda fields: fields.update(place=99))
+    with pytest.raises(UserError, match="place 99 is behind the 9 tokens"):
+        questions.read_manifest(changed)
+    (changed / "question.safetensors").write_bytes(b"")
+    (changed / "manifest.json").write_text((path / "manifest.json").read_text())
+    with pytest.raises(UserError, match="altered or truncated"):
+        questions.load(changed)
+    with pytest.raises(UserError, match="holds a question, not a block"):
+        store.read_manifest(path)
+    assert json.loads((path / "manifest.json").read_text())["answers"][1] == {"text": "yes", "token": 12}
