@@ -111,7 +111,7 @@ class Convolution(nnx.Module):
         if isinstance(padding, str):
             pads = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
         if self.groups == x.shape[-1] == kernel.shape[-1]:
-            y = depthwise.convolve(x, kernel, stride=self.stride, pads=tuple(map(tuple, pads)))
+            y = depthwise.convolve(x, kernel, stride=self.stride, pads=(tuple(pads[0]), tuple(pads[1])))
         else:
             y = jax.lax.conv_general_dilated(
                 x,
