@@ -54,8 +54,11 @@ def module(case: "Case", state: Mapping[str, Any] | None = None) -> Any:
     if case.model in timm_names():
         # Its tables of positions and masks are no part of a state: they are computed.
         built = _build(case)
-        given = {name: value for name, value in built.state_dict().items() if name.endswith("num_batches_tracked")}
-        built.load_state_dict({**given, **state}, strict=True)
+        own = built.state_dict()
+        given = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
+        # The small ConvNeXts have 1 x 1 convolutions in the place of linear layers.
+        ours = {name: value.reshape(own[name].shape) if name in own else value for name, value in state.items()}
+        built.load_state_dict({**given, **ours}, strict=True)
         return built
     built = module(case)
     built.load_state_dict(state, strict=True, assign=True)
