@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import restated
+
 LEARNING_RATE, WEIGHT_DECAY, BETAS, EPS = 1e-4, 0.05, (0.9, 0.999), 1e-8
 CLASSES = 5
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -35,7 +37,13 @@ class Case:
     def image_size(self) -> int:
         from jaxboost.models.backbones import BACKBONES
 
-        return 224 if BACKBONES[self.model].arguments["patch"] == 16 else 28
+        backbone = BACKBONES[self.model]
+        return 224 if backbone.arguments.get("patch") == 16 or self.model in restated.timm_names() else 28
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return CLASSES
 
     def images(self) -> np.ndarray:
         """Random uint8 images or volumes with one channel."""
@@ -74,14 +82,11 @@ class Weights:
         import torch
         from flax import nnx
 
-        from jaxboost.models.backbones import BACKBONES
         from jaxboost.models.frozen import split
-        from tests.reference import weights
 
-        params, frozen = jax.device_get(jax.jit(lambda: split(case.build(nnx.Rngs(0)))[1:3])())
-        (pathlib.Path(folder) / "weights.pickle").write_bytes(pickle.dumps((params, frozen), protocol=5))
-        state = weights.classifier_state(weights.join(params, frozen), ndim=BACKBONES[case.model].ndim)
-        torch.save(state, pathlib.Path(folder) / "weights.pt")
+        states = jax.device_get(jax.jit(lambda: split(case.build(nnx.Rngs(0)))[1:])())
+        (pathlib.Path(folder) / "weights.pickle").write_bytes(pickle.dumps(states, protocol=5))
+        torch.save(restated.state(case, *states), pathlib.Path(folder) / "weights.pt")
 
 
 class Jaxboost:
@@ -100,7 +105,7 @@ class Jaxboost:
         jax.config.update("jax_default_matmul_precision", "tensorfloat32" if case.tf32 else "highest")
         self._batch_size, self._dtype = case.batch, case.dtype
         graphdef = split(nnx.eval_shape(lambda: case.build(nnx.Rngs(0))))[0]
-        params, frozen = pickle.loads((pathlib.Path(folder) / "weights.pickle").read_bytes())
+        params, frozen, stats = pickle.loads((pathlib.Path(folder) / "weights.pickle").read_bytes())
         config = table.get_config()
         config.update_from_flattened_dict(
             {
@@ -120,7 +125,7 @@ class Jaxboost:
         objective = step.Objective(task="multi-class", classes=CLASSES, mean=MEAN, std=STD)
         made = program.make_program(config, graphdef, objective, steps_per_epoch=1)
         self._frozen = jax.device_put(frozen, made.replicated)
-        self._state = made.init_state(jax.device_put(params, made.replicated), {})
+        self._state = made.init_state(jax.device_put(params, made.replicated), jax.device_put(stats, made.replicated))
         self._batch = step.put({"image": case.images(), "label": case.labels()}, made.by_batch)
         self._step, self._key = made.train_step, jax.random.key(0)
 
@@ -169,7 +174,7 @@ class Jaxboost:
 
 
 class TorchEager:
-    """Our PyTorch restatement of the reference, every operation separate, as its authors run it.
+    """Our PyTorch restatement of the reference, or timm's model, every operation separate, as its authors run it.
 
     With `Case.dtype` bfloat16 under autocast: weights, optimiser and loss stay float32, as in jaxboost.
     """
@@ -182,10 +187,8 @@ class TorchEager:
         self._batch_size, self._dtype = case.batch, case.dtype
         if case.sdpa:
             rllm.Attention.forward = _fused_attention
-        with torch.device("meta"):
-            self._module = self._restate(case)
         state = torch.load(pathlib.Path(folder) / "weights.pt", weights_only=True)
-        self._module.load_state_dict(state, strict=True, assign=True)
+        self._module = restated.module(case, state)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._module.to(self._device)
         torch.set_float32_matmul_precision("high" if case.tf32 else "highest")
@@ -194,8 +197,8 @@ class TorchEager:
         for name, parameter in self._module.named_parameters():
             parameter.requires_grad_(not name.startswith("boost.block."))
         trained = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
-        still = [p for name, p in trained.items() if not _decays(name, p)]
-        decaying = [p for name, p in trained.items() if _decays(name, p)]
+        still = [p for name, p in trained.items() if not restated.decays(name, p.ndim)]
+        decaying = [p for name, p in trained.items() if restated.decays(name, p.ndim)]
         self._optimizer = torch.optim.AdamW(
             [{"params": decaying, "weight_decay": WEIGHT_DECAY}, {"params": still, "weight_decay": 0.0}],
             lr=LEARNING_RATE,
@@ -211,24 +214,6 @@ class TorchEager:
         self._labels = torch.from_numpy(case.labels()[:, 0]).long().to(self._device)
         self._pixels = rllm.pixels
         self._call = self._module
-
-    def _restate(self, case: Case) -> Any:
-        from jaxboost.models.backbones import BACKBONES
-        from jaxboost.models.layers import CHANNELS
-        from jaxboost.models.llama import FAMILIES
-        from tests.reference import rllm
-
-        backbone, family = BACKBONES[case.model], FAMILIES[case.family]
-        encoder = getattr(rllm, backbone.encoder.__name__)(
-            image_size=case.image_size, channels=CHANNELS, **backbone.arguments
-        )
-        width, boost = backbone.arguments["width"], None
-        if case.boost != "none":
-            block = None
-            if not case.boost.startswith("mlp"):
-                block = rllm.LlamaBlock(depth=1, eps=family.eps, **family.shape)
-            boost = rllm.Boost(case.boost, width=width, block_width=family.width, block=block)
-        return rllm.Classifier(encoder, boost, width=width, classes=CLASSES, head_eps=backbone.head_eps)
 
     def compile(self) -> dict[str, float]:
         """Counts the step's operations by running its forward and backward pass once, without an update."""
@@ -323,8 +308,3 @@ def _time(function: Callable[[], object], count: int) -> float:
     for _ in range(count):
         function()
     return (time.perf_counter() - start) / count
-
-
-def _decays(name: str, parameter: Any) -> bool:
-    """As `optim.decay_mask`: not biases, norms, positions and CLS tokens."""
-    return parameter.ndim > 1 and not name.endswith("positions")

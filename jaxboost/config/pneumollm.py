@@ -8,7 +8,13 @@ from ml_collections import ConfigDict
 
 from jaxboost.config import model_fields
 from jaxboost.config.continuing import flat
-from jaxboost.config.table import get_baseline_config, get_blip2_config, get_clip_config, get_pneumollm_config
+from jaxboost.config.table import (
+    get_baseline_config,
+    get_blip2_config,
+    get_clip_config,
+    get_config,
+    get_pneumollm_config,
+)
 
 CLIP_INPUT: dict[str, object] = {f"model.{name}": value for name, value in model_fields.CLIP_INPUT.items()}
 # Table 6 from top to bottom, Tables 4 and 5, Figure 6, and a control with random layers, which the paper lacks.
@@ -84,8 +90,32 @@ _BLIP2: dict[str, object] = {
     "optim.lr": 1e-5,
     "optim.weight_decay": 0.05,
 }
-# The rows of Table 3 that are no PneumoLLM, and so another system: its defaults, what the row changes.
+
+
+def _encoder_alone(backbone: str, folder: str, source: str) -> tuple[Callable[[], ConfigDict], dict[str, object]]:
+    """A row of Table 2: a pretrained encoder and a linear head, of which all weights are trained.
+
+    The paper says of their training only that it follows "open-source configurations". They take PneumoLLM's batches,
+    epochs, schedule and weight decay, and a learning rate that suits pretrained weights.
+    """
+    return get_config, {
+        "boost.kind": "none",
+        "model.backbone": backbone,
+        "model.weights": f"blocks/{folder}",
+        "model.weights_source": source,
+        # All of it is trained: nothing is rounded to 16 bits to save memory.
+        "model.dtype": "auto",
+        "optim.lr": 1e-4,
+    }
+
+
+# The rows of Tables 2 and 3 that are another system than PneumoLLM: its defaults, what the row changes. The sizes of
+# Table 2 are those whose numbers of parameters, with ImageNet's 1000 classes, are the paper's.
 OTHERS: dict[str, tuple[Callable[[], ConfigDict], dict[str, object]]] = {
+    "resnet50": _encoder_alone("resnet50", "resnet50", "timm/resnet50.tv_in1k"),
+    "swin": _encoder_alone("swin_tiny", "swin-tiny", "timm/swin_tiny_patch4_window7_224.ms_in1k"),
+    "convnext": _encoder_alone("convnext_base", "convnext-base", "timm/convnext_base.fb_in1k"),
+    "dinov2": _encoder_alone("dinov2_s14", "dinov2-s14", "timm/vit_small_patch14_dinov2.lvd142m"),
     "clip_zero_shot": (
         get_baseline_config,
         {**_CLIP, "baseline.features": "encoder", "baseline.classifier": "zero_shot", "baseline.text": _TEXT},
@@ -174,7 +204,8 @@ def _of_system(config: ConfigDict, before: ConfigDict, fields: Mapping[str, obje
     values = flat(before)
     config.update_from_flattened_dict({name: values[name] for name in flat(config) if name in values})
     if "train" in config:
-        # The loss of the released code compares logits with 0, which cosines and an LLM's scores are not.
+        # The loss of the released code is PneumoLLM's alone. It compares logits with 0, which cosines and the scores of
+        # an LLM are not made for.
         config.train.loss = "auto"
     config.update_from_flattened_dict(dict(fields))
     return config

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxboost.models import depthwise
+
 CHANNELS = 3  # every backbone sees three; grey images are repeated, as the reference does
 
 # fan_in -> (kernel initialiser, bias initialiser) of a linear layer.
@@ -123,15 +125,22 @@ class Convolution(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The convolved images."""
-        padding: Any = self.padding if isinstance(self.padding, str) else [(self.padding, self.padding)] * 2
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            window_strides=[self.stride] * 2,
-            padding=padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-        )
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        strides, padding = (self.stride, self.stride), self.padding
+        pads: Any = [(padding, padding)] * 2
+        if isinstance(padding, str):
+            pads = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+        if self.groups == x.shape[-1] == kernel.shape[-1]:
+            y = depthwise.convolve(x, kernel, stride=self.stride, pads=(tuple(pads[0]), tuple(pads[1])))
+        else:
+            y = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=strides,
+                padding=pads,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=self.groups,
+            )
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 

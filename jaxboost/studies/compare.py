@@ -71,7 +71,7 @@ def analyse(record: Record, *, resamples: int = 2000, seed: int = 0) -> dict[str
                 for row in subgroups(by_name[name], test, **options)
             ],
             "left_out": [{"what": each.what, "why": each.why} for each in left_out],
-            "published": published.figures(record.data.get("name")),
+            "published": published.of_study(record),
             "provenance": provenance.provenance(record, by_name),
             "claim": [],
             "limits": limits.limits(record, all_arms, entries, comparisons, without_mcnemar),

@@ -5,6 +5,24 @@ import importlib.resources
 import json
 from typing import Any
 
+from jaxboost.studies.record import Record
+
+_FOLDER, _DISEASE = "folder", "pneumoconiosis"
+
+
+def of_study(record: Record) -> list[dict[str, Any]]:
+    """The published figures that a report shows beside a study's own, as `figures` gives them.
+
+    For a user's radiographs with PneumoLLM's class "pneumoconiosis" they are those of the paper, whose radiographs are
+    private: each says that it is of other patients.
+    """
+    configs = (run.result.get("config") or {} for run in record.runs)
+    if record.data.get("source") == _FOLDER and any(
+        _DISEASE in ((config.get("data") or {}).get("classes") or ()) for config in configs
+    ):
+        return [dict(entry) for entry in _file()["radiographs"]]
+    return figures(record.data.get("name"))
+
 
 def figures(dataset: Any) -> list[dict[str, Any]]:
     """The published figures for a data set, the paper's first; none for one that is not known.
@@ -15,13 +33,14 @@ def figures(dataset: Any) -> list[dict[str, Any]]:
       dataset: its name, such as "vesselmnist3d".
 
     Returns:
-      Entries with "source", "method", "protocol", "acc" and "auc": fractions, [mean, SD] over seeds, or None.
+      Entries with "source", "method", "protocol", "acc" and "auc": fractions, [mean, SD] over seeds, or None; and with
+      "not_run", the reason, where this project has no such method.
     """
-    known = _known().get(dataset, []) if isinstance(dataset, str) else []
+    known = _file()["datasets"].get(dataset, []) if isinstance(dataset, str) else []
     return [dict(entry) for entry in known]
 
 
 @functools.cache
-def _known() -> dict[str, list[dict[str, Any]]]:
+def _file() -> dict[str, Any]:
     file = importlib.resources.files("jaxboost.studies").joinpath("published.json")
-    return json.loads(file.read_text(encoding="utf-8"))["datasets"]
+    return json.loads(file.read_text(encoding="utf-8"))

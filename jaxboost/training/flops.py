@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
+# Functions of `models.depthwise`, whose products are elementwise -> place of the images that the kernel is applied at.
+_DEPTHWISE = {"depthwise_products": -1, "depthwise_kernel_gradient": 1}
 _FUSED = "dot_product_attention"  # how jax names the primitives of cuDNN's attention, with queries and keys in front
 
 
@@ -44,6 +46,10 @@ def _count_equation(equation: JaxprEqn) -> int:
         products = 4 if name.startswith(f"{_FUSED}_bwd") else 2
         B, Q, H, K = shapes[0]
         return products * 2 * B * Q * shapes[1][1] * H * K
+    if (which := _DEPTHWISE.get(params.get("name", ""))) is not None:
+        # The kernel (k, k, 1, C) is the second operand, or the result.
+        kernel = shapes[1] if which == -1 else shapes[-1]
+        return 2 * math.prod(shapes[which]) * kernel[0] * kernel[1]
     inner = [_count(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
     if name == "scan":
         return params["length"] * sum(inner)

@@ -193,6 +193,7 @@ def _background(arms: dict[str, tuple[str, str, float, int]]) -> dict[str, Any]:
                 "protocol": "best epoch on test",
                 "acc": 86.1,
                 "auc": 89.9,
+                "not_run": "a paid service",
             },
             {
                 "source": "Sci. Rep. 2025",

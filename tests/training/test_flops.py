@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxboost.models import depthwise
 from jaxboost.training.flops import count_flops
 
 
@@ -34,6 +35,20 @@ def test_convolution(groups, kernel):
         )
 
     assert count_flops(convolve, _shape(1, 10, 10, 8), _shape(*kernel)) == 2 * 100 * 9 * 8 * 16 // groups
+
+
+def test_depthwise_convolution_counts_as_one():
+    """On a CPU it is a sum of products (`models.depthwise`); forward, and both gradients."""
+    x, kernel = _shape(2, 10, 10, 8), _shape(3, 3, 1, 8)
+
+    def loss(x, kernel):
+        return depthwise.convolve(x, kernel, stride=2, pads=((1, 1), (1, 1))).sum()
+
+    once = 2 * 2 * 5 * 5 * 8 * 9
+    assert jax.default_backend() == "cpu"
+    assert count_flops(loss, x, kernel) == once
+    # The gradient of the images has an output for each pixel.
+    assert count_flops(jax.grad(loss, argnums=(0, 1)), x, kernel) == once + 4 * once + once
 
 
 def test_cond_counts_its_dearest_branch():

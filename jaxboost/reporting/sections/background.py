@@ -45,7 +45,8 @@ def _published(analysis: choice.Analysis) -> Section:
     for row in published:
         name = tables.name_cell(numbers.plain(row.get("method")), numbers.plain(row.get("source")))
         values = [_published_cell(row.get(key)) for key in ("auc", "acc")]
-        rows.append(Row(cells=(name, tables.name_cell(numbers.plain(row.get("protocol"))), *values)))
+        why = f"not run here: {numbers.plain(row['not_run'])}" if row.get("not_run") else ""
+        rows.append(Row(cells=(name, tables.name_cell(numbers.plain(row.get("protocol")), why), *values)))
     columns = (
         Column(key="method", title="Method", numeric=False),
         Column(key="protocol", title="How it was found", numeric=False),
@@ -54,13 +55,13 @@ def _published(analysis: choice.Analysis) -> Section:
     )
     table = Table(
         name="published",
-        caption="Ours (marked) and published figures for this data set",
+        caption="Ours (marked) and published figures",
         columns=columns,
         rows=tuple(rows),
     )
     lead = Text(
-        text="Compare only figures that were found in the same way. A figure whose epoch was picked on the test split"
-        " is too high, and images of another size are another task."
+        text="Compare only figures that were found in the same way, on the same patients. A figure whose epoch was"
+        " picked on the test split is too high, and images of another size are another task."
     )
     return Section(id="published", title="Published figures", blocks=(lead, Tabled(table=table)))
 
