@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from jaxboost.config import class_weights, model_combinations
-from jaxboost.config.model_combinations import Table, backbone_of, caught, ndim_of, slices_of
+from jaxboost.config.backbone import backbone_of, ndim_of, slices_of
+from jaxboost.config.checks import Table, caught
 from jaxboost.config.model_fields import ZERO_SHOT
 from jaxboost.config.types import Config
 from jaxboost.errors import UserError

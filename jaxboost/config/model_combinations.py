@@ -1,19 +1,16 @@
 """Checks of the fields about the model that contradict each other; see `combinations`."""
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+from jaxboost.config import llm_combinations
+from jaxboost.config.backbone import backbone_of, encoder_side, slices_of
+from jaxboost.config.checks import Table
 from jaxboost.config.model_fields import ENCODER, SLICES, ZERO_SHOT
 from jaxboost.config.types import Config
-from jaxboost.errors import UserError
 
 if TYPE_CHECKING:
-    from jaxboost.models.backbones import Backbone
-    from jaxboost.models.slices import Slices
-
-Check = Callable[[Config], Iterator[str]]
-# (fields or sections that a check reads, the check)
-Table = tuple[tuple[tuple[str, ...], Check], ...]
+    pass
 
 
 def checks(config: Config) -> Table:
@@ -25,44 +22,6 @@ def checks(config: Config) -> Table:
     if "blip2" in config:
         return _BOTH + _BLIP2
     return _BOTH + (_PNEUMOLLM if "pneumollm" in config else _RLLM)
-
-
-def ndim_of(config: Config) -> int | None:
-    """Number of spatial dimensions of the model's images; None if the backbone is unknown."""
-    if "baseline" in config:
-        return config.baseline.ndim
-    backbone = backbone_of(config)
-    return backbone.ndim if backbone else None
-
-
-def backbone_of(config: Config) -> "Backbone | None":
-    """The backbone's row in the table of the config's system; None if the backbone is unknown.
-
-    Of a 2D backbone that sees slices, it is the row that takes volumes.
-    """
-    from jaxboost.models.backbones import BACKBONES
-    from jaxboost.models.image_llm import ENCODERS
-    from jaxboost.models.slices import sliced
-
-    row = (ENCODERS if "pneumollm" in config else BACKBONES).get(config.model.backbone)
-    return sliced(row, slices_of(config)) if row is not None and row.ndim == 2 else row
-
-
-def slices_of(config: Config) -> "Slices | None":
-    """The slices of a volume that the 2D encoder of a config sees; None: it sees images, or takes whole volumes."""
-    from jaxboost.models.slices import Slices
-
-    # A system without these fields has no slices; nor have runs of earlier versions.
-    if not (count := config.model.get("slices", 0)):
-        return None
-    model = config.model
-    return Slices(count=count, axes=tuple(model.slice_axes), size=model.slice_size, pooling=model.slice_pooling)
-
-
-def encoder_side(config: Config) -> int:
-    """The side of what the encoder sees, in pixels or voxels."""
-    slices = slices_of(config)
-    return (slices.size if slices else 0) or config.model.image_size
 
 
 def _slices(config: Config) -> Iterator[str]:
@@ -87,14 +46,6 @@ def _slices(config: Config) -> Iterator[str]:
             "config field model.slice_pooling: a booster gives the mean of the slices' tokens: set it to mean, or"
             " boost.kind to none"
         )
-
-
-def caught(check: Callable[[], object]) -> Iterator[str]:
-    """Turns the UserError of a check in another package into a problem."""
-    try:
-        check()
-    except UserError as error:
-        yield str(error)
 
 
 def _pixels(config: Config) -> Iterator[str]:
@@ -200,110 +151,6 @@ def _lora_targets(config: Config, known: tuple[str, ...]) -> Iterator[str]:
         )
 
 
-def path_problem(config: Config, architecture: Any = None) -> str | None:
-    """Why `boost.path` cannot compute the booster of a config; None if it can.
-
-    Args:
-      config: with a section `boost`.
-      architecture: of the booster's layers, see `boost.check_path`.
-    """
-    from jaxboost.models.boost import FIRST, MEAN, check_path
-
-    boost, backbone = config.boost, backbone_of(config)
-    pool = FIRST if backbone is None or backbone.traits.cls_first else MEAN
-    lora = boost.lora_rank > 0
-    try:
-        check_path(boost.path, boost.kind, rope=boost.rope, lora=lora, pool=pool, architecture=architecture)
-    except ValueError as error:
-        return f"config field boost.path: {error}; set it to auto"
-    return None
-
-
-def _path(config: Config) -> Iterator[str]:
-    if config.boost.kind != "none" and (problem := path_problem(config)):
-        yield problem
-
-
-def _llm(section: str) -> Check:
-    def check(config: Config) -> Iterator[str]:
-        from jaxboost.models.boost import has_block
-
-        fields = config[section]
-        layers = fields.layers
-        if not all(isinstance(layer, int) and layer >= 0 for layer in layers):
-            yield (
-                f"config field {section}.layers: {layers} should be layer numbers from 0, such as (31,) or (15, 31), or"
-                " () for all layers of the block"
-            )
-        used = fields.get("used", True) if section == "llama" else has_block(fields.kind)
-        if used and fields.block == "random" and fields.final_norm == "loaded":
-            yield f"config field {section}.final_norm: a random block has no norm to load, set it to ones"
-
-    return check
-
-
-def _controls(config: Config) -> Iterator[str]:
-    """The fields about other weights of the block, and about LoRA."""
-    from jaxboost.models.boost import has_block
-
-    boost = config.boost
-    used = has_block(boost.kind)
-    for field, empty in (("control", '""'), ("lora_rank", "0")):
-        if boost[field] and not used:
-            yield f"config field boost.{field}: boost.kind={boost.kind} has no LLM layers, set it to {empty}"
-    if boost.control and used and boost.block in ("", "random"):
-        named = f"is {boost.block}" if boost.block else "is empty"
-        yield (
-            f"config field boost.control: {boost.control} changes the weights of a converted block, but boost.block"
-            f' {named}: name its folder, or set boost.control to ""'
-        )
-    if boost.control_seed and not boost.control:
-        yield "config field boost.control_seed: it has no effect without boost.control, set it to 0"
-    if boost.lora_rank and boost.trainable:
-        yield (
-            "config field boost.lora_rank: boost.trainable=True trains the whole matrices, set boost.lora_rank to 0 or"
-            " boost.trainable to False"
-        )
-    if boost.lora_alpha and not boost.lora_rank:
-        yield "config field boost.lora_alpha: it has no effect without boost.lora_rank, set it to 0"
-
-
-def _every(config: Config) -> Iterator[str]:
-    every, backbone = config.pneumollm.every, backbone_of(config)
-    # conv14 has no layers, and reads no interval.
-    depth = backbone.arguments.get("depth") if backbone else None
-    if depth and every > depth:
-        yield f"config field pneumollm.every: {every} is more than the {depth} layers of the encoder"
-
-
-def _question(config: Config) -> Iterator[str]:
-    """What LaVIN needs, and PneumoLLM does not have."""
-    fields, llama, backbone = config.pneumollm, config.llama, backbone_of(config)
-    if not fields.question:
-        if fields.adapters == "mixture":
-            yield (
-                "config field pneumollm.adapters: the modality token that routes a mixture is LaVIN's: set"
-                " pneumollm.question too, or pneumollm.adapters=rep"
-            )
-        return
-    for field, value, wanted, why in (
-        ("llama.used", llama.used, True, "the LLM answers the question"),
-        ("llama.causal", llama.causal, True, "the next token is scored under the LLM's causal mask"),
-        ("pneumollm.tokens", fields.tokens, "none", "LaVIN has no diagnosis tokens"),
-        ("pneumollm.emitter", fields.emitter, False, "LaVIN has no diagnosis tokens to hide"),
-        ("train.loss", config.get("train", {}).get("loss", "auto"), "auto", "the zero of a score means nothing"),
-    ):
-        if value != wanted:
-            yield f"config field {field}: {why} (pneumollm.question is set): set it to {wanted}"
-    if llama.block != "random" and llama.final_norm != "loaded":
-        yield "config field llama.final_norm: scores are read after the LLM's own norm: set it to loaded"
-    if backbone is not None and not backbone.traits.has_first_tokens:
-        yield (
-            f"config field model.backbone: {config.model.backbone} has no CLS tokens for pneumollm.question: choose a"
-            " pretrained ViT"
-        )
-
-
 def _baseline(config: Config) -> Iterator[str]:
     """The features that a baseline's classifier needs, and the encoder that gives them."""
     from jaxboost.models.backbones import BACKBONES
@@ -364,31 +211,6 @@ def _clip(config: Config) -> Iterator[str]:
         )
 
 
-def _blip2(config: Config) -> Iterator[str]:
-    """What BLIP-2 needs."""
-    from jaxboost.models.backbones import BACKBONES
-
-    backbone = backbone_of(config)
-    fitting = [name for name, row in BACKBONES.items() if row.loads_weights and row.head_eps is not None]
-    if backbone is not None and config.model.backbone not in fitting:
-        yield (
-            f"config field model.backbone: {config.model.backbone} has no tokens with a final norm for a Q-Former: set"
-            " it to blip2_vit_g14, or to the encoder that the Q-Former was trained with"
-        )
-    for field, value, how in (
-        ("model.weights", config.model.weights, '`jaxboost convert --part encoder` made, or to "random": the control'),
-        ("blip2.qformer", config.blip2.qformer, '`jaxboost convert --part qformer` made, or to "random"'),
-        ("blip2.question", config.blip2.question, "`jaxboost convert --question TEXT --answers ANSWERS` made"),
-    ):
-        if not value:
-            yield f"config field {field} is empty: set it to the folder that {how}"
-    if config.train.loss != "auto":
-        yield (
-            f"config field train.loss: {config.train.loss} compares logits with 0, and an LLM's scores have no such"
-            " meaning: set it to auto"
-        )
-
-
 def _zero_shot(config: Config) -> Iterator[str]:
     fields = config.baseline
     if fields.classifier != ZERO_SHOT:
@@ -419,17 +241,20 @@ _RLLM: Table = (
     (("model", "boost.kind"), _pooled),
     (("model",), _encoder_weights),
     (("model",), _partly_trained),
-    (("model.backbone", *_SLICE_FIELDS, "boost.path", "boost.kind", "boost.rope", "boost.lora_rank"), _path),
-    (("boost",), _llm("boost")),
-    (("boost",), _controls),
+    (
+        ("model.backbone", *_SLICE_FIELDS, "boost.path", "boost.kind", "boost.rope", "boost.lora_rank"),
+        llm_combinations.path,
+    ),
+    (("boost",), llm_combinations.llm("boost")),
+    (("boost",), llm_combinations.controls),
 )
 _CLIP: Table = ((("model", "clip", "train.loss"), _clip),)
 _BLIP2: Table = (
-    (("model", "blip2", "train.loss"), _blip2),
-    (("llama",), _llm("llama")),
+    (("model", "blip2", "train.loss"), llm_combinations.blip2),
+    (("llama",), llm_combinations.llm("llama")),
 )
 _PNEUMOLLM: Table = (
-    (("llama",), _llm("llama")),
-    (("model.backbone", "pneumollm.every"), _every),
-    (("model.backbone", "pneumollm", "llama", "train.loss"), _question),
+    (("llama",), llm_combinations.llm("llama")),
+    (("model.backbone", "pneumollm.every"), llm_combinations.every),
+    (("model.backbone", "pneumollm", "llama", "train.loss"), llm_combinations.question),
 )

@@ -13,19 +13,15 @@ from ml_collections import ConfigDict
 
 from jaxboost.config.data_fields import AUGMENT, DATA, MIX
 from jaxboost.config.fields import Field, Range
+from jaxboost.config.llm_fields import BLIP2, BLIP2_LLAMA, BOOST, LLAMA, PNEUMOLLM
 from jaxboost.config.model_fields import (
     BASELINE,
     BASELINE_MODEL,
-    BLIP2,
-    BLIP2_LLAMA,
     BLIP2_MODEL,
-    BOOST,
     CLIP,
     CLIP_MODEL,
     ENCODER,
-    LLAMA,
     MODEL,
-    PNEUMOLLM,
     PNEUMOLLM_MODEL,
 )
 from jaxboost.config.training_fields import BASELINE_EVAL, EVAL, OPTIM, TRAIN

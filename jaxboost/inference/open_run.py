@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxboost import io, systems
 from jaxboost.baselines import embeddings, saved
-from jaxboost.config.model_combinations import ndim_of
+from jaxboost.config.backbone import ndim_of
 from jaxboost.data import columns as clinical
 from jaxboost.data.columns import Column
 from jaxboost.data.dataset import DatasetInfo, MappedRows, Split

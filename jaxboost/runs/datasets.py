@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxboost import data, io
-from jaxboost.config.model_combinations import slices_of
+from jaxboost.config.backbone import slices_of
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import ALL, Dataset, DatasetInfo, row_digests
 from jaxboost.data.sources.folder.source import SOURCE

@@ -95,7 +95,8 @@ def _parsed(content: dict[str, Any], path: pathlib.Path) -> ConfigDict:
     for name in continuing.ADDED.keys() & fields_of(config).keys():
         section, _, field = name.partition(".")
         if section == "model" and field not in config.model:
-            config.model[field] = continuing.ADDED[name]
+            before = continuing.ADDED[name]
+            config.model[field] = tuple(before) if isinstance(before, list) else before
     if "pneumollm" in config and (lacking := [name for name in ("used", "causal") if name not in config.llama]):
         raise UserError(f"{path} is not the config of a run: the section llama lacks {', '.join(lacking)}")
     validation.validate_present(config)

@@ -34,7 +34,7 @@ class Data:
     nan: _Text = continuing.ADDED["data.nan"]
     max_pixels: int = continuing.ADDED["data.max_pixels"]
     max_voxels: int = continuing.ADDED["data.max_voxels"]
-    columns: Annotated[tuple[_Text, ...], Field(max_length=1000)] = continuing.ADDED["data.columns"]
+    columns: Annotated[tuple[_Text, ...], Field(max_length=1000)] = tuple(continuing.ADDED["data.columns"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ from typing import Any
 
 from flax import nnx
 
-from jaxboost.config.model_combinations import encoder_side, path_problem, slices_of
+from jaxboost.config.backbone import encoder_side, slices_of
+from jaxboost.config.llm_combinations import path_problem
 from jaxboost.config.types import Config
 from jaxboost.convert import encoders
 from jaxboost.data.dataset import DatasetInfo

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from jaxboost import io
-from jaxboost.config import continuing, table
+from jaxboost.config import continuing, load_config, table
 from jaxboost.errors import UserError
 from jaxboost.inference import open_run
 from jaxboost.runs import cross_validation, datasets, finished, saved_config, train, workdir
 from jaxboost.runs import result as results
+from jaxboost.studies import definition
 from jaxboost.training import source_tokens
 from jaxboost.training.log import MetricsLog
 from tests.metrics import records
@@ -205,16 +206,28 @@ def test_what_may_change_between_sessions(pictures):
     assert continuing.differing(before, continuing.fixed_fields(continuing.to_dict(moved))) == []
     assert continuing.differing(before, now) == ["data.masks (True there, False now)"]
     # A config of an earlier version has fewer fields, and is the same where the new ones are as they were.
-    older = continuing.to_dict(make_config(pictures))
-    for name in continuing.ADDED:
-        section, _, field = name.partition(".")
-        # Those of other systems are not there.
-        if section in older:
-            del older[section][field]
+    older = _without_added(continuing.to_dict(make_config(pictures)))
     assert continuing.differing(continuing.fixed_fields(older), now) == []
     assert continuing.differing(continuing.fixed_fields(older), {**now, "data.nan": "0"}) == [
         "data.nan ('' there, '0' now)"
     ]
+
+
+def _without_added(config):
+    """What an earlier version would have written of a config."""
+    for name in continuing.ADDED:
+        section, _, field = name.partition(".")
+        # Those of other systems are not there.
+        config.get(section, {}).pop(field, None)
+    return config
+
+
+@pytest.mark.parametrize("name", ["quickstart", "pneumollm", "pneumollm:coop_clip", "pneumollm:blip2", "baseline"])
+def test_runs_and_studies_of_earlier_versions_go_on(name):
+    now = load_config(name)
+    before = _without_added(continuing.to_dict(now))
+    assert continuing.differing(continuing.fixed_fields(before), continuing.fixed_fields(continuing.to_dict(now))) == []
+    assert definition.differing(before, continuing.to_dict(now)) == []
 
 
 def test_data_of_a_finished_run_that_moved(run, pictures, tmp_path, package_warnings):

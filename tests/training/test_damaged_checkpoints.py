@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxboost.config import continuing
 from jaxboost.errors import UserError
 from jaxboost.training.checkpoints import checkpoint_folder, stored
 from jaxboost.training.checkpoints.checkpointer import Best, Checkpointer, Progress
@@ -294,6 +295,13 @@ def test_checkpoints_of_earlier_versions_go_on(folder, package_warnings):
     # Even there the position must be that of the step.
     _change(folder / "latest/2/data/process_0-of-1.json", lambda content: content.update(next_index=3))
     assert _resume(folder) == 1
+
+
+def test_a_config_of_an_earlier_version_lacks_fields(folder):
+    now = continuing.fixed_fields({**continuing.ADDED, **CONFIG})
+    assert _resume(folder, now) == 2
+    with pytest.raises(UserError, match=r"differs in data\.nan \('' there, '0' now\)"):
+        _resume(folder, {**now, "data.nan": "0"})
 
 
 @pytest.mark.parametrize("name", ["", "latest", "best"])

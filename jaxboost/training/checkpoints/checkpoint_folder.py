@@ -9,6 +9,7 @@ import pathlib
 import shutil
 from typing import Any
 
+from jaxboost.config import continuing
 from jaxboost.errors import UserError
 from jaxboost.io import json_sha256
 from jaxboost.models.frozen import Tree
@@ -50,7 +51,7 @@ def saved_config(folder: pathlib.Path) -> dict[str, Any] | None:
     for step in stored.steps(folder / LATEST):
         with contextlib.suppress(DamagedError, UserError):
             if config := read_progress(folder / LATEST / str(step))[0].config:
-                return dict(config)
+                return continuing.fixed_fields(config)
     return None
 
 

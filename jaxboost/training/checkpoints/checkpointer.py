@@ -326,16 +326,18 @@ def _check_same_run(
     folder: pathlib.Path, progress: Progress, fingerprints: Mapping[str, str], config: Mapping[str, Any] | None
 ) -> None:
     """Raises UserError if the run was made with other weights, data or config."""
-    if config is not None and progress.config and (differing := continuing.differing(progress.config, config)):
+    # What an earlier version recorded lacks fields.
+    before, fields = continuing.fixed_fields(progress.config), continuing.fixed_fields(config or {})
+    if config is not None and progress.config and (differing := continuing.differing(before, fields)):
         raise UserError(
             f"{folder} is of a run of another config, which differs in {', '.join(differing)}: give another --workdir,"
             " or remove it"
         )
-    before, now = progress.fingerprints, fingerprints
+    then, now = progress.fingerprints, fingerprints
     differing = [
-        f"{role} ({before.get(role, 'none')[:12]} there, {now.get(role, 'none')[:12]} now)"
-        for role in sorted({*before, *now})
-        if before.get(role) != now.get(role)
+        f"{role} ({then.get(role, 'none')[:12]} there, {now.get(role, 'none')[:12]} now)"
+        for role in sorted({*then, *now})
+        if then.get(role) != now.get(role)
     ]
     if differing:
         raise UserError(
