@@ -22,7 +22,7 @@ from jaxboost.systems import blocks
 from jaxboost.systems.encoders import resolve_encoder
 from jaxboost.systems.questions import find_question
 from jaxboost.systems.system import FixedTokens, Recorded, System, described, model_arguments, trace, with_attention
-from jaxboost.systems.weights import RANDOM, Pretrained, as_trained, check_same, find_converted
+from jaxboost.systems.weights import RANDOM, Pretrained, as_trained, check_same, find_converted, warn_if_rounded
 
 # The section of the config that names the LLM's layers.
 SECTION = "llama"
@@ -139,6 +139,7 @@ def _resolve_qformer(
     manifest = qformers.read_manifest(folder)
     shape = _checked(manifest.arguments, widths, config, f"the Q-Former at {folder} ({manifest.source})")
     if with_weights:
+        warn_if_rounded("Q-Former", folder, manifest.dtype)
         weights = config.model.weights
         encoder = None if weights == RANDOM else encoders.read_manifest(io.user_path(weights))
         qformers.check_parts(folder, manifest, encoder, llm.manifest)

@@ -16,7 +16,15 @@ from jaxboost.models.llama import DEPTHS, FAMILIES, LlamaConfig
 from jaxboost.systems import controls
 from jaxboost.systems.controls import Control
 from jaxboost.systems.system import Recorded
-from jaxboost.systems.weights import RANDOM, Pretrained, as_trained, empty, find_converted, stored_dtype
+from jaxboost.systems.weights import (
+    RANDOM,
+    Pretrained,
+    as_trained,
+    empty,
+    find_converted,
+    stored_dtype,
+    warn_if_rounded,
+)
 
 INT8 = "int8"
 # The layers of a family, or of a source to convert, if a config names none: `boost` takes the last, `llama` all.
@@ -106,6 +114,8 @@ def find_layers(
     # Raises if the block has no final norm to load.
     store.fingerprint_of(manifest, numbers, fields.final_norm == "loaded")
     if wanted:
+        if fields.get("trainable", False):
+            warn_if_rounded("block", folder, manifest.dtype)
         _log_choice(section, family, folder, manifest, chosen=bool(layers))
     return Layers(
         config=store.config_of(manifest, numbers),

@@ -1,7 +1,6 @@
 """Finds the pretrained vision encoder that a config names, and checks that it is the config's backbone."""
 
 import functools
-import logging
 import pathlib
 from typing import Any
 
@@ -12,9 +11,15 @@ from jaxboost.convert import encoders
 from jaxboost.convert.placing import Placement
 from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
-from jaxboost.systems.weights import RANDOM, Pretrained, as_trained, find_converted, stored_dtype
-
-logger = logging.getLogger(__name__)
+from jaxboost.systems.weights import (
+    RANDOM,
+    Pretrained,
+    as_trained,
+    find_converted,
+    stored_dtype,
+    warn_if_rounded,
+    warn_once,
+)
 
 
 def resolve_encoder(
@@ -44,8 +49,10 @@ def resolve_encoder(
     row = BACKBONES[model.backbone]
     with_norm = with_norm and row.head_eps is not None
     paths = (("encoder",), ("head_norm",))[: 1 + with_norm]
+    # Running statistics need float32.
+    frozen_dtype = stored_dtype(model.dtype, trainable=row.traits.has_statistics)
     if fields[name] == RANDOM:
-        about = {"source": RANDOM, "dtype": model.dtype}
+        about = {"source": RANDOM, "dtype": frozen_dtype}
         text = "a random encoder: the control without pretraining"
         # The stem of a ResNet depends on the image size, unless weights decide it: the control has theirs.
         arguments = {"stem": "large"} if row.traits.names == "resnet" else {}
@@ -56,14 +63,15 @@ def resolve_encoder(
         fields[name],
         fields[f"{name}_source"],
         "all",
-        # Running statistics need float32.
-        dtype=stored_dtype(model.dtype, trainable=trainable or partly or row.traits.has_statistics),
+        dtype=stored_dtype(frozen_dtype, trainable=trainable or partly),
         convert_missing=fields[f"{name}_convert"],
     )
     manifest = encoders.read_manifest(folder)
     _check_encoder(folder, manifest, model.backbone)
     if text := other_pixels(manifest, model):
-        _warn(text)
+        warn_once(text)
+    if trainable or partly:
+        warn_if_rounded("encoder", folder, manifest.dtype)
     trained = "trained too" if trainable else "frozen but for its last block" if partly else "frozen"
     part = Pretrained(
         role=role,
@@ -71,6 +79,7 @@ def resolve_encoder(
         statistics=(("encoder",),) if row.traits.has_statistics else (),
         trainable=trainable,
         partly=partly,
+        kept_dtype=frozen_dtype if partly else None,
         about={"source": manifest.source, "dtype": manifest.dtype, "arguments": dict(manifest.arguments)},
         text=f"encoder of {manifest.source}, {trained}",
         load=functools.partial(_load_encoder, folder, image_size or model.image_size, trainable, with_norm),
@@ -91,12 +100,6 @@ def other_pixels(manifest: encoders.EncoderManifest, model: Config) -> str | Non
     fix = " ".join(f"--config.model.{name}={','.join(f'{each:.9g}' for each in trained[name] or ())}" for name in other)
     have = ", ".join(f"model.{name}={','.join(f'{each:.9g}' for each in model[name])}" for name in other)
     return f"the encoder of {manifest.source} was trained on pixels of another scale than {have}: it had {fix}"
-
-
-@functools.cache
-def _warn(text: str) -> None:
-    """Warns once in a process: the parts of a run read the encoder's manifest several times."""
-    logger.warning("%s", text)
 
 
 def _check_encoder(folder: pathlib.Path, manifest: encoders.EncoderManifest, backbone: str) -> None:

@@ -1,6 +1,7 @@
 """The initial weights of a run: random ones are drawn on their devices, pretrained ones are loaded there."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from jaxboost.convert.placing import Placement
 from jaxboost.models import frozen
 from jaxboost.models.frozen import Tree
 from jaxboost.systems.system import System
-from jaxboost.systems.weights import Pretrained, as_trained, digest
+from jaxboost.systems.weights import Pretrained, as_trained, cast, digest
 
 # A random key -> trainable weights, frozen weights and statistics.
 Draw = Callable[[jax.Array], tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]
@@ -68,6 +69,8 @@ def initialise(
                     _put(holders[0], path, weights)
                     continue
                 trained, kept = _divided(weights, _find(system.params, path) or {})
+                if part.kept_dtype is not None:
+                    kept = cast(kept, jnp.dtype(part.kept_dtype))
                 for holder, some in ((params, as_trained(trained)), (frozen_weights, kept)):
                     if some:
                         _put(holder, path, some)
@@ -90,8 +93,7 @@ def _drawing(system: System, replicated: jax.NamedSharding) -> Draw:
                     if part.load is None and weights is not None:
                         if not (part.partly and holder is params):
                             # The dtype that loaded weights would have.
-                            dtype = jnp.dtype(part.about["dtype"])
-                            weights = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), weights)
+                            weights = cast(weights, jnp.dtype(part.about["dtype"]))
                         _put(holder, path, part.in_memory(weights))
             for path in part.statistics:
                 _pop(stats, path)
@@ -111,8 +113,14 @@ def _drawing(system: System, replicated: jax.NamedSharding) -> Draw:
 
 
 def shapes_in_memory(system: System, dtype: jnp.dtype) -> dict[str, Any]:
-    """Shapes of the frozen weights in memory: quantized if the config says so, the others in `dtype`."""
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), system.frozen)
+    """Shapes of the frozen weights in memory: quantized if the config says so, the others in `dtype`.
+
+    An encoder with batch norms is float32, see `encoders.resolve_encoder`.
+    """
+    shapes = {}
+    for name, tree in system.frozen.items():
+        of_part = jnp.dtype("float32") if system.stats.get(name) else dtype
+        shapes[name] = jax.eval_shape(functools.partial(cast, dtype=of_part), tree)
     for part in system.pretrained:
         if not part.trainable:
             for path in part.paths:

@@ -1,6 +1,7 @@
 """Parts of a model with pretrained weights: converted ones, or their random control."""
 
 import dataclasses
+import functools
 import logging
 import os
 import pathlib
@@ -42,6 +43,7 @@ class Pretrained:
       about: the entry of result.json about them, without the fingerprint.
       text: their description in the log.
       load: placement -> (a tree for each path, then for each of `statistics`; fingerprint); None for random weights.
+      kept_dtype: of a partly trained part, the dtype that its loaded frozen weights are cast to; None: as they are.
       shards: whether large weights are split over the devices instead of copied to each.
       quantize: quantizes the matrices of its layers; None: they are not quantized.
     """
@@ -54,6 +56,7 @@ class Pretrained:
     load: Callable[[Placement], tuple[tuple[dict[str, Any], ...], str]] | None
     statistics: tuple[tuple[str, ...], ...] = ()
     partly: bool = False
+    kept_dtype: str | None = None
     shards: bool = False
     quantize: Quantize | None = None
 
@@ -67,7 +70,12 @@ class Pretrained:
 
 def as_trained(weights: dict[str, Any]) -> dict[str, Any]:
     """Casts weights to float32, which the optimiser's small steps need."""
-    return jax.tree.map(lambda x: x.astype(jnp.float32), weights)
+    return cast(weights, jnp.dtype("float32"))
+
+
+def cast(weights: Tree, dtype: jnp.dtype) -> dict[str, Any]:
+    """Casts all weights of a tree."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), weights)
 
 
 def digest(weights: Mapping[str, Any]) -> str:
@@ -84,6 +92,24 @@ def empty(field: str) -> UserError:
 def stored_dtype(computed: str, *, trainable: bool) -> str:
     """The dtype in which weights are converted for a computation; trained ones start from exact weights."""
     return "float32" if trainable else computed
+
+
+def warn_if_rounded(what: str, folder: pathlib.Path, dtype: str) -> None:
+    """Warns that trained weights start from rounded ones, if a folder of converted weights has them in `dtype`.
+
+    It may have been converted for a run that does not train them.
+    """
+    if dtype != "float32":
+        warn_once(
+            f"the {what} at {folder} is trained, and starts from weights rounded to {dtype}: convert it again with"
+            " --dtype float32, into another folder"
+        )
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Warns once in a process: the parts of a run read a manifest several times."""
+    logger.warning("%s", text)
 
 
 def find_converted(

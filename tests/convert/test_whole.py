@@ -27,6 +27,7 @@ from jaxboost.training import step
 from tests.convert import timm_models as small
 from tests.convert.changed_manifests import rewrite
 from tests.models.parity import TOLERANCE, assert_close, assert_states_close, relative_change
+from tests.training.small_runs import assert_same, on_host, shapes_of
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,33 @@ def test_run_starts_with_the_converted_weights(case, saved, monkeypatch):
             return getattr(frozen.merge(graphdef, *weights), name)(pixels)
 
         assert_close(features((params, kept, stats)), expected)
+
+
+def test_last_block_of_a_converted_resnet(saved, monkeypatch):
+    """Trained are its last block's weights; the rest is frozen, and float32 in a bfloat16 run, for the batch norms."""
+    _, _, folder = saved("resnet basic")
+    monkeypatch.setitem(BACKBONES, "small", small.row_of(encoders.read_manifest(folder)))
+    fields = {"backbone": "small", "image_size": 32, "weights": str(folder), "dtype": "bfloat16"}
+    fields |= {"frozen": True, "last_block": True}
+    config = table.get_config()
+    config.update_from_flattened_dict({f"model.{name}": value for name, value in fields.items()})
+    config.update_from_flattened_dict({"boost.kind": "none", "data.name": "breastmnist"})
+    info = data.describe_dataset("breastmnist", 28)
+    prepared = systems.prepare(config, info)
+    params, kept, stats, _ = start.initialise(prepared, seed=0, replicated=step.make_mesh()[0])
+    loaded = encoders.load_encoder(folder, image_size=32)
+    trained, others = on_host(params["encoder"]), on_host(kept["encoder"])
+    weights = on_host(loaded.weights)
+    last = {path for path in weights if "['blocks'][4]" in path}
+    assert trained.keys() == last != set()
+    assert others.keys() == weights.keys() - last
+    for path, value in (trained | others).items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, weights[path])
+    assert_same(stats["encoder"], loaded.statistics)
+    # The estimate of the memory counts the same.
+    shapes = start.shapes_in_memory(systems.prepare(config, info, with_weights=False), jax.numpy.dtype("bfloat16"))
+    assert shapes_of(shapes) == shapes_of(kept)
 
 
 @pytest.mark.parametrize("case", ["resnet basic", "convnext conv mlp"])

@@ -30,7 +30,7 @@ from tests.convert import vision_checkpoints as vision
 from tests.models.parity import assert_close, randomise
 from tests.reference import rllm
 from tests.reference.weights import copy, module_state
-from tests.training.small_runs import assert_same, on_host, small_config, take_steps
+from tests.training.small_runs import assert_same, on_host, shapes_of, small_config, take_steps
 
 TRAINED_HEAD = 128 * 2 + 2
 
@@ -256,7 +256,8 @@ def test_result_says_which_encoder(finished, folder):
     _, result = finished
     sha256 = encoders.fingerprint_at(folder / "encoder")
     arguments = encoders.read_manifest(folder / "encoder").arguments
-    assert result["encoder"] == {"source": "source", "dtype": "float32", "arguments": arguments, "sha256": sha256}
+    about = {"source": "source", "dtype": "float32", "arguments": arguments, "trained": "all"}
+    assert result["encoder"] == about | {"sha256": sha256}
     assert result["block"] is None
     assert result["parameters"]["frozen"] == 0
 
@@ -320,11 +321,32 @@ def test_frozen_random_encoder_is_the_control(config, tmp_path):
     assert "(a random encoder: the control without pretraining)" in runs[0].system.title
 
 
+def test_last_block_in_bfloat16(config, folder):
+    """What is trained starts from exact weights, the rest is rounded as that of a wholly frozen encoder."""
+    fields = config({"model.frozen": True, "model.last_block": True, "model.dtype": "bfloat16"})
+    info = data.describe_dataset("lidcsilhouettes", 28)
+    params, kept, _, _ = _initialised(systems.prepare(fields, info))
+    exact, half = on_host(_encoder(folder / "encoder")), on_host(_encoder(folder / "half"))
+    for path, value in on_host(_held(params)).items():
+        np.testing.assert_array_equal(value, exact[path])
+    for path, value in on_host(kept).items():
+        assert value.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(value, half[path])
+    shapes = start.shapes_in_memory(systems.prepare(fields, info, with_weights=False), jnp.dtype("bfloat16"))
+    assert shapes_of(shapes) == shapes_of(kept)
+
+
 @pytest.mark.parametrize("is_frozen", [False, True])
-def test_half_precision_encoder(is_frozen, config, folder):
+def test_half_precision_encoder(is_frozen, config, folder, monkeypatch):
     """Stored in bfloat16, it is trained in float32, and stays as it is where it is frozen."""
+    said = []
+    monkeypatch.setattr("jaxboost.systems.weights.warn_once", said.append)
     half = config({"model.weights": str(folder / "half"), "model.frozen": is_frozen})
     params, kept, _, _ = _initialised(systems.prepare(half, data.describe_dataset("lidcsilhouettes", 28)))
+    words = (
+        f"the encoder at {folder / 'half'} is trained, and starts from weights rounded to bfloat16: convert it again"
+    )
+    assert [text.partition(" with --dtype")[0] for text in said] == ([] if is_frozen else [words])
     stored = _encoder(folder / "half")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(stored)} == {"bfloat16"}
     if is_frozen:

@@ -68,6 +68,12 @@ def on_host(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}
 
 
+def shapes_of(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Path -> shape and dtype of each leaf."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): (leaf.shape, leaf.dtype.name) for path, leaf in leaves}
+
+
 def assert_same(ours: Any, theirs: Any) -> None:
     """Both trees hold the same leaves, bit by bit."""
     ours, theirs = on_host(ours), on_host(theirs)
