@@ -24,6 +24,26 @@ class Stack:
     followers: tuple[str, ...] = ()
 
 
+def block_places(stack: Mapping[Any, Any]) -> list[tuple[tuple[Any, ...], int]]:
+    """The places of the blocks in a tree of a stack's weights, in the order in which they run, see `Stack`.
+
+    Args:
+      stack: as `frozen.split` gives it; places without weights in it are left out.
+
+    Returns:
+      (place, count): a single block has a count of 0; stacked blocks have one place, and a leading axis of that length.
+    """
+    if "last" in stack:  # a `transformer.Transformer`
+        stacked = stack.get("blocks")
+        first = [(("blocks",), len(jax.tree.leaves(stacked)[0]))] if stacked else []
+        return [*first, (("last",), 0)]
+    found: list[tuple[tuple[Any, ...], int]] = []
+    for number in sorted(stack):
+        blocks = stack[number].get("blocks")
+        found += [((number,), 0)] if blocks is None else [((number, "blocks", each), 0) for each in sorted(blocks)]
+    return found
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Traits:
     """Properties of an encoder's class, its class attribute `traits`.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxboost.errors import ArgumentError
 from jaxboost.models.layers import flat_product, torch_init
 
 
@@ -19,11 +20,18 @@ class Lora(nnx.Module):
       rank: r; A is ([L,] in, r) and B is ([L,] r, out), both in float32.
       alpha: s = alpha / r.
       rngs: of A.
+
+    Raises:
+      UserError: the rank is above that of a matrix, which A B cannot use.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], *, rank: int, alpha: float, rngs: nnx.Rngs):
         self.scale = alpha / rank
         for name, (*depth, fan_in, fan_out) in shapes.items():
+            if rank > min(fan_in, fan_out):
+                raise ArgumentError(
+                    f"LoRA of rank {rank}: a matrix of {fan_in} x {fan_out} needs at most {min(fan_in, fan_out)}"
+                )
             draw, _ = torch_init(fan_in)
             setattr(self, f"{name}_a", nnx.Param(draw(rngs.params(), (*depth, fan_in, rank), jnp.float32)))
             setattr(self, f"{name}_b", nnx.Param(jnp.zeros((*depth, rank, fan_out))))

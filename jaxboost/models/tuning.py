@@ -7,22 +7,19 @@ import jax
 from flax import nnx
 
 from jaxboost.errors import ArgumentError
-from jaxboost.models.encoder import Encoder
+from jaxboost.models.encoder import Encoder, block_places
 from jaxboost.models.frozen import Frozen, dequantize
 from jaxboost.models.layers import Linear
 from jaxboost.models.lora import Lora
-from jaxboost.models.transformer import Transformer
 
 
 def last_block(encoder: Encoder) -> list[nnx.Module]:
     """The last block of an encoder, and what follows it inside the encoder, see `encoder.Stack`."""
     stack = encoder.traits.stacks[-1]
-    blocks = getattr(encoder, stack.name)
-    if isinstance(blocks, Transformer):
-        block: Any = blocks.last
-    else:
-        end = blocks[-1]
-        block = end.blocks[-1] if hasattr(end, "blocks") else end
+    block = getattr(encoder, stack.name)
+    place, _ = block_places(nnx.to_pure_dict(nnx.state(block)))[-1]
+    for name in place:
+        block = block[name] if isinstance(name, int) else getattr(block, name)
     return [block, *(getattr(encoder, name) for name in stack.followers)]
 
 
@@ -41,7 +38,7 @@ def add_lora(
       rngs: of the changes' first factors.
 
     Raises:
-      UserError: the blocks have no linear layer of one of these names.
+      UserError: the blocks have no linear layer of one of these names, or the rank is above that of a matrix.
     """
     known = encoder.traits.matrices
     if not names or not {*names} <= {*known}:

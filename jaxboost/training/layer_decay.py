@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxboost.models.backbones import BACKBONES
+from jaxboost.models.encoder import block_places
 from jaxboost.models.frozen import Tree
 
 
@@ -37,7 +38,7 @@ def factors(params: Tree, decay: float) -> Tree:
     encoder = params.get("encoder", {})
     layers, followers = _Layers(), {}
     for name, following in _stacks(params).items():
-        layers.add(encoder[name], (name,))
+        layers.add(encoder[name], name)
         followers.update(dict.fromkeys(following, layers.depth))
 
     def factor(path: tuple[Any, ...], leaf: jax.Array) -> float | jax.Array:
@@ -72,26 +73,13 @@ class _Layers:
     depth: int = 0
     first: dict[tuple[Any, ...], int] = dataclasses.field(default_factory=dict)
 
-    def add(self, stack: Tree, place: tuple[Any, ...]) -> None:
-        """Numbers the layers of one more stack, whose form `Stack` explains."""
-        if "last" in stack:  # a `transformer.Transformer`
-            if "blocks" in stack:
-                self.first[*place, "blocks"] = self.depth + 1
-                self.depth += len(jax.tree.leaves(stack["blocks"])[0])
-            self._one((*place, "last"))
-            return
-        for number in sorted(stack):
-            blocks = stack[number].get("blocks")
-            if blocks is None:
-                self._one((*place, number))
-                continue
-            self.first[*place, number] = self.depth + 1
-            for block in sorted(blocks):
-                self._one((*place, number, "blocks", block))
-
-    def _one(self, place: tuple[Any, ...]) -> None:
-        self.depth += 1
-        self.first[place] = self.depth
+    def add(self, stack: Tree, name: str) -> None:
+        """Numbers the layers of one more stack of this name."""
+        for place, count in block_places(stack):
+            # What else a stage has stands before its first block.
+            for start in (place, place[:1]):
+                self.first.setdefault((name, *start), self.depth + 1)
+            self.depth += count or 1
 
     def number(self, names: tuple[Any, ...], leaf: jax.Array, otherwise: int) -> int | jax.Array:
         """Number of the layer of a weight of the encoder; an array for stacked layers."""

@@ -113,6 +113,8 @@ def test_other_names_are_refused() -> None:
     for names in ((), ("q",)):
         with pytest.raises(ValueError, match="the encoder's are qkv, out, up, down"):
             with_lora(ViT, names, image_size=SIZE, **SHAPE)
+    with pytest.raises(ValueError, match=r"^LoRA of rank 3: a matrix of 2 x 6 needs at most 2$"):
+        with_lora(ViT, ("qkv",), image_size=SIZE, **SHAPE | dict(width=2, heads=1))
 
 
 # Backbone -> image size, other arguments, its last block and what follows it in the encoder, and before the head.
