@@ -7,6 +7,7 @@ only data, model, baseline and eval, because nothing in it is trained by gradien
 there.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -55,7 +56,7 @@ BASELINE_FIELDS = _named({"data": DATA, "model": BASELINE_MODEL, "baseline": BAS
 ALL_FIELDS = BLIP2_FIELDS | PNEUMOLLM_FIELDS | CLIP_FIELDS | BASELINE_FIELDS | RLLM_FIELDS
 
 
-def fields_of(config: ConfigDict) -> dict[str, Field]:
+def fields_of(config: ConfigDict | Mapping[str, Any]) -> dict[str, Field]:
     """Returns the fields of a config's system, such as R-LLM, PneumoLLM or a baseline, by their dotted names."""
     if "baseline" in config:
         return BASELINE_FIELDS

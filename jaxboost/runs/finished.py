@@ -78,7 +78,7 @@ def _read(folder: pathlib.Path, name: str, reader: Callable[[pathlib.Path], T]) 
 
 
 def _parsed(content: dict[str, Any], path: pathlib.Path) -> ConfigDict:
-    parsed = schema.parse(SavedConfig, content, where=str(path), fix="bring it back from a backup")
+    parsed = schema.parse(SavedConfig, _filled(content), where=str(path), fix="bring it back from a backup")
     config = ConfigDict(_without_none(dataclasses.asdict(parsed)))
     named = [name for name in _SYSTEMS if name in config]
     if len(named) != 1:
@@ -91,12 +91,6 @@ def _parsed(content: dict[str, Any], path: pathlib.Path) -> ConfigDict:
         raise UserError(f"{path} is not the config of a run: it lacks the section {', '.join(lacking)}")
     if lacking := [name for name in fields if name not in config.model]:
         raise UserError(f"{path} is not the config of a run: the section model lacks {', '.join(lacking)}")
-    # Fields of some systems only, that earlier versions lacked.
-    for name in continuing.ADDED.keys() & fields_of(config).keys():
-        section, _, field = name.partition(".")
-        if section == "model" and field not in config.model:
-            before = continuing.ADDED[name]
-            config.model[field] = tuple(before) if isinstance(before, list) else before
     if "pneumollm" in config and (lacking := [name for name in ("used", "causal") if name not in config.llama]):
         raise UserError(f"{path} is not the config of a run: the section llama lacks {', '.join(lacking)}")
     validation.validate_present(config)
@@ -104,6 +98,16 @@ def _parsed(content: dict[str, Any], path: pathlib.Path) -> ConfigDict:
         # A prediction may run on another device.
         config.model.attention = "auto"
     return config
+
+
+def _filled(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a config.json with the fields of its system that its version lacked."""
+    filled = {name: {**value} if isinstance(value, dict) else value for name, value in content.items()}
+    for name in continuing.ADDED.keys() & fields_of(content).keys():
+        section, _, field = name.partition(".")
+        if isinstance(fields := filled.get(section), dict):
+            fields.setdefault(field, continuing.ADDED[name])
+    return filled
 
 
 def _without_none(tree: dict[str, Any]) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class Part:
       dtype: dtype of the stored weights.
       layers: numbers of the LLM layers.
       arguments: arguments that the part is built with.
+      trained: what of the encoder was trained: "all", "last_block" or "lora"; None: nothing, or not recorded.
       weights: "int8" if the matrices are quantized as they are loaded, see `llama.weights`; else None.
       control, control_seed: how the loaded weights were changed, see `systems.controls`; None: they were not.
       loaded_sha256: fingerprint of the weights before that.
@@ -78,6 +79,7 @@ class Part:
     layers: _Layers | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     arguments: dict[_Text, Scalar | list[int] | list[float]] | None = None
+    trained: Literal["all", "last_block", "lora"] | None = None
     weights: Literal["int8"] | None = None
     control: Literal["shuffled", "matched"] | None = None
     control_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None

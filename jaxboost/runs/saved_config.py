@@ -1,6 +1,7 @@
 """The schema of config.json, for the fields that a prediction reads: types are checked before a model is built.
 
-`config.validation.validate_present` checks the ranges of the numbers.
+Fields that earlier versions lacked are filled in before, see `finished.read`. `config.validation.validate_present`
+checks the ranges of the numbers.
 """
 
 import dataclasses
@@ -9,7 +10,6 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from jaxboost import schema
-from jaxboost.config import continuing
 
 Scalar = bool | int | float | str | None
 # A config has no deeper nesting.
@@ -31,10 +31,10 @@ class Data:
     spacing: float
     folds: int
     fold: int
-    nan: _Text = continuing.ADDED["data.nan"]
-    max_pixels: int = continuing.ADDED["data.max_pixels"]
-    max_voxels: int = continuing.ADDED["data.max_voxels"]
-    columns: Annotated[tuple[_Text, ...], Field(max_length=1000)] = tuple(continuing.ADDED["data.columns"])
+    nan: _Text
+    max_pixels: int
+    max_voxels: int
+    columns: Annotated[tuple[_Text, ...], Field(max_length=1000)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Model:
     mean: _Floats
     std: _Floats
     dtype: _Text
-    attention: _Text = continuing.ADDED["model.attention"]
+    attention: _Text
     remat: bool | None = None
     weights: _Text | None = None
     weights_source: _Text | None = None
@@ -85,7 +85,7 @@ class Evaluation:
 
     protocol: _Text
     batch_size: int
-    unit: _Text = continuing.ADDED["eval.unit"]
+    unit: _Text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,11 +107,11 @@ class Boost(_Llama):
     rope: bool
     path: _Text
     causal: bool
-    init: _Text = continuing.ADDED["boost.init"]
-    control: _Text = continuing.ADDED["boost.control"]
-    control_seed: int = continuing.ADDED["boost.control_seed"]
-    lora_rank: int = continuing.ADDED["boost.lora_rank"]
-    lora_alpha: float = continuing.ADDED["boost.lora_alpha"]
+    init: _Text
+    control: _Text
+    control_seed: int
+    lora_rank: int
+    lora_alpha: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,8 +138,8 @@ class PneumoLLM:
     tokens: _Text
     count: int
     emitter: bool
-    adapters: _Text = continuing.ADDED["pneumollm.adapters"]
-    question: _Text = continuing.ADDED["pneumollm.question"]
+    adapters: _Text
+    question: _Text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,8 +171,8 @@ class Baseline:
     ndim: int
     views: _Text
     cache: _Text
-    text: _Text = continuing.ADDED["baseline.text"]
-    slices: int = continuing.ADDED["baseline.slices"]
+    text: _Text
+    slices: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

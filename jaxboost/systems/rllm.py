@@ -115,9 +115,10 @@ def _resolve_encoder(
     trained = recorded and recorded.parts.get("encoder")
     if trained and not model.frozen:
         return (), dict(trained["arguments"])
-    trained = dict(trainable=not model.frozen, partly=model.last_block)
-    side = encoder_side(config)
-    part, arguments = resolve_encoder("encoder", model, model, "weights", image_size=side, **trained)
+    side, parts = encoder_side(config), dict(trainable=not model.frozen, partly=model.last_block)
+    part, arguments = resolve_encoder("encoder", model, model, "weights", image_size=side, **parts)
+    which = "lora" if model.lora_rank else "last_block" if model.last_block else "" if model.frozen else "all"
+    part = dataclasses.replace(part, about={**part.about, **({"trained": which} if which else {})})
     if slices_of(config):
         inside = {"encoder": ("encoder", "encoder"), "head_norm": ("encoder", "norm")}
         paths, statistics = (tuple(inside[path[0]] for path in each) for each in (part.paths, part.statistics))
