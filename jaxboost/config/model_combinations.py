@@ -103,7 +103,8 @@ def _encoder_weights(config: Config) -> Iterator[str]:
         )
     # With LoRA all blocks are trained.
     if model.frozen and not model.lora_rank and model.drop_path:
-        yield "config field model.drop_path: it would only disturb a frozen encoder, set it to 0"
+        why = "also drop the frozen blocks below the last one" if model.last_block else "only disturb a frozen encoder"
+        yield f"config field model.drop_path: it would {why}, set it to 0"
     if model.weights not in ("", "random") and backbone is not None and not backbone.loads_weights:
         fitting = ", ".join(name for name, row in BACKBONES.items() if row.loads_weights)
         yield (

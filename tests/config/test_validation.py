@@ -246,7 +246,7 @@ def test_all_problems_are_in_one_message():
         (
             "breastmnist_vits",
             FROZEN | {"model.last_block": True, "model.drop_path": 0.1},
-            "model.drop_path: it would only disturb a frozen encoder",
+            "model.drop_path: it would also drop the frozen blocks below the last one, set it to 0",
         ),
         (
             "breastmnist_vits",
