@@ -34,7 +34,7 @@ def with_seconds(plan: Plan, *, flops: bool = False) -> Plan:
 
     They are the mean of the arm's finished runs; else that of the finished runs of arms with the same backbone, by
     epoch; else, with `flops`, the FLOPs of the arm's training over the speed of a matrix product, which is a rough
-    guess; else None.
+    guess, and too long for arms that train a part of the encoder: they need no backward pass below it; else None.
     """
     done = [run for run in plan.runs if run.state == "finished" and run.seconds is not None]
     guess = _Guess(plan.runs)
@@ -162,8 +162,13 @@ def _typical(seconds: Sequence[float], config: Config) -> float:
 
 
 def _is_encoded_once(config: Config) -> bool:
-    model = config.model
-    return model.get("frozen", True) and not (model.get("last_block", False) or model.get("lora_rank", 0))
+    """Whether the run's images are encoded once, unless their tokens are too large."""
+    if "baseline" in config:
+        return True
+    from jaxboost.runs import assembly
+
+    fixed = assembly.fixed_tokens(config)
+    return fixed is not None and fixed.most_gb > 0
 
 
 def _kind(config: Config) -> tuple[object, ...]:
