@@ -147,7 +147,7 @@ def test_the_configs_of_packaged_studies_are_right(tmp_path, name, runs):
         ("complete", 5 + 2 * 7 + 17 * 7 + 5 - 7),
         ("complete:2d+pretrained", 5 + 2 * 7 + 5 + 5 + 17 * 7 + 5 - 7),
         ("learning_curve", 3 * (5 + 2 * 7)),
-        ("finetuning", 3 * (5 + 4 * 7)),
+        ("finetuning", 3 * (5 + 4 * 9)),
     ],
 )
 def test_the_configs_of_studies_with_baselines_and_controls_are_right(tmp_path, name, runs):

@@ -123,15 +123,26 @@ def _rates(analysis: choice.Analysis) -> Table | None:
     rows = []
     for arm in tuned:
         chosen = ((configs.get(arm["name"]) or {}).get("optim") or {}).get("lr")
-        best = f"{chosen:g}" if numbers.is_number(chosen) else ""
+        badge = f"chosen: {chosen:g}{_end(chosen, rates)}" if numbers.is_number(chosen) else ""
         cells = [tables.number_cell(arm["learning_rates"].get(rate)) for rate in rates]
-        rows.append(Row(cells=(tables.name_cell(arm["title"], badge=f"chosen: {best}" if best else ""), *cells)))
+        rows.append(Row(cells=(tables.name_cell(arm["title"], badge=badge), *cells)))
     return Table(
         name="learning_rates",
         caption="Learning rates that were tried with the first seed, and the metric on validation that chose one",
         columns=(Column(key="arm", title="Arm", numeric=False), *(Column(key=str(rate), title=rate) for rate in rates)),
         rows=tuple(rows),
     )
+
+
+def _end(chosen: float, rates: Sequence[str]) -> str:
+    """What to say of a chosen rate beyond which none was tried, where a better one may lie; "" of others.
+
+    Args:
+      chosen: the rate.
+      rates: those that were tried, from the smallest, as the text of `f"{rate:g}"`.
+    """
+    ends = {rates[0]: ", the smallest tried", rates[-1]: ", the largest tried"}
+    return ends.get(f"{chosen:g}", "") if len(rates) > 1 else ""
 
 
 def _as_number(rate: str) -> tuple[float, str]:
