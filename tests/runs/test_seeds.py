@@ -279,12 +279,18 @@ def pneumollm_config(root, encoder):
     return with_overrides(get_pneumollm_config(), PLAIN | fields)
 
 
+def last_block_config(root, encoder):
+    """The last block of a loaded encoder is trained, and the rest is there once."""
+    fields = {"model.backbone": "tiny_2d", "model.weights": str(encoder), "model.frozen": True}
+    return small_config(root, PLAIN | fields | {"model.last_block": True, "boost.kind": "none"})
+
+
 def norms_config(root, encoder):
     """An encoder with batch norms."""
     return tiny_config(root, PLAIN | {"train.batch_size": 16, "train.ema": 0.5})
 
 
-@pytest.mark.parametrize("make", [tokens_config, pneumollm_config, norms_config])
+@pytest.mark.parametrize("make", [tokens_config, pneumollm_config, last_block_config, norms_config])
 def test_two_seeds_are_those_alone(few_lidc_root, tmp_path, monkeypatch, encoder, held, make):
     """All copies at once, as on an accelerator."""
     config = make(few_lidc_root, encoder)
@@ -300,7 +306,11 @@ def test_two_seeds_are_those_alone(few_lidc_root, tmp_path, monkeypatch, encoder
     seeds.train_and_evaluate(runs)
     assert bool(jax.tree.leaves(held[0]._states.stats)) == (make is norms_config)
     # The tokens are those of all seeds.
-    assert len(list(tmp_path.rglob("source-tokens-*/*.npy"))) == (make is not norms_config)
+    has_tokens = make in (tokens_config, pneumollm_config)
+    assert len(list(tmp_path.rglob("source-tokens-*/*.npy"))) == has_tokens
+    if make is last_block_config:
+        own, shared = frozen_arrays(held[0])
+        assert (own, shared > 0) == (0, True)
     train_alone(config, 4, tmp_path / "alone")
     assert_near(tmp_path / "seed4", tmp_path / "alone")
 

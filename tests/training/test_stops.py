@@ -13,6 +13,8 @@ from jaxboost.data.dataset import Dataset, DatasetInfo, Split, row_digests
 from jaxboost.data.pipeline.augment import Augment
 from jaxboost.data.rows import place
 from jaxboost.evaluation import evaluate
+from jaxboost.models.backbones import BACKBONES, Backbone
+from jaxboost.models.vit import ViT
 from jaxboost.processes import group
 from jaxboost.runs import datasets, lock, train
 from jaxboost.statistics import intervals
@@ -24,6 +26,10 @@ from tests.training.stopped_runs import outcome, send_in
 
 # Two epochs of three steps, and a checkpoint at the end of each alone.
 CHANGES = {"train.epochs": 2, "train.max_steps": 0, "train.log_every": 1, "train.batch_size": 3, "eval.batch_size": 4}
+
+TINY = Backbone(
+    encoder=ViT, ndim=2, arguments={"width": 16, "depth": 2, "heads": 2, "mlp_width": 24, "patch": 14}, head_eps=1e-6
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +87,21 @@ def test_a_stop_in_each_phase_loses_nothing(phase, whole, tmp_path, monkeypatch,
     colours(data, folder, **CHANGES)
     assert (f"resumed from step {saved}" in caplog.text) == bool(saved)
     assert outcome(folder) == expected
+
+
+def test_a_stop_with_lora_loses_nothing(whole, tmp_path, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "tiny", TINY)
+    changes = CHANGES | {"model.backbone": "tiny", "model.frozen": True, "model.weights": "random"}
+    changes |= {"model.lora_rank": 2, "optim.lr": 1e-2}
+    expected = outcome(colours(whole[0], tmp_path / "whole", **changes))
+    assert expected["result"]["encoder"]["trained"] == "lora"
+    with monkeypatch.context() as patched:
+        send_in(patched, step, "put", call=2)
+        colours(whole[0], tmp_path / "run", **changes)
+    assert [path.name for path in tmp_path.glob("run/checkpoints/latest/[0-9]*")] == ["2"]
+    program.forget()  # as in another process
+    colours(whole[0], tmp_path / "run", **changes)
+    assert outcome(tmp_path / "run") == expected
 
 
 def test_a_validation_that_was_left_out_is_done_once(whole, tmp_path, monkeypatch, caplog):
