@@ -28,9 +28,9 @@ class Lora(nnx.Module):
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], *, rank: int, alpha: float, rngs: nnx.Rngs):
         self.scale = alpha / rank
         for name, (*depth, fan_in, fan_out) in shapes.items():
-            if rank > min(fan_in, fan_out):
+            if rank > (most := min(fan_in, fan_out)):
                 raise ArgumentError(
-                    f"LoRA of rank {rank}: a matrix of {fan_in} x {fan_out} needs at most {min(fan_in, fan_out)}"
+                    f"lora_rank: {rank} is above the rank of a matrix of {fan_in} x {fan_out}: set it to at most {most}"
                 )
             draw, _ = torch_init(fan_in)
             setattr(self, f"{name}_a", nnx.Param(draw(rngs.params(), (*depth, fan_in, rank), jnp.float32)))

@@ -301,7 +301,7 @@ def test_a_frozen_encoder_is_estimated_once(tmp_path, monkeypatch):
     assert (now["rllm:1"], now["plain:0"]) == (100.0, 100.0)
     # At each step, where the tokens are too large.
     never = plan.make(made.study, tmp_path / "never", overrides={"model.cache_gb": 0.0})
-    changed = plan.make(made.study, tmp_path / "changed", overrides={"augment.flip": 0.5})
+    changed = plan.make(made.study, tmp_path / "changed", overrides={"augment.volume_flips": True})
     encoded = [estimate._is_encoded_once(each.run("rllm:0").config) for each in (made, never, changed)]
     assert encoded == [True, False, False]
     every = {run.key: run.seconds for run in estimate.with_seconds(never, flops=True).runs}
