@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.encoder import Traits
+from jaxboost.models.encoder import Stack, Traits
 from jaxboost.models.resnet import BASE_WIDTH, ResNet
 
 
@@ -30,6 +30,7 @@ class InflatedResNet(ResNet):
         gives_tokens=False,
         has_statistics=True,
         has_stochastic_depth=False,
+        stacks=(Stack(name="blocks"),),
         names="inflated_resnet",
         defaults={"base_width": BASE_WIDTH},
     )

@@ -20,11 +20,15 @@ from jaxboost.io import json_sha256
 from jaxboost.models import attention, transformer
 from jaxboost.models.backbones import BACKBONES, Backbone
 from jaxboost.models.resnet import ResNet
+from jaxboost.models.vit import ViT
 from tests import finished_runs
 from tests.scripts import devices, run_inside, run_script
 
 SMALL_RESNET = Backbone(
     encoder=ResNet, ndim=2, arguments=dict(block="basic", depths=(1, 1), convolution="2d"), head_eps=None
+)
+SMALL_VIT = Backbone(
+    encoder=ViT, ndim=2, arguments=dict(width=16, depth=2, heads=2, mlp_width=24, patch=14), head_eps=1e-6
 )
 
 
@@ -157,8 +161,9 @@ def test_statistics_of_a_resnet(tmp_path, monkeypatch):
         ({"model.last_block": True}, {"frozen.{}.blocks.attention.qkv.kernel", "trained.{}.last.attention.qkv.kernel"}),
     ],
 )
-def test_a_frozen_encoder_that_is_trained_in_part(tmp_path, trained, matrices):
+def test_a_frozen_encoder_that_is_trained_in_part(tmp_path, trained, matrices, monkeypatch):
     """The file has the matrices of a plain encoder, with LoRA merged into them."""
+    monkeypatch.setitem(BACKBONES, "vit_tiny", SMALL_VIT)
     frozen = {"model.frozen": True, "model.weights": "random", "model.dtype": "float32", "optim.lr": 1e-2}
     run, files = make_colours(tmp_path, **frozen, **trained)
     same_as_run(run, files, tmp_path / "export")

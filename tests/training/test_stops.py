@@ -99,7 +99,6 @@ def test_a_stop_with_lora_loses_nothing(whole, tmp_path, monkeypatch):
         send_in(patched, step, "put", call=2)
         colours(whole[0], tmp_path / "run", **changes)
     assert [path.name for path in tmp_path.glob("run/checkpoints/latest/[0-9]*")] == ["2"]
-    program.forget()  # as in another process
     colours(whole[0], tmp_path / "run", **changes)
     assert outcome(tmp_path / "run") == expected
 
