@@ -49,6 +49,8 @@ def llm(section: str) -> Check:
         used = fields.get("used", True) if section == "llama" else has_block(fields.kind)
         if used and fields.block == "random" and fields.final_norm == "loaded":
             yield f"config field {section}.final_norm: a random block has no norm to load, set it to ones"
+        if used and fields.block == "random" and fields.adapter:
+            yield f'config field {section}.adapter: a random block has no adapter: set it to "", or name a block'
 
     return check
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxboost import io, schema
-from jaxboost.convert.formats import adapters, kinds
+from jaxboost.convert.formats import kinds
 from jaxboost.convert.manifest_types import (
     CHECKED,
     FORMAT_VERSION,
@@ -115,7 +115,7 @@ def _command(source: str, what: str, out: str | os.PathLike, *flags: str) -> str
 def _entries_of(manifest: AnyManifest) -> dict[str, Any]:
     entries = dataclasses.asdict(manifest)
     if isinstance(manifest, Manifest):
-        return entries | {"config": manifest.config.entries()}
+        entries["config"] = manifest.config.entries()
     return {name: value for name, value in entries.items() if value is not None}
 
 
@@ -168,8 +168,6 @@ def _again(path: str | os.PathLike, fields: Mapping[str, Any]) -> str:
         layers = "all" if len(numbers) == fields.get("layers_in_source") else ",".join(map(str, numbers))
     flags = ["--dtype bfloat16"] * (fields.get("dtype") == "bfloat16")
     flags += ["--nofinal_norm"] * (fields.get("final_norm") is False)
-    source, _, adapter = source.partition(adapters.MERGED)
-    flags += [f"--adapter {shlex.quote(adapter)}"] * bool(adapter)
     return command(shlex.quote(source), layers, shlex.quote(str(path)), *flags, "--overwrite")
 
 

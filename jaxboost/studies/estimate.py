@@ -24,8 +24,8 @@ _PATIENCE = 30.0  # seconds
 # Fields, besides those of `optim`, that do not change how long a run takes.
 _WEIGHTS = (
     *("seed", "model.weights", "model.weights_source", "model.weights_convert", "boost.block", "boost.source"),
-    *("boost.convert", "boost.control", "boost.control_seed", "clip.text", "baseline.text"),
-    *("blip2.qformer", "blip2.qformer_source", "blip2.qformer_convert", "blip2.question"),
+    *("boost.adapter", "boost.convert", "boost.control", "boost.control_seed", "llama.adapter", "clip.text"),
+    *("baseline.text", "blip2.qformer", "blip2.qformer_source", "blip2.qformer_convert", "blip2.question"),
 )
 
 

@@ -3,6 +3,7 @@
 import itertools
 import pathlib
 import pickle
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _MAX_DEPTH, _MAX_OTHERS = 8, 1000
 # Files of the old format are read whole.
 _MAX_OLD_BYTES = 1 << 30
+# From here on `weights_only` holds for them too.
+_SAFE_TORCH = (2, 6)
 _RESAVE = "python -c \"import torch; torch.save(torch.load('{path}', weights_only=True), 'weights.pth')\""
 _STATE_DICT = "save its weights alone, with torch.save(model.state_dict(), 'weights.pth')"
 
@@ -129,6 +132,7 @@ def _check_format(path: pathlib.Path) -> bool:
     _import_torch(path)
     head = kinds.head_of(path)
     if kinds.is_old_torch(head) and path.stat().st_size <= _MAX_OLD_BYTES:
+        _check_torch_version(path)
         return True
     fix = f"save it again with `{_RESAVE.format(path=path)}`, or convert from a safetensors copy"
     kinds.check_torch_head(str(path), head, fix)
@@ -146,6 +150,17 @@ def _import_torch(path: pathlib.Path) -> None:
             f"{path} is a PyTorch pickle and torch is not installed: {missing_extra('convert')}, or convert from a"
             " safetensors copy of the model"
         ) from error
+
+
+def _check_torch_version(path: pathlib.Path) -> None:
+    """Raises UserError if a file of the old format could run code in this version of torch (CVE-2025-32434)."""
+    import torch
+
+    if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < _SAFE_TORCH:
+        raise UserError(
+            f"{path} has PyTorch's old format, which torch {torch.__version__} does not read safely: install torch"
+            f" {'.'.join(map(str, _SAFE_TORCH))} or later, or convert from a safetensors copy"
+        )
 
 
 def _unknown_classes(path: pathlib.Path) -> list[str]:
