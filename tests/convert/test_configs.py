@@ -104,7 +104,7 @@ def test_refused(changes, message):
     [
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "the rotary scaling 'dynamic'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "the rotary scaling 'yarn'"),
-        (LONG | {"rope_scaling": {"type": "su"}}, "the rotary scaling 'su' without factors of short texts"),
+        (LONG | {"rope_scaling": {"type": "su"}}, "the rotary scaling 'su'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, None),
         (
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},

@@ -106,7 +106,7 @@ def _longrope(scaling: Settings, *, head_dim: int) -> dict[str, Any]:
     """
     factors = scaling.get("short_factor")
     if factors is None:
-        return _unsupported(f"{reprlib.repr(_kind(scaling))} without factors of short texts")
+        return _unsupported(reprlib.repr(_kind(scaling)))
     if not isinstance(factors, list) or not all(type(each) in (int, float) for each in factors):
         raise UserError(
             f"{scaling.where}: 'short_factor' is {reprlib.repr(factors)} instead of {head_dim // 2} numbers: download"
