@@ -121,14 +121,17 @@ def identity(path: str | os.PathLike[str]) -> str:
     """What tells an adapter from others: the SHA-256 of its files; of a hub repository, which is not read, its id.
 
     Raises:
-      UserError: there is no adapter.
+      UserError: there is no adapter, or it cannot be read.
     """
     where = io.user_path(path)
     if not os.path.isdir(where):
         places.check_repository_id(os.fspath(path), "adapter")
         return os.fspath(path)
-    files = (adapters.CONFIG, _weights_of(_folder(path)))
-    return io.json_sha256([io.digest_of(where / name) for name in files])
+    try:
+        files = (adapters.CONFIG, _weights_of(_folder(path)))
+        return io.json_sha256([io.digest_of(where / name) for name in files])
+    except OSError as error:
+        raise UserError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
 
 
 def _weights_of(folder: Folder) -> str:
