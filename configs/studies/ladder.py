@@ -169,7 +169,7 @@ def _baselines(is_2d: bool, encoder: dict[str, object], options: Collection[str]
         note = "A logistic regression that sees no image. The rungs below read these columns beside the image."
         rows.insert(1, ("columns", "Clinical columns alone", "columns", ndim, note))
     if "slices" in options:
-        slices = {**ndim, **encoder, "baseline.views": "slices", "baseline.slices": 4}
+        slices = {**ndim, **encoder, "baseline.slices": 4}
         note = "The linear probe on twelve slices instead of the three middle ones."
         rows.append(("logistic_slices", "Linear probe of the mean of slices", "logistic", slices, note))
     if "clip" in options:
