@@ -241,8 +241,9 @@ def _side(config: Config, info: "DatasetInfo") -> Iterator[str]:
 
 def _baseline_dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
     backbone = backbone_of(config)
-    takes_volumes = config.baseline.features == "encoder" and backbone is not None and backbone.ndim == 3
-    if takes_volumes and info.ndim == 3:
+    # What no baseline takes is reported without the data.
+    takes_volumes = backbone is not None and backbone.ndim == 3 and backbone.loads_weights
+    if takes_volumes and config.baseline.features == "encoder" and info.ndim == 3:
         yield from _side(config, info)
     if config.baseline.slices > info.size:
         yield f"config field baseline.slices: {config.baseline.slices} is more than the {info.size} that a volume has"
