@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Checkpoints of training scripts stay far below these limits.
 _MAX_DEPTH, _MAX_OTHERS = 8, 1000
+# Of tensors that are read through one map of a file, which keeps in memory what was read through it.
+_MAX_MAPPED_BYTES = 1 << 25
 # Files of the old format are read whole.
 _MAX_OLD_BYTES = 1 << 30
 # From here on `weights_only` holds for them too.
@@ -50,11 +52,11 @@ class TorchFile:
           UserError: torch is not installed, or the file is truncated, of the old format, or holds more than tensors.
         """
         self._path = path
-        is_old = _check_format(path)
+        self._is_old = is_old = _check_format(path)
         self._unknown = None if not may_be_nested else [] if is_old else _unknown_classes(path)
         tensors, self.others, self.entries = _mapped(path, self._unknown, mmap=not is_old)
-        # A file of the old format cannot be mapped: it stays in memory.
-        self._held = tensors if is_old else None
+        self._held: dict[str, torch.Tensor] | None = tensors
+        self._bytes = 0
         self._infos = {name: _info(tensor) for name, tensor in tensors.items()}
 
     @property
@@ -68,12 +70,21 @@ class TorchFile:
 
     def read(self, name: str) -> np.ndarray:
         """See `tensors.Tensors`."""
-        # Mapped again for each tensor: a lasting map would keep everything that was read in memory.
-        return _to_numpy((self._held or _mapped(self._path, self._unknown)[0])[name])
+        return _to_numpy(self._tensor(name))
 
     def read_rows(self, name: str, rows: Sequence[int]) -> np.ndarray:
         """Some rows of tensor `name`, in this order; nothing else of it is read."""
-        return _to_numpy(_mapped(self._path, self._unknown)[0][name][list(rows)])
+        return _to_numpy(self._tensor(name)[list(rows)])
+
+    def _tensor(self, name: str) -> "torch.Tensor":
+        if self._held is None:
+            self._held, self._bytes = _mapped(self._path, self._unknown)[0], 0
+        tensor = self._held[name]
+        self._bytes += tensor.nbytes
+        # A file of the old format cannot be mapped: it stays in memory.
+        if self._bytes > _MAX_MAPPED_BYTES and not self._is_old:
+            self._held = None
+        return tensor
 
 
 class _Unread:
