@@ -160,7 +160,7 @@ def test_clinical_columns_in_the_card_and_the_limits():
         {"name": "age", "mean": 61.0, "sd": 8.0, "missing": True, "separates": True},
         {"name": "sex", "categories": ["F", "M"], "missing": False, "separates": False},
     ]
-    runs = [dataclasses.replace(run, result={**run.result, "columns": columns}) for run in record.runs]
+    runs = [dataclasses.replace(run, arm="logistic", result={"columns": columns}) for run in record.runs]
     record = dataclasses.replace(record, runs=tuple(runs))
     assert "- Clinical columns: age; sex (F, M)\n" in model_card.text(analysis, record)
     (text,) = limits.of_columns(record)
