@@ -47,6 +47,7 @@ class Request:
       method: one of METHODS, or "all".
       tsne: also draw t-SNE of the features, of all files or of the whole split.
       masks, skip_faulty: see `inputs.read`.
+      table: CSV file with the clinical columns of the files, see `input_columns.find`.
       batch_size: see `Tapped`.
       root: folder of the run's data, if it has moved.
       moved: see `open_run.open_run`; for both runs.
@@ -62,6 +63,7 @@ class Request:
     method: str = "all"
     tsne: bool = False
     masks: str = ""
+    table: str = ""
     skip_faulty: bool = False
     batch_size: int = 0
     root: str = ""
@@ -80,6 +82,8 @@ def explain(request: Request) -> None:
     """
     if bool(request.files) == bool(request.split):
         raise UserError("give either --input (images) or --split (of the run's own data set), not both or neither")
+    if request.table and request.split:
+        raise UserError(f"--table {request.table}: the columns of a split are those of the run's data: leave it out")
     if os.path.lexists(request.out):
         raise UserError(f"--out {request.out} already exists: give another name, or remove it")
     outputs.check_folder(request.out, "--out")
@@ -120,7 +124,8 @@ def explain(request: Request) -> None:
 def _samples(request: Request, runs: Sequence[open_run.FinishedRun]) -> tuple[Samples, Samples]:
     """All images, and those that are shown."""
     if not request.split:
-        given = samples.from_files(runs[0], request.files, masks=request.masks, skip_faulty=request.skip_faulty)
+        options: dict[str, Any] = dict(masks=request.masks, table=request.table, skip_faulty=request.skip_faulty)
+        given = samples.from_files(runs[0], request.files, **options)
         return given, given
     given = samples.from_split(runs[0], request.split, request.root)
     probabilities = runs[0].predict(given.images, columns=given.columns, batch_size=request.batch_size)

@@ -6,7 +6,7 @@
 import dataclasses
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from jaxboost import schema
 from jaxboost.config import continuing
@@ -17,6 +17,8 @@ ConfigJson = dict[str, Scalar | dict[str, Scalar | list[Scalar]]]
 _Text = Annotated[str, Field(max_length=10_000)]
 _Layers = Annotated[tuple[Annotated[int, Field(ge=0, lt=10_000)], ...], Field(max_length=1000)]
 _Names = Annotated[tuple[_Text, ...], Field(max_length=100)]
+# The command line turns the column 1 into a number.
+_Column = Annotated[_Text, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)]
 _Floats = Annotated[tuple[float, ...], Field(max_length=1000)]
 
 
@@ -34,7 +36,7 @@ class Data:
     nan: _Text = continuing.ADDED["data.nan"]
     max_pixels: int = continuing.ADDED["data.max_pixels"]
     max_voxels: int = continuing.ADDED["data.max_voxels"]
-    columns: Annotated[tuple[_Text, ...], Field(max_length=1000)] = tuple(continuing.ADDED["data.columns"])
+    columns: Annotated[tuple[_Column, ...], Field(max_length=1000)] = tuple(continuing.ADDED["data.columns"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -152,6 +152,10 @@ def test_other_weights_than_a_finished_runs(checkpoint, config, run):
             {"model.backbone": "resnet18"},
             "resnet18 has no tokens with a final norm for a Q-Former: set it to blip2_vit",
         ),
+        (
+            {"data.source": "folder", "data.columns": ("age",)},
+            "data.columns: the LLM answers a question",
+        ),
         ({"train.loss": "columns"}, "columns compares logits with 0, and an LLM's scores have no such meaning"),
         ({"data.name": "chestmnist"}, "BLIP-2 compares classes that exclude each other, and chestmnist is multi-label"),
         ({"data.name": "nodulemnist3d"}, "data set nodulemnist3d is 3-D but backbone blip2_vit_g14 takes 2-D input"),
