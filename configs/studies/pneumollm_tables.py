@@ -75,8 +75,9 @@ def get_study(argument: str = "") -> Study:
 def _table5(config: str, *, quick: bool) -> Study:
     """The text branch: LaVIN and the simplified model, which also differ in the adapters' kind.
 
-    `lavin_rep` has the adapters of the simplified model. What differs then belongs to the text branch as a whole: the
-    question's tokens, the causal mask, the last token instead of the mean, frozen answer rows instead of a trained head.
+    `lavin_rep` has the adapters of the simplified model. The rest of the text branch still differs, as a whole: the
+    question's tokens, the causal mask, the last token instead of the mean, frozen answer rows instead of a trained
+    head.
     """
     rep = {"pneumollm.adapters": "rep"}
     return Study(
@@ -104,7 +105,7 @@ def _table5(config: str, *, quick: bool) -> Study:
             Comparison(
                 arm="simplified",
                 reference="lavin_rep",
-                claim="with the same adapters, mean and trained head are better than a question and its answers",
+                claim="with the same adapters it is better than LaVIN",
             ),
         ),
         seeds=3,

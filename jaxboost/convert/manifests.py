@@ -117,6 +117,11 @@ def kind_at(path: str | os.PathLike) -> str:
         return _KINDS[LLAMA][0]
 
 
+def command(source: str, layers: str, out: str | os.PathLike, *flags: str) -> str:
+    """The command that converts, for messages."""
+    return _command(source, f"--layers {layers}", out, *flags)
+
+
 def command_of_block(layers: str, out: str | os.PathLike) -> str:
     """The command that converts layers of an LLM, for messages."""
     return _command("SOURCE", f"--part block --layers {layers}", out)
@@ -184,7 +189,7 @@ def _again(path: str | os.PathLike, fields: Mapping[str, Any]) -> str:
     flags += ["--nofinal_norm"] * (fields.get("final_norm") is False)
     source, _, adapter = source.partition(adapters.MERGED)
     flags += [f"--adapter {shlex.quote(adapter)}"] * bool(adapter)
-    return _command(shlex.quote(source), f"--layers {layers}", shlex.quote(str(path)), *flags, "--overwrite")
+    return command(shlex.quote(source), layers, shlex.quote(str(path)), *flags, "--overwrite")
 
 
 def _json(file: pathlib.Path) -> dict[str, Any]:

@@ -191,9 +191,8 @@ def changes(first: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, An
     Seeds, and fields that do not matter for a run, such as where the data are, do not count.
     """
     before, now = continuing.flat(first), continuing.flat(config)
-    free = [
-        name for name, field in ALL_FIELDS.items() if field.resume != "same" and name not in workdir.CONVERTED_FOLDERS
-    ]
+    folders = workdir.CONVERTED_FOLDERS
+    free = [name for name, field in ALL_FIELDS.items() if field.resume != "same" and name not in folders]
     names = [name for name in now if name in before and before[name] != now[name]]
     return {name: now[name] for name in sorted(names) if name not in ("seed", *free)}
 
