@@ -129,12 +129,11 @@ def test_maps(run, images):
         attention.maps(tapped, pixels, np.array([0, 1]))
     with pytest.raises(UserError, match="no LLM layers that see tokens of patches"):
         activation.maps(tapped, pixels)
-    (qformer,) = (part for part in tapped.run.system.pretrained if part.role == "qformer")
-    drawn = dataclasses.replace(
-        tapped.run.system, pretrained=(dataclasses.replace(qformer, about={"source": "random"}),)
-    )
+    question = next(part for part in tapped.run.system.pretrained if part.role == "question")
+    drawn = dataclasses.replace(question, about={"source": "random"})
+    tapped.run = dataclasses.replace(tapped.run, system=dataclasses.replace(tapped.run.system, pretrained=(drawn,)))
     # Only an LLM's random block is named.
-    assert Tapped(dataclasses.replace(tapped.run, system=drawn)).title == "blip2_tiny + blip2"
+    assert tapped.title == "blip2_tiny + blip2"
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_end(config, run, tmp_path, monkeypatch):
