@@ -256,7 +256,7 @@ _RLLM: Table = (
 )
 _CLIP: Table = ((("model", "clip", "train.loss"), _clip),)
 _BLIP2: Table = (
-    (("model", "blip2", "train.loss"), llm_combinations.blip2),
+    (("model", "blip2", "llama", "train.loss"), llm_combinations.blip2),
     (("llama",), llm_combinations.llm("llama")),
 )
 _PNEUMOLLM: Table = (

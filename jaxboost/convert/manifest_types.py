@@ -247,7 +247,7 @@ class QuestionManifest:
     answers: Annotated[tuple[Answer, ...], Field(min_length=2, max_length=MAX_CLASSES)]
     width: Width
     positions: Annotated[int, Field(ge=0, le=1 << 17)] = 0
-    cap: argument_types.Factor | None
+    cap: argument_types.Factor | None = None
     norm: dict[_Dtype, _Digest]
     sha256: _Digests
     jaxboost_version: Name

@@ -27,10 +27,11 @@ CHECKSUM = "checksum"
 
 AnyManifest = Manifest | EncoderManifest | TextManifest | QuestionManifest | QFormerManifest
 
-# Kind of source -> the name of the converted folder in messages, and what says in commands what is converted.
+# Kind of source -> the name of the converted folder in messages, and what says in commands what is converted. --part
+# is for a BLIP-2, and right for every source.
 _KINDS = {
-    LLAMA: ("block", "--layers LAYERS"),
-    VISION: ("vision encoder", "--layers all"),
+    LLAMA: ("block", "--part block --layers LAYERS"),
+    VISION: ("vision encoder", "--part encoder"),
     TEXT: ("text encoder", "--prompts FILE"),
     QUESTION: ("question", "--question TEXT --answers ANSWERS"),
     QFORMER: ("Q-Former", "--part qformer"),
@@ -89,6 +90,19 @@ def check(manifest: AnyManifest) -> None:
     schema.parse(CHECKED[manifest.kind], entries, where=manifest.source, fix="choose another checkpoint")
 
 
+def other_norm(part: Manifest | EncoderManifest, key: str, norms: Mapping[str, str]) -> str:
+    """Why a part is not of the checkpoint whose norm another folder remembers, for messages; "" if it is.
+
+    Args:
+      part: a converted block or encoder.
+      key: of its final norm.
+      norms: dtype -> fingerprint of the checkpoint's norm, converted to this dtype.
+    """
+    if key not in part.sha256:
+        return "was converted without its final norm"
+    return "" if part.sha256[key] == norms.get(part.dtype) else "has other weights than that of its checkpoint"
+
+
 def to_text(manifest: AnyManifest) -> str:
     """The text of the file: the entries and their checksum, which shows if a constant was changed."""
     entries = _entries_of(manifest)
@@ -106,6 +120,11 @@ def kind_at(path: str | os.PathLike) -> str:
 def command(source: str, layers: str, out: str | os.PathLike, *flags: str) -> str:
     """The command that converts, for messages."""
     return _command(source, f"--layers {layers}", out, *flags)
+
+
+def command_of_block(layers: str, out: str | os.PathLike) -> str:
+    """The command that converts layers of an LLM, for messages."""
+    return _command("SOURCE", f"--part block --layers {layers}", out)
 
 
 def _command(source: str, what: str, out: str | os.PathLike, *flags: str) -> str:

@@ -187,7 +187,7 @@ def _checked_layers(manifest: Manifest, layers: tuple[int, ...] | None) -> tuple
     if absent or not layers:
         held = ",".join(map(str, manifest.layers))
         problem = f"not layer {', '.join(absent)}" if absent else "and none of them was asked for"
-        command = manifests.command("SOURCE", ",".join(map(str, layers)) or "LAYERS", "DIR")
+        command = manifests.command_of_block(",".join(map(str, layers)) or "LAYERS", "DIR")
         raise UserError(
             f"the block from {manifest.source} holds the layers {held}, {problem}: convert what is needed with "
             f"`{command}`"

@@ -98,6 +98,8 @@ class _Llama:
     convert: bool
     layers: _Layers
     final_norm: _Text
+    # Earlier versions had none.
+    adapter: _Text = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

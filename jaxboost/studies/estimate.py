@@ -172,7 +172,9 @@ def _kind(config: Config) -> tuple[object, ...]:
     features = (config.baseline.features, config.baseline.slices) if "baseline" in config else ()
     model = config.get("model", {})
     fields = ("backbone", "image_size", "slices", "slice_axes", "slice_size", "frozen", "last_block", "lora_rank")
-    return (*(str(model.get(name)) for name in fields), *sections, *features)
+    # LaVIN's LLM reads more tokens than PneumoLLM's.
+    asks = bool(config.get("pneumollm", {}).get("question"))
+    return (*(str(model.get(name)) for name in fields), asks, *sections, *features)
 
 
 def _epochs(config: Config) -> float:

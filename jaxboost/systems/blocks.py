@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxboost import io
 from jaxboost.config.types import Config
-from jaxboost.convert import placing, store
+from jaxboost.convert import manifests, placing, store
 from jaxboost.convert.formats import merging
 from jaxboost.convert.placing import Placement, Quantize
 from jaxboost.errors import UserError, check_choice
@@ -257,8 +257,8 @@ def _layers_of_block(
         f" {manifest.source}, not layer {_listed(absent)}: choose among them, or give () for all of them"
     )
     if max(absent) < depth:
-        spec = ",".join(map(str, layers))
-        problem += f"; or convert what is needed with `jaxboost convert --source SOURCE --layers {spec} --out DIR`"
+        command = manifests.command_of_block(",".join(map(str, layers)), "DIR")
+        problem += f"; or convert what is needed with `{command}`"
     else:
         problem += f" ({manifest.source} has {depth} layers, 0 to {depth - 1})"
     raise UserError(problem)
