@@ -76,7 +76,7 @@ def test_gradients_that_differ_are_refused():
             AssertionError, match=f"gradients of {next(iter(changes))} differ: jaxboost .*, torch_eager"
         ):
             train_step._check_gradients(norms | {"torch_eager": norms["torch_eager"] | changes})
-    with pytest.raises(AssertionError, match="train other tensors: .*bias"):
+    with pytest.raises(AssertionError, match=r"train other tensors: .*bias"):
         train_step._check_gradients(norms | {"torch_eager": {"head": 2.0}})
 
 
