@@ -138,7 +138,7 @@ def test_the_configs_of_packaged_studies_are_right(tmp_path, name, runs):
         # Five baselines with a seed each; three tuned arms with 3 + 4 runs.
         ("ladder", 5 + 3 * 7),
         ("ladder:resnet", 5 + 3 * 7 + 5),
-        ("ladder:3d+slices", 6 + 4 * 7),
+        ("ladder:3d+slices", 6 + 5 * 7),
         ("ladder:2d", 5 + 3 * 7 + 5 + 5),
         ("ladder:2d+pretrained", 5 + 3 * 7 + 5 + 5),
         ("ladder:2d+clip", 5 + 2 + 3 * 7 + 5 + 5),
