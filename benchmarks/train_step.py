@@ -198,14 +198,17 @@ def _gradient_norms(case: Case, race: _Race, folder: str) -> dict[str, dict[str,
 
 
 def _check_gradients(norms: dict[str, dict[str, float]]) -> None:
-    """Each tensor's gradient has the same norm; what is next to nothing of the largest is rounding."""
+    """Each tensor's gradient has the same norm; what is next to nothing of the largest is rounding.
+
+    Batch norms over few images amplify rounding: seen, ResNet-18 with 4 images, up to 1.5e-3 of a norm.
+    """
     reference_name, reference = next(iter(norms.items()))
     floor = 1e-5 * max(reference.values())
     for name, found in norms.items():
         if found.keys() != reference.keys():
             raise AssertionError(f"{reference_name} and {name} train other tensors: {found.keys() ^ reference.keys()}")
         for key, value in found.items():
-            if not math.isclose(value, reference[key], rel_tol=1e-3, abs_tol=floor):
+            if not math.isclose(value, reference[key], rel_tol=5e-3, abs_tol=floor):
                 raise AssertionError(f"gradients of {key} differ: {reference_name} {reference[key]}, {name} {value}")
 
 

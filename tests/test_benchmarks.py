@@ -69,9 +69,9 @@ def test_losses_that_differ_are_refused():
 
 
 def test_gradients_that_differ_are_refused():
-    norms = {"jaxboost": {"head": 2.0, "bias": 1e-7}, "torch_eager": {"head": 2.0015, "bias": 3e-6}}
+    norms = {"jaxboost": {"head": 2.0, "bias": 1e-7}, "torch_eager": {"head": 2.006, "bias": 3e-6}}
     train_step._check_gradients(norms)
-    for changes in ({"head": 2.01}, {"bias": 1e-4}, {"head": math.nan}):
+    for changes in ({"head": 2.02}, {"bias": 1e-4}, {"head": math.nan}):
         with pytest.raises(
             AssertionError, match=f"gradients of {next(iter(changes))} differ: jaxboost .*, torch_eager"
         ):
