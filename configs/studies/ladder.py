@@ -198,17 +198,6 @@ def _slices_trained() -> list[Arm]:
     ]
 
 
-def _columns_alone(is_2d: bool) -> Arm:
-    return Arm(
-        name="columns",
-        title="Clinical columns alone",
-        config="baseline:columns",
-        overrides={"baseline.ndim": 2 if is_2d else 3},
-        seeds=1,
-        note="A logistic regression that sees no image. The rungs below read these columns beside the image.",
-    )
-
-
 def _trained(vit: dict[str, object], encoder: dict[str, object], is_2d: bool, *, with_resnet: bool) -> list[Arm]:
     backbone = "resnet18" if is_2d else "resnet18_3d"
     resnet = Arm(

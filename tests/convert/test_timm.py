@@ -199,6 +199,7 @@ def test_real_architectures_are_read_as_they_are(tmp_path):
         "vit_small_patch16_224": "vit_s",
         "deit_small_patch16_224": "vit_s",
         "vit_base_patch16_224": "vit_b16",
+        "vit_base_patch32_384": "vit_b32",
         "vit_large_patch16_224": "vit_l16",
         "vit_small_patch14_dinov2": "dinov2_s14",
         "vit_small_patch14_reg4_dinov2": "dinov2_s14_reg4",
