@@ -38,7 +38,7 @@ class Case:
         from jaxboost.models.backbones import BACKBONES
 
         backbone = BACKBONES[self.model]
-        return 224 if backbone.arguments.get("patch") == 16 or self.model in restated.timm_names() else 28
+        return 224 if backbone.arguments.get("patch") in (16, 32) or self.model in restated.timm_names() else 28
 
     @property
     def classes(self) -> int:
@@ -88,6 +88,11 @@ class Weights:
         (pathlib.Path(folder) / "weights.pickle").write_bytes(pickle.dumps(states, protocol=5))
         torch.save(restated.state(case, *states), pathlib.Path(folder) / "weights.pt")
 
+    def gradient_norms(self, case: Case, folder: str) -> dict[str, float]:
+        """The norms of what `Jaxboost.write_gradients` wrote, by PyTorch's names."""
+        gradients = pickle.loads((pathlib.Path(folder) / "gradients.pickle").read_bytes())
+        return {name: tensor.norm().item() for name, tensor in restated.state(case, gradients, {}, {}).items()}
+
 
 class Jaxboost:
     """The package's own training step."""
@@ -103,7 +108,7 @@ class Jaxboost:
         jax.config.update("jax_enable_compilation_cache", False)
         # Said to both frameworks, because their defaults differ on a GPU.
         jax.config.update("jax_default_matmul_precision", "tensorfloat32" if case.tf32 else "highest")
-        self._batch_size, self._dtype = case.batch, case.dtype
+        self._batch_size, self._dtype, self._folder = case.batch, case.dtype, folder
         graphdef = split(nnx.eval_shape(lambda: case.build(nnx.Rngs(0))))[0]
         params, frozen, stats = pickle.loads((pathlib.Path(folder) / "weights.pickle").read_bytes())
         config = table.get_config()
@@ -148,6 +153,15 @@ class Jaxboost:
         self._state, metrics = self._step(self._state, self._frozen, self._batch, self._key)
         jax.block_until_ready(self._state)
         return float(metrics["loss"])
+
+    def write_gradients(self) -> None:
+        """Writes the gradients of the first step. After it, AdamW's first moment is 1 - b1 times these."""
+        import jax
+        import optax
+
+        moment = jax.device_get(optax.tree_utils.tree_get(self._state.opt_state, "mu"))
+        gradients = jax.tree.map(lambda leaf: leaf / (1 - BETAS[0]), moment)
+        (pathlib.Path(self._folder) / "gradients.pickle").write_bytes(pickle.dumps(gradients, protocol=5))
 
     def time_steps(self, count: int) -> float:
         """Mean seconds of a step over `count` steps."""
@@ -230,6 +244,11 @@ class TorchEager:
         loss.backward()
         self._optimizer.step()
         return loss.item()
+
+    def gradient_norms(self) -> dict[str, float]:
+        """The norms of the last step's gradients, by name."""
+        parameters = self._module.named_parameters()
+        return {name: weight.grad.norm().item() for name, weight in parameters if weight.grad is not None}
 
     def time_steps(self, count: int) -> float:
         return _time(self.step, count)

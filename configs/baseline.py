@@ -38,7 +38,7 @@ RUNGS: dict[str, dict[str, object]] = {
 }
 OPTIONS: dict[str, dict[str, object]] = {
     "2d": {"baseline.ndim": 2, "model.image_size": 224, "data.name": "lidcsilhouettes"},
-    "slices": {"baseline.views": "slices", "baseline.slices": 4},
+    "slices": {"baseline.slices": 4},
     "ct": {
         "model.backbone": "resnet152_ct",
         "model.weights": "blocks/ct",

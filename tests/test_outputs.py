@@ -11,13 +11,14 @@ from PIL import Image
 
 from configs import quickstart
 from jaxboost import outputs
+from jaxboost.config.table import ALL_FIELDS
 from jaxboost.convert import convert
 from jaxboost.convert.writer import writing
 from jaxboost.data.tfds_builders.__main__ import main as build_tfds
 from jaxboost.errors import UserError
 from jaxboost.inference.export import export_run
 from jaxboost.inference.predict import predict
-from jaxboost.runs import train
+from jaxboost.runs import train, workdir
 from jaxboost.systems import weights
 from tests import finished_runs
 from tests.finished_runs import colours
@@ -144,6 +145,11 @@ def test_a_run_does_not_lie_in_what_it_reads(field, inside, finished, tmp_path):
     config = folder_config(other, **{"data.source": "", "data.name": "nothing"})
     with pytest.raises(UserError, match=r"data\.name"):
         train.train_and_evaluate(config, other / "run")
+
+
+def test_every_converted_folder_of_a_config_is_one_that_it_reads():
+    named = {name for name, field in ALL_FIELDS.items() if "a folder made by `jaxboost convert" in field.meaning}
+    assert named == {*workdir.CONVERTED_FOLDERS}
 
 
 def test_a_block_does_not_lie_in_its_source(tmp_path):

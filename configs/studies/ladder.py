@@ -11,8 +11,8 @@ itself. `:2d+pretrained` puts the plain ViT and R-LLM on the frozen encoder of t
 with prompts for the classes of the data (docs/baselines.md): blocks/clip-vit-b32 and blocks/clip-vit-b32-text.
 `:resnet` adds ResNet-18 3D to the rungs for volumes. It needs an accelerator: 36 GFLOP a volume forward, some 30
 minutes an epoch on two cores. `:3d+slices` adds the encoder of the linear probe on four slices along each axis: a
-linear probe of their mean, and trained heads on their mean and on an attention over them. Each volume is then encoded
-3 + 12 + 12 times instead of 3.
+linear probe of their mean, and trained heads on their mean and on an attention over them. Each volume then gives
+3 + 12 + 12 + 12 encoded slices instead of 3.
 `+columns`, as in `:2d+columns`, adds the clinical columns of your data alone; --config.data.columns=age,sex takes it by
 itself if no argument is given, and all other rungs but the prevalence read the columns too.
 
@@ -169,7 +169,7 @@ def _baselines(is_2d: bool, encoder: dict[str, object], options: Collection[str]
         note = "A logistic regression that sees no image. The rungs below read these columns beside the image."
         rows.insert(1, ("columns", "Clinical columns alone", "columns", ndim, note))
     if "slices" in options:
-        slices = {**ndim, **encoder, "baseline.views": "slices", "baseline.slices": 4}
+        slices = {**ndim, **encoder, "baseline.slices": 4}
         note = "The linear probe on twelve slices instead of the three middle ones."
         rows.append(("logistic_slices", "Linear probe of the mean of slices", "logistic", slices, note))
     if "clip" in options:
@@ -196,17 +196,6 @@ def _slices_trained() -> list[Arm]:
         )
         for pooling, title in (("mean", "Head on the mean of slices"), ("attention", "Attention over slices"))
     ]
-
-
-def _columns_alone(is_2d: bool) -> Arm:
-    return Arm(
-        name="columns",
-        title="Clinical columns alone",
-        config="baseline:columns",
-        overrides={"baseline.ndim": 2 if is_2d else 3},
-        seeds=1,
-        note="A logistic regression that sees no image. The rungs below read these columns beside the image.",
-    )
 
 
 def _trained(vit: dict[str, object], encoder: dict[str, object], is_2d: bool, *, with_resnet: bool) -> list[Arm]:

@@ -91,6 +91,7 @@ def _describe_baseline(config: Config, info: "DatasetInfo") -> dict[str, Any]:
     from jaxboost.baselines import embeddings, features
     from jaxboost.models.backbones import BACKBONES
     from jaxboost.models.frozen import count, merge, mib
+    from jaxboost.models.slices import AXES
     from jaxboost.systems import prepare
     from jaxboost.systems.baseline import reads_columns
     from jaxboost.tasks import TASKS
@@ -109,7 +110,7 @@ def _describe_baseline(config: Config, info: "DatasetInfo") -> dict[str, Any]:
         sides = [side] * BACKBONES[config.model.backbone].ndim
         arguments = (jax.ShapeDtypeStruct((1, *sides, channels), jnp.uint8), system.params, system.frozen)
         flops = count_flops(embed, *arguments, system.stats)
-        flops *= embeddings.AXES * embeddings.slices_along_axis(config) or 1
+        flops *= len(AXES) * embeddings.slices_along_axis(config) or 1
         width = jax.eval_shape(embed, *arguments, system.stats).shape[-1]
     # A binary problem has one row of coefficients.
     rows = 1 if TASKS[info.task].binary else classes

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from jaxboost.config.model_fields import SLICES
 from jaxboost.config.types import Config
 from jaxboost.data.dataset import Dataset, MappedRows, Split
 from jaxboost.data.pipeline import batches
@@ -16,13 +15,12 @@ from jaxboost.data.pipeline.augment import Augment
 from jaxboost.evaluation import evaluate
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.frozen import Tree, merge
-from jaxboost.models.slices import positions
+from jaxboost.models.slices import AXES, positions
 from jaxboost.systems import System
 from jaxboost.training import source_tokens
 
 # batch on the devices -> embeddings (B, 2W), see `models.embedder`
 Encode = Callable[[evaluate.Batch], jax.Array]
-AXES = 3
 
 
 def slices_along_axis(config: Config) -> int:
@@ -30,7 +28,7 @@ def slices_along_axis(config: Config) -> int:
     fields = config.baseline
     if fields.ndim == 2 or BACKBONES[config.model.backbone].ndim == 3:
         return 0
-    return fields.slices if fields.views == SLICES else 1
+    return fields.slices or 1
 
 
 def make_encode(system: System, weights: tuple[Tree, Tree, Tree], replicated: jax.NamedSharding) -> Encode:
@@ -55,9 +53,7 @@ def views_of(volumes: np.ndarray | MappedRows, count: int) -> np.ndarray:
     One along each axis is the middle one, of an even S the slice S / 2. Returns (3 count n, S, S, C).
     """
     numbers = positions(volumes.shape[1], count)
-    views = [
-        np.take(np.asarray(volume), number, axis) for volume in volumes for axis in range(AXES) for number in numbers
-    ]
+    views = [np.take(np.asarray(volume), number, axis) for volume in volumes for axis in AXES for number in numbers]
     return np.array(views, volumes.dtype).reshape(-1, *volumes.shape[2:])
 
 
@@ -115,7 +111,7 @@ def of_images(
 def _as_images(split: Split, slices: int) -> Split:
     if not slices:
         return Split(images=split.images, labels=split.labels)
-    return Split(images=views_of(split.images, slices), labels=np.repeat(split.labels, AXES * slices, axis=0))
+    return Split(images=views_of(split.images, slices), labels=np.repeat(split.labels, len(AXES) * slices, axis=0))
 
 
 def _averaged(found: np.ndarray, samples: int) -> np.ndarray:

@@ -96,7 +96,7 @@ def run() -> None:
 
 def _convert_text(source: str, prompts: str, out: str, *, overwrite: bool) -> None:
     """Converts CLIP's text encoder."""
-    _refuse(("question", "answers"), "the text encoder, which --prompts converts whole")
+    _refuse(("question", "answers", "adapter"), "the text encoder, which --prompts converts whole")
     from jaxboost.convert import class_prompts
 
     manifest = class_prompts.convert_text(source, prompts, out, overwrite=overwrite)

@@ -25,6 +25,7 @@ def run() -> None:
     method_flag = flags.DEFINE_enum("method", "all", ["gradcam", "attention", "activation", "all"], "which maps")
     tsne_flag = flags.DEFINE_bool("tsne", False, "draw t-SNE of the features of all images too")
     masks_flag = flags.DEFINE_string("masks", "", "lung masks of the images in --input, see `jaxboost predict`")
+    table_flag = flags.DEFINE_string("table", "", "clinical columns of the images in --input, see `jaxboost predict`")
     skip_flag = flags.DEFINE_bool("skip_faulty", False, "skip files that cannot be read, with a warning")
     batch_flag = flags.DEFINE_integer(
         "batch_size", 0, "images per batch; 0: eval.batch_size of the run, at most 16", lower_bound=0
@@ -54,6 +55,7 @@ def run() -> None:
                     method=method_flag.value,
                     tsne=tsne_flag.value,
                     masks=masks_flag.value,
+                    table=table_flag.value,
                     skip_faulty=skip_flag.value,
                     batch_size=batch_flag.value,
                     root=root_flag.value,

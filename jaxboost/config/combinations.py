@@ -137,6 +137,18 @@ def _folder(config: Config) -> Iterator[str]:
         yield from caught(lambda: arrays.nan_value(config.data.nan))
 
 
+def _window(config: Config) -> Iterator[str]:
+    """The window of a folder's values, for weights that were trained on a physical scale."""
+    backbone = backbone_of(config)
+    is_read = "baseline" not in config or config.baseline.features == "encoder"
+    window = backbone.traits.window if backbone is not None and is_read else None
+    if window and config.data.source == "folder" and not config.data.window:
+        yield (
+            f"config field data.window is empty, so that each file has a scale of its own: set it to {window}, that of"
+            f" the weights of backbone {config.model.backbone}"
+        )
+
+
 def _columns(config: Config) -> Iterator[str]:
     """The clinical columns, and what reads them."""
     from jaxboost.data.sources.folder import table_columns
@@ -209,7 +221,7 @@ def _dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
     if slices_of(config) and info.ndim == 2:
         yield f"config field model.slices: data set {info.name} is 2-D, set it to 0"
     elif ndim_of(config) != info.ndim:
-        by_slices = ", or model.slices to 4 or more" if info.ndim == 3 else ""
+        by_slices = ", or model.slices to a number such as 4" if info.ndim == 3 and "slices" in config.model else ""
         fitting = ", ".join(other for other, row in BACKBONES.items() if row.ndim == info.ndim)
         yield (
             f"data set {info.name} is {info.ndim}-D but backbone {name} takes {ndim_of(config)}-D input:"
@@ -229,8 +241,9 @@ def _side(config: Config, info: "DatasetInfo") -> Iterator[str]:
 
 def _baseline_dimensions(config: Config, info: "DatasetInfo") -> Iterator[str]:
     backbone = backbone_of(config)
-    takes_volumes = config.baseline.features == "encoder" and backbone is not None and backbone.ndim == 3
-    if takes_volumes and info.ndim == 3:
+    # What no baseline takes is reported without the data.
+    takes_volumes = backbone is not None and backbone.ndim == 3 and backbone.loads_weights
+    if takes_volumes and config.baseline.features == "encoder" and info.ndim == 3:
         yield from _side(config, info)
     if config.baseline.slices > info.size:
         yield f"config field baseline.slices: {config.baseline.slices} is more than the {info.size} that a volume has"
@@ -288,6 +301,7 @@ def _labels(config: Config, info: "DatasetInfo") -> Iterator[str]:
 _SHARED: Table = (
     (("data", "eval.protocol"), _splits),
     (("data",), _folder),
+    (("data.source", "data.window", "model.backbone", "baseline.features"), _window),
     (("data",), _columns),
 )
 _TRAINED: Table = (

@@ -49,6 +49,8 @@ def llm(section: str) -> Check:
         used = fields.get("used", True) if section == "llama" else has_block(fields.kind)
         if used and fields.block == "random" and fields.final_norm == "loaded":
             yield f"config field {section}.final_norm: a random block has no norm to load, set it to ones"
+        if used and fields.block == "random" and fields.adapter:
+            yield f'config field {section}.adapter: a random block has no adapter: set it to "", or name a block'
 
     return check
 
@@ -107,8 +109,7 @@ def question(config: Config) -> Iterator[str]:
     ):
         if value != wanted:
             yield f"config field {field}: {why} (pneumollm.question is set): set it to {wanted}"
-    if llama.block != "random" and llama.final_norm != "loaded":
-        yield "config field llama.final_norm: scores are read after the LLM's own norm: set it to loaded"
+    yield from _own_norm(config)
     if backbone is not None and not backbone.traits.has_first_tokens:
         yield (
             f"config field model.backbone: {config.model.backbone} has no CLS tokens for pneumollm.question: choose a"
@@ -139,3 +140,10 @@ def blip2(config: Config) -> Iterator[str]:
             f"config field train.loss: {config.train.loss} compares logits with 0, and an LLM's scores have no such"
             " meaning: set it to auto"
         )
+    yield from _own_norm(config)
+
+
+def _own_norm(config: Config) -> Iterator[str]:
+    """The norm before an answer's score."""
+    if config.llama.block != "random" and config.llama.final_norm != "loaded":
+        yield "config field llama.final_norm: scores are read after the LLM's own norm: set it to loaded"

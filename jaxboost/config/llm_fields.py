@@ -201,7 +201,8 @@ BLIP2 = {
     ),
     "question": Field(
         "",
-        "the LLM's question, with one answer for each class: a folder made by `jaxboost convert --question`",
+        "the LLM's question, with one answer for each class: a folder made by `jaxboost convert --question`, or"
+        ' "random": the control',
         resume="free",
     ),
     "dropout": Field(

@@ -1,16 +1,12 @@
 """Checks of the fields about the model that contradict each other; see `combinations`."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from jaxboost.config import llm_combinations
 from jaxboost.config.backbone import backbone_of, encoder_side, slices_of
 from jaxboost.config.checks import Table
-from jaxboost.config.model_fields import ENCODER, SLICES, ZERO_SHOT
+from jaxboost.config.model_fields import ENCODER, ZERO_SHOT
 from jaxboost.config.types import Config
-
-if TYPE_CHECKING:
-    pass
 
 
 def checks(config: Config) -> Table:
@@ -26,7 +22,7 @@ def checks(config: Config) -> Table:
 
 def _slices(config: Config) -> Iterator[str]:
     """The fields about slices."""
-    from jaxboost.models.slices import ATTENTION, SlicedBackbone
+    from jaxboost.models.slices import ATTENTION, AXES, SlicedBackbone
 
     model, backbone, slices = config.model, backbone_of(config), slices_of(config)
     if slices is None:
@@ -37,7 +33,9 @@ def _slices(config: Config) -> Iterator[str]:
         return
     if backbone is not None and not isinstance(backbone, SlicedBackbone):
         yield f"config field model.slices: backbone {model.backbone} takes whole volumes, set it to 0"
-    if len(set(slices.axes)) != len(slices.axes) or not slices.axes:
+    # 2.0 and True are equal to an axis, but are none.
+    are_axes = all(type(axis) is int and axis in AXES for axis in slices.axes)
+    if not are_axes or len(set(slices.axes)) != len(slices.axes) or not slices.axes:
         yield f"config field model.slice_axes: {slices.axes} should name axes once each, such as (0, 1, 2) or (2,)"
     if slices.count > model.image_size:
         yield f"config field model.slices: {slices.count} is more than model.image_size, {model.image_size}"
@@ -58,8 +56,8 @@ def _pixels(config: Config) -> Iterator[str]:
 
 
 def _patch(config: Config) -> Iterator[str]:
-    backbone, size = backbone_of(config), encoder_side(config)
-    field = "slice_size" if config.model.get("slice_size", 0) else "image_size"
+    backbone, size, slices = backbone_of(config), encoder_side(config), slices_of(config)
+    field = "slice_size" if slices and slices.size else "image_size"
     patch = backbone.arguments.get("patch") if backbone else None
     if patch and (size <= 0 or size % patch):
         yield (
@@ -166,6 +164,8 @@ def _baseline(config: Config) -> Iterator[str]:
     if fields.features == "columns" and not config.data.columns:
         yield "config field data.columns is empty: name the clinical columns that the baseline reads, such as age,sex"
     yield from _zero_shot(config)
+    if fields.slices:
+        yield from _baseline_slices(config)
     if fields.features != "encoder":
         return
     if backbone is None or not (backbone.loads_weights and backbone.ndim <= fields.ndim):
@@ -180,14 +180,20 @@ def _baseline(config: Config) -> Iterator[str]:
             "config field model.weights is empty: set it to the folder that `jaxboost convert` made, or to"
             ' "random": the control'
         )
-    sees_slices = fields.views == SLICES
-    if sees_slices and (fields.ndim == 2 or backbone.ndim == 3):
-        what = f"backbone {config.model.backbone} takes whole volumes" if fields.ndim == 3 else "images have no slices"
-        yield f"config field baseline.views: {what}, set it to middle, and baseline.slices to 0"
-    elif sees_slices != bool(fields.slices):
-        needs = "views=slices needs their number, such as 4" if sees_slices else "it needs baseline.views=slices"
-        yield f"config field baseline.slices: {needs}"
     yield from _patch(config)
+
+
+def _baseline_slices(config: Config) -> Iterator[str]:
+    fields, backbone = config.baseline, backbone_of(config)
+    if fields.features != "encoder":
+        what = 'only features="encoder" have slices'
+    elif fields.ndim == 2:
+        what = "images have no slices"
+    elif backbone is not None and backbone.ndim == 3:
+        what = f"backbone {config.model.backbone} takes whole volumes"
+    else:
+        return
+    yield f"config field baseline.slices: {what}, set it to 0"
 
 
 def _clip(config: Config) -> Iterator[str]:
@@ -251,7 +257,7 @@ _RLLM: Table = (
 )
 _CLIP: Table = ((("model", "clip", "train.loss"), _clip),)
 _BLIP2: Table = (
-    (("model", "blip2", "train.loss"), llm_combinations.blip2),
+    (("model", "blip2", "llama", "train.loss"), llm_combinations.blip2),
     (("llama",), llm_combinations.llm("llama")),
 )
 _PNEUMOLLM: Table = (

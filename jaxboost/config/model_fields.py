@@ -160,8 +160,6 @@ CLIP = {
 }
 # The classifier that compares CLIP's embeddings with class prompts, and is fitted to nothing.
 ZERO_SHOT = "zero_shot"
-# Several slices along each axis, as what a 2D encoder sees of a volume.
-SLICES = "slices"
 BASELINE = {
     "features": Field(
         "encoder",
@@ -190,13 +188,13 @@ BASELINE = {
     ),
     "views": Field(
         "middle",
-        'what a 2D encoder sees of a volume: "middle": the three orthogonal middle slices; "slices": baseline.slices'
-        " slices along each of the three axes. Their embeddings are averaged",
-        choices=("middle", SLICES),
+        'what a 2D encoder sees of a volume: "middle": slices along each of the three axes, whose embeddings are'
+        " averaged; how many, baseline.slices says",
+        choices=("middle",),
     ),
     "slices": Field(
         0,
-        'number of slices along each axis, evenly spaced, if baseline.views is "slices"; else 0',
+        "2D encoder on volumes: number of slices along each axis, evenly spaced; 0: the middle one",
         range=Range(least=0, most=MAX_SIDE),
         before=0,
     ),

@@ -12,6 +12,7 @@ import numpy as np
 import jaxboost
 from jaxboost import io, outputs
 from jaxboost.convert import manifests, part_file, tokenizers, writer
+from jaxboost.convert.formats import places
 from jaxboost.convert.formats.huggingface import FILES, OPEN_CLIP_FILES, Folder, HuggingFaceTensors, LocalFolder
 from jaxboost.convert.manifest_types import ClassText, TextManifest
 from jaxboost.convert.part_file import DTYPES
@@ -215,8 +216,7 @@ def _opened(source: str) -> tuple[HuggingFaceTensors, Any]:
     if source and os.path.isdir(path):
         tensors = _of_folder(LocalFolder(path))
         return tensors, _tokenizer(str(path))
-    if source.startswith((".", "/", "~")) or source.count("/") != 1 or os.path.exists(path):
-        raise UserError(f"{source!r} is no folder of a CLIP, and no hub repository like owner/name: check the source")
+    places.check_repository_id(source, "source")
     # Imported late: see `sources`.
     from jaxboost.convert.formats.hub import HubFolder
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 import jaxboost
 from jaxboost import io, outputs
 from jaxboost.convert import manifests, part_file, writer
+from jaxboost.convert.formats import merging
 from jaxboost.convert.manifests import EncoderManifest, Manifest, QFormerManifest
 from jaxboost.convert.part_file import DTYPES
 from jaxboost.convert.sources import merged, open_source
@@ -80,8 +81,9 @@ def convert(
         raise UserError(f"--part {part!r} is not one of {', '.join(blip2.PARTS)}")
     opened = open_source(source, hints, part)
     blip2.check_part(part, opened.kind, source)
+    merged_adapter = None
     if adapter is not None:
-        opened = merged(opened, adapter)
+        opened, merged_adapter = merged(opened, adapter), merging.identity(adapter)
     selection = opened.select(text, final_norm=final_norm)
     if dtype != "float32" and any(name.endswith(".variance") for part in selection.parts for name in part.shapes):
         raise UserError(f"--dtype {dtype}: the running statistics of batch norms need float32: leave it out")
@@ -97,7 +99,9 @@ def convert(
 
     def manifest_of(sha256: Mapping[str, str]) -> Manifest | EncoderManifest | QFormerManifest:
         make: Any = _MANIFESTS[opened.kind]
-        given = {"norms": norms} if opened.kind == QFORMER else {"dtype": dtype}
+        given: dict[str, Any] = {"norms": norms} if opened.kind == QFORMER else {"dtype": dtype}
+        if merged_adapter is not None:
+            given["adapter"] = merged_adapter
         return make(
             source=opened.tensors.source,
             source_format=opened.tensors.source_format,

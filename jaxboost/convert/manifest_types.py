@@ -77,6 +77,7 @@ class Manifest:
       layers_in_source: how many layers the source has.
       final_norm: whether the norm after the source's last layer is there too.
       dtype: float32 or bfloat16.
+      adapter: see `merging.identity`; None: none was merged, or an earlier version merged it, which `source` shows.
       config: shape and constants of the layers.
       sha256: fingerprint of each layer (key: its number) and of the final norm (key: "final_norm").
       jaxboost_version: version that converted.
@@ -92,6 +93,7 @@ class Manifest:
     layers_in_source: Depth
     final_norm: bool
     dtype: _Dtype
+    adapter: Name | None = None
     config: Annotated[LlamaConfig, _read_as(Annotated[argument_types.Llama, AfterValidator(_as_config)])]
     sha256: _Digests
     jaxboost_version: Name
@@ -245,7 +247,7 @@ class QuestionManifest:
     answers: Annotated[tuple[Answer, ...], Field(min_length=2, max_length=MAX_CLASSES)]
     width: Width
     positions: Annotated[int, Field(ge=0, le=1 << 17)] = 0
-    cap: argument_types.Factor | None
+    cap: argument_types.Factor | None = None
     norm: dict[_Dtype, _Digest]
     sha256: _Digests
     jaxboost_version: Name

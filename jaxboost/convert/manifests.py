@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxboost import io, schema
-from jaxboost.convert.formats import adapters, kinds
+from jaxboost.convert.formats import kinds
 from jaxboost.convert.manifest_types import (
     CHECKED,
     FORMAT_VERSION,
@@ -27,10 +27,11 @@ CHECKSUM = "checksum"
 
 AnyManifest = Manifest | EncoderManifest | TextManifest | QuestionManifest | QFormerManifest
 
-# Kind of source -> the name of the converted folder in messages, and what says in commands what is converted.
+# Kind of source -> the name of the converted folder in messages, and what says in commands what is converted. --part
+# is for a BLIP-2, and right for every source.
 _KINDS = {
-    LLAMA: ("block", "--layers LAYERS"),
-    VISION: ("vision encoder", "--layers all"),
+    LLAMA: ("block", "--part block --layers LAYERS"),
+    VISION: ("vision encoder", "--part encoder"),
     TEXT: ("text encoder", "--prompts FILE"),
     QUESTION: ("question", "--question TEXT --answers ANSWERS"),
     QFORMER: ("Q-Former", "--part qformer"),
@@ -89,6 +90,19 @@ def check(manifest: AnyManifest) -> None:
     schema.parse(CHECKED[manifest.kind], entries, where=manifest.source, fix="choose another checkpoint")
 
 
+def other_norm(part: Manifest | EncoderManifest, key: str, norms: Mapping[str, str]) -> str:
+    """Why a part is not of the checkpoint whose norm another folder remembers, for messages; "" if it is.
+
+    Args:
+      part: a converted block or encoder.
+      key: of its final norm.
+      norms: dtype -> fingerprint of the checkpoint's norm, converted to this dtype.
+    """
+    if key not in part.sha256:
+        return "was converted without its final norm"
+    return "" if part.sha256[key] == norms.get(part.dtype) else "has other weights than that of its checkpoint"
+
+
 def to_text(manifest: AnyManifest) -> str:
     """The text of the file: the entries and their checksum, which shows if a constant was changed."""
     entries = _entries_of(manifest)
@@ -108,6 +122,11 @@ def command(source: str, layers: str, out: str | os.PathLike, *flags: str) -> st
     return _command(source, f"--layers {layers}", out, *flags)
 
 
+def command_of_block(layers: str, out: str | os.PathLike) -> str:
+    """The command that converts layers of an LLM, for messages."""
+    return _command("SOURCE", f"--part block --layers {layers}", out)
+
+
 def _command(source: str, what: str, out: str | os.PathLike, *flags: str) -> str:
     return " ".join(["jaxboost convert --source", source, what, "--out", str(out), *flags])
 
@@ -115,7 +134,7 @@ def _command(source: str, what: str, out: str | os.PathLike, *flags: str) -> str
 def _entries_of(manifest: AnyManifest) -> dict[str, Any]:
     entries = dataclasses.asdict(manifest)
     if isinstance(manifest, Manifest):
-        return entries | {"config": manifest.config.entries()}
+        entries["config"] = manifest.config.entries()
     return {name: value for name, value in entries.items() if value is not None}
 
 
@@ -168,8 +187,6 @@ def _again(path: str | os.PathLike, fields: Mapping[str, Any]) -> str:
         layers = "all" if len(numbers) == fields.get("layers_in_source") else ",".join(map(str, numbers))
     flags = ["--dtype bfloat16"] * (fields.get("dtype") == "bfloat16")
     flags += ["--nofinal_norm"] * (fields.get("final_norm") is False)
-    source, _, adapter = source.partition(adapters.MERGED)
-    flags += [f"--adapter {shlex.quote(adapter)}"] * bool(adapter)
     return command(shlex.quote(source), layers, shlex.quote(str(path)), *flags, "--overwrite")
 
 

@@ -8,6 +8,7 @@ from flax.traverse_util import unflatten_dict
 
 from jaxboost.convert import part_file
 from jaxboost.convert.manifest_types import EncoderManifest, Manifest, QFormerManifest
+from jaxboost.convert.manifests import other_norm
 from jaxboost.convert.manifests import read_qformer as read_manifest
 from jaxboost.convert.placing import Placement, placed
 from jaxboost.convert.store import joined_fingerprint
@@ -37,18 +38,17 @@ def check_parts(
       path: folder of the Q-Former.
       manifest: of the Q-Former.
       encoder: manifest of the encoder; None: it is random.
-      block: manifest of the block; None: it is random. One without its final norm is not compared.
+      block: manifest of the block; None: it is random.
     """
     parts: tuple[tuple[str, str, EncoderManifest | Manifest | None], ...] = (
         ("encoder", NORM, encoder),
         ("block", FINAL_NORM, block),
     )
     for name, key, part in parts:
-        found = None if part is None else part.sha256.get(key)
-        if part is not None and found is not None and found != manifest.norms[name].get(part.dtype):
+        if part is not None and (found := other_norm(part, key, manifest.norms[name])):
             raise UserError(
-                f"the Q-Former at {path} ({manifest.source}) does not belong to the {name} of {part.source}, which has"
-                " other weights than that of its checkpoint: convert both from the same BLIP-2"
+                f"the Q-Former at {path} ({manifest.source}) does not belong to the {name} of {part.source}, which"
+                f" {found}: convert both from the same BLIP-2"
             )
 
 

@@ -79,6 +79,11 @@ def convert_question(
     arrays = {"tokens": vocabulary.embeddings(tokens), "answers": rows, "bias": bias}
     arrays["positions"] = vocabulary.learned_positions()
     positions = len(arrays["positions"])
+    if positions and len(tokens) >= positions:
+        raise UserError(
+            f"--question has {len(tokens)} tokens, and {source} has {positions} positions for them and the image: make"
+            " it shorter"
+        )
     part = Part(
         key=QUESTION,
         shapes=shapes.question_part(
@@ -168,22 +173,30 @@ def _tokenizer(tensors: Any) -> Any:
 def _tokens(
     tokenizer: Any, text: str, answers: Sequence[str], size: int, source: str
 ) -> tuple[list[int], int, list[int]]:
-    """The question's tokens, how many are before the image, and the first token of each answer."""
-    if len(tokenizer) > size:
-        raise UserError(
-            f"{source}: the tokenizer has {len(tokenizer)} tokens, and the LLM embeddings of {size}: download both"
-            " again from one place"
-        )
+    """The question's tokens, how many are before the image, and the first token of each answer.
+
+    Args:
+      tokenizer: of transformers; it may have more tokens than the LLM, which are not used then.
+      size: number of the LLM's embeddings.
+      text, answers, source: see `convert_question`.
+    """
 
     def numbers(words: str) -> list[int]:
         found = tokenizer(words, add_special_tokens=False)["input_ids"] if words else []
-        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in found:
+        # OPT's and GPT-2's unknown token is the one that begins a text, which the text may contain.
+        unknown = tokenizer.unk_token
+        if unknown is not None and found.count(tokenizer.unk_token_id) > words.count(unknown):
             raise UserError(f"{source}: the tokenizer does not know all words of {words!r:.60}: write it otherwise")
         # Some tokenizers drop what they do not know.
         if _letters(tokenizer.decode(found)) != _letters(words):
             raise UserError(
                 f"{source}: the tokenizer reads {words!r:.60} as {tokenizer.decode(found)!r:.60}: write it otherwise,"
                 " or download the tokenizer again"
+            )
+        if found and max(found) >= size:
+            raise UserError(
+                f"{source}: the tokenizer reads {words!r:.60} with the token {max(found)}, and the LLM has {size}"
+                " embeddings: download both again from one place"
             )
         return found
 

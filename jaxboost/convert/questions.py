@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxboost.convert import part_file
 from jaxboost.convert.manifest_types import Manifest, QuestionManifest
+from jaxboost.convert.manifests import other_norm
 from jaxboost.convert.manifests import read_question as read_manifest
 from jaxboost.convert.store import joined_fingerprint
 from jaxboost.convert.tables import shapes
@@ -68,8 +69,8 @@ def check_block(path: str | os.PathLike, manifest: QuestionManifest, block: Mani
     found, source = "", "the LLM" if block is None else f"the block of {block.source}"
     if width != manifest.width:
         found = f"is {width} wide, not {manifest.width}"
-    elif block is not None and block.final_norm and block.sha256[FINAL_NORM] != manifest.norm.get(block.dtype):
-        found = "has other weights than that of its checkpoint"
+    elif block is not None:
+        found = other_norm(block, FINAL_NORM, manifest.norm)
     if found:
         raise UserError(
             f"the question at {path} ({manifest.source}) does not belong to {source}, which {found}: convert both from"

@@ -1,12 +1,13 @@
 """Opens the source that the user names, in any format."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 import re
 
 from jaxboost import io, packages
-from jaxboost.convert.formats import adapters, kinds, meta, single_file
+from jaxboost.convert.formats import adapters, kinds, meta, places, single_file
 from jaxboost.convert.formats.gguf_file import GgufTensors
 from jaxboost.convert.formats.huggingface import (
     FILES,
@@ -43,7 +44,8 @@ from jaxboost.errors import UserError
 Source = LlamaSource | VitSource | WholeSource | QFormerSource
 
 _PACKAGE = "package:"
-_FILE_SUFFIXES = (".gguf", ".onnx", ".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".json")
+
+logger = logging.getLogger(__name__)
 
 
 def open_source(source: str, hints: Hints | None = None, part: str | None = None) -> Source:
@@ -98,18 +100,10 @@ def _opened(source: str, hints: Hints, part: str | None) -> Source:
         return _open_folder(path, hints, part)
     if source and os.path.exists(path):
         return _open_file(path, path.name, hints)
-    if source and os.path.islink(path):
-        raise UserError(f"{path} is a link to a file that is not there: fetch it (git annex get, dvc pull)")
-    if source.startswith((".", "/", "~")) or source.endswith(_FILE_SUFFIXES) or source.count("/") > 1:
-        raise UserError(f"there is no file or folder {source}: check the path")
+    places.check_repository_id(source, "source", f", nor {_PACKAGE}NAME")
     # Imported late: the hub's package takes a second to import, and most sources do not need it.
-    from jaxboost.convert.formats.hub import HubFolder, is_repository_id
+    from jaxboost.convert.formats.hub import HubFolder
 
-    if not is_repository_id(source):
-        raise UserError(
-            f"{source!r} is neither an existing file or folder, nor a hub repository like owner/name, nor "
-            f"{_PACKAGE}NAME: check the source"
-        )
     return _in_hugging_face_layout(HubFolder(source), source, hints, part)
 
 
@@ -211,7 +205,11 @@ def _in_hugging_face_layout(folder: Folder, where: str, hints: Hints, part: str 
     if vit_configs.is_encoder(tensors.settings):
         found, pixels = vit_configs.encoder_of(tensors), None
         if tensors.has(preprocessing.FILE):
-            pixels = preprocessing.of_transformers(tensors.read_settings(preprocessing.FILE))
+            try:
+                pixels = preprocessing.of_transformers(tensors.read_settings(preprocessing.FILE))
+            except UserError as error:
+                # The weights do not depend on it.
+                logger.warning("the pixels of the encoder's training are not recorded: %s", error)
         return dataclasses.replace(found, pixels=pixels)
     if vit_timm.is_timm(tensors.settings):
         found = _in_timms_names(tensors, tensors.settings, tensors.source, hints)
@@ -229,13 +227,17 @@ def _in_timms_names(tensors: Tensors, settings: Settings, where: str, hints: Hin
 def _is_open_clip(folder: Folder) -> bool:
     """Whether OpenCLIP's files are read, in a folder that has its configuration.
 
-    They are if they are alone, or if the copy beside them is timm's, whose configuration says less.
+    They are if they are alone, or if the copy beside them is timm's, whose configuration says less. From the hub, a
+    copy in safetensors comes before one in .bin files, as when these were not read there.
     """
-    if folder.files.isdisjoint(WEIGHT_FILES):
+    own, others = OPEN_CLIP_FILES.weights, WEIGHT_FILES
+    if folder.files.isdisjoint(others):
         return True
-    if folder.files.isdisjoint(OPEN_CLIP_FILES.weights):
+    if folder.local_path is None and not folder.files.isdisjoint((*own[:2], *others[:2])):
+        own, others = own[:2], others[:2]
+    if folder.files.isdisjoint(own):
         return False
-    if FILES.config not in folder.files:
+    if FILES.config not in folder.files or folder.files.isdisjoint(others):
         return True
     return vit_timm.is_timm(HuggingFaceTensors(folder).settings)
 

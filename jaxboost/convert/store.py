@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from jaxboost.convert import manifests, part_file
-from jaxboost.convert.formats import adapters
 from jaxboost.convert.manifests import Manifest
 from jaxboost.convert.manifests import read_block as read_manifest
 from jaxboost.convert.part_file import DTYPES
@@ -89,11 +88,6 @@ def fingerprint_of(manifest: Manifest, layers: tuple[int, ...] | None, final_nor
 def config_of(manifest: Manifest, layers: tuple[int, ...] | None) -> LlamaConfig:
     """The configuration of some layers of a block, None for all, in the order of use."""
     return manifest.config.chosen([manifest.layers.index(layer) for layer in _checked_layers(manifest, layers)])
-
-
-def has_adapter(manifest: Manifest) -> bool:
-    """Whether a LoRA adapter was merged into the layers of a block."""
-    return adapters.MERGED in manifest.source
 
 
 def _identity(sha256: Mapping[str, str], config: LlamaConfig) -> str:
@@ -193,7 +187,7 @@ def _checked_layers(manifest: Manifest, layers: tuple[int, ...] | None) -> tuple
     if absent or not layers:
         held = ",".join(map(str, manifest.layers))
         problem = f"not layer {', '.join(absent)}" if absent else "and none of them was asked for"
-        command = manifests.command("SOURCE", ",".join(map(str, layers)) or "LAYERS", "DIR")
+        command = manifests.command_of_block(",".join(map(str, layers)) or "LAYERS", "DIR")
         raise UserError(
             f"the block from {manifest.source} holds the layers {held}, {problem}: convert what is needed with "
             f"`{command}`"

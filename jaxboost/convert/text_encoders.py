@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from jaxboost.convert import encoders, part_file
-from jaxboost.convert.manifests import TextManifest
+from jaxboost.convert.manifests import TextManifest, other_norm
 from jaxboost.convert.manifests import read_text as read_manifest
 from jaxboost.convert.placing import Placement, placed, with_layer
 from jaxboost.convert.store import joined_fingerprint
@@ -125,9 +125,7 @@ def check_vision(path: str | os.PathLike, vision: str | os.PathLike, *, dtype: s
     manifest, other = read_manifest(path), encoders.read_manifest(vision)
     width = other.arguments["width"]
     found = f"is of width {width}, not {manifest.vision_width}" if width != manifest.vision_width else ""
-    if not found and other.sha256[NORM] != manifest.vision_norm.get(other.dtype):
-        found = "has other weights than that of its checkpoint"
-    if found:
+    if found := found or other_norm(other, NORM, manifest.vision_norm):
         raise UserError(
             f"the text encoder at {path} ({manifest.source}) does not belong to the vision encoder at {vision}"
             f" ({other.source}), which {found}: convert both from the same checkpoint"

@@ -33,7 +33,8 @@ def load(kind: Any, where: str, files: str, **options: str) -> Any:
     """
     advice = f"download {files}, from the same place as the weights"
     try:
-        found = kind.from_pretrained(where, **options)
+        # Never run code of a checkpoint, and never ask the user for it.
+        found = kind.from_pretrained(where, trust_remote_code=False, **options)
     # transformers says with many types that a file is missing or broken.
     except Exception as error:
         raise UserError(

@@ -2,13 +2,14 @@
 
 A column of numbers becomes (value - mean) / SD, and 0 where the value is missing. A column of categories has a 0 or 1
 for each category of the training split. A column with missing values in the training split has one feature more, which
-is 1 where the value is missing.
+is 1 where the value is missing. Where all values of the training split are equal, the feature of the value is 0 in
+every split: its weight cannot be learnt, and another value elsewhere would add noise.
 """
 
 import dataclasses
 import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,9 @@ class Column:
     Attributes:
       name: of the column.
       categories: of the training split, sorted; None: the column has numbers.
-      mean, sd: of the numbers in the training split (SD with divisor n; 1 if all are equal); None for categories.
+      mean, sd: of the numbers in the training split (SD with divisor n); None for categories.
       missing: whether a feature tells that the value is missing.
+      separates: whether it alone tells the class of every sample of the training split; see `fit`.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Column:
     mean: float | None = None
     sd: float | None = None
     missing: bool = False
+    separates: bool = False
 
     def __post_init__(self):
         """Raises ValueError if it can encode nothing, as a file that was altered may have it."""
@@ -51,15 +54,20 @@ class Column:
         if self.categories is not None:
             right = numbers == (None, None) and self.categories
         else:
-            right = None not in numbers and np.isfinite(np.array(numbers, float)).all() and self.sd > 0
+            right = None not in numbers and np.isfinite(np.array(numbers, float)).all() and self.sd >= 0
         if not right:
-            raise ValueError(f"column {self.name!r} has neither categories nor a mean and a SD above 0")
+            raise ValueError(f"column {self.name!r} has neither categories nor a mean and a SD")
 
     @property
     def features(self) -> tuple[str, ...]:
         """The names of its features, such as ("age", "age missing") or ("sex=F", "sex=M")."""
         own = (self.name,) if self.categories is None else tuple(f"{self.name}={each}" for each in self.categories)
         return own + ((f"{self.name} missing",) if self.missing else ())
+
+    @property
+    def constant(self) -> bool:
+        """Whether all values of the training split are equal: the feature of the value is then 0 everywhere."""
+        return self.sd == 0 if self.categories is None else len(self.categories) == 1
 
     def encode(self, cells: Sequence[str]) -> np.ndarray:
         """The features (n, F) of clean cells (n,), float64.
@@ -73,10 +81,12 @@ class Column:
             assert self.sd is not None
             pairs = zip(cells, absent, strict=True)
             values = np.array([self.mean if none else table_columns.number(cell) for cell, none in pairs])
-            found = ((values - self.mean) / self.sd)[:, np.newaxis]
+            found = ((values - self.mean) / (self.sd or 1.0))[:, np.newaxis]
         else:
             labels = np.array([cell_values.label(cell) for cell in cells], str)
             found = (labels[:, np.newaxis] == np.array(self.categories)) & ~absent[:, np.newaxis]
+        if self.constant:
+            found = np.zeros_like(found)
         return np.concatenate([found, *([absent[:, np.newaxis]] if self.missing else [])], axis=1, dtype=np.float64)
 
     def problem(self, cell: str) -> str:
@@ -151,7 +161,9 @@ def encode(columns: Sequence[Column], cells: np.ndarray, where: str) -> np.ndarr
 def fit(split: Split, wanted: Sequence[Wanted], classes: Sequence[str] = ()) -> tuple[Column, ...]:
     """Fits columns to the training split, whose `cells` are those of the wanted columns.
 
-    The log tells of columns with one value, and of columns that separate the classes.
+    The log tells of columns with one value, of columns that separate the classes, and of those whose categories seem to
+    name samples. The kind of a column, too, is found from the training split: `table_columns.check` has refused tables
+    in which it would differ between splits.
 
     Raises:
       UserError: a column has no value, or is of too many categories.
@@ -170,9 +182,16 @@ def fit(split: Split, wanted: Sequence[Wanted], classes: Sequence[str] = ()) -> 
             column = _of_numbers(name, np.array([table_columns.number(cell) for cell in known]), missing)
         else:
             column = _of_categories(name, [cell_values.label(cell) for cell in known], missing)
-        if not missing and (column.encode(known) == column.encode(known[:1])).all():
-            logger.warning("column %r has one value in the training split, %r: it tells nothing", name, known[0])
+            _warn_of_names(column, len(cells))
+        if column.constant:
+            logger.warning(
+                "column %r has one value in the training split, %r: %s",
+                name,
+                known[0],
+                "only whether it is missing is read" if missing else "it tells nothing, and is 0 in every split",
+            )
         if _separates(column, cells, split.labels):
+            column = dataclasses.replace(column, separates=True)
             logger.warning(
                 "column %r alone separates the classes of the training split: check that it is known before the"
                 " diagnosis and does not follow from it",
@@ -213,22 +232,33 @@ def of_values(columns: Sequence[Column], given: Mapping[str, Any] | None, count:
       count: n.
 
     Raises:
-      UserError: a column is missing, has another number of values, or a value is wrong.
+      UserError: a column is missing, is no list of n values, or a value is wrong.
     """
     if not columns:
         return None
     names = ", ".join(column.name for column in columns)
     if given is None:
         raise UserError(f"columns is missing: the model reads {names}: give columns={{name: values}}")
+    # A pandas table is no Mapping.
+    if not (isinstance(given, Mapping) or hasattr(given, "columns")):
+        raise UserError(f"columns is of type {type(given).__name__}: give a dict, name -> list of {count} values")
     cells = []
     for column in columns:
         if column.name not in given:
             raise UserError(f"columns: {column.name!r} is missing: the model reads {names}")
-        values = [*given[column.name]]
+        values = _listed(given[column.name], column.name, count)
         if len(values) != count:
             raise UserError(f"columns: {column.name!r} has {len(values)} values, for {count} images: give one for each")
         cells.append([_text(value) for value in values])
     return encode(columns, np.array(cells, str).T.reshape(count, len(columns)), "columns")
+
+
+def _listed(values: Any, name: str, count: int) -> list[Any]:
+    """The values of a column as a list; a text would be read as its letters, and a set has no order."""
+    unfit = isinstance(values, str | bytes | Mapping | Set) or getattr(values, "ndim", 1) != 1
+    if unfit or not isinstance(values, Iterable):
+        raise UserError(f"columns: {name!r} is of type {type(values).__name__}: give a list of {count} values")
+    return [*values]
 
 
 def _text(value: Any) -> str:
@@ -247,7 +277,7 @@ def _of_numbers(name: str, values: np.ndarray, missing: bool) -> Column:
         raise UserError(f"config field data.columns: {name!r} has numbers that are too large: correct them")
     # The rounded mean of equal numbers may differ from them.
     equal = values.min() == values.max()
-    return Column(name=name, mean=float(values[0]) if equal else mean, sd=1.0 if equal else sd, missing=missing)
+    return Column(name=name, mean=float(values[0]) if equal else mean, sd=0.0 if equal else sd, missing=missing)
 
 
 def _of_categories(name: str, labels: Sequence[str], missing: bool) -> Column:
@@ -258,6 +288,19 @@ def _of_categories(name: str, labels: Sequence[str], missing: bool) -> Column:
             f" {MAX_CATEGORIES}: group them, or leave the column out"
         )
     return Column(name=name, categories=categories, missing=missing)
+
+
+def _warn_of_names(column: Column, count: int) -> None:
+    """Warns of a column whose categories are more than half as many as the `count` samples of the training split."""
+    assert column.categories is not None
+    if 2 * len(column.categories) > count:
+        logger.warning(
+            "column %r has %d categories in %d samples of the training split: if it names samples, patients or visits,"
+            " leave it out of data.columns",
+            column.name,
+            len(column.categories),
+            count,
+        )
 
 
 def _separates(column: Column, cells: Sequence[str], labels: np.ndarray) -> bool:

@@ -47,6 +47,7 @@ class Request:
       method: one of METHODS, or "all".
       tsne: also draw t-SNE of the features, of all files or of the whole split.
       masks, skip_faulty: see `inputs.read`.
+      table: CSV file with the clinical columns of the files, see `input_columns.find`.
       batch_size: see `Tapped`.
       root: folder of the run's data, if it has moved.
       moved: see `open_run.open_run`; for both runs.
@@ -62,6 +63,7 @@ class Request:
     method: str = "all"
     tsne: bool = False
     masks: str = ""
+    table: str = ""
     skip_faulty: bool = False
     batch_size: int = 0
     root: str = ""
@@ -76,10 +78,12 @@ def explain(request: Request) -> None:
     images. With t-SNE also tsne.png, tsne.svg and, in maps.npz, RUN/tsne (m, 2) and `tsne_names`.
 
     Raises:
-      UserError: a mistake in the request, or in what it names; no run has any of the maps.
+      UserError: a mistake in the request, or in what it names; no run has any of the maps, and t-SNE is not asked for.
     """
     if bool(request.files) == bool(request.split):
         raise UserError("give either --input (images) or --split (of the run's own data set), not both or neither")
+    if request.table and request.split:
+        raise UserError(f"--table {request.table}: the columns of a split are those of the run's data: leave it out")
     if os.path.lexists(request.out):
         raise UserError(f"--out {request.out} already exists: give another name, or remove it")
     outputs.check_folder(request.out, "--out")
@@ -89,6 +93,9 @@ def explain(request: Request) -> None:
     runs = [samples.open_trained(folder, request.moved) for folder in folders]
     for other in runs[1:]:
         samples.check_alike(runs[0], other)
+    obstacles = [picture_set.obstacle(Tapped(run)) for run in runs]
+    if all(obstacles) and not request.tsne:
+        raise UserError("; ".join(dict.fromkeys(obstacles)))
     everything, shown = _samples(request, runs)
     if request.tsne:
         features.check_count(len(everything.names))
@@ -97,10 +104,13 @@ def explain(request: Request) -> None:
     if shown.names:
         options: dict[str, Any] = dict(class_name=request.class_name, batch_size=request.batch_size)
         found = [picture_set.explain(run, shown, methods, **options) for run in runs]
-        for method, text in {text: method for each in found for method, text in each.missing.items()}.items():
-            logger.warning("no picture of %s: %s", text, method)
-        if not any(each.checked for each in found):
-            raise UserError("; ".join(dict.fromkeys(text for each in found for text in each.missing.values())))
+        reasons: dict[str, dict[str, None]] = {}
+        for method, text in (item for each in found for item in each.missing.items()):
+            reasons.setdefault(text, {})[method] = None
+        for text, lacking in reasons.items():
+            logger.warning("no picture of %s: %s", ", ".join(lacking), text)
+        if not request.tsne and not any(each.checked for each in found):
+            raise UserError("; ".join(reasons))
     with io.writing(f"--out {request.out}"), _new_folder(request.out) as folder:
         count = _write_pictures(folder, found, shown)
         arrays = _arrays(found, shown)
@@ -114,7 +124,8 @@ def explain(request: Request) -> None:
 def _samples(request: Request, runs: Sequence[open_run.FinishedRun]) -> tuple[Samples, Samples]:
     """All images, and those that are shown."""
     if not request.split:
-        given = samples.from_files(runs[0], request.files, masks=request.masks, skip_faulty=request.skip_faulty)
+        options: dict[str, Any] = dict(masks=request.masks, table=request.table, skip_faulty=request.skip_faulty)
+        given = samples.from_files(runs[0], request.files, **options)
         return given, given
     given = samples.from_split(runs[0], request.split, request.root)
     probabilities = runs[0].predict(given.images, columns=given.columns, batch_size=request.batch_size)

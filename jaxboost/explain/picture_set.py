@@ -56,6 +56,13 @@ class Explained:
     missing: dict[str, str]
 
 
+def obstacle(tapped: Tapped) -> str:
+    """Why a run has no map of any method; "" if it may have some."""
+    if not isinstance(tapped.model.encoder, SliceEncoder):
+        return ""
+    return str(no_map("map", tapped, "its encoder sees slices, and a map of a volume is not made of theirs"))
+
+
 def explain(
     run: FinishedRun, given: Samples, methods: Sequence[str], *, class_name: str = "", batch_size: int = 0
 ) -> Explained:
@@ -75,10 +82,8 @@ def explain(
     probabilities = run.predict(given.images, columns=given.columns, batch_size=batch_size)
     targets = targets_of(tapped, probabilities, class_name)
     weights, checked, missing = None, {}, {}
-    if isinstance(tapped.model.encoder, SliceEncoder):
-        reason = "its encoder sees slices, and a map of a volume is not made of theirs"
-        missing = {method: str(no_map(f"picture of {method}", tapped, reason)) for method in methods}
-        methods = ()
+    if text := obstacle(tapped):
+        missing, methods = dict.fromkeys(methods, text), ()
     for method in methods:
         try:
             if method == "activation":

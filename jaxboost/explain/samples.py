@@ -61,14 +61,12 @@ def open_trained(folder: str | os.PathLike[str], moved: Sequence[str] = ()) -> F
     return run
 
 
-def from_files(run: FinishedRun, files: Sequence[str], *, masks: str = "", skip_faulty: bool = False) -> Samples:
-    """Reads files as `jaxboost predict` does; arguments and errors: see `inputs.find` and `inputs.read`.
-
-    Clinical columns are those of labels.csv in a folder of the files.
-    """
+def from_files(
+    run: FinishedRun, files: Sequence[str], *, masks: str = "", table: str = "", skip_faulty: bool = False
+) -> Samples:
+    """Reads files as `jaxboost predict` does; arguments and errors: see `inputs.find` and `predict.read`."""
     found = inputs.find(files, run.preprocessing.ndim, skip_faulty=skip_faulty)
-    kept, images = inputs.read(found, run.preprocessing, masks=masks, skip_faulty=skip_faulty)
-    columns = predict.columns_of(run, files, kept)
+    kept, images, columns = predict.read(run, files, found, masks=masks, table=table, skip_faulty=skip_faulty)
     return Samples(names=[printable(path) for path in kept], images=images, columns=columns)
 
 
@@ -138,12 +136,18 @@ def full_config(content: Mapping[str, Any]) -> ConfigDict:
 
 
 def check_alike(run: FinishedRun, other: FinishedRun) -> None:
-    """Raises UserError if two runs do not read the same images in the same way, or have other classes."""
+    """Raises UserError if two runs do not read the same images in the same way, or have other classes.
+
+    The clinical columns are read for the first run: the other may read fewer, and no further ones.
+    """
     # The size of the model's input may differ: the maps are drawn over it.
     read = [dataclasses.asdict(each.preprocessing) | {"image_size": 0, "resize": 0} for each in (run, other)]
     differing = [f"{name} ({value} and {read[1][name]})" for name, value in read[0].items() if read[1][name] != value]
     if run.labels.classes != other.labels.classes:
         differing.append("classes")
+    known = [column.name for column in run.columns]
+    if further := [column.name for column in other.columns if column.name not in known]:
+        differing.append(f"clinical columns ({', '.join(further)} only in {other.folder})")
     if differing:
         raise UserError(
             f"{run.folder} and {other.folder} differ in {', '.join(differing)}: compare runs on the same images"

@@ -74,7 +74,8 @@ class Tapped:
     @property
     def title(self) -> str:
         """A short name of the model, such as "vit_s + rllm" or "vit_s + rllm, random block"."""
-        random = any(part.role != "encoder" and part.about["source"] == RANDOM for part in self.run.system.pretrained)
+        pretrained = self.run.system.pretrained
+        random = any(part.role in ("block", "llama") and part.about["source"] == RANDOM for part in pretrained)
         return self.run.system.title.partition(" (")[0] + (", random block" if random else "")
 
     @property

@@ -106,8 +106,8 @@ class FinishedRun:
         """Returns the input of the model's last linear layer, float32 (n, width). The arguments are those of `predict`.
 
         That is the pooled and normalised CLS token after the boost (R-LLM), the pooled feature of a ResNet, the mean of
-        LLaMA's output tokens (PneumoLLM), or CLIP's embedding of the image, of length 1 (CoOp, CoCoOp); behind it the
-        features of clinical columns.
+        LLaMA's output tokens (PneumoLLM), the LLM's output at its last token (LaVIN, BLIP-2), or CLIP's embedding of
+        the image, of length 1 (CoOp, CoCoOp); behind it the features of clinical columns.
         """
         images = given_images.checked(images, self.preprocessing, batch_size)
         values = clinical.of_values(self.columns, columns, len(images))

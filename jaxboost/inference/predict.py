@@ -56,17 +56,10 @@ def predict(
     by_patient = model.unit == "patient"
     if by_patient:
         _check_out(patient_table(out))
-    if table and not model.columns:
-        raise UserError(f"{input_columns.FLAG} {table}: the model reads no clinical columns: leave it out")
     found = inputs.find(files, model.preprocessing.ndim, skip_faulty=skip_faulty)
     outputs.check_not_among(out, "--out", found, "one of the inputs")
-    # Before the images are read, which may take long.
-    columns = columns_of(model, files, found, table)
-    kept, images = inputs.read(found, model.preprocessing, masks=masks, skip_faulty=skip_faulty)
-    place_of = {path: number for number, path in enumerate(found)}
-    rows = [place_of[path] for path in kept]
-    given = None if columns is None else {name: cells[rows] for name, cells in columns.items()}
-    probabilities = model.predict(images, columns=given, batch_size=batch_size)
+    kept, images, columns = read(model, files, found, masks=masks, table=table, skip_faulty=skip_faulty)
+    probabilities = model.predict(images, columns=columns, batch_size=batch_size)
     with io.writing(f"--out {out}"):
         io.write_text(out, model.labels.table(kept, probabilities))
     logger.info("%d predictions in %s", len(kept), out)
@@ -79,6 +72,31 @@ def predict(
         logger.info("%d patients in %s", len(set(owners)), patient_table(out))
 
 
+def read(
+    model: Any, files: Sequence[str], found: Sequence[pathlib.Path], *, masks: str, table: str, skip_faulty: bool
+) -> tuple[list[pathlib.Path], np.ndarray, dict[str, np.ndarray] | None]:
+    """Reads files and their clinical columns.
+
+    Args:
+      model: a run or an export.
+      files: what is asked for.
+      found: the files in it, see `inputs.find`.
+      masks, table, skip_faulty: see `predict`.
+
+    Returns:
+      The files that could be read, their images, see `inputs.read`, and their columns, see `columns_of`.
+
+    Raises:
+      UserError: a mistake in the arguments, or in the files that they name.
+    """
+    # Before the images are read, which may take long.
+    columns = columns_of(model, files, found, table)
+    kept, images = inputs.read(found, model.preprocessing, masks=masks, skip_faulty=skip_faulty)
+    place_of = {path: number for number, path in enumerate(found)}
+    rows = [place_of[path] for path in kept]
+    return kept, images, None if columns is None else {name: cells[rows] for name, cells in columns.items()}
+
+
 def columns_of(
     model: Any, files: Sequence[str], kept: Sequence[pathlib.Path], table: str = ""
 ) -> dict[str, np.ndarray] | None:
@@ -89,9 +107,11 @@ def columns_of(
       files, kept, table: see `input_columns.find`.
 
     Raises:
-      UserError: see there.
+      UserError: see there; or a table is given, and the model reads none.
     """
     if not model.columns:
+        if table:
+            raise UserError(f"{input_columns.FLAG} {table}: the model reads no clinical columns: leave it out")
         return None
     names = [column.name for column in model.columns]
     cells = input_columns.find(

@@ -156,6 +156,7 @@ BACKBONES = {
     "vit_ti16": _vit(width=192, depth=12, heads=3),
     "vit_s": _vit(width=384, depth=12, heads=6),
     "vit_b16": _vit(width=768, depth=12, heads=12),
+    "vit_b32": _vit(width=768, depth=12, heads=12, patch=32),
     "vit_l16": _vit(width=1024, depth=24, heads=16),
     "vit_h14": _vit(width=1280, depth=32, heads=16, patch=14),
     "clip_vit_b32": _vit(width=768, depth=12, heads=12, patch=32, **_CLIP),

@@ -89,22 +89,28 @@ def depthwise_products(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Arra
 def depthwise_kernel_gradient(x: jax.Array, dy: jax.Array, size: int, stride: int) -> jax.Array:
     """From padded images (B, h, w, C) and dy (B, h', w', C): (k, k, 1, C).
 
-    A loop over some rows of dy at a time. Inside it all sums run over terms that are written out: XLA on CPU computes
-    these with vector instructions, and a reduction of products without.
+    A loop over some rows of dy at a time, or over parts of one row. Inside it all sums run over terms that are written
+    out: XLA on CPU computes these with vector instructions, and a reduction of products without.
     """
     B, rows, columns, C = dy.shape
-    dy = dy.astype(x.dtype)
-    most = max(1, _TERMS // columns)
-    own = next(count for count in range(min(most, rows), 0, -1) if rows % count == 0)
-    read = (own - 1) * stride + size
+    parts = -(-columns // _TERMS)
+    wide = -(-columns // parts)
+    # Columns of zeros, so that the parts are equal.
+    missing = parts * wide - columns
+    dy = _pad(dy.astype(x.dtype), ((0, 0), (0, missing)))
+    x = _pad(x, ((0, 0), (0, missing * stride)))
+    most = max(1, _TERMS // wide)
+    high = next(count for count in range(min(most, rows), 0, -1) if rows % count == 0)
+    read = [(count - 1) * stride + size for count in (high, wide)]
 
     def add(step: int | jax.Array, total: jax.Array) -> jax.Array:
-        window = jax.lax.dynamic_slice_in_dim(x, step * own * stride, read, axis=1)
-        gradient = jax.lax.dynamic_slice_in_dim(dy, step * own, own, axis=1)
-        for i, j in itertools.product(range(own), range(columns)):
+        row, column = step // parts * high, step % parts * wide
+        window = jax.lax.dynamic_slice(x, (0, row * stride, column * stride, 0), (B, *read, C))
+        gradient = jax.lax.dynamic_slice(dy, (0, row, column, 0), (B, high, wide, C))
+        for i, j in itertools.product(range(high), range(wide)):
             shifted = window[:, i * stride : i * stride + size, j * stride : j * stride + size]
             total += shifted * gradient[:, i : i + 1, j : j + 1]
         return total
 
     zeros = jnp.zeros((B, size, size, C), x.dtype)
-    return jax.lax.fori_loop(0, rows // own, add, zeros).sum(0)[:, :, None]
+    return jax.lax.fori_loop(0, rows // high * parts, add, zeros).sum(0)[:, :, None]

@@ -60,6 +60,8 @@ class Traits:
       matrices: names of the linear layers in its blocks, which LoRA can change; () for an encoder without them.
       head_init: initialisation of the linear head after it.
       names: the family of encoders in `convert` that its published weights belong to, None if there are none.
+      window: (low, high), the stored values that were 0 and 1 in the training of its published weights, such as
+        Hounsfield units; None: grey levels without a physical scale.
       defaults: the constructor's arguments that converted weights always record, and their defaults.
       size_problem: (image size, the constructor's arguments) -> why the encoder does not take such images; "" if it
         does. Multiples of the argument `patch` are checked apart.
@@ -76,6 +78,7 @@ class Traits:
     matrices: tuple[str, ...] = ()
     head_init: LinearInit = torch_init
     names: str | None = None
+    window: tuple[float, float] | None = None
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     size_problem: Callable[[int, Mapping[str, Any]], str] = lambda image_size, arguments: ""
     open: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)

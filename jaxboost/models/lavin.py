@@ -20,6 +20,7 @@ from jaxboost.models.frozen import freeze
 from jaxboost.models.image_llm import ImageLLM, ImageLLMSpec, Merged, frozen_encoder
 from jaxboost.models.layers import layer_of
 from jaxboost.models.question import Question, QuestionSpec
+from jaxboost.models.taps import closed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,8 @@ class Lavin(ImageLLM):
 
         # As in `LlamaBlock`: without a policy the backward pass would keep a second copy of all weights.
         step = jax.checkpoint(step, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
-        return jax.lax.scan(step, first, jnp.arange(self.spec.depth))[1]
+        with closed():
+            return jax.lax.scan(step, first, jnp.arange(self.spec.depth))[1]
 
     def _affine_adapters(self) -> RepAdapter | AdapterMaps | None:
         """The LLM's adapters, stacked over the layers; a mixture is one adapter, whose weights are the same for all."""

@@ -91,6 +91,7 @@ def _body(
         "Patients": data.get("patients"),
         "Licence of the data": data.get("license"),
         "SHA-256 of the data": (analysis.get("provenance") or {}).get("data_sha256"),
+        "Clinical columns": _columns(record, str(arm["name"])),
         "Parameters": arm.get("parameters"),
         "Seeds": len(arm.get("seeds") or ()),
         "Epoch picked on": "validation",
@@ -98,6 +99,14 @@ def _body(
     lines += [f"- {name}: {_markdown(numbers.plain(value))}" for name, value in facts.items() if value]
     limits = analysis.get("limits") or ()
     return lines + (["", "## Limits", "", *(f"- {_markdown(str(limit))}" for limit in limits)] if limits else [])
+
+
+def _columns(record: Record, arm: str) -> str:
+    """The clinical columns that an arm reads, with what is read of them: "age; sex (F, M)"; "" without any."""
+    runs = record.runs_of(arm)
+    columns = (runs[0].result.get("columns") if runs else None) or ()
+    kinds = [f" ({', '.join(each['categories'])})" if each.get("categories") else "" for each in columns]
+    return "; ".join(f"{each['name']}{kind}" for each, kind in zip(columns, kinds, strict=True))
 
 
 def _markdown(text: str) -> str:

@@ -7,7 +7,7 @@ checks the ranges of the numbers.
 import dataclasses
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from jaxboost import schema
 
@@ -17,6 +17,8 @@ ConfigJson = dict[str, Scalar | dict[str, Scalar | list[Scalar]]]
 _Text = Annotated[str, Field(max_length=10_000)]
 _Layers = Annotated[tuple[Annotated[int, Field(ge=0, lt=10_000)], ...], Field(max_length=1000)]
 _Names = Annotated[tuple[_Text, ...], Field(max_length=100)]
+# The command line turns the column 1 into a number.
+_Column = Annotated[_Text, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)]
 _Floats = Annotated[tuple[float, ...], Field(max_length=1000)]
 
 
@@ -34,7 +36,7 @@ class Data:
     nan: _Text
     max_pixels: int
     max_voxels: int
-    columns: Annotated[tuple[_Text, ...], Field(max_length=1000)]
+    columns: Annotated[tuple[_Column, ...], Field(max_length=1000)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,7 @@ class _Llama:
     convert: bool
     layers: _Layers
     final_norm: _Text
+    adapter: _Text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,8 @@ WEIGHT_FOLDERS = (
     *("baseline.text", "clip.text", "model.weights", "boost.block", "pneumollm.vision", "llama.block"),
     *("pneumollm.question", "blip2.question"),
 )
+# Those of every converted folder: a finished run needs the trained Q-Former no more.
+CONVERTED_FOLDERS = (*WEIGHT_FOLDERS, "blip2.qformer")
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ def check_location(workdir: pathlib.Path, config: Config) -> None:
     Raises:
       UserError: the folder is an input folder of the config, or lies inside one.
     """
-    names = (*(("data.root",) if config.data.source == SOURCE else ()), "data.masks", *WEIGHT_FOLDERS)
+    names = (*(("data.root",) if config.data.source == SOURCE else ()), "data.masks", *CONVERTED_FOLDERS)
     for name in names:
         section, field = name.split(".")
         value = config.get(section, {}).get(field, "")

@@ -1,7 +1,7 @@
 """Which runs were scored on the same samples, so that they can be compared."""
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,11 +25,11 @@ def foreign(runs: Sequence[FinishedRun]) -> list[str]:
     digests = Counter(digest for run in alike if (digest := _data_digest(run)))
     content = max(digests, key=lambda digest: digests[digest], default=None)
     # Arms may read other columns than others; the same columns have the same content.
-    cells: dict[tuple[str, ...], str] = {}
+    counts: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     for run in alike:
         names, digest = _columns(run)
-        if digest:
-            cells.setdefault(names, digest)
+        counts[names].update([digest] if digest else [])
+    cells = {names: max(found, key=lambda digest: found[digest]) for names, found in counts.items() if found}
     return [_foreign(run, alike[0], content, cells) for run in runs]
 
 

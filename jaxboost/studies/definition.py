@@ -13,6 +13,7 @@ from jaxboost.config import continuing
 from jaxboost.config.table import ALL_FIELDS
 from jaxboost.config.types import Config
 from jaxboost.errors import UserError
+from jaxboost.runs import workdir
 from jaxboost.runs.saved_config import ConfigJson
 from jaxboost.studies.plan import Plan
 from jaxboost.studies.record import ComparisonRecord
@@ -21,10 +22,6 @@ from jaxboost.systems.weights import RANDOM
 FILE, FORMAT = "study.json", 1
 _NAMED = 5  # most differences that a message names
 
-_WEIGHTS = (
-    *("model.weights", "boost.block", "pneumollm.vision", "llama.block", "clip.text", "baseline.text"),
-    *("pneumollm.question", "blip2.question", "blip2.qformer"),
-)
 _TEXTS = ("name", "title", "group", "rung", "note", "tuned", "after")
 _Text = Annotated[str, Field(max_length=10_000)]
 
@@ -194,7 +191,8 @@ def changes(first: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, An
     Seeds, and fields that do not matter for a run, such as where the data are, do not count.
     """
     before, now = continuing.flat(first), continuing.flat(config)
-    free = [name for name, field in ALL_FIELDS.items() if field.resume != "same" and name not in _WEIGHTS]
+    folders = workdir.CONVERTED_FOLDERS
+    free = [name for name, field in ALL_FIELDS.items() if field.resume != "same" and name not in folders]
     names = [name for name in now if name in before and before[name] != now[name]]
     return {name: now[name] for name in sorted(names) if name not in ("seed", *free)}
 
@@ -216,6 +214,6 @@ def fixed(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     for name, value in {**continuing.ADDED, **fields}.items():
         if name not in ALL_FIELDS or ALL_FIELDS[name].resume == "same":
             found[name] = value
-        elif name in _WEIGHTS:
+        elif name in workdir.CONVERTED_FOLDERS:
             found[name] = value if value in ("", RANDOM) else "a folder"
     return found

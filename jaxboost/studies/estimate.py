@@ -24,8 +24,8 @@ _PATIENCE = 30.0  # seconds
 # Fields, besides those of `optim`, that do not change how long a run takes.
 _WEIGHTS = (
     *("seed", "model.weights", "model.weights_source", "model.weights_convert", "boost.block", "boost.source"),
-    *("boost.convert", "boost.control", "boost.control_seed", "clip.text", "baseline.text"),
-    *("blip2.qformer", "blip2.qformer_source", "blip2.qformer_convert", "blip2.question"),
+    *("boost.adapter", "boost.convert", "boost.control", "boost.control_seed", "llama.adapter", "clip.text"),
+    *("baseline.text", "blip2.qformer", "blip2.qformer_source", "blip2.qformer_convert", "blip2.question"),
 )
 
 
@@ -177,7 +177,9 @@ def _kind(config: Config) -> tuple[object, ...]:
     features = (config.baseline.features, config.baseline.slices) if "baseline" in config else ()
     model = config.get("model", {})
     fields = ("backbone", "image_size", "slices", "slice_axes", "slice_size", "frozen", "last_block", "lora_rank")
-    return (*(str(model.get(name)) for name in fields), *sections, *features)
+    # LaVIN's LLM reads more tokens than PneumoLLM's.
+    asks = bool(config.get("pneumollm", {}).get("question"))
+    return (*(str(model.get(name)) for name in fields), asks, *sections, *features)
 
 
 def _epochs(config: Config) -> float:

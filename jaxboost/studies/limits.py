@@ -144,10 +144,22 @@ def _of_data(record: Record, test: HeldOut) -> list[str]:
     sites = [name for name in test.columns if name.lower() in _SITES and len(np.unique(test.columns[name])) > 1]
     if not sites:
         found.append("No second site: how the arms do with images of another hospital or scanner is not known.")
+    found += of_columns(record)
     found += _of_duplicates(record.data)
     if not _has_folds(record):
         found.append("One split of the data was used: another split would give other figures.")
     return found
+
+
+def of_columns(record: Record) -> list[str]:
+    """Clinical columns that tell the class without an image."""
+    columns = [column for run in record.runs for column in run.result.get("columns") or ()]
+    names = dict.fromkeys(column["name"] for column in columns if column.get("separates"))
+    return [
+        f"The clinical column {name!r} alone separates the classes of a training split: figures mean something only if"
+        " it is known before the diagnosis and does not follow from it."
+        for name in names
+    ]
 
 
 def _of_duplicates(data: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from jaxboost.models.blip2 import Blip2, Blip2Spec
 from jaxboost.models.qformer import PUBLISHED
 from jaxboost.systems import blocks
 from jaxboost.systems.encoders import resolve_encoder
-from jaxboost.systems.questions import find_question
+from jaxboost.systems.questions import check_positions, find_question
 from jaxboost.systems.system import FixedTokens, Recorded, System, described, model_arguments, trace, with_attention
 from jaxboost.systems.weights import RANDOM, Pretrained, as_trained, check_same, find_converted, warn_if_rounded
 
@@ -46,8 +46,7 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
         "blip2.question",
         fields.question,
         classes=info.classes,
-        width=found.config.width,
-        block=found.manifest,
+        layers=found,
         with_weights=with_weights,
     )
     if with_weights:
@@ -73,8 +72,10 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
     def build(rngs: nnx.Rngs) -> Blip2:
         return blip2.build(spec=spec, encoder_arguments=arguments, rngs=rngs, **model_arguments(config))
 
+    traced = trace(with_attention(config, build))
+    check_positions("blip2.question", spec_of_question, traced["tokens"])
     return System(
-        **trace(with_attention(config, build)),
+        **traced,
         title=f"{model.backbone} + blip2{described(parts)}",
         pretrained=parts,
         boost="blip2",

@@ -9,7 +9,8 @@ from typing import Any
 
 from jaxboost import io
 from jaxboost.config.types import Config
-from jaxboost.convert import placing, store
+from jaxboost.convert import manifests, placing, store
+from jaxboost.convert.formats import merging
 from jaxboost.convert.placing import Placement, Quantize
 from jaxboost.errors import UserError, check_choice
 from jaxboost.models.llama import DEPTHS, FAMILIES, LlamaConfig
@@ -103,11 +104,8 @@ def find_layers(
         instead="" if used else f"; or leave {section}.block empty: only a width is needed, {section}.family has one",
     )
     manifest = store.read_manifest(folder)
-    if fields.adapter and not store.has_adapter(manifest):
-        raise UserError(
-            f"config field {section}.adapter: no adapter was merged into the block {folder}: leave the field empty, or"
-            f" convert again with `--adapter {fields.adapter}`"
-        )
+    if wanted and not recorded:
+        _check_adapter(section, fields, folder, manifest)
     if not used:
         return Layers(config=manifest.config, numbers=layers or manifest.layers)
     numbers = _layers_of_block(section, folder, manifest, layers)
@@ -239,6 +237,23 @@ def _check_random(section: str, fields: Config) -> None:
         )
 
 
+def _check_adapter(section: str, fields: Config, folder: pathlib.Path, manifest: store.Manifest) -> None:
+    """Raises UserError if the block has another adapter than the config names. Named by its folder, it may have any."""
+    named, found = fields.adapter, manifest.adapter
+    try:
+        other = bool(named) and merging.identity(named) != found
+    except UserError as error:
+        raise UserError(f"config field {section}.adapter: {error}") from error
+    if other:
+        problem = f"{'another' if found else 'no recorded'} adapter was merged into the block"
+        fix = f"leave the field empty, or convert again with `--adapter {named}` and --overwrite or another --out"
+    elif not named and found and fields.source and fields.convert:
+        problem, fix = "it is empty, but an adapter was merged into the block", f"name another {section}.block"
+    else:
+        return
+    raise UserError(f"config field {section}.adapter: {problem} {folder} (from {manifest.source}): {fix}")
+
+
 def _layers_of_block(
     section: str, folder: pathlib.Path, manifest: store.Manifest, layers: tuple[int, ...]
 ) -> tuple[int, ...]:
@@ -252,8 +267,8 @@ def _layers_of_block(
         f" {manifest.source}, not layer {_listed(absent)}: choose among them, or give () for all of them"
     )
     if max(absent) < depth:
-        spec = ",".join(map(str, layers))
-        problem += f"; or convert what is needed with `jaxboost convert --source SOURCE --layers {spec} --out DIR`"
+        command = manifests.command_of_block(",".join(map(str, layers)), "DIR")
+        problem += f"; or convert what is needed with `{command}`"
     else:
         problem += f" ({manifest.source} has {depth} layers, 0 to {depth - 1})"
     raise UserError(problem)

@@ -16,7 +16,7 @@ from jaxboost.models.pneumollm import PneumoLLM, PneumoSpec
 from jaxboost.systems import blocks
 from jaxboost.systems.encoders import resolve_encoder
 from jaxboost.systems.questions import ROLE as QUESTION
-from jaxboost.systems.questions import find_question
+from jaxboost.systems.questions import check_positions, find_question
 from jaxboost.systems.system import FixedTokens, Recorded, System, described, model_arguments, trace, with_attention
 from jaxboost.systems.weights import RANDOM, Pretrained, check_same, empty
 
@@ -40,8 +40,11 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
             return lavin.build(spec=spec, **given)
         return pneumollm.build(spec=spec, classes=len(info.classes), columns=info.column_features, **given)
 
+    traced = trace(with_attention(config, build))
+    if isinstance(spec, LavinSpec):
+        check_positions("pneumollm.question", spec.question, traced["tokens"])
     return System(
-        **trace(with_attention(config, build)),
+        **traced,
         title=f"{backbone} + {name}{described(parts)}",
         pretrained=parts,
         boost=name,
@@ -104,8 +107,8 @@ def _resolve_llama(
     found = blocks.find_layers(
         SECTION, config, used=llama.used, default=blocks.ALL, with_weights=with_weights, recorded=recorded
     )
-    # A converted question has them.
-    if llama.used and not found.config.rotary and config.pneumollm.question in ("", RANDOM):
+    # `find_question` says what a question has of them.
+    if llama.used and not found.config.rotary and not config.pneumollm.question:
         logger.info("the learned positions of the LLM are left out: its layers do not know the order of their tokens")
     blocks.check_rope(SECTION, found.config, used=llama.used and found.config.rotary)
     if not llama.used:
@@ -143,8 +146,7 @@ def _resolve_spec(
         "pneumollm.question",
         fields.question,
         classes=info.classes,
-        width=found.config.width,
-        block=found.manifest,
+        layers=found,
         with_weights=with_weights,
     )
     return LavinSpec(question=question, **shared), part

@@ -48,7 +48,8 @@ class System:
         `frozen.split` gives them.
       pretrained: the parts with pretrained weights, and their random controls.
       title: the model's name in the log.
-      boost: the boost variant, "none", "pneumollm", "lavin", one of `prompted_clip.METHODS`, or "baseline".
+      boost: the boost variant, "none", "pneumollm", "lavin", "blip2", one of `prompted_clip.METHODS`, or
+        "baseline".
       width: D, the width of the LLaMA layers that would be there, if the model has none but depends on it; else None.
       tokens: number of tokens that enter the LLaMA layers, or would if there were any.
     """

@@ -171,7 +171,8 @@ def find_converted(
 
 def _flags(what: str, layers: str) -> str:
     """What says in a command of `jaxboost convert` what is converted."""
-    return f"--part {_PARTS[what]}" if what == "Q-Former" else f"--layers {layers}"
+    # A BLIP-2 needs --part, and it is right for every source. Only a block has layers to choose.
+    return f"--part {_PARTS[what]}" + (f" --layers {layers}" if what == "block" else "")
 
 
 def check_same(

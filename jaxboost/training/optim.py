@@ -12,6 +12,11 @@ from jaxboost.errors import UserError
 from jaxboost.models.frozen import Tree
 from jaxboost.training.layer_decay import scale_by_layer
 
+# Endings of the names of weights without weight decay.
+_SPARED = (
+    *("bias", "biases", "scale", "norm", "positions", "cls", "registers", "prompts", "probe", "queries", "modality"),
+)
+
 # step, from 0 -> learning rate. Not `optax.Schedule`: a type checker allows no arithmetic with its types.
 Schedule = Callable[[Any], Any]
 
@@ -128,7 +133,6 @@ def decay_mask(params: Tree) -> Tree:
     """True for weights with weight decay: all except biases, norms, positions and learned tokens, by their names."""
 
     def decays(path: tuple[Any, ...], _: jax.Array) -> bool:
-        spared = ("bias", "biases", "scale", "norm", "positions", "cls", "registers", "prompts", "probe", "queries")
-        return not path[-1].key.endswith(spared)
+        return not path[-1].key.endswith(_SPARED)
 
     return jax.tree_util.tree_map_with_path(decays, params)

@@ -46,7 +46,7 @@ def test_flops_of_three_views():
 
 @pytest.mark.parametrize("argument", ["", "logistik", "knn+boosting", "knn+knn", "knn+3d"])
 def test_unknown_arguments(argument):
-    with pytest.raises(UserError, match=r"give one of prevalence, trivial, knn, logistic, boosting"):
+    with pytest.raises(UserError, match=r"give one of prevalence, trivial, columns, knn, logistic"):
         load_config(f"baseline:{argument}")
 
 
@@ -60,7 +60,7 @@ def test_unknown_arguments(argument):
         ("knn", {"baseline.ndim": 4}, "baseline.ndim: 4 should be 2 or 3"),
         ("knn", {"model.backbone": ""}, "model.backbone: '' gives no features of a pretrained encoder"),
         ("knn", {"model.backbone": "vit3d_tiny"}, "model.backbone: 'vit3d_tiny' gives no features"),
-        ("knn", {"model.backbone": "resnet18_acs"}, "model.backbone: 'resnet18_acs' gives no features"),
+        ("knn", {"model.backbone": "resnet18_3d"}, "model.backbone: 'resnet18_3d' gives no features"),
         ("knn", {"model.weights": ""}, "model.weights is empty"),
         ("knn", {"model.image_size": 100}, "100 is not a multiple of the patch size 14 of backbone dinov2_s14"),
         ("knn", {"model.std": (0.0,)}, "model.std: (0.0,) should not be 0"),

@@ -5,13 +5,16 @@ import pytest
 from jaxboost.analysis import describe
 from jaxboost.config import get_clip_config, load_config, validation
 from jaxboost.config.continuing import flat
-from jaxboost.config.pneumollm import OTHERS
+from jaxboost.config.pneumollm import OTHERS, ROWS
 from jaxboost.errors import UserError
+from jaxboost.studies import published
 
 # Row -> its section and what is trained there: 2 classes, a text encoder of width 768; all weights of an encoder, with
 # its head of 2 classes in the place of ImageNet's 1000. None: not counted, as tests/models counts the encoders.
 EXPECTED = {
     "resnet50": ("boost", 25_557_032 - 998 * 2049),
+    # ViT-B/32 at 384 pixels, the paper's 88.30 M, with positions for 224.
+    "vit": ("boost", 88_297_192 - (144 - 49) * 768 - 998 * 769),
     "swin": ("boost", None),
     "convnext": ("boost", None),
     # Positions for 224 pixels, not for 518, and no head of 1000 classes in the published weights.
@@ -63,10 +66,22 @@ def test_names_are_not_those_of_pneumollms_tokens():
         assert load_config(f"pneumollm:{method}_clip").clip.method == f"{method}_clip"
 
 
-def test_reference():
-    config = load_config("pneumollm:reference+coop_clip")
+def test_each_published_figure_has_a_row_or_a_reason():
+    for entry in published._file()["radiographs"]:
+        assert ("row" in entry) != ("not_run" in entry), entry["method"]
+        assert entry.get("row") in {None, *ROWS, *OTHERS}, entry["method"]
+
+
+@pytest.mark.parametrize("row", ["coop_clip", "vit", "blip2", "lavin"])
+def test_reference(row):
+    """Of the released code's settings the loss is PneumoLLM's alone: other systems keep cross-entropy."""
+    config = load_config(f"pneumollm:{row}+reference")
     assert (config.eval.protocol, config.train.last_batch, config.train.loss) == ("reference", "keep", "auto")
     assert validation.problems(config) == []
+    assert load_config("pneumollm:full+reference").train.loss == "columns"
+
+
+def test_rows_that_cannot_be_combined():
     with pytest.raises(UserError, match="clip_zero_shot has no epochs to pick from: leave reference out"):
         load_config("pneumollm:clip_zero_shot+reference")
     with pytest.raises(UserError, match="names two rows"):

@@ -197,6 +197,7 @@ def test_all_problems_are_in_one_message():
         ("quickstart", {"boost.lora_alpha": 4.0}, "lora_alpha: it has no effect without boost.lora_rank, set it to 0"),
         ("quickstart", {"boost.layers": (-1,)}, "boost.layers: (-1,) should be layer numbers from 0"),
         ("quickstart", {"boost.block": "random", "boost.final_norm": "loaded"}, "a random block has no norm to load"),
+        ("quickstart", {"boost.block": "random", "boost.adapter": "owner/name"}, "a random block has no adapter: set"),
         ("quickstart", {"augment.flip": 0.5}, "augment.flip: 0.5 is for 2-D images, these are 3-D"),
         ("quickstart", {"mix.erase": 0.5}, "mix.erase: it is only for 2-D images"),
         ("quickstart", {"mix.mixup": 0.5, "train.last_batch": "keep"}, "last_batch: mixup and cutmix need whole"),

@@ -88,10 +88,10 @@ def test_command(folder, tmp_path):
     assert f"use it   --config.baseline.text={text}, or --config.clip.text={text}" in done.stdout
     assert fingerprint(tmp_path / "text") == fingerprint(folder / "text")
 
-    both = ("--prompts", folder / "prompts.json", "--layers", "all")
+    both = ("--prompts", folder / "prompts.json", "--adapter", "owner/name")
     done = run_inside("convert_weights.py", *arguments, *both, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: --layers is not for the text encoder")
+    assert done.stderr.startswith("error: --adapter is not for the text encoder")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -225,8 +225,9 @@ def test_tokenizers_that_are_missing_or_of_another_model(source, tmp_path):
 
 
 def test_sources_that_are_no_folder(tmp_path):
-    refused(tmp_path / "nowhere", "is no folder of a CLIP, and no hub repository like owner/name", tmp_path)
-    refused("word", "is no folder of a CLIP, and no hub repository like owner/name", tmp_path)
+    refused(tmp_path / "nowhere", "there is no file or folder .*nowhere: check the path", tmp_path)
+    for given in ("word", "a b/c"):
+        refused(given, "is neither an existing file or folder, nor a hub repository like owner/name", tmp_path)
 
 
 def test_classes_of_another_data_set(folder):

@@ -82,7 +82,7 @@ LONG = {"max_position_embeddings": 131072}
             LONG | {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}},
             "1 rotary factors for a head width of 16",
         ),
-        (LONG | {"rope_scaling": {"rope_type": "longrope"}}, "'short_factor' is None instead of 8 numbers"),
+        (LONG | {"rope_scaling": {"rope_type": "longrope", "short_factor": "1"}}, "'short_factor' is '1' instead of 8"),
         ({"rope_parameters": [1]}, r"'rope_parameters' is \[1\] instead of an object"),
         ({"hidden_size": None}, "has no 'hidden_size'"),
         ({"hidden_size": "64"}, "'hidden_size' is '64' instead of a positive number"),
@@ -104,6 +104,7 @@ def test_refused(changes, message):
     [
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "the rotary scaling 'dynamic'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "the rotary scaling 'yarn'"),
+        (LONG | {"rope_scaling": {"type": "su"}}, "the rotary scaling 'su'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, None),
         (
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},

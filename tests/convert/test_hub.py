@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ import torch
 from safetensors import safe_open
 
 from jaxboost.convert import convert
+from jaxboost.convert.formats import torch_ranges
 from jaxboost.convert.formats.torch_ranges import TorchRanges
 from jaxboost.convert.store import read_manifest
+from jaxboost.errors import UserError
 from tests.convert import vision_checkpoints as vision
 from tests.convert.hub_server import COMMIT, serving
 from tests.reference import llama_checkpoints as reference
@@ -195,6 +198,29 @@ def test_the_tensors_of_a_bin_file(tmp_path):
         np.testing.assert_array_equal(found.astype(np.float32), tensor.detach().float().numpy())
     assert opened.info("ids").obstacle.startswith("is stored as long")
     assert opened.info("repeated").obstacle.startswith("repeats its values")
+
+
+def test_bin_files_that_are_no_state_dict(tmp_path):
+    """Damage is not called unsafe, and a name that is no text is not taken for one."""
+
+    def refused(value, message):
+        path = tmp_path / "file.bin"
+        if isinstance(value, bytes):
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("file/data.pkl", value)
+        else:
+            torch.save(value, path)
+        data = np.fromfile(path, np.uint8)
+        with pytest.raises(UserError, match=message) as caught:
+            TorchRanges("file.bin", data.size, lambda start, stop: data[start:stop].copy())
+        assert "\n" not in str(caught.value)
+
+    refused({"1": torch.ones(1), 1: torch.zeros(1)}, "is not a plain mapping of names to tensors")
+    refused({"a": argparse.Namespace()}, r"holds more than tensors \(argparse.Namespace\)")
+    refused(b"\x80\x02damaged", "is truncated or damaged: download it again")
+    # What a pickle sets in a function stays in this file.
+    refused(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\1\0\0\0aK\1sb.", "is not a plain mapping")
+    assert not hasattr(torch_ranges._tensor, "a")
 
 
 def test_the_text_encoder_is_not_fetched(hub, run_again, repositories, tmp_path):

@@ -126,6 +126,10 @@ def test_parts_are_joined_and_checked(parts, saved, tmp_path):
     with pytest.raises(UserError, match=message):
         packages.joined_file("ct")
     assert not list(whole.parent.iterdir())
+    (parts[1] / "part.bin").unlink()
+    with pytest.raises(UserError, match=r"^the part .*part.bin cannot be read \(No such file .*: install them with"):
+        packages.joined_file("ct")
+    assert not list(whole.parent.iterdir())
 
 
 def test_a_missing_part_names_the_extra(monkeypatch, tmp_path):

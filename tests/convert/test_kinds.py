@@ -260,3 +260,20 @@ def test_tensors_that_repeat_their_values(tmp_path):
 
     info = TorchFile(tmp_path / "vit.pth").info("blocks.0.mlp.fc1.weight")
     assert info.obstacle == "repeats its values, so that its file does not hold them all"
+
+
+@pytest.mark.parametrize(("is_zip", "most", "maps"), [(True, 1 << 20, 1), (True, 30, 2), (False, 0, 1)])
+def test_a_torch_file_is_mapped_again_only_after_many_bytes(is_zip, most, maps, tmp_path, monkeypatch):
+    from jaxboost.convert.formats import torch_file
+
+    arrays = {name: np.arange(6, dtype=np.float32).reshape(3, 2) + number for number, name in enumerate("abcd")}
+    state = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    torch.save(state, tmp_path / "vit.pth", _use_new_zipfile_serialization=is_zip)
+    monkeypatch.setattr(torch_file, "_MAX_MAPPED_BYTES", most)
+    loads, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **options: loads.append(args) or load(*args, **options))
+    file = torch_file.TorchFile(tmp_path / "vit.pth")
+    for name in "abc":
+        np.testing.assert_array_equal(file.read(name), arrays[name])
+    np.testing.assert_array_equal(file.read_rows("d", [2, 0]), arrays["d"][[2, 0]])
+    assert len(loads) == maps

@@ -43,7 +43,7 @@ def adapter(family, folder, **changes):
             for each, shape in (("A", (RANK, columns)), ("B", (rows, RANK))):
                 tensors[f"base_model.model.{name}.lora_{each}.weight"] = torch.randn(shape, generator=generator) / 4
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "bias": "none", "use_dora": False} | changes
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "adapter_model.safetensors")
     return folder, tensors
@@ -103,7 +103,10 @@ def test_an_adapter_of_the_hub_in_a_bin_file(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxboost.convert.formats.hub.HubFolder", Remote)
     remote = convert(folder / "qwen2", "1", tmp_path / "remote", adapter="owner/adapter")
     assert remote.sha256 == expected.sha256
-    assert remote.source == "qwen2 + owner/adapter@abc"
+    assert (remote.source, remote.adapter) == ("qwen2 + owner/adapter@abc", "owner/adapter")
+    torch.save({name: value.double() for name, value in tensors.items()}, path / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"bin: .*\.lora_A\.weight is stored as double: only float32, "):
+        convert(folder / "qwen2", "1", tmp_path / "none", adapter="owner/adapter")
 
 
 def test_a_config_names_the_adapter(folder, tmp_path):
@@ -116,16 +119,26 @@ def test_a_config_names_the_adapter(folder, tmp_path):
             "boost.convert": True,
             "model.dtype": "float32",
         }
-        config = load_config("quickstart", **values, **{f"boost.{name}": value for name, value in fields.items()})
+        config = load_config("quickstart", **values | {f"boost.{name}": value for name, value in fields.items()})
         return blocks.find_layers("boost", config, used=True, default="-1", with_weights=True, recorded=None)
 
     merged = found(block=str(tmp_path / "merged"), adapter=str(path)).manifest
     assert merged.source == "qwen2 + adapter"
+    assert found(block=str(tmp_path / "merged"), adapter=str(path)).manifest == merged
+    assert found(block=str(tmp_path / "merged"), convert=False).manifest == merged
     assert found(block=str(tmp_path / "plain")).manifest.source == "qwen2"
-    with pytest.raises(
-        UserError, match=r"boost.adapter: no adapter was merged into the block .*plain: leave .* `--adapter "
+    assert "adapter" not in (tmp_path / "plain" / "manifest.json").read_text()
+    # Another adapter whose folder has the same name.
+    other, _ = adapter("qwen2", tmp_path / "second" / "adapter", lora_alpha=ALPHA + 1)
+    for block, given, message in (
+        ("plain", path, r"no recorded adapter was merged into the block .*plain .*: leave .* `--adapter .*--overwrite"),
+        ("merged", other, r"another adapter was merged into the block .*merged \(from qwen2 \+ adapter\): leave "),
+        ("merged", "", "it is empty, but an adapter was merged into the block .*: name another boost.block"),
+        ("merged", tmp_path / "gone", "there is no file or folder .*gone: check the path"),
     ):
-        found(block=str(tmp_path / "plain"), adapter=str(path))
+        with pytest.raises(UserError, match=f"^config field boost.adapter: {message}") as caught:
+            found(block=str(tmp_path / block), adapter=str(given))
+        assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=rf"--source {folder / 'qwen2'} --layers 1 --adapter {path} --out "):
         found(block=str(tmp_path / "other"), adapter=str(path), convert=False)
 
@@ -177,9 +190,9 @@ def test_what_does_not_fit_is_refused(folder, tmp_path):
     refused("it changes model.layers.1.self_attn.q_proj, which phi3 does not have", folder / "phi3", path)
     gguf = llama_checkpoints.write_gguf(llama_checkpoints.tiny_llama(seed=1), tmp_path / "gguf")
     refused("is not an LLM in Hugging Face's layout: leave --adapter out", gguf, path)
-    refused(
-        "there is no such folder, and it is no hub repository like owner/name", folder / "qwen2", tmp_path / "nowhere"
-    )
+    refused("there is no file or folder .*nowhere: check the path", folder / "qwen2", tmp_path / "nowhere")
+    refused("nor a hub repository like owner/name: check the adapter", folder / "qwen2", "word")
+    refused("is a file: give the adapter's folder", folder / "qwen2", path / "adapter_config.json")
     refused("it has no adapter_config.json", folder / "qwen2", folder / "qwen2")
     more = {"base_model.model.model.layers.1.self_attn.q_proj.lora_magnitude_vector": torch.ones(48)}
     save_file(tensors | more, path / "adapter_model.safetensors")

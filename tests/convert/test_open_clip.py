@@ -87,6 +87,7 @@ def test_folder_gives_the_encoder_of_transformers(torch_file, quick_gelu, activa
         manifest = convert(source, "all", tmp_path / "encoder")
     same(manifest, expected, activation=activation)
     assert manifest.source_format == ("torch" if torch_file else "safetensors")
+    assert (manifest.pixel_mean, manifest.pixel_std) == ((0.5,) * 3, (0.5,) * 3)
     assert "the weights are those under 'visual'\n" in caplog.text
     assert "not read: logit_scale, positional_embedding, transformer, visual.proj\n" in caplog.text
     assert "assumed" not in caplog.text
@@ -207,7 +208,7 @@ def test_it_is_read_where_timms_copy_is_beside_it(clip, tmp_path):
 
 
 def test_the_copy_that_is_read_from_the_hub(clip, tmp_path, monkeypatch):
-    """Hugging Face's, in whatever file; the `.bin` file is read by ranges, as it would be from the hub."""
+    """Safetensors before `.bin` files, then Hugging Face's; `.bin` files are read by ranges."""
 
     class Remote(LocalFolder):
         def __init__(self, source):
@@ -229,6 +230,10 @@ def test_the_copy_that_is_read_from_the_hub(clip, tmp_path, monkeypatch):
     same(convert("owner/first", "all", tmp_path / "encoder"), clip[1])
     vision.tiny("clip_gelu").save_pretrained(tmp_path / "owner" / "first")
     assert convert("owner/first", "all", tmp_path / "second").resizing == "bicubic"
+    write_folder(clip[0], tmp_path / "owner" / "other")
+    vision.tiny("clip_gelu").config.save_pretrained(tmp_path / "owner" / "other")
+    torch.save({"other": torch.ones(3)}, tmp_path / "owner" / "other" / "pytorch_model.bin")
+    same(convert("owner/other", "all", tmp_path / "third"), clip[1])
 
 
 def test_flags_for_what_the_configuration_says(clip, tmp_path):

@@ -1,13 +1,16 @@
 """The pixels that an encoder was trained on: read beside the weights, recorded, and compared with a config."""
 
+import dataclasses
 import json
 
 import pytest
+from ml_collections import ConfigDict
 
 from jaxboost.convert import convert, encoders, summary
 from jaxboost.convert.formats.settings import Settings
 from jaxboost.convert.tables.preprocessing import Pixels, of_timm, of_transformers
-from jaxboost.systems.encoders import other_pixels
+from jaxboost.models.backbones import BACKBONES
+from jaxboost.systems.encoders import other_pixels, resolve_encoder
 from tests.convert import vision_checkpoints as vision
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -42,7 +45,7 @@ def test_timm_and_open_clip(section):
     assert of_timm(Settings({section: MEAN}, "here")) is None
 
 
-def test_a_folder_with_and_without_the_file(tmp_path):
+def test_a_folder_with_and_without_the_file(tmp_path, caplog, monkeypatch):
     source = tmp_path / "source"
     vision.tiny("clip").save_pretrained(source)
     without = convert(source, "all", tmp_path / "without")
@@ -56,6 +59,19 @@ def test_a_folder_with_and_without_the_file(tmp_path):
     line = "--config.model.mean=0.48145466,0.4578275,0.40821073 --config.model.std=0.26862954,0.26130258,0.27577711"
     assert f"pixels  as it was trained: {line} (images of " in summary(manifest, tmp_path / "with")
     assert "pixels" not in summary(without, tmp_path / "without")
+    (source / "preprocessor_config.json").write_text("{")
+    assert convert(source, "all", tmp_path / "damaged").pixel_mean is None
+    assert "preprocessor_config.json" in caplog.text
+    assert "the pixels of the encoder's training are not recorded" in caplog.text
+
+    row = BACKBONES["vit_tiny"]
+    fitting = dataclasses.replace(row, arguments={**row.arguments, **manifest.arguments})
+    monkeypatch.setitem(BACKBONES, "fitting", fitting)
+    fields = {"weights": str(tmp_path / "with"), "weights_source": "", "weights_convert": False}
+    model = ConfigDict({"backbone": "fitting", "dtype": "float32", "image_size": 28, "mean": (0.5,), "std": STD})
+    for _ in range(2):
+        resolve_encoder("encoder", model, ConfigDict(fields), "weights", trainable=False)
+    assert caplog.text.count("was trained on pixels of another scale than model.mean=0.5: it had") == 1
 
     assert other_pixels(manifest, dict(mean=(0.4815, 0.4578, 0.4082), std=tuple(STD))) is None
     assert other_pixels(without, dict(mean=(0.0,), std=(1.0,))) is None

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
@@ -17,7 +18,7 @@ from jaxboost.models.frozen import freeze, merge, split
 from jaxboost.models.llama import LlamaBlock
 from jaxboost.models.question import Question, QuestionSpec
 from tests.convert.changed_manifests import rewrite
-from tests.convert.tokens import WORDS, add_tokenizer
+from tests.convert.tokens import WORDS, add_merging_tokenizer, add_tokenizer
 from tests.models.parity import assert_close
 from tests.reference import llm_models
 from tests.scripts import run_inside
@@ -27,8 +28,8 @@ QUESTION, ANSWERS = "image : <image> is it ill ? answer :", "no,yes"
 FAMILIES = {"phi3": {}, "gemma2": {"final_logit_softcapping": 0.7}, "gpt2": {}}
 
 
-def make(folder, family):
-    changes = {"n_layer": 2} if family == "gpt2" else {"num_hidden_layers": 2}
+def make(folder, family, **changes):
+    changes |= {"n_layer": 2} if family == "gpt2" else {"num_hidden_layers": 2}
     if "layer_types" in llm_models.FAMILIES[family]:
         changes["layer_types"] = ["sliding_attention", "full_attention"]
     model = llm_models.tiny(family, **changes, **FAMILIES[family])
@@ -147,8 +148,51 @@ def test_damaged_sources(source, tmp_path):
         {name: array for name, array in weights.items() if name != "lm_head.weight"}, source / "model.safetensors"
     )
     refused(source, r"has no output head \(lm_head\.weight\).*CausalLM", tmp_path)
-    save_file(weights | {"model.embed_tokens.weight": weights["lm_head.weight"][:9]}, source / "model.safetensors")
-    refused(source, "the tokenizer has 16 tokens, and the LLM embeddings of 9|shape", tmp_path)
+    save_file(weights, source / "model.safetensors")
+    cut(source, 9)
+    refused(source, "source: the tokenizer reads .* with the token 10, and the LLM has 9 embeddings: downl", tmp_path)
+
+
+def cut(source, size):
+    """Leaves the first embeddings and rows of the head alone."""
+    weights = load_file(source / "model.safetensors")
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    save_file(weights | {name: weights[name][:size] for name in names}, source / "model.safetensors")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_llm(folder, source, tmp_path):
+    cut(source, 13)
+    found = question_text.convert_question(str(source), QUESTION, ANSWERS, tmp_path / "question")
+    assert found.sha256 == questions.read_manifest(folder / "question").sha256
+
+
+@pytest.mark.parametrize(
+    ("question", "before", "after", "answers"),
+    [
+        # A space goes before the answer, and is part of its token.
+        ("il <image>:", ["</s>", "i", "l", "Ġ"], [":"], ["ĠNo", "ĠYes"]),
+        ("il:\n", ["</s>"], ["i", "l", ":", "Ċ"], ["No", "Yes"]),
+        # As BLIP-2 has it: the image, then the token that begins a text, which is the unknown one too.
+        ("<image></s>il:", [], ["</s>", "i", "l", ":"], ["ĠNo", "ĠYes"]),
+    ],
+)
+def test_spaces_and_merges(question, before, after, answers, source, tmp_path):
+    add_merging_tokenizer(source)
+    found = question_text.convert_question(str(source), question, "No,Yes", tmp_path / "question")
+    names = transformers.AutoTokenizer.from_pretrained(source).convert_ids_to_tokens
+    assert names([each.token for each in found.answers]) == answers
+    assert (names(list(found.tokens)), found.place) == (before + after, len(before))
+
+
+def test_refused_merges(source, tmp_path):
+    add_merging_tokenizer(source)
+    refused(source, "its last token becomes another one before the answer 'No'", tmp_path, "il: ", "No,Yes")
+    refused(source, "does not know all words of '</s>ill, i", tmp_path, "<image></s>ill, il:", "No,Yes")
+
+
+def test_a_question_that_fills_the_positions(tmp_path):
+    _, source = make(tmp_path, "gpt2", n_positions=9)
+    refused(source, "--question has 9 tokens, and .* has 9 positions for them and the image", tmp_path)
 
 
 def test_question_of_another_llm_or_other_classes(folder, tmp_path):

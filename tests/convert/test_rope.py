@@ -1,9 +1,12 @@
 """Rotary scaling against transformers, and what is refused."""
 
+import types
+
 import numpy as np
 import pytest
 
 from jaxboost.convert.formats.settings import Settings
+from jaxboost.convert.tables.llama_gguf import of_gguf
 from jaxboost.convert.tables.rope import fields, linear_factors, llama3_factors
 from jaxboost.errors import UserError
 
@@ -59,6 +62,17 @@ def test_older_key_and_default():
     assert linear_factors(head_dim=8, factor=2.0) == (2.0,) * 4
     assert factors_of({}, head_dim=8, rope_base=1e4) is None
     assert factors_of({"rope_type": "default"}, head_dim=8, rope_base=1e4) is None
+
+
+@pytest.mark.parametrize("changes", [{"phi3.rope.scaling.type": "longrope"}, {"rope_factors_long.weight": [2.0, 4.0]}])
+def test_a_gguf_file_without_factors_of_short_texts(changes):
+    """It can be used without rotation."""
+    numbers = {"block_count": 2, "embedding_length": 8, "attention.head_count": 2, "feed_forward_length": 16}
+    entries = {f"phi3.{name}": value for name, value in numbers.items()}
+    entries |= {"phi3.attention.layer_norm_rms_epsilon": 1e-5} | changes
+    file = types.SimpleNamespace(settings=Settings(entries, "file.gguf"), architecture="phi3", names={*changes})
+    found = of_gguf(file).config
+    assert (found.rope_factors, found.rope_unsupported) == (None, "the rotary scaling 'longrope'")
 
 
 def test_incomplete_scaling():

@@ -240,6 +240,9 @@ def test_old_format_of_torch(model, written, tmp_path, monkeypatch):
     state = torch.load(path, weights_only=True)
     torch.save(state, path, _use_new_zipfile_serialization=False)
     assert convert(source, "0", tmp_path / "old").sha256 == expected.sha256
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "2.5.1+cpu")
+        refused(tmp_path, source, "old format, which torch 2.5.1+cpu does not read safely: install torch 2.6 or later")
     whole = path.read_bytes()
     path.write_bytes(whole[:-400])
     refused(tmp_path, source, "is truncated or damaged: download it again")

@@ -162,7 +162,7 @@ def test_summary(whole):
 def test_layer_that_is_not_there(whole):
     message = (
         "the block from tiny holds the layers 2,0,3, not layer 1, 7: convert what is needed with "
-        "`jaxboost convert --source SOURCE --layers 0,1,7 --out DIR`"
+        "`jaxboost convert --source SOURCE --part block --layers 0,1,7 --out DIR`"
     )
     with pytest.raises(UserError, match=re.escape(message)):
         load_block(whole, (0, 1, 7), final_norm=False)

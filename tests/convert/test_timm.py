@@ -127,11 +127,15 @@ NOTE = "natively QuickGELU, use quickgelu model variant for original results"
 def test_quick_gelu_of_timms_clips(tag, notes, activation, refusal, clip_state, tmp_path, caplog):
     """timm has one set of weights under two architectures, and computes the activation of the name."""
     variant = "quickgelu_" * (activation == "quick_gelu")
-    config = {"architecture": f"vit_base_patch32_clip_{variant}224", "pretrained_cfg": {"tag": tag, "notes": notes}}
+    pixels = {"mean": [0.25] * 3, "std": [0.5] * 3}
+    config = {"architecture": f"vit_base_patch32_clip_{variant}224"}
+    config["pretrained_cfg"] = {"tag": tag, "notes": notes} | pixels
     source = write_folder(clip_state, tmp_path / "timm", **config)
     if refusal is None:
         with caplog.at_level(logging.INFO, logger="jaxboost"):
-            assert convert(source, "all", tmp_path / "encoder").arguments["activation"] == activation
+            manifest = convert(source, "all", tmp_path / "encoder")
+        assert manifest.arguments["activation"] == activation
+        assert (manifest.pixel_mean, manifest.pixel_std) == ((0.25,) * 3, (0.5,) * 3)
         assert ("its config.json has neither tag nor notes" in caplog.text) == (tag is None)
         return
     message = refused(source, "were trained with QuickGELU, or may have been, but timm's vit_base_patch32", tmp_path)
@@ -195,6 +199,7 @@ def test_real_architectures_are_read_as_they_are(tmp_path):
         "vit_small_patch16_224": "vit_s",
         "deit_small_patch16_224": "vit_s",
         "vit_base_patch16_224": "vit_b16",
+        "vit_base_patch32_384": "vit_b32",
         "vit_large_patch16_224": "vit_l16",
         "vit_small_patch14_dinov2": "dinov2_s14",
         "vit_small_patch14_reg4_dinov2": "dinov2_s14_reg4",

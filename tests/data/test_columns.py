@@ -75,9 +75,15 @@ def test_values_of_python_are_as_cells(caplog):
     np.testing.assert_array_equal(columns.of_values(found.info.columns, given, 3), found.splits["test"].columns)
     for wrong, text in (
         (None, "columns is missing: the model reads age, sex, grade"),
-        ({"age": [1, 2, 3], "sex": "FFM"}, "columns: 'grade' is missing"),
+        ({"age": [1, 2, 3], "sex": [*"FFM"]}, "columns: 'grade' is missing"),
         ({**given, "sex": ["M"]}, "'sex' has 1 values, for 3 images"),
         ({**given, "age": ["61", "old", ""]}, "column 'age': 'old' is no number"),
+        ({**given, "sex": "FFM"}, "'sex' is of type str: give a list of 3 values"),
+        ({**given, "age": 61}, "'age' is of type int: give a list of 3 values"),
+        ({**given, "age": None}, "'age' is of type NoneType: give a list of 3 values"),
+        ({**given, "age": np.float32(61)}, "'age' is of type float32: give a list"),
+        ({**given, "age": np.zeros((3, 1))}, "'age' is of type ndarray: give a list"),
+        ([61, 62, 63], "columns is of type list: give a dict, name -> list of 3 values"),
     ):
         with pytest.raises(UserError, match=text):
             columns.of_values(found.info.columns, wrong, 3)
@@ -106,6 +112,7 @@ def test_columns_that_cannot_be_fitted(cells, text):
         (["1", "2", "3", "4"] * 3, ""),  # the classes alternate
         (["1"] * 11 + ["2"], ""),
         (["a", "b", "c", "a"] * 3, ""),
+        ([f"visit {i}" for i in range(7)] + ["visit 0"] * 5, "column 'x' has 7 categories in 12 samples"),
         (["1", "9"] * 2, ""),  # too few
     ],
 )
@@ -113,6 +120,22 @@ def test_warnings_of_the_training_split(cells, text, caplog):
     with caplog.at_level(logging.WARNING):
         columns.encoded(make_dataset(train=[(cell,) for cell in cells]), ("x",))
     assert text in caplog.text if text else not caplog.text
+
+
+def test_a_value_that_training_never_saw_changes_nothing(caplog):
+    """Nothing is learnt of a column with one value: in other splits, too, its feature is 0."""
+    train = [("5", "F", "5.0", "F"), ("5.0", "F", "", "")] * 6
+    dataset = make_dataset(train=train, test=[("7", "M", "7", "M"), ("5", "F", "", "")])
+    with caplog.at_level(logging.WARNING):
+        found = columns.encoded(dataset, ("dose", "sex", "level", "site"))
+    named = [name for column in found.info.columns for name in column.features]
+    assert named == ["dose", "sex=F", "level", "level missing", "site=F", "site missing"]
+    assert (found.info.columns[0].mean, found.info.columns[0].sd) == (5, 0)
+    np.testing.assert_array_equal(found.splits["test"].columns, [[0] * 6, [0, 0, 0, 1, 0, 1]])
+    assert "column 'dose' has one value in the training split, '5': it tells nothing, and is 0 in every" in caplog.text
+    assert "column 'site' has one value in the training split, 'F': only whether it is missing is read" in caplog.text
+    # The report names such columns.
+    assert [column.separates for column in found.info.columns] == [False, False, True, True]
 
 
 def write_folder(root, rows, header="file,label,patient_id,Age,sex,split"):
@@ -190,6 +213,12 @@ ROWS = ["0.png,a,p0,61,F,train", "1.png,b,p1,70,M,train", "2.png,a,p2,50,F,test"
         (("Age,sex", "sex,sex"), ("sex",), "column 'sex' of data.columns appears twice"),
         (("", ""), ("age", "AGE"), "data.columns: 'age' is there twice"),
         (("", ""), ("age", ""), "has an empty name"),
+        (
+            ("Age", '"Age, years"'),
+            ("age", "years"),
+            "'age' of data.columns is missing: if 'age, years' is meant, rename",
+        ),
+        (("Age", '"Age, years"'), ("age, years", "sex"), "'age, years' has a comma, which separates names: rename it"),
         (("", ""), ("label",), "data.columns: 'label' is the label of a sample"),
         (("", ""), ("Patient:category",), "data.columns: 'Patient' is the patient of a sample"),
     ],
@@ -201,6 +230,18 @@ def test_mistakes_in_one_line(change, names, text, tmp_path):
     with pytest.raises(UserError, match=text) as error:
         load(root, names)
     assert "\n" not in str(error.value)
+
+
+def test_copies_of_an_image_have_the_same_values(tmp_path):
+    rows = ["0.png,a,p0,61,F", "1.png,b,p1,70,M", "2.png,a,p0,61.0,", "3.png,b,p3,42,M", "4.png,b,p1,71,M"]
+    root = write_folder(tmp_path / "mine", rows, "file,label,patient_id,Age,sex")
+    for one, other in ((0, 2), (1, 4)):
+        (root / f"{other}.png").write_bytes((root / f"{one}.png").read_bytes())
+    with pytest.raises(
+        UserError, match=r"has the same pixels as 1\.png in row 3: their clinical.* '71' and '70'"
+    ) as error:
+        load(root)
+    assert "1 problem to fix" in str(error.value)
 
 
 def test_class_folders_have_no_columns(tmp_path):

@@ -170,10 +170,8 @@ def test_a_fold_has_the_split_of_its_file(tmp_path):
     datasets.fold_of(whole, written, 1, file)
     expected = datasets.fold_of(whole, config, 1, file)
     digests = datasets.fingerprint(expected, config)
-    result = types.SimpleNamespace(
-        config=continuing.to_dict(config), data_sha256=digests["data"], splits_sha256=digests["splits"]
-    )
-    run = types.SimpleNamespace(folder=file.parent / "fold1", result=result)
+    result = types.SimpleNamespace(config=continuing.to_dict(config), digests=digests)
+    run = types.SimpleNamespace(folder=file.parent / "fold1", result=result, columns=())
     given = samples.from_split(run, "test")
     assert given.names == list(expected.splits["test"].names)
     np.testing.assert_array_equal(given.images, expected.splits["test"].images)

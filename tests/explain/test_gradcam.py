@@ -160,6 +160,16 @@ def test_pneumollm(backbone, place, side):
     assert found.grid.any()
 
 
+def test_lavin():
+    """With the mixture of adapters, whose routes run through the LLM's layers too."""
+    run = untrained.pneumo("vit_tiny", **untrained.LAVIN)
+    tapped = Tapped(run)
+    found = gradcam.maps(tapped, untrained.images(run, 2), np.array([0, 1]))
+    assert (found.place, found.grid.shape) == ("encoder_last", (2, 4, 4))
+    assert found.grid.any()
+    assert tapped.title == "vit_tiny + lavin, random block"
+
+
 def test_no_token_of_the_last_block_is_read(monkeypatch):
     run = untrained.pneumo("vit_tiny")
     tapped = Tapped(run)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import types
 from typing import Any
 
 import jax
@@ -35,6 +36,15 @@ ROWS = {
     "small_resnet": Backbone(encoder=ResNet, ndim=2, arguments=_RESNET | {"convolution": "2d"}, head_eps=None),
     "small_convnext": Backbone(encoder=ConvNeXt, ndim=2, arguments=_CONVNEXT, head_eps=1e-6),
     "small_resnet3d": Backbone(encoder=ResNet, ndim=3, arguments=_RESNET | {"convolution": "3d"}, head_eps=None),
+}
+
+# Changes of a `pneumo` that make it LaVIN.
+LAVIN = {
+    "pneumollm__question": "random",
+    "pneumollm__adapters": "mixture",
+    "pneumollm__tokens": "none",
+    "pneumollm__emitter": False,
+    "llama__causal": True,
 }
 
 
@@ -106,7 +116,8 @@ def _opened(config: Any, ndim: int, size: int) -> FinishedRun:
     return FinishedRun(
         folder=pathlib.Path("drawn"),
         config=config,
-        result=None,
+        # All that is read of it.
+        result=types.SimpleNamespace(columns=None),
         labels=Labels(classes=CLASSES, task=MULTI_CLASS),
         preprocessing=Preprocessing(
             ndim=ndim, size=size, window=(), spacing=0.0, masked=False, image_size=size, resize=0

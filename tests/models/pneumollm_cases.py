@@ -53,13 +53,16 @@ CASES = {
 }
 
 
-def build(spec: PneumoSpec, arguments: dict[str, Any], rngs: nnx.Rngs, remat: bool = False) -> PneumoLLM:
-    """The model of a case: `spec`, and `arguments` of its encoder."""
+def build(
+    spec: PneumoSpec, arguments: dict[str, Any], rngs: nnx.Rngs, remat: bool = False, columns: int = 0
+) -> PneumoLLM:
+    """The model of a case: `spec`, and `arguments` of its encoder; `columns` features of clinical columns."""
     return pneumollm.build(
         "clip_vit_l14",
         spec=spec,
         encoder_arguments=arguments,
         classes=2,
+        columns=columns,
         image_size=28,
         mean=MEAN,
         std=STD,

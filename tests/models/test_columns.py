@@ -1,12 +1,14 @@
 """The features of clinical columns follow the pooled feature, in front of the head."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from jaxboost.models import classifier, pneumollm
+from jaxboost.models import classifier
 from jaxboost.models.classifier import BoostSpec
 from tests.models import pneumollm_cases, small
 
@@ -35,16 +37,21 @@ def test_the_head_of_a_classifier_reads_the_columns_last():
     np.testing.assert_allclose(model(images, columns=columns), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_head_of_pneumollm_is_wider():
+def test_the_head_of_pneumollm_reads_the_columns_last():
     spec, arguments = pneumollm_cases.CASES["simplified"]
+    spec, arguments = dataclasses.replace(spec, depth=1), {**arguments, "depth": 1}
+    images = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1), np.uint8)
+    columns = np.random.default_rng(1).normal(size=(2, F)).astype(np.float32)
 
-    def logits(columns):
-        options = dict(encoder_arguments=arguments, image_size=28, mean=(0.5,), std=(0.5,), dtype=jnp.float32)
-        model = pneumollm.build(
-            "clip_vit_l14", spec=spec, classes=2, columns=F, **options, remat=False, rngs=nnx.Rngs(0)
-        )
-        images = jnp.zeros((4, 28, 28, 1), jnp.uint8)
-        return model.head.kernel[...], model.features(images, columns=columns), model(images, columns=columns)
+    @jax.jit
+    def outputs(columns):
+        model = pneumollm_cases.build(spec, arguments, nnx.Rngs(0), columns=F)
+        return model.features(images, columns=columns), model(images, columns=columns), model.head.kernel[...]
 
-    kernel, features, found = jax.eval_shape(logits, jax.ShapeDtypeStruct((4, F), jnp.float32))
-    assert (kernel.shape, features.shape, found.shape) == ((spec.llama.width + F, 2), (4, spec.llama.width + F), (4, 2))
+    features, logits, kernel = outputs(columns)
+    assert features.shape == (2, spec.llama.width + F)
+    np.testing.assert_array_equal(features[:, -F:], columns)
+    np.testing.assert_array_equal(features[:, :-F], outputs(-columns)[0][:, :-F])
+    # The bias is 0 in a new model.
+    assert np.abs(kernel[-F:]).min() > 1e-3
+    np.testing.assert_allclose(logits, features @ kernel, rtol=1e-5, atol=1e-5)

@@ -1,5 +1,7 @@
 """Depthwise convolutions as sums of products, against XLA's convolution and PyTorch's."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +11,25 @@ import torch
 from jaxboost.models import attention, depthwise
 from tests.models.parity import assert_close, channels_first, normal
 
+# On a CPU, and on accelerators.
+FORMS = (depthwise._products, depthwise._convolution)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def run(form, stride, pads, x, kernel):
+    """Values of one form, and its gradients of images and kernel."""
+    y, pull = jax.vjp(functools.partial(form, stride, pads), x, kernel)
+    return y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape).astype(y.dtype))
+
 
 @pytest.mark.parametrize(
     ("size", "stride", "pads", "shape"),
     [
-        # Four rows a pass of the kernel's gradient, and one: 37 columns are too many for two.
-        (7, 1, ((3, 3), (3, 3)), (2, 12, 14, 5)),
+        # One row a pass of the kernel's gradient: 37 columns are too many for two.
         (3, 1, ((1, 1), (1, 1)), (2, 5, 37, 3)),
-        # TensorFlow's padding of an even side.
+        # More columns than a pass may have: two parts of 34, the last column of which is zeros.
+        (3, 2, ((1, 1), (1, 1)), (1, 3, 134, 1)),
+        # Five rows a pass. TensorFlow's padding of an even side.
         (5, 2, ((1, 2), (1, 2)), (2, 10, 8, 3)),
         # A row and a column that the stride leaves over.
         (3, 2, ((1, 1), (1, 1)), (1, 8, 6, 4)),
@@ -25,22 +38,26 @@ from tests.models.parity import assert_close, channels_first, normal
 def test_values_and_gradients(size, stride, pads, shape):
     x, kernel = normal(shape, 1), normal((size, size, 1, shape[-1]), 2)
 
-    @jax.jit
-    def run(x, kernel):
-        y, pull = jax.vjp(lambda x, kernel: depthwise._products(stride, pads, x, kernel), x, kernel)
-        return y, *pull(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
-
-    found = run(x, kernel)
+    both = [run(form, stride, pads, x, kernel) for form in FORMS]
     given = torch.tensor(channels_first(x), requires_grad=True)
     weights = torch.tensor(kernel.transpose(3, 2, 0, 1), requires_grad=True)
     (top, bottom), (left, right) = pads
     padded = torch.nn.functional.pad(given, (left, right, top, bottom))
     y = torch.nn.functional.conv2d(padded, weights, stride=stride, groups=shape[-1])
-    dy = np.cos(np.arange(found[0].size, dtype=np.float32)).reshape(found[0].shape)
+    dy = np.cos(np.arange(y.numel(), dtype=np.float32)).reshape(both[0][0].shape)
     y.backward(torch.from_numpy(channels_first(dy)))
-    assert_close(found[0], np.moveaxis(y.detach().numpy(), 1, -1))
-    assert_close(found[1], np.moveaxis(given.grad.numpy(), 1, -1))
-    assert_close(found[2], weights.grad.numpy().transpose(2, 3, 1, 0))
+    for found in both:
+        assert_close(found[0], np.moveaxis(y.detach().numpy(), 1, -1))
+        assert_close(found[1], np.moveaxis(given.grad.numpy(), 1, -1))
+        assert_close(found[2], weights.grad.numpy().transpose(2, 3, 1, 0))
+
+
+def test_both_forms_agree_in_16_bits():
+    x, kernel = (jnp.asarray(normal(shape, 1), jnp.bfloat16) for shape in ((1, 5, 6, 2), (3, 3, 1, 2)))
+    ours, xlas = (run(form, 1, ((1, 1), (1, 1)), x, kernel) for form in FORMS)
+    for a, b in zip(ours, xlas, strict=True):
+        assert a.dtype == b.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=2e-2, atol=4e-2)
 
 
 def test_which_form_is_taken():

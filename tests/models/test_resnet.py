@@ -11,12 +11,13 @@ import pytest
 import torch
 from flax import nnx
 
+from jaxboost.models import attention
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import VARIANTS
 from jaxboost.models.classifier import BoostSpec, build
 from jaxboost.models.frozen import count, merge, split, statistics
 from jaxboost.models.llama import FAMILIES
-from jaxboost.models.resnet import BatchNorm, Convolution, ResNet, acs_bounds
+from jaxboost.models.resnet import BatchNorm, Convolution, ResNet, _convolve, acs_bounds
 from tests.models.parity import (
     assert_close,
     assert_states_close,
@@ -317,3 +318,23 @@ def test_logits_of_the_full_models_are_torchvisions(name: str, image_size: int) 
 def test_a_booster_has_nothing_to_mix(kind: str) -> None:
     with pytest.raises(ValueError, match=f"resnet18_acs gives one pooled feature, no tokens for boost {kind}"):
         classifier("resnet18_acs", 28, 2, kind)
+
+
+def test_a_convolution_of_one_pixel_is_a_product() -> None:
+    """Values and gradients are those of XLA's convolution, which accelerators take; with and without a stride."""
+
+    def run(stride: int, x: Any, kernel: Any) -> Any:
+        y, pull = jax.vjp(lambda x, kernel: _convolve(x, kernel, stride), x, kernel)
+        return y, *pull(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+    x, kernel = normal((2, 5, 4, 3), 1), normal((1, 1, 3, 6), 2)
+    for stride in (1, 2):
+        product = jax.jit(functools.partial(run, stride))
+        with attention.portable():
+            convolution = jax.jit(functools.partial(run, stride)).lower(x, kernel)
+        assert ("convolution" in convolution.as_text(), "convolution" in product.lower(x, kernel).as_text()) == (
+            True,
+            False,
+        )
+        for ours, xlas in zip(product(x, kernel), convolution.compile()(x, kernel), strict=True):
+            assert_close(ours, xlas)

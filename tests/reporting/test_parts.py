@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from jaxboost.reporting import choice, claim, model_card, numbers, tables
 from jaxboost.reporting.sections import arms, comparisons, diagnostics, results
 from jaxboost.reporting.tables import Column, Row
+from jaxboost.studies import limits
 from jaxboost.studies.record import RunRecord
 from tests.reporting import analyses
 
@@ -144,12 +145,26 @@ def test_model_card():
         "roc_auc": round(logistic["metrics"]["auc"]["mean"], 4),
         "accuracy": round(logistic["metrics"]["acc"]["mean"], 4),
     }
+    assert "Clinical columns" not in card.text
     assert "## What it must not be used for" in card.text
     assert "It is no medical device." in card.text
     assert "trial" not in card.data.tags
     trial = ModelCard(model_card.text(analysis, dataclasses.replace(record, quick=True)))
     assert "trial" in trial.data.tags
     assert "Its figures show nothing" in trial.text
+
+
+def test_clinical_columns_in_the_card_and_the_limits():
+    analysis, record = analyses.binary()
+    columns = [
+        {"name": "age", "mean": 61.0, "sd": 8.0, "missing": True, "separates": True},
+        {"name": "sex", "categories": ["F", "M"], "missing": False, "separates": False},
+    ]
+    runs = [dataclasses.replace(run, arm="logistic", result={"columns": columns}) for run in record.runs]
+    record = dataclasses.replace(record, runs=tuple(runs))
+    assert "- Clinical columns: age; sex (F, M)\n" in model_card.text(analysis, record)
+    (text,) = limits.of_columns(record)
+    assert text.startswith("The clinical column 'age' alone separates the classes of a training split")
 
 
 def test_model_card_of_names_that_are_markdown():

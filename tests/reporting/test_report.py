@@ -128,6 +128,12 @@ def test_comparisons_have_the_numbers_of_the_analysis():
         assert (acc["Only A"][0], acc["Only B"][0]) == ("17", "14")
 
 
+def test_published_figures_say_how_and_why_not():
+    *_, not_run, run = _cells(parse(contents("binary")["report.html"]), "table-published")
+    assert not_run["How it was found"][0] == "best epoch on test not run here: a paid service"
+    assert run["How it was found"][0] == "3 seeds, validation"
+
+
 def test_what_has_no_value_is_undefined():
     files = contents("undefined")
     page = parse(files["report.html"])

@@ -1,6 +1,8 @@
 """BLIP-2 from a checkpoint to a run: transformers' scores, training, going on, prediction, export, and refusals."""
 
+import dataclasses
 import json
+import logging
 import shutil
 
 import jax
@@ -27,6 +29,7 @@ from jaxboost.training.recording import Recording
 from tests import finished_runs
 from tests.baselines.small import CLASSES, SIDE, write_images
 from tests.convert import blip2_checkpoints as blip2
+from tests.convert.changed_manifests import rewrite
 from tests.models.parity import assert_close
 from tests.training.stopped_runs import outcome, send_in
 
@@ -126,6 +129,11 @@ def test_maps(run, images):
         attention.maps(tapped, pixels, np.array([0, 1]))
     with pytest.raises(UserError, match="no LLM layers that see tokens of patches"):
         activation.maps(tapped, pixels)
+    question = next(part for part in tapped.run.system.pretrained if part.role == "question")
+    drawn = dataclasses.replace(question, about={"source": "random"})
+    tapped.run = dataclasses.replace(tapped.run, system=dataclasses.replace(tapped.run.system, pretrained=(drawn,)))
+    # Only an LLM's random block is named.
+    assert tapped.title == "blip2_tiny + blip2"
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_end(config, run, tmp_path, monkeypatch):
@@ -152,6 +160,11 @@ def test_other_weights_than_a_finished_runs(checkpoint, config, run):
             {"model.backbone": "resnet18"},
             "resnet18 has no tokens with a final norm for a Q-Former: set it to blip2_vit",
         ),
+        (
+            {"data.source": "folder", "data.columns": ("age",)},
+            "data.columns: the LLM answers a question",
+        ),
+        ({"llama.final_norm": "ones"}, "llama.final_norm: scores are read after the LLM's own norm: set it to loaded"),
         ({"train.loss": "columns"}, "columns compares logits with 0, and an LLM's scores have no such meaning"),
         ({"data.name": "chestmnist"}, "BLIP-2 compares classes that exclude each other, and chestmnist is multi-label"),
         ({"data.name": "nodulemnist3d"}, "data set nodulemnist3d is 3-D but backbone blip2_vit_g14 takes 2-D input"),
@@ -160,7 +173,12 @@ def test_other_weights_than_a_finished_runs(checkpoint, config, run):
 def test_fields_that_do_not_go_together(changes, words):
     config = get_blip2_config()
     fields = {"data.name": "pneumoniamnist", "model.backbone": "blip2_vit_g14", "model.image_size": 224}
-    fields |= {"model.weights": "random", "blip2.qformer": "random", "blip2.question": "blocks/question"}
+    fields |= {
+        "llama.block": "blocks/opt",
+        "model.weights": "random",
+        "blip2.qformer": "random",
+        "blip2.question": "blocks/question",
+    }
     config.update_from_flattened_dict(fields | changes)
     (problem,) = validation.problems(config)
     assert words in problem
@@ -172,6 +190,11 @@ def test_fields_that_do_not_go_together(changes, words):
         (
             {"blip2.qformer": "blocks/nowhere", "blip2.qformer_source": "owner/blip2"},
             "no Q-Former at blocks/nowhere: make it with `jaxboost convert --source owner/blip2 --part qformer --out",
+        ),
+        ({"model.weights": "blocks/nowhere"}, "make it with `jaxboost convert --source .* --part encoder --out"),
+        (
+            {"llama.block": "blocks/nowhere"},
+            "make it with `jaxboost convert --source .* --part block --layers all --out",
         ),
         (
             {"model.backbone": "vit_tiny", "model.weights": "random", "model.image_size": 14},
@@ -186,6 +209,32 @@ def test_fields_that_do_not_go_together(changes, words):
 def test_parts_that_do_not_fit(config, changes, words):
     with pytest.raises(UserError, match=words):
         systems.prepare(with_overrides(config, changes), INFO)
+
+
+def test_only_the_whole_llm_answers(checkpoint, config, tmp_path, caplog):
+    convert(str(checkpoint.folder / "source"), "-1", tmp_path / "last", part="block")
+    with pytest.raises(UserError, match=r"last holds the layers 1 of source, and only all 2, .*--part block --layers"):
+        systems.prepare(with_overrides(config, {"llama.block": str(tmp_path / "last")}), INFO)
+    convert(str(checkpoint.folder / "source"), "all", tmp_path / "bare", part="block", final_norm=False)
+    with pytest.raises(UserError, match="final norm"):
+        systems.prepare(with_overrides(config, {"llama.block": str(tmp_path / "bare")}), INFO)
+    with caplog.at_level(logging.WARNING):
+        systems.prepare(with_overrides(config, {"llama.layers": (1,)}), INFO)
+    assert "the layers 1 of source answer blip2.question, not all 2" in caplog.text
+
+
+def test_learned_positions(checkpoint, config, tmp_path, caplog):
+    long = shutil.copytree(checkpoint.folder / "question", tmp_path / "long")
+    manifest = questions.read_manifest(long)
+    tokens = [*manifest.tokens, *[manifest.tokens[-1]] * (13 - len(manifest.tokens))]
+    rewrite(long, lambda fields: fields.update(tokens=tokens))
+    with pytest.raises(
+        UserError, match=r"blip2\.question: the LLM has 16 positions, too few for 4 tokens of the image a"
+    ):
+        systems.prepare(with_overrides(config, {"blip2.question": str(long)}), INFO)
+    with caplog.at_level(logging.INFO):
+        systems.prepare(with_overrides(config, {"blip2.question": "random"}), INFO)
+    assert "a random question has no learned positions" in caplog.text
 
 
 def test_parts_of_another_checkpoint(checkpoint, config, tmp_path):

@@ -199,6 +199,10 @@ def test_description():
         ({"model.backbone": "dinov2_s14"}, "model.backbone: dinov2_s14 is no CLIP: set it to one of clip_vit_b32"),
         ({"clip.method": "coop"}, "clip.method: 'coop' is unknown, did you mean 'coop_clip'"),
         ({"clip.context": 0}, "clip.context: 0 should be 1 or more"),
+        (
+            {"data.source": "folder", "data.columns": ("age",)},
+            "data.columns: CLIP compares images with texts",
+        ),
         ({"train.loss": "columns"}, "train.loss: columns compares logits with 0"),
         ({"data.name": "chestmnist"}, "coop_clip compares classes that exclude each other, and chestmnist is multi"),
         ({"optim.layer_decay": 0.5}, "optim.layer_decay: it is for encoders with trained layers, set it to 1"),

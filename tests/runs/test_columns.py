@@ -1,6 +1,7 @@
 """Runs with clinical columns: images of noise, and a column that tells the class."""
 
 import csv
+import dataclasses
 import json
 
 import jax
@@ -11,14 +12,15 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from jaxboost import exported
+from jaxboost import exported, schema
 from jaxboost.config import validate
+from jaxboost.data.sources.folder import inputs
 from jaxboost.errors import UserError
-from jaxboost.explain import samples
+from jaxboost.explain import command, samples
 from jaxboost.inference import open_run, predict
 from jaxboost.inference.export import export_run
 from jaxboost.models import frozen
-from jaxboost.runs import cross_validation, seeds, workdir
+from jaxboost.runs import cross_validation, saved_config, seeds, workdir
 from jaxboost.training import step
 from jaxboost.training.mixing import Mixing
 from tests import finished_runs
@@ -107,6 +109,7 @@ def test_columns_tell_what_noise_does_not(finished, root, tmp_path):
         "mean": pytest.approx(np.mean(train)),
         "sd": pytest.approx(np.std(train)),
         "missing": True,
+        "separates": False,
     }
     assert (sex["categories"], site["categories"]) == (["F", "M"], ["0", "1", "2"])
 
@@ -141,7 +144,7 @@ def test_an_export_repeats_them_too(finished, root, tmp_path):
             None,
             "--table is missing: the model reads clinical columns: give a CSV file with the columns file, marker",
         ),
-        ("file,marker,sex", "0.png,1,F", "column 'site' of data.columns is missing"),
+        ("file,marker,sex", "0.png,1,F", "column 'site' that the model reads is missing"),
         ("file,marker,sex,site", "1.png,1,F,0", "no row for .*0.png"),
         ("file,marker,sex,site", "0.png,x,F,0", "row 2, 0.png: column 'marker': 'x' is no number"),
         ("file,marker,sex,site", '0.png,"1,5",F,0', "row 2, 0.png: column 'marker': '1,5' has a comma"),
@@ -175,6 +178,64 @@ def test_a_table_of_new_images(opened, root, tmp_path):
     }
     first, second = opened.predict(np.full((2, SIDE, SIDE), 100, np.uint8), columns=found)[:, 1]
     assert first < second
+
+
+@pytest.mark.parametrize(
+    ("files", "form"),
+    [
+        (["images/0.png", "images/1.png"], "{}.png"),
+        (["images"], "images/{}.png"),
+        (["."], "IMAGES\\{}.PNG"),
+        (["."], "C:\\study\\images\\{}.png"),
+        (["images/0.png", "images/1.png"], "./{}.PNG"),
+    ],
+)
+def test_a_table_as_training_reads_it(files, form, opened, tmp_path, monkeypatch):
+    """Beside files that are given by name, above images/, and with the names of another system."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        Image.new("L", (SIDE, SIDE)).save(tmp_path / "images" / f"{number}.png")
+    rows = [f"{form.format(number)},{number},F,0\n" for number in range(4)]
+    (tmp_path / "labels.csv").write_text("".join(["file,marker,sex,site\n", *rows]))
+    found = inputs.find(files, 2)
+    cells = predict.columns_of(opened, files, found)["marker"].tolist()
+    assert cells == [path.stem for path in found]
+
+
+def test_maps_of_a_run_with_columns(opened, root, tmp_path, monkeypatch):
+    monkeypatch.setattr(open_run, "open_run", lambda folder, moved=(): opened)
+    image, table = tmp_path / "new.png", tmp_path / "table.csv"
+    image.write_bytes((root / "0.png").read_bytes())
+    request = command.Request(run=opened.folder, files=[str(image)], method="gradcam", out=tmp_path / "out")
+    # Before an image is read.
+    monkeypatch.setattr(inputs, "read", None)
+    with pytest.raises(UserError, match="--table is missing: the model reads clinical columns"):
+        command.explain(request)
+    monkeypatch.undo()
+    monkeypatch.setattr(open_run, "open_run", lambda folder, moved=(): opened)
+    found = []
+    for marker in (-500, 500):
+        table.write_text(f"file,marker,sex,site\nnew.png,{marker},F,0\n")
+        command.explain(dataclasses.replace(request, table=str(table), out=tmp_path / str(marker)))
+        found += finished_runs.read_table(tmp_path / str(marker) / "index.csv")
+    assert [row["prediction"] for row in found] == ["a", "b"]
+    with pytest.raises(UserError, match=r"--table .*the columns of a split are those of the run's data"):
+        command.explain(dataclasses.replace(request, files=(), split="test", table=str(table)))
+
+
+def test_runs_with_other_columns_side_by_side(opened):
+    """The second run may read fewer."""
+    fewer = dataclasses.replace(opened, result=dataclasses.replace(opened.result, columns=opened.columns[:1]))
+    samples.check_alike(opened, fewer)
+    with pytest.raises(UserError, match=r"differ in clinical columns \(sex, site only in .*\)"):
+        samples.check_alike(fewer, opened)
+
+
+def test_a_column_that_is_called_by_a_number():
+    """The command line makes a number of it."""
+    content = {"source": "folder", "size": 4, "masks": "", "window": [], "spacing": 0.0, "folds": 0, "fold": -1}
+    assert schema.validated(saved_config.Data, {**content, "columns": [1, "2"]}).columns == ("1", "2")
 
 
 def test_seeds_at_once_read_columns_of_rows_on_the_device(finished, root, tmp_path):

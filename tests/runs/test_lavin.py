@@ -78,6 +78,7 @@ _WITHOUT = {"pneumollm__question": "", "pneumollm__adapters": "rep"}
         ({"pneumollm__question": ""}, r"pneumollm\.adapters: the modality token"),
         ({"llama__causal": False}, r"llama\.causal: .*set it to True"),
         ({"pneumollm__tokens": "engine"}, r"pneumollm\.tokens: .*set it to none"),
+        ({"data__columns": ("age",)}, r"data\.columns: the LLM answers a question, without a head"),
         ({"train__loss": "columns"}, r"train\.loss: .*set it to auto"),
         ({"llama__final_norm": "ones"}, r"llama\.final_norm: .*set it to loaded"),
         ({"model__backbone": "conv14", "pneumollm__vision": ""}, r"model\.backbone: conv14 has no CLS tokens"),

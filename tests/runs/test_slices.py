@@ -1,12 +1,14 @@
 """A 2D encoder on the slices of volumes, in a whole run: trained, predicted, exported, described; baselines too."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from jaxboost.analysis.describe import describe
 from jaxboost.config import load_config, validate
 from jaxboost.errors import UserError
-from jaxboost.explain import command
+from jaxboost.explain import command, features
 from jaxboost.explain.command import Request
 from jaxboost.inference import export, exported, open_run
 from jaxboost.models.backbones import BACKBONES
@@ -53,11 +55,16 @@ def test_prediction_and_export_repeat_the_run(run, few_lidc_root, tmp_path):
     np.testing.assert_allclose(exported.load(tmp_path / "export").predict(volumes), found, rtol=0, atol=1e-6)
 
 
-def test_a_map_is_refused(run, tmp_path):
-    with pytest.raises(UserError, match=r"has no picture of gradcam: its encoder sees slices") as caught:
-        command.explain(Request(run=run, out=tmp_path / "out", split="test", worst=1))
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out").exists()
+def test_a_map_is_refused_and_tsne_is_drawn(run, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(features, "embed", lambda found: found[:, :2])
+    request = Request(run=run, out=tmp_path / "out", split="test", worst=1, tsne=True)
+    command.explain(request)
+    assert caplog.text.count("no picture of gradcam, attention, activation: ") == 1
+    assert {path.name for path in request.out.iterdir()} == {"index.csv", "maps.npz", "tsne.png", "tsne.svg"}
+    # Before anything is predicted.
+    monkeypatch.setattr(open_run.FinishedRun, "predict", None)
+    with pytest.raises(UserError, match=r"^[^;]* has no map: its encoder sees slices[^;]*$"):
+        command.explain(dataclasses.replace(request, out=tmp_path / "maps", tsne=False))
 
 
 def test_describe_counts_the_slices(few_lidc_root):
@@ -85,12 +92,20 @@ def test_config_of_an_earlier_version_has_no_slices(run):
             {"model.slice_size": 14},
             "model.slice_size: it has no effect without model.slices, set it to 0",
         ),
-        ("quickstart", {"model.backbone": "vit_tiny"}, "or model.slices to 4 or more"),
+        ("quickstart", {"model.backbone": "vit_tiny"}, "or model.slices to a number such as 4"),
         ("quickstart", {"model.backbone": "vit_tiny", "model.slices": 29}, "model.slices: 29 is more than"),
         (
             "quickstart",
             {"model.backbone": "vit_tiny", "model.slices": 2, "model.slice_axes": (0, 0)},
             r"model.slice_axes: \(0, 0\) should name axes once each",
+        ),
+        *(
+            (
+                "quickstart",
+                {"model.backbone": "vit_tiny", "model.slices": 2, "model.slice_axes": (axis,)},
+                r"model.slice_axes: \(.*,\) should name axes once each",
+            )
+            for axis in (2.0, True, "a")
         ),
         (
             "quickstart",
@@ -103,8 +118,8 @@ def test_config_of_an_earlier_version_has_no_slices(run):
             "model.slice_pooling: a booster gives the mean",
         ),
         ("breastmnist_vits", {"model.slices": 2}, "model.slices: data set breastmnist is 2-D, set it to 0"),
-        ("baseline:logistic", {"baseline.views": "slices"}, "baseline.slices: views=slices needs their number"),
-        ("baseline:logistic", {"baseline.slices": 4}, "baseline.slices: it needs baseline.views=slices"),
+        ("baseline:trivial", {"baseline.slices": 4}, 'baseline.slices: only features="encoder" have slices'),
+        ("baseline:logistic+2d", {"baseline.slices": 4}, "baseline.slices: images have no slices, set it to 0"),
         (
             "baseline:logistic",
             {"model.backbone": "resnet152_ct"},
@@ -114,7 +129,12 @@ def test_config_of_an_earlier_version_has_no_slices(run):
         (
             "baseline:logistic+ct+slices",
             {},
-            "baseline.views: backbone resnet152_ct takes whole volumes, set it to",
+            "baseline.slices: backbone resnet152_ct takes whole volumes, set it to 0",
+        ),
+        (
+            "baseline:logistic+ct",
+            {"data.source": "folder", "data.name": "own", "data.root": "own"},
+            r"data.window is empty, so that .*: set it to \(-1000.0, 200.0\)",
         ),
     ],
 )
@@ -122,3 +142,8 @@ def test_fields_that_do_not_go_together(base, changes, message):
     with pytest.raises(UserError, match=message) as caught:
         validate(load_config(base, **changes))
     assert "; " not in str(caught.value)
+
+
+def test_a_wrong_side_is_that_of_the_images():
+    with pytest.raises(UserError, match=r"model.image_size: 30 is not a multiple of the patch size"):
+        validate(load_config("breastmnist_vits", **{"model.slice_size": 14, "model.image_size": 30}))

@@ -117,8 +117,9 @@ def test_the_study_of_the_docs(tmp_path):
         ("pneumollm_tables", 15 * 3),
         ("pneumollm_tables:quickstart", 12 * 3),
         ("pneumollm_tables:quickstart+lavin", 3 * 3),
-        ("pneumollm_rivals", 2 + 7 * 3),
-        ("pneumollm_rivals:quickstart", 1 + 3 * 3),
+        # Ten tuned arms with 4 + 2 runs.
+        ("pneumollm_rivals", 2 + 10 * 6),
+        ("pneumollm_rivals:quickstart", 1 + 4 * 6),
         *((f"rllm_table1:{name}mnist", 4 * 5) for name in ("breast", "retina", "pneumonia", "derma", "oct", "organa")),
         *((f"rllm_table3:{name}mnist3d", 6 * 5) for name in ("fracture", "adrenal", "nodule", "vessel")),
         *((f"rllm_table5:{name}mnist3d", 4 * 5) for name in ("fracture", "adrenal")),
@@ -137,7 +138,7 @@ def test_the_configs_of_packaged_studies_are_right(tmp_path, name, runs):
         # Five baselines with a seed each; three tuned arms with 3 + 4 runs.
         ("ladder", 5 + 3 * 7),
         ("ladder:resnet", 5 + 3 * 7 + 5),
-        ("ladder:3d+slices", 6 + 4 * 7),
+        ("ladder:3d+slices", 6 + 5 * 7),
         ("ladder:2d", 5 + 3 * 7 + 5 + 5),
         ("ladder:2d+pretrained", 5 + 3 * 7 + 5 + 5),
         ("ladder:2d+clip", 5 + 2 + 3 * 7 + 5 + 5),

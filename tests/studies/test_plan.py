@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from configs import pneumollm
 from jaxboost.analysis import describe
 from jaxboost.errors import UserError
 from jaxboost.runs import lock
@@ -313,6 +314,11 @@ def test_processes_share_the_time(tmp_path):
     runs = tuple(dataclasses.replace(run, seconds=3600.0) for run in made.runs)
     text = estimate.table(dataclasses.replace(made, runs=runs), jobs=3)
     assert text.splitlines()[-1] == ("2 runs, 0 finished, 2 to do: about 40 min in 3 processes, 2.0 h divided by 3")
+
+
+def test_lavin_takes_other_times_than_pneumollm():
+    simplified, lavin = (estimate._kind(pneumollm.get_config(row)) for row in ("simplified", "lavin"))
+    assert simplified == estimate._kind(pneumollm.get_config("engine")) != lavin
 
 
 def test_an_arm_that_is_evaluated_again_takes_about_an_epoch(tmp_path):

@@ -157,7 +157,7 @@ def test_a_chosen_layer_that_the_block_lacks(block, layers, words, converts, blo
     config = config_of("quickstart", boost__block=str(blocks / block), boost__layers=layers)
     with pytest.raises(UserError, match=rf"config field boost\.layers: the block at .* {words}") as mistake:
         prepare(config)
-    assert ("jaxboost convert --source SOURCE --layers 0,3" in str(mistake.value)) == converts
+    assert ("jaxboost convert --source SOURCE --part block --layers 0,3" in str(mistake.value)) == converts
 
 
 def test_a_missing_block_is_converted_from_the_end_of_its_own_model(blocks, tmp_path, log):

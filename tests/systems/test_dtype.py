@@ -45,7 +45,7 @@ def test_weights_follow(given, option, monkeypatch):
     devices.stand_in(monkeypatch, given)
     config = load_config("breastmnist_vits", **CHANGES)
     info = datasets.describe(config)
-    with pytest.raises(UserError, match=rf"--layers all{option} --out"):
+    with pytest.raises(UserError, match=rf"--part encoder{option} --out"):
         systems.prepare(config, info)
     config.model.weights = "random"
     prepared = systems.prepare(config, info)

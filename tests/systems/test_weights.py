@@ -375,16 +375,19 @@ def test_missing_encoder_is_made_from_its_source(config, folder, tmp_path, caplo
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.weights": "nowhere"}, r"^no encoder at nowhere: make it with `.* --source SOURCE --layers all --out"),
+        (
+            {"model.weights": "nowhere"},
+            r"^no encoder at nowhere: make it with `.* --source SOURCE --part encoder --out",
+        ),
         (
             {"model.weights": "nowhere", "model.weights_source": "a/b"},
-            "no encoder at nowhere: .* --source a/b --layers",
+            "no encoder at nowhere: .* --source a/b --part encoder --out",
         ),
         # Trained weights are float32, frozen ones have the precision of the computation.
-        ({"model.weights": "nowhere", "model.dtype": "bfloat16"}, "--layers all --out nowhere`$"),
+        ({"model.weights": "nowhere", "model.dtype": "bfloat16"}, "--part encoder --out nowhere`$"),
         (
             {"model.weights": "nowhere", "model.dtype": "bfloat16", "model.frozen": True},
-            "--layers all --dtype bfloat16 --out nowhere`$",
+            "--part encoder --dtype bfloat16 --out nowhere`$",
         ),
         (
             {"model.weights": "", "model.frozen": True},

@@ -74,6 +74,7 @@ def test_steps_equal_torch(name, weight_decay, clip_norm):
 
 def test_decay_spares_biases_norms_positions_and_cls():
     tree = {
+        "modality": 0,
         "encoder": {
             "positions": 0, "cls": 0, "registers": 0, "pool": {"probe": 0}, "spatial_cls": 0, "transformer": {
                 "attention": {"qkv": {"kernel": 1, "bias": 0}, "biases": 0}, "mlp_norm": {"scale": 0, "bias": 0}
@@ -82,6 +83,7 @@ def test_decay_spares_biases_norms_positions_and_cls():
         "boost": {"encode": {"kernel": 1}, "block": {"layers": {"q": 1, "attention_norm": 0}, "final_norm": 0}},
     }  # fmt: skip
     assert optim.decay_mask(tree) == {
+        "modality": False,
         "encoder": {
             "positions": False, "cls": False, "registers": False, "pool": {"probe": False}, "spatial_cls": False,
             "transformer": {

@@ -9,8 +9,6 @@ from jaxboost.errors import UserError
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-# Between a model and the adapter that was merged into it, in what a manifest calls its source.
-MERGED = " + "
 _PARTS = (".lora_A.", ".lora_B.", ".lora_embedding_A.", ".lora_magnitude_vector.", ".base_layer.", ".ia3_l.")
 
 

@@ -1,7 +1,6 @@
 """A repository on the Hugging Face hub; only the needed bytes are fetched."""
 
 import contextlib
-import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,20 +15,15 @@ from huggingface_hub.errors import (
 )
 
 from jaxboost.convert.formats.huggingface import Folder
+from jaxboost.convert.formats.places import REPOSITORY_ID
 from jaxboost.errors import UserError
 
 # Large tensors come in pieces, so that a retry repeats little.
 _PIECE_BYTES = 32 * 2**20
 _TIMEOUT_SECONDS = 30
-_ID = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@\s]+))?")
 # huggingface_hub has changed its HTTP client between releases; its HTTP error derives from the client's base error,
 # which failed connections share.
 _HTTP_ERRORS = tuple(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
-
-
-def is_repository_id(source: str) -> bool:
-    """Whether `source` has the form owner/name or owner/name@revision."""
-    return _ID.fullmatch(source) is not None
 
 
 class HubFolder(Folder):
@@ -47,7 +41,7 @@ class HubFolder(Folder):
         Raises:
           UserError: the repository is unknown, gated or out of reach; and later, if a file cannot be read.
         """
-        match = _ID.fullmatch(source)
+        match = REPOSITORY_ID.fullmatch(source)
         self._repository, revision = match["repository"], match["revision"]
         with self._explained():
             info = HfApi().model_info(self._repository, revision=revision, timeout=_TIMEOUT_SECONDS)

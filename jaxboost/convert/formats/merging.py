@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxboost import io
-from jaxboost.convert.formats import adapters
+from jaxboost.convert.formats import adapters, places
 from jaxboost.convert.formats.huggingface import Folder, LocalFolder, weights_in
 from jaxboost.convert.formats.settings import MAX_BYTES, Settings
 from jaxboost.convert.formats.tensors import TensorInfo, Tensors
@@ -51,7 +51,7 @@ class MergedTensors:
           UserError: there is no adapter, it is not a plain LoRA, or it belongs to another model.
         """
         folder = _folder(path)
-        weights = next(name for name in adapters.WEIGHTS if name in folder.files)
+        weights = _weights_of(folder)
         settings = _settings(folder)
         self._tensors, self._in_out, self._where = tensors, in_out, folder.where(weights)
         self._file = weights_in(folder, weights)
@@ -60,7 +60,7 @@ class MergedTensors:
         self._pairs = {self._target(name): name.rpartition(".lora_")[0] for name in sorted(self._file.names)}
         for target, pair in self._pairs.items():
             self._check_shapes(target, pair, rank)
-        self.source = f"{tensors.source}{adapters.MERGED}{folder.source}"
+        self.source = f"{tensors.source} + {folder.source}"
 
     @property
     def source_format(self) -> str:
@@ -106,12 +106,36 @@ class MergedTensors:
             raise UserError(f"{self._where} has no {absent[0]!r:.120}: download it again")
         shape = self._tensors.info(target).shape
         rows, columns = shape[::-1] if self._in_out else shape
-        found = [self._file.info(name).shape for name in names]
+        infos = {name: self._file.info(name) for name in names}
+        if problem := next((f"{name:.120} {info.obstacle}" for name, info in infos.items() if info.obstacle), None):
+            raise UserError(f"{self._where}: {problem}: download it again, or save it in float32")
+        found = [info.shape for info in infos.values()]
         if found != [(rank, columns), (rows, rank)]:
             raise UserError(
                 f"{self._where}: A and B of {target:.120} have the shapes {found[0]} and {found[1]} instead of"
                 f" {(rank, columns)} and {(rows, rank)}: give the model that the adapter was trained with as --source"
             )
+
+
+def identity(path: str | os.PathLike[str]) -> str:
+    """What tells an adapter from others: the SHA-256 of its files; of a hub repository, which is not read, its id.
+
+    Raises:
+      UserError: there is no adapter, or it cannot be read.
+    """
+    where = io.user_path(path)
+    if not os.path.isdir(where):
+        places.check_repository_id(os.fspath(path), "adapter")
+        return os.fspath(path)
+    try:
+        files = (adapters.CONFIG, _weights_of(_folder(path)))
+        return io.json_sha256([io.digest_of(where / name) for name in files])
+    except OSError as error:
+        raise UserError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
+
+
+def _weights_of(folder: Folder) -> str:
+    return next(name for name in adapters.WEIGHTS if name in folder.files)
 
 
 def _folder(path: str | os.PathLike[str]) -> Folder:
@@ -126,17 +150,14 @@ def _folder(path: str | os.PathLike[str]) -> Folder:
 
 
 def _repository(name: str) -> Folder:
+    places.check_repository_id(name, "adapter")
     # Imported late, as in `sources`.
-    from jaxboost.convert.formats.hub import HubFolder, is_repository_id
+    from jaxboost.convert.formats.hub import HubFolder
 
-    if not is_repository_id(name):
-        raise UserError(
-            f"--adapter {name}: there is no such folder, and it is no hub repository like owner/name: check the path"
-        )
     return HubFolder(name)
 
 
-def _settings(folder: LocalFolder) -> Settings:
+def _settings(folder: Folder) -> Settings:
     """The adapter's configuration. Raises UserError if it is not a plain LoRA."""
     where, size = folder.where(adapters.CONFIG), folder.size(adapters.CONFIG)
     if size > MAX_BYTES:

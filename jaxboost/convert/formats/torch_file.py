@@ -3,6 +3,7 @@
 import itertools
 import pathlib
 import pickle
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
 
 # Checkpoints of training scripts stay far below these limits.
 _MAX_DEPTH, _MAX_OTHERS = 8, 1000
+# Of tensors that are read through one map of a file, which keeps in memory what was read through it.
+_MAX_MAPPED_BYTES = 1 << 25
 # Files of the old format are read whole.
 _MAX_OLD_BYTES = 1 << 30
+# From here on `weights_only` holds for them too.
+_SAFE_TORCH = (2, 6)
 _RESAVE = "python -c \"import torch; torch.save(torch.load('{path}', weights_only=True), 'weights.pth')\""
 _STATE_DICT = "save its weights alone, with torch.save(model.state_dict(), 'weights.pth')"
 
@@ -47,11 +52,11 @@ class TorchFile:
           UserError: torch is not installed, or the file is truncated, of the old format, or holds more than tensors.
         """
         self._path = path
-        is_old = _check_format(path)
+        self._is_old = is_old = _check_format(path)
         self._unknown = None if not may_be_nested else [] if is_old else _unknown_classes(path)
         tensors, self.others, self.entries = _mapped(path, self._unknown, mmap=not is_old)
-        # A file of the old format cannot be mapped: it stays in memory.
-        self._held = tensors if is_old else None
+        self._held: dict[str, torch.Tensor] | None = tensors
+        self._bytes = 0
         self._infos = {name: _info(tensor) for name, tensor in tensors.items()}
 
     @property
@@ -65,12 +70,21 @@ class TorchFile:
 
     def read(self, name: str) -> np.ndarray:
         """See `tensors.Tensors`."""
-        # Mapped again for each tensor: a lasting map would keep everything that was read in memory.
-        return _to_numpy((self._held or _mapped(self._path, self._unknown)[0])[name])
+        return _to_numpy(self._tensor(name))
 
     def read_rows(self, name: str, rows: Sequence[int]) -> np.ndarray:
         """Some rows of tensor `name`, in this order; nothing else of it is read."""
-        return _to_numpy(_mapped(self._path, self._unknown)[0][name][list(rows)])
+        return _to_numpy(self._tensor(name)[list(rows)])
+
+    def _tensor(self, name: str) -> "torch.Tensor":
+        if self._held is None:
+            self._held, self._bytes = _mapped(self._path, self._unknown)[0], 0
+        tensor = self._held[name]
+        self._bytes += tensor.nbytes
+        # A file of the old format cannot be mapped: it stays in memory.
+        if self._bytes > _MAX_MAPPED_BYTES and not self._is_old:
+            self._held = None
+        return tensor
 
 
 class _Unread:
@@ -129,6 +143,7 @@ def _check_format(path: pathlib.Path) -> bool:
     _import_torch(path)
     head = kinds.head_of(path)
     if kinds.is_old_torch(head) and path.stat().st_size <= _MAX_OLD_BYTES:
+        _check_torch_version(path)
         return True
     fix = f"save it again with `{_RESAVE.format(path=path)}`, or convert from a safetensors copy"
     kinds.check_torch_head(str(path), head, fix)
@@ -146,6 +161,17 @@ def _import_torch(path: pathlib.Path) -> None:
             f"{path} is a PyTorch pickle and torch is not installed: {missing_extra('convert')}, or convert from a"
             " safetensors copy of the model"
         ) from error
+
+
+def _check_torch_version(path: pathlib.Path) -> None:
+    """Raises UserError if a file of the old format could run code in this version of torch (CVE-2025-32434)."""
+    import torch
+
+    if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < _SAFE_TORCH:
+        raise UserError(
+            f"{path} has PyTorch's old format, which torch {torch.__version__} does not read safely: install torch"
+            f" {'.'.join(map(str, _SAFE_TORCH))} or later, or convert from a safetensors copy"
+        )
 
 
 def _unknown_classes(path: pathlib.Path) -> list[str]:

@@ -70,7 +70,7 @@ class TorchRanges:
             try:
                 order = archive.read(f"{self._base}byteorder") if f"{self._base}byteorder" in entries else b"little"
                 contents = _Unpickler(io.BytesIO(archive.read(pickled))).load()
-            except pickle.UnpicklingError as error:
+            except _UnsafeError as error:
                 raise UserError(
                     f"{where} holds more than tensors ({error}): download it, and save its weights alone, with"
                     " torch.save(model.state_dict(), 'pytorch_model.bin')"
@@ -80,12 +80,14 @@ class TorchRanges:
                 raise UserError(f"{where} is truncated or damaged: download it again") from error
         if order != b"little":
             raise UserError(f"{where} was written on a machine with another byte order: take another copy")
-        if not isinstance(contents, dict) or not all(isinstance(each, _Tensor) for each in contents.values()):
+        if not isinstance(contents, dict) or not all(
+            isinstance(name, str) and isinstance(each, _Tensor) for name, each in contents.items()
+        ):
             raise UserError(
                 f"{where} is not a plain mapping of names to tensors: download it, and save its weights alone, with"
                 " torch.save(model.state_dict(), 'pytorch_model.bin')"
             )
-        self._tensors: dict[str, _Tensor] = {str(name): tensor for name, tensor in contents.items()}
+        self._tensors: dict[str, _Tensor] = dict(contents)
         self._entries = entries
 
     @property
@@ -146,13 +148,18 @@ _KNOWN = {
 }
 
 
+class _UnsafeError(Exception):
+    """A pickle names another function than ours."""
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name.endswith("Storage"):
             return name.removesuffix("Storage")
         if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"{module}.{name}"[:80])
-        return _KNOWN[module, name]
+            raise _UnsafeError(f"{module}.{name}"[:80])
+        # A pickle can set attributes of what it gets, which must not outlast it.
+        return lambda *given: _KNOWN[module, name](*given)
 
     def persistent_load(self, pid: Any) -> _Storage:
         what, kind, key, _, numel = pid

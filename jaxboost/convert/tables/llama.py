@@ -56,7 +56,10 @@ class LlamaSource:
                 "embedding (boost.rope=False)",
             )
         if not config.rotary:
-            notes = ("the learned positions are left out: the layers do not know the order of their tokens",)
+            notes = (
+                "the learned positions are left out: without those of a converted question the layers do not know the"
+                " order of their tokens",
+            )
         return Selection(
             parts=tuple(self._part(key) for key in keys),
             constants={

@@ -13,7 +13,8 @@ from jaxboost.convert.tables.llama_names import Layout
 from jaxboost.errors import UserError
 from jaxboost.models.families import LAYER_NORM, LlamaConfig
 
-_ROPE_FACTORS, _SHORT_FACTORS = "rope_freqs.weight", "rope_factors_short.weight"
+_ROPE_FACTORS = "rope_freqs.weight"
+_SHORT_FACTORS, _LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,10 +151,11 @@ def _scaling(tensors: GgufTensors) -> Settings:
     """
     settings, name = tensors.settings, tensors.architecture
     kind, factor = settings.get(f"{name}.rope.scaling.type"), settings.get(f"{name}.rope.scaling.factor")
-    if _SHORT_FACTORS in tensors.names:
+    if kind == "longrope" or not {_SHORT_FACTORS, _LONG_FACTORS}.isdisjoint(tensors.names):
+        short = tensors.read(_SHORT_FACTORS) if _SHORT_FACTORS in tensors.names else None
         values = {
             "rope_type": "longrope",
-            "short_factor": tensors.read(_SHORT_FACTORS).reshape(-1).astype(float).tolist(),
+            "short_factor": None if short is None else short.reshape(-1).astype(float).tolist(),
             "attention_factor": settings.number(f"{name}.rope.scaling.attn_factor", 1.0),
             "max_position_embeddings": settings.get(f"{name}.context_length"),
             "original_max_position_embeddings": settings.get(f"{name}.rope.scaling.original_context_length"),

@@ -64,8 +64,8 @@ def fields(scaling: Settings, *, head_dim: int, rope_base: float) -> dict[str, A
 
     Returns:
       rope_factors: the divisors of the K/2 inverse frequencies, None if they are not scaled. rope_unsupported: the
-      scaling in words, if it is of another kind than "default", "linear", "llama3" and "longrope". For longrope also
-      `rope_magnitude` and `rope_limit`.
+      scaling in words, if it is of another kind than "default", "linear", "llama3" and "longrope", or a longrope
+      without short factors. For longrope also `rope_magnitude` and `rope_limit`.
 
     Raises:
       UserError: the kind of scaling is not a text, or numbers of a known kind are missing.
@@ -105,6 +105,8 @@ def _longrope(scaling: Settings, *, head_dim: int) -> dict[str, Any]:
     sqrt(1 + ln(s) / ln(o)) for a context that grew s-fold from o tokens, also for short texts.
     """
     factors = scaling.get("short_factor")
+    if factors is None:
+        return _unsupported(reprlib.repr(_kind(scaling)))
     if not isinstance(factors, list) or not all(type(each) in (int, float) for each in factors):
         raise UserError(
             f"{scaling.where}: 'short_factor' is {reprlib.repr(factors)} instead of {head_dim // 2} numbers: download"

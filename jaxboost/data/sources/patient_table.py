@@ -28,12 +28,17 @@ def with_patients(dataset: Dataset, table: str, *, ignore_splits: bool, columns:
       columns: the clinical columns, see `table_columns.parse`; further ones are ignored.
 
     Raises:
-      UserError: the table cannot be read or has problems, the message has all of them; or the data set has patients.
+      UserError: the table cannot be read or has problems, the message has all of them; the data set has patients; or
+        nothing names them, and a column of another name seems to.
     """
     name = dataset.info.name
     path, wanted = user_path(table), table_columns.parse(columns)
     with_ids = not wanted or labels.has_column(path, "patient")
-    if with_ids and any(split.groups is not None for split in dataset.splits.values()):
+    knows_patients = any(split.groups is not None for split in dataset.splits.values())
+    if not with_ids and not knows_patients:
+        # Patients that are overlooked would be in several folds.
+        labels.check_not_meant(path, "patient", wanted)
+    if with_ids and knows_patients:
         fix = f"leave that column out of {path}" if wanted else "leave it empty"
         raise UserError(f"config field data.groups: {name} has patient ids already: {fix}")
     problems = Problems(path.parent, path.name)
@@ -67,4 +72,6 @@ def with_patients(dataset: Dataset, table: str, *, ignore_splits: bool, columns:
         splits[split] = members
     if with_ids:
         logger.info("%s: the patients are those of %s", name, path)
+    elif not knows_patients:
+        logger.warning("%s: %s has no column patient_id: each sample counts as a patient", name, path)
     return dataclasses.replace(dataset, splits=splits)

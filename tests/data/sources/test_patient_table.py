@@ -1,6 +1,7 @@
 """Patients of a published set from the user's own table (`data.groups`)."""
 
 import dataclasses
+import logging
 
 import numpy as np
 import pytest
@@ -79,9 +80,19 @@ def test_folds_divide_patients_anew(tmp_path):
     assert found.splits["test"].groups.tolist() == ["p5", "p1"]
 
 
-def test_columns_and_files(tmp_path):
+def test_columns_and_files(tmp_path, caplog):
     with pytest.raises(UserError, match=r"column 'patient_id' or 'patient' is missing.*if 'Subject' is it|subject"):
         with_patients(make_dataset(), write(tmp_path, ROWS, "file,subject"), ignore_splits=False)
+    rows = [f"{row},{number}" for number, row in enumerate(ROWS)]
+    with pytest.raises(UserError, match="column 'patientid' is the patient of a sample, rename it to 'patient_id'"):
+        with_patients(
+            make_dataset(), write(tmp_path, rows, "file,PatientID,age"), ignore_splits=False, columns=("age",)
+        )
+    with caplog.at_level(logging.WARNING):
+        table = write(tmp_path, rows, "file,group,age")
+        found = with_patients(make_dataset(), table, ignore_splits=False, columns=("age", "group"))
+    assert found.splits["val"].cells.tolist() == [["3", "p3"], ["4", "p4"]]
+    assert "has no column patient_id: each sample counts as a patient" in caplog.text
     with pytest.raises(UserError, match=r"nowhere\.csv"):
         with_patients(make_dataset(), str(tmp_path / "nowhere.csv"), ignore_splits=False)
 

@@ -18,6 +18,7 @@ from jaxboost.data.dataset import MappedRows, row_digests
 from jaxboost.data.problems import Problems
 from jaxboost.data.readers import versions
 from jaxboost.data.rows.store import Store
+from jaxboost.data.sources.folder import table_columns
 from jaxboost.data.sources.folder.labels import Entry, same_labels
 from jaxboost.data.sources.folder.samples import Facts
 from jaxboost.data.splits import candidates, dct, known_pairs, near_duplicates
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 def join_copies(entries: Sequence[Entry], samples: Mapping[Entry, Facts], problems: Problems) -> list[Entry]:
     """Returns `entries`; if they have no patients and some files have equal pixels, these files get one common patient.
 
-    Copies whose patients, labels or splits differ are a problem. The log warns of the others.
+    Copies whose patients, labels, splits or clinical columns differ are a problem. The log warns of the others.
     """
     by_digest: dict[str, list[Entry]] = collections.defaultdict(list)
     for entry in entries:
@@ -50,6 +51,8 @@ def join_copies(entries: Sequence[Entry], samples: Mapping[Entry, Facts], proble
                 difference = f"their labels differ, {copy.label!r} and {first.label!r}"
             elif copy.split != first.split:
                 difference = f"their splits differ, {copy.split} and {first.split}"
+            elif pair := table_columns.differing(copy.cells, first.cells):
+                difference = f"their clinical columns differ, {pair[0]!r} and {pair[1]!r}"
             if difference:
                 copy.report(problems, f"has the same pixels as {first.file}{first.in_row}: {difference}")
             else:

@@ -96,6 +96,7 @@ def read_entries(
     multi_label: bool = False,
     required: Sequence[str] = REQUIRED,
     wanted: Sequence[Wanted] = (),
+    whose: str = table_columns.OF_CONFIG,
 ) -> list[Entry]:
     """Reads the table. Its columns may be in any order; columns of other names are ignored.
 
@@ -105,6 +106,7 @@ def read_entries(
       multi_label: whether a row may have several labels.
       required: fields whose columns must be there; a field of `Entry` without a column keeps its default.
       wanted: clinical columns, whose cells are not checked here.
+      whose: who wants them, see `table_columns.find`.
 
     Returns:
       The entries of the rows that could be read.
@@ -118,11 +120,11 @@ def read_entries(
         _, header = next(table, (0, []))
         names = [cell_values.clean(name).lower() for name in header]
         columns = _columns(names, path, required)
-        further = table_columns.find(names, wanted, path)
+        further = table_columns.find(names, wanted, path, whose)
         for number, cells in table:
             if not any(map(cell_values.trim, cells)):
                 continue
-            if len(cells) <= max(*columns.values(), *further) or any(map(cell_values.trim, cells[len(names) :])):
+            if len(cells) <= max([*columns.values(), *further]) or any(map(cell_values.trim, cells[len(names) :])):
                 text = f"has {len(cells)} cells, the header {len(names)}: put cells that hold a {separator!r} in quotes"
                 problems.add(text, row=number)
                 continue
@@ -165,9 +167,32 @@ def further_columns(path: pathlib.Path) -> dict[str, dict[str, str]]:
 
 def has_column(path: pathlib.Path, field: str) -> bool:
     """Whether the table has a column for a field of `Entry`. Raises UserError if it cannot be read."""
+    return any(name in FIELDS[field] for name in _header(path))
+
+
+def check_not_meant(path: pathlib.Path, field: str, wanted: Sequence[Wanted]) -> None:
+    """Raises UserError if another column of a table, which lacks that of `field`, seems to be it.
+
+    Args:
+      path: the table.
+      field: of `Entry`.
+      wanted: clinical columns, which are something else.
+    """
+    known = {column.name.lower() for column in wanted}
+    accepted = FIELDS[field][0]
+    for name in _header(path):
+        if name not in known and cell_values.column(name) in _SIMILAR[field]:
+            raise UserError(
+                f"{path}: if the column {name!r} is the {field} of a sample, rename it to {accepted!r}; if not, give it"
+                " another name, or leave it out"
+            )
+
+
+def _header(path: pathlib.Path) -> list[str]:
+    """The names of a table's columns, clean and in lower case. Raises UserError if the file cannot be read."""
     _, table = csv_text.rows(path, csv_text.read(path))
     _, header = next(table, (0, []))
-    return any(cell_values.clean(name).lower() in FIELDS[field] for name in header)
+    return [cell_values.clean(name).lower() for name in header]
 
 
 def _same_patients(entries: list[Entry]) -> list[Entry]:

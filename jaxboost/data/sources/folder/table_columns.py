@@ -1,7 +1,8 @@
 """Clinical columns of a table (`data.columns`): which are wanted, where they are, and what their cells may hold.
 
-Whether a column is of numbers or of categories follows from all cells of the table, so that it is the same in every
-split and fold. Mean, standard deviation and categories are those of the training split, see `jaxboost.data.columns`.
+Whether a column is of numbers or of categories is the same in every split and fold: `check` refuses a table with
+numbers and texts in a column, unless `:category` is written, so that the cells of any split tell the kind. Mean,
+standard deviation and categories are those of the training split, see `jaxboost.data.columns`.
 """
 
 import collections
@@ -26,6 +27,8 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 # After a column's name: its numbers are codes of categories.
 CATEGORY = ":category"
 LONGEST = 200  # characters of a cell
+# Who wants a column, behind its name in messages.
+OF_CONFIG, OF_MODEL = "of data.columns", "that the model reads"
 _FIELD = "config field data.columns"
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
@@ -57,7 +60,8 @@ def parse(columns: Sequence[str]) -> tuple[Wanted, ...]:
     """The columns that `data.columns` names; one text with commas names several.
 
     Raises:
-      UserError: a name is empty, is there twice, or is that of the label, the file, the patient or the split.
+      UserError: a name is empty, is there twice, has a comma, or is that of the label, the file, the patient or the
+        split.
     """
     texts = [part for name in columns for part in (str(name).split(",") if len(columns) == 1 else [str(name)])]
     found = []
@@ -68,6 +72,8 @@ def parse(columns: Sequence[str]) -> tuple[Wanted, ...]:
     for column, name in zip(found, names, strict=True):
         if not name:
             raise UserError(f"{_FIELD}: {tuple(columns)} has an empty name: give names of columns, such as age,sex")
+        if "," in name:
+            raise UserError(f"{_FIELD}: {column.name!r} has a comma, which separates names: rename it in the table")
         if names.count(name) > 1:
             raise UserError(f"{_FIELD}: {column.name!r} is there twice: name it once")
         for field, reserved in FIELDS.items():
@@ -76,25 +82,30 @@ def parse(columns: Sequence[str]) -> tuple[Wanted, ...]:
     return tuple(found)
 
 
-def find(names: Sequence[str], wanted: Sequence[Wanted], path: pathlib.Path) -> list[int]:
+def find(names: Sequence[str], wanted: Sequence[Wanted], path: pathlib.Path, whose: str = OF_CONFIG) -> list[int]:
     """The number of each wanted column.
 
     Args:
       names: the names in the header, clean and in lower case.
       wanted: the columns.
       path: the table, for messages.
+      whose: OF_CONFIG or OF_MODEL, for messages.
 
     Raises:
       UserError: a column is missing or there twice.
     """
     for column in wanted:
         if (count := names.count(column.name.lower())) > 1:
-            raise UserError(f"{path}: column {column.name!r} of data.columns appears twice: {', '.join(names)}")
+            raise UserError(f"{path}: column {column.name!r} {whose} appears twice: {', '.join(names)}")
         if not count:
             own = {name for reserved in FIELDS.values() for name in reserved}
             others = [name for name in names if name and name not in own]
             step = f", {nearest(column.name, others)}" if others else ": the table has no further column"
-            raise UserError(f"{path}: column {column.name!r} of data.columns is missing{step}")
+            # One text with commas names several columns.
+            parts = {part.strip(): name for name in others if "," in name for part in name.split(",")}
+            if whole := parts.get(column.name.lower()):
+                step = f": if {whole!r} is meant, rename it in the table, as a comma separates names"
+            raise UserError(f"{path}: column {column.name!r} {whose} is missing{step}")
     return [names.index(column.name.lower()) for column in wanted]
 
 
@@ -116,6 +127,20 @@ def is_number(cell: str) -> bool:
     except ProblemError:
         return False
     return True
+
+
+def differing(one: Sequence[str], other: Sequence[str]) -> tuple[str, str] | None:
+    """The first pair of cells that contradict each other; None if none do. A missing value contradicts nothing."""
+    for pair in zip(one, other, strict=True):
+        if any(map(cell_values.is_missing, pair)):
+            continue
+        if all(map(is_number, pair)):
+            differ = number(pair[0]) != number(pair[1])
+        else:
+            differ = cell_values.label(pair[0]) != cell_values.label(pair[1])
+        if differ:
+            return pair
+    return None
 
 
 def check(rows: Sequence[Row], wanted: Sequence[Wanted], problems: Problems) -> None:
