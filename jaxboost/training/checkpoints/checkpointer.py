@@ -334,11 +334,8 @@ def _check_same_run(
             " or remove it"
         )
     then, now = progress.fingerprints, fingerprints
-    differing = [
-        f"{role} ({then.get(role, 'none')[:12]} there, {now.get(role, 'none')[:12]} now)"
-        for role in sorted({*then, *now})
-        if then.get(role) != now.get(role)
-    ]
+    roles = [role for role in sorted({*then, *now}) if then.get(role) != now.get(role)]
+    differing = [f"{role} ({then.get(role, 'none')[:12]} there, {now.get(role, 'none')[:12]} now)" for role in roles]
     if differing:
         raise UserError(
             f"{folder} was trained with other {' and '.join(differing)}: give the same as then, or another --workdir"
