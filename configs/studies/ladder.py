@@ -14,7 +14,7 @@ minutes an epoch on two cores. `:3d+slices` adds the encoder of the linear probe
 linear probe of their mean, and trained heads on their mean and on an attention over them. Each volume then gives
 3 + 12 + 12 + 12 encoded slices instead of 3.
 `+columns`, as in `:2d+columns`, adds the clinical columns of your data alone; --config.data.columns=age,sex takes it by
-itself if no argument is given, and all other rungs but the prevalence read the columns too.
+itself if no argument is given. All other rungs but the prevalence and CLIP's zero-shot read the columns too.
 
 Cost, estimated for two CPU cores: about 40 minutes with --seeds 3 for volumes, about an hour for images.
 Seen with --quick: 3 minutes. The embeddings of the baselines are computed once for all rungs that use them.

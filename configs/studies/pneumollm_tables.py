@@ -6,8 +6,9 @@
 
 The first takes a folder of chest radiographs, CLIP ViT-L/14 and all of LLaMA-7B, in five folds by patient (see
 configs/pneumollm.py for the weights). `:quickstart` takes BreastMNIST, DINOv2-small and SmolLM2-135M, without the
-encoders of Figure 6, whose weights it does not have. `:lavin` and `:quickstart+lavin` are Table 5 alone, PneumoLLM's
-simplified model against LaVIN, which has a text branch: they need a converted question (see docs/pneumollm.md).
+encoders of Figure 6, whose weights it does not have. `:lavin` and `:quickstart+lavin` are Table 5 alone: PneumoLLM's
+simplified model against LaVIN, which has a text branch, and against LaVIN with PneumoLLM's adapters (`lavin_rep`). They
+need a converted question (docs/pneumollm.md).
 
 Cost: a step of the first needs some 16 GB of memory (estimated); `:quickstart` takes 3 minutes an epoch on two CPU
 cores, and has 12 arms of 5 epochs: some 10 hours with three seeds.
