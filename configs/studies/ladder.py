@@ -166,7 +166,7 @@ def _baselines(is_2d: bool, encoder: dict[str, object], options: Collection[str]
         ),
     ]
     if _COLUMNS in options:
-        note = "A logistic regression that sees no image. The rungs below read these columns beside the image."
+        note = "A logistic regression that sees no image. The other rungs read the columns too; prompts do not."
         rows.insert(1, ("columns", "Clinical columns alone", "columns", ndim, note))
     if "slices" in options:
         slices = {**ndim, **encoder, "baseline.slices": 4}

@@ -4,6 +4,9 @@ from typing import TYPE_CHECKING
 
 from jaxboost.config.types import Config
 
+# What `backbone_of` reads.
+BACKBONE_FIELDS = ("model.backbone", "model.slices", "model.slice_axes", "model.slice_size", "model.slice_pooling")
+
 if TYPE_CHECKING:
     from jaxboost.models.backbones import Backbone
     from jaxboost.models.slices import Slices

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from jaxboost.config import class_weights, model_combinations
-from jaxboost.config.backbone import backbone_of, ndim_of, slices_of
+from jaxboost.config.backbone import BACKBONE_FIELDS, backbone_of, ndim_of, slices_of
 from jaxboost.config.checks import Table, caught
 from jaxboost.config.model_fields import ZERO_SHOT
 from jaxboost.config.types import Config
@@ -35,7 +35,7 @@ def combination_problems(config: Config, wrong: Collection[str]) -> list[str]:
     found = [text for names, check in checks if all(map(is_right, names)) for text in check(config)]
     info = None
     if is_right("data"):
-        known = is_right("baseline.ndim" if "baseline" in config else "model.backbone")
+        known = all(map(is_right, ("baseline.ndim",) if "baseline" in config else BACKBONE_FIELDS))
         info, text = _described(config, ndim_of(config) if known else None)
         found += [text] if text else []
     if info and all(map(is_right, _READ_WITH_DATA)):
@@ -301,8 +301,8 @@ def _labels(config: Config, info: "DatasetInfo") -> Iterator[str]:
 _SHARED: Table = (
     (("data", "eval.protocol"), _splits),
     (("data",), _folder),
-    (("data.source", "data.window", "model.backbone", "baseline.features"), _window),
-    (("data",), _columns),
+    (("data.source", "data.window", *BACKBONE_FIELDS, "baseline.features"), _window),
+    (("data", "pneumollm.question"), _columns),
 )
 _TRAINED: Table = (
     (("train.max_steps", "train.accumulate"), _max_steps),
@@ -310,12 +310,12 @@ _TRAINED: Table = (
     (("optim",), _adam),
     (("augment.resize", "model.image_size"), _resize),
     (("train.class_weights",), _class_weights),
-    (("model.backbone", "augment", "mix.erase"), _augmentation),
-    (("model.backbone", "train.last_batch", "mix"), _last_batch),
+    ((*BACKBONE_FIELDS, "augment", "mix.erase"), _augmentation),
+    ((*BACKBONE_FIELDS, "train.last_batch", "mix"), _last_batch),
     (("train.deterministic", "model.attention"), _deterministic),
 )
 _WITH_DATA = (_dimensions, _binary, _labels, _prompts)
 _READ_WITH_DATA = (
-    *("model.backbone", "model.image_size", "baseline", "clip", "pneumollm", "eval"),
+    *(*BACKBONE_FIELDS, "model.image_size", "baseline", "clip", "pneumollm", "eval"),
     *("train.class_weights", "train.sampling"),
 )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from jaxboost.config import llm_combinations
-from jaxboost.config.backbone import backbone_of, encoder_side, slices_of
+from jaxboost.config.backbone import BACKBONE_FIELDS, backbone_of, encoder_side, slices_of
 from jaxboost.config.checks import Table
 from jaxboost.config.model_fields import ENCODER, ZERO_SHOT
 from jaxboost.config.types import Config
@@ -233,10 +233,9 @@ def _zero_shot(config: Config) -> Iterator[str]:
         )
 
 
-_SLICE_FIELDS = ("model.slices", "model.slice_axes", "model.slice_size", "model.slice_pooling")
 _BOTH: Table = (
     (("model.mean", "model.std"), _pixels),
-    (("model.backbone", "model.image_size", *_SLICE_FIELDS), _patch),
+    ((*BACKBONE_FIELDS, "model.image_size"), _patch),
     (("model", "optim.layer_decay"), _layer_decay),
 )
 _BASELINE: Table = (
@@ -244,12 +243,12 @@ _BASELINE: Table = (
     (("model", "baseline", "data.columns"), _baseline),
 )
 _RLLM: Table = (
-    ((*_SLICE_FIELDS, "model.backbone", "model.image_size", "boost.kind"), _slices),
+    ((*BACKBONE_FIELDS, "model.image_size", "boost.kind"), _slices),
     (("model", "boost.kind"), _pooled),
     (("model",), _encoder_weights),
     (("model",), _partly_trained),
     (
-        ("model.backbone", *_SLICE_FIELDS, "boost.path", "boost.kind", "boost.rope", "boost.lora_rank"),
+        (*BACKBONE_FIELDS, "boost.path", "boost.kind", "boost.rope", "boost.lora_rank"),
         llm_combinations.path,
     ),
     (("boost",), llm_combinations.llm("boost")),

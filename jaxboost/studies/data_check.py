@@ -38,7 +38,7 @@ _LEFT_OUT = (
 _WEIGHTS = (
     *("kind", "used", "family", "block", "source", "convert", "layers", "control", "final_norm", "weights"),
     *("vision", "vision_source", "vision_convert", "text", "context", "qformer", "qformer_source", "qformer_convert"),
-    "question",
+    *("question", "adapter"),
 )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxboost.config.backbone import backbone_of
 from jaxboost.config.continuing import flat
 from jaxboost.config.types import Config
 from jaxboost.data.sources.folder import contents
@@ -90,12 +91,15 @@ def _is_of_weights(name: str) -> bool:
 def _encoder(config: Config) -> str:
     """What identifies the images that a frozen encoder has encoded; runs of equal text share them."""
     if "baseline" in config:
-        return repr(("baseline", config.baseline.features, config.baseline.ndim, config.model.to_dict()))
+        fields = config.baseline
+        return repr(("baseline", fields.features, fields.ndim, fields.slices, config.model.to_dict()))
     from jaxboost.models.boost import LAYER, has_block
 
-    boost = config.get("boost")
-    # A model without a layer keeps only the first token.
-    every = boost and (has_block(boost.kind) or boost.kind == LAYER or boost.path == "full")
+    boost, backbone = config.get("boost"), backbone_of(config)
+    # A model without a layer keeps only the first token, if that is CLS.
+    grid = backbone is not None and not backbone.traits.cls_first
+    layer = boost and (has_block(boost.kind) or boost.kind == LAYER or boost.path == "full")
+    every = layer or (boost and grid and boost.kind != "none")
     return repr(
         (bool(every), "pneumollm" in config, "blip2" in config, config.model.to_dict(), config.data.train_fraction)
     )

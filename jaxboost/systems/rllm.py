@@ -48,11 +48,13 @@ def prepare(config: Config, info: DatasetInfo, *, with_weights: bool, recorded: 
     backbone, kind = config.model.backbone, config.boost.kind
     if slices:
         backbone += f" on {slices.total} slices"
-    rank = config.model.lora_rank
-    lora = f" + LoRA of rank {rank} in the encoder" if rank else ""
+    if rank := config.model.lora_rank:
+        backbone += f" with LoRA of rank {rank}"
+    if config.model.last_block:
+        backbone += " with its last block trained"
     return System(
         **trace(with_attention(config, build)),
-        title=f"{backbone} + {kind}{described(parts)}{lora}",
+        title=f"{backbone} + {kind}{described(parts)}",
         pretrained=parts,
         boost=kind,
         width=spec.config.width if spec.config and not has_block(kind) else None,

@@ -123,7 +123,9 @@ def check_attention(config: Config, system: System, info: DatasetInfo) -> None:
     ndim = BACKBONES[config.model.backbone].ndim if system.boost == "baseline" else info.ndim
     image = jax.ShapeDtypeStruct((1, *[config.model.image_size] * ndim, info.channels), jnp.uint8)
     weights = (system.params, system.frozen, system.stats)
-    jax.eval_shape(lambda images, *each: frozen.merge(system.graphdef, *each)(images), image, *weights)
+    # A head that reads clinical columns needs them.
+    columns = {"columns": jnp.zeros((1, info.column_features))} if info.column_features else {}
+    jax.eval_shape(lambda images, *each: frozen.merge(system.graphdef, *each)(images, **columns), image, *weights)
 
 
 def model_arguments(config: Config) -> dict[str, Any]:
