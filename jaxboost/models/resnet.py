@@ -1,5 +1,6 @@
 """ResNet (He et al. 2016) for images and volumes, also with 2D kernels in volumes (ACS, Yang et al. 2021)."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -78,11 +79,23 @@ def _of_each(sides: Sides, axes: int) -> tuple[int, ...]:
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, stride: Sides) -> jax.Array:
+    convolution = functools.partial(_convolution, stride)
+    if set(kernel.shape[:-2]) != {1}:
+        return convolution(x, kernel)
+    product = functools.partial(_product, stride)
+    if is_portable():
+        return jax.lax.platform_dependent(x, kernel, cpu=product, default=convolution)
+    return (product if jax.default_backend() == "cpu" else convolution)(x, kernel)
+
+
+def _product(stride: Sides, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """As `_convolution` with a kernel of one pixel. On a CPU faster, above all its gradients if there is a stride."""
+    read = (slice(None), *(slice(None, None, each) for each in _of_each(stride, kernel.ndim - 2)))
+    return flat_product(x[read], kernel.reshape(kernel.shape[-2:]))
+
+
+def _convolution(stride: Sides, x: jax.Array, kernel: jax.Array) -> jax.Array:
     sides = kernel.shape[:-2]
-    if set(sides) == {1} and jax.default_backend() == "cpu" and not is_portable():
-        # XLA on CPU computes products faster than convolutions, above all the gradients of those with a stride.
-        read = (slice(None), *(slice(None, None, each) for each in _of_each(stride, len(sides))))
-        return flat_product(x[read], kernel.reshape(kernel.shape[-2:]))
     layout = ("NHWC", "HWIO", "NHWC") if len(sides) == 2 else ("NDHWC", "DHWIO", "NDHWC")
     return jax.lax.conv_general_dilated(
         x,

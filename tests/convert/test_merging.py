@@ -139,7 +139,9 @@ def test_a_config_names_the_adapter(folder, tmp_path):
         with pytest.raises(UserError, match=f"^config field boost.adapter: {message}") as caught:
             found(block=str(tmp_path / block), adapter=str(given))
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=rf"--source {folder / 'qwen2'} --layers 1 --adapter {path} --out "):
+    with pytest.raises(
+        UserError, match=rf"--source {folder / 'qwen2'} --part block --layers 1 --adapter {path} --out "
+    ):
         found(block=str(tmp_path / "other"), adapter=str(path), convert=False)
 
 

@@ -234,7 +234,8 @@ def test_runs_with_other_columns_side_by_side(opened):
 
 def test_a_column_that_is_called_by_a_number():
     """The command line makes a number of it."""
-    content = {"source": "folder", "size": 4, "masks": "", "window": [], "spacing": 0.0, "folds": 0, "fold": -1}
+    content = {"source": "folder", "size": 4, "masks": "", "window": [], "spacing": 0.0}
+    content |= {"folds": 0, "fold": -1, "nan": "", "max_pixels": 1, "max_voxels": 1}
     assert schema.validated(saved_config.Data, {**content, "columns": [1, "2"]}).columns == ("1", "2")
 
 

@@ -392,7 +392,7 @@ def test_programs_are_kept_as_the_config_says(kept, few_lidc_root, tmp_path, mon
         ({"boost.final_norm": "loaded"}, "a random block has no norm"),
         (
             {"boost.block": "nowhere/block", "boost.source": "huggyllama/llama-7b"},
-            "jaxboost convert --source huggyllama/llama-7b --layers 0 --out nowhere/block",
+            "jaxboost convert --source huggyllama/llama-7b --part block --layers 0 --out nowhere/block",
         ),
         ({"optim.name": "sgd"}, "optim.name"),
         ({"train.batch_size": 5000}, "5000"),

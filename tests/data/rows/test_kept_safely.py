@@ -305,9 +305,11 @@ def test_images_of_patients_are_for_their_owner_alone(home):
 def test_processes_compare_images_by_known_digests(tmp_path, monkeypatch):
     monkeypatch.setattr(npz, "LARGE_BYTES", 1)
     images, labels = complete(tmp_path)[0].array(["0", "3"]), np.arange(2)
-    in_memory = together._digest(np.asarray(images), labels)
+    cells = np.array([["61"], ["40"]])
+    in_memory = together._digest(np.asarray(images), labels, cells)
     monkeypatch.setattr(dataset, "digest_of", None)
     monkeypatch.setattr(MappedRows, "__getitem__", None)
     assert isinstance(images, MappedRows)
-    assert together._digest(images, labels) == in_memory
-    assert together._digest(images.take(np.array([1, 0])), labels) != in_memory
+    assert together._digest(images, labels, cells) == in_memory
+    assert together._digest(images.take(np.array([1, 0])), labels, cells) != in_memory
+    assert together._digest(images, labels, cells[::-1]) != in_memory
