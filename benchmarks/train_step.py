@@ -138,16 +138,18 @@ def _compare(case: Case, remotes: dict[str, Remote], rounds: int, folder: str) -
         return found
 
     results = race.each(compiled)
-    exact = case.dtype == "float32" and not case.tf32
+    exact, norms = case.dtype == "float32" and not case.tf32, BACKBONES[case.model].traits.has_statistics
     losses = race.each(lambda _, remote: [remote.call("step")])
     if exact:
-        _check_gradients(_gradient_norms(case, race, folder))
+        # Batch norms over few images amplify rounding. Seen, ResNet-50 with 8 images: PyTorch's norms in float32 differ
+        # from its own in float64 by up to 6.5e-3, and two of its kernels by 5.4e-3.
+        _check_gradients(_gradient_norms(case, race, folder), 2e-2 if norms else 5e-3)
     more = race.each(lambda _, remote: [remote.call("step") for _ in range(WARM_STEPS - 1)])
     losses = {name: losses[name] + values for name, values in more.items()}
     first = 1e-4 if exact else 3e-2
     # Gradients that batch norms make zero are rounding alone, and AdamW's first steps are as long for them as for
     # others.
-    later = first if exact and not BACKBONES[case.model].traits.has_statistics else 3e-2
+    later = first if exact and not norms else 3e-2
     _check_losses({name: values for name, values in losses.items() if name != PLAIN}, first, later)
     race.each(lambda _, remote: remote.reset_peak())
     # How many steps make a turn.
@@ -197,18 +199,15 @@ def _gradient_norms(case: Case, race: _Race, folder: str) -> dict[str, dict[str,
     return {name: norms for name, norms in race.each(asked).items() if norms}
 
 
-def _check_gradients(norms: dict[str, dict[str, float]]) -> None:
-    """Each tensor's gradient has the same norm; what is next to nothing of the largest is rounding.
-
-    Batch norms over few images amplify rounding: seen, ResNet-18 with 4 images, up to 1.5e-3 of a norm.
-    """
+def _check_gradients(norms: dict[str, dict[str, float]], tolerance: float) -> None:
+    """Each tensor's gradient has the same norm, within a share of it; next to nothing of the largest is rounding."""
     reference_name, reference = next(iter(norms.items()))
     floor = 1e-5 * max(reference.values())
     for name, found in norms.items():
         if found.keys() != reference.keys():
             raise AssertionError(f"{reference_name} and {name} train other tensors: {found.keys() ^ reference.keys()}")
         for key, value in found.items():
-            if not math.isclose(value, reference[key], rel_tol=5e-3, abs_tol=floor):
+            if not math.isclose(value, reference[key], rel_tol=tolerance, abs_tol=floor):
                 raise AssertionError(f"gradients of {key} differ: {reference_name} {reference[key]}, {name} {value}")
 
 
