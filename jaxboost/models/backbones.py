@@ -10,8 +10,9 @@ from flax import nnx
 from jaxboost.models.convnext import ConvNeXt
 from jaxboost.models.efficientnet import EfficientNetLite
 from jaxboost.models.encoder import Encoder, Traits
+from jaxboost.models.frozen import freeze
 from jaxboost.models.inflated_resnet import InflatedResNet
-from jaxboost.models.layers import CHANNELS
+from jaxboost.models.layers import CHANNELS, layer_norm
 from jaxboost.models.pooled_vit import PooledViT
 from jaxboost.models.resnet import CONVOLUTIONS, ResNet
 from jaxboost.models.swin import Swin
@@ -206,3 +207,24 @@ BACKBONES = {
     "vit3d_tiny": _vit3d(width=128, depth=2, heads=2, mlp_width=128, patch=7),
     "vivit_tiny": _vivit(width=128, depth=2, heads=2),
 }
+
+
+def frozen_with_norm(
+    backbone: str, arguments: Mapping[str, Any], *, image_size: int, dtype: jnp.dtype, remat: bool, rngs: nnx.Rngs
+) -> tuple[Encoder, nnx.LayerNorm]:
+    """A frozen encoder and the norm before its head, which is frozen too; with random weights.
+
+    Args:
+      backbone: a key of BACKBONES with such a norm.
+      arguments: of the encoder; they take precedence over the row's. The norm has the same eps.
+      image_size, dtype, remat, rngs: see `classifier.build`.
+
+    Raises:
+      ValueError: the backbone has no such norm.
+    """
+    row = BACKBONES[backbone]
+    if row.head_eps is None:
+        raise ValueError(f"backbone {backbone} has no final norm")
+    encoder = freeze(row.build(image_size=image_size, dtype=dtype, remat=remat, rngs=rngs, **arguments))
+    norm = layer_norm(encoder.width, eps=arguments.get("eps", row.head_eps), dtype=dtype, rngs=rngs)
+    return encoder, freeze(norm)

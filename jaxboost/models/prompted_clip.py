@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models.backbones import BACKBONES
+from jaxboost.models.backbones import frozen_with_norm
 from jaxboost.models.encoder import Encoder
 from jaxboost.models.frozen import freeze
-from jaxboost.models.layers import exact_product, layer_norm, linear, normalize_pixels, torch_init
+from jaxboost.models.layers import exact_product, linear, normalize_pixels, torch_init
 from jaxboost.models.text import TextEncoder
 
 COOP, COCOOP = "coop_clip", "cocoop_clip"
@@ -185,11 +185,9 @@ def build(
       spec: everything else that shapes the model.
       image_size, mean, std, dtype, remat, encoder_arguments, rngs: see `classifier.build`.
     """
-    row = BACKBONES[backbone]
-    if row.head_eps is None:
-        raise ValueError(f"backbone {backbone} has no final norm")
-    encoder = freeze(row.build(image_size=image_size, dtype=dtype, remat=remat, rngs=rngs, **encoder_arguments))
-    norm = freeze(layer_norm(encoder.width, eps=encoder_arguments.get("eps", row.head_eps), dtype=dtype, rngs=rngs))
+    encoder, norm = frozen_with_norm(
+        backbone, encoder_arguments, image_size=image_size, dtype=dtype, remat=remat, rngs=rngs
+    )
     return PromptedClip(encoder, head_norm=norm, spec=spec, mean=mean, std=std, dtype=dtype, remat=remat, rngs=rngs)
 
 
