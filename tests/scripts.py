@@ -150,8 +150,9 @@ def run_each(commands: Sequence[Sequence[object]], *, timeout: float = 300) -> l
 
 
 def devices(count: int) -> dict[str, str]:
-    """The environment in which jax has so many devices of the CPU, and else compiles as in this process."""
-    return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"}
+    """The environment in which jax has so many devices, all of the CPU, and else compiles as in this process."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    return {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
 def interrupted_training(call: int, checkpoint: str, action: str) -> str:

@@ -129,7 +129,7 @@ def read(
                 _update(digest, name, array)
                 yield name, array
     except FileNotFoundError:
-        raise altered from None
+        raise UserError(f"{path} is missing: copy the folder again, or convert again") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     if digest.hexdigest() != sha256:

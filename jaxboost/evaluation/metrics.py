@@ -1,8 +1,9 @@
 """Metrics of a split: MedMNIST's AUC and ACC, sensitivity and specificity."""
 
-import contextlib
 import functools
-import io
+import importlib.machinery
+import importlib.util
+import sys
 import warnings
 from typing import Any
 
@@ -15,11 +16,29 @@ SELECTION = ("auc", "acc", "avg")  # metrics that can pick the best epoch
 
 @functools.cache
 def _medmnist_evaluator() -> Any:
-    # It takes seconds to import: a mistake in a config is reported before.
-    # medmnist prints a line if torch is not installed, although only its data sets need torch.
-    with contextlib.redirect_stdout(io.StringIO()):
-        from medmnist import evaluator
-    return evaluator
+    """The module `medmnist.evaluator`.
+
+    The package itself would import its data sets, and with them torch where it is installed (3 seconds, 0.3 GB). In its
+    place stands an empty package with the same folder until the evaluator is imported.
+    """
+    # It takes a second to import: a mistake in a config is reported before.
+    if "medmnist" in sys.modules:
+        return importlib.import_module("medmnist.evaluator")
+    sys.modules["medmnist"] = importlib.util.module_from_spec(_namespace("medmnist"))
+    try:
+        return importlib.import_module("medmnist.evaluator")
+    finally:
+        # Whoever imports medmnist later gets all of it.
+        for name in [name for name in sys.modules if name.partition(".")[0] == "medmnist"]:
+            del sys.modules[name]
+
+
+def _namespace(name: str) -> importlib.machinery.ModuleSpec:
+    """Of a package whose modules can be imported while its own code does not run."""
+    found = importlib.util.find_spec(name)
+    spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+    spec.submodule_search_locations = found.submodule_search_locations
+    return spec
 
 
 def auc(labels: np.ndarray, scores: np.ndarray, task: str) -> float:

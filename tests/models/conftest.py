@@ -1,5 +1,6 @@
 """Fixtures of the model tests."""
 
+import jax
 import pytest
 import torch
 
@@ -16,3 +17,10 @@ def _one_torch_thread() -> None:
 def small_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
     """See `small.install`."""
     small.install(monkeypatch)
+
+
+@pytest.fixture
+def on_cpu() -> None:
+    """For tests of what is computed on a CPU alone."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("of a CPU")

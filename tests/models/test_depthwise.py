@@ -60,6 +60,7 @@ def test_both_forms_agree_in_16_bits():
         np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=2e-2, atol=4e-2)
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_which_form_is_taken():
     x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 2))
 
@@ -73,6 +74,7 @@ def test_which_form_is_taken():
     assert "depthwise_products" in both
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_sums_of_16_bits_are_float32():
     kernel = jnp.ones((7, 7, 1, 1), jnp.bfloat16)
     wide = jnp.concatenate([jnp.ones((1, 7, 6, 1), jnp.bfloat16), jnp.full((1, 7, 1, 1), 256, jnp.bfloat16)], 2)

@@ -320,6 +320,7 @@ def test_a_booster_has_nothing_to_mix(kind: str) -> None:
         classifier("resnet18_acs", 28, 2, kind)
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_a_convolution_of_one_pixel_is_a_product() -> None:
     """Values and gradients are those of XLA's convolution, which accelerators take; with and without a stride."""
 

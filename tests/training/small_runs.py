@@ -25,6 +25,8 @@ def small_config(root: pathlib.Path, changes: dict[str, Any] | None = None) -> C
             "model.backbone": "vit3d_tiny",
             # Some tests compare to the bit or to 1e-5, on a GPU too.
             "model.dtype": "float32",
+            # As on a CPU: the tests look at the batches of the host.
+            "data.on_device": "false",
             "boost.block": "random",
             "boost.family": "llama-tiny",
             "boost.layers": (0,),
