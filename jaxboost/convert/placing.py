@@ -79,9 +79,7 @@ def with_layer(
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((depth, *leaf.shape[1:]), leaf.dtype), layer)
     shardings = jax.tree.map(lambda leaf: placement(leaf.shape), shapes)
     if stack is None:
-        stack = jax.jit(
-            lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), out_shardings=shardings
-        )()
+        stack = jax.tree.map(lambda leaf, its: jnp.zeros(leaf.shape, leaf.dtype, device=its), shapes, shardings)
     # Donated: the stack is filled in place, and is never in memory twice.
     fill = jax.jit(_filled, donate_argnums=0, out_shardings=shardings)
     return fill(stack, layer, np.int32(position))
