@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxboost.models import depthwise
+from jaxboost.models import convolution, depthwise
 
 CHANNELS = 3  # every backbone sees three; grey images are repeated, as the reference does
 
@@ -127,20 +127,15 @@ class Convolution(nnx.Module):
         """The convolved images."""
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         strides, padding = (self.stride, self.stride), self.padding
-        pads: Any = [(padding, padding)] * 2
         if isinstance(padding, str):
-            pads = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-        if self.groups == x.shape[-1] == kernel.shape[-1]:
-            y = depthwise.convolve(x, kernel, stride=self.stride, pads=(tuple(pads[0]), tuple(pads[1])))
+            (top, bottom), (left, right) = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+            pads = (top, bottom), (left, right)
         else:
-            y = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=strides,
-                padding=pads,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                feature_group_count=self.groups,
-            )
+            pads = (padding, padding), (padding, padding)
+        if self.groups == x.shape[-1] == kernel.shape[-1]:
+            y = depthwise.convolve(x, kernel, stride=self.stride, pads=pads)
+        else:
+            y = convolution.convolve(x, kernel, strides=strides, pads=pads, groups=self.groups)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxboost.models.attention import is_portable
+from jaxboost.models.convolution import convolve
 from jaxboost.models.encoder import Stack, Traits
 from jaxboost.models.frozen import Frozen
 from jaxboost.models.layers import flat_product
@@ -79,31 +80,21 @@ def _of_each(sides: Sides, axes: int) -> tuple[int, ...]:
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, stride: Sides) -> jax.Array:
-    convolution = functools.partial(_convolution, stride)
-    if set(kernel.shape[:-2]) != {1}:
+    sides = kernel.shape[:-2]
+    strides = _of_each(stride, len(sides))
+    convolution = functools.partial(convolve, strides=strides, pads=tuple((side // 2, side // 2) for side in sides))
+    if set(sides) != {1}:
         return convolution(x, kernel)
-    product = functools.partial(_product, stride)
+    product = functools.partial(_product, strides)
     if is_portable():
         return jax.lax.platform_dependent(x, kernel, cpu=product, default=convolution)
     return (product if jax.default_backend() == "cpu" else convolution)(x, kernel)
 
 
-def _product(stride: Sides, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """As `_convolution` with a kernel of one pixel. On a CPU faster, above all its gradients if there is a stride."""
-    read = (slice(None), *(slice(None, None, each) for each in _of_each(stride, kernel.ndim - 2)))
+def _product(strides: tuple[int, ...], x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """As `convolve` with a kernel of one pixel. On a CPU faster, above all its gradients if there is a stride."""
+    read = (slice(None), *(slice(None, None, stride) for stride in strides))
     return flat_product(x[read], kernel.reshape(kernel.shape[-2:]))
-
-
-def _convolution(stride: Sides, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    sides = kernel.shape[:-2]
-    layout = ("NHWC", "HWIO", "NHWC") if len(sides) == 2 else ("NDHWC", "DHWIO", "NDHWC")
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=_of_each(stride, len(sides)),
-        padding=[(side // 2, side // 2) for side in sides],
-        dimension_numbers=layout,
-    )
 
 
 class BatchNorm(nnx.Module):

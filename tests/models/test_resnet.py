@@ -11,10 +11,10 @@ import pytest
 import torch
 from flax import nnx
 
-from jaxboost.models import resnet as resnet_model
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.boost import VARIANTS
 from jaxboost.models.classifier import BoostSpec, build
+from jaxboost.models.convolution import _convolution as xla_convolution
 from jaxboost.models.frozen import count, merge, split, statistics
 from jaxboost.models.llama import FAMILIES
 from jaxboost.models.resnet import BatchNorm, Convolution, ResNet, _convolve, acs_bounds
@@ -329,7 +329,7 @@ def test_a_convolution_of_one_pixel_is_a_product() -> None:
         return y, *pull(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
 
     def xlas(x: Any, kernel: Any, stride: int) -> Any:
-        return resnet_model._convolution(stride, x, kernel)
+        return xla_convolution((stride, stride), ((0, 0), (0, 0)), x, kernel)
 
     x, kernel = normal((2, 5, 4, 3), 1), normal((1, 1, 3, 6), 2)
     for stride in (1, 2):
