@@ -136,8 +136,11 @@ def smollm2_block(shared_folder) -> pathlib.Path:
 
 @pytest.fixture(autouse=True)
 def _own_step_functions(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that replaces a part of the package with `monkeypatch` does not share step functions with other tests."""
-    if "monkeypatch" not in request.fixturenames:
+    """A test that replaces a part of the package with `monkeypatch` does not share step functions with other tests.
+
+    With the mark `same_programs` it does: what it replaces is in no compiled program.
+    """
+    if "monkeypatch" not in request.fixturenames or request.node.get_closest_marker("same_programs"):
         yield
         return
     forget_programs()
@@ -146,9 +149,10 @@ def _own_step_functions(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def forget_programs() -> None:
-    """Step functions are traced again from here on, as in a process of its own."""
-    if module := sys.modules.get("jaxboost.training.program"):
-        module.forget()
+    """Draws and step functions are traced again from here on, as in a process of its own."""
+    for name in ("jaxboost.training.program", "jaxboost.systems.start"):
+        if module := sys.modules.get(name):
+            module.forget()
 
 
 @pytest.fixture

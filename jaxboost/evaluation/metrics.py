@@ -36,6 +36,8 @@ def _medmnist_evaluator() -> Any:
 def _namespace(name: str) -> importlib.machinery.ModuleSpec:
     """Of a package whose modules can be imported while its own code does not run."""
     found = importlib.util.find_spec(name)
+    if found is None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
     spec.submodule_search_locations = found.submodule_search_locations
     return spec

@@ -7,6 +7,7 @@ converted weights that the model starts from; each is a `weights.Pretrained`.
 """
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import types
@@ -20,7 +21,7 @@ from jaxboost.config.types import Config
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
 from jaxboost.systems import baseline, blip2, clip, pneumollm, rllm
-from jaxboost.systems.system import FixedTokens, Recorded, System, check_attention
+from jaxboost.systems.system import FixedTokens, Recorded, System, attention_mode, check_attention
 
 __all__ = [
     "Recorded",
@@ -33,6 +34,8 @@ __all__ = [
     "with_layers",
 ]
 
+# Sections that the model is not built from.
+_NOT_OF_A_MODEL = ("seed", "augment", "mix", "optim", "train", "eval")
 # Returns the config that the folder of a run has, flat as `continuing.fixed_fields` gives it; None: it has none.
 Before = Callable[[], Mapping[str, Any] | None]
 
@@ -59,7 +62,17 @@ def prepare(
     config = with_dtype(config)
     system = _system(config).prepare(config, info, with_weights=with_weights, recorded=recorded)
     check_attention(config, system, info)
-    return system
+    return dataclasses.replace(system, origin=_origin(config, info))
+
+
+def _origin(config: Config, info: DatasetInfo) -> str:
+    """The fields that a model can depend on, and what it is told about the data; see `System.origin`."""
+    fields = {
+        name: value for name, value in continuing.flat(config).items() if name.partition(".")[0] not in _NOT_OF_A_MODEL
+    }
+    fields["attention"] = attention_mode(config)
+    shapes = (info.task, info.classes, info.channels, info.ndim, info.size, info.column_features)
+    return repr((sorted(fields.items()), shapes))
 
 
 def fixed_tokens(config: Config) -> FixedTokens | None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,11 +24,9 @@ class Shared:
     """What the starts of several seeds of a system share; `initialise` fills it.
 
     Attributes:
-      draw: draws the random weights; it is compiled once.
       loaded: role of a part -> what its `load` returned.
     """
 
-    draw: Draw | None = None
     loaded: dict[str, tuple[tuple[dict[str, Any], ...], str]] = dataclasses.field(default_factory=dict)
 
 
@@ -50,8 +48,7 @@ def initialise(
       of a random part is the digest of its bytes.
     """
     shared = shared or Shared()
-    shared.draw = shared.draw or _drawing(system, replicated)
-    params, frozen_weights, stats = shared.draw(jax.random.key(seed))
+    params, frozen_weights, stats = _drawing(_Key.of(system, replicated))(jax.random.key(seed))
     fingerprints = {}
     for part in system.pretrained:
         holders = _holders(part, (params, frozen_weights))
@@ -80,8 +77,42 @@ def initialise(
     return params, frozen_weights, stats, fingerprints
 
 
-def _drawing(system: System, replicated: jax.NamedSharding) -> Draw:
+def forget() -> None:
+    """Draws are compiled again from here on, as in a process of its own."""
+    _drawing.cache_clear()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Key:
+    """What decides how random weights are drawn. Of equal keys one `system` is as good as the other."""
+
+    graphdef: nnx.GraphDef
+    shapes: tuple[Any, ...]
+    parts: tuple[Any, ...]
+    origin: Hashable
+    replicated: jax.NamedSharding
+    system: System = dataclasses.field(compare=False)
+
+    @classmethod
+    def of(cls, system: System, replicated: jax.NamedSharding) -> "_Key":
+        leaves, _ = jax.tree.flatten_with_path((system.params, system.frozen, system.stats))
+        shapes = ((jax.tree_util.keystr(path), leaf.shape, leaf.dtype) for path, leaf in leaves)
+        parts = (
+            dataclasses.replace(part, load=part.load and _loads, about=part.about.get("dtype"), text="", quantize=None)
+            for part in system.pretrained
+        )
+        return cls(system.graphdef, (*shapes,), (*parts,), system.origin, replicated, system)
+
+
+def _loads(_: Any) -> Any:
+    """Stands for any `Pretrained.load`."""
+
+
+# An arm of a study has one for all of its learning rates and seeds.
+@functools.lru_cache(maxsize=16)
+def _drawing(key: _Key) -> Draw:
     """The compiled function that draws the random weights of a system, see `initialise`."""
+    system, replicated = key.system, key.replicated
 
     def draw(key: jax.Array) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         _, params, frozen_weights, stats = frozen.split(system.build(nnx.Rngs(key)))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,6 +52,8 @@ class System:
         "baseline".
       width: D, the width of the LLaMA layers that would be there, if the model has none but depends on it; else None.
       tokens: number of tokens that enter the LLaMA layers, or would if there were any.
+      origin: what `build` is made from. Systems with the same origin, structure and parts draw the same weights from
+        the same key. By default it equals that of no other system.
     """
 
     build: Callable[[nnx.Rngs], nnx.Module]
@@ -64,6 +66,7 @@ class System:
     boost: str
     tokens: int
     width: int | None = None
+    origin: Hashable = dataclasses.field(default_factory=object)
 
     @property
     def loaded_and_frozen(self) -> tuple[Pretrained, ...]:

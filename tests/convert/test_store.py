@@ -351,6 +351,8 @@ def test_altered_parts(block, part, damage, capfd):
         load_block(block, None, final_norm=True)
     if damage == "a folder":
         assert str(caught.value).startswith(f"{path} is not a regular file")
+    elif damage == "deleted":
+        assert str(caught.value) == f"{path} is missing: copy the folder again, or convert again"
     else:
         assert str(caught.value) == f"{path} is altered or truncated: convert again"
     # Nor does a library complain on its own.

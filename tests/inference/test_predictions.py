@@ -15,6 +15,9 @@ from jaxboost.errors import UserError
 from jaxboost.evaluation.prediction_table import Labels
 from jaxboost.io import write_text
 
+# What is replaced here are functions of the host.
+pytestmark = pytest.mark.same_programs
+
 
 def test_names_that_are_not_utf8(tmp_path):
     names = [os.fsdecode(name) for name in (b"caf\xe9.png", "한.png".encode(), b"a, b.png", b"two\nlines.png")]

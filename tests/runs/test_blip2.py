@@ -33,6 +33,9 @@ from tests.convert.changed_manifests import rewrite
 from tests.models.parity import assert_close
 from tests.training.stopped_runs import outcome, send_in
 
+# What is replaced here are functions of the host.
+pytestmark = pytest.mark.same_programs
+
 INFO = DatasetInfo(
     name="small", task="multi-class", classes=CLASSES, channels=3, ndim=2, size=SIDE, n_samples={}, license=""
 )

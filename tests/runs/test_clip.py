@@ -18,12 +18,14 @@ from jaxboost.inference import open_run
 from jaxboost.inference.export import export
 from jaxboost.models.prompted_clip import METHODS
 from jaxboost.runs import cross_validation, seeds, train, workdir
-from jaxboost.training import program
 from jaxboost.training.recording import Recording
 from tests import finished_runs
 from tests.baselines.small import SIDE, write_images
 from tests.models import clip_cases
 from tests.training.stopped_runs import outcome, send_in
+
+# What is replaced here are functions of the host.
+pytestmark = pytest.mark.same_programs
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,6 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_end(method, checkpoint, make
         # In the first of four epochs.
         send_in(patch, Recording, "validate")
         assert train.train_and_evaluate(make_config(method), folder) is None
-    program.forget()  # as in another process
     if method == "coop_clip":
         others = clip_cases.PROMPTS | {"grey": {"prompts": ["a grey image"], "called": "half light"}}
         class_prompts.convert_text(str(checkpoint.folder / "source"), others, tmp_path / "others")

@@ -27,6 +27,9 @@ from tests import finished_runs
 from tests.baselines.small import small_config
 from tests.training.own_folders import make_config
 
+# What is replaced here are functions of the host.
+pytestmark = pytest.mark.same_programs
+
 COUNT, SIDE = 96, 14
 SPLITS = ("train", "train", "val", "test")
 COLUMNS = ("marker", "sex", "site:category")

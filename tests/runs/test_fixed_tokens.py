@@ -17,6 +17,9 @@ from tests import finished_runs
 from tests.baselines.small import SIDE, write_images
 from tests.training.small_runs import on_host, take_steps
 
+# What is replaced here are functions of the host.
+pytestmark = pytest.mark.same_programs
+
 TOKENS = 1 + (SIDE // 7) ** 2
 
 

@@ -18,6 +18,9 @@ from tests.scripts import REPOSITORY, run_inside
 from tests.training.own_folders import make_config, write_pictures
 from tests.training.small_runs import small_config
 
+# What is replaced here are functions of the host.
+pytestmark = pytest.mark.same_programs
+
 # Holds the lock of the folder that is its argument until its standard input ends.
 HOLDER = """
 import pathlib, sys

@@ -12,8 +12,11 @@ from jaxboost.analysis.describe import describe
 from jaxboost.config import table
 from jaxboost.errors import UserError
 from jaxboost.runs import cross_validation, datasets
-from jaxboost.training import program, step
+from jaxboost.training import step
 from tests.training.own_folders import COUNT, make_config, write_pictures, write_volumes
+
+# What is replaced here are functions of the host.
+pytestmark = pytest.mark.same_programs
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +84,6 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_end(finished, pictures, tmp_
         with pytest.raises(KeyboardInterrupt):
             cross_validation.train_and_evaluate(make_config(pictures), tmp_path)
     assert (tmp_path / "splits.csv").exists()
-    program.forget()  # as in another process
     again = cross_validation.train_and_evaluate(make_config(pictures), tmp_path)
     assert (again["test"], again["data_sha256"]) == (result["test"], result["data_sha256"])
 

@@ -20,6 +20,9 @@ from tests.scripts import KILL, devices, interrupted_training, run_inside, run_s
 from tests.training.radiographs import PATIENTS, PER_PATIENT, SMALL, make_run, small, write_radiographs
 from tests.training.small_runs import on_host, take_steps
 
+# What is replaced here are functions of the host.
+pytestmark = pytest.mark.same_programs
+
 
 @pytest.fixture(scope="module")
 def radiographs(tmp_path_factory):

@@ -148,6 +148,7 @@ def test_the_step_from_which_all_go_on(steps, common, tmp_path):
     assert train.common_step(folders) == common
 
 
+@pytest.mark.same_programs
 def test_a_seed_that_is_further_along_is_never_thrown_back(few_lidc_root, tmp_path, monkeypatch):
     runs = seeds.of_config(config_of(few_lidc_root, **{"train.seeds": 2}), tmp_path)
     (tmp_path / "seed3/checkpoints/latest/300").mkdir(parents=True)
@@ -189,6 +190,7 @@ def frozen_arrays(engine):
     return [len(jax.tree.leaves(engine._frozen[name])) for name in (several.OWN, several.SHARED)]
 
 
+@pytest.mark.same_programs
 def test_two_seeds_go_on_after_a_damaged_checkpoint(few_lidc_root, tmp_path, monkeypatch, block, held):
     """Data on the device, in calls of two steps; a loaded block, which is there once."""
     changes = {"data.on_device": "true", "train.steps_per_call": 2, "boost.block": str(block), "boost.layers": ()}
@@ -217,6 +219,7 @@ def test_two_seeds_go_on_after_a_damaged_checkpoint(few_lidc_root, tmp_path, mon
     assert seeds.train_and_evaluate(runs) == found
 
 
+@pytest.mark.same_programs
 def test_two_seeds_go_on_after_a_stop_in_a_validation(few_lidc_root, tmp_path, monkeypatch, held):
     """A random frozen encoder and block, which each seed draws, and a smaller last batch."""
     drawn = {"model.frozen": True, "model.weights": "random", "model.drop_path": 0.0}

@@ -17,6 +17,9 @@ from tests import finished_runs
 from tests.training.small_runs import small_config
 from tests.training.tiny_resnet import TINY
 
+# What is replaced here are functions of the host.
+pytestmark = pytest.mark.same_programs
+
 FIELDS = {
     "model.backbone": "resnet_tiny",
     "model.weights": "random",

@@ -35,6 +35,9 @@ from tests.scripts import (
 )
 from tests.training.small_runs import small_config
 
+# What is replaced here are functions of the host.
+pytestmark = pytest.mark.same_programs
+
 # One epoch of six steps of a small ViT3D with a random block, and a checkpoint after the third.
 SMALL = (
     "train.py",

@@ -19,6 +19,9 @@ from jaxboost.studies import collect, data_check, definition, derived, plan, rec
 from jaxboost.training import log
 from tests.studies.small_studies import BARE, PLAIN, RLLM, dataset, small_study, write_run
 
+# What is replaced here are functions of the host.
+pytestmark = pytest.mark.same_programs
+
 
 class Trainer:
     """Takes the place of training; `before` is called with the folder of each run before it is written."""

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from jaxboost import systems
 from jaxboost.runs import datasets
@@ -19,6 +20,7 @@ DRAWN = {
 
 def test_draws_are_those_of_earlier_runs(few_lidc_root):
     """Runs record a fingerprint of their random block: other draws would refuse every earlier run with one."""
+    start.forget()
     config = small_config(few_lidc_root)
     system, built = systems.prepare(config, datasets.describe(config)), []
     counted = dataclasses.replace(system, build=lambda rngs: built.append(1) or system.build(rngs))
@@ -33,3 +35,34 @@ def test_draws_are_those_of_earlier_runs(few_lidc_root):
         traces.append(len(built))
     # Another seed finds the compiled function.
     assert traces[0] == traces[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "shares"),
+    [
+        ({"seed": 7, "optim.lr": 1e-3, "train.epochs": 2, "eval.batch_size": 8}, True),
+        # The structure and the shapes of the weights stay as they are.
+        ({"boost.trainable": True}, False),
+        ({"data.name": "breastmnist", "data.size": 28, "data.root": "elsewhere", "model.backbone": "vit_tiny"}, False),
+    ],
+)
+def test_runs_of_the_same_model_share_the_compiled_draw(few_lidc_root, changes, shares):
+    configs = [small_config(few_lidc_root), small_config(few_lidc_root, changes)]
+    prepared = [systems.prepare(config, datasets.describe(config)) for config in configs]
+    replicated = step.make_mesh()[0]
+    keys = [start._Key.of(system, replicated) for system in prepared]
+    assert (keys[0] == keys[1]) == shares
+    start.forget()
+    for system in prepared:
+        start.initialise(system, seed=0, replicated=replicated)
+    assert start._drawing.cache_info().misses == 2 - shares
+
+
+def test_a_system_of_its_own_shares_with_no_other(few_lidc_root):
+    """Its `build` may draw anything: nothing but its origin tells."""
+    config = small_config(few_lidc_root)
+    system, replicated = systems.prepare(config, datasets.describe(config)), step.make_mesh()[0]
+    fields = {field.name: getattr(system, field.name) for field in dataclasses.fields(system) if field.name != "origin"}
+    first, second = (start._Key.of(systems.System(**fields), replicated) for _ in range(2))
+    assert first != second
+    assert first == start._Key.of(first.system, replicated)

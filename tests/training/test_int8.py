@@ -23,6 +23,9 @@ from tests.scripts import devices, run_script
 from tests.training.radiographs import int8_layers, make_run, small, write_radiographs
 from tests.training.small_runs import assert_same, on_host, take_steps
 
+# What is replaced here are functions of the host.
+pytestmark = pytest.mark.same_programs
+
 MATRICES = {"q", "k", "v", "o", "gate", "up", "down"}
 
 

@@ -18,11 +18,14 @@ from jaxboost.models.vit import ViT
 from jaxboost.processes import group
 from jaxboost.runs import datasets, lock, train
 from jaxboost.statistics import intervals
-from jaxboost.training import program, source_tokens, step
+from jaxboost.training import source_tokens, step
 from jaxboost.training.checkpoints import checkpointer
 from tests.finished_runs import colours
 from tests.metrics import records
 from tests.training.stopped_runs import outcome, send_in
+
+# What is replaced here are functions of the host.
+pytestmark = pytest.mark.same_programs
 
 # Two epochs of three steps, and a checkpoint at the end of each alone.
 CHANGES = {"train.epochs": 2, "train.max_steps": 0, "train.log_every": 1, "train.batch_size": 3, "eval.batch_size": 4}
@@ -83,7 +86,6 @@ def test_a_stop_in_each_phase_loses_nothing(phase, whole, tmp_path, monkeypatch,
     assert not list(folder.rglob("*.part"))
     steps = [int(path.name) for path in folder.glob("checkpoints/latest/[0-9]*")]
     assert max(steps, default=0) == saved
-    program.forget()  # as in another process
     colours(data, folder, **CHANGES)
     assert (f"resumed from step {saved}" in caplog.text) == bool(saved)
     assert outcome(folder) == expected

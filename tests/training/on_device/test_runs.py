@@ -14,6 +14,9 @@ from tests.metrics import records
 from tests.training.small_runs import scores_of, small_config, take_step
 from tests.training.stopped_runs import outcome, send_in
 
+# What is replaced here are functions of the host.
+pytestmark = pytest.mark.same_programs
+
 # Three epochs of three steps; every random change that the host has for images too.
 CHANGES = {
     **{"train.epochs": 3, "train.max_steps": 0, "train.log_every": 1, "train.batch_size": 3, "eval.batch_size": 4},
@@ -73,7 +76,7 @@ def test_a_cpu_gets_batches_from_the_host(few_lidc_root, tmp_path):
 
 
 def test_auto_agrees_with_a_recorded_choice(few_lidc_root):
-    config = small_config(few_lidc_root)
+    config = small_config(few_lidc_root, {"data.on_device": "auto"})
     before = continuing.fixed_fields(continuing.to_dict(config)) | {"data.on_device": "true"}
     assert continuing.with_choices(config, lambda: before).data.on_device == "true"
     assert not continuing.differing(before, continuing.fixed_fields(continuing.to_dict(config)))
