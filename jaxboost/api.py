@@ -16,6 +16,7 @@ from jaxboost.models.boost import KINDS
 from jaxboost.models.classifier import BoostSpec, Classifier
 from jaxboost.models.classifier import build as build_classifier
 from jaxboost.models.llama import LlamaBlock
+from jaxboost.models.rngs import make_rngs
 
 
 def load_block(
@@ -50,7 +51,7 @@ def load_block(
     numbers = (layers,) if isinstance(layers, int) else layers if layers is None else tuple(layers)
     loaded = store.load_block(user_path(folder), numbers, final_norm=final_norm == "loaded")
     config, depth = loaded.config, len(loaded.layers)
-    shapes = nnx.eval_shape(lambda: frozen.freeze(LlamaBlock(config, depth=depth, dtype=dtype, rngs=nnx.Rngs(0))))
+    shapes = nnx.eval_shape(lambda: frozen.freeze(LlamaBlock(config, depth=depth, dtype=dtype, rngs=make_rngs(0))))
     graphdef, *_ = frozen.split(shapes)
     return frozen.merge(graphdef, {}, loaded.tree())
 

@@ -16,6 +16,7 @@ from jaxboost.explain.tapped import Weights
 from jaxboost.inference.open_run import FinishedRun
 from jaxboost.models import frozen
 from jaxboost.models.frozen import Tree
+from jaxboost.models.rngs import make_rngs
 
 SEED = 1_000_003  # unlike the seeds of runs, which would draw the same weights
 
@@ -28,7 +29,7 @@ def redrawn(run: FinishedRun, seed: int = SEED) -> Weights:
 # At the level of the module: several draws of one model compile once.
 @functools.partial(jax.jit, static_argnums=0)
 def _draw(build: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> Tree:
-    return frozen.split(build(nnx.Rngs(key)))[1]
+    return frozen.split(build(make_rngs(key)))[1]
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxboost.convert.placing import Placement
 from jaxboost.models import frozen
 from jaxboost.models.frozen import Tree
+from jaxboost.models.rngs import make_rngs
 from jaxboost.systems.system import System
 from jaxboost.systems.weights import Pretrained, as_trained, cast, digest
 
@@ -115,7 +116,7 @@ def _drawing(key: _Key) -> Draw:
     system, replicated = key.system, key.replicated
 
     def draw(key: jax.Array) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        _, params, frozen_weights, stats = frozen.split(system.build(nnx.Rngs(key)))
+        _, params, frozen_weights, stats = frozen.split(system.build(make_rngs(key)))
         for part in system.pretrained:
             for path in part.paths:
                 for holder in _holders(part, (params, frozen_weights)):

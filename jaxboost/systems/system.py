@@ -14,6 +14,7 @@ from jaxboost.config.types import Config
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.models import attention, frozen
 from jaxboost.models.backbones import BACKBONES
+from jaxboost.models.rngs import make_rngs
 from jaxboost.systems.weights import Pretrained
 
 
@@ -90,7 +91,7 @@ class Recorded:
 
 def trace(build: Callable[[nnx.Rngs], nnx.Module]) -> dict[str, Any]:
     """The fields of a `System` that follow from `build`; nothing is computed."""
-    graphdef, params, frozen_weights, stats = frozen.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
+    graphdef, params, frozen_weights, stats = frozen.split(nnx.eval_shape(lambda: build(make_rngs(0))))
     return {
         "build": build,
         "graphdef": graphdef,

@@ -25,6 +25,7 @@ from jaxboost.models.layers import layer_norm
 from jaxboost.models.llama import LlamaConfig, LlamaLayer
 from jaxboost.models.pooled_vit import PooledViT
 from jaxboost.models.qformer import QFormer
+from jaxboost.models.rngs import make_rngs
 from jaxboost.models.text import TextEncoder
 from jaxboost.models.vit import ViT
 
@@ -38,7 +39,7 @@ _BLOCK = "transformer.last."
 @functools.lru_cache(maxsize=8)
 def llama_layer(config: LlamaConfig) -> Shapes:
     """Shapes of a decoder layer's weights."""
-    return _shapes(lambda: LlamaLayer(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    return _shapes(lambda: LlamaLayer(config, dtype=jnp.float32, rngs=make_rngs(0)))
 
 
 def llama_part(config: LlamaConfig, key: str) -> Shapes:
@@ -70,7 +71,7 @@ def _vit(image_size: int, items: tuple[tuple[str, Any], ...]) -> tuple[Shapes, S
     # All blocks have the same shapes.
     arguments: dict[str, Any] = dict(items) | {"depth": 1, "image_size": image_size, "channels": CHANNELS}
     make: Any = PooledViT if is_pooled(arguments) else ViT
-    rest = dict(_shapes(lambda: make(**arguments, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    rest = dict(_shapes(lambda: make(**arguments, dtype=jnp.float32, rngs=make_rngs(0))))
 
     def take(beginning: str) -> Shapes:
         return {name.removeprefix(beginning): rest.pop(name) for name in list(rest) if name.startswith(beginning)}
@@ -78,7 +79,7 @@ def _vit(image_size: int, items: tuple[tuple[str, Any], ...]) -> tuple[Shapes, S
     block, pool, norm = take(_BLOCK), take(f"{POOL}."), take(f"{NORM}.")
     if not norm:
         norm = _shapes(
-            lambda: layer_norm(arguments["width"], eps=arguments["eps"], dtype=jnp.float32, rngs=nnx.Rngs(0))
+            lambda: layer_norm(arguments["width"], eps=arguments["eps"], dtype=jnp.float32, rngs=make_rngs(0))
         )
     return rest, block, norm, pool
 
@@ -104,7 +105,7 @@ def _whole(family: str, items: tuple[tuple[str, Any], ...]) -> dict[str, Shapes]
     open_arguments = {name: values[0] for name, values in rows[0].traits.open.items() if values}
     make: Any = rows[0].encoder
     given = {**open_arguments, **arguments, "image_size": image_size, "channels": CHANNELS}
-    encoder = nnx.eval_shape(lambda: make(**given, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    encoder = nnx.eval_shape(lambda: make(**given, dtype=jnp.float32, rngs=make_rngs(0)))
     parts = {WHOLE: _flat(nnx.state(encoder, nnx.Any(nnx.Param, nnx.BatchStat)))}
     if rows[0].head_eps is not None:
         parts[NORM] = {"scale": (encoder.width,), "bias": (encoder.width,)}
@@ -166,13 +167,13 @@ def text_folder(manifest: Any) -> dict[str, Shapes]:
 
 def qformer(arguments: Mapping[str, Any]) -> Shapes:
     """Shapes of the weights of a `models.qformer.QFormer`; `arguments`: see its manifest."""
-    return _shapes(lambda: QFormer(**arguments, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    return _shapes(lambda: QFormer(**arguments, dtype=jnp.float32, rngs=make_rngs(0)))
 
 
 @functools.lru_cache(maxsize=8)
 def _text(items: tuple[tuple[str, Any], ...]) -> tuple[Shapes, Shapes]:
     arguments: dict[str, Any] = dict(items) | {"depth": 1}
-    found = _shapes(lambda: TextEncoder(**arguments, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    found = _shapes(lambda: TextEncoder(**arguments, dtype=jnp.float32, rngs=make_rngs(0)))
     block = {name.removeprefix(_BLOCK): shape for name, shape in found.items() if name.startswith(_BLOCK)}
     return {name: shape for name, shape in found.items() if not name.startswith(_BLOCK)}, block
 
