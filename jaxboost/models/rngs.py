@@ -26,6 +26,6 @@ class _Stream(nnx.RngStream):
 
 def make_rngs(key: jax.Array | int) -> Any:
     """As `nnx.Rngs(key)`, with the same keys, for a model that is made once."""
-    rngs = nnx.Rngs()
+    rngs: Any = nnx.Rngs()
     rngs.default = _Stream(key, tag="default")
     return rngs
