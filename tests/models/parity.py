@@ -47,7 +47,8 @@ def randomise(tree: Tree, seed: int) -> dict[str, Any]:
     def walk(path: tuple[str, ...], node: Any) -> Any:
         if isinstance(node, Mapping):
             return {key: walk((*path, key), value) for key, value in node.items()}
-        return jnp.asarray(leaf(path, node.shape))
+        # jnp.asarray would compile a program for each shape.
+        return jax.device_put(leaf(path, node.shape))
 
     return walk((), tree)
 
