@@ -36,13 +36,13 @@ def randomise(tree: Tree, seed: int) -> dict[str, Any]:
             return (0.3 if name.endswith("_b") else 1) * noise / np.float32(np.sqrt(shape[-2]))
         if name in ("kernel", "v", "o", "gate", "up", "down"):
             return noise / np.float32(np.sqrt(shape[-2]))
-        if name.endswith("_norm") or name in ("scale", "attention_scale", "mlp_scale"):
+        if name.endswith("_norm") or name == "scale" or name.endswith("_scale"):
             return 1 + 0.3 * noise
         if name.endswith("bias") or name in ("cls", "spatial_cls", "temporal_cls", "positions", "prompts", "probe"):
             return 0.5 * noise
         if name in ("modality", "tokens", "answers"):
             return noise / np.float32(np.sqrt(shape[-1]))
-        raise KeyError("/".join(path))
+        raise KeyError("/".join(map(str, path)))
 
     def walk(path: tuple[str, ...], node: Any) -> Any:
         if isinstance(node, Mapping):
@@ -65,6 +65,12 @@ def abstract(make: Callable[[], nnx.Module]) -> tuple[Callable[..., jax.Array], 
         return merge(graphdef, params, frozen)(*args, **kwargs)
 
     return apply, params, frozen
+
+
+def randomised(make: Callable[[], nnx.Module], seed: int) -> Any:
+    """The module with random weights, without its initialisation: that would compile many small programs."""
+    graphdef, params, frozen, _ = split(nnx.eval_shape(make))
+    return merge(graphdef, randomise(params, seed), randomise(frozen, seed + 1))
 
 
 def uniform_attention(tree: Tree) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from flax import nnx
 from scipy import stats
 
 from jaxboost.models import classifier
-from jaxboost.models.frozen import merge, split
 from jaxboost.models.transformer import StochasticDepth, drop_path
-from tests.models.parity import randomise
+from tests.models.parity import randomised
 
 
 def _model(backbone: str, rate: float):
@@ -27,8 +26,7 @@ def _model(backbone: str, rate: float):
             rngs=nnx.Rngs(0),
         )
 
-    graphdef, params, *_ = split(nnx.eval_shape(build))
-    return merge(graphdef, randomise(params, 0), {})
+    return randomised(build, 0)
 
 
 @nnx.jit
