@@ -78,9 +78,10 @@ def uniform_attention(tree: Tree) -> dict[str, Any]:
     changed = {}
     for key, value in tree.items():
         if key == "qkv":
-            changed[key] = {name: a.at[..., : a.shape[-1] // 3].set(0) for name, a in value.items()}
+            kept = np.array([0, 1, 1], np.float32)
+            changed[key] = {name: np.asarray(a) * np.repeat(kept, a.shape[-1] // 3) for name, a in value.items()}
         elif key == "q":
-            changed[key] = jnp.zeros_like(value)
+            changed[key] = np.zeros_like(value)
         else:
             changed[key] = uniform_attention(value) if isinstance(value, Mapping) else value
     return changed
@@ -100,7 +101,11 @@ def faint(tree: Tree) -> dict[str, Any]:
 
     def shrink(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         names = [entry.key for entry in path]
-        return FAINT * leaf if writing & set(names[-2:]) or names[-3:-1] == ["embedding", "linear"] else leaf
+        return (
+            np.float32(FAINT) * np.asarray(leaf)
+            if writing & set(names[-2:]) or names[-3:-1] == ["embedding", "linear"]
+            else leaf
+        )
 
     return jax.tree_util.tree_map_with_path(shrink, dict(tree))
 
