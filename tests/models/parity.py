@@ -79,9 +79,10 @@ def uniform_attention(tree: Tree) -> dict[str, Any]:
     for key, value in tree.items():
         if key == "qkv":
             kept = np.array([0, 1, 1], np.float32)
-            changed[key] = {name: np.asarray(a) * np.repeat(kept, a.shape[-1] // 3) for name, a in value.items()}
+            parts = {name: np.asarray(a) * np.repeat(kept, a.shape[-1] // 3) for name, a in value.items()}
+            changed[key] = jax.device_put(parts)
         elif key == "q":
-            changed[key] = np.zeros_like(value)
+            changed[key] = jax.device_put(np.zeros_like(value))
         else:
             changed[key] = uniform_attention(value) if isinstance(value, Mapping) else value
     return changed
@@ -101,11 +102,8 @@ def faint(tree: Tree) -> dict[str, Any]:
 
     def shrink(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         names = [entry.key for entry in path]
-        return (
-            np.float32(FAINT) * np.asarray(leaf)
-            if writing & set(names[-2:]) or names[-3:-1] == ["embedding", "linear"]
-            else leaf
-        )
+        shrunk = writing & set(names[-2:]) or names[-3:-1] == ["embedding", "linear"]
+        return jax.device_put(np.float32(FAINT) * np.asarray(leaf)) if shrunk else leaf
 
     return jax.tree_util.tree_map_with_path(shrink, dict(tree))
 
