@@ -3,7 +3,6 @@
 import inspect
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,13 +50,19 @@ def test_load_block(folder):
     _, params, weights, stats = frozen.split(block)
     assert (params, stats) == ({}, {})
     np.testing.assert_array_equal(weights["final_norm"], np.ones(block.config.width))
-    x = jax.random.normal(jax.random.key(0), (2, 5, block.config.width))
-    both = block(x, rope=False, causal=False, mask=None)
+    x = np.random.default_rng(0).standard_normal((2, 5, block.config.width), np.float32)
+    switches = dict(rope=False, causal=False, mask=None)
+
+    @nnx.jit
+    def run(block, x):
+        return block(x, **switches), block.norm(block.below_last(x, **switches))
+
+    both, of_first = run(block, x)
     assert (both.shape, both.dtype) == (x.shape, jnp.float32)
     # One layer alone is the first of both.
     one = jaxboost.load_block(folder, 1)
-    below = block.below_last(x, rope=False, causal=False, mask=None)
-    np.testing.assert_allclose(one(x, rope=False, causal=False, mask=None), block.norm(below), atol=1e-6)
+    alone = nnx.jit(lambda one, x: one(x, **switches))(one, x)
+    np.testing.assert_allclose(alone, of_first, atol=1e-6)
 
 
 def test_load_block_with_its_own_norm(folder):
@@ -74,7 +79,8 @@ def test_load_block_with_its_own_norm(folder):
 def test_build(kind, folder):
     block = jaxboost.load_block(folder, dtype=jnp.bfloat16)
     model = jaxboost.build("vit_tiny", classes=3, image_size=28, boost=kind, block=block, rngs=nnx.Rngs(0))
-    assert model(np.zeros((2, 28, 28, 1), np.uint8)).shape == (2, 3)
+    logits = nnx.jit(lambda model, images: model(images))(model, np.zeros((2, 28, 28, 1), np.uint8))
+    assert logits.shape == (2, 3)
     _, params, weights, _ = frozen.split(model)
     assert set(params) == {"encoder", "head", "head_norm"} | ({"boost"} if kind != "none" else set())
     # Only the adapters of the booster are trained.

@@ -71,20 +71,23 @@ def test_scores_are_those_of_the_whole_model(family, tmp_path):
     def built(module, weights):
         graphdef, _, frozen, _ = split(nnx.eval_shape(lambda: freeze(module(nnx.Rngs(0)))))
         assert jax.tree.map(jnp.shape, frozen) == jax.tree.map(jnp.shape, weights)
-        return merge(graphdef, {}, jax.tree.map(jnp.asarray, weights))
+        return merge(graphdef, {}, jax.tree.map(jax.device_put, weights))
 
     question = built(lambda rngs: Question(spec, manifest.width, rngs=rngs), questions.load(tmp_path / "question"))
     llm = built(lambda rngs: LlamaBlock(block.config, depth=2, dtype=jnp.float32, rngs=rngs), block.tree())
-    with jax.disable_jit():
-        x = question.around(jnp.zeros((1, 0, manifest.width)))
-        y = llm(x, rope=block.config.rotary, causal=True)
-        assert_close(question.scores(y[:, -1]), expected)
+
+    @nnx.jit
+    def scores(question, llm, image):
+        y = llm(question.around(image), rope=block.config.rotary, causal=True)
+        return question.scores(y[:, -1])
+
+    assert_close(scores(question, llm, np.zeros((1, 0, manifest.width), np.float32)), expected)
 
 
 def test_image_is_at_its_place():
     question = Question(QuestionSpec(tokens=3, place=2, answers=2), 4, rngs=nnx.Rngs(0))
-    image = jnp.full((2, 5, 4), 7.0)
-    x = np.asarray(question.around(image))
+    image = np.full((2, 5, 4), 7, np.float32)
+    x = np.asarray(nnx.jit(lambda question, image: question.around(image))(question, image))
     np.testing.assert_array_equal(x[:, 2:7], image)
     np.testing.assert_array_equal(x[1, [0, 1, 7]], question.tokens[...])
 

@@ -141,7 +141,7 @@ def our_passes(folder: pathlib.Path, case: str, **changes: Any) -> dict[str, Any
     wide = np.float64 if stats else np.float32
     with jax.enable_x64(bool(stats)):
         graphdef, weights, stats = ours_of(folder, case, dtype=jnp.dtype(wide), **changes)
-        weights, stats, x = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), wide), (weights, stats, x))
+        weights, stats, x = jax.tree.map(lambda leaf: np.asarray(leaf, wide), (weights, stats, x))
 
         @jax.jit
         def run(weights: Any, stats: Any, x: jax.Array) -> Any:

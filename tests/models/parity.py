@@ -36,18 +36,19 @@ def randomise(tree: Tree, seed: int) -> dict[str, Any]:
             return (0.3 if name.endswith("_b") else 1) * noise / np.float32(np.sqrt(shape[-2]))
         if name in ("kernel", "v", "o", "gate", "up", "down"):
             return noise / np.float32(np.sqrt(shape[-2]))
-        if name.endswith("_norm") or name in ("scale", "attention_scale", "mlp_scale"):
+        if name.endswith("_norm") or name == "scale" or name.endswith("_scale"):
             return 1 + 0.3 * noise
         if name.endswith("bias") or name in ("cls", "spatial_cls", "temporal_cls", "positions", "prompts", "probe"):
             return 0.5 * noise
         if name in ("modality", "tokens", "answers"):
             return noise / np.float32(np.sqrt(shape[-1]))
-        raise KeyError("/".join(path))
+        raise KeyError("/".join(map(str, path)))
 
     def walk(path: tuple[str, ...], node: Any) -> Any:
         if isinstance(node, Mapping):
             return {key: walk((*path, key), value) for key, value in node.items()}
-        return jnp.asarray(leaf(path, node.shape))
+        # jnp.asarray would compile a program for each shape.
+        return jax.device_put(leaf(path, node.shape))
 
     return walk((), tree)
 
@@ -66,14 +67,22 @@ def abstract(make: Callable[[], nnx.Module]) -> tuple[Callable[..., jax.Array], 
     return apply, params, frozen
 
 
+def randomised(make: Callable[[], nnx.Module], seed: int) -> Any:
+    """The module with random weights, without its initialisation: that would compile many small programs."""
+    graphdef, params, frozen, _ = split(nnx.eval_shape(make))
+    return merge(graphdef, randomise(params, seed), randomise(frozen, seed + 1))
+
+
 def uniform_attention(tree: Tree) -> dict[str, Any]:
     """The same weights with every query zero, which makes all attention exactly uniform."""
     changed = {}
     for key, value in tree.items():
         if key == "qkv":
-            changed[key] = {name: a.at[..., : a.shape[-1] // 3].set(0) for name, a in value.items()}
+            kept = np.array([0, 1, 1], np.float32)
+            parts = {name: np.asarray(a) * np.repeat(kept, a.shape[-1] // 3) for name, a in value.items()}
+            changed[key] = jax.device_put(parts)
         elif key == "q":
-            changed[key] = jnp.zeros_like(value)
+            changed[key] = jax.device_put(np.zeros_like(value))
         else:
             changed[key] = uniform_attention(value) if isinstance(value, Mapping) else value
     return changed
@@ -93,7 +102,8 @@ def faint(tree: Tree) -> dict[str, Any]:
 
     def shrink(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         names = [entry.key for entry in path]
-        return FAINT * leaf if writing & set(names[-2:]) or names[-3:-1] == ["embedding", "linear"] else leaf
+        shrunk = writing & set(names[-2:]) or names[-3:-1] == ["embedding", "linear"]
+        return jax.device_put(np.float32(FAINT) * np.asarray(leaf)) if shrunk else leaf
 
     return jax.tree_util.tree_map_with_path(shrink, dict(tree))
 

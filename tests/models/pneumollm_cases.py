@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -76,4 +77,4 @@ def make(spec: PneumoSpec, arguments: dict[str, Any]) -> tuple[Any, dict[str, An
     """apply(params, frozen, images), random weights of both kinds, and three grey images."""
     apply, params, weights = abstract(lambda: build(spec, arguments, nnx.Rngs(0), remat=spec.remat))
     images = np.random.default_rng(2).integers(0, 256, (3, 28, 28, 1), np.uint8)
-    return apply, randomise(params, seed=3), randomise(weights, seed=1), images
+    return jax.jit(apply), randomise(params, seed=3), randomise(weights, seed=1), images

@@ -81,14 +81,20 @@ def pixels(backbone: str) -> np.ndarray:
     return normal((BATCH, *[IMAGE_SIZE] * SMALL[backbone].ndim, CHANNELS), 3)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def whole_pull_back(graphdef: nnx.GraphDef, params: Any, x: jax.Array, cotangents: dict[str, jax.Array]) -> Any:
+    """As `pull_back`, with a cotangent of every output: one program for each graph."""
+    values, vjp = jax.vjp(functools.partial(outputs, graphdef), params, x)
+    return values, *vjp(cotangents)
+
+
 def pull_back(
     graphdef: nnx.GraphDef, params: Any, x: np.ndarray, cotangents: dict[str, np.ndarray]
 ) -> tuple[dict[str, jax.Array], dict[str, Any], jax.Array]:
     """Outputs, weight gradients, pixel gradient; an output without a cotangent has no part in the loss."""
-    values, vjp = jax.vjp(lambda params, x: outputs(graphdef, params, x), params, jnp.asarray(x))
-    return values, *vjp(
-        {key: jnp.asarray(cotangents.get(key, np.zeros(v.shape, v.dtype))) for key, v in values.items()}
-    )
+    shapes = jax.eval_shape(functools.partial(outputs, graphdef), params, x)
+    all_of_them = {key: cotangents.get(key, np.zeros(shape.shape, shape.dtype)) for key, shape in shapes.items()}
+    return whole_pull_back(graphdef, params, x, all_of_them)
 
 
 def assert_equals_torch(

@@ -19,14 +19,14 @@ from jaxboost.models.layers import torch_init
 from jaxboost.models.llama import FAMILIES as LLAMAS
 from jaxboost.models.llama import LlamaBlock
 from jaxboost.models.trained_layer import TrainedLayer
-from tests.models.parity import assert_close, normal, relative_change
+from tests.models.parity import assert_close, normal, randomised, relative_change
 
 LLAMA = LLAMAS["llama-tiny"]
 
 
 def small(**changes: Any) -> ConvNeXt:
     arguments: dict[str, Any] = dict(image_size=64, channels=3, depths=(1, 2), widths=(8, 12), dtype=jnp.float32)
-    return ConvNeXt(**arguments | changes, rngs=nnx.Rngs(0))
+    return randomised(lambda: ConvNeXt(**arguments | changes, rngs=nnx.Rngs(0)), 0)
 
 
 def test_response_norm_of_a_channel_that_is_zero_everywhere() -> None:
@@ -40,23 +40,29 @@ def test_response_norm_of_a_channel_that_is_zero_everywhere() -> None:
     theirs(given).pow(2).sum().backward()
     norm = ResponseNorm(5)
     norm.scale[...], norm.bias[...] = scale, bias
-    assert_close(norm(jnp.asarray(x)), theirs(given).detach())
-    assert_close(jax.grad(lambda x: jnp.square(norm(x)).sum())(jnp.asarray(x)), given.grad)
+    assert_close(jax.jit(norm)(x), theirs(given).detach())
+    assert_close(jax.jit(jax.grad(lambda x: jnp.square(norm(x)).sum()))(x), given.grad)
 
 
 def test_stochastic_depth() -> None:
     """The first block is never left out; the last one is for some examples, and counts double for the others."""
     encoder = small(depths=(2,), widths=(8,), drop_path=0.5, layer_scale=False, image_size=4)
-    x = jnp.broadcast_to(normal((1, 4, 4, 3), 1), (64, 4, 4, 3))
-    first, last = (block.__call__ for block in encoder.stages[0].blocks)
-    between = first(encoder.stem(x))
-    branch = last(between) - between
-    found = encoder(x, key=jax.random.key(0)).reshape(between.shape)
+    x = np.broadcast_to(normal((1, 4, 4, 3), 1), (64, 4, 4, 3))
+
+    @nnx.jit
+    def run(encoder: ConvNeXt, x: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:
+        first, last = encoder.stages[0].blocks
+        between = first(encoder.stem(x))
+        return between, last(between), encoder(x, key=key), encoder(x)
+
+    between, both, found, whole = map(np.asarray, run(encoder, x, jax.random.key(0)))
+    branch = both - between
+    found = found.reshape(between.shape)
     dropped = np.isclose(found, between, atol=1e-6).all((1, 2, 3))
     kept = np.isclose(found, between + 2 * branch, atol=1e-5).all((1, 2, 3))
     assert (dropped ^ kept).all()
     assert 16 < dropped.sum() < 48
-    assert_close(encoder(x).reshape(between.shape), between + branch)
+    assert_close(whole.reshape(between.shape), between + branch)
 
 
 def test_images_without_a_token_are_refused() -> None:
@@ -95,31 +101,45 @@ def test_head_reads_the_mean_of_the_boosted_tokens(kind: str, monkeypatch: pytes
         type(row)(encoder=ConvNeXt, ndim=2, arguments=dict(depths=(1, 1), widths=(8, 12)), head_eps=1e-6),
     )
     common: dict[str, Any] = dict(classes=2, image_size=24, mean=(0.5,), std=(0.25,), dtype=jnp.float32)
-    model = build("small", boost=BoostSpec(kind=kind, config=LLAMA), rngs=nnx.Rngs(1), **common)
+    spec = BoostSpec(kind=kind, config=LLAMA)
+    model = randomised(lambda: build("small", boost=spec, rngs=nnx.Rngs(1), **common), 1)
+    plain = randomised(lambda: build("small", boost=BoostSpec(kind="none"), rngs=nnx.Rngs(1), **common), 1)
+    plain.encoder = model.encoder
     images = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 1), np.uint8)
-    tokens = model.encode(jnp.asarray(images))
+
+    @nnx.jit
+    def run(model: Any, images: jax.Array) -> tuple[jax.Array, ...]:
+        tokens = model.encode(images)
+        boosted = model.boost(tokens)
+        expected, of_first = model.head_norm(boosted.mean(1)), model.head_norm(boosted[:, 0])
+        return tokens, expected, of_first, model.features(images, model.precompute()), model.features(tokens)
+
+    tokens, expected, of_first, found, of_tokens = run(model, images)
     assert tokens.shape == (2, 9, 12)
-    expected = model.head_norm(model.boost(tokens).mean(1))
-    found = model.features(images, model.precompute())
     assert_close(found, expected)
-    assert_close(model.features(tokens), expected)
-    assert relative_change(found, model.head_norm(model.boost(tokens)[:, 0])) > 1e-3
-    plain = build("small", boost=BoostSpec(kind="none"), rngs=nnx.Rngs(1), **common)
-    assert plain.encode(images).shape == (2, 1, 12)
-    assert_close(plain.features(images), plain.head_norm(tokens.mean(1)))
+    assert_close(of_tokens, expected)
+    assert relative_change(found, of_first) > 1e-3
+
+    @nnx.jit
+    def run_plain(plain: Any, images: jax.Array, tokens: jax.Array) -> tuple[jax.Array, ...]:
+        return plain.encode(images), plain.features(images), plain.head_norm(tokens.mean(1))
+
+    encoded, features, expected = run_plain(plain, images, tokens)
+    assert encoded.shape == (2, 1, 12)
+    assert_close(features, expected)
 
 
 def test_boosters_mean_over_real_tokens() -> None:
-    x, mask = jnp.asarray(normal((2, 5, 12), 1)), np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
-    boost = Boost(
-        "rllm",
-        width=12,
-        block=LlamaBlock(LLAMA, depth=1, dtype=jnp.float32, rngs=nnx.Rngs(0)),
-        pool="mean",
-        rngs=nnx.Rngs(1),
-    )
-    found = boost.pooled(x, jnp.asarray(mask))
-    assert_close(found[0, 0], boost(x, jnp.asarray(mask))[0, :3].mean(0))
-    assert_close(found[1, 0], boost(x, jnp.asarray(mask))[1].mean(0))
-    layer = TrainedLayer(width=12, block_width=64, mean=True, init=torch_init, rngs=nnx.Rngs(0))
-    assert_close(layer.pooled(x)[:, 0], layer(x).mean(1))
+    x, mask = normal((2, 5, 12), 1), np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
+
+    def make() -> Boost:
+        block = LlamaBlock(LLAMA, depth=1, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        return Boost("rllm", width=12, block=block, pool="mean", rngs=nnx.Rngs(1))
+
+    run = nnx.jit(lambda boost, *given: (boost.pooled(*given), boost(*given)))
+    found, tokens = map(np.asarray, run(randomised(make, 0), x, mask))
+    assert_close(found[0, 0], tokens[0, :3].mean(0))
+    assert_close(found[1, 0], tokens[1].mean(0))
+    layer = randomised(lambda: TrainedLayer(width=12, block_width=64, mean=True, init=torch_init, rngs=nnx.Rngs(0)), 0)
+    found, tokens = map(np.asarray, run(layer, x))
+    assert_close(found[:, 0], tokens.mean(1))

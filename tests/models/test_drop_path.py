@@ -9,20 +9,29 @@ from scipy import stats
 
 from jaxboost.models import classifier
 from jaxboost.models.transformer import StochasticDepth, drop_path
+from tests.models.parity import randomised
 
 
 def _model(backbone: str, rate: float):
-    return classifier.build(
-        backbone,
-        boost=classifier.BoostSpec(kind="none"),
-        classes=2,
-        image_size=28,
-        mean=(0.0,),
-        std=(1.0,),
-        dtype=jnp.float32,
-        drop_path=rate,
-        rngs=nnx.Rngs(0),
-    )
+    def build():
+        return classifier.build(
+            backbone,
+            boost=classifier.BoostSpec(kind="none"),
+            classes=2,
+            image_size=28,
+            mean=(0.0,),
+            std=(1.0,),
+            dtype=jnp.float32,
+            drop_path=rate,
+            rngs=nnx.Rngs(0),
+        )
+
+    return randomised(build, 0)
+
+
+@nnx.jit
+def _logits(model, images, key=None):
+    return model(images, key=key)
 
 
 def test_branches_are_left_out_whole_and_scaled():
@@ -44,17 +53,19 @@ def test_training_draws_and_evaluation_does_not(backbone, ndim):
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (8, *[28] * ndim, 1), np.uint8))
     plain, dropping = _model(backbone, 0.0), _model(backbone, 0.9)
     key = jax.random.key(1)
-    np.testing.assert_array_equal(plain(images), dropping(images))
-    np.testing.assert_array_equal(plain(images), plain(images, key=key))
-    drawn = dropping(images, key=key)
-    np.testing.assert_array_equal(drawn, dropping(images, key=key))
-    assert not np.allclose(drawn, dropping(images, key=jax.random.key(2)))
-    assert not np.allclose(drawn, plain(images))
+    np.testing.assert_array_equal(_logits(plain, images), _logits(dropping, images))
+    np.testing.assert_array_equal(_logits(plain, images), _logits(plain, images, key=key))
+    drawn = _logits(dropping, images, key=key)
+    np.testing.assert_array_equal(drawn, _logits(dropping, images, key=key))
+    assert not np.allclose(drawn, _logits(dropping, images, key=jax.random.key(2)))
+    assert not np.allclose(drawn, _logits(plain, images))
 
 
 def test_the_rate_grows_from_nothing_in_the_first_block():
     """Two blocks, the second nearly always left out: its input, the first block's output, is what comes out."""
     model = _model("vit_tiny", 1 - 1e-6).encoder
     images = jnp.asarray(np.random.default_rng(0).random((2, 28, 28, 3)), jnp.float32)
-    below = model.first_tokens(images)[0]
-    np.testing.assert_allclose(model(images, queries=1, key=jax.random.key(0))[:, 0], below, rtol=1e-5, atol=1e-5)
+    below, output = nnx.jit(lambda model, x, key: (model.first_tokens(x)[0], model(x, queries=1, key=key)[:, 0]))(
+        model, images, jax.random.key(0)
+    )
+    np.testing.assert_allclose(output, below, rtol=1e-5, atol=1e-5)

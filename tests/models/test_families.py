@@ -84,7 +84,8 @@ def test_entries_have_only_what_is_not_llamas():
 def block_of(kind: str, dtype: Any = jnp.float32) -> tuple[Any, Any]:
     """call(params, x, ...) of two layers, and random weights."""
     apply, params, _ = abstract(lambda: LlamaBlock(KINDS[kind], depth=2, dtype=dtype, rngs=nnx.Rngs(0)))
-    return functools.partial(apply, frozen={}), randomise(params, seed=0)
+    call = jax.jit(functools.partial(apply, frozen={}), static_argnames=("rope", "causal", "keys"))
+    return call, randomise(params, seed=0)
 
 
 @pytest.mark.parametrize("norm", ["LLaMA", "Gemma", "LayerNorm"])
@@ -121,7 +122,7 @@ def tokens() -> np.ndarray:
 def test_the_emitter_hides_the_last_tokens_as_a_mask_does(kind):
     call, params = block_of(kind)
     switches = dict(rope=KINDS[kind].rotary, causal=False)
-    hidden = call(params, x=tokens(), mask=jnp.arange(7)[None] < 4, **switches)
+    hidden = call(params, x=tokens(), mask=np.arange(7)[None] < 4, **switches)
     assert_close(call(params, x=tokens(), keys=4, **switches), hidden)
     assert relative_change(call(params, x=tokens(), **switches), hidden) > 0.01
 
@@ -131,12 +132,18 @@ def test_merged_adapters_of_pneumollm_give_the_same_logits(kind):
     spec = dataclasses.replace(pneumollm_cases.SPEC, llama=KINDS[kind], depth=1)
     _, params, weights, images = pneumollm_cases.make(spec, pneumollm_cases.CLIP)
     graphdef, *_ = split(nnx.eval_shape(lambda: pneumollm_cases.build(spec, pneumollm_cases.CLIP, nnx.Rngs(0))))
-    model = merge(graphdef, params, weights)
-    source = model.encode(jnp.asarray(images))
-    plain = model(source)
-    assert_close(model(source, model.precompute()), plain)
-    model.llama_adapters = None
-    assert relative_change(model(source), plain) > 0.01
+
+    @jax.jit
+    def run(params: Any, weights: Any, images: jax.Array) -> tuple[jax.Array, ...]:
+        model = merge(graphdef, params, weights)
+        source = model.encode(images)
+        plain, merged = model(source), model(source, model.precompute())
+        model.llama_adapters = None
+        return plain, merged, model(source)
+
+    plain, merged, without = run(params, weights, images)
+    assert_close(merged, plain)
+    assert relative_change(without, plain) > 0.01
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
@@ -148,17 +155,24 @@ def test_merged_lora_gives_the_same_tokens(kind):
 
     graphdef, params, weights, _ = split(nnx.eval_shape(make))
     assert len(params["block"]["layers"]["lora"]) == 2 * len(KINDS[kind].matrices)
-    boost = merge(graphdef, randomise(params, 2), randomise(weights, 3))
-    x = jnp.asarray(normal((2, 5, 12), 4))
-    expected = boost(x)[:, :1]
-    assert_close(boost.pooled(x, precomputed=boost.precompute()), expected)
-    boost.block.layers.lora = None
-    assert relative_change(boost(x)[:, :1], expected) > 0.01
+
+    @jax.jit
+    def run(params: Any, weights: Any, x: jax.Array) -> tuple[jax.Array, ...]:
+        boost = merge(graphdef, params, weights)
+        expected, merged = boost(x)[:, :1], boost.pooled(x, precomputed=boost.precompute())
+        boost.block.layers.lora = None
+        return expected, merged, boost(x)[:, :1]
+
+    expected, merged, without = run(randomise(params, 2), randomise(weights, 3), normal((2, 5, 12), 4))
+    assert_close(merged, expected)
+    assert relative_change(without, expected) > 0.01
 
 
 def test_more_tokens_than_the_window_are_refused_under_a_causal_mask():
-    layer = LlamaLayer(dataclasses.replace(CONFIG, window=6), dtype=jnp.float32, rngs=nnx.Rngs(0))
-    x = jnp.asarray(tokens())
+    config = dataclasses.replace(CONFIG, window=6)
+    apply, params, _ = abstract(lambda: LlamaLayer(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    layer = functools.partial(jax.jit(apply, static_argnames=("rope", "causal")), randomise(params, seed=0), {})
+    x = tokens()
     layer(x, rope=True, causal=False, mask=None)
     layer(x[:, :6], rope=True, causal=True, mask=None)
     with pytest.raises(ValueError, match=r"^7 tokens under a causal mask, but these layers have a sliding window of 6"):
@@ -193,18 +207,22 @@ def test_bfloat16_is_close_and_returns_float32(kind):
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
 def test_adapters_come_before_the_biased_projections(kind):
     """A shift of the projections' input by s is a shift of their output by s W, beside the bias."""
-    layer = LlamaLayer(KINDS[kind], dtype=jnp.float32, rngs=nnx.Rngs(0))
+    layer = nnx.eval_shape(lambda: LlamaLayer(KINDS[kind], dtype=jnp.float32, rngs=nnx.Rngs(0)))
     graphdef, params, *_ = split(layer)
-    layer = merge(graphdef, randomise(params, 5), {})
-    shift = jnp.asarray(normal((CONFIG.width,), 6))
+    shift = normal((CONFIG.width,), 6)
 
     class Shift(Adaptation):
         def __call__(self, x: jax.Array) -> jax.Array:
             return x + shift
 
-    switches = dict(rope=KINDS[kind].rotary, causal=False, mask=None)
-    adapted = layer(jnp.asarray(tokens()), adaptation=Shift(), **switches)
-    for name in "qkv":
-        bias = getattr(layer, f"{name}_bias")
-        bias.set_value(bias[...] + shift @ getattr(layer, name)[...])
-    assert_close(layer(jnp.asarray(tokens()), **switches), adapted)
+    @jax.jit
+    def run(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        layer = merge(graphdef, params, {})
+        switches = dict(rope=KINDS[kind].rotary, causal=False, mask=None)
+        adapted = layer(x, adaptation=Shift(), **switches)
+        for name in "qkv":
+            bias = getattr(layer, f"{name}_bias")
+            bias.set_value(bias[...] + shift @ getattr(layer, name)[...])
+        return layer(x, **switches), adapted
+
+    assert_close(*run(randomise(params, 5), tokens()))

@@ -47,11 +47,11 @@ def module_state(tree: Tree, prefix: str = "") -> State:
         elif isinstance(value, Mapping):
             state |= module_state(value, f"{name}.")
         elif key == "kernel":
-            state[f"{prefix}weight"] = tensor(value.T)
+            state[f"{prefix}weight"] = tensor(np.asarray(value).T)
         elif key == "scale":
             state[f"{prefix}weight"] = tensor(value)
         elif key in LLAMA_MATRICES:
-            state[f"{name}.weight"] = tensor(value.T)
+            state[f"{name}.weight"] = tensor(np.asarray(value).T)
         elif key in LLAMA_NORMS:
             state[f"{name}.weight"] = tensor(value)
         else:
@@ -76,8 +76,8 @@ def classifier_state(tree: Tree, *, ndim: int, channels: int = 3) -> State:
 def huggingface_vit_state(encoder: Tree, norm: Tree, *, channels: int = 3) -> State:
     """State of transformers' `ViTModel` without pooler; `norm` is the classifier's head norm, its final LayerNorm."""
     state = _convolution("embeddings.patch_embeddings.projection", encoder["embedding"], channels)
-    state["embeddings.cls_token"] = tensor(encoder["cls"][None, None])
-    state["embeddings.position_embeddings"] = tensor(encoder["positions"][None])
+    state["embeddings.cls_token"] = tensor(np.asarray(encoder["cls"])[None, None])
+    state["embeddings.position_embeddings"] = tensor(np.asarray(encoder["positions"])[None])
     for i, layer in enumerate(layers_of(encoder["transformer"])):
         name = f"layers.{i}"
         for part, projection in enumerate(("q_proj", "k_proj", "v_proj")):
@@ -94,8 +94,8 @@ def huggingface_vit_state(encoder: Tree, norm: Tree, *, channels: int = 3) -> St
 def vit_pytorch_vit3d_state(encoder: Tree, norm: Tree, head: Tree, *, patch: int) -> State:
     """State of vit-pytorch's `vit_3d.ViT`; `norm` and `head` are the classifier's."""
     state = _volume_embedding("to_patch_embedding", encoder["embedding"], patch)
-    state["cls_token"] = tensor(encoder["cls"][None, None])
-    state["pos_embedding"] = tensor(encoder["positions"][None])
+    state["cls_token"] = tensor(np.asarray(encoder["cls"])[None, None])
+    state["pos_embedding"] = tensor(np.asarray(encoder["positions"])[None])
     state |= _volume_blocks("transformer", encoder["transformer"])
     return state | _norm("mlp_head.0", norm) | _linear("mlp_head.1", head)
 
@@ -103,9 +103,9 @@ def vit_pytorch_vit3d_state(encoder: Tree, norm: Tree, head: Tree, *, patch: int
 def vit_pytorch_vivit_state(encoder: Tree, head: Tree, *, patch: int) -> State:
     """State of vit-pytorch's `vivit.ViViT` with factorised encoder; `head` is the classifier's."""
     state = _volume_embedding("to_patch_embedding", encoder["embedding"], patch)
-    state["pos_embedding"] = tensor(encoder["positions"][None])
+    state["pos_embedding"] = tensor(np.asarray(encoder["positions"])[None])
     for axis in ("spatial", "temporal"):
-        state[f"{axis}_cls_token"] = tensor(encoder[f"{axis}_cls"][None, None])
+        state[f"{axis}_cls_token"] = tensor(np.asarray(encoder[f"{axis}_cls"])[None, None])
         state |= _volume_blocks(f"{axis}_transformer", encoder[axis])
         state |= _norm(f"{axis}_transformer.norm", encoder[f"{axis}_norm"])
     return state | _linear("mlp_head", head)
@@ -116,7 +116,7 @@ def huggingface_llama_layer_state(layer: Tree, prefix: str = "") -> State:
     matrices = {name: f"self_attn.{name}_proj" for name in ("q", "k", "v", "o")}
     matrices |= {name: f"mlp.{name}_proj" for name in ("gate", "up", "down")}
     norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-    state = {f"{prefix}{theirs}.weight": tensor(layer[ours].T) for ours, theirs in matrices.items()}
+    state = {f"{prefix}{theirs}.weight": tensor(np.asarray(layer[ours]).T) for ours, theirs in matrices.items()}
     return state | {f"{prefix}{theirs}.weight": tensor(layer[ours]) for ours, theirs in norms.items()}
 
 
@@ -132,6 +132,8 @@ def layers_of(tree: Tree) -> Sequence[Tree]:
     """The layers of a stack, whose weights have a leading axis, or of a transformer, whose last block is separate."""
     if "last" in tree:
         return [*(layers_of(tree["blocks"]) if "blocks" in tree else []), tree["last"]]
+    # numpy's, because JAX would compile a program for each shape and layer.
+    tree = jax.tree.map(np.asarray, tree)
     depth = jax.tree.leaves(tree)[0].shape[0]
     return [jax.tree.map(lambda a, i=i: a[i], tree) for i in range(depth)]
 

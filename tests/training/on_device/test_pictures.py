@@ -51,6 +51,7 @@ def test_resize(side, size, channels):
 @pytest.mark.parametrize("number", FILTERS)
 def test_crop_and_resize(image, number):
     crop = jax.jit(resample.crop_resize_and_flip, static_argnums=4)
+    flip = jax.jit(pictures.flip)
     for left, upper, width, height in [
         (0, 0, SIDE, SIDE),
         (3, 9, 17, 31),
@@ -62,7 +63,7 @@ def test_crop_and_resize(image, number):
         # x first: from version 13 on Pillow chooses the order itself.
         expected = part.resize((30, height), FILTERS[number]).resize((30, 30), FILTERS[number])
         flips = np.array([width % 2 == 0, height % 2 == 1])
-        found = pictures.flip(crop(image, jnp.array([left, upper, width, height]), number, flips, 30), flips)
+        found = flip(crop(image, np.array([left, upper, width, height]), number, flips, 30), flips)
         # Bilinear weights of simple ratios give many values halfway between two levels.
         assert_near(found, as_array(expected, image.shape[-1]), share=0.1 if number else 0.02)
 
@@ -86,7 +87,7 @@ def test_boxes_are_drawn_as_on_the_host():
 @pytest.mark.parametrize(("scale", "ratio"), [((1.0, 1.0), (3.0, 3.0)), ((1.0, 1.0), (0.2, 0.2))])
 def test_a_box_that_never_fits_is_the_largest_centre_crop(scale, ratio):
     left, upper, right, lower = crop_box(50, np.random.default_rng(0), scale=scale, ratio=ratio)
-    found = pictures.draw_box(jax.random.key(0), 50, scale=scale, ratio=ratio)
+    found = jax.jit(functools.partial(pictures.draw_box, side=50, scale=scale, ratio=ratio))(jax.random.key(0))
     assert found.tolist() == [left, upper, right - left, lower - upper]
 
 
@@ -111,10 +112,11 @@ def test_jitter_is_in_the_order_that_was_drawn(image):
         picture = as_picture(image)
         for number, factor in zip(order, factors, strict=True):
             picture = changes[number](picture).enhance(factor)
-        found = jax.jit(pictures.jitter)(image, jnp.array(order), jnp.array(factors))
+        found = jax.jit(pictures.jitter)(image, np.array(order), np.array(factors, np.float32))
         # A level of one change may be two of the next.
         assert np.abs(np.asarray(found, int) - as_array(picture, image.shape[-1])).max() <= 2
-    orders, factors = jax.vmap(lambda key: pictures.draw_jitter(key, 0.4))(jax.random.split(jax.random.key(0), 2000))
+    draw = jax.jit(jax.vmap(functools.partial(pictures.draw_jitter, strength=0.4)))
+    orders, factors = map(np.asarray, draw(jax.random.split(jax.random.key(0), 2000)))
     assert len(np.unique(orders, axis=0)) == 6
     assert 0.6 <= factors.min() < 0.61
     assert 1.39 < factors.max() <= 1.4
@@ -124,13 +126,13 @@ def test_jitter_is_in_the_order_that_was_drawn(image):
 @pytest.mark.parametrize("down", [False, True])
 def test_flips(image, across, down):
     expected = image[:: -1 if down else 1, :: -1 if across else 1]
-    np.testing.assert_array_equal(pictures.flip(jnp.asarray(image), np.array([across, down])), expected)
+    np.testing.assert_array_equal(jax.jit(pictures.flip)(image, np.array([across, down])), expected)
 
 
 @functools.partial(jax.jit, static_argnames="increasing")
 def applied(image, number, level, sign, filter_number, increasing):
     value = rand_augment.argument(number, level, sign, increasing=increasing)
-    return rand_augment.apply(image, rand_augment.Operation(number, jnp.array(True), value, filter_number)), value
+    return rand_augment.apply(image, rand_augment.Operation(number, np.array(True), value, filter_number)), value
 
 
 @pytest.mark.parametrize("increasing", [False, True])
@@ -150,13 +152,15 @@ def test_each_operation_of_rand_augment(image, name, increasing):
 def test_tables_of_unusual_histograms(name, values):
     image = np.random.default_rng(0).choice(np.array(values, np.uint8), (SIDE, SIDE, 1))
     expected = host.apply(name, as_picture(image), 1.4)
-    operation = rand_augment.Operation(*map(jnp.asarray, (host.OPERATIONS.index(name), True, 1.4, 0)))
+    operation = rand_augment.Operation(
+        *map(jax.device_put, (np.int32(host.OPERATIONS.index(name)), np.array(True), np.float32(1.4), np.int32(0)))
+    )
     assert_near(jax.jit(rand_augment.apply)(image, operation), as_array(expected, 1), share=0.05)
 
 
 def test_operations_are_drawn_as_on_the_host():
     draw = functools.partial(rand_augment.draw, magnitude=9.0, std=0.5, increasing=True, interpolation="random")
-    found = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(1), 14000))
+    found = jax.tree.map(np.asarray, jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(1), 14000)))
     counts = np.bincount(found.number, minlength=len(host.OPERATIONS))
     assert counts.min() > 850
     assert counts.max() < 1150
@@ -171,7 +175,7 @@ def test_operations_are_drawn_as_on_the_host():
 
 
 def moves(rotation=0, flips=(False,) * 3, shift=(0,) * 3):
-    return volumes.Moves(jnp.int32(rotation), jnp.array(flips), jnp.array(shift))
+    return volumes.Moves(np.int32(rotation), np.array(flips), np.array(shift, np.int32))
 
 
 def test_moves_of_volumes():
