@@ -17,6 +17,7 @@ from jaxboost.convert.placing import first_device
 from jaxboost.errors import UserError
 from jaxboost.models.frozen import merge, split
 from jaxboost.models.qformer import QFormer
+from jaxboost.models.rngs import make_rngs
 from tests.convert import blip2_checkpoints as blip2
 from tests.models.parity import assert_close, cotangent, normal
 
@@ -56,7 +57,7 @@ def changed(folder, tmp_path):
 def loaded(folder):
     """The structure of the converted Q-Former, and its weights."""
     arguments = qformers.read_manifest(folder / "qformer").arguments
-    graphdef, params, _, _ = split(nnx.eval_shape(lambda: QFormer(**arguments, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    graphdef, params, _, _ = split(nnx.eval_shape(lambda: QFormer(**arguments, dtype=jnp.float32, rngs=make_rngs(0))))
     weights = qformers.load_weights(folder / "qformer", first_device)
     assert jax.tree.map(jnp.shape, weights) == jax.tree.map(lambda leaf: leaf.shape, params)
     return graphdef, weights

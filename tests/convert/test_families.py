@@ -16,6 +16,7 @@ from jaxboost.convert import convert
 from jaxboost.convert.store import load_block
 from jaxboost.models.frozen import freeze, merge, split
 from jaxboost.models.llama import LlamaBlock, check_window
+from jaxboost.models.rngs import make_rngs
 from jaxboost.models.rotary import check_limit
 from tests.models.parity import assert_close, cotangent, normal, relative_change, torch_pull_back
 from tests.reference import llm_models
@@ -62,7 +63,7 @@ def converted(family: str, layers: tuple[int, ...], folder: Any) -> Any:
 def ours(block: Any, x: np.ndarray, **switches: bool) -> tuple[jax.Array, jax.Array]:
     """The block's output, and the loss's gradient with respect to the tokens; without compilation."""
     config, depth = block.config, len(block.layers)
-    make = lambda: freeze(LlamaBlock(config, depth=depth, dtype=jnp.float32, rngs=nnx.Rngs(0)))  # noqa: E731
+    make = lambda: freeze(LlamaBlock(config, depth=depth, dtype=jnp.float32, rngs=make_rngs(0)))  # noqa: E731
     graphdef, params, frozen, _ = split(nnx.eval_shape(make))
     weights = block.tree()
     assert params == {}
@@ -161,7 +162,7 @@ def test_gradients_of_the_weights_equal_those_of_transformers(family, folder):
     expected = load_block(folder / f"{family}-of-weights", None, final_norm=True).tree()
 
     block = converted(family, (layer,), folder)
-    make = lambda: LlamaBlock(block.config, depth=1, dtype=jnp.float32, rngs=nnx.Rngs(0))  # noqa: E731
+    make = lambda: LlamaBlock(block.config, depth=1, dtype=jnp.float32, rngs=make_rngs(0))  # noqa: E731
     graphdef, *_ = split(nnx.eval_shape(make))
 
     def run(weights: Any) -> jax.Array:

@@ -14,6 +14,7 @@ from jaxboost.convert import convert, encoders
 from jaxboost.errors import UserError
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.frozen import count, merge, split, statistics
+from jaxboost.models.rngs import make_rngs
 from tests.models.parity import assert_close
 from tests.reference import resnet
 
@@ -54,7 +55,7 @@ def test_computes_what_the_restatement_computes(model, saved, tmp_path):
     assert dict(found.manifest.arguments) == {"depths": DEPTHS, "base_width": BASE_WIDTH}
     row = BACKBONES["resnet152_ct"]
     options = dict(image_size=SIDE, dtype=jnp.float32, depths=DEPTHS, base_width=BASE_WIDTH)
-    graphdef, *_ = split(nnx.eval_shape(lambda: row.build(**options, rngs=nnx.Rngs(0))))
+    graphdef, *_ = split(nnx.eval_shape(lambda: row.build(**options, rngs=make_rngs(0))))
 
     @jax.jit
     def run(weights, stats, x):
@@ -76,7 +77,7 @@ def test_computes_what_the_restatement_computes(model, saved, tmp_path):
 
 def test_has_the_parameters_of_the_published_one():
     row = BACKBONES["resnet152_ct"]
-    made = nnx.eval_shape(lambda: row.build(image_size=28, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    made = nnx.eval_shape(lambda: row.build(image_size=28, dtype=jnp.float32, rngs=make_rngs(0)))
     _, params, _, stats = split(made)
     # All numbers of the published file but the counters of batches: 117.5 million.
     assert (made.width, count(params) + count(stats)) == (2048, 117_517_632)

@@ -11,19 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from transformers import AutoModelForCausalLM, LlamaModel
 
 from jaxboost.convert import convert
 from jaxboost.convert.store import load_block
 from jaxboost.models.frozen import Frozen, freeze, merge, split
 from jaxboost.models.llama import LlamaBlock
+from jaxboost.models.rngs import make_rngs
 from tests.models.parity import assert_close
 from tests.reference import llama_checkpoints as reference
 
 
 def _ours(block, x: np.ndarray) -> np.ndarray:
-    model = LlamaBlock(block.manifest.config, depth=len(block.layers), dtype=jnp.float32, rngs=nnx.Rngs(0))
+    model = LlamaBlock(block.manifest.config, depth=len(block.layers), dtype=jnp.float32, rngs=make_rngs(0))
     graphdef, params, frozen, _ = split(freeze(model))
     assert params == {}
     weights = {"layers": dict(block.weights), "final_norm": block.final_norm}

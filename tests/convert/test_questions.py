@@ -17,6 +17,7 @@ from jaxboost.errors import UserError
 from jaxboost.models.frozen import freeze, merge, split
 from jaxboost.models.llama import LlamaBlock
 from jaxboost.models.question import Question, QuestionSpec
+from jaxboost.models.rngs import make_rngs
 from tests.convert.changed_manifests import rewrite
 from tests.convert.tokens import WORDS, add_merging_tokenizer, add_tokenizer
 from tests.models.parity import assert_close
@@ -69,7 +70,7 @@ def test_scores_are_those_of_the_whole_model(family, tmp_path):
     )
 
     def built(module, weights):
-        graphdef, _, frozen, _ = split(nnx.eval_shape(lambda: freeze(module(nnx.Rngs(0)))))
+        graphdef, _, frozen, _ = split(nnx.eval_shape(lambda: freeze(module(make_rngs(0)))))
         assert jax.tree.map(jnp.shape, frozen) == jax.tree.map(jnp.shape, weights)
         return merge(graphdef, {}, jax.tree.map(jax.device_put, weights))
 
@@ -85,7 +86,7 @@ def test_scores_are_those_of_the_whole_model(family, tmp_path):
 
 
 def test_image_is_at_its_place():
-    question = Question(QuestionSpec(tokens=3, place=2, answers=2), 4, rngs=nnx.Rngs(0))
+    question = Question(QuestionSpec(tokens=3, place=2, answers=2), 4, rngs=make_rngs(0))
     image = np.full((2, 5, 4), 7, np.float32)
     x = np.asarray(nnx.jit(lambda question, image: question.around(image))(question, image))
     np.testing.assert_array_equal(x[:, 2:7], image)

@@ -21,6 +21,7 @@ from jaxboost.convert.tables.family import leaf
 from jaxboost.models.backbones import BACKBONES, Backbone
 from jaxboost.models.frozen import merge, split, statistics
 from jaxboost.models.layers import layer_norm
+from jaxboost.models.rngs import make_rngs
 from tests.models.parity import channels_first, cotangent, normal
 from tests.reference.resnet import exchange
 
@@ -101,8 +102,8 @@ class Ours(nnx.Module):
 
     def __init__(self, manifest: encoders.EncoderManifest, image_size: int, dtype: Any = jnp.float32, **changes: Any):
         row = row_of(manifest)
-        self.encoder = row.build(image_size=image_size, dtype=dtype, rngs=nnx.Rngs(0), **changes)
-        given = dict(eps=row.arguments.get("eps"), dtype=dtype, rngs=nnx.Rngs(0))
+        self.encoder = row.build(image_size=image_size, dtype=dtype, rngs=make_rngs(0), **changes)
+        given = dict(eps=row.arguments.get("eps"), dtype=dtype, rngs=make_rngs(0))
         self.head_norm = None if row.head_eps is None else layer_norm(self.encoder.width, **given)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxboost.models import pneumollm
 from jaxboost.models.llama import LlamaConfig
 from jaxboost.models.pneumollm import PneumoLLM, PneumoSpec
+from jaxboost.models.rngs import make_rngs
 from tests.models.parity import abstract, randomise
 
 LLAMA = LlamaConfig(width=32, heads=4, kv_heads=2, head_dim=8, mlp_width=48, eps=1e-5, rope_base=10000.0)
@@ -75,6 +76,6 @@ def build(
 
 def make(spec: PneumoSpec, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any], dict[str, Any], np.ndarray]:
     """apply(params, frozen, images), random weights of both kinds, and three grey images."""
-    apply, params, weights = abstract(lambda: build(spec, arguments, nnx.Rngs(0), remat=spec.remat))
+    apply, params, weights = abstract(lambda: build(spec, arguments, make_rngs(0), remat=spec.remat))
     images = np.random.default_rng(2).integers(0, 256, (3, 28, 28, 1), np.uint8)
     return jax.jit(apply), randomise(params, seed=3), randomise(weights, seed=1), images

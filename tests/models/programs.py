@@ -12,6 +12,7 @@ from flax import nnx
 from jaxboost.models import frozen
 from jaxboost.models.boost import LAYER
 from jaxboost.models.classifier import BoostSpec, build
+from jaxboost.models.rngs import make_rngs
 from tests.models import pneumollm_cases
 from tests.models.pneumollm_cases import CASES, LLAMA
 
@@ -55,7 +56,7 @@ def _cases() -> Iterator[tuple[str, Callable[[nnx.Rngs], nnx.Module], tuple[int,
 
 
 def _digest(make: Callable[[nnx.Rngs], nnx.Module], shape: tuple[int, ...], *, gradient: bool) -> str:
-    graphdef, *shapes = frozen.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    graphdef, *shapes = frozen.split(nnx.eval_shape(lambda: make(make_rngs(0))))
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)
 
     def evaluate(images: jax.Array, *weights: Any) -> jax.Array:

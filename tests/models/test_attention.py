@@ -15,6 +15,7 @@ from jaxboost.errors import UserError
 from jaxboost.models import attention
 from jaxboost.models.attention import Form, fused_problem
 from jaxboost.models.llama import LlamaConfig, LlamaLayer
+from jaxboost.models.rngs import make_rngs
 from jaxboost.models.transformer import attend
 from tests import devices
 from tests.models.parity import abstract, assert_close, cotangent, normal, randomise
@@ -130,7 +131,7 @@ def test_the_mode_is_part_of_a_model_s_structure() -> None:
 
     def made(mode: str) -> Any:
         spec = classifier.BoostSpec(kind="rllm", config=FAMILIES["llama-tiny"])
-        arguments = dict(classes=2, image_size=28, mean=(0.0,), std=(1.0,), dtype=jnp.float32, rngs=nnx.Rngs(0))
+        arguments = dict(classes=2, image_size=28, mean=(0.0,), std=(1.0,), dtype=jnp.float32, rngs=make_rngs(0))
         return attention.choose(classifier.build("vit_tiny", boost=spec, **arguments), mode)
 
     plain, fused = (nnx.eval_shape(functools.partial(made, mode)) for mode in ("plain", "fused"))
@@ -199,7 +200,7 @@ def llama_layer(dtype: Any, tokens: int = 6, mode: str = "auto", **changes: Any)
     """apply(params, frozen, tokens, ...) of a small layer, its weights, and two rows of tokens."""
     shape = dict(width=16, heads=4, kv_heads=2, head_dim=8, mlp_width=24)
     config = LlamaConfig(**shape, eps=1e-5, rope_base=10000.0, **changes)
-    apply, params, _ = abstract(lambda: attention.choose(LlamaLayer(config, dtype=dtype, rngs=nnx.Rngs(0)), mode))
+    apply, params, _ = abstract(lambda: attention.choose(LlamaLayer(config, dtype=dtype, rngs=make_rngs(0)), mode))
     return apply, randomise(params, seed=0), jnp.asarray(normal((2, tokens, 16), 1), dtype)
 
 

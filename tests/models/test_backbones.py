@@ -17,6 +17,7 @@ from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.classifier import BoostSpec, Classifier, build
 from jaxboost.models.frozen import merge, split
 from jaxboost.models.layers import layer_of
+from jaxboost.models.rngs import make_rngs
 from jaxboost.models.transformer import Transformer
 from tests.models.parity import (
     FAINT,
@@ -60,7 +61,7 @@ def make(
             **normalisation(backbone),
             dtype=dtype,
             remat=remat,
-            rngs=nnx.Rngs(0),
+            rngs=make_rngs(0),
         )
 
     graphdef, params, frozen, stats = split(nnx.eval_shape(classifier))

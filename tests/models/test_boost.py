@@ -17,6 +17,7 @@ from jaxboost.models.boost import KINDS, VARIANTS, Boost
 from jaxboost.models.classifier import BoostSpec, build
 from jaxboost.models.frozen import freeze
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
+from jaxboost.models.rngs import make_rngs
 from tests.models.huggingface import HuggingFaceBlock
 from tests.models.parity import (
     abstract,
@@ -52,7 +53,7 @@ def make(backbone: str, spec: BoostSpec) -> tuple[Callable[..., jax.Array], dict
             mean=MEAN,
             std=STD,
             dtype=jnp.float32,
-            rngs=nnx.Rngs(0),
+            rngs=make_rngs(0),
         )
     )
     images = np.random.default_rng(7).integers(0, 256, (BATCH, *[IMAGE_SIZE] * SMALL[backbone].ndim, 1))
@@ -202,7 +203,7 @@ def make_boost(
     """apply(params, frozen, tokens, mask) of a boost alone, and random weights."""
 
     def boost() -> Boost:
-        common = dict(dtype=jnp.float32, rngs=nnx.Rngs(0))
+        common = dict(dtype=jnp.float32, rngs=make_rngs(0))
         switches = dict(rope=rope, causal=causal, path="auto")
         block = freeze(LlamaBlock(CONFIG, depth=1, **common)) if kind in WITH_LAYER else None
         return Boost(kind, width=WIDTH, block_width=CONFIG.width, block=block, **switches, **common)
@@ -258,7 +259,7 @@ def test_only_out_nn_has_skip_weights(kind: str) -> None:
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_kind_and_block_must_go_together(kind: str) -> None:
     def boost() -> Boost:
-        common = dict(dtype=jnp.float32, rngs=nnx.Rngs(0))
+        common = dict(dtype=jnp.float32, rngs=make_rngs(0))
         switches = dict(rope=False, causal=False, path="auto")
         wrong = None if kind in WITH_LAYER else LlamaBlock(CONFIG, depth=1, **common)
         return Boost(kind, width=WIDTH, block_width=CONFIG.width, block=wrong, **switches, **common)
@@ -268,21 +269,21 @@ def test_kind_and_block_must_go_together(kind: str) -> None:
 
 
 def test_defaults_are_the_papers_and_the_width_comes_from_the_block() -> None:
-    block = nnx.eval_shape(lambda: freeze(LlamaBlock(CONFIG, depth=1, dtype=jnp.float32, rngs=nnx.Rngs(0))))
-    boost = nnx.eval_shape(lambda: Boost("rllm", width=WIDTH, block=block, rngs=nnx.Rngs(0)))
+    block = nnx.eval_shape(lambda: freeze(LlamaBlock(CONFIG, depth=1, dtype=jnp.float32, rngs=make_rngs(0))))
+    boost = nnx.eval_shape(lambda: Boost("rllm", width=WIDTH, block=block, rngs=make_rngs(0)))
     assert boost.encode.kernel.shape == (WIDTH, CONFIG.width)
     assert (boost.rope, boost.causal, boost.path) == (False, False, "auto")
     with pytest.raises(ValueError, match=f"block_width 7 is not the block's width {CONFIG.width}"):
-        nnx.eval_shape(lambda: Boost("rllm", width=WIDTH, block=block, block_width=7, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: Boost("rllm", width=WIDTH, block=block, block_width=7, rngs=make_rngs(0)))
 
 
 def test_a_kind_without_layers_needs_a_block_width() -> None:
-    boost = nnx.eval_shape(lambda: Boost("mlp", width=WIDTH, block_width=7, rngs=nnx.Rngs(0)))
+    boost = nnx.eval_shape(lambda: Boost("mlp", width=WIDTH, block_width=7, rngs=make_rngs(0)))
     assert boost.encode.kernel.shape == (WIDTH, 7)
     with pytest.raises(ValueError, match="'mlp' has no LLaMA layers: give its hidden width as block_width"):
-        Boost("mlp", width=WIDTH, rngs=nnx.Rngs(0))
+        Boost("mlp", width=WIDTH, rngs=make_rngs(0))
 
 
 def test_unknown_kind_names_the_known() -> None:
     with pytest.raises(ValueError, match="boost kind 'none' is unknown, valid: rllm, out, hybrid"):
-        Boost("none", width=WIDTH, rngs=nnx.Rngs(0))
+        Boost("none", width=WIDTH, rngs=make_rngs(0))

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from jaxboost.models import classifier
 from jaxboost.models.classifier import BoostSpec
+from jaxboost.models.rngs import make_rngs
 from tests.models import pneumollm_cases, small
 
 F = 3
@@ -22,7 +22,7 @@ def backbones(monkeypatch):
 
 def build(columns):
     options = dict(boost=BoostSpec(kind="none"), classes=2, image_size=small.IMAGE_SIZE, mean=(0.5,), std=(0.5,))
-    return classifier.build("small_vit", **options, columns=columns, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    return classifier.build("small_vit", **options, columns=columns, dtype=jnp.float32, rngs=make_rngs(0))
 
 
 def test_the_head_of_a_classifier_reads_the_columns_last():
@@ -45,7 +45,7 @@ def test_the_head_of_pneumollm_reads_the_columns_last():
 
     @jax.jit
     def outputs(columns):
-        model = pneumollm_cases.build(spec, arguments, nnx.Rngs(0), columns=F)
+        model = pneumollm_cases.build(spec, arguments, make_rngs(0), columns=F)
         return model.features(images, columns=columns), model(images, columns=columns), model.head.kernel[...]
 
     features, logits, kernel = outputs(columns)

@@ -18,6 +18,7 @@ from jaxboost.models.families import FAMILIES, LlamaConfig
 from jaxboost.models.frozen import count, freeze, merge, split
 from jaxboost.models.layers import normalize_pixels
 from jaxboost.models.llama import LlamaBlock
+from jaxboost.models.rngs import make_rngs
 from jaxboost.models.trained_layer import parameters, size_of
 from tests.models.parity import (
     abstract,
@@ -40,7 +41,7 @@ RANK, ALPHA = 3, 6.0
 def boost(
     kind: str, *, depth: int = 1, rank: int = 0, path: str = "auto", dtype: Any = jnp.float32, alpha: float = ALPHA
 ) -> Boost:
-    common: dict[str, Any] = dict(dtype=dtype, rngs=nnx.Rngs(0))
+    common: dict[str, Any] = dict(dtype=dtype, rngs=make_rngs(0))
     block = None
     if kind == "rllm":
         block = freeze(LlamaBlock(CONFIG, depth=depth, **common))
@@ -76,7 +77,7 @@ def test_mlp_gelu_is_an_mlp_with_a_nonlinearity() -> None:
 def classifier(backbone: str, kind: str, **options: Any) -> Classifier:
     spec = BoostSpec(kind=kind, config=options.pop("config", CONFIG), **options)
     pixels: dict[str, Any] = dict(image_size=SIDE, mean=(0.5,), std=(0.5,))
-    return build(backbone, boost=spec, classes=3, dtype=jnp.float32, rngs=nnx.Rngs(0), **pixels)
+    return build(backbone, boost=spec, classes=3, dtype=jnp.float32, rngs=make_rngs(0), **pixels)
 
 
 def images() -> np.ndarray:

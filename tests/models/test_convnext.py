@@ -18,6 +18,7 @@ from jaxboost.models.convnext import ConvNeXt, ResponseNorm
 from jaxboost.models.layers import torch_init
 from jaxboost.models.llama import FAMILIES as LLAMAS
 from jaxboost.models.llama import LlamaBlock
+from jaxboost.models.rngs import make_rngs
 from jaxboost.models.trained_layer import TrainedLayer
 from tests.models.parity import assert_close, normal, randomised, relative_change
 
@@ -26,7 +27,7 @@ LLAMA = LLAMAS["llama-tiny"]
 
 def small(**changes: Any) -> ConvNeXt:
     arguments: dict[str, Any] = dict(image_size=64, channels=3, depths=(1, 2), widths=(8, 12), dtype=jnp.float32)
-    return randomised(lambda: ConvNeXt(**arguments | changes, rngs=nnx.Rngs(0)), 0)
+    return randomised(lambda: ConvNeXt(**arguments | changes, rngs=make_rngs(0)), 0)
 
 
 def test_response_norm_of_a_channel_that_is_zero_everywhere() -> None:
@@ -102,8 +103,8 @@ def test_head_reads_the_mean_of_the_boosted_tokens(kind: str, monkeypatch: pytes
     )
     common: dict[str, Any] = dict(classes=2, image_size=24, mean=(0.5,), std=(0.25,), dtype=jnp.float32)
     spec = BoostSpec(kind=kind, config=LLAMA)
-    model = randomised(lambda: build("small", boost=spec, rngs=nnx.Rngs(1), **common), 1)
-    plain = randomised(lambda: build("small", boost=BoostSpec(kind="none"), rngs=nnx.Rngs(1), **common), 1)
+    model = randomised(lambda: build("small", boost=spec, rngs=make_rngs(1), **common), 1)
+    plain = randomised(lambda: build("small", boost=BoostSpec(kind="none"), rngs=make_rngs(1), **common), 1)
     plain.encoder = model.encoder
     images = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 1), np.uint8)
 
@@ -133,13 +134,13 @@ def test_boosters_mean_over_real_tokens() -> None:
     x, mask = normal((2, 5, 12), 1), np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
 
     def make() -> Boost:
-        block = LlamaBlock(LLAMA, depth=1, dtype=jnp.float32, rngs=nnx.Rngs(0))
-        return Boost("rllm", width=12, block=block, pool="mean", rngs=nnx.Rngs(1))
+        block = LlamaBlock(LLAMA, depth=1, dtype=jnp.float32, rngs=make_rngs(0))
+        return Boost("rllm", width=12, block=block, pool="mean", rngs=make_rngs(1))
 
     run = nnx.jit(lambda boost, *given: (boost.pooled(*given), boost(*given)))
     found, tokens = map(np.asarray, run(randomised(make, 0), x, mask))
     assert_close(found[0, 0], tokens[0, :3].mean(0))
     assert_close(found[1, 0], tokens[1].mean(0))
-    layer = randomised(lambda: TrainedLayer(width=12, block_width=64, mean=True, init=torch_init, rngs=nnx.Rngs(0)), 0)
+    layer = randomised(lambda: TrainedLayer(width=12, block_width=64, mean=True, init=torch_init, rngs=make_rngs(0)), 0)
     found, tokens = map(np.asarray, run(layer, x))
     assert_close(found[:, 0], tokens.mean(1))

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.custom_derivatives import SymbolicZero
 
 from jaxboost.models import attention, convolution, layers
+from jaxboost.models.rngs import make_rngs
 from jaxboost.training.flops import count_flops
 from tests.models.parity import assert_close, channels_first, normal
 from tests.scripts import devices, run_script
@@ -163,7 +164,7 @@ def test_convolutions_in_groups_are_xlas():
             groups=groups,
             init=(nnx.initializers.normal(), None),
             dtype=jnp.float32,
-            rngs=nnx.Rngs(0),
+            rngs=make_rngs(0),
         )
         graphdef, state = nnx.split(conv)
         return str(jax.make_jaxpr(jax.grad(lambda s: nnx.merge(graphdef, s)(jnp.ones((1, 28, 28, 4))).sum()))(state))

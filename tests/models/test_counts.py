@@ -12,6 +12,7 @@ from jaxboost.models.boost import VARIANTS
 from jaxboost.models.classifier import BoostSpec, build
 from jaxboost.models.frozen import count, mib, split
 from jaxboost.models.llama import FAMILIES, LlamaLayer
+from jaxboost.models.rngs import make_rngs
 
 LLAMA = FAMILIES["llama-7b"]
 LLAMA_LAYER, LLAMA_NORM = 202_383_360, 4_096
@@ -32,7 +33,7 @@ def shapes(backbone: str, spec: BoostSpec, *, classes: int = 3) -> tuple[dict[st
             mean=(0.0, 0.0, 0.0),
             std=(1.0, 1.0, 1.0),
             dtype=jnp.float32,
-            rngs=nnx.Rngs(0),
+            rngs=make_rngs(0),
         )
     )
     _, params, frozen, stats = split(model)
@@ -157,7 +158,7 @@ def test_tokens(backbone: str, tokens: int) -> None:
             image_size=224 if spec.ndim == 2 else 28,
             channels=3,
             dtype=jnp.float32,
-            rngs=nnx.Rngs(0),
+            rngs=make_rngs(0),
             **spec.arguments,
         )
     )
@@ -179,7 +180,7 @@ def test_layers_make_up_the_published_models(
 ) -> None:
     """A model is its layers, a final norm, and one table of token embeddings or two (input and output untied)."""
     config = FAMILIES[family]
-    _, layer, *_ = split(nnx.eval_shape(lambda: LlamaLayer(config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    _, layer, *_ = split(nnx.eval_shape(lambda: LlamaLayer(config, dtype=jnp.float32, rngs=make_rngs(0))))
     assert layers * count(layer) + config.width + embeddings * vocabulary * config.width == total
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 from scipy import stats
 
 from jaxboost.models import classifier
+from jaxboost.models.rngs import make_rngs
 from jaxboost.models.transformer import StochasticDepth, drop_path
 from tests.models.parity import randomised
 
@@ -23,7 +24,7 @@ def _model(backbone: str, rate: float):
             std=(1.0,),
             dtype=jnp.float32,
             drop_path=rate,
-            rngs=nnx.Rngs(0),
+            rngs=make_rngs(0),
         )
 
     return randomised(build, 0)

@@ -19,6 +19,7 @@ from jaxboost.models.frozen import split
 from jaxboost.models.image_llm import ENCODERS
 from jaxboost.models.layers import Linear
 from jaxboost.models.llama import FAMILIES
+from jaxboost.models.rngs import make_rngs
 from jaxboost.models.transformer import Transformer
 from jaxboost.training import layer_decay
 
@@ -56,7 +57,7 @@ def size_of(name: str) -> int:
 
 @functools.cache
 def make(name: str) -> Any:
-    return nnx.eval_shape(lambda: ROWS[name].build(image_size=size_of(name), dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: ROWS[name].build(image_size=size_of(name), dtype=jnp.float32, rngs=make_rngs(0)))
 
 
 def images(name: str) -> jax.Array:
@@ -114,7 +115,7 @@ def test_traits_are_true(name: str) -> None:
 def test_layer_decay_is_that_of_timm(name: str, size: int, theirs: str) -> None:
     """The number of weights with each factor."""
     timm, optim = pytest.importorskip("timm"), pytest.importorskip("timm.optim")
-    encoder = nnx.eval_shape(lambda: ROWS[name].build(image_size=size, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    encoder = nnx.eval_shape(lambda: ROWS[name].build(image_size=size, dtype=jnp.float32, rngs=make_rngs(0)))
     weights = split(encoder)[1]
     found: collections.Counter[float] = collections.Counter()
     zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), {"encoder": weights})
@@ -149,7 +150,7 @@ def test_layer_decay_counts_every_block(name: str) -> None:
 def classifier(name: str, kind: str = "none", dtype: Any = jnp.float32) -> Classifier:
     spec = BoostSpec(kind=kind, config=FAMILIES["llama-tiny"])
     common: dict[str, Any] = dict(classes=3, image_size=SIZE, mean=(0.0,), std=(1.0,), dtype=dtype)
-    return build(name, boost=spec, rngs=nnx.Rngs(0), **common)
+    return build(name, boost=spec, rngs=make_rngs(0), **common)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("vit_tiny", "rllm"), ("vivit_tiny", "none"), ("resnet18", "none")])

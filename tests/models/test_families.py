@@ -17,6 +17,7 @@ from jaxboost.models.boost import Boost
 from jaxboost.models.families import DEPTHS, FAMILIES, Architecture, LlamaConfig
 from jaxboost.models.frozen import count, freeze, merge, split
 from jaxboost.models.llama import ACTIVATIONS, LlamaBlock, LlamaLayer
+from jaxboost.models.rngs import make_rngs
 from tests.models import pneumollm_cases
 from tests.models.parity import abstract, assert_close, normal, randomise, relative_change
 
@@ -55,7 +56,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_layers_have_the_published_number_of_parameters(family):
-    layer = nnx.eval_shape(lambda: LlamaLayer(FAMILIES[family], dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    layer = nnx.eval_shape(lambda: LlamaLayer(FAMILIES[family], dtype=jnp.float32, rngs=make_rngs(0)))
     whole, embeddings = PUBLISHED[family]
     final_norm = FAMILIES[family].width * (2 if FAMILIES[family].norm == "layer" else 1)
     assert count(split(layer)[1]) * DEPTHS[family] == whole - embeddings - final_norm
@@ -83,7 +84,7 @@ def test_entries_have_only_what_is_not_llamas():
 @functools.cache
 def block_of(kind: str, dtype: Any = jnp.float32) -> tuple[Any, Any]:
     """call(params, x, ...) of two layers, and random weights."""
-    apply, params, _ = abstract(lambda: LlamaBlock(KINDS[kind], depth=2, dtype=dtype, rngs=nnx.Rngs(0)))
+    apply, params, _ = abstract(lambda: LlamaBlock(KINDS[kind], depth=2, dtype=dtype, rngs=make_rngs(0)))
     call = jax.jit(functools.partial(apply, frozen={}), static_argnames=("rope", "causal", "keys"))
     return call, randomise(params, seed=0)
 
@@ -131,7 +132,7 @@ def test_the_emitter_hides_the_last_tokens_as_a_mask_does(kind):
 def test_merged_adapters_of_pneumollm_give_the_same_logits(kind):
     spec = dataclasses.replace(pneumollm_cases.SPEC, llama=KINDS[kind], depth=1)
     _, params, weights, images = pneumollm_cases.make(spec, pneumollm_cases.CLIP)
-    graphdef, *_ = split(nnx.eval_shape(lambda: pneumollm_cases.build(spec, pneumollm_cases.CLIP, nnx.Rngs(0))))
+    graphdef, *_ = split(nnx.eval_shape(lambda: pneumollm_cases.build(spec, pneumollm_cases.CLIP, make_rngs(0))))
 
     @jax.jit
     def run(params: Any, weights: Any, images: jax.Array) -> tuple[jax.Array, ...]:
@@ -149,9 +150,9 @@ def test_merged_adapters_of_pneumollm_give_the_same_logits(kind):
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
 def test_merged_lora_gives_the_same_tokens(kind):
     def make() -> Boost:
-        block = freeze(LlamaBlock(KINDS[kind], depth=1, dtype=jnp.float32, rngs=nnx.Rngs(0)))
-        block.add_lora(2, rngs=nnx.Rngs(1))
-        return Boost("rllm", width=12, block=block, rngs=nnx.Rngs(0))
+        block = freeze(LlamaBlock(KINDS[kind], depth=1, dtype=jnp.float32, rngs=make_rngs(0)))
+        block.add_lora(2, rngs=make_rngs(1))
+        return Boost("rllm", width=12, block=block, rngs=make_rngs(0))
 
     graphdef, params, weights, _ = split(nnx.eval_shape(make))
     assert len(params["block"]["layers"]["lora"]) == 2 * len(KINDS[kind].matrices)
@@ -170,7 +171,7 @@ def test_merged_lora_gives_the_same_tokens(kind):
 
 def test_more_tokens_than_the_window_are_refused_under_a_causal_mask():
     config = dataclasses.replace(CONFIG, window=6)
-    apply, params, _ = abstract(lambda: LlamaLayer(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    apply, params, _ = abstract(lambda: LlamaLayer(config, dtype=jnp.float32, rngs=make_rngs(0)))
     layer = functools.partial(jax.jit(apply, static_argnames=("rope", "causal")), randomise(params, seed=0), {})
     x = tokens()
     layer(x, rope=True, causal=False, mask=None)
@@ -207,7 +208,7 @@ def test_bfloat16_is_close_and_returns_float32(kind):
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
 def test_adapters_come_before_the_biased_projections(kind):
     """A shift of the projections' input by s is a shift of their output by s W, beside the bias."""
-    layer = nnx.eval_shape(lambda: LlamaLayer(KINDS[kind], dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    layer = nnx.eval_shape(lambda: LlamaLayer(KINDS[kind], dtype=jnp.float32, rngs=make_rngs(0)))
     graphdef, params, *_ = split(layer)
     shift = normal((CONFIG.width,), 6)
 

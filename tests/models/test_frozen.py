@@ -16,6 +16,7 @@ from flax import nnx
 from jaxboost.models.classifier import BoostSpec, Classifier, build
 from jaxboost.models.frozen import Frozen, count, freeze, merge, mib, split, statistics
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
+from jaxboost.models.rngs import make_rngs
 
 CONFIG = LlamaConfig(width=32, heads=2, kv_heads=1, head_dim=16, mlp_width=48, eps=1e-6, rope_base=10000.0)
 TREE_MODE = {"NNX_GRAPH_MODE": "false", "NNX_GRAPH_UPDATES": "false"}
@@ -25,7 +26,7 @@ class Mixed(nnx.Module):
     """Every way in which a weight can hang below a module."""
 
     def __init__(self):
-        rngs = nnx.Rngs(0)
+        rngs = make_rngs(0)
         self.direct = nnx.Param(jnp.arange(3.0))
         self.child = nnx.Linear(2, 4, rngs=rngs)
         self.listed = nnx.List([nnx.Linear(4, 4, use_bias=False, rngs=rngs), nnx.Param(jnp.ones(5))])
@@ -47,7 +48,7 @@ def small_classifier(trainable: bool = False) -> Classifier:
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
         dtype=jnp.float32,
-        rngs=nnx.Rngs(0),
+        rngs=make_rngs(0),
     )
 
 
@@ -88,7 +89,7 @@ def test_freeze_leaves_other_variables_alone() -> None:
 
 def test_freeze_works_on_shapes_without_values() -> None:
     _, params, frozen, _ = split(
-        nnx.eval_shape(lambda: freeze(LlamaBlock(CONFIG, depth=2, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+        nnx.eval_shape(lambda: freeze(LlamaBlock(CONFIG, depth=2, dtype=jnp.float32, rngs=make_rngs(0))))
     )
     assert params == {}
     assert frozen["layers"]["q"].shape == (2, 32, 32)

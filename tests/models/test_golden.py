@@ -20,6 +20,7 @@ from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.classifier import BoostSpec
 from jaxboost.models.llama import LlamaConfig
 from jaxboost.models.pneumollm import PneumoSpec
+from jaxboost.models.rngs import make_rngs
 from jaxboost.tasks import TASKS
 from jaxboost.training.step import Objective
 
@@ -96,7 +97,7 @@ def test_rllm(case):
             mean=(0.0,),
             std=(1.0,),
             dtype=jnp.float32,
-            rngs=nnx.Rngs(0),
+            rngs=make_rngs(0),
         )
 
     logits, loss, gradients = value_and_gradients(
@@ -140,7 +141,7 @@ def test_pneumollm(case):
             std=(1.0,),
             dtype=jnp.float32,
             remat=False,
-            rngs=nnx.Rngs(0),
+            rngs=make_rngs(0),
         )
 
     logits, loss, gradients = value_and_gradients(

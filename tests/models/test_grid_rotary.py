@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from jaxboost.models import grid_rotary
+from jaxboost.models.rngs import make_rngs
 from jaxboost.models.vit import ViT
 from tests.models.parity import assert_close, normal
 
@@ -41,7 +42,7 @@ def test_rotation_by_hand():
 @pytest.fixture(scope="module")
 def vit() -> ViT:
     shape = dict(patch=4, width=16, depth=2, heads=2, mlp_width=24, layer_scale=True, registers=2)
-    model = ViT(image_size=12, channels=3, rope=100.0, key_bias=False, dtype=jnp.float32, rngs=nnx.Rngs(0), **shape)
+    model = ViT(image_size=12, channels=3, rope=100.0, key_bias=False, dtype=jnp.float32, rngs=make_rngs(0), **shape)
     for seed, qkv in enumerate((model.transformer.blocks.attention.qkv, model.transformer.last.attention.qkv)):
         qkv.kernel[...] = jnp.asarray(normal(qkv.kernel.shape, seed))
         qkv.bias[...] = jnp.asarray(normal(qkv.bias.shape, 9 + seed))

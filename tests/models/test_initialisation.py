@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from jaxboost.models.boost import Boost
 from jaxboost.models.classifier import BoostSpec, build
 from jaxboost.models.frozen import split
 from jaxboost.models.llama import LlamaConfig
+from jaxboost.models.rngs import make_rngs
 
 CONFIG = LlamaConfig(width=64, heads=4, kv_heads=2, head_dim=16, mlp_width=96, eps=1e-6, rope_base=10000.0)
 
@@ -29,7 +29,7 @@ def initialiser(backbone: str) -> Callable[[int], tuple[dict[str, Any], dict[str
             mean=(0.0, 0.0, 0.0),
             std=(1.0, 1.0, 1.0),
             dtype=jnp.float32,
-            rngs=nnx.Rngs(jax.random.key(seed)),
+            rngs=make_rngs(jax.random.key(seed)),
         )
         return split(model)[1:3]
 
@@ -102,7 +102,7 @@ def test_boost_and_norms(backbone: str) -> None:
 
 
 def test_adapters_may_start_as_in_the_2d_code() -> None:
-    rngs, options = nnx.Rngs(0), dict(width=128, block_width=512, block=None, rope=False, causal=False, path="auto")
+    rngs, options = make_rngs(0), dict(width=128, block_width=512, block=None, rope=False, causal=False, path="auto")
     boost = Boost("mlp", init="normal", dtype=jnp.float32, rngs=rngs, **options)
     for adapter in (boost.encode, boost.decode):
         assert_normal(np.asarray(adapter.kernel[...]), 0.02)

@@ -12,6 +12,7 @@ from jaxboost.convert import placing
 from jaxboost.models import frozen
 from jaxboost.models.frozen import Quantized
 from jaxboost.models.llama import LlamaBlock, LlamaConfig
+from jaxboost.models.rngs import make_rngs
 from tests.models.parity import abstract, assert_close, assert_states_close, cotangent, normal, randomise
 from tests.models.pneumollm_cases import CASES, LLAMA, build, make
 from tests.reference.pneumollm import state_of
@@ -34,7 +35,7 @@ def dequantized(tree):
 def make_stack(*, remat: bool = False, config: LlamaConfig = LLAMA, depth: int = DEPTH):
     """apply(weights, x), and the shapes of the weights."""
     apply, _, shapes = abstract(
-        lambda: frozen.freeze(LlamaBlock(config, depth=depth, dtype=jnp.float32, remat=remat, rngs=nnx.Rngs(0)))
+        lambda: frozen.freeze(LlamaBlock(config, depth=depth, dtype=jnp.float32, remat=remat, rngs=make_rngs(0)))
     )
     return (lambda weights, x: apply({}, weights, x, **ARGUMENTS)), shapes
 
@@ -106,7 +107,7 @@ def test_the_compute_dtype_is_kept():
     _, shapes = make_stack()
     graphdef = frozen.split(
         nnx.eval_shape(
-            lambda: frozen.freeze(LlamaBlock(LLAMA, depth=DEPTH, dtype=jnp.bfloat16, remat=False, rngs=nnx.Rngs(0)))
+            lambda: frozen.freeze(LlamaBlock(LLAMA, depth=DEPTH, dtype=jnp.bfloat16, remat=False, rngs=make_rngs(0)))
         )
     )[0]
     held = quantized(randomise(shapes, seed=1))
@@ -165,7 +166,7 @@ def test_every_gradient_is_that_of_the_dequantized_weights(case):
 def test_adapters_merge_into_the_dequantized_weights():
     apply, params, weights, images = pneumo("full")
     spec, arguments = CASES["full"]
-    graphdef = frozen.split(nnx.eval_shape(lambda: build(spec, arguments, nnx.Rngs(0))))[0]
+    graphdef = frozen.split(nnx.eval_shape(lambda: build(spec, arguments, make_rngs(0))))[0]
     precompute = jax.jit(lambda weights: frozen.merge(graphdef, params, weights).precompute())
     precomputed = precompute(weights)
     for name, expected in precompute(dequantized(weights)).llama.items():

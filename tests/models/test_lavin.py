@@ -13,6 +13,7 @@ from jaxboost.models import frozen, lavin
 from jaxboost.models.adapters import MixtureAdapter
 from jaxboost.models.lavin import LavinSpec
 from jaxboost.models.question import QuestionSpec
+from jaxboost.models.rngs import make_rngs
 from tests.models.parity import abstract, assert_close, assert_states_close, cotangent, normal, randomise
 from tests.models.pneumollm_cases import CLIP, LLAMA, MEAN, STD
 from tests.reference import lavin as reference
@@ -48,7 +49,7 @@ def build(spec):
         std=STD,
         dtype=jnp.float32,
         remat=spec.remat,
-        rngs=nnx.Rngs(0),
+        rngs=make_rngs(0),
     )
 
 
@@ -116,7 +117,7 @@ def test_routes_of_the_llm_depend_on_the_modality_token_alone():
 
 
 def test_mixture_starts_as_the_identity_and_drops_in_training():
-    adapter = MixtureAdapter(16, rngs=nnx.Rngs(0))
+    adapter = MixtureAdapter(16, rngs=make_rngs(0))
     x = jnp.asarray(normal((2, 3, 16), 0))
     np.testing.assert_array_equal(adapter(x, key=None), x)
     adapter.up[...] = jnp.ones((2, 2, 4, 8))
@@ -131,7 +132,7 @@ def test_trained_parameters_of_the_papers_size():
     model = nnx.eval_shape(
         lambda: lavin.build(
             "clip_vit_l14", spec=paper, image_size=224, mean=MEAN, std=STD, dtype=jnp.float32, remat=False,
-            rngs=nnx.Rngs(0),
+            rngs=make_rngs(0),
         )
     )  # fmt: skip
     _, params, weights, _ = frozen.split(model)

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from torch import nn
 from transformers import LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from jaxboost.models.llama import LlamaBlock, LlamaConfig, LlamaLayer, attention_mask
+from jaxboost.models.rngs import make_rngs
 from tests.models.huggingface import HuggingFaceBlock, huggingface_config
 from tests.models.parity import (
     FAINT,
@@ -62,14 +62,14 @@ def padding(side: str) -> np.ndarray:
 @functools.cache
 def make_layer(config: LlamaConfig = CONFIG) -> tuple[Callable[..., jax.Array], dict[str, Any]]:
     """call(params, x, rope=, causal=, mask=), compiled, and random weights."""
-    apply, params, _ = abstract(lambda: LlamaLayer(config, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    apply, params, _ = abstract(lambda: LlamaLayer(config, dtype=jnp.float32, rngs=make_rngs(0)))
     return compiled(apply), randomise(params, seed=0)
 
 
 @functools.cache
 def make_block(depth: int, dtype: Any = jnp.float32) -> tuple[Callable[..., jax.Array], dict[str, Any]]:
     """As `make_layer`, of several layers and the final norm."""
-    apply, params, _ = abstract(lambda: LlamaBlock(CONFIG, depth=depth, dtype=dtype, rngs=nnx.Rngs(0)))
+    apply, params, _ = abstract(lambda: LlamaBlock(CONFIG, depth=depth, dtype=dtype, rngs=make_rngs(0)))
     return compiled(apply), randomise(params, seed=0)
 
 

@@ -17,6 +17,7 @@ from jaxboost.models.boost import PATHS, VARIANTS, Boost, check_path
 from jaxboost.models.classifier import BoostSpec, Classifier, build
 from jaxboost.models.frozen import freeze, merge, split
 from jaxboost.models.llama import FAMILIES, LlamaBlock, LlamaConfig
+from jaxboost.models.rngs import make_rngs
 from jaxboost.training.flops import count_flops
 from tests.models.parity import (
     abstract,
@@ -82,7 +83,7 @@ class Case:
         """What `split` gives of the booster, with random weights that do not depend on path and dtype."""
 
         def boost() -> Boost:
-            common = dict(dtype=dtype, rngs=nnx.Rngs(0))
+            common = dict(dtype=dtype, rngs=make_rngs(0))
             switches = dict(rope=self.rope, causal=self.causal, path=path)
             block = None
             if VARIANTS[self.kind].layer:
@@ -345,7 +346,7 @@ def test_attention_of_the_random_weights_is_not_uniform(changes: dict[str, Any])
 @pytest.mark.parametrize(("rope", "causal"), [(True, True), (True, False), (False, True), (False, False)])
 def test_first_queries_of_the_layers(rope: bool, causal: bool) -> None:
     case = Case(padded=True, width=GROUPED.width)
-    apply, params, _ = abstract(lambda: LlamaBlock(GROUPED, depth=2, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    apply, params, _ = abstract(lambda: LlamaBlock(GROUPED, depth=2, dtype=jnp.float32, rngs=make_rngs(0)))
     call = functools.partial(apply, rope=rope, causal=causal, mask=case.mask)
     every, *some = quick_jit(lambda params, x: [call(params, {}, x, queries=queries) for queries in (None, 1, 3)])(
         randomise(params, seed=4), case.x
@@ -361,7 +362,7 @@ def test_first_queries_of_the_encoders(backbone: str, queries: int) -> None:
     spec = SMALL[backbone]
     apply, params, _ = abstract(
         lambda: spec.encoder(
-            image_size=IMAGE_SIZE, channels=CHANNELS, dtype=jnp.float32, rngs=nnx.Rngs(0), **spec.arguments
+            image_size=IMAGE_SIZE, channels=CHANNELS, dtype=jnp.float32, rngs=make_rngs(0), **spec.arguments
         )
     )
     params, x = randomise(params, seed=5), normal((2, *[IMAGE_SIZE] * spec.ndim, CHANNELS), 6)
@@ -384,7 +385,7 @@ def classifier(backbone: str, image_size: int, spec: BoostSpec) -> tuple[nnx.Gra
             mean=(0.5,),
             std=(0.5,),
             dtype=jnp.float32,
-            rngs=nnx.Rngs(0),
+            rngs=make_rngs(0),
         )
 
     return split(nnx.eval_shape(make))[:3]

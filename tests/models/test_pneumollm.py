@@ -15,6 +15,7 @@ from jaxboost.models.adapters import RepAdapter
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.llama import FAMILIES
 from jaxboost.models.pneumollm import PneumoSpec
+from jaxboost.models.rngs import make_rngs
 from tests.models.parity import assert_close, assert_states_close, cotangent, normal, relative_change
 from tests.models.pneumollm_cases import CASES, LLAMA, MEAN, SPEC, STD, build, make
 from tests.reference import pneumollm as reference
@@ -70,7 +71,7 @@ def test_logits_and_every_gradient_match_the_restatement(case):
 def test_merged_adapters_give_the_same_logits(case):
     spec, arguments = CASES[case]
     apply, params, weights, images = make(spec, arguments)
-    graphdef = frozen.split(nnx.eval_shape(lambda: build(spec, arguments, nnx.Rngs(0))))[0]
+    graphdef = frozen.split(nnx.eval_shape(lambda: build(spec, arguments, make_rngs(0))))[0]
     precomputed = jax.jit(lambda: frozen.merge(graphdef, params, weights).precompute())()
     plain = apply(params, weights, images)
     assert_close(apply(params, weights, images, precomputed), plain)
@@ -80,7 +81,7 @@ def test_merged_adapters_give_the_same_logits(case):
 
 
 def test_merging_leaves_no_adapter_out():
-    adapter = RepAdapter(16, rngs=nnx.Rngs(0))
+    adapter = RepAdapter(16, rngs=make_rngs(0))
     for name, value in (("up", (2, 4, 8)), ("down_bias", (8,)), ("up_bias", (16,))):
         getattr(adapter, name)[...] = jnp.asarray(normal(value, len(name)))
     x, kernel, bias = normal((5, 16), 1), normal((16, 24), 2), normal((24,), 3)
@@ -90,11 +91,11 @@ def test_merging_leaves_no_adapter_out():
 
 def test_a_new_adapter_is_the_identity():
     x = normal((2, 3, 16), 0)
-    np.testing.assert_array_equal(RepAdapter(16, rngs=nnx.Rngs(0))(jnp.asarray(x), key=None), x)
+    np.testing.assert_array_equal(RepAdapter(16, rngs=make_rngs(0))(jnp.asarray(x), key=None), x)
 
 
 def test_dropout_drops_a_tenth_and_keeps_the_mean():
-    adapter = RepAdapter(64, rngs=nnx.Rngs(0))
+    adapter = RepAdapter(64, rngs=make_rngs(0))
     adapter.up[...] = jnp.ones((2, 4, 32))
     x = jnp.asarray(normal((1, 1, 64), 0))
     draw = jax.jit(jax.vmap(lambda key: adapter(x, key=key) - x))
@@ -109,7 +110,7 @@ def test_dropout_drops_a_tenth_and_keeps_the_mean():
 
 
 def test_layers_do_not_share_a_dropout_key():
-    keys = image_llm.adaptation(RepAdapter(16, rngs=nnx.Rngs(0)), None, 5, jax.random.key(0)).key
+    keys = image_llm.adaptation(RepAdapter(16, rngs=make_rngs(0)), None, 5, jax.random.key(0)).key
     assert len(np.unique(jax.random.key_data(keys), axis=0)) == 5
 
 
@@ -124,7 +125,7 @@ def test_no_token_sees_the_diagnosis_tokens():
     """With the emitter the source tokens' outputs are those of a run without diagnosis tokens."""
     spec, arguments = CASES["full"]
     _, params, weights, _ = make(spec, arguments)
-    graphdef = frozen.split(nnx.eval_shape(lambda: build(spec, arguments, nnx.Rngs(0))))[0]
+    graphdef = frozen.split(nnx.eval_shape(lambda: build(spec, arguments, make_rngs(0))))[0]
     model = frozen.merge(graphdef, params, weights)
     llama = nnx.jit(lambda llama, x, mask: llama(x, rope=True, causal=False, mask=mask))
     x = normal((2, 6, 32), 5)
@@ -140,7 +141,7 @@ def test_no_token_sees_the_diagnosis_tokens():
 def test_source_tokens_can_be_given_instead_of_images():
     spec, arguments = CASES["full"]
     apply, params, weights, images = make(spec, arguments)
-    graphdef = frozen.split(nnx.eval_shape(lambda: build(spec, arguments, nnx.Rngs(0))))[0]
+    graphdef = frozen.split(nnx.eval_shape(lambda: build(spec, arguments, make_rngs(0))))[0]
     tokens = jax.jit(lambda params, weights, images: frozen.merge(graphdef, params, weights).encode(images))(
         params, weights, images
     )
@@ -149,7 +150,7 @@ def test_source_tokens_can_be_given_instead_of_images():
 
 
 def test_conv14_trains_its_patch_embedding():
-    model = nnx.eval_shape(lambda: pneumollm.build("conv14", **_paper(count=4), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: pneumollm.build("conv14", **_paper(count=4), rngs=make_rngs(0)))
     _, params, weights, _ = frozen.split(model)
     assert params["encoder"]["embedding"]["kernel"].shape == (14 * 14 * 3, 1024)
     assert "encoder" not in weights
@@ -166,7 +167,7 @@ def _paper(**changes):
 def test_the_papers_counts(tokens, trained):
     """The paper gives 2.70 M, and 2.69 M for its simplified model."""
     arguments = _paper(vision_adapters=True, tokens=tokens, count=4)
-    model = nnx.eval_shape(lambda: pneumollm.build("clip_vit_l14", **arguments, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: pneumollm.build("clip_vit_l14", **arguments, rngs=make_rngs(0)))
     _, params, weights, _ = frozen.split(model)
     assert frozen.count(params) == trained
     # CLIP's encoder without its last norm and projection, and LLaMA without its token embedding and head.
@@ -178,7 +179,7 @@ def test_the_papers_counts(tokens, trained):
 @pytest.mark.parametrize("case", CASES)
 def test_features_are_what_the_head_reads_and_tokens_what_llama_sees(case):
     spec, arguments = CASES[case]
-    model = nnx.eval_shape(lambda: build(spec, arguments, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: build(spec, arguments, make_rngs(0)))
     images = np.zeros((2, 28, 28, 1), np.uint8)
     features = nnx.eval_shape(lambda model: model.features(images), model)
     assert (features.shape, features.dtype) == ((2, LLAMA.width), jnp.float32)
@@ -187,4 +188,4 @@ def test_features_are_what_the_head_reads_and_tokens_what_llama_sees(case):
 
 
 def test_conv14_has_a_token_for_each_patch():
-    assert nnx.eval_shape(lambda: pneumollm.build("conv14", **_paper(count=4), rngs=nnx.Rngs(0))).tokens == 16**2 + 4
+    assert nnx.eval_shape(lambda: pneumollm.build("conv14", **_paper(count=4), rngs=make_rngs(0))).tokens == 16**2 + 4

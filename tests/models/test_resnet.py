@@ -18,6 +18,7 @@ from jaxboost.models.convolution import _convolution as xla_convolution
 from jaxboost.models.frozen import count, merge, split, statistics
 from jaxboost.models.llama import FAMILIES
 from jaxboost.models.resnet import BatchNorm, Convolution, ResNet, _convolve, acs_bounds
+from jaxboost.models.rngs import make_rngs
 from tests.models.parity import (
     assert_close,
     assert_states_close,
@@ -75,7 +76,7 @@ def small_resnet(block: str, convolution: str, stem: str, image_size: int, **cha
         stem=stem,
         dtype=jnp.float32,
     )
-    return ResNet(**arguments | changes, rngs=nnx.Rngs(0))
+    return ResNet(**arguments | changes, rngs=make_rngs(0))
 
 
 def shapes(*case: Any, **changes: Any) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
@@ -217,7 +218,7 @@ def test_acs_shares_are_the_public_codes(width: int, parts: tuple[int, int, int]
 
 def test_acs_planes() -> None:
     """A kernel of ones shows which neighbours of a single bright voxel each third of the channels sees."""
-    conv = Convolution(1, 3, size=3, stride=1, kind="acs", dtype=jnp.float32, rngs=nnx.Rngs(0))
+    conv = Convolution(1, 3, size=3, stride=1, kind="acs", dtype=jnp.float32, rngs=make_rngs(0))
     conv.kernel[...] = jnp.ones((3, 3, 1, 3))
     seen = np.asarray(conv(jnp.zeros((1, 5, 5, 5, 1)).at[0, 2, 2, 2].set(1)))[0]
     for axis in range(3):
@@ -248,7 +249,7 @@ def classifier(name: str, image_size: int, classes: int, kind: str = "none") -> 
             mean=(0.5,),
             std=(0.25,),
             dtype=jnp.float32,
-            rngs=nnx.Rngs(0),
+            rngs=make_rngs(0),
         )
     )
 

@@ -16,6 +16,7 @@ from jaxboost.models.classifier import BoostSpec
 from jaxboost.models.frozen import merge, split, statistics
 from jaxboost.models.llama import FAMILIES
 from jaxboost.models.resnet import ResNet
+from jaxboost.models.rngs import make_rngs
 from jaxboost.models.slices import GATE_WIDTH, GatedPool, Slices, positions, sliced
 from jaxboost.models.vit import ViT
 from tests.models.parity import assert_close, normal, randomise
@@ -46,7 +47,7 @@ def made(backbone: str, slices: Slices, kind: str = "none", **changes: Any) -> t
     spec = BoostSpec(kind=kind, config=FAMILIES["llama-tiny"])
     options: dict[str, Any] = dict(classes=3, image_size=SIDE, mean=(0.2,), std=(0.5,), dtype=jnp.float32, **changes)
     # Shapes alone: a start that is drawn costs a compilation for each shape.
-    model = nnx.eval_shape(lambda: classifier.build(backbone, boost=spec, slices=slices, rngs=nnx.Rngs(0), **options))
+    model = nnx.eval_shape(lambda: classifier.build(backbone, boost=spec, slices=slices, rngs=make_rngs(0), **options))
     graphdef, params, frozen, stats = split(model)
     # Positive, as variances are.
     drawn = jax.tree.map(lambda x: np.exp(0.3 * normal(x.shape, 3)), stats)
@@ -74,7 +75,7 @@ def test_positions() -> None:
 @pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0)])
 def test_views_are_the_slices_as_pillow_resizes_them(axes: tuple[int, ...]) -> None:
     slices = Slices(count=2, axes=axes, size=SIZE)
-    encoder = nnx.eval_shape(lambda: sliced(ROWS["vit"], slices).build(image_size=SIDE, **OPTIONS, rngs=nnx.Rngs(0)))
+    encoder = nnx.eval_shape(lambda: sliced(ROWS["vit"], slices).build(image_size=SIDE, **OPTIONS, rngs=make_rngs(0)))
     expected = np.array([by_hand(volume, slices) for volume in volumes()])
     found = np.asarray(jax.jit(encoder.views)(volumes()))
     assert (found.dtype, found.shape) == (np.uint8, expected.shape)
@@ -107,7 +108,7 @@ def test_token_of_a_slice_is_the_encoders_feature(backbone: str) -> None:
 def test_gated_pool_is_torchs() -> None:
     """Equation 9 of Ilse et al. 2018."""
     x = normal((2, 5, 8), 2)
-    graphdef, params, *_ = split(nnx.eval_shape(lambda: GatedPool(8, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+    graphdef, params, *_ = split(nnx.eval_shape(lambda: GatedPool(8, dtype=jnp.float32, rngs=make_rngs(0))))
     params = jax.tree.map(lambda leaf: normal(leaf.shape, 4), params)
     assert {name: leaf["kernel"].shape for name, leaf in params.items()} == {
         "content": (8, GATE_WIDTH),

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jaxboost.models import taps
+from jaxboost.models.rngs import make_rngs
 from tests.models import small
 
 
@@ -40,7 +40,7 @@ def test_gradient_with_respect_to_a_value():
 
 def test_an_encoder_gives_the_same_tokens_with_and_without_readers():
     encoder = small.SMALL["small_vivit"].build(
-        image_size=small.IMAGE_SIZE, dtype=jnp.float32, remat=True, rngs=nnx.Rngs(0)
+        image_size=small.IMAGE_SIZE, dtype=jnp.float32, remat=True, rngs=make_rngs(0)
     )
     volumes = jax.random.normal(jax.random.key(0), (2, 12, 12, 12, 3))
 

@@ -12,6 +12,7 @@ from jaxboost.convert import class_prompts, text_encoders
 from jaxboost.convert.placing import first_device
 from jaxboost.models import attention, transformer
 from jaxboost.models.frozen import freeze, merge, split
+from jaxboost.models.rngs import make_rngs
 from jaxboost.models.text import TextEncoder
 from tests.convert import clip_checkpoints as clip
 from tests.models.parity import assert_close, normal
@@ -32,7 +33,7 @@ def test_text_encoder_equals_transformers(case):
     theirs = transformers.CLIPTextModelWithProjection.from_pretrained(source).eval()
     manifest, weights = text_encoders.read_manifest(folder), text_encoders.load_weights(folder, first_device)
     graphdef, params, frozen, _ = split(
-        nnx.eval_shape(lambda: freeze(TextEncoder(**manifest.arguments, dtype=jnp.float32, rngs=nnx.Rngs(0))))
+        nnx.eval_shape(lambda: freeze(TextEncoder(**manifest.arguments, dtype=jnp.float32, rngs=make_rngs(0))))
     )
     assert params == {}
     assert jax.tree.map(jnp.shape, weights) == jax.tree.map(lambda leaf: leaf.shape, frozen)
@@ -53,7 +54,7 @@ def test_the_projection_is_float32(case):
     """Also where the blocks have 16 bits, and without the shorter products of a GPU."""
     manifest, weights = text_encoders.read_manifest(case[2]), text_encoders.load_weights(case[2], first_device)
     graphdef, _, _, _ = split(
-        nnx.eval_shape(lambda: freeze(TextEncoder(**manifest.arguments, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))))
+        nnx.eval_shape(lambda: freeze(TextEncoder(**manifest.arguments, dtype=jnp.bfloat16, rngs=make_rngs(0))))
     )
     run = jax.jit(lambda x: merge(graphdef, {}, weights)(x, np.array([4, 2], np.int32)))
     x = normal((2, 5, clip.WIDTH), seed=0)

@@ -17,6 +17,7 @@ from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.convnext import ConvNeXt
 from jaxboost.models.efficientnet import EfficientNetLite
 from jaxboost.models.frozen import count, merge, split, statistics
+from jaxboost.models.rngs import make_rngs
 from jaxboost.models.swin import Swin
 from tests.models.parity import assert_close, normal, relative_change
 
@@ -30,7 +31,7 @@ SIDE = 16
 
 def small(name: str, **changes: Any) -> Any:
     build, arguments = SMALL[name]
-    return build(image_size=SIDE, channels=3, rngs=nnx.Rngs(0), **dict(dtype=jnp.float32) | arguments | changes)
+    return build(image_size=SIDE, channels=3, rngs=make_rngs(0), **dict(dtype=jnp.float32) | arguments | changes)
 
 
 # The other sizes of a family differ from these in numbers alone.
@@ -40,7 +41,7 @@ def small(name: str, **changes: Any) -> Any:
 def test_counts_are_timms(name: str) -> None:
     """Without the linear head, which has its own number of classes."""
     row = BACKBONES[ROWS[name]]
-    encoder = nnx.eval_shape(lambda: row.build(image_size=224, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    encoder = nnx.eval_shape(lambda: row.build(image_size=224, dtype=jnp.float32, rngs=make_rngs(0)))
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=0)
     _, params, _, stats = split(encoder)
@@ -84,7 +85,7 @@ def test_remat_of_batch_norms() -> None:
     results = []
     for remat in (False, True):
         given: dict[str, Any] = dict(image_size=64, channels=3, depths=(1, 2, 1, 1, 1, 1, 1), widths=(8,) * 7)
-        model = EfficientNetLite(**given, remat=remat, drop_path=0.5, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        model = EfficientNetLite(**given, remat=remat, drop_path=0.5, dtype=jnp.float32, rngs=make_rngs(0))
         graphdef, params, _, stats = split(model)
 
         @functools.partial(jax.jit, static_argnums=0)
@@ -122,7 +123,7 @@ def test_windows_of_swin_are_whole(size: int, nearest: int) -> None:
     problem = row.traits.size_problem(size, row.arguments)
     assert problem == f"images of {size} pixels are not a multiple of 224, which gives whole windows: give {nearest}"
     with pytest.raises(ValueError, match="not a multiple of 224"):
-        row.build(image_size=size, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        row.build(image_size=size, dtype=jnp.float32, rngs=make_rngs(0))
 
 
 def test_fused_attention_has_no_biases() -> None:

@@ -13,6 +13,7 @@ from jaxboost.models.classifier import BoostSpec, build
 from jaxboost.models.convnext import ConvNeXt
 from jaxboost.models.frozen import freeze, merge, split, statistics
 from jaxboost.models.resnet import ResNet
+from jaxboost.models.rngs import make_rngs
 from jaxboost.models.swin import Swin
 from jaxboost.models.transformer import MATRICES
 from jaxboost.models.vit import ViT
@@ -37,8 +38,8 @@ def with_lora(encoder: type, names: tuple[str, ...], **arguments: Any) -> tuple[
     """Graph, trained and frozen weights of a frozen encoder with LoRA; all weights random."""
 
     def make() -> Any:
-        made = encoder(channels=3, dtype=jnp.float32, rngs=nnx.Rngs(0), **arguments)
-        tuning.add_lora(freeze(made), names, rank=RANK, alpha=ALPHA, rngs=nnx.Rngs(0))
+        made = encoder(channels=3, dtype=jnp.float32, rngs=make_rngs(0), **arguments)
+        tuning.add_lora(freeze(made), names, rank=RANK, alpha=ALPHA, rngs=make_rngs(0))
         return made
 
     graphdef, params, frozen, _ = split(nnx.eval_shape(make))
@@ -140,7 +141,7 @@ def test_the_last_block_is_what_is_trained(name: str) -> None:
 
     def names(**given: Any) -> tuple[set[str], set[str]]:
         spec = BoostSpec(kind="none")
-        model = nnx.eval_shape(lambda: build(name, boost=spec, rngs=nnx.Rngs(0), **common, **given))
+        model = nnx.eval_shape(lambda: build(name, boost=spec, rngs=make_rngs(0), **common, **given))
         _, params, frozen, _ = split(model)
         return _names(params), _names(frozen)
 
@@ -163,7 +164,7 @@ def test_frozen_batch_norms_keep_their_statistics() -> None:
 
     def make() -> Any:
         shape: dict[str, Any] = dict(block="basic", depths=(1, 1), convolution="2d", base_width=4)
-        made = ResNet(image_size=8, channels=3, dtype=jnp.float32, rngs=nnx.Rngs(0), **shape)
+        made = ResNet(image_size=8, channels=3, dtype=jnp.float32, rngs=make_rngs(0), **shape)
         return freeze(made, but=tuning.last_block(made))
 
     graphdef, params, frozen, stats = split(make())

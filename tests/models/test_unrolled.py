@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 
 from jaxboost.models import attention
+from jaxboost.models.rngs import make_rngs
 from jaxboost.models.vit import ViT
 from tests.models.parity import abstract, assert_close, cotangent, normal, randomise
 
@@ -18,7 +18,7 @@ def program(
     backend: str, monkeypatch: pytest.MonkeyPatch, *, drop: float = 0.0, remat: bool = False, portable: bool = False
 ) -> Any:
     """The lowered loss and gradients of a ViT, traced as for a backend, and its arguments."""
-    apply, params, frozen = abstract(lambda: ViT(**ARGUMENTS, drop_path=drop, remat=remat, rngs=nnx.Rngs(0)))
+    apply, params, frozen = abstract(lambda: ViT(**ARGUMENTS, drop_path=drop, remat=remat, rngs=make_rngs(0)))
     arguments = (randomise(params, seed=0), jnp.asarray(normal((6, 8, 8, 3), 1)))
 
     def loss(params: Any, images: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from jaxboost.convert import Hints, convert, encoders
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.models.frozen import freeze, merge, split
 from jaxboost.models.pooled_vit import PooledViT
+from jaxboost.models.rngs import make_rngs
 from jaxboost.models.vit import PLAIN, ViT
 from tests.convert import vision_checkpoints as reference
 from tests.models.parity import assert_close, channels_first, cotangent, normal
@@ -72,7 +73,7 @@ def graphdef_for(encoder: encoders.Encoder, image_size: int) -> nnx.GraphDef:
 
     def make() -> nnx.Module:
         return freeze(
-            build(image_size=image_size, channels=3, dtype=jnp.float32, rngs=nnx.Rngs(0), **encoder.manifest.arguments)
+            build(image_size=image_size, channels=3, dtype=jnp.float32, rngs=make_rngs(0), **encoder.manifest.arguments)
         )
 
     def described(tree):

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from flax import nnx
 
 from jaxboost import convert
 from jaxboost.errors import UserError
 from jaxboost.models import classifier, frozen
 from jaxboost.models.backbones import BACKBONES
+from jaxboost.models.rngs import make_rngs
 from jaxboost.runs import assembly, train
 from jaxboost.tasks import TASKS
 from jaxboost.training import step
@@ -205,7 +205,7 @@ def test_remat_changes_neither_loss_nor_gradients(backbone):
             std=(1.0,),
             dtype=jnp.float32,
             remat=remat,
-            rngs=nnx.Rngs(0),
+            rngs=make_rngs(0),
         )
         graphdef, params, none, _ = frozen.split(model)
 

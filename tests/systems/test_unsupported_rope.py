@@ -6,7 +6,6 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from configs import pneumollm
 from jaxboost import systems
@@ -14,6 +13,7 @@ from jaxboost.convert import convert, store
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
 from jaxboost.models.llama import LlamaBlock
+from jaxboost.models.rngs import make_rngs
 from tests.reference import llama_checkpoints as reference
 from tests.training.small_runs import small_config
 
@@ -49,7 +49,7 @@ def test_without_rotation_it_is_the_same_layer(folder):
     outputs = []
     for name in ("plain", "yarn"):
         block = store.load_block(folder / name, None, final_norm=True)
-        model = LlamaBlock(block.manifest.config, depth=1, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        model = LlamaBlock(block.manifest.config, depth=1, dtype=jnp.float32, rngs=make_rngs(0))
         for weight, array in block.weights.items():
             getattr(model.layers, weight).set_value(array)
         outputs.append(model(x, rope=False, causal=True, mask=None))

@@ -13,6 +13,7 @@ from torch.nn import functional
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.errors import UserError
 from jaxboost.models import frozen
+from jaxboost.models.rngs import make_rngs
 from jaxboost.tasks import MULTI_LABEL, TASKS
 from jaxboost.training import imbalance, step
 
@@ -81,7 +82,7 @@ class _Linear(nnx.Module):
     """A model as the steps take it."""
 
     def __init__(self):
-        self.head = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+        self.head = nnx.Linear(4, 3, rngs=make_rngs(0))
 
     def __call__(self, images, precomputed=None, *, key=None):
         return self.head(images.reshape(len(images), -1).astype(jnp.float32))

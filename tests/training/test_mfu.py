@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxboost.device import Device
 from jaxboost.models.frozen import split
+from jaxboost.models.rngs import make_rngs
 from jaxboost.training import mfu, step
 from tests import devices
 
@@ -28,7 +29,7 @@ class Small(nnx.Module):
 @pytest.mark.parametrize("count", [1, 4])
 def test_against_a_count_by_hand(count, monkeypatch):
     devices.stand_in(monkeypatch, devices.A100)
-    graphdef, params, *_ = split(nnx.eval_shape(lambda: Small(nnx.Rngs(0))))
+    graphdef, params, *_ = split(nnx.eval_shape(lambda: Small(make_rngs(0))))
     tx, (replicated, _) = optax.sgd(0.1), step.make_mesh()
     train_step = step.make_train_step(graphdef, tx, step.Objective(task="multi-class", classes=C), replicated)
     state = step.TrainState(

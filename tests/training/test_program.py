@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from jaxboost import systems
 from jaxboost.data.dataset import DatasetInfo
 from jaxboost.models import frozen
+from jaxboost.models.rngs import make_rngs
 from jaxboost.runs import assembly
 from jaxboost.training import program
 from tests.training.small_runs import small_config, take_steps
@@ -24,7 +24,7 @@ def made(config, labels=None):
 
 def test_shapes_are_those_of_the_state(tmp_path):
     system, _, step_functions = made(small_config(tmp_path, CHANGES))
-    params, _, stats = jax.jit(lambda: frozen.split(system.build(nnx.Rngs(0)))[1:])()
+    params, _, stats = jax.jit(lambda: frozen.split(system.build(make_rngs(0)))[1:])()
     state = step_functions.init_state(params, stats)
     shapes = step_functions.state_shapes(system.params, system.stats)
     assert jax.tree.structure(state) == jax.tree.structure(shapes)
