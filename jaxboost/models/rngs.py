@@ -25,7 +25,10 @@ class _Stream(nnx.RngStream):
 
 
 def make_rngs(key: jax.Array | int) -> Any:
-    """As `nnx.Rngs(key)`, with the same keys, for a model that is made once."""
+    """As `nnx.Rngs(key)`, with the same keys, to make a model with.
+
+    Not for what sets a stream's count, such as `nnx.reseed`.
+    """
     rngs: Any = nnx.Rngs()
     rngs.default = _Stream(key, tag="default")
     return rngs

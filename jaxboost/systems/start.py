@@ -99,7 +99,7 @@ class _Key:
         leaves, _ = jax.tree.flatten_with_path((system.params, system.frozen, system.stats))
         shapes = ((jax.tree_util.keystr(path), leaf.shape, leaf.dtype) for path, leaf in leaves)
         parts = (
-            dataclasses.replace(part, load=part.load and _loads, about=part.about.get("dtype"), text="", quantize=None)
+            dataclasses.replace(part, load=part.load and _loads, about=part.about.get("dtype"), text="")
             for part in system.pretrained
         )
         return cls(system.graphdef, (*shapes,), (*parts,), system.origin, replicated, system)

@@ -11,6 +11,7 @@ from jaxboost.data import describe_dataset
 from jaxboost.data.sources.medmnist import names as medmnist_names
 from jaxboost.evaluation import metrics, prediction_table
 from jaxboost.tasks import BINARY, MULTI_LABEL, TASKS
+from tests.scripts import run_script
 
 
 def _example(task: str, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -91,3 +92,20 @@ def test_figures_and_files_are_those_of_medmnists_evaluator(flag, tmp_path):
         copy = shutil.copytree(tmp_path / "run", tmp_path / f"copy{size}")
         assert tuple(Official.parse_and_evaluate(str(copy / file.name))) == ours
         assert sorted(path.name for path in copy.iterdir()) == sorted(path.name for path in file.parent.iterdir())
+
+
+WITHOUT_TORCH = """
+import sys
+import numpy as np
+from jaxboost.evaluation import metrics
+print(metrics.auc(np.array([[0], [1], [1]]), np.array([[0.8, 0.2], [0.3, 0.7], [0.6, 0.4]]), "binary-class"))
+print(sorted({"medmnist", "torch"} & set(sys.modules)))
+import medmnist
+print(len(medmnist.INFO), medmnist.BreastMNIST.flag, medmnist.evaluator.getAUC.__module__)
+"""
+
+
+def test_the_evaluator_is_imported_without_torch():
+    """Whoever imports medmnist later gets all of it."""
+    process = run_script("-c", WITHOUT_TORCH)
+    assert process.stdout.splitlines() == ["1.0", "[]", "18 breastmnist medmnist.evaluator"], process.stderr

@@ -108,6 +108,7 @@ def test_remat():
         assert_close(a, b)
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("which", [0, 1, (0, 1)])
 def test_a_gradient_that_is_not_asked_for_is_not_computed(which):
     """Neither in the program nor in the counted operations, which are those of XLA's form."""

@@ -21,6 +21,7 @@ from jaxboost.runs import cross_validation, seeds, train, workdir
 from jaxboost.training.recording import Recording
 from tests import finished_runs
 from tests.baselines.small import SIDE, write_images
+from tests.conftest import forget_programs
 from tests.models import clip_cases
 from tests.training.stopped_runs import outcome, send_in
 
@@ -116,6 +117,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_end(method, checkpoint, make
         # In the first of four epochs.
         send_in(patch, Recording, "validate")
         assert train.train_and_evaluate(make_config(method), folder) is None
+    forget_programs()  # as in another process
     if method == "coop_clip":
         others = clip_cases.PROMPTS | {"grey": {"prompts": ["a grey image"], "called": "half light"}}
         class_prompts.convert_text(str(checkpoint.folder / "source"), others, tmp_path / "others")

@@ -17,7 +17,7 @@ from tests import finished_runs
 from tests.baselines.small import SIDE, write_images
 from tests.training.small_runs import on_host, take_steps
 
-# What is replaced here are functions of the host.
+# What is replaced here are functions of the host, and rows of BACKBONES: another structure is another program.
 pytestmark = pytest.mark.same_programs
 
 TOKENS = 1 + (SIDE // 7) ** 2

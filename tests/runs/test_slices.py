@@ -17,7 +17,7 @@ from tests import finished_runs
 from tests.training.small_runs import small_config
 from tests.training.tiny_resnet import TINY
 
-# What is replaced here are functions of the host.
+# What is replaced here are functions of the host, and rows of BACKBONES: another structure is another program.
 pytestmark = pytest.mark.same_programs
 
 FIELDS = {

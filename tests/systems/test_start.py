@@ -20,10 +20,11 @@ DRAWN = {
 
 def test_draws_are_those_of_earlier_runs(few_lidc_root):
     """Runs record a fingerprint of their random block: other draws would refuse every earlier run with one."""
-    start.forget()
     config = small_config(few_lidc_root)
     system, built = systems.prepare(config, datasets.describe(config)), []
-    counted = dataclasses.replace(system, build=lambda rngs: built.append(1) or system.build(rngs))
+    counted = dataclasses.replace(
+        system, build=lambda rngs: built.append(1) or system.build(rngs), origin="of this test"
+    )
     shared, replicated = start.Shared(), step.make_mesh()[0]
     traces = []
     for seed, expected in DRAWN.items():
@@ -41,8 +42,8 @@ def test_draws_are_those_of_earlier_runs(few_lidc_root):
     ("changes", "shares"),
     [
         ({"seed": 7, "optim.lr": 1e-3, "train.epochs": 2, "eval.batch_size": 8}, True),
-        # The structure and the shapes of the weights stay as they are.
         ({"boost.trainable": True}, False),
+        ({"boost.init": "normal"}, False),
         ({"data.name": "breastmnist", "data.size": 28, "data.root": "elsewhere", "model.backbone": "vit_tiny"}, False),
     ],
 )
@@ -56,6 +57,20 @@ def test_runs_of_the_same_model_share_the_compiled_draw(few_lidc_root, changes, 
     for system in prepared:
         start.initialise(system, seed=0, replicated=replicated)
     assert start._drawing.cache_info().misses == 2 - shares
+
+
+def test_what_structure_and_shapes_do_not_tell(few_lidc_root):
+    """Models that differ in nothing but how their weights are drawn."""
+    replicated, keys, drawn = step.make_mesh()[0], [], []
+    for init in ("uniform", "normal"):
+        config = small_config(few_lidc_root, {"boost.init": init})
+        system = systems.prepare(config, datasets.describe(config))
+        keys.append(start._Key.of(system, replicated))
+        params, *_ = start.initialise(system, seed=0, replicated=replicated)
+        drawn.append(np.asarray(params["boost"]["encode"]["kernel"]))
+    assert (keys[0].graphdef, keys[0].shapes, keys[0].parts) == (keys[1].graphdef, keys[1].shapes, keys[1].parts)
+    assert keys[0] != keys[1]
+    assert not np.isclose(*drawn).any()
 
 
 def test_a_system_of_its_own_shares_with_no_other(few_lidc_root):

@@ -21,7 +21,7 @@ from tests.scripts import devices, run_script
 from tests.training.small_runs import assert_same, on_host, scores_of, take_step, take_steps
 from tests.training.tiny_resnet import TINY, tiny_config
 
-# What is replaced here are functions of the host.
+# What is replaced here are functions of the host, and rows of BACKBONES: another structure is another program.
 pytestmark = pytest.mark.same_programs
 
 # Kernels of the stem, two blocks and a projection, their norms, and the head.

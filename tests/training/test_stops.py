@@ -20,11 +20,12 @@ from jaxboost.runs import datasets, lock, train
 from jaxboost.statistics import intervals
 from jaxboost.training import source_tokens, step
 from jaxboost.training.checkpoints import checkpointer
+from tests.conftest import forget_programs
 from tests.finished_runs import colours
 from tests.metrics import records
 from tests.training.stopped_runs import outcome, send_in
 
-# What is replaced here are functions of the host.
+# What is replaced here are functions of the host, and rows of BACKBONES: another structure is another program.
 pytestmark = pytest.mark.same_programs
 
 # Two epochs of three steps, and a checkpoint at the end of each alone.
@@ -86,6 +87,8 @@ def test_a_stop_in_each_phase_loses_nothing(phase, whole, tmp_path, monkeypatch,
     assert not list(folder.rglob("*.part"))
     steps = [int(path.name) for path in folder.glob("checkpoints/latest/[0-9]*")]
     assert max(steps, default=0) == saved
+    if phase == "in the second step":
+        forget_programs()  # as in another process
     colours(data, folder, **CHANGES)
     assert (f"resumed from step {saved}" in caplog.text) == bool(saved)
     assert outcome(folder) == expected

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -69,8 +70,9 @@ def test_several_steps_in_a_call_need_data_on_the_devices(few_lidc_root, tmp_pat
         assembly.assemble(small_config(few_lidc_root, {"train.steps_per_call": 4}), tmp_path)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of a CPU")
 def test_a_cpu_gets_batches_from_the_host(few_lidc_root, tmp_path):
-    run = assembly.assemble(small_config(few_lidc_root), tmp_path)
+    run = assembly.assemble(small_config(few_lidc_root, {"data.on_device": "auto"}), tmp_path)
     assert run.config.data.on_device == "false"
     assert run.program.reading is None
 
