@@ -54,8 +54,8 @@ class System:
       width: D, the width of the LLaMA layers that would be there, if the model has none but depends on it; else None.
       tokens: number of tokens that enter the LLaMA layers, or would if there were any.
       origin: what `build` is made from. Systems with the same origin, structure and parts draw the same weights from
-        the same key. By default it equals that of no other system. `dataclasses.replace` keeps it: with another `build`,
-        give another.
+        the same key. By default it equals that of no other system. `dataclasses.replace` keeps it: with another
+        `build`, give another.
     """
 
     build: Callable[[nnx.Rngs], nnx.Module]
