@@ -21,7 +21,7 @@ _TOGETHER = 2  # images in one pass of the loop: their patches stay in the cache
 def convolve(x: jax.Array, kernel: jax.Array, *, strides: Strides, pads: Pads, groups: int = 1) -> jax.Array:
     """The convolution (B, *sides, C) -> (B, *new sides, D), for one to three axes.
 
-    On a CPU, XLA (jax 0.10.2) needs for the gradient of the kernel 1.4 to 2.2 times as long as a loop of matrix
+    On a CPU, XLA (jax 0.10.2) needs for the gradient of the kernel 1.3 to 2.3 times as long as a loop of matrix
     products, if the images have 28 or more pixels a side (seen at batch 8, with 3 to 256 channels). There the loop
     takes its place; it forbids forward-mode derivatives (`jax.jvp`).
 

@@ -59,7 +59,8 @@ def prepare(
     Raises:
       UserError: weights are missing, or do not fit the model.
     """
-    config = with_dtype(config)
+    # A copy: the system is kept, and its `build` reads the config each time.
+    config = with_overrides(with_dtype(config), {})
     system = _system(config).prepare(config, info, with_weights=with_weights, recorded=recorded)
     check_attention(config, system, info)
     return dataclasses.replace(system, origin=_origin(config, info))

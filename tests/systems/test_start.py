@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -81,3 +82,12 @@ def test_a_system_of_its_own_shares_with_no_other(few_lidc_root):
     first, second = (start._Key.of(systems.System(**fields), replicated) for _ in range(2))
     assert first != second
     assert first == start._Key.of(first.system, replicated)
+
+
+def test_a_config_that_changes_later_changes_no_draw(few_lidc_root):
+    config = small_config(few_lidc_root)
+    system, replicated = systems.prepare(config, datasets.describe(config)), step.make_mesh()[0]
+    expected = start.initialise(system, seed=0, replicated=replicated)
+    config.model.backbone = "vivit_tiny"
+    start.forget()
+    jax.tree.map(np.testing.assert_array_equal, start.initialise(system, seed=0, replicated=replicated), expected)
