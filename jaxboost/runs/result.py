@@ -20,8 +20,8 @@ from jaxboost.tasks import TaskName
 FORMAT = 1
 # The entry `boost` of a run without gradient training.
 BASELINE = "baseline"
-# What a run costs differs from machine to machine.
-COSTS = ("seconds", "seconds_by_part", "memory_gb")
+# What a run costs differs from machine to machine. These entries have a checksum of their own.
+COSTS = ("seconds", "seconds_by_part", "memory_gb", "costs_sha256")
 # Other entries `boost` than R-LLM's variants -> the pretrained parts of the system.
 _PARTS = {
     "pneumollm": ("vision", "llama"),
@@ -182,7 +182,8 @@ class RunResult:
       seconds: duration, summed over all starts of the run.
       seconds_by_part: the same by part, see `training.clock`; None also if a start by an earlier version is in it.
       memory_gb: see `memory.Peak`, of the start that finished the run; None also in results of earlier versions.
-      sha256: checksum, see `checksum`; None before the file is written.
+      costs_sha256: checksum of the entries COSTS; None also in results of earlier versions.
+      sha256: checksum of the others, see `checksum`; None before the file is written.
     """
 
     format: int = FORMAT
@@ -219,6 +220,7 @@ class RunResult:
     seconds: Annotated[float, Field(ge=0)]
     seconds_by_part: Annotated[dict[_Text, Annotated[float, Field(ge=0)]], Field(max_length=100)] | None = None
     memory_gb: Annotated[float, Field(ge=0)] | None = None
+    costs_sha256: _Digest | None = None
     sha256: _Digest | None = None
 
     @property
@@ -282,9 +284,9 @@ def from_json(content: Any) -> RunResult | FoldsResult:
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds the format number and the checksum to the content of result.json."""
+    """Adds the format number and the checksums to the content of result.json."""
     content = {"format": FORMAT, **json.loads(io.to_json(content))}
-    return content | {"sha256": checksum(content)}
+    return content | {"costs_sha256": costs_checksum(content), "sha256": checksum(content)}
 
 
 def checksum(content: Mapping[str, Any]) -> str:
@@ -292,12 +294,18 @@ def checksum(content: Mapping[str, Any]) -> str:
     return io.json_sha256({name: value for name, value in content.items() if name not in ("sha256", *COSTS)})
 
 
+def costs_checksum(content: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of what a run costs, the entries COSTS except the checksum itself."""
+    return io.json_sha256({name: content[name] for name in COSTS if name in content and name != "costs_sha256"})
+
+
 def _check_origin(content: Any) -> None:
     if not isinstance(content, dict):
         raise ValueError("it is not a JSON object")
-    # Earlier versions wrote no checksum.
+    # Earlier versions wrote no checksums.
+    checksums = {"sha256": checksum, "costs_sha256": costs_checksum}
     try:
-        altered = "sha256" in content and content["sha256"] != checksum(content)
+        altered = any(name in content and content[name] != of(content) for name, of in checksums.items())
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if altered:

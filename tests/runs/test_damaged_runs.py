@@ -16,6 +16,7 @@ from jaxboost.runs import cross_validation, datasets, finished, saved_config, tr
 from jaxboost.runs import result as results
 from jaxboost.studies import definition
 from jaxboost.training import source_tokens
+from jaxboost.training.clock import PARTS
 from jaxboost.training.log import MetricsLog
 from tests.metrics import records
 from tests.mutations import flip_bit, largest_file, mutations
@@ -306,9 +307,9 @@ def _or_mistake(function, *arguments):
 @pytest.mark.parametrize("name", ["config.json", "result.json"])
 def test_mutants_of_run_files(name, whole, tmp_path):
     """Each is refused, or counts as missing, or says what the file said."""
-    # The same bytes each time, whatever the place and the time.
-    constant, time = ({"data.root": "/data"}, {"seconds": 1.0}), {"seconds": 0}
-    whole = _altered(whole, tmp_path / "whole", *constant)
+    # The same bytes each time, whatever the place and what the run cost.
+    costs = {"seconds": 1.0, "seconds_by_part": dict.fromkeys(PARTS, 0.14), "memory_gb": 1.5}
+    whole = _altered(whole, tmp_path / "whole", {"data.root": "/data"}, costs)
     config, content = train.resolved(make_config("/data"), whole), (whole / name).read_bytes()
     said, (expected, _) = workdir.finished_result(whole, config).to_json(), finished.read(whole)
     outcomes = set()
@@ -320,10 +321,10 @@ def test_mutants_of_run_files(name, whole, tmp_path):
         (run / name).write_bytes(damaged)
         found = _or_mistake(workdir.finished_result, run, config)
         outcomes.add(found if isinstance(found, str) else found is None)
-        assert found in (None, "refused") or found.to_json() | time == said | time
+        assert found in (None, "refused") or found.to_json() == said
         opened = _or_mistake(finished.read, run)
         # What decides of a prediction is what it was. The source of weights may change, and so may a mutant.
-        assert opened == "refused" or (_fixed(opened[0]), opened[1].to_json() | time) == (_fixed(expected), said | time)
+        assert opened == "refused" or (_fixed(opened[0]), opened[1].to_json()) == (_fixed(expected), said)
     # Another config is refused, another result is none.
     assert outcomes - {False} == ({"refused"} if name == "config.json" else {True})
 
@@ -347,8 +348,7 @@ def _altered(whole, folder, config=None, result=None):
             for path, value in (config or {}).items():
                 section, _, field = path.rpartition(".")
                 (content["config"][section] if section else content["config"])[field] = value
-            content.pop("sha256")
-            content["sha256"] = results.checksum(content)
+            content |= {"sha256": results.checksum(content), "costs_sha256": results.costs_checksum(content)}
         (run / name).write_text(json.dumps(content))
     return run
 
@@ -391,14 +391,37 @@ def test_run_files_that_ask_for_too_much(config, result, match, whole, tmp_path)
 def test_a_result_of_an_earlier_version_is_read(whole, tmp_path, pictures):
     run = shutil.copytree(whole, tmp_path / "run")
     result = json.loads((run / "result.json").read_text())
-    for place, name in ((result, "sha256"), (result, "splits_sha256"), (result["selection"], "sha256")):
-        del place[name]
+    for name in ("sha256", "costs_sha256", "splits_sha256"):
+        del result[name]
+    del result["selection"]["sha256"]
     (run / "result.json").write_text(json.dumps(result))
     for found in (workdir.finished_result(run, train.resolved(make_config(pictures), run)), finished.read(run)[1]):
         before = {"format": 1, "splits_sha256": None, "selection": result["selection"] | {"sha256": ""}}
         assert found.to_json() == result | before
     images = np.zeros((2, 28, 28), np.uint8)
     np.testing.assert_array_equal(open_run.open_run(run).predict(images), open_run.open_run(whole).predict(images))
+
+
+@pytest.mark.parametrize(
+    "costs",
+    [
+        {"seconds": 3.0},
+        {"seconds_by_part": {"start": 3.0}},
+        {"seconds_by_part": None},
+        {"memory_gb": 0.5},
+        {"costs_sha256": None},
+        {"costs_sha256": "0" * 64},
+    ],
+)
+def test_costs_that_were_altered(costs, run, package_warnings):
+    """They have a checksum of their own: that of the figures is the same for the same figures."""
+    result = json.loads((run / "result.json").read_text())
+    for content, expected in ((result, []), (result | costs, ["altered after it was written"])):
+        (run / "result.json").write_text(json.dumps(content))
+        assert results.checksum(content) == result["sha256"]
+        assert (workdir.read_result(run) is None) == bool(expected)
+        assert len(package_warnings) == len(expected)
+        assert all(part in text for part, text in zip(expected, package_warnings, strict=True))
 
 
 def test_a_result_of_a_later_version_is_kept(run, pictures):

@@ -90,11 +90,14 @@ def test_a_later_format_is_no_damage(content):
         results.from_json(results.sealed(later))
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"sha256": "0"}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"sha256": "0"}, {"seconds": 1.5}, {"costs_sha256": "0"}])
 def test_altered_results_are_refused(change, content):
     with pytest.raises(ValueError, match="its checksum does not match"):
         results.from_json(content | change)
 
 
 def test_the_checksum_does_not_depend_on_the_time(content):
-    assert results.from_json(content | {"seconds": 1.5}).seconds == 1.5
+    later = results.sealed(content | {"seconds": 1.5})
+    assert results.from_json(later).seconds == 1.5
+    assert later["sha256"] == content["sha256"] == results.from_json(content).sha256
+    assert later["costs_sha256"] != content["costs_sha256"]
