@@ -29,11 +29,13 @@ if "JAXBOOST_CACHE" not in os.environ:
 
 # Most of the tests' time goes into compiling programs that run for milliseconds. What is left out here is LLVM's
 # optimisation of single loops, and the newer of XLA's two generators of fused loops, which takes twice as long as the
-# older; XLA's own optimisation of whole programs stays. `XLA_FLAGS= pytest` tests what users run, as .ci/run does for
-# the golden figures, PneumoLLM and the LLM layers.
+# older; XLA's own optimisation of whole programs stays. And a program's code is not divided among 32 threads, which
+# would cost a seventh of the work, as each worker has but one core. `XLA_FLAGS= pytest` tests what users run, as
+# .ci/run does for the golden figures, PneumoLLM and the LLM layers.
 QUICK_TO_COMPILE = [
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
 ]
 # XLA ends a process that gives it an unknown flag. From jax 0.11 on, it has the newer generator alone.
 if Version(importlib.metadata.version("jaxlib")) < Version("0.11"):
