@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from jaxboost.models.attention import is_portable
 
@@ -45,23 +46,31 @@ def _products(stride: int, pads: Pads, x: jax.Array, kernel: jax.Array) -> jax.A
     return depthwise_products(_pad(x, pads), kernel, stride).astype(x.dtype)
 
 
-def _forward(stride: int, pads: Pads, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
-    return _products(stride, pads, x, kernel), (x, kernel)
+def _forward(stride: int, pads: Pads, x: CustomVJPPrimal, kernel: CustomVJPPrimal) -> tuple[jax.Array, Any]:
+    # As in `convolution`: what is not asked for is neither kept nor computed. The empty parts tell the shapes.
+    kept = (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
+    return _products(stride, pads, x.value, kernel.value), (x.value[:0], kernel.value[:0], *kept)
 
 
-def _backward(stride: int, pads: Pads, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, ...]:
-    x, kernel = saved
-    size = kernel.shape[0]
-    # The same sum with the kernel turned round, over dy with stride - 1 zeros between its pixels.
-    dilated = [(side - 1) * stride + 1 for side in dy.shape[1:3]]
-    before = [size - 1 - low for low, _ in pads]
-    after = [side + size - 1 - low - own for side, low, own in zip(x.shape[1:3], before, dilated, strict=True)]
-    spread = _pad(dy, tuple(zip(before, after, strict=True)), between=stride - 1)
-    dx = depthwise_products(spread, kernel[::-1, ::-1], 1)
-    return dx.astype(x.dtype), depthwise_kernel_gradient(_pad(x, pads), dy, size, stride).astype(kernel.dtype)
+def _backward(stride: int, pads: Pads, saved: Any, dy: jax.Array | SymbolicZero) -> tuple[jax.Array | None, ...]:
+    no_images, no_kernel, x, kernel = saved
+    if isinstance(dy, SymbolicZero):  # the result was not used
+        return None, None
+    size, dx, gradient = no_kernel.shape[1], None, None
+    if kernel is not None:
+        # The same sum with the kernel turned round, over dy with stride - 1 zeros between its pixels.
+        dilated = [(side - 1) * stride + 1 for side in dy.shape[1:3]]
+        before = [size - 1 - low for low, _ in pads]
+        sides = zip(no_images.shape[1:3], before, dilated, strict=True)
+        after = [side + size - 1 - low - own for side, low, own in sides]
+        spread = _pad(dy, tuple(zip(before, after, strict=True)), between=stride - 1)
+        dx = depthwise_products(spread, kernel[::-1, ::-1], 1).astype(no_images.dtype)
+    if x is not None:
+        gradient = depthwise_kernel_gradient(_pad(x, pads), dy, size, stride).astype(no_kernel.dtype)
+    return dx, gradient
 
 
-_products.defvjp(_forward, _backward)
+_products.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _pad(x: jax.Array, pads: Any, between: int = 0) -> jax.Array:

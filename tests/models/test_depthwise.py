@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax.custom_derivatives import SymbolicZero
 
 from jaxboost.models import attention, depthwise
 from tests.models.parity import assert_close, channels_first, normal
@@ -50,6 +51,27 @@ def test_values_and_gradients(size, stride, pads, shape):
         assert_close(found[0], np.moveaxis(y.detach().numpy(), 1, -1))
         assert_close(found[1], np.moveaxis(given.grad.numpy(), 1, -1))
         assert_close(found[2], weights.grad.numpy().transpose(2, 3, 1, 0))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_one_gradient_alone_is_that_of_both(dtype):
+    """Of images before a frozen kernel, and of the first layer's kernel."""
+    given = [jnp.asarray(normal(shape, 1), dtype) for shape in ((2, 8, 6, 3), (3, 3, 1, 3))]
+
+    def loss(x, kernel):
+        return jnp.sin(depthwise._products(2, ((1, 1), (1, 1)), x, kernel).astype(jnp.float32)).sum()
+
+    both = jax.grad(loss, argnums=(0, 1))(*given)
+    for place, gradient in enumerate(both):
+        assert gradient.dtype == dtype
+        np.testing.assert_array_equal(jax.grad(loss, argnums=place)(*given), gradient)
+
+
+def test_a_convolution_without_use_has_no_gradients():
+    """Not reached by `jax.grad` of jax 0.10.2, which drops such a convolution before."""
+    zero = SymbolicZero(jax.core.ShapedArray((1, 4, 4, 2), jnp.float32))
+    none = np.zeros((0, 4, 4, 2)), np.zeros((0, 3, 1, 2))
+    assert depthwise._backward(1, ((1, 1), (1, 1)), (*none, None, None), zero) == (None, None)
 
 
 def test_both_forms_agree_in_16_bits():

@@ -49,6 +49,9 @@ def test_depthwise_convolution_counts_as_one():
     assert count_flops(loss, x, kernel) == once
     # The gradient of the images has an output for each pixel.
     assert count_flops(jax.grad(loss, argnums=(0, 1)), x, kernel) == once + 4 * once + once
+    # A frozen kernel, and a first layer.
+    assert count_flops(jax.grad(loss, argnums=0), x, kernel) == once + 4 * once
+    assert count_flops(jax.grad(loss, argnums=1), x, kernel) == once + once
 
 
 def test_cond_counts_its_dearest_branch():
