@@ -29,8 +29,8 @@ if "JAXBOOST_CACHE" not in os.environ:
 
 # Most of the tests' time goes into compiling programs that run for milliseconds. What is left out here is LLVM's
 # optimisation of single loops, and the newer of XLA's two generators of fused loops, which takes twice as long as the
-# older; XLA's own optimisation of whole programs stays. And a program's code is not divided among 32 threads, which
-# would cost a seventh of the work, as each worker has but one core. `XLA_FLAGS= pytest` tests what users run, as
+# older; XLA's own optimisation of whole programs stays. Nor is a program divided into up to 32 parts that are compiled
+# in parallel: that costs a seventh more, and a worker has one core. `XLA_FLAGS= pytest` tests what users run, as
 # .ci/run does for the golden figures, PneumoLLM and the LLM layers.
 QUICK_TO_COMPILE = [
     "--xla_backend_optimization_level=0",

@@ -1,5 +1,6 @@
 """The programs of examples/ run, train, and are as short as README says."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -82,11 +83,15 @@ def test_a_pod_ends_well_only_with_a_result(tmp_path, ends, codes):
         script = script.replace("\njaxboost train", "\nkill -TERM $$\njaxboost train")
     words = [*container["command"], script]
     environment = {**os.environ, "PATH": path, "ENDS": ends, "JOB_COMPLETION_INDEX": "3"}
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
-    if ends != "stopped before it started":
-        assert process.stdout.readline() == "started\n"
-        assert (tmp_path / "runs" / "seed3").is_dir()
-    if ends == "stopped":
-        process.send_signal(signal.SIGTERM)
-    assert process.wait(30) in codes
-    process.stdout.close()
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        if ends != "stopped before it started":
+            assert process.stdout.readline() == "started\n"
+            assert (tmp_path / "runs" / "seed3").is_dir()
+        if ends == "stopped":
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(30) in codes
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()

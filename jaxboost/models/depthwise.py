@@ -47,7 +47,8 @@ def _products(stride: int, pads: Pads, x: jax.Array, kernel: jax.Array) -> jax.A
 
 
 def _forward(stride: int, pads: Pads, x: CustomVJPPrimal, kernel: CustomVJPPrimal) -> tuple[jax.Array, Any]:
-    # As in `convolution`: what is not asked for is neither kept nor computed. The empty parts tell the shapes.
+    # As in `convolution`: what is not asked for is neither kept nor computed. Arrays without elements keep the shapes
+    # and dtypes for the backward pass.
     kept = (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
     return _products(stride, pads, x.value, kernel.value), (x.value[:0], kernel.value[:0], *kept)
 

@@ -20,8 +20,10 @@ from jaxboost.tasks import TaskName
 FORMAT = 1
 # The entry `boost` of a run without gradient training.
 BASELINE = "baseline"
-# What a run costs differs from machine to machine. These entries have a checksum of their own.
-COSTS = ("seconds", "seconds_by_part", "memory_gb", "costs_sha256")
+# What a run costs, which has a checksum of its own: equal results have equal checksums, whatever they cost.
+COSTS = ("seconds", "seconds_by_part", "memory_gb")
+# The entries that differ between runs with equal results.
+VARYING = (*COSTS, "costs_sha256")
 # Other entries `boost` than R-LLM's variants -> the pretrained parts of the system.
 _PARTS = {
     "pneumollm": ("vision", "llama"),
@@ -235,7 +237,7 @@ class RunResult:
         return {"data": self.data_sha256, "splits": self.splits_sha256, "columns": self.columns_sha256}
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the content of result.json, without its checksum."""
+        """Returns the content of result.json; its checksums only if it was read from a file."""
         content = _clean(self)
         # All parts of the run's system have an entry, even if it is null.
         for name in _PARTS.get(self.boost, ("encoder", "block")):
@@ -290,22 +292,24 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checksum(content: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 of all entries except itself and what a run costs: equal results have equal checksums."""
-    return io.json_sha256({name: value for name, value in content.items() if name not in ("sha256", *COSTS)})
+    """Returns the SHA-256 of all entries except the checksums and what a run costs."""
+    return io.json_sha256({name: value for name, value in content.items() if name not in ("sha256", *VARYING)})
 
 
 def costs_checksum(content: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 of what a run costs, the entries COSTS except the checksum itself."""
-    return io.json_sha256({name: content[name] for name in COSTS if name in content and name != "costs_sha256"})
+    """Returns the SHA-256 of what a run costs, the entries COSTS."""
+    return io.json_sha256({name: content[name] for name in COSTS if name in content})
 
 
 def _check_origin(content: Any) -> None:
     if not isinstance(content, dict):
         raise ValueError("it is not a JSON object")
-    # Earlier versions wrote no checksums.
-    checksums = {"sha256": checksum, "costs_sha256": costs_checksum}
+    # Earlier versions wrote no checksum, or `sha256` alone.
+    has, has_costs = "sha256" in content, "costs_sha256" in content
     try:
-        altered = any(name in content and content[name] != of(content) for name, of in checksums.items())
+        altered = (has and content["sha256"] != checksum(content)) or (
+            has_costs and (not has or content["costs_sha256"] != costs_checksum(content))
+        )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if altered:

@@ -65,13 +65,23 @@ def test_one_gradient_alone_is_that_of_both(dtype):
     for place, gradient in enumerate(both):
         assert gradient.dtype == dtype
         np.testing.assert_array_equal(jax.grad(loss, argnums=place)(*given), gradient)
+        np.testing.assert_array_equal(jax.grad(jax.checkpoint(loss), argnums=place)(*given), gradient)
+
+
+def test_what_is_kept_for_the_backward_pass():
+    """The kernel for the gradient of the images, the images for that of the kernel."""
+    x, kernel = jnp.asarray(normal((2, 8, 6, 3), 1)), jnp.asarray(normal((3, 3, 1, 3), 2))
+    run = functools.partial(depthwise._products, 1, ((1, 1), (1, 1)))
+    pulls = jax.vjp(lambda x: run(x, kernel), x)[1], jax.vjp(lambda kernel: run(x, kernel), kernel)[1]
+    for pull, kept in zip(pulls, (kernel, x), strict=True):
+        assert {leaf.shape for leaf in jax.tree.leaves(pull) if leaf.size} == {kept.shape}
 
 
 def test_a_convolution_without_use_has_no_gradients():
     """Not reached by `jax.grad` of jax 0.10.2, which drops such a convolution before."""
     zero = SymbolicZero(jax.core.ShapedArray((1, 4, 4, 2), jnp.float32))
-    none = np.zeros((0, 4, 4, 2)), np.zeros((0, 3, 1, 2))
-    assert depthwise._backward(1, ((1, 1), (1, 1)), (*none, None, None), zero) == (None, None)
+    x, kernel = np.zeros((1, 4, 4, 2), np.float32), np.zeros((3, 3, 1, 2), np.float32)
+    assert depthwise._backward(1, ((1, 1), (1, 1)), (x[:0], kernel[:0], x, kernel), zero) == (None, None)
 
 
 def test_both_forms_agree_in_16_bits():

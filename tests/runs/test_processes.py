@@ -19,7 +19,7 @@ from jaxboost.io import read_json
 from jaxboost.processes import group
 from jaxboost.runs import assembly, together, train
 from jaxboost.runs.lock import RunLock
-from jaxboost.runs.result import COSTS
+from jaxboost.runs.result import VARYING
 from jaxboost.training.checkpoints.checkpointer import Checkpointer
 from tests import metrics
 from tests.processes.starts import Forks, Started, forks, free_port
@@ -143,7 +143,7 @@ def numbers(tree: object, path: str = "") -> dict[str, float]:
     return {
         name: value
         for key, entry in entries
-        if key not in COSTS
+        if key not in VARYING
         for name, value in numbers(entry, f"{path}.{key}").items()
     }
 

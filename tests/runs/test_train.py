@@ -18,7 +18,7 @@ from configs import quickstart
 from jaxboost import convert, data
 from jaxboost.errors import UserError
 from jaxboost.runs import assembly, train
-from jaxboost.runs.result import COSTS
+from jaxboost.runs.result import VARYING
 from jaxboost.training import mfu
 from jaxboost.training.clock import PARTS
 from tests.metrics import records
@@ -298,7 +298,7 @@ def test_another_block_is_refused(few_lidc_root, tmp_path):
         train.train_and_evaluate(config(1), workdir)
     assert (workdir / "config.json").read_bytes() == before
     again = train.train_and_evaluate(config(0), workdir)
-    assert {**again, **dict.fromkeys(COSTS)} == {**result, **dict.fromkeys(COSTS)}
+    assert {**again, **dict.fromkeys(VARYING)} == {**result, **dict.fromkeys(VARYING)}
 
 
 def test_reference_protocol_is_marked(few_lidc_root, tmp_path, caplog, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 from jaxboost.errors import UserError
 from jaxboost.io import refused
 from jaxboost.runs import cross_validation, lock, workdir
-from jaxboost.runs.result import COSTS
+from jaxboost.runs.result import VARYING
 from jaxboost.stopping import Stopped
 from jaxboost.studies import collect, data_check, definition, derived, plan, record, runner
 from jaxboost.training import log
@@ -354,7 +354,7 @@ def _without_times(folder: pathlib.Path) -> tuple[dict, dict]:
     content = json.loads((folder / record.RECORD).read_text())
     for each in content["runs"]:
         assert each["result"]["seconds"] > 0
-        for name in COSTS:
+        for name in VARYING:
             each["result"].pop(name, None)
     with np.load(folder / record.SCORES) as arrays:
         return content, {name: arrays[name].tobytes() for name in arrays.files}

@@ -4,7 +4,7 @@ import json
 import pathlib
 import signal
 
-from jaxboost.runs.result import COSTS
+from jaxboost.runs.result import VARYING
 from tests.metrics import records
 
 
@@ -12,7 +12,7 @@ def outcome(folder: pathlib.Path) -> dict:
     """All that a run finds, without its times."""
     result = json.loads((folder / "result.json").read_text())
     predictions = {path.name: path.read_bytes() for path in (folder / "predictions").iterdir()}
-    return {"result": {**result, **dict.fromkeys(COSTS)}, "records": records(folder), "predictions": predictions}
+    return {"result": {**result, **dict.fromkeys(VARYING)}, "records": records(folder), "predictions": predictions}
 
 
 def send_in(monkeypatch, owner, name, *, call=1, after=False):

@@ -14,7 +14,7 @@ from jaxboost.errors import UserError
 from jaxboost.models import frozen
 from jaxboost.models.backbones import BACKBONES
 from jaxboost.runs import assembly, train
-from jaxboost.runs.result import COSTS
+from jaxboost.runs.result import VARYING
 from jaxboost.training import optim, program, step
 from jaxboost.training.checkpoints.checkpointer import Checkpointer
 from tests.scripts import devices, run_script
@@ -118,7 +118,7 @@ def test_resumed_run_ends_the_same(few_lidc_root, tmp_path, monkeypatch):
         assert checkpointer.latest_step() == 2
     program.forget()  # as in another process
     again = train.train_and_evaluate(config, tmp_path / "cut")
-    assert again | dict.fromkeys(COSTS) == result | dict.fromkeys(COSTS)
+    assert again | dict.fromkeys(VARYING) == result | dict.fromkeys(VARYING)
     assert result["parameters"] == {"trainable": TRAINABLE, "frozen": 0, "trainable_mib": round(TRAINABLE / 2**18, 2)}
 
     states = {}
