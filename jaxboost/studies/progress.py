@@ -26,10 +26,10 @@ class Bar:
         self._given, self._keys = given, {each.key for each in runs}
         self._terminal = sys.stderr.isatty() and not silent
         todo = sum(plan.state_of(each) != "finished" for each in runs)
-        self._before = len(runs) - todo
+        before = len(runs) - todo
         layout = "{desc}{n_fmt}/{total_fmt} runs |{bar}| {elapsed}{postfix}"
-        self._bar = tqdm.tqdm(total=len(runs), initial=self._before, bar_format=layout, disable=not self._terminal)
-        self._shown = ("", self._before)
+        self._bar = tqdm.tqdm(total=len(runs), initial=before, bar_format=layout, disable=not self._terminal)
+        self._shown = ("", before)
         self._left = ""
 
     def __enter__(self) -> "Bar":
@@ -43,11 +43,16 @@ class Bar:
         self._bar.close()
 
     def show(self, runs: Sequence[PlannedRun]) -> None:
-        """Shows how many runs are done, and the time that the others, `runs`, are estimated to take."""
+        """Shows how many runs are done, and the time that the others are estimated to take.
+
+        Args:
+          runs: those that this process has not seen done. Other processes may have finished some of them.
+        """
+        runs = [each for each in runs if plan.state_of(each) != "finished"]
         done, total = len(self._keys) - len(runs), len(self._keys)
-        if done <= self._before:
+        if done <= self._shown[1]:
             return
-        left = self._time_left(runs, self._jobs)
+        self._shown, left = ("", done), self._time_left(runs, self._jobs)
         if self._terminal:
             self._bar.n = done
             self._bar.set_postfix_str(left)

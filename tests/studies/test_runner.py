@@ -17,6 +17,7 @@ from jaxboost.runs import cross_validation, lock, workdir
 from jaxboost.runs.result import VARYING
 from jaxboost.stopping import Stopped
 from jaxboost.studies import collect, data_check, definition, derived, plan, record, runner
+from jaxboost.studies.progress import Bar
 from jaxboost.training import log
 from tests.studies.small_studies import BARE, PLAIN, RLLM, dataset, small_study, write_run
 
@@ -290,6 +291,22 @@ def test_an_arm_that_needs_another(tmp_path, trainer):
     made = plan.make(small_study(), tmp_path, arms=["bare"])
     assert runner.run(made, definition.check(made)).failed == ("bare:0", "bare:1")
     assert "name it in --arms too" in (tmp_path / "failures" / "bare_seed0.txt").read_text()
+
+
+def test_runs_of_other_processes_are_counted(tmp_path, caplog):
+    """When they are finished, and each number once: this process passes over them later."""
+    made = plan.make(small_study(), tmp_path)
+    texts = []
+    with caplog.at_level("INFO", logger="jaxboost"), Bar(made, made.runs, jobs=2) as bar:
+        for own, other in zip(made.runs[:2], made.runs[-2:], strict=True):
+            for each in (own, other):
+                write_run(each.config, each.folder)
+            bar.show([each for each in made.runs if each.key != own.key])
+            texts.append([record.getMessage().partition(",")[0] for record in caplog.records])
+        bar.show(made.runs[2:])
+    total = len(made.runs)
+    assert texts == [[f"2 of {total} runs are done"], [f"{done} of {total} runs are done" for done in (2, 4)]]
+    assert len(caplog.records) == 2
 
 
 def test_a_study_has_the_only_bar(caplog):
